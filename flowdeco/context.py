@@ -1,0 +1,95 @@
+"""The context: what an action that asks for `ctx` can see of its run, and do to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+
+from flowdeco.definitions import Action, Pipeline, Stage, Stream, Unit, checked_selectors, insertable
+from flowdeco.errors import Suspend
+from flowdeco.events import Event, Message, Progress
+from flowdeco.middleware import run_logger
+from flowdeco.store import Key, Store, View, key_name
+
+if TYPE_CHECKING:
+    import logging
+
+__all__ = ["Context"]
+
+T = TypeVar("T")
+
+
+class Context:
+    """The run as an action sees it; a parameter annotated `Context`, or an unannotated one named `ctx`, receives it.
+
+    What the action writes, inserts, disables and enables takes effect when it completes, and is dropped if it fails.
+    """
+
+    __slots__ = ("_inserted", "_notify", "_switches", "_upcoming", "action", "pipeline", "run_id", "stage", "step_id", "store")
+
+    def __init__(
+        self,
+        run_id: str,
+        pipeline: Pipeline,
+        stage: Stage,
+        action: Action[..., Any],
+        store: Store,
+        upcoming: Callable[[], Iterator[Unit | Stream]],
+        notify: Callable[[Event], None] | None,
+        step_id: str,
+    ) -> None:
+        self.run_id = run_id
+        self.pipeline = pipeline
+        self.stage = stage
+        self.action = action
+        self.step_id = step_id
+        self.store: Store = View(store)
+        self._upcoming = upcoming
+        self._notify = notify
+        self._inserted: list[Unit | Stream] = []
+        self._switches: list[tuple[str, bool]] = []
+
+    @property
+    def logger(self) -> logging.LoggerAdapter[Any]:
+        """The logger `flowdeco.run`, with run, stage and action as `extra`."""
+        return run_logger(self.run_id, self.stage.name, self.action.name)
+
+    @property
+    def pending(self) -> list[Unit | Stream]:
+        """The units that will run after the current stage, in order."""
+        return list(self._upcoming())
+
+    def insert(self, *units: Unit | Stream) -> None:
+        """Insert units as if the action had returned them, ahead of those it does return."""
+        self._inserted.extend(insertable(units, f"action {self.action.name!r}"))
+
+    def disable(self, *selectors: str) -> None:
+        """Do not run what the selectors name, in this run, as far as it has not run yet."""
+        self._switches.extend((selector, False) for selector in checked_selectors(selectors, "disable"))
+
+    def enable(self, *selectors: str) -> None:
+        """Undo `disable`; what the caller of the run skips stays skipped."""
+        self._switches.extend((selector, True) for selector in checked_selectors(selectors, "enable"))
+
+    def emit(self, kind: str, **payload: Any) -> None:
+        """Send a message to the observers, at once."""
+        if self._notify is not None:
+            self._notify(Message(self.run_id, self.stage.name, self.action.name, kind, payload))
+
+    def progress(self, done: float, total: float | None = None) -> None:
+        """Tell the observers how far the action is, at once."""
+        if self._notify is not None:
+            self._notify(Progress(self.run_id, self.stage.name, self.action.name, done, total))
+
+    @overload
+    def wait_for(self, key: Key[T]) -> T: ...
+    @overload
+    def wait_for(self, key: str) -> Any: ...
+    def wait_for(self, key: str | Key[Any]) -> Any:
+        """Return the value of the key if the run has it, else suspend the run until it is resumed with one."""
+        if key in self.store:
+            return self.store[key]
+        raise Suspend(f"waiting for {key_name(key)!r}")
+
+    def __repr__(self) -> str:
+        return f"<Context of {cast('str', self.stage.name)}/{self.action.name} in run {self.run_id}>"

@@ -1,0 +1,310 @@
+"""The decorators: `@action` and `@stage`, and what a stage with parameters becomes.
+
+A `@stage` body is run to see which actions it evaluates. They join the innermost stage whose body is being run, in
+definition order.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
+from typing import Any, Final, Generic, TypeVar, cast, overload
+
+from typing_extensions import ParamSpec
+
+from flowdeco.definitions import (
+    UNSET,
+    Action,
+    Called,
+    Imported,
+    Member,
+    Middleware,
+    Returns,
+    Stage,
+    Template,
+    Unit,
+    first_paragraph,
+    load,
+    make_action,
+    require_importable,
+)
+from flowdeco.errors import DefinitionError, EmptyStageError
+from flowdeco.store import AnyKey
+
+__all__ = ["StageTemplate", "action", "stage"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_collecting: ContextVar[list[Action[..., Any]] | None] = ContextVar("flowdeco.collecting", default=None)
+
+
+class _ActionDecorator:
+    """What `@action(...)` with options gives: it keeps the signature of what it decorates."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._options = options
+
+    def __call__(self, function: Callable[P, R]) -> Action[P, R]:
+        return _joined(_made(function, self._options))
+
+
+def _made(function: Any, options: dict[str, Any]) -> Action[..., Any]:
+    if isinstance(function, Action):
+        existing = cast("Action[..., Any]", function)
+        return existing.with_options(**options) if options else existing
+    return make_action(function, **options)
+
+
+def _joined(made: Any) -> Any:
+    collected = _collecting.get()
+    if collected is not None:
+        collected.append(made)
+    return made
+
+
+@overload
+def action(function: Callable[P, R], /) -> Action[P, R]: ...
+@overload
+def action(
+    *,
+    name: str | None = None,
+    tags: Iterable[str] = (),
+    returns: Returns = ...,
+    collect: AnyKey | None = None,
+    use: Iterable[Middleware] = (),
+    timeout: float | None = None,
+    description: str | None = None,
+) -> _ActionDecorator: ...
+def action(
+    function: Any = None,
+    /,
+    *,
+    name: str | None = None,
+    tags: Iterable[str] = (),
+    returns: Returns = UNSET,
+    collect: AnyKey | None = None,
+    use: Iterable[Middleware] = (),
+    timeout: float | None = None,
+    description: str | None = None,
+) -> Any:
+    """Make a function part of workflows; it is still called as before.
+
+    Parameters are taken from the store by name, or by the key in `Annotated[T, "dotted.key"]`. What it returns is
+    stored under `returns` (default: its name; a tuple of keys unpacks; None discards), or appended to the list under
+    `collect`; a returned stage runs right after the current stage, a returned action right after this one. `timeout` is
+    in seconds, for each attempt. `action(an_action)` gives it back unchanged.
+
+    >>> @action
+    ... def double(n: int) -> int:
+    ...     return 2 * n
+    >>> double(21), double.run({"n": 4})["double"]
+    (42, 8)
+    """
+    given = {
+        "name": (name, None),
+        "tags": (tags, ()),
+        "returns": (returns, UNSET),
+        "collect": (collect, None),
+        "use": (use, ()),
+        "timeout": (timeout, None),
+        "description": (description, None),
+    }
+    options = {option: value for option, (value, default) in given.items() if value is not default and value != default}
+    decorator = _ActionDecorator(options)
+    return decorator if function is None else decorator(function)
+
+
+class StageTemplate(Template, Generic[P]):
+    """A `@stage` function with parameters: calling it runs its body and gives a stage named after the arguments.
+
+    Two calls with equal arguments give equal stages.
+    """
+
+    __name__: str
+    __qualname__: str
+    __wrapped__: Callable[P, object]
+    _options: dict[str, Any]
+
+    def __init__(self, function: Callable[P, object], options: dict[str, Any]) -> None:
+        copied = {name: getattr(function, name, None) for name in functools.WRAPPER_ASSIGNMENTS}
+        self.__dict__.update(copied, __wrapped__=function, _options=options)
+
+    @property
+    def name(self) -> str:
+        """The name that selects all stages of the template."""
+        return self.__name__
+
+    @property
+    def description(self) -> str:
+        """The explanation: by default, the first paragraph of the docstring."""
+        return cast("str", self._options["description"])
+
+    @property
+    def tags(self) -> frozenset[str]:
+        """The tags of all its stages."""
+        return frozenset(self._options["tags"])
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Stage:
+        name = f"{self.__name__}[{_shown_arguments(args, kwargs)}]"
+        return _declared(name, self.__wrapped__, self._options, Called(self, args, kwargs))
+
+    def __rshift__(self, other: object) -> Any:
+        raise DefinitionError(_uncalled(self.__name__))
+
+    def __rrshift__(self, other: object) -> Any:
+        raise DefinitionError(_uncalled(self.__name__))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a StageTemplate is immutable: cannot set {name!r}")
+
+    def __repr__(self) -> str:
+        return f"<StageTemplate {self.__name__}{inspect.signature(self.__wrapped__)}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        reference = Imported(self.__module__, self.__qualname__)
+        require_importable(reference, f"stage template {self.__name__!r}", lambda found: found is self)
+        return load, (reference,)
+
+    def __copy__(self) -> StageTemplate[P]:
+        return self
+
+    def __deepcopy__(self, memo: object) -> StageTemplate[P]:
+        return self
+
+
+def _uncalled(name: str) -> str:
+    return f"the stage template {name!r} must be called to give a stage: write {name}(...)"
+
+
+class _StageDecorator:
+    """What `@stage(...)` with options gives."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._options = options
+
+    @overload
+    def __call__(self, function: Callable[[], object]) -> Stage: ...
+    @overload
+    def __call__(self, function: Callable[P, object]) -> StageTemplate[P]: ...
+    def __call__(self, function: Any) -> Any:
+        return _stage_of(function, self._options)
+
+
+@overload
+def stage(function: Callable[[], object], /) -> Stage: ...
+@overload
+def stage(function: Callable[P, object], /) -> StageTemplate[P]: ...
+@overload
+def stage(
+    *,
+    name: str | None = None,
+    title: str | None = None,
+    tags: Iterable[str] = (),
+    data: Mapping[str, Any] | None = None,
+    use: Iterable[Middleware] = (),
+    use_actions: Iterable[Middleware] = (),
+    description: str | None = None,
+) -> _StageDecorator: ...
+def stage(
+    function: Any = None,
+    /,
+    *,
+    name: str | None = None,
+    title: str | None = None,
+    tags: Iterable[str] = (),
+    data: Mapping[str, Any] | None = None,
+    use: Iterable[Middleware] = (),
+    use_actions: Iterable[Middleware] = (),
+    description: str | None = None,
+) -> Any:
+    """Make a stage of the actions that the function's body evaluates, in definition order.
+
+    Without parameters the body runs once, now, and the result is a `Stage`; with parameters the result is a
+    `StageTemplate`, and each call gives a stage. `data` is merged into the store when the stage begins. Raises
+    `EmptyStageError` if the body evaluates no action.
+
+    >>> @stage(tags=["greeting"])
+    ... def greet(name: str):
+    ...     @action
+    ...     def hello():
+    ...         return f"hello {name}"
+    >>> greet("you").name, greet("you").run()["hello"]
+    ('greet[you]', 'hello you')
+    """
+    options = {
+        "name": name,
+        "title": title,
+        "tags": tags,
+        "data": data,
+        "use": use,
+        "use_actions": use_actions,
+        "description": description,
+    }
+    return _StageDecorator(options) if function is None else _stage_of(function, options)
+
+
+def _stage_of(function: Any, options: dict[str, Any]) -> Any:
+    described = getattr(function, "__qualname__", repr(function))
+    if isinstance(function, type):
+        raise DefinitionError(f"@stage goes on a function, not on the class {described}: write `def {described}():`")
+    if isinstance(function, (Unit, Template)) or not callable(function):
+        raise DefinitionError(f"@stage goes on a function, not on the {type(function).__name__} {function!r}")
+    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+        raise DefinitionError(
+            f"@stage goes on a plain function, and {described} is none: its body only declares actions. "
+            f"Write `def`; the actions in it may be `async def` or yield"
+        )
+    if options["name"] is None and not getattr(function, "__name__", None):
+        raise DefinitionError(f"the {type(function).__name__} {function!r} has no name: write @stage(name=...)")
+    description = options["description"]
+    full = {
+        **options,
+        "tags": tuple(options["tags"]) if not isinstance(options["tags"], str) else options["tags"],
+        "description": first_paragraph(function.__doc__) if description is None else description,
+    }
+    name = options["name"] or function.__name__
+    probe = Stage(name, **{k: v for k, v in full.items() if k != "name"})  # options are checked here, not at a call
+    if inspect.signature(function).parameters:
+        template = StageTemplate(function, {**full, "data": probe._data})
+        if options["name"]:
+            template.__dict__["__name__"] = name
+        return template
+    return _declared(name, function, full, Imported(function.__module__, function.__qualname__))
+
+
+def _declared(name: str, function: Any, options: dict[str, Any], origin: Imported | Called) -> Stage:
+    """Run the body and return the stage of the actions that it evaluated."""
+    collected: list[Action[..., Any]] = []
+    token = _collecting.set(collected)
+    try:
+        function(*origin.args, **origin.kwargs) if isinstance(origin, Called) else function()
+    finally:
+        _collecting.reset(token)
+    if not collected:
+        raise EmptyStageError(
+            f"stage {name!r} has no actions: decorate functions in its body with @action, "
+            f"or write Stage({name!r}) for a stage that only carries data"
+        )
+    made = Stage(actions=collected, **{**options, "name": name})
+    object.__setattr__(made, "_origin", origin)
+    for index, member in enumerate(collected):
+        if member._self_origin is None and "<locals>" in str(getattr(member.__wrapped__, "__qualname__", "")):
+            member._self_remember("origin", Member(origin, index))
+    return made
+
+
+_LONGEST: Final = 40
+
+
+def _shown_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    return ", ".join([*map(_shown, args), *(f"{name}={_shown(value)}" for name, value in kwargs.items())])
+
+
+def _shown(value: object) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    if len(text) > _LONGEST:
+        text = text[: _LONGEST - 1] + "…"
+    return text if text.isprintable() else repr(text)[1:-1]

@@ -1,0 +1,1189 @@
+"""Actions, stages, pipelines and parallel groups: frozen values, and the algebra of `>>`.
+
+Two definitions are equal when they would do the same: actions by function and options, stages by their actions (those
+of a template by its arguments), pipelines by their units. Nothing here knows how a run works, and no run ever changes
+what is defined here (L3).
+
+    (a >> b) >> c == a >> (b >> c)      L1
+    pipeline() >> a == pipeline(a)      L2
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import sys
+import types
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Final,
+    Generic,
+    NamedTuple,
+    NoReturn,
+    TypeAlias,
+    TypeVar,
+    cast,
+    overload,
+)
+
+import wrapt
+from typing_extensions import ParamSpec, Self
+
+from flowdeco.errors import DefinitionError, ReturnValueError, UnreferencedError, suggestion
+from flowdeco.store import AnyKey, Key, key_name
+
+if TYPE_CHECKING:
+    import os
+    from concurrent.futures import Executor
+
+    from flowdeco.runs import Run
+    from flowdeco.wiring import Problem
+
+__all__ = ["Action", "Middleware", "Parallel", "Pipeline", "Stage", "Stream", "Unit", "parallel", "pipeline", "stream"]
+
+P = ParamSpec("P")
+R = TypeVar("R", covariant=True)
+
+Middleware: TypeAlias = Callable[[Any], Any]
+Returns: TypeAlias = "AnyKey | tuple[AnyKey, ...] | None"
+
+
+class _Unset:
+    """An option that was not given."""
+
+    def __repr__(self) -> str:
+        return "UNSET"
+
+    def __reduce__(self) -> str:
+        return "UNSET"
+
+
+UNSET: Final[Any] = _Unset()
+
+
+# Options, checked where they are given.
+
+
+def checked_name(name: object, what: str) -> str:
+    if not isinstance(name, str) or not name:
+        raise DefinitionError(f"the name of {what} is a non-empty string, not {name!r}")
+    return name
+
+
+def checked_tags(tags: object, option: str = "tags") -> frozenset[str]:
+    if isinstance(tags, str):
+        raise DefinitionError(f"{option} is a collection of strings, not a string: write {option}=[{tags!r}]")
+    if not isinstance(tags, Iterable):
+        raise DefinitionError(f"{option} is a collection of strings, not {tags!r}")
+    found = frozenset(cast("Iterable[object]", tags))
+    for tag in found:
+        if not isinstance(tag, str) or not tag:
+            raise DefinitionError(f"{option} is a collection of non-empty strings; {tag!r} is none")
+    return cast("frozenset[str]", found)
+
+
+def checked_layers(layers: object, option: str = "use") -> tuple[Middleware, ...]:
+    """Return the middleware as a tuple; each must be a generator function, or an object whose call is one."""
+    if callable(layers) or not isinstance(layers, Iterable):
+        raise DefinitionError(f"{option} is a list of middleware: write {option}=[{_described(layers)}]")
+    found = tuple(cast("Iterable[Any]", layers))
+    for layer in found:
+        if not _is_generator_function(layer):
+            raise DefinitionError(
+                f"{_described(layer)} is no middleware{_location(layer)}: "
+                f"a middleware is a generator function of one argument, with a `yield` where the inside is to run"
+            )
+    return found
+
+
+def _is_generator_function(layer: object) -> bool:
+    candidates = (layer, getattr(layer, "__call__", None))  # noqa: B004: an object whose call is a generator function
+    return any(inspect.isgeneratorfunction(f) or inspect.isasyncgenfunction(f) for f in candidates)
+
+
+def _described(thing: object) -> str:
+    return str(getattr(thing, "__qualname__", None) or repr(thing))
+
+
+def _location(thing: object) -> str:
+    code = getattr(inspect.unwrap(cast("Any", thing)), "__code__", None) if callable(thing) else None
+    return f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""
+
+
+def first_paragraph(docstring: str | None) -> str:
+    return inspect.cleandoc(docstring).split("\n\n")[0].strip() if docstring else ""
+
+
+def _checked_returns(returns: Any) -> Returns:
+    if returns is None or returns is UNSET:
+        return returns
+    if isinstance(returns, (tuple, list)):
+        keys = tuple(cast("Sequence[AnyKey]", returns))
+        for key in keys:
+            _checked_key(key, "returns")
+        return keys
+    return _checked_key(returns, "returns")
+
+
+def _checked_key(key: Any, option: str) -> AnyKey:
+    if not (isinstance(key, (str, Key)) and key):
+        raise DefinitionError(f"{option} names keys of the store: non-empty strings or Key objects, not {key!r}")
+    return cast("AnyKey", key)
+
+
+def _checked_timeout(timeout: Any) -> float | None:
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
+        raise DefinitionError(f"timeout is a positive number of seconds, not {timeout!r}")
+    return float(timeout)
+
+
+# References: what an importable definition pickles as.
+
+
+class Imported(NamedTuple):
+    """The object that `module:qualname` leads to."""
+
+    module: str
+    qualname: str
+
+    def load(self) -> Any:
+        """Import the object."""
+        __import__(self.module)
+        found: Any = sys.modules[self.module]
+        for part in self.qualname.split("."):
+            found = getattr(found, part)
+        return found
+
+
+class Called(NamedTuple):
+    """The stage that a template gives for these arguments."""
+
+    template: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def load(self) -> Any:
+        """Call the template."""
+        return self.template(*self.args, **self.kwargs)
+
+
+class Member(NamedTuple):
+    """An action by its place in the stage that declared it."""
+
+    stage: Imported | Called
+    index: int
+
+    def load(self) -> Any:
+        """Get the stage, and the action from it."""
+        return self.stage.load()._actions[self.index]
+
+
+class Changed(NamedTuple):
+    """Another definition with some options changed."""
+
+    base: Any
+    changes: dict[str, Any]
+
+    def load(self) -> Any:
+        """Change the base."""
+        return self.base.with_options(**self.changes)
+
+
+class Bound(NamedTuple):
+    """An action with some values fixed."""
+
+    base: Any
+    values: dict[str, Any]
+
+    def load(self) -> Any:
+        """Bind the base."""
+        return self.base.bind(**self.values)
+
+
+Origin: TypeAlias = Imported | Called | Member | Changed | Bound
+
+
+def load(origin: Origin) -> Any:
+    """Return the definition that a pickled reference stands for."""
+    return origin.load()
+
+
+def require_importable(origin: Imported | Called, what: str, accept: Callable[[Any], bool]) -> None:
+    """Raise `UnreferencedError` if an import does not lead back to the definition."""
+    if isinstance(origin, Called):
+        return  # the template answers for itself when it is pickled
+    where = f"{origin.module}:{origin.qualname}"
+    if "<lambda>" in origin.qualname:
+        reason = "it is a lambda: define it with `def`"
+    elif "<locals>" in origin.qualname:
+        reason = f"it is defined inside a function ({where}): move it to module level, or make it a stage template there"
+    else:
+        try:
+            found = origin.load()
+        except (ImportError, AttributeError, KeyError) as error:
+            reason = f"{where} cannot be imported ({error})"
+        else:
+            if accept(found):
+                return
+            reason = f"{where} is another object now"
+    raise UnreferencedError(f"cannot pickle {what}: {reason}")
+
+
+# Units and the algebra of `>>`.
+
+
+class RunOptions(NamedTuple):
+    """The options of one run, as `run` and `arun` take them."""
+
+    use: Iterable[Middleware] = ()
+    observers: Iterable[Callable[[Any], object]] = ()
+    skip: Iterable[str] = ()
+    executor: Executor | None = None
+    journal: Any = None
+    run_id: str | None = None
+    check: bool = True
+    history: int | None = None
+    progress: Any = None
+
+
+class Unit:
+    """What can stand in a pipeline: an action, a stage, a pipeline, a parallel group."""
+
+    __slots__ = ()
+    name: str
+    tags: frozenset[str]
+
+    def __rshift__(self, other: Unit) -> Pipeline:
+        """Chain: what is on the right runs after what is on the left."""
+        return _chain(self, other)
+
+    def __rrshift__(self, other: Any) -> NoReturn:
+        raise DefinitionError(no_unit(other))
+
+    def run(
+        self,
+        inputs: Mapping[str, Any] | None = None,
+        /,
+        *,
+        use: Iterable[Middleware] = (),
+        observers: Iterable[Callable[[Any], object]] = (),
+        skip: Iterable[str] = (),
+        executor: Executor | None = None,
+        journal: Any = None,
+        run_id: str | None = None,
+        check: bool = True,
+        history: int | None = None,
+        progress: Any = None,
+    ) -> Run:
+        """Evaluate the unit and return the `Run`.
+
+        `inputs` are merged into the store first. A failure raises the user's original exception, with a note that says
+        where; with `check=False` the run comes back with its `error`. `skip` takes selectors: `"stage"`,
+        `"stage/action"`, `"tag:slow"`. `history` keeps only the last N stage records. Raises `WiringError` before the
+        run if some parameter can be supplied by nothing.
+        """
+        options = RunOptions(use, observers, skip, executor, journal, run_id, check, history, progress)
+        return _drivers().run(as_pipeline(self), inputs, options)
+
+    async def arun(
+        self,
+        inputs: Mapping[str, Any] | None = None,
+        /,
+        *,
+        use: Iterable[Middleware] = (),
+        observers: Iterable[Callable[[Any], object]] = (),
+        skip: Iterable[str] = (),
+        executor: Executor | None = None,
+        journal: Any = None,
+        run_id: str | None = None,
+        check: bool = True,
+        history: int | None = None,
+        progress: Any = None,
+    ) -> Run:
+        """Evaluate the unit in the running event loop; the same as `run` in every other way (L8)."""
+        options = RunOptions(use, observers, skip, executor, journal, run_id, check, history, progress)
+        return await _drivers().arun(as_pipeline(self), inputs, options)
+
+    def validate(self, inputs: Iterable[str] | Mapping[str, Any] = ()) -> list[Problem]:
+        """Return the wiring problems that can be seen without running anything; `inputs` names what will be given."""
+        return _drivers().validate(as_pipeline(self), inputs)
+
+
+def _drivers() -> types.ModuleType:
+    # The one import that points upwards: a definition runs itself, and what runs it is loaded when it does.
+    from flowdeco import drivers
+
+    return drivers
+
+
+def no_unit(thing: object, place: str = "`>>`") -> str:
+    """Return the message for what should have been a unit, with what to write instead."""
+    name = getattr(thing, "__name__", None)
+    if isinstance(thing, Template):
+        return f"the stage template {name!r} must be called to give a stage: write {name}(...)"
+    if isinstance(thing, Stream):
+        return "a stream is returned by an action (or given to ctx.insert): it cannot be chained"
+    found = f"{type(thing).__name__} {_described(thing)}"
+    if callable(thing):
+        return f"{place} takes actions, stages, pipelines and parallel groups, not the {found}: decorate it with @action"
+    return f"{place} takes actions, stages, pipelines and parallel groups, not the {found}"
+
+
+def checked_units(units: Iterable[Any], place: str) -> tuple[Unit, ...]:
+    """Return the units, with pipelines that have no options dissolved in them."""
+    flat: list[Unit] = []
+    for unit in units:
+        if not isinstance(unit, Unit):
+            raise DefinitionError(no_unit(unit, place))
+        flat.extend(unit.units if isinstance(unit, Pipeline) and unit.plain else (unit,))
+    return tuple(flat)
+
+
+def insertable(units: Iterable[Any], who: str) -> tuple[Unit | Stream, ...]:
+    """Return units as they are inserted, with plain pipelines dissolved; raises `ReturnValueError` for anything else."""
+    flat: list[Unit | Stream] = []
+    for unit in units:
+        if isinstance(unit, Pipeline) and unit.plain:
+            flat.extend(unit.units)
+        elif isinstance(unit, (Unit, Stream)):
+            flat.append(unit)
+        elif isinstance(unit, Template):
+            raise ReturnValueError(f"{who} returned {no_unit(unit)}")
+        else:
+            raise ReturnValueError(
+                f"{who} returned a mix of units and data: {_shortened(unit)} is no unit. "
+                f"Return the units, and write the data by ctx.store or collect="
+            )
+    return tuple(flat)
+
+
+def _shortened(value: object) -> str:
+    text = f"the {type(value).__name__} {value!r}"
+    return text if len(text) < 80 else text[:79] + "…"
+
+
+def _chain(left: Unit, right: Any) -> Pipeline:
+    units = checked_units((left, right), "`>>`")
+    if len(units) == 1:  # the other side was the empty pipeline (L2)
+        for side in (left, right):
+            if isinstance(side, Pipeline) and len(side):
+                return side
+    return Pipeline(units)
+
+
+class _Value:
+    """A frozen value: equal by type and content, which `_content` gives."""
+
+    __slots__ = ()
+
+    def _content(self) -> tuple[Any, ...]:
+        raise NotImplementedError
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if type(other) is not type(self):
+            return NotImplemented
+        return self._content() == cast("_Value", other)._content()
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a {type(self).__name__} is immutable: use with_options to get a changed copy")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"a {type(self).__name__} is immutable")
+
+
+def _set(target: object, **attributes: Any) -> None:
+    for name, value in attributes.items():
+        object.__setattr__(target, name, value)
+
+
+def _changed(what: object, known: Iterable[str], changes: Mapping[str, Any]) -> None:
+    for name in changes:
+        if name not in known:
+            raise DefinitionError(f"{what!r} has no option {name!r}. {suggestion(name, known)}")
+
+
+# Actions.
+
+
+class ActionOptions(NamedTuple):
+    """What `@action` was told."""
+
+    name: str
+    description: str | None = None
+    tags: frozenset[str] = frozenset()
+    returns: Any = UNSET
+    collect: Any = None
+    use: tuple[Middleware, ...] = ()
+    timeout: float | None = None
+
+
+_ACTION_CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
+    "name": lambda name: checked_name(name, "an action"),
+    "description": lambda text: text,
+    "tags": checked_tags,
+    "returns": _checked_returns,
+    "collect": lambda key: None if key is None else _checked_key(key, "collect"),
+    "use": checked_layers,
+    "timeout": _checked_timeout,
+}
+
+
+class Action(Unit, wrapt.ObjectProxy, Generic[P, R]):
+    """A function made part of workflows: a transparent proxy that is still called as the plain function.
+
+    It is made by `@action`. It is equal to another action of the same function with the same options and bound values.
+    """
+
+    __wrapped__: Callable[P, R]
+    _self_options: ActionOptions
+    _self_bound: Mapping[str, Any]
+    _self_origin: Origin | None
+    _self_step: Any
+    _self_stage: Stage | None
+
+    def __init__(
+        self,
+        function: Callable[P, R],
+        options: ActionOptions | None = None,
+        bound: Mapping[str, Any] = types.MappingProxyType({}),
+        origin: Origin | None = None,
+    ) -> None:
+        wrapt.ObjectProxy.__init__(self, function)
+        self._self_remember("options", options or ActionOptions(function_name(function)))
+        self._self_remember("bound", bound)
+        self._self_remember("origin", origin)
+        self._self_remember("step", None)
+        self._self_remember("stage", None)
+
+    def _self_remember(self, name: str, value: Any) -> None:
+        wrapt.ObjectProxy.__setattr__(self, f"_self_{name}", value)
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The name in records, selectors and, by default, the store."""
+        return self._self_options.name
+
+    @property
+    def description(self) -> str:
+        """The explanation: by default, the first paragraph of the docstring."""
+        given = self._self_options.description
+        return first_paragraph(getattr(self.__wrapped__, "__doc__", None)) if given is None else given
+
+    @property
+    def tags(self) -> frozenset[str]:  # type: ignore[override]
+        """What selectors such as `"tag:slow"` find."""
+        return self._self_options.tags
+
+    def bind(self, **values: Any) -> Action[..., R]:
+        """Return a new action with some parameters fixed; an unknown name is a `DefinitionError`."""
+        accepted = _bindable(self.__wrapped__)
+        for name in values:
+            if accepted is not None and name not in accepted:
+                raise DefinitionError(f"action {self.name!r} has no parameter {name!r}. {suggestion(name, accepted)}")
+        bound = {**self._self_bound, **values}
+        base, old = (self._self_origin if isinstance(self._self_origin, Bound) else Bound(self, {}))
+        return Action(self.__wrapped__, self._self_options, bound, Bound(base, {**old, **values}))
+
+    def with_options(self, **changes: Any) -> Action[P, R]:
+        """Return a copy with another name, description, tags, returns, collect, use or timeout."""
+        _changed(self, ActionOptions._fields, changes)
+        checked = {option: _ACTION_CHECKS[option](value) for option, value in changes.items()}
+        base, old = (self._self_origin if isinstance(self._self_origin, Changed) else Changed(self, {}))
+        return Action(
+            self.__wrapped__, self._self_options._replace(**checked), self._self_bound, Changed(base, {**old, **changes})
+        )
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        if self._self_bound:
+            return cast("R", call_bound(self.__wrapped__, self._self_bound, args, kwargs))
+        return self.__wrapped__(*args, **kwargs)
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Action[..., R]:
+        getter = getattr(type(self.__wrapped__), "__get__", None)
+        if getter is None:
+            return self
+        bound = getter(self.__wrapped__, instance, owner)
+        return self if bound is self.__wrapped__ else Action(bound, self._self_options, self._self_bound)
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if type(other) is not Action:
+            return NotImplemented
+        theirs = cast("Action[..., Any]", other)
+        return (
+            self.__wrapped__ == theirs.__wrapped__
+            and self._self_options == theirs._self_options
+            and self._self_bound == theirs._self_bound
+        )
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        try:
+            return hash((Action, self.__wrapped__, self.name))
+        except TypeError:  # a callable object without a hash
+            return hash((Action, self.name))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"an Action is immutable: cannot set {name!r} on {self!r}, nor on the function behind it")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"an Action is immutable: cannot delete {name!r}")
+
+    def __repr__(self) -> str:
+        bound = "".join(f", {name}={value!r}" for name, value in self._self_bound.items())
+        return f"<Action {self.name}{bound}>"
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return self.__reduce__()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        function: Any = self.__wrapped__
+        origin = self._self_origin
+        if isinstance(origin, Member):
+            require_importable(origin.stage, f"action {self.name!r} of a stage", lambda found: isinstance(found, Stage))
+        if origin is not None:
+            return load, (origin,)
+        if isinstance(function, types.MethodType):
+            return getattr, (function.__self__, function.__func__.__name__)
+        if not isinstance(function, types.FunctionType):
+            return Action, (function, self._self_options)
+        found: list[Any] = []
+        reference = Imported(function.__module__, function.__qualname__)
+        require_importable(
+            reference, f"action {self.name!r}", lambda at: found.append(at) or at == self or at is function
+        )
+        return (load, (reference,)) if found[0] == self else (Action, (function, self._self_options))
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self
+
+
+def function_name(function: Any) -> str:
+    """Return the name of a callable, also of a method object that is not bound yet."""
+    name = getattr(function, "__name__", None) or getattr(getattr(function, "__func__", None), "__name__", None)
+    if not name:
+        raise DefinitionError(f"the {type(function).__name__} {function!r} has no name: write action(name=...)(...)")
+    return str(name)
+
+
+def underlying(function: Any) -> Any:
+    """Return what has the signature: the function inside a classmethod or staticmethod object, else itself."""
+    return function.__func__ if isinstance(function, (classmethod, staticmethod)) else function
+
+
+def signature_of(function: Any, name: str) -> inspect.Signature:
+    """Return the signature, without evaluating annotations; a `DefinitionError` if there is none."""
+    try:
+        return inspect.signature(underlying(function))
+    except (ValueError, TypeError) as error:
+        raise DefinitionError(
+            f"action {name!r} has no signature ({error}): wrap it in a function that names its parameters"
+        ) from None
+
+
+_NAMED: Final = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    inspect.Parameter.KEYWORD_ONLY,
+)
+
+
+def _bindable(function: Any) -> tuple[str, ...] | None:
+    """Return the parameters that `bind` can fix, None for any (the function takes `**kwargs`)."""
+    parameters = signature_of(function, function_name(function)).parameters.values()
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        return None
+    return tuple(p.name for p in parameters if p.kind in _NAMED)
+
+
+def call_bound(function: Any, bound: Mapping[str, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Call with some values fixed, as `functools.partial` would, positional-only parameters included."""
+    first = [
+        p.name
+        for p in inspect.signature(function).parameters.values()
+        if p.kind is inspect.Parameter.POSITIONAL_ONLY
+    ]
+    if not any(name in bound for name in first):
+        return function(*args, **{**bound, **kwargs})
+    rest = iter(args)
+    leading = [bound[name] if name in bound else next(rest) for name in first]
+    others = {name: value for name, value in bound.items() if name not in first}
+    return function(*leading, *rest, **{**others, **kwargs})
+
+
+def make_action(function: Any, *, name: str | None = None, **options: Any) -> Action[..., Any]:
+    """Return an action of this function with these options, all of them checked."""
+    method = isinstance(function, (classmethod, staticmethod))
+    if isinstance(function, (Unit, Template, type)) or not (method or callable(function)):
+        raise DefinitionError(
+            f"an action is made of a function, not of the {type(function).__name__} {_described(function)}"
+        )
+    made = ActionOptions(
+        checked_name(function_name(function) if name is None else name, "an action"),
+        **{option: _ACTION_CHECKS[option](value) for option, value in options.items()},
+    )
+    if type(function) is not types.FunctionType:
+        signature_of(function, made.name)
+    return Action(function, made)
+
+
+def as_action(thing: Any) -> Action[..., Any]:
+    """Return the action itself, or a plain function as an action."""
+    return cast("Action[..., Any]", thing) if isinstance(thing, Action) else make_action(thing)
+
+
+# Stages.
+
+
+_STAGE_OPTIONS: Final = ("name", "title", "tags", "data", "use", "use_actions", "description")
+_ATOMS: Final = (str, bytes, int, float, bool, complex, types.NoneType)
+
+
+def _checked_data(data: object, stage: str) -> dict[str, Any]:
+    if data is None:
+        return {}
+    if not isinstance(data, Mapping):
+        raise DefinitionError(f"the data of stage {stage!r} is a mapping of keys to values, not {data!r}")
+    found: dict[str, Any] = {}
+    for key, value in cast("Mapping[Any, Any]", data).items():
+        name = key_name(key)
+        if isinstance(key, Key):
+            cast("Key[Any]", key).check(value)
+        found[name] = value
+    return _copied(found, stage)
+
+
+def _copied(data: dict[str, Any], stage: str) -> dict[str, Any]:
+    if all(type(value) in _ATOMS for value in data.values()):
+        return dict(data)
+    try:
+        return copy.deepcopy(data)
+    except Exception:
+        for name, value in data.items():
+            try:
+                copy.deepcopy(value)
+            except Exception as error:
+                raise DefinitionError(
+                    f"the data of stage {stage!r} cannot be copied: key {name!r} holds a {type(value).__name__} "
+                    f"({error}). Give what is not data, a connection or a lock, by middleware: yield {{{name!r}: ...}}"
+                ) from error
+        raise
+
+
+class Stage(_Value, Unit):
+    """A named, immutable sequence of actions, with tags, initial data and middleware.
+
+    `data` is copied here and merged into the store, as a fresh copy, whenever the stage begins (L5). `use` wraps the
+    stage, `use_actions` each of its actions. Plain functions among the actions are wrapped. What cannot be copied is a
+    `DefinitionError` that names its key.
+    """
+
+    __slots__ = (
+        "_actions",
+        "_data",
+        "_description",
+        "_needs",
+        "_origin",
+        "_steps",
+        "_title",
+        "name",
+        "tags",
+        "use",
+        "use_actions",
+    )
+    name: str
+    tags: frozenset[str]
+    use: tuple[Middleware, ...]
+    use_actions: tuple[Middleware, ...]
+    _actions: tuple[Action[..., Any], ...]
+    _data: dict[str, Any]
+    _origin: Origin | None
+    _title: str | None
+    _description: str
+
+    def __init__(
+        self,
+        name: str,
+        actions: Iterable[Callable[..., Any]] = (),
+        *,
+        title: str | None = None,
+        tags: Iterable[str] = (),
+        data: Mapping[str, Any] | None = None,
+        use: Iterable[Middleware] = (),
+        use_actions: Iterable[Middleware] = (),
+        description: str = "",
+    ) -> None:
+        if isinstance(actions, (Unit, str)) or not isinstance(actions, Iterable):
+            raise DefinitionError(f"the actions of stage {name!r} are a list, not {actions!r}: write [...]")
+        _set(
+            self,
+            name=checked_name(name, "a stage"),
+            tags=checked_tags(tags),
+            use=checked_layers(use),
+            use_actions=checked_layers(use_actions, "use_actions"),
+            _actions=tuple(as_action(action) for action in actions),
+            _data=_checked_data(data, name),
+            _title=title,
+            _description=description,
+            _origin=None,
+            _steps=None,
+            _needs=None,
+        )
+
+    @property
+    def title(self) -> str:
+        """The human-readable name: by default, made from the name."""
+        if self._title is not None:
+            return self._title
+        words = self.name.replace("_", " ").strip() or self.name
+        return words[:1].upper() + words[1:]
+
+    @property
+    def description(self) -> str:
+        """The explanation; for a `@stage` function, the first paragraph of its docstring."""
+        return self._description
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """A fresh copy of the data that is merged when the stage begins."""
+        return _copied(self._data, self.name)
+
+    def with_options(self, **changes: Any) -> Stage:
+        """Return a copy with another name, title, tags, data, use, use_actions or description."""
+        _changed(self, _STAGE_OPTIONS, changes)
+        made = Stage(**{**self._options(), **changes}, actions=self._actions)
+        base, old = (self._origin if isinstance(self._origin, Changed) else Changed(self, {}))
+        _set(made, _origin=Changed(base, {**old, **changes}))
+        return made
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "title": self._title,
+            "tags": self.tags,
+            "data": self._data,
+            "use": self.use,
+            "use_actions": self.use_actions,
+            "description": self._description,
+        }
+
+    @property
+    def template(self) -> Template | None:
+        """The template that gave this stage, None for others."""
+        origin = self._call()
+        return cast("Template", origin.template) if origin else None
+
+    def _call(self) -> Called | None:
+        origin = self._origin.base._origin if isinstance(self._origin, Changed) else self._origin
+        return origin if isinstance(origin, Called) else None
+
+    def __iter__(self) -> Iterator[Action[..., Any]]:
+        return iter(self._actions)
+
+    def __len__(self) -> int:
+        return len(self._actions)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __getitem__(self, name: str) -> Action[..., Any]:
+        return _named(self, name, self._actions, "action")
+
+    def _content(self) -> tuple[Any, ...]:
+        # The actions of a template are new functions in each call: its arguments say what they are.
+        return (self._call() or self._actions, self._options(), self.title)
+
+    def __hash__(self) -> int:
+        return hash((Stage, self.name, self.tags))
+
+    def __repr__(self) -> str:
+        tags = f" tags={sorted(self.tags)}" if self.tags else ""
+        return f"<Stage {self.name}: {', '.join(a.name for a in self._actions) or 'no actions'}{tags}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        origin = self._origin
+        if isinstance(origin, Imported):
+            require_importable(origin, f"stage {self.name!r}", lambda found: found == self)
+        if origin is not None:
+            return load, (origin,)
+        return _stage_of, (self._actions, self._options())
+
+
+def _stage_of(actions: tuple[Action[..., Any], ...], options: dict[str, Any]) -> Stage:
+    return Stage(actions=actions, **options)
+
+
+def one_action_stage(action: Action[..., Any]) -> Stage:
+    """Return the stage that a bare action stands for in a pipeline: of its name, description and tags."""
+    if action._self_stage is None:
+        made = Stage(action.name, (action,), tags=action.tags, description=action.description)
+        action._self_remember("stage", made)
+    return cast("Stage", action._self_stage)
+
+
+def _named(owner: Any, name: object, members: Sequence[Any], what: str) -> Any:
+    if not isinstance(name, str):
+        raise TypeError(f"{owner!r} is looked up by the name of a {what}, not by {name!r}")
+    found = [member for member in members if member.name == name]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise KeyError(f"{len(found)} {what}s of {owner!r} are named {name!r}: use another way to tell them apart")
+    raise KeyError(f"no {what} {name!r} in {owner!r}. {suggestion(name, [member.name for member in members])}")
+
+
+class Template:
+    """The base of stage templates: what must be called to give a stage."""
+
+    __slots__ = ()
+
+
+# Streams.
+
+
+class Stream:
+    """Units that are pulled one at a time, each when the one before it is done; made by `stream`."""
+
+    __slots__ = ("args", "source")
+
+    def __init__(self, source: Any, args: tuple[Any, ...]) -> None:
+        self.source = source
+        self.args = args
+
+    @property
+    def name(self) -> str:
+        """What stands for it in messages and among pending units."""
+        return f"stream of {_described(self.source)}"
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Stream, (self.source, self.args)
+
+
+@overload
+def stream(source: Iterable[Unit] | AsyncIterable[Unit], /) -> Stream: ...
+@overload
+def stream(source: Callable[P, Iterable[Unit] | AsyncIterable[Unit]], /, *args: P.args, **kwargs: P.kwargs) -> Stream: ...
+def stream(source: Any, /, *args: Any, **kwargs: Any) -> Stream:
+    """Return units to be pulled lazily, one at a time, after the current stage.
+
+    The source is an iterable (an async one too) or a function that gives one, with its arguments. In a durable run it
+    must be a function, and repeatable: on resume it is called again.
+    """
+    if kwargs:
+        raise DefinitionError(f"stream takes positional arguments for its function, not {', '.join(kwargs)}=")
+    if callable(source):
+        return Stream(source, args)
+    if args:
+        raise DefinitionError(f"stream takes arguments for a function, and the {type(source).__name__} is none")
+    if isinstance(source, (str, bytes, Mapping)) or not isinstance(source, (Iterable, AsyncIterable)):
+        raise DefinitionError(f"stream takes an iterable of units or a function, not the {type(source).__name__}")
+    return Stream(cast("Any", source), ())
+
+
+# Pipelines.
+
+
+class _Group(_Value, Unit):
+    """An immutable sequence of units with options: what pipelines and parallel groups share."""
+
+    __slots__ = ("_needs", "_options", "units")
+    _DEFAULTS: ClassVar[dict[str, Any]]
+    units: tuple[Unit, ...]
+    _options: dict[str, Any]
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The name in records and messages."""
+        return cast("str", self._options["name"])
+
+    @property
+    def tags(self) -> frozenset[str]:  # type: ignore[override]
+        """What selectors such as `"tag:slow"` find."""
+        return cast("frozenset[str]", self._options["tags"])
+
+    @property
+    def plain(self) -> bool:
+        """Whether no option was given."""
+        return self._options == self._DEFAULTS
+
+    def with_options(self, **changes: Any) -> Self:
+        """Return a copy with other options."""
+        _changed(self, self._DEFAULTS, changes)
+        return type(self)(self.units, **{**self._options, **changes})
+
+    def _with_units(self, units: Iterable[Unit]) -> Self:
+        return type(self)(units, **self._options)
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[Unit]:
+        return iter(self.units)
+
+    def _content(self) -> tuple[Any, ...]:
+        return (self.units, self._options)
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.units, self.name))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _group_of, (type(self), self.units, self._options)
+
+
+def _group_of(cls: type[_Group], units: tuple[Unit, ...], options: dict[str, Any]) -> Any:
+    return cls(units, **options)  # type: ignore[call-arg]
+
+
+class Pipeline(_Group):
+    """An immutable sequence of units, made by `>>` or `pipeline`.
+
+    `flow[0]` and `flow["clean"]` give a unit (KeyError lists the names), slices a pipeline: `flow["clean":]`,
+    `flow[:"load"]`, the end excluded.
+    """
+
+    __slots__ = ()
+    _DEFAULTS = {
+        "name": "pipeline",
+        "title": None,
+        "tags": frozenset(),
+        "description": "",
+        "use": (),
+        "use_stages": (),
+        "use_actions": (),
+    }
+
+    def __init__(self, units: Iterable[Unit] = (), **options: Any) -> None:
+        given = {**self._DEFAULTS, **options}
+        _set(
+            self,
+            units=checked_units(units, "pipeline"),
+            _needs=None,
+            _options={
+                "name": checked_name(given["name"], "a pipeline"),
+                "title": given["title"],
+                "tags": checked_tags(given["tags"]),
+                "description": given["description"],
+                "use": checked_layers(given["use"]),
+                "use_stages": checked_layers(given["use_stages"], "use_stages"),
+                "use_actions": checked_layers(given["use_actions"], "use_actions"),
+            },
+        )
+
+    @property
+    def title(self) -> str:
+        """The human-readable name."""
+        return cast("str", self._options["title"] or self.name)
+
+    @property
+    def description(self) -> str:
+        """The explanation."""
+        return cast("str", self._options["description"])
+
+    @property
+    def use(self) -> tuple[Middleware, ...]:
+        """Middleware around the whole run of the pipeline."""
+        return cast("tuple[Middleware, ...]", self._options["use"])
+
+    @property
+    def use_stages(self) -> tuple[Middleware, ...]:
+        """Middleware around each stage."""
+        return cast("tuple[Middleware, ...]", self._options["use_stages"])
+
+    @property
+    def use_actions(self) -> tuple[Middleware, ...]:
+        """Middleware around each action."""
+        return cast("tuple[Middleware, ...]", self._options["use_actions"])
+
+    @overload
+    def __getitem__(self, where: int | str) -> Unit: ...
+    @overload
+    def __getitem__(self, where: slice) -> Pipeline: ...
+    def __getitem__(self, where: Any) -> Any:
+        if isinstance(where, slice):
+            start, stop = (self._index(edge) for edge in (where.start, where.stop))
+            return self._with_units(self.units[start : stop : where.step])
+        if isinstance(where, int):
+            return self.units[where]
+        return _named(self, where, self.units, "unit")
+
+    def _index(self, edge: Any) -> Any:
+        return self.units.index(_named(self, edge, self.units, "unit")) if isinstance(edge, str) else edge
+
+    def only(self, *selectors: str) -> Pipeline:
+        """Return the pipeline with only what the selectors name."""
+        return _selected(self, selectors, keep=True)
+
+    def without(self, *selectors: str) -> Pipeline:
+        """Return the pipeline without what the selectors name."""
+        return _selected(self, selectors, keep=False)
+
+    def __repr__(self) -> str:
+        names = " >> ".join(unit.name for unit in self.units) or "empty"
+        return f"<Pipeline {names}>" if self.plain else f"<Pipeline {self.name}: {names}>"
+
+
+def pipeline(
+    *units: Unit,
+    name: str = "pipeline",
+    title: str | None = None,
+    tags: Iterable[str] = (),
+    description: str = "",
+    use: Iterable[Middleware] = (),
+    use_stages: Iterable[Middleware] = (),
+    use_actions: Iterable[Middleware] = (),
+) -> Pipeline:
+    """Return a pipeline of these units; without options the same as chaining them with `>>`.
+
+    `use` wraps the whole run of the pipeline, `use_stages` each of its stages, `use_actions` each action.
+
+    >>> pipeline(Stage("a"), Stage("b")) == Stage("a") >> Stage("b")
+    True
+    """
+    return Pipeline(
+        units,
+        name=name,
+        title=title,
+        tags=tags,
+        description=description,
+        use=use,
+        use_stages=use_stages,
+        use_actions=use_actions,
+    )
+
+
+def as_pipeline(unit: Unit) -> Pipeline:
+    """Return the pipeline itself, or the pipeline of this one unit."""
+    return unit if isinstance(unit, Pipeline) else Pipeline((unit,))
+
+
+# Parallel groups.
+
+
+class Parallel(_Group):
+    """Units that each start from the store as it is, and whose writes are merged in their order when all are done.
+
+    Made by `parallel`. `merge` maps a key to a function that folds the values that several branches wrote, two at a
+    time, in branch order; without one, different values are a `WriteConflictError`.
+    """
+
+    __slots__ = ()
+    _DEFAULTS = {"name": "parallel", "limit": None, "merge": {}, "tags": frozenset()}
+
+    def __init__(self, units: Iterable[Unit] = (), **options: Any) -> None:
+        given = {**self._DEFAULTS, **options}
+        limit, merge = given["limit"], given["merge"] or {}
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+            raise DefinitionError(f"limit is a positive number of branches that run at once, not {limit!r}")
+        if not isinstance(merge, Mapping) or not all(map(callable, cast("Mapping[Any, Any]", merge).values())):
+            raise DefinitionError(f"merge maps keys to functions of two values, as {{'key': operator.add}}, not {merge!r}")
+        branches: list[Unit] = []
+        for unit in units:
+            if not isinstance(unit, Unit):
+                raise DefinitionError(no_unit(unit, "parallel"))
+            branches.append(unit)
+        _set(
+            self,
+            units=tuple(branches),
+            _needs=None,
+            _options={
+                "name": checked_name(given["name"], "a parallel group"),
+                "limit": limit,
+                "merge": {key_name(key): fold for key, fold in cast("Mapping[Any, Any]", merge).items()},
+                "tags": checked_tags(given["tags"]),
+            },
+        )
+
+    @property
+    def limit(self) -> int | None:
+        """How many branches may run at once; None: all of them."""
+        return cast("int | None", self._options["limit"])
+
+    @property
+    def merge(self) -> Mapping[str, Callable[[Any, Any], Any]]:
+        """How the values that several branches wrote under a key are folded."""
+        return types.MappingProxyType(self._options["merge"])
+
+    def __getitem__(self, where: int | str) -> Unit:
+        return self.units[where] if isinstance(where, int) else _named(self, where, self.units, "unit")
+
+    def __repr__(self) -> str:
+        return f"<Parallel {self.name}: {' | '.join(unit.name for unit in self.units) or 'empty'}>"
+
+
+def parallel(
+    *units: Unit,
+    name: str = "parallel",
+    limit: int | None = None,
+    merge: Mapping[str, Callable[[Any, Any], Any]] | None = None,
+    tags: Iterable[str] = (),
+) -> Parallel:
+    """Return a group whose units are branches: each starts from the store as it is, and sees no other (L9).
+
+    What they wrote is merged in branch order when all are done, so that the result does not depend on timing.
+    """
+    return Parallel(units, name=name, limit=limit, merge=merge, tags=tags)
+
+
+# Selectors.
+
+
+def checked_selectors(selectors: object, option: str = "skip") -> tuple[str, ...]:
+    """Return the selectors as a tuple; a bare string is an error."""
+    return tuple(sorted(checked_tags(selectors, option)))
+
+
+def stage_selectors(stage: Unit) -> list[str]:
+    """Return every selector that names this unit as a whole."""
+    names = [stage.name, *(f"tag:{tag}" for tag in stage.tags)]
+    if isinstance(stage, Stage) and stage.template is not None:
+        names.append(stage.template.__name__)  # type: ignore[attr-defined]
+    return names
+
+
+def action_selectors(stage: Stage, action: Action[..., Any]) -> list[str]:
+    """Return every selector that names this action of this stage."""
+    names = [f"{stage.name}/{action.name}", *(f"tag:{tag}" for tag in action.tags)]
+    if stage.template is not None:
+        names.append(f"{stage.template.__name__}/{action.name}")  # type: ignore[attr-defined]
+    return names
+
+
+def _selected(flow: Pipeline, selectors: tuple[str, ...], *, keep: bool) -> Pipeline:
+    wanted = frozenset(checked_selectors(selectors, "selectors"))
+    units = (_narrowed(unit, wanted, keep) for unit in flow.units)
+    return flow._with_units(unit for unit in units if unit is not None)
+
+
+def _narrowed(unit: Unit, wanted: frozenset[str], keep: bool) -> Unit | None:
+    """Return what is left of a unit when only the wanted (or all but the wanted) parts stay, None for nothing."""
+    stage = one_action_stage(cast("Action[..., Any]", unit)) if isinstance(unit, Action) else unit
+    if not wanted.isdisjoint(stage_selectors(stage)):
+        return unit if keep else None
+    if isinstance(stage, _Group):
+        parts = [_narrowed(part, wanted, keep) for part in stage.units]
+        left = [part for part in parts if part is not None]
+        return stage._with_units(left) if left or not (keep or stage.units) else None
+    assert isinstance(stage, Stage)
+    actions = [a for a in stage if wanted.isdisjoint(action_selectors(stage, a)) is not keep]
+    if len(actions) == len(stage):
+        return None if keep and not actions else unit
+    return Stage(actions=actions, **stage._options()) if actions or not keep else None

@@ -1,0 +1,22 @@
+"""What performs a run: the door through which definitions reach their evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from flowdeco.drivers.sync import run
+from flowdeco.wiring import validate
+
+if TYPE_CHECKING:
+    from flowdeco.definitions import Pipeline, RunOptions
+    from flowdeco.runs import Run
+
+__all__ = ["arun", "run", "validate"]
+
+
+async def arun(flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions) -> Run:
+    """Evaluate a pipeline in the running event loop."""
+    from flowdeco.drivers import async_  # asyncio is loaded for those who use it
+
+    return await async_.run(flow, inputs, options)

@@ -1,0 +1,123 @@
+"""Everything flowdeco raises, in one hierarchy ordered by whose fault it is.
+
+A `DefinitionError` is the fault of a definition and is raised before a run, a `RunError` is the fault of what happened
+in one. What a user's own function raises is never wrapped: it arrives as it is, with a note.
+
+`Bail` and `Suspend` are signals, not errors. They derive from `BaseException`, so that no `except Exception` and no
+retry swallows them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flowdeco.wiring import Problem
+
+__all__ = [
+    "ActionTimeout",
+    "Bail",
+    "DefinitionError",
+    "EmptyStageError",
+    "FlowdecoError",
+    "MiddlewareError",
+    "MissingInputError",
+    "ReturnValueError",
+    "RunError",
+    "StoreKeyError",
+    "StoreTypeError",
+    "Suspend",
+    "UnreferencedError",
+    "WiringError",
+    "WriteConflictError",
+]
+
+
+class FlowdecoError(Exception):
+    """The root of all errors of flowdeco."""
+
+
+class DefinitionError(FlowdecoError, TypeError):
+    """A definition is wrong; also a `TypeError`, as a wrong call of a plain function is."""
+
+
+class EmptyStageError(DefinitionError):
+    """The body of a `@stage` function evaluated no action."""
+
+
+class UnreferencedError(DefinitionError):
+    """A definition must be pickled, and no import leads to it."""
+
+
+class WiringError(DefinitionError):
+    """Some parameters can be supplied by nothing; `problems` lists them."""
+
+    def __init__(self, message: str, problems: Iterable[Problem] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
+
+
+class RunError(FlowdecoError):
+    """A run went wrong in a way that is not the user's own exception."""
+
+
+class MissingInputError(RunError, LookupError):
+    """An action asks for a value that nothing supplied."""
+
+
+class ReturnValueError(RunError, TypeError):
+    """An action returned what has no meaning: a template, a mix of units and data, a sequence of the wrong length."""
+
+
+class MiddlewareError(RunError):
+    """A middleware broke the protocol: it yielded nonsense, or yielded again after a success."""
+
+
+class StoreKeyError(RunError, KeyError):
+    """A key that the store does not have."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class StoreTypeError(RunError, TypeError):
+    """A value, or a key, is not of the type that was declared."""
+
+
+class WriteConflictError(RunError):
+    """Two branches of a parallel group wrote different values to one key."""
+
+
+class ActionTimeout(RunError, TimeoutError):
+    """An attempt of an action took longer than its `timeout`."""
+
+
+class _Signal(BaseException):
+    """What an action raises to end its run without failing."""
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Bail(_Signal):
+    """End the run now, successfully: its status is `bailed`, and what the action wrote is kept."""
+
+
+class Suspend(_Signal):
+    """Stop here until somebody resumes the run: what the action wrote is dropped, and it runs again on resume."""
+
+
+def suggestion(wrong: str, known: Iterable[str]) -> str:
+    """Return a sentence that names what `wrong` was probably meant to be, and what else there is."""
+    from difflib import get_close_matches
+
+    names = sorted(set(known))
+    if not names:
+        return "There are none."
+    close = get_close_matches(wrong, names, n=3)
+    if close:
+        return f"Did you mean {' or '.join(map(repr, close))}?"
+    shown = ", ".join(map(repr, names[:12]))
+    return f"There are: {shown}{', …' if len(names) > 12 else ''}."

@@ -1,0 +1,751 @@
+"""What runs next: the law of order, as a generator that performs nothing.
+
+Theory of operation
+===================
+
+A run is a walk over a stack of *frames*, one for each open pipeline. A frame has a queue: the units that are still to
+run in it, the next one last. The walk takes the next unit from the innermost frame and
+
+1. runs a stage: its actions one by one, each from a queue of the same kind;
+2. opens a pipeline that has options: a new frame;
+3. forks a parallel group: a walk of its own for each branch, over a store of its own, merged in branch order (L9);
+4. pulls one unit from a stream, and leaves the rest of the stream where it is.
+
+What the actions of a stage insert is put on top of the queue when the stage is over. So it runs right after the stage,
+in the order of its actions; and since what *it* inserts is put on top in turn, order is depth first (L6). Putting n
+units there costs n, whatever else is waiting; and because a queue forgets what it hands out, a stage that returns
+itself is a loop in constant memory.
+
+An action writes when it is over: its result and what it wrote into its `ctx` go to the store together, or, if it
+failed, not at all (L4). A stage's data is merged when the stage begins (L5).
+
+Middleware (`enter` and `leave`) stands around pipelines, stages and actions alike. A failure closes scopes from the
+inside out; each layer may let it pass, recover it, or ask for another attempt.
+
+Nothing here performs anything. Every call of a user's function, every wait, is a request that is yielded to a driver,
+and answered with what came of it (`requests`). An exception of a user is always handed on as a value, never raised
+through these generators, for which a `StopIteration` or a `GeneratorExit` would mean something else.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import AsyncIterable, Callable, Generator, Iterable, Iterator, Mapping
+from functools import reduce
+from typing import Any, Final, TypeAlias, cast
+
+from flowdeco.context import Context
+from flowdeco.definitions import (
+    UNSET,
+    Action,
+    Middleware,
+    Parallel,
+    Pipeline,
+    Stage,
+    Stream,
+    Unit,
+    action_selectors,
+    insertable,
+    one_action_stage,
+    stage_selectors,
+)
+from flowdeco.errors import Bail, ReturnValueError, Suspend, WriteConflictError
+from flowdeco.events import (
+    ActionFinished,
+    ActionStarted,
+    Event,
+    RunFinished,
+    RunStarted,
+    StageFinished,
+    StageStarted,
+    UnitsInserted,
+)
+from flowdeco.middleware import Call, Scope, enter, leave, merging
+from flowdeco.requests import Await, Chore, Raised, Request
+from flowdeco.returned import PLAIN, exhaust, sort_out
+from flowdeco.runs import ActionRecord, Run, StageRecord, Status
+from flowdeco.store import Delta, Store
+from flowdeco.wiring import Step, check_inserted, step_of, steps_of
+
+__all__ = ["Evaluation"]
+
+Failure: TypeAlias = "BaseException | None"
+Walk: TypeAlias = "Generator[Request, Any, Failure]"
+Queued: TypeAlias = "tuple[Unit | Stream | _OpenStream, str | None]"
+
+_record_action: Final = ActionRecord._make
+_new: Final = tuple.__new__
+_COMPLETED: Final = Status.COMPLETED
+
+
+class _OpenStream:
+    """A stream that has been begun: what is left of it."""
+
+    __slots__ = ("iterator", "stream")
+
+    def __init__(self, stream: Stream, iterator: Any) -> None:
+        self.stream = stream
+        self.iterator = iterator
+
+
+class _Frame:
+    """An open pipeline: what is still to run in it, and what stands around its stages and actions."""
+
+    __slots__ = ("begun_at", "by", "pipeline", "queue", "scope", "use_actions", "use_stages", "values")
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        by: str | None,
+        use_stages: tuple[Middleware, ...],
+        use_actions: tuple[Middleware, ...],
+        values: Mapping[str, Any],
+    ) -> None:
+        self.pipeline = pipeline
+        self.by = by
+        self.use_stages = use_stages
+        self.use_actions = use_actions
+        self.values = values
+        self.queue: list[Queued] = []
+        self.scope: Scope | None = None
+        self.begun_at = 0
+
+    def refill(self) -> None:
+        self.queue = [(unit, self.by) for unit in reversed(self.pipeline.units)]
+
+
+class _Branch:
+    """One line of evaluation, that of the run or of a branch of a parallel group: its frames, its store, its records."""
+
+    __slots__ = ("forgotten", "frames", "parent", "records", "result", "store", "switches")
+
+    def __init__(self, store: Store, base: _Frame, parent: _Branch | None = None) -> None:
+        self.store = store
+        self.frames = [base]
+        self.parent = parent
+        self.records: list[StageRecord] = []
+        self.forgotten = 0
+        self.result: Any = None
+        self.switches: dict[str, bool] = dict(parent.switches) if parent else {}
+
+    def upcoming(self) -> Iterator[Unit | Stream]:
+        for frame in reversed(self.frames):
+            for unit, _ in reversed(frame.queue):
+                yield unit.stream if isinstance(unit, _OpenStream) else unit
+        if self.parent is not None:
+            yield from self.parent.upcoming()
+
+
+class _Visit:
+    """A stage while it runs: what is left of its actions, what they inserted, and their records."""
+
+    __slots__ = ("frame", "inserted", "queue", "records", "stage", "use_actions", "values")
+
+    def __init__(self, stage: Stage, frame: _Frame) -> None:
+        self.stage = stage
+        self.frame = frame
+        self.values = frame.values
+        self.use_actions = frame.use_actions + stage.use_actions if stage.use_actions else frame.use_actions
+        self.begin()
+
+    def begin(self) -> None:
+        self.queue = steps_of(self.stage).copy()
+        self.records: list[ActionRecord] = []
+        self.inserted: list[Queued] = []
+
+
+class Evaluation:
+    """One run of a pipeline, as a generator of requests (`walk`)."""
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        use: tuple[Middleware, ...] = (),
+        notify: Callable[[Event], None] | None = None,
+        skip: frozenset[str] = frozenset(),
+        history: int | None = None,
+        clock: Callable[[], float],
+        now: float,
+        cancels: Callable[[BaseException], bool],
+    ) -> None:
+        self.run = run
+        self.use = use
+        self.notify = notify
+        self.skip = skip
+        self.unmatched = set(skip)
+        self.history = history
+        self.clock = clock
+        self.epoch = now - clock()
+        self.cancels = cancels
+        self.begun = 0
+
+    def walk(self) -> Generator[Request, Any, None]:
+        """Evaluate the run's pipeline; everything that came of it is in the run."""
+        run = self.run
+        began = self.clock()
+        run.started, run.status = began + self.epoch, Status.RUNNING
+        if self.notify is not None:
+            self.notify(RunStarted(run.id, run.pipeline.name))
+        branch = _Branch(run.store, _Frame(run.pipeline, None, (), (), {}))
+        try:
+            error = yield from self._open(branch, branch.frames[0], run.pipeline, None, self.use)
+            error = yield from self._walk(branch, error)
+        finally:
+            run.elapsed = self.clock() - began
+            run.stages = branch.records[-self.history :] if self.history else branch.records
+            run.stages = [] if self.history == 0 else run.stages
+            run.result = branch.result
+        run.status = self._status(error)
+        if isinstance(error, (Bail, Suspend)):
+            run.reason = error.reason
+        elif error is not None:
+            run.error = error
+            self._note(error, f"pipeline {run.pipeline.name!r}")
+        if self.notify is not None:
+            self.notify(RunFinished(run.id, run.pipeline.name, run.status, run.error, run.elapsed))
+
+    # Frames and what is in their queues.
+
+    def _walk(self, branch: _Branch, error: Failure = None) -> Walk:
+        """Evaluate what is in the frames of a branch until none is left; return the failure that got out."""
+        frames = branch.frames
+        begin = {
+            Stage: self._stage,
+            Action: self._bare_action,
+            Pipeline: self._open,
+            Parallel: self._group,
+            Stream: self._open_stream,
+            _OpenStream: self._pull,
+        }
+        while frames:
+            frame = frames[-1]
+            try:
+                if error is None and frame.queue:
+                    unit, by = frame.queue.pop()
+                    error = yield from begin[type(unit)](branch, frame, cast("Any", unit), by)
+                else:
+                    error = yield from self._close(branch, frame, error)
+            except GeneratorExit:
+                raise
+            except BaseException as interrupted:  # Ctrl-C between two calls
+                error = interrupted
+        return error
+
+    def _open(
+        self, branch: _Branch, frame: _Frame, pipeline: Pipeline, by: str | None, use: tuple[Middleware, ...] = ()
+    ) -> Walk:
+        if self._off(branch, stage_selectors(pipeline)):
+            self._skip(branch, pipeline, by)
+            return None
+        while len(branch.frames) > 1 and branch.frames[-1].scope is None and not branch.frames[-1].queue:
+            branch.frames.pop()  # nothing is left to do in there: a pipeline that returns itself is a loop, too
+        opened = _Frame(
+            pipeline, by, frame.use_stages + pipeline.use_stages, frame.use_actions + pipeline.use_actions, frame.values
+        )
+        branch.frames.append(opened)
+        layers = use + pipeline.use
+        if not layers:
+            opened.refill()
+            return None
+        opened.scope = Scope(Call("pipeline", self.run.id, branch.store, pipeline), layers, frame.values)
+        opened.begun_at = len(branch.records) + branch.forgotten
+        return (yield from self._enter(opened, opened.scope))
+
+    def _enter(self, frame: _Frame, scope: Scope) -> Walk:
+        inside, error = yield from enter(scope)
+        frame.values = scope.values
+        if inside:
+            frame.refill()
+        return error
+
+    def _close(self, branch: _Branch, frame: _Frame, error: Failure) -> Walk:
+        yield from self._discard(frame.queue)
+        scope = frame.scope
+        if scope is None:
+            branch.frames.pop()
+            return error
+        if error is not None and not isinstance(error, (Bail, Suspend)):
+            self._note(error, f"pipeline {frame.pipeline.name!r}")
+        again, error = yield from leave(scope, error)
+        if again:
+            del branch.records[max(0, frame.begun_at - branch.forgotten) :]
+            return (yield from self._enter(frame, scope))
+        branch.frames.pop()
+        if error is None:
+            inserted = scope.call._inserted
+            branch.frames[-1].queue.extend((unit, frame.pipeline.name) for unit in reversed(inserted))
+        return error
+
+    def _discard(self, queue: list[Queued]) -> Generator[Request, Any, None]:
+        """Empty a queue that will not be run, and close the streams in it."""
+        for unit, _ in queue:
+            if isinstance(unit, _OpenStream):
+                yield from self._close_stream(unit)
+        queue.clear()
+
+    # Streams.
+
+    def _open_stream(self, branch: _Branch, frame: _Frame, stream: Stream, by: str | None) -> Walk:
+        source: Any = stream.source
+        if callable(source):
+            answer = yield Chore(source, "stream"), stream.args, None
+            if hasattr(type(answer), "__await__"):
+                answer = yield Await(answer)
+            if type(answer) is Raised:
+                return self._stream_failed(answer.error, by)
+            source = answer
+        if isinstance(source, AsyncIterable):
+            iterator: Any = aiter(cast("AsyncIterable[Any]", source))
+        elif isinstance(source, Iterable):
+            iterator = iter(cast("Iterable[Any]", source))
+        else:
+            message = f"the function of a stream inserted by {by} returned a {type(source).__name__}, not an iterable"
+            return self._stream_failed(ReturnValueError(message), by)
+        frame.queue.append((_OpenStream(stream, iterator), by))
+        return None
+
+    def _pull(self, branch: _Branch, frame: _Frame, stream: _OpenStream, by: str | None) -> Walk:
+        if isinstance(stream.iterator, AsyncIterable):
+            answer = yield Await(anext(cast("Any", stream.iterator)))
+            if type(answer) is Raised and isinstance(answer.error, StopAsyncIteration):
+                return None
+        else:
+            answer = yield _PULL, (stream.iterator, UNSET), None
+            if answer is UNSET:
+                return None
+        if type(answer) is Raised:
+            return self._stream_failed(answer.error, by)
+        frame.queue.append((stream, by))
+        try:
+            units = insertable((answer,), f"the stream inserted by {by}")
+            self._check_wiring(branch, frame, units, ())
+        except Exception as error:
+            return self._stream_failed(error, by)
+        frame.queue.extend((unit, by) for unit in reversed(units))
+        return None
+
+    def _stream_failed(self, error: BaseException, by: str | None) -> BaseException:
+        self._note(error, f"a stream inserted by {by!r}")
+        return error
+
+    def _close_stream(self, stream: _OpenStream) -> Generator[Request, Any, None]:
+        if hasattr(stream.iterator, "aclose"):
+            yield Await(stream.iterator.aclose())
+        elif hasattr(stream.iterator, "close"):
+            yield Chore(stream.iterator.close, "stream"), (), None
+
+    # Stages.
+
+    def _bare_action(self, branch: _Branch, frame: _Frame, action: Action[..., Any], by: str | None) -> Walk:
+        return self._stage(branch, frame, one_action_stage(action), by)
+
+    def _stage(self, branch: _Branch, frame: _Frame, stage: Stage, by: str | None) -> Walk:
+        if (self.skip or branch.switches) and self._off(branch, stage_selectors(stage)):
+            self._skip(branch, stage, by)
+            return None
+        started = self.clock()
+        if self.notify is not None:
+            self.notify(StageStarted(self.run.id, stage.name, by))
+        visit = _Visit(stage, frame)
+        scope: Scope | None = None
+        if not frame.use_stages and not stage.use:
+            if stage._data:
+                branch.store.update(stage.data)
+            error = yield from self._actions(branch, visit)
+        else:
+            scope = Scope(
+                Call("stage", self.run.id, branch.store, frame.pipeline, stage),
+                (*frame.use_stages, *((merging(stage),) if stage._data else ()), *stage.use),
+                frame.values,
+            )
+            error = yield from self._stage_in_layers(branch, visit, scope)
+        status, failure, attempts, recovered = self._outcome(error, scope)
+        if failure is not None and not isinstance(failure, (Bail, Suspend)):
+            self._note(failure, f"stage {stage.name!r}, pipeline {frame.pipeline.name!r}")
+        elapsed = self.clock() - started
+        branch.records.append(
+            _new(
+                StageRecord,
+                (
+                    stage.name, stage, status, started + self.epoch, elapsed, by, visit.records,
+                    failure, attempts, recovered,
+                ),
+            )
+        )  # fmt: skip
+        if self.history is not None:
+            self._forget(branch)
+        if self.notify is not None:
+            self.notify(StageFinished(self.run.id, stage.name, status, failure, elapsed))
+        if error is None:
+            if scope is not None:
+                visit.inserted.extend((unit, stage.name) for unit in scope.call._inserted)
+            if visit.inserted:
+                visit.inserted.reverse()
+                frame.queue.extend(visit.inserted)
+        return error
+
+    def _stage_in_layers(self, branch: _Branch, visit: _Visit, scope: Scope) -> Walk:
+        while True:
+            inside, error = yield from enter(scope)
+            visit.values = scope.values
+            visit.begin()
+            if inside:
+                error = yield from self._actions(branch, visit)
+            else:
+                visit.queue.clear()
+            again, error = yield from leave(scope, error)
+            if not again:
+                return error
+
+    def _forget(self, branch: _Branch) -> None:
+        """Keep the records in bounds, in one go whenever twice as many as wanted have come together."""
+        excess = len(branch.records) - cast("int", self.history)
+        if excess > cast("int", self.history):
+            del branch.records[:excess]
+            branch.forgotten += excess
+
+    # Actions.
+
+    def _actions(self, branch: _Branch, visit: _Visit) -> Walk:
+        """Run the actions of a stage, and those they insert; return the failure that ended it."""
+        queue, records, notify, clock = visit.queue, visit.records, self.notify, self.clock
+        store, epoch = branch.store, self.epoch
+        data, logs = store._data, store._logs
+        read = data.__getitem__
+        bare = not (visit.use_actions or visit.values or notify or self.skip)
+        while queue:
+            step, by = queue.pop()
+            started = clock()
+            # What most actions are: everything from the store, nothing around, plain data or nothing returned.
+            if bare and step.quick and not branch.switches:
+                try:
+                    args = tuple(map(read, step.keys)) if step.keys else ()
+                except KeyError:  # a default, or an error that names it
+                    error = yield from self._action(branch, visit, step, by, started)
+                else:
+                    self.begun += 1
+                    value = yield step, args, None
+                    kind = type(value)
+                    if value is None or (kind in PLAIN and step.writes is not None):
+                        if value is not None:
+                            if logs:
+                                store[step.writes] = value
+                            else:
+                                data[step.writes] = value
+                            branch.result = value
+                        records.append(
+                            _new(
+                                ActionRecord,
+                                (
+                                    step.name, step.action, _COMPLETED, started + epoch, clock() - started, by,
+                                    None, 1, False, (),
+                                ),
+                            )
+                        )  # fmt: skip
+                        continue
+                    if kind not in PLAIN:
+                        value = yield from self._settled(step, value)
+                    error = self._conclude(branch, visit, step, by, started, value, None, None)
+            elif (self.skip or branch.switches) and self._off(branch, action_selectors(visit.stage, step.action)):
+                records.append(ActionRecord(step.name, step.action, Status.SKIPPED, started + epoch, 0.0, by))
+                error = None
+            else:
+                error = yield from self._action(branch, visit, step, by, started)
+            if error is not None:
+                return error
+        return None
+
+    def _action(self, branch: _Branch, visit: _Visit, step: Step, by: str | None, started: float) -> Walk:
+        """Run an action with everything that may be around it."""
+        if self.notify is not None:
+            self.notify(ActionStarted(self.run.id, visit.stage.name, step.name, by))
+        layers = visit.use_actions + step.use
+        if not layers:
+            value, context = yield from self._attempt(branch, visit, step, visit.values)
+            return self._conclude(branch, visit, step, by, started, value, context, None)
+        call = Call("action", self.run.id, branch.store, visit.frame.pipeline, visit.stage, step.action)
+        scope = Scope(call, layers, visit.values)
+        context: Context | None = None
+        while True:
+            inside, error = yield from enter(scope)
+            if inside:
+                value, context = yield from self._attempt(branch, visit, step, scope.values)
+                if type(value) is Raised:
+                    error = value.error
+                else:
+                    call.outcome = value
+            again, error = yield from leave(scope, error)
+            if not again:
+                break
+        value = Raised(error) if error is not None else call.outcome
+        if scope.recovered:
+            context = None
+        return self._conclude(branch, visit, step, by, started, value, context, scope)
+
+    def _attempt(
+        self, branch: _Branch, visit: _Visit, step: Step, values: Mapping[str, Any]
+    ) -> Generator[Request, Any, tuple[Any, Context | None]]:
+        """Call the action once; return its value, or `Raised`, and the context that it used."""
+        context: Context | None = None
+        self.begun += 1
+        if step.wants_context:
+            context = Context(
+                self.run.id, visit.frame.pipeline, visit.stage, step.action, branch.store,
+                lambda: self._upcoming(branch, visit), self.notify, f"{self.run.id}-{self.begun}",
+            )  # fmt: skip
+        try:
+            args, kwargs = step.gather(branch.store, values, context, visit.stage.name)
+        except Exception as error:
+            return Raised(error), None
+        value = yield step, args, kwargs
+        return (yield from self._settled(step, value)), context
+
+    def _settled(self, step: Step, value: Any) -> Generator[Request, Any, Any]:
+        """Await what can be awaited, and run generators to their end."""
+        while True:
+            kind = cast("type[object]", type(value))
+            if kind is types.GeneratorType:
+                value = yield Chore(exhaust, step.name, step.timeout), (value,), None
+            elif kind is types.AsyncGeneratorType:
+                value = yield from self._exhausted(step, value)
+            elif hasattr(kind, "__await__"):
+                value = yield Await(value, step.timeout, step.name)
+            else:
+                return value
+
+    def _exhausted(self, step: Step, generator: Any) -> Generator[Request, Any, Any]:
+        deadline = None if step.timeout is None else self.clock() + step.timeout
+        items: list[Any] = []
+        while True:
+            left = None if deadline is None else max(0.0, deadline - self.clock())
+            answer = yield Await(anext(generator), left, step.name)
+            if type(answer) is Raised:
+                return items if isinstance(answer.error, StopAsyncIteration) else answer
+            items.append(answer)
+
+    def _conclude(
+        self,
+        branch: _Branch,
+        visit: _Visit,
+        step: Step,
+        by: str | None,
+        started: float,
+        value: Any,
+        context: Context | None,
+        scope: Scope | None,
+    ) -> Failure:
+        """Let what came of an action take effect, all of it or nothing, and record it."""
+        error = value.error if type(value) is Raised else None
+        inserted: tuple[Unit | Stream, ...] = ()
+        if isinstance(error, Bail) and context is not None:
+            branch.store.apply(context.store.delta())
+        elif error is None:
+            log = branch.store.begin()
+            try:
+                inserted = self._take_effect(branch, visit, step, value, context, scope)
+            except Exception as refused:
+                error = refused
+            branch.store.end(log)
+            if error is not None:
+                branch.store.rollback(log)
+        status, failure, attempts, recovered = self._outcome(error, scope)
+        if failure is not None and not isinstance(failure, (Bail, Suspend)):
+            self._note(
+                failure,
+                f"action {step.name!r} of stage {visit.stage.name!r}, pipeline {visit.frame.pipeline.name!r}",
+            )
+        elapsed = self.clock() - started
+        visit.records.append(
+            ActionRecord(
+                step.name, step.action, status, started + self.epoch, elapsed, by, failure, attempts, recovered, inserted
+            )
+        )
+        if self.notify is not None:
+            self.notify(ActionFinished(self.run.id, visit.stage.name, step.name, status, failure, elapsed))
+        return error
+
+    def _take_effect(
+        self, branch: _Branch, visit: _Visit, step: Step, value: Any, context: Context | None, scope: Scope | None
+    ) -> tuple[Unit | Stream, ...]:
+        inserted, data = ((), UNSET) if value is UNSET else sort_out(step, value)
+        if scope is not None:
+            inserted = (*scope.call._inserted, *inserted)
+        if context is not None:
+            inserted = (*context._inserted, *inserted)
+            branch.store.apply(context.store.delta())
+        if data is not UNSET:
+            step.deliver(data, branch.store)
+        if inserted:
+            before = [step.action for step, _ in reversed(visit.queue)]
+            self._check_wiring(branch, visit.frame, inserted, before, visit)
+            self._insert(visit, step, inserted)
+        if data is not UNSET:
+            branch.result = data
+        if context is not None:
+            for selector, on in context._switches:
+                branch.switches.pop(selector, None)
+                branch.switches[selector] = on
+        return inserted
+
+    def _insert(self, visit: _Visit, step: Step, inserted: tuple[Unit | Stream, ...]) -> None:
+        who = f"{visit.stage.name}/{step.name}"
+        actions = [step_of(cast("Any", unit)) for unit in inserted if type(unit) is Action]
+        visit.queue.extend((action, who) for action in reversed(actions))
+        visit.inserted.extend((unit, who) for unit in inserted if type(unit) is not Action)
+        if self.notify is not None:
+            names = tuple(unit.name for unit in inserted)
+            self.notify(UnitsInserted(self.run.id, visit.stage.name, step.name, names))
+
+    def _check_wiring(
+        self,
+        branch: _Branch,
+        frame: _Frame,
+        units: tuple[Unit | Stream, ...],
+        before: Iterable[Unit | Stream],
+        visit: _Visit | None = None,
+    ) -> None:
+        """Refuse units that need what certainly nothing supplies; where middleware may supply it, nothing is certain."""
+        if self.use or any(f.scope for f in branch.frames) or frame.use_stages or frame.use_actions or frame.values:
+            return
+        if visit is not None:
+            if visit.stage.use or visit.use_actions:
+                return
+            waiting = [unit for unit, _ in visit.inserted if not isinstance(unit, _OpenStream)]
+            before = [*before, *waiting]
+        check_inserted(units, before, branch.store, self.skip)
+
+    def _upcoming(self, branch: _Branch, visit: _Visit) -> Iterator[Unit | Stream]:
+        yield from (unit for unit, _ in visit.inserted if not isinstance(unit, _OpenStream))
+        yield from branch.upcoming()
+
+    # Parallel groups.
+
+    def _group(self, branch: _Branch, frame: _Frame, group: Parallel, by: str | None) -> Walk:
+        if self._off(branch, stage_selectors(group)):
+            self._skip(branch, group, by)
+            return None
+        forks: list[_Branch] = []
+        error: Failure = None
+        for unit in group.units:
+            base = _Frame(frame.pipeline, by, frame.use_stages, frame.use_actions, frame.values)
+            base.queue.append((unit, by))
+            fork = _Branch(branch.store.fork(), base, branch)
+            forks.append(fork)
+            error = yield from self._walk(fork)
+            if error is not None:
+                break
+        for fork in forks:
+            branch.records.extend(fork.records)
+        if error is None:
+            error = _merged(branch, group, [fork.store.delta() for fork in forks])
+        elif isinstance(error, Bail):
+            branch.store.apply(forks[-1].store.delta())
+        if error is None:
+            for fork in forks:
+                branch.switches.update(fork.switches)
+                branch.result = fork.result if fork.result is not None else branch.result
+        return error
+
+    # What is not to run.
+
+    def _off(self, branch: _Branch, selectors: list[str]) -> bool:
+        skipped = self.skip.intersection(selectors)
+        if skipped:
+            self.unmatched -= skipped
+            return True
+        latest = [on for selector, on in branch.switches.items() if selector in selectors]
+        return bool(latest) and not latest[-1]
+
+    def _skip(self, branch: _Branch, unit: Unit, by: str | None) -> None:
+        """Record a unit, with all that is in it, as skipped."""
+        if isinstance(unit, (Pipeline, Parallel)):
+            for part in unit.units:
+                self._skip(branch, part, by)
+            return
+        stage = one_action_stage(cast("Action[..., Any]", unit)) if isinstance(unit, Action) else cast("Stage", unit)
+        if self.skip:
+            self.unmatched.difference_update(stage_selectors(stage))
+            for action in stage:
+                self.unmatched.difference_update(action_selectors(stage, action))
+        branch.records.append(
+            StageRecord(stage.name, stage, Status.SKIPPED, self.clock() + self.epoch, 0.0, by, [])
+        )
+        if self.history is not None:
+            self._forget(branch)
+        if self.notify is not None:
+            self.notify(StageFinished(self.run.id, stage.name, Status.SKIPPED, None, 0.0))
+
+    # What became of it.
+
+    def _status(self, error: Failure) -> Status:
+        if error is None:
+            return Status.COMPLETED
+        if isinstance(error, Bail):
+            return Status.BAILED
+        if isinstance(error, Suspend):
+            return Status.SUSPENDED
+        return Status.CANCELLED if self.cancels(error) else Status.FAILED
+
+    def _outcome(self, error: Failure, scope: Scope | None) -> tuple[Status, Failure, int, bool]:
+        """Return status, error, attempts and whether it was recovered, for the record."""
+        if scope is None:
+            return self._status(error), error, 1, False
+        attempts = scope.call.attempt
+        if error is None and scope.recovered:
+            return Status.FAILED, scope.failure, attempts, True
+        if error is None and not scope.ran and scope.call.outcome is UNSET:
+            return Status.SKIPPED, None, attempts, False
+        return self._status(error), error, attempts, False
+
+    def _note(self, error: BaseException, where: str) -> None:
+        """Say once where in the run an exception came from."""
+        place = f"run {self.run.id!r}"
+        if not any(note.endswith(place) for note in getattr(error, "__notes__", ())):
+            error.add_note(f"in {where}, {place}")
+
+
+_PULL: Final = Chore(next, "stream")
+
+
+def _merged(branch: _Branch, group: Parallel, deltas: list[Delta]) -> Failure:
+    """Merge what the branches wrote into the store, in branch order; return the conflict, if there is one."""
+    names = [f"{number} ({unit.name})" for number, unit in enumerate(group.units)]
+    writers: dict[str, list[int]] = {}
+    for number, delta in enumerate(deltas):
+        for key in (*delta.puts, *delta.deletes, *delta.appends):
+            writers.setdefault(key, []).append(number)
+    merged = Delta({}, (), {})
+    deletes: list[str] = []
+    for key, numbers in writers.items():
+        written = [deltas[number] for number in numbers]
+        if all(key in delta.appends for delta in written):
+            merged.appends[key] = [item for delta in written for item in delta.appends[key]]
+        elif all(key in delta.deletes for delta in written):
+            deletes.append(key)
+        elif all(key in delta.puts for delta in written):
+            values = [delta.puts[key] for delta in written]
+            if key in group.merge:
+                merged.puts[key] = reduce(group.merge[key], values)
+            elif all(_equal(values[0], value) for value in values[1:]):
+                merged.puts[key] = values[0]
+            else:
+                return _conflict(group, key, [names[number] for number in numbers])
+        else:
+            return _conflict(group, key, [names[number] for number in numbers])
+    branch.store.apply(merged._replace(deletes=tuple(deletes)))
+    return None
+
+
+def _equal(one: Any, other: Any) -> bool:
+    try:
+        return one is other or bool(one == other)
+    except Exception:  # values that cannot be compared as a whole, arrays for one
+        return False
+
+
+def _conflict(group: Parallel, key: str, branches: list[str]) -> WriteConflictError:
+    return WriteConflictError(
+        f"branches {', '.join(branches)} of the parallel group {group.name!r} all wrote the key {key!r}, "
+        f"and not the same. Write to different keys, use collect=, or give parallel(..., merge={{{key!r}: function}})"
+    )

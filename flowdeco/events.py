@@ -1,0 +1,118 @@
+"""What observers receive: frozen events, in the order in which things happen.
+
+Stages and actions are given by name. In a parallel group, events of different branches interleave.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeAlias
+
+__all__ = [
+    "ActionFinished",
+    "ActionStarted",
+    "Event",
+    "Message",
+    "Progress",
+    "RunFinished",
+    "RunStarted",
+    "StageFinished",
+    "StageStarted",
+    "UnitsInserted",
+]
+
+
+class RunStarted(NamedTuple):
+    """A run begins."""
+
+    run_id: str
+    pipeline: str
+
+
+class RunFinished(NamedTuple):
+    """A run is over, whatever became of it; `elapsed` is in seconds."""
+
+    run_id: str
+    pipeline: str
+    status: str
+    error: BaseException | None
+    elapsed: float
+
+
+class StageStarted(NamedTuple):
+    """A stage begins."""
+
+    run_id: str
+    stage: str
+    inserted_by: str | None
+
+
+class StageFinished(NamedTuple):
+    """A stage is over: completed, failed, skipped…; `elapsed` is in seconds."""
+
+    run_id: str
+    stage: str
+    status: str
+    error: BaseException | None
+    elapsed: float
+
+
+class ActionStarted(NamedTuple):
+    """An action begins."""
+
+    run_id: str
+    stage: str
+    action: str
+    inserted_by: str | None
+
+
+class ActionFinished(NamedTuple):
+    """An action is over: completed, failed, skipped…; `elapsed` is in seconds."""
+
+    run_id: str
+    stage: str
+    action: str
+    status: str
+    error: BaseException | None
+    elapsed: float
+
+
+class UnitsInserted(NamedTuple):
+    """An action, or a middleware, inserted units, given by name; `stage` and `action` say who did."""
+
+    run_id: str
+    stage: str | None
+    action: str | None
+    units: tuple[str, ...]
+
+
+class Message(NamedTuple):
+    """What an action told the observers by `ctx.emit`."""
+
+    run_id: str
+    stage: str
+    action: str
+    kind: str
+    payload: dict[str, Any]
+
+
+class Progress(NamedTuple):
+    """How far an action is, by `ctx.progress`."""
+
+    run_id: str
+    stage: str
+    action: str
+    done: float
+    total: float | None
+
+
+Event: TypeAlias = (
+    RunStarted
+    | RunFinished
+    | StageStarted
+    | StageFinished
+    | ActionStarted
+    | ActionFinished
+    | UnitsInserted
+    | Message
+    | Progress
+)

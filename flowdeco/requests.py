@@ -1,0 +1,64 @@
+"""What evaluation asks of a driver, and what it is sent back: every way out of the core is in this file.
+
+A call of a function is the plain tuple `(step, args, kwargs)`, because it is what a run mostly consists of; everything
+else is one of the classes below. Whatever was asked, the answer is the value that came of it, or `Raised`: what a
+user's function raises is handed over as a value, so that a `StopIteration` of theirs never ends the evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+from flowdeco.errors import MiddlewareError
+from flowdeco.wiring import Step
+
+__all__ = ["Await", "Chore", "Raised", "Request", "Sleep"]
+
+
+class Raised:
+    """The answer to a request that ended with an exception."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+class Sleep:
+    """What a middleware yields to wait, in seconds: `time.sleep` in a sync run, `asyncio.sleep` in an async one."""
+
+    __slots__ = ("seconds",)
+
+    def __init__(self, seconds: float) -> None:
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
+            raise MiddlewareError(f"Sleep takes a number of seconds that is not negative, not {seconds!r}")
+        self.seconds = seconds
+
+    def __repr__(self) -> str:
+        return f"Sleep({self.seconds!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sleep) and other.seconds == self.seconds
+
+    def __hash__(self) -> int:
+        return hash((Sleep, self.seconds))
+
+
+class Await(NamedTuple):
+    """Await this in the run's event loop, for at most so many seconds."""
+
+    awaitable: Awaitable[Any]
+    timeout: float | None = None
+    action: str = ""
+
+
+class Chore(NamedTuple):
+    """A call that is not of an action, in the place of its step: pulling a stream, running a generator to its end."""
+
+    function: Any
+    name: str
+    timeout: float | None = None
+
+
+Request: TypeAlias = "tuple[Step | Chore, Sequence[Any], Mapping[str, Any] | None] | Sleep | Await"

@@ -1,0 +1,88 @@
+"""What a returned value means: units to insert, or data to store.
+
+    None                                 nothing
+    a unit or a stream                   inserted
+    a list or tuple that starts so       each of its elements is inserted, in order; all must be units
+    an empty list                        nothing, where the annotation names units or the action is a generator; else data
+    what a generator yielded             as if returned in a list; its own `return value` is data beside it
+    a stage template, a mix              ReturnValueError
+    anything else                        data
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any, Final, cast
+
+from flowdeco.definitions import UNSET, Stream, Template, Unit, insertable
+from flowdeco.errors import ReturnValueError
+from flowdeco.wiring import Step
+
+__all__ = ["PLAIN", "Yielded", "exhaust", "sort_out"]
+
+PLAIN: Final = frozenset({str, int, float, bool, bytes, dict, set, frozenset, complex})
+_INSERTED: Final = (Unit, Stream, Template)
+
+Inserted = tuple["Unit | Stream", ...]
+
+
+class Yielded(list[Any]):
+    """What a generator yielded, and the `value` that it returned at its end."""
+
+    value: Any = None
+
+
+def exhaust(generator: Generator[Any, Any, Any]) -> Yielded:
+    """Run a generator to its end."""
+    found = Yielded()
+    while True:
+        try:
+            found.append(next(generator))
+        except StopIteration as stop:
+            found.value = stop.value
+            return found
+
+
+def sort_out(step: Step, value: Any) -> tuple[Inserted, Any]:
+    """Return the units to insert, and the data (`UNSET` for none); raises `ReturnValueError`."""
+    kind = cast("type[object]", type(value))
+    if value is None:
+        return (), UNSET
+    if kind is Yielded:
+        return _generated(step, value)
+    if issubclass(kind, (list, tuple)):
+        return _sequence(step, value, drop_empty=step.names_units or step.generates)
+    if issubclass(kind, _INSERTED):
+        return insertable((value,), _who(step)), UNSET
+    return (), value
+
+
+def _sequence(step: Step, value: Any, *, drop_empty: bool) -> tuple[Inserted, Any]:
+    if not value:
+        return (), UNSET if drop_empty else value
+    if isinstance(value[0], _INSERTED):
+        return insertable(value, _who(step)), UNSET
+    if isinstance(value[-1], _INSERTED):
+        raise ReturnValueError(
+            f"{_who(step)} returned a mix of units and data: the first element is a {type(value[0]).__name__}, "
+            f"the last one is {value[-1]!r}. Return the units, and write the data by ctx.store or collect="
+        )
+    return (), value
+
+
+def _generated(step: Step, found: Yielded) -> tuple[Inserted, Any]:
+    units, data = _sequence(step, list(found), drop_empty=True)
+    if found.value is None:
+        return units, data
+    if data is not UNSET:
+        raise ReturnValueError(
+            f"{_who(step)} yielded data and returned data beside it: yield units and return data, or collect what is data"
+        )
+    extra, data = sort_out(step, found.value)
+    return (*units, *extra), data
+
+
+def _who(step: Step) -> str:
+    return f"action {step.name!r}"
+
+

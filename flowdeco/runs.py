@@ -1,0 +1,117 @@
+"""What a run is when it is over: its status, its store, and a record of everything that ran."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any, Final, NamedTuple, TypeVar, overload
+
+from flowdeco.definitions import Action, Pipeline, Stage, Unit
+from flowdeco.store import Key, Store
+
+__all__ = ["ActionRecord", "Run", "StageRecord", "Status"]
+
+T = TypeVar("T")
+
+
+class Status(StrEnum):
+    """What became of a run, a stage or an action."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    BAILED = "bailed"
+    SUSPENDED = "suspended"
+    CANCELLED = "cancelled"
+
+
+class ActionRecord(NamedTuple):
+    """What became of one action: `started` in POSIX seconds, `elapsed` in seconds.
+
+    `inserted_by` is `"stage/action"`, None for what was there from the start; `inserted` are the units it inserted.
+    """
+
+    name: str
+    action: Action[..., Any]
+    status: Status
+    started: float
+    elapsed: float
+    inserted_by: str | None = None
+    error: BaseException | None = None
+    attempts: int = 1
+    recovered: bool = False
+    inserted: tuple[Any, ...] = ()
+
+
+class StageRecord(NamedTuple):
+    """What became of one stage, with the records of its actions: `started` in POSIX seconds, `elapsed` in seconds."""
+
+    name: str
+    stage: Stage
+    status: Status
+    started: float
+    elapsed: float
+    inserted_by: str | None
+    actions: Sequence[ActionRecord]
+    error: BaseException | None = None
+    attempts: int = 1
+    recovered: bool = False
+
+
+_ATTRIBUTE: Final = "__flowdeco_run__"
+
+
+class Run:
+    """One evaluation of a pipeline.
+
+    `result` is the last data value (not None) that an action returned, `reason` what a `Bail` or `Suspend` said,
+    `stages` the records in the order of execution, `elapsed` in seconds. `run["key"]` reads the store.
+    """
+
+    __slots__ = ("elapsed", "error", "id", "pipeline", "reason", "result", "stages", "started", "status", "store")
+
+    def __init__(self, id: str, pipeline: Pipeline, store: Store) -> None:
+        self.id = id
+        self.pipeline = pipeline
+        self.status = Status.PENDING
+        self.store = store
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.reason: str | None = None
+        self.stages: Sequence[StageRecord] = []
+        self.started = 0.0
+        self.elapsed = 0.0
+
+    @staticmethod
+    def of(error: BaseException) -> Run:
+        """Return the run behind a raised exception; a `LookupError` for one that no run raised."""
+        run = getattr(error, _ATTRIBUTE, None)
+        if not isinstance(run, Run):
+            raise LookupError(f"no run raised this {type(error).__name__}: {error}")
+        return run
+
+    def remember(self, error: BaseException) -> None:
+        """Tie the run to an exception that leaves it, for `Run.of`."""
+        try:
+            setattr(error, _ATTRIBUTE, self)
+        except AttributeError:  # an exception with slots
+            return
+
+    @overload
+    def __getitem__(self, key: Key[T]) -> T: ...
+    @overload
+    def __getitem__(self, key: str) -> Any: ...
+    def __getitem__(self, key: Any) -> Any:
+        return self.store[key]
+
+    def __repr__(self) -> str:
+        why = f": {self.reason}" if self.reason else ""
+        failed = f" with {type(self.error).__name__}" if self.error is not None else ""
+        return f"<Run {self.id} {self.status}{failed}{why}, {len(self.stages)} stages in {self.elapsed:.3f} s>"
+
+
+def describe(unit: Unit) -> str:
+    """Return how messages name a unit."""
+    return f"{type(unit).__name__.lower()} {unit.name!r}"

@@ -1,0 +1,426 @@
+"""The shared state of a run: typed keys, the store, and the record of what changed in it.
+
+Whoever must be able to drop or to hand on what was written opens a *log* (`begin`). The store then notes, for each key
+that changes, what was there before the first change. One log serves three purposes: a retry rolls back to it, a
+parallel branch and a detached action derive their `Delta` from it, and a view isolates an action by it (L4).
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Final,
+    Generic,
+    NamedTuple,
+    TypeAlias,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    overload,
+)
+
+from flowdeco.errors import StoreKeyError, StoreTypeError, suggestion
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeForm
+
+__all__ = ["Key", "Store"]
+
+T = TypeVar("T")
+D = TypeVar("D")
+
+
+class _Missing:
+    """There is nothing: told apart from None, which is a value."""
+
+    def __repr__(self) -> str:
+        return "MISSING"
+
+    def __reduce__(self) -> str:
+        return "MISSING"
+
+
+MISSING: Final = _Missing()
+
+
+class Key(Generic[T]):
+    """A typed key of the store: `store[Key("user.id", int)]` is an `int`, to type checkers and at run time.
+
+    Of a generic type the origin is checked (of `list[int]`, the list), of a union its members. As in the typing
+    rules of numbers, an `int` is accepted where a `float` is declared.
+    """
+
+    __slots__ = ("_classes", "name", "type")
+    name: str
+    type: TypeForm[T]
+
+    @overload
+    def __init__(self, name: str, type: TypeForm[T]) -> None: ...
+    @overload
+    def __init__(self: Key[Any], name: str) -> None: ...
+    def __init__(self, name: str, type: Any = Any) -> None:
+        object.__setattr__(self, "name", key_name(name))
+        object.__setattr__(self, "type", type)
+        object.__setattr__(self, "_classes", _runtime_classes(type))
+
+    def check(self, value: object) -> None:
+        """Raise `StoreTypeError` if the value is not of the declared type."""
+        if self._classes is not None and not isinstance(value, self._classes):
+            raise StoreTypeError(
+                f"the key {self.name!r} is declared as {_type_name(self.type)}, "
+                f"but its value is a {type(value).__name__}: {_shortened(value)}"
+            )
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a Key is immutable: cannot set {name!r}")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Key):
+            return NotImplemented
+        return self.name == other.name and self.type == other.type
+
+    def __hash__(self) -> int:
+        return hash((Key, self.name))
+
+    def __repr__(self) -> str:
+        return f"Key({self.name!r})" if self.type is Any else f"Key({self.name!r}, {_type_name(self.type)})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Key, (self.name, self.type))
+
+
+AnyKey: TypeAlias = "str | Key[Any]"
+
+
+def key_name(key: object) -> str:
+    """Return the name under which the store knows this key; keys are non-empty strings and `Key` objects."""
+    if isinstance(key, str):
+        if key:
+            return key
+        raise StoreTypeError("a key of the store is a non-empty string, not ''")
+    if isinstance(key, Key):
+        return cast("Key[Any]", key).name
+    raise StoreTypeError(f"a key of the store is a non-empty string or a Key, not the {type(key).__name__} {key!r}")
+
+
+def _runtime_classes(declared: Any) -> tuple[type, ...] | None:
+    """Return what `isinstance` can check of a declared type, None for what it cannot."""
+    if declared is None:
+        return (types.NoneType,)
+    origin = get_origin(declared)
+    if origin is Annotated:
+        return _runtime_classes(get_args(declared)[0])
+    if origin is Union or origin is types.UnionType:
+        members = [_runtime_classes(member) for member in get_args(declared)]
+        return None if None in members else tuple(c for classes in members if classes for c in classes)
+    cls = origin or declared
+    if not isinstance(cls, type) or (getattr(cls, "_is_protocol", False) and not _is_runtime_protocol(cls)):
+        return None
+    return {float: (float, int), complex: (complex, float, int)}.get(cls, (cls,))
+
+
+def _is_runtime_protocol(cls: type) -> bool:
+    return bool(getattr(cls, "_is_runtime_protocol", False))
+
+
+def _type_name(declared: Any) -> str:
+    return declared.__name__ if isinstance(declared, type) and not get_args(declared) else str(declared)
+
+
+def _shortened(value: object, limit: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+class _Grown(NamedTuple):
+    """What a log notes of a list that the store has appended to in place."""
+
+    items: list[Any]
+    length: int
+    before: Any
+
+
+Log: TypeAlias = dict[str, Any]
+
+
+class Delta(NamedTuple):
+    """What was written: whole values, removed keys, and the items appended to lists."""
+
+    puts: dict[str, Any]
+    deletes: tuple[str, ...]
+    appends: dict[str, list[Any]]
+
+
+class Store(MutableMapping[str, Any]):
+    """The key-value state of a run: keys are non-empty strings, dotted by habit, or typed `Key` objects.
+
+    Values are taken by reference. A missing key raises `StoreKeyError`, a `KeyError` that names close matches; a value
+    that is not of the type of its `Key` raises `StoreTypeError`, on writing and on reading.
+    """
+
+    __slots__ = ("_data", "_logs", "_owned")
+    _data: MutableMapping[str, Any]
+
+    def __init__(self, mapping: Mapping[str, Any] | None = None) -> None:
+        self._data = {}
+        self._owned: dict[str, list[Any]] = {}
+        self._logs: list[Log] = []
+        if mapping is not None:
+            self.update(mapping)
+
+    @overload
+    def __getitem__(self, key: Key[T]) -> T: ...
+    @overload
+    def __getitem__(self, key: str) -> Any: ...
+    def __getitem__(self, key: AnyKey) -> Any:
+        name = key_name(key)
+        try:
+            value = self._data[name]
+        except KeyError:
+            raise StoreKeyError(f"no key {name!r} in the store. {suggestion(name, self._data)}") from None
+        if isinstance(key, Key):
+            key.check(value)
+        return value
+
+    @overload
+    def get(self, key: Key[T], /) -> T | None: ...
+    @overload
+    def get(self, key: Key[T], default: D, /) -> T | D: ...
+    @overload
+    def get(self, key: str, default: Any = None, /) -> Any: ...
+    def get(self, key: AnyKey, default: Any = None, /) -> Any:
+        """Return the value of the key, or the default where the key is missing."""
+        return self[key] if key in self else default
+
+    def __contains__(self, key: object) -> bool:
+        name = key.name if isinstance(key, Key) else key
+        return name in self._data
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._data)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    @overload
+    def __setitem__(self, key: Key[T], value: T) -> None: ...
+    @overload
+    def __setitem__(self, key: str, value: Any) -> None: ...
+    def __setitem__(self, key: AnyKey, value: Any) -> None:
+        name = key_name(key)
+        if isinstance(key, Key):
+            key.check(value)
+        if self._logs:
+            self._note(name)
+        self._data[name] = value
+
+    def __delitem__(self, key: AnyKey) -> None:
+        name = key_name(key)
+        if name not in self._data:
+            raise StoreKeyError(f"no key {name!r} in the store. {suggestion(name, self._data)}")
+        if self._logs:
+            self._note(name)
+        del self._data[name]
+
+    @overload
+    def append(self, key: Key[list[T]], value: T) -> None: ...
+    @overload
+    def append(self, key: str, value: Any) -> None: ...
+    def append(self, key: AnyKey, value: Any) -> None:
+        """Append to the list under this key; the list is made when missing, and copied when it came from outside.
+
+        Raises `StoreTypeError` where the key holds something else than a list.
+        """
+        self._extend(key_name(key), (value,))
+
+    def __repr__(self) -> str:
+        return f"Store({dict(self)!r})"
+
+    def _extend(self, name: str, items: Iterable[Any]) -> None:
+        before = self._data.get(name, MISSING)
+        target = self._owned.get(name)
+        if target is None or target is not before:
+            if before is not MISSING and not isinstance(before, list):
+                raise StoreTypeError(
+                    f"cannot append to the key {name!r}: it holds a {type(before).__name__}, not a list"
+                )
+            target = [] if before is MISSING else list(cast("list[Any]", before))
+        log = self._logs[-1] if self._logs else None
+        if log is not None and name not in log:
+            log[name] = _Grown(target, len(target), before)
+        self._owned[name] = self._data[name] = target
+        target.extend(items)
+
+    def _note(self, name: str) -> None:
+        log = self._logs[-1]
+        if name not in log:
+            log[name] = self._data.get(name, MISSING)
+
+    # What evaluation needs.
+
+    def begin(self) -> Log:
+        """Open a log of what changes from here on."""
+        log: Log = {}
+        self._logs.append(log)
+        return log
+
+    def end(self, log: Log) -> None:
+        """Close the innermost log; what it noted becomes part of the one around it."""
+        logs = self._logs
+        logs.pop()
+        if log and logs:
+            outer = logs[-1]
+            for name, before in log.items():
+                outer.setdefault(name, before)
+
+    def rollback(self, log: Log, keep: Collection[str] = ()) -> None:
+        """Undo what the (closed) log noted, but for the keys to keep."""
+        for name, before in log.items():
+            if name in keep:
+                continue
+            if isinstance(before, _Grown):
+                del before.items[before.length :]
+                before = before.before
+            if before is MISSING:
+                self._data.pop(name, None)
+            else:
+                self._data[name] = before
+
+    def changes(self, log: Log) -> Delta:
+        """Return what has been written since the log was opened."""
+        delta = Delta({}, (), {})
+        deletes: list[str] = []
+        for name, before in log.items():
+            now = self._data.get(name, MISSING)
+            if now is MISSING:
+                if before is not MISSING:
+                    deletes.append(name)
+            elif isinstance(before, _Grown) and now is before.items:
+                delta.appends[name] = now[before.length :]
+            else:
+                delta.puts[name] = now
+        return delta._replace(deletes=tuple(deletes))
+
+    def apply(self, delta: Delta) -> None:
+        """Write what another store has noted."""
+        for name, value in delta.puts.items():
+            self[name] = value
+        for name in delta.deletes:
+            if name in self:
+                del self[name]
+        for name, items in delta.appends.items():
+            self._extend(name, items)
+
+    def fork(self) -> Store:
+        """Return a store of its own with the same values, which logs from its start."""
+        fork = Store()
+        fork._data = dict(self._data)
+        fork.begin()
+        return fork
+
+    def delta(self) -> Delta:
+        """Return what was written since the store was forked, or the view was made."""
+        return self.changes(self._logs[0])
+
+
+class _Layer(MutableMapping[str, Any]):
+    """A mapping over another one: writes stay here, reads fall through."""
+
+    __slots__ = ("_base", "_own")
+
+    def __init__(self, base: Mapping[str, Any]) -> None:
+        self._base = base
+        self._own: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        value = self._own.get(name, MISSING)
+        if value is MISSING:
+            if name in self._own:
+                raise KeyError(name)
+            return self._base[name]
+        return value
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._own[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        self._own[name] = MISSING
+
+    def __iter__(self) -> Iterator[str]:
+        for name in self._base:
+            if self._own.get(name, name) is not MISSING:
+                yield name
+        for name, value in self._own.items():
+            if value is not MISSING and name not in self._base:
+                yield name
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+class View(Store):
+    """An action's own view of the store: it sees what it wrote, nobody else does until it completes (L4).
+
+    Appending does not copy the list of the store until the view reads it, so that handing in one result costs the
+    same however many there are.
+    """
+
+    __slots__ = ("_added",)
+
+    def __init__(self, base: Store) -> None:
+        super().__init__()
+        self._data = _Layer(base._data)
+        self._added: dict[str, list[Any]] = {}
+        self.begin()
+
+    def _extend(self, name: str, items: Iterable[Any]) -> None:
+        if name in self._added:
+            self._added[name].extend(items)
+        elif name in self._logs[0] or not isinstance(self._data.get(name, []), list):
+            super()._extend(name, items)
+        else:
+            self._added[name] = list(items)
+
+    def _settle(self, names: Iterable[object]) -> None:
+        """Put what was appended under these keys into the view, before they are read or written there."""
+        for name in [name for name in names if name in self._added]:
+            super()._extend(cast("str", name), self._added.pop(cast("str", name)))
+
+    @overload
+    def __getitem__(self, key: Key[T]) -> T: ...
+    @overload
+    def __getitem__(self, key: str) -> Any: ...
+    def __getitem__(self, key: AnyKey) -> Any:
+        self._settle((key_name(key),))
+        return super().__getitem__(key)
+
+    def __contains__(self, key: object) -> bool:
+        return super().__contains__(key) or (key.name if isinstance(key, Key) else key) in self._added
+
+    def __iter__(self) -> Iterator[str]:
+        self._settle(self._added)
+        return super().__iter__()
+
+    def __len__(self) -> int:
+        self._settle(self._added)
+        return super().__len__()
+
+    def __setitem__(self, key: AnyKey, value: Any) -> None:
+        self._settle((key_name(key),))
+        super().__setitem__(key, value)
+
+    def __delitem__(self, key: AnyKey) -> None:
+        self._settle((key_name(key),))
+        super().__delitem__(key)
+
+    def delta(self) -> Delta:
+        """Return what the action wrote."""
+        delta = super().delta()
+        delta.appends.update(self._added)
+        return delta

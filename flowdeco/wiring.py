@@ -1,0 +1,542 @@
+"""From parameters to keys: what an action needs, what it supplies, and whether a pipeline fits together.
+
+A `Step` is an action read once: its signature and annotations become a list of inputs, and its options what happens to
+its result. `validate` walks a definition in the order of its evaluation and keeps what is known to be in the store; from
+the first unit on that may write what cannot be seen (a `ctx`, an insertion, middleware), a missing key is no longer
+certain.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import inspect
+import sys
+import types
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Annotated, Any, Final, NamedTuple, Union, cast, get_args, get_origin
+
+from flowdeco.definitions import (
+    UNSET,
+    Action,
+    Parallel,
+    Pipeline,
+    Stage,
+    Stream,
+    Unit,
+    action_selectors,
+    one_action_stage,
+    signature_of,
+    stage_selectors,
+    underlying,
+)
+from flowdeco.errors import MissingInputError, ReturnValueError, WiringError, suggestion
+from flowdeco.store import MISSING, Key, Store, key_name
+
+__all__ = ["Problem", "Step", "validate"]
+
+EMPTY: Final = inspect.Parameter.empty
+
+
+class Input(NamedTuple):
+    """One parameter: where it is looked for, and how it is passed."""
+
+    name: str
+    key: str
+    typed: Key[Any] | None
+    default: Any
+    context: bool
+    by_keyword: bool
+    annotation: Any
+
+
+class Step:
+    """An action read once, ready to be performed: `function(*args)`, the result stored under `key`."""
+
+    __slots__ = (
+        "action",
+        "bound",
+        "collects",
+        "function",
+        "generates",
+        "inputs",
+        "inserts",
+        "keys",
+        "name",
+        "names_units",
+        "quick",
+        "result_key",
+        "simple",
+        "supplies",
+        "timeout",
+        "use",
+        "wants_context",
+        "writes",
+    )
+
+    def __init__(self, action: Action[..., Any]) -> None:
+        self.action = action
+        self.function: Any = action.__wrapped__
+        self.name = action.name
+        self.bound = action._self_bound
+        options = action._self_options
+        self.use = options.use
+        self.timeout = options.timeout
+        self.inputs = _inputs(self.function, self.name)
+        self.wants_context = any(i.context and i.name not in self.bound for i in self.inputs)
+        # The common case is read in one go: everything from the store, everything positional.
+        self.simple = not self.bound and not any(i.context or i.by_keyword or i.typed for i in self.inputs)
+        self.keys = tuple(i.key for i in self.inputs)
+        self.collects = options.collect
+        returns = options.returns
+        if returns is UNSET:
+            returns = self.name if options.collect is None else None
+        self.result_key: Any = returns
+        self.writes: str | None = returns if isinstance(returns, str) and self.collects is None else None
+        self.quick = self.simple and not self.use and self.timeout is None
+        self._read_return_annotation(returns)
+
+    def _read_return_annotation(self, returns: Any) -> None:
+        function = underlying(self.function)
+        self.generates = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+        data, units = _meaning(_return_annotation(function), self.generates)
+        self.names_units = units and not data
+        self.inserts = units
+        keys: list[str] = []
+        if data:
+            if returns is not None:
+                keys = [key_name(key) for key in (returns if isinstance(returns, tuple) else (returns,))]
+            if self.collects is not None:
+                keys.append(key_name(self.collects))
+        self.supplies = tuple(keys)
+
+    def gather(self, store: Store, values: Mapping[str, Any], context: Any, stage: str) -> tuple[list[Any], dict[str, Any]]:
+        """Return the arguments; raises `MissingInputError` for a parameter that nothing supplies."""
+        args: list[Any] = []
+        kwargs: dict[str, Any] = {}
+        for wanted in self.inputs:
+            value = self._value(wanted, store, values, context)
+            if value is MISSING:
+                raise MissingInputError(_missing(self.name, stage, wanted.name, wanted.key, [*store, *values]))
+            if wanted.by_keyword:
+                kwargs[wanted.name] = value
+            else:
+                args.append(value)
+        for name, value in self.bound.items():  # what `**kwargs` takes
+            if not any(wanted.name == name for wanted in self.inputs):
+                kwargs[name] = value
+        return args, kwargs
+
+    def _value(self, wanted: Input, store: Store, values: Mapping[str, Any], context: Any) -> Any:
+        if wanted.name in self.bound:
+            return self.bound[wanted.name]
+        if wanted.context:
+            return context
+        for name in (wanted.key, wanted.name):
+            if name in values:
+                return values[name]
+        if wanted.key in store:
+            return store[wanted.typed or wanted.key]
+        return MISSING if wanted.default is EMPTY else wanted.default
+
+    def deliver(self, value: Any, store: Store) -> None:
+        """Write the data that the action returned where its options say."""
+        if self.collects is not None:
+            if isinstance(self.collects, Key):
+                self.collects.check([value])
+            store.append(self.collects, value)
+        keys = self.result_key
+        if isinstance(keys, tuple):
+            for key, part in zip(keys, self._parts(value, keys), strict=True):
+                store[key] = part
+        elif keys is not None:
+            store[keys] = value
+
+    def _parts(self, value: Any, keys: tuple[Any, ...]) -> list[Any]:
+        if not isinstance(value, (tuple, list)):
+            raise ReturnValueError(
+                f"action {self.name!r} returned a {type(value).__name__}, and returns={_shown(keys)} "
+                f"needs a sequence of {len(keys)} values"
+            )
+        parts = cast("list[Any]", list(cast("Iterable[Any]", value)))
+        if len(parts) != len(keys):
+            raise ReturnValueError(
+                f"action {self.name!r} returned {len(parts)} values, and returns={_shown(keys)} needs {len(keys)}"
+            )
+        return parts
+
+
+def _shown(keys: Iterable[Any]) -> str:
+    return f"({', '.join(repr(key_name(key)) for key in keys)})"
+
+
+def _missing(action: str, stage: str, parameter: str, key: str, known: Iterable[str]) -> str:
+    through = "" if parameter == key else f" (key {key!r})"
+    return (
+        f"action {action!r} of stage {stage!r} needs {parameter!r}{through}, "
+        f"and no input, earlier action, stage data, middleware or default supplies it. {suggestion(key, known)}"
+    )
+
+
+def step_of(action: Action[..., Any]) -> Step:
+    """Return the step of an action, worked out once."""
+    step = action._self_step
+    if step is None:
+        step = Step(action)
+        action._self_remember("step", step)
+    return cast("Step", step)
+
+
+def steps_of(stage: Stage) -> list[tuple[Step, str | None]]:
+    """Return the stage's steps, last one first: a stack of what is to run, with who inserted it (nobody)."""
+    steps = stage._steps
+    if steps is None:
+        steps = [(step_of(action), None) for action in reversed(stage._actions)]
+        object.__setattr__(stage, "_steps", steps)
+    return cast("list[tuple[Step, str | None]]", steps)
+
+
+# Reading signatures and annotations.
+
+
+def _inputs(function: Any, name: str) -> tuple[Input, ...]:
+    target = underlying(function)
+    if type(target) is types.FunctionType and not hasattr(target, "__wrapped__"):
+        code = target.__code__
+        if not (code.co_argcount or code.co_kwonlyargcount):
+            return ()
+    home = _home(target)
+    annotations = _annotations(home)
+    return tuple(
+        _input(parameter, _evaluated(annotations.get(parameter.name, parameter.annotation), home))
+        for parameter in signature_of(function, name).parameters.values()
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    )
+
+
+def _input(parameter: inspect.Parameter, annotation: Any) -> Input:
+    typed: Key[Any] | None = None
+    key = parameter.name
+    if get_origin(annotation) is Annotated:
+        declared, *metadata = get_args(annotation)
+        for item in metadata:
+            if isinstance(item, (str, Key)):
+                typed, key = (cast("Key[Any]", item), cast("Key[Any]", item).name) if isinstance(item, Key) else (None, item)
+                break
+        annotation = declared
+    context = _is_context(annotation) or (annotation is EMPTY and parameter.name == "ctx")
+    by_keyword = parameter.kind is parameter.KEYWORD_ONLY
+    return Input(parameter.name, key, typed, parameter.default, context, by_keyword, annotation)
+
+
+def _is_context(annotation: Any) -> bool:
+    # Recognised by name, so that nothing below has to import the context, nor the user at run time.
+    if isinstance(annotation, _Unknown):
+        return annotation.name.rpartition(".")[2] == "Context"
+    return isinstance(annotation, type) and (annotation.__module__, annotation.__name__) == ("flowdeco.context", "Context")
+
+
+class _Unknown:
+    """A name in a string annotation that exists only for the type checker."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __getattr__(self, name: str) -> _Unknown:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Unknown(f"{self.name}.{name}")
+
+    def __getitem__(self, item: Any) -> _Unknown:
+        return self
+
+    def __or__(self, other: Any) -> _Unknown:
+        return self
+
+    __ror__ = __or__
+
+    def __call__(self, *args: Any) -> Any:  # typing accepts what can be called as a type
+        raise TypeError(f"{self.name} is not known at run time")
+
+
+class _Names(dict[str, Any]):
+    """The names that a function's annotations can mean: its closure, its module, the builtins."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self._globals = getattr(function, "__globals__", {})
+        closure = getattr(function, "__closure__", None) or ()
+        for name, cell in zip(function.__code__.co_freevars if closure else (), closure, strict=True):
+            try:
+                self[name] = cell.cell_contents
+            except ValueError:  # not assigned yet
+                continue
+
+    def __missing__(self, name: str) -> Any:
+        if name in self._globals:
+            return self._globals[name]
+        return getattr(builtins, name, None) or _Unknown(name)
+
+
+def _home(function: Any) -> Any:
+    """Return the function that was written down: the one that has the annotations, and the names they mean."""
+    while True:
+        function = inspect.unwrap(underlying(function))
+        if isinstance(function, functools.partial):
+            function = cast("functools.partial[Any]", function).func
+        elif isinstance(function, types.MethodType):
+            function = function.__func__
+        elif isinstance(function, (types.FunctionType, types.BuiltinFunctionType, type)):
+            return function
+        elif isinstance(getattr(type(function), "__call__", None), types.FunctionType):  # noqa: B004
+            return type(function).__call__
+        else:
+            return function
+
+
+def _annotations(function: Any) -> Mapping[str, Any]:
+    if sys.version_info >= (3, 14):
+        import annotationlib
+
+        try:
+            return cast("Mapping[str, Any]", annotationlib.get_annotations(function))
+        except NameError:
+            return cast("Mapping[str, Any]", annotationlib.get_annotations(function, format=annotationlib.Format.STRING))
+        except TypeError:
+            return {}
+    return cast("Mapping[str, Any]", getattr(function, "__annotations__", None) or {})
+
+
+def _evaluated(annotation: Any, function: Any) -> Any:
+    if not isinstance(annotation, str):
+        return annotation
+    try:
+        return eval(annotation, {}, _Names(function))
+    except Exception:
+        return _Unknown(annotation)
+
+
+def _return_annotation(function: Any) -> Any:
+    home = _home(function)
+    return _evaluated(_annotations(home).get("return", EMPTY), home)
+
+
+_UNIT_NAMES: Final = frozenset({"Action", "Stage", "Pipeline", "Parallel", "Stream", "Unit"})
+_SEQUENCES: Final = (list, tuple)
+
+
+def _meaning(annotation: Any, generates: bool) -> tuple[bool, bool]:
+    """Return whether what is annotated may be data, and whether it may be units."""
+    if annotation is EMPTY or annotation is Any or annotation is object:
+        return True, True
+    if annotation is None or annotation is types.NoneType:
+        return False, False
+    if isinstance(annotation, _Unknown):
+        unit = annotation.name.rpartition(".")[2] in _UNIT_NAMES
+        return not unit, True
+    origin = get_origin(annotation)
+    arguments = get_args(annotation)
+    if origin is Annotated:
+        return _meaning(arguments[0], generates)
+    if origin is Union or origin is types.UnionType:
+        meanings = [_meaning(member, generates) for member in arguments]
+        return any(data for data, _ in meanings), any(units for _, units in meanings)
+    cls = origin or annotation
+    if not isinstance(cls, type):
+        return True, True  # a type variable, a new type: anything
+    if issubclass(cls, Unit) or cls is Stream:
+        return False, True
+    if issubclass(cls, _SEQUENCES) or _iterates(cls):
+        return _meaning_of_elements(cls, arguments, generates)
+    return True, False
+
+
+def _iterates(cls: type) -> bool:
+    return cls.__name__ in (
+        "Sequence", "Iterable", "Iterator", "Generator", "Collection", "MutableSequence",
+        "AsyncIterable", "AsyncIterator", "AsyncGenerator",
+    )  # fmt: skip
+
+
+def _meaning_of_elements(cls: type, arguments: tuple[Any, ...], generates: bool) -> tuple[bool, bool]:
+    if not arguments:
+        return True, True
+    data, units = _meaning(arguments[0], generates)
+    if cls.__name__ == "Generator" and len(arguments) == 3 and arguments[2] not in (None, types.NoneType):
+        data = True
+    return data, units
+
+
+# Checking what fits together.
+
+
+class Problem(NamedTuple):
+    """A parameter that nothing supplies, or (not certain) that perhaps nothing supplies, or not as this type."""
+
+    stage: str
+    action: str
+    parameter: str
+    key: str
+    certain: bool
+    message: str
+
+
+class _Known:
+    """What is known to be in the store at some point: keys, and the class of their values where it was declared."""
+
+    __slots__ = ("keys", "open")
+
+    def __init__(self, keys: Mapping[str, tuple[str, Any]], *, open: bool = False) -> None:
+        self.keys = dict(keys)
+        self.open = open
+
+    def copy(self) -> _Known:
+        return _Known(self.keys, open=self.open)
+
+
+class _Around(NamedTuple):
+    """Whether middleware of each level stands around, and may supply values."""
+
+    stages: bool = False
+    actions: bool = False
+
+
+def validate(flow: Pipeline, inputs: Iterable[str] | Mapping[str, Any] = ()) -> list[Problem]:
+    """Return the problems of a pipeline, certain or not, in the order of evaluation."""
+    if isinstance(inputs, str):
+        raise TypeError(f"inputs names keys: write [{inputs!r}]")
+    known = _Known({key_name(key): ("", None) for key in inputs})
+    return list(_check(flow, known, _Around(), frozenset()))
+
+
+def check_run(flow: Pipeline, inputs: Collection[str], skip: frozenset[str], wrapped: bool) -> None:
+    """Raise `WiringError` for what can certainly not be supplied, before a run."""
+    problems = [p for p in _needs(flow, skip) if p.key not in inputs] if not wrapped else []
+    if problems:
+        # A close match can only be named when it is known what there is.
+        known = _Known({key: ("", None) for key in inputs})
+        raise wiring_error([p for p in _check(flow, known, _Around(), skip) if p.certain])
+
+
+def check_inserted(
+    units: Iterable[Unit | Stream], before: Iterable[Unit | Stream], store: Store, skip: frozenset[str]
+) -> None:
+    """Raise `WiringError` if inserted units need what neither the store nor anything before them can supply.
+
+    `before` is what will still run ahead of them.
+    """
+    if all(need.key in store for unit in units for need in _needs(unit, skip)):
+        return
+    known = _Known(dict.fromkeys(store, ("", None)))
+    for unit in before:
+        for _ in _check(unit, known, _Around(), skip):
+            pass
+    problems = [p for unit in units for p in _check(unit, known, _Around(), skip) if p.certain]
+    if problems:
+        raise wiring_error(problems)
+
+
+def wiring_error(problems: list[Problem]) -> WiringError:
+    """Return the error that lists these problems."""
+    lines = "\n".join(f"  - {problem.message}" for problem in problems)
+    return WiringError(f"the wiring has {len(problems)} problem{'s' * (len(problems) > 1)}:\n{lines}", problems)
+
+
+def _needs(unit: Unit | Stream, skip: frozenset[str]) -> tuple[Problem, ...]:
+    """Return the certain problems of a unit over an empty store, worked out once."""
+    if isinstance(unit, Action):
+        unit = one_action_stage(cast("Action[..., Any]", unit))
+    if isinstance(unit, Stream):
+        return ()
+    cached = None if skip else cast("Any", unit)._needs
+    if cached is None:
+        cached = tuple(p for p in _check(unit, _Known({}), _Around(), skip) if p.certain)
+        if not skip:
+            object.__setattr__(unit, "_needs", cached)
+    return cast("tuple[Problem, ...]", cached)
+
+
+def _check(unit: Unit | Stream, known: _Known, around: _Around, skip: frozenset[str]) -> Iterator[Problem]:
+    """Yield the problems of a unit, and note in `known` what it supplies."""
+    if isinstance(unit, Action):
+        unit = one_action_stage(cast("Action[..., Any]", unit))
+    if isinstance(unit, Stream):
+        known.open = True
+        return
+    if skip and not skip.isdisjoint(stage_selectors(unit)):
+        return
+    if isinstance(unit, Pipeline):
+        inside = _Around(
+            around.stages or bool(unit.use or unit.use_stages), around.actions or bool(unit.use_actions)
+        )
+        known.open |= bool(unit.use)
+        for part in unit.units:
+            yield from _check(part, known, inside, skip)
+    elif isinstance(unit, Parallel):
+        branches = [known.copy() for _ in unit.units]
+        for part, branch in zip(unit.units, branches, strict=True):
+            yield from _check(part, branch, around, skip)
+        for branch in branches:
+            known.keys.update(branch.keys)
+            known.open |= branch.open
+    elif isinstance(unit, Stage):
+        yield from _check_stage(unit, known, around, skip)
+
+
+def _check_stage(stage: Stage, known: _Known, around: _Around, skip: frozenset[str]) -> Iterator[Problem]:
+    known.keys.update(dict.fromkeys(stage._data, ("", None)))
+    wrapped = around.stages or around.actions or bool(stage.use or stage.use_actions)
+    known.open |= around.stages or bool(stage.use)
+    for step, _ in reversed(steps_of(stage)):
+        if skip and not skip.isdisjoint(action_selectors(stage, step.action)):
+            continue
+        layers = wrapped or bool(step.use)
+        yield from _check_step(step, stage, known, layers)
+        known.open |= step.wants_context or step.inserts or layers
+        declared = _declared_class(step) if len(step.supplies) == 1 and step.collects is None else None
+        known.keys.update({key: (step.name, declared) for key in step.supplies})
+
+
+def _check_step(step: Step, stage: Stage, known: _Known, wrapped: bool) -> Iterator[Problem]:
+    for wanted in step.inputs:
+        if wanted.context or wanted.name in step.bound:
+            continue
+        if wanted.key in known.keys:
+            producer, declared = known.keys[wanted.key]
+            if _disagree(declared, wanted.annotation):
+                message = (
+                    f"action {step.name!r} of stage {stage.name!r} takes {wanted.key!r} as {wanted.annotation.__name__}, "
+                    f"and action {producer!r} returns {declared.__name__}"
+                )
+                yield Problem(stage.name, step.name, wanted.name, wanted.key, False, message)
+        elif wanted.default is EMPTY:
+            message = _missing(step.name, stage.name, wanted.name, wanted.key, known.keys)
+            certain = not (known.open or wrapped)
+            yield Problem(stage.name, step.name, wanted.name, wanted.key, certain, message)
+
+
+def _declared_class(step: Step) -> Any:
+    annotation = _return_annotation(underlying(step.function))
+    return annotation if _is_plain_class(annotation) and not step.generates else None
+
+
+def _is_plain_class(annotation: Any) -> bool:
+    return (
+        isinstance(annotation, type)
+        and not get_args(annotation)
+        and annotation is not object
+        and not inspect.isabstract(annotation)
+        and not getattr(annotation, "_is_protocol", False)
+    )
+
+
+def _disagree(produced: Any, wanted: Any) -> bool:
+    if produced is None or not _is_plain_class(wanted) or wanted is EMPTY:
+        return False
+    accepted = {float: (float, int), complex: (complex, float, int)}.get(wanted, (wanted,))
+    try:
+        return not issubclass(produced, accepted) and not issubclass(wanted, produced)
+    except TypeError:
+        return False
+
+
