@@ -695,6 +695,7 @@ class Stage(_Value, Unit):
         "_actions",
         "_data",
         "_description",
+        "_flow",
         "_needs",
         "_origin",
         "_steps",
@@ -739,6 +740,7 @@ class Stage(_Value, Unit):
             _title=title,
             _description=description,
             _origin=None,
+            _flow=None,
             _steps=None,
             _needs=None,
         )
@@ -902,7 +904,7 @@ def stream(source: Any, /, *args: Any, **kwargs: Any) -> Stream:
 class _Group(_Value, Unit):
     """An immutable sequence of units with options: what pipelines and parallel groups share."""
 
-    __slots__ = ("_needs", "_options", "units")
+    __slots__ = ("_flow", "_needs", "_options", "units")
     _DEFAULTS: ClassVar[dict[str, Any]]
     units: tuple[Unit, ...]
     _options: dict[str, Any]
@@ -976,6 +978,7 @@ class Pipeline(_Group):
         _set(
             self,
             units=checked_units(units, "pipeline"),
+            _flow=None,
             _needs=None,
             _options={
                 "name": checked_name(given["name"], "a pipeline"),
@@ -1071,8 +1074,13 @@ def pipeline(
 
 
 def as_pipeline(unit: Unit) -> Pipeline:
-    """Return the pipeline itself, or the pipeline of this one unit."""
-    return unit if isinstance(unit, Pipeline) else Pipeline((unit,))
+    """Return the pipeline itself, or the pipeline of this one unit, made once."""
+    if isinstance(unit, Pipeline):
+        return unit
+    owner: Any = one_action_stage(cast("Action[..., Any]", unit)) if isinstance(unit, Action) else unit
+    if owner._flow is None:
+        _set(owner, _flow=Pipeline((unit,)))
+    return cast("Pipeline", owner._flow)
 
 
 # Parallel groups.
@@ -1103,6 +1111,7 @@ class Parallel(_Group):
         _set(
             self,
             units=tuple(branches),
+            _flow=None,
             _needs=None,
             _options={
                 "name": checked_name(given["name"], "a parallel group"),

@@ -60,12 +60,12 @@ from flowdeco.events import (
     StageStarted,
     UnitsInserted,
 )
-from flowdeco.middleware import Call, Scope, enter, leave, merging
+from flowdeco.middleware import Call, enter, leave, merging
 from flowdeco.requests import Await, Chore, Raised, Request
-from flowdeco.returned import PLAIN, exhaust, sort_out
+from flowdeco.returned import PLAIN, SETTLED, exhaust, sort_out
 from flowdeco.runs import ActionRecord, Run, StageRecord, Status
 from flowdeco.store import Delta, Store
-from flowdeco.wiring import Step, check_inserted, step_of, steps_of
+from flowdeco.wiring import Step, check_inserted, step_of, steps_of, unmet
 
 __all__ = ["Evaluation"]
 
@@ -73,7 +73,6 @@ Failure: TypeAlias = "BaseException | None"
 Walk: TypeAlias = "Generator[Request, Any, Failure]"
 Queued: TypeAlias = "tuple[Unit | Stream | _OpenStream, str | None]"
 
-_record_action: Final = ActionRecord._make
 _new: Final = tuple.__new__
 _COMPLETED: Final = Status.COMPLETED
 
@@ -91,7 +90,7 @@ class _OpenStream:
 class _Frame:
     """An open pipeline: what is still to run in it, and what stands around its stages and actions."""
 
-    __slots__ = ("begun_at", "by", "pipeline", "queue", "scope", "use_actions", "use_stages", "values")
+    __slots__ = ("begun_at", "by", "pipeline", "queue", "call", "use_actions", "use_stages", "values", "wrapped")
 
     def __init__(
         self,
@@ -100,14 +99,16 @@ class _Frame:
         use_stages: tuple[Middleware, ...],
         use_actions: tuple[Middleware, ...],
         values: Mapping[str, Any],
+        wrapped: bool,
     ) -> None:
         self.pipeline = pipeline
         self.by = by
         self.use_stages = use_stages
         self.use_actions = use_actions
         self.values = values
+        self.wrapped = wrapped
         self.queue: list[Queued] = []
-        self.scope: Scope | None = None
+        self.call: Call | None = None
         self.begun_at = 0
 
     def refill(self) -> None:
@@ -187,7 +188,7 @@ class Evaluation:
         run.started, run.status = began + self.epoch, Status.RUNNING
         if self.notify is not None:
             self.notify(RunStarted(run.id, run.pipeline.name))
-        branch = _Branch(run.store, _Frame(run.pipeline, None, (), (), {}))
+        branch = _Branch(run.store, _Frame(run.pipeline, None, (), (), {}, wrapped=False))
         try:
             error = yield from self._open(branch, branch.frames[0], run.pipeline, None, self.use)
             error = yield from self._walk(branch, error)
@@ -238,43 +239,44 @@ class Evaluation:
         if self._off(branch, stage_selectors(pipeline)):
             self._skip(branch, pipeline, by)
             return None
-        while len(branch.frames) > 1 and branch.frames[-1].scope is None and not branch.frames[-1].queue:
+        while len(branch.frames) > 1 and branch.frames[-1].call is None and not branch.frames[-1].queue:
             branch.frames.pop()  # nothing is left to do in there: a pipeline that returns itself is a loop, too
-        opened = _Frame(
-            pipeline, by, frame.use_stages + pipeline.use_stages, frame.use_actions + pipeline.use_actions, frame.values
-        )
-        branch.frames.append(opened)
         layers = use + pipeline.use
+        use_stages, use_actions = frame.use_stages + pipeline.use_stages, frame.use_actions + pipeline.use_actions
+        wrapped = frame.wrapped or bool(layers or use_stages or use_actions)
+        opened = _Frame(pipeline, by, use_stages, use_actions, frame.values, wrapped)
+        branch.frames.append(opened)
         if not layers:
             opened.refill()
             return None
-        opened.scope = Scope(Call("pipeline", self.run.id, branch.store, pipeline), layers, frame.values)
+        opened.call = Call(self.run.id, branch.store, layers, frame.values, pipeline)
         opened.begun_at = len(branch.records) + branch.forgotten
-        return (yield from self._enter(opened, opened.scope))
+        return (yield from self._enter(opened, opened.call))
 
-    def _enter(self, frame: _Frame, scope: Scope) -> Walk:
-        inside, error = yield from enter(scope)
-        frame.values = scope.values
+    def _enter(self, frame: _Frame, call: Call) -> Walk:
+        entered = enter(call)
+        inside, error = entered if isinstance(entered, tuple) else (yield from entered)
+        frame.values = call._values
         if inside:
             frame.refill()
         return error
 
     def _close(self, branch: _Branch, frame: _Frame, error: Failure) -> Walk:
         yield from self._discard(frame.queue)
-        scope = frame.scope
-        if scope is None:
+        call = frame.call
+        if call is None:
             branch.frames.pop()
             return error
         if error is not None and not isinstance(error, (Bail, Suspend)):
             self._note(error, f"pipeline {frame.pipeline.name!r}")
-        again, error = yield from leave(scope, error)
+        left = leave(call, error)
+        again, error = left if isinstance(left, tuple) else (yield from left)
         if again:
             del branch.records[max(0, frame.begun_at - branch.forgotten) :]
-            return (yield from self._enter(frame, scope))
+            return (yield from self._enter(frame, call))
         branch.frames.pop()
         if error is None:
-            inserted = scope.call._inserted
-            branch.frames[-1].queue.extend((unit, frame.pipeline.name) for unit in reversed(inserted))
+            branch.frames[-1].queue.extend((unit, frame.pipeline.name) for unit in reversed(call._inserted))
         return error
 
     def _discard(self, queue: list[Queued]) -> Generator[Request, Any, None]:
@@ -319,7 +321,7 @@ class Evaluation:
         frame.queue.append((stream, by))
         try:
             units = insertable((answer,), f"the stream inserted by {by}")
-            self._check_wiring(branch, frame, units, ())
+            self._check_wiring(branch, frame, units)
         except Exception as error:
             return self._stream_failed(error, by)
         frame.queue.extend((unit, by) for unit in reversed(units))
@@ -348,19 +350,16 @@ class Evaluation:
         if self.notify is not None:
             self.notify(StageStarted(self.run.id, stage.name, by))
         visit = _Visit(stage, frame)
-        scope: Scope | None = None
+        call: Call | None = None
         if not frame.use_stages and not stage.use:
             if stage._data:
                 branch.store.update(stage.data)
             error = yield from self._actions(branch, visit)
         else:
-            scope = Scope(
-                Call("stage", self.run.id, branch.store, frame.pipeline, stage),
-                (*frame.use_stages, *((merging(stage),) if stage._data else ()), *stage.use),
-                frame.values,
-            )
-            error = yield from self._stage_in_layers(branch, visit, scope)
-        status, failure, attempts, recovered = self._outcome(error, scope)
+            layers = (*frame.use_stages, *((merging(stage),) if stage._data else ()), *stage.use)
+            call = Call(self.run.id, branch.store, layers, frame.values, frame.pipeline, stage)
+            error = yield from self._stage_in_layers(branch, visit, call)
+        status, failure, attempts, recovered = self._outcome(error, call)
         if failure is not None and not isinstance(failure, (Bail, Suspend)):
             self._note(failure, f"stage {stage.name!r}, pipeline {frame.pipeline.name!r}")
         elapsed = self.clock() - started
@@ -378,23 +377,23 @@ class Evaluation:
         if self.notify is not None:
             self.notify(StageFinished(self.run.id, stage.name, status, failure, elapsed))
         if error is None:
-            if scope is not None:
-                visit.inserted.extend((unit, stage.name) for unit in scope.call._inserted)
+            if call is not None:
+                visit.inserted.extend((unit, stage.name) for unit in call._inserted)
             if visit.inserted:
                 visit.inserted.reverse()
                 frame.queue.extend(visit.inserted)
         return error
 
-    def _stage_in_layers(self, branch: _Branch, visit: _Visit, scope: Scope) -> Walk:
+    def _stage_in_layers(self, branch: _Branch, visit: _Visit, call: Call) -> Walk:
         while True:
-            inside, error = yield from enter(scope)
-            visit.values = scope.values
+            entered = enter(call)
+            inside, error = entered if isinstance(entered, tuple) else (yield from entered)
+            visit.values = call._values
             visit.begin()
             if inside:
                 error = yield from self._actions(branch, visit)
-            else:
-                visit.queue.clear()
-            again, error = yield from leave(scope, error)
+            left = leave(call, error)
+            again, error = left if isinstance(left, tuple) else (yield from left)
             if not again:
                 return error
 
@@ -410,96 +409,94 @@ class Evaluation:
     def _actions(self, branch: _Branch, visit: _Visit) -> Walk:
         """Run the actions of a stage, and those they insert; return the failure that ended it."""
         queue, records, notify, clock = visit.queue, visit.records, self.notify, self.clock
-        store, epoch = branch.store, self.epoch
+        store, stage, run_id, pipeline = branch.store, visit.stage, self.run.id, visit.frame.pipeline
         data, logs = store._data, store._logs
         read = data.__getitem__
-        bare = not (visit.use_actions or visit.values or notify or self.skip)
+        filtered = bool(self.skip or branch.switches)
         while queue:
             step, by = queue.pop()
+            if filtered and self._off(branch, action_selectors(stage, step.action)):
+                records.append(ActionRecord(step.name, step.action, Status.SKIPPED, clock() + self.epoch, 0.0, by))
+                continue
             started = clock()
-            # What most actions are: everything from the store, nothing around, plain data or nothing returned.
-            if bare and step.quick and not branch.switches:
-                try:
-                    args = tuple(map(read, step.keys)) if step.keys else ()
-                except KeyError:  # a default, or an error that names it
-                    error = yield from self._action(branch, visit, step, by, started)
-                else:
+            if notify is not None:
+                notify(ActionStarted(run_id, stage.name, step.name, by))
+            context: Context | None = None
+            call: Call | None = None
+            values = visit.values
+            layers = visit.use_actions + step.use if step.use else visit.use_actions
+            if layers:
+                call = Call(run_id, store, layers, values, pipeline, stage, step.action)
+            while True:  # attempts
+                value: Any = UNSET
+                if call is not None:
+                    entered = enter(call)
+                    inside, error = entered if type(entered) is tuple else (yield from entered)
+                    values = call._values
+                if call is None or inside:
                     self.begun += 1
-                    value = yield step, args, None
-                    kind = type(value)
-                    if value is None or (kind in PLAIN and step.writes is not None):
-                        if value is not None:
-                            if logs:
-                                store[step.writes] = value
-                            else:
-                                data[step.writes] = value
-                            branch.result = value
-                        records.append(
-                            _new(
-                                ActionRecord,
-                                (
-                                    step.name, step.action, _COMPLETED, started + epoch, clock() - started, by,
-                                    None, 1, False, (),
-                                ),
-                            )
-                        )  # fmt: skip
-                        continue
-                    if kind not in PLAIN:
+                    if step.wants_context:
+                        context = self._context(branch, visit, step)
+                    # What most actions need is in the store; where it is not, the long way knows why.
+                    try:
+                        args = tuple(map(read, step.keys)) if step.simple and not values else None
+                    except KeyError:
+                        args = None
+                    if args is not None:
+                        value = yield step, args, None
+                    else:
+                        value = yield from self._called(branch, visit, step, values, context)
+                    if type(value) not in SETTLED:
                         value = yield from self._settled(step, value)
-                    error = self._conclude(branch, visit, step, by, started, value, None, None)
-            elif (self.skip or branch.switches) and self._off(branch, action_selectors(visit.stage, step.action)):
-                records.append(ActionRecord(step.name, step.action, Status.SKIPPED, started + epoch, 0.0, by))
-                error = None
-            else:
-                error = yield from self._action(branch, visit, step, by, started)
-            if error is not None:
-                return error
-        return None
-
-    def _action(self, branch: _Branch, visit: _Visit, step: Step, by: str | None, started: float) -> Walk:
-        """Run an action with everything that may be around it."""
-        if self.notify is not None:
-            self.notify(ActionStarted(self.run.id, visit.stage.name, step.name, by))
-        layers = visit.use_actions + step.use
-        if not layers:
-            value, context = yield from self._attempt(branch, visit, step, visit.values)
-            return self._conclude(branch, visit, step, by, started, value, context, None)
-        call = Call("action", self.run.id, branch.store, visit.frame.pipeline, visit.stage, step.action)
-        scope = Scope(call, layers, visit.values)
-        context: Context | None = None
-        while True:
-            inside, error = yield from enter(scope)
-            if inside:
-                value, context = yield from self._attempt(branch, visit, step, scope.values)
+                if call is None:
+                    break
                 if type(value) is Raised:
                     error = value.error
-                else:
+                elif value is not UNSET:
                     call.outcome = value
-            again, error = yield from leave(scope, error)
-            if not again:
-                break
-        value = Raised(error) if error is not None else call.outcome
-        if scope.recovered:
-            context = None
-        return self._conclude(branch, visit, step, by, started, value, context, scope)
+                left = leave(call, error)
+                again, error = left if type(left) is tuple else (yield from left)
+                if not again:
+                    value = call.outcome if error is None else Raised(error)
+                    break
+            # Most actions return nothing, or plain data, and no more is to be done about it.
+            if (value is None or (type(value) in PLAIN and step.writes is not None)) and context is None and (
+                call is None or not (call._recovered or call._inserted)
+            ):
+                if value is not None:
+                    branch.result = value
+                    if logs:
+                        store[step.writes] = value
+                    else:
+                        data[step.writes] = value
+                elapsed = clock() - started
+                attempts = 1 if call is None else call.attempt
+                outcome = _COMPLETED, started + self.epoch, elapsed, by, None, attempts, False, ()
+                records.append(_new(ActionRecord, (step.name, step.action, *outcome)))
+                if notify is not None:
+                    notify(ActionFinished(run_id, stage.name, step.name, _COMPLETED, None, elapsed))
+                continue
+            error = self._conclude(branch, visit, step, by, started, value, context, call)
+            if error is not None:
+                return error
+            filtered = bool(self.skip or branch.switches)
+        return None
 
-    def _attempt(
-        self, branch: _Branch, visit: _Visit, step: Step, values: Mapping[str, Any]
-    ) -> Generator[Request, Any, tuple[Any, Context | None]]:
-        """Call the action once; return its value, or `Raised`, and the context that it used."""
-        context: Context | None = None
-        self.begun += 1
-        if step.wants_context:
-            context = Context(
-                self.run.id, visit.frame.pipeline, visit.stage, step.action, branch.store,
-                lambda: self._upcoming(branch, visit), self.notify, f"{self.run.id}-{self.begun}",
-            )  # fmt: skip
+    def _context(self, branch: _Branch, visit: _Visit, step: Step) -> Context:
+        return Context(
+            self.run.id, visit.frame.pipeline, visit.stage, step.action, branch.store,
+            lambda: self._upcoming(branch, visit), self.notify, f"{self.run.id}-{self.begun}",
+        )  # fmt: skip
+
+    def _called(
+        self, branch: _Branch, visit: _Visit, step: Step, values: Mapping[str, Any], context: Context | None
+    ) -> Generator[Request, Any, Any]:
+        """Call an action that needs more than what is in the store."""
         try:
             args, kwargs = step.gather(branch.store, values, context, visit.stage.name)
         except Exception as error:
-            return Raised(error), None
-        value = yield step, args, kwargs
-        return (yield from self._settled(step, value)), context
+            return Raised(error)
+        return (yield step, args, kwargs)
 
     def _settled(self, step: Step, value: Any) -> Generator[Request, Any, Any]:
         """Await what can be awaited, and run generators to their end."""
@@ -533,23 +530,19 @@ class Evaluation:
         started: float,
         value: Any,
         context: Context | None,
-        scope: Scope | None,
+        call: Call | None,
     ) -> Failure:
         """Let what came of an action take effect, all of it or nothing, and record it."""
         error = value.error if type(value) is Raised else None
         inserted: tuple[Unit | Stream, ...] = ()
         if isinstance(error, Bail) and context is not None:
             branch.store.apply(context.store.delta())
-        elif error is None:
-            log = branch.store.begin()
+        if error is None:
             try:
-                inserted = self._take_effect(branch, visit, step, value, context, scope)
+                inserted = self._take_effect(branch, visit, step, value, context, call)
             except Exception as refused:
                 error = refused
-            branch.store.end(log)
-            if error is not None:
-                branch.store.rollback(log)
-        status, failure, attempts, recovered = self._outcome(error, scope)
+        status, failure, attempts, recovered = self._outcome(error, call)
         if failure is not None and not isinstance(failure, (Bail, Suspend)):
             self._note(
                 failure,
@@ -557,28 +550,45 @@ class Evaluation:
             )
         elapsed = self.clock() - started
         visit.records.append(
-            ActionRecord(
-                step.name, step.action, status, started + self.epoch, elapsed, by, failure, attempts, recovered, inserted
+            _new(
+                ActionRecord,
+                (
+                    step.name, step.action, status, started + self.epoch, elapsed, by,
+                    failure, attempts, recovered, inserted,
+                ),
             )
-        )
+        )  # fmt: skip
         if self.notify is not None:
             self.notify(ActionFinished(self.run.id, visit.stage.name, step.name, status, failure, elapsed))
         return error
 
     def _take_effect(
-        self, branch: _Branch, visit: _Visit, step: Step, value: Any, context: Context | None, scope: Scope | None
+        self, branch: _Branch, visit: _Visit, step: Step, value: Any, context: Context | None, call: Call | None
     ) -> tuple[Unit | Stream, ...]:
         inserted, data = ((), UNSET) if value is UNSET else sort_out(step, value)
-        if scope is not None:
-            inserted = (*scope.call._inserted, *inserted)
+        if call is not None and call._inserted:
+            inserted = (*call._inserted, *inserted)
+        if call is not None and call._recovered:
+            context = None  # what a failing action wrote, inserted or disabled is dropped
         if context is not None:
             inserted = (*context._inserted, *inserted)
-            branch.store.apply(context.store.delta())
-        if data is not UNSET:
-            step.deliver(data, branch.store)
+        store = branch.store
+        log = store.begin() if context is not None or data is not UNSET else None
+        try:
+            if context is not None:
+                store.apply(context.store.delta())
+            if data is not UNSET:
+                step.deliver(data, store)
+            if inserted:
+                self._check_wiring(branch, visit.frame, inserted, visit)
+        except BaseException:
+            if log is not None:
+                store.end(log)
+                store.rollback(log)
+            raise
+        if log is not None:
+            store.end(log)
         if inserted:
-            before = [step.action for step, _ in reversed(visit.queue)]
-            self._check_wiring(branch, visit.frame, inserted, before, visit)
             self._insert(visit, step, inserted)
         if data is not UNSET:
             branch.result = data
@@ -598,21 +608,17 @@ class Evaluation:
             self.notify(UnitsInserted(self.run.id, visit.stage.name, step.name, names))
 
     def _check_wiring(
-        self,
-        branch: _Branch,
-        frame: _Frame,
-        units: tuple[Unit | Stream, ...],
-        before: Iterable[Unit | Stream],
-        visit: _Visit | None = None,
+        self, branch: _Branch, frame: _Frame, units: tuple[Unit | Stream, ...], visit: _Visit | None = None
     ) -> None:
         """Refuse units that need what certainly nothing supplies; where middleware may supply it, nothing is certain."""
-        if self.use or any(f.scope for f in branch.frames) or frame.use_stages or frame.use_actions or frame.values:
+        if frame.wrapped or not unmet(units, branch.store, self.skip):
             return
+        before: list[Unit | Stream] = []
         if visit is not None:
             if visit.stage.use or visit.use_actions:
                 return
-            waiting = [unit for unit, _ in visit.inserted if not isinstance(unit, _OpenStream)]
-            before = [*before, *waiting]
+            before.extend(step.action for step, _ in reversed(visit.queue))
+            before.extend(unit for unit, _ in visit.inserted if not isinstance(unit, _OpenStream))
         check_inserted(units, before, branch.store, self.skip)
 
     def _upcoming(self, branch: _Branch, visit: _Visit) -> Iterator[Unit | Stream]:
@@ -628,7 +634,7 @@ class Evaluation:
         forks: list[_Branch] = []
         error: Failure = None
         for unit in group.units:
-            base = _Frame(frame.pipeline, by, frame.use_stages, frame.use_actions, frame.values)
+            base = _Frame(frame.pipeline, by, frame.use_stages, frame.use_actions, frame.values, frame.wrapped)
             base.queue.append((unit, by))
             fork = _Branch(branch.store.fork(), base, branch)
             forks.append(fork)
@@ -687,16 +693,15 @@ class Evaluation:
             return Status.SUSPENDED
         return Status.CANCELLED if self.cancels(error) else Status.FAILED
 
-    def _outcome(self, error: Failure, scope: Scope | None) -> tuple[Status, Failure, int, bool]:
+    def _outcome(self, error: Failure, call: Call | None) -> tuple[Status, Failure, int, bool]:
         """Return status, error, attempts and whether it was recovered, for the record."""
-        if scope is None:
+        if call is None:
             return self._status(error), error, 1, False
-        attempts = scope.call.attempt
-        if error is None and scope.recovered:
-            return Status.FAILED, scope.failure, attempts, True
-        if error is None and not scope.ran and scope.call.outcome is UNSET:
-            return Status.SKIPPED, None, attempts, False
-        return self._status(error), error, attempts, False
+        if error is None and call._recovered:
+            return Status.FAILED, call._failure, call.attempt, True
+        if error is None and not call._ran and call.outcome is UNSET:
+            return Status.SKIPPED, None, call.attempt, False
+        return self._status(error), error, call.attempt, False
 
     def _note(self, error: BaseException, where: str) -> None:
         """Say once where in the run an exception came from."""

@@ -50,35 +50,50 @@ class Call:
     the action's outcome, and can be replaced; `attempt` counts from 1.
     """
 
-    __slots__ = ("_inserted", "action", "attempt", "level", "outcome", "pipeline", "run_id", "stage", "store")
+    # What is the same in most calls is a default of the class: a call is made for every wrapped action.
+    outcome: Any = UNSET
+    attempt = 1
+    _ran = False  # the inside was begun
+    _failure: BaseException | None = None  # the last one
+    _recovered = False  # by a layer
+    _inserted: tuple[Unit | Stream, ...] = ()
 
     def __init__(
         self,
-        level: Level,
         run_id: str,
         store: Store,
+        layers: tuple[Middleware, ...],
+        values: Mapping[str, Any],
         pipeline: Pipeline,
         stage: Stage | None = None,
         action: Action[..., Any] | None = None,
     ) -> None:
-        self.level: Level = level
         self.run_id = run_id
         self.store = store
         self.pipeline = pipeline
         self.stage = stage
         self.action = action
-        self.outcome: Any = UNSET
-        self.attempt = 1
-        self._inserted: list[Unit | Stream] = []
+        # The layers, those of them that are open, and the values that they give to what is inside.
+        self._layers = layers
+        self._values = values
+        self._opened: list[_Opened] = []
+
+    @property
+    def level(self) -> Level:
+        """What the middleware stands around: "pipeline", "stage" or "action"."""
+        if self.action is not None:
+            return "action"
+        return "pipeline" if self.stage is None else "stage"
 
     def insert(self, *units: Unit | Stream) -> None:
         """Run these right after what the middleware stands around, as if an action had returned them."""
-        self._inserted.extend(insertable(units, f"a middleware of {self.level} {self.subject!r}"))
+        self._inserted += insertable(units, f"a middleware of {self.level} {self.subject!r}")
 
     @property
     def subject(self) -> str:
         """The name of what the middleware stands around."""
-        return (self.action or self.stage or self.pipeline).name
+        innermost = self.action if self.action is not None else self.stage
+        return self.pipeline.name if innermost is None else innermost.name
 
     @property
     def logger(self) -> logging.LoggerAdapter[Any]:
@@ -98,111 +113,134 @@ def run_logger(run_id: str, stage: str | None, action: str | None) -> logging.Lo
     )
 
 
-class Scope:
-    """A pipeline, stage or action with middleware around it: the layers, and those of them that are open."""
+_Opened: TypeAlias = "tuple[Middleware, Layer, Log | None, int, Mapping[str, Any]]"
+_Verdict: TypeAlias = "tuple[bool, BaseException | None]"
+Passage: TypeAlias = "_Verdict | Generator[Request, Any, _Verdict]"
 
-    __slots__ = ("call", "failure", "layers", "opened", "ran", "recovered", "values")
-
-    def __init__(self, call: Call, layers: tuple[Middleware, ...], values: Mapping[str, Any]) -> None:
-        self.call = call
-        self.layers = layers
-        self.values = values
-        self.opened: list[_Opened] = []
-        self.failure: BaseException | None = None
-        self.recovered = False
-        self.ran = False
+_DONE: Final[_Verdict] = (False, None)
+_GO: Final[_Verdict] = (True, None)
 
 
-_Opened: TypeAlias = "tuple[Middleware, Layer, Log, int, Mapping[str, Any]]"
+def enter(call: Call) -> Passage:
+    """Open the layers that are not open yet; give whether the inside is to run, and the error of a layer.
 
-Enter: TypeAlias = "Generator[Request, Any, tuple[bool, BaseException | None]]"
-
-
-def enter(scope: Scope) -> Enter:
-    """Open the layers that are not open yet; return whether the inside is to run, and the error of a layer."""
-    call = scope.call
-    for layer in scope.layers[len(scope.opened) :]:
+    Where nothing has to be waited for, as mostly, the answer is there at once; else it is a generator of requests.
+    """
+    layers, opened = call._layers, call._opened
+    while len(opened) < len(layers):
+        layer = layers[len(opened)]
         try:
             generator = layer(call)
-        except Exception as error:  # a wrong number of parameters
+            if type(generator) is not types.GeneratorType:
+                return _enter(call, layer, generator, *_resumed(generator, None, None))
+            item = generator.send(None)
+        except StopIteration:
+            return _DONE
+        except BaseException as error:
             return False, error
-        end, item = yield from _advance(layer, generator, None, None)
-        if end is not _YIELDED:
-            return False, item
-        _open(scope, layer, generator, item)
-    scope.ran = True
-    return True, None
+        if item is not None:
+            return _enter(call, layer, generator, _YIELDED, item)
+        _open(call, layer, generator, None)
+    call._ran = True
+    return _GO
 
 
-def leave(scope: Scope, error: BaseException | None) -> Enter:
-    """Resume the open layers; return whether the inside is to run again, and the error that is left."""
-    call, store = scope.call, scope.call.store
-    scope.failure = error
-    while scope.opened:
-        layer, generator, log, inserted_before, scope.values = scope.opened.pop()
-        store.end(log)
+def _enter(call: Call, layer: Middleware, generator: Layer, end: str, item: Any) -> Generator[Request, Any, _Verdict]:
+    end, item = yield from _settled(layer, generator, end, item, None)
+    if end is not _YIELDED:
+        return False, item
+    _open(call, layer, generator, item)
+    entered = enter(call)
+    return entered if isinstance(entered, tuple) else (yield from entered)
+
+
+def leave(call: Call, error: BaseException | None) -> Passage:
+    """Resume the open layers; give whether the inside is to run again, and the error that is left.
+
+    Like `enter`, it answers at once where it can: when nothing failed, and every layer simply ends.
+    """
+    opened = call._opened
+    if error is not None:
+        call._failure = error
+        return _leave(call, error) if opened else (False, error)
+    while opened:
+        _, generator, log, _, values = opened[-1]
+        if type(generator) is not types.GeneratorType:
+            return _leave(call, None)
+        if log is not None:
+            call.store.end(log)
+        try:
+            item = generator.send(None if call.outcome is UNSET else call.outcome)
+        except StopIteration:
+            opened.pop()
+            call._values = values
+        except BaseException as raised:
+            return _leave(call, None, _RAISED, raised)
+        else:
+            return _leave(call, None, _YIELDED, item)
+    return _DONE
+
+
+def _leave(
+    call: Call, error: BaseException | None, end: str | None = None, item: Any = None
+) -> Generator[Request, Any, _Verdict]:
+    store = call.store
+    while call._opened:
+        layer, generator, log, inserted_before, call._values = call._opened.pop()
         inserted = len(call._inserted)
-        own = store.begin()
-        outcome = None if call.outcome is UNSET else call.outcome
-        end, item = yield from _advance(layer, generator, outcome, error)
-        store.end(own)
-        if end is _YIELDED and error is not None:
-            store.rollback(log, keep=own)
-            del call._inserted[inserted_before:inserted]
-            call.outcome = UNSET
-            call.attempt += 1
-            scope.failure = None
-            scope.recovered = False
-            _open(scope, layer, generator, item)
-            return True, None
-        if end is _YIELDED:
-            error = _misused(layer, "yielded again after a success: its inside runs again only after a failure")
-            yield from _advance(layer, generator, None, error)
-            scope.failure, scope.recovered = error, False
+        own: Log = {}
+        if end is None:
+            if log is not None:
+                store.end(log)
+            own = store.begin()
+            end, item = _resumed(generator, None if call.outcome is UNSET else call.outcome, error)
+        end, item = yield from _settled(layer, generator, end, item, error)
+        if own in store._logs:
+            store.end(own)
+        if end is _RETURNED:
+            call._recovered |= error is not None
+            error = None
         elif end is _RAISED:
-            scope.failure, scope.recovered = item, False
+            call._failure, call._recovered = item, False
             error = item
         elif error is not None:
-            scope.recovered = True
-            error = None
+            if log is not None:
+                store.rollback(log, keep=own)
+            call._inserted = call._inserted[:inserted_before] + call._inserted[inserted:]
+            call.outcome = UNSET
+            call.attempt += 1
+            call._failure, call._recovered = None, False
+            _open(call, layer, generator, item)
+            return _GO
+        else:
+            error = _misused(layer, "yielded again after a success: its inside runs again only after a failure")
+            call._failure = error
+            yield from _told(layer, generator, error)
+        end = None
     return False, error
 
 
-def _open(scope: Scope, layer: Middleware, generator: Layer, values: Mapping[str, Any] | None) -> None:
-    scope.opened.append((layer, generator, scope.call.store.begin(), len(scope.call._inserted), scope.values))
+def _open(call: Call, layer: Middleware, generator: Layer, values: Mapping[str, Any] | None) -> None:
+    opened = call._opened
+    # Around an action, nothing but a further layer can write to the store before the action is over.
+    unwritten = call.action is not None and len(opened) + 1 == len(call._layers)
+    opened.append((layer, generator, None if unwritten else call.store.begin(), len(call._inserted), call._values))
     if values:
-        scope.values = {**scope.values, **values}
+        call._values = {**call._values, **values}
 
 
 _YIELDED: Final = "yielded"
 _RETURNED: Final = "returned"
 _RAISED: Final = "raised"
+_WAITS: Final = "waits"
 _End: TypeAlias = "tuple[str, Any]"
 
 
-def _advance(
-    layer: Middleware, generator: Layer, outcome: Any, error: BaseException | None
-) -> Generator[Request, Any, _End]:
-    """Resume a layer until it yields what is not a `Sleep`, returns or raises."""
-    while True:
-        if isinstance(generator, types.GeneratorType):
-            end, item = _resumed(generator, outcome, error)
-        else:
-            end, item = yield from _awaited(cast("AsyncGenerator[Any, Any]", generator), outcome, error)
-        if item is None or end is not _YIELDED:
-            return end, item
-        if isinstance(item, Sleep):
-            answer = yield item
-            outcome, error = None, answer.error if type(answer) is Raised else None
-        elif isinstance(item, Mapping) and all(isinstance(name, str) for name in cast("Mapping[Any, Any]", item)):
-            return end, item
-        else:
-            error = _misused(layer, f"yielded {item!r}: it may yield nothing, a mapping of values, or Sleep(seconds)")
-            yield from _advance(layer, generator, None, error)
-            return _RAISED, error
-
-
-def _resumed(generator: Generator[Any, Any, Any], outcome: Any, error: BaseException | None) -> _End:
+def _resumed(generator: Layer, outcome: Any, error: BaseException | None) -> _End:
+    """Resume a layer once; an asynchronous one gives the request by which it is resumed."""
+    if not isinstance(generator, types.GeneratorType):
+        layer = cast("AsyncGenerator[Any, Any]", generator)
+        return _WAITS, Await(layer.asend(outcome) if error is None else layer.athrow(error))
     traceback = error and error.__traceback__
     try:
         return _YIELDED, generator.send(outcome) if error is None else generator.throw(error)
@@ -212,25 +250,50 @@ def _resumed(generator: Generator[Any, Any, Any], outcome: Any, error: BaseExcep
         return _RAISED, _same(raised, error, traceback)
 
 
-def _awaited(
-    generator: AsyncGenerator[Any, Any], outcome: Any, error: BaseException | None
+def _settled(
+    layer: Middleware, generator: Layer, end: str, item: Any, error: BaseException | None
 ) -> Generator[Request, Any, _End]:
-    traceback = error and error.__traceback__
-    answer = yield Await(generator.asend(outcome) if error is None else generator.athrow(error))
+    """Go on with a layer until it yields what is not a `Sleep`, returns or raises."""
+    while True:
+        if end is _WAITS:
+            end, item = _awaited((yield item), error)
+        elif end is not _YIELDED or item is None:
+            return end, item
+        elif isinstance(item, Sleep):
+            answer = yield item
+            error = answer.error if type(answer) is Raised else None
+            end, item = _resumed(generator, None, error)
+        elif isinstance(item, Mapping) and all(isinstance(name, str) for name in cast("Mapping[Any, Any]", item)):
+            return end, item
+        else:
+            misuse = _misused(layer, f"yielded {item!r}: it may yield nothing, a mapping of values, or Sleep(seconds)")
+            yield from _told(layer, generator, misuse)
+            return _RAISED, misuse
+
+
+def _awaited(answer: Any, error: BaseException | None) -> _End:
     if type(answer) is not Raised:
         return _YIELDED, answer
-    if isinstance(answer.error, StopAsyncIteration) and answer.error is not error:
+    raised = answer.error
+    if isinstance(raised, StopAsyncIteration) and raised is not error:
         return _RETURNED, None
-    return _RAISED, _same(answer.error, error, traceback)
+    return _RAISED, _same(raised, error, error and error.__traceback__)
+
+
+def _told(layer: Middleware, generator: Layer, misuse: MiddlewareError) -> Generator[Request, Any, None]:
+    """Raise its misuse at the layer's own `yield`, so that it can clean up, and the traceback points there."""
+    end, item = _resumed(generator, None, misuse)
+    if end is _WAITS:
+        yield item
 
 
 def _same(raised: BaseException, error: BaseException | None, traceback: Any) -> BaseException:
     """Return what was raised, or the error itself if it only passed through a layer."""
+    if raised is error:
+        return raised.with_traceback(traceback)
     # A StopIteration that passes through a generator comes out as the cause of a RuntimeError (PEP 479).
-    if raised is error or (isinstance(raised, RuntimeError) and error is not None and raised.__cause__ is error
-                           and isinstance(error, (StopIteration, StopAsyncIteration))):
-        return cast("BaseException", error).with_traceback(traceback)
-    return raised
+    stopped = isinstance(error, (StopIteration, StopAsyncIteration)) and raised.__cause__ is error
+    return error if error is not None and stopped and isinstance(raised, RuntimeError) else raised
 
 
 def _misused(layer: Middleware, what: str) -> MiddlewareError:

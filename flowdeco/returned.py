@@ -11,16 +11,19 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Generator
 from typing import Any, Final, cast
 
-from flowdeco.definitions import UNSET, Stream, Template, Unit, insertable
+from flowdeco.definitions import UNSET, Action, Parallel, Pipeline, Stage, Stream, Template, Unit, insertable
 from flowdeco.errors import ReturnValueError
+from flowdeco.requests import Raised
 from flowdeco.wiring import Step
 
-__all__ = ["PLAIN", "Yielded", "exhaust", "sort_out"]
+__all__ = ["PLAIN", "SETTLED", "Yielded", "exhaust", "sort_out"]
 
 PLAIN: Final = frozenset({str, int, float, bool, bytes, dict, set, frozenset, complex})
+SETTLED: Final = PLAIN | {types.NoneType, list, tuple, Action, Stage, Pipeline, Parallel, Stream, Raised}
 _INSERTED: Final = (Unit, Stream, Template)
 
 Inserted = tuple["Unit | Stream", ...]

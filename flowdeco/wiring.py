@@ -382,16 +382,26 @@ class Problem(NamedTuple):
 
 
 class _Known:
-    """What is known to be in the store at some point: keys, and the class of their values where it was declared."""
+    """What is known to be in the store at some point: its keys, and who declared which class for them."""
 
     __slots__ = ("keys", "open")
 
-    def __init__(self, keys: Mapping[str, tuple[str, Any]], *, open: bool = False) -> None:
+    def __init__(self, keys: Mapping[str, Step | None], *, open: bool = False) -> None:
         self.keys = dict(keys)
         self.open = open
 
     def copy(self) -> _Known:
         return _Known(self.keys, open=self.open)
+
+
+class _Gap(NamedTuple):
+    """A parameter that is not known to fit: what a `Problem` is made of, when one is wanted."""
+
+    stage: Stage
+    step: Step
+    wanted: Input
+    certain: bool
+    producer: Step | None = None
 
 
 class _Around(NamedTuple):
@@ -405,17 +415,25 @@ def validate(flow: Pipeline, inputs: Iterable[str] | Mapping[str, Any] = ()) -> 
     """Return the problems of a pipeline, certain or not, in the order of evaluation."""
     if isinstance(inputs, str):
         raise TypeError(f"inputs names keys: write [{inputs!r}]")
-    known = _Known({key_name(key): ("", None) for key in inputs})
-    return list(_check(flow, known, _Around(), frozenset()))
+    known = _Known(dict.fromkeys(map(key_name, inputs)))
+    return [problem for gap in _check(flow, known, _Around(), frozenset()) for problem in _problems(gap, known)]
 
 
 def check_run(flow: Pipeline, inputs: Collection[str], skip: frozenset[str], wrapped: bool) -> None:
     """Raise `WiringError` for what can certainly not be supplied, before a run."""
-    problems = [p for p in _needs(flow, skip) if p.key not in inputs] if not wrapped else []
-    if problems:
-        # A close match can only be named when it is known what there is.
-        known = _Known({key: ("", None) for key in inputs})
-        raise wiring_error([p for p in _check(flow, known, _Around(), skip) if p.certain])
+    if wrapped or all(gap.wanted.key in inputs for gap in _needs(flow, skip)):
+        return
+    known = _Known(dict.fromkeys(inputs))
+    _refuse([gap for gap in _check(flow, known, _Around(), skip) if gap.certain], known)
+
+
+def unmet(units: Iterable[Unit | Stream], store: Store, skip: frozenset[str]) -> bool:
+    """Whether units need, from outside themselves, what the store does not have."""
+    for unit in units:
+        for gap in _needs(unit, skip):
+            if gap.wanted.key not in store:
+                return True
+    return False
 
 
 def check_inserted(
@@ -425,39 +443,36 @@ def check_inserted(
 
     `before` is what will still run ahead of them.
     """
-    if all(need.key in store for unit in units for need in _needs(unit, skip)):
-        return
-    known = _Known(dict.fromkeys(store, ("", None)))
+    known = _Known(dict.fromkeys(store))
     for unit in before:
         for _ in _check(unit, known, _Around(), skip):
             pass
-    problems = [p for unit in units for p in _check(unit, known, _Around(), skip) if p.certain]
+    _refuse([gap for unit in units for gap in _check(unit, known, _Around(), skip) if gap.certain], known)
+
+
+def _refuse(gaps: list[_Gap], known: _Known) -> None:
+    problems = [problem for gap in gaps for problem in _problems(gap, known)]
     if problems:
-        raise wiring_error(problems)
+        lines = "\n".join(f"  - {problem.message}" for problem in problems)
+        raise WiringError(f"the wiring has {len(problems)} problem{'s' * (len(problems) > 1)}:\n{lines}", problems)
 
 
-def wiring_error(problems: list[Problem]) -> WiringError:
-    """Return the error that lists these problems."""
-    lines = "\n".join(f"  - {problem.message}" for problem in problems)
-    return WiringError(f"the wiring has {len(problems)} problem{'s' * (len(problems) > 1)}:\n{lines}", problems)
-
-
-def _needs(unit: Unit | Stream, skip: frozenset[str]) -> tuple[Problem, ...]:
-    """Return the certain problems of a unit over an empty store, worked out once."""
+def _needs(unit: Unit | Stream, skip: frozenset[str]) -> tuple[_Gap, ...]:
+    """Return what a unit certainly needs from outside, worked out once."""
     if isinstance(unit, Action):
         unit = one_action_stage(cast("Action[..., Any]", unit))
     if isinstance(unit, Stream):
         return ()
     cached = None if skip else cast("Any", unit)._needs
     if cached is None:
-        cached = tuple(p for p in _check(unit, _Known({}), _Around(), skip) if p.certain)
+        cached = tuple(gap for gap in _check(unit, _Known({}), _Around(), skip) if gap.certain)
         if not skip:
             object.__setattr__(unit, "_needs", cached)
-    return cast("tuple[Problem, ...]", cached)
+    return cast("tuple[_Gap, ...]", cached)
 
 
-def _check(unit: Unit | Stream, known: _Known, around: _Around, skip: frozenset[str]) -> Iterator[Problem]:
-    """Yield the problems of a unit, and note in `known` what it supplies."""
+def _check(unit: Unit | Stream, known: _Known, around: _Around, skip: frozenset[str]) -> Iterator[_Gap]:
+    """Yield the gaps of a unit, and note in `known` what it supplies."""
     if isinstance(unit, Action):
         unit = one_action_stage(cast("Action[..., Any]", unit))
     if isinstance(unit, Stream):
@@ -483,36 +498,42 @@ def _check(unit: Unit | Stream, known: _Known, around: _Around, skip: frozenset[
         yield from _check_stage(unit, known, around, skip)
 
 
-def _check_stage(stage: Stage, known: _Known, around: _Around, skip: frozenset[str]) -> Iterator[Problem]:
-    known.keys.update(dict.fromkeys(stage._data, ("", None)))
+def _check_stage(stage: Stage, known: _Known, around: _Around, skip: frozenset[str]) -> Iterator[_Gap]:
+    known.keys.update(dict.fromkeys(stage._data))
     wrapped = around.stages or around.actions or bool(stage.use or stage.use_actions)
     known.open |= around.stages or bool(stage.use)
     for step, _ in reversed(steps_of(stage)):
         if skip and not skip.isdisjoint(action_selectors(stage, step.action)):
             continue
         layers = wrapped or bool(step.use)
-        yield from _check_step(step, stage, known, layers)
+        for wanted in step.inputs:
+            if wanted.context or wanted.name in step.bound:
+                continue
+            if wanted.key in known.keys:
+                producer = known.keys[wanted.key]
+                if producer is not None:
+                    yield _Gap(stage, step, wanted, False, producer)
+            elif wanted.default is EMPTY:
+                yield _Gap(stage, step, wanted, not (known.open or layers))
         known.open |= step.wants_context or step.inserts or layers
-        declared = _declared_class(step) if len(step.supplies) == 1 and step.collects is None else None
-        known.keys.update({key: (step.name, declared) for key in step.supplies})
+        typed = step if len(step.supplies) == 1 and step.collects is None else None
+        known.keys.update(dict.fromkeys(step.supplies, typed))
 
 
-def _check_step(step: Step, stage: Stage, known: _Known, wrapped: bool) -> Iterator[Problem]:
-    for wanted in step.inputs:
-        if wanted.context or wanted.name in step.bound:
-            continue
-        if wanted.key in known.keys:
-            producer, declared = known.keys[wanted.key]
-            if _disagree(declared, wanted.annotation):
-                message = (
-                    f"action {step.name!r} of stage {stage.name!r} takes {wanted.key!r} as {wanted.annotation.__name__}, "
-                    f"and action {producer!r} returns {declared.__name__}"
-                )
-                yield Problem(stage.name, step.name, wanted.name, wanted.key, False, message)
-        elif wanted.default is EMPTY:
-            message = _missing(step.name, stage.name, wanted.name, wanted.key, known.keys)
-            certain = not (known.open or wrapped)
-            yield Problem(stage.name, step.name, wanted.name, wanted.key, certain, message)
+def _problems(gap: _Gap, known: _Known) -> Iterator[Problem]:
+    """Yield the problem that a gap is: none, if it only might have been one of types."""
+    stage, step, wanted, certain, producer = gap
+    if producer is None:
+        message = _missing(step.name, stage.name, wanted.name, wanted.key, known.keys)
+    else:
+        declared = _declared_class(producer)
+        if not _disagree(declared, wanted.annotation):
+            return
+        message = (
+            f"action {step.name!r} of stage {stage.name!r} takes {wanted.key!r} as {wanted.annotation.__name__}, "
+            f"and action {producer.name!r} returns {declared.__name__}"
+        )
+    yield Problem(stage.name, step.name, wanted.name, wanted.key, certain, message)
 
 
 def _declared_class(step: Step) -> Any:
