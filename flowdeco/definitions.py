@@ -519,7 +519,7 @@ class Action(Unit, wrapt.ObjectProxy, Generic[P, R]):
             return NotImplemented
         theirs = cast("Action[..., Any]", other)
         return (
-            self.__wrapped__ == theirs.__wrapped__
+            self._self_identity() == theirs._self_identity()
             and self._self_options == theirs._self_options
             and self._self_bound == theirs._self_bound
         )
@@ -527,11 +527,15 @@ class Action(Unit, wrapt.ObjectProxy, Generic[P, R]):
     def __ne__(self, other: object) -> bool:
         return not self == other
 
+    def _self_identity(self) -> Any:
+        """Return what makes the function this one: its place, for one that a template made anew in each call."""
+        origin = self._self_origin
+        while isinstance(origin, (Changed, Bound)):
+            origin = origin.base._self_origin
+        return origin if isinstance(origin, Member) and isinstance(origin.stage, Called) else self.__wrapped__
+
     def __hash__(self) -> int:
-        try:
-            return hash((Action, self.__wrapped__, self.name))
-        except TypeError:  # a callable object without a hash
-            return hash((Action, self.name))
+        return hash((Action, self.name, getattr(self.__wrapped__, "__qualname__", None)))
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"an Action is immutable: cannot set {name!r} on {self!r}, nor on the function behind it")

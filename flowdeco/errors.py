@@ -109,15 +109,15 @@ class Suspend(_Signal):
     """Stop here until somebody resumes the run: what the action wrote is dropped, and it runs again on resume."""
 
 
-def suggestion(wrong: str, known: Iterable[str]) -> str:
+def suggestion(wrong: str, known: Iterable[str], what: str = "There are") -> str:
     """Return a sentence that names what `wrong` was probably meant to be, and what else there is."""
     from difflib import get_close_matches
 
     names = sorted(set(known))
     if not names:
-        return "There are none."
+        return f"{what}: none."
     close = get_close_matches(wrong, names, n=3)
     if close:
         return f"Did you mean {' or '.join(map(repr, close))}?"
     shown = ", ".join(map(repr, names[:12]))
-    return f"There are: {shown}{', …' if len(names) > 12 else ''}."
+    return f"{what}: {shown}{', …' if len(names) > 12 else ''}."

@@ -59,6 +59,7 @@ class Key(Generic[T]):
     __slots__ = ("_classes", "name", "type")
     name: str
     type: TypeForm[T]
+    _classes: tuple[builtins.type, ...] | None
 
     @overload
     def __init__(self, name: str, type: TypeForm[T]) -> None: ...
@@ -83,7 +84,8 @@ class Key(Generic[T]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Key):
             return NotImplemented
-        return self.name == other.name and self.type == other.type
+        theirs = cast("Key[Any]", other)
+        return self.name == theirs.name and self.type == theirs.type
 
     def __hash__(self) -> int:
         return hash((Key, self.name))

@@ -174,7 +174,8 @@ def _missing(action: str, stage: str, parameter: str, key: str, known: Iterable[
     through = "" if parameter == key else f" (key {key!r})"
     return (
         f"action {action!r} of stage {stage!r} needs {parameter!r}{through}, "
-        f"and no input, earlier action, stage data, middleware or default supplies it. {suggestion(key, known)}"
+        f"and no input, earlier action, stage data, middleware or default supplies it. "
+        f"{suggestion(key, known, 'Known keys')}"
     )
 
 
@@ -424,7 +425,7 @@ def check_run(flow: Pipeline, inputs: Collection[str], skip: frozenset[str], wra
     if wrapped or all(gap.wanted.key in inputs for gap in _needs(flow, skip)):
         return
     known = _Known(dict.fromkeys(inputs))
-    _refuse([gap for gap in _check(flow, known, _Around(), skip) if gap.certain], known)
+    _refuse((gap for gap in _check(flow, known, _Around(), skip) if gap.certain), known)
 
 
 def unmet(units: Iterable[Unit | Stream], store: Store, skip: frozenset[str]) -> bool:
@@ -447,10 +448,10 @@ def check_inserted(
     for unit in before:
         for _ in _check(unit, known, _Around(), skip):
             pass
-    _refuse([gap for unit in units for gap in _check(unit, known, _Around(), skip) if gap.certain], known)
+    _refuse((gap for unit in units for gap in _check(unit, known, _Around(), skip) if gap.certain), known)
 
 
-def _refuse(gaps: list[_Gap], known: _Known) -> None:
+def _refuse(gaps: Iterable[_Gap], known: _Known) -> None:
     problems = [problem for gap in gaps for problem in _problems(gap, known)]
     if problems:
         lines = "\n".join(f"  - {problem.message}" for problem in problems)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Generator, Mapping
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from flowdeco.drivers.common import begin, end
@@ -81,20 +82,30 @@ class LoopThread:
     """A private event loop in a helper thread, for the coroutines of a sync run."""
 
     def __enter__(self) -> LoopThread:
-        self._runner = asyncio.Runner()
-        self._loop = self._runner.get_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="flowdeco-loop", daemon=True)
+        self._ready = threading.Event()
+        # The whole life of the loop is in its thread: here, another loop may be running.
+        self._thread = threading.Thread(target=asyncio.run, args=(self._serve(),), name="flowdeco-loop", daemon=True)
         self._thread.start()
+        self._ready.wait()
         return self
 
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        self._ready.set()
+        await self._stop.wait()
+
     def __exit__(self, *exc_info: object) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
-        self._runner.close()
+
+    def submit(self, request: Await) -> Future[Any]:
+        """Begin to await in the loop."""
+        return asyncio.run_coroutine_threadsafe(awaited(request), self._loop)
 
     def result_of(self, request: Await) -> Any:
         """Await in the loop, and wait for the result; Ctrl-C cancels what is awaited."""
-        future = asyncio.run_coroutine_threadsafe(awaited(request), self._loop)
+        future = self.submit(request)
         try:
             return future.result()
         except KeyboardInterrupt:
