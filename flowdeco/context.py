@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
-from flowdeco.definitions import Action, Pipeline, Stage, Stream, Unit, checked_selectors, insertable
+from flowdeco.definitions import Action, Pipeline, Stage, Stream, Unit, checked_selectors, insertable, make_action
 from flowdeco.errors import Suspend
 from flowdeco.events import Event, Message, Progress
 from flowdeco.middleware import run_logger
-from flowdeco.store import Key, Store, View, key_name
+from flowdeco.store import Delta, Key, Store, View, key_name
 
 if TYPE_CHECKING:
     import logging
@@ -19,13 +19,22 @@ __all__ = ["Context"]
 T = TypeVar("T")
 
 
+class Effects(NamedTuple):
+    """What an action did with its context."""
+
+    delta: Delta
+    inserted: list[Unit | Stream]
+    switches: list[tuple[str, bool]]
+    messages: list[Event]
+
+
 class Context:
     """The run as an action sees it; a parameter annotated `Context`, or an unannotated one named `ctx`, receives it.
 
     What the action writes, inserts, disables and enables takes effect when it completes, and is dropped if it fails.
     """
 
-    __slots__ = ("_inserted", "_notify", "_switches", "_upcoming", "action", "pipeline", "run_id", "stage", "step_id", "store")
+    __slots__ = ("_inserted", "_messages", "_notify", "_switches", "_upcoming", "action", "pipeline", "run_id", "stage", "step_id", "store")
 
     def __init__(
         self,
@@ -48,6 +57,7 @@ class Context:
         self._notify = notify
         self._inserted: list[Unit | Stream] = []
         self._switches: list[tuple[str, bool]] = []
+        self._messages: list[Event] = []
 
     @property
     def logger(self) -> logging.LoggerAdapter[Any]:
@@ -91,5 +101,53 @@ class Context:
             return self.store[key]
         raise Suspend(f"waiting for {key_name(key)!r}")
 
+    # Detached, in another process: its view of the store travels there, and what it did comes back.
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        known = (self.run_id, self.step_id, self.pipeline.name, _shadow(self.stage), self.action.name)
+        return _detached, (*known, dict(self.store), [_shadow(unit) for unit in self._upcoming()])
+
+    def effects(self) -> Effects:
+        """Return what a detached context was told to do."""
+        return Effects(self.store.delta(), self._inserted, self._switches, self._messages)
+
+    def catch_up(self, effects: Effects) -> None:
+        """Do what a detached copy of this context was told to do."""
+        self.store.apply(effects.delta)
+        self._inserted.extend(effects.inserted)
+        self._switches.extend(effects.switches)
+        for message in effects.messages:
+            if self._notify is not None:
+                self._notify(message)
+
     def __repr__(self) -> str:
-        return f"<Context of {cast('str', self.stage.name)}/{self.action.name} in run {self.run_id}>"
+        return f"<Context of {self.stage.name}/{self.action.name} in run {self.run_id}>"
+
+
+def _shadow(unit: Unit | Stream) -> Stage:
+    """Return what can be known of a unit elsewhere: its name and tags, not its actions."""
+    if isinstance(unit, Stage):
+        return Stage(unit.name, title=unit.title, tags=unit.tags, description=unit.description)
+    return Stage(unit.name, tags=getattr(unit, "tags", ()))
+
+
+def _nothing() -> None:
+    """Stand for the function of an action of which only the name is known."""
+
+
+def _detached(
+    run_id: str, step_id: str, pipeline: str, stage: Stage, action: str, values: dict[str, Any], upcoming: list[Stage]
+) -> Context:
+    messages: list[Event] = []
+    context = Context(
+        run_id,
+        Pipeline(name=pipeline),
+        stage,
+        make_action(_nothing, name=action),
+        Store(values),
+        lambda: iter(upcoming),
+        messages.append,
+        step_id,
+    )
+    context._messages = messages
+    return context

@@ -10,9 +10,9 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
-from typing import Any, Final, Generic, TypeVar, cast, overload
+from typing import Any, Final, Generic, cast, overload
 
-from typing_extensions import ParamSpec
+from typing_extensions import ParamSpec, TypeVar
 
 from flowdeco.definitions import (
     UNSET,
@@ -35,8 +35,8 @@ from flowdeco.store import AnyKey
 
 __all__ = ["StageTemplate", "action", "stage"]
 
-P = ParamSpec("P")
-R = TypeVar("R")
+P = ParamSpec("P", default=...)
+R = TypeVar("R", default=Any)
 
 _collecting: ContextVar[list[Action[..., Any]] | None] = ContextVar("flowdeco.collecting", default=None)
 
@@ -48,7 +48,8 @@ class _ActionDecorator:
         self._options = options
 
     def __call__(self, function: Callable[P, R]) -> Action[P, R]:
-        return _joined(_made(function, self._options))
+        made: Action[P, R] = _joined(_made(function, self._options))
+        return made
 
 
 def _made(function: Any, options: dict[str, Any]) -> Action[..., Any]:
@@ -129,7 +130,7 @@ class StageTemplate(Template, Generic[P]):
     _options: dict[str, Any]
 
     def __init__(self, function: Callable[P, object], options: dict[str, Any]) -> None:
-        copied = {name: getattr(function, name, None) for name in functools.WRAPPER_ASSIGNMENTS}
+        copied: dict[str, Any] = {name: getattr(function, name, None) for name in functools.WRAPPER_ASSIGNMENTS}
         self.__dict__.update(copied, __wrapped__=function, _options=options)
 
     @property
@@ -260,7 +261,7 @@ def _stage_of(function: Any, options: dict[str, Any]) -> Any:
     if options["name"] is None and not getattr(function, "__name__", None):
         raise DefinitionError(f"the {type(function).__name__} {function!r} has no name: write @stage(name=...)")
     description = options["description"]
-    full = {
+    full: dict[str, Any] = {
         **options,
         "tags": tuple(options["tags"]) if not isinstance(options["tags"], str) else options["tags"],
         "description": first_paragraph(function.__doc__) if description is None else description,
@@ -288,7 +289,8 @@ def _declared(name: str, function: Any, options: dict[str, Any], origin: Importe
             f"stage {name!r} has no actions: decorate functions in its body with @action, "
             f"or write Stage({name!r}) for a stage that only carries data"
         )
-    made = Stage(actions=collected, **{**options, "name": name})
+    named: dict[str, Any] = {**options, "name": name}
+    made = Stage(actions=collected, **named)
     object.__setattr__(made, "_origin", origin)
     for index, member in enumerate(collected):
         if member._self_origin is None and "<locals>" in str(getattr(member.__wrapped__, "__qualname__", "")):

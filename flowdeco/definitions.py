@@ -24,19 +24,17 @@ from typing import (
     NamedTuple,
     NoReturn,
     TypeAlias,
-    TypeVar,
     cast,
     overload,
 )
 
 import wrapt
-from typing_extensions import ParamSpec, Self
+from typing_extensions import ParamSpec, Self, TypeVar
 
 from flowdeco.errors import DefinitionError, ReturnValueError, UnreferencedError, suggestion
 from flowdeco.store import AnyKey, Key, key_name
 
 if TYPE_CHECKING:
-    import os
     from concurrent.futures import Executor
 
     from flowdeco.runs import Run
@@ -44,8 +42,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Action", "Middleware", "Parallel", "Pipeline", "Stage", "Stream", "Unit", "parallel", "pipeline", "stream"]
 
-P = ParamSpec("P")
-R = TypeVar("R", covariant=True)
+P = ParamSpec("P", default=...)
+R = TypeVar("R", covariant=True, default=Any)
 
 Middleware: TypeAlias = Callable[[Any], Any]
 Returns: TypeAlias = "AnyKey | tuple[AnyKey, ...] | None"
@@ -176,11 +174,11 @@ class Member(NamedTuple):
     """An action by its place in the stage that declared it."""
 
     stage: Imported | Called
-    index: int
+    position: int
 
     def load(self) -> Any:
         """Get the stage, and the action from it."""
-        return self.stage.load()._actions[self.index]
+        return self.stage.load()._actions[self.position]
 
 
 class Changed(NamedTuple):
@@ -288,7 +286,8 @@ class Unit:
         run if some parameter can be supplied by nothing.
         """
         options = RunOptions(use, observers, skip, executor, journal, run_id, check, history, progress)
-        return _drivers().run(as_pipeline(self), inputs, options)
+        ran: Run = _drivers().run(as_pipeline(self), inputs, options)
+        return ran
 
     async def arun(
         self,
@@ -307,11 +306,13 @@ class Unit:
     ) -> Run:
         """Evaluate the unit in the running event loop; the same as `run` in every other way (L8)."""
         options = RunOptions(use, observers, skip, executor, journal, run_id, check, history, progress)
-        return await _drivers().arun(as_pipeline(self), inputs, options)
+        ran: Run = await _drivers().arun(as_pipeline(self), inputs, options)
+        return ran
 
     def validate(self, inputs: Iterable[str] | Mapping[str, Any] = ()) -> list[Problem]:
         """Return the wiring problems that can be seen without running anything; `inputs` names what will be given."""
-        return _drivers().validate(as_pipeline(self), inputs)
+        problems: list[Problem] = _drivers().validate(as_pipeline(self), inputs)
+        return problems
 
 
 def _drivers() -> types.ModuleType:
@@ -376,6 +377,9 @@ def _chain(left: Unit, right: Any) -> Pipeline:
     return Pipeline(units)
 
 
+U = TypeVar("U", bound=Unit)
+
+
 class _Value:
     """A frozen value: equal by type and content, which `_content` gives."""
 
@@ -435,7 +439,18 @@ _ACTION_CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
 }
 
 
-class Action(Unit, wrapt.ObjectProxy, Generic[P, R]):
+if TYPE_CHECKING:
+
+    class _Proxy:  # without the `__getattr__` of wrapt: a misspelt attribute of an action is an error
+        __name__: str
+        __qualname__: str
+
+        def __init__(self, wrapped: Any) -> None: ...
+else:
+    _Proxy = wrapt.ObjectProxy
+
+
+class Action(Unit, _Proxy, Generic[P, R]):
     """A function made part of workflows: a transparent proxy that is still called as the plain function.
 
     It is made by `@action`. It is equal to another action of the same function with the same options and bound values.
@@ -455,7 +470,7 @@ class Action(Unit, wrapt.ObjectProxy, Generic[P, R]):
         bound: Mapping[str, Any] = types.MappingProxyType({}),
         origin: Origin | None = None,
     ) -> None:
-        wrapt.ObjectProxy.__init__(self, function)
+        _Proxy.__init__(self, function)
         self._self_remember("options", options or ActionOptions(function_name(function)))
         self._self_remember("bound", bound)
         self._self_remember("origin", origin)
@@ -463,7 +478,7 @@ class Action(Unit, wrapt.ObjectProxy, Generic[P, R]):
         self._self_remember("stage", None)
 
     def _self_remember(self, name: str, value: Any) -> None:
-        wrapt.ObjectProxy.__setattr__(self, f"_self_{name}", value)
+        _Proxy.__setattr__(self, f"_self_{name}", value)
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -517,11 +532,10 @@ class Action(Unit, wrapt.ObjectProxy, Generic[P, R]):
             return True
         if type(other) is not Action:
             return NotImplemented
-        theirs = cast("Action[..., Any]", other)
         return (
-            self._self_identity() == theirs._self_identity()
-            and self._self_options == theirs._self_options
-            and self._self_bound == theirs._self_bound
+            self._self_identity() == other._self_identity()
+            and self._self_options == other._self_options
+            and self._self_bound == other._self_bound
         )
 
     def __ne__(self, other: object) -> bool:
@@ -561,12 +575,9 @@ class Action(Unit, wrapt.ObjectProxy, Generic[P, R]):
             return getattr, (function.__self__, function.__func__.__name__)
         if not isinstance(function, types.FunctionType):
             return Action, (function, self._self_options)
-        found: list[Any] = []
         reference = Imported(function.__module__, function.__qualname__)
-        require_importable(
-            reference, f"action {self.name!r}", lambda at: found.append(at) or at == self or at is function
-        )
-        return (load, (reference,)) if found[0] == self else (Action, (function, self._self_options))
+        require_importable(reference, f"action {self.name!r}", lambda found: found == self or found is function)
+        return (load, (reference,)) if reference.load() == self else (Action, (function, self._self_options))
 
     def __copy__(self) -> Self:
         return self
@@ -583,9 +594,10 @@ def function_name(function: Any) -> str:
     return str(name)
 
 
+
 def underlying(function: Any) -> Any:
     """Return what has the signature: the function inside a classmethod or staticmethod object, else itself."""
-    return function.__func__ if isinstance(function, (classmethod, staticmethod)) else function
+    return cast("Any", function).__func__ if isinstance(function, (classmethod, staticmethod)) else function
 
 
 def signature_of(function: Any, name: str) -> inspect.Signature:
@@ -630,7 +642,7 @@ def call_bound(function: Any, bound: Mapping[str, Any], args: tuple[Any, ...], k
 
 def make_action(function: Any, *, name: str | None = None, **options: Any) -> Action[..., Any]:
     """Return an action of this function with these options, all of them checked."""
-    method = isinstance(function, (classmethod, staticmethod))
+    method = isinstance(cast("object", function), (classmethod, staticmethod))
     if isinstance(function, (Unit, Template, type)) or not (method or callable(function)):
         raise DefinitionError(
             f"an action is made of a function, not of the {type(function).__name__} {_described(function)}"
@@ -715,6 +727,7 @@ class Stage(_Value, Unit):
     use_actions: tuple[Middleware, ...]
     _actions: tuple[Action[..., Any], ...]
     _data: dict[str, Any]
+    _steps: Any
     _origin: Origin | None
     _title: str | None
     _description: str
@@ -840,7 +853,11 @@ def one_action_stage(action: Action[..., Any]) -> Stage:
     return cast("Stage", action._self_stage)
 
 
-def _named(owner: Any, name: object, members: Sequence[Any], what: str) -> Any:
+def _as_stage(unit: Unit) -> Unit:
+    return one_action_stage(cast("Action[..., Any]", unit)) if isinstance(unit, Action) else unit
+
+
+def _named(owner: Unit, name: object, members: Sequence[U], what: str) -> U:
     if not isinstance(name, str):
         raise TypeError(f"{owner!r} is looked up by the name of a {what}, not by {name!r}")
     found = [member for member in members if member.name == name]
@@ -895,10 +912,11 @@ def stream(source: Any, /, *args: Any, **kwargs: Any) -> Stream:
         raise DefinitionError(f"stream takes positional arguments for its function, not {', '.join(kwargs)}=")
     if callable(source):
         return Stream(source, args)
+    kind = type(source).__name__
     if args:
-        raise DefinitionError(f"stream takes arguments for a function, and the {type(source).__name__} is none")
+        raise DefinitionError(f"stream takes arguments for a function, and the {kind} is none")
     if isinstance(source, (str, bytes, Mapping)) or not isinstance(source, (Iterable, AsyncIterable)):
-        raise DefinitionError(f"stream takes an iterable of units or a function, not the {type(source).__name__}")
+        raise DefinitionError(f"stream takes an iterable of units or a function, not the {kind}")
     return Stream(cast("Any", source), ())
 
 
@@ -912,6 +930,10 @@ class _Group(_Value, Unit):
     _DEFAULTS: ClassVar[dict[str, Any]]
     units: tuple[Unit, ...]
     _options: dict[str, Any]
+
+    if TYPE_CHECKING:
+
+        def __init__(self, units: Iterable[Unit] = (), **options: Any) -> None: ...
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -956,7 +978,7 @@ class _Group(_Value, Unit):
 
 
 def _group_of(cls: type[_Group], units: tuple[Unit, ...], options: dict[str, Any]) -> Any:
-    return cls(units, **options)  # type: ignore[call-arg]
+    return cls(units, **options)
 
 
 class Pipeline(_Group):
@@ -1026,8 +1048,8 @@ class Pipeline(_Group):
     def __getitem__(self, where: slice) -> Pipeline: ...
     def __getitem__(self, where: Any) -> Any:
         if isinstance(where, slice):
-            start, stop = (self._index(edge) for edge in (where.start, where.stop))
-            return self._with_units(self.units[start : stop : where.step])
+            cut = cast("slice[Any, Any, Any]", where)
+            return self._with_units(self.units[self._index(cut.start) : self._index(cut.stop) : cut.step])
         if isinstance(where, int):
             return self.units[where]
         return _named(self, where, self.units, "unit")
@@ -1081,7 +1103,7 @@ def as_pipeline(unit: Unit) -> Pipeline:
     """Return the pipeline itself, or the pipeline of this one unit, made once."""
     if isinstance(unit, Pipeline):
         return unit
-    owner: Any = one_action_stage(cast("Action[..., Any]", unit)) if isinstance(unit, Action) else unit
+    owner: Any = _as_stage(unit)
     if owner._flow is None:
         _set(owner, _flow=Pipeline((unit,)))
     return cast("Pipeline", owner._flow)
@@ -1102,7 +1124,8 @@ class Parallel(_Group):
 
     def __init__(self, units: Iterable[Unit] = (), **options: Any) -> None:
         given = {**self._DEFAULTS, **options}
-        limit, merge = given["limit"], given["merge"] or {}
+        limit: Any = given["limit"]
+        merge: Any = given["merge"] or {}
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
             raise DefinitionError(f"limit is a positive number of branches that run at once, not {limit!r}")
         if not isinstance(merge, Mapping) or not all(map(callable, cast("Mapping[Any, Any]", merge).values())):
@@ -1188,7 +1211,7 @@ def _selected(flow: Pipeline, selectors: tuple[str, ...], *, keep: bool) -> Pipe
 
 def _narrowed(unit: Unit, wanted: frozenset[str], keep: bool) -> Unit | None:
     """Return what is left of a unit when only the wanted (or all but the wanted) parts stay, None for nothing."""
-    stage = one_action_stage(cast("Action[..., Any]", unit)) if isinstance(unit, Action) else unit
+    stage = _as_stage(unit)
     if not wanted.isdisjoint(stage_selectors(stage)):
         return unit if keep else None
     if isinstance(stage, _Group):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ActionTimeout",
     "Bail",
+    "Cancelled",
     "DefinitionError",
     "EmptyStageError",
     "FlowdecoError",
@@ -25,11 +26,13 @@ __all__ = [
     "MissingInputError",
     "ReturnValueError",
     "RunError",
+    "ShippingError",
     "StoreKeyError",
     "StoreTypeError",
     "Suspend",
     "UnreferencedError",
     "WiringError",
+    "WorkerDiedError",
     "WriteConflictError",
 ]
 
@@ -93,6 +96,14 @@ class ActionTimeout(RunError, TimeoutError):
     """An attempt of an action took longer than its `timeout`."""
 
 
+class ShippingError(RunError):
+    """An action, an argument or a result cannot travel to another process or back; the message names the part."""
+
+
+class WorkerDiedError(RunError):
+    """A worker of an executor died while an action was with it."""
+
+
 class _Signal(BaseException):
     """What an action raises to end its run without failing."""
 
@@ -107,6 +118,10 @@ class Bail(_Signal):
 
 class Suspend(_Signal):
     """Stop here until somebody resumes the run: what the action wrote is dropped, and it runs again on resume."""
+
+
+class Cancelled(_Signal):
+    """A branch is given up because another one ended their parallel group."""
 
 
 def suggestion(wrong: str, known: Iterable[str], what: str = "There are") -> str:

@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import AsyncIterable, Callable, Generator, Iterable, Iterator, Mapping
-from functools import reduce
+from itertools import count
 from typing import Any, Final, TypeAlias, cast
 
 from flowdeco.context import Context
@@ -49,7 +49,7 @@ from flowdeco.definitions import (
     one_action_stage,
     stage_selectors,
 )
-from flowdeco.errors import Bail, ReturnValueError, Suspend, WriteConflictError
+from flowdeco.errors import Bail, ReturnValueError, Suspend
 from flowdeco.events import (
     ActionFinished,
     ActionStarted,
@@ -60,11 +60,12 @@ from flowdeco.events import (
     StageStarted,
     UnitsInserted,
 )
+from flowdeco.groups import Crew, merged
 from flowdeco.middleware import Call, enter, leave, merging
 from flowdeco.requests import Await, Chore, Raised, Request
 from flowdeco.returned import PLAIN, SETTLED, exhaust, sort_out
 from flowdeco.runs import ActionRecord, Run, StageRecord, Status
-from flowdeco.store import Delta, Store
+from flowdeco.store import Store
 from flowdeco.wiring import Step, check_inserted, step_of, steps_of, unmet
 
 __all__ = ["Evaluation"]
@@ -180,6 +181,7 @@ class Evaluation:
         self.epoch = now - clock()
         self.cancels = cancels
         self.begun = 0
+        self.tickets = count()
 
     def walk(self) -> Generator[Request, Any, None]:
         """Evaluate the run's pipeline; everything that came of it is in the run."""
@@ -632,25 +634,31 @@ class Evaluation:
             self._skip(branch, group, by)
             return None
         forks: list[_Branch] = []
-        error: Failure = None
         for unit in group.units:
             base = _Frame(frame.pipeline, by, frame.use_stages, frame.use_actions, frame.values, frame.wrapped)
             base.queue.append((unit, by))
-            fork = _Branch(branch.store.fork(), base, branch)
-            forks.append(fork)
-            error = yield from self._walk(fork)
-            if error is not None:
-                break
+            forks.append(_Branch(branch.store.fork(), base, branch))
+        crew = Crew([self._walk(fork) for fork in forks], group.limit, self.tickets)
+        yield from crew.work()
+        error = crew.verdict(group, self.cancels)
         for fork in forks:
             branch.records.extend(fork.records)
-        if error is None:
-            error = _merged(branch, group, [fork.store.delta() for fork in forks])
-        elif isinstance(error, Bail):
-            branch.store.apply(forks[-1].store.delta())
-        if error is None:
+        if self.history is not None:
+            self._forget(branch)
+        if isinstance(error, Bail):
+            forks = [fork for fork, member in zip(forks, crew.members, strict=True) if member.error is error]
+        elif error is not None:
+            forks = []
+        try:
+            branch.store.apply(merged(group, [fork.store.delta() for fork in forks]))
+        except Exception as refused:  # a conflict, or a reducer that raises
+            error = refused
+        else:
             for fork in forks:
                 branch.switches.update(fork.switches)
                 branch.result = fork.result if fork.result is not None else branch.result
+        if error is not None and not isinstance(error, (Bail, Suspend)):
+            self._note(error, f"parallel group {group.name!r}, pipeline {frame.pipeline.name!r}")
         return error
 
     # What is not to run.
@@ -711,46 +719,3 @@ class Evaluation:
 
 
 _PULL: Final = Chore(next, "stream")
-
-
-def _merged(branch: _Branch, group: Parallel, deltas: list[Delta]) -> Failure:
-    """Merge what the branches wrote into the store, in branch order; return the conflict, if there is one."""
-    names = [f"{number} ({unit.name})" for number, unit in enumerate(group.units)]
-    writers: dict[str, list[int]] = {}
-    for number, delta in enumerate(deltas):
-        for key in (*delta.puts, *delta.deletes, *delta.appends):
-            writers.setdefault(key, []).append(number)
-    merged = Delta({}, (), {})
-    deletes: list[str] = []
-    for key, numbers in writers.items():
-        written = [deltas[number] for number in numbers]
-        if all(key in delta.appends for delta in written):
-            merged.appends[key] = [item for delta in written for item in delta.appends[key]]
-        elif all(key in delta.deletes for delta in written):
-            deletes.append(key)
-        elif all(key in delta.puts for delta in written):
-            values = [delta.puts[key] for delta in written]
-            if key in group.merge:
-                merged.puts[key] = reduce(group.merge[key], values)
-            elif all(_equal(values[0], value) for value in values[1:]):
-                merged.puts[key] = values[0]
-            else:
-                return _conflict(group, key, [names[number] for number in numbers])
-        else:
-            return _conflict(group, key, [names[number] for number in numbers])
-    branch.store.apply(merged._replace(deletes=tuple(deletes)))
-    return None
-
-
-def _equal(one: Any, other: Any) -> bool:
-    try:
-        return one is other or bool(one == other)
-    except Exception:  # values that cannot be compared as a whole, arrays for one
-        return False
-
-
-def _conflict(group: Parallel, key: str, branches: list[str]) -> WriteConflictError:
-    return WriteConflictError(
-        f"branches {', '.join(branches)} of the parallel group {group.name!r} all wrote the key {key!r}, "
-        f"and not the same. Write to different keys, use collect=, or give parallel(..., merge={{{key!r}: function}})"
-    )

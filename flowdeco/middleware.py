@@ -98,7 +98,8 @@ class Call:
     @property
     def logger(self) -> logging.LoggerAdapter[Any]:
         """The logger `flowdeco.run`, with run, stage and action as `extra`."""
-        return run_logger(self.run_id, self.stage and self.stage.name, self.action and self.action.name)
+        stage, action = self.stage, self.action
+        return run_logger(self.run_id, None if stage is None else stage.name, None if action is None else action.name)
 
     def __repr__(self) -> str:
         return f"<Call of {self.level} {self.subject!r}, attempt {self.attempt}>"

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 from flowdeco.errors import MiddlewareError
 from flowdeco.wiring import Step
 
-__all__ = ["Await", "Chore", "Raised", "Request", "Sleep"]
+__all__ = ["Await", "Chore", "Raised", "Request", "Sleep", "Wait"]
 
 
 class Raised:
@@ -61,4 +61,14 @@ class Chore(NamedTuple):
     timeout: float | None = None
 
 
-Request: TypeAlias = "tuple[Step | Chore, Sequence[Any], Mapping[str, Any] | None] | Sleep | Await"
+class Wait(NamedTuple):
+    """Begin these, cancel those, and wait until something that is under way is over.
+
+    The answer is a list of `(ticket, answer)`; the ticket None stands for the run itself, which is to end.
+    """
+
+    begin: list[tuple[int, Request]]
+    cancel: list[int]
+
+
+Request: TypeAlias = "tuple[Step | Chore, Sequence[Any], Mapping[str, Any] | None] | Sleep | Await | Wait"

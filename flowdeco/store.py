@@ -35,6 +35,8 @@ __all__ = ["Key", "Store"]
 T = TypeVar("T")
 D = TypeVar("D")
 
+_Classes: TypeAlias = "tuple[type, ...] | None"
+
 
 class _Missing:
     """There is nothing: told apart from None, which is a value."""
@@ -59,7 +61,7 @@ class Key(Generic[T]):
     __slots__ = ("_classes", "name", "type")
     name: str
     type: TypeForm[T]
-    _classes: tuple[builtins.type, ...] | None
+    _classes: _Classes
 
     @overload
     def __init__(self, name: str, type: TypeForm[T]) -> None: ...
@@ -111,7 +113,7 @@ def key_name(key: object) -> str:
     raise StoreTypeError(f"a key of the store is a non-empty string or a Key, not the {type(key).__name__} {key!r}")
 
 
-def _runtime_classes(declared: Any) -> tuple[type, ...] | None:
+def _runtime_classes(declared: Any) -> _Classes:
     """Return what `isinstance` can check of a declared type, None for what it cannot."""
     if declared is None:
         return (types.NoneType,)
@@ -196,7 +198,7 @@ class Store(MutableMapping[str, Any]):
     def get(self, key: Key[T], default: D, /) -> T | D: ...
     @overload
     def get(self, key: str, default: Any = None, /) -> Any: ...
-    def get(self, key: AnyKey, default: Any = None, /) -> Any:
+    def get(self, key: AnyKey, default: Any = None, /) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return the value of the key, or the default where the key is missing."""
         return self[key] if key in self else default
 

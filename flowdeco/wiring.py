@@ -31,7 +31,7 @@ from flowdeco.definitions import (
     underlying,
 )
 from flowdeco.errors import MissingInputError, ReturnValueError, WiringError, suggestion
-from flowdeco.store import MISSING, Key, Store, key_name
+from flowdeco.store import MISSING, AnyKey, Key, Store, key_name
 
 __all__ = ["Problem", "Step", "validate"]
 
@@ -61,6 +61,7 @@ class Step:
         "generates",
         "inputs",
         "inserts",
+        "is_async",
         "keys",
         "name",
         "names_units",
@@ -98,6 +99,7 @@ class Step:
 
     def _read_return_annotation(self, returns: Any) -> None:
         function = underlying(self.function)
+        self.is_async = inspect.iscoroutinefunction(function)
         self.generates = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
         data, units = _meaning(_return_annotation(function), self.generates)
         self.names_units = units and not data
@@ -105,7 +107,8 @@ class Step:
         keys: list[str] = []
         if data:
             if returns is not None:
-                keys = [key_name(key) for key in (returns if isinstance(returns, tuple) else (returns,))]
+                wanted = cast("tuple[object, ...]", returns) if isinstance(returns, tuple) else (returns,)
+                keys = [key_name(key) for key in wanted]
             if self.collects is not None:
                 keys.append(key_name(self.collects))
         self.supplies = tuple(keys)
@@ -141,11 +144,12 @@ class Step:
 
     def deliver(self, value: Any, store: Store) -> None:
         """Write the data that the action returned where its options say."""
-        if self.collects is not None:
-            if isinstance(self.collects, Key):
-                self.collects.check([value])
-            store.append(self.collects, value)
-        keys = self.result_key
+        collects: AnyKey | None = self.collects
+        if collects is not None:
+            if isinstance(collects, Key):
+                collects.check([value])
+            store.append(collects, value)
+        keys: AnyKey | tuple[AnyKey, ...] | None = self.result_key
         if isinstance(keys, tuple):
             for key, part in zip(keys, self._parts(value, keys), strict=True):
                 store[key] = part
@@ -158,7 +162,7 @@ class Step:
                 f"action {self.name!r} returned a {type(value).__name__}, and returns={_shown(keys)} "
                 f"needs a sequence of {len(keys)} values"
             )
-        parts = cast("list[Any]", list(cast("Iterable[Any]", value)))
+        parts = list(cast("Iterable[Any]", value))
         if len(parts) != len(keys):
             raise ReturnValueError(
                 f"action {self.name!r} returned {len(parts)} values, and returns={_shown(keys)} needs {len(keys)}"
@@ -289,10 +293,9 @@ def _home(function: Any) -> Any:
             function = function.__func__
         elif isinstance(function, (types.FunctionType, types.BuiltinFunctionType, type)):
             return function
-        elif isinstance(getattr(type(function), "__call__", None), types.FunctionType):  # noqa: B004
-            return type(function).__call__
         else:
-            return function
+            call: object = getattr(cast("object", type(function)), "__call__", None)
+            return call if isinstance(call, types.FunctionType) else function
 
 
 def _annotations(function: Any) -> Mapping[str, Any]:
@@ -323,7 +326,6 @@ def _return_annotation(function: Any) -> Any:
 
 
 _UNIT_NAMES: Final = frozenset({"Action", "Stage", "Pipeline", "Parallel", "Stream", "Unit"})
-_SEQUENCES: Final = (list, tuple)
 
 
 def _meaning(annotation: Any, generates: bool) -> tuple[bool, bool]:
@@ -342,18 +344,18 @@ def _meaning(annotation: Any, generates: bool) -> tuple[bool, bool]:
     if origin is Union or origin is types.UnionType:
         meanings = [_meaning(member, generates) for member in arguments]
         return any(data for data, _ in meanings), any(units for _, units in meanings)
-    cls = origin or annotation
+    cls = cast("type[Any]", origin or annotation)
     if not isinstance(cls, type):
         return True, True  # a type variable, a new type: anything
     if issubclass(cls, Unit) or cls is Stream:
         return False, True
-    if issubclass(cls, _SEQUENCES) or _iterates(cls):
+    if _iterates(cls):
         return _meaning_of_elements(cls, arguments, generates)
     return True, False
 
 
-def _iterates(cls: type) -> bool:
-    return cls.__name__ in (
+def _iterates(cls: type[Any]) -> bool:
+    return issubclass(cls, (list, tuple)) or cls.__name__ in (
         "Sequence", "Iterable", "Iterator", "Generator", "Collection", "MutableSequence",
         "AsyncIterable", "AsyncIterator", "AsyncGenerator",
     )  # fmt: skip

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Generator, Mapping
-from concurrent.futures import Future
+from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import Executor, Future
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from flowdeco.drivers.common import begin, end
 from flowdeco.drivers.threads import call_in_thread, timed_out
-from flowdeco.requests import Await, Raised, Request, Sleep
+from flowdeco.drivers.work import Work
+from flowdeco.requests import Await, Raised, Request, Sleep, Wait
 
 if TYPE_CHECKING:
     from flowdeco.definitions import Pipeline, RunOptions
@@ -22,11 +24,12 @@ __all__ = ["LoopThread", "run"]
 async def run(flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions) -> Run:
     """Evaluate a pipeline in the running event loop."""
     run, evaluation = begin(flow, inputs, options)
-    await _drive(evaluation)
+    with ExitStack() as resources:
+        await _drive(evaluation, _Performer(resources, options.executor))
     return end(run, options.check)
 
 
-async def _drive(evaluation: Generator[Request, Any, None]) -> None:
+async def _drive(evaluation: Generator[Request, Any, None], performer: _Performer) -> None:
     answer: Any = None
     send = evaluation.send
     while True:
@@ -39,29 +42,85 @@ async def _drive(evaluation: Generator[Request, Any, None]) -> None:
                 step, args, kwargs = request
                 answer = step.function(*args, **kwargs) if kwargs else step.function(*args)
             else:
-                answer = await _perform(request)
+                answer = await performer.perform(request)
         except BaseException as error:
             answer = Raised(error)
 
 
-async def _perform(request: Request) -> Any:
-    if isinstance(request, Sleep):
-        return await asyncio.sleep(request.seconds)
-    if isinstance(request, Await):
-        return await awaited(request)
-    step, args, kwargs = request
-    loop = asyncio.get_running_loop()
-    finished: asyncio.Future[Any] = loop.create_future()
+class _Performer:
+    """What an async run needs beside plain calls."""
 
-    def done(answer: Any) -> None:
-        loop.call_soon_threadsafe(lambda: finished.done() or finished.set_result(answer))
+    def __init__(self, resources: ExitStack, executor: Executor | None) -> None:
+        self._resources = resources
+        self._executor = executor
+        self._loop = asyncio.get_running_loop()
+        self._work: Work | None = None
+        self._reported: list[tuple[int, Any]] = []
+        self._woken = asyncio.Event()
 
-    call_in_thread(step.function, args, kwargs, done)
-    try:
-        async with asyncio.timeout(step.timeout):
-            return await finished
-    except TimeoutError:
-        raise timed_out(step.name, step.timeout) from None
+    async def perform(self, request: Request) -> Any:
+        if isinstance(request, Sleep):
+            return await asyncio.sleep(request.seconds)
+        if isinstance(request, Await):
+            return await awaited(request)
+        if isinstance(request, Wait):
+            return await self._wait(request)
+        step, args, kwargs = request
+        finished: asyncio.Future[Any] = self._loop.create_future()
+
+        def done(answer: Any) -> None:
+            self._soon(lambda: None if finished.done() else finished.set_result(answer))
+
+        call_in_thread(step.function, args, kwargs, done)
+        try:
+            async with asyncio.timeout(step.timeout):
+                return await finished
+        except TimeoutError:
+            raise timed_out(step.name, step.timeout) from None
+
+    async def _wait(self, request: Wait) -> list[tuple[int | None, Any]]:
+        if self._work is None:
+            self._work = Work(self, self._executor, self._resources)
+        self._work.begin(request)
+        try:
+            while True:
+                await self._woken.wait()
+                self._woken.clear()
+                reported, self._reported = self._reported, []
+                answers = self._work.settle(reported)
+                if answers:
+                    return answers
+        except asyncio.CancelledError as cancelled:
+            return [(None, Raised(cancelled))]
+
+    def _soon(self, call: Callable[[], object]) -> None:
+        with suppress(RuntimeError):  # the loop is closed: a call that was given up has ended at last
+            self._loop.call_soon_threadsafe(call)
+
+    def _take(self, ticket: int, answer: Any) -> None:
+        self._reported.append((ticket, answer))
+        self._woken.set()
+
+    # What groups need of a driver (`Worker`).
+
+    def report(self, ticket: int, answer: Any) -> None:
+        self._soon(lambda: self._take(ticket, answer))
+
+    def later(self, seconds: float, ticket: int, answer: Any) -> None:
+        self._loop.call_later(seconds, self._take, ticket, answer)
+
+    def begin_await(self, ticket: int, request: Await) -> Callable[[], object]:
+        task = self._loop.create_task(awaited(request))
+        task.add_done_callback(lambda done: self._take(ticket, answer_of(done)))
+        return task.cancel
+
+
+def answer_of(done: asyncio.Future[Any] | Future[Any]) -> Any:
+    """Return what came of a future that is over: its value, or `Raised`."""
+    if done.cancelled():
+        return Raised(asyncio.CancelledError())
+    error = done.exception()
+    return done.result() if error is None else Raised(error)
 
 
 async def awaited(request: Await) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from flowdeco.definitions import Pipeline, RunOptions, checked_layers, checked_selectors
-from flowdeco.errors import DefinitionError
+from flowdeco.errors import Cancelled, DefinitionError
 from flowdeco.evaluate import Evaluation
 from flowdeco.requests import Request
 from flowdeco.runs import Run, Status
@@ -71,9 +71,11 @@ def end(run: Run, check: bool) -> Run:
 
 
 def is_cancellation(error: BaseException) -> bool:
-    """Whether somebody outside ended the run: Ctrl-C, or the cancellation of its task."""
+    """Whether it comes from outside: Ctrl-C, the cancellation of a task, of a branch by another one."""
     asyncio = sys.modules.get("asyncio")
-    return isinstance(error, KeyboardInterrupt) or (asyncio is not None and isinstance(error, asyncio.CancelledError))
+    return isinstance(error, (KeyboardInterrupt, Cancelled)) or (
+        asyncio is not None and isinstance(error, asyncio.CancelledError)
+    )
 
 
 def _without_our_frames(traceback: types.TracebackType | None) -> types.TracebackType | None:

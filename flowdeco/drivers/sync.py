@@ -1,21 +1,27 @@
 """Perform a run in the calling thread.
 
 Coroutines go to a private event loop in a helper thread, so that it works where a loop is running already; a call with
-a timeout goes to a worker thread, and is given up when the time is over.
+a timeout goes to a worker thread, and is given up when the time is over. Of a parallel group the calls go to the
+executor, and this thread waits for what they report.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import Executor
 from contextlib import ExitStack
+from heapq import heappop, heappush
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from flowdeco.drivers.common import begin, end
-from flowdeco.requests import Await, Raised, Request, Sleep
+from flowdeco.requests import Await, Raised, Request, Sleep, Wait
 
 if TYPE_CHECKING:
     from flowdeco.definitions import Pipeline, RunOptions
+    from flowdeco.drivers.async_ import LoopThread
+    from flowdeco.drivers.work import Work
     from flowdeco.runs import Run
 
 __all__ = ["run"]
@@ -25,7 +31,7 @@ def run(flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions) -
     """Evaluate a pipeline."""
     run, evaluation = begin(flow, inputs, options)
     with ExitStack() as resources:
-        _drive(evaluation, _Performer(resources))
+        _drive(evaluation, _Performer(resources, options.executor))
     return end(run, options.check)
 
 
@@ -50,19 +56,75 @@ def _drive(evaluation: Generator[Request, Any, None], performer: _Performer) -> 
 class _Performer:
     """What a sync run needs beside plain calls, made when it is needed."""
 
-    def __init__(self, resources: ExitStack) -> None:
+    def __init__(self, resources: ExitStack, executor: Executor | None) -> None:
         self._resources = resources
-        self._loop: Any = None
+        self._executor = executor
+        self._loop_thread: LoopThread | None = None
+        self._work: Work | None = None
+        self._reports: SimpleQueue[tuple[int, Any]] = SimpleQueue()
+        self._timers: list[tuple[float, int, Any]] = []
 
     def perform(self, request: Request) -> Any:
         if isinstance(request, Sleep):
             return time.sleep(request.seconds)
         if isinstance(request, Await):
-            if self._loop is None:
-                from flowdeco.drivers.async_ import LoopThread
-
-                self._loop = self._resources.enter_context(LoopThread())
-            return self._loop.result_of(request)
+            return self._loop().result_of(request)
+        if isinstance(request, Wait):
+            return self._wait(request)
         from flowdeco.drivers.threads import call_with_timeout
 
         return call_with_timeout(*request)
+
+    def _loop(self) -> LoopThread:
+        if self._loop_thread is None:
+            from flowdeco.drivers.async_ import LoopThread
+
+            self._loop_thread = self._resources.enter_context(LoopThread())
+        return self._loop_thread
+
+    def _wait(self, request: Wait) -> list[tuple[int | None, Any]]:
+        if self._work is None:
+            from flowdeco.drivers.work import Work
+
+            self._work = Work(self, self._executor, self._resources)
+        try:
+            self._work.begin(request)
+            while True:
+                answers = self._work.settle(self._reported())
+                if answers:
+                    return answers
+        except KeyboardInterrupt as interrupt:
+            return [(None, Raised(interrupt))]
+
+    def _reported(self) -> list[tuple[int, Any]]:
+        """Wait until something is reported, or the time of a timer has come; return all there is."""
+        timers = self._timers
+        found: list[tuple[int, Any]] = []
+        try:
+            if not timers:
+                found.append(self._reports.get())
+            elif (left := timers[0][0] - time.monotonic()) > 0:
+                found.append(self._reports.get(timeout=left))
+            while True:
+                found.append(self._reports.get_nowait())
+        except Empty:
+            pass
+        while timers and timers[0][0] <= time.monotonic():
+            _, ticket, answer = heappop(timers)
+            found.append((ticket, answer))
+        return found
+
+    # What groups need of a driver (`Worker`).
+
+    def report(self, ticket: int, answer: Any) -> None:
+        self._reports.put((ticket, answer))
+
+    def later(self, seconds: float, ticket: int, answer: Any) -> None:
+        heappush(self._timers, (time.monotonic() + seconds, ticket, answer))
+
+    def begin_await(self, ticket: int, request: Await) -> Callable[[], object]:
+        future = self._loop().submit(request)
+        from flowdeco.drivers.async_ import answer_of
+
+        future.add_done_callback(lambda done: self.report(ticket, answer_of(done)))
+        return future.cancel

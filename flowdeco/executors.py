@@ -1,0 +1,190 @@
+"""What executors need: a serial one for tests, and the shipping of calls to other processes.
+
+Any `concurrent.futures.Executor` serves; only calls of functions go there, with their arguments. To a thread they go as
+they are. To anything else (processes, interpreters, a cluster) they are pickled here, so that what cannot travel is
+named before anything is submitted. An action that asks for `ctx` takes a detached one along, which brings home what the
+action did with it.
+"""
+
+from __future__ import annotations
+
+import pickle
+import traceback
+import types
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeAlias
+
+from flowdeco.context import Context, Effects
+from flowdeco.errors import Bail, RunError, ShippingError, Suspend, UnreferencedError, WorkerDiedError
+from flowdeco.requests import Chore, Raised
+from flowdeco.returned import exhaust
+from flowdeco.wiring import Step
+
+__all__ = ["is_local", "perform", "serial", "ship"]
+
+Arguments: TypeAlias = "tuple[Sequence[Any], Mapping[str, Any]]"
+
+
+class _Serial(Executor):
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_running_or_notify_cancel()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except BaseException as error:
+            future.set_exception(error)
+        return future
+
+
+def serial() -> Executor:
+    """Return an executor that performs each call at once, in the calling thread: for tests and debugging."""
+    return _Serial()
+
+
+def is_local(executor: Executor) -> bool:
+    """Whether calls share the memory of this interpreter."""
+    isolated = type(executor).__name__ == "InterpreterPoolExecutor"  # a thread pool by inheritance only
+    return isinstance(executor, (ThreadPoolExecutor, _Serial)) and not isolated
+
+
+def perform(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Any:
+    """Call, and run a generator to its end where it was made."""
+    value = function(*args, **(kwargs or {}))
+    return exhaust(value) if type(value) is types.GeneratorType else value
+
+
+# There.
+
+
+class _Home(NamedTuple):
+    """What a call elsewhere sends home: its value or its signal, and what it did to its context."""
+
+    value: Any
+    signal: BaseException | None
+    effects: Effects | None
+
+
+def perform_shipped(payload: bytes) -> bytes:
+    """Perform a pickled call in another process; the result is pickled here, so that what cannot be is named here."""
+    name, function, args, kwargs = pickle.loads(payload)
+    context = _context_among(args, kwargs)
+    value, signal = None, None
+    try:
+        value = perform(getattr(function, "__wrapped__", function), args, kwargs)
+    except (Bail, Suspend) as raised:
+        signal = raised
+    except BaseException as error:
+        raise _travelling(error) from None
+    home = _Home(value, signal, context.effects() if context is not None else None)
+    try:
+        return pickle.dumps(home)
+    except Exception as error:
+        part = unpicklable(value, "result") or "what it wrote"
+        raise ShippingError(f"the result of action {name!r} cannot travel home ({part}): {error}") from error
+
+
+def _travelling(error: BaseException) -> BaseException:
+    """Return an exception that survives the way home: itself, or else a description of it."""
+    told = "".join(traceback.format_exception(error)).rstrip()
+    try:
+        same = type(pickle.loads(pickle.dumps(error))) is type(error)
+    except Exception:
+        same = False
+    if not same:
+        return RunError(f"{type(error).__name__}: {error} (an exception that cannot be pickled)\n{told}")
+    error.add_note(f"in another process:\n{told}")
+    return error
+
+
+# Here.
+
+
+def ship(executor: Executor, step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Future[bytes]:
+    """Submit a call that is to be performed elsewhere; raises `ShippingError` for what cannot travel."""
+    return executor.submit(perform_shipped, _packed(step, args, kwargs))
+
+
+def receive(step: Step | Chore, future: Future[Any], shipped: Arguments | None) -> Any:
+    """Return what came of a submitted call: its value, or `Raised`; a shipped one lets its context here catch up."""
+    if future.cancelled():
+        from concurrent.futures import CancelledError
+
+        return Raised(CancelledError())
+    error = future.exception()
+    if error is not None:
+        return Raised(_died(step, error) if _means_death(error) else error)
+    if shipped is None:
+        return future.result()
+    home: _Home = pickle.loads(future.result())
+    context = _context_among(*shipped)
+    if context is not None and home.effects is not None:
+        context.catch_up(home.effects)
+    return home.value if home.signal is None else Raised(home.signal)
+
+
+def _context_among(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Context | None:
+    return next((value for value in (*args, *kwargs.values()) if isinstance(value, Context)), None)
+
+
+def _means_death(error: BaseException) -> bool:
+    return isinstance(error, BrokenExecutor) or type(error).__name__ == "KilledWorker"  # of dask.distributed
+
+
+def _died(step: Step | Chore, error: BaseException) -> WorkerDiedError:
+    died = WorkerDiedError(f"a worker died while action {step.name!r} was with it: {error}")
+    died.__cause__ = error
+    return died
+
+
+def _packed(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
+    """Pickle a call: the action by reference, or its function by value where it is of `__main__` or a notebook."""
+    rest = list(args), dict(kwargs)
+    if getattr(step.function, "__module__", None) != "__main__":
+        try:
+            return pickle.dumps((step.name, step.action, *rest))
+        except UnreferencedError as error:
+            reason: Exception = error
+        except Exception as error:
+            raise _cannot_travel(step, rest, error) from error
+    else:
+        reason = UnreferencedError(f"action {step.name!r} is defined in __main__, which other processes do not import")
+    try:
+        import cloudpickle
+    except ImportError:
+        raise ShippingError(f"{reason}. To send functions themselves: pip install 'flowdeco[cloudpickle]'") from reason
+    try:
+        return bytes(cloudpickle.dumps((step.name, step.function, *rest)))
+    except Exception as error:
+        raise _cannot_travel(step, rest, error) from error
+
+
+def _cannot_travel(step: Step, rest: tuple[list[Any], dict[str, Any]], error: Exception) -> ShippingError:
+    args, kwargs = rest
+    positional = (wanted.name for wanted in step.inputs if not wanted.by_keyword)
+    for name, value in (*zip(positional, args, strict=False), *kwargs.items()):
+        path = unpicklable(value, name)
+        if path:
+            return ShippingError(f"the arguments of action {step.name!r} cannot travel to another process: {path}: {error}")
+    return ShippingError(f"action {step.name!r} cannot travel to another process: {error}")
+
+
+def unpicklable(value: Any, path: str, depth: int = 0) -> str:
+    """Return the path of the innermost part of a value that cannot be pickled, "" where all of it can."""
+    try:
+        pickle.dumps(value)
+    except Exception:
+        parts = _parts(value) if depth < 8 else []
+        inner = (unpicklable(part, path + name, depth + 1) for name, part in parts)
+        return next(filter(None, inner), path)
+    return ""
+
+
+def _parts(value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, Context):
+        return [(f".store[{key!r}]", part) for key, part in value.store.items()]
+    if isinstance(value, Mapping):
+        return [(f"[{key!r}]", part) for key, part in value.items()]
+    if isinstance(value, (list, tuple)):
+        return [(f"[{index}]", part) for index, part in enumerate(value)]
+    return [(f".{name}", part) for name, part in getattr(value, "__dict__", {}).items()]

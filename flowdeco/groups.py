@@ -1,0 +1,213 @@
+"""Branches side by side: what begins, what happens to the others when one ends badly, and the merge (L9).
+
+A branch is a walk, a generator of requests, as the run is. A `Crew` drives the walks of a group and passes their
+requests on together: a `Wait` says what to begin and what to cancel, and is answered with what is over by now. A group
+inside a branch yields `Wait` as well, so groups nest without knowing of each other, and none ever holds a worker.
+
+When a branch ends with a failure or a `Bail`, the group *stops*: no branch and no action begins any more, what is under
+way is cancelled where that is possible (what is awaited) and waited for where it is not (a call in a thread). A
+`Suspend` lets the other branches finish.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import reduce
+from typing import Any, Final, TypeAlias
+
+from flowdeco.definitions import Parallel
+from flowdeco.errors import Bail, Cancelled, Suspend, WriteConflictError
+from flowdeco.requests import Chore, Raised, Request, Wait
+from flowdeco.store import Delta
+
+__all__ = ["Crew", "merged"]
+
+Failure: TypeAlias = "BaseException | None"
+Walk: TypeAlias = "Generator[Request, Any, Failure]"
+Answers: TypeAlias = "list[tuple[int | None, Any]]"
+
+_REFUSAL: Final = Raised(Cancelled("the group has been ended by another branch"))
+
+
+class _Member:
+    """A branch at work."""
+
+    __slots__ = ("error", "grouped", "told", "walk")
+
+    def __init__(self, walk: Walk) -> None:
+        self.walk = walk
+        self.error: Failure = None
+        self.grouped = False  # it waits as a group: for the answers to several requests
+        self.told = False  # that group knows that it must stop
+
+
+class Crew:
+    """The branches of a group at work; when `work` is over, `verdict` says what came of them."""
+
+    def __init__(self, walks: Sequence[Walk], limit: int | None, tickets: Iterator[int]) -> None:
+        self.members = [_Member(walk) for walk in walks]
+        self._waiting = deque(self.members)
+        self._limit = limit or len(walks)
+        self._tickets = tickets
+        self._owners: dict[int, _Member] = {}
+        self._begin: list[tuple[int, Request]] = []
+        self._cancel: list[int] = []
+        self._active = 0
+        self._interrupt: Failure = None
+        self._stopped = False
+        self._ended_by: _Member | None = None
+
+    def work(self) -> Generator[Wait, Answers, None]:
+        """Run the branches until all that began are over."""
+        while True:
+            while self._waiting and self._active < self._limit and not self._stopped:
+                self._active += 1
+                self._resume(self._waiting.popleft(), None)
+            if not self._active:
+                return
+            request = Wait(self._begin, self._cancel)
+            self._begin, self._cancel = [], []
+            self._deliver((yield request))
+
+    def _deliver(self, answers: Answers) -> None:
+        together: dict[_Member, Answers] = {}
+        for ticket, answer in answers:
+            if ticket is None:
+                self._interrupt = answer.error
+                self._stop()
+                continue
+            member = self._owners.pop(ticket)
+            if member.grouped:
+                together.setdefault(member, []).append((ticket, answer))
+            else:
+                self._resume(member, answer)
+        for member, several in together.items():
+            self._resume(member, several)
+
+    def _resume(self, member: _Member, answer: Any) -> None:
+        """Send a branch its answer, and take its next request."""
+        while True:
+            try:
+                request = member.walk.send(answer)
+            except StopIteration as end:
+                self._active -= 1
+                member.error = end.value
+                if member.error is not None and not isinstance(member.error, Suspend):
+                    self._ended_by = self._ended_by or member
+                    self._stop()
+                return
+            member.grouped = isinstance(request, Wait)
+            if isinstance(request, Wait):
+                refused = self._take(member, request)
+                if not (self._stopped and not member.told):
+                    return
+                member.told = True
+                answer = [*((ticket, _REFUSAL) for ticket in refused), (None, _REFUSAL)]
+            elif self._stopped and _is_action(request):
+                answer = _REFUSAL
+            else:
+                ticket = next(self._tickets)
+                self._owners[ticket] = member
+                self._begin.append((ticket, request))
+                return
+
+    def _take(self, member: _Member, request: Wait) -> list[int]:
+        """Pass on what a group inside a branch asks for; return the tickets of what must not begin any more."""
+        refused: list[int] = []
+        for ticket, wanted in request.begin:
+            if self._stopped and _is_action(wanted):
+                refused.append(ticket)
+            else:
+                self._owners[ticket] = member
+                self._begin.append((ticket, wanted))
+        self._cancel.extend(request.cancel)
+        return refused
+
+    def _stop(self) -> None:
+        """Begin nothing more, and cancel what can be cancelled."""
+        if self._stopped:
+            return
+        self._stopped = True
+        withdrawn = dict.fromkeys(ticket for ticket, request in self._begin if _is_action(request))
+        self._begin = [(ticket, request) for ticket, request in self._begin if not _is_action(request)]
+        groups = {owner for owner in self._owners.values() if owner.grouped}
+        self._cancel.extend(
+            ticket for ticket, owner in self._owners.items() if owner not in groups and ticket not in withdrawn
+        )
+        self._deliver([(ticket, _REFUSAL) for ticket in withdrawn if self._owners[ticket] not in groups])
+        for member in groups:
+            if not member.told:
+                member.told = True
+                mine = [ticket for ticket in withdrawn if self._owners.get(ticket) is member]
+                for ticket in mine:
+                    del self._owners[ticket]
+                self._resume(member, [*((ticket, _REFUSAL) for ticket in mine), (None, _REFUSAL)])
+
+    def verdict(self, group: Parallel, cancels: Callable[[BaseException], bool]) -> Failure:
+        """Return how the group ended: None, a failure (or the group of them), a signal."""
+        if self._interrupt is not None:
+            return self._interrupt
+        ended = [member for member in self.members if member.error is not None]
+        failures = [
+            member.error
+            for member in ended
+            if member.error is not None
+            and not isinstance(member.error, (Bail, Suspend))
+            and (member is self._ended_by or not cancels(member.error))  # a cancellation we asked for is no failure
+        ]
+        if len(failures) > 1:
+            return BaseExceptionGroup(f"{len(failures)} branches of the parallel group {group.name!r} failed", failures)
+        if failures:
+            return failures[0]
+        for signal in (Bail, Suspend):
+            for member in ended:
+                if isinstance(member.error, signal):
+                    return member.error
+        return None
+
+
+def _is_action(request: Request) -> bool:
+    return type(request) is tuple and not isinstance(request[0], Chore)
+
+
+def merged(group: Parallel, deltas: list[Delta]) -> Delta:
+    """Return what all branches wrote, as one; raises `WriteConflictError` where they disagree."""
+    writers: dict[str, list[int]] = {}
+    for number, delta in enumerate(deltas):
+        for key in (*delta.puts, *delta.deletes, *delta.appends):
+            writers.setdefault(key, []).append(number)
+    whole = Delta({}, (), {})
+    deletes: list[str] = []
+    for key, numbers in writers.items():
+        written = [deltas[number] for number in numbers]
+        if all(key in delta.appends for delta in written):
+            whole.appends[key] = [item for delta in written for item in delta.appends[key]]
+        elif all(key in delta.deletes for delta in written):
+            deletes.append(key)
+        elif all(key in delta.puts for delta in written) and _agree(group, key, written):
+            values = [delta.puts[key] for delta in written]
+            whole.puts[key] = reduce(group.merge[key], values) if key in group.merge else values[0]
+        else:
+            raise _conflict(group, key, numbers)
+    return whole._replace(deletes=tuple(deletes))
+
+
+def _agree(group: Parallel, key: str, written: list[Delta]) -> bool:
+    return key in group.merge or all(_equal(written[0].puts[key], delta.puts[key]) for delta in written[1:])
+
+
+def _equal(one: Any, other: Any) -> bool:
+    try:
+        return one is other or bool(one == other)
+    except Exception:  # values that cannot be compared as a whole, arrays for one
+        return False
+
+
+def _conflict(group: Parallel, key: str, numbers: list[int]) -> WriteConflictError:
+    branches = " and ".join(f"{number} ({group.units[number].name!r})" for number in numbers)
+    return WriteConflictError(
+        f"the branches {branches} of the parallel group {group.name!r} wrote different values to the key {key!r}. "
+        f"Write to different keys, hand in results with collect=, or fold them: "
+        f"parallel(..., merge={{{key!r}: function}})"
+    )
