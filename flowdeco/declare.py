@@ -10,7 +10,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
-from typing import Any, Final, Generic, cast, overload
+from typing import Any, Final, Generic, Never, NoReturn, cast, overload
 
 from typing_extensions import ParamSpec, TypeVar
 
@@ -152,10 +152,10 @@ class StageTemplate(Template, Generic[P]):
         name = f"{self.__name__}[{_shown_arguments(args, kwargs)}]"
         return _declared(name, self.__wrapped__, self._options, Called(self, args, kwargs))
 
-    def __rshift__(self, other: object) -> Any:
+    def __rshift__(self, other: Never) -> NoReturn:
         raise DefinitionError(_uncalled(self.__name__))
 
-    def __rrshift__(self, other: object) -> Any:
+    def __rrshift__(self, other: Never) -> NoReturn:
         raise DefinitionError(_uncalled(self.__name__))
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -186,18 +186,18 @@ class _StageDecorator:
     def __init__(self, options: dict[str, Any]) -> None:
         self._options = options
 
+    @overload  # mypy and pyright see that the two overlap: the first one that fits is meant
+    def __call__(self, function: Callable[[], object]) -> Stage: ...  # pyright: ignore[reportOverlappingOverload]
     @overload
-    def __call__(self, function: Callable[[], object]) -> Stage: ...
-    @overload
-    def __call__(self, function: Callable[P, object]) -> StageTemplate[P]: ...
+    def __call__(self, function: Callable[P, object]) -> StageTemplate[P]: ...  # type: ignore[overload-cannot-match]
     def __call__(self, function: Any) -> Any:
         return _stage_of(function, self._options)
 
 
 @overload
-def stage(function: Callable[[], object], /) -> Stage: ...
+def stage(function: Callable[[], object], /) -> Stage: ...  # pyright: ignore[reportOverlappingOverload]
 @overload
-def stage(function: Callable[P, object], /) -> StageTemplate[P]: ...
+def stage(function: Callable[P, object], /) -> StageTemplate[P]: ...  # type: ignore[overload-cannot-match]
 @overload
 def stage(
     *,

@@ -14,7 +14,7 @@ import copy
 import inspect
 import sys
 import types
-from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -22,6 +22,7 @@ from typing import (
     Final,
     Generic,
     NamedTuple,
+    Never,
     NoReturn,
     TypeAlias,
     cast,
@@ -260,7 +261,10 @@ class Unit:
         """Chain: what is on the right runs after what is on the left."""
         return _chain(self, other)
 
-    def __rrshift__(self, other: Any) -> NoReturn:
+    def __irshift__(self, other: Unit) -> Pipeline:  # wrapt's own would go to the function
+        return _chain(self, other)
+
+    def __rrshift__(self, other: Never) -> NoReturn:
         raise DefinitionError(no_unit(other))
 
     def run(
@@ -289,7 +293,7 @@ class Unit:
         ran: Run = _drivers().run(as_pipeline(self), inputs, options)
         return ran
 
-    async def arun(
+    def arun(
         self,
         inputs: Mapping[str, Any] | None = None,
         /,
@@ -303,10 +307,10 @@ class Unit:
         check: bool = True,
         history: int | None = None,
         progress: Any = None,
-    ) -> Run:
+    ) -> Coroutine[Any, Any, Run]:
         """Evaluate the unit in the running event loop; the same as `run` in every other way (L8)."""
         options = RunOptions(use, observers, skip, executor, journal, run_id, check, history, progress)
-        ran: Run = await _drivers().arun(as_pipeline(self), inputs, options)
+        ran: Coroutine[Any, Any, Run] = _drivers().arun(as_pipeline(self), inputs, options)
         return ran
 
     def validate(self, inputs: Iterable[str] | Mapping[str, Any] = ()) -> list[Problem]:
@@ -369,12 +373,10 @@ def _shortened(value: object) -> str:
 
 
 def _chain(left: Unit, right: Any) -> Pipeline:
-    units = checked_units((left, right), "`>>`")
-    if len(units) == 1:  # the other side was the empty pipeline (L2)
-        for side in (left, right):
-            if isinstance(side, Pipeline) and len(side):
-                return side
-    return Pipeline(units)
+    for side, other in ((left, right), (right, left)):
+        if isinstance(side, Pipeline) and side.plain and not side.units and isinstance(other, Pipeline):
+            return other  # the unit of `>>` (L2)
+    return Pipeline(checked_units((left, right), "`>>`"))
 
 
 U = TypeVar("U", bound=Unit)
@@ -394,6 +396,12 @@ class _Value:
         if type(other) is not type(self):
             return NotImplemented
         return self._content() == cast("_Value", other)._content()
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a {type(self).__name__} is immutable: use with_options to get a changed copy")
@@ -1187,11 +1195,13 @@ def checked_selectors(selectors: object, option: str = "skip") -> tuple[str, ...
     return tuple(sorted(checked_tags(selectors, option)))
 
 
-def stage_selectors(stage: Unit) -> list[str]:
-    """Return every selector that names this unit as a whole."""
-    names = [stage.name, *(f"tag:{tag}" for tag in stage.tags)]
-    if isinstance(stage, Stage) and stage.template is not None:
-        names.append(stage.template.__name__)  # type: ignore[attr-defined]
+def stage_selectors(unit: Unit) -> list[str]:
+    """Return every selector that names this unit as a whole; a pipeline or group counts if it was given a name."""
+    names = [f"tag:{tag}" for tag in unit.tags]
+    if not (isinstance(unit, _Group) and unit.name == unit._DEFAULTS["name"]):
+        names.append(unit.name)
+    if isinstance(unit, Stage) and unit.template is not None:
+        names.append(unit.template.__name__)  # type: ignore[attr-defined]
     return names
 
 

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import AsyncIterable, Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import count
 from typing import Any, Final, TypeAlias, cast
 
@@ -63,7 +64,7 @@ from flowdeco.events import (
 from flowdeco.groups import Crew, merged
 from flowdeco.middleware import Call, enter, leave, merging
 from flowdeco.requests import Await, Chore, Raised, Request
-from flowdeco.returned import PLAIN, SETTLED, exhaust, sort_out
+from flowdeco.returned import PLAIN, SETTLED, Yielded, exhaust, sort_out
 from flowdeco.runs import ActionRecord, Run, StageRecord, Status
 from flowdeco.store import Store
 from flowdeco.wiring import Step, check_inserted, step_of, steps_of, unmet
@@ -91,7 +92,7 @@ class _OpenStream:
 class _Frame:
     """An open pipeline: what is still to run in it, and what stands around its stages and actions."""
 
-    __slots__ = ("begun_at", "by", "pipeline", "queue", "call", "use_actions", "use_stages", "values", "wrapped")
+    __slots__ = ("before", "by", "pipeline", "queue", "call", "use_actions", "use_stages", "values", "wrapped")
 
     def __init__(
         self,
@@ -110,7 +111,7 @@ class _Frame:
         self.wrapped = wrapped
         self.queue: list[Queued] = []
         self.call: Call | None = None
-        self.begun_at = 0
+        self.before: tuple[int, dict[str, bool], Any] = (0, {}, None)  # what another attempt goes back to
 
     def refill(self) -> None:
         self.queue = [(unit, self.by) for unit in reversed(self.pipeline.units)]
@@ -213,20 +214,12 @@ class Evaluation:
     def _walk(self, branch: _Branch, error: Failure = None) -> Walk:
         """Evaluate what is in the frames of a branch until none is left; return the failure that got out."""
         frames = branch.frames
-        begin = {
-            Stage: self._stage,
-            Action: self._bare_action,
-            Pipeline: self._open,
-            Parallel: self._group,
-            Stream: self._open_stream,
-            _OpenStream: self._pull,
-        }
         while frames:
             frame = frames[-1]
             try:
                 if error is None and frame.queue:
                     unit, by = frame.queue.pop()
-                    error = yield from begin[type(unit)](branch, frame, cast("Any", unit), by)
+                    error = yield from _BEGIN[type(unit)](self, branch, frame, unit, by)
                 else:
                     error = yield from self._close(branch, frame, error)
             except GeneratorExit:
@@ -238,7 +231,7 @@ class Evaluation:
     def _open(
         self, branch: _Branch, frame: _Frame, pipeline: Pipeline, by: str | None, use: tuple[Middleware, ...] = ()
     ) -> Walk:
-        if self._off(branch, stage_selectors(pipeline)):
+        if pipeline is not self.run.pipeline and self._off(branch, stage_selectors(pipeline)):
             self._skip(branch, pipeline, by)
             return None
         while len(branch.frames) > 1 and branch.frames[-1].call is None and not branch.frames[-1].queue:
@@ -252,7 +245,7 @@ class Evaluation:
             opened.refill()
             return None
         opened.call = Call(self.run.id, branch.store, layers, frame.values, pipeline)
-        opened.begun_at = len(branch.records) + branch.forgotten
+        opened.before = len(branch.records) + branch.forgotten, dict(branch.switches), branch.result
         return (yield from self._enter(opened, opened.call))
 
     def _enter(self, frame: _Frame, call: Call) -> Walk:
@@ -264,7 +257,8 @@ class Evaluation:
         return error
 
     def _close(self, branch: _Branch, frame: _Frame, error: Failure) -> Walk:
-        yield from self._discard(frame.queue)
+        if frame.queue:
+            yield from self._discard(frame.queue)
         call = frame.call
         if call is None:
             branch.frames.pop()
@@ -274,7 +268,9 @@ class Evaluation:
         left = leave(call, error)
         again, error = left if isinstance(left, tuple) else (yield from left)
         if again:
-            del branch.records[max(0, frame.begun_at - branch.forgotten) :]
+            begun_at, switches, branch.result = frame.before
+            del branch.records[max(0, begun_at - branch.forgotten) :]
+            branch.switches = dict(switches)
             return (yield from self._enter(frame, call))
         branch.frames.pop()
         if error is None:
@@ -300,12 +296,14 @@ class Evaluation:
                 return self._stream_failed(answer.error, by)
             source = answer
         if isinstance(source, AsyncIterable):
-            iterator: Any = aiter(cast("AsyncIterable[Any]", source))
+            iterator = yield Chore(aiter, "stream"), (source,), None
         elif isinstance(source, Iterable):
-            iterator = iter(cast("Iterable[Any]", source))
+            iterator = yield Chore(iter, "stream"), (source,), None
         else:
             message = f"the function of a stream inserted by {by} returned a {type(source).__name__}, not an iterable"
             return self._stream_failed(ReturnValueError(message), by)
+        if type(iterator) is Raised:
+            return self._stream_failed(iterator.error, by)
         frame.queue.append((_OpenStream(stream, iterator), by))
         return None
 
@@ -354,9 +352,9 @@ class Evaluation:
         visit = _Visit(stage, frame)
         call: Call | None = None
         if not frame.use_stages and not stage.use:
-            if stage._data:
-                branch.store.update(stage.data)
-            error = yield from self._actions(branch, visit)
+            error = _merge(branch, stage) if stage._data else None
+            if error is None:
+                error = yield from self._actions(branch, visit)
         else:
             layers = (*frame.use_stages, *((merging(stage),) if stage._data else ()), *stage.use)
             call = Call(self.run.id, branch.store, layers, frame.values, frame.pipeline, stage)
@@ -387,6 +385,7 @@ class Evaluation:
         return error
 
     def _stage_in_layers(self, branch: _Branch, visit: _Visit, call: Call) -> Walk:
+        switches, result = dict(branch.switches), branch.result
         while True:
             entered = enter(call)
             inside, error = entered if isinstance(entered, tuple) else (yield from entered)
@@ -398,6 +397,7 @@ class Evaluation:
             again, error = left if isinstance(left, tuple) else (yield from left)
             if not again:
                 return error
+            branch.switches, branch.result = dict(switches), result
 
     def _forget(self, branch: _Branch) -> None:
         """Keep the records in bounds, in one go whenever twice as many as wanted have come together."""
@@ -429,38 +429,46 @@ class Evaluation:
             layers = visit.use_actions + step.use if step.use else visit.use_actions
             if layers:
                 call = Call(run_id, store, layers, values, pipeline, stage, step.action)
-            while True:  # attempts
-                value: Any = UNSET
-                if call is not None:
-                    entered = enter(call)
-                    inside, error = entered if type(entered) is tuple else (yield from entered)
-                    values = call._values
-                if call is None or inside:
-                    self.begun += 1
-                    if step.wants_context:
-                        context = self._context(branch, visit, step)
-                    # What most actions need is in the store; where it is not, the long way knows why.
-                    try:
-                        args = tuple(map(read, step.keys)) if step.simple and not values else None
-                    except KeyError:
-                        args = None
-                    if args is not None:
-                        value = yield step, args, None
-                    else:
-                        value = yield from self._called(branch, visit, step, values, context)
-                    if type(value) not in SETTLED:
-                        value = yield from self._settled(step, value)
-                if call is None:
-                    break
-                if type(value) is Raised:
-                    error = value.error
-                elif value is not UNSET:
-                    call.outcome = value
-                left = leave(call, error)
-                again, error = left if type(left) is tuple else (yield from left)
-                if not again:
-                    value = call.outcome if error is None else Raised(error)
-                    break
+            try:
+                while True:  # attempts
+                    value: Any = UNSET
+                    context = None
+                    if call is not None:
+                        entered = enter(call)
+                        inside, error = entered if type(entered) is tuple else (yield from entered)
+                        values = call._values
+                    if call is None or inside:
+                        self.begun += 1
+                        if step.wants_context:
+                            context = self._context(branch, visit, step)
+                        # What most actions need is in the store; where it is not, the long way knows why.
+                        try:
+                            args = tuple(map(read, step.keys)) if step.simple and not values else None
+                        except KeyError:
+                            args = None
+                        if args is not None:
+                            value = yield step, args, None
+                        else:
+                            value = yield from self._called(branch, visit, step, values, context)
+                        if type(value) not in SETTLED:
+                            value = yield from self._settled(step, value)
+                    if call is None:
+                        break
+                    if type(value) is Raised:
+                        error = value.error
+                    elif value is not UNSET:
+                        call._outcome = value
+                    left = leave(call, error)
+                    again, error = left if type(left) is tuple else (yield from left)
+                    if not again:
+                        value = call._outcome if error is None else Raised(error)
+                        if type(value) not in SETTLED:  # given by a layer
+                            value = yield from self._settled(step, value)
+                        break
+            except GeneratorExit:
+                raise
+            except BaseException as interrupted:  # Ctrl-C between two calls
+                value = Raised((yield from self._unwound(call, interrupted)))
             # Most actions return nothing, or plain data, and no more is to be done about it.
             if (value is None or (type(value) in PLAIN and step.writes is not None)) and context is None and (
                 call is None or not (call._recovered or call._inserted)
@@ -483,6 +491,14 @@ class Evaluation:
                 return error
             filtered = bool(self.skip or branch.switches)
         return None
+
+    def _unwound(self, call: Call | None, interrupted: BaseException) -> Generator[Request, Any, BaseException]:
+        """Close the layers around an action for good; return what interrupted it."""
+        while call is not None and call._opened:
+            left = leave(call, interrupted)
+            if not isinstance(left, tuple):
+                yield from left
+        return interrupted
 
     def _context(self, branch: _Branch, visit: _Visit, step: Step) -> Context:
         return Context(
@@ -515,7 +531,7 @@ class Evaluation:
 
     def _exhausted(self, step: Step, generator: Any) -> Generator[Request, Any, Any]:
         deadline = None if step.timeout is None else self.clock() + step.timeout
-        items: list[Any] = []
+        items = Yielded()
         while True:
             left = None if deadline is None else max(0.0, deadline - self.clock())
             answer = yield Await(anext(generator), left, step.name)
@@ -615,13 +631,16 @@ class Evaluation:
         """Refuse units that need what certainly nothing supplies; where middleware may supply it, nothing is certain."""
         if frame.wrapped or not unmet(units, branch.store, self.skip):
             return
-        before: list[Unit | Stream] = []
-        if visit is not None:
-            if visit.stage.use or visit.use_actions:
-                return
-            before.extend(step.action for step, _ in reversed(visit.queue))
-            before.extend(unit for unit, _ in visit.inserted if not isinstance(unit, _OpenStream))
-        check_inserted(units, before, branch.store, self.skip)
+        if visit is None:
+            coming = [(unit, True) for unit in units]
+        elif visit.stage.use or visit.use_actions:
+            return
+        else:
+            coming = [(unit, True) for unit in units if type(unit) is Action]
+            coming += [(step.action, False) for step, _ in reversed(visit.queue)]
+            coming += [(unit, False) for unit, _ in visit.inserted if not isinstance(unit, _OpenStream)]
+            coming += [(unit, True) for unit in units if type(unit) is not Action]
+        check_inserted(coming, branch.store, self.skip)
 
     def _upcoming(self, branch: _Branch, visit: _Visit) -> Iterator[Unit | Stream]:
         yield from (unit for unit, _ in visit.inserted if not isinstance(unit, _OpenStream))
@@ -674,6 +693,7 @@ class Evaluation:
     def _skip(self, branch: _Branch, unit: Unit, by: str | None) -> None:
         """Record a unit, with all that is in it, as skipped."""
         if isinstance(unit, (Pipeline, Parallel)):
+            self.unmatched.difference_update(stage_selectors(unit))
             for part in unit.units:
                 self._skip(branch, part, by)
             return
@@ -707,7 +727,7 @@ class Evaluation:
             return self._status(error), error, 1, False
         if error is None and call._recovered:
             return Status.FAILED, call._failure, call.attempt, True
-        if error is None and not call._ran and call.outcome is UNSET:
+        if error is None and not call._ran and call._outcome is UNSET:
             return Status.SKIPPED, None, call.attempt, False
         return self._status(error), error, call.attempt, False
 
@@ -715,7 +735,26 @@ class Evaluation:
         """Say once where in the run an exception came from."""
         place = f"run {self.run.id!r}"
         if not any(note.endswith(place) for note in getattr(error, "__notes__", ())):
-            error.add_note(f"in {where}, {place}")
+            with suppress(AttributeError, TypeError):  # an exception that cannot be written to
+                error.add_note(f"in {where}, {place}")
+
+
+def _merge(branch: _Branch, stage: Stage) -> Failure:
+    try:
+        branch.store.update(stage.data)
+    except Exception as error:  # of the copying of a value
+        return error
+    return None
 
 
 _PULL: Final = Chore(next, "stream")
+
+# What is done with a unit when its turn has come.
+_BEGIN: Final[dict[type, Callable[..., Walk]]] = {
+    Stage: Evaluation._stage,
+    Action: Evaluation._bare_action,
+    Pipeline: Evaluation._open,
+    Parallel: Evaluation._group,
+    Stream: Evaluation._open_stream,
+    _OpenStream: Evaluation._pull,
+}

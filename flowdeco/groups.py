@@ -175,22 +175,22 @@ def merged(group: Parallel, deltas: list[Delta]) -> Delta:
     """Return what all branches wrote, as one; raises `WriteConflictError` where they disagree."""
     writers: dict[str, list[int]] = {}
     for number, delta in enumerate(deltas):
-        for key in (*delta.puts, *delta.deletes, *delta.appends):
-            writers.setdefault(key, []).append(number)
-    whole = Delta({}, (), {})
-    deletes: list[str] = []
+        for part in delta:
+            for key in part:
+                writers.setdefault(key, []).append(number)
+    whole = Delta({}, [], {})
     for key, numbers in writers.items():
         written = [deltas[number] for number in numbers]
         if all(key in delta.appends for delta in written):
             whole.appends[key] = [item for delta in written for item in delta.appends[key]]
         elif all(key in delta.deletes for delta in written):
-            deletes.append(key)
+            whole.deletes.append(key)
         elif all(key in delta.puts for delta in written) and _agree(group, key, written):
             values = [delta.puts[key] for delta in written]
             whole.puts[key] = reduce(group.merge[key], values) if key in group.merge else values[0]
         else:
             raise _conflict(group, key, numbers)
-    return whole._replace(deletes=tuple(deletes))
+    return whole
 
 
 def _agree(group: Parallel, key: str, written: list[Delta]) -> bool:

@@ -51,8 +51,8 @@ class Call:
     """
 
     # What is the same in most calls is a default of the class: a call is made for every wrapped action.
-    outcome: Any = UNSET
     attempt = 1
+    _outcome: Any = UNSET
     _ran = False  # the inside was begun
     _failure: BaseException | None = None  # the last one
     _recovered = False  # by a layer
@@ -85,6 +85,15 @@ class Call:
             return "action"
         return "pipeline" if self.stage is None else "stage"
 
+    @property
+    def outcome(self) -> Any:
+        """The action's outcome, None as long as there is none; what is set here counts as returned."""
+        return None if self._outcome is UNSET else self._outcome
+
+    @outcome.setter
+    def outcome(self, value: Any) -> None:
+        self._outcome = value
+
     def insert(self, *units: Unit | Stream) -> None:
         """Run these right after what the middleware stands around, as if an action had returned them."""
         self._inserted += insertable(units, f"a middleware of {self.level} {self.subject!r}")
@@ -114,10 +123,11 @@ def run_logger(run_id: str, stage: str | None, action: str | None) -> logging.Lo
     )
 
 
-_Opened: TypeAlias = "tuple[Middleware, Layer, Log | None, int, Mapping[str, Any]]"
+_Opened: TypeAlias = "tuple[Middleware, Any, Log | None, int, Mapping[str, Any]]"
 _Verdict: TypeAlias = "tuple[bool, BaseException | None]"
 Passage: TypeAlias = "_Verdict | Generator[Request, Any, _Verdict]"
 
+_GENERATOR: Final[Any] = types.GeneratorType
 _DONE: Final[_Verdict] = (False, None)
 _GO: Final[_Verdict] = (True, None)
 
@@ -132,7 +142,7 @@ def enter(call: Call) -> Passage:
         layer = layers[len(opened)]
         try:
             generator = layer(call)
-            if type(generator) is not types.GeneratorType:
+            if type(generator) is not _GENERATOR:
                 return _enter(call, layer, generator, *_resumed(generator, None, None))
             item = generator.send(None)
         except StopIteration:
@@ -162,16 +172,16 @@ def leave(call: Call, error: BaseException | None) -> Passage:
     """
     opened = call._opened
     if error is not None:
-        call._failure = error
+        call._failure, call._outcome = error, UNSET
         return _leave(call, error) if opened else (False, error)
     while opened:
         _, generator, log, _, values = opened[-1]
-        if type(generator) is not types.GeneratorType:
+        if type(generator) is not _GENERATOR:
             return _leave(call, None)
         if log is not None:
             call.store.end(log)
         try:
-            item = generator.send(None if call.outcome is UNSET else call.outcome)
+            item = generator.send(call.outcome)
         except StopIteration:
             opened.pop()
             call._values = values
@@ -189,33 +199,32 @@ def _leave(
     while call._opened:
         layer, generator, log, inserted_before, call._values = call._opened.pop()
         inserted = len(call._inserted)
-        own: Log = {}
+        own: Log | None = None
         if end is None:
             if log is not None:
                 store.end(log)
             own = store.begin()
-            end, item = _resumed(generator, None if call.outcome is UNSET else call.outcome, error)
+            end, item = _resumed(generator, call.outcome, error)
         end, item = yield from _settled(layer, generator, end, item, error)
-        if own in store._logs:
+        if own is not None:
             store.end(own)
         if end is _RETURNED:
             call._recovered |= error is not None
             error = None
         elif end is _RAISED:
-            call._failure, call._recovered = item, False
+            call._failure, call._recovered, call._outcome = item, False, UNSET
             error = item
         elif error is not None:
             if log is not None:
-                store.rollback(log, keep=own)
+                store.rollback(log, keep=own or ())
             call._inserted = call._inserted[:inserted_before] + call._inserted[inserted:]
-            call.outcome = UNSET
+            call._failure, call._recovered, call._outcome = None, False, UNSET
             call.attempt += 1
-            call._failure, call._recovered = None, False
             _open(call, layer, generator, item)
             return _GO
         else:
             error = _misused(layer, "yielded again after a success: its inside runs again only after a failure")
-            call._failure = error
+            call._failure, call._outcome = error, UNSET
             yield from _told(layer, generator, error)
         end = None
     return False, error
@@ -265,7 +274,7 @@ def _settled(
             error = answer.error if type(answer) is Raised else None
             end, item = _resumed(generator, None, error)
         elif isinstance(item, Mapping) and all(isinstance(name, str) for name in cast("Mapping[Any, Any]", item)):
-            return end, item
+            return end, cast("Any", item)
         else:
             misuse = _misused(layer, f"yielded {item!r}: it may yield nothing, a mapping of values, or Sleep(seconds)")
             yield from _told(layer, generator, misuse)
@@ -344,7 +353,7 @@ def retry(
 
 def _retry(
     call: Call, *, on: _Exceptions, attempts: int, wait: float, wait_max: float, jitter: bool
-) -> Generator[Sleep | None, Any, None]:
+) -> Generator[Any, Any, None]:
     pause = min(wait, wait_max)
     for _ in range(attempts - 1):
         try:

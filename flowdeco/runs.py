@@ -87,7 +87,8 @@ class Run:
     @staticmethod
     def of(error: BaseException) -> Run:
         """Return the run behind a raised exception; a `LookupError` for one that no run raised."""
-        run = getattr(error, _ATTRIBUTE, None)
+        # A StopIteration cannot leave a coroutine: out of `arun` it comes as the cause of a RuntimeError (PEP 479).
+        run = getattr(error, _ATTRIBUTE, None) or getattr(error.__cause__, _ATTRIBUTE, None)
         if not isinstance(run, Run):
             raise LookupError(f"no run raised this {type(error).__name__}: {error}")
         return run

@@ -157,7 +157,7 @@ class Delta(NamedTuple):
     """What was written: whole values, removed keys, and the items appended to lists."""
 
     puts: dict[str, Any]
-    deletes: tuple[str, ...]
+    deletes: list[str]
     appends: dict[str, list[Any]]
 
 
@@ -241,6 +241,8 @@ class Store(MutableMapping[str, Any]):
 
         Raises `StoreTypeError` where the key holds something else than a list.
         """
+        if isinstance(key, Key):
+            key.check([value])
         self._extend(key_name(key), (value,))
 
     def __repr__(self) -> str:
@@ -275,11 +277,14 @@ class Store(MutableMapping[str, Any]):
         return log
 
     def end(self, log: Log) -> None:
-        """Close the innermost log; what it noted becomes part of the one around it."""
+        """Close a log; what it noted becomes part of the one around it."""
         logs = self._logs
-        logs.pop()
-        if log and logs:
-            outer = logs[-1]
+        index = len(logs) - 1
+        while logs[index] is not log:  # a layer that closes its own while the evaluator has one open for it
+            index -= 1
+        del logs[index]
+        if log and index:
+            outer = logs[index - 1]
             for name, before in log.items():
                 outer.setdefault(name, before)
 
@@ -298,18 +303,19 @@ class Store(MutableMapping[str, Any]):
 
     def changes(self, log: Log) -> Delta:
         """Return what has been written since the log was opened."""
-        delta = Delta({}, (), {})
+        puts: dict[str, Any] = {}
         deletes: list[str] = []
+        appends: dict[str, list[Any]] = {}
         for name, before in log.items():
             now = self._data.get(name, MISSING)
             if now is MISSING:
                 if before is not MISSING:
                     deletes.append(name)
             elif isinstance(before, _Grown) and now is before.items:
-                delta.appends[name] = now[before.length :]
+                appends[name] = now[before.length :]
             else:
-                delta.puts[name] = now
-        return delta._replace(deletes=tuple(deletes))
+                puts[name] = now
+        return Delta(puts, deletes, appends)
 
     def apply(self, delta: Delta) -> None:
         """Write what another store has noted."""

@@ -439,18 +439,14 @@ def unmet(units: Iterable[Unit | Stream], store: Store, skip: frozenset[str]) ->
     return False
 
 
-def check_inserted(
-    units: Iterable[Unit | Stream], before: Iterable[Unit | Stream], store: Store, skip: frozenset[str]
-) -> None:
+def check_inserted(coming: Iterable[tuple[Unit | Stream, bool]], store: Store, skip: frozenset[str]) -> None:
     """Raise `WiringError` if inserted units need what neither the store nor anything before them can supply.
 
-    `before` is what will still run ahead of them.
+    `coming` is what will run, in order, and whether it is to be checked: whether it has just been inserted.
     """
     known = _Known(dict.fromkeys(store))
-    for unit in before:
-        for _ in _check(unit, known, _Around(), skip):
-            pass
-    _refuse((gap for unit in units for gap in _check(unit, known, _Around(), skip) if gap.certain), known)
+    gaps = ((gap, new) for unit, new in coming for gap in _check(unit, known, _Around(), skip))
+    _refuse((gap for gap, new in gaps if new and gap.certain), known)
 
 
 def _refuse(gaps: Iterable[_Gap], known: _Known) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
-from collections.abc import Callable, Generator, Mapping
-from concurrent.futures import Executor, Future
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from concurrent.futures import Executor
 from contextlib import ExitStack, suppress
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from flowdeco.drivers.common import begin, end
@@ -109,32 +111,37 @@ class _Performer:
     def later(self, seconds: float, ticket: int, answer: Any) -> None:
         self._loop.call_later(seconds, self._take, ticket, answer)
 
-    def begin_await(self, ticket: int, request: Await) -> Callable[[], object]:
-        task = self._loop.create_task(awaited(request))
+    def begin_await(
+        self, ticket: int, awaitable: Awaitable[Any], timeout: float | None, name: str
+    ) -> Callable[[], object]:
+        task = self._loop.create_task(awaited(Await(awaitable, timeout, name)))
         task.add_done_callback(lambda done: self._take(ticket, answer_of(done)))
         return task.cancel
 
 
-def answer_of(done: asyncio.Future[Any] | Future[Any]) -> Any:
+def answer_of(done: asyncio.Future[Any]) -> Any:
     """Return what came of a future that is over: its value, or `Raised`."""
-    if done.cancelled():
-        return Raised(asyncio.CancelledError())
-    error = done.exception()
-    return done.result() if error is None else Raised(error)
+    try:
+        return done.result()
+    except BaseException as error:
+        return Raised(error)
 
 
 async def awaited(request: Await) -> Any:
-    """Await within the request's time."""
-    if request.timeout is None:
-        return await request.awaitable
-    limit = asyncio.timeout(request.timeout)
+    """Await within the request's time, and return what came of it."""
     try:
-        async with limit:
+        if request.timeout is None:
             return await request.awaitable
-    except TimeoutError:
-        if limit.expired():
-            raise timed_out(request.action, request.timeout) from None
-        raise
+        limit = asyncio.timeout(request.timeout)
+        try:
+            async with limit:
+                return await request.awaitable
+        except TimeoutError:
+            if limit.expired():
+                raise timed_out(request.action, request.timeout) from None
+            raise
+    except (KeyboardInterrupt, SystemExit) as error:  # out of a task, these would end the loop
+        return Raised(error)
 
 
 class LoopThread:
@@ -158,15 +165,32 @@ class LoopThread:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
 
-    def submit(self, request: Await) -> Future[Any]:
-        """Begin to await in the loop."""
-        return asyncio.run_coroutine_threadsafe(awaited(request), self._loop)
+    def begin(
+        self, request: Await, report: Callable[[Any], object], context: contextvars.Context
+    ) -> Callable[[], object]:
+        """Begin to await in the loop, and report what comes of it; return what cancels it."""
+        tasks: list[asyncio.Task[Any]] = []
+
+        def start() -> None:
+            task = self._loop.create_task(awaited(request), context=context)
+            tasks.append(task)
+            task.add_done_callback(lambda done: report(answer_of(done)))
+
+        self._loop.call_soon_threadsafe(start)
+        return lambda: self._loop.call_soon_threadsafe(lambda: tasks[0].cancel())
 
     def result_of(self, request: Await) -> Any:
-        """Await in the loop, and wait for the result; Ctrl-C cancels what is awaited."""
-        future = self.submit(request)
+        """Await in the loop, and wait for what comes of it; Ctrl-C cancels, and waits for the clean-up."""
+        answers: SimpleQueue[Any] = SimpleQueue()
+        context = contextvars.copy_context()
+        cancel = self.begin(request, answers.put, context)
         try:
-            return future.result()
+            answer = answers.get()
         except KeyboardInterrupt:
-            future.cancel()
+            cancel()
+            answers.get()
             raise
+        for variable, value in context.items():  # as if it had been awaited here
+            if variable.get(None) is not value:
+                variable.set(value)
+        return answer

@@ -7,6 +7,7 @@ import sys
 import time
 import types
 from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from flowdeco.definitions import Pipeline, RunOptions, checked_layers, checked_selectors
@@ -64,7 +65,8 @@ def end(run: Run, check: bool) -> Run:
     if error is None:
         return run
     run.remember(error)
-    error.__traceback__ = _without_our_frames(error.__traceback__)
+    with suppress(AttributeError):  # an exception that cannot be written to
+        error.__traceback__ = _without_our_frames(error.__traceback__)
     if check or run.status is Status.CANCELLED:
         raise error
     return run

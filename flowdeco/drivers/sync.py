@@ -7,8 +7,9 @@ executor, and this thread waits for what they report.
 
 from __future__ import annotations
 
+import contextvars
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from heapq import heappop, heappush
@@ -122,9 +123,8 @@ class _Performer:
     def later(self, seconds: float, ticket: int, answer: Any) -> None:
         heappush(self._timers, (time.monotonic() + seconds, ticket, answer))
 
-    def begin_await(self, ticket: int, request: Await) -> Callable[[], object]:
-        future = self._loop().submit(request)
-        from flowdeco.drivers.async_ import answer_of
-
-        future.add_done_callback(lambda done: self.report(ticket, answer_of(done)))
-        return future.cancel
+    def begin_await(
+        self, ticket: int, awaitable: Awaitable[Any], timeout: float | None, name: str
+    ) -> Callable[[], object]:
+        request = Await(awaitable, timeout, name)
+        return self._loop().begin(request, lambda answer: self.report(ticket, answer), contextvars.copy_context())

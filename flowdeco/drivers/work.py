@@ -31,7 +31,9 @@ class Worker(Protocol):
     def later(self, seconds: float, ticket: int, answer: Any) -> None:
         """Report an answer when the time has come."""
 
-    def begin_await(self, ticket: int, request: Await) -> Callable[[], object]:
+    def begin_await(
+        self, ticket: int, awaitable: Awaitable[Any], timeout: float | None, name: str
+    ) -> Callable[[], object]:
         """Begin to await, report what comes of it, and return what cancels it."""
 
 
@@ -68,12 +70,11 @@ class Work:
             worker.later(request.seconds, ticket, None)
             return lambda: worker.report(ticket, Raised(Cancelled("the group has been ended by another branch")))
         if isinstance(request, Await):
-            return worker.begin_await(ticket, request)
+            return worker.begin_await(ticket, *request)
         assert not isinstance(request, Wait), "groups pass on what is in a Wait, not the Wait"
         step, args, kwargs = request
         if isinstance(step, Step) and step.is_async:
-            coroutine: Awaitable[Any] = step.function(*args, **(kwargs or {}))
-            return worker.begin_await(ticket, Await(coroutine, step.timeout, step.name))
+            return worker.begin_await(ticket, step.function(*args, **(kwargs or {})), step.timeout, step.name)
         self._call(ticket, step, args, kwargs)
         return None
 
