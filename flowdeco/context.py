@@ -71,7 +71,7 @@ class Context:
 
     def insert(self, *units: Unit | Stream) -> None:
         """Insert units as if the action had returned them, ahead of those it does return."""
-        self._inserted.extend(insertable(units, f"action {self.action.name!r}"))
+        self._inserted.extend(insertable(units, f"action {self.action.name!r}", "inserted"))
 
     def disable(self, *selectors: str) -> None:
         """Do not run what the selectors name, in this run, as far as it has not run yet."""

@@ -349,7 +349,7 @@ def checked_units(units: Iterable[Any], place: str) -> tuple[Unit, ...]:
     return tuple(flat)
 
 
-def insertable(units: Iterable[Any], who: str) -> tuple[Unit | Stream, ...]:
+def insertable(units: Iterable[Any], who: str, how: str = "returned") -> tuple[Unit | Stream, ...]:
     """Return units as they are inserted, with plain pipelines dissolved; raises `ReturnValueError` for anything else."""
     flat: list[Unit | Stream] = []
     for unit in units:
@@ -358,12 +358,14 @@ def insertable(units: Iterable[Any], who: str) -> tuple[Unit | Stream, ...]:
         elif isinstance(unit, (Unit, Stream)):
             flat.append(unit)
         elif isinstance(unit, Template):
-            raise ReturnValueError(f"{who} returned {no_unit(unit)}")
-        else:
+            raise ReturnValueError(f"{who} {how} {no_unit(unit)}")
+        elif how == "returned":
             raise ReturnValueError(
                 f"{who} returned a mix of units and data: {_shortened(unit)} is no unit. "
                 f"Return the units, and write the data by ctx.store or collect="
             )
+        else:
+            raise ReturnValueError(f"{who} {how} {_shortened(unit)}, which is no action, stage, pipeline or stream")
     return tuple(flat)
 
 

@@ -320,7 +320,7 @@ class Evaluation:
             return self._stream_failed(answer.error, by)
         frame.queue.append((stream, by))
         try:
-            units = insertable((answer,), f"the stream inserted by {by}")
+            units = insertable((answer,), f"the stream inserted by {by}", "yielded")
             self._check_wiring(branch, frame, units)
         except Exception as error:
             return self._stream_failed(error, by)

@@ -11,9 +11,10 @@ from __future__ import annotations
 import pickle
 import traceback
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeAlias
+from importlib import import_module
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from flowdeco.context import Context, Effects
 from flowdeco.errors import Bail, RunError, ShippingError, Suspend, UnreferencedError, WorkerDiedError
@@ -51,7 +52,7 @@ def is_local(executor: Executor) -> bool:
 def perform(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Any:
     """Call, and run a generator to its end where it was made."""
     value = function(*args, **(kwargs or {}))
-    return exhaust(value) if type(value) is types.GeneratorType else value
+    return exhaust(cast("Any", value)) if type(value) is types.GeneratorType else value
 
 
 # There.
@@ -150,7 +151,7 @@ def _packed(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes
     else:
         reason = UnreferencedError(f"action {step.name!r} is defined in __main__, which other processes do not import")
     try:
-        import cloudpickle
+        cloudpickle: Any = import_module("cloudpickle")
     except ImportError:
         raise ShippingError(f"{reason}. To send functions themselves: pip install 'flowdeco[cloudpickle]'") from reason
     try:
@@ -184,7 +185,7 @@ def _parts(value: Any) -> list[tuple[str, Any]]:
     if isinstance(value, Context):
         return [(f".store[{key!r}]", part) for key, part in value.store.items()]
     if isinstance(value, Mapping):
-        return [(f"[{key!r}]", part) for key, part in value.items()]
+        return [(f"[{key!r}]", part) for key, part in cast("Mapping[Any, Any]", value).items()]
     if isinstance(value, (list, tuple)):
-        return [(f"[{index}]", part) for index, part in enumerate(value)]
+        return [(f"[{index}]", part) for index, part in enumerate(cast("Iterable[Any]", value))]
     return [(f".{name}", part) for name, part in getattr(value, "__dict__", {}).items()]

@@ -96,7 +96,7 @@ class Call:
 
     def insert(self, *units: Unit | Stream) -> None:
         """Run these right after what the middleware stands around, as if an action had returned them."""
-        self._inserted += insertable(units, f"a middleware of {self.level} {self.subject!r}")
+        self._inserted += insertable(units, f"a middleware of {self.level} {self.subject!r}", "inserted")
 
     @property
     def subject(self) -> str:

@@ -45,12 +45,15 @@ class Sleep:
         return hash((Sleep, self.seconds))
 
 
-class Await(NamedTuple):
+class Await:
     """Await this in the run's event loop, for at most so many seconds."""
 
-    awaitable: Awaitable[Any]
-    timeout: float | None = None
-    action: str = ""
+    __slots__ = ("action", "awaitable", "timeout")
+
+    def __init__(self, awaitable: Awaitable[Any], timeout: float | None = None, action: str = "") -> None:
+        self.awaitable = awaitable
+        self.timeout = timeout
+        self.action = action
 
 
 class Chore(NamedTuple):
@@ -61,14 +64,17 @@ class Chore(NamedTuple):
     timeout: float | None = None
 
 
-class Wait(NamedTuple):
+class Wait:
     """Begin these, cancel those, and wait until something that is under way is over.
 
     The answer is a list of `(ticket, answer)`; the ticket None stands for the run itself, which is to end.
     """
 
-    begin: list[tuple[int, Request]]
-    cancel: list[int]
+    __slots__ = ("begin", "cancel")
+
+    def __init__(self, begin: list[tuple[int, Request]], cancel: list[int]) -> None:
+        self.begin = begin
+        self.cancel = cancel
 
 
 Request: TypeAlias = "tuple[Step | Chore, Sequence[Any], Mapping[str, Any] | None] | Sleep | Await | Wait"

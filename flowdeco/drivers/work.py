@@ -35,6 +35,7 @@ class Worker(Protocol):
         self, ticket: int, awaitable: Awaitable[Any], timeout: float | None, name: str
     ) -> Callable[[], object]:
         """Begin to await, report what comes of it, and return what cancels it."""
+        ...
 
 
 class Work:
@@ -70,7 +71,7 @@ class Work:
             worker.later(request.seconds, ticket, None)
             return lambda: worker.report(ticket, Raised(Cancelled("the group has been ended by another branch")))
         if isinstance(request, Await):
-            return worker.begin_await(ticket, *request)
+            return worker.begin_await(ticket, request.awaitable, request.timeout, request.action)
         assert not isinstance(request, Wait), "groups pass on what is in a Wait, not the Wait"
         step, args, kwargs = request
         if isinstance(step, Step) and step.is_async:
