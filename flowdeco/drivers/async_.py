@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Executor
 from contextlib import ExitStack, suppress
 from queue import SimpleQueue
@@ -111,10 +111,8 @@ class _Performer:
     def later(self, seconds: float, ticket: int, answer: Any) -> None:
         self._loop.call_later(seconds, self._take, ticket, answer)
 
-    def begin_await(
-        self, ticket: int, awaitable: Awaitable[Any], timeout: float | None, name: str
-    ) -> Callable[[], object]:
-        task = self._loop.create_task(awaited(Await(awaitable, timeout, name)))
+    def begin_await(self, ticket: int, request: Await, context: contextvars.Context) -> Callable[[], object]:
+        task = self._loop.create_task(awaited(request), context=context)
         task.add_done_callback(lambda done: self._take(ticket, answer_of(done)))
         return task.cancel
 
