@@ -76,11 +76,12 @@ def checked_tags(tags: object, option: str = "tags") -> frozenset[str]:
         raise DefinitionError(f"{option} is a collection of strings, not a string: write {option}=[{tags!r}]")
     if not isinstance(tags, Iterable):
         raise DefinitionError(f"{option} is a collection of strings, not {tags!r}")
-    found = frozenset(cast("Iterable[object]", tags))
-    for tag in found:
+    found: list[str] = []
+    for tag in cast("Iterable[object]", tags):
         if not isinstance(tag, str) or not tag:
             raise DefinitionError(f"{option} is a collection of non-empty strings; {tag!r} is none")
-    return cast("frozenset[str]", found)
+        found.append(tag)
+    return frozenset(found)
 
 
 def checked_layers(layers: object, option: str = "use") -> tuple[Middleware, ...]:
@@ -192,6 +193,17 @@ class Changed(NamedTuple):
         return self.base.with_options(**self.changes)
 
 
+class Method(NamedTuple):
+    """An action of a class, bound to an object."""
+
+    base: Any
+    instance: Any
+
+    def load(self) -> Any:
+        """Bind it to the object."""
+        return self.base.__get__(self.instance, type(self.instance))
+
+
 class Narrowed(NamedTuple):
     """A stage with only some of its actions, given by their places."""
 
@@ -214,7 +226,7 @@ class Bound(NamedTuple):
         return self.base.bind(**self.values)
 
 
-Origin: TypeAlias = Imported | Called | Member | Changed | Narrowed | Bound
+Origin: TypeAlias = Imported | Called | Member | Method | Changed | Narrowed | Bound
 
 
 def load(origin: Origin) -> Any:
@@ -507,6 +519,10 @@ class Action(Unit, _Proxy, Generic[P, R]):
         return self._self_options.name
 
     @property
+    def __annotations__(self) -> dict[str, Any]:  # type: ignore[override]
+        return self.__wrapped__.__annotations__
+
+    @property
     def description(self) -> str:
         """The explanation: by default, the first paragraph of the docstring."""
         given = self._self_options.description
@@ -546,7 +562,10 @@ class Action(Unit, _Proxy, Generic[P, R]):
         if getter is None:
             return self
         bound = getter(self.__wrapped__, instance, owner)
-        return self if bound is self.__wrapped__ else Action(bound, self._self_options, self._self_bound)
+        if bound is self.__wrapped__:
+            return self
+        method = isinstance(bound, types.MethodType) and bound.__self__ is instance
+        return Action(bound, self._self_options, self._self_bound, Method(self, instance) if method else None)
 
     def __eq__(self, other: object) -> bool:
         if self is other:

@@ -285,7 +285,7 @@ class Evaluation:
 
     def _discard(self, queue: list[Queued]) -> Generator[Request, Any, None]:
         """Empty a queue that will not be run, and close the streams in it."""
-        for unit, _ in queue:
+        for unit, _ in reversed(queue):
             if isinstance(unit, _OpenStream):
                 yield from self._close_stream(unit)
         queue.clear()
