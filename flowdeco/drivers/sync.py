@@ -38,6 +38,16 @@ def run(flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions) -
 
 def _drive(evaluation: Generator[Request, Any, None], performer: _Performer) -> None:
     answer: Any = None
+    while True:
+        try:
+            return _answered(evaluation, answer, performer)
+        except KeyboardInterrupt as interrupt:  # between two calls
+            if evaluation.gi_frame is None:
+                raise
+            answer = Raised(interrupt)
+
+
+def _answered(evaluation: Generator[Request, Any, None], answer: Any, performer: _Performer) -> None:
     send = evaluation.send
     while True:
         try:
