@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from heapq import heappop, heappush
+from inspect import GEN_CLOSED, GEN_CREATED, getgeneratorstate
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,11 @@ def run(flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions) -
     """Evaluate a pipeline."""
     run, evaluation = begin(flow, inputs, options)
     with ExitStack() as resources:
-        _drive(evaluation, _Performer(resources, options.executor))
+        try:
+            _drive(evaluation, _Performer(resources, options.executor))
+        except KeyboardInterrupt as interrupt:
+            run.remember(interrupt)
+            raise
     return end(run, options.check)
 
 
@@ -42,7 +47,9 @@ def _drive(evaluation: Generator[Request, Any, None], performer: _Performer) -> 
         try:
             return _answered(evaluation, answer, performer)
         except KeyboardInterrupt as interrupt:  # between two calls
-            if evaluation.gi_frame is None:
+            if getgeneratorstate(evaluation) == GEN_CREATED:
+                next(evaluation, None)  # it can be interrupted when it has begun
+            if getgeneratorstate(evaluation) == GEN_CLOSED:  # it came too late: the run is over
                 raise
             answer = Raised(interrupt)
 
