@@ -75,7 +75,7 @@ Failure: TypeAlias = "BaseException | None"
 Walk: TypeAlias = "Generator[Request, Any, Failure]"
 Queued: TypeAlias = "tuple[Unit | Stream | _OpenStream, str | None]"
 
-_new: Final = tuple.__new__
+_new: Final = cast("Any", tuple.__new__)  # pyright: ignore[reportUnknownMemberType]
 _COMPLETED: Final = Status.COMPLETED
 
 
@@ -296,7 +296,7 @@ class Evaluation:
         source: Any = stream.source
         if callable(source):
             answer = yield Chore(source, "stream"), stream.args, None
-            if hasattr(type(answer), "__await__"):
+            if hasattr(cast("type[object]", type(answer)), "__await__"):
                 answer = yield Await(answer)
             if type(answer) is Raised:
                 return self._stream_failed(answer.error, by)
@@ -314,8 +314,9 @@ class Evaluation:
         return None
 
     def _pull(self, branch: _Branch, frame: _Frame, stream: _OpenStream, by: str | None) -> Walk:
-        if isinstance(stream.iterator, AsyncIterable):
-            answer = yield Await(anext(cast("Any", stream.iterator)))
+        iterator: object = stream.iterator
+        if isinstance(iterator, AsyncIterable):
+            answer = yield Await(anext(cast("Any", iterator)))
             if type(answer) is Raised and isinstance(answer.error, StopAsyncIteration):
                 return None
         else:
@@ -441,6 +442,8 @@ class Evaluation:
             started = clock()
             context: Context | None = None
             call: Call | None = None
+            inside = True
+            error: Failure = None
             values = visit.values
             layers = visit.use_actions + step.use if step.use else visit.use_actions
             if layers:
@@ -453,9 +456,9 @@ class Evaluation:
                     context = None
                     if call is not None:
                         entered = enter(call)
-                        inside, error = entered if type(entered) is tuple else (yield from entered)
+                        inside, error = entered if isinstance(entered, tuple) else (yield from entered)
                         values = call._values
-                    if call is None or inside:
+                    if inside:
                         self.begun += 1
                         if step.wants_context:
                             context = self._context(branch, visit, step)
@@ -477,7 +480,7 @@ class Evaluation:
                     elif value is not UNSET:
                         call._outcome = value
                     left = leave(call, error)
-                    again, error = left if type(left) is tuple else (yield from left)
+                    again, error = left if isinstance(left, tuple) else (yield from left)
                     if not again:
                         value = call._outcome if error is None else Raised(error)
                         if type(value) not in SETTLED:  # given by a layer
