@@ -216,7 +216,7 @@ def _leave(
             error = item
         elif error is not None:
             if log is not None:
-                store.rollback(log, keep=own or ())
+                store.rollback(log, keep=own or (), forget=True)
             call._inserted = call._inserted[:inserted_before] + call._inserted[inserted:]
             call._failure, call._recovered, call._outcome = None, False, UNSET
             call.attempt += 1

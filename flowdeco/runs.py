@@ -30,7 +30,8 @@ class Status(StrEnum):
 class ActionRecord(NamedTuple):
     """What became of one action: `started` in POSIX seconds, `elapsed` in seconds.
 
-    `inserted_by` is `"stage/action"`, None for what was there from the start; `inserted` are the units it inserted.
+    `inserted_by` is `"stage/action"`, None for what was there from the start; `inserted` are the units it inserted,
+    `switches` the selectors it disabled (False) and enabled.
     """
 
     name: str
@@ -43,6 +44,7 @@ class ActionRecord(NamedTuple):
     attempts: int = 1
     recovered: bool = False
     inserted: tuple[Any, ...] = ()
+    switches: tuple[tuple[str, bool], ...] = ()
 
 
 class StageRecord(NamedTuple):
@@ -58,6 +60,7 @@ class StageRecord(NamedTuple):
     error: BaseException | None = None
     attempts: int = 1
     recovered: bool = False
+    inserted: tuple[Any, ...] = ()
 
 
 _ATTRIBUTE: Final = "__flowdeco_run__"

@@ -153,6 +153,14 @@ class _Grown(NamedTuple):
 Log: TypeAlias = dict[str, Any]
 
 
+class _Mark(dict[str, Any]):
+    """A log that knows what the journal had not taken note of when it was opened."""
+
+    def __init__(self, recent: Log) -> None:
+        super().__init__()
+        self.recent = dict(recent)
+
+
 class Delta(NamedTuple):
     """What was written: whole values, removed keys, and the items appended to lists."""
 
@@ -168,13 +176,14 @@ class Store(MutableMapping[str, Any]):
     that is not of the type of its `Key` raises `StoreTypeError`, on writing and on reading.
     """
 
-    __slots__ = ("_data", "_logs", "_owned")
+    __slots__ = ("_data", "_logs", "_owned", "_recent")
     _data: MutableMapping[str, Any]
 
     def __init__(self, mapping: Mapping[str, Any] | None = None) -> None:
         self._data = {}
         self._owned: dict[str, list[Any]] = {}
         self._logs: list[Log] = []
+        self._recent: Log | None = None
         if mapping is not None:
             self.update(mapping)
 
@@ -220,7 +229,7 @@ class Store(MutableMapping[str, Any]):
         name = key_name(key)
         if isinstance(key, Key):
             key.check(value)
-        if self._logs:
+        if self._logs or self._recent is not None:
             self._note(name)
         self._data[name] = value
 
@@ -228,7 +237,7 @@ class Store(MutableMapping[str, Any]):
         name = key_name(key)
         if name not in self._data:
             raise StoreKeyError(f"no key {name!r} in the store. {suggestion(name, self._data)}")
-        if self._logs:
+        if self._logs or self._recent is not None:
             self._note(name)
         del self._data[name]
 
@@ -257,22 +266,23 @@ class Store(MutableMapping[str, Any]):
                     f"cannot append to the key {name!r}: it holds a {type(before).__name__}, not a list"
                 )
             target = [] if before is MISSING else list(cast("list[Any]", before))
-        log = self._logs[-1] if self._logs else None
-        if log is not None and name not in log:
-            log[name] = _Grown(target, len(target), before)
+        if self._logs or self._recent is not None:
+            self._note(name, _Grown(target, len(target), before))
         self._owned[name] = self._data[name] = target
         target.extend(items)
 
-    def _note(self, name: str) -> None:
-        log = self._logs[-1]
-        if name not in log:
-            log[name] = self._data.get(name, MISSING)
+    def _note(self, name: str, grown: _Grown | None = None) -> None:
+        before = self._data.get(name, MISSING) if grown is None else grown
+        if self._logs:
+            self._logs[-1].setdefault(name, before)
+        if self._recent is not None:
+            self._recent.setdefault(name, before)
 
     # What evaluation needs.
 
     def begin(self) -> Log:
         """Open a log of what changes from here on."""
-        log: Log = {}
+        log: Log = {} if self._recent is None else _Mark(self._recent)
         self._logs.append(log)
         return log
 
@@ -288,8 +298,15 @@ class Store(MutableMapping[str, Any]):
             for name, before in log.items():
                 outer.setdefault(name, before)
 
-    def rollback(self, log: Log, keep: Collection[str] = ()) -> None:
-        """Undo what the (closed) log noted, but for the keys to keep."""
+    def rollback(self, log: Log, keep: Collection[str] = (), *, forget: bool = False) -> None:
+        """Undo what the (closed) log noted, but for the keys to keep.
+
+        With `forget`, the steps since the log was opened will be forgotten by the journal, too.
+        """
+        if self._recent is not None:
+            self._recent = dict(log.recent) if forget and isinstance(log, _Mark) else self._recent
+            for name in keep if forget else log:
+                self._recent[name] = self._data.get(name, MISSING)
         for name, before in log.items():
             if name in keep:
                 continue
@@ -327,11 +344,36 @@ class Store(MutableMapping[str, Any]):
         for name, items in delta.appends.items():
             self._extend(name, items)
 
+    # What has changed since the journal last took note.
+
+    def watch(self) -> None:
+        """Note what changes from now on, until it is `taken`."""
+        self._recent = {}
+
+    def unwatch(self) -> None:
+        """Note it no more."""
+        self._recent = None
+
+    def recent(self) -> Delta:
+        """Return what has changed since it was last taken."""
+        return self.changes(self._recent or {})
+
+    def restore(self, delta: Delta | None) -> None:
+        """Undo what has changed since, and write what a step wrote that had been taken note of before."""
+        recent, self._recent = self._recent, None
+        if recent is not None:
+            self.rollback(recent)
+        if delta is not None:
+            self.apply(delta)
+        self._recent = {}
+
     def fork(self) -> Store:
         """Return a store of its own with the same values, which logs from its start."""
         fork = Store()
         fork._data = dict(self._data)
         fork.begin()
+        if self._recent is not None:
+            fork.watch()
         return fork
 
     def delta(self) -> Delta:
