@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 from flowdeco.definitions import Action, Pipeline, Stage, Stream, Unit, checked_selectors, insertable, make_action
 from flowdeco.errors import Suspend
-from flowdeco.events import Event, Message, Progress
 from flowdeco.middleware import run_logger
 from flowdeco.store import Delta, Key, Store, View, key_name
 
 if TYPE_CHECKING:
     import logging
+
+    from flowdeco.events import Event
 
 __all__ = ["Context"]
 
@@ -84,11 +85,15 @@ class Context:
     def emit(self, kind: str, **payload: Any) -> None:
         """Send a message to the observers, at once."""
         if self._notify is not None:
+            from flowdeco.events import Message
+
             self._notify(Message(self.run_id, self.stage.name, self.action.name, kind, payload))
 
     def progress(self, done: float, total: float | None = None) -> None:
         """Tell the observers how far the action is, at once."""
         if self._notify is not None:
+            from flowdeco.events import Progress
+
             self._notify(Progress(self.run_id, self.stage.name, self.action.name, done, total))
 
     @overload

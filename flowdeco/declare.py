@@ -131,7 +131,7 @@ class StageTemplate(Template, Generic[P]):
 
     def __init__(self, function: Callable[P, object], options: dict[str, Any]) -> None:
         copied: dict[str, Any] = {name: getattr(function, name, None) for name in functools.WRAPPER_ASSIGNMENTS}
-        self.__dict__.update(copied, __wrapped__=function, _options=options)
+        self.__dict__.update(copied, __name__=options["name"], __wrapped__=function, _options=options)
 
     @property
     def name(self) -> str:
@@ -253,27 +253,27 @@ def _stage_of(function: Any, options: dict[str, Any]) -> Any:
         raise DefinitionError(f"@stage goes on a function, not on the class {described}: write `def {described}():`")
     if isinstance(function, (Unit, Template)) or not callable(function):
         raise DefinitionError(f"@stage goes on a function, not on the {type(function).__name__} {function!r}")
-    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+    if any(is_other(function) for is_other in _NOT_PLAIN):
         raise DefinitionError(
             f"@stage goes on a plain function, and {described} is none: its body only declares actions. "
             f"Write `def`; the actions in it may be `async def` or yield"
         )
-    if options["name"] is None and not getattr(function, "__name__", None):
-        raise DefinitionError(f"the {type(function).__name__} {function!r} has no name: write @stage(name=...)")
+    name = options["name"]
+    if name is None:
+        name = getattr(function, "__name__", None)
+        if not name:
+            raise DefinitionError(f"the {type(function).__name__} {function!r} has no name: write @stage(name=...)")
     description = options["description"]
-    full: dict[str, Any] = {
-        **options,
-        "tags": tuple(options["tags"]) if not isinstance(options["tags"], str) else options["tags"],
-        "description": first_paragraph(function.__doc__) if description is None else description,
-    }
-    name = options["name"] or function.__name__
-    probe = Stage(name, **{k: v for k, v in full.items() if k != "name"})  # options are checked here, not at a call
+    if description is None:
+        description = first_paragraph(function.__doc__)
+    # All options are checked here, by a stage without actions, and not first when a template is called.
+    checked = Stage(**{**options, "name": name, "description": description})._options()
     if inspect.signature(function).parameters:
-        template = StageTemplate(function, {**full, "data": probe._data})
-        if options["name"]:
-            template.__dict__["__name__"] = name
-        return template
-    return _declared(name, function, full, Imported(function.__module__, function.__qualname__))
+        return StageTemplate(function, checked)
+    return _declared(name, function, checked, Imported(function.__module__, function.__qualname__))
+
+
+_NOT_PLAIN: Final = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
 
 
 def _declared(name: str, function: Any, options: dict[str, Any], origin: Imported | Called) -> Stage:

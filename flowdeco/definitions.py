@@ -10,7 +10,6 @@ what is defined here (L3).
 
 from __future__ import annotations
 
-import copy
 import inspect
 import sys
 import types
@@ -77,11 +76,12 @@ def checked_tags(tags: object, option: str = "tags") -> frozenset[str]:
         raise DefinitionError(f"{option} is a collection of strings, not a string: write {option}=[{tags!r}]")
     if not isinstance(tags, Iterable):
         raise DefinitionError(f"{option} is a collection of strings, not {tags!r}")
-    found = frozenset(cast("Iterable[object]", tags))
-    for tag in found:
+    found: list[str] = []
+    for tag in cast("Iterable[object]", tags):
         if not isinstance(tag, str) or not tag:
             raise DefinitionError(f"{option} is a collection of non-empty strings; {tag!r} is none")
-    return cast("frozenset[str]", found)
+        found.append(tag)
+    return frozenset(found)
 
 
 def checked_layers(layers: object, option: str = "use") -> tuple[Middleware, ...]:
@@ -193,6 +193,28 @@ class Changed(NamedTuple):
         return self.base.with_options(**self.changes)
 
 
+class Method(NamedTuple):
+    """An action of a class, bound to an object."""
+
+    base: Any
+    instance: Any
+
+    def load(self) -> Any:
+        """Bind it to the object."""
+        return self.base.__get__(self.instance, type(self.instance))
+
+
+class Narrowed(NamedTuple):
+    """A stage with only some of its actions, given by their places."""
+
+    base: Any
+    places: tuple[int, ...]
+
+    def load(self) -> Any:
+        """Narrow the base."""
+        return narrowed_stage(self.base, self.places)
+
+
 class Bound(NamedTuple):
     """An action with some values fixed."""
 
@@ -204,7 +226,7 @@ class Bound(NamedTuple):
         return self.base.bind(**self.values)
 
 
-Origin: TypeAlias = Imported | Called | Member | Changed | Bound
+Origin: TypeAlias = Imported | Called | Member | Method | Changed | Narrowed | Bound
 
 
 def load(origin: Origin) -> Any:
@@ -466,12 +488,13 @@ class Action(Unit, _Proxy, Generic[P, R]):
     It is made by `@action`. It is equal to another action of the same function with the same options and bound values.
     """
 
-    __wrapped__: Callable[P, R]
-    _self_options: ActionOptions
-    _self_bound: Mapping[str, Any]
-    _self_origin: Origin | None
-    _self_step: Any
-    _self_stage: Stage | None
+    if TYPE_CHECKING:  # at run time, the annotations of an action are those of its function
+        __wrapped__: Callable[P, R]
+        _self_options: ActionOptions
+        _self_bound: Mapping[str, Any]
+        _self_origin: Origin | None
+        _self_step: Any
+        _self_stage: Stage | None
 
     def __init__(
         self,
@@ -496,6 +519,10 @@ class Action(Unit, _Proxy, Generic[P, R]):
         return self._self_options.name
 
     @property
+    def __annotations__(self) -> dict[str, Any]:  # type: ignore[override]
+        return self.__wrapped__.__annotations__
+
+    @property
     def description(self) -> str:
         """The explanation: by default, the first paragraph of the docstring."""
         given = self._self_options.description
@@ -506,9 +533,9 @@ class Action(Unit, _Proxy, Generic[P, R]):
         """What selectors such as `"tag:slow"` find."""
         return self._self_options.tags
 
-    def bind(self, **values: Any) -> Action[..., R]:
+    def bind(self, /, **values: Any) -> Action[..., R]:
         """Return a new action with some parameters fixed; an unknown name is a `DefinitionError`."""
-        accepted = _bindable(self.__wrapped__)
+        accepted = _bindable(self.__wrapped__, self.name)
         for name in values:
             if accepted is not None and name not in accepted:
                 raise DefinitionError(f"action {self.name!r} has no parameter {name!r}. {suggestion(name, accepted)}")
@@ -535,7 +562,10 @@ class Action(Unit, _Proxy, Generic[P, R]):
         if getter is None:
             return self
         bound = getter(self.__wrapped__, instance, owner)
-        return self if bound is self.__wrapped__ else Action(bound, self._self_options, self._self_bound)
+        if bound is self.__wrapped__:
+            return self
+        method = isinstance(bound, types.MethodType) and bound.__self__ is instance
+        return Action(bound, self._self_options, self._self_bound, Method(self, instance) if method else None)
 
     def __eq__(self, other: object) -> bool:
         if self is other:
@@ -627,9 +657,9 @@ _NAMED: Final = (
 )
 
 
-def _bindable(function: Any) -> tuple[str, ...] | None:
+def _bindable(function: Any, name: str) -> tuple[str, ...] | None:
     """Return the parameters that `bind` can fix, None for any (the function takes `**kwargs`)."""
-    parameters = signature_of(function, function_name(function)).parameters.values()
+    parameters = signature_of(function, name).parameters.values()
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         return None
     return tuple(p.name for p in parameters if p.kind in _NAMED)
@@ -695,6 +725,8 @@ def _checked_data(data: object, stage: str) -> dict[str, Any]:
 def _copied(data: dict[str, Any], stage: str) -> dict[str, Any]:
     if all(type(value) in _ATOMS for value in data.values()):
         return dict(data)
+    import copy  # not loaded for data that is plain
+
     try:
         return copy.deepcopy(data)
     except Exception:
@@ -812,12 +844,19 @@ class Stage(_Value, Unit):
     @property
     def template(self) -> Template | None:
         """The template that gave this stage, None for others."""
-        origin = self._call()
-        return cast("Template", origin.template) if origin else None
+        origin = self._origin
+        while isinstance(origin, (Changed, Narrowed)):
+            origin = origin.base._origin
+        return cast("Template", origin.template) if isinstance(origin, Called) else None
 
-    def _call(self) -> Called | None:
-        origin = self._origin.base._origin if isinstance(self._origin, Changed) else self._origin
-        return origin if isinstance(origin, Called) else None
+    def _actions_content(self) -> Any:
+        """Return what the actions are: those of a template are new functions in each call, so what gave them."""
+        origin = self._origin
+        if isinstance(origin, Changed):
+            return origin.base._actions_content()
+        if isinstance(origin, Narrowed) and self.template is not None:
+            return origin.base._actions_content(), origin.places
+        return origin if isinstance(origin, Called) else self._actions
 
     def __iter__(self) -> Iterator[Action[..., Any]]:
         return iter(self._actions)
@@ -832,8 +871,7 @@ class Stage(_Value, Unit):
         return _named(self, name, self._actions, "action")
 
     def _content(self) -> tuple[Any, ...]:
-        # The actions of a template are new functions in each call: its arguments say what they are.
-        return (self._call() or self._actions, self._options(), self.title)
+        return (self._actions_content(), self._options(), self.title)
 
     def __hash__(self) -> int:
         return hash((Stage, self.name, self.tags))
@@ -1231,7 +1269,14 @@ def _narrowed(unit: Unit, wanted: frozenset[str], keep: bool) -> Unit | None:
         left = [part for part in parts if part is not None]
         return stage._with_units(left) if left or not (keep or stage.units) else None
     assert isinstance(stage, Stage)
-    actions = [a for a in stage if wanted.isdisjoint(action_selectors(stage, a)) is not keep]
-    if len(actions) == len(stage):
-        return None if keep and not actions else unit
-    return Stage(actions=actions, **stage._options()) if actions or not keep else None
+    places = [i for i, a in enumerate(stage) if wanted.isdisjoint(action_selectors(stage, a)) is not keep]
+    if len(places) == len(stage):
+        return None if keep and not places else unit
+    return narrowed_stage(stage, tuple(places)) if places or not keep else None
+
+
+def narrowed_stage(stage: Stage, places: tuple[int, ...]) -> Stage:
+    """Return the stage with only the actions at these places."""
+    made = Stage(actions=[stage._actions[place] for place in places], **stage._options())
+    _set(made, _origin=Narrowed(stage, places))
+    return made

@@ -50,7 +50,7 @@ from flowdeco.definitions import (
     one_action_stage,
     stage_selectors,
 )
-from flowdeco.errors import Bail, ReturnValueError, Suspend
+from flowdeco.errors import Bail, Cancelled, ReturnValueError, Suspend
 from flowdeco.events import (
     ActionFinished,
     ActionStarted,
@@ -120,7 +120,7 @@ class _Frame:
 class _Branch:
     """One line of evaluation, that of the run or of a branch of a parallel group: its frames, its store, its records."""
 
-    __slots__ = ("forgotten", "frames", "parent", "records", "result", "store", "switches")
+    __slots__ = ("forgotten", "frames", "parent", "records", "result", "stopped", "store", "switches")
 
     def __init__(self, store: Store, base: _Frame, parent: _Branch | None = None) -> None:
         self.store = store
@@ -128,6 +128,7 @@ class _Branch:
         self.parent = parent
         self.records: list[StageRecord] = []
         self.forgotten = 0
+        self.stopped = False  # by another branch of its group
         self.result: Any = None
         self.switches: dict[str, bool] = dict(parent.switches) if parent else {}
 
@@ -189,17 +190,20 @@ class Evaluation:
         run = self.run
         began = self.clock()
         run.started, run.status = began + self.epoch, Status.RUNNING
-        if self.notify is not None:
-            self.notify(RunStarted(run.id, run.pipeline.name))
         branch = _Branch(run.store, _Frame(run.pipeline, None, (), (), {}, wrapped=False))
+        error: Failure = None
         try:
+            if self.notify is not None:
+                self.notify(RunStarted(run.id, run.pipeline.name))
             error = yield from self._open(branch, branch.frames[0], run.pipeline, None, self.use)
-            error = yield from self._walk(branch, error)
-        finally:
-            run.elapsed = self.clock() - began
-            run.stages = branch.records[-self.history :] if self.history else branch.records
-            run.stages = [] if self.history == 0 else run.stages
-            run.result = branch.result
+        except GeneratorExit:
+            raise
+        except BaseException as interrupted:
+            error = interrupted
+        error = yield from self._walk(branch, error)
+        run.elapsed = self.clock() - began
+        run.stages = [] if self.history == 0 else branch.records[-(self.history or 0) :]
+        run.result = branch.result
         run.status = self._status(error)
         if isinstance(error, (Bail, Suspend)):
             run.reason = error.reason
@@ -216,6 +220,8 @@ class Evaluation:
         frames = branch.frames
         while frames:
             frame = frames[-1]
+            if branch.stopped and error is None:
+                error = _ended()
             try:
                 if error is None and frame.queue:
                     unit, by = frame.queue.pop()
@@ -279,7 +285,7 @@ class Evaluation:
 
     def _discard(self, queue: list[Queued]) -> Generator[Request, Any, None]:
         """Empty a queue that will not be run, and close the streams in it."""
-        for unit, _ in queue:
+        for unit, _ in reversed(queue):
             if isinstance(unit, _OpenStream):
                 yield from self._close_stream(unit)
         queue.clear()
@@ -354,7 +360,7 @@ class Evaluation:
         if not frame.use_stages and not stage.use:
             error = _merge(branch, stage) if stage._data else None
             if error is None:
-                error = yield from self._actions(branch, visit)
+                error = yield from self._inside(branch, visit)
         else:
             layers = (*frame.use_stages, *((merging(stage),) if stage._data else ()), *stage.use)
             call = Call(self.run.id, branch.store, layers, frame.values, frame.pipeline, stage)
@@ -392,12 +398,20 @@ class Evaluation:
             visit.values = call._values
             visit.begin()
             if inside:
-                error = yield from self._actions(branch, visit)
+                error = yield from self._inside(branch, visit)
             left = leave(call, error)
             again, error = left if isinstance(left, tuple) else (yield from left)
             if not again:
                 return error
             branch.switches, branch.result = dict(switches), result
+
+    def _inside(self, branch: _Branch, visit: _Visit) -> Walk:
+        try:
+            return (yield from self._actions(branch, visit))
+        except GeneratorExit:
+            raise
+        except BaseException as interrupted:  # Ctrl-C between two calls
+            return interrupted
 
     def _forget(self, branch: _Branch) -> None:
         """Keep the records in bounds, in one go whenever twice as many as wanted have come together."""
@@ -416,13 +430,13 @@ class Evaluation:
         read = data.__getitem__
         filtered = bool(self.skip or branch.switches)
         while queue:
+            if branch.stopped:
+                return _ended()
             step, by = queue.pop()
             if filtered and self._off(branch, action_selectors(stage, step.action)):
                 records.append(ActionRecord(step.name, step.action, Status.SKIPPED, clock() + self.epoch, 0.0, by))
                 continue
             started = clock()
-            if notify is not None:
-                notify(ActionStarted(run_id, stage.name, step.name, by))
             context: Context | None = None
             call: Call | None = None
             values = visit.values
@@ -430,6 +444,8 @@ class Evaluation:
             if layers:
                 call = Call(run_id, store, layers, values, pipeline, stage, step.action)
             try:
+                if notify is not None:
+                    notify(ActionStarted(run_id, stage.name, step.name, by))
                 while True:  # attempts
                     value: Any = UNSET
                     context = None
@@ -657,7 +673,12 @@ class Evaluation:
             base = _Frame(frame.pipeline, by, frame.use_stages, frame.use_actions, frame.values, frame.wrapped)
             base.queue.append((unit, by))
             forks.append(_Branch(branch.store.fork(), base, branch))
-        crew = Crew([self._walk(fork) for fork in forks], group.limit, self.tickets)
+
+        def stop() -> None:
+            for fork in forks:
+                fork.stopped = True
+
+        crew = Crew([self._walk(fork) for fork in forks], group.limit, self.tickets, stop)
         yield from crew.work()
         error = crew.verdict(group, self.cancels)
         for fork in forks:
@@ -674,7 +695,8 @@ class Evaluation:
             error = refused
         else:
             for fork in forks:
-                branch.switches.update(fork.switches)
+                changed = {key: on for key, on in fork.switches.items() if branch.switches.get(key) is not on}
+                branch.switches.update(changed)
                 branch.result = fork.result if fork.result is not None else branch.result
         if error is not None and not isinstance(error, (Bail, Suspend)):
             self._note(error, f"parallel group {group.name!r}, pipeline {frame.pipeline.name!r}")
@@ -737,6 +759,10 @@ class Evaluation:
         if not any(note.endswith(place) for note in getattr(error, "__notes__", ())):
             with suppress(AttributeError, TypeError):  # an exception that cannot be written to
                 error.add_note(f"in {where}, {place}")
+
+
+def _ended() -> Cancelled:
+    return Cancelled("the group has been ended by another branch")
 
 
 def _merge(branch: _Branch, stage: Stage) -> Failure:

@@ -8,6 +8,7 @@ action did with it.
 
 from __future__ import annotations
 
+import os
 import pickle
 import traceback
 import types
@@ -17,7 +18,7 @@ from importlib import import_module
 from typing import Any, NamedTuple, TypeAlias, cast
 
 from flowdeco.context import Context, Effects
-from flowdeco.errors import Bail, RunError, ShippingError, Suspend, UnreferencedError, WorkerDiedError
+from flowdeco.errors import Bail, Cancelled, RunError, ShippingError, Suspend, UnreferencedError, WorkerDiedError
 from flowdeco.requests import Chore, Raised
 from flowdeco.returned import exhaust
 from flowdeco.wiring import Step
@@ -66,7 +67,7 @@ class _Home(NamedTuple):
     effects: Effects | None
 
 
-def perform_shipped(payload: bytes) -> bytes:
+def perform_shipped(payload: bytes, nonce: bytes) -> bytes:
     """Perform a pickled call in another process; the result is pickled here, so that what cannot be is named here."""
     name, function, args, kwargs = pickle.loads(payload)
     context = _context_among(args, kwargs)
@@ -103,15 +104,18 @@ def _travelling(error: BaseException) -> BaseException:
 
 def ship(executor: Executor, step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Future[bytes]:
     """Submit a call that is to be performed elsewhere; raises `ShippingError` for what cannot travel."""
-    return executor.submit(perform_shipped, _packed(step, args, kwargs))
+    payload = _packed(step, args, kwargs)
+    # Equal submissions count as one on Dask, where functions are taken for pure: the nonce keeps calls apart.
+    try:
+        return executor.submit(perform_shipped, payload, os.urandom(16))
+    except BrokenExecutor as error:
+        raise _died(step, error) from error
 
 
 def receive(step: Step | Chore, future: Future[Any], shipped: Arguments | None) -> Any:
     """Return what came of a submitted call: its value, or `Raised`; a shipped one lets its context here catch up."""
     if future.cancelled():
-        from concurrent.futures import CancelledError
-
-        return Raised(CancelledError())
+        return Raised(Cancelled(f"the call of action {step.name!r} was cancelled before it began"))
     error = future.exception()
     if error is not None:
         return Raised(_died(step, error) if _means_death(error) else error)
@@ -144,16 +148,15 @@ def _packed(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes
     if getattr(step.function, "__module__", None) != "__main__":
         try:
             return pickle.dumps((step.name, step.action, *rest))
-        except UnreferencedError as error:
-            reason: Exception = error
         except Exception as error:
             raise _cannot_travel(step, rest, error) from error
-    else:
-        reason = UnreferencedError(f"action {step.name!r} is defined in __main__, which other processes do not import")
     try:
         cloudpickle: Any = import_module("cloudpickle")
-    except ImportError:
-        raise ShippingError(f"{reason}. To send functions themselves: pip install 'flowdeco[cloudpickle]'") from reason
+    except ImportError as error:
+        raise ShippingError(
+            f"action {step.name!r} is defined in __main__ (a script or a notebook), which other processes do not import: "
+            f"move it to a module, or pip install 'flowdeco[cloudpickle]' to send the function itself"
+        ) from error
     try:
         return bytes(cloudpickle.dumps((step.name, step.function, *rest)))
     except Exception as error:
@@ -161,6 +164,8 @@ def _packed(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes
 
 
 def _cannot_travel(step: Step, rest: tuple[list[Any], dict[str, Any]], error: Exception) -> ShippingError:
+    if isinstance(error, UnreferencedError):
+        return ShippingError(f"action {step.name!r} cannot travel to another process: {error}")
     args, kwargs = rest
     positional = (wanted.name for wanted in step.inputs if not wanted.by_keyword)
     for name, value in (*zip(positional, args, strict=False), *kwargs.items()):

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextvars import copy_context
 from functools import reduce
 from typing import Any, Final, TypeAlias
 
 from flowdeco.definitions import Parallel
 from flowdeco.errors import Bail, Cancelled, Suspend, WriteConflictError
-from flowdeco.requests import Chore, Raised, Request, Wait
+from flowdeco.requests import Begun, Chore, Raised, Request, Wait
 from flowdeco.store import Delta
 
 __all__ = ["Crew", "merged"]
@@ -33,10 +34,11 @@ _REFUSAL: Final = Raised(Cancelled("the group has been ended by another branch")
 class _Member:
     """A branch at work."""
 
-    __slots__ = ("error", "grouped", "told", "walk")
+    __slots__ = ("context", "error", "grouped", "told", "walk")
 
     def __init__(self, walk: Walk) -> None:
         self.walk = walk
+        self.context = copy_context()  # what is set in a branch is seen in that branch only, in all of it
         self.error: Failure = None
         self.grouped = False  # it waits as a group: for the answers to several requests
         self.told = False  # that group knows that it must stop
@@ -45,13 +47,16 @@ class _Member:
 class Crew:
     """The branches of a group at work; when `work` is over, `verdict` says what came of them."""
 
-    def __init__(self, walks: Sequence[Walk], limit: int | None, tickets: Iterator[int]) -> None:
+    def __init__(
+        self, walks: Sequence[Walk], limit: int | None, tickets: Iterator[int], stop: Callable[[], None]
+    ) -> None:
         self.members = [_Member(walk) for walk in walks]
         self._waiting = deque(self.members)
         self._limit = limit or len(walks)
         self._tickets = tickets
+        self._tell_branches = stop
         self._owners: dict[int, _Member] = {}
-        self._begin: list[tuple[int, Request]] = []
+        self._begin: list[Begun] = []
         self._cancel: list[int] = []
         self._active = 0
         self._interrupt: Failure = None
@@ -89,12 +94,12 @@ class Crew:
         """Send a branch its answer, and take its next request."""
         while True:
             try:
-                request = member.walk.send(answer)
+                request = member.context.run(member.walk.send, answer)
             except StopIteration as end:
                 self._active -= 1
                 member.error = end.value
-                if member.error is not None and not isinstance(member.error, Suspend):
-                    self._ended_by = self._ended_by or member
+                if member.error is not None and not isinstance(member.error, Suspend) and not self._stopped:
+                    self._ended_by = member
                     self._stop()
                 return
             member.grouped = isinstance(request, Wait)
@@ -109,18 +114,19 @@ class Crew:
             else:
                 ticket = next(self._tickets)
                 self._owners[ticket] = member
-                self._begin.append((ticket, request))
+                self._begin.append((ticket, request, member.context))
                 return
 
     def _take(self, member: _Member, request: Wait) -> list[int]:
         """Pass on what a group inside a branch asks for; return the tickets of what must not begin any more."""
         refused: list[int] = []
-        for ticket, wanted in request.begin:
+        for begun in request.begin:
+            ticket, wanted, _ = begun
             if self._stopped and _is_action(wanted):
                 refused.append(ticket)
             else:
                 self._owners[ticket] = member
-                self._begin.append((ticket, wanted))
+                self._begin.append(begun)
         self._cancel.extend(request.cancel)
         return refused
 
@@ -129,8 +135,9 @@ class Crew:
         if self._stopped:
             return
         self._stopped = True
-        withdrawn = dict.fromkeys(ticket for ticket, request in self._begin if _is_action(request))
-        self._begin = [(ticket, request) for ticket, request in self._begin if not _is_action(request)]
+        self._tell_branches()
+        withdrawn = dict.fromkeys(ticket for ticket, request, _ in self._begin if _is_action(request))
+        self._begin = [begun for begun in self._begin if not _is_action(begun[1])]
         groups = {owner for owner in self._owners.values() if owner.grouped}
         self._cancel.extend(
             ticket for ticket, owner in self._owners.items() if owner not in groups and ticket not in withdrawn
@@ -146,8 +153,9 @@ class Crew:
 
     def verdict(self, group: Parallel, cancels: Callable[[BaseException], bool]) -> Failure:
         """Return how the group ended: None, a failure (or the group of them), a signal."""
-        if self._interrupt is not None:
-            return self._interrupt
+        interrupt = self._interrupt
+        if interrupt is not None and not isinstance(interrupt, Cancelled):
+            return interrupt
         ended = [member for member in self.members if member.error is not None]
         failures = [
             member.error
@@ -160,6 +168,8 @@ class Crew:
             return BaseExceptionGroup(f"{len(failures)} branches of the parallel group {group.name!r} failed", failures)
         if failures:
             return failures[0]
+        if interrupt is not None:
+            return interrupt
         for signal in (Bail, Suspend):
             for member in ended:
                 if isinstance(member.error, signal):

@@ -8,10 +8,12 @@ user's function raises is handed over as a value, so that a `StopIteration` of t
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from flowdeco.errors import MiddlewareError
-from flowdeco.wiring import Step
+
+if TYPE_CHECKING:
+    from flowdeco.wiring import Step
 
 __all__ = ["Await", "Chore", "Raised", "Request", "Sleep", "Wait"]
 
@@ -67,14 +69,16 @@ class Chore(NamedTuple):
 class Wait:
     """Begin these, cancel those, and wait until something that is under way is over.
 
-    The answer is a list of `(ticket, answer)`; the ticket None stands for the run itself, which is to end.
+    What is begun has a ticket, and the context variables of its branch. The answer is a list of `(ticket, answer)`; the
+    ticket None stands for the run itself, which is to end.
     """
 
     __slots__ = ("begin", "cancel")
 
-    def __init__(self, begin: list[tuple[int, Request]], cancel: list[int]) -> None:
+    def __init__(self, begin: list[Begun], cancel: list[int]) -> None:
         self.begin = begin
         self.cancel = cancel
 
 
 Request: TypeAlias = "tuple[Step | Chore, Sequence[Any], Mapping[str, Any] | None] | Sleep | Await | Wait"
+Begun: TypeAlias = "tuple[int, Request, Context]"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Executor
 from contextlib import ExitStack, suppress
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from flowdeco.drivers.common import begin, end
 from flowdeco.drivers.threads import call_in_thread, timed_out
@@ -111,10 +111,8 @@ class _Performer:
     def later(self, seconds: float, ticket: int, answer: Any) -> None:
         self._loop.call_later(seconds, self._take, ticket, answer)
 
-    def begin_await(
-        self, ticket: int, awaitable: Awaitable[Any], timeout: float | None, name: str
-    ) -> Callable[[], object]:
-        task = self._loop.create_task(awaited(Await(awaitable, timeout, name)))
+    def begin_await(self, ticket: int, request: Await, context: contextvars.Context) -> Callable[[], object]:
+        task = self._loop.create_task(awaited(request), context=context)
         task.add_done_callback(lambda done: self._take(ticket, answer_of(done)))
         return task.cancel
 
@@ -145,30 +143,76 @@ async def awaited(request: Await) -> Any:
 
 
 class LoopThread:
-    """A private event loop in a helper thread, for the coroutines of a sync run."""
+    """A private event loop in a helper thread, for the coroutines of a sync run.
+
+    What the run awaits one after the other is awaited in one task and one context, as it would be in `arun`: a timeout
+    or a context variable that a middleware sets before its `yield` is still there behind it.
+    """
 
     def __enter__(self) -> LoopThread:
         self._ready = threading.Event()
+        self._variables = _Variables()
+        context = contextvars.copy_context()
         # The whole life of the loop is in its thread: here, another loop may be running.
-        self._thread = threading.Thread(target=asyncio.run, args=(self._serve(),), name="flowdeco-loop", daemon=True)
+        self._thread = threading.Thread(
+            target=context.run, args=(asyncio.run, self._serve()), name="flowdeco-loop", daemon=True
+        )
         self._thread.start()
         self._ready.wait()
         return self
 
+    def __exit__(self, *exc_info: object) -> None:
+        self._soon(self._requests.put_nowait, None)
+        self._thread.join()
+
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._stop = asyncio.Event()
+        self._requests: asyncio.Queue[_Served | None] = asyncio.Queue()
+        task = self._task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._ready.set()
-        await self._stop.wait()
+        cancelled = False
+        variables = _Variables()
+        while True:
+            try:
+                served = await self._requests.get()
+            except asyncio.CancelledError:  # a timeout has expired between two requests: the next one hears of it
+                task.uncancel()
+                cancelled = True
+                continue
+            if served is None:
+                return
+            request, context, report = served
+            variables.take_over(context)
+            if cancelled:
+                task.cancel()
+                cancelled = False
+            try:
+                answer = await awaited(request)
+            except BaseException as error:
+                answer = Raised(error)
+            report((answer, contextvars.copy_context()))
 
-    def __exit__(self, *exc_info: object) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
+    def _soon(self, call: Callable[..., object], *args: Any) -> None:
+        self._loop.call_soon_threadsafe(call, *args)
+
+    def result_of(self, request: Await) -> Any:
+        """Await in the loop, and wait for what comes of it; Ctrl-C cancels, and waits for the clean-up."""
+        answers: SimpleQueue[tuple[Any, contextvars.Context]] = SimpleQueue()
+        self._soon(self._requests.put_nowait, (request, contextvars.copy_context(), answers.put))
+        try:
+            answer, context = answers.get()
+        except KeyboardInterrupt:
+            self._soon(self._task.cancel)
+            answers.get()
+            self._soon(self._task.uncancel)
+            raise
+        self._variables.take_over(context)
+        return answer
 
     def begin(
         self, request: Await, report: Callable[[Any], object], context: contextvars.Context
     ) -> Callable[[], object]:
-        """Begin to await in the loop, and report what comes of it; return what cancels it."""
+        """Begin to await beside others, and report what comes of it; return what cancels it."""
         tasks: list[asyncio.Task[Any]] = []
 
         def start() -> None:
@@ -176,21 +220,27 @@ class LoopThread:
             tasks.append(task)
             task.add_done_callback(lambda done: report(answer_of(done)))
 
-        self._loop.call_soon_threadsafe(start)
-        return lambda: self._loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+        self._soon(start)
+        return lambda: self._soon(lambda: tasks[0].cancel())
 
-    def result_of(self, request: Await) -> Any:
-        """Await in the loop, and wait for what comes of it; Ctrl-C cancels, and waits for the clean-up."""
-        answers: SimpleQueue[Any] = SimpleQueue()
-        context = contextvars.copy_context()
-        cancel = self.begin(request, answers.put, context)
-        try:
-            answer = answers.get()
-        except KeyboardInterrupt:
-            cancel()
-            answers.get()
-            raise
-        for variable, value in context.items():  # as if it had been awaited here
-            if variable.get(None) is not value:
-                variable.set(value)
-        return answer
+
+_Served: TypeAlias = "tuple[Await, contextvars.Context, Callable[[tuple[Any, contextvars.Context]], object]]"
+
+
+class _Variables:
+    """The context variables on one side: set, and unset again, as they are on the other."""
+
+    def __init__(self) -> None:
+        self._tokens: dict[contextvars.ContextVar[Any], contextvars.Token[Any]] = {}
+
+    def take_over(self, context: contextvars.Context) -> None:
+        for variable, value in context.items():
+            if variable.get(_NEVER) is not value:
+                token = variable.set(value)
+                if token.old_value is contextvars.Token.MISSING:
+                    self._tokens[variable] = token
+        for variable in [variable for variable in self._tokens if variable not in context]:
+            variable.reset(self._tokens.pop(variable))
+
+
+_NEVER: Final = object()

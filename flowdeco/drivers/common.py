@@ -35,6 +35,8 @@ def begin(
     history = options.history
     if history is not None and (isinstance(history, bool) or not isinstance(history, int) or history < 0):
         raise DefinitionError(f"history is how many stage records are kept, not {history!r}")
+    if options.executor is not None and not callable(getattr(options.executor, "submit", None)):
+        raise DefinitionError(f"executor is a concurrent.futures.Executor, not {options.executor!r}")
     store = Store(inputs)
     check_run(flow, store, skip, bool(use))
     run = Run(options.run_id or os.urandom(8).hex(), flow, store)
@@ -108,7 +110,8 @@ def _notifier(observers: Iterable[Any], run_id: str) -> Callable[[Event], None] 
             try:
                 observer(event)
             except Exception:
-                listening.remove(observer)
+                with suppress(ValueError):  # it raised in another thread at the same time
+                    listening.remove(observer)
                 _logger().exception("run %s: the observer %r raised and is dropped", run_id, observer)
 
     return notify

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextvars
 import time
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from heapq import heappop, heappush
@@ -123,8 +123,5 @@ class _Performer:
     def later(self, seconds: float, ticket: int, answer: Any) -> None:
         heappush(self._timers, (time.monotonic() + seconds, ticket, answer))
 
-    def begin_await(
-        self, ticket: int, awaitable: Awaitable[Any], timeout: float | None, name: str
-    ) -> Callable[[], object]:
-        request = Await(awaitable, timeout, name)
-        return self._loop().begin(request, lambda answer: self.report(ticket, answer), contextvars.copy_context())
+    def begin_await(self, ticket: int, request: Await, context: contextvars.Context) -> Callable[[], object]:
+        return self._loop().begin(request, lambda answer: self.report(ticket, answer), context)

@@ -5,10 +5,10 @@ A driver says how it awaits, how it is woken, and how it tells the time is over;
 
 from __future__ import annotations
 
-import contextvars
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from contextvars import Context
 from typing import Any, Final, Protocol
 
 from flowdeco.drivers.threads import call_in_thread, timed_out
@@ -31,9 +31,7 @@ class Worker(Protocol):
     def later(self, seconds: float, ticket: int, answer: Any) -> None:
         """Report an answer when the time has come."""
 
-    def begin_await(
-        self, ticket: int, awaitable: Awaitable[Any], timeout: float | None, name: str
-    ) -> Callable[[], object]:
+    def begin_await(self, ticket: int, request: Await, context: Context) -> Callable[[], object]:
         """Begin to await, report what comes of it, and return what cancels it."""
         ...
 
@@ -50,10 +48,10 @@ class Work:
 
     def begin(self, wait: Wait) -> None:
         """Begin and cancel what the request says."""
-        for ticket, request in wait.begin:
+        for ticket, request, context in wait.begin:
             self._open[ticket] = None
             try:
-                self._open[ticket] = self._begin(ticket, request)
+                self._open[ticket] = self._begin(ticket, request, context)
             except BaseException as error:
                 self._worker.report(ticket, Raised(error))
         for ticket in wait.cancel:
@@ -65,23 +63,23 @@ class Work:
         """Return the answers of what is still under way: what has been given up may report late."""
         return [(ticket, answer) for ticket, answer in reported if self._open.pop(ticket, _GONE) is not _GONE]
 
-    def _begin(self, ticket: int, request: Request) -> Callable[[], object] | None:
+    def _begin(self, ticket: int, request: Request, context: Context) -> Callable[[], object] | None:
         worker = self._worker
         if isinstance(request, Sleep):
             worker.later(request.seconds, ticket, None)
             return lambda: worker.report(ticket, Raised(Cancelled("the group has been ended by another branch")))
         if isinstance(request, Await):
-            return worker.begin_await(ticket, request.awaitable, request.timeout, request.action)
+            return worker.begin_await(ticket, request, context)
         assert not isinstance(request, Wait), "groups pass on what is in a Wait, not the Wait"
         step, args, kwargs = request
         if isinstance(step, Step) and step.is_async:
-            return worker.begin_await(ticket, step.function(*args, **(kwargs or {})), step.timeout, step.name)
-        self._call(ticket, step, args, kwargs)
-        return None
+            coroutine = step.function(*args, **(kwargs or {}))
+            return worker.begin_await(ticket, Await(coroutine, step.timeout, step.name), context)
+        return self._call(ticket, step, args, kwargs, context)
 
     def _call(
-        self, ticket: int, step: Step | Chore, args: Sequence[Any], kwargs: Mapping[str, Any] | None
-    ) -> None:
+        self, ticket: int, step: Step | Chore, args: Sequence[Any], kwargs: Mapping[str, Any] | None, context: Context
+    ) -> Callable[[], object] | None:
         worker, executor = self._worker, self._executor
         shipped: tuple[Sequence[Any], Mapping[str, Any]] | None = None
         if step.timeout is not None:
@@ -90,12 +88,13 @@ class Work:
             shipped = args, kwargs or {}
             future = ship(executor, step, *shipped)
         elif step.timeout is not None:
-            # A thread of its own: one that was given up must not keep the pool from ending.
-            call_in_thread(perform, (step.function, args, kwargs), None, lambda answer: worker.report(ticket, answer))
-            return
+            # A thread of its own, with its own copy of the variables: given up, it must not keep others from ending.
+            call = (step.function, args, kwargs)
+            context.run(call_in_thread, perform, call, None, lambda answer: worker.report(ticket, answer))
+            return None
         else:
             pool = executor if executor is not None and is_local(executor) else self._pool()
-            future = pool.submit(contextvars.copy_context().run, perform, step.function, args, kwargs)
+            future = pool.submit(context.run, perform, step.function, args, kwargs)
 
         def done(future: Future[Any]) -> None:
             try:
@@ -105,6 +104,8 @@ class Work:
             worker.report(ticket, answer)
 
         future.add_done_callback(done)
+        # What waits in the executor's queue can be taken back; what has begun goes on, and streams are always closed.
+        return future.cancel if isinstance(step, Step) else None
 
     def _pool(self) -> Executor:
         if self._threads is None:

@@ -1,0 +1,142 @@
+"""What the documentation shows is what happens: every Python block and every docstring example is run."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+import pkgutil
+import re
+import sys
+import traceback
+import types
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import flowdeco
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINKING = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
+SHELL = {"sh", "bash", "shell", "console"}
+FENCE = re.compile(r"^(?P<fence>`{3,})(?P<language>[^\n`]*)\n(?P<code>.*?)^(?P=fence)[ ]*$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?P<target>[^)#:\s]+)(?:#[^)\s]*)?\)")
+
+
+class Block(NamedTuple):
+    """A fenced block of a page: its language, its text, the number of the line before it."""
+
+    language: str
+    code: str
+    line: int
+
+    @property
+    def is_session(self) -> bool:
+        return self.code.lstrip().startswith(">>>")
+
+
+def blocks_of(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    return [
+        Block(found["language"].strip(), found["code"], text.count("\n", 0, found.start("code")))
+        for found in FENCE.finditer(text)
+    ]
+
+
+def python_blocks_of(page: Path) -> list[Block]:
+    return [block for block in blocks_of(page) if block.language in ("python", "pycon")]
+
+
+def examples_in(block: Block, page: Path, namespace: dict[str, object]) -> doctest.DocTest:
+    parser = doctest.DocTestParser()
+    return parser.get_doctest(block.code, namespace, f"{page.name}:{block.line}", str(page), block.line)
+
+
+def run_examples(test: doctest.DocTest) -> None:
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS, verbose=False)
+    report: list[str] = []
+    runner.run(test, out=report.append, clear_globs=False)
+    assert runner.summarize(verbose=False).failed == 0, "".join(report)
+
+
+def run_block(block: Block, page: Path, namespace: dict[str, object]) -> None:
+    code = compile("\n" * block.line + block.code, str(page), "exec", dont_inherit=True)
+    try:
+        exec(code, namespace)
+    except Exception:  # pytest would show the whole page as the source of the failing code
+        pytest.fail(f"in {page.name}, block at line {block.line}:\n{traceback.format_exc()}", pytrace=False)
+
+
+def docstring_examples() -> list[doctest.DocTest]:
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    names = [found.name for found in pkgutil.walk_packages(flowdeco.__path__, "flowdeco.")]
+    modules = [importlib.import_module(name) for name in names if not name.endswith(".__main__")]
+    return [test for module in (flowdeco, *modules) for test in finder.find(module) if test.examples]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_python_blocks_of_a_page_run_from_top_to_bottom(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The blocks of a page share one module, so that a reader can paste them one after the other."""
+    module = types.ModuleType(f"page_{page.stem.replace('-', '_')}")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.chdir(tmp_path)
+    for block in python_blocks_of(page):
+        if block.is_session:
+            run_examples(examples_in(block, page, module.__dict__))
+        else:
+            run_block(block, page, module.__dict__)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_python_block_shows_something_that_is_checked(page: Path) -> None:
+    """A block asserts, or is a session with at least one output: a block that only runs proves nothing."""
+    unchecked: list[str] = []
+    for block in python_blocks_of(page):
+        if block.is_session:
+            checked = any(example.want for example in examples_in(block, page, {}).examples)
+        else:
+            checked = any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(block.code)))
+        if not checked:
+            unchecked.append(f"{page.name}:{block.line + 1}")
+    assert unchecked == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_code_block_of_a_page_says_its_language(page: Path) -> None:
+    """A block of Python under another name would escape the tests."""
+    known = {"python", "pycon", "text", "{eval-rst}", "{toctree}", *SHELL}
+    assert {block.language for block in blocks_of(page)} <= known
+
+
+@pytest.mark.parametrize("example", docstring_examples(), ids=lambda test: test.name)
+def test_docstring_examples_give_what_they_show(example: doctest.DocTest) -> None:
+    """The examples in docstrings run against the code that they are written in."""
+    run_examples(example)
+
+
+def test_the_readme_has_exactly_two_set_up_commands() -> None:
+    """One to see it work, one to run the tests; each is one line that works from a clone."""
+    commands = [block.code.strip() for block in blocks_of(ROOT / "README.md") if block.language in SHELL]
+    assert commands == [
+        "python3 -m venv .venv && .venv/bin/pip install -q . && .venv/bin/python examples/stdlib_census.py",
+        "python3 -m venv .venv && .venv/bin/pip install -q -e '.[test]' && .venv/bin/python -m pytest",
+    ]
+
+
+@pytest.mark.parametrize("page", LINKING, ids=lambda page: page.name)
+def test_every_relative_link_leads_to_a_file(page: Path) -> None:
+    """Links are to files of this repository, or to addresses with a scheme."""
+    prose = FENCE.sub("", page.read_text(encoding="utf-8"))
+    targets = {found["target"] for found in LINK.finditer(prose)}
+    assert [target for target in sorted(targets) if not (page.parent / target).exists()] == []
+
+
+def test_the_reference_describes_every_exported_name() -> None:
+    """What the front door exports has its entry in the API reference."""
+    reference = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    described = {name.rpartition(".")[2] for name in re.findall(r"auto\w+:: ([\w.]+)", reference)}
+    assert set(flowdeco.__all__) - {"__version__"} <= described
