@@ -335,6 +335,58 @@ class Unit:
         ran: Coroutine[Any, Any, Run] = _drivers().arun(as_pipeline(self), inputs, options)
         return ran
 
+    def resume(
+        self,
+        run: Run | str,
+        inputs: Mapping[str, Any] | None = None,
+        /,
+        *,
+        journal: Any = None,
+        on_change: str = "error",
+        from_stage: str | None = None,
+        use: Iterable[Middleware] = (),
+        observers: Iterable[Callable[[Any], object]] = (),
+        skip: Iterable[str] = (),
+        executor: Executor | None = None,
+        check: bool = True,
+        history: int | None = None,
+        progress: Any = None,
+    ) -> Run:
+        """Go on with a run that failed, was suspended, cancelled or killed; what has completed is not called again.
+
+        The run is an id in a journal, or a `Run` in memory. `inputs` are added to what it has. `on_change` says what to
+        do where completed actions have other code now, or stages no longer match: "error" reports them, "ignore" goes
+        on, "rerun" runs again from the first of them. `from_stage` forks a new run that goes on at that stage. Raises
+        `RunNotFoundError`, `RunBusyError`, `CodeChangedError`.
+        """
+        options = RunOptions(use, observers, skip, executor, journal, None, check, history, progress)
+        resumed: Run = _drivers().resume(as_pipeline(self), run, inputs, options, on_change, from_stage)
+        return resumed
+
+    def aresume(
+        self,
+        run: Run | str,
+        inputs: Mapping[str, Any] | None = None,
+        /,
+        *,
+        journal: Any = None,
+        on_change: str = "error",
+        from_stage: str | None = None,
+        use: Iterable[Middleware] = (),
+        observers: Iterable[Callable[[Any], object]] = (),
+        skip: Iterable[str] = (),
+        executor: Executor | None = None,
+        check: bool = True,
+        history: int | None = None,
+        progress: Any = None,
+    ) -> Coroutine[Any, Any, Run]:
+        """Go on with a run in the running event loop; the same as `resume` in every other way (L8)."""
+        options = RunOptions(use, observers, skip, executor, journal, None, check, history, progress)
+        resumed: Coroutine[Any, Any, Run] = _drivers().aresume(
+            as_pipeline(self), run, inputs, options, on_change, from_stage
+        )
+        return resumed
+
     def validate(self, inputs: Iterable[str] | Mapping[str, Any] = ()) -> list[Problem]:
         """Return the wiring problems that can be seen without running anything; `inputs` names what will be given."""
         problems: list[Problem] = _drivers().validate(as_pipeline(self), inputs)

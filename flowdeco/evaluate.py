@@ -30,10 +30,11 @@ through these generators, for which a `StopIteration` or a `GeneratorExit` would
 from __future__ import annotations
 
 import types
+from collections import deque
 from collections.abc import AsyncIterable, Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import count
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from flowdeco.context import Context
 from flowdeco.definitions import (
@@ -50,7 +51,7 @@ from flowdeco.definitions import (
     one_action_stage,
     stage_selectors,
 )
-from flowdeco.errors import Bail, Cancelled, ReturnValueError, Suspend
+from flowdeco.errors import Bail, Cancelled, CodeChangedError, ReturnValueError, Suspend
 from flowdeco.events import (
     ActionFinished,
     ActionStarted,
@@ -62,11 +63,13 @@ from flowdeco.events import (
     UnitsInserted,
 )
 from flowdeco.groups import Crew, merged
+from flowdeco.memory import ROOT, Memory, branch_id
 from flowdeco.middleware import Call, enter, leave, merging
-from flowdeco.requests import Await, Chore, Raised, Request
+from flowdeco.past import Closed, Did, Past, StagePast, Trace
+from flowdeco.requests import Await, Chore, Raised, Request, Save
 from flowdeco.returned import PLAIN, SETTLED, Yielded, exhaust, sort_out
 from flowdeco.runs import ActionRecord, Run, StageRecord, Status
-from flowdeco.store import Store
+from flowdeco.store import Delta, Store
 from flowdeco.wiring import Step, check_inserted, step_of, steps_of, unmet
 
 __all__ = ["Evaluation"]
@@ -92,7 +95,9 @@ class _OpenStream:
 class _Frame:
     """An open pipeline: what is still to run in it, and what stands around its stages and actions."""
 
-    __slots__ = ("before", "by", "pipeline", "queue", "call", "use_actions", "use_stages", "values", "wrapped")
+    __slots__ = (
+        "before", "by", "call", "closed", "number", "pipeline", "queue", "use_actions", "use_stages", "values", "wrapped",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -111,21 +116,50 @@ class _Frame:
         self.wrapped = wrapped
         self.queue: list[Queued] = []
         self.call: Call | None = None
-        self.before: tuple[int, dict[str, bool], Any] = (0, {}, None)  # what another attempt goes back to
+        self.number = 0  # of the pipelines with middleware in this branch
+        self.before: _Before | None = None  # what another attempt goes back to
+        self.closed: Closed | None = None  # it was over in the past: its middleware is not entered again
+
+    def is_done(self) -> bool:
+        return not self.queue and self.call is None and self.closed is None
 
     def refill(self) -> None:
         self.queue = [(unit, self.by) for unit in reversed(self.pipeline.units)]
 
 
+class _Before(NamedTuple):
+    """Where a branch was when a pipeline was opened."""
+
+    records: int
+    switches: dict[str, bool]
+    result: Any
+    position: int
+    opened: int
+    groups: int
+
+
 class _Branch:
     """One line of evaluation, that of the run or of a branch of a parallel group: its frames, its store, its records."""
 
-    __slots__ = ("forgotten", "frames", "parent", "records", "result", "stopped", "store", "switches")
+    __slots__ = (
+        "diverged", "forgotten", "forks", "frames", "groups", "id", "opened", "parent", "past", "position", "records",
+        "result", "stopped", "store", "switches", "trace",
+    )  # fmt: skip
 
-    def __init__(self, store: Store, base: _Frame, parent: _Branch | None = None) -> None:
+    def __init__(
+        self, store: Store, base: _Frame, parent: _Branch | None = None, id: str = ROOT, past: Past | None = None
+    ) -> None:
         self.store = store
         self.frames = [base]
         self.parent = parent
+        self.id = id
+        self.past = past
+        self.diverged = False  # from its past
+        self.position = 0  # counts what the journal has a row for
+        self.opened = 0  # pipelines with middleware
+        self.groups = 0
+        self.forks: list[tuple[int, _Branch]] = []
+        self.trace = Trace()
         self.records: list[StageRecord] = []
         self.forgotten = 0
         self.stopped = False  # by another branch of its group
@@ -139,15 +173,41 @@ class _Branch:
         if self.parent is not None:
             yield from self.parent.upcoming()
 
+    def before(self) -> _Before:
+        return _Before(
+            len(self.records) + self.forgotten, dict(self.switches), self.result, self.position, self.opened, self.groups
+        )
+
+    def go_back(self, before: _Before) -> dict[str, int]:
+        """Forget what came after; return what the journal has to forget, by branch."""
+        del self.records[max(0, before.records - self.forgotten) :]
+        self.switches, self.result = dict(before.switches), before.result
+        self.position, self.opened, self.groups = before.position, before.opened, before.groups
+        dropped = [fork for number, fork in self.forks if number >= before.groups]
+        self.forks = [(number, fork) for number, fork in self.forks if number < before.groups]
+        self.trace.go_back(before.opened, before.groups)
+        return {self.id: before.position, **{id: 0 for fork in dropped for id in fork.ids()}}
+
+    def trace_of(self, unmerged: bool) -> Trace:
+        self.trace.length = len(self.records)
+        self.trace.store = self.store if unmerged else None
+        return self.trace
+
+    def ids(self) -> Iterator[str]:
+        yield self.id
+        for _, fork in self.forks:
+            yield from fork.ids()
+
 
 class _Visit:
     """A stage while it runs: what is left of its actions, what they inserted, and their records."""
 
-    __slots__ = ("frame", "inserted", "queue", "records", "stage", "use_actions", "values")
+    __slots__ = ("frame", "inserted", "past", "queue", "records", "stage", "use_actions", "values")
 
-    def __init__(self, stage: Stage, frame: _Frame) -> None:
+    def __init__(self, stage: Stage, frame: _Frame, past: StagePast | None) -> None:
         self.stage = stage
         self.frame = frame
+        self.past: deque[Did] | None = past.actions if past is not None else None
         self.values = frame.values
         self.use_actions = frame.use_actions + stage.use_actions if stage.use_actions else frame.use_actions
         self.begin()
@@ -169,6 +229,10 @@ class Evaluation:
         notify: Callable[[Event], None] | None = None,
         skip: frozenset[str] = frozenset(),
         history: int | None = None,
+        past: Past | None = None,
+        memory: Memory | None = None,
+        on_change: str = "error",
+        copying_until: str | None = None,
         clock: Callable[[], float],
         now: float,
         cancels: Callable[[BaseException], bool],
@@ -182,15 +246,23 @@ class Evaluation:
         self.clock = clock
         self.epoch = now - clock()
         self.cancels = cancels
-        self.begun = 0
         self.tickets = count()
+        self.past = past
+        self.memory = memory
+        self.on_change = on_change
+        self.copying_until = copying_until
+        self.copying = copying_until is not None
+        self.changes: list[str] = []
+        self.branch = _Branch(run.store, _Frame(run.pipeline, None, (), (), {}, wrapped=False), past=past)
 
     def walk(self) -> Generator[Request, Any, None]:
         """Evaluate the run's pipeline; everything that came of it is in the run."""
         run = self.run
         began = self.clock()
         run.started, run.status = began + self.epoch, Status.RUNNING
-        branch = _Branch(run.store, _Frame(run.pipeline, None, (), (), {}, wrapped=False))
+        branch = self.branch
+        if self.past is not None or self.memory is not None:
+            branch.store.watch()
         error: Failure = None
         try:
             if self.notify is not None:
@@ -201,6 +273,11 @@ class Evaluation:
         except BaseException as interrupted:
             error = interrupted
         error = yield from self._walk(branch, error)
+        if error is None and branch.past is not None:
+            error = yield from self._go_on(branch, "the end of the run")
+        if self.memory is not None:
+            answer = yield Save(self.memory.save)
+            error = answer.error if type(answer) is Raised and error is None else error
         run.elapsed = self.clock() - began
         run.stages = [] if self.history == 0 else branch.records[-(self.history or 0) :]
         run.result = branch.result
@@ -240,7 +317,7 @@ class Evaluation:
         if pipeline is not self.run.pipeline and self._off(branch, stage_selectors(pipeline)):
             self._skip(branch, pipeline, by)
             return None
-        while len(branch.frames) > 1 and branch.frames[-1].call is None and not branch.frames[-1].queue:
+        while len(branch.frames) > 1 and branch.frames[-1].is_done():
             branch.frames.pop()  # nothing is left to do in there: a pipeline that returns itself is a loop, too
         layers = use + pipeline.use
         use_stages, use_actions = frame.use_stages + pipeline.use_stages, frame.use_actions + pipeline.use_actions
@@ -250,8 +327,13 @@ class Evaluation:
         if not layers:
             opened.refill()
             return None
+        opened.number, branch.opened = branch.opened, branch.opened + 1
+        opened.closed = branch.past.closed.get(opened.number) if branch.past is not None else None
+        if opened.closed is not None:
+            opened.refill()
+            return None
         opened.call = Call(self.run.id, branch.store, layers, frame.values, pipeline)
-        opened.before = len(branch.records) + branch.forgotten, dict(branch.switches), branch.result
+        opened.before = branch.before()
         return (yield from self._enter(opened, opened.call))
 
     def _enter(self, frame: _Frame, call: Call) -> Walk:
@@ -268,20 +350,25 @@ class Evaluation:
         call = frame.call
         if call is None:
             branch.frames.pop()
-            return error
-        if error is not None and not isinstance(error, (Bail, Suspend)):
-            self._note(error, f"pipeline {frame.pipeline.name!r}")
-        left = leave(call, error)
-        again, error = left if isinstance(left, tuple) else (yield from left)
-        if again:
-            begun_at, switches, branch.result = frame.before
-            del branch.records[max(0, begun_at - branch.forgotten) :]
-            branch.switches = dict(switches)
-            return (yield from self._enter(frame, call))
-        branch.frames.pop()
-        if error is None:
-            branch.frames[-1].queue.extend((unit, frame.pipeline.name) for unit in reversed(call._inserted))
-        return error
+            if frame.closed is None or error is not None:
+                return error
+            branch.store.restore(frame.closed.delta)
+            inserted = frame.closed.inserted
+        else:
+            if error is not None and not isinstance(error, (Bail, Suspend)):
+                self._note(error, f"pipeline {frame.pipeline.name!r}")
+            left = leave(call, error)
+            again, error = left if isinstance(left, tuple) else (yield from left)
+            if again:
+                cuts = branch.go_back(cast("_Before", frame.before))
+                error = yield from self._drop(cuts)
+                return error or (yield from self._enter(frame, call))
+            branch.frames.pop()
+            if error is not None:
+                return error
+            inserted = call._inserted
+        branch.frames[-1].queue.extend((unit, frame.pipeline.name) for unit in reversed(inserted))
+        return self._remember_pipeline(branch, frame, inserted)
 
     def _discard(self, queue: list[Queued]) -> Generator[Request, Any, None]:
         """Empty a queue that will not be run, and close the streams in it."""
@@ -352,12 +439,25 @@ class Evaluation:
         if (self.skip or branch.switches) and self._off(branch, stage_selectors(stage)):
             self._skip(branch, stage, by)
             return None
+        past: StagePast | None = None
+        if branch.past is not None:
+            past = self._taken(branch, stage)
+            if past is None:
+                error = yield from self._go_on(branch, f"stage {stage.name!r}")
+                if error is not None:
+                    return error
         started = self.clock()
         if self.notify is not None:
             self.notify(StageStarted(self.run.id, stage.name, by))
-        visit = _Visit(stage, frame)
+        visit = _Visit(stage, frame, past)
         call: Call | None = None
-        if not frame.use_stages and not stage.use:
+        if past is not None and past.record is not None:
+            error = yield from self._inside(branch, visit)
+            if error is None:
+                error = self._restored_stage(branch, visit, past, by)
+            if error is None:
+                return None
+        elif not frame.use_stages and not stage.use:
             error = _merge(branch, stage) if stage._data else None
             if error is None:
                 error = yield from self._inside(branch, visit)
@@ -365,33 +465,39 @@ class Evaluation:
             layers = (*frame.use_stages, *((merging(stage),) if stage._data else ()), *stage.use)
             call = Call(self.run.id, branch.store, layers, frame.values, frame.pipeline, stage)
             error = yield from self._stage_in_layers(branch, visit, call)
+        inserted = call._inserted if call is not None and error is None else ()
         status, failure, attempts, recovered = self._outcome(error, call)
+        elapsed = self.clock() - started
+        record = _new(
+            StageRecord,
+            (
+                stage.name, stage, status, started + self.epoch, elapsed, by, visit.records,
+                failure, attempts, recovered, inserted,
+            ),
+        )  # fmt: skip
+        if error is None:
+            error = self._remember_stage(branch, record)
+            if error is not None:
+                record = record._replace(status=Status.FAILED, error=error, recovered=False)
+        failure = record.error
         if failure is not None and not isinstance(failure, (Bail, Suspend)):
             self._note(failure, f"stage {stage.name!r}, pipeline {frame.pipeline.name!r}")
-        elapsed = self.clock() - started
-        branch.records.append(
-            _new(
-                StageRecord,
-                (
-                    stage.name, stage, status, started + self.epoch, elapsed, by, visit.records,
-                    failure, attempts, recovered,
-                ),
-            )
-        )  # fmt: skip
+        branch.records.append(record)
         if self.history is not None:
             self._forget(branch)
         if self.notify is not None:
-            self.notify(StageFinished(self.run.id, stage.name, status, failure, elapsed))
+            self.notify(StageFinished(self.run.id, stage.name, record.status, failure, elapsed))
         if error is None:
-            if call is not None:
-                visit.inserted.extend((unit, stage.name) for unit in call._inserted)
+            visit.inserted.extend((unit, stage.name) for unit in inserted)
             if visit.inserted:
                 visit.inserted.reverse()
                 frame.queue.extend(visit.inserted)
+        elif call is not None:
+            branch.trace.undone = call._undone
         return error
 
     def _stage_in_layers(self, branch: _Branch, visit: _Visit, call: Call) -> Walk:
-        switches, result = dict(branch.switches), branch.result
+        before = branch.before()
         while True:
             entered = enter(call)
             inside, error = entered if isinstance(entered, tuple) else (yield from entered)
@@ -403,7 +509,9 @@ class Evaluation:
             again, error = left if isinstance(left, tuple) else (yield from left)
             if not again:
                 return error
-            branch.switches, branch.result = dict(switches), result
+            error = yield from self._drop(branch.go_back(before))
+            if error is not None:
+                return error
 
     def _inside(self, branch: _Branch, visit: _Visit) -> Walk:
         try:
@@ -428,11 +536,19 @@ class Evaluation:
         store, stage, run_id, pipeline = branch.store, visit.stage, self.run.id, visit.frame.pipeline
         data, logs = store._data, store._logs
         read = data.__getitem__
+        memory = self.memory
         filtered = bool(self.skip or branch.switches)
         while queue:
             if branch.stopped:
                 return _ended()
             step, by = queue.pop()
+            if branch.past is not None:
+                restored, error = yield from self._restored(branch, visit, step, by)
+                if error is not None:
+                    return error
+                if restored:
+                    filtered = bool(self.skip or branch.switches)
+                    continue
             if filtered and self._off(branch, action_selectors(stage, step.action)):
                 records.append(ActionRecord(step.name, step.action, Status.SKIPPED, clock() + self.epoch, 0.0, by))
                 continue
@@ -443,6 +559,7 @@ class Evaluation:
             layers = visit.use_actions + step.use if step.use else visit.use_actions
             if layers:
                 call = Call(run_id, store, layers, values, pipeline, stage, step.action)
+            seen = None if memory is None else memory.seen(store, step.keys)
             try:
                 if notify is not None:
                     notify(ActionStarted(run_id, stage.name, step.name, by))
@@ -454,9 +571,8 @@ class Evaluation:
                         inside, error = entered if type(entered) is tuple else (yield from entered)
                         values = call._values
                     if call is None or inside:
-                        self.begun += 1
                         if step.wants_context:
-                            context = self._context(branch, visit, step)
+                            context = self._context(branch, visit, step, seen)
                         # What most actions need is in the store; where it is not, the long way knows why.
                         try:
                             args = tuple(map(read, step.keys)) if step.simple and not values else None
@@ -486,9 +602,13 @@ class Evaluation:
             except BaseException as interrupted:  # Ctrl-C between two calls
                 value = Raised((yield from self._unwound(call, interrupted)))
             # Most actions return nothing, or plain data, and no more is to be done about it.
-            if (value is None or (type(value) in PLAIN and step.writes is not None)) and context is None and (
-                call is None or not (call._recovered or call._inserted)
+            if (
+                (value is None or (type(value) in PLAIN and step.writes is not None))
+                and context is None
+                and (call is None or not (call._recovered or call._inserted))
+                and memory is None
             ):
+                branch.position += 1
                 if value is not None:
                     branch.result = value
                     if logs:
@@ -497,12 +617,15 @@ class Evaluation:
                         data[step.writes] = value
                 elapsed = clock() - started
                 attempts = 1 if call is None else call.attempt
-                outcome = _COMPLETED, started + self.epoch, elapsed, by, None, attempts, False, ()
+                outcome = _COMPLETED, started + self.epoch, elapsed, by, None, attempts, False, (), ()
                 records.append(_new(ActionRecord, (step.name, step.action, *outcome)))
                 if notify is not None:
                     notify(ActionFinished(run_id, stage.name, step.name, _COMPLETED, None, elapsed))
                 continue
-            error = self._conclude(branch, visit, step, by, started, value, context, call)
+            error = self._conclude(branch, visit, step, by, started, value, context, call, seen)
+            if memory is not None and error is None:
+                answer = yield Save(memory.save)
+                error = answer.error if type(answer) is Raised else None
             if error is not None:
                 return error
             filtered = bool(self.skip or branch.switches)
@@ -516,11 +639,15 @@ class Evaluation:
                 yield from left
         return interrupted
 
-    def _context(self, branch: _Branch, visit: _Visit, step: Step) -> Context:
-        return Context(
+    def _context(self, branch: _Branch, visit: _Visit, step: Step, seen: dict[str, Any] | None) -> Context:
+        context = Context(
             self.run.id, visit.frame.pipeline, visit.stage, step.action, branch.store,
-            lambda: self._upcoming(branch, visit), self.notify, f"{self.run.id}-{self.begun}",
+            lambda: self._upcoming(branch, visit), self.notify, (branch.id, branch.position),
         )  # fmt: skip
+        if seen is not None and self.memory is not None:
+            memory = self.memory
+            context.store.on_read = lambda name: seen.update(memory.seen(branch.store, () if name in seen else (name,)))
+        return context
 
     def _called(
         self, branch: _Branch, visit: _Visit, step: Step, values: Mapping[str, Any], context: Context | None
@@ -565,17 +692,20 @@ class Evaluation:
         value: Any,
         context: Context | None,
         call: Call | None,
+        seen: dict[str, Any] | None,
     ) -> Failure:
         """Let what came of an action take effect, all of it or nothing, and record it."""
         error = value.error if type(value) is Raised else None
         inserted: tuple[Unit | Stream, ...] = ()
-        if isinstance(error, Bail) and context is not None:
-            branch.store.apply(context.store.delta())
-        if error is None:
+        switches: tuple[tuple[str, bool], ...] = ()
+        payload = b""
+        if error is None or isinstance(error, Bail):
             try:
-                inserted = self._take_effect(branch, visit, step, value, context, call)
+                effect = self._take_effect(branch, visit, step, UNSET if error else value, context, call, seen, error)
             except Exception as refused:
                 error = refused
+            else:
+                inserted, switches, payload = effect
         status, failure, attempts, recovered = self._outcome(error, call)
         if failure is not None and not isinstance(failure, (Bail, Suspend)):
             self._note(
@@ -583,31 +713,46 @@ class Evaluation:
                 f"action {step.name!r} of stage {visit.stage.name!r}, pipeline {visit.frame.pipeline.name!r}",
             )
         elapsed = self.clock() - started
-        visit.records.append(
-            _new(
-                ActionRecord,
-                (
-                    step.name, step.action, status, started + self.epoch, elapsed, by,
-                    failure, attempts, recovered, inserted,
-                ),
-            )
+        record = _new(
+            ActionRecord,
+            (
+                step.name, step.action, status, started + self.epoch, elapsed, by,
+                failure, attempts, recovered, inserted, switches,
+            ),
         )  # fmt: skip
+        visit.records.append(record)
+        if error is None or isinstance(error, Bail):
+            if self.memory is not None:
+                self.memory.action(branch.id, branch.position, visit.stage.name, record, payload)
+            branch.position += 1
         if self.notify is not None:
             self.notify(ActionFinished(self.run.id, visit.stage.name, step.name, status, failure, elapsed))
         return error
 
     def _take_effect(
-        self, branch: _Branch, visit: _Visit, step: Step, value: Any, context: Context | None, call: Call | None
-    ) -> tuple[Unit | Stream, ...]:
+        self,
+        branch: _Branch,
+        visit: _Visit,
+        step: Step,
+        value: Any,
+        context: Context | None,
+        call: Call | None,
+        seen: dict[str, Any] | None,
+        bail: BaseException | None,
+    ) -> tuple[tuple[Unit | Stream, ...], tuple[tuple[str, bool], ...], bytes]:
+        """Write, insert and switch what the action did; return what it inserted and switched, and the journal's copy."""
         inserted, data = ((), UNSET) if value is UNSET else sort_out(step, value)
+        recovered = call is not None and call._recovered
         if call is not None and call._inserted:
             inserted = (*call._inserted, *inserted)
-        if call is not None and call._recovered:
+        if recovered:
             context = None  # what a failing action wrote, inserted or disabled is dropped
         if context is not None:
             inserted = (*context._inserted, *inserted)
-        store = branch.store
-        log = store.begin() if context is not None or data is not UNSET else None
+        switches = tuple(context._switches) if context is not None else ()
+        store, memory = branch.store, self.memory
+        payload = b""
+        log = store.begin() if context is not None or data is not UNSET or memory is not None else None
         try:
             if context is not None:
                 store.apply(context.store.delta())
@@ -615,10 +760,25 @@ class Evaluation:
                 step.deliver(data, store)
             if inserted:
                 self._check_wiring(branch, visit.frame, inserted, visit)
+            if memory is not None:
+                delta = store.recent()
+                memory.changed(store, seen or {}, delta)
+                payload = memory.payload(
+                    f"action {step.name!r} of stage {visit.stage.name!r}",
+                    delta,
+                    inserted=inserted,
+                    switches=switches,
+                    error=call._failure if call is not None and recovered else None,
+                    attempts=call.attempt if call is not None and call.attempt > 1 else None,
+                    recovered=recovered,
+                    result=() if data is UNSET or data is None else step.where(data),
+                    reason=(bail.reason,) if isinstance(bail, Bail) else None,
+                )
+                store.taken()
         except BaseException:
             if log is not None:
                 store.end(log)
-                store.rollback(log)
+                store.rollback(log, forget=True)
             raise
         if log is not None:
             store.end(log)
@@ -626,11 +786,10 @@ class Evaluation:
             self._insert(visit, step, inserted)
         if data is not UNSET:
             branch.result = data
-        if context is not None:
-            for selector, on in context._switches:
-                branch.switches.pop(selector, None)
-                branch.switches[selector] = on
-        return inserted
+        for selector, on in switches:
+            branch.switches.pop(selector, None)
+            branch.switches[selector] = on
+        return inserted, switches, payload
 
     def _insert(self, visit: _Visit, step: Step, inserted: tuple[Unit | Stream, ...]) -> None:
         who = f"{visit.stage.name}/{step.name}"
@@ -640,6 +799,121 @@ class Evaluation:
         if self.notify is not None:
             names = tuple(unit.name for unit in inserted)
             self.notify(UnitsInserted(self.run.id, visit.stage.name, step.name, names))
+
+    # The past of a resumed run.
+
+    def _taken(self, branch: _Branch, stage: Stage) -> StagePast | None:
+        """Return the past of a stage whose turn has come, if that is what came next then."""
+        names = {stage.name, stage.template.name if stage.template is not None else stage.name}
+        if self.copying_until in names and branch.past is not None:
+            branch.past.stages.clear()
+            self.copying_until = None
+            return None
+        return branch.past.take(stage.name) if branch.past is not None else None
+
+    def _restored(
+        self, branch: _Branch, visit: _Visit, step: Step, by: str | None
+    ) -> Generator[Request, Any, tuple[bool, Failure]]:
+        """Restore an action instead of performing it; return whether it was there, and what speaks against going on."""
+        where = f"action {visit.stage.name}/{step.name}"
+        did = visit.past[0] if visit.past else None
+        if did is None:
+            return False, (yield from self._go_on(branch, where))
+        if did.record.name != step.name:
+            self.changes.append(f"{where} comes where the run had {visit.stage.name}/{did.record.name}")
+            return False, (yield from self._leave_past(branch, visit))
+        if not did.same(step.action):
+            self.changes.append(f"{where} has completed, with other code")
+            if self.on_change == "rerun":
+                return False, (yield from self._leave_past(branch, visit))
+        cast("deque[Did]", visit.past).popleft()
+        branch.store.restore(did.delta)
+        record = did.record._replace(action=step.action, inserted_by=by)
+        visit.records.append(record)
+        self._insert(visit, step, record.inserted)
+        if did.result is not UNSET:
+            branch.result = did.result
+        for selector, on in record.switches:
+            branch.switches.pop(selector, None)
+            branch.switches[selector] = on
+        if self.copying and self.memory is not None:
+            self.memory.copy(branch.id, branch.position, did)
+        branch.position += 1
+        if record.status is Status.BAILED:
+            return True, Bail(did.reason)
+        return True, None
+
+    def _leave_past(self, branch: _Branch, visit: _Visit) -> Walk:
+        cast("deque[Did]", visit.past).clear()
+        cast("Past", branch.past).stages.clear()
+        branch.diverged = True
+        return self._go_on(branch, "")
+
+    def _go_on(self, branch: _Branch, where: str) -> Walk:
+        """Leave the past behind: what comes now was never done; return what speaks against it."""
+        past = cast("Past", branch.past)
+        if past.stages:
+            self.changes.append(f"{where} comes where the run had stage {past.stages[0].name!r}")
+            branch.diverged = True
+        if self.changes and self.on_change == "error":
+            return CodeChangedError.listing(self.run.id, self.changes)
+        branch.past = None
+        if self.memory is None:
+            branch.store.unwatch()
+        elif branch.diverged:
+            return (yield from self._drop({branch.id: branch.position}))
+        return None
+
+    def _restored_stage(self, branch: _Branch, visit: _Visit, past: StagePast, by: str | None) -> Failure:
+        """Restore the end of a stage that was over; return what speaks against it."""
+        if visit.past:
+            self.changes.append(f"action {visit.stage.name}/{visit.past[0].record.name} has completed, and is gone")
+            if self.on_change == "error":
+                return CodeChangedError.listing(self.run.id, self.changes)
+        closed = cast("Closed", past.closed)
+        branch.store.restore(closed.delta)
+        record = cast("StageRecord", past.record)
+        record = record._replace(stage=visit.stage, inserted_by=by, actions=visit.records)
+        branch.records.append(record)
+        visit.inserted.extend((unit, visit.stage.name) for unit in closed.inserted)
+        visit.frame.queue.extend(reversed(visit.inserted))
+        if self.copying and self.memory is not None:
+            self.memory.copy_stage(branch.id, branch.position, record, closed)
+        branch.position += 1
+        return None
+
+    def _remember_stage(self, branch: _Branch, record: StageRecord) -> Failure:
+        """Note that a stage is over; return the error of what cannot be written to the journal."""
+        if self.memory is not None:
+            try:
+                self.memory.stage(branch.id, branch.position, record, branch.store.recent())
+            except Exception as error:
+                return error
+            branch.store.taken()
+        branch.position += 1
+        return None
+
+    def _remember_pipeline(self, branch: _Branch, frame: _Frame, inserted: tuple[Unit | Stream, ...]) -> Failure:
+        if self.memory is not None and (frame.closed is None or self.copying):
+            delta = branch.store.recent() if frame.closed is None else cast("Delta", frame.closed.delta)
+            try:
+                self.memory.pipeline(
+                    branch.id, branch.position, frame.pipeline.name, self.clock() + self.epoch, delta, inserted, frame.number
+                )
+            except Exception as error:
+                return error
+            branch.store.taken()
+        elif self.history is None:
+            branch.trace.closed[frame.number] = Closed(None, inserted)
+        branch.position += 1
+        return None
+
+    def _drop(self, cuts: dict[str, int]) -> Walk:
+        """Have the journal forget what a retry, or a change of the code, has made void."""
+        if self.memory is None:
+            return None
+        answer = yield Save(self.memory.drop, cuts)
+        return answer.error if type(answer) is Raised else None
 
     def _check_wiring(
         self, branch: _Branch, frame: _Frame, units: tuple[Unit | Stream, ...], visit: _Visit | None = None
@@ -668,11 +942,22 @@ class Evaluation:
         if self._off(branch, stage_selectors(group)):
             self._skip(branch, group, by)
             return None
+        number, branch.groups = branch.groups, branch.groups + 1
         forks: list[_Branch] = []
-        for unit in group.units:
+        for index, unit in enumerate(group.units):
             base = _Frame(frame.pipeline, by, frame.use_stages, frame.use_actions, frame.values, frame.wrapped)
             base.queue.append((unit, by))
-            forks.append(_Branch(branch.store.fork(), base, branch))
+            past = branch.past.fork(number, index) if branch.past is not None else None
+            store = past.store if past is not None and past.store is not None else branch.store.fork()
+            fork = _Branch(store, base, branch, branch_id(branch.id, number, index), past)
+            forks.append(fork)
+            if branch.past is not None and past is None:
+                fork.past = Past((), {}, _no_past)
+            if self.memory is not None:
+                branch.forks.append((number, fork))
+                if self.changes:
+                    yield from self._drop({fork.id: 0} if fork.past is None else {})
+        started_at = len(branch.records) + branch.forgotten
 
         def stop() -> None:
             for fork in forks:
@@ -683,8 +968,14 @@ class Evaluation:
         error = crew.verdict(group, self.cancels)
         for fork in forks:
             branch.records.extend(fork.records)
-        if self.history is not None:
+        if self.history is None:
+            branch.trace.add_group(started_at, [fork.trace_of(error is not None) for fork in forks])
+        else:
             self._forget(branch)
+        if any(fork.diverged for fork in forks) and branch.past is not None:
+            branch.past.stages.clear()
+            branch.past.closed.clear()
+            branch.diverged = True
         if isinstance(error, Bail):
             forks = [fork for fork, member in zip(forks, crew.members, strict=True) if member.error is error]
         elif error is not None:
@@ -720,6 +1011,8 @@ class Evaluation:
                 self._skip(branch, part, by)
             return
         stage = one_action_stage(cast("Action[..., Any]", unit)) if isinstance(unit, Action) else cast("Stage", unit)
+        if branch.past is not None:
+            branch.past.skip(stage.name)
         if self.skip:
             self.unmatched.difference_update(stage_selectors(stage))
             for action in stage:
@@ -759,6 +1052,10 @@ class Evaluation:
         if not any(note.endswith(place) for note in getattr(error, "__notes__", ())):
             with suppress(AttributeError, TypeError):  # an exception that cannot be written to
                 error.add_note(f"in {where}, {place}")
+
+
+def _no_past(place: tuple[int, int]) -> None:
+    return None
 
 
 def _ended() -> Cancelled:

@@ -56,6 +56,7 @@ class Call:
     _ran = False  # the inside was begun
     _failure: BaseException | None = None  # the last one
     _recovered = False  # by a layer
+    _undone = False  # what failed wrote, and it was rolled back
     _inserted: tuple[Unit | Stream, ...] = ()
 
     def __init__(
@@ -398,6 +399,7 @@ def atomic(call: Call) -> Generator[None, Any, None]:
     except BaseException:
         call.store.end(log)
         call.store.rollback(log)
+        call._undone = True
         raise
     call.store.end(log)
 

@@ -6,11 +6,12 @@ instead of performed: what it wrote, inserted and decided takes effect again. Wh
 
 from __future__ import annotations
 
+import types
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from flowdeco.definitions import UNSET
+from flowdeco.definitions import UNSET, Action
 from flowdeco.runs import ActionRecord, StageRecord, Status
 from flowdeco.store import Delta, Store
 
@@ -18,12 +19,18 @@ __all__ = ["Closed", "Did", "Past", "StagePast", "Trace"]
 
 
 class Did(NamedTuple):
-    """An action that is over; `delta` is None where the store has its writes already."""
+    """An action that is over; `delta` is None where the store has its writes already.
+
+    `same` tells whether an action has the code that was run then, `reason` why it bailed.
+    """
 
     record: ActionRecord
-    delta: Delta | None = None
-    result: Any = UNSET
+    delta: Delta | None
+    result: Any
+    same: Callable[[Action[..., Any]], bool]
+    stage: str = ""
     fingerprint: str = ""
+    reason: str = ""
 
 
 class Closed(NamedTuple):
@@ -50,19 +57,23 @@ class StagePast:
 class Past:
     """The past of one branch: its stages in order, and the pipelines and groups in it, by the order of their opening."""
 
-    __slots__ = ("closed", "forks", "stages", "store")
+    __slots__ = ("_forks", "closed", "stages", "store")
 
     def __init__(
         self,
         stages: Iterable[StagePast],
         closed: dict[int, Closed],
-        forks: dict[tuple[int, int], Past],
+        forks: Callable[[tuple[int, int]], Past | None],
         store: Store | None = None,
     ) -> None:
         self.stages = deque(stages)
         self.closed = closed
-        self.forks = forks
+        self._forks = forks
         self.store = store
+
+    def fork(self, group: int, branch: int) -> Past | None:
+        """Return the past of a branch of a group, by the number of the group and of the branch in it."""
+        return self._forks((group, branch))
 
     def take(self, name: str) -> StagePast | None:
         """Return the next stage if it has this name."""
@@ -88,6 +99,17 @@ class Trace:
         self.store: Store | None = None  # of a branch whose group was not merged
         self.undone = False  # the last stage failed, and what it wrote was rolled back
 
+    def add_group(self, at: int, branches: list[Trace]) -> None:
+        """Note a group that began after so many records, and what its branches leave behind."""
+        start = Trace()
+        start.length = at
+        self.groups.append([start, *branches])
+
+    def go_back(self, opened: int, groups: int) -> None:
+        """Forget the pipelines and groups from these numbers on."""
+        self.closed = {number: closed for number, closed in self.closed.items() if number < opened}
+        del self.groups[groups:]
+
     def past(self, records: Sequence[StageRecord]) -> Past:
         """Return the past that these records of the branch tell."""
         forks: dict[tuple[int, int], Past] = {}
@@ -103,7 +125,7 @@ class Trace:
         own.extend(map(_stage_past, records[at:]))
         if self.undone and own:
             own.pop()
-        return Past(own, dict(self.closed), forks, self.store)
+        return Past(own, dict(self.closed), forks.get, self.store)
 
 
 _OVER = (Status.COMPLETED, Status.SKIPPED)
@@ -111,5 +133,32 @@ _OVER = (Status.COMPLETED, Status.SKIPPED)
 
 def _stage_past(record: StageRecord) -> StagePast:
     over = record.status in _OVER or record.recovered
-    actions = [Did(action) for action in record.actions if action.status in _OVER or action.recovered]
+    actions = [_did(action) for action in record.actions if action.status in _OVER or action.recovered]
     return StagePast(record.name, actions, record if over else None, Closed(None, record.inserted))
+
+
+def _did(record: ActionRecord) -> Did:
+    def same(action: Action[..., Any]) -> bool:
+        return same_code(record.action.__wrapped__, action.__wrapped__)
+
+    return Did(record, None, UNSET, same)
+
+
+def same_code(one: Any, other: Any) -> bool:
+    """Whether two functions of this process do the same, wherever they are written down."""
+    if one is other:
+        return True
+    codes = getattr(one, "__code__", None), getattr(other, "__code__", None)
+    if None in codes:
+        return bool(type(one) is type(other))
+    return _essence(codes[0]) == _essence(codes[1]) and _defaults(one) == _defaults(other)
+
+
+def _essence(code: Any) -> Any:
+    if not isinstance(code, types.CodeType):
+        return code
+    return code.co_code, code.co_names, code.co_varnames, tuple(_essence(part) for part in code.co_consts)
+
+
+def _defaults(function: Any) -> Any:
+    return repr((getattr(function, "__defaults__", None), getattr(function, "__kwdefaults__", None)))

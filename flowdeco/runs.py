@@ -73,7 +73,10 @@ class Run:
     `stages` the records in the order of execution, `elapsed` in seconds. `run["key"]` reads the store.
     """
 
-    __slots__ = ("elapsed", "error", "id", "pipeline", "reason", "result", "stages", "started", "status", "store")
+    __slots__ = (
+        "_journal", "_skip", "_trace", "_use",
+        "elapsed", "error", "id", "pipeline", "reason", "result", "stages", "started", "status", "store",
+    )  # fmt: skip
 
     def __init__(self, id: str, pipeline: Pipeline, store: Store) -> None:
         self.id = id
@@ -86,6 +89,11 @@ class Run:
         self.stages: Sequence[StageRecord] = []
         self.started = 0.0
         self.elapsed = 0.0
+        # What it takes to resume it.
+        self._use: tuple[Any, ...] = ()
+        self._skip: frozenset[str] = frozenset()
+        self._trace: Any = None
+        self._journal: Any = None
 
     @staticmethod
     def of(error: BaseException) -> Run:

@@ -8,7 +8,7 @@ parallel branch and a detached action derive their `Delta` from it, and a view i
 from __future__ import annotations
 
 import types
-from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -358,6 +358,10 @@ class Store(MutableMapping[str, Any]):
         """Return what has changed since it was last taken."""
         return self.changes(self._recent or {})
 
+    def taken(self) -> None:
+        """Begin to note anew: the journal has the rest."""
+        self._recent = {}
+
     def restore(self, delta: Delta | None) -> None:
         """Undo what has changed since, and write what a step wrote that had been taken note of before."""
         recent, self._recent = self._recent, None
@@ -423,10 +427,11 @@ class View(Store):
     same however many there are.
     """
 
-    __slots__ = ("_added",)
+    __slots__ = ("_added", "on_read")
 
     def __init__(self, base: Store) -> None:
         super().__init__()
+        self.on_read: Callable[[str], object] | None = None  # told what is read, before it can be changed in place
         self._data = _Layer(base._data)
         self._added: dict[str, list[Any]] = {}
         self.begin()
@@ -449,7 +454,10 @@ class View(Store):
     @overload
     def __getitem__(self, key: str) -> Any: ...
     def __getitem__(self, key: AnyKey) -> Any:
-        self._settle((key_name(key),))
+        name = key_name(key)
+        self._settle((name,))
+        if self.on_read is not None:
+            self.on_read(name)
         return super().__getitem__(key)
 
     def __contains__(self, key: object) -> bool:

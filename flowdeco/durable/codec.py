@@ -1,0 +1,135 @@
+"""How values become bytes: pickle, the default.
+
+A journal in pickle is as trusted as code: whoever can write the file can run code where it is read.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+import types
+from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
+from typing import Any, Final, cast
+
+from flowdeco.errors import JournalError, SerializationError
+from flowdeco.paths import culprit, shown_key
+
+__all__ = ["PickleCodec"]
+
+_PROTOCOL: Final = 5
+
+
+class PickleCodec:
+    """Pickle, protocol 5; definitions go by reference.
+
+    What pickle itself cannot do for things of `__main__` and notebooks, lambdas and local classes, is left to
+    cloudpickle where that is installed. Classes and functions that `__main__` still has go by reference all the same: a
+    resumed script finds its own classes, not copies of them.
+    """
+
+    name = "pickle"
+
+    def encode(self, value: Any, what: str) -> bytes:
+        """Return the value as bytes; raises `SerializationError` naming `what` and the path of the part that cannot."""
+        try:
+            return pickle.dumps(value, _PROTOCOL)
+        except Exception as error:
+            reason = error
+        by_value = _by_value()
+        if by_value is None:
+            raise unserialisable(value, what, _by_reference, reason, hint=_hint(reason)) from reason
+        try:
+            return by_value(value)
+        except Exception as error:
+            raise unserialisable(value, what, by_value, error) from error
+
+    def decode(self, payload: bytes) -> Any:
+        """Return the value; raises `JournalError` if the payload is damaged, or what it refers to is gone."""
+        try:
+            return pickle.loads(payload)
+        except Exception as error:
+            raise JournalError(_unloadable(error)) from error
+
+
+def _by_reference(value: Any) -> bytes:
+    return pickle.dumps(value, _PROTOCOL)
+
+
+def _hint(error: Exception) -> str:
+    local = isinstance(error, (AttributeError, pickle.PicklingError)) and ("<l" in str(error) or "__main__" in str(error))
+    return ". Move it to module level, or: pip install 'flowdeco[cloudpickle]'" if local else ""
+
+
+def _unloadable(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name == "cloudpickle":
+        return "a value of this run was written with cloudpickle, which is missing: pip install 'flowdeco[cloudpickle]'"
+    if isinstance(error, (AttributeError, ImportError)):
+        return f"a value of this run refers to code that is not there: {error}. Put it back under its old name to resume"
+    return f"a value of this run cannot be read back: {type(error).__name__}: {error}"
+
+
+def unserialisable(
+    value: Any, what: str, attempt: Callable[[Any], object], error: Exception, *, hint: str = ""
+) -> SerializationError:
+    """Return the error that names the innermost part for which the attempt fails."""
+    path, reason = _place(value, attempt) or ("", error)
+    told = str(reason) if isinstance(reason, (TypeError, AttributeError, pickle.PicklingError)) else _told(reason)
+    where = f"{what}: {path}" if what and path else what or path
+    return SerializationError(f"{where}: {told}{hint}" if where else f"{told}{hint}")
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply, or contains itself"
+    return str(error) if isinstance(error, JournalError) else f"{type(error).__name__}: {error}"
+
+
+def _place(value: Any, attempt: Callable[[Any], object]) -> tuple[str, Exception] | None:
+    """Look for the culprit in a payload, where what is under `puts` and `appends` is called by its key of the store."""
+    if type(value) is not dict:
+        return culprit(value, "value", attempt)
+    for section, content in cast("dict[Any, Any]", value).items():
+        for path, part in _sections(section, content):
+            found = culprit(part, path, attempt)
+            if found is not None:
+                return found
+    return None
+
+
+def _sections(section: Any, content: Any) -> Iterable[tuple[str, Any]]:
+    if section in {"puts", "appends"} and isinstance(content, Mapping):
+        return [(f"store[{shown_key(key)}]", part) for key, part in cast("Mapping[Any, Any]", content).items()]
+    return [(section if isinstance(section, str) else f"[{section!r}]", content)]
+
+
+# By value, where there is cloudpickle.
+
+
+def _by_value() -> Callable[[Any], bytes] | None:
+    try:
+        cloudpickle: Any = import_module("cloudpickle")
+    except ImportError:
+        return None
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc,name-defined]
+        def reducer_override(self, obj: Any) -> Any:
+            if isinstance(obj, (type, types.FunctionType)) and _found(cast("Any", obj)):
+                return NotImplemented
+            return super().reducer_override(obj)  # pyright: ignore
+
+    def dumps(value: Any) -> bytes:
+        buffer = io.BytesIO()
+        Pickler(buffer, _PROTOCOL).dump(value)  # pyright: ignore
+        return buffer.getvalue()
+
+    return dumps
+
+
+def _found(thing: Any) -> bool:
+    """Whether a name leads to a class or function, so that a reference will do."""
+    found: Any = sys.modules.get(thing.__module__)
+    for part in thing.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is thing
