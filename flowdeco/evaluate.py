@@ -551,6 +551,8 @@ class Evaluation:
                     continue
             if filtered and self._off(branch, action_selectors(stage, step.action)):
                 records.append(ActionRecord(step.name, step.action, Status.SKIPPED, clock() + self.epoch, 0.0, by))
+                if notify is not None:
+                    notify(ActionFinished(run_id, stage.name, step.name, Status.SKIPPED, None, 0.0))
                 continue
             started = clock()
             context: Context | None = None
@@ -985,9 +987,9 @@ class Evaluation:
         except Exception as refused:  # a conflict, or a reducer that raises
             error = refused
         else:
+            before = dict(branch.switches)
             for fork in forks:
-                changed = {key: on for key, on in fork.switches.items() if branch.switches.get(key) is not on}
-                branch.switches.update(changed)
+                branch.switches.update({key: on for key, on in fork.switches.items() if before.get(key) is not on})
                 branch.result = fork.result if fork.result is not None else branch.result
         if error is not None and not isinstance(error, (Bail, Suspend)):
             self._note(error, f"parallel group {group.name!r}, pipeline {frame.pipeline.name!r}")
@@ -1050,7 +1052,7 @@ class Evaluation:
         """Say once where in the run an exception came from."""
         place = f"run {self.run.id!r}"
         if not any(note.endswith(place) for note in getattr(error, "__notes__", ())):
-            with suppress(AttributeError, TypeError):  # an exception that cannot be written to
+            with suppress(Exception):  # an exception that cannot be written to
                 error.add_note(f"in {where}, {place}")
 
 

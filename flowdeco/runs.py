@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, TypeVar, overload
 
@@ -106,10 +107,8 @@ class Run:
 
     def remember(self, error: BaseException) -> None:
         """Tie the run to an exception that leaves it, for `Run.of`."""
-        try:
+        with suppress(Exception):  # an exception that cannot be written to
             setattr(error, _ATTRIBUTE, self)
-        except AttributeError:  # an exception with slots
-            return
 
     @overload
     def __getitem__(self, key: Key[T]) -> T: ...

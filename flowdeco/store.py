@@ -124,7 +124,7 @@ def _runtime_classes(declared: Any) -> _Classes:
         members = [_runtime_classes(member) for member in get_args(declared)]
         return None if None in members else tuple(c for classes in members if classes for c in classes)
     cls = origin or declared
-    if not isinstance(cls, type) or (getattr(cls, "_is_protocol", False) and not _is_runtime_protocol(cls)):
+    if cls is Any or not isinstance(cls, type) or (getattr(cls, "_is_protocol", False) and not _is_runtime_protocol(cls)):
         return None
     return {float: (float, int), complex: (complex, float, int)}.get(cls, (cls,))
 
@@ -310,6 +310,9 @@ class Store(MutableMapping[str, Any]):
         for name, before in log.items():
             if name in keep:
                 continue
+            for outer in self._logs:  # what is as it was has not been written
+                if outer.get(name, log) is before:
+                    del outer[name]
             if isinstance(before, _Grown):
                 del before.items[before.length :]
                 before = before.before

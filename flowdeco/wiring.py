@@ -552,7 +552,7 @@ def _is_plain_class(annotation: Any) -> bool:
     return (
         isinstance(annotation, type)
         and not get_args(annotation)
-        and annotation is not object
+        and annotation not in (object, Any)
         and not inspect.isabstract(annotation)
         and not getattr(annotation, "_is_protocol", False)
     )

@@ -187,7 +187,7 @@ def end(run: Run, check: bool) -> Run:
     if error is None:
         return run
     run.remember(error)
-    with suppress(AttributeError):  # an exception that cannot be written to
+    with suppress(Exception):  # an exception that cannot be written to
         error.__traceback__ = _without_our_frames(error.__traceback__)
     if check or run.status is Status.CANCELLED:
         raise error

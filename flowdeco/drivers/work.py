@@ -86,6 +86,8 @@ class Work:
     ) -> Callable[[], object] | None:
         worker, executor = self._worker, self._executor
         shipped: tuple[Sequence[Any], Mapping[str, Any]] | None = None
+        # Of an action, a generator is run to its end over there; that of a stream is left as it is.
+        call = (perform, step.function, args, kwargs) if isinstance(step, Step) else (step.function, *args)
         if step.timeout is not None:
             worker.later(step.timeout, ticket, Raised(timed_out(step.name, step.timeout)))
         if executor is not None and isinstance(step, Step) and not is_local(executor):
@@ -93,12 +95,11 @@ class Work:
             future = ship(executor, step, *shipped)
         elif step.timeout is not None:
             # A thread of its own, with its own copy of the variables: given up, it must not keep others from ending.
-            call = (step.function, args, kwargs)
-            context.run(call_in_thread, perform, call, None, lambda answer: worker.report(ticket, answer))
+            context.run(call_in_thread, call[0], call[1:], None, lambda answer: worker.report(ticket, answer))
             return None
         else:
             pool = executor if executor is not None and is_local(executor) else self._pool()
-            future = pool.submit(context.run, perform, step.function, args, kwargs)
+            future = pool.submit(context.run, *call)
 
         def done(future: Future[Any]) -> None:
             try:

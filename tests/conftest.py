@@ -1,0 +1,36 @@
+"""One suite over both drivers, and a time limit for every test."""
+
+import asyncio
+import signal
+
+import pytest
+
+
+def run_sync(flow, inputs=None, **options):
+    """Evaluate in the calling thread."""
+    return flow.run(inputs, **options)
+
+
+def run_async(flow, inputs=None, **options):
+    """Evaluate in an event loop of its own."""
+    return asyncio.run(flow.arun(inputs, **options))
+
+
+@pytest.fixture(params=[run_sync, run_async], ids=["sync", "async"])
+def run(request):
+    """Evaluate a unit, once by `run` and once by `arun`: what holds for the one holds for the other (L8)."""
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def no_test_hangs():
+    """A test that takes a minute has failed: a deadlock must not hang the suite."""
+
+    def expired(signum, frame):
+        raise TimeoutError("the test took more than 60 seconds")
+
+    before = signal.signal(signal.SIGALRM, expired)
+    signal.setitimer(signal.ITIMER_REAL, 60)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)

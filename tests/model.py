@@ -1,0 +1,277 @@
+"""What a run does, written so plainly that it is right: by recursion, one thing after the other, on copies of everything.
+
+A flow is described by values (`Act`, `Stg`, `Pipe`, `Par`), which `test_laws` makes real definitions of. `predict` says
+what a run of it must come to: its trace, records, store, status.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Act:
+    """An action: what it does each time it is called, and how often it fails first."""
+
+    name: str = ""
+    value: int | None = None
+    collects: bool = False
+    writes: bool = False
+    inserted: tuple = ()  # by ctx.insert
+    returned: tuple = ()
+    how: str = "list"  # … generator, generator function, stream
+    loops: int = 0  # so many times, its own stage is returned as well
+    disables: str | None = None
+    fails: int = 0
+    bails: bool = False
+    use: tuple = ()
+    tag: bool = False
+    asynchronous: bool = False
+
+
+@dataclass(frozen=True)
+class Stg:
+    """A stage."""
+
+    name: str = ""
+    actions: tuple = ()
+    data: int | None = None
+    use: tuple = ()
+    use_actions: tuple = ()
+    tag: bool = False
+
+
+@dataclass(frozen=True)
+class Pipe:
+    """A pipeline; without a name it has no options."""
+
+    name: str = ""
+    units: tuple = ()
+    use: tuple = ()
+    use_stages: tuple = ()
+    use_actions: tuple = ()
+
+
+@dataclass(frozen=True)
+class Par:
+    """A parallel group, whose branches run one at a time."""
+
+    name: str = ""
+    units: tuple = ()
+
+
+class Failed(Exception):
+    """An action raised."""
+
+
+class Bailed(Exception):
+    """An action ended the run."""
+
+
+class Call:
+    """One thing in its layers."""
+
+    def __init__(self):
+        self.attempt = 1
+        self.recovered = False
+
+
+class Model:
+    """The state of a run."""
+
+    def __init__(self, skip):
+        self.skip = skip
+        self.trace, self.calls = [], Counter()
+        self.store, self.written, self.collected, self.records, self.off, self.result = {}, set(), [], [], set(), None
+
+    def snapshot(self):
+        return dict(self.store), set(self.written), list(self.collected), set(self.off), self.result
+
+    def restore(self, before):
+        store, written, collected, off, self.result = before
+        self.store, self.written, self.collected, self.off = dict(store), set(written), list(collected), set(off)
+
+    def put(self, key, value):
+        self.store[key] = value
+        self.written.add(key)
+
+    def is_off(self, *selectors):
+        return any(selector in self.skip | self.off for selector in selectors)
+
+    def layered(self, layers, inside, call):
+        """Run the inside in its layers, the first of them outermost."""
+        if not layers:
+            return inside()
+        (kind, name), *rest = layers
+        if kind == "merge":
+            self.put("k", name)
+            return self.layered(rest, inside, call)
+        self.trace.append(f"+{name}")
+        before = self.snapshot()
+        try:
+            return self.layered(rest, inside, call)
+        except Failed:
+            if kind == "retry":
+                self.restore(before)
+                call.attempt, call.recovered = call.attempt + 1, False
+                return self.layered(rest, inside, call)
+            if kind == "swallow":
+                call.recovered = True
+                return None
+            raise
+        finally:
+            self.trace.append(f"-{name}")
+
+    def units(self, units, by, around):
+        for unit in units:
+            getattr(self, type(unit).__name__.lower())(unit, by, around)
+
+    def act(self, act, by, around):
+        self.stg(Stg(act.name, (act,), tag=act.tag), by, around)
+
+    def stg(self, stage, by, around):
+        if self.is_off(stage.name, *["tag:t"] * stage.tag):
+            self.records.append((stage.name, "skipped", by, 1, False, []))
+            return
+        use_stages, use_actions = around
+        call, actions, behind = Call(), [], []
+
+        def inside():
+            actions.clear()
+            behind.clear()
+            queue = [(act, None) for act in stage.actions]
+            while queue:
+                act, act_by = queue.pop(0)
+                now, later = self.action(act, act_by, stage, (*use_actions, *stage.use_actions), actions)
+                queue[:0] = [(unit, f"{stage.name}/{act.name}") for unit in now]
+                behind.extend((unit, f"{stage.name}/{act.name}") for unit in later)
+
+        merge = [("merge", stage.data)] if stage.data is not None else []
+        status = "failed"
+        try:
+            self.layered([*use_stages, *merge, *stage.use], inside, call)
+            status = "failed" if call.recovered else "completed"
+        except Bailed:
+            status = "bailed"
+            raise
+        finally:
+            self.records.append((stage.name, status, by, call.attempt, call.recovered, actions))
+        for unit, unit_by in behind:
+            self.units([unit], unit_by, around)
+
+    def action(self, act, by, stage, layers, records):
+        """Run an action; return what it inserts right now, and what behind its stage."""
+        if self.is_off(f"{stage.name}/{act.name}", *["tag:t"] * act.tag):
+            records.append((act.name, "skipped", by, 1, False))
+            return [], []
+        call = Call()
+
+        def inside():
+            self.calls[act.name] += 1
+            self.trace.append(act.name)
+            if self.calls[act.name] <= act.fails:
+                raise Failed
+            if act.bails:
+                raise Bailed
+
+        status = "failed"
+        try:
+            self.layered([*layers, *act.use], inside, call)
+            status = "failed" if call.recovered else "completed"
+        except Bailed:
+            status = "bailed"
+            self.take_effect(act)
+            raise
+        finally:
+            records.append((act.name, status, by, call.attempt, call.recovered))
+        if call.recovered:
+            return [], []
+        self.take_effect(act)
+        if act.disables:
+            self.off.add(act.disables)
+        if act.value is not None:
+            self.result = act.value
+            if act.collects:
+                self.collected.append(act.value)
+            else:
+                self.put(act.name, act.value)
+        units = [*act.inserted, *act.returned, *([stage] if self.calls[act.name] <= act.loops else [])]
+        streamed = act.returned if act.how == "stream" else ()
+        now = [unit for unit in units if isinstance(unit, Act) and unit not in streamed]
+        return now, [unit for unit in units if unit not in now]
+
+    def take_effect(self, act):
+        if act.writes:
+            self.put(f"{act.name} wrote", self.calls[act.name])
+
+    def pipe(self, pipe, by, around):
+        if self.is_off(pipe.name):
+            self.skip_all(pipe.units, by)
+            return
+        use_stages, use_actions = around
+        inner = (*use_stages, *pipe.use_stages), (*use_actions, *pipe.use_actions)
+        begun_at = len(self.records)
+
+        def inside():
+            if call.attempt > 1:
+                del self.records[begun_at:]
+            self.units(pipe.units, by, inner)
+
+        call = Call()
+        self.layered(pipe.use, inside, call)
+
+    def skip_all(self, units, by):
+        for unit in units:
+            if isinstance(unit, (Pipe, Par)):
+                self.skip_all(unit.units, by)
+            else:
+                self.records.append((unit.name, "skipped", by, 1, False, []))
+
+    def par(self, group, by, around):
+        if self.is_off(group.name):
+            self.skip_all(group.units, by)
+            return
+        before = store, written, collected, off, result = self.snapshot()
+        overlays = []
+        for unit in group.units:
+            self.restore(before)
+            self.written, self.collected, self.result = set(), [], None
+            try:
+                self.units([unit], by, around)
+            except Failed:
+                self.restore(before)
+                raise
+            except Bailed:
+                overlays = [self.snapshot()]
+                self.merge(before, overlays)
+                raise
+            overlays.append(self.snapshot())
+        self.merge(before, overlays)
+
+    def merge(self, before, overlays):
+        self.restore(before)
+        writes = {}
+        for store, written, collected, off, result in overlays:
+            for key in written:
+                writes.setdefault(key, set()).add(store[key])
+        if any(len(values) > 1 for values in writes.values()):
+            raise Failed
+        for store, written, collected, off, result in overlays:
+            for key in written:
+                self.put(key, store[key])
+            self.collected += collected
+            self.off |= off
+            self.result = self.result if result is None else result
+
+
+def predict(flow, skip):
+    """Return status, trace, records, store and result of a run."""
+    model = Model(skip)
+    try:
+        model.pipe(flow, None, ((), ()))
+        status = "completed"
+    except Failed:
+        status = "failed"
+    except Bailed:
+        status = "bailed"
+    store = model.store | ({"collected": model.collected} if model.collected else {})
+    return status, model.trace, model.records, store, model.result

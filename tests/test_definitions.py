@@ -1,0 +1,1063 @@
+"""Definitions as values: actions, stages, pipelines, groups, and the algebra of `>>`."""
+
+import copy
+import doctest
+import functools
+import inspect
+import pickle
+import pydoc
+import sys
+import threading
+import types
+import typing
+
+import pytest
+
+import flowdeco
+from flowdeco import Action, Context, Key, Parallel, Pipeline, Stage, action, parallel, pipeline, stage, stream
+from flowdeco.definitions import Stream
+from flowdeco.errors import DefinitionError, StoreTypeError, UnreferencedError
+from support import around, names, one, provide, step
+
+# -- what is pickled by reference is at module level
+
+
+@action
+def double(n: int) -> int:
+    """Twice the number.
+
+    >>> double(2)
+    4
+    """
+    return 2 * n
+
+
+@action(name="total", tags=["slow"], returns="sum", timeout=5, description="Add them.")
+def add(x, y=0):
+    return x + y
+
+
+def plain(n):
+    """A function that is no action."""
+    return n
+
+
+ALIAS = action(name="alias")(plain)
+BOUND = add.bind(y=5)
+CHANGED = double.with_options(name="changed", returns="other")
+BOTH = add.with_options(name="both").bind(x=1).with_options(tags=["t"]).bind(y=2)
+PARTIAL = action(name="partial")(functools.partial(plain, 3))
+BUILTIN = action(len)
+
+
+@stage(tags=["static"])
+def counting():
+    """Count to two."""
+
+    @action
+    def first() -> int:
+        return 1
+
+    @action
+    def second(first: int) -> int:
+        return first + 1
+
+
+@stage
+def greet(name, *, loud=False):
+    @action(collect="greetings")
+    def hello():
+        return f"hello {name}{'!' * loud}"
+
+
+FLOW = counting >> double.bind(n=1) >> greet("you") >> parallel(add, greet("me", loud=True), name="group")
+
+
+def layer(call):
+    yield
+
+
+class Shop:
+    """A class with actions for methods."""
+
+    def __init__(self, price):
+        self.price = price
+
+    def __eq__(self, other):
+        return isinstance(other, Shop) and self.price == other.price
+
+    def __hash__(self):
+        return hash(self.price)
+
+    @action
+    def total(self, n: int) -> int:
+        """Price of n pieces."""
+        return self.price * n
+
+    cheap = total.with_options(name="cheap")
+
+    @action
+    @classmethod
+    def brand(cls) -> str:
+        """The name of the class."""
+        return cls.__name__
+
+    @action
+    @staticmethod
+    def motto() -> str:
+        """What it says."""
+        return "cheap"
+
+    @action
+    async def later(self) -> int:
+        return self.price
+
+
+class Callable:
+    """An object that can be called."""
+
+    def __call__(self, n):
+        return n + 1
+
+
+OBJECT = action(name="object")(Callable())
+
+
+# -- an action is a transparent proxy
+
+
+def test_an_action_is_called_as_the_plain_function():
+    """With any arguments, outside of any run."""
+    assert (double(4), double(n=4), add(1), add(1, y=2)) == (8, 8, 1, 3)
+
+
+def test_signature_name_and_docstring_are_those_of_the_function():
+    """As inspect and help see them."""
+    assert str(inspect.signature(double)) == "(n: int) -> int"
+    assert (double.__name__, double.__qualname__, double.__module__) == ("double", "double", __name__)
+    assert double.__doc__.startswith("Twice the number.")
+    assert inspect.getdoc(double).startswith("Twice the number.")
+    assert double.__annotations__ == {"n": int, "return": int}
+    assert typing.get_type_hints(double) == {"n": int, "return": int}
+    assert inspect.unwrap(double) is double.__wrapped__
+    assert inspect.isfunction(double)
+    assert "Twice the number" in pydoc.render_doc(double)
+
+
+def test_inspect_sees_which_kind_of_function_it_is():
+    """Coroutine, generator and async generator functions."""
+
+    async def coroutine():
+        pass
+
+    def generator():
+        yield
+
+    async def async_generator():
+        yield
+
+    assert inspect.iscoroutinefunction(action(coroutine))
+    assert inspect.isgeneratorfunction(action(generator))
+    assert inspect.isasyncgenfunction(action(async_generator))
+    assert not inspect.iscoroutinefunction(double)
+
+
+def test_doctest_finds_what_is_written_in_actions():
+    """In a module, as in a class."""
+    module = sys.modules[__name__]
+    found = {test.name.rpartition(".")[2]: test for test in doctest.DocTestFinder().find(module, "m", module=module)}
+    assert len(found["double"].examples) == 1
+
+
+def test_an_action_has_a_name_a_description_and_tags():
+    """By default those of the function: its name, the first paragraph of its docstring."""
+    assert (double.name, double.description, double.tags) == ("double", "Twice the number.", frozenset())
+    assert (add.name, add.description, add.tags) == ("total", "Add them.", frozenset({"slow"}))
+    assert step([], "a").description == ""
+
+
+def test_an_action_is_immutable():
+    """Nothing can be set or deleted on it, and nothing reaches the function behind it."""
+
+    def function():
+        pass
+
+    made = action(function)
+    before = dict(vars(function)), function.__name__, function.__doc__
+    for name in ("name", "tags", "color", "__name__", "__doc__", "__wrapped__", "_self_options"):
+        with pytest.raises(AttributeError):
+            setattr(made, name, "x")
+        with pytest.raises(AttributeError):
+            delattr(made, name)
+    with pytest.raises(AttributeError):
+        functools.update_wrapper(made, plain)
+    assert (dict(vars(function)), function.__name__, function.__doc__) == before
+
+
+def test_an_action_of_an_action_is_the_action():
+    """`action(an_action)` returns it unchanged; with options, a changed copy."""
+    assert action(double) is double
+    renamed = action(name="other")(double)
+    assert (renamed.name, double.name) == ("other", "double")
+    assert renamed(2) == 4
+
+
+def test_two_actions_are_equal_when_function_and_options_are():
+    """wrapt alone would compare the functions only."""
+    same = action(double.__wrapped__)
+    assert double == same
+    assert hash(double) == hash(same)
+    assert not double != same
+    assert len({double, same}) == 1
+    for other in (
+        double.with_options(name="other"),
+        double.with_options(tags=["t"]),
+        double.with_options(returns="k"),
+        double.with_options(collect="k"),
+        double.with_options(timeout=1),
+        double.with_options(use=[layer]),
+        double.with_options(description="other"),
+        double.bind(n=1),
+        double.__wrapped__,
+        "double",
+        None,
+    ):
+        assert double != other
+        assert not double == other
+
+
+def test_a_function_is_not_equal_to_its_action():
+    """From either side."""
+    assert double.__wrapped__ != double
+    assert ALIAS != plain
+
+
+def test_an_action_of_something_without_a_hash_can_be_hashed():
+    """By its name."""
+
+    class Unhashable:
+        __hash__ = None
+
+        def __call__(self):
+            return 1
+
+    assert hash(action(name="a")(Unhashable())) == hash(action(name="a")(Unhashable()))
+
+
+def test_an_action_has_a_repr():
+    """With its name, and the values that are bound."""
+    assert repr(double) == "<Action double>"
+    assert repr(BOUND) == "<Action total, y=5>"
+
+
+def test_copying_an_action_gives_itself():
+    """It is a value."""
+    assert copy.copy(double) is double
+    assert copy.deepcopy([double]) == [double]
+
+
+# -- what can be an action
+
+
+def test_methods_bind_as_methods_do(run):
+    """On instances and classes; each bound one is an action."""
+    shop = Shop(3)
+    assert isinstance(shop.total, Action)
+    assert (shop.total(2), Shop.total(shop, 2), shop.brand(), Shop.brand(), shop.motto(), Shop.motto()) == (
+        6, 6, "Shop", "Shop", "cheap", "cheap",
+    )  # fmt: skip
+    finished = run(shop.total >> Shop.brand >> Shop.motto >> shop.cheap >> shop.later, {"n": 5})
+    assert dict(finished.store) == {"n": 5, "total": 15, "brand": "Shop", "motto": "cheap", "cheap": 15, "later": 3}
+    assert (shop.total.name, shop.cheap.name) == ("total", "cheap")
+
+
+def test_methods_of_equal_objects_are_equal_actions():
+    """As bound methods are."""
+    shop = Shop(3)
+    assert shop.total == shop.total
+    assert hash(shop.total) == hash(shop.total)
+    assert shop.total != Shop(4).total
+    assert shop.total != shop.cheap
+
+
+def test_documentation_of_methods_can_be_asked_for():
+    """Also through the class, and of the raw objects in it, which could recurse for ever."""
+    raw = vars(Shop)
+    assert inspect.getdoc(Shop.total) == inspect.getdoc(Shop(1).total) == "Price of n pieces."
+    assert inspect.getdoc(Shop.brand) == "The name of the class."
+    assert inspect.getdoc(Shop.motto) == "What it says."
+    for name in ("total", "brand", "motto"):
+        assert inspect.getdoc(raw[name])
+        assert raw[name].description
+    assert "Price of n pieces" in pydoc.render_doc(Shop)
+
+
+def test_partials_builtins_and_callable_objects_can_be_actions(run):
+    """Where they have a name, or are given one; they can be bound, too."""
+    divided = action(name="divided")(functools.partial(pow, 2))
+    finished = run(PARTIAL >> divided.bind(exp=3) >> BUILTIN.bind(obj="four") >> OBJECT >> OBJECT.bind(n=5).with_options(name="b"),
+                   {"n": 1, "mod": None})  # fmt: skip
+    expected = {"n": 1, "mod": None, "partial": 3, "divided": 8, "len": 4, "object": 2, "b": 6}
+    assert dict(finished.store) == expected
+
+
+def test_a_lambda_can_be_an_action(run):
+    """It has a name, even if not a good one."""
+    assert run(action(name="seven")(lambda: 7))["seven"] == 7
+    assert action(lambda: 7).name == "<lambda>"
+
+
+@pytest.mark.parametrize("nameless", [functools.partial(plain, 3), Callable()], ids=["partial", "object"])
+def test_what_has_no_name_must_be_given_one(nameless):
+    """The message says how."""
+    with pytest.raises(DefinitionError, match="name="):
+        action(nameless)
+
+
+def test_what_has_no_signature_is_refused():
+    """The message says what to do."""
+    for builtin in (dict.fromkeys, type("X", (), {"__call__": min})()):
+        try:
+            inspect.signature(builtin)
+        except (ValueError, TypeError):
+            with pytest.raises(DefinitionError, match="signature"):
+                action(name="n")(builtin)
+    with pytest.raises(DefinitionError, match="signature"):
+        action(min)
+
+
+@pytest.mark.parametrize("wrong", [3, "name", None, [plain], Shop, counting, FLOW, greet, parallel()], ids=repr)
+def test_what_is_no_function_cannot_be_an_action(wrong):
+    """The message says what it was."""
+    with pytest.raises(DefinitionError):
+        Stage("s", [wrong])
+    if wrong is not None:
+        with pytest.raises(DefinitionError, match="action"):
+            action(wrong)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": ""}, "name"),
+        ({"name": 3}, "name"),
+        ({"tags": "slow"}, r"tags=\['slow'\]"),
+        ({"tags": [""]}, "tags"),
+        ({"tags": 3}, "tags"),
+        ({"tags": [3]}, "tags"),
+        ({"returns": ""}, "returns"),
+        ({"returns": 3}, "returns"),
+        ({"returns": ("a", 3)}, "returns"),
+        ({"collect": ""}, "collect"),
+        ({"collect": 3}, "collect"),
+        ({"use": layer}, "use"),
+        ({"timeout": 0}, "timeout"),
+        ({"timeout": -1}, "timeout"),
+        ({"timeout": "1"}, "timeout"),
+        ({"timeout": True}, "timeout"),
+    ],
+)
+def test_wrong_options_of_an_action_are_refused(options, message):
+    """By the decorator, and by `with_options`."""
+    with pytest.raises(DefinitionError, match=message):
+        action(**options)(plain)
+    with pytest.raises(DefinitionError, match=message):
+        double.with_options(**options)
+
+
+# -- bind, with_options
+
+
+def test_bind_fixes_parameters_and_leaves_the_original_alone(run):
+    """Calling applies them, as `partial` does; a later bind overrides."""
+    assert (BOUND(1), BOUND(1, y=7), add(1)) == (6, 8, 1)
+    assert BOUND.bind(y=6)(1) == 7
+    assert double.bind(n=3)() == 6
+    assert run(BOUND, {"x": 1})["sum"] == 6
+    assert BOUND != add
+    assert BOUND == add.bind(y=5)
+    assert hash(BOUND) == hash(add.bind(y=5))
+
+
+def test_bound_values_win_over_the_store(run):
+    """Also for keyword-only and positional-only parameters, and `**kwargs`."""
+
+    @action
+    def every(a, /, b, *args, c, d="d", **others):
+        return [a, b, args, c, d, others]
+
+    bound = every.bind(a="A", c="C", e="E")
+    assert run(bound, {"a": 1, "b": 2, "c": 3, "e": 4})["every"] == ["A", 2, (), "C", "d", {"e": "E"}]
+    assert bound("B", 5) == ["A", "B", (5,), "C", "d", {"e": "E"}]
+    assert every.bind(b="B", c="C")("A") == ["A", "B", (), "C", "d", {}]
+
+
+def test_a_middle_positional_only_parameter_can_be_bound():
+    """The others are given in order."""
+
+    def three(a, b, c, /):
+        return a + b + c
+
+    bound = action(three).bind(b="b")
+    assert bound("a", "c") == "abc"
+
+
+def test_an_unknown_name_is_an_error_at_once():
+    """With close matches."""
+    with pytest.raises(DefinitionError, match="'total' has no parameter 'yy'.*'y'"):
+        add.bind(yy=1)
+    with pytest.raises(DefinitionError, match="no parameter"):
+        step([], "a").bind(x=1)
+
+
+def test_bound_methods_can_be_bound():
+    """Their own parameters, not `self`."""
+    assert Shop(3).total.bind(n=2)() == 6
+    assert Shop.total.bind(self=Shop(3))(n=2) == 6
+    with pytest.raises(DefinitionError, match="'self'"):
+        Shop(3).total.bind(self=1)
+
+
+def test_with_options_changes_a_copy():
+    """Everything else stays, the original as it was."""
+    changed = add.with_options(name="other", tags=["t"])
+    assert (changed.name, changed.tags, changed.description, changed(1, 2)) == ("other", {"t"}, "Add them.", 3)
+    assert (add.name, add.tags) == ("total", {"slow"})
+    assert changed.with_options(name="total", tags=["slow"]) == add
+
+
+def test_with_options_keeps_what_is_bound():
+    """And bind keeps the options."""
+    assert BOTH.name == "both"
+    assert BOTH.tags == {"t"}
+    assert BOTH() == 3
+
+
+def test_an_unknown_option_is_an_error():
+    """With close matches; for every kind of definition."""
+    for unit in (double, counting, FLOW, parallel()):
+        with pytest.raises(DefinitionError, match="tag'.*'tags'"):
+            unit.with_options(tag=["t"])
+
+
+# -- stages
+
+
+def test_a_stage_is_a_sequence_of_actions():
+    """Length, iteration, by name."""
+    first, second = step([], "first"), step([], "second")
+    made = Stage("s", [first, second])
+    assert len(made) == 2
+    assert list(made) == [first, second]
+    assert made["second"] is second
+    assert first in made
+    assert made
+    assert Stage("empty")
+
+
+def test_an_unknown_or_ambiguous_name_is_a_key_error():
+    """It lists the names there are."""
+    made = Stage("s", [step([], "load"), step([], "save"), step([], "twice"), step([], "twice")])
+    with pytest.raises(KeyError, match="load"):
+        made["laod"]
+    with pytest.raises(KeyError, match="twice"):
+        made["twice"]
+    with pytest.raises(TypeError):
+        made[0]
+
+
+def test_plain_functions_become_actions():
+    """In a stage that is built by hand."""
+    made = Stage("s", [plain])
+    assert isinstance(made["plain"], Action)
+    assert made["plain"] == action(plain)
+
+
+def test_a_stage_has_a_name_a_title_a_description_tags():
+    """The title is made from the name."""
+    made = Stage("load_the_data", tags={"t"}, description="Why.")
+    assert (made.name, made.title, made.description, made.tags) == ("load_the_data", "Load the data", "Why.", {"t"})
+    assert Stage("s", title="A Title").title == "A Title"
+    assert Stage("_").title == "_"
+    assert Stage("ETL").title == "ETL"
+
+
+def test_stages_are_equal_when_they_would_do_the_same():
+    """By actions and options."""
+    a, b = step([], "a"), step([], "b")
+    made = Stage("s", [a], tags=["t"], data={"k": [1]})
+    assert made == Stage("s", [a], tags=["t"], data={"k": [1]})
+    assert hash(made) == hash(Stage("s", [a], tags=["t"], data={"k": [1]}))
+    for other in (
+        Stage("t", [a], tags=["t"], data={"k": [1]}),
+        Stage("s", [b], tags=["t"], data={"k": [1]}),
+        Stage("s", [a, a], tags=["t"], data={"k": [1]}),
+        Stage("s", [a], tags=[], data={"k": [1]}),
+        Stage("s", [a], tags=["t"], data={"k": [2]}),
+        Stage("s", [a], tags=["t"], data={"k": [1]}, title="x"),
+        Stage("s", [a], tags=["t"], data={"k": [1]}, description="x"),
+        Stage("s", [a], tags=["t"], data={"k": [1]}, use=[layer]),
+        Stage("s", [a], tags=["t"], data={"k": [1]}, use_actions=[layer]),
+        pipeline(made),
+        "s",
+    ):
+        assert made != other
+
+
+@pytest.mark.parametrize("frozen", [Stage("s"), pipeline(Stage("s")), parallel(Stage("s"))], ids=repr)
+def test_definitions_are_frozen(frozen):
+    """Nothing can be set or deleted; the message names the way."""
+    for name in ("name", "tags", "color", "_actions", "units"):
+        with pytest.raises(AttributeError, match="immutable"):
+            setattr(frozen, name, "x")
+        with pytest.raises(AttributeError, match="immutable"):
+            delattr(frozen, name)
+    assert not hasattr(frozen, "__dict__")
+
+
+def test_definitions_have_reprs_one_can_read():
+    """With what is in them."""
+    a, b = step([], "a"), step([], "b")
+    assert repr(Stage("s", [a, b], tags=["y", "x"])) == "<Stage s: a, b tags=['x', 'y']>"
+    assert repr(Stage("s")) == "<Stage s: no actions>"
+    assert repr(a >> b) == "<Pipeline a >> b>"
+    assert repr(pipeline(a, name="p")) == "<Pipeline p: a>"
+    assert repr(pipeline()) == "<Pipeline empty>"
+    assert repr(parallel(a, b)) == "<Parallel parallel: a | b>"
+    assert repr(parallel(name="p")) == "<Parallel p: empty>"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: counting,
+        lambda: greet("you"),
+        lambda: Stage("s", [step([], "a")]),
+        lambda: stage(name="local")(lambda: step([], "a")),
+        lambda: FLOW,
+        lambda: pipeline(Stage("s", [step([], "a")]), name="p"),
+        lambda: parallel(Stage("s", [step([], "a")])),
+    ],
+)
+def test_definitions_can_be_copied(make):
+    """Copying is not pickling: local ones too, and as a part of other values."""
+    definition = make()
+    assert copy.copy(definition) == definition
+    assert copy.deepcopy({"flow": [definition]}) == {"flow": [definition]}
+    assert Stage("holds", data={"next": definition}).data == {"next": definition}
+
+
+def test_stage_data_is_copied_at_construction():
+    """Neither the mapping nor what is in it is shared; what `data` gives is a copy as well."""
+    given = {"xs": [1]}
+    made = Stage("s", data=given)
+    given["xs"].append(2)
+    given["late"] = 3
+    made.data["xs"].append(4)
+    assert made.data == {"xs": [1]}
+
+
+@pytest.mark.parametrize("make", [lambda data: Stage("s", data=data), lambda data: Stage("s").with_options(data=data)])
+def test_data_that_cannot_be_copied_is_an_error_that_names_its_key(make):
+    """And points to middleware values."""
+    with pytest.raises(DefinitionError, match=r"'db\.lock'.*middleware"):
+        make({"fine": 1, "db.lock": threading.Lock()})
+
+
+def test_data_of_typed_keys_is_checked():
+    """Under their names."""
+    assert Stage("s", data={Key("n", int): 3}).data == {"n": 3}
+    with pytest.raises(StoreTypeError, match="'n'"):
+        Stage("s", data={Key("n", int): "three"})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Stage(""), "name"),
+        (lambda: Stage(None), "name"),
+        (lambda: Stage("s", step([], "a")), r"actions.*\[\.\.\.\]"),
+        (lambda: Stage("s", "ab"), "actions"),
+        (lambda: Stage("s", 3), "actions"),
+        (lambda: Stage("s", tags="slow"), r"tags=\['slow'\]"),
+        (lambda: Stage("s", data=[1]), "data"),
+        (lambda: Stage("s", use=layer), "use"),
+        (lambda: Stage("s", use_actions=layer), "use_actions"),
+        (lambda: pipeline(name=""), "name"),
+        (lambda: pipeline(tags="slow"), "tags"),
+        (lambda: pipeline(use=layer), "use"),
+        (lambda: pipeline(use_stages=layer), "use_stages"),
+        (lambda: pipeline(use_actions=layer), "use_actions"),
+        (lambda: parallel(name=""), "name"),
+        (lambda: parallel(limit=0), "limit"),
+        (lambda: parallel(limit=True), "limit"),
+        (lambda: parallel(limit=1.5), "limit"),
+        (lambda: parallel(merge=[1]), "merge"),
+        (lambda: parallel(merge={"k": 3}), "merge"),
+        (lambda: parallel(tags="slow"), "tags"),
+        (lambda: stream(3), "stream"),
+        (lambda: stream("ab"), "stream"),
+        (lambda: stream({}), "stream"),
+        (lambda: stream([], 3), "stream"),
+        (lambda: stream(plain, n=3), "stream"),
+    ],
+)
+def test_wrong_options_are_refused_where_they_are_given(make, message):
+    """Each error names the option."""
+    with pytest.raises(DefinitionError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("data", [{"": 1}, {3: 1}, {None: 1}])
+def test_keys_of_data_are_non_empty_strings(data):
+    """Others are refused at construction."""
+    with pytest.raises(TypeError, match="non-empty string"):
+        Stage("s", data=data)
+
+
+def test_collections_given_as_options_are_not_shared():
+    """Changing them later changes no definition."""
+    tags, layers, reducers = ["t"], [layer], {"k": max}
+    made = Stage("s", tags=tags, use=layers), pipeline(tags=tags, use=layers), parallel(tags=tags, merge=reducers)
+    tags.append("late")
+    layers.append(layer)
+    reducers["late"] = min
+    assert [set(unit.tags) for unit in made] == [{"t"}] * 3
+    assert made[0].use == made[1].use == (layer,)
+    assert dict(made[2].merge) == {"k": max}
+    with pytest.raises(TypeError):
+        made[2].merge["late"] = min
+
+
+# -- the algebra of >>
+
+
+A, B, C = Stage("a"), Stage("b"), Stage("c")
+
+
+def test_chaining_gives_a_pipeline_of_the_units():
+    """Of actions, stages, pipelines, groups, in every combination."""
+    units = [double, A, pipeline(B, name="p"), parallel(C)]
+    for left in units:
+        for right in units:
+            chained = left >> right
+            assert isinstance(chained, Pipeline)
+            assert list(chained) == [left, right]
+
+
+def test_chaining_is_associative():
+    """L1."""
+    assert (A >> B) >> C == A >> (B >> C) == pipeline(A, B, C)
+    nested = pipeline(A, name="p")
+    assert (nested >> B) >> C == nested >> (B >> C)
+
+
+@pytest.mark.parametrize(
+    "flow",
+    [pipeline(), A >> B, pipeline(A), pipeline(A, name="p"), pipeline(name="empty"), pipeline(use=[layer])],
+    ids=repr,
+)
+def test_the_empty_pipeline_is_the_unit(flow):
+    """L2, also for pipelines with options, and empty ones."""
+    assert pipeline() >> flow == flow >> pipeline() == flow
+
+
+def test_the_empty_pipeline_leaves_a_unit_alone():
+    """`pipeline() >> a` is the pipeline of `a`."""
+    for unit in (double, A, parallel(A)):
+        assert pipeline() >> unit == unit >> pipeline() == pipeline(unit)
+
+
+def test_a_pipeline_without_options_dissolves_into_the_one_it_joins():
+    """One with options stays a nested pipeline."""
+    inner = A >> B
+    named = pipeline(A, B, name="named")
+    assert list(inner >> C) == [A, B, C]
+    assert list(pipeline(inner, C)) == [A, B, C]
+    assert list(named >> C) == [named, C]
+    assert list(C >> pipeline(A, tags=["t"])) == [C, pipeline(A, tags=["t"])]
+
+
+def test_chaining_in_place_makes_a_new_pipeline():
+    """`>>=` is `>>`: no definition is changed."""
+    for unit in (double, A, A >> B, parallel(A)):
+        flow = unit
+        flow >>= C
+        assert flow == unit >> C
+        assert unit != flow
+
+
+@pytest.mark.parametrize("wrong", [3, "a", None, [A], plain, len, Shop, stream([A])], ids=repr)
+def test_what_is_no_unit_cannot_be_chained(wrong):
+    """From either side; the message says what to write."""
+    for unit in (double, A, A >> B, parallel(A)):
+        with pytest.raises(TypeError):
+            unit >> wrong
+        with pytest.raises(TypeError):
+            wrong >> unit
+    for make in (pipeline, parallel):
+        with pytest.raises(DefinitionError):
+            make(A, wrong)
+
+
+def test_a_plain_function_in_a_chain_is_told_to_become_an_action():
+    """The cure is in the message."""
+    with pytest.raises(DefinitionError, match="plain.*@action"):
+        A >> plain
+    with pytest.raises(DefinitionError, match="plain.*@action"):
+        plain >> A
+
+
+def test_a_template_must_be_called():
+    """In a chain from either side, a pipeline, a group."""
+    for make in (lambda: A >> greet, lambda: greet >> A, lambda: double >> greet, lambda: greet >> double,
+                 lambda: pipeline(greet), lambda: parallel(greet), lambda: greet >> greet):  # fmt: skip
+        with pytest.raises(DefinitionError, match=r"greet\(\.\.\.\)"):
+            make()
+
+
+# -- pipelines
+
+
+def test_a_pipeline_is_an_immutable_sequence():
+    """Length, iteration, membership, by position and name."""
+    flow = A >> B >> C
+    assert len(flow) == 3
+    assert list(flow) == [A, B, C]
+    assert (flow[0], flow[-1], flow["b"]) == (A, C, B)
+    assert B in flow
+    assert pipeline()
+    with pytest.raises(IndexError):
+        flow[3]
+
+
+def test_an_unknown_unit_is_a_key_error_that_lists_the_names():
+    """An ambiguous name is an error as well."""
+    flow = A >> B >> B >> parallel(C, name="group")
+    with pytest.raises(KeyError, match="'a'.*'b'.*'group'"):
+        flow["zzz"]
+    with pytest.raises(KeyError, match="'group'"):
+        flow["grupo"]
+    with pytest.raises(KeyError, match="2 units"):
+        flow["b"]
+    with pytest.raises(KeyError):
+        flow["b":]
+    with pytest.raises(TypeError):
+        flow[None]
+
+
+def test_slices_are_pipelines_with_the_end_excluded():
+    """By position and by name; options stay."""
+    flow = pipeline(A, B, C, name="p", tags=["t"])
+    assert flow["b":] == pipeline(B, C, name="p", tags=["t"])
+    assert flow[:"b"] == pipeline(A, name="p", tags=["t"])
+    assert flow["a":"c"] == flow[0:2] == pipeline(A, B, name="p", tags=["t"])
+    assert flow[:] == flow
+    assert (A >> B >> C)[::2] == A >> C
+    with pytest.raises(KeyError):
+        flow["zzz":]
+
+
+def test_a_bare_action_can_be_found_by_name():
+    """It is itself, in the sequence."""
+    flow = double >> A
+    assert flow["double"] is double
+    assert flow["double":] == flow
+
+
+def test_only_keeps_what_the_selectors_name():
+    """Stages, actions, tags, templates; from nested pipelines and groups, too."""
+    a, b = step([], "x"), step([], "y", tags=["etl"])
+    s, t = Stage("s", [a, b]), Stage("t", [a], tags=["etl"])
+    flow = pipeline(s, t, greet("you"), double)
+    assert flow.only("s") == pipeline(s)
+    assert flow.only("s/x") == pipeline(Stage("s", [a]))
+    assert flow.only("tag:etl") == pipeline(Stage("s", [b]), t)
+    assert flow.only("greet") == pipeline(greet("you"))
+    assert flow.only("greet[you]", "double") == pipeline(greet("you"), double)
+    assert flow.only("double/double") == pipeline(double)
+    assert flow.only("nothing") == pipeline()
+    nested = pipeline(pipeline(s, t, name="inner"), parallel(s, t))
+    assert nested.only("t") == pipeline(pipeline(t, name="inner"), parallel(t))
+    assert nested.only("inner") == pipeline(pipeline(s, t, name="inner"))
+
+
+def test_without_removes_what_the_selectors_name():
+    """The rest stays as it is."""
+    a, b = step([], "x"), step([], "y", tags=["slow"])
+    s, t = Stage("s", [a, b], data={"k": 1}), Stage("t", [b])
+    flow = pipeline(s, t, double, name="p")
+    assert flow.without("t", "tag:slow") == pipeline(Stage("s", [a], data={"k": 1}), double, name="p")
+    assert flow.without("s/x") == pipeline(Stage("s", [b], data={"k": 1}), t, double, name="p")
+    assert flow.without("double") == pipeline(s, t, name="p")
+    assert flow.without("nothing") == flow
+    assert flow.without() == flow
+    nested = pipeline(pipeline(s, t, name="inner"), parallel(s, t))
+    assert nested.without("s", "inner/x") == pipeline(pipeline(t, name="inner"), parallel(t))
+
+
+def test_what_is_left_of_a_stage_of_a_template_is_still_of_that_template(run):
+    """Its name selects it."""
+
+    @stage
+    def two(number):
+        @action
+        def first():
+            pass
+
+        @action
+        def second():
+            pass
+
+    finished = run(pipeline(two(1)).without("two/first"), skip=["two"])
+    assert [record.status.value for record in finished.stages] == ["skipped"]
+
+
+@pytest.mark.parametrize("wrong", ["", 3, None])
+def test_selectors_are_checked(wrong):
+    """They are non-empty strings."""
+    with pytest.raises(DefinitionError):
+        (A >> B).only(wrong)
+    with pytest.raises(DefinitionError):
+        (A >> B).without(wrong)
+
+
+def test_a_pipeline_has_options_of_its_own():
+    """Name, title, tags, description, middleware."""
+    flow = pipeline(A, name="p", title="The P", tags=["t"], description="Why.", use=[layer], use_stages=[layer], use_actions=[layer])
+    assert (flow.name, flow.title, flow.description, flow.tags) == ("p", "The P", "Why.", {"t"})
+    assert flow.use == flow.use_stages == flow.use_actions == (layer,)
+    assert flow.with_options(name="q") == pipeline(
+        A, name="q", title="The P", tags=["t"], description="Why.", use=[layer], use_stages=[layer], use_actions=[layer]
+    )
+    assert pipeline().title
+    assert pipeline(A) != pipeline(A, name="p")
+    assert hash(pipeline(A, name="p")) == hash(pipeline(A, name="p"))
+
+
+# -- parallel groups
+
+
+def test_a_group_is_a_sequence_of_branches():
+    """A plain pipeline in it is one branch."""
+    group = parallel(A, B >> C, name="g", limit=2, merge={"k": max}, tags=["t"])
+    assert isinstance(group, Parallel)
+    assert list(group) == [A, B >> C]
+    assert (len(group), group[0], group["a"]) == (2, A, A)
+    assert (group.name, group.limit, dict(group.merge), group.tags) == ("g", 2, {"k": max}, {"t"})
+    with pytest.raises(KeyError, match="'a'"):
+        group["zzz"]
+
+
+def test_groups_are_equal_by_branches_and_options():
+    """And hashable."""
+    assert parallel(A, B) == parallel(A, B)
+    assert hash(parallel(A, B, merge={"k": max})) == hash(parallel(A, B, merge={"k": max}))
+    for other in (parallel(B, A), parallel(A, B, limit=1), parallel(A, B, name="g"), parallel(A, B, merge={"k": max}), A >> B):
+        assert parallel(A, B) != other
+    assert parallel(A).with_options(limit=3).limit == 3
+
+
+def test_keys_to_merge_may_be_typed():
+    """They are known by name."""
+    assert list(parallel(merge={Key("n", int): max}).merge) == ["n"]
+    with pytest.raises(StoreTypeError):
+        parallel(merge={"": max})
+
+
+# -- streams
+
+
+def test_a_stream_is_a_value_of_its_source():
+    """With a name for messages."""
+
+    def source():
+        return []
+
+    made = stream(source)
+    assert isinstance(made, Stream)
+    assert "source" in made.name
+    assert "source" in repr(made)
+    assert "list" in repr(stream([])) or "[]" in repr(stream([]))
+
+
+# -- pickling
+
+
+@pytest.mark.parametrize(
+    "definition",
+    [
+        double, add, ALIAS, BOUND, CHANGED, BOTH, BUILTIN, counting, counting["second"], greet("you"),
+        greet("you", loud=True), greet("you")["hello"], counting.with_options(name="renamed"),
+        greet("you").with_options(name="renamed").with_options(tags=["t"]), counting["first"].with_options(name="x"),
+        Stage("s", [double, BOUND], tags=["t"], data={"k": [1]}, use=[layer], title="T", description="D"), FLOW,
+        pipeline(double, name="p", use=[layer], tags=["t"]), parallel(double, limit=2, merge={"k": max}),
+        Shop.total, Shop.brand, Shop.motto, Shop.cheap,
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_what_is_importable_pickles_and_comes_back_equal(definition):
+    """By reference, with every protocol."""
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        found = pickle.loads(pickle.dumps(definition, protocol))
+        assert found == definition
+        assert type(found) is type(definition)
+        assert hash(found) == hash(definition)
+        assert found.name == definition.name
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda shop: shop.total,
+        lambda shop: shop.cheap,
+        lambda shop: shop.total.bind(n=2),
+        lambda shop: shop.total.with_options(name="x", tags=["t"]),
+        lambda shop: shop.cheap.bind(n=2).with_options(tags=["t"]),
+        lambda shop: shop.brand,
+        lambda shop: shop.motto,
+        lambda shop: shop.later,
+    ],
+)
+def test_an_action_of_an_object_pickles_with_the_object(make):
+    """It is the same action of the object that comes back."""
+    shop = Shop(3)
+    found_shop, found = pickle.loads(pickle.dumps((shop, make(shop))))
+    assert found == make(found_shop)
+    assert (found.name, found.tags) == (make(shop).name, make(shop).tags)
+
+
+def test_what_is_importable_pickles_by_reference():
+    """It comes back as the object itself, and no code is in the pickle."""
+    assert pickle.loads(pickle.dumps(double)) is double
+    assert pickle.loads(pickle.dumps(counting)) is counting
+    assert pickle.loads(pickle.dumps(greet)) is greet
+    assert pickle.loads(pickle.dumps(counting["first"])) is counting["first"]
+    assert len(pickle.dumps(counting)) < 200
+
+
+def test_what_has_been_pickled_still_runs(run):
+    """With the same result."""
+    inputs = {"x": 1}
+    assert dict(run(pickle.loads(pickle.dumps(FLOW)), inputs).store) == dict(run(FLOW, inputs).store)
+
+
+def test_an_object_that_can_be_pickled_carries_its_action():
+    """By value."""
+    for definition, expected in ((OBJECT, 2), (PARTIAL.with_options(name="object"), 3)):
+        found = pickle.loads(pickle.dumps(definition))
+        assert (found.name, found.tags) == ("object", frozenset())
+        assert (found(1) if definition is OBJECT else found()) == expected
+
+
+def test_a_stream_of_a_function_pickles():
+    """With its arguments."""
+    found = pickle.loads(pickle.dumps(stream(plain, 3)))
+    assert (found.source, found.args) == (plain, (3,))
+
+
+def local_function():
+    @action
+    def local():
+        pass
+
+    return local
+
+
+def local_stage():
+    @stage
+    def local():
+        @action
+        def act():
+            pass
+
+    return local
+
+
+def local_template():
+    @stage
+    def local(n):
+        @action
+        def act():
+            pass
+
+    return local
+
+
+@action
+def shadowed():
+    pass
+
+
+ORIGINAL, shadowed = shadowed, None
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "reason"),
+    [
+        (local_function, "local", "inside a function"),
+        (lambda: local_function().bind(), "local", "inside a function"),
+        (lambda: local_function().with_options(name="renamed"), "local", "inside a function"),
+        (local_stage, "local", "inside a function"),
+        (lambda: local_stage()["act"], "act", "inside a function"),
+        (local_template, "local", "inside a function"),
+        (lambda: local_template()(1), "local", "inside a function"),
+        (lambda: local_template()(1)["act"], "local", "inside a function"),
+        (lambda: pipeline(A, local_stage()), "local", "inside a function"),
+        (lambda: action(name="x")(lambda: 1), "x", "lambda"),
+        (lambda: ORIGINAL, "shadowed", "another object"),
+        (lambda: action(types.FunctionType(plain.__code__, globals(), "gone")), "plain", "another object|imported"),
+    ],
+)
+def test_what_cannot_be_referenced_says_so_when_it_is_pickled(make, name, reason):
+    """Not before; the message names the object and the reason."""
+    definition = make()
+    with pytest.raises(UnreferencedError, match=reason) as caught:
+        pickle.dumps(definition)
+    assert name in str(caught.value)
+
+
+def test_what_is_gone_from_its_module_cannot_be_referenced():
+    """The message says that it cannot be imported."""
+    made = types.FunctionType(plain.__code__, {"__name__": __name__}, "gone")
+    made.__qualname__ = "gone"
+    with pytest.raises(UnreferencedError, match="cannot be imported"):
+        pickle.dumps(action(made))
+
+
+# -- no run changes a definition (L3)
+
+
+def test_no_run_changes_a_definition(run):
+    """Whatever happens in it: the same pipeline runs again in the same way."""
+
+    @action
+    def wild(ctx: Context, xs):
+        xs.append(1)
+        ctx.store["k"] = 2
+        ctx.insert(one([], "D"), double.bind(n=1))
+        ctx.disable("end")
+        return [greet("you")]
+
+    flow = pipeline(
+        Stage("s", [wild], data={"xs": [], "k": 1}, use=[provide(v=1)]), parallel(counting, A), Stage("end"), name="p"
+    )
+    before = repr(flow), hash(flow), copy.deepcopy(flow), [unit.name for unit in flow], flow["s"].data
+    first, second = run(flow), run(flow)
+    assert (repr(flow), hash(flow), flow, [unit.name for unit in flow], flow["s"].data) == before
+    assert dict(first.store) == dict(second.store)
+    assert names(first) == names(second) == ["s", "D", "greet[you]", "counting", "a", "end"]
+
+
+def test_the_front_door_is_a_list():
+    """`flowdeco` exports exactly what the design says."""
+    expected = """action stage pipeline parallel stream Action Stage StageTemplate Pipeline Parallel Context Store Key Run
+        Status Bail Suspend Sleep __version__""".split()
+    assert sorted(flowdeco.__all__) == sorted(expected)
+    assert all(hasattr(flowdeco, name) for name in expected)
+
+
+def test_middleware_is_part_of_the_value():
+    """Two stages with different middleware are different."""
+    log = []
+    assert Stage("s", use=[around(log, "m")]) != Stage("s", use=[around(log, "m")])

@@ -1,0 +1,102 @@
+"""One hierarchy of errors, by whose fault it is; and the signals, which are no errors."""
+
+import inspect
+import pickle
+
+import pytest
+
+from flowdeco import Bail, Suspend, errors
+from flowdeco.errors import (
+    ActionTimeout,
+    DefinitionError,
+    EmptyStageError,
+    FlowdecoError,
+    MiddlewareError,
+    MissingInputError,
+    ReturnValueError,
+    RunError,
+    StoreKeyError,
+    StoreTypeError,
+    UnreferencedError,
+    WiringError,
+    WriteConflictError,
+    suggestion,
+)
+
+
+@pytest.mark.parametrize("error", [EmptyStageError, UnreferencedError, WiringError])
+def test_what_is_wrong_before_a_run_is_a_definition_error(error):
+    """And a `TypeError`, as a wrong call is."""
+    assert issubclass(error, DefinitionError)
+    assert issubclass(error, TypeError)
+    assert not issubclass(error, RunError)
+
+
+@pytest.mark.parametrize(
+    ("error", "builtin"),
+    [
+        (MissingInputError, LookupError),
+        (ReturnValueError, TypeError),
+        (MiddlewareError, Exception),
+        (StoreKeyError, KeyError),
+        (StoreTypeError, TypeError),
+        (WriteConflictError, Exception),
+        (ActionTimeout, TimeoutError),
+    ],
+)
+def test_what_goes_wrong_in_a_run_is_a_run_error(error, builtin):
+    """And the builtin that one would expect."""
+    assert issubclass(error, RunError)
+    assert issubclass(error, builtin)
+    assert not issubclass(error, DefinitionError)
+
+
+def test_every_error_is_in_one_hierarchy():
+    """Every name that the module exports."""
+    for name in errors.__all__:
+        exported = getattr(errors, name)
+        assert inspect.isclass(exported)
+        assert issubclass(exported, (FlowdecoError, Bail, Suspend)) or not issubclass(exported, Exception)
+        assert exported.__doc__
+
+
+@pytest.mark.parametrize("signal", [Bail, Suspend])
+def test_signals_are_no_exceptions_that_one_catches_by_accident(signal):
+    """They derive from `BaseException`, and have a reason."""
+    assert issubclass(signal, BaseException)
+    assert not issubclass(signal, Exception)
+    assert signal("why").reason == str(signal("why")) == "why"
+    assert signal().reason == ""
+    assert pickle.loads(pickle.dumps(signal("why"))).reason == "why"
+
+
+def test_a_wiring_error_has_its_problems():
+    """None, where it was made without."""
+    assert WiringError("message").problems == ()
+    assert WiringError("message", iter([1, 2])).problems == (1, 2)
+
+
+def test_a_store_key_error_reads_like_a_sentence():
+    """A plain `KeyError` shows the repr of its argument."""
+    assert str(StoreKeyError("no key 'a'")) == "no key 'a'"
+    assert str(StoreKeyError()) == ""
+
+
+@pytest.mark.parametrize("error", [getattr(errors, name) for name in errors.__all__])
+def test_errors_pickle(error):
+    """They may have to travel from another process."""
+    found = pickle.loads(pickle.dumps(error("what happened")))
+    assert type(found) is error
+    assert str(found) == "what happened"
+
+
+def test_a_suggestion_names_what_was_probably_meant():
+    """Or what else there is, up to a point."""
+    assert "'title'" in suggestion("titel", ["title", "other"])
+    assert "'a'" in suggestion("zzz", ["b", "a", "a"])
+    assert "'b'" in suggestion("zzz", ["b", "a"])
+    many = suggestion("zzz", [f"k{number:03}" for number in range(100)])
+    assert "k000" in many
+    assert "k099" not in many
+    assert "…" in many
+    assert suggestion("zzz", [])

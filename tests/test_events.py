@@ -1,0 +1,207 @@
+"""What observers receive: frozen events, in the order in which things happen."""
+
+import asyncio
+import logging
+
+import pytest
+
+from flowdeco import Bail, Context, Stage, action, events, parallel, pipeline, stream
+from flowdeco.events import (
+    ActionFinished,
+    ActionStarted,
+    Message,
+    Progress,
+    RunFinished,
+    RunStarted,
+    StageFinished,
+    StageStarted,
+    UnitsInserted,
+)
+from support import again, failing, flaky, one, step, swallow
+
+
+def seen(run, flow, **options):
+    """The events of a run."""
+    found = []
+    run(flow, observers=[found.append], **options)
+    return found
+
+
+def shortly(found):
+    """Kind, names and status of events."""
+    return [(type(event).__name__, *(getattr(event, name, None) for name in ("stage", "action", "status"))) for event in found]
+
+
+def test_a_run_tells_when_it_its_stages_and_actions_begin_and_end(run):
+    """In the order in which it happens."""
+    flow = pipeline(Stage("s", [step([], "a"), step([], "b")]), name="p")
+    assert shortly(seen(run, flow)) == [
+        ("RunStarted", None, None, None),
+        ("StageStarted", "s", None, None),
+        ("ActionStarted", "s", "a", None),
+        ("ActionFinished", "s", "a", "completed"),
+        ("ActionStarted", "s", "b", None),
+        ("ActionFinished", "s", "b", "completed"),
+        ("StageFinished", "s", None, "completed"),
+        ("RunFinished", None, None, "completed"),
+    ]
+
+
+def test_events_say_what_they_are_of(run):
+    """Run, pipeline, stage, action by name; who inserted it; error and time."""
+    error = ValueError("no")
+    flow = pipeline(one([], "a", lambda: [one([], "D"), step([], "x")]), failing([], "f", error), name="p")
+    found = seen(run, flow, run_id="run-1", check=False)
+    assert {event.run_id for event in found} == {"run-1"}
+    assert found[0] == RunStarted("run-1", "p")
+    assert UnitsInserted("run-1", "a", "a", ("D", "x")) in found
+    assert StageStarted("run-1", "D", "a/a") in found
+    assert StageStarted("run-1", "a", None) in found
+    assert ActionStarted("run-1", "a", "x", "a/a") in found
+    last = found[-1]
+    assert isinstance(last, RunFinished)
+    assert (last.pipeline, last.status, last.error) == ("p", "failed", error)
+    ends = [event for event in found if isinstance(event, (ActionFinished, StageFinished, RunFinished))]
+    assert all(event.elapsed >= 0 for event in ends)
+    assert [event.error for event in ends if event.status == "failed"] == [error] * 3
+
+
+def test_every_kind_of_end_is_told(run):
+    """Skipped, recovered, bailed."""
+    flow = Stage("skipped") >> Stage("s", [failing([], "f", ValueError(), use=[swallow])]) >> failing([], "b", Bail("enough"))
+    found = seen(run, flow, skip=["skipped"])
+    assert [(e.stage, e.status) for e in found if isinstance(e, StageFinished)] == [
+        ("skipped", "skipped"),
+        ("s", "completed"),
+        ("b", "bailed"),
+    ]
+    assert [(e.action, e.status) for e in found if isinstance(e, ActionFinished)] == [("f", "failed"), ("b", "bailed")]
+    assert found[-1].status == "bailed"
+
+
+def test_a_retried_action_begins_and_ends_once(run):
+    """Attempts are its own business."""
+    found = seen(run, flaky([], "f", 2, use=[again(3)]))
+    assert [type(e) for e in found if getattr(e, "action", None)] == [ActionStarted, ActionFinished]
+
+
+def test_messages_come_at_once(run):
+    """Between the begin and the end of the action."""
+
+    @action
+    def tells(ctx: Context):
+        ctx.emit("kind", number=3)
+        ctx.progress(1, 2)
+
+    kinds = [type(event) for event in seen(run, tells)]
+    begin, end = kinds.index(ActionStarted), kinds.index(ActionFinished)
+    assert kinds[begin + 1 : end] == [Message, Progress]
+
+
+@pytest.mark.parametrize("name", [name for name in events.__all__ if name != "Event"])
+def test_events_are_frozen(name):
+    """Nobody can change what another observer sees."""
+    kind = getattr(events, name)
+    event = kind(*(None for _ in kind._fields))
+    with pytest.raises(AttributeError):
+        event.run_id = "other"
+    assert event == kind(*event)
+
+
+def test_streams_and_pipelines_are_inserted_by_name(run):
+    """As the action gave them."""
+    units = [pipeline(Stage("x"), name="inner"), stream([Stage("y")]), parallel(Stage("z"), name="group")]
+    (inserted,) = [e for e in seen(run, step([], "a", lambda: units)) if isinstance(e, UnitsInserted)]
+    assert inserted.units[0] == "inner"
+    assert inserted.units[2] == "group"
+    assert len(inserted.units) == 3
+
+
+def test_an_observer_that_raises_is_logged_and_dropped(run, caplog):
+    """The run goes on, and so do the other observers."""
+    calls, found = [], []
+
+    def broken(event):
+        calls.append(event)
+        raise ValueError("my mistake")
+
+    with caplog.at_level(logging.ERROR, "flowdeco.run"):
+        finished = run(one([], "a"), observers=[broken, found.append])
+    assert finished.status == "completed"
+    assert len(calls) == 1
+    assert len(found) == 6
+    (record,) = caplog.records
+    assert record.name == "flowdeco.run"
+    assert "broken" in record.getMessage()
+    assert "my mistake" in str(record.exc_info[1])
+
+
+def test_an_observer_is_dropped_for_this_run_only(run):
+    """In the next one it may try again."""
+    calls = []
+
+    def broken(event):
+        calls.append(event)
+        raise ValueError
+
+    run(one([], "a"), observers=[broken])
+    run(one([], "a"), observers=[broken])
+    assert len(calls) == 2
+
+
+def test_an_observer_that_raises_in_a_message_does_not_disturb_the_action(run):
+    """It never learns of it."""
+
+    def broken(event):
+        if isinstance(event, Message):
+            raise ValueError
+
+    @action
+    def tells(ctx: Context):
+        ctx.emit("kind")
+        return "fine"
+
+    assert run(tells, observers=[broken])["tells"] == "fine"
+
+
+def test_observers_are_called_in_their_order(run):
+    """One event after the other."""
+    log = []
+    run(Stage("s"), observers=[lambda e: log.append(("first", type(e))), lambda e: log.append(("second", type(e)))])
+    assert log[:4] == [("first", RunStarted), ("second", RunStarted), ("first", StageStarted), ("second", StageStarted)]
+
+
+def test_events_of_branches_are_all_there(run):
+    """They may interleave."""
+    found = seen(run, parallel(one([], "a"), one([], "b")))
+    for name in "ab":
+        mine = [type(event) for event in found if getattr(event, "stage", None) == name]
+        assert mine == [StageStarted, ActionStarted, ActionFinished, StageFinished]
+
+
+def test_a_cancelled_run_tells_its_end():
+    """With its status."""
+    found = []
+
+    @action
+    async def waits():
+        await asyncio.sleep(10)
+
+    async def cancelled():
+        task = asyncio.create_task(waits.arun(observers=[found.append]))
+        await asyncio.sleep(0.02)
+        task.cancel()
+        await task
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(cancelled())
+    assert (type(found[-1]), found[-1].status) == (RunFinished, "cancelled")
+    assert [e.status for e in found if isinstance(e, (ActionFinished, StageFinished))] == ["cancelled", "cancelled"]
+
+
+def test_what_is_skipped_tells_that_it_is_over(run):
+    """A stage never began; an action of a running stage is skipped as well."""
+    found = seen(run, Stage("s") >> Stage("t", [step([], "a"), step([], "b")]), skip=["s", "t/a"])
+    assert [(e.stage, e.status) for e in found if isinstance(e, StageFinished)] == [("s", "skipped"), ("t", "completed")]
+    assert [e.stage for e in found if isinstance(e, StageStarted)] == ["t"]
+    assert ("a", "skipped") in [(e.action, e.status) for e in found if isinstance(e, ActionFinished)]

@@ -1,0 +1,491 @@
+"""The shared state of a run: typed keys, the store, and the record of what changed in it."""
+
+import copy
+import pickle
+from collections.abc import MutableMapping
+from typing import Annotated, Any, Generic, Literal, Optional, Protocol, TypeVar, Union, runtime_checkable
+
+import pytest
+
+from flowdeco import Context, Key, Stage, Store, action
+from flowdeco.errors import StoreKeyError, StoreTypeError
+from flowdeco.store import MISSING, Delta, View, key_name
+from support import step
+
+T = TypeVar("T")
+
+
+class Named(Protocol):
+    name: str
+
+
+@runtime_checkable
+class Closeable(Protocol):
+    def close(self): ...
+
+
+class Box(Generic[T]):
+    pass
+
+
+class Opened:
+    def close(self):
+        pass
+
+
+# -- keys
+
+
+def test_a_key_has_a_name_and_a_type():
+    """It is a value: equal, hashable, immutable, with a repr, picklable."""
+    key = Key("user.id", int)
+    assert (key.name, key.type) == ("user.id", int)
+    assert key == Key("user.id", int)
+    assert hash(key) == hash(Key("user.id", int))
+    assert key != Key("user.id", str)
+    assert key != Key("user", int)
+    assert key != "user.id"
+    assert repr(key) == "Key('user.id', int)"
+    assert repr(Key("xs", list[int])) == "Key('xs', list[int])"
+    assert repr(Key("any")) == "Key('any')"
+    assert pickle.loads(pickle.dumps(key)) == copy.deepcopy(key) == key
+    with pytest.raises(AttributeError, match="immutable"):
+        key.name = "other"
+
+
+@pytest.mark.parametrize("wrong", ["", 3, None, b"k", ("k",)])
+def test_keys_are_non_empty_strings(wrong):
+    """For `Key`, and for every way to write and read."""
+    store = Store({"k": 1})
+    for use in (
+        lambda: Key(wrong, int),
+        lambda: Store({wrong: 1}),
+        lambda: store.__setitem__(wrong, 1),
+        lambda: store.append(wrong, 1),
+        lambda: store.update({wrong: 1}),
+        lambda: store[wrong],
+        lambda: store.__delitem__(wrong),
+        lambda: key_name(wrong),
+    ):
+        with pytest.raises(StoreTypeError, match="non-empty string"):
+            use()
+    assert dict(store) == {"k": 1}
+
+
+@pytest.mark.parametrize(
+    ("declared", "right", "wrong"),
+    [
+        (int, [3, True], ["3", 3.0, None]),
+        (float, [3.0, 3], ["3", 3j]),
+        (complex, [3j, 3.0, 3], ["3"]),
+        (str, ["", "a"], [b"a", 3]),
+        (bool, [True], [1]),
+        (None, [None], [0]),
+        (list[int], [[], ["unchecked"]], [(1,), "ab"]),
+        (dict[str, int], [{}], [[]]),
+        (int | None, [3, None], ["3"]),
+        (Optional[int], [3, None], ["3"]),
+        (Union[int, list[str]], [3, []], ["3"]),
+        (float | None, [3, None], ["3"]),
+        (Annotated[int, "metadata"], [3], ["3"]),
+        (Box[int], [Box()], [3]),
+        (object, [3, None], []),
+        (Any, [3, None, "x"], []),
+        (int | Any, [3, "x"], []),
+        (Literal["a"], ["a", "unchecked"], []),
+        (T, [3], []),
+        (Named, ["unchecked"], []),
+        (Closeable, [Opened()], [3]),
+        ("int", [3, "unchecked"], []),
+    ],
+    ids=repr,
+)
+def test_the_type_of_a_key_is_checked_when_it_is_written_and_read(declared, right, wrong):
+    """Of a generic type the origin, of a union its members; what cannot be checked is not."""
+    key = Key("k", declared)
+    for value in right:
+        store = Store()
+        store[key] = value
+        assert store[key] is value
+        assert store.get(key) is value
+    for value in wrong:
+        with pytest.raises(StoreTypeError, match="'k'"):
+            Store()[key] = value
+        with pytest.raises(StoreTypeError, match="'k'"):
+            Store({"k": value})[key]
+        with pytest.raises(StoreTypeError, match="'k'"):
+            Store({key: value})
+
+
+def test_an_untyped_key_is_a_name():
+    """Everything is of its type."""
+    store = Store({Key("k"): 3})
+    assert store[Key("k")] == store["k"] == 3
+
+
+def test_the_error_names_key_expected_and_found():
+    """And shows the value, shortened."""
+    with pytest.raises(StoreTypeError, match=r"'user\.id'.*int.*str.*'x+…") as caught:
+        Store()[Key("user.id", int)] = "x" * 1000
+    assert len(str(caught.value)) < 200
+    assert isinstance(caught.value, TypeError)
+
+
+# -- the store is a mapping
+
+
+def test_a_store_is_a_mutable_mapping():
+    """With everything that comes with it."""
+    store = Store({"a": 1})
+    store["b.c"] = 2
+    store.update(d=3)
+    assert isinstance(store, MutableMapping)
+    assert (dict(store), len(store), list(store), "a" in store, "x" in store) == (
+        {"a": 1, "b.c": 2, "d": 3}, 3, ["a", "b.c", "d"], True, False,
+    )  # fmt: skip
+    assert (store.get("a"), store.get("x"), store.get("x", 5), store.setdefault("a", 9), store.pop("d")) == (1, None, 5, 1, 3)
+    assert store == {"a": 1, "b.c": 2}
+    del store["a"]
+    assert list(store.items()) == [("b.c", 2)]
+    store.clear()
+    assert dict(store) == {}
+    assert dict(Store()) == dict(Store(None)) == {}
+
+
+def test_typed_keys_are_names_of_the_same_values():
+    """In every way to read and write."""
+    number = Key("n", int)
+    store = Store({number: 1})
+    assert (store["n"], store[number], number in store, store.get(number)) == (1, 1, True, 1)
+    assert (store.get(Key("x", int)), store.get(Key("x", int), 5)) == (None, 5)
+    store[number] = 2
+    assert store.pop(number) == 2
+    store["n"] = 3
+    del store[number]
+    assert number not in store
+
+
+def test_a_missing_key_is_a_key_error_with_close_matches():
+    """`StoreKeyError` reads like a sentence."""
+    store = Store({"report.title": 1, "other": 2})
+    for read in (lambda: store["report.titel"], lambda: store[Key("report.titel", str)], lambda: store.__delitem__("report.titel")):
+        with pytest.raises(StoreKeyError, match=r"'report\.titel'.*'report\.title'") as caught:
+            read()
+        assert isinstance(caught.value, KeyError)
+        assert not str(caught.value).startswith('"')
+
+
+def test_a_store_has_a_repr():
+    """With what is in it."""
+    assert repr(Store({"a": 1})) == "Store({'a': 1})"
+
+
+def test_values_are_taken_by_reference():
+    """The mapping they came in is not."""
+    value, given = [1], {}
+    given["k"] = value
+    store = Store(given)
+    store["other"] = 2
+    assert store["k"] is value
+    assert list(given) == ["k"]
+
+
+# -- append
+
+
+def test_append_makes_the_list_and_adds_to_it():
+    """It is the imperative form of `collect`."""
+    store = Store()
+    store.append("xs", 1)
+    store.append("xs", 2)
+    assert store["xs"] == [1, 2]
+
+
+def test_append_copies_a_list_that_came_from_outside():
+    """Once: then it is the store's own."""
+    given = [1]
+    store = Store({"xs": given})
+    store.append("xs", 2)
+    own = store["xs"]
+    store.append("xs", 3)
+    assert (given, store["xs"]) == ([1], [1, 2, 3])
+    assert store["xs"] is own
+    store["xs"] = given
+    store.append("xs", 4)
+    assert (given, store["xs"]) == ([1], [1, 4])
+
+
+@pytest.mark.parametrize("value", ["text", 3, None, (1,), {"k": 1}])
+def test_append_to_what_is_no_list_is_an_error(value):
+    """It names the key and what it holds."""
+    store = Store({"k": value})
+    with pytest.raises(StoreTypeError, match=f"'k'.*{type(value).__name__}"):
+        store.append("k", 1)
+    assert store["k"] == value
+
+
+def test_append_checks_a_typed_key():
+    """Of `list[int]` the list; of what is no list, that."""
+    store = Store()
+    store.append(Key("xs", list[int]), 1)
+    store.append(Key("any"), 1)
+    assert dict(store) == {"xs": [1], "any": [1]}
+    with pytest.raises(StoreTypeError, match="'n'"):
+        store.append(Key("n", int), 1)
+
+
+def test_append_costs_the_same_however_long_the_list_is():
+    """The list is not copied each time."""
+    store = Store()
+    for number in range(3):
+        store.append("xs", number)
+    before = store["xs"]
+    view = View(store)
+    view.append("xs", 3)
+    store.apply(view.delta())
+    assert store["xs"] is before
+
+
+# -- logs: what a retry drops, and what branches and actions hand on
+
+
+def test_a_log_notes_what_was_there_before():
+    """Rolling back restores it: values, keys, lists."""
+    store = Store({"old": 1, "gone": 2, "xs": [1]})
+    store.append("ys", 1)
+    before = copy.deepcopy(dict(store))
+    log = store.begin()
+    store["old"] = "changed"
+    store["old"] = "changed again"
+    store["new"] = 1
+    del store["gone"]
+    store.append("xs", 2)
+    store.append("ys", 2)
+    store.append("ys", 3)
+    store.append("zs", 1)
+    store.end(log)
+    store.rollback(log)
+    assert dict(store) == before
+    store.append("ys", 9)
+    store.append("zs", 9)
+    assert (store["ys"], store["zs"]) == ([1, 9], [9])
+
+
+def test_a_rollback_may_keep_some_keys():
+    """What middleware itself wrote."""
+    store = Store({"a": 1})
+    log = store.begin()
+    store.update(a=2, b=2)
+    store.end(log)
+    store.rollback(log, keep={"b"})
+    assert dict(store) == {"a": 1, "b": 2}
+
+
+def test_logs_nest():
+    """What an inner one noted becomes part of the outer one."""
+    store = Store({"a": 0})
+    outer = store.begin()
+    store["a"] = 1
+    inner = store.begin()
+    store.update(a=2, b=2)
+    store.append("xs", 1)
+    store.end(inner)
+    store.append("xs", 2)
+    store.end(outer)
+    assert store.changes(outer) == Delta({"a": 2, "b": 2}, [], {"xs": [1, 2]})
+    store.rollback(outer)
+    assert dict(store) == {"a": 0}
+
+
+def test_an_inner_rollback_leaves_what_the_outer_log_covers():
+    """A failed attempt inside of one that goes on."""
+    store = Store()
+    outer = store.begin()
+    store.append("xs", 1)
+    inner = store.begin()
+    store.append("xs", 2)
+    store["k"] = 1
+    store.end(inner)
+    store.rollback(inner)
+    assert dict(store) == {"xs": [1]}
+    store.end(outer)
+    assert store.changes(outer).appends == {"xs": [1]}
+
+
+def test_a_log_that_is_closed_out_of_order_is_the_one_that_is_meant():
+    """A layer may close its own while another is open for it."""
+    store = Store()
+    first = store.begin()
+    store["a"] = 1
+    second = store.begin()
+    store["b"] = 1
+    store.end(first)
+    store["c"] = 1
+    store.end(second)
+    assert sorted(first) == ["a"]
+    assert sorted(second) == ["b", "c"]
+
+
+def test_changes_say_what_was_put_deleted_and_appended():
+    """The last word on each key counts."""
+    store = Store({"put": 0, "deleted": 0, "xs": [0], "replaced": [0], "back": 0})
+    log = store.begin()
+    store["put"] = 1
+    del store["deleted"]
+    store.append("xs", 1)
+    store.append("replaced", 1)
+    store["replaced"] = [9]
+    del store["back"]
+    store["back"] = 0
+    store["made and gone"] = 1
+    del store["made and gone"]
+    store.end(log)
+    assert store.changes(log) == Delta({"put": 1, "replaced": [9], "back": 0}, ["deleted"], {"xs": [1]})
+
+
+def test_a_fork_is_a_store_of_its_own():
+    """It starts with the same values; what it wrote can be applied elsewhere."""
+    store = Store({"a": 1, "xs": [1]})
+    store.append("xs", 2)
+    fork = store.fork()
+    fork["a"] = 2
+    fork.append("xs", 3)
+    del fork["a"]
+    store.append("xs", "later")
+    assert dict(fork) == {"xs": [1, 2, 3]}
+    assert dict(store) == {"a": 1, "xs": [1, 2, "later"]}
+    store.apply(fork.delta())
+    assert dict(store) == {"xs": [1, 2, "later", 3]}
+
+
+def test_applying_the_deletion_of_a_missing_key_is_nothing():
+    """It is gone already."""
+    store = Store()
+    store.apply(Delta({}, ["gone"], {}))
+    assert dict(store) == {}
+
+
+# -- views (L4)
+
+
+def test_a_view_reads_through_and_keeps_its_writes():
+    """Until they are applied."""
+    store = Store({"a": 1, "b": 2, "xs": [1]})
+    view = View(store)
+    view["a"] = 9
+    view["c"] = 3
+    del view["b"]
+    view.append("xs", 2)
+    assert dict(store) == {"a": 1, "b": 2, "xs": [1]}
+    assert dict(view) == {"a": 9, "c": 3, "xs": [1, 2]}
+    assert (len(view), "b" in view, "c" in view, "xs" in view, view.get("b")) == (3, False, True, True, None)
+    with pytest.raises(StoreKeyError):
+        view["b"]
+    with pytest.raises(StoreKeyError):
+        del view["b"]
+    store.apply(view.delta())
+    assert dict(store) == {"a": 9, "xs": [1, 2], "c": 3}
+
+
+def test_a_view_sees_what_it_appended_however_it_looks():
+    """By key, membership, iteration, length; then it may write there."""
+    for look in (lambda v: v["xs"], lambda v: v.get("xs"), lambda v: dict(v)["xs"], lambda v: (len(v), v["xs"])[1]):
+        store = Store({"xs": [1]})
+        view = View(store)
+        view.append("xs", 2)
+        view.append("xs", 3)
+        assert look(view) == [1, 2, 3]
+        view.append("xs", 4)
+        assert look(view) == [1, 2, 3, 4]
+        assert store["xs"] == [1]
+        assert view.delta().appends == {"xs": [2, 3, 4]}
+
+
+def test_writing_over_what_a_view_appended_is_a_write():
+    """And deleting it a deletion."""
+    view = View(Store({"xs": [1], "ys": [1]}))
+    view.append("xs", 2)
+    view["xs"] = "other"
+    view.append("ys", 2)
+    del view["ys"]
+    view.append("new", 1)
+    del view["new"]
+    delta = view.delta()
+    assert (delta.puts, delta.appends) == ({"xs": "other"}, {})
+    assert "ys" in delta.deletes
+    store = Store({"xs": [1], "ys": [1]})
+    store.apply(delta)
+    assert dict(store) == {"xs": "other"}
+
+
+def test_appending_in_a_view_to_what_it_wrote_there_copies_it():
+    """As anywhere."""
+    mine = [1]
+    view = View(Store())
+    view["xs"] = mine
+    view.append("xs", 2)
+    assert (mine, view["xs"]) == ([1], [1, 2])
+    assert view.delta().puts == {"xs": [1, 2]}
+
+
+def test_appending_in_a_view_to_what_is_no_list_is_an_error():
+    """At once."""
+    view = View(Store({"k": 3}))
+    with pytest.raises(StoreTypeError, match="'k'.*int"):
+        view.append("k", 1)
+    assert dict(view) == {"k": 3}
+
+
+def test_typed_keys_are_checked_in_a_view():
+    """When it is written, appended to, read, asked."""
+    number, numbers = Key("n", int), Key("xs", list[int])
+    view = View(Store({"n": "wrong"}))
+    with pytest.raises(StoreTypeError):
+        view[number]
+    with pytest.raises(StoreTypeError):
+        view[number] = "wrong"
+    view.append(numbers, 1)
+    assert numbers in view
+    assert view[numbers] == [1]
+
+
+def test_deleting_and_writing_again_in_a_view_is_a_write():
+    """The last word counts; it is where it was in the order."""
+    view = View(Store({"a": 1, "b": 2}))
+    del view["a"]
+    assert list(view) == ["b"]
+    view["a"] = 3
+    assert dict(view) == {"a": 3, "b": 2}
+    assert view.delta() == Delta({"a": 3}, [], {})
+
+
+# -- in a run
+
+
+def test_a_run_reads_its_store_by_name_and_by_typed_key(run):
+    """`run["key"]`."""
+    finished = run(Stage("s", [step([], "n", 3)]))
+    assert (finished["n"], finished[Key("n", int)]) == (3, 3)
+    with pytest.raises(StoreTypeError):
+        finished[Key("n", str)]
+    with pytest.raises(StoreKeyError, match="'m'"):
+        finished["m"]
+
+
+def test_many_actions_that_append_by_context_share_one_list(run):
+    """In order."""
+
+    def appends(number):
+        @action(name=f"a{number}")
+        def body(ctx: Context):
+            ctx.store.append("xs", number)
+
+        return body
+
+    assert run(Stage("s", [appends(n) for n in range(5)]))["xs"] == [0, 1, 2, 3, 4]
+
+
+def test_the_mark_for_nothing_has_a_repr_and_is_one_of_its_kind():
+    """Also after pickling."""
+    assert repr(MISSING) == "MISSING"
+    assert pickle.loads(pickle.dumps(MISSING)) is MISSING

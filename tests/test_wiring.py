@@ -1,0 +1,721 @@
+"""From parameters to keys: where parameters come from, and what is checked before anything runs."""
+
+import functools
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, NewType, Protocol, TypeVar
+
+import pytest
+
+from flowdeco import Action, Context, Key, Pipeline, Run, Stage, Store, action, parallel, pipeline, stage, stream
+from flowdeco.errors import DefinitionError, MissingInputError, StoreTypeError, WiringError
+from flowdeco.wiring import Problem, step_of, steps_of
+from support import around, names, one, provide, step, text_of
+
+if TYPE_CHECKING:
+    from nowhere import OnlyForTheTypeChecker  # noqa: F401
+
+T = TypeVar("T")
+N = Key("the.number", int)
+UserId = NewType("UserId", int)
+
+
+class Unknown:
+    pass
+
+
+class Named(Protocol):
+    name: str
+
+
+class Box(Generic[T]):
+    pass
+
+
+# -- where parameters come from
+
+
+def test_parameters_come_from_the_store_by_name(run):
+    """Of every kind of parameter."""
+
+    @action
+    def every(a, /, b, *, c):
+        return [a, b, c]
+
+    assert run(every, {"a": 1, "b": 2, "c": 3})["every"] == [1, 2, 3]
+
+
+def test_parameters_come_by_the_key_of_their_annotation(run):
+    """A string, or a typed key; the name of the parameter does not matter then."""
+
+    @action
+    def both(title: Annotated[str, "report.title"], number: Annotated[int, N], other: Annotated[int, "not", "k"] = 5):
+        return [title, number, other]
+
+    inputs = {"report.title": "T", "the.number": 3, "title": "wrong", "number": "wrong", "k": "wrong"}
+    assert run(both, inputs)["both"] == ["T", 3, 5]
+    assert run(both, {**inputs, "not": 6})["both"] == ["T", 3, 6]
+
+
+def test_annotations_without_a_key_are_like_none(run):
+    """Only strings and keys are keys."""
+
+    @action
+    def look(a: Annotated[int, 42], b: "Annotated[int, 'the.b']"):
+        return [a, b]
+
+    assert run(look, {"a": 1, "the.b": 2})["look"] == [1, 2]
+
+
+def test_a_typed_key_is_checked_when_the_parameter_is_read(run):
+    """`StoreTypeError` names key, expected, found."""
+
+    @action
+    def needs(number: Annotated[int, N]):
+        return number
+
+    with pytest.raises(StoreTypeError, match=r"'the\.number'.*int.*str"):
+        run(needs, {"the.number": "three"})
+
+
+def test_the_order_of_sources_is_bind_values_store_default(run):
+    """Each one wins over those behind it."""
+
+    @action
+    def look(k="default"):
+        return k
+
+    def seen(unit, inputs=None):
+        return run(unit, inputs).result
+
+    assert seen(look) == "default"
+    assert seen(look, {"k": "store"}) == "store"
+    assert seen(pipeline(look, use=[provide(k="value")]), {"k": "store"}) == "value"
+    assert seen(pipeline(look.bind(k="bound"), use=[provide(k="value")]), {"k": "store"}) == "bound"
+
+
+def test_values_are_found_by_key_and_by_name(run):
+    """Where both are given, by the key."""
+
+    @action
+    def look(title: Annotated[str, "report.title"] = "default"):
+        return title
+
+    assert run(Stage("s", [look], use=[provide(title="by name")])).result == "by name"
+
+    def by_key(call):
+        yield {"report.title": "by key", "title": "by name"}
+
+    assert run(Stage("s", [look], use=[by_key])).result == "by key"
+
+
+def test_a_default_of_none_is_a_default(run):
+    """And None in the store is a value."""
+
+    @action
+    def look(a=None, b=1):
+        return [a, b]
+
+    assert run(look)["look"] == [None, 1]
+    assert run(look, {"b": None})["look"] == [None, None]
+
+
+def test_var_parameters_receive_nothing(run):
+    """Whatever is in the store."""
+
+    @action
+    def look(a, *args, **kwargs):
+        return [a, args, kwargs]
+
+    assert run(look, {"a": 1, "args": 2, "kwargs": 3})["look"] == [1, (), {}]
+
+
+def test_a_default_between_parameters_that_are_given(run):
+    """Positional-only ones keep their places."""
+
+    @action
+    def look(a, b="default", /, c="other"):
+        return [a, b, c]
+
+    assert run(look, {"a": 1, "c": 3})["look"] == [1, "default", 3]
+
+
+def test_nothing_gives_a_missing_input(run):
+    """It names action, stage, parameter and close matches among the keys."""
+
+    @action
+    def writes(ctx: Context):
+        ctx.store["titel"] = 1
+
+    @action
+    def needs(title):
+        pass
+
+    with pytest.raises(MissingInputError, match=r"'needs' of stage 's' needs 'title'.*'titel'") as caught:
+        run(writes >> Stage("s", [needs]))
+    assert isinstance(caught.value, LookupError)
+    assert names(Run.of(caught.value)) == ["writes", "s"]
+
+
+def test_a_missing_input_names_the_key_too(run):
+    """Where it is another name than that of the parameter."""
+
+    @action
+    def needs(title: Annotated[str, "report.title"]):
+        pass
+
+    with pytest.raises(MissingInputError, match=r"'title'.*'report\.title'.*'report\.titles'"):
+        run(Stage("open", [step([], "x", None)], use=[around([], "m")]) >> needs, {"report.titles": 1})
+
+
+def test_values_of_middleware_are_among_the_close_matches(run):
+    """They could have been meant."""
+
+    @action
+    def needs(connection):
+        pass
+
+    with pytest.raises(MissingInputError, match="'conection'"):
+        run(Stage("s", [needs], use=[provide(conection=1)]))
+
+
+# -- annotations as strings
+
+
+def test_annotations_as_strings_work(run):
+    """With names of the module, of the builtins, of the closure, and names that nobody knows."""
+    key = "from.the.closure"
+
+    class Local:
+        pass
+
+    @action
+    def look(
+        a: "int",
+        b: "Annotated[int, N]",
+        c: "Annotated[Local, key]",
+        d: "Annotated[OnlyForTheTypeChecker, 'the.d']",
+        e: "nowhere.Thing | None",  # noqa: F821
+        f: "list[OnlyForTheTypeChecker] | None",
+        g: "OnlyForTheTypeChecker[int]",
+        h: "not even Python",  # noqa: F722
+        i: "Literal['x']",
+        j: "None | OnlyForTheTypeChecker",
+    ) -> "list[OnlyForTheTypeChecker]":
+        assert Local
+        assert key
+        return [a, b, c, d, e, f, g, h, i, j]
+
+    inputs = {"the.number": 2, "from.the.closure": 3, "the.d": 4}
+    finished = run(look, {**dict(zip("aefghij", [1, 5, 6, 7, 8, 9, 10], strict=True)), **inputs})
+    assert finished["look"] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+
+
+def test_a_name_of_the_closure_that_is_not_assigned_yet_is_unknown(run):
+    """It does no harm."""
+
+    @action
+    def look(a: "Annotated[later, 'the.a']"):
+        assert later
+        return a
+
+    finished = None
+    try:
+        finished = step_of(look)
+    finally:
+        later = int
+    assert [i.key for i in finished.inputs] == ["the.a"]
+    assert run(look, {"the.a": 1})["look"] == 1
+
+
+def test_an_unknown_name_cannot_be_called():
+    """It stands for a type only."""
+
+    @action
+    def look(a: "Annotated[OnlyForTheTypeChecker(3), 'the.a']"):  # noqa: F821
+        pass
+
+    assert [i.key for i in step_of(look).inputs] == ["a"]
+
+
+def test_string_return_annotations_are_understood():
+    """Names of units among the unknown ones, too."""
+
+    def supplied(annotation):
+        @action
+        def made():
+            pass
+
+        made.__wrapped__.__annotations__["return"] = annotation
+        return step_of(made).supplies
+
+    assert supplied("int") == ("made",)
+    assert supplied("Stage") == supplied("list[Stage]") == supplied("Stage | None") == ()
+    assert supplied("OnlyForTheTypeChecker") == ("made",)
+
+
+# -- what kinds of callables there are
+
+
+def decorated(function):
+    """A decorator that keeps the signature."""
+
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+class Adder:
+    """An object that can be called."""
+
+    def __call__(self, a, *, b: Annotated[int, "the.b"]):
+        return a + b
+
+    def method(self, a, b: Annotated[int, "the.b"]):
+        return a + b
+
+    @classmethod
+    def of_class(cls, a, b: Annotated[int, "the.b"]):
+        return a + b
+
+    @staticmethod
+    def static(a, b: Annotated[int, "the.b"]):
+        return a + b
+
+
+def plain(a, b: Annotated[int, "the.b"]):
+    return a + b
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        plain,
+        decorated(plain),
+        decorated(decorated(plain)),
+        functools.partial(plain),
+        functools.partial(decorated(plain)),
+        Adder(),
+        Adder().method,
+        Adder.of_class,
+        Adder.static,
+        functools.partial(Adder().method),
+        functools.partial(functools.partial(plain)),
+    ],
+    ids=repr,
+)
+def test_keys_are_found_through_every_kind_of_callable(run, function):
+    """Decorators that keep the signature, partials, objects, methods."""
+    assert run(action(name="add")(function), {"a": 1, "the.b": 2})["add"] == 3
+
+
+def test_parameters_that_a_partial_has_fixed_are_not_asked_for(run):
+    """By position, or by keyword (which is then a default)."""
+    assert run(action(name="x")(functools.partial(plain, 1)), {"the.b": 2})["x"] == 3
+    assert run(action(name="x")(functools.partial(plain, b=1)), {"a": 2})["x"] == 3
+
+
+def test_an_action_is_read_once():
+    """Its step is kept."""
+    look = step([], "a")
+    assert step_of(look) is step_of(look)
+    made = Stage("s", [look])
+    assert steps_of(made) is steps_of(made)
+
+
+# -- validate
+
+
+def problems(unit, inputs=()):
+    """What `validate` reports, in short."""
+    return [(p.stage, p.action, p.parameter, p.key, p.certain) for p in unit.validate(inputs)]
+
+
+def wants(*parameters, name="wants", returns=Any):
+    """An action with these parameters, which returns what it is annotated to."""
+    namespace = {}
+    exec(f"def wants({', '.join(parameters)}): pass", namespace)
+    function = namespace["wants"]
+    if returns is not Any:
+        function.__annotations__["return"] = returns
+    return action(name=name)(function)
+
+
+CLOSED = wants(name="closed", returns=None)
+"""An action that supplies nothing, and inserts nothing."""
+
+
+def test_a_parameter_that_nothing_can_supply_is_certain():
+    """The message names action, stage, parameter, and close matches."""
+    (problem,) = Stage("s", [wants("titel")]).validate({"title": 1})
+    assert problem[:5] == ("s", "wants", "titel", "titel", True)
+    assert isinstance(problem, Problem)
+    for name in ("'wants'", "'s'", "'titel'", "'title'"):
+        assert name in problem.message
+
+
+def test_nothing_is_reported_where_everything_fits():
+    """Inputs, results, collected lists, stage data, defaults, bound values, the context."""
+    flow = pipeline(
+        Stage("data", data={"d": 1}),
+        wants("i", returns=int, name="r"),
+        wants(name="u", returns=tuple[int, int]).with_options(returns=("u1", Key("u2", int))),
+        wants(name="c", returns=int).with_options(collect="cs"),
+        wants("d", "i", "r", "u1", "u2", "cs", "ctx", "b", "x=1", "*args", "**kwargs").bind(b=1),
+    )
+    assert problems(flow, ["i"]) == []
+    assert problems(flow, {"i": 1}) == []
+    assert problems(flow, Store({"i": 1})) == []
+    assert problems(flow, [Key("i", int)]) == []
+
+
+def test_inputs_are_names_or_a_mapping():
+    """A bare string is neither."""
+    with pytest.raises(TypeError, match=r"\['load'\]"):
+        Stage("s").validate("load")
+
+
+def test_only_what_comes_earlier_supplies_anything():
+    """In the order of evaluation."""
+    late = wants(name="k", returns=int)
+    assert problems(wants("k", returns=None) >> late) == [("wants", "wants", "k", "k", True)]
+    assert problems(late >> wants("k")) == []
+    assert problems(Stage("s", [wants("k", returns=None)]) >> Stage("t", data={"k": 1})) == [("s", "wants", "k", "k", True)]
+
+
+@pytest.mark.parametrize(
+    "opening",
+    [
+        wants(name="unannotated"),
+        wants(name="any", returns=Any).with_options(name="any"),
+        wants("ctx", returns=None, name="writes"),
+        wants(name="inserts", returns=Stage),
+        wants(name="inserts", returns=list[Action]),
+        wants(name="inserts", returns=Iterator[Pipeline]),
+        wants(name="inserts", returns=Stage | None),
+        wants(name="inserts", returns="Stage"),
+        wants(name="inserts", returns="Stage | None"),
+        wants(name="inserts", returns=object),
+        wants(name="inserts", returns=list),
+        wants(name="inserts", returns=T),
+        wants(name="inserts", returns=Annotated[Stage, "x"]),
+        wants(name="inserts", returns=type(stream([]))),
+        Stage("wrapped", use=[around([], "m")]),
+        Stage("wrapped", [CLOSED.with_options(use=[around([], "m")])]),
+        Stage("wrapped", [CLOSED], use_actions=[around([], "m")]),
+        pipeline(CLOSED, use=[around([], "m")]),
+        pipeline(CLOSED, use_stages=[around([], "m")]),
+        pipeline(CLOSED, use_actions=[around([], "m")]),
+        parallel(CLOSED, wants("ctx", returns=None)),
+    ],
+    ids=repr,
+)
+def test_what_may_be_supplied_unseen_is_not_certain(opening):
+    """By a `ctx` write, an insertion, middleware; the run is not refused."""
+    flow = opening >> wants("k")
+    assert problems(flow) == [("wants", "wants", "k", "k", False)]
+    with pytest.raises(MissingInputError):
+        flow.run()
+
+
+@pytest.mark.parametrize(
+    "returns", [int, None, str, list[int], dict[str, Stage], Sequence[str], int | None, Unknown, Generator[int, None, None],
+                AsyncIterator[int], UserId.__supertype__, Box, "int", Annotated[int, "x"]], ids=repr
+)  # fmt: skip
+def test_an_action_annotated_to_return_something_else_inserts_nothing(returns):
+    """What is missing after it is certain."""
+    assert problems(wants(name="other", returns=returns) >> wants("k")) == [("wants", "wants", "k", "k", True)]
+
+
+@pytest.mark.parametrize(
+    "returns", [Stage, list[Stage], None, Iterator[Stage], Stage | None, "list[Stage]", Generator[Stage, None, None]], ids=repr
+)
+def test_an_action_annotated_to_return_units_supplies_no_data(returns):
+    """Nor does one that returns None."""
+    (problem,) = (wants(name="other", returns=returns) >> wants("other")).validate()
+    assert problem.parameter == "other"
+
+
+@pytest.mark.parametrize("returns", [int, Any, int | None, Stage | int, list, Iterable, Generator[Stage, None, int], UserId, T, Literal[1]], ids=repr)
+def test_an_action_annotated_to_return_data_supplies_it(returns):
+    """Under its key."""
+    assert (wants(name="other", returns=returns) >> wants("other")).validate() == []
+
+
+def test_values_of_middleware_are_not_certain_inside_of_it():
+    """At every level."""
+    layers = [around([], "m")]
+    inner = wants("k")
+    for unit in (
+        inner.with_options(use=layers),
+        Stage("wants", [inner], use=layers),
+        Stage("wants", [inner], use_actions=layers),
+        pipeline(inner, use=layers),
+        pipeline(inner, use_stages=layers),
+        pipeline(inner, use_actions=layers),
+        pipeline(pipeline(parallel(inner), name="inner"), use_actions=layers),
+    ):
+        assert problems(unit) == [("wants", "wants", "k", "k", False)]
+
+
+def test_branches_are_checked_each_for_itself():
+    """What one supplies is there behind the group, not for the others."""
+    supplies = wants(name="k", returns=int)
+    flow = parallel(supplies, wants("k", returns=None)) >> wants("k", name="after")
+    assert problems(flow) == [("wants", "wants", "k", "k", True)]
+
+
+def test_a_nested_pipeline_is_checked_in_its_place():
+    """It sees what came before, and supplies what comes after."""
+    inner = pipeline(wants("a", name="b", returns=int), name="inner")
+    assert problems(wants(name="a", returns=int) >> inner >> wants("b")) == []
+
+
+def test_every_problem_is_reported():
+    """In the order of evaluation."""
+    flow = Stage("s", [wants("a", "b", returns=None), wants("c", returns=None)]) >> wants("d")
+    assert [p[2] for p in problems(flow)] == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize(
+    ("produced", "wanted", "agree"),
+    [
+        (int, int, True),
+        (int, float, True),
+        (float, int, False),
+        (int, complex, True),
+        (bool, int, True),
+        (int, bool, True),
+        (int, str, False),
+        (int, object, True),
+        (int, Any, True),
+        (int, None, False),
+        (int, list[int], True),
+        (list[int], int, True),
+        (int, "int", True),
+        (int, "str", False),
+        (int, "Nobody", True),
+        (int, Named, True),
+        (Unknown, Box, False),
+        (Box[int], Unknown, True),
+        (int, Annotated[str, "made"], False),
+        (int, int | str, True),
+        (int, Callable, True),
+        (Any, int, True),
+        (UserId, str, True),
+    ],
+)
+def test_plain_classes_that_cannot_agree_are_reported(produced, wanted, agree):
+    """Not certain, for annotations are not checked at run time; everything but plain classes is taken to agree."""
+
+    @action
+    def made():
+        return 1
+
+    @action
+    def needs(made):
+        return made
+
+    made.__wrapped__.__annotations__["return"] = produced
+    needs.__wrapped__.__annotations__["made"] = wanted
+    found = (made >> needs).validate()
+    if wanted is None:
+        agree = not found  # NoneType is a class like others, or is it
+    assert [p.certain for p in found] == ([] if agree else [False])
+    if not agree:
+        for name in ("'made'", "'needs'", "int" if produced is int else produced.__name__):
+            assert name in found[0].message
+    assert (made >> needs).run().status == "completed"
+
+
+def test_what_a_generator_is_annotated_to_yield_is_not_compared():
+    """Its value is a list, or nothing."""
+
+    @action
+    def made() -> Iterator[int]:
+        yield 1
+
+    @action
+    def needs(made: str):
+        pass
+
+    assert (made >> needs).validate() == []
+
+
+# -- before the run
+
+
+def test_certain_problems_are_refused_before_anything_runs(run):
+    """All of them in one `WiringError`; there is no run yet."""
+    log = []
+    flow = one(log, "a") >> Stage("s", [wants("x", "y", returns=None)])
+    closed = Stage("a", [wants(name="a", returns=None)]) >> flow[1]
+    with pytest.raises(WiringError) as caught:
+        run(closed)
+    assert [p.parameter for p in caught.value.problems] == ["x", "y"]
+    assert all(p.certain for p in caught.value.problems)
+    assert "2 problems" in str(caught.value)
+    assert "'x'" in str(caught.value)
+    assert "'y'" in str(caught.value)
+    assert log == []
+    assert isinstance(caught.value, DefinitionError)
+    with pytest.raises(LookupError):
+        Run.of(caught.value)
+
+
+def test_wiring_errors_are_raised_when_the_run_is_not_checked_too(run):
+    """There is no run that could come back."""
+    with pytest.raises(WiringError, match="1 problem:"):
+        run(wants("x"), check=False)
+
+
+def test_inputs_and_skips_count(run):
+    """What is given is there; what is not run needs nothing, and supplies nothing."""
+    needs = wants("x", returns=None)
+    assert run(needs, {"x": 1}).status == "completed"
+    assert run(Stage("s", [needs]) >> Stage("t", [needs]), skip=["s", "t/wants"]).status == "completed"
+    supplies = wants(name="x", returns=int)
+    with pytest.raises(WiringError):
+        run(Stage("s", [supplies]) >> needs, skip=["s"])
+    with pytest.raises(WiringError):
+        run(Stage("s", [supplies]) >> needs, skip=["s/x"])
+
+
+def test_middleware_of_the_run_makes_nothing_certain(run):
+    """It may supply anything."""
+    assert run(wants("x"), use=[provide(x=1)]).status == "completed"
+
+
+def test_uncertain_problems_do_not_refuse_a_run(run):
+    """Perhaps all is well."""
+    flow = step([], "a", lambda: Stage("D", data={"x": 1})) >> wants("x")
+    assert problems(flow) == [("wants", "wants", "x", "x", False)]
+    assert run(flow).status == "completed"
+
+
+# -- inserted units
+
+
+def inserts(*units, **options):
+    """An action that inserts the units."""
+    return step([], "inserts", lambda: list(units), **options)
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        Stage("D", [wants("x")]),
+        wants("x"),
+        pipeline(wants("x"), name="p"),
+        Stage("D") >> wants("x"),
+        parallel(wants("x")),
+        Stage("D", [wants("x")]).with_options(name="E"),
+    ],
+    ids=repr,
+)
+def test_inserted_units_are_checked_when_they_are_inserted(run, unit):
+    """It is the inserting action's failure; what came with them is not inserted either."""
+    flow = Stage("first", [step([], "a", 1)]) >> Stage("s", [inserts(Stage("fine"), unit)]) >> Stage("end")
+    with pytest.raises(WiringError, match="'wants'.*'x'") as caught:
+        run(flow)
+    finished = Run.of(caught.value)
+    assert names(finished) == ["first", "s"]
+    assert finished.stages[1].actions[0].error is caught.value
+    assert [p.parameter for p in caught.value.problems] == ["x"]
+    assert "'inserts'" in text_of(caught.value)
+
+
+def test_inserted_units_are_checked_against_the_store(run):
+    """With what the action itself has written, returned and collected."""
+
+    @action(collect="xs")
+    def writes(ctx: Context):
+        ctx.store["x"] = 1
+        ctx.insert(wants("x", "xs", "given"))
+        return 5
+
+    assert run(writes, {"given": 1}).status == "completed"
+
+
+def test_inserted_units_are_checked_against_what_runs_before_them(run):
+    """Units inserted ahead of them, the rest of the stage, and what it has inserted so far."""
+    needs = Stage("needs", [wants("x")])
+    data = Stage("D", data={"x": 1})
+
+    @action
+    def x() -> int:
+        return 1
+
+    assert run(inserts(data, needs)).status == "completed"
+    assert run(inserts(x, needs)).status == "completed"
+    assert run(Stage("s", [inserts(needs), x])).status == "completed"
+    assert run(Stage("s", [inserts(data), inserts(needs)])).status == "completed"
+
+
+def test_what_may_be_supplied_unseen_does_not_refuse_insertions(run):
+    """By an action that asks for the context, for one."""
+
+    @action
+    def writes(ctx: Context) -> None:
+        ctx.store["x"] = 1
+
+    assert run(Stage("s", [inserts(Stage("needs", [wants("x")])), writes])).status == "completed"
+
+
+def test_actions_run_before_stages_returned_ahead_of_them(run):
+    """The check knows the order in which they will run."""
+
+    @action
+    def x() -> int:
+        return 1
+
+    finished = run(inserts(Stage("needs", [wants("x")]), x))
+    assert finished.status == "completed"
+
+
+def test_insertions_under_middleware_are_not_refused(run):
+    """It may supply anything; what is missing is found when it is needed."""
+    needs = wants("x")
+    assert run(pipeline(inserts(needs), use=[provide(x=1)])).status == "completed"
+    assert run(Stage("s", [inserts(needs)], use=[provide(x=1)])).status == "completed"
+    assert run(Stage("s", [inserts(needs)], use_actions=[provide(x=1)])).status == "completed"
+    with pytest.raises(MissingInputError):
+        run(pipeline(inserts(needs), use=[around([], "m")]))
+
+
+def test_a_skipped_inserted_unit_needs_nothing(run):
+    """It will not run."""
+    assert run(inserts(Stage("D", [wants("x")])), skip=["D"]).status == "completed"
+
+
+def test_streamed_units_are_checked_when_they_are_pulled(run):
+    """What the ones before it have supplied is there."""
+
+    def source():
+        yield Stage("D", data={"x": 1})
+        yield Stage("E", [wants("x")])
+        yield Stage("F", [wants("y")])
+
+    with pytest.raises(WiringError, match="'y'") as caught:
+        run(step([], "a", lambda: stream(source)))
+    assert names(Run.of(caught.value)) == ["a", "D", "E"]
+
+
+def test_a_stream_may_supply_anything_to_what_comes_after_it(run):
+    """It is not looked into."""
+    flow = inserts(stream([Stage("D", data={"x": 1})]), Stage("needs", [wants("x")]))
+    assert run(flow).status == "completed"
+
+
+def test_a_template_stage_is_checked_like_any_other(run):
+    """Its actions are known."""
+
+    @stage
+    def process(kind):
+        @action
+        def act(missing_key):
+            pass
+
+    with pytest.raises(WiringError, match=r"'process\[x\]'.*'missing_key'"):
+        run(process("x"))
