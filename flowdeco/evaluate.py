@@ -762,6 +762,8 @@ class Evaluation:
                 step.deliver(data, store)
             if inserted:
                 self._check_wiring(branch, visit.frame, inserted, visit)
+                if memory is not None:
+                    memory.check_repeatable(inserted, step.name)
             if memory is not None:
                 delta = store.recent()
                 memory.changed(store, seen or {}, delta)
@@ -880,7 +882,7 @@ class Evaluation:
         visit.inserted.extend((unit, visit.stage.name) for unit in closed.inserted)
         visit.frame.queue.extend(reversed(visit.inserted))
         if self.copying and self.memory is not None:
-            self.memory.copy_stage(branch.id, branch.position, record, closed)
+            self.memory.stage(branch.id, branch.position, record, closed.delta or Delta({}, [], {}))
         branch.position += 1
         return None
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
 from typing import Any, Final
 
-from flowdeco.definitions import UNSET, Action
+from flowdeco.definitions import UNSET, Action, Stream
+from flowdeco.errors import DefinitionError
 from flowdeco.journal import Codec, Journal, Remembered, Row
 from flowdeco.past import Closed, Did, Past, StagePast
 from flowdeco.runs import ActionRecord, StageRecord, Status
@@ -78,6 +79,15 @@ class Memory:
             return self.codec.encode(store._data[key], key)
         except Exception:  # said when it is written
             return MISSING
+
+    def check_repeatable(self, inserted: Iterable[Any], name: str) -> None:
+        """Raise `DefinitionError` for a stream that a resumed run could not call again."""
+        for unit in inserted:
+            if isinstance(unit, Stream) and not callable(unit.source):
+                raise DefinitionError(
+                    f"action {name!r} inserted the {unit.name}, which cannot be called again on resume: "
+                    f"in a durable run write stream(function, *args)"
+                )
 
     # From steps to rows.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any, Final, cast
 
 __all__ = ["culprit", "shown_key"]
@@ -55,7 +56,7 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         names = getattr(value, "_fields", None)
         for index, part in enumerate(cast("Iterable[Any]", value)):
             yield f".{names[index]}" if names else f"[{index}]", part
-    elif isinstance(value, Set):
+    elif isinstance(value, AbstractSet):
         for part in cast("Iterable[Any]", value):
             yield f" (the element {part!r})", part
     elif not isinstance(value, type):

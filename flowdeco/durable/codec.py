@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from typing import Any, Final, cast
 
-from flowdeco.errors import JournalError, SerializationError
+from flowdeco.definitions import Unit
+from flowdeco.errors import JournalError, SerializationError, UnreferencedError
 from flowdeco.paths import culprit, shown_key
 
 __all__ = ["PickleCodec"]
@@ -37,7 +38,7 @@ class PickleCodec:
             return pickle.dumps(value, _PROTOCOL)
         except Exception as error:
             reason = error
-        by_value = _by_value()
+        by_value = None if isinstance(reason, UnreferencedError) else _by_value()
         if by_value is None:
             raise unserialisable(value, what, _by_reference, reason, hint=_hint(reason)) from reason
         try:
@@ -58,15 +59,17 @@ def _by_reference(value: Any) -> bytes:
 
 
 def _hint(error: Exception) -> str:
-    local = isinstance(error, (AttributeError, pickle.PicklingError)) and ("<l" in str(error) or "__main__" in str(error))
-    return ". Move it to module level, or: pip install 'flowdeco[cloudpickle]'" if local else ""
+    text = str(error)
+    if any(sign in text for sign in ("<locals>", "<lambda>", "__main__")) and not isinstance(error, UnreferencedError):
+        return ". Move it to module level, or: pip install 'flowdeco[cloudpickle]'"
+    return ""
 
 
 def _unloadable(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name == "cloudpickle":
         return "a value of this run was written with cloudpickle, which is missing: pip install 'flowdeco[cloudpickle]'"
     if isinstance(error, (AttributeError, ImportError)):
-        return f"a value of this run refers to code that is not there: {error}. Put it back under its old name to resume"
+        return f"a value of this run refers to code that is not there: {error}. To resume, put it back under its name"
     return f"a value of this run cannot be read back: {type(error).__name__}: {error}"
 
 
@@ -115,6 +118,8 @@ def _by_value() -> Callable[[Any], bytes] | None:
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc,name-defined]
         def reducer_override(self, obj: Any) -> Any:
+            if isinstance(obj, Unit):  # a proxy of a function, for which cloudpickle would take it
+                return NotImplemented
             if isinstance(obj, (type, types.FunctionType)) and _found(cast("Any", obj)):
                 return NotImplemented
             return super().reducer_override(obj)  # pyright: ignore
