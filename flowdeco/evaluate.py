@@ -296,10 +296,10 @@ class Evaluation:
         """Evaluate what is in the frames of a branch until none is left; return the failure that got out."""
         frames = branch.frames
         while frames:
-            frame = frames[-1]
-            if branch.stopped and error is None:
-                error = _ended()
             try:
+                frame = frames[-1]
+                if branch.stopped and error is None:
+                    error = _ended()
                 if error is None and frame.queue:
                     unit, by = frame.queue.pop()
                     error = yield from _BEGIN[type(unit)](self, branch, frame, unit, by)

@@ -290,8 +290,10 @@ class Store(MutableMapping[str, Any]):
         """Close a log; what it noted becomes part of the one around it."""
         logs = self._logs
         index = len(logs) - 1
-        while logs[index] is not log:  # a layer that closes its own while the evaluator has one open for it
+        while index >= 0 and logs[index] is not log:  # a layer closes its own while the evaluator has one open for it
             index -= 1
+        if index < 0:
+            return
         del logs[index]
         if log and index:
             outer = logs[index - 1]

@@ -259,6 +259,14 @@ def test_insert_is_for_actions_that_also_return_data(run):
     assert names(finished) == ["s", "S", "P1", "P2", "G", "T"]
 
 
+def test_an_inserted_pipeline_of_actions_runs_after_the_stage(run):
+    """Each of them as a stage of its own."""
+    log = []
+    finished = run(Stage("s", [asks(lambda ctx: ctx.insert(step(log, "x") >> step(log, "y"))), step(log, "b")]))
+    assert log == ["b", "x", "y"]
+    assert names(finished) == ["s", "x", "y"]
+
+
 @pytest.mark.parametrize("wrong", ["data", 3, None, [Stage("s")], len])
 def test_only_units_can_be_inserted(run, wrong):
     """What is none is named at once."""

@@ -5,6 +5,7 @@ import contextvars
 import inspect
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -692,6 +693,50 @@ def test_ctrl_c_at_any_moment_leaves_the_run_cancelled(run, event):
     assert Run.of(caught.value).status == "cancelled"
     assert log.count("+m") == log.count("-m")
     assert "b" not in log
+
+
+DRIVER = {("flowdeco.drivers.sync", "_drive"), ("flowdeco.drivers.sync", "_answered")}
+
+
+def test_ctrl_c_in_the_driver_itself_unwinds_middleware():
+    """In between: while it is neither in a call nor in the evaluation. Tried at every line of its loop."""
+
+    def run_interrupted_at(moment):
+        """Run with an interrupt at the n-th line of the driver's loop; return the log, and what was raised."""
+        log, lines = [], 0
+
+        def in_driver(frame, event, arg):
+            nonlocal lines
+            lines += event == "line"
+            if lines == moment and event == "line":
+                raise KeyboardInterrupt
+            return in_driver
+
+        def trace(frame, event, arg):
+            named = frame.f_globals.get("__name__"), frame.f_code.co_name
+            return in_driver if named in DRIVER else None
+
+        flow = pipeline(Stage("s", [step(log, "a"), step(log, "b")], use=[around(log, "s")]), use=[around(log, "p")])
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            flow.run()
+        except KeyboardInterrupt as interrupt:
+            return log, interrupt
+        finally:
+            sys.settrace(before)
+        return log, None
+
+    outcomes, moment = [], 0
+    while True:
+        moment += 1
+        log, interrupt = run_interrupted_at(moment)
+        if interrupt is None:
+            break
+        if log:
+            outcomes.append((Run.of(interrupt).status.value, log.count("+s") - log.count("-s"), log[-1]))
+    assert moment > 5
+    assert set(outcomes) == {("cancelled", 0, "-p"), ("completed", 0, "-p")}  # the latter, when the run was over
 
 
 def test_ctrl_c_waits_for_the_clean_up_of_a_coroutine(interrupt):

@@ -1173,6 +1173,21 @@ def test_a_group_that_is_retried_starts_from_the_store_as_it_was(run):
     assert names(finished) == ["a", "f"]
 
 
+@pytest.mark.parametrize("given", [{}, {"xs": [0], "k": 0}], ids=["empty", "given"])
+def test_a_retry_in_a_branch_is_no_conflict(run, given):
+    """What the failed attempt wrote and collected was not written by the branch."""
+    log = []
+
+    @action
+    def writes(ctx: Context):
+        if "f" not in log:
+            ctx.store["k"] = "dropped"
+
+    retried = Stage("s", [step(log, "a", 1, collect="xs"), writes, flaky(log, "f", 1)], use=[again(2)])
+    finished = run(parallel(retried, Stage("t", [step([], "b", 2, collect="xs")], data={"k": 1})), given)
+    assert dict(finished.store) == {"xs": [*given.get("xs", []), 1, 2], "k": 1}
+
+
 def test_an_empty_group_is_nothing(run):
     """It runs to completion."""
     assert run(parallel()).status == "completed"

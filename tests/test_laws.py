@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import itertools
+import logging
 import tracemalloc
 from dataclasses import replace
 
@@ -17,6 +18,19 @@ from support import again, around, swallow
 # Thorough enough to find what the tests of the modules do not; the whole suite stays below a minute and a half.
 many = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 some = settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@pytest.fixture(autouse=True)
+def no_test_hangs():
+    """Shrinking a failure may take its time."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_warnings_of_selectors():
+    """Most of the generated ones match nothing."""
+    logging.disable()
+    yield
+    logging.disable(logging.NOTSET)
 
 
 # -- flows, as values
@@ -140,15 +154,14 @@ class Builder:
         return [self.unit(part) for part in parts]
 
     def stg(self, part):
-        made = Stage(
+        return Stage(
             part.name,
-            [self.act(act, lambda: made) for act in part.actions],
+            self.units(part.actions),
             data=None if part.data is None else {"k": part.data},
             use=self.layers(part.use),
             use_actions=self.layers(part.use_actions),
             tags=["t"] * part.tag,
         )
-        return made
 
     def pipe(self, part):
         if not part.name:
@@ -159,7 +172,7 @@ class Builder:
     def par(self, part):
         return parallel(*self.units(part.units), name=part.name, limit=self.limit)
 
-    def act(self, part, stage=None):
+    def act(self, part):
         def begin(ctx):
             self.trace.append(part.name)
             calls = self.trace.count(part.name)
@@ -174,19 +187,17 @@ class Builder:
                 raise Bail(part.name)
             units = self.units(part.returned)
             if calls <= part.loops:
-                units.append(stage() if stage else Stage(part.name, [made], tags=["t"] * part.tag))
+                units.append(ctx.stage)
             return units
 
         def plain(ctx: Context):
             units = begin(ctx)
-            if part.how == "stream" and units:
-                return stream(units)
-            if part.how == "generator" and units:
-                return (unit for unit in units)
-            if part.value is not None and units:  # the data, with units inserted beside it
+            if not units:
+                return part.value
+            if part.value is not None:  # data, and units beside it
                 ctx.insert(*units)
                 return part.value
-            return units or part.value
+            return {"list": list, "stream": stream}.get(part.how, lambda units: (unit for unit in units))(units)
 
         async def coroutine(ctx: Context):
             await asyncio.sleep(0)
@@ -203,13 +214,8 @@ class Builder:
         function = coroutine if part.asynchronous else plain
         if part.how == "generator function":
             function = async_generator if part.asynchronous and part.value is None else generator
-        made = action(
-            name=part.name,
-            collect="collected" if part.collects else None,
-            use=self.layers(part.use),
-            tags=["t"] * part.tag,
-        )(function)
-        return made
+        collect = "collected" if part.collects else None
+        return action(name=part.name, collect=collect, use=self.layers(part.use), tags=["t"] * part.tag)(function)
 
 
 def run_sync(flow, **options):

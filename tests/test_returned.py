@@ -264,6 +264,27 @@ def test_units_are_inserted_in_every_form(run, value, expected):
     assert dict(finished.store) == {}
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        lambda flow: flow,
+        lambda flow: [flow],
+        lambda flow: (unit for unit in [flow]),
+        lambda flow: stream([flow]),
+        lambda flow: [stream([flow])],
+    ],
+    ids=["plain", "list", "generator", "stream", "list with a stream"],
+)
+def test_a_pipeline_of_actions_runs_after_the_stage(run, value):
+    """Each of them as a stage of its own, as anywhere in a pipeline."""
+    log = []
+    flow = step(log, "x") >> step(log, "y")
+    finished = run(Stage("s", [step([], "a", lambda: value(flow)), step(log, "b")]) >> one(log, "end"))
+    assert log == ["b", "x", "y", "end"]
+    assert names(finished) == ["s", "x", "y", "end"]
+    assert finished.stages[1].inserted_by == "s/a"
+
+
 def generator_kinds(body):
     """The same generator as a function, a returned generator, and their async counterparts."""
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from heapq import heappop, heappush
+from inspect import GEN_CLOSED, GEN_CREATED, getgeneratorstate
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -43,12 +44,28 @@ def resume(flow: Pipeline, what: Run | str, inputs: Mapping[str, Any] | None, op
 def _performed(evaluated: Evaluated, options: RunOptions) -> Run:
     run, evaluation = evaluated
     with ExitStack() as resources:
-        _drive(evaluation, _Performer(resources, options.executor))
+        try:
+            _drive(evaluation, _Performer(resources, options.executor))
+        except KeyboardInterrupt as interrupt:
+            run.remember(interrupt)
+            raise
     return end(run, options.check)
 
 
 def _drive(evaluation: Generator[Request, Any, None], performer: _Performer) -> None:
     answer: Any = None
+    while True:
+        try:
+            return _answered(evaluation, answer, performer)
+        except KeyboardInterrupt as interrupt:  # between two calls
+            if getgeneratorstate(evaluation) == GEN_CREATED:
+                next(evaluation, None)  # it can be interrupted when it has begun
+            if getgeneratorstate(evaluation) == GEN_CLOSED:  # it came too late: the run is over
+                raise
+            answer = Raised(interrupt)
+
+
+def _answered(evaluation: Generator[Request, Any, None], answer: Any, performer: _Performer) -> None:
     send = evaluation.send
     while True:
         try:
