@@ -54,7 +54,7 @@ class Context:
         self.stage = stage
         self.action = action
         self._place = place
-        self.store: Store = View(store)
+        self.store = View(store)
         self._upcoming = upcoming
         self._notify = notify
         self._inserted: list[Unit | Stream] = []

@@ -428,7 +428,7 @@ def insertable(units: Iterable[Any], who: str, how: str = "returned") -> tuple[U
     flat: list[Unit | Stream] = []
     for unit in units:
         if isinstance(unit, Pipeline) and unit.plain:
-            flat.extend(unit.units)
+            flat.extend(map(_as_stage, unit.units))  # what is in a pipeline runs after the stage, actions too
         elif isinstance(unit, (Unit, Stream)):
             flat.append(unit)
         elif isinstance(unit, Template):
@@ -973,6 +973,11 @@ class Template:
 
     __slots__ = ()
 
+    @property
+    def name(self) -> str:
+        """The name that selects all its stages."""
+        raise NotImplementedError
+
 
 # Streams.
 
@@ -1293,7 +1298,7 @@ def stage_selectors(unit: Unit) -> list[str]:
     if not (isinstance(unit, _Group) and unit.name == unit._DEFAULTS["name"]):
         names.append(unit.name)
     if isinstance(unit, Stage) and unit.template is not None:
-        names.append(unit.template.__name__)  # type: ignore[attr-defined]
+        names.append(unit.template.name)
     return names
 
 
@@ -1301,7 +1306,7 @@ def action_selectors(stage: Stage, action: Action[..., Any]) -> list[str]:
     """Return every selector that names this action of this stage."""
     names = [f"{stage.name}/{action.name}", *(f"tag:{tag}" for tag in action.tags)]
     if stage.template is not None:
-        names.append(f"{stage.template.__name__}/{action.name}")  # type: ignore[attr-defined]
+        names.append(f"{stage.template.name}/{action.name}")
     return names
 
 

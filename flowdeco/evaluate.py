@@ -160,10 +160,10 @@ class _Branch:
         self.groups = 0
         self.forks: list[tuple[int, _Branch]] = []
         self.trace = Trace()
+        self.result: Any = past.result if past is not None else None
         self.records: list[StageRecord] = []
         self.forgotten = 0
         self.stopped = False  # by another branch of its group
-        self.result: Any = None
         self.switches: dict[str, bool] = dict(parent.switches) if parent else {}
 
     def upcoming(self) -> Iterator[Unit | Stream]:
@@ -189,7 +189,7 @@ class _Branch:
         return {self.id: before.position, **{id: 0 for fork in dropped for id in fork.ids()}}
 
     def trace_of(self, unmerged: bool) -> Trace:
-        self.trace.length = len(self.records)
+        self.trace.length, self.trace.result = len(self.records), self.result
         self.trace.store = self.store if unmerged else None
         return self.trace
 
@@ -280,7 +280,7 @@ class Evaluation:
             error = answer.error if type(answer) is Raised and error is None else error
         run.elapsed = self.clock() - began
         run.stages = [] if self.history == 0 else branch.records[-(self.history or 0) :]
-        run.result = branch.result
+        run.result = branch.trace.result = branch.result
         run.status = self._status(error)
         if isinstance(error, (Bail, Suspend)):
             run.reason = error.reason
@@ -332,6 +332,7 @@ class Evaluation:
         if opened.closed is not None:
             opened.refill()
             return None
+        self._watch(branch)
         opened.call = Call(self.run.id, branch.store, layers, frame.values, pipeline)
         opened.before = branch.before()
         return (yield from self._enter(opened, opened.call))
@@ -463,6 +464,7 @@ class Evaluation:
                 error = yield from self._inside(branch, visit)
         else:
             layers = (*frame.use_stages, *((merging(stage),) if stage._data else ()), *stage.use)
+            self._watch(branch)
             call = Call(self.run.id, branch.store, layers, frame.values, frame.pipeline, stage)
             error = yield from self._stage_in_layers(branch, visit, call)
         inserted = call._inserted if call is not None and error is None else ()
@@ -550,7 +552,11 @@ class Evaluation:
                     filtered = bool(self.skip or branch.switches)
                     continue
             if filtered and self._off(branch, action_selectors(stage, step.action)):
-                records.append(ActionRecord(step.name, step.action, Status.SKIPPED, clock() + self.epoch, 0.0, by))
+                skipped = ActionRecord(step.name, step.action, Status.SKIPPED, clock() + self.epoch, 0.0, by)
+                records.append(skipped)
+                if memory is not None:
+                    memory.action(branch.id, branch.position, stage.name, skipped, memory.payload(step.name, _NOTHING))
+                branch.position += 1
                 if notify is not None:
                     notify(ActionFinished(run_id, stage.name, step.name, Status.SKIPPED, None, 0.0))
                 continue
@@ -570,7 +576,7 @@ class Evaluation:
                     context = None
                     if call is not None:
                         entered = enter(call)
-                        inside, error = entered if type(entered) is tuple else (yield from entered)
+                        inside, error = entered if isinstance(entered, tuple) else (yield from entered)
                         values = call._values
                     if call is None or inside:
                         if step.wants_context:
@@ -593,7 +599,7 @@ class Evaluation:
                     elif value is not UNSET:
                         call._outcome = value
                     left = leave(call, error)
-                    again, error = left if type(left) is tuple else (yield from left)
+                    again, error = left if isinstance(left, tuple) else (yield from left)
                     if not again:
                         value = call._outcome if error is None else Raised(error)
                         if type(value) not in SETTLED:  # given by a layer
@@ -604,19 +610,22 @@ class Evaluation:
             except BaseException as interrupted:  # Ctrl-C between two calls
                 value = Raised((yield from self._unwound(call, interrupted)))
             # Most actions return nothing, or plain data, and no more is to be done about it.
+            key = step.writes
             if (
-                (value is None or (type(value) in PLAIN and step.writes is not None))
+                (value is None or (type(value) in PLAIN and key is not None))
                 and context is None
                 and (call is None or not (call._recovered or call._inserted))
                 and memory is None
             ):
                 branch.position += 1
-                if value is not None:
+                if value is not None and key is not None:
                     branch.result = value
                     if logs:
-                        store[step.writes] = value
+                        store[key] = value
                     else:
-                        data[step.writes] = value
+                        data[key] = value
+                if store._recent:
+                    store.taken()
                 elapsed = clock() - started
                 attempts = 1 if call is None else call.attempt
                 outcome = _COMPLETED, started + self.epoch, elapsed, by, None, attempts, False, (), ()
@@ -778,6 +787,7 @@ class Evaluation:
                     result=() if data is UNSET or data is None else step.where(data),
                     reason=(bail.reason,) if isinstance(bail, Bail) else None,
                 )
+            if store._recent is not None:
                 store.taken()
         except BaseException:
             if log is not None:
@@ -862,9 +872,7 @@ class Evaluation:
         if self.changes and self.on_change == "error":
             return CodeChangedError.listing(self.run.id, self.changes)
         branch.past = None
-        if self.memory is None:
-            branch.store.unwatch()
-        elif branch.diverged:
+        if self.memory is not None and branch.diverged:
             return (yield from self._drop({branch.id: branch.position}))
         return None
 
@@ -882,7 +890,7 @@ class Evaluation:
         visit.inserted.extend((unit, visit.stage.name) for unit in closed.inserted)
         visit.frame.queue.extend(reversed(visit.inserted))
         if self.copying and self.memory is not None:
-            self.memory.stage(branch.id, branch.position, record, closed.delta or Delta({}, [], {}))
+            self.memory.stage(branch.id, branch.position, record, closed.delta or _NOTHING)
         branch.position += 1
         return None
 
@@ -893,6 +901,7 @@ class Evaluation:
                 self.memory.stage(branch.id, branch.position, record, branch.store.recent())
             except Exception as error:
                 return error
+        if branch.store._recent is not None:
             branch.store.taken()
         branch.position += 1
         return None
@@ -909,8 +918,14 @@ class Evaluation:
             branch.store.taken()
         elif self.history is None:
             branch.trace.closed[frame.number] = Closed(None, inserted)
+            branch.store.taken()
         branch.position += 1
         return None
+
+    def _watch(self, branch: _Branch) -> None:
+        """Have the store tell what middleware writes whose scope may be entered again, if the run is resumed."""
+        if self.history is None and branch.store._recent is None:
+            branch.store.watch()
 
     def _drop(self, cuts: dict[str, int]) -> Walk:
         """Have the journal forget what a retry, or a change of the code, has made void."""
@@ -952,7 +967,7 @@ class Evaluation:
             base = _Frame(frame.pipeline, by, frame.use_stages, frame.use_actions, frame.values, frame.wrapped)
             base.queue.append((unit, by))
             past = branch.past.fork(number, index) if branch.past is not None else None
-            store = past.store if past is not None and past.store is not None else branch.store.fork()
+            store = past.store.revived() if past is not None and past.store is not None else branch.store.fork()
             fork = _Branch(store, base, branch, branch_id(branch.id, number, index), past)
             forks.append(fork)
             if branch.past is not None and past is None:
@@ -1015,15 +1030,17 @@ class Evaluation:
                 self._skip(branch, part, by)
             return
         stage = one_action_stage(cast("Action[..., Any]", unit)) if isinstance(unit, Action) else cast("Stage", unit)
-        if branch.past is not None:
-            branch.past.skip(stage.name)
         if self.skip:
             self.unmatched.difference_update(stage_selectors(stage))
             for action in stage:
                 self.unmatched.difference_update(action_selectors(stage, action))
-        branch.records.append(
-            StageRecord(stage.name, stage, Status.SKIPPED, self.clock() + self.epoch, 0.0, by, [])
-        )
+        record = branch.past.skip(stage.name) if branch.past is not None else None
+        if record is None:
+            record = StageRecord(stage.name, stage, Status.SKIPPED, self.clock() + self.epoch, 0.0, by, [])
+            if self.memory is not None:
+                self.memory.stage(branch.id, branch.position, record, _NOTHING)
+        branch.position += 1
+        branch.records.append(record._replace(stage=stage, inserted_by=by))
         if self.history is not None:
             self._forget(branch)
         if self.notify is not None:
@@ -1074,6 +1091,7 @@ def _merge(branch: _Branch, stage: Stage) -> Failure:
     return None
 
 
+_NOTHING: Final = Delta({}, [], {})
 _PULL: Final = Chore(next, "stream")
 
 # What is done with a unit when its turn has come.

@@ -154,13 +154,11 @@ def past_of(remembered: Remembered, codec: Codec, fingerprint: Fingerprint, pins
         rows[row.branch].append(row._replace(payload=codec.decode(row.payload)))
         _unpin(rows[row.branch][-1].payload, index, pins)
 
-    def find(branch: str) -> Past | None:
-        if branch not in rows:
-            return None
-        stages, closed = _stages(sorted(rows[branch], key=lambda row: row.number), fingerprint)
+    def find(branch: str) -> Past:
+        stages, closed = _stages(sorted(rows.get(branch, ()), key=lambda row: row.number), fingerprint)
         return Past(stages, closed, lambda place: find(branch_id(branch, *place)))
 
-    return find(ROOT) or Past((), {}, lambda place: find(branch_id(ROOT, *place)))
+    return find(ROOT)
 
 
 def _unpin(did: Any, index: int, pins: Mapping[str, int]) -> None:

@@ -57,7 +57,7 @@ class StagePast:
 class Past:
     """The past of one branch: its stages in order, and the pipelines and groups in it, by the order of their opening."""
 
-    __slots__ = ("_forks", "closed", "stages", "store")
+    __slots__ = ("_forks", "closed", "result", "stages", "store")
 
     def __init__(
         self,
@@ -65,7 +65,9 @@ class Past:
         closed: dict[int, Closed],
         forks: Callable[[tuple[int, int]], Past | None],
         store: Store | None = None,
+        result: Any = None,
     ) -> None:
+        self.result = result
         self.stages = deque(stages)
         self.closed = closed
         self._forks = forks
@@ -79,23 +81,26 @@ class Past:
         """Return the next stage if it has this name."""
         return self.stages.popleft() if self.stages and self.stages[0].name == name else None
 
-    def skip(self, name: str) -> None:
-        """Pass over a stage that was skipped."""
+    def skip(self, name: str) -> StageRecord | None:
+        """Pass over a stage that was skipped, and return its record."""
         if self.stages and self.stages[0].name == name:
             record = self.stages[0].record
             if record is not None and record.status is Status.SKIPPED:
                 self.stages.popleft()
+                return record
+        return None
 
 
 class Trace:
     """What a branch leaves behind in memory beside its records, so that it can be resumed without a journal."""
 
-    __slots__ = ("closed", "groups", "length", "store", "undone")
+    __slots__ = ("closed", "groups", "length", "result", "store", "undone")
 
     def __init__(self) -> None:
         self.length = 0
         self.closed: dict[int, Closed] = {}
         self.groups: list[list[Trace]] = []
+        self.result: Any = None
         self.store: Store | None = None  # of a branch whose group was not merged
         self.undone = False  # the last stage failed, and what it wrote was rolled back
 
@@ -125,7 +130,7 @@ class Trace:
         own.extend(map(_stage_past, records[at:]))
         if self.undone and own:
             own.pop()
-        return Past(own, dict(self.closed), forks.get, self.store)
+        return Past(own, dict(self.closed), forks.get, self.store, self.result)
 
 
 _OVER = (Status.COMPLETED, Status.SKIPPED)
@@ -148,10 +153,11 @@ def same_code(one: Any, other: Any) -> bool:
     """Whether two functions of this process do the same, wherever they are written down."""
     if one is other:
         return True
-    codes = getattr(one, "__code__", None), getattr(other, "__code__", None)
-    if None in codes:
-        return bool(type(one) is type(other))
-    return _essence(codes[0]) == _essence(codes[1]) and _defaults(one) == _defaults(other)
+    code, other_code = getattr(one, "__code__", None), getattr(other, "__code__", None)
+    if code is None or other_code is None:
+        return type(one) is type(other)
+    same: bool = _essence(code) == _essence(other_code)
+    return same and _defaults(one) == _defaults(other)
 
 
 def _essence(code: Any) -> Any:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from flowdeco.errors import MiddlewareError
 
 if TYPE_CHECKING:
+    from contextvars import Context
+
     from flowdeco.wiring import Step
 
 __all__ = ["Await", "Chore", "Raised", "Request", "Save", "Sleep", "Wait"]

@@ -376,6 +376,27 @@ class Store(MutableMapping[str, Any]):
             self.apply(delta)
         self._recent = {}
 
+    def revived(self) -> Store:
+        """Return a copy to go on with, in which what was written since the last step was over is undone."""
+        made = Store()
+        made._data = dict(self._data)
+        for log in self._logs[:1]:
+            made._logs.append({})
+            for name, before in log.items():
+                if isinstance(before, _Grown) and made._data.get(name) is before.items:
+                    made._data[name] = made._owned[name] = list(before.items)
+                    before = _Grown(made._owned[name], before.length, before.before)
+                made._logs[0][name] = before
+        for name, before in (self._recent or {}).items():
+            if isinstance(before, _Grown):
+                before = MISSING if before.before is MISSING else before.items[: before.length]
+            if before is MISSING:
+                made._data.pop(name, None)
+            else:
+                made._data[name] = before
+        made.watch()
+        return made
+
     def fork(self) -> Store:
         """Return a store of its own with the same values, which logs from its start."""
         fork = Store()

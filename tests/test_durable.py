@@ -182,3 +182,384 @@ def test_what_has_completed_is_restored_as_it_was(kept, title):
     assert outcome(resumed) == outcome(whole)
     assert times(resumed) == times(whole)
     assert resumed.id == whole.id
+
+
+# -- retries, recovery, middleware
+
+
+def flaky(name, failures, **options):
+    """An action that fails at its first calls, and collects when it does not."""
+
+    @action(name=name, collect="handed in", **options)
+    def body():
+        du.call(name)
+        if CALLS.count(name) <= failures:
+            raise ValueError(f"{name} failed")
+        return name
+
+    return body
+
+
+def test_attempts_that_a_retry_dropped_are_gone(way):
+    """Of a stage: what its completed actions of the failed attempt wrote and inserted is not restored."""
+    flow = (
+        Stage("s", [du.plan, du.item, flaky("b", 1)], use=[retry(on=ValueError, wait=0)])
+        >> du.fragile
+        >> Stage("t", [du.first])
+    )
+    BROKEN.add("fragile")
+    broken = way.run(flow)
+    assert CALLS[:6] == ["plan", "item 0", "b", "plan", "item 0", "b"]
+    assert stage_record(broken, "s").attempts == 2
+    du.clear()
+    resumed = way.resume(flow, broken)
+    assert CALLS == ["fragile", "first"]
+    assert resumed["items"] == [0]
+    assert resumed["visits"] == ["rome", "oslo"]
+    assert names(resumed) == ["s", "visit[rome]", "visit[oslo]", "fragile", "t"]
+    assert stage_record(resumed, "s").attempts == 2
+
+
+def test_the_journal_has_no_steps_of_dropped_attempts(kept):
+    """They are taken back from the file, too."""
+    flow = pipeline(
+        Stage("s", [du.item, flaky("b", 2)]), name="p", use=[retry(on=ValueError, wait=0, attempts=5)]
+    )
+    run = kept.run(flow)
+    journal = SqliteJournal(kept.journal) if isinstance(kept.journal, str) else kept.journal
+    rows = [(row.number, row.kind, row.stage, row.action) for row in journal.history(run.id)]
+    assert rows[:3] == [(0, "action", "s", "item"), (1, "action", "s", "b"), (2, "stage", "s", None)]
+    assert {kind for _, kind, *_ in rows[3:]} <= {"pipeline"}
+
+
+@pytest.mark.parametrize("level", ["action", "stage", "use_stages", "pipeline", "run"])
+def test_a_run_that_is_interrupted_in_a_later_attempt_comes_to_the_same(way, level):
+    """Whatever it was that is retried."""
+    again = retry(on=ValueError, wait=0, attempts=4)
+    options = {"use": [again]} if level == "run" else {}
+    flow = pipeline(
+        pipeline(
+            Stage(
+                "s",
+                [du.plan, flaky("a", 1 if level == "action" else 0, use=[again] if level == "action" else []), du.item],
+                use=[again] if level == "stage" else [],
+                data={"k": [1]},
+            ),
+            du.streams,
+            flaky("b", 0 if level == "stage" else 1) if level != "action" else du.first,
+            Stage("u", [flaky("c", 1 if level == "use_stages" else 0), du.item.bind(value=3)]),
+            name="p",
+            use=[again] if level == "pipeline" else [],
+            use_stages=[again] if level == "use_stages" else [],
+        ),
+        du.item.bind(value=4),
+    )
+    whole = way.run(flow, run_id="whole", **options)
+    assert whole.status == "completed"
+    calls = len(CALLS)
+    for number in range(calls):
+        du.clear()
+        du.CRASHING[:] = [number]
+        broken = way.run(flow, run_id=f"run {number}", **options)
+        assert isinstance(broken.error, du.Crash)
+        resumed = way.resume(flow, broken, **({} if way.journal is None else options))
+        assert resumed.status == "completed", number
+        assert resumed.store == whole.store, number
+        assert actions_run(resumed) == actions_run(whole), number
+
+
+def test_a_recovered_action_is_restored_with_its_error(way):
+    """It is not called again, and its record is as it was."""
+    flow = (
+        Stage("s", [du.fragile.with_options(use=[recover(on=RuntimeError, outcome="instead")]), du.first])
+        >> du.item
+        >> flaky("end", 0)
+    )
+    BROKEN.update(["fragile", "end"])
+    broken = way.run(flow)
+    du.clear()
+    resumed = way.resume(flow, broken)
+    assert CALLS == ["end"]
+    record = action_record(resumed, "s", "fragile")
+    assert (record.status, record.recovered, str(record.error)) == ("failed", True, "fragile is broken")
+    assert isinstance(record.error, RuntimeError)
+    assert resumed["fragile"] == "instead"
+
+
+def test_a_recovered_stage_is_restored_with_its_error(way):
+    """What its completed actions did is, what the failed one did is not, and nothing is called again."""
+    flow = (
+        Stage("s", [du.plan, du.item, du.fragile], use=[retry(on=RuntimeError, wait=0, attempts=2)])
+        .with_options(use=[recover(on=RuntimeError), retry(on=RuntimeError, wait=0, attempts=2)])
+        >> flaky("end", 0)
+    )
+    BROKEN.update(["fragile", "end"])
+    broken = way.run(flow)
+    before = shape(stage_record(broken, "s"))
+    du.clear()
+    resumed = way.resume(flow, broken)
+    assert CALLS == ["end"]
+    record = stage_record(resumed, "s")
+    assert shape(record)[:5] == before[:5] == ("s", "failed", None, 2, True)
+    assert str(record.error) == "fragile is broken"
+    assert [(a.name, a.status, str(a.error)) for a in record.actions] == [
+        ("plan", "completed", "None"), ("item", "completed", "None"), ("fragile", "failed", "fragile is broken"),
+    ]  # fmt: skip
+    assert resumed["visits"] == ["rome", "oslo"]
+    assert resumed["items"] == [0]
+
+
+def test_a_recovered_pipeline_is_restored(way):
+    """The rest of it is not run after all."""
+    flow = pipeline(du.item, du.fragile, du.first, name="p", use=[recover(on=RuntimeError)]) >> flaky("end", 0)
+    BROKEN.update(["fragile", "end"])
+    broken = way.run(flow)
+    before = [shape(record) for record in broken.stages][:2]
+    du.clear()
+    resumed = way.resume(flow, broken)
+    assert resumed.status == "completed"
+    assert CALLS == ["end"]
+    assert [shape(record) for record in resumed.stages][:2] == before
+    assert names(resumed) == ["item", "fragile", "end"]
+
+
+def test_a_failure_in_an_atomic_stage_leaves_nothing_to_restore(way):
+    """All of it is run again: its writes were undone."""
+    flow = du.first >> Stage("s", [du.item, du.plan, du.fragile], use=[atomic]) >> du.item.bind(value=2)
+    BROKEN.add("fragile")
+    broken = way.run(flow)
+    assert "items" not in broken.store
+    du.clear()
+    resumed = way.resume(flow, broken)
+    assert CALLS[:3] == ["item 0", "plan", "fragile"]
+    assert resumed["items"] == [0, 2]
+    assert resumed["visits"] == ["rome", "oslo"]
+    assert actions_run(resumed).count("s/item") == 1
+
+
+def test_an_atomic_stage_that_completed_is_restored(way):
+    """Like any other."""
+    flow = Stage("s", [du.item, du.plan], use=[atomic]) >> du.fragile
+    BROKEN.add("fragile")
+    broken = way.run(flow)
+    du.clear()
+    assert way.resume(flow, broken)["items"] == [0]
+    assert CALLS == ["fragile"]
+
+
+def test_a_suspension_in_an_atomic_stage_goes_on_where_it_was(way):
+    """It is no failure: what had completed stays."""
+    flow = Stage("s", [du.item, du.suspends, du.first], use=[atomic]) >> du.item.bind(value=2)
+    suspended = way.run(flow)
+    assert suspended.status == "suspended"
+    du.clear()
+    resumed = way.resume(flow, suspended, {"go": True})
+    assert CALLS == ["suspends", "first", "item 2"]
+    assert resumed["items"] == [0, 2]
+
+
+def test_what_a_layer_skipped_or_supplied_is_not_asked_again(way):
+    """A middleware decided: the decision is remembered."""
+    flow = (
+        Stage("s", [du.first.with_options(use=[du.cached]), du.second.with_options(use=[du.bypass]), du.item])
+        >> Stage("t", [du.item.bind(value=2)], use=[du.bypass])
+        >> du.fragile
+    )
+    BROKEN.add("fragile")
+    broken = way.run(flow)
+    assert ENTERED == ["cached first", "bypassed second", "bypassed t"]
+    du.clear()
+    ENTERED.clear()
+    resumed = way.resume(flow, broken)
+    assert (CALLS, ENTERED) == (["fragile"], [])
+    assert resumed["first"] == "from the cache"
+    assert [(a.name, a.status) for a in stage_record(resumed, "s").actions] == [
+        ("first", "completed"), ("second", "skipped"), ("item", "completed"),
+    ]  # fmt: skip
+    assert statuses(resumed)[1] == statuses(broken)[1]
+
+
+def test_middleware_is_entered_again_where_something_is_left_to_do_only(way):
+    """That of the run, its pipelines and the unfinished stage; not that of what had completed."""
+    flow = pipeline(
+        pipeline(Stage("a", [du.first], use=[du.watched]), name="over", use=[du.watched]),
+        pipeline(
+            Stage("b", [du.second.with_options(use=[du.watched])], use=[du.watched]),
+            Stage(
+                "c",
+                [du.item.with_options(use=[du.watched]), du.fragile.with_options(use=[du.watched])],
+                use=[du.watched],
+            ),
+            name="open",
+            use=[du.watched],
+            use_stages=[du.watched],
+        ),
+        pipeline(du.nothing, name="later", use=[du.watched]),
+        name="all",
+        use=[du.watched],
+    )
+    BROKEN.add("fragile")
+    broken = way.run(flow, use=[du.watched])
+    ENTERED.clear()
+    du.clear()
+    way.resume(flow, broken, **({} if way.journal is None else {"use": [du.watched]}))
+    assert ENTERED == [
+        "+pipeline all", "+pipeline all",
+        "+pipeline open",
+        "+stage c", "+stage c", "+action fragile", "-action fragile", "-stage c", "-stage c",
+        "-pipeline open",
+        "+pipeline later", "-pipeline later",
+        "-pipeline all", "-pipeline all",
+    ]  # fmt: skip
+
+
+NOTED = pipeline(
+    pipeline(Stage("a", [du.first, du.item.with_options(use=[du.noting])], use=[du.noting]), name="one", use=[du.noting]),
+    parallel(
+        Stage("b", [du.second, du.item.bind(value=2)], use=[du.noting]),
+        pipeline(du.item.bind(value=3), name="in a group", use=[du.noting]),
+        limit=1,
+    ),
+    Stage("c", [du.plan], use=[du.inserting], use_actions=[du.noting]),
+    pipeline(name="nothing in it", use=[du.noting]),
+    pipeline(du.item.bind(value=4), name="two", use=[du.inserting, du.noting], use_stages=[du.noting]),
+    name="all",
+    use=[du.noting],
+)
+
+
+def test_what_middleware_wrote_and_collected_is_there_once(way):
+    """At whichever call the run is interrupted: as if it had not been."""
+    whole = way.run(NOTED, run_id="whole", use=[du.noting])
+    assert whole.status == "completed"
+    calls = CALLS.copy()
+    for number in range(len(calls)):
+        du.clear()
+        du.CRASHING[:] = [number]
+        broken = way.run(NOTED, run_id=f"run {number}", use=[du.noting])
+        resumed = way.resume(NOTED, broken, **({} if way.journal is None else {"use": [du.noting]}))
+        assert outcome(resumed) == outcome(whole), number
+        assert CALLS == calls[: number + 1] + calls[number:]
+
+
+def test_values_that_middleware_gives_are_given_again(way):
+    """They cannot be written down; what needs them gets new ones."""
+    flow = Stage("s", [du.uses_handle, du.fragile, du.uses_handle.with_options(name="again")], use=[du.giving])
+    BROKEN.add("fragile")
+    broken = way.run(flow)
+    assert broken.status == "failed"
+    du.clear()
+    resumed = way.resume(flow, broken)
+    assert CALLS == ["fragile", "uses_handle"]
+    assert (resumed["uses_handle"], resumed["again"]) == (True, True)
+
+
+# -- what is not run
+
+
+def test_what_was_skipped_stays_skipped(way):
+    """The selectors of the first run are remembered."""
+    flow = (
+        Stage("s", [du.first, du.item.with_options(tags=["no"]), du.second, du.nothing])
+        >> du.plan
+        >> pipeline(du.item.bind(value=2), du.third, name="p")
+        >> du.fragile
+        >> du.third
+        >> Stage("t", [du.item.with_options(tags=["no"]), du.discarded])
+    )
+    BROKEN.add("fragile")
+    whole_skip = ["tag:no", "visit", "third", "s/nothing"]
+    broken = way.run(flow, skip=whole_skip)
+    assert broken.status == "failed"
+    du.clear()
+    resumed = way.resume(flow, broken)
+    assert CALLS == ["fragile", "discarded"]
+    du.clear()
+    assert outcome(resumed) == outcome(flow.run(skip=whole_skip))
+
+
+@pytest.mark.parametrize("where", ["first", "middle", "last", "all"])
+def test_skipped_actions_do_not_hide_what_was_done(way, where):
+    """Wherever in a stage they are."""
+    acts = [du.first, du.item, du.nothing]
+    skip = {"first": ["s/first"], "middle": ["s/item"], "last": ["s/nothing"], "all": ["s/first", "s/item", "s/nothing"]}
+    flow = Stage("s", acts) >> Stage("t", [du.discarded, du.fragile]) >> du.item.bind(value=2)
+    BROKEN.add("fragile")
+    broken = way.run(flow, skip=skip[where])
+    assert broken.status == "failed"
+    du.clear()
+    resumed = way.resume(flow, broken)
+    assert CALLS == ["fragile", "item 2"]
+    du.clear()
+    assert outcome(resumed) == outcome(flow.run(skip=skip[where]))
+
+
+def test_more_can_be_skipped_on_resume(way):
+    """Beside what was skipped before."""
+    flow = du.first >> du.fragile >> du.item >> du.nothing
+    BROKEN.add("fragile")
+    broken = way.run(flow, skip=["nothing"])
+    du.clear()
+    resumed = way.resume(flow, broken, skip=["fragile"])
+    assert CALLS == ["item 0"]
+    assert statuses(resumed) == [("first", "completed"), ("fragile", "skipped"), ("item", "completed"), ("nothing", "skipped")]
+
+
+def test_what_was_switched_off_stays_off(way):
+    """And what was switched on again stays on."""
+    flow = du.first >> du.second >> du.disables >> du.fragile >> du.plan >> du.third >> du.enables >> du.plan.with_options(name="b")
+    BROKEN.add("fragile")
+    broken = way.run(flow)
+    du.clear()
+    resumed = way.resume(flow, broken)
+    assert CALLS[:3] == ["fragile", "plan", "enables"]
+    assert statuses(resumed)[4:] == [
+        ("plan", "completed"), ("visit[rome]", "skipped"), ("visit[oslo]", "skipped"), ("third", "skipped"),
+        ("enables", "completed"), ("b", "completed"), ("visit[rome]", "completed"), ("visit[oslo]", "completed"),
+    ]  # fmt: skip
+
+
+def test_a_bailed_run_is_over(way):
+    """Resuming it calls nothing, and says the same."""
+
+    @action(name="bails")
+    def bails(ctx: Context):
+        du.call("bails")
+        ctx.store["x"] = [1]
+        raise Bail("enough")
+
+    flow = du.first >> Stage("s", [du.item, bails, du.second]) >> du.third
+    bailed = way.run(flow)
+    assert bailed.status == "bailed"
+    CALLS.clear()
+    resumed = way.resume(flow, bailed)
+    assert CALLS == []
+    assert (resumed.status, resumed.reason, resumed["x"], resumed.result) == ("bailed", "enough", [1], 0)
+    assert outcome(resumed) == outcome(bailed)
+
+
+def test_a_bail_in_a_group_is_over(way):
+    """Only what the bailing branch wrote is there."""
+
+    @action(name="bails")
+    def bails():
+        du.call("bails")
+        raise Bail("enough")
+
+    flow = du.first >> parallel(du.item, du.item.bind(value=1) >> bails, du.second, limit=1) >> du.third
+    bailed = way.run(flow)
+    CALLS.clear()
+    resumed = way.resume(flow, bailed)
+    assert CALLS == []
+    assert outcome(resumed) == outcome(bailed)
+    assert (resumed.status, resumed.reason, resumed["items"]) == ("bailed", "enough", [1])
+
+
+def test_a_completed_run_is_returned(way):
+    """Without calling anything; from memory, it is the same object."""
+    done = way.run(du.line)
+    CALLS.clear()
+    resumed = way.resume(du.line, done)
+    assert CALLS == []
+    assert outcome(resumed) == outcome(done)
+    assert (resumed is done) == (way.journal is None)

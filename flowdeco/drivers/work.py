@@ -86,6 +86,7 @@ class Work:
     ) -> Callable[[], object] | None:
         worker, executor = self._worker, self._executor
         shipped: tuple[Sequence[Any], Mapping[str, Any]] | None = None
+        future: Future[Any]
         # Of an action, a generator is run to its end over there; that of a stream is left as it is.
         call = (perform, step.function, args, kwargs) if isinstance(step, Step) else (step.function, *args)
         if step.timeout is not None:

@@ -11,6 +11,7 @@ from typing import Any, cast
 from flowdeco.durable.codec import PickleCodec
 from flowdeco.durable.fingerprint import fingerprint
 from flowdeco.durable.info import RunInfo
+from flowdeco.durable.json_codec import JsonCodec
 from flowdeco.durable.memory import MemoryJournal
 from flowdeco.durable.sqlite import SqliteJournal
 from flowdeco.errors import JournalError, RunBusyError, RunNotFoundError
@@ -19,6 +20,7 @@ from flowdeco.journal import Codec, Journal, Remembered, Row
 __all__ = [
     "Codec",
     "Journal",
+    "JsonCodec",
     "MemoryJournal",
     "PickleCodec",
     "Remembered",

@@ -5,6 +5,7 @@ A journal in pickle is as trusted as code: whoever can write the file can run co
 
 from __future__ import annotations
 
+import functools
 import io
 import pickle
 import sys
@@ -14,8 +15,8 @@ from importlib import import_module
 from typing import Any, Final, cast
 
 from flowdeco.definitions import Unit
-from flowdeco.errors import JournalError, SerializationError, UnreferencedError
-from flowdeco.paths import culprit, shown_key
+from flowdeco.errors import JournalError, RunError, SerializationError, UnreferencedError
+from flowdeco.paths import Parts, culprit, shown_key
 
 __all__ = ["PickleCodec"]
 
@@ -39,17 +40,22 @@ class PickleCodec:
         except Exception as error:
             reason = error
         by_value = None if isinstance(reason, UnreferencedError) else _by_value()
-        if by_value is None:
-            raise unserialisable(value, what, _by_reference, reason, hint=_hint(reason)) from reason
+        attempt = by_value or _by_reference
         try:
-            return by_value(value)
+            return attempt(_with_told_error(value, attempt))
         except Exception as error:
-            raise unserialisable(value, what, by_value, error) from error
+            raise unserialisable(value, what, attempt, error, hint="" if by_value else _hint(error)) from error
 
     def decode(self, payload: bytes) -> Any:
         """Return the value; raises `JournalError` if the payload is damaged, or what it refers to is gone."""
         try:
             return pickle.loads(payload)
+        except TypeError:
+            pass  # perhaps an exception whose `__init__` takes other arguments than it hands on
+        except Exception as error:
+            raise JournalError(_unloadable(error)) from error
+        try:
+            return _Lenient(io.BytesIO(payload)).load()
         except Exception as error:
             raise JournalError(_unloadable(error)) from error
 
@@ -74,13 +80,18 @@ def _unloadable(error: Exception) -> str:
 
 
 def unserialisable(
-    value: Any, what: str, attempt: Callable[[Any], object], error: Exception, *, hint: str = ""
+    value: Any,
+    what: str,
+    attempt: Callable[[Any], object],
+    error: Exception,
+    *,
+    hint: str = "",
+    parts: Parts | None = None,
 ) -> SerializationError:
     """Return the error that names the innermost part for which the attempt fails."""
-    path, reason = _place(value, attempt) or ("", error)
+    path, reason = _place(value, what, attempt, parts) or (what, error)
     told = str(reason) if isinstance(reason, (TypeError, AttributeError, pickle.PicklingError)) else _told(reason)
-    where = f"{what}: {path}" if what and path else what or path
-    return SerializationError(f"{where}: {told}{hint}" if where else f"{told}{hint}")
+    return SerializationError(f"{path}: {told}{hint}" if path else f"{told}{hint}")
 
 
 def _told(error: Exception) -> str:
@@ -89,13 +100,16 @@ def _told(error: Exception) -> str:
     return str(error) if isinstance(error, JournalError) else f"{type(error).__name__}: {error}"
 
 
-def _place(value: Any, attempt: Callable[[Any], object]) -> tuple[str, Exception] | None:
+def _place(
+    value: Any, what: str, attempt: Callable[[Any], object], parts: Parts | None
+) -> tuple[str, Exception] | None:
     """Look for the culprit in a payload, where what is under `puts` and `appends` is called by its key of the store."""
-    if type(value) is not dict:
-        return culprit(value, "value", attempt)
+    if type(value) is not dict or what == "inputs":
+        return culprit(value, what or "value", attempt, parts)
+    start = f"{what}: " if what else ""
     for section, content in cast("dict[Any, Any]", value).items():
         for path, part in _sections(section, content):
-            found = culprit(part, path, attempt)
+            found = culprit(part, start + path, attempt, parts)
             if found is not None:
                 return found
     return None
@@ -107,6 +121,56 @@ def _sections(section: Any, content: Any) -> Iterable[tuple[str, Any]]:
     return [(section if isinstance(section, str) else f"[{section!r}]", content)]
 
 
+# Exceptions: what went wrong must not go wrong again because it cannot be written or read as it was.
+
+
+def told_error(error: BaseException) -> RunError:
+    """Return an error that says what another one was."""
+    told = RunError(f"{type(error).__qualname__}: {error}")
+    for note in getattr(error, "__notes__", ()):
+        told.add_note(note)
+    return told
+
+
+def remade_exception(cls: type[BaseException], args: tuple[Any, ...]) -> BaseException:
+    """Return an exception with these arguments, whose own `__init__` has not run."""
+    builtin = next(base for base in cls.__mro__ if base.__module__ == "builtins")
+    made: BaseException = cast("Any", builtin).__new__(cls, *args)
+    made.args = args
+    return made
+
+
+def _with_told_error(value: Any, attempt: Callable[[Any], object]) -> Any:
+    """Return the payload with its record's error as a text, if that is what cannot be written."""
+    if type(value) is not dict:
+        return value
+    payload = cast("dict[Any, Any]", value)
+    error = payload.get("error")
+    if isinstance(error, BaseException):
+        try:
+            attempt(error)
+        except Exception:
+            return {**payload, "error": told_error(error)}
+    return payload
+
+
+class _Lenient(pickle.Unpickler):
+    """Makes exceptions without their `__init__` where that refuses the arguments."""
+
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        found: Any = super().find_class(module_name, global_name)
+        if isinstance(found, type) and issubclass(found, BaseException) and found.__module__ != "builtins":
+            return functools.partial(_made, cast("type[BaseException]", found))
+        return found
+
+
+def _made(cls: type[BaseException], *args: Any) -> BaseException:
+    try:
+        return cls(*args)
+    except TypeError:
+        return remade_exception(cls, args)
+
+
 # By value, where there is cloudpickle.
 
 
@@ -116,7 +180,7 @@ def _by_value() -> Callable[[Any], bytes] | None:
     except ImportError:
         return None
 
-    class Pickler(cloudpickle.Pickler):  # type: ignore[misc,name-defined]
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         def reducer_override(self, obj: Any) -> Any:
             if isinstance(obj, Unit):  # a proxy of a function, for which cloudpickle would take it
                 return NotImplemented

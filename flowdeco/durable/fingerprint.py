@@ -79,17 +79,18 @@ def _values_told(value: Any) -> str:
     if isinstance(value, Mapping):
         items = cast("Mapping[Any, Any]", value).items()
         return f"{{{', '.join(f'{_values_told(key)}: {_values_told(part)}' for key, part in items)}}}"
+    name = type(cast("Any", value)).__qualname__
     if isinstance(value, AbstractSet):
-        return f"{type(value).__name__}{sorted(map(_values_told, cast('Iterable[Any]', value)))}"
+        return f"{name}{sorted(map(_values_told, cast('Iterable[Any]', value)))}"
     if isinstance(value, (list, tuple)):
-        return f"{type(value).__name__}{list(map(_values_told, cast('Iterable[Any]', value)))}"
+        return f"{name}{list(map(_values_told, cast('Iterable[Any]', value)))}"
     if isinstance(value, (type, types.ModuleType)) or callable(value):
-        return str(getattr(value, "__qualname__", None) or getattr(value, "__name__", None) or type(value).__qualname__)
+        return str(getattr(value, "__qualname__", None) or getattr(value, "__name__", None) or name)
     try:
         text = repr(value)
     except Exception:
         text = " at 0x"
-    return type(value).__qualname__ if " at 0x" in text else f"{type(value).__qualname__} {text}"
+    return name if " at 0x" in text else f"{name} {text}"
 
 
 # Code.

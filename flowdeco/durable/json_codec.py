@@ -20,7 +20,7 @@ import pathlib
 import sys
 import types
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from fractions import Fraction
@@ -41,8 +41,9 @@ from flowdeco.definitions import (
     Stage,
     Stream,
 )
-from flowdeco.durable.codec import unserialisable
+from flowdeco.durable.codec import remade_exception, told_error, unserialisable
 from flowdeco.errors import JournalError, RunError
+from flowdeco.paths import items
 from flowdeco.store import MISSING, Key
 
 __all__ = ["JsonCodec"]
@@ -83,10 +84,13 @@ class JsonCodec:
         self._registered: dict[str, Callable[[Any], Any]] = {}
         self._allowed: dict[str, Callable[..., Any]] = {}
         self._readers: dict[str, Callable[[Any], Any]] = {
-            "$dict": lambda pairs: {self._read(key): self._read(value) for key, value in _pairs(pairs)},
+            "$dict": self._read_pairs,
             "$tuple": lambda items: tuple(map(self._read, _list(items))),
             "$set": lambda items: set(map(self._read, _list(items))),
             "$frozenset": lambda items: frozenset(map(self._read, _list(items))),
+            "$int": lambda digits: int(_text(digits), 16),
+            "$float": lambda text: float(_text(text)),
+            "$zone": _zone_read,
             "$value": self._read_registered,
             "$enum": _read_enum,
             "$flag": _read_flag,
@@ -123,7 +127,7 @@ class JsonCodec:
         try:
             return self._dumped(value)
         except Exception as error:
-            raise unserialisable(value, what, self._dumped, error) from error
+            raise unserialisable(value, what, self._dumped, error, parts=_parts) from error
 
     def decode(self, payload: bytes) -> Any:
         """Return the value; raises `JournalError` if the payload is damaged, or refers to what is not there."""
@@ -141,7 +145,7 @@ class JsonCodec:
         return text.encode("utf-8", "surrogatepass")
 
     def _write(self, value: Any) -> Any:
-        cls = type(value)
+        cls: Any = type(value)
         if cls in _ITSELF:
             return value
         if cls is int:
@@ -165,7 +169,7 @@ class JsonCodec:
         raise TypeError(self._refusal(value))
 
     def _refusal(self, value: Any) -> str:
-        cls = type(value)
+        cls: Any = type(value)
         if isinstance(value, (types.FunctionType, types.BuiltinFunctionType, type)):
             return f"JSON cannot hold the {cls.__name__} {value.__qualname__}: functions and classes are no data"
         return f"JSON cannot hold a {cls.__qualname__}: register it, codec.register({cls.__qualname__}, write, read)"
@@ -183,7 +187,7 @@ class JsonCodec:
     def _write_object(self, value: Any) -> Any:
         if not dataclasses.is_dataclass(value):
             raise TypeError(self._refusal(value))
-        cls = type(value)
+        cls: Any = type(value)
         names = _fields(cls)
         where = _reference(cls, "dataclass")
         fields = {name: self._write(getattr(value, name)) for name in names}
@@ -191,7 +195,7 @@ class JsonCodec:
         return {"$object": [where, fields, rest] if rest else [where, fields]}
 
     def _write_tuple(self, value: Any) -> Any:
-        cls = type(value)
+        cls: Any = type(value)
         if not _is_named_tuple(cls):
             raise TypeError(self._refusal(value))
         return {"$named": [_reference(cls, "named tuple"), [self._write(item) for item in value]]}
@@ -202,7 +206,8 @@ class JsonCodec:
             where = _reference(type(value), "exception")
             said = [where, self._write(list(value.args)), self._write(dict(value.__dict__))]
         except (TypeError, ValueError, RecursionError):
-            said = [None, f"{type(value).__qualname__}: {value}", getattr(value, "__notes__", [])]
+            told = told_error(value)
+            said = [None, str(told), getattr(told, "__notes__", [])]
         return {"$exception": said}
 
     def _write_key(self, value: Any) -> Any:
@@ -325,7 +330,7 @@ class JsonCodec:
 
     def _read(self, node: Any) -> Any:
         if type(node) is list:
-            return [self._read(item) for item in node]
+            return [self._read(item) for item in cast("list[Any]", node)]
         if type(node) is not dict:
             return node
         found = cast("dict[str, Any]", node)
@@ -344,6 +349,10 @@ class JsonCodec:
             raise JournalError(f"the tag {key!r} is unknown")
         return read(self._read(found[key]))
 
+    def _read_pairs(self, node: Any) -> Any:
+        pairs = (_list(pair, 2) for pair in _list(node))
+        return {self._read(key): self._read(value) for key, value in pairs}
+
     def _read_registered(self, node: Any) -> Any:
         name, value = _list(node, 2)
         read = self._registered.get(_text(name))
@@ -361,7 +370,7 @@ class JsonCodec:
         names = _fields(cls)
         if sorted(_dict(fields)) != sorted(names):
             raise JournalError(f"the fields of {where} are {', '.join(names)} now, not {', '.join(fields)}")
-        made = object.__new__(cls)
+        made: Any = object.__new__(cls)
         for name in names:
             object.__setattr__(made, name, self._read(fields[name]))
         for name, value in _dict(rest[0]).items() if rest else ():
@@ -385,9 +394,8 @@ class JsonCodec:
                 told.add_note(_text(note))
             return told
         cls = _exception_class(where)
-        builtin: Any = next(base for base in cls.__mro__ if base.__module__ == "builtins")
-        made = builtin.__new__(cls, *(values := [self._read(arg) for arg in _list(args)]))
-        BaseException.__dict__["args"].__set__(made, values)  # type: ignore[attr-defined]
+        values = tuple(map(self._read, _list(args)))
+        made = cls(*values) if cls.__module__ == "builtins" else remade_exception(cls, values)
         made.__dict__.update(self._read(_dict(state)))
         return made
 
@@ -434,7 +442,7 @@ class JsonCodec:
 
     def _read_dict(self, node: Any) -> dict[str, Any]:
         found = self._read(_dict(node))
-        if type(found) is not dict or not all(type(name) is str for name in found):
+        if type(found) is not dict or not all(type(name) is str for name in cast("dict[Any, Any]", found)):
             raise JournalError("a mapping of names is something else")
         return cast("dict[str, Any]", found)
 
@@ -590,8 +598,20 @@ def _enum(where: Any) -> Any:
     return found
 
 
+def _either(one: Any, other: Any) -> Any:
+    return one | other
+
+
 def _flag(cls: Any, names: Sequence[str]) -> Any:
-    return functools.reduce(operator.or_, (cls._member_map_[name] for name in names), cls(0))
+    return functools.reduce(_either, (cls._member_map_[name] for name in names), cls(0))
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    """Give the parts of a value that are written for themselves."""
+    yield from items(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield f".{field.name}", getattr(value, field.name, None)
 
 
 # Declared types, as those of keys.
@@ -617,7 +637,7 @@ def _type_read(node: Any) -> Any:
     if node == "builtins:NoneType":
         return types.NoneType
     if type(node) is list:
-        return functools.reduce(operator.or_, map(_type_read, cast("list[Any]", node)))
+        return functools.reduce(_either, map(_type_read, cast("list[Any]", node)))
     if type(node) is dict:
         return types.GenericAlias(_class(node["of"]), tuple(map(_type_read, _list(node["args"]))))
     return _class(node)
@@ -651,8 +671,10 @@ def _text(node: Any) -> str:
     return node
 
 
-def _pairs(node: Any) -> list[list[Any]]:
-    return [_list(pair, 2) for pair in _list(node)]
+def _number(value: Any) -> Any:
+    if type(value) not in {int, float}:
+        raise JournalError("a number is something else")
+    return value
 
 
 def _refuse_constant(name: str) -> Any:
@@ -689,36 +711,34 @@ def _zone_read(key: Any) -> Any:
     return module.ZoneInfo(_text(key))
 
 
-_TYPES: Final[dict[type, _Type]] = {
-    bytes: _Type("$bytes", lambda v: base64.b64encode(v).decode(), lambda v: base64.b64decode(v, validate=True)),
-    bytearray: _Type(
-        "$bytearray", lambda v: base64.b64encode(v).decode(), lambda v: bytearray(base64.b64decode(v, validate=True))
-    ),
-    complex: _Type("$complex", lambda v: [v.real, v.imag], lambda v: complex(*v)),
+def _based(raw: bytes | bytearray) -> str:
+    return base64.b64encode(raw).decode()
+
+
+def _unbased(text: Any) -> bytes:
+    return base64.b64decode(_text(text), validate=True)
+
+
+_TYPES: Final[dict[Any, _Type]] = {
+    bytes: _Type("$bytes", _based, _unbased),
+    bytearray: _Type("$bytearray", _based, lambda v: bytearray(_unbased(v))),
+    complex: _Type("$complex", lambda v: [v.real, v.imag], lambda v: complex(*map(_number, v))),
     Decimal: _Type("$decimal", str, lambda v: Decimal(_text(v))),
-    Fraction: _Type("$fraction", lambda v: [v.numerator, v.denominator], lambda v: Fraction(*v)),
+    Fraction: _Type("$fraction", lambda v: [v.numerator, v.denominator], lambda v: Fraction(*map(_number, v))),
     UUID: _Type("$uuid", lambda v: v.hex, lambda v: UUID(hex=v)),
     datetime: _Type("$datetime", _naive, _aware(datetime)),
     time: _Type("$time", _naive, _aware(time)),
-    date: _Type("$date", date.isoformat, lambda v: date.fromisoformat(v)),
+    date: _Type("$date", date.isoformat, date.fromisoformat),
     timedelta: _Type("$timedelta", lambda v: [v.days, v.seconds, v.microseconds], lambda v: timedelta(*v)),
     timezone: _Type("$timezone", lambda v: list(v.__getinitargs__()), lambda v: timezone(*v)),
     range: _Type("$range", lambda v: [v.start, v.stop, v.step], lambda v: range(*v)),
-    OrderedDict: _Type("$ordered", lambda v: list(map(list, v.items())), OrderedDict),
+    OrderedDict: _Type("$ordered", lambda v: list(map(list, v.items())), lambda v: OrderedDict(v)),
     Counter: _Type("$counter", lambda v: list(map(list, v.items())), lambda v: Counter(dict(v))),
     deque: _Type("$deque", lambda v: [list(v), v.maxlen], lambda v: deque(*v)),
-    **{
-        cls: _Type("$path", lambda v: [type(v).__name__, str(v)], lambda v: _PATHS[v[0]](v[1]))
-        for cls in _PATHS.values()
-    },
-    **{
-        type(constant): _Type(
-            "$constant", lambda v: next(n for n, c in _CONSTANTS.items() if c is v), _CONSTANTS.__getitem__
-        )
-        for constant in _CONSTANTS.values()
-    },
-    # These are written elsewhere, and only read by this table.
-    _Type: _Type("$int", str, lambda v: int(_text(v), 16)),
-    JsonCodec: _Type("$float", str, lambda v: float(_text(v))),
-    tzinfo: _Type("$zone", str, _zone_read),
 }
+for _cls in _PATHS.values():
+    _TYPES[_cls] = _Type("$path", lambda v: [type(v).__name__, str(v)], lambda v: _PATHS[v[0]](v[1]))
+for _constant in _CONSTANTS.values():
+    _TYPES[type(_constant)] = _Type(
+        "$constant", lambda v: next(name for name, it in _CONSTANTS.items() if it is v), _CONSTANTS.__getitem__
+    )

@@ -23,15 +23,15 @@ import weakref
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Final, Literal, NamedTuple, cast
+from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import quote
 from zlib import crc32
 
 from flowdeco.durable.codec import PickleCodec
 from flowdeco.durable.info import RunInfo
-from flowdeco.journal import Codec, Remembered, Row
 from flowdeco.durable.lease import Owner, is_dead, this_process
 from flowdeco.errors import JournalError, RunBusyError, RunNotFoundError, SerializationError, suggestion
+from flowdeco.journal import Codec, Remembered, Row
 
 __all__ = ["SqliteJournal"]
 
@@ -169,7 +169,7 @@ class SqliteJournal:
             raise JournalError(f"synchronous is 'NORMAL' or 'FULL', not {synchronous!r}")
         if isinstance(lease, bool) or not isinstance(lease, (int, float)) or not lease > 0:
             raise JournalError(f"lease is a positive number of seconds, not {lease!r}")
-        self.path = os.path.abspath(os.fspath(path))
+        self.path: str = os.path.abspath(os.fspath(path))
         self.codec: Codec = named_codec(codec)
         self.synchronous = synchronous
         self.lease = float(lease)
@@ -487,7 +487,7 @@ class SqliteJournal:
     # The connection, and what can go wrong with it.
 
     @contextmanager
-    def _asked(self, failure: str, *, make: bool = False) -> Iterator[sqlite3.Connection]:
+    def _asked(self, failure: str, *, make: bool = False) -> Generator[sqlite3.Connection]:
         """Have the connection, and say what could not be done if it fails."""
         with self._lock:
             try:
