@@ -267,7 +267,8 @@ def _stage_of(function: Any, options: dict[str, Any]) -> Any:
     if description is None:
         description = first_paragraph(function.__doc__)
     # All options are checked here, by a stage without actions, and not first when a template is called.
-    checked = Stage(**{**options, "name": name, "description": description})._options()
+    given: dict[str, Any] = {**options, "name": name, "description": description}
+    checked = Stage(**given)._options()
     if inspect.signature(function).parameters:
         return StageTemplate(function, checked)
     return _declared(name, function, checked, Imported(function.__module__, function.__qualname__))

@@ -65,7 +65,7 @@ from flowdeco.events import (
 from flowdeco.groups import Crew, merged
 from flowdeco.memory import ROOT, Memory, branch_id
 from flowdeco.middleware import Call, enter, leave, merging
-from flowdeco.past import Closed, Did, Past, StagePast, Trace
+from flowdeco.past import Closed, Did, Past, StagePast, Trace, is_over
 from flowdeco.requests import Await, Chore, Raised, Request, Save
 from flowdeco.returned import PLAIN, SETTLED, Yielded, exhaust, sort_out
 from flowdeco.runs import ActionRecord, Run, StageRecord, Status
@@ -78,7 +78,7 @@ Failure: TypeAlias = "BaseException | None"
 Walk: TypeAlias = "Generator[Request, Any, Failure]"
 Queued: TypeAlias = "tuple[Unit | Stream | _OpenStream, str | None]"
 
-_new: Final = tuple.__new__
+_new: Final = cast("Any", tuple.__new__)  # pyright: ignore[reportUnknownMemberType]
 _COMPLETED: Final = Status.COMPLETED
 
 
@@ -202,11 +202,12 @@ class _Branch:
 class _Visit:
     """A stage while it runs: what is left of its actions, what they inserted, and their records."""
 
-    __slots__ = ("frame", "inserted", "past", "queue", "records", "stage", "use_actions", "values")
+    __slots__ = ("before", "frame", "inserted", "past", "queue", "records", "stage", "use_actions", "values")
 
     def __init__(self, stage: Stage, frame: _Frame, past: StagePast | None) -> None:
         self.stage = stage
         self.frame = frame
+        self.before = past
         self.past: deque[Did] | None = past.actions if past is not None else None
         self.values = frame.values
         self.use_actions = frame.use_actions + stage.use_actions if stage.use_actions else frame.use_actions
@@ -354,7 +355,7 @@ class Evaluation:
             if frame.closed is None or error is not None:
                 return error
             branch.store.restore(frame.closed.delta)
-            inserted = frame.closed.inserted
+            closed = frame.closed
         else:
             if error is not None and not isinstance(error, (Bail, Suspend)):
                 self._note(error, f"pipeline {frame.pipeline.name!r}")
@@ -367,9 +368,11 @@ class Evaluation:
             branch.frames.pop()
             if error is not None:
                 return error
-            inserted = call._inserted
-        branch.frames[-1].queue.extend((unit, frame.pipeline.name) for unit in reversed(inserted))
-        return self._remember_pipeline(branch, frame, inserted)
+            since = max(0, cast("_Before", frame.before).records - branch.forgotten)
+            failed = tuple(r for r in branch.records[since:] if not is_over(r)) if call._recovered else ()
+            closed = Closed(None, call._inserted, failed)
+        branch.frames[-1].queue.extend((unit, frame.pipeline.name) for unit in reversed(closed.inserted))
+        return self._remember_pipeline(branch, frame, closed)
 
     def _discard(self, queue: list[Queued]) -> Generator[Request, Any, None]:
         """Empty a queue that will not be run, and close the streams in it."""
@@ -384,7 +387,7 @@ class Evaluation:
         source: Any = stream.source
         if callable(source):
             answer = yield Chore(source, "stream"), stream.args, None
-            if hasattr(type(answer), "__await__"):
+            if hasattr(cast("type[object]", type(answer)), "__await__"):
                 answer = yield Await(answer)
             if type(answer) is Raised:
                 return self._stream_failed(answer.error, by)
@@ -402,8 +405,9 @@ class Evaluation:
         return None
 
     def _pull(self, branch: _Branch, frame: _Frame, stream: _OpenStream, by: str | None) -> Walk:
-        if isinstance(stream.iterator, AsyncIterable):
-            answer = yield Await(anext(cast("Any", stream.iterator)))
+        iterator: object = stream.iterator
+        if isinstance(iterator, AsyncIterable):
+            answer = yield Await(anext(cast("Any", iterator)))
             if type(answer) is Raised and isinstance(answer.error, StopAsyncIteration):
                 return None
         else:
@@ -443,6 +447,10 @@ class Evaluation:
         past: StagePast | None = None
         if branch.past is not None:
             past = self._taken(branch, stage)
+            ended = self._ended_here(branch, past)
+            if ended is not None:
+                self._restore_failed(branch, stage, past, ended)
+                return None
             if past is None:
                 error = yield from self._go_on(branch, f"stage {stage.name!r}")
                 if error is not None:
@@ -563,6 +571,8 @@ class Evaluation:
             started = clock()
             context: Context | None = None
             call: Call | None = None
+            inside = True
+            error: Failure = None
             values = visit.values
             layers = visit.use_actions + step.use if step.use else visit.use_actions
             if layers:
@@ -578,7 +588,7 @@ class Evaluation:
                         entered = enter(call)
                         inside, error = entered if isinstance(entered, tuple) else (yield from entered)
                         values = call._values
-                    if call is None or inside:
+                    if inside:
                         if step.wants_context:
                             context = self._context(branch, visit, step, seen)
                         # What most actions need is in the store; where it is not, the long way knows why.
@@ -831,6 +841,12 @@ class Evaluation:
         """Restore an action instead of performing it; return whether it was there, and what speaks against going on."""
         where = f"action {visit.stage.name}/{step.name}"
         did = visit.past[0] if visit.past else None
+        if did is None and visit.before is not None and visit.before.cut_short:
+            failed = visit.before.failed
+            if failed is not None:
+                visit.records.append(failed._replace(action=step.action))
+            visit.queue.clear()
+            return True, None
         if did is None:
             return False, (yield from self._go_on(branch, where))
         if did.record.name != step.name:
@@ -843,6 +859,8 @@ class Evaluation:
         cast("deque[Did]", visit.past).popleft()
         branch.store.restore(did.delta)
         record = did.record._replace(action=step.action, inserted_by=by)
+        if record.status is Status.BAILED:
+            record = record._replace(error=Bail(did.reason))
         visit.records.append(record)
         self._insert(visit, step, record.inserted)
         if did.result is not UNSET:
@@ -853,9 +871,24 @@ class Evaluation:
         if self.copying and self.memory is not None:
             self.memory.copy(branch.id, branch.position, did)
         branch.position += 1
-        if record.status is Status.BAILED:
-            return True, Bail(did.reason)
-        return True, None
+        return True, record.error if isinstance(record.error, Bail) else None
+
+    def _ended_here(self, branch: _Branch, past: StagePast | None) -> _Frame | None:
+        """Return the pipeline around a stage that failed in the past, where that failure was recovered."""
+        if past is not None and past.record is not None:
+            return None
+        return next((f for f in reversed(branch.frames) if f.closed is not None and f.closed.failed), None)
+
+    def _restore_failed(self, branch: _Branch, stage: Stage, past: StagePast | None, ended: _Frame) -> None:
+        """Restore what a failed stage had done, and go on where its failure was recovered."""
+        for did in past.actions if past is not None else ():
+            branch.store.restore(did.delta)
+            branch.position += 1
+        failed = cast("Closed", ended.closed).failed
+        branch.records.extend(r._replace(stage=stage) if r.name == stage.name else r for r in failed)
+        while branch.frames[-1] is not ended:
+            branch.frames.pop()
+        ended.queue.clear()
 
     def _leave_past(self, branch: _Branch, visit: _Visit) -> Walk:
         cast("deque[Did]", visit.past).clear()
@@ -906,18 +939,18 @@ class Evaluation:
         branch.position += 1
         return None
 
-    def _remember_pipeline(self, branch: _Branch, frame: _Frame, inserted: tuple[Unit | Stream, ...]) -> Failure:
+    def _remember_pipeline(self, branch: _Branch, frame: _Frame, closed: Closed) -> Failure:
         if self.memory is not None and (frame.closed is None or self.copying):
             delta = branch.store.recent() if frame.closed is None else cast("Delta", frame.closed.delta)
             try:
                 self.memory.pipeline(
-                    branch.id, branch.position, frame.pipeline.name, self.clock() + self.epoch, delta, inserted, frame.number
+                    branch.id, branch.position, frame.pipeline.name, self.clock() + self.epoch, delta, closed, frame.number
                 )
             except Exception as error:
                 return error
             branch.store.taken()
         elif self.history is None:
-            branch.trace.closed[frame.number] = Closed(None, inserted)
+            branch.trace.closed[frame.number] = closed._replace(delta=None)
             branch.store.taken()
         branch.position += 1
         return None

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
 from typing import Any, Final
 
-from flowdeco.definitions import UNSET, Action, Stream
+from flowdeco.definitions import UNSET, Action, Stage, Stream
 from flowdeco.errors import DefinitionError
 from flowdeco.journal import Codec, Journal, Remembered, Row
-from flowdeco.past import Closed, Did, Past, StagePast
+from flowdeco.past import Closed, Did, Past, StagePast, failed_action
 from flowdeco.runs import ActionRecord, StageRecord, Status
 from flowdeco.store import MISSING, Delta, Store
 
@@ -127,17 +127,38 @@ class Memory:
         payload = self.payload(
             f"stage {record.name!r}", delta, error=record.error, recovered=record.recovered, inserted=record.inserted,
             attempts=record.attempts if record.attempts > 1 else None,
+            failed=_told(failed_action(record)) if record.recovered else None,
         )  # fmt: skip
         self.rows.append(
             Row(branch, number, "stage", record.name, None, str(record.status), record.started, record.elapsed, "", payload)
         )
 
     def pipeline(
-        self, branch: str, number: int, name: str, now: float, delta: Delta, inserted: Any, opened: int
+        self, branch: str, number: int, name: str, now: float, delta: Delta, closed: Closed, opened: int
     ) -> None:
         """Add the row of a pipeline whose middleware is over."""
-        payload = self.payload(f"pipeline {name!r}", delta, inserted=inserted, opened=opened)
+        failed = [(_told(record), [_told(action) for action in record.actions]) for record in closed.failed]
+        payload = self.payload(f"pipeline {name!r}", delta, inserted=closed.inserted, opened=opened, failed=failed)
         self.rows.append(Row(branch, number, "pipeline", name, None, "completed", now, 0.0, "", payload))
+
+
+def _told(record: ActionRecord | StageRecord | None) -> Any:
+    """Return what is remembered of the record of a failure that was recovered further out."""
+    if record is None:
+        return None
+    by = record.inserted_by
+    return record.name, str(record.status), record.started, record.elapsed, by, record.error, record.attempts
+
+
+def _failed_action(told: Any) -> ActionRecord:
+    name, status, started, elapsed, by, error, attempts = told
+    return ActionRecord(name, None, Status(status), started, elapsed, by, error, attempts)  # type: ignore[arg-type]
+
+
+def _failed_stage(told: Any, actions: Any) -> StageRecord:
+    name, status, started, elapsed, by, error, attempts = told
+    records = [_failed_action(action) for action in actions]
+    return StageRecord(name, Stage(name), Status(status), started, elapsed, by, records, error, attempts)
 
 
 # From rows to the past.
@@ -184,10 +205,12 @@ def _stages(rows: list[Row], fingerprint: Fingerprint) -> tuple[list[StagePast],
                 row.stage, None, Status(row.status), row.started, row.elapsed, None, (),  # type: ignore[arg-type]
                 did.get("error"), did.get("attempts", 1), did.get("recovered", False), tuple(did.get("inserted", ())),
             )  # fmt: skip
-            stages.append(StagePast(row.stage, open_actions, record, Closed(_delta(did), record.inserted)))
+            failed = _failed_action(did["failed"]) if did.get("failed") else None
+            stages.append(StagePast(row.stage, open_actions, record, Closed(_delta(did), record.inserted), failed))
             open_actions = []
         else:
-            closed[did.get("opened", 0)] = Closed(_delta(did), tuple(did.get("inserted", ())))
+            failures = tuple(_failed_stage(*told) for told in did.get("failed", ()))
+            closed[did.get("opened", 0)] = Closed(_delta(did), tuple(did.get("inserted", ())), failures)
     if open_actions:
         stages.append(StagePast(name, open_actions))
     return stages, closed

@@ -38,20 +38,35 @@ class Closed(NamedTuple):
 
     delta: Delta | None
     inserted: tuple[Any, ...] = ()
+    failed: tuple[StageRecord, ...] = ()
 
 
 class StagePast:
-    """A stage that had begun: its actions that are over, and its record, if it is over itself."""
+    """A stage that had begun: its actions that are over, and its record, if it is over itself.
 
-    __slots__ = ("actions", "closed", "name", "record")
+    Where a failure was recovered around it, `failed` is the record of the action that had failed.
+    """
+
+    __slots__ = ("actions", "closed", "failed", "name", "record")
 
     def __init__(
-        self, name: str, actions: Iterable[Did], record: StageRecord | None = None, closed: Closed | None = None
+        self,
+        name: str,
+        actions: Iterable[Did],
+        record: StageRecord | None = None,
+        closed: Closed | None = None,
+        failed: ActionRecord | None = None,
     ) -> None:
         self.name = name
         self.actions = deque(actions)
         self.record = record
         self.closed = closed
+        self.failed = failed
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether it is over, and not all of its actions have run."""
+        return self.record is not None and (self.record.recovered or self.record.status is Status.SKIPPED)
 
 
 class Past:
@@ -84,10 +99,11 @@ class Past:
     def skip(self, name: str) -> StageRecord | None:
         """Pass over a stage that was skipped, and return its record."""
         if self.stages and self.stages[0].name == name:
-            record = self.stages[0].record
-            if record is not None and record.status is Status.SKIPPED:
-                self.stages.popleft()
-                return record
+            stage = self.stages[0]
+            if stage.record is not None and stage.record.status is Status.SKIPPED:
+                return self.stages.popleft().record
+            if stage.closed is None and not any(did.delta for did in stage.actions):
+                self.stages.popleft()  # it had begun, and is not wanted any more
         return None
 
 
@@ -136,10 +152,21 @@ class Trace:
 _OVER = (Status.COMPLETED, Status.SKIPPED)
 
 
+def is_over(record: ActionRecord | StageRecord) -> bool:
+    """Whether nothing is left to do about it."""
+    return record.status in _OVER or record.recovered
+
+
+def failed_action(record: StageRecord) -> ActionRecord | None:
+    """Return the record of the action with which a stage failed."""
+    return next((action for action in reversed(record.actions) if not is_over(action)), None)
+
+
 def _stage_past(record: StageRecord) -> StagePast:
-    over = record.status in _OVER or record.recovered
-    actions = [_did(action) for action in record.actions if action.status in _OVER or action.recovered]
-    return StagePast(record.name, actions, record if over else None, Closed(None, record.inserted))
+    actions = [_did(action) for action in record.actions if is_over(action)]
+    if not is_over(record):
+        return StagePast(record.name, actions)
+    return StagePast(record.name, actions, record, Closed(None, record.inserted), failed_action(record))
 
 
 def _did(record: ActionRecord) -> Did:

@@ -93,7 +93,7 @@ class Step:
         if returns is UNSET:
             returns = self.name if options.collect is None else None
         self.result_key: Any = returns
-        self.writes: str | None = returns if isinstance(returns, str) and self.collects is None else None
+        self.writes: Any = returns if isinstance(returns, str) and self.collects is None else None
         self.quick = self.simple and not self.use and self.timeout is None
         self._read_return_annotation(returns)
 

@@ -563,3 +563,424 @@ def test_a_completed_run_is_returned(way):
     assert CALLS == []
     assert outcome(resumed) == outcome(done)
     assert (resumed is done) == (way.journal is None)
+
+
+# -- waits
+
+
+def test_a_run_waits_for_a_value(way):
+    """It is suspended, and says for what; resumed with the value, it goes on where it was."""
+    flow = du.first >> du.gate("approval") >> du.item
+    suspended = way.run(flow)
+    assert (suspended.status, suspended.error) == ("suspended", None)
+    assert "approval" in suspended.reason
+    assert statuses(suspended) == [("first", "completed"), ("gate[approval]", "suspended")]
+    resumed = way.resume(flow, suspended, {"approval": {"by": "ada"}})
+    assert CALLS == ["first", "wait approval", "wait approval", "item 0"]
+    assert (resumed.status, resumed.reason) == ("completed", None)
+    assert resumed["gate approval"] == resumed["approval"] == {"by": "ada"}
+    assert statuses(resumed) == [("first", "completed"), ("gate[approval]", "completed"), ("item", "completed")]
+
+
+def test_a_run_that_still_has_not_got_what_it_waits_for_is_suspended_again(way):
+    """However often it is resumed."""
+    flow = du.first >> du.gate("approval")
+    run = way.run(flow)
+    for _ in range(3):
+        run = way.resume(flow, run, {"something else": 1})
+        assert run.status == "suspended"
+    assert way.resume(flow, run, {"approval": 1}).status == "completed"
+    assert CALLS.count("first") == 1
+
+
+def test_a_run_waits_several_times(way):
+    """In one action, in stages that were inserted, and one after the other."""
+    flow = du.waits_for_two >> du.opens_gates >> du.gate("c")
+    run = way.run(flow)
+    reasons = []
+    for given in ({"one": 1}, {"two": 2}, {"b": "B"}, {"a": "A"}, {"c": "C"}):
+        reasons.append(run.reason)
+        run = way.resume(flow, run, given)
+    assert [reason.split("'")[1] for reason in reasons] == ["one", "two", "a", "a", "c"]
+    assert run.status == "completed"
+    assert (run["waits_for_two"], run["gate a"], run["gate b"], run["gate c"]) == ([1, 2], "A", "B", "C")
+    assert names(run) == ["waits_for_two", "opens_gates", "gate[a]", "gate[b]", "gate[c]"]
+
+
+def test_a_value_that_was_given_before_needs_no_wait(way):
+    """It is there from the start."""
+    run = way.run(du.gate("x") >> du.first, {"x": 5})
+    assert (run.status, run["gate x"]) == ("completed", 5)
+
+
+def test_what_a_suspending_action_wrote_is_dropped(way):
+    """It runs again, and sees what it would have seen."""
+
+    @action(name="asks")
+    def asks(ctx: Context):
+        du.call("asks")
+        ctx.store.append("asked", "please")
+        ctx.insert(du.item)
+        ctx.wait_for("answer")
+        return du.nothing
+
+    flow = Stage("s", [du.first, asks]) >> du.second
+    suspended = way.run(flow)
+    assert "asked" not in suspended.store
+    resumed = way.resume(flow, suspended, {"answer": 1})
+    assert resumed["asked"] == ["please"]
+    assert actions_run(resumed) == ["s/first", "s/asks", "s/item", "s/nothing", "second/second"]
+    assert CALLS == ["first", "asks", "asks", "item 0", "nothing", "second"]
+
+
+def test_branches_of_a_group_wait_each(way):
+    """The others finish first; nothing of them is called again."""
+    flow = (
+        du.first
+        >> parallel(
+            du.item.bind(value=1) >> du.gate("a") >> du.item.bind(value=2),
+            du.plan >> du.item.bind(value=3),
+            pipeline(parallel(du.gate("b"), du.item.bind(value=4)), name="inner"),
+            name="g",
+        )
+        >> du.item.bind(value=5)
+    )
+    run = way.run(flow)
+    assert run.status == "suspended"
+    assert "items" not in run.store
+    done = CALLS.copy()
+    assert sorted(done) == sorted(
+        ["first", "item 1", "wait a", "plan", "go rome", "look rome", "souvenir rome", "go oslo", "look oslo",
+         "souvenir oslo", "item 3", "wait b", "item 4"]
+    )  # fmt: skip
+    CALLS.clear()
+    run = way.resume(flow, run, {"b": "B"})
+    assert (run.status, sorted(CALLS)) == ("suspended", ["wait a", "wait b"])
+    CALLS.clear()
+    run = way.resume(flow, run, {"a": "A"})
+    assert CALLS == ["wait a", "item 2", "item 5"]
+    assert run["items"] == [1, 2, 3, 4, 5]
+    assert (run["gate a"], run["gate b"]) == ("A", "B")
+    CALLS.clear()
+    assert outcome(run) == outcome(flow.run({"a": "A", "b": "B"})), "but for the order of the store"
+
+
+def test_what_is_given_on_resume_wins_over_what_was_written_before(way):
+    """Also in a run that is interrupted and resumed once more, without it."""
+    flow = du.first >> du.second >> du.fragile >> du.third >> du.item >> du.nothing
+    BROKEN.update(["fragile", "nothing"])
+    run = way.run(flow)
+    assert run["second"] == 2
+    BROKEN.discard("fragile")
+    run = way.resume(flow, run, {"second": 40, "items": [7]})
+    assert (run["second"], run["third"], run["items"]) == (40, 41, [7, 0])
+    BROKEN.clear()
+    run = way.resume(flow, run)
+    assert (run.status, run["second"], run["third"], run["items"]) == ("completed", 40, 41, [7, 0])
+
+
+def test_what_is_written_after_the_resume_wins_over_what_was_given(way):
+    """It is a start, no constant."""
+    flow = du.first >> du.fragile >> du.second >> du.nothing
+    BROKEN.update(["fragile", "nothing"])
+    run = way.run(flow)
+    BROKEN.discard("fragile")
+    run = way.resume(flow, run, {"second": 40})
+    assert run["second"] == 2
+    BROKEN.clear()
+    assert way.resume(flow, run)["second"] == 2
+
+
+def test_inputs_of_a_resume_are_a_mapping(way):
+    """Anything else is said before the run is touched."""
+    run = way.run(du.gate("a"))
+    with pytest.raises(DefinitionError, match="mapping"):
+        way.resume(du.gate("a"), run, ["a"])
+    assert way.resume(du.gate("a"), run, {"a": 1}).status == "completed"
+
+
+def test_values_of_earlier_inputs_are_remembered(way):
+    """All that was given, at the start and later."""
+    flow = du.gate("a") >> du.gate("b") >> du.gate("c")
+    run = way.run(flow, {"c": {"deep": [1]}})
+    run = way.resume(flow, run, {"a": (1, 2)})
+    run = way.resume(flow, run, {"b": {3}})
+    assert (run["gate a"], run["gate b"], run["gate c"]) == ((1, 2), {3}, {"deep": [1]})
+
+
+# -- the identity of a step
+
+
+def test_the_id_of_a_step_stays_over_retries_and_resumes(way):
+    """So that it can serve as an idempotency key."""
+    flow = du.first >> du.fragile.with_options(use=[retry(on=RuntimeError, wait=0, attempts=2)]) >> du.item
+    BROKEN.add("fragile")
+    run = way.run(flow)
+    way.resume(flow, run)
+    BROKEN.clear()
+    way.resume(flow, run)
+    assert len(STEP_IDS) == 5
+    assert len(set(STEP_IDS)) == 1
+
+
+def test_the_id_of_a_step_stays_when_what_is_around_it_is_retried(way):
+    """A stage, or a pipeline with all that was inserted."""
+    flow = pipeline(
+        Stage("s", [du.item, du.fragile], use=[retry(on=RuntimeError, wait=0, attempts=2)]),
+        name="p",
+        use=[retry(on=RuntimeError, wait=0, attempts=2)],
+    )
+    BROKEN.add("fragile")
+    run = way.run(flow)
+    way.resume(flow, run)
+    assert len(STEP_IDS) == 8
+    assert len(set(STEP_IDS)) == 1
+
+
+def test_every_step_has_an_id_of_its_own(way):
+    """In stages of one name, in loops, in branches, in other runs: they are all different, and of one length."""
+    same = Stage("s", [du.fragile, du.fragile])
+    flow = same >> same >> parallel(same, same, pipeline(parallel(same, same)), limit=1) >> parallel(same, same, limit=1)
+    way.run(flow)
+    way.run(flow)
+    assert len(set(STEP_IDS)) == len(STEP_IDS) == 2 * 16
+    assert len({len(step) for step in STEP_IDS}) == 1
+
+
+def test_the_ids_of_steps_are_the_same_in_any_run_of_that_id(tmp_path):
+    """They come from the place in the run, not from its time, driver or journal."""
+    flow = du.plan >> parallel(du.fragile, Stage("s", [du.fragile]), limit=1) >> du.fragile
+    flow.run(run_id="r")
+    asyncio.run(flow.arun(run_id="r", journal=tmp_path / "a.db"))
+    flow.run(run_id="r", journal=MemoryJournal())
+    assert STEP_IDS[:3] == STEP_IDS[3:6] == STEP_IDS[6:]
+
+
+# -- groups
+
+
+@pytest.mark.parametrize("limit", [1, None])
+def test_what_completed_in_a_failed_group_is_not_called_again(way, limit):
+    """In the branch that failed, and in the others; the group is merged when all is done."""
+
+    @action(name="late")
+    def late():
+        time.sleep(0.05)
+        du.call("late")
+        if "late" in BROKEN:
+            raise RuntimeError
+
+    flow = (
+        du.first
+        >> parallel(
+            du.item.bind(value=1) >> du.item.bind(value=2),
+            du.item.bind(value=3) >> late >> du.item.bind(value=4),
+            name="g",
+            limit=limit,
+        )
+        >> du.item.bind(value=5)
+    )
+    BROKEN.add("late")
+    broken = way.run(flow)
+    assert broken.status == "failed"
+    assert "items" not in broken.store
+    assert sorted(CALLS) == ["first", "item 1", "item 2", "item 3", "late"]
+    du.clear()
+    resumed = way.resume(flow, broken)
+    assert CALLS == ["late", "item 4", "item 5"]
+    assert resumed["items"] == [1, 2, 3, 4, 5]
+    assert names(resumed) == ["first", "item", "item", "item", "late", "item", "item"]
+
+
+def test_a_group_in_a_group_that_failed_goes_on_where_it_was(way):
+    """However deep it is."""
+    inner = parallel(du.item.bind(value=1), du.item.bind(value=2) >> du.fragile, name="inner", limit=1)
+    flow = parallel(
+        parallel(du.item.bind(value=3), inner >> du.item.bind(value=4), name="middle", limit=1) >> du.item.bind(value=5),
+        du.item.bind(value=6),
+        name="outer",
+        limit=1,
+    ) >> du.item.bind(value=7)
+    BROKEN.add("fragile")
+    broken = way.run(flow)
+    assert CALLS == ["item 3", "item 1", "item 2", "fragile"]
+    du.clear()
+    resumed = way.resume(flow, broken)
+    assert CALLS == ["fragile", "item 4", "item 5", "item 6", "item 7"]
+    assert resumed["items"] == [3, 1, 2, 4, 5, 6, 7]
+
+
+def test_a_group_that_a_retry_runs_again_leaves_nothing_of_its_first_attempt(way):
+    """Its branches are dropped with it."""
+    flow = pipeline(
+        du.item,
+        parallel(du.item.bind(value=1), parallel(du.plan, flaky("b", 1), limit=1), limit=1),
+        du.item.bind(value=3),
+        name="p",
+        use=[retry(on=ValueError, wait=0)],
+    ) >> du.fragile
+    BROKEN.add("fragile")
+    broken = way.run(flow)
+    assert CALLS.count("plan") == 2
+    du.clear()
+    resumed = way.resume(flow, broken)
+    assert CALLS == ["fragile"]
+    assert resumed["items"] == [0, 1, 3]
+    assert resumed["visits"] == ["rome", "oslo"]
+    assert names(resumed) == ["item", "item", "plan", "visit[rome]", "visit[oslo]", "b", "item", "fragile"]
+
+
+def test_a_group_that_ran_twice_is_restored_both_times(way):
+    """The same object, at two places, and in a loop."""
+    group = parallel(du.item.bind(value=1), du.item.bind(value=2), limit=1)
+
+    flow = group >> Stage("s", [du.first]) >> group >> du.fragile
+    BROKEN.add("fragile")
+    broken = way.run(flow)
+    du.clear()
+    resumed = way.resume(flow, broken)
+    assert CALLS == ["fragile"]
+    assert resumed["items"] == [1, 2, 1, 2]
+
+
+def test_a_write_conflict_is_met_again(way):
+    """What the branches did is restored; what they make together is as wrong as before, until it is merged."""
+    units = [du.item.with_options(name="x", returns="k", collect=None).bind(value=n) for n in (1, 2)]
+    flow = parallel(*units, name="g") >> du.first
+    broken = way.run(flow)
+    assert type(broken.error).__name__ == "WriteConflictError"
+    CALLS.clear()
+    again = way.resume(flow, broken)
+    assert type(again.error).__name__ == "WriteConflictError"
+    assert CALLS == []
+    mended = parallel(*units, name="g", merge={"k": lambda a, b: a + b}) >> du.first
+    assert way.resume(mended, broken)["k"] == 3
+    assert CALLS == ["first"]
+
+
+def test_a_group_in_processes_is_durable(kept, tmp_path):
+    """What has come home is recorded, by the coordinator."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    marker = tmp_path / "marker"
+    marker.touch()
+    squares = [du.square.bind(n=n) for n in range(4)]
+    flow = parallel(*squares, du.where, limit=1) >> parallel(du.where, du.fails_there, limit=1) >> du.item
+    with ProcessPoolExecutor(2, mp_context=get_context("forkserver")) as executor:
+        broken = kept.run(flow, {"marker": str(marker)}, executor=executor)
+        assert broken.status == "failed"
+        marker.unlink()
+        resumed = kept.resume(flow, broken, executor=executor)
+    assert resumed["squares"] == [0, 1, 4, 9]
+    assert resumed["fails_there"] == "fine there"
+    assert os.getpid() not in resumed["where"]
+    assert broken["where"] == resumed["where"][:1]
+
+
+# -- in place
+
+
+def test_what_was_changed_in_place_is_restored(kept):
+    """Arguments, values read through the context, parts of them: what was there at the end of each action."""
+    flow, inputs = FLOWS["changes in place"]
+    whole = flow.run(inputs)
+    du.clear()
+    BROKEN.add("first")
+    broken = kept.run(flow, inputs)
+    assert broken["written"] == {"deep": [1, 2, 3], "more": True, "items": "seen"} == whole["written"]
+    du.clear()
+    resumed = kept.resume(flow, broken)
+    assert CALLS == ["first"]
+    assert resumed["written"] == whole["written"]
+
+
+def test_inputs_changed_in_place_are_restored(kept):
+    """As the action that changed them left them."""
+
+    @action(name="changes")
+    def changes(basket, ctx: Context):
+        du.call("changes")
+        basket.append(len(basket))
+        ctx.store["inputs"]["seen"] = True
+
+    flow = Stage("s", [changes, changes]) >> changes >> du.fragile
+    BROKEN.add("fragile")
+    given = {"basket": ["x"], "inputs": {}}
+    broken = kept.run(flow, given)
+    du.clear()
+    resumed = kept.resume(flow, broken)
+    assert CALLS == ["fragile"]
+    assert (resumed["basket"], resumed["inputs"]) == (["x", 1, 2, 3], {"seen": True})
+
+
+def test_stage_data_changed_in_place_is_restored(kept):
+    """The definition keeps its own."""
+
+    @action(name="changes")
+    def changes(k):
+        k["n"].append(2)
+
+    flow = Stage("s", [changes, du.fragile], data={"k": {"n": [1]}}) >> du.first
+    BROKEN.add("fragile")
+    broken = kept.run(flow)
+    BROKEN.clear()
+    assert kept.resume(flow, broken)["k"] == {"n": [1, 2]}
+    assert flow["s"].data["k"] == {"n": [1]}
+
+
+def test_a_list_that_is_collected_into_may_be_changed_in_place(kept):
+    """The items that follow join the changed list."""
+
+    @action(name="reverses")
+    def reverses(items):
+        items.reverse()
+        items.append("mark")
+
+    flow = du.item.bind(value=1) >> du.item.bind(value=2) >> reverses >> du.item.bind(value=3) >> du.fragile
+    BROKEN.add("fragile")
+    broken = kept.run(flow)
+    du.clear()
+    resumed = kept.resume(flow, broken)
+    assert resumed["items"] == [2, 1, "mark", 3]
+
+
+def test_what_a_failing_attempt_changed_in_place_is_what_the_next_sees(kept):
+    """As in memory: a retry does not undo what no write told of; the journal has what was there in the end."""
+
+    @action(name="changes", use=[retry(on=ValueError, wait=0)])
+    def changes(basket):
+        basket.append(len(basket))
+        if len(basket) < 3:
+            raise ValueError
+
+    flow = changes >> du.fragile
+    whole = flow.run({"basket": []})
+    BROKEN.add("fragile")
+    broken = kept.run(flow, {"basket": []})
+    du.clear()
+    assert kept.resume(flow, broken)["basket"] == whole["basket"] == [0, 1, 2]
+
+
+def test_what_was_changed_in_place_in_a_branch_is_restored(kept):
+    """And merged."""
+
+    @action(name="changes")
+    def changes(mine):
+        mine.append(2)
+
+    flow = parallel(Stage("s", [changes, du.fragile], data={"mine": [1]}), du.first, limit=1)
+    BROKEN.add("fragile")
+    broken = kept.run(flow)
+    BROKEN.clear()
+    assert kept.resume(flow, broken)["mine"] == [1, 2]
+
+
+def test_a_large_list_is_not_written_again_for_every_item_that_joins(tmp_path):
+    """A row has what was appended, not the whole."""
+    flow = pipeline(*[du.item.bind(value="x" * 1000)] * 100)
+    journal = SqliteJournal(tmp_path / "runs.db")
+    run = flow.run(journal=journal)
+    sizes = [len(row.payload) for row in journal.history(run.id) if row.kind == "action"]
+    assert len(sizes) == 100
+    assert max(sizes) < 1500

@@ -88,7 +88,7 @@ class Work:
         shipped: tuple[Sequence[Any], Mapping[str, Any]] | None = None
         future: Future[Any]
         # Of an action, a generator is run to its end over there; that of a stream is left as it is.
-        call = (perform, step.function, args, kwargs) if isinstance(step, Step) else (step.function, *args)
+        call: tuple[Any, ...] = (perform, step.function, args, kwargs) if isinstance(step, Step) else (step.function, *args)
         if step.timeout is not None:
             worker.later(step.timeout, ticket, Raised(timed_out(step.name, step.timeout)))
         if executor is not None and isinstance(step, Step) and not is_local(executor):

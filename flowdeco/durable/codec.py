@@ -159,9 +159,8 @@ class _Lenient(pickle.Unpickler):
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         found: Any = super().find_class(module_name, global_name)
-        if isinstance(found, type) and issubclass(found, BaseException) and found.__module__ != "builtins":
-            return functools.partial(_made, cast("type[BaseException]", found))
-        return found
+        is_error = isinstance(found, type) and issubclass(found, BaseException) and found.__module__ != "builtins"
+        return cast("Any", functools.partial(_made, found) if is_error else found)
 
 
 def _made(cls: type[BaseException], *args: Any) -> BaseException:

@@ -79,7 +79,7 @@ def _values_told(value: Any) -> str:
     if isinstance(value, Mapping):
         items = cast("Mapping[Any, Any]", value).items()
         return f"{{{', '.join(f'{_values_told(key)}: {_values_told(part)}' for key, part in items)}}}"
-    name = type(cast("Any", value)).__qualname__
+    name = str(type(value).__qualname__)
     if isinstance(value, AbstractSet):
         return f"{name}{sorted(map(_values_told, cast('Iterable[Any]', value)))}"
     if isinstance(value, (list, tuple)):

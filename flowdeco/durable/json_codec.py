@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any, Final, NamedTuple, Self, TypeVar, cast
+from typing import Any, Final, Self, TypeAlias, TypeVar, cast
 from uuid import UUID
 
 from flowdeco.declare import StageTemplate
@@ -60,12 +60,7 @@ _REDUCERS: Final[dict[str, Any]] = {
 }
 
 
-class _Type(NamedTuple):
-    """How a type is written and read back; what is written is encoded in turn."""
-
-    tag: str
-    write: Callable[[Any], Any]
-    read: Callable[[Any], Any]
+_Type: TypeAlias = tuple[str, Callable[[Any], Any], Callable[[Any], Any]]  # its tag, how it is written, and read back
 
 
 class JsonCodec:
@@ -79,8 +74,8 @@ class JsonCodec:
     name = "json"
 
     def __init__(self) -> None:
-        self._types = dict(_TYPES)
-        self._tags = {found.tag: found.read for found in _TYPES.values()}
+        self._types: dict[Any, _Type] = dict(_TYPES)
+        self._tags = {tag: read for tag, _, read in _TYPES.values()}
         self._registered: dict[str, Callable[[Any], Any]] = {}
         self._allowed: dict[str, Callable[..., Any]] = {}
         self._readers: dict[str, Callable[[Any], Any]] = {
@@ -113,7 +108,11 @@ class JsonCodec:
         """Have values of exactly this class written and read by these functions; returns the codec."""
         name = f"{cls.__module__}:{cls.__qualname__}"
         self._registered[name] = read
-        self._types[cls] = _Type("$value", lambda value: [name, write(value)], self._read_registered)
+
+        def written(value: Any) -> list[Any]:
+            return [name, write(value)]
+
+        self._types[cls] = "$value", written, self._read_registered
         return self
 
     def allow(self, *functions: Callable[..., Any]) -> Self:
@@ -145,7 +144,7 @@ class JsonCodec:
         return text.encode("utf-8", "surrogatepass")
 
     def _write(self, value: Any) -> Any:
-        cls: Any = type(value)
+        cls = _class_of(value)
         if cls in _ITSELF:
             return value
         if cls is int:
@@ -162,20 +161,21 @@ class JsonCodec:
             return {_COLLECTIONS[cls]: [self._write(item) for item in value]}
         found = self._types.get(cls)
         if found is not None:
-            return {found.tag: self._write(found.write(value))}
-        for kind, write in _KINDS:
+            tag, write, _ = found
+            return {tag: self._write(write(value))}
+        for kind, writer in _KINDS:
             if issubclass(cls, kind):
-                return write(self, value)
+                return writer(self, value)
         raise TypeError(self._refusal(value))
 
     def _refusal(self, value: Any) -> str:
-        cls: Any = type(value)
+        cls = _class_of(value)
         if isinstance(value, (types.FunctionType, types.BuiltinFunctionType, type)):
             return f"JSON cannot hold the {cls.__name__} {value.__qualname__}: functions and classes are no data"
         return f"JSON cannot hold a {cls.__qualname__}: register it, codec.register({cls.__qualname__}, write, read)"
 
     def _write_enum(self, value: Any) -> Any:
-        cls: Any = type(value)
+        cls = _class_of(value)
         where = _reference(cls, "enum")
         if cls._member_map_.get(value.name) is value:
             return {"$enum": [where, value.name]}
@@ -187,7 +187,7 @@ class JsonCodec:
     def _write_object(self, value: Any) -> Any:
         if not dataclasses.is_dataclass(value):
             raise TypeError(self._refusal(value))
-        cls: Any = type(value)
+        cls = _class_of(value)
         names = _fields(cls)
         where = _reference(cls, "dataclass")
         fields = {name: self._write(getattr(value, name)) for name in names}
@@ -195,7 +195,7 @@ class JsonCodec:
         return {"$object": [where, fields, rest] if rest else [where, fields]}
 
     def _write_tuple(self, value: Any) -> Any:
-        cls: Any = type(value)
+        cls = _class_of(value)
         if not _is_named_tuple(cls):
             raise TypeError(self._refusal(value))
         return {"$named": [_reference(cls, "named tuple"), [self._write(item) for item in value]]}
@@ -384,7 +384,7 @@ class JsonCodec:
             raise JournalError(f"{where} is no named tuple")
         if len(_list(items)) != len(cls._fields):
             raise JournalError(f"the fields of {where} are {', '.join(cls._fields)} now: {len(items)} were written")
-        return tuple.__new__(cls, map(self._read, items))
+        return cast("Any", tuple).__new__(cls, map(self._read, items))  # not by what the class may call `__new__`
 
     def _read_exception(self, node: Any) -> Any:
         where, args, state = _list(node, 3)
@@ -558,8 +558,12 @@ def _exception_class(where: Any) -> Any:
 def _is_named_tuple(cls: Any) -> bool:
     if not (issubclass(type(cls), type) and issubclass(cls, tuple)):
         return False
-    names: Any = getattr(cls, "_fields", None)
+    names: Any = getattr(cast("Any", cls), "_fields", None)
     return type(names) is tuple and all(type(name) is str for name in cast("tuple[Any, ...]", names))
+
+
+def _class_of(value: Any) -> Any:
+    return cast("Any", type(value))
 
 
 def _fields(cls: Any) -> list[str]:
@@ -570,7 +574,7 @@ def _fields(cls: Any) -> list[str]:
             raise TypeError(f"the dataclass {cls.__qualname__} is a {base.__name__} as well: register it")
         for name in names:
             found = vars(base).get(name)
-            if hasattr(type(found), "__set__") and not isinstance(found, types.MemberDescriptorType):
+            if hasattr(_class_of(found), "__set__") and not isinstance(found, types.MemberDescriptorType):
                 raise TypeError(f"the field {name!r} of {cls.__qualname__} is computed: register the class")
     return names
 
@@ -698,7 +702,7 @@ def _aware(cls: Any) -> Callable[[Any], Any]:
 
 
 def _zone_written(zone: Any) -> Any:
-    cls = type(zone)
+    cls = _class_of(zone)
     if (cls.__module__, cls.__name__) != ("zoneinfo", "ZoneInfo") or not zone.key:
         raise TypeError(f"JSON cannot hold the time zone {zone!r}: use zoneinfo, or register {cls.__qualname__}")
     return {"$zone": zone.key}
@@ -720,25 +724,27 @@ def _unbased(text: Any) -> bytes:
 
 
 _TYPES: Final[dict[Any, _Type]] = {
-    bytes: _Type("$bytes", _based, _unbased),
-    bytearray: _Type("$bytearray", _based, lambda v: bytearray(_unbased(v))),
-    complex: _Type("$complex", lambda v: [v.real, v.imag], lambda v: complex(*map(_number, v))),
-    Decimal: _Type("$decimal", str, lambda v: Decimal(_text(v))),
-    Fraction: _Type("$fraction", lambda v: [v.numerator, v.denominator], lambda v: Fraction(*map(_number, v))),
-    UUID: _Type("$uuid", lambda v: v.hex, lambda v: UUID(hex=v)),
-    datetime: _Type("$datetime", _naive, _aware(datetime)),
-    time: _Type("$time", _naive, _aware(time)),
-    date: _Type("$date", date.isoformat, date.fromisoformat),
-    timedelta: _Type("$timedelta", lambda v: [v.days, v.seconds, v.microseconds], lambda v: timedelta(*v)),
-    timezone: _Type("$timezone", lambda v: list(v.__getinitargs__()), lambda v: timezone(*v)),
-    range: _Type("$range", lambda v: [v.start, v.stop, v.step], lambda v: range(*v)),
-    OrderedDict: _Type("$ordered", lambda v: list(map(list, v.items())), lambda v: OrderedDict(v)),
-    Counter: _Type("$counter", lambda v: list(map(list, v.items())), lambda v: Counter(dict(v))),
-    deque: _Type("$deque", lambda v: [list(v), v.maxlen], lambda v: deque(*v)),
+    bytes: ("$bytes", _based, _unbased),
+    bytearray: ("$bytearray", _based, lambda v: bytearray(_unbased(v))),
+    complex: ("$complex", lambda v: [v.real, v.imag], lambda v: complex(*map(_number, v))),
+    Decimal: ("$decimal", str, lambda v: Decimal(_text(v))),
+    Fraction: ("$fraction", lambda v: [v.numerator, v.denominator], lambda v: Fraction(*map(_number, v))),
+    UUID: ("$uuid", lambda v: v.hex, lambda v: UUID(hex=v)),
+    datetime: ("$datetime", _naive, _aware(datetime)),
+    time: ("$time", _naive, _aware(time)),
+    date: ("$date", date.isoformat, date.fromisoformat),
+    timedelta: ("$timedelta", lambda v: [v.days, v.seconds, v.microseconds], lambda v: timedelta(*v)),
+    timezone: ("$timezone", lambda v: list(v.__getinitargs__()), lambda v: timezone(*v)),
+    range: ("$range", lambda v: [v.start, v.stop, v.step], lambda v: range(*v)),
+    OrderedDict: ("$ordered", lambda v: list(map(list, v.items())), OrderedDict),
+    Counter: ("$counter", lambda v: list(map(list, v.items())), lambda v: Counter(dict(v))),
+    deque: ("$deque", lambda v: [list(v), v.maxlen], lambda v: cast("Any", deque)(*v)),
 }
 for _cls in _PATHS.values():
-    _TYPES[_cls] = _Type("$path", lambda v: [type(v).__name__, str(v)], lambda v: _PATHS[v[0]](v[1]))
+    _TYPES[_cls] = ("$path", lambda v: [type(v).__name__, str(v)], lambda v: _PATHS[v[0]](v[1]))
 for _constant in _CONSTANTS.values():
-    _TYPES[type(_constant)] = _Type(
-        "$constant", lambda v: next(name for name, it in _CONSTANTS.items() if it is v), _CONSTANTS.__getitem__
+    _TYPES[type(_constant)] = (
+        "$constant",
+        lambda v: next(name for name, it in _CONSTANTS.items() if it is v),
+        _CONSTANTS.__getitem__,
     )

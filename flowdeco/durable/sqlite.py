@@ -21,7 +21,7 @@ import threading
 import time
 import weakref
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import quote
@@ -127,6 +127,10 @@ class Head(NamedTuple):
         """The checksum of all columns."""
         return crc32(json.dumps(self).encode())
 
+    def agrees(self, checksum: object) -> bool:
+        """Whether the columns are what they were when they were written."""
+        return bytes not in map(type, self) and self.checksum == checksum
+
 
 _HEAD: Final = ", ".join(Head._fields)
 _OWNER: Final = "owner, host, pid, place, born"
@@ -179,8 +183,7 @@ class SqliteJournal:
         self._inode: tuple[int, int] | None = None
         self._held: dict[str, _Held] = {}
         self._heart: tuple[threading.Thread, threading.Event] | None = None
-        with _live_lock:
-            _live.add(self)
+        _live.add(self)
 
     def __repr__(self) -> str:
         return f"SqliteJournal({self.path!r})"
@@ -386,7 +389,7 @@ class SqliteJournal:
 
     def _checked(self, found: tuple[Any, ...]) -> Head:
         head = Head._make(found[:-1])
-        if head.checksum != found[-1]:
+        if not head.agrees(found[-1]):
             raise self._damaged(f"what it says of run {head.run_id!r} does not agree with its checksum")
         return head
 
@@ -487,18 +490,18 @@ class SqliteJournal:
     # The connection, and what can go wrong with it.
 
     @contextmanager
-    def _asked(self, failure: str, *, make: bool = False) -> Generator[sqlite3.Connection]:
+    def _asked(self, failure: str, *, make: bool = False) -> Generator[sqlite3.Connection, None, None]:
         """Have the connection, and say what could not be done if it fails."""
         with self._lock:
             try:
                 if self._connection is not None and self._moved():
                     self._disconnect()
                 yield self._connection or self._connect(make=make)
-            except (sqlite3.Error, UnicodeEncodeError, OverflowError) as error:
+            except (sqlite3.Error, UnicodeError, OverflowError, MemoryError) as error:
                 raise JournalError(f"{failure}: {self._told(error)}") from error
 
     @contextmanager
-    def _at_work(self, run_id: str, what: str) -> Iterator[tuple[sqlite3.Connection, _Held]]:
+    def _at_work(self, run_id: str, what: str) -> Generator[tuple[sqlite3.Connection, _Held], None, None]:
         with self._lock:
             held = self._held.get(run_id) or self._unheld(run_id)
             try:
@@ -757,7 +760,7 @@ _TROUBLES: Final = {
 
 
 @contextmanager
-def _transaction(connection: sqlite3.Connection, kind: str = "IMMEDIATE") -> Iterator[None]:
+def _transaction(connection: sqlite3.Connection, kind: str = "IMMEDIATE") -> Generator[None, None, None]:
     connection.execute(f"BEGIN {kind}")
     try:
         yield
@@ -806,40 +809,47 @@ def _inode(path: str) -> tuple[int, int] | None:
 
 
 _live: Final[weakref.WeakSet[SqliteJournal]] = weakref.WeakSet()
-_live_lock: Final = threading.Lock()
+_forking: Final[list[SqliteJournal]] = []
+
+
+def _journals() -> list[SqliteJournal]:
+    while True:
+        try:
+            return list(_live)
+        except RuntimeError:  # another thread has made one meanwhile
+            continue
 
 
 def _is_busy(owner: Owner, lease: float, me: Owner) -> bool:
     if owner[1:] == me[1:]:
-        with _live_lock:
-            return any(held.token == owner.token for journal in _live for held in list(journal._held.values()))
+        return any(held.token == owner.token for journal in _journals() for held in list(journal._held.values()))
     dead = is_dead(owner)
     return lease > time.time() if dead is None else not dead
 
 
 def _before_fork() -> None:
-    _live_lock.acquire()
-    for journal in _live:
+    for journal in _journals():
         thread = journal._stop_heart()
         if thread is not None:
             thread.join()
         journal._lock.acquire()
         journal._disconnect()
+        _forking.append(journal)
 
 
 def _after_fork_in_parent() -> None:
-    for journal in _live:
+    while _forking:
+        journal = _forking.pop()
         if journal._held:
             journal._start_heart()
         journal._lock.release()
-    _live_lock.release()
 
 
 def _after_fork_in_child() -> None:
-    for journal in _live:
+    while _forking:
+        journal = _forking.pop()
         journal._held.clear()
         journal._lock.release()
-    _live_lock.release()
 
 
 if hasattr(os, "register_at_fork"):
