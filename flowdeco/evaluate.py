@@ -188,6 +188,12 @@ class _Branch:
         self.trace.go_back(before.opened, before.groups)
         return {self.id: before.position, **{id: 0 for fork in dropped for id in fork.ids()}}
 
+    def keep_past(self) -> None:
+        """Leave behind what was left behind before, if the branch has not begun this time."""
+        if self.past is not None and self.past.left is not None and not self.records:
+            self.trace, records = self.past.left
+            self.records = list(records)
+
     def trace_of(self, unmerged: bool) -> Trace:
         self.trace.length, self.trace.result = len(self.records), self.result
         self.trace.store = self.store if unmerged else None
@@ -234,6 +240,7 @@ class Evaluation:
         memory: Memory | None = None,
         on_change: str = "error",
         copying_until: str | None = None,
+        given: Mapping[str, Any] | None = None,
         clock: Callable[[], float],
         now: float,
         cancels: Callable[[BaseException], bool],
@@ -251,6 +258,7 @@ class Evaluation:
         self.past = past
         self.memory = memory
         self.on_change = on_change
+        self.given = given or {}  # on resume
         self.copying_until = copying_until
         self.copying = copying_until is not None
         self.changes: list[str] = []
@@ -1000,7 +1008,8 @@ class Evaluation:
             base = _Frame(frame.pipeline, by, frame.use_stages, frame.use_actions, frame.values, frame.wrapped)
             base.queue.append((unit, by))
             past = branch.past.fork(number, index) if branch.past is not None else None
-            store = past.store.revived() if past is not None and past.store is not None else branch.store.fork()
+            kept = past.store if past is not None else None
+            store = branch.store.fork() if kept is None else kept.revived(self.given)
             fork = _Branch(store, base, branch, branch_id(branch.id, number, index), past)
             forks.append(fork)
             if branch.past is not None and past is None:
@@ -1019,28 +1028,30 @@ class Evaluation:
         yield from crew.work()
         error = crew.verdict(group, self.cancels)
         for fork in forks:
+            fork.keep_past()
             branch.records.extend(fork.records)
-        if self.history is None:
-            branch.trace.add_group(started_at, [fork.trace_of(error is not None) for fork in forks])
-        else:
-            self._forget(branch)
         if any(fork.diverged for fork in forks) and branch.past is not None:
             branch.past.stages.clear()
             branch.past.closed.clear()
             branch.diverged = True
+        taking = forks if error is None else []
         if isinstance(error, Bail):
-            forks = [fork for fork, member in zip(forks, crew.members, strict=True) if member.error is error]
-        elif error is not None:
-            forks = []
+            taking = [fork for fork, member in zip(forks, crew.members, strict=True) if member.error is error]
         try:
-            branch.store.apply(merged(group, [fork.store.delta() for fork in forks]))
+            branch.store.apply(merged(group, [fork.store.delta() for fork in taking]))
         except Exception as refused:  # a conflict, or a reducer that raises
             error = refused
         else:
+            if self.memory is None and branch.store._recent is not None:
+                branch.store.taken()
             before = dict(branch.switches)
-            for fork in forks:
+            for fork in taking:
                 branch.switches.update({key: on for key, on in fork.switches.items() if before.get(key) is not on})
                 branch.result = fork.result if fork.result is not None else branch.result
+        if self.history is None:
+            branch.trace.add_group(started_at, [fork.trace_of(error is not None) for fork in forks])
+        else:
+            self._forget(branch)
         if error is not None and not isinstance(error, (Bail, Suspend)):
             self._note(error, f"parallel group {group.name!r}, pipeline {frame.pipeline.name!r}")
         return error

@@ -72,7 +72,7 @@ class StagePast:
 class Past:
     """The past of one branch: its stages in order, and the pipelines and groups in it, by the order of their opening."""
 
-    __slots__ = ("_forks", "closed", "result", "stages", "store")
+    __slots__ = ("_forks", "closed", "left", "result", "stages", "store")
 
     def __init__(
         self,
@@ -81,8 +81,10 @@ class Past:
         forks: Callable[[tuple[int, int]], Past | None],
         store: Store | None = None,
         result: Any = None,
+        left: tuple[Trace, Sequence[StageRecord]] | None = None,
     ) -> None:
         self.result = result
+        self.left = left  # what it was made of, for a branch that does not begin this time
         self.stages = deque(stages)
         self.closed = closed
         self._forks = forks
@@ -146,7 +148,7 @@ class Trace:
         own.extend(map(_stage_past, records[at:]))
         if self.undone and own:
             own.pop()
-        return Past(own, dict(self.closed), forks.get, self.store, self.result)
+        return Past(own, dict(self.closed), forks.get, self.store, self.result, (self, records))
 
 
 _OVER = (Status.COMPLETED, Status.SKIPPED)

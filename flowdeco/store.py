@@ -376,8 +376,11 @@ class Store(MutableMapping[str, Any]):
             self.apply(delta)
         self._recent = {}
 
-    def revived(self) -> Store:
-        """Return a copy to go on with, in which what was written since the last step was over is undone."""
+    def revived(self, given: Mapping[str, Any]) -> Store:
+        """Return a copy to go on with, in which what was written since the last step was over is undone.
+
+        What has been given since is there as if it had been there from the start.
+        """
         made = Store()
         made._data = dict(self._data)
         for log in self._logs[:1]:
@@ -394,6 +397,7 @@ class Store(MutableMapping[str, Any]):
                 made._data.pop(name, None)
             else:
                 made._data[name] = before
+        made._data.update(given)
         made.watch()
         return made
 

@@ -75,13 +75,11 @@ def _resume_from_memory(
         raise DefinitionError(f"run {before.id!r} was run with history=..., and cannot be resumed from memory")
     options = options._replace(use=(*before._use, *options.use), skip=(*before._skip, *options.skip))
     start = _Start(flow, inputs, options)
-    store = before.store.revived()
-    store.update(Store(inputs))
-    store.watch()
-    run = Run(before.id, flow, store)
+    given = dict(Store(inputs))
+    run = Run(before.id, flow, before.store.revived(given))
     start.check(run.store)
     run.result = before.result
-    return start.evaluation(run, past=before._trace.past(before.stages), on_change=on_change)
+    return start.evaluation(run, past=before._trace.past(before.stages), given=given, on_change=on_change)
 
 
 def _resume_from_journal(

@@ -607,7 +607,7 @@ class SqliteJournal:
     def _start_heart(self) -> None:
         if self._heart is None:
             stop = threading.Event()
-            beating = (weakref.ref(self), stop, self.lease / 3)
+            beating = (weakref.ref(self, lambda _: stop.set()), stop, self.lease / 3)
             thread = threading.Thread(target=_beat, args=beating, name="flowdeco lease", daemon=True)
             self._heart = thread, stop
             thread.start()
