@@ -18,7 +18,7 @@ from importlib import import_module
 from typing import Any, NamedTuple, TypeAlias, cast
 
 from flowdeco.context import Context, Effects
-from flowdeco.errors import Bail, Cancelled, RunError, ShippingError, Suspend, UnreferencedError, WorkerDiedError
+from flowdeco.errors import Bail, Cancelled, RunError, ShippingError, Suspend, WorkerDiedError
 from flowdeco.requests import Chore, Raised
 from flowdeco.returned import exhaust
 from flowdeco.wiring import Step
@@ -60,30 +60,47 @@ def perform(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[s
 
 
 class _Home(NamedTuple):
-    """What a call elsewhere sends home: its value or its signal, and what it did to its context."""
+    """What a call elsewhere sends home: its value or what it raised, and what it did to its context."""
 
     value: Any
-    signal: BaseException | None
+    raised: BaseException | None
     effects: Effects | None
 
 
 def perform_shipped(payload: bytes, nonce: bytes) -> bytes:
-    """Perform a pickled call in another process; the result is pickled here, so that what cannot be is named here."""
-    name, function, args, kwargs = pickle.loads(payload)
+    """Perform a pickled call in another process; the result is pickled here, so that what cannot be is named here.
+
+    Exceptions travel as values, too: what the action told the observers before it failed comes home with them.
+    """
+    try:
+        name, function, args, kwargs = pickle.loads(payload)
+    except Exception as error:
+        refused = ShippingError(f"the worker cannot load what was sent to it: {type(error).__name__}: {error}")
+        return pickle.dumps(_Home(None, refused, None))
     context = _context_among(args, kwargs)
-    value, signal = None, None
+    value, raised = None, None
     try:
         value = perform(getattr(function, "__wrapped__", function), args, kwargs)
-    except (Bail, Suspend) as raised:
-        signal = raised
+    except (Bail, Suspend) as signal:
+        raised = signal
     except BaseException as error:
-        raise _travelling(error) from None
-    home = _Home(value, signal, context.effects() if context is not None else None)
+        raised = _travelling(error)
+    effects = context.effects() if context is not None else None
     try:
-        return pickle.dumps(home)
+        return pickle.dumps(_Home(value, raised, effects))
     except Exception as error:
-        part = unpicklable(value, "result") or "what it wrote"
-        raise ShippingError(f"the result of action {name!r} cannot travel home ({part}): {error}") from error
+        if raised is None or isinstance(raised, Bail):
+            part = _unpicklable_part(value, effects)
+            raised = ShippingError(f"the result of action {name!r} cannot travel home ({part}): {error}")
+        return pickle.dumps(_Home(None, raised, None))
+
+
+def _unpicklable_part(value: Any, effects: Effects | None) -> str:
+    parts: list[tuple[Any, str]] = [(value, "result")]
+    if effects is not None:
+        written = {**effects.delta.puts, **effects.delta.appends}
+        parts += [(written, "ctx.store"), (effects.inserted, "ctx.insert"), (effects.messages, "ctx.emit")]
+    return next(filter(None, (unpicklable(part, path) for part, path in parts)), "result")
 
 
 def _travelling(error: BaseException) -> BaseException:
@@ -121,11 +138,14 @@ def receive(step: Step | Chore, future: Future[Any], shipped: Arguments | None) 
         return Raised(_died(step, error) if _means_death(error) else error)
     if shipped is None:
         return future.result()
-    home: _Home = pickle.loads(future.result())
+    try:
+        home: _Home = pickle.loads(future.result())
+    except Exception as error:
+        raise ShippingError(f"the result of action {step.name!r} cannot be loaded here: {error}") from error
     context = _context_among(*shipped)
     if context is not None and home.effects is not None:
         context.catch_up(home.effects)
-    return home.value if home.signal is None else Raised(home.signal)
+    return home.value if home.raised is None else Raised(home.raised)
 
 
 def _context_among(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Context | None:
@@ -164,8 +184,6 @@ def _packed(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes
 
 
 def _cannot_travel(step: Step, rest: tuple[list[Any], dict[str, Any]], error: Exception) -> ShippingError:
-    if isinstance(error, UnreferencedError):
-        return ShippingError(f"action {step.name!r} cannot travel to another process: {error}")
     args, kwargs = rest
     positional = (wanted.name for wanted in step.inputs if not wanted.by_keyword)
     for name, value in (*zip(positional, args, strict=False), *kwargs.items()):

@@ -532,6 +532,17 @@ def test_a_context_travels_as_what_can_be_known_elsewhere(run):
     assert [event.kind for event in events if isinstance(event, Message)] == ["hello"]
 
 
+def test_messages_brought_home_without_observers_are_nothing(run):
+    """Nobody listens."""
+
+    def travels(ctx):
+        detached = pickle.loads(pickle.dumps(ctx))
+        detached.emit("hello")
+        ctx.catch_up(detached.effects())
+
+    assert run(asks(travels)).status == "completed"
+
+
 def test_failing_is_not_hidden_by_the_context(run):
     """The exception of the action arrives as it is."""
     error = ValueError("no")

@@ -280,6 +280,17 @@ def test_methods_of_equal_objects_are_equal_actions():
     assert shop.total != shop.cheap
 
 
+def test_an_action_of_something_that_does_not_bind_stays_itself_in_a_class():
+    """As a callable object does, or a partial."""
+
+    class Holder:
+        held = OBJECT
+        partial = PARTIAL
+
+    assert Holder().held is Holder.held is OBJECT
+    assert Holder().partial is PARTIAL
+
+
 def test_documentation_of_methods_can_be_asked_for():
     """Also through the class, and of the raw objects in it, which could recurse for ever."""
     raw = vars(Shop)
@@ -433,6 +444,13 @@ def test_with_options_keeps_what_is_bound():
     assert BOTH() == 3
 
 
+def test_options_can_be_taken_back():
+    """To what they are by default."""
+    changed = double.with_options(timeout=1, returns="k", collect="l", use=[layer], tags=["t"])
+    back = changed.with_options(timeout=None, returns="double", collect=None, use=[], tags=[])
+    assert back == double.with_options(returns="double")
+
+
 def test_an_unknown_option_is_an_error():
     """With close matches; for every kind of definition."""
     for unit in (double, counting, FLOW, parallel()):
@@ -562,6 +580,19 @@ def test_data_that_cannot_be_copied_is_an_error_that_names_its_key(make):
     """And points to middleware values."""
     with pytest.raises(DefinitionError, match=r"'db\.lock'.*middleware"):
         make({"fine": 1, "db.lock": threading.Lock()})
+
+
+def test_data_that_can_be_copied_in_parts_only_fails_with_its_own_error():
+    """No key is to blame."""
+
+    class OnlyAlone:
+        def __deepcopy__(self, memo):
+            if memo:
+                raise ValueError("not alone")
+            return self
+
+    with pytest.raises(ValueError, match="not alone"):
+        Stage("s", data={"xs": [1], "alone": OnlyAlone()})
 
 
 def test_data_of_typed_keys_is_checked():
@@ -711,7 +742,7 @@ def test_a_plain_function_in_a_chain_is_told_to_become_an_action():
 def test_a_template_must_be_called():
     """In a chain from either side, a pipeline, a group."""
     for make in (lambda: A >> greet, lambda: greet >> A, lambda: double >> greet, lambda: greet >> double,
-                 lambda: pipeline(greet), lambda: parallel(greet), lambda: greet >> greet):  # fmt: skip
+                 lambda: pipeline(greet), lambda: parallel(greet), lambda: greet >> greet, lambda: plain >> greet):  # fmt: skip
         with pytest.raises(DefinitionError, match=r"greet\(\.\.\.\)"):
             make()
 
@@ -811,6 +842,21 @@ def test_what_is_left_of_a_stage_of_a_template_is_still_of_that_template(run):
 
     finished = run(pipeline(two(1)).without("two/first"), skip=["two"])
     assert [record.status.value for record in finished.stages] == ["skipped"]
+
+
+def test_what_is_left_of_a_stage_is_a_value_as_well():
+    """Equal where as much is left, and picklable by reference to the whole."""
+    for whole in (counting, Stage("s", [double, add]), greet("you")):
+        left = pipeline(whole).without(f"{whole.name}/nothing", f"{whole.name}/{next(iter(whole)).name}")
+        same = pipeline(whole).without(f"{whole.name}/{next(iter(whole)).name}")
+        assert left == same
+        assert hash(left) == hash(same)
+        assert left != pipeline(whole)
+        assert pickle.loads(pickle.dumps(left)) == left
+    assert greet("you") == greet("you")
+    renamed = pipeline(counting).only("counting/second")[0].with_options(name="renamed")
+    assert pickle.loads(pickle.dumps(renamed)) == renamed
+    assert [made.name for made in renamed] == ["second"]
 
 
 @pytest.mark.parametrize("wrong", ["", 3, None])

@@ -188,6 +188,42 @@ def test_a_walk_that_is_thrown_away_asks_for_nothing_more():
     assert run.error is None
 
 
+def test_a_walk_can_be_thrown_away_while_middleware_of_the_run_is_entered():
+    """Nothing has begun yet."""
+
+    def patient(call):
+        yield Sleep(1)
+        yield
+
+    run, walk = evaluation(Stage("s"), use=(patient,))
+    assert next(walk) == Sleep(1)
+    walk.close()
+    assert (run.error, list(run.stages)) == (None, [])
+
+
+def test_an_interrupt_inside_the_evaluation_unwinds_async_middleware_too():
+    """Each layer is asked to close."""
+    log = []
+    run, walk = evaluation(Stage("s", [step([], "a", use=[async_around(log, "m"), around(log, "n")])]))
+
+    def awaited(request):
+        try:
+            request.awaitable.send(None)
+        except StopIteration as end:
+            return end.value
+        except BaseException as error:
+            return Raised(error)
+
+    entered = next(walk)
+    called = walk.send(awaited(entered))
+    assert called[0].name == "a"
+    left = walk.throw(KeyboardInterrupt())
+    with pytest.raises(StopIteration):
+        walk.send(awaited(left))
+    assert log == ["+m", "+n", "-n", "-m"]
+    assert run.status == "cancelled"
+
+
 # -- order (L6)
 
 
@@ -850,6 +886,13 @@ def test_a_stream_is_closed_when_the_run_ends_early(run, error):
 
     run(one(log, "a", lambda: [stream(nested), stream(late)]), check=False)
     assert log == ["a", "x", "closed", "async closed"]
+
+
+def test_a_stream_of_a_plain_iterable_needs_no_closing(run):
+    """What is left of a list is left."""
+    log = []
+    finished = run(one(log, "a", lambda: stream([failing(log, "x", ValueError("no")), one(log, "never")])), check=False)
+    assert (str(finished.error), log) == ("no", ["a", "x"])
 
 
 def test_a_stream_that_fails_fails_the_run_and_says_who_inserted_it(run):

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import logging
+import pickle
 import time
 
 import pytest
@@ -1017,6 +1018,26 @@ def test_an_async_layer_awaits_on_its_way(run):
     assert loops[0] is loops[1]
 
 
+def test_a_time_limit_of_an_async_layer_cancels_what_is_inside(run):
+    """It is the same task, in a sync run as well."""
+    log = []
+
+    async def limited(call):
+        async with asyncio.timeout(0.02):
+            yield
+
+    @action
+    async def waits():
+        try:
+            await asyncio.sleep(10)
+        finally:
+            log.append("cancelled")
+
+    finished = run(Stage("s", [waits], use=[limited]), check=False)
+    assert isinstance(finished.error, TimeoutError)
+    assert (finished.status, log) == ("failed", ["cancelled"])
+
+
 def test_async_context_managers_work_in_async_layers(run):
     """Time limits and task groups included, in a sync run as well."""
     log = []
@@ -1271,6 +1292,18 @@ def test_retry_must_be_told_what_to_retry():
         retry()
     with pytest.raises(TypeError):
         recover()
+
+
+def test_shipped_middleware_are_values():
+    """Equal where they would do the same, so that definitions with them are, also after pickling."""
+    for made in (
+        lambda **options: retry(on=ValueError, **options),
+        lambda **options: recover(on=(KeyError, ValueError), **({"outcome": 1} if options else {})),
+    ):
+        assert made() == made()
+        assert made() != made(attempts=5)
+        assert Stage("s", use=[made()]) == Stage("s", use=[made()])
+        assert pickle.loads(pickle.dumps(Stage("s", use=[made(), atomic]))) == Stage("s", use=[made(), atomic])
 
 
 # -- recover

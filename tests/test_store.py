@@ -326,6 +326,18 @@ def test_a_log_that_is_closed_out_of_order_is_the_one_that_is_meant():
     assert sorted(second) == ["b", "c"]
 
 
+def test_a_log_that_was_closed_already_is_left_alone():
+    """An interrupt may have come in between."""
+    store = Store()
+    outer, inner = store.begin(), store.begin()
+    store["k"] = 1
+    store.end(inner)
+    store.end(inner)
+    store.end(outer)
+    assert outer == inner
+    assert store.changes(outer).puts == {"k": 1}
+
+
 def test_changes_say_what_was_put_deleted_and_appended():
     """The last word on each key counts."""
     store = Store({"put": 0, "deleted": 0, "xs": [0], "replaced": [0], "back": 0})

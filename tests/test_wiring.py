@@ -529,6 +529,27 @@ def test_plain_classes_that_cannot_agree_are_reported(produced, wanted, agree):
     assert (made >> needs).run().status == "completed"
 
 
+def test_classes_that_refuse_to_be_compared_are_taken_to_agree():
+    """Their own business."""
+
+    class Meta(type):
+        def __subclasscheck__(cls, other):
+            raise TypeError("do not ask")
+
+    class Refuses(metaclass=Meta):
+        pass
+
+    @action
+    def made() -> int:
+        return 1
+
+    @action
+    def needs(made: Refuses):
+        pass
+
+    assert (made >> needs).validate() == []
+
+
 def test_what_a_generator_is_annotated_to_yield_is_not_compared():
     """Its value is a list, or nothing."""
 
