@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 from flowdeco.definitions import Action, Pipeline, Stage, Stream, Unit, checked_selectors, insertable, make_action
 from flowdeco.errors import Suspend
+from flowdeco.memory import step_id
 from flowdeco.middleware import run_logger
 from flowdeco.store import Delta, Key, Store, View, key_name
 
@@ -35,7 +36,7 @@ class Context:
     What the action writes, inserts, disables and enables takes effect when it completes, and is dropped if it fails.
     """
 
-    __slots__ = ("_inserted", "_messages", "_notify", "_switches", "_upcoming", "action", "pipeline", "run_id", "stage", "step_id", "store")
+    __slots__ = ("_inserted", "_messages", "_notify", "_switches", "_upcoming", "_place", "action", "pipeline", "run_id", "stage", "store")
 
     def __init__(
         self,
@@ -46,19 +47,24 @@ class Context:
         store: Store,
         upcoming: Callable[[], Iterator[Unit | Stream]],
         notify: Callable[[Event], None] | None,
-        step_id: str,
+        place: tuple[str, int],
     ) -> None:
         self.run_id = run_id
         self.pipeline = pipeline
         self.stage = stage
         self.action = action
-        self.step_id = step_id
-        self.store: Store = View(store)
+        self._place = place
+        self.store = View(store)
         self._upcoming = upcoming
         self._notify = notify
         self._inserted: list[Unit | Stream] = []
         self._switches: list[tuple[str, bool]] = []
         self._messages: list[Event] = []
+
+    @property
+    def step_id(self) -> str:
+        """The identity of this step in this run, the same over retries and resumes: for idempotency keys."""
+        return step_id(self.run_id, *self._place, self.action.name)
 
     @property
     def logger(self) -> logging.LoggerAdapter[Any]:
@@ -109,7 +115,7 @@ class Context:
     # Detached, in another process: its view of the store travels there, and what it did comes back.
 
     def __reduce__(self) -> tuple[Any, ...]:
-        known = (self.run_id, self.step_id, self.pipeline.name, _shadow(self.stage), self.action.name)
+        known = (self.run_id, self._place, self.pipeline.name, _shadow(self.stage), self.action.name)
         return _detached, (*known, dict(self.store), [_shadow(unit) for unit in self._upcoming()])
 
     def effects(self) -> Effects:
@@ -141,7 +147,7 @@ def _nothing() -> None:
 
 
 def _detached(
-    run_id: str, step_id: str, pipeline: str, stage: Stage, action: str, values: dict[str, Any], upcoming: list[Stage]
+    run_id: str, place: tuple[str, int], pipeline: str, stage: Stage, action: str, values: dict[str, Any], upcoming: list[Stage]
 ) -> Context:
     messages: list[Event] = []
     context = Context(
@@ -152,7 +158,7 @@ def _detached(
         Store(values),
         lambda: iter(upcoming),
         messages.append,
-        step_id,
+        place,
     )
     context._messages = messages
     return context

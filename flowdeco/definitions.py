@@ -335,6 +335,58 @@ class Unit:
         ran: Coroutine[Any, Any, Run] = _drivers().arun(as_pipeline(self), inputs, options)
         return ran
 
+    def resume(
+        self,
+        run: Run | str,
+        inputs: Mapping[str, Any] | None = None,
+        /,
+        *,
+        journal: Any = None,
+        on_change: str = "error",
+        from_stage: str | None = None,
+        use: Iterable[Middleware] = (),
+        observers: Iterable[Callable[[Any], object]] = (),
+        skip: Iterable[str] = (),
+        executor: Executor | None = None,
+        check: bool = True,
+        history: int | None = None,
+        progress: Any = None,
+    ) -> Run:
+        """Go on with a run that failed, was suspended, cancelled or killed; what has completed is not called again.
+
+        The run is an id in a journal, or a `Run` in memory. `inputs` are added to what it has. `on_change` says what to
+        do where completed actions have other code now, or stages no longer match: "error" reports them, "ignore" goes
+        on, "rerun" runs again from the first of them. `from_stage` forks a new run that goes on at that stage. Raises
+        `RunNotFoundError`, `RunBusyError`, `CodeChangedError`.
+        """
+        options = RunOptions(use, observers, skip, executor, journal, None, check, history, progress)
+        resumed: Run = _drivers().resume(as_pipeline(self), run, inputs, options, on_change, from_stage)
+        return resumed
+
+    def aresume(
+        self,
+        run: Run | str,
+        inputs: Mapping[str, Any] | None = None,
+        /,
+        *,
+        journal: Any = None,
+        on_change: str = "error",
+        from_stage: str | None = None,
+        use: Iterable[Middleware] = (),
+        observers: Iterable[Callable[[Any], object]] = (),
+        skip: Iterable[str] = (),
+        executor: Executor | None = None,
+        check: bool = True,
+        history: int | None = None,
+        progress: Any = None,
+    ) -> Coroutine[Any, Any, Run]:
+        """Go on with a run in the running event loop; the same as `resume` in every other way (L8)."""
+        options = RunOptions(use, observers, skip, executor, journal, None, check, history, progress)
+        resumed: Coroutine[Any, Any, Run] = _drivers().aresume(
+            as_pipeline(self), run, inputs, options, on_change, from_stage
+        )
+        return resumed
+
     def validate(self, inputs: Iterable[str] | Mapping[str, Any] = ()) -> list[Problem]:
         """Return the wiring problems that can be seen without running anything; `inputs` names what will be given."""
         problems: list[Problem] = _drivers().validate(as_pipeline(self), inputs)
@@ -376,7 +428,7 @@ def insertable(units: Iterable[Any], who: str, how: str = "returned") -> tuple[U
     flat: list[Unit | Stream] = []
     for unit in units:
         if isinstance(unit, Pipeline) and unit.plain:
-            flat.extend(unit.units)
+            flat.extend(map(_as_stage, unit.units))  # what is in a pipeline runs after the stage, actions too
         elif isinstance(unit, (Unit, Stream)):
             flat.append(unit)
         elif isinstance(unit, Template):
@@ -921,6 +973,11 @@ class Template:
 
     __slots__ = ()
 
+    @property
+    def name(self) -> str:
+        """The name that selects all its stages."""
+        raise NotImplementedError
+
 
 # Streams.
 
@@ -1241,7 +1298,7 @@ def stage_selectors(unit: Unit) -> list[str]:
     if not (isinstance(unit, _Group) and unit.name == unit._DEFAULTS["name"]):
         names.append(unit.name)
     if isinstance(unit, Stage) and unit.template is not None:
-        names.append(unit.template.__name__)  # type: ignore[attr-defined]
+        names.append(unit.template.name)
     return names
 
 
@@ -1249,7 +1306,7 @@ def action_selectors(stage: Stage, action: Action[..., Any]) -> list[str]:
     """Return every selector that names this action of this stage."""
     names = [f"{stage.name}/{action.name}", *(f"tag:{tag}" for tag in action.tags)]
     if stage.template is not None:
-        names.append(f"{stage.template.__name__}/{action.name}")  # type: ignore[attr-defined]
+        names.append(f"{stage.template.name}/{action.name}")
     return names
 
 

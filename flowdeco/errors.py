@@ -19,13 +19,18 @@ __all__ = [
     "ActionTimeout",
     "Bail",
     "Cancelled",
+    "CodeChangedError",
     "DefinitionError",
     "EmptyStageError",
     "FlowdecoError",
+    "JournalError",
     "MiddlewareError",
     "MissingInputError",
     "ReturnValueError",
+    "RunBusyError",
     "RunError",
+    "RunNotFoundError",
+    "SerializationError",
     "ShippingError",
     "StoreKeyError",
     "StoreTypeError",
@@ -102,6 +107,40 @@ class ShippingError(RunError):
 
 class WorkerDiedError(RunError):
     """A worker of an executor died while an action was with it."""
+
+
+class JournalError(RunError):
+    """A journal cannot be written or read, or it is damaged; the message says what it has."""
+
+
+class RunNotFoundError(JournalError, LookupError):
+    """The journal has no run of that id."""
+
+
+class RunBusyError(JournalError):
+    """Another process is at work on the run; the message names its host and pid."""
+
+
+class CodeChangedError(JournalError):
+    """What a run has completed is not what the code says now; `changes` lists the differences, one line each."""
+
+    def __init__(self, message: str, changes: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.changes = tuple(changes)
+
+    @classmethod
+    def listing(cls, run_id: str, changes: Iterable[str]) -> CodeChangedError:
+        """Return the error that lists what has changed since the run was interrupted."""
+        lines = "\n".join(f"  - {change}" for change in changes)
+        return cls(
+            f"the definition has changed since run {run_id!r} was interrupted:\n{lines}\n"
+            f"Resume with on_change='ignore' to go on all the same, or 'rerun' to run again from the first change",
+            changes,
+        )
+
+
+class SerializationError(JournalError, TypeError):
+    """A value cannot be written to the journal; the message names the path of the part that cannot."""
 
 
 class _Signal(BaseException):

@@ -30,10 +30,11 @@ through these generators, for which a `StopIteration` or a `GeneratorExit` would
 from __future__ import annotations
 
 import types
+from collections import deque
 from collections.abc import AsyncIterable, Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import count
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from flowdeco.context import Context
 from flowdeco.definitions import (
@@ -50,7 +51,7 @@ from flowdeco.definitions import (
     one_action_stage,
     stage_selectors,
 )
-from flowdeco.errors import Bail, Cancelled, ReturnValueError, Suspend
+from flowdeco.errors import Bail, Cancelled, CodeChangedError, ReturnValueError, Suspend
 from flowdeco.events import (
     ActionFinished,
     ActionStarted,
@@ -62,11 +63,13 @@ from flowdeco.events import (
     UnitsInserted,
 )
 from flowdeco.groups import Crew, merged
+from flowdeco.memory import ROOT, Memory, branch_id
 from flowdeco.middleware import Call, enter, leave, merging
-from flowdeco.requests import Await, Chore, Raised, Request
+from flowdeco.past import Closed, Did, Past, StagePast, Trace, is_over
+from flowdeco.requests import Await, Chore, Raised, Request, Save
 from flowdeco.returned import PLAIN, SETTLED, Yielded, exhaust, sort_out
 from flowdeco.runs import ActionRecord, Run, StageRecord, Status
-from flowdeco.store import Store
+from flowdeco.store import Delta, Store
 from flowdeco.wiring import Step, check_inserted, step_of, steps_of, unmet
 
 __all__ = ["Evaluation"]
@@ -92,7 +95,9 @@ class _OpenStream:
 class _Frame:
     """An open pipeline: what is still to run in it, and what stands around its stages and actions."""
 
-    __slots__ = ("before", "by", "pipeline", "queue", "call", "use_actions", "use_stages", "values", "wrapped")
+    __slots__ = (
+        "before", "by", "call", "closed", "number", "pipeline", "queue", "use_actions", "use_stages", "values", "wrapped",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -111,25 +116,54 @@ class _Frame:
         self.wrapped = wrapped
         self.queue: list[Queued] = []
         self.call: Call | None = None
-        self.before: tuple[int, dict[str, bool], Any] = (0, {}, None)  # what another attempt goes back to
+        self.number = 0  # of the pipelines with middleware in this branch
+        self.before: _Before | None = None  # what another attempt goes back to
+        self.closed: Closed | None = None  # it was over in the past: its middleware is not entered again
+
+    def is_done(self) -> bool:
+        return not self.queue and self.call is None and self.closed is None
 
     def refill(self) -> None:
         self.queue = [(unit, self.by) for unit in reversed(self.pipeline.units)]
 
 
+class _Before(NamedTuple):
+    """Where a branch was when a pipeline was opened."""
+
+    records: int
+    switches: dict[str, bool]
+    result: Any
+    position: int
+    opened: int
+    groups: int
+
+
 class _Branch:
     """One line of evaluation, that of the run or of a branch of a parallel group: its frames, its store, its records."""
 
-    __slots__ = ("forgotten", "frames", "parent", "records", "result", "stopped", "store", "switches")
+    __slots__ = (
+        "diverged", "forgotten", "forks", "frames", "groups", "id", "opened", "parent", "past", "position", "records",
+        "result", "stopped", "store", "switches", "trace",
+    )  # fmt: skip
 
-    def __init__(self, store: Store, base: _Frame, parent: _Branch | None = None) -> None:
+    def __init__(
+        self, store: Store, base: _Frame, parent: _Branch | None = None, id: str = ROOT, past: Past | None = None
+    ) -> None:
         self.store = store
         self.frames = [base]
         self.parent = parent
+        self.id = id
+        self.past = past
+        self.diverged = False  # from its past
+        self.position = 0  # counts what the journal has a row for
+        self.opened = 0  # pipelines with middleware
+        self.groups = 0
+        self.forks: list[tuple[int, _Branch]] = []
+        self.trace = Trace()
+        self.result: Any = past.result if past is not None else None
         self.records: list[StageRecord] = []
         self.forgotten = 0
         self.stopped = False  # by another branch of its group
-        self.result: Any = None
         self.switches: dict[str, bool] = dict(parent.switches) if parent else {}
 
     def upcoming(self) -> Iterator[Unit | Stream]:
@@ -139,15 +173,48 @@ class _Branch:
         if self.parent is not None:
             yield from self.parent.upcoming()
 
+    def before(self) -> _Before:
+        return _Before(
+            len(self.records) + self.forgotten, dict(self.switches), self.result, self.position, self.opened, self.groups
+        )
+
+    def go_back(self, before: _Before) -> dict[str, int]:
+        """Forget what came after; return what the journal has to forget, by branch."""
+        del self.records[max(0, before.records - self.forgotten) :]
+        self.switches, self.result = dict(before.switches), before.result
+        self.position, self.opened, self.groups = before.position, before.opened, before.groups
+        dropped = [fork for number, fork in self.forks if number >= before.groups]
+        self.forks = [(number, fork) for number, fork in self.forks if number < before.groups]
+        self.trace.go_back(before.opened, before.groups)
+        return {self.id: before.position, **{id: 0 for fork in dropped for id in fork.ids()}}
+
+    def keep_past(self) -> None:
+        """Leave behind what was left behind before, if the branch has not begun this time."""
+        if self.past is not None and self.past.left is not None and not self.records:
+            self.trace, records = self.past.left
+            self.records = list(records)
+
+    def trace_of(self, unmerged: bool) -> Trace:
+        self.trace.length, self.trace.result = len(self.records), self.result
+        self.trace.store = self.store if unmerged else None
+        return self.trace
+
+    def ids(self) -> Iterator[str]:
+        yield self.id
+        for _, fork in self.forks:
+            yield from fork.ids()
+
 
 class _Visit:
     """A stage while it runs: what is left of its actions, what they inserted, and their records."""
 
-    __slots__ = ("frame", "inserted", "queue", "records", "stage", "use_actions", "values")
+    __slots__ = ("before", "frame", "inserted", "past", "queue", "records", "stage", "use_actions", "values")
 
-    def __init__(self, stage: Stage, frame: _Frame) -> None:
+    def __init__(self, stage: Stage, frame: _Frame, past: StagePast | None) -> None:
         self.stage = stage
         self.frame = frame
+        self.before = past
+        self.past: deque[Did] | None = past.actions if past is not None else None
         self.values = frame.values
         self.use_actions = frame.use_actions + stage.use_actions if stage.use_actions else frame.use_actions
         self.begin()
@@ -169,6 +236,11 @@ class Evaluation:
         notify: Callable[[Event], None] | None = None,
         skip: frozenset[str] = frozenset(),
         history: int | None = None,
+        past: Past | None = None,
+        memory: Memory | None = None,
+        on_change: str = "error",
+        copying_until: str | None = None,
+        given: Mapping[str, Any] | None = None,
         clock: Callable[[], float],
         now: float,
         cancels: Callable[[BaseException], bool],
@@ -182,15 +254,24 @@ class Evaluation:
         self.clock = clock
         self.epoch = now - clock()
         self.cancels = cancels
-        self.begun = 0
         self.tickets = count()
+        self.past = past
+        self.memory = memory
+        self.on_change = on_change
+        self.given = given or {}  # on resume
+        self.copying_until = copying_until
+        self.copying = copying_until is not None
+        self.changes: list[str] = []
+        self.branch = _Branch(run.store, _Frame(run.pipeline, None, (), (), {}, wrapped=False), past=past)
 
     def walk(self) -> Generator[Request, Any, None]:
         """Evaluate the run's pipeline; everything that came of it is in the run."""
         run = self.run
         began = self.clock()
         run.started, run.status = began + self.epoch, Status.RUNNING
-        branch = _Branch(run.store, _Frame(run.pipeline, None, (), (), {}, wrapped=False))
+        branch = self.branch
+        if self.past is not None or self.memory is not None:
+            branch.store.watch()
         error: Failure = None
         try:
             if self.notify is not None:
@@ -201,9 +282,14 @@ class Evaluation:
         except BaseException as interrupted:
             error = interrupted
         error = yield from self._walk(branch, error)
+        if error is None and branch.past is not None:
+            error = yield from self._go_on(branch, "the end of the run")
+        if self.memory is not None:
+            answer = yield Save(self.memory.save)
+            error = answer.error if type(answer) is Raised and error is None else error
         run.elapsed = self.clock() - began
         run.stages = [] if self.history == 0 else branch.records[-(self.history or 0) :]
-        run.result = branch.result
+        run.result = branch.trace.result = branch.result
         run.status = self._status(error)
         if isinstance(error, (Bail, Suspend)):
             run.reason = error.reason
@@ -240,7 +326,7 @@ class Evaluation:
         if pipeline is not self.run.pipeline and self._off(branch, stage_selectors(pipeline)):
             self._skip(branch, pipeline, by)
             return None
-        while len(branch.frames) > 1 and branch.frames[-1].call is None and not branch.frames[-1].queue:
+        while len(branch.frames) > 1 and branch.frames[-1].is_done():
             branch.frames.pop()  # nothing is left to do in there: a pipeline that returns itself is a loop, too
         layers = use + pipeline.use
         use_stages, use_actions = frame.use_stages + pipeline.use_stages, frame.use_actions + pipeline.use_actions
@@ -250,8 +336,14 @@ class Evaluation:
         if not layers:
             opened.refill()
             return None
+        opened.number, branch.opened = branch.opened, branch.opened + 1
+        opened.closed = branch.past.closed.get(opened.number) if branch.past is not None else None
+        if opened.closed is not None:
+            opened.refill()
+            return None
+        self._watch(branch)
         opened.call = Call(self.run.id, branch.store, layers, frame.values, pipeline)
-        opened.before = len(branch.records) + branch.forgotten, dict(branch.switches), branch.result
+        opened.before = branch.before()
         return (yield from self._enter(opened, opened.call))
 
     def _enter(self, frame: _Frame, call: Call) -> Walk:
@@ -268,20 +360,27 @@ class Evaluation:
         call = frame.call
         if call is None:
             branch.frames.pop()
-            return error
-        if error is not None and not isinstance(error, (Bail, Suspend)):
-            self._note(error, f"pipeline {frame.pipeline.name!r}")
-        left = leave(call, error)
-        again, error = left if isinstance(left, tuple) else (yield from left)
-        if again:
-            begun_at, switches, branch.result = frame.before
-            del branch.records[max(0, begun_at - branch.forgotten) :]
-            branch.switches = dict(switches)
-            return (yield from self._enter(frame, call))
-        branch.frames.pop()
-        if error is None:
-            branch.frames[-1].queue.extend((unit, frame.pipeline.name) for unit in reversed(call._inserted))
-        return error
+            if frame.closed is None or error is not None:
+                return error
+            branch.store.restore(frame.closed.delta)
+            closed = frame.closed
+        else:
+            if error is not None and not isinstance(error, (Bail, Suspend)):
+                self._note(error, f"pipeline {frame.pipeline.name!r}")
+            left = leave(call, error)
+            again, error = left if isinstance(left, tuple) else (yield from left)
+            if again:
+                cuts = branch.go_back(cast("_Before", frame.before))
+                error = yield from self._drop(cuts)
+                return error or (yield from self._enter(frame, call))
+            branch.frames.pop()
+            if error is not None:
+                return error
+            since = max(0, cast("_Before", frame.before).records - branch.forgotten)
+            failed = tuple(r for r in branch.records[since:] if not is_over(r)) if call._recovered else ()
+            closed = Closed(None, call._inserted, failed)
+        branch.frames[-1].queue.extend((unit, frame.pipeline.name) for unit in reversed(closed.inserted))
+        return self._remember_pipeline(branch, frame, closed)
 
     def _discard(self, queue: list[Queued]) -> Generator[Request, Any, None]:
         """Empty a queue that will not be run, and close the streams in it."""
@@ -353,46 +452,70 @@ class Evaluation:
         if (self.skip or branch.switches) and self._off(branch, stage_selectors(stage)):
             self._skip(branch, stage, by)
             return None
+        past: StagePast | None = None
+        if branch.past is not None:
+            past = self._taken(branch, stage)
+            ended = self._ended_here(branch, past)
+            if ended is not None:
+                self._restore_failed(branch, stage, past, ended)
+                return None
+            if past is None:
+                error = yield from self._go_on(branch, f"stage {stage.name!r}")
+                if error is not None:
+                    return error
         started = self.clock()
         if self.notify is not None:
             self.notify(StageStarted(self.run.id, stage.name, by))
-        visit = _Visit(stage, frame)
+        visit = _Visit(stage, frame, past)
         call: Call | None = None
-        if not frame.use_stages and not stage.use:
+        if past is not None and past.record is not None:
+            error = yield from self._inside(branch, visit)
+            if error is None:
+                error = self._restored_stage(branch, visit, past, by)
+            if error is None:
+                return None
+        elif not frame.use_stages and not stage.use:
             error = _merge(branch, stage) if stage._data else None
             if error is None:
                 error = yield from self._inside(branch, visit)
         else:
             layers = (*frame.use_stages, *((merging(stage),) if stage._data else ()), *stage.use)
+            self._watch(branch)
             call = Call(self.run.id, branch.store, layers, frame.values, frame.pipeline, stage)
             error = yield from self._stage_in_layers(branch, visit, call)
+        inserted = call._inserted if call is not None and error is None else ()
         status, failure, attempts, recovered = self._outcome(error, call)
+        elapsed = self.clock() - started
+        record = _new(
+            StageRecord,
+            (
+                stage.name, stage, status, started + self.epoch, elapsed, by, visit.records,
+                failure, attempts, recovered, inserted,
+            ),
+        )  # fmt: skip
+        if error is None:
+            error = self._remember_stage(branch, record)
+            if error is not None:
+                record = record._replace(status=Status.FAILED, error=error, recovered=False)
+        failure = record.error
         if failure is not None and not isinstance(failure, (Bail, Suspend)):
             self._note(failure, f"stage {stage.name!r}, pipeline {frame.pipeline.name!r}")
-        elapsed = self.clock() - started
-        branch.records.append(
-            _new(
-                StageRecord,
-                (
-                    stage.name, stage, status, started + self.epoch, elapsed, by, visit.records,
-                    failure, attempts, recovered,
-                ),
-            )
-        )  # fmt: skip
+        branch.records.append(record)
         if self.history is not None:
             self._forget(branch)
         if self.notify is not None:
-            self.notify(StageFinished(self.run.id, stage.name, status, failure, elapsed))
+            self.notify(StageFinished(self.run.id, stage.name, record.status, failure, elapsed))
         if error is None:
-            if call is not None:
-                visit.inserted.extend((unit, stage.name) for unit in call._inserted)
+            visit.inserted.extend((unit, stage.name) for unit in inserted)
             if visit.inserted:
                 visit.inserted.reverse()
                 frame.queue.extend(visit.inserted)
+        elif call is not None:
+            branch.trace.undone = call._undone
         return error
 
     def _stage_in_layers(self, branch: _Branch, visit: _Visit, call: Call) -> Walk:
-        switches, result = dict(branch.switches), branch.result
+        before = branch.before()
         while True:
             entered = enter(call)
             inside, error = entered if isinstance(entered, tuple) else (yield from entered)
@@ -404,7 +527,9 @@ class Evaluation:
             again, error = left if isinstance(left, tuple) else (yield from left)
             if not again:
                 return error
-            branch.switches, branch.result = dict(switches), result
+            error = yield from self._drop(branch.go_back(before))
+            if error is not None:
+                return error
 
     def _inside(self, branch: _Branch, visit: _Visit) -> Walk:
         try:
@@ -429,13 +554,25 @@ class Evaluation:
         store, stage, run_id, pipeline = branch.store, visit.stage, self.run.id, visit.frame.pipeline
         data, logs = store._data, store._logs
         read = data.__getitem__
+        memory = self.memory
         filtered = bool(self.skip or branch.switches)
         while queue:
             if branch.stopped:
                 return _ended()
             step, by = queue.pop()
+            if branch.past is not None:
+                restored, error = yield from self._restored(branch, visit, step, by)
+                if error is not None:
+                    return error
+                if restored:
+                    filtered = bool(self.skip or branch.switches)
+                    continue
             if filtered and self._off(branch, action_selectors(stage, step.action)):
-                records.append(ActionRecord(step.name, step.action, Status.SKIPPED, clock() + self.epoch, 0.0, by))
+                skipped = ActionRecord(step.name, step.action, Status.SKIPPED, clock() + self.epoch, 0.0, by)
+                records.append(skipped)
+                if memory is not None:
+                    memory.action(branch.id, branch.position, stage.name, skipped, memory.payload(step.name, _NOTHING))
+                branch.position += 1
                 if notify is not None:
                     notify(ActionFinished(run_id, stage.name, step.name, Status.SKIPPED, None, 0.0))
                 continue
@@ -448,6 +585,7 @@ class Evaluation:
             layers = visit.use_actions + step.use if step.use else visit.use_actions
             if layers:
                 call = Call(run_id, store, layers, values, pipeline, stage, step.action)
+            seen = None if memory is None else memory.seen(store, step.keys)
             try:
                 if notify is not None:
                     notify(ActionStarted(run_id, stage.name, step.name, by))
@@ -459,9 +597,8 @@ class Evaluation:
                         inside, error = entered if isinstance(entered, tuple) else (yield from entered)
                         values = call._values
                     if inside:
-                        self.begun += 1
                         if step.wants_context:
-                            context = self._context(branch, visit, step)
+                            context = self._context(branch, visit, step, seen)
                         # What most actions need is in the store; where it is not, the long way knows why.
                         try:
                             args = tuple(map(read, step.keys)) if step.simple and not values else None
@@ -491,23 +628,33 @@ class Evaluation:
             except BaseException as interrupted:  # Ctrl-C between two calls
                 value = Raised((yield from self._unwound(call, interrupted)))
             # Most actions return nothing, or plain data, and no more is to be done about it.
-            if (value is None or (type(value) in PLAIN and step.writes is not None)) and context is None and (
-                call is None or not (call._recovered or call._inserted)
+            key = step.writes
+            if (
+                (value is None or (type(value) in PLAIN and key is not None))
+                and context is None
+                and (call is None or not (call._recovered or call._inserted))
+                and memory is None
             ):
-                if value is not None:
+                branch.position += 1
+                if value is not None and key is not None:
                     branch.result = value
                     if logs:
-                        store[step.writes] = value
+                        store[key] = value
                     else:
-                        data[step.writes] = value
+                        data[key] = value
+                if store._recent:
+                    store.taken()
                 elapsed = clock() - started
                 attempts = 1 if call is None else call.attempt
-                outcome = _COMPLETED, started + self.epoch, elapsed, by, None, attempts, False, ()
+                outcome = _COMPLETED, started + self.epoch, elapsed, by, None, attempts, False, (), ()
                 records.append(_new(ActionRecord, (step.name, step.action, *outcome)))
                 if notify is not None:
                     notify(ActionFinished(run_id, stage.name, step.name, _COMPLETED, None, elapsed))
                 continue
-            error = self._conclude(branch, visit, step, by, started, value, context, call)
+            error = self._conclude(branch, visit, step, by, started, value, context, call, seen)
+            if memory is not None and error is None:
+                answer = yield Save(memory.save)
+                error = answer.error if type(answer) is Raised else None
             if error is not None:
                 return error
             filtered = bool(self.skip or branch.switches)
@@ -521,11 +668,15 @@ class Evaluation:
                 yield from left
         return interrupted
 
-    def _context(self, branch: _Branch, visit: _Visit, step: Step) -> Context:
-        return Context(
+    def _context(self, branch: _Branch, visit: _Visit, step: Step, seen: dict[str, Any] | None) -> Context:
+        context = Context(
             self.run.id, visit.frame.pipeline, visit.stage, step.action, branch.store,
-            lambda: self._upcoming(branch, visit), self.notify, f"{self.run.id}-{self.begun}",
+            lambda: self._upcoming(branch, visit), self.notify, (branch.id, branch.position),
         )  # fmt: skip
+        if seen is not None and self.memory is not None:
+            memory = self.memory
+            context.store.on_read = lambda name: seen.update(memory.seen(branch.store, () if name in seen else (name,)))
+        return context
 
     def _called(
         self, branch: _Branch, visit: _Visit, step: Step, values: Mapping[str, Any], context: Context | None
@@ -570,17 +721,20 @@ class Evaluation:
         value: Any,
         context: Context | None,
         call: Call | None,
+        seen: dict[str, Any] | None,
     ) -> Failure:
         """Let what came of an action take effect, all of it or nothing, and record it."""
         error = value.error if type(value) is Raised else None
         inserted: tuple[Unit | Stream, ...] = ()
-        if isinstance(error, Bail) and context is not None:
-            branch.store.apply(context.store.delta())
-        if error is None:
+        switches: tuple[tuple[str, bool], ...] = ()
+        payload = b""
+        if error is None or isinstance(error, Bail):
             try:
-                inserted = self._take_effect(branch, visit, step, value, context, call)
+                effect = self._take_effect(branch, visit, step, UNSET if error else value, context, call, seen, error)
             except Exception as refused:
                 error = refused
+            else:
+                inserted, switches, payload = effect
         status, failure, attempts, recovered = self._outcome(error, call)
         if failure is not None and not isinstance(failure, (Bail, Suspend)):
             self._note(
@@ -588,31 +742,46 @@ class Evaluation:
                 f"action {step.name!r} of stage {visit.stage.name!r}, pipeline {visit.frame.pipeline.name!r}",
             )
         elapsed = self.clock() - started
-        visit.records.append(
-            _new(
-                ActionRecord,
-                (
-                    step.name, step.action, status, started + self.epoch, elapsed, by,
-                    failure, attempts, recovered, inserted,
-                ),
-            )
+        record = _new(
+            ActionRecord,
+            (
+                step.name, step.action, status, started + self.epoch, elapsed, by,
+                failure, attempts, recovered, inserted, switches,
+            ),
         )  # fmt: skip
+        visit.records.append(record)
+        if error is None or isinstance(error, Bail):
+            if self.memory is not None:
+                self.memory.action(branch.id, branch.position, visit.stage.name, record, payload)
+            branch.position += 1
         if self.notify is not None:
             self.notify(ActionFinished(self.run.id, visit.stage.name, step.name, status, failure, elapsed))
         return error
 
     def _take_effect(
-        self, branch: _Branch, visit: _Visit, step: Step, value: Any, context: Context | None, call: Call | None
-    ) -> tuple[Unit | Stream, ...]:
+        self,
+        branch: _Branch,
+        visit: _Visit,
+        step: Step,
+        value: Any,
+        context: Context | None,
+        call: Call | None,
+        seen: dict[str, Any] | None,
+        bail: BaseException | None,
+    ) -> tuple[tuple[Unit | Stream, ...], tuple[tuple[str, bool], ...], bytes]:
+        """Write, insert and switch what the action did; return what it inserted and switched, and the journal's copy."""
         inserted, data = ((), UNSET) if value is UNSET else sort_out(step, value)
+        recovered = call is not None and call._recovered
         if call is not None and call._inserted:
             inserted = (*call._inserted, *inserted)
-        if call is not None and call._recovered:
+        if recovered:
             context = None  # what a failing action wrote, inserted or disabled is dropped
         if context is not None:
             inserted = (*context._inserted, *inserted)
-        store = branch.store
-        log = store.begin() if context is not None or data is not UNSET else None
+        switches = tuple(context._switches) if context is not None else ()
+        store, memory = branch.store, self.memory
+        payload = b""
+        log = store.begin() if context is not None or data is not UNSET or memory is not None else None
         try:
             if context is not None:
                 store.apply(context.store.delta())
@@ -620,10 +789,28 @@ class Evaluation:
                 step.deliver(data, store)
             if inserted:
                 self._check_wiring(branch, visit.frame, inserted, visit)
+                if memory is not None:
+                    memory.check_repeatable(inserted, step.name)
+            if memory is not None:
+                delta = store.recent()
+                memory.changed(store, seen or {}, delta)
+                payload = memory.payload(
+                    f"action {step.name!r} of stage {visit.stage.name!r}",
+                    delta,
+                    inserted=inserted,
+                    switches=switches,
+                    error=call._failure if call is not None and recovered else None,
+                    attempts=call.attempt if call is not None and call.attempt > 1 else None,
+                    recovered=recovered,
+                    result=() if data is UNSET or data is None else step.where(data),
+                    reason=(bail.reason,) if isinstance(bail, Bail) else None,
+                )
+            if store._recent is not None:
+                store.taken()
         except BaseException:
             if log is not None:
                 store.end(log)
-                store.rollback(log)
+                store.rollback(log, forget=True)
             raise
         if log is not None:
             store.end(log)
@@ -631,11 +818,10 @@ class Evaluation:
             self._insert(visit, step, inserted)
         if data is not UNSET:
             branch.result = data
-        if context is not None:
-            for selector, on in context._switches:
-                branch.switches.pop(selector, None)
-                branch.switches[selector] = on
-        return inserted
+        for selector, on in switches:
+            branch.switches.pop(selector, None)
+            branch.switches[selector] = on
+        return inserted, switches, payload
 
     def _insert(self, visit: _Visit, step: Step, inserted: tuple[Unit | Stream, ...]) -> None:
         who = f"{visit.stage.name}/{step.name}"
@@ -645,6 +831,149 @@ class Evaluation:
         if self.notify is not None:
             names = tuple(unit.name for unit in inserted)
             self.notify(UnitsInserted(self.run.id, visit.stage.name, step.name, names))
+
+    # The past of a resumed run.
+
+    def _taken(self, branch: _Branch, stage: Stage) -> StagePast | None:
+        """Return the past of a stage whose turn has come, if that is what came next then."""
+        names = {stage.name, stage.template.name if stage.template is not None else stage.name}
+        if self.copying_until in names and branch.past is not None:
+            branch.past.stages.clear()
+            self.copying_until = None
+            return None
+        return branch.past.take(stage.name) if branch.past is not None else None
+
+    def _restored(
+        self, branch: _Branch, visit: _Visit, step: Step, by: str | None
+    ) -> Generator[Request, Any, tuple[bool, Failure]]:
+        """Restore an action instead of performing it; return whether it was there, and what speaks against going on."""
+        where = f"action {visit.stage.name}/{step.name}"
+        did = visit.past[0] if visit.past else None
+        if did is None and visit.before is not None and visit.before.cut_short:
+            failed = visit.before.failed
+            if failed is not None:
+                visit.records.append(failed._replace(action=step.action))
+            visit.queue.clear()
+            return True, None
+        if did is None:
+            return False, (yield from self._go_on(branch, where))
+        if did.record.name != step.name:
+            self.changes.append(f"{where} comes where the run had {visit.stage.name}/{did.record.name}")
+            return False, (yield from self._leave_past(branch, visit))
+        if not did.same(step.action):
+            self.changes.append(f"{where} has completed, with other code")
+            if self.on_change == "rerun":
+                return False, (yield from self._leave_past(branch, visit))
+        cast("deque[Did]", visit.past).popleft()
+        branch.store.restore(did.delta)
+        record = did.record._replace(action=step.action, inserted_by=by)
+        if record.status is Status.BAILED:
+            record = record._replace(error=Bail(did.reason))
+        visit.records.append(record)
+        self._insert(visit, step, record.inserted)
+        if did.result is not UNSET:
+            branch.result = did.result
+        for selector, on in record.switches:
+            branch.switches.pop(selector, None)
+            branch.switches[selector] = on
+        if self.copying and self.memory is not None:
+            self.memory.copy(branch.id, branch.position, did)
+        branch.position += 1
+        return True, record.error if isinstance(record.error, Bail) else None
+
+    def _ended_here(self, branch: _Branch, past: StagePast | None) -> _Frame | None:
+        """Return the pipeline around a stage that failed in the past, where that failure was recovered."""
+        if past is not None and past.record is not None:
+            return None
+        return next((f for f in reversed(branch.frames) if f.closed is not None and f.closed.failed), None)
+
+    def _restore_failed(self, branch: _Branch, stage: Stage, past: StagePast | None, ended: _Frame) -> None:
+        """Restore what a failed stage had done, and go on where its failure was recovered."""
+        for did in past.actions if past is not None else ():
+            branch.store.restore(did.delta)
+            branch.position += 1
+        failed = cast("Closed", ended.closed).failed
+        branch.records.extend(r._replace(stage=stage) if r.name == stage.name else r for r in failed)
+        while branch.frames[-1] is not ended:
+            branch.frames.pop()
+        ended.queue.clear()
+
+    def _leave_past(self, branch: _Branch, visit: _Visit) -> Walk:
+        cast("deque[Did]", visit.past).clear()
+        cast("Past", branch.past).stages.clear()
+        branch.diverged = True
+        return self._go_on(branch, "")
+
+    def _go_on(self, branch: _Branch, where: str) -> Walk:
+        """Leave the past behind: what comes now was never done; return what speaks against it."""
+        past = cast("Past", branch.past)
+        if past.stages:
+            self.changes.append(f"{where} comes where the run had stage {past.stages[0].name!r}")
+            branch.diverged = True
+        if self.changes and self.on_change == "error":
+            return CodeChangedError.listing(self.run.id, self.changes)
+        branch.past = None
+        if self.memory is not None and branch.diverged:
+            return (yield from self._drop({branch.id: branch.position}))
+        return None
+
+    def _restored_stage(self, branch: _Branch, visit: _Visit, past: StagePast, by: str | None) -> Failure:
+        """Restore the end of a stage that was over; return what speaks against it."""
+        if visit.past:
+            self.changes.append(f"action {visit.stage.name}/{visit.past[0].record.name} has completed, and is gone")
+            if self.on_change == "error":
+                return CodeChangedError.listing(self.run.id, self.changes)
+        closed = cast("Closed", past.closed)
+        branch.store.restore(closed.delta)
+        record = cast("StageRecord", past.record)
+        record = record._replace(stage=visit.stage, inserted_by=by, actions=visit.records)
+        branch.records.append(record)
+        visit.inserted.extend((unit, visit.stage.name) for unit in closed.inserted)
+        visit.frame.queue.extend(reversed(visit.inserted))
+        if self.copying and self.memory is not None:
+            self.memory.stage(branch.id, branch.position, record, closed.delta or _NOTHING)
+        branch.position += 1
+        return None
+
+    def _remember_stage(self, branch: _Branch, record: StageRecord) -> Failure:
+        """Note that a stage is over; return the error of what cannot be written to the journal."""
+        if self.memory is not None:
+            try:
+                self.memory.stage(branch.id, branch.position, record, branch.store.recent())
+            except Exception as error:
+                return error
+        if branch.store._recent is not None:
+            branch.store.taken()
+        branch.position += 1
+        return None
+
+    def _remember_pipeline(self, branch: _Branch, frame: _Frame, closed: Closed) -> Failure:
+        if self.memory is not None and (frame.closed is None or self.copying):
+            delta = branch.store.recent() if frame.closed is None else cast("Delta", frame.closed.delta)
+            try:
+                self.memory.pipeline(
+                    branch.id, branch.position, frame.pipeline.name, self.clock() + self.epoch, delta, closed, frame.number
+                )
+            except Exception as error:
+                return error
+            branch.store.taken()
+        elif self.history is None:
+            branch.trace.closed[frame.number] = closed._replace(delta=None)
+            branch.store.taken()
+        branch.position += 1
+        return None
+
+    def _watch(self, branch: _Branch) -> None:
+        """Have the store tell what middleware writes whose scope may be entered again, if the run is resumed."""
+        if self.history is None and branch.store._recent is None:
+            branch.store.watch()
+
+    def _drop(self, cuts: dict[str, int]) -> Walk:
+        """Have the journal forget what a retry, or a change of the code, has made void."""
+        if self.memory is None:
+            return None
+        answer = yield Save(self.memory.drop, cuts)
+        return answer.error if type(answer) is Raised else None
 
     def _check_wiring(
         self, branch: _Branch, frame: _Frame, units: tuple[Unit | Stream, ...], visit: _Visit | None = None
@@ -673,11 +1002,23 @@ class Evaluation:
         if self._off(branch, stage_selectors(group)):
             self._skip(branch, group, by)
             return None
+        number, branch.groups = branch.groups, branch.groups + 1
         forks: list[_Branch] = []
-        for unit in group.units:
+        for index, unit in enumerate(group.units):
             base = _Frame(frame.pipeline, by, frame.use_stages, frame.use_actions, frame.values, frame.wrapped)
             base.queue.append((unit, by))
-            forks.append(_Branch(branch.store.fork(), base, branch))
+            past = branch.past.fork(number, index) if branch.past is not None else None
+            kept = past.store if past is not None else None
+            store = branch.store.fork() if kept is None else kept.revived(self.given)
+            fork = _Branch(store, base, branch, branch_id(branch.id, number, index), past)
+            forks.append(fork)
+            if branch.past is not None and past is None:
+                fork.past = Past((), {}, _no_past)
+            if self.memory is not None:
+                branch.forks.append((number, fork))
+                if self.changes:
+                    yield from self._drop({fork.id: 0} if fork.past is None else {})
+        started_at = len(branch.records) + branch.forgotten
 
         def stop() -> None:
             for fork in forks:
@@ -687,22 +1028,30 @@ class Evaluation:
         yield from crew.work()
         error = crew.verdict(group, self.cancels)
         for fork in forks:
+            fork.keep_past()
             branch.records.extend(fork.records)
-        if self.history is not None:
-            self._forget(branch)
+        if any(fork.diverged for fork in forks) and branch.past is not None:
+            branch.past.stages.clear()
+            branch.past.closed.clear()
+            branch.diverged = True
+        taking = forks if error is None else []
         if isinstance(error, Bail):
-            forks = [fork for fork, member in zip(forks, crew.members, strict=True) if member.error is error]
-        elif error is not None:
-            forks = []
+            taking = [fork for fork, member in zip(forks, crew.members, strict=True) if member.error is error]
         try:
-            branch.store.apply(merged(group, [fork.store.delta() for fork in forks]))
+            branch.store.apply(merged(group, [fork.store.delta() for fork in taking]))
         except Exception as refused:  # a conflict, or a reducer that raises
             error = refused
         else:
+            if self.memory is None and branch.store._recent is not None:
+                branch.store.taken()
             before = dict(branch.switches)
-            for fork in forks:
+            for fork in taking:
                 branch.switches.update({key: on for key, on in fork.switches.items() if before.get(key) is not on})
                 branch.result = fork.result if fork.result is not None else branch.result
+        if self.history is None:
+            branch.trace.add_group(started_at, [fork.trace_of(error is not None) for fork in forks])
+        else:
+            self._forget(branch)
         if error is not None and not isinstance(error, (Bail, Suspend)):
             self._note(error, f"parallel group {group.name!r}, pipeline {frame.pipeline.name!r}")
         return error
@@ -729,9 +1078,13 @@ class Evaluation:
             self.unmatched.difference_update(stage_selectors(stage))
             for action in stage:
                 self.unmatched.difference_update(action_selectors(stage, action))
-        branch.records.append(
-            StageRecord(stage.name, stage, Status.SKIPPED, self.clock() + self.epoch, 0.0, by, [])
-        )
+        record = branch.past.skip(stage.name) if branch.past is not None else None
+        if record is None:
+            record = StageRecord(stage.name, stage, Status.SKIPPED, self.clock() + self.epoch, 0.0, by, [])
+            if self.memory is not None:
+                self.memory.stage(branch.id, branch.position, record, _NOTHING)
+        branch.position += 1
+        branch.records.append(record._replace(stage=stage, inserted_by=by))
         if self.history is not None:
             self._forget(branch)
         if self.notify is not None:
@@ -766,6 +1119,10 @@ class Evaluation:
                 error.add_note(f"in {where}, {place}")
 
 
+def _no_past(place: tuple[int, int]) -> None:
+    return None
+
+
 def _ended() -> Cancelled:
     return Cancelled("the group has been ended by another branch")
 
@@ -778,6 +1135,7 @@ def _merge(branch: _Branch, stage: Stage) -> Failure:
     return None
 
 
+_NOTHING: Final = Delta({}, [], {})
 _PULL: Final = Chore(next, "stream")
 
 # What is done with a unit when its turn has come.

@@ -56,6 +56,7 @@ class Call:
     _ran = False  # the inside was begun
     _failure: BaseException | None = None  # the last one
     _recovered = False  # by a layer
+    _undone = False  # what failed wrote, and it was rolled back
     _inserted: tuple[Unit | Stream, ...] = ()
 
     def __init__(
@@ -216,7 +217,7 @@ def _leave(
             error = item
         elif error is not None:
             if log is not None:
-                store.rollback(log, keep=own or ())
+                store.rollback(log, keep=own or (), forget=True)
             call._inserted = call._inserted[:inserted_before] + call._inserted[inserted:]
             call._failure, call._recovered, call._outcome = None, False, UNSET
             call.attempt += 1
@@ -398,6 +399,7 @@ def atomic(call: Call) -> Generator[None, Any, None]:
     except BaseException:
         call.store.end(log)
         call.store.rollback(log)
+        call._undone = True
         raise
     call.store.end(log)
 

@@ -7,7 +7,7 @@ user's function raises is handed over as a value, so that a `StopIteration` of t
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from flowdeco.errors import MiddlewareError
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from flowdeco.wiring import Step
 
-__all__ = ["Await", "Chore", "Raised", "Request", "Sleep", "Wait"]
+__all__ = ["Await", "Chore", "Raised", "Request", "Save", "Sleep", "Wait"]
 
 
 class Raised:
@@ -68,6 +68,16 @@ class Chore(NamedTuple):
     timeout: float | None = None
 
 
+class Save:
+    """Write to the journal: I/O that must be over before the run goes on, and must not hold up an event loop."""
+
+    __slots__ = ("args", "write")
+
+    def __init__(self, write: Callable[..., None], *args: Any) -> None:
+        self.write = write
+        self.args = args
+
+
 class Wait:
     """Begin these, cancel those, and wait until something that is under way is over.
 
@@ -82,5 +92,5 @@ class Wait:
         self.cancel = cancel
 
 
-Request: TypeAlias = "tuple[Step | Chore, Sequence[Any], Mapping[str, Any] | None] | Sleep | Await | Wait"
+Request: TypeAlias = "tuple[Step | Chore, Sequence[Any], Mapping[str, Any] | None] | Sleep | Await | Save | Wait"
 Begun: TypeAlias = "tuple[int, Request, Context]"

@@ -31,7 +31,8 @@ class Status(StrEnum):
 class ActionRecord(NamedTuple):
     """What became of one action: `started` in POSIX seconds, `elapsed` in seconds.
 
-    `inserted_by` is `"stage/action"`, None for what was there from the start; `inserted` are the units it inserted.
+    `inserted_by` is `"stage/action"`, None for what was there from the start; `inserted` are the units it inserted,
+    `switches` the selectors it disabled (False) and enabled.
     """
 
     name: str
@@ -44,6 +45,7 @@ class ActionRecord(NamedTuple):
     attempts: int = 1
     recovered: bool = False
     inserted: tuple[Any, ...] = ()
+    switches: tuple[tuple[str, bool], ...] = ()
 
 
 class StageRecord(NamedTuple):
@@ -59,6 +61,7 @@ class StageRecord(NamedTuple):
     error: BaseException | None = None
     attempts: int = 1
     recovered: bool = False
+    inserted: tuple[Any, ...] = ()
 
 
 _ATTRIBUTE: Final = "__flowdeco_run__"
@@ -71,7 +74,10 @@ class Run:
     `stages` the records in the order of execution, `elapsed` in seconds. `run["key"]` reads the store.
     """
 
-    __slots__ = ("elapsed", "error", "id", "pipeline", "reason", "result", "stages", "started", "status", "store")
+    __slots__ = (
+        "_journal", "_skip", "_trace", "_use",
+        "elapsed", "error", "id", "pipeline", "reason", "result", "stages", "started", "status", "store",
+    )  # fmt: skip
 
     def __init__(self, id: str, pipeline: Pipeline, store: Store) -> None:
         self.id = id
@@ -84,6 +90,11 @@ class Run:
         self.stages: Sequence[StageRecord] = []
         self.started = 0.0
         self.elapsed = 0.0
+        # What it takes to resume it.
+        self._use: tuple[Any, ...] = ()
+        self._skip: frozenset[str] = frozenset()
+        self._trace: Any = None
+        self._journal: Any = None
 
     @staticmethod
     def of(error: BaseException) -> Run:

@@ -8,7 +8,7 @@ parallel branch and a detached action derive their `Delta` from it, and a view i
 from __future__ import annotations
 
 import types
-from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -153,6 +153,14 @@ class _Grown(NamedTuple):
 Log: TypeAlias = dict[str, Any]
 
 
+class _Mark(dict[str, Any]):
+    """A log that knows what the journal had not taken note of when it was opened."""
+
+    def __init__(self, recent: Log) -> None:
+        super().__init__()
+        self.recent = dict(recent)
+
+
 class Delta(NamedTuple):
     """What was written: whole values, removed keys, and the items appended to lists."""
 
@@ -168,13 +176,14 @@ class Store(MutableMapping[str, Any]):
     that is not of the type of its `Key` raises `StoreTypeError`, on writing and on reading.
     """
 
-    __slots__ = ("_data", "_logs", "_owned")
+    __slots__ = ("_data", "_logs", "_owned", "_recent")
     _data: MutableMapping[str, Any]
 
     def __init__(self, mapping: Mapping[str, Any] | None = None) -> None:
         self._data = {}
         self._owned: dict[str, list[Any]] = {}
         self._logs: list[Log] = []
+        self._recent: Log | None = None
         if mapping is not None:
             self.update(mapping)
 
@@ -220,7 +229,7 @@ class Store(MutableMapping[str, Any]):
         name = key_name(key)
         if isinstance(key, Key):
             key.check(value)
-        if self._logs:
+        if self._logs or self._recent is not None:
             self._note(name)
         self._data[name] = value
 
@@ -228,7 +237,7 @@ class Store(MutableMapping[str, Any]):
         name = key_name(key)
         if name not in self._data:
             raise StoreKeyError(f"no key {name!r} in the store. {suggestion(name, self._data)}")
-        if self._logs:
+        if self._logs or self._recent is not None:
             self._note(name)
         del self._data[name]
 
@@ -257,22 +266,23 @@ class Store(MutableMapping[str, Any]):
                     f"cannot append to the key {name!r}: it holds a {type(before).__name__}, not a list"
                 )
             target = [] if before is MISSING else list(cast("list[Any]", before))
-        log = self._logs[-1] if self._logs else None
-        if log is not None and name not in log:
-            log[name] = _Grown(target, len(target), before)
+        if self._logs or self._recent is not None:
+            self._note(name, _Grown(target, len(target), before))
         self._owned[name] = self._data[name] = target
         target.extend(items)
 
-    def _note(self, name: str) -> None:
-        log = self._logs[-1]
-        if name not in log:
-            log[name] = self._data.get(name, MISSING)
+    def _note(self, name: str, grown: _Grown | None = None) -> None:
+        before = self._data.get(name, MISSING) if grown is None else grown
+        if self._logs:
+            self._logs[-1].setdefault(name, before)
+        if self._recent is not None:
+            self._recent.setdefault(name, before)
 
     # What evaluation needs.
 
     def begin(self) -> Log:
         """Open a log of what changes from here on."""
-        log: Log = {}
+        log: Log = {} if self._recent is None else _Mark(self._recent)
         self._logs.append(log)
         return log
 
@@ -290,8 +300,15 @@ class Store(MutableMapping[str, Any]):
             for name, before in log.items():
                 outer.setdefault(name, before)
 
-    def rollback(self, log: Log, keep: Collection[str] = ()) -> None:
-        """Undo what the (closed) log noted, but for the keys to keep."""
+    def rollback(self, log: Log, keep: Collection[str] = (), *, forget: bool = False) -> None:
+        """Undo what the (closed) log noted, but for the keys to keep.
+
+        With `forget`, the steps since the log was opened will be forgotten by the journal, too.
+        """
+        if self._recent is not None:
+            self._recent = dict(log.recent) if forget and isinstance(log, _Mark) else self._recent
+            for name in keep if forget else log:
+                self._recent[name] = self._data.get(name, MISSING)
         for name, before in log.items():
             if name in keep:
                 continue
@@ -332,11 +349,65 @@ class Store(MutableMapping[str, Any]):
         for name, items in delta.appends.items():
             self._extend(name, items)
 
+    # What has changed since the journal last took note.
+
+    def watch(self) -> None:
+        """Note what changes from now on, until it is `taken`."""
+        self._recent = {}
+
+    def unwatch(self) -> None:
+        """Note it no more."""
+        self._recent = None
+
+    def recent(self) -> Delta:
+        """Return what has changed since it was last taken."""
+        return self.changes(self._recent or {})
+
+    def taken(self) -> None:
+        """Begin to note anew: the journal has the rest."""
+        self._recent = {}
+
+    def restore(self, delta: Delta | None) -> None:
+        """Undo what has changed since, and write what a step wrote that had been taken note of before."""
+        recent, self._recent = self._recent, None
+        if recent is not None:
+            self.rollback(recent)
+        if delta is not None:
+            self.apply(delta)
+        self._recent = {}
+
+    def revived(self, given: Mapping[str, Any]) -> Store:
+        """Return a copy to go on with, in which what was written since the last step was over is undone.
+
+        What has been given since is there as if it had been there from the start.
+        """
+        made = Store()
+        made._data = dict(self._data)
+        for log in self._logs[:1]:
+            made._logs.append({})
+            for name, before in log.items():
+                if isinstance(before, _Grown) and made._data.get(name) is before.items:
+                    made._data[name] = made._owned[name] = list(before.items)
+                    before = _Grown(made._owned[name], before.length, before.before)
+                made._logs[0][name] = before
+        for name, before in (self._recent or {}).items():
+            if isinstance(before, _Grown):
+                before = MISSING if before.before is MISSING else before.items[: before.length]
+            if before is MISSING:
+                made._data.pop(name, None)
+            else:
+                made._data[name] = before
+        made._data.update(given)
+        made.watch()
+        return made
+
     def fork(self) -> Store:
         """Return a store of its own with the same values, which logs from its start."""
         fork = Store()
         fork._data = dict(self._data)
         fork.begin()
+        if self._recent is not None:
+            fork.watch()
         return fork
 
     def delta(self) -> Delta:
@@ -386,10 +457,11 @@ class View(Store):
     same however many there are.
     """
 
-    __slots__ = ("_added",)
+    __slots__ = ("_added", "on_read")
 
     def __init__(self, base: Store) -> None:
         super().__init__()
+        self.on_read: Callable[[str], object] | None = None  # told what is read, before it can be changed in place
         self._data = _Layer(base._data)
         self._added: dict[str, list[Any]] = {}
         self.begin()
@@ -412,7 +484,10 @@ class View(Store):
     @overload
     def __getitem__(self, key: str) -> Any: ...
     def __getitem__(self, key: AnyKey) -> Any:
-        self._settle((key_name(key),))
+        name = key_name(key)
+        self._settle((name,))
+        if self.on_read is not None:
+            self.on_read(name)
         return super().__getitem__(key)
 
     def __contains__(self, key: object) -> bool:

@@ -14,9 +14,12 @@ PACKAGE = Path(flowdeco.__file__).parent
 
 # From the bottom up: a module imports from its own layer and from those before it.
 LAYERS = [
-    {"errors", "store"},
+    {"errors", "paths", "store"},
     {"definitions", "declare", "wiring"},
-    {"requests", "returned", "evaluate", "groups", "middleware", "context", "runs", "events"},
+    {
+        "requests", "returned", "evaluate", "groups", "middleware", "context", "runs", "events", "journal", "memory",
+        "past",
+    },
     {"drivers", "durable", "executors"},
     {"show", "cli", "pytest_plugin", "testing", "__init__"},
 ]

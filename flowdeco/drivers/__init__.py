@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from flowdeco.drivers.sync import run
+from flowdeco.drivers.sync import resume, run
 from flowdeco.wiring import validate
 
 if TYPE_CHECKING:
     from flowdeco.definitions import Pipeline, RunOptions
     from flowdeco.runs import Run
 
-__all__ = ["arun", "run", "validate"]
+__all__ = ["aresume", "arun", "resume", "run", "validate"]
 
 
 async def arun(flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions) -> Run:
@@ -20,3 +20,12 @@ async def arun(flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOpt
     from flowdeco.drivers import async_  # asyncio is loaded for those who use it
 
     return await async_.run(flow, inputs, options)
+
+
+async def aresume(
+    flow: Pipeline, what: Run | str, inputs: Mapping[str, Any] | None, options: RunOptions, *how: Any
+) -> Run:
+    """Go on with the evaluation of a pipeline in the running event loop."""
+    from flowdeco.drivers import async_
+
+    return await async_.resume(flow, what, inputs, options, *how)

@@ -11,21 +11,36 @@ from contextlib import ExitStack, suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
-from flowdeco.drivers.common import begin, end
+from flowdeco.drivers.common import Evaluated, begin, end
+from flowdeco.drivers.common import resume as continued
 from flowdeco.drivers.threads import call_in_thread, timed_out
 from flowdeco.drivers.work import Work
-from flowdeco.requests import Await, Raised, Request, Sleep, Wait
+from flowdeco.requests import Await, Raised, Request, Save, Sleep, Wait
 
 if TYPE_CHECKING:
     from flowdeco.definitions import Pipeline, RunOptions
     from flowdeco.runs import Run
 
-__all__ = ["LoopThread", "run"]
+__all__ = ["LoopThread", "resume", "run"]
 
 
 async def run(flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions) -> Run:
     """Evaluate a pipeline in the running event loop."""
-    run, evaluation = begin(flow, inputs, options)
+    if options.journal is None:
+        return await _performed(begin(flow, inputs, options), options)
+    return await _performed(await asyncio.to_thread(begin, flow, inputs, options), options)
+
+
+async def resume(
+    flow: Pipeline, what: Run | str, inputs: Mapping[str, Any] | None, options: RunOptions, *how: Any
+) -> Run:
+    """Go on with the evaluation of a pipeline in the running event loop."""
+    evaluated = await asyncio.to_thread(continued, flow, what, inputs, options, *how)
+    return await _performed(evaluated, options) if isinstance(evaluated, tuple) else evaluated
+
+
+async def _performed(evaluated: Evaluated, options: RunOptions) -> Run:
+    run, evaluation = evaluated
     with ExitStack() as resources:
         await _drive(evaluation, _Performer(resources, options.executor))
     return end(run, options.check)
@@ -67,6 +82,8 @@ class _Performer:
             return await awaited(request)
         if isinstance(request, Wait):
             return await self._wait(request)
+        if isinstance(request, Save):
+            return await saved(request)
         step, args, kwargs = request
         finished: asyncio.Future[Any] = self._loop.create_future()
 
@@ -140,6 +157,16 @@ async def awaited(request: Await) -> Any:
             raise
     except (KeyboardInterrupt, SystemExit) as error:  # out of a task, these would end the loop
         return Raised(error)
+
+
+async def saved(request: Save) -> None:
+    """Write to the journal in a thread; a cancellation waits until it is written."""
+    writing = asyncio.ensure_future(asyncio.to_thread(request.write, *request.args))
+    try:
+        await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        await writing
+        raise
 
 
 class LoopThread:

@@ -8,12 +8,14 @@ import time
 import types
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from flowdeco.definitions import Pipeline, RunOptions, checked_layers, checked_selectors
 from flowdeco.errors import Cancelled, DefinitionError
 from flowdeco.evaluate import Evaluation
-from flowdeco.requests import Request
+from flowdeco.journal import Journal
+from flowdeco.memory import Memory, past_of
+from flowdeco.requests import Raised, Request, Save
 from flowdeco.runs import Run, Status
 from flowdeco.store import Store
 from flowdeco.wiring import check_run
@@ -21,44 +23,163 @@ from flowdeco.wiring import check_run
 if TYPE_CHECKING:
     from flowdeco.events import Event
 
-__all__ = ["begin", "end"]
+__all__ = ["begin", "end", "resume"]
 
 
-def begin(
-    flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions
-) -> tuple[Run, Generator[Request, Any, None]]:
-    """Return the run and its evaluation; raises `WiringError` or `DefinitionError` if it cannot run."""
-    if inputs is not None and not isinstance(inputs, Mapping):
-        raise DefinitionError(f"inputs are a mapping of keys to values, not the {type(inputs).__name__} {inputs!r}")
-    use = checked_layers(options.use)
-    skip = frozenset(checked_selectors(options.skip))
-    history = options.history
-    if history is not None and (isinstance(history, bool) or not isinstance(history, int) or history < 0):
-        raise DefinitionError(f"history is how many stage records are kept, not {history!r}")
-    if options.executor is not None and not callable(getattr(options.executor, "submit", None)):
-        raise DefinitionError(f"executor is a concurrent.futures.Executor, not {options.executor!r}")
+Evaluated: TypeAlias = "tuple[Run, Generator[Request, Any, None]]"
+
+
+def begin(flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions) -> Evaluated:
+    """Return a new run and its evaluation; raises `WiringError` or `DefinitionError` if it cannot run."""
+    start = _Start(flow, inputs, options)
     store = Store(inputs)
-    check_run(flow, store, skip, bool(use))
+    start.check(store)
     run = Run(options.run_id or os.urandom(8).hex(), flow, store)
-    evaluation = Evaluation(
-        run,
-        use=use,
-        notify=_notifier(options.observers, run.id),
-        skip=skip,
-        history=history,
-        clock=time.perf_counter,
-        now=time.time(),
-        cancels=is_cancellation,
-    )
-    return run, _with_warning(evaluation)
+    if options.journal is None:
+        return start.evaluation(run)
+    journal, fingerprint = _journal(options.journal)
+    memory = Memory(journal, run.id, fingerprint)
+    journal.create(run.id, flow.name, _encoded(journal, dict(store)), sorted(start.skip))
+    return start.evaluation(run, memory=memory)
 
 
-def _with_warning(evaluation: Evaluation) -> Generator[Request, Any, None]:
-    yield from evaluation.walk()
-    if evaluation.unmatched and evaluation.run.status is Status.COMPLETED:
-        _logger().warning(
-            "run %s: skip=%s matched nothing", evaluation.run.id, sorted(evaluation.unmatched)
+def resume(
+    flow: Pipeline,
+    what: Run | str,
+    inputs: Mapping[str, Any] | None,
+    options: RunOptions,
+    on_change: str,
+    from_stage: str | None,
+) -> Evaluated | Run:
+    """Return the run to go on with and its evaluation, or the run itself if there is nothing left to do."""
+    if on_change not in ("error", "ignore", "rerun"):
+        raise DefinitionError(f"on_change is 'error', 'ignore' or 'rerun', not {on_change!r}")
+    if isinstance(what, Run) and options.journal is None and what._journal is not None:
+        options = options._replace(journal=what._journal)
+    if options.journal is not None:
+        run_id = what.id if isinstance(what, Run) else what
+        return _resume_from_journal(flow, run_id, inputs, options, on_change, from_stage)
+    if not isinstance(what, Run):
+        raise DefinitionError(f"to resume run {what!r} by its id, give its journal: resume({what!r}, journal=...)")
+    if from_stage is not None:
+        raise DefinitionError("from_stage needs a journal: a run in memory has only its last state")
+    return _resume_from_memory(flow, what, inputs, options, on_change)
+
+
+def _resume_from_memory(
+    flow: Pipeline, before: Run, inputs: Mapping[str, Any] | None, options: RunOptions, on_change: str
+) -> Evaluated | Run:
+    if before.status in (Status.COMPLETED, Status.BAILED):
+        return before
+    if before._trace is None:
+        raise DefinitionError(f"run {before.id!r} was run with history=..., and cannot be resumed from memory")
+    options = options._replace(use=(*before._use, *options.use), skip=(*before._skip, *options.skip))
+    start = _Start(flow, inputs, options)
+    given = dict(Store(inputs))
+    run = Run(before.id, flow, before.store.revived(given))
+    start.check(run.store)
+    run.result = before.result
+    return start.evaluation(run, past=before._trace.past(before.stages), given=given, on_change=on_change)
+
+
+def _resume_from_journal(
+    flow: Pipeline,
+    run_id: str,
+    inputs: Mapping[str, Any] | None,
+    options: RunOptions,
+    on_change: str,
+    from_stage: str | None,
+) -> Evaluated:
+    journal, fingerprint = _journal(options.journal)
+    _Start(flow, inputs, options)
+    remembered = journal.open(run_id) if from_stage is None else journal.read(run_id)
+    try:
+        given = [(rows, Store(journal.codec.decode(payload))) for rows, payload in remembered.inputs]
+        if inputs:
+            given.append((len(remembered.rows), Store(inputs)))
+        pins = {key: rows for rows, values in given[1:] for key in values}
+        store = Store({key: value for _, values in given for key, value in values.items()})
+        start = _Start(flow, None, options._replace(skip=(*remembered.skip, *options.skip)))
+        start.check(store)
+        past = past_of(remembered, journal.codec, fingerprint, pins)
+        if from_stage is None:
+            run = Run(run_id, flow, store)
+            if inputs:
+                journal.add_inputs(run_id, _encoded(journal, dict(Store(inputs))))
+        else:
+            run = Run(os.urandom(8).hex(), flow, store)
+            journal.create(run.id, flow.name, _encoded(journal, dict(store)), sorted(start.skip))
+    except BaseException as error:
+        if from_stage is None:
+            journal.close(run_id, remembered.status, remembered.reason, f"{type(error).__name__}: {error}")
+        raise
+    memory = Memory(journal, run.id, fingerprint)
+    return start.evaluation(run, past=past, memory=memory, on_change=on_change, copying_until=from_stage)
+
+
+class _Start:
+    """What a run is started with, checked."""
+
+    def __init__(self, flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions) -> None:
+        if inputs is not None and not isinstance(inputs, Mapping):
+            raise DefinitionError(f"inputs are a mapping of keys to values, not the {type(inputs).__name__} {inputs!r}")
+        history = options.history
+        if history is not None and (isinstance(history, bool) or not isinstance(history, int) or history < 0):
+            raise DefinitionError(f"history is how many stage records are kept, not {history!r}")
+        if options.executor is not None and not callable(getattr(options.executor, "submit", None)):
+            raise DefinitionError(f"executor is a concurrent.futures.Executor, not {options.executor!r}")
+        if options.progress:
+            raise DefinitionError("progress is not there yet: observe the run with observers=[...]")
+        self.flow = flow
+        self.use = checked_layers(options.use)
+        self.skip = frozenset(checked_selectors(options.skip))
+        self.history: int | None = history
+        self.observers = _observers(options.observers)
+
+    def check(self, store: Store) -> None:
+        """Raise `WiringError` for what nothing can supply."""
+        check_run(self.flow, store, self.skip, bool(self.use))
+
+    def evaluation(self, run: Run, memory: Memory | None = None, **past: Any) -> Evaluated:
+        evaluation = Evaluation(
+            run,
+            use=self.use,
+            notify=_notifier(self.observers, run.id),
+            skip=self.skip,
+            history=self.history,
+            memory=memory,
+            clock=time.perf_counter,
+            now=time.time(),
+            cancels=is_cancellation,
+            **past,
         )
+        run._use, run._skip = self.use, self.skip
+        run._trace = evaluation.branch.trace if self.history is None and memory is None else None
+        run._journal = memory.journal if memory is not None else None
+        return run, _evaluated(evaluation)
+
+
+def _evaluated(evaluation: Evaluation) -> Generator[Request, Any, None]:
+    """Evaluate, and do what is left to do afterwards."""
+    yield from evaluation.walk()
+    run = evaluation.run
+    if evaluation.unmatched and run.status is Status.COMPLETED:
+        _logger().warning("run %s: skip=%s matched nothing", run.id, sorted(evaluation.unmatched))
+    if evaluation.memory is not None:
+        error = None if run.error is None else f"{type(run.error).__name__}: {run.error}"
+        answer = yield Save(evaluation.memory.journal.close, run.id, str(run.status), run.reason, error)
+        if type(answer) is Raised and run.error is None:
+            run.error, run.status = answer.error, Status.FAILED
+
+
+def _journal(given: Any) -> tuple[Journal, Callable[[Any], str]]:
+    from flowdeco import durable  # sqlite3 is loaded for those who use it
+
+    return durable.as_journal(given), durable.fingerprint
+
+
+def _encoded(journal: Journal, inputs: dict[str, Any]) -> bytes:
+    return journal.codec.encode(inputs, "inputs")
 
 
 def end(run: Run, check: bool) -> Run:
@@ -95,13 +216,18 @@ def _without_our_frames(traceback: types.TracebackType | None) -> types.Tracebac
     return following
 
 
-def _notifier(observers: Iterable[Any], run_id: str) -> Callable[[Event], None] | None:
+def _observers(observers: Any) -> list[Callable[[Event], object]]:
     if callable(observers) or not isinstance(observers, Iterable):
         raise DefinitionError(f"observers is a list of callables: write observers=[{observers!r}]")
     listening = list(observers)
     for observer in listening:
         if not callable(observer):
             raise DefinitionError(f"an observer is a callable that takes an event, not {observer!r}")
+    return listening
+
+
+def _notifier(observers: list[Callable[[Event], object]], run_id: str) -> Callable[[Event], None] | None:
+    listening = list(observers)
     if not listening:
         return None
 

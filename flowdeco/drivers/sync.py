@@ -17,8 +17,9 @@ from inspect import GEN_CLOSED, GEN_CREATED, getgeneratorstate
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from flowdeco.drivers.common import begin, end
-from flowdeco.requests import Await, Raised, Request, Sleep, Wait
+from flowdeco.drivers.common import Evaluated, begin, end
+from flowdeco.drivers.common import resume as continued
+from flowdeco.requests import Await, Raised, Request, Save, Sleep, Wait
 
 if TYPE_CHECKING:
     from flowdeco.definitions import Pipeline, RunOptions
@@ -26,12 +27,22 @@ if TYPE_CHECKING:
     from flowdeco.drivers.work import Work
     from flowdeco.runs import Run
 
-__all__ = ["run"]
+__all__ = ["resume", "run"]
 
 
 def run(flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions) -> Run:
     """Evaluate a pipeline."""
-    run, evaluation = begin(flow, inputs, options)
+    return _performed(begin(flow, inputs, options), options)
+
+
+def resume(flow: Pipeline, what: Run | str, inputs: Mapping[str, Any] | None, options: RunOptions, *how: Any) -> Run:
+    """Go on with the evaluation of a pipeline."""
+    evaluated = continued(flow, what, inputs, options, *how)
+    return _performed(evaluated, options) if isinstance(evaluated, tuple) else evaluated
+
+
+def _performed(evaluated: Evaluated, options: RunOptions) -> Run:
+    run, evaluation = evaluated
     with ExitStack() as resources:
         try:
             _drive(evaluation, _Performer(resources, options.executor))
@@ -89,6 +100,8 @@ class _Performer:
             return self._loop().result_of(request)
         if isinstance(request, Wait):
             return self._wait(request)
+        if isinstance(request, Save):
+            return request.write(*request.args)
         from flowdeco.drivers.threads import call_with_timeout
 
         return call_with_timeout(*request)

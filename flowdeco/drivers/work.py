@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 from flowdeco.drivers.threads import call_in_thread, timed_out
 from flowdeco.errors import Cancelled
 from flowdeco.executors import is_local, perform, receive, ship
-from flowdeco.requests import Await, Chore, Raised, Request, Sleep, Wait
+from flowdeco.requests import Await, Chore, Raised, Request, Save, Sleep, Wait
 from flowdeco.wiring import Step
 
 __all__ = ["Work", "Worker"]
@@ -68,6 +68,10 @@ class Work:
         if isinstance(request, Sleep):
             worker.later(request.seconds, ticket, None)
             return lambda: worker.report(ticket, Raised(Cancelled("the group has been ended by another branch")))
+        if isinstance(request, Save):
+            saving = self._pool().submit(request.write, *request.args)
+            saving.add_done_callback(lambda done: worker.report(ticket, _saved(done)))
+            return None
         if isinstance(request, Await):
             return worker.begin_await(ticket, request, context)
         assert not isinstance(request, Wait), "groups pass on what is in a Wait, not the Wait"
@@ -82,6 +86,7 @@ class Work:
     ) -> Callable[[], object] | None:
         worker, executor = self._worker, self._executor
         shipped: tuple[Sequence[Any], Mapping[str, Any]] | None = None
+        future: Future[Any]
         # Of an action, a generator is run to its end over there; that of a stream is left as it is.
         call: tuple[Any, ...] = (perform, step.function, args, kwargs) if isinstance(step, Step) else (step.function, *args)
         if step.timeout is not None:
@@ -114,6 +119,11 @@ class Work:
                 ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="flowdeco")
             )
         return self._threads
+
+
+def _saved(done: Future[None]) -> Raised | None:
+    error = done.exception()
+    return None if error is None else Raised(error)
 
 
 _GONE: Final = object()

@@ -1,0 +1,80 @@
+"""Journals: where runs are remembered, so that they survive the end of their process."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any, cast
+
+from flowdeco.durable.codec import PickleCodec
+from flowdeco.durable.fingerprint import fingerprint
+from flowdeco.durable.info import RunInfo
+from flowdeco.durable.json_codec import JsonCodec
+from flowdeco.durable.memory import MemoryJournal
+from flowdeco.durable.sqlite import SqliteJournal
+from flowdeco.errors import JournalError, RunBusyError, RunNotFoundError
+from flowdeco.journal import Codec, Journal, Remembered, Row
+
+__all__ = [
+    "Codec",
+    "Journal",
+    "JsonCodec",
+    "MemoryJournal",
+    "PickleCodec",
+    "Remembered",
+    "Row",
+    "RunInfo",
+    "SqliteJournal",
+    "as_journal",
+    "delete",
+    "fingerprint",
+    "history",
+    "purge",
+    "runs",
+]
+
+
+def as_journal(journal: Any) -> Any:
+    """Return the journal itself, or the SQLite journal at that path."""
+    if isinstance(journal, (str, os.PathLike)):
+        return SqliteJournal(cast("str", journal))
+    if all(callable(getattr(journal, name, None)) for name in ("create", "open", "read", "write", "close")):
+        return journal
+    raise JournalError(f"journal is a path or a journal, such as SqliteJournal(path), not {journal!r}")
+
+
+def runs(journal: Any) -> list[RunInfo]:
+    """Return the runs of a journal, the latest first."""
+    found: list[RunInfo] = as_journal(journal).runs()
+    return found
+
+
+def history(journal: Any, run_id: str) -> list[Row]:
+    """Return the steps of a run in the order in which they were over, their payloads as they are."""
+    found: list[Row] = as_journal(journal).history(run_id)
+    return found
+
+
+def delete(journal: Any, run_id: str) -> None:
+    """Delete a run; raises `RunNotFoundError`, and `RunBusyError` while somebody works on it."""
+    as_journal(journal).delete(run_id)
+
+
+def purge(journal: Any, older_than: float | timedelta, status: str | Iterable[str] | None = None) -> int:
+    """Delete the runs that nothing was heard of for so long (seconds, or a timedelta), and return how many.
+
+    `status` restricts it to runs of these statuses. A run that somebody works on stays.
+    """
+    seconds = older_than.total_seconds() if isinstance(older_than, timedelta) else float(older_than)
+    wanted = None if status is None else {status} if isinstance(status, str) else set(status)
+    target, before, count = as_journal(journal), time.time() - seconds, 0
+    for run in target.runs():
+        if run.updated <= before and run.owner is None and (wanted is None or run.status in wanted):
+            try:
+                target.delete(run.id)
+                count += 1
+            except (RunBusyError, RunNotFoundError):  # somebody was faster
+                continue
+    return count

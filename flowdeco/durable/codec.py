@@ -1,0 +1,203 @@
+"""How values become bytes: pickle, the default.
+
+A journal in pickle is as trusted as code: whoever can write the file can run code where it is read.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import pickle
+import sys
+import types
+from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
+from typing import Any, Final, cast
+
+from flowdeco.definitions import Unit
+from flowdeco.errors import JournalError, RunError, SerializationError, UnreferencedError
+from flowdeco.paths import Parts, culprit, shown_key
+
+__all__ = ["PickleCodec"]
+
+_PROTOCOL: Final = 5
+
+
+class PickleCodec:
+    """Pickle, protocol 5; definitions go by reference.
+
+    What pickle itself cannot do for things of `__main__` and notebooks, lambdas and local classes, is left to
+    cloudpickle where that is installed. Classes and functions that `__main__` still has go by reference all the same: a
+    resumed script finds its own classes, not copies of them.
+    """
+
+    name = "pickle"
+
+    def encode(self, value: Any, what: str) -> bytes:
+        """Return the value as bytes; raises `SerializationError` naming `what` and the path of the part that cannot."""
+        try:
+            return pickle.dumps(value, _PROTOCOL)
+        except Exception as error:
+            reason = error
+        by_value = None if isinstance(reason, UnreferencedError) else _by_value()
+        attempt = by_value or _by_reference
+        try:
+            return attempt(_with_told_error(value, attempt))
+        except Exception as error:
+            raise unserialisable(value, what, attempt, error, hint="" if by_value else _hint(error)) from error
+
+    def decode(self, payload: bytes) -> Any:
+        """Return the value; raises `JournalError` if the payload is damaged, or what it refers to is gone."""
+        try:
+            return pickle.loads(payload)
+        except TypeError:
+            pass  # perhaps an exception whose `__init__` takes other arguments than it hands on
+        except Exception as error:
+            raise JournalError(_unloadable(error)) from error
+        try:
+            return _Lenient(io.BytesIO(payload)).load()
+        except Exception as error:
+            raise JournalError(_unloadable(error)) from error
+
+
+def _by_reference(value: Any) -> bytes:
+    return pickle.dumps(value, _PROTOCOL)
+
+
+def _hint(error: Exception) -> str:
+    text = str(error)
+    if any(sign in text for sign in ("<locals>", "<lambda>", "__main__")) and not isinstance(error, UnreferencedError):
+        return ". Move it to module level, or: pip install 'flowdeco[cloudpickle]'"
+    return ""
+
+
+def _unloadable(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name == "cloudpickle":
+        return "a value of this run was written with cloudpickle, which is missing: pip install 'flowdeco[cloudpickle]'"
+    if isinstance(error, (AttributeError, ImportError)):
+        return f"a value of this run refers to code that is not there: {error}. To resume, put it back under its name"
+    return f"a value of this run cannot be read back: {type(error).__name__}: {error}"
+
+
+def unserialisable(
+    value: Any,
+    what: str,
+    attempt: Callable[[Any], object],
+    error: Exception,
+    *,
+    hint: str = "",
+    parts: Parts | None = None,
+) -> SerializationError:
+    """Return the error that names the innermost part for which the attempt fails."""
+    path, reason = _place(value, what, attempt, parts) or (what, error)
+    told = str(reason) if isinstance(reason, (TypeError, AttributeError, pickle.PicklingError)) else _told(reason)
+    return SerializationError(f"{path}: {told}{hint}" if path else f"{told}{hint}")
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply, or contains itself"
+    return str(error) if isinstance(error, JournalError) else f"{type(error).__name__}: {error}"
+
+
+def _place(
+    value: Any, what: str, attempt: Callable[[Any], object], parts: Parts | None
+) -> tuple[str, Exception] | None:
+    """Look for the culprit in a payload, where what is under `puts` and `appends` is called by its key of the store."""
+    if type(value) is not dict or what == "inputs":
+        return culprit(value, what or "value", attempt, parts)
+    start = f"{what}: " if what else ""
+    for section, content in cast("dict[Any, Any]", value).items():
+        for path, part in _sections(section, content):
+            found = culprit(part, start + path, attempt, parts)
+            if found is not None:
+                return found
+    return None
+
+
+def _sections(section: Any, content: Any) -> Iterable[tuple[str, Any]]:
+    if section in {"puts", "appends"} and isinstance(content, Mapping):
+        return [(f"store[{shown_key(key)}]", part) for key, part in cast("Mapping[Any, Any]", content).items()]
+    return [(section if isinstance(section, str) else f"[{section!r}]", content)]
+
+
+# Exceptions: what went wrong must not go wrong again because it cannot be written or read as it was.
+
+
+def told_error(error: BaseException) -> RunError:
+    """Return an error that says what another one was."""
+    told = RunError(f"{type(error).__qualname__}: {error}")
+    for note in getattr(error, "__notes__", ()):
+        told.add_note(note)
+    return told
+
+
+def remade_exception(cls: type[BaseException], args: tuple[Any, ...]) -> BaseException:
+    """Return an exception with these arguments, whose own `__init__` has not run."""
+    builtin = next(base for base in cls.__mro__ if base.__module__ == "builtins")
+    made: BaseException = cast("Any", builtin).__new__(cls, *args)
+    made.args = args
+    return made
+
+
+def _with_told_error(value: Any, attempt: Callable[[Any], object]) -> Any:
+    """Return the payload with its record's error as a text, if that is what cannot be written."""
+    if type(value) is not dict:
+        return value
+    payload = cast("dict[Any, Any]", value)
+    error = payload.get("error")
+    if isinstance(error, BaseException):
+        try:
+            attempt(error)
+        except Exception:
+            return {**payload, "error": told_error(error)}
+    return payload
+
+
+class _Lenient(pickle.Unpickler):
+    """Makes exceptions without their `__init__` where that refuses the arguments."""
+
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        found: Any = super().find_class(module_name, global_name)
+        is_error = isinstance(found, type) and issubclass(found, BaseException) and found.__module__ != "builtins"
+        return cast("Any", functools.partial(_made, found) if is_error else found)
+
+
+def _made(cls: type[BaseException], *args: Any) -> BaseException:
+    try:
+        return cls(*args)
+    except TypeError:
+        return remade_exception(cls, args)
+
+
+# By value, where there is cloudpickle.
+
+
+def _by_value() -> Callable[[Any], bytes] | None:
+    try:
+        cloudpickle: Any = import_module("cloudpickle")
+    except ImportError:
+        return None
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        def reducer_override(self, obj: Any) -> Any:
+            if isinstance(obj, Unit):  # a proxy of a function, for which cloudpickle would take it
+                return NotImplemented
+            if isinstance(obj, (type, types.FunctionType)) and _found(cast("Any", obj)):
+                return NotImplemented
+            return super().reducer_override(obj)  # pyright: ignore
+
+    def dumps(value: Any) -> bytes:
+        buffer = io.BytesIO()
+        Pickler(buffer, _PROTOCOL).dump(value)  # pyright: ignore
+        return buffer.getvalue()
+
+    return dumps
+
+
+def _found(thing: Any) -> bool:
+    """Whether a name leads to a class or function, so that a reference will do."""
+    found: Any = sys.modules.get(thing.__module__)
+    for part in thing.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is thing

@@ -1,0 +1,238 @@
+"""What tells that the code of an action has changed: a short hash of what its function says.
+
+Where the source is at hand it is the syntax tree that is hashed, without name, docstrings, decorators and places: that
+is the same in every version of Python, and wherever the function stands in its file. The source is only believed if it
+compiles to the very code that is loaded: a file may have been edited since, or rewritten on import. Otherwise it is the
+code object that is hashed. Defaults count; closures, bound values, and the functions that are called do not.
+"""
+
+from __future__ import annotations
+import __future__
+
+import ast
+import functools
+import linecache
+import sys
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from hashlib import blake2b
+from typing import Any, Final, NamedTuple, TypeAlias, cast
+
+__all__ = ["fingerprint"]
+
+_KEPT: Final = 4096  # codes, and files, are remembered up to these numbers
+_FILES: Final = 16
+
+_Function: TypeAlias = "ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda"
+
+_known: dict[tuple[int, int, int], tuple[Any, str]] = {}
+
+
+def fingerprint(function: Any) -> str:
+    """Return a short text that is another one when the code, its constants or its defaults are others."""
+    try:
+        inner = getattr(function, "__wrapped__", None)
+        while inner is not None:  # the function that a decorator hides
+            function, inner = inner, getattr(inner, "__wrapped__", None)
+        code, defaults, named = function.__code__, function.__defaults__, function.__kwdefaults__
+    except AttributeError:
+        return _hashed(_told(function))
+    key = id(code), id(defaults), id(named)
+    found = _known.get(key)
+    if found is None:
+        if len(_known) >= _KEPT:
+            _known.clear()
+        held = code, defaults, named  # so that the ids stay theirs
+        found = _known[key] = held, _hashed(_told(function))
+    return found[1]
+
+
+def _hashed(text: str) -> str:
+    return blake2b(text.encode("utf-8", "backslashreplace"), digest_size=8).hexdigest()
+
+
+def _told(thing: Any) -> str:
+    """Say what a callable does; an object by the code of its class."""
+    if isinstance(thing, types.FunctionType):
+        return f"{_code_told(thing.__code__)}\n{_values_told((thing.__defaults__, thing.__kwdefaults__))}"
+    if isinstance(thing, (types.MethodType, classmethod, staticmethod)):
+        return _told(cast("Any", thing).__func__)
+    if isinstance(thing, functools.partial):
+        partial = cast("functools.partial[Any]", thing)
+        return f"partial {len(partial.args)} {sorted(partial.keywords)}\n{_told(partial.func)}"
+    call = next((vars(cls)["__call__"] for cls in type(thing).__mro__ if "__call__" in vars(cls)), None)
+    if isinstance(thing, type) or not isinstance(call, types.FunctionType):
+        return f"{getattr(thing, '__module__', None)}:{getattr(thing, '__qualname__', type(thing).__qualname__)}"
+    return f"{type(thing).__module__}:{type(thing).__qualname__}\n{_told(call)}"
+
+
+# Values: defaults and constants.
+
+
+def _values_told(value: Any) -> str:
+    """Say what a value is, the same in every process."""
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
+        return f"{type(value).__name__} {value!r}" if type(value) is not str else ascii(value)
+    if isinstance(value, types.CodeType):
+        return _code_told(value)
+    if isinstance(value, Mapping):
+        items = cast("Mapping[Any, Any]", value).items()
+        return f"{{{', '.join(f'{_values_told(key)}: {_values_told(part)}' for key, part in items)}}}"
+    name = str(type(value).__qualname__)
+    if isinstance(value, AbstractSet):
+        return f"{name}{sorted(map(_values_told, cast('Iterable[Any]', value)))}"
+    if isinstance(value, (list, tuple)):
+        return f"{name}{list(map(_values_told, cast('Iterable[Any]', value)))}"
+    if isinstance(value, (type, types.ModuleType)) or callable(value):
+        return str(getattr(value, "__qualname__", None) or getattr(value, "__name__", None) or name)
+    try:
+        text = repr(value)
+    except Exception:
+        text = " at 0x"
+    return name if " at 0x" in text else f"{name} {text}"
+
+
+# Code.
+
+
+def _code_told(code: types.CodeType) -> str:
+    node = _node_of(code)
+    return _loaded_told(code) if node is None else _dumped(node)
+
+
+def _loaded_told(code: types.CodeType) -> str:
+    """Say what a code object does: all but where it stands."""
+    constants = code.co_consts[1:] if _has_docstring(code) else code.co_consts
+    parts = [code.co_name, code.co_names, code.co_varnames, code.co_freevars, code.co_flags & _MEANT]
+    return f"{parts} {code.co_code.hex()} {list(map(_values_told, constants))}"
+
+
+def _has_docstring(code: types.CodeType) -> bool:
+    if sys.version_info >= (3, 13):
+        return bool(code.co_flags & 0x4000000)
+    first = code.co_consts[0] if code.co_consts else 0  # before 3.13 its place was always kept
+    function = bool(code.co_flags & 0x2) and not code.co_name.startswith("<")
+    return function and (first is None or isinstance(first, str))
+
+
+_MEANT: Final = 0x04 | 0x08 | 0x20 | 0x80 | 0x200  # *args, **kwargs, generator, coroutine, async generator
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two constants are the same, code wherever it stands."""
+    if not (isinstance(one, types.CodeType) and isinstance(other, types.CodeType)):
+        return type(one) is type(other) and bool(one == other)
+    return (
+        one.co_code == other.co_code
+        and one.co_names == other.co_names
+        and one.co_varnames == other.co_varnames
+        and one.co_freevars == other.co_freevars
+        and one.co_flags == other.co_flags
+        and len(one.co_consts) == len(other.co_consts)
+        and all(map(_same, one.co_consts, other.co_consts))
+    )
+
+
+class _Source(NamedTuple):
+    """A file: its syntax tree, and the functions that it compiles to by their qualified names."""
+
+    lines: list[str]
+    tree: ast.Module
+    codes: dict[str, list[types.CodeType]]
+
+
+_sources: dict[str, _Source] = {}
+_FUTURE: Final = sum(getattr(__future__, name).compiler_flag for name in __future__.all_feature_names[2:])
+
+
+def _node_of(code: types.CodeType) -> _Function | None:
+    """Return the syntax tree of the function that compiles to this code, None where there is none."""
+    source = _source_of(code)
+    node = None if source is None else _node_in(source, code)
+    if node is None and source is not None:
+        linecache.checkcache(code.co_filename)  # the module was loaded anew, after it was edited
+        newer = _source_of(code)
+        node = None if newer is None or newer is source else _node_in(newer, code)
+    return node
+
+
+def _source_of(code: types.CodeType) -> _Source | None:
+    filename = code.co_filename
+    lines = linecache.getlines(filename)
+    found = _sources.get(filename)
+    if found is not None and found.lines is lines:
+        return found
+    text = "".join(lines)
+    try:
+        tree = ast.parse(text)
+        module = compile(text, filename, "exec", code.co_flags & _FUTURE, dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    if len(_sources) >= _FILES:
+        _sources.clear()
+    _sources[filename] = made = _Source(lines, tree, {})
+    for compiled in _codes_in(module):
+        made.codes.setdefault(compiled.co_qualname, []).append(compiled)
+    return made
+
+
+def _codes_in(code: types.CodeType) -> Iterator[types.CodeType]:
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield constant
+            yield from _codes_in(constant)
+
+
+def _node_in(source: _Source, code: types.CodeType) -> _Function | None:
+    nodes = [
+        node
+        for compiled in source.codes.get(code.co_qualname, ())
+        if _same(compiled, code)
+        for node in _functions_at(source.tree, compiled.co_firstlineno)
+        if getattr(node, "name", "<lambda>") == code.co_name
+    ]
+    return nodes[0] if len(set(map(_dumped, nodes))) == 1 else None
+
+
+def _functions_at(node: ast.AST, line: int) -> Iterator[_Function]:
+    """Give the functions that begin at this line, with their decorators."""
+    for child in ast.iter_child_nodes(node):
+        decorators = [decorator.lineno for decorator in getattr(child, "decorator_list", ())]
+        first = min([getattr(child, "lineno", line), *decorators])
+        if first == line and isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            yield child
+        if first <= line <= (getattr(child, "end_lineno", None) or line):
+            yield from _functions_at(child, line)
+
+
+def _dumped(node: _Function) -> str:
+    """Return the tree as text: only what is there, so that a newer Python, with more fields, says the same."""
+    said: list[str] = []
+    _dump(node, said, named=False)
+    return " ".join(said)
+
+
+_SILENT: Final = frozenset({"decorator_list", "ctx", "kind", "type_comment"})
+
+
+def _dump(node: Any, said: list[str], *, named: bool = True) -> None:
+    if isinstance(node, ast.Constant):
+        said.append(_values_told(node.value))
+    elif isinstance(node, ast.AST):
+        said.append(f"({type(node).__name__}")
+        for field, value in ast.iter_fields(node):
+            if field in _SILENT or value is None or value == [] or (field == "name" and not named):
+                continue
+            said.append(f"{field}=")
+            if field == "body" and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                value = value[ast.get_docstring(node, clean=False) is not None :]
+            _dump(value, said)
+        said.append(")")
+    elif isinstance(node, list):
+        said.append("[")
+        for part in cast("list[Any]", node):
+            _dump(part, said)
+        said.append("]")
+    else:
+        said.append(repr(node))

@@ -1,0 +1,139 @@
+"""The journal protocol in a dict: for tests, and for whoever writes a journal of their own."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+
+from flowdeco.durable.codec import PickleCodec
+from flowdeco.durable.info import RunInfo
+from flowdeco.errors import JournalError, RunBusyError, RunNotFoundError, suggestion
+from flowdeco.journal import Codec, Remembered, Row
+
+__all__ = ["MemoryJournal"]
+
+
+class _Run:
+    def __init__(self, pipeline: str, inputs: bytes, skip: Sequence[str]) -> None:
+        self.pipeline = pipeline
+        self.skip = tuple(skip)
+        self.status, self.reason, self.error = "running", None, None
+        self.started = self.updated = time.time()
+        self.inputs = [(0, inputs)]
+        self.rows: dict[int, Row] = {}  # by the order of their writing
+        self.written = 0
+        self.busy = True
+
+    status: str
+    reason: str | None
+    error: str | None
+
+
+class MemoryJournal:
+    """Runs that are remembered as long as this object: encoded, so that tests see what a file would do to values."""
+
+    def __init__(self, codec: Codec | None = None) -> None:
+        self.codec: Codec = PickleCodec() if codec is None else codec
+        self._runs: dict[str, _Run] = {}
+        self._lock = threading.Lock()
+
+    def create(self, run_id: str, pipeline: str, inputs: bytes, skip: Sequence[str]) -> None:
+        """Begin a run; raises `RunBusyError` if there is one of that id."""
+        with self._lock:
+            if run_id in self._runs:
+                raise RunBusyError(f"there is a run {run_id!r} already, {self._runs[run_id].status}: resume it")
+            self._runs[run_id] = _Run(pipeline, inputs, skip)
+
+    def open(self, run_id: str) -> Remembered:
+        """Take up a run again; raises `RunNotFoundError`, `RunBusyError`."""
+        with self._lock:
+            run = self._found(run_id)
+            self._require_idle(run_id, run)
+            remembered = self._remembered(run_id, run)
+            run.status, run.reason, run.error, run.busy = "running", None, None, True
+            return remembered
+
+    def read(self, run_id: str) -> Remembered:
+        """Return a run without taking it up."""
+        with self._lock:
+            return self._remembered(run_id, self._found(run_id))
+
+    def add_inputs(self, run_id: str, inputs: bytes) -> None:
+        """Remember the inputs of a resume."""
+        with self._lock:
+            run = self._held(run_id)
+            run.inputs.append((run.written, inputs))
+
+    def write(self, run_id: str, rows: Sequence[Row]) -> None:
+        """Remember steps."""
+        with self._lock:
+            run = self._held(run_id)
+            for row in rows:
+                run.rows[run.written] = row
+                run.written += 1
+            run.updated = time.time()
+
+    def drop(self, run_id: str, cuts: Mapping[str, int]) -> None:
+        """Forget the rows of these branches from these numbers on."""
+        with self._lock:
+            run = self._held(run_id)
+            run.rows = {at: row for at, row in run.rows.items() if row.number < cuts.get(row.branch, row.number + 1)}
+
+    def close(self, run_id: str, status: str, reason: str | None, error: str | None) -> None:
+        """Note what became of the run."""
+        with self._lock:
+            run = self._held(run_id)
+            run.status, run.reason, run.error, run.busy = str(status), reason, error, False
+            run.updated = time.time()
+
+    def runs(self) -> list[RunInfo]:
+        """Return all runs, the latest first."""
+        with self._lock:
+            return [
+                RunInfo(
+                    *(run_id, run.pipeline, run.status, run.reason, run.started, run.updated, len(run.rows)),
+                    *(run.error, _owner() if run.busy else None),
+                )
+                for run_id, run in reversed(self._runs.items())
+            ]
+
+    def history(self, run_id: str) -> list[Row]:
+        """Return the steps of a run."""
+        return self.read(run_id).rows
+
+    def delete(self, run_id: str) -> None:
+        """Forget a run; raises `RunNotFoundError`, and `RunBusyError` while somebody works on it."""
+        with self._lock:
+            self._require_idle(run_id, self._found(run_id))
+            del self._runs[run_id]
+
+    def _found(self, run_id: str) -> _Run:
+        try:
+            return self._runs[run_id]
+        except KeyError:
+            raise RunNotFoundError(f"there is no run {run_id!r}. {suggestion(run_id, self._runs)}") from None
+
+    def _held(self, run_id: str) -> _Run:
+        run = self._found(run_id)
+        if not run.busy:
+            raise JournalError(f"run {run_id!r} is not open: `create` or `open` it first")
+        return run
+
+    def _require_idle(self, run_id: str, run: _Run) -> None:
+        if run.busy:
+            raise RunBusyError(f"run {run_id!r} is being worked on by {_owner()}: one at a time works on a run")
+
+    def _remembered(self, run_id: str, run: _Run) -> Remembered:
+        positions = list(run.rows)
+        inputs = [(bisect_left(positions, at), payload) for at, payload in run.inputs]
+        return Remembered(
+            *(run_id, run.pipeline, run.status, run.reason, run.started, run.skip, inputs, list(run.rows.values()))
+        )
+
+
+def _owner() -> str:
+    return f"process {os.getpid()} on host {socket.gethostname()}"

@@ -1,0 +1,856 @@
+"""The journal in an SQLite file: one row per step, committed before the next one starts.
+
+`runs` has a row per run, with who works on it; `inputs` what a run was started and resumed with; `steps` what it did.
+The view `history` shows the steps to people. Steps are numbered per run in the order of their writing, and the number
+of the run is in the upper half of their id: those of a run stand together, and appending one touches one B-tree.
+
+Rules that make damage show. Every row has a checksum of all that it says. The steps of a run are numbered without a
+gap, but for those that were taken back, which are counted; so are those of each branch. What is missing at the end of
+an unfinished run is as if it had not happened yet. A row is only written by who holds the lease, in the same statement
+that looks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sqlite3
+import struct
+import threading
+import time
+import weakref
+from bisect import bisect_left
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Final, Literal, NamedTuple
+from urllib.parse import quote
+from zlib import crc32
+
+from flowdeco.durable.codec import PickleCodec
+from flowdeco.durable.info import RunInfo
+from flowdeco.durable.lease import Owner, is_dead, this_process
+from flowdeco.errors import JournalError, RunBusyError, RunNotFoundError, SerializationError, suggestion
+from flowdeco.journal import Codec, Remembered, Row
+
+__all__ = ["SqliteJournal"]
+
+APPLICATION: Final = 0x666C6F77  # "flow", in the header of the file
+VERSION: Final = 1
+PATIENCE: Final = 60.0  # seconds to wait for other writers of the file
+
+_TABLES: Final = """
+CREATE TABLE runs (
+    id INTEGER PRIMARY KEY,
+    run_id TEXT NOT NULL UNIQUE,
+    pipeline TEXT NOT NULL,
+    status TEXT NOT NULL,
+    reason TEXT,
+    error TEXT,
+    started REAL NOT NULL,
+    updated REAL NOT NULL,
+    skip TEXT NOT NULL,
+    codec TEXT NOT NULL,
+    written INTEGER NOT NULL,
+    dropped INTEGER NOT NULL,
+    checksum INTEGER NOT NULL,
+    owner TEXT, host TEXT, pid INTEGER, place TEXT, born TEXT, lease REAL
+);
+CREATE TABLE inputs (
+    run INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    position INTEGER NOT NULL,
+    checksum INTEGER NOT NULL,
+    payload BLOB NOT NULL,
+    PRIMARY KEY (run, number)
+);
+CREATE TABLE steps (
+    id INTEGER PRIMARY KEY,
+    branch TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    stage TEXT NOT NULL,
+    action TEXT,
+    status TEXT NOT NULL,
+    started REAL NOT NULL,
+    elapsed REAL NOT NULL,
+    fingerprint TEXT NOT NULL,
+    checksum INTEGER NOT NULL,
+    payload BLOB NOT NULL
+);
+CREATE INDEX branches ON steps (id >> 32, branch) WHERE number < 2;
+CREATE VIEW history AS
+    SELECT run_id, steps.id & 4294967295 AS position, branch, number, kind, stage, action, steps.status,
+        strftime('%Y-%m-%d %H:%M:%f', steps.started, 'unixepoch') AS started_utc, elapsed, length(payload) AS bytes
+    FROM runs JOIN steps ON steps.id BETWEEN runs.id << 32 AND (runs.id << 32) + 4294967295
+    ORDER BY steps.id;
+"""
+
+_LAST: Final = 0xFFFFFFFF  # of the steps of a run
+
+_FEW: Final = 8
+
+
+def _insert(count: int) -> str:
+    """Return the statement that inserts so many steps, if the run has that owner."""
+    step = "SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? FROM runs WHERE id = ? AND owner = ?"
+    return (
+        "INSERT INTO steps (id, branch, number, kind, stage, action, status, started, elapsed, fingerprint, checksum, "
+        f"payload) {' UNION ALL '.join([step] * count)}"
+    )
+
+
+_INSERTS: Final = [_insert(count) for count in range(_FEW + 1)]
+_SELECT: Final = (
+    "SELECT id, branch, number, kind, stage, action, status, started, elapsed, fingerprint, checksum, payload "
+    "FROM steps WHERE id BETWEEN ? AND ? ORDER BY id"
+)
+
+
+class Head(NamedTuple):
+    """The part of a row of `runs` that its checksum covers."""
+
+    id: int
+    run_id: str
+    pipeline: str
+    status: str
+    reason: str | None
+    error: str | None
+    started: float
+    skip: str
+    codec: str
+    written: int
+    dropped: int
+
+    @property
+    def checksum(self) -> int:
+        """The checksum of all columns."""
+        return crc32(json.dumps(self).encode())
+
+    def agrees(self, checksum: object) -> bool:
+        """Whether the columns are what they were when they were written."""
+        return bytes not in map(type, self) and self.checksum == checksum
+
+
+_HEAD: Final = ", ".join(Head._fields)
+_OWNER: Final = "owner, host, pid, place, born"
+
+
+class _Held:
+    """A run that this journal holds the lease of; `doubtful` where the last write may have happened or not."""
+
+    __slots__ = ("broken", "doubtful", "first", "head", "last", "next", "saved", "token")
+
+    def __init__(self, head: Head, token: str, last: Row | None = None) -> None:
+        self.head = head
+        self.token = token
+        self.first = head.id << 32
+        self.next = head.written
+        self.saved = head.written - head.dropped
+        self.last = last
+        self.broken = self.doubtful = False
+
+
+class SqliteJournal:
+    """Runs in one SQLite file, which any number of runs, threads and processes can share.
+
+    The file is made where it is missing, readable for its owner only. `synchronous="NORMAL"` survives a crash of the
+    process, `"FULL"` a loss of power as well, at the price of waiting for the disk at every step. `lease` is how many
+    seconds an owner on another host may be silent before the run can be taken over.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        codec: Literal["pickle", "json"] | Codec = "pickle",
+        synchronous: Literal["NORMAL", "FULL"] = "NORMAL",
+        lease: float = 30.0,
+    ) -> None:
+        if not os.fspath(path) or os.fspath(path) == ":memory:":
+            raise JournalError(f"a journal is a file, and {os.fspath(path)!r} is none: MemoryJournal() keeps none")
+        if synchronous not in {"NORMAL", "FULL"}:
+            raise JournalError(f"synchronous is 'NORMAL' or 'FULL', not {synchronous!r}")
+        if isinstance(lease, bool) or not isinstance(lease, (int, float)) or not lease > 0:
+            raise JournalError(f"lease is a positive number of seconds, not {lease!r}")
+        self.path: str = os.path.abspath(os.fspath(path))
+        self.codec: Codec = named_codec(codec)
+        self.synchronous = synchronous
+        self.lease = float(lease)
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._closing: weakref.finalize[..., Any] | None = None
+        self._inode: tuple[int, int] | None = None
+        self._held: dict[str, _Held] = {}
+        self._heart: tuple[threading.Thread, threading.Event] | None = None
+        _live.add(self)
+
+    def __repr__(self) -> str:
+        return f"SqliteJournal({self.path!r})"
+
+    # What a run asks for.
+
+    def create(self, run_id: str, pipeline: str, inputs: bytes, skip: Sequence[str]) -> None:
+        """Begin a run; raises `RunBusyError` if there is one of that id."""
+        now = time.time()
+        owner = this_process(secrets.token_hex(8))
+        with self._asked(f"run {run_id!r} cannot begin", make=True) as connection:
+            with _transaction(connection):
+                found = connection.execute(f"SELECT {_HEAD}, checksum FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+                if found is not None:
+                    there = self._checked(found)
+                    self._require_idle(connection, there, owner)
+                    raise RunBusyError(
+                        f"{self.path} has a run {run_id!r} already, {there.status}: resume it, or take another run_id"
+                    )
+                number = connection.execute("SELECT coalesce(max(id), 0) + 1 FROM runs").fetchone()[0]
+                head = Head(
+                    *(number, run_id, _plain(pipeline), "running", None, None, now),
+                    *(json.dumps(list(skip)), self.codec.name, 0, 0),
+                )
+                columns = (*head, head.checksum, now, *owner, now + self.lease)
+                connection.execute(
+                    f"INSERT INTO runs ({_HEAD}, checksum, updated, {_OWNER}, lease) "
+                    f"VALUES ({', '.join('?' * len(columns))})",
+                    columns,
+                )
+                _insert_inputs(connection, number, 0, 0, inputs)
+            self._held[run_id] = _Held(head, owner.token)
+            self._start_heart()
+
+    def open(self, run_id: str) -> Remembered:
+        """Take up a run again; raises `RunNotFoundError`, `RunBusyError`."""
+        owner = this_process(secrets.token_hex(8))
+        with self._asked(f"run {run_id!r} cannot be taken up") as connection:
+            with _transaction(connection):
+                head = self._head(connection, run_id)
+                self._require_codec(head)
+                self._require_idle(connection, head, owner)
+                self._seize(connection, head, owner)
+            try:
+                remembered, written = self._remembered(connection, head)
+                dropped = written - len(remembered.rows)
+                taken = head._replace(status="running", reason=None, error=None, written=written, dropped=dropped)
+                with _transaction(connection):
+                    self._require_ours(connection, head, owner.token)
+                    self._seize(connection, taken, owner)
+            except BaseException:
+                self._release(connection, head, owner.token)
+                raise
+            self._held[run_id] = _Held(taken, owner.token, remembered.rows[-1] if remembered.rows else None)
+            self._start_heart()
+        return remembered
+
+    def read(self, run_id: str) -> Remembered:
+        """Return a run without taking it up."""
+        with self._asked(f"run {run_id!r} cannot be read") as connection, _transaction(connection, "DEFERRED"):
+            head = self._head(connection, run_id)
+            self._require_codec(head)
+            return self._remembered(connection, head)[0]
+
+    def add_inputs(self, run_id: str, inputs: bytes) -> None:
+        """Remember the inputs of a resume."""
+        with self._at_work(run_id, "its new inputs") as (connection, held), _transaction(connection):
+            self._require_ours(connection, held.head, held.token)
+            self._settle(connection, held)
+            count = connection.execute("SELECT count(*) FROM inputs WHERE run = ?", (held.head.id,)).fetchone()[0]
+            _insert_inputs(connection, held.head.id, count, held.next, inputs)
+
+    def write(self, run_id: str, rows: Sequence[Row]) -> None:
+        """Remember steps, all or none of them, durably."""
+        if not rows:
+            return
+        with self._lock:
+            held = self._held.get(run_id) or self._unheld(run_id)
+            try:
+                connection = self._connection or self._connect()
+                if held.doubtful:
+                    self._settle(connection, held)
+                at = held.first + held.next
+                run, token = held.head.id, held.token
+                if len(rows) <= _FEW:  # a statement on its own is a transaction
+                    columns = [it for index, row in enumerate(rows) for it in _columns(at + index, row, run, token)]
+                    try:
+                        done = connection.execute(_INSERTS[len(rows)], columns).rowcount
+                    except UnicodeEncodeError:
+                        done = connection.execute(_INSERTS[len(rows)], _utf8(columns)).rowcount
+                    if not done:
+                        raise self._lost(connection, held.head)
+                else:
+                    with _transaction(connection):
+                        self._require_ours(connection, held.head, held.token)
+                        many = (_utf8(_columns(at + index, row, run, token)) for index, row in enumerate(rows))
+                        connection.executemany(_INSERTS[1], many)
+            except (sqlite3.Error, JournalError, OverflowError) as error:
+                held.broken = held.doubtful = True
+                raise self._unsaved(error, held, _named(rows[0])) from error
+            except BaseException:
+                held.doubtful = True
+                raise
+            held.next += len(rows)
+            held.saved += len(rows)
+            held.last = rows[-1]
+
+    def drop(self, run_id: str, cuts: Mapping[str, int]) -> None:
+        """Forget the rows of these branches from these numbers on."""
+        with self._at_work(run_id, "what a retry dropped") as (connection, held):
+            with _transaction(connection):
+                self._require_ours(connection, held.head, held.token)
+                self._settle(connection, held)
+                doomed = list(_after(connection, held, cuts))
+                left = held.saved - len(doomed)
+                head = held.head._replace(written=held.next, dropped=held.next - left)
+                if doomed:
+                    connection.executemany("DELETE FROM steps WHERE id = ?", doomed)
+                    connection.execute(
+                        "UPDATE runs SET written = ?, dropped = ?, checksum = ?, updated = ? WHERE id = ?",
+                        (head.written, head.dropped, head.checksum, time.time(), head.id),
+                    )
+            if doomed:
+                held.head, held.saved = head, left
+
+    def close(self, run_id: str, status: str, reason: str | None, error: str | None) -> None:
+        """Note what became of the run, and give up its lease.
+
+        Raises nothing if a write has failed before: that error has been told.
+        """
+        with self._lock:
+            held = self._held.pop(run_id, None) or self._unheld(run_id)
+            if not self._held:
+                self._stop_heart()
+            try:
+                connection = self._connection or self._connect()
+                with _transaction(connection):
+                    self._settle(connection, held)
+                    head = held.head._replace(
+                        status=str(status),
+                        reason=None if reason is None else _plain(reason),
+                        error=None if error is None else _plain(error),
+                        written=held.next,
+                        dropped=held.next - held.saved,
+                    )
+                    if not self._release(connection, head, held.token):
+                        raise self._lost(connection, head)
+                if self._moved():
+                    raise JournalError(f"{self.path} was deleted or replaced while run {run_id!r} was at work")
+            except (sqlite3.Error, JournalError) as failure:
+                if not held.broken:
+                    raise self._unsaved(failure, held, f"that it is {status}") from failure
+
+    # What people ask for.
+
+    def runs(self) -> list[RunInfo]:
+        """Return all runs, the latest first."""
+        me = this_process("")
+        with self._asked("the runs cannot be listed") as connection, _transaction(connection, "DEFERRED"):
+            found = connection.execute(
+                f"SELECT {_HEAD}, checksum, updated, lease, {_OWNER} FROM runs ORDER BY started DESC, id DESC"
+            ).fetchall()
+            size = len(Head._fields) + 1
+            return [self._info(connection, self._checked(row[:size]), row[size:], me) for row in found]
+
+    def history(self, run_id: str) -> list[Row]:
+        """Return the steps of a run, whatever the codec that they are written in."""
+        with self._asked(f"run {run_id!r} cannot be read") as connection, _transaction(connection, "DEFERRED"):
+            return self._remembered(connection, self._head(connection, run_id))[0].rows
+
+    def delete(self, run_id: str) -> None:
+        """Forget a run; raises `RunNotFoundError`, and `RunBusyError` while somebody works on it."""
+        with self._asked(f"run {run_id!r} cannot be deleted") as connection, _transaction(connection):
+            head = self._head(connection, run_id)
+            self._require_idle(connection, head, this_process(""))
+            first = head.id << 32
+            connection.execute("DELETE FROM steps WHERE id BETWEEN ? AND ?", (first, first + _LAST))
+            connection.execute("DELETE FROM inputs WHERE run = ?", (head.id,))
+            connection.execute("DELETE FROM runs WHERE id = ?", (head.id,))
+
+    def _info(self, connection: sqlite3.Connection, head: Head, rest: tuple[Any, ...], me: Owner) -> RunInfo:
+        updated, lease, *owner = rest
+        busy = owner[0] is not None and _is_busy(Owner._make(owner), lease, me)
+        steps = head.written - head.dropped
+        if head.status == "running":
+            first = head.id << 32
+            steps = connection.execute(
+                "SELECT count(*) FROM steps WHERE id BETWEEN ? AND ?", (first, first + _LAST)
+            ).fetchone()[0]
+        return RunInfo(
+            *(head.run_id, head.pipeline, head.status, head.reason, head.started, updated, steps),
+            *(head.error, str(Owner._make(owner)) if busy else None),
+        )
+
+    # Runs, as rows.
+
+    def _head(self, connection: sqlite3.Connection, run_id: str) -> Head:
+        found = connection.execute(f"SELECT {_HEAD}, checksum FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+        if found is None:
+            known = [name for (name,) in connection.execute("SELECT run_id FROM runs ORDER BY id DESC LIMIT 100")]
+            raise RunNotFoundError(f"{self.path} has no run {run_id!r}. {suggestion(run_id, known)}")
+        return self._checked(found)
+
+    def _checked(self, found: tuple[Any, ...]) -> Head:
+        head = Head._make(found[:-1])
+        if not head.agrees(found[-1]):
+            raise self._damaged(f"what it says of run {head.run_id!r} does not agree with its checksum")
+        return head
+
+    def _require_codec(self, head: Head) -> None:
+        if head.codec != self.codec.name:
+            raise JournalError(
+                f"run {head.run_id!r} of {self.path} is written in the codec {head.codec!r}, not "
+                f"{self.codec.name!r}: open it by SqliteJournal(path, codec={head.codec!r})"
+            )
+
+    def _require_idle(self, connection: sqlite3.Connection, head: Head, me: Owner) -> None:
+        lease, *found = connection.execute(f"SELECT lease, {_OWNER} FROM runs WHERE id = ?", (head.id,)).fetchone()
+        owner = Owner._make(found)
+        if found[0] is not None and _is_busy(owner, lease, me):
+            raise RunBusyError(
+                f"run {head.run_id!r} is being worked on by {owner}, which was last heard of "
+                f"{max(0.0, time.time() - (lease - self.lease)):.0f} s ago: one process at a time works on a run"
+            )
+
+    def _require_ours(self, connection: sqlite3.Connection, head: Head, token: str) -> None:
+        if not connection.execute("SELECT 1 FROM runs WHERE id = ? AND owner = ?", (head.id, token)).fetchone():
+            raise self._lost(connection, head)
+
+    def _lost(self, connection: sqlite3.Connection, head: Head) -> JournalError:
+        found = connection.execute(f"SELECT {_OWNER} FROM runs WHERE id = ?", (head.id,)).fetchone()
+        if found is None:
+            return JournalError(f"run {head.run_id!r} was deleted from {self.path} while it was at work")
+        who = str(Owner._make(found)) if found[0] is not None else "another process, which has finished"
+        return JournalError(
+            f"the lease of run {head.run_id!r} was lost: {who} took the run over. This process had not renewed its "
+            f"lease in time; nothing that it did since is saved"
+        )
+
+    def _seize(self, connection: sqlite3.Connection, head: Head, owner: Owner) -> None:
+        now = time.time()
+        connection.execute(
+            f"UPDATE runs SET {_STATE}, owner = ?, host = ?, pid = ?, place = ?, born = ?, lease = ? WHERE id = ?",
+            (*_state(head), now, *owner, now + self.lease, head.id),
+        )
+
+    def _release(self, connection: sqlite3.Connection, head: Head, token: str) -> int:
+        nobody = "owner = NULL, host = NULL, pid = NULL, place = NULL, born = NULL, lease = NULL"
+        return connection.execute(
+            f"UPDATE runs SET {_STATE}, {nobody} WHERE id = ? AND owner = ?",
+            (*_state(head), time.time(), head.id, token),
+        ).rowcount
+
+    def _settle(self, connection: sqlite3.Connection, held: _Held) -> None:
+        """Look what is there, where an interrupted write may have happened or not."""
+        if held.doubtful:
+            last, held.saved = connection.execute(
+                "SELECT coalesce(max(id) + 1, 0), count(*) FROM steps WHERE id BETWEEN ? AND ?",
+                (held.first, held.first + _LAST),
+            ).fetchone()
+            held.next = max(held.head.written, last - held.first)
+            held.doubtful = False
+
+    def _remembered(self, connection: sqlite3.Connection, head: Head) -> tuple[Remembered, int]:
+        """Return the run, verified, and how many steps it has ever written."""
+        first = head.id << 32
+        rows: list[Row] = []
+        positions: list[int] = []
+        for found in connection.execute(_SELECT, (first, first + _LAST)):
+            row = _row(found)
+            if row is None:
+                raise self._damaged(f"step {found[0] - first} of run {head.run_id!r} does not agree with its checksum")
+            rows.append(row)
+            positions.append(found[0] - first)
+        self._require_whole(head, rows, positions)
+        inputs: list[tuple[int, bytes]] = []
+        for number, position, checksum, payload in connection.execute(
+            "SELECT number, position, checksum, payload FROM inputs WHERE run = ? ORDER BY number", (head.id,)
+        ):
+            if number != len(inputs) or checksum != _inputs_checksum(head.id, number, position, payload):
+                raise self._damaged(f"the inputs {number} of run {head.run_id!r} do not agree with their checksum")
+            inputs.append((bisect_left(positions, position), payload))
+        if not inputs:
+            raise self._damaged(f"the inputs of run {head.run_id!r} are missing")
+        written = max(head.written, positions[-1] + 1 if positions else 0)
+        skip = tuple(json.loads(head.skip))
+        return Remembered(
+            head.run_id, head.pipeline, head.status, head.reason, head.started, skip, inputs, rows
+        ), written
+
+    def _require_whole(self, head: Head, rows: list[Row], positions: list[int]) -> None:
+        """Raise if a step is missing, other than at the end of a run that was not closed since."""
+        early = bisect_left(positions, head.written)
+        late = len(positions) - early
+        if early != head.written - head.dropped or (late and positions[-1] != head.written + late - 1):
+            raise self._damaged(f"steps of run {head.run_id!r} are missing")
+        numbers: dict[str, int] = {}
+        for row in rows:
+            before = numbers.get(row.branch)
+            if row.number != before + 1 if before is not None else row.number > 1:
+                raise self._damaged(f"branch {row.branch!r} of run {head.run_id!r} has a gap before step {row.number}")
+            numbers[row.branch] = row.number
+
+    # The connection, and what can go wrong with it.
+
+    @contextmanager
+    def _asked(self, failure: str, *, make: bool = False) -> Generator[sqlite3.Connection, None, None]:
+        """Have the connection, and say what could not be done if it fails."""
+        with self._lock:
+            try:
+                if self._connection is not None and self._moved():
+                    self._disconnect()
+                yield self._connection or self._connect(make=make)
+            except (sqlite3.Error, UnicodeError, OverflowError, MemoryError) as error:
+                raise JournalError(f"{failure}: {self._told(error)}") from error
+
+    @contextmanager
+    def _at_work(self, run_id: str, what: str) -> Generator[tuple[sqlite3.Connection, _Held], None, None]:
+        with self._lock:
+            held = self._held.get(run_id) or self._unheld(run_id)
+            try:
+                yield self._connection or self._connect(), held
+            except (sqlite3.Error, JournalError, OverflowError) as error:
+                held.broken = held.doubtful = True
+                raise self._unsaved(error, held, what) from error
+            except BaseException:
+                held.doubtful = True
+                raise
+
+    def _unheld(self, run_id: str) -> _Held:
+        raise JournalError(f"run {run_id!r} is not open in {self!r}: `create` or `open` it first")
+
+    def _connect(self, *, make: bool = False) -> sqlite3.Connection:
+        if make:
+            self._make()
+        elif not os.path.exists(self.path):
+            raise RunNotFoundError(f"there is no journal {self.path}")
+        uri = f"file:{quote(self.path)}?mode=rw"
+        connection = sqlite3.connect(
+            uri, uri=True, timeout=PATIENCE, isolation_level=None, check_same_thread=False, cached_statements=32
+        )
+        try:
+            self._prepare(connection)
+        except BaseException:
+            connection.close()
+            raise
+        self._inode = _inode(self.path)
+        self._closing = weakref.finalize(self, connection.close)
+        self._connection = connection
+        return connection
+
+    def _make(self) -> None:
+        try:  # nothing but SQLite itself may open, and close, the file where it exists: that would undo its locks
+            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise JournalError(f"the journal {self.path} cannot be made: {error.strerror or error}") from error
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        version = self._version(connection)
+        if version != VERSION:
+            _use_wal(connection, self.path)
+            with _transaction(connection):
+                for step in range(self._version(connection), VERSION):
+                    _MIGRATIONS[step](connection)
+        connection.execute(f"PRAGMA synchronous = {self.synchronous}")
+
+    def _version(self, connection: sqlite3.Connection) -> int:
+        """Return the version of the schema, 0 for an empty file."""
+        application = connection.execute("PRAGMA application_id").fetchone()[0]
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if application == version == 0 and not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+            return 0
+        if application != APPLICATION or version < 1:
+            raise JournalError(f"{self.path} is a database, but no journal of flowdeco: give another path")
+        if version > VERSION:
+            raise JournalError(
+                f"{self.path} was written by a newer flowdeco (its schema has version {version}, this one knows "
+                f"{VERSION}): upgrade with pip install -U flowdeco"
+            )
+        return int(version)
+
+    def _disconnect(self) -> None:
+        if self._closing is not None:
+            self._closing()
+        self._connection = self._closing = None
+
+    def _moved(self) -> bool:
+        return _inode(self.path) != self._inode
+
+    def _damaged(self, what: str) -> JournalError:
+        return JournalError(
+            f"the journal {self.path} is damaged: {what}. Restore it from a backup, or delete the run with "
+            f"flowdeco.durable.delete and start anew"
+        )
+
+    def _told(self, error: Exception) -> str:
+        """Say what went wrong with the file, and what to do."""
+        if isinstance(error, (sqlite3.DataError, OverflowError)):
+            return f"SQLite does not take a value of that size ({error})"
+        name = str(getattr(error, "sqlite_errorname", ""))
+        for prefix, text in _TROUBLES.items():
+            if name.startswith(prefix):
+                return f"{self.path} {text} ({error})"
+        return f"{self.path}: {error}"
+
+    def _unsaved(self, error: Exception, held: _Held, what: str) -> JournalError:
+        """Return the error of a write, with what is saved and what is not."""
+        run_id, count = held.head.run_id, held.saved
+        upto = f", up to {_named(held.last)}" if held.last is not None and count else ""
+        saved = f"{count} step{'s' * (count != 1)} of run {run_id!r} {'are' if count != 1 else 'is'} saved{upto}"
+        if isinstance(error, JournalError):
+            return type(error)(f"{error}. {saved}; {what} is not")
+        told = self._told(error)
+        kind = SerializationError if isinstance(error, (sqlite3.DataError, OverflowError)) else JournalError
+        return kind(f"{told}. {saved}; {what} is not. Then resume it: resume({run_id!r}, journal={self.path!r})")
+
+    # The lease is renewed as long as a run is open.
+
+    def _start_heart(self) -> None:
+        if self._heart is None:
+            stop = threading.Event()
+            beating = (weakref.ref(self, lambda _: stop.set()), stop, self.lease / 3)
+            thread = threading.Thread(target=_beat, args=beating, name="flowdeco lease", daemon=True)
+            self._heart = thread, stop
+            thread.start()
+
+    def _stop_heart(self) -> threading.Thread | None:
+        if self._heart is None:
+            return None
+        thread, stop = self._heart
+        stop.set()
+        self._heart = None
+        return thread
+
+    def _renew(self) -> None:
+        with self._lock:
+            if self._connection is None:
+                return
+            now = time.time()
+            mine = [(now + self.lease, now, held.head.id, held.token) for held in self._held.values()]
+            with suppress(sqlite3.Error), _transaction(self._connection):  # the next write says what is wrong
+                self._connection.executemany("UPDATE runs SET lease = ?, updated = ? WHERE id = ? AND owner = ?", mine)
+
+
+def _beat(journal: weakref.ref[SqliteJournal], stop: threading.Event, interval: float) -> None:
+    while not stop.wait(interval):
+        alive = journal()
+        if alive is None:
+            return
+        alive._renew()
+        del alive
+
+
+def named_codec(codec: str | Codec) -> Codec:
+    """Return the codec of that name, or the codec itself."""
+    if codec == "pickle":
+        return PickleCodec()
+    if codec == "json":
+        from flowdeco.durable.json_codec import JsonCodec
+
+        return JsonCodec()
+    if isinstance(codec, str):
+        raise JournalError(f"codec is 'pickle', 'json' or a Codec, not {codec!r}")
+    return codec
+
+
+# Rows.
+
+
+def _columns(id: int, row: Row, run: int, token: str) -> tuple[Any, ...]:
+    """Return what is inserted for a step, and by whom."""
+    branch, number, kind, stage, action, status, started, elapsed, fingerprint, payload = row
+    return (
+        id, branch, number, kind, stage, action, status, started, elapsed, fingerprint, _checksum(id, row), payload,
+        run, token,
+    )  # fmt: skip
+
+
+def _checksum(id: int, row: Row) -> int:
+    branch, number, kind, stage, action, status, started, elapsed, fingerprint, payload = row
+    text = "\0".join((branch, kind, stage, action or "", status, fingerprint))
+    numbers = crc32(_PACKED(id, number, started, elapsed))
+    return crc32(payload, crc32(text.encode("utf-8", "surrogatepass"), numbers))
+
+
+_PACKED: Final = struct.Struct("<qqdd").pack
+
+
+def _row(found: tuple[Any, ...]) -> Row | None:
+    """Return a step as it was written, None if it does not agree with its checksum."""
+    row = Row._make(found[1:10] + found[11:])
+    try:
+        if any(isinstance(text, bytes) for text in (row.branch, row.stage, row.action)):
+            row = row._replace(branch=_untext(row.branch), stage=_untext(row.stage), action=_untext(row.action))
+        return row if _checksum(found[0], row) == found[10] else None
+    except (TypeError, ValueError, AttributeError, struct.error):
+        return None
+
+
+def _utf8(columns: Iterable[Any]) -> list[Any]:
+    """Return columns whose text is valid, or a blob."""
+    return [_text(column) if isinstance(column, str) else column for column in columns]
+
+
+def _text(text: str) -> Any:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
+    return text
+
+
+def _untext(text: Any) -> Any:
+    return text.decode("utf-8", "surrogatepass") if isinstance(text, bytes) else text
+
+
+def _plain(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _named(row: Row) -> str:
+    return repr(f"{row.stage}/{row.action}" if row.action else row.stage)
+
+
+def _state(head: Head) -> tuple[Any, ...]:
+    return head.status, head.reason, head.error, head.written, head.dropped, head.checksum
+
+
+_STATE: Final = "status = ?, reason = ?, error = ?, written = ?, dropped = ?, checksum = ?, updated = ?"
+
+
+def _inputs_checksum(run: int, number: int, position: int, payload: bytes) -> int:
+    return crc32(payload, crc32(f"{run} {number} {position}".encode()))
+
+
+def _insert_inputs(connection: sqlite3.Connection, run: int, number: int, position: int, payload: bytes) -> None:
+    checksum = _inputs_checksum(run, number, position, payload)
+    connection.execute("INSERT INTO inputs VALUES (?, ?, ?, ?, ?)", (run, number, position, checksum, payload))
+
+
+def _after(connection: sqlite3.Connection, held: _Held, cuts: Mapping[str, int]) -> Iterator[tuple[int]]:
+    """Give the ids of the steps of these branches from these numbers on, by going back to where each begins."""
+    begun = "SELECT 1 FROM steps WHERE id >> 32 = ? AND branch = ? AND number < 2"
+    open = {branch for branch in cuts if connection.execute(begun, (held.head.id, _text(branch))).fetchone()}
+    if not open:
+        return
+    backwards = "SELECT id, branch, number FROM steps WHERE id BETWEEN ? AND ? ORDER BY id DESC"
+    for id, found, number in connection.execute(backwards, (held.first, held.first + _LAST)):
+        branch = _untext(found)
+        if branch in open:
+            if number >= cuts[branch]:
+                yield (id,)
+            if number <= cuts[branch]:
+                open.discard(branch)
+                if not open:
+                    return
+
+
+# Connections.
+
+
+_TROUBLES: Final = {
+    "SQLITE_FULL": "cannot grow, the disk is full: make room",
+    "SQLITE_IOERR": "cannot be read or written: look after the disk, or whether the file may grow",
+    "SQLITE_READONLY": "is read-only: give this user write access to the file and its directory",
+    "SQLITE_PERM": "is out of reach: give this user access to the file",
+    "SQLITE_CANTOPEN": "cannot be opened: look whether its directory is there and writable",
+    "SQLITE_BUSY": f"has been locked by another process for {PATIENCE:.0f} s: look who holds it",
+    "SQLITE_CORRUPT": "is damaged: restore it from a backup, or take another path",
+    "SQLITE_NOTADB": "is no journal, or a damaged one: restore it from a backup, or take another path",
+}
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection, kind: str = "IMMEDIATE") -> Generator[None, None, None]:
+    connection.execute(f"BEGIN {kind}")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            with suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+        raise
+
+
+def _create_tables(connection: sqlite3.Connection) -> None:
+    for statement in _TABLES.split(";\n"):
+        connection.execute(statement)
+    connection.execute(f"PRAGMA application_id = {APPLICATION}")
+    connection.execute(f"PRAGMA user_version = {VERSION}")
+
+
+_MIGRATIONS: Final[dict[int, Callable[[sqlite3.Connection], None]]] = {0: _create_tables}  # from a version to the next
+
+
+def _use_wal(connection: sqlite3.Connection, path: str) -> None:
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        except sqlite3.OperationalError as error:  # two that do this at once do not wait for each other
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+        else:
+            if mode != "wal":
+                raise JournalError(f"the file system of {path} has no shared memory for SQLite: take a local disk")
+            return
+
+
+def _inode(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+# Who is alive, and what becomes of connections when a process forks: SQLite's must not cross over.
+
+
+_live: Final[weakref.WeakSet[SqliteJournal]] = weakref.WeakSet()
+_forking: Final[list[SqliteJournal]] = []
+
+
+def _journals() -> list[SqliteJournal]:
+    while True:
+        try:
+            return list(_live)
+        except RuntimeError:  # another thread has made one meanwhile
+            continue
+
+
+def _is_busy(owner: Owner, lease: float, me: Owner) -> bool:
+    if owner[1:] == me[1:]:
+        return any(held.token == owner.token for journal in _journals() for held in list(journal._held.values()))
+    dead = is_dead(owner)
+    return lease > time.time() if dead is None else not dead
+
+
+def _before_fork() -> None:
+    for journal in _journals():
+        thread = journal._stop_heart()
+        if thread is not None:
+            thread.join()
+        journal._lock.acquire()
+        journal._disconnect()
+        _forking.append(journal)
+
+
+def _after_fork_in_parent() -> None:
+    while _forking:
+        journal = _forking.pop()
+        if journal._held:
+            journal._start_heart()
+        journal._lock.release()
+
+
+def _after_fork_in_child() -> None:
+    while _forking:
+        journal = _forking.pop()
+        journal._held.clear()
+        journal._lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

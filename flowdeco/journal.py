@@ -1,0 +1,88 @@
+"""What a run asks of a journal, and in which form it is remembered.
+
+A run is one *branch*, and a parallel group adds one for each of its branches. Within a branch everything happens one
+after the other, so a row's place is the branch and a number that counts up. What is written is final: a row is taken
+back only when a retry drops the attempt that it belongs to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+__all__ = ["Codec", "Journal", "Remembered", "Row"]
+
+
+class Row(NamedTuple):
+    """One step that is over: `kind` is "action", "stage" or "pipeline"; `started` in POSIX seconds, `elapsed` in seconds.
+
+    `payload` is what the step did, in the journal's codec; `fingerprint` that of the action's code.
+    """
+
+    branch: str
+    number: int
+    kind: str
+    stage: str
+    action: str | None
+    status: str
+    started: float
+    elapsed: float
+    fingerprint: str
+    payload: bytes
+
+
+class Remembered(NamedTuple):
+    """A run as the journal has it.
+
+    `inputs` are the payloads of the inputs in the order in which they were given, each with the number of rows that
+    were there before: those of the run first, then those of every resume.
+    """
+
+    run_id: str
+    pipeline: str
+    status: str
+    reason: str | None
+    started: float
+    skip: tuple[str, ...]
+    inputs: list[tuple[int, bytes]]
+    rows: list[Row]
+
+
+class Codec(Protocol):
+    """How values become bytes, and come back."""
+
+    name: str
+
+    def encode(self, value: Any, what: str) -> bytes:
+        """Return the value as bytes; raises `SerializationError` naming `what` and the path of the part that cannot."""
+
+    def decode(self, payload: bytes) -> Any:
+        """Return the value; raises `JournalError` if the payload is damaged."""
+
+
+class Journal(Protocol):
+    """Where runs are remembered. One process at a time works on a run: it holds the run's lease from `create` or `open`
+    to `close`."""
+
+    codec: Codec
+
+    def create(self, run_id: str, pipeline: str, inputs: bytes, skip: Sequence[str]) -> None:
+        """Begin a run; raises `RunBusyError` if there is one of that id."""
+
+    def open(self, run_id: str) -> Remembered:
+        """Take up a run again; raises `RunNotFoundError`, `RunBusyError`."""
+
+    def read(self, run_id: str) -> Remembered:
+        """Return a run without taking it up."""
+
+    def add_inputs(self, run_id: str, inputs: bytes) -> None:
+        """Remember the inputs of a resume."""
+
+    def write(self, run_id: str, rows: Sequence[Row]) -> None:
+        """Remember steps, all or none of them, durably."""
+
+    def drop(self, run_id: str, cuts: Mapping[str, int]) -> None:
+        """Forget the rows of these branches from these numbers on."""
+
+    def close(self, run_id: str, status: str, reason: str | None, error: str | None) -> None:
+        """Note what became of the run, and give up its lease."""

@@ -1,0 +1,853 @@
+"""The journal in a file: what is written is there afterwards, once, whole, or there is an error that says so."""
+
+import contextlib
+import gc
+import json
+import os
+import random
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+import flowdeco
+from flowdeco import durable
+from flowdeco.durable import JsonCodec, MemoryJournal, Row, RunInfo, SqliteJournal, lease
+from flowdeco.durable import sqlite as module
+from flowdeco.errors import JournalError, RunBusyError, RunNotFoundError, SerializationError
+
+
+def row(number=0, branch="0", *, action="load", payload=b"did it", stage="fetch"):
+    """A step that is over."""
+    return Row(branch, number, "action", stage, action, "completed", 1e9 + number / 7, 0.1, "f00", payload)
+
+
+def places(rows):
+    return [(row.branch, row.number) for row in rows]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "runs.db"
+
+
+@pytest.fixture
+def journal(path):
+    return SqliteJournal(path)
+
+
+@pytest.fixture(params=["sqlite", "memory"])
+def either(request, path):
+    """Every journal keeps the protocol."""
+    return SqliteJournal(path) if request.param == "sqlite" else MemoryJournal()
+
+
+def begun(journal, run_id="r", rows=()):
+    journal.create(run_id, "flow", b"inputs", ["tag:slow"])
+    journal.write(run_id, rows)
+    return journal
+
+
+def script(source, *args):
+    """Start a program that uses the library, in a process of its own."""
+    root = Path(flowdeco.__file__).parent.parent
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(source), *map(str, args)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+
+
+def said(process):
+    line = process.stdout.readline().strip()
+    assert line, "the program ended without a word"
+    return line
+
+
+def finish(process, status=0):
+    with process:
+        assert process.wait(50) == status
+
+
+# The protocol.
+
+
+def test_a_run_is_read_as_it_was_written(either):
+    """Inputs, selectors, and steps, in the order of their writing."""
+    rows = [row(0), row(1, stage="gröber\0[x]"), row(0, "1"), row(2, action=None)]
+    begun(either, rows=rows[:1])
+    either.write("r", rows[1:])
+    found = either.read("r")
+    assert (found.run_id, found.pipeline, found.status, found.reason) == ("r", "flow", "running", None)
+    assert (found.skip, found.inputs, found.rows) == (("tag:slow",), [(0, b"inputs")], rows)
+    assert abs(found.started - time.time()) < 60
+
+
+def test_many_rows_are_written_at_once(either):
+    """More than fit into one statement."""
+    rows = [row(n) for n in range(100)]
+    begun(either, rows=rows)
+    assert either.read("r").rows == rows
+
+
+def test_no_rows_are_no_work(either):
+    """Writing nothing is not an error."""
+    begun(either).write("r", [])
+    assert either.read("r").rows == []
+
+
+def test_a_closed_run_says_how_it_ended_and_is_taken_up_as_it_is(either):
+    """What `open` returns is the state before; from then on the run is running."""
+    begun(either, rows=[row(0)]).close("r", "suspended", "approval", None)
+    found = either.open("r")
+    assert (found.status, found.reason, places(found.rows)) == ("suspended", "approval", [("0", 0)])
+    assert either.read("r").status == "running"
+    assert either.read("r").reason is None
+
+
+def test_new_inputs_know_how_many_steps_were_there(either):
+    """Also when a retry has dropped steps since."""
+    begun(either, rows=[row(n) for n in range(4)]).close("r", "suspended", "x", None)
+    either.open("r")
+    either.add_inputs("r", b"more")
+    either.write("r", [row(4)])
+    assert either.read("r").inputs == [(0, b"inputs"), (4, b"more")]
+    either.drop("r", {"0": 3})
+    either.write("r", [row(3)])
+    assert either.read("r").inputs == [(0, b"inputs"), (3, b"more")]
+
+
+def test_dropped_steps_are_forgotten_and_their_numbers_used_again(either):
+    """Of the named branches from the named numbers on, wherever they stand; branches without steps do no harm."""
+    begun(either, rows=[row(0), row(0, "a"), row(1), row(1, "a"), row(0, "b"), row(2), row(0, "c"), row(2, "a")])
+    either.drop("r", {"0": 1, "a": 2, "b": 0, "nothing": 0, "nor this": 7})
+    assert places(either.read("r").rows) == [("0", 0), ("a", 0), ("a", 1), ("c", 0)]
+    either.write("r", [row(1), row(2, "a"), row(0, "b")])
+    either.close("r", "completed", None, None)
+    assert places(either.open("r").rows)[-3:] == [("0", 1), ("a", 2), ("b", 0)]
+
+
+def test_dropping_costs_what_is_dropped_not_what_is_there(journal, monkeypatch):
+    """The steps of the failed attempt are looked at, and no others."""
+    begun(journal, rows=[row(n) for n in range(5000)])
+    journal.write("r", [row(0, "branch"), row(1, "branch")])
+    steps = []
+    journal._connection.set_progress_handler(lambda: steps.append(1), 100)
+    journal.drop("r", {"0": 4999, "branch": 0, "empty": 0})
+    assert len(steps) < 20
+    assert len(journal.read("r").rows) == 4999
+
+
+def test_a_second_run_of_that_id_is_refused(either):
+    """While it runs, and when it is over."""
+    begun(either)
+    with pytest.raises(RunBusyError, match="'r'"):
+        either.create("r", "flow", b"", ())
+    either.close("r", "completed", None, None)
+    with pytest.raises(RunBusyError, match="has a run 'r' already, completed|a run 'r' already, completed"):
+        either.create("r", "flow", b"", ())
+
+
+def test_an_unknown_run_is_named_with_what_is_there(either):
+    """A LookupError, too."""
+    begun(either, "orders-1")
+    with pytest.raises(RunNotFoundError, match=r"no run 'orders-2'. Did you mean 'orders-1'\?"):
+        either.open("orders-2")
+    assert issubclass(RunNotFoundError, LookupError)
+
+
+def test_who_has_not_opened_a_run_cannot_write_it(either):
+    """Nor close it, nor forget steps of it."""
+    begun(either).close("r", "completed", None, None)
+    for call in (
+        lambda: either.write("r", [row()]),
+        lambda: either.drop("r", {"0": 0}),
+        lambda: either.add_inputs("r", b""),
+        lambda: either.close("r", "completed", None, None),
+    ):
+        with pytest.raises(JournalError, match="'r' is not open"):
+            call()
+
+
+def test_runs_are_listed_latest_first(either):
+    """With the number of their steps, and who works on them."""
+    begun(either, "first", [row(0), row(1)]).close("first", "failed", None, "ValueError: no")
+    begun(either, "second", [row(0)])
+    second, first = durable.runs(either)
+    assert isinstance(first, RunInfo)
+    assert (first.id, first.status, first.error, first.steps, first.owner) == ("first", "failed", "ValueError: no", 2, None)
+    assert (second.id, second.status, second.steps, second.pipeline) == ("second", "running", 1, "flow")
+    assert second.owner == f"process {os.getpid()} on host {socket.gethostname()}"
+    assert first.started <= first.updated <= second.updated
+
+
+def test_history_is_the_steps_as_they_are(either):
+    """Whatever they are written in."""
+    begun(either, rows=[row(0), row(1)])
+    assert durable.history(either, "r") == [row(0), row(1)]
+
+
+def test_a_run_is_deleted_with_all_that_was_of_it(either):
+    """But not while somebody works on it."""
+    begun(either, rows=[row(0)])
+    with pytest.raises(RunBusyError):
+        durable.delete(either, "r")
+    either.close("r", "completed", None, None)
+    durable.delete(either, "r")
+    with pytest.raises(RunNotFoundError):
+        either.read("r")
+    begun(either)
+    assert either.read("r").rows == []
+
+
+def test_purge_deletes_old_runs_but_never_running_ones(either):
+    """By age, in seconds or as a timedelta, and by status."""
+    for run_id, status in (("a", "completed"), ("b", "failed"), ("c", "completed")):
+        begun(either, run_id).close(run_id, status, None, None)
+    begun(either, "live")
+    assert durable.purge(either, older_than=3600) == 0
+    assert durable.purge(either, older_than=timedelta(seconds=-60), status="failed") == 1
+    assert durable.purge(either, older_than=-60, status=["completed", "bailed"]) == 2
+    assert [run.id for run in durable.runs(either)] == ["live"]
+
+
+# The file.
+
+
+def test_the_file_is_made_for_its_owner_only(journal, path):
+    """Also what SQLite puts beside it, whatever the umask."""
+    before = os.umask(0)
+    try:
+        begun(journal, rows=[row()])
+    finally:
+        os.umask(before)
+    files = sorted(path.parent.iterdir())
+    assert [file.name for file in files] == ["runs.db", "runs.db-shm", "runs.db-wal"]
+    assert [oct(file.stat().st_mode & 0o777) for file in files] == ["0o600"] * 3
+
+
+def test_reading_makes_no_file(journal, path):
+    """A mistyped path is an error, not a new journal."""
+    for call in (journal.runs, lambda: journal.open("r"), lambda: journal.read("r")):
+        with pytest.raises(RunNotFoundError, match="there is no journal"):
+            call()
+    assert not path.exists()
+
+
+def test_people_can_read_it_with_the_shell(journal, path):
+    """Names, statuses and times in columns, payloads in blobs; a view that joins them."""
+    begun(journal, rows=[row(0)]).close("r", "failed", None, "ValueError: no")
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT run_id, pipeline, status, error, codec FROM runs").fetchall() == [
+            ("r", "flow", "failed", "ValueError: no", "pickle")
+        ]
+        assert connection.execute("SELECT * FROM history").fetchall() == [
+            ("r", 0, "0", 0, "action", "fetch", "load", "completed", "2001-09-09 01:46:40.000", 0.1, 6)
+        ]
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_names_need_not_be_valid_text(journal):
+    """Stages named after files have lone surrogates, where a file's name is no UTF-8."""
+    rows = [row(0, stage="load[\udcff]"), row(1, "b\udcff", action="\udc80"), *(row(n, "z\udcff") for n in range(20))]
+    begun(journal, rows=[*rows[:1], rows[1]._replace(number=0)])
+    journal.write("r", rows[2:])
+    journal.drop("r", {"z\udcff": 5, "b\udcff": 0})
+    assert journal.read("r").rows == [rows[0], *rows[2:7]]
+
+
+def test_synchronous_is_as_asked(path):
+    """NORMAL by default; FULL waits for the disk."""
+    for synchronous, number in ((None, 1), ("FULL", 2)):
+        journal = SqliteJournal(path, **({"synchronous": synchronous} if synchronous else {}))
+        begun(journal, str(number))
+        assert journal._connection.execute("PRAGMA synchronous").fetchone() == (number,)
+        journal.close(str(number), "completed", None, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"synchronous": "OFF"}, "'NORMAL' or 'FULL'"),
+        ({"codec": "yaml"}, "'pickle', 'json' or a Codec"),
+        ({"lease": 0}, "positive number of seconds"),
+        ({"lease": True}, "positive number of seconds"),
+    ],
+)
+def test_options_are_checked(path, options, message):
+    """What makes no sense says what does."""
+    with pytest.raises(JournalError, match=message):
+        SqliteJournal(path, **options)
+
+
+def test_a_journal_is_a_path_or_a_journal(tmp_path):
+    """Anything else is an error, and so is what SQLite would keep in memory."""
+    journal = durable.as_journal(tmp_path / "x.db")
+    assert isinstance(journal, SqliteJournal)
+    assert durable.as_journal(journal) is journal
+    assert durable.as_journal(str(tmp_path / "x.db")).path == journal.path
+    with pytest.raises(JournalError, match="a path or a journal"):
+        durable.as_journal(7)
+    for path in ("", ":memory:"):
+        with pytest.raises(JournalError, match="MemoryJournal"):
+            SqliteJournal(path)
+
+
+def test_a_run_is_read_in_the_codec_that_it_was_written_in(path):
+    """Never by another one: JSON readers must not be handed a pickle. Its history can be seen all the same."""
+    begun(SqliteJournal(path), rows=[row()])
+    other = SqliteJournal(path, codec="json")
+    for call in (other.read, other.open):
+        with pytest.raises(JournalError, match="codec 'pickle', not 'json'.*codec='pickle'"):
+            call("r")
+    assert other.history("r") == [row()]
+    assert isinstance(SqliteJournal(path, codec=JsonCodec()).codec, JsonCodec)
+
+
+def test_the_connection_is_closed_with_the_journal(path):
+    """No file stays open, and nothing warns."""
+    journal = begun(SqliteJournal(path), rows=[row()])
+    journal.close("r", "completed", None, None)
+    del journal
+    gc.collect()
+    assert [file.name for file in path.parent.iterdir()] == ["runs.db"]
+
+
+# Not a journal; not whole.
+
+
+def test_a_file_of_something_else_is_refused(path):
+    """Text, and databases of other programs, which stay as they are."""
+    path.write_bytes(b"this is no database, but it is long enough to be one" * 100)
+    with pytest.raises(JournalError, match="is no journal, or a damaged one"):
+        begun(SqliteJournal(path))
+    path.unlink()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE mine (x)")
+    before = path.read_bytes()
+    with pytest.raises(JournalError, match="no journal of flowdeco"):
+        begun(SqliteJournal(path))
+    assert path.read_bytes() == before
+
+
+def test_a_file_of_a_newer_version_asks_for_an_upgrade(path):
+    """It may say more than this version understands."""
+    begun(SqliteJournal(path)).close("r", "completed", None, None)
+    gc.collect()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA user_version = {module.VERSION + 1}")
+    with pytest.raises(JournalError, match="newer flowdeco.*pip install -U flowdeco"):
+        SqliteJournal(path).read("r")
+
+
+def test_a_file_of_an_older_version_is_migrated(path, monkeypatch):
+    """Step by step, in one transaction."""
+    begun(SqliteJournal(path), rows=[row()]).close("r", "completed", None, None)
+    gc.collect()
+    monkeypatch.setattr(module, "VERSION", 3)
+
+    def step(to):
+        def migrate(connection):
+            connection.execute(f"ALTER TABLE steps ADD COLUMN added_{to}")
+            connection.execute(f"PRAGMA user_version = {to}")
+
+        return migrate
+
+    monkeypatch.setattr(module, "_MIGRATIONS", {1: step(2), 2: step(3)})
+    journal = SqliteJournal(path)
+    assert journal.read("r").rows == [row()]
+    assert journal._connection.execute("PRAGMA user_version").fetchone() == (3,)
+    assert journal._connection.execute("SELECT added_2, added_3 FROM steps").fetchall() == [(None, None)]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE steps SET payload = x'00' WHERE number = 1",
+        "UPDATE steps SET status = 'failed' WHERE number = 1",
+        "UPDATE steps SET stage = 'other' WHERE number = 1",
+        "UPDATE steps SET action = x'ff' WHERE number = 1",
+        "UPDATE steps SET started = started + 1 WHERE number = 1",
+        "UPDATE steps SET id = id + 7 WHERE number = 2",
+        "DELETE FROM steps WHERE number = 0",
+        "DELETE FROM steps WHERE number = 1",
+        "DELETE FROM steps WHERE number = 2",
+        "UPDATE runs SET status = 'completed'",
+        "UPDATE runs SET pipeline = x'ff00'",
+        "UPDATE runs SET skip = '[]'",
+        "UPDATE runs SET dropped = 1",
+        "DELETE FROM inputs",
+        "UPDATE inputs SET payload = x'00'",
+        "UPDATE inputs SET position = 3",
+    ],
+)
+def test_what_was_changed_by_hand_is_noticed(path, damage):
+    """A row that does not agree with its checksum, or is missing."""
+    begun(SqliteJournal(path), rows=[row(n) for n in range(3)]).close("r", "failed", None, None)
+    gc.collect()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute(damage)
+        connection.commit()
+    for call in (SqliteJournal(path).read, SqliteJournal(path).open):
+        with pytest.raises(JournalError, match="damaged"):
+            call("r")
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT owner FROM runs").fetchone() == (None,)
+
+
+def test_a_gap_within_a_branch_is_noticed(journal):
+    """Whoever wrote it."""
+    begun(journal, rows=[row(0), row(1), row(3)])
+    with pytest.raises(JournalError, match="gap before step 3"):
+        journal.read("r")
+
+
+def test_the_end_of_an_unfinished_run_may_be_missing(path):
+    """After a loss of power, steps at the end are as if they had not happened; those before it are all there."""
+    begun(SqliteJournal(path), rows=[row(n) for n in range(5)])
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("DELETE FROM steps WHERE number >= 3")
+        connection.commit()
+    assert places(SqliteJournal(path).read("r").rows) == [("0", 0), ("0", 1), ("0", 2)]
+
+
+def frozen(tmp_path):
+    """A journal of two runs, as a crash leaves it: its files, and what they say."""
+    path = tmp_path / "whole.db"
+    journal = SqliteJournal(path)
+    chance = random.Random(7)
+    for run_id in ("failed", "crashed"):
+        begun(journal, run_id, [row(n, payload=chance.randbytes(chance.choice((20, 300, 5000)))) for n in range(30)])
+        journal.drop(run_id, {"0": 20})
+        journal.write(run_id, [row(n) for n in range(20, 25)])
+        if run_id == "failed":
+            journal.close(run_id, "failed", None, None)
+    journal._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    for n in range(25, 30):
+        journal.write("crashed", [row(n)])
+    files = {suffix: Path(f"{path}{suffix}").read_bytes() for suffix in ("", "-wal")}
+    return files, {run_id: journal.read(run_id) for run_id in ("failed", "crashed")}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_torn_or_rotten_file_is_an_error_or_an_earlier_state_never_a_wrong_one(tmp_path, seed):
+    """Bits flipped, sectors zeroed, ends cut off: of the file, and of the log beside it."""
+    files, whole = frozen(tmp_path)
+    chance = random.Random(seed)
+    damaged = tmp_path / "damaged.db"
+    for _ in range(60):
+        found = {suffix: bytearray(content) for suffix, content in files.items()}
+        target = found[chance.choice(["", "", "-wal"])]
+        how, at = chance.random(), chance.randrange(len(target))
+        if how < 0.6:
+            target[at] ^= 1 << chance.randrange(8)
+        elif how < 0.8:
+            target[at : at + 512] = bytes(len(target[at : at + 512]))
+        else:
+            del target[at:]
+        for suffix, content in found.items():
+            Path(f"{damaged}{suffix}").write_bytes(content)
+        journal = SqliteJournal(damaged)
+        for run_id, expected in whole.items():
+            try:
+                actual = journal.read(run_id)
+            except JournalError:
+                continue
+            assert actual._replace(rows=[]) == expected._replace(rows=[])
+            assert actual.rows == expected.rows[: len(actual.rows)]
+            assert run_id == "crashed" or actual.rows == expected.rows
+        journal._disconnect()
+        for file in tmp_path.glob("damaged*"):
+            file.unlink()
+
+
+def test_a_file_that_is_deleted_under_a_run_is_noticed_when_it_ends(journal, path):
+    """Its steps went where nobody finds them; the next run gets a new file."""
+    begun(journal, rows=[row()])
+    for file in path.parent.iterdir():
+        file.unlink()
+    with pytest.raises(JournalError, match="deleted or replaced while run 'r' was at work"):
+        journal.close("r", "completed", None, None)
+    begun(journal)
+    assert path.exists()
+    assert [run.id for run in durable.runs(path)] == ["r"]
+
+
+# What cannot be written.
+
+
+def test_a_full_disk_says_what_was_saved_and_what_to_do(journal, path):
+    """A step is there or not, never half; the error of the write is not told twice; then there is room again."""
+    begun(journal, rows=[row(0), row(1, action="parse")])
+    journal._connection.execute("PRAGMA max_page_count = 20")
+    with pytest.raises(JournalError) as caught:
+        for number in range(2, 100):
+            journal.write("r", [row(number, action=f"a{number}", payload=bytes(3000))])
+    message = str(caught.value)
+    saved = len(SqliteJournal(path).history("r"))
+    assert 2 < saved < 30
+    assert "the disk is full: make room" in message
+    assert f"{saved} steps of run 'r' are saved, up to 'fetch/a{saved - 1}'; 'fetch/a{saved}' is not" in message
+    assert f"resume('r', journal='{path}')" in message
+    journal.close("r", "failed", None, "JournalError")
+    journal._connection.execute("PRAGMA max_page_count = 100000")
+    assert len(SqliteJournal(path).open("r").rows) == saved
+
+
+def test_a_full_disk_at_any_moment_leaves_whole_steps(tmp_path):
+    """A limit on the size of files, hit at random: what was acknowledged is there, and nothing else."""
+    source = """
+        import resource, signal, sys
+        from flowdeco.durable import SqliteJournal, Row
+        from flowdeco.errors import JournalError
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        path, limit = sys.argv[1], int(sys.argv[2])
+        journal = SqliteJournal(path)
+        journal.create("r", "flow", b"", ())
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        number = 0
+        try:
+            while True:
+                rows = [Row("0", number + n, "action", "s", "a", "completed", 1.0, 1.0, "", bytes(700)) for n in range(3)]
+                journal.write("r", rows)
+                number += 3
+        except JournalError as error:
+            assert f"{number} steps of run 'r' are saved" in str(error), error
+            print(number, flush=True)
+    """
+    for limit in random.Random(3).sample(range(60_000, 600_000), 4):
+        path = tmp_path / f"{limit}.db"
+        process = script(source, path, limit)
+        acknowledged = int(said(process))
+        finish(process)
+        assert len(SqliteJournal(path).open("r").rows) == acknowledged
+
+
+def test_a_read_only_file_says_so(journal, path):
+    """The write fails; what is there can be read."""
+    begun(journal, rows=[row()])
+    journal._connection.execute("PRAGMA query_only = 1")
+    with pytest.raises(JournalError, match="is read-only: give this user write access.* 1 step of run 'r' is saved"):
+        journal.write("r", [row(1)])
+    assert journal.read("r").rows == [row()]
+
+
+def test_a_directory_that_is_not_there_is_named(tmp_path):
+    """It is not made: the path may be mistyped."""
+    with pytest.raises(JournalError, match="cannot be made: No such file or directory"):
+        begun(SqliteJournal(tmp_path / "missing" / "runs.db"))
+
+
+def test_a_value_too_large_for_the_file_is_refused(journal):
+    """SQLite has a limit; the step before is there."""
+    begun(journal, rows=[row(0)])
+    journal._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 10_000)
+    with pytest.raises(SerializationError, match=r"does not take a value of that size.*1 step .* 'fetch/load' is not"):
+        journal.write("r", [row(1, payload=bytes(20_000))])
+    journal.write("r", [row(1)])
+    assert journal.read("r").rows == [row(0), row(1)]
+
+
+def test_an_interrupted_write_leaves_the_journal_usable(journal, monkeypatch):
+    """Ctrl-C may come before or after the step was saved: the journal looks."""
+    begun(journal, rows=[row(0)])
+    real = module._columns
+
+    def interrupted(*args):
+        monkeypatch.setattr(module, "_columns", real)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_columns", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        journal.write("r", [row(1)])
+    journal.write("r", [row(1)])
+    held = journal._held["r"]
+    held.next, held.saved, held.doubtful = 1, 1, True  # as if the interrupt had come after the second step was saved
+    journal.close("r", "cancelled", None, None)
+    assert places(journal.open("r").rows) == [("0", 0), ("0", 1)]
+
+
+# Leases.
+
+
+def test_a_live_run_is_refused_naming_host_and_pid(journal, path):
+    """To another journal of this process as well."""
+    begun(journal)
+    with pytest.raises(RunBusyError, match=f"process {os.getpid()} on host {socket.gethostname()}"):
+        SqliteJournal(path).open("r")
+    with pytest.raises(RunBusyError, match=f"process {os.getpid()}"):
+        SqliteJournal(path).create("r", "flow", b"", ())
+
+
+OWNER = """
+    import sys, time
+    from flowdeco.durable import SqliteJournal, Row
+    journal = SqliteJournal(sys.argv[1])
+    journal.create("r", "flow", b"", ())
+    journal.write("r", [Row("0", 0, "action", "s", "a", "completed", 1.0, 1.0, "", b"")])
+    print("ready", flush=True)
+    time.sleep(50)
+"""
+
+
+def test_a_killed_owner_is_recognised_at_once(path):
+    """While it lives it is named; once it is dead, even as a zombie, the run can be taken up."""
+    process = script(OWNER, path)
+    said(process)
+    with pytest.raises(RunBusyError, match=f"process {process.pid} on host"):
+        SqliteJournal(path).open("r")
+    os.kill(process.pid, signal.SIGSTOP)
+    with pytest.raises(RunBusyError):
+        SqliteJournal(path).open("r")
+    process.send_signal(signal.SIGKILL)
+    for _ in range(1000):  # without waiting for it: nobody has reaped it yet
+        with contextlib.suppress(RunBusyError):
+            found = SqliteJournal(path).open("r")
+            break
+        time.sleep(0.01)
+    assert places(found.rows) == [("0", 0)]
+    finish(process, -signal.SIGKILL)
+
+
+def forge(path, **columns):
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"UPDATE runs SET {', '.join(f'{name} = ?' for name in columns)}", list(columns.values()))
+        connection.commit()
+
+
+def test_a_pid_that_is_another_process_now_is_no_owner(journal, path):
+    """The time of its start tells."""
+    begun(journal)
+    forge(path, pid=1, born="12345")
+    assert SqliteJournal(path).open("r").run_id == "r"
+
+
+def test_an_owner_elsewhere_is_believed_until_its_lease_expires(journal, path):
+    """On another host, or in another process namespace: pids mean nothing there."""
+    begun(journal)
+    forge(path, host="elsewhere", place="another boot", pid=1)
+    with pytest.raises(RunBusyError, match="process 1 on host elsewhere"):
+        SqliteJournal(path).open("r")
+    assert durable.runs(path)[0].owner == "process 1 on host elsewhere"
+    forge(path, lease=time.time() - 1)
+    assert durable.runs(path)[0].owner is None
+    assert SqliteJournal(path).open("r").run_id == "r"
+
+
+@pytest.mark.parametrize("act", ["write", "many", "drop", "add_inputs", "close"])
+def test_who_has_lost_the_lease_notices_at_the_next_write(journal, path, act):
+    """So two never write; the other one's steps stay as they are."""
+    begun(journal, rows=[row(0)])
+    forge(path, host="elsewhere", place="another boot", lease=0)
+    other = SqliteJournal(path)
+    other.open("r")
+    other.write("r", [row(1, action="theirs")])
+    calls = {
+        "write": lambda: journal.write("r", [row(1)]),
+        "many": lambda: journal.write("r", [row(n) for n in range(1, 30)]),
+        "drop": lambda: journal.drop("r", {"0": 0}),
+        "add_inputs": lambda: journal.add_inputs("r", b""),
+        "close": lambda: journal.close("r", "failed", None, None),
+    }
+    with pytest.raises(JournalError, match=f"lease of run 'r' was lost: process {os.getpid()} on host .* took the run over"):
+        calls[act]()
+    if act != "close":
+        journal.close("r", "failed", None, None)  # raises nothing: it has been told
+    other.close("r", "completed", None, None)
+    found = other.read("r")
+    assert (found.status, found.rows, found.inputs) == ("completed", [row(0), row(1, action="theirs")], [(0, b"inputs")])
+
+
+def test_a_run_that_was_deleted_elsewhere_cannot_be_written(journal, path):
+    """The next write says so."""
+    begun(journal)
+    forge(path, host="elsewhere", place="another boot", lease=0)
+    durable.delete(path, "r")
+    with pytest.raises(JournalError, match="was deleted"):
+        journal.write("r", [row()])
+    journal.close("r", "failed", None, None)
+
+
+def test_the_lease_is_renewed_while_a_run_is_open(path):
+    """By a thread that ends with the last run, or with the journal."""
+
+    def threads():
+        return [thread for thread in threading.enumerate() if thread.name == "flowdeco lease" and thread not in before]
+
+    before = threading.enumerate()
+    journal = SqliteJournal(path, lease=0.3)
+    begun(journal)
+    first = journal._connection.execute("SELECT lease FROM runs").fetchone()[0]
+    for _ in range(500):
+        time.sleep(0.01)
+        if journal._connection.execute("SELECT lease FROM runs").fetchone()[0] > first + 0.15:
+            break
+    else:
+        pytest.fail("the lease was not renewed")
+    assert len(threads()) == 1
+    journal.close("r", "completed", None, None)
+    begun(journal, "forgotten")
+    del journal
+    gc.collect()
+    for _ in range(500):
+        time.sleep(0.01)
+        if not threads():
+            break
+    assert threads() == []
+    assert SqliteJournal(path).open("forgotten").run_id == "forgotten"
+
+
+def test_who_owns_a_run_is_told_by_host_pid_and_birth():
+    """This process lives; one with another birth, or without a process, does not."""
+    me = lease.this_process("token")
+    assert (me.pid, me.host, me.token) == (os.getpid(), socket.gethostname(), "token")
+    assert lease.is_dead(me) is False
+    assert lease.is_dead(me._replace(born="1")) is True
+    assert lease.is_dead(me._replace(pid=2**22 + 1)) is True
+    assert lease.is_dead(me._replace(place="another boot")) is None
+    assert lease.is_dead(me._replace(place="")) is None
+
+
+def test_without_proc_a_missing_pid_is_dead_and_another_one_unknown(monkeypatch):
+    """As on other systems than Linux, where the time of birth is not at hand."""
+    monkeypatch.setattr(lease.sys, "platform", "darwin")
+    me = lease.this_process("token")
+    assert (me.place, me.born) == (socket.gethostname(), "")
+    assert lease.is_dead(me) is None
+    assert lease.is_dead(me._replace(pid=2**22 + 1)) is True
+    monkeypatch.setattr(lease.sys, "platform", "win32")
+    assert lease.this_process("token").place == ""
+    assert lease.is_dead(lease.this_process("token")) is None
+
+
+# Threads, processes, forks.
+
+
+def test_threads_share_a_journal(journal):
+    """One connection, one after the other."""
+    begun(journal)
+
+    def work(branch):
+        for number in range(50):
+            journal.write("r", [row(number, branch)])
+
+    threads = [threading.Thread(target=work, args=(f"b{n}",)) for n in range(8)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    journal.close("r", "completed", None, None)
+    assert len(journal.open("r").rows) == 400
+
+
+def test_a_fork_goes_its_own_way(journal, path):
+    """Parent and child have a connection each, and only the parent has the run; nothing warns of threads."""
+    begun(journal, rows=[row(0)])
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            with pytest.raises(JournalError, match="is not open"):
+                journal.write("r", [row(1)])
+            with pytest.raises(RunBusyError):
+                journal.open("r")
+            begun(journal, "child", [row(n) for n in range(200)]).close("child", "completed", None, None)
+            status = 0
+        finally:
+            os._exit(status)
+    for number in range(1, 200):
+        journal.write("r", [row(number)])
+    assert os.waitpid(pid, 0)[1] == 0
+    assert len(journal.read("r").rows) == len(journal.read("child").rows) == 200
+    assert journal._heart is not None
+
+
+def test_fifty_runs_of_four_processes_in_one_file_lose_nothing(path):
+    """All begin at once, none waits for a file of its own."""
+    source = """
+        import sys, threading
+        from flowdeco.durable import SqliteJournal, Row
+        path, first, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+        shared = SqliteJournal(path)
+        def run(name):
+            journal = shared if name % 2 else SqliteJournal(path)
+            journal.create(f"run {name}", "flow", b"in", ())
+            for number in range(0, 20, 2):
+                rows = [Row("0", number + n, "action", "s", f"{name}", "completed", 1.0, 1.0, "", b"%d" % name) for n in (0, 1)]
+                journal.write(f"run {name}", rows)
+                if number == 10:
+                    journal.drop(f"run {name}", {"0": 5})
+                    journal.write(f"run {name}", [r._replace(number=n) for n in range(5, 12) for r in rows[:1]])
+            journal.close(f"run {name}", "completed", None, None)
+        threads = [threading.Thread(target=run, args=(first + n,)) for n in range(count)]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+    """
+    processes = [script(source, path, first, count) for first, count in ((0, 13), (13, 13), (26, 12), (38, 12))]
+    for process in processes:
+        finish(process)
+    found = durable.runs(path)
+    assert sorted(run.id for run in found) == sorted(f"run {n}" for n in range(50))
+    assert {(run.status, run.steps, run.owner) for run in found} == {("completed", 20, None)}
+    journal = SqliteJournal(path)
+    for run in found:
+        rows = journal.open(run.id).rows
+        assert places(rows) == [("0", n) for n in range(20)]
+        assert {(row.action, row.payload) for row in rows} == {(run.id[4:], run.id[4:].encode())}
+        journal.close(run.id, "completed", None, None)
+
+
+def test_a_killed_writer_leaves_every_acknowledged_step(path):
+    """SIGKILL at random moments: what `write` returned for is there; what it did not may be, whole."""
+    source = """
+        import sys
+        from flowdeco.durable import SqliteJournal, Row
+        journal = SqliteJournal(sys.argv[1])
+        try:
+            number = len(journal.open("r").rows)
+        except LookupError:
+            journal.create("r", "flow", b"", ())
+            number = 0
+        while True:
+            journal.write("r", [Row("0", number + n, "action", "s", "a", "completed", 1.0, 1.0, "", bytes(99)) for n in (0, 1)])
+            number += 2
+            print(number, flush=True)
+    """
+    acknowledged = 0
+    for pause in random.Random(5).sample(range(40), 5):
+        process = script(source, path)
+        said(process)
+        time.sleep(pause / 100)
+        process.kill()
+        acknowledged = int(process.stdout.read().split()[-1])
+        finish(process, -signal.SIGKILL)
+        count = len(SqliteJournal(path).read("r").rows)
+        assert acknowledged <= count <= acknowledged + 2
+        assert count % 2 == 0
+
+
+def test_a_writer_waits_for_another_one(journal, path, monkeypatch):
+    """And says who to look for when it has waited long enough."""
+    begun(journal)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        journal._connection.execute("PRAGMA busy_timeout = 50")
+        with pytest.raises(JournalError, match="locked by another process.* 0 steps of run 'r' are saved"):
+            journal.write("r", [row()])
+        other.execute("ROLLBACK")
+    journal.write("r", [row()])
+    assert journal.read("r").rows == [row()]
+
+
+def test_the_selectors_are_readable(journal):
+    """As JSON, for people and programs."""
+    begun(journal)
+    assert json.loads(journal._connection.execute("SELECT skip FROM runs").fetchone()[0]) == ["tag:slow"]
