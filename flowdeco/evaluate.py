@@ -665,9 +665,7 @@ class Evaluation:
     def _unwound(self, call: Call | None, interrupted: BaseException) -> Generator[Request, Any, BaseException]:
         """Close the layers around an action for good; return what interrupted it."""
         while call is not None and call._opened:
-            left = leave(call, interrupted)
-            if not isinstance(left, tuple):
-                yield from left
+            yield from cast("Generator[Request, Any, Any]", leave(call, interrupted))
         return interrupted
 
     def _context(self, branch: _Branch, visit: _Visit, step: Step, seen: dict[str, Any] | None) -> Context:

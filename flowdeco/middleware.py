@@ -26,7 +26,7 @@ import functools
 import random
 import types
 from collections.abc import AsyncGenerator, Generator, Mapping
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, cast
 
 from flowdeco.definitions import UNSET, Action, Middleware, Pipeline, Stage, Stream, Unit, insertable
 from flowdeco.errors import Bail, DefinitionError, MiddlewareError, Suspend
@@ -349,23 +349,31 @@ def retry(
     for name, seconds in (("wait", wait), ("wait_max", wait_max)):
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
             raise DefinitionError(f"retry: {name} is a number of seconds that is not negative, not {seconds!r}")
-    return functools.partial(_retry, on=on, attempts=attempts, wait=wait, wait_max=wait_max, jitter=jitter)
+    return _Retry(on, attempts, wait, wait_max, jitter)
 
 
-def _retry(
-    call: Call, *, on: _Exceptions, attempts: int, wait: float, wait_max: float, jitter: bool
-) -> Generator[Any, Any, None]:
-    pause = min(wait, wait_max)
-    for _ in range(attempts - 1):
-        try:
-            yield
-            return
-        except on as error:
-            seconds = random.uniform(0, pause) if jitter else pause
-            call.logger.info("%s %r failed (%r): again in %.3f s", call.level, call.subject, error, seconds)
-            yield Sleep(seconds)
-            pause = min(2 * pause, wait_max)
-    yield
+class _Retry(NamedTuple):
+    on: _Exceptions
+    attempts: int
+    wait: float
+    wait_max: float
+    jitter: bool
+
+    def __call__(self, call: Call) -> Generator[Sleep | None, Any, None]:
+        pause = min(self.wait, self.wait_max)
+        for _ in range(self.attempts - 1):
+            try:
+                yield
+                return
+            except self.on as error:
+                seconds = random.uniform(0, pause) if self.jitter else pause
+                call.logger.info("%s %r failed (%r): again in %.3f s", call.level, call.subject, error, seconds)
+                yield Sleep(seconds)
+                pause = min(2 * pause, self.wait_max)
+        yield
+
+    def __repr__(self) -> str:
+        return f"retry(on={self.on!r}, attempts={self.attempts}, wait={self.wait}, wait_max={self.wait_max})"
 
 
 def recover(*, on: _Exceptions, outcome: Any = None) -> Middleware:
@@ -374,15 +382,22 @@ def recover(*, on: _Exceptions, outcome: Any = None) -> Middleware:
     The record stays `failed`, with `recovered` set. For an action, `outcome` counts as what it returned.
     """
     _check_exceptions("recover", on)
-    return functools.partial(_recover, on=on, outcome=outcome)
+    return _Recover(on, outcome)
 
 
-def _recover(call: Call, *, on: _Exceptions, outcome: Any) -> Generator[None, Any, None]:
-    try:
-        yield
-    except on as error:
-        call.logger.info("%s %r failed and is recovered: %r", call.level, call.subject, error)
-        call.outcome = outcome
+class _Recover(NamedTuple):
+    on: _Exceptions
+    outcome: Any
+
+    def __call__(self, call: Call) -> Generator[None, Any, None]:
+        try:
+            yield
+        except self.on as error:
+            call.logger.info("%s %r failed and is recovered: %r", call.level, call.subject, error)
+            call.outcome = self.outcome
+
+    def __repr__(self) -> str:
+        return f"recover(on={self.on!r}, outcome={self.outcome!r})"
 
 
 def atomic(call: Call) -> Generator[None, Any, None]:

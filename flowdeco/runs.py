@@ -7,7 +7,7 @@ from contextlib import suppress
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, TypeVar, overload
 
-from flowdeco.definitions import Action, Pipeline, Stage, Unit
+from flowdeco.definitions import Action, Pipeline, Stage
 from flowdeco.store import Key, Store
 
 __all__ = ["ActionRecord", "Run", "StageRecord", "Status"]
@@ -122,7 +122,3 @@ class Run:
         failed = f" with {type(self.error).__name__}" if self.error is not None else ""
         return f"<Run {self.id} {self.status}{failed}{why}, {len(self.stages)} stages in {self.elapsed:.3f} s>"
 
-
-def describe(unit: Unit) -> str:
-    """Return how messages name a unit."""
-    return f"{type(unit).__name__.lower()} {unit.name!r}"

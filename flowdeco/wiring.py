@@ -307,7 +307,7 @@ def _home(function: Any) -> Any:
 
 
 def _annotations(function: Any) -> Mapping[str, Any]:
-    if sys.version_info >= (3, 14):
+    if sys.version_info >= (3, 14):  # pragma: no cover - annotations are evaluated when they are asked for
         import annotationlib
 
         try:
@@ -501,8 +501,8 @@ def _check(unit: Unit | Stream, known: _Known, around: _Around, skip: frozenset[
         for branch in branches:
             known.keys.update(branch.keys)
             known.open |= branch.open
-    elif isinstance(unit, Stage):
-        yield from _check_stage(unit, known, around, skip)
+    else:
+        yield from _check_stage(cast("Stage", unit), known, around, skip)
 
 
 def _check_stage(stage: Stage, known: _Known, around: _Around, skip: frozenset[str]) -> Iterator[_Gap]:
