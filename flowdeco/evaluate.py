@@ -562,6 +562,7 @@ class Evaluation:
             if branch.stopped:
                 return _ended()
             step, by = queue.pop()
+            error: Failure = None
             if branch.past is not None:
                 restored, error = yield from self._restored(branch, visit, step, by)
                 if error is not None:
@@ -582,11 +583,10 @@ class Evaluation:
             context: Context | None = None
             call: Call | None = None
             inside = True
-            error: Failure = None
             values = visit.values
             layers = visit.use_actions + step.use if step.use else visit.use_actions
             if layers:
-                call = Call(run_id, store, layers, values, pipeline, stage, step.action)
+                call = Call(run_id, store, layers, values, pipeline, stage, cast("Any", step.action))
             seen = None if memory is None else memory.seen(store, step.keys)
             try:
                 if notify is not None:

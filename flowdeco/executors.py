@@ -78,7 +78,8 @@ def perform_shipped(payload: bytes, nonce: bytes) -> bytes:
         refused = ShippingError(f"the worker cannot load what was sent to it: {type(error).__name__}: {error}")
         return pickle.dumps(_Home(None, refused, None))
     context = _context_among(args, kwargs)
-    value, raised = None, None
+    value: Any = None
+    raised: BaseException | None = None
     try:
         value = perform(getattr(function, "__wrapped__", function), args, kwargs)
     except (Bail, Suspend) as signal:

@@ -55,6 +55,7 @@ class Codec(Protocol):
 
     def encode(self, value: Any, what: str) -> bytes:
         """Return the value as bytes; raises `SerializationError` naming `what` and the path of the part that cannot."""
+        ...
 
     def decode(self, payload: bytes) -> Any:
         """Return the value; raises `JournalError` if the payload is damaged."""
@@ -71,9 +72,11 @@ class Journal(Protocol):
 
     def open(self, run_id: str) -> Remembered:
         """Take up a run again; raises `RunNotFoundError`, `RunBusyError`."""
+        ...
 
     def read(self, run_id: str) -> Remembered:
         """Return a run without taking it up."""
+        ...
 
     def add_inputs(self, run_id: str, inputs: bytes) -> None:
         """Remember the inputs of a resume."""

@@ -349,7 +349,7 @@ def retry(
     for name, seconds in (("wait", wait), ("wait_max", wait_max)):
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
             raise DefinitionError(f"retry: {name} is a number of seconds that is not negative, not {seconds!r}")
-    return _Retry(on, attempts, wait, wait_max, jitter)
+    return cast("Middleware", _Retry(on, attempts, wait, wait_max, jitter))
 
 
 class _Retry(NamedTuple):
@@ -359,18 +359,18 @@ class _Retry(NamedTuple):
     wait_max: float
     jitter: bool
 
-    def __call__(self, call: Call) -> Generator[Sleep | None, Any, None]:
+    def __call__(self, call: Call, /) -> Generator[Sleep | None, Any, None]:
         pause = min(self.wait, self.wait_max)
         for _ in range(self.attempts - 1):
             try:
-                yield
+                yield None
                 return
             except self.on as error:
                 seconds = random.uniform(0, pause) if self.jitter else pause
                 call.logger.info("%s %r failed (%r): again in %.3f s", call.level, call.subject, error, seconds)
                 yield Sleep(seconds)
                 pause = min(2 * pause, self.wait_max)
-        yield
+        yield None
 
     def __repr__(self) -> str:
         return f"retry(on={self.on!r}, attempts={self.attempts}, wait={self.wait}, wait_max={self.wait_max})"
@@ -382,7 +382,7 @@ def recover(*, on: _Exceptions, outcome: Any = None) -> Middleware:
     The record stays `failed`, with `recovered` set. For an action, `outcome` counts as what it returned.
     """
     _check_exceptions("recover", on)
-    return _Recover(on, outcome)
+    return cast("Middleware", _Recover(on, outcome))
 
 
 class _Recover(NamedTuple):
@@ -391,7 +391,7 @@ class _Recover(NamedTuple):
 
     def __call__(self, call: Call) -> Generator[None, Any, None]:
         try:
-            yield
+            yield None
         except self.on as error:
             call.logger.info("%s %r failed and is recovered: %r", call.level, call.subject, error)
             call.outcome = self.outcome

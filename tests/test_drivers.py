@@ -13,9 +13,9 @@ from contextlib import suppress
 import pytest
 from support import action_record, again, around, async_around, failing, names, one, stage_record, statuses, step
 
-from flowdeco import Context, Run, Sleep, Stage, Store, action, parallel, pipeline, stream
+from flowdeco import Context, Key, Run, Sleep, Stage, Store, action, parallel, pipeline, stream
 from flowdeco.drivers.common import is_cancellation
-from flowdeco.errors import ActionTimeout, DefinitionError
+from flowdeco.errors import ActionTimeout, DefinitionError, StoreTypeError
 from flowdeco.middleware import retry
 
 VARIABLE = contextvars.ContextVar("VARIABLE", default="default")
@@ -612,6 +612,32 @@ def test_cancelling_arun_unwinds_middleware():
     assert action_record(finished, "s", "waits").status == "cancelled"
 
 
+def test_cancelling_arun_closes_streams():
+    """Those that have been begun."""
+    log = []
+
+    @action
+    async def waits():
+        await asyncio.sleep(10)
+
+    async def source():
+        try:
+            yield Stage("s", [waits])
+        finally:
+            await asyncio.sleep(0)
+            log.append("closed")
+
+    async def cancelled():
+        task = asyncio.create_task(step([], "a", lambda: stream(source)).arun())
+        await asyncio.sleep(0.02)
+        task.cancel()
+        await task
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(cancelled())
+    assert log == ["closed"]
+
+
 @pytest.mark.parametrize("where", ["sleep", "timed call", "branch", "stream"])
 def test_arun_can_be_cancelled_wherever_it_waits(where):
     """In a `Sleep` of middleware, in a timed call, in a group, in a stream."""
@@ -861,6 +887,13 @@ def test_keys_of_inputs_are_non_empty_strings(run, inputs):
     """Empty and other keys are refused."""
     with pytest.raises(TypeError, match="non-empty string"):
         run(Stage("s"), inputs)
+
+
+def test_inputs_may_have_typed_keys_which_are_checked(run):
+    """They are known by name."""
+    assert run(Stage("s"), {Key("n", int): 3})["n"] == 3
+    with pytest.raises(StoreTypeError, match="'n'"):
+        run(Stage("s"), {Key("n", int): "three"})
 
 
 def test_inputs_are_taken_by_reference_and_the_mapping_is_left_alone(run):

@@ -870,7 +870,9 @@ def test_a_stream_given_to_ctx_insert_runs_like_a_returned_one(run):
     assert log == ["x", "y"]
 
 
-@pytest.mark.parametrize("error", [ValueError("no"), Bail("enough")], ids=["failure", "bail"])
+@pytest.mark.parametrize(
+    "error", [ValueError("no"), Bail("enough"), Suspend("wait")], ids=["failure", "bail", "suspension"]
+)
 def test_a_stream_is_closed_when_the_run_ends_early(run, error):
     """Sync and async ones; a stream whose turn has not come is not begun."""
     log = []

@@ -156,6 +156,7 @@ def test_a_store_is_a_mutable_mapping():
     store.clear()
     assert dict(store) == {}
     assert dict(Store()) == dict(Store(None)) == {}
+    assert dict(Store(mapping={"a": 1})) == {"a": 1}
 
 
 def test_typed_keys_are_names_of_the_same_values():

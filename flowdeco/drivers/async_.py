@@ -36,7 +36,7 @@ async def resume(
 ) -> Run:
     """Go on with the evaluation of a pipeline in the running event loop."""
     evaluated = await _begun(continued, flow, what, inputs, options, *how)
-    return await _performed(evaluated, options) if isinstance(evaluated, tuple) else evaluated
+    return await _performed(cast("Evaluated", evaluated), options) if isinstance(evaluated, tuple) else evaluated
 
 
 async def _begun(start: Callable[..., Any], *args: Any) -> Any:
@@ -45,9 +45,9 @@ async def _begun(start: Callable[..., Any], *args: Any) -> Any:
     try:
         return await asyncio.shield(beginning)
     except asyncio.CancelledError:
-        evaluated = await beginning
+        evaluated: Any = await beginning
         if isinstance(evaluated, tuple):
-            await asyncio.to_thread(abandon, evaluated[0])
+            await asyncio.to_thread(abandon, cast("Evaluated", evaluated)[0])
         raise
 
 

@@ -8,7 +8,7 @@ import time
 import types
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from flowdeco.definitions import Pipeline, RunOptions, checked_layers, checked_selectors
 from flowdeco.errors import Cancelled, DefinitionError
@@ -237,7 +237,7 @@ def _without_our_frames(traceback: types.TracebackType | None) -> types.Tracebac
 def _observers(observers: Any) -> list[Callable[[Event], object]]:
     if callable(observers) or not isinstance(observers, Iterable):
         raise DefinitionError(f"observers is a list of callables: write observers=[{observers!r}]")
-    listening = list(observers)
+    listening = list(cast("Iterable[Any]", observers))
     for observer in listening:
         if not callable(observer):
             raise DefinitionError(f"an observer is a callable that takes an event, not {observer!r}")

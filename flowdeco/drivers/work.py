@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from contextvars import Context
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 from flowdeco.drivers.threads import call_in_thread, timed_out
 from flowdeco.errors import Cancelled
@@ -100,7 +100,7 @@ class Work:
             return None
         else:
             pool = executor if executor is not None and is_local(executor) else self._pool()
-            future = pool.submit(context.run, *call)
+            future = cast("Any", pool).submit(context.run, *call)
 
         def done(future: Future[Any]) -> None:
             try:
