@@ -71,9 +71,13 @@ class Crew:
                 self._resume(self._waiting.popleft(), None)
             if not self._active:
                 return
-            request = Wait(self._begin, self._cancel)
+            begin, cancel = self._begin, self._cancel
             self._begin, self._cancel = [], []
-            self._deliver((yield request))
+            answers: Any = yield Wait(begin, cancel)
+            if type(answers) is Raised:  # Ctrl-C before the driver had looked at it
+                self._begin, self._cancel = begin, cancel
+                answers = [(None, answers)]
+            self._deliver(answers)
 
     def _deliver(self, answers: Answers) -> None:
         together: dict[_Member, Answers] = {}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from flowdeco.wiring import Step
 
-__all__ = ["Await", "Chore", "Raised", "Request", "Save", "Sleep", "Wait"]
+__all__ = ["Await", "Begun", "Call", "Chore", "Raised", "Request", "Save", "Sleep", "Wait"]
 
 
 class Raised:
@@ -92,5 +92,6 @@ class Wait:
         self.cancel = cancel
 
 
-Request: TypeAlias = "tuple[Step | Chore, Sequence[Any], Mapping[str, Any] | None] | Sleep | Await | Save | Wait"
+Call: TypeAlias = "tuple[Step | Chore, Sequence[Any], Mapping[str, Any] | None]"
+Request: TypeAlias = "Call | Sleep | Await | Save | Wait"
 Begun: TypeAlias = "tuple[int, Request, Context]"

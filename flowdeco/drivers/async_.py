@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from collections.abc import Callable, Generator, Mapping
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator, Mapping
 from concurrent.futures import Executor
 from contextlib import ExitStack, suppress
 from queue import SimpleQueue
@@ -15,13 +16,13 @@ from flowdeco.drivers.common import Evaluated, abandon, begin, end
 from flowdeco.drivers.common import resume as continued
 from flowdeco.drivers.threads import call_in_thread, timed_out
 from flowdeco.drivers.work import Work
-from flowdeco.requests import Await, Raised, Request, Save, Sleep, Wait
+from flowdeco.requests import Await, Call, Raised, Request, Save, Sleep, Wait
 
 if TYPE_CHECKING:
     from flowdeco.definitions import Pipeline, RunOptions
     from flowdeco.runs import Run
 
-__all__ = ["LoopThread", "resume", "run"]
+__all__ = ["LoopThread", "answer", "resume", "run"]
 
 
 async def run(flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions) -> Run:
@@ -84,8 +85,9 @@ class _Performer:
         self._executor = executor
         self._loop = asyncio.get_running_loop()
         self._work: Work | None = None
-        self._reported: list[tuple[int, Any]] = []
+        self._reported: deque[tuple[int, Any]] = deque()
         self._woken = asyncio.Event()
+        self._waking = False
 
     async def perform(self, request: Request) -> Any:
         if isinstance(request, Sleep):
@@ -117,8 +119,8 @@ class _Performer:
             while True:
                 await self._woken.wait()
                 self._woken.clear()
-                reported, self._reported = self._reported, []
-                answers = self._work.settle(reported)
+                self._waking = False  # before looking: what is reported later wakes again
+                answers = self._work.settle(self._reported)
                 if answers:
                     return answers
         except asyncio.CancelledError as cancelled:
@@ -135,23 +137,38 @@ class _Performer:
     # What groups need of a driver (`Worker`).
 
     def report(self, ticket: int, answer: Any) -> None:
-        self._soon(lambda: self._take(ticket, answer))
+        self._reported.append((ticket, answer))
+        if not self._waking:
+            self._waking = True
+            self._soon(self._woken.set)
 
     def later(self, seconds: float, ticket: int, answer: Any) -> None:
         self._loop.call_later(seconds, self._take, ticket, answer)
 
-    def begin_await(self, ticket: int, request: Await, context: contextvars.Context) -> Callable[[], object]:
-        task = self._loop.create_task(awaited(request), context=context)
-        task.add_done_callback(lambda done: self._take(ticket, answer_of(done)))
-        return task.cancel
+    def begin_await(
+        self, ticket: int, request: Await | Call, context: contextvars.Context, claimed: Callable[[int], bool]
+    ) -> Callable[[], object]:
+        answered = answer(ticket, request, claimed, self._take)
+        return self._loop.create_task(answered, name=f"flowdeco-{ticket}", context=context).cancel
 
 
-def answer_of(done: asyncio.Future[Any]) -> Any:
-    """Return what came of a future that is over: its value, or `Raised`."""
+async def answer(
+    ticket: int, request: Await | Call, claimed: Callable[[int], bool], report: Callable[[int, Any], object]
+) -> None:
+    """Await, if the ticket can be claimed, and report what came of it."""
+    if not claimed(ticket):
+        return
+    came: Any
     try:
-        return done.result()
+        if isinstance(request, Await):
+            came = await awaited(request)
+        else:
+            step, args, kwargs = request
+            coroutine = step.function(*args, **(kwargs or {}))
+            came = await (coroutine if step.timeout is None else awaited(Await(coroutine, step.timeout, step.name)))
     except BaseException as error:
-        return Raised(error)
+        came = Raised(error)
+    report(ticket, came)
 
 
 async def awaited(request: Await) -> Any:
@@ -249,18 +266,12 @@ class LoopThread:
         return answer
 
     def begin(
-        self, request: Await, report: Callable[[Any], object], context: contextvars.Context
+        self, begun: Callable[[], Coroutine[Any, Any, None]], context: contextvars.Context
     ) -> Callable[[], object]:
-        """Begin to await beside others, and report what comes of it; return what cancels it."""
+        """Begin to await beside others; return what cancels it."""
         tasks: list[asyncio.Task[Any]] = []
-
-        def start() -> None:
-            task = self._loop.create_task(awaited(request), context=context)
-            tasks.append(task)
-            task.add_done_callback(lambda done: report(answer_of(done)))
-
-        self._soon(start)
-        return lambda: self._soon(lambda: tasks[0].cancel())
+        self._soon(lambda: tasks.append(self._loop.create_task(begun(), context=context)))
+        return lambda: self._soon(lambda: tasks[0].cancel())  # noqa: PLW0108 (by then there is one)
 
 
 _Served: TypeAlias = "tuple[Await, contextvars.Context, Callable[[tuple[Any, contextvars.Context]], object]]"

@@ -8,18 +8,19 @@ executor, and this thread waits for what they report.
 from __future__ import annotations
 
 import contextvars
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Executor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from heapq import heappop, heappush
 from inspect import GEN_CLOSED, GEN_CREATED, getgeneratorstate
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from flowdeco.drivers.common import Evaluated, begin, end
 from flowdeco.drivers.common import resume as continued
-from flowdeco.requests import Await, Raised, Request, Save, Sleep, Wait
+from flowdeco.requests import Await, Call, Raised, Request, Save, Sleep, Wait
 
 if TYPE_CHECKING:
     from flowdeco.definitions import Pipeline, RunOptions
@@ -90,7 +91,8 @@ class _Performer:
         self._executor = executor
         self._loop_thread: LoopThread | None = None
         self._work: Work | None = None
-        self._reports: SimpleQueue[tuple[int, Any]] = SimpleQueue()
+        self._reported: deque[tuple[int, Any]] = deque()
+        self._wake = threading.Lock()  # locked as long as there is nothing new
         self._timers: list[tuple[float, int, Any]] = []
 
     def perform(self, request: Request) -> Any:
@@ -114,44 +116,48 @@ class _Performer:
         return self._loop_thread
 
     def _wait(self, request: Wait) -> list[tuple[int | None, Any]]:
-        if self._work is None:
-            from flowdeco.drivers.work import Work
+        interrupt: KeyboardInterrupt | None = None
+        while True:
+            try:
+                if self._work is None:
+                    from flowdeco.drivers.work import Work
 
-            self._work = Work(self, self._executor, self._resources)
-        try:
-            self._work.begin(request)
-            while True:
-                answers = self._work.settle(self._reported())
-                if answers:
-                    return answers
-        except KeyboardInterrupt as interrupt:
-            return [(None, Raised(interrupt))]
+                    self._work = Work(self, self._executor, self._resources)
+                if interrupt is not None:
+                    self._work.withdraw(request)
+                    return [(None, Raised(interrupt))]
+                self._work.begin(request)
+                while True:
+                    self._look()
+                    answers = self._work.settle(self._reported)
+                    if answers:
+                        return answers
+            except KeyboardInterrupt as raised:
+                interrupt = raised
 
-    def _reported(self) -> list[tuple[int, Any]]:
-        """Wait until something is reported, or the time of a timer has come; return all there is."""
+    def _look(self) -> None:
+        """Wait until something is reported, or the time of a timer has come."""
         timers = self._timers
-        found: list[tuple[int, Any]] = []
-        try:
-            if not timers:
-                found.append(self._reports.get())
-            elif (left := timers[0][0] - time.monotonic()) > 0:
-                found.append(self._reports.get(timeout=left))
-            while True:
-                found.append(self._reports.get_nowait())
-        except Empty:
-            pass
+        if not self._reported:
+            self._wake.acquire(timeout=max(0.0, timers[0][0] - time.monotonic()) if timers else -1)
         while timers and timers[0][0] <= time.monotonic():
-            _, ticket, answer = heappop(timers)
-            found.append((ticket, answer))
-        return found
+            self._reported.append(timers[0][1:])
+            heappop(timers)
 
     # What groups need of a driver (`Worker`).
 
     def report(self, ticket: int, answer: Any) -> None:
-        self._reports.put((ticket, answer))
+        self._reported.append((ticket, answer))
+        if self._wake.locked():
+            with suppress(RuntimeError):  # another thread was faster
+                self._wake.release()
 
     def later(self, seconds: float, ticket: int, answer: Any) -> None:
         heappush(self._timers, (time.monotonic() + seconds, ticket, answer))
 
-    def begin_await(self, ticket: int, request: Await, context: contextvars.Context) -> Callable[[], object]:
-        return self._loop().begin(request, lambda answer: self.report(ticket, answer), context)
+    def begin_await(
+        self, ticket: int, request: Await | Call, context: contextvars.Context, claimed: Callable[[int], bool]
+    ) -> Callable[[], object]:
+        from flowdeco.drivers.async_ import answer
+
+        return self._loop().begin(lambda: answer(ticket, request, claimed, self.report), context)

@@ -1,17 +1,62 @@
-"""Calls that may be given up: each on a thread of its own, which nobody waits for when the time is over."""
+"""Calls in other threads: those of groups, and those that may be given up, each of them on a thread of its own."""
 
 from __future__ import annotations
 
 import contextvars
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, Final, Self
 
 from flowdeco.errors import ActionTimeout
 from flowdeco.requests import Chore, Raised
 from flowdeco.wiring import Step
 
-__all__ = ["call_in_thread", "call_with_timeout", "timed_out"]
+__all__ = ["Threads", "call_in_thread", "call_with_timeout", "timed_out"]
+
+THREADS: Final = 32  # branches in threads mostly wait for something
+
+
+class Threads:
+    """Threads that perform calls, made when they are needed and ended with the run.
+
+    They are what `ThreadPoolExecutor` would be without its futures, which are the larger part of what a call costs.
+    """
+
+    def __init__(self, most: int = THREADS) -> None:
+        self._most = most
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()
+        self._under_way = 0
+
+    def begin(self, call: Callable[[], None]) -> None:
+        """Have it performed by the next thread that has nothing to do; it must not raise."""
+        self._calls.put(call)
+        with self._lock:
+            self._under_way += 1
+            wanted = self._under_way > len(self._threads) < self._most
+        if wanted:
+            thread = threading.Thread(target=self._serve, name=f"flowdeco-{len(self._threads)}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _serve(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call()
+            with self._lock:
+                self._under_way -= 1
+            del call
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for _ in self._threads:
+            self._calls.put(None)
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
 
 
 def call_in_thread(

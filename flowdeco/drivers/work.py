@@ -1,25 +1,31 @@
 """What is under way in parallel groups: the calls, awaitables and pauses that a `Wait` began.
 
 A driver says how it awaits, how it is woken, and how it tells the time is over; the rest is the same for both.
+
+What has been begun waits until somebody takes it up: a thread, the event loop. Whoever takes its ticket out of
+`_waiting` answers it. So what is still waiting can be withdrawn, when its group is ended or the run is interrupted, and
+what is not will answer by itself.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from contextlib import ExitStack
 from contextvars import Context
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 
-from flowdeco.drivers.threads import call_in_thread, timed_out
+from flowdeco.drivers.threads import Threads, call_in_thread, timed_out
 from flowdeco.errors import Cancelled
 from flowdeco.executors import is_local, perform, receive, ship
-from flowdeco.requests import Await, Chore, Raised, Request, Save, Sleep, Wait
+from flowdeco.requests import Await, Call, Raised, Request, Save, Sleep, Wait
 from flowdeco.wiring import Step
 
 __all__ = ["Work", "Worker"]
 
-THREADS: Final = 32  # branches in threads mostly wait for something; a thread is made when it is needed
+_WITHDRAWN: Final = Raised(Cancelled("it was withdrawn before it began"))
 
 
 class Worker(Protocol):
@@ -31,8 +37,10 @@ class Worker(Protocol):
     def later(self, seconds: float, ticket: int, answer: Any) -> None:
         """Report an answer when the time has come."""
 
-    def begin_await(self, ticket: int, request: Await, context: Context) -> Callable[[], object]:
-        """Begin to await, report what comes of it, and return what cancels it."""
+    def begin_await(
+        self, ticket: int, request: Await | Call, context: Context, claimed: Callable[[int], bool]
+    ) -> Callable[[], object]:
+        """Begin to await if the ticket can be claimed, report what comes of it, and return what cancels it."""
         ...
 
 
@@ -41,91 +49,148 @@ class Work:
 
     def __init__(self, worker: Worker, executor: Executor | None, resources: ExitStack) -> None:
         self._worker = worker
-        self._executor = executor
         self._resources = resources
-        self._threads: Executor | None = None
+        self._threads: Threads | None = None
+        self._pool = executor if executor is not None and is_local(executor) else None
+        self._elsewhere = executor if self._pool is None else None
         self._open: dict[int, Callable[[], object] | None] = {}
+        self._waiting: dict[int, Request] = {}
+        self._answered: dict[int, Any] = {}
 
     def begin(self, wait: Wait) -> None:
         """Begin and cancel what the request says."""
         for ticket, request, context in wait.begin:
-            self._open[ticket] = None
+            self._waiting[ticket], self._open[ticket] = request, None
             try:
                 self._open[ticket] = self._begin(ticket, request, context)
+            except KeyboardInterrupt:
+                raise
             except BaseException as error:
                 self._worker.report(ticket, Raised(error))
-        for ticket in wait.cancel:
-            cancel = self._open.get(ticket)
-            if cancel is not None:
-                cancel()
+        self._cancel(wait)
 
-    def settle(self, reported: list[tuple[int, Any]]) -> list[tuple[int | None, Any]]:
-        """Return the answers of what is still under way: what has been given up may report late."""
-        return [(ticket, answer) for ticket, answer in reported if self._open.pop(ticket, _GONE) is not _GONE]
+    def withdraw(self, wait: Wait) -> None:
+        """After an interrupt, withdraw what nobody has taken up; can itself be interrupted, and repeated."""
+        for ticket, request, _ in wait.begin:
+            if ticket not in self._open:
+                self._waiting[ticket], self._open[ticket] = request, None
+            self._withdraw(ticket)
+        self._cancel(wait)
+
+    def _cancel(self, wait: Wait) -> None:
+        while wait.cancel:
+            cancel = self._open.get(wait.cancel[0])
+            if not self._withdraw(wait.cancel[0]) and cancel is not None:
+                cancel()
+            del wait.cancel[0]
+
+    def settle(self, reported: deque[tuple[int, Any]]) -> list[tuple[int | None, Any]]:
+        """Return the answers of what is still under way: what has been given up may report late.
+
+        An interrupt loses none: what has been taken out of `reported` is in `_answered` until it has been returned.
+        """
+        under_way, answered = self._open, self._answered
+        while reported:
+            ticket, answer = reported[0]
+            if ticket in under_way:
+                answered[ticket] = answer
+                del under_way[ticket]
+            reported.popleft()
+        answers: list[tuple[int | None, Any]] = [*answered.items()]
+        answered.clear()
+        return answers
+
+    def _claimed(self, ticket: int) -> bool:
+        return self._waiting.pop(ticket, None) is not None
+
+    def _withdraw(self, ticket: int) -> bool:
+        request = self._waiting.pop(ticket, None)
+        if request is None:
+            return False
+        if isinstance(request, Await):
+            close = getattr(request.awaitable, "close", None)
+            if close is not None:
+                close()
+        self._worker.report(ticket, _WITHDRAWN)
+        return True
 
     def _begin(self, ticket: int, request: Request, context: Context) -> Callable[[], object] | None:
-        worker = self._worker
-        if isinstance(request, Sleep):
-            worker.later(request.seconds, ticket, None)
-            return lambda: worker.report(ticket, Raised(Cancelled("the group has been ended by another branch")))
-        if isinstance(request, Save):
-            saving = self._pool().submit(request.write, *request.args)
-            saving.add_done_callback(lambda done: worker.report(ticket, _saved(done)))
-            return None
-        if isinstance(request, Await):
-            return worker.begin_await(ticket, request, context)
-        assert not isinstance(request, Wait), "groups pass on what is in a Wait, not the Wait"
-        step, args, kwargs = request
-        if isinstance(step, Step) and step.is_async:
-            coroutine = step.function(*args, **(kwargs or {}))
-            return worker.begin_await(ticket, Await(coroutine, step.timeout, step.name), context)
-        return self._call(ticket, step, args, kwargs, context)
-
-    def _call(
-        self, ticket: int, step: Step | Chore, args: Sequence[Any], kwargs: Mapping[str, Any] | None, context: Context
-    ) -> Callable[[], object] | None:
-        worker, executor = self._worker, self._executor
-        shipped: tuple[Sequence[Any], Mapping[str, Any]] | None = None
-        future: Future[Any]
-        # Of an action, a generator is run to its end over there; that of a stream is left as it is.
-        call: tuple[Any, ...] = (perform, step.function, args, kwargs) if isinstance(step, Step) else (step.function, *args)
-        if step.timeout is not None:
-            worker.later(step.timeout, ticket, Raised(timed_out(step.name, step.timeout)))
-        if executor is not None and isinstance(step, Step) and not is_local(executor):
-            shipped = args, kwargs or {}
-            future = ship(executor, step, *shipped)
-        elif step.timeout is not None:
-            # A thread of its own, with its own copy of the variables: given up, it must not keep others from ending.
-            context.run(call_in_thread, call[0], call[1:], None, lambda answer: worker.report(ticket, answer))
-            return None
+        if type(request) is tuple:
+            step, args, kwargs = request
+            if isinstance(step, Step):
+                if step.is_async:
+                    return self._worker.begin_await(ticket, request, context, self._claimed)
+                if self._elsewhere is not None and not inspect.isasyncgenfunction(step.function):
+                    return self._ship(self._elsewhere, ticket, step, args, kwargs or {})
+            self._call(ticket, request, context)
+        elif isinstance(request, Sleep):
+            self._worker.later(request.seconds, ticket, None)
+        elif isinstance(request, Save):
+            del self._waiting[ticket]  # what is over is written, whatever becomes of the group
+            self._save(ticket, request)
         else:
-            pool = executor if executor is not None and is_local(executor) else self._pool()
-            future = cast("Any", pool).submit(context.run, *call)
+            assert isinstance(request, Await), "groups pass on what is in a Wait, not the Wait"
+            return self._worker.begin_await(ticket, request, context, self._claimed)
+        return None
+
+    def _call(self, ticket: int, request: Call, context: Context) -> None:
+        step, args, kwargs = request
+        report, waiting = self._worker.report, self._waiting
+
+        def call() -> None:
+            if waiting.pop(ticket, None) is None:
+                return
+            try:
+                # Of an action, a generator is run to its end over there; that of a stream is left as it is.
+                if type(step) is Step:
+                    answer = context.run(perform, step.function, args, kwargs)
+                else:
+                    answer = context.run(step.function, *args)
+            except BaseException as error:
+                answer = Raised(error)
+            report(ticket, answer)
+
+        if step.timeout is not None:
+            # A thread and a context of its own: given up, it must not keep others from ending, or be in their way.
+            context = context.copy()
+            self._worker.later(step.timeout, ticket, Raised(timed_out(step.name, step.timeout)))
+            call_in_thread(call, (), None, lambda answer: None)
+        elif self._pool is not None:
+            future = self._pool.submit(call)
+            future.add_done_callback(lambda future: future.cancelled() and self._withdraw(ticket))
+        else:
+            self._in_thread(call)
+
+    def _save(self, ticket: int, request: Save) -> None:
+        def call() -> None:
+            try:
+                request.write(*request.args)
+            except BaseException as error:
+                self._worker.report(ticket, Raised(error))
+            else:
+                self._worker.report(ticket, None)
+
+        self._in_thread(call)
+
+    def _in_thread(self, call: Callable[[], None]) -> None:
+        if self._threads is None:
+            self._threads = self._resources.enter_context(Threads())
+        self._threads.begin(call)
+
+    def _ship(
+        self, executor: Executor, ticket: int, step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Callable[[], object]:
+        future = ship(executor, step, args, kwargs)
+        if step.timeout is not None:
+            self._worker.later(step.timeout, ticket, Raised(timed_out(step.name, step.timeout)))
+        del self._waiting[ticket]
 
         def done(future: Future[Any]) -> None:
             try:
-                answer = receive(step, future, shipped)
+                answer = receive(step, future, (args, kwargs))
             except BaseException as error:  # what came home cannot be unpickled here
                 answer = Raised(error)
-            worker.report(ticket, answer)
+            self._worker.report(ticket, answer)
 
         future.add_done_callback(done)
-        # What waits in the executor's queue can be taken back; what has begun goes on, and streams are always closed.
-        return future.cancel if isinstance(step, Step) else None
-
-    def _pool(self) -> Executor:
-        if self._threads is None:
-            self._threads = self._resources.enter_context(
-                ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="flowdeco")
-            )
-        return self._threads
-
-
-def _saved(done: Future[None]) -> Raised | None:
-    error = done.exception()
-    return None if error is None else Raised(error)
-
-
-_GONE: Final = object()
-
-
+        return future.cancel  # takes back what waits in the executor's queue; what has begun goes on
