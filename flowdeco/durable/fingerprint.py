@@ -227,6 +227,8 @@ def _dump(node: Any, said: list[str], *, named: bool = True) -> None:
             said.append(f"{field}=")
             if field == "body" and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
                 value = value[ast.get_docstring(node, clean=False) is not None :]
+            if isinstance(node, ast.JoinedStr):  # some versions have empty parts in it
+                value = [part for part in value if not (isinstance(part, ast.Constant) and part.value == "")]
             _dump(value, said)
         said.append(")")
     elif isinstance(node, list):
