@@ -51,7 +51,7 @@ from flowdeco.definitions import (
     one_action_stage,
     stage_selectors,
 )
-from flowdeco.errors import Bail, Cancelled, CodeChangedError, ReturnValueError, Suspend
+from flowdeco.errors import Bail, Cancelled, CodeChangedError, JournalError, ReturnValueError, Suspend, suggestion
 from flowdeco.events import (
     ActionFinished,
     ActionStarted,
@@ -261,7 +261,7 @@ class Evaluation:
         self.given = given or {}  # on resume
         self.copying_until = copying_until
         self.copying = copying_until is not None
-        self.changes: list[str] = []
+        self.changes: list[str] = [past.differs] if past is not None and past.differs else []
         self.branch = _Branch(run.store, _Frame(run.pipeline, None, (), (), {}, wrapped=False), past=past)
 
     def walk(self) -> Generator[Request, Any, None]:
@@ -284,6 +284,8 @@ class Evaluation:
         error = yield from self._walk(branch, error)
         if error is None and branch.past is not None:
             error = yield from self._go_on(branch, "the end of the run")
+        if error is None and self.copying_until is not None:
+            error = unknown_stage(self.copying_until, (record.name for record in branch.records))
         if self.memory is not None:
             answer = yield Save(self.memory.save)
             error = answer.error if type(answer) is Raised and error is None else error
@@ -1117,6 +1119,11 @@ class Evaluation:
         if not any(note.endswith(place) for note in getattr(error, "__notes__", ())):
             with suppress(Exception):  # an exception that cannot be written to
                 error.add_note(f"in {where}, {place}")
+
+
+def unknown_stage(name: str, known: Iterable[str]) -> JournalError:
+    """Return the error of a fork from a stage that the run does not have."""
+    return JournalError(f"there is no stage {name!r} to go on from in this run. {suggestion(name, known)}")
 
 
 def _no_past(place: tuple[int, int]) -> None:

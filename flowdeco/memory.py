@@ -12,7 +12,7 @@ from hashlib import blake2b
 from typing import Any, Final
 
 from flowdeco.definitions import UNSET, Action, Stage, Stream
-from flowdeco.errors import DefinitionError
+from flowdeco.errors import DefinitionError, RunError
 from flowdeco.journal import Codec, Journal, Remembered, Row
 from flowdeco.past import Closed, Did, Past, StagePast, failed_action
 from flowdeco.runs import ActionRecord, StageRecord, Status
@@ -94,6 +94,8 @@ class Memory:
     def payload(self, what: str, delta: Delta, **rest: Any) -> bytes:
         """Encode what a step did; raises `SerializationError` naming the key and path of what cannot be."""
         told = {name: value for name, value in rest.items() if value}
+        if "error" in told:
+            told["error"] = portable(told["error"], self.codec)
         parts = {"puts": delta.puts, "deletes": delta.deletes, "appends": delta.appends}
         return self.codec.encode({**{name: part for name, part in parts.items() if part}, **told}, what)
 
@@ -127,27 +129,37 @@ class Memory:
         payload = self.payload(
             f"stage {record.name!r}", delta, error=record.error, recovered=record.recovered, inserted=record.inserted,
             attempts=record.attempts if record.attempts > 1 else None,
-            failed=_told(failed_action(record)) if record.recovered else None,
+            failed=self._told(failed_action(record)) if record.recovered else None,
         )  # fmt: skip
         self.rows.append(
             Row(branch, number, "stage", record.name, None, str(record.status), record.started, record.elapsed, "", payload)
         )
 
+    def _told(self, record: ActionRecord | StageRecord | None) -> Any:
+        """Return what is remembered of the record of a failure that was recovered further out."""
+        if record is None:
+            return None
+        error = portable(record.error, self.codec)
+        return record.name, str(record.status), record.started, record.elapsed, record.inserted_by, error, record.attempts
+
     def pipeline(
         self, branch: str, number: int, name: str, now: float, delta: Delta, closed: Closed, opened: int
     ) -> None:
         """Add the row of a pipeline whose middleware is over."""
-        failed = [(_told(record), [_told(action) for action in record.actions]) for record in closed.failed]
+        failed = [(self._told(record), [self._told(action) for action in record.actions]) for record in closed.failed]
         payload = self.payload(f"pipeline {name!r}", delta, inserted=closed.inserted, opened=opened, failed=failed)
         self.rows.append(Row(branch, number, "pipeline", name, None, "completed", now, 0.0, "", payload))
 
 
-def _told(record: ActionRecord | StageRecord | None) -> Any:
-    """Return what is remembered of the record of a failure that was recovered further out."""
-    if record is None:
+def portable(error: BaseException | None, codec: Codec) -> BaseException | None:
+    """Return an exception that comes back from the journal: itself, or else one that tells what it was."""
+    if error is None:
         return None
-    by = record.inserted_by
-    return record.name, str(record.status), record.started, record.elapsed, by, record.error, record.attempts
+    try:
+        same = type(codec.decode(codec.encode(error, "error"))) is type(error)
+    except Exception:
+        same = False
+    return error if same else RunError(f"{type(error).__name__}: {error}")
 
 
 def _failed_action(told: Any) -> ActionRecord:

@@ -72,7 +72,7 @@ class StagePast:
 class Past:
     """The past of one branch: its stages in order, and the pipelines and groups in it, by the order of their opening."""
 
-    __slots__ = ("_forks", "closed", "left", "result", "stages", "store")
+    __slots__ = ("_forks", "closed", "differs", "left", "result", "stages", "store")
 
     def __init__(
         self,
@@ -84,6 +84,7 @@ class Past:
         left: tuple[Trace, Sequence[StageRecord]] | None = None,
     ) -> None:
         self.result = result
+        self.differs = ""  # in what is not seen step by step
         self.left = left  # what it was made of, for a branch that does not begin this time
         self.stages = deque(stages)
         self.closed = closed
@@ -146,8 +147,8 @@ class Trace:
                 forks[number, index] = trace.past(records[at : at + trace.length])
                 at += trace.length
         own.extend(map(_stage_past, records[at:]))
-        if self.undone and own:
-            own.pop()
+        if own and own[-1].record is None and (self.undone or not own[-1].actions):
+            own.pop()  # it has to begin anew
         return Past(own, dict(self.closed), forks.get, self.store, self.result, (self, records))
 
 
@@ -192,7 +193,9 @@ def same_code(one: Any, other: Any) -> bool:
 def _essence(code: Any) -> Any:
     if not isinstance(code, types.CodeType):
         return code
-    return code.co_code, code.co_names, code.co_varnames, tuple(_essence(part) for part in code.co_consts)
+    constants = [_essence(part) for part in code.co_consts if not isinstance(part, str)]
+    texts = [part for part in code.co_consts[1:] if isinstance(part, str)]  # the first one may be the docstring
+    return code.co_code, code.co_names, code.co_varnames, constants, texts
 
 
 def _defaults(function: Any) -> Any:

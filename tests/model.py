@@ -1,4 +1,4 @@
-"""What a run does, written so plainly that it is right: by recursion, one thing after the other, on copies of everything.
+"""What a run does, written so plainly that it is right: by recursion, one thing after the other, on copies.
 
 A flow is described by values (`Act`, `Stg`, `Pipe`, `Par`), which `test_laws` makes real definitions of. `predict` says
 what a run of it must come to: its trace, records, store, status.

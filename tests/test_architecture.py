@@ -24,15 +24,23 @@ LAYERS = [
     {"show", "cli", "pytest_plugin", "testing", "__init__"},
 ]
 PURE = set().union(*LAYERS[:3])
-FORBIDDEN = {"threading", "asyncio", "sqlite3", "concurrent", "multiprocessing", "queue", "selectors", "socket", "subprocess"}
+FORBIDDEN = {
+    "threading",
+    "asyncio",
+    "sqlite3",
+    "concurrent",
+    "multiprocessing",
+    "queue",
+    "selectors",
+    "socket",
+    "subprocess",
+}
 
 # A definition runs itself: the one import that points upwards, in one function.
 ALLOWED_UPWARDS = {("definitions", "drivers", "_drivers")}
 
 
-MODULES = {
-    ".".join(["flowdeco", *path.relative_to(PACKAGE).with_suffix("").parts]) for path in PACKAGE.rglob("*.py")
-}
+MODULES = {".".join(["flowdeco", *path.relative_to(PACKAGE).with_suffix("").parts]) for path in PACKAGE.rglob("*.py")}
 
 
 class Import(NamedTuple):

@@ -6,12 +6,12 @@ import pickle
 from typing import TYPE_CHECKING
 
 import pytest
+from support import again, failing, names, one, provide, statuses, step, swallow
 
 import flowdeco
 from flowdeco import Action, Bail, Context, Key, Pipeline, Stage, Suspend, action, parallel, pipeline, stream
 from flowdeco.errors import DefinitionError, ReturnValueError, StoreTypeError
 from flowdeco.events import Message, Progress, UnitsInserted
-from support import again, failing, names, one, provide, statuses, step, swallow
 
 if TYPE_CHECKING:
     from flowdeco import Context as OnlyForTheTypeChecker  # noqa: F401
@@ -116,7 +116,7 @@ def test_it_knows_its_place(run):
 
     def look(ctx):
         seen.append((ctx.run_id, ctx.pipeline.name, ctx.stage.name, ctx.action.name))
-        return None
+        return
 
     def begin(ctx):
         look(ctx)
@@ -247,7 +247,13 @@ def test_typed_keys_are_checked_when_the_action_writes(run):
 def test_insert_is_for_actions_that_also_return_data(run):
     """Units of every kind."""
     log = []
-    units = [one(log, "S"), step(log, "a"), one(log, "P1") >> one(log, "P2"), parallel(one(log, "G")), stream([one(log, "T")])]
+    units = [
+        one(log, "S"),
+        step(log, "a"),
+        one(log, "P1") >> one(log, "P2"),
+        parallel(one(log, "G")),
+        stream([one(log, "T")]),
+    ]
 
     def inserts(ctx):
         ctx.insert(*units)
@@ -355,7 +361,9 @@ def test_selectors_are_non_empty_strings(run, act, wrong):
 def test_an_action_may_disable_the_rest_of_its_own_stage(run):
     """What has not run yet is skipped, and recorded."""
     log = []
-    finished = run(Stage("s", [step(log, "a"), asks(lambda ctx: ctx.disable("s/b", "s/a")), step(log, "b"), step(log, "c")]))
+    finished = run(
+        Stage("s", [step(log, "a"), asks(lambda ctx: ctx.disable("s/b", "s/a")), step(log, "b"), step(log, "c")])
+    )
     assert log == ["a", "c"]
     assert [a.status.value for a in finished.stages[0].actions] == ["completed", "completed", "skipped", "completed"]
 
@@ -458,8 +466,8 @@ def test_messages_of_a_failing_action_were_sent(run):
 
 def test_wait_for_returns_what_the_run_has(run):
     """By name, or by typed key."""
-    finished = run(asks(lambda ctx: ctx.wait_for("approval"), "a") >> asks(lambda ctx: ctx.wait_for(Key("n", int)), "b"),
-                   {"approval": True, "n": 3})  # fmt: skip
+    flow = asks(lambda ctx: ctx.wait_for("approval"), "a") >> asks(lambda ctx: ctx.wait_for(Key("n", int)), "b")
+    finished = run(flow, {"approval": True, "n": 3})
     assert (finished["a"], finished["b"]) == (True, 3)
 
 
@@ -524,7 +532,9 @@ def test_a_context_travels_as_what_can_be_known_elsewhere(run):
         ctx.catch_up(pickle.loads(pickle.dumps(detached.effects())))
 
     events = []
-    flow = pipeline(Stage("s", [asks(travels, "a")], tags=["t"]), Stage("b"), parallel(Stage("c"), name="group"), name="p")
+    flow = pipeline(
+        Stage("s", [asks(travels, "a")], tags=["t"]), Stage("b"), parallel(Stage("c"), name="group"), name="p"
+    )
     finished = run(flow, {"given": 0}, run_id="run-1", observers=[events.append])
     assert seen == [("run-1", "p", "s", "a"), ({"given": 0, "mine": 1}, ["b", "group"])]
     assert dict(finished.store) == {"given": 0, "mine": 1, "there": 2, "xs": [1]}

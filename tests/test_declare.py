@@ -6,10 +6,10 @@ import threading
 from typing import Annotated
 
 import pytest
+from support import actions_run, names, one, step
 
 from flowdeco import Action, Context, Key, Stage, StageTemplate, action, pipeline, stage
 from flowdeco.errors import DefinitionError, EmptyStageError
-from support import actions_run, names, one, step
 
 # -- what is pickled by reference is at module level
 
@@ -117,7 +117,13 @@ def test_stage_decorates_with_and_without_options():
             pass
 
     assert [type(made) for made in (bare, empty, options)] == [Stage] * 3
-    assert (bare.name, bare.title, bare.description, bare.tags, bare.data) == ("bare", "Bare", "What it does.", set(), {})
+    assert (bare.name, bare.title, bare.description, bare.tags, bare.data) == (
+        "bare",
+        "Bare",
+        "What it does.",
+        set(),
+        {},
+    )
     assert (options.name, options.title, options.description, options.tags, options.data) == (
         "other", "Other", "What.", {"t"}, {"k": 1},
     )  # fmt: skip
@@ -357,7 +363,11 @@ def test_a_stage_has_middleware(run):
 def test_a_stage_function_with_parameters_is_a_template():
     """Each call gives a stage, named after function and arguments."""
     assert isinstance(process, StageTemplate)
-    assert (process.name, process.description, process.tags) == ("process", "Process one kind of resource.", {"dynamic"})
+    assert (process.name, process.description, process.tags) == (
+        "process",
+        "Process one kind of resource.",
+        {"dynamic"},
+    )
     made = process("databases")
     assert isinstance(made, Stage)
     assert (made.name, made.tags, made.data) == ("process[databases]", {"dynamic"}, {"k": 1})
@@ -438,9 +448,9 @@ def test_actions_of_equal_stages_of_a_template_are_equal():
 
 def test_wrong_arguments_are_a_type_error_at_the_call():
     """As of any function."""
-    for wrong in (lambda: process(), lambda: process("a", "b"), lambda: process("a", sise=1)):
+    for args, kwargs in (((), {}), (("a", "b"), {}), (("a",), {"sise": 1})):
         with pytest.raises(TypeError):
-            wrong()
+            process(*args, **kwargs)
 
 
 def test_a_stage_of_a_template_can_be_changed(run):

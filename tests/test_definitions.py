@@ -12,12 +12,12 @@ import types
 import typing
 
 import pytest
+from support import around, names, one, provide, step
 
 import flowdeco
 from flowdeco import Action, Context, Key, Parallel, Pipeline, Stage, action, parallel, pipeline, stage, stream
 from flowdeco.definitions import Stream
 from flowdeco.errors import DefinitionError, StoreTypeError, UnreferencedError
-from support import around, names, one, provide, step
 
 # -- what is pickled by reference is at module level
 
@@ -207,7 +207,7 @@ def test_two_actions_are_equal_when_function_and_options_are():
     same = action(double.__wrapped__)
     assert double == same
     assert hash(double) == hash(same)
-    assert not double != same
+    assert (double != same) is False
     assert len({double, same}) == 1
     for other in (
         double.with_options(name="other"),
@@ -223,13 +223,13 @@ def test_two_actions_are_equal_when_function_and_options_are():
         None,
     ):
         assert double != other
-        assert not double == other
+        assert (double == other) is False
 
 
 def test_a_function_is_not_equal_to_its_action():
     """From either side."""
     assert double.__wrapped__ != double
-    assert ALIAS != plain
+    assert plain != ALIAS
 
 
 def test_an_action_of_something_without_a_hash_can_be_hashed():
@@ -306,8 +306,9 @@ def test_documentation_of_methods_can_be_asked_for():
 def test_partials_builtins_and_callable_objects_can_be_actions(run):
     """Where they have a name, or are given one; they can be bound, too."""
     divided = action(name="divided")(functools.partial(pow, 2))
-    finished = run(PARTIAL >> divided.bind(exp=3) >> BUILTIN.bind(obj="four") >> OBJECT >> OBJECT.bind(n=5).with_options(name="b"),
-                   {"n": 1, "mod": None})  # fmt: skip
+    bound = OBJECT.bind(n=5).with_options(name="b")
+    flow = PARTIAL >> divided.bind(exp=3) >> BUILTIN.bind(obj="four") >> OBJECT >> bound
+    finished = run(flow, {"n": 1, "mod": None})
     expected = {"n": 1, "mod": None, "partial": 3, "divided": 8, "len": 4, "object": 2, "b": 6}
     assert dict(finished.store) == expected
 
@@ -385,8 +386,8 @@ def test_bind_fixes_parameters_and_leaves_the_original_alone(run):
     assert BOUND.bind(y=6)(1) == 7
     assert double.bind(n=3)() == 6
     assert run(BOUND, {"x": 1})["sum"] == 6
-    assert BOUND != add
-    assert BOUND == add.bind(y=5)
+    assert add != BOUND
+    assert add.bind(y=5) == BOUND
     assert hash(BOUND) == hash(add.bind(y=5))
 
 
@@ -741,8 +742,16 @@ def test_a_plain_function_in_a_chain_is_told_to_become_an_action():
 
 def test_a_template_must_be_called():
     """In a chain from either side, a pipeline, a group."""
-    for make in (lambda: A >> greet, lambda: greet >> A, lambda: double >> greet, lambda: greet >> double,
-                 lambda: pipeline(greet), lambda: parallel(greet), lambda: greet >> greet, lambda: plain >> greet):  # fmt: skip
+    for make in (
+        lambda: A >> greet,
+        lambda: greet >> A,
+        lambda: double >> greet,
+        lambda: greet >> double,
+        lambda: plain >> greet,
+        lambda: greet >> greet,
+        lambda: pipeline(greet),
+        lambda: parallel(greet),
+    ):
         with pytest.raises(DefinitionError, match=r"greet\(\.\.\.\)"):
             make()
 
@@ -870,7 +879,9 @@ def test_selectors_are_checked(wrong):
 
 def test_a_pipeline_has_options_of_its_own():
     """Name, title, tags, description, middleware."""
-    flow = pipeline(A, name="p", title="The P", tags=["t"], description="Why.", use=[layer], use_stages=[layer], use_actions=[layer])
+    flow = pipeline(
+        A, name="p", title="The P", tags=["t"], description="Why.", use=[layer], use_stages=[layer], use_actions=[layer]
+    )
     assert (flow.name, flow.title, flow.description, flow.tags) == ("p", "The P", "Why.", {"t"})
     assert flow.use == flow.use_stages == flow.use_actions == (layer,)
     assert flow.with_options(name="q") == pipeline(
@@ -899,7 +910,13 @@ def test_groups_are_equal_by_branches_and_options():
     """And hashable."""
     assert parallel(A, B) == parallel(A, B)
     assert hash(parallel(A, B, merge={"k": max})) == hash(parallel(A, B, merge={"k": max}))
-    for other in (parallel(B, A), parallel(A, B, limit=1), parallel(A, B, name="g"), parallel(A, B, merge={"k": max}), A >> B):
+    for other in (
+        parallel(B, A),
+        parallel(A, B, limit=1),
+        parallel(A, B, name="g"),
+        parallel(A, B, merge={"k": max}),
+        A >> B,
+    ):
         assert parallel(A, B) != other
     assert parallel(A).with_options(limit=3).limit == 3
 
@@ -1097,8 +1114,27 @@ def test_no_run_changes_a_definition(run):
 
 def test_the_front_door_is_a_list():
     """`flowdeco` exports exactly what the design says."""
-    expected = """action stage pipeline parallel stream Action Stage StageTemplate Pipeline Parallel Context Store Key Run
-        Status Bail Suspend Sleep __version__""".split()
+    expected = [
+        "action",
+        "stage",
+        "pipeline",
+        "parallel",
+        "stream",
+        "Action",
+        "Stage",
+        "StageTemplate",
+        "Pipeline",
+        "Parallel",
+        "Context",
+        "Store",
+        "Key",
+        "Run",
+        "Status",
+        "Bail",
+        "Suspend",
+        "Sleep",
+        "__version__",
+    ]
     assert sorted(flowdeco.__all__) == sorted(expected)
     assert all(hasattr(flowdeco, name) for name in expected)
 

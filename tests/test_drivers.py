@@ -8,14 +8,15 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import pytest
+from support import action_record, again, around, async_around, failing, names, one, stage_record, statuses, step
 
 from flowdeco import Context, Run, Sleep, Stage, Store, action, parallel, pipeline, stream
 from flowdeco.drivers.common import is_cancellation
 from flowdeco.errors import ActionTimeout, DefinitionError
 from flowdeco.middleware import retry
-from support import action_record, again, around, async_around, failing, names, one, stage_record, statuses, step
 
 VARIABLE = contextvars.ContextVar("VARIABLE", default="default")
 
@@ -562,10 +563,8 @@ def test_the_private_loop_survives_an_interrupt_of_a_coroutine():
     """Middleware that catches it can go on, with coroutines."""
 
     def stubborn(call):
-        try:
+        with suppress(KeyboardInterrupt):
             yield
-        except KeyboardInterrupt:
-            pass
 
     @action
     async def interrupted():
@@ -897,7 +896,12 @@ def test_the_traceback_leads_to_the_user(run):
 
 def test_every_unit_runs(run):
     """Actions, stages, pipelines, groups."""
-    for unit in (step([], "a", 1), Stage("s", [step([], "a", 1)]), pipeline(step([], "a", 1)), parallel(step([], "a", 1))):
+    for unit in (
+        step([], "a", 1),
+        Stage("s", [step([], "a", 1)]),
+        pipeline(step([], "a", 1)),
+        parallel(step([], "a", 1)),
+    ):
         assert dict(run(unit).store) == {"a": 1}
         assert isinstance(run(unit).store, Store)
 

@@ -4,12 +4,6 @@ import logging
 import operator
 
 import pytest
-
-from flowdeco import Bail, Context, Run, Sleep, Stage, Store, Suspend, action, parallel, pipeline, stage, stream
-from flowdeco.definitions import as_pipeline
-from flowdeco.errors import ReturnValueError, StoreTypeError, WriteConflictError
-from flowdeco.evaluate import Evaluation
-from flowdeco.requests import Await, Raised
 from support import (
     action_record,
     actions_run,
@@ -28,6 +22,12 @@ from support import (
     swallow,
     text_of,
 )
+
+from flowdeco import Bail, Context, Run, Sleep, Stage, Store, Suspend, action, parallel, pipeline, stage, stream
+from flowdeco.definitions import as_pipeline
+from flowdeco.errors import ReturnValueError, StoreTypeError, WriteConflictError
+from flowdeco.evaluate import Evaluation
+from flowdeco.requests import Await, Raised
 
 # -- the generator, called directly: it yields what is to be done, and performs nothing
 
@@ -383,7 +383,9 @@ def test_records_say_who_inserted_what(run):
     """None for what was there from the start, else `stage/action`."""
     log = []
     dynamic = Stage("D", [step(log, "d", lambda: one(log, "E"))])
-    finished = run(Stage("A", [step(log, "a", lambda: [dynamic, step(log, "b", lambda: one(log, "F"))])]) >> one(log, "B"))
+    finished = run(
+        Stage("A", [step(log, "a", lambda: [dynamic, step(log, "b", lambda: one(log, "F"))])]) >> one(log, "B")
+    )
     assert [(r.name, r.inserted_by) for r in finished.stages] == [
         ("A", None),
         ("D", "A/a"),
@@ -470,9 +472,7 @@ def test_writes_take_effect_when_the_action_completes(run):
         ctx.disable("b")
         raise ValueError
 
-    finished = run(
-        Stage("s", [writes], use=[swallow]) >> one(log, "b"), {"given": 1}
-    )
+    finished = run(Stage("s", [writes], use=[swallow]) >> one(log, "b"), {"given": 1})
     assert dict(finished.store) == {"given": 1}
     assert log == ["b"]
 
@@ -504,7 +504,9 @@ def test_the_first_exception_stops_the_run(run):
     """What comes later, and what was inserted but not run, is not run."""
     log = []
     error = ValueError("boom")
-    broken = Stage("broken", [step(log, "a", lambda: one(log, "inserted")), failing(log, "boom", error), step(log, "c")])
+    broken = Stage(
+        "broken", [step(log, "a", lambda: one(log, "inserted")), failing(log, "boom", error), step(log, "c")]
+    )
     with pytest.raises(ValueError, match="boom") as caught:
         run(one(log, "before") >> broken >> one(log, "after"))
     finished = Run.of(caught.value)
@@ -548,7 +550,9 @@ def test_a_recovered_stage_still_inserts_what_its_completed_actions_returned(run
 def test_what_stages_inserted_before_a_recovered_failure_of_their_pipeline_has_run(run):
     """The rest of that pipeline is not run, the outer one goes on."""
     log = []
-    inner = pipeline(one(log, "a", lambda: one(log, "D")), failing(log, "boom", ValueError()), one(log, "c"), use=[swallow])
+    inner = pipeline(
+        one(log, "a", lambda: one(log, "D")), failing(log, "boom", ValueError()), one(log, "c"), use=[swallow]
+    )
     finished = run(inner >> one(log, "end"))
     assert log == ["a", "D", "boom", "end"]
     assert finished.status == "completed"
@@ -733,14 +737,18 @@ def test_disable_is_of_what_has_not_run_yet(run):
     log = []
     flow = (
         one(log, "a")
-        >> Stage("s", [switch("off", lambda ctx: ctx.disable("a", "s/x", "tag:t", "b")), step(log, "x"), step(log, "y")])
+        >> Stage(
+            "s", [switch("off", lambda ctx: ctx.disable("a", "s/x", "tag:t", "b")), step(log, "x"), step(log, "y")]
+        )
         >> one(log, "b")
         >> Stage("c", [step(log, "z", tags=["t"])])
         >> one(log, "d", tags=["t"])
     )
     finished = run(flow)
     assert log == ["a", "y"]
-    assert statuses(finished) == [(n, s) for n, s in zip("asbcd", ["completed"] * 2 + ["skipped", "completed", "skipped"])]
+    assert statuses(finished) == [
+        (n, s) for n, s in zip("asbcd", ["completed"] * 2 + ["skipped", "completed", "skipped"])
+    ]
     log.clear()
     run(pipeline(*flow.units[2:]))
     assert log == ["b", "z", "d"]
@@ -1191,7 +1199,9 @@ def test_the_result_of_a_group_is_that_of_its_last_branch_with_one(run):
 def test_groups_and_pipelines_nest(run):
     """An overlay on an overlay."""
     flow = parallel(
-        pipeline(step([], "a", 1, collect="xs"), parallel(step([], "b", 2, collect="xs"), step([], "c", 3, collect="xs"))),
+        pipeline(
+            step([], "a", 1, collect="xs"), parallel(step([], "b", 2, collect="xs"), step([], "c", 3, collect="xs"))
+        ),
         step([], "d", 4, collect="xs"),
     )
     assert run(flow, {"xs": [0]})["xs"] == [0, 1, 2, 3, 4]

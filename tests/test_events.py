@@ -4,6 +4,7 @@ import asyncio
 import logging
 
 import pytest
+from support import again, failing, flaky, one, step, swallow
 
 from flowdeco import Bail, Context, Stage, action, events, parallel, pipeline, stream
 from flowdeco.events import (
@@ -17,7 +18,6 @@ from flowdeco.events import (
     StageStarted,
     UnitsInserted,
 )
-from support import again, failing, flaky, one, step, swallow
 
 
 def seen(run, flow, **options):
@@ -29,7 +29,10 @@ def seen(run, flow, **options):
 
 def shortly(found):
     """Kind, names and status of events."""
-    return [(type(event).__name__, *(getattr(event, name, None) for name in ("stage", "action", "status"))) for event in found]
+    return [
+        (type(event).__name__, *(getattr(event, name, None) for name in ("stage", "action", "status")))
+        for event in found
+    ]
 
 
 def test_a_run_tells_when_it_its_stages_and_actions_begin_and_end(run):
@@ -68,7 +71,11 @@ def test_events_say_what_they_are_of(run):
 
 def test_every_kind_of_end_is_told(run):
     """Skipped, recovered, bailed."""
-    flow = Stage("skipped") >> Stage("s", [failing([], "f", ValueError(), use=[swallow])]) >> failing([], "b", Bail("enough"))
+    flow = (
+        Stage("skipped")
+        >> Stage("s", [failing([], "f", ValueError(), use=[swallow])])
+        >> failing([], "b", Bail("enough"))
+    )
     found = seen(run, flow, skip=["skipped"])
     assert [(e.stage, e.status) for e in found if isinstance(e, StageFinished)] == [
         ("skipped", "skipped"),
@@ -202,6 +209,9 @@ def test_a_cancelled_run_tells_its_end():
 def test_what_is_skipped_tells_that_it_is_over(run):
     """A stage never began; an action of a running stage is skipped as well."""
     found = seen(run, Stage("s") >> Stage("t", [step([], "a"), step([], "b")]), skip=["s", "t/a"])
-    assert [(e.stage, e.status) for e in found if isinstance(e, StageFinished)] == [("s", "skipped"), ("t", "completed")]
+    assert [(e.stage, e.status) for e in found if isinstance(e, StageFinished)] == [
+        ("s", "skipped"),
+        ("t", "completed"),
+    ]
     assert [e.stage for e in found if isinstance(e, StageStarted)] == ["t"]
     assert ("a", "skipped") in [(e.action, e.status) for e in found if isinstance(e, ActionFinished)]

@@ -67,8 +67,8 @@ def interpreters():
 def cluster_of(distributed, workers=2):
     """A local cluster of processes on loopback, quiet and without dashboard."""
     return distributed.LocalCluster(
-        n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None, host="127.0.0.1",
-        silence_logs=logging.CRITICAL,
+        n_workers=workers, threads_per_worker=1, processes=True, host="127.0.0.1", silence_logs=logging.CRITICAL,
+        dashboard_address=None, scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},  # its HTTP server: any free port
     )  # fmt: skip
 
 

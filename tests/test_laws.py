@@ -10,10 +10,10 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-from flowdeco import Bail, Context, Stage, action, parallel, pipeline, stream
 from model import Act, Par, Pipe, Stg, predict
 from support import again, around, swallow
+
+from flowdeco import Bail, Context, Stage, action, parallel, pipeline, stream
 
 # Thorough enough to find what the tests of the modules do not; the whole suite stays below a minute and a half.
 many = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
@@ -108,11 +108,15 @@ def named(part, numbers):
     }
     for field in ("use", "use_stages", "use_actions"):
         if hasattr(part, field):
-            changes[field] = tuple((kind, f"{field}{number}.{index}") for index, kind in enumerate(getattr(part, field)))
+            changes[field] = tuple(
+                (kind, f"{field}{number}.{index}") for index, kind in enumerate(getattr(part, field))
+            )
     if isinstance(part, Pipe) and not part.name:
         changes.update(use=(), use_stages=(), use_actions=())  # it has no options
     else:
-        changes["name"] = f"{type(part).__name__[0].lower()}{number}".replace("p", "g" if isinstance(part, Par) else "p")
+        changes["name"] = f"{type(part).__name__[0].lower()}{number}".replace(
+            "p", "g" if isinstance(part, Par) else "p"
+        )
     if isinstance(part, Act):
         changes["value"] = None if part.returned and part.how != "generator function" else part.value
         changes["loops"] = 0 if part.how == "stream" else part.loops
@@ -290,9 +294,17 @@ def test_groups_come_to_the_same_however_their_branches_are_timed(run, flow):
 
 
 PARTS = st.sampled_from(
-    [Stage("a"), Stage("b", data={"k": 1}), action(name="c")(lambda: 1), pipeline(Stage("d"), name="d"), pipeline(name="e"),
-     parallel(Stage("f")), pipeline(Stage("g")), pipeline()]
-)  # fmt: skip
+    [
+        Stage("a"),
+        Stage("b", data={"k": 1}),
+        action(name="c")(lambda: 1),
+        pipeline(Stage("d"), name="d"),
+        pipeline(name="e"),
+        parallel(Stage("f")),
+        pipeline(Stage("g")),
+        pipeline(),
+    ]
+)
 FLOWS = st.lists(PARTS, max_size=4).map(lambda units: pipeline(*units)) | PARTS
 
 

@@ -5,12 +5,9 @@ import functools
 import logging
 import pickle
 import time
+from contextlib import suppress
 
 import pytest
-
-from flowdeco import Bail, Context, Run, Sleep, Stage, action, parallel, pipeline, stream
-from flowdeco.errors import DefinitionError, MiddlewareError, MissingInputError, StoreTypeError
-from flowdeco.middleware import atomic, recover, retry
 from support import (
     action_record,
     again,
@@ -27,6 +24,10 @@ from support import (
     swallow,
     text_of,
 )
+
+from flowdeco import Bail, Context, Run, Sleep, Stage, action, parallel, pipeline, stream
+from flowdeco.errors import DefinitionError, MiddlewareError, MissingInputError, StoreTypeError
+from flowdeco.middleware import atomic, recover, retry
 
 # -- the onion (L7)
 
@@ -178,7 +179,9 @@ def test_what_middleware_writes_stays(run):
 
     flow = pipeline(Stage("s", [failing([], "a", ValueError(), use=[notes])], use=[notes]), use=[notes])
     finished = run(flow, check=False)
-    assert sorted(finished.store) == [f"{level} {at}" for level in ("action", "pipeline", "stage") for at in ("after", "before")]
+    assert sorted(finished.store) == [
+        f"{level} {at}" for level in ("action", "pipeline", "stage") for at in ("after", "before")
+    ]
 
 
 def test_middleware_in_a_branch_has_the_store_of_the_branch(run):
@@ -406,7 +409,11 @@ def test_a_stage_has_its_connection_opened_and_closed(run):
     def write(conn):
         conn.append("write")
 
-    run(Stage("good", [write], use=[connected]) >> Stage("bad", [write, failing([], "x", ValueError())], use=[connected]), check=False)
+    run(
+        Stage("good", [write], use=[connected])
+        >> Stage("bad", [write, failing([], "x", ValueError())], use=[connected]),
+        check=False,
+    )
     assert log == ["open", "write", "commit", "close", "open", "write", "rollback", "close"]
 
 
@@ -478,10 +485,8 @@ def test_a_failure_that_is_caught_is_recovered(run, level, asynchronous):
     log = []
 
     async def swallow_async(call):
-        try:
+        with suppress(ValueError):
             yield
-        except ValueError:
-            pass
 
     layer = [swallow_async if asynchronous else swallow]
     flow = pipeline(
@@ -495,7 +500,9 @@ def test_a_failure_that_is_caught_is_recovered(run, level, asynchronous):
     )
     finished = run(flow >> one(log, "end"))
     assert finished.status == "completed"
-    assert log == {"action": ["boom", "b", "c", "end"], "stage": ["boom", "c", "end"], "pipeline": ["boom", "end"]}[level]
+    assert (
+        log == {"action": ["boom", "b", "c", "end"], "stage": ["boom", "c", "end"], "pipeline": ["boom", "end"]}[level]
+    )
     recovered = action_record(finished, "s", "boom"), stage_record(finished, "s")
     assert [(r.status.value, r.recovered) for r in recovered] == {
         "action": [("failed", True), ("completed", False)],
@@ -681,9 +688,7 @@ def test_data_of_a_stage_is_merged_anew_when_a_layer_outside_of_it_tries_again(r
         xs.append(1)
         ctx.store["k"] = "changed"
 
-    flow = pipeline(
-        Stage("s", [grow, flaky(log, "f", 1)], data={"xs": [], "k": "fresh"}), use_stages=[again(2)]
-    )
+    flow = pipeline(Stage("s", [grow, flaky(log, "f", 1)], data={"xs": [], "k": "fresh"}), use_stages=[again(2)])
     assert dict(run(flow, {"k": "before"}).store) == {"xs": [1], "k": "changed"}
     assert seen == [[], []]
 
@@ -1196,10 +1201,8 @@ def test_a_layer_that_swallows_its_own_misuse_does_not_get_away_with_it(run):
 
     def babbles(call):
         while True:
-            try:
+            with suppress(MiddlewareError):
                 yield 3
-            except MiddlewareError:
-                pass
 
     with pytest.raises(MiddlewareError, match="babbles"):
         run(Stage("s", use=[babbles]))

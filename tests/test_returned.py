@@ -1,10 +1,11 @@
 """What a returned value means: units to insert, or data to store."""
 
 import asyncio
-from collections import namedtuple
 from collections.abc import AsyncIterator, Iterator
+from typing import NamedTuple
 
 import pytest
+from support import names, one, step
 
 from flowdeco import Action, Key, Pipeline, Stage, action, parallel, pipeline, stage, stream
 from flowdeco.definitions import UNSET
@@ -12,7 +13,6 @@ from flowdeco.errors import ReturnValueError, StoreTypeError
 from flowdeco.requests import Raised
 from flowdeco.returned import Yielded, exhaust, sort_out
 from flowdeco.wiring import step_of
-from support import names, one, step
 
 STAGE, OTHER = Stage("stage"), Stage("other")
 ACTION = step([], "action")
@@ -72,13 +72,25 @@ def test_a_returned_value_is_units_or_data(value, inserted, data):
 
 def test_a_named_tuple_of_units_is_a_tuple():
     """Its elements are inserted."""
-    both = namedtuple("both", "first second")
-    assert sorted_out(both(STAGE, OTHER)) == ((STAGE, OTHER), UNSET)
+
+    class Both(NamedTuple):
+        first: Stage
+        second: Stage
+
+    assert sorted_out(Both(STAGE, OTHER)) == ((STAGE, OTHER), UNSET)
 
 
 @pytest.mark.parametrize(
     "annotation",
-    [list[Stage], tuple[Stage, ...], list[Stage | Action], list[Stage] | None, "list[Stage]", Iterator[Stage], Pipeline],
+    [
+        list[Stage],
+        tuple[Stage, ...],
+        list[Stage | Action],
+        list[Stage] | None,
+        "list[Stage]",
+        Iterator[Stage],
+        Pipeline,
+    ],
     ids=repr,
 )
 def test_an_empty_list_is_nothing_where_the_annotation_names_units(annotation):
@@ -101,9 +113,15 @@ def test_a_template_must_be_called(value):
 
 @pytest.mark.parametrize(
     ("value", "offending"),
-    [([STAGE, 3], "3"), ([STAGE, None], "None"), ((STAGE, OTHER, "x"), "'x'"), ([3, 4, STAGE], "stage"), ([STAGE, [OTHER]], "other"),
-     ([None, STREAM], "stream")],
-)  # fmt: skip
+    [
+        ([STAGE, 3], "3"),
+        ([STAGE, None], "None"),
+        ((STAGE, OTHER, "x"), "'x'"),
+        ([3, 4, STAGE], "stage"),
+        ([STAGE, [OTHER]], "other"),
+        ([None, STREAM], "stream"),
+    ],
+)
 def test_a_mix_of_units_and_data_names_action_and_element(value, offending):
     """It is a `ReturnValueError`, which is a `TypeError`."""
     with pytest.raises(ReturnValueError, match="'function'.*mix") as caught:
@@ -293,14 +311,20 @@ def generator_kinds(body):
             await asyncio.sleep(0)
             yield item
 
+    def gives_generator():
+        return body()
+
+    def gives_async_generator():
+        return async_generator()
+
     async def coroutine():
         return async_generator()
 
     return {
         "generator function": body,
-        "returned generator": lambda: body(),
+        "returned generator": gives_generator,
         "async generator function": async_generator,
-        "returned async generator": lambda: async_generator(),
+        "returned async generator": gives_async_generator,
         "coroutine that returns one": coroutine,
     }
 

@@ -4,10 +4,6 @@ import dataclasses
 import time
 
 import pytest
-
-from flowdeco import Bail, Context, Key, Run, Stage, Status, Store, Suspend, action, parallel, pipeline, stream
-from flowdeco.errors import WiringError
-from flowdeco.runs import ActionRecord, StageRecord
 from support import (
     action_record,
     again,
@@ -21,6 +17,10 @@ from support import (
     swallow,
     text_of,
 )
+
+from flowdeco import Bail, Context, Key, Run, Stage, Status, Store, Suspend, action, parallel, pipeline, stream
+from flowdeco.errors import WiringError
+from flowdeco.runs import ActionRecord, StageRecord
 
 # -- status
 
@@ -58,7 +58,13 @@ def test_run_stage_and_action_have_a_status(run, unit, expected):
 def test_a_run_that_has_not_begun_is_pending():
     """Nothing came of it yet."""
     fresh = Run("run-1", pipeline(), Store())
-    assert (fresh.status, fresh.result, fresh.error, fresh.reason, list(fresh.stages)) == ("pending", None, None, None, [])
+    assert (fresh.status, fresh.result, fresh.error, fresh.reason, list(fresh.stages)) == (
+        "pending",
+        None,
+        None,
+        None,
+        [],
+    )
 
 
 def test_the_run_is_running_while_it_runs(run):
@@ -249,9 +255,14 @@ def test_a_failed_record_has_the_error_and_the_others_none(run):
 def test_attempts_are_counted_and_there_is_one_record(run):
     """With the final status."""
     log = []
-    flow = Stage("s", [flaky(log, "f", 2, use=[again(2)])], use=[again(2)]) >> Stage("t", [flaky(log, "g", 9, use=[again(3)])])
+    flow = Stage("s", [flaky(log, "f", 2, use=[again(2)])], use=[again(2)]) >> Stage(
+        "t", [flaky(log, "g", 9, use=[again(3)])]
+    )
     finished = run(flow, check=False)
-    assert [(r.name, r.status.value, r.attempts) for r in finished.stages] == [("s", "completed", 2), ("t", "failed", 1)]
+    assert [(r.name, r.status.value, r.attempts) for r in finished.stages] == [
+        ("s", "completed", 2),
+        ("t", "failed", 1),
+    ]
     assert action_record(finished, "s", "f").attempts == 1
     assert action_record(finished, "t", "g").attempts == 3
     assert len(finished.stages[0].actions) == 1
@@ -261,7 +272,10 @@ def test_a_recovered_record_stays_failed(run):
     """With its error, and `recovered`."""
     error = ValueError("no")
     finished = run(Stage("s", [failing([], "a", error, use=[swallow])]) >> Stage("t", [raises(error)], use=[swallow]))
-    assert [(r.status.value, r.recovered, r.error) for r in finished.stages] == [("completed", False, None), ("failed", True, error)]
+    assert [(r.status.value, r.recovered, r.error) for r in finished.stages] == [
+        ("completed", False, None),
+        ("failed", True, error),
+    ]
     recovered = action_record(finished, "s", "a")
     assert (recovered.status, recovered.recovered, recovered.error) == ("failed", True, error)
     assert action_record(finished, "t", "a").recovered is False

@@ -6,11 +6,11 @@ from collections.abc import MutableMapping
 from typing import Annotated, Any, Generic, Literal, Optional, Protocol, TypeVar, Union, runtime_checkable
 
 import pytest
+from support import step
 
 from flowdeco import Context, Key, Stage, Store, action
 from flowdeco.errors import StoreKeyError, StoreTypeError
 from flowdeco.store import MISSING, Delta, View, key_name
-from support import step
 
 T = TypeVar("T")
 
@@ -84,8 +84,8 @@ def test_keys_are_non_empty_strings(wrong):
         (list[int], [[], ["unchecked"]], [(1,), "ab"]),
         (dict[str, int], [{}], [[]]),
         (int | None, [3, None], ["3"]),
-        (Optional[int], [3, None], ["3"]),
-        (Union[int, list[str]], [3, []], ["3"]),
+        (Optional[int], [3, None], ["3"]),  # noqa: UP045
+        (Union[int, list[str]], [3, []], ["3"]),  # noqa: UP007
         (float | None, [3, None], ["3"]),
         (Annotated[int, "metadata"], [3], ["3"]),
         (Box[int], [Box()], [3]),
@@ -143,7 +143,13 @@ def test_a_store_is_a_mutable_mapping():
     assert (dict(store), len(store), list(store), "a" in store, "x" in store) == (
         {"a": 1, "b.c": 2, "d": 3}, 3, ["a", "b.c", "d"], True, False,
     )  # fmt: skip
-    assert (store.get("a"), store.get("x"), store.get("x", 5), store.setdefault("a", 9), store.pop("d")) == (1, None, 5, 1, 3)
+    assert (store.get("a"), store.get("x"), store.get("x", 5), store.setdefault("a", 9), store.pop("d")) == (
+        1,
+        None,
+        5,
+        1,
+        3,
+    )
     assert store == {"a": 1, "b.c": 2}
     del store["a"]
     assert list(store.items()) == [("b.c", 2)]
@@ -168,7 +174,11 @@ def test_typed_keys_are_names_of_the_same_values():
 def test_a_missing_key_is_a_key_error_with_close_matches():
     """`StoreKeyError` reads like a sentence."""
     store = Store({"report.title": 1, "other": 2})
-    for read in (lambda: store["report.titel"], lambda: store[Key("report.titel", str)], lambda: store.__delitem__("report.titel")):
+    for read in (
+        lambda: store["report.titel"],
+        lambda: store[Key("report.titel", str)],
+        lambda: store.__delitem__("report.titel"),
+    ):
         with pytest.raises(StoreKeyError, match=r"'report\.titel'.*'report\.title'") as caught:
             read()
         assert isinstance(caught.value, KeyError)

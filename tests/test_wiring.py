@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterat
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, NewType, Protocol, TypeVar
 
 import pytest
+from support import around, names, one, provide, step, text_of
 
 from flowdeco import Action, Context, Key, Pipeline, Run, Stage, Store, action, parallel, pipeline, stage, stream
 from flowdeco.errors import DefinitionError, MissingInputError, StoreTypeError, WiringError
 from flowdeco.wiring import Problem, step_of, steps_of
-from support import around, names, one, provide, step, text_of
 
 if TYPE_CHECKING:
     from nowhere import OnlyForTheTypeChecker  # noqa: F401
@@ -381,7 +381,9 @@ def test_only_what_comes_earlier_supplies_anything():
     late = wants(name="k", returns=int)
     assert problems(wants("k", returns=None) >> late) == [("wants", "wants", "k", "k", True)]
     assert problems(late >> wants("k")) == []
-    assert problems(Stage("s", [wants("k", returns=None)]) >> Stage("t", data={"k": 1})) == [("s", "wants", "k", "k", True)]
+    assert problems(Stage("s", [wants("k", returns=None)]) >> Stage("t", data={"k": 1})) == [
+        ("s", "wants", "k", "k", True)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -420,16 +422,33 @@ def test_what_may_be_supplied_unseen_is_not_certain(opening):
 
 
 @pytest.mark.parametrize(
-    "returns", [int, None, str, list[int], dict[str, Stage], Sequence[str], int | None, Unknown, Generator[int, None, None],
-                AsyncIterator[int], UserId.__supertype__, Box, "int", Annotated[int, "x"]], ids=repr
-)  # fmt: skip
+    "returns",
+    [
+        int,
+        None,
+        str,
+        list[int],
+        dict[str, Stage],
+        Sequence[str],
+        int | None,
+        Unknown,
+        Generator[int, None, None],
+        AsyncIterator[int],
+        Box,
+        "int",
+        Annotated[int, "x"],
+    ],
+    ids=repr,
+)
 def test_an_action_annotated_to_return_something_else_inserts_nothing(returns):
     """What is missing after it is certain."""
     assert problems(wants(name="other", returns=returns) >> wants("k")) == [("wants", "wants", "k", "k", True)]
 
 
 @pytest.mark.parametrize(
-    "returns", [Stage, list[Stage], None, Iterator[Stage], Stage | None, "list[Stage]", Generator[Stage, None, None]], ids=repr
+    "returns",
+    [Stage, list[Stage], None, Iterator[Stage], Stage | None, "list[Stage]", Generator[Stage, None, None]],
+    ids=repr,
 )
 def test_an_action_annotated_to_return_units_supplies_no_data(returns):
     """Nor does one that returns None."""
@@ -437,7 +456,11 @@ def test_an_action_annotated_to_return_units_supplies_no_data(returns):
     assert problem.parameter == "other"
 
 
-@pytest.mark.parametrize("returns", [int, Any, int | None, Stage | int, list, Iterable, Generator[Stage, None, int], UserId, T, Literal[1]], ids=repr)
+@pytest.mark.parametrize(
+    "returns",
+    [int, Any, int | None, Stage | int, list, Iterable, Generator[Stage, None, int], UserId, T, Literal[1]],
+    ids=repr,
+)
 def test_an_action_annotated_to_return_data_supplies_it(returns):
     """Under its key."""
     assert (wants(name="other", returns=returns) >> wants("other")).validate() == []

@@ -11,7 +11,7 @@ from contextlib import ExitStack, suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
-from flowdeco.drivers.common import Evaluated, begin, end
+from flowdeco.drivers.common import Evaluated, abandon, begin, end
 from flowdeco.drivers.common import resume as continued
 from flowdeco.drivers.threads import call_in_thread, timed_out
 from flowdeco.drivers.work import Work
@@ -28,15 +28,27 @@ async def run(flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOpti
     """Evaluate a pipeline in the running event loop."""
     if options.journal is None:
         return await _performed(begin(flow, inputs, options), options)
-    return await _performed(await asyncio.to_thread(begin, flow, inputs, options), options)
+    return await _performed(await _begun(begin, flow, inputs, options), options)
 
 
 async def resume(
     flow: Pipeline, what: Run | str, inputs: Mapping[str, Any] | None, options: RunOptions, *how: Any
 ) -> Run:
     """Go on with the evaluation of a pipeline in the running event loop."""
-    evaluated = await asyncio.to_thread(continued, flow, what, inputs, options, *how)
+    evaluated = await _begun(continued, flow, what, inputs, options, *how)
     return await _performed(evaluated, options) if isinstance(evaluated, tuple) else evaluated
+
+
+async def _begun(start: Callable[..., Any], *args: Any) -> Any:
+    """Begin in a thread, for the journal is opened there; a cancellation gives the run up again."""
+    beginning = asyncio.ensure_future(asyncio.to_thread(start, *args))
+    try:
+        return await asyncio.shield(beginning)
+    except asyncio.CancelledError:
+        evaluated = await beginning
+        if isinstance(evaluated, tuple):
+            await asyncio.to_thread(abandon, evaluated[0])
+        raise
 
 
 async def _performed(evaluated: Evaluated, options: RunOptions) -> Run:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from flowdeco.definitions import Pipeline, RunOptions, checked_layers, checked_selectors
 from flowdeco.errors import Cancelled, DefinitionError
-from flowdeco.evaluate import Evaluation
-from flowdeco.journal import Journal
+from flowdeco.evaluate import Evaluation, unknown_stage
+from flowdeco.journal import Journal, Remembered
 from flowdeco.memory import Memory, past_of
 from flowdeco.requests import Raised, Request, Save
 from flowdeco.runs import Run, Status
@@ -101,6 +101,8 @@ def _resume_from_journal(
         store = Store({key: value for _, values in given for key, value in values.items()})
         start = _Start(flow, None, options._replace(skip=(*remembered.skip, *options.skip)))
         start.check(store)
+        if from_stage is not None:
+            _check_fork(from_stage, remembered, flow)
         past = past_of(remembered, journal.codec, fingerprint, pins)
         if from_stage is None:
             run = Run(run_id, flow, store)
@@ -114,7 +116,17 @@ def _resume_from_journal(
             journal.close(run_id, remembered.status, remembered.reason, f"{type(error).__name__}: {error}")
         raise
     memory = Memory(journal, run.id, fingerprint)
+    if remembered.pipeline != flow.name:
+        past.differs = f"the run is one of pipeline {remembered.pipeline!r}, and this is {flow.name!r}"
     return start.evaluation(run, past=past, memory=memory, on_change=on_change, copying_until=from_stage)
+
+
+def _check_fork(from_stage: str, remembered: Remembered, flow: Pipeline) -> None:
+    """Raise `JournalError` if neither the run nor the pipeline has such a stage."""
+    ran = {row.stage for row in remembered.rows if row.kind != "pipeline"}
+    known = {*ran, *(name.partition("[")[0] for name in ran), *(unit.name for unit in flow)}
+    if from_stage not in known:
+        raise unknown_stage(from_stage, known)
 
 
 class _Start:
@@ -170,6 +182,12 @@ def _evaluated(evaluation: Evaluation) -> Generator[Request, Any, None]:
         answer = yield Save(evaluation.memory.journal.close, run.id, str(run.status), run.reason, error)
         if type(answer) is Raised and run.error is None:
             run.error, run.status = answer.error, Status.FAILED
+
+
+def abandon(run: Run) -> None:
+    """Give up the lease of a run that was cancelled before it began."""
+    if run._journal is not None:
+        run._journal.close(run.id, str(Status.CANCELLED), None, None)
 
 
 def _journal(given: Any) -> tuple[Journal, Callable[[Any], str]]:
