@@ -310,13 +310,13 @@ class JsonCodec:
             return allowed
         found = _lookup(where)
         module = where.partition(":")[0]
-        ours = module.partition(".")[0] not in sys.stdlib_module_names and getattr(found, "__module__", None) == module
-        if type(found) is types.FunctionType and ours:
-            if inspect.isgeneratorfunction(found) or inspect.isasyncgenfunction(found):
+        if type(found) is types.FunctionType and found.__module__ == module:
+            ours = module.partition(".")[0] not in sys.stdlib_module_names
+            if ours and (inspect.isgeneratorfunction(found) or inspect.isasyncgenfunction(found)):
                 return found
-            raise JournalError(
-                f"JSON refers to generator functions, and {where} is none: codec.allow({found.__name__})"
-            )
+            if ours:
+                name = found.__name__
+                raise JournalError(f"JSON refers to generator functions, and {where} is none: codec.allow({name})")
         raise JournalError(f"no loaded module has a generator function {where}")
 
     # Reading.
@@ -357,8 +357,8 @@ class JsonCodec:
 
     def _read_object(self, node: Any) -> Any:
         where, fields, *rest = _list(node)
-        cls = _lookup(where)
-        if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+        cls = _class(where)
+        if "__dataclass_fields__" not in dir(cls):
             raise JournalError(f"{where} is no dataclass")
         names = _fields(cls)
         if sorted(_dict(fields)) != sorted(names):
