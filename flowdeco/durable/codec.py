@@ -10,13 +10,13 @@ import io
 import pickle
 import sys
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from typing import Any, Final, cast
 
-from flowdeco.definitions import Unit
+from flowdeco.definitions import Action, Called, Changed, Parallel, Pipeline, Stage, Unit
 from flowdeco.errors import JournalError, RunError, SerializationError, UnreferencedError
-from flowdeco.paths import Parts, culprit, shown_key
+from flowdeco.paths import Parts, all_parts, culprit, shown_key
 
 __all__ = ["PickleCodec"]
 
@@ -39,12 +39,13 @@ class PickleCodec:
             return pickle.dumps(value, _PROTOCOL)
         except Exception as error:
             reason = error
-        by_value = None if isinstance(reason, UnreferencedError) else _by_value()
+        by_value = None if isinstance(reason, (UnreferencedError, RecursionError)) else _by_value()
         attempt = by_value or _by_reference
         try:
             return attempt(_with_told_error(value, attempt))
         except Exception as error:
-            raise unserialisable(value, what, attempt, error, hint="" if by_value else _hint(error)) from error
+            hint = "" if by_value else _hint(error)
+            raise unserialisable(value, what, attempt, error, hint=hint, parts=_parts) from error
 
     def decode(self, payload: bytes) -> Any:
         """Return the value; raises `JournalError` if the payload is damaged, or what it refers to is gone."""
@@ -86,7 +87,7 @@ def unserialisable(
     error: Exception,
     *,
     hint: str = "",
-    parts: Parts | None = None,
+    parts: Parts,
 ) -> SerializationError:
     """Return the error that names the innermost part for which the attempt fails."""
     path, reason = _place(value, what, attempt, parts) or (what, error)
@@ -100,9 +101,7 @@ def _told(error: Exception) -> str:
     return str(error) if isinstance(error, JournalError) else f"{type(error).__name__}: {error}"
 
 
-def _place(
-    value: Any, what: str, attempt: Callable[[Any], object], parts: Parts | None
-) -> tuple[str, Exception] | None:
+def _place(value: Any, what: str, attempt: Callable[[Any], object], parts: Parts) -> tuple[str, Exception] | None:
     """Look for the culprit in a payload, where what is under `puts` and `appends` is called by its key of the store."""
     if type(value) is not dict or what == "inputs":
         return culprit(value, what or "value", attempt, parts)
@@ -119,6 +118,23 @@ def _sections(section: Any, content: Any) -> Iterable[tuple[str, Any]]:
     if section in {"puts", "appends"} and isinstance(content, Mapping):
         return [(f"store[{shown_key(key)}]", part) for key, part in cast("Mapping[Any, Any]", content).items()]
     return [(section if isinstance(section, str) else f"[{section!r}]", content)]
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    """Give the parts of a value; of a definition, what it was made with."""
+    if isinstance(value, Stage):
+        origin = value._origin
+        while isinstance(origin, Changed):
+            origin = origin.base._origin
+        yield from (
+            all_parts(origin) if isinstance(origin, Called) else ((f"[{shown_key(it.name)}]", it) for it in value)
+        )
+    elif isinstance(value, Action):
+        yield from all_parts(cast("Any", value)._self_bound)
+    elif isinstance(value, (Pipeline, Parallel)):
+        yield from ((f"[{index}]", unit) for index, unit in enumerate(value.units))
+    else:
+        yield from all_parts(value)
 
 
 # Exceptions: what went wrong must not go wrong again because it cannot be written or read as it was.

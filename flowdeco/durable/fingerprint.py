@@ -21,12 +21,13 @@ from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 __all__ = ["fingerprint"]
 
-_KEPT: Final = 4096  # codes, and files, are remembered up to these numbers
+_KEPT: Final = 4096  # functions, and files, are remembered up to these numbers
 _FILES: Final = 16
 
 _Function: TypeAlias = "ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda"
 
 _known: dict[tuple[int, int, int], tuple[Any, str]] = {}
+_codes: dict[int, tuple[types.CodeType, str]] = {}
 
 
 def fingerprint(function: Any) -> str:
@@ -62,9 +63,10 @@ def _told(thing: Any) -> str:
         partial = cast("functools.partial[Any]", thing)
         return f"partial {len(partial.args)} {sorted(partial.keywords)}\n{_told(partial.func)}"
     call = next((vars(cls)["__call__"] for cls in type(thing).__mro__ if "__call__" in vars(cls)), None)
-    if isinstance(thing, type) or not isinstance(call, types.FunctionType):
-        return f"{getattr(thing, '__module__', None)}:{getattr(thing, '__qualname__', type(thing).__qualname__)}"
-    return f"{type(thing).__module__}:{type(thing).__qualname__}\n{_told(call)}"
+    if hasattr(thing, "__qualname__"):
+        return f"{getattr(thing, '__module__', None)}:{thing.__qualname__}"
+    inside = _told(call) if isinstance(call, types.FunctionType) else ""
+    return f"a {type(thing).__module__}:{type(thing).__qualname__}\n{inside}"
 
 
 # Values: defaults and constants.
@@ -90,15 +92,20 @@ def _values_told(value: Any) -> str:
         text = repr(value)
     except Exception:
         text = " at 0x"
-    return name if " at 0x" in text else f"{name} {text}"
+    return f"a {name}" if " at 0x" in text else f"{name} {text}"
 
 
 # Code.
 
 
 def _code_told(code: types.CodeType) -> str:
-    node = _node_of(code)
-    return _loaded_told(code) if node is None else _dumped(node)
+    found = _codes.get(id(code))
+    if found is None:
+        node = _node_of(code)
+        if len(_codes) >= _KEPT:
+            _codes.clear()
+        found = _codes[id(code)] = code, _hashed(_loaded_told(code) if node is None else _dumped(node))
+    return found[1]
 
 
 def _loaded_told(code: types.CodeType) -> str:
@@ -109,9 +116,9 @@ def _loaded_told(code: types.CodeType) -> str:
 
 
 def _has_docstring(code: types.CodeType) -> bool:
-    if sys.version_info >= (3, 13):
+    if sys.version_info >= (3, 14):
         return bool(code.co_flags & 0x4000000)
-    first = code.co_consts[0] if code.co_consts else 0  # before 3.13 its place was always kept
+    first = code.co_consts[0] if code.co_consts else 0  # before 3.14 its place was always kept
     function = bool(code.co_flags & 0x2) and not code.co_name.startswith("<")
     return function and (first is None or isinstance(first, str))
 
@@ -146,20 +153,12 @@ _sources: dict[str, _Source] = {}
 _FUTURE: Final = sum(getattr(__future__, name).compiler_flag for name in __future__.all_feature_names[2:])
 
 
-def _node_of(code: types.CodeType) -> _Function | None:
-    """Return the syntax tree of the function that compiles to this code, None where there is none."""
-    source = _source_of(code)
-    node = None if source is None else _node_in(source, code)
-    if node is None and source is not None:
-        linecache.checkcache(code.co_filename)  # the module was loaded anew, after it was edited
-        newer = _source_of(code)
-        node = None if newer is None or newer is source else _node_in(newer, code)
-    return node
-
-
 def _source_of(code: types.CodeType) -> _Source | None:
     filename = code.co_filename
+    linecache.checkcache(filename)
     lines = linecache.getlines(filename)
+    if not lines:
+        return None
     found = _sources.get(filename)
     if found is not None and found.lines is lines:
         return found
@@ -184,7 +183,11 @@ def _codes_in(code: types.CodeType) -> Iterator[types.CodeType]:
             yield from _codes_in(constant)
 
 
-def _node_in(source: _Source, code: types.CodeType) -> _Function | None:
+def _node_of(code: types.CodeType) -> _Function | None:
+    """Return the syntax tree of the function that compiles to this code, None where there is none."""
+    source = _source_of(code)
+    if source is None:
+        return None
     nodes = [
         node
         for compiled in source.codes.get(code.co_qualname, ())
@@ -227,6 +230,8 @@ def _dump(node: Any, said: list[str], *, named: bool = True) -> None:
             said.append(f"{field}=")
             if field == "body" and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
                 value = value[ast.get_docstring(node, clean=False) is not None :]
+            if isinstance(node, ast.JoinedStr):  # some versions have empty parts in it
+                value = [part for part in value if not (isinstance(part, ast.Constant) and part.value == "")]
             _dump(value, said)
         said.append(")")
     elif isinstance(node, list):
@@ -235,4 +240,4 @@ def _dump(node: Any, said: list[str], *, named: bool = True) -> None:
             _dump(part, said)
         said.append("]")
     else:
-        said.append(repr(node))
+        said.append(ascii(node))

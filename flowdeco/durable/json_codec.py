@@ -31,15 +31,17 @@ from flowdeco.declare import StageTemplate
 from flowdeco.definitions import (
     UNSET,
     Action,
-    Bound,
     Called,
     Changed,
     Imported,
     Member,
+    Method,
+    Narrowed,
     Parallel,
     Pipeline,
     Stage,
     Stream,
+    narrowed_stage,
 )
 from flowdeco.durable.codec import remade_exception, told_error, unserialisable
 from flowdeco.errors import JournalError, RunError
@@ -97,6 +99,7 @@ class JsonCodec:
             "$stage": lambda where: _definition(where, Stage),
             "$method": self._read_method,
             "$member": self._read_member,
+            "$narrowed": self._read_narrowed,
             "$call": self._read_call,
             "$changed": self._read_changed,
             "$bound": self._read_bound,
@@ -214,54 +217,44 @@ class JsonCodec:
         return {"$key": [value.name, _type_written(value.type)]}
 
     def _write_action(self, value: Any) -> Any:
-        origin: Any = value._self_origin
-        function: Any = value.__wrapped__
-        if isinstance(origin, Member):
-            return {"$member": [self._write_origin(origin.stage), origin.position]}
-        if isinstance(origin, Changed):
-            return {"$changed": [self._write(origin.base), self._write_changes(origin.changes)]}
-        if isinstance(origin, Bound):
-            return {"$bound": [self._write(origin.base), self._write(origin.values)]}
-        if isinstance(function, types.MethodType):
-            return {"$method": [self._write(function.__self__), function.__func__.__name__]}
-        where = _place(function)
-        if _lookup(where) != value:
+        if value._self_origin is not None:
+            return self._write_origin(value._self_origin)
+        where = _place(value.__wrapped__)
+        if _found(where) != value:
             raise TypeError(
                 f"action {value.name!r} cannot be referred to: {where} is not this action. "
                 f"Declare it with @action at module level"
             )
         return {"$action": where}
 
-    def _write_origin(self, origin: Any) -> Any:
-        if isinstance(origin, Called):
-            template: Any = origin.template
-            return {
-                "$call": [
-                    _reference(template, "stage template"),
-                    self._write(list(origin.args)),
-                    self._write(origin.kwargs),
-                ]
-            }
-        return {"$stage": f"{origin.module}:{origin.qualname}"}
-
     def _write_stage(self, value: Any) -> Any:
         origin: Any = value._origin
-        if isinstance(origin, Changed):
-            return {"$changed": [self._write(origin.base), self._write_changes(origin.changes)]}
-        if isinstance(origin, Called):
+        if isinstance(origin, Imported) and _found(f"{origin.module}:{origin.qualname}") != value:
+            raise TypeError(
+                f"stage {value.name!r} cannot be referred to: {origin.module}:{origin.qualname} is not this stage. "
+                f"Declare it at module level, or make it a stage template there"
+            )
+        if origin is not None:
             return self._write_origin(origin)
+        actions = [self._write(action) for action in value._actions]
+        return {"$made": ["Stage", actions, self._write_changes(value._options())]}
+
+    def _write_origin(self, origin: Any) -> Any:
         if isinstance(origin, Imported):
-            where = f"{origin.module}:{origin.qualname}"
-            if _lookup(where) != value:
-                raise TypeError(f"stage {value.name!r} cannot be referred to: {where} is not this stage")
-            return {"$stage": where}
-        return {
-            "$made": [
-                "Stage",
-                [self._write(action) for action in value._actions],
-                self._write_changes(value._options()),
-            ]
-        }
+            return {"$stage": f"{origin.module}:{origin.qualname}"}
+        if isinstance(origin, Called):
+            where = _reference(origin.template, "stage template")
+            return {"$call": [where, self._write(list(origin.args)), self._write(origin.kwargs)]}
+        if isinstance(origin, Member):
+            return {"$member": [self._write_origin(origin.stage), origin.position]}
+        base = self._write(origin.base)
+        if isinstance(origin, Changed):
+            return {"$changed": [base, self._write_changes(origin.changes)]}
+        if isinstance(origin, Narrowed):
+            return {"$narrowed": [base, list(origin.places)]}
+        if isinstance(origin, Method):
+            return {"$method": [base, self._write(origin.instance)]}
+        return {"$bound": [base, self._write(origin.values)]}
 
     def _write_group(self, value: Any) -> Any:
         parts = [self._write(unit) for unit in value.units]
@@ -317,13 +310,13 @@ class JsonCodec:
             return allowed
         found = _lookup(where)
         module = where.partition(":")[0]
-        ours = module.partition(".")[0] not in sys.stdlib_module_names and getattr(found, "__module__", None) == module
-        if type(found) is types.FunctionType and ours:
-            if inspect.isgeneratorfunction(found) or inspect.isasyncgenfunction(found):
+        if type(found) is types.FunctionType and found.__module__ == module:
+            ours = module.partition(".")[0] not in sys.stdlib_module_names
+            if ours and (inspect.isgeneratorfunction(found) or inspect.isasyncgenfunction(found)):
                 return found
-            raise JournalError(
-                f"JSON refers to generator functions, and {where} is none: codec.allow({found.__name__})"
-            )
+            if ours:
+                name = found.__name__
+                raise JournalError(f"JSON refers to generator functions, and {where} is none: codec.allow({name})")
         raise JournalError(f"no loaded module has a generator function {where}")
 
     # Reading.
@@ -364,8 +357,8 @@ class JsonCodec:
 
     def _read_object(self, node: Any) -> Any:
         where, fields, *rest = _list(node)
-        cls = _lookup(where)
-        if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+        cls = _class(where)
+        if "__dataclass_fields__" not in dir(cls):
             raise JournalError(f"{where} is no dataclass")
         names = _fields(cls)
         if sorted(_dict(fields)) != sorted(names):
@@ -404,19 +397,19 @@ class JsonCodec:
         return Key(_text(name)) if declared is None else Key(_text(name), _type_read(declared))
 
     def _read_method(self, node: Any) -> Any:
-        owner, name = _list(node, 2)
-        instance = self._read(owner)
-        found = next((vars(cls)[name] for cls in type(instance).__mro__ if _text(name) in vars(cls)), None)
-        if not issubclass(type(found), Action):
-            raise JournalError(f"{name} of a {type(instance).__qualname__} is no action")
-        return cast("Any", found).__get__(instance, type(instance))
+        base, owner = _list(node, 2)
+        found, instance = _unit(self._read(base), Action), self._read(owner)
+        return found.__get__(instance, type(instance))
 
     def _read_member(self, node: Any) -> Any:
         stage, position = _list(node, 2)
-        actions = _unit(self._read(stage), Stage)._actions
-        if type(position) is not int or not 0 <= position < len(actions):
-            raise JournalError(f"a stage has no action {position!r}")
-        return actions[position]
+        found = _unit(self._read(stage), Stage)
+        return found._actions[_index(position, found)]
+
+    def _read_narrowed(self, node: Any) -> Any:
+        stage, places = _list(node, 2)
+        found = _unit(self._read(stage), Stage)
+        return narrowed_stage(found, tuple(_index(place, found) for place in _list(places)))
 
     def _read_call(self, node: Any) -> Any:
         where, args, kwargs = _list(node, 3)
@@ -438,6 +431,8 @@ class JsonCodec:
         if name == "Stage":
             return Stage(actions=[_unit(unit, Action) for unit in units], **given)
         cls: Any = {"Pipeline": Pipeline, "Parallel": Parallel}[name]
+        if not given.keys() <= cls._DEFAULTS.keys():
+            raise JournalError(f"a {name} has no options {', '.join(given.keys() - cls._DEFAULTS.keys())}")
         return cls(units, **given)
 
     def _read_dict(self, node: Any) -> dict[str, Any]:
@@ -515,6 +510,13 @@ def _lookup(where: Any) -> Any:
     return found
 
 
+def _found(where: str) -> Any:
+    try:
+        return _lookup(where)
+    except JournalError:
+        return None
+
+
 def _place(thing: Any) -> str:
     module, qualname = getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)
     if not (isinstance(module, str) and isinstance(qualname, str)):
@@ -525,11 +527,7 @@ def _place(thing: Any) -> str:
 def _reference(thing: Any, what: str) -> str:
     """Return where it is found; raises `TypeError` if that leads somewhere else."""
     where = _place(thing)
-    try:
-        found = _lookup(where)
-    except JournalError:
-        found = None
-    if found is not thing:
+    if _found(where) is not thing:
         reason = "it is defined inside a function" if "<locals>" in where else "another object, or none, has that name"
         raise TypeError(f"the {what} {where} cannot be referred to: {reason}. Move it to module level, or register it")
     return where
@@ -546,6 +544,12 @@ def _unit(found: Any, kinds: Any) -> Any:
     if not issubclass(type(found), kinds):
         raise JournalError(f"a {type(found).__qualname__} stands where a definition should")
     return found
+
+
+def _index(position: Any, stage: Stage) -> int:
+    if type(position) is not int or not 0 <= position < len(stage):
+        raise JournalError(f"stage {stage.name!r} has no action {position!r}")
+    return position
 
 
 def _exception_class(where: Any) -> Any:

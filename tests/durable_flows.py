@@ -1,0 +1,217 @@
+"""Flows of the model as definitions that a journal can refer to: what an action does is plain data, bound to it.
+
+The same parts as in `test_laws`, but nothing here is a closure. Where those trace their layers, these write to the store.
+"""
+
+import asyncio
+from collections import Counter
+from dataclasses import replace
+from functools import partial
+
+from flowdeco import Bail, Context, Stage, action, parallel, pipeline, stream
+from model import Act, Par, Pipe, Stg
+
+HOPELESS = 99  # who fails so often fails always
+
+
+class Hopeless(Exception):
+    """A failure that no retry tries again."""
+
+
+class World:
+    """What outlives a run: how often actions were called. The tests of crashes have one that outlives the process."""
+
+    def __init__(self):
+        self.trace = []
+        self.counts = Counter()
+
+    def called(self, name):
+        """Note a call, and return how many there were; to be interrupted, raise."""
+        self.trace.append(name)
+        self.counts[name] += 1
+        return self.counts[name]
+
+    def ends(self, name):
+        """Called when an action has done its work."""
+
+
+world = World()
+
+
+def enter(other):
+    """Have all actions live in this world."""
+    global world
+    world = other
+
+
+# -- layers
+
+
+def noted(call, *, name):
+    """Collect when it is entered and left."""
+    call.store.append("notes", f"+{name}")
+    try:
+        yield
+    finally:
+        call.store.append("notes", f"-{name}")
+
+
+def again(call, *, name):
+    """Retry, more often than anything here can fail."""
+    call.store.append("notes", f"+{name}")
+    for _ in range(50):
+        try:
+            yield
+            break
+        except ValueError:
+            pass
+    call.store.append("notes", f"-{name}")
+
+
+def swallow(call, *, name):
+    """Recover every failure."""
+    try:
+        yield
+    except Exception:
+        call.store.append("notes", f"!{name}")
+
+
+LAYERS = {"around": noted, "retry": again, "swallow": swallow}
+
+
+def layers(given):
+    """Make middleware of what a part says."""
+    return [partial(LAYERS[kind], name=name) for kind, name in given]
+
+
+# -- actions
+
+
+def begin(part, home, ctx):
+    """Do what the part says; return the units that it returns."""
+    calls = world.called(part.name)
+    if part.writes:
+        ctx.store[f"{part.name} wrote"] = part.name
+    ctx.insert(*units(part.inserted))
+    if part.disables:
+        ctx.disable(part.disables)
+    if part.fails >= HOPELESS:
+        raise Hopeless(part.name)
+    if calls <= part.fails:
+        raise ValueError(part.name)
+    if part.bails:
+        raise Bail(part.name)
+    returned = units(part.returned)
+    if part.loops:
+        if home is None:
+            home = Stg(part.name, (part,), tag=part.tag)
+        less = tuple(replace(each, loops=max(0, each.loops - 1)) for each in home.actions)
+        returned.append(stg(replace(home, actions=less)))
+    world.ends(part.name)
+    return returned
+
+
+@action
+def plain(part, home, ctx: Context):
+    returned = begin(part, home, ctx)
+    if part.how == "stream" and returned:
+        return stream(units, part.returned)
+    if part.how == "generator" and returned:
+        return (unit for unit in returned)
+    if part.value is not None and returned:  # the data, with units inserted beside it
+        ctx.insert(*returned)
+        return part.value
+    return returned or part.value
+
+
+@action
+async def coroutine(part, home, ctx: Context):
+    await asyncio.sleep(0)
+    return plain(part, home, ctx)
+
+
+@action
+def generator(part, home, ctx: Context):
+    yield from begin(part, home, ctx)
+    return part.value
+
+
+@action
+async def async_generator(part, home, ctx: Context):
+    for unit in begin(part, home, ctx):
+        yield unit
+
+
+def act(part, home=None):
+    """Return the action."""
+    function = coroutine if part.asynchronous else plain
+    if part.how == "generator function":
+        function = async_generator if part.asynchronous and part.value is None else generator
+    return function.bind(part=part, home=home).with_options(
+        name=part.name,
+        collect="collected" if part.collects else None,
+        returns=None if part.collects else part.name,
+        use=layers(part.use),
+        tags=["t"] * part.tag,
+    )
+
+
+# -- the rest
+
+
+def stg(part):
+    """Return the stage."""
+    return Stage(
+        part.name,
+        [act(each, part) for each in part.actions],
+        data=None if part.data is None else {"k": part.data},
+        use=layers(part.use),
+        use_actions=layers(part.use_actions),
+        tags=["t"] * part.tag,
+    )
+
+
+def pipe(part):
+    """Return the pipeline."""
+    if not part.name:
+        return pipeline(*units(part.units))
+    given = {field: layers(getattr(part, field)) for field in ("use", "use_stages", "use_actions")}
+    return pipeline(*units(part.units), name=part.name, **given)
+
+
+LIMIT = 1  # of the groups that are made
+
+
+def par(part):
+    """Return the parallel group."""
+    return parallel(*units(part.units), name=part.name, limit=LIMIT)
+
+
+MAKERS = {Act: act, Stg: stg, Pipe: pipe, Par: par}
+
+
+def unit(part):
+    """Return the definition of a part."""
+    return MAKERS[type(part)](part)
+
+
+def units(parts):
+    """Return the definitions of parts; also as the function of a stream."""
+    return [unit(part) for part in parts]
+
+
+# -- what a run came to
+
+
+def records(run):
+    """What must be the same, but for the attempts: a run that is resumed counts them anew."""
+    return [
+        (s.name, str(s.status), s.inserted_by, s.recovered, repr(s.error),
+         [(a.name, str(a.status), a.inserted_by, a.recovered, repr(a.error)) for a in s.actions])
+        for s in run.stages
+    ]  # fmt: skip
+
+
+def came_to(run):
+    """What a run came to."""
+    return str(run.status), dict(run.store), run.result, run.reason, records(run)
