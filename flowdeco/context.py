@@ -36,7 +36,19 @@ class Context:
     What the action writes, inserts, disables and enables takes effect when it completes, and is dropped if it fails.
     """
 
-    __slots__ = ("_inserted", "_messages", "_notify", "_switches", "_upcoming", "_place", "action", "pipeline", "run_id", "stage", "store")
+    __slots__ = (
+        "_inserted",
+        "_messages",
+        "_notify",
+        "_place",
+        "_switches",
+        "_upcoming",
+        "action",
+        "pipeline",
+        "run_id",
+        "stage",
+        "store",
+    )
 
     def __init__(
         self,
@@ -147,7 +159,13 @@ def _nothing() -> None:
 
 
 def _detached(
-    run_id: str, place: tuple[str, int], pipeline: str, stage: Stage, action: str, values: dict[str, Any], upcoming: list[Stage]
+    run_id: str,
+    place: tuple[str, int],
+    pipeline: str,
+    stage: Stage,
+    action: str,
+    values: dict[str, Any],
+    upcoming: list[Stage],
 ) -> Context:
     messages: list[Event] = []
     context = Context(

@@ -23,13 +23,14 @@ from typing import (
     NamedTuple,
     Never,
     NoReturn,
+    Self,
     TypeAlias,
     cast,
     overload,
 )
 
 import wrapt
-from typing_extensions import ParamSpec, Self, TypeVar
+from typing_extensions import ParamSpec, TypeVar
 
 from flowdeco.errors import DefinitionError, ReturnValueError, UnreferencedError, suggestion
 from flowdeco.store import AnyKey, Key, key_name
@@ -242,7 +243,9 @@ def require_importable(origin: Imported | Called, what: str, accept: Callable[[A
     if "<lambda>" in origin.qualname:
         reason = "it is a lambda: define it with `def`"
     elif "<locals>" in origin.qualname:
-        reason = f"it is defined inside a function ({where}): move it to module level, or make it a stage template there"
+        reason = (
+            f"it is defined inside a function ({where}): move it to module level, or make it a stage template there"
+        )
     else:
         try:
             found = origin.load()
@@ -409,7 +412,9 @@ def no_unit(thing: object, place: str = "`>>`") -> str:
         return "a stream is returned by an action (or given to ctx.insert): it cannot be chained"
     found = f"{type(thing).__name__} {_described(thing)}"
     if callable(thing):
-        return f"{place} takes actions, stages, pipelines and parallel groups, not the {found}: decorate it with @action"
+        return (
+            f"{place} takes actions, stages, pipelines and parallel groups, not the {found}: decorate it with @action"
+        )
     return f"{place} takes actions, stages, pipelines and parallel groups, not the {found}"
 
 
@@ -592,16 +597,19 @@ class Action(Unit, _Proxy, Generic[P, R]):
             if accepted is not None and name not in accepted:
                 raise DefinitionError(f"action {self.name!r} has no parameter {name!r}. {suggestion(name, accepted)}")
         bound = {**self._self_bound, **values}
-        base, old = (self._self_origin if isinstance(self._self_origin, Bound) else Bound(self, {}))
+        base, old = self._self_origin if isinstance(self._self_origin, Bound) else Bound(self, {})
         return Action(self.__wrapped__, self._self_options, bound, Bound(base, {**old, **values}))
 
     def with_options(self, **changes: Any) -> Action[P, R]:
         """Return a copy with another name, description, tags, returns, collect, use or timeout."""
         _changed(self, ActionOptions._fields, changes)
         checked = {option: _ACTION_CHECKS[option](value) for option, value in changes.items()}
-        base, old = (self._self_origin if isinstance(self._self_origin, Changed) else Changed(self, {}))
+        base, old = self._self_origin if isinstance(self._self_origin, Changed) else Changed(self, {})
         return Action(
-            self.__wrapped__, self._self_options._replace(**checked), self._self_bound, Changed(base, {**old, **changes})
+            self.__wrapped__,
+            self._self_options._replace(**checked),
+            self._self_bound,
+            Changed(base, {**old, **changes}),
         )
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -686,7 +694,6 @@ def function_name(function: Any) -> str:
     return str(name)
 
 
-
 def underlying(function: Any) -> Any:
     """Return what has the signature: the function inside a classmethod or staticmethod object, else itself."""
     return cast("Any", function).__func__ if isinstance(function, (classmethod, staticmethod)) else function
@@ -720,9 +727,7 @@ def _bindable(function: Any, name: str) -> tuple[str, ...] | None:
 def call_bound(function: Any, bound: Mapping[str, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """Call with some values fixed, as `functools.partial` would, positional-only parameters included."""
     first = [
-        p.name
-        for p in inspect.signature(function).parameters.values()
-        if p.kind is inspect.Parameter.POSITIONAL_ONLY
+        p.name for p in inspect.signature(function).parameters.values() if p.kind is inspect.Parameter.POSITIONAL_ONLY
     ]
     if not any(name in bound for name in first):
         return function(*args, **{**bound, **kwargs})
@@ -878,7 +883,7 @@ class Stage(_Value, Unit):
         """Return a copy with another name, title, tags, data, use, use_actions or description."""
         _changed(self, _STAGE_OPTIONS, changes)
         made = Stage(**{**self._options(), **changes}, actions=self._actions)
-        base, old = (self._origin if isinstance(self._origin, Changed) else Changed(self, {}))
+        base, old = self._origin if isinstance(self._origin, Changed) else Changed(self, {})
         _set(made, _origin=Changed(base, {**old, **changes}))
         return made
 
@@ -1006,7 +1011,9 @@ class Stream:
 @overload
 def stream(source: Iterable[Unit] | AsyncIterable[Unit], /) -> Stream: ...
 @overload
-def stream(source: Callable[P, Iterable[Unit] | AsyncIterable[Unit]], /, *args: P.args, **kwargs: P.kwargs) -> Stream: ...
+def stream(
+    source: Callable[P, Iterable[Unit] | AsyncIterable[Unit]], /, *args: P.args, **kwargs: P.kwargs
+) -> Stream: ...
 def stream(source: Any, /, *args: Any, **kwargs: Any) -> Stream:
     """Return units to be pulled lazily, one at a time, after the current stage.
 
@@ -1234,7 +1241,9 @@ class Parallel(_Group):
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
             raise DefinitionError(f"limit is a positive number of branches that run at once, not {limit!r}")
         if not isinstance(merge, Mapping) or not all(map(callable, cast("Mapping[Any, Any]", merge).values())):
-            raise DefinitionError(f"merge maps keys to functions of two values, as {{'key': operator.add}}, not {merge!r}")
+            raise DefinitionError(
+                f"merge maps keys to functions of two values, as {{'key': operator.add}}, not {merge!r}"
+            )
         branches: list[Unit] = []
         for unit in units:
             if not isinstance(unit, Unit):

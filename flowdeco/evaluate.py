@@ -175,7 +175,12 @@ class _Branch:
 
     def before(self) -> _Before:
         return _Before(
-            len(self.records) + self.forgotten, dict(self.switches), self.result, self.position, self.opened, self.groups
+            len(self.records) + self.forgotten,
+            dict(self.switches),
+            self.result,
+            self.position,
+            self.opened,
+            self.groups,
         )
 
     def go_back(self, before: _Before) -> dict[str, int]:
@@ -952,7 +957,13 @@ class Evaluation:
             delta = branch.store.recent() if frame.closed is None else cast("Delta", frame.closed.delta)
             try:
                 self.memory.pipeline(
-                    branch.id, branch.position, frame.pipeline.name, self.clock() + self.epoch, delta, closed, frame.number
+                    branch.id,
+                    branch.position,
+                    frame.pipeline.name,
+                    self.clock() + self.epoch,
+                    delta,
+                    closed,
+                    frame.number,
                 )
             except Exception as error:
                 return error

@@ -73,10 +73,11 @@ def perform_shipped(payload: bytes, nonce: bytes) -> bytes:
     Exceptions travel as values, too: what the action told the observers before it failed comes home with them.
     """
     try:
-        name, function, args, kwargs = pickle.loads(payload)
+        name, function, by_value, args, kwargs = pickle.loads(payload)
     except Exception as error:
         refused = ShippingError(f"the worker cannot load what was sent to it: {type(error).__name__}: {error}")
         return pickle.dumps(_Home(None, refused, None))
+    dumps = import_module("cloudpickle").dumps if by_value else pickle.dumps
     context = _context_among(args, kwargs)
     value: Any = None
     raised: BaseException | None = None
@@ -85,15 +86,15 @@ def perform_shipped(payload: bytes, nonce: bytes) -> bytes:
     except (Bail, Suspend) as signal:
         raised = signal
     except BaseException as error:
-        raised = _travelling(error)
+        raised = _travelling(error, dumps)
     effects = context.effects() if context is not None else None
     try:
-        return pickle.dumps(_Home(value, raised, effects))
+        return bytes(dumps(_Home(value, raised, effects)))
     except Exception as error:
         if raised is None or isinstance(raised, Bail):
             part = _unpicklable_part(value, effects)
             raised = ShippingError(f"the result of action {name!r} cannot travel home ({part}): {error}")
-        return pickle.dumps(_Home(None, raised, None))
+        return bytes(dumps(_Home(None, raised, None)))
 
 
 def _unpicklable_part(value: Any, effects: Effects | None) -> str:
@@ -104,11 +105,11 @@ def _unpicklable_part(value: Any, effects: Effects | None) -> str:
     return next(filter(None, (unpicklable(part, path) for part, path in parts)), "result")
 
 
-def _travelling(error: BaseException) -> BaseException:
+def _travelling(error: BaseException, dumps: Callable[[Any], bytes]) -> BaseException:
     """Return an exception that survives the way home: itself, or else a description of it."""
     told = "".join(traceback.format_exception(error)).rstrip()
     try:
-        same = type(pickle.loads(pickle.dumps(error))) is type(error)
+        same = type(pickle.loads(dumps(error))) is type(error)
     except Exception:
         same = False
     if not same:
@@ -168,7 +169,7 @@ def _packed(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes
     rest = list(args), dict(kwargs)
     if getattr(step.function, "__module__", None) != "__main__":
         try:
-            return pickle.dumps((step.name, step.action, *rest))
+            return pickle.dumps((step.name, step.action, False, *rest))
         except Exception as error:
             raise _cannot_travel(step, rest, error) from error
     try:
@@ -179,7 +180,7 @@ def _packed(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes
             f"move it to a module, or pip install 'flowdeco[cloudpickle]' to send the function itself"
         ) from error
     try:
-        return bytes(cloudpickle.dumps((step.name, step.function, *rest)))
+        return bytes(cloudpickle.dumps((step.name, step.function, True, *rest)))
     except Exception as error:
         raise _cannot_travel(step, rest, error) from error
 
@@ -190,7 +191,9 @@ def _cannot_travel(step: Step, rest: tuple[list[Any], dict[str, Any]], error: Ex
     for name, value in (*zip(positional, args, strict=False), *kwargs.items()):
         path = unpicklable(value, name)
         if path:
-            return ShippingError(f"the arguments of action {step.name!r} cannot travel to another process: {path}: {error}")
+            return ShippingError(
+                f"the arguments of action {step.name!r} cannot travel to another process: {path}: {error}"
+            )
     return ShippingError(f"action {step.name!r} cannot travel to another process: {error}")
 
 

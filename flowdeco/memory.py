@@ -65,7 +65,9 @@ class Memory:
 
     def seen(self, store: Store, keys: Iterable[str]) -> dict[str, Any]:
         """Return what tells later whether these values were changed in place."""
-        return {key: self._image(store, key) for key in keys if type(store._data.get(key)) not in _ATOMS and key in store}
+        return {
+            key: self._image(store, key) for key in keys if type(store._data.get(key)) not in _ATOMS and key in store
+        }
 
     def changed(self, store: Store, seen: Mapping[str, Any], delta: Delta) -> None:
         """Add the values that were changed in place to what was written."""
@@ -132,7 +134,18 @@ class Memory:
             failed=self._told(failed_action(record)) if record.recovered else None,
         )  # fmt: skip
         self.rows.append(
-            Row(branch, number, "stage", record.name, None, str(record.status), record.started, record.elapsed, "", payload)
+            Row(
+                branch,
+                number,
+                "stage",
+                record.name,
+                None,
+                str(record.status),
+                record.started,
+                record.elapsed,
+                "",
+                payload,
+            )
         )
 
     def _told(self, record: ActionRecord | StageRecord | None) -> Any:
@@ -140,7 +153,15 @@ class Memory:
         if record is None:
             return None
         error = portable(record.error, self.codec)
-        return record.name, str(record.status), record.started, record.elapsed, record.inserted_by, error, record.attempts
+        return (
+            record.name,
+            str(record.status),
+            record.started,
+            record.elapsed,
+            record.inserted_by,
+            error,
+            record.attempts,
+        )
 
     def pipeline(
         self, branch: str, number: int, name: str, now: float, delta: Delta, closed: Closed, opened: int
@@ -255,5 +276,3 @@ def _result(did: Any) -> Any:
 
 def _delta(did: Any) -> Delta:
     return Delta(did.get("puts", {}), list(did.get("deletes", ())), did.get("appends", {}))
-
-

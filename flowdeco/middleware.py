@@ -119,9 +119,7 @@ def run_logger(run_id: str, stage: str | None, action: str | None) -> logging.Lo
     """Return the standard library's logger for a place in a run."""
     import logging
 
-    return logging.LoggerAdapter(
-        logging.getLogger("flowdeco.run"), {"run": run_id, "stage": stage, "action": action}
-    )
+    return logging.LoggerAdapter(logging.getLogger("flowdeco.run"), {"run": run_id, "stage": stage, "action": action})
 
 
 _Opened: TypeAlias = "tuple[Middleware, Any, Log | None, int, Mapping[str, Any]]"

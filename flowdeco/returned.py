@@ -1,12 +1,12 @@
 """What a returned value means: units to insert, or data to store.
 
-    None                                 nothing
-    a unit or a stream                   inserted
-    a list or tuple that starts so       each of its elements is inserted, in order; all must be units
-    an empty list                        nothing, where the annotation names units or the action is a generator; else data
-    what a generator yielded             as if returned in a list; its own `return value` is data beside it
-    a stage template, a mix              ReturnValueError
-    anything else                        data
+None                                 nothing
+a unit or a stream                   inserted
+a list or tuple that starts so       each of its elements is inserted, in order; all must be units
+an empty list                        nothing, where the annotation names units or the action is a generator; else data
+what a generator yielded             as if returned in a list; its own `return value` is data beside it
+a stage template, a mix              ReturnValueError
+anything else                        data
 """
 
 from __future__ import annotations
@@ -87,5 +87,3 @@ def _generated(step: Step, found: Yielded) -> tuple[Inserted, Any]:
 
 def _who(step: Step) -> str:
     return f"action {step.name!r}"
-
-

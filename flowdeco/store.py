@@ -124,7 +124,11 @@ def _runtime_classes(declared: Any) -> _Classes:
         members = [_runtime_classes(member) for member in get_args(declared)]
         return None if None in members else tuple(c for classes in members if classes for c in classes)
     cls = origin or declared
-    if cls is Any or not isinstance(cls, type) or (getattr(cls, "_is_protocol", False) and not _is_runtime_protocol(cls)):
+    if (
+        cls is Any
+        or not isinstance(cls, type)
+        or (getattr(cls, "_is_protocol", False) and not _is_runtime_protocol(cls))
+    ):
         return None
     return {float: (float, int), complex: (complex, float, int)}.get(cls, (cls,))
 

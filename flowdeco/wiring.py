@@ -113,7 +113,9 @@ class Step:
                 keys.append(key_name(self.collects))
         self.supplies = tuple(keys)
 
-    def gather(self, store: Store, values: Mapping[str, Any], context: Any, stage: str) -> tuple[list[Any], dict[str, Any]]:
+    def gather(
+        self, store: Store, values: Mapping[str, Any], context: Any, stage: str
+    ) -> tuple[list[Any], dict[str, Any]]:
         """Return the arguments; raises `MissingInputError` for a parameter that nothing supplies."""
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
@@ -234,7 +236,9 @@ def _input(parameter: inspect.Parameter, annotation: Any) -> Input:
         declared, *metadata = get_args(annotation)
         for item in metadata:
             if isinstance(item, (str, Key)):
-                typed, key = (cast("Key[Any]", item), cast("Key[Any]", item).name) if isinstance(item, Key) else (None, item)
+                typed, key = (
+                    (cast("Key[Any]", item), cast("Key[Any]", item).name) if isinstance(item, Key) else (None, item)
+                )
                 break
         annotation = declared
     context = _is_context(annotation) or (annotation is EMPTY and parameter.name == "ctx")
@@ -246,7 +250,10 @@ def _is_context(annotation: Any) -> bool:
     # Recognised by name, so that nothing below has to import the context, nor the user at run time.
     if isinstance(annotation, _Unknown):
         return annotation.name.rpartition(".")[2] == "Context"
-    return isinstance(annotation, type) and (annotation.__module__, annotation.__name__) == ("flowdeco.context", "Context")
+    return isinstance(annotation, type) and (annotation.__module__, annotation.__name__) == (
+        "flowdeco.context",
+        "Context",
+    )
 
 
 class _Unknown:
@@ -313,7 +320,9 @@ def _annotations(function: Any) -> Mapping[str, Any]:
         try:
             return cast("Mapping[str, Any]", annotationlib.get_annotations(function))
         except NameError:
-            return cast("Mapping[str, Any]", annotationlib.get_annotations(function, format=annotationlib.Format.STRING))
+            return cast(
+                "Mapping[str, Any]", annotationlib.get_annotations(function, format=annotationlib.Format.STRING)
+            )
         except TypeError:
             return {}
     return cast("Mapping[str, Any]", getattr(function, "__annotations__", None) or {})
@@ -488,9 +497,7 @@ def _check(unit: Unit | Stream, known: _Known, around: _Around, skip: frozenset[
     if skip and not skip.isdisjoint(stage_selectors(unit)):
         return
     if isinstance(unit, Pipeline):
-        inside = _Around(
-            around.stages or bool(unit.use or unit.use_stages), around.actions or bool(unit.use_actions)
-        )
+        inside = _Around(around.stages or bool(unit.use or unit.use_stages), around.actions or bool(unit.use_actions))
         known.open |= bool(unit.use)
         for part in unit.units:
             yield from _check(part, known, inside, skip)
@@ -566,5 +573,3 @@ def _disagree(produced: Any, wanted: Any) -> bool:
         return not issubclass(produced, accepted) and not issubclass(wanted, produced)
     except TypeError:
         return False
-
-

@@ -8,8 +8,9 @@ from collections import Counter
 from dataclasses import replace
 from functools import partial
 
-from flowdeco import Bail, Context, Stage, action, parallel, pipeline, stream
 from model import Act, Par, Pipe, Stg
+
+from flowdeco import Bail, Context, Stage, action, parallel, pipeline, stream
 
 HOPELESS = 99  # who fails so often fails always
 

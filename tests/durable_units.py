@@ -387,7 +387,7 @@ def uses_handle(handle):
 def slow(ctx: Context, seconds=0.05):
     call(f"slow {ctx.stage.name}")
     time.sleep(seconds)
-    return None
+    return
 
 
 def pid_of_call(n):

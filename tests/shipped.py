@@ -58,7 +58,6 @@ def cube(n: int) -> int:
 
 @action(collect="pids")
 def pid():
-    time.sleep(0.02)
     return os.getpid()
 
 
@@ -292,6 +291,24 @@ def fails_once(path):
 def notes_call(path):
     with Path(path).open("a", encoding="utf-8") as calls:
         calls.write("x")
+
+
+@action
+def notes_call_slowly(path):
+    with Path(path).open("a", encoding="utf-8") as calls:
+        calls.write("x")
+    time.sleep(0.05)
+
+
+@action(collect="pids")
+def meets(folder):
+    """Wait for another process that does the same."""
+    Path(folder, str(os.getpid())).touch()
+    until = time.monotonic() + 20
+    while len(list(Path(folder).iterdir())) < 2:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    return os.getpid()
 
 
 @action

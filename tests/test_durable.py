@@ -5,11 +5,12 @@ import os
 import time
 from pathlib import Path
 
-import pytest
-
 import durable_units as du
+import pytest
 from durable_units import BROKEN, CALLS, ENTERED, STEP_IDS
-from flowdeco import Bail, Context, Run, Stage, Store, action, parallel, pipeline, stage, stream
+from support import action_record, actions_run, names, stage_record, statuses, text_of
+
+from flowdeco import Bail, Context, Run, Stage, action, parallel, pipeline, stream
 from flowdeco.durable import MemoryJournal, SqliteJournal
 from flowdeco.errors import (
     CodeChangedError,
@@ -21,7 +22,6 @@ from flowdeco.errors import (
     WiringError,
 )
 from flowdeco.middleware import atomic, recover, retry
-from support import action_record, actions_run, names, stage_record, statuses, text_of
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +64,9 @@ def made(request, tmp_path):
     return Way(driver, journals[where]())
 
 
-@pytest.fixture(params=[f"{driver} in {where}" for driver in ("sync", "async") for where in ("memory", "sqlite", "json")])
+@pytest.fixture(
+    params=[f"{driver} in {where}" for driver in ("sync", "async") for where in ("memory", "sqlite", "json")]
+)
 def way(request, tmp_path):
     """Both drivers, with and without a journal."""
     return made(request, tmp_path)
@@ -100,7 +102,9 @@ FLOWS = {
     "a line": (du.line, {}),
     "a stage of several actions": (Stage("s", [du.first, du.second, du.third], data={"seed": [1]}), {}),
     "stage data": (
-        Stage("s", [du.first], data={"k": {"n": [1]}}) >> Stage("empty", data={"k": 2}) >> Stage("t", [du.item], data={"u": 3}),
+        Stage("s", [du.first], data={"k": {"n": [1]}})
+        >> Stage("empty", data={"k": 2})
+        >> Stage("t", [du.item], data={"u": 3}),
         {},
     ),
     "coroutines": (du.first >> du.waits >> du.item, {}),
@@ -120,7 +124,10 @@ FLOWS = {
     ),
     "a tuple, a discarded result, None": (du.pair >> du.discarded >> du.nothing, {}),
     "switches": (du.disables >> du.plan >> du.enables >> du.plan.with_options(name="again") >> du.third >> du.item, {}),
-    "a named pipeline": (du.first >> pipeline(du.second, du.item, name="inner", use_stages=[du.watched]) >> du.third, {}),
+    "a named pipeline": (
+        du.first >> pipeline(du.second, du.item, name="inner", use_stages=[du.watched]) >> du.third,
+        {},
+    ),
     "a parallel group": (
         du.first >> parallel(du.second >> du.item.bind(value=1), du.plan, du.waits, limit=1) >> du.item.bind(value=2),
         {},
@@ -222,9 +229,7 @@ def test_attempts_that_a_retry_dropped_are_gone(way):
 
 def test_the_journal_has_no_steps_of_dropped_attempts(kept):
     """They are taken back from the file, too."""
-    flow = pipeline(
-        Stage("s", [du.item, flaky("b", 2)]), name="p", use=[retry(on=ValueError, wait=0, attempts=5)]
-    )
+    flow = pipeline(Stage("s", [du.item, flaky("b", 2)]), name="p", use=[retry(on=ValueError, wait=0, attempts=5)])
     run = kept.run(flow)
     journal = SqliteJournal(kept.journal) if isinstance(kept.journal, str) else kept.journal
     rows = [(row.number, row.kind, row.stage, row.action) for row in journal.history(run.id)]
@@ -288,11 +293,9 @@ def test_a_recovered_action_is_restored_with_its_error(way):
 
 def test_a_recovered_stage_is_restored_with_its_error(way):
     """What its completed actions did is, what the failed one did is not, and nothing is called again."""
-    flow = (
-        Stage("s", [du.plan, du.item, du.fragile], use=[retry(on=RuntimeError, wait=0, attempts=2)])
-        .with_options(use=[recover(on=RuntimeError), retry(on=RuntimeError, wait=0, attempts=2)])
-        >> flaky("end", 0)
-    )
+    flow = Stage("s", [du.plan, du.item, du.fragile], use=[retry(on=RuntimeError, wait=0, attempts=2)]).with_options(
+        use=[recover(on=RuntimeError), retry(on=RuntimeError, wait=0, attempts=2)]
+    ) >> flaky("end", 0)
     BROKEN.update(["fragile", "end"])
     broken = way.run(flow)
     before = shape(stage_record(broken, "s"))
@@ -414,7 +417,9 @@ def test_middleware_is_entered_again_where_something_is_left_to_do_only(way):
 
 
 NOTED = pipeline(
-    pipeline(Stage("a", [du.first, du.item.with_options(use=[du.noting])], use=[du.noting]), name="one", use=[du.noting]),
+    pipeline(
+        Stage("a", [du.first, du.item.with_options(use=[du.noting])], use=[du.noting]), name="one", use=[du.noting]
+    ),
     parallel(
         Stage("b", [du.second, du.item.bind(value=2)], use=[du.noting]),
         pipeline(du.item.bind(value=3), name="in a group", use=[du.noting]),
@@ -482,7 +487,12 @@ def test_what_was_skipped_stays_skipped(way):
 def test_skipped_actions_do_not_hide_what_was_done(way, where):
     """Wherever in a stage they are."""
     acts = [du.first, du.item, du.nothing]
-    skip = {"first": ["s/first"], "middle": ["s/item"], "last": ["s/nothing"], "all": ["s/first", "s/item", "s/nothing"]}
+    skip = {
+        "first": ["s/first"],
+        "middle": ["s/item"],
+        "last": ["s/nothing"],
+        "all": ["s/first", "s/item", "s/nothing"],
+    }
     flow = Stage("s", acts) >> Stage("t", [du.discarded, du.fragile]) >> du.item.bind(value=2)
     BROKEN.add("fragile")
     broken = way.run(flow, skip=skip[where])
@@ -502,12 +512,26 @@ def test_more_can_be_skipped_on_resume(way):
     du.clear()
     resumed = way.resume(flow, broken, skip=["fragile"])
     assert CALLS == ["item 0"]
-    assert statuses(resumed) == [("first", "completed"), ("fragile", "skipped"), ("item", "completed"), ("nothing", "skipped")]
+    assert statuses(resumed) == [
+        ("first", "completed"),
+        ("fragile", "skipped"),
+        ("item", "completed"),
+        ("nothing", "skipped"),
+    ]
 
 
 def test_what_was_switched_off_stays_off(way):
     """And what was switched on again stays on."""
-    flow = du.first >> du.second >> du.disables >> du.fragile >> du.plan >> du.third >> du.enables >> du.plan.with_options(name="b")
+    flow = (
+        du.first
+        >> du.second
+        >> du.disables
+        >> du.fragile
+        >> du.plan
+        >> du.third
+        >> du.enables
+        >> du.plan.with_options(name="b")
+    )
     BROKEN.add("fragile")
     broken = way.run(flow)
     du.clear()
@@ -740,7 +764,9 @@ def test_the_id_of_a_step_stays_when_what_is_around_it_is_retried(way):
 def test_every_step_has_an_id_of_its_own(way):
     """In stages of one name, in loops, in branches, in other runs: they are all different, and of one length."""
     same = Stage("s", [du.fragile, du.fragile])
-    flow = same >> same >> parallel(same, same, pipeline(parallel(same, same)), limit=1) >> parallel(same, same, limit=1)
+    flow = (
+        same >> same >> parallel(same, same, pipeline(parallel(same, same)), limit=1) >> parallel(same, same, limit=1)
+    )
     way.run(flow)
     way.run(flow)
     assert len(set(STEP_IDS)) == len(STEP_IDS) == 2 * 16
@@ -796,7 +822,8 @@ def test_a_group_in_a_group_that_failed_goes_on_where_it_was(way):
     """However deep it is."""
     inner = parallel(du.item.bind(value=1), du.item.bind(value=2) >> du.fragile, name="inner", limit=1)
     flow = parallel(
-        parallel(du.item.bind(value=3), inner >> du.item.bind(value=4), name="middle", limit=1) >> du.item.bind(value=5),
+        parallel(du.item.bind(value=3), inner >> du.item.bind(value=4), name="middle", limit=1)
+        >> du.item.bind(value=5),
         du.item.bind(value=6),
         name="outer",
         limit=1,
@@ -812,13 +839,16 @@ def test_a_group_in_a_group_that_failed_goes_on_where_it_was(way):
 
 def test_a_group_that_a_retry_runs_again_leaves_nothing_of_its_first_attempt(way):
     """Its branches are dropped with it."""
-    flow = pipeline(
-        du.item,
-        parallel(du.item.bind(value=1), parallel(du.plan, flaky("b", 1), limit=1), limit=1),
-        du.item.bind(value=3),
-        name="p",
-        use=[retry(on=ValueError, wait=0)],
-    ) >> du.fragile
+    flow = (
+        pipeline(
+            du.item,
+            parallel(du.item.bind(value=1), parallel(du.plan, flaky("b", 1), limit=1), limit=1),
+            du.item.bind(value=3),
+            name="p",
+            use=[retry(on=ValueError, wait=0)],
+        )
+        >> du.fragile
+    )
     BROKEN.add("fragile")
     broken = way.run(flow)
     assert CALLS.count("plan") == 2
@@ -1026,7 +1056,10 @@ def test_a_value_that_cannot_be_written_fails_the_action_that_wrote_it(kept):
     assert "'bad'" in text_of(broken.error)
     assert "'s'" in text_of(broken.error)
     assert set(broken.store) == {"first"}
-    assert [(a.name, a.status) for a in stage_record(broken, "s").actions] == [("nothing", "completed"), ("bad", "failed")]
+    assert [(a.name, a.status) for a in stage_record(broken, "s").actions] == [
+        ("nothing", "completed"),
+        ("bad", "failed"),
+    ]
     CALLS.clear()
     resumed = kept.resume(flow, broken)
     assert (resumed.status, CALLS) == ("completed", ["bad", "item 0", "second"])
@@ -1407,6 +1440,7 @@ def test_the_same_code_elsewhere_is_no_change(way):
 
     def made(again):
         if again:
+
             @action(name="same")
             def same(first, k=[1, {"x": 2}]):
                 """Explained now."""
@@ -1414,9 +1448,11 @@ def test_the_same_code_elsewhere_is_no_change(way):
 
                 return [first + n for n in (1, 2)]
         else:
+
             @action(name="same")
             def same(first, k=[1, {"x": 2}]):
                 return [first + n for n in (1, 2)]
+
         return du.first >> same >> du.fragile
 
     broken = interrupted(way, made(False))
@@ -1508,6 +1544,7 @@ def test_what_is_inserted_differently_now_is_a_change(way):
             return [du.visit(place) for place in places]
 
         if len(places) > 1:
+
             @action(name="inserts")
             def inserts():
                 return [du.visit(place) for place in reversed(places)]
@@ -1547,7 +1584,9 @@ def test_changed_code_in_a_branch_of_a_group_is_reported(way):
     def made(version):
         changed = {1: action(name="changed")(lambda: 1), 2: action(name="changed")(lambda: 2)}[version]
         return (
-            parallel(du.item.bind(value=1) >> du.first, du.item.bind(value=2) >> changed >> du.item.bind(value=3), limit=1)
+            parallel(
+                du.item.bind(value=1) >> du.first, du.item.bind(value=2) >> changed >> du.item.bind(value=3), limit=1
+            )
             >> du.item.bind(value=4)
             >> du.fragile
         )
@@ -1881,6 +1920,7 @@ def test_a_failed_run_raises_again_on_resume(way):
 
 def test_wiring_is_checked_again_on_resume(way):
     """Against what the run was given: certain problems are told before anything is called."""
+
     @action(name="fails")
     def fails() -> None:
         du.call("fragile")
@@ -1938,9 +1978,17 @@ def test_every_action_is_written_before_the_next_one_starts(tmp_path):
 
 def test_a_fork_inside_a_pipeline_enters_its_middleware(kept):
     """It is unfinished in the fork, as it would be in a run that was interrupted there."""
-    flow = du.first >> pipeline(
-        du.second, du.uses_handle, Stage("s", [du.item, du.uses_handle], use=[du.noting]), name="p", use=[du.giving, du.noting]
-    ) >> du.item.bind(value=2)
+    flow = (
+        du.first
+        >> pipeline(
+            du.second,
+            du.uses_handle,
+            Stage("s", [du.item, du.uses_handle], use=[du.noting]),
+            name="p",
+            use=[du.giving, du.noting],
+        )
+        >> du.item.bind(value=2)
+    )
     original = kept.run(flow)
     for stage_name, calls in (("uses_handle", 4), ("s", 3), ("item", 1)):
         CALLS.clear()

@@ -257,7 +257,14 @@ VALUES = [
     *(0.0, -0.0, 1.5, 5e-324, 1e308, math.nan, math.inf, -math.inf, complex(1, -0.0), complex(math.nan, 1)),
     *(b"", b"\x00\xff", bytearray(b"x"), range(3), range(9, 0, -2), ...),
     *([], [1, "1", 1.0, True], (), (1,), [(1, [2])], set(), {1, "1"}, {True}, frozenset({(1, 2)}), {frozenset({1})}),
-    *({}, {"a": {"b": None}}, {1: 2, "1": 3, None: 4, 2.5: 5, (1, "x"): 6}, {True: 1}, {"$tuple": [1]}, {"$": 1, "a": 2}),
+    *(
+        {},
+        {"a": {"b": None}},
+        {1: 2, "1": 3, None: 4, 2.5: 5, (1, "x"): 6},
+        {True: 1},
+        {"$tuple": [1]},
+        {"$": 1, "a": 2},
+    ),
     *(date(2024, 2, 29), datetime(2024, 1, 2, 3, 4, 5, 6), datetime(2024, 1, 2, tzinfo=UTC)),
     *(datetime(2024, 10, 27, 2, 30, fold=1, tzinfo=ZoneInfo("Europe/Berlin")), time(23, 59, 59, 999999, fold=1)),
     *(time(1, tzinfo=timezone(timedelta(hours=-3, seconds=7), "odd")), timedelta(-1, 2, 3), UTC, ZoneInfo("UTC")),
@@ -273,7 +280,11 @@ VALUES = [
 
 DEFINITIONS = [
     *(load, tuned, report, report["send"], process("x"), process(("x", 1), size=Point(1)), process("x")["handle"]),
-    *(load.bind(rows=(1, 2)), load.with_options(name="other", tags={"t"}, timeout=3), tuned.bind().with_options(collect="c")),
+    *(
+        load.bind(rows=(1, 2)),
+        load.with_options(name="other", tags={"t"}, timeout=3),
+        tuned.bind().with_options(collect="c"),
+    ),
     *(process("x").with_options(name="y", data={"a.b": (1,)}), report.with_options(tags=["z"], use=[atomic])),
     *(report["send"].with_options(name="mail"), process("x")["handle"].bind(kind="y").with_options(name="z")),
     *(Stage("made", [load, tuned], tags=["t"], data={"k": Point(1)}, title="T", description="d"), Stage("empty")),
@@ -428,7 +439,7 @@ def lock():
             {"puts": {"report": Report([1, 2, 3, Holder(lock=lock())])}},
             "action 'load': store[\"report\"].rows[3].lock: cannot pickle '_thread.lock' object",
         ),
-        ({"appends": {"seen": [1, {"by": lock()}]}}, "action 'load': store[\"seen\"][1][\"by\"]: cannot pickle"),
+        ({"appends": {"seen": [1, {"by": lock()}]}}, 'action \'load\': store["seen"][1]["by"]: cannot pickle'),
         ({"puts": {"fine": 1, 'a"b': lock()}}, "action 'load': store['a\"b']: cannot pickle"),
         ({"puts": {"x": {(1, 2): Pair(1, lock())}}}, "action 'load': store[\"x\"][(1, 2)].right: cannot pickle"),
         ({"puts": {"x": Slotted(Slotted(lock()))}}, "action 'load': store[\"x\"].inner.inner: cannot pickle"),
@@ -449,12 +460,18 @@ def test_pickle_names_the_part_that_cannot_be_written(payload, message):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (Report([1, Holder()]), '.rows[1]: JSON cannot hold a Holder: register it, codec.register(Holder, write, read)'),
+        (
+            Report([1, Holder()]),
+            ".rows[1]: JSON cannot hold a Holder: register it, codec.register(Holder, write, read)",
+        ),
         ({"a": [Holder]}, '["a"][0]: JSON cannot hold the type Holder: functions and classes are no data'),
         ([plain], "[0]: JSON cannot hold the function plain: functions and classes are no data"),
         (defaultdict(list, a=[1]), ": JSON cannot hold a defaultdict: register it"),
         ({1: {Colour}}, "[1] (the element <enum 'Colour'>): JSON cannot hold the EnumType Colour"),
-        (stream(plain, 1), ": JSON refers to generator functions, and test_durable_codec:plain is none: codec.allow(plain)"),
+        (
+            stream(plain, 1),
+            ": JSON refers to generator functions, and test_durable_codec:plain is none: codec.allow(plain)",
+        ),
         (stream(os.walk, "."), ": no loaded module has a generator function os:walk"),
         (stream(iter([])), ": a stream of <list_iterator"),
         (Stage("s", [plain]), ": action 'plain' cannot be referred to: test_durable_codec:plain is not this action"),
@@ -525,7 +542,10 @@ def test_what_is_nested_too_deeply_is_an_error_at_once(either):
 @pytest.mark.parametrize(
     "value",
     [
-        *(type("Sub", (base,), {"__module__": __name__, "__qualname__": "Sub"})() for base in (int, str, list, dict, set, tuple)),
+        *(
+            type("Sub", (base,), {"__module__": __name__, "__qualname__": "Sub"})()
+            for base in (int, str, list, dict, set, tuple)
+        ),
         Listed(1),
     ],
     ids=lambda value: type(value).__mro__[1].__name__,
@@ -544,7 +564,9 @@ def test_registered_types_come_back_by_their_functions():
     codec = JsonCodec().register(Money, lambda money: {"cents": (money.cents,)}, lambda said: Money(*said["cents"]))
     payload = codec.encode({"puts": {"price": [Money(5)]}}, "x")
     assert codec.decode(payload) == {"puts": {"price": [Money(5)]}}
-    with pytest.raises(JournalError, match=r"the type test_durable_codec:Money is not registered: codec.register\(Money"):
+    with pytest.raises(
+        JournalError, match=r"the type test_durable_codec:Money is not registered: codec.register\(Money"
+    ):
         JsonCodec().decode(payload)
 
 
@@ -698,7 +720,9 @@ def test_what_is_made_from_a_file_is_made_without_its_constructor(payload, kind)
 
 def test_reading_json_imports_nothing(tmp_path):
     """A module that could be imported, but was not, is not there: in a process that has loaded nothing else."""
-    (tmp_path / "evil.py").write_text("import pathlib\npathlib.Path(__file__).with_name('pwned').touch()\nclass X: pass\n")
+    (tmp_path / "evil.py").write_text(
+        "import pathlib\npathlib.Path(__file__).with_name('pwned').touch()\nclass X: pass\n"
+    )
     source = """
         import sys
         from flowdeco.durable import JsonCodec

@@ -4,16 +4,20 @@ import asyncio
 import os
 import random
 
+import durable_flows
 import pytest
+from durable_flows import World, came_to
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-import durable_flows
-from durable_flows import World, came_to
-from flowdeco.durable import MemoryJournal
 from test_laws import SKIPS, flows
 
-law = settings(max_examples=2000 if os.environ.get("FLOWDECO_NIGHTLY") else 60, deadline=None, suppress_health_check=list(HealthCheck))
+from flowdeco.durable import MemoryJournal
+
+law = settings(
+    max_examples=2000 if os.environ.get("FLOWDECO_NIGHTLY") else 60,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
 
 
 class Interrupted(BaseException):

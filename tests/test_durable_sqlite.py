@@ -184,7 +184,13 @@ def test_runs_are_listed_latest_first(either):
     begun(either, "second", [row(0)])
     second, first = durable.runs(either)
     assert isinstance(first, RunInfo)
-    assert (first.id, first.status, first.error, first.steps, first.owner) == ("first", "failed", "ValueError: no", 2, None)
+    assert (first.id, first.status, first.error, first.steps, first.owner) == (
+        "first",
+        "failed",
+        "ValueError: no",
+        2,
+        None,
+    )
     assert (second.id, second.status, second.steps, second.pipeline) == ("second", "running", 1, "flow")
     assert second.owner == f"process {os.getpid()} on host {socket.gethostname()}"
     assert first.started <= first.updated <= second.updated
@@ -659,13 +665,19 @@ def test_who_has_lost_the_lease_notices_at_the_next_write(journal, path, act):
         "add_inputs": lambda: journal.add_inputs("r", b""),
         "close": lambda: journal.close("r", "failed", None, None),
     }
-    with pytest.raises(JournalError, match=f"lease of run 'r' was lost: process {os.getpid()} on host .* took the run over"):
+    with pytest.raises(
+        JournalError, match=f"lease of run 'r' was lost: process {os.getpid()} on host .* took the run over"
+    ):
         calls[act]()
     if act != "close":
         journal.close("r", "failed", None, None)  # raises nothing: it has been told
     other.close("r", "completed", None, None)
     found = other.read("r")
-    assert (found.status, found.rows, found.inputs) == ("completed", [row(0), row(1, action="theirs")], [(0, b"inputs")])
+    assert (found.status, found.rows, found.inputs) == (
+        "completed",
+        [row(0), row(1, action="theirs")],
+        [(0, b"inputs")],
+    )
 
 
 def test_a_run_that_was_deleted_elsewhere_cannot_be_written(journal, path):

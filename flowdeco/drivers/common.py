@@ -138,7 +138,8 @@ class _Start:
         history = options.history
         if history is not None and (isinstance(history, bool) or not isinstance(history, int) or history < 0):
             raise DefinitionError(f"history is how many stage records are kept, not {history!r}")
-        if options.executor is not None and not callable(getattr(options.executor, "submit", None)):
+        executor = options.executor
+        if executor is not None and (isinstance(executor, type) or not callable(getattr(executor, "submit", None))):
             raise DefinitionError(f"executor is a concurrent.futures.Executor, not {options.executor!r}")
         if options.progress:
             raise DefinitionError("progress is not there yet: observe the run with observers=[...]")
@@ -265,5 +266,3 @@ def _logger() -> Any:
     import logging
 
     return logging.getLogger("flowdeco.run")
-
-

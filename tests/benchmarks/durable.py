@@ -27,7 +27,18 @@ LIMIT = 1.5
 def rows(count: int, payload: bytes, first: int = 0) -> list[Row]:
     """Return steps as a run writes them."""
     return [
-        Row("0", first + n, "action", "load[customers]", "load", "completed", time.time(), 0.0123, "0123456789abcdef", payload)
+        Row(
+            "0",
+            first + n,
+            "action",
+            "load[customers]",
+            "load",
+            "completed",
+            time.time(),
+            0.0123,
+            "0123456789abcdef",
+            payload,
+        )
         for n in range(count)
     ]
 
@@ -93,7 +104,9 @@ def main() -> int:
     for size, batch, synchronous in ((300, 1, "NORMAL"), (300, 2, "NORMAL"), (3000, 1, "NORMAL"), (300, 1, "FULL")):
         found, micro = measured(size, batch, synchronous, options.rounds if synchronous == "NORMAL" else 5)
         over |= found > LIMIT
-        print(f"write {batch} x {size} bytes, {synchronous:6}  {found:5.2f} x bare sqlite3   {micro:7.1f} us   <= {LIMIT}")
+        print(
+            f"write {batch} x {size} bytes, {synchronous:6}  {found:5.2f} x bare sqlite3   {micro:7.1f} us   <= {LIMIT}"
+        )
     return int(over and options.strict)
 
 

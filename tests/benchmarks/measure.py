@@ -57,7 +57,9 @@ def no_collection() -> Iterator[None]:
         gc.enable()
 
 
-def ratio(candidate: Callable[[], object], items: int, *, rounds: int = 60, less: Callable[[], object] | None = None) -> float:
+def ratio(
+    candidate: Callable[[], object], items: int, *, rounds: int = 60, less: Callable[[], object] | None = None
+) -> float:
     """Return what one item of the candidate costs, in items of the loop; `less` is run alike, and subtracted."""
     candidate(), less and less()
     found: list[float] = []
@@ -103,7 +105,6 @@ class Pulse:
         self.ratios.append(spent / items / ((self._base + base) / 2))
         self._base = base
         self._since = perf_counter()
-
 
 
 def peak_memory(source: str) -> int:

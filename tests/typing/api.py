@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
-from typing import Annotated, Any
-
-from typing_extensions import assert_type
+from typing import Annotated, Any, assert_type
 
 from flowdeco import (
     Action,
@@ -180,7 +178,9 @@ assert_type(double >> fetch, Pipeline)
 assert_type(plain >> double, Pipeline)
 assert_type(double >> plain >> process("x") >> parallel(double, plain), Pipeline)
 assert_type((plain >> plain) >> (plain >> double), Pipeline)
-assert_type(pipeline(double, plain, parallel(plain), name="all", use=[atomic], use_stages=[recover(on=OSError)]), Pipeline)
+assert_type(
+    pipeline(double, plain, parallel(plain), name="all", use=[atomic], use_stages=[recover(on=OSError)]), Pipeline
+)
 assert_type(parallel(double, plain >> fetch, limit=2, merge={"n": max}), Parallel)
 
 flow = double >> plain
