@@ -395,6 +395,10 @@ class Store(MutableMapping[str, Any]):
                     before = _Grown(made._owned[name], before.length, before.before)
                 made._logs[0][name] = before
         for name, before in (self._recent or {}).items():
+            own = made._owned.get(name)
+            if isinstance(before, _Grown) and own is not None and before.before is not MISSING:
+                del own[before.length :]  # the log of the branch goes on counting from there
+                continue
             if isinstance(before, _Grown):
                 before = MISSING if before.before is MISSING else before.items[: before.length]
             if before is MISSING:
