@@ -14,6 +14,7 @@ import pytest
 from support import action_record, again, around, async_around, failing, names, one, stage_record, statuses, step
 
 from flowdeco import Context, Key, Run, Sleep, Stage, Store, action, parallel, pipeline, stream
+from flowdeco.drivers import sync
 from flowdeco.drivers.common import is_cancellation
 from flowdeco.errors import ActionTimeout, DefinitionError, StoreTypeError
 from flowdeco.middleware import retry
@@ -762,6 +763,30 @@ def test_ctrl_c_in_the_driver_itself_unwinds_middleware():
             outcomes.append((Run.of(interrupt).status.value, log.count("+s") - log.count("-s"), log[-1]))
     assert moment > 5
     assert set(outcomes) == {("cancelled", 0, "-p"), ("completed", 0, "-p")}  # the latter, when the run was over
+
+
+@pytest.mark.parametrize(
+    ("when", "status"), [("before it has begun", "cancelled"), ("in between", "cancelled"), ("after it", "completed")]
+)
+def test_ctrl_c_around_the_evaluation_is_raised_with_its_run(monkeypatch, when, status):
+    """A run that was over when it came is what it is."""
+    log = []
+    answered = sync._answered
+
+    def interrupted(evaluation, *args):
+        monkeypatch.undo()
+        if when == "in between":
+            next(evaluation)
+        if when == "after it":
+            answered(evaluation, *args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sync, "_answered", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        Stage("s", [step(log, "a")], use=[around(log, "m")]).run()
+    assert Run.of(caught.value).status == status
+    assert log.count("+m") == log.count("-m")
+    assert ("a" in log) == (when == "after it")
 
 
 def test_ctrl_c_waits_for_the_clean_up_of_a_coroutine(interrupt):

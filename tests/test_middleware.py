@@ -1306,6 +1306,7 @@ def test_shipped_middleware_are_values():
         assert made() == made()
         assert made() != made(attempts=5)
         assert Stage("s", use=[made()]) == Stage("s", use=[made()])
+        assert "ValueError" in repr(made())
         assert pickle.loads(pickle.dumps(Stage("s", use=[made(), atomic]))) == Stage("s", use=[made(), atomic])
 
 
