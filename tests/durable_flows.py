@@ -4,11 +4,12 @@ The same parts as in `test_laws`, but nothing here is a closure. Where those tra
 """
 
 import asyncio
+import itertools
 from collections import Counter
 from dataclasses import replace
 from functools import partial
 
-from model import Act, Par, Pipe, Stg
+from model import Act, Par, Pipe, Stg, named
 
 from flowdeco import Bail, Context, Stage, action, parallel, pipeline, stream
 
@@ -216,3 +217,65 @@ def records(run):
 def came_to(run):
     """What a run came to."""
     return str(run.status), dict(run.store), run.result, run.reason, records(run)
+
+
+# -- flows by chance: as those of `test_laws`, from a seed, and of a kind whose outcome does not hang on when it was killed
+
+
+def some_layers(chance, *kinds, often=0.2):
+    """A few layers; they are given names later."""
+    return tuple(chance.choice(kinds) for _ in range(2) if chance.random() < often)
+
+
+def random_act(chance, inside, sure):
+    """An action; `sure` ones do not fail."""
+    fails = 0 if sure else chance.choice([0] * 8 + [1, 2, HOPELESS])
+    use = some_layers(chance, "around", "swallow")
+    return Act(
+        value=chance.choice([None, 1, 2]),
+        collects=chance.random() < 0.4,
+        writes=chance.random() < 0.3,
+        inserted=inside if chance.random() < 0.3 else (),
+        returned=inside if chance.random() < 0.7 else (),
+        how=chance.choice(["list", "list", "generator", "generator function", "stream"]),
+        loops=chance.choice([0] * 6 + [1, 2]),
+        disables=chance.choice([None] * 8 + ["tag:t", "s4", "a5"]),
+        fails=fails,
+        bails=not sure and chance.random() < 0.03,
+        use=(*use, "retry") if 0 < fails < HOPELESS else use,  # else it would matter whether a killed call had counted
+        tag=chance.random() < 0.15,
+        asynchronous=chance.random() < 0.15,
+    )
+
+
+def random_part(chance, depth, sure):
+    """A unit with units in it."""
+
+    def several(most):
+        return tuple(random_part(chance, depth - 1, sure) for _ in range(chance.randrange(most + 1))) if depth else ()
+
+    kind = chance.random()
+    if not depth or kind < 0.4:
+        return random_act(chance, several(2), sure)
+    if kind < 0.65:
+        return Stg(
+            actions=tuple(random_act(chance, several(1), sure) for _ in range(chance.randrange(4))),
+            data=None if sure else chance.choice([None, 0, 1]),
+            use=some_layers(chance, "around", "retry", "swallow"),
+            use_actions=some_layers(chance, "around", often=0.1),
+            tag=chance.random() < 0.1,
+        )
+    if kind < 0.8:
+        return Pipe(
+            name=chance.choice(["", "p"]),
+            units=several(3),
+            use=some_layers(chance, "around", "retry", "swallow"),
+            use_stages=some_layers(chance, "around", often=0.1),
+        )
+    return Par(units=several(4))
+
+
+def random_flow(chance, sure):
+    """A pipeline with everything in it, each part with a name of its own."""
+    units = tuple(random_part(chance, chance.randrange(4), sure) for _ in range(chance.randrange(1, 5)))
+    return named(Pipe("p", units), itertools.count(1))

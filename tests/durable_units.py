@@ -8,7 +8,7 @@ import asyncio
 import os
 import time
 
-from flowdeco import Context, Stage, Suspend, action, pipeline, stage, stream
+from flowdeco import Context, Stage, Suspend, action, parallel, pipeline, stage, stream
 
 CALLS = []
 BROKEN = set()
@@ -411,3 +411,36 @@ def fails_there(ctx: Context, marker):
     if os.path.exists(marker):
         raise RuntimeError("fails there")
     return "fine there"
+
+
+# -- for runs in several processes
+
+
+@action
+def waits_for_file(folder):
+    """Say that it has begun, and wait until a file is there."""
+    open(os.path.join(folder, "begun"), "w").close()
+    while not os.path.exists(os.path.join(folder, "go on")):
+        time.sleep(0.005)
+    return "went on"
+
+
+held = first >> waits_for_file >> second
+
+
+@stage
+def number(n, run):
+    """One of many small steps."""
+
+    @action(collect="numbers")
+    def one():
+        return [run, n]
+
+
+@action
+def all_numbers(n, run):
+    return [number(each, run) for each in range(n)]
+
+
+numbers = first >> all_numbers >> parallel(second, item) >> third
+long_held = first >> all_numbers >> parallel(second, item) >> waits_for_file >> third

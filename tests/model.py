@@ -5,7 +5,7 @@ what a run of it must come to: its trace, records, store, status.
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,31 @@ class Par:
 
     name: str = ""
     units: tuple = ()
+
+
+def named(part, numbers):
+    """The same, with names: of stages, actions, pipelines, groups, layers."""
+    number = next(numbers)
+    changes = {
+        field: tuple(named(child, numbers) for child in getattr(part, field))
+        for field in ("units", "actions", "inserted", "returned")
+        if hasattr(part, field)
+    }
+    for field in ("use", "use_stages", "use_actions"):
+        if hasattr(part, field):
+            changes[field] = tuple(
+                (kind, f"{field}{number}.{index}") for index, kind in enumerate(getattr(part, field))
+            )
+    if isinstance(part, Pipe) and not part.name:
+        changes.update(use=(), use_stages=(), use_actions=())  # it has no options
+    else:
+        changes["name"] = f"{type(part).__name__[0].lower()}{number}".replace(
+            "p", "g" if isinstance(part, Par) else "p"
+        )
+    if isinstance(part, Act):
+        changes["value"] = None if part.returned and part.how != "generator function" else part.value
+        changes["loops"] = 0 if part.how == "stream" else part.loops
+    return replace(part, **changes)
 
 
 class Failed(Exception):

@@ -358,7 +358,7 @@ class JsonCodec:
     def _read_object(self, node: Any) -> Any:
         where, fields, *rest = _list(node)
         cls = _class(where)
-        if "__dataclass_fields__" not in dir(cls):
+        if not _is_dataclass(cls):
             raise JournalError(f"{where} is no dataclass")
         names = _fields(cls)
         if sorted(_dict(fields)) != sorted(names):
@@ -568,6 +568,10 @@ def _is_named_tuple(cls: Any) -> bool:
 
 def _class_of(value: Any) -> Any:
     return cast("Any", type(value))
+
+
+def _is_dataclass(cls: Any) -> bool:
+    return dataclasses.is_dataclass(cls)
 
 
 def _fields(cls: Any) -> list[str]:

@@ -544,7 +544,8 @@ class SqliteJournal:
             raise JournalError(f"the journal {self.path} cannot be made: {error.strerror or error}") from error
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        version = self._version(connection)
+        with _transaction(connection, "DEFERRED"):  # one state: another process may be making the tables just now
+            version = self._version(connection)
         if version != VERSION:
             _use_wal(connection, self.path)
             with _transaction(connection):
