@@ -17,7 +17,7 @@ author = "the flowdeco authors"
 release = version = flowdeco.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_drafts", "_build"]
 myst_heading_anchors = 3
 suppress_warnings = ["config.cache"]
 
