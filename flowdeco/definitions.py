@@ -100,7 +100,7 @@ def checked_layers(layers: object, option: str = "use") -> tuple[Middleware, ...
 
 
 def _is_generator_function(layer: object) -> bool:
-    candidates = (layer, getattr(layer, "__call__", None))  # noqa: B004: an object whose call is a generator function
+    candidates = (layer, getattr(layer, "__call__", None))  # noqa: B004 (an object whose call is a generator function)
     return any(inspect.isgeneratorfunction(f) or inspect.isasyncgenfunction(f) for f in candidates)
 
 
@@ -619,7 +619,7 @@ class Action(Unit, _Proxy, Generic[P, R]):
 
     def __get__(self, instance: Any, owner: type | None = None) -> Action[..., R]:
         getter = getattr(type(self.__wrapped__), "__get__", None)
-        if getter is None:
+        if getter is None or isinstance(self.__wrapped__, functools.partial):  # a partial does not bind, as ever
             return self
         bound = getter(self.__wrapped__, instance, owner)
         if bound is self.__wrapped__:
