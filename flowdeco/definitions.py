@@ -10,6 +10,7 @@ what is defined here (L3).
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 import types
@@ -100,7 +101,7 @@ def checked_layers(layers: object, option: str = "use") -> tuple[Middleware, ...
 
 
 def _is_generator_function(layer: object) -> bool:
-    candidates = (layer, getattr(layer, "__call__", None))  # noqa: B004 (an object whose call is a generator function)
+    candidates = (layer, getattr(layer, "__call__", None))  # or an object whose call is one
     return any(inspect.isgeneratorfunction(f) or inspect.isasyncgenfunction(f) for f in candidates)
 
 

@@ -16,7 +16,7 @@ from measure import Pulse, fastest_import, loop_seconds, peak_memory, ratio
 
 from flowdeco import Stage, action, pipeline, stage, stream
 
-N = 2000  # items in a slice
+N = 1000  # items in a slice
 MANY = 1_000_000
 MEBIBYTE = 2**20
 HISTORY = 100
