@@ -28,8 +28,9 @@ import types
 from collections.abc import AsyncGenerator, Generator, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, cast
 
-from flowdeco.definitions import UNSET, Action, Middleware, Pipeline, Stage, Stream, Unit, insertable
+from flowdeco.definitions import Action, Pipeline, Stage, Stream, Unit, insertable
 from flowdeco.errors import Bail, DefinitionError, MiddlewareError, Suspend
+from flowdeco.options import UNSET, Middleware
 from flowdeco.requests import Await, Raised, Request, Sleep
 from flowdeco.store import Log, Store
 

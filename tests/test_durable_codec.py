@@ -29,10 +29,10 @@ from hypothesis import strategies as st
 
 import flowdeco
 from flowdeco import Key, Stage, Status, action, parallel, pipeline, stage, stream
-from flowdeco.definitions import UNSET
 from flowdeco.durable import Codec, JsonCodec, PickleCodec, codec
 from flowdeco.errors import JournalError, RunError, SerializationError
 from flowdeco.middleware import atomic, recover, retry
+from flowdeco.options import UNSET
 from flowdeco.store import MISSING
 
 CALLED = []

@@ -8,8 +8,8 @@ import pytest
 from support import names, one, step
 
 from flowdeco import Action, Key, Pipeline, Stage, action, parallel, pipeline, stage, stream
-from flowdeco.definitions import UNSET
 from flowdeco.errors import ReturnValueError, StoreTypeError
+from flowdeco.options import UNSET
 from flowdeco.requests import Raised
 from flowdeco.returned import Yielded, exhaust, sort_out
 from flowdeco.wiring import step_of
