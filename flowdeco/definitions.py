@@ -250,7 +250,7 @@ def insertable(units: Iterable[Any], who: str, how: str = "returned") -> tuple[U
         elif isinstance(unit, (Unit, Stream)):
             flat.append(unit)
         elif isinstance(unit, Template):
-            raise ReturnValueError(f"{who} {how} {no_unit(unit)}")
+            raise ReturnValueError(f"{who} {how} no stage: {no_unit(unit)}")
         elif how == "returned":
             raise ReturnValueError(
                 f"{who} returned a mix of units and data: {_shortened(unit)} is no unit. "
@@ -469,6 +469,9 @@ class Action(Unit, _Proxy, Generic[P, R]):
 
     def __delattr__(self, name: str) -> None:
         raise AttributeError(f"an Action is immutable: cannot delete {name!r}")
+
+    def __str__(self) -> str:
+        return repr(self)
 
     def __repr__(self) -> str:
         bound = "".join(f", {name}={value!r}" for name, value in self._self_bound.items())

@@ -1143,3 +1143,8 @@ def test_middleware_is_part_of_the_value():
     """Two stages with different middleware are different."""
     log = []
     assert Stage("s", use=[around(log, "m")]) != Stage("s", use=[around(log, "m")])
+
+
+def test_an_action_prints_as_what_it_is() -> None:
+    """Not as its function."""
+    assert str(action(len)) == repr(action(len)) == "<Action len>"
