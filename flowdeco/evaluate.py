@@ -141,8 +141,8 @@ class _Branch:
     """One line of evaluation, that of the run or of a branch of a parallel group: its frames, its store, its records."""
 
     __slots__ = (
-        "diverged", "forgotten", "forks", "frames", "groups", "id", "opened", "parent", "past", "position", "records",
-        "result", "stopped", "store", "switches", "trace",
+        "diverged", "forgotten", "forks", "frames", "groups", "id", "opened", "parent", "past", "path", "position",
+        "records", "result", "stopped", "store", "switches", "trace",
     )  # fmt: skip
 
     def __init__(
@@ -152,6 +152,7 @@ class _Branch:
         self.frames = [base]
         self.parent = parent
         self.id = id
+        self.path: str | None = None  # for observers
         self.past = past
         self.diverged = False  # from its past
         self.position = 0  # counts what the journal has a row for
@@ -279,7 +280,7 @@ class Evaluation:
         error: Failure = None
         try:
             if self.notify is not None:
-                self.notify(RunStarted(run.id, run.pipeline.name))
+                self.notify(RunStarted(run.id, run.pipeline.name, _stages_in(run.pipeline.units)))
             error = yield from self._open(branch, branch.frames[0], run.pipeline, None, self.use)
         except GeneratorExit:
             raise
@@ -385,6 +386,8 @@ class Evaluation:
             since = max(0, cast("_Before", frame.before).records - branch.forgotten)
             failed = tuple(r for r in branch.records[since:] if not is_over(r)) if call._recovered else ()
             closed = Closed(None, call._inserted, failed)
+        if closed.inserted and self.notify is not None:
+            self._tell_inserted(None, None, closed.inserted, _stages_in(closed.inserted))
         branch.frames[-1].queue.extend((unit, frame.pipeline.name) for unit in reversed(closed.inserted))
         return self._remember_pipeline(branch, frame, closed)
 
@@ -471,7 +474,7 @@ class Evaluation:
                     return error
         started = self.clock()
         if self.notify is not None:
-            self.notify(StageStarted(self.run.id, stage.name, by))
+            self.notify(StageStarted(self.run.id, stage.name, by, branch.path))
         visit = _Visit(stage, frame, past)
         call: Call | None = None
         if past is not None and past.record is not None:
@@ -510,7 +513,10 @@ class Evaluation:
         if self.history is not None:
             self._forget(branch)
         if self.notify is not None:
-            self.notify(StageFinished(self.run.id, stage.name, record.status, failure, elapsed))
+            if inserted and error is None:
+                self._tell_inserted(stage.name, None, inserted, _stages_in(inserted))
+            name, told = stage.name, record.status
+            self.notify(StageFinished(self.run.id, name, told, failure, elapsed, attempts, record.recovered))
         if error is None:
             visit.inserted.extend((unit, stage.name) for unit in inserted)
             if visit.inserted:
@@ -655,7 +661,7 @@ class Evaluation:
                 outcome = _COMPLETED, started + self.epoch, elapsed, by, None, attempts, False, (), ()
                 records.append(_new(ActionRecord, (step.name, step.action, *outcome)))
                 if notify is not None:
-                    notify(ActionFinished(run_id, stage.name, step.name, _COMPLETED, None, elapsed))
+                    notify(ActionFinished(run_id, stage.name, step.name, _COMPLETED, None, elapsed, attempts))
                 continue
             error = self._conclude(branch, visit, step, by, started, value, context, call, seen)
             if memory is not None and error is None:
@@ -759,7 +765,10 @@ class Evaluation:
                 self.memory.action(branch.id, branch.position, visit.stage.name, record, payload)
             branch.position += 1
         if self.notify is not None:
-            self.notify(ActionFinished(self.run.id, visit.stage.name, step.name, status, failure, elapsed))
+            name = visit.stage.name
+            self.notify(
+                ActionFinished(self.run.id, name, step.name, status, failure, elapsed, attempts, recovered)
+            )
         return error
 
     def _take_effect(
@@ -833,8 +842,15 @@ class Evaluation:
         visit.queue.extend((action, who) for action in reversed(actions))
         visit.inserted.extend((unit, who) for unit in inserted if type(unit) is not Action)
         if self.notify is not None:
-            names = tuple(unit.name for unit in inserted)
-            self.notify(UnitsInserted(self.run.id, visit.stage.name, step.name, names))
+            stages = _stages_in(unit for unit in inserted if type(unit) is not Action)
+            self._tell_inserted(visit.stage.name, step.name, inserted, stages)
+
+    def _tell_inserted(
+        self, stage: str | None, action: str | None, units: Iterable[Unit | Stream], stages: int
+    ) -> None:
+        if self.notify is not None:
+            names = tuple(unit.name for unit in units)
+            self.notify(UnitsInserted(self.run.id, stage, action, names, stages))
 
     # The past of a resumed run.
 
@@ -937,6 +953,11 @@ class Evaluation:
         if self.copying and self.memory is not None:
             self.memory.stage(branch.id, branch.position, record, closed.delta or _NOTHING)
         branch.position += 1
+        if self.notify is not None:
+            if closed.inserted:
+                self._tell_inserted(record.name, None, closed.inserted, _stages_in(closed.inserted))
+            how = record.error, record.elapsed, record.attempts, record.recovered, True
+            self.notify(StageFinished(self.run.id, record.name, record.status, *how))
         return None
 
     def _remember_stage(self, branch: _Branch, record: StageRecord) -> Failure:
@@ -1021,6 +1042,8 @@ class Evaluation:
             kept = past.store if past is not None else None
             store = branch.store.fork() if kept is None else kept.revived(self.given)
             fork = _Branch(store, base, branch, branch_id(branch.id, number, index), past)
+            if self.notify is not None:
+                fork.path = f"{branch.path}/{group.name}[{index}]" if branch.path else f"{group.name}[{index}]"
             forks.append(fork)
             if branch.past is not None and past is None:
                 fork.past = Past((), {}, _no_past)
@@ -1127,6 +1150,18 @@ class Evaluation:
         if not any(note.endswith(place) for note in getattr(error, "__notes__", ())):
             with suppress(Exception):  # an exception that cannot be written to
                 error.add_note(f"in {where}, {place}")
+
+
+def _stages_in(units: Iterable[Unit | Stream]) -> int:
+    """Return how many stages are in these units, as far as one can know."""
+    stages, left = 0, list(units)
+    while left:
+        unit = left.pop()
+        if isinstance(unit, (Pipeline, Parallel)):
+            left.extend(unit.units)
+        else:
+            stages += type(unit) is not Stream
+    return stages
 
 
 def unknown_stage(name: str, known: Iterable[str]) -> JournalError:

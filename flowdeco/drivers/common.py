@@ -23,6 +23,7 @@ from flowdeco.wiring import check_run
 
 if TYPE_CHECKING:
     from flowdeco.events import Event
+    from flowdeco.show.progress import Watcher
 
 __all__ = ["begin", "end", "resume"]
 
@@ -142,23 +143,23 @@ class _Start:
         executor = options.executor
         if executor is not None and (isinstance(executor, type) or not callable(getattr(executor, "submit", None))):
             raise DefinitionError(f"executor is a concurrent.futures.Executor, not {options.executor!r}")
-        if options.progress:
-            raise DefinitionError("progress is not there yet: observe the run with observers=[...]")
         self.flow = flow
         self.use = checked_layers(options.use)
         self.skip = frozenset(checked_selectors(options.skip))
         self.history: int | None = history
         self.observers = _observers(options.observers)
+        self.watcher = _watcher(options.progress) if options.progress is not None else None
 
     def check(self, store: Store) -> None:
         """Raise `WiringError` for what nothing can supply."""
         check_run(self.flow, store, self.skip, bool(self.use))
 
     def evaluation(self, run: Run, memory: Memory | None = None, **past: Any) -> Evaluated:
+        watcher = self.watcher
         evaluation = Evaluation(
             run,
             use=self.use,
-            notify=_notifier(self.observers, run.id),
+            notify=_notifier(self.observers if watcher is None else [*self.observers, watcher], run.id),
             skip=self.skip,
             history=self.history,
             memory=memory,
@@ -170,7 +171,8 @@ class _Start:
         run._use, run._skip = self.use, self.skip
         run._trace = evaluation.branch.trace if self.history is None and memory is None else None
         run._journal = memory.journal if memory is not None else None
-        return run, _evaluated(evaluation)
+        evaluated = _evaluated(evaluation)
+        return run, evaluated if watcher is None else _watched(evaluated, watcher)
 
 
 def _evaluated(evaluation: Evaluation) -> Generator[Request, Any, None]:
@@ -184,6 +186,20 @@ def _evaluated(evaluation: Evaluation) -> Generator[Request, Any, None]:
         answer = yield Save(evaluation.memory.journal.close, run.id, str(run.status), run.reason, error)
         if type(answer) is Raised and run.error is None:
             run.error, run.status = answer.error, Status.FAILED
+
+
+def _watched(evaluated: Generator[Request, Any, None], watcher: Watcher) -> Generator[Request, Any, None]:
+    try:
+        yield from evaluated
+    finally:
+        watcher.close()
+
+
+def _watcher(progress: Any) -> Watcher | None:
+    # An import that points upwards: what shows a run is loaded when somebody wants to see it.
+    from flowdeco.show.progress import watcher
+
+    return watcher(progress)
 
 
 def abandon(run: Run) -> None:
