@@ -766,9 +766,7 @@ class Evaluation:
             branch.position += 1
         if self.notify is not None:
             name = visit.stage.name
-            self.notify(
-                ActionFinished(self.run.id, name, step.name, status, failure, elapsed, attempts, recovered)
-            )
+            self.notify(ActionFinished(self.run.id, name, step.name, status, failure, elapsed, attempts, recovered))
         return error
 
     def _take_effect(

@@ -17,7 +17,8 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO, TypeAlias, cast
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO, TypeAlias
 
 from flowdeco.errors import DefinitionError
 from flowdeco.events import Event, RunFinished, RunStarted, StageFinished, StageStarted, UnitsInserted
@@ -66,7 +67,9 @@ def watcher(progress: Shown) -> Watcher | None:
         _check_rich()
         return _Display()
     if isinstance(shown, type):
-        raise DefinitionError(f"progress is an object, not the class {shown.__name__}: write progress={shown.__name__}()")
+        raise DefinitionError(
+            f"progress is an object, not the class {shown.__name__}: write progress={shown.__name__}()"
+        )
     if hasattr(shown, "total") and callable(getattr(shown, "update", None)) and callable(getattr(shown, "close", None)):
         return _Telling(_bar(shown), shown.close)
     if callable(shown):
@@ -79,7 +82,7 @@ def watcher(progress: Shown) -> Watcher | None:
 
 def _check_rich() -> None:
     try:
-        import rich  # noqa: F401
+        import_module("rich.live")  # now, while no time is measured
     except ImportError as error:
         raise DefinitionError("progress=True needs rich: pip install 'flowdeco[rich]'") from error
 
@@ -87,9 +90,7 @@ def _check_rich() -> None:
 class _Telling:
     """Tells a function how far the run is."""
 
-    def __init__(
-        self, tell: Callable[[int, int, str], object], close: Callable[[], object] = lambda: None
-    ) -> None:
+    def __init__(self, tell: Callable[[int, int, str], object], close: Callable[[], object] = lambda: None) -> None:
         self._tell = tell
         self._close = close
         self._tally = Tally()

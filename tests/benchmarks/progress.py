@@ -29,8 +29,8 @@ from measure import no_collection
 
 from flowdeco import Stage, action, parallel, pipeline
 
-ACTIONS = 500
-ROUNDS = 15
+ACTIONS = 150
+ROUNDS = 41
 BUDGET = 1.05
 
 
