@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
-from flowdeco import __version__
+import flowdeco
 from flowdeco.errors import DefinitionError
 from flowdeco.events import (
     ActionFinished,
@@ -88,7 +88,7 @@ class _Spans:
 
         self._trace = trace
         self._context = context
-        self._tracer = trace.get_tracer("flowdeco", __version__, tracer_provider)
+        self._tracer = trace.get_tracer("flowdeco", flowdeco.__version__, tracer_provider)
 
     def __call__(self, event: Event) -> None:
         take = _TAKE.get(type(event))
@@ -127,7 +127,7 @@ class _Spans:
         self._end("action", event.action, event)
 
     def _inserts(self, event: UnitsInserted) -> None:
-        units = {"flowdeco.units": event.units[:NAMES], "flowdeco.units.count": len(event.units)}
+        units: dict[str, Any] = {"flowdeco.units": event.units[:NAMES], "flowdeco.units.count": len(event.units)}
         self._trace.get_current_span().add_event("units inserted", units)
 
     def _tells(self, event: Message) -> None:
