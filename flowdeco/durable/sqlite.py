@@ -269,7 +269,9 @@ class SqliteJournal:
                 at = held.first + held.next
                 run, token = held.head.id, held.token
                 if len(rows) <= _FEW:  # a statement on its own is a transaction
-                    columns = [it for index, row in enumerate(rows) for it in _columns(at + index, row, run, token)]
+                    columns = _columns(at, rows[0], run, token)
+                    for index in range(1, len(rows)):
+                        columns += _columns(at + index, rows[index], run, token)
                     try:
                         done = connection.execute(_INSERTS[len(rows)], columns).rowcount
                     except UnicodeEncodeError:
@@ -658,18 +660,14 @@ def named_codec(codec: str | Codec) -> Codec:
 
 def _columns(id: int, row: Row, run: int, token: str) -> tuple[Any, ...]:
     """Return what is inserted for a step, and by whom."""
-    branch, number, kind, stage, action, status, started, elapsed, fingerprint, payload = row
-    return (
-        id, branch, number, kind, stage, action, status, started, elapsed, fingerprint, _checksum(id, row), payload,
-        run, token,
-    )  # fmt: skip
+    return (id, *row[:9], _checksum(id, row), row[9], run, token)
 
 
-def _checksum(id: int, row: Row) -> int:
+def _checksum(id: int, row: Sequence[Any]) -> int:
     branch, number, kind, stage, action, status, started, elapsed, fingerprint, payload = row
     text = "\0".join((branch, kind, stage, action or "", status, fingerprint))
-    numbers = crc32(_PACKED(id, number, started, elapsed))
-    return crc32(payload, crc32(text.encode("utf-8", "surrogatepass"), numbers))
+    encoded = text.encode("utf-8", "surrogatepass")
+    return crc32(payload, crc32(encoded, crc32(_PACKED(id, number, started, elapsed))))
 
 
 _PACKED: Final = struct.Struct("<qqdd").pack
@@ -677,11 +675,12 @@ _PACKED: Final = struct.Struct("<qqdd").pack
 
 def _row(found: tuple[Any, ...]) -> Row | None:
     """Return a step as it was written, None if it does not agree with its checksum."""
-    row = Row._make(found[1:10] + found[11:])
+    id, branch, number, kind, stage, action, status, started, elapsed, fingerprint, checksum, payload = found
     try:
-        if any(isinstance(text, bytes) for text in (row.branch, row.stage, row.action)):
-            row = row._replace(branch=_untext(row.branch), stage=_untext(row.stage), action=_untext(row.action))
-        return row if _checksum(found[0], row) == found[10] else None
+        if type(branch) is bytes or type(stage) is bytes or type(action) is bytes:
+            branch, stage, action = _untext(branch), _untext(stage), _untext(action)
+        row = Row(branch, number, kind, stage, action, status, started, elapsed, fingerprint, payload)
+        return row if _checksum(id, row) == checksum else None
     except (TypeError, ValueError, AttributeError, struct.error):
         return None
 
