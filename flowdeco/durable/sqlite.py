@@ -169,6 +169,8 @@ class SqliteJournal:
     ) -> None:
         if not os.fspath(path) or os.fspath(path) == ":memory:":
             raise JournalError(f"a journal is a file, and {os.fspath(path)!r} is none: MemoryJournal() keeps none")
+        if os.path.isdir(path):
+            raise JournalError(f"{os.fspath(path)!r} is a folder: give the path of a file, such as 'runs.db'")
         if synchronous not in {"NORMAL", "FULL"}:
             raise JournalError(f"synchronous is 'NORMAL' or 'FULL', not {synchronous!r}")
         if isinstance(lease, bool) or not isinstance(lease, (int, float)) or not lease > 0:
@@ -406,9 +408,10 @@ class SqliteJournal:
         lease, *found = connection.execute(f"SELECT lease, {_OWNER} FROM runs WHERE id = ?", (head.id,)).fetchone()
         owner = Owner._make(found)
         if found[0] is not None and _is_busy(owner, lease, me):
+            ago = max(0.0, time.time() - (lease - self.lease))
+            heard = "which is this one" if owner[1:] == me[1:] else f"which was last heard of {ago:.0f} s ago"
             raise RunBusyError(
-                f"run {head.run_id!r} is being worked on by {owner}, which was last heard of "
-                f"{max(0.0, time.time() - (lease - self.lease)):.0f} s ago: one process at a time works on a run"
+                f"run {head.run_id!r} is being worked on by {owner}, {heard}: one at a time works on a run"
             )
 
     def _require_ours(self, connection: sqlite3.Connection, head: Head, token: str) -> None:
@@ -542,6 +545,9 @@ class SqliteJournal:
             os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         except FileExistsError:
             pass
+        except FileNotFoundError as error:
+            folder = os.path.dirname(self.path)
+            raise JournalError(f"the journal {self.path} cannot be made: there is no folder {folder}") from error
         except OSError as error:
             raise JournalError(f"the journal {self.path} cannot be made: {error.strerror or error}") from error
 
