@@ -38,6 +38,7 @@ __all__ = ["SqliteJournal"]
 APPLICATION: Final = 0x666C6F77  # "flow", in the header of the file
 VERSION: Final = 1
 PATIENCE: Final = 60.0  # seconds to wait for other writers of the file
+LOG: Final = 4000  # pages that the log grows to, 16 MB: moving them into the file waits for the disk, so not too often
 
 _TABLES: Final = """
 CREATE TABLE runs (
@@ -560,6 +561,7 @@ class SqliteJournal:
                 for step in range(self._version(connection), VERSION):
                     _MIGRATIONS[step](connection)
         connection.execute(f"PRAGMA synchronous = {self.synchronous}")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {LOG}")
 
     def _version(self, connection: sqlite3.Connection) -> int:
         """Return the version of the schema, 0 for an empty file."""

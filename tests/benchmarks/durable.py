@@ -55,6 +55,7 @@ def bare(folder: Path, synchronous: str) -> Iterator[Callable[[list[Step]], obje
     connection = sqlite3.connect(folder / "bare.db")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute(f"PRAGMA synchronous = {synchronous}")
+    connection.execute("PRAGMA wal_autocheckpoint = 4000")
     connection.execute(
         "CREATE TABLE steps (id INTEGER PRIMARY KEY, branch TEXT, number INTEGER, kind TEXT, stage TEXT, action TEXT, "
         "status TEXT, started REAL, elapsed REAL, fingerprint TEXT, payload BLOB)"
