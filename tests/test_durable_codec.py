@@ -463,7 +463,7 @@ def test_pickle_names_the_part_that_cannot_be_written(payload, message):
     [
         (
             Report([1, Holder()]),
-            ".rows[1]: JSON cannot hold a Holder: register it, codec.register(Holder, write, read)",
+            ".rows[1]: JSON cannot hold a Holder: register it, codec.register(Holder, write, read), or make it a dataclass",
         ),
         ({"a": [Holder]}, '["a"][0]: JSON cannot hold the type Holder: functions and classes are no data'),
         ([plain], "[0]: JSON cannot hold the function plain: functions and classes are no data"),

@@ -163,7 +163,9 @@ class JsonCodec:
         cls = _class_of(value)
         if isinstance(value, (types.FunctionType, types.BuiltinFunctionType, type)):
             return f"JSON cannot hold the {cls.__name__} {value.__qualname__}: functions and classes are no data"
-        return f"JSON cannot hold a {cls.__qualname__}: register it, codec.register({cls.__qualname__}, write, read)"
+        name = cls.__qualname__
+        other = "" if cls.__module__.partition(".")[0] in sys.stdlib_module_names else ", or make it a dataclass"
+        return f"JSON cannot hold a {name}: register it, codec.register({name}, write, read){other}"
 
     def _write_enum(self, value: Any) -> Any:
         cls = _class_of(value)
