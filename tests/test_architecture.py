@@ -26,6 +26,7 @@ LAYERS = [
         "runs",
         "events",
         "journal",
+        "logs",
         "memory",
         "past",
     },

@@ -23,6 +23,7 @@ from flowdeco.wiring import check_run
 
 if TYPE_CHECKING:
     from flowdeco.events import Event
+    from flowdeco.logs import RunLogger
     from flowdeco.show.progress import Watcher
 
 __all__ = ["begin", "end", "resume"]
@@ -180,7 +181,7 @@ def _evaluated(evaluation: Evaluation) -> Generator[Request, Any, None]:
     yield from evaluation.walk()
     run = evaluation.run
     if evaluation.unmatched and run.status is Status.COMPLETED:
-        _logger().warning("run %s: skip=%s matched nothing", run.id, sorted(evaluation.unmatched))
+        _logger(run.id).warning("run %s: skip=%s matched nothing", run.id, sorted(evaluation.unmatched))
     if evaluation.memory is not None:
         error = None if run.error is None else f"{type(run.error).__name__}: {run.error}"
         answer = yield Save(evaluation.memory.journal.close, run.id, str(run.status), run.reason, error)
@@ -274,12 +275,12 @@ def _notifier(observers: list[Callable[[Event], object]], run_id: str) -> Callab
             except Exception:
                 with suppress(ValueError):  # it raised in another thread at the same time
                     listening.remove(observer)
-                _logger().exception("run %s: the observer %r raised and is dropped", run_id, observer)
+                _logger(run_id).exception("run %s: the observer %r raised and is dropped", run_id, observer)
 
     return notify
 
 
-def _logger() -> Any:
-    import logging
+def _logger(run_id: str) -> RunLogger:
+    from flowdeco.logs import run_logger
 
-    return logging.getLogger("flowdeco.run")
+    return run_logger(run_id)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO, TypeAlias
 
 from flowdeco.errors import DefinitionError
 from flowdeco.events import Event, RunFinished, RunStarted, StageFinished, StageStarted, UnitsInserted
+from flowdeco.logs import run_logger
 from flowdeco.show.tally import Row, Tally, describe, duration
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class _Telling:
         try:
             self._close()
         except Exception:
-            _logger().exception("run %s: progress=%r could not be closed", self._tally.run_id, self._tell)
+            run_logger(run := self._tally.run_id).exception("run %s: %r could not be closed", run, self)
 
     def __repr__(self) -> str:
         return f"progress={self._tell!r}"
@@ -156,7 +157,7 @@ class _Display:
         self._tally(event)
         if type(event) is RunStarted:
             self._view = view_of(self._tally)
-            self._ticker = _Ticker(self._view)
+            self._ticker = _Ticker(self._view, event.run_id)
             self._ticker.start()
         if self._view is not None:
             self._view.take(event)
@@ -178,8 +179,9 @@ class _Display:
 class _Ticker:
     """A thread that refreshes a view, the more seldom the more it costs."""
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: View, run_id: str) -> None:
         self._view = view
+        self._run_id = run_id
         self._over = threading.Event()
         context = contextvars.copy_context()  # that a notebook knows whose output it is
         self._thread = threading.Thread(target=context.run, args=(self._run,), name="flowdeco-progress", daemon=True)
@@ -194,7 +196,7 @@ class _Ticker:
             try:
                 self._view.refresh()
             except Exception:
-                _logger().exception("the progress display has failed, and is not shown any more")
+                run_logger(self._run_id).exception("run %s: the display of its progress has failed", self._run_id)
                 return
             pause = min(max(self._view.pause, SHARE * (time.thread_time() - begun)), 2.0)
 
@@ -302,9 +304,3 @@ PATIENCE: Final = 10.0  # seconds
 
 def _stages(count: int) -> str:
     return f"{count} stage" if count == 1 else f"{count} stages"
-
-
-def _logger() -> Any:
-    import logging
-
-    return logging.getLogger("flowdeco.run")
