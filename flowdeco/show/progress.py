@@ -116,18 +116,23 @@ _CHANGES: Final = frozenset({RunStarted, RunFinished, StageStarted, StageFinishe
 
 
 def _bar(bar: Any) -> Callable[[int, int, str], object]:
-    told = 0
+    told, refreshed = 0, 0.0
     postfix: Callable[..., object] | None = getattr(bar, "set_postfix_str", None)
 
     def tell(done: int, known: int, current: str) -> None:
-        nonlocal told
+        nonlocal told, refreshed
         bar.total = known
-        if postfix is not None:
-            postfix(current, refresh=False)
+        if postfix is not None and current:
+            refresh = time.monotonic() - refreshed > REFRESH
+            refreshed = time.monotonic() if refresh else refreshed
+            postfix(current, refresh=refresh)
         bar.update(done - told)
         told = done
 
     return tell
+
+
+REFRESH: Final = 0.1  # seconds: what a bar draws costs more than what it counts
 
 
 class View(Protocol):

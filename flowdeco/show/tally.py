@@ -113,6 +113,7 @@ class Tally:
             self.known += 1
         row = Row(event.stage, self.clock(), event.inserted_by, event.branch)
         self.running[row] = None
+        self.known = max(self.known, self.done + len(self.running))
         _place.set(_Place(self, row, _place.get()))
 
     def _expected(self, inserted_by: str | None) -> bool:
