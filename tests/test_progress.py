@@ -774,7 +774,6 @@ from flowdeco import action, pipeline, Stage
 
 @action
 def waits():
-    print("ready", flush=True)
     time.sleep(30)
 
 pipeline(Stage("a"), waits, Stage("b"), name="p").run(progress=True)
@@ -795,7 +794,7 @@ def test_ctrl_c_leaves_the_terminal_clean():
     )
     os.close(slave)
     screen = Screen(master)
-    while b"ready" not in screen.raw:
+    while b"waits" not in screen.raw:  # it has been drawn while the action runs
         assert screen.read(), screen.lines
     process.send_signal(signal.SIGINT)
     while screen.read():

@@ -138,12 +138,12 @@ def _line(row: Row, name: str, width: int, tally: Tally, glyphs: Glyphs) -> Line
     line: Line = [(" ", ""), (sign, style), (" ", "")]
     line.append((name, "bold cyan" if running else "dim" if skipped or row.restored else ""))
     line.append((f" {told:>8}", "dim"))
-    if running and row.done is not None and row.total:
-        line.extend([("  ", ""), *_bar(row.done / row.total, SMALL_BAR, glyphs)])
-    if row.inserted:
-        line.append((f"  inserted {row.inserted}", "magenta"))
     if row.branch is not None:
         line.append((f"  {row.branch}", "blue"))
+    if row.inserted:
+        line.append((f"  inserted {row.inserted}", "magenta"))
+    if running and row.done is not None and row.total:
+        line.extend([("  ", ""), *_bar(row.done / row.total, SMALL_BAR, glyphs)])
     if row.restored:
         line.append(("  restored", "dim"))
     if row.status not in ("running", "completed", "skipped"):
