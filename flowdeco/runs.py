@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple, TypeVar, overload
 from flowdeco.definitions import Action, Pipeline, Stage
 from flowdeco.store import Key, Store
 
-__all__ = ["ActionRecord", "Run", "StageRecord", "Status"]
+__all__ = ["ActionRecord", "Run", "Scope", "StageRecord", "Status"]
 
 T = TypeVar("T")
 
@@ -48,8 +48,25 @@ class ActionRecord(NamedTuple):
     switches: tuple[tuple[str, bool], ...] = ()
 
 
+class Scope(NamedTuple):
+    """What a stage ran in: a pipeline with options, or a branch of a parallel group.
+
+    `branch` is the place of the branch in its group, None for a pipeline. `id` tells those of one name apart; the
+    branches of a group have it in common. `outer` is the scope around this one.
+    """
+
+    name: str
+    id: str
+    branch: int | None
+    inserted_by: str | None
+    outer: Scope | None
+
+
 class StageRecord(NamedTuple):
-    """What became of one stage, with the records of its actions: `started` in POSIX seconds, `elapsed` in seconds."""
+    """What became of one stage, with the records of its actions: `started` in POSIX seconds, `elapsed` in seconds.
+
+    `scope` is the nested pipeline, or the branch of a parallel group, that it ran in.
+    """
 
     name: str
     stage: Stage
@@ -62,6 +79,7 @@ class StageRecord(NamedTuple):
     attempts: int = 1
     recovered: bool = False
     inserted: tuple[Any, ...] = ()
+    scope: Scope | None = None
 
 
 _ATTRIBUTE: Final = "__flowdeco_run__"
@@ -71,12 +89,13 @@ class Run:
     """One evaluation of a pipeline.
 
     `result` is the last data value (not None) that an action returned, `reason` what a `Bail` or `Suspend` said,
-    `stages` the records in the order of execution, `elapsed` in seconds. `run["key"]` reads the store.
+    `stages` the records in the order of execution, `elapsed` in seconds, `forgotten` how many records `history=` has
+    dropped. `run["key"]` reads the store.
     """
 
     __slots__ = (
         "_journal", "_skip", "_trace", "_use",
-        "elapsed", "error", "id", "pipeline", "reason", "result", "stages", "started", "status", "store",
+        "elapsed", "error", "forgotten", "id", "pipeline", "reason", "result", "stages", "started", "status", "store",
     )  # fmt: skip
 
     def __init__(self, id: str, pipeline: Pipeline, store: Store) -> None:
@@ -88,6 +107,7 @@ class Run:
         self.error: BaseException | None = None
         self.reason: str | None = None
         self.stages: Sequence[StageRecord] = []
+        self.forgotten = 0
         self.started = 0.0
         self.elapsed = 0.0
         # What it takes to resume it.
