@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from enum import StrEnum
-from typing import Any, Final, NamedTuple, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, overload
 
 from flowdeco.definitions import Action, Pipeline, Stage
 from flowdeco.store import Key, Store
+
+if TYPE_CHECKING:
+    import types
+
+    from flowdeco.show import Ran
 
 __all__ = ["ActionRecord", "Run", "Scope", "StageRecord", "Status"]
 
@@ -137,7 +142,19 @@ class Run:
     def __getitem__(self, key: Any) -> Any:
         return self.store[key]
 
+    def ran(self) -> Ran:
+        """Return what ran, and who inserted it: a value that prints as text and shows itself in notebooks."""
+        made: Ran = _show().ran(self)
+        return made
+
     def __repr__(self) -> str:
         why = f": {self.reason}" if self.reason else ""
         failed = f" with {type(self.error).__name__}" if self.error is not None else ""
         return f"<Run {self.id} {self.status}{failed}{why}, {len(self.stages)} stages in {self.elapsed:.3f} s>"
+
+
+def _show() -> types.ModuleType:
+    # An import that points upwards: what shows a run is loaded when it is wanted.
+    from flowdeco import show
+
+    return show
