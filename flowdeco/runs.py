@@ -155,6 +155,9 @@ class Run:
         made: Ran = _show().ran(self)
         return made
 
+    def _repr_html_(self) -> str:
+        return str(_show().html_of(self))  # in a notebook
+
     def __repr__(self) -> str:
         why = f": {self.reason}" if self.reason else ""
         failed = f" with {type(self.error).__name__}" if self.error is not None else ""

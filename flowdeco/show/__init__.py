@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from flowdeco.show.plan import Change, Diff, Plan, Ran, plan, ran
+from flowdeco.show.plan import Change, Diff, Plan, Ran, html_of, plan, ran
 
 __all__ = ["Change", "Diff", "Plan", "Ran", "plan", "ran"]

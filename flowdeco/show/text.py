@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from flowdeco.runs import Status
 from flowdeco.show.parts import Fold, Part, folded
-from flowdeco.show.words import MARKS, counted, duration, notes_on, printable, state
+from flowdeco.show.words import MARKS, counted, duration, flows, notes_on, printable, state
 
 __all__ = ["table"]
 
@@ -43,13 +43,7 @@ def _planned(part: Part) -> Line:
     about = part.parts[0] if part.is_bare else part
     if part.kind == "parallel":
         said.append(f"{counted(len(part.parts), 'branch')}{f', {part.limit} at a time' if part.limit else ''}")
-    if about.reads or about.writes or about.inserts:
-        goes = [*map(printable, about.writes), *(["inserts units"] if about.inserts else [])]
-        said.append(" → ".join(filter(None, [", ".join(map(printable, about.reads)), ", ".join(goes)])))
-        if not goes:
-            said[-1] += " →"
-        elif not about.reads:
-            said[-1] = "→ " + said[-1]
+    said.extend(filter(None, [flows(about)]))
     tags = sorted({*part.tags, *about.tags})
     said.extend(f"#{printable(tag)}" for tag in tags)
     return Line("", _named(part), "", "  ".join(said))

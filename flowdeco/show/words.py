@@ -8,7 +8,7 @@ from typing import Final
 from flowdeco.runs import Status
 from flowdeco.show.parts import Part
 
-__all__ = ["MARKS", "counted", "duration", "printable", "state"]
+__all__ = ["MARKS", "counted", "duration", "flows", "notes_on", "printable", "state"]
 
 MARKS: Final[dict[str, str]] = {
     "": " ",
@@ -42,6 +42,17 @@ def state(part: Part) -> str:
     if part.recovered:
         return "recovered"
     return "" if part.status is None else str(part.status)
+
+
+def flows(part: Part) -> str:
+    """Return what an action reads and writes, "" for neither: "text → rows", "reads text", "writes rows"."""
+    reads = ", ".join(map(printable, part.reads))
+    writes = ", ".join([*map(printable, part.writes), *(["inserts units"] if part.inserts else [])])
+    if reads and writes:
+        return f"{reads} → {writes}"
+    if writes:
+        return f"writes {writes}" if part.writes else writes
+    return f"reads {reads}" if reads else ""
 
 
 def counted(number: int, what: str) -> str:
