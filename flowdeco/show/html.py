@@ -138,32 +138,34 @@ def _list(parts: Sequence[Part]) -> str:
     return f'<div class="fd-list">{"".join(_parts(parts, few))}</div>'
 
 
-def _parts(parts: Iterable[Part], opened: bool) -> Iterator[str]:
+def _parts(parts: Iterable[Part], opened: bool, around: str | None = None) -> Iterator[str]:
     for part in folded(tuple(parts), FOLDING):
         if isinstance(part, Fold):
             yield _fold(part)
         elif part.kind in ("parallel", "pipeline"):
-            yield _group(part, opened)
+            yield _group(part, opened, around)
         elif part.kind == "stage" and part.parts and not part.is_bare and part.status is not Status.PENDING:
             loud = any(inner.status not in (None, Status.COMPLETED) or inner.attempts > 1 for inner in part.parts)
-            fresh = " fd-new" if part.is_dynamic else ""
+            fresh = ' class="fd-new"' if part.is_dynamic else ""
             yield (
-                f'<details class="{fresh.strip()}"{" open" if opened or loud else ""}><summary>{_row(part, turn=True)}'
+                f"<details{fresh}{' open' if opened or loud else ''}><summary>{_row(part, around, turn=True)}"
                 f'</summary><div class="fd-in">{"".join(_parts(part.parts, opened))}</div></details>'
             )
         else:
-            yield _row(part)
+            yield _row(part, around)
 
 
-def _group(part: Part, opened: bool) -> str:
-    by = _by(part)
+def _group(part: Part, opened: bool, around: str | None) -> str:
+    by = _by(part, around)
     tags = "".join(map(_tag, part.tags))
     if part.kind == "pipeline":
-        inside = f'<div class="fd-col" style="max-width:none">{"".join(_parts(part.parts, opened))}</div>'
+        inside = (
+            f'<div class="fd-col" style="max-width:none">{"".join(_parts(part.parts, opened, part.inserted_by))}</div>'
+        )
         what = "pipeline"
     else:
         columns = folded(part.parts, FOLDING)
-        inside = "".join(f'<div class="fd-col">{_column(column, opened)}</div>' for column in columns)
+        inside = "".join(f'<div class="fd-col">{_column(column, opened, part.inserted_by)}</div>' for column in columns)
         at_once = f", {part.limit} at a time" if part.limit else ""
         what = f"parallel, {counted(len(part.parts), 'branch')}{at_once}"
     return (
@@ -173,26 +175,29 @@ def _group(part: Part, opened: bool) -> str:
     )
 
 
-def _column(column: Part | Fold, opened: bool) -> str:
+def _column(column: Part | Fold, opened: bool, around: str | None) -> str:
     if isinstance(column, Fold):
         return _fold(column)
-    return "".join(_parts(column.parts, opened)) or _row(column)
+    return "".join(_parts(column.parts, opened, around)) or _row(column)
 
 
-def _row(part: Part, turn: bool = False) -> str:
+def _row(part: Part, around: str | None = None, turn: bool = False) -> str:
     about = part.parts[0] if part.is_bare else part
     kind = state(about if about.recovered else part)
     fresh = " fd-new" if part.is_dynamic and not turn else ""
     return (
-        f'<div class="fd-row fd-{part.kind} fd-{kind or "planned"}{fresh}"><span class="fd-mark">{MARKS[kind].strip() or "•"}</span>'
+        f'<div class="fd-row fd-{part.kind} fd-{kind or "planned"}{fresh}">'
+        f'<span class="fd-mark">{MARKS[kind].strip() or "•"}</span>'
         f'<span class="fd-name{" fd-turn" if turn else ""}">{text(part.name)}</span>'
-        f"{''.join(map(_tag, sorted({*part.tags, *about.tags})))}{_by(part)}{_notes(part, about)}"
+        f"{''.join(map(_tag, sorted({*part.tags, *about.tags})))}{_by(part, around)}{_notes(part, about)}"
         f'<span class="fd-time">{duration(part.elapsed) if part.elapsed else ""}</span></div>'
     )
 
 
-def _by(part: Part) -> str:
-    return f'<span class="fd-by">+ by {text(part.inserted_by)}</span>' if part.inserted_by is not None else ""
+def _by(part: Part, around: str | None) -> str:
+    if part.inserted_by is None or part.inserted_by == around:
+        return ""
+    return f'<span class="fd-by">+ by {text(part.inserted_by)}</span>'
 
 
 def _notes(part: Part, about: Part) -> str:

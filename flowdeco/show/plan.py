@@ -225,7 +225,7 @@ def _changes(parts: tuple[Part, ...], stage: str) -> Iterator[Change]:
     for part in parts:
         where = f"{stage}/{part.name}" if part.kind == "action" else part.name
         named = part.kind != "branch"
-        if named and part.is_dynamic:
+        if part.is_dynamic and (part.kind in ("stage", "action") or part.status is Status.PENDING):
             yield Change(where, "inserted", part.inserted_by)
         if named and part.unplanned:
             yield Change(where, "not in the plan")

@@ -39,17 +39,18 @@ def _type_of(value: object) -> str:
 
 
 def _size_of(value: Any) -> str:
-    if isinstance(value, str):
+    kind: type[Any] = type(value)
+    if issubclass(kind, str):
         return counted(len(value), "character")
-    if isinstance(value, (bytes, bytearray, memoryview)):
+    if issubclass(kind, (bytes, bytearray, memoryview)):
         return counted(memoryview(value).nbytes, "byte")
-    if isinstance(value, _SIZED):
-        return counted(len(cast("list[Any]", value)), "item")
+    if issubclass(kind, _SIZED):
+        return counted(len(value), "item")
     try:
         shape: Any = getattr(value, "shape", None)  # arrays and tables
-        if isinstance(shape, tuple) and shape and all(isinstance(n, int) for n in cast("tuple[Any, ...]", shape)):
-            return " × ".join(f"{n:,}" for n in cast("tuple[int, ...]", shape))
-        return counted(len(value), "item") if hasattr(type(value), "__len__") else ""
+        if shape and type(shape) is tuple and all(type(n) is int for n in cast("tuple[object, ...]", shape)):
+            return " × ".join(map("{:,}".format, cast("Any", shape)))
+        return counted(len(value), "item") if hasattr(kind, "__len__") else ""
     except Exception:
         return ""
 

@@ -82,9 +82,9 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 86400:,} d {whole % 86400 // 3600} h"
 
 
-def notes_on(part: Part) -> Iterable[str]:
-    """Yield what is worth saying of a part that was run, or not."""
-    if part.inserted_by is not None:
+def notes_on(part: Part, around: str | None = None) -> Iterable[str]:
+    """Yield what is worth saying of a part that was run, or not; who inserted it, unless that inserted all `around`."""
+    if part.inserted_by is not None and part.inserted_by != around:
         yield f"inserted by {printable(part.inserted_by)}"
     if part.unplanned:
         yield "not in the plan"
