@@ -67,7 +67,7 @@ from flowdeco.options import UNSET, Middleware
 from flowdeco.past import Closed, is_over
 from flowdeco.requests import Await, Chore, Raised, Request, Save
 from flowdeco.returned import PLAIN, SETTLED, Yielded, exhaust, sort_out
-from flowdeco.runs import ActionRecord, Run, StageRecord, Status
+from flowdeco.runs import ActionRecord, Run, Scope, StageRecord, Status
 from flowdeco.store import Delta
 from flowdeco.wiring import Step, check_inserted, step_of, unmet
 
@@ -132,6 +132,7 @@ class Evaluation:
             error = answer.error if type(answer) is Raised and error is None else error
         run.elapsed = self.clock() - began
         run.stages = [] if self.history == 0 else branch.records[-(self.history or 0) :]
+        run.forgotten = len(branch.records) + branch.forgotten + branch.lost - len(run.stages)
         run.result = branch.trace.result = branch.result
         run.status = self._status(error)
         if isinstance(error, (Bail, Suspend)):
@@ -167,13 +168,14 @@ class Evaluation:
         self, branch: Branch, frame: Frame, pipeline: Pipeline, by: str | None, use: tuple[Middleware, ...] = ()
     ) -> Walk:
         if pipeline is not self.run.pipeline and self._off(branch, stage_selectors(pipeline)):
-            return (yield from self._skip(branch, pipeline, by))
+            return (yield from self._skip(branch, pipeline, by, frame.scope))
         while len(branch.frames) > 1 and branch.frames[-1].is_done():
             branch.frames.pop()  # nothing is left to do in there: a pipeline that returns itself is a loop, too
         layers = use + pipeline.use
         use_stages, use_actions = frame.use_stages + pipeline.use_stages, frame.use_actions + pipeline.use_actions
         wrapped = frame.wrapped or bool(layers or use_stages or use_actions)
-        opened = Frame(pipeline, by, use_stages, use_actions, frame.values, wrapped)
+        scope = self._scope(branch, pipeline, by, branch.frames[-1].scope)
+        opened = Frame(pipeline, by, use_stages, use_actions, frame.values, wrapped, scope)
         branch.frames.append(opened)
         if not layers:
             opened.refill()
@@ -186,6 +188,13 @@ class Evaluation:
         frame.call = Call(self.run.id, branch.store, layers, frame.values, frame.pipeline)
         frame.before = branch.before()
         return (yield from self._enter(frame, frame.call))
+
+    def _scope(self, branch: Branch, unit: Pipeline | Parallel, by: str | None, outer: Scope | None) -> Scope | None:
+        """Return what the records of this unit will say they are in."""
+        if isinstance(unit, Pipeline) and (unit.plain or (unit is self.run.pipeline and by is None)):
+            return outer
+        branch.scopes += 1
+        return Scope(unit.name, f"{branch.id}.{branch.scopes}", None, by, outer)
 
     def _enter(self, frame: Frame, call: Call) -> Walk:
         entered = enter(call)
@@ -286,7 +295,7 @@ class Evaluation:
 
     def _stage(self, branch: Branch, frame: Frame, stage: Stage, by: str | None) -> Walk:
         if (self.skip or branch.switches) and self._off(branch, stage_selectors(stage)):
-            return self._skip(branch, stage, by)
+            return self._skip(branch, stage, by, frame.scope)
         return self._visit(branch, Visit(stage, frame), by)
 
     def _visit(self, branch: Branch, visit: Visit, by: str | None) -> Walk:
@@ -317,7 +326,7 @@ class Evaluation:
             StageRecord,
             (
                 stage.name, stage, status, started + self.epoch, elapsed, by, visit.records,
-                failure, attempts, recovered, inserted,
+                failure, attempts, recovered, inserted, frame.scope,
             ),
         )  # fmt: skip
         if error is None:
@@ -712,11 +721,13 @@ class Evaluation:
 
     def _group(self, branch: Branch, frame: Frame, group: Parallel, by: str | None) -> Walk:
         if self._off(branch, stage_selectors(group)):
-            return (yield from self._skip(branch, group, by))
+            return (yield from self._skip(branch, group, by, frame.scope))
         number, branch.groups = branch.groups, branch.groups + 1
         forks: list[Branch] = []
+        scope = cast("Scope", self._scope(branch, group, by, frame.scope))
         for index, unit in enumerate(group.units):
-            base = Frame(frame.pipeline, by, frame.use_stages, frame.use_actions, frame.values, frame.wrapped)
+            within = scope._replace(branch=index)
+            base = Frame(frame.pipeline, by, frame.use_stages, frame.use_actions, frame.values, frame.wrapped, within)
             base.queue.append((unit, by))
             forks.append((yield from self._fork(branch, base, number, index)))
         started_at = len(branch.records) + branch.forgotten
@@ -731,6 +742,7 @@ class Evaluation:
         self._joined(branch, forks)
         for fork in forks:
             branch.records.extend(fork.records)
+            branch.lost += fork.forgotten + fork.lost
         taking = forks if error is None else []
         if isinstance(error, Bail):
             taking = [fork for fork, member in zip(forks, crew.members, strict=True) if member.error is error]
@@ -774,19 +786,21 @@ class Evaluation:
         latest = [on for selector, on in branch.switches.items() if selector in selectors]
         return bool(latest) and not latest[-1]
 
-    def _skip(self, branch: Branch, unit: Unit, by: str | None) -> Walk:
+    def _skip(self, branch: Branch, unit: Unit, by: str | None, scope: Scope | None) -> Walk:
         """Record a unit, with all that is in it, as skipped."""
         if isinstance(unit, (Pipeline, Parallel)):
             self.unmatched.difference_update(stage_selectors(unit))
-            for part in unit.units:
-                yield from self._skip(branch, part, by)
+            scope = self._scope(branch, unit, by, scope)
+            for index, part in enumerate(unit.units):
+                within = scope._replace(branch=index) if scope is not None and isinstance(unit, Parallel) else scope
+                yield from self._skip(branch, part, by, within)
             return None
         stage = one_action_stage(cast("Action[..., Any]", unit)) if isinstance(unit, Action) else cast("Stage", unit)
         if self.skip:
             self.unmatched.difference_update(stage_selectors(stage))
             for action in stage:
                 self.unmatched.difference_update(action_selectors(stage, action))
-        branch.records.append(self._skipped(branch, stage, by))
+        branch.records.append(self._skipped(branch, stage, by)._replace(scope=scope))
         branch.position += 1
         if self.history is not None:
             self._forget(branch)

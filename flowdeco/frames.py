@@ -10,7 +10,7 @@ from flowdeco.memory import ROOT
 from flowdeco.middleware import Call
 from flowdeco.options import Middleware
 from flowdeco.past import Closed, Past, StagePast, Trace
-from flowdeco.runs import ActionRecord, StageRecord
+from flowdeco.runs import ActionRecord, Scope, StageRecord
 from flowdeco.store import Store
 from flowdeco.wiring import steps_of
 
@@ -33,7 +33,8 @@ class Frame:
     """An open pipeline: what is still to run in it, and what stands around its stages and actions."""
 
     __slots__ = (
-        "before", "by", "call", "closed", "number", "pipeline", "queue", "use_actions", "use_stages", "values", "wrapped",
+        "before", "by", "call", "closed", "number", "pipeline", "queue", "scope", "use_actions", "use_stages", "values",
+        "wrapped",
     )  # fmt: skip
 
     def __init__(
@@ -44,9 +45,11 @@ class Frame:
         use_actions: tuple[Middleware, ...],
         values: Mapping[str, Any],
         wrapped: bool,
+        scope: Scope | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.by = by
+        self.scope = scope
         self.use_stages = use_stages
         self.use_actions = use_actions
         self.values = values
@@ -79,8 +82,8 @@ class Branch:
     """One line of evaluation, that of the run or of a branch of a parallel group: its frames, its store, its records."""
 
     __slots__ = (
-        "diverged", "forgotten", "forks", "frames", "groups", "id", "opened", "parent", "past", "position", "records",
-        "result", "stopped", "store", "switches", "trace",
+        "diverged", "forgotten", "forks", "frames", "groups", "id", "lost", "opened", "parent", "past", "position",
+        "records", "result", "scopes", "stopped", "store", "switches", "trace",
     )  # fmt: skip
 
     def __init__(self, store: Store, base: Frame, parent: Branch | None = None, id: str = ROOT) -> None:
@@ -98,6 +101,8 @@ class Branch:
         self.result: Any = None
         self.records: list[StageRecord] = []
         self.forgotten = 0
+        self.lost = 0  # of what its own branches had forgotten
+        self.scopes = 0
         self.stopped = False  # by another branch of its group
         self.switches: dict[str, bool] = dict(parent.switches) if parent else {}
 

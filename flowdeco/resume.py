@@ -176,7 +176,8 @@ class Resumption(Evaluation):
         for did in past.actions if past is not None else ():
             branch.store.restore(did.delta)
             branch.position += 1
-        failed = cast("Closed", ended.closed).failed
+        scope = branch.frames[-1].scope
+        failed = [r if r.scope else r._replace(scope=scope) for r in cast("Closed", ended.closed).failed]
         branch.records.extend(r._replace(stage=stage) if r.name == stage.name else r for r in failed)
         while branch.frames[-1] is not ended:
             branch.frames.pop()
@@ -210,7 +211,7 @@ class Resumption(Evaluation):
         closed = cast("Closed", past.closed)
         branch.store.restore(closed.delta)
         record = cast("StageRecord", past.record)
-        record = record._replace(stage=visit.stage, inserted_by=by, actions=visit.records)
+        record = record._replace(stage=visit.stage, inserted_by=by, actions=visit.records, scope=visit.frame.scope)
         branch.records.append(record)
         visit.inserted.extend((unit, visit.stage.name) for unit in closed.inserted)
         visit.frame.queue.extend(reversed(visit.inserted))
