@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from flowdeco.definitions import Pipeline, RunOptions
 from flowdeco.errors import Cancelled, DefinitionError
-from flowdeco.evaluate import Evaluation, unknown_stage
+from flowdeco.evaluate import Evaluation
 from flowdeco.journal import Journal, Remembered
 from flowdeco.memory import Memory, past_of
 from flowdeco.options import checked_layers, checked_selectors
 from flowdeco.requests import Raised, Request, Save
+from flowdeco.resume import Resumption, unknown_stage
 from flowdeco.runs import Run, Status
 from flowdeco.store import Store
 from flowdeco.wiring import check_run
@@ -82,7 +83,7 @@ def _resume_from_memory(
     run = Run(before.id, flow, before.store.revived(given))
     start.check(run.store)
     run.result = before.result
-    return start.evaluation(run, past=before._trace.past(before.stages), given=given, on_change=on_change)
+    return start.evaluation(run, Resumption, past=before._trace.past(before.stages), given=given, on_change=on_change)
 
 
 def _resume_from_journal(
@@ -121,7 +122,7 @@ def _resume_from_journal(
     memory = Memory(journal, run.id, fingerprint)
     if remembered.pipeline != flow.name:
         past.differs = f"the run is one of pipeline {remembered.pipeline!r}, and this is {flow.name!r}"
-    return start.evaluation(run, past=past, memory=memory, on_change=on_change, copying_until=from_stage)
+    return start.evaluation(run, Resumption, memory=memory, past=past, on_change=on_change, copying_until=from_stage)
 
 
 def _check_fork(from_stage: str, remembered: Remembered, flow: Pipeline) -> None:
@@ -158,8 +159,10 @@ class _Start:
         """Raise `WiringError` for what nothing can supply."""
         check_run(self.flow, store, self.skip, bool(self.use))
 
-    def evaluation(self, run: Run, memory: Memory | None = None, **past: Any) -> Evaluated:
-        evaluation = Evaluation(
+    def evaluation(
+        self, run: Run, kind: type[Resumption] | None = None, memory: Memory | None = None, **past: Any
+    ) -> Evaluated:
+        evaluation: Evaluation = (kind or Evaluation)(
             run,
             use=self.use,
             notify=_notifier(self.observers, run.id),
