@@ -54,6 +54,8 @@ def resume(
     from_stage: str | None,
 ) -> Evaluated | Run:
     """Return the run to go on with and its evaluation, or the run itself if there is nothing left to do."""
+    if from_stage is not None and not isinstance(from_stage, str):
+        raise DefinitionError(f"from_stage is the name of a stage, not {from_stage!r}")
     if on_change not in ("error", "ignore", "rerun"):
         raise DefinitionError(f"on_change is 'error', 'ignore' or 'rerun', not {on_change!r}")
     if isinstance(what, Run) and options.journal is None and what._journal is not None:
@@ -137,6 +139,8 @@ class _Start:
     def __init__(self, flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions) -> None:
         if inputs is not None and not isinstance(inputs, Mapping):
             raise DefinitionError(f"inputs are a mapping of keys to values, not the {type(inputs).__name__} {inputs!r}")
+        if options.run_id is not None and not isinstance(options.run_id, str):
+            raise DefinitionError(f"run_id is a text, not {options.run_id!r}")
         history = options.history
         if history is not None and (isinstance(history, bool) or not isinstance(history, int) or history < 0):
             raise DefinitionError(f"history is how many stage records are kept, not {history!r}")
