@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from flowdeco.runs import Run
+    from flowdeco.show import Plan
     from flowdeco.show.progress import Shown
     from flowdeco.wiring import Problem
 
@@ -209,12 +210,29 @@ class Unit:
         problems: list[Problem] = _drivers().validate(as_pipeline(self), inputs)
         return problems
 
+    def plan(self) -> Plan:
+        """Return what will run, as far as that is known without running anything.
+
+        It prints as text, shows itself in notebooks, and gives `mermaid()` and `html()`; `plan.diff(run.ran())` says
+        what a run did differently.
+        """
+        made: Plan = _show().plan(self)
+        return made
+
+
+# The imports that point upwards: a definition runs and shows itself, and what does that is loaded when it is wanted.
+
 
 def _drivers() -> types.ModuleType:
-    # The one import that points upwards: a definition runs itself, and what runs it is loaded when it does.
     from flowdeco import drivers
 
     return drivers
+
+
+def _show() -> types.ModuleType:
+    from flowdeco import show
+
+    return show
 
 
 def no_unit(thing: object, place: str = "`>>`") -> str:
@@ -303,6 +321,9 @@ class _Value:
 
     def __delattr__(self, name: str) -> None:
         raise AttributeError(f"a {type(self).__name__} is immutable")
+
+    def _repr_html_(self) -> str:
+        return cast("str", _show().html_of(self))  # in a notebook
 
 
 def _set(target: object, **attributes: Any) -> None:

@@ -51,7 +51,7 @@ class StageStarted(NamedTuple):
 class StageFinished(NamedTuple):
     """A stage is over: completed, failed, skipped…; `elapsed` is in seconds.
 
-    What a selector skips never began. `restored`: it was over before the run was resumed, and nothing was done now.
+    What a selector skips never began, nor did what is `restored`: it was over before the run was resumed.
     """
 
     run_id: str

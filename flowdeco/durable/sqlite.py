@@ -13,6 +13,7 @@ that looks.
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import sqlite3
@@ -195,6 +196,8 @@ class SqliteJournal:
 
     def create(self, run_id: str, pipeline: str, inputs: bytes, skip: Sequence[str]) -> None:
         """Begin a run; raises `RunBusyError` if there is one of that id."""
+        if not isinstance(run_id, str):
+            raise JournalError(f"a run_id is a text, not {run_id!r}")
         now = time.time()
         owner = this_process(secrets.token_hex(8))
         with self._asked(f"run {run_id!r} cannot begin", make=True) as connection:
@@ -345,14 +348,14 @@ class SqliteJournal:
     # What people ask for.
 
     def runs(self) -> list[RunInfo]:
-        """Return all runs, the latest first."""
+        """Return all runs, the latest first; one that is damaged has this as its status."""
         me = this_process("")
         with self._asked("the runs cannot be listed") as connection, _transaction(connection, "DEFERRED"):
             found = connection.execute(
                 f"SELECT {_HEAD}, checksum, updated, lease, {_OWNER} FROM runs ORDER BY started DESC, id DESC"
             ).fetchall()
             size = len(Head._fields) + 1
-            return [self._info(connection, self._checked(row[:size]), row[size:], me) for row in found]
+            return [self._info(connection, row[:size], row[size:], me) for row in found]
 
     def history(self, run_id: str) -> list[Row]:
         """Return the steps of a run, whatever the codec that they are written in."""
@@ -362,14 +365,22 @@ class SqliteJournal:
     def delete(self, run_id: str) -> None:
         """Forget a run; raises `RunNotFoundError`, and `RunBusyError` while somebody works on it."""
         with self._asked(f"run {run_id!r} cannot be deleted") as connection, _transaction(connection):
-            head = self._head(connection, run_id)
+            head = Head._make(self._found(connection, run_id)[:-1])  # a damaged run is deleted, too
             self._require_idle(connection, head, this_process(""))
             first = head.id << 32
             connection.execute("DELETE FROM steps WHERE id BETWEEN ? AND ?", (first, first + _LAST))
             connection.execute("DELETE FROM inputs WHERE run = ?", (head.id,))
             connection.execute("DELETE FROM runs WHERE id = ?", (head.id,))
 
-    def _info(self, connection: sqlite3.Connection, head: Head, rest: tuple[Any, ...], me: Owner) -> RunInfo:
+    def _info(
+        self, connection: sqlite3.Connection, found: tuple[Any, ...], rest: tuple[Any, ...], me: Owner
+    ) -> RunInfo:
+        head = Head._make(found[:-1])
+        if not head.agrees(found[-1]):  # whoever lists runs wants to see the others
+            text = "what it says does not agree with its checksum: delete it, or restore the file from a backup"
+            started, updated = (at if isinstance(at, float) else math.inf for at in (head.started, rest[0]))
+            run_id, pipeline = str(_untext(head.run_id)), str(_untext(head.pipeline))
+            return RunInfo(run_id, pipeline, "damaged", None, started, updated, 0, text)
         updated, lease, *owner = rest
         busy = owner[0] is not None and _is_busy(Owner._make(owner), lease, me)
         steps = head.written - head.dropped
@@ -386,11 +397,17 @@ class SqliteJournal:
     # Runs, as rows.
 
     def _head(self, connection: sqlite3.Connection, run_id: str) -> Head:
-        found = connection.execute(f"SELECT {_HEAD}, checksum FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+        return self._checked(self._found(connection, run_id))
+
+    def _found(self, connection: sqlite3.Connection, run_id: str) -> tuple[Any, ...]:
+        """Return the columns of a run and their checksum, as they are."""
+        found: tuple[Any, ...] | None = connection.execute(
+            f"SELECT {_HEAD}, checksum FROM runs WHERE run_id = ?", (run_id,)
+        ).fetchone()
         if found is None:
             known = [name for (name,) in connection.execute("SELECT run_id FROM runs ORDER BY id DESC LIMIT 100")]
             raise RunNotFoundError(f"{self.path} has no run {run_id!r}. {suggestion(run_id, known)}")
-        return self._checked(found)
+        return found
 
     def _checked(self, found: tuple[Any, ...]) -> Head:
         head = Head._make(found[:-1])

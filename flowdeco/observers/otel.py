@@ -115,7 +115,8 @@ class _Spans:
         self._begin("stage", event.stage, event.stage, attributes)
 
     def _stage_ends(self, event: StageFinished) -> None:
-        self._end("stage", event.stage, event, restored=event.restored)
+        if not event.restored:  # which has not begun
+            self._end("stage", event.stage, event)
 
     def _action_begins(self, event: ActionStarted) -> None:
         attributes = {"flowdeco.run": event.run_id, "flowdeco.stage": event.stage, "flowdeco.action": event.action}
@@ -142,9 +143,7 @@ class _Spans:
         inside = self._trace.set_span_in_context(span, outside)
         self._context.attach(self._context.set_value(_MARK, (*_marks(outside), span), inside))
 
-    def _end(
-        self, kind: str, name: str, event: RunFinished | StageFinished | ActionFinished, restored: bool = False
-    ) -> None:
+    def _end(self, kind: str, name: str, event: RunFinished | StageFinished | ActionFinished) -> None:
         every = _open.get(_NONE)
         opened = every.get(id(self))
         if opened is None or (opened.kind, opened.name) != (kind, name):
@@ -162,8 +161,7 @@ class _Spans:
         # before this one has been told first: it has left its own span, and with that this one's as well.
         if opened.span in _marks(self._context.get_current()):
             self._context.attach(opened.outside)
-        if not restored:  # a span that does not end is not exported
-            self._finish(opened.span, event)
+        self._finish(opened.span, event)
 
     def _finish(self, span: Span, event: RunFinished | StageFinished | ActionFinished) -> None:
         span.set_attribute("flowdeco.status", str(event.status))

@@ -136,7 +136,7 @@ class Tally:
             row = place.row
             _place.set(place.outside)
             del self.running[row]
-        else:  # skipped: it never began
+        else:  # skipped or restored: it never began
             row = Row(event.stage, self.clock())
             self.known = max(self.known, self.done + len(self.running))
         row.status, row.error, row.elapsed = str(event.status), _told(event.error), event.elapsed
