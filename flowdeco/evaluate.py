@@ -37,9 +37,7 @@ from typing import Any, Final, TypeAlias, cast
 
 from flowdeco.context import Context
 from flowdeco.definitions import (
-    UNSET,
     Action,
-    Middleware,
     Parallel,
     Pipeline,
     Stage,
@@ -65,6 +63,7 @@ from flowdeco.frames import Before, Branch, Frame, OpenStream, Queued, Visit
 from flowdeco.groups import Crew, merged
 from flowdeco.memory import Memory, branch_id
 from flowdeco.middleware import Call, enter, leave, merging
+from flowdeco.options import UNSET, Middleware
 from flowdeco.past import Closed, is_over
 from flowdeco.requests import Await, Chore, Raised, Request, Save
 from flowdeco.returned import PLAIN, SETTLED, Yielded, exhaust, sort_out

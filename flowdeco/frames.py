@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
-from flowdeco.definitions import Middleware, Pipeline, Stage, Stream, Unit
+from flowdeco.definitions import Pipeline, Stage, Stream, Unit
 from flowdeco.memory import ROOT
 from flowdeco.middleware import Call
+from flowdeco.options import Middleware
 from flowdeco.past import Closed, Past, StagePast, Trace
 from flowdeco.runs import ActionRecord, StageRecord
 from flowdeco.store import Store

@@ -28,8 +28,9 @@ import types
 from collections.abc import AsyncGenerator, Generator, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, cast
 
-from flowdeco.definitions import UNSET, Action, Middleware, Pipeline, Stage, Stream, Unit, insertable
+from flowdeco.definitions import Action, Pipeline, Stage, Stream, Unit, insertable
 from flowdeco.errors import Bail, DefinitionError, MiddlewareError, Suspend
+from flowdeco.options import UNSET, Middleware
 from flowdeco.requests import Await, Raised, Request, Sleep
 from flowdeco.store import Log, Store
 
@@ -138,8 +139,7 @@ def enter(call: Call) -> Passage:
     Where nothing has to be waited for, as mostly, the answer is there at once; else it is a generator of requests.
     """
     layers, opened = call._layers, call._opened
-    while len(opened) < len(layers):
-        layer = layers[len(opened)]
+    for layer in layers[len(opened) :] if opened else layers:
         try:
             generator = layer(call)
             if type(generator) is not _GENERATOR:
@@ -147,13 +147,13 @@ def enter(call: Call) -> Passage:
             item = next(generator, _END)
         except BaseException as error:
             return False, error
-        if item is None:  # as `_open`, without a further call
-            log = call.store.begin() if call.action is None or len(opened) + 1 < len(layers) else None
-            opened.append((layer, generator, log, len(call._inserted), call._values))
-        elif item is _END:
+        if item is _END:
             return _DONE
-        else:
+        if item is not None:
             return _enter(call, layer, generator, _YIELDED, item)
+        # As `_open`, without a further call.
+        log = call.store.begin() if call.action is None or len(opened) + 1 < len(layers) else None
+        opened.append((layer, generator, log, len(call._inserted), call._values))
     call._ran = True
     return _GO
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Mapping
 from typing import Any, cast
 
-from flowdeco.definitions import UNSET, Middleware, Stage
+from flowdeco.definitions import Stage
 from flowdeco.errors import Bail, CodeChangedError, JournalError, suggestion
 from flowdeco.evaluate import NOTHING, Evaluation, Failure, Walk
 from flowdeco.frames import Branch, Frame, Visit
+from flowdeco.options import UNSET, Middleware
 from flowdeco.past import Closed, Past, StagePast
 from flowdeco.requests import Request
 from flowdeco.runs import StageRecord, Status

@@ -550,8 +550,14 @@ def test_a_read_only_file_says_so(journal, path):
 
 def test_a_directory_that_is_not_there_is_named(tmp_path):
     """It is not made: the path may be mistyped."""
-    with pytest.raises(JournalError, match="cannot be made: No such file or directory"):
+    with pytest.raises(JournalError, match=f"runs.db cannot be made: there is no folder {tmp_path / 'missing'}$"):
         begun(SqliteJournal(tmp_path / "missing" / "runs.db"))
+
+
+def test_a_folder_is_no_journal(tmp_path):
+    """Said when the journal is named, not when a run begins."""
+    with pytest.raises(JournalError, match="is a folder: give the path of a file, such as 'runs.db'"):
+        SqliteJournal(tmp_path)
 
 
 def test_a_value_too_large_for_the_file_is_refused(journal):
@@ -591,7 +597,7 @@ def test_a_live_run_is_refused_naming_host_and_pid(journal, path):
     begun(journal)
     with pytest.raises(RunBusyError, match=f"process {os.getpid()} on host {socket.gethostname()}"):
         SqliteJournal(path).open("r")
-    with pytest.raises(RunBusyError, match=f"process {os.getpid()}"):
+    with pytest.raises(RunBusyError, match=f"process {os.getpid()} on host .*, which is this one: one at a time"):
         SqliteJournal(path).create("r", "flow", b"", ())
 
 

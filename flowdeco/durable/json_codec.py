@@ -28,24 +28,12 @@ from typing import Any, Final, Self, TypeAlias, TypeVar, cast
 from uuid import UUID
 
 from flowdeco.declare import StageTemplate
-from flowdeco.definitions import (
-    UNSET,
-    Action,
-    Called,
-    Changed,
-    Imported,
-    Member,
-    Method,
-    Narrowed,
-    Parallel,
-    Pipeline,
-    Stage,
-    Stream,
-    narrowed_stage,
-)
+from flowdeco.definitions import Action, Parallel, Pipeline, Stage, Stream
 from flowdeco.durable.codec import remade_exception, told_error, unserialisable
 from flowdeco.errors import JournalError, RunError
+from flowdeco.options import UNSET
 from flowdeco.paths import items
+from flowdeco.references import Called, Changed, Imported, Member, Method, Narrowed
 from flowdeco.store import MISSING, Key
 
 __all__ = ["JsonCodec"]
@@ -175,7 +163,9 @@ class JsonCodec:
         cls = _class_of(value)
         if isinstance(value, (types.FunctionType, types.BuiltinFunctionType, type)):
             return f"JSON cannot hold the {cls.__name__} {value.__qualname__}: functions and classes are no data"
-        return f"JSON cannot hold a {cls.__qualname__}: register it, codec.register({cls.__qualname__}, write, read)"
+        name = cls.__qualname__
+        other = "" if cls.__module__.partition(".")[0] in sys.stdlib_module_names else ", or make it a dataclass"
+        return f"JSON cannot hold a {name}: register it, codec.register({name}, write, read){other}"
 
     def _write_enum(self, value: Any) -> Any:
         cls = _class_of(value)
@@ -409,7 +399,7 @@ class JsonCodec:
     def _read_narrowed(self, node: Any) -> Any:
         stage, places = _list(node, 2)
         found = _unit(self._read(stage), Stage)
-        return narrowed_stage(found, tuple(_index(place, found) for place in _list(places)))
+        return found._narrowed(tuple(_index(place, found) for place in _list(places)))
 
     def _read_call(self, node: Any) -> Any:
         where, args, kwargs = _list(node, 3)

@@ -38,6 +38,7 @@ __all__ = ["SqliteJournal"]
 APPLICATION: Final = 0x666C6F77  # "flow", in the header of the file
 VERSION: Final = 1
 PATIENCE: Final = 60.0  # seconds to wait for other writers of the file
+LOG: Final = 4000  # pages that the log grows to, 16 MB: moving them into the file waits for the disk, so not too often
 
 _TABLES: Final = """
 CREATE TABLE runs (
@@ -169,6 +170,8 @@ class SqliteJournal:
     ) -> None:
         if not os.fspath(path) or os.fspath(path) == ":memory:":
             raise JournalError(f"a journal is a file, and {os.fspath(path)!r} is none: MemoryJournal() keeps none")
+        if os.path.isdir(path):
+            raise JournalError(f"{os.fspath(path)!r} is a folder: give the path of a file, such as 'runs.db'")
         if synchronous not in {"NORMAL", "FULL"}:
             raise JournalError(f"synchronous is 'NORMAL' or 'FULL', not {synchronous!r}")
         if isinstance(lease, bool) or not isinstance(lease, (int, float)) or not lease > 0:
@@ -269,7 +272,9 @@ class SqliteJournal:
                 at = held.first + held.next
                 run, token = held.head.id, held.token
                 if len(rows) <= _FEW:  # a statement on its own is a transaction
-                    columns = [it for index, row in enumerate(rows) for it in _columns(at + index, row, run, token)]
+                    columns = _columns(at, rows[0], run, token)
+                    for index in range(1, len(rows)):
+                        columns += _columns(at + index, rows[index], run, token)
                     try:
                         done = connection.execute(_INSERTS[len(rows)], columns).rowcount
                     except UnicodeEncodeError:
@@ -404,9 +409,10 @@ class SqliteJournal:
         lease, *found = connection.execute(f"SELECT lease, {_OWNER} FROM runs WHERE id = ?", (head.id,)).fetchone()
         owner = Owner._make(found)
         if found[0] is not None and _is_busy(owner, lease, me):
+            ago = max(0.0, time.time() - (lease - self.lease))
+            heard = "which is this one" if owner[1:] == me[1:] else f"which was last heard of {ago:.0f} s ago"
             raise RunBusyError(
-                f"run {head.run_id!r} is being worked on by {owner}, which was last heard of "
-                f"{max(0.0, time.time() - (lease - self.lease)):.0f} s ago: one process at a time works on a run"
+                f"run {head.run_id!r} is being worked on by {owner}, {heard}: one at a time works on a run"
             )
 
     def _require_ours(self, connection: sqlite3.Connection, head: Head, token: str) -> None:
@@ -540,6 +546,9 @@ class SqliteJournal:
             os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         except FileExistsError:
             pass
+        except FileNotFoundError as error:
+            folder = os.path.dirname(self.path)
+            raise JournalError(f"the journal {self.path} cannot be made: there is no folder {folder}") from error
         except OSError as error:
             raise JournalError(f"the journal {self.path} cannot be made: {error.strerror or error}") from error
 
@@ -552,6 +561,7 @@ class SqliteJournal:
                 for step in range(self._version(connection), VERSION):
                     _MIGRATIONS[step](connection)
         connection.execute(f"PRAGMA synchronous = {self.synchronous}")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {LOG}")
 
     def _version(self, connection: sqlite3.Connection) -> int:
         """Return the version of the schema, 0 for an empty file."""
@@ -658,18 +668,14 @@ def named_codec(codec: str | Codec) -> Codec:
 
 def _columns(id: int, row: Row, run: int, token: str) -> tuple[Any, ...]:
     """Return what is inserted for a step, and by whom."""
-    branch, number, kind, stage, action, status, started, elapsed, fingerprint, payload = row
-    return (
-        id, branch, number, kind, stage, action, status, started, elapsed, fingerprint, _checksum(id, row), payload,
-        run, token,
-    )  # fmt: skip
+    return (id, *row[:9], _checksum(id, row), row[9], run, token)
 
 
-def _checksum(id: int, row: Row) -> int:
+def _checksum(id: int, row: Sequence[Any]) -> int:
     branch, number, kind, stage, action, status, started, elapsed, fingerprint, payload = row
     text = "\0".join((branch, kind, stage, action or "", status, fingerprint))
-    numbers = crc32(_PACKED(id, number, started, elapsed))
-    return crc32(payload, crc32(text.encode("utf-8", "surrogatepass"), numbers))
+    encoded = text.encode("utf-8", "surrogatepass")
+    return crc32(payload, crc32(encoded, crc32(_PACKED(id, number, started, elapsed))))
 
 
 _PACKED: Final = struct.Struct("<qqdd").pack
@@ -677,11 +683,12 @@ _PACKED: Final = struct.Struct("<qqdd").pack
 
 def _row(found: tuple[Any, ...]) -> Row | None:
     """Return a step as it was written, None if it does not agree with its checksum."""
-    row = Row._make(found[1:10] + found[11:])
+    id, branch, number, kind, stage, action, status, started, elapsed, fingerprint, checksum, payload = found
     try:
-        if any(isinstance(text, bytes) for text in (row.branch, row.stage, row.action)):
-            row = row._replace(branch=_untext(row.branch), stage=_untext(row.stage), action=_untext(row.action))
-        return row if _checksum(found[0], row) == found[10] else None
+        if type(branch) is bytes or type(stage) is bytes or type(action) is bytes:
+            branch, stage, action = _untext(branch), _untext(stage), _untext(action)
+        row = Row(branch, number, kind, stage, action, status, started, elapsed, fingerprint, payload)
+        return row if _checksum(id, row) == checksum else None
     except (TypeError, ValueError, AttributeError, struct.error):
         return None
 
