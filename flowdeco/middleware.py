@@ -147,13 +147,13 @@ def enter(call: Call) -> Passage:
             item = next(generator, _END)
         except BaseException as error:
             return False, error
-        if item is None:  # as `_open`, without a further call
-            log = call.store.begin() if call.action is None or len(opened) + 1 < len(layers) else None
-            opened.append((layer, generator, log, len(call._inserted), call._values))
-        elif item is _END:
+        if item is _END:
             return _DONE
-        else:
+        if item is not None:
             return _enter(call, layer, generator, _YIELDED, item)
+        # As `_open`, without a further call.
+        log = call.store.begin() if call.action is None or len(opened) + 1 < len(layers) else None
+        opened.append((layer, generator, log, len(call._inserted), call._values))
     call._ran = True
     return _GO
 
