@@ -89,10 +89,9 @@ def test_the_fields_can_be_formatted_by_the_standard_library(run):
     finally:
         logger.removeHandler(handler)
         logger.setLevel(logging.NOTSET)
-    assert out.getvalue().splitlines() == [
-        "r-1 s/tells removed 3 files",
-        "r-1 None/None run r-1: skip=['nothing'] matched nothing",
-    ]
+    first, second = out.getvalue().splitlines()
+    assert first == "r-1 s/tells removed 3 files"
+    assert second.startswith("r-1 None/None run r-1: skip=['nothing'] matched nothing")
 
 
 def test_the_fields_become_those_of_structlog(run):
