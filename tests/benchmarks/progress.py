@@ -29,8 +29,8 @@ from measure import no_collection
 
 from flowdeco import Stage, action, parallel, pipeline
 
-ACTIONS = 150
-ROUNDS = 41
+ACTIONS = 400
+ROUNDS = 21
 BUDGET = 1.05
 
 
