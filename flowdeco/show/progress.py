@@ -210,7 +210,7 @@ class _Ticker:
         self._thread.join()
 
 
-SHARE: Final = 40  # a refresh may cost one part in so many of the time
+SHARE: Final = 80  # a refresh may cost one part in so many of the time
 
 
 def view_of(tally: Tally, console: Console | None = None) -> View:

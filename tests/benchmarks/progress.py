@@ -30,7 +30,7 @@ from measure import no_collection
 from flowdeco import Stage, action, parallel, pipeline
 
 ACTIONS = 400
-ROUNDS = 21
+ROUNDS = 31
 BUDGET = 1.05
 
 
@@ -41,6 +41,7 @@ class Row(NamedTuple):
     progress: Callable[[], Any]
     stream: Callable[[], Any]
     flow: Any
+    budget: float = BUDGET
 
 
 @contextmanager
@@ -131,6 +132,7 @@ def main() -> int:
     options = parser.parse_args()
     static, dynamic, group = flows()
     rows = [
+        Row("nothing: what is measured for no progress", lambda: None, file, static, float("inf")),
         Row("live display in a terminal, static stages", lambda: True, terminal, static),
         Row("live display in a terminal, inserted stages", lambda: True, terminal, dynamic),
         Row("live display in a terminal, four branches", lambda: True, terminal, group),
@@ -142,10 +144,10 @@ def main() -> int:
         if options.words and not any(word in row.what for word in options.words):
             continue
         cpu, clock = ratio(row)
-        bad = cpu > BUDGET
+        bad = cpu > row.budget
         missed += bad
         verdict = "OVER" if bad else "PASS"
-        print(f"{verdict:5} {row.what:46} {cpu:6.3f} x (budget {BUDGET:g} x); {clock:.3f} x on the clock")
+        print(f"{verdict:5} {row.what:46} {cpu:6.3f} x (budget {row.budget:g} x); {clock:.3f} x on the clock")
         sys.stdout.flush()
     print(f"{missed} missed" if missed else "all within budget")
     return 1 if missed and options.strict else 0
