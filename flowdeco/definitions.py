@@ -241,9 +241,10 @@ def no_unit(thing: object, place: str = "`>>`") -> str:
         return f"the stage template {name!r} must be called to give a stage: write {name}(...)"
     if isinstance(thing, Stream):
         return "a stream is returned by an action (or given to ctx.insert): it cannot be chained"
-    found = f"{type(thing).__name__} {described(thing)}"
-    if isinstance(thing, (list, tuple)) and place != "`>>`":
-        return f"{place} takes the units one by one, not in a {type(thing).__name__}: write {place}(*units)"
+    kind = type(thing).__name__
+    found = f"{kind} {described(thing)}"
+    if kind in ("list", "tuple") and place != "`>>`":
+        return f"{place} takes the units one by one, not in a {kind}: write {place}(*units)"
     if callable(thing):
         return (
             f"{place} takes actions, stages, pipelines and parallel groups, not the {found}: decorate it with @action"
