@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 
     from flowdeco.runs import Run
     from flowdeco.show import Plan
+    from flowdeco.show.progress import Shown
     from flowdeco.wiring import Problem
 
 __all__ = ["Action", "Middleware", "Parallel", "Pipeline", "Stage", "Stream", "Unit", "parallel", "pipeline", "stream"]
@@ -86,7 +87,7 @@ class RunOptions(NamedTuple):
     run_id: str | None = None
     check: bool = True
     history: int | None = None
-    progress: Any = None
+    progress: Shown = None
 
 
 class Unit:
@@ -119,7 +120,7 @@ class Unit:
         run_id: str | None = None,
         check: bool = True,
         history: int | None = None,
-        progress: Any = None,
+        progress: Shown = None,
     ) -> Run:
         """Evaluate the unit and return the `Run`.
 
@@ -145,7 +146,7 @@ class Unit:
         run_id: str | None = None,
         check: bool = True,
         history: int | None = None,
-        progress: Any = None,
+        progress: Shown = None,
     ) -> Coroutine[Any, Any, Run]:
         """Evaluate the unit in the running event loop; the same as `run` in every other way (L8)."""
         options = RunOptions(use, observers, skip, executor, journal, run_id, check, history, progress)
@@ -167,7 +168,7 @@ class Unit:
         executor: Executor | None = None,
         check: bool = True,
         history: int | None = None,
-        progress: Any = None,
+        progress: Shown = None,
     ) -> Run:
         """Go on with a run that failed, was suspended, cancelled or killed; what has completed is not called again.
 
@@ -195,7 +196,7 @@ class Unit:
         executor: Executor | None = None,
         check: bool = True,
         history: int | None = None,
-        progress: Any = None,
+        progress: Shown = None,
     ) -> Coroutine[Any, Any, Run]:
         """Go on with a run in the running event loop; the same as `resume` in every other way (L8)."""
         options = RunOptions(use, observers, skip, executor, journal, None, check, history, progress)

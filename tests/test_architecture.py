@@ -26,13 +26,14 @@ LAYERS = [
         "runs",
         "events",
         "journal",
+        "logs",
         "memory",
         "past",
         "frames",
         "resume",
     },
     {"drivers", "durable", "executors"},
-    {"show", "cli", "pytest_plugin", "testing", "__init__"},
+    {"show", "observers", "cli", "pytest_plugin", "testing", "__init__"},
 ]
 PURE = set().union(*LAYERS[:3])
 FORBIDDEN = {
@@ -52,6 +53,7 @@ ALLOWED_UPWARDS = {
     ("definitions", "drivers", "_drivers"),
     ("definitions", "show", "_show"),
     ("runs", "show", "_show"),
+    ("drivers.common", "show.progress", "_watcher"),
 }
 
 
