@@ -28,6 +28,8 @@ LAYERS = [
         "journal",
         "memory",
         "past",
+        "frames",
+        "resume",
     },
     {"drivers", "durable", "executors"},
     {"show", "cli", "pytest_plugin", "testing", "__init__"},

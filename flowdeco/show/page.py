@@ -365,9 +365,10 @@ class _Table:
     def _tags(self, row: dict[str, Any]) -> set[str]:
         """Return the tags of a stage, of its actions, and of what it is in."""
         found = {tag for one in (row, *row.get("acts", ())) for tag in one.get("tags", ())}
-        while row["p"] >= 0:
-            row = self.rows[row["p"]]
-            found.update(row.get("tags", ()))
+        around: int = row["p"]
+        while around >= 0:
+            found.update(self.rows[around].get("tags", ()))
+            around = self.rows[around]["p"]
         return found
 
     def _counts(self, stages: Sequence[dict[str, Any]]) -> Iterator[str]:
