@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import cache
 from hashlib import sha256
-from importlib.resources import files
 from itertools import pairwise
 from typing import Any, Final
 
@@ -71,6 +70,8 @@ def page(run: Run, diff: Diff, *, values: bool = False) -> str:
 
 @cache
 def _asset(name: str) -> str:
+    from importlib.resources import files
+
     return files("flowdeco.show").joinpath(name).read_text(encoding="utf-8")
 
 
