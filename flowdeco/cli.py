@@ -171,7 +171,9 @@ def _add_inputs(parser: _Parser) -> None:
         "-i", "--input", action="append", default=[], metavar="KEY=VALUE", dest="input",
         help="an input: KEY=VALUE is text, KEY:=VALUE is JSON; can be repeated",
     )  # fmt: skip
-    parser.add_argument("--inputs", metavar="FILE", help="a JSON object of inputs, which -i adds to; - reads it from stdin")
+    parser.add_argument(
+        "--inputs", metavar="FILE", help="a JSON object of inputs, which -i adds to; - reads it from stdin"
+    )
 
 
 def _add_journal(parser: _Parser, help: str) -> None:
@@ -294,7 +296,7 @@ def _inputs(options: argparse.Namespace) -> dict[str, Any]:
     """Return the inputs of a file, and over them those of `-i`."""
     found: dict[str, Any] = {}
     if options.inputs is not None:
-        content = _json(_read(options.inputs), f"--inputs {options.inputs}")
+        content = _json(_read(options.inputs), f"--inputs {options.inputs}: ")
         if not isinstance(content, dict):
             raise UsageError(f"--inputs {options.inputs}: expected a JSON object, not a {type(content).__name__}")
         found.update(cast("dict[str, Any]", content))
@@ -317,7 +319,8 @@ def _json(text: str, what: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise UsageError(f"{what}: {text[:60]!r} is no JSON: {error}") from None
+        shown = text if len(text) < 60 else f"{text[:59]}…"
+        raise UsageError(f"{what}{shown} is no JSON: {error}") from None
 
 
 def _read(path: str) -> str:
@@ -445,16 +448,22 @@ def _tell(run: Run, options: argparse.Namespace, path: str | None) -> None:
         counted = f"{len(run.stages)} stage{'s' * (len(run.stages) != 1)}"
         why = f": {one_line(run.reason)}" if run.reason else ""
         print(f"\n{painted(str(run.status), sys.stdout)}{why} ({counted}, {duration(run.elapsed)}, run {run.id})")
-        if run.result is not None:
+        if run.result is not None and run.status in ("completed", "bailed"):
             print(f"result: {shortened(one_line(repr(plain(run.result))), 300)}")
     if run.status == "failed" and run.error is not None:
         place = where(run)
         text = _message(run.error) if hasattr(run.error, "changes") else _described(run.error)
         _complain(run.error, options, f"{place} failed: {text}" if place else text)
     if path is not None and run.status in ("failed", "suspended", "cancelled"):
-        value = " -i KEY=VALUE" if run.status == "suspended" else ""
+        value = f" -i {_awaited(run.reason)}=VALUE" if run.status == "suspended" else ""
         given = f" --journal {_quoted(path)}" if options.journal else ""
         print(f"flowdeco: to go on: flowdeco resume {run.id}{given}{value}", file=sys.stderr)
+
+
+def _awaited(reason: str | None) -> str:
+    """Return the key that a run waits for, by the reason that `ctx.wait_for` gives."""
+    found = re.fullmatch("waiting for '(.+)'", reason or "")
+    return found[1] if found else "KEY"
 
 
 def _described(error: BaseException) -> str:
@@ -551,8 +560,8 @@ def _validate(options: argparse.Namespace) -> int:
             label = painted("error" if problem.certain else "possible", sys.stdout)
             print(f"{label}: {problem.message}")
         possible = len(problems) - sum(problem.certain for problem in problems)
-        counted = f"{len(problems) - possible} errors, {possible} possible" if problems else "no problems"
-        print(f"{options.entry}: {counted}")
+        errors = f"{len(problems) - possible} error{'s' * (len(problems) - possible != 1)}"
+        print(f"{options.entry}: {f'{errors}, {possible} possible' if problems else 'no problems'}")
     return FAILED if certain else FINE
 
 
@@ -560,7 +569,9 @@ def _plan(options: argparse.Namespace) -> int:
     from flowdeco.entry import load
 
     flow: Any = load(options.entry).unit
-    return _print_picture(cast("Any", _only(flow, options.only, options.entry) if options.only else flow).plan(), options)
+    return _print_picture(
+        cast("Any", _only(flow, options.only, options.entry) if options.only else flow).plan(), options
+    )
 
 
 def _diff(options: argparse.Namespace) -> int:
@@ -633,7 +644,9 @@ def _find(path: str, wanted: str) -> RunInfo:
         return close[0]
     if close:
         several = ", ".join(info.id for info in close[:5])
-        raise UsageError(f"{len(close)} runs of {path} begin with {wanted!r}: {several}{', …' if len(close) > 5 else ''}")
+        raise UsageError(
+            f"{len(close)} runs of {path} begin with {wanted!r}: {several}{', …' if len(close) > 5 else ''}"
+        )
     raise UsageError(f"{path} has no run {wanted!r}. {_names(wanted, [info.id for info in found[:100]])}")
 
 

@@ -153,11 +153,13 @@ def _only_unit(module: ModuleType, where: str) -> str:
     if not units:
         raise EntryError(f"{where} has no action, stage, pipeline or group at its top level")
     listed = ", ".join(f"{where}:{name}" for name in pipelines or units)
-    raise EntryError(f"{where} has {len(pipelines or units)} {'pipelines' if pipelines else 'units'}: name one of {listed}")
+    raise EntryError(
+        f"{where} has {len(pipelines or units)} {'pipelines' if pipelines else 'units'}: name one of {listed}"
+    )
 
 
 def _member(module: ModuleType, where: str, name: str) -> Any:
-    from flowdeco.definitions import Unit, no_unit
+    from flowdeco.definitions import Stream, Template, Unit, no_unit
 
     found: Any = module
     for part in name.split("."):
@@ -165,9 +167,12 @@ def _member(module: ModuleType, where: str, name: str) -> Any:
             found = getattr(found, part)
         except AttributeError:
             raise EntryError(f"{where} has no {name!r}. {suggestion(name, units_of(module), 'Its units')}") from None
-    if not isinstance(found, Unit):
-        raise EntryError(no_unit(found, f"{where}:{name}:  the command line"))
-    return found
+    if isinstance(found, Unit):
+        return found
+    if isinstance(found, (Template, Stream)):
+        raise EntryError(no_unit(found))
+    cure = f": decorate it with @action, or name one of {', '.join(units)}" if (units := units_of(module)) else ""
+    raise EntryError(f"{where}:{name} is no action, stage, pipeline or group, but a {type(found).__name__}{cure}")
 
 
 def names_in(path: str) -> list[str]:

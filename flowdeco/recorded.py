@@ -11,7 +11,8 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, cast
 
-from flowdeco.definitions import Action, Parallel, Pipeline, Stage, Stream, Unit, action, one_action_stage
+from flowdeco.declare import action
+from flowdeco.definitions import Action, Parallel, Pipeline, Stage, Stream, Unit, one_action_stage
 from flowdeco.durable import RunInfo, SqliteJournal, history
 from flowdeco.errors import JournalError, RunError
 from flowdeco.journal import Codec, Row

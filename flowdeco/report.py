@@ -21,7 +21,7 @@ _COLOURS: Final = {
     "completed": "32", "failed": "31", "error": "31", "crashed": "31", "bailed": "36",
     "suspended": "33", "cancelled": "33", "possible": "33", "running": "34", "skipped": "2",
 }  # fmt: skip
-_MOST: Final = 40  # stages that are shown one by one
+_MOST: Final = 20  # stages that are shown one by one
 
 
 # For people.
