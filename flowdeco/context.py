@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
-from flowdeco.definitions import Action, Pipeline, Stage, Stream, Unit, checked_selectors, insertable, make_action
+from flowdeco.definitions import Action, Pipeline, Stage, Stream, Unit, insertable, make_action
 from flowdeco.errors import Suspend
 from flowdeco.memory import step_id
 from flowdeco.middleware import run_logger
+from flowdeco.options import checked_selectors
 from flowdeco.store import Delta, Key, Store, View, key_name
 
 if TYPE_CHECKING:

@@ -14,23 +14,10 @@ from typing import Any, Final, Generic, Never, NoReturn, cast, overload
 
 from typing_extensions import ParamSpec, TypeVar
 
-from flowdeco.definitions import (
-    UNSET,
-    Action,
-    Called,
-    Imported,
-    Member,
-    Middleware,
-    Returns,
-    Stage,
-    Template,
-    Unit,
-    first_paragraph,
-    load,
-    make_action,
-    require_importable,
-)
+from flowdeco.definitions import Action, Stage, Template, Unit, make_action
 from flowdeco.errors import DefinitionError, EmptyStageError
+from flowdeco.options import UNSET, Middleware, Returns, first_paragraph
+from flowdeco.references import Called, Imported, Member, load, require_importable
 from flowdeco.store import AnyKey
 
 __all__ = ["StageTemplate", "action", "stage"]

@@ -11,8 +11,6 @@ what is defined here (L3).
 from __future__ import annotations
 
 import functools
-import inspect
-import sys
 import types
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import (
@@ -25,7 +23,6 @@ from typing import (
     Never,
     NoReturn,
     Self,
-    TypeAlias,
     cast,
     overload,
 )
@@ -33,8 +30,34 @@ from typing import (
 import wrapt
 from typing_extensions import ParamSpec, TypeVar
 
-from flowdeco.errors import DefinitionError, ReturnValueError, UnreferencedError, suggestion
-from flowdeco.store import AnyKey, Key, key_name
+from flowdeco.errors import DefinitionError, ReturnValueError, suggestion
+from flowdeco.functions import bindable, call_bound, function_name, signature_of
+from flowdeco.options import (
+    UNSET,
+    Middleware,
+    checked_key,
+    checked_layers,
+    checked_name,
+    checked_returns,
+    checked_selectors,
+    checked_tags,
+    checked_timeout,
+    described,
+    first_paragraph,
+)
+from flowdeco.references import (
+    Bound,
+    Called,
+    Changed,
+    Imported,
+    Member,
+    Method,
+    Narrowed,
+    Origin,
+    load,
+    require_importable,
+)
+from flowdeco.store import Key, key_name
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -46,217 +69,6 @@ __all__ = ["Action", "Middleware", "Parallel", "Pipeline", "Stage", "Stream", "U
 
 P = ParamSpec("P", default=...)
 R = TypeVar("R", covariant=True, default=Any)
-
-Middleware: TypeAlias = Callable[[Any], Any]
-Returns: TypeAlias = "AnyKey | tuple[AnyKey, ...] | None"
-
-
-class _Unset:
-    """An option that was not given."""
-
-    def __repr__(self) -> str:
-        return "UNSET"
-
-    def __reduce__(self) -> str:
-        return "UNSET"
-
-
-UNSET: Final[Any] = _Unset()
-
-
-# Options, checked where they are given.
-
-
-def checked_name(name: object, what: str) -> str:
-    if not isinstance(name, str) or not name:
-        raise DefinitionError(f"the name of {what} is a non-empty string, not {name!r}")
-    return name
-
-
-def checked_tags(tags: object, option: str = "tags") -> frozenset[str]:
-    if isinstance(tags, str):
-        raise DefinitionError(f"{option} is a collection of strings, not a string: write {option}=[{tags!r}]")
-    if not isinstance(tags, Iterable):
-        raise DefinitionError(f"{option} is a collection of strings, not {tags!r}")
-    found: list[str] = []
-    for tag in cast("Iterable[object]", tags):
-        if not isinstance(tag, str) or not tag:
-            raise DefinitionError(f"{option} is a collection of non-empty strings; {tag!r} is none")
-        found.append(tag)
-    return frozenset(found)
-
-
-def checked_layers(layers: object, option: str = "use") -> tuple[Middleware, ...]:
-    """Return the middleware as a tuple; each must be a generator function, or an object whose call is one."""
-    if callable(layers) or not isinstance(layers, Iterable):
-        raise DefinitionError(f"{option} is a list of middleware: write {option}=[{_described(layers)}]")
-    found = tuple(cast("Iterable[Any]", layers))
-    for layer in found:
-        if not _is_generator_function(layer):
-            raise DefinitionError(
-                f"{_described(layer)} is no middleware{_location(layer)}: "
-                f"a middleware is a generator function of one argument, with a `yield` where the inside is to run"
-            )
-    return found
-
-
-def _is_generator_function(layer: object) -> bool:
-    candidates = (layer, getattr(layer, "__call__", None))  # or an object whose call is one
-    return any(inspect.isgeneratorfunction(f) or inspect.isasyncgenfunction(f) for f in candidates)
-
-
-def _described(thing: object) -> str:
-    return str(getattr(thing, "__qualname__", None) or repr(thing))
-
-
-def _location(thing: object) -> str:
-    code = getattr(inspect.unwrap(cast("Any", thing)), "__code__", None) if callable(thing) else None
-    return f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""
-
-
-def first_paragraph(docstring: str | None) -> str:
-    return inspect.cleandoc(docstring).split("\n\n")[0].strip() if docstring else ""
-
-
-def _checked_returns(returns: Any) -> Returns:
-    if returns is None or returns is UNSET:
-        return returns
-    if isinstance(returns, (tuple, list)):
-        keys = tuple(cast("Sequence[AnyKey]", returns))
-        for key in keys:
-            _checked_key(key, "returns")
-        return keys
-    return _checked_key(returns, "returns")
-
-
-def _checked_key(key: Any, option: str) -> AnyKey:
-    if not (isinstance(key, (str, Key)) and key):
-        raise DefinitionError(f"{option} names keys of the store: non-empty strings or Key objects, not {key!r}")
-    return cast("AnyKey", key)
-
-
-def _checked_timeout(timeout: Any) -> float | None:
-    if timeout is None:
-        return None
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
-        raise DefinitionError(f"timeout is a positive number of seconds, not {timeout!r}")
-    return float(timeout)
-
-
-# References: what an importable definition pickles as.
-
-
-class Imported(NamedTuple):
-    """The object that `module:qualname` leads to."""
-
-    module: str
-    qualname: str
-
-    def load(self) -> Any:
-        """Import the object."""
-        __import__(self.module)
-        found: Any = sys.modules[self.module]
-        for part in self.qualname.split("."):
-            found = getattr(found, part)
-        return found
-
-
-class Called(NamedTuple):
-    """The stage that a template gives for these arguments."""
-
-    template: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def load(self) -> Any:
-        """Call the template."""
-        return self.template(*self.args, **self.kwargs)
-
-
-class Member(NamedTuple):
-    """An action by its place in the stage that declared it."""
-
-    stage: Imported | Called
-    position: int
-
-    def load(self) -> Any:
-        """Get the stage, and the action from it."""
-        return self.stage.load()._actions[self.position]
-
-
-class Changed(NamedTuple):
-    """Another definition with some options changed."""
-
-    base: Any
-    changes: dict[str, Any]
-
-    def load(self) -> Any:
-        """Change the base."""
-        return self.base.with_options(**self.changes)
-
-
-class Method(NamedTuple):
-    """An action of a class, bound to an object."""
-
-    base: Any
-    instance: Any
-
-    def load(self) -> Any:
-        """Bind it to the object."""
-        return self.base.__get__(self.instance, type(self.instance))
-
-
-class Narrowed(NamedTuple):
-    """A stage with only some of its actions, given by their places."""
-
-    base: Any
-    places: tuple[int, ...]
-
-    def load(self) -> Any:
-        """Narrow the base."""
-        return narrowed_stage(self.base, self.places)
-
-
-class Bound(NamedTuple):
-    """An action with some values fixed."""
-
-    base: Any
-    values: dict[str, Any]
-
-    def load(self) -> Any:
-        """Bind the base."""
-        return self.base.bind(**self.values)
-
-
-Origin: TypeAlias = Imported | Called | Member | Method | Changed | Narrowed | Bound
-
-
-def load(origin: Origin) -> Any:
-    """Return the definition that a pickled reference stands for."""
-    return origin.load()
-
-
-def require_importable(origin: Imported | Called, what: str, accept: Callable[[Any], bool]) -> None:
-    """Raise `UnreferencedError` if an import does not lead back to the definition."""
-    if isinstance(origin, Called):
-        return  # the template answers for itself when it is pickled
-    where = f"{origin.module}:{origin.qualname}"
-    if "<lambda>" in origin.qualname:
-        reason = "it is a lambda: define it with `def`"
-    elif "<locals>" in origin.qualname:
-        reason = (
-            f"it is defined inside a function ({where}): move it to module level, or make it a stage template there"
-        )
-    else:
-        try:
-            found = origin.load()
-        except (ImportError, AttributeError, KeyError) as error:
-            reason = f"{where} cannot be imported ({error})"
-        else:
-            if accept(found):
-                return
-            reason = f"{where} is another object now"
-    raise UnreferencedError(f"cannot pickle {what}: {reason}")
 
 
 # Units and the algebra of `>>`.
@@ -411,7 +223,7 @@ def no_unit(thing: object, place: str = "`>>`") -> str:
         return f"the stage template {name!r} must be called to give a stage: write {name}(...)"
     if isinstance(thing, Stream):
         return "a stream is returned by an action (or given to ctx.insert): it cannot be chained"
-    found = f"{type(thing).__name__} {_described(thing)}"
+    found = f"{type(thing).__name__} {described(thing)}"
     if callable(thing):
         return (
             f"{place} takes actions, stages, pipelines and parallel groups, not the {found}: decorate it with @action"
@@ -438,7 +250,7 @@ def insertable(units: Iterable[Any], who: str, how: str = "returned") -> tuple[U
         elif isinstance(unit, (Unit, Stream)):
             flat.append(unit)
         elif isinstance(unit, Template):
-            raise ReturnValueError(f"{who} {how} {no_unit(unit)}")
+            raise ReturnValueError(f"{who} {how} no stage: {no_unit(unit)}")
         elif how == "returned":
             raise ReturnValueError(
                 f"{who} returned a mix of units and data: {_shortened(unit)} is no unit. "
@@ -522,10 +334,10 @@ _ACTION_CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
     "name": lambda name: checked_name(name, "an action"),
     "description": lambda text: text,
     "tags": checked_tags,
-    "returns": _checked_returns,
-    "collect": lambda key: None if key is None else _checked_key(key, "collect"),
+    "returns": checked_returns,
+    "collect": lambda key: None if key is None else checked_key(key, "collect"),
     "use": checked_layers,
-    "timeout": _checked_timeout,
+    "timeout": checked_timeout,
 }
 
 
@@ -593,7 +405,7 @@ class Action(Unit, _Proxy, Generic[P, R]):
 
     def bind(self, /, **values: Any) -> Action[..., R]:
         """Return a new action with some parameters fixed; an unknown name is a `DefinitionError`."""
-        accepted = _bindable(self.__wrapped__, self.name)
+        accepted = bindable(self.__wrapped__, self.name)
         for name in values:
             if accepted is not None and name not in accepted:
                 raise DefinitionError(f"action {self.name!r} has no parameter {name!r}. {suggestion(name, accepted)}")
@@ -658,6 +470,9 @@ class Action(Unit, _Proxy, Generic[P, R]):
     def __delattr__(self, name: str) -> None:
         raise AttributeError(f"an Action is immutable: cannot delete {name!r}")
 
+    def __str__(self) -> str:
+        return repr(self)
+
     def __repr__(self) -> str:
         bound = "".join(f", {name}={value!r}" for name, value in self._self_bound.items())
         return f"<Action {self.name}{bound}>"
@@ -687,63 +502,12 @@ class Action(Unit, _Proxy, Generic[P, R]):
         return self
 
 
-def function_name(function: Any) -> str:
-    """Return the name of a callable, also of a method object that is not bound yet."""
-    name = getattr(function, "__name__", None) or getattr(getattr(function, "__func__", None), "__name__", None)
-    if not name:
-        raise DefinitionError(f"the {type(function).__name__} {function!r} has no name: write action(name=...)(...)")
-    return str(name)
-
-
-def underlying(function: Any) -> Any:
-    """Return what has the signature: the function inside a classmethod or staticmethod object, else itself."""
-    return cast("Any", function).__func__ if isinstance(function, (classmethod, staticmethod)) else function
-
-
-def signature_of(function: Any, name: str) -> inspect.Signature:
-    """Return the signature, without evaluating annotations; a `DefinitionError` if there is none."""
-    try:
-        return inspect.signature(underlying(function))
-    except (ValueError, TypeError) as error:
-        raise DefinitionError(
-            f"action {name!r} has no signature ({error}): wrap it in a function that names its parameters"
-        ) from None
-
-
-_NAMED: Final = (
-    inspect.Parameter.POSITIONAL_ONLY,
-    inspect.Parameter.POSITIONAL_OR_KEYWORD,
-    inspect.Parameter.KEYWORD_ONLY,
-)
-
-
-def _bindable(function: Any, name: str) -> tuple[str, ...] | None:
-    """Return the parameters that `bind` can fix, None for any (the function takes `**kwargs`)."""
-    parameters = signature_of(function, name).parameters.values()
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-        return None
-    return tuple(p.name for p in parameters if p.kind in _NAMED)
-
-
-def call_bound(function: Any, bound: Mapping[str, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """Call with some values fixed, as `functools.partial` would, positional-only parameters included."""
-    first = [
-        p.name for p in inspect.signature(function).parameters.values() if p.kind is inspect.Parameter.POSITIONAL_ONLY
-    ]
-    if not any(name in bound for name in first):
-        return function(*args, **{**bound, **kwargs})
-    rest = iter(args)
-    leading = [bound[name] if name in bound else next(rest) for name in first]
-    others = {name: value for name, value in bound.items() if name not in first}
-    return function(*leading, *rest, **{**others, **kwargs})
-
-
 def make_action(function: Any, *, name: str | None = None, **options: Any) -> Action[..., Any]:
     """Return an action of this function with these options, all of them checked."""
     method = isinstance(cast("object", function), (classmethod, staticmethod))
     if isinstance(function, (Unit, Template, type)) or not (method or callable(function)):
         raise DefinitionError(
-            f"an action is made of a function, not of the {type(function).__name__} {_described(function)}"
+            f"an action is made of a function, not of the {type(function).__name__} {described(function)}"
         )
     made = ActionOptions(
         checked_name(function_name(function) if name is None else name, "an action"),
@@ -907,6 +671,12 @@ class Stage(_Value, Unit):
             origin = origin.base._origin
         return cast("Template", origin.template) if isinstance(origin, Called) else None
 
+    def _narrowed(self, places: tuple[int, ...]) -> Stage:
+        """Return the stage with only the actions at these places."""
+        made = Stage(actions=[self._actions[place] for place in places], **self._options())
+        _set(made, _origin=Narrowed(self, places))
+        return made
+
     def _actions_content(self) -> Any:
         """Return what the actions are: those of a template are new functions in each call, so what gave them."""
         origin = self._origin
@@ -1000,7 +770,7 @@ class Stream:
     @property
     def name(self) -> str:
         """What stands for it in messages and among pending units."""
-        return f"stream of {_described(self.source)}"
+        return f"stream of {described(self.source)}"
 
     def __repr__(self) -> str:
         return f"<{self.name}>"
@@ -1297,11 +1067,6 @@ def parallel(
 # Selectors.
 
 
-def checked_selectors(selectors: object, option: str = "skip") -> tuple[str, ...]:
-    """Return the selectors as a tuple; a bare string is an error."""
-    return tuple(sorted(checked_tags(selectors, option)))
-
-
 def stage_selectors(unit: Unit) -> list[str]:
     """Return every selector that names this unit as a whole; a pipeline or group counts if it was given a name."""
     names = [f"tag:{tag}" for tag in unit.tags]
@@ -1339,11 +1104,4 @@ def _narrowed(unit: Unit, wanted: frozenset[str], keep: bool) -> Unit | None:
     places = [i for i, a in enumerate(stage) if wanted.isdisjoint(action_selectors(stage, a)) is not keep]
     if len(places) == len(stage):
         return None if keep and not places else unit
-    return narrowed_stage(stage, tuple(places)) if places or not keep else None
-
-
-def narrowed_stage(stage: Stage, places: tuple[int, ...]) -> Stage:
-    """Return the stage with only the actions at these places."""
-    made = Stage(actions=[stage._actions[place] for place in places], **stage._options())
-    _set(made, _origin=Narrowed(stage, places))
-    return made
+    return stage._narrowed(tuple(places)) if places or not keep else None

@@ -38,9 +38,7 @@ from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from flowdeco.context import Context
 from flowdeco.definitions import (
-    UNSET,
     Action,
-    Middleware,
     Parallel,
     Pipeline,
     Stage,
@@ -65,6 +63,7 @@ from flowdeco.events import (
 from flowdeco.groups import Crew, merged
 from flowdeco.memory import ROOT, Memory, branch_id
 from flowdeco.middleware import Call, enter, leave, merging
+from flowdeco.options import UNSET, Middleware
 from flowdeco.past import Closed, Did, Past, StagePast, Trace, is_over
 from flowdeco.requests import Await, Chore, Raised, Request, Save
 from flowdeco.returned import PLAIN, SETTLED, Yielded, exhaust, sort_out

@@ -28,8 +28,9 @@ import types
 from collections.abc import AsyncGenerator, Generator, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, cast
 
-from flowdeco.definitions import UNSET, Action, Middleware, Pipeline, Stage, Stream, Unit, insertable
+from flowdeco.definitions import Action, Pipeline, Stage, Stream, Unit, insertable
 from flowdeco.errors import Bail, DefinitionError, MiddlewareError, Suspend
+from flowdeco.options import UNSET, Middleware
 from flowdeco.requests import Await, Raised, Request, Sleep
 from flowdeco.store import Log, Store
 
@@ -137,8 +138,7 @@ def enter(call: Call) -> Passage:
     Where nothing has to be waited for, as mostly, the answer is there at once; else it is a generator of requests.
     """
     layers, opened = call._layers, call._opened
-    while len(opened) < len(layers):
-        layer = layers[len(opened)]
+    for layer in layers[len(opened) :] if opened else layers:
         try:
             generator = layer(call)
             if type(generator) is not _GENERATOR:
@@ -150,7 +150,10 @@ def enter(call: Call) -> Passage:
             return False, error
         if item is not None:
             return _enter(call, layer, generator, _YIELDED, item)
-        _open(call, layer, generator, None)
+        # Around an action, nothing but a further layer can write to the store before the action is over.
+        innermost = len(opened) + 1 == len(layers)
+        log = None if innermost and call.action is not None else call.store.begin()
+        opened.append((layer, generator, log, len(call._inserted), call._values))
     call._ran = True
     return _GO
 
@@ -180,7 +183,7 @@ def leave(call: Call, error: BaseException | None) -> Passage:
         if log is not None:
             call.store.end(log)
         try:
-            item = generator.send(call.outcome)
+            item = generator.send(None if call._outcome is UNSET else call._outcome)
         except StopIteration:
             opened.pop()
             call._values = values

@@ -11,7 +11,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from flowdeco.definitions import UNSET, Action
+from flowdeco.definitions import Action
+from flowdeco.options import UNSET
 from flowdeco.runs import ActionRecord, StageRecord, Status
 from flowdeco.store import Delta, Store
 

@@ -15,8 +15,9 @@ import types
 from collections.abc import Generator
 from typing import Any, Final, cast
 
-from flowdeco.definitions import UNSET, Action, Parallel, Pipeline, Stage, Stream, Template, Unit, insertable
+from flowdeco.definitions import Action, Parallel, Pipeline, Stage, Stream, Template, Unit, insertable
 from flowdeco.errors import ReturnValueError
+from flowdeco.options import UNSET
 from flowdeco.requests import Raised
 from flowdeco.wiring import Step
 

@@ -68,16 +68,24 @@ _ATTRIBUTE: Final = "__flowdeco_run__"
 
 
 class Run:
-    """One evaluation of a pipeline.
+    """One evaluation of a pipeline; `run["key"]` reads its store."""
 
-    `result` is the last data value (not None) that an action returned, `reason` what a `Bail` or `Suspend` said,
-    `stages` the records in the order of execution, `elapsed` in seconds. `run["key"]` reads the store.
-    """
-
-    __slots__ = (
-        "_journal", "_skip", "_trace", "_use",
-        "elapsed", "error", "id", "pipeline", "reason", "result", "stages", "started", "status", "store",
-    )  # fmt: skip
+    __slots__ = {  # noqa: RUF023  in the order of a reader
+        "id": "What the run is called in logs, events and journals.",
+        "pipeline": "The pipeline that was run.",
+        "status": "What became of it.",
+        "store": "The store as the run left it.",
+        "result": "The last data value (not None) that an action returned.",
+        "error": "The exception that ended the run, None if none did.",
+        "reason": "What a `Bail` or `Suspend` said.",
+        "stages": "The `StageRecord`s, in the order of execution.",
+        "started": "When it began, in POSIX seconds.",
+        "elapsed": "How long it took, in seconds.",
+        "_journal": None,
+        "_skip": None,
+        "_trace": None,
+        "_use": None,
+    }
 
     def __init__(self, id: str, pipeline: Pipeline, store: Store) -> None:
         self.id = id

@@ -17,7 +17,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Final, NamedTuple, Union, cast, get_args, get_origin
 
 from flowdeco.definitions import (
-    UNSET,
     Action,
     Parallel,
     Pipeline,
@@ -26,11 +25,11 @@ from flowdeco.definitions import (
     Unit,
     action_selectors,
     one_action_stage,
-    signature_of,
     stage_selectors,
-    underlying,
 )
 from flowdeco.errors import MissingInputError, ReturnValueError, WiringError, suggestion
+from flowdeco.functions import signature_of, underlying
+from flowdeco.options import UNSET
 from flowdeco.store import MISSING, AnyKey, Key, Store, key_name
 
 __all__ = ["Problem", "Step", "validate"]

@@ -1,5 +1,6 @@
 """What the tests share: makers of definitions, and small readers of a run."""
 
+import re
 from contextlib import suppress
 
 from flowdeco import Action, Parallel, Pipeline, Stage, StageTemplate, action
@@ -46,6 +47,11 @@ def action_record(run, stage_name, name):
 def text_of(error):
     """What a person sees of an exception: its message and its notes."""
     return "\n".join([str(error), *getattr(error, "__notes__", ())])
+
+
+def shown(value):
+    """Return what names a parameter of a test: its repr, without an address, which differs from process to process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 # -- makers

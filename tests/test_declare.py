@@ -6,7 +6,7 @@ import threading
 from typing import Annotated
 
 import pytest
-from support import actions_run, names, one, step
+from support import actions_run, names, one, shown, step
 
 from flowdeco import Action, Context, Key, Stage, StageTemplate, action, pipeline, stage
 from flowdeco.errors import DefinitionError, EmptyStageError
@@ -288,7 +288,7 @@ async def async_generator():
         (pipeline(), "Pipeline"),
         (process, "StageTemplate"),
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_what_cannot_be_a_stage_is_told_what_to_write(wrong, message):
     """Bare, and with options."""

@@ -12,7 +12,7 @@ import types
 import typing
 
 import pytest
-from support import around, names, one, provide, step
+from support import around, names, one, provide, shown, step
 
 import flowdeco
 from flowdeco import Action, Context, Key, Parallel, Pipeline, Stage, action, parallel, pipeline, stage, stream
@@ -338,7 +338,7 @@ def test_what_has_no_signature_is_refused():
         action(min)
 
 
-@pytest.mark.parametrize("wrong", [3, "name", None, [plain], Shop, counting, FLOW, greet, parallel()], ids=repr)
+@pytest.mark.parametrize("wrong", [3, "name", None, [plain], Shop, counting, FLOW, greet, parallel()], ids=shown)
 def test_what_is_no_function_cannot_be_an_action(wrong):
     """The message says what it was."""
     with pytest.raises(DefinitionError):
@@ -523,7 +523,7 @@ def test_stages_are_equal_when_they_would_do_the_same():
         assert made != other
 
 
-@pytest.mark.parametrize("frozen", [Stage("s"), pipeline(Stage("s")), parallel(Stage("s"))], ids=repr)
+@pytest.mark.parametrize("frozen", [Stage("s"), pipeline(Stage("s")), parallel(Stage("s"))], ids=shown)
 def test_definitions_are_frozen(frozen):
     """Nothing can be set or deleted; the message names the way."""
     for name in ("name", "tags", "color", "_actions", "units"):
@@ -687,7 +687,7 @@ def test_chaining_is_associative():
 @pytest.mark.parametrize(
     "flow",
     [pipeline(), A >> B, pipeline(A), pipeline(A, name="p"), pipeline(name="empty"), pipeline(use=[layer])],
-    ids=repr,
+    ids=shown,
 )
 def test_the_empty_pipeline_is_the_unit(flow):
     """L2, also for pipelines with options, and empty ones."""
@@ -719,7 +719,7 @@ def test_chaining_in_place_makes_a_new_pipeline():
         assert unit != flow
 
 
-@pytest.mark.parametrize("wrong", [3, "a", None, [A], plain, len, Shop, stream([A])], ids=repr)
+@pytest.mark.parametrize("wrong", [3, "a", None, [A], plain, len, Shop, stream([A])], ids=shown)
 def test_what_is_no_unit_cannot_be_chained(wrong):
     """From either side; the message says what to write."""
     for unit in (double, A, A >> B, parallel(A)):
@@ -957,7 +957,7 @@ def test_a_stream_is_a_value_of_its_source():
         pipeline(double, name="p", use=[layer], tags=["t"]), parallel(double, limit=2, merge={"k": max}),
         Shop.total, Shop.brand, Shop.motto, Shop.cheap,
     ],
-    ids=repr,
+    ids=shown,
 )  # fmt: skip
 def test_what_is_importable_pickles_and_comes_back_equal(definition):
     """By reference, with every protocol."""
@@ -1143,3 +1143,8 @@ def test_middleware_is_part_of_the_value():
     """Two stages with different middleware are different."""
     log = []
     assert Stage("s", use=[around(log, "m")]) != Stage("s", use=[around(log, "m")])
+
+
+def test_an_action_prints_as_what_it_is() -> None:
+    """Not as its function."""
+    assert str(action(len)) == repr(action(len)) == "<Action len>"

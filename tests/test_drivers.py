@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 
 import pytest
-from support import action_record, again, around, async_around, failing, names, one, stage_record, statuses, step
+from support import action_record, again, around, async_around, failing, names, one, shown, stage_record, statuses, step
 
 from flowdeco import Context, Key, Run, Sleep, Stage, Store, action, parallel, pipeline, stream
 from flowdeco.drivers import sync
@@ -473,7 +473,7 @@ def test_what_ends_in_time_is_not_affected_by_its_timeout(run):
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-@pytest.mark.parametrize("error", [StopIteration(1), GeneratorExit("no"), StopAsyncIteration(2)], ids=repr)
+@pytest.mark.parametrize("error", [StopIteration(1), GeneratorExit("no"), StopAsyncIteration(2)], ids=shown)
 def test_exceptions_that_generators_know_arrive_as_they_are(run, error, wrapped):
     """Through middleware of both kinds at every level; the run has failed."""
     log = []

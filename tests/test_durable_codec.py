@@ -26,13 +26,14 @@ from zoneinfo import ZoneInfo
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import shown
 
 import flowdeco
 from flowdeco import Key, Stage, Status, action, parallel, pipeline, stage, stream
-from flowdeco.definitions import UNSET
 from flowdeco.durable import Codec, JsonCodec, PickleCodec, codec
 from flowdeco.errors import JournalError, RunError, SerializationError
 from flowdeco.middleware import atomic, recover, retry
+from flowdeco.options import UNSET
 from flowdeco.store import MISSING
 
 CALLED = []
@@ -303,7 +304,7 @@ def test_a_value_comes_back_as_it_was(either, value):
     assert same(again(either, [{"x": (value,)}]), [{"x": (value,)}])
 
 
-@pytest.mark.parametrize("definition", DEFINITIONS, ids=repr)
+@pytest.mark.parametrize("definition", DEFINITIONS, ids=shown)
 def test_a_definition_comes_back_by_reference(either, definition):
     """Equal to what it was, and nothing of it is called."""
     assert again(either, definition) == definition

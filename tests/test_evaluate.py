@@ -16,6 +16,7 @@ from support import (
     names,
     one,
     provide,
+    shown,
     stage_record,
     statuses,
     step,
@@ -103,7 +104,7 @@ def test_an_exception_is_answered_as_a_value():
     assert (run.status, str(run.error)) == ("failed", "no")
 
 
-@pytest.mark.parametrize("error", [StopIteration(1), GeneratorExit(), StopAsyncIteration()], ids=repr)
+@pytest.mark.parametrize("error", [StopIteration(1), GeneratorExit(), StopAsyncIteration()], ids=shown)
 def test_exceptions_that_mean_something_to_generators_are_failures_like_others(error):
     """A user's StopIteration or GeneratorExit does not end the evaluation, nor its middleware."""
     log = []

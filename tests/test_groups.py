@@ -26,6 +26,7 @@ from support import (
     names,
     one,
     provide,
+    shown,
     stage_record,
     statuses,
     step,
@@ -922,7 +923,7 @@ def test_several_failures_of_nested_groups_nest(run):
     assert second.exceptions == (b, c)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), GeneratorExit()], ids=repr)
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), GeneratorExit()], ids=shown)
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync action", "coroutine"])
 def test_a_branch_may_raise_what_is_no_exception(run, error, asynchronous):
     """It ends the group like a failure, and goes on; beside a failure it is in a `BaseExceptionGroup`."""

@@ -87,7 +87,9 @@ def test_the_census_on_a_cluster_is_the_census() -> None:
 
 def test_without_dask_the_census_says_what_to_install() -> None:
     """In one line, and without a traceback."""
-    blocked = "import sys, runpy; sys.modules['distributed'] = None; runpy.run_path('dask_census.py', run_name='__main__')"
+    blocked = (
+        "import sys, runpy; sys.modules['distributed'] = None; runpy.run_path('dask_census.py', run_name='__main__')"
+    )
     done = performed("-c", "import sys; sys.path.insert(0, '.'); " + blocked)
     assert done.returncode == 1
     assert done.stderr == "This example needs Dask: pip install 'flowdeco[dask]'\n"

@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator, Iterator
 from typing import NamedTuple
 
 import pytest
-from support import names, one, step
+from support import names, one, shown, step
 
 from flowdeco import Action, Key, Pipeline, Stage, action, parallel, pipeline, stage, stream
-from flowdeco.definitions import UNSET
 from flowdeco.errors import ReturnValueError, StoreTypeError
+from flowdeco.options import UNSET
 from flowdeco.requests import Raised
 from flowdeco.returned import Yielded, exhaust, sort_out
 from flowdeco.wiring import step_of
@@ -63,7 +63,7 @@ def sorted_out(value, annotation=None):
         ({"k": STAGE}, (), {"k": STAGE}),
         (Raised, (), Raised),
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_a_returned_value_is_units_or_data(value, inserted, data):
     """As the table of the design says."""
@@ -91,20 +91,20 @@ def test_a_named_tuple_of_units_is_a_tuple():
         Iterator[Stage],
         Pipeline,
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_an_empty_list_is_nothing_where_the_annotation_names_units(annotation):
     """Elsewhere it is data."""
     assert sorted_out([], annotation) == ((), UNSET)
 
 
-@pytest.mark.parametrize("annotation", [list[int], list, tuple, object, "list[int]", dict[str, Stage]], ids=repr)
+@pytest.mark.parametrize("annotation", [list[int], list, tuple, object, "list[int]", dict[str, Stage]], ids=shown)
 def test_an_empty_list_is_data_elsewhere(annotation):
     """The annotation names none, or may mean both."""
     assert sorted_out([], annotation) == ((), [])
 
 
-@pytest.mark.parametrize("value", [template, [template], [STAGE, template], (template, STAGE)], ids=repr)
+@pytest.mark.parametrize("value", [template, [template], [STAGE, template], (template, STAGE)], ids=shown)
 def test_a_template_must_be_called(value):
     """The message says so."""
     with pytest.raises(ReturnValueError, match=r"'function'.*template\(\.\.\.\)"):
@@ -191,7 +191,7 @@ def test_none_is_nothing(run):
     assert (dict(finished.store), finished.result) == ({}, None)
 
 
-@pytest.mark.parametrize("value", [0, "", False, [], {}, 3.5, b"x", [1, 2], {"k": 1}, (1, 2), {1}, object()], ids=repr)
+@pytest.mark.parametrize("value", [0, "", False, [], {}, 3.5, b"x", [1, 2], {"k": 1}, (1, 2), {1}, object()], ids=shown)
 def test_data_is_stored_under_the_name_of_the_action(run, value):
     """And is the run's result."""
     finished = run(returning(value))
@@ -397,7 +397,7 @@ def test_annotated_generators_that_yield_nothing_store_nothing(run):
     assert dict(run(sync >> asynchronous).store) == {}
 
 
-@pytest.mark.parametrize("value", [template, [template], [STAGE, 3], [3, STAGE]], ids=repr)
+@pytest.mark.parametrize("value", [template, [template], [STAGE, 3], [3, STAGE]], ids=shown)
 def test_errors_of_returned_values_are_failures_of_the_action(run, value):
     """With its record, and its place in a note."""
     finished = run(returning(value), check=False)

@@ -6,7 +6,7 @@ from collections.abc import MutableMapping
 from typing import Annotated, Any, Generic, Literal, Optional, Protocol, TypeVar, Union, runtime_checkable
 
 import pytest
-from support import step
+from support import shown, step
 
 from flowdeco import Context, Key, Stage, Store, action
 from flowdeco.errors import StoreKeyError, StoreTypeError
@@ -98,7 +98,7 @@ def test_keys_are_non_empty_strings(wrong):
         (Closeable, [Opened()], [3]),
         ("int", [3, "unchecked"], []),
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_the_type_of_a_key_is_checked_when_it_is_written_and_read(declared, right, wrong):
     """Of a generic type the origin, of a union its members; what cannot be checked is not."""

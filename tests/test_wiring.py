@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterat
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, NewType, Protocol, TypeVar
 
 import pytest
-from support import around, names, one, provide, step, text_of
+from support import around, names, one, provide, shown, step, text_of
 
 from flowdeco import Action, Context, Key, Pipeline, Run, Stage, Store, action, parallel, pipeline, stage, stream
 from flowdeco.errors import DefinitionError, MissingInputError, StoreTypeError, WiringError
@@ -303,7 +303,7 @@ def plain(a, b: Annotated[int, "the.b"]):
         functools.partial(Adder().method),
         functools.partial(functools.partial(plain)),
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_keys_are_found_through_every_kind_of_callable(run, function):
     """Decorators that keep the signature, partials, objects, methods."""
@@ -411,7 +411,7 @@ def test_only_what_comes_earlier_supplies_anything():
         pipeline(CLOSED, use_actions=[around([], "m")]),
         parallel(CLOSED, wants("ctx", returns=None)),
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_what_may_be_supplied_unseen_is_not_certain(opening):
     """By a `ctx` write, an insertion, middleware; the run is not refused."""
@@ -438,7 +438,7 @@ def test_what_may_be_supplied_unseen_is_not_certain(opening):
         "int",
         Annotated[int, "x"],
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_an_action_annotated_to_return_something_else_inserts_nothing(returns):
     """What is missing after it is certain."""
@@ -448,7 +448,7 @@ def test_an_action_annotated_to_return_something_else_inserts_nothing(returns):
 @pytest.mark.parametrize(
     "returns",
     [Stage, list[Stage], None, Iterator[Stage], Stage | None, "list[Stage]", Generator[Stage, None, None]],
-    ids=repr,
+    ids=shown,
 )
 def test_an_action_annotated_to_return_units_supplies_no_data(returns):
     """Nor does one that returns None."""
@@ -459,7 +459,7 @@ def test_an_action_annotated_to_return_units_supplies_no_data(returns):
 @pytest.mark.parametrize(
     "returns",
     [int, Any, int | None, Stage | int, list, Iterable, Generator[Stage, None, int], UserId, T, Literal[1]],
-    ids=repr,
+    ids=shown,
 )
 def test_an_action_annotated_to_return_data_supplies_it(returns):
     """Under its key."""
@@ -656,7 +656,7 @@ def inserts(*units, **options):
         parallel(wants("x")),
         Stage("D", [wants("x")]).with_options(name="E"),
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_inserted_units_are_checked_when_they_are_inserted(run, unit):
     """It is the inserting action's failure; what came with them is not inserted either."""

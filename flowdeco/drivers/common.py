@@ -10,11 +10,12 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from flowdeco.definitions import Pipeline, RunOptions, checked_layers, checked_selectors
+from flowdeco.definitions import Pipeline, RunOptions
 from flowdeco.errors import Cancelled, DefinitionError
 from flowdeco.evaluate import Evaluation, unknown_stage
 from flowdeco.journal import Journal, Remembered
 from flowdeco.memory import Memory, past_of
+from flowdeco.options import checked_layers, checked_selectors
 from flowdeco.requests import Raised, Request, Save
 from flowdeco.runs import Run, Status
 from flowdeco.store import Store

@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from typing import Any, Final, cast
 
-from flowdeco.definitions import Action, Called, Changed, Parallel, Pipeline, Stage, Unit
+from flowdeco.definitions import Action, Parallel, Pipeline, Stage, Unit
 from flowdeco.errors import JournalError, RunError, SerializationError, UnreferencedError
 from flowdeco.paths import Parts, all_parts, culprit, shown_key
+from flowdeco.references import Called, Changed
 
 __all__ = ["PickleCodec"]
 

@@ -28,24 +28,12 @@ from typing import Any, Final, Self, TypeAlias, TypeVar, cast
 from uuid import UUID
 
 from flowdeco.declare import StageTemplate
-from flowdeco.definitions import (
-    UNSET,
-    Action,
-    Called,
-    Changed,
-    Imported,
-    Member,
-    Method,
-    Narrowed,
-    Parallel,
-    Pipeline,
-    Stage,
-    Stream,
-    narrowed_stage,
-)
+from flowdeco.definitions import Action, Parallel, Pipeline, Stage, Stream
 from flowdeco.durable.codec import remade_exception, told_error, unserialisable
 from flowdeco.errors import JournalError, RunError
+from flowdeco.options import UNSET
 from flowdeco.paths import items
+from flowdeco.references import Called, Changed, Imported, Member, Method, Narrowed
 from flowdeco.store import MISSING, Key
 
 __all__ = ["JsonCodec"]
@@ -409,7 +397,7 @@ class JsonCodec:
     def _read_narrowed(self, node: Any) -> Any:
         stage, places = _list(node, 2)
         found = _unit(self._read(stage), Stage)
-        return narrowed_stage(found, tuple(_index(place, found) for place in _list(places)))
+        return found._narrowed(tuple(_index(place, found) for place in _list(places)))
 
     def _read_call(self, node: Any) -> Any:
         where, args, kwargs = _list(node, 3)

@@ -1,0 +1,107 @@
+"""What `@action`, `@stage` and `pipeline` are told: options, checked where they are given."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, TypeAlias, cast
+
+from flowdeco.errors import DefinitionError
+from flowdeco.store import AnyKey, Key
+
+Middleware: TypeAlias = Callable[[Any], Any]
+Returns: TypeAlias = "AnyKey | tuple[AnyKey, ...] | None"
+
+
+class _Unset:
+    """An option that was not given."""
+
+    def __repr__(self) -> str:
+        return "UNSET"
+
+    def __reduce__(self) -> str:
+        return "UNSET"
+
+
+UNSET: Final[Any] = _Unset()
+
+
+def checked_name(name: object, what: str) -> str:
+    if not isinstance(name, str) or not name:
+        raise DefinitionError(f"the name of {what} is a non-empty string, not {name!r}")
+    return name
+
+
+def checked_tags(tags: object, option: str = "tags") -> frozenset[str]:
+    if isinstance(tags, str):
+        raise DefinitionError(f"{option} is a collection of strings, not a string: write {option}=[{tags!r}]")
+    if not isinstance(tags, Iterable):
+        raise DefinitionError(f"{option} is a collection of strings, not {tags!r}")
+    found: list[str] = []
+    for tag in cast("Iterable[object]", tags):
+        if not isinstance(tag, str) or not tag:
+            raise DefinitionError(f"{option} is a collection of non-empty strings; {tag!r} is none")
+        found.append(tag)
+    return frozenset(found)
+
+
+def checked_layers(layers: object, option: str = "use") -> tuple[Middleware, ...]:
+    """Return the middleware as a tuple; each must be a generator function, or an object whose call is one."""
+    if callable(layers) or not isinstance(layers, Iterable):
+        raise DefinitionError(f"{option} is a list of middleware: write {option}=[{described(layers)}]")
+    found = tuple(cast("Iterable[Any]", layers))
+    for layer in found:
+        if not _is_generator_function(layer):
+            raise DefinitionError(
+                f"{described(layer)} is no middleware{_location(layer)}: "
+                f"a middleware is a generator function of one argument, with a `yield` where the inside is to run"
+            )
+    return found
+
+
+def _is_generator_function(layer: object) -> bool:
+    candidates = (layer, getattr(layer, "__call__", None))  # or an object whose call is one
+    return any(inspect.isgeneratorfunction(f) or inspect.isasyncgenfunction(f) for f in candidates)
+
+
+def described(thing: object) -> str:
+    return str(getattr(thing, "__qualname__", None) or repr(thing))
+
+
+def _location(thing: object) -> str:
+    code = getattr(inspect.unwrap(cast("Any", thing)), "__code__", None) if callable(thing) else None
+    return f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""
+
+
+def first_paragraph(docstring: str | None) -> str:
+    return inspect.cleandoc(docstring).split("\n\n")[0].strip() if docstring else ""
+
+
+def checked_returns(returns: Any) -> Returns:
+    if returns is None or returns is UNSET:
+        return returns
+    if isinstance(returns, (tuple, list)):
+        keys = tuple(cast("Sequence[AnyKey]", returns))
+        for key in keys:
+            checked_key(key, "returns")
+        return keys
+    return checked_key(returns, "returns")
+
+
+def checked_key(key: Any, option: str) -> AnyKey:
+    if not (isinstance(key, (str, Key)) and key):
+        raise DefinitionError(f"{option} names keys of the store: non-empty strings or Key objects, not {key!r}")
+    return cast("AnyKey", key)
+
+
+def checked_timeout(timeout: Any) -> float | None:
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
+        raise DefinitionError(f"timeout is a positive number of seconds, not {timeout!r}")
+    return float(timeout)
+
+
+def checked_selectors(selectors: object, option: str = "skip") -> tuple[str, ...]:
+    """Return the selectors as a tuple; a bare string is an error."""
+    return tuple(sorted(checked_tags(selectors, option)))
