@@ -75,7 +75,7 @@ R = TypeVar("R", covariant=True, default=Any)
 
 
 class RunOptions(NamedTuple):
-    """The options of one run, as `run` and `arun` take them."""
+    """The options of one run, as `run` and `arun` take them; `clock` is that of its records, for tests."""
 
     use: Iterable[Middleware] = ()
     observers: Iterable[Callable[[Any], object]] = ()
@@ -86,6 +86,7 @@ class RunOptions(NamedTuple):
     check: bool = True
     history: int | None = None
     progress: Any = None
+    clock: Callable[[], float] | None = None
 
 
 class Unit:

@@ -50,7 +50,7 @@ def recorded(path: str, info: RunInfo, flow: Pipeline) -> Run:
     """
     if info.codec not in ("pickle", "json"):
         raise JournalError(f"run {info.id!r} is written in the codec {info.codec!r}, which only your program knows")
-    codec = SqliteJournal(path, codec=info.codec).codec
+    codec = SqliteJournal(path, codec=cast("Any", info.codec)).codec
     run = Run(info.id, flow, Store())
     run.status = Status(info.status)
     run.reason = info.reason
@@ -115,7 +115,10 @@ class _Known:
         name, told, who = row.action or "", self.told(row), f"{row.stage}/{row.action}"
         known, inserted_by = dynamic.get(name) or (_action_of(stage, name), None)
         inserted = tuple(told.get("inserted", ()))
-        dynamic.update((unit.name, (unit, who)) for unit in inserted if isinstance(unit, Action))
+        for unit in inserted:
+            if isinstance(unit, Action):
+                found = cast("Action[..., Any]", unit)
+                dynamic[found.name] = found, who
         self.expect((unit for unit in inserted if not isinstance(unit, Action)), who)
         return ActionRecord(
             name, known, Status(row.status), row.started, row.elapsed, inserted_by,
@@ -137,4 +140,9 @@ def _action_of(stage: Stage, name: str) -> Action[..., Any]:
     for found in stage:
         if found.name == name:
             return found
-    return action(lambda: None, name=name or "action")
+    return _gone.with_options(name=name)
+
+
+@action
+def _gone() -> None:
+    """Stands for an action that the pipeline no longer has."""

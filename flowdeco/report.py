@@ -166,7 +166,7 @@ _PLAIN: Final[dict[type, Callable[[Any], Any]]] = {
 
 def plain(value: Any, above: frozenset[int] = frozenset()) -> Any:
     """Return a value as JSON can have it: what JSON has no form for as the text that Python shows for it."""
-    found = _PLAIN.get(type(value))
+    found = _PLAIN.get(cast("type[Any]", type(value)))
     if found is not None:
         return found(value)
     if id(value) in above:

@@ -149,6 +149,7 @@ class _Start:
         self.skip = frozenset(checked_selectors(options.skip))
         self.history: int | None = history
         self.observers = _observers(options.observers)
+        self.clock = options.clock or time.perf_counter
 
     def check(self, store: Store) -> None:
         """Raise `WiringError` for what nothing can supply."""
@@ -162,7 +163,7 @@ class _Start:
             skip=self.skip,
             history=self.history,
             memory=memory,
-            clock=time.perf_counter,
+            clock=self.clock,
             now=time.time(),
             cancels=is_cancellation,
             **past,
