@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from flowdeco.runs import Run
+    from flowdeco.show import Plan
     from flowdeco.wiring import Problem
 
 __all__ = ["Action", "Middleware", "Parallel", "Pipeline", "Stage", "Stream", "Unit", "parallel", "pipeline", "stream"]
@@ -209,12 +210,29 @@ class Unit:
         problems: list[Problem] = _drivers().validate(as_pipeline(self), inputs)
         return problems
 
+    def plan(self) -> Plan:
+        """Return what will run, as far as that is known without running anything.
+
+        It prints as text, shows itself in notebooks, and gives `mermaid()` and `html()`; `plan.diff(run.ran())` says
+        what a run did differently.
+        """
+        made: Plan = _show().plan(self)
+        return made
+
+
+# The imports that point upwards: a definition runs and shows itself, and what does that is loaded when it is wanted.
+
 
 def _drivers() -> types.ModuleType:
-    # The one import that points upwards: a definition runs itself, and what runs it is loaded when it does.
     from flowdeco import drivers
 
     return drivers
+
+
+def _show() -> types.ModuleType:
+    from flowdeco import show
+
+    return show
 
 
 def no_unit(thing: object, place: str = "`>>`") -> str:

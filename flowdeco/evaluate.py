@@ -67,7 +67,7 @@ from flowdeco.options import UNSET, Middleware
 from flowdeco.past import Closed, Did, Past, StagePast, Trace, is_over
 from flowdeco.requests import Await, Chore, Raised, Request, Save
 from flowdeco.returned import PLAIN, SETTLED, Yielded, exhaust, sort_out
-from flowdeco.runs import ActionRecord, Run, StageRecord, Status
+from flowdeco.runs import ActionRecord, Run, Scope, StageRecord, Status
 from flowdeco.store import Delta, Store
 from flowdeco.wiring import Step, check_inserted, step_of, steps_of, unmet
 
@@ -95,7 +95,8 @@ class _Frame:
     """An open pipeline: what is still to run in it, and what stands around its stages and actions."""
 
     __slots__ = (
-        "before", "by", "call", "closed", "number", "pipeline", "queue", "use_actions", "use_stages", "values", "wrapped",
+        "before", "by", "call", "closed", "number", "pipeline", "queue", "scope", "use_actions", "use_stages", "values",
+        "wrapped",
     )  # fmt: skip
 
     def __init__(
@@ -106,9 +107,11 @@ class _Frame:
         use_actions: tuple[Middleware, ...],
         values: Mapping[str, Any],
         wrapped: bool,
+        scope: Scope | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.by = by
+        self.scope = scope
         self.use_stages = use_stages
         self.use_actions = use_actions
         self.values = values
@@ -141,8 +144,8 @@ class _Branch:
     """One line of evaluation, that of the run or of a branch of a parallel group: its frames, its store, its records."""
 
     __slots__ = (
-        "diverged", "forgotten", "forks", "frames", "groups", "id", "opened", "parent", "past", "position", "records",
-        "result", "stopped", "store", "switches", "trace",
+        "diverged", "forgotten", "forks", "frames", "groups", "id", "lost", "opened", "parent", "past", "position",
+        "records", "result", "scopes", "stopped", "store", "switches", "trace",
     )  # fmt: skip
 
     def __init__(
@@ -162,6 +165,8 @@ class _Branch:
         self.result: Any = past.result if past is not None else None
         self.records: list[StageRecord] = []
         self.forgotten = 0
+        self.lost = 0  # of what branches had forgotten
+        self.scopes = 0
         self.stopped = False  # by another branch of its group
         self.switches: dict[str, bool] = dict(parent.switches) if parent else {}
 
@@ -295,6 +300,7 @@ class Evaluation:
             error = answer.error if type(answer) is Raised and error is None else error
         run.elapsed = self.clock() - began
         run.stages = [] if self.history == 0 else branch.records[-(self.history or 0) :]
+        run.forgotten = len(branch.records) + branch.forgotten + branch.lost - len(run.stages)
         run.result = branch.trace.result = branch.result
         run.status = self._status(error)
         if isinstance(error, (Bail, Suspend)):
@@ -330,14 +336,15 @@ class Evaluation:
         self, branch: _Branch, frame: _Frame, pipeline: Pipeline, by: str | None, use: tuple[Middleware, ...] = ()
     ) -> Walk:
         if pipeline is not self.run.pipeline and self._off(branch, stage_selectors(pipeline)):
-            self._skip(branch, pipeline, by)
+            self._skip(branch, pipeline, by, frame.scope)
             return None
         while len(branch.frames) > 1 and branch.frames[-1].is_done():
             branch.frames.pop()  # nothing is left to do in there: a pipeline that returns itself is a loop, too
         layers = use + pipeline.use
         use_stages, use_actions = frame.use_stages + pipeline.use_stages, frame.use_actions + pipeline.use_actions
         wrapped = frame.wrapped or bool(layers or use_stages or use_actions)
-        opened = _Frame(pipeline, by, use_stages, use_actions, frame.values, wrapped)
+        scope = self._scope(branch, pipeline, by, branch.frames[-1].scope)
+        opened = _Frame(pipeline, by, use_stages, use_actions, frame.values, wrapped, scope)
         branch.frames.append(opened)
         if not layers:
             opened.refill()
@@ -351,6 +358,13 @@ class Evaluation:
         opened.call = Call(self.run.id, branch.store, layers, frame.values, pipeline)
         opened.before = branch.before()
         return (yield from self._enter(opened, opened.call))
+
+    def _scope(self, branch: _Branch, unit: Pipeline | Parallel, by: str | None, outer: Scope | None) -> Scope | None:
+        """Return what the records of this unit will say they are in."""
+        if isinstance(unit, Pipeline) and (unit.plain or (unit is self.run.pipeline and by is None)):
+            return outer
+        branch.scopes += 1
+        return Scope(unit.name, f"{branch.id}.{branch.scopes}", None, by, outer)
 
     def _enter(self, frame: _Frame, call: Call) -> Walk:
         entered = enter(call)
@@ -456,7 +470,7 @@ class Evaluation:
 
     def _stage(self, branch: _Branch, frame: _Frame, stage: Stage, by: str | None) -> Walk:
         if (self.skip or branch.switches) and self._off(branch, stage_selectors(stage)):
-            self._skip(branch, stage, by)
+            self._skip(branch, stage, by, frame.scope)
             return None
         past: StagePast | None = None
         if branch.past is not None:
@@ -496,7 +510,7 @@ class Evaluation:
             StageRecord,
             (
                 stage.name, stage, status, started + self.epoch, elapsed, by, visit.records,
-                failure, attempts, recovered, inserted,
+                failure, attempts, recovered, inserted, frame.scope,
             ),
         )  # fmt: skip
         if error is None:
@@ -897,6 +911,8 @@ class Evaluation:
             branch.store.restore(did.delta)
             branch.position += 1
         failed = cast("Closed", ended.closed).failed
+        scope = branch.frames[-1].scope
+        failed = tuple(record if record.scope else record._replace(scope=scope) for record in failed)
         branch.records.extend(r._replace(stage=stage) if r.name == stage.name else r for r in failed)
         while branch.frames[-1] is not ended:
             branch.frames.pop()
@@ -930,7 +946,7 @@ class Evaluation:
         closed = cast("Closed", past.closed)
         branch.store.restore(closed.delta)
         record = cast("StageRecord", past.record)
-        record = record._replace(stage=visit.stage, inserted_by=by, actions=visit.records)
+        record = record._replace(stage=visit.stage, inserted_by=by, actions=visit.records, scope=visit.frame.scope)
         branch.records.append(record)
         visit.inserted.extend((unit, visit.stage.name) for unit in closed.inserted)
         visit.frame.queue.extend(reversed(visit.inserted))
@@ -1010,12 +1026,14 @@ class Evaluation:
 
     def _group(self, branch: _Branch, frame: _Frame, group: Parallel, by: str | None) -> Walk:
         if self._off(branch, stage_selectors(group)):
-            self._skip(branch, group, by)
+            self._skip(branch, group, by, frame.scope)
             return None
         number, branch.groups = branch.groups, branch.groups + 1
         forks: list[_Branch] = []
+        scope = cast("Scope", self._scope(branch, group, by, frame.scope))
         for index, unit in enumerate(group.units):
-            base = _Frame(frame.pipeline, by, frame.use_stages, frame.use_actions, frame.values, frame.wrapped)
+            within = scope._replace(branch=index)
+            base = _Frame(frame.pipeline, by, frame.use_stages, frame.use_actions, frame.values, frame.wrapped, within)
             base.queue.append((unit, by))
             past = branch.past.fork(number, index) if branch.past is not None else None
             kept = past.store if past is not None else None
@@ -1040,6 +1058,7 @@ class Evaluation:
         for fork in forks:
             fork.keep_past()
             branch.records.extend(fork.records)
+            branch.lost += fork.forgotten + fork.lost
         if any(fork.diverged for fork in forks) and branch.past is not None:
             branch.past.stages.clear()
             branch.past.closed.clear()
@@ -1076,12 +1095,14 @@ class Evaluation:
         latest = [on for selector, on in branch.switches.items() if selector in selectors]
         return bool(latest) and not latest[-1]
 
-    def _skip(self, branch: _Branch, unit: Unit, by: str | None) -> None:
+    def _skip(self, branch: _Branch, unit: Unit, by: str | None, scope: Scope | None) -> None:
         """Record a unit, with all that is in it, as skipped."""
         if isinstance(unit, (Pipeline, Parallel)):
             self.unmatched.difference_update(stage_selectors(unit))
-            for part in unit.units:
-                self._skip(branch, part, by)
+            scope = self._scope(branch, unit, by, scope)
+            for index, part in enumerate(unit.units):
+                within = scope._replace(branch=index) if scope is not None and isinstance(unit, Parallel) else scope
+                self._skip(branch, part, by, within)
             return
         stage = one_action_stage(cast("Action[..., Any]", unit)) if isinstance(unit, Action) else cast("Stage", unit)
         if self.skip:
@@ -1094,7 +1115,7 @@ class Evaluation:
             if self.memory is not None:
                 self.memory.stage(branch.id, branch.position, record, _NOTHING)
         branch.position += 1
-        branch.records.append(record._replace(stage=stage, inserted_by=by))
+        branch.records.append(record._replace(stage=stage, inserted_by=by, scope=scope))
         if self.history is not None:
             self._forget(branch)
         if self.notify is not None:

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from enum import StrEnum
-from typing import Any, Final, NamedTuple, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, overload
 
 from flowdeco.definitions import Action, Pipeline, Stage
 from flowdeco.store import Key, Store
 
-__all__ = ["ActionRecord", "Run", "StageRecord", "Status"]
+if TYPE_CHECKING:
+    import types
+
+    from flowdeco.show import Ran
+
+__all__ = ["ActionRecord", "Run", "Scope", "StageRecord", "Status"]
 
 T = TypeVar("T")
 
@@ -48,8 +53,25 @@ class ActionRecord(NamedTuple):
     switches: tuple[tuple[str, bool], ...] = ()
 
 
+class Scope(NamedTuple):
+    """What a stage ran in: a pipeline with options, or a branch of a parallel group.
+
+    `branch` is the place of the branch in its group, None for a pipeline. `id` tells those of one name apart; the
+    branches of a group have it in common. `outer` is the scope around this one.
+    """
+
+    name: str
+    id: str
+    branch: int | None
+    inserted_by: str | None
+    outer: Scope | None
+
+
 class StageRecord(NamedTuple):
-    """What became of one stage, with the records of its actions: `started` in POSIX seconds, `elapsed` in seconds."""
+    """What became of one stage, with the records of its actions: `started` in POSIX seconds, `elapsed` in seconds.
+
+    `scope` is the nested pipeline, or the branch of a parallel group, that it ran in.
+    """
 
     name: str
     stage: Stage
@@ -62,6 +84,7 @@ class StageRecord(NamedTuple):
     attempts: int = 1
     recovered: bool = False
     inserted: tuple[Any, ...] = ()
+    scope: Scope | None = None
 
 
 _ATTRIBUTE: Final = "__flowdeco_run__"
@@ -81,6 +104,7 @@ class Run:
         "stages": "The `StageRecord`s, in the order of execution.",
         "started": "When it began, in POSIX seconds.",
         "elapsed": "How long it took, in seconds.",
+        "forgotten": "How many stage records `history=` has dropped.",
         "_journal": None,
         "_skip": None,
         "_trace": None,
@@ -96,6 +120,7 @@ class Run:
         self.error: BaseException | None = None
         self.reason: str | None = None
         self.stages: Sequence[StageRecord] = []
+        self.forgotten = 0
         self.started = 0.0
         self.elapsed = 0.0
         # What it takes to resume it.
@@ -125,7 +150,19 @@ class Run:
     def __getitem__(self, key: Any) -> Any:
         return self.store[key]
 
+    def ran(self) -> Ran:
+        """Return what ran, and who inserted it: a value that prints as text and shows itself in notebooks."""
+        made: Ran = _show().ran(self)
+        return made
+
     def __repr__(self) -> str:
         why = f": {self.reason}" if self.reason else ""
         failed = f" with {type(self.error).__name__}" if self.error is not None else ""
         return f"<Run {self.id} {self.status}{failed}{why}, {len(self.stages)} stages in {self.elapsed:.3f} s>"
+
+
+def _show() -> types.ModuleType:
+    # An import that points upwards: what shows a run is loaded when it is wanted.
+    from flowdeco import show
+
+    return show
