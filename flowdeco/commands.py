@@ -75,9 +75,9 @@ def _message(error: BaseException) -> str:
         return f"{problems[0].message} If it is an input: -i {problems[0].key}=VALUE{rest}"
     changes: Sequence[str] = getattr(error, "changes", ())
     if changes:
-        more = f", and {len(changes) - 1} more" if len(changes) > 1 else ""
+        others = f", and {len(changes) - 1} more" if len(changes) > 1 else ""
         return (
-            f"the definition has changed since the run was interrupted: {changes[0]}{more}. "
+            f"the definition has changed since the run was interrupted: {changes[0]}{others}. "
             f"Give --on-change ignore to go on all the same, or --on-change rerun to run again from the first change"
         )
     return str(error) or type(error).__name__
@@ -244,7 +244,7 @@ def _tell(run: Run, options: Namespace, path: str | None) -> None:
         place = where(run)
         text = _message(run.error) if hasattr(run.error, "changes") else _described(run.error)
         _complain(run.error, options, f"{place} failed: {text}" if place else text)
-    if path is not None and run.status in ("failed", "suspended", "cancelled"):
+    if path is not None and run.status in ("failed", "suspended", "cancelled") and not hasattr(run.error, "changes"):
         value = f" -i {_awaited(run.reason)}=VALUE" if run.status == "suspended" else ""
         given = f" --journal {_quoted(path)}" if options.journal else ""
         print(f"flowdeco: to go on: flowdeco resume {run.id}{given}{value}", file=sys.stderr)
@@ -488,11 +488,11 @@ def _info_as_data(info: RunInfo) -> dict[str, Any]:
 
 
 def _table_of(found: Iterable[RunInfo]) -> None:
-    from flowdeco.report import moment, table
+    from flowdeco.report import moment, one_line, shortened, table
 
     rows = [
         (info.id, _workflow(info), _state(info), moment(info.started), str(info.steps),
-         info.error or info.reason or (f"by {info.owner}" if info.owner else ""))
+         shortened(one_line(info.error or info.reason or (f"by {info.owner}" if info.owner else "")), 80))
         for info in found
     ]  # fmt: skip
     table(["RUN", "WORKFLOW", "STATUS", "STARTED", "STEPS", "WHY"], rows, sys.stdout, right=["STEPS"])

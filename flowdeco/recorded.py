@@ -2,12 +2,13 @@
 
 A journal has what is over. The stages of its steps are put side by side with the pipeline that they were steps of, so
 that they can be compared with its plan. Who inserted a stage is known from what each action inserted; of a stream,
-which is not repeated to read it, everything that the pipeline does not have is taken for its own.
+which is not repeated to read it, everything that nobody else inserted is taken for its own. The stage in which a run
+stopped has no step before its first action is over: outside of groups it is the one that was next.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, cast
 
@@ -54,63 +55,91 @@ def recorded(path: str, info: RunInfo, flow: Pipeline) -> Run:
     run = Run(info.id, flow, Store())
     run.status = Status(info.status)
     run.reason = info.reason
-    run.error = RunError(info.error) if info.error is not None else None
+    run.error = _error(info.error) if info.error is not None else None
     run.started = info.started
     run.elapsed = max(0.0, info.updated - info.started)
     rows = history(path, info.id)
-    known = _Known(flow, codec, run.status)
+    coming = _Coming(flow, codec, run)
     for row in rows:
         if row.kind == "pipeline":
-            known.expect(known.told(row).get("inserted", ()), row.stage)
-    run.stages = [known.record(step) for step in steps(rows)]
+            coming.later += coming.of(coming.told(row).get("inserted", ()), row.stage)
+    found = steps(rows)
+    run.stages = [coming.record(step) for step in found]
+    if run.status not in (Status.COMPLETED, Status.BAILED) and all(step.row is not None for step in found):
+        run.stages += coming.stopped_in()
     return run
 
 
-class _Known:
-    """The stages that can come: those of the pipeline, and those that were inserted."""
+def _error(text: str) -> RunError:
+    """Return an error that says what the run failed with, and is named like it."""
+    name, colon, message = text.partition(": ")
+    if not (colon and name.replace(".", "").isidentifier()):
+        return RunError(text)
+    named: type[RunError] = type(name, (RunError,), {"__module__": "builtins"})
+    return named(message)
 
-    def __init__(self, flow: Pipeline, codec: Codec, status: Status) -> None:
+
+class _Coming:
+    """The stages that can come, in order: those of the pipeline, and before them those that were inserted."""
+
+    def __init__(self, flow: Pipeline, codec: Codec, run: Run) -> None:
         self.codec = codec
-        self.status = status
-        self.static = {stage.name: stage for stage in _stages(flow)}
-        self.inserted: defaultdict[str, deque[tuple[Stage, str]]] = defaultdict(deque)
+        self.run = run
+        self.groups = False
         self.streams: list[str] = []
+        self.queue = self.of([flow], None)
+        self.later: list[tuple[Stage, str | None]] = []
 
     def told(self, row: Row) -> dict[str, Any]:
         """Return what a row has beside its columns."""
         return cast("dict[str, Any]", self.codec.decode(row.payload))
 
-    def expect(self, units: Iterable[Any], by: str) -> None:
-        """Expect the stages of units that were inserted."""
+    def of(self, units: Iterable[Any], by: str | None) -> list[tuple[Stage, str | None]]:
+        """Return the stages of units, with who inserted them."""
+        found: list[tuple[Stage, str | None]] = []
         for unit in units:
             if isinstance(unit, Stream):
-                self.streams.append(by)
+                self.streams.append(by or "")
             else:
-                for stage in _stages(unit):
-                    self.inserted[stage.name].append((stage, by))
+                self.groups = self.groups or _has_groups(unit)
+                found.extend((stage, by) for stage in _stages(unit))
+        return found
 
     def record(self, step: Step) -> StageRecord:
         """Return the record of a stage; one that is not over has the status of the run that it stopped with."""
         stage, inserted_by = self._take(step.name)
         dynamic: dict[str, tuple[Action[..., Any], str]] = {}
-        actions = [self._action(stage, row, dynamic) for row in step.actions]
+        inserted: list[tuple[Stage, str | None]] = []
+        actions = [self._action(stage, row, dynamic, inserted) for row in step.actions]
         first = step.row or step.actions[0]
         told = {} if step.row is None else self.told(step.row)
-        self.expect(told.get("inserted", ()), stage.name)
-        status = self.status if step.row is None else Status(step.row.status)
+        self.queue[:0] = inserted + self.of(told.get("inserted", ()), stage.name)
+        status = self.run.status if step.row is None else Status(step.row.status)
+        error = told.get("error") if step.row is not None else self.run.error
         return StageRecord(
             step.name, stage, status, first.started, first.elapsed, inserted_by, actions,
-            told.get("error"), told.get("attempts") or 1, told.get("recovered", False),
+            error, told.get("attempts") or 1, told.get("recovered", False),
         )  # fmt: skip
 
+    def stopped_in(self) -> list[StageRecord]:
+        """Return the record of the stage that was next, if it can be told which one that was."""
+        if self.groups or self.streams or not self.queue:
+            return []
+        stage, by = self.queue[0]
+        return [StageRecord(stage.name, stage, self.run.status, self.run.started, 0.0, by, [], self.run.error)]
+
     def _take(self, name: str) -> tuple[Stage, str | None]:
-        if self.inserted[name]:
-            return self.inserted[name].popleft()
-        if name in self.static:
-            return self.static[name], None
+        for coming in (self.queue, self.later):
+            for index, (stage, by) in enumerate(coming):
+                if stage.name == name:
+                    del coming[index]
+                    return stage, by
         return Stage(name), self.streams[-1] if self.streams else None
 
-    def _action(self, stage: Stage, row: Row, dynamic: dict[str, tuple[Action[..., Any], str]]) -> ActionRecord:
+    def _action(
+        self, stage: Stage, row: Row, dynamic: dict[str, tuple[Action[..., Any], str]],
+        coming: list[tuple[Stage, str | None]],
+    ) -> ActionRecord:  # fmt: skip
         """Return the record of an action; the actions that it inserted join those of the stage."""
         name, told, who = row.action or "", self.told(row), f"{row.stage}/{row.action}"
         known, inserted_by = dynamic.get(name) or (_action_of(stage, name), None)
@@ -119,7 +148,7 @@ class _Known:
             if isinstance(unit, Action):
                 found = cast("Action[..., Any]", unit)
                 dynamic[found.name] = found, who
-        self.expect((unit for unit in inserted if not isinstance(unit, Action)), who)
+        coming += self.of((unit for unit in inserted if not isinstance(unit, Action)), who)
         return ActionRecord(
             name, known, Status(row.status), row.started, row.elapsed, inserted_by,
             told.get("error"), told.get("attempts") or 1, told.get("recovered", False), inserted,
@@ -134,6 +163,10 @@ def _stages(unit: Unit) -> Iterator[Stage]:
         yield unit
     else:
         yield one_action_stage(cast("Action[..., Any]", unit))
+
+
+def _has_groups(unit: Unit) -> bool:
+    return isinstance(unit, Parallel) or (isinstance(unit, Pipeline) and any(map(_has_groups, unit.units)))
 
 
 def _action_of(stage: Stage, name: str) -> Action[..., Any]:
