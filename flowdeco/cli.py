@@ -57,7 +57,7 @@ class _Parser(argparse.ArgumentParser):
             message = f"{message}. {close}"
         self.exit(USAGE, f"{self.prog}: error: {message} (see: {self.prog} --help)\n")
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         known, rest = super().parse_known_args(args, namespace)
         if isinstance(getattr(known, "run", None), list) and not any(text.startswith("-") for text in rest):
             known.run += rest  # what argparse does not take when options stand between

@@ -140,7 +140,7 @@ def _only(unit: Unit, selectors: Sequence[str], where: str) -> Pipeline:
     return flow.only(*selectors)
 
 
-def _check_skip(selectors: Sequence[str], flow: Pipeline, entry: Entry) -> None:
+def _check_skip(selectors: Sequence[str], flow: Pipeline, entry: Entry, where: str) -> None:
     """Refuse what is probably misspelt: what was meant would run."""
     from difflib import get_close_matches
 
@@ -153,7 +153,7 @@ def _check_skip(selectors: Sequence[str], flow: Pipeline, entry: Entry) -> None:
             continue
         if get_close_matches(selector, known | templates, n=1):
             raise UsageError(
-                f"--skip {selector}: {entry.reference} has no such stage, action or tag. "
+                f"--skip {selector}: {where} has no such stage, action or tag. "
                 f"{suggestion(selector, known | templates)} (If it is inserted later: --allow-unknown)"
             )
 
@@ -178,7 +178,7 @@ def _run(options: Namespace) -> int:
     entry = load(options.entry)
     flow = _only(entry.unit, options.only, options.entry)
     if not options.allow_unknown:
-        _check_skip(options.skip, flow, entry)
+        _check_skip(options.skip, flow, entry, options.entry)
     path = None if options.no_journal else options.journal or os.environ.get(JOURNAL)
     journal = _journal(path, options.codec, _reference(entry, options.only)) if path else None
     return _perform(
@@ -192,7 +192,7 @@ def _resume(options: Namespace) -> int:
     entry, info = _entry_and_run(options, path)
     flow = _only(entry.unit, options.only, entry.reference)
     if not options.allow_unknown:
-        _check_skip(options.skip, flow, entry)
+        _check_skip(options.skip, flow, entry, entry.reference)
     if entry.in_file:
         sys.modules["__main__"] = entry.module  # what a script wrote while it was the main module is found in its file
     journal = _journal(path, info.codec, _reference(entry, options.only))

@@ -125,8 +125,11 @@ class _Coming:
         """Return the record of the stage that was next, if it can be told which one that was."""
         if self.groups or self.streams or not self.queue:
             return []
-        stage, by = self.queue[0]
-        return [StageRecord(stage.name, stage, self.run.status, self.run.started, 0.0, by, [], self.run.error)]
+        run, (stage, by) = self.run, self.queue[0]
+        actions = [
+            ActionRecord(action.name, action, run.status, run.started, 0.0, None, run.error) for action in stage
+        ]
+        return [StageRecord(stage.name, stage, run.status, run.started, 0.0, by, actions[:1], run.error)]
 
     def _take(self, name: str) -> tuple[Stage, str | None]:
         for coming in (self.queue, self.later):
