@@ -322,6 +322,9 @@ class _Value:
     def __delattr__(self, name: str) -> None:
         raise AttributeError(f"a {type(self).__name__} is immutable")
 
+    def _repr_html_(self) -> str:
+        return cast("str", _show().html_of(self))  # in a notebook
+
 
 def _set(target: object, **attributes: Any) -> None:
     for name, value in attributes.items():

@@ -11,7 +11,9 @@ from flowdeco.definitions import Action, Pipeline, Stage
 from flowdeco.store import Key, Store
 
 if TYPE_CHECKING:
+    import os
     import types
+    from pathlib import Path
 
     from flowdeco.show import Ran
 
@@ -154,6 +156,19 @@ class Run:
         """Return what ran, and who inserted it: a value that prints as text and shows itself in notebooks."""
         made: Ran = _show().ran(self)
         return made
+
+    def to_html(self, path: str | os.PathLike[str], *, values: bool = False) -> Path:
+        """Write a page that shows the run, and return its path: one file, which loads nothing.
+
+        It has a timeline, every stage and action, errors with their tracebacks and notes, what differs from the plan,
+        and the keys of the store with types and sizes. Values of the store are in it only with `values=True`; without,
+        an error message that repeats one has the key in its place.
+        """
+        written: Path = _show().write_page(self, path, values)
+        return written
+
+    def _repr_html_(self) -> str:
+        return str(_show().html_of(self))  # in a notebook
 
     def __repr__(self) -> str:
         why = f": {self.reason}" if self.reason else ""

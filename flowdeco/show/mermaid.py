@@ -58,14 +58,15 @@ class _Drawing:
 
     def chain(self, parts: Sequence[Part], indent: str) -> Iterator[str]:
         """Yield the lines of parts that come one after the other."""
-        before = ""
+        before, by = "", None
         for part in folded(parts, FOLDING):
             node = f"n{next(self._numbers)}"
             yield from self._more(part, node, indent) if isinstance(part, Fold) else self._node(part, node, indent)
+            who = (part.parts[0] if isinstance(part, Fold) else part).inserted_by
             if before:
-                dynamic = (part.parts[0] if isinstance(part, Fold) else part).is_dynamic
-                yield f"{indent}{before} {'-.->' if dynamic else '-->'} {node}"
-            before = node
+                arrow = "-->" if who is None else "-.->" if who == by else f"-. {quoted(f'inserted by {who}')} .->"
+                yield f"{indent}{before} {arrow} {node}"
+            before, by = node, who
 
     def _more(self, fold: Fold, node: str, indent: str) -> Iterator[str]:
         self._class(node, "more")
@@ -78,7 +79,7 @@ class _Drawing:
                 yield f"{indent}  direction TB"
                 yield from self.chain(part.parts, indent + "  ")
             else:
-                yield f"{indent}  direction LR"
+                yield f"{indent}  direction TB"  # so that branches, which no arrow joins, stand beside each other
                 yield from self._branches(part, indent + "  ")
             yield f"{indent}end"
             return

@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from flowdeco.definitions import Action, Parallel, Pipeline, Stage, Stream, Unit, one_action_stage
 from flowdeco.runs import ActionRecord, Run, Scope, StageRecord, Status
@@ -85,7 +85,7 @@ def planned_parts(units: Iterable[Unit | Stream], depth: int = 0) -> tuple[Part,
 
 def _planned(unit: Unit | Stream, depth: int) -> Part:
     if isinstance(unit, Action):
-        return planned_stage(one_action_stage(unit))
+        return planned_stage(one_action_stage(cast("Action[..., Any]", unit)))
     if isinstance(unit, Stage):
         return planned_stage(unit)
     if isinstance(unit, Pipeline):
@@ -273,7 +273,7 @@ def _child(node: _Node, made: _Node, scope: Scope) -> _Node:
     return made
 
 
-_KINDS: dict[type, str] = {Stage: "stage", Action: "stage", Pipeline: "pipeline", Parallel: "parallel"}
+_KINDS: dict[object, str] = {Stage: "stage", Action: "stage", Pipeline: "pipeline", Parallel: "parallel"}
 
 
 def _take(node: _Node, who: str | None, kind: str, name: str) -> None:

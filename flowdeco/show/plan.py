@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from flowdeco.definitions import Parallel, Pipeline, Unit
+from flowdeco.definitions import Parallel, Pipeline, Stage, Unit
 from flowdeco.runs import Run, Status
+from flowdeco.show import html
 from flowdeco.show.mermaid import flowchart
 from flowdeco.show.parts import Part, compared, planned_parts, ran_parts, told, walk
 from flowdeco.show.text import table
@@ -74,8 +75,6 @@ class Plan(_Shown):
 
     def html(self) -> str:
         """Return the plan as a piece of HTML that brings its style along, and no scripts."""
-        from flowdeco.show import html
-
         return html.plan(self)
 
     def __repr__(self) -> str:
@@ -112,8 +111,6 @@ class Ran(_Shown):
 
     def html(self) -> str:
         """Return what ran as a piece of HTML that brings its style along, and no scripts."""
-        from flowdeco.show import html
-
         return html.ran(self)
 
     def __repr__(self) -> str:
@@ -207,8 +204,6 @@ class Diff(_Shown):
 
     def html(self) -> str:
         """Return the diff as a piece of HTML that brings its style along, and no scripts."""
-        from flowdeco.show import html
-
         return html.diff(self)
 
     def __repr__(self) -> str:
@@ -230,7 +225,7 @@ def _changes(parts: tuple[Part, ...], stage: str) -> Iterator[Change]:
     for part in parts:
         where = f"{stage}/{part.name}" if part.kind == "action" else part.name
         named = part.kind != "branch"
-        if named and part.is_dynamic:
+        if part.is_dynamic and (part.kind in ("stage", "action") or part.status is Status.PENDING):
             yield Change(where, "inserted", part.inserted_by)
         if named and part.unplanned:
             yield Change(where, "not in the plan")
@@ -277,6 +272,13 @@ def ran(run: Run) -> Ran:
 
 
 _ran = ran
+
+
+def html_of(shown: Unit | Run) -> str:
+    """Return what a notebook shows for a stage, a pipeline, a group or a run."""
+    if isinstance(shown, Run):
+        return html.run(shown, plan(shown.pipeline).diff(ran(shown)))
+    return html.stage(shown) if isinstance(shown, Stage) else html.plan(plan(shown))
 
 
 def _stages(parts: tuple[Part, ...]) -> int:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from flowdeco.runs import Status
 from flowdeco.show.parts import Fold, Part, folded
-from flowdeco.show.words import MARKS, counted, duration, notes_on, printable, state
+from flowdeco.show.words import MARKS, counted, duration, flows, notes_on, printable, state
 
 __all__ = ["table"]
 
 WIDEST = 56  # columns that a name may push the others aside
+
+
+LineOf: TypeAlias = "Callable[[Part, str | None], Line]"
 
 
 class Line(NamedTuple):
@@ -38,24 +41,18 @@ def table(parts: Sequence[Part], *, ran: bool, times: bool = True) -> str:
     return "\n".join(shown)
 
 
-def _planned(part: Part) -> Line:
+def _planned(part: Part, _around: str | None = None) -> Line:
     said: list[str] = []
     about = part.parts[0] if part.is_bare else part
     if part.kind == "parallel":
         said.append(f"{counted(len(part.parts), 'branch')}{f', {part.limit} at a time' if part.limit else ''}")
-    if about.reads or about.writes or about.inserts:
-        goes = [*map(printable, about.writes), *(["inserts units"] if about.inserts else [])]
-        said.append(" → ".join(filter(None, [", ".join(map(printable, about.reads)), ", ".join(goes)])))
-        if not goes:
-            said[-1] += " →"
-        elif not about.reads:
-            said[-1] = "→ " + said[-1]
+    said.extend(filter(None, [flows(about)]))
     tags = sorted({*part.tags, *about.tags})
     said.extend(f"#{printable(tag)}" for tag in tags)
     return Line("", _named(part), "", "  ".join(said))
 
 
-def _ran(part: Part) -> Line:
+def _ran(part: Part, around: str | None = None) -> Line:
     about = part
     if part.is_bare and part.status is not Status.SKIPPED:
         (action,) = part.parts
@@ -66,7 +63,7 @@ def _ran(part: Part) -> Line:
             attempts=max(part.attempts, action.attempts), error=part.error or action.error, inserted_by=part.inserted_by
         )
     plus = "+" if part.is_dynamic else " "
-    return Line(f"{MARKS[state(about)]} {plus} ", _named(part), _time(part), ", ".join(notes_on(about)))
+    return Line(f"{MARKS[state(about)]} {plus} ", _named(part), _time(part), ", ".join(notes_on(about, around)))
 
 
 def _time(part: Part) -> str:
@@ -80,7 +77,7 @@ def _named(part: Part) -> str:
     )
 
 
-def _lines(parts: Sequence[Part], indent: str, line_of: Callable[[Part], Line]) -> Iterator[Line]:
+def _lines(parts: Sequence[Part], indent: str, line_of: LineOf, around: str | None = None) -> Iterator[Line]:
     for part in folded(parts):
         if isinstance(part, Fold):
             first = part.parts[0]
@@ -88,15 +85,15 @@ def _lines(parts: Sequence[Part], indent: str, line_of: Callable[[Part], Line]) 
             of_what = state(first) if first.status not in (None, Status.COMPLETED, Status.FAILED) else ""
             yield Line(marks, f"{indent}… {printable(part.label)}", duration(part.elapsed), of_what)
         elif part.kind == "branch":
-            yield from _branch(part, indent, line_of)
+            yield from _branch(part, indent, line_of, around)
         else:
-            line = line_of(part)
+            line = line_of(part, around)
             yield line._replace(name=indent + line.name)
             if not (part.is_bare or part.status is Status.PENDING):
-                yield from _lines(part.parts, f"{indent}  ", line_of)
+                yield from _lines(part.parts, f"{indent}  ", line_of, part.inserted_by)
 
 
-def _branch(part: Part, indent: str, line_of: Callable[[Part], Line]) -> Iterator[Line]:
+def _branch(part: Part, indent: str, line_of: LineOf, around: str | None) -> Iterator[Line]:
     """Yield the lines of a branch behind a bar; where the bar is broken, another branch begins."""
-    for number, line in enumerate(_lines(part.parts, "", line_of)):
+    for number, line in enumerate(_lines(part.parts, "", line_of, around)):
         yield line._replace(name=f"{indent}{'╷ ' if number == 0 else '│ '}{line.name}")

@@ -8,7 +8,7 @@ from typing import Final
 from flowdeco.runs import Status
 from flowdeco.show.parts import Part
 
-__all__ = ["MARKS", "counted", "duration", "printable", "state"]
+__all__ = ["MARKS", "counted", "duration", "flows", "notes_on", "printable", "state"]
 
 MARKS: Final[dict[str, str]] = {
     "": " ",
@@ -44,6 +44,17 @@ def state(part: Part) -> str:
     return "" if part.status is None else str(part.status)
 
 
+def flows(part: Part) -> str:
+    """Return what an action reads and writes, "" for neither: "text → rows", "reads text", "writes rows"."""
+    reads = ", ".join(map(printable, part.reads))
+    writes = ", ".join([*map(printable, part.writes), *(["inserts units"] if part.inserts else [])])
+    if reads and writes:
+        return f"{reads} → {writes}"
+    if writes:
+        return f"writes {writes}" if part.writes else writes
+    return f"reads {reads}" if reads else ""
+
+
 def counted(number: int, what: str) -> str:
     """Return "1 stage", "2 stages", "3 branches"."""
     many = f"{what}es" if what.endswith("ch") else f"{what}s"
@@ -71,9 +82,9 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 86400:,} d {whole % 86400 // 3600} h"
 
 
-def notes_on(part: Part) -> Iterable[str]:
-    """Yield what is worth saying of a part that was run, or not."""
-    if part.inserted_by is not None:
+def notes_on(part: Part, around: str | None = None) -> Iterable[str]:
+    """Yield what is worth saying of a part that was run, or not; who inserted it, unless that inserted all `around`."""
+    if part.inserted_by is not None and part.inserted_by != around:
         yield f"inserted by {printable(part.inserted_by)}"
     if part.unplanned:
         yield "not in the plan"
