@@ -331,7 +331,8 @@ def _interrupts() -> Generator[None, None, None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        if not told:  # else the process is about to end, and must not be interrupted in telling what happened
+            signal.signal(signal.SIGINT, before)
 
 
 # Looking.
