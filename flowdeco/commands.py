@@ -211,6 +211,8 @@ def _perform(options: Namespace, path: str | None, perform: Callable[[dict[str, 
     from flowdeco.runs import Run
 
     _configure_logging(options.verbose)
+    if options.html and not os.path.isdir(os.path.dirname(options.html) or "."):
+        raise UsageError(f"--html {options.html}: there is no such directory")
     how: dict[str, Any] = {"check": False}
     if options.progress:
         how["progress"] = True
@@ -223,14 +225,19 @@ def _perform(options: Namespace, path: str | None, perform: Callable[[dict[str, 
         except LookupError:
             return INTERRUPTED
     _tell(run, options, path)
-    return _CODES.get(str(run.status), FAILED)
+    code = _CODES.get(str(run.status), FAILED)
+    if options.html:
+        try:
+            run.to_html(options.html)
+        except OSError as error:
+            _complain(error, options, f"the page is not written: {error}")
+            return code or FAILED
+    return code
 
 
 def _tell(run: Run, options: Namespace, path: str | None) -> None:
     from flowdeco.report import duration, one_line, painted, plain, run_as_data, shortened, stages, where
 
-    if options.html:
-        cast("Any", run).to_html(options.html)
     if options.json:
         _print_json(run_as_data(run))
     else:
@@ -361,9 +368,7 @@ def _plan(options: Namespace) -> int:
     from flowdeco.entry import load
 
     flow: Any = load(options.entry).unit
-    return _print_picture(
-        cast("Any", _only(flow, options.only, options.entry) if options.only else flow).plan(), options
-    )
+    return _print_picture((_only(flow, options.only, options.entry) if options.only else flow).plan(), options)
 
 
 def _diff(options: Namespace) -> int:
@@ -374,8 +379,7 @@ def _diff(options: Namespace) -> int:
     flow = _only(entry.unit, options.only, entry.reference)
     if entry.in_file:
         sys.modules["__main__"] = entry.module
-    run: Any = recorded(path, info, flow)
-    return _print_picture(cast("Any", flow).plan().diff(run.ran()), options)
+    return _print_picture(flow.plan().diff(recorded(path, info, flow).ran()), options)
 
 
 def _print_picture(picture: Any, options: Namespace) -> int:

@@ -848,7 +848,9 @@ def interrupted(*inputs, pause=0.0, times=1, gap=0.1):
             time.sleep(gap)
         process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=50)
-    return process.returncode, "".join(seen) + out, err
+    # Python gives up its handlers when it ends: what comes then ends it as a signal, which shells call 130 as well.
+    code = 130 if process.returncode == -signal.SIGINT else process.returncode
+    return code, "".join(seen) + out, err
 
 
 def test_ctrl_c_cancels_the_run_and_cleans_up(flowdeco):
@@ -880,11 +882,25 @@ def test_the_second_ctrl_c_ends_it_at_once(flowdeco):
 def test_ctrl_c_twice_never_corrupts_a_journal(flowdeco, pause, gap):
     """At any moment of a run that writes all the time: it is read, and goes on to the same result."""
     code, _, err = interrupted("-i", "count:=1000", "-i", "seconds:=60", pause=pause, times=2, gap=gap)
-    assert (code, "Traceback" in err) == (130, False)
+    assert (code, "Traceback" in err) == (130, False), err
     steps = len(durable.history("runs.db", "one"))
     code, out, _ = flowdeco("resume", "one", "--journal", "runs.db", "-i", "seconds:=0", "--json")
     assert (code, json.loads(out)["result"]) == (0, sum(range(1000)))
     assert len(durable.history("runs.db", "one")) > steps > 3
+
+
+def test_a_page_shows_the_run(flowdeco):
+    """Whatever became of it; where it cannot be written is told before the run, if that can be known."""
+    assert flowdeco("run", "flows.py:flow", "-i", "kinds:=1", "-i", "fail:=true", "--html", "run.html")[0] == 1
+    page = Path("run.html").read_text()
+    assert "process[0]" in page
+    assert "the server" in page
+    code, out, err = flowdeco("run", "flows.py:flow", "-i", "kinds:=1", "--html", "nowhere/run.html")
+    assert (code, out) == (2, "")
+    assert err == "flowdeco: error: --html nowhere/run.html: there is no such directory\n"
+    code, out, err = flowdeco("run", "flows.py:flow", "-i", "kinds:=1", "--html", ".")
+    assert (code, "completed (4 stages" in out) == (1, True)
+    assert err.startswith("flowdeco: error: the page is not written: ")
 
 
 # -- completion
