@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from flowdeco.entry import EntryError, load
 
 ROOT = Path(__file__).parents[1]
 
-FLOWS = '''
+FLOWS = """
 from typing import Annotated
 from flowdeco import Bail, Context, Stage, action, parallel, stage
 
@@ -54,7 +55,7 @@ gated = discover >> approve >> report
 both = parallel(check, discover) >> report
 _private = check >> report
 number = 5
-'''
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -148,9 +149,7 @@ def test_a_failure_is_one_line_and_exit_code_1(flowdeco):
     """Where, what, and on the standard error."""
     code, out, err = flowdeco("run", "flows.py:flow", "-i", "kinds:=0", "-i", "fail:=true")
     assert code == 1
-    assert err == (
-        "flowdeco: error: action 'check' of stage 'check' failed: ConnectionError: the server is offline\n"
-    )
+    assert err == ("flowdeco: error: action 'check' of stage 'check' failed: ConnectionError: the server is offline\n")
     assert "check     failed" in out
     assert "result" not in out
 
@@ -436,9 +435,7 @@ def test_where_an_import_fails_is_told(flowdeco):
 @pytest.mark.parametrize("entry", ["lone.py", "lone", "lone.py:flow", "lone:flow", "./lone.py", "lone:holder.flow"])
 def test_the_only_unit_needs_no_name(flowdeco, entry):
     """A file, a module; with a name, a dotted one too."""
-    Path("lone.py").write_text(
-        "from flowdeco import Stage\nflow = Stage('s')\nclass holder:\n    flow = Stage('t')\n"
-    )
+    Path("lone.py").write_text("from flowdeco import Stage\nflow = Stage('s')\nclass holder:\n    flow = Stage('t')\n")
     assert flowdeco("run", entry)[0] == 0
 
 
@@ -497,10 +494,12 @@ def test_help_and_version(flowdeco, capsys):
     """On the standard output; help is what one gets who asks for nothing."""
     code, out, err = flowdeco()
     assert (code, err) == (0, "")
-    assert all(f"\n    {command} " in out for command in "run validate plan runs show resume diff purge".split())
+    assert all(
+        f"\n    {command} " in out for command in ["run", "validate", "plan", "runs", "show", "resume", "diff", "purge"]
+    )
     assert flowdeco("--help") == (0, out, "")
     assert re.fullmatch(r"flowdeco \d+\.\d+\.\d+.*\n", flowdeco("--version")[1])
-    for command in "run validate plan runs show resume diff purge".split():
+    for command in ["run", "validate", "plan", "runs", "show", "resume", "diff", "purge"]:
         assert flowdeco(command, "--help")[0] == 0
 
 
@@ -640,9 +639,7 @@ def test_a_crashed_run_is_called_so(flowdeco, journal):
     """A run that nobody works on, and that did not end."""
     done = in_process("run", "dies.py:flow", "--run-id", "dead", "--journal", "runs.db")
     assert done.returncode == 2
-    Path("dies.py").write_text(
-        "import os\nfrom flowdeco import action, Stage\n@action\ndef flow():\n    os._exit(9)\n"
-    )
+    Path("dies.py").write_text("import os\nfrom flowdeco import action, Stage\n@action\ndef flow():\n    os._exit(9)\n")
     assert in_process("run", "dies.py:flow", "--run-id", "dead", "--journal", "runs.db").returncode == 9
     assert lines(flowdeco("runs")[1])[1].startswith("dead dies.py:flow crashed")
     assert len(lines(flowdeco("runs", "--status", "crashed")[1])) == 2
@@ -701,7 +698,9 @@ def test_a_run_is_resumed_with_its_entry_point(flowdeco, journal):
 
 def test_what_a_script_wrote_is_resumed_from_its_file(flowdeco, journal):
     """It was the main module when it wrote references to what it defines."""
-    Path("script.py").write_text(FLOWS + "\nif __name__ == '__main__':\n    gated.run({'kinds': 1}, journal='runs.db', run_id='one')\n")
+    Path("script.py").write_text(
+        FLOWS + "\nif __name__ == '__main__':\n    gated.run({'kinds': 1}, journal='runs.db', run_id='one')\n"
+    )
     subprocess.run([sys.executable, "script.py"], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     code, out, err = flowdeco("resume", "script.py:gated", "one", "-i", "approval:=true")
     assert (code, err) == (0, "")
@@ -790,7 +789,7 @@ def test_runs_are_purged(flowdeco, journal):
 # -- Ctrl-C
 
 
-SLOW = '''
+SLOW = """
 import time
 from flowdeco import Stage, action, stage, stream
 
@@ -826,7 +825,7 @@ def total(steps: list[int]) -> int:
     return sum(steps)
 
 flow = many >> Stage("waiting", [wait], use=[closing]) >> total
-'''
+"""
 
 
 def interrupted(*inputs, pause=0.0, times=1, gap=0.1):
@@ -958,3 +957,35 @@ print(sorted(heavy & (set(sys.modules) - before)), file=sys.stderr)
         [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
     assert done.stderr == "[]\n"
+
+
+# -- the documentation
+
+
+def commands_of(page):
+    """Each command of the console blocks of a page, with the output that is shown for it."""
+    blocks = re.findall(r"^```console\n(.*?)^```", page, re.M | re.S)
+    found = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", "".join(blocks), re.M)
+    assert len(found) > 10
+    return found
+
+
+def test_the_commands_of_the_documentation_print_what_it_shows(flowdeco, monkeypatch):
+    """One after the other, as a reader types them; but for times and random ids."""
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    Path("flows.py").write_text(re.search(r"^```python\n(.*?)^```", page, re.M | re.S)[1])
+    code = 0
+    for command, shown in commands_of(page):
+        words = shlex.split(command)
+        if words[0] == "export":
+            monkeypatch.setenv(*words[1].split("="))
+        elif words[0] == "echo":
+            assert (command, f"{code}\n") == (command, shown)
+        elif "|" in words:
+            _, out, _ = flowdeco(*words[1 : words.index("|")])
+            run = json.loads(out)
+            assert shown.splitlines() == [run["status"], run["result"], run["store"]["copied"][0]]
+        else:
+            assert words[0] == "flowdeco"
+            code, out, err = flowdeco(*words[1:])
+            assert (command, lines(out + err)) == (command, lines(shown))
