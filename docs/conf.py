@@ -17,7 +17,7 @@ author = "the flowdeco authors"
 release = version = flowdeco.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
-exclude_patterns = ["_drafts", "_build"]
+exclude_patterns = ["_build"]
 myst_heading_anchors = 3
 suppress_warnings = ["config.cache"]
 
@@ -57,6 +57,7 @@ def only_for_those_who_call(
 ) -> tuple[str, str] | None:
     """Show the signature of a class where users make its objects; of the others they are given them."""
     made = {"flowdeco.Key", "flowdeco.Sleep", "flowdeco.Stage", "flowdeco.Store"}
+    made |= {f"flowdeco.durable.{name}" for name in ("JsonCodec", "MemoryJournal", "PickleCodec", "SqliteJournal")}
     return ("", "") if what == "class" and name not in made else None
 
 

@@ -130,6 +130,7 @@ Passage: TypeAlias = "_Verdict | Generator[Request, Any, _Verdict]"
 _GENERATOR: Final[Any] = types.GeneratorType
 _DONE: Final[_Verdict] = (False, None)
 _GO: Final[_Verdict] = (True, None)
+_END: Final[Any] = object()
 
 
 def enter(call: Call) -> Passage:
@@ -143,17 +144,16 @@ def enter(call: Call) -> Passage:
             generator = layer(call)
             if type(generator) is not _GENERATOR:
                 return _enter(call, layer, generator, *_resumed(generator, None, None))
-            item = generator.send(None)
-        except StopIteration:
-            return _DONE
+            item = next(generator, _END)
         except BaseException as error:
             return False, error
-        if item is not None:
+        if item is None:  # as `_open`, without a further call
+            log = call.store.begin() if call.action is None or len(opened) + 1 < len(layers) else None
+            opened.append((layer, generator, log, len(call._inserted), call._values))
+        elif item is _END:
+            return _DONE
+        else:
             return _enter(call, layer, generator, _YIELDED, item)
-        # Around an action, nothing but a further layer can write to the store before the action is over.
-        innermost = len(opened) + 1 == len(layers)
-        log = None if innermost and call.action is not None else call.store.begin()
-        opened.append((layer, generator, log, len(call._inserted), call._values))
     call._ran = True
     return _GO
 
@@ -182,15 +182,18 @@ def leave(call: Call, error: BaseException | None) -> Passage:
             return _leave(call, None)
         if log is not None:
             call.store.end(log)
+        outcome = call._outcome
         try:
-            item = generator.send(None if call._outcome is UNSET else call._outcome)
+            # Most layers simply end, which costs less where no `StopIteration` has to be raised.
+            item = next(generator, _END) if outcome is None or outcome is UNSET else generator.send(outcome)
         except StopIteration:
-            opened.pop()
-            call._values = values
+            item = _END
         except BaseException as raised:
             return _leave(call, None, _RAISED, raised)
-        else:
+        if item is not _END:
             return _leave(call, None, _YIELDED, item)
+        opened.pop()
+        call._values = values
     return _DONE
 
 

@@ -103,7 +103,7 @@ class Run:
         "result": "The last data value (not None) that an action returned.",
         "error": "The exception that ended the run, None if none did.",
         "reason": "What a `Bail` or `Suspend` said.",
-        "stages": "The `StageRecord`s, in the order of execution.",
+        "stages": "The `StageRecord` of each stage, in the order of execution.",
         "started": "When it began, in POSIX seconds.",
         "elapsed": "How long it took, in seconds.",
         "forgotten": "How many stage records `history=` has dropped.",

@@ -28,6 +28,8 @@ LAYERS = [
         "journal",
         "memory",
         "past",
+        "frames",
+        "resume",
     },
     {"drivers", "durable", "executors"},
     {"show", "entry", "recorded", "report", "commands", "cli", "pytest_plugin", "testing", "__init__", "__main__"},

@@ -7,9 +7,14 @@ import doctest
 import importlib
 import pkgutil
 import re
+import shlex
+import shutil
+import sqlite3
+import subprocess
 import sys
 import traceback
 import types
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,6 +74,44 @@ def run_block(block: Block, page: Path, namespace: dict[str, object]) -> None:
         pytest.fail(f"in {page.name}, block at line {block.line}:\n{traceback.format_exc()}", pytrace=False)
 
 
+def run_page(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType(f"page_{page.stem.replace('-', '_')}")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.chdir(folder)
+    for block in python_blocks_of(page):
+        if block.is_session:
+            run_examples(examples_in(block, page, module.__dict__))
+        else:
+            run_block(block, page, module.__dict__)
+
+
+class Command(NamedTuple):
+    """A command of a console block, and what it puts out."""
+
+    words: list[str]
+    output: str
+    line: int
+
+
+def commands_of(page: Path) -> list[Command]:
+    found: list[Command] = []
+    for block in blocks_of(page):
+        if block.language == "console":
+            for number, line in enumerate(block.code.splitlines(keepends=True), start=block.line + 1):
+                if line.startswith("$ "):
+                    found.append(Command(shlex.split(line[2:]), "", number))
+                else:
+                    found[-1] = found[-1]._replace(output=found[-1].output + line)
+    return found
+
+
+def output_of_query(path: str, query: str) -> str:
+    """Return what the sqlite3 shell puts out for a query."""
+    with closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True, isolation_level=None)) as connection:
+        rows = connection.execute(query).fetchall()
+    return "".join("|".join("" if value is None else str(value) for value in row) + "\n" for row in rows)
+
+
 def docstring_examples() -> list[doctest.DocTest]:
     finder = doctest.DocTestFinder(exclude_empty=True)
     names = [found.name for found in pkgutil.walk_packages(flowdeco.__path__, "flowdeco.")]
@@ -81,14 +124,29 @@ def test_the_python_blocks_of_a_page_run_from_top_to_bottom(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The blocks of a page share one module, so that a reader can paste them one after the other."""
-    module = types.ModuleType(f"page_{page.stem.replace('-', '_')}")
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.chdir(tmp_path)
-    for block in python_blocks_of(page):
-        if block.is_session:
-            run_examples(examples_in(block, page, module.__dict__))
+    run_page(page, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("shell", ["python", "sqlite3"])
+def test_the_queries_of_a_journal_give_what_they_show(
+    shell: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Python's module, and by the shell itself where there is one."""
+    if shell == "sqlite3" and shutil.which(shell) is None:
+        pytest.skip("there is no sqlite3 shell here")
+    page = ROOT / "docs" / "journal.md"
+    run_page(page, tmp_path, monkeypatch)
+    commands = commands_of(page)
+    assert len(commands) > 10
+    for command in commands:
+        program, path, query = command.words
+        assert program == "sqlite3"
+        if shell == "python":
+            output = output_of_query(path, query)
         else:
-            run_block(block, page, module.__dict__)
+            output = subprocess.run(command.words, capture_output=True, check=True, text=True, timeout=60).stdout
+        shown = doctest.OutputChecker().check_output(command.output, output, doctest.ELLIPSIS)
+        assert shown, f"{page.name}:{command.line} gives\n{output}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

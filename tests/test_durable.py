@@ -1607,6 +1607,15 @@ def test_on_change_is_one_of_three_words(way):
         way.resume(du.gate("a"), run, on_change="panic")
 
 
+def test_ids_and_names_are_texts(way):
+    """Said before there is a run."""
+    with pytest.raises(DefinitionError, match="run_id is a text, not 3"):
+        way.run(du.gate("a"), run_id=3)
+    run = way.run(du.gate("a"))
+    with pytest.raises(DefinitionError, match="from_stage is the name of a stage, not \\['a'\\]"):
+        way.resume(du.gate("a"), run, from_stage=["a"])
+
+
 # -- forks
 
 

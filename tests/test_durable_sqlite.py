@@ -22,7 +22,7 @@ import flowdeco
 from flowdeco import durable
 from flowdeco.durable import JsonCodec, MemoryJournal, Row, RunInfo, SqliteJournal, lease
 from flowdeco.durable import sqlite as module
-from flowdeco.errors import JournalError, RunBusyError, RunNotFoundError, SerializationError
+from flowdeco.errors import DefinitionError, JournalError, RunBusyError, RunNotFoundError, SerializationError
 
 
 def row(number=0, branch="0", *, action="load", payload=b"did it", stage="fetch"):
@@ -240,6 +240,23 @@ def test_purge_deletes_old_runs_but_never_running_ones(either):
     assert [run.id for run in durable.runs(either)] == ["live"]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"older_than": "30 days"}, "older_than is seconds or a timedelta, not '30 days'"),
+        ({"older_than": True}, "older_than is seconds or a timedelta, not True"),
+        ({"older_than": 0, "status": "faild"}, "no run has the status 'faild'. Did you mean 'failed'"),
+    ],
+)
+def test_purge_says_what_it_takes(either, options, message):
+    """Nothing is deleted by mistake, and nothing is kept in silence."""
+    begun(either).close("r", "failed", None, None)
+    with pytest.raises(DefinitionError) as caught:
+        durable.purge(either, **options)
+    assert str(caught.value).startswith(message)
+    assert len(durable.runs(either)) == 1
+
+
 # The file.
 
 
@@ -316,8 +333,9 @@ def test_a_journal_is_a_path_or_a_journal(tmp_path):
     assert isinstance(journal, SqliteJournal)
     assert durable.as_journal(journal) is journal
     assert durable.as_journal(str(tmp_path / "x.db")).path == journal.path
-    with pytest.raises(JournalError, match="a path or a journal"):
-        durable.as_journal(7)
+    for other in (7, SqliteJournal):
+        with pytest.raises(JournalError, match="a path or a journal"):
+            durable.as_journal(other)
     for path in ("", ":memory:"):
         with pytest.raises(JournalError, match="MemoryJournal"):
             SqliteJournal(path)
@@ -423,6 +441,26 @@ def test_what_was_changed_by_hand_is_noticed(path, damage):
             call("r")
     with contextlib.closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT owner FROM runs").fetchone() == (None,)
+
+
+def test_a_damaged_run_is_listed_as_such_and_can_be_deleted(path):
+    """It does not hide the others."""
+    begun(begun(SqliteJournal(path)), "other").close("r", "failed", None, None)
+    gc.collect()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE runs SET pipeline = 'another' WHERE run_id = 'r'")
+        connection.commit()
+    assert {run.id: run.status for run in durable.runs(path)} == {"r": "damaged", "other": "running"}
+    assert durable.purge(path, older_than=60) == 0
+    durable.delete(path, "r")
+    assert [run.id for run in durable.runs(path)] == ["other"]
+
+
+def test_the_id_of_a_run_is_a_text(journal):
+    """A number would come back as another id than it went."""
+    with pytest.raises(JournalError, match="a run_id is a text, not 3"):
+        begun(journal, 3)
+    assert not Path(journal.path).exists()
 
 
 def test_a_gap_within_a_branch_is_noticed(journal):
@@ -564,8 +602,14 @@ def test_a_read_only_file_says_so(journal, path):
 
 def test_a_directory_that_is_not_there_is_named(tmp_path):
     """It is not made: the path may be mistyped."""
-    with pytest.raises(JournalError, match="cannot be made: No such file or directory"):
+    with pytest.raises(JournalError, match=f"runs.db cannot be made: there is no folder {tmp_path / 'missing'}$"):
         begun(SqliteJournal(tmp_path / "missing" / "runs.db"))
+
+
+def test_a_folder_is_no_journal(tmp_path):
+    """Said when the journal is named, not when a run begins."""
+    with pytest.raises(JournalError, match="is a folder: give the path of a file, such as 'runs.db'"):
+        SqliteJournal(tmp_path)
 
 
 def test_a_value_too_large_for_the_file_is_refused(journal):
@@ -605,7 +649,7 @@ def test_a_live_run_is_refused_naming_host_and_pid(journal, path):
     begun(journal)
     with pytest.raises(RunBusyError, match=f"process {os.getpid()} on host {socket.gethostname()}"):
         SqliteJournal(path).open("r")
-    with pytest.raises(RunBusyError, match=f"process {os.getpid()}"):
+    with pytest.raises(RunBusyError, match=f"process {os.getpid()} on host .*, which is this one: one at a time"):
         SqliteJournal(path).create("r", "flow", b"", ())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import email
 import encodings
 import json
 import os
@@ -283,6 +284,24 @@ def test_a_function_changed_in_a_cell_counts_in_the_next_run(output_of_cell: Cal
 
     assert f"{sum(lengths(len))} lines, {sum(lengths(code))} of them with code\n" == output_of_cell("change")
     assert sum(lengths(code)) < sum(lengths(len))
+
+
+def test_a_function_is_repaired_in_its_cell_and_the_run_goes_on(output_of_cell: Callable[[str], str]) -> None:
+    """The run fails at the module without a line; resumed, it reads that one again, and those that come after it."""
+    package = Path(email.__file__).parent
+    names = [path.relative_to(package).as_posix() for path in sorted(package.rglob("*.py"))]
+    lines = [(package / name).read_text(encoding="utf-8").splitlines() for name in names]
+    empty = [name for name, content in zip(names, lines, strict=True) if not content]
+    means = [sum(map(len, content)) / len(content) if content else 0.0 for content in lines]
+    before = names.index(empty[0])
+    assert 0 < before < len(names) - 1
+    assert output_of_cell("fail") == (
+        f"failed in look[{empty[0]}] - division by zero\n{before} of {len(names)} modules\n"
+    )
+    assert output_of_cell("repair") == (
+        f"completed - {len(names)} modules, the widest is {max(zip(means, names, strict=True))[1]}\n"
+        f"read twice: [{empty[0]!r}]\n"
+    )
 
 
 def test_coroutines_run_in_a_notebook_whose_loop_is_running(output_of_cell: Callable[[str], str]) -> None:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from flowdeco.definitions import Pipeline, RunOptions
 from flowdeco.errors import Cancelled, DefinitionError
-from flowdeco.evaluate import Evaluation, unknown_stage
+from flowdeco.evaluate import Evaluation
 from flowdeco.journal import Journal, Remembered
 from flowdeco.memory import Memory, past_of
 from flowdeco.options import checked_layers, checked_selectors
 from flowdeco.requests import Raised, Request, Save
+from flowdeco.resume import Resumption, unknown_stage
 from flowdeco.runs import Run, Status
 from flowdeco.store import Store
 from flowdeco.wiring import check_run
@@ -53,6 +54,8 @@ def resume(
     from_stage: str | None,
 ) -> Evaluated | Run:
     """Return the run to go on with and its evaluation, or the run itself if there is nothing left to do."""
+    if from_stage is not None and not isinstance(from_stage, str):
+        raise DefinitionError(f"from_stage is the name of a stage, not {from_stage!r}")
     if on_change not in ("error", "ignore", "rerun"):
         raise DefinitionError(f"on_change is 'error', 'ignore' or 'rerun', not {on_change!r}")
     if isinstance(what, Run) and options.journal is None and what._journal is not None:
@@ -80,7 +83,7 @@ def _resume_from_memory(
     run = Run(before.id, flow, before.store.revived(given))
     start.check(run.store)
     run.result = before.result
-    return start.evaluation(run, past=before._trace.past(before.stages), given=given, on_change=on_change)
+    return start.evaluation(run, Resumption, past=before._trace.past(before.stages), given=given, on_change=on_change)
 
 
 def _resume_from_journal(
@@ -119,7 +122,7 @@ def _resume_from_journal(
     memory = Memory(journal, run.id, fingerprint)
     if remembered.pipeline != flow.name:
         past.differs = f"the run is one of pipeline {remembered.pipeline!r}, and this is {flow.name!r}"
-    return start.evaluation(run, past=past, memory=memory, on_change=on_change, copying_until=from_stage)
+    return start.evaluation(run, Resumption, memory=memory, past=past, on_change=on_change, copying_until=from_stage)
 
 
 def _check_fork(from_stage: str, remembered: Remembered, flow: Pipeline) -> None:
@@ -136,6 +139,8 @@ class _Start:
     def __init__(self, flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions) -> None:
         if inputs is not None and not isinstance(inputs, Mapping):
             raise DefinitionError(f"inputs are a mapping of keys to values, not the {type(inputs).__name__} {inputs!r}")
+        if options.run_id is not None and not isinstance(options.run_id, str):
+            raise DefinitionError(f"run_id is a text, not {options.run_id!r}")
         history = options.history
         if history is not None and (isinstance(history, bool) or not isinstance(history, int) or history < 0):
             raise DefinitionError(f"history is how many stage records are kept, not {history!r}")
@@ -155,8 +160,10 @@ class _Start:
         """Raise `WiringError` for what nothing can supply."""
         check_run(self.flow, store, self.skip, bool(self.use))
 
-    def evaluation(self, run: Run, memory: Memory | None = None, **past: Any) -> Evaluated:
-        evaluation = Evaluation(
+    def evaluation(
+        self, run: Run, kind: type[Resumption] | None = None, memory: Memory | None = None, **past: Any
+    ) -> Evaluated:
+        evaluation: Evaluation = (kind or Evaluation)(
             run,
             use=self.use,
             notify=_notifier(self.observers, run.id),

@@ -163,7 +163,9 @@ class JsonCodec:
         cls = _class_of(value)
         if isinstance(value, (types.FunctionType, types.BuiltinFunctionType, type)):
             return f"JSON cannot hold the {cls.__name__} {value.__qualname__}: functions and classes are no data"
-        return f"JSON cannot hold a {cls.__qualname__}: register it, codec.register({cls.__qualname__}, write, read)"
+        name = cls.__qualname__
+        other = "" if cls.__module__.partition(".")[0] in sys.stdlib_module_names else ", or make it a dataclass"
+        return f"JSON cannot hold a {name}: register it, codec.register({name}, write, read){other}"
 
     def _write_enum(self, value: Any) -> Any:
         cls = _class_of(value)
@@ -280,6 +282,8 @@ class JsonCodec:
 
     def _write_function(self, function: Any) -> str:
         where = _place(function)
+        if "<locals>" in where or "<lambda>" in where:
+            raise TypeError(f"{where} cannot be referred to: define it by `def` at module level")
         if self._function(where) is not function:
             raise TypeError(f"{where} is another function now: define it once, at module level")
         return where

@@ -13,6 +13,7 @@ that looks.
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import sqlite3
@@ -38,6 +39,7 @@ __all__ = ["SqliteJournal"]
 APPLICATION: Final = 0x666C6F77  # "flow", in the header of the file
 VERSION: Final = 1
 PATIENCE: Final = 60.0  # seconds to wait for other writers of the file
+LOG: Final = 4000  # pages that the log grows to, 16 MB: moving them into the file waits for the disk, so not too often
 
 _TABLES: Final = """
 CREATE TABLE runs (
@@ -173,6 +175,8 @@ class SqliteJournal:
     ) -> None:
         if not os.fspath(path) or os.fspath(path) == ":memory:":
             raise JournalError(f"a journal is a file, and {os.fspath(path)!r} is none: MemoryJournal() keeps none")
+        if os.path.isdir(path):
+            raise JournalError(f"{os.fspath(path)!r} is a folder: give the path of a file, such as 'runs.db'")
         if synchronous not in {"NORMAL", "FULL"}:
             raise JournalError(f"synchronous is 'NORMAL' or 'FULL', not {synchronous!r}")
         if isinstance(lease, bool) or not isinstance(lease, (int, float)) or not lease > 0:
@@ -197,6 +201,8 @@ class SqliteJournal:
 
     def create(self, run_id: str, pipeline: str, inputs: bytes, skip: Sequence[str]) -> None:
         """Begin a run; raises `RunBusyError` if there is one of that id."""
+        if not isinstance(run_id, str):
+            raise JournalError(f"a run_id is a text, not {run_id!r}")
         now = time.time()
         owner = this_process(secrets.token_hex(8))
         with self._asked(f"run {run_id!r} cannot begin", make=True) as connection:
@@ -277,7 +283,9 @@ class SqliteJournal:
                 at = held.first + held.next
                 run, token = held.head.id, held.token
                 if len(rows) <= _FEW:  # a statement on its own is a transaction
-                    columns = [it for index, row in enumerate(rows) for it in _columns(at + index, row, run, token)]
+                    columns = _columns(at, rows[0], run, token)
+                    for index in range(1, len(rows)):
+                        columns += _columns(at + index, rows[index], run, token)
                     try:
                         done = connection.execute(_INSERTS[len(rows)], columns).rowcount
                     except UnicodeEncodeError:
@@ -348,14 +356,14 @@ class SqliteJournal:
     # What people ask for.
 
     def runs(self) -> list[RunInfo]:
-        """Return all runs, the latest first."""
+        """Return all runs, the latest first; one that is damaged has this as its status."""
         me = this_process("")
         with self._asked("the runs cannot be listed") as connection, _transaction(connection, "DEFERRED"):
             found = connection.execute(
                 f"SELECT {_HEAD}, checksum, updated, lease, {_OWNER} FROM runs ORDER BY started DESC, id DESC"
             ).fetchall()
             size = len(Head._fields) + 1
-            return [self._info(connection, self._checked(row[:size]), row[size:], me) for row in found]
+            return [self._info(connection, row[:size], row[size:], me) for row in found]
 
     def history(self, run_id: str) -> list[Row]:
         """Return the steps of a run, whatever the codec that they are written in."""
@@ -365,14 +373,22 @@ class SqliteJournal:
     def delete(self, run_id: str) -> None:
         """Forget a run; raises `RunNotFoundError`, and `RunBusyError` while somebody works on it."""
         with self._asked(f"run {run_id!r} cannot be deleted") as connection, _transaction(connection):
-            head = self._head(connection, run_id)
+            head = Head._make(self._found(connection, run_id)[:-1])  # a damaged run is deleted, too
             self._require_idle(connection, head, this_process(""))
             first = head.id << 32
             connection.execute("DELETE FROM steps WHERE id BETWEEN ? AND ?", (first, first + _LAST))
             connection.execute("DELETE FROM inputs WHERE run = ?", (head.id,))
             connection.execute("DELETE FROM runs WHERE id = ?", (head.id,))
 
-    def _info(self, connection: sqlite3.Connection, head: Head, rest: tuple[Any, ...], me: Owner) -> RunInfo:
+    def _info(
+        self, connection: sqlite3.Connection, found: tuple[Any, ...], rest: tuple[Any, ...], me: Owner
+    ) -> RunInfo:
+        head = Head._make(found[:-1])
+        if not head.agrees(found[-1]):  # whoever lists runs wants to see the others
+            text = "what it says does not agree with its checksum: delete it, or restore the file from a backup"
+            started, updated = (at if isinstance(at, float) else math.inf for at in (head.started, rest[0]))
+            run_id, pipeline = str(_untext(head.run_id)), str(_untext(head.pipeline))
+            return RunInfo(run_id, pipeline, "damaged", None, started, updated, 0, text)
         updated, lease, *owner = rest
         busy = owner[0] is not None and _is_busy(Owner._make(owner), lease, me)
         steps = head.written - head.dropped
@@ -389,11 +405,17 @@ class SqliteJournal:
     # Runs, as rows.
 
     def _head(self, connection: sqlite3.Connection, run_id: str) -> Head:
-        found = connection.execute(f"SELECT {_HEAD}, checksum FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+        return self._checked(self._found(connection, run_id))
+
+    def _found(self, connection: sqlite3.Connection, run_id: str) -> tuple[Any, ...]:
+        """Return the columns of a run and their checksum, as they are."""
+        found: tuple[Any, ...] | None = connection.execute(
+            f"SELECT {_HEAD}, checksum FROM runs WHERE run_id = ?", (run_id,)
+        ).fetchone()
         if found is None:
             known = [name for (name,) in connection.execute("SELECT run_id FROM runs ORDER BY id DESC LIMIT 100")]
             raise RunNotFoundError(f"{self.path} has no run {run_id!r}. {suggestion(run_id, known)}")
-        return self._checked(found)
+        return found
 
     def _checked(self, found: tuple[Any, ...]) -> Head:
         head = Head._make(found[:-1])
@@ -412,9 +434,10 @@ class SqliteJournal:
         lease, *found = connection.execute(f"SELECT lease, {_OWNER} FROM runs WHERE id = ?", (head.id,)).fetchone()
         owner = Owner._make(found)
         if found[0] is not None and _is_busy(owner, lease, me):
+            ago = max(0.0, time.time() - (lease - self.lease))
+            heard = "which is this one" if owner[1:] == me[1:] else f"which was last heard of {ago:.0f} s ago"
             raise RunBusyError(
-                f"run {head.run_id!r} is being worked on by {owner}, which was last heard of "
-                f"{max(0.0, time.time() - (lease - self.lease)):.0f} s ago: one process at a time works on a run"
+                f"run {head.run_id!r} is being worked on by {owner}, {heard}: one at a time works on a run"
             )
 
     def _require_ours(self, connection: sqlite3.Connection, head: Head, token: str) -> None:
@@ -548,6 +571,9 @@ class SqliteJournal:
             os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         except FileExistsError:
             pass
+        except FileNotFoundError as error:
+            folder = os.path.dirname(self.path)
+            raise JournalError(f"the journal {self.path} cannot be made: there is no folder {folder}") from error
         except OSError as error:
             raise JournalError(f"the journal {self.path} cannot be made: {error.strerror or error}") from error
 
@@ -560,6 +586,7 @@ class SqliteJournal:
                 for step in range(self._version(connection), VERSION):
                     _MIGRATIONS[step](connection)
         connection.execute(f"PRAGMA synchronous = {self.synchronous}")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {LOG}")
 
     def _version(self, connection: sqlite3.Connection) -> int:
         """Return the version of the schema, 0 for an empty file."""
@@ -666,18 +693,14 @@ def named_codec(codec: str | Codec) -> Codec:
 
 def _columns(id: int, row: Row, run: int, token: str) -> tuple[Any, ...]:
     """Return what is inserted for a step, and by whom."""
-    branch, number, kind, stage, action, status, started, elapsed, fingerprint, payload = row
-    return (
-        id, branch, number, kind, stage, action, status, started, elapsed, fingerprint, _checksum(id, row), payload,
-        run, token,
-    )  # fmt: skip
+    return (id, *row[:9], _checksum(id, row), row[9], run, token)
 
 
-def _checksum(id: int, row: Row) -> int:
+def _checksum(id: int, row: Sequence[Any]) -> int:
     branch, number, kind, stage, action, status, started, elapsed, fingerprint, payload = row
     text = "\0".join((branch, kind, stage, action or "", status, fingerprint))
-    numbers = crc32(_PACKED(id, number, started, elapsed))
-    return crc32(payload, crc32(text.encode("utf-8", "surrogatepass"), numbers))
+    encoded = text.encode("utf-8", "surrogatepass")
+    return crc32(payload, crc32(encoded, crc32(_PACKED(id, number, started, elapsed))))
 
 
 _PACKED: Final = struct.Struct("<qqdd").pack
@@ -685,11 +708,12 @@ _PACKED: Final = struct.Struct("<qqdd").pack
 
 def _row(found: tuple[Any, ...]) -> Row | None:
     """Return a step as it was written, None if it does not agree with its checksum."""
-    row = Row._make(found[1:10] + found[11:])
+    id, branch, number, kind, stage, action, status, started, elapsed, fingerprint, checksum, payload = found
     try:
-        if any(isinstance(text, bytes) for text in (row.branch, row.stage, row.action)):
-            row = row._replace(branch=_untext(row.branch), stage=_untext(row.stage), action=_untext(row.action))
-        return row if _checksum(found[0], row) == found[10] else None
+        if type(branch) is bytes or type(stage) is bytes or type(action) is bytes:
+            branch, stage, action = _untext(branch), _untext(stage), _untext(action)
+        row = Row(branch, number, kind, stage, action, status, started, elapsed, fingerprint, payload)
+        return row if _checksum(id, row) == checksum else None
     except (TypeError, ValueError, AttributeError, struct.error):
         return None
 

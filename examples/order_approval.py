@@ -1,0 +1,131 @@
+"""An order that waits for a person: the process ends, and another one goes on where it stopped.
+
+    python order_approval.py order 42            # reserves, and stops: such an order needs an approval
+    python order_approval.py waiting             # what waits for somebody, and since when
+    python order_approval.py approve order-42    # goes on, in another process, on another day
+    python order_approval.py refuse order-42 "too expensive"
+
+What has happened is in `orders.db` in the current folder, a journal. It is written as JSON: nobody who approves runs code
+that somebody else has put there.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+
+from flowdeco import Context, Run, Stage, action, pipeline, stage
+from flowdeco.durable import SqliteJournal, runs
+from flowdeco.errors import JournalError
+
+PRICES = {"desk": Decimal("349.00"), "chair": Decimal("129.50"), "lamp": Decimal("39.90")}
+ORDERS = {7: {"lamp": 2}, 42: {"desk": 2, "lamp": 1}, 43: {"chair": 6}}
+SMALL = Decimal(100)  # what costs less needs no approval
+
+
+@dataclass(frozen=True)
+class Order:
+    """What somebody wants, and what it costs."""
+
+    number: int
+    items: dict[str, int]
+    total: Decimal
+
+    def __str__(self) -> str:
+        return ", ".join(f"{count} x {item}" for item, count in self.items.items())
+
+
+@action(returns="order")
+def look_up(number: int) -> Order:
+    items = ORDERS[number]
+    return Order(number, items, sum((PRICES[item] * count for item, count in items.items()), Decimal(0)))
+
+
+@action
+def reserve(order: Order) -> None:
+    print(f"reserved {order}")
+
+
+@action
+def decide(order: Order, ctx: Context) -> list[Stage]:
+    if order.total > SMALL and not ctx.wait_for("approved"):
+        return [cancel]
+    return [pay, *(ship(item, count) for item, count in order.items.items())]
+
+
+@stage
+def pay() -> None:
+    @action
+    def charge(order: Order, ctx: Context) -> str:
+        # The same key whenever this step is tried again: a payment service takes the money once.
+        print(f"charged {order.total} EUR, idempotency key {ctx.step_id}")
+        return ctx.step_id
+
+
+@stage
+def ship(item: str, count: int) -> None:
+    @action(collect="parcels")
+    def pack() -> str:
+        print(f"packed {count} x {item}")
+        return item
+
+
+@stage
+def cancel() -> None:
+    @action
+    def release(order: Order) -> None:
+        print(f"released {order}")
+
+
+@action
+def conclude(parcels: Sequence[str] = (), reason: str = "") -> str:
+    return f"{len(parcels)} parcels on their way" if parcels else f"refused: {reason}"
+
+
+flow = pipeline(look_up, reserve, decide, conclude, name="order")
+
+
+def told(run: Run) -> str:
+    """Say what became of a run."""
+    return f"{run.id} {run.status}: {run.reason or run['conclude']}"
+
+
+def order(journal: SqliteJournal, number: str) -> str:
+    return told(flow.run({"number": int(number)}, journal=journal, run_id=f"order-{number}"))
+
+
+def approve(journal: SqliteJournal, run_id: str) -> str:
+    return told(flow.resume(run_id, {"approved": True}, journal=journal))
+
+
+def refuse(journal: SqliteJournal, run_id: str, reason: str = "no reason given") -> str:
+    return told(flow.resume(run_id, {"approved": False, "reason": reason}, journal=journal))
+
+
+def waiting(journal: SqliteJournal) -> str:
+    lines = [
+        f"{run.id}   {run.reason}   since {datetime.fromtimestamp(run.updated):%Y-%m-%d %H:%M}"
+        for run in runs(journal)
+        if run.status == "suspended"
+    ]
+    return "\n".join(lines) or "nothing waits"
+
+
+COMMANDS: dict[str, Callable[..., str]] = {"order": order, "approve": approve, "refuse": refuse, "waiting": waiting}
+
+
+def main(command: str = "", *arguments: str) -> int:
+    if command not in COMMANDS:
+        print(__doc__, file=sys.stderr)
+        return 2
+    try:
+        print(COMMANDS[command](SqliteJournal("orders.db", codec="json"), *arguments))
+    except JournalError as error:  # no such run, taken by somebody else, ...
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
