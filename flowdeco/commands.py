@@ -144,17 +144,21 @@ def _check_skip(selectors: Sequence[str], flow: Pipeline, entry: Entry, where: s
     """Refuse what is probably misspelt: what was meant would run."""
     from difflib import get_close_matches
 
-    from flowdeco.definitions import Template
+    from flowdeco.definitions import Template, Unit
 
     known = _selectors_of(flow)
-    templates = {value.name for value in vars(entry.module).values() if isinstance(value, Template)}
+    for thing in vars(entry.module).values():  # what the flow may insert
+        if isinstance(thing, Template):
+            known |= {thing.name, *(f"tag:{tag}" for tag in cast("Any", thing).tags)}
+        elif isinstance(thing, Unit):
+            known |= _selectors_of(thing)
     for selector in selectors:
-        if selector in known or selector.partition("/")[0].partition("[")[0] in templates:
-            continue
-        if get_close_matches(selector, known | templates, n=1):
+        if known.isdisjoint((selector, selector.partition("/")[0].partition("[")[0])) and get_close_matches(
+            selector, known, n=1
+        ):
             raise UsageError(
                 f"--skip {selector}: {where} has no such stage, action or tag. "
-                f"{suggestion(selector, known | templates)} (If it is inserted later: --allow-unknown)"
+                f"{suggestion(selector, known)} (If it is inserted later: --allow-unknown)"
             )
 
 
