@@ -126,9 +126,7 @@ class _Coming:
         if self.groups or self.streams or not self.queue:
             return []
         run, (stage, by) = self.run, self.queue[0]
-        actions = [
-            ActionRecord(action.name, action, run.status, run.started, 0.0, None, run.error) for action in stage
-        ]
+        actions = [ActionRecord(action.name, action, run.status, run.started, 0.0, None, run.error) for action in stage]
         return [StageRecord(stage.name, stage, run.status, run.started, 0.0, by, actions[:1], run.error)]
 
     def _take(self, name: str) -> tuple[Stage, str | None]:

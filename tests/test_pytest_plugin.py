@@ -127,6 +127,7 @@ def test_flowdeco_is_imported_by_who_asks_for_it(project):
 
 def test_coverage_sees_the_lines_of_a_module_that_tests_import(project):
     """Those that run when it is imported as well."""
+    pytest.importorskip("coverage")
     project.makepyfile(test_flow="from flows import flow\ndef test_it(flow_runner): flow_runner(flow, {'kinds': []})")
     command = [sys.executable, "-m", "coverage", "run", "--include=flows.py", "-m", "pytest", "-p", "pytest_flowdeco"]
     subprocess.run([*command, "-q"], check=True, capture_output=True, cwd=project.path)
