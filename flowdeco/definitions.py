@@ -243,6 +243,8 @@ def no_unit(thing: object, place: str = "`>>`") -> str:
     if isinstance(thing, Stream):
         return "a stream is returned by an action (or given to ctx.insert): it cannot be chained"
     found = f"{type(thing).__name__} {described(thing)}"
+    if isinstance(thing, (list, tuple)) and place != "`>>`":
+        return f"{place} takes the units one by one, not in a {type(thing).__name__}: write {place}(*units)"
     if callable(thing):
         return (
             f"{place} takes actions, stages, pipelines and parallel groups, not the {found}: decorate it with @action"
@@ -530,6 +532,7 @@ def make_action(function: Any, *, name: str | None = None, **options: Any) -> Ac
     if isinstance(function, (Unit, Template, type)) or not (method or callable(function)):
         raise DefinitionError(
             f"an action is made of a function, not of the {type(function).__name__} {described(function)}"
+            f"{f': write @action(name={function!r})' if isinstance(function, str) else ''}"
         )
     made = ActionOptions(
         checked_name(function_name(function) if name is None else name, "an action"),

@@ -69,7 +69,7 @@ from flowdeco.requests import Await, Chore, Raised, Request, Save
 from flowdeco.returned import PLAIN, SETTLED, Yielded, exhaust, sort_out
 from flowdeco.runs import ActionRecord, Run, Scope, StageRecord, Status
 from flowdeco.store import Delta
-from flowdeco.wiring import Step, check_inserted, step_of, unmet
+from flowdeco.wiring import Step, check_inserted, may_supply, step_of, unmet
 
 __all__ = ["Evaluation"]
 
@@ -173,7 +173,7 @@ class Evaluation:
             branch.frames.pop()  # nothing is left to do in there: a pipeline that returns itself is a loop, too
         layers = use + pipeline.use
         use_stages, use_actions = frame.use_stages + pipeline.use_stages, frame.use_actions + pipeline.use_actions
-        wrapped = frame.wrapped or bool(layers or use_stages or use_actions)
+        wrapped = frame.wrapped or may_supply(layers + use_stages + use_actions)
         scope = self._scope(branch, pipeline, by, branch.frames[-1].scope)
         opened = Frame(pipeline, by, use_stages, use_actions, frame.values, wrapped, scope)
         branch.frames.append(opened)
@@ -704,7 +704,7 @@ class Evaluation:
             return
         if visit is None:
             coming = [(unit, True) for unit in units]
-        elif visit.stage.use or visit.use_actions:
+        elif may_supply(visit.stage.use + visit.use_actions):
             return
         else:
             coming = [(unit, True) for unit in units if type(unit) is Action]

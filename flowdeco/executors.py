@@ -159,7 +159,10 @@ def _means_death(error: BaseException) -> bool:
 
 
 def _died(step: Step | Chore, error: BaseException) -> WorkerDiedError:
-    died = WorkerDiedError(f"a worker died while action {step.name!r} was with it: {error}")
+    died = WorkerDiedError(
+        f"a worker died while action {step.name!r} was with it: {error} "
+        f"(if it is so at every start: is what starts the run behind `if __name__ == '__main__':`?)"
+    )
     died.__cause__ = error
     return died
 

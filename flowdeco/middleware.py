@@ -147,13 +147,13 @@ def enter(call: Call) -> Passage:
             item = next(generator, _END)
         except BaseException as error:
             return False, error
-        if item is None:  # as `_open`, without a further call
-            log = call.store.begin() if call.action is None or len(opened) + 1 < len(layers) else None
-            opened.append((layer, generator, log, len(call._inserted), call._values))
-        elif item is _END:
+        if item is _END:
             return _DONE
-        else:
+        if item is not None:
             return _enter(call, layer, generator, _YIELDED, item)
+        # As `_open`, without a further call.
+        log = call.store.begin() if call.action is None or len(opened) + 1 < len(layers) else None
+        opened.append((layer, generator, log, len(call._inserted), call._values))
     call._ran = True
     return _GO
 
@@ -369,7 +369,9 @@ class _Retry(NamedTuple):
             try:
                 yield None
                 return
-            except self.on as error:
+            except BaseException as error:
+                if not _matches(error, self.on):
+                    raise
                 seconds = random.uniform(0, pause) if self.jitter else pause
                 call.logger.info("%s %r failed (%r): again in %.3f s", call.level, call.subject, error, seconds)
                 yield Sleep(seconds)
@@ -396,7 +398,9 @@ class _Recover(NamedTuple):
     def __call__(self, call: Call) -> Generator[None, Any, None]:
         try:
             yield None
-        except self.on as error:
+        except BaseException as error:
+            if not _matches(error, self.on):
+                raise
             call.logger.info("%s %r failed and is recovered: %r", call.level, call.subject, error)
             call.outcome = self.outcome
 
@@ -421,6 +425,19 @@ def atomic(call: Call) -> Generator[None, Any, None]:
         call._undone = True
         raise
     call.store.end(log)
+
+
+# They give no values to what is inside, and write nothing: what is certain without them is certain with them (`wiring`).
+_Retry.supplies = False  # type: ignore[attr-defined]
+atomic.supplies = False  # type: ignore[attr-defined]
+
+
+def _matches(error: BaseException, on: _Exceptions) -> bool:
+    """Whether it is one of these, or the failures of a parallel group, which are all of these."""
+    if isinstance(error, on):
+        return True
+    failures = cast("BaseExceptionGroup[BaseException]", error) if isinstance(error, BaseExceptionGroup) else None
+    return failures is not None and failures.split(on)[1] is None
 
 
 def _check_exceptions(name: str, on: object) -> None:

@@ -113,12 +113,16 @@ class _Coming:
         actions = [self._action(stage, row, dynamic, inserted) for row in step.actions]
         first = step.row or step.actions[0]
         told = {} if step.row is None else self.told(step.row)
+        if told.get("failed"):  # the action whose failure was recovered around the stage
+            name, failed, started, elapsed, by, error, attempts = told["failed"]
+            known = dynamic[name][0] if name in dynamic else _action_of(stage, name)
+            actions.append(ActionRecord(name, known, Status(failed), started, elapsed, by, error, attempts))
         self.queue[:0] = inserted + self.of(told.get("inserted", ()), stage.name)
         status = self.run.status if step.row is None else Status(step.row.status)
-        error = told.get("error") if step.row is not None else self.run.error
+        stopped = told.get("error") if step.row is not None else self.run.error
         return StageRecord(
             step.name, stage, status, first.started, first.elapsed, inserted_by, actions,
-            error, told.get("attempts") or 1, told.get("recovered", False),
+            stopped, told.get("attempts") or 1, told.get("recovered", False),
         )  # fmt: skip
 
     def stopped_in(self) -> list[StageRecord]:

@@ -22,14 +22,14 @@ import copy
 import selectors
 import threading
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from inspect import isgenerator
 from typing import Any, Final, cast
 
 from flowdeco.definitions import RunOptions, Unit, as_pipeline
 from flowdeco.drivers import sync
 from flowdeco.drivers.async_ import LoopThread
-from flowdeco.drivers.common import Evaluated, begin, end
+from flowdeco.drivers.common import Evaluated, begin
 from flowdeco.drivers.common import resume as continued
 from flowdeco.drivers.threads import timed_out
 from flowdeco.drivers.work import Work
@@ -179,7 +179,6 @@ class _Performer(sync._Performer):
         self._work = _WorkHere(self, None, resources)
         self._clock = clock
         self._slept = slept
-        self._thread = threading.get_ident()
 
     def perform(self, request: Request) -> Any:
         if isinstance(request, Sleep):
@@ -204,9 +203,7 @@ class _Performer(sync._Performer):
         self._reported.append((ticket, answer))
         if self._loop_thread is not None:
             loop = self._loop().loop
-            if threading.get_ident() != self._thread:
-                loop.call_soon_threadsafe(loop.stop)
-            elif loop.is_running():
+            if loop.is_running():
                 loop.stop()
 
     def later(self, seconds: float, ticket: int, answer: Any) -> None:
@@ -329,26 +326,25 @@ class FlowRunner:
 
     def _performed(self, evaluated: Evaluated, options: RunOptions) -> Run:
         run, evaluation = evaluated
-        with ExitStack() as resources:
-            try:
-                sync._drive(self._watched(evaluation), cast("Any", _Performer(resources, self.clock, self.slept)))
-            except KeyboardInterrupt as interrupt:
-                run.remember(interrupt)
-                raise
-        return end(run, options.check)
+        return sync._performed(
+            (run, self._watched(evaluation)),
+            options,
+            lambda resources, executor: _Performer(resources, self.clock, self.slept),
+        )
 
     def _watched(self, evaluation: Generator[Request, Any, None]) -> Generator[Request, Any, None]:
         answer: Any = None
-        while True:
-            try:
-                request = evaluation.send(answer)
-            except StopIteration:
-                return
-            if isinstance(request, Wait):
-                request.begin[:] = [
-                    (ticket, self._recorded(wanted), context) for ticket, wanted, context in request.begin
-                ]
-            answer = yield self._recorded(request)
+        with closing(evaluation):
+            while True:
+                try:
+                    request = evaluation.send(answer)
+                except StopIteration:
+                    return
+                if isinstance(request, Wait):
+                    request.begin[:] = [
+                        (ticket, self._recorded(wanted), context) for ticket, wanted, context in request.begin
+                    ]
+                answer = yield self._recorded(request)
 
     def _recorded(self, request: Request) -> Request:
         """Return the request with a call that is remembered, and that no thread is needed for."""

@@ -7,6 +7,7 @@ import pytest
 from support import again, failing, flaky, one, step, swallow
 
 from flowdeco import Bail, Context, Stage, action, events, parallel, pipeline, stream
+from flowdeco.errors import DefinitionError
 from flowdeco.events import (
     ActionFinished,
     ActionStarted,
@@ -215,3 +216,24 @@ def test_what_is_skipped_tells_that_it_is_over(run):
     ]
     assert [e.stage for e in found if isinstance(e, StageStarted)] == ["t"]
     assert ("a", "skipped") in [(e.action, e.status) for e in found if isinstance(e, ActionFinished)]
+
+
+def test_a_signal_raised_by_an_observer_is_no_signal(caplog):
+    """It observes, and has no say in the run."""
+
+    def observer(event):
+        raise Bail("me")
+
+    run = action(name="a")(lambda: 1).run(observers=[observer])
+    assert (run.status, run.result) == ("completed", 1)
+    assert "the observer" in caplog.text
+
+
+def test_an_observer_is_a_plain_function():
+    """Nobody would await it."""
+
+    async def observer(event):
+        pass
+
+    with pytest.raises(DefinitionError, match="plain function"):
+        action(name="a")(lambda: 1).run(observers=[observer])

@@ -274,6 +274,29 @@ def test_ctrl_c_is_passed_on(runner):
         assert Run.of(caught.value).status == "cancelled"
 
 
+def test_ctrl_c_reaches_what_is_awaited(runner):
+    """Wherever it comes while the event loop waits; what it interrupts can clean up."""
+    cleaned = []
+
+    @action
+    async def waits() -> None:
+        def press():
+            raise KeyboardInterrupt
+
+        asyncio.get_running_loop().call_later(60, press)
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            await asyncio.sleep(5)
+            cleaned.append(runner.clock.now)
+
+    for unit in (waits, parallel(waits)):
+        with pytest.raises(KeyboardInterrupt) as caught:
+            runner(unit)
+        assert Run.of(caught.value).status == "cancelled"
+    assert cleaned == [65, 130]
+
+
 def test_a_run_is_resumed(runner):
     """From memory and from a journal."""
 

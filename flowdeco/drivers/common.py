@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import time
@@ -10,8 +11,8 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from flowdeco.definitions import Pipeline, RunOptions
-from flowdeco.errors import Cancelled, DefinitionError
+from flowdeco.definitions import Pipeline, RunOptions, action_selectors, stage_selectors
+from flowdeco.errors import Bail, Cancelled, DefinitionError, Suspend, suggestion
 from flowdeco.evaluate import Evaluation
 from flowdeco.journal import Journal, Remembered
 from flowdeco.memory import Memory, past_of
@@ -20,7 +21,7 @@ from flowdeco.requests import Raised, Request, Save
 from flowdeco.resume import Resumption, unknown_stage
 from flowdeco.runs import Run, Status
 from flowdeco.store import Store
-from flowdeco.wiring import check_run
+from flowdeco.wiring import check_run, may_supply
 
 if TYPE_CHECKING:
     from flowdeco.events import Event
@@ -158,7 +159,7 @@ class _Start:
 
     def check(self, store: Store) -> None:
         """Raise `WiringError` for what nothing can supply."""
-        check_run(self.flow, store, self.skip, bool(self.use))
+        check_run(self.flow, store, self.skip, may_supply(self.use))
 
     def evaluation(
         self, run: Run, kind: type[Resumption] | None = None, memory: Memory | None = None, **past: Any
@@ -186,12 +187,21 @@ def _evaluated(evaluation: Evaluation) -> Generator[Request, Any, None]:
     yield from evaluation.walk()
     run = evaluation.run
     if evaluation.unmatched and run.status is Status.COMPLETED:
-        _logger().warning("run %s: skip=%s matched nothing", run.id, sorted(evaluation.unmatched))
+        _logger().warning("run %s: skip=%s matched nothing. %s", run.id, *_unmatched(run, evaluation.unmatched))
     if evaluation.memory is not None:
         error = None if run.error is None else f"{type(run.error).__name__}: {run.error}"
         answer = yield Save(evaluation.memory.journal.close, run.id, str(run.status), run.reason, error)
         if type(answer) is Raised and run.error is None:
             run.error, run.status = answer.error, Status.FAILED
+
+
+def _unmatched(run: Run, selectors: set[str]) -> tuple[list[str], str]:
+    """Return selectors that matched nothing, and what they were probably meant to be."""
+    known = {name for record in run.stages for name in stage_selectors(record.stage)}
+    ran = [(record.stage, each.action) for record in run.stages for each in record.actions]
+    known |= {name for stage, action in ran for name in action_selectors(stage, action)}
+    wrong = sorted(selectors)
+    return wrong, suggestion(wrong[0], known)
 
 
 def abandon(run: Run) -> None:
@@ -251,6 +261,10 @@ def _observers(observers: Any) -> list[Callable[[Event], object]]:
     for observer in listening:
         if not callable(observer):
             raise DefinitionError(f"an observer is a callable that takes an event, not {observer!r}")
+        if inspect.iscoroutinefunction(observer):
+            raise DefinitionError(
+                f"an observer is a plain function, and {observer!r} is `async def`: nobody would await it"
+            )
     return listening
 
 
@@ -263,7 +277,7 @@ def _notifier(observers: list[Callable[[Event], object]], run_id: str) -> Callab
         for observer in list(listening):
             try:
                 observer(event)
-            except Exception:
+            except (Exception, Bail, Suspend):  # it observes, and has no say in the run
                 with suppress(ValueError):  # it raised in another thread at the same time
                     listening.remove(observer)
                 _logger().exception("run %s: the observer %r raised and is dropped", run_id, observer)

@@ -69,9 +69,8 @@ def failure_of(error: BaseException, depth: int = DEEPEST) -> Failure:
     cause, link = error.__cause__, "It was raised from this"
     if cause is None and not error.__suppress_context__:
         cause, link = error.__context__, "It was raised while this was handled"
-    parts: tuple[BaseException, ...] = ()
-    if isinstance(error, BaseExceptionGroup):
-        parts = cast("Any", error).exceptions
+    group = isinstance(cast("object", error), BaseExceptionGroup)
+    parts: tuple[BaseException, ...] = cast("Any", error).exceptions if group else ()
     frames = extract_tb(error.__traceback__)[-MOST_FRAMES:]
     return Failure(
         type(error).__qualname__,

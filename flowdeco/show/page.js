@@ -28,7 +28,13 @@
     if (row.a > 1 || row.again === 1) found.push("retried");
     return found;
   };
-  rows.forEach((row, index) => { row.i = index; row.find = `${row.n} ${row.ti || ""} ${(row.acts || []).map((act) => act.n).join(" ")}`.toLowerCase(); });
+  rows.forEach((row, index) => {
+    const acts = row.acts || [];
+    row.i = index;
+    row.find = [row.n, row.ti || "", ...acts.map((act) => act.n)].join(" ").toLowerCase();
+    // A tag is that of the stage, of what it is in, or of one of its actions.
+    row.all = [row.tags, row.p >= 0 ? rows[row.p].all : [], ...acts.map((act) => act.tags)].flatMap((some) => some || []);
+  });
 
   const filtering = () => find.value.trim() !== "" || pressed.state.size > 0 || pressed.tag.size > 0;
 
@@ -38,7 +44,7 @@
     const names = words.filter((word) => !word.startsWith("tag:"));
     return (row) => {
       if (row.k !== "stage") return false;
-      const its = row.tags || [];
+      const its = row.all;
       return names.every((word) => row.find.includes(word))
         && tags.every((tag) => its.some((one) => one.toLowerCase() === tag || (tag !== "" && one.toLowerCase().startsWith(tag))))
         && [...pressed.tag].every((tag) => its.includes(tag))

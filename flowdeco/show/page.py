@@ -128,9 +128,9 @@ def _moment(seconds: float) -> str:
 
 
 def _foot() -> str:
-    from flowdeco import __version__
+    import flowdeco  # its version stands in the front door, which is open by now
 
-    return f"Made by flowdeco {text(__version__)}. The page is complete in itself: it loads nothing."
+    return f"Made by flowdeco {text(flowdeco.__version__)}. The page is complete in itself: it loads nothing."
 
 
 def _alarm(run: Run, redact: Redact) -> str:
@@ -300,6 +300,7 @@ class _Table:
             )
         if part.is_bare:
             action = part.parts[0]
+            row["tags"] = [printable(tag) for tag in sorted({*part.tags, *action.tags})]
             row["a"] = max(part.attempts, action.attempts) if max(part.attempts, action.attempts) > 1 else None
             if action.recovered and not part.recovered:
                 row["s"], row["note"] = "recovered", self._note(action)
@@ -361,6 +362,14 @@ class _Table:
         if any(row["s"] in ("failed", "cancelled") for row in bars):
             yield '<span><i class="l-bad"></i>failed</span>'
 
+    def _tags(self, row: dict[str, Any]) -> set[str]:
+        """Return the tags of a stage, of its actions, and of what it is in."""
+        found = {tag for one in (row, *row.get("acts", ())) for tag in one.get("tags", ())}
+        while row["p"] >= 0:
+            row = self.rows[row["p"]]
+            found.update(row.get("tags", ()))
+        return found
+
     def _counts(self, stages: Sequence[dict[str, Any]]) -> Iterator[str]:
         idle = sum(row["s"] in ("pending", "skipped") for row in stages)
         yield f"{len(stages) - idle:,} in the order in which they ran"
@@ -376,7 +385,7 @@ class _Table:
             fresh, again = ["inserted"] if "by" in row else [], ["retried"] if "a" in row or "again" in row else []
             for what in (row["s"], *fresh, *again):
                 states[what] = states.get(what, 0) + 1
-            for tag in row.get("tags", ()):
+            for tag in self._tags(row):
                 tags[tag] = tags.get(tag, 0) + 1
         failed = self._failure(self.run.error)
         culprits = [index for index, row in enumerate(self.rows) if row["k"] == "stage" and row["s"] == "failed"]

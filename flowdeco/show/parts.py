@@ -281,7 +281,7 @@ def _take(node: _Node, who: str | None, kind: str, name: str) -> None:
     units = node.waiting.get(who) if who is not None else None
     if units:
         for index, unit in enumerate(units):
-            if _KINDS.get(type(unit)) == kind and unit.name == name:
+            if _KINDS.get(cast("object", type(unit))) == kind and unit.name == name:
                 del units[index]
                 return
 

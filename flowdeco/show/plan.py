@@ -232,7 +232,8 @@ def _changes(parts: tuple[Part, ...], stage: str) -> Iterator[Change]:
         if part.attempts > 1:
             yield Change(where, "retried", why=counted(part.attempts, "attempt"))
         what = _said(part)
-        whole = part.status in (Status.PENDING, Status.SKIPPED) or part.kind == "action"
+        single = part.kind == "action" or (part.kind == "stage" and part.status is Status.SKIPPED)
+        whole = single or part.status is Status.PENDING
         inside = any(_said(inner) == what for inner in part.parts)  # an action says it already
         if what is not None and named and (whole or (part.kind == "stage" and not inside)):
             yield Change(where, what, part.inserted_by if what == "not reached" else None, part.error)

@@ -39,7 +39,7 @@ def _type_of(value: object) -> str:
 
 
 def _size_of(value: Any) -> str:
-    kind: type[Any] = type(value)
+    kind = cast("type[Any]", type(value))
     if issubclass(kind, str):
         return counted(len(value), "character")
     if issubclass(kind, (bytes, bytearray, memoryview)):
