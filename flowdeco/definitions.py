@@ -77,7 +77,7 @@ R = TypeVar("R", covariant=True, default=Any)
 
 
 class RunOptions(NamedTuple):
-    """The options of one run, as `run` and `arun` take them."""
+    """The options of one run, as `run` and `arun` take them; `clock` is that of its records, for tests."""
 
     use: Iterable[Middleware] = ()
     observers: Iterable[Callable[[Any], object]] = ()
@@ -88,6 +88,7 @@ class RunOptions(NamedTuple):
     check: bool = True
     history: int | None = None
     progress: Shown = None
+    clock: Callable[[], float] | None = None
 
 
 class Unit:
