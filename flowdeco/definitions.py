@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 
     from flowdeco.runs import Run
     from flowdeco.show import Plan
+    from flowdeco.show.progress import Shown
     from flowdeco.wiring import Problem
 
 __all__ = ["Action", "Middleware", "Parallel", "Pipeline", "Stage", "Stream", "Unit", "parallel", "pipeline", "stream"]
@@ -76,7 +77,7 @@ R = TypeVar("R", covariant=True, default=Any)
 
 
 class RunOptions(NamedTuple):
-    """The options of one run, as `run` and `arun` take them."""
+    """The options of one run, as `run` and `arun` take them; `clock` is that of its records, for tests."""
 
     use: Iterable[Middleware] = ()
     observers: Iterable[Callable[[Any], object]] = ()
@@ -86,7 +87,8 @@ class RunOptions(NamedTuple):
     run_id: str | None = None
     check: bool = True
     history: int | None = None
-    progress: Any = None
+    progress: Shown = None
+    clock: Callable[[], float] | None = None
 
 
 class Unit:
@@ -119,7 +121,7 @@ class Unit:
         run_id: str | None = None,
         check: bool = True,
         history: int | None = None,
-        progress: Any = None,
+        progress: Shown = None,
     ) -> Run:
         """Evaluate the unit and return the `Run`.
 
@@ -145,7 +147,7 @@ class Unit:
         run_id: str | None = None,
         check: bool = True,
         history: int | None = None,
-        progress: Any = None,
+        progress: Shown = None,
     ) -> Coroutine[Any, Any, Run]:
         """Evaluate the unit in the running event loop; the same as `run` in every other way (L8)."""
         options = RunOptions(use, observers, skip, executor, journal, run_id, check, history, progress)
@@ -167,7 +169,7 @@ class Unit:
         executor: Executor | None = None,
         check: bool = True,
         history: int | None = None,
-        progress: Any = None,
+        progress: Shown = None,
     ) -> Run:
         """Go on with a run that failed, was suspended, cancelled or killed; what has completed is not called again.
 
@@ -195,7 +197,7 @@ class Unit:
         executor: Executor | None = None,
         check: bool = True,
         history: int | None = None,
-        progress: Any = None,
+        progress: Shown = None,
     ) -> Coroutine[Any, Any, Run]:
         """Go on with a run in the running event loop; the same as `resume` in every other way (L8)."""
         options = RunOptions(use, observers, skip, executor, journal, None, check, history, progress)
@@ -241,7 +243,10 @@ def no_unit(thing: object, place: str = "`>>`") -> str:
         return f"the stage template {name!r} must be called to give a stage: write {name}(...)"
     if isinstance(thing, Stream):
         return "a stream is returned by an action (or given to ctx.insert): it cannot be chained"
-    found = f"{type(thing).__name__} {described(thing)}"
+    kind = type(thing).__name__
+    found = f"{kind} {described(thing)}"
+    if kind in ("list", "tuple") and place != "`>>`":
+        return f"{place} takes the units one by one, not in a {kind}: write {place}(*units)"
     if callable(thing):
         return (
             f"{place} takes actions, stages, pipelines and parallel groups, not the {found}: decorate it with @action"
@@ -529,6 +534,7 @@ def make_action(function: Any, *, name: str | None = None, **options: Any) -> Ac
     if isinstance(function, (Unit, Template, type)) or not (method or callable(function)):
         raise DefinitionError(
             f"an action is made of a function, not of the {type(function).__name__} {described(function)}"
+            f"{f': write @action(name={function!r})' if isinstance(function, str) else ''}"
         )
     made = ActionOptions(
         checked_name(function_name(function) if name is None else name, "an action"),

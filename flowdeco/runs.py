@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast, overload
 
 from flowdeco.definitions import Action, Pipeline, Stage
 from flowdeco.store import Key, Store
@@ -54,6 +54,9 @@ class ActionRecord(NamedTuple):
     inserted: tuple[Any, ...] = ()
     switches: tuple[tuple[str, bool], ...] = ()
 
+    def __repr__(self) -> str:
+        return f"<ActionRecord {_told(self)}>"
+
 
 class Scope(NamedTuple):
     """What a stage ran in: a pipeline with options, or a branch of a parallel group.
@@ -87,6 +90,15 @@ class StageRecord(NamedTuple):
     recovered: bool = False
     inserted: tuple[Any, ...] = ()
     scope: Scope | None = None
+
+    def __repr__(self) -> str:
+        return f"<StageRecord {_told(self)}: {', '.join(record.name for record in self.actions) or 'no actions'}>"
+
+
+def _told(record: ActionRecord | StageRecord) -> str:
+    failed = f" with {type(record.error).__name__}" if record.error is not None else ""
+    again = f" in {record.attempts} attempts" if record.attempts > 1 else ""
+    return f"{record.name} {record.status}{failed}{again} in {record.elapsed:.6f} s"
 
 
 _ATTRIBUTE: Final = "__flowdeco_run__"
@@ -134,16 +146,18 @@ class Run:
     @staticmethod
     def of(error: BaseException) -> Run:
         """Return the run behind a raised exception; a `LookupError` for one that no run raised."""
-        # A StopIteration cannot leave a coroutine: out of `arun` it comes as the cause of a RuntimeError (PEP 479).
-        run = getattr(error, _ATTRIBUTE, None) or getattr(error.__cause__, _ATTRIBUTE, None)
-        if not isinstance(run, Run):
+        run = _run_behind(error)
+        if run is None:
             raise LookupError(f"no run raised this {type(error).__name__}: {error}")
         return run
 
     def remember(self, error: BaseException) -> None:
-        """Tie the run to an exception that leaves it, for `Run.of`."""
+        """Tie the run to an exception that leaves it, for `Run.of`; also to those in a group, which `except*` splits."""
         with suppress(Exception):  # an exception that cannot be written to
             setattr(error, _ATTRIBUTE, self)
+        if isinstance(error, BaseExceptionGroup):
+            for member in cast("BaseExceptionGroup[BaseException]", error).exceptions:
+                self.remember(member)
 
     @overload
     def __getitem__(self, key: Key[T]) -> T: ...
@@ -151,6 +165,11 @@ class Run:
     def __getitem__(self, key: str) -> Any: ...
     def __getitem__(self, key: Any) -> Any:
         return self.store[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.store
+
+    __iter__ = None  # not by numbers, as what has `__getitem__` would be: of keys there is `run.store`
 
     def ran(self) -> Ran:
         """Return what ran, and who inserted it: a value that prints as text and shows itself in notebooks."""
@@ -174,6 +193,15 @@ class Run:
         why = f": {self.reason}" if self.reason else ""
         failed = f" with {type(self.error).__name__}" if self.error is not None else ""
         return f"<Run {self.id} {self.status}{failed}{why}, {len(self.stages)} stages in {self.elapsed:.3f} s>"
+
+
+def _run_behind(error: BaseException) -> Run | None:
+    # A StopIteration cannot leave a coroutine: out of `arun` it comes as the cause of a RuntimeError (PEP 479).
+    found = getattr(error, _ATTRIBUTE, None) or getattr(error.__cause__, _ATTRIBUTE, None)
+    if found is None and isinstance(error, BaseExceptionGroup):  # a part of the group that was raised
+        members = cast("BaseExceptionGroup[BaseException]", error).exceptions
+        return next(filter(None, map(_run_behind, members)), None)
+    return found if isinstance(found, Run) else None
 
 
 def _show() -> types.ModuleType:

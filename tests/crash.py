@@ -16,7 +16,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
@@ -163,10 +163,7 @@ def serve():
             order, *details = pickle.load(orders)
         except EOFError:
             return
-        if order == "start":
-            answer = start(*details, files)
-        else:
-            answer = wait(*details, files)
+        answer = start(*details, files) if order == "start" else wait(*details, files)
         pickle.dump(answer, answers)
         answers.flush()
 
@@ -190,10 +187,8 @@ def start(result, function, args, files):
 def wait(pid, files):
     """Wait for a child, and see to it that nothing is left of its group."""
     status = os.waitpid(pid, 0)[1]
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     result = Path(files.pop(pid))
     if result.exists():
         return pickle.loads(result.read_bytes())

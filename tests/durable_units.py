@@ -38,6 +38,7 @@ def clear():
     """Forget all calls; mend everything."""
     for noted in (CALLS, BROKEN, STEP_IDS, CRASHING):
         noted.clear()
+    YIELDED[:] = "abc"
 
 
 # -- plain actions
@@ -190,6 +191,21 @@ async def async_tour(*places):
     for place in places:
         await asyncio.sleep(0)
         yield visit(place)
+
+
+YIELDED = ["a", "b", "c"]
+
+
+def unsteady():
+    """The source of a stream that may give something else the next time."""
+    for place in YIELDED:
+        yield visit(place)
+
+
+@action
+def streams_unsteadily():
+    call("streams_unsteadily")
+    return stream(unsteady)
 
 
 @action

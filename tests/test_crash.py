@@ -21,6 +21,13 @@ SEED = int(os.environ.get("FLOWDECO_SEED", "1"))
 KILLS = 100 if NIGHTLY else 8  # of each kind
 
 
+@pytest.fixture(autouse=True)
+def no_test_hangs(no_test_hangs):
+    """The nightly form takes its time."""
+    if NIGHTLY:
+        signal.setitimer(signal.ITIMER_REAL, 1800)
+
+
 @pytest.fixture(scope="module")
 def parent():
     """The process that forks those that die."""

@@ -1,6 +1,7 @@
 """Durable runs: what is resumed comes to the same as what was never interrupted (L10)."""
 
 import asyncio
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from durable_units import BROKEN, CALLS, ENTERED, STEP_IDS
 from support import action_record, actions_run, names, stage_record, statuses, text_of
 
-from flowdeco import Bail, Context, Run, Stage, action, parallel, pipeline, stream
+from flowdeco import Bail, Context, Run, Stage, action, parallel, pipeline
 from flowdeco.durable import MemoryJournal, SqliteJournal
 from flowdeco.errors import (
     CodeChangedError,
@@ -64,15 +65,13 @@ def made(request, tmp_path):
     return Way(driver, journals[where]())
 
 
-@pytest.fixture(
-    params=[f"{driver} in {where}" for driver in ("sync", "async") for where in ("memory", "sqlite", "json")]
-)
+@pytest.fixture(params=["sync in memory", "async in memory", "sync in sqlite", "async in json"])
 def way(request, tmp_path):
     """Both drivers, with and without a journal."""
     return made(request, tmp_path)
 
 
-@pytest.fixture(params=["sync in sqlite", "async in sqlite", "sync in a dict", "async in json"])
+@pytest.fixture(params=["async in sqlite", "sync in json", "sync in a dict"])
 def kept(request, tmp_path):
     """Both drivers, with a journal."""
     return made(request, tmp_path)
@@ -165,8 +164,6 @@ def test_a_run_resumed_again_and_again_comes_to_the_same(way, title):
     """L10: interrupted at every other call."""
     flow, inputs = FLOWS[title]
     whole = way.run(flow, inputs, run_id="whole")
-    calls = CALLS.copy()
-    CALLS.clear()
     du.CRASHING[:] = [1]
     run = way.run(flow, inputs, run_id="broken")
     while run.status != "completed":
@@ -1123,7 +1120,7 @@ def test_what_middleware_wrote_must_be_written_as_well(kept):
 
 def test_inputs_that_cannot_be_written_are_refused_before_the_run(kept):
     """Nothing is called, and no run is begun."""
-    with pytest.raises(SerializationError, match="lock"):
+    with pytest.raises(SerializationError, match="(?i)lock"):
         kept.run(du.line, {"x": {"deep": [Locked()]}}, run_id="r")
     assert CALLS == []
     assert kept.run(du.line, run_id="r").status == "completed", "the id is free"
@@ -1132,7 +1129,7 @@ def test_inputs_that_cannot_be_written_are_refused_before_the_run(kept):
 def test_inputs_of_a_resume_that_cannot_be_written_leave_the_run_as_it_was(kept):
     """It can be resumed with others."""
     run = kept.run(du.gate("a"))
-    with pytest.raises(SerializationError, match="lock"):
+    with pytest.raises(SerializationError, match="(?i)lock"):
         kept.resume(du.gate("a"), run, {"a": Locked()})
     assert kept.resume(du.gate("a"), run, {"a": 1})["gate a"] == 1
 
@@ -1219,7 +1216,7 @@ def test_units_that_cannot_be_referenced_are_refused_at_once(kept, inserting):
     broken = kept.run(du.first >> inserting >> du.second)
     assert CALLS == ["first", inserting.name]
     assert broken.status == "failed"
-    assert "template" in text_of(broken.error) or "def" in text_of(broken.error)
+    assert "module level" in text_of(broken.error) or "define it with `def`" in text_of(broken.error)
     assert f"'{inserting.name}'" in text_of(broken.error)
 
 
@@ -1558,15 +1555,8 @@ def test_what_is_inserted_differently_now_is_a_change(way):
 
 def test_a_stream_that_yields_something_else_is_a_change(way):
     """It must be repeatable."""
-    yielded = ["a", "b", "c"]
-    du.unsteady = lambda: [du.visit(place) for place in yielded]
-    du.unsteady.__qualname__, du.unsteady.__module__ = "unsteady", "durable_units"
-
-    @action(name="streams")
-    def streams():
-        return stream(du.unsteady)
-
-    flow = streams >> du.item
+    yielded = du.YIELDED
+    flow = du.streams_unsteadily >> du.item
     BROKEN.add("go c")
     broken = way.run(flow)
     du.clear()
@@ -1798,10 +1788,8 @@ def test_a_cancellation_while_the_journal_is_written_loses_nothing(tmp_path, mom
         task = asyncio.create_task(flow.arun(journal=Slow(journal, 0.05), run_id="r"))
         await asyncio.sleep(moment)
         task.cancel()
-        try:
+        with contextlib.suppress(asyncio.CancelledError):
             await task
-        except asyncio.CancelledError:
-            pass
 
     asyncio.run(main())
     try:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import signal
 
 import durable_flows
 import pytest
@@ -13,11 +14,8 @@ from test_laws import SKIPS, flows
 
 from flowdeco.durable import MemoryJournal
 
-law = settings(
-    max_examples=2000 if os.environ.get("FLOWDECO_NIGHTLY") else 60,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
+NIGHTLY = bool(os.environ.get("FLOWDECO_NIGHTLY"))
+law = settings(max_examples=2000 if NIGHTLY else 60, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 class Interrupted(BaseException):
@@ -38,6 +36,13 @@ class Ending(World):
                 self.left = None
                 raise Interrupted(name)
         return super().called(name)
+
+
+@pytest.fixture(autouse=True)
+def no_test_hangs(no_test_hangs):
+    """The nightly form takes its time."""
+    if NIGHTLY:
+        signal.setitimer(signal.ITIMER_REAL, 3600)
 
 
 @pytest.fixture(autouse=True)

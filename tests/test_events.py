@@ -7,6 +7,7 @@ import pytest
 from support import again, failing, flaky, one, step, swallow
 
 from flowdeco import Bail, Context, Stage, action, events, parallel, pipeline, stream
+from flowdeco.errors import DefinitionError
 from flowdeco.events import (
     ActionFinished,
     ActionStarted,
@@ -56,8 +57,8 @@ def test_events_say_what_they_are_of(run):
     flow = pipeline(one([], "a", lambda: [one([], "D"), step([], "x")]), failing([], "f", error), name="p")
     found = seen(run, flow, run_id="run-1", check=False)
     assert {event.run_id for event in found} == {"run-1"}
-    assert found[0] == RunStarted("run-1", "p")
-    assert UnitsInserted("run-1", "a", "a", ("D", "x")) in found
+    assert found[0] == RunStarted("run-1", "p", 2)
+    assert UnitsInserted("run-1", "a", "a", ("D", "x"), 1) in found
     assert StageStarted("run-1", "D", "a/a") in found
     assert StageStarted("run-1", "a", None) in found
     assert ActionStarted("run-1", "a", "x", "a/a") in found
@@ -215,3 +216,24 @@ def test_what_is_skipped_tells_that_it_is_over(run):
     ]
     assert [e.stage for e in found if isinstance(e, StageStarted)] == ["t"]
     assert ("a", "skipped") in [(e.action, e.status) for e in found if isinstance(e, ActionFinished)]
+
+
+def test_a_signal_raised_by_an_observer_is_no_signal(caplog):
+    """It observes, and has no say in the run."""
+
+    def observer(event):
+        raise Bail("me")
+
+    run = action(name="a")(lambda: 1).run(observers=[observer])
+    assert (run.status, run.result) == ("completed", 1)
+    assert "the observer" in caplog.text
+
+
+def test_an_observer_is_a_plain_function():
+    """Nobody would await it."""
+
+    async def observer(event):
+        pass
+
+    with pytest.raises(DefinitionError, match="plain function"):
+        action(name="a")(lambda: 1).run(observers=[observer])
