@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 
     from flowdeco.runs import Run
     from flowdeco.show import Plan
+    from flowdeco.show.progress import Shown
     from flowdeco.wiring import Problem
 
 __all__ = ["Action", "Middleware", "Parallel", "Pipeline", "Stage", "Stream", "Unit", "parallel", "pipeline", "stream"]
@@ -86,7 +87,7 @@ class RunOptions(NamedTuple):
     run_id: str | None = None
     check: bool = True
     history: int | None = None
-    progress: Any = None
+    progress: Shown = None
     clock: Callable[[], float] | None = None
 
 
@@ -120,7 +121,7 @@ class Unit:
         run_id: str | None = None,
         check: bool = True,
         history: int | None = None,
-        progress: Any = None,
+        progress: Shown = None,
     ) -> Run:
         """Evaluate the unit and return the `Run`.
 
@@ -146,7 +147,7 @@ class Unit:
         run_id: str | None = None,
         check: bool = True,
         history: int | None = None,
-        progress: Any = None,
+        progress: Shown = None,
     ) -> Coroutine[Any, Any, Run]:
         """Evaluate the unit in the running event loop; the same as `run` in every other way (L8)."""
         options = RunOptions(use, observers, skip, executor, journal, run_id, check, history, progress)
@@ -168,7 +169,7 @@ class Unit:
         executor: Executor | None = None,
         check: bool = True,
         history: int | None = None,
-        progress: Any = None,
+        progress: Shown = None,
     ) -> Run:
         """Go on with a run that failed, was suspended, cancelled or killed; what has completed is not called again.
 
@@ -196,7 +197,7 @@ class Unit:
         executor: Executor | None = None,
         check: bool = True,
         history: int | None = None,
-        progress: Any = None,
+        progress: Shown = None,
     ) -> Coroutine[Any, Any, Run]:
         """Go on with a run in the running event loop; the same as `resume` in every other way (L8)."""
         options = RunOptions(use, observers, skip, executor, journal, None, check, history, progress)
@@ -242,9 +243,10 @@ def no_unit(thing: object, place: str = "`>>`") -> str:
         return f"the stage template {name!r} must be called to give a stage: write {name}(...)"
     if isinstance(thing, Stream):
         return "a stream is returned by an action (or given to ctx.insert): it cannot be chained"
-    found = f"{type(thing).__name__} {described(thing)}"
-    if isinstance(thing, (list, tuple)) and place != "`>>`":
-        return f"{place} takes the units one by one, not in a {type(thing).__name__}: write {place}(*units)"
+    kind = type(thing).__name__
+    found = f"{kind} {described(thing)}"
+    if kind in ("list", "tuple") and place != "`>>`":
+        return f"{place} takes the units one by one, not in a {kind}: write {place}(*units)"
     if callable(thing):
         return (
             f"{place} takes actions, stages, pipelines and parallel groups, not the {found}: decorate it with @action"

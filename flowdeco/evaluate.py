@@ -48,7 +48,7 @@ from flowdeco.definitions import (
     one_action_stage,
     stage_selectors,
 )
-from flowdeco.errors import Bail, Cancelled, ReturnValueError, Suspend
+from flowdeco.errors import Bail, Cancelled, MissingInputError, ReturnValueError, Suspend
 from flowdeco.events import (
     ActionFinished,
     ActionStarted,
@@ -69,7 +69,7 @@ from flowdeco.requests import Await, Chore, Raised, Request, Save
 from flowdeco.returned import PLAIN, SETTLED, Yielded, exhaust, sort_out
 from flowdeco.runs import ActionRecord, Run, Scope, StageRecord, Status
 from flowdeco.store import Delta
-from flowdeco.wiring import Step, check_inserted, may_supply, step_of, unmet
+from flowdeco.wiring import Step, check_inserted, may_supply, note_suppliers, step_of, unmet
 
 __all__ = ["Evaluation"]
 
@@ -120,7 +120,7 @@ class Evaluation:
         error: Failure = None
         try:
             if self.notify is not None:
-                self.notify(RunStarted(run.id, run.pipeline.name))
+                self.notify(RunStarted(run.id, run.pipeline.name, _stages_in(run.pipeline.units)))
             error = yield from self._open(branch, branch.frames[0], run.pipeline, None, self.use)
         except GeneratorExit:
             raise
@@ -225,6 +225,7 @@ class Evaluation:
         since = max(0, cast("Before", frame.before).records - branch.forgotten)
         failed = tuple(r for r in branch.records[since:] if not is_over(r)) if call._recovered else ()
         branch.frames[-1].queue.extend((unit, frame.pipeline.name) for unit in reversed(call._inserted))
+        self._tell_inserted(None, None, call._inserted)
         return self._remember_pipeline(branch, frame, Closed(None, call._inserted, failed))
 
     def _discard(self, queue: list[Queued]) -> Generator[Request, Any, None]:
@@ -303,7 +304,7 @@ class Evaluation:
         stage, frame = visit.stage, visit.frame
         started = self.clock()
         if self.notify is not None:
-            self.notify(StageStarted(self.run.id, stage.name, by))
+            self.notify(StageStarted(self.run.id, stage.name, by, _place(frame.scope)))
         call: Call | None = None
         if frame.use_stages or stage.use:
             layers = (*frame.use_stages, *((merging(stage),) if stage._data else ()), *stage.use)
@@ -339,7 +340,9 @@ class Evaluation:
         if self.history is not None:
             self._forget(branch)
         if self.notify is not None:
-            self.notify(StageFinished(self.run.id, stage.name, record.status, record.error, elapsed))
+            self._tell_inserted(stage.name, None, inserted if error is None else ())
+            what = stage.name, record.status, record.error, elapsed, attempts, record.recovered
+            self.notify(StageFinished(self.run.id, *what))
         if error is None:
             if inserted:
                 visit.inserted.extend((unit, stage.name) for unit in inserted)
@@ -463,7 +466,7 @@ class Evaluation:
                 outcome = _COMPLETED, started + self.epoch, elapsed, by, None, attempts, False, (), ()
                 visit.records.append(_new(ActionRecord, (step.name, step.action, *outcome)))
                 if notify is not None:
-                    notify(ActionFinished(self.run.id, stage.name, step.name, _COMPLETED, None, elapsed))
+                    notify(ActionFinished(self.run.id, stage.name, step.name, _COMPLETED, None, elapsed, attempts))
                 continue
             error = self._conclude(branch, visit, step, by, started, value, context, call, seen)
             if memory is not None and error is None:
@@ -507,6 +510,11 @@ class Evaluation:
         """Call an action that needs more than what is in the store."""
         try:
             args, kwargs = step.gather(branch.store, values, context, visit.stage.name)
+        except MissingInputError as error:
+            ran = [record for stage in branch.records for record in stage.actions] + visit.records
+            completed = [record.action for record in ran if record.status is _COMPLETED]
+            note_suppliers(error, step, branch.store, completed)
+            return Raised(error)
         except Exception as error:
             return Raised(error)
         return (yield step, args, kwargs)
@@ -578,7 +586,8 @@ class Evaluation:
                 self.memory.action(branch.id, branch.position, visit.stage.name, record, payload)
             branch.position += 1
         if self.notify is not None:
-            self.notify(ActionFinished(self.run.id, visit.stage.name, step.name, status, failure, elapsed))
+            what = step.name, status, failure, elapsed, attempts, recovered
+            self.notify(ActionFinished(self.run.id, visit.stage.name, *what))
         return error
 
     def _take_effect(
@@ -652,8 +661,15 @@ class Evaluation:
         visit.queue.extend((action, who) for action in reversed(actions))
         visit.inserted.extend((unit, who) for unit in inserted if type(unit) is not Action)
         if self.notify is not None:
-            names = tuple(unit.name for unit in inserted)
-            self.notify(UnitsInserted(self.run.id, visit.stage.name, step.name, names))
+            self._tell_inserted(visit.stage.name, step.name, inserted, len(actions))
+
+    def _tell_inserted(
+        self, stage: str | None, action: str | None, units: tuple[Unit | Stream, ...], actions: int = 0
+    ) -> None:
+        """Tell observers what was inserted; actions that were inserted into a stage are none themselves."""
+        if units and self.notify is not None:
+            names = tuple(unit.name for unit in units)
+            self.notify(UnitsInserted(self.run.id, stage, action, names, _stages_in(units) - actions))
 
     # What is remembered of a run, in its journal or in memory.
 
@@ -843,6 +859,28 @@ class Evaluation:
         if not any(note.endswith(place) for note in getattr(error, "__notes__", ())):
             with suppress(Exception):  # an exception that cannot be written to
                 error.add_note(f"in {where}, {place}")
+
+
+def _stages_in(units: Iterable[Unit | Stream]) -> int:
+    """Return how many stages are in these units, as far as one can know."""
+    stages, left = 0, list(units)
+    while left:
+        unit = left.pop()
+        if isinstance(unit, (Pipeline, Parallel)):
+            left.extend(unit.units)
+        else:
+            stages += type(unit) is not Stream
+    return stages
+
+
+def _place(scope: Scope | None) -> str | None:
+    """Return where in parallel groups a scope is, for observers: "outer[1]/inner[0]"."""
+    parts: list[str] = []
+    while scope is not None:
+        if scope.branch is not None:
+            parts.append(f"{scope.name}[{scope.branch}]")
+        scope = scope.outer
+    return "/".join(reversed(parts)) or None
 
 
 def _ended() -> Cancelled:

@@ -35,7 +35,7 @@ from flowdeco.requests import Await, Raised, Request, Sleep
 from flowdeco.store import Log, Store
 
 if TYPE_CHECKING:
-    import logging
+    from flowdeco.logs import RunLogger
 
 __all__ = ["Call", "Middleware", "Sleep", "atomic", "recover", "retry"]
 
@@ -107,20 +107,15 @@ class Call:
         return self.pipeline.name if innermost is None else innermost.name
 
     @property
-    def logger(self) -> logging.LoggerAdapter[Any]:
+    def logger(self) -> RunLogger:
         """The logger `flowdeco.run`, with run, stage and action as `extra`."""
+        from flowdeco.logs import run_logger
+
         stage, action = self.stage, self.action
         return run_logger(self.run_id, None if stage is None else stage.name, None if action is None else action.name)
 
     def __repr__(self) -> str:
         return f"<Call of {self.level} {self.subject!r}, attempt {self.attempt}>"
-
-
-def run_logger(run_id: str, stage: str | None, action: str | None) -> logging.LoggerAdapter[Any]:
-    """Return the standard library's logger for a place in a run."""
-    import logging
-
-    return logging.LoggerAdapter(logging.getLogger("flowdeco.run"), {"run": run_id, "stage": stage, "action": action})
 
 
 _Opened: TypeAlias = "tuple[Middleware, Any, Log | None, int, Mapping[str, Any]]"

@@ -14,6 +14,7 @@ from typing import Any, cast
 from flowdeco.definitions import Stage
 from flowdeco.errors import Bail, CodeChangedError, JournalError, suggestion
 from flowdeco.evaluate import NOTHING, Evaluation, Failure, Walk
+from flowdeco.events import StageFinished
 from flowdeco.frames import Branch, Frame, Visit
 from flowdeco.options import UNSET, Middleware
 from flowdeco.past import Closed, Past, StagePast
@@ -72,6 +73,7 @@ class Resumption(Evaluation):
             return error
         branch.store.restore(closed.delta)
         branch.frames[-1].queue.extend((unit, frame.pipeline.name) for unit in reversed(closed.inserted))
+        self._tell_inserted(None, None, closed.inserted)
         if self.memory is None:
             branch.trace.closed[frame.number] = closed._replace(delta=None)
         elif self.copying:
@@ -218,6 +220,10 @@ class Resumption(Evaluation):
         if self.copying and self.memory is not None:
             self.memory.stage(branch.id, branch.position, record, closed.delta or NOTHING)
         branch.position += 1
+        if self.notify is not None:
+            self._tell_inserted(record.name, None, closed.inserted)
+            how = record.error, record.elapsed, record.attempts, record.recovered, True
+            self.notify(StageFinished(self.run.id, record.name, record.status, *how))
         return None
 
     # Parallel groups.

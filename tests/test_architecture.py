@@ -26,13 +26,26 @@ LAYERS = [
         "runs",
         "events",
         "journal",
+        "logs",
         "memory",
         "past",
         "frames",
         "resume",
     },
     {"drivers", "durable", "executors"},
-    {"show", "entry", "recorded", "report", "commands", "cli", "pytest_plugin", "testing", "__init__", "__main__"},
+    {
+        "show",
+        "observers",
+        "entry",
+        "recorded",
+        "report",
+        "commands",
+        "cli",
+        "pytest_plugin",
+        "testing",
+        "__init__",
+        "__main__",
+    },
 ]
 PURE = set().union(*LAYERS[:3])
 FORBIDDEN = {
@@ -52,6 +65,7 @@ ALLOWED_UPWARDS = {
     ("definitions", "drivers", "_drivers"),
     ("definitions", "show", "_show"),
     ("runs", "show", "_show"),
+    ("drivers.common", "show.progress", "_watcher"),
 }
 
 

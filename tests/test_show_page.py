@@ -6,8 +6,7 @@ import time
 
 import pytest
 from browser import Sheet, started
-from shown import EVIL, GROUP, SECRET, broken, discover, evil, failing, full, many, process, report, tidy
-from test_show_html import Checker
+from shown import EVIL, GROUP, SECRET, Checker, broken, discover, evil, failing, full, many, process, report, tidy
 
 from flowdeco import Context, Key, Stage, action, parallel, pipeline
 from flowdeco.show.failures import failure_of, redactor

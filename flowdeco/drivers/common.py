@@ -25,6 +25,8 @@ from flowdeco.wiring import check_run, may_supply
 
 if TYPE_CHECKING:
     from flowdeco.events import Event
+    from flowdeco.logs import RunLogger
+    from flowdeco.show.progress import Watcher
 
 __all__ = ["begin", "end", "resume"]
 
@@ -148,13 +150,12 @@ class _Start:
         executor = options.executor
         if executor is not None and (isinstance(executor, type) or not callable(getattr(executor, "submit", None))):
             raise DefinitionError(f"executor is a concurrent.futures.Executor, not {options.executor!r}")
-        if options.progress:
-            raise DefinitionError("progress is not there yet: observe the run with observers=[...]")
         self.flow = flow
         self.use = checked_layers(options.use)
         self.skip = frozenset(checked_selectors(options.skip))
         self.history: int | None = history
         self.observers = _observers(options.observers)
+        self.watcher = _watcher(options.progress) if options.progress is not None else None
         self.clock = options.clock or time.perf_counter
 
     def check(self, store: Store) -> None:
@@ -164,10 +165,11 @@ class _Start:
     def evaluation(
         self, run: Run, kind: type[Resumption] | None = None, memory: Memory | None = None, **past: Any
     ) -> Evaluated:
+        watcher = self.watcher
         evaluation: Evaluation = (kind or Evaluation)(
             run,
             use=self.use,
-            notify=_notifier(self.observers, run.id),
+            notify=_notifier(self.observers if watcher is None else [*self.observers, watcher], run.id),
             skip=self.skip,
             history=self.history,
             memory=memory,
@@ -179,7 +181,8 @@ class _Start:
         run._use, run._skip = self.use, self.skip
         run._trace = evaluation.branch.trace if self.history is None and memory is None else None
         run._journal = memory.journal if memory is not None else None
-        return run, _evaluated(evaluation)
+        evaluated = _evaluated(evaluation)
+        return run, evaluated if watcher is None else _watched(evaluated, watcher)
 
 
 def _evaluated(evaluation: Evaluation) -> Generator[Request, Any, None]:
@@ -187,12 +190,26 @@ def _evaluated(evaluation: Evaluation) -> Generator[Request, Any, None]:
     yield from evaluation.walk()
     run = evaluation.run
     if evaluation.unmatched and run.status is Status.COMPLETED:
-        _logger().warning("run %s: skip=%s matched nothing. %s", run.id, *_unmatched(run, evaluation.unmatched))
+        _logger(run.id).warning("run %s: skip=%s matched nothing. %s", run.id, *_unmatched(run, evaluation.unmatched))
     if evaluation.memory is not None:
         error = None if run.error is None else f"{type(run.error).__name__}: {run.error}"
         answer = yield Save(evaluation.memory.journal.close, run.id, str(run.status), run.reason, error)
         if type(answer) is Raised and run.error is None:
             run.error, run.status = answer.error, Status.FAILED
+
+
+def _watched(evaluated: Generator[Request, Any, None], watcher: Watcher) -> Generator[Request, Any, None]:
+    try:
+        yield from evaluated
+    finally:
+        watcher.close()
+
+
+def _watcher(progress: Any) -> Watcher | None:
+    # An import that points upwards: what shows a run is loaded when somebody wants to see it.
+    from flowdeco.show.progress import watcher
+
+    return watcher(progress)
 
 
 def _unmatched(run: Run, selectors: set[str]) -> tuple[list[str], str]:
@@ -280,12 +297,12 @@ def _notifier(observers: list[Callable[[Event], object]], run_id: str) -> Callab
             except (Exception, Bail, Suspend):  # it observes, and has no say in the run
                 with suppress(ValueError):  # it raised in another thread at the same time
                     listening.remove(observer)
-                _logger().exception("run %s: the observer %r raised and is dropped", run_id, observer)
+                _logger(run_id).exception("run %s: the observer %r raised and is dropped", run_id, observer)
 
     return notify
 
 
-def _logger() -> Any:
-    import logging
+def _logger(run_id: str) -> RunLogger:
+    from flowdeco.logs import run_logger
 
-    return logging.getLogger("flowdeco.run")
+    return run_logger(run_id)

@@ -45,6 +45,8 @@ def resume(flow: Pipeline, what: Run | str, inputs: Mapping[str, Any] | None, op
 def _performed(evaluated: Evaluated, options: RunOptions, made: Callable[..., _Performer] | None = None) -> Run:
     run, evaluation = evaluated
     with ExitStack() as resources:
+        if options.progress is not None:
+            resources.callback(evaluation.close)  # what shows it is closed, whatever happens to the run
         try:
             _drive(evaluation, (made or _Performer)(resources, options.executor))
         except KeyboardInterrupt as interrupt:
