@@ -278,7 +278,9 @@ def _declared(name: str, function: Any, options: dict[str, Any], origin: Importe
         returned = function(*origin.args, **origin.kwargs) if isinstance(origin, Called) else function()
     finally:
         _collecting.reset(token)
-    first = cast("list[object]", returned)[0] if isinstance(returned, (list, tuple)) and returned else returned
+    first: Any = returned
+    if isinstance(first, (list, tuple)) and first:
+        first = cast("list[Any]", first)[0]
     if isinstance(first, (Unit, Stream, Template)) and not isinstance(first, Action):
         raise DefinitionError(
             f"the body of stage {name!r} returned units, and only what an action returns is run: "
@@ -306,7 +308,7 @@ def _shown_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
 
 
 def _shown(value: object) -> str:
-    plain = value.__fspath__() if isinstance(value, PathLike) else value
+    plain: object = cast("PathLike[Any]", value).__fspath__() if isinstance(value, PathLike) else value
     text = plain if isinstance(plain, str) else repr(plain)
     if len(text) > _LONGEST:  # both ends stay: of paths and addresses, it is the end that tells them apart
         text = f"{text[: _LONGEST // 3]}…{text[_LONGEST // 3 + 1 - _LONGEST :]}"

@@ -77,7 +77,7 @@ R = TypeVar("R", covariant=True, default=Any)
 
 
 class RunOptions(NamedTuple):
-    """The options of one run, as `run` and `arun` take them."""
+    """The options of one run, as `run` and `arun` take them; `clock` is that of its records, for tests."""
 
     use: Iterable[Middleware] = ()
     observers: Iterable[Callable[[Any], object]] = ()
@@ -88,6 +88,7 @@ class RunOptions(NamedTuple):
     check: bool = True
     history: int | None = None
     progress: Shown = None
+    clock: Callable[[], float] | None = None
 
 
 class Unit:
@@ -242,9 +243,10 @@ def no_unit(thing: object, place: str = "`>>`") -> str:
         return f"the stage template {name!r} must be called to give a stage: write {name}(...)"
     if isinstance(thing, Stream):
         return "a stream is returned by an action (or given to ctx.insert): it cannot be chained"
-    found = f"{type(thing).__name__} {described(thing)}"
-    if isinstance(thing, (list, tuple)) and place != "`>>`":
-        return f"{place} takes the units one by one, not in a {type(thing).__name__}: write {place}(*units)"
+    kind = type(thing).__name__
+    found = f"{kind} {described(thing)}"
+    if kind in ("list", "tuple") and place != "`>>`":
+        return f"{place} takes the units one by one, not in a {kind}: write {place}(*units)"
     if callable(thing):
         return (
             f"{place} takes actions, stages, pipelines and parallel groups, not the {found}: decorate it with @action"

@@ -48,7 +48,7 @@ from flowdeco.definitions import (
     one_action_stage,
     stage_selectors,
 )
-from flowdeco.errors import Bail, Cancelled, ReturnValueError, Suspend
+from flowdeco.errors import Bail, Cancelled, MissingInputError, ReturnValueError, Suspend
 from flowdeco.events import (
     ActionFinished,
     ActionStarted,
@@ -69,7 +69,7 @@ from flowdeco.requests import Await, Chore, Raised, Request, Save
 from flowdeco.returned import PLAIN, SETTLED, Yielded, exhaust, sort_out
 from flowdeco.runs import ActionRecord, Run, Scope, StageRecord, Status
 from flowdeco.store import Delta
-from flowdeco.wiring import Step, check_inserted, may_supply, step_of, unmet
+from flowdeco.wiring import Step, check_inserted, may_supply, note_suppliers, step_of, unmet
 
 __all__ = ["Evaluation"]
 
@@ -510,6 +510,11 @@ class Evaluation:
         """Call an action that needs more than what is in the store."""
         try:
             args, kwargs = step.gather(branch.store, values, context, visit.stage.name)
+        except MissingInputError as error:
+            ran = [record for stage in branch.records for record in stage.actions] + visit.records
+            completed = [record.action for record in ran if record.status is _COMPLETED]
+            note_suppliers(error, step, branch.store, completed)
+            return Raised(error)
         except Exception as error:
             return Raised(error)
         return (yield step, args, kwargs)

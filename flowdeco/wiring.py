@@ -194,6 +194,18 @@ def _missing(action: str, stage: str, parameter: str, key: str, known: Iterable[
     )
 
 
+def note_suppliers(error: MissingInputError, step: Step, store: Store, ran: Iterable[Action[..., Any]]) -> None:
+    """Note on the error who should have supplied what is missing, and returned nothing."""
+    missing = {wanted.key for wanted in step.inputs if wanted.default is EMPTY and wanted.key not in store}
+    for action in ran:
+        empty = missing.intersection(step_of(action).supplies)
+        if empty:
+            error.add_note(
+                f"action {action.name!r} has run, and returned nothing for {', '.join(map(repr, sorted(empty)))}: "
+                f"None, and a generator that yields nothing, are not stored. Give the parameter a default"
+            )
+
+
 def step_of(action: Action[..., Any]) -> Step:
     """Return the step of an action, worked out once."""
     step = action._self_step

@@ -1,5 +1,7 @@
 """Runs to look at: what the tests of plans, pages and notebooks show."""
 
+import html.parser
+
 from flowdeco import Stage, action, parallel, pipeline, stage
 from flowdeco.middleware import recover, retry
 
@@ -112,3 +114,34 @@ def evil():
     return pipeline(
         parallel(Stage("<script>"), name=EVIL), unit, Stage(f"after {EVIL}"), name=EVIL, title=EVIL, description=EVIL
     )
+
+
+VOID = {"meta", "link", "br", "input", "img", "hr"}
+
+
+class Checker(html.parser.HTMLParser):
+    """Collects the tags and texts of a document, and fails where tags do not match."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.open, self.tags, self.texts, self.urls = [], set(), [], []
+        self.feed(source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.urls.extend(value for name, value in attrs if name in ("src", "href"))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.texts.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())

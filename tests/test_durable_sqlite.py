@@ -196,6 +196,20 @@ def test_runs_are_listed_latest_first(either):
     assert first.started <= first.updated <= second.updated
 
 
+def test_a_run_tells_where_its_pipeline_is_found(tmp_path):
+    """It is noted when the run begins, kept when somebody else goes on, and replaced by who knows better."""
+    path = tmp_path / "runs.db"
+    begun(SqliteJournal(path, entry="flows.py:flow")).close("r", "failed", None, "ValueError: no")
+    assert [(run.entry, run.codec) for run in durable.runs(path)] == [("flows.py:flow", "pickle")]
+    again = SqliteJournal(path)
+    again.open("r")
+    again.close("r", "failed", None, None)
+    assert durable.runs(path)[0].entry == "flows.py:flow"
+    moved = SqliteJournal(path, entry="new/flows.py:flow")
+    moved.open("r")
+    assert durable.runs(path)[0].entry == "new/flows.py:flow"
+
+
 def test_history_is_the_steps_as_they_are(either):
     """Whatever they are written in."""
     begun(either, rows=[row(0), row(1)])

@@ -444,8 +444,10 @@ def test_streams_are_no_gap(run):
     assert [(c.where, c.by) for c in diff.inserted] == [(f"process[{n}]", "pull/pull") for n in range(3)]
 
 
-def test_a_resumed_run_is_whole(run, tmp_path):
+@pytest.mark.parametrize("where_from", ["memory", "journal"])
+def test_a_resumed_run_is_whole(run, tmp_path, where_from):
     """What was restored stands in its branch, beside what ran now."""
+    journal = tmp_path / "runs.db" if where_from == "journal" else None
     ready = []
 
     @action
@@ -453,11 +455,11 @@ def test_a_resumed_run_is_whole(run, tmp_path):
         if not ready:
             raise ValueError("not ready")
 
-    flow = pipeline(ok("a") >> parallel(ok("b"), fails, name="g") >> ok("d"))
-    failed = run(flow, check=False)
+    flow = pipeline(ok("a") >> parallel(ok("b"), fails, name="g", limit=1) >> ok("d"))
+    failed = run(flow, check=False, journal=journal)
     assert where(flow.plan().diff(failed).not_reached) == ["d"]
     ready.append(True)
-    ran = flow.resume(failed).ran()
+    ran = flow.resume(failed, journal=journal).ran()
     assert [part.name for part in ran.parts] == ["a", "g", "d"]
     assert [[inner.name for inner in branch.parts] for branch in ran.parts[1].parts] == [["b"], ["fails"]]
     assert not flow.plan().diff(ran)

@@ -1,6 +1,5 @@
 """What notebooks show: stages, pipelines, groups, runs, plans and diffs as HTML; in a real notebook, in a real browser."""
 
-import html.parser
 import os
 import subprocess
 import sys
@@ -9,40 +8,10 @@ from pathlib import Path
 import nbformat
 import pytest
 from browser import Sheet, started
-from shown import EVIL, GROUP, SECRET, broken, discover, evil, failing, full, many, process, report
+from shown import EVIL, GROUP, SECRET, Checker, broken, discover, evil, failing, full, many, process, report
 
 import flowdeco
 from flowdeco import Stage, action, pipeline
-
-VOID = {"meta", "link", "br", "input", "img", "hr"}
-
-
-class Checker(html.parser.HTMLParser):
-    """Collects the tags and texts of a document, and fails where tags do not match."""
-
-    def __init__(self, source):
-        super().__init__()
-        self.open, self.tags, self.texts, self.urls = [], set(), [], []
-        self.feed(source)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.add(tag)
-        self.urls.extend(value for name, value in attrs if name in ("src", "href"))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.texts.append(data)
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.texts).split())
 
 
 def shows():

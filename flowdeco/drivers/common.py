@@ -156,6 +156,7 @@ class _Start:
         self.history: int | None = history
         self.observers = _observers(options.observers)
         self.watcher = _watcher(options.progress) if options.progress is not None else None
+        self.clock = options.clock or time.perf_counter
 
     def check(self, store: Store) -> None:
         """Raise `WiringError` for what nothing can supply."""
@@ -172,7 +173,7 @@ class _Start:
             skip=self.skip,
             history=self.history,
             memory=memory,
-            clock=time.perf_counter,
+            clock=self.clock,
             now=time.time(),
             cancels=is_cancellation,
             **past,

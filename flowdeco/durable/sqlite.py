@@ -46,6 +46,7 @@ CREATE TABLE runs (
     id INTEGER PRIMARY KEY,
     run_id TEXT NOT NULL UNIQUE,
     pipeline TEXT NOT NULL,
+    entry TEXT,
     status TEXT NOT NULL,
     reason TEXT,
     error TEXT,
@@ -115,6 +116,7 @@ class Head(NamedTuple):
     id: int
     run_id: str
     pipeline: str
+    entry: str | None
     status: str
     reason: str | None
     error: str | None
@@ -158,7 +160,8 @@ class SqliteJournal:
 
     The file is made where it is missing, readable for its owner only. `synchronous="NORMAL"` survives a crash of the
     process, `"FULL"` a loss of power as well, at the price of waiting for the disk at every step. `lease` is how many
-    seconds an owner on another host may be silent before the run can be taken over.
+    seconds an owner on another host may be silent before the run can be taken over. `entry` is noted with the runs that
+    begin here: where their pipeline is found, as `"module:flow"` or `"file.py:flow"`, for who has nothing but the journal.
     """
 
     def __init__(
@@ -168,6 +171,7 @@ class SqliteJournal:
         codec: Literal["pickle", "json"] | Codec = "pickle",
         synchronous: Literal["NORMAL", "FULL"] = "NORMAL",
         lease: float = 30.0,
+        entry: str | None = None,
     ) -> None:
         if not os.fspath(path) or os.fspath(path) == ":memory:":
             raise JournalError(f"a journal is a file, and {os.fspath(path)!r} is none: MemoryJournal() keeps none")
@@ -181,6 +185,7 @@ class SqliteJournal:
         self.codec: Codec = named_codec(codec)
         self.synchronous = synchronous
         self.lease = float(lease)
+        self.entry = None if entry is None else _plain(entry)
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._closing: weakref.finalize[..., Any] | None = None
@@ -211,7 +216,7 @@ class SqliteJournal:
                     )
                 number = connection.execute("SELECT coalesce(max(id), 0) + 1 FROM runs").fetchone()[0]
                 head = Head(
-                    *(number, run_id, _plain(pipeline), "running", None, None, now),
+                    *(number, run_id, _plain(pipeline), self.entry, "running", None, None, now),
                     *(json.dumps(list(skip)), self.codec.name, 0, 0),
                 )
                 columns = (*head, head.checksum, now, *owner, now + self.lease)
@@ -236,7 +241,10 @@ class SqliteJournal:
             try:
                 remembered, written = self._remembered(connection, head)
                 dropped = written - len(remembered.rows)
-                taken = head._replace(status="running", reason=None, error=None, written=written, dropped=dropped)
+                taken = head._replace(
+                    status="running", reason=None, error=None, written=written, dropped=dropped,
+                    entry=self.entry or head.entry,
+                )  # fmt: skip
                 with _transaction(connection):
                     self._require_ours(connection, head, owner.token)
                     self._seize(connection, taken, owner)
@@ -391,7 +399,7 @@ class SqliteJournal:
             ).fetchone()[0]
         return RunInfo(
             *(head.run_id, head.pipeline, head.status, head.reason, head.started, updated, steps),
-            *(head.error, str(Owner._make(owner)) if busy else None),
+            *(head.error, str(Owner._make(owner)) if busy else None, head.entry, head.codec),
         )
 
     # Runs, as rows.
@@ -736,10 +744,10 @@ def _named(row: Row) -> str:
 
 
 def _state(head: Head) -> tuple[Any, ...]:
-    return head.status, head.reason, head.error, head.written, head.dropped, head.checksum
+    return head.status, head.reason, head.error, head.written, head.dropped, head.entry, head.checksum
 
 
-_STATE: Final = "status = ?, reason = ?, error = ?, written = ?, dropped = ?, checksum = ?, updated = ?"
+_STATE: Final = "status = ?, reason = ?, error = ?, written = ?, dropped = ?, entry = ?, checksum = ?, updated = ?"
 
 
 def _inputs_checksum(run: int, number: int, position: int, payload: bytes) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from html import escape
-from importlib.resources import files
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
@@ -39,6 +38,8 @@ def text(value: str, *, lines: bool = False) -> str:
 @cache
 def style() -> str:
     """Return the style sheet."""
+    from importlib.resources import files  # not loaded for text
+
     return files("flowdeco.show").joinpath("notebook.css").read_text(encoding="utf-8")
 
 

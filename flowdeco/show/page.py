@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import cache
 from hashlib import sha256
-from importlib.resources import files
 from itertools import pairwise
 from typing import Any, Final
 
@@ -71,6 +70,8 @@ def page(run: Run, diff: Diff, *, values: bool = False) -> str:
 
 @cache
 def _asset(name: str) -> str:
+    from importlib.resources import files
+
     return files("flowdeco.show").joinpath(name).read_text(encoding="utf-8")
 
 
@@ -365,9 +366,10 @@ class _Table:
     def _tags(self, row: dict[str, Any]) -> set[str]:
         """Return the tags of a stage, of its actions, and of what it is in."""
         found = {tag for one in (row, *row.get("acts", ())) for tag in one.get("tags", ())}
-        while row["p"] >= 0:
-            row = self.rows[row["p"]]
-            found.update(row.get("tags", ()))
+        around: int = row["p"]
+        while around >= 0:
+            found.update(self.rows[around].get("tags", ()))
+            around = self.rows[around]["p"]
         return found
 
     def _counts(self, stages: Sequence[dict[str, Any]]) -> Iterator[str]:
