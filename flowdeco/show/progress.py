@@ -114,7 +114,8 @@ class _Telling:
         return f"progress={self._tell!r}"
 
 
-_CHANGES: Final = frozenset({RunStarted, RunFinished, StageStarted, StageFinished, UnitsInserted})
+_LINES: Final = frozenset({RunStarted, RunFinished, StageFinished})
+_CHANGES: Final = _LINES | {StageStarted, UnitsInserted}
 
 
 def _bar(bar: Any) -> Callable[[int, int, str], object]:
@@ -138,12 +139,12 @@ REFRESH: Final = 0.1  # seconds: what a bar draws costs more than what it counts
 
 
 class View(Protocol):
-    """A way to show a tally: told what happens, looked after every `pause` seconds or more, and ended."""
+    """A way to show a tally: told of what may be worth a line, refreshed every `pause` seconds or more, and ended."""
 
     pause: float
 
     def take(self, event: Event) -> None:
-        """Something happened, and is counted already."""
+        """The run began or ended, or a stage has ended, and that is counted already."""
 
     def refresh(self) -> None:
         """Some time has passed."""
@@ -161,12 +162,16 @@ class _Display:
         self._ticker: _Ticker | None = None
 
     def __call__(self, event: Event) -> None:
-        self._tally(event)
-        if type(event) is RunStarted:
+        kind = type(event)
+        take = TAKE.get(kind)
+        if take is None:
+            return
+        take(self._tally, event)
+        if kind is RunStarted:
             self._view = view_of(self._tally)
             self._ticker = _Ticker(self._view, event.run_id)
             self._ticker.start()
-        if self._view is not None:
+        if kind in _LINES and self._view is not None:
             self._view.take(event)
 
     def close(self) -> None:
