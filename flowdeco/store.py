@@ -359,10 +359,6 @@ class Store(MutableMapping[str, Any]):
         """Note what changes from now on, until it is `taken`."""
         self._recent = {}
 
-    def unwatch(self) -> None:
-        """Note it no more."""
-        self._recent = None
-
     def recent(self) -> Delta:
         """Return what has changed since it was last taken."""
         return self.changes(self._recent or {})

@@ -50,7 +50,7 @@ class Input(NamedTuple):
 
 
 class Step:
-    """An action read once, ready to be performed: `function(*args)`, the result stored under `key`."""
+    """An action read once: what it is called with, what becomes of its result, what it may do beside."""
 
     __slots__ = (
         "action",
@@ -64,7 +64,6 @@ class Step:
         "keys",
         "name",
         "names_units",
-        "quick",
         "result_key",
         "simple",
         "supplies",
@@ -93,7 +92,6 @@ class Step:
             returns = self.name if options.collect is None else None
         self.result_key: Any = returns
         self.writes: Any = returns if isinstance(returns, str) and self.collects is None else None
-        self.quick = self.simple and not self.use and self.timeout is None
         self._read_return_annotation(returns)
         if self.names_units:  # data would be a mistake, and `sort_out` says so
             self.writes = None
