@@ -124,17 +124,16 @@ def _runtime_classes(declared: Any) -> _Classes:
         members = [_runtime_classes(member) for member in get_args(declared)]
         return None if None in members else tuple(c for classes in members if classes for c in classes)
     cls = origin or declared
-    if (
-        cls is Any
-        or not isinstance(cls, type)
-        or (getattr(cls, "_is_protocol", False) and not _is_runtime_protocol(cls))
-    ):
+    if cls is Any or not isinstance(cls, type):
         return None
-    return {float: (float, int), complex: (complex, float, int)}.get(cls, (cls,))
+    if getattr(cls, "_is_protocol", False) and not getattr(cls, "_is_runtime_protocol", False):
+        return None
+    return accepted_classes(cls)
 
 
-def _is_runtime_protocol(cls: type) -> bool:
-    return bool(getattr(cls, "_is_runtime_protocol", False))
+def accepted_classes(declared: type) -> tuple[type, ...]:
+    """Return the classes whose values pass for one that is declared: an `int` is a `float`, too (PEP 484)."""
+    return {float: (float, int), complex: (complex, float, int)}.get(declared, (declared,))
 
 
 def _type_name(declared: Any) -> str:
