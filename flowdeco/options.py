@@ -32,6 +32,12 @@ def checked_name(name: object, what: str) -> str:
     return name
 
 
+def checked_text(text: object, option: str) -> str | None:
+    if text is not None and not isinstance(text, str):
+        raise DefinitionError(f"{option} is a text, not {text!r}")
+    return text
+
+
 def checked_tags(tags: object, option: str = "tags") -> frozenset[str]:
     if isinstance(tags, str):
         raise DefinitionError(f"{option} is a collection of strings, not a string: write {option}=[{tags!r}]")
