@@ -245,7 +245,8 @@ def _tell(run: Run, options: Namespace, path: str | None) -> None:
     if options.json:
         _print_json(run_as_data(run))
     else:
-        stages(run, sys.stdout)
+        if not (options.progress and sys.stdout.isatty()):  # which has shown them
+            stages(run, sys.stdout)
         counted = f"{len(run.stages)} stage{'s' * (len(run.stages) != 1)}"
         why = f": {one_line(run.reason)}" if run.reason else ""
         print(f"\n{painted(str(run.status), sys.stdout)}{why} ({counted}, {duration(run.elapsed)}, run {run.id})")
@@ -579,7 +580,7 @@ _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 def _age(text: str) -> float:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text)
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", "0s" if text == "0" else text)
     if found is None:
         raise UsageError(f"--older-than takes a number and a unit, as 90s, 45m, 12h, 30d or 2w, not {text!r}")
     return float(found[1]) * _UNITS[found[2]]

@@ -780,10 +780,20 @@ def test_runs_are_purged(flowdeco, journal):
     assert flowdeco("purge", "--older-than", "1h") == (0, "deleted 0 runs\n", "")
     assert lines(flowdeco("purge", "--older-than", "0s", "--dry-run")[1])[-1] == "would delete 2 runs"
     assert flowdeco("purge", "--older-than", "0s", "--status", "completed")[1] == "deleted 1 run\n"
+    assert flowdeco("purge", "--older-than", "0", "--dry-run", "--json")[0] == 0
     assert json.loads(flowdeco("purge", "two", "--json")[1]) == {"deleted": ["two"], "dry_run": False}
     assert flowdeco("runs")[1] == "runs.db has no runs\n"
     assert "runs.db has no runs" in flowdeco("purge", "two")[2]
     assert "--older-than takes a number and a unit" in flowdeco("purge", "--older-than", "30")[2]
+
+
+def test_the_progress_is_shown_on_request():
+    """Beside what is printed for programs."""
+    pytest.importorskip("rich")
+    pytest.importorskip("flowdeco.show.progress")
+    done = in_process("run", "flows.py:flow", "-i", "kinds:=2", "--progress", "--json")
+    assert json.loads(done.stdout)["status"] == "completed"
+    assert "process[1]" in done.stderr
 
 
 # -- Ctrl-C

@@ -187,6 +187,70 @@ def test_events_of_branches_are_all_there(run):
         assert mine == [StageStarted, ActionStarted, ActionFinished, StageFinished]
 
 
+def test_what_a_middleware_inserts_is_told(run):
+    """Around an action, as if that had done it; around a stage, without an action; around a pipeline, without a stage."""
+
+    def inserts(call):
+        yield
+        call.insert(Stage(f"by {call.level}"), step([], "x"))
+
+    flow = Stage("s", [step([], "a", use=[inserts])], use=[inserts])
+    found = [event for event in seen(run, pipeline(flow, use=[inserts])) if isinstance(event, UnitsInserted)]
+    assert [event[1:] for event in found] == [
+        ("s", "a", ("by action", "x"), 1),
+        ("s", None, ("by stage", "x"), 2),
+        (None, None, ("by pipeline", "x"), 2),
+    ]
+
+
+def test_the_stages_of_pipelines_and_groups_are_counted(run):
+    """At the beginning, and where they are inserted."""
+    units = [pipeline(Stage("x"), step([], "y"), name="p"), parallel(Stage("z"), Stage("w")), stream([Stage("v")])]
+    found = seen(run, pipeline(one([], "a", lambda: units), parallel(Stage("b"), Stage("c")), step([], "d")))
+    assert found[0].stages == 4
+    (inserted,) = [event for event in found if isinstance(event, UnitsInserted)]
+    assert inserted.stages == 4
+
+
+def test_a_stage_tells_in_which_branches_it_runs(run):
+    """From the outside in; a nested pipeline is no branch."""
+    inner = parallel(pipeline(Stage("x"), name="p"), Stage("y"), name="inner")
+    found = seen(run, Stage("a") >> parallel(Stage("b"), inner, name="outer"))
+    assert {event.stage: event.branch for event in found if isinstance(event, StageStarted)} == {
+        "a": None,
+        "b": "outer[0]",
+        "x": "outer[1]/inner[0]",
+        "y": "outer[1]/inner[1]",
+    }
+
+
+def test_an_end_tells_how_many_attempts_it_took(run):
+    """And whether it was recovered."""
+    found = seen(run, Stage("s", [flaky([], "f", 1, use=[again(3)]), failing([], "g", ValueError(), use=[swallow])]))
+    ends = [event for event in found if isinstance(event, (ActionFinished, StageFinished))]
+    assert [(event.attempts, event.recovered) for event in ends] == [(2, False), (1, True), (1, False)]
+
+
+def test_on_resume_what_was_over_is_restored_and_does_not_begin(run):
+    """It has an end, with what it came to then."""
+    fails = [True]
+
+    @action
+    def fragile():
+        if fails:
+            fails.clear()
+            raise ValueError("no")
+
+    flow = one([], "a") >> fragile
+    found = []
+    flow.resume(flow.run(check=False), observers=[found.append])
+    assert [event.stage for event in found if isinstance(event, StageStarted)] == ["fragile"]
+    assert [(event.stage, event.status, event.restored) for event in found if isinstance(event, StageFinished)] == [
+        ("a", "completed", True),
+        ("fragile", "completed", False),
+    ]
+
+
 def test_a_cancelled_run_tells_its_end():
     """With its status."""
     found = []

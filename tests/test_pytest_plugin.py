@@ -50,14 +50,13 @@ def project(pytester, monkeypatch):
     return pytester
 
 
-def run(project, *arguments, plugin="flowdeco.pytest_plugin", where="inprocess"):
+def run(project, *arguments, where="inprocess"):
     started = getattr(project, f"runpytest_{where}")
-    return started("-p", plugin, "-p", "no:cacheprovider", *arguments)
+    return started("-p", "flowdeco.pytest_plugin", "-p", "no:cacheprovider", *arguments)
 
 
-@pytest.mark.parametrize("plugin", ["flowdeco.pytest_plugin", "pytest_flowdeco"])
-def test_the_fixture_runs_flows_by_its_own_clock(project, plugin):
-    """As one would write it; the plugin has two names."""
+def test_the_fixture_runs_flows_by_its_own_clock(project):
+    """As one would write it."""
     project.makepyfile(
         test_flow="""
         from flowdeco.testing import assert_ran
@@ -73,7 +72,7 @@ def test_the_fixture_runs_flows_by_its_own_clock(project, plugin):
             assert (flow_runner.calls, flow_runner.clock.now) == ([], 0)
         """
     )
-    run(project, plugin=plugin).assert_outcomes(passed=2)
+    run(project).assert_outcomes(passed=2)
 
 
 def test_a_failing_comparison_is_readable(project):
@@ -116,20 +115,30 @@ def test_flowdeco_is_imported_by_who_asks_for_it(project):
         import sys
 
         def test_it_is_not_there_yet():
-            assert not any(name.partition(".")[0] in ("flowdeco", "wrapt") for name in sys.modules)
+            assert not {"flowdeco.testing", "flowdeco.drivers"} & set(sys.modules)
 
         def test_it_is_now(flow_runner):
             assert "flowdeco.testing" in sys.modules
         """
     )
-    run(project, plugin="pytest_flowdeco", where="subprocess").assert_outcomes(passed=2)
+    run(project, where="subprocess").assert_outcomes(passed=2)
 
 
 def test_coverage_sees_the_lines_of_a_module_that_tests_import(project):
     """Those that run when it is imported as well."""
     pytest.importorskip("coverage")
     project.makepyfile(test_flow="from flows import flow\ndef test_it(flow_runner): flow_runner(flow, {'kinds': []})")
-    command = [sys.executable, "-m", "coverage", "run", "--include=flows.py", "-m", "pytest", "-p", "pytest_flowdeco"]
+    command = [
+        sys.executable,
+        "-m",
+        "coverage",
+        "run",
+        "--include=flows.py",
+        "-m",
+        "pytest",
+        "-p",
+        "flowdeco.pytest_plugin",
+    ]
     subprocess.run([*command, "-q"], check=True, capture_output=True, cwd=project.path)
     told = subprocess.run(
         [sys.executable, "-m", "coverage", "report", "-m"], check=True, capture_output=True, text=True, cwd=project.path
@@ -147,19 +156,8 @@ def test_it_works_where_warnings_are_errors_and_assertions_are_not_rewritten(pro
     run(project, "-W", "error", "--assert=plain", where="subprocess").assert_outcomes(passed=1)
 
 
-def test_both_plugins_can_be_asked_for(project):
-    """As where one is installed, and a project names the other."""
-    project.makeconftest("pytest_plugins = ['flowdeco.pytest_plugin']")
-    project.makepyfile(test_it="def test_it(flow_runner): flow_runner.clock.advance(1)")
-    run(project, plugin="pytest_flowdeco").assert_outcomes(passed=1)
-
-
-def test_the_installed_plugin_is_the_light_one():
-    """And it is part of what is installed."""
+def test_what_is_installed_brings_the_plugin_and_the_command():
+    """By their entry points."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert project["project"]["entry-points"]["pytest11"] == {"flowdeco": "pytest_flowdeco"}
+    assert project["project"]["entry-points"]["pytest11"] == {"flowdeco": "flowdeco.pytest_plugin"}
     assert project["project"]["scripts"] == {"flowdeco": "flowdeco.cli:main"}
-    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"]
-    assert all((ROOT / path).exists() for path in wheel)
-    assert "pytest_flowdeco.py" in wheel
-    assert "import flowdeco" not in (ROOT / "pytest_flowdeco.py").read_text()

@@ -357,8 +357,10 @@ def chip(sheet, text):
 
 
 def settled(sheet, text):
-    """Wait until the count says so."""
-    sheet.page.wait_for_function("text => document.getElementById('count').textContent.includes(text)", arg=text)
+    """Wait until the count begins so, or says how much there is."""
+    starts = "text => document.getElementById('count').textContent.startsWith(text)"
+    says = "text => document.getElementById('count').textContent.includes(` ${text}`)"
+    sheet.page.wait_for_function(says if text.startswith("in ") else starts, arg=text)
 
 
 def test_stages_are_filtered_by_name_and_tag(opened):
@@ -371,10 +373,13 @@ def test_stages_are_filtered_by_name_and_tag(opened):
     settled(sheet, "1 of")
     assert sheet.names() == ["report"]
     sheet.page.fill("#find", "")
+    settled(sheet, "in the order")
     chip(sheet, "#dynamic").click()
     settled(sheet, "6 of")
     chip(sheet, "#dynamic").click()
+    settled(sheet, "in the order")
     chip(sheet, "recovered").click()
+    settled(sheet, "2 of")
     assert "saved" in sheet.names()
     assert "report" not in sheet.names()
     sheet.page.fill("#find", "no such stage")

@@ -42,7 +42,9 @@ def resume(flow: Pipeline, what: Run | str, inputs: Mapping[str, Any] | None, op
     return _performed(evaluated, options) if isinstance(evaluated, tuple) else evaluated
 
 
-def _performed(evaluated: Evaluated, options: RunOptions, made: Callable[..., _Performer] | None = None) -> Run:
+def _performed(
+    evaluated: Evaluated, options: RunOptions, made: Callable[[ExitStack, Any], _Performer] | None = None
+) -> Run:
     run, evaluation = evaluated
     with ExitStack() as resources:
         if options.progress is not None:

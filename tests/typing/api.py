@@ -25,6 +25,7 @@ from flowdeco import (
     stream,
 )
 from flowdeco.middleware import Call, atomic, recover, retry
+from flowdeco.observers.otel import spans
 from flowdeco.runs import ActionRecord, StageRecord
 from flowdeco.show import Change, Diff, Plan, Ran
 from flowdeco.wiring import Problem
@@ -264,6 +265,23 @@ def in_context(ctx: Context) -> None:
     ctx.disable("tag:slow", "stage/action")
     ctx.progress(1, 3)
     ctx.emit("found", number=3)
+
+
+class Bar:
+    total: float | None = None
+
+    def update(self, n: float | None = 1) -> bool | None:
+        return None
+
+    def close(self) -> None: ...
+
+
+def watched() -> None:
+    assert_type(flow.run(progress=True), Run)
+    flow.run(progress=None)
+    flow.run(progress=lambda done, known, current: print(done + known, current.upper()))
+    flow.run(progress=Bar())
+    flow.run(observers=[spans()])
 
 
 def typed_store(store: Store) -> None:
