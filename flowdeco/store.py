@@ -1,8 +1,11 @@
 """The shared state of a run: typed keys, the store, and the record of what changed in it.
 
 Whoever must be able to drop or to hand on what was written opens a *log* (`begin`). The store then notes, for each key
-that changes, what was there before the first change. One log serves three purposes: a retry rolls back to it, a
-parallel branch and a detached action derive their `Delta` from it, and a view isolates an action by it (L4).
+that changes, what was there before the first change. Logs nest. One log serves three purposes: a retry rolls back to
+it, a parallel branch and a detached action derive their `Delta` from it, and a view isolates an action by it (L4).
+
+Beside them runs one more log of the same kind, `_recent`, as long as somebody `watch`es: what has changed since the
+journal, or the trace in memory, has `taken` note of it. It is not nested, since no step is noted twice.
 """
 
 from __future__ import annotations
