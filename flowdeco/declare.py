@@ -101,7 +101,7 @@ def action(
         "timeout": (timeout, None),
         "description": (description, None),
     }
-    options = {option: value for option, (value, default) in given.items() if value is not default and value != default}
+    options = {option: value for option, (value, default) in given.items() if value != default}
     decorator = _ActionDecorator(options)
     return decorator if function is None else decorator(function)
 

@@ -30,7 +30,7 @@ from typing import (
 import wrapt
 from typing_extensions import ParamSpec, TypeVar
 
-from flowdeco.errors import DefinitionError, ReturnValueError, suggestion
+from flowdeco.errors import DefinitionError, ReturnValueError, shortened, suggestion
 from flowdeco.functions import bindable, call_bound, function_name, signature_of
 from flowdeco.options import (
     UNSET,
@@ -276,17 +276,15 @@ def insertable(units: Iterable[Any], who: str, how: str = "returned") -> tuple[U
             raise ReturnValueError(f"{who} {how} no stage: {no_unit(unit)}")
         elif how == "returned":
             raise ReturnValueError(
-                f"{who} returned a mix of units and data: {_shortened(unit)} is no unit. "
+                f"{who} returned a mix of units and data: the {type(unit).__name__} {shortened(unit)} is no unit. "
                 f"Return the units, and write the data by ctx.store or collect="
             )
         else:
-            raise ReturnValueError(f"{who} {how} {_shortened(unit)}, which is no action, stage, pipeline or stream")
+            kind = type(unit).__name__
+            raise ReturnValueError(
+                f"{who} {how} the {kind} {shortened(unit)}, which is no action, stage, pipeline or stream"
+            )
     return tuple(flat)
-
-
-def _shortened(value: object) -> str:
-    text = f"the {type(value).__name__} {value!r}"
-    return text if len(text) < 80 else text[:79] + "…"
 
 
 def _chain(left: Unit, right: Any) -> Pipeline:

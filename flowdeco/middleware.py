@@ -224,7 +224,7 @@ def _leave(
         else:
             error = _misused(layer, "yielded again after a success: its inside runs again only after a failure")
             call._failure, call._outcome = error, UNSET
-            yield from _told(layer, generator, error)
+            yield from _reproached(generator, error)
         end = None
     return False, error
 
@@ -276,7 +276,7 @@ def _settled(
             return end, cast("Any", item)
         else:
             misuse = _misused(layer, f"yielded {item!r}: it may yield nothing, a mapping of values, or Sleep(seconds)")
-            yield from _told(layer, generator, misuse)
+            yield from _reproached(generator, misuse)
             return _RAISED, misuse
 
 
@@ -289,7 +289,7 @@ def _awaited(answer: Any, error: BaseException | None) -> _End:
     return _RAISED, _same(raised, error, error and error.__traceback__)
 
 
-def _told(layer: Middleware, generator: Layer, misuse: MiddlewareError) -> Generator[Request, Any, None]:
+def _reproached(generator: Layer, misuse: MiddlewareError) -> Generator[Request, Any, None]:
     """Raise its misuse at the layer's own `yield`, so that it can clean up, and the traceback points there."""
     end, item = _resumed(generator, None, misuse)
     if end is _WAITS:

@@ -28,7 +28,7 @@ from typing import (
     overload,
 )
 
-from flowdeco.errors import StoreKeyError, StoreTypeError, suggestion
+from flowdeco.errors import StoreKeyError, StoreTypeError, shortened, suggestion
 
 if TYPE_CHECKING:
     from typing_extensions import TypeForm
@@ -80,7 +80,7 @@ class Key(Generic[T]):
         if self._classes is not None and not isinstance(value, self._classes):
             raise StoreTypeError(
                 f"the key {self.name!r} is declared as {_type_name(self.type)}, "
-                f"but its value is a {type(value).__name__}: {_shortened(value)}"
+                f"but its value is a {type(value).__name__}: {shortened(value)}"
             )
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -141,11 +141,6 @@ def accepted_classes(declared: type) -> tuple[type, ...]:
 
 def _type_name(declared: Any) -> str:
     return declared.__name__ if isinstance(declared, type) and not get_args(declared) else str(declared)
-
-
-def _shortened(value: object, limit: int = 60) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 class _Grown(NamedTuple):
