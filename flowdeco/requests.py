@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from flowdeco.wiring import Step
 
-__all__ = ["Await", "Begun", "Call", "Chore", "Raised", "Request", "Save", "Sleep", "Wait"]
+__all__ = ["Await", "Begun", "Chore", "FunctionCall", "Raised", "Request", "Save", "Sleep", "Wait"]
 
 
 class Raised:
@@ -92,6 +92,6 @@ class Wait:
         self.cancel = cancel
 
 
-Call: TypeAlias = "tuple[Step | Chore, Sequence[Any], Mapping[str, Any] | None]"
-Request: TypeAlias = "Call | Sleep | Await | Save | Wait"
+FunctionCall: TypeAlias = "tuple[Step | Chore, Sequence[Any], Mapping[str, Any] | None]"
+Request: TypeAlias = "FunctionCall | Sleep | Await | Save | Wait"
 Begun: TypeAlias = "tuple[int, Request, Context]"

@@ -1,8 +1,11 @@
 """The shared state of a run: typed keys, the store, and the record of what changed in it.
 
 Whoever must be able to drop or to hand on what was written opens a *log* (`begin`). The store then notes, for each key
-that changes, what was there before the first change. One log serves three purposes: a retry rolls back to it, a
-parallel branch and a detached action derive their `Delta` from it, and a view isolates an action by it (L4).
+that changes, what was there before the first change. Logs nest. One log serves three purposes: a retry rolls back to
+it, a parallel branch and a detached action derive their `Delta` from it, and a view isolates an action by it (L4).
+
+Beside them runs one more log of the same kind, `_recent`, as long as somebody `watch`es: what has changed since the
+journal, or the trace in memory, has `taken` note of it. It is not nested, since no step is noted twice.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from typing import (
     overload,
 )
 
-from flowdeco.errors import StoreKeyError, StoreTypeError, suggestion
+from flowdeco.errors import StoreKeyError, StoreTypeError, shortened, suggestion
 
 if TYPE_CHECKING:
     from typing_extensions import TypeForm
@@ -77,7 +80,7 @@ class Key(Generic[T]):
         if self._classes is not None and not isinstance(value, self._classes):
             raise StoreTypeError(
                 f"the key {self.name!r} is declared as {_type_name(self.type)}, "
-                f"but its value is a {type(value).__name__}: {_shortened(value)}"
+                f"but its value is a {type(value).__name__}: {shortened(value)}"
             )
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -124,26 +127,20 @@ def _runtime_classes(declared: Any) -> _Classes:
         members = [_runtime_classes(member) for member in get_args(declared)]
         return None if None in members else tuple(c for classes in members if classes for c in classes)
     cls = origin or declared
-    if (
-        cls is Any
-        or not isinstance(cls, type)
-        or (getattr(cls, "_is_protocol", False) and not _is_runtime_protocol(cls))
-    ):
+    if cls is Any or not isinstance(cls, type):
         return None
-    return {float: (float, int), complex: (complex, float, int)}.get(cls, (cls,))
+    if getattr(cls, "_is_protocol", False) and not getattr(cls, "_is_runtime_protocol", False):
+        return None
+    return accepted_classes(cls)
 
 
-def _is_runtime_protocol(cls: type) -> bool:
-    return bool(getattr(cls, "_is_runtime_protocol", False))
+def accepted_classes(declared: type) -> tuple[type, ...]:
+    """Return the classes whose values pass for one that is declared: an `int` is a `float`, too (PEP 484)."""
+    return {float: (float, int), complex: (complex, float, int)}.get(declared, (declared,))
 
 
 def _type_name(declared: Any) -> str:
     return declared.__name__ if isinstance(declared, type) and not get_args(declared) else str(declared)
-
-
-def _shortened(value: object, limit: int = 60) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 class _Grown(NamedTuple):
@@ -358,10 +355,6 @@ class Store(MutableMapping[str, Any]):
     def watch(self) -> None:
         """Note what changes from now on, until it is `taken`."""
         self._recent = {}
-
-    def unwatch(self) -> None:
-        """Note it no more."""
-        self._recent = None
 
     def recent(self) -> Delta:
         """Return what has changed since it was last taken."""

@@ -16,7 +16,7 @@ from flowdeco.drivers.common import Evaluated, abandon, begin, end
 from flowdeco.drivers.common import resume as continued
 from flowdeco.drivers.threads import call_in_thread, timed_out
 from flowdeco.drivers.work import Work
-from flowdeco.requests import Await, Call, Raised, Request, Save, Sleep, Wait
+from flowdeco.requests import Await, FunctionCall, Raised, Request, Save, Sleep, Wait
 
 if TYPE_CHECKING:
     from flowdeco.definitions import Pipeline, RunOptions
@@ -148,14 +148,14 @@ class _Performer:
         self._loop.call_later(seconds, self._take, ticket, answer)
 
     def begin_await(
-        self, ticket: int, request: Await | Call, context: contextvars.Context, claimed: Callable[[int], bool]
+        self, ticket: int, request: Await | FunctionCall, context: contextvars.Context, claimed: Callable[[int], bool]
     ) -> Callable[[], object]:
         answered = answer(ticket, request, claimed, self._take)
         return self._loop.create_task(answered, name=f"flowdeco-{ticket}", context=context).cancel
 
 
 async def answer(
-    ticket: int, request: Await | Call, claimed: Callable[[int], bool], report: Callable[[int, Any], object]
+    ticket: int, request: Await | FunctionCall, claimed: Callable[[int], bool], report: Callable[[int, Any], object]
 ) -> None:
     """Await, if the ticket can be claimed, and report what came of it."""
     if not claimed(ticket):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowdeco.drivers.common import Evaluated, begin, end
 from flowdeco.drivers.common import resume as continued
-from flowdeco.requests import Await, Call, Raised, Request, Save, Sleep, Wait
+from flowdeco.requests import Await, FunctionCall, Raised, Request, Save, Sleep, Wait
 
 if TYPE_CHECKING:
     from flowdeco.definitions import Pipeline, RunOptions
@@ -160,7 +160,7 @@ class _Performer:
         heappush(self._timers, (time.monotonic() + seconds, ticket, answer))
 
     def begin_await(
-        self, ticket: int, request: Await | Call, context: contextvars.Context, claimed: Callable[[int], bool]
+        self, ticket: int, request: Await | FunctionCall, context: contextvars.Context, claimed: Callable[[int], bool]
     ) -> Callable[[], object]:
         from flowdeco.drivers.async_ import answer
 
