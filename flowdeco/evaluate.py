@@ -304,7 +304,8 @@ class Evaluation:
         stage, frame = visit.stage, visit.frame
         started = self.clock()
         if self.notify is not None:
-            self.notify(StageStarted(self.run.id, stage.name, by, _place(frame.scope)))
+            place = None if frame.scope is None else _place(frame.scope)
+            self.notify(_new(StageStarted, (self.run.id, stage.name, by, place)))
         call: Call | None = None
         if frame.use_stages or stage.use:
             layers = (*frame.use_stages, *((merging(stage),) if stage._data else ()), *stage.use)
@@ -340,9 +341,11 @@ class Evaluation:
         if self.history is not None:
             self._forget(branch)
         if self.notify is not None:
-            self._tell_inserted(stage.name, None, inserted if error is None else ())
-            what = stage.name, record.status, record.error, elapsed, attempts, record.recovered
-            self.notify(StageFinished(self.run.id, *what))
+            if inserted and error is None:
+                self._tell_inserted(stage.name, None, inserted)
+            status, failure, recovered = record.status, record.error, record.recovered
+            told = self.run.id, stage.name, status, failure, elapsed, attempts, recovered, False
+            self.notify(_new(StageFinished, told))
         if error is None:
             if inserted:
                 visit.inserted.extend((unit, stage.name) for unit in inserted)
@@ -406,7 +409,7 @@ class Evaluation:
             seen = None if memory is None else memory.seen(store, step.keys)
             try:
                 if notify is not None:
-                    notify(ActionStarted(self.run.id, stage.name, step.name, by))
+                    notify(_new(ActionStarted, (self.run.id, stage.name, step.name, by)))
                 while True:  # attempts
                     value = UNSET
                     if call is not None:
@@ -466,7 +469,8 @@ class Evaluation:
                 outcome = _COMPLETED, started + self.epoch, elapsed, by, None, attempts, False, (), ()
                 visit.records.append(_new(ActionRecord, (step.name, step.action, *outcome)))
                 if notify is not None:
-                    notify(ActionFinished(self.run.id, stage.name, step.name, _COMPLETED, None, elapsed, attempts))
+                    told = self.run.id, stage.name, step.name, _COMPLETED, None, elapsed, attempts, False
+                    notify(_new(ActionFinished, told))
                 continue
             error = self._conclude(branch, visit, step, by, started, value, context, call, seen)
             if memory is not None and error is None:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO, TypeAlias
 from flowdeco.errors import DefinitionError
 from flowdeco.events import Event, RunFinished, RunStarted, StageFinished, StageStarted, UnitsInserted
 from flowdeco.logs import run_logger
-from flowdeco.show.tally import Row, Tally, describe, duration
+from flowdeco.show.tally import TAKE, Row, Tally, describe, duration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -97,10 +97,12 @@ class _Telling:
         self._tally = Tally()
 
     def __call__(self, event: Event) -> None:
-        tally = self._tally
-        tally(event)
-        if type(event) in _CHANGES:
-            self._tell(tally.done, tally.known, tally.current)
+        tally, kind = self._tally, type(event)
+        take = TAKE.get(kind)
+        if take is not None:  # as the tally would do itself; told of every event, it should be quick
+            take(tally, event)
+            if kind in _CHANGES:
+                self._tell(tally.done, tally.known, tally.current)
 
     def close(self) -> None:
         try:

@@ -24,7 +24,7 @@ from flowdeco.events import (
     UnitsInserted,
 )
 
-__all__ = ["Row", "Tally", "describe", "duration"]
+__all__ = ["TAKE", "Row", "Tally", "describe", "duration"]
 
 REMEMBERED: Final = 50  # finished stages: more than a terminal shows
 FAILURES: Final = 5  # recovered ones stay in sight, however many stages follow
@@ -85,7 +85,7 @@ class Tally:
 
     def __call__(self, event: Event) -> None:
         """Count an event."""
-        take = _TAKE.get(type(event))
+        take = TAKE.get(type(event))
         if take is not None:
             take(self, event)
 
@@ -238,7 +238,7 @@ def duration(seconds: float) -> str:
 
 
 _A_PIPELINE: Final = "\0pipeline"  # inserted by the middleware of one, which the event does not name
-_TAKE: Final[dict[type, Callable[[Tally, Any], None]]] = {
+TAKE: Final[dict[type, Callable[[Tally, Any], None]]] = {
     RunStarted: Tally._begin,
     RunFinished: Tally._end,
     StageStarted: Tally._begin_stage,
