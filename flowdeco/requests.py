@@ -8,7 +8,7 @@ user's function raises is handed over as a value, so that a `StopIteration` of t
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from flowdeco.errors import MiddlewareError
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from flowdeco.wiring import Step
 
-__all__ = ["Await", "Begun", "Call", "Chore", "Raised", "Request", "Save", "Sleep", "Wait"]
+__all__ = ["CAUGHT_UP", "Await", "Begun", "Call", "Chore", "Raised", "Request", "Save", "Sleep", "Wait"]
 
 
 class Raised:
@@ -78,6 +78,13 @@ class Save:
         self.args = args
 
 
+class _CaughtUp:
+    """What a branch of a group yields that has restored its past, before it goes on: for the group, not for a driver."""
+
+
+CAUGHT_UP: Final = _CaughtUp()
+
+
 class Wait:
     """Begin these, cancel those, and wait until something that is under way is over.
 
@@ -93,5 +100,5 @@ class Wait:
 
 
 Call: TypeAlias = "tuple[Step | Chore, Sequence[Any], Mapping[str, Any] | None]"
-Request: TypeAlias = "Call | Sleep | Await | Save | Wait"
+Request: TypeAlias = "Call | Sleep | Await | Save | Wait | _CaughtUp"
 Begun: TypeAlias = "tuple[int, Request, Context]"
