@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 from flowdeco.definitions import Action, Pipeline, Stage, Stream, Unit, insertable, make_action
 from flowdeco.errors import Suspend
 from flowdeco.memory import step_id
-from flowdeco.middleware import run_logger
 from flowdeco.options import checked_selectors
 from flowdeco.store import Delta, Key, Store, View, key_name
 
 if TYPE_CHECKING:
-    import logging
-
     from flowdeco.events import Event
+    from flowdeco.logs import RunLogger
 
 __all__ = ["Context"]
 
@@ -80,8 +78,10 @@ class Context:
         return step_id(self.run_id, *self._place, self.action.name)
 
     @property
-    def logger(self) -> logging.LoggerAdapter[Any]:
+    def logger(self) -> RunLogger:
         """The logger `flowdeco.run`, with run, stage and action as `extra`."""
+        from flowdeco.logs import run_logger
+
         return run_logger(self.run_id, self.stage.name, self.action.name)
 
     @property

@@ -10,11 +10,12 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
+from os import PathLike
 from typing import Any, Final, Generic, Never, NoReturn, cast, overload
 
 from typing_extensions import ParamSpec, TypeVar
 
-from flowdeco.definitions import Action, Stage, Template, Unit, make_action
+from flowdeco.definitions import Action, Stage, Stream, Template, Unit, make_action
 from flowdeco.errors import DefinitionError, EmptyStageError
 from flowdeco.options import UNSET, Middleware, Returns, first_paragraph
 from flowdeco.references import Called, Imported, Member, load, require_importable
@@ -145,6 +146,11 @@ class StageTemplate(Template, Generic[P]):
     def __rrshift__(self, other: Never) -> NoReturn:
         raise DefinitionError(_uncalled(self.__name__))
 
+    def __getattr__(self, name: str) -> NoReturn:
+        if hasattr(Stage, name):
+            raise AttributeError(f"{_uncalled(self.__name__)}.{name}")
+        raise AttributeError(f"a StageTemplate has no attribute {name!r}")
+
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a StageTemplate is immutable: cannot set {name!r}")
 
@@ -269,9 +275,17 @@ def _declared(name: str, function: Any, options: dict[str, Any], origin: Importe
     collected: list[Action[..., Any]] = []
     token = _collecting.set(collected)
     try:
-        function(*origin.args, **origin.kwargs) if isinstance(origin, Called) else function()
+        returned = function(*origin.args, **origin.kwargs) if isinstance(origin, Called) else function()
     finally:
         _collecting.reset(token)
+    first: Any = returned
+    if isinstance(first, (list, tuple)) and first:
+        first = cast("list[Any]", first)[0]
+    if isinstance(first, (Unit, Stream, Template)) and not isinstance(first, Action):
+        raise DefinitionError(
+            f"the body of stage {name!r} returned units, and only what an action returns is run: "
+            f"move the `return` into an @action of the stage"
+        )
     if not collected:
         raise EmptyStageError(
             f"stage {name!r} has no actions: decorate functions in its body with @action, "
@@ -294,7 +308,8 @@ def _shown_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
 
 
 def _shown(value: object) -> str:
-    text = value if isinstance(value, str) else repr(value)
-    if len(text) > _LONGEST:
-        text = text[: _LONGEST - 1] + "…"
+    plain: object = cast("PathLike[Any]", value).__fspath__() if isinstance(value, PathLike) else value
+    text = plain if isinstance(plain, str) else repr(plain)
+    if len(text) > _LONGEST:  # both ends stay: of paths and addresses, it is the end that tells them apart
+        text = f"{text[: _LONGEST // 3]}…{text[_LONGEST // 3 + 1 - _LONGEST :]}"
     return text if text.isprintable() else repr(text)[1:-1]

@@ -63,6 +63,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from flowdeco.runs import Run
+    from flowdeco.show import Plan
+    from flowdeco.show.progress import Shown
     from flowdeco.wiring import Problem
 
 __all__ = ["Action", "Middleware", "Parallel", "Pipeline", "Stage", "Stream", "Unit", "parallel", "pipeline", "stream"]
@@ -75,7 +77,7 @@ R = TypeVar("R", covariant=True, default=Any)
 
 
 class RunOptions(NamedTuple):
-    """The options of one run, as `run` and `arun` take them."""
+    """The options of one run, as `run` and `arun` take them; `clock` is that of its records, for tests."""
 
     use: Iterable[Middleware] = ()
     observers: Iterable[Callable[[Any], object]] = ()
@@ -85,7 +87,8 @@ class RunOptions(NamedTuple):
     run_id: str | None = None
     check: bool = True
     history: int | None = None
-    progress: Any = None
+    progress: Shown = None
+    clock: Callable[[], float] | None = None
 
 
 class Unit:
@@ -118,7 +121,7 @@ class Unit:
         run_id: str | None = None,
         check: bool = True,
         history: int | None = None,
-        progress: Any = None,
+        progress: Shown = None,
     ) -> Run:
         """Evaluate the unit and return the `Run`.
 
@@ -144,7 +147,7 @@ class Unit:
         run_id: str | None = None,
         check: bool = True,
         history: int | None = None,
-        progress: Any = None,
+        progress: Shown = None,
     ) -> Coroutine[Any, Any, Run]:
         """Evaluate the unit in the running event loop; the same as `run` in every other way (L8)."""
         options = RunOptions(use, observers, skip, executor, journal, run_id, check, history, progress)
@@ -166,7 +169,7 @@ class Unit:
         executor: Executor | None = None,
         check: bool = True,
         history: int | None = None,
-        progress: Any = None,
+        progress: Shown = None,
     ) -> Run:
         """Go on with a run that failed, was suspended, cancelled or killed; what has completed is not called again.
 
@@ -194,7 +197,7 @@ class Unit:
         executor: Executor | None = None,
         check: bool = True,
         history: int | None = None,
-        progress: Any = None,
+        progress: Shown = None,
     ) -> Coroutine[Any, Any, Run]:
         """Go on with a run in the running event loop; the same as `resume` in every other way (L8)."""
         options = RunOptions(use, observers, skip, executor, journal, None, check, history, progress)
@@ -208,12 +211,29 @@ class Unit:
         problems: list[Problem] = _drivers().validate(as_pipeline(self), inputs)
         return problems
 
+    def plan(self) -> Plan:
+        """Return what will run, as far as that is known without running anything.
+
+        It prints as text, shows itself in notebooks, and gives `mermaid()` and `html()`; `plan.diff(run.ran())` says
+        what a run did differently.
+        """
+        made: Plan = _show().plan(self)
+        return made
+
+
+# The imports that point upwards: a definition runs and shows itself, and what does that is loaded when it is wanted.
+
 
 def _drivers() -> types.ModuleType:
-    # The one import that points upwards: a definition runs itself, and what runs it is loaded when it does.
     from flowdeco import drivers
 
     return drivers
+
+
+def _show() -> types.ModuleType:
+    from flowdeco import show
+
+    return show
 
 
 def no_unit(thing: object, place: str = "`>>`") -> str:
@@ -223,7 +243,10 @@ def no_unit(thing: object, place: str = "`>>`") -> str:
         return f"the stage template {name!r} must be called to give a stage: write {name}(...)"
     if isinstance(thing, Stream):
         return "a stream is returned by an action (or given to ctx.insert): it cannot be chained"
-    found = f"{type(thing).__name__} {described(thing)}"
+    kind = type(thing).__name__
+    found = f"{kind} {described(thing)}"
+    if kind in ("list", "tuple") and place != "`>>`":
+        return f"{place} takes the units one by one, not in a {kind}: write {place}(*units)"
     if callable(thing):
         return (
             f"{place} takes actions, stages, pipelines and parallel groups, not the {found}: decorate it with @action"
@@ -302,6 +325,9 @@ class _Value:
 
     def __delattr__(self, name: str) -> None:
         raise AttributeError(f"a {type(self).__name__} is immutable")
+
+    def _repr_html_(self) -> str:
+        return cast("str", _show().html_of(self))  # in a notebook
 
 
 def _set(target: object, **attributes: Any) -> None:
@@ -508,6 +534,7 @@ def make_action(function: Any, *, name: str | None = None, **options: Any) -> Ac
     if isinstance(function, (Unit, Template, type)) or not (method or callable(function)):
         raise DefinitionError(
             f"an action is made of a function, not of the {type(function).__name__} {described(function)}"
+            f"{f': write @action(name={function!r})' if isinstance(function, str) else ''}"
         )
     made = ActionOptions(
         checked_name(function_name(function) if name is None else name, "an action"),

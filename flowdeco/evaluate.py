@@ -48,7 +48,7 @@ from flowdeco.definitions import (
     one_action_stage,
     stage_selectors,
 )
-from flowdeco.errors import Bail, Cancelled, ReturnValueError, Suspend
+from flowdeco.errors import Bail, Cancelled, MissingInputError, ReturnValueError, Suspend
 from flowdeco.events import (
     ActionFinished,
     ActionStarted,
@@ -67,8 +67,8 @@ from flowdeco.options import UNSET, Middleware
 from flowdeco.past import STAGE, Closed, GroupPast, GroupTrace, failed_action
 from flowdeco.requests import Await, Chore, Raised, Request, Save
 from flowdeco.returned import PLAIN, SETTLED, Yielded, exhaust, sort_out
-from flowdeco.runs import ActionRecord, Run, StageRecord, Status
-from flowdeco.wiring import Step, check_inserted, step_of, unmet
+from flowdeco.runs import ActionRecord, Run, Scope, StageRecord, Status
+from flowdeco.wiring import Step, check_inserted, may_supply, note_suppliers, step_of, unmet
 
 __all__ = ["Evaluation"]
 
@@ -119,7 +119,7 @@ class Evaluation:
         error: Failure = None
         try:
             if self.notify is not None:
-                self.notify(RunStarted(run.id, run.pipeline.name))
+                self.notify(RunStarted(run.id, run.pipeline.name, _stages_in(run.pipeline.units)))
             error = yield from self._open(branch, branch.frames[0], run.pipeline, None, self.use)
         except GeneratorExit:
             raise
@@ -131,6 +131,7 @@ class Evaluation:
             error = unsaved if error is None else error
         run.elapsed = self.clock() - began
         run.stages = [] if self.history == 0 else branch.records[-(self.history or 0) :]
+        run.forgotten = len(branch.records) + branch.forgotten + branch.lost - len(run.stages)
         run.result = branch.trace.result = branch.result
         run.status = self._status(error)
         if isinstance(error, (Bail, Suspend)):
@@ -166,13 +167,14 @@ class Evaluation:
         self, branch: Branch, frame: Frame, pipeline: Pipeline, by: str | None, use: tuple[Middleware, ...] = ()
     ) -> Walk:
         if pipeline is not self.run.pipeline and self._off(branch, stage_selectors(pipeline)):
-            return (yield from self._skip(branch, pipeline, by))
+            return (yield from self._skip(branch, pipeline, by, frame.scope))
         while len(branch.frames) > 1 and branch.frames[-1].is_done():
             branch.frames.pop()  # nothing is left to do in there: a pipeline that returns itself is a loop, too
         layers = use + pipeline.use
         use_stages, use_actions = frame.use_stages + pipeline.use_stages, frame.use_actions + pipeline.use_actions
-        wrapped = frame.wrapped or bool(layers or use_stages or use_actions)
-        opened = Frame(pipeline, by, use_stages, use_actions, frame.values, wrapped)
+        wrapped = frame.wrapped or may_supply(layers + use_stages + use_actions)
+        scope = self._scope(branch, pipeline, by, branch.frames[-1].scope)
+        opened = Frame(pipeline, by, use_stages, use_actions, frame.values, wrapped, scope)
         branch.frames.append(opened)
         if not layers:
             opened.refill()
@@ -185,6 +187,13 @@ class Evaluation:
         frame.call = Call(self.run.id, branch.store, layers, frame.values, frame.pipeline)
         frame.before = branch.before()
         return (yield from self._enter(branch, frame, frame.call))
+
+    def _scope(self, branch: Branch, unit: Pipeline | Parallel, by: str | None, outer: Scope | None) -> Scope | None:
+        """Return what the records of this unit will say they are in."""
+        if isinstance(unit, Pipeline) and (unit.plain or (unit is self.run.pipeline and by is None)):
+            return outer
+        branch.scopes += 1
+        return Scope(unit.name, f"{branch.id}.{branch.scopes}", None, by, outer)
 
     def _enter(self, branch: Branch, frame: Frame, call: Call) -> Walk:
         entered = enter(call)
@@ -218,6 +227,7 @@ class Evaluation:
                 branch.trace.undone = before.records, frame.number, before.position
             return error
         branch.frames[-1].queue.extend((unit, frame.pipeline.name) for unit in reversed(call._inserted))
+        self._tell_inserted(None, None, call._inserted)
         return self._remember_pipeline(branch, frame, call)
 
     def _discard(self, queue: list[Queued]) -> Generator[Request, Any, None]:
@@ -292,7 +302,7 @@ class Evaluation:
 
     def _stage(self, branch: Branch, frame: Frame, stage: Stage, by: str | None) -> Walk:
         if (self.skip or branch.switches) and self._off(branch, stage_selectors(stage)):
-            return self._skip(branch, stage, by)
+            return self._skip(branch, stage, by, frame.scope)
         return self._visit(branch, Visit(stage, frame), by)
 
     def _visit(self, branch: Branch, visit: Visit, by: str | None) -> Walk:
@@ -300,7 +310,7 @@ class Evaluation:
         stage, frame = visit.stage, visit.frame
         started = self.clock()
         if self.notify is not None:
-            self.notify(StageStarted(self.run.id, stage.name, by))
+            self.notify(StageStarted(self.run.id, stage.name, by, _place(frame.scope)))
         call: Call | None = None
         if frame.use_stages or stage.use:
             layers = (*frame.use_stages, *((merging(stage),) if stage._data else ()), *stage.use)
@@ -323,20 +333,22 @@ class Evaluation:
             StageRecord,
             (
                 stage.name, stage, status, started + self.epoch, elapsed, by, visit.records,
-                failure, attempts, recovered, inserted,
+                failure, attempts, recovered, inserted, frame.scope,
             ),
         )  # fmt: skip
-        if error is None:
-            error = self._remember_stage(branch, record)
-            if error is not None:
-                record = record._replace(status=Status.FAILED, error=error, recovered=False)
+        if error is None or isinstance(error, Bail):
+            refused = self._remember_stage(branch, record)
+            if refused is not None:
+                record, error = record._replace(status=Status.FAILED, error=refused, recovered=False), refused
         if record.error is not None:
             self._note(record.error, f"stage {stage.name!r}, pipeline {frame.pipeline.name!r}")
         branch.records.append(record)
         if self.history is not None:
             self._forget(branch)
         if self.notify is not None:
-            self.notify(StageFinished(self.run.id, stage.name, record.status, record.error, elapsed))
+            self._tell_inserted(stage.name, None, inserted if error is None else ())
+            what = stage.name, record.status, record.error, elapsed, attempts, record.recovered
+            self.notify(StageFinished(self.run.id, *what))
         if error is not None:
             branch.failures.append(Failed(branch, record, branch.position))
             return error
@@ -467,11 +479,11 @@ class Evaluation:
                 outcome = _COMPLETED, started + self.epoch, elapsed, by, None, attempts, False, (), ()
                 visit.records.append(_new(ActionRecord, (step.name, step.action, *outcome)))
                 if notify is not None:
-                    notify(ActionFinished(self.run.id, stage.name, step.name, _COMPLETED, None, elapsed))
+                    notify(ActionFinished(self.run.id, stage.name, step.name, _COMPLETED, None, elapsed, attempts))
                 continue
             error = self._conclude(branch, visit, step, by, started, value, context, call, seen)
-            if memory is not None and error is None:
-                error = yield from self._save(branch)
+            if branch.rows:
+                error = (yield from self._save(branch)) or error
             if error is not None:
                 return error
             filtered = bool(self.skip or branch.switches)
@@ -516,6 +528,11 @@ class Evaluation:
         """Call an action that needs more than what is in the store."""
         try:
             args, kwargs = step.gather(branch.store, values, context, visit.stage.name)
+        except MissingInputError as error:
+            ran = [record for stage in branch.records for record in stage.actions] + visit.records
+            completed = [record.action for record in ran if record.status is _COMPLETED]
+            note_suppliers(error, step, branch.store, completed)
+            return Raised(error)
         except Exception as error:
             return Raised(error)
         return (yield step, args, kwargs)
@@ -587,7 +604,8 @@ class Evaluation:
                 branch.rows.append(self.memory.action(branch.id, branch.position, visit.stage.name, record, payload))
             branch.position += 1
         if self.notify is not None:
-            self.notify(ActionFinished(self.run.id, visit.stage.name, step.name, status, failure, elapsed))
+            what = step.name, status, failure, elapsed, attempts, recovered
+            self.notify(ActionFinished(self.run.id, visit.stage.name, *what))
         return error
 
     def _take_effect(
@@ -631,11 +649,10 @@ class Evaluation:
                     delta,
                     inserted=inserted,
                     switches=switches,
-                    error=call._failure if call is not None and recovered else None,
+                    error=call._failure if call is not None and recovered else bail,
                     attempts=call.attempt if call is not None and call.attempt > 1 else None,
                     recovered=recovered,
                     result=() if data is UNSET or data is None else step.where(data),
-                    reason=(bail.reason,) if isinstance(bail, Bail) else None,
                 )
             if store._recent is not None:
                 store.taken()
@@ -648,9 +665,6 @@ class Evaluation:
             store.end(log)
         if inserted:
             self._insert(visit, step, inserted)
-            if self.notify is not None:
-                names = tuple(unit.name for unit in inserted)
-                self.notify(UnitsInserted(self.run.id, visit.stage.name, step.name, names))
         if data is not UNSET:
             branch.result = data
         for selector, on in switches:
@@ -663,6 +677,16 @@ class Evaluation:
         actions = [step_of(cast("Any", unit)) for unit in inserted if type(unit) is Action]
         visit.queue.extend((action, who) for action in reversed(actions))
         visit.inserted.extend((unit, who) for unit in inserted if type(unit) is not Action)
+        if self.notify is not None:
+            self._tell_inserted(visit.stage.name, step.name, inserted, len(actions))
+
+    def _tell_inserted(
+        self, stage: str | None, action: str | None, units: tuple[Unit | Stream, ...], actions: int = 0
+    ) -> None:
+        """Tell observers what was inserted; actions that were inserted into a stage are none themselves."""
+        if units and self.notify is not None:
+            names = tuple(unit.name for unit in units)
+            self.notify(UnitsInserted(self.run.id, stage, action, names, _stages_in(units) - actions))
 
     # What is remembered of a run, in its journal or in memory.
 
@@ -750,7 +774,7 @@ class Evaluation:
             return
         if visit is None:
             coming = [(unit, True) for unit in units]
-        elif visit.stage.use or visit.use_actions:
+        elif may_supply(visit.stage.use + visit.use_actions):
             return
         else:
             coming = [(unit, True) for unit in units if type(unit) is Action]
@@ -767,14 +791,16 @@ class Evaluation:
 
     def _group(self, branch: Branch, frame: Frame, group: Parallel, by: str | None) -> Walk:
         if self._off(branch, stage_selectors(group)):
-            return (yield from self._skip(branch, group, by))
+            return (yield from self._skip(branch, group, by, frame.scope))
         position, start = branch.position, len(branch.records) + branch.forgotten
         error = yield from self._begin_group(branch, group)
         if error is not None:
             return error
         forks: list[Branch] = []
+        scope = cast("Scope", self._scope(branch, group, by, frame.scope))
         for index, unit in enumerate(group.units):
-            base = Frame(frame.pipeline, by, frame.use_stages, frame.use_actions, frame.values, frame.wrapped)
+            within = scope._replace(branch=index)
+            base = Frame(frame.pipeline, by, frame.use_stages, frame.use_actions, frame.values, frame.wrapped, within)
             base.queue.append((unit, by))
             forks.append(self._fork(branch, base, position, index))
 
@@ -786,6 +812,7 @@ class Evaluation:
         error = yield from self._work(branch, group, forks, crew)
         for fork in forks:
             branch.records.extend(fork.records)
+            branch.lost += fork.forgotten + fork.lost
             branch.rows.extend(fork.rows)
             branch.failures.extend(fork.failures)
         if self.memory is not None and branch.is_revocable():
@@ -842,12 +869,14 @@ class Evaluation:
         latest = [on for selector, on in branch.switches.items() if selector in selectors]
         return bool(latest) and not latest[-1]
 
-    def _skip(self, branch: Branch, unit: Unit, by: str | None) -> Walk:
+    def _skip(self, branch: Branch, unit: Unit, by: str | None, scope: Scope | None) -> Walk:
         """Record a unit, with all that is in it, as skipped."""
         if isinstance(unit, (Pipeline, Parallel)):
             self.unmatched.difference_update(stage_selectors(unit))
-            for part in unit.units:
-                error = yield from self._skip(branch, part, by)
+            scope = self._scope(branch, unit, by, scope)
+            for index, part in enumerate(unit.units):
+                within = scope._replace(branch=index) if scope is not None and isinstance(unit, Parallel) else scope
+                error = yield from self._skip(branch, part, by, within)
                 if error is not None:
                     return error
             return None
@@ -856,11 +885,12 @@ class Evaluation:
             self.unmatched.difference_update(stage_selectors(stage))
             for action in stage:
                 self.unmatched.difference_update(action_selectors(stage, action))
-        return (yield from self._skip_stage(branch, stage, by))
+        return (yield from self._skip_stage(branch, stage, by, scope))
 
-    def _skip_stage(self, branch: Branch, stage: Stage, by: str | None) -> Walk:
+    def _skip_stage(self, branch: Branch, stage: Stage, by: str | None, scope: Scope | None) -> Walk:
         yield from ()
-        record = StageRecord(stage.name, stage, Status.SKIPPED, self.clock() + self.epoch, 0.0, by, [])
+        now = self.clock() + self.epoch
+        record = StageRecord(stage.name, stage, Status.SKIPPED, now, 0.0, by, [], scope=scope)
         branch.records.append(record)
         error = self._remember_stage(branch, record)
         if self.history is not None:
@@ -908,6 +938,28 @@ class Evaluation:
         Stream: _open_stream,
         OpenStream: _pull,
     }
+
+
+def _stages_in(units: Iterable[Unit | Stream]) -> int:
+    """Return how many stages are in these units, as far as one can know."""
+    stages, left = 0, list(units)
+    while left:
+        unit = left.pop()
+        if isinstance(unit, (Pipeline, Parallel)):
+            left.extend(unit.units)
+        else:
+            stages += type(unit) is not Stream
+    return stages
+
+
+def _place(scope: Scope | None) -> str | None:
+    """Return where in parallel groups a scope is, for observers: "outer[1]/inner[0]"."""
+    parts: list[str] = []
+    while scope is not None:
+        if scope.branch is not None:
+            parts.append(f"{scope.name}[{scope.branch}]")
+        scope = scope.outer
+    return "/".join(reversed(parts)) or None
 
 
 def _ended() -> Cancelled:

@@ -22,10 +22,11 @@ __all__ = [
 
 
 class RunStarted(NamedTuple):
-    """A run begins."""
+    """A run begins; `stages` is how many are in its pipeline, those that are inserted later not counted."""
 
     run_id: str
     pipeline: str
+    stages: int = 0
 
 
 class RunFinished(NamedTuple):
@@ -39,21 +40,28 @@ class RunFinished(NamedTuple):
 
 
 class StageStarted(NamedTuple):
-    """A stage begins."""
+    """A stage begins; `branch` says where in parallel groups: `"group[0]"`, `"outer[1]/inner[0]"`."""
 
     run_id: str
     stage: str
     inserted_by: str | None
+    branch: str | None = None
 
 
 class StageFinished(NamedTuple):
-    """A stage is over: completed, failed, skipped…; `elapsed` is in seconds."""
+    """A stage is over: completed, failed, skipped…; `elapsed` is in seconds.
+
+    What a selector skips never began, nor did what is `restored`: it was over before the run was resumed.
+    """
 
     run_id: str
     stage: str
     status: str
     error: BaseException | None
     elapsed: float
+    attempts: int = 1
+    recovered: bool = False
+    restored: bool = False
 
 
 class ActionStarted(NamedTuple):
@@ -74,15 +82,22 @@ class ActionFinished(NamedTuple):
     status: str
     error: BaseException | None
     elapsed: float
+    attempts: int = 1
+    recovered: bool = False
 
 
 class UnitsInserted(NamedTuple):
-    """An action, or a middleware, inserted units, given by name; `stage` and `action` say who did."""
+    """An action, or a middleware, inserted units, given by name.
+
+    `stage` and `action` say around what: None for the middleware of a stage or of a pipeline. `stages` is how many
+    stages are in the units; what a stream holds is not known before it is pulled, and does not count.
+    """
 
     run_id: str
     stage: str | None
     action: str | None
     units: tuple[str, ...]
+    stages: int = 0
 
 
 class Message(NamedTuple):

@@ -14,8 +14,10 @@ import traceback
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
+from contextvars import ContextVar
 from importlib import import_module
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from flowdeco.context import Context, Effects
 from flowdeco.errors import Bail, Cancelled, RunError, ShippingError, Suspend, WorkerDiedError
@@ -24,6 +26,11 @@ from flowdeco.returned import exhaust
 from flowdeco.wiring import Step
 
 __all__ = ["is_local", "perform", "serial", "ship"]
+
+# What goes along with calls to other processes: each gives a function, importable there, and an argument for it, with
+# which the context manager is made that is opened around the call. Set by observers, for what they observe.
+Companion: TypeAlias = "Callable[[], tuple[Callable[[Any], AbstractContextManager[Any]], Any]]"
+COMPANIONS: Final[ContextVar[tuple[Companion, ...]]] = ContextVar("flowdeco_companions", default=())
 
 Arguments: TypeAlias = "tuple[Sequence[Any], Mapping[str, Any]]"
 
@@ -73,7 +80,7 @@ def perform_shipped(payload: bytes, nonce: bytes) -> bytes:
     Exceptions travel as values, too: what the action told the observers before it failed comes home with them.
     """
     try:
-        name, function, by_value, args, kwargs = pickle.loads(payload)
+        name, function, by_value, args, kwargs, companions = pickle.loads(payload)
     except Exception as error:
         refused = ShippingError(f"the worker cannot load what was sent to it: {type(error).__name__}: {error}")
         return pickle.dumps(_Home(None, refused, None))
@@ -82,7 +89,10 @@ def perform_shipped(payload: bytes, nonce: bytes) -> bytes:
     value: Any = None
     raised: BaseException | None = None
     try:
-        value = perform(getattr(function, "__wrapped__", function), args, kwargs)
+        with ExitStack() as around:
+            for companion, argument in companions:
+                around.enter_context(companion(argument))
+            value = perform(getattr(function, "__wrapped__", function), args, kwargs)
     except (Bail, Suspend) as signal:
         raised = signal
     except BaseException as error:
@@ -159,7 +169,10 @@ def _means_death(error: BaseException) -> bool:
 
 
 def _died(step: Step | Chore, error: BaseException) -> WorkerDiedError:
-    died = WorkerDiedError(f"a worker died while action {step.name!r} was with it: {error}")
+    died = WorkerDiedError(
+        f"a worker died while action {step.name!r} was with it: {error} "
+        f"(if it is so at every start: is what starts the run behind `if __name__ == '__main__':`?)"
+    )
     died.__cause__ = error
     return died
 
@@ -167,9 +180,10 @@ def _died(step: Step | Chore, error: BaseException) -> WorkerDiedError:
 def _packed(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
     """Pickle a call: the action by reference, or its function by value where it is of `__main__` or a notebook."""
     rest = list(args), dict(kwargs)
+    companions = [companion() for companion in COMPANIONS.get()]
     if getattr(step.function, "__module__", None) != "__main__":
         try:
-            return pickle.dumps((step.name, step.action, False, *rest))
+            return pickle.dumps((step.name, step.action, False, *rest, companions))
         except Exception as error:
             raise _cannot_travel(step, rest, error) from error
     try:
@@ -180,7 +194,7 @@ def _packed(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes
             f"move it to a module, or pip install 'flowdeco[cloudpickle]' to send the function itself"
         ) from error
     try:
-        return bytes(cloudpickle.dumps((step.name, step.function, True, *rest)))
+        return bytes(cloudpickle.dumps((step.name, step.function, True, *rest, companions)))
     except Exception as error:
         raise _cannot_travel(step, rest, error) from error
 

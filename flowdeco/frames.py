@@ -12,7 +12,7 @@ from flowdeco.memory import ROOT, descendants
 from flowdeco.middleware import Call
 from flowdeco.options import Middleware
 from flowdeco.past import Closed, Past, StagePast, Trace
-from flowdeco.runs import ActionRecord, StageRecord
+from flowdeco.runs import ActionRecord, Scope, StageRecord
 from flowdeco.store import Store
 from flowdeco.wiring import steps_of
 
@@ -36,7 +36,8 @@ class Frame:
     """An open pipeline: what is still to run in it, and what stands around its stages and actions."""
 
     __slots__ = (
-        "before", "by", "call", "closed", "number", "pipeline", "queue", "use_actions", "use_stages", "values", "wrapped",
+        "before", "by", "call", "closed", "number", "pipeline", "queue", "scope", "use_actions", "use_stages", "values",
+        "wrapped",
     )  # fmt: skip
 
     def __init__(
@@ -47,9 +48,11 @@ class Frame:
         use_actions: tuple[Middleware, ...],
         values: Mapping[str, Any],
         wrapped: bool,
+        scope: Scope | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.by = by
+        self.scope = scope
         self.use_stages = use_stages
         self.use_actions = use_actions
         self.values = values
@@ -89,8 +92,8 @@ class Branch:
     """One line of evaluation, that of the run or of a branch of a parallel group: its frames, its store, its records."""
 
     __slots__ = (
-        "failures", "forgotten", "forks", "frames", "id", "opened", "parent", "past", "position", "records", "result",
-        "rows", "stopped", "store", "switches", "trace",
+        "failures", "forgotten", "forks", "frames", "id", "lost", "opened", "parent", "past", "position", "records",
+        "result", "rows", "scopes", "stopped", "store", "switches", "trace",
     )  # fmt: skip
 
     def __init__(self, store: Store, base: Frame, parent: Branch | None = None, id: str = ROOT) -> None:
@@ -103,6 +106,8 @@ class Branch:
         self.result: Any = None
         self.records: list[StageRecord] = []
         self.forgotten = 0
+        self.lost = 0  # of what its own branches had forgotten
+        self.scopes = 0
         self.stopped = False  # by another branch of its group
         self.switches: dict[str, bool] = dict(parent.switches) if parent else {}
         self.failures: list[Failed] = []  # that nobody has recovered yet, of its groups as well

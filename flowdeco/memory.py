@@ -10,8 +10,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from flowdeco.definitions import Action, Stage, Stream
-from flowdeco.errors import DefinitionError, RunError
+from flowdeco.definitions import Stream
+from flowdeco.errors import Bail, DefinitionError, RunError
 from flowdeco.journal import Codec, Journal, Row
 from flowdeco.options import UNSET
 from flowdeco.past import Closed, Did, GroupPast, Past, StagePast
@@ -89,14 +89,15 @@ class Memory:
     def payload(self, what: str, delta: Delta, **rest: Any) -> bytes:
         """Encode what a step did; raises `SerializationError` naming the key and path of what cannot be."""
         told = {name: value for name, value in rest.items() if value}
-        if "error" in told:
-            told["error"] = portable(told["error"], self.codec)
+        error = told.pop("error", None)
+        if isinstance(error, Bail):
+            told["reason"] = (error.reason,)
+        elif error is not None:
+            told["error"] = portable(error, self.codec)
         parts = {"puts": delta.puts, "deletes": delta.deletes, "appends": delta.appends}
         return self.codec.encode({**{name: part for name, part in parts.items() if part}, **told}, what)
 
-    def action(
-        self, branch: str, number: int, stage: str, record: ActionRecord, payload: bytes | None = None
-    ) -> Row:
+    def action(self, branch: str, number: int, stage: str, record: ActionRecord, payload: bytes | None = None) -> Row:
         """Return the row of an action, without a payload of one that failed."""
         if payload is None:
             attempts = record.attempts if record.attempts > 1 else None
@@ -200,7 +201,7 @@ def _told(rows: list[Row]) -> tuple[list[StagePast | GroupPast], dict[int, Close
         elif row.kind == "stage":
             record = StageRecord(
                 row.stage, None, Status(row.status), row.started, row.elapsed, None, (),  # type: ignore[arg-type]
-                did.get("error"), did.get("attempts", 1), did.get("recovered", False), inserted,
+                _error(did), did.get("attempts", 1), did.get("recovered", False), inserted,
             )  # fmt: skip
             entries.append(StagePast(row.stage, actions, record, _delta(did)))
             actions = []
@@ -217,10 +218,14 @@ def _told(rows: list[Row]) -> tuple[list[StagePast | GroupPast], dict[int, Close
 def _did(row: Row, did: Any, inserted: tuple[Any, ...]) -> Did:
     record = ActionRecord(
         row.action or "", None, Status(row.status), row.started, row.elapsed, None,  # type: ignore[arg-type]
-        did.get("error"), did.get("attempts", 1), did.get("recovered", False), inserted,
-        tuple(did.get("switches", ())),
+        _error(did), did.get("attempts", 1), did.get("recovered", False), inserted, tuple(did.get("switches", ())),
     )  # fmt: skip
-    return Did(record, _delta(did), _result(did), row.fingerprint, did.get("reason", ("",))[0])
+    return Did(record, _delta(did), _result(did), row.fingerprint)
+
+
+def _error(did: Any) -> BaseException | None:
+    error: BaseException | None = did.get("error")
+    return Bail(*did["reason"]) if "reason" in did else error
 
 
 def _result(did: Any) -> Any:

@@ -35,7 +35,7 @@ from flowdeco.requests import Await, Raised, Request, Sleep
 from flowdeco.store import Log, Store
 
 if TYPE_CHECKING:
-    import logging
+    from flowdeco.logs import RunLogger
 
 __all__ = ["Call", "Middleware", "Sleep", "atomic", "recover", "retry"]
 
@@ -107,20 +107,15 @@ class Call:
         return self.pipeline.name if innermost is None else innermost.name
 
     @property
-    def logger(self) -> logging.LoggerAdapter[Any]:
+    def logger(self) -> RunLogger:
         """The logger `flowdeco.run`, with run, stage and action as `extra`."""
+        from flowdeco.logs import run_logger
+
         stage, action = self.stage, self.action
         return run_logger(self.run_id, None if stage is None else stage.name, None if action is None else action.name)
 
     def __repr__(self) -> str:
         return f"<Call of {self.level} {self.subject!r}, attempt {self.attempt}>"
-
-
-def run_logger(run_id: str, stage: str | None, action: str | None) -> logging.LoggerAdapter[Any]:
-    """Return the standard library's logger for a place in a run."""
-    import logging
-
-    return logging.LoggerAdapter(logging.getLogger("flowdeco.run"), {"run": run_id, "stage": stage, "action": action})
 
 
 _Opened: TypeAlias = "tuple[Middleware, Any, Log | None, int, Mapping[str, Any]]"
@@ -369,7 +364,9 @@ class _Retry(NamedTuple):
             try:
                 yield None
                 return
-            except self.on as error:
+            except BaseException as error:
+                if not _matches(error, self.on):
+                    raise
                 seconds = random.uniform(0, pause) if self.jitter else pause
                 call.logger.info("%s %r failed (%r): again in %.3f s", call.level, call.subject, error, seconds)
                 yield Sleep(seconds)
@@ -396,7 +393,9 @@ class _Recover(NamedTuple):
     def __call__(self, call: Call) -> Generator[None, Any, None]:
         try:
             yield None
-        except self.on as error:
+        except BaseException as error:
+            if not _matches(error, self.on):
+                raise
             call.logger.info("%s %r failed and is recovered: %r", call.level, call.subject, error)
             call.outcome = self.outcome
 
@@ -421,6 +420,19 @@ def atomic(call: Call) -> Generator[None, Any, None]:
         call._undone = True
         raise
     call.store.end(log)
+
+
+# They give no values to what is inside, and write nothing: what is certain without them is certain with them (`wiring`).
+_Retry.supplies = False  # type: ignore[attr-defined]
+atomic.supplies = False  # type: ignore[attr-defined]
+
+
+def _matches(error: BaseException, on: _Exceptions) -> bool:
+    """Whether it is one of these, or the failures of a parallel group, which are all of these."""
+    if isinstance(error, on):
+        return True
+    failures = cast("BaseExceptionGroup[BaseException]", error) if isinstance(error, BaseExceptionGroup) else None
+    return failures is not None and failures.split(on)[1] is None
 
 
 def _check_exceptions(name: str, on: object) -> None:

@@ -51,10 +51,11 @@ def checked_layers(layers: object, option: str = "use") -> tuple[Middleware, ...
         raise DefinitionError(f"{option} is a list of middleware: write {option}=[{described(layers)}]")
     found = tuple(cast("Iterable[Any]", layers))
     for layer in found:
-        if not _is_generator_function(layer):
+        if not (_is_generator_function(layer) and _takes_one(layer)):
+            made = ". If it returns one, call it" if callable(layer) else ""
             raise DefinitionError(
                 f"{described(layer)} is no middleware{_location(layer)}: "
-                f"a middleware is a generator function of one argument, with a `yield` where the inside is to run"
+                f"a middleware is a generator function of one argument, with a `yield` where the inside is to run{made}"
             )
     return found
 
@@ -62,6 +63,16 @@ def checked_layers(layers: object, option: str = "use") -> tuple[Middleware, ...
 def _is_generator_function(layer: object) -> bool:
     candidates = (layer, getattr(layer, "__call__", None))  # or an object whose call is one
     return any(inspect.isgeneratorfunction(f) or inspect.isasyncgenfunction(f) for f in candidates)
+
+
+def _takes_one(layer: Any) -> bool:
+    try:
+        inspect.signature(layer).bind(None)
+    except TypeError:
+        return False
+    except ValueError:  # it has no signature
+        return True
+    return True
 
 
 def described(thing: object) -> str:

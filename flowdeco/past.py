@@ -15,11 +15,22 @@ from flowdeco.options import UNSET
 from flowdeco.runs import ActionRecord, StageRecord, Status
 from flowdeco.store import Delta, Log, Store
 
-__all__ = ["Closed", "Did", "STAGE", "GroupPast", "GroupTrace", "Past", "StagePast", "Trace", "failed_action", "is_over"
+__all__ = [
+    "STAGE",
+    "Closed",
+    "Did",
+    "GroupPast",
+    "GroupTrace",
+    "Past",
+    "StagePast",
+    "Trace",
+    "failed_action",
+    "is_over",
+]
 
 
 class Did(NamedTuple):
-    """An action that is over: its record, what it wrote, its data, the code it had, and why it bailed.
+    """An action that is over: its record, what it wrote, its data, and the code it had.
 
     `delta` is None where the store has its writes already; `code` is a fingerprint, or the function itself.
     """
@@ -28,7 +39,6 @@ class Did(NamedTuple):
     delta: Delta | None
     result: Any
     code: Any
-    reason: str = ""
 
 
 class Closed(NamedTuple):
@@ -172,7 +182,7 @@ class Trace:
         return found if not found or found[-1].record is not None or found[-1].actions else found[:-1]
 
 
-_OVER = (Status.COMPLETED, Status.SKIPPED)
+_OVER: Final = (Status.COMPLETED, Status.SKIPPED, Status.BAILED)
 
 
 def is_over(record: ActionRecord | StageRecord) -> bool:

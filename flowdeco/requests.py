@@ -78,13 +78,6 @@ class Save:
         self.args = args
 
 
-class _CaughtUp:
-    """What a branch of a group yields that has restored its past, before it goes on: for the group, not for a driver."""
-
-
-CAUGHT_UP: Final = _CaughtUp()
-
-
 class Wait:
     """Begin these, cancel those, and wait until something that is under way is over.
 
@@ -99,6 +92,10 @@ class Wait:
         self.cancel = cancel
 
 
+# What a branch of a resumed run says to its group before it goes on: it has restored its past.
+CAUGHT_UP: Final = Wait([], [])
+
+
 Call: TypeAlias = "tuple[Step | Chore, Sequence[Any], Mapping[str, Any] | None]"
-Request: TypeAlias = "Call | Sleep | Await | Save | Wait | _CaughtUp"
+Request: TypeAlias = "Call | Sleep | Await | Save | Wait"
 Begun: TypeAlias = "tuple[int, Request, Context]"

@@ -14,19 +14,20 @@ since, and how much of the past still holds. The rest is dropped, as if the run 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from typing import Any, ClassVar, cast
 
-from flowdeco.definitions import Action, Parallel, Pipeline, Stage, Stream
-from flowdeco.errors import Bail, Cancelled, CodeChangedError, Suspend
+from flowdeco.definitions import Action, Parallel, Pipeline, Stage, Stream, stage_selectors
+from flowdeco.errors import Bail, Cancelled, CodeChangedError, DefinitionError, Suspend
 from flowdeco.evaluate import Evaluation, Failure, Walk
+from flowdeco.events import StageFinished
 from flowdeco.frames import Branch, Failed, Frame, OpenStream, Visit
 from flowdeco.groups import Crew
 from flowdeco.middleware import Call
 from flowdeco.options import UNSET, Middleware
 from flowdeco.past import Closed, Did, GroupPast, Past, StagePast, is_over
 from flowdeco.requests import CAUGHT_UP, Request
-from flowdeco.runs import Run, StageRecord, Status
+from flowdeco.runs import Run, Scope, StageRecord, Status
 from flowdeco.store import Delta, Store
 
 __all__ = ["Rehearsal", "Resumption"]
@@ -74,7 +75,9 @@ class Resumption(Evaluation):
         error = yield from super()._walk(branch, error)
         past = branch.past
         if error is None and past is not None and past.next is not None:
-            return self._changed(f"{'the run' if branch.parent is None else 'a branch'} ends where it had {_named(past)}")
+            return self._changed(
+                f"{'the run' if branch.parent is None else 'a branch'} ends where it had {_named(past)}"
+            )
         return error
 
     # Where the past ends.
@@ -140,13 +143,15 @@ class Resumption(Evaluation):
         return None
 
     def _restore_pipeline(self, branch: Branch, frame: Frame, closed: Closed) -> None:
+        for failed in branch.failures:
+            failed.branch.trace.settle(len(failed.branch.records))
         branch.failures.clear()
-        branch.trace.settle(len(branch.records))
         branch.trace.closed[frame.number] = closed._replace(delta=None)
         self._restore(branch, closed.delta)
         branch.opened = closed.opened
         branch.position += 1
         branch.frames[-1].queue.extend((unit, frame.pipeline.name) for unit in reversed(closed.inserted))
+        self._tell_inserted(None, None, closed.inserted)
 
     def _is_past(self, error: BaseException) -> bool:
         """Whether this is a failure that is met again."""
@@ -176,19 +181,23 @@ class Resumption(Evaluation):
 
     def _stage(self, branch: Branch, frame: Frame, stage: Stage, by: str | None) -> Walk:
         if branch.past is not None and _is_over(branch.past, stage):
+            self._off(branch, stage_selectors(stage))  # what it is skipped by has matched
             return self._visit(branch, Visit(stage, frame), by)  # it cannot be skipped any more
         return super()._stage(branch, frame, stage, by)
 
-    def _skip_stage(self, branch: Branch, stage: Stage, by: str | None) -> Walk:
+    def _skip_stage(self, branch: Branch, stage: Stage, by: str | None, scope: Scope | None) -> Walk:
         past = branch.past
         if past is None:
-            return (yield from super()._skip_stage(branch, stage, by))
+            return (yield from super()._skip_stage(branch, stage, by, scope))
         if _is_over(past, stage):
-            return (yield from self._visit(branch, Visit(stage, branch.frames[-1]), by))
+            frame = Frame(Pipeline(), by, (), (), {}, wrapped=False, scope=scope)
+            error = yield from self._visit(branch, Visit(stage, frame), by)
+            branch.frames[-1].queue.extend(frame.queue)
+            return error
         if past.next is not None and past.next.name == stage.name:
             past.take()  # it had begun, and is not wanted any more
         error = yield from self._go_on(branch, f"stage {stage.name!r}")
-        return error if error is not None else (yield from super()._skip_stage(branch, stage, by))
+        return error if error is not None else (yield from super()._skip_stage(branch, stage, by, scope))
 
     def _visit(self, branch: Branch, visit: Visit, by: str | None) -> Walk:
         if branch.past is None:
@@ -217,10 +226,14 @@ class Resumption(Evaluation):
     ) -> Failure:
         """Restore the end of a stage that was over; return the failure that it ended with."""
         failed = not is_over(record)
-        record = record._replace(stage=visit.stage, inserted_by=by, actions=visit.records)
+        record = record._replace(stage=visit.stage, inserted_by=by, actions=visit.records, scope=visit.frame.scope)
         branch.records.append(record)
         if self.history is not None:
             self._forget(branch)
+        if self.notify is not None:
+            self._tell_inserted(record.name, None, record.inserted)
+            how = record.error, record.elapsed, record.attempts, record.recovered, True
+            self.notify(StageFinished(self.run.id, record.name, record.status, *how))
         if failed:
             own = bool(visit.records) and not is_over(visit.records[-1])  # the row of the action that failed
             branch.failures.append(Failed(branch, record, branch.position - own))
@@ -228,6 +241,8 @@ class Resumption(Evaluation):
             return record.error
         self._restore(branch, past.delta)
         branch.position += 1
+        if record.status is Status.BAILED:
+            return record.error
         visit.inserted.extend((unit, visit.stage.name) for unit in record.inserted)
         visit.frame.queue.extend(reversed(visit.inserted))
         return None
@@ -260,10 +275,8 @@ class Resumption(Evaluation):
                 return error
             branch.position += 1
             record = did.record._replace(action=step.action, inserted_by=by)
-            if record.status is Status.BAILED:
-                record = record._replace(error=Bail(did.reason))
             visit.records.append(record)
-            if not is_over(record) and record.status is not Status.BAILED:
+            if not is_over(record):
                 continue  # it has failed, and left nothing
             self._restore(branch, did.delta)
             if record.inserted:
@@ -273,7 +286,7 @@ class Resumption(Evaluation):
             for selector, on in record.switches:
                 branch.switches.pop(selector, None)
                 branch.switches[selector] = on
-            if record.error is not None and not record.recovered:
+            if record.status is Status.BAILED and past.record is None:
                 return record.error
         if queue and past.record is not None and past.record.status is Status.COMPLETED:
             name = f"{visit.stage.name}/{queue[-1][0].name}"
@@ -357,6 +370,10 @@ class Rehearsal(Resumption):
         self.stop = Suspend("the past ends here")
         self.visited: list[Branch] = []
 
+    def walk(self) -> Generator[Request, Any, None]:
+        """Go through the past; the streams that were begun are left open."""
+        return Evaluation.walk(self)
+
     def kept(self) -> dict[str, int]:
         """Return how much of the past of each branch holds; of a branch that is not there, nothing does."""
         kept = {branch.id: branch.position for branch in self.visited}
@@ -379,6 +396,11 @@ class Rehearsal(Resumption):
         return _refilled(frame)
 
     def _open_stream_again(self, branch: Branch, frame: Frame, stream: Stream, by: str | None) -> Walk:
+        if isinstance(stream.source, (Iterator, AsyncIterator)):
+            return DefinitionError(
+                f"the run cannot go on: the {stream.name} that was inserted by {by} is used up. "
+                f"Write stream(function, *args), which can be called again"
+            )
         error = yield from super()._open_stream_again(branch, frame, stream, by)
         if error is None:
             self.streams[branch.id, self.begun[branch.id]] = cast("OpenStream", frame.queue[-1][0])
@@ -394,13 +416,15 @@ class Rehearsal(Resumption):
     def _close_stream(self, stream: OpenStream) -> Generator[Request, Any, None]:
         yield from ()  # it is taken up again
 
-    def _check_wiring(self, *unchecked: Any) -> None:
+    def _check_wiring(self, branch: Branch, frame: Frame, units: Any, visit: Visit | None = None) -> None:
         pass  # there are no values
 
     def _stage(self, branch: Branch, frame: Frame, stage: Stage, by: str | None) -> Walk:
-        if self.until in (stage.name, stage.template.name if stage.template is not None else None):
-            self.until = None
-            return _at_once(self.stop)
+        if self.until is not None:
+            names = {stage.name, stage.template.name if stage.template is not None else stage.name}
+            if self.until in names:
+                self.until = None
+                return _at_once(self.stop)
         return super()._stage(branch, frame, stage, by)
 
     def _visit_unfinished(self, branch: Branch, visit: Visit, by: str | None) -> Walk:

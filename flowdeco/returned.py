@@ -58,6 +58,11 @@ def sort_out(step: Step, value: Any) -> tuple[Inserted, Any]:
         return _sequence(step, value, drop_empty=step.names_units or step.generates)
     if issubclass(kind, _INSERTED):
         return insertable((value,), _who(step)), UNSET
+    if step.names_units:
+        raise ReturnValueError(
+            f"{_who(step)} is annotated to return units, and returned the {kind.__name__} {value!r:.60}: "
+            f"return a stage, or a list of them"
+        )
     return (), value
 
 

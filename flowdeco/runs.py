@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from enum import StrEnum
-from typing import Any, Final, NamedTuple, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast, overload
 
 from flowdeco.definitions import Action, Pipeline, Stage
 from flowdeco.store import Key, Store
 
-__all__ = ["ActionRecord", "Run", "StageRecord", "Status"]
+if TYPE_CHECKING:
+    import os
+    import types
+    from pathlib import Path
+
+    from flowdeco.show import Ran
+
+__all__ = ["ActionRecord", "Run", "Scope", "StageRecord", "Status"]
 
 T = TypeVar("T")
 
@@ -47,9 +54,29 @@ class ActionRecord(NamedTuple):
     inserted: tuple[Any, ...] = ()
     switches: tuple[tuple[str, bool], ...] = ()
 
+    def __repr__(self) -> str:
+        return f"<ActionRecord {_told(self)}>"
+
+
+class Scope(NamedTuple):
+    """What a stage ran in: a pipeline with options, or a branch of a parallel group.
+
+    `branch` is the place of the branch in its group, None for a pipeline. `id` tells those of one name apart; the
+    branches of a group have it in common. `outer` is the scope around this one.
+    """
+
+    name: str
+    id: str
+    branch: int | None
+    inserted_by: str | None
+    outer: Scope | None
+
 
 class StageRecord(NamedTuple):
-    """What became of one stage, with the records of its actions: `started` in POSIX seconds, `elapsed` in seconds."""
+    """What became of one stage, with the records of its actions: `started` in POSIX seconds, `elapsed` in seconds.
+
+    `scope` is the nested pipeline, or the branch of a parallel group, that it ran in.
+    """
 
     name: str
     stage: Stage
@@ -62,6 +89,16 @@ class StageRecord(NamedTuple):
     attempts: int = 1
     recovered: bool = False
     inserted: tuple[Any, ...] = ()
+    scope: Scope | None = None
+
+    def __repr__(self) -> str:
+        return f"<StageRecord {_told(self)}: {', '.join(record.name for record in self.actions) or 'no actions'}>"
+
+
+def _told(record: ActionRecord | StageRecord) -> str:
+    failed = f" with {type(record.error).__name__}" if record.error is not None else ""
+    again = f" in {record.attempts} attempts" if record.attempts > 1 else ""
+    return f"{record.name} {record.status}{failed}{again} in {record.elapsed:.6f} s"
 
 
 _ATTRIBUTE: Final = "__flowdeco_run__"
@@ -81,6 +118,7 @@ class Run:
         "stages": "The `StageRecord` of each stage, in the order of execution.",
         "started": "When it began, in POSIX seconds.",
         "elapsed": "How long it took, in seconds.",
+        "forgotten": "How many stage records `history=` has dropped.",
         "_journal": None,
         "_skip": None,
         "_trace": None,
@@ -96,6 +134,7 @@ class Run:
         self.error: BaseException | None = None
         self.reason: str | None = None
         self.stages: Sequence[StageRecord] = []
+        self.forgotten = 0
         self.started = 0.0
         self.elapsed = 0.0
         # What it takes to resume it.
@@ -107,16 +146,18 @@ class Run:
     @staticmethod
     def of(error: BaseException) -> Run:
         """Return the run behind a raised exception; a `LookupError` for one that no run raised."""
-        # A StopIteration cannot leave a coroutine: out of `arun` it comes as the cause of a RuntimeError (PEP 479).
-        run = getattr(error, _ATTRIBUTE, None) or getattr(error.__cause__, _ATTRIBUTE, None)
-        if not isinstance(run, Run):
+        run = _run_behind(error)
+        if run is None:
             raise LookupError(f"no run raised this {type(error).__name__}: {error}")
         return run
 
     def remember(self, error: BaseException) -> None:
-        """Tie the run to an exception that leaves it, for `Run.of`."""
+        """Tie the run to an exception that leaves it, for `Run.of`; also to those in a group, which `except*` splits."""
         with suppress(Exception):  # an exception that cannot be written to
             setattr(error, _ATTRIBUTE, self)
+        if isinstance(error, BaseExceptionGroup):
+            for member in cast("BaseExceptionGroup[BaseException]", error).exceptions:
+                self.remember(member)
 
     @overload
     def __getitem__(self, key: Key[T]) -> T: ...
@@ -125,7 +166,46 @@ class Run:
     def __getitem__(self, key: Any) -> Any:
         return self.store[key]
 
+    def __contains__(self, key: object) -> bool:
+        return key in self.store
+
+    __iter__ = None  # not by numbers, as what has `__getitem__` would be: of keys there is `run.store`
+
+    def ran(self) -> Ran:
+        """Return what ran, and who inserted it: a value that prints as text and shows itself in notebooks."""
+        made: Ran = _show().ran(self)
+        return made
+
+    def to_html(self, path: str | os.PathLike[str], *, values: bool = False) -> Path:
+        """Write a page that shows the run, and return its path: one file, which loads nothing.
+
+        It has a timeline, every stage and action, errors with their tracebacks and notes, what differs from the plan,
+        and the keys of the store with types and sizes. Values of the store are in it only with `values=True`; without,
+        an error message that repeats one has the key in its place.
+        """
+        written: Path = _show().write_page(self, path, values)
+        return written
+
+    def _repr_html_(self) -> str:
+        return str(_show().html_of(self))  # in a notebook
+
     def __repr__(self) -> str:
         why = f": {self.reason}" if self.reason else ""
         failed = f" with {type(self.error).__name__}" if self.error is not None else ""
         return f"<Run {self.id} {self.status}{failed}{why}, {len(self.stages)} stages in {self.elapsed:.3f} s>"
+
+
+def _run_behind(error: BaseException) -> Run | None:
+    # A StopIteration cannot leave a coroutine: out of `arun` it comes as the cause of a RuntimeError (PEP 479).
+    found = getattr(error, _ATTRIBUTE, None) or getattr(error.__cause__, _ATTRIBUTE, None)
+    if found is None and isinstance(error, BaseExceptionGroup):  # a part of the group that was raised
+        members = cast("BaseExceptionGroup[BaseException]", error).exceptions
+        return next(filter(None, map(_run_behind, members)), None)
+    return found if isinstance(found, Run) else None
+
+
+def _show() -> types.ModuleType:
+    # An import that points upwards: what shows a run is loaded when it is wanted.
+    from flowdeco import show
+
+    return show

@@ -169,7 +169,11 @@ class _Kept(NamedTuple):
 
     def begins(self, now: Any) -> bool:
         """Whether this list is what is kept, with more at its end."""
-        return isinstance(now, list) and len(cast("list[Any]", now)) >= len(self.items) and all(map(_same, self.items, now))
+        return (
+            isinstance(now, list)
+            and len(cast("list[Any]", now)) >= len(self.items)
+            and all(map(_same, self.items, cast("list[Any]", now)))
+        )
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -29,7 +29,7 @@ from flowdeco.definitions import (
 )
 from flowdeco.errors import MissingInputError, ReturnValueError, WiringError, suggestion
 from flowdeco.functions import signature_of, underlying
-from flowdeco.options import UNSET
+from flowdeco.options import UNSET, Middleware
 from flowdeco.store import MISSING, AnyKey, Key, Store, key_name
 
 __all__ = ["Problem", "Step", "validate"]
@@ -95,6 +95,8 @@ class Step:
         self.writes: Any = returns if isinstance(returns, str) and self.collects is None else None
         self.quick = self.simple and not self.use and self.timeout is None
         self._read_return_annotation(returns)
+        if self.names_units:  # data would be a mistake, and `sort_out` says so
+            self.writes = None
 
     def _read_return_annotation(self, returns: Any) -> None:
         function = underlying(self.function)
@@ -190,6 +192,18 @@ def _missing(action: str, stage: str, parameter: str, key: str, known: Iterable[
         f"and no input, earlier action, stage data, middleware or default supplies it. "
         f"{suggestion(key, known, 'Known keys')}"
     )
+
+
+def note_suppliers(error: MissingInputError, step: Step, store: Store, ran: Iterable[Action[..., Any]]) -> None:
+    """Note on the error who should have supplied what is missing, and returned nothing."""
+    missing = {wanted.key for wanted in step.inputs if wanted.default is EMPTY and wanted.key not in store}
+    for action in ran:
+        empty = missing.intersection(step_of(action).supplies)
+        if empty:
+            error.add_note(
+                f"action {action.name!r} has run, and returned nothing for {', '.join(map(repr, sorted(empty)))}: "
+                f"None, and a generator that yields nothing, are not stored. Give the parameter a default"
+            )
 
 
 def step_of(action: Action[..., Any]) -> Step:
@@ -486,6 +500,11 @@ def _needs(unit: Unit | Stream, skip: frozenset[str]) -> tuple[_Gap, ...]:
     return cast("tuple[_Gap, ...]", cached)
 
 
+def may_supply(layers: tuple[Middleware, ...]) -> bool:
+    """Whether middleware may give values to what is inside, or write to the store; of our own it is known."""
+    return any(getattr(layer, "supplies", True) for layer in layers)
+
+
 def _check(unit: Unit | Stream, known: _Known, around: _Around, skip: frozenset[str]) -> Iterator[_Gap]:
     """Yield the gaps of a unit, and note in `known` what it supplies."""
     if isinstance(unit, Action):
@@ -496,8 +515,9 @@ def _check(unit: Unit | Stream, known: _Known, around: _Around, skip: frozenset[
     if skip and not skip.isdisjoint(stage_selectors(unit)):
         return
     if isinstance(unit, Pipeline):
-        inside = _Around(around.stages or bool(unit.use or unit.use_stages), around.actions or bool(unit.use_actions))
-        known.open |= bool(unit.use)
+        stages, actions = unit.use + unit.use_stages, unit.use_actions
+        inside = _Around(around.stages or may_supply(stages), around.actions or may_supply(actions))
+        known.open |= may_supply(unit.use)
         for part in unit.units:
             yield from _check(part, known, inside, skip)
     elif isinstance(unit, Parallel):
@@ -513,12 +533,12 @@ def _check(unit: Unit | Stream, known: _Known, around: _Around, skip: frozenset[
 
 def _check_stage(stage: Stage, known: _Known, around: _Around, skip: frozenset[str]) -> Iterator[_Gap]:
     known.keys.update(dict.fromkeys(stage._data))
-    wrapped = around.stages or around.actions or bool(stage.use or stage.use_actions)
-    known.open |= around.stages or bool(stage.use)
+    wrapped = around.stages or around.actions or may_supply(stage.use + stage.use_actions)
+    known.open |= around.stages or may_supply(stage.use)
     for step, _ in reversed(steps_of(stage)):
         if skip and not skip.isdisjoint(action_selectors(stage, step.action)):
             continue
-        layers = wrapped or bool(step.use)
+        layers = wrapped or may_supply(step.use)
         for wanted in step.inputs:
             if wanted.context or wanted.name in step.bound:
                 continue

@@ -3,12 +3,13 @@
 import inspect
 import pickle
 import threading
+from pathlib import PurePosixPath
 from typing import Annotated
 
 import pytest
 from support import actions_run, names, one, shown, step
 
-from flowdeco import Action, Context, Key, Stage, StageTemplate, action, pipeline, stage
+from flowdeco import Action, Context, Key, Stage, StageTemplate, action, pipeline, stage, stream
 from flowdeco.errors import DefinitionError, EmptyStageError
 
 # -- what is pickled by reference is at module level
@@ -571,3 +572,46 @@ def test_typed_keys_go_wherever_keys_go(run):
 
     finished = run(made)
     assert (finished[numbers], finished[number]) == ([3], 4)
+
+
+def test_the_body_of_a_stage_returns_no_units():
+    """Only what an action returns is run; what the body returns would be lost."""
+    inner = Stage("inner", [action(len)])
+
+    def returns(units):
+        @stage
+        def body():
+            action(name="a")(lambda: 1)
+            return units
+
+    for units in (inner, [inner], stream([inner])):
+        with pytest.raises(DefinitionError, match="move the `return` into an @action"):
+            returns(units)
+
+
+def test_a_template_says_that_it_must_be_called_first():
+    """Where it is used as if it were a stage."""
+
+    @stage
+    def visit(place):
+        @action
+        def there():
+            return place
+
+    with pytest.raises(AttributeError, match=r"'visit' must be called to give a stage: write visit\(...\).run"):
+        visit.run()
+    assert not hasattr(visit, "units")
+
+
+def test_long_names_keep_both_ends_and_paths_are_shown_as_paths():
+    """The end tells paths and addresses apart."""
+
+    @stage
+    def read(path):
+        @action
+        def content():
+            return path
+
+    names = [read(PurePosixPath(f"/home/somebody/projects/sales/2024/regions/{name}.csv")).name for name in "ab"]
+    assert names == ["read[/home/somebod…s/sales/2024/regions/a.csv]", "read[/home/somebod…s/sales/2024/regions/b.csv]"]
+    assert read("x" * 100).name == "read[" + "x" * 13 + "…" + "x" * 26 + "]"

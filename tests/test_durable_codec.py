@@ -477,6 +477,10 @@ def test_pickle_names_the_part_that_cannot_be_written(payload, message):
         (stream(iter([])), ": a stream of <list_iterator"),
         (Stage("s", [plain]), ": action 'plain' cannot be referred to: test_durable_codec:plain is not this action"),
         (parallel(load, merge={"x": plain}), ": JSON refers to generator functions"),
+        (
+            parallel(load, merge={"x": lambda x, y: x + y}),
+            ": test_durable_codec:<lambda> cannot be referred to: define it by `def` at module level",
+        ),
         (SimpleNamespace(a=1), ": JSON cannot hold a SimpleNamespace"),
     ],
 )

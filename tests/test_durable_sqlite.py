@@ -22,7 +22,7 @@ import flowdeco
 from flowdeco import durable
 from flowdeco.durable import JsonCodec, MemoryJournal, Row, RunInfo, SqliteJournal, lease
 from flowdeco.durable import sqlite as module
-from flowdeco.errors import JournalError, RunBusyError, RunNotFoundError, SerializationError
+from flowdeco.errors import DefinitionError, JournalError, RunBusyError, RunNotFoundError, SerializationError
 
 
 def row(number=0, branch="0", *, action="load", payload=b"did it", stage="fetch"):
@@ -196,6 +196,20 @@ def test_runs_are_listed_latest_first(either):
     assert first.started <= first.updated <= second.updated
 
 
+def test_a_run_tells_where_its_pipeline_is_found(tmp_path):
+    """It is noted when the run begins, kept when somebody else goes on, and replaced by who knows better."""
+    path = tmp_path / "runs.db"
+    begun(SqliteJournal(path, entry="flows.py:flow")).close("r", "failed", None, "ValueError: no")
+    assert [(run.entry, run.codec) for run in durable.runs(path)] == [("flows.py:flow", "pickle")]
+    again = SqliteJournal(path)
+    again.open("r")
+    again.close("r", "failed", None, None)
+    assert durable.runs(path)[0].entry == "flows.py:flow"
+    moved = SqliteJournal(path, entry="new/flows.py:flow")
+    moved.open("r")
+    assert durable.runs(path)[0].entry == "new/flows.py:flow"
+
+
 def test_history_is_the_steps_as_they_are(either):
     """Whatever they are written in."""
     begun(either, rows=[row(0), row(1)])
@@ -224,6 +238,23 @@ def test_purge_deletes_old_runs_but_never_running_ones(either):
     assert durable.purge(either, older_than=timedelta(seconds=-60), status="failed") == 1
     assert durable.purge(either, older_than=-60, status=["completed", "bailed"]) == 2
     assert [run.id for run in durable.runs(either)] == ["live"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"older_than": "30 days"}, "older_than is seconds or a timedelta, not '30 days'"),
+        ({"older_than": True}, "older_than is seconds or a timedelta, not True"),
+        ({"older_than": 0, "status": "faild"}, "no run has the status 'faild'. Did you mean 'failed'"),
+    ],
+)
+def test_purge_says_what_it_takes(either, options, message):
+    """Nothing is deleted by mistake, and nothing is kept in silence."""
+    begun(either).close("r", "failed", None, None)
+    with pytest.raises(DefinitionError) as caught:
+        durable.purge(either, **options)
+    assert str(caught.value).startswith(message)
+    assert len(durable.runs(either)) == 1
 
 
 # The file.
@@ -302,8 +333,9 @@ def test_a_journal_is_a_path_or_a_journal(tmp_path):
     assert isinstance(journal, SqliteJournal)
     assert durable.as_journal(journal) is journal
     assert durable.as_journal(str(tmp_path / "x.db")).path == journal.path
-    with pytest.raises(JournalError, match="a path or a journal"):
-        durable.as_journal(7)
+    for other in (7, SqliteJournal):
+        with pytest.raises(JournalError, match="a path or a journal"):
+            durable.as_journal(other)
     for path in ("", ":memory:"):
         with pytest.raises(JournalError, match="MemoryJournal"):
             SqliteJournal(path)
@@ -409,6 +441,26 @@ def test_what_was_changed_by_hand_is_noticed(path, damage):
             call("r")
     with contextlib.closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT owner FROM runs").fetchone() == (None,)
+
+
+def test_a_damaged_run_is_listed_as_such_and_can_be_deleted(path):
+    """It does not hide the others."""
+    begun(begun(SqliteJournal(path)), "other").close("r", "failed", None, None)
+    gc.collect()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE runs SET pipeline = 'another' WHERE run_id = 'r'")
+        connection.commit()
+    assert {run.id: run.status for run in durable.runs(path)} == {"r": "damaged", "other": "running"}
+    assert durable.purge(path, older_than=60) == 0
+    durable.delete(path, "r")
+    assert [run.id for run in durable.runs(path)] == ["other"]
+
+
+def test_the_id_of_a_run_is_a_text(journal):
+    """A number would come back as another id than it went."""
+    with pytest.raises(JournalError, match="a run_id is a text, not 3"):
+        begun(journal, 3)
+    assert not Path(journal.path).exists()
 
 
 def test_a_gap_within_a_branch_is_noticed(journal):

@@ -2,6 +2,7 @@
 
 import logging
 import operator
+from collections.abc import Iterator
 
 import pytest
 from support import (
@@ -26,7 +27,7 @@ from support import (
 
 from flowdeco import Bail, Context, Run, Sleep, Stage, Store, Suspend, action, parallel, pipeline, stage, stream
 from flowdeco.definitions import as_pipeline
-from flowdeco.errors import ReturnValueError, StoreTypeError, WriteConflictError
+from flowdeco.errors import MissingInputError, ReturnValueError, StoreTypeError, WriteConflictError
 from flowdeco.evaluate import Evaluation
 from flowdeco.requests import Await, Raised
 
@@ -1291,3 +1292,21 @@ def test_every_completed_action_is_counted_once(run):
     log = []
     flow = Stage("s", [step(log, "a", lambda: [step(log, "b"), one(log, "c")])]) >> parallel(one(log, "d"))
     assert actions_run(run(flow)) == ["s/a", "s/b", "c/c", "d/d"]
+
+
+def test_who_returned_nothing_is_named_where_it_is_missed(run):
+    """The annotation promises a value; None is not stored, and neither is what a generator did not yield."""
+
+    @action
+    def find() -> str | None:
+        return None
+
+    @action
+    def rows() -> Iterator[dict[str, int]]:
+        yield from ()
+
+    for supplier in (find, rows):
+        use = action(name="use")(eval(f"lambda {supplier.name}: 1"))
+        error = run(supplier >> use, check=False).error
+        assert isinstance(error, MissingInputError)
+        assert f"action {supplier.name!r} has run, and returned nothing for {supplier.name!r}" in text_of(error)

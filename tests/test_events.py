@@ -7,6 +7,7 @@ import pytest
 from support import again, failing, flaky, one, step, swallow
 
 from flowdeco import Bail, Context, Stage, action, events, parallel, pipeline, stream
+from flowdeco.errors import DefinitionError
 from flowdeco.events import (
     ActionFinished,
     ActionStarted,
@@ -56,8 +57,8 @@ def test_events_say_what_they_are_of(run):
     flow = pipeline(one([], "a", lambda: [one([], "D"), step([], "x")]), failing([], "f", error), name="p")
     found = seen(run, flow, run_id="run-1", check=False)
     assert {event.run_id for event in found} == {"run-1"}
-    assert found[0] == RunStarted("run-1", "p")
-    assert UnitsInserted("run-1", "a", "a", ("D", "x")) in found
+    assert found[0] == RunStarted("run-1", "p", 2)
+    assert UnitsInserted("run-1", "a", "a", ("D", "x"), 1) in found
     assert StageStarted("run-1", "D", "a/a") in found
     assert StageStarted("run-1", "a", None) in found
     assert ActionStarted("run-1", "a", "x", "a/a") in found
@@ -186,6 +187,70 @@ def test_events_of_branches_are_all_there(run):
         assert mine == [StageStarted, ActionStarted, ActionFinished, StageFinished]
 
 
+def test_what_a_middleware_inserts_is_told(run):
+    """Around an action, as if that had done it; around a stage, without an action; around a pipeline, without a stage."""
+
+    def inserts(call):
+        yield
+        call.insert(Stage(f"by {call.level}"), step([], "x"))
+
+    flow = Stage("s", [step([], "a", use=[inserts])], use=[inserts])
+    found = [event for event in seen(run, pipeline(flow, use=[inserts])) if isinstance(event, UnitsInserted)]
+    assert [event[1:] for event in found] == [
+        ("s", "a", ("by action", "x"), 1),
+        ("s", None, ("by stage", "x"), 2),
+        (None, None, ("by pipeline", "x"), 2),
+    ]
+
+
+def test_the_stages_of_pipelines_and_groups_are_counted(run):
+    """At the beginning, and where they are inserted."""
+    units = [pipeline(Stage("x"), step([], "y"), name="p"), parallel(Stage("z"), Stage("w")), stream([Stage("v")])]
+    found = seen(run, pipeline(one([], "a", lambda: units), parallel(Stage("b"), Stage("c")), step([], "d")))
+    assert found[0].stages == 4
+    (inserted,) = [event for event in found if isinstance(event, UnitsInserted)]
+    assert inserted.stages == 4
+
+
+def test_a_stage_tells_in_which_branches_it_runs(run):
+    """From the outside in; a nested pipeline is no branch."""
+    inner = parallel(pipeline(Stage("x"), name="p"), Stage("y"), name="inner")
+    found = seen(run, Stage("a") >> parallel(Stage("b"), inner, name="outer"))
+    assert {event.stage: event.branch for event in found if isinstance(event, StageStarted)} == {
+        "a": None,
+        "b": "outer[0]",
+        "x": "outer[1]/inner[0]",
+        "y": "outer[1]/inner[1]",
+    }
+
+
+def test_an_end_tells_how_many_attempts_it_took(run):
+    """And whether it was recovered."""
+    found = seen(run, Stage("s", [flaky([], "f", 1, use=[again(3)]), failing([], "g", ValueError(), use=[swallow])]))
+    ends = [event for event in found if isinstance(event, (ActionFinished, StageFinished))]
+    assert [(event.attempts, event.recovered) for event in ends] == [(2, False), (1, True), (1, False)]
+
+
+def test_on_resume_what_was_over_is_restored_and_does_not_begin(run):
+    """It has an end, with what it came to then."""
+    fails = [True]
+
+    @action
+    def fragile():
+        if fails:
+            fails.clear()
+            raise ValueError("no")
+
+    flow = one([], "a") >> fragile
+    found = []
+    flow.resume(flow.run(check=False), observers=[found.append])
+    assert [event.stage for event in found if isinstance(event, StageStarted)] == ["fragile"]
+    assert [(event.stage, event.status, event.restored) for event in found if isinstance(event, StageFinished)] == [
+        ("a", "completed", True),
+        ("fragile", "completed", False),
+    ]
+
+
 def test_a_cancelled_run_tells_its_end():
     """With its status."""
     found = []
@@ -215,3 +280,24 @@ def test_what_is_skipped_tells_that_it_is_over(run):
     ]
     assert [e.stage for e in found if isinstance(e, StageStarted)] == ["t"]
     assert ("a", "skipped") in [(e.action, e.status) for e in found if isinstance(e, ActionFinished)]
+
+
+def test_a_signal_raised_by_an_observer_is_no_signal(caplog):
+    """It observes, and has no say in the run."""
+
+    def observer(event):
+        raise Bail("me")
+
+    run = action(name="a")(lambda: 1).run(observers=[observer])
+    assert (run.status, run.result) == ("completed", 1)
+    assert "the observer" in caplog.text
+
+
+def test_an_observer_is_a_plain_function():
+    """Nobody would await it."""
+
+    async def observer(event):
+        pass
+
+    with pytest.raises(DefinitionError, match="plain function"):
+        action(name="a")(lambda: 1).run(observers=[observer])

@@ -1461,8 +1461,8 @@ def test_ctrl_c_at_any_moment_ends_the_run(interrupt, seconds):
     """While branches begin, run, or are merged: the run ends, as cancelled, or was complete before."""
     branches = [later(0.0005, f"b{n}", n, collect="xs") for n in range(300)]
     timer = threading.Timer(seconds, interrupt)
-    timer.start()
     try:
+        timer.start()  # a busy machine may take longer to start a thread than the timer waits
         run = pipeline(*(parallel(*branches, name=f"g{n}") for n in range(10))).run()
         timer.join()
     except KeyboardInterrupt as error:

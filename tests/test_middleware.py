@@ -1483,3 +1483,41 @@ def test_a_wrong_write_of_middleware_fails_what_it_stands_around(run):
 
     with pytest.raises(StoreTypeError):
         run(Stage("s", use=[wrong]))
+
+
+def test_retry_and_recover_take_a_group_of_failures_that_are_all_of_theirs(run):
+    """Several branches of a parallel group that fail raise an ExceptionGroup; one of another kind is none of theirs."""
+
+    def raises(*errors):
+        def body():
+            raise ExceptionGroup("branches", [*errors])
+
+        return action(name="raises")(body)
+
+    alike = raises(OSError("a"), ConnectionError("b"))
+    assert run(alike.with_options(use=[recover(on=OSError)]), check=False).status == "completed"
+    record = run(alike.with_options(use=[retry(on=OSError, wait=0)]), check=False).stages[0].actions[0]
+    assert (record.attempts, record.status) == (3, "failed")
+    mixed = raises(OSError("a"), ValueError("b"))
+    assert run(mixed.with_options(use=[recover(on=OSError)]), check=False).status == "failed"
+
+
+@pytest.mark.parametrize("wrong", [retry, recover])
+def test_a_maker_of_middleware_must_be_called(wrong):
+    """What was given is no middleware, but makes one."""
+    with pytest.raises(DefinitionError, match="If it returns one, call it"):
+        action(use=[wrong])(lambda: 1)
+
+
+def test_a_middleware_takes_one_argument():
+    """Told when it is given, not first when it runs."""
+
+    def nothing():
+        yield
+
+    def two(call, other):
+        yield
+
+    for wrong in (nothing, two):
+        with pytest.raises(DefinitionError, match="generator function of one argument"):
+            action(use=[wrong])(lambda: 1)

@@ -404,3 +404,17 @@ def test_errors_of_returned_values_are_failures_of_the_action(run, value):
     assert isinstance(finished.error, ReturnValueError)
     assert finished.stages[0].actions[0].error is finished.error
     assert "action 'a' of stage 's'" in finished.error.__notes__[0]
+
+
+@pytest.mark.parametrize("value", [iter([]), {"a"}, 3, "text"], ids=shown)
+def test_an_action_that_is_annotated_to_return_units_returns_no_data(run, value):
+    """A `map` of stages would be stored, and never run."""
+
+    @action
+    def plan() -> list[Stage]:
+        return value
+
+    with pytest.raises(
+        ReturnValueError, match=r"'plan' is annotated to return units, and returned the .*a list of them"
+    ):
+        run(plan)

@@ -1,6 +1,8 @@
 """What a run is when it is over: status, store, result, records."""
 
 import dataclasses
+import re
+import threading
 import time
 
 import pytest
@@ -331,3 +333,42 @@ def test_history_bounds_the_records(run):
     assert names(run(flow, history=3)) == ["s7", "s8", "s9"]
     assert names(run(flow, history=0)) == []
     assert len(run(flow).stages) == 10
+
+
+def test_the_run_is_behind_each_failure_of_a_group_and_behind_what_except_star_splits_off():
+    """Of several failures a group is raised; a part of it leads to the run as well."""
+
+    both = threading.Barrier(2, timeout=30)
+
+    def fails(error):
+        def body():
+            both.wait()
+            raise error
+
+        return action(name=type(error).__name__)(body)
+
+    flow = parallel(fails(OSError("a")), fails(ValueError("b")))
+    parts = []
+    try:
+        flow.run(run_id="r")
+    except* OSError as part:
+        parts += [part, *part.exceptions]
+    except* ValueError as part:
+        parts += [part, *part.exceptions]
+    assert ["r"] * 4 == [Run.of(error).id for error in parts]
+
+
+def test_keys_can_be_looked_for_in_a_run_and_it_is_no_sequence():
+    """Not by numbers, which Python would try."""
+    run = action(name="two")(lambda: 2).run()
+    assert ("two" in run, "three" in run) == (True, False)
+    with pytest.raises(TypeError, match="not iterable"):
+        list(run)
+
+
+def test_records_have_short_reprs():
+    """What became of what, and how long it took."""
+    fails = action(name="fails")(lambda: 1 / 0)
+    run = Stage("s", [action(name="one")(lambda: 1), fails]).run(check=False)
+    assert re.fullmatch(r"<StageRecord s failed with ZeroDivisionError in [\d.]+ s: one, fails>", repr(run.stages[0]))
+    assert re.fullmatch(r"<ActionRecord one completed in [\d.]+ s>", repr(run.stages[0].actions[0]))

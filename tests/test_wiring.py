@@ -9,6 +9,7 @@ from support import around, names, one, provide, shown, step, text_of
 
 from flowdeco import Action, Context, Key, Pipeline, Run, Stage, Store, action, parallel, pipeline, stage, stream
 from flowdeco.errors import DefinitionError, MissingInputError, StoreTypeError, WiringError
+from flowdeco.middleware import atomic, recover, retry
 from flowdeco.wiring import Problem, step_of, steps_of
 
 if TYPE_CHECKING:
@@ -763,3 +764,17 @@ def test_a_template_stage_is_checked_like_any_other(run):
 
     with pytest.raises(WiringError, match=r"'process\[x\]'.*'missing_key'"):
         run(process("x"))
+
+
+def test_middleware_that_supplies_nothing_leaves_the_check_certain():
+    """`retry` and `atomic` give no values; of others nobody knows, and what `recover` recovers may be just that."""
+
+    def own(call):
+        yield {"missing": 1}
+
+    def certain(**options):
+        return [problem.certain for problem in Stage("s", [action(name="a")(lambda missing: 1)], **options).validate()]
+
+    assert [certain(use=[each]) for each in (retry(on=OSError), atomic, own, recover(on=Exception))] == [
+        [True], [True], [False], [False],
+    ]  # fmt: skip

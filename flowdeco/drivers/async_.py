@@ -55,6 +55,8 @@ async def _begun(start: Callable[..., Any], *args: Any) -> Any:
 async def _performed(evaluated: Evaluated, options: RunOptions) -> Run:
     run, evaluation = evaluated
     with ExitStack() as resources:
+        if options.progress is not None:
+            resources.callback(evaluation.close)  # what shows it is closed, whatever happens to the run
         await _drive(evaluation, _Performer(resources, options.executor))
     return end(run, options.check)
 

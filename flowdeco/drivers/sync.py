@@ -42,11 +42,15 @@ def resume(flow: Pipeline, what: Run | str, inputs: Mapping[str, Any] | None, op
     return _performed(evaluated, options) if isinstance(evaluated, tuple) else evaluated
 
 
-def _performed(evaluated: Evaluated, options: RunOptions) -> Run:
+def _performed(
+    evaluated: Evaluated, options: RunOptions, made: Callable[[ExitStack, Any], _Performer] | None = None
+) -> Run:
     run, evaluation = evaluated
     with ExitStack() as resources:
+        if options.progress is not None:
+            resources.callback(evaluation.close)  # what shows it is closed, whatever happens to the run
         try:
-            _drive(evaluation, _Performer(resources, options.executor))
+            _drive(evaluation, (made or _Performer)(resources, options.executor))
         except KeyboardInterrupt as interrupt:
             run.remember(interrupt)
             raise

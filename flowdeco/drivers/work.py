@@ -121,7 +121,7 @@ class Work:
                 if step.is_async:
                     return self._worker.begin_await(ticket, request, context, self._claimed)
                 if self._elsewhere is not None and not inspect.isasyncgenfunction(step.function):
-                    return self._ship(self._elsewhere, ticket, step, args, kwargs or {})
+                    return self._ship(self._elsewhere, ticket, step, args, kwargs or {}, context)
             self._call(ticket, request, context)
         elif isinstance(request, Sleep):
             self._worker.later(request.seconds, ticket, None)
@@ -178,16 +178,23 @@ class Work:
         self._threads.begin(call)
 
     def _ship(
-        self, executor: Executor, ticket: int, step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]
+        self,
+        executor: Executor,
+        ticket: int,
+        step: Step,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        context: Context,
     ) -> Callable[[], object]:
-        future = ship(executor, step, args, kwargs)
+        context = context.copy()  # the branch may be using its own when the call is over
+        future = context.run(ship, executor, step, args, kwargs)
         if step.timeout is not None:
             self._worker.later(step.timeout, ticket, Raised(timed_out(step.name, step.timeout)))
         del self._waiting[ticket]
 
         def done(future: Future[Any]) -> None:
             try:
-                answer = receive(step, future, (args, kwargs))
+                answer = context.run(receive, step, future, (args, kwargs))
             except BaseException as error:  # what came home cannot be unpickled here
                 answer = Raised(error)
             self._worker.report(ticket, answer)

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from flowdeco.durable.codec import PickleCodec
 from flowdeco.durable.fingerprint import fingerprint
@@ -14,7 +14,7 @@ from flowdeco.durable.info import RunInfo
 from flowdeco.durable.json_codec import JsonCodec
 from flowdeco.durable.memory import MemoryJournal
 from flowdeco.durable.sqlite import SqliteJournal
-from flowdeco.errors import JournalError, RunBusyError, RunNotFoundError
+from flowdeco.errors import DefinitionError, JournalError, RunBusyError, RunNotFoundError, suggestion
 from flowdeco.journal import Codec, Journal, Remembered, Row
 
 __all__ = [
@@ -35,12 +35,16 @@ __all__ = [
     "runs",
 ]
 
+_STATUSES: Final = frozenset({"running", "completed", "failed", "bailed", "suspended", "cancelled", "damaged"})
+
 
 def as_journal(journal: Any) -> Any:
     """Return the journal itself, or the SQLite journal at that path."""
     if isinstance(journal, (str, os.PathLike)):
         return SqliteJournal(cast("str", journal))
-    if all(callable(getattr(journal, name, None)) for name in ("create", "open", "read", "write", "close")):
+    if not isinstance(journal, type) and all(
+        callable(getattr(journal, name, None)) for name in ("create", "open", "read", "write", "close")
+    ):
         return journal
     raise JournalError(f"journal is a path or a journal, such as SqliteJournal(path), not {journal!r}")
 
@@ -67,8 +71,14 @@ def purge(journal: Any, older_than: float | timedelta, status: str | Iterable[st
 
     `status` restricts it to runs of these statuses. A run that somebody works on stays.
     """
-    seconds = older_than.total_seconds() if isinstance(older_than, timedelta) else float(older_than)
+    if isinstance(older_than, timedelta):
+        older_than = older_than.total_seconds()
+    if isinstance(older_than, bool) or not isinstance(older_than, (int, float)):
+        raise DefinitionError(f"older_than is seconds or a timedelta, not {older_than!r}")
+    seconds = float(older_than)
     wanted = None if status is None else {status} if isinstance(status, str) else set(status)
+    for unknown in sorted((wanted or set()) - _STATUSES):
+        raise DefinitionError(f"no run has the status {unknown!r}. {suggestion(unknown, _STATUSES)}")
     target, before, count = as_journal(journal), time.time() - seconds, 0
     for run in target.runs():
         if run.updated <= before and run.owner is None and (wanted is None or run.status in wanted):

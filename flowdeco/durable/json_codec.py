@@ -282,6 +282,8 @@ class JsonCodec:
 
     def _write_function(self, function: Any) -> str:
         where = _place(function)
+        if "<locals>" in where or "<lambda>" in where:
+            raise TypeError(f"{where} cannot be referred to: define it by `def` at module level")
         if self._function(where) is not function:
             raise TypeError(f"{where} is another function now: define it once, at module level")
         return where

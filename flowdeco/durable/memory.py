@@ -96,7 +96,7 @@ class MemoryJournal:
             return [
                 RunInfo(
                     *(run_id, run.pipeline, run.status, run.reason, run.started, run.updated, len(run.rows)),
-                    *(run.error, _owner() if run.busy else None),
+                    *(run.error, _owner() if run.busy else None, None, self.codec.name),
                 )
                 for run_id, run in reversed(self._runs.items())
             ]

@@ -13,6 +13,7 @@ that looks.
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import sqlite3
@@ -45,6 +46,7 @@ CREATE TABLE runs (
     id INTEGER PRIMARY KEY,
     run_id TEXT NOT NULL UNIQUE,
     pipeline TEXT NOT NULL,
+    entry TEXT,
     status TEXT NOT NULL,
     reason TEXT,
     error TEXT,
@@ -114,6 +116,7 @@ class Head(NamedTuple):
     id: int
     run_id: str
     pipeline: str
+    entry: str | None
     status: str
     reason: str | None
     error: str | None
@@ -157,7 +160,8 @@ class SqliteJournal:
 
     The file is made where it is missing, readable for its owner only. `synchronous="NORMAL"` survives a crash of the
     process, `"FULL"` a loss of power as well, at the price of waiting for the disk at every step. `lease` is how many
-    seconds an owner on another host may be silent before the run can be taken over.
+    seconds an owner on another host may be silent before the run can be taken over. `entry` is noted with the runs that
+    begin here: where their pipeline is found, as `"module:flow"` or `"file.py:flow"`, for who has nothing but the journal.
     """
 
     def __init__(
@@ -167,6 +171,7 @@ class SqliteJournal:
         codec: Literal["pickle", "json"] | Codec = "pickle",
         synchronous: Literal["NORMAL", "FULL"] = "NORMAL",
         lease: float = 30.0,
+        entry: str | None = None,
     ) -> None:
         if not os.fspath(path) or os.fspath(path) == ":memory:":
             raise JournalError(f"a journal is a file, and {os.fspath(path)!r} is none: MemoryJournal() keeps none")
@@ -180,6 +185,7 @@ class SqliteJournal:
         self.codec: Codec = named_codec(codec)
         self.synchronous = synchronous
         self.lease = float(lease)
+        self.entry = None if entry is None else _plain(entry)
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._closing: weakref.finalize[..., Any] | None = None
@@ -195,6 +201,8 @@ class SqliteJournal:
 
     def create(self, run_id: str, pipeline: str, inputs: bytes, skip: Sequence[str]) -> None:
         """Begin a run; raises `RunBusyError` if there is one of that id."""
+        if not isinstance(run_id, str):
+            raise JournalError(f"a run_id is a text, not {run_id!r}")
         now = time.time()
         owner = this_process(secrets.token_hex(8))
         with self._asked(f"run {run_id!r} cannot begin", make=True) as connection:
@@ -208,7 +216,7 @@ class SqliteJournal:
                     )
                 number = connection.execute("SELECT coalesce(max(id), 0) + 1 FROM runs").fetchone()[0]
                 head = Head(
-                    *(number, run_id, _plain(pipeline), "running", None, None, now),
+                    *(number, run_id, _plain(pipeline), self.entry, "running", None, None, now),
                     *(json.dumps(list(skip)), self.codec.name, 0, 0),
                 )
                 columns = (*head, head.checksum, now, *owner, now + self.lease)
@@ -233,7 +241,10 @@ class SqliteJournal:
             try:
                 remembered, written = self._remembered(connection, head)
                 dropped = written - len(remembered.rows)
-                taken = head._replace(status="running", reason=None, error=None, written=written, dropped=dropped)
+                taken = head._replace(
+                    status="running", reason=None, error=None, written=written, dropped=dropped,
+                    entry=self.entry or head.entry,
+                )  # fmt: skip
                 with _transaction(connection):
                     self._require_ours(connection, head, owner.token)
                     self._seize(connection, taken, owner)
@@ -345,14 +356,14 @@ class SqliteJournal:
     # What people ask for.
 
     def runs(self) -> list[RunInfo]:
-        """Return all runs, the latest first."""
+        """Return all runs, the latest first; one that is damaged has this as its status."""
         me = this_process("")
         with self._asked("the runs cannot be listed") as connection, _transaction(connection, "DEFERRED"):
             found = connection.execute(
                 f"SELECT {_HEAD}, checksum, updated, lease, {_OWNER} FROM runs ORDER BY started DESC, id DESC"
             ).fetchall()
             size = len(Head._fields) + 1
-            return [self._info(connection, self._checked(row[:size]), row[size:], me) for row in found]
+            return [self._info(connection, row[:size], row[size:], me) for row in found]
 
     def history(self, run_id: str) -> list[Row]:
         """Return the steps of a run, whatever the codec that they are written in."""
@@ -362,14 +373,22 @@ class SqliteJournal:
     def delete(self, run_id: str) -> None:
         """Forget a run; raises `RunNotFoundError`, and `RunBusyError` while somebody works on it."""
         with self._asked(f"run {run_id!r} cannot be deleted") as connection, _transaction(connection):
-            head = self._head(connection, run_id)
+            head = Head._make(self._found(connection, run_id)[:-1])  # a damaged run is deleted, too
             self._require_idle(connection, head, this_process(""))
             first = head.id << 32
             connection.execute("DELETE FROM steps WHERE id BETWEEN ? AND ?", (first, first + _LAST))
             connection.execute("DELETE FROM inputs WHERE run = ?", (head.id,))
             connection.execute("DELETE FROM runs WHERE id = ?", (head.id,))
 
-    def _info(self, connection: sqlite3.Connection, head: Head, rest: tuple[Any, ...], me: Owner) -> RunInfo:
+    def _info(
+        self, connection: sqlite3.Connection, found: tuple[Any, ...], rest: tuple[Any, ...], me: Owner
+    ) -> RunInfo:
+        head = Head._make(found[:-1])
+        if not head.agrees(found[-1]):  # whoever lists runs wants to see the others
+            text = "what it says does not agree with its checksum: delete it, or restore the file from a backup"
+            started, updated = (at if isinstance(at, float) else math.inf for at in (head.started, rest[0]))
+            run_id, pipeline = str(_untext(head.run_id)), str(_untext(head.pipeline))
+            return RunInfo(run_id, pipeline, "damaged", None, started, updated, 0, text)
         updated, lease, *owner = rest
         busy = owner[0] is not None and _is_busy(Owner._make(owner), lease, me)
         steps = head.written - head.dropped
@@ -380,17 +399,23 @@ class SqliteJournal:
             ).fetchone()[0]
         return RunInfo(
             *(head.run_id, head.pipeline, head.status, head.reason, head.started, updated, steps),
-            *(head.error, str(Owner._make(owner)) if busy else None),
+            *(head.error, str(Owner._make(owner)) if busy else None, head.entry, head.codec),
         )
 
     # Runs, as rows.
 
     def _head(self, connection: sqlite3.Connection, run_id: str) -> Head:
-        found = connection.execute(f"SELECT {_HEAD}, checksum FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+        return self._checked(self._found(connection, run_id))
+
+    def _found(self, connection: sqlite3.Connection, run_id: str) -> tuple[Any, ...]:
+        """Return the columns of a run and their checksum, as they are."""
+        found: tuple[Any, ...] | None = connection.execute(
+            f"SELECT {_HEAD}, checksum FROM runs WHERE run_id = ?", (run_id,)
+        ).fetchone()
         if found is None:
             known = [name for (name,) in connection.execute("SELECT run_id FROM runs ORDER BY id DESC LIMIT 100")]
             raise RunNotFoundError(f"{self.path} has no run {run_id!r}. {suggestion(run_id, known)}")
-        return self._checked(found)
+        return found
 
     def _checked(self, found: tuple[Any, ...]) -> Head:
         head = Head._make(found[:-1])
@@ -719,10 +744,10 @@ def _named(row: Row) -> str:
 
 
 def _state(head: Head) -> tuple[Any, ...]:
-    return head.status, head.reason, head.error, head.written, head.dropped, head.checksum
+    return head.status, head.reason, head.error, head.written, head.dropped, head.entry, head.checksum
 
 
-_STATE: Final = "status = ?, reason = ?, error = ?, written = ?, dropped = ?, checksum = ?, updated = ?"
+_STATE: Final = "status = ?, reason = ?, error = ?, written = ?, dropped = ?, entry = ?, checksum = ?, updated = ?"
 
 
 def _inputs_checksum(run: int, number: int, position: int, payload: bytes) -> int:

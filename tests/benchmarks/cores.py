@@ -52,7 +52,9 @@ def best(run: Callable[[], object]) -> float:
     return min(seconds(run) for _ in range(RUNS))
 
 
-def row(what: str, run: Callable[[Executor], object], pool: AbstractContextManager[Executor], alone: float = 0.0) -> float:
+def row(
+    what: str, run: Callable[[Executor], object], pool: AbstractContextManager[Executor], alone: float = 0.0
+) -> float:
     with pool as executor:
         took = best(lambda: run(executor))
     print(f"| {what:58} | {took:6.2f} s | {(alone or took) / took:6.1f} x |", flush=True)
@@ -82,7 +84,10 @@ def main() -> None:
         pass
     else:
         address = "127.0.0.1:0"
-        with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=address) as cluster, Client(cluster) as client:
+        with (
+            LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=address) as cluster,
+            Client(cluster) as client,
+        ):
             row("compute, Dask with 2 worker processes", computed, nullcontext(client.get_executor()), alone)
     alone = row("wait, one after the other: `serial()`", waited, nullcontext(serial()))
     row("wait, in threads: the default", waited, ThreadPoolExecutor(32), alone)

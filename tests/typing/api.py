@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from pathlib import Path
 from typing import Annotated, Any, assert_type
 
 from flowdeco import (
@@ -24,7 +25,9 @@ from flowdeco import (
     stream,
 )
 from flowdeco.middleware import Call, atomic, recover, retry
+from flowdeco.observers.otel import spans
 from flowdeco.runs import ActionRecord, StageRecord
+from flowdeco.show import Change, Diff, Plan, Ran
 from flowdeco.wiring import Problem
 
 USER_ID = Key("user.id", int)
@@ -195,6 +198,12 @@ assert_type(flow.run(), Run)
 assert_type(double.run({"n": 1}, skip=["tag:slow"], observers=[print], check=False, history=10), Run)
 assert_type(plain.run(use=[atomic]), Run)
 assert_type(parallel(plain).run(), Run)
+assert_type(flow.plan(), Plan)
+assert_type(double.plan().text(), str)
+assert_type(flow.run().ran(), Ran)
+assert_type(flow.plan().diff(flow.run().ran()), Diff)
+assert_type(flow.plan().diff(flow.run()).inserted, tuple[Change, ...])
+assert_type(flow.run().to_html("run.html", values=True), Path)
 
 
 async def run_in_the_loop() -> None:
@@ -256,6 +265,23 @@ def in_context(ctx: Context) -> None:
     ctx.disable("tag:slow", "stage/action")
     ctx.progress(1, 3)
     ctx.emit("found", number=3)
+
+
+class Bar:
+    total: float | None = None
+
+    def update(self, n: float | None = 1) -> bool | None:
+        return None
+
+    def close(self) -> None: ...
+
+
+def watched() -> None:
+    assert_type(flow.run(progress=True), Run)
+    flow.run(progress=None)
+    flow.run(progress=lambda done, known, current: print(done + known, current.upper()))
+    flow.run(progress=Bar())
+    flow.run(observers=[spans()])
 
 
 def typed_store(store: Store) -> None:

@@ -1,0 +1,197 @@
+"""Entry points: from `module:flow` or `file.py:flow` to the unit that it names.
+
+A file is imported under the name that its place gives it (packages above it included), with the directory that leads
+there on `sys.path`. So its definitions pickle, and processes that a run starts find them as well.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final, NamedTuple
+
+from flowdeco.errors import FlowdecoError, suggestion
+
+__all__ = ["Entry", "EntryError", "load", "names_in"]
+
+
+class EntryError(FlowdecoError):
+    """An entry point that leads to no unit."""
+
+
+class Entry(NamedTuple):
+    """A unit, and where it was found: `reference` finds it again from any directory, if it is in a file."""
+
+    unit: Any
+    reference: str
+    module: ModuleType
+    in_file: bool
+
+
+def load(entry: str) -> Entry:
+    """Import what an entry point leads to; raises `EntryError`, which says what is there instead."""
+    where, name = _split(entry)
+    in_file = where.endswith(".py") or os.sep in where
+    module = _imported_file(where) if in_file else _imported_module(where)
+    if not name:
+        name = _only_unit(module, where)
+    unit = _member(module, where, name)
+    return Entry(unit, f"{os.path.abspath(where) if in_file else where}:{name}", module, in_file)
+
+
+def _split(entry: str) -> tuple[str, str]:
+    where, colon, name = entry.rpartition(":")
+    if not colon or name.endswith(".py") or os.sep in name:  # a colon of the path
+        where, name = entry, ""
+    if not where or (colon and where != entry and not name):
+        raise EntryError(f"an entry point is module:flow or file.py:flow, not {entry!r}")
+    return where, name
+
+
+# Modules.
+
+
+def _imported_file(where: str) -> ModuleType:
+    path = Path(where)
+    if not path.is_file():
+        raise EntryError(f"there is no file {where!r}. {_beside(path)}".rstrip())
+    if path.suffix != ".py":
+        raise EntryError(f"{where!r} is no Python file: an entry point is module:flow or file.py:flow")
+    name, root = _place(path.resolve())
+    _search_first(root)
+    module = _imported(name, where)
+    found = getattr(module, "__file__", None)
+    if found is None or not os.path.samefile(found, path):
+        raise EntryError(f"{where!r} cannot be imported: {name!r} is {found or 'a built-in module'}. Rename the file")
+    return module
+
+
+def _place(path: Path) -> tuple[str, Path]:
+    """Return the name that a file is imported by, and the directory to look for it from."""
+    parts = [] if path.stem == "__init__" else [path.stem]
+    root = path.parent
+    while (root / "__init__.py").is_file():
+        parts.insert(0, root.name)
+        root = root.parent
+    return ".".join(parts), root
+
+
+def _imported_module(where: str) -> ModuleType:
+    if not all(part.isidentifier() for part in where.split(".")):
+        raise EntryError(f"{where!r} is neither a module nor a file: an entry point is module:flow or file.py:flow")
+    _search_first(Path.cwd())
+    return _imported(where, where)
+
+
+def _search_first(directory: Path) -> None:
+    if str(directory) not in sys.path:
+        sys.path.insert(0, str(directory))
+        importlib.invalidate_caches()
+
+
+def _imported(name: str, where: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+            raise EntryError(f"there is no module {name!r}. {_beside(Path(name))}".rstrip()) from None
+        raise _not_imported(where, error) from error
+    except (Exception, SystemExit) as error:
+        raise _not_imported(where, error) from error
+
+
+def _not_imported(where: str, error: BaseException) -> EntryError:
+    if isinstance(error, SyntaxError):
+        return EntryError(f"{where} cannot be imported: {error.msg} ({error.filename}:{error.lineno})")
+    place = ""
+    traceback = error.__traceback__
+    while traceback is not None:
+        file = traceback.tb_frame.f_code.co_filename
+        if not file.startswith("<frozen") and "importlib" not in file and file != __file__:
+            place = f" ({file}:{traceback.tb_lineno})"
+        traceback = traceback.tb_next
+    why = 'it exits; put what it does under `if __name__ == "__main__":`' if isinstance(error, SystemExit) else ""
+    return EntryError(f"{where} cannot be imported: {why or f'{type(error).__name__}: {error}'}{place}")
+
+
+def _beside(path: Path) -> str:
+    try:
+        found = [str(path.parent / other.name) for other in path.parent.glob("*.py")]
+    except OSError:
+        return ""
+    return suggestion(str(path), found) if found else ""
+
+
+# Members.
+
+
+def units_of(module: ModuleType) -> dict[str, Any]:
+    """Return the public units of a module by name; of several names for one unit, the first."""
+    from flowdeco.definitions import Unit
+
+    found: dict[int, tuple[str, Any]] = {}
+    for name, value in vars(module).items():
+        if isinstance(value, Unit) and not name.startswith("_"):
+            found.setdefault(id(value), (name, value))
+    return dict(found.values())
+
+
+def _only_unit(module: ModuleType, where: str) -> str:
+    """Return the name of the unit that is meant where none is named: the only one, or the only pipeline."""
+    from flowdeco.definitions import Pipeline
+
+    units = units_of(module)
+    pipelines = [name for name, unit in units.items() if isinstance(unit, Pipeline)]
+    for candidates in (list(units), pipelines):
+        if len(candidates) == 1:
+            return candidates[0]
+    if not units:
+        raise EntryError(f"{where} has no action, stage, pipeline or group at its top level")
+    listed = ", ".join(f"{where}:{name}" for name in pipelines or units)
+    raise EntryError(
+        f"{where} has {len(pipelines or units)} {'pipelines' if pipelines else 'units'}: name one of {listed}"
+    )
+
+
+def _member(module: ModuleType, where: str, name: str) -> Any:
+    from flowdeco.definitions import Stream, Template, Unit, no_unit
+
+    found: Any = module
+    for part in name.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise EntryError(f"{where} has no {name!r}. {suggestion(name, units_of(module), 'Its units')}") from None
+    if isinstance(found, Unit):
+        return found
+    if isinstance(found, (Template, Stream)):
+        raise EntryError(no_unit(found))
+    cure = f": decorate it with @action, or name one of {', '.join(units)}" if (units := units_of(module)) else ""
+    raise EntryError(f"{where}:{name} is no action, stage, pipeline or group, but a {type(found).__name__}{cure}")
+
+
+def names_in(path: str) -> list[str]:
+    """Return what the top level of a file defines, read from its source: for completion, which runs nobody's code."""
+    try:
+        tree = ast.parse(Path(path).read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return []
+    return [name for name in dict.fromkeys(_defined(tree)) if not name.startswith("_")]
+
+
+_DEFINITIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def _defined(tree: ast.Module) -> Iterator[str]:
+    for node in tree.body:
+        if isinstance(node, _DEFINITIONS):
+            if node.decorator_list:
+                yield node.name
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (target.id for target in targets if isinstance(target, ast.Name))

@@ -1,0 +1,1 @@
+"""Observers that are shipped, each for one library, which is imported when it is used."""

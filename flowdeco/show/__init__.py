@@ -1,0 +1,24 @@
+"""Seeing runs: plans, what ran, diffs, and the page of a run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flowdeco.show.plan import Change, Diff, Plan, Ran, html_of, plan, ran
+
+if TYPE_CHECKING:
+    from flowdeco.runs import Run
+
+__all__ = ["Change", "Diff", "Plan", "Ran", "html_of", "plan", "ran", "write_page"]
+
+
+def write_page(run: Run, path: str | os.PathLike[str], values: bool) -> Path:
+    """Write the page of a run, and return its path."""
+    from flowdeco.show.page import page
+
+    target = Path(path)
+    # What cannot be encoded is half of a surrogate pair; it is shown as its number.
+    target.write_bytes(page(run, plan(run.pipeline).diff(ran(run)), values=values).encode("utf-8", "backslashreplace"))
+    return target

@@ -1,0 +1,275 @@
+"""The live display, drawn by rich: what is over above, what runs below it, and the bar of the run.
+
+A frame is a list of lines, aligned here. A table of rich would align them as well, and cost several times as much, for
+which the run would pay.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+
+from flowdeco.show.tally import Row, Tally, describe, duration
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions
+    from rich.segment import Segment
+
+    from flowdeco.events import Event
+
+__all__ = ["Frame", "Notebook", "Terminal", "frame"]
+
+
+Line: TypeAlias = "list[tuple[str, str]]"  # text, style
+
+
+class Glyphs(NamedTuple):
+    """The signs of a display, for terminals that know them and for those that do not."""
+
+    spinner: str
+    full: str
+    empty: str
+    inserted: str
+    arrow: str
+    dots: str
+    status: dict[str, str]
+
+
+FINE: Final = Glyphs(
+    "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", "━", "─", "↳ ", " › ", "…",
+    {"completed": "✓", "failed": "✗", "skipped": "–", "bailed": "✓", "suspended": "‖", "cancelled": "✗"},
+)  # fmt: skip
+PLAIN: Final = Glyphs(
+    "|/-\\", "#", "-", "> ", "/", "...",
+    {"completed": "+", "failed": "x", "skipped": "-", "bailed": "+", "suspended": "=", "cancelled": "x"},
+)  # fmt: skip
+STYLES: Final = {
+    "completed": "green",
+    "failed": "bold red",
+    "skipped": "dim",
+    "bailed": "yellow",
+    "suspended": "yellow",
+    "cancelled": "yellow",
+    "running": "cyan",
+    "pending": "dim",
+}
+BAR: Final = 28
+SMALL_BAR: Final = 12
+FINISHED: Final = 8  # lines of what is over
+ALL_OF: Final = 20  # stages that are all shown when the run is over
+
+
+class Frame(NamedTuple):
+    """The display at one moment, as lines of styled pieces of text."""
+
+    lines: list[Line]
+
+    @property
+    def plain(self) -> str:
+        """Its text, without colours."""
+        return "\n".join("".join(text for text, _ in line) for line in self.lines)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        from rich.segment import Segment
+
+        for line in self.lines:
+            pieces = [Segment(text, console.get_style(style) if style else None) for text, style in line]
+            yield from Segment.adjust_line_length(pieces, options.max_width, pad=False)
+            yield Segment.line()
+
+
+def frame(tally: Tally, height: int = 24, glyphs: Glyphs = FINE, width: int = 80) -> Frame:
+    """Return the display as it is now, in at most so many lines."""
+    running = list(tally.running)
+    over = tally.elapsed is not None
+    room = max(1, height - 3)  # the bar, and the two lines that say how many more there are
+    shown = _side_by_side(running)[: max(1, room - 2)]
+    most = ALL_OF if over and tally.done <= ALL_OF else FINISHED
+    rows = _worth_showing(tally, min(room - len(shown), most)) + shown
+    named = [(row, _name(row, glyphs)) for row in rows]
+    names = min(max([28, *(cell_len(name) for _, name in named)]), max(16, width // 2))
+    lines: list[Line] = []
+    if tally.done > len(rows) - len(shown):
+        lines.append([(f" {glyphs.dots} {tally.done - len(rows) + len(shown)} more", "dim")])
+    lines.extend(_line(row, name, names, tally, glyphs) for row, name in named)
+    if len(running) > len(shown):
+        lines.append([(f" {glyphs.dots} {len(running) - len(shown)} more running", "dim")])
+    lines.append(_summary(tally, glyphs) if over else _total(tally, glyphs))
+    return Frame(lines)
+
+
+def _worth_showing(tally: Tally, lines: int) -> list[Row]:
+    """Return what was over last, after failures that it would hide."""
+    if lines <= 0:
+        return []
+    recent = list(tally.recent)
+    latest = recent[-lines:]
+    hidden = [row for row in list(tally.failed) if row not in latest]
+    return [*hidden, *latest[len(hidden) :]] if len(hidden) < lines else latest
+
+
+def _side_by_side(rows: list[Row]) -> list[Row]:
+    """Keep the branches of a group in their order, whatever began last in them."""
+    return sorted(rows, key=lambda row: _branch_key(row.branch)) if any(row.branch for row in rows) else rows
+
+
+def _branch_key(branch: str | None) -> list[tuple[str, int]]:
+    key: list[tuple[str, int]] = []
+    for part in (branch or "").split("/"):
+        group, _, number = part.rpartition("[")
+        key.append((group, int(number[:-1]) if number[:-1].isdigit() else 0))
+    return key
+
+
+def _name(row: Row, glyphs: Glyphs) -> str:
+    inserted = "" if row.inserted_by is None else glyphs.inserted
+    return inserted + (describe(row, glyphs.arrow) if row.status == "running" else row.name)
+
+
+def _line(row: Row, name: str, width: int, tally: Tally, glyphs: Glyphs) -> Line:
+    running, skipped = row.status == "running", row.status == "skipped"
+    style = STYLES.get(row.status, "")
+    elapsed = tally.clock() - row.started if running else row.elapsed
+    sign = glyphs.spinner[int(elapsed * 10) % len(glyphs.spinner)] if running else glyphs.status.get(row.status, "?")
+    name = fitted(name, width, glyphs)
+    told = "skipped" if skipped else duration(elapsed)
+    line: Line = [(" ", ""), (sign, style), (" ", "")]
+    line.append((name, "bold cyan" if running else "dim" if skipped or row.restored else ""))
+    line.append((f" {told:>8}", "dim"))
+    if row.branch is not None:
+        line.append((f"  {row.branch}", "blue"))
+    if row.inserted:
+        line.append((f"  inserted {row.inserted}", "magenta"))
+    if running and row.done is not None and row.total:
+        line.extend([("  ", ""), *_bar(row.done / row.total, SMALL_BAR, glyphs)])
+    if row.restored:
+        line.append(("  restored", "dim"))
+    if row.status not in ("running", "completed", "skipped"):
+        line.append((f"  {row.error or row.status}", style))
+    return line
+
+
+def fitted(text: str, width: int, glyphs: Glyphs) -> str:
+    """Return the text cut, or filled up, to so many columns; wide characters take two."""
+    taken = cell_len(text)
+    if taken <= width:
+        return text + " " * (width - taken)
+    kept = text
+    while cell_len(kept) > width - len(glyphs.dots):
+        kept = kept[:-1]
+    return kept + glyphs.dots + " " * (width - len(glyphs.dots) - cell_len(kept))
+
+
+def cell_len(text: str) -> int:
+    """Return how many columns of a terminal a text takes."""
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def _bar(share: float, width: int, glyphs: Glyphs) -> Line:
+    full = round(width * min(1.0, max(0.0, share)))
+    return [(glyphs.full * full, "green"), (glyphs.empty * (width - full), "bright_black")]
+
+
+def _total(tally: Tally, glyphs: Glyphs) -> Line:
+    bar = _bar(tally.done / tally.known if tally.known else 0.0, BAR, glyphs)
+    count = f" {tally.done}/{tally.known} stages"
+    return [(tally.pipeline, "bold"), (" ", ""), *bar, (count, "bold"), (f"  {duration(tally.seconds)}", "dim")]
+
+
+def _summary(tally: Tally, glyphs: Glyphs) -> Line:
+    style = STYLES.get(tally.status, "")
+    count = str(tally.done) if tally.done == tally.known else f"{tally.done} of {tally.known}"
+    told = f": {count} stage{'s' * (tally.known != 1)} in {duration(tally.seconds)}"
+    sign = glyphs.status.get(tally.status, "?")
+    return [(sign, style), (" ", ""), (tally.pipeline, "bold"), (f" {tally.status}", style), (told, "")]
+
+
+class Terminal:
+    """A live display in a terminal; what is printed meanwhile appears above it."""
+
+    pause = 0.125
+
+    def __init__(self, tally: Tally, console: Console, release: Callable[[], object]) -> None:
+        from rich.live import Live
+
+        self._tally = tally
+        self._console = console
+        self._release = release
+        self._glyphs = PLAIN if console.options.ascii_only else FINE
+        self._live = Live(
+            console=console,
+            auto_refresh=False,
+            get_renderable=self._frame,
+            # Output that goes to a file stays there.
+            redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
+            vertical_overflow="crop",
+        )
+        self._live.start()
+
+    def _frame(self) -> Frame:
+        width, height = self._console.size
+        return frame(self._tally, height, self._glyphs, width)
+
+    def take(self, event: Event) -> None:
+        """Nothing: it is seen at the next refresh."""
+
+    def refresh(self) -> None:
+        """Draw what is now."""
+        self._live.refresh()
+
+    def end(self) -> None:
+        """Draw the end, and give the terminal back."""
+        try:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()  # a last line without an end is with the display until then
+        finally:
+            try:
+                self._live.stop()
+            finally:
+                self._release()
+
+
+class Notebook:
+    """A display in the output of a notebook's cell, which stays there when the run is over."""
+
+    pause = 0.25
+
+    def __init__(self, tally: Tally) -> None:
+        import IPython.display
+
+        self._tally = tally
+        self._display: Any = IPython.display
+        self._handle = self._display.display(self._drawn(), display_id=True)
+
+    def _drawn(self) -> Any:
+        return self._display.HTML(html(frame(self._tally, 30, width=WIDE)))
+
+    def take(self, event: Event) -> None:
+        """Nothing: it is seen at the next refresh."""
+
+    def refresh(self) -> None:
+        """Draw what is now."""
+        self._handle.update(self._drawn())
+
+    def end(self) -> None:
+        """Draw the end."""
+        self.refresh()
+
+
+WIDE: Final = 100
+
+
+def html(drawn: Frame) -> str:
+    """Return a frame as HTML, in the colours of the page around it."""
+    from rich.console import Console
+
+    console = Console(record=True, file=io.StringIO(), width=WIDE, force_jupyter=False, color_system="truecolor")
+    console.print(drawn)
+    return console.export_html(
+        inline_styles=True,
+        code_format='<pre style="line-height:1.3;white-space:pre;overflow-x:auto">{code}</pre>',
+    )

@@ -1,0 +1,424 @@
+"use strict";
+(() => {
+  // Everything is put in as text, by textContent: nothing in the data is markup.
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const rows = data.rows;
+  const MARKS = data.marks;
+  const BATCH = 200;
+  const $ = (id) => document.getElementById(id);
+  const list = $("rows"), find = $("find"), more = $("more"), chart = $("chart"), tip = $("tip");
+
+  const el = (tag, name, text) => {
+    const made = document.createElement(tag);
+    if (name) made.className = name;
+    if (text !== undefined) made.textContent = text;
+    return made;
+  };
+
+  // What is shown: rows that match, with what they are in; what is folded or closed is left out.
+
+  const unfolded = new Set(), closed = new Set(), opened = new Set();
+  const pressed = { state: new Set(), tag: new Set() };
+  let visible = [], done = 0, current = -1;
+
+  const warned = (row) => row.s === "recovered" || row.a > 1 || row.again === 1;
+  const states = (row) => {
+    const found = [row.s];
+    if (row.by !== undefined) found.push("inserted");
+    if (row.a > 1 || row.again === 1) found.push("retried");
+    return found;
+  };
+  rows.forEach((row, index) => {
+    const acts = row.acts || [];
+    row.i = index;
+    row.find = [row.n, row.ti || "", ...acts.map((act) => act.n)].join(" ").toLowerCase();
+    // A tag is that of the stage, of what it is in, or of one of its actions.
+    row.all = [row.tags, row.p >= 0 ? rows[row.p].all : [], ...acts.map((act) => act.tags)].flatMap((some) => some || []);
+  });
+
+  const filtering = () => find.value.trim() !== "" || pressed.state.size > 0 || pressed.tag.size > 0;
+
+  const matcher = () => {
+    const words = find.value.trim().toLowerCase().split(/\s+/).filter(Boolean);
+    const tags = words.filter((word) => word.startsWith("tag:")).map((word) => word.slice(4));
+    const names = words.filter((word) => !word.startsWith("tag:"));
+    return (row) => {
+      if (row.k !== "stage") return false;
+      const its = row.all;
+      return names.every((word) => row.find.includes(word))
+        && tags.every((tag) => its.some((one) => one.toLowerCase() === tag || (tag !== "" && one.toLowerCase().startsWith(tag))))
+        && [...pressed.tag].every((tag) => its.includes(tag))
+        && (pressed.state.size === 0 || states(row).some((state) => pressed.state.has(state)));
+    };
+  };
+
+  const select = () => {
+    visible = [];
+    let stages = 0;
+    if (filtering()) {
+      const matches = matcher();
+      const wanted = new Set();
+      for (const row of rows) {
+        if (!matches(row)) continue;
+        stages += 1;
+        for (let at = row; at && !wanted.has(at.i); at = rows[at.p]) wanted.add(at.i);
+      }
+      for (const row of rows) if (wanted.has(row.i)) visible.push(row.i);
+    } else {
+      let hidden = Infinity;
+      for (const row of rows) {
+        if (row.k === "stage") stages += 1;
+        if (row.d > hidden) continue;
+        hidden = Infinity;
+        if (row.k === "fold" ? unfolded.has(row.f) : row.h !== undefined && !unfolded.has(row.h)) {
+          if (row.k !== "fold") hidden = row.d;
+          continue;
+        }
+        visible.push(row.i);
+        if (closed.has(row.i)) hidden = row.d;
+      }
+    }
+    $("count").textContent = filtering() ? `${stages.toLocaleString()} of ${data.stages.toLocaleString()} match` : data.said;
+    done = 0;
+    list.replaceChildren();
+    if (!visible.length) list.append(el("li", "nothing", filtering() ? "No stage matches." : "Nothing has run."));
+    current = visible.length ? visible[0] : -1;
+    append();
+  };
+
+  const append = () => {
+    if (done >= visible.length) return;
+    const piece = document.createDocumentFragment();
+    const until = Math.min(visible.length, done + BATCH);
+    for (; done < until; done += 1) piece.append(item(rows[visible[done]]));
+    list.append(piece);
+  };
+
+  // One row.
+
+  const bar = (row) => {
+    const track = el("span", "track");
+    track.setAttribute("aria-hidden", "true");
+    if (row.x !== undefined) {
+      const filled = el("i");
+      filled.style.left = `${Math.min(row.x, 0.995) * 100}%`;
+      filled.style.width = `${row.w * 100}%`;
+      track.append(filled);
+    }
+    return track;
+  };
+
+  const headline = (row, into) => {
+    const mark = el("span", `mark ${row.s}`);
+    const sign = el("span", "", MARKS[row.s] || "");
+    sign.setAttribute("aria-hidden", "true");
+    mark.append(sign, el("span", "unseen", row.s));
+    const what = el("span", "what");
+    what.append(el("span", "name", row.n));
+    if (row.kind) what.append(el("span", "kind", row.kind));
+    for (const tag of row.tags || []) what.append(el("span", "tag", `#${tag}`));
+    if (row.by !== undefined && !row.same) what.append(el("span", "by", `+ inserted by ${row.by}`));
+    if (row.a > 1) what.append(el("span", "note warn", `${row.a} attempts`));
+    if (row.note) what.append(el("span", `note ${row.s === "recovered" ? "warn" : row.s === "failed" ? "bad" : ""}`, row.note));
+    into.append(mark, what, bar(row), el("span", "time", row.t || ""));
+  };
+
+  const classes = (row) => [row.s, row.by !== undefined ? "new" : "", row.k !== "stage" ? "container" : "", warned(row) ? "warned" : ""].filter(Boolean).join(" ");
+
+  const item = (row) => {
+    const li = el("li", classes(row));
+    li.style.setProperty("--d", Math.min(row.d, 12));
+    li.dataset.i = row.i;
+    if (row.k === "fold") {
+      const button = el("button", `fold${row.fresh ? "" : " plain"}`, row.n);
+      button.type = "button";
+      button.tabIndex = row.i === current ? 0 : -1;
+      li.append(button);
+      return li;
+    }
+    const line = el("button", "line");
+    line.type = "button";
+    line.tabIndex = row.i === current ? 0 : -1;
+    line.setAttribute("aria-expanded", String(row.k === "stage" ? opened.has(row.i) : !closed.has(row.i)));
+    headline(row, line);
+    li.append(line);
+    if (opened.has(row.i)) li.append(detail(row));
+    return li;
+  };
+
+  // What a row opens to.
+
+  const pairs = (pairsOf) => {
+    const dl = el("dl", "pairs");
+    for (const [what, value] of pairsOf) {
+      if (value === undefined || value === "") continue;
+      const dd = el("dd");
+      dd.append(value);
+      dl.append(el("dt", "", what), dd);
+    }
+    return dl;
+  };
+
+  const failure = (told) => {
+    const box = el("div");
+    const said = el("p", "said");
+    said.append(el("b", "", told.type), told.message ? `: ${told.message}` : "");
+    box.append(said);
+    if (told.notes.length) box.append(el("p", "notes", told.notes.join("\n")));
+    if (told.frames.length) {
+      const trace = el("details", "trace");
+      trace.open = told.frames.length <= 8;
+      trace.append(el("summary", "", `Traceback (${told.frames.length} ${told.frames.length === 1 ? "call" : "calls"})`));
+      const ol = el("ol");
+      for (const [file, line, name, source] of told.frames) {
+        const li = el("li");
+        li.append(el("span", "place", `${file}:${line}, in ${name}`), el("pre", "", source));
+        ol.append(li);
+      }
+      trace.append(ol);
+      box.append(trace);
+    }
+    for (const [how, other] of [[told.link, told.cause], ...told.parts.map((part, index) => [`${index + 1} of ${told.parts.length}`, part])]) {
+      if (!other) continue;
+      const cause = el("div", "cause");
+      cause.append(el("p", "", how), failure(other));
+      box.append(cause);
+    }
+    return box;
+  };
+
+  const trouble = (number) => {
+    const box = el("div", "trouble");
+    box.append(failure(data.failures[number]));
+    return box;
+  };
+
+  const detail = (row) => {
+    const box = el("div", "detail");
+    if (row.ti && row.ti !== row.n) box.append(el("p", "", row.ti));
+    if (row.de) box.append(el("p", "", row.de));
+    let by;
+    if (row.by !== undefined) {
+      by = el("button", "link", row.by);
+      by.type = "button";
+      by.addEventListener("click", () => jump(nearest(row)));
+    }
+    box.append(pairs([
+      ["status", row.s === "pending" ? "not reached" : row.s], ["inserted by", by], ["started", row.at], ["took", row.t],
+      ["attempts", row.a > 1 ? String(row.a) : undefined], ["inserted", row.ins], ["reads", row.reads], ["middleware", row.use], ["data", row.data],
+    ]));
+    if (row.fail !== undefined) box.append(trouble(row.fail));
+    const acts = row.acts || [];
+    if (acts.length) {
+      const ol = el("ol", "acted");
+      ol.setAttribute("aria-label", "Actions");
+      for (const act of acts) {
+        const li = el("li", classes({ ...act, k: "stage" }));
+        headline(act, li);
+        if (act.fail !== undefined && act.fail !== row.fail) li.append(trouble(act.fail));
+        ol.append(li);
+      }
+      box.append(ol);
+    }
+    return box;
+  };
+
+  const nearest = (row) => {
+    const name = row.by.split("/")[0];
+    for (let index = row.i - 1; index >= 0; index -= 1) {
+      if (rows[index].k === "stage" && (rows[index].n === name || row.by.startsWith(`${rows[index].n}/`))) return index;
+    }
+    return row.i;
+  };
+
+  // Opening, moving, jumping.
+
+  const toggle = (li) => {
+    const row = rows[Number(li.dataset.i)];
+    const line = li.firstElementChild;
+    if (row.k === "fold") {
+      unfolded.add(row.f);
+      const next = row.i + 1;
+      keepingPlace(() => select(), next);
+      return;
+    }
+    if (row.k !== "stage") {
+      if (closed.has(row.i)) closed.delete(row.i); else closed.add(row.i);
+      keepingPlace(() => select(), row.i);
+      return;
+    }
+    if (opened.has(row.i)) { opened.delete(row.i); li.querySelector(".detail").remove(); } else { opened.add(row.i); li.append(detail(row)); }
+    line.setAttribute("aria-expanded", String(opened.has(row.i)));
+  };
+
+  const keepingPlace = (change, index) => {
+    const top = window.scrollY;
+    change();
+    const li = show(index);
+    window.scrollTo({ top, behavior: "instant" });
+    if (li) focus(li);
+  };
+
+  const show = (index) => {
+    const place = visible.indexOf(index);
+    if (place < 0) return null;
+    while (done <= place) append();
+    return list.children[place];
+  };
+
+  const focus = (li) => {
+    const line = li.firstElementChild;
+    const before = list.querySelector('li > button[tabindex="0"]');
+    if (before) before.tabIndex = -1;
+    current = Number(li.dataset.i);
+    line.tabIndex = 0;
+    line.focus({ preventScroll: true });
+    line.scrollIntoView({ block: "nearest", behavior: "instant" });
+  };
+
+  const jump = (index) => {
+    if (index < 0 || !rows[index]) return;
+    find.value = "";
+    for (const kind of Object.values(pressed)) kind.clear();
+    for (const chip of document.querySelectorAll(".chip")) chip.setAttribute("aria-pressed", "false");
+    for (let at = rows[index]; at; at = rows[at.p]) { closed.delete(at.i); if (at.h !== undefined) unfolded.add(at.h); }
+    select();
+    const li = show(index);
+    if (!li) return;
+    if (rows[index].k === "stage" && !opened.has(index)) toggle(li);
+    focus(li);
+    li.scrollIntoView({ block: "center", behavior: "instant" });
+  };
+
+  list.addEventListener("click", (event) => {
+    const line = event.target.closest("button.line, button.fold");
+    if (line) { current = Number(line.parentElement.dataset.i); toggle(line.parentElement); }
+  });
+
+  list.addEventListener("keydown", (event) => {
+    const line = event.target.closest("button.line, button.fold");
+    if (!line) return;
+    const li = line.parentElement;
+    const expanded = line.getAttribute("aria-expanded");
+    const move = { ArrowDown: "nextElementSibling", ArrowUp: "previousElementSibling" }[event.key];
+    if (move) {
+      event.preventDefault();
+      if (move === "nextElementSibling" && !li.nextElementSibling) append();
+      if (li[move]) focus(li[move]);
+    } else if (event.key === "Home" || event.key === "End") {
+      event.preventDefault();
+      const last = event.key === "End" ? show(visible[visible.length - 1]) : list.firstElementChild;
+      if (last) focus(last);
+    } else if ((event.key === "ArrowRight" && expanded === "false") || (event.key === "ArrowLeft" && expanded === "true")) {
+      event.preventDefault();
+      toggle(li);
+    }
+  });
+
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "/" && !event.ctrlKey && !event.metaKey && event.target !== find) { event.preventDefault(); find.focus(); find.select(); }
+    if (event.key === "Escape" && event.target === find) { find.value = ""; select(); }
+    if (event.key === "ArrowDown" && event.target === find && visible.length) { event.preventDefault(); focus(list.firstElementChild); }
+  });
+
+  let soon = 0;
+  find.addEventListener("input", () => { clearTimeout(soon); soon = setTimeout(select, rows.length > 2000 ? 60 : 0); });
+
+  // Chips.
+
+  const chip = (kind, value, label, count) => {
+    const button = el("button", "chip", label);
+    button.type = "button";
+    button.setAttribute("aria-pressed", "false");
+    button.append(el("small", "", count.toLocaleString()));
+    button.addEventListener("click", () => {
+      const on = !pressed[kind].has(value);
+      if (on) pressed[kind].add(value); else pressed[kind].delete(value);
+      button.setAttribute("aria-pressed", String(on));
+      select();
+    });
+    return button;
+  };
+  for (const [state, count] of data.states) $("states").append(chip("state", state, state === "pending" ? "not reached" : state, count));
+  for (const [tag, count] of data.tags) $("tags").append(chip("tag", tag, `#${tag}`, count));
+
+  // The chart: a lane for each branch that ran at the same time.
+
+  const LANE = 16, AXIS = 22, bars = rows.filter((row) => row.x !== undefined && row.k === "stage" && row.s !== "skipped");
+  const draw = () => {
+    const width = chart.clientWidth, lanes = Math.max(1, data.lanes);
+    const lane = Math.max(3, Math.min(LANE, 480 / lanes));
+    const height = lanes * lane + AXIS;
+    const ratio = window.devicePixelRatio || 1;
+    const style = getComputedStyle(document.documentElement);
+    const color = (name) => style.getPropertyValue(name).trim();
+    chart.style.height = `${height}px`;
+    chart.width = Math.round(width * ratio);
+    chart.height = Math.round(height * ratio);
+    const pen = chart.getContext("2d");
+    pen.scale(ratio, ratio);
+    pen.font = "11.5px system-ui, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif";
+    pen.textBaseline = "bottom";
+    let free = -1;
+    for (const [x, label, broken] of data.ticks) {
+      const at = Math.round(x * width) + 0.5;
+      pen.strokeStyle = color("--line");
+      pen.setLineDash(broken ? [2, 3] : []);
+      pen.beginPath(); pen.moveTo(at, 0); pen.lineTo(at, height - AXIS + 4); pen.stroke();
+      const wide = pen.measureText(label).width;
+      const left = Math.max(0, Math.min(at - (x === 0 ? 0 : wide / 2), width - wide));
+      if (left > free) { pen.fillStyle = color("--soft"); pen.fillText(label, left, height); free = left + wide + 10; }
+    }
+    pen.setLineDash([]);
+    const paint = { static: color("--static"), fresh: color("--new"), warn: color("--amber"), bad: color("--bad") };
+    for (const row of bars) {
+      pen.fillStyle = row.s === "failed" || row.s === "cancelled" ? paint.bad : warned(row) ? paint.warn : row.by !== undefined ? paint.fresh : paint.static;
+      const long = Math.max(1.5, row.w * width - (row.w * width > 5 ? 1 : 0));
+      const left = Math.min(row.x * width, width - long), top = (row.lane || 0) * lane;
+      if (long > 5 && lane > 8) { pen.beginPath(); pen.roundRect(left, top + 1, long, lane - 3, 2.5); pen.fill(); } else pen.fillRect(left, top + 1, long, Math.max(1, lane - 3));
+    }
+    chart.dataset.lane = lane;
+  };
+  const under = (event) => {
+    const box = chart.getBoundingClientRect();
+    const x = (event.clientX - box.left) / box.width, lane = Math.floor((event.clientY - box.top) / Number(chart.dataset.lane));
+    let best = null, far = 6 / box.width;
+    for (const row of bars) {
+      if ((row.lane || 0) !== lane) continue;
+      const off = Math.max(row.x - x, x - row.x - row.w, 0);
+      if (off <= far) { best = row; far = off; if (off === 0) far = 0; }
+    }
+    return best;
+  };
+  chart.addEventListener("pointermove", (event) => {
+    const row = under(event);
+    tip.hidden = !row;
+    if (!row) return;
+    tip.textContent = `${row.n}, ${row.t}`;
+    tip.style.left = `${Math.min(event.clientX + 12, window.innerWidth - tip.offsetWidth - 8)}px`;
+    tip.style.top = `${event.clientY + 16}px`;
+  });
+  chart.addEventListener("pointerleave", () => { tip.hidden = true; });
+  chart.addEventListener("click", (event) => { const row = under(event); if (row) jump(row.i); });
+  new ResizeObserver(draw).observe(chart.parentElement);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+
+  // The failure of the run.
+
+  const alarm = $("alarm");
+  if (alarm && data.fail !== undefined) {
+    alarm.append(failure(data.failures[data.fail]));
+    if (data.culprit >= 0) {
+      const acts = el("div", "acts");
+      const go = el("button", "link", `Show the stage ${rows[data.culprit].n}`);
+      go.type = "button";
+      go.addEventListener("click", () => jump(data.culprit));
+      acts.append(go);
+      alarm.append(acts);
+    }
+  }
+
+  if (!bars.length) $("timeline").hidden = true;
+  new IntersectionObserver((seen) => { if (seen[0].isIntersecting) append(); }, { rootMargin: "1500px" }).observe(more);
+  select();
+})();

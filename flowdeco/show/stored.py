@@ -1,0 +1,71 @@
+"""What is in a store, without saying it: types and sizes; values only for those who ask."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from reprlib import Repr
+from typing import Any, Final, NamedTuple, cast
+
+from flowdeco.show.words import counted
+from flowdeco.store import Store
+
+__all__ = ["Stored", "stored"]
+
+_SIZED: Final = (list, tuple, set, frozenset, dict, deque)
+LONGEST: Final = 2000  # characters of a value
+
+
+class Stored(NamedTuple):
+    """A key of the store, the type of its value, how large that is ("" where it has no size), and the value if wanted."""
+
+    key: str
+    type: str
+    size: str
+    value: str | None = None
+
+
+def stored(store: Store, *, values: bool = False) -> Iterator[Stored]:
+    """Yield what is under each key."""
+    for key in store:
+        value = store[key]
+        yield Stored(key, _type_of(value), _size_of(value), _shown(value) if values else None)
+
+
+def _type_of(value: object) -> str:
+    kind = type(value)
+    plain = kind.__module__ in ("builtins", "__main__")
+    return kind.__qualname__ if plain else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _size_of(value: Any) -> str:
+    kind = cast("type[Any]", type(value))
+    if issubclass(kind, str):
+        return counted(len(value), "character")
+    if issubclass(kind, (bytes, bytearray, memoryview)):
+        return counted(memoryview(value).nbytes, "byte")
+    if issubclass(kind, _SIZED):
+        return counted(len(value), "item")
+    try:
+        shape: Any = getattr(value, "shape", None)  # arrays and tables
+        if shape and type(shape) is tuple and all(type(n) is int for n in cast("tuple[object, ...]", shape)):
+            return " × ".join(map("{:,}".format, cast("Any", shape)))
+        return counted(len(value), "item") if hasattr(kind, "__len__") else ""
+    except Exception:
+        return ""
+
+
+class _Short(Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 4
+        self.maxstring = self.maxother = self.maxlong = LONGEST
+        self.maxlist = self.maxtuple = self.maxdict = self.maxset = self.maxfrozenset = self.maxdeque = 50
+
+
+def _shown(value: object) -> str:
+    try:
+        text = _Short().repr(value)
+    except Exception as error:
+        return f"<its repr raised {type(error).__name__}>"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"

@@ -1,0 +1,558 @@
+"""What tests of flows use: a runner with a clock of its own, and a comparison of what ran with what should have.
+
+With pytest, the runner is the fixture `flow_runner`. Nothing here needs pytest.
+
+>>> from flowdeco import Sleep, action
+>>> def patient(call):
+...     yield Sleep(600)
+...     yield
+>>> greet = action(lambda name: f"hello {name}", name="greet", use=[patient])
+>>> runner = FlowRunner()
+>>> run = runner.run(greet, {"name": "Ada"})  # takes no ten minutes
+>>> assert_ran(run, ["greet"])
+>>> runner.calls[0].inputs, runner.calls[0].returned, runner.slept
+({'name': 'Ada'}, 'hello Ada', [600])
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import copy
+import selectors
+import threading
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
+from contextlib import ExitStack, closing
+from inspect import isgenerator
+from typing import Any, Final, cast
+
+from flowdeco.definitions import RunOptions, Unit, as_pipeline
+from flowdeco.drivers import sync
+from flowdeco.drivers.async_ import LoopThread
+from flowdeco.drivers.common import Evaluated, begin
+from flowdeco.drivers.common import resume as continued
+from flowdeco.drivers.threads import timed_out
+from flowdeco.drivers.work import Work
+from flowdeco.errors import DefinitionError
+from flowdeco.events import ActionStarted
+from flowdeco.requests import Await, Raised, Request, Sleep, Wait
+from flowdeco.runs import Run, StageRecord, Status
+from flowdeco.wiring import Step
+
+__all__ = ["Call", "Clock", "FlowRunner", "assert_ran"]
+
+
+# The clock.
+
+
+class Clock:
+    """A clock that stands still until somebody advances it: `now` is in seconds, from 0."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def time(self) -> float:
+        """Return the time, as `time.monotonic` does."""
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        """Let so much time pass, at once."""
+        if not seconds >= 0:
+            raise ValueError(f"time goes forward: {seconds!r} seconds are not enough")
+        self.now += seconds
+
+    sleep = advance  # what a test puts in the place of time.sleep
+
+    def __repr__(self) -> str:
+        return f"<Clock at {self.now:g} s>"
+
+
+class _Selector(selectors.DefaultSelector):
+    """Where an event loop would wait for its next timer, the clock jumps to it."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+        self.elsewhere = 0  # calls in threads, which take the time that they take
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is None or timeout <= 0:
+            return super().select(timeout)
+        # Of the loop itself there is one file, by which other threads wake it; any other one is of a real connection.
+        patience = timeout if self.elsewhere else 0.05 if len(self.get_map()) > 1 else 0
+        events = super().select(min(timeout, patience))
+        if not events:
+            self.clock.advance(timeout)
+        return events
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._jumping = _Selector(clock)
+        super().__init__(self._jumping)
+
+    def time(self) -> float:
+        return self._clock.now
+
+    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:  # type: ignore[override]
+        self._jumping.elsewhere += 1
+        future = super().run_in_executor(executor, func, *args)
+        future.add_done_callback(self._returned)
+        return future
+
+    def _returned(self, _: object) -> None:
+        self._jumping.elsewhere -= 1
+
+
+# A driver in one thread: the event loop runs only while there is nothing else to do.
+
+
+class _LoopHere(LoopThread):
+    """The event loop of a run, in the thread of the run."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.loop = _Loop(clock)
+
+    def __enter__(self) -> LoopThread:
+        self._ready = threading.Event()
+        self._variables = _variables()
+        self._server = self.loop.create_task(self._serve(), context=contextvars.copy_context())
+        self.loop.run_until_complete(asyncio.sleep(0))  # it has begun to serve
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        try:
+            self._soon(self._requests.put_nowait, None)
+            self.loop.run_until_complete(self._server)
+            left = asyncio.all_tasks(self.loop)
+            for task in left:
+                task.cancel()
+            if left:
+                self.loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+            self.loop.run_until_complete(self.loop.shutdown_default_executor())
+        finally:
+            self.loop.close()
+
+    def run_until(self, done: Callable[[], object]) -> None:
+        """Run the loop until something is so; whoever makes it so stops the loop."""
+        while not done():
+            self.loop.run_forever()
+
+    def result_of(self, request: Await) -> Any:
+        answers: list[tuple[Any, contextvars.Context]] = []
+
+        def answered(answer: tuple[Any, contextvars.Context]) -> None:
+            answers.append(answer)
+            self.loop.stop()
+
+        self._soon(self._requests.put_nowait, (request, contextvars.copy_context(), answered))
+        try:
+            self.run_until(lambda: answers)
+        except KeyboardInterrupt:
+            self._soon(self._task.cancel)
+            self.run_until(lambda: answers)
+            self._soon(self._task.uncancel)
+            raise
+        answer, context = answers[0]
+        self._variables.take_over(context)
+        return answer
+
+
+def _variables() -> Any:
+    from flowdeco.drivers.async_ import _Variables
+
+    return _Variables()
+
+
+class _WorkHere(Work):
+    def _in_thread(self, call: Callable[[], None]) -> None:
+        call()
+
+
+class _Performer(sync._Performer):
+    """Performs everything in the calling thread, one after the other, and waits by the clock."""
+
+    def __init__(self, resources: ExitStack, clock: Clock, slept: list[float]) -> None:
+        super().__init__(resources, None)
+        self._work = _WorkHere(self, None, resources)
+        self._clock = clock
+        self._slept = slept
+
+    def perform(self, request: Request) -> Any:
+        if isinstance(request, Sleep):
+            self._slept.append(request.seconds)
+            if self._loop_thread is None:
+                return self._clock.advance(request.seconds)
+            return self._loop().result_of(
+                Await(asyncio.sleep(request.seconds))
+            )  # what is in the loop goes on meanwhile
+        return super().perform(request)
+
+    def _loop(self) -> _LoopHere:
+        if self._loop_thread is None:
+            self._loop_thread = self._resources.enter_context(_LoopHere(self._clock))
+        return cast("_LoopHere", self._loop_thread)
+
+    def _look(self) -> None:
+        if not self._reported:
+            self._loop().run_until(lambda: self._reported)
+
+    def report(self, ticket: int, answer: Any) -> None:
+        self._reported.append((ticket, answer))
+        if self._loop_thread is not None:
+            loop = self._loop().loop
+            if loop.is_running():
+                loop.stop()
+
+    def later(self, seconds: float, ticket: int, answer: Any) -> None:
+        self._slept.append(seconds)
+        self._loop().loop.call_later(seconds, self.report, ticket, answer)
+
+
+# Calls.
+
+
+class Call:
+    """A call of an action's function: `inputs` are its arguments by name, without a `ctx`.
+
+    `returned` is what it returned, of a generator the list of what it yielded; `raised` the exception, if it raised
+    one. Each attempt of a retry is a call. Equal to another call of the same action with the same inputs.
+    """
+
+    __slots__ = ("action", "inputs", "raised", "returned", "stage")
+
+    def __init__(
+        self, stage: str, action: str, inputs: Mapping[str, Any], returned: Any = None, raised: Any = None
+    ) -> None:
+        self.stage = stage
+        self.action = action
+        self.inputs = dict(inputs)
+        self.returned = returned
+        self.raised: BaseException | None = raised
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Call):
+            return NotImplemented
+        mine, theirs = (self.stage, self.action, self.inputs), (other.stage, other.action, other.inputs)
+        return mine == theirs
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        given = ", ".join(f"{name}={value!r}" for name, value in self.inputs.items())
+        came = f"raised {self.raised!r}" if self.raised is not None else repr(self.returned)
+        return f"<{self.stage}/{self.action}({given}): {came}>"
+
+
+_STAGE: Final[contextvars.ContextVar[str]] = contextvars.ContextVar("flowdeco.testing.stage", default="")
+
+
+def _note_stage(event: Any) -> None:
+    if isinstance(event, ActionStarted):
+        _STAGE.set(event.stage)  # in the context of the branch
+
+
+class FlowRunner:
+    """Runs flows in tests: in the calling thread, one call after the other, by a clock of its own.
+
+    A `Sleep` of a middleware, so the waiting of a `retry`, takes no time; so do `asyncio.sleep` and the timeouts of
+    coroutines. The `timeout` of a sync action has expired when the clock was advanced so far while it was called. The
+    times in the records are those of the clock.
+
+    `calls` are the calls of actions in all runs so far, `slept` what middleware waited, in seconds.
+    """
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.calls: list[Call] = []
+        self.slept: list[float] = []
+
+    def run(self, flow: Unit, inputs: Mapping[str, Any] | None = None, /, **options: Any) -> Run:
+        """Evaluate a unit; the options are those of `flow.run`, but for `executor`."""
+        chosen = self._options(options)
+        return self._in_a_free_thread(lambda: self._performed(begin(as_pipeline(flow), inputs, chosen), chosen))
+
+    __call__ = run
+
+    def resume(
+        self, flow: Unit, run: Run | str, inputs: Mapping[str, Any] | None = None, /, *, on_change: str = "error",
+        from_stage: str | None = None, **options: Any,
+    ) -> Run:  # fmt: skip
+        """Go on with a run; the options are those of `flow.resume`, but for `executor`."""
+        chosen = self._options(options)
+
+        def resumed() -> Run:
+            evaluated = continued(as_pipeline(flow), run, inputs, chosen, on_change, from_stage)
+            return self._performed(evaluated, chosen) if isinstance(evaluated, tuple) else evaluated
+
+        return self._in_a_free_thread(resumed)
+
+    def calls_of(self, name: str) -> list[Call]:
+        """Return the calls of an action, given as `"action"` or `"stage/action"`."""
+        return [call for call in self.calls if name in (call.action, f"{call.stage}/{call.action}")]
+
+    def _options(self, options: dict[str, Any]) -> RunOptions:
+        for name in ("executor", "clock"):
+            if name in options:
+                raise DefinitionError(
+                    f"a FlowRunner takes no {name}: it calls one action after the other, by its own clock"
+                )
+        unknown = [name for name in options if name not in RunOptions._fields]
+        if unknown:
+            raise TypeError(f"{unknown[0]!r} is no option of a run")
+        chosen = RunOptions(**options, clock=self.clock.time)
+        return chosen._replace(observers=[_note_stage, *chosen.observers])
+
+    def _in_a_free_thread(self, perform: Callable[[], Run]) -> Run:
+        """Perform here, or, where an event loop is running (in an async test), in another thread."""
+        if asyncio._get_running_loop() is None:
+            return perform()
+        came: list[Any] = []
+
+        def there() -> None:
+            try:
+                came.append(perform())
+            except BaseException as error:
+                came.append(Raised(error))
+
+        thread = threading.Thread(target=contextvars.copy_context().run, args=(there,))
+        thread.start()
+        thread.join()
+        if type(came[0]) is Raised:
+            raise came[0].error
+        return cast("Run", came[0])
+
+    def _performed(self, evaluated: Evaluated, options: RunOptions) -> Run:
+        run, evaluation = evaluated
+        return sync._performed(
+            (run, self._watched(evaluation)),
+            options,
+            lambda resources, executor: _Performer(resources, self.clock, self.slept),
+        )
+
+    def _watched(self, evaluation: Generator[Request, Any, None]) -> Generator[Request, Any, None]:
+        answer: Any = None
+        with closing(evaluation):
+            while True:
+                try:
+                    request = evaluation.send(answer)
+                except StopIteration:
+                    return
+                if isinstance(request, Wait):
+                    request.begin[:] = [
+                        (ticket, self._recorded(wanted), context) for ticket, wanted, context in request.begin
+                    ]
+                answer = yield self._recorded(request)
+
+    def _recorded(self, request: Request) -> Request:
+        """Return the request with a call that is remembered, and that no thread is needed for."""
+        if type(request) is not tuple or not isinstance(request[0], Step):
+            return request
+        step, args, kwargs = request[0], request[1], request[2]
+        same = copy.copy(step)
+        if step.is_async:
+            same.function = self._remembering_async(step)
+        else:
+            same.function = self._remembering(step)
+            same.timeout = None
+        return same, args, kwargs
+
+    def _call(self, step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        wanted = [each for each in step.inputs if not each.by_keyword]
+        given = {each.name: value for each, value in zip(wanted, args, strict=False) if not each.context}
+        context = {each.name for each in step.inputs if each.context}
+        given.update((name, value) for name, value in kwargs.items() if name not in context)
+        call = Call(_STAGE.get(), step.name, given)
+        self.calls.append(call)
+        return call
+
+    def _remembering(self, step: Step) -> Callable[..., Any]:
+        def function(*args: Any, **kwargs: Any) -> Any:
+            call, began = self._call(step, args, kwargs), self.clock.now
+            try:
+                value = step.function(*args, **kwargs)
+                if step.timeout is not None and self.clock.now - began > step.timeout:
+                    raise timed_out(step.name, step.timeout)
+            except BaseException as error:
+                call.raised = error
+                raise
+            if isgenerator(value):
+                call.returned = items = list[Any]()
+                return _tee(cast("Generator[Any, Any, Any]", value), items)
+            call.returned = value
+            return value
+
+        return function
+
+    def _remembering_async(self, step: Step) -> Callable[..., Coroutine[Any, Any, Any]]:
+        async def function(*args: Any, **kwargs: Any) -> Any:
+            call = self._call(step, args, kwargs)
+            try:
+                call.returned = await step.function(*args, **kwargs)
+            except BaseException as error:
+                call.raised = error
+                raise
+            return call.returned
+
+        return function
+
+
+def _tee(generator: Generator[Any, Any, Any], items: list[Any]) -> Generator[Any, Any, Any]:
+    while True:
+        try:
+            item = next(generator)
+        except StopIteration as stop:
+            return stop.value
+        items.append(item)
+        yield item
+
+
+# What ran.
+
+
+def assert_ran(run: Run, expected: Iterable[Any]) -> None:
+    """Raise an `AssertionError` that shows the difference, unless just these stages ran, in this order.
+
+    What is expected is names of stages, or units. A `*` in a name stands for any text, and such a name for one or more
+    stages in a row: `"process[*]"` for all that the template `process` gave, `"*"` for whatever ran. Everything else is
+    taken literally, brackets too. A stage that was skipped did not run; one that failed did.
+    """
+    __tracebackhide__ = True
+    if isinstance(expected, str):
+        raise TypeError(f"assert_ran takes a list of names: write [{expected!r}]")
+    patterns = [_pattern(each) for each in expected]
+    ran = [record for record in run.stages if record.status is not Status.SKIPPED]
+    lines = _compared(patterns, ran)
+    if any(not line.startswith(" ") for line in lines):
+        skipped = {record.name for record in run.stages if record.status is Status.SKIPPED}
+        raise AssertionError(_told(run, lines, skipped))
+
+
+def _pattern(expected: Any) -> str:
+    name = expected if isinstance(expected, str) else getattr(expected, "name", None)
+    if not isinstance(name, str):
+        raise TypeError(f"assert_ran expects names of stages, or units, not {expected!r}")
+    return name
+
+
+def _matches(pattern: str, name: str) -> bool:
+    """Whether a name is of that form, `*` standing for any text."""
+    first, *rest = pattern.split("*")
+    if not rest:
+        return name == pattern
+    if not name.startswith(first):
+        return False
+    at = len(first)
+    for part in rest[:-1]:
+        at = name.find(part, at)
+        if at < 0:
+            return False
+        at += len(part)
+    return len(name) - at >= len(rest[-1]) and name.endswith(rest[-1])
+
+
+def _compared(patterns: list[str], ran: list[StageRecord]) -> list[str]:
+    """Return the lines of the comparison with the fewest differences: "  " as expected, "- " missing, "+ " too many."""
+    names = [record.name for record in ran]
+    least = min(len(patterns), len(names))
+    head = next((at for at in range(least) if not _same(patterns[at], names[at])), least)
+    least -= head
+    tail = next((at for at in range(least) if not _same(patterns[-1 - at], names[-1 - at])), least)
+    middle = _cheapest(patterns[head : len(patterns) - tail], names[head : len(names) - tail])
+    return _lines(patterns, ran, [_BEGIN] * head + middle + [_BEGIN] * tail)
+
+
+def _same(pattern: str, name: str) -> bool:
+    return pattern == name and "*" not in pattern
+
+
+_BEGIN, _GO_ON, _MISSING, _EXTRA = range(4)
+
+
+def _cheapest(patterns: list[str], names: list[str]) -> list[int]:
+    """Return what to do step by step: begin a pattern with the next name, go on with it, leave out either."""
+    # cost[i][j][within]: of the rest from pattern i and name j on, where pattern i - 1 may take more of them.
+    last = len(names)
+    below: list[list[int]] = [[last - j, last - j] for j in range(last + 1)]
+    choices: list[list[list[int]]] = []
+    for i in range(len(patterns), -1, -1):
+        row = [[0, 0] for _ in range(last + 1)]
+        chosen = [[0, 0] for _ in range(last + 1)]
+        for j in range(last, -1, -1):
+            for within in (0, 1):
+                options: list[tuple[int, int]] = []
+                if within and j < last and i and "*" in patterns[i - 1] and _matches(patterns[i - 1], names[j]):
+                    options.append((row[j + 1][1], _GO_ON))
+                if i < len(patterns):
+                    if j < last and _matches(patterns[i], names[j]):
+                        options.append((below[j + 1][1], _BEGIN))
+                    options.append((below[j][0] + 1, _MISSING))
+                if j < last:
+                    options.append((row[j + 1][0] + 1, _EXTRA))
+                row[j][within], chosen[j][within] = min(options, default=(0, _EXTRA), key=lambda option: option[0])
+        below = row
+        choices.insert(0, chosen)
+    i = j = within = 0
+    steps: list[int] = []
+    while i < len(patterns) or j < last:
+        step = choices[i][j][within]
+        steps.append(step)
+        i += step in (_BEGIN, _MISSING)
+        j += step != _MISSING
+        within = int(step in (_BEGIN, _GO_ON))
+    return steps
+
+
+def _lines(patterns: list[str], ran: list[StageRecord], steps: list[int]) -> list[str]:
+    width = max(map(len, patterns), default=0)
+    coming, wanted = iter(ran), iter(patterns)
+    lines: list[str] = []
+    matched: list[str] = []
+    extra: list[str] = []
+    pattern = ""
+
+    def close() -> None:
+        if matched:
+            alone = matched == [pattern]
+            lines.append(f"  {pattern}" if alone else f"  {pattern.ljust(width)}  {', '.join(_folded(matched, 4))}")
+            matched.clear()
+        lines.extend(f"+ {line}" for line in _folded(extra, 10))
+        extra.clear()
+
+    for step in steps:
+        if step != _GO_ON and not (step == _EXTRA and extra):
+            close()
+        if step == _MISSING:
+            lines.append(f"- {next(wanted)}")
+        elif step == _EXTRA:
+            record = next(coming)
+            by = f"  (inserted by {record.inserted_by})" if record.inserted_by else ""
+            extra.append(f"{record.name}{by}")
+        else:
+            if step == _BEGIN:
+                pattern = next(wanted)
+            matched.append(next(coming).name)
+    close()
+    return lines
+
+
+def _folded(items: list[str], most: int) -> list[str]:
+    """Return the items, of very many the first ones and the last."""
+    if len(items) <= most + 1:
+        return items
+    return [*items[: most - 1], f"… {len(items) - most} more", items[-1]]
+
+
+def _told(run: Run, lines: list[str], skipped: set[str]) -> str:
+    shown: list[str] = []
+    for line in lines:
+        left_out = line.startswith("- ") and any(_matches(line[2:], name) for name in skipped)
+        shown.append(f"{line}  (skipped)" if left_out else line)
+    why = f": {run.reason}" if run.reason else ""
+    if run.error is not None:
+        notes = getattr(run.error, "__notes__", [])
+        why = f": {type(run.error).__name__}: {run.error}{f', {notes[0]}' if notes else ''}"
+    head = "other stages ran than expected (- expected, + ran):"
+    return "\n".join([head, *(f"  {line}" for line in shown), f"the run {run.status}{why}"])

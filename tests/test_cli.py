@@ -1,0 +1,1001 @@
+"""The command line: what it prints, where, and the exit code."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from flowdeco import cli, durable
+from flowdeco.entry import EntryError, load
+
+ROOT = Path(__file__).parents[1]
+
+FLOWS = """
+from typing import Annotated
+from flowdeco import Bail, Context, Stage, action, parallel, stage
+
+@stage(tags=["dynamic"])
+def process(kind: str) -> None:
+    @action(collect="processed")
+    def handle() -> str:
+        return f"processed {kind}"
+
+@action
+def discover(kinds: int) -> list[Stage]:
+    print("discovering")
+    return [process(str(n)) for n in range(kinds)]
+
+@action(tags=["slow"])
+def check(fail: bool = False, stop: bool = False) -> None:
+    if fail:
+        raise ConnectionError("the server\\nis offline")
+    if stop:
+        raise Bail("nothing to do")
+
+@action
+def approve(ctx: Context) -> None:
+    ctx.wait_for("approval")
+
+@stage(tags=["reporting"], data={"title": "Resources"})
+def report() -> None:
+    @action
+    def summary(title: str, processed: list[str] = []) -> str:
+        return f"{title}: {len(processed)} processed"
+
+flow = discover >> check >> report
+gated = discover >> approve >> report
+both = parallel(check, discover) >> report
+_private = check >> report
+number = 5
+"""
+
+
+@pytest.fixture(autouse=True)
+def _workdir(tmp_path, monkeypatch):
+    """A directory with `flows.py`; what is imported from it is forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
+    for name in ("FLOWDECO_JOURNAL", "_ARGCOMPLETE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_COLOR", "1")
+    Path("flows.py").write_text(FLOWS)
+    yield
+    for name, module in list(sys.modules.items()):
+        if str(tmp_path) in str(getattr(module, "__file__", "")):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def flowdeco(capsys):
+    """Run the command in this process; return exit code, output, and what it complained."""
+
+    def run(*arguments):
+        code = cli.main(arguments)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def in_process(*arguments, **options):
+    """Run the command in a process of its own."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.run(
+        [sys.executable, "-m", "flowdeco", *arguments],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, **options,
+    )  # fmt: skip
+
+
+def bare(text):
+    """The text without what differs from run to run: durations, ids, widths of columns."""
+    text = re.sub(r"\b\d+(\.\d)? (ms|s)\b", "T", text)
+    text = re.sub(r"\b[0-9a-f]{16}\b", "ID", text)
+    text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "WHEN", text)
+    return re.sub(r"[ ]+", " ", text)
+
+
+def lines(text):
+    return [line.strip() for line in bare(text).splitlines() if line.strip()]
+
+
+# -- run
+
+
+def test_a_run_shows_its_stages_and_its_result(flowdeco):
+    """One line for each stage, with who inserted it; then what came of it."""
+    code, out, err = flowdeco("run", "flows.py:flow", "-i", "kinds:=2")
+    assert (code, err) == (0, "")
+    assert lines(out) == [
+        "discovering",
+        "STAGE STATUS TIME INSERTED BY",
+        "discover completed T",
+        "process[0] completed T discover/discover",
+        "process[1] completed T discover/discover",
+        "check completed T",
+        "report completed T",
+        "completed (5 stages, T, run ID)",
+        "result: 'Resources: 2 processed'",
+    ]
+
+
+def test_the_columns_of_a_table_are_aligned(flowdeco):
+    """Text to the left, numbers to the right."""
+    _, out, _ = flowdeco("run", "flows.py:flow", "-i", "kinds:=1")
+    table = [line for line in out.splitlines() if line.startswith(("STAGE", "discover ", "process", "report"))]
+    status, time_ends = {line.find("STATUS") if "STATUS" in line else line.find("completed") for line in table}, set()
+    for line in table:
+        time_ends.add(line.find("TIME") + 4 if "TIME" in line else re.search(r"ms\b", line).end())
+    assert (len(status), len(time_ends)) == (1, 1)
+
+
+def test_very_many_stages_are_folded(flowdeco):
+    """The first, the last, and how many there are between them."""
+    _, out, _ = flowdeco("run", "flows.py:flow", "-i", "kinds:=100")
+    assert "… 83 more" in out
+    assert out.count("process[") == 17
+    assert "completed (103 stages" in out
+
+
+def test_a_failure_is_one_line_and_exit_code_1(flowdeco):
+    """Where, what, and on the standard error."""
+    code, out, err = flowdeco("run", "flows.py:flow", "-i", "kinds:=0", "-i", "fail:=true")
+    assert code == 1
+    assert err == ("flowdeco: error: action 'check' of stage 'check' failed: ConnectionError: the server is offline\n")
+    assert "check     failed" in out
+    assert "result" not in out
+
+
+def test_the_traceback_is_shown_on_request(flowdeco):
+    """That of the user's code, and the line still comes last."""
+    _, _, err = flowdeco("run", "flows.py:flow", "-i", "kinds:=0", "-i", "fail:=true", "--traceback")
+    assert "Traceback (most recent call last)" in err
+    assert 'raise ConnectionError("the server' in err
+    assert err.splitlines()[-1].startswith("flowdeco: error: action 'check'")
+
+
+def test_the_failures_of_a_group_are_told_together(flowdeco):
+    """In one line."""
+    code, _, err = flowdeco("run", "flows.py:both", "-i", "fail:=true", "-i", "kinds=none")
+    assert code == 1
+    assert len(err.splitlines()) == 1
+    assert "ConnectionError: the server is offline" in err
+
+
+def test_a_bailed_run_is_fine(flowdeco):
+    """Exit code 0, with the reason."""
+    code, out, _ = flowdeco("run", "flows.py:flow", "-i", "kinds:=0", "-i", "stop:=true")
+    assert code == 0
+    assert "bailed: nothing to do (2 stages" in out
+
+
+def test_a_suspended_run_is_exit_code_3_and_says_how_to_go_on(flowdeco):
+    """With the key that it waits for."""
+    code, out, err = flowdeco("run", "flows.py:gated", "-i", "kinds:=0", "--journal", "runs.db", "--run-id", "one")
+    assert code == 3
+    assert "suspended: waiting for 'approval' (2 stages" in out
+    assert err == "flowdeco: to go on: flowdeco resume one --journal runs.db -i approval=VALUE\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["-i", "x=3"], {"x": "3"}),
+        (["-i", "x:=3"], {"x": 3}),
+        (["--input", "x=a=b:=c"], {"x": "a=b:=c"}),
+        (["-i", 'x:={"a": [1, null]}'], {"x": {"a": [1, None]}}),
+        (["-i", "a.b=1", "-i", "c="], {"a.b": "1", "c": ""}),
+        (["--inputs", "inputs.json"], {"x": 1, "y": 2}),
+        (["--inputs", "inputs.json", "-i", "x:=5"], {"x": 5, "y": 2}),
+    ],
+)
+def test_inputs_are_text_or_json(flowdeco, given, expected):
+    """`-i` comes over what is in the file."""
+    Path("inputs.json").write_text('{"x": 1, "y": 2}')
+    Path("plain.py").write_text("from flowdeco import Stage\nflow = Stage('nothing')")
+    code, out, _ = flowdeco("run", "plain.py:flow", *given, "--json")
+    assert (code, json.loads(out)["store"]) == (0, expected)
+
+
+def test_inputs_come_from_standard_input():
+    """`--inputs -`."""
+    done = in_process("run", "flows.py:flow", "--inputs", "-", "--json", input='{"kinds": 1}')
+    assert json.loads(done.stdout)["result"] == "Resources: 1 processed"
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        (["-i", "x"], "-i takes KEY=VALUE, or KEY:=VALUE for JSON, not 'x'"),
+        (["-i", "=3"], "-i takes KEY=VALUE"),
+        (["-i", "x:=3]"], "-i x:=3] is no JSON: Extra data"),
+        (["--inputs", "list.json"], "--inputs list.json: expected a JSON object, not a list"),
+        (["--inputs", "flows.py"], "--inputs flows.py: "),
+        (["--inputs", "nowhere.json"], "No such file or directory: 'nowhere.json'"),
+    ],
+)
+def test_wrong_inputs_are_refused(flowdeco, given, complaint):
+    """Before anything runs, in one line."""
+    Path("list.json").write_text("[1]")
+    code, out, err = flowdeco("run", "flows.py:flow", *given)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert complaint in err
+
+
+def test_what_nothing_supplies_is_asked_for(flowdeco):
+    """With the option that gives it."""
+    code, out, err = flowdeco("run", "flows.py:flow")
+    assert (code, out) == (2, "")
+    assert err.startswith("flowdeco: error: action 'discover' of stage 'discover' needs 'kinds'")
+    assert err.endswith("If it is an input: -i kinds=VALUE\n")
+
+
+def test_of_several_wiring_problems_the_first_is_told(flowdeco):
+    """And how many more there are."""
+    Path("two.py").write_text("from flowdeco import action\n@action\ndef f(a, b): ...\n")
+    _, _, err = flowdeco("run", "two.py:f")
+    assert len(err.splitlines()) == 1
+    assert "(1 more: see flowdeco validate)" in err
+
+
+def test_json_has_the_attributes_of_a_run(flowdeco):
+    """What the workflow prints goes elsewhere."""
+    code, out, err = flowdeco("run", "flows.py:flow", "-i", "kinds:=1", "--run-id", "one", "--json")
+    run = json.loads(out)
+    assert (code, err) == (0, "discovering\n")
+    assert (run["id"], run["status"], run["result"]) == ("one", "completed", "Resources: 1 processed")
+    assert run["store"]["processed"] == ["processed 0"]
+    assert [(stage["name"], stage["inserted_by"]) for stage in run["stages"]] == [
+        ("discover", None),
+        ("process[0]", "discover/discover"),
+        ("check", None),
+        ("report", None),
+    ]
+    assert run["stages"][1]["actions"][0]["name"] == "handle"
+    assert run["elapsed"] >= run["stages"][0]["elapsed"] > 0
+
+
+def test_json_tells_a_failure_too(flowdeco):
+    """With exit code 1."""
+    code, out, _ = flowdeco("run", "flows.py:flow", "-i", "kinds:=0", "-i", "fail:=true", "--json")
+    run = json.loads(out)
+    assert (code, run["status"]) == (1, "failed")
+    assert run["error"].startswith("ConnectionError: the server")
+    assert run["stages"][-1]["actions"][-1]["error"] == run["error"]
+
+
+def test_json_stays_json_when_a_subprocess_prints():
+    """The standard output itself is turned away, not only Python's."""
+    Path("loud.py").write_text(
+        "import os\nfrom flowdeco import action\n@action\ndef flow():\n    os.system('echo loud')\n"
+    )
+    done = in_process("run", "loud.py:flow", "--json")
+    assert json.loads(done.stdout)["status"] == "completed"
+    assert done.stderr == "loud\n"
+
+
+def test_json_has_something_for_every_value(flowdeco):
+    """What it has no form for is shown as Python shows it."""
+    Path("odd.py").write_text(
+        textwrap.dedent("""
+            import dataclasses, datetime, enum, math, pathlib
+            from flowdeco import Stage
+
+            @dataclasses.dataclass
+            class Point:
+                x: int
+
+            class Colour(enum.Enum):
+                RED = 1
+
+            class Word(enum.StrEnum):
+                A = "a"
+
+            class Bad:
+                def __repr__(self):
+                    raise ValueError("no")
+                def __deepcopy__(self, memo):
+                    return self
+
+            loop = []
+            loop.append(loop)
+            flow = Stage("data", data={
+                "set": {1}, "tuple": (1, 2), "keys": {1: 2}, "nan": math.nan, "bytes": b"x", "point": Point(3),
+                "day": datetime.date(2024, 5, 1), "path": pathlib.PurePosixPath("a/b"), "colour": Colour.RED,
+                "word": Word.A, "truth": True, "loop": loop, "bad": Bad(), "class": Point,
+            })
+        """)
+    )
+    _, out, _ = flowdeco("run", "odd.py:flow", "--json")
+    store = json.loads(out)["store"]
+    assert store == {
+        "set": [1], "tuple": [1, 2], "keys": {"1": 2}, "nan": "nan", "bytes": "b'x'", "point": {"x": 3},
+        "day": "2024-05-01", "path": "a/b", "colour": "<Colour.RED: 1>", "word": "a", "truth": True,
+        "loop": ["..."], "bad": "<Bad whose repr raises ValueError>", "class": "<class 'odd.Point'>",
+    }  # fmt: skip
+
+
+def test_log_messages_are_shown_on_request():
+    """Warnings always."""
+    Path("logs.py").write_text(
+        "from flowdeco import action, Context\n@action\ndef flow(ctx: Context):\n    ctx.logger.info('at work')\n"
+    )
+    assert "at work" not in in_process("run", "logs.py:flow").stderr
+    assert "INFO flowdeco.run: at work" in in_process("run", "logs.py:flow", "-v").stderr
+
+
+# -- selectors
+
+
+def test_skip_leaves_out_static_and_dynamic_stages(flowdeco):
+    """By name, by tag, by template."""
+    _, out, _ = flowdeco(
+        "run", "flows.py:flow", "-i", "kinds:=2", "--skip", "process[1]", "--skip", "tag:slow", "--json"
+    )
+    statuses = {stage["name"]: stage["status"] for stage in json.loads(out)["stages"]}
+    assert statuses == {
+        "discover": "completed",
+        "process[0]": "completed",
+        "process[1]": "skipped",
+        "check": "skipped",
+        "report": "completed",
+    }
+    code, _, _ = flowdeco("run", "flows.py:flow", "-i", "kinds:=2", "--skip", "process")
+    assert code == 0
+
+
+def test_only_runs_nothing_else(flowdeco):
+    """The rest is not even there."""
+    _, out, _ = flowdeco("run", "flows.py:flow", "--only", "tag:reporting", "--json")
+    assert [stage["name"] for stage in json.loads(out)["stages"]] == ["report"]
+
+
+@pytest.mark.parametrize(
+    ("option", "wrong", "right"),
+    [
+        ("--only", "reprt", "report"),
+        ("--only", "tag:reportin", "tag:reporting"),
+        ("--only", "report/sumary", "report/summary"),
+        ("--skip", "chekc", "check"),
+        ("--skip", "proces", "process"),
+        ("--skip", "tag:slwo", "tag:slow"),
+    ],
+)
+def test_a_misspelt_selector_is_refused(flowdeco, option, wrong, right):
+    """What was meant to be skipped would run."""
+    code, out, err = flowdeco("run", "flows.py:flow", "-i", "kinds:=0", option, wrong)
+    assert (code, out) == (2, "")
+    assert f"{option} {wrong}: flows.py:flow has no such stage, action or tag. Did you mean '{right}'" in err
+
+
+def test_a_name_that_may_come_is_accepted_on_request(flowdeco):
+    """And what matched nothing in the end is warned of by the run."""
+    given = ("run", "flows.py:flow", "-i", "kinds:=0", "--skip", "reports")
+    assert flowdeco(*given)[0] == 2
+    assert flowdeco(*given, "--allow-unknown")[0] == 0
+    assert flowdeco("run", "flows.py:flow", "-i", "kinds:=0", "--skip", "zzz")[0] == 0
+
+
+# -- entry points
+
+
+@pytest.mark.parametrize(
+    ("entry", "complaint"),
+    [
+        ("flws.py:flow", "there is no file 'flws.py'. Did you mean 'flows.py'?"),
+        ("flows.py:flwo", "flows.py has no 'flwo'. Did you mean 'flow'?"),
+        ("flows:flwo", "flows has no 'flwo'. Did you mean 'flow'?"),
+        ("flows.py:process", "the stage template 'process' must be called to give a stage: write process(...)"),
+        ("flows.py:number", "flows.py:number is no action, stage, pipeline or group, but a int"),
+        ("flows.py:", "an entry point is module:flow or file.py:flow, not 'flows.py:'"),
+        (":flow", "an entry point is module:flow or file.py:flow, not ':flow'"),
+        ("no_such_module:flow", "there is no module 'no_such_module'."),
+        ("flow:flow", "there is no module 'flow'. Did you mean 'flows.py'?"),
+        ("a-b:flow", "'a-b' is neither a module nor a file"),
+        ("broken.py:flow", "broken.py cannot be imported: ZeroDivisionError: division by zero"),
+        ("syntax.py:flow", "syntax.py cannot be imported: "),
+        ("exits.py:flow", "exits.py cannot be imported: it exits; put what it does under"),
+        ("needs.py:flow", "needs.py cannot be imported: ModuleNotFoundError: No module named 'no_such'"),
+        ("json.py:flow", "'json.py' cannot be imported: 'json' is "),
+        ("flows.txt/x:flow", "there is no file"),
+        ("flows.py", "flows.py has 2 pipelines: name one of flows.py:flow, flows.py:gated"),
+        ("empty.py", "empty.py has no action, stage, pipeline or group at its top level"),
+        ("actions.py", "actions.py has 2 units: name one of actions.py:a, actions.py:b"),
+    ],
+)
+def test_a_wrong_entry_point_says_what_is_there(flowdeco, entry, complaint):
+    """In one line, before anything runs."""
+    Path("broken.py").write_text("x = 1\ny = 1 / 0\n")
+    Path("syntax.py").write_text("def f(:\n")
+    Path("exits.py").write_text("import sys\nsys.exit(3)\n")
+    Path("needs.py").write_text("import no_such\n")
+    Path("json.py").write_text("")
+    Path("empty.py").write_text("")
+    Path("actions.py").write_text("from flowdeco import Stage\na = Stage('a')\nb = Stage('b')\nc = a\n")
+    Path("flows.py").write_text(FLOWS.replace("both = ", "_both = "))
+    code, out, err = flowdeco("run", entry)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert complaint in err
+
+
+def test_where_an_import_fails_is_told(flowdeco):
+    """File and line."""
+    Path("broken.py").write_text("x = 1\ny = 1 / 0\n")
+    assert re.search(r"division by zero \(.*broken\.py:2\)$", flowdeco("run", "broken.py:flow")[2].strip())
+
+
+@pytest.mark.parametrize("entry", ["lone.py", "lone", "lone.py:flow", "lone:flow", "./lone.py", "lone:holder.flow"])
+def test_the_only_unit_needs_no_name(flowdeco, entry):
+    """A file, a module; with a name, a dotted one too."""
+    Path("lone.py").write_text("from flowdeco import Stage\nflow = Stage('s')\nclass holder:\n    flow = Stage('t')\n")
+    assert flowdeco("run", entry)[0] == 0
+
+
+def test_the_only_pipeline_is_meant_where_there_are_actions_beside_it(flowdeco):
+    """As in most files."""
+    Path("usual.py").write_text("from flowdeco import Stage\na = Stage('a')\nb = Stage('b')\nflow = a >> b\n")
+    _, out, _ = flowdeco("run", "usual.py", "--json")
+    assert [stage["name"] for stage in json.loads(out)["stages"]] == ["a", "b"]
+
+
+def test_a_file_in_a_package_is_imported_as_part_of_it():
+    """So its relative imports work, and its definitions pickle."""
+    Path("pkg/inner").mkdir(parents=True)
+    for directory in ("pkg", "pkg/inner"):
+        Path(directory, "__init__.py").write_text("")
+    Path("pkg/parts.py").write_text("from flowdeco import Stage\npart = Stage('part')\n")
+    Path("pkg/inner/flows.py").write_text("from ..parts import part\nflow = part >> part\n")
+    entry = load("pkg/inner/flows.py:flow")
+    assert entry.module.__name__ == "pkg.inner.flows"
+    assert entry.reference == f"{Path.cwd()}/pkg/inner/flows.py:flow"
+    assert load("pkg.inner.flows:flow").unit is entry.unit
+
+
+def test_an_entry_point_is_no_unit_without_a_module():
+    """An error of its own kind, for those who call it from Python."""
+    with pytest.raises(EntryError):
+        load("")
+
+
+# -- usage
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        (["rum"], "invalid choice: 'rum'. Did you mean 'run' or 'resume'? (see: flowdeco --help)"),
+        (["run"], "the following arguments are required: FILE.py:FLOW (see: flowdeco run --help)"),
+        (["run", "flows.py:flow", "--jurnal", "x"], "unrecognized arguments: --jurnal x. Did you mean '--journal'"),
+        (["run", "flows.py:flow", "--codec", "xml"], "invalid choice: 'xml'"),
+        (["run", "flows.py:flow", "more"], "unrecognized arguments: more"),
+        (["runs"], "name the journal: --journal runs.db, or FLOWDECO_JOURNAL=runs.db in the environment"),
+        (["runs", "--journal", "nowhere.db"], "there is no journal nowhere.db"),
+        (["runs", "--journal", "flows.py"], "flows.py is no journal, or a damaged one"),
+        (["purge", "--journal", "flows.py"], "say which runs: their ids, or --older-than 30d"),
+        (["resume", "a", "b", "c", "--journal", "flows.py"], "expected [FILE.py:FLOW] RUN, not a b c"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(flowdeco, given, complaint):
+    """One line on the standard error, nothing on the other."""
+    code, out, err = flowdeco(*given)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert complaint in err
+
+
+def test_help_and_version(flowdeco, capsys):
+    """On the standard output; help is what one gets who asks for nothing."""
+    code, out, err = flowdeco()
+    assert (code, err) == (0, "")
+    assert all(
+        f"\n    {command} " in out for command in ["run", "validate", "plan", "runs", "show", "resume", "diff", "purge"]
+    )
+    assert flowdeco("--help") == (0, out, "")
+    assert re.fullmatch(r"flowdeco \d+\.\d+\.\d+.*\n", flowdeco("--version")[1])
+    for command in ["run", "validate", "plan", "runs", "show", "resume", "diff", "purge"]:
+        assert flowdeco(command, "--help")[0] == 0
+
+
+def test_it_runs_as_a_module():
+    """`python -m flowdeco`, with the exit code of the run."""
+    done = in_process("run", "flows.py:flow", "-i", "kinds:=0", "-i", "fail:=true")
+    assert done.returncode == 1
+    assert done.stdout.startswith("discovering\nSTAGE")
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    """`flowdeco ... | head -1`."""
+    command = f"{sys.executable} -m flowdeco run flows.py:flow -i kinds:=2000 --json | head -1"
+    done = subprocess.run(
+        command, shell=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert (done.stdout, done.stderr) == ("{\n", "discovering\n")
+
+
+def test_statuses_have_colours_in_a_terminal(monkeypatch):
+    """And nowhere else, nor where nobody wants them."""
+    import io
+
+    from flowdeco.report import painted
+
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR")
+    assert painted("failed   ", terminal) == "\x1b[31mfailed   \x1b[0m"
+    assert painted("discover", terminal) == "discover"
+    assert painted("failed", io.StringIO()) == "failed"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert painted("failed", terminal) == "failed"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.00001, "0.0 ms"), (0.0042, "4.2 ms"), (0.042, "42 ms"), (1.26, "1.3 s"), (61, "1 min 01 s"),
+     (59.97, "1 min 00 s"), (7384, "2 h 03 min")],
+)  # fmt: skip
+def test_durations_are_readable(seconds, text):
+    """In the unit that fits."""
+    from flowdeco.report import duration
+
+    assert duration(seconds) == text
+
+
+# -- validate and plan
+
+
+def test_validate_tells_what_is_missing(flowdeco):
+    """Exit code 1 for what is certain; what may be missing is told."""
+    code, out, _ = flowdeco("validate", "flows.py:flow")
+    assert code == 1
+    assert out.startswith("error: action 'discover' of stage 'discover' needs 'kinds'")
+    assert out.endswith("flows.py:flow: 1 error, 0 possible\n")
+
+
+def test_validate_takes_names_of_inputs(flowdeco):
+    """Values are not needed."""
+    Path("given.json").write_text('{"kinds": 1}')
+    assert flowdeco("validate", "flows.py:flow", "-i", "kinds") == (0, "flows.py:flow: no problems\n", "")
+    assert flowdeco("validate", "flows.py:flow", "--inputs", "given.json")[0] == 0
+    assert flowdeco("validate", "flows.py:flow", "-i", "kinds:=3")[0] == 0
+
+
+def test_strict_validation_fails_on_what_may_be_missing(flowdeco):
+    """Which only an insertion could supply."""
+    Path("flows.py").write_text(FLOWS.replace("processed: list[str] = []", "processed: list[str]"))
+    code, out, _ = flowdeco("validate", "flows.py:flow", "-i", "kinds")
+    assert (code, out.splitlines()[-1]) == (0, "flows.py:flow: 0 errors, 1 possible")
+    assert flowdeco("validate", "flows.py:flow", "-i", "kinds", "--strict")[0] == 1
+
+
+def test_validate_as_json(flowdeco):
+    """A list of problems."""
+    (problem,) = json.loads(flowdeco("validate", "flows.py:flow", "--json")[1])
+    assert (problem["stage"], problem["key"], problem["certain"]) == ("discover", "kinds", True)
+
+
+def test_a_plan_is_drawn_without_running_anything(flowdeco):
+    """As text and as mermaid, to the output or a file."""
+    code, out, err = flowdeco("plan", "flows.py:flow")
+    assert (code, err) == (0, "")
+    assert all(name in out for name in ("discover", "check", "report"))
+    assert "discovering" not in out
+    assert flowdeco("plan", "flows.py:flow", "--format", "mermaid")[1].startswith("flowchart")
+    assert flowdeco("plan", "flows.py:flow", "--format", "mermaid", "-o", "plan.mmd") == (0, "", "")
+    assert Path("plan.mmd").read_text().startswith("flowchart")
+    assert "discover" not in flowdeco("plan", "flows.py:flow", "--only", "report")[1]
+
+
+# -- journals
+
+
+@pytest.fixture
+def journal(monkeypatch):
+    """The journal of the environment."""
+    monkeypatch.setenv("FLOWDECO_JOURNAL", "runs.db")
+    return "runs.db"
+
+
+def test_the_journal_of_the_environment_is_used(flowdeco, journal):
+    """Unless a command has its own, or wants none."""
+    flowdeco("run", "flows.py:flow", "-i", "kinds:=0", "--run-id", "one")
+    flowdeco("run", "flows.py:flow", "-i", "kinds:=0", "--run-id", "two", "--journal", "other.db")
+    flowdeco("run", "flows.py:flow", "-i", "kinds:=0", "--run-id", "three", "--no-journal")
+    assert [run.id for run in durable.runs("runs.db")] == ["one"]
+    assert [run.id for run in durable.runs("other.db")] == ["two"]
+
+
+def test_runs_are_listed(flowdeco, journal):
+    """The latest first, with what became of them."""
+    flowdeco("run", "flows.py:flow", "-i", "kinds:=2", "--run-id", "one")
+    flowdeco("run", "flows.py:flow", "-i", "kinds:=0", "-i", "fail:=true", "--run-id", "two")
+    flowdeco("run", "flows.py:gated", "-i", "kinds:=0", "--run-id", "three")
+    code, out, _ = flowdeco("runs")
+    assert code == 0
+    assert lines(out) == [
+        "RUN WORKFLOW STATUS STARTED STEPS WHY",
+        "three flows.py:gated suspended WHEN 2 waiting for 'approval'",
+        "two flows.py:flow failed WHEN 2 ConnectionError: the server is offline",
+        "one flows.py:flow completed WHEN 10",
+    ]
+    assert [line.split()[0] for line in lines(flowdeco("runs", "--limit", "1")[1])[1:]] == ["three"]
+    found = json.loads(flowdeco("runs", "--status", "failed", "--status", "completed", "--json")[1])
+    assert [(run["id"], run["status"], run["entry"]) for run in found] == [
+        ("two", "failed", f"{Path.cwd()}/flows.py:flow"),
+        ("one", "completed", f"{Path.cwd()}/flows.py:flow"),
+    ]
+    assert flowdeco("runs", "--status", "skipped")[1] == "runs.db has no skipped runs\n"
+    assert "Did you mean 'failed'" in flowdeco("runs", "--status", "faled")[2]
+
+
+def test_a_crashed_run_is_called_so(flowdeco, journal):
+    """A run that nobody works on, and that did not end."""
+    done = in_process("run", "dies.py:flow", "--run-id", "dead", "--journal", "runs.db")
+    assert done.returncode == 2
+    Path("dies.py").write_text("import os\nfrom flowdeco import action, Stage\n@action\ndef flow():\n    os._exit(9)\n")
+    assert in_process("run", "dies.py:flow", "--run-id", "dead", "--journal", "runs.db").returncode == 9
+    assert lines(flowdeco("runs")[1])[1].startswith("dead dies.py:flow crashed")
+    assert len(lines(flowdeco("runs", "--status", "crashed")[1])) == 2
+    assert "status    crashed" in flowdeco("show", "dead")[1]
+
+
+def test_a_run_is_shown_with_its_steps(flowdeco, journal):
+    """By default the latest; actions only where they say more than the stage."""
+    flowdeco("run", "flows.py:gated", "-i", "kinds:=1", "--run-id", "one")
+    code, out, _ = flowdeco("show")
+    assert code == 0
+    assert lines(out) == [
+        "run one",
+        "pipeline pipeline",
+        f"workflow {Path.cwd()}/flows.py:gated",
+        "status suspended: waiting for 'approval'",
+        "started WHEN",
+        "updated WHEN, T later",
+        "STAGE STATUS TIME",
+        "discover completed T",
+        "process[0] completed T",
+        "handle completed T",
+    ]
+    shown = json.loads(flowdeco("show", "one", "--json")[1])
+    assert (shown["id"], shown["status"], shown["entry"]) == ("one", "suspended", f"{Path.cwd()}/flows.py:gated")
+    assert [(step["kind"], step["stage"], step["action"]) for step in shown["history"]] == [
+        ("action", "discover", "discover"),
+        ("stage", "discover", None),
+        ("action", "process[0]", "handle"),
+        ("stage", "process[0]", None),
+    ]
+
+
+@pytest.mark.parametrize("wanted", ["run-one", "run-o", "latest"])
+def test_a_run_is_resumed_by_its_id_alone(flowdeco, journal, wanted):
+    """Or the beginning of it; the journal knows where the pipeline is, from any directory."""
+    flowdeco("run", "flows.py:gated", "-i", "kinds:=1", "--run-id", "run-one")
+    Path("elsewhere").mkdir()
+    os.chdir("elsewhere")
+    code, out, _ = flowdeco("resume", wanted, "-i", "approval:=true", "--journal", "../runs.db")
+    assert code == 0
+    assert "discovering" not in out
+    assert lines(out)[-2:] == ["completed (4 stages, T, run run-one)", "result: 'Resources: 1 processed'"]
+
+
+def test_a_run_is_resumed_with_its_entry_point(flowdeco, journal):
+    """Where the journal does not know it; it does from then on."""
+    load("flows.py:gated").unit.run({"kinds": 0}, journal="runs.db", run_id="one")
+    code, _, err = flowdeco("resume", "one", "-i", "approval:=true")
+    assert code == 2
+    assert "the journal does not know where the workflow of run 'one' is" in err
+    assert err.endswith("flowdeco resume file.py:flow one\n")
+    assert flowdeco("resume", "flows.py:gated", "--on-change", "ignore", "one")[0] == 3
+    assert flowdeco("resume", "one", "-i", "approval:=true")[0] == 0
+
+
+def test_what_a_script_wrote_is_resumed_from_its_file(flowdeco, journal):
+    """It was the main module when it wrote references to what it defines."""
+    Path("script.py").write_text(
+        FLOWS + "\nif __name__ == '__main__':\n    gated.run({'kinds': 1}, journal='runs.db', run_id='one')\n"
+    )
+    subprocess.run([sys.executable, "script.py"], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    code, out, err = flowdeco("resume", "script.py:gated", "one", "-i", "approval:=true")
+    assert (code, err) == (0, "")
+    assert "process[0]  completed" in out
+    assert flowdeco("diff", "one")[0] == 0
+
+
+def test_what_was_selected_is_selected_again(flowdeco, journal):
+    """`--only` is part of where the pipeline is found, `--skip` is remembered by the run."""
+    flowdeco("run", "flows.py:gated", "--only", "approve", "--only", "report", "--skip", "report/summary")
+    assert lines(flowdeco("runs")[1])[1].startswith("ID flows.py:gated --only=approve --only=report suspended")
+    code, out, _ = flowdeco("resume", "latest", "-i", "approval:=1", "--json")
+    assert code == 0
+    assert [stage["name"] for stage in json.loads(out)["stages"]] == ["approve", "report"]
+    assert "summary" not in json.loads(out)["store"]
+
+
+def test_changed_code_is_refused_in_one_line(flowdeco, journal):
+    """With what to write instead."""
+    flowdeco("run", "flows.py:gated", "-i", "kinds:=0", "--run-id", "one")
+    del sys.modules["flows"]
+    Path("flows.py").write_text(FLOWS.replace('print("discovering")', 'print("looking")'))
+    os.utime("flows.py", (time.time() + 5,) * 2)
+    code, _, err = flowdeco("resume", "one", "-i", "approval:=1")
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "action discover/discover has completed, with other code. Give --on-change ignore to go on" in err
+    assert flowdeco("resume", "one", "-i", "approval:=1", "--on-change", "ignore")[0] == 0
+
+
+def test_a_fork_goes_on_from_a_stage(flowdeco, journal):
+    """In a run of its own."""
+    flowdeco("run", "flows.py:flow", "-i", "kinds:=1", "--run-id", "one")
+    code, out, _ = flowdeco("resume", "one", "--from-stage", "report")
+    assert (code, len(durable.runs("runs.db"))) == (0, 2)
+    assert lines(out)[-1] == "result: 'Resources: 1 processed'"
+    code, _, err = flowdeco("resume", "one", "--from-stage", "reprt")
+    assert (code, "Did you mean 'report'?" in err) == (2, True)
+
+
+def test_a_json_journal_is_resumed_in_its_codec(flowdeco, journal):
+    """Which the journal knows."""
+    flowdeco("run", "flows.py:gated", "-i", "kinds:=1", "--codec", "json", "--run-id", "one")
+    assert durable.runs("runs.db")[0].codec == "json"
+    assert flowdeco("diff", "one")[0] == 0
+    assert flowdeco("resume", "one", "-i", "approval:=1")[0] == 0
+
+
+@pytest.mark.parametrize("command", ["show", "resume", "diff", "purge"])
+def test_a_wrong_run_id_says_which_there_are(flowdeco, journal, command):
+    """Close ones, or several that begin so."""
+    for run in ("nightly-1", "nightly-2"):
+        flowdeco("run", "flows.py:flow", "-i", "kinds:=0", "--run-id", run)
+    code, _, err = flowdeco(command, "nihgtly-1")
+    assert (code, "runs.db has no run 'nihgtly-1'. Did you mean 'nightly-1' or 'nightly-2'?" in err) == (2, True)
+    assert "2 runs of runs.db begin with 'night': nightly-2, nightly-1" in flowdeco(command, "night")[2]
+
+
+def test_a_diff_tells_what_was_inserted_and_where_it_stopped(flowdeco, journal):
+    """Without running anything."""
+    flowdeco("run", "flows.py:flow", "-i", "kinds:=1", "-i", "fail:=true", "--run-id", "one")
+    code, out, err = flowdeco("diff", "one")
+    assert (code, err) == (0, "")
+    assert "discovering" not in out
+    assert "(failed): 1 inserted, 1 failed, 1 not reached" in out
+    told = "\n".join(lines(out))
+    assert "process[0] inserted by discover/discover" in told
+    assert "check ConnectionError: the server" in told
+    assert "report not reached" in told
+    assert flowdeco("diff", "one", "--format", "mermaid")[1].startswith("flowchart")
+    assert durable.runs("runs.db")[0].status == "failed"
+
+
+def test_runs_are_purged(flowdeco, journal):
+    """By age and status, or by name; a dry run deletes nothing."""
+    flowdeco("run", "flows.py:flow", "-i", "kinds:=0", "--run-id", "one")
+    flowdeco("run", "flows.py:gated", "-i", "kinds:=0", "--run-id", "two")
+    assert flowdeco("purge", "--older-than", "1h") == (0, "deleted 0 runs\n", "")
+    assert lines(flowdeco("purge", "--older-than", "0s", "--dry-run")[1])[-1] == "would delete 2 runs"
+    assert flowdeco("purge", "--older-than", "0s", "--status", "completed")[1] == "deleted 1 run\n"
+    assert flowdeco("purge", "--older-than", "0", "--dry-run", "--json")[0] == 0
+    assert json.loads(flowdeco("purge", "two", "--json")[1]) == {"deleted": ["two"], "dry_run": False}
+    assert flowdeco("runs")[1] == "runs.db has no runs\n"
+    assert "runs.db has no runs" in flowdeco("purge", "two")[2]
+    assert "--older-than takes a number and a unit" in flowdeco("purge", "--older-than", "30")[2]
+
+
+def test_the_progress_is_shown_on_request():
+    """Beside what is printed for programs."""
+    pytest.importorskip("rich")
+    pytest.importorskip("flowdeco.show.progress")
+    done = in_process("run", "flows.py:flow", "-i", "kinds:=2", "--progress", "--json")
+    assert json.loads(done.stdout)["status"] == "completed"
+    assert "process[1]" in done.stderr
+
+
+# -- Ctrl-C
+
+
+SLOW = """
+import time
+from flowdeco import Stage, action, stage, stream
+
+def closing(call):
+    try:
+        yield
+    finally:
+        print("cleaning", flush=True)
+        time.sleep(call.store.get("cleaning", 0))
+        print("clean", flush=True)
+
+@stage
+def step(n: int) -> None:
+    @action(collect="steps")
+    def do() -> int:
+        if n == 3:
+            print("ready", flush=True)
+        return n
+
+def steps(count):
+    return (step(n) for n in range(count))
+
+@action
+def many(count: int):
+    return stream(steps, count)
+
+@action
+def wait(seconds: float = 0) -> None:
+    time.sleep(seconds)
+
+@action
+def total(steps: list[int]) -> int:
+    return sum(steps)
+
+flow = many >> Stage("waiting", [wait], use=[closing]) >> total
+"""
+
+
+def interrupted(*inputs, pause=0.0, times=1, gap=0.1):
+    """Run the slow flow in a process, and interrupt it once it is at work."""
+    Path("slow.py").write_text(SLOW)
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flowdeco", "run", "slow.py:flow", "--journal", "runs.db", "--run-id", "one", *inputs],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if line == "ready\n":
+            break
+    time.sleep(pause)
+    for turn in range(times):
+        if turn:
+            time.sleep(gap)
+        process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=50)
+    # Python gives up its handlers when it ends: what comes then ends it as a signal, which shells call 130 as well.
+    code = 130 if process.returncode == -signal.SIGINT else process.returncode
+    return code, "".join(seen) + out, err
+
+
+def test_ctrl_c_cancels_the_run_and_cleans_up(flowdeco):
+    """Exit code 130; the run is cancelled, its middleware unwound, and it can be resumed."""
+    code, out, err = interrupted("-i", "count:=5", "-i", "seconds:=60", pause=0.5)
+    assert code == 130
+    assert "cleaning\nclean\n" in out
+    assert "cancelled (7 stages" in out
+    assert "flowdeco: cancelling... (Ctrl-C again ends it at once, without clean-up)" in err
+    assert "flowdeco: to go on: flowdeco resume one --journal runs.db" in err
+    assert "Traceback" not in err
+    assert durable.runs("runs.db")[0].status == "cancelled"
+    code, out, _ = flowdeco("resume", "one", "--journal", "runs.db", "-i", "seconds:=0")
+    assert (code, "result: 10" in out, "ready" in out) == (0, True, False)
+
+
+def test_the_second_ctrl_c_ends_it_at_once(flowdeco):
+    """However long the clean-up would take; what was written is there."""
+    before = time.monotonic()
+    code, out, _ = interrupted("-i", "count:=5", "-i", "seconds:=60", "-i", "cleaning:=60", pause=0.5, times=2, gap=0.5)
+    assert code == 130
+    assert time.monotonic() - before < 40
+    assert "clean\n" not in out.replace("cleaning\n", "")
+    code, out, _ = flowdeco("resume", "one", "--journal", "runs.db", "-i", "seconds:=0", "-i", "cleaning:=0")
+    assert (code, "result: 10" in out, "ready" in out) == (0, True, False)
+
+
+@pytest.mark.parametrize(("pause", "gap"), [(0.0, 0.0), (0.01, 0.001), (0.03, 0.0), (0.05, 0.01)])
+def test_ctrl_c_twice_never_corrupts_a_journal(flowdeco, pause, gap):
+    """At any moment of a run that writes all the time: it is read, and goes on to the same result."""
+    code, _, err = interrupted("-i", "count:=1000", "-i", "seconds:=60", pause=pause, times=2, gap=gap)
+    assert (code, "Traceback" in err) == (130, False), err
+    steps = len(durable.history("runs.db", "one"))
+    code, out, _ = flowdeco("resume", "one", "--journal", "runs.db", "-i", "seconds:=0", "--json")
+    assert (code, json.loads(out)["result"]) == (0, sum(range(1000)))
+    assert len(durable.history("runs.db", "one")) > steps > 3
+
+
+def test_a_page_shows_the_run(flowdeco):
+    """Whatever became of it; where it cannot be written is told before the run, if that can be known."""
+    assert flowdeco("run", "flows.py:flow", "-i", "kinds:=1", "-i", "fail:=true", "--html", "run.html")[0] == 1
+    page = Path("run.html").read_text()
+    assert "process[0]" in page
+    assert "the server" in page
+    code, out, err = flowdeco("run", "flows.py:flow", "-i", "kinds:=1", "--html", "nowhere/run.html")
+    assert (code, out) == (2, "")
+    assert err == "flowdeco: error: --html nowhere/run.html: there is no such directory\n"
+    code, out, err = flowdeco("run", "flows.py:flow", "-i", "kinds:=1", "--html", ".")
+    assert (code, "completed (4 stages" in out) == (1, True)
+    assert err.startswith("flowdeco: error: the page is not written: ")
+
+
+# -- completion
+
+
+def completions(line, **environment):
+    """What argcomplete proposes for the last word of a line."""
+    pytest.importorskip("argcomplete")
+    script = "import os, sys; from flowdeco.cli import main; sys.argv[0] = 'flowdeco'; os.dup2(1, 8); main([])"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)),
+             "_ARGCOMPLETE_IFS": "\n", "_ARGCOMPLETE_COMP_WORDBREAKS": "", **environment},
+    )  # fmt: skip
+    assert done.stderr == ""
+    return sorted(word.strip() for word in done.stdout.split("\n") if word.strip())
+
+
+def test_commands_and_options_are_completed():
+    """By argcomplete, where it is installed."""
+    assert completions("flowdeco r") == ["resume", "run", "runs"]
+    assert "--journal" in completions("flowdeco run flows.py:flow --j")
+
+
+def test_entry_points_are_completed_without_running_them():
+    """Files, then what is defined in them."""
+    Path("flows.py").write_text(FLOWS + "\nprint('imported')\n")
+    assert completions("flowdeco run flo") == ["flows.py:"]
+    assert completions("flowdeco run flows.py:f") == ["flows.py:flow"]
+    assert completions("flowdeco run flows.py:flow --skip re") == ["report"]
+
+
+def test_runs_are_completed(flowdeco, journal):
+    """From the journal of the environment."""
+    for run in ("nightly-1", "nightly-2", "daily"):
+        flowdeco("run", "flows.py:flow", "-i", "kinds:=0", "--run-id", run)
+    assert completions("flowdeco show nig", FLOWDECO_JOURNAL="runs.db") == ["nightly-1", "nightly-2"]
+
+
+# -- starting
+
+
+def test_it_starts_with_little():
+    """Neither what runs a workflow nor what keeps a journal is loaded to show the help."""
+    script = """
+import sys
+import wrapt, typing_extensions
+before = set(sys.modules)
+from flowdeco.cli import main
+main(["--help"])
+heavy = {"asyncio", "sqlite3", "logging", "concurrent.futures", "json", "flowdeco.durable", "flowdeco.drivers", "flowdeco.show"}
+print(sorted(heavy & (set(sys.modules) - before)), file=sys.stderr)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert done.stderr == "[]\n"
+
+
+# -- the documentation
+
+
+def commands_of(page):
+    """Each command of the console blocks of a page, with the output that is shown for it."""
+    blocks = re.findall(r"^```console\n(.*?)^```", page, re.M | re.S)
+    found = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", "".join(blocks), re.M)
+    assert len(found) > 10
+    return found
+
+
+def test_the_commands_of_the_documentation_print_what_it_shows(flowdeco, monkeypatch):
+    """One after the other, as a reader types them; but for times and random ids."""
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    Path("flows.py").write_text(re.search(r"^```python\n(.*?)^```", page, re.M | re.S)[1])
+    code = 0
+    for command, shown in commands_of(page):
+        words = shlex.split(command)
+        if words[0] == "export":
+            monkeypatch.setenv(*words[1].split("="))
+        elif words[0] == "echo":
+            assert (command, f"{code}\n") == (command, shown)
+        elif "|" in words:
+            _, out, _ = flowdeco(*words[1 : words.index("|")])
+            run = json.loads(out)
+            assert shown.splitlines() == [run["status"], run["result"], run["store"]["copied"][0]]
+        else:
+            assert words[0] == "flowdeco"
+            code, out, err = flowdeco(*words[1:])
+            assert (command, lines(out + err)) == (command, lines(shown))

@@ -1,0 +1,603 @@
+"""Plans, what ran, and diffs: as values, as text, as mermaid."""
+
+import pickle
+
+import pytest
+from shown import EVIL, GROUP, broken, discover, evil, failing, flaky, full, many, ok, process, report, saved, tidy
+
+from flowdeco import Bail, Context, Run, Stage, Store, Suspend, action, parallel, pipeline, stream
+from flowdeco.show.parts import DEEPEST, Fold, folded, walk
+from flowdeco.show.words import counted, duration, printable
+
+MANY = 1000
+
+
+def lines(text):
+    """The lines, without the space at their ends."""
+    return [line.rstrip() for line in str(text).splitlines()]
+
+
+def where(changes):
+    return [change.where for change in changes]
+
+
+# -- plan
+
+
+@pytest.mark.parametrize(
+    "unit", [discover, report, discover >> report, GROUP], ids=["action", "stage", "pipeline", "group"]
+)
+def test_every_unit_has_a_plan(unit):
+    """Action, stage, pipeline, parallel group."""
+    plan = unit.plan()
+    assert plan.name == unit.name
+    assert str(plan) == plan.text()
+    assert plan.mermaid().startswith("flowchart TD\n")
+    assert plan.html() == plan._repr_html_()
+    assert set(plan._repr_mimebundle_()) == {"text/plain", "text/html"}
+
+
+def test_a_plan_is_a_value():
+    """Equal by content, hashable, picklable, with a repr in one line, and frozen."""
+    plan = (discover >> report).plan()
+    assert plan == (discover >> report).plan() != (report >> discover).plan()
+    assert len({plan, (discover >> report).plan()}) == 1
+    assert pickle.loads(pickle.dumps(plan)) == plan
+    assert repr(plan) == "<Plan pipeline: 2 stages>"
+    with pytest.raises(AttributeError):
+        plan.name = "other"
+
+
+def test_a_plan_as_text():
+    """Indented, with what is read → written, tags, and what inserts."""
+    assert lines(full().plan()) == [
+        "full: 10 stages",
+        "discover              inserts units",
+        "fetch (parallel)      3 branches, 2 at a time  #net",
+        "  ╷ a",
+        "  │   a1              writes a1",
+        "  │   a2              writes a2",
+        "  │ b",
+        "  │   b1              writes b1",
+        "  │   b2              writes b2",
+        "  ╷ discover          inserts units",
+        "  ╷ inner (pipeline)",
+        "  │   c",
+        "  │     c1            writes c1",
+        "  │     c2            writes c2",
+        "  │   saved           writes saved",
+        "report                #reporting",
+        "  summary             processed, title? → summary  #words",
+        "  mail                reads summary",
+        "flaky                 writes flaky",
+        "saved                 writes saved",
+        "tidy",
+        "  sweep               writes sweep",
+    ]
+
+
+def test_nothing_of_the_user_is_run_to_draw_a_plan():
+    """No function, no middleware, and no method of a value in stage data or in a bound parameter."""
+
+    class Touchy:
+        def __init__(self):
+            pass
+
+        def __getattribute__(self, name):
+            if name in ("__class__", "__reduce_ex__", "__dict__") or sys_is_copying:
+                return object.__getattribute__(self, name)
+            raise AssertionError(f"{name} was asked for")
+
+        def __repr__(self):
+            raise AssertionError("its repr was asked for")
+
+        __eq__ = __str__ = __len__ = __iter__ = __repr__
+        __hash__ = None
+
+    sys_is_copying = True
+
+    def body(x, y=None):
+        raise AssertionError("it was called")
+
+    def layer(call):
+        raise AssertionError("it was called")
+        yield
+
+    unit = Stage("s", [action(body, use=[layer]).bind(x=Touchy())], data={"touchy": Touchy()}, use=[layer])
+    flow = pipeline(unit, parallel(unit), use=[layer], use_stages=[layer], use_actions=[layer])
+    sys_is_copying = False
+    plan = flow.plan()
+    assert "body" in plan.text()
+    assert "touchy: Touchy" in plan.html() + unit._repr_html_()
+    assert plan.mermaid()
+
+
+def test_ten_thousand_static_stages_are_folded():
+    """The first ones are shown, and how many there are."""
+    text = pipeline(*[Stage(f"s{number}") for number in range(10_000)]).plan().text()
+    assert len(lines(text)) < 80
+    assert lines(text)[0] == "pipeline: 10,000 stages"
+    assert lines(text)[-1] == "… 9,975 more"
+
+
+# -- ran
+
+
+def test_what_ran_as_text(run):
+    """In the order of the run, with marks for the status, what was inserted and by whom, errors and attempts."""
+    ran = run(full(), skip=["tidy"]).ran()
+    shown = [line.replace("full, run", "").split() for line in lines(ran)]
+    assert "completed" in shown[0]
+    text = str(ran)
+    assert "✓ + process[databases]" in text
+    assert "inserted by discover/discover" in text
+    assert "3 attempts" in text
+    assert "recovered from ValueError: gone" in text
+    assert "⊘   tidy" in text
+    assert "│ b" in text
+    assert "╷ discover" in text
+
+
+def test_branches_are_those_of_the_run(run):
+    """What ran in a branch stands in it, inserted stages and nested pipelines included."""
+    ran = run(full()).ran()
+    (group,) = [part for part in ran.parts if part.kind == "parallel"]
+    assert [[inner.name for inner in branch.parts] for branch in group.parts] == [
+        ["a", "b"],
+        ["discover", "process[databases]", "process[caches]", "process[servers]"],
+        ["inner"],
+    ]
+    assert [inner.name for inner in group.parts[2].parts[0].parts] == ["c", "saved"]
+    assert group.started is not None
+    assert group.elapsed > 0
+
+
+def test_two_runs_of_one_pipeline_in_a_row_are_told_apart():
+    """A pipeline that is inserted twice is two pipelines."""
+    inner = pipeline(ok("a"), name="inner")
+
+    @action
+    def twice():
+        return [inner, inner]
+
+    ran = twice.run().ran()
+    assert [(part.kind, part.name, len(part.parts)) for part in ran.parts] == [
+        ("stage", "twice", 1),
+        ("pipeline", "inner", 1),
+        ("pipeline", "inner", 1),
+    ]
+    assert [part.inserted_by for part in ran.parts] == [None, "twice/twice", "twice/twice"]
+
+
+def test_a_thousand_dynamic_stages_are_folded():
+    """Three, and 997 more."""
+    ran = (many(MANY) >> report).run().ran()
+    assert "… 997 more, process[…]" in ran.text()
+    assert "997 more, process[…]" in ran.mermaid()
+    assert "997 more, process[…]" in ran.html()
+    assert len(lines(ran)) < 20
+
+
+def test_what_failed_is_never_folded():
+    """It stands among the thousand, by itself."""
+
+    @action(collect="done", use=[])
+    def work(ctx: Context):
+        if ctx.stage.name == "s500":
+            raise ValueError("this one")
+
+    @action
+    def burst():
+        return [Stage(f"s{number}", [work]) for number in range(1000)]
+
+    ran = burst.run(check=False).ran()
+    text = ran.text()
+    assert "✗ + s500" in text
+    assert "… 497 more" in text
+    assert "ValueError: this one" in text
+    assert "…" in text
+    assert "s999" not in text
+
+
+def test_skipped_ones_are_folded_as_well():
+    """A thousand of them."""
+    text = (many(MANY) >> tidy).run(skip=["process"]).ran().text()
+    assert "997 more, process[…]" in text
+    assert "skipped" in text
+
+
+def test_rows_of_which_none_is_like_the_next_are_bounded():
+    """Statuses that alternate do not fill the screen."""
+
+    @action
+    def insert():
+        return [tidy if number % 2 else ok("x") for number in range(1000)]
+
+    ran = insert.run(skip=["tidy"]).ran()
+    assert len(lines(ran)) < 400
+    assert "more" in ran.text()
+
+
+def test_a_loop_is_flat():
+    """A stage that returns itself ten thousand times is one row of folded stages, not a tower."""
+    count = []
+
+    @action
+    def again(ctx: Context):
+        count.append(1)
+        if len(count) < 10_000:
+            ctx.insert(loop)
+
+    loop = Stage("loop", [again])
+    ran = loop.run().ran()
+    assert len(ran.parts) == 10_000
+    assert "… 9,996 more" in ran.text()
+
+
+def test_pipelines_that_are_nested_very_deep_are_cut():
+    """A pipeline that inserts itself inside of itself does not become a tower either."""
+    count = []
+
+    @action
+    def again(ctx: Context):
+        count.append(1)
+        if len(count) < 200:
+            ctx.insert(inner)
+
+    def layer(call):
+        yield
+
+    inner = pipeline(Stage("s", [again]), name="inner", use=[layer])
+    ran = inner.run().ran()
+    assert sum(part.kind == "stage" for _, part in walk(ran.parts)) == 200
+    assert max(depth for depth, _ in walk(ran.parts)) <= DEEPEST + 1
+    assert ran.text()
+    assert ran.mermaid()
+    assert ran.html()
+
+
+def test_a_failing_run_says_what_was_inserted_and_never_reached(run):
+    """Units and actions, each with who inserted it."""
+
+    @action
+    def more(ctx: Context):
+        ctx.insert(process("x"), GROUP, action(name="later")(lambda: None), broken)
+
+    ran = run(Stage("first", [more, saved]), check=False).ran()
+    (first, *rest) = ran.parts
+    assert [(part.name, part.status.value, part.inserted_by) for part in first.parts] == [
+        ("more", "completed", None),
+        ("later", "completed", "first/more"),
+        ("broken", "failed", "first/more"),
+        ("saved", "pending", None),
+    ]
+    assert [(part.kind, part.name, part.status.value, part.inserted_by) for part in rest] == [
+        ("stage", "process[x]", "pending", "first/more"),
+        ("parallel", "fetch", "pending", "first/more"),
+    ]
+
+
+def test_what_was_inserted_and_has_come_is_not_said_to_be_missing(run):
+    """Of three inserted stages the second fails: the third is missing."""
+
+    @action
+    def insert():
+        return [process("a"), pipeline(broken, name="p"), process("b")]
+
+    ran = run(insert, check=False).ran()
+    assert [(part.name, part.status.value) for part in ran.parts] == [
+        ("insert", "completed"),
+        ("process[a]", "completed"),
+        ("p", "failed"),
+        ("process[b]", "pending"),
+    ]
+
+
+def test_history_says_how_many_are_forgotten(run):
+    """Those before the ones that are kept; in branches, too."""
+    finished = run(many(100) >> parallel(ok("a") >> ok("b"), ok("c")), history=2)
+    assert finished.forgotten == 102
+    assert "102 before these are forgotten" in finished.ran().text()
+    assert run(ok("a")).forgotten == 0
+
+
+def test_what_ran_is_a_value():
+    """Equal by content, hashable, picklable, with a repr in one line."""
+    finished = failing().run(check=False)
+    ran = finished.ran()
+    assert ran == finished.ran()
+    assert hash(ran) == hash(finished.ran())
+    assert pickle.loads(pickle.dumps(ran)) == ran
+    assert repr(ran) == "<Ran failing failed: 7 stages>"
+
+
+def test_a_run_that_has_not_begun_can_be_shown():
+    """There is nothing to see."""
+    ran = Run("r1", pipeline(), Store()).ran()
+    assert lines(ran) == ["pipeline, run r1: pending in 0 µs, 0 stages"]
+    assert ran.html()
+    assert ran.mermaid() == "flowchart TD\n"
+
+
+@pytest.mark.parametrize(("signal", "status"), [(Bail, "bailed"), (Suspend, "suspended")])
+def test_the_reason_is_shown(run, signal, status):
+    """Of a run that bailed or was suspended."""
+
+    @action
+    def stop():
+        raise signal("enough for today")
+
+    ran = run(stop >> tidy).ran()
+    assert (ran.status, ran.reason) == (status, "enough for today")
+    assert "enough for today" in ran.text()
+    assert "enough for today" in ran.html()
+
+
+# -- diff
+
+
+def test_the_diff_says_what_differs(run):
+    """Inserted and by whom, skipped, failed, recovered, retried, not reached."""
+    flow = pipeline(discover, flaky(), saved, tidy, broken, report, name="flow")
+    diff = flow.plan().diff(run(flow, skip=["tidy"], check=False).ran())
+    assert [(c.where, c.by) for c in diff.inserted] == [
+        (f"process[{kind}]", "discover/discover") for kind in ("databases", "caches", "servers")
+    ]
+    assert where(diff.skipped) == ["tidy"]
+    assert [(c.where, c.why) for c in diff.failed] == [("broken/broken", "RuntimeError: login failed with local")]
+    assert [(c.where, c.why) for c in diff.recovered] == [("saved/saved", "ValueError: gone")]
+    assert [(c.where, c.why) for c in diff.retried] == [("flaky/flaky", "3 attempts")]
+    assert where(diff.not_reached) == ["report"]
+    assert diff.counts() == {"inserted": 3, "retried": 1, "recovered": 1, "skipped": 1, "failed": 1, "not reached": 1}
+    assert repr(diff) == "<Diff flow: 3 inserted, 1 retried, 1 recovered, 1 skipped, 1 failed, 1 not reached>"
+    assert str(diff.inserted[0]) == "process[databases]: inserted by discover/discover"
+
+
+def test_a_diff_as_text(run):
+    """What ran and what did not, in their places."""
+    flow = discover >> tidy >> broken >> report
+    finished = run(flow, skip=["tidy/sweep"], check=False, run_id="r1")
+    assert lines(flow.plan().diff(finished)) == [
+        "pipeline, plan and run r1 (failed): 3 inserted, 1 skipped, 1 failed, 1 not reached",
+        "✓   discover",
+        "✓ + process[databases]  inserted by discover/discover",
+        "✓     handle",
+        "✓ + process[caches]     inserted by discover/discover",
+        "✓     handle",
+        "✓ + process[servers]    inserted by discover/discover",
+        "✓     handle",
+        "✓   tidy",
+        "⊘     sweep             skipped",
+        "✗   broken              RuntimeError: login failed with local",
+        "·   report              not reached",
+        "",
+        "RuntimeError: login failed with local",
+        "  in action 'broken' of stage 'broken', pipeline 'pipeline', run 'r1'",
+    ]
+
+
+def test_a_diff_of_a_run_as_planned_is_false(run):
+    """And says so."""
+    flow = ok("a") >> parallel(ok("b"), ok("c"))
+    diff = flow.plan().diff(run(flow))
+    assert not diff
+    assert diff.changes == ()
+    assert "as planned" in diff.text()
+    assert "as planned" in diff.html()
+    assert flow.plan().diff(run(flow, skip=["a"]))
+
+
+def test_the_diff_takes_a_run_as_well():
+    """`plan.diff(run)` is `plan.diff(run.ran())`."""
+    flow = discover >> report
+    finished = flow.run()
+    assert flow.plan().diff(finished) == flow.plan().diff(finished.ran())
+
+
+def test_in_a_group_each_branch_is_compared_with_its_own(run):
+    """Also when branches have the same name, and one of them fails."""
+    flow = parallel(ok("a") >> tidy, ok("a") >> broken >> report, name="g")
+    diff = flow.plan().diff(run(flow, check=False))
+    assert where(diff.failed) == ["broken/broken"]
+    assert "report" in where(diff.not_reached)
+    assert len(diff.parts) == 1
+
+
+def test_actions_that_were_inserted_skipped_and_not_reached_are_in_the_diff(run):
+    """By `stage/action`."""
+
+    @action
+    def more():
+        return action(name="extra")(lambda: None)
+
+    unit = Stage("s", [more, saved, broken, tidy["sweep"]])
+    diff = unit.plan().diff(run(unit, check=False))
+    assert [(c.where, c.by) for c in diff.inserted] == [("s/extra", "s/more")]
+    assert where(diff.recovered) == ["s/saved"]
+    assert where(diff.failed) == ["s/broken"]
+    assert where(diff.not_reached) == ["s/sweep"]
+
+
+def test_a_run_of_something_else_is_not_in_the_plan():
+    """What nobody inserted and nobody planned."""
+    diff = (ok("a") >> ok("b")).plan().diff((ok("a") >> ok("x")).run())
+    assert [(c.where, c.what) for c in diff.changes] == [("x", "not in the plan"), ("b", "not reached")]
+
+
+def test_skipped_groups_and_pipelines_are_in_their_places(run):
+    """A skipped group is in the diff as what it is."""
+    flow = ok("x") >> GROUP >> tidy
+    finished = run(flow, skip=["fetch"])
+    diff = flow.plan().diff(finished)
+    assert [part.name for part in diff.parts] == ["x", "fetch", "tidy"]
+    assert where(diff.skipped) == ["a", "b", "discover", "c", "saved"]
+
+
+def test_streams_are_no_gap(run):
+    """What comes from a stream was inserted by who returned it."""
+
+    @action
+    def pull():
+        return stream(process(str(number)) for number in range(3))
+
+    diff = pull.plan().diff(run(pull))
+    assert [(c.where, c.by) for c in diff.inserted] == [(f"process[{n}]", "pull/pull") for n in range(3)]
+
+
+@pytest.mark.parametrize("where_from", ["memory", "journal"])
+def test_a_resumed_run_is_whole(run, tmp_path, where_from):
+    """What was restored stands in its branch, beside what ran now."""
+    journal = tmp_path / "runs.db" if where_from == "journal" else None
+    ready = []
+
+    @action
+    def fails() -> None:
+        if not ready:
+            raise ValueError("not ready")
+
+    flow = pipeline(ok("a") >> parallel(ok("b"), fails, name="g", limit=1) >> ok("d"))
+    failed = run(flow, check=False, journal=journal)
+    assert where(flow.plan().diff(failed).not_reached) == ["d"]
+    ready.append(True)
+    ran = flow.resume(failed, journal=journal).ran()
+    assert [part.name for part in ran.parts] == ["a", "g", "d"]
+    assert [[inner.name for inner in branch.parts] for branch in ran.parts[1].parts] == [["b"], ["fails"]]
+    assert not flow.plan().diff(ran)
+
+
+# -- mermaid
+
+
+def test_a_plan_as_mermaid():
+    """Stages are boxes with their actions, a group and a nested pipeline are subgraphs."""
+    assert (
+        (discover >> parallel(ok("a") >> ok("b"), ok("c"), name="g")).plan().mermaid()
+        == """\
+flowchart TD
+  n1["discover → units"]
+  subgraph n2["g"]
+    direction TB  # so that branches, which no arrow joins, stand beside each other
+    subgraph n3["branch 0"]
+      direction TB
+      n4["a<br/>a1<br/>a2"]
+      n5["b<br/>b1<br/>b2"]
+      n4 --> n5
+    end
+    n6["c<br/>c1<br/>c2"]
+  end
+  n1 --> n2
+""".replace("  # so that branches, which no arrow joins, stand beside each other", "")
+    )
+
+
+def test_dynamic_stages_are_dashed_in_mermaid():
+    """The arrow says who inserted them."""
+    drawn = (discover >> broken >> tidy).run(check=False).ran().mermaid()
+    assert 'n1 -. "inserted by discover/discover" .-> n2' in drawn
+    assert "n2 -.-> n3" in drawn
+    assert "class n2,n3,n4 dynamic" in drawn
+    assert "class n5 failed" in drawn
+
+
+def test_no_name_means_anything_to_mermaid():
+    """Quotes, brackets of other shapes, markup, entities, lists and statements are text."""
+    drawn = Stage('1. "x" <b> #35; {y} |z| `w`', [action(name="- end\n--> n1")(lambda: None)]).plan().mermaid()
+    assert '"1#46; #34;x#34; #60;b#62; #35;35#59; #123;y#125; #124;z#124; #96;w#96;' in drawn
+    assert "#45; end#92;n--#62; n1" in drawn
+    assert drawn.count("\n") == 2
+
+
+# -- names
+
+
+def test_names_cannot_break_a_line_or_steer_a_terminal():
+    """Control characters and those that turn text round are escaped; emoji stay."""
+    assert printable("a\nb\x1b[31m\u202e\ud800") == "a\\nb\\x1b[31m\\u202e\\ud800"
+    assert printable("👩‍🔬 naïve") == "👩‍🔬 naïve"
+    text = Stage("two\nlines\x1b[2J").run().ran().text()
+    assert len(text.splitlines()) == 2
+    assert "\x1b" not in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (0, "0 µs"),
+        (0.0000123, "12 µs"),
+        (0.00123, "1.23 ms"),
+        (0.0123, "12.3 ms"),
+        (0.123, "123 ms"),
+        (0.99999, "1.00 s"),
+        (12.34, "12.3 s"),
+        (59.99, "1 min 0 s"),
+        (125, "2 min 5 s"),
+        (3 * 3600 + 1200, "3 h 20 min"),
+        (90000, "1 d 1 h"),
+        (None, ""),
+    ],
+)
+def test_durations_have_three_digits(seconds, expected):
+    """In the unit that fits."""
+    assert duration(seconds) == expected
+
+
+def test_counted_knows_plurals():
+    """Of stages and branches."""
+    assert [counted(1, "stage"), counted(1000, "stage"), counted(2, "branch")] == [
+        "1 stage",
+        "1,000 stages",
+        "2 branches",
+    ]
+
+
+def test_a_message_that_cannot_be_had_is_no_second_failure():
+    """An exception whose `__str__` raises is shown all the same."""
+
+    class Odd(Exception):
+        def __str__(self):
+            raise TypeError
+
+    @action
+    def fails():
+        raise Odd
+
+    assert "Odd: <its message cannot be had: TypeError>" in fails.run(check=False).ran().text()
+
+
+def test_middleware_that_skips_or_inserts_is_shown(run):
+    """By its own name where it inserts, as skipped where it does not run the inside."""
+
+    def skips(call):
+        return
+        yield
+
+    def inserts(call):
+        call.insert(tidy)
+        yield
+
+    flow = Stage("no", [saved], use=[skips]) >> Stage("yes", use=[inserts])
+    ran = run(flow).ran()
+    assert [(part.name, part.status.value, part.inserted_by) for part in ran.parts] == [
+        ("no", "skipped", None),
+        ("yes", "completed", None),
+        ("tidy", "completed", "yes"),
+    ]
+
+
+def test_folding_keeps_the_order_and_loses_nothing():
+    """Shown and folded parts are all parts."""
+    parts = (many(50) >> GROUP >> many(20)).run().ran().parts
+    back = []
+    for one_ in folded(parts):
+        back.extend(one_.parts if isinstance(one_, Fold) else (one_,))
+    assert tuple(back) == parts
+
+
+def test_evil_names_are_shown_everywhere():
+    """As text, as mermaid, as HTML, without an error."""
+    flow = evil()
+    diff = flow.plan().diff(flow.run(check=False))
+    for shown in (flow.plan(), diff, diff.ran):
+        assert EVIL[:9] in shown.text()
+        assert "<script>" not in shown.mermaid()
+        assert "<script>" not in shown.html()

@@ -1,0 +1,251 @@
+"""What notebooks show: stages, pipelines, groups, runs, plans and diffs as HTML; in a real notebook, in a real browser."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from browser import Sheet, started
+from shown import EVIL, GROUP, SECRET, Checker, broken, discover, evil, failing, full, many, process, report
+
+import flowdeco
+from flowdeco import Stage, action, pipeline
+
+
+def shows():
+    """Everything that shows itself."""
+    flow = failing()
+    run = flow.run({"password": SECRET}, check=False)
+    return {
+        "stage": report,
+        "pipeline": full(),
+        "group": GROUP,
+        "plan": full().plan(),
+        "run": run,
+        "ran": run.ran(),
+        "diff": flow.plan().diff(run),
+    }
+
+
+@pytest.mark.parametrize("name", shows())
+def test_everything_shows_itself(name):
+    """As a piece of HTML without scripts and without anything that would be loaded."""
+    shown = Checker(shows()[name]._repr_html_())
+    assert "script" not in shown.tags
+    assert shown.urls == []
+    assert shown.tags <= {"div", "style", "span", "details", "summary", "pre", "b"}
+
+
+def test_a_stage_shows_its_actions_and_what_is_with_it():
+    """Description, tags, the keys of its data, what its actions read and write."""
+    text = Checker(report._repr_html_()).text
+    for part in (
+        "report",
+        "Put it into words.",
+        "#reporting",
+        "report.title: str",
+        "processed, title? → summary",
+        "#words",
+    ):
+        assert part in text
+
+
+def test_a_failed_run_shows_its_error_and_notes():
+    """And what was not reached."""
+    run = failing().run(check=False)
+    text = Checker(run._repr_html_()).text
+    assert "✗ failed" in text
+    assert "RuntimeError: login failed with local" in text
+    assert f"in action 'broken' of stage 'broken', pipeline 'failing', run '{run.id}'" in text
+    assert "not reached" in text
+
+
+def test_a_run_shows_the_keys_of_its_store_and_no_values():
+    """With types and sizes."""
+    run = (discover >> report).run({"password": SECRET})
+    text = Checker(run._repr_html_()).text
+    assert "store: 4 keys" in text
+    assert "password str, 20 characters" in text
+    assert SECRET not in run._repr_html_()
+
+
+def test_names_are_text():
+    """Whatever they are made of, and wherever they stand."""
+    flow = evil()
+    run = flow.run(check=False)
+    for shown in (flow, flow[1], run, run.ran(), flow.plan(), flow.plan().diff(run)):
+        checked = Checker(shown._repr_html_())
+        assert "script" not in checked.tags
+        assert EVIL in checked.text
+
+
+@pytest.mark.parametrize("count", [10, 10_000])
+def test_it_stays_small_and_readable(count):
+    """At ten stages and at ten thousand, planned, inserted and skipped."""
+    flow = pipeline(*[Stage(f"s{n}") for n in range(count)])
+    for shown in (flow, flow.run(), many(count).run(), many(count).run(skip=["process"])):
+        source = shown._repr_html_()
+        assert len(source) < 100_000
+        assert source.count("fd-row") < 300
+
+
+def test_a_thousand_inserted_stages_are_folded():
+    """Three of them, and 997 more."""
+    text = Checker(many(1000).run()._repr_html_()).text
+    assert "… 997 more, process[…]" in text
+    assert "and 897 that are not shown here" in text
+
+
+def test_a_loaded_notebook_library_is_not_needed():
+    """Showing imports nothing but the standard library, and `import flowdeco` does not import what shows."""
+    script = """
+import sys
+from flowdeco import Stage
+before = set(sys.modules)
+print([name for name in before if name.startswith("flowdeco.show")])
+Stage("s")._repr_html_(), Stage("s").run().ran().html()
+known = {*sys.stdlib_module_names, "flowdeco", "wrapt", "typing_extensions"}
+print(sorted({name.split(".")[0] for name in set(sys.modules) - before} - known))
+"""
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert out.stdout.splitlines() == ["[]", "[]"]
+
+
+# -- a real notebook
+
+CELLS = [
+    "from flowdeco import *\nfrom flowdeco.middleware import retry",
+    """@stage(tags=["dynamic"])
+def process(kind: str) -> None:
+    @action(collect="processed")
+    def handle() -> str:
+        return kind
+
+@action
+def discover() -> list[Stage]:
+    return [process(str(n)) for n in range(1000)]
+
+@stage
+def report():
+    @action
+    def summary(processed: list) -> int:
+        return len(processed)
+
+@action
+def broken(summary: int):
+    raise ValueError(f"only <b>{summary}</b>")
+
+flow = discover >> parallel(report, process("x"), name="side") >> broken""",
+    "report",
+    "flow",
+    "parallel(report, process('y'))",
+    "run = flow.run(check=False)\nrun",
+    "run.ran()",
+    "flow.plan().diff(run)",
+    "print(flow.plan())",
+]
+SHOWN = CELLS[2:-1]
+
+
+@pytest.fixture(scope="module")
+def notebook(tmp_path_factory):
+    """The notebook, executed by nbclient, and what nbconvert makes of it."""
+    nbclient = pytest.importorskip("nbclient")
+    nbconvert = pytest.importorskip("nbconvert")
+    # The kernel is a process of its own: it has to find this tree.
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(flowdeco.__file__).parents[1]), before]))
+    try:
+        book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in CELLS])
+        nbclient.NotebookClient(book, timeout=60, kernel_name="python3").execute()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+    exporter = nbconvert.HTMLExporter(template_name="lab")
+    exporter.require_js_url = exporter.mathjax_url = exporter.mermaid_js_url = ""
+    page = tmp_path_factory.mktemp("notebook") / "notebook.html"
+    page.write_text(exporter.from_notebook_node(book)[0], encoding="utf-8")
+    return book, page
+
+
+def test_a_notebook_shows_units_runs_and_diffs(notebook):
+    """Each cell has HTML and, for those who cannot show it, text."""
+    book, _ = notebook
+    for cell in book.cells[2:-1]:
+        (output,) = cell.outputs
+        assert "flowdeco" in output.data["text/html"], cell.source
+        assert output.data["text/plain"]
+    assert book.cells[-1].outputs[0].text.startswith("pipeline: 4 stages")
+    assert "997 more" in book.cells[6].outputs[0].data["text/plain"]
+
+
+@pytest.fixture(scope="module")
+def chrome(notebook):
+    """The browser; after the notebook, which needs the event loop for itself."""
+    with started() as browser:
+        yield browser
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_converted_notebook_is_drawn(notebook, chrome, scheme):
+    """The cards are there, folded ones open, names are text, and all of it can be read."""
+    with Sheet(chrome, notebook[1], scheme=scheme) as sheet:
+        cards = sheet.page.locator(".flowdeco .fd-card")
+        assert cards.count() == len(SHOWN)
+        assert sheet.page.locator(".fd-error b").count() == 0
+        assert "only <b>1000</b>" in sheet.page.locator(".fd-error").first.inner_text()
+        fold = sheet.page.locator(".fd-more").first
+        fold.locator("summary").click()
+        assert fold.locator(".fd-row").nth(50).is_visible()
+        pale = [one for one in sheet.pale() if "fd-" in one]
+        assert pale == []
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value"), [("data-jp-theme-light", "false"), ("data-theme", "dark"), ("theme", "dark")]
+)
+def test_the_theme_of_the_notebook_wins(chrome, tmp_path, attribute, value):
+    """A dark notebook on a light system is dark, and can be read."""
+    run = failing().run(check=False)
+    page = tmp_path / "dark.html"
+    page.write_text(
+        f'<meta charset="utf-8"><body {attribute}="{value}" style="background:#111">{run._repr_html_()}',
+        encoding="utf-8",
+    )
+    with Sheet(chrome, page, scheme="light") as sheet:
+        assert (
+            sheet.page.evaluate("getComputedStyle(document.querySelector('.fd-card')).backgroundColor")
+            == "rgb(21, 27, 35)"
+        )
+        assert sheet.pale() == []
+        assert sheet.said == []
+        assert [url for url in sheet.asked if not url.startswith("file:")] == []
+
+
+def test_branches_stand_beside_each_other(chrome, tmp_path):
+    """In columns: each begins where the one before it ends."""
+    page = tmp_path / "group.html"
+    page.write_text(f'<meta charset="utf-8">{full().run()._repr_html_()}', encoding="utf-8")
+    with Sheet(chrome, page) as sheet:
+        boxes = [
+            column.bounding_box()
+            for column in sheet.page.locator(".fd-group").first.locator("> .fd-cols > .fd-col").all()
+        ]
+        assert len(boxes) == 3
+        assert len({box["y"] for box in boxes}) == 1
+        assert all(a["x"] + a["width"] <= b["x"] + 1 for a, b in zip(boxes, boxes[1:], strict=False))
+
+
+def test_it_fits_on_a_narrow_screen(chrome, tmp_path):
+    """Nothing pushes the page wider than the window, nested groups and long names included."""
+    page = tmp_path / "narrow.html"
+    flow = full() >> Stage("a_very_long_name_" * 12) >> action(name="x" * 200)(lambda: None) >> broken
+    page.write_text(
+        f'<meta charset="utf-8">{flow.run(check=False)._repr_html_()}{process("z")._repr_html_()}', encoding="utf-8"
+    )
+    with Sheet(chrome, page, width=380) as sheet:
+        assert sheet.page.evaluate("document.documentElement.scrollWidth") <= 380

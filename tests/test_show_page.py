@@ -1,0 +1,519 @@
+"""The page of a run: complete in itself, escaped, without secrets; and in a real browser."""
+
+import json
+import re
+import time
+
+import pytest
+from browser import Sheet, started
+from shown import EVIL, GROUP, SECRET, Checker, broken, discover, evil, failing, full, many, process, report, tidy
+
+from flowdeco import Context, Key, Stage, action, parallel, pipeline
+from flowdeco.show.failures import failure_of, redactor
+from flowdeco.show.page import Scale, json_in_html
+from flowdeco.show.stored import stored
+from flowdeco.store import Store
+
+
+def page_of(run, tmp_path, **options):
+    """The text of a run's page."""
+    return run.to_html(tmp_path / "run.html", **options).read_text(encoding="utf-8")
+
+
+def data_of(source):
+    """What the page's script is given."""
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', source, re.DOTALL)[1])
+
+
+# -- the file
+
+
+def test_the_page_is_written_where_it_is_wanted(tmp_path):
+    """Its path comes back; a string will do."""
+    run = report.run({"processed": []})
+    target = tmp_path / "run.html"
+    assert run.to_html(str(target)) == target
+    assert target.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
+def test_the_page_is_complete_in_itself(tmp_path):
+    """It names no address, and forbids the browser to load anything or to run another script."""
+    source = page_of(failing().run(check=False), tmp_path)
+    checked = Checker(source)
+    assert checked.urls == ["data:,", "#stages"]
+    assert not re.search(r"(?:https?:)?//[a-z]|url\(|@import", re.sub(r"(?m)^\s*//.*$", "", source))
+    assert "default-src 'none'" in source
+    assert "unsafe" not in source
+
+
+def test_the_page_says_what_happened(tmp_path):
+    """Also to those who run no scripts."""
+    run = failing().run(check=False)
+    text = Checker(page_of(run, tmp_path)).text
+    for part in (
+        "✗ failed",
+        run.id,
+        "7 3 inserted",
+        "Not reached",
+        "RuntimeError: login failed with local",
+        "not reached",
+    ):
+        assert part in text
+
+
+@pytest.mark.parametrize("values", [False, True])
+def test_whatever_somebody_named_is_text(tmp_path, values):
+    """In HTML, and in the data for the script, which nothing in it can end."""
+    flow = evil()
+    run = flow.run({EVIL: EVIL}, check=False, run_id=EVIL)
+    source = page_of(run, tmp_path, values=values)
+    checked = Checker(source)
+    assert source.count("<script") == source.count("</script>") == 2
+    assert "b" in checked.tags  # ours
+    assert EVIL in checked.text
+    assert "<!-- <b>" not in source
+    names = {row["n"] for row in data_of(source)["rows"]}
+    assert EVIL in names
+
+
+def test_data_in_a_script_element_is_inert():
+    """No tag, no comment, no separator that JavaScript takes for the end of a line."""
+    dumped = json_in_html({"a": "</script><!--\u2028\ud800"})
+    assert not re.search(r"[<>&\u2028]", dumped)
+    assert dumped.isascii()
+    assert json.loads(dumped) == {"a": "</script><!--\u2028\ud800"}
+
+
+def test_what_cannot_be_encoded_is_no_error(tmp_path):
+    """Half a surrogate pair in a name, a key and a value."""
+    run = Stage("\ud800").run({"\ud801": "\ud802"})
+    assert "\\ud800" in page_of(run, tmp_path, values=True)
+
+
+# -- secrets
+
+
+class Account:
+    """An object with a secret in it."""
+
+    def __init__(self, password):
+        self.password = password
+
+    def __repr__(self):
+        return f"Account({self.password!r})"
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"password": SECRET},
+        {"password": SECRET, "config": {"nested": [{"deep": (SECRET,)}]}},
+        {"password": SECRET, "account": Account(SECRET), "raw": SECRET.encode()},
+        {"password": SECRET.encode()},
+    ],
+    ids=["plain", "nested", "object", "bytes"],
+)
+def test_values_are_not_in_the_page(tmp_path, inputs):
+    """Not in the store's table, nor in an error that repeats one, in its notes, its causes, its traceback."""
+
+    @action(name="leaks", tags=["net"])
+    def leaks(password):
+        token = password
+        error = ValueError(f"refused {password!r} and {password}", {"also": password})
+        error.add_note(f"tried {token!s}")
+        try:
+            raise KeyError(password)
+        except KeyError:
+            raise error from RuntimeError(f"because of {password}")
+
+    run = pipeline(tidy, leaks).run(inputs, check=False)
+    source = page_of(run, tmp_path)
+    assert SECRET not in source
+    assert "‹password›" in source or "\\u2039password\\u203a" in source
+    assert SECRET in page_of(run, tmp_path, values=True)
+
+
+def test_reasons_and_recovered_errors_do_not_leak_either(tmp_path):
+    """A `Bail` that repeats a value, and a failure that was recovered."""
+    from flowdeco import Bail
+    from flowdeco.middleware import recover
+
+    @action(use=[recover(on=ValueError)])
+    def saved(password):
+        raise ValueError(password)
+
+    @action
+    def stop(password):
+        raise Bail(f"bad {password}")
+
+    source = page_of((saved >> stop).run({"password": SECRET}), tmp_path)
+    assert SECRET not in source
+    assert "bad ‹password›" in source
+
+
+def test_a_value_that_was_refused_does_not_leak(tmp_path):
+    """Our own messages show the value that came; in a page they do not."""
+
+    @action
+    def writes(ctx: Context):
+        ctx.store[Key("count", int)] = SECRET
+
+    @action
+    def mixes():
+        return [tidy, SECRET]
+
+    for flow in (writes, mixes):
+        run = flow.run(check=False)
+        assert SECRET in str(run.error)
+        assert SECRET not in page_of(run, tmp_path)
+
+
+def test_the_values_of_variables_are_never_there(tmp_path):
+    """Not even on request: a traceback has lines of code, and no variables."""
+
+    @action
+    def fails() -> None:
+        local = "".join(["local", "-", "secret"])
+        raise ValueError(len(local))
+
+    source = page_of(fails.run(check=False), tmp_path, values=True)
+    assert "local-secret" not in source
+    assert "raise ValueError(len(local))" in source
+
+
+def test_names_and_common_words_stay_readable():
+    """What is public is no secret, short values are none, and longer words are left alone."""
+    store = Store({"kind": "caches", "n": 7, "mode": "on", "word": "data", "token": "abcd1234", "amount": 123456})
+    texts = ["process[caches] 7 on database data abcd1234 xabcd1234 123456"]
+    redact = redactor(store, {"caches"}, texts)
+    assert redact(texts[0]) == "process[caches] 7 on database ‹word› ‹token› xabcd1234 ‹amount›"
+
+
+def test_the_store_is_told_by_type_and_size():
+    """Of containers, texts, bytes and arrays; of an object that cannot be measured, the type."""
+
+    class Table:
+        shape = (3, 1000)
+
+    class Odd:
+        def __len__(self):
+            raise ValueError
+
+        def __repr__(self):
+            raise ValueError
+
+    store = Store({"a": [1, 2], "b": "text", "c": b"x", "d": {}, "e": 5, "f": Table(), "g": Odd(), "h": None})
+    assert [(one.key, one.size, one.value) for one in stored(store)] == [
+        ("a", "2 items", None), ("b", "4 characters", None), ("c", "1 byte", None), ("d", "0 items", None),
+        ("e", "", None), ("f", "3 × 1,000", None), ("g", "", None), ("h", "", None),
+    ]  # fmt: skip
+    assert [one.value for one in stored(store, values=True)][:5] == ["[1, 2]", "'text'", "b'x'", "{}", "5"]
+    assert [one.value for one in stored(store, values=True)][6].startswith("<Odd instance at")
+    assert len(next(stored(Store({"long": "x" * 10**6}), values=True)).value) <= 2001
+
+
+def test_causes_and_groups_of_exceptions_are_told():
+    """Each with its notes and traceback; a circle of causes has an end."""
+    one, two = ValueError("one"), ValueError("two")
+    one.__cause__, two.__cause__ = two, one
+    group = ExceptionGroup("both", [one, KeyError("k")])
+    group.add_note("a note")
+    told = failure_of(group)
+    assert (told.type, told.message, told.notes) == ("ExceptionGroup", "both (2 sub-exceptions)", ("a note",))
+    assert [(part.type, part.message) for part in told.parts] == [("ValueError", "one"), ("KeyError", "'k'")]
+    assert told.parts[0].cause.message == "two"
+
+
+# -- the data
+
+
+def test_stages_have_their_place_in_time(tmp_path):
+    """One after the other in one lane, branches that overlap in lanes of their own."""
+
+    @action(name="slow")
+    def slow() -> None:
+        time.sleep(0.02)
+
+    flow = pipeline(
+        Stage("first", [slow]), parallel(*[Stage(f"b{n}", [slow]) for n in range(3)]), Stage("last", [slow])
+    )
+    data = data_of(page_of(flow.run(), tmp_path))
+    rows = {row["n"]: row for row in data["rows"] if row["k"] == "stage"}
+    assert data["lanes"] == 3
+    assert sorted(rows[f"b{n}"].get("lane", 0) for n in range(3)) == [0, 1, 2]
+    assert rows["first"]["x"] == 0
+    assert rows["first"]["x"] + rows["first"]["w"] <= rows["b0"]["x"] + 1e-4
+    assert rows["b2"]["x"] + rows["b2"]["w"] <= rows["last"]["x"] + 1e-4
+
+
+def test_branches_one_at_a_time_share_a_lane(tmp_path):
+    """A lane is who ran at the same time, not which branch."""
+    flow = parallel(*[Stage(f"b{n}", [tidy["sweep"]]) for n in range(20)], limit=1)
+    assert data_of(page_of(flow.run(), tmp_path))["lanes"] == 1
+
+
+def test_a_long_break_is_cut_short():
+    """As between a suspension and the resume: hours do not squeeze what ran."""
+    scale = Scale([(0.0, 10.0), (36000.0, 36010.0)])
+    assert scale.place(0.0, 10.0) == (0.0, pytest.approx(0.48))
+    assert scale.place(36000.0, 10.0) == (pytest.approx(0.52), pytest.approx(0.48))
+    assert [label for _, label, broken in scale.ticks() if broken] == ["9 h 59 min later"]
+    assert 0.48 < scale.at(1000.0) < 0.52
+
+
+def test_a_scale_without_anything_is_no_error():
+    """A run without stages, and one whose stages took no time."""
+    assert Scale([]).ticks() == []
+    assert Scale([(5.0, 5.0)]).place(5.0, 0.0) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("seconds", [1e-5, 0.03, 1.0, 55.0, 600.0, 86400.0 * 30])
+def test_ticks_are_few_and_round(seconds):
+    """From microseconds to months."""
+    ticks = Scale([(100.0, 100.0 + seconds)]).ticks()
+    assert 3 <= len(ticks) <= 14
+    assert len({label for _, label, _ in ticks}) == len(ticks)
+
+
+# -- in the browser
+
+
+@pytest.fixture(scope="module")
+def chrome():
+    """The browser, for the tests below."""
+    with started() as browser:
+        yield browser
+
+
+@pytest.fixture
+def opened(chrome, tmp_path):
+    """Open the page of a run."""
+    sheets = []
+
+    def open_(run, *, values=False, **how):
+        sheet = Sheet(chrome, run.to_html(tmp_path / "run.html", values=values), **how)
+        sheets.append(sheet)
+        return sheet
+
+    yield open_
+    for sheet in sheets:
+        assert sheet.said == []  # no error, no warning
+        assert [url for url in sheet.asked if not url.startswith(("file:", "data:"))] == []
+        sheet.page.close()
+
+
+def open_row(sheet, name):
+    """Click on the row of that name, and return what opens."""
+    line = sheet.page.locator("#rows li", has=sheet.page.locator(f'.line .name:text-is("{name}")')).first
+    line.locator("> .line").click()
+    return line.locator("> .detail")
+
+
+def test_the_page_opens(opened):
+    """Title, status, stages in their order, those in groups below them."""
+    sheet = opened(full().run())
+    assert sheet.page.title() == "All of it: completed"
+    assert sheet.page.locator("h1").inner_text() == "All of it"
+    names = sheet.names()
+    assert names[:5] == ["discover", "process[databases]", "process[caches]", "process[servers]", "fetch"]
+    assert names[-1] == "tidy"
+    assert sheet.page.locator("#chart").bounding_box()["height"] > 30
+
+
+def test_a_stage_expands(opened):
+    """To its actions, with who inserted it; and closes again."""
+    sheet = opened(full().run())
+    detail = open_row(sheet, "process[caches]")
+    assert detail.is_visible()
+    assert "handle" in detail.inner_text() or "discover/discover" in detail.inner_text()
+    line = sheet.page.locator('.line[aria-expanded="true"]', has_text="process[caches]")
+    assert line.count() == 1
+    line.click()
+    assert detail.count() == 0
+
+
+def test_an_error_is_shown_with_traceback_and_notes(opened):
+    """At the top, and where it happened; a button leads there."""
+    sheet = opened(failing().run(check=False))
+    alarm = sheet.page.locator("#alarm")
+    assert "RuntimeError: login failed with local" in alarm.inner_text()
+    assert "in action 'broken' of stage 'broken', pipeline 'failing'" in alarm.inner_text()
+    assert 'raise RuntimeError(f"login failed with {local}")' in alarm.locator(".trace").inner_text()
+    alarm.get_by_role("button", name="Show the stage broken").click()
+    assert sheet.focused() == "broken"
+    assert "shown.py" in sheet.page.locator(".detail .trace").inner_text()
+
+
+def test_the_inserter_can_be_reached(opened):
+    """From what it inserted."""
+    sheet = opened(full().run())
+    open_row(sheet, "process[servers]").get_by_role("button", name="discover/discover").click()
+    assert sheet.focused() == "discover"
+
+
+def chip(sheet, text):
+    """What one clicks on to filter by a tag or a status."""
+    return sheet.page.locator(".chip", has_text=text)
+
+
+def settled(sheet, text):
+    """Wait until the count begins so, or says how much there is."""
+    starts = "text => document.getElementById('count').textContent.startsWith(text)"
+    says = "text => document.getElementById('count').textContent.includes(` ${text}`)"
+    sheet.page.wait_for_function(says if text.startswith("in ") else starts, arg=text)
+
+
+def test_stages_are_filtered_by_name_and_tag(opened):
+    """By typing, and by clicking on a tag or a status; what they are in stays."""
+    sheet = opened(full().run())
+    sheet.page.fill("#find", "PROCESS cach")
+    settled(sheet, "2 of")
+    assert sheet.names() == ["process[caches]", "fetch", "branch 1", "process[caches]"]
+    sheet.page.fill("#find", "tag:reporting")
+    settled(sheet, "1 of")
+    assert sheet.names() == ["report"]
+    sheet.page.fill("#find", "")
+    settled(sheet, "in the order")
+    chip(sheet, "#dynamic").click()
+    settled(sheet, "6 of")
+    chip(sheet, "#dynamic").click()
+    settled(sheet, "in the order")
+    chip(sheet, "recovered").click()
+    settled(sheet, "2 of")
+    assert "saved" in sheet.names()
+    assert "report" not in sheet.names()
+    sheet.page.fill("#find", "no such stage")
+    settled(sheet, "0 of")
+    assert "No stage matches." in sheet.page.locator("#rows").inner_text()
+
+
+def test_the_keyboard_is_enough(opened):
+    """`/` goes to the filter, arrows go through the rows, Enter opens, Left closes, Escape clears."""
+    sheet = opened(full().run())
+    keys = sheet.page.keyboard
+    keys.press("/")
+    assert sheet.focused() == "find"
+    keys.type("report")
+    settled(sheet, "1 of")
+    keys.press("Escape")
+    settled(sheet, "in the order")
+    keys.press("ArrowDown")
+    assert sheet.focused() == "discover"
+    keys.press("ArrowDown")
+    assert sheet.focused() == "process[databases]"
+    keys.press("Enter")
+    assert sheet.page.locator(".detail").count() == 1
+    keys.press("ArrowLeft")
+    assert sheet.page.locator(".detail").count() == 0
+    keys.press("End")
+    assert sheet.focused() == "tidy"
+    keys.press("Home")
+    assert sheet.focused() == "discover"
+
+
+def test_tab_reaches_the_rows_once(opened):
+    """One stop for the whole list, not one for each row."""
+    sheet = opened(full().run())
+    assert sheet.page.locator('#rows button[tabindex="0"]').count() == 1
+    seen = []
+    for _ in range(40):
+        sheet.page.keyboard.press("Tab")
+        seen.append(sheet.focused())
+    assert seen.count("discover") >= 1
+
+
+def test_a_group_closes(opened):
+    """Its branches go, and come back."""
+    sheet = opened(full().run())
+    before = sheet.names()
+    line = sheet.page.locator(".container > .line", has_text="fetch")
+    line.click()
+    assert sheet.names() == [*before[: before.index("fetch") + 1], "report", "flaky", "saved", "tidy"]
+    sheet.page.locator(".container > .line", has_text="fetch").click()
+    assert sheet.names() == before
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_of_it_can_be_read(opened, scheme):
+    """The contrast of every text is that of WCAG AA, in the light and in the dark."""
+    flow = pipeline(discover, GROUP, tidy, broken, report, name="flow", description="What it is for.")
+    sheet = opened(flow.run({"password": "p"}, check=False, skip=["tidy"]), scheme=scheme)
+    open_row(sheet, "broken")
+    open_row(sheet, "process[caches]")
+    chip(sheet, "#net").hover()
+    for details in sheet.page.locator("#diff details:not([open]) summary").all():
+        details.click()
+    assert sheet.pale() == []
+
+
+def test_it_fits_on_a_narrow_screen(opened):
+    """Nothing pushes the page wider than the window."""
+    flow = full() >> Stage("a_very_long_name_" * 12, tags=["a-very-long-tag-" * 8]) >> broken
+    sheet = opened(flow.run({"k" * 200: 1}, check=False), width=360)
+    open_row(sheet, "broken")
+    assert sheet.page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_markup_in_names_is_text_in_the_browser_as_well(opened):
+    """Rows, details, errors, the diff, the store."""
+    sheet = opened(evil().run({EVIL: EVIL}, check=False), values=True)
+    assert EVIL in sheet.names()
+    for line in sheet.page.locator("#rows li.failed > .line").all():
+        line.click()
+    assert sheet.page.evaluate("window.hacked") is None
+    assert sheet.page.locator("script").count() == 2
+
+
+def test_five_thousand_stages_stay_responsive(opened):
+    """The list is drawn as far as one can see it; filters look at all of it."""
+    run = (discover >> many(4_990) >> report).run()
+    sheet = opened(run)
+    assert sheet.page.locator("#rows > li").count() < 60
+    assert "4,985 more, process[…]" in sheet.page.locator("#rows").inner_text()
+    sheet.page.fill("#find", "process")
+    settled(sheet, "4,993 of 4,996")
+    assert sheet.page.locator("#rows > li").count() <= 600
+    took = sheet.page.evaluate("""() => { const find = document.getElementById("find"); find.value = "process[4321]";
+        const began = performance.now(); find.dispatchEvent(new Event("input"));
+        return new Promise((done) => { const look = () => document.querySelectorAll("#rows > li").length === 1
+            ? done(performance.now() - began) : requestAnimationFrame(look); look(); }); }""")
+    assert took < 5_000  # milliseconds; a few dozen on a machine that is not busy
+    assert sheet.names() == ["process[4321]"]
+    sheet.page.fill("#find", "")
+    settled(sheet, "4,996")
+    sheet.page.get_by_role("button", name="4,985 more").click()
+    assert sheet.focused() == "process[5]"
+    sheet.page.keyboard.press("End")
+    assert sheet.focused() == "report"
+    assert sheet.page.locator("#rows > li").count() == 4_996
+
+
+def test_the_list_grows_while_one_scrolls(opened):
+    """Without a button."""
+    sheet = opened(pipeline(*[Stage(f"s{n}") for n in range(500)]).run())
+    assert sheet.page.locator("#rows > li").count() <= 400
+    for _ in range(6):
+        sheet.page.mouse.wheel(0, 20_000)
+        sheet.page.wait_for_timeout(50)
+    sheet.page.wait_for_function("document.querySelectorAll('#rows > li').length === 500")
+
+
+def test_the_timeline_leads_to_the_stage(opened):
+    """A click on a bar opens it."""
+
+    @action
+    def slow() -> None:
+        time.sleep(0.05)
+
+    sheet = opened((slow >> process("x")).run())
+    box = sheet.page.locator("#chart").bounding_box()
+    sheet.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 6)
+    assert "slow, " in sheet.page.locator("#tip").inner_text()
+    sheet.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + 6)
+    assert sheet.focused() == "slow"
+
+
+def test_values_are_shown_on_request(opened):
+    """In the table of the store."""
+    sheet = opened(tidy.run({"answer": [42]}), values=True)
+    assert "[42]" in sheet.page.locator("#store").inner_text()
