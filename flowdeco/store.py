@@ -151,6 +151,35 @@ class _Grown(NamedTuple):
     before: Any
 
 
+class _Kept(NamedTuple):
+    """What a log notes of a list, or of none yet, where it cannot follow how the store makes it grow: a copy."""
+
+    items: tuple[Any, ...]
+    missing: bool
+
+    @classmethod
+    def of(cls, before: Any) -> Any:
+        """Return what a log can note of what was there before, however the store goes on."""
+        if isinstance(before, _Grown):
+            return cls((), True) if before.before is MISSING else cls(tuple(before.items[: before.length]), False)
+        return before
+
+    def begins(self, now: Any) -> bool:
+        """Whether this list is what is kept, with more at its end."""
+        return (
+            isinstance(now, list)
+            and len(cast("list[Any]", now)) >= len(self.items)
+            and all(map(_same, self.items, cast("list[Any]", now)))
+        )
+
+
+def _same(one: Any, other: Any) -> bool:
+    try:
+        return one is other or bool(one == other)
+    except Exception:  # values that cannot be compared as a whole, arrays for one
+        return False
+
+
 Log: TypeAlias = dict[str, Any]
 
 
@@ -307,7 +336,8 @@ class Store(MutableMapping[str, Any]):
         With `forget`, the steps since the log was opened will be forgotten by the journal, too.
         """
         if self._recent is not None:
-            self._recent = dict(log.recent) if forget and isinstance(log, _Mark) else self._recent
+            if forget and isinstance(log, _Mark):
+                self._recent = {name: _Kept.of(before) for name, before in log.recent.items()}
             for name in keep if forget else log:
                 self._recent[name] = self._data.get(name, MISSING)
         for name, before in log.items():
@@ -319,6 +349,9 @@ class Store(MutableMapping[str, Any]):
             if isinstance(before, _Grown):
                 del before.items[before.length :]
                 before = before.before
+            elif isinstance(before, _Kept):
+                self._owned[name] = items = list(before.items)
+                before = MISSING if before.missing else items
             if before is MISSING:
                 self._data.pop(name, None)
             else:
@@ -332,10 +365,13 @@ class Store(MutableMapping[str, Any]):
         for name, before in log.items():
             now = self._data.get(name, MISSING)
             if now is MISSING:
-                if before is not MISSING:
+                if before is not MISSING and not (isinstance(before, _Kept) and before.missing):
                     deletes.append(name)
             elif isinstance(before, _Grown) and now is before.items:
                 appends[name] = now[before.length :]
+            elif isinstance(before, _Kept) and before.begins(now):
+                if before.missing or len(now) > len(before.items):
+                    appends[name] = now[len(before.items) :]
             else:
                 puts[name] = now
         return Delta(puts, deletes, appends)
@@ -365,13 +401,43 @@ class Store(MutableMapping[str, Any]):
         self._recent = {}
 
     def restore(self, delta: Delta | None) -> None:
-        """Undo what has changed since, and write what a step wrote that had been taken note of before."""
-        recent, self._recent = self._recent, None
-        if recent is not None:
+        """Undo what has changed since it was last taken, and write what a step wrote that had been taken.
+
+        The logs that are open go back to what was there when they were opened, not to what a step found.
+        """
+        recent, self._recent = self._recent or {}, None
+        if delta is None:
             self.rollback(recent)
-        if delta is not None:
+        else:
+            logs, self._logs = self._logs, []
+            for name in {*recent, *delta.puts, *delta.deletes, *delta.appends} if logs else ():
+                self._renote(logs, name, delta, recent.get(name))
+            self.rollback(recent)
             self.apply(delta)
+            self._logs = logs
         self._recent = {}
+
+    def _renote(self, logs: list[Log], name: str, delta: Delta, undone: Any) -> None:
+        """Note in the open logs what is there now, before it is undone and written once more."""
+        written = name in delta.puts or name in delta.appends or name in delta.deletes
+        for log in logs:
+            before = log.get(name)
+            if before is not None and before is undone and not written:
+                del log[name]
+            elif isinstance(before, _Grown):
+                log[name] = _Kept.of(before)
+        if written and name not in logs[-1]:
+            now = self._data.get(name, MISSING)
+            if isinstance(now, list):
+                now = _Kept(tuple(cast("list[Any]", now)), False)
+            elif now is MISSING and name in delta.appends:
+                now = _Kept((), True)
+            logs[-1][name] = now
+
+    def recall(self, logs: Iterable[Log], noted: Iterable[Log]) -> None:
+        """Have open logs go back to what others, of an earlier attempt, had noted."""
+        for log, before in zip(logs, noted, strict=False):
+            log.update((name, _Kept.of(value)) for name, value in before.items())
 
     def revived(self, given: Mapping[str, Any]) -> Store:
         """Return a copy to go on with, in which what was written since the last step was over is undone.
@@ -379,25 +445,15 @@ class Store(MutableMapping[str, Any]):
         What has been given since is there as if it had been there from the start.
         """
         made = Store()
+        recent = self._recent or {}
         made._data = dict(self._data)
+        for name, owned in self._owned.items():
+            if made._data.get(name) is owned:
+                made._data[name] = made._owned[name] = list(owned)
+        made.rollback({name: _Kept.of(before) for name, before in recent.items()})
         for log in self._logs[:1]:
-            made._logs.append({})
-            for name, before in log.items():
-                if isinstance(before, _Grown) and made._data.get(name) is before.items:
-                    made._data[name] = made._owned[name] = list(before.items)
-                    before = _Grown(made._owned[name], before.length, before.before)
-                made._logs[0][name] = before
-        for name, before in (self._recent or {}).items():
-            own = made._owned.get(name)
-            if isinstance(before, _Grown) and own is not None and before.before is not MISSING:
-                del own[before.length :]  # the log of the branch goes on counting from there
-                continue
-            if isinstance(before, _Grown):
-                before = MISSING if before.before is MISSING else before.items[: before.length]
-            if before is MISSING:
-                made._data.pop(name, None)
-            else:
-                made._data[name] = before
+            kept = {name: before for name, before in log.items() if recent.get(name, log) is not before}
+            made._logs.append({name: _Kept.of(before) for name, before in kept.items()})
         made._data.update(given)
         made.watch()
         return made
