@@ -168,7 +168,6 @@ def _detached(
     values: dict[str, Any],
     upcoming: list[Stage],
 ) -> Context:
-    messages: list[Event] = []
     context = Context(
         run_id,
         Pipeline(name=pipeline),
@@ -176,8 +175,8 @@ def _detached(
         make_action(_nothing, name=action),
         Store(values),
         lambda: iter(upcoming),
-        messages.append,
+        None,
         place,
     )
-    context._messages = messages
+    context._notify = context._messages.append
     return context

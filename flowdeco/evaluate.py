@@ -33,7 +33,7 @@ import types
 from collections.abc import AsyncIterable, Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import count
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, ClassVar, Final, TypeAlias, cast
 
 from flowdeco.context import Context
 from flowdeco.definitions import (
@@ -59,16 +59,15 @@ from flowdeco.events import (
     StageStarted,
     UnitsInserted,
 )
-from flowdeco.frames import Before, Branch, Frame, OpenStream, Queued, Visit
+from flowdeco.frames import Before, Branch, Failed, Frame, OpenStream, Queued, Visit
 from flowdeco.groups import Crew, merged
-from flowdeco.memory import Memory, branch_id
+from flowdeco.memory import NOTHING, Memory, branch_id
 from flowdeco.middleware import Call, enter, leave, merging
 from flowdeco.options import UNSET, Middleware
-from flowdeco.past import Closed, is_over
+from flowdeco.past import STAGE, Closed, GroupPast, GroupTrace, failed_action
 from flowdeco.requests import Await, Chore, Raised, Request, Save
 from flowdeco.returned import PLAIN, SETTLED, Yielded, exhaust, sort_out
 from flowdeco.runs import ActionRecord, Run, Scope, StageRecord, Status
-from flowdeco.store import Delta
 from flowdeco.wiring import Step, check_inserted, may_supply, note_suppliers, step_of, unmet
 
 __all__ = ["Evaluation"]
@@ -127,9 +126,9 @@ class Evaluation:
         except BaseException as interrupted:
             error = interrupted
         error = yield from self._walk(branch, error)
-        if self.memory is not None:
-            answer = yield Save(self.memory.save)
-            error = answer.error if type(answer) is Raised and error is None else error
+        if branch.rows:
+            unsaved = yield from self._save(branch)
+            error = unsaved if error is None else error
         run.elapsed = self.clock() - began
         run.stages = [] if self.history == 0 else branch.records[-(self.history or 0) :]
         run.forgotten = len(branch.records) + branch.forgotten + branch.lost - len(run.stages)
@@ -147,7 +146,7 @@ class Evaluation:
 
     def _walk(self, branch: Branch, error: Failure = None) -> Walk:
         """Evaluate what is in the frames of a branch until none is left; return the failure that got out."""
-        frames = branch.frames
+        frames, begin = branch.frames, self.BEGIN
         while frames:
             try:
                 frame = frames[-1]
@@ -155,7 +154,7 @@ class Evaluation:
                     error = _ended()
                 if error is None and frame.queue:
                     unit, by = frame.queue.pop()
-                    error = yield from _BEGIN[type(unit)](self, branch, frame, unit, by)
+                    error = yield from begin[type(unit)](self, branch, frame, unit, by)
                 else:
                     error = yield from self._close(branch, frame, error)
             except GeneratorExit:
@@ -187,7 +186,7 @@ class Evaluation:
         self._watch(branch)
         frame.call = Call(self.run.id, branch.store, layers, frame.values, frame.pipeline)
         frame.before = branch.before()
-        return (yield from self._enter(frame, frame.call))
+        return (yield from self._enter(branch, frame, frame.call))
 
     def _scope(self, branch: Branch, unit: Pipeline | Parallel, by: str | None, outer: Scope | None) -> Scope | None:
         """Return what the records of this unit will say they are in."""
@@ -196,9 +195,10 @@ class Evaluation:
         branch.scopes += 1
         return Scope(unit.name, f"{branch.id}.{branch.scopes}", None, by, outer)
 
-    def _enter(self, frame: Frame, call: Call) -> Walk:
+    def _enter(self, branch: Branch, frame: Frame, call: Call) -> Walk:
         entered = enter(call)
         inside, error = entered if isinstance(entered, tuple) else (yield from entered)
+        self._entered(branch, frame.number, call)
         frame.values = call._values
         if inside:
             frame.refill()
@@ -213,20 +213,22 @@ class Evaluation:
             return error
         if error is not None:
             self._note(error, f"pipeline {frame.pipeline.name!r}")
+            self._leave_behind(branch, frame.number, call)
         left = leave(call, error)
         again, error = left if isinstance(left, tuple) else (yield from left)
         if again:
             cuts = branch.go_back(cast("Before", frame.before))
             error = yield from self._drop(cuts)
-            return error or (yield from self._enter(frame, call))
+            return error or (yield from self._enter(branch, frame, call))
         branch.frames.pop()
         if error is not None:
+            if call._undone:
+                before = cast("Before", frame.before)
+                branch.trace.undone = before.records, frame.number, before.position
             return error
-        since = max(0, cast("Before", frame.before).records - branch.forgotten)
-        failed = tuple(r for r in branch.records[since:] if not is_over(r)) if call._recovered else ()
         branch.frames[-1].queue.extend((unit, frame.pipeline.name) for unit in reversed(call._inserted))
         self._tell_inserted(None, None, call._inserted)
-        return self._remember_pipeline(branch, frame, Closed(None, call._inserted, failed))
+        return self._remember_pipeline(branch, frame, call)
 
     def _discard(self, queue: list[Queued]) -> Generator[Request, Any, None]:
         """Empty a queue that will not be run, and close the streams in it."""
@@ -263,11 +265,15 @@ class Evaluation:
         if isinstance(iterator, AsyncIterable):
             answer = yield Await(anext(cast("Any", iterator)))
             if type(answer) is Raised and isinstance(answer.error, StopAsyncIteration):
-                return None
+                answer = UNSET
         else:
             answer = yield _PULL, (stream.iterator, UNSET), None
-            if answer is UNSET:
-                return None
+        return self._pulled(branch, frame, stream, by, answer)
+
+    def _pulled(self, branch: Branch, frame: Frame, stream: OpenStream, by: str | None, answer: Any) -> Failure:
+        """Run next what a stream has given, before what is left of it; `UNSET` is its end."""
+        if answer is UNSET:
+            return None
         if type(answer) is Raised:
             return self._stream_failed(answer.error, by)
         frame.queue.append((stream, by))
@@ -331,42 +337,46 @@ class Evaluation:
                 failure, attempts, recovered, inserted, frame.scope,
             ),
         )  # fmt: skip
-        if error is None:
-            error = self._remember_stage(branch, record)
-            if error is not None:
-                record = record._replace(status=Status.FAILED, error=error, recovered=False)
+        if error is None or isinstance(error, Bail):
+            refused = self._remember_stage(branch, record)
+            if refused is not None:
+                record, error = record._replace(status=Status.FAILED, error=refused, recovered=False), refused
         if record.error is not None:
             self._note(record.error, f"stage {stage.name!r}, pipeline {frame.pipeline.name!r}")
         branch.records.append(record)
         if self.history is not None:
             self._forget(branch)
         if self.notify is not None:
-            if inserted and error is None:
-                self._tell_inserted(stage.name, None, inserted)
+            self._tell_inserted(stage.name, None, inserted if error is None else ())
             status, failure, recovered = record.status, record.error, record.recovered
             told = self.run.id, stage.name, status, failure, elapsed, attempts, recovered, False
             self.notify(_new(StageFinished, told))
-        if error is None:
-            if inserted:
-                visit.inserted.extend((unit, stage.name) for unit in inserted)
-            if visit.inserted:
-                frame.queue.extend(reversed(visit.inserted))
-        elif call is not None:
-            branch.trace.undone = call._undone
-        return error
+        if error is not None:
+            branch.failures.append(Failed(branch, record, branch.position))
+            return error
+        if inserted:
+            visit.inserted.extend((unit, stage.name) for unit in inserted)
+        if visit.inserted:
+            frame.queue.extend(reversed(visit.inserted))
+        return None
 
     def _stage_in_layers(self, branch: Branch, visit: Visit, call: Call) -> Walk:
         before = branch.before()
         while True:
             entered = enter(call)
             inside, error = entered if isinstance(entered, tuple) else (yield from entered)
+            self._entered(branch, STAGE, call)
             visit.values = call._values
             visit.begin()
             if inside:
                 error = yield from self._inside(branch, visit)
+            if error is not None:
+                self._leave_behind(branch, STAGE, call)
             left = leave(call, error)
             again, error = left if isinstance(left, tuple) else (yield from left)
             if not again:
+                if error is not None and call._undone:
+                    branch.trace.undone = before.records, before.opened, before.position
                 return error
             error = yield from self._drop(branch.go_back(before))
             if error is not None:
@@ -399,7 +409,9 @@ class Evaluation:
                 return _ended()
             step, by = queue.pop()
             if filtered and self._off(branch, action_selectors(stage, step.action)):
-                self._skip_action(branch, visit, step, by)
+                error = self._skip_action(branch, visit, step, by)
+                if error is not None:
+                    return error
                 continue
             started = clock()
             values, inside, error = visit.values, True, None
@@ -473,24 +485,29 @@ class Evaluation:
                     notify(_new(ActionFinished, told))
                 continue
             error = self._conclude(branch, visit, step, by, started, value, context, call, seen)
-            if memory is not None and error is None:
-                answer = yield Save(memory.save)
-                error = answer.error if type(answer) is Raised else None
+            if branch.rows:
+                error = (yield from self._save(branch)) or error
             if error is not None:
                 return error
             filtered = bool(self.skip or branch.switches)
         return None
 
-    def _skip_action(self, branch: Branch, visit: Visit, step: Step, by: str | None) -> None:
+    def _skip_action(self, branch: Branch, visit: Visit, step: Step, by: str | None) -> Failure:
         """Record an action as skipped."""
         record = ActionRecord(step.name, step.action, Status.SKIPPED, self.clock() + self.epoch, 0.0, by)
-        visit.records.append(record)
         if self.memory is not None:
-            payload = self.memory.payload(step.name, NOTHING)
-            self.memory.action(branch.id, branch.position, visit.stage.name, record, payload)
+            try:
+                payload = self.memory.payload(f"stage {visit.stage.name!r}", branch.store.recent())
+            except Exception as error:
+                return error
+            branch.rows.append(self.memory.action(branch.id, branch.position, visit.stage.name, record, payload))
+        if branch.store._recent is not None:
+            branch.store.taken()
+        visit.records.append(record)
         branch.position += 1
         if self.notify is not None:
             self.notify(ActionFinished(self.run.id, visit.stage.name, step.name, Status.SKIPPED, None, 0.0))
+        return None
 
     def _unwound(self, call: Call | None, interrupted: BaseException) -> Generator[Request, Any, BaseException]:
         """Close the layers around an action for good; return what interrupted it."""
@@ -587,7 +604,7 @@ class Evaluation:
         visit.records.append(record)
         if error is None or isinstance(error, Bail):
             if self.memory is not None:
-                self.memory.action(branch.id, branch.position, visit.stage.name, record, payload)
+                branch.rows.append(self.memory.action(branch.id, branch.position, visit.stage.name, record, payload))
             branch.position += 1
         if self.notify is not None:
             what = step.name, status, failure, elapsed, attempts, recovered
@@ -635,11 +652,10 @@ class Evaluation:
                     delta,
                     inserted=inserted,
                     switches=switches,
-                    error=call._failure if call is not None and recovered else None,
+                    error=call._failure if call is not None and recovered else bail,
                     attempts=call.attempt if call is not None and call.attempt > 1 else None,
                     recovered=recovered,
                     result=() if data is UNSET or data is None else step.where(data),
-                    reason=(bail.reason,) if isinstance(bail, Bail) else None,
                 )
             if store._recent is not None:
                 store.taken()
@@ -679,41 +695,78 @@ class Evaluation:
 
     def _remember_stage(self, branch: Branch, record: StageRecord) -> Failure:
         """Note that a stage is over; return the error of what cannot be written to the journal."""
+        if record.recovered:
+            self._remember_failed_action(branch, branch, record)
         if self.memory is not None:
             try:
-                self.memory.stage(branch.id, branch.position, record, branch.store.recent())
+                row = self.memory.stage(branch.id, branch.position, record, branch.store.recent())
             except Exception as error:
                 return error
+            branch.rows.append(row)
         if branch.store._recent is not None:
             branch.store.taken()
         branch.position += 1
         return None
 
-    def _remember_pipeline(self, branch: Branch, frame: Frame, closed: Closed) -> Failure:
+    def _remember_pipeline(self, branch: Branch, frame: Frame, call: Call) -> Failure:
         """Note that the middleware of a pipeline is over; return the error of what cannot be written to the journal."""
+        for failed, record, _ in branch.failures:  # of the inside, which has recovered from them
+            self._remember_failed_action(branch, failed, record)
+            if self.memory is not None:
+                branch.rows.append(self.memory.stage(failed.id, failed.position, record, NOTHING))
+            failed.position += 1
+            failed.trace.settle(len(failed.records))
+        branch.failures.clear()
+        closed = Closed(branch.position, branch.opened, None, call._inserted, call._recovered)
         if self.memory is not None:
             now, delta = self.clock() + self.epoch, branch.store.recent()
             try:
-                self.memory.pipeline(branch.id, branch.position, frame.pipeline.name, now, delta, closed, frame.number)
+                row = self.memory.pipeline(branch.id, frame.pipeline.name, now, delta, closed, frame.number)
             except Exception as error:
                 return error
-            branch.store.taken()
+            branch.rows.append(row)
+            if not branch.is_revocable():
+                branch.forks.clear()
         elif self.history is None:
             branch.trace.closed[frame.number] = closed
+        if branch.store._recent is not None:
             branch.store.taken()
         branch.position += 1
         return None
+
+    def _remember_failed_action(self, branch: Branch, failed: Branch, record: StageRecord) -> None:
+        """Note, in the rows of a branch, with which action a stage has failed that was recovered since."""
+        action = failed_action(record)
+        if action is not None:
+            if self.memory is not None:
+                branch.rows.append(self.memory.action(failed.id, failed.position, record.name, action))
+            failed.position += 1
+
+    def _leave_behind(self, branch: Branch, scope: int, call: Call) -> None:
+        """Keep what the layers of a scope would have gone back to: without a journal, a resumed run has to know."""
+        if self.memory is None and self.history is None:
+            branch.trace.logs[scope] = [log for _, _, log, _, _ in call._opened if log is not None]
+
+    def _entered(self, branch: Branch, scope: int, call: Call) -> None:
+        """Hear that the layers of a pipeline, or of a stage, are open."""
 
     def _watch(self, branch: Branch) -> None:
         """Have the store tell what middleware writes whose scope may be entered again, if the run is resumed."""
         if self.history is None and branch.store._recent is None:
             branch.store.watch()
 
+    def _save(self, branch: Branch) -> Walk:
+        """Have the journal written what a branch has done."""
+        rows, branch.rows = branch.rows, []
+        memory = cast("Memory", self.memory)
+        answer = yield Save(memory.journal.write, memory.run_id, rows)
+        return answer.error if type(answer) is Raised else None
+
     def _drop(self, cuts: dict[str, int]) -> Walk:
-        """Have the journal forget what a retry, or a change of the code, has made void."""
+        """Have the journal forget what a retry has made void."""
         if self.memory is None:
             return None
-        answer = yield Save(self.memory.drop, cuts)
+        answer = yield Save(self.memory.journal.drop, self.memory.run_id, cuts)
         return answer.error if type(answer) is Raised else None
 
     def _check_wiring(
@@ -742,27 +795,31 @@ class Evaluation:
     def _group(self, branch: Branch, frame: Frame, group: Parallel, by: str | None) -> Walk:
         if self._off(branch, stage_selectors(group)):
             return (yield from self._skip(branch, group, by, frame.scope))
-        number, branch.groups = branch.groups, branch.groups + 1
+        position, start = branch.position, len(branch.records) + branch.forgotten
+        error = yield from self._begin_group(branch, group)
+        if error is not None:
+            return error
         forks: list[Branch] = []
         scope = cast("Scope", self._scope(branch, group, by, frame.scope))
         for index, unit in enumerate(group.units):
             within = scope._replace(branch=index)
             base = Frame(frame.pipeline, by, frame.use_stages, frame.use_actions, frame.values, frame.wrapped, within)
             base.queue.append((unit, by))
-            forks.append((yield from self._fork(branch, base, number, index)))
-        started_at = len(branch.records) + branch.forgotten
+            forks.append(self._fork(branch, base, position, index))
 
         def stop() -> None:
             for fork in forks:
                 fork.stopped = True
 
         crew = Crew([self._walk(fork) for fork in forks], group.limit, self.tickets, stop)
-        yield from crew.work()
-        error = crew.verdict(group, self.cancels)
-        self._joined(branch, forks)
+        error = yield from self._work(branch, group, forks, crew)
         for fork in forks:
             branch.records.extend(fork.records)
             branch.lost += fork.forgotten + fork.lost
+            branch.rows.extend(fork.rows)
+            branch.failures.extend(fork.failures)
+        if self.memory is not None and branch.is_revocable():
+            branch.forks.append((position, [id for fork in forks for id in fork.ids()]))
         taking = forks if error is None else []
         if isinstance(error, Bail):
             taking = [fork for fork, member in zip(forks, crew.members, strict=True) if member.error is error]
@@ -778,23 +835,32 @@ class Evaluation:
                 branch.switches.update({key: on for key, on in fork.switches.items() if before.get(key) is not on})
                 branch.result = fork.result if fork.result is not None else branch.result
         if self.history is None:
-            branch.trace.add_group(started_at, [fork.trace_of(error is not None) for fork in forks])
+            for fork in forks:
+                fork.trace.result, fork.trace.store = fork.result, fork.store if error is not None else None
+            branches = [(len(fork.records), fork.trace) for fork in forks]
+            branch.trace.groups.append(GroupTrace(GroupPast(group.name, position, len(forks)), start, branches))
         else:
             self._forget(branch)
         if error is not None:
             self._note(error, f"parallel group {group.name!r}, pipeline {frame.pipeline.name!r}")
         return error
 
-    def _fork(self, branch: Branch, base: Frame, number: int, index: int) -> Generator[Request, Any, Branch]:
-        """Return the branch of a group, with a store of its own."""
-        yield from ()
-        fork = Branch(branch.store.fork(), base, branch, branch_id(branch.id, number, index))
+    def _begin_group(self, branch: Branch, group: Parallel) -> Walk:
+        """Note that a group begins, and see to it that the journal has nothing of its branches before that."""
         if self.memory is not None:
-            branch.forks.append((number, fork))
-        return fork
+            now = self.clock() + self.epoch
+            branch.rows.append(self.memory.group(branch.id, branch.position, group.name, now, len(group.units)))
+        branch.position += 1
+        return (yield from self._save(branch)) if self.memory is not None else None
 
-    def _joined(self, branch: Branch, forks: list[Branch]) -> None:
-        """Hear that the branches of a group are over."""
+    def _fork(self, branch: Branch, base: Frame, position: int, index: int) -> Branch:
+        """Return a branch of the group at this position, with a store of its own."""
+        return Branch(branch.store.fork(), base, branch, branch_id(branch.id, position, index))
+
+    def _work(self, branch: Branch, group: Parallel, forks: list[Branch], crew: Crew) -> Walk:
+        """Run the branches of a group to their end; return the failure or signal that they ended with."""
+        yield from crew.work()
+        return crew.verdict(group, self.cancels)
 
     # What is not to run.
 
@@ -813,26 +879,28 @@ class Evaluation:
             scope = self._scope(branch, unit, by, scope)
             for index, part in enumerate(unit.units):
                 within = scope._replace(branch=index) if scope is not None and isinstance(unit, Parallel) else scope
-                yield from self._skip(branch, part, by, within)
+                error = yield from self._skip(branch, part, by, within)
+                if error is not None:
+                    return error
             return None
         stage = one_action_stage(cast("Action[..., Any]", unit)) if isinstance(unit, Action) else cast("Stage", unit)
         if self.skip:
             self.unmatched.difference_update(stage_selectors(stage))
             for action in stage:
                 self.unmatched.difference_update(action_selectors(stage, action))
-        branch.records.append(self._skipped(branch, stage, by)._replace(scope=scope))
-        branch.position += 1
+        return (yield from self._skip_stage(branch, stage, by, scope))
+
+    def _skip_stage(self, branch: Branch, stage: Stage, by: str | None, scope: Scope | None) -> Walk:
+        yield from ()
+        now = self.clock() + self.epoch
+        record = StageRecord(stage.name, stage, Status.SKIPPED, now, 0.0, by, [], scope=scope)
+        branch.records.append(record)
+        error = self._remember_stage(branch, record)
         if self.history is not None:
             self._forget(branch)
         if self.notify is not None:
             self.notify(StageFinished(self.run.id, stage.name, Status.SKIPPED, None, 0.0))
-        return None
-
-    def _skipped(self, branch: Branch, stage: Stage, by: str | None) -> StageRecord:
-        record = StageRecord(stage.name, stage, Status.SKIPPED, self.clock() + self.epoch, 0.0, by, [])
-        if self.memory is not None:
-            self.memory.stage(branch.id, branch.position, record, NOTHING)
-        return record
+        return error
 
     # What became of it.
 
@@ -863,6 +931,16 @@ class Evaluation:
         if not any(note.endswith(place) for note in getattr(error, "__notes__", ())):
             with suppress(Exception):  # an exception that cannot be written to
                 error.add_note(f"in {where}, {place}")
+
+    # What is done with a unit when its turn has come.
+    BEGIN: ClassVar[dict[type, Callable[..., Walk]]] = {
+        Stage: _stage,
+        Action: _bare_action,
+        Pipeline: _open,
+        Parallel: _group,
+        Stream: _open_stream,
+        OpenStream: _pull,
+    }
 
 
 def _stages_in(units: Iterable[Unit | Stream]) -> int:
@@ -899,15 +977,4 @@ def _merge(branch: Branch, stage: Stage) -> Failure:
     return None
 
 
-NOTHING: Final = Delta({}, [], {})
 _PULL: Final = Chore(next, "stream")
-
-# What is done with a unit when its turn has come.
-_BEGIN: Final[dict[type, Callable[..., Walk]]] = {
-    Stage: Evaluation._stage,
-    Action: Evaluation._bare_action,
-    Pipeline: Evaluation._open,
-    Parallel: Evaluation._group,
-    Stream: Evaluation._open_stream,
-    OpenStream: Evaluation._pull,
-}

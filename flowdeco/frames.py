@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 from flowdeco.definitions import Pipeline, Stage, Stream, Unit
-from flowdeco.memory import ROOT
+from flowdeco.journal import Row
+from flowdeco.memory import ROOT, descendants
 from flowdeco.middleware import Call
 from flowdeco.options import Middleware
 from flowdeco.past import Closed, Past, StagePast, Trace
@@ -14,19 +16,20 @@ from flowdeco.runs import ActionRecord, Scope, StageRecord
 from flowdeco.store import Store
 from flowdeco.wiring import steps_of
 
-__all__ = ["Before", "Branch", "Frame", "OpenStream", "Queued", "Visit"]
+__all__ = ["Before", "Branch", "Failed", "Frame", "OpenStream", "Queued", "Visit"]
 
 Queued: TypeAlias = "tuple[Unit | Stream | OpenStream, str | None]"
 
 
 class OpenStream:
-    """A stream that has been begun: what is left of it."""
+    """A stream that has been begun: what is left of it, and what it gave in the rehearsal of a resumed run."""
 
-    __slots__ = ("iterator", "stream")
+    __slots__ = ("ahead", "iterator", "stream")
 
     def __init__(self, stream: Stream, iterator: Any) -> None:
         self.stream = stream
         self.iterator = iterator
+        self.ahead: deque[Any] = deque()
 
 
 class Frame:
@@ -58,7 +61,7 @@ class Frame:
         self.call: Call | None = None
         self.number = 0  # of the pipelines with middleware in this branch
         self.before: Before | None = None  # what another attempt goes back to
-        self.closed: Closed | None = None  # it was over in the past: its middleware is not entered again
+        self.closed: Closed | None = None  # of a resumed run: it was over then, and its middleware is not entered again
 
     def is_done(self) -> bool:
         return not self.queue and self.call is None and self.closed is None
@@ -75,15 +78,22 @@ class Before(NamedTuple):
     result: Any
     position: int
     opened: int
-    groups: int
+
+
+class Failed(NamedTuple):
+    """The record of a stage that failed in a branch, and the branch's position then."""
+
+    branch: Branch
+    record: StageRecord
+    position: int
 
 
 class Branch:
     """One line of evaluation, that of the run or of a branch of a parallel group: its frames, its store, its records."""
 
     __slots__ = (
-        "diverged", "forgotten", "forks", "frames", "groups", "id", "lost", "opened", "parent", "past", "position",
-        "records", "result", "scopes", "stopped", "store", "switches", "trace",
+        "failures", "forgotten", "forks", "frames", "id", "lost", "opened", "parent", "past", "position", "records",
+        "result", "rows", "scopes", "stopped", "store", "switches", "trace",
     )  # fmt: skip
 
     def __init__(self, store: Store, base: Frame, parent: Branch | None = None, id: str = ROOT) -> None:
@@ -91,13 +101,8 @@ class Branch:
         self.frames = [base]
         self.parent = parent
         self.id = id
-        self.past: Past | None = None  # of a resumed run, as long as it lasts
-        self.diverged = False  # from its past
         self.position = 0  # counts what the journal has a row for
         self.opened = 0  # pipelines with middleware
-        self.groups = 0
-        self.forks: list[tuple[int, Branch]] = []
-        self.trace = Trace()
         self.result: Any = None
         self.records: list[StageRecord] = []
         self.forgotten = 0
@@ -105,6 +110,11 @@ class Branch:
         self.scopes = 0
         self.stopped = False  # by another branch of its group
         self.switches: dict[str, bool] = dict(parent.switches) if parent else {}
+        self.failures: list[Failed] = []  # that nobody has recovered yet, of its groups as well
+        self.rows: list[Row] = []  # that the journal has not got yet
+        self.forks: list[tuple[int, list[str]]] = []  # the ids that a journal knows, of the groups that can be dropped
+        self.trace = Trace()
+        self.past: Past | None = None  # of a resumed run, as long as it lasts
 
     def upcoming(self) -> Iterator[Unit | Stream]:
         for frame in reversed(self.frames):
@@ -114,40 +124,34 @@ class Branch:
             yield from self.parent.upcoming()
 
     def before(self) -> Before:
-        return Before(
-            len(self.records) + self.forgotten,
-            dict(self.switches),
-            self.result,
-            self.position,
-            self.opened,
-            self.groups,
-        )
+        records = len(self.records) + self.forgotten
+        return Before(records, dict(self.switches), self.result, self.position, self.opened)
 
     def go_back(self, before: Before) -> dict[str, int]:
         """Forget what came after; return what the journal has to forget, by branch."""
         del self.records[max(0, before.records - self.forgotten) :]
         self.switches, self.result = dict(before.switches), before.result
-        self.position, self.opened, self.groups = before.position, before.opened, before.groups
-        dropped = [fork for number, fork in self.forks if number >= before.groups]
-        self.forks = [(number, fork) for number, fork in self.forks if number < before.groups]
-        self.trace.go_back(before.opened, before.groups)
-        return {self.id: before.position, **{id: 0 for fork in dropped for id in fork.ids()}}
+        self.position, self.opened = before.position, before.opened
+        self.failures.clear()
+        self.trace.go_back(before.records, before.opened, before.position)
+        dropped = [id for position, ids in self.forks if position >= before.position for id in ids]
+        self.forks = [fork for fork in self.forks if fork[0] < before.position]
+        if self.past is not None:  # what was not restored yet goes as well
+            dropped += descendants(self.past, self.id, before.position)
+            self.past = None
+        cuts = {self.id: before.position, **dict.fromkeys(dropped, 0)}
+        self.rows = [row for row in self.rows if row.number < cuts.get(row.branch, row.number + 1)]
+        return cuts
 
-    def keep_past(self) -> None:
-        """Leave behind what was left behind before, if the branch has not begun this time."""
-        if self.past is not None and self.past.left is not None and not self.records:
-            self.trace, records = self.past.left
-            self.records = list(records)
+    def ids(self) -> list[str]:
+        """The ids that the journal knows of this branch and of those that came of it."""
+        return [self.id, *(id for _, ids in self.forks for id in ids)]
 
-    def trace_of(self, unmerged: bool) -> Trace:
-        self.trace.length, self.trace.result = len(self.records), self.result
-        self.trace.store = self.store if unmerged else None
-        return self.trace
-
-    def ids(self) -> Iterator[str]:
-        yield self.id
-        for _, fork in self.forks:
-            yield from fork.ids()
+    def is_revocable(self) -> bool:
+        """Whether a middleware around it may ask for another attempt."""
+        return any(frame.call is not None for frame in self.frames) or (
+            self.parent is not None and self.parent.is_revocable()
+        )
 
 
 class Visit:

@@ -12,14 +12,14 @@ way is cancelled where that is possible (what is awaited) and waited for where i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextvars import copy_context
 from functools import reduce
 from typing import Any, Final, TypeAlias
 
 from flowdeco.definitions import Parallel
 from flowdeco.errors import Bail, Cancelled, Suspend, WriteConflictError
-from flowdeco.requests import Begun, Chore, Raised, Request, Wait
+from flowdeco.requests import CAUGHT_UP, Begun, Chore, Raised, Request, Wait
 from flowdeco.store import Delta
 
 __all__ = ["Crew", "merged"]
@@ -34,12 +34,13 @@ _REFUSAL: Final = Raised(Cancelled("the group has been ended by another branch")
 class _Member:
     """A branch at work."""
 
-    __slots__ = ("context", "error", "grouped", "told", "walk")
+    __slots__ = ("begun", "context", "error", "grouped", "told", "walk")
 
     def __init__(self, walk: Walk) -> None:
         self.walk = walk
         self.context = copy_context()  # what is set in a branch is seen in that branch only, in all of it
         self.error: Failure = None
+        self.begun = False  # before the run was resumed
         self.grouped = False  # it waits as a group: for the answers to several requests
         self.told = False  # that group knows that it must stop
 
@@ -63,10 +64,40 @@ class Crew:
         self._stopped = False
         self._ended_by: _Member | None = None
 
+    def catch_up(self, members: Iterable[_Member]) -> Generator[Request, Any, bool]:
+        """Let these branches of a resumed run restore their past, one by one, before any goes on or stops the others.
+
+        Gives whether one of them has something left to do.
+        """
+        begun: list[_Member] = []
+        for member in members:
+            self._waiting.remove(member)
+            if (yield from self._caught_up(member)):
+                begun.append(member)
+        self._waiting.extendleft(reversed(begun))
+        return bool(begun)
+
+    def _caught_up(self, member: _Member) -> Generator[Request, Any, bool]:
+        answer = None
+        while True:
+            try:
+                request = member.context.run(member.walk.send, answer)
+            except StopIteration as end:
+                member.error = end.value
+                if member.error is not None and not isinstance(member.error, Suspend):
+                    self._ended_by = self._ended_by or member
+                return False
+            if request is CAUGHT_UP:
+                member.begun = True
+                return True
+            answer = yield request
+
     def work(self) -> Generator[Wait, Answers, None]:
         """Run the branches until all that began are over."""
+        if self._ended_by is not None:
+            self._stop()
         while True:
-            while self._waiting and self._active < self._limit and not self._stopped:
+            while self._waiting and self._active < self._limit and (not self._stopped or self._waiting[0].begun):
                 self._active += 1
                 self._resume(self._waiting.popleft(), None)
             if not self._active:
@@ -106,6 +137,9 @@ class Crew:
                     self._ended_by = member
                     self._stop()
                 return
+            if request is CAUGHT_UP:
+                answer = None
+                continue
             member.grouped = isinstance(request, Wait)
             if isinstance(request, Wait):
                 refused = self._take(member, request)

@@ -1,26 +1,27 @@
 """How an evaluation remembers: each step that is over becomes a row of the journal, each row a step that is restored.
 
-Nothing here touches a file. Rows collect here, and the evaluator asks its driver to `save` them before the next action
-starts. What cannot be encoded fails the action that wrote it.
+Nothing here touches a file: the evaluator collects the rows of each branch, and asks its driver to write them before
+the next action of that branch starts. What cannot be encoded fails the action that wrote it.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from flowdeco.definitions import Action, Stage, Stream
-from flowdeco.errors import DefinitionError, RunError
-from flowdeco.journal import Codec, Journal, Remembered, Row
+from flowdeco.definitions import Stream
+from flowdeco.errors import Bail, DefinitionError, RunError
+from flowdeco.journal import Codec, Journal, Row
 from flowdeco.options import UNSET
-from flowdeco.past import Closed, Did, Past, StagePast, failed_action
+from flowdeco.past import Closed, Did, GroupPast, Past, StagePast
 from flowdeco.runs import ActionRecord, StageRecord, Status
 from flowdeco.store import MISSING, Delta, Store
 
-__all__ = ["Memory", "branch_id", "past_of", "step_id"]
+__all__ = ["NOTHING", "ROOT", "Memory", "branch_id", "decoded", "descendants", "past_of", "step_id"]
 
 ROOT: Final = "0"
+NOTHING: Final = Delta({}, [], {})
 _ATOMS: Final = frozenset({str, int, float, bool, bytes, complex, type(None)})
 
 Fingerprint = Callable[[Any], str]
@@ -45,25 +46,13 @@ def step_id(run_id: str, branch: str, number: int, name: str) -> str:
 
 
 class Memory:
-    """The rows of a run that are to be saved."""
+    """What turns the steps of a run into rows of its journal."""
 
     def __init__(self, journal: Journal, run_id: str, fingerprint: Fingerprint) -> None:
         self.journal = journal
         self.codec: Codec = journal.codec
         self.run_id = run_id
         self.fingerprint = fingerprint
-        self.rows: list[Row] = []
-
-    def save(self) -> None:
-        """Write what has come together; this is I/O, for a driver to perform."""
-        rows, self.rows = self.rows, []
-        if rows:
-            self.journal.write(self.run_id, rows)
-
-    def drop(self, cuts: Mapping[str, int]) -> None:
-        """Forget the rows of these branches from these numbers on; this is I/O, too."""
-        self.rows = [row for row in self.rows if row.number < cuts.get(row.branch, row.number + 1)]
-        self.journal.drop(self.run_id, cuts)
 
     # What an action that is not over yet may change in place.
 
@@ -100,80 +89,46 @@ class Memory:
     def payload(self, what: str, delta: Delta, **rest: Any) -> bytes:
         """Encode what a step did; raises `SerializationError` naming the key and path of what cannot be."""
         told = {name: value for name, value in rest.items() if value}
-        if "error" in told:
-            told["error"] = portable(told["error"], self.codec)
+        error = told.pop("error", None)
+        if isinstance(error, Bail):
+            told["reason"] = (error.reason,)
+        elif error is not None:
+            told["error"] = portable(error, self.codec)
         parts = {"puts": delta.puts, "deletes": delta.deletes, "appends": delta.appends}
         return self.codec.encode({**{name: part for name, part in parts.items() if part}, **told}, what)
 
-    def action(self, branch: str, number: int, stage: str, record: ActionRecord, payload: bytes) -> None:
-        """Add the row of an action."""
-        fingerprint = self.fingerprint(record.action.__wrapped__)
-        self.rows.append(
-            Row(
-                branch, number, "action", stage, record.name, str(record.status), record.started, record.elapsed,
-                fingerprint, payload,
-            )
+    def action(self, branch: str, number: int, stage: str, record: ActionRecord, payload: bytes | None = None) -> Row:
+        """Return the row of an action, without a payload of one that failed."""
+        if payload is None:
+            attempts = record.attempts if record.attempts > 1 else None
+            payload = self.payload(f"action {record.name!r}", NOTHING, error=record.error, attempts=attempts)
+        return Row(
+            branch, number, "action", stage, record.name, str(record.status), record.started, record.elapsed,
+            self.fingerprint(record.action.__wrapped__), payload,
         )  # fmt: skip
 
-    def copy(self, branch: str, number: int, did: Did) -> None:
-        """Add the row of an action that another run has done."""
-        record = did.record
-        payload = self.payload(
-            f"action {record.name!r}", did.delta or Delta({}, [], {}), inserted=record.inserted, switches=record.switches,
-            error=record.error, attempts=record.attempts, recovered=record.recovered,
-            result=() if did.result is UNSET else ("value", did.result),
-        )  # fmt: skip
-        self.rows.append(
-            Row(
-                branch, number, "action", did.stage, record.name, str(record.status), record.started, record.elapsed,
-                did.fingerprint, payload,
-            )
-        )  # fmt: skip
-
-    def stage(self, branch: str, number: int, record: StageRecord, delta: Delta) -> None:
-        """Add the row of a stage."""
+    def stage(self, branch: str, number: int, record: StageRecord, delta: Delta) -> Row:
+        """Return the row of a stage."""
         payload = self.payload(
             f"stage {record.name!r}", delta, error=record.error, recovered=record.recovered, inserted=record.inserted,
             attempts=record.attempts if record.attempts > 1 else None,
-            failed=self._told(failed_action(record)) if record.recovered else None,
         )  # fmt: skip
-        self.rows.append(
-            Row(
-                branch,
-                number,
-                "stage",
-                record.name,
-                None,
-                str(record.status),
-                record.started,
-                record.elapsed,
-                "",
-                payload,
-            )
+        return Row(
+            branch, number, "stage", record.name, None, str(record.status), record.started, record.elapsed, "", payload
         )
 
-    def _told(self, record: ActionRecord | StageRecord | None) -> Any:
-        """Return what is remembered of the record of a failure that was recovered further out."""
-        if record is None:
-            return None
-        error = portable(record.error, self.codec)
-        return (
-            record.name,
-            str(record.status),
-            record.started,
-            record.elapsed,
-            record.inserted_by,
-            error,
-            record.attempts,
-        )
+    def pipeline(self, branch: str, name: str, now: float, delta: Delta, closed: Closed, number: int) -> Row:
+        """Return the row of a pipeline whose middleware is over; it was the branch's `number`-th of that kind."""
+        payload = self.payload(
+            f"pipeline {name!r}", delta, inserted=closed.inserted, recovered=closed.recovered,
+            opened=(number, closed.opened),
+        )  # fmt: skip
+        return Row(branch, closed.position, "pipeline", name, None, str(Status.COMPLETED), now, 0.0, "", payload)
 
-    def pipeline(
-        self, branch: str, number: int, name: str, now: float, delta: Delta, closed: Closed, opened: int
-    ) -> None:
-        """Add the row of a pipeline whose middleware is over."""
-        failed = [(self._told(record), [self._told(action) for action in record.actions]) for record in closed.failed]
-        payload = self.payload(f"pipeline {name!r}", delta, inserted=closed.inserted, opened=opened, failed=failed)
-        self.rows.append(Row(branch, number, "pipeline", name, None, "completed", now, 0.0, "", payload))
+    def group(self, branch: str, number: int, name: str, now: float, branches: int) -> Row:
+        """Return the row of a parallel group that begins."""
+        payload = self.payload(f"parallel group {name!r}", NOTHING, branches=branches)
+        return Row(branch, number, "group", name, None, str(Status.RUNNING), now, 0.0, "", payload)
 
 
 def portable(error: BaseException | None, codec: Codec) -> BaseException | None:
@@ -187,84 +142,90 @@ def portable(error: BaseException | None, codec: Codec) -> BaseException | None:
     return error if same else RunError(f"{type(error).__name__}: {error}")
 
 
-def _failed_action(told: Any) -> ActionRecord:
-    name, status, started, elapsed, by, error, attempts = told
-    return ActionRecord(name, None, Status(status), started, elapsed, by, error, attempts)  # type: ignore[arg-type]
-
-
-def _failed_stage(told: Any, actions: Any) -> StageRecord:
-    name, status, started, elapsed, by, error, attempts = told
-    records = [_failed_action(action) for action in actions]
-    return StageRecord(name, Stage(name), Status(status), started, elapsed, by, records, error, attempts)
-
-
 # From rows to the past.
 
 
-def past_of(remembered: Remembered, codec: Codec, fingerprint: Fingerprint, pins: Mapping[str, int]) -> Past:
-    """Return the past that the rows of a run tell.
+def decoded(rows: Iterable[Row], codec: Codec, pins: Mapping[str, int]) -> list[Row]:
+    """Return the rows with their payloads as values.
 
     `pins` are the keys that were given on a resume, each with the number of rows that were there before: what older
     steps wrote there no longer counts.
     """
-    rows: defaultdict[str, list[Row]] = defaultdict(list)
-    for index, row in enumerate(remembered.rows):
-        rows[row.branch].append(row._replace(payload=codec.decode(row.payload)))
-        _unpin(rows[row.branch][-1].payload, index, pins)
+    found: list[Row] = []
+    for index, row in enumerate(rows):
+        did: Any = codec.decode(row.payload)
+        for key, since in pins.items():
+            if index < since:
+                did.get("puts", {}).pop(key, None)
+                did.get("appends", {}).pop(key, None)
+                did["deletes"] = [name for name in did.get("deletes", ()) if name != key]
+        found.append(row._replace(payload=did))
+    return found
+
+
+def past_of(rows: Iterable[Row]) -> Past:
+    """Return the past of a run that its decoded rows tell."""
+    branches: defaultdict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        branches[row.branch].append(row)
 
     def find(branch: str) -> Past:
-        stages, closed = _stages(sorted(rows.get(branch, ()), key=lambda row: row.number), fingerprint)
-        return Past(stages, closed, lambda place: find(branch_id(branch, *place)))
+        def fork(position: int, index: int) -> Past:
+            return find(branch_id(branch, position, index))
+
+        return Past(*_told(sorted(branches.get(branch, ()), key=lambda row: row.number)), fork)
 
     return find(ROOT)
 
 
-def _unpin(did: Any, index: int, pins: Mapping[str, int]) -> None:
-    for key, since in pins.items():
-        if index < since:
-            for part in ("puts", "appends"):
-                did.get(part, {}).pop(key, None)
-            did["deletes"] = [name for name in did.get("deletes", ()) if name != key]
+def descendants(past: Past, branch: str, since: int) -> Iterator[str]:
+    """Give the ids of all branches of the groups that a branch had begun from this position on."""
+    for entry in past.entries:
+        if isinstance(entry, GroupPast) and entry.position >= since:
+            for index in range(entry.branches):
+                id = branch_id(branch, entry.position, index)
+                yield id
+                yield from descendants(past.fork(entry.position, index), id, 0)
 
 
-def _stages(rows: list[Row], fingerprint: Fingerprint) -> tuple[list[StagePast], dict[int, Closed]]:
-    stages: list[StagePast] = []
+def _told(rows: list[Row]) -> tuple[list[StagePast | GroupPast], dict[int, Closed]]:
+    """Return the stages and groups of a branch, and the ends of its pipelines."""
+    entries: list[StagePast | GroupPast] = []
     closed: dict[int, Closed] = {}
-    open_actions: list[Did] = []
-    name = ""
+    actions: list[Did] = []
     for row in rows:
         did: Any = row.payload
+        inserted = tuple(did.get("inserted", ()))
         if row.kind == "action":
-            name = row.stage
-            open_actions.append(_did(row, did, fingerprint))
+            actions.append(_did(row, did, inserted))
         elif row.kind == "stage":
             record = StageRecord(
                 row.stage, None, Status(row.status), row.started, row.elapsed, None, (),  # type: ignore[arg-type]
-                did.get("error"), did.get("attempts", 1), did.get("recovered", False), tuple(did.get("inserted", ())),
+                _error(did), did.get("attempts", 1), did.get("recovered", False), inserted,
             )  # fmt: skip
-            failed = _failed_action(did["failed"]) if did.get("failed") else None
-            stages.append(StagePast(row.stage, open_actions, record, Closed(_delta(did), record.inserted), failed))
-            open_actions = []
+            entries.append(StagePast(row.stage, actions, record, _delta(did)))
+            actions = []
+        elif row.kind == "pipeline":
+            number, opened = did["opened"]
+            closed[number] = Closed(row.number, opened, _delta(did), inserted, did.get("recovered", False))
         else:
-            failures = tuple(_failed_stage(*told) for told in did.get("failed", ()))
-            closed[did.get("opened", 0)] = Closed(_delta(did), tuple(did.get("inserted", ())), failures)
-    if open_actions:
-        stages.append(StagePast(name, open_actions))
-    return stages, closed
+            entries.append(GroupPast(row.stage, row.number, did["branches"]))
+    if actions:
+        entries.append(StagePast(rows[-1].stage, actions))
+    return entries, closed
 
 
-def _did(row: Row, did: Any, fingerprint: Fingerprint) -> Did:
+def _did(row: Row, did: Any, inserted: tuple[Any, ...]) -> Did:
     record = ActionRecord(
         row.action or "", None, Status(row.status), row.started, row.elapsed, None,  # type: ignore[arg-type]
-        did.get("error"), did.get("attempts", 1), did.get("recovered", False), tuple(did.get("inserted", ())),
-        tuple(did.get("switches", ())),
+        _error(did), did.get("attempts", 1), did.get("recovered", False), inserted, tuple(did.get("switches", ())),
     )  # fmt: skip
+    return Did(record, _delta(did), _result(did), row.fingerprint)
 
-    def same(action: Action[..., Any]) -> bool:
-        return fingerprint(action.__wrapped__) == row.fingerprint
 
-    reason = did.get("reason", ("",))[0]
-    return Did(record, _delta(did), _result(did), same, row.stage, row.fingerprint, reason)
+def _error(did: Any) -> BaseException | None:
+    error: BaseException | None = did.get("error")
+    return Bail(*did["reason"]) if "reason" in did else error
 
 
 def _result(did: Any) -> Any:

@@ -22,7 +22,6 @@ the inside. Both are generators of requests, since a layer may wait or be asynch
 
 from __future__ import annotations
 
-import functools
 import random
 import types
 from collections.abc import AsyncGenerator, Generator, Mapping
@@ -30,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, ca
 
 from flowdeco.definitions import Action, Pipeline, Stage, Stream, Unit, insertable
 from flowdeco.errors import Bail, DefinitionError, MiddlewareError, Suspend
-from flowdeco.options import UNSET, Middleware
+from flowdeco.options import UNSET, Middleware, placed
 from flowdeco.requests import Await, Raised, Request, Sleep
 from flowdeco.store import Log, Store
 
@@ -225,7 +224,7 @@ def _leave(
         else:
             error = _misused(layer, "yielded again after a success: its inside runs again only after a failure")
             call._failure, call._outcome = error, UNSET
-            yield from _told(layer, generator, error)
+            yield from _reproached(generator, error)
         end = None
     return False, error
 
@@ -277,7 +276,7 @@ def _settled(
             return end, cast("Any", item)
         else:
             misuse = _misused(layer, f"yielded {item!r}: it may yield nothing, a mapping of values, or Sleep(seconds)")
-            yield from _told(layer, generator, misuse)
+            yield from _reproached(generator, misuse)
             return _RAISED, misuse
 
 
@@ -290,7 +289,7 @@ def _awaited(answer: Any, error: BaseException | None) -> _End:
     return _RAISED, _same(raised, error, error and error.__traceback__)
 
 
-def _told(layer: Middleware, generator: Layer, misuse: MiddlewareError) -> Generator[Request, Any, None]:
+def _reproached(generator: Layer, misuse: MiddlewareError) -> Generator[Request, Any, None]:
     """Raise its misuse at the layer's own `yield`, so that it can clean up, and the traceback points there."""
     end, item = _resumed(generator, None, misuse)
     if end is _WAITS:
@@ -307,10 +306,7 @@ def _same(raised: BaseException, error: BaseException | None, traceback: Any) ->
 
 
 def _misused(layer: Middleware, what: str) -> MiddlewareError:
-    function = layer.func if isinstance(layer, functools.partial) else layer
-    code = getattr(function, "__code__", None) or getattr(getattr(type(function), "__call__", None), "__code__", None)
-    where = f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""
-    return MiddlewareError(f"the middleware {getattr(function, '__qualname__', function)!s}{where} {what}")
+    return MiddlewareError(f"the middleware {placed(layer)} {what}")
 
 
 def merging(stage: Stage) -> Middleware:

@@ -1,159 +1,188 @@
-"""What is known of an earlier attempt at a run, and consumed while the walk comes by again.
+"""What is known of an earlier attempt at a run, step by step, in the order in which evaluation comes by again.
 
-A resumed run is evaluated from its beginning, by the same law of order. Where the past has a step, the step is restored
-instead of performed: what it wrote, inserted and decided takes effect again. Where the past ends, the run goes on.
+The past of a branch is a list of stages and groups, and beside it what closed the pipelines with middleware. It is told
+by the rows of a journal (`memory`), or, for a run in memory, by its records and by the `Trace` that each branch leaves
+behind. Only the former knows what each step wrote; in memory, the store has it already.
 """
 
 from __future__ import annotations
 
-import types
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias
 
-from flowdeco.definitions import Action
 from flowdeco.options import UNSET
 from flowdeco.runs import ActionRecord, StageRecord, Status
-from flowdeco.store import Delta, Store
+from flowdeco.store import Delta, Log, Store
 
-__all__ = ["Closed", "Did", "Past", "StagePast", "Trace"]
+__all__ = [
+    "STAGE",
+    "Closed",
+    "Did",
+    "GroupPast",
+    "GroupTrace",
+    "Past",
+    "StagePast",
+    "Trace",
+    "failed_action",
+    "is_over",
+]
 
 
 class Did(NamedTuple):
-    """An action that is over; `delta` is None where the store has its writes already.
+    """An action that is over: its record, what it wrote, its data, and the code it had.
 
-    `same` tells whether an action has the code that was run then, `reason` why it bailed.
+    `delta` is None where the store has its writes already; `code` is a fingerprint, or the function itself.
     """
 
     record: ActionRecord
     delta: Delta | None
     result: Any
-    same: Callable[[Action[..., Any]], bool]
-    stage: str = ""
-    fingerprint: str = ""
-    reason: str = ""
+    code: Any
 
 
 class Closed(NamedTuple):
-    """What the middleware of a stage or pipeline wrote and inserted at its end."""
+    """The end of a pipeline with middleware: where it was, what the middleware wrote, inserted, and recovered from.
 
-    delta: Delta | None
-    inserted: tuple[Any, ...] = ()
-    failed: tuple[StageRecord, ...] = ()
-
-
-class StagePast:
-    """A stage that had begun: its actions that are over, and its record, if it is over itself.
-
-    Where a failure was recovered around it, `failed` is the record of the action that had failed.
+    `opened` is how many such pipelines the branch had opened by then.
     """
 
-    __slots__ = ("actions", "closed", "failed", "name", "record")
+    position: int
+    opened: int
+    delta: Delta | None
+    inserted: tuple[Any, ...] = ()
+    recovered: bool = False
 
-    def __init__(
-        self,
-        name: str,
-        actions: Iterable[Did],
-        record: StageRecord | None = None,
-        closed: Closed | None = None,
-        failed: ActionRecord | None = None,
-    ) -> None:
-        self.name = name
-        self.actions = deque(actions)
-        self.record = record
-        self.closed = closed
-        self.failed = failed
 
-    @property
-    def cut_short(self) -> bool:
-        """Whether it is over, and not all of its actions have run."""
-        return self.record is not None and (self.record.recovered or self.record.status is Status.SKIPPED)
+class StagePast(NamedTuple):
+    """A stage that had begun: its actions that are over, and its record if it is over itself."""
+
+    name: str
+    actions: Sequence[Did]
+    record: StageRecord | None = None
+    delta: Delta | None = None
+
+
+class GroupPast(NamedTuple):
+    """A parallel group that had begun: the position where it did, and of how many branches."""
+
+    name: str
+    position: int
+    branches: int
+
+
+Entry: TypeAlias = "StagePast | GroupPast"
 
 
 class Past:
-    """The past of one branch: its stages in order, and the pipelines and groups in it, by the order of their opening."""
+    """The past of one branch, taken from the front while the branch is evaluated again.
 
-    __slots__ = ("_forks", "closed", "differs", "left", "result", "stages", "store")
+    `fork` gives that of a branch of a group, by the position of the group and the number of the branch in it.
+    """
+
+    __slots__ = ("_next", "closed", "entries", "fork", "logs", "result", "store")
 
     def __init__(
         self,
-        stages: Iterable[StagePast],
+        entries: Sequence[Entry],
         closed: dict[int, Closed],
-        forks: Callable[[tuple[int, int]], Past | None],
+        fork: Callable[[int, int], Past],
+        *,
         store: Store | None = None,
         result: Any = None,
-        left: tuple[Trace, Sequence[StageRecord]] | None = None,
+        logs: dict[int, list[Log]] | None = None,
     ) -> None:
-        self.result = result
-        self.differs = ""  # in what is not seen step by step
-        self.left = left  # what it was made of, for a branch that does not begin this time
-        self.stages = deque(stages)
+        self.entries = entries
         self.closed = closed
-        self._forks = forks
-        self.store = store
+        self.fork = fork
+        self.store = store  # in memory: of a branch whose group was not merged
+        self.result = result
+        self.logs = logs or {}  # in memory: what the scopes had noted that were left by a failure
+        self._next = 0
 
-    def fork(self, group: int, branch: int) -> Past | None:
-        """Return the past of a branch of a group, by the number of the group and of the branch in it."""
-        return self._forks((group, branch))
+    @property
+    def next(self) -> Entry | None:
+        """What comes next; None at the end."""
+        return self.entries[self._next] if self._next < len(self.entries) else None
 
-    def take(self, name: str) -> StagePast | None:
-        """Return the next stage if it has this name."""
-        return self.stages.popleft() if self.stages and self.stages[0].name == name else None
+    def take(self) -> None:
+        """Pass over what comes next."""
+        self._next += 1
 
-    def skip(self, name: str) -> StageRecord | None:
-        """Pass over a stage that was skipped, and return its record."""
-        if self.stages and self.stages[0].name == name:
-            stage = self.stages[0]
-            if stage.record is not None and stage.record.status is Status.SKIPPED:
-                return self.stages.popleft().record
-            if stage.closed is None and not any(did.delta for did in stage.actions):
-                self.stages.popleft()  # it had begun, and is not wanted any more
-        return None
+    def is_empty(self) -> bool:
+        """Whether nothing has ever happened in the branch."""
+        return not self.entries and not self.closed
+
+
+STAGE: Final = -1  # beside the numbers of pipelines: the stage that was left by a failure
+
+
+class GroupTrace(NamedTuple):
+    """A group, the number of records before it, and what its branches leave behind, with their number of records."""
+
+    group: GroupPast
+    start: int
+    branches: list[tuple[int, Trace]]
 
 
 class Trace:
     """What a branch leaves behind in memory beside its records, so that it can be resumed without a journal."""
 
-    __slots__ = ("closed", "groups", "length", "result", "store", "undone")
+    __slots__ = ("closed", "groups", "logs", "result", "settled", "store", "undone")
 
     def __init__(self) -> None:
-        self.length = 0
         self.closed: dict[int, Closed] = {}
-        self.groups: list[list[Trace]] = []
+        self.groups: list[GroupTrace] = []
         self.result: Any = None
         self.store: Store | None = None  # of a branch whose group was not merged
-        self.undone = False  # the last stage failed, and what it wrote was rolled back
+        self.settled = 0  # as many records are over, failures that were recovered among them
+        self.logs: dict[int, list[Log]] = {}
+        self.undone: tuple[int, int, int] | None = None  # records, pipelines, position: what came after was rolled back
 
-    def add_group(self, at: int, branches: list[Trace]) -> None:
-        """Note a group that began after so many records, and what its branches leave behind."""
-        start = Trace()
-        start.length = at
-        self.groups.append([start, *branches])
+    def settle(self, records: int) -> None:
+        """Note that so many records are over: what has failed among them is recovered."""
+        self.settled = records
+        self.logs.clear()
+        self.undone = None
 
-    def go_back(self, opened: int, groups: int) -> None:
-        """Forget the pipelines and groups from these numbers on."""
+    def go_back(self, records: int, opened: int, position: int) -> None:
+        """Forget what came after."""
         self.closed = {number: closed for number, closed in self.closed.items() if number < opened}
-        del self.groups[groups:]
+        self.groups = [group for group in self.groups if group.group.position < position]
+        self.settle(min(self.settled, records))
 
     def past(self, records: Sequence[StageRecord]) -> Past:
         """Return the past that these records of the branch tell."""
-        forks: dict[tuple[int, int], Past] = {}
-        own: list[StagePast] = []
+        kept, opened, position = self.undone or (len(records), sys.maxsize, sys.maxsize)
+        records = records[:kept]
+        closed = {number: each for number, each in self.closed.items() if number < opened}
+        entries: list[Entry] = []
+        forks: dict[tuple[int, int], tuple[Trace, Sequence[StageRecord]]] = {}
         at = 0
-        for number, group in enumerate(self.groups):
-            start = group[0].length if group else at
-            own.extend(map(_stage_past, records[at:start]))
+        for group, start, branches in self.groups:
+            if group.position >= position:
+                break
+            entries += self._stages(records, at, start)
+            entries.append(group)
             at = start
-            for index, trace in enumerate(group[1:]):
-                forks[number, index] = trace.past(records[at : at + trace.length])
-                at += trace.length
-        own.extend(map(_stage_past, records[at:]))
-        if own and own[-1].record is None and (self.undone or not own[-1].actions):
-            own.pop()  # it has to begin anew
-        return Past(own, dict(self.closed), forks.get, self.store, self.result, (self, records))
+            for index, (length, trace) in enumerate(branches):
+                forks[group.position, index] = trace, records[at : at + length]
+                at += length
+        entries += self._stages(records, at, len(records))
+
+        def fork(position: int, index: int) -> Past:
+            trace, theirs = forks[position, index]
+            return trace.past(theirs)
+
+        return Past(entries, closed, fork, store=self.store, result=self.result, logs=self.logs)
+
+    def _stages(self, records: Sequence[StageRecord], start: int, end: int) -> list[StagePast]:
+        """Return the past of stages; the last one may have failed, and may have to begin anew."""
+        found = [_stage_past(records[at], at < self.settled) for at in range(start, end)]
+        return found if not found or found[-1].record is not None or found[-1].actions else found[:-1]
 
 
-_OVER = (Status.COMPLETED, Status.SKIPPED)
+_OVER: Final = (Status.COMPLETED, Status.SKIPPED, Status.BAILED)
 
 
 def is_over(record: ActionRecord | StageRecord) -> bool:
@@ -166,38 +195,11 @@ def failed_action(record: StageRecord) -> ActionRecord | None:
     return next((action for action in reversed(record.actions) if not is_over(action)), None)
 
 
-def _stage_past(record: StageRecord) -> StagePast:
-    actions = [_did(action) for action in record.actions if is_over(action)]
-    if not is_over(record):
-        return StagePast(record.name, actions)
-    return StagePast(record.name, actions, record, Closed(None, record.inserted), failed_action(record))
+def _stage_past(record: StageRecord, settled: bool) -> StagePast:
+    over = settled or is_over(record)
+    actions = [_did(action) for action in record.actions if over or is_over(action)]
+    return StagePast(record.name, actions, record if over else None)
 
 
 def _did(record: ActionRecord) -> Did:
-    def same(action: Action[..., Any]) -> bool:
-        return same_code(record.action.__wrapped__, action.__wrapped__)
-
-    return Did(record, None, UNSET, same)
-
-
-def same_code(one: Any, other: Any) -> bool:
-    """Whether two functions of this process do the same, wherever they are written down."""
-    if one is other:
-        return True
-    code, other_code = getattr(one, "__code__", None), getattr(other, "__code__", None)
-    if code is None or other_code is None:
-        return type(one) is type(other)
-    same: bool = _essence(code) == _essence(other_code)
-    return same and _defaults(one) == _defaults(other)
-
-
-def _essence(code: Any) -> Any:
-    if not isinstance(code, types.CodeType):
-        return code
-    constants = [_essence(part) for part in code.co_consts if not isinstance(part, str)]
-    texts = [part for part in code.co_consts[1:] if isinstance(part, str)]  # the first one may be the docstring
-    return code.co_code, code.co_names, code.co_varnames, constants, texts
-
-
-def _defaults(function: Any) -> Any:
-    return repr((getattr(function, "__defaults__", None), getattr(function, "__kwdefaults__", None)))
+    return Did(record, None, UNSET, record.action.__wrapped__)

@@ -8,7 +8,7 @@ user's function raises is handed over as a value, so that a `StopIteration` of t
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from flowdeco.errors import MiddlewareError
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from flowdeco.wiring import Step
 
-__all__ = ["Await", "Begun", "Call", "Chore", "Raised", "Request", "Save", "Sleep", "Wait"]
+__all__ = ["CAUGHT_UP", "Await", "Begun", "Chore", "FunctionCall", "Raised", "Request", "Save", "Sleep", "Wait"]
 
 
 class Raised:
@@ -92,6 +92,10 @@ class Wait:
         self.cancel = cancel
 
 
-Call: TypeAlias = "tuple[Step | Chore, Sequence[Any], Mapping[str, Any] | None]"
-Request: TypeAlias = "Call | Sleep | Await | Save | Wait"
+# What a branch of a resumed run says to its group before it goes on: it has restored its past.
+CAUGHT_UP: Final = Wait([], [])
+
+
+FunctionCall: TypeAlias = "tuple[Step | Chore, Sequence[Any], Mapping[str, Any] | None]"
+Request: TypeAlias = "FunctionCall | Sleep | Await | Save | Wait"
 Begun: TypeAlias = "tuple[int, Request, Context]"

@@ -1,257 +1,473 @@
 """A run that goes on: evaluated from its beginning, with what it has done restored instead of performed.
 
-A resumed run follows the same law of order (`evaluate`). Where its past has a stage, a pipeline's end, or a branch of a
-group, that is taken from there: what it wrote, inserted and decided takes effect again, and nobody is called. Where
-the past of a branch ends, the branch goes on as any other. What is not as it was in the past is a *change*: of the
-code, or of a stream that cannot be repeated.
+A resumed run follows the same law of order (`evaluate`). What its past has is taken from there: what a step wrote,
+inserted and decided takes effect again, and nobody is called. Where the past of a branch ends, the branch goes on as any
+other does.
+
+1. Middleware of what was over is not entered again; that of what is unfinished is.
+2. A failure that was recovered is met again, where it was, and recovered again.
+3. The branches of a group all catch up with their past before one of them goes on.
+
+Before that comes a *rehearsal*: the same walk, in which nothing is entered, called or written. It finds what has changed
+since, and how much of the past still holds. The rest is dropped, as if the run had been interrupted there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping
-from typing import Any, cast
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
+from typing import Any, ClassVar, cast
 
-from flowdeco.definitions import Stage
-from flowdeco.errors import Bail, CodeChangedError, JournalError, suggestion
-from flowdeco.evaluate import NOTHING, Evaluation, Failure, Walk
+from flowdeco.definitions import Action, Parallel, Pipeline, Stage, Stream, stage_selectors
+from flowdeco.errors import Bail, Cancelled, CodeChangedError, DefinitionError, Suspend
+from flowdeco.evaluate import Evaluation, Failure, Walk
 from flowdeco.events import StageFinished
-from flowdeco.frames import Branch, Frame, Visit
+from flowdeco.frames import Branch, Failed, Frame, OpenStream, Visit
+from flowdeco.groups import Crew
+from flowdeco.middleware import Call
 from flowdeco.options import UNSET, Middleware
-from flowdeco.past import Closed, Past, StagePast
-from flowdeco.requests import Request
-from flowdeco.runs import StageRecord, Status
-from flowdeco.wiring import Step
+from flowdeco.past import Closed, Did, GroupPast, Past, StagePast, is_over
+from flowdeco.requests import CAUGHT_UP, Request
+from flowdeco.runs import Run, Scope, StageRecord, Status
+from flowdeco.store import Delta, Store
 
-__all__ = ["Resumption", "unknown_stage"]
+__all__ = ["Rehearsal", "Resumption"]
 
 
 class Resumption(Evaluation):
-    """One more attempt at a run, as a generator of requests (`walk`)."""
+    """One more attempt at a run, as a generator of requests (`walk`).
+
+    `given` is what a run in memory is resumed with, `streams` are those that were begun in the rehearsal. `over` is
+    None; of a run that has come to its end it is whether that was by a `Bail`: then nothing is performed any more.
+    """
 
     def __init__(
         self,
-        *known: Any,
+        run: Run,
+        *,
         past: Past,
-        on_change: str = "error",
-        copying_until: str | None = None,
+        over: bool | None = None,
         given: Mapping[str, Any] | None = None,
+        streams: dict[tuple[str, int], OpenStream] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(*known, **options)
-        self.on_change = on_change
-        self.given = given or {}  # on resume
-        self.copying_until = copying_until
-        self.copying = copying_until is not None
-        self.changes: list[str] = [past.differs] if past.differs else []
+        super().__init__(run, **options)
+        self.over = over
+        self.given = given or {}
+        self.streams = {} if streams is None else streams
+        self.begun: dict[str, int] = {}  # how many streams each branch has begun
+        self.end = Cancelled("this is as far as the run came")
         self.branch.past = past
         self.branch.result = past.result
         self.branch.store.watch()
 
+    def walk(self) -> Generator[Request, Any, None]:
+        """Evaluate the run's pipeline; everything that came of it is in the run."""
+        yield from super().walk()
+        yield from self.close_streams()
+
+    def close_streams(self) -> Generator[Request, Any, None]:
+        """Close the streams that were begun in the rehearsal, and not taken up."""
+        for stream in self.streams.values():
+            yield from Evaluation._close_stream(self, stream)
+        self.streams.clear()
+
     def _walk(self, branch: Branch, error: Failure = None) -> Walk:
         error = yield from super()._walk(branch, error)
-        if branch.parent is not None or error is not None:
-            return error
-        if branch.past is not None:
-            error = yield from self._go_on(branch, "the end of the run")
-        if error is None and self.copying_until is not None:
-            error = unknown_stage(self.copying_until, (record.name for record in branch.records))
+        past = branch.past
+        if error is None and past is not None and past.next is not None:
+            return self._changed(
+                f"{'the run' if branch.parent is None else 'a branch'} ends where it had {_named(past)}"
+            )
         return error
 
-    # Pipelines that were over: their middleware is not entered again.
+    # Where the past ends.
+
+    def _go_on(self, branch: Branch, what: str) -> Walk:
+        """Leave the past behind: what comes now was never done. Return what speaks against it."""
+        past = cast("Past", branch.past)
+        if past.next is not None:
+            return self._changed(f"{what} comes where the run had {_named(past)}")
+        ended = self._ended(branch)
+        if ended is not None:
+            return self.end if ended else self._changed(f"{what} is new, and what is around it has completed")
+        return (yield from self._perform(branch))
+
+    def _perform(self, branch: Branch) -> Walk:
+        if branch.parent is not None:
+            yield CAUGHT_UP
+            if branch.stopped:
+                return self.end
+        branch.past = None
+        return None
+
+    def _ended(self, branch: Branch | None) -> bool | None:
+        """Whether what is around a branch was over then, and if so, whether it had ended early."""
+        while branch is not None:
+            for frame in reversed(branch.frames):
+                if frame.closed is not None:
+                    return frame.closed.recovered
+            branch = branch.parent
+        return self.over
+
+    def _changed(self, change: str) -> BaseException:
+        """Return the error of what has changed; in the rehearsal it had not."""
+        return CodeChangedError.listing(self.run.id, [f"{change}: what a stream gives must be the same every time"])
+
+    # Pipelines.
 
     def _open_in_layers(self, branch: Branch, frame: Frame, layers: tuple[Middleware, ...]) -> Walk:
-        frame.closed = branch.past.closed.get(frame.number) if branch.past is not None else None
-        if frame.closed is None:
-            return (yield from super()._open_in_layers(branch, frame, layers))
-        frame.refill()
-        return None
+        if branch.past is None:
+            return super()._open_in_layers(branch, frame, layers)
+        frame.closed = branch.past.closed.get(frame.number)
+        if frame.closed is None and self._ended(branch) is None:
+            return self._open_unfinished(branch, frame, layers)
+        return _refilled(frame)
+
+    def _open_unfinished(self, branch: Branch, frame: Frame, layers: tuple[Middleware, ...]) -> Walk:
+        return super()._open_in_layers(branch, frame, layers)
+
+    def _entered(self, branch: Branch, scope: int, call: Call) -> None:
+        # Their logs go back to what the scope found at first, not to what it had done when it was interrupted.
+        if branch.past is not None and scope in branch.past.logs:
+            logs = [log for _, _, log, _, _ in call._opened if log is not None]
+            branch.store.recall(logs, branch.past.logs[scope])
 
     def _close(self, branch: Branch, frame: Frame, error: Failure) -> Walk:
         error = yield from super()._close(branch, frame, error)
         closed = frame.closed
-        if error is not None or closed is None:
+        if closed is None or (error is not None and not (closed.recovered and self._is_past(error))):
             return error
-        branch.store.restore(closed.delta)
+        if closed.position != branch.position:
+            return self._changed(f"pipeline {frame.pipeline.name!r} has completed, and ends elsewhere")
+        self._restore_pipeline(branch, frame, closed)
+        return None
+
+    def _restore_pipeline(self, branch: Branch, frame: Frame, closed: Closed) -> None:
+        for failed in branch.failures:
+            failed.branch.trace.settle(len(failed.branch.records))
+        branch.failures.clear()
+        branch.trace.closed[frame.number] = closed._replace(delta=None)
+        self._restore(branch, closed.delta)
+        branch.opened = closed.opened
+        branch.position += 1
         branch.frames[-1].queue.extend((unit, frame.pipeline.name) for unit in reversed(closed.inserted))
         self._tell_inserted(None, None, closed.inserted)
-        if self.memory is None:
-            branch.trace.closed[frame.number] = closed._replace(delta=None)
-        elif self.copying:
-            delta, now = closed.delta or NOTHING, self.clock() + self.epoch
-            self.memory.pipeline(branch.id, branch.position, frame.pipeline.name, now, delta, closed, frame.number)
-        branch.position += 1
+
+    def _is_past(self, error: BaseException) -> bool:
+        """Whether this is a failure that is met again."""
+        return error is self.end or not (isinstance(error, (Bail, Suspend)) or self.cancels(error))
+
+    # Streams.
+
+    def _open_stream(self, branch: Branch, frame: Frame, stream: Stream, by: str | None) -> Walk:
+        if branch.past is None:
+            return super()._open_stream(branch, frame, stream, by)
+        return self._open_stream_again(branch, frame, stream, by)
+
+    def _open_stream_again(self, branch: Branch, frame: Frame, stream: Stream, by: str | None) -> Walk:
+        number = self.begun[branch.id] = self.begun.get(branch.id, -1) + 1
+        begun = self.streams.pop((branch.id, number), None)
+        if begun is None:
+            return (yield from super()._open_stream(branch, frame, stream, by))
+        frame.queue.append((begun, by))
         return None
+
+    def _pull(self, branch: Branch, frame: Frame, stream: OpenStream, by: str | None) -> Walk:
+        if not stream.ahead:
+            return super()._pull(branch, frame, stream, by)
+        return _at_once(self._pulled(branch, frame, stream, by, stream.ahead.popleft()))
 
     # Stages.
 
+    def _stage(self, branch: Branch, frame: Frame, stage: Stage, by: str | None) -> Walk:
+        if branch.past is not None and _is_over(branch.past, stage):
+            self._off(branch, stage_selectors(stage))  # what it is skipped by has matched
+            return self._visit(branch, Visit(stage, frame), by)  # it cannot be skipped any more
+        return super()._stage(branch, frame, stage, by)
+
+    def _skip_stage(self, branch: Branch, stage: Stage, by: str | None, scope: Scope | None) -> Walk:
+        past = branch.past
+        if past is None:
+            return (yield from super()._skip_stage(branch, stage, by, scope))
+        if _is_over(past, stage):
+            frame = Frame(Pipeline(), by, (), (), {}, wrapped=False, scope=scope)
+            error = yield from self._visit(branch, Visit(stage, frame), by)
+            branch.frames[-1].queue.extend(frame.queue)
+            return error
+        if past.next is not None and past.next.name == stage.name:
+            past.take()  # it had begun, and is not wanted any more
+        error = yield from self._go_on(branch, f"stage {stage.name!r}")
+        return error if error is not None else (yield from super()._skip_stage(branch, stage, by, scope))
+
     def _visit(self, branch: Branch, visit: Visit, by: str | None) -> Walk:
-        past: StagePast | None = None
-        if branch.past is not None:
-            past = self._taken(branch, visit.stage)
-            ended = self._ended_here(branch, past)
-            if ended is not None:
-                self._restore_failed(branch, visit.stage, past, ended)
-                return None
-            if past is None:
-                error = yield from self._go_on(branch, f"stage {visit.stage.name!r}")
-                if error is not None:
-                    return error
-        visit.past = past
-        if past is not None and past.record is not None:
-            error = yield from self._inside(branch, visit)
-            return error or self._restored_stage(branch, visit, past, by)
-        return (yield from super()._visit(branch, visit, by))
+        if branch.past is None:
+            return super()._visit(branch, visit, by)
+        return self._visit_again(branch, branch.past, visit, by)
 
-    def _actions(self, branch: Branch, visit: Visit) -> Walk:
-        while branch.past is not None and visit.queue:
-            step, by = visit.queue.pop()
-            restored, error = yield from self._restored(branch, visit, step, by)
-            if error is not None:
-                return error
-            if not restored:
-                visit.queue.append((step, by))
-        return (yield from super()._actions(branch, visit))
+    def _visit_again(self, branch: Branch, past: Past, visit: Visit, by: str | None) -> Walk:
+        then = past.next
+        if not isinstance(then, StagePast) or then.name != visit.stage.name:
+            error = yield from self._go_on(branch, f"stage {visit.stage.name!r}")
+            return error if error is not None else (yield from super()._visit(branch, visit, by))
+        past.take()
+        visit.past = then
+        if then.record is None and self._ended(branch) is None:
+            return (yield from self._visit_unfinished(branch, visit, by))
+        error = self._restore_actions(branch, visit)
+        if error is not None or then.record is None:
+            return error if error is not None else self.end
+        return self._restore_stage(branch, visit, then, then.record, by)
 
-    def _taken(self, branch: Branch, stage: Stage) -> StagePast | None:
-        """Return the past of a stage whose turn has come, if that is what came next then."""
-        names = {stage.name, stage.template.name if stage.template is not None else stage.name}
-        if self.copying_until in names and branch.past is not None:
-            branch.past.stages.clear()
-            self.copying_until = None
-            return None
-        return branch.past.take(stage.name) if branch.past is not None else None
+    def _visit_unfinished(self, branch: Branch, visit: Visit, by: str | None) -> Walk:
+        return super()._visit(branch, visit, by)
 
-    def _skipped(self, branch: Branch, stage: Stage, by: str | None) -> StageRecord:
-        record = branch.past.skip(stage.name) if branch.past is not None else None
-        if record is None:
-            return super()._skipped(branch, stage, by)
-        return record._replace(stage=stage, inserted_by=by)
-
-    # What is restored.
-
-    def _restored(
-        self, branch: Branch, visit: Visit, step: Step, by: str | None
-    ) -> Generator[Request, Any, tuple[bool, Failure]]:
-        """Restore an action instead of performing it; return whether it was there, and what speaks against going on."""
-        where = f"action {visit.stage.name}/{step.name}"
-        past = cast("StagePast", visit.past)
-        did = past.actions[0] if past.actions else None
-        if did is None and past.cut_short:
-            if past.failed is not None:
-                visit.records.append(past.failed._replace(action=step.action))
-            visit.queue.clear()
-            return True, None
-        if did is None:
-            return False, (yield from self._go_on(branch, where))
-        if did.record.name != step.name:
-            self.changes.append(f"{where} comes where the run had {visit.stage.name}/{did.record.name}")
-            return False, (yield from self._leave_past(branch, visit))
-        if not did.same(step.action):
-            self.changes.append(f"{where} has completed, with other code")
-            if self.on_change == "rerun":
-                return False, (yield from self._leave_past(branch, visit))
-        past.actions.popleft()
-        branch.store.restore(did.delta)
-        record = did.record._replace(action=step.action, inserted_by=by)
-        if record.status is Status.BAILED:
-            record = record._replace(error=Bail(did.reason))
-        visit.records.append(record)
-        self._insert(visit, step, record.inserted)
-        if did.result is not UNSET:
-            branch.result = did.result
-        for selector, on in record.switches:
-            branch.switches.pop(selector, None)
-            branch.switches[selector] = on
-        if self.copying and self.memory is not None:
-            self.memory.copy(branch.id, branch.position, did)
-        branch.position += 1
-        return True, record.error if isinstance(record.error, Bail) else None
-
-    def _ended_here(self, branch: Branch, past: StagePast | None) -> Frame | None:
-        """Return the pipeline around a stage that failed in the past, where that failure was recovered."""
-        if past is not None and past.record is not None:
-            return None
-        return next((f for f in reversed(branch.frames) if f.closed is not None and f.closed.failed), None)
-
-    def _restore_failed(self, branch: Branch, stage: Stage, past: StagePast | None, ended: Frame) -> None:
-        """Restore what a failed stage had done, and go on where its failure was recovered."""
-        for did in past.actions if past is not None else ():
-            branch.store.restore(did.delta)
-            branch.position += 1
-        scope = branch.frames[-1].scope
-        failed = [r if r.scope else r._replace(scope=scope) for r in cast("Closed", ended.closed).failed]
-        branch.records.extend(r._replace(stage=stage) if r.name == stage.name else r for r in failed)
-        while branch.frames[-1] is not ended:
-            branch.frames.pop()
-        ended.queue.clear()
-
-    def _leave_past(self, branch: Branch, visit: Visit) -> Walk:
-        cast("StagePast", visit.past).actions.clear()
-        cast("Past", branch.past).stages.clear()
-        branch.diverged = True
-        return self._go_on(branch, "")
-
-    def _go_on(self, branch: Branch, where: str) -> Walk:
-        """Leave the past behind: what comes now was never done; return what speaks against it."""
-        past = cast("Past", branch.past)
-        if past.stages:
-            self.changes.append(f"{where} comes where the run had stage {past.stages[0].name!r}")
-            branch.diverged = True
-        if self.changes and self.on_change == "error":
-            return CodeChangedError.listing(self.run.id, self.changes)
-        branch.past = None
-        if self.memory is not None and branch.diverged:
-            return (yield from self._drop({branch.id: branch.position}))
-        return None
-
-    def _restored_stage(self, branch: Branch, visit: Visit, past: StagePast, by: str | None) -> Failure:
-        """Restore the end of a stage that was over; return what speaks against it."""
-        if past.actions:
-            self.changes.append(f"action {visit.stage.name}/{past.actions[0].record.name} has completed, and is gone")
-            if self.on_change == "error":
-                return CodeChangedError.listing(self.run.id, self.changes)
-        closed = cast("Closed", past.closed)
-        branch.store.restore(closed.delta)
-        record = cast("StageRecord", past.record)
+    def _restore_stage(
+        self, branch: Branch, visit: Visit, past: StagePast, record: StageRecord, by: str | None
+    ) -> Failure:
+        """Restore the end of a stage that was over; return the failure that it ended with."""
+        failed = not is_over(record)
         record = record._replace(stage=visit.stage, inserted_by=by, actions=visit.records, scope=visit.frame.scope)
         branch.records.append(record)
-        visit.inserted.extend((unit, visit.stage.name) for unit in closed.inserted)
-        visit.frame.queue.extend(reversed(visit.inserted))
-        if self.copying and self.memory is not None:
-            self.memory.stage(branch.id, branch.position, record, closed.delta or NOTHING)
-        branch.position += 1
+        if self.history is not None:
+            self._forget(branch)
         if self.notify is not None:
-            self._tell_inserted(record.name, None, closed.inserted)
+            self._tell_inserted(record.name, None, record.inserted)
             how = record.error, record.elapsed, record.attempts, record.recovered, True
             self.notify(StageFinished(self.run.id, record.name, record.status, *how))
+        if failed:
+            own = bool(visit.records) and not is_over(visit.records[-1])  # the row of the action that failed
+            branch.failures.append(Failed(branch, record, branch.position - own))
+            branch.position += 1
+            return record.error
+        self._restore(branch, past.delta)
+        branch.position += 1
+        if record.status is Status.BAILED:
+            return record.error
+        visit.inserted.extend((unit, visit.stage.name) for unit in record.inserted)
+        visit.frame.queue.extend(reversed(visit.inserted))
+        return None
+
+    # Actions.
+
+    def _actions(self, branch: Branch, visit: Visit) -> Walk:
+        if branch.past is None:
+            return super()._actions(branch, visit)
+        return self._actions_again(branch, visit)
+
+    def _actions_again(self, branch: Branch, visit: Visit) -> Walk:
+        error = self._restore_actions(branch, visit)
+        if error is None:
+            error = yield from self._go_on(branch, f"stage {visit.stage.name!r}")
+        return error if error is not None else (yield from super()._actions(branch, visit))
+
+    def _restore_actions(self, branch: Branch, visit: Visit) -> Failure:
+        """Restore the actions of a stage that were over; return the `Bail` of the last one, or what has changed."""
+        past, queue = cast("StagePast", visit.past), visit.queue
+        for did in past.actions:
+            where = f"action {visit.stage.name}/{did.record.name}"
+            if not queue:
+                return self._changed(f"{where} has completed, and is gone")
+            step, by = queue.pop()
+            if step.name != did.record.name:
+                return self._changed(f"action {visit.stage.name}/{step.name} comes where the run had {where[7:]}")
+            error = self._check_code(did, step.action, where)
+            if error is not None:
+                return error
+            branch.position += 1
+            record = did.record._replace(action=step.action, inserted_by=by)
+            visit.records.append(record)
+            if not is_over(record):
+                continue  # it has failed, and left nothing
+            self._restore(branch, did.delta)
+            if record.inserted:
+                self._insert(visit, step, record.inserted)
+            if did.result is not UNSET:
+                branch.result = did.result
+            for selector, on in record.switches:
+                branch.switches.pop(selector, None)
+                branch.switches[selector] = on
+            if record.status is Status.BAILED and past.record is None:
+                return record.error
+        if queue and past.record is not None and past.record.status is Status.COMPLETED:
+            name = f"{visit.stage.name}/{queue[-1][0].name}"
+            return self._changed(f"action {name} is new, and its stage has completed")
+        return None
+
+    def _restore(self, branch: Branch, delta: Delta | None) -> None:
+        branch.store.restore(delta)
+
+    def _check_code(self, did: Did, action: Action[..., Any], where: str) -> Failure:
+        """Return what speaks against restoring this action."""
         return None
 
     # Parallel groups.
 
-    def _fork(self, branch: Branch, base: Frame, number: int, index: int) -> Generator[Request, Any, Branch]:
-        fork = yield from super()._fork(branch, base, number, index)
+    def _begin_group(self, branch: Branch, group: Parallel) -> Walk:
+        past = branch.past
+        if past is None:
+            return (yield from super()._begin_group(branch, group))
+        if past.next == GroupPast(group.name, branch.position, len(group.units)):
+            past.take()
+            branch.position += 1
+            return None
+        error = yield from self._go_on(branch, f"parallel group {group.name!r}")
+        return error if error is not None else (yield from super()._begin_group(branch, group))
+
+    def _fork(self, branch: Branch, base: Frame, position: int, index: int) -> Branch:
+        fork = super()._fork(branch, base, position, index)
         if branch.past is not None:
-            fork.past = branch.past.fork(number, index) or Past((), {}, _no_past)
-            fork.result = fork.past.result
-            if fork.past.store is not None:
-                fork.store = fork.past.store.revived(self.given)
-        elif self.memory is not None and self.changes:
-            yield from self._drop({fork.id: 0})
+            past = branch.past.fork(position, index)
+            if past.store is not None:
+                fork.store = past.store.revived(self.given)
+            if not past.is_empty() or self._ended(branch) is not None:
+                fork.past, fork.result = past, past.result
         return fork
 
-    def _joined(self, branch: Branch, forks: list[Branch]) -> None:
-        for fork in forks:
-            fork.keep_past()
-        if any(fork.diverged for fork in forks) and branch.past is not None:
-            branch.past.stages.clear()
-            branch.past.closed.clear()
-            branch.diverged = True
+    def _work(self, branch: Branch, group: Parallel, forks: list[Branch], crew: Crew) -> Walk:
+        known = [fork.past for fork in forks if fork.past is not None]
+        members = [member for member, fork in zip(crew.members, forks, strict=True) if fork.past is not None]
+        begun = yield from crew.catch_up(members)
+        if begun and branch.parent is not None:
+            yield CAUGHT_UP
+        error = yield from super()._work(branch, group, forks, crew)
+        if self.over:
+            bailed = (member.error for member in crew.members if isinstance(member.error, Bail))
+            return next(bailed, error)
+        if error is None and self.memory is None and known and all(past.store is None for past in known):
+            branch.store.restore(None)  # its merge was taken note of
+        return error
+
+    BEGIN: ClassVar[dict[type, Callable[..., Walk]]] = {
+        **Evaluation.BEGIN,
+        Stage: _stage,
+        Stream: _open_stream,
+        OpenStream: _pull,
+    }
 
 
-def unknown_stage(name: str, known: Iterable[str]) -> JournalError:
-    """Return the error of a fork from a stage that the run does not have."""
-    return JournalError(f"there is no stage {name!r} to go on from in this run. {suggestion(name, known)}")
+class Rehearsal(Resumption):
+    """The walk over the past that performs nothing, to find what has changed (`changes`), and what holds (`kept`).
+
+    `same` tells whether a function has the code that a step remembers. With `on_change="rerun"` the past holds up to the
+    first change of code; a step that comes where there was another one always ends it, and so does the stage `until`.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        *,
+        same: Callable[[Any, Any], bool],
+        on_change: str = "error",
+        until: str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(Run("", pipeline, Store()), history=0, **options)
+        self.same = same
+        self.on_change = on_change
+        self.until = until
+        self.changes: list[str] = []
+        self.differs = False  # from here on, the past does not hold
+        self.stop = Suspend("the past ends here")
+        self.visited: list[Branch] = []
+
+    def walk(self) -> Generator[Request, Any, None]:
+        """Go through the past; the streams that were begun are left open."""
+        return Evaluation.walk(self)
+
+    def kept(self) -> dict[str, int]:
+        """Return how much of the past of each branch holds; of a branch that is not there, nothing does."""
+        kept = {branch.id: branch.position for branch in self.visited}
+        kept.update((failed.branch.id, failed.position) for failed in self.branch.failures)  # recovered by nobody now
+        return kept
+
+    def _walk(self, branch: Branch, error: Failure = None) -> Walk:
+        self.visited.append(branch)
+        return super()._walk(branch, error)
+
+    def _changed(self, change: str) -> BaseException:
+        self.changes.append(change)
+        self.differs = True
+        return self.stop
+
+    def _perform(self, branch: Branch) -> Walk:
+        return _at_once(self.stop)
+
+    def _open_unfinished(self, branch: Branch, frame: Frame, layers: tuple[Middleware, ...]) -> Walk:
+        return _refilled(frame)
+
+    def _open_stream_again(self, branch: Branch, frame: Frame, stream: Stream, by: str | None) -> Walk:
+        if isinstance(stream.source, (Iterator, AsyncIterator)):
+            return DefinitionError(
+                f"the run cannot go on: the {stream.name} that was inserted by {by} is used up. "
+                f"Write stream(function, *args), which can be called again"
+            )
+        error = yield from super()._open_stream_again(branch, frame, stream, by)
+        if error is None:
+            self.streams[branch.id, self.begun[branch.id]] = cast("OpenStream", frame.queue[-1][0])
+        return error
+
+    def _pull(self, branch: Branch, frame: Frame, stream: OpenStream, by: str | None) -> Walk:
+        return Evaluation._pull(self, branch, frame, stream, by)
+
+    def _pulled(self, branch: Branch, frame: Frame, stream: OpenStream, by: str | None, answer: Any) -> Failure:
+        stream.ahead.append(answer)
+        return super()._pulled(branch, frame, stream, by, answer)
+
+    def _close_stream(self, stream: OpenStream) -> Generator[Request, Any, None]:
+        yield from ()  # it is taken up again
+
+    def _check_wiring(self, branch: Branch, frame: Frame, units: Any, visit: Visit | None = None) -> None:
+        pass  # there are no values
+
+    def _stage(self, branch: Branch, frame: Frame, stage: Stage, by: str | None) -> Walk:
+        if self.until is not None:
+            names = {stage.name, stage.template.name if stage.template is not None else stage.name}
+            if self.until in names:
+                self.until = None
+                return _at_once(self.stop)
+        return super()._stage(branch, frame, stage, by)
+
+    def _visit_unfinished(self, branch: Branch, visit: Visit, by: str | None) -> Walk:
+        return self._actions_again(branch, visit)
+
+    def _restore(self, branch: Branch, delta: Delta | None) -> None:
+        pass
+
+    def _check_code(self, did: Did, action: Action[..., Any], where: str) -> Failure:
+        if self.on_change == "ignore" or not is_over(did.record) or self.same(did.code, action.__wrapped__):
+            return None
+        self.changes.append(f"{where} has completed, with other code")
+        self.differs = self.differs or self.on_change == "rerun"
+        return self.stop if self.on_change == "rerun" else None
+
+    def _fork(self, branch: Branch, base: Frame, position: int, index: int) -> Branch:
+        fork = Evaluation._fork(self, branch, base, position, index)
+        fork.past = cast("Past", branch.past).fork(position, index)
+        return fork
+
+    BEGIN: ClassVar[dict[type, Callable[..., Walk]]] = {
+        **Resumption.BEGIN,
+        Stage: _stage,
+        OpenStream: _pull,
+    }
 
 
-def _no_past(place: tuple[int, int]) -> None:
+def _at_once(error: Failure) -> Walk:
+    yield from ()
+    return error
+
+
+def _refilled(frame: Frame) -> Walk:
+    yield from ()
+    frame.refill()
     return None
+
+
+def _is_over(past: Past, stage: Stage) -> bool:
+    then = past.next
+    return isinstance(then, StagePast) and then.name == stage.name and then.record is not None
+
+
+def _named(past: Past) -> str:
+    then = past.next
+    return f"{'stage' if isinstance(then, StagePast) else 'parallel group'} {cast('StagePast', then).name!r}"

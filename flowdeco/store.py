@@ -1,8 +1,11 @@
 """The shared state of a run: typed keys, the store, and the record of what changed in it.
 
 Whoever must be able to drop or to hand on what was written opens a *log* (`begin`). The store then notes, for each key
-that changes, what was there before the first change. One log serves three purposes: a retry rolls back to it, a
-parallel branch and a detached action derive their `Delta` from it, and a view isolates an action by it (L4).
+that changes, what was there before the first change. Logs nest. One log serves three purposes: a retry rolls back to
+it, a parallel branch and a detached action derive their `Delta` from it, and a view isolates an action by it (L4).
+
+Beside them runs one more log of the same kind, `_recent`, as long as somebody `watch`es: what has changed since the
+journal, or the trace in memory, has `taken` note of it. It is not nested, since no step is noted twice.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from typing import (
     overload,
 )
 
-from flowdeco.errors import StoreKeyError, StoreTypeError, suggestion
+from flowdeco.errors import StoreKeyError, StoreTypeError, shortened, suggestion
 
 if TYPE_CHECKING:
     from typing_extensions import TypeForm
@@ -77,7 +80,7 @@ class Key(Generic[T]):
         if self._classes is not None and not isinstance(value, self._classes):
             raise StoreTypeError(
                 f"the key {self.name!r} is declared as {_type_name(self.type)}, "
-                f"but its value is a {type(value).__name__}: {_shortened(value)}"
+                f"but its value is a {type(value).__name__}: {shortened(value)}"
             )
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -124,26 +127,20 @@ def _runtime_classes(declared: Any) -> _Classes:
         members = [_runtime_classes(member) for member in get_args(declared)]
         return None if None in members else tuple(c for classes in members if classes for c in classes)
     cls = origin or declared
-    if (
-        cls is Any
-        or not isinstance(cls, type)
-        or (getattr(cls, "_is_protocol", False) and not _is_runtime_protocol(cls))
-    ):
+    if cls is Any or not isinstance(cls, type):
         return None
-    return {float: (float, int), complex: (complex, float, int)}.get(cls, (cls,))
+    if getattr(cls, "_is_protocol", False) and not getattr(cls, "_is_runtime_protocol", False):
+        return None
+    return accepted_classes(cls)
 
 
-def _is_runtime_protocol(cls: type) -> bool:
-    return bool(getattr(cls, "_is_runtime_protocol", False))
+def accepted_classes(declared: type) -> tuple[type, ...]:
+    """Return the classes whose values pass for one that is declared: an `int` is a `float`, too (PEP 484)."""
+    return {float: (float, int), complex: (complex, float, int)}.get(declared, (declared,))
 
 
 def _type_name(declared: Any) -> str:
     return declared.__name__ if isinstance(declared, type) and not get_args(declared) else str(declared)
-
-
-def _shortened(value: object, limit: int = 60) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 class _Grown(NamedTuple):
@@ -152,6 +149,35 @@ class _Grown(NamedTuple):
     items: list[Any]
     length: int
     before: Any
+
+
+class _Kept(NamedTuple):
+    """What a log notes of a list, or of none yet, where it cannot follow how the store makes it grow: a copy."""
+
+    items: tuple[Any, ...]
+    missing: bool
+
+    @classmethod
+    def of(cls, before: Any) -> Any:
+        """Return what a log can note of what was there before, however the store goes on."""
+        if isinstance(before, _Grown):
+            return cls((), True) if before.before is MISSING else cls(tuple(before.items[: before.length]), False)
+        return before
+
+    def begins(self, now: Any) -> bool:
+        """Whether this list is what is kept, with more at its end."""
+        return (
+            isinstance(now, list)
+            and len(cast("list[Any]", now)) >= len(self.items)
+            and all(map(_same, self.items, cast("list[Any]", now)))
+        )
+
+
+def _same(one: Any, other: Any) -> bool:
+    try:
+        return one is other or bool(one == other)
+    except Exception:  # values that cannot be compared as a whole, arrays for one
+        return False
 
 
 Log: TypeAlias = dict[str, Any]
@@ -310,7 +336,8 @@ class Store(MutableMapping[str, Any]):
         With `forget`, the steps since the log was opened will be forgotten by the journal, too.
         """
         if self._recent is not None:
-            self._recent = dict(log.recent) if forget and isinstance(log, _Mark) else self._recent
+            if forget and isinstance(log, _Mark):
+                self._recent = {name: _Kept.of(before) for name, before in log.recent.items()}
             for name in keep if forget else log:
                 self._recent[name] = self._data.get(name, MISSING)
         for name, before in log.items():
@@ -322,6 +349,9 @@ class Store(MutableMapping[str, Any]):
             if isinstance(before, _Grown):
                 del before.items[before.length :]
                 before = before.before
+            elif isinstance(before, _Kept):
+                self._owned[name] = items = list(before.items)
+                before = MISSING if before.missing else items
             if before is MISSING:
                 self._data.pop(name, None)
             else:
@@ -335,10 +365,13 @@ class Store(MutableMapping[str, Any]):
         for name, before in log.items():
             now = self._data.get(name, MISSING)
             if now is MISSING:
-                if before is not MISSING:
+                if before is not MISSING and not (isinstance(before, _Kept) and before.missing):
                     deletes.append(name)
             elif isinstance(before, _Grown) and now is before.items:
                 appends[name] = now[before.length :]
+            elif isinstance(before, _Kept) and before.begins(now):
+                if before.missing or len(now) > len(before.items):
+                    appends[name] = now[len(before.items) :]
             else:
                 puts[name] = now
         return Delta(puts, deletes, appends)
@@ -359,10 +392,6 @@ class Store(MutableMapping[str, Any]):
         """Note what changes from now on, until it is `taken`."""
         self._recent = {}
 
-    def unwatch(self) -> None:
-        """Note it no more."""
-        self._recent = None
-
     def recent(self) -> Delta:
         """Return what has changed since it was last taken."""
         return self.changes(self._recent or {})
@@ -372,13 +401,43 @@ class Store(MutableMapping[str, Any]):
         self._recent = {}
 
     def restore(self, delta: Delta | None) -> None:
-        """Undo what has changed since, and write what a step wrote that had been taken note of before."""
-        recent, self._recent = self._recent, None
-        if recent is not None:
+        """Undo what has changed since it was last taken, and write what a step wrote that had been taken.
+
+        The logs that are open go back to what was there when they were opened, not to what a step found.
+        """
+        recent, self._recent = self._recent or {}, None
+        if delta is None:
             self.rollback(recent)
-        if delta is not None:
+        else:
+            logs, self._logs = self._logs, []
+            for name in {*recent, *delta.puts, *delta.deletes, *delta.appends} if logs else ():
+                self._renote(logs, name, delta, recent.get(name))
+            self.rollback(recent)
             self.apply(delta)
+            self._logs = logs
         self._recent = {}
+
+    def _renote(self, logs: list[Log], name: str, delta: Delta, undone: Any) -> None:
+        """Note in the open logs what is there now, before it is undone and written once more."""
+        written = name in delta.puts or name in delta.appends or name in delta.deletes
+        for log in logs:
+            before = log.get(name)
+            if before is not None and before is undone and not written:
+                del log[name]
+            elif isinstance(before, _Grown):
+                log[name] = _Kept.of(before)
+        if written and name not in logs[-1]:
+            now = self._data.get(name, MISSING)
+            if isinstance(now, list):
+                now = _Kept(tuple(cast("list[Any]", now)), False)
+            elif now is MISSING and name in delta.appends:
+                now = _Kept((), True)
+            logs[-1][name] = now
+
+    def recall(self, logs: Iterable[Log], noted: Iterable[Log]) -> None:
+        """Have open logs go back to what others, of an earlier attempt, had noted."""
+        for log, before in zip(logs, noted, strict=False):
+            log.update((name, _Kept.of(value)) for name, value in before.items())
 
     def revived(self, given: Mapping[str, Any]) -> Store:
         """Return a copy to go on with, in which what was written since the last step was over is undone.
@@ -386,25 +445,15 @@ class Store(MutableMapping[str, Any]):
         What has been given since is there as if it had been there from the start.
         """
         made = Store()
+        recent = self._recent or {}
         made._data = dict(self._data)
+        for name, owned in self._owned.items():
+            if made._data.get(name) is owned:
+                made._data[name] = made._owned[name] = list(owned)
+        made.rollback({name: _Kept.of(before) for name, before in recent.items()})
         for log in self._logs[:1]:
-            made._logs.append({})
-            for name, before in log.items():
-                if isinstance(before, _Grown) and made._data.get(name) is before.items:
-                    made._data[name] = made._owned[name] = list(before.items)
-                    before = _Grown(made._owned[name], before.length, before.before)
-                made._logs[0][name] = before
-        for name, before in (self._recent or {}).items():
-            own = made._owned.get(name)
-            if isinstance(before, _Grown) and own is not None and before.before is not MISSING:
-                del own[before.length :]  # the log of the branch goes on counting from there
-                continue
-            if isinstance(before, _Grown):
-                before = MISSING if before.before is MISSING else before.items[: before.length]
-            if before is MISSING:
-                made._data.pop(name, None)
-            else:
-                made._data[name] = before
+            kept = {name: before for name, before in log.items() if recent.get(name, log) is not before}
+            made._logs.append({name: _Kept.of(before) for name, before in kept.items()})
         made._data.update(given)
         made.watch()
         return made

@@ -2,19 +2,8 @@
 
 import asyncio
 import signal
-from pathlib import Path
 
 import pytest
-
-# What is known not to work yet, by the name of its test: of parts that are in progress.
-KNOWN_GAPS = frozenset(Path(__file__).with_name("known_gaps.txt").read_text().split())
-
-
-def pytest_collection_modifyitems(items):
-    """Expect the known gaps to fail; each is a line less in their list when it has been mended."""
-    for item in items:
-        if item.originalname in KNOWN_GAPS:
-            item.add_marker(pytest.mark.xfail(reason="a known gap", strict=False))
 
 
 def run_sync(flow, inputs=None, **options):

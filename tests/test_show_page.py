@@ -338,7 +338,7 @@ def test_an_error_is_shown_with_traceback_and_notes(opened):
     alarm = sheet.page.locator("#alarm")
     assert "RuntimeError: login failed with local" in alarm.inner_text()
     assert "in action 'broken' of stage 'broken', pipeline 'failing'" in alarm.inner_text()
-    assert 'raise RuntimeError(f"login failed with {local}")' in alarm.locator(".trace").inner_text()
+    assert 'raise RuntimeError(f"login failed with {local}")' in alarm.locator(".trace").first.inner_text()
     alarm.get_by_role("button", name="Show the stage broken").click()
     assert sheet.focused() == "broken"
     assert "shown.py" in sheet.page.locator(".detail .trace").inner_text()

@@ -12,13 +12,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from flowdeco.definitions import Pipeline, RunOptions, action_selectors, stage_selectors
-from flowdeco.errors import Bail, Cancelled, DefinitionError, Suspend, suggestion
+from flowdeco.errors import Bail, Cancelled, CodeChangedError, DefinitionError, JournalError, Suspend, suggestion
 from flowdeco.evaluate import Evaluation
 from flowdeco.journal import Journal, Remembered
-from flowdeco.memory import Memory, past_of
+from flowdeco.memory import Memory, decoded, past_of
 from flowdeco.options import checked_layers, checked_selectors
 from flowdeco.requests import Raised, Request, Save
-from flowdeco.resume import Resumption, unknown_stage
+from flowdeco.resume import Rehearsal, Resumption
 from flowdeco.runs import Run, Status
 from flowdeco.store import Store
 from flowdeco.wiring import check_run, may_supply
@@ -26,6 +26,7 @@ from flowdeco.wiring import check_run, may_supply
 if TYPE_CHECKING:
     from flowdeco.events import Event
     from flowdeco.logs import RunLogger
+    from flowdeco.past import Past
     from flowdeco.show.progress import Watcher
 
 __all__ = ["begin", "end", "resume"]
@@ -41,11 +42,11 @@ def begin(flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions)
     start.check(store)
     run = Run(options.run_id or os.urandom(8).hex(), flow, store)
     if options.journal is None:
-        return start.evaluation(run)
+        return run, start.watched(_evaluated(start.evaluation(run)))
     journal, fingerprint = _journal(options.journal)
     memory = Memory(journal, run.id, fingerprint)
     journal.create(run.id, flow.name, _encoded(journal, dict(store)), sorted(start.skip))
-    return start.evaluation(run, memory=memory)
+    return run, start.watched(_evaluated(start.evaluation(run, memory=memory)))
 
 
 def resume(
@@ -78,15 +79,36 @@ def _resume_from_memory(
 ) -> Evaluated | Run:
     if before.status in (Status.COMPLETED, Status.BAILED):
         return before
-    if before._trace is None:
+    trace = before._trace
+    if trace is None:
         raise DefinitionError(f"run {before.id!r} was run with history=..., and cannot be resumed from memory")
     options = options._replace(use=(*before._use, *options.use), skip=(*before._skip, *options.skip))
     start = _Start(flow, inputs, options)
     given = dict(Store(inputs))
     run = Run(before.id, flow, before.store.revived(given))
     start.check(run.store)
-    run.result = before.result
-    return start.evaluation(run, Resumption, past=before._trace.past(before.stages), given=given, on_change=on_change)
+    run.stages, run._trace = before.stages, trace
+    fingerprint = _fingerprint()
+
+    def same(then: Any, now: Any) -> bool:
+        return then is now or fingerprint(then) == fingerprint(now)
+
+    rehearsal = start.rehearsal(trace.past(before.stages), same=same, on_change=on_change)
+
+    def evaluated() -> Generator[Request, Any, None]:
+        error = yield from _rehearsed(run, rehearsal)
+        if error is None and rehearsal.differs:
+            error = DefinitionError(
+                f"run {run.id!r} is in memory only, where what has been done since a change cannot be undone: run it "
+                f"with journal=... to run it again from there. What has changed: {'; '.join(rehearsal.changes)}"
+            )
+        if error is not None:
+            yield from _refused(run, rehearsal, error)
+            return
+        past = trace.past(before.stages)
+        yield from _evaluated(start.evaluation(run, Resumption, past=past, given=given, streams=rehearsal.streams))
+
+    return run, start.watched(evaluated())
 
 
 def _resume_from_journal(
@@ -102,6 +124,7 @@ def _resume_from_journal(
     remembered = journal.open(run_id) if from_stage is None else journal.read(run_id)
     try:
         given = [(rows, Store(journal.codec.decode(payload))) for rows, payload in remembered.inputs]
+        more = _encoded(journal, dict(Store(inputs))) if inputs else None
         if inputs:
             given.append((len(remembered.rows), Store(inputs)))
         pins = {key: rows for rows, values in given[1:] for key in values}
@@ -110,22 +133,97 @@ def _resume_from_journal(
         start.check(store)
         if from_stage is not None:
             _check_fork(from_stage, remembered, flow)
-        past = past_of(remembered, journal.codec, fingerprint, pins)
-        if from_stage is None:
-            run = Run(run_id, flow, store)
-            if inputs:
-                journal.add_inputs(run_id, _encoded(journal, dict(Store(inputs))))
-        else:
-            run = Run(os.urandom(8).hex(), flow, store)
-            journal.create(run.id, flow.name, _encoded(journal, dict(store)), sorted(start.skip))
+        rows = decoded(remembered.rows, journal.codec, pins)
+        if from_stage is None and more is not None:
+            journal.add_inputs(run_id, more)
     except BaseException as error:
         if from_stage is None:
             journal.close(run_id, remembered.status, remembered.reason, f"{type(error).__name__}: {error}")
         raise
-    memory = Memory(journal, run.id, fingerprint)
+    run = Run(run_id if from_stage is None else os.urandom(8).hex(), flow, store)
+    run._journal = journal
+
+    def same(then: Any, now: Any) -> bool:
+        return bool(then == fingerprint(now))
+
+    over = {"completed": False, "bailed": True}.get(remembered.status) if from_stage is None else None
+    rehearsal = start.rehearsal(past_of(rows), same=same, on_change=on_change, until=from_stage, over=over)
     if remembered.pipeline != flow.name:
-        past.differs = f"the run is one of pipeline {remembered.pipeline!r}, and this is {flow.name!r}"
-    return start.evaluation(run, Resumption, memory=memory, past=past, on_change=on_change, copying_until=from_stage)
+        rehearsal.changes.append(f"the run is one of pipeline {remembered.pipeline!r}, and this is {flow.name!r}")
+
+    def evaluated() -> Generator[Request, Any, None]:
+        error = yield from _rehearsed(run, rehearsal)
+        if error is None and rehearsal.until is not None:
+            error = unknown_stage(rehearsal.until, {row.stage for row in rows if row.kind == "stage"})
+        kept = rehearsal.kept()
+        holds = [row.number < kept.get(row.branch, 0) for row in rows]
+        if error is None and from_stage is not None:
+            skip = sorted(start.skip)
+            answer = yield Save(_write_fork, journal, run.id, flow.name, skip, remembered, holds, more)
+        elif error is None and not all(holds):
+            cuts = {row.branch: kept.get(row.branch, 0) for row, held in zip(rows, holds, strict=True) if not held}
+            answer = yield Save(journal.drop, run.id, cuts)
+        else:
+            answer = None
+        if type(answer) is Raised:
+            error = answer.error
+        if error is not None:
+            yield from _refused(run, rehearsal, error)
+            if from_stage is None:
+                said = f"{type(error).__name__}: {error}"
+                yield Save(journal.close, run.id, remembered.status, remembered.reason, said)
+            return
+        past = past_of(row for row, held in zip(rows, holds, strict=True) if held)
+        evaluation = start.evaluation(
+            run,
+            Resumption,
+            Memory(journal, run.id, fingerprint),
+            past=past,
+            over=None if rehearsal.differs else over,
+            streams=rehearsal.streams,
+        )
+        yield from _evaluated(evaluation)
+
+    return run, start.watched(evaluated())
+
+
+def _rehearsed(run: Run, rehearsal: Rehearsal) -> Generator[Request, Any, BaseException | None]:
+    """Go through the past of a run; return what speaks against going on."""
+    yield from rehearsal.walk()
+    error = rehearsal.run.error
+    if error is not None and (is_cancellation(error) or isinstance(error, DefinitionError)):
+        return error
+    if rehearsal.changes and rehearsal.on_change == "error":
+        return CodeChangedError.listing(run.id, rehearsal.changes)
+    return None
+
+
+def _refused(run: Run, rehearsal: Rehearsal, error: BaseException) -> Generator[Request, Any, None]:
+    """Leave a run as it was."""
+    yield from rehearsal.close_streams()
+    run.status = Status.CANCELLED if is_cancellation(error) else Status.FAILED
+    run.error = error
+
+
+def _write_fork(
+    journal: Journal,
+    run_id: str,
+    pipeline: str,
+    skip: list[str],
+    remembered: Remembered,
+    holds: list[bool],
+    more: bytes | None,
+) -> None:
+    """Begin a run with what holds of another one."""
+    written = 0
+    (_, first), *given = remembered.inputs
+    journal.create(run_id, pipeline, first, skip)
+    for at, inputs in [*given, (len(holds), more)]:
+        rows = zip(remembered.rows[written:at], holds[written:at], strict=True)
+        journal.write(run_id, [row for row, held in rows if held])
+        written = max(written, at)
+        if inputs is not None:
+            journal.add_inputs(run_id, inputs)
 
 
 def _check_fork(from_stage: str, remembered: Remembered, flow: Pipeline) -> None:
@@ -163,10 +261,11 @@ class _Start:
         check_run(self.flow, store, self.skip, may_supply(self.use))
 
     def evaluation(
-        self, run: Run, kind: type[Resumption] | None = None, memory: Memory | None = None, **past: Any
-    ) -> Evaluated:
+        self, run: Run, kind: type[Evaluation] = Evaluation, memory: Memory | None = None, **more: Any
+    ) -> Evaluation:
+        """Return what evaluates the run."""
         watcher = self.watcher
-        evaluation: Evaluation = (kind or Evaluation)(
+        evaluation = kind(
             run,
             use=self.use,
             notify=_notifier(self.observers if watcher is None else [*self.observers, watcher], run.id),
@@ -176,13 +275,22 @@ class _Start:
             clock=self.clock,
             now=time.time(),
             cancels=is_cancellation,
-            **past,
+            **more,
         )
         run._use, run._skip = self.use, self.skip
         run._trace = evaluation.branch.trace if self.history is None and memory is None else None
         run._journal = memory.journal if memory is not None else None
-        evaluated = _evaluated(evaluation)
-        return run, evaluated if watcher is None else _watched(evaluated, watcher)
+        return evaluation
+
+    def rehearsal(self, past: Past, **how: Any) -> Rehearsal:
+        """Return what goes through the past of a run before it goes on."""
+        return Rehearsal(
+            self.flow, past=past, skip=self.skip, clock=self.clock, now=time.time(), cancels=is_cancellation, **how
+        )
+
+    def watched(self, evaluated: Generator[Request, Any, None]) -> Generator[Request, Any, None]:
+        """Close the progress display in the end."""
+        return evaluated if self.watcher is None else _watched(evaluated, self.watcher)
 
 
 def _evaluated(evaluation: Evaluation) -> Generator[Request, Any, None]:
@@ -225,6 +333,17 @@ def abandon(run: Run) -> None:
     """Give up the lease of a run that was cancelled before it began."""
     if run._journal is not None:
         run._journal.close(run.id, str(Status.CANCELLED), None, None)
+
+
+def unknown_stage(name: str, known: Iterable[str]) -> JournalError:
+    """Return the error of a fork from a stage that the run does not have."""
+    return JournalError(f"there is no stage {name!r} to go on from in this run. {suggestion(name, known)}")
+
+
+def _fingerprint() -> Callable[[Any], str]:
+    from flowdeco.durable.fingerprint import fingerprint  # what it needs is loaded for those who resume
+
+    return fingerprint
 
 
 def _journal(given: Any) -> tuple[Journal, Callable[[Any], str]]:
