@@ -5,6 +5,7 @@ import signal
 
 import pytest
 
+
 def run_sync(flow, inputs=None, **options):
     """Evaluate in the calling thread."""
     return flow.run(inputs, **options)
