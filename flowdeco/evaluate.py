@@ -64,7 +64,7 @@ from flowdeco.groups import Crew, merged
 from flowdeco.memory import NOTHING, Memory, branch_id
 from flowdeco.middleware import Call, enter, leave, merging
 from flowdeco.options import UNSET, Middleware
-from flowdeco.past import STAGE, Closed, GroupPast, GroupTrace, failed_action
+from flowdeco.past import STAGE, Closed, GroupPast, GroupTrace, ScopePast, failed_action
 from flowdeco.requests import Await, Chore, Raised, Request, Save
 from flowdeco.returned import PLAIN, SETTLED, Yielded, exhaust, sort_out
 from flowdeco.runs import ActionRecord, Run, Scope, StageRecord, Status
@@ -126,6 +126,8 @@ class Evaluation:
         except BaseException as interrupted:
             error = interrupted
         error = yield from self._walk(branch, error)
+        if isinstance(error, Bail):
+            self._settle(branch)
         if branch.rows:
             unsaved = yield from self._save(branch)
             error = unsaved if error is None else error
@@ -213,7 +215,7 @@ class Evaluation:
             return error
         if error is not None:
             self._note(error, f"pipeline {frame.pipeline.name!r}")
-            self._leave_behind(branch, frame.number, call)
+            self._leave_behind(branch, frame.number, call, cast("Before", frame.before))
         left = leave(call, error)
         again, error = left if isinstance(left, tuple) else (yield from left)
         if again:
@@ -221,14 +223,15 @@ class Evaluation:
             error = yield from self._drop(cuts)
             return error or (yield from self._enter(branch, frame, call))
         branch.frames.pop()
-        if error is not None:
+        if error is None:
+            branch.frames[-1].queue.extend((unit, frame.pipeline.name) for unit in reversed(call._inserted))
+            self._tell_inserted(None, None, call._inserted)
+        elif not isinstance(error, Bail):
             if call._undone:
                 before = cast("Before", frame.before)
                 branch.trace.undone = before.records, frame.number, before.position
             return error
-        branch.frames[-1].queue.extend((unit, frame.pipeline.name) for unit in reversed(call._inserted))
-        self._tell_inserted(None, None, call._inserted)
-        return self._remember_pipeline(branch, frame, call)
+        return self._remember_pipeline(branch, frame, call, bailed=error is not None) or error
 
     def _discard(self, queue: list[Queued]) -> Generator[Request, Any, None]:
         """Empty a queue that will not be run, and close the streams in it."""
@@ -352,7 +355,8 @@ class Evaluation:
             told = self.run.id, stage.name, status, failure, elapsed, attempts, recovered, False
             self.notify(_new(StageFinished, told))
         if error is not None:
-            branch.failures.append(Failed(branch, record, branch.position))
+            if not isinstance(error, Bail):
+                branch.failures.append(Failed(branch, record, branch.position))
             return error
         if inserted:
             visit.inserted.extend((unit, stage.name) for unit in inserted)
@@ -371,7 +375,7 @@ class Evaluation:
             if inside:
                 error = yield from self._inside(branch, visit)
             if error is not None:
-                self._leave_behind(branch, STAGE, call)
+                self._leave_behind(branch, STAGE, call, before)
             left = leave(call, error)
             again, error = left if isinstance(left, tuple) else (yield from left)
             if not again:
@@ -418,6 +422,8 @@ class Evaluation:
             context: Context | None = None
             layers = visit.use_actions + step.use if step.use else visit.use_actions
             call = Call(run_id, store, layers, values, visit.frame.pipeline, stage, step.action) if layers else None
+            if layers and store._recent is None:
+                self._watch(branch)
             seen = None if memory is None else memory.seen(store, step.keys)
             try:
                 if notify is not None:
@@ -708,16 +714,11 @@ class Evaluation:
         branch.position += 1
         return None
 
-    def _remember_pipeline(self, branch: Branch, frame: Frame, call: Call) -> Failure:
+    def _remember_pipeline(self, branch: Branch, frame: Frame, call: Call, *, bailed: bool) -> Failure:
         """Note that the middleware of a pipeline is over; return the error of what cannot be written to the journal."""
-        for failed, record, _ in branch.failures:  # of the inside, which has recovered from them
-            self._remember_failed_action(branch, failed, record)
-            if self.memory is not None:
-                branch.rows.append(self.memory.stage(failed.id, failed.position, record, NOTHING))
-            failed.position += 1
-            failed.trace.settle(len(failed.records))
-        branch.failures.clear()
-        closed = Closed(branch.position, branch.opened, None, call._inserted, call._recovered)
+        self._settle(branch)
+        inserted = () if bailed else call._inserted
+        closed = Closed(branch.position, branch.opened, None, inserted, early=bailed or call._recovered)
         if self.memory is not None:
             now, delta = self.clock() + self.epoch, branch.store.recent()
             try:
@@ -734,6 +735,16 @@ class Evaluation:
         branch.position += 1
         return None
 
+    def _settle(self, branch: Branch) -> None:
+        """Note the stages that failed, but are over all the same."""
+        for failed, record, _ in branch.failures:
+            self._remember_failed_action(branch, failed, record)
+            if self.memory is not None:
+                branch.rows.append(self.memory.stage(failed.id, failed.position, record, NOTHING))
+            failed.position += 1
+            failed.trace.settle(len(failed.records))
+        branch.failures.clear()
+
     def _remember_failed_action(self, branch: Branch, failed: Branch, record: StageRecord) -> None:
         """Note, in the rows of a branch, with which action a stage has failed that was recovered since."""
         action = failed_action(record)
@@ -742,10 +753,11 @@ class Evaluation:
                 branch.rows.append(self.memory.action(failed.id, failed.position, record.name, action))
             failed.position += 1
 
-    def _leave_behind(self, branch: Branch, scope: int, call: Call) -> None:
-        """Keep what the layers of a scope would have gone back to: without a journal, a resumed run has to know."""
+    def _leave_behind(self, branch: Branch, scope: int, call: Call, before: Before) -> None:
+        """Keep what another attempt would have gone back to: without a journal, a resumed run has to know."""
         if self.memory is None and self.history is None:
-            branch.trace.logs[scope] = [log for _, _, log, _, _ in call._opened if log is not None]
+            logs = [log for _, _, log, _, _ in call._opened if log is not None]
+            branch.trace.scopes[scope] = ScopePast(logs, before.result)
 
     def _entered(self, branch: Branch, scope: int, call: Call) -> None:
         """Hear that the layers of a pipeline, or of a stage, are open."""
@@ -828,7 +840,7 @@ class Evaluation:
         except Exception as refused:  # a conflict, or a reducer that raises
             error = refused
         else:
-            if self.memory is None and branch.store._recent is not None:
+            if self.memory is None and branch.store._recent is not None and error is None:
                 branch.store.taken()
             before = dict(branch.switches)
             for fork in taking:

@@ -137,9 +137,6 @@ class Crew:
                     self._ended_by = member
                     self._stop()
                 return
-            if request is CAUGHT_UP:
-                answer = None
-                continue
             member.grouped = isinstance(request, Wait)
             if isinstance(request, Wait):
                 refused = self._take(member, request)

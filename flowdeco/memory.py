@@ -120,7 +120,7 @@ class Memory:
     def pipeline(self, branch: str, name: str, now: float, delta: Delta, closed: Closed, number: int) -> Row:
         """Return the row of a pipeline whose middleware is over; it was the branch's `number`-th of that kind."""
         payload = self.payload(
-            f"pipeline {name!r}", delta, inserted=closed.inserted, recovered=closed.recovered,
+            f"pipeline {name!r}", delta, inserted=closed.inserted, early=closed.early,
             opened=(number, closed.opened),
         )  # fmt: skip
         return Row(branch, closed.position, "pipeline", name, None, str(Status.COMPLETED), now, 0.0, "", payload)
@@ -207,9 +207,9 @@ def _told(rows: list[Row]) -> tuple[list[StagePast | GroupPast], dict[int, Close
             actions = []
         elif row.kind == "pipeline":
             number, opened = did["opened"]
-            closed[number] = Closed(row.number, opened, _delta(did), inserted, did.get("recovered", False))
+            closed[number] = Closed(row.number, opened, _delta(did), inserted, did.get("early", False))
         else:
-            entries.append(GroupPast(row.stage, row.number, did["branches"]))
+            entries.append(GroupPast(row.stage, row.number, did.get("branches", 0)))
     if actions:
         entries.append(StagePast(rows[-1].stage, actions))
     return entries, closed

@@ -22,6 +22,7 @@ __all__ = [
     "GroupPast",
     "GroupTrace",
     "Past",
+    "ScopePast",
     "StagePast",
     "Trace",
     "failed_action",
@@ -42,16 +43,17 @@ class Did(NamedTuple):
 
 
 class Closed(NamedTuple):
-    """The end of a pipeline with middleware: where it was, what the middleware wrote, inserted, and recovered from.
+    """The end of a pipeline with middleware: where it was, what the middleware wrote and inserted.
 
-    `opened` is how many such pipelines the branch had opened by then.
+    `opened` is how many such pipelines the branch had opened by then; `early` whether not all in it has been done, for
+    it recovered from a failure, or was left by a `Bail`.
     """
 
     position: int
     opened: int
     delta: Delta | None
     inserted: tuple[Any, ...] = ()
-    recovered: bool = False
+    early: bool = False
 
 
 class StagePast(NamedTuple):
@@ -80,7 +82,7 @@ class Past:
     `fork` gives that of a branch of a group, by the position of the group and the number of the branch in it.
     """
 
-    __slots__ = ("_next", "closed", "entries", "fork", "logs", "result", "store")
+    __slots__ = ("_next", "closed", "entries", "fork", "result", "scopes", "store")
 
     def __init__(
         self,
@@ -90,14 +92,14 @@ class Past:
         *,
         store: Store | None = None,
         result: Any = None,
-        logs: dict[int, list[Log]] | None = None,
+        scopes: dict[int, ScopePast] | None = None,
     ) -> None:
         self.entries = entries
         self.closed = closed
         self.fork = fork
         self.store = store  # in memory: of a branch whose group was not merged
         self.result = result
-        self.logs = logs or {}  # in memory: what the scopes had noted that were left by a failure
+        self.scopes = scopes or {}  # in memory: those that were left by a failure
         self._next = 0
 
     @property
@@ -114,6 +116,13 @@ class Past:
         return not self.entries and not self.closed
 
 
+class ScopePast(NamedTuple):
+    """What the layers around a pipeline or stage had noted when it was left by a failure, and the result before it."""
+
+    logs: list[Log]
+    result: Any
+
+
 STAGE: Final = -1  # beside the numbers of pipelines: the stage that was left by a failure
 
 
@@ -128,7 +137,7 @@ class GroupTrace(NamedTuple):
 class Trace:
     """What a branch leaves behind in memory beside its records, so that it can be resumed without a journal."""
 
-    __slots__ = ("closed", "groups", "logs", "result", "settled", "store", "undone")
+    __slots__ = ("closed", "groups", "result", "scopes", "settled", "store", "undone")
 
     def __init__(self) -> None:
         self.closed: dict[int, Closed] = {}
@@ -136,13 +145,13 @@ class Trace:
         self.result: Any = None
         self.store: Store | None = None  # of a branch whose group was not merged
         self.settled = 0  # as many records are over, failures that were recovered among them
-        self.logs: dict[int, list[Log]] = {}
+        self.scopes: dict[int, ScopePast] = {}
         self.undone: tuple[int, int, int] | None = None  # records, pipelines, position: what came after was rolled back
 
     def settle(self, records: int) -> None:
         """Note that so many records are over: what has failed among them is recovered."""
         self.settled = records
-        self.logs.clear()
+        self.scopes.clear()
         self.undone = None
 
     def go_back(self, records: int, opened: int, position: int) -> None:
@@ -174,7 +183,8 @@ class Trace:
             trace, theirs = forks[position, index]
             return trace.past(theirs)
 
-        return Past(entries, closed, fork, store=self.store, result=self.result, logs=self.logs)
+        scopes = {scope: past for scope, past in self.scopes.items() if self.undone is None or 0 <= scope < opened}
+        return Past(entries, closed, fork, store=self.store, result=self.result, scopes=scopes)
 
     def _stages(self, records: Sequence[StageRecord], start: int, end: int) -> list[StagePast]:
         """Return the past of stages; the last one may have failed, and may have to begin anew."""

@@ -25,7 +25,7 @@ from flowdeco.frames import Branch, Failed, Frame, OpenStream, Visit
 from flowdeco.groups import Crew
 from flowdeco.middleware import Call
 from flowdeco.options import UNSET, Middleware
-from flowdeco.past import Closed, Did, GroupPast, Past, StagePast, is_over
+from flowdeco.past import STAGE, Closed, Did, GroupPast, Past, StagePast, is_over
 from flowdeco.requests import CAUGHT_UP, Request
 from flowdeco.runs import Run, Scope, StageRecord, Status
 from flowdeco.store import Delta, Store
@@ -57,7 +57,6 @@ class Resumption(Evaluation):
         self.begun: dict[str, int] = {}  # how many streams each branch has begun
         self.end = Cancelled("this is as far as the run came")
         self.branch.past = past
-        self.branch.result = past.result
         self.branch.store.watch()
 
     def walk(self) -> Generator[Request, Any, None]:
@@ -97,6 +96,8 @@ class Resumption(Evaluation):
             yield CAUGHT_UP
             if branch.stopped:
                 return self.end
+        if self.memory is None:
+            branch.result = cast("Past", branch.past).result
         branch.past = None
         return None
 
@@ -105,7 +106,7 @@ class Resumption(Evaluation):
         while branch is not None:
             for frame in reversed(branch.frames):
                 if frame.closed is not None:
-                    return frame.closed.recovered
+                    return frame.closed.early
             branch = branch.parent
         return self.over
 
@@ -124,23 +125,35 @@ class Resumption(Evaluation):
         return _refilled(frame)
 
     def _open_unfinished(self, branch: Branch, frame: Frame, layers: tuple[Middleware, ...]) -> Walk:
+        self._recall_result(branch, frame.number)
         return super()._open_in_layers(branch, frame, layers)
 
     def _entered(self, branch: Branch, scope: int, call: Call) -> None:
         # Their logs go back to what the scope found at first, not to what it had done when it was interrupted.
-        if branch.past is not None and scope in branch.past.logs:
+        if branch.past is not None and scope in branch.past.scopes:
             logs = [log for _, _, log, _, _ in call._opened if log is not None]
-            branch.store.recall(logs, branch.past.logs[scope])
+            branch.store.recall(logs, branch.past.scopes[scope].logs)
+
+    def _take(self, branch: Branch, past: Past) -> None:
+        """Pass over what comes next in the past; in memory, only the result at its end is known."""
+        past.take()
+        if past.next is None and self.memory is None:
+            branch.result = past.result
+
+    def _recall_result(self, branch: Branch, scope: int) -> None:
+        """Have the result that a branch in memory had before a scope that is unfinished."""
+        if branch.past is not None and scope in branch.past.scopes:
+            branch.result = branch.past.scopes[scope].result
 
     def _close(self, branch: Branch, frame: Frame, error: Failure) -> Walk:
         error = yield from super()._close(branch, frame, error)
         closed = frame.closed
-        if closed is None or (error is not None and not (closed.recovered and self._is_past(error))):
+        if closed is None or (error is not None and not (closed.early and self._is_past(error))):
             return error
         if closed.position != branch.position:
             return self._changed(f"pipeline {frame.pipeline.name!r} has completed, and ends elsewhere")
         self._restore_pipeline(branch, frame, closed)
-        return None
+        return error if isinstance(error, Bail) else None
 
     def _restore_pipeline(self, branch: Branch, frame: Frame, closed: Closed) -> None:
         for failed in branch.failures:
@@ -154,8 +167,8 @@ class Resumption(Evaluation):
         self._tell_inserted(None, None, closed.inserted)
 
     def _is_past(self, error: BaseException) -> bool:
-        """Whether this is a failure that is met again."""
-        return error is self.end or not (isinstance(error, (Bail, Suspend)) or self.cancels(error))
+        """Whether this is a failure, or the end of the run, that is met again."""
+        return error is self.end or not (isinstance(error, Suspend) or self.cancels(error))
 
     # Streams.
 
@@ -209,7 +222,7 @@ class Resumption(Evaluation):
         if not isinstance(then, StagePast) or then.name != visit.stage.name:
             error = yield from self._go_on(branch, f"stage {visit.stage.name!r}")
             return error if error is not None else (yield from super()._visit(branch, visit, by))
-        past.take()
+        self._take(branch, past)
         visit.past = then
         if then.record is None and self._ended(branch) is None:
             return (yield from self._visit_unfinished(branch, visit, by))
@@ -219,6 +232,7 @@ class Resumption(Evaluation):
         return self._restore_stage(branch, visit, then, then.record, by)
 
     def _visit_unfinished(self, branch: Branch, visit: Visit, by: str | None) -> Walk:
+        self._recall_result(branch, STAGE)
         return super()._visit(branch, visit, by)
 
     def _restore_stage(
@@ -307,7 +321,7 @@ class Resumption(Evaluation):
         if past is None:
             return (yield from super()._begin_group(branch, group))
         if past.next == GroupPast(group.name, branch.position, len(group.units)):
-            past.take()
+            self._take(branch, past)
             branch.position += 1
             return None
         error = yield from self._go_on(branch, f"parallel group {group.name!r}")
@@ -319,22 +333,26 @@ class Resumption(Evaluation):
             past = branch.past.fork(position, index)
             if past.store is not None:
                 fork.store = past.store.revived(self.given)
-            if not past.is_empty() or self._ended(branch) is not None:
-                fork.past, fork.result = past, past.result
+            if not past.is_empty() or branch.past.next is not None or self._ended(branch) is not None:
+                fork.past = past
         return fork
 
     def _work(self, branch: Branch, group: Parallel, forks: list[Branch], crew: Crew) -> Walk:
-        known = [fork.past for fork in forks if fork.past is not None]
         members = [member for member, fork in zip(crew.members, forks, strict=True) if fork.past is not None]
-        begun = yield from crew.catch_up(members)
-        if begun and branch.parent is not None:
-            yield CAUGHT_UP
+        goes_on = (yield from crew.catch_up(members)) or len(members) < len(forks)
+        past = branch.past
+        if goes_on and past is not None:
+            if branch.parent is not None:
+                yield CAUGHT_UP
+            branch.past = None
         error = yield from super()._work(branch, group, forks, crew)
         if self.over:
             bailed = (member.error for member in crew.members if isinstance(member.error, Bail))
             return next(bailed, error)
-        if error is None and self.memory is None and known and all(past.store is None for past in known):
-            branch.store.restore(None)  # its merge was taken note of
+        if error is None and self.memory is None and past is not None:
+            at = branch.position - 1
+            if all(past.fork(at, index).store is None for index in range(len(forks))):
+                branch.store.restore(None)  # its merge was taken note of
         return error
 
     BEGIN: ClassVar[dict[type, Callable[..., Walk]]] = {

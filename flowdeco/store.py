@@ -438,6 +438,8 @@ class Store(MutableMapping[str, Any]):
         """Have open logs go back to what others, of an earlier attempt, had noted."""
         for log, before in zip(logs, noted, strict=False):
             log.update((name, _Kept.of(value)) for name, value in before.items())
+            if isinstance(log, _Mark) and isinstance(before, _Mark):
+                log.recent = {name: _Kept.of(value) for name, value in before.recent.items()}
 
     def revived(self, given: Mapping[str, Any]) -> Store:
         """Return a copy to go on with, in which what was written since the last step was over is undone.
