@@ -101,12 +101,15 @@ class Resumption(Evaluation):
         branch.past = None
         return None
 
-    def _ended(self, branch: Branch | None) -> bool | None:
+    def _ended(self, within: Branch) -> bool | None:
         """Whether what is around a branch was over then, and if so, whether it had ended early."""
+        branch: Branch | None = within
         while branch is not None:
             for frame in reversed(branch.frames):
                 if frame.closed is not None:
                     return frame.closed.early
+            if branch is not within and branch.past is not None and branch.past.next is not None:
+                return False  # something came after the group
             branch = branch.parent
         return self.over
 
@@ -227,8 +230,10 @@ class Resumption(Evaluation):
         if then.record is None and self._ended(branch) is None:
             return (yield from self._visit_unfinished(branch, visit, by))
         error = self._restore_actions(branch, visit)
-        if error is not None or then.record is None:
-            return error if error is not None else self.end
+        if error is not None:
+            return error
+        if then.record is None:
+            return (yield from self._go_on(branch, f"stage {visit.stage.name!r}"))
         return self._restore_stage(branch, visit, then, then.record, by)
 
     def _visit_unfinished(self, branch: Branch, visit: Visit, by: str | None) -> Walk:
@@ -333,7 +338,7 @@ class Resumption(Evaluation):
             past = branch.past.fork(position, index)
             if past.store is not None:
                 fork.store = past.store.revived(self.given)
-            if not past.is_empty() or branch.past.next is not None or self._ended(branch) is not None:
+            if not past.is_empty() or self._ended(fork) is not None:
                 fork.past = past
         return fork
 

@@ -31,6 +31,7 @@ from flowdeco.declare import StageTemplate
 from flowdeco.definitions import Action, Parallel, Pipeline, Stage, Stream
 from flowdeco.durable.codec import remade_exception, told_error, unserialisable
 from flowdeco.errors import JournalError, RunError
+from flowdeco.middleware import _Recover, _Retry, recover, retry
 from flowdeco.options import UNSET
 from flowdeco.paths import items
 from flowdeco.references import Called, Changed, Imported, Member, Method, Narrowed
@@ -261,6 +262,9 @@ class JsonCodec:
         return self._write(value)
 
     def _write_layer(self, layer: Any) -> Any:
+        if isinstance(layer, (_Retry, _Recover)):
+            name = "retry" if isinstance(layer, _Retry) else "recover"
+            return [name, [], {option: self._write_argument(value) for option, value in layer._asdict().items()}]
         if not isinstance(layer, functools.partial):
             return self._write_function(layer)
         partial = cast("functools.partial[Any]", layer)
@@ -448,6 +452,8 @@ class JsonCodec:
             return self._function(node)
         where, args, kwargs = _list(node, 3)
         given = {name: self._read_argument(arg) for name, arg in _dict(kwargs).items()}
+        if where in ("retry", "recover"):
+            return (retry if where == "retry" else recover)(**given)
         return functools.partial(self._function(_text(where)), *map(self._read_argument, _list(args)), **given)
 
     def _read_argument(self, node: Any) -> Any:
