@@ -85,7 +85,7 @@ def _resume_from_memory(
     options = options._replace(use=(*before._use, *options.use), skip=(*before._skip, *options.skip))
     start = _Start(flow, inputs, options)
     given = dict(Store(inputs))
-    run = Run(before.id, flow, before.store.revived(given))
+    run = Run(before.id, flow, before.store._revived(given))
     start.check(run.store)
     run.stages, run._trace = before.stages, trace
     fingerprint = _fingerprint()
@@ -361,7 +361,7 @@ def end(run: Run, check: bool) -> Run:
     error = run.error
     if error is None:
         return run
-    run.remember(error)
+    run._remember(error)
     with suppress(Exception):  # an exception that cannot be written to
         error.__traceback__ = _without_our_frames(error.__traceback__)
     if check or run.status is Status.CANCELLED:

@@ -52,7 +52,7 @@ def _performed(
         try:
             _drive(evaluation, (made or _Performer)(resources, options.executor))
         except KeyboardInterrupt as interrupt:
-            run.remember(interrupt)
+            run._remember(interrupt)
             raise
     return end(run, options.check)
 
