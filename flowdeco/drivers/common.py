@@ -122,6 +122,9 @@ def _resume_from_journal(
     journal, fingerprint = _journal(options.journal)
     _Start(flow, inputs, options)
     remembered = journal.open(run_id) if from_stage is None else journal.read(run_id)
+    over = {"completed": False, "bailed": True}.get(remembered.status) if from_stage is None else None
+    if over is not None and on_change != "rerun":
+        inputs = None  # it has come to its end without them
     try:
         given = [(rows, Store(journal.codec.decode(payload))) for rows, payload in remembered.inputs]
         more = _encoded(journal, dict(Store(inputs))) if inputs else None
@@ -146,7 +149,6 @@ def _resume_from_journal(
     def same(then: Any, now: Any) -> bool:
         return bool(then == fingerprint(now))
 
-    over = {"completed": False, "bailed": True}.get(remembered.status) if from_stage is None else None
     rehearsal = start.rehearsal(past_of(rows), same=same, on_change=on_change, until=from_stage, over=over)
     if remembered.pipeline != flow.name:
         rehearsal.changes.append(f"the run is one of pipeline {remembered.pipeline!r}, and this is {flow.name!r}")
