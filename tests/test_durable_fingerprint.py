@@ -283,7 +283,7 @@ def test_threads_that_ask_at_the_same_time_get_the_same():
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        for _ in range(20):
+        for _ in range(5):
             for kept in (module._known, module._codes, module._sources):
                 kept.clear()
             together = threading.Barrier(4)
