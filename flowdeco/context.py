@@ -131,13 +131,13 @@ class Context:
         known = (self.run_id, self._place, self.pipeline.name, _shadow(self.stage), self.action.name)
         return _detached, (*known, dict(self.store), [_shadow(unit) for unit in self._upcoming()])
 
-    def effects(self) -> Effects:
+    def _effects(self) -> Effects:
         """Return what a detached context was told to do."""
-        return Effects(self.store.delta(), self._inserted, self._switches, self._messages)
+        return Effects(self.store._delta(), self._inserted, self._switches, self._messages)
 
-    def catch_up(self, effects: Effects) -> None:
+    def _catch_up(self, effects: Effects) -> None:
         """Do what a detached copy of this context was told to do."""
-        self.store.apply(effects.delta)
+        self.store._apply(effects.delta)
         self._inserted.extend(effects.inserted)
         self._switches.extend(effects.switches)
         for message in effects.messages:
@@ -168,7 +168,6 @@ def _detached(
     values: dict[str, Any],
     upcoming: list[Stage],
 ) -> Context:
-    messages: list[Event] = []
     context = Context(
         run_id,
         Pipeline(name=pipeline),
@@ -176,8 +175,8 @@ def _detached(
         make_action(_nothing, name=action),
         Store(values),
         lambda: iter(upcoming),
-        messages.append,
+        None,
         place,
     )
-    context._messages = messages
+    context._notify = context._messages.append
     return context

@@ -15,7 +15,7 @@ from typing import Any, Final, Generic, Never, NoReturn, cast, overload
 
 from typing_extensions import ParamSpec, TypeVar
 
-from flowdeco.definitions import Action, Stage, Stream, Template, Unit, make_action
+from flowdeco.definitions import Action, Stage, Stream, Template, Unit, make_action, no_unit
 from flowdeco.errors import DefinitionError, EmptyStageError
 from flowdeco.options import UNSET, Middleware, Returns, first_paragraph
 from flowdeco.references import Called, Imported, Member, load, require_importable
@@ -101,7 +101,7 @@ def action(
         "timeout": (timeout, None),
         "description": (description, None),
     }
-    options = {option: value for option, (value, default) in given.items() if value is not default and value != default}
+    options = {option: value for option, (value, default) in given.items() if value != default}
     decorator = _ActionDecorator(options)
     return decorator if function is None else decorator(function)
 
@@ -141,14 +141,14 @@ class StageTemplate(Template, Generic[P]):
         return _declared(name, self.__wrapped__, self._options, Called(self, args, kwargs))
 
     def __rshift__(self, other: Never) -> NoReturn:
-        raise DefinitionError(_uncalled(self.__name__))
+        raise DefinitionError(no_unit(self))
 
     def __rrshift__(self, other: Never) -> NoReturn:
-        raise DefinitionError(_uncalled(self.__name__))
+        raise DefinitionError(no_unit(self))
 
     def __getattr__(self, name: str) -> NoReturn:
         if hasattr(Stage, name):
-            raise AttributeError(f"{_uncalled(self.__name__)}.{name}")
+            raise AttributeError(f"{no_unit(self)}.{name}")
         raise AttributeError(f"a StageTemplate has no attribute {name!r}")
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -167,10 +167,6 @@ class StageTemplate(Template, Generic[P]):
 
     def __deepcopy__(self, memo: object) -> StageTemplate[P]:
         return self
-
-
-def _uncalled(name: str) -> str:
-    return f"the stage template {name!r} must be called to give a stage: write {name}(...)"
 
 
 class _StageDecorator:

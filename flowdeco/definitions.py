@@ -30,7 +30,7 @@ from typing import (
 import wrapt
 from typing_extensions import ParamSpec, TypeVar
 
-from flowdeco.errors import DefinitionError, ReturnValueError, suggestion
+from flowdeco.errors import DefinitionError, ReturnValueError, shortened, suggestion
 from flowdeco.functions import bindable, call_bound, function_name, signature_of
 from flowdeco.options import (
     UNSET,
@@ -41,6 +41,7 @@ from flowdeco.options import (
     checked_returns,
     checked_selectors,
     checked_tags,
+    checked_text,
     checked_timeout,
     described,
     first_paragraph,
@@ -238,9 +239,8 @@ def _show() -> types.ModuleType:
 
 def no_unit(thing: object, place: str = "`>>`") -> str:
     """Return the message for what should have been a unit, with what to write instead."""
-    name = getattr(thing, "__name__", None)
     if isinstance(thing, Template):
-        return f"the stage template {name!r} must be called to give a stage: write {name}(...)"
+        return f"the stage template {thing.name!r} must be called to give a stage: write {thing.name}(...)"
     if isinstance(thing, Stream):
         return "a stream is returned by an action (or given to ctx.insert): it cannot be chained"
     kind = type(thing).__name__
@@ -276,17 +276,15 @@ def insertable(units: Iterable[Any], who: str, how: str = "returned") -> tuple[U
             raise ReturnValueError(f"{who} {how} no stage: {no_unit(unit)}")
         elif how == "returned":
             raise ReturnValueError(
-                f"{who} returned a mix of units and data: {_shortened(unit)} is no unit. "
+                f"{who} returned a mix of units and data: the {type(unit).__name__} {shortened(unit)} is no unit. "
                 f"Return the units, and write the data by ctx.store or collect="
             )
         else:
-            raise ReturnValueError(f"{who} {how} {_shortened(unit)}, which is no action, stage, pipeline or stream")
+            kind = type(unit).__name__
+            raise ReturnValueError(
+                f"{who} {how} the {kind} {shortened(unit)}, which is no action, stage, pipeline or stream"
+            )
     return tuple(flat)
-
-
-def _shortened(value: object) -> str:
-    text = f"the {type(value).__name__} {value!r}"
-    return text if len(text) < 80 else text[:79] + "…"
 
 
 def _chain(left: Unit, right: Any) -> Pipeline:
@@ -335,10 +333,10 @@ def _set(target: object, **attributes: Any) -> None:
         object.__setattr__(target, name, value)
 
 
-def _changed(what: object, known: Iterable[str], changes: Mapping[str, Any]) -> None:
-    for name in changes:
+def _check_known(what: str, known: Iterable[str], options: Iterable[str]) -> None:
+    for name in options:
         if name not in known:
-            raise DefinitionError(f"{what!r} has no option {name!r}. {suggestion(name, known)}")
+            raise DefinitionError(f"{what} has no option {name!r}. {suggestion(name, known)}")
 
 
 # Actions.
@@ -358,7 +356,7 @@ class ActionOptions(NamedTuple):
 
 _ACTION_CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
     "name": lambda name: checked_name(name, "an action"),
-    "description": lambda text: text,
+    "description": lambda text: checked_text(text, "description"),
     "tags": checked_tags,
     "returns": checked_returns,
     "collect": lambda key: None if key is None else checked_key(key, "collect"),
@@ -441,7 +439,7 @@ class Action(Unit, _Proxy, Generic[P, R]):
 
     def with_options(self, **changes: Any) -> Action[P, R]:
         """Return a copy with another name, description, tags, returns, collect, use or timeout."""
-        _changed(self, ActionOptions._fields, changes)
+        _check_known(repr(self), ActionOptions._fields, changes)
         checked = {option: _ACTION_CHECKS[option](value) for option, value in changes.items()}
         base, old = self._self_origin if isinstance(self._self_origin, Changed) else Changed(self, {})
         return Action(
@@ -645,8 +643,8 @@ class Stage(_Value, Unit):
             use_actions=checked_layers(use_actions, "use_actions"),
             _actions=tuple(as_action(action) for action in actions),
             _data=_checked_data(data, name),
-            _title=title,
-            _description=description,
+            _title=checked_text(title, "title"),
+            _description=checked_text(description, "description") or "",
             _origin=None,
             _flow=None,
             _steps=None,
@@ -673,7 +671,7 @@ class Stage(_Value, Unit):
 
     def with_options(self, **changes: Any) -> Stage:
         """Return a copy with another name, title, tags, data, use, use_actions or description."""
-        _changed(self, _STAGE_OPTIONS, changes)
+        _check_known(repr(self), _STAGE_OPTIONS, changes)
         made = Stage(**{**self._options(), **changes}, actions=self._actions)
         base, old = self._origin if isinstance(self._origin, Changed) else Changed(self, {})
         _set(made, _origin=Changed(base, {**old, **changes}))
@@ -767,7 +765,9 @@ def _named(owner: Unit, name: object, members: Sequence[U], what: str) -> U:
     if len(found) == 1:
         return found[0]
     if found:
-        raise KeyError(f"{len(found)} {what}s of {owner!r} are named {name!r}: use another way to tell them apart")
+        raise KeyError(
+            f"{len(found)} {what}s of {owner!r} are named {name!r}: give them different names by with_options(name=...)"
+        )
     raise KeyError(f"no {what} {name!r} in {owner!r}. {suggestion(name, [member.name for member in members])}")
 
 
@@ -833,7 +833,7 @@ def stream(source: Any, /, *args: Any, **kwargs: Any) -> Stream:
 # Pipelines.
 
 
-class _Group(_Value, Unit):
+class _Composite(_Value, Unit):
     """An immutable sequence of units with options: what pipelines and parallel groups share."""
 
     __slots__ = ("_flow", "_needs", "_options", "units")
@@ -860,9 +860,14 @@ class _Group(_Value, Unit):
         """Whether no option was given."""
         return self._options == self._DEFAULTS
 
+    @classmethod
+    def _given(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        _check_known(cls.__name__, cls._DEFAULTS, options)
+        return {**cls._DEFAULTS, **options}
+
     def with_options(self, **changes: Any) -> Self:
         """Return a copy with other options."""
-        _changed(self, self._DEFAULTS, changes)
+        _check_known(repr(self), self._DEFAULTS, changes)
         return type(self)(self.units, **{**self._options, **changes})
 
     def _with_units(self, units: Iterable[Unit]) -> Self:
@@ -884,14 +889,14 @@ class _Group(_Value, Unit):
         return hash((type(self), self.units, self.name))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _group_of, (type(self), self.units, self._options)
+        return _composite_of, (type(self), self.units, self._options)
 
 
-def _group_of(cls: type[_Group], units: tuple[Unit, ...], options: dict[str, Any]) -> Any:
+def _composite_of(cls: type[_Composite], units: tuple[Unit, ...], options: dict[str, Any]) -> Any:
     return cls(units, **options)
 
 
-class Pipeline(_Group):
+class Pipeline(_Composite):
     """An immutable sequence of units, made by `>>` or `pipeline`.
 
     `flow[0]` and `flow["clean"]` give a unit (KeyError lists the names), slices a pipeline: `flow["clean":]`,
@@ -910,7 +915,7 @@ class Pipeline(_Group):
     }
 
     def __init__(self, units: Iterable[Unit] = (), **options: Any) -> None:
-        given = {**self._DEFAULTS, **options}
+        given = self._given(options)
         _set(
             self,
             units=checked_units(units, "pipeline"),
@@ -918,9 +923,9 @@ class Pipeline(_Group):
             _needs=None,
             _options={
                 "name": checked_name(given["name"], "a pipeline"),
-                "title": given["title"],
+                "title": checked_text(given["title"], "title"),
                 "tags": checked_tags(given["tags"]),
-                "description": given["description"],
+                "description": checked_text(given["description"], "description") or "",
                 "use": checked_layers(given["use"]),
                 "use_stages": checked_layers(given["use_stages"], "use_stages"),
                 "use_actions": checked_layers(given["use_actions"], "use_actions"),
@@ -1022,7 +1027,7 @@ def as_pipeline(unit: Unit) -> Pipeline:
 # Parallel groups.
 
 
-class Parallel(_Group):
+class Parallel(_Composite):
     """Units that each start from the store as it is, and whose writes are merged in their order when all are done.
 
     Made by `parallel`. `merge` maps a key to a function that folds the values that several branches wrote, two at a
@@ -1033,7 +1038,7 @@ class Parallel(_Group):
     _DEFAULTS = {"name": "parallel", "limit": None, "merge": {}, "tags": frozenset()}
 
     def __init__(self, units: Iterable[Unit] = (), **options: Any) -> None:
-        given = {**self._DEFAULTS, **options}
+        given = self._given(options)
         limit: Any = given["limit"]
         merge: Any = given["merge"] or {}
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
@@ -1097,7 +1102,7 @@ def parallel(
 def stage_selectors(unit: Unit) -> list[str]:
     """Return every selector that names this unit as a whole; a pipeline or group counts if it was given a name."""
     names = [f"tag:{tag}" for tag in unit.tags]
-    if not (isinstance(unit, _Group) and unit.name == unit._DEFAULTS["name"]):
+    if not (isinstance(unit, _Composite) and unit.name == unit._DEFAULTS["name"]):
         names.append(unit.name)
     if isinstance(unit, Stage) and unit.template is not None:
         names.append(unit.template.name)
@@ -1123,7 +1128,7 @@ def _narrowed(unit: Unit, wanted: frozenset[str], keep: bool) -> Unit | None:
     stage = _as_stage(unit)
     if not wanted.isdisjoint(stage_selectors(stage)):
         return unit if keep else None
-    if isinstance(stage, _Group):
+    if isinstance(stage, _Composite):
         parts = [_narrowed(part, wanted, keep) for part in stage.units]
         left = [part for part in parts if part is not None]
         return stage._with_units(left) if left or not (keep or stage.units) else None

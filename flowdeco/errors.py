@@ -163,6 +163,12 @@ class Cancelled(_Signal):
     """A branch is given up because another one ended their parallel group."""
 
 
+def shortened(value: object, limit: int = 60) -> str:
+    """Return the repr of a value, cut where a message would drown in it."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
 def suggestion(wrong: str, known: Iterable[str], what: str = "There are") -> str:
     """Return a sentence that names what `wrong` was probably meant to be, and what else there is."""
     from difflib import get_close_matches

@@ -115,7 +115,7 @@ class Evaluation:
         run.started, run.status = began + self.epoch, Status.RUNNING
         branch = self.branch
         if self.memory is not None:
-            branch.store.watch()
+            branch.store._watch()
         error: Failure = None
         try:
             if self.notify is not None:
@@ -313,7 +313,8 @@ class Evaluation:
         stage, frame = visit.stage, visit.frame
         started = self.clock()
         if self.notify is not None:
-            self.notify(StageStarted(self.run.id, stage.name, by, _place(frame.scope)))
+            place = None if frame.scope is None else _place(frame.scope)
+            self.notify(_new(StageStarted, (self.run.id, stage.name, by, place)))
         call: Call | None = None
         if frame.use_stages or stage.use:
             layers = (*frame.use_stages, *((merging(stage),) if stage._data else ()), *stage.use)
@@ -350,8 +351,9 @@ class Evaluation:
             self._forget(branch)
         if self.notify is not None:
             self._tell_inserted(stage.name, None, inserted if error is None else ())
-            what = stage.name, record.status, record.error, elapsed, attempts, record.recovered
-            self.notify(StageFinished(self.run.id, *what))
+            status, failure, recovered = record.status, record.error, record.recovered
+            told = self.run.id, stage.name, status, failure, elapsed, attempts, recovered, False
+            self.notify(_new(StageFinished, told))
         if error is not None:
             if not isinstance(error, Bail):
                 branch.failures.append(Failed(branch, record, branch.position))
@@ -425,7 +427,7 @@ class Evaluation:
             seen = None if memory is None else memory.seen(store, step.keys)
             try:
                 if notify is not None:
-                    notify(ActionStarted(self.run.id, stage.name, step.name, by))
+                    notify(_new(ActionStarted, (self.run.id, stage.name, step.name, by)))
                 while True:  # attempts
                     value = UNSET
                     if call is not None:
@@ -478,14 +480,15 @@ class Evaluation:
                     else:
                         store._data[key] = value
                 if store._recent:
-                    store.taken()
+                    store._taken()
                 branch.position += 1
                 elapsed = clock() - started
                 attempts = 1 if call is None else call.attempt
                 outcome = _COMPLETED, started + self.epoch, elapsed, by, None, attempts, False, (), ()
                 visit.records.append(_new(ActionRecord, (step.name, step.action, *outcome)))
                 if notify is not None:
-                    notify(ActionFinished(self.run.id, stage.name, step.name, _COMPLETED, None, elapsed, attempts))
+                    told = self.run.id, stage.name, step.name, _COMPLETED, None, elapsed, attempts, False
+                    notify(_new(ActionFinished, told))
                 continue
             error = self._conclude(branch, visit, step, by, started, value, context, call, seen)
             if branch.rows:
@@ -500,12 +503,12 @@ class Evaluation:
         record = ActionRecord(step.name, step.action, Status.SKIPPED, self.clock() + self.epoch, 0.0, by)
         if self.memory is not None:
             try:
-                payload = self.memory.payload(f"stage {visit.stage.name!r}", branch.store.recent())
+                payload = self.memory.payload(f"stage {visit.stage.name!r}", branch.store._untaken())
             except Exception as error:
                 return error
             branch.rows.append(self.memory.action(branch.id, branch.position, visit.stage.name, record, payload))
         if branch.store._recent is not None:
-            branch.store.taken()
+            branch.store._taken()
         visit.records.append(record)
         branch.position += 1
         if self.notify is not None:
@@ -525,7 +528,9 @@ class Evaluation:
         )  # fmt: skip
         if seen is not None and self.memory is not None:
             memory = self.memory
-            context.store.on_read = lambda name: seen.update(memory.seen(branch.store, () if name in seen else (name,)))
+            context.store._on_read = lambda name: seen.update(
+                memory.seen(branch.store, () if name in seen else (name,))
+            )
         return context
 
     def _called(
@@ -637,10 +642,10 @@ class Evaluation:
         switches = tuple(context._switches) if context is not None else ()
         store, memory = branch.store, self.memory
         payload = b""
-        log = store.begin() if context is not None or data is not UNSET or memory is not None else None
+        log = store._begin() if context is not None or data is not UNSET or memory is not None else None
         try:
             if context is not None:
-                store.apply(context.store.delta())
+                store._apply(context.store._delta())
             if data is not UNSET:
                 step.deliver(data, store)
             if inserted:
@@ -648,7 +653,7 @@ class Evaluation:
                 if memory is not None:
                     memory.check_repeatable(inserted, step.name)
             if memory is not None:
-                delta = store.recent()
+                delta = store._untaken()
                 memory.changed(store, seen or {}, delta)
                 payload = memory.payload(
                     f"action {step.name!r} of stage {visit.stage.name!r}",
@@ -661,14 +666,14 @@ class Evaluation:
                     result=() if data is UNSET or data is None else step.where(data),
                 )
             if store._recent is not None:
-                store.taken()
+                store._taken()
         except BaseException:
             if log is not None:
-                store.end(log)
-                store.rollback(log, forget=True)
+                store._end(log)
+                store._rollback(log, forget=True)
             raise
         if log is not None:
-            store.end(log)
+            store._end(log)
         if inserted:
             self._insert(visit, step, inserted)
         if data is not UNSET:
@@ -702,12 +707,12 @@ class Evaluation:
             self._remember_failed_action(branch, branch, record)
         if self.memory is not None:
             try:
-                row = self.memory.stage(branch.id, branch.position, record, branch.store.recent())
+                row = self.memory.stage(branch.id, branch.position, record, branch.store._untaken())
             except Exception as error:
                 return error
             branch.rows.append(row)
         if branch.store._recent is not None:
-            branch.store.taken()
+            branch.store._taken()
         branch.position += 1
         return None
 
@@ -717,7 +722,7 @@ class Evaluation:
         inserted = () if bailed else call._inserted
         closed = Closed(branch.position, branch.opened, None, inserted, early=bailed or call._recovered)
         if self.memory is not None:
-            now, delta = self.clock() + self.epoch, branch.store.recent()
+            now, delta = self.clock() + self.epoch, branch.store._untaken()
             try:
                 row = self.memory.pipeline(branch.id, frame.pipeline.name, now, delta, closed, frame.number)
             except Exception as error:
@@ -728,7 +733,7 @@ class Evaluation:
         elif self.history is None:
             branch.trace.closed[frame.number] = closed
         if branch.store._recent is not None:
-            branch.store.taken()
+            branch.store._taken()
         branch.position += 1
         return None
 
@@ -762,7 +767,7 @@ class Evaluation:
     def _watch(self, branch: Branch) -> None:
         """Have the store tell what middleware writes whose scope may be entered again, if the run is resumed."""
         if self.history is None and branch.store._recent is None:
-            branch.store.watch()
+            branch.store._watch()
 
     def _save(self, branch: Branch) -> Walk:
         """Have the journal written what a branch has done."""
@@ -833,12 +838,12 @@ class Evaluation:
         if isinstance(error, Bail):
             taking = [fork for fork, member in zip(forks, crew.members, strict=True) if member.error is error]
         try:
-            branch.store.apply(merged(group, [fork.store.delta() for fork in taking]))
+            branch.store._apply(merged(group, [fork.store._delta() for fork in taking]))
         except Exception as refused:  # a conflict, or a reducer that raises
             error = refused
         else:
             if self.memory is None and branch.store._recent is not None and error is None:
-                branch.store.taken()
+                branch.store._taken()
             before = dict(branch.switches)
             for fork in taking:
                 branch.switches.update({key: on for key, on in fork.switches.items() if before.get(key) is not on})
@@ -864,7 +869,7 @@ class Evaluation:
 
     def _fork(self, branch: Branch, base: Frame, position: int, index: int) -> Branch:
         """Return a branch of the group at this position, with a store of its own."""
-        return Branch(branch.store.fork(), base, branch, branch_id(branch.id, position, index))
+        return Branch(branch.store._fork(), base, branch, branch_id(branch.id, position, index))
 
     def _work(self, branch: Branch, group: Parallel, forks: list[Branch], crew: Crew) -> Walk:
         """Run the branches of a group to their end; return the failure or signal that they ended with."""

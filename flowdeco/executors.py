@@ -20,7 +20,9 @@ from importlib import import_module
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from flowdeco.context import Context, Effects
+from flowdeco.definitions import Unit
 from flowdeco.errors import Bail, Cancelled, RunError, ShippingError, Suspend, WorkerDiedError
+from flowdeco.paths import all_parts, culprit, shown_key
 from flowdeco.requests import Chore, Raised
 from flowdeco.returned import exhaust
 from flowdeco.wiring import Step
@@ -97,7 +99,7 @@ def perform_shipped(payload: bytes, nonce: bytes) -> bytes:
         raised = signal
     except BaseException as error:
         raised = _travelling(error, dumps)
-    effects = context.effects() if context is not None else None
+    effects = context._effects() if context is not None else None
     try:
         return bytes(dumps(_Home(value, raised, effects)))
     except Exception as error:
@@ -112,7 +114,7 @@ def _unpicklable_part(value: Any, effects: Effects | None) -> str:
     if effects is not None:
         written = {**effects.delta.puts, **effects.delta.appends}
         parts += [(written, "ctx.store"), (effects.inserted, "ctx.insert"), (effects.messages, "ctx.emit")]
-    return next(filter(None, (unpicklable(part, path) for part, path in parts)), "result")
+    return next(filter(None, (_unpicklable(part, path) for part, path in parts)), "result")
 
 
 def _travelling(error: BaseException, dumps: Callable[[Any], bytes]) -> BaseException:
@@ -156,7 +158,7 @@ def receive(step: Step | Chore, future: Future[Any], shipped: Arguments | None) 
         raise ShippingError(f"the result of action {step.name!r} cannot be loaded here: {error}") from error
     context = _context_among(*shipped)
     if context is not None and home.effects is not None:
-        context.catch_up(home.effects)
+        context._catch_up(home.effects)
     return home.value if home.raised is None else Raised(home.raised)
 
 
@@ -203,7 +205,7 @@ def _cannot_travel(step: Step, rest: tuple[list[Any], dict[str, Any]], error: Ex
     args, kwargs = rest
     positional = (wanted.name for wanted in step.inputs if not wanted.by_keyword)
     for name, value in (*zip(positional, args, strict=False), *kwargs.items()):
-        path = unpicklable(value, name)
+        path = _unpicklable(value, name)
         if path:
             return ShippingError(
                 f"the arguments of action {step.name!r} cannot travel to another process: {path}: {error}"
@@ -211,22 +213,15 @@ def _cannot_travel(step: Step, rest: tuple[list[Any], dict[str, Any]], error: Ex
     return ShippingError(f"action {step.name!r} cannot travel to another process: {error}")
 
 
-def unpicklable(value: Any, path: str, depth: int = 0) -> str:
+def _unpicklable(value: Any, path: str) -> str:
     """Return the path of the innermost part of a value that cannot be pickled, "" where all of it can."""
-    try:
-        pickle.dumps(value)
-    except Exception:
-        parts = _parts(value) if depth < 8 else []
-        inner = (unpicklable(part, path + name, depth + 1) for name, part in parts)
-        return next(filter(None, inner), path)
-    return ""
+    found = culprit(value, path, pickle.dumps, _parts)
+    return found[0] if found is not None else ""
 
 
-def _parts(value: Any) -> list[tuple[str, Any]]:
+def _parts(value: Any) -> Iterable[tuple[str, Any]]:
     if isinstance(value, Context):
-        return [(f".store[{key!r}]", part) for key, part in value.store.items()]
-    if isinstance(value, Mapping):
-        return [(f"[{key!r}]", part) for key, part in cast("Mapping[Any, Any]", value).items()]
-    if isinstance(value, (list, tuple)):
-        return [(f"[{index}]", part) for index, part in enumerate(cast("Iterable[Any]", value))]
-    return [(f".{name}", part) for name, part in getattr(value, "__dict__", {}).items()]
+        return [(f".store[{shown_key(key)}]", part) for key, part in value.store.items()]
+    if isinstance(value, Unit):  # it says itself what of it cannot be referenced
+        return ()
+    return all_parts(value)

@@ -22,7 +22,6 @@ the inside. Both are generators of requests, since a layer may wait or be asynch
 
 from __future__ import annotations
 
-import functools
 import random
 import types
 from collections.abc import AsyncGenerator, Generator, Mapping
@@ -30,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, ca
 
 from flowdeco.definitions import Action, Pipeline, Stage, Stream, Unit, insertable
 from flowdeco.errors import Bail, DefinitionError, MiddlewareError, Suspend
-from flowdeco.options import UNSET, Middleware
+from flowdeco.options import UNSET, Middleware, placed
 from flowdeco.requests import Await, Raised, Request, Sleep
 from flowdeco.store import Log, Store
 
@@ -147,7 +146,7 @@ def enter(call: Call) -> Passage:
         if item is not None:
             return _enter(call, layer, generator, _YIELDED, item)
         # As `_open`, without a further call.
-        log = call.store.begin() if call.action is None or len(opened) + 1 < len(layers) else None
+        log = call.store._begin() if call.action is None or len(opened) + 1 < len(layers) else None
         opened.append((layer, generator, log, len(call._inserted), call._values))
     call._ran = True
     return _GO
@@ -176,7 +175,7 @@ def leave(call: Call, error: BaseException | None) -> Passage:
         if type(generator) is not _GENERATOR:
             return _leave(call, None)
         if log is not None:
-            call.store.end(log)
+            call.store._end(log)
         outcome = call._outcome
         try:
             # Most layers simply end, which costs less where no `StopIteration` has to be raised.
@@ -202,12 +201,12 @@ def _leave(
         own: Log | None = None
         if end is None:
             if log is not None:
-                store.end(log)
-            own = store.begin()
+                store._end(log)
+            own = store._begin()
             end, item = _resumed(generator, call.outcome, error)
         end, item = yield from _settled(layer, generator, end, item, error)
         if own is not None:
-            store.end(own)
+            store._end(own)
         if end is _RETURNED:
             call._recovered |= error is not None
             error = None
@@ -216,7 +215,7 @@ def _leave(
             error = item
         elif error is not None:
             if log is not None:
-                store.rollback(log, keep=own or (), forget=True)
+                store._rollback(log, keep=own or (), forget=True)
             call._inserted = call._inserted[:inserted_before] + call._inserted[inserted:]
             call._failure, call._recovered, call._outcome = None, False, UNSET
             call.attempt += 1
@@ -225,7 +224,7 @@ def _leave(
         else:
             error = _misused(layer, "yielded again after a success: its inside runs again only after a failure")
             call._failure, call._outcome = error, UNSET
-            yield from _told(layer, generator, error)
+            yield from _reproached(generator, error)
         end = None
     return False, error
 
@@ -234,7 +233,7 @@ def _open(call: Call, layer: Middleware, generator: Layer, values: Mapping[str, 
     opened = call._opened
     # Around an action, nothing but a further layer can write to the store before the action is over.
     unwritten = call.action is not None and len(opened) + 1 == len(call._layers)
-    opened.append((layer, generator, None if unwritten else call.store.begin(), len(call._inserted), call._values))
+    opened.append((layer, generator, None if unwritten else call.store._begin(), len(call._inserted), call._values))
     if values:
         call._values = {**call._values, **values}
 
@@ -277,7 +276,7 @@ def _settled(
             return end, cast("Any", item)
         else:
             misuse = _misused(layer, f"yielded {item!r}: it may yield nothing, a mapping of values, or Sleep(seconds)")
-            yield from _told(layer, generator, misuse)
+            yield from _reproached(generator, misuse)
             return _RAISED, misuse
 
 
@@ -290,7 +289,7 @@ def _awaited(answer: Any, error: BaseException | None) -> _End:
     return _RAISED, _same(raised, error, error and error.__traceback__)
 
 
-def _told(layer: Middleware, generator: Layer, misuse: MiddlewareError) -> Generator[Request, Any, None]:
+def _reproached(generator: Layer, misuse: MiddlewareError) -> Generator[Request, Any, None]:
     """Raise its misuse at the layer's own `yield`, so that it can clean up, and the traceback points there."""
     end, item = _resumed(generator, None, misuse)
     if end is _WAITS:
@@ -307,10 +306,7 @@ def _same(raised: BaseException, error: BaseException | None, traceback: Any) ->
 
 
 def _misused(layer: Middleware, what: str) -> MiddlewareError:
-    function = layer.func if isinstance(layer, functools.partial) else layer
-    code = getattr(function, "__code__", None) or getattr(getattr(type(function), "__call__", None), "__code__", None)
-    where = f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""
-    return MiddlewareError(f"the middleware {getattr(function, '__qualname__', function)!s}{where} {what}")
+    return MiddlewareError(f"the middleware {placed(layer)} {what}")
 
 
 def merging(stage: Stage) -> Middleware:
@@ -408,18 +404,18 @@ def atomic(call: Call) -> Generator[None, Any, None]:
 
     Lists and other values changed in place are not undone. A `Bail` is no failure, and a `Suspend` goes on later.
     """
-    log = call.store.begin()
+    log = call.store._begin()
     try:
         yield
     except (Bail, Suspend):
-        call.store.end(log)
+        call.store._end(log)
         raise
     except BaseException:
-        call.store.end(log)
-        call.store.rollback(log)
+        call.store._end(log)
+        call.store._rollback(log)
         call._undone = True
         raise
-    call.store.end(log)
+    call.store._end(log)
 
 
 # They give no values to what is inside, and write nothing: what is certain without them is certain with them (`wiring`).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypeAlias, cast
@@ -32,6 +33,12 @@ def checked_name(name: object, what: str) -> str:
     return name
 
 
+def checked_text(text: object, option: str) -> str | None:
+    if text is not None and not isinstance(text, str):
+        raise DefinitionError(f"{option} is a text, not {text!r}")
+    return text
+
+
 def checked_tags(tags: object, option: str = "tags") -> frozenset[str]:
     if isinstance(tags, str):
         raise DefinitionError(f"{option} is a collection of strings, not a string: write {option}=[{tags!r}]")
@@ -54,7 +61,7 @@ def checked_layers(layers: object, option: str = "use") -> tuple[Middleware, ...
         if not (_is_generator_function(layer) and _takes_one(layer)):
             made = ". If it returns one, call it" if callable(layer) else ""
             raise DefinitionError(
-                f"{described(layer)} is no middleware{_location(layer)}: "
+                f"{placed(layer)} is no middleware: "
                 f"a middleware is a generator function of one argument, with a `yield` where the inside is to run{made}"
             )
     return found
@@ -79,9 +86,13 @@ def described(thing: object) -> str:
     return str(getattr(thing, "__qualname__", None) or repr(thing))
 
 
-def _location(thing: object) -> str:
-    code = getattr(inspect.unwrap(cast("Any", thing)), "__code__", None) if callable(thing) else None
-    return f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""
+def placed(function: Any) -> str:
+    """Return what a function is called and where it is written, also of a partial and of an object whose call it is."""
+    if isinstance(function, functools.partial):
+        function = cast("functools.partial[Any]", function).func
+    call = getattr(cast("object", type(function)), "__call__", None)
+    code = getattr(inspect.unwrap(function), "__code__", None) or getattr(call, "__code__", None)
+    return described(function) + (f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else "")
 
 
 def first_paragraph(docstring: str | None) -> str:

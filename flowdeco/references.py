@@ -118,5 +118,5 @@ def require_importable(origin: Imported | Called, what: str, accept: Callable[[A
         else:
             if accept(found):
                 return
-            reason = f"{where} is another object now"
+            reason = f"{where} is another object now: give it a name of its own there"
     raise UnreferencedError(f"cannot pickle {what}: {reason}")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from flowdeco.wiring import Step
 
-__all__ = ["CAUGHT_UP", "Await", "Begun", "Call", "Chore", "Raised", "Request", "Save", "Sleep", "Wait"]
+__all__ = ["CAUGHT_UP", "Await", "Begun", "Chore", "FunctionCall", "Raised", "Request", "Save", "Sleep", "Wait"]
 
 
 class Raised:
@@ -96,6 +96,6 @@ class Wait:
 CAUGHT_UP: Final = Wait([], [])
 
 
-Call: TypeAlias = "tuple[Step | Chore, Sequence[Any], Mapping[str, Any] | None]"
-Request: TypeAlias = "Call | Sleep | Await | Save | Wait"
+FunctionCall: TypeAlias = "tuple[Step | Chore, Sequence[Any], Mapping[str, Any] | None]"
+Request: TypeAlias = "FunctionCall | Sleep | Await | Save | Wait"
 Begun: TypeAlias = "tuple[int, Request, Context]"

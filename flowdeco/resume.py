@@ -57,7 +57,7 @@ class Resumption(Evaluation):
         self.begun: dict[str, int] = {}  # how many streams each branch has begun
         self.end = Cancelled("this is as far as the run came")
         self.branch.past = past
-        self.branch.store.watch()
+        self.branch.store._watch()
 
     def walk(self) -> Generator[Request, Any, None]:
         """Evaluate the run's pipeline; everything that came of it is in the run."""
@@ -135,7 +135,7 @@ class Resumption(Evaluation):
         # Their logs go back to what the scope found at first, not to what it had done when it was interrupted.
         if branch.past is not None and scope in branch.past.scopes:
             logs = [log for _, _, log, _, _ in call._opened if log is not None]
-            branch.store.recall(logs, branch.past.scopes[scope].logs)
+            branch.store._recall(logs, branch.past.scopes[scope].logs)
 
     def _take(self, branch: Branch, past: Past) -> None:
         """Pass over what comes next in the past; in memory, only the result at its end is known."""
@@ -313,7 +313,7 @@ class Resumption(Evaluation):
         return None
 
     def _restore(self, branch: Branch, delta: Delta | None) -> None:
-        branch.store.restore(delta)
+        branch.store._restore(delta)
 
     def _check_code(self, did: Did, action: Action[..., Any], stage: str) -> Failure:
         """Return what speaks against restoring this action."""
@@ -337,7 +337,7 @@ class Resumption(Evaluation):
         if branch.past is not None:
             past = branch.past.fork(position, index)
             if past.store is not None:
-                fork.store = past.store.revived(self.given)
+                fork.store = past.store._revived(self.given)
             if not past.is_empty() or self._ended(fork) is not None:
                 fork.past = past
         return fork
@@ -357,7 +357,7 @@ class Resumption(Evaluation):
         if error is None and self.memory is None and past is not None:
             at = branch.position - 1
             if all(past.fork(at, index).store is None for index in range(len(forks))):
-                branch.store.restore(None)  # its merge was taken note of
+                branch.store._restore(None)  # its merge was taken note of
         return error
 
     BEGIN: ClassVar[dict[type, Callable[..., Walk]]] = {

@@ -16,7 +16,7 @@ from collections.abc import Generator
 from typing import Any, Final, cast
 
 from flowdeco.definitions import Action, Parallel, Pipeline, Stage, Stream, Template, Unit, insertable
-from flowdeco.errors import ReturnValueError
+from flowdeco.errors import ReturnValueError, shortened
 from flowdeco.options import UNSET
 from flowdeco.requests import Raised
 from flowdeco.wiring import Step
@@ -60,7 +60,7 @@ def sort_out(step: Step, value: Any) -> tuple[Inserted, Any]:
         return insertable((value,), _who(step)), UNSET
     if step.names_units:
         raise ReturnValueError(
-            f"{_who(step)} is annotated to return units, and returned the {kind.__name__} {value!r:.60}: "
+            f"{_who(step)} is annotated to return units, and returned the {kind.__name__} {shortened(value)}: "
             f"return a stage, or a list of them"
         )
     return (), value

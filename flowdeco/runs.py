@@ -151,13 +151,13 @@ class Run:
             raise LookupError(f"no run raised this {type(error).__name__}: {error}")
         return run
 
-    def remember(self, error: BaseException) -> None:
+    def _remember(self, error: BaseException) -> None:
         """Tie the run to an exception that leaves it, for `Run.of`; also to those in a group, which `except*` splits."""
         with suppress(Exception):  # an exception that cannot be written to
             setattr(error, _ATTRIBUTE, self)
         if isinstance(error, BaseExceptionGroup):
             for member in cast("BaseExceptionGroup[BaseException]", error).exceptions:
-                self.remember(member)
+                self._remember(member)
 
     @overload
     def __getitem__(self, key: Key[T]) -> T: ...

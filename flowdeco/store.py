@@ -1,8 +1,11 @@
 """The shared state of a run: typed keys, the store, and the record of what changed in it.
 
-Whoever must be able to drop or to hand on what was written opens a *log* (`begin`). The store then notes, for each key
-that changes, what was there before the first change. One log serves three purposes: a retry rolls back to it, a
-parallel branch and a detached action derive their `Delta` from it, and a view isolates an action by it (L4).
+Whoever must be able to drop or to hand on what was written opens a *log* (`_begin`). The store then notes, for each key
+that changes, what was there before the first change. Logs nest. One log serves three purposes: a retry rolls back to
+it, a parallel branch and a detached action derive their `Delta` from it, and a view isolates an action by it (L4).
+
+Beside them runs one more log of the same kind, `_recent`, as long as somebody `_watch`es: what has changed since the
+journal, or the trace in memory, has `_taken` note of it. It is not nested, since no step is noted twice.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from typing import (
     overload,
 )
 
-from flowdeco.errors import StoreKeyError, StoreTypeError, suggestion
+from flowdeco.errors import StoreKeyError, StoreTypeError, shortened, suggestion
 
 if TYPE_CHECKING:
     from typing_extensions import TypeForm
@@ -77,7 +80,7 @@ class Key(Generic[T]):
         if self._classes is not None and not isinstance(value, self._classes):
             raise StoreTypeError(
                 f"the key {self.name!r} is declared as {_type_name(self.type)}, "
-                f"but its value is a {type(value).__name__}: {_shortened(value)}"
+                f"but its value is a {type(value).__name__}: {shortened(value)}"
             )
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -124,26 +127,20 @@ def _runtime_classes(declared: Any) -> _Classes:
         members = [_runtime_classes(member) for member in get_args(declared)]
         return None if None in members else tuple(c for classes in members if classes for c in classes)
     cls = origin or declared
-    if (
-        cls is Any
-        or not isinstance(cls, type)
-        or (getattr(cls, "_is_protocol", False) and not _is_runtime_protocol(cls))
-    ):
+    if cls is Any or not isinstance(cls, type):
         return None
-    return {float: (float, int), complex: (complex, float, int)}.get(cls, (cls,))
+    if getattr(cls, "_is_protocol", False) and not getattr(cls, "_is_runtime_protocol", False):
+        return None
+    return accepted_classes(cls)
 
 
-def _is_runtime_protocol(cls: type) -> bool:
-    return bool(getattr(cls, "_is_runtime_protocol", False))
+def accepted_classes(declared: type) -> tuple[type, ...]:
+    """Return the classes whose values pass for one that is declared: an `int` is a `float`, too (PEP 484)."""
+    return {float: (float, int), complex: (complex, float, int)}.get(declared, (declared,))
 
 
 def _type_name(declared: Any) -> str:
     return declared.__name__ if isinstance(declared, type) and not get_args(declared) else str(declared)
-
-
-def _shortened(value: object, limit: int = 60) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 class _Grown(NamedTuple):
@@ -313,13 +310,13 @@ class Store(MutableMapping[str, Any]):
 
     # What evaluation needs.
 
-    def begin(self) -> Log:
+    def _begin(self) -> Log:
         """Open a log of what changes from here on."""
         log: Log = {} if self._recent is None else _Mark(self._recent)
         self._logs.append(log)
         return log
 
-    def end(self, log: Log) -> None:
+    def _end(self, log: Log) -> None:
         """Close a log; what it noted becomes part of the one around it."""
         logs = self._logs
         index = len(logs) - 1
@@ -333,7 +330,7 @@ class Store(MutableMapping[str, Any]):
             for name, before in log.items():
                 outer.setdefault(name, before)
 
-    def rollback(self, log: Log, keep: Collection[str] = (), *, forget: bool = False) -> None:
+    def _rollback(self, log: Log, keep: Collection[str] = (), *, forget: bool = False) -> None:
         """Undo what the (closed) log noted, but for the keys to keep.
 
         With `forget`, the steps since the log was opened will be forgotten by the journal, too.
@@ -360,7 +357,7 @@ class Store(MutableMapping[str, Any]):
             else:
                 self._data[name] = before
 
-    def changes(self, log: Log) -> Delta:
+    def _changes(self, log: Log) -> Delta:
         """Return what has been written since the log was opened."""
         puts: dict[str, Any] = {}
         deletes: list[str] = []
@@ -379,7 +376,7 @@ class Store(MutableMapping[str, Any]):
                 puts[name] = now
         return Delta(puts, deletes, appends)
 
-    def apply(self, delta: Delta) -> None:
+    def _apply(self, delta: Delta) -> None:
         """Write what another store has noted."""
         for name, value in delta.puts.items():
             self[name] = value
@@ -391,36 +388,32 @@ class Store(MutableMapping[str, Any]):
 
     # What has changed since the journal last took note.
 
-    def watch(self) -> None:
-        """Note what changes from now on, until it is `taken`."""
+    def _watch(self) -> None:
+        """Note what changes from now on, until it is `_taken`."""
         self._recent = {}
 
-    def unwatch(self) -> None:
-        """Note it no more."""
-        self._recent = None
-
-    def recent(self) -> Delta:
+    def _untaken(self) -> Delta:
         """Return what has changed since it was last taken."""
-        return self.changes(self._recent or {})
+        return self._changes(self._recent or {})
 
-    def taken(self) -> None:
+    def _taken(self) -> None:
         """Begin to note anew: the journal has the rest."""
         self._recent = {}
 
-    def restore(self, delta: Delta | None) -> None:
+    def _restore(self, delta: Delta | None) -> None:
         """Undo what has changed since it was last taken, and write what a step wrote that had been taken.
 
         The logs that are open go back to what was there when they were opened, not to what a step found.
         """
         recent, self._recent = self._recent or {}, None
         if delta is None:
-            self.rollback(recent)
+            self._rollback(recent)
         else:
             logs, self._logs = self._logs, []
             for name in {*recent, *delta.puts, *delta.deletes, *delta.appends} if logs else ():
                 self._renote(logs, name, delta, recent.get(name))
-            self.rollback(recent)
-            self.apply(delta)
+            self._rollback(recent)
+            self._apply(delta)
             self._logs = logs
         self._recent = {}
 
@@ -441,14 +434,14 @@ class Store(MutableMapping[str, Any]):
                 now = _Kept((), True)
             logs[-1][name] = now
 
-    def recall(self, logs: Iterable[Log], noted: Iterable[Log]) -> None:
+    def _recall(self, logs: Iterable[Log], noted: Iterable[Log]) -> None:
         """Have open logs go back to what others, of an earlier attempt, had noted."""
         for log, before in zip(logs, noted, strict=False):
             log.update((name, _Kept.of(value)) for name, value in before.items())
             if isinstance(log, _Mark) and isinstance(before, _Mark):
                 log.recent = {name: _Kept.of(value) for name, value in before.recent.items()}
 
-    def revived(self, given: Mapping[str, Any]) -> Store:
+    def _revived(self, given: Mapping[str, Any]) -> Store:
         """Return a copy to go on with, in which what was written since the last step was over is undone.
 
         What has been given since is there as if it had been there from the start.
@@ -459,26 +452,26 @@ class Store(MutableMapping[str, Any]):
         for name, owned in self._owned.items():
             if made._data.get(name) is owned:
                 made._data[name] = made._owned[name] = list(owned)
-        made.rollback({name: _Kept.of(before) for name, before in recent.items()})
+        made._rollback({name: _Kept.of(before) for name, before in recent.items()})
         for log in self._logs[:1]:
             kept = {name: before for name, before in log.items() if recent.get(name, log) is not before}
             made._logs.append({name: _Kept.of(before) for name, before in kept.items()})
         made._data.update(given)
-        made.watch()
+        made._watch()
         return made
 
-    def fork(self) -> Store:
+    def _fork(self) -> Store:
         """Return a store of its own with the same values, which logs from its start."""
         fork = Store()
         fork._data = dict(self._data)
-        fork.begin()
+        fork._begin()
         if self._recent is not None:
-            fork.watch()
+            fork._watch()
         return fork
 
-    def delta(self) -> Delta:
+    def _delta(self) -> Delta:
         """Return what was written since the store was forked, or the view was made."""
-        return self.changes(self._logs[0])
+        return self._changes(self._logs[0])
 
 
 class _Layer(MutableMapping[str, Any]):
@@ -523,14 +516,14 @@ class View(Store):
     same however many there are.
     """
 
-    __slots__ = ("_added", "on_read")
+    __slots__ = ("_added", "_on_read")
 
     def __init__(self, base: Store) -> None:
         super().__init__()
-        self.on_read: Callable[[str], object] | None = None  # told what is read, before it can be changed in place
+        self._on_read: Callable[[str], object] | None = None  # told what is read, before it can be changed in place
         self._data = _Layer(base._data)
         self._added: dict[str, list[Any]] = {}
-        self.begin()
+        self._begin()
 
     def _extend(self, name: str, items: Iterable[Any]) -> None:
         if name in self._added:
@@ -552,8 +545,8 @@ class View(Store):
     def __getitem__(self, key: AnyKey) -> Any:
         name = key_name(key)
         self._settle((name,))
-        if self.on_read is not None:
-            self.on_read(name)
+        if self._on_read is not None:
+            self._on_read(name)
         return super().__getitem__(key)
 
     def __contains__(self, key: object) -> bool:
@@ -575,8 +568,8 @@ class View(Store):
         self._settle((key_name(key),))
         super().__delitem__(key)
 
-    def delta(self) -> Delta:
+    def _delta(self) -> Delta:
         """Return what the action wrote."""
-        delta = super().delta()
+        delta = super()._delta()
         delta.appends.update(self._added)
         return delta

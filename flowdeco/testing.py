@@ -28,9 +28,9 @@ from typing import Any, Final, cast
 
 from flowdeco.definitions import RunOptions, Unit, as_pipeline
 from flowdeco.drivers import sync
-from flowdeco.drivers.async_ import LoopThread
 from flowdeco.drivers.common import Evaluated, begin
 from flowdeco.drivers.common import resume as continued
+from flowdeco.drivers.loop_thread import LoopThread
 from flowdeco.drivers.threads import timed_out
 from flowdeco.drivers.work import Work
 from flowdeco.errors import DefinitionError
@@ -161,9 +161,9 @@ class _LoopHere(LoopThread):
 
 
 def _variables() -> Any:
-    from flowdeco.drivers.async_ import _Variables
+    from flowdeco.drivers.loop_thread import Variables
 
-    return _Variables()
+    return Variables()
 
 
 class _WorkHere(Work):

@@ -8,14 +8,12 @@ certain.
 
 from __future__ import annotations
 
-import builtins
-import functools
 import inspect
-import sys
 import types
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Annotated, Any, Final, NamedTuple, Union, cast, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, cast, get_args, get_origin
 
+from flowdeco.annotations import EMPTY, annotated_parameters, is_context, meaning, return_annotation
 from flowdeco.definitions import (
     Action,
     Parallel,
@@ -28,13 +26,11 @@ from flowdeco.definitions import (
     stage_selectors,
 )
 from flowdeco.errors import MissingInputError, ReturnValueError, WiringError, suggestion
-from flowdeco.functions import signature_of, underlying
+from flowdeco.functions import underlying
 from flowdeco.options import UNSET, Middleware
-from flowdeco.store import MISSING, AnyKey, Key, Store, key_name
+from flowdeco.store import MISSING, AnyKey, Key, Store, accepted_classes, key_name
 
 __all__ = ["Problem", "Step", "validate"]
-
-EMPTY: Final = inspect.Parameter.empty
 
 
 class Input(NamedTuple):
@@ -50,7 +46,7 @@ class Input(NamedTuple):
 
 
 class Step:
-    """An action read once, ready to be performed: `function(*args)`, the result stored under `key`."""
+    """An action read once: what it is called with, what becomes of its result, what it may do beside."""
 
     __slots__ = (
         "action",
@@ -64,7 +60,6 @@ class Step:
         "keys",
         "name",
         "names_units",
-        "quick",
         "result_key",
         "simple",
         "supplies",
@@ -93,7 +88,6 @@ class Step:
             returns = self.name if options.collect is None else None
         self.result_key: Any = returns
         self.writes: Any = returns if isinstance(returns, str) and self.collects is None else None
-        self.quick = self.simple and not self.use and self.timeout is None
         self._read_return_annotation(returns)
         if self.names_units:  # data would be a mistake, and `sort_out` says so
             self.writes = None
@@ -102,7 +96,7 @@ class Step:
         function = underlying(self.function)
         self.is_async = inspect.iscoroutinefunction(function)
         self.generates = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
-        data, units = _meaning(_return_annotation(function), self.generates)
+        data, units = meaning(return_annotation(function), self.generates)
         self.names_units = units and not data
         self.inserts = units
         keys: list[str] = []
@@ -224,22 +218,13 @@ def steps_of(stage: Stage) -> list[tuple[Step, str | None]]:
     return cast("list[tuple[Step, str | None]]", steps)
 
 
-# Reading signatures and annotations.
-
-
 def _inputs(function: Any, name: str) -> tuple[Input, ...]:
     target = underlying(function)
     if type(target) is types.FunctionType and not hasattr(target, "__wrapped__"):
         code = target.__code__
         if not (code.co_argcount or code.co_kwonlyargcount):
             return ()
-    home = _home(target)
-    annotations = _annotations(home)
-    return tuple(
-        _input(parameter, _evaluated(annotations.get(parameter.name, parameter.annotation), home))
-        for parameter in signature_of(function, name).parameters.values()
-        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    )
+    return tuple(_input(parameter, annotation) for parameter, annotation in annotated_parameters(function, name))
 
 
 def _input(parameter: inspect.Parameter, annotation: Any) -> Input:
@@ -248,156 +233,17 @@ def _input(parameter: inspect.Parameter, annotation: Any) -> Input:
     if get_origin(annotation) is Annotated:
         declared, *metadata = get_args(annotation)
         for item in metadata:
-            if isinstance(item, (str, Key)):
-                typed, key = (
-                    (cast("Key[Any]", item), cast("Key[Any]", item).name) if isinstance(item, Key) else (None, item)
-                )
+            if isinstance(item, Key):
+                typed = cast("Key[Any]", item)
+                key = typed.name
+                break
+            if isinstance(item, str):
+                key = item
                 break
         annotation = declared
-    context = _is_context(annotation) or (annotation is EMPTY and parameter.name == "ctx")
+    context = is_context(annotation) or (annotation is EMPTY and parameter.name == "ctx")
     by_keyword = parameter.kind is parameter.KEYWORD_ONLY
     return Input(parameter.name, key, typed, parameter.default, context, by_keyword, annotation)
-
-
-def _is_context(annotation: Any) -> bool:
-    # Recognised by name, so that nothing below has to import the context, nor the user at run time.
-    if isinstance(annotation, _Unknown):
-        return annotation.name.rpartition(".")[2] == "Context"
-    return isinstance(annotation, type) and (annotation.__module__, annotation.__name__) == (
-        "flowdeco.context",
-        "Context",
-    )
-
-
-class _Unknown:
-    """A name in a string annotation that exists only for the type checker."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __getattr__(self, name: str) -> _Unknown:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _Unknown(f"{self.name}.{name}")
-
-    def __getitem__(self, item: Any) -> _Unknown:
-        return self
-
-    def __or__(self, other: Any) -> _Unknown:
-        return self
-
-    __ror__ = __or__
-
-    def __call__(self, *args: Any) -> Any:  # typing accepts what can be called as a type
-        raise TypeError(f"{self.name} is not known at run time")
-
-
-class _Names(dict[str, Any]):
-    """The names that a function's annotations can mean: its closure, its module, the builtins."""
-
-    def __init__(self, function: Any) -> None:
-        super().__init__()
-        self._globals = getattr(function, "__globals__", {})
-        closure = getattr(function, "__closure__", None) or ()
-        for name, cell in zip(function.__code__.co_freevars if closure else (), closure, strict=True):
-            try:
-                self[name] = cell.cell_contents
-            except ValueError:  # not assigned yet
-                continue
-
-    def __missing__(self, name: str) -> Any:
-        if name in self._globals:
-            return self._globals[name]
-        return getattr(builtins, name, None) or _Unknown(name)
-
-
-def _home(function: Any) -> Any:
-    """Return the function that was written down: the one that has the annotations, and the names they mean."""
-    while True:
-        function = inspect.unwrap(underlying(function))
-        if isinstance(function, functools.partial):
-            function = cast("functools.partial[Any]", function).func
-        elif isinstance(function, types.MethodType):
-            function = function.__func__
-        elif isinstance(function, (types.FunctionType, types.BuiltinFunctionType, type)):
-            return function
-        else:
-            call: object = getattr(cast("object", type(function)), "__call__", None)
-            return call if isinstance(call, types.FunctionType) else function
-
-
-def _annotations(function: Any) -> Mapping[str, Any]:
-    if sys.version_info >= (3, 14):  # pragma: no cover - annotations are evaluated when they are asked for
-        import annotationlib
-
-        try:
-            return cast("Mapping[str, Any]", annotationlib.get_annotations(function))
-        except NameError:
-            return cast(
-                "Mapping[str, Any]", annotationlib.get_annotations(function, format=annotationlib.Format.STRING)
-            )
-        except TypeError:
-            return {}
-    return cast("Mapping[str, Any]", getattr(function, "__annotations__", None) or {})
-
-
-def _evaluated(annotation: Any, function: Any) -> Any:
-    if not isinstance(annotation, str):
-        return annotation
-    try:
-        return eval(annotation, {}, _Names(function))
-    except Exception:
-        return _Unknown(annotation)
-
-
-def _return_annotation(function: Any) -> Any:
-    home = _home(function)
-    return _evaluated(_annotations(home).get("return", EMPTY), home)
-
-
-_UNIT_NAMES: Final = frozenset({"Action", "Stage", "Pipeline", "Parallel", "Stream", "Unit"})
-
-
-def _meaning(annotation: Any, generates: bool) -> tuple[bool, bool]:
-    """Return whether what is annotated may be data, and whether it may be units."""
-    if annotation is EMPTY or annotation is Any or annotation is object:
-        return True, True
-    if annotation is None or annotation is types.NoneType:
-        return False, False
-    if isinstance(annotation, _Unknown):
-        unit = annotation.name.rpartition(".")[2] in _UNIT_NAMES
-        return not unit, True
-    origin = get_origin(annotation)
-    arguments = get_args(annotation)
-    if origin is Annotated:
-        return _meaning(arguments[0], generates)
-    if origin is Union or origin is types.UnionType:
-        meanings = [_meaning(member, generates) for member in arguments]
-        return any(data for data, _ in meanings), any(units for _, units in meanings)
-    cls = cast("type[Any]", origin or annotation)
-    if not isinstance(cls, type):
-        return True, True  # a type variable, a new type: anything
-    if issubclass(cls, Unit) or cls is Stream:
-        return False, True
-    if _iterates(cls):
-        return _meaning_of_elements(cls, arguments, generates)
-    return True, False
-
-
-def _iterates(cls: type[Any]) -> bool:
-    return issubclass(cls, (list, tuple)) or cls.__name__ in (
-        "Sequence", "Iterable", "Iterator", "Generator", "Collection", "MutableSequence",
-        "AsyncIterable", "AsyncIterator", "AsyncGenerator",
-    )  # fmt: skip
-
-
-def _meaning_of_elements(cls: type, arguments: tuple[Any, ...], generates: bool) -> tuple[bool, bool]:
-    if not arguments:
-        return True, True
-    data, units = _meaning(arguments[0], generates)
-    if cls.__name__ == "Generator" and len(arguments) == 3 and arguments[2] not in (None, types.NoneType):
-        data = True
-    return data, units
 
 
 # Checking what fits together.
@@ -570,7 +416,7 @@ def _problems(gap: _Gap, known: _Known) -> Iterator[Problem]:
 
 
 def _declared_class(step: Step) -> Any:
-    annotation = _return_annotation(underlying(step.function))
+    annotation = return_annotation(step.function)
     return annotation if _is_plain_class(annotation) and not step.generates else None
 
 
@@ -587,8 +433,7 @@ def _is_plain_class(annotation: Any) -> bool:
 def _disagree(produced: Any, wanted: Any) -> bool:
     if produced is None or not _is_plain_class(wanted) or wanted is EMPTY:
         return False
-    accepted = {float: (float, int), complex: (complex, float, int)}.get(wanted, (wanted,))
     try:
-        return not issubclass(produced, accepted) and not issubclass(wanted, produced)
+        return not issubclass(produced, accepted_classes(wanted)) and not issubclass(wanted, produced)
     except TypeError:
         return False

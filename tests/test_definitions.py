@@ -367,6 +367,7 @@ def test_what_is_no_function_cannot_be_an_action(wrong):
         ({"timeout": -1}, "timeout"),
         ({"timeout": "1"}, "timeout"),
         ({"timeout": True}, "timeout"),
+        ({"description": 3}, "description is a text, not 3"),
     ],
 )
 def test_wrong_options_of_an_action_are_refused(options, message):
@@ -457,6 +458,9 @@ def test_an_unknown_option_is_an_error():
     for unit in (double, counting, FLOW, parallel()):
         with pytest.raises(DefinitionError, match="tag'.*'tags'"):
             unit.with_options(tag=["t"])
+    for kind in (Pipeline, Parallel):
+        with pytest.raises(DefinitionError, match=rf"{kind.__name__} has no option 'tag'.*'tags'"):
+            kind([A], tag=["t"])
 
 
 # -- stages
@@ -479,7 +483,7 @@ def test_an_unknown_or_ambiguous_name_is_a_key_error():
     made = Stage("s", [step([], "load"), step([], "save"), step([], "twice"), step([], "twice")])
     with pytest.raises(KeyError, match="load"):
         made["laod"]
-    with pytest.raises(KeyError, match="twice"):
+    with pytest.raises(KeyError, match=r"2 actions .* named 'twice': .* with_options\(name=\.\.\.\)"):
         made["twice"]
     with pytest.raises(TypeError):
         made[0]
@@ -613,10 +617,14 @@ def test_data_of_typed_keys_is_checked():
         (lambda: Stage("s", 3), "actions"),
         (lambda: Stage("s", tags="slow"), r"tags=\['slow'\]"),
         (lambda: Stage("s", data=[1]), "data"),
+        (lambda: Stage("s", title=3), "title"),
+        (lambda: Stage("s", description=3), "description"),
         (lambda: Stage("s", use=layer), "use"),
         (lambda: Stage("s", use_actions=layer), "use_actions"),
         (lambda: pipeline(name=""), "name"),
         (lambda: pipeline(tags="slow"), "tags"),
+        (lambda: pipeline(title=3), "title"),
+        (lambda: pipeline(description=3), "description"),
         (lambda: pipeline(use=layer), "use"),
         (lambda: pipeline(use_stages=layer), "use_stages"),
         (lambda: pipeline(use_actions=layer), "use_actions"),

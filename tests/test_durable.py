@@ -586,6 +586,13 @@ def test_a_completed_run_is_returned(way):
     assert (resumed is done) == (way.journal is None)
 
 
+def test_a_completed_run_takes_no_more_inputs(way):
+    """It has come to its end without them; nor does the journal note them."""
+    done = way.run(du.line)
+    for _ in range(2):
+        assert outcome(way.resume(du.line, done, {"more": 1})) == outcome(done)
+
+
 # -- waits
 
 

@@ -7,7 +7,10 @@ import operator
 import subprocess
 import sys
 import textwrap
+import threading
 import timeit
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 
 import pytest
 
@@ -271,3 +274,25 @@ def test_it_is_remembered_and_what_is_remembered_is_bounded():
     for number in range(module._KEPT + 10):
         module._code_told(compile(str(number), "nowhere", "eval"))
     assert len(module._codes) <= module._KEPT
+
+
+def test_threads_that_ask_at_the_same_time_get_the_same():
+    """Runs in several threads write to one journal; what one thread has half read must not mislead another."""
+    module = import_module("flowdeco.durable.fingerprint")  # the function has the same name
+    expected = fingerprint(test_threads_that_ask_at_the_same_time_get_the_same)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(20):
+            for kept in (module._known, module._codes, module._sources):
+                kept.clear()
+            together = threading.Barrier(4)
+
+            def ask(together=together):
+                together.wait()
+                return fingerprint(test_threads_that_ask_at_the_same_time_get_the_same)
+
+            with ThreadPoolExecutor(4) as pool:
+                assert {expected} == {future.result() for future in [pool.submit(ask) for _ in range(4)]}
+    finally:
+        sys.setswitchinterval(interval)

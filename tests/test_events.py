@@ -57,6 +57,7 @@ def test_events_say_what_they_are_of(run):
     flow = pipeline(one([], "a", lambda: [one([], "D"), step([], "x")]), failing([], "f", error), name="p")
     found = seen(run, flow, run_id="run-1", check=False)
     assert {event.run_id for event in found} == {"run-1"}
+    assert all(len(event) == len(event._fields) for event in found)
     assert found[0] == RunStarted("run-1", "p", 2)
     assert UnitsInserted("run-1", "a", "a", ("D", "x"), 1) in found
     assert StageStarted("run-1", "D", "a/a") in found

@@ -356,9 +356,9 @@ class Counting(futures.Executor):
     [
         (threading.Lock(), "text:"),
         ([1, shipped.Vault()], "text[1].lock:"),
-        ({"a": {"b": (0, threading.Lock())}}, "text['a']['b'][1]:"),
+        ({"a": {"b": (0, threading.Lock())}}, 'text["a"]["b"][1]:'),
         (lambda: None, "text:"),
-        ({"stages": [Stage("local", [action(name="local")(lambda: None)])]}, "text['stages'][0]"),
+        ({"stages": [Stage("local", [action(name="local")(lambda: None)])]}, 'text["stages"][0]'),
     ],
     ids=["itself", "attribute", "deep", "lambda", "local stage"],
 )
@@ -376,7 +376,7 @@ def test_what_the_context_takes_along_is_named_as_well(run, elsewhere):
     """An action that asks for `ctx` takes all that it could read."""
     finished = run(together(shipped.sees), {"vault": {"x": shipped.Vault()}}, executor=elsewhere, check=False)
     assert isinstance(finished.error, ShippingError)
-    assert "ctx.store['vault']['x'].lock" in str(finished.error)
+    assert 'ctx.store["vault"]["x"].lock' in str(finished.error)
 
 
 def test_an_action_that_cannot_be_referenced_says_why(run, elsewhere):
@@ -396,9 +396,9 @@ def test_an_action_that_cannot_be_referenced_says_why(run, elsewhere):
 @pytest.mark.parametrize(
     ("unit", "path"),
     [
-        (shipped.returns_lock, "result['parts'][1]"),
-        (shipped.writes_lock, "ctx.store['vault'].lock"),
-        (shipped.appends_lock, "ctx.store['vaults'][0].lock"),
+        (shipped.returns_lock, 'result["parts"][1]'),
+        (shipped.writes_lock, 'ctx.store["vault"].lock'),
+        (shipped.appends_lock, 'ctx.store["vaults"][0].lock'),
         (shipped.inserts_local, "result"),
         (shipped.emits_lock, "ctx.emit[0]"),
     ],

@@ -6,6 +6,7 @@ import logging
 import os
 import pty
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -844,3 +845,12 @@ def test_progress_is_not_logged(run, caplog, capsys):
     with caplog.at_level(logging.DEBUG, "flowdeco"):
         run(one([], "a"), progress=True)
     assert caplog.records == []
+
+
+def test_the_picture_in_the_docs_can_be_drawn_again(tmp_path):
+    """By its script; it asks for nothing from elsewhere."""
+    script = runpy.run_path(str(ROOT / "docs" / "draw_progress.py"))
+    drawn = script["draw"](tmp_path / "progress.svg")
+    assert "fetch[mirror-2]" in drawn
+    assert "3/8" in drawn
+    assert "url(" not in drawn.replace("url(#", "")

@@ -338,10 +338,10 @@ def test_an_error_is_shown_with_traceback_and_notes(opened):
     alarm = sheet.page.locator("#alarm")
     assert "RuntimeError: login failed with local" in alarm.inner_text()
     assert "in action 'broken' of stage 'broken', pipeline 'failing'" in alarm.inner_text()
-    assert 'raise RuntimeError(f"login failed with {local}")' in alarm.locator(".trace").inner_text()
+    assert 'raise RuntimeError(f"login failed with {local}")' in alarm.locator(".trace").first.inner_text()
     alarm.get_by_role("button", name="Show the stage broken").click()
     assert sheet.focused() == "broken"
-    assert "shown.py" in sheet.page.locator(".detail .trace").inner_text()
+    assert "shown.py" in sheet.page.locator(".detail .trace").first.inner_text()
 
 
 def test_the_inserter_can_be_reached(opened):
@@ -361,6 +361,7 @@ def settled(sheet, text):
     starts = "text => document.getElementById('count').textContent.startsWith(text)"
     says = "text => document.getElementById('count').textContent.includes(` ${text}`)"
     sheet.page.wait_for_function(says if text.startswith("in ") else starts, arg=text)
+    sheet.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")  # drawn
 
 
 def test_stages_are_filtered_by_name_and_tag(opened):

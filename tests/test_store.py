@@ -253,7 +253,7 @@ def test_append_costs_the_same_however_long_the_list_is():
     before = store["xs"]
     view = View(store)
     view.append("xs", 3)
-    store.apply(view.delta())
+    store._apply(view._delta())
     assert store["xs"] is before
 
 
@@ -265,7 +265,7 @@ def test_a_log_notes_what_was_there_before():
     store = Store({"old": 1, "gone": 2, "xs": [1]})
     store.append("ys", 1)
     before = copy.deepcopy(dict(store))
-    log = store.begin()
+    log = store._begin()
     store["old"] = "changed"
     store["old"] = "changed again"
     store["new"] = 1
@@ -274,8 +274,8 @@ def test_a_log_notes_what_was_there_before():
     store.append("ys", 2)
     store.append("ys", 3)
     store.append("zs", 1)
-    store.end(log)
-    store.rollback(log)
+    store._end(log)
+    store._rollback(log)
     assert dict(store) == before
     store.append("ys", 9)
     store.append("zs", 9)
@@ -285,54 +285,54 @@ def test_a_log_notes_what_was_there_before():
 def test_a_rollback_may_keep_some_keys():
     """What middleware itself wrote."""
     store = Store({"a": 1})
-    log = store.begin()
+    log = store._begin()
     store.update(a=2, b=2)
-    store.end(log)
-    store.rollback(log, keep={"b"})
+    store._end(log)
+    store._rollback(log, keep={"b"})
     assert dict(store) == {"a": 1, "b": 2}
 
 
 def test_logs_nest():
     """What an inner one noted becomes part of the outer one."""
     store = Store({"a": 0})
-    outer = store.begin()
+    outer = store._begin()
     store["a"] = 1
-    inner = store.begin()
+    inner = store._begin()
     store.update(a=2, b=2)
     store.append("xs", 1)
-    store.end(inner)
+    store._end(inner)
     store.append("xs", 2)
-    store.end(outer)
-    assert store.changes(outer) == Delta({"a": 2, "b": 2}, [], {"xs": [1, 2]})
-    store.rollback(outer)
+    store._end(outer)
+    assert store._changes(outer) == Delta({"a": 2, "b": 2}, [], {"xs": [1, 2]})
+    store._rollback(outer)
     assert dict(store) == {"a": 0}
 
 
 def test_an_inner_rollback_leaves_what_the_outer_log_covers():
     """A failed attempt inside of one that goes on."""
     store = Store()
-    outer = store.begin()
+    outer = store._begin()
     store.append("xs", 1)
-    inner = store.begin()
+    inner = store._begin()
     store.append("xs", 2)
     store["k"] = 1
-    store.end(inner)
-    store.rollback(inner)
+    store._end(inner)
+    store._rollback(inner)
     assert dict(store) == {"xs": [1]}
-    store.end(outer)
-    assert store.changes(outer).appends == {"xs": [1]}
+    store._end(outer)
+    assert store._changes(outer).appends == {"xs": [1]}
 
 
 def test_a_log_that_is_closed_out_of_order_is_the_one_that_is_meant():
     """A layer may close its own while another is open for it."""
     store = Store()
-    first = store.begin()
+    first = store._begin()
     store["a"] = 1
-    second = store.begin()
+    second = store._begin()
     store["b"] = 1
-    store.end(first)
+    store._end(first)
     store["c"] = 1
-    store.end(second)
+    store._end(second)
     assert sorted(first) == ["a"]
     assert sorted(second) == ["b", "c"]
 
@@ -340,19 +340,19 @@ def test_a_log_that_is_closed_out_of_order_is_the_one_that_is_meant():
 def test_a_log_that_was_closed_already_is_left_alone():
     """An interrupt may have come in between."""
     store = Store()
-    outer, inner = store.begin(), store.begin()
+    outer, inner = store._begin(), store._begin()
     store["k"] = 1
-    store.end(inner)
-    store.end(inner)
-    store.end(outer)
+    store._end(inner)
+    store._end(inner)
+    store._end(outer)
     assert outer == inner
-    assert store.changes(outer).puts == {"k": 1}
+    assert store._changes(outer).puts == {"k": 1}
 
 
 def test_changes_say_what_was_put_deleted_and_appended():
     """The last word on each key counts."""
     store = Store({"put": 0, "deleted": 0, "xs": [0], "replaced": [0], "back": 0})
-    log = store.begin()
+    log = store._begin()
     store["put"] = 1
     del store["deleted"]
     store.append("xs", 1)
@@ -362,29 +362,29 @@ def test_changes_say_what_was_put_deleted_and_appended():
     store["back"] = 0
     store["made and gone"] = 1
     del store["made and gone"]
-    store.end(log)
-    assert store.changes(log) == Delta({"put": 1, "replaced": [9], "back": 0}, ["deleted"], {"xs": [1]})
+    store._end(log)
+    assert store._changes(log) == Delta({"put": 1, "replaced": [9], "back": 0}, ["deleted"], {"xs": [1]})
 
 
 def test_a_fork_is_a_store_of_its_own():
     """It starts with the same values; what it wrote can be applied elsewhere."""
     store = Store({"a": 1, "xs": [1]})
     store.append("xs", 2)
-    fork = store.fork()
+    fork = store._fork()
     fork["a"] = 2
     fork.append("xs", 3)
     del fork["a"]
     store.append("xs", "later")
     assert dict(fork) == {"xs": [1, 2, 3]}
     assert dict(store) == {"a": 1, "xs": [1, 2, "later"]}
-    store.apply(fork.delta())
+    store._apply(fork._delta())
     assert dict(store) == {"xs": [1, 2, "later", 3]}
 
 
 def test_applying_the_deletion_of_a_missing_key_is_nothing():
     """It is gone already."""
     store = Store()
-    store.apply(Delta({}, ["gone"], {}))
+    store._apply(Delta({}, ["gone"], {}))
     assert dict(store) == {}
 
 
@@ -406,7 +406,7 @@ def test_a_view_reads_through_and_keeps_its_writes():
         view["b"]
     with pytest.raises(StoreKeyError):
         del view["b"]
-    store.apply(view.delta())
+    store._apply(view._delta())
     assert dict(store) == {"a": 9, "xs": [1, 2], "c": 3}
 
 
@@ -421,7 +421,7 @@ def test_a_view_sees_what_it_appended_however_it_looks():
         view.append("xs", 4)
         assert look(view) == [1, 2, 3, 4]
         assert store["xs"] == [1]
-        assert view.delta().appends == {"xs": [2, 3, 4]}
+        assert view._delta().appends == {"xs": [2, 3, 4]}
 
 
 def test_writing_over_what_a_view_appended_is_a_write():
@@ -433,11 +433,11 @@ def test_writing_over_what_a_view_appended_is_a_write():
     del view["ys"]
     view.append("new", 1)
     del view["new"]
-    delta = view.delta()
+    delta = view._delta()
     assert (delta.puts, delta.appends) == ({"xs": "other"}, {})
     assert "ys" in delta.deletes
     store = Store({"xs": [1], "ys": [1]})
-    store.apply(delta)
+    store._apply(delta)
     assert dict(store) == {"xs": "other"}
 
 
@@ -448,7 +448,7 @@ def test_appending_in_a_view_to_what_it_wrote_there_copies_it():
     view["xs"] = mine
     view.append("xs", 2)
     assert (mine, view["xs"]) == ([1], [1, 2])
-    assert view.delta().puts == {"xs": [1, 2]}
+    assert view._delta().puts == {"xs": [1, 2]}
 
 
 def test_appending_in_a_view_to_what_is_no_list_is_an_error():
@@ -479,7 +479,7 @@ def test_deleting_and_writing_again_in_a_view_is_a_write():
     assert list(view) == ["b"]
     view["a"] = 3
     assert dict(view) == {"a": 3, "b": 2}
-    assert view.delta() == Delta({"a": 3}, [], {})
+    assert view._delta() == Delta({"a": 3}, [], {})
 
 
 # -- in a run

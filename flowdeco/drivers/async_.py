@@ -1,28 +1,27 @@
-"""Perform a run in an event loop: the caller's, or a private one in a helper thread."""
+"""Perform a run in the running event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
-import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Executor
 from contextlib import ExitStack, suppress
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from flowdeco.drivers.common import Evaluated, abandon, begin, end
 from flowdeco.drivers.common import resume as continued
+from flowdeco.drivers.loop_thread import answer, awaited
 from flowdeco.drivers.threads import call_in_thread, timed_out
 from flowdeco.drivers.work import Work
-from flowdeco.requests import Await, Call, Raised, Request, Save, Sleep, Wait
+from flowdeco.requests import Await, FunctionCall, Raised, Request, Save, Sleep, Wait
 
 if TYPE_CHECKING:
     from flowdeco.definitions import Pipeline, RunOptions
     from flowdeco.runs import Run
 
-__all__ = ["LoopThread", "answer", "resume", "run"]
+__all__ = ["resume", "run"]
 
 
 async def run(flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions) -> Run:
@@ -132,7 +131,7 @@ class _Performer:
         with suppress(RuntimeError):  # the loop is closed: a call that was given up has ended at last
             self._loop.call_soon_threadsafe(call)
 
-    def _take(self, ticket: int, answer: Any) -> None:
+    def _report_here(self, ticket: int, answer: Any) -> None:
         self._reported.append((ticket, answer))
         self._woken.set()
 
@@ -145,49 +144,13 @@ class _Performer:
             self._soon(self._woken.set)
 
     def later(self, seconds: float, ticket: int, answer: Any) -> None:
-        self._loop.call_later(seconds, self._take, ticket, answer)
+        self._loop.call_later(seconds, self._report_here, ticket, answer)
 
     def begin_await(
-        self, ticket: int, request: Await | Call, context: contextvars.Context, claimed: Callable[[int], bool]
+        self, ticket: int, request: Await | FunctionCall, context: contextvars.Context, claimed: Callable[[int], bool]
     ) -> Callable[[], object]:
-        answered = answer(ticket, request, claimed, self._take)
+        answered = answer(ticket, request, claimed, self._report_here)
         return self._loop.create_task(answered, name=f"flowdeco-{ticket}", context=context).cancel
-
-
-async def answer(
-    ticket: int, request: Await | Call, claimed: Callable[[int], bool], report: Callable[[int, Any], object]
-) -> None:
-    """Await, if the ticket can be claimed, and report what came of it."""
-    if not claimed(ticket):
-        return
-    came: Any
-    try:
-        if isinstance(request, Await):
-            came = await awaited(request)
-        else:
-            step, args, kwargs = request
-            coroutine = step.function(*args, **(kwargs or {}))
-            came = await (coroutine if step.timeout is None else awaited(Await(coroutine, step.timeout, step.name)))
-    except BaseException as error:
-        came = Raised(error)
-    report(ticket, came)
-
-
-async def awaited(request: Await) -> Any:
-    """Await within the request's time, and return what came of it."""
-    try:
-        if request.timeout is None:
-            return await request.awaitable
-        limit = asyncio.timeout(request.timeout)
-        try:
-            async with limit:
-                return await request.awaitable
-        except TimeoutError:
-            if limit.expired():
-                raise timed_out(request.action, request.timeout) from None
-            raise
-    except (KeyboardInterrupt, SystemExit) as error:  # out of a task, these would end the loop
-        return Raised(error)
 
 
 async def saved(request: Save) -> None:
@@ -198,101 +161,3 @@ async def saved(request: Save) -> None:
     except asyncio.CancelledError:
         await writing
         raise
-
-
-class LoopThread:
-    """A private event loop in a helper thread, for the coroutines of a sync run.
-
-    What the run awaits one after the other is awaited in one task and one context, as it would be in `arun`: a timeout
-    or a context variable that a middleware sets before its `yield` is still there behind it.
-    """
-
-    def __enter__(self) -> LoopThread:
-        self._ready = threading.Event()
-        self._variables = _Variables()
-        context = contextvars.copy_context()
-        # The whole life of the loop is in its thread: here, another loop may be running.
-        self._thread = threading.Thread(
-            target=context.run, args=(asyncio.run, self._serve()), name="flowdeco-loop", daemon=True
-        )
-        self._thread.start()
-        self._ready.wait()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._soon(self._requests.put_nowait, None)
-        self._thread.join()
-
-    async def _serve(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._requests: asyncio.Queue[_Served | None] = asyncio.Queue()
-        task = self._task = cast("asyncio.Task[Any]", asyncio.current_task())
-        self._ready.set()
-        cancelled = False
-        variables = _Variables()
-        while True:
-            try:
-                served = await self._requests.get()
-            except asyncio.CancelledError:  # a timeout has expired between two requests: the next one hears of it
-                task.uncancel()
-                cancelled = True
-                continue
-            if served is None:
-                return
-            request, context, report = served
-            variables.take_over(context)
-            if cancelled:
-                task.cancel()
-                cancelled = False
-            try:
-                answer = await awaited(request)
-            except BaseException as error:
-                answer = Raised(error)
-            report((answer, contextvars.copy_context()))
-
-    def _soon(self, call: Callable[..., object], *args: Any) -> None:
-        self._loop.call_soon_threadsafe(call, *args)
-
-    def result_of(self, request: Await) -> Any:
-        """Await in the loop, and wait for what comes of it; Ctrl-C cancels, and waits for the clean-up."""
-        answers: SimpleQueue[tuple[Any, contextvars.Context]] = SimpleQueue()
-        self._soon(self._requests.put_nowait, (request, contextvars.copy_context(), answers.put))
-        try:
-            answer, context = answers.get()
-        except KeyboardInterrupt:
-            self._soon(self._task.cancel)
-            answers.get()
-            self._soon(self._task.uncancel)
-            raise
-        self._variables.take_over(context)
-        return answer
-
-    def begin(
-        self, begun: Callable[[], Coroutine[Any, Any, None]], context: contextvars.Context
-    ) -> Callable[[], object]:
-        """Begin to await beside others; return what cancels it."""
-        tasks: list[asyncio.Task[Any]] = []
-        self._soon(lambda: tasks.append(self._loop.create_task(begun(), context=context)))
-        return lambda: self._soon(lambda: tasks[0].cancel())  # noqa: PLW0108 (by then there is one)
-
-
-_Served: TypeAlias = "tuple[Await, contextvars.Context, Callable[[tuple[Any, contextvars.Context]], object]]"
-
-
-class _Variables:
-    """The context variables on one side: set, and unset again, as they are on the other."""
-
-    def __init__(self) -> None:
-        self._tokens: dict[contextvars.ContextVar[Any], contextvars.Token[Any]] = {}
-
-    def take_over(self, context: contextvars.Context) -> None:
-        for variable, value in context.items():
-            if variable.get(_NEVER) is not value:
-                token = variable.set(value)
-                if token.old_value is contextvars.Token.MISSING:
-                    self._tokens[variable] = token
-        for variable in [variable for variable in self._tokens if variable not in context]:
-            variable.reset(self._tokens.pop(variable))
-
-
-_NEVER: Final = object()

@@ -85,7 +85,7 @@ def _resume_from_memory(
     options = options._replace(use=(*before._use, *options.use), skip=(*before._skip, *options.skip))
     start = _Start(flow, inputs, options)
     given = dict(Store(inputs))
-    run = Run(before.id, flow, before.store.revived(given))
+    run = Run(before.id, flow, before.store._revived(given))
     start.check(run.store)
     run.stages, run._trace = before.stages, trace
     fingerprint = _fingerprint()
@@ -122,6 +122,9 @@ def _resume_from_journal(
     journal, fingerprint = _journal(options.journal)
     _Start(flow, inputs, options)
     remembered = journal.open(run_id) if from_stage is None else journal.read(run_id)
+    over = {"completed": False, "bailed": True}.get(remembered.status) if from_stage is None else None
+    if over is not None and on_change != "rerun":
+        inputs = None  # it has come to its end without them
     try:
         given = [(rows, Store(journal.codec.decode(payload))) for rows, payload in remembered.inputs]
         more = _encoded(journal, dict(Store(inputs))) if inputs else None
@@ -146,7 +149,6 @@ def _resume_from_journal(
     def same(then: Any, now: Any) -> bool:
         return bool(then == fingerprint(now))
 
-    over = {"completed": False, "bailed": True}.get(remembered.status) if from_stage is None else None
     recall = past_of(told)
     rehearsal = start.rehearsal(recall(), same=same, on_change=on_change, until=from_stage, over=over)
     if remembered.pipeline != flow.name:
@@ -363,7 +365,7 @@ def end(run: Run, check: bool) -> Run:
     error = run.error
     if error is None:
         return run
-    run.remember(error)
+    run._remember(error)
     with suppress(Exception):  # an exception that cannot be written to
         error.__traceback__ = _without_our_frames(error.__traceback__)
     if check or run.status is Status.CANCELLED:

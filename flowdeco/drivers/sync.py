@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from flowdeco.drivers.common import Evaluated, begin, end
 from flowdeco.drivers.common import resume as continued
-from flowdeco.requests import Await, Call, Raised, Request, Save, Sleep, Wait
+from flowdeco.requests import Await, FunctionCall, Raised, Request, Save, Sleep, Wait
 
 if TYPE_CHECKING:
     from flowdeco.definitions import Pipeline, RunOptions
-    from flowdeco.drivers.async_ import LoopThread
+    from flowdeco.drivers.loop_thread import LoopThread
     from flowdeco.drivers.work import Work
     from flowdeco.runs import Run
 
@@ -52,7 +52,7 @@ def _performed(
         try:
             _drive(evaluation, (made or _Performer)(resources, options.executor))
         except KeyboardInterrupt as interrupt:
-            run.remember(interrupt)
+            run._remember(interrupt)
             raise
     return end(run, options.check)
 
@@ -114,7 +114,7 @@ class _Performer:
 
     def _loop(self) -> LoopThread:
         if self._loop_thread is None:
-            from flowdeco.drivers.async_ import LoopThread
+            from flowdeco.drivers.loop_thread import LoopThread
 
             self._loop_thread = self._resources.enter_context(LoopThread())
         return self._loop_thread
@@ -160,8 +160,8 @@ class _Performer:
         heappush(self._timers, (time.monotonic() + seconds, ticket, answer))
 
     def begin_await(
-        self, ticket: int, request: Await | Call, context: contextvars.Context, claimed: Callable[[int], bool]
+        self, ticket: int, request: Await | FunctionCall, context: contextvars.Context, claimed: Callable[[int], bool]
     ) -> Callable[[], object]:
-        from flowdeco.drivers.async_ import answer
+        from flowdeco.drivers.loop_thread import answer
 
         return self._loop().begin(lambda: answer(ticket, request, claimed, self.report), context)

@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol
 from flowdeco.drivers.threads import Threads, call_in_thread, timed_out
 from flowdeco.errors import Cancelled
 from flowdeco.executors import is_local, perform, receive, ship
-from flowdeco.requests import Await, Call, Raised, Request, Save, Sleep, Wait
+from flowdeco.requests import Await, FunctionCall, Raised, Request, Save, Sleep, Wait
 from flowdeco.wiring import Step
 
 __all__ = ["Work", "Worker"]
@@ -38,7 +38,7 @@ class Worker(Protocol):
         """Report an answer when the time has come."""
 
     def begin_await(
-        self, ticket: int, request: Await | Call, context: Context, claimed: Callable[[int], bool]
+        self, ticket: int, request: Await | FunctionCall, context: Context, claimed: Callable[[int], bool]
     ) -> Callable[[], object]:
         """Begin to await if the ticket can be claimed, report what comes of it, and return what cancels it."""
         ...
@@ -133,7 +133,7 @@ class Work:
             return self._worker.begin_await(ticket, request, context, self._claimed)
         return None
 
-    def _call(self, ticket: int, request: Call, context: Context) -> None:
+    def _call(self, ticket: int, request: FunctionCall, context: Context) -> None:
         step, args, kwargs = request
         report, waiting = self._worker.report, self._waiting
 

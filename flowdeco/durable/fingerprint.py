@@ -170,9 +170,10 @@ def _source_of(code: types.CodeType) -> _Source | None:
         return None
     if len(_sources) >= _FILES:
         _sources.clear()
-    _sources[filename] = made = _Source(lines, tree, {})
+    codes: dict[str, list[types.CodeType]] = {}
     for compiled in _codes_in(module):
-        made.codes.setdefault(compiled.co_qualname, []).append(compiled)
+        codes.setdefault(compiled.co_qualname, []).append(compiled)
+    _sources[filename] = made = _Source(lines, tree, codes)  # when it is whole: other threads look for it there
     return made
 
 

@@ -10,9 +10,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias, cast
 
+from flowdeco.annotations import EMPTY, return_annotation
 from flowdeco.definitions import Action, Parallel, Pipeline, Stage, Stream, Unit, one_action_stage
 from flowdeco.runs import ActionRecord, Run, Scope, StageRecord, Status
-from flowdeco.wiring import EMPTY, Step, _return_annotation, step_of
+from flowdeco.wiring import Step, step_of
 
 __all__ = ["Fold", "Part", "folded", "planned_parts", "ran_parts", "walk"]
 
@@ -159,7 +160,7 @@ def planned_action(action: Action[..., Any]) -> Part:
 def _says_units(step: Step) -> bool:
     if step.names_units or not step.inserts:
         return step.names_units
-    return step.generates or _return_annotation(step.function) not in (EMPTY, Any, object)
+    return step.generates or return_annotation(step.function) not in (EMPTY, Any, object)
 
 
 def layers_of(*several: Iterable[Any]) -> tuple[str, ...]:

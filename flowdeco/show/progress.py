@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO, TypeAlias
 from flowdeco.errors import DefinitionError
 from flowdeco.events import Event, RunFinished, RunStarted, StageFinished, StageStarted, UnitsInserted
 from flowdeco.logs import run_logger
-from flowdeco.show.tally import Row, Tally, describe, duration
+from flowdeco.show.tally import TAKE, Row, Tally, describe, duration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -97,10 +97,12 @@ class _Telling:
         self._tally = Tally()
 
     def __call__(self, event: Event) -> None:
-        tally = self._tally
-        tally(event)
-        if type(event) in _CHANGES:
-            self._tell(tally.done, tally.known, tally.current)
+        tally, kind = self._tally, type(event)
+        take = TAKE.get(kind)
+        if take is not None:  # as the tally would do itself; told of every event, it should be quick
+            take(tally, event)
+            if kind in _CHANGES:
+                self._tell(tally.done, tally.known, tally.current)
 
     def close(self) -> None:
         try:
@@ -112,7 +114,8 @@ class _Telling:
         return f"progress={self._tell!r}"
 
 
-_CHANGES: Final = frozenset({RunStarted, RunFinished, StageStarted, StageFinished, UnitsInserted})
+_LINES: Final = frozenset({RunStarted, RunFinished, StageFinished})
+_CHANGES: Final = _LINES | {StageStarted, UnitsInserted}
 
 
 def _bar(bar: Any) -> Callable[[int, int, str], object]:
@@ -136,12 +139,12 @@ REFRESH: Final = 0.1  # seconds: what a bar draws costs more than what it counts
 
 
 class View(Protocol):
-    """A way to show a tally: told what happens, looked after every `pause` seconds or more, and ended."""
+    """A way to show a tally: told of what may be worth a line, refreshed every `pause` seconds or more, and ended."""
 
     pause: float
 
     def take(self, event: Event) -> None:
-        """Something happened, and is counted already."""
+        """The run began or ended, or a stage has ended, and that is counted already."""
 
     def refresh(self) -> None:
         """Some time has passed."""
@@ -159,12 +162,16 @@ class _Display:
         self._ticker: _Ticker | None = None
 
     def __call__(self, event: Event) -> None:
-        self._tally(event)
-        if type(event) is RunStarted:
+        kind = type(event)
+        take = TAKE.get(kind)
+        if take is None:
+            return
+        take(self._tally, event)
+        if kind is RunStarted:
             self._view = view_of(self._tally)
             self._ticker = _Ticker(self._view, event.run_id)
             self._ticker.start()
-        if self._view is not None:
+        if kind in _LINES and self._view is not None:
             self._view.take(event)
 
     def close(self) -> None:
@@ -210,7 +217,7 @@ class _Ticker:
         self._thread.join()
 
 
-SHARE: Final = 40  # a refresh may cost one part in so many of the time
+SHARE: Final = 80  # a refresh may cost one part in so many of the time
 
 
 def view_of(tally: Tally, console: Console | None = None) -> View:

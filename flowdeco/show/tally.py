@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from flowdeco.events import (
     ActionStarted,
@@ -24,7 +24,7 @@ from flowdeco.events import (
     UnitsInserted,
 )
 
-__all__ = ["Row", "Tally", "describe", "duration"]
+__all__ = ["TAKE", "Row", "Tally", "describe", "duration"]
 
 REMEMBERED: Final = 50  # finished stages: more than a terminal shows
 FAILURES: Final = 5  # recovered ones stay in sight, however many stages follow
@@ -44,23 +44,25 @@ class Row:
     restored = False
     announced: dict[str, int] | None = None  # stages that it inserted, by action
 
-    def __init__(self, name: str, started: float, inserted_by: str | None = None, branch: str | None = None) -> None:
+    def __init__(
+        self,
+        tally: Tally,
+        name: str,
+        started: float,
+        inserted_by: str | None = None,
+        branch: str | None = None,
+        outside: Row | None = None,
+    ) -> None:
+        self.tally = tally
         self.name = name
         self.started = started
         self.inserted_by = inserted_by
         self.branch = branch
-
-
-class _Place(NamedTuple):
-    """The stage in which one is, for one tally; others may count around it, where runs are nested."""
-
-    tally: Tally
-    row: Row
-    outside: _Place | None
+        self.outside = outside  # a stage of the run around this one, where runs are nested
 
 
 # Branches may run stages of one name at the same time: whose event it is, is told by the context in which it comes.
-_place: Final[ContextVar[_Place | None]] = ContextVar("flowdeco_progress", default=None)
+_inside: Final[ContextVar[Row | None]] = ContextVar("flowdeco_progress", default=None)
 
 
 class Tally:
@@ -83,7 +85,7 @@ class Tally:
 
     def __call__(self, event: Event) -> None:
         """Count an event."""
-        take = _TAKE.get(type(event))
+        take = TAKE.get(type(event))
         if take is not None:
             take(self, event)
 
@@ -111,10 +113,11 @@ class Tally:
     def _begin_stage(self, event: StageStarted) -> None:
         if not self._expected(event.inserted_by):
             self.known += 1
-        row = Row(event.stage, self.clock(), event.inserted_by, event.branch)
+        row = Row(self, event.stage, self.clock(), event.inserted_by, event.branch, _inside.get())
         self.running[row] = None
-        self.known = max(self.known, self.done + len(self.running))
-        _place.set(_Place(self, row, _place.get()))
+        if self.known < self.done + len(self.running):
+            self.known += 1
+        _inside.set(row)
 
     def _expected(self, inserted_by: str | None) -> bool:
         """Take a stage off those that were announced, if it is one."""
@@ -131,18 +134,21 @@ class Tally:
 
     def _end_stage(self, event: StageFinished) -> None:
         self.done += 1
-        place = self._found()
-        if place is not None and place.row.name == event.stage and place.row in self.running:
-            row = place.row
-            _place.set(place.outside)
+        row = self._found()
+        if row is not None and row.name == event.stage and row in self.running:
+            _inside.set(row.outside)
+            row.outside = None
             del self.running[row]
         else:  # skipped or restored: it never began
-            row = Row(event.stage, self.clock())
+            row = Row(self, event.stage, self.clock())
             self.known = max(self.known, self.done + len(self.running))
-        row.status, row.error, row.elapsed = str(event.status), _told(event.error), event.elapsed
-        row.restored = event.restored
+        row.status, row.elapsed = event.status, event.elapsed
+        if event.restored:
+            row.restored = True
+        if event.error is not None:
+            row.error = _told(event.error)
         self.recent.append(row)
-        if row.status == "failed":
+        if event.status == "failed":
             self.failed.append(row)
 
     def _begin_action(self, event: ActionStarted) -> None:
@@ -184,16 +190,16 @@ class Tally:
 
     def _row(self, stage: str) -> Row | None:
         """Return the stage in which one is, or one of that name: what comes from elsewhere may have no place here."""
-        place = self._found()
-        if place is not None and place.row.name == stage:
-            return place.row
+        row = self._found()
+        if row is not None and row.name == stage:
+            return row
         return next((row for row in list(self.running) if row.name == stage), None)
 
-    def _found(self) -> _Place | None:
-        place = _place.get()
-        while place is not None and place.tally is not self:
-            place = place.outside
-        return place
+    def _found(self) -> Row | None:
+        row = _inside.get()
+        while row is not None and row.tally is not self:
+            row = row.outside
+        return row
 
 
 def _told(error: BaseException | None) -> str:
@@ -232,7 +238,7 @@ def duration(seconds: float) -> str:
 
 
 _A_PIPELINE: Final = "\0pipeline"  # inserted by the middleware of one, which the event does not name
-_TAKE: Final[dict[type, Callable[[Tally, Any], None]]] = {
+TAKE: Final[dict[type, Callable[[Tally, Any], None]]] = {
     RunStarted: Tally._begin,
     RunFinished: Tally._end,
     StageStarted: Tally._begin_stage,

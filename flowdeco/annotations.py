@@ -1,0 +1,177 @@
+"""What annotations mean: where a parameter is looked for, and whether a result may be data or units.
+
+Annotations that are strings are evaluated with the names that their function sees. A name that exists only for the type
+checker stands for itself: it is compared by what it is called.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import inspect
+import sys
+import types
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Final, Union, cast, get_args, get_origin
+
+from flowdeco.definitions import Stream, Unit
+from flowdeco.functions import signature_of, underlying
+
+__all__ = ["EMPTY", "annotated_parameters", "is_context", "meaning", "return_annotation"]
+
+EMPTY: Final = inspect.Parameter.empty
+
+
+def annotated_parameters(function: Any, name: str) -> Iterator[tuple[inspect.Parameter, Any]]:
+    """Give the parameters that can be supplied, each with its annotation, evaluated; `name` is that of the action."""
+    home = _home(function)
+    annotations = _annotations(home)
+    for parameter in signature_of(function, name).parameters.values():
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            yield parameter, _evaluated(annotations.get(parameter.name, parameter.annotation), home)
+
+
+def return_annotation(function: Any) -> Any:
+    """Return the annotation of what is returned, evaluated; `EMPTY` for none."""
+    home = _home(function)
+    return _evaluated(_annotations(home).get("return", EMPTY), home)
+
+
+def is_context(annotation: Any) -> bool:
+    """Whether it is that of a parameter which receives the context."""
+    # Recognised by name, so that nothing below has to import the context, nor the user at run time.
+    if isinstance(annotation, _Unknown):
+        return annotation.name.rpartition(".")[2] == "Context"
+    return isinstance(annotation, type) and (annotation.__module__, annotation.__name__) == (
+        "flowdeco.context",
+        "Context",
+    )
+
+
+_UNIT_NAMES: Final = frozenset({"Action", "Stage", "Pipeline", "Parallel", "Stream", "Unit"})
+
+
+def meaning(annotation: Any, generates: bool) -> tuple[bool, bool]:
+    """Return whether what is annotated may be data, and whether it may be units."""
+    if annotation is EMPTY or annotation is Any or annotation is object:
+        return True, True
+    if annotation is None or annotation is types.NoneType:
+        return False, False
+    if isinstance(annotation, _Unknown):
+        unit = annotation.name.rpartition(".")[2] in _UNIT_NAMES
+        return not unit, True
+    origin = get_origin(annotation)
+    arguments = get_args(annotation)
+    if origin is Annotated:
+        return meaning(arguments[0], generates)
+    if origin is Union or origin is types.UnionType:
+        meanings = [meaning(member, generates) for member in arguments]
+        return any(data for data, _ in meanings), any(units for _, units in meanings)
+    cls = cast("type[Any]", origin or annotation)
+    if not isinstance(cls, type):
+        return True, True  # a type variable, a new type: anything
+    if issubclass(cls, Unit) or cls is Stream:
+        return False, True
+    if _iterates(cls):
+        return _meaning_of_elements(cls, arguments, generates)
+    return True, False
+
+
+def _iterates(cls: type[Any]) -> bool:
+    return issubclass(cls, (list, tuple)) or cls.__name__ in (
+        "Sequence", "Iterable", "Iterator", "Generator", "Collection", "MutableSequence",
+        "AsyncIterable", "AsyncIterator", "AsyncGenerator",
+    )  # fmt: skip
+
+
+def _meaning_of_elements(cls: type, arguments: tuple[Any, ...], generates: bool) -> tuple[bool, bool]:
+    if not arguments:
+        return True, True
+    data, units = meaning(arguments[0], generates)
+    if cls.__name__ == "Generator" and len(arguments) == 3 and arguments[2] not in (None, types.NoneType):
+        data = True
+    return data, units
+
+
+# Evaluating them.
+
+
+class _Unknown:
+    """A name in a string annotation that exists only for the type checker."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __getattr__(self, name: str) -> _Unknown:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Unknown(f"{self.name}.{name}")
+
+    def __getitem__(self, item: Any) -> _Unknown:
+        return self
+
+    def __or__(self, other: Any) -> _Unknown:
+        return self
+
+    __ror__ = __or__
+
+    def __call__(self, *args: Any) -> Any:  # typing accepts what can be called as a type
+        raise TypeError(f"{self.name} is not known at run time")
+
+
+class _Names(dict[str, Any]):
+    """The names that a function's annotations can mean: its closure, its module, the builtins."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self._globals = getattr(function, "__globals__", {})
+        closure = getattr(function, "__closure__", None) or ()
+        for name, cell in zip(function.__code__.co_freevars if closure else (), closure, strict=True):
+            try:
+                self[name] = cell.cell_contents
+            except ValueError:  # not assigned yet
+                continue
+
+    def __missing__(self, name: str) -> Any:
+        if name in self._globals:
+            return self._globals[name]
+        return getattr(builtins, name, None) or _Unknown(name)
+
+
+def _home(function: Any) -> Any:
+    """Return the function that was written down: the one that has the annotations, and the names they mean."""
+    while True:
+        function = inspect.unwrap(underlying(function))
+        if isinstance(function, functools.partial):
+            function = cast("functools.partial[Any]", function).func
+        elif isinstance(function, types.MethodType):
+            function = function.__func__
+        elif isinstance(function, (types.FunctionType, types.BuiltinFunctionType, type)):
+            return function
+        else:
+            call: object = getattr(cast("object", type(function)), "__call__", None)
+            return call if isinstance(call, types.FunctionType) else function
+
+
+def _annotations(function: Any) -> Mapping[str, Any]:
+    if sys.version_info >= (3, 14):  # pragma: no cover - annotations are evaluated when they are asked for
+        import annotationlib
+
+        try:
+            return cast("Mapping[str, Any]", annotationlib.get_annotations(function))
+        except NameError:
+            return cast(
+                "Mapping[str, Any]", annotationlib.get_annotations(function, format=annotationlib.Format.STRING)
+            )
+        except TypeError:
+            return {}
+    return cast("Mapping[str, Any]", getattr(function, "__annotations__", None) or {})
+
+
+def _evaluated(annotation: Any, function: Any) -> Any:
+    if not isinstance(annotation, str):
+        return annotation
+    try:
+        return eval(annotation, {}, _Names(function))
+    except Exception:
+        return _Unknown(annotation)
