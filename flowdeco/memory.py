@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from flowdeco.definitions import Stream
 from flowdeco.errors import Bail, DefinitionError, RunError
@@ -18,13 +18,16 @@ from flowdeco.past import Closed, Did, GroupPast, Past, StagePast
 from flowdeco.runs import ActionRecord, StageRecord, Status
 from flowdeco.store import MISSING, Delta, Store
 
-__all__ = ["NOTHING", "ROOT", "Memory", "branch_id", "decoded", "descendants", "past_of", "step_id"]
+__all__ = ["NOTHING", "ROOT", "Memory", "Told", "branch_id", "chronicle", "descendants", "past_of", "step_id"]
 
 ROOT: Final = "0"
 NOTHING: Final = Delta({}, [], {})
 _ATOMS: Final = frozenset({str, int, float, bool, bytes, complex, type(None)})
 
+_STATUS: Final[dict[str, Status]] = {str(status): status for status in Status}
+
 Fingerprint = Callable[[Any], str]
+Told: TypeAlias = "tuple[Row, Any]"  # a row with what its payload says
 
 
 def _hashed(*parts: object) -> str:
@@ -145,37 +148,41 @@ def portable(error: BaseException | None, codec: Codec) -> BaseException | None:
 # From rows to the past.
 
 
-def decoded(rows: Iterable[Row], codec: Codec, pins: Mapping[str, int]) -> list[Row]:
-    """Return the rows with their payloads as values.
+def chronicle(rows: Iterable[Row], codec: Codec, pins: Mapping[str, int]) -> list[Told]:
+    """Return the rows with what their payloads say.
 
     `pins` are the keys that were given on a resume, each with the number of rows that were there before: what older
     steps wrote there no longer counts.
     """
-    found: list[Row] = []
-    for index, row in enumerate(rows):
-        did: Any = codec.decode(row.payload)
-        for key, since in pins.items():
-            if index < since:
-                did.get("puts", {}).pop(key, None)
-                did.get("appends", {}).pop(key, None)
-                did["deletes"] = [name for name in did.get("deletes", ()) if name != key]
-        found.append(row._replace(payload=did))
-    return found
+    decode = codec.decode
+    told = [(row, decode(row.payload)) for row in rows]
+    for key, since in pins.items():
+        for _, did in told[:since]:
+            did.get("puts", {}).pop(key, None)
+            did.get("appends", {}).pop(key, None)
+            did["deletes"] = [name for name in did.get("deletes", ()) if name != key]
+    return told
 
 
-def past_of(rows: Iterable[Row]) -> Past:
-    """Return the past of a run that its decoded rows tell."""
-    branches: defaultdict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        branches[row.branch].append(row)
+def past_of(told: Iterable[Told]) -> Callable[[], Past]:
+    """Return what gives the past of a run that is told so, from its beginning whenever it is asked."""
+    branches: defaultdict[str, list[Told]] = defaultdict(list)
+    for each in told:
+        branches[each[0].branch].append(each)
+    known = {branch: _entries(sorted(rows, key=_number)) for branch, rows in branches.items()}
 
     def find(branch: str) -> Past:
         def fork(position: int, index: int) -> Past:
             return find(branch_id(branch, position, index))
 
-        return Past(*_told(sorted(branches.get(branch, ()), key=lambda row: row.number)), fork)
+        entries, closed = known.get(branch) or ([], {})
+        return Past(entries, closed, fork, read=_did)
 
-    return find(ROOT)
+    return lambda: find(ROOT)
+
+
+def _number(told: Told) -> int:
+    return told[0].number
 
 
 def descendants(past: Past, branch: str, since: int) -> Iterator[str]:
@@ -188,49 +195,51 @@ def descendants(past: Past, branch: str, since: int) -> Iterator[str]:
                 yield from descendants(past.fork(entry.position, index), id, 0)
 
 
-def _told(rows: list[Row]) -> tuple[list[StagePast | GroupPast], dict[int, Closed]]:
+def _entries(rows: list[Told]) -> tuple[list[StagePast | GroupPast], dict[int, Closed]]:
     """Return the stages and groups of a branch, and the ends of its pipelines."""
     entries: list[StagePast | GroupPast] = []
     closed: dict[int, Closed] = {}
-    actions: list[Did] = []
-    for row in rows:
-        did: Any = row.payload
-        inserted = tuple(did.get("inserted", ()))
-        if row.kind == "action":
-            actions.append(_did(row, did, inserted))
-        elif row.kind == "stage":
-            record = StageRecord(
-                row.stage, None, Status(row.status), row.started, row.elapsed, None, (),  # type: ignore[arg-type]
-                _error(did), did.get("attempts", 1), did.get("recovered", False), inserted,
-            )  # fmt: skip
-            entries.append(StagePast(row.stage, actions, record, _delta(did)))
+    actions: list[Any] = []
+    for told in rows:
+        row, did = told
+        kind = row.kind
+        if kind == "action":
+            actions.append(told)
+        elif kind == "stage":
+            entries.append(StagePast(row.stage, actions, told))
             actions = []
-        elif row.kind == "pipeline":
+        elif kind == "pipeline":
             number, opened = did["opened"]
-            closed[number] = Closed(row.number, opened, _delta(did), inserted, did.get("early", False))
+            end = row.number, opened, _delta(did), tuple(did.get("inserted", ())), did.get("early", False)
+            closed[number] = Closed(*end)
         else:
             entries.append(GroupPast(row.stage, row.number, did.get("branches", 0)))
     if actions:
-        entries.append(StagePast(rows[-1].stage, actions))
+        entries.append(StagePast(rows[-1][0].stage, actions))
     return entries, closed
 
 
-def _did(row: Row, did: Any, inserted: tuple[Any, ...]) -> Did:
-    record = ActionRecord(
-        row.action or "", None, Status(row.status), row.started, row.elapsed, None,  # type: ignore[arg-type]
-        _error(did), did.get("attempts", 1), did.get("recovered", False), inserted, tuple(did.get("switches", ())),
+def _did(told: Told) -> Did:
+    row, did = told
+    get = did.get
+    return Did(
+        row.action or row.stage, _STATUS[row.status], row.started, row.elapsed, _error(did), get("attempts", 1),
+        get("recovered", False), tuple(get("inserted", ())), tuple(get("switches", ())), _delta(did), _result(did),
+        row.fingerprint,
     )  # fmt: skip
-    return Did(record, _delta(did), _result(did), row.fingerprint)
 
 
 def _error(did: Any) -> BaseException | None:
     error: BaseException | None = did.get("error")
-    return Bail(*did["reason"]) if "reason" in did else error
+    return Bail(*did["reason"]) if error is None and "reason" in did else error
 
 
 def _result(did: Any) -> Any:
     """Return what the action returned, from where it was put."""
-    how, what = did.get("result", ("value", UNSET))
+    found = did.get("result")
+    if found is None:
+        return UNSET
+    how, what = found
     if how == "put":
         return did.get("puts", {}).get(what, UNSET)
     if how == "appended":
@@ -240,4 +249,4 @@ def _result(did: Any) -> Any:
 
 
 def _delta(did: Any) -> Delta:
-    return Delta(did.get("puts", {}), list(did.get("deletes", ())), did.get("appends", {}))
+    return Delta(did.get("puts", {}), did.get("deletes", []), did.get("appends", {}))

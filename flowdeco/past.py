@@ -31,12 +31,20 @@ __all__ = [
 
 
 class Did(NamedTuple):
-    """An action that is over: its record, what it wrote, its data, and the code it had.
+    """A step that is over: what is in its record, what it wrote, its data, and the code it had.
 
     `delta` is None where the store has its writes already; `code` is a fingerprint, or the function itself.
     """
 
-    record: ActionRecord
+    name: str
+    status: Status
+    started: float
+    elapsed: float
+    error: BaseException | None
+    attempts: int
+    recovered: bool
+    inserted: tuple[Any, ...]
+    switches: tuple[tuple[str, bool], ...]
     delta: Delta | None
     result: Any
     code: Any
@@ -57,12 +65,11 @@ class Closed(NamedTuple):
 
 
 class StagePast(NamedTuple):
-    """A stage that had begun: its actions that are over, and its record if it is over itself."""
+    """A stage that had begun: its actions that are over, and its end if it is over itself, as `Past.read` reads them."""
 
     name: str
-    actions: Sequence[Did]
-    record: StageRecord | None = None
-    delta: Delta | None = None
+    actions: Sequence[Any]
+    end: Any = None
 
 
 class GroupPast(NamedTuple):
@@ -79,10 +86,11 @@ Entry: TypeAlias = "StagePast | GroupPast"
 class Past:
     """The past of one branch, taken from the front while the branch is evaluated again.
 
-    `fork` gives that of a branch of a group, by the position of the group and the number of the branch in it.
+    `fork` gives that of a branch of a group, by the position of the group and the number of the branch in it; `read` the
+    steps, which are as they came: most of them are read once or twice, and forgotten.
     """
 
-    __slots__ = ("_next", "closed", "entries", "fork", "result", "scopes", "store")
+    __slots__ = ("_next", "closed", "entries", "fork", "read", "result", "scopes", "store")
 
     def __init__(
         self,
@@ -90,6 +98,7 @@ class Past:
         closed: dict[int, Closed],
         fork: Callable[[int, int], Past],
         *,
+        read: Callable[[Any], Did],
         store: Store | None = None,
         result: Any = None,
         scopes: dict[int, ScopePast] | None = None,
@@ -97,6 +106,7 @@ class Past:
         self.entries = entries
         self.closed = closed
         self.fork = fork
+        self.read = read
         self.store = store  # in memory: of a branch whose group was not merged
         self.result = result
         self.scopes = scopes or {}  # in memory: those that were left by a failure
@@ -184,18 +194,18 @@ class Trace:
             return trace.past(theirs)
 
         scopes = {scope: past for scope, past in self.scopes.items() if self.undone is None or 0 <= scope < opened}
-        return Past(entries, closed, fork, store=self.store, result=self.result, scopes=scopes)
+        return Past(entries, closed, fork, read=_did, store=self.store, result=self.result, scopes=scopes)
 
     def _stages(self, records: Sequence[StageRecord], start: int, end: int) -> list[StagePast]:
         """Return the past of stages; the last one may have failed, and may have to begin anew."""
         found = [_stage_past(records[at], at < self.settled) for at in range(start, end)]
-        return found if not found or found[-1].record is not None or found[-1].actions else found[:-1]
+        return found if not found or found[-1].end is not None or found[-1].actions else found[:-1]
 
 
 _OVER: Final = (Status.COMPLETED, Status.SKIPPED, Status.BAILED)
 
 
-def is_over(record: ActionRecord | StageRecord) -> bool:
+def is_over(record: ActionRecord | StageRecord | Did) -> bool:
     """Whether nothing is left to do about it."""
     return record.status in _OVER or record.recovered
 
@@ -207,9 +217,13 @@ def failed_action(record: StageRecord) -> ActionRecord | None:
 
 def _stage_past(record: StageRecord, settled: bool) -> StagePast:
     over = settled or is_over(record)
-    actions = [_did(action) for action in record.actions if over or is_over(action)]
+    actions = [action for action in record.actions if over or is_over(action)]
     return StagePast(record.name, actions, record if over else None)
 
 
-def _did(record: ActionRecord) -> Did:
-    return Did(record, None, UNSET, record.action.__wrapped__)
+def _did(record: ActionRecord | StageRecord) -> Did:
+    switches, code = (record.switches, record.action.__wrapped__) if isinstance(record, ActionRecord) else ((), None)
+    return Did(
+        record.name, record.status, record.started, record.elapsed, record.error, record.attempts, record.recovered,
+        record.inserted, switches, None, UNSET, code,
+    )  # fmt: skip

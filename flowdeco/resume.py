@@ -27,7 +27,7 @@ from flowdeco.middleware import Call
 from flowdeco.options import UNSET, Middleware
 from flowdeco.past import STAGE, Closed, Did, GroupPast, Past, StagePast, is_over
 from flowdeco.requests import CAUGHT_UP, Request
-from flowdeco.runs import Run, Scope, StageRecord, Status
+from flowdeco.runs import ActionRecord, Run, Scope, StageRecord, Status
 from flowdeco.store import Delta, Store
 
 __all__ = ["Rehearsal", "Resumption"]
@@ -197,7 +197,8 @@ class Resumption(Evaluation):
 
     def _stage(self, branch: Branch, frame: Frame, stage: Stage, by: str | None) -> Walk:
         if branch.past is not None and _is_over(branch.past, stage):
-            self._off(branch, stage_selectors(stage))  # what it is skipped by has matched
+            if self.skip:
+                self._off(branch, stage_selectors(stage))  # what it is skipped by has matched
             return self._visit(branch, Visit(stage, frame), by)  # it cannot be skipped any more
         return super()._stage(branch, frame, stage, by)
 
@@ -227,42 +228,41 @@ class Resumption(Evaluation):
             return error if error is not None else (yield from super()._visit(branch, visit, by))
         self._take(branch, past)
         visit.past = then
-        if then.record is None and self._ended(branch) is None:
+        if then.end is None and self._ended(branch) is None:
             return (yield from self._visit_unfinished(branch, visit, by))
         error = self._restore_actions(branch, visit)
         if error is not None:
             return error
-        if then.record is None:
+        if then.end is None:
             return (yield from self._go_on(branch, f"stage {visit.stage.name!r}"))
-        return self._restore_stage(branch, visit, then, then.record, by)
+        return self._restore_stage(branch, visit, past.read(then.end), by)
 
     def _visit_unfinished(self, branch: Branch, visit: Visit, by: str | None) -> Walk:
         self._recall_result(branch, STAGE)
         return super()._visit(branch, visit, by)
 
-    def _restore_stage(
-        self, branch: Branch, visit: Visit, past: StagePast, record: StageRecord, by: str | None
-    ) -> Failure:
-        """Restore the end of a stage that was over; return the failure that it ended with."""
-        failed = not is_over(record)
-        record = record._replace(stage=visit.stage, inserted_by=by, actions=visit.records, scope=visit.frame.scope)
+    def _restore_stage(self, branch: Branch, visit: Visit, did: Did, by: str | None) -> Failure:
+        """Restore the end of a stage that was over; return the failure or `Bail` that it ended with."""
+        stage, scope = visit.stage, visit.frame.scope
+        what = did.status, did.started, did.elapsed, by, visit.records, did.error, did.attempts, did.recovered
+        record = StageRecord(stage.name, stage, *what, did.inserted, scope)
         branch.records.append(record)
         if self.history is not None:
             self._forget(branch)
         if self.notify is not None:
-            self._tell_inserted(record.name, None, record.inserted)
-            how = record.error, record.elapsed, record.attempts, record.recovered, True
-            self.notify(StageFinished(self.run.id, record.name, record.status, *how))
-        if failed:
+            self._tell_inserted(stage.name, None, did.inserted)
+            how = did.error, did.elapsed, did.attempts, did.recovered, True
+            self.notify(StageFinished(self.run.id, stage.name, did.status, *how))
+        if not is_over(did):
             own = bool(visit.records) and not is_over(visit.records[-1])  # the row of the action that failed
             branch.failures.append(Failed(branch, record, branch.position - own))
             branch.position += 1
-            return record.error
-        self._restore(branch, past.delta)
+            return did.error
+        self._restore(branch, did.delta)
         branch.position += 1
-        if record.status is Status.BAILED:
-            return record.error
-        visit.inserted.extend((unit, visit.stage.name) for unit in record.inserted)
+        if did.status is Status.BAILED:
+            return did.error
+        visit.inserted.extend((unit, stage.name) for unit in did.inserted)
         visit.frame.queue.extend(reversed(visit.inserted))
         return None
 
@@ -281,41 +281,41 @@ class Resumption(Evaluation):
 
     def _restore_actions(self, branch: Branch, visit: Visit) -> Failure:
         """Restore the actions of a stage that were over; return the `Bail` of the last one, or what has changed."""
-        past, queue = cast("StagePast", visit.past), visit.queue
-        for did in past.actions:
-            where = f"action {visit.stage.name}/{did.record.name}"
+        past, queue, stage = cast("StagePast", visit.past), visit.queue, visit.stage.name
+        read = cast("Past", branch.past).read
+        for told in past.actions:
+            did = read(told)
             if not queue:
-                return self._changed(f"{where} has completed, and is gone")
+                return self._changed(f"action {stage}/{did.name} has completed, and is gone")
             step, by = queue.pop()
-            if step.name != did.record.name:
-                return self._changed(f"action {visit.stage.name}/{step.name} comes where the run had {where[7:]}")
-            error = self._check_code(did, step.action, where)
+            if step.name != did.name:
+                return self._changed(f"action {stage}/{step.name} comes where the run had {stage}/{did.name}")
+            error = self._check_code(did, step.action, stage)
             if error is not None:
                 return error
             branch.position += 1
-            record = did.record._replace(action=step.action, inserted_by=by)
-            visit.records.append(record)
-            if not is_over(record):
+            what = did.status, did.started, did.elapsed, by, did.error, did.attempts, did.recovered
+            visit.records.append(ActionRecord(did.name, step.action, *what, did.inserted, did.switches))
+            if not is_over(did):
                 continue  # it has failed, and left nothing
             self._restore(branch, did.delta)
-            if record.inserted:
-                self._insert(visit, step, record.inserted)
+            if did.inserted:
+                self._insert(visit, step, did.inserted)
             if did.result is not UNSET:
                 branch.result = did.result
-            for selector, on in record.switches:
+            for selector, on in did.switches:
                 branch.switches.pop(selector, None)
                 branch.switches[selector] = on
-            if record.status is Status.BAILED and past.record is None:
-                return record.error
-        if queue and past.record is not None and past.record.status is Status.COMPLETED:
-            name = f"{visit.stage.name}/{queue[-1][0].name}"
-            return self._changed(f"action {name} is new, and its stage has completed")
+            if did.status is Status.BAILED and past.end is None:
+                return did.error
+        if queue and past.end is not None and read(past.end).status is Status.COMPLETED:
+            return self._changed(f"action {stage}/{queue[-1][0].name} is new, and its stage has completed")
         return None
 
     def _restore(self, branch: Branch, delta: Delta | None) -> None:
         branch.store._restore(delta)
 
-    def _check_code(self, did: Did, action: Action[..., Any], where: str) -> Failure:
+    def _check_code(self, did: Did, action: Action[..., Any], stage: str) -> Failure:
         """Return what speaks against restoring this action."""
         return None
 
@@ -456,10 +456,10 @@ class Rehearsal(Resumption):
     def _restore(self, branch: Branch, delta: Delta | None) -> None:
         pass
 
-    def _check_code(self, did: Did, action: Action[..., Any], where: str) -> Failure:
-        if self.on_change == "ignore" or not is_over(did.record) or self.same(did.code, action.__wrapped__):
+    def _check_code(self, did: Did, action: Action[..., Any], stage: str) -> Failure:
+        if self.on_change == "ignore" or not is_over(did) or self.same(did.code, action.__wrapped__):
             return None
-        self.changes.append(f"{where} has completed, with other code")
+        self.changes.append(f"action {stage}/{did.name} has completed, with other code")
         self.differs = self.differs or self.on_change == "rerun"
         return self.stop if self.on_change == "rerun" else None
 
@@ -488,7 +488,7 @@ def _refilled(frame: Frame) -> Walk:
 
 def _is_over(past: Past, stage: Stage) -> bool:
     then = past.next
-    return isinstance(then, StagePast) and then.name == stage.name and then.record is not None
+    return isinstance(then, StagePast) and then.name == stage.name and then.end is not None
 
 
 def _named(past: Past) -> str:

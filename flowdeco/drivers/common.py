@@ -15,7 +15,7 @@ from flowdeco.definitions import Pipeline, RunOptions, action_selectors, stage_s
 from flowdeco.errors import Bail, Cancelled, CodeChangedError, DefinitionError, JournalError, Suspend, suggestion
 from flowdeco.evaluate import Evaluation
 from flowdeco.journal import Journal, Remembered
-from flowdeco.memory import Memory, decoded, past_of
+from flowdeco.memory import Memory, chronicle, past_of
 from flowdeco.options import checked_layers, checked_selectors
 from flowdeco.requests import Raised, Request, Save
 from flowdeco.resume import Rehearsal, Resumption
@@ -136,7 +136,7 @@ def _resume_from_journal(
         start.check(store)
         if from_stage is not None:
             _check_fork(from_stage, remembered, flow)
-        rows = decoded(remembered.rows, journal.codec, pins)
+        told = chronicle(remembered.rows, journal.codec, pins)
         if from_stage is None and more is not None:
             journal.add_inputs(run_id, more)
     except BaseException as error:
@@ -149,21 +149,23 @@ def _resume_from_journal(
     def same(then: Any, now: Any) -> bool:
         return bool(then == fingerprint(now))
 
-    rehearsal = start.rehearsal(past_of(rows), same=same, on_change=on_change, until=from_stage, over=over)
+    recall = past_of(told)
+    rehearsal = start.rehearsal(recall(), same=same, on_change=on_change, until=from_stage, over=over)
     if remembered.pipeline != flow.name:
         rehearsal.changes.append(f"the run is one of pipeline {remembered.pipeline!r}, and this is {flow.name!r}")
 
     def evaluated() -> Generator[Request, Any, None]:
         error = yield from _rehearsed(run, rehearsal)
         if error is None and rehearsal.until is not None:
-            error = unknown_stage(rehearsal.until, {row.stage for row in rows if row.kind == "stage"})
+            error = unknown_stage(rehearsal.until, {row.stage for row in remembered.rows if row.kind == "stage"})
         kept = rehearsal.kept()
-        holds = [row.number < kept.get(row.branch, 0) for row in rows]
+        holds = [row.number < kept.get(row.branch, 0) for row in remembered.rows]
         if error is None and from_stage is not None:
             skip = sorted(start.skip)
             answer = yield Save(_write_fork, journal, run.id, flow.name, skip, remembered, holds, more)
         elif error is None and not all(holds):
-            cuts = {row.branch: kept.get(row.branch, 0) for row, held in zip(rows, holds, strict=True) if not held}
+            lost = {row.branch for row, held in zip(remembered.rows, holds, strict=True) if not held}
+            cuts = {branch: kept.get(branch, 0) for branch in lost}
             answer = yield Save(journal.drop, run.id, cuts)
         else:
             answer = None
@@ -175,12 +177,12 @@ def _resume_from_journal(
                 said = f"{type(error).__name__}: {error}"
                 yield Save(journal.close, run.id, remembered.status, remembered.reason, said)
             return
-        past = past_of(row for row, held in zip(rows, holds, strict=True) if held)
+        again = recall if all(holds) else past_of(each for each, held in zip(told, holds, strict=True) if held)
         evaluation = start.evaluation(
             run,
             Resumption,
             Memory(journal, run.id, fingerprint),
-            past=past,
+            past=again(),
             over=None if rehearsal.differs else over,
             streams=rehearsal.streams,
         )
