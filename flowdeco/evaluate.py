@@ -163,6 +163,8 @@ class Evaluation:
                 raise
             except BaseException as interrupted:  # Ctrl-C between two calls
                 error = interrupted
+        if branch.rows and branch.parent is not None:  # the others of its group may take long
+            error = (yield from self._save(branch)) or error
         return error
 
     def _open(

@@ -134,10 +134,8 @@ class Memory:
         return Row(branch, number, "group", name, None, str(Status.RUNNING), now, 0.0, "", payload)
 
 
-def portable(error: BaseException | None, codec: Codec) -> BaseException | None:
+def portable(error: BaseException, codec: Codec) -> BaseException:
     """Return an exception that comes back from the journal: itself, or else one that tells what it was."""
-    if error is None:
-        return None
     try:
         same = type(codec.decode(codec.encode(error, "error"))) is type(error)
     except Exception:
@@ -206,7 +204,7 @@ def _entries(rows: list[Told]) -> tuple[list[StagePast | GroupPast], dict[int, C
         if kind == "action":
             actions.append(told)
         elif kind == "stage":
-            entries.append(StagePast(row.stage, actions, told))
+            entries.append(StagePast(row.stage, row.number - len(actions), actions, told))
             actions = []
         elif kind == "pipeline":
             number, opened = did["opened"]
@@ -215,7 +213,7 @@ def _entries(rows: list[Told]) -> tuple[list[StagePast | GroupPast], dict[int, C
         else:
             entries.append(GroupPast(row.stage, row.number, did.get("branches", 0)))
     if actions:
-        entries.append(StagePast(rows[-1][0].stage, actions))
+        entries.append(StagePast(rows[-1][0].stage, actions[0][0].number, actions))
     return entries, closed
 
 

@@ -65,9 +65,10 @@ class Closed(NamedTuple):
 
 
 class StagePast(NamedTuple):
-    """A stage that had begun: its actions that are over, and its end if it is over itself, as `Past.read` reads them."""
+    """A stage that had begun: where, its actions that are over, and its end if it is over itself (see `Past.read`)."""
 
     name: str
+    position: int
     actions: Sequence[Any]
     end: Any = None
 
@@ -176,18 +177,20 @@ class Trace:
         records = records[:kept]
         closed = {number: each for number, each in self.closed.items() if number < opened}
         entries: list[Entry] = []
+        places = _Places(closed)
         forks: dict[tuple[int, int], tuple[Trace, Sequence[StageRecord]]] = {}
         at = 0
         for group, start, branches in self.groups:
             if group.position >= position:
                 break
-            entries += self._stages(records, at, start)
+            entries += self._stages(records, at, start, places)
             entries.append(group)
+            places.after(group.position)
             at = start
             for index, (length, trace) in enumerate(branches):
                 forks[group.position, index] = trace, records[at : at + length]
                 at += length
-        entries += self._stages(records, at, len(records))
+        entries += self._stages(records, at, len(records), places)
 
         def fork(position: int, index: int) -> Past:
             trace, theirs = forks[position, index]
@@ -196,9 +199,9 @@ class Trace:
         scopes = {scope: past for scope, past in self.scopes.items() if self.undone is None or 0 <= scope < opened}
         return Past(entries, closed, fork, read=_did, store=self.store, result=self.result, scopes=scopes)
 
-    def _stages(self, records: Sequence[StageRecord], start: int, end: int) -> list[StagePast]:
+    def _stages(self, records: Sequence[StageRecord], start: int, end: int, places: _Places) -> list[StagePast]:
         """Return the past of stages; the last one may have failed, and may have to begin anew."""
-        found = [_stage_past(records[at], at < self.settled) for at in range(start, end)]
+        found = [_stage_past(records[at], places, at < self.settled) for at in range(start, end)]
         return found if not found or found[-1].end is not None or found[-1].actions else found[:-1]
 
 
@@ -215,10 +218,29 @@ def failed_action(record: StageRecord) -> ActionRecord | None:
     return next((action for action in reversed(record.actions) if not is_over(action)), None)
 
 
-def _stage_past(record: StageRecord, settled: bool) -> StagePast:
+class _Places:
+    """The positions of a branch, one after the other: some are those of its pipelines' ends."""
+
+    def __init__(self, closed: dict[int, Closed]) -> None:
+        self._ends = {each.position for each in closed.values()}
+        self._next = 0
+
+    def take(self, count: int) -> int:
+        """Return the next position that is none of them, and pass over so many."""
+        while self._next in self._ends:
+            self._next += 1
+        self._next += count
+        return self._next - count
+
+    def after(self, position: int) -> None:
+        """Go on behind this position."""
+        self._next = position + 1
+
+
+def _stage_past(record: StageRecord, places: _Places, settled: bool) -> StagePast:
     over = settled or is_over(record)
     actions = [action for action in record.actions if over or is_over(action)]
-    return StagePast(record.name, actions, record if over else None)
+    return StagePast(record.name, places.take(len(actions) + 1), actions, record if over else None)
 
 
 def _did(record: ActionRecord | StageRecord) -> Did:

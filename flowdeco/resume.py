@@ -84,6 +84,8 @@ class Resumption(Evaluation):
     def _go_on(self, branch: Branch, what: str) -> Walk:
         """Leave the past behind: what comes now was never done. Return what speaks against it."""
         past = cast("Past", branch.past)
+        if self._is_at_end(branch):
+            return self.end
         if past.next is not None:
             return self._changed(f"{what} comes where the run had {_named(past)}")
         ended = self._ended(branch)
@@ -100,6 +102,11 @@ class Resumption(Evaluation):
             branch.result = cast("Past", branch.past).result
         branch.past = None
         return None
+
+    def _is_at_end(self, branch: Branch) -> bool:
+        """Whether the pipeline around it ended early, and here."""
+        around = next((frame.closed for frame in reversed(branch.frames) if frame.closed is not None), None)
+        return around is not None and around.early and around.position == branch.position
 
     def _ended(self, within: Branch) -> bool | None:
         """Whether what is around a branch was over then, and if so, whether it had ended early."""
@@ -122,6 +129,8 @@ class Resumption(Evaluation):
     def _open_in_layers(self, branch: Branch, frame: Frame, layers: tuple[Middleware, ...]) -> Walk:
         if branch.past is None:
             return super()._open_in_layers(branch, frame, layers)
+        if self._is_at_end(branch):
+            return _at_once(self.end)
         frame.closed = branch.past.closed.get(frame.number)
         if frame.closed is None and self._ended(branch) is None:
             return self._open_unfinished(branch, frame, layers)
@@ -196,7 +205,7 @@ class Resumption(Evaluation):
     # Stages.
 
     def _stage(self, branch: Branch, frame: Frame, stage: Stage, by: str | None) -> Walk:
-        if branch.past is not None and _is_over(branch.past, stage):
+        if branch.past is not None and _is_over(branch, branch.past, stage):
             if self.skip:
                 self._off(branch, stage_selectors(stage))  # what it is skipped by has matched
             return self._visit(branch, Visit(stage, frame), by)  # it cannot be skipped any more
@@ -206,7 +215,7 @@ class Resumption(Evaluation):
         past = branch.past
         if past is None:
             return (yield from super()._skip_stage(branch, stage, by, scope))
-        if _is_over(past, stage):
+        if _is_over(branch, past, stage):
             frame = Frame(Pipeline(), by, (), (), {}, wrapped=False, scope=scope)
             error = yield from self._visit(branch, Visit(stage, frame), by)
             branch.frames[-1].queue.extend(frame.queue)
@@ -223,19 +232,15 @@ class Resumption(Evaluation):
 
     def _visit_again(self, branch: Branch, past: Past, visit: Visit, by: str | None) -> Walk:
         then = past.next
-        if not isinstance(then, StagePast) or then.name != visit.stage.name:
+        if not isinstance(then, StagePast) or (then.name, then.position) != (visit.stage.name, branch.position):
             error = yield from self._go_on(branch, f"stage {visit.stage.name!r}")
             return error if error is not None else (yield from super()._visit(branch, visit, by))
         self._take(branch, past)
         visit.past = then
-        if then.end is None and self._ended(branch) is None:
+        if then.end is None:
             return (yield from self._visit_unfinished(branch, visit, by))
         error = self._restore_actions(branch, visit)
-        if error is not None:
-            return error
-        if then.end is None:
-            return (yield from self._go_on(branch, f"stage {visit.stage.name!r}"))
-        return self._restore_stage(branch, visit, past.read(then.end), by)
+        return error if error is not None else self._restore_stage(branch, visit, past.read(then.end), by)
 
     def _visit_unfinished(self, branch: Branch, visit: Visit, by: str | None) -> Walk:
         self._recall_result(branch, STAGE)
@@ -468,6 +473,10 @@ class Rehearsal(Resumption):
         fork.past = cast("Past", branch.past).fork(position, index)
         return fork
 
+    def _work(self, branch: Branch, group: Parallel, forks: list[Branch], crew: Crew) -> Walk:
+        error = yield from super()._work(branch, group, forks, crew)
+        return self.stop if any(member.error is self.stop for member in crew.members) else error
+
     BEGIN: ClassVar[dict[type, Callable[..., Walk]]] = {
         **Resumption.BEGIN,
         Stage: _stage,
@@ -486,9 +495,9 @@ def _refilled(frame: Frame) -> Walk:
     return None
 
 
-def _is_over(past: Past, stage: Stage) -> bool:
+def _is_over(branch: Branch, past: Past, stage: Stage) -> bool:
     then = past.next
-    return isinstance(then, StagePast) and then.name == stage.name and then.end is not None
+    return isinstance(then, StagePast) and then[:2] == (stage.name, branch.position) and then.end is not None
 
 
 def _named(past: Past) -> str:

@@ -1,0 +1,409 @@
+"""Resuming, step by step: whatever a run had written when it ended, it goes on from there, or says why it cannot."""
+
+import threading
+
+import durable_units as du
+import pytest
+from durable_units import BROKEN, CALLS, ENTERED
+from support import names, statuses
+from test_durable import FLOWS, outcome
+from test_evaluate import Clock, perform
+
+from flowdeco import Bail, Run, Stage, Store, action, parallel, pipeline, stream
+from flowdeco.durable import MemoryJournal
+from flowdeco.errors import CodeChangedError, JournalError, SerializationError
+from flowdeco.memory import past_of
+from flowdeco.middleware import atomic, recover, retry
+from flowdeco.resume import Resumption
+
+
+@pytest.fixture(autouse=True)
+def nothing_noted():
+    """Every test begins without calls, and with everything in order."""
+    du.clear()
+    ENTERED.clear()
+
+
+# -- killed after any write
+
+
+class Writes(MemoryJournal):
+    """A journal that remembers in which portions it was written, and that can be cut back to the first of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.portions = []
+
+    def write(self, run_id, rows):
+        super().write(run_id, rows)
+        self.portions.append(rows)
+
+    def drop(self, run_id, cuts):
+        super().drop(run_id, cuts)
+        left = [[row for row in rows if row.number < cuts.get(row.branch, 1 << 60)] for rows in self.portions]
+        self.portions = [rows for rows in left if rows]
+
+    def killed_after(self, count):
+        """The journal of a process that was killed after so many writes."""
+        inputs = self.read("r").inputs[0][1]
+        killed = MemoryJournal()
+        killed.create("r", self.read("r").pipeline, inputs, self.read("r").skip)
+        for rows in self.portions[:count]:
+            killed.write("r", rows)
+        killed.close("r", "running", None, None)
+        return killed
+
+
+@action(name="bails")
+def bails():
+    du.call("bails")
+    raise Bail("enough")
+
+
+def fails_after(call):
+    """Fail when the inside is over."""
+    yield
+    du.call("fragile")
+
+
+ENDINGS = {
+    **FLOWS,
+    "a bail": (pipeline(du.first, Stage("s", [du.item, bails, du.second]), name="p", use=[du.noting]), {}),
+    "a bail in a group": (
+        du.first >> parallel(du.item, Stage("s", [du.item, bails]), du.second, limit=1) >> du.third,
+        {},
+    ),
+    "a recovered stage": (
+        Stage("s", [du.item, du.fragile, du.first], use=[recover(on=RuntimeError), du.noting]) >> du.nothing,
+        {},
+    ),
+    "a recovered pipeline": (
+        pipeline(du.item, Stage("s", [du.first, du.fragile]), du.second, name="p", use=[recover(on=RuntimeError)])
+        >> pipeline(du.nothing, name="q", use=[du.noting]),
+        {},
+    ),
+    "a recovered group": (
+        pipeline(
+            du.first,
+            parallel(du.item, Stage("s", [du.second, du.fragile], use=[du.noting]), du.plan, limit=1),
+            name="p",
+            use=[recover(on=RuntimeError), du.noting],
+        )
+        >> pipeline(parallel(du.item, limit=1), name="q", use=[du.noting]),
+        {},
+    ),
+    "a pipeline that its middleware fails": (
+        pipeline(
+            du.first,
+            pipeline(du.item, name="inner", use=[fails_after]),
+            pipeline(du.second, name="not reached", use=[du.noting]),
+            name="p",
+            use=[recover(on=RuntimeError)],
+        )
+        >> pipeline(du.nothing, name="q", use=[du.noting]),
+        {},
+    ),
+    "a retried group": (
+        pipeline(
+            parallel(du.item, du.plan >> du.first, limit=1),
+            du.fragile,
+            name="p",
+            use=[recover(on=RuntimeError), retry(on=RuntimeError, wait=0, attempts=2)],
+        )
+        >> du.nothing,
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("title", ENDINGS)
+def test_a_run_that_was_killed_after_any_write_comes_to_the_same(title):
+    """Whatever the write was of: an action, a stage, a pipeline, the beginning of a group."""
+    flow, inputs = ENDINGS[title]
+    BROKEN.add("fragile")
+    journal = Writes()
+    whole = flow.run(inputs, journal=journal, run_id="r", check=False)
+    calls = CALLS.copy()
+    for count in range(len(journal.portions) + 1):
+        CALLS.clear()
+        killed = journal.killed_after(count)
+        written = sum(row.kind == "action" and row.status == "completed" for row in killed.history("r"))
+        resumed = flow.resume("r", journal=killed, check=False)
+        assert outcome(resumed) == outcome(whole), count
+        assert len(CALLS) <= len(calls) - min(written, len(calls))
+        CALLS.clear()
+        again = flow.resume("r", journal=killed, check=False)
+        assert outcome(again) == outcome(whole), count
+        assert CALLS == []
+
+
+# -- what has changed
+
+
+def completed(*units):
+    """A journal with a completed run of these, and a stage behind them that fails."""
+    BROKEN.add("fragile")
+    journal = MemoryJournal()
+    pipeline(*units, du.fragile).run(journal=journal, run_id="r", check=False)
+    du.clear()
+    ENTERED.clear()
+    return journal
+
+
+def changes(journal, *units, **options):
+    """What speaks against resuming these units."""
+    with pytest.raises(CodeChangedError) as refused:
+        pipeline(*units, du.fragile).resume("r", journal=journal, **options)
+    assert (CALLS, ENTERED) == ([], [])
+    return refused.value.changes
+
+
+def test_a_stage_that_is_gone_from_a_completed_pipeline_is_a_change():
+    """Also where nothing else comes after it."""
+    journal = completed(pipeline(du.first, du.item, name="p", use=[du.watched]))
+    (change,) = changes(journal, pipeline(du.first, name="p", use=[du.watched]))
+    assert change == "pipeline 'p' has completed, and ends elsewhere"
+    rerun = pipeline(pipeline(du.first, name="p", use=[du.watched]), du.fragile)
+    resumed = rerun.resume("r", journal=journal, on_change="rerun")
+    assert (CALLS, ENTERED) == (["fragile"], ["+pipeline p", "-pipeline p"])
+    assert "items" not in resumed.store
+
+
+def test_a_stage_that_is_new_in_a_completed_pipeline_is_a_change():
+    """It would never run."""
+    journal = completed(pipeline(du.first, name="p", use=[du.watched]))
+    (change,) = changes(journal, pipeline(du.first, du.item, name="p", use=[du.watched]))
+    assert change == "stage 'item' is new, and what is around it has completed"
+
+
+def test_a_stage_that_is_new_in_a_branch_of_a_completed_group_is_a_change():
+    """So is one that is gone from it."""
+    journal = completed(parallel(du.first, du.item, limit=1), du.nothing)
+    (change,) = changes(journal, parallel(du.first >> du.second, du.item, limit=1), du.nothing)
+    assert change == "stage 'second' is new, and what is around it has completed"
+    (change,) = changes(journal, parallel(du.first, pipeline(), limit=1), du.nothing)
+    assert change == "a branch ends where it had stage 'item'"
+
+
+def test_another_number_of_branches_is_a_change():
+    """The branches are told apart by their places."""
+    journal = completed(parallel(du.first, du.item, limit=1), du.nothing)
+    (change,) = changes(journal, parallel(du.first, limit=1), du.nothing)
+    assert "parallel group 'parallel' comes where the run had parallel group 'parallel'" in change
+
+
+def test_a_stage_that_is_new_behind_a_completed_run_is_a_change():
+    """A completed run is returned; to go on with it, say so."""
+    journal = MemoryJournal()
+    du.line.run(journal=journal, run_id="r")
+    CALLS.clear()
+    with pytest.raises(CodeChangedError, match="'item' is new"):
+        (du.line >> du.item).resume("r", journal=journal)
+    assert CALLS == []
+    resumed = (du.line >> du.item).resume("r", journal=journal, on_change="rerun")
+    assert (names(resumed), CALLS) == (["first", "second", "third", "item"], ["item 0"])
+
+
+def test_a_change_in_a_stage_that_is_unfinished_is_reported():
+    """Of the actions that had completed."""
+    BROKEN.add("fragile")
+    journal = MemoryJournal()
+    Stage("s", [du.first, du.item, du.fragile]).run(journal=journal, run_id="r", check=False)
+    du.clear()
+    with pytest.raises(CodeChangedError, match="s/nothing comes where the run had s/item"):
+        Stage("s", [du.first, du.nothing, du.fragile]).resume("r", journal=journal)
+    resumed = Stage("s", [du.first, du.nothing, du.fragile]).resume("r", journal=journal, on_change="rerun")
+    assert CALLS == ["nothing", "fragile"]
+    assert "items" not in resumed.store
+
+
+def test_a_recovered_failure_is_none_any_more_if_what_recovered_it_is_run_again():
+    """Another branch has changed: the pipeline around both goes on, and what had failed in it is called again."""
+
+    def made(version):
+        changed = {1: action(name="changed")(lambda: 1), 2: action(name="changed")(lambda: 2)}[version]
+        group = parallel(du.first >> changed, Stage("s", [du.item, du.fragile]), limit=1)
+        return pipeline(pipeline(group, name="p", use=[recover(on=RuntimeError), du.noting]), du.nothing)
+
+    BROKEN.add("fragile")
+    journal = MemoryJournal()
+    made(1).run(journal=journal, run_id="r")
+    assert CALLS == ["first", "item 0", "fragile", "nothing"]
+    CALLS.clear()
+    assert made(1).resume("r", journal=journal)["notes"] == ["+pipeline p"]
+    assert CALLS == []
+    du.clear()
+    resumed = made(2).resume("r", journal=journal, on_change="rerun")
+    assert CALLS == ["fragile", "nothing"]
+    assert (resumed["changed"], resumed["items"]) == (2, [0])
+    assert {status for _, status in statuses(resumed)} == {"completed"}
+
+
+def test_what_is_skipped_now_is_not_gone_on_with():
+    """A stage that had begun: what it had done is dropped."""
+    BROKEN.add("fragile")
+    flow = pipeline(du.first, Stage("s", [du.item, du.fragile]), du.nothing)
+    journal = MemoryJournal()
+    flow.run(journal=journal, run_id="r", check=False)
+    du.clear()
+    resumed = flow.resume("r", journal=journal, skip=["s"])
+    assert statuses(resumed) == [("first", "completed"), ("s", "skipped"), ("nothing", "completed")]
+    assert "items" not in resumed.store
+    assert outcome(flow.resume("r", journal=journal)) == outcome(resumed)
+
+
+def test_what_has_completed_is_not_skipped_any_more():
+    """The selector has matched, all the same: there is no warning."""
+    journal = completed(du.first, du.item)
+    resumed = pipeline(du.first, du.item, du.fragile).resume("r", journal=journal, skip=["item"])
+    assert statuses(resumed)[1] == ("item", "completed")
+
+
+def test_a_past_that_does_not_match_is_an_error_without_a_rehearsal_as_well():
+    """Whatever the reason may be: nothing goes on as if it did."""
+    run = Run("r", pipeline(du.item), Store())
+    journal = completed(du.first)
+    past = past_of([(row, journal.codec.decode(row.payload)) for row in journal.history("r")])()
+    resumption = Resumption(run, past=past, clock=Clock(), now=0.0, cancels=lambda error: False)
+    perform(resumption.walk())
+    assert isinstance(run.error, CodeChangedError)
+    assert "stage 'item' comes where the run had stage 'first'" in str(run.error)
+    assert CALLS == []
+
+
+# -- what is in the way
+
+
+def broken_once(error):
+    """A middleware that raises when it is entered, as often as there are errors in the list."""
+
+    def layer(call):
+        if error:
+            raise error.pop()
+        yield
+
+    return layer
+
+
+def test_a_retry_around_what_cannot_be_entered_again_leaves_nothing_of_the_attempt():
+    """What the resumed run had not come by yet is dropped as well, groups in groups included."""
+    errors = []
+    inner = pipeline(
+        parallel(du.item, parallel(du.first, du.plan, limit=1), limit=1),
+        du.fragile,
+        name="inner",
+        use=[broken_once(errors)],
+    )
+    flow = pipeline(du.nothing, inner, name="outer", use=[retry(on=ValueError, wait=0), du.noting])
+    BROKEN.add("fragile")
+    journal = MemoryJournal()
+    flow.run(journal=journal, run_id="r", check=False)
+    whole = CALLS.copy()
+    du.clear()
+    errors.append(ValueError("cannot be entered"))
+    resumed = flow.resume("r", journal=journal)
+    assert CALLS == whole
+    du.clear()
+    assert outcome(flow.resume("r", journal=journal)) == outcome(resumed) == outcome(flow.run())
+
+
+class Refusing(MemoryJournal):
+    """A journal that cannot take anything back."""
+
+    def drop(self, run_id, cuts):
+        raise JournalError("nothing is forgotten")
+
+
+def test_a_journal_that_cannot_take_back_an_attempt_fails_the_run():
+    """The next attempt would be mixed up with it."""
+    BROKEN.add("fragile")
+    for unit in (
+        Stage("s", [du.item, du.fragile], use=[retry(on=RuntimeError, wait=0)]),
+        pipeline(du.item, du.fragile, name="p", use=[retry(on=RuntimeError, wait=0)]),
+    ):
+        run = unit.run(journal=Refusing(), check=False)
+        assert isinstance(run.error, JournalError)
+    journal = Refusing()
+    (du.first >> du.fragile).run(journal=journal, run_id="r", check=False)
+    run = (du.second.with_options(name="new") >> du.fragile).resume("r", {"first": 1}, journal=journal, on_change="rerun", check=False)
+    assert isinstance(run.error, JournalError)
+    assert journal.runs()[0].status == "failed"
+
+
+def unwritable(call):
+    """Write what no journal can keep, before or after."""
+    call.store["bad before"] = threading.Lock()
+    yield
+
+
+def unwritable_after(call):
+    yield
+    call.store["bad after"] = threading.Lock()
+
+
+def test_what_cannot_be_written_is_refused_wherever_it_is_noticed():
+    """With an action that is skipped, a stage that is skipped, at the end of a pipeline."""
+    cases = [
+        (Stage("s", [du.item, du.first], use=[unwritable]), ["s/item"], "bad before"),
+        (pipeline(Stage("s", [du.item]), du.first, name="p", use=[unwritable]), ["s"], "bad before"),
+        (pipeline(pipeline(du.item, name="q"), du.first, name="p", use=[unwritable]), ["q"], "bad before"),
+        (pipeline(du.item, name="p", use=[unwritable_after]), [], "bad after"),
+    ]
+    for unit, skip, key in cases:
+        run = unit.run(journal=MemoryJournal(), skip=skip, check=False)
+        assert isinstance(run.error, SerializationError)
+        assert key in str(run.error)
+        assert "first" not in CALLS
+
+
+# -- in memory
+
+
+def test_an_atomic_pipeline_that_failed_begins_anew_in_memory():
+    """What was in it was undone, groups included; what came before was not."""
+    flow = pipeline(
+        du.first,
+        pipeline(du.item, parallel(du.second, du.plan, limit=1), du.fragile, name="p", use=[atomic, du.noting]),
+        du.item.bind(value=2),
+    )
+    BROKEN.add("fragile")
+    broken = flow.run(check=False)
+    assert dict(broken.store) == {"first": 1}
+    for _ in range(2):
+        du.clear()
+        resumed = flow.resume(broken)
+        assert CALLS[:3] == ["item 0", "second", "plan"]
+        assert outcome(resumed) == outcome(flow.run())
+
+
+def test_a_failure_in_an_atomic_pipeline_that_was_recovered_is_over_in_memory():
+    """It is not run again."""
+    flow = pipeline(
+        pipeline(pipeline(du.item, du.fragile, name="q", use=[atomic]), name="p", use=[recover(on=RuntimeError)]),
+        du.nothing,
+        du.first,
+    )
+    BROKEN.update(["fragile", "first"])
+    broken = flow.run(check=False)
+    du.clear()
+    resumed = flow.resume(broken)
+    assert CALLS == ["first"]
+    assert dict(resumed.store) == {"first": 1}
+
+
+def test_a_stream_that_cannot_be_called_again_fails_as_before():
+    """In the rehearsal already; the run fails with its error, and not with another one."""
+
+    def source():
+        if "broken" in BROKEN:
+            raise RuntimeError("no source")
+        yield du.item
+
+    flow = pipeline(action(name="streams")(lambda: stream(source)), du.fragile)
+    BROKEN.update(["fragile"])
+    broken = flow.run(check=False)
+    BROKEN.update(["broken"])
+    with pytest.raises(RuntimeError, match="no source"):
+        flow.resume(broken)
+    du.clear()
+    assert flow.resume(broken)["items"] == [0]
