@@ -325,7 +325,9 @@ def test_a_journal_that_cannot_take_back_an_attempt_fails_the_run():
         assert isinstance(run.error, JournalError)
     journal = Refusing()
     (du.first >> du.fragile).run(journal=journal, run_id="r", check=False)
-    run = (du.second.with_options(name="new") >> du.fragile).resume("r", {"first": 1}, journal=journal, on_change="rerun", check=False)
+    run = (du.second.with_options(name="new") >> du.fragile).resume(
+        "r", {"first": 1}, journal=journal, on_change="rerun", check=False
+    )
     assert isinstance(run.error, JournalError)
     assert journal.runs()[0].status == "failed"
 
