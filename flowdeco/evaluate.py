@@ -468,12 +468,13 @@ class Evaluation:
             except BaseException as interrupted:  # Ctrl-C between two calls
                 value = Raised((yield from self._unwound(call, interrupted)))
             # Most actions return nothing, or plain data, and no more is to be done about it.
-            key = step.writes
+            key, attempts = step.writes, 1 if call is None else call.attempt
             if (
                 (value is None or (type(value) in PLAIN and key is not None))
                 and context is None
                 and (call is None or not (call._recovered or call._inserted))
-                and memory is None
+                and (memory is None or not (seen or store._recent or attempts > 1))
+                and (memory is None or (payload := memory.plain(key, value)) is not None)
             ):
                 if value is not None:
                     branch.result = value
@@ -485,12 +486,18 @@ class Evaluation:
                     store._taken()
                 branch.position += 1
                 elapsed = clock() - started
-                attempts = 1 if call is None else call.attempt
                 outcome = _COMPLETED, started + self.epoch, elapsed, by, None, attempts, False, (), ()
-                visit.records.append(_new(ActionRecord, (step.name, step.action, *outcome)))
+                record = _new(ActionRecord, (step.name, step.action, *outcome))
+                visit.records.append(record)
                 if notify is not None:
                     told = self.run.id, stage.name, step.name, _COMPLETED, None, elapsed, attempts, False
                     notify(_new(ActionFinished, told))
+                if memory is not None:
+                    row = memory.action(branch.id, branch.position - 1, stage.name, record, payload)
+                    rows, branch.rows = [*branch.rows, row], []
+                    answer = yield Save(memory.journal.write, memory.run_id, rows)
+                    if type(answer) is Raised:
+                        return answer.error
                 continue
             error = self._conclude(branch, visit, step, by, started, value, context, call, seen)
             if branch.rows:
