@@ -77,6 +77,7 @@ Walk: TypeAlias = "Generator[Request, Any, Failure]"
 
 _new: Final = cast("Any", tuple.__new__)  # pyright: ignore[reportUnknownMemberType]
 _COMPLETED: Final = Status.COMPLETED
+_WELL: Final = _COMPLETED, None, 1, False
 
 
 class Evaluation:
@@ -694,9 +695,13 @@ class Evaluation:
 
     def _insert(self, visit: Visit, step: Step, inserted: tuple[Unit | Stream, ...]) -> None:
         who = f"{visit.stage.name}/{step.name}"
-        actions = [step_of(cast("Any", unit)) for unit in inserted if type(unit) is Action]
-        visit.queue.extend((action, who) for action in reversed(actions))
-        visit.inserted.extend((unit, who) for unit in inserted if type(unit) is not Action)
+        actions: list[tuple[Step, str]] = []
+        for unit in inserted:
+            if type(unit) is Action:
+                actions.append((step_of(cast("Any", unit)), who))
+            else:
+                visit.inserted.append((unit, who))
+        visit.queue.extend(reversed(actions))
         if self.notify is not None:
             self._tell_inserted(visit.stage.name, step.name, inserted, len(actions))
 
@@ -939,7 +944,7 @@ class Evaluation:
     def _outcome(self, error: Failure, call: Call | None) -> tuple[Status, Failure, int, bool]:
         """Return status, error, attempts and whether it was recovered, for the record."""
         if call is None:
-            return self._status(error), error, 1, False
+            return _WELL if error is None else (self._status(error), error, 1, False)
         if error is None and call._recovered:
             return Status.FAILED, call._failure, call.attempt, True
         if error is None and not call._ran and call._outcome is UNSET:
