@@ -6,7 +6,6 @@ the next action of that branch starts. What cannot be encoded fails the action t
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, TypeAlias, cast
 
@@ -18,7 +17,7 @@ from flowdeco.past import Closed, Did, GroupPast, Past, StagePast
 from flowdeco.runs import ActionRecord, StageRecord, Status
 from flowdeco.store import MISSING, Delta, Store
 
-__all__ = ["NOTHING", "ROOT", "Memory", "Told", "branch_id", "chronicle", "descendants", "past_of", "step_id"]
+__all__ = ["NOTHING", "ROOT", "Chronicle", "Memory", "Told", "branch_id", "decoded", "descendants", "step_id"]
 
 ROOT: Final = "0"
 NOTHING: Final = Delta({}, [], {})
@@ -29,7 +28,7 @@ _STATUS: Final[dict[str, Status]] = {str(status): status for status in Status}
 _new: Final = cast("Any", tuple.__new__)  # pyright: ignore[reportUnknownMemberType]
 
 Fingerprint = Callable[[Any], str]
-Told: TypeAlias = "tuple[Row, Any]"  # a row with what its payload says
+Told: TypeAlias = "tuple[Row, dict[str, Any]]"  # a row with what its payload says
 
 
 def _hashed(*parts: object) -> str:
@@ -124,12 +123,16 @@ class Memory:
             payload = self.payload(f"action {record.name!r}", NOTHING, error=record.error, attempts=attempts)
         function = record.action.__wrapped__
         known = self._codes.get(id(function))
+        code = self.code(function) if known is None else known[1]
+        status, started, elapsed = record[2:5]
+        return _new(Row, (branch, number, "action", stage, record.name, status._value_, started, elapsed, code, payload))
+
+    def code(self, function: Any) -> str:
+        """Return the fingerprint of a function, worked out once."""
+        known = self._codes.get(id(function))
         if known is None:
             known = self._codes[id(function)] = function, self.fingerprint(function)
-        status, started, elapsed = record[2:5]
-        return _new(
-            Row, (branch, number, "action", stage, record.name, status._value_, started, elapsed, known[1], payload)
-        )
+        return known[1]
 
     def stage(self, branch: str, number: int, record: StageRecord, delta: Delta) -> Row:
         """Return the row of a stage."""
@@ -167,41 +170,55 @@ def portable(error: BaseException, codec: Codec) -> BaseException:
 # From rows to the past.
 
 
-def chronicle(rows: Iterable[Row], codec: Codec, pins: Mapping[str, int]) -> list[Told]:
+def decoded(rows: Iterable[Row], codec: Codec, pins: Mapping[str, int]) -> list[Told]:
     """Return the rows with what their payloads say.
 
     `pins` are the keys that were given on a resume, each with the number of rows that were there before: what older
     steps wrote there no longer counts.
     """
-    decode = codec.decode
-    told = [(row, decode(row.payload)) for row in rows]
+    decode, nothing, empty = codec.decode, codec.encode({}, ""), cast("dict[str, Any]", {})
+    told = [(row, empty if row[9] == nothing else decode(row[9])) for row in rows]
     for key, since in pins.items():
         for _, did in told[:since]:
             did.get("puts", {}).pop(key, None)
             did.get("appends", {}).pop(key, None)
-            did["deletes"] = [name for name in did.get("deletes", ()) if name != key]
+            if key in did.get("deletes", ()):
+                did["deletes"] = [name for name in did["deletes"] if name != key]
     return told
 
 
-def past_of(told: Iterable[Told]) -> Callable[[], Past]:
-    """Return what gives the past of a run that is told so, from its beginning whenever it is asked."""
-    branches: defaultdict[str, list[Told]] = defaultdict(list)
-    for each in told:
-        branches[each[0].branch].append(each)
-    known = {branch: _entries(sorted(rows, key=_number)) for branch, rows in branches.items()}
+class Chronicle:
+    """What the rows of a journal tell of a run: the past of its branches, from their beginning whenever one asks."""
 
-    def find(branch: str) -> Past:
+    def __init__(self, told: Iterable[Told]) -> None:
+        branches: dict[str, list[Told]] = {}
+        for each in told:
+            branch = each[0][0]
+            if branch in branches:
+                branches[branch].append(each)
+            else:
+                branches[branch] = [each]
+        for rows in branches.values():
+            rows.sort(key=_number)
+        self._known = {branch: _entries(rows) for branch, rows in branches.items()}
+        self._lengths = {branch: rows[-1][0].number + 1 for branch, rows in branches.items()}
+
+    def past(self, branch: str = ROOT) -> Past:
+        """Return the past of a branch."""
+
         def fork(position: int, index: int) -> Past:
-            return find(branch_id(branch, position, index))
+            return self.past(branch_id(branch, position, index))
 
-        entries, closed = known.get(branch) or ([], {})
+        entries, closed = self._known.get(branch) or ([], {})
         return Past(entries, closed, fork, read=_did)
 
-    return lambda: find(ROOT)
+    def is_within(self, kept: Mapping[str, int]) -> bool:
+        """Whether all of it holds, if so much of each branch does."""
+        return all(kept.get(branch, 0) >= length for branch, length in self._lengths.items())
 
 
 def _number(told: Told) -> int:
-    return told[0].number
+    return told[0][1]
 
 
 def descendants(past: Past, branch: str, since: int) -> Iterator[str]:

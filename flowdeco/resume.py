@@ -8,17 +8,17 @@ other does.
 2. A failure that was recovered is met again, where it was, and recovered again.
 3. The branches of a group all catch up with their past before one of them goes on.
 
-Before that comes a *rehearsal*: the same walk, in which nothing is entered, called or written. It finds what has changed
-since, and how much of the past still holds. The rest is dropped, as if the run had been interrupted there.
+How much of the past still holds is found out before (`rehearse`). The rest is dropped, as if the run had been interrupted
+there.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, ClassVar, cast
 
 from flowdeco.definitions import Action, Parallel, Pipeline, Stage, Stream, stage_selectors
-from flowdeco.errors import Bail, Cancelled, CodeChangedError, DefinitionError, Suspend
+from flowdeco.errors import Bail, Cancelled, CodeChangedError, Suspend
 from flowdeco.evaluate import Evaluation, Failure, Walk
 from flowdeco.events import StageFinished
 from flowdeco.frames import Branch, Failed, Frame, OpenStream, Visit
@@ -28,9 +28,9 @@ from flowdeco.options import UNSET, Middleware
 from flowdeco.past import STAGE, Closed, Did, GroupPast, Past, StagePast, is_over
 from flowdeco.requests import CAUGHT_UP, Request
 from flowdeco.runs import ActionRecord, Run, Scope, StageRecord, Status
-from flowdeco.store import Delta, Store
+from flowdeco.store import Delta
 
-__all__ = ["Rehearsal", "Resumption"]
+__all__ = ["Resumption", "at_once", "refilled"]
 
 
 class Resumption(Evaluation):
@@ -94,14 +94,18 @@ class Resumption(Evaluation):
         return (yield from self._perform(branch))
 
     def _perform(self, branch: Branch) -> Walk:
-        if branch.parent is not None:
-            yield CAUGHT_UP
-            if branch.stopped:
-                return self.end
+        yield from self._caught_up(branch)
+        if branch.stopped:
+            return self.end
         if self.memory is None:
             branch.result = cast("Past", branch.past).result
         branch.past = None
         return None
+
+    def _caught_up(self, branch: Branch) -> Generator[Request, Any, None]:
+        """Say, before the branch goes on, that it has restored its past."""
+        if branch.parent is not None:
+            yield CAUGHT_UP
 
     def _is_at_end(self, branch: Branch) -> bool:
         """Whether the pipeline around it ended early, and here."""
@@ -130,11 +134,11 @@ class Resumption(Evaluation):
         if branch.past is None:
             return super()._open_in_layers(branch, frame, layers)
         if self._is_at_end(branch):
-            return _at_once(self.end)
+            return at_once(self.end)
         frame.closed = branch.past.closed.get(frame.number)
         if frame.closed is None and self._ended(branch) is None:
             return self._open_unfinished(branch, frame, layers)
-        return _refilled(frame)
+        return refilled(frame)
 
     def _open_unfinished(self, branch: Branch, frame: Frame, layers: tuple[Middleware, ...]) -> Walk:
         self._recall_result(branch, frame.number)
@@ -200,7 +204,7 @@ class Resumption(Evaluation):
     def _pull(self, branch: Branch, frame: Frame, stream: OpenStream, by: str | None) -> Walk:
         if not stream.ahead:
             return super()._pull(branch, frame, stream, by)
-        return _at_once(self._pulled(branch, frame, stream, by, stream.ahead.popleft()))
+        return at_once(self._pulled(branch, frame, stream, by, stream.ahead.popleft()))
 
     # Stages.
 
@@ -352,8 +356,7 @@ class Resumption(Evaluation):
         goes_on = (yield from crew.catch_up(members)) or len(members) < len(forks)
         past = branch.past
         if goes_on and past is not None:
-            if branch.parent is not None:
-                yield CAUGHT_UP
+            yield from self._caught_up(branch)
             branch.past = None
         error = yield from super()._work(branch, group, forks, crew)
         if self.over:
@@ -373,123 +376,14 @@ class Resumption(Evaluation):
     }
 
 
-class Rehearsal(Resumption):
-    """The walk over the past that performs nothing, to find what has changed (`changes`), and what holds (`kept`).
-
-    `same` tells whether a function has the code that a step remembers. With `on_change="rerun"` the past holds up to the
-    first change of code; a step that comes where there was another one always ends it, and so does the stage `until`.
-    """
-
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        *,
-        same: Callable[[Any, Any], bool],
-        on_change: str = "error",
-        until: str | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(Run("", pipeline, Store()), history=0, **options)
-        self.same = same
-        self.on_change = on_change
-        self.until = until
-        self.changes: list[str] = []
-        self.differs = False  # from here on, the past does not hold
-        self.stop = Suspend("the past ends here")
-        self.visited: list[Branch] = []
-
-    def walk(self) -> Generator[Request, Any, None]:
-        """Go through the past; the streams that were begun are left open."""
-        return Evaluation.walk(self)
-
-    def kept(self) -> dict[str, int]:
-        """Return how much of the past of each branch holds; of a branch that is not there, nothing does."""
-        kept = {branch.id: branch.position for branch in self.visited}
-        kept.update((failed.branch.id, failed.position) for failed in self.branch.failures)  # recovered by nobody now
-        return kept
-
-    def _walk(self, branch: Branch, error: Failure = None) -> Walk:
-        self.visited.append(branch)
-        return super()._walk(branch, error)
-
-    def _changed(self, change: str) -> BaseException:
-        self.changes.append(change)
-        self.differs = True
-        return self.stop
-
-    def _perform(self, branch: Branch) -> Walk:
-        return _at_once(self.stop)
-
-    def _open_unfinished(self, branch: Branch, frame: Frame, layers: tuple[Middleware, ...]) -> Walk:
-        return _refilled(frame)
-
-    def _open_stream_again(self, branch: Branch, frame: Frame, stream: Stream, by: str | None) -> Walk:
-        if isinstance(stream.source, (Iterator, AsyncIterator)):
-            return DefinitionError(
-                f"the run cannot go on: the {stream.name} that was inserted by {by} is used up. "
-                f"Write stream(function, *args), which can be called again"
-            )
-        error = yield from super()._open_stream_again(branch, frame, stream, by)
-        if error is None:
-            self.streams[branch.id, self.begun[branch.id]] = cast("OpenStream", frame.queue[-1][0])
-        return error
-
-    def _pull(self, branch: Branch, frame: Frame, stream: OpenStream, by: str | None) -> Walk:
-        return Evaluation._pull(self, branch, frame, stream, by)
-
-    def _pulled(self, branch: Branch, frame: Frame, stream: OpenStream, by: str | None, answer: Any) -> Failure:
-        stream.ahead.append(answer)
-        return super()._pulled(branch, frame, stream, by, answer)
-
-    def _close_stream(self, stream: OpenStream) -> Generator[Request, Any, None]:
-        yield from ()  # it is taken up again
-
-    def _check_wiring(self, branch: Branch, frame: Frame, units: Any, visit: Visit | None = None) -> None:
-        pass  # there are no values
-
-    def _stage(self, branch: Branch, frame: Frame, stage: Stage, by: str | None) -> Walk:
-        if self.until is not None:
-            names = {stage.name, stage.template.name if stage.template is not None else stage.name}
-            if self.until in names:
-                self.until = None
-                return _at_once(self.stop)
-        return super()._stage(branch, frame, stage, by)
-
-    def _visit_unfinished(self, branch: Branch, visit: Visit, by: str | None) -> Walk:
-        return self._actions_again(branch, visit)
-
-    def _restore(self, branch: Branch, delta: Delta | None) -> None:
-        pass
-
-    def _check_code(self, did: Did, action: Action[..., Any], stage: str) -> Failure:
-        if self.on_change == "ignore" or not is_over(did) or self.same(did.code, action.__wrapped__):
-            return None
-        self.changes.append(f"action {stage}/{did.name} has completed, with other code")
-        self.differs = self.differs or self.on_change == "rerun"
-        return self.stop if self.on_change == "rerun" else None
-
-    def _fork(self, branch: Branch, base: Frame, position: int, index: int) -> Branch:
-        fork = Evaluation._fork(self, branch, base, position, index)
-        fork.past = cast("Past", branch.past).fork(position, index)
-        return fork
-
-    def _work(self, branch: Branch, group: Parallel, forks: list[Branch], crew: Crew) -> Walk:
-        error = yield from super()._work(branch, group, forks, crew)
-        return self.stop if any(member.error is self.stop for member in crew.members) else error
-
-    BEGIN: ClassVar[dict[type, Callable[..., Walk]]] = {
-        **Resumption.BEGIN,
-        Stage: _stage,
-        OpenStream: _pull,
-    }
-
-
-def _at_once(error: Failure) -> Walk:
+def at_once(error: Failure) -> Walk:
+    """Do nothing, and return this."""
     yield from ()
     return error
 
 
-def _refilled(frame: Frame) -> Walk:
+def refilled(frame: Frame) -> Walk:
+    """Have the units of a pipeline come next, without what is around them."""
     yield from ()
     frame.refill()
     return None

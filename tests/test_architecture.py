@@ -31,6 +31,7 @@ LAYERS = [
         "past",
         "frames",
         "resume",
+        "rehearse",
     },
     {"drivers", "durable", "executors"},
     {
