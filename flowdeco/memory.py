@@ -112,7 +112,7 @@ class Memory:
         if value is None:
             return self._nothing
         try:
-            return self.codec.encode({"puts": {key: value}, "result": ("put", key)}, key)
+            return self.codec.encode({"puts": {key: value}, "result": key}, key)
         except Exception:  # said when it is encoded with what is around it
             return None
 
@@ -125,7 +125,9 @@ class Memory:
         known = self._codes.get(id(function))
         code = self.code(function) if known is None else known[1]
         status, started, elapsed = record[2:5]
-        return _new(Row, (branch, number, "action", stage, record.name, status._value_, started, elapsed, code, payload))
+        what = branch, number, "action", stage, record.name, status._value_, started, elapsed, code, payload
+        row: Row = _new(Row, what)
+        return row
 
     def code(self, function: Any) -> str:
         """Return the fingerprint of a function, worked out once."""
@@ -275,7 +277,7 @@ def _result(did: Any) -> Any:
     found = did.get("result")
     if found is None:
         return UNSET
-    how, what = found
+    how, what = found if type(found) is tuple else ("put", found)
     if how == "put":
         return did.get("puts", {}).get(what, UNSET)
     if how == "appended":

@@ -11,7 +11,7 @@ interrupted there, and the run is resumed from what is left.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, ClassVar, Final, NamedTuple, Protocol, TypeAlias, cast
 
 from flowdeco.definitions import Action, Parallel, Pipeline, Stage, Stream
@@ -29,10 +29,9 @@ from flowdeco.resume import Resumption, at_once, refilled
 from flowdeco.runs import Run, Status
 from flowdeco.store import Delta, Store
 
-__all__ = ["Changes", "Journaled", "Rehearsal", "Trial", "check_fork", "from_journal", "from_memory"]
+__all__ = ["Journaled", "Rehearsal", "Trial", "check_fork", "from_journal", "from_memory"]
 
 Going: TypeAlias = "tuple[Evaluation, Generator[Request, Any, None]]"
-Same: TypeAlias = "Callable[[Any, Any], bool]"
 
 _IN_DOUBT: Final = Wait([], [])  # what a trial says before it would do what cannot be undone; nobody ever performs it
 
@@ -40,13 +39,13 @@ _IN_DOUBT: Final = Wait([], [])  # what a trial says before it would do what can
 class _Examination(Resumption):
     """A walk over the past that looks for what has changed since (`changes`), and for what holds (`kept`).
 
-    `same` tells whether a function has the code that a step remembers.
+    `code` gives the fingerprint of a function; where steps have the functions themselves, of theirs as well.
     """
 
-    def __init__(self, run: Run, *, same: Same, on_change: str = "error", **options: Any) -> None:
+    def __init__(self, run: Run, *, code: Callable[[Any], str], on_change: str = "error", **options: Any) -> None:
         super().__init__(run, **options)
-        self.same = same
         self.on_change = on_change
+        self.code = None if on_change == "ignore" else code
         self.changes: list[str] = []
         self.stop = Suspend("the past ends here")
         self.visited: list[Branch] = []
@@ -67,7 +66,10 @@ class _Examination(Resumption):
         return self.stop
 
     def _check_code(self, did: Did, action: Action[..., Any], stage: str) -> Failure:
-        if self.on_change == "ignore" or not is_over(did) or self.same(did.code, action.__wrapped__):
+        code, then, now = self.code, did.code, action.__wrapped__
+        if code is None or then is now or not is_over(did):
+            return None
+        if code(now) == (then if isinstance(then, str) else code(then)):
             return None
         return self._has_other_code(f"action {stage}/{did.name} has completed, with other code")
 
@@ -208,6 +210,9 @@ class Rehearsal(_Examination):
     def _restore(self, branch: Branch, delta: Delta | None) -> None:
         pass
 
+    def _plainly(self, branch: Branch) -> MutableMapping[str, Any] | None:
+        return {}
+
     def _fork(self, branch: Branch, base: Frame, position: int, index: int) -> Branch:
         fork = Evaluation._fork(self, branch, base, position, index)
         fork.past = cast("Past", branch.past).fork(position, index)
@@ -235,14 +240,6 @@ class Makes(Protocol):
     def rehearsal(self, past: Past, **how: Any) -> Rehearsal: ...
 
 
-class Changes(NamedTuple):
-    """What tells changes, and what is to be done about them; `from_stage` begins another run from there."""
-
-    same: Same
-    on_change: str
-    from_stage: str | None = None
-
-
 class Journaled(NamedTuple):
     """A run as its journal remembers it, what its payloads say, and the values that it was given.
 
@@ -260,14 +257,17 @@ class Journaled(NamedTuple):
 
 
 def from_journal(
-    run: Run, make: Makes, known: Journaled, changes: Changes
+    run: Run, make: Makes, known: Journaled, on_change: str, from_stage: str | None
 ) -> Generator[Request, Any, Going | None]:
-    """Give the evaluation that the run goes on with, and its walk; None if it does not, and says why."""
-    remembered, journal, from_stage, over = known.remembered, known.journal, changes.from_stage, known.over
+    """Give the evaluation that the run goes on with, and its walk; None if it does not, and says why.
+
+    With `from_stage` it is another run, which begins from there.
+    """
+    remembered, journal, over = known.remembered, known.journal, known.over
     chronicle = Chronicle(known.told)
     same_pipeline = remembered.pipeline == run.pipeline.name
     memory = Memory(journal, run.id, known.fingerprint)
-    how = {"same": changes.same, "on_change": changes.on_change, "over": over}
+    how = {"code": memory.code, "on_change": on_change, "over": over}
     if same_pipeline and from_stage is None:
         trial = cast("Trial", make.evaluation(run, Trial, memory, past=chronicle.past(), **how))
         walk = _tried(trial, chronicle)
@@ -279,7 +279,9 @@ def from_journal(
             return None
     rehearsal = make.rehearsal(chronicle.past(), until=from_stage, **how)
     if not same_pipeline:
-        rehearsal.changes.append(f"the run is one of pipeline {remembered.pipeline!r}, and this is {run.pipeline.name!r}")
+        rehearsal.changes.append(
+            f"the run is one of pipeline {remembered.pipeline!r}, and this is {run.pipeline.name!r}"
+        )
     error = yield from _rehearsed(run, rehearsal)
     if error is None and rehearsal.until is not None:
         error = _unknown_stage(rehearsal.until, {row.stage for row in remembered.rows if row.kind == "stage"})
@@ -307,10 +309,15 @@ def from_journal(
 
 
 def from_memory(
-    run: Run, make: Makes, recall: Callable[[], Past], given: Mapping[str, Any], changes: Changes
+    run: Run,
+    make: Makes,
+    recall: Callable[[], Past],
+    given: Mapping[str, Any],
+    code: Callable[[Any], str],
+    on_change: str,
 ) -> Generator[Request, Any, Going | None]:
     """Give the evaluation that a run in memory goes on with, and its walk; None if it does not, and says why."""
-    rehearsal = make.rehearsal(recall(), same=changes.same, on_change=changes.on_change)
+    rehearsal = make.rehearsal(recall(), code=code, on_change=on_change)
     error = yield from _rehearsed(run, rehearsal)
     if error is None and rehearsal.differs:
         error = DefinitionError(

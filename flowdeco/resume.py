@@ -14,14 +14,14 @@ there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
-from typing import Any, ClassVar, cast
+from collections.abc import Callable, Generator, Mapping, MutableMapping
+from typing import Any, ClassVar, Final, NamedTuple, cast
 
-from flowdeco.definitions import Action, Parallel, Pipeline, Stage, Stream, stage_selectors
+from flowdeco.definitions import Action, Parallel, Stage, Stream, stage_selectors
 from flowdeco.errors import Bail, Cancelled, CodeChangedError, Suspend
 from flowdeco.evaluate import Evaluation, Failure, Walk
 from flowdeco.events import StageFinished
-from flowdeco.frames import Branch, Failed, Frame, OpenStream, Visit
+from flowdeco.frames import Branch, Failed, Frame, OpenStream, Queued, Visit
 from flowdeco.groups import Crew
 from flowdeco.middleware import Call
 from flowdeco.options import UNSET, Middleware
@@ -29,8 +29,26 @@ from flowdeco.past import STAGE, Closed, Did, GroupPast, Past, StagePast, is_ove
 from flowdeco.requests import CAUGHT_UP, Request
 from flowdeco.runs import ActionRecord, Run, Scope, StageRecord, Status
 from flowdeco.store import Delta
+from flowdeco.wiring import Step, step_of
 
 __all__ = ["Resumption", "at_once", "refilled"]
+
+NOTHING_ASKED: Final = cast("Walk", ())  # what is over at once, without a generator being made for it
+
+COMPLETED: Final = str(Status.COMPLETED)  # as rows have it
+
+_COMPLETED: Final = Status.COMPLETED
+_new: Final = cast("Any", tuple.__new__)  # pyright: ignore[reportUnknownMemberType]
+
+
+class _Again(NamedTuple):
+    """A stage that is restored: what is left of its actions (as steps, unless it is restored as a whole), and so on."""
+
+    stage: str
+    queue: list[Any]
+    records: list[ActionRecord]
+    coming: list[Queued]
+    whole: bool
 
 
 class Resumption(Evaluation):
@@ -55,6 +73,7 @@ class Resumption(Evaluation):
         self.given = given or {}
         self.streams = {} if streams is None else streams
         self.begun: dict[str, int] = {}  # how many streams each branch has begun
+        self.code: Callable[[Any], str] | None = None  # the fingerprint of a function, where steps are compared with it
         self.end = Cancelled("this is as far as the run came")
         self.branch.past = past
         self.branch.store._watch()
@@ -209,21 +228,23 @@ class Resumption(Evaluation):
     # Stages.
 
     def _stage(self, branch: Branch, frame: Frame, stage: Stage, by: str | None) -> Walk:
-        if branch.past is not None and _is_over(branch, branch.past, stage):
-            if self.skip:
-                self._off(branch, stage_selectors(stage))  # what it is skipped by has matched
-            return self._visit(branch, Visit(stage, frame), by)  # it cannot be skipped any more
-        return super()._stage(branch, frame, stage, by)
+        past = branch.past
+        if past is None or (then := _over(branch, past, stage)) is None:
+            return super()._stage(branch, frame, stage, by)
+        if self.skip:
+            self._off(
+                branch, stage_selectors(stage)
+            )  # it cannot be skipped any more; what it is skipped by has matched
+        error = self._stage_again(branch, past, then, stage, by, frame.scope, frame.queue)
+        return NOTHING_ASKED if error is None else at_once(error)
 
     def _skip_stage(self, branch: Branch, stage: Stage, by: str | None, scope: Scope | None) -> Walk:
         past = branch.past
         if past is None:
             return (yield from super()._skip_stage(branch, stage, by, scope))
-        if _is_over(branch, past, stage):
-            frame = Frame(Pipeline(), by, (), (), {}, wrapped=False, scope=scope)
-            error = yield from self._visit(branch, Visit(stage, frame), by)
-            branch.frames[-1].queue.extend(frame.queue)
-            return error
+        then = _over(branch, past, stage)
+        if then is not None:
+            return self._stage_again(branch, past, then, stage, by, scope, branch.frames[-1].queue)
         if past.next is not None and past.next.name == stage.name:
             past.take()  # it had begun, and is not wanted any more
         error = yield from self._go_on(branch, f"stage {stage.name!r}")
@@ -236,43 +257,80 @@ class Resumption(Evaluation):
 
     def _visit_again(self, branch: Branch, past: Past, visit: Visit, by: str | None) -> Walk:
         then = past.next
-        if not isinstance(then, StagePast) or (then.name, then.position) != (visit.stage.name, branch.position):
+        if not isinstance(then, StagePast) or then[:2] != (visit.stage.name, branch.position):
             error = yield from self._go_on(branch, f"stage {visit.stage.name!r}")
             return error if error is not None else (yield from super()._visit(branch, visit, by))
         self._take(branch, past)
         visit.past = then
-        if then.end is None:
-            return (yield from self._visit_unfinished(branch, visit, by))
-        error = self._restore_actions(branch, visit)
-        return error if error is not None else self._restore_stage(branch, visit, past.read(then.end), by)
+        return (yield from self._visit_unfinished(branch, visit, by))
 
     def _visit_unfinished(self, branch: Branch, visit: Visit, by: str | None) -> Walk:
         self._recall_result(branch, STAGE)
         return super()._visit(branch, visit, by)
 
-    def _restore_stage(self, branch: Branch, visit: Visit, did: Did, by: str | None) -> Failure:
-        """Restore the end of a stage that was over; return the failure or `Bail` that it ended with."""
-        stage, scope = visit.stage, visit.frame.scope
-        what = did.status, did.started, did.elapsed, by, visit.records, did.error, did.attempts, did.recovered
-        record = StageRecord(stage.name, stage, *what, did.inserted, scope)
+    def _stage_again(
+        self,
+        branch: Branch,
+        past: Past,
+        then: StagePast,
+        stage: Stage,
+        by: str | None,
+        scope: Scope | None,
+        queue: list[Queued],
+    ) -> Failure:
+        """Restore a stage that was over; return the failure or `Bail` that it ended with."""
+        self._take(branch, past)
+        steps = stage._steps  # where nobody has asked for them yet, there is no need to work them out
+        actions = [(action, None) for action in reversed(stage._actions)] if steps is None else steps.copy()
+        records: list[ActionRecord] = []
+        coming: list[Queued] = []
+        error = self._restore_actions(branch, then, _Again(stage.name, actions, records, coming, whole=True))
+        if error is not None:
+            return error
+        return self._restore_stage(branch, past, then, stage, by, records, coming, scope, queue)
+
+    def _restore_stage(
+        self,
+        branch: Branch,
+        past: Past,
+        then: StagePast,
+        stage: Stage,
+        by: str | None,
+        records: list[ActionRecord],
+        coming: list[Queued],
+        scope: Scope | None,
+        queue: list[Queued],
+    ) -> Failure:
+        end = then.end
+        if type(end) is tuple and not end[1] and end[0][5] == COMPLETED and not branch.store._recent:
+            did, row = None, end[0]
+            what: Any = _COMPLETED, row[6], row[7], by, records, None, 1, False, (), scope
+        else:
+            did = past.read(end)
+            what = did.status, did.started, did.elapsed, by, records, did.error, did.attempts, did.recovered
+            what += did.inserted, scope
+        record: StageRecord = _new(StageRecord, (stage.name, stage, *what))
         branch.records.append(record)
         if self.history is not None:
             self._forget(branch)
         if self.notify is not None:
-            self._tell_inserted(stage.name, None, did.inserted)
-            how = did.error, did.elapsed, did.attempts, did.recovered, True
-            self.notify(StageFinished(self.run.id, stage.name, did.status, *how))
-        if not is_over(did):
-            own = bool(visit.records) and not is_over(visit.records[-1])  # the row of the action that failed
-            branch.failures.append(Failed(branch, record, branch.position - own))
-            branch.position += 1
-            return did.error
-        self._restore(branch, did.delta)
+            self._tell_inserted(stage.name, None, record.inserted)
+            how = record.status, record.error, record.elapsed, record.attempts, record.recovered, True
+            self.notify(StageFinished(self.run.id, stage.name, *how))
+        if did is not None:
+            if not is_over(did):
+                own = bool(records) and not is_over(records[-1])  # the row of the action that failed
+                branch.failures.append(Failed(branch, record, branch.position - own))
+                branch.position += 1
+                return did.error
+            self._restore(branch, did.delta)
+            if did.status is Status.BAILED:
+                branch.position += 1
+                return did.error
+            coming.extend((unit, stage.name) for unit in did.inserted)
         branch.position += 1
-        if did.status is Status.BAILED:
-            return did.error
-        visit.inserted.extend((unit, stage.name) for unit in did.inserted)
-        visit.frame.queue.extend(reversed(visit.inserted))
+        if coming:
+            queue.extend(reversed(coming))
         return None
 
     # Actions.
@@ -283,43 +341,78 @@ class Resumption(Evaluation):
         return self._actions_again(branch, visit)
 
     def _actions_again(self, branch: Branch, visit: Visit) -> Walk:
-        error = self._restore_actions(branch, visit)
+        again = _Again(visit.stage.name, visit.queue, visit.records, visit.inserted, whole=False)
+        error = self._restore_actions(branch, cast("StagePast", visit.past), again)
         if error is None:
             error = yield from self._go_on(branch, f"stage {visit.stage.name!r}")
         return error if error is not None else (yield from super()._actions(branch, visit))
 
-    def _restore_actions(self, branch: Branch, visit: Visit) -> Failure:
+    def _restore_actions(self, branch: Branch, then: StagePast, again: _Again) -> Failure:
         """Restore the actions of a stage that were over; return the `Bail` of the last one, or what has changed."""
-        past, queue, stage = cast("StagePast", visit.past), visit.queue, visit.stage.name
-        read = cast("Past", branch.past).read
-        for told in past.actions:
-            did = read(told)
+        stage, queue, records, _, _ = again
+        past = cast("Past", branch.past)
+        data, code, function, now = self._plainly(branch), self.code, None, None
+        for told in then.actions:
             if not queue:
-                return self._changed(f"action {stage}/{did.name} has completed, and is gone")
-            step, by = queue.pop()
-            if step.name != did.name:
-                return self._changed(f"action {stage}/{step.name} comes where the run had {stage}/{did.name}")
-            error = self._check_code(did, step.action, stage)
+                return self._changed(f"action {stage}/{past.read(told).name} has completed, and is gone")
+            item, by = queue.pop()
+            action = item.action if type(item) is Step else item
+            # Most actions have returned nothing, or plain data, and no more is to be done about it.
+            if data is not None and type(told) is tuple and told[0][5] == COMPLETED and told[0][4] == item.name:
+                row, said = told
+                puts = said if not said else said["puts"] if len(said) == 2 and type(said.get("result")) is str else None
+                if code is not None and action.__wrapped__ is not function:
+                    function = action.__wrapped__
+                    now = code(function)
+                if puts is not None and len(puts) < 2 and (code is None or now == row[8]):
+                    for key, value in puts.items():
+                        data[key] = branch.result = value
+                    branch.position += 1
+                    what = _COMPLETED, row[6], row[7], by, None, 1, False, (), ()
+                    records.append(_new(ActionRecord, (row[4], action, *what)))
+                    continue
+            did = past.read(told)
+            if item.name != did.name:
+                return self._changed(f"action {stage}/{item.name} comes where the run had {stage}/{did.name}")
+            error = self._check_code(did, action, stage)
             if error is not None:
                 return error
-            branch.position += 1
-            what = did.status, did.started, did.elapsed, by, did.error, did.attempts, did.recovered
-            visit.records.append(ActionRecord(did.name, step.action, *what, did.inserted, did.switches))
-            if not is_over(did):
-                continue  # it has failed, and left nothing
-            self._restore(branch, did.delta)
-            if did.inserted:
-                self._insert(visit, step, did.inserted)
-            if did.result is not UNSET:
-                branch.result = did.result
-            for selector, on in did.switches:
-                branch.switches.pop(selector, None)
-                branch.switches[selector] = on
-            if did.status is Status.BAILED and past.end is None:
+            self._restore_action(branch, action, did, by, again)
+            if did.status is Status.BAILED and then.end is None:
                 return did.error
-        if queue and past.end is not None and read(past.end).status is Status.COMPLETED:
+        if queue and then.end is not None and past.read(then.end).status is _COMPLETED:
             return self._changed(f"action {stage}/{queue[-1][0].name} is new, and its stage has completed")
         return None
+
+    def _restore_action(
+        self, branch: Branch, action: Action[..., Any], did: Did, by: str | None, again: _Again
+    ) -> None:
+        branch.position += 1
+        what = did.status, did.started, did.elapsed, by, did.error, did.attempts, did.recovered
+        again.records.append(ActionRecord(did.name, action, *what, did.inserted, did.switches))
+        if not is_over(did):
+            return  # it has failed, and left nothing
+        self._restore(branch, did.delta)
+        if did.inserted:
+            self._insert_again(again, did)
+        if did.result is not UNSET:
+            branch.result = did.result
+        for selector, on in did.switches:
+            branch.switches.pop(selector, None)
+            branch.switches[selector] = on
+
+    def _insert_again(self, again: _Again, did: Did) -> None:
+        who = f"{again.stage}/{did.name}"
+        actions = [unit for unit in did.inserted if type(unit) is Action]
+        again.coming.extend((unit, who) for unit in did.inserted if type(unit) is not Action)
+        again.queue.extend((unit if again.whole else step_of(unit), who) for unit in reversed(actions))
+        if self.notify is not None:
+            self._tell_inserted(again.stage, did.name, did.inserted, len(actions))
+
+    def _plainly(self, branch: Branch) -> MutableMapping[str, Any] | None:
+        """Return where a value that a step has written can be put; None where it must be restored with care."""
+        store = branch.store
+        return None if store._logs or store._recent else store._data
 
     def _restore(self, branch: Branch, delta: Delta | None) -> None:
         branch.store._restore(delta)
@@ -389,9 +482,12 @@ def refilled(frame: Frame) -> Walk:
     return None
 
 
-def _is_over(branch: Branch, past: Past, stage: Stage) -> bool:
+def _over(branch: Branch, past: Past, stage: Stage) -> StagePast | None:
+    """Return what comes next in the past if it is this stage, and was over."""
     then = past.next
-    return isinstance(then, StagePast) and then[:2] == (stage.name, branch.position) and then.end is not None
+    if type(then) is StagePast and then[3] is not None and then[1] == branch.position and then[0] == stage.name:
+        return then
+    return None
 
 
 def _named(past: Past) -> str:

@@ -17,7 +17,7 @@ from flowdeco.evaluate import Evaluation
 from flowdeco.journal import Journal
 from flowdeco.memory import Memory, decoded
 from flowdeco.options import checked_layers, checked_selectors
-from flowdeco.rehearse import Changes, Journaled, Rehearsal, check_fork, from_journal, from_memory
+from flowdeco.rehearse import Journaled, Rehearsal, check_fork, from_journal, from_memory
 from flowdeco.requests import Raised, Request, Save
 from flowdeco.runs import Run, Status
 from flowdeco.store import Store
@@ -89,12 +89,7 @@ def _resume_from_memory(
     run = Run(before.id, flow, before.store._revived(given))
     start.check(run.store)
     run.stages, run._trace = before.stages, trace
-    fingerprint = _fingerprint()
-
-    def same(then: Any, now: Any) -> bool:
-        return then is now or fingerprint(then) == fingerprint(now)
-
-    going = from_memory(run, start, lambda: trace.past(before.stages), given, Changes(same, on_change))
+    going = from_memory(run, start, lambda: trace.past(before.stages), given, _fingerprint(), on_change)
     return run, start.watched(_gone_on(going))
 
 
@@ -134,11 +129,8 @@ def _resume_from_journal(
     run = Run(run_id if from_stage is None else os.urandom(8).hex(), flow, store)
     run._journal = journal
 
-    def same(then: Any, now: Any) -> bool:
-        return bool(then == fingerprint(now))
-
     known = Journaled(journal, fingerprint, remembered, told, values, more, over, sorted(start.skip))
-    going = from_journal(run, start, known, Changes(same, on_change, from_stage))
+    going = from_journal(run, start, known, on_change, from_stage)
     return run, start.watched(_gone_on(going))
 
 
