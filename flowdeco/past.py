@@ -8,7 +8,7 @@ behind. Only the former knows what each step wrote; in memory, the store has it 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from flowdeco.options import UNSET
@@ -19,6 +19,7 @@ __all__ = [
     "STAGE",
     "Closed",
     "Did",
+    "Entry",
     "GroupPast",
     "GroupTrace",
     "Past",
@@ -69,7 +70,7 @@ class StagePast(NamedTuple):
 
     name: str
     position: int
-    actions: Sequence[Any]
+    actions: Iterable[Any]
     end: Any = None
 
 
@@ -121,6 +122,10 @@ class Past:
     def take(self) -> None:
         """Pass over what comes next."""
         self._next += 1
+
+    def whole(self) -> Iterator[Entry]:
+        """Give all that happened, from the beginning."""
+        return iter(self.entries)
 
     def is_empty(self) -> bool:
         """Whether nothing has ever happened in the branch."""

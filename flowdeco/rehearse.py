@@ -12,6 +12,7 @@ interrupted there, and the run is resumed from what is left.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, MutableMapping
+from itertools import compress
 from typing import Any, ClassVar, Final, NamedTuple, Protocol, TypeAlias, cast
 
 from flowdeco.definitions import Action, Parallel, Pipeline, Stage, Stream
@@ -249,7 +250,7 @@ class Journaled(NamedTuple):
     journal: Journal
     fingerprint: Callable[[Any], str]
     remembered: Remembered
-    told: list[Told]
+    told: Told
     values: Mapping[str, Any]
     more: bytes | None
     over: bool | None
@@ -302,7 +303,8 @@ def from_journal(
         yield from _give_up(run, known if from_stage is None else None, error, rehearsal.cancels)
         return None
     if not all(holds):
-        chronicle = Chronicle(each for each, held in zip(known.told, holds, strict=True) if held)
+        rows, dids = (list(compress(told, holds)) for told in known.told)
+        chronicle = Chronicle((rows, dids))
     past, over = chronicle.past(), None if rehearsal.differs else over
     evaluation = make.evaluation(run, Resumption, memory, past=past, over=over, streams=rehearsal.streams)
     return evaluation, evaluation.walk()

@@ -360,7 +360,9 @@ class Resumption(Evaluation):
             # Most actions have returned nothing, or plain data, and no more is to be done about it.
             if data is not None and type(told) is tuple and told[0][5] == COMPLETED and told[0][4] == item.name:
                 row, said = told
-                puts = said if not said else said["puts"] if len(said) == 2 and type(said.get("result")) is str else None
+                puts = (
+                    said if not said else said["puts"] if len(said) == 2 and type(said.get("result")) is str else None
+                )
                 if code is not None and action.__wrapped__ is not function:
                     function = action.__wrapped__
                     now = code(function)

@@ -12,7 +12,7 @@ from test_evaluate import Clock, perform
 from flowdeco import Bail, Run, Stage, Store, action, parallel, pipeline, stream
 from flowdeco.durable import MemoryJournal
 from flowdeco.errors import CodeChangedError, JournalError, SerializationError
-from flowdeco.memory import Chronicle
+from flowdeco.memory import Chronicle, decoded
 from flowdeco.middleware import atomic, recover, retry
 from flowdeco.resume import Resumption
 
@@ -263,7 +263,7 @@ def test_a_past_that_does_not_match_is_an_error_without_a_rehearsal_as_well():
     """Whatever the reason may be: nothing goes on as if it did."""
     run = Run("r", pipeline(du.item), Store())
     journal = completed(du.first)
-    past = Chronicle([(row, journal.codec.decode(row.payload)) for row in journal.history("r")]).past()
+    past = Chronicle(decoded(journal.history("r"), journal.codec, {})).past()
     resumption = Resumption(run, past=past, clock=Clock(), now=0.0, cancels=lambda error: False)
     perform(resumption.walk())
     assert isinstance(run.error, CodeChangedError)
