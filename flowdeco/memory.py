@@ -238,6 +238,8 @@ class _Told:
 class _Past(Past):
     """The past of a branch, whose entries are put together as they are taken: a run may have very many."""
 
+    rows = True
+
     __slots__ = ("_at", "_entry", "_told")
 
     def __init__(self, chronicle: Chronicle, branch: str, told: _Told) -> None:
@@ -339,7 +341,7 @@ def _result(did: Any) -> Any:
     found = did.get("result")
     if found is None:
         return UNSET
-    how, what = found if type(found) is tuple else ("put", found)
+    how, what = ("put", found) if isinstance(found, str) else found
     if how == "put":
         return did.get("puts", {}).get(what, UNSET)
     if how == "appended":

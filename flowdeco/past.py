@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
 
 from flowdeco.options import UNSET
 from flowdeco.runs import ActionRecord, StageRecord, Status
@@ -91,6 +91,8 @@ class Past:
     `fork` gives that of a branch of a group, by the position of the group and the number of the branch in it; `read` the
     steps, which are as they came: most of them are read once or twice, and forgotten.
     """
+
+    rows: ClassVar[bool] = False  # whether a step is, before it is read, a row with what its payload says
 
     __slots__ = ("_next", "closed", "entries", "fork", "read", "result", "scopes", "store")
 

@@ -303,8 +303,8 @@ def from_journal(
         yield from _give_up(run, known if from_stage is None else None, error, rehearsal.cancels)
         return None
     if not all(holds):
-        rows, dids = (list(compress(told, holds)) for told in known.told)
-        chronicle = Chronicle((rows, dids))
+        rows, dids = known.told
+        chronicle = Chronicle((list(compress(rows, holds)), list(compress(dids, holds))))
     past, over = chronicle.past(), None if rehearsal.differs else over
     evaluation = make.evaluation(run, Resumption, memory, past=past, over=over, streams=rehearsal.streams)
     return evaluation, evaluation.walk()

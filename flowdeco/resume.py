@@ -302,7 +302,7 @@ class Resumption(Evaluation):
         queue: list[Queued],
     ) -> Failure:
         end = then.end
-        if type(end) is tuple and not end[1] and end[0][5] == COMPLETED and not branch.store._recent:
+        if past.rows and not end[1] and end[0][5] == COMPLETED and not branch.store._recent:
             did, row = None, end[0]
             what: Any = _COMPLETED, row[6], row[7], by, records, None, 1, False, (), scope
         else:
@@ -351,18 +351,19 @@ class Resumption(Evaluation):
         """Restore the actions of a stage that were over; return the `Bail` of the last one, or what has changed."""
         stage, queue, records, _, _ = again
         past = cast("Past", branch.past)
-        data, code, function, now = self._plainly(branch), self.code, None, None
+        data = self._plainly(branch) if past.rows else None
+        code, function, now = self.code, None, None
         for told in then.actions:
             if not queue:
                 return self._changed(f"action {stage}/{past.read(told).name} has completed, and is gone")
             item, by = queue.pop()
             action = item.action if type(item) is Step else item
             # Most actions have returned nothing, or plain data, and no more is to be done about it.
-            if data is not None and type(told) is tuple and told[0][5] == COMPLETED and told[0][4] == item.name:
+            if data is not None and told[0][5] == COMPLETED and told[0][4] == item.name:
                 row, said = told
-                puts = (
-                    said if not said else said["puts"] if len(said) == 2 and type(said.get("result")) is str else None
-                )
+                puts = said
+                if said:
+                    puts = said["puts"] if len(said) == 2 and type(said.get("result")) is str else None
                 if code is not None and action.__wrapped__ is not function:
                     function = action.__wrapped__
                     now = code(function)
