@@ -430,6 +430,7 @@ class Evaluation:
                 continue
             started = clock()
             values, inside, error = visit.values, True, None
+            found: Any = None
             context: Context | None = None
             payload: bytes | None = None
             layers = visit.use_actions + step.use if step.use else visit.use_actions
