@@ -1,11 +1,5 @@
 """What the commands of the command line do: each takes its options and returns the exit code.
 
-    0    the run completed, or bailed; there was nothing wrong
-    1    the run failed
-    2    nothing was run: wrong usage, a name that is not there, a pipeline that cannot run
-    3    the run is suspended
-    130  the run was cancelled by Ctrl-C
-
 What a command found goes to the standard output, what went wrong to the standard error, in one line.
 """
 
@@ -20,6 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from flowdeco.errors import FlowdecoError, suggestion
+from flowdeco.exits import FAILED, FINE, INTERRUPTED, SUSPENDED, USAGE
 
 if TYPE_CHECKING:
     from flowdeco.definitions import Pipeline, Unit
@@ -27,13 +22,7 @@ if TYPE_CHECKING:
     from flowdeco.entry import Entry
     from flowdeco.runs import Run
 
-__all__ = ["COMMANDS", "FAILED", "FINE", "INTERRUPTED", "JOURNAL", "SUSPENDED", "USAGE", "perform"]
-
-FINE: Final = 0
-FAILED: Final = 1
-USAGE: Final = 2
-SUSPENDED: Final = 3
-INTERRUPTED: Final = 130
+__all__ = ["COMMANDS", "JOURNAL", "LATEST", "perform"]
 
 JOURNAL: Final = "FLOWDECO_JOURNAL"
 LATEST: Final = "latest"
@@ -485,9 +474,9 @@ def _workflow(info: RunInfo) -> str:
 
 
 def _check_statuses(wanted: Iterable[str]) -> None:
-    from flowdeco.runs import Status
+    from flowdeco.durable.info import STATUSES
 
-    known = [*map(str, Status), "crashed"]
+    known = [*STATUSES, "crashed"]
     for status in wanted:
         if status not in known:
             raise UsageError(f"--status {status}: there is no such status. {suggestion(status, known)}")
@@ -527,7 +516,7 @@ def _runs(options: Namespace) -> int:
 
 def _show(options: Namespace) -> int:
     from flowdeco.durable import history
-    from flowdeco.recorded import steps
+    from flowdeco.durable.info import steps
 
     path = _journal_path(options)
     info = _find(path, options.run or LATEST)

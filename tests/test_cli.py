@@ -631,7 +631,9 @@ def test_runs_are_listed(flowdeco, journal):
         ("two", "failed", f"{Path.cwd()}/flows.py:flow"),
         ("one", "completed", f"{Path.cwd()}/flows.py:flow"),
     ]
-    assert flowdeco("runs", "--status", "skipped")[1] == "runs.db has no skipped runs\n"
+    assert flowdeco("runs", "--status", "bailed")[1] == "runs.db has no bailed runs\n"
+    assert flowdeco("runs", "--status", "damaged")[1] == "runs.db has no damaged runs\n"
+    assert flowdeco("runs", "--status", "skipped")[0] == 2
     assert "Did you mean 'failed'" in flowdeco("runs", "--status", "faled")[2]
 
 
@@ -952,21 +954,65 @@ def test_runs_are_completed(flowdeco, journal):
 # -- starting
 
 
-def test_it_starts_with_little():
-    """Neither what runs a workflow nor what keeps a journal is loaded to show the help."""
-    script = """
+@pytest.mark.parametrize(
+    ("arguments", "unneeded"),
+    [
+        (["--help"], "flowdeco.durable flowdeco.report json sqlite3"),
+        (["--version"], "flowdeco.durable flowdeco.report json sqlite3"),
+        (["run", "--help"], "flowdeco.durable flowdeco.report json sqlite3"),
+        (["rum"], "flowdeco.durable flowdeco.report json sqlite3"),
+        (["runs", "--journal", "runs.db", "--status", "completed"], "flowdeco.recorded"),
+        (["show", "--journal", "runs.db"], "flowdeco.recorded"),
+        (["purge", "one", "--journal", "runs.db"], "flowdeco.recorded"),
+    ],
+)
+def test_it_starts_with_little(flowdeco, arguments, unneeded):
+    """What runs a workflow is imported with a workflow, what keeps a journal for a journal."""
+    flowdeco("run", "flows.py:flow", "-i", "kinds:=0", "--run-id", "one", "--journal", "runs.db")
+    script = f"""
 import sys
-import wrapt, typing_extensions
-before = set(sys.modules)
 from flowdeco.cli import main
-main(["--help"])
-heavy = {"asyncio", "sqlite3", "logging", "concurrent.futures", "json", "flowdeco.durable", "flowdeco.drivers", "flowdeco.show"}
-print(sorted(heavy & (set(sys.modules) - before)), file=sys.stderr)
+main({arguments})
+heavy = "wrapt asyncio concurrent.futures logging flowdeco.definitions flowdeco.drivers flowdeco.show {unneeded}"
+print(sorted(set(heavy.split()) & set(sys.modules)))
 """
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
-    assert done.stderr == "[]\n"
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("module", ["argparse", "flowdeco.commands", "flowdeco.report", "sqlite3"])
+def test_ctrl_c_while_it_starts_has_the_same_exit_code(flowdeco, module):
+    """And no traceback, whatever is being imported."""
+    flowdeco("run", "flows.py:flow", "-i", "kinds:=0", "--journal", "runs.db")
+    assert interrupted_at(module, ["runs", "--journal", "runs.db"]) == (130, "", "")
+
+
+def test_ctrl_c_while_a_workflow_is_imported_has_the_same_exit_code():
+    """Nothing has run."""
+    assert interrupted_at("wrapt", ["run", "flows.py:flow", "-i", "kinds:=0"]) == (130, "", "")
+    Path("slow.py").write_text("import colorsys\n" + FLOWS)
+    assert interrupted_at("colorsys", ["run", "slow.py:flow", "-i", "kinds:=0"]) == (130, "", "")
+
+
+def interrupted_at(module, arguments):
+    """What comes of Ctrl-C when a module is about to be imported."""
+    script = f"""
+import signal, sys
+class Interrupting:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == {module!r}:
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Interrupting)
+from flowdeco.cli import main
+sys.exit(main({arguments}))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    return done.returncode, done.stdout, done.stderr
 
 
 # -- the documentation
