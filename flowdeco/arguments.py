@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -12,6 +11,7 @@ from typing import Any, Final, NoReturn
 
 import flowdeco
 from flowdeco.commands import JOURNAL, LATEST
+from flowdeco.errors import suggestion
 from flowdeco.exits import USAGE
 
 __all__ = ["parsed"]
@@ -25,47 +25,79 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments or ["--help"])
 
 
+class _Formatter(argparse.HelpFormatter):
+    """Shows two arguments that are taken together as they are written: `[FILE.py:FLOW] RUN`."""
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        return str(action.metavar) if action.nargs == "+" else super()._format_args(action, default_metavar)
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser that says what is wrong in one line, and what was probably meant."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **{**options, "allow_abbrev": False})
-        self.names: list[str] = []
+        super().__init__(*args, **{**options, "allow_abbrev": False, "formatter_class": _Formatter})
+        self.commands: dict[str, _Parser] = {}
 
     def error(self, message: str) -> NoReturn:
-        from flowdeco.errors import suggestion
+        self.exit(USAGE, f"{self.prog}: error: {message.rstrip('.')} (see: {self.prog} --help)\n")
 
-        wrong = re.search(r"(?:invalid choice: '|unrecognized arguments: )([^'\s]+)", message)
-        known = self.names if "invalid choice" in message else self._long_options()
-        close = suggestion(wrong[1], known) if wrong and known else ""
-        if close.startswith("Did"):
-            message = re.sub(r" \(choose from .*", "", message)
-            message = f"{message}. {close}"
-        self.exit(USAGE, f"{self.prog}: error: {message} (see: {self.prog} --help)\n")
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            close = suggestion(str(value), map(str, action.choices))
+            if action.dest == "command":
+                raise argparse.ArgumentError(None, f"there is no command {value!r}. {close}")
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r}. {close}")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if self.commands:
+            self._check_options_before_the_command(args)
         known, rest = super().parse_known_args(args, namespace)
         if isinstance(getattr(known, "run", None), list) and not any(text.startswith("-") for text in rest):
             known.run += rest  # what argparse does not take when options stand between
             return known, []
-        if rest and self.get_default("command"):
-            self.error(f"unrecognized arguments: {' '.join(rest)}")  # of the command, whose options can be named
+        if rest:
+            self._refuse(rest)
         return known, rest
 
-    def _long_options(self) -> list[str]:
-        return [option for option in self._option_string_actions if option.startswith("--")]
+    def _check_options_before_the_command(self, args: Sequence[str]) -> None:
+        for text in args:
+            if not text.startswith("-"):
+                return
+            if text not in self._option_string_actions:
+                later = any(text in command._option_string_actions for command in self.commands.values())
+                self.error(f"{text} comes after the command") if later else self._refuse([text])
+
+    def _refuse(self, rest: Sequence[str]) -> NoReturn:
+        known = [option for option in self._option_string_actions if option.startswith("--")]
+        wrong = next((text for text in rest if text.startswith("-")), "")
+        close = suggestion(wrong.partition("=")[0], known) if wrong else ""
+        self.error(f"unrecognized arguments: {' '.join(rest)}{f'. {close}' if close.startswith('Did') else ''}")
+
+
+def _one_or_more(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"expected a number from 1 on, not {text!r}")
+    return int(text)
+
+
+def _run_id(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("expected a name, not an empty text")
+    return text
 
 
 def _parser() -> _Parser:
     parser = _Parser(prog="flowdeco", description="Run staged workflows, and look at what they did.")
     parser.add_argument("--version", action="version", version=f"flowdeco {flowdeco.__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
+    commands = parser.add_subparsers(
+        title="commands", dest="command", metavar="COMMAND", required=True, parser_class=_Parser
+    )
 
     def command(name: str, help: str) -> _Parser:
         made: _Parser = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
-        made.set_defaults(command=name)
         made.add_argument("--traceback", action="store_true", help="show the traceback of an error")
-        parser.names.append(name)
+        parser.commands[name] = made
         return made
 
     _run_options(command("run", "run a workflow"))
@@ -132,8 +164,10 @@ def _run_options(parser: _Parser) -> None:
     _add_only(parser)
     _add_journal(parser, "remember the run in this file, so that it can be resumed")
     parser.add_argument("--no-journal", action="store_true", help=f"keep no journal, whatever ${JOURNAL} says")
-    parser.add_argument("--codec", choices=["pickle", "json"], default="pickle", help="what the journal is written in")
-    parser.add_argument("--run-id", metavar="ID", help="the name of the run (default: a random one)")
+    parser.add_argument(
+        "--codec", choices=["pickle", "json"], default="pickle", help="what the journal is written in (default: pickle)"
+    )
+    parser.add_argument("--run-id", type=_run_id, metavar="ID", help="the name of the run (default: a random one)")
     _add_running(parser)
 
 
@@ -149,8 +183,10 @@ def _validate_options(parser: _Parser) -> None:
 
 
 def _add_format(parser: _Parser) -> None:
-    parser.add_argument("--format", choices=["text", "mermaid", "html"], default="text", help="how (default: text)")
-    parser.add_argument("-o", "--output", metavar="FILE", help="write it to a file")
+    parser.add_argument(
+        "--format", choices=["text", "mermaid", "html"], default="text", help="what to draw it as (default: text)"
+    )
+    parser.add_argument("-o", "--output", metavar="FILE", help="write it to this file")
 
 
 def _plan_options(parser: _Parser) -> None:
@@ -159,10 +195,17 @@ def _plan_options(parser: _Parser) -> None:
     _add_format(parser)
 
 
+def _add_status(parser: _Parser) -> None:
+    added = parser.add_argument(
+        "--status", action="append", default=[], metavar="STATUS", help="only runs of this status; can be repeated"
+    )
+    _completed_by(added, _complete_status)
+
+
 def _runs_options(parser: _Parser) -> None:
     _add_journal(parser, "the journal")
-    parser.add_argument("--status", action="append", default=[], metavar="STATUS", help="only runs of this status")
-    parser.add_argument("--limit", type=int, metavar="N", help="only the latest N")
+    _add_status(parser)
+    parser.add_argument("--limit", type=_one_or_more, metavar="N", help="only the latest N")
     _add_json(parser)
 
 
@@ -203,7 +246,7 @@ def _purge_options(parser: _Parser) -> None:
     parser.add_argument(
         "--older-than", metavar="AGE", help="all runs that nothing was heard of for so long: 90s, 45m, 12h, 30d, 2w"
     )
-    parser.add_argument("--status", action="append", default=[], metavar="STATUS", help="only runs of this status")
+    _add_status(parser)
     parser.add_argument("--dry-run", action="store_true", help="delete nothing, only list them")
     _add_json(parser)
 
@@ -245,6 +288,12 @@ def _complete_run(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> Ite
     path = parsed_args.journal or os.environ.get(JOURNAL)
     with suppress(Exception):
         yield from (info.id for info in runs(path) if info.id.startswith(prefix))
+
+
+def _complete_status(prefix: str, **_: Any) -> Iterator[str]:
+    from flowdeco.durable.info import STATUSES
+
+    yield from (status for status in (*STATUSES, "crashed") if status.startswith(prefix))
 
 
 def _complete_selector(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> Iterator[str]:

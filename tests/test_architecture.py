@@ -40,6 +40,7 @@ LAYERS = [
         "recorded",
         "report",
         "exits",
+        "given",
         "commands",
         "arguments",
         "cli",
