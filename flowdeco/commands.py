@@ -44,8 +44,7 @@ def perform(options: Namespace) -> int:
         if error.filename is not None:
             _complain(error, options, f"{error.filename}: {error.strerror}")
             return USAGE
-        with suppress(OSError):  # the output takes no more: it must not fail again when the process ends
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_broken_output()
         if not isinstance(error, BrokenPipeError):  # `flowdeco runs | head`
             _complain(error, options, error.strerror)
         return FAILED
@@ -62,6 +61,15 @@ def _accept_any_text() -> None:
         sys.stdout = StringIO()
     elif isinstance(out, TextIOWrapper):
         cast("Any", out).reconfigure(errors="backslashreplace")
+
+
+def _give_up_broken_output() -> None:
+    """Have an output that takes no more not fail once again when the process ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain(error: BaseException, options: Namespace, text: str | None = None) -> None:
