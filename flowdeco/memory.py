@@ -15,12 +15,11 @@ from flowdeco.journal import Codec, Journal, Row
 from flowdeco.options import UNSET
 from flowdeco.past import Closed, Did, Entry, GroupPast, Past, StagePast
 from flowdeco.runs import ActionRecord, StageRecord, Status
-from flowdeco.store import MISSING, Delta, Store
+from flowdeco.store import MISSING, NOTHING, Delta, Store
 
-__all__ = ["NOTHING", "ROOT", "Chronicle", "Memory", "Told", "branch_id", "decoded", "descendants", "step_id"]
+__all__ = ["ROOT", "Chronicle", "Memory", "Told", "branch_id", "decoded", "descendants", "step_id"]
 
 ROOT: Final = "0"
-NOTHING: Final = Delta({}, [], {})
 _ATOMS: Final = frozenset({str, int, float, bool, bytes, complex, type(None)})
 
 _STATUS: Final[dict[str, Status]] = {str(status): status for status in Status}

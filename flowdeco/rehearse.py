@@ -11,7 +11,7 @@ interrupted there, and the run is resumed from what is left.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from itertools import compress
 from typing import Any, ClassVar, Final, NamedTuple, Protocol, TypeAlias, cast
 
@@ -19,7 +19,7 @@ from flowdeco.definitions import Action, Parallel, Pipeline, Stage, Stream
 from flowdeco.errors import CodeChangedError, DefinitionError, JournalError, Suspend, suggestion
 from flowdeco.evaluate import Evaluation, Failure, Walk
 from flowdeco.events import Event
-from flowdeco.frames import Branch, Frame, OpenStream, Visit
+from flowdeco.frames import Branch, Frame, Leaf, OpenStream, Visit
 from flowdeco.groups import Crew
 from flowdeco.journal import Journal, Remembered
 from flowdeco.memory import Chronicle, Memory, Told
@@ -218,7 +218,7 @@ class Rehearsal(_Examination):
         fork.past = cast("Past", branch.past).fork(position, index)
         return fork
 
-    def _work(self, branch: Branch, group: Parallel, forks: list[Branch], crew: Crew) -> Walk:
+    def _work(self, branch: Branch, group: Parallel, forks: Sequence[Branch | Leaf], crew: Crew) -> Walk:
         error = yield from super()._work(branch, group, forks, crew)
         return self.stop if any(member.error is self.stop for member in crew.members) else error
 

@@ -14,14 +14,14 @@ there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, MutableMapping
+from collections.abc import Callable, Generator, Mapping, MutableMapping, Sequence
 from typing import Any, ClassVar, Final, NamedTuple, cast
 
 from flowdeco.definitions import Action, Parallel, Stage, Stream, stage_selectors
 from flowdeco.errors import Bail, Cancelled, CodeChangedError, Suspend
 from flowdeco.evaluate import Evaluation, Failure, Walk
 from flowdeco.events import StageFinished
-from flowdeco.frames import Branch, Failed, Frame, OpenStream, Queued, Visit
+from flowdeco.frames import Branch, Failed, Frame, Leaf, OpenStream, Queued, Visit
 from flowdeco.groups import Crew
 from flowdeco.middleware import Call
 from flowdeco.options import UNSET, Middleware
@@ -447,8 +447,9 @@ class Resumption(Evaluation):
                 fork.past = past
         return fork
 
-    def _work(self, branch: Branch, group: Parallel, forks: list[Branch], crew: Crew) -> Walk:
-        members = [member for member, fork in zip(crew.members, forks, strict=True) if fork.past is not None]
+    def _work(self, branch: Branch, group: Parallel, forks: Sequence[Branch | Leaf], crew: Crew) -> Walk:
+        behind = [isinstance(fork, Branch) and fork.past is not None for fork in forks]
+        members = [member for member, has_past in zip(crew.members, behind, strict=True) if has_past]
         goes_on = (yield from crew.catch_up(members)) or len(members) < len(forks)
         past = branch.past
         if goes_on and past is not None:
