@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, MutableMapping, Sequence
 from typing import Any, ClassVar, Final, NamedTuple, cast
 
-from flowdeco.definitions import Action, Parallel, Stage, Stream, stage_selectors
+from flowdeco.definitions import Action, Parallel, Pipeline, Stage, Stream, Unit, stage_selectors
 from flowdeco.errors import Bail, Cancelled, CodeChangedError, Suspend
 from flowdeco.evaluate import Evaluation, Failure, Walk
 from flowdeco.events import StageFinished
@@ -106,11 +106,27 @@ class Resumption(Evaluation):
         if self._is_at_end(branch):
             return self.end
         if past.next is not None:
+            if self._is_another(branch, past):
+                began = f"the run began with {_named(past)}, this one begins with {what}"
+                return self._changed(f"this looks like another pipeline: {began}")
             return self._changed(f"{what} comes where the run had {_named(past)}")
         ended = self._ended(branch)
         if ended is not None:
             return self.end if ended else self._changed(f"{what} is new, and what is around it has completed")
         return (yield from self._perform(branch))
+
+    def _is_another(self, branch: Branch, past: Past) -> bool:
+        """Whether nothing that the run had done is to be found in its pipeline."""
+        if branch.parent is not None or branch.position:
+            return False
+        units: list[Unit] = [*self.run.pipeline.units]
+        names: set[str] = set()
+        while units:
+            unit = units.pop()
+            names.add(unit.name)
+            if isinstance(unit, (Pipeline, Parallel)):
+                units.extend(unit.units)
+        return names.isdisjoint(entry.name for entry in past.whole())
 
     def _perform(self, branch: Branch) -> Walk:
         yield from self._caught_up(branch)

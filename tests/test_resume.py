@@ -176,6 +176,19 @@ def test_a_stage_that_is_new_in_a_completed_pipeline_is_a_change():
     assert change == "stage 'item' is new, and what is around it has completed"
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_run_of_another_pipeline_is_told_as_such(kept):
+    """Both have the name that pipelines have where none is given; nothing that ran is in the one that is to go on."""
+    BROKEN.add("fragile")
+    journal = MemoryJournal() if kept else None
+    run = pipeline(du.first, du.item, du.fragile).run(journal=journal, check=False)
+    other = "this looks like another pipeline: the run began with stage 'first', this one begins with stage 'nothing'"
+    with pytest.raises(CodeChangedError, match=other):
+        (du.nothing >> du.line[1:]).resume(run, {"first": 1})
+    with pytest.raises(CodeChangedError, match="stage 'nothing' comes where the run had stage 'first'"):
+        pipeline(du.nothing, du.item).resume(run)
+
+
 def test_a_stage_that_is_new_in_a_branch_of_a_completed_group_is_a_change():
     """So is one that is gone from it."""
     journal = completed(parallel(du.first, du.item, limit=1), du.nothing)
