@@ -26,6 +26,7 @@ from flowdeco.groups import Crew
 from flowdeco.middleware import Call
 from flowdeco.options import UNSET, Middleware
 from flowdeco.past import STAGE, Closed, Did, GroupPast, Past, StagePast, is_over
+from flowdeco.renewed import renewed
 from flowdeco.requests import CAUGHT_UP, Request
 from flowdeco.runs import ActionRecord, Run, Scope, StageRecord, Status
 from flowdeco.store import Delta
@@ -246,6 +247,8 @@ class Resumption(Evaluation):
     def _stage(self, branch: Branch, frame: Frame, stage: Stage, by: str | None) -> Walk:
         past = branch.past
         if past is None or (then := _over(branch, past, stage)) is None:
+            if by is not None and self.memory is None:
+                stage = renewed(stage)
             return super()._stage(branch, frame, stage, by)
         if self.skip:
             self._off(
@@ -361,6 +364,8 @@ class Resumption(Evaluation):
         error = self._restore_actions(branch, cast("StagePast", visit.past), again)
         if error is None:
             error = yield from self._go_on(branch, f"stage {visit.stage.name!r}")
+        if self.memory is None and any(by for _, by in visit.queue):
+            visit.queue[:] = [(step if by is None else step_of(renewed(step.action)), by) for step, by in visit.queue]
         return error if error is not None else (yield from super()._actions(branch, visit))
 
     def _restore_actions(self, branch: Branch, then: StagePast, again: _Again) -> Failure:
@@ -452,6 +457,9 @@ class Resumption(Evaluation):
             return None
         error = yield from self._go_on(branch, f"parallel group {group.name!r}")
         return error if error is not None else (yield from super()._begin_group(branch, group))
+
+    def _is_plain(self, branch: Branch, frame: Frame) -> bool:
+        return False  # its branches have a past, or may be renewed
 
     def _fork(self, branch: Branch, base: Frame, position: int, index: int) -> Branch:
         fork = super()._fork(branch, base, position, index)

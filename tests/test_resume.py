@@ -274,7 +274,7 @@ def test_what_has_completed_is_not_skipped_any_more():
 
 def test_a_past_that_does_not_match_is_an_error_without_a_rehearsal_as_well():
     """Whatever the reason may be: nothing goes on as if it did."""
-    run = Run("r", pipeline(du.item), Store())
+    run = Run("r", pipeline(du.item, du.first), Store())
     journal = completed(du.first)
     past = Chronicle(decoded(journal.history("r"), journal.codec, {})).past()
     resumption = Resumption(run, past=past, clock=Clock(), now=0.0, cancels=lambda error: False)
