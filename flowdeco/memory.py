@@ -192,20 +192,21 @@ class Chronicle:
     """What the rows of a journal tell of a run: the past of its branches, from their beginning whenever one asks."""
 
     def __init__(self, told: Told) -> None:
-        self._branches: dict[str, _Told] = {}
-        for row, did in zip(*told, strict=True):
-            branch = row[0]
-            mine = self._branches.get(branch)
-            if mine is None:
-                mine = self._branches[branch] = _Told()
-            mine.rows.append(row)
-            mine.dids.append(did)
+        rows, dids = told
+        self._branches = {branch: _Told([], []) for branch in {row[0] for row in rows}}
+        if len(self._branches) == 1:
+            self._branches = {rows[0][0]: _Told(rows, dids)}
+        else:
+            for row, did in zip(rows, dids, strict=True):
+                mine = self._branches[row[0]]
+                mine.rows.append(row)
+                mine.dids.append(did)
         for mine in self._branches.values():
             mine.sort()
 
     def past(self, branch: str = ROOT) -> Past:
         """Return the past of a branch."""
-        return _Past(self, branch, self._branches.get(branch) or _Told())
+        return _Past(self, branch, self._branches.get(branch) or _Told([], []))
 
     def is_within(self, kept: Mapping[str, int]) -> bool:
         """Whether all of it holds, if so much of each branch does."""
@@ -217,9 +218,9 @@ class _Told:
 
     __slots__ = ("closed", "dids", "rows")
 
-    def __init__(self) -> None:
-        self.rows: list[Row] = []
-        self.dids: list[dict[str, Any]] = []
+    def __init__(self, rows: list[Row], dids: list[dict[str, Any]]) -> None:
+        self.rows = rows
+        self.dids = dids
         self.closed: dict[int, Closed] = {}
 
     def sort(self) -> None:

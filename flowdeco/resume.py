@@ -189,7 +189,7 @@ class Resumption(Evaluation):
     def _take(self, branch: Branch, past: Past) -> None:
         """Pass over what comes next in the past; in memory, only the result at its end is known."""
         past.take()
-        if past.next is None and self.memory is None:
+        if self.memory is None and past.next is None:
             branch.result = past.result
 
     def _recall_result(self, branch: Branch, scope: int) -> None:
@@ -303,7 +303,8 @@ class Resumption(Evaluation):
         actions = [(action, None) for action in reversed(stage._actions)] if steps is None else steps.copy()
         records: list[ActionRecord] = []
         coming: list[Queued] = []
-        error = self._restore_actions(branch, then, _Again(stage.name, actions, records, coming, whole=True))
+        again: _Again = _new(_Again, (stage.name, actions, records, coming, True))
+        error = self._restore_actions(branch, then, again)
         if error is not None:
             return error
         return self._restore_stage(branch, past, then, stage, by, records, coming, scope, queue)
