@@ -324,11 +324,12 @@ def _closed(row: Row, did: dict[str, Any]) -> tuple[int, Closed]:
 def _did(told: tuple[Row, dict[str, Any]]) -> Did:
     row, did = told
     get = did.get
-    return Did(
-        row.action or row.stage, _STATUS[row.status], row.started, row.elapsed, _error(did), get("attempts", 1),
-        get("recovered", False), tuple(get("inserted", ())), tuple(get("switches", ())), _delta(did), _result(did),
-        row.fingerprint,
+    _, _, _, stage, action, status, started, elapsed, code, _ = row
+    what = (
+        action or stage, _STATUS[status], started, elapsed, _error(did), get("attempts", 1), get("recovered", False),
+        tuple(get("inserted", ())), tuple(get("switches", ())), _delta(did), _result(did), code,
     )  # fmt: skip
+    return cast("Did", _new(Did, what))
 
 
 def _error(did: Any) -> BaseException | None:

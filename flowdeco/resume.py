@@ -413,8 +413,9 @@ class Resumption(Evaluation):
         self, branch: Branch, action: Action[..., Any], did: Did, by: str | None, again: _Again
     ) -> None:
         branch.position += 1
-        what = did.status, did.started, did.elapsed, by, did.error, did.attempts, did.recovered
-        again.records.append(ActionRecord(did.name, action, *what, did.inserted, did.switches))
+        name, status, started, elapsed, error, attempts, recovered, inserted, switches, _, _, _ = did
+        what = name, action, status, started, elapsed, by, error, attempts, recovered, inserted, switches
+        again.records.append(_new(ActionRecord, what))
         if not is_over(did):
             return  # it has failed, and left nothing
         self._restore(branch, did.delta)
