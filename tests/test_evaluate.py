@@ -1,5 +1,6 @@
 """The law of order: what runs next, in which order, and what becomes of failures, skips, streams and branches."""
 
+import gc
 import logging
 import operator
 from collections.abc import Iterator
@@ -27,8 +28,9 @@ from support import (
 
 from flowdeco import Bail, Context, Run, Sleep, Stage, Store, Suspend, action, parallel, pipeline, stage, stream
 from flowdeco.definitions import as_pipeline
-from flowdeco.errors import MissingInputError, ReturnValueError, StoreTypeError, WriteConflictError
+from flowdeco.errors import Cancelled, MissingInputError, ReturnValueError, StoreTypeError, WriteConflictError
 from flowdeco.evaluate import Evaluation
+from flowdeco.events import ActionFinished
 from flowdeco.requests import Await, Raised
 
 # -- the generator, called directly: it yields what is to be done, and performs nothing
@@ -49,7 +51,11 @@ def evaluation(flow, inputs=None, **options):
     """A run and the generator that evaluates it."""
     run = Run("run-1", as_pipeline(flow), Store(inputs))
     evaluated = Evaluation(
-        run, clock=Clock(), now=1000.0, cancels=lambda error: isinstance(error, KeyboardInterrupt), **options
+        run,
+        clock=Clock(),
+        now=1000.0,
+        cancels=lambda error: isinstance(error, (KeyboardInterrupt, Cancelled)),
+        **options,
     )
     return run, evaluated.walk()
 
@@ -188,6 +194,44 @@ def test_a_walk_that_is_thrown_away_asks_for_nothing_more():
     next(walk)
     walk.close()
     assert run.error is None
+
+
+def test_a_walk_that_is_thrown_away_within_a_stage_closes_its_middleware():
+    """As any generator that is thrown away: the layer does not see a failure of the stage."""
+    log = []
+
+    def layer(call):
+        try:
+            yield
+        except Exception:
+            log.append("failure")
+        finally:
+            log.append("closed")
+
+    run, walk = evaluation(Stage("s", [step([], "a")], use=[layer]))
+    next(walk)
+    walk.close()
+    del walk
+    gc.collect()
+    assert (log, run.error, list(run.stages)) == (["closed"], None, [])
+
+
+def test_an_interrupt_while_an_observer_listens_unwinds_middleware():
+    """Ctrl-C that arrives behind an action: the action has completed, what is around it is cancelled."""
+    log = []
+
+    def listening(event):
+        if isinstance(event, ActionFinished):
+            raise KeyboardInterrupt
+
+    flow = pipeline(
+        Stage("s", [step(log, "a"), step(log, "b")], use=[around(log, "inner")]), use=[around(log, "outer")]
+    )
+    with pytest.raises(KeyboardInterrupt) as caught:
+        flow.run(observers=[listening])
+    run = Run.of(caught.value)
+    assert log == ["+outer", "+inner", "a", "-inner", "-outer"]
+    assert (run.status, statuses(run), actions_run(run)) == ("cancelled", [("s", "cancelled")], ["s/a"])
 
 
 def test_a_walk_can_be_thrown_away_while_middleware_of_the_run_is_entered():
