@@ -187,6 +187,28 @@ def test_a_middleware_takes_one_argument():
     def two(call, other):
         yield
 
-    for wrong in (nothing, two):
+    too_much, misspelt = functools.partial(two, 1, 2, 3), functools.partial(two, ohter=1)
+    for wrong in (nothing, two, functools.partial(two, 1, 2), too_much, misspelt):
         with pytest.raises(DefinitionError, match="generator function of one argument"):
             action(use=[wrong])(lambda: 1)
+
+
+def test_a_middleware_may_be_documented_as_something_that_takes_more(run):
+    """What counts is what it takes itself, not what it says that it wraps."""
+    log = []
+
+    def connect(host, port):
+        """Open a connection."""
+
+    @functools.wraps(connect)
+    def layer(call):
+        log.append("+")
+        yield
+
+    @functools.wraps(min)  # which has no signature at all
+    def other(call):
+        log.append("+")
+        yield
+
+    run(Stage("s", use=[layer, other]))
+    assert log == ["+", "+"]
