@@ -1,6 +1,7 @@
 """Options, checked where they are given."""
 
 import functools
+import pickle
 
 import pytest
 from defined import double, layer, plain
@@ -9,6 +10,7 @@ from support import around, step
 from flowdeco import Stage, action, parallel, pipeline
 from flowdeco.errors import DefinitionError
 from flowdeco.middleware import recover, retry
+from flowdeco.options import UNSET
 
 # -- names, texts, tags, keys, timeouts
 
@@ -94,6 +96,12 @@ def test_the_description_is_the_first_paragraph_of_the_docstring():
     assert described.description == "First line,\nsecond line."
     assert action(lambda: 1).description == ""
     assert action(description="")(described.__wrapped__).description == ""
+
+
+def test_an_option_that_was_not_given_has_a_repr_and_is_one_of_its_kind():
+    """Also after pickling, as options of actions are."""
+    assert repr(UNSET) == "UNSET"
+    assert pickle.loads(pickle.dumps(UNSET)) is UNSET
 
 
 # -- middleware
