@@ -77,6 +77,7 @@ Walk: TypeAlias = "Generator[Request, Any, Failure]"
 
 _new: Final = cast("Any", tuple.__new__)  # pyright: ignore[reportUnknownMemberType]
 _COMPLETED: Final = Status.COMPLETED
+_WELL: Final = _COMPLETED, None, 1, False
 
 
 class Evaluation:
@@ -468,12 +469,13 @@ class Evaluation:
             except BaseException as interrupted:  # Ctrl-C between two calls
                 value = Raised((yield from self._unwound(call, interrupted)))
             # Most actions return nothing, or plain data, and no more is to be done about it.
-            key = step.writes
+            key, attempts = step.writes, 1 if call is None else call.attempt
             if (
                 (value is None or (type(value) in PLAIN and key is not None))
                 and context is None
                 and (call is None or not (call._recovered or call._inserted))
-                and memory is None
+                and (memory is None or not (seen or store._recent or attempts > 1))
+                and (memory is None or (payload := memory.plain(key, value)) is not None)
             ):
                 if value is not None:
                     branch.result = value
@@ -485,12 +487,18 @@ class Evaluation:
                     store._taken()
                 branch.position += 1
                 elapsed = clock() - started
-                attempts = 1 if call is None else call.attempt
                 outcome = _COMPLETED, started + self.epoch, elapsed, by, None, attempts, False, (), ()
-                visit.records.append(_new(ActionRecord, (step.name, step.action, *outcome)))
+                record = _new(ActionRecord, (step.name, step.action, *outcome))
+                visit.records.append(record)
                 if notify is not None:
                     told = self.run.id, stage.name, step.name, _COMPLETED, None, elapsed, attempts, False
                     notify(_new(ActionFinished, told))
+                if memory is not None:
+                    row = memory.action(branch.id, branch.position - 1, stage.name, record, payload)
+                    rows, branch.rows = [*branch.rows, row], []
+                    answer = yield Save(memory.journal.write, memory.run_id, rows)
+                    if type(answer) is Raised:
+                        return answer.error
                 continue
             error = self._conclude(branch, visit, step, by, started, value, context, call, seen)
             if branch.rows:
@@ -687,9 +695,13 @@ class Evaluation:
 
     def _insert(self, visit: Visit, step: Step, inserted: tuple[Unit | Stream, ...]) -> None:
         who = f"{visit.stage.name}/{step.name}"
-        actions = [step_of(cast("Any", unit)) for unit in inserted if type(unit) is Action]
-        visit.queue.extend((action, who) for action in reversed(actions))
-        visit.inserted.extend((unit, who) for unit in inserted if type(unit) is not Action)
+        actions: list[tuple[Step, str]] = []
+        for unit in inserted:
+            if type(unit) is Action:
+                actions.append((step_of(cast("Any", unit)), who))
+            else:
+                visit.inserted.append((unit, who))
+        visit.queue.extend(reversed(actions))
         if self.notify is not None:
             self._tell_inserted(visit.stage.name, step.name, inserted, len(actions))
 
@@ -932,7 +944,7 @@ class Evaluation:
     def _outcome(self, error: Failure, call: Call | None) -> tuple[Status, Failure, int, bool]:
         """Return status, error, attempts and whether it was recovered, for the record."""
         if call is None:
-            return self._status(error), error, 1, False
+            return _WELL if error is None else (self._status(error), error, 1, False)
         if error is None and call._recovered:
             return Status.FAILED, call._failure, call.attempt, True
         if error is None and not call._ran and call._outcome is UNSET:

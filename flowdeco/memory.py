@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 from flowdeco.definitions import Stream
 from flowdeco.errors import Bail, DefinitionError, RunError
@@ -25,6 +25,8 @@ NOTHING: Final = Delta({}, [], {})
 _ATOMS: Final = frozenset({str, int, float, bool, bytes, complex, type(None)})
 
 _STATUS: Final[dict[str, Status]] = {str(status): status for status in Status}
+
+_new: Final = cast("Any", tuple.__new__)  # pyright: ignore[reportUnknownMemberType]
 
 Fingerprint = Callable[[Any], str]
 Told: TypeAlias = "tuple[Row, Any]"  # a row with what its payload says
@@ -56,14 +58,20 @@ class Memory:
         self.codec: Codec = journal.codec
         self.run_id = run_id
         self.fingerprint = fingerprint
+        self._nothing = self.codec.encode({}, "")
+        self._codes: dict[int, tuple[Any, str]] = {}
 
     # What an action that is not over yet may change in place.
 
     def seen(self, store: Store, keys: Iterable[str]) -> dict[str, Any]:
         """Return what tells later whether these values were changed in place."""
-        return {
-            key: self._image(store, key) for key in keys if type(store._data.get(key)) not in _ATOMS and key in store
-        }
+        data = store._data
+        for key in keys:
+            if type(data.get(key)) not in _ATOMS:
+                return {
+                    key: self._image(store, key) for key in keys if type(data.get(key)) not in _ATOMS and key in store
+                }
+        return {}
 
     def changed(self, store: Store, seen: Mapping[str, Any], delta: Delta) -> None:
         """Add the values that were changed in place to what was written."""
@@ -100,15 +108,28 @@ class Memory:
         parts = {"puts": delta.puts, "deletes": delta.deletes, "appends": delta.appends}
         return self.codec.encode({**{name: part for name, part in parts.items() if part}, **told}, what)
 
+    def plain(self, key: str, value: Any) -> bytes | None:
+        """Encode the step of an action that did nothing but return this; None if it cannot be."""
+        if value is None:
+            return self._nothing
+        try:
+            return self.codec.encode({"puts": {key: value}, "result": ("put", key)}, key)
+        except Exception:  # said when it is encoded with what is around it
+            return None
+
     def action(self, branch: str, number: int, stage: str, record: ActionRecord, payload: bytes | None = None) -> Row:
         """Return the row of an action, without a payload of one that failed."""
         if payload is None:
             attempts = record.attempts if record.attempts > 1 else None
             payload = self.payload(f"action {record.name!r}", NOTHING, error=record.error, attempts=attempts)
-        return Row(
-            branch, number, "action", stage, record.name, str(record.status), record.started, record.elapsed,
-            self.fingerprint(record.action.__wrapped__), payload,
-        )  # fmt: skip
+        function = record.action.__wrapped__
+        known = self._codes.get(id(function))
+        if known is None:
+            known = self._codes[id(function)] = function, self.fingerprint(function)
+        status, started, elapsed = record[2:5]
+        return _new(
+            Row, (branch, number, "action", stage, record.name, status._value_, started, elapsed, known[1], payload)
+        )
 
     def stage(self, branch: str, number: int, record: StageRecord, delta: Delta) -> Row:
         """Return the row of a stage."""

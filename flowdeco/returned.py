@@ -52,6 +52,8 @@ def sort_out(step: Step, value: Any) -> tuple[Inserted, Any]:
     kind = cast("type[object]", type(value))
     if value is None:
         return (), UNSET
+    if kind is Stage:
+        return (value,), UNSET
     if kind is Yielded:
         return _generated(step, value)
     if issubclass(kind, (list, tuple)):

@@ -334,9 +334,9 @@ def _refuse(gaps: Iterable[_Gap], known: _Known) -> None:
 
 def _needs(unit: Unit | Stream, skip: frozenset[str]) -> tuple[_Gap, ...]:
     """Return what a unit certainly needs from outside, worked out once."""
-    if isinstance(unit, Action):
+    if type(unit) is Action:
         unit = one_action_stage(cast("Action[..., Any]", unit))
-    if isinstance(unit, Stream):
+    if type(unit) is Stream:
         return ()
     cached = None if skip else cast("Any", unit)._needs
     if cached is None:

@@ -81,6 +81,8 @@ def _answered(evaluation: Generator[Request, Any, None], answer: Any, performer:
             if type(request) is tuple and request[0].timeout is None:
                 step, args, kwargs = request
                 answer = step.function(*args, **kwargs) if kwargs else step.function(*args)
+            elif type(request) is Save:
+                answer = request.write(*request.args)
             else:
                 answer = performer.perform(request)
         except BaseException as error:
@@ -106,8 +108,6 @@ class _Performer:
             return self._loop().result_of(request)
         if isinstance(request, Wait):
             return self._wait(request)
-        if isinstance(request, Save):
-            return request.write(*request.args)
         from flowdeco.drivers.threads import call_with_timeout
 
         return call_with_timeout(*request)

@@ -284,8 +284,8 @@ class SqliteJournal:
                 run, token = held.head.id, held.token
                 if len(rows) <= _FEW:  # a statement on its own is a transaction
                     columns = _columns(at, rows[0], run, token)
-                    for index in range(1, len(rows)):
-                        columns += _columns(at + index, rows[index], run, token)
+                    if len(rows) > 1:
+                        columns = sum((_columns(at + index, row, run, token) for index, row in enumerate(rows)), ())
                     try:
                         done = connection.execute(_INSERTS[len(rows)], columns).rowcount
                     except UnicodeEncodeError:
@@ -693,14 +693,17 @@ def named_codec(codec: str | Codec) -> Codec:
 
 def _columns(id: int, row: Row, run: int, token: str) -> tuple[Any, ...]:
     """Return what is inserted for a step, and by whom."""
-    return (id, *row[:9], _checksum(id, row), row[9], run, token)
+    branch, number, kind, stage, action, status, started, elapsed, fingerprint, payload = row
+    return (
+        id, branch, number, kind, stage, action, status, started, elapsed, fingerprint, _checksum(id, row), payload,
+        run, token,
+    )  # fmt: skip
 
 
 def _checksum(id: int, row: Sequence[Any]) -> int:
     branch, number, kind, stage, action, status, started, elapsed, fingerprint, payload = row
-    text = "\0".join((branch, kind, stage, action or "", status, fingerprint))
-    encoded = text.encode("utf-8", "surrogatepass")
-    return crc32(payload, crc32(encoded, crc32(_PACKED(id, number, started, elapsed))))
+    text = f"{branch}\0{kind}\0{stage}\0{action or ''}\0{status}\0{fingerprint}"
+    return crc32(payload, crc32(_PACKED(id, number, started, elapsed) + text.encode("utf-8", "surrogatepass")))
 
 
 _PACKED: Final = struct.Struct("<qqdd").pack
