@@ -748,10 +748,11 @@ def _stage_of(actions: tuple[Action[..., Any], ...], options: dict[str, Any]) ->
 
 def one_action_stage(action: Action[..., Any]) -> Stage:
     """Return the stage that a bare action stands for in a pipeline: of its name, description and tags."""
-    if action._self_stage is None:
+    made: Any = action._self_stage
+    if made is None:
         made = Stage(action.name, (action,), tags=action.tags, description=action.description)
         action._self_remember("stage", made)
-    return cast("Stage", action._self_stage)
+    return made  # type: ignore[no-any-return]
 
 
 def _as_stage(unit: Unit) -> Unit:

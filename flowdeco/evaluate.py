@@ -30,7 +30,7 @@ through these generators, for which a `StopIteration` or a `GeneratorExit` would
 from __future__ import annotations
 
 import types
-from collections.abc import AsyncIterable, Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import count
 from typing import Any, ClassVar, Final, TypeAlias, cast
@@ -48,7 +48,7 @@ from flowdeco.definitions import (
     one_action_stage,
     stage_selectors,
 )
-from flowdeco.errors import Bail, Cancelled, MissingInputError, ReturnValueError, Suspend
+from flowdeco.errors import Bail, MissingInputError, ReturnValueError, Suspend
 from flowdeco.events import (
     ActionFinished,
     ActionStarted,
@@ -59,15 +59,16 @@ from flowdeco.events import (
     StageStarted,
     UnitsInserted,
 )
-from flowdeco.frames import Before, Branch, Failed, Frame, OpenStream, Queued, Visit
-from flowdeco.groups import Crew, merged
-from flowdeco.memory import NOTHING, Memory, branch_id
+from flowdeco.frames import Before, Branch, Failed, Frame, Leaf, OpenStream, Queued, Split, Visit, single_call
+from flowdeco.groups import Crew, ended, merged
+from flowdeco.memory import Memory
 from flowdeco.middleware import Call, enter, leave, merging
 from flowdeco.options import UNSET, Middleware
 from flowdeco.past import STAGE, Closed, GroupPast, GroupTrace, ScopePast, failed_action
 from flowdeco.requests import Await, Chore, Raised, Request, Save
-from flowdeco.returned import PLAIN, SETTLED, Yielded, exhaust, sort_out
+from flowdeco.returned import PLAIN, SETTLED, Yielded, exhaust, sort_out, written
 from flowdeco.runs import ActionRecord, Run, Scope, StageRecord, Status
+from flowdeco.store import NOTHING
 from flowdeco.wiring import Step, check_inserted, may_supply, note_suppliers, step_of, unmet
 
 __all__ = ["Evaluation"]
@@ -154,7 +155,7 @@ class Evaluation:
             try:
                 frame = frames[-1]
                 if branch.stopped and error is None:
-                    error = _ended()
+                    error = ended()
                 if error is None and frame.queue:
                     unit, by = frame.queue.pop()
                     error = yield from begin[type(unit)](self, branch, frame, unit, by)
@@ -312,7 +313,7 @@ class Evaluation:
         return self._visit(branch, Visit(stage, frame), by)
 
     def _visit(self, branch: Branch, visit: Visit, by: str | None) -> Walk:
-        """Run a stage, record it, and put on top of the queue what it inserted."""
+        """Run a stage."""
         stage, frame = visit.stage, visit.frame
         started = self.clock()
         if self.notify is not None:
@@ -333,6 +334,13 @@ class Evaluation:
                 raise
             except BaseException as interrupted:  # Ctrl-C between two calls
                 error = interrupted
+        return self._visited(branch, visit, by, started, call, error)
+
+    def _visited(
+        self, branch: Branch, visit: Visit, by: str | None, started: float, call: Call | None, error: Failure
+    ) -> Failure:
+        """Record a stage that is over, and put on top of the queue what it inserted."""
+        stage, frame = visit.stage, visit.frame
         elapsed = self.clock() - started
         status, failure, attempts, recovered = self._outcome(error, call)
         inserted = call._inserted if call is not None and error is None else ()
@@ -413,7 +421,7 @@ class Evaluation:
         filtered = bool(self.skip or branch.switches)
         while queue:
             if branch.stopped:
-                return _ended()
+                return ended()
             step, by = queue.pop()
             if filtered and self._off(branch, action_selectors(stage, step.action)):
                 error = self._skip_action(branch, visit, step, by)
@@ -422,6 +430,7 @@ class Evaluation:
                 continue
             started = clock()
             values, inside, error = visit.values, True, None
+            payload: bytes | None = None
             context: Context | None = None
             layers = visit.use_actions + step.use if step.use else visit.use_actions
             call = Call(run_id, store, layers, values, visit.frame.pipeline, stage, step.action) if layers else None
@@ -475,7 +484,7 @@ class Evaluation:
                 and context is None
                 and (call is None or not (call._recovered or call._inserted))
                 and (memory is None or not (seen or store._recent or attempts > 1))
-                and (memory is None or (payload := memory.plain(key, value)) is not None)
+                and (memory is None or (payload := memory.plain(key, value)))
             ):
                 if value is not None:
                     branch.result = value
@@ -827,50 +836,65 @@ class Evaluation:
         error = yield from self._begin_group(branch, group)
         if error is not None:
             return error
-        forks: list[Branch] = []
         scope = cast("Scope", self._scope(branch, group, by, frame.scope))
+        split = Split(branch, frame, scope, position, [])
+        forks, walks = split.forks, cast("list[Walk]", [])
+        plain = self._is_plain(branch, frame)
         for index, unit in enumerate(group.units):
-            within = scope._replace(branch=index)
-            base = Frame(frame.pipeline, by, frame.use_stages, frame.use_actions, frame.values, frame.wrapped, within)
-            base.queue.append((unit, by))
-            forks.append(self._fork(branch, base, position, index))
+            call = single_call(unit) if plain else None
+            if call is not None:
+                leaf = Leaf()
+                forks.append(leaf)
+                walks.append(self._leaf(split, index, leaf, *call))
+            else:
+                twig = self._branch_of(split, index)
+                twig.frames[0].queue.append((unit, by))
+                forks.append(twig)
+                walks.append(self._walk(twig))
 
         def stop() -> None:
             for fork in forks:
                 fork.stopped = True
 
-        crew = Crew([self._walk(fork) for fork in forks], group.limit, self.tickets, stop)
+        crew = Crew(walks, group.limit, self.tickets, stop)
         error = yield from self._work(branch, group, forks, crew)
         for fork in forks:
             branch.records.extend(fork.records)
-            branch.lost += fork.forgotten + fork.lost
-            branch.rows.extend(fork.rows)
-            branch.failures.extend(fork.failures)
+            if isinstance(fork, Branch):
+                branch.lost += fork.forgotten + fork.lost
+                branch.rows.extend(fork.rows)
+                branch.failures.extend(fork.failures)
         if self.memory is not None and branch.is_revocable():
-            branch.forks.append((position, [id for fork in forks for id in fork.ids()]))
-        taking = forks if error is None else []
-        if isinstance(error, Bail):
-            taking = [fork for fork, member in zip(forks, crew.members, strict=True) if member.error is error]
-        try:
-            branch.store._apply(merged(group, [fork.store._delta() for fork in taking]))
-        except Exception as refused:  # a conflict, or a reducer that raises
-            error = refused
-        else:
-            if self.memory is None and branch.store._recent is not None and error is None:
-                branch.store._taken()
-            before = dict(branch.switches)
-            for fork in taking:
-                branch.switches.update({key: on for key, on in fork.switches.items() if before.get(key) is not on})
-                branch.result = fork.result if fork.result is not None else branch.result
+            ids = (fork.ids() for fork in forks if isinstance(fork, Branch))
+            branch.forks.append((position, [id for theirs in ids for id in theirs]))
+        error = self._merge_forks(split, group, error, crew)
         if self.history is None:
-            for fork in forks:
-                fork.trace.result, fork.trace.store = fork.result, fork.store if error is not None else None
-            branches = [(len(fork.records), fork.trace) for fork in forks]
-            branch.trace.groups.append(GroupTrace(GroupPast(group.name, position, len(forks)), start, branches))
+            unmerged = None if error is None else branch.store
+            left = [(len(fork.records), fork.leave(unmerged)) for fork in forks]
+            branch.trace.groups.append(GroupTrace(GroupPast(group.name, position, len(forks)), start, left))
         else:
             self._forget(branch)
         if error is not None:
             self._note(error, f"parallel group {group.name!r}, pipeline {frame.pipeline.name!r}")
+        return error
+
+    def _merge_forks(self, split: Split, group: Parallel, error: Failure, crew: Crew) -> Failure:
+        """Take over what the branches of a group did: all of them, or after a `Bail` that one; return what failed."""
+        branch, taking = split.branch, split.forks if error is None else []
+        if isinstance(error, Bail):
+            taking = [fork for fork, member in zip(split.forks, crew.members, strict=True) if member.error is error]
+        try:
+            branch.store._apply(merged(group, [fork.delta() for fork in taking]))
+        except Exception as refused:  # a conflict, or a reducer that raises
+            return refused
+        if self.memory is None and branch.store._recent is not None and error is None:
+            branch.store._taken()
+        before = dict(branch.switches)
+        for fork in taking:
+            if isinstance(fork, Branch):
+                branch.switches.update({key: on for key, on in fork.switches.items() if before.get(key) is not on})
+            if fork.result is not None:
+                branch.result = fork.result
         return error
 
     def _begin_group(self, branch: Branch, group: Parallel) -> Walk:
@@ -883,9 +907,69 @@ class Evaluation:
 
     def _fork(self, branch: Branch, base: Frame, position: int, index: int) -> Branch:
         """Return a branch of the group at this position, with a store of its own."""
-        return Branch(branch.store._fork(), base, branch, branch_id(branch.id, position, index))
+        return Branch(branch.store._fork(), base, branch, (position, index))
 
-    def _work(self, branch: Branch, group: Parallel, forks: list[Branch], crew: Crew) -> Walk:
+    def _is_plain(self, branch: Branch, frame: Frame) -> bool:
+        """Whether there is nothing around the branches of a group, and nobody who looks on."""
+        around = self.memory or self.notify or self.skip or branch.switches or branch.past
+        return not (around or frame.use_stages or frame.use_actions or frame.values)
+
+    def _branch_of(self, split: Split, index: int) -> Branch:
+        """Return a branch of a group that has nothing to do yet."""
+        return self._fork(split.branch, split.frame.within(split.scope.of(index)), split.position, index)
+
+    def _leaf(self, split: Split, index: int, leaf: Leaf, stage: Stage, step: Step) -> Walk:
+        """Evaluate a branch that is a single call; only if more comes of it than data, it is made a branch like others."""
+        try:
+            started, by, store = self.clock(), split.scope.inserted_by, split.branch.store
+            kwargs: Mapping[str, Any] | None = None
+            try:
+                if step.simple:
+                    args: Sequence[Any] = tuple(map(store._data.__getitem__, step.keys))
+                else:
+                    args, kwargs = step.gather(store, split.frame.values, None, stage.name)
+            except Exception:  # the long way knows what to say
+                split.forks[index] = fork = self._branch_of(split, index)
+                fork.frames[0].queue.append((stage, by))
+                return (yield from self._walk(fork))
+            value = yield step, args, kwargs
+            delta = written(step, value, store)
+            if delta is not None:
+                elapsed, began = self.clock() - started, started + self.epoch
+                did = step.name, step.action, _COMPLETED, began, elapsed, None, None, 1, False, (), ()
+                actions = (_new(ActionRecord, did),)
+                what = (
+                    stage.name,
+                    stage,
+                    _COMPLETED,
+                    began,
+                    elapsed,
+                    by,
+                    actions,
+                    None,
+                    1,
+                    False,
+                    (),
+                    split.scope.of(index),
+                )
+                leaf.records, leaf.written, leaf.result = (_new(StageRecord, what),), delta, value
+                return None
+            split.forks[index] = fork = self._branch_of(split, index)
+            fork.stopped = leaf.stopped
+            visit = Visit(stage, fork.frames[0])
+            visit.queue.clear()
+            if type(value) not in SETTLED:
+                value = yield from self._settled(step, value)
+            error = self._conclude(fork, visit, step, None, started, value, None, None, None)
+            if error is None:
+                error = yield from self._actions(fork, visit)  # that it has inserted
+            return (yield from self._walk(fork, self._visited(fork, visit, by, started, None, error)))
+        except GeneratorExit:
+            raise
+        except BaseException as interrupted:  # Ctrl-C between two calls
+            return interrupted
+
+    def _work(self, branch: Branch, group: Parallel, forks: Sequence[Branch | Leaf], crew: Crew) -> Walk:
         """Run the branches of a group to their end; return the failure or signal that they ended with."""
         yield from crew.work()
         return crew.verdict(group, self.cancels)
@@ -906,7 +990,7 @@ class Evaluation:
             self.unmatched.difference_update(stage_selectors(unit))
             scope = self._scope(branch, unit, by, scope)
             for index, part in enumerate(unit.units):
-                within = scope._replace(branch=index) if scope is not None and isinstance(unit, Parallel) else scope
+                within = scope.of(index) if scope is not None and isinstance(unit, Parallel) else scope
                 error = yield from self._skip(branch, part, by, within)
                 if error is not None:
                     return error
@@ -991,10 +1075,6 @@ def _place(scope: Scope | None) -> str | None:
             parts.append(f"{scope.name}[{scope.branch}]")
         scope = scope.outer
     return "/".join(reversed(parts)) or None
-
-
-def _ended() -> Cancelled:
-    return Cancelled("the group has been ended by another branch")
 
 
 def _merge(branch: Branch, stage: Stage) -> Failure:

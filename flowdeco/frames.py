@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias, cast
 
-from flowdeco.definitions import Pipeline, Stage, Stream, Unit
+from flowdeco.definitions import Action, Pipeline, Stage, Stream, Unit, one_action_stage
 from flowdeco.journal import Row
-from flowdeco.memory import ROOT, descendants
+from flowdeco.memory import ROOT, branch_id, descendants
 from flowdeco.middleware import Call
 from flowdeco.options import Middleware
 from flowdeco.past import Closed, Past, StagePast, Trace
 from flowdeco.runs import ActionRecord, Scope, StageRecord
-from flowdeco.store import Store
-from flowdeco.wiring import steps_of
+from flowdeco.store import NOTHING, Delta, Store
+from flowdeco.wiring import Step, steps_of
 
-__all__ = ["Before", "Branch", "Failed", "Frame", "OpenStream", "Queued", "Visit"]
+__all__ = ["Before", "Branch", "Failed", "Frame", "Leaf", "OpenStream", "Queued", "Split", "Visit", "single_call"]
 
 Queued: TypeAlias = "tuple[Unit | Stream | OpenStream, str | None]"
 
@@ -63,6 +63,11 @@ class Frame:
         self.before: Before | None = None  # what another attempt goes back to
         self.closed: Closed | None = None  # of a resumed run: it was over then, and its middleware is not entered again
 
+    def within(self, scope: Scope) -> Frame:
+        """Return the frame that a branch of a group in this one begins with."""
+        around = self.use_stages, self.use_actions, self.values, self.wrapped
+        return Frame(self.pipeline, scope.inserted_by, *around, scope)
+
     def is_done(self) -> bool:
         return not self.queue and self.call is None and self.closed is None
 
@@ -92,15 +97,18 @@ class Branch:
     """One line of evaluation, that of the run or of a branch of a parallel group: its frames, its store, its records."""
 
     __slots__ = (
-        "failures", "forgotten", "forks", "frames", "id", "lost", "opened", "parent", "past", "position", "records",
-        "result", "rows", "scopes", "stopped", "store", "switches", "trace",
+        "_id", "_place", "failures", "forgotten", "forks", "frames", "lost", "opened", "parent", "past", "position",
+        "records", "result", "rows", "scopes", "stopped", "store", "switches", "trace",
     )  # fmt: skip
 
-    def __init__(self, store: Store, base: Frame, parent: Branch | None = None, id: str = ROOT) -> None:
+    def __init__(
+        self, store: Store, base: Frame, parent: Branch | None = None, place: tuple[int, int] = (0, 0)
+    ) -> None:
         self.store = store
         self.frames = [base]
         self.parent = parent
-        self.id = id
+        self._id: str | None = ROOT if parent is None else None
+        self._place = place  # the position of its group in the parent, and its own in the group
         self.position = 0  # counts what the journal has a row for
         self.opened = 0  # pipelines with middleware
         self.result: Any = None
@@ -115,6 +123,13 @@ class Branch:
         self.forks: list[tuple[int, list[str]]] = []  # the ids that a journal knows, of the groups that can be dropped
         self.trace = Trace()
         self.past: Past | None = None  # of a resumed run, as long as it lasts
+
+    @property
+    def id(self) -> str:
+        """What the journal calls the branch; worked out when somebody asks."""
+        if self._id is None:
+            self._id = branch_id(cast("Branch", self.parent).id, *self._place)
+        return self._id
 
     def upcoming(self) -> Iterator[Unit | Stream]:
         for frame in reversed(self.frames):
@@ -143,6 +158,15 @@ class Branch:
         self.rows = [row for row in self.rows if row.number < cuts.get(row.branch, row.number + 1)]
         return cuts
 
+    def delta(self) -> Delta:
+        """What the branch has written, to be merged."""
+        return self.store._delta()
+
+    def leave(self, unmerged: Store | None) -> Trace:
+        """Return what is left of a branch of a group that is over; `unmerged` is the group's store, if it has failed."""
+        self.trace.result, self.trace.store = self.result, None if unmerged is None else self.store
+        return self.trace
+
     def ids(self) -> list[str]:
         """The ids that the journal knows of this branch and of those that came of it."""
         return [self.id, *(id for _, ids in self.forks for id in ids)]
@@ -152,6 +176,65 @@ class Branch:
         return any(frame.call is not None for frame in self.frames) or (
             self.parent is not None and self.parent.is_revocable()
         )
+
+
+class Leaf:
+    """A branch of a group that is a single call, with its record and what it wrote when it is over.
+
+    It has no frames and no store, which are most of what a branch costs.
+    """
+
+    __slots__ = ("records", "result", "stopped", "store", "written")
+
+    def __init__(self) -> None:
+        self.records: Sequence[StageRecord] = ()
+        self.written = NOTHING
+        self.result: Any = None
+        self.stopped = False
+        self.store: Store | None = None
+
+    def delta(self) -> Delta:
+        """What the branch has written, to be merged."""
+        return self.written
+
+    def leave(self, unmerged: Store | None) -> Leaf:
+        """Return what is left of a branch of a group that is over; `unmerged` is the group's store, if it has failed."""
+        if unmerged is not None:
+            self.store = unmerged._fork()
+            self.store._apply(self.written)
+            self.store._taken()
+        return self
+
+    def past(self, records: Sequence[StageRecord]) -> Past:
+        """Return the past that its record tells, for a resumed run."""
+        trace = Trace()
+        trace.result, trace.store = self.result, self.store
+        return trace.past(records)
+
+
+class Split(NamedTuple):
+    """A parallel group at work: where it is, and its branches."""
+
+    branch: Branch
+    frame: Frame
+    scope: Scope
+    position: int
+    forks: list[Branch | Leaf]
+
+
+def single_call(unit: Unit) -> tuple[Stage, Step] | None:
+    """Return the stage and the step of a unit that is a call of one action, with nothing around it."""
+    if type(unit) is Action:
+        stage = one_action_stage(unit)
+    elif type(unit) is not Stage or unit.use or unit.use_actions or unit._data:
+        return None
+    else:
+        stage = unit
+    steps = steps_of(stage)
+    if len(steps) != 1:
+        return None
+    step, _ = steps[0]
+    return None if step.use or step.wants_context else (stage, step)
 
 
 class Visit:

@@ -15,29 +15,27 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextvars import copy_context
 from functools import reduce
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 from flowdeco.definitions import Parallel
 from flowdeco.errors import Bail, Cancelled, Suspend, WriteConflictError
 from flowdeco.requests import CAUGHT_UP, Begun, Chore, Raised, Request, Wait
-from flowdeco.store import Delta
+from flowdeco.store import NOTHING, Delta
 
-__all__ = ["Crew", "merged"]
+__all__ = ["Crew", "ended", "merged"]
 
 Failure: TypeAlias = "BaseException | None"
 Walk: TypeAlias = "Generator[Request, Any, Failure]"
 Answers: TypeAlias = "list[tuple[int | None, Any]]"
 
-_REFUSAL: Final = Raised(Cancelled("the group has been ended by another branch"))
-
 
 class _Member:
     """A branch at work."""
 
-    __slots__ = ("begun", "context", "error", "grouped", "told", "walk")
+    __slots__ = ("begun", "context", "error", "grouped", "send", "told")
 
     def __init__(self, walk: Walk) -> None:
-        self.walk = walk
+        self.send = walk.send
         self.context = copy_context()  # what is set in a branch is seen in that branch only, in all of it
         self.error: Failure = None
         self.begun = False  # before the run was resumed
@@ -81,7 +79,7 @@ class Crew:
         answer = None
         while True:
             try:
-                request = member.context.run(member.walk.send, answer)
+                request = member.context.run(member.send, answer)
             except StopIteration as end:
                 member.error = end.value
                 if member.error is not None and not isinstance(member.error, Suspend):
@@ -129,7 +127,7 @@ class Crew:
         """Send a branch its answer, and take its next request."""
         while True:
             try:
-                request = member.context.run(member.walk.send, answer)
+                request = member.context.run(member.send, answer)
             except StopIteration as end:
                 self._active -= 1
                 member.error = end.value
@@ -137,15 +135,15 @@ class Crew:
                     self._ended_by = member
                     self._stop()
                 return
-            member.grouped = isinstance(request, Wait)
-            if isinstance(request, Wait):
+            member.grouped = type(request) is Wait
+            if type(request) is Wait:
                 refused = self._take(member, request)
                 if not (self._stopped and not member.told):
                     return
                 member.told = True
-                answer = [*((ticket, _REFUSAL) for ticket in refused), (None, _REFUSAL)]
+                answer = [*((ticket, _refusal()) for ticket in refused), (None, _refusal())]
             elif self._stopped and _is_action(request):
-                answer = _REFUSAL
+                answer = _refusal()
             else:
                 ticket = next(self._tickets)
                 self._owners[ticket] = member
@@ -177,14 +175,14 @@ class Crew:
         self._cancel.extend(
             ticket for ticket, owner in self._owners.items() if owner not in groups and ticket not in withdrawn
         )
-        self._deliver([(ticket, _REFUSAL) for ticket in withdrawn if self._owners[ticket] not in groups])
+        self._deliver([(ticket, _refusal()) for ticket in withdrawn if self._owners[ticket] not in groups])
         for member in groups:
             if not member.told:
                 member.told = True
                 mine = [ticket for ticket in withdrawn if self._owners.get(ticket) is member]
                 for ticket in mine:
                     del self._owners[ticket]
-                self._resume(member, [*((ticket, _REFUSAL) for ticket in mine), (None, _REFUSAL)])
+                self._resume(member, [*((ticket, _refusal()) for ticket in mine), (None, _refusal())])
 
     def verdict(self, group: Parallel, cancels: Callable[[BaseException], bool]) -> Failure:
         """Return how the group ended: None, a failure (or the group of them), a signal."""
@@ -212,6 +210,15 @@ class Crew:
         return None
 
 
+def ended() -> Cancelled:
+    """Return the error of what another branch has ended: one for each, since notes and causes are written to it."""
+    return Cancelled("the group has been ended by another branch")
+
+
+def _refusal() -> Raised:
+    return Raised(ended())
+
+
 def _is_action(request: Request) -> bool:
     return type(request) is tuple and not isinstance(request[0], Chore)
 
@@ -220,7 +227,7 @@ def merged(group: Parallel, deltas: list[Delta]) -> Delta:
     """Return what all branches wrote, as one; raises `WriteConflictError` where they disagree."""
     writers: dict[str, list[int]] = {}
     for number, delta in enumerate(deltas):
-        for part in delta:
+        for part in delta if delta is not NOTHING else ():
             for key in part:
                 writers.setdefault(key, []).append(number)
     whole = Delta({}, [], {})

@@ -16,12 +16,11 @@ from flowdeco.journal import Codec, Journal, Row
 from flowdeco.options import UNSET
 from flowdeco.past import Closed, Did, GroupPast, Past, StagePast
 from flowdeco.runs import ActionRecord, StageRecord, Status
-from flowdeco.store import MISSING, Delta, Store
+from flowdeco.store import MISSING, NOTHING, Delta, Store
 
-__all__ = ["NOTHING", "ROOT", "Memory", "Told", "branch_id", "chronicle", "descendants", "past_of", "step_id"]
+__all__ = ["ROOT", "Memory", "Told", "branch_id", "chronicle", "descendants", "past_of", "step_id"]
 
 ROOT: Final = "0"
-NOTHING: Final = Delta({}, [], {})
 _ATOMS: Final = frozenset({str, int, float, bool, bytes, complex, type(None)})
 
 _STATUS: Final[dict[str, Status]] = {str(status): status for status in Status}
@@ -127,9 +126,8 @@ class Memory:
         if known is None:
             known = self._codes[id(function)] = function, self.fingerprint(function)
         status, started, elapsed = record[2:5]
-        return _new(
-            Row, (branch, number, "action", stage, record.name, status._value_, started, elapsed, known[1], payload)
-        )
+        what = "action", stage, record.name, status._value_, started, elapsed, known[1], payload
+        return cast("Row", _new(Row, (branch, number, *what)))
 
     def stage(self, branch: str, number: int, record: StageRecord, delta: Delta) -> Row:
         """Return the row of a stage."""

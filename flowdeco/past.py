@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 from flowdeco.options import UNSET
 from flowdeco.runs import ActionRecord, StageRecord, Status
@@ -137,12 +137,20 @@ class ScopePast(NamedTuple):
 STAGE: Final = -1  # beside the numbers of pipelines: the stage that was left by a failure
 
 
+class Left(Protocol):
+    """What a branch of a group leaves behind in memory beside its records."""
+
+    def past(self, records: Sequence[StageRecord]) -> Past:
+        """Return the past that these records of the branch tell."""
+        ...
+
+
 class GroupTrace(NamedTuple):
     """A group, the number of records before it, and what its branches leave behind, with their number of records."""
 
     group: GroupPast
     start: int
-    branches: list[tuple[int, Trace]]
+    branches: Sequence[tuple[int, Left]]
 
 
 class Trace:
@@ -178,7 +186,7 @@ class Trace:
         closed = {number: each for number, each in self.closed.items() if number < opened}
         entries: list[Entry] = []
         places = _Places(closed)
-        forks: dict[tuple[int, int], tuple[Trace, Sequence[StageRecord]]] = {}
+        forks: dict[tuple[int, int], tuple[Left, Sequence[StageRecord]]] = {}
         at = 0
         for group, start, branches in self.groups:
             if group.position >= position:

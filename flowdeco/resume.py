@@ -14,14 +14,14 @@ since, and how much of the past still holds. The rest is dropped, as if the run 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 from flowdeco.definitions import Action, Parallel, Pipeline, Stage, Stream, stage_selectors
 from flowdeco.errors import Bail, Cancelled, CodeChangedError, DefinitionError, Suspend
 from flowdeco.evaluate import Evaluation, Failure, Walk
 from flowdeco.events import StageFinished
-from flowdeco.frames import Branch, Failed, Frame, OpenStream, Visit
+from flowdeco.frames import Branch, Failed, Frame, Leaf, OpenStream, Visit
 from flowdeco.groups import Crew
 from flowdeco.middleware import Call
 from flowdeco.options import UNSET, Middleware
@@ -347,8 +347,9 @@ class Resumption(Evaluation):
                 fork.past = past
         return fork
 
-    def _work(self, branch: Branch, group: Parallel, forks: list[Branch], crew: Crew) -> Walk:
-        members = [member for member, fork in zip(crew.members, forks, strict=True) if fork.past is not None]
+    def _work(self, branch: Branch, group: Parallel, forks: Sequence[Branch | Leaf], crew: Crew) -> Walk:
+        behind = [isinstance(fork, Branch) and fork.past is not None for fork in forks]
+        members = [member for member, has_past in zip(crew.members, behind, strict=True) if has_past]
         goes_on = (yield from crew.catch_up(members)) or len(members) < len(forks)
         past = branch.past
         if goes_on and past is not None:
@@ -473,7 +474,7 @@ class Rehearsal(Resumption):
         fork.past = cast("Past", branch.past).fork(position, index)
         return fork
 
-    def _work(self, branch: Branch, group: Parallel, forks: list[Branch], crew: Crew) -> Walk:
+    def _work(self, branch: Branch, group: Parallel, forks: Sequence[Branch | Leaf], crew: Crew) -> Walk:
         error = yield from super()._work(branch, group, forks, crew)
         return self.stop if any(member.error is self.stop for member in crew.members) else error
 

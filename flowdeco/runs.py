@@ -21,6 +21,8 @@ __all__ = ["ActionRecord", "Run", "Scope", "StageRecord", "Status"]
 
 T = TypeVar("T")
 
+_new: Final = cast("Any", tuple.__new__)  # pyright: ignore[reportUnknownMemberType]
+
 
 class Status(StrEnum):
     """What became of a run, a stage or an action."""
@@ -70,6 +72,10 @@ class Scope(NamedTuple):
     branch: int | None
     inserted_by: str | None
     outer: Scope | None
+
+    def of(self, branch: int) -> Scope:
+        """Return the scope of this branch of the group."""
+        return cast("Scope", _new(Scope, (self.name, self.id, branch, self.inserted_by, self.outer)))
 
 
 class StageRecord(NamedTuple):

@@ -199,6 +199,9 @@ class Delta(NamedTuple):
     appends: dict[str, list[Any]]
 
 
+NOTHING: Final = Delta({}, [], {})
+
+
 class Store(MutableMapping[str, Any]):
     """The key-value state of a run: keys are non-empty strings, dotted by habit, or typed `Key` objects.
 

@@ -211,11 +211,11 @@ def step_of(action: Action[..., Any]) -> Step:
 
 def steps_of(stage: Stage) -> list[tuple[Step, str | None]]:
     """Return the stage's steps, last one first: a stack of what is to run, with who inserted it (nobody)."""
-    steps = stage._steps
+    steps: Any = stage._steps
     if steps is None:
         steps = [(step_of(action), None) for action in reversed(stage._actions)]
         object.__setattr__(stage, "_steps", steps)
-    return cast("list[tuple[Step, str | None]]", steps)
+    return steps  # type: ignore[no-any-return]
 
 
 def _inputs(function: Any, name: str) -> tuple[Input, ...]:
@@ -335,7 +335,7 @@ def _refuse(gaps: Iterable[_Gap], known: _Known) -> None:
 def _needs(unit: Unit | Stream, skip: frozenset[str]) -> tuple[_Gap, ...]:
     """Return what a unit certainly needs from outside, worked out once."""
     if type(unit) is Action:
-        unit = one_action_stage(cast("Action[..., Any]", unit))
+        unit = one_action_stage(unit)
     if type(unit) is Stream:
         return ()
     cached = None if skip else cast("Any", unit)._needs

@@ -40,6 +40,7 @@ from flowdeco import Bail, Context, Run, Sleep, Stage, Suspend, action, parallel
 from flowdeco.durable import MemoryJournal
 from flowdeco.durable.fingerprint import fingerprint
 from flowdeco.errors import ActionTimeout, WiringError, WriteConflictError
+from flowdeco.executors import serial
 from flowdeco.memory import Memory
 from flowdeco.middleware import atomic, recover, retry
 from flowdeco.requests import Raised, Save
@@ -1834,3 +1835,102 @@ def test_random_workflows_equal_the_sequential_model(tree):
         assert names(run) == order
         assert len(actions_run(run)) == len(flattened(tree, []))
     assert list(runs[0].store) == list(runs[1].store)
+
+
+def test_what_was_refused_in_one_run_is_told_nothing_by_the_next(run):
+    """Notes and causes are written to exceptions, so that no two runs may have one in common."""
+    group = parallel(act(lambda: 1 / 0, "fails"), act(lambda: None, "idle") >> act(lambda: None, "never"), limit=1)
+    for _ in range(2):
+        result = run(group, check=False, executor=serial())
+        for record in result.stages:
+            assert len(getattr(record.error, "__notes__", [])) <= 1
+
+
+# -- a branch that is a single call
+
+
+def _later():
+    async def value():
+        return 7
+
+    return value()
+
+
+def _yields():
+    yield Stage("yielded", [one([], "in yielded")])
+
+
+RESULTS = {
+    "nothing": lambda: None,
+    "a number": lambda: 3,
+    "a list": lambda: [1, 2],
+    "a tuple": lambda: (1, 2),
+    "an object": lambda: ValueError("as data"),
+    "a stage": lambda: Stage("inserted", [one([], "a"), one([], "b")]),
+    "an action": lambda: one([], "inserted"),
+    "a stage that fails": lambda: Stage("inserted", [failing([], "fails")]),
+    "stages that fail later": lambda: [one([], "first"), failing([], "fails")],
+    "a mix": lambda: [one([], "first"), 3],
+    "an awaitable": _later,
+    "a generator": _yields,
+    "a failure": lambda: 1 / 0,
+    "a bail": lambda: (_ for _ in ()).throw(Bail("enough")),
+    "a suspension": lambda: (_ for _ in ()).throw(Suspend("wait")),
+}
+OPTIONS = [{}, {"collect": "xs"}, {"collect": "no list"}, {"returns": None}, {"returns": ("a", "b")}, {"tags": ["t"]}]
+
+
+def single(index, result, options, needs, in_stage):
+    def body(xs, text="", **more):
+        return RESULTS[result]()
+
+    def lacking(nothing_supplies_this):
+        return RESULTS[result]()
+
+    unit = act(lacking if needs else body, f"call {index}", **options)
+    return Stage(f"stage {index}", [unit], tags=["t"]) if in_stage else unit
+
+
+def outcome(record):
+    """What a record says, but for the time."""
+    error = record.error and (type(record.error), text_of(record.error).rpartition("run ")[0])
+    rest = record.name, record.status, record.inserted_by, error, record.attempts, record.recovered
+    return *rest, [unit.name for unit in record.inserted]
+
+
+calls = st.tuples(
+    st.sampled_from(sorted(RESULTS)), st.sampled_from(OPTIONS), st.sampled_from([False] * 9 + [True]), st.booleans()
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(branches=st.lists(calls, min_size=1, max_size=4), history=st.sampled_from([None, 0, 2]))
+def test_a_branch_that_is_a_single_call_is_like_any_other(branches, history):
+    """Whoever looks on sees the same: it is the observer who makes the evaluator take the long way."""
+    if len(branches) > 1:  # a coroutine is cancelled when another branch fails, if it has not been quicker
+        branches = [branch for branch in branches if branch[0] != "an awaitable"]
+    group = parallel(*(single(index, *branch) for index, branch in enumerate(branches)))
+    flow = act(lambda: group, "insert") >> one([], "after")
+    inputs = {"xs": [0], "no list": 1}
+
+    def run(**options):
+        return flow.run(inputs, check=False, history=history, executor=serial(), **options)
+
+    short, long = run(), run(observers=[lambda event: None])
+    assert dict(short.store) == dict(long.store) or "an object" in {result for result, *_ in branches}
+    assert list(short.store) == list(long.store)
+    assert (short.status, type(short.error), short.reason, short.forgotten) == (
+        long.status,
+        type(long.error),
+        long.reason,
+        long.forgotten,
+    )
+    assert [outcome(stage) for stage in short.stages] == [outcome(stage) for stage in long.stages]
+    assert [stage.scope for stage in short.stages] == [stage.scope for stage in long.stages]
+    assert [outcome(a) for stage in short.stages for a in stage.actions] == [
+        outcome(a) for stage in long.stages for a in stage.actions
+    ]
+    if history is None and not any(result == "a generator" for result, *_ in branches):
+        again_short, again_long = (flow.resume(each, check=False, executor=serial()) for each in (short, long))
+        assert list(again_short.store) == list(again_long.store)
+        assert [outcome(stage) for stage in again_short.stages] == [outcome(stage) for stage in again_long.stages]

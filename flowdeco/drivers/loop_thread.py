@@ -27,7 +27,7 @@ async def answer(
             came = await awaited(request)
         else:
             step, args, kwargs = request
-            coroutine = step.function(*args, **(kwargs or {}))
+            coroutine = step.function(*args, **kwargs) if kwargs else step.function(*args)
             came = await (coroutine if step.timeout is None else awaited(Await(coroutine, step.timeout, step.name)))
     except BaseException as error:
         came = Raised(error)

@@ -108,6 +108,7 @@ class _Performer:
             return self._loop().result_of(request)
         if isinstance(request, Wait):
             return self._wait(request)
+        assert type(request) is tuple, "what is saved was written at once"
         from flowdeco.drivers.threads import call_with_timeout
 
         return call_with_timeout(*request)

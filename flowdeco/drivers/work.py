@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import ExitStack
 from contextvars import Context
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from flowdeco.drivers.threads import Threads, call_in_thread, timed_out
 from flowdeco.errors import Cancelled
@@ -24,8 +24,6 @@ from flowdeco.requests import Await, FunctionCall, Raised, Request, Save, Sleep,
 from flowdeco.wiring import Step
 
 __all__ = ["Work", "Worker"]
-
-_WITHDRAWN: Final = Raised(Cancelled("it was withdrawn before it began"))
 
 
 class Worker(Protocol):
@@ -111,7 +109,7 @@ class Work:
             close = getattr(request.awaitable, "close", None)
             if close is not None:
                 close()
-        self._worker.report(ticket, _WITHDRAWN)
+        self._worker.report(ticket, Raised(Cancelled("it was withdrawn before it began")))
         return True
 
     def _begin(self, ticket: int, request: Request, context: Context) -> Callable[[], object] | None:
