@@ -1,11 +1,5 @@
 """What the commands of the command line do: each takes its options and returns the exit code.
 
-    0    the run completed, or bailed; there was nothing wrong
-    1    the run failed
-    2    nothing was run: wrong usage, a name that is not there, a pipeline that cannot run
-    3    the run is suspended
-    130  the run was cancelled by Ctrl-C
-
 What a command found goes to the standard output, what went wrong to the standard error, in one line.
 """
 
@@ -17,9 +11,12 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
+from io import StringIO, TextIOWrapper
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from flowdeco.errors import FlowdecoError, suggestion
+from flowdeco.exits import FAILED, FINE, INTERRUPTED, SUSPENDED, USAGE
+from flowdeco.given import UsageError, awaited, doubts, read_inputs
 
 if TYPE_CHECKING:
     from flowdeco.definitions import Pipeline, Unit
@@ -27,32 +24,52 @@ if TYPE_CHECKING:
     from flowdeco.entry import Entry
     from flowdeco.runs import Run
 
-__all__ = ["COMMANDS", "FAILED", "FINE", "INTERRUPTED", "JOURNAL", "SUSPENDED", "USAGE", "perform"]
-
-FINE: Final = 0
-FAILED: Final = 1
-USAGE: Final = 2
-SUSPENDED: Final = 3
-INTERRUPTED: Final = 130
+__all__ = ["COMMANDS", "JOURNAL", "LATEST", "perform"]
 
 JOURNAL: Final = "FLOWDECO_JOURNAL"
 LATEST: Final = "latest"
 _CODES: Final = {"completed": FINE, "bailed": FINE, "suspended": SUSPENDED, "cancelled": INTERRUPTED}
 
 
-class UsageError(FlowdecoError):
-    """What is told to the user in one line, after which nothing is run."""
-
-
 def perform(options: Namespace) -> int:
     """Do what the options say, and return the exit code."""
+    _accept_any_text()
     try:
-        return COMMANDS[options.command](options)
-    except (FlowdecoError, OSError) as error:
-        if isinstance(error, BrokenPipeError):
-            raise
+        code = COMMANDS[options.command](options)
+        sys.stdout.flush()
+    except FlowdecoError as error:
         _complain(error, options)
         return USAGE
+    except OSError as error:
+        if error.filename is not None:
+            _complain(error, options, f"{error.filename}: {error.strerror}")
+            return USAGE
+        _give_up_broken_output()
+        if not isinstance(error, BrokenPipeError):  # `flowdeco runs | head`
+            _complain(error, options, error.strerror)
+        return FAILED
+    except Exception as error:
+        _complain(error, options, f"{_described(error)} (--traceback shows where)")
+        return FAILED
+    return code
+
+
+def _accept_any_text() -> None:
+    """Have the standard output, if there is one, take what its encoding lacks, as the standard error does."""
+    out: Any = sys.stdout
+    if out is None:
+        sys.stdout = StringIO()
+    elif isinstance(out, TextIOWrapper):
+        cast("Any", out).reconfigure(errors="backslashreplace")
+
+
+def _give_up_broken_output() -> None:
+    """Have an output that takes no more not fail once again when the process ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain(error: BaseException, options: Namespace, text: str | None = None) -> None:
@@ -83,45 +100,7 @@ def _message(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-# What a run is given.
-
-
-def _inputs(options: Namespace) -> dict[str, Any]:
-    """Return the inputs of a file, and over them those of `-i`."""
-    found: dict[str, Any] = {}
-    if options.inputs is not None:
-        content = _json(_read(options.inputs), f"--inputs {options.inputs}: ")
-        if not isinstance(content, dict):
-            raise UsageError(f"--inputs {options.inputs}: expected a JSON object, not a {type(content).__name__}")
-        found.update(cast("dict[str, Any]", content))
-    found.update(map(_input, options.input))
-    return found
-
-
-def _input(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    as_json = key.endswith(":")
-    key = key.removesuffix(":")
-    if not equals or not key:
-        raise UsageError(f"-i takes KEY=VALUE, or KEY:=VALUE for JSON, not {text!r}")
-    return key, _json(value, f"-i {key}:=") if as_json else value
-
-
-def _json(text: str, what: str) -> Any:
-    import json
-
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        shown = text if len(text) < 60 else f"{text[:59]}…"
-        raise UsageError(f"{what}{shown} is no JSON: {error}") from None
-
-
-def _read(path: str) -> str:
-    if path == "-":
-        return sys.stdin.read()
-    with open(path, encoding="utf-8") as file:
-        return file.read()
+# What a run is made of.
 
 
 def _only(unit: Unit, selectors: Sequence[str], where: str) -> Pipeline:
@@ -135,7 +114,7 @@ def _only(unit: Unit, selectors: Sequence[str], where: str) -> Pipeline:
     for selector in selectors:
         if selector not in known:
             raise UsageError(
-                f"--only {selector}: {where} has no such stage, action or tag. {suggestion(selector, known)}"
+                f"--only {_quoted(selector)}: {where} has no such stage, action or tag. {suggestion(selector, known)}"
             )
     return flow.only(*selectors)
 
@@ -157,7 +136,7 @@ def _check_skip(selectors: Sequence[str], flow: Pipeline, entry: Entry, where: s
             selector, known, n=1
         ):
             raise UsageError(
-                f"--skip {selector}: {where} has no such stage, action or tag. "
+                f"--skip {_quoted(selector)}: {where} has no such stage, action or tag. "
                 f"{suggestion(selector, known)} (If it is inserted later: --allow-unknown)"
             )
 
@@ -178,7 +157,7 @@ def _selectors_of(unit: Unit) -> set[str]:
 def _run(options: Namespace) -> int:
     from flowdeco.entry import load
 
-    inputs = _inputs(options)
+    inputs = read_inputs(options)
     entry = load(options.entry)
     flow = _only(entry.unit, options.only, options.entry)
     if not options.allow_unknown:
@@ -186,12 +165,13 @@ def _run(options: Namespace) -> int:
     path = None if options.no_journal else options.journal or os.environ.get(JOURNAL)
     journal = _journal(path, options.codec, _reference(entry, options.only)) if path else None
     return _perform(
-        options, path, lambda how: flow.run(inputs, skip=options.skip, journal=journal, run_id=options.run_id, **how)
-    )
+        options, path, inputs,
+        lambda how: flow.run(inputs, skip=options.skip, journal=journal, run_id=options.run_id, **how),
+    )  # fmt: skip
 
 
 def _resume(options: Namespace) -> int:
-    inputs = _inputs(options)
+    inputs = read_inputs(options)
     path = _journal_path(options)
     entry, info = _entry_and_run(options, path)
     flow = _only(entry.unit, options.only, entry.reference)
@@ -201,8 +181,7 @@ def _resume(options: Namespace) -> int:
         sys.modules["__main__"] = entry.module  # what a script wrote while it was the main module is found in its file
     journal = _journal(path, info.codec, _reference(entry, options.only))
     return _perform(
-        options,
-        path,
+        options, path, inputs,
         lambda how: flow.resume(
             info.id, inputs, journal=journal, on_change=options.on_change, from_stage=options.from_stage,
             skip=options.skip, **how,
@@ -210,7 +189,9 @@ def _resume(options: Namespace) -> int:
     )  # fmt: skip
 
 
-def _perform(options: Namespace, path: str | None, perform: Callable[[dict[str, Any]], Run]) -> int:
+def _perform(
+    options: Namespace, path: str | None, inputs: Iterable[str], perform: Callable[[dict[str, Any]], Run]
+) -> int:
     """Run, say what came of it, and return the exit code."""
     from flowdeco.runs import Run
 
@@ -228,7 +209,7 @@ def _perform(options: Namespace, path: str | None, perform: Callable[[dict[str, 
             run = Run.of(interrupt)
         except LookupError:
             return INTERRUPTED
-    _tell(run, options, path)
+    _tell(run, options, path, inputs)
     code = _CODES.get(str(run.status), FAILED)
     if options.html:
         try:
@@ -239,8 +220,8 @@ def _perform(options: Namespace, path: str | None, perform: Callable[[dict[str, 
     return code
 
 
-def _tell(run: Run, options: Namespace, path: str | None) -> None:
-    from flowdeco.report import duration, one_line, painted, plain, run_as_data, shortened, stages, where
+def _tell(run: Run, options: Namespace, path: str | None, inputs: Iterable[str]) -> None:
+    from flowdeco.report import duration, one_line, painted, plain, run_as_data, shortened, stages
 
     if options.json:
         _print_json(run_as_data(run))
@@ -252,20 +233,35 @@ def _tell(run: Run, options: Namespace, path: str | None) -> None:
         print(f"\n{painted(str(run.status), sys.stdout)}{why} ({counted}, {duration(run.elapsed)}, run {run.id})")
         if run.result is not None and run.status in ("completed", "bailed"):
             print(f"result: {shortened(one_line(repr(plain(run.result))), 300)}")
+    found = list(doubts(run, inputs, options))
     if run.status == "failed" and run.error is not None:
-        place = where(run)
-        text = _message(run.error) if hasattr(run.error, "changes") else _described(run.error)
-        _complain(run.error, options, f"{place} failed: {text}" if place else text)
-    if path is not None and run.status in ("failed", "suspended", "cancelled") and not hasattr(run.error, "changes"):
-        value = f" -i {_awaited(run.reason)}=VALUE" if run.status == "suspended" else ""
-        given = f" --journal {_quoted(path)}" if options.journal else ""
-        print(f"flowdeco: to go on: flowdeco resume {run.id}{given}{value}", file=sys.stderr)
+        _complain(run.error, options, _failure(run, run.error) + (f" ({'; '.join(found)})" if found else ""))
+    else:
+        for doubt in found:
+            print(f"flowdeco: {painted('warning', sys.stderr)}: {doubt}", file=sys.stderr)
+    if path is None:
+        if run.status == "suspended":
+            print("flowdeco: it has no --journal, and cannot be resumed", file=sys.stderr)
+    elif not hasattr(run.error, "changes"):
+        _tell_how_to_go_on(run.id, str(run.status), run.reason, options)
 
 
-def _awaited(reason: str | None) -> str:
-    """Return the key that a run waits for, by the reason that `ctx.wait_for` gives."""
-    found = re.fullmatch("waiting for '(.+)'", reason or "")
-    return found[1] if found else "KEY"
+def _failure(run: Run, error: BaseException) -> str:
+    """Return what failed, and where, unless the error says that itself."""
+    from flowdeco.report import where
+
+    place = where(run)
+    text = _message(error) if hasattr(error, "changes") else _described(error)
+    if not place:
+        return text
+    return str(error) if str(error).startswith(place) else f"{place} failed: {text}"
+
+
+def _tell_how_to_go_on(run: str, status: str, reason: str | None, options: Namespace, entry: str = "") -> None:
+    if status in ("failed", "suspended", "cancelled", "crashed"):
+        value = f" -i {_quoted(awaited(reason) or 'KEY')}=VALUE" if status == "suspended" else ""
+        given = f" --journal {_quoted(options.journal)}" if options.journal else ""
+        print(f"flowdeco: to go on: flowdeco resume {entry}{_quoted(run)}{given}{value}", file=sys.stderr)
 
 
 def _described(error: BaseException) -> str:
@@ -355,25 +351,25 @@ def _validate(options: Namespace) -> int:
     from flowdeco.report import painted
 
     options.input = [text if "=" in text else f"{text}=" for text in options.input]
-    problems = load(options.entry).unit.validate(_inputs(options))
-    certain = [problem for problem in problems if problem.certain or options.strict]
+    problems = load(options.entry).unit.validate(read_inputs(options))
+    errors = [problem for problem in problems if problem.certain or options.strict]
     if options.json:
         _print_json([problem._asdict() for problem in problems])
     else:
         for problem in problems:
-            label = painted("error" if problem.certain else "possible", sys.stdout)
+            label = painted("error" if problem in errors else "possible", sys.stdout)
             print(f"{label}: {problem.message}")
-        possible = len(problems) - sum(problem.certain for problem in problems)
-        errors = f"{len(problems) - possible} error{'s' * (len(problems) - possible != 1)}"
-        print(f"{options.entry}: {f'{errors}, {possible} possible' if problems else 'no problems'}")
-    return FAILED if certain else FINE
+        counted = f"{len(errors)} error{'s' * (len(errors) != 1)}, {len(problems) - len(errors)} possible"
+        print(f"{options.entry}: {counted if problems else 'no problems'}")
+    return FAILED if errors else FINE
 
 
 def _plan(options: Namespace) -> int:
     from flowdeco.entry import load
 
     flow: Any = load(options.entry).unit
-    return _print_picture((_only(flow, options.only, options.entry) if options.only else flow).plan(), options)
+    plan = (_only(flow, options.only, options.entry) if options.only else flow).plan()
+    return _print_picture(plan, f"plan of {options.entry}", options)
 
 
 def _diff(options: Namespace) -> int:
@@ -384,11 +380,13 @@ def _diff(options: Namespace) -> int:
     flow = _only(entry.unit, options.only, entry.reference)
     if entry.in_file:
         sys.modules["__main__"] = entry.module
-    return _print_picture(flow.plan().diff(recorded(path, info, flow).ran()), options)
+    return _print_picture(flow.plan().diff(recorded(path, info, flow).ran()), f"plan and run {info.id}", options)
 
 
-def _print_picture(picture: Any, options: Namespace) -> int:
+def _print_picture(picture: Any, title: str, options: Namespace) -> int:
     text = str(getattr(picture, options.format)())
+    if options.format == "html":
+        text = _page(title, text)
     if options.output:
         with open(options.output, "w", encoding="utf-8") as file:
             file.write(text if text.endswith("\n") else f"{text}\n")
@@ -397,10 +395,22 @@ def _print_picture(picture: Any, options: Namespace) -> int:
     return FINE
 
 
+def _page(title: str, piece: str) -> str:
+    """Return a piece of HTML as a page of its own."""
+    from html import escape
+
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta name="color-scheme" content="light dark">\n<title>{escape(title)}</title>\n{piece}\n</html>'
+    )
+
+
 def _print_json(data: Any) -> None:
     import json
 
-    print(json.dumps(data, indent=2, ensure_ascii=False))
+    encodes_all = (sys.stdout.encoding or "utf-8").lower().replace("-", "") == "utf8"
+    print(json.dumps(data, indent=2, ensure_ascii=not encodes_all))
 
 
 # Journals.
@@ -460,6 +470,9 @@ def _entry_and_run(options: Namespace, path: str) -> tuple[Entry, RunInfo]:
     *given, wanted = options.run
     if len(given) > 1:
         raise UsageError(f"expected [FILE.py:FLOW] RUN, not {' '.join(options.run)}")
+    if wanted.endswith(".py") or ".py:" in wanted:
+        run = given[0] if given else "RUN"
+        raise UsageError(f"the run comes last: flowdeco {options.command} {_quoted(wanted)} {run}")
     info = _find(path, wanted)
     if given:
         return load(given[0]), info
@@ -485,9 +498,9 @@ def _workflow(info: RunInfo) -> str:
 
 
 def _check_statuses(wanted: Iterable[str]) -> None:
-    from flowdeco.runs import Status
+    from flowdeco.durable.info import STATUSES
 
-    known = [*map(str, Status), "crashed"]
+    known = [*STATUSES, "crashed"]
     for status in wanted:
         if status not in known:
             raise UsageError(f"--status {status}: there is no such status. {suggestion(status, known)}")
@@ -527,7 +540,7 @@ def _runs(options: Namespace) -> int:
 
 def _show(options: Namespace) -> int:
     from flowdeco.durable import history
-    from flowdeco.recorded import steps
+    from flowdeco.durable.info import steps
 
     path = _journal_path(options)
     info = _find(path, options.run or LATEST)
@@ -537,6 +550,7 @@ def _show(options: Namespace) -> int:
         return FINE
     _head(info)
     _steps(steps(rows), _state(info))
+    _tell_how_to_go_on(info.id, _state(info), info.reason, options, "" if info.entry else "FILE.py:FLOW ")
     return FINE
 
 
@@ -608,7 +622,8 @@ def _purge(options: Namespace) -> int:
     if options.dry_run and deleted:
         _table_of(deleted)
     verb = "would delete" if options.dry_run else "deleted"
-    print(f"{verb} {len(deleted)} run{'s' * (len(deleted) != 1)}")
+    named = f": {', '.join(info.id for info in deleted)}" if options.run and deleted else ""
+    print(f"{verb} {len(deleted)} run{'s' * (len(deleted) != 1)}{named}")
     return FINE
 
 
@@ -620,7 +635,7 @@ def _doomed(options: Namespace, path: str) -> list[RunInfo]:
 
     _check_statuses(options.status)
     if bool(options.run) == (options.older_than is not None):
-        raise UsageError("say which runs: their ids, or --older-than 30d")
+        raise UsageError(f"say which runs: their ids, or --older-than 30d{', but not both' if options.run else ''}")
     if options.run:
         found = [_find(path, wanted) for wanted in options.run]
     else:

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, Final, NamedTuple
 
 from flowdeco.errors import FlowdecoError, suggestion
@@ -58,10 +58,12 @@ def _split(entry: str) -> tuple[str, str]:
 
 def _imported_file(where: str) -> ModuleType:
     path = Path(where)
+    if path.is_dir():
+        raise _directory(where)
     if not path.is_file():
         raise EntryError(f"there is no file {where!r}. {_beside(path)}".rstrip())
     if path.suffix != ".py":
-        raise EntryError(f"{where!r} is no Python file: an entry point is module:flow or file.py:flow")
+        raise _no_python(where)
     name, root = _place(path.resolve())
     _search_first(root)
     module = _imported(name, where)
@@ -81,11 +83,28 @@ def _place(path: Path) -> tuple[str, Path]:
     return ".".join(parts), root
 
 
+def _directory(where: str) -> EntryError:
+    return EntryError(f"{where!r} is a directory: name a file in it, as in {os.path.join(where, 'file.py:flow')}")
+
+
+def _no_python(where: str) -> EntryError:
+    return EntryError(f"{where!r} is no Python file: an entry point is module:flow or file.py:flow")
+
+
 def _imported_module(where: str) -> ModuleType:
+    if os.path.isfile(where):
+        raise _no_python(where)
     if not all(part.isidentifier() for part in where.split(".")):
+        if os.path.isdir(where):
+            raise _directory(where)
         raise EntryError(f"{where!r} is neither a module nor a file: an entry point is module:flow or file.py:flow")
     _search_first(Path.cwd())
-    return _imported(where, where)
+    module = _imported(where, where)
+    if (
+        hasattr(module, "__path__") and getattr(module, "__file__", None) is None
+    ):  # a namespace package has nothing in it
+        raise _directory(where if os.path.isdir(where) else next(iter(module.__path__)))
+    return module
 
 
 def _search_first(directory: Path) -> None:
@@ -151,7 +170,9 @@ def _only_unit(module: ModuleType, where: str) -> str:
         if len(candidates) == 1:
             return candidates[0]
     if not units:
-        raise EntryError(f"{where} has no action, stage, pipeline or group at its top level")
+        raise EntryError(
+            f"{where} has no action, stage, pipeline or group at its top level: decorate a function with @action"
+        )
     listed = ", ".join(f"{where}:{name}" for name in pipelines or units)
     raise EntryError(
         f"{where} has {len(pipelines or units)} {'pipelines' if pipelines else 'units'}: name one of {listed}"
@@ -159,7 +180,7 @@ def _only_unit(module: ModuleType, where: str) -> str:
 
 
 def _member(module: ModuleType, where: str, name: str) -> Any:
-    from flowdeco.definitions import Stream, Template, Unit, no_unit
+    from flowdeco.definitions import Pipeline, Stream, Template, Unit, no_unit
 
     found: Any = module
     for part in name.split("."):
@@ -171,8 +192,15 @@ def _member(module: ModuleType, where: str, name: str) -> Any:
         return found
     if isinstance(found, (Template, Stream)):
         raise EntryError(no_unit(found))
-    cure = f": decorate it with @action, or name one of {', '.join(units)}" if (units := units_of(module)) else ""
-    raise EntryError(f"{where}:{name} is no action, stage, pipeline or group, but a {type(found).__name__}{cure}")
+    kind = type(found).__name__
+    cures = ["decorate it with @action"] if isinstance(found, FunctionType) else []
+    if units := units_of(module):
+        pipelines = [name for name, unit in units.items() if isinstance(unit, Pipeline)]
+        cures.append(f"name one of {', '.join(pipelines or units)}")
+    raise EntryError(
+        f"{where}:{name} is no action, stage, pipeline or group, but {'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+        f"{': ' if cures else ''}{', or '.join(cures)}"
+    )
 
 
 def names_in(path: str) -> list[str]:

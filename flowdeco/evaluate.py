@@ -430,8 +430,9 @@ class Evaluation:
                 continue
             started = clock()
             values, inside, error = visit.values, True, None
-            payload: bytes | None = None
+            found: Any = None
             context: Context | None = None
+            payload: bytes | None = None
             layers = visit.use_actions + step.use if step.use else visit.use_actions
             call = Call(run_id, store, layers, values, visit.frame.pipeline, stage, step.action) if layers else None
             if layers and store._recent is None:
@@ -450,13 +451,12 @@ class Evaluation:
                         context = self._context(branch, visit, step, seen) if step.wants_context else None
                         # What most actions need is in the store; where it is not, the long way knows why.
                         try:
-                            args = tuple(map(read, step.keys)) if step.simple and not values else None
+                            found = (tuple(map(read, step.keys)), None) if step.simple and not values else None
                         except KeyError:
-                            args = None
-                        if args is not None:
-                            value = yield step, args, None
-                        else:
-                            value = yield from self._called(branch, visit, step, values, context)
+                            found = None
+                        if found is None:
+                            found = self._arguments(branch, visit, step, values, context)
+                        value = found if type(found) is Raised else (yield step, *found)
                         if type(value) not in SETTLED:
                             value = yield from self._settled(step, value)
                     if call is None:
@@ -552,12 +552,12 @@ class Evaluation:
             )
         return context
 
-    def _called(
+    def _arguments(
         self, branch: Branch, visit: Visit, step: Step, values: Mapping[str, Any], context: Context | None
-    ) -> Generator[Request, Any, Any]:
-        """Call an action that needs more than what is in the store."""
+    ) -> Any:
+        """Return what to call an action with, positional and by name, or `Raised`."""
         try:
-            args, kwargs = step.gather(branch.store, values, context, visit.stage.name)
+            return step.gather(branch.store, values, context, visit.stage.name)
         except MissingInputError as error:
             ran = [record for stage in branch.records for record in stage.actions] + visit.records
             completed = [record.action for record in ran if record.status is _COMPLETED]
@@ -565,7 +565,6 @@ class Evaluation:
             return Raised(error)
         except Exception as error:
             return Raised(error)
-        return (yield step, args, kwargs)
 
     def _settled(self, step: Step, value: Any) -> Generator[Request, Any, Any]:
         """Await what can be awaited, and run generators to their end."""
@@ -922,12 +921,8 @@ class Evaluation:
         """Evaluate a branch that is a single call; only if more comes of it than data, it is made a branch like others."""
         try:
             started, by, store = self.clock(), split.scope.inserted_by, split.branch.store
-            kwargs: Mapping[str, Any] | None = None
             try:
-                if step.simple:
-                    args: Sequence[Any] = tuple(map(store._data.__getitem__, step.keys))
-                else:
-                    args, kwargs = step.gather(store, split.frame.values, None, stage.name)
+                args, kwargs = step.gather(store, split.frame.values, None, stage.name)
             except Exception:  # the long way knows what to say
                 split.forks[index] = fork = self._branch_of(split, index)
                 fork.frames[0].queue.append((stage, by))

@@ -8,40 +8,19 @@ stopped has no step before its first action is over: outside of groups it is the
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from flowdeco.declare import action
 from flowdeco.definitions import Action, Parallel, Pipeline, Stage, Stream, Unit, one_action_stage
 from flowdeco.durable import RunInfo, SqliteJournal, history
+from flowdeco.durable.info import Step, steps
 from flowdeco.errors import JournalError, RunError
 from flowdeco.journal import Codec, Row
 from flowdeco.runs import ActionRecord, Run, StageRecord, Status
 from flowdeco.store import Store
 
-__all__ = ["Step", "recorded", "steps"]
-
-
-class Step(NamedTuple):
-    """A stage of a journal, with the rows of its actions; `row` is None where the stage is not over."""
-
-    name: str
-    row: Row | None
-    actions: list[Row]
-
-
-def steps(rows: Iterable[Row]) -> list[Step]:
-    """Return the stages that rows tell of, in the order in which they were over, those that are not over last."""
-    found: list[Step] = []
-    open: defaultdict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        if row.kind == "action":
-            open[row.branch].append(row)
-        elif row.kind == "stage":
-            found.append(Step(row.stage, row, open.pop(row.branch, [])))
-    found.extend(Step(actions[0].stage, None, actions) for actions in open.values())
-    return found
+__all__ = ["recorded"]
 
 
 def recorded(path: str, info: RunInfo, flow: Pipeline) -> Run:

@@ -19,7 +19,7 @@ __all__ = ["duration", "moment", "one_line", "painted", "plain", "run_as_data", 
 
 _COLOURS: Final = {
     "completed": "32", "failed": "31", "error": "31", "crashed": "31", "bailed": "36",
-    "suspended": "33", "cancelled": "33", "possible": "33", "running": "34", "skipped": "2",
+    "suspended": "33", "cancelled": "33", "possible": "33", "warning": "33", "running": "34", "skipped": "2",
 }  # fmt: skip
 _MOST: Final = 20  # stages that are shown one by one
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, cast, get_args, get_origin
 
 from flowdeco.annotations import EMPTY, annotated_parameters, is_context, meaning, return_annotation
@@ -110,8 +110,13 @@ class Step:
 
     def gather(
         self, store: Store, values: Mapping[str, Any], context: Any, stage: str
-    ) -> tuple[list[Any], dict[str, Any]]:
+    ) -> tuple[Sequence[Any], dict[str, Any] | None]:
         """Return the arguments; raises `MissingInputError` for a parameter that nothing supplies."""
+        if self.simple and not values:
+            try:
+                return tuple(map(store._data.__getitem__, self.keys)), None
+            except KeyError:
+                pass  # perhaps it has a default
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
         for wanted in self.inputs:

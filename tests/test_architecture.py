@@ -14,7 +14,7 @@ PACKAGE = Path(flowdeco.__file__).parent
 
 # From the bottom up: a module imports from its own layer and from those before it.
 LAYERS = [
-    {"errors", "paths", "store"},
+    {"errors", "lazy", "paths", "store"},
     {"annotations", "definitions", "declare", "functions", "options", "references", "wiring"},
     {
         "requests",
@@ -39,7 +39,10 @@ LAYERS = [
         "entry",
         "recorded",
         "report",
+        "exits",
+        "given",
         "commands",
+        "arguments",
         "cli",
         "pytest_plugin",
         "testing",
@@ -229,9 +232,12 @@ def test_extras_are_imported_where_they_are_used():
 
 
 def test_the_front_door_is_a_list():
-    """`__init__` has imports, a version and `__all__`, and no logic."""
-    kinds = {type(node) for node in ast.parse((PACKAGE / "__init__.py").read_text()).body}
-    assert kinds <= {ast.Expr, ast.ImportFrom, ast.Assign}
+    """`__init__` has imports for the type checker, a version and `__all__`; that the same is there to others is `lazy`'s."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    (shown,) = [node for node in tree.body if is_type_checking(node)]
+    assert {type(node) for node in tree.body} == {ast.Expr, ast.ImportFrom, ast.Assign, ast.If}
+    assert {type(node) for node in shown.body} == {ast.ImportFrom}
+    assert [ast.unparse(node).partition("(")[0] for node in shown.orelse] == ["__getattr__, __dir__ = lazily"]
 
 
 def test_importing_flowdeco_loads_little_and_has_no_side_effect():
@@ -240,7 +246,7 @@ def test_importing_flowdeco_loads_little_and_has_no_side_effect():
 import sys, threading
 import wrapt, typing_extensions
 before = set(sys.modules)
-import flowdeco
+from flowdeco import *
 heavy = {"asyncio", "sqlite3", "logging", "concurrent.futures", "multiprocessing", "rich", "dask", "cloudpickle"}
 print(sorted(heavy & (set(sys.modules) - before)), threading.active_count())
 """

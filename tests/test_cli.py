@@ -86,12 +86,12 @@ def flowdeco(capsys):
     return run
 
 
-def in_process(*arguments, **options):
+def in_process(*arguments, environment=(), **options):
     """Run the command in a process of its own."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.run(
         [sys.executable, "-m", "flowdeco", *arguments],
-        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, **options,
+        capture_output=True, text=True, env={**os.environ, **dict(environment), "PYTHONPATH": path}, **options,
     )  # fmt: skip
 
 
@@ -195,11 +195,13 @@ def test_a_suspended_run_is_exit_code_3_and_says_how_to_go_on(flowdeco):
         (["-i", "a.b=1", "-i", "c="], {"a.b": "1", "c": ""}),
         (["--inputs", "inputs.json"], {"x": 1, "y": 2}),
         (["--inputs", "inputs.json", "-i", "x:=5"], {"x": 5, "y": 2}),
+        (["--inputs", "marked.json"], {"x": 1}),
     ],
 )
 def test_inputs_are_text_or_json(flowdeco, given, expected):
     """`-i` comes over what is in the file."""
     Path("inputs.json").write_text('{"x": 1, "y": 2}')
+    Path("marked.json").write_text('{"x": 1}', encoding="utf-8-sig")  # as some editors write it
     Path("plain.py").write_text("from flowdeco import Stage\nflow = Stage('nothing')")
     code, out, _ = flowdeco("run", "plain.py:flow", *given, "--json")
     assert (code, json.loads(out)["store"]) == (0, expected)
@@ -216,18 +218,90 @@ def test_inputs_come_from_standard_input():
     [
         (["-i", "x"], "-i takes KEY=VALUE, or KEY:=VALUE for JSON, not 'x'"),
         (["-i", "=3"], "-i takes KEY=VALUE"),
-        (["-i", "x:=3]"], "-i x:=3] is no JSON: Extra data"),
+        (["-i", "x:=3]"], "-i x:=3] is no JSON (as text: -i x=3]): Extra data"),
         (["--inputs", "list.json"], "--inputs list.json: expected a JSON object, not a list"),
         (["--inputs", "flows.py"], "--inputs flows.py: "),
-        (["--inputs", "nowhere.json"], "No such file or directory: 'nowhere.json'"),
+        (["--inputs", "nowhere.json"], "nowhere.json: No such file or directory"),
+        (["--inputs", "empty.json"], "--inputs empty.json: it is empty, where a JSON object is expected"),
+        (["--inputs", "latin.json"], "--inputs latin.json: it is no text in UTF-8"),
     ],
 )
 def test_wrong_inputs_are_refused(flowdeco, given, complaint):
     """Before anything runs, in one line."""
     Path("list.json").write_text("[1]")
+    Path("empty.json").touch()
+    Path("latin.json").write_bytes(b'{"x": "\xfc"}')
     code, out, err = flowdeco("run", "flows.py:flow", *given)
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert complaint in err
+
+
+DOUBTFUL = """
+from flowdeco import action
+
+@action
+def double(n: int, times: list[int] | None = None, label: str = "") -> int:
+    return n * 2
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "doubt"),
+    [
+        (["n:=3"], ""),
+        (["n:=3", "label=x", "other=1"], ""),
+        (["n:=3", "lable=x"], "nothing took the input 'lable'. Did you mean 'label'?"),
+        (["n=3"], "the input 'n' is text, and action 'double' expects int: -i n:=VALUE gives JSON"),
+        (["n:=3", "times=3"], "the input 'times' is text, and action 'double' expects list[int] | None: "),
+    ],
+)
+def test_inputs_that_are_hardly_meant_are_told(flowdeco, given, doubt):
+    """A name that resembles one that was missing, a text where there should be none; the run is as it was asked for."""
+    Path("doubtful.py").write_text(DOUBTFUL)
+    code, out, err = flowdeco("run", "doubtful.py", *[word for text in given for word in ("-i", text)])
+    assert (code, "completed (1 stage" in out) == (0, True)
+    assert err.startswith(f"flowdeco: warning: {doubt}" if doubt else "")
+    assert len(err.splitlines()) == bool(doubt)
+
+
+def test_what_may_be_the_reason_of_a_failure_is_told_with_it(flowdeco):
+    """In the same line, if the action that failed takes it."""
+    Path("doubtful.py").write_text(DOUBTFUL.replace("n * 2", "n + 2"))
+    assert flowdeco("run", "doubtful.py", "-i", "n=3")[2] == (
+        "flowdeco: error: action 'double' of stage 'double' failed: "
+        'TypeError: can only concatenate str (not "int") to str '
+        "(the input 'n' is text, and action 'double' expects int: -i n:=VALUE gives JSON)\n"
+    )
+    _, _, err = flowdeco("run", "flows.py:both", "-i", "fail:=true", "-i", "kinds=3", "-i", "stpo=1")
+    assert "is text" not in err
+    assert "nothing took the input 'stpo'. Did you mean 'stop'?" in err
+
+
+def test_a_misspelt_name_of_what_a_run_waits_for_is_told(flowdeco, journal):
+    """It waits on."""
+    flowdeco("run", "flows.py:gated", "-i", "kinds:=0", "--run-id", "a run")
+    code, _, err = flowdeco("resume", "latest", "-i", "aproval:=true")
+    assert code == 3
+    assert err.splitlines() == [
+        "flowdeco: warning: nothing took the input 'aproval'. Did you mean 'approval'?",
+        "flowdeco: to go on: flowdeco resume 'a run' -i approval=VALUE",
+    ]
+
+
+def test_where_it_failed_is_told_once(flowdeco):
+    """Some errors say it themselves."""
+    _, _, err = flowdeco("run", "flows.py:gated", "-i", "kinds:=0", "--only", "report", "--skip", "zzz")
+    assert err == ""
+    Path("needs.py").write_text(FLOWS.replace("processed: list[str] = []", "processed: list[str]"))
+    code, _, err = flowdeco("run", "needs.py:flow", "-i", "kinds:=0")
+    assert (code, err.count("of stage 'report'")) == (1, 1)
+    assert err.startswith("flowdeco: error: action 'summary' of stage 'report' needs 'processed', and no input")
+
+
+def test_a_suspended_run_without_a_journal_is_over(flowdeco):
+    """Which is told, with the code of a suspended run."""
+    code, _, err = flowdeco("run", "flows.py:gated", "-i", "kinds:=0")
+    assert (code, err) == (3, "flowdeco: it has no --journal, and cannot be resumed\n")
 
 
 def test_what_nothing_supplies_is_asked_for(flowdeco):
@@ -394,7 +468,11 @@ def test_a_name_that_may_come_is_accepted_on_request(flowdeco):
         ("flows.py:flwo", "flows.py has no 'flwo'. Did you mean 'flow'?"),
         ("flows:flwo", "flows has no 'flwo'. Did you mean 'flow'?"),
         ("flows.py:process", "the stage template 'process' must be called to give a stage: write process(...)"),
-        ("flows.py:number", "flows.py:number is no action, stage, pipeline or group, but a int"),
+        (
+            "flows.py:number",
+            "flows.py:number is no action, stage, pipeline or group, but an int: name one of flow, gated",
+        ),
+        ("json:dumps", "json:dumps is no action, stage, pipeline or group, but a function: decorate it with @action"),
         ("flows.py:", "an entry point is module:flow or file.py:flow, not 'flows.py:'"),
         (":flow", "an entry point is module:flow or file.py:flow, not ':flow'"),
         ("no_such_module:flow", "there is no module 'no_such_module'."),
@@ -408,6 +486,10 @@ def test_a_name_that_may_come_is_accepted_on_request(flowdeco):
         ("flows.txt/x:flow", "there is no file"),
         ("flows.py", "flows.py has 2 pipelines: name one of flows.py:flow, flows.py:gated"),
         ("empty.py", "empty.py has no action, stage, pipeline or group at its top level"),
+        (".", "'.' is a directory: name a file in it, as in ./file.py:flow"),
+        ("folder", "'folder' is a directory: name a file in it, as in folder/file.py:flow"),
+        ("folder/", "'folder/' is a directory: name a file in it, as in folder/file.py:flow"),
+        ("notes.txt", "'notes.txt' is no Python file"),
         ("actions.py", "actions.py has 2 units: name one of actions.py:a, actions.py:b"),
     ],
 )
@@ -419,6 +501,8 @@ def test_a_wrong_entry_point_says_what_is_there(flowdeco, entry, complaint):
     Path("needs.py").write_text("import no_such\n")
     Path("json.py").write_text("")
     Path("empty.py").write_text("")
+    Path("notes.txt").write_text("")
+    Path("folder").mkdir()
     Path("actions.py").write_text("from flowdeco import Stage\na = Stage('a')\nb = Stage('b')\nc = a\n")
     Path("flows.py").write_text(FLOWS.replace("both = ", "_both = "))
     code, out, err = flowdeco("run", entry)
@@ -471,7 +555,19 @@ def test_an_entry_point_is_no_unit_without_a_module():
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [
-        (["rum"], "invalid choice: 'rum'. Did you mean 'run' or 'resume'? (see: flowdeco --help)"),
+        (["rum"], "there is no command 'rum'. Did you mean 'run' or 'resume'? (see: flowdeco --help)"),
+        (["nonsense"], "there is no command 'nonsense'. There are: 'diff', 'plan', 'purge', 'resume', 'run', 'runs', "),
+        (["--verion"], "unrecognized arguments: --verion. Did you mean '--version'?"),
+        (["--traceback", "run", "flows.py:flow"], "--traceback comes after the command (see: flowdeco --help)"),
+        (
+            ["plan", "flows.py:flow", "--format", "htm"],
+            "argument --format: invalid choice: 'htm'. Did you mean 'html'?",
+        ),
+        (["run", "flows.py:flow", "--jurnal=x"], "unrecognized arguments: --jurnal=x. Did you mean '--journal'"),
+        (["run", "flows.py:flow", "--run-id", ""], "argument --run-id: expected a name, not an empty text"),
+        (["runs", "--limit", "-1"], "argument --limit: expected a number from 1 on, not '-1'"),
+        (["runs", "--limit", "all"], "argument --limit: expected a number from 1 on, not 'all'"),
+        (["plan", "flows.py:flow", "-o", "nowhere/x"], "flowdeco: error: nowhere/x: No such file or directory"),
         (["run"], "the following arguments are required: FILE.py:FLOW (see: flowdeco run --help)"),
         (["run", "flows.py:flow", "--jurnal", "x"], "unrecognized arguments: --jurnal x. Did you mean '--journal'"),
         (["run", "flows.py:flow", "--codec", "xml"], "invalid choice: 'xml'"),
@@ -480,11 +576,15 @@ def test_an_entry_point_is_no_unit_without_a_module():
         (["runs", "--journal", "nowhere.db"], "there is no journal nowhere.db"),
         (["runs", "--journal", "flows.py"], "flows.py is no journal, or a damaged one"),
         (["purge", "--journal", "flows.py"], "say which runs: their ids, or --older-than 30d"),
+        (["purge", "a", "--older-than", "3d", "--journal", "flows.py"], "or --older-than 30d, but not both"),
+        (["resume", "one", "flows.py:flow", "--journal", "x.db"], "comes last: flowdeco resume flows.py:flow one"),
+        (["diff", "flows.py", "--journal", "x.db"], "the run comes last: flowdeco diff flows.py RUN"),
         (["resume", "a", "b", "c", "--journal", "flows.py"], "expected [FILE.py:FLOW] RUN, not a b c"),
     ],
 )
 def test_wrong_usage_is_exit_code_2(flowdeco, given, complaint):
     """One line on the standard error, nothing on the other."""
+    Path("x.db").touch()
     code, out, err = flowdeco(*given)
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert complaint in err
@@ -501,6 +601,8 @@ def test_help_and_version(flowdeco, capsys):
     assert re.fullmatch(r"flowdeco \d+\.\d+\.\d+.*\n", flowdeco("--version")[1])
     for command in ["run", "validate", "plan", "runs", "show", "resume", "diff", "purge"]:
         assert flowdeco(command, "--help")[0] == 0
+    for command in ["resume", "diff"]:
+        assert "[FILE.py:FLOW] RUN\n\n" in flowdeco(command, "--help")[1]
 
 
 def test_it_runs_as_a_module():
@@ -517,6 +619,38 @@ def test_a_reader_that_goes_away_is_no_error():
         command, shell=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
     assert (done.stdout, done.stderr) == ("{\n", "discovering\n")
+
+
+def test_what_an_encoding_lacks_is_escaped(flowdeco, journal):
+    """On the standard output, as Python does it on the other; JSON stays JSON."""
+    Path("plain.py").write_text("from flowdeco import Stage\nflow = Stage('gr\u00fcn') >> Stage('rot')")
+    run = ["run", "plain.py", "-i", "x=\u00fc", "--run-id", "one"]
+    for encoding in ("ascii", "latin-1"):
+        done = in_process(*run, "--json", "--no-journal", environment={"PYTHONIOENCODING": encoding})
+        assert (done.returncode, json.loads(done.stdout)["store"]) == (0, {"x": "\u00fc"})
+    assert in_process(*run, environment={"PYTHONIOENCODING": "ascii"}).stdout.splitlines()[1].startswith("gr\\xfcn")
+    done = in_process("diff", "one", environment={"PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\u2713   gr\\xfcn\n" in done.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full disk")
+def test_an_output_that_takes_no_more_is_one_line():
+    """A full disk; a closed output is none at all."""
+    command = f"{sys.executable} -m flowdeco run flows.py:flow -i kinds:=0"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(f"{command} >/dev/full", shell=True, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (1, "flowdeco: error: No space left on device\n")
+    done = subprocess.run(f"{command} >&-", shell=True, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_error_that_nobody_thought_of_is_one_line(flowdeco, monkeypatch):
+    """With the way to its traceback."""
+    monkeypatch.setattr(durable, "runs", lambda path: 1 / 0)
+    code, _, err = flowdeco("runs", "--journal", "flows.py")
+    assert (code, err) == (1, "flowdeco: error: ZeroDivisionError: division by zero (--traceback shows where)\n")
+    assert "lambda path: 1 / 0" in flowdeco("runs", "--journal", "flows.py", "--traceback")[2]
 
 
 def test_statuses_have_colours_in_a_terminal(monkeypatch):
@@ -572,7 +706,9 @@ def test_strict_validation_fails_on_what_may_be_missing(flowdeco):
     Path("flows.py").write_text(FLOWS.replace("processed: list[str] = []", "processed: list[str]"))
     code, out, _ = flowdeco("validate", "flows.py:flow", "-i", "kinds")
     assert (code, out.splitlines()[-1]) == (0, "flows.py:flow: 0 errors, 1 possible")
-    assert flowdeco("validate", "flows.py:flow", "-i", "kinds", "--strict")[0] == 1
+    code, out, _ = flowdeco("validate", "flows.py:flow", "-i", "kinds", "--strict")
+    assert (code, out.splitlines()[-1]) == (1, "flows.py:flow: 1 error, 0 possible")
+    assert out.startswith("error: action 'summary'")
 
 
 def test_validate_as_json(flowdeco):
@@ -591,6 +727,9 @@ def test_a_plan_is_drawn_without_running_anything(flowdeco):
     assert flowdeco("plan", "flows.py:flow", "--format", "mermaid", "-o", "plan.mmd") == (0, "", "")
     assert Path("plan.mmd").read_text().startswith("flowchart")
     assert "discover" not in flowdeco("plan", "flows.py:flow", "--only", "report")[1]
+    page = flowdeco("plan", "flows.py:flow", "--format", "html")[1]
+    assert page.startswith('<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">')
+    assert "<title>plan of flows.py:flow</title>" in page
 
 
 # -- journals
@@ -631,7 +770,9 @@ def test_runs_are_listed(flowdeco, journal):
         ("two", "failed", f"{Path.cwd()}/flows.py:flow"),
         ("one", "completed", f"{Path.cwd()}/flows.py:flow"),
     ]
-    assert flowdeco("runs", "--status", "skipped")[1] == "runs.db has no skipped runs\n"
+    assert flowdeco("runs", "--status", "bailed")[1] == "runs.db has no bailed runs\n"
+    assert flowdeco("runs", "--status", "damaged")[1] == "runs.db has no damaged runs\n"
+    assert flowdeco("runs", "--status", "skipped")[0] == 2
     assert "Did you mean 'failed'" in flowdeco("runs", "--status", "faled")[2]
 
 
@@ -649,8 +790,8 @@ def test_a_crashed_run_is_called_so(flowdeco, journal):
 def test_a_run_is_shown_with_its_steps(flowdeco, journal):
     """By default the latest; actions only where they say more than the stage."""
     flowdeco("run", "flows.py:gated", "-i", "kinds:=1", "--run-id", "one")
-    code, out, _ = flowdeco("show")
-    assert code == 0
+    code, out, err = flowdeco("show")
+    assert (code, err) == (0, "flowdeco: to go on: flowdeco resume one -i approval=VALUE\n")
     assert lines(out) == [
         "run one",
         "pipeline pipeline",
@@ -691,6 +832,7 @@ def test_a_run_is_resumed_with_its_entry_point(flowdeco, journal):
     code, _, err = flowdeco("resume", "one", "-i", "approval:=true")
     assert code == 2
     assert "the journal does not know where the workflow of run 'one' is" in err
+    assert flowdeco("show")[2] == "flowdeco: to go on: flowdeco resume FILE.py:FLOW one -i approval=VALUE\n"
     assert err.endswith("flowdeco resume file.py:flow one\n")
     assert flowdeco("resume", "flows.py:gated", "--on-change", "ignore", "one")[0] == 3
     assert flowdeco("resume", "one", "-i", "approval:=true")[0] == 0
@@ -781,6 +923,7 @@ def test_runs_are_purged(flowdeco, journal):
     assert lines(flowdeco("purge", "--older-than", "0s", "--dry-run")[1])[-1] == "would delete 2 runs"
     assert flowdeco("purge", "--older-than", "0s", "--status", "completed")[1] == "deleted 1 run\n"
     assert flowdeco("purge", "--older-than", "0", "--dry-run", "--json")[0] == 0
+    assert flowdeco("purge", "latest", "--dry-run")[1].endswith("would delete 1 run: two\n")
     assert json.loads(flowdeco("purge", "two", "--json")[1]) == {"deleted": ["two"], "dry_run": False}
     assert flowdeco("runs")[1] == "runs.db has no runs\n"
     assert "runs.db has no runs" in flowdeco("purge", "two")[2]
@@ -943,7 +1086,8 @@ def test_entry_points_are_completed_without_running_them():
 
 
 def test_runs_are_completed(flowdeco, journal):
-    """From the journal of the environment."""
+    """From the journal of the environment; their statuses from a list."""
+    assert completions("flowdeco runs --status c") == ["cancelled", "completed", "crashed"]
     for run in ("nightly-1", "nightly-2", "daily"):
         flowdeco("run", "flows.py:flow", "-i", "kinds:=0", "--run-id", run)
     assert completions("flowdeco show nig", FLOWDECO_JOURNAL="runs.db") == ["nightly-1", "nightly-2"]
@@ -952,21 +1096,65 @@ def test_runs_are_completed(flowdeco, journal):
 # -- starting
 
 
-def test_it_starts_with_little():
-    """Neither what runs a workflow nor what keeps a journal is loaded to show the help."""
-    script = """
+@pytest.mark.parametrize(
+    ("arguments", "unneeded"),
+    [
+        (["--help"], "flowdeco.durable flowdeco.report json sqlite3"),
+        (["--version"], "flowdeco.durable flowdeco.report json sqlite3"),
+        (["run", "--help"], "flowdeco.durable flowdeco.report json sqlite3"),
+        (["rum"], "flowdeco.durable flowdeco.report json sqlite3"),
+        (["runs", "--journal", "runs.db", "--status", "completed"], "flowdeco.recorded"),
+        (["show", "--journal", "runs.db"], "flowdeco.recorded"),
+        (["purge", "one", "--journal", "runs.db"], "flowdeco.recorded"),
+    ],
+)
+def test_it_starts_with_little(flowdeco, arguments, unneeded):
+    """What runs a workflow is imported with a workflow, what keeps a journal for a journal."""
+    flowdeco("run", "flows.py:flow", "-i", "kinds:=0", "--run-id", "one", "--journal", "runs.db")
+    script = f"""
 import sys
-import wrapt, typing_extensions
-before = set(sys.modules)
 from flowdeco.cli import main
-main(["--help"])
-heavy = {"asyncio", "sqlite3", "logging", "concurrent.futures", "json", "flowdeco.durable", "flowdeco.drivers", "flowdeco.show"}
-print(sorted(heavy & (set(sys.modules) - before)), file=sys.stderr)
+main({arguments})
+heavy = "wrapt asyncio concurrent.futures logging flowdeco.definitions flowdeco.drivers flowdeco.show {unneeded}"
+print(sorted(set(heavy.split()) & set(sys.modules)))
 """
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
-    assert done.stderr == "[]\n"
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("module", ["argparse", "flowdeco.commands", "flowdeco.report", "sqlite3"])
+def test_ctrl_c_while_it_starts_has_the_same_exit_code(flowdeco, module):
+    """And no traceback, whatever is being imported."""
+    flowdeco("run", "flows.py:flow", "-i", "kinds:=0", "--journal", "runs.db")
+    assert interrupted_at(module, ["runs", "--journal", "runs.db"]) == (130, "", "")
+
+
+def test_ctrl_c_while_a_workflow_is_imported_has_the_same_exit_code():
+    """Nothing has run."""
+    assert interrupted_at("wrapt", ["run", "flows.py:flow", "-i", "kinds:=0"]) == (130, "", "")
+    Path("slow.py").write_text("import colorsys\n" + FLOWS)
+    assert interrupted_at("colorsys", ["run", "slow.py:flow", "-i", "kinds:=0"]) == (130, "", "")
+
+
+def interrupted_at(module, arguments):
+    """What comes of Ctrl-C when a module is about to be imported."""
+    script = f"""
+import signal, sys
+class Interrupting:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == {module!r}:
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Interrupting)
+from flowdeco.cli import main
+sys.exit(main({arguments}))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    return done.returncode, done.stdout, done.stderr
 
 
 # -- the documentation

@@ -6,16 +6,21 @@ import os
 import time
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from flowdeco.durable.codec import PickleCodec
 from flowdeco.durable.fingerprint import fingerprint
-from flowdeco.durable.info import RunInfo
-from flowdeco.durable.json_codec import JsonCodec
+from flowdeco.durable.info import STATUSES, RunInfo
 from flowdeco.durable.memory import MemoryJournal
 from flowdeco.durable.sqlite import SqliteJournal
 from flowdeco.errors import DefinitionError, JournalError, RunBusyError, RunNotFoundError, suggestion
 from flowdeco.journal import Codec, Journal, Remembered, Row
+from flowdeco.lazy import lazily
+
+if TYPE_CHECKING:
+    from flowdeco.durable.json_codec import JsonCodec
+else:  # it needs all that it can read; who lists runs does not
+    __getattr__, __dir__ = lazily(__name__, "json_codec")
 
 __all__ = [
     "Codec",
@@ -34,8 +39,6 @@ __all__ = [
     "purge",
     "runs",
 ]
-
-_STATUSES: Final = frozenset({"running", "completed", "failed", "bailed", "suspended", "cancelled", "damaged"})
 
 
 def as_journal(journal: Any) -> Any:
@@ -77,8 +80,8 @@ def purge(journal: Any, older_than: float | timedelta, status: str | Iterable[st
         raise DefinitionError(f"older_than is seconds or a timedelta, not {older_than!r}")
     seconds = float(older_than)
     wanted = None if status is None else {status} if isinstance(status, str) else set(status)
-    for unknown in sorted((wanted or set()) - _STATUSES):
-        raise DefinitionError(f"no run has the status {unknown!r}. {suggestion(unknown, _STATUSES)}")
+    for unknown in sorted((wanted or set()) - STATUSES):
+        raise DefinitionError(f"no run has the status {unknown!r}. {suggestion(unknown, STATUSES)}")
     target, before, count = as_journal(journal), time.time() - seconds, 0
     for run in target.runs():
         if run.updated <= before and run.owner is None and (wanted is None or run.status in wanted):

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from typing import Any, Final, cast
 
-from flowdeco.definitions import Action, Parallel, Pipeline, Stage, Unit
 from flowdeco.errors import JournalError, RunError, SerializationError, UnreferencedError
 from flowdeco.paths import Parts, all_parts, culprit, shown_key
 from flowdeco.references import Called, Changed
@@ -123,6 +122,8 @@ def _sections(section: Any, content: Any) -> Iterable[tuple[str, Any]]:
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     """Give the parts of a value; of a definition, what it was made with."""
+    from flowdeco.definitions import Action, Parallel, Pipeline, Stage
+
     if isinstance(value, Stage):
         origin = value._origin
         while isinstance(origin, Changed):
@@ -195,6 +196,7 @@ def _by_value() -> Callable[[Any], bytes] | None:
         cloudpickle: Any = import_module("cloudpickle")
     except ImportError:
         return None
+    from flowdeco.definitions import Unit
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         def reducer_override(self, obj: Any) -> Any:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Final, NamedTuple
 
-__all__ = ["RunInfo"]
+from flowdeco.journal import Row
+
+__all__ = ["STATUSES", "RunInfo", "Step", "steps"]
+
+STATUSES: Final = frozenset({"running", "completed", "failed", "bailed", "suspended", "cancelled", "damaged"})
 
 
 class RunInfo(NamedTuple):
@@ -25,3 +31,24 @@ class RunInfo(NamedTuple):
     owner: str | None = None
     entry: str | None = None
     codec: str = "pickle"
+
+
+class Step(NamedTuple):
+    """A stage of a journal, with the rows of its actions; `row` is None where the stage is not over."""
+
+    name: str
+    row: Row | None
+    actions: list[Row]
+
+
+def steps(rows: Iterable[Row]) -> list[Step]:
+    """Return the stages that rows tell of, in the order in which they were over, those that are not over last."""
+    found: list[Step] = []
+    open: defaultdict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.kind == "action":
+            open[row.branch].append(row)
+        elif row.kind == "stage":
+            found.append(Step(row.stage, row, open.pop(row.branch, [])))
+    found.extend(Step(actions[0].stage, None, actions) for actions in open.values())
+    return found

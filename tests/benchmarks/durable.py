@@ -151,7 +151,7 @@ def whole(unit: Stage) -> Callable[[Path], tuple[float, float]]:
         run = unit.run({"x": 1}, journal=journal)
         batches = [[row] for row in journal.history(run.id)]
         with bare(folder, "NORMAL") as insert:
-            return in_bare_ones(lambda: batches, insert, lambda _: unit.run({"x": 1}, journal=journal))
+            return in_bare_ones(lambda: batches, insert, lambda _: unit.run({"x": 1}, journal=journal), rounds=10)
 
     return measure
 
@@ -200,8 +200,8 @@ ROWS = [
     Row("journal alone: 2 steps of 300 bytes at a time", 1.5, "x", write(300, 2, "NORMAL")),
     Row("journal alone: 1 step of 3000 bytes", 1.5, "x", write(3000, 1, "NORMAL")),
     Row("journal alone: 1 step of 300 bytes, FULL", 1.5, "x", write(300, 1, "FULL")),
-    Row("whole run: an action that does nothing", 1.5, "x", whole(Stage("s", [nothing] * 200))),
-    Row("whole run: an action that writes 200 bytes", 1.5, "x", whole(Stage("s", [work] * 200))),
+    Row("whole run: an action that does nothing", 1.5, "x", whole(Stage("s", [nothing] * 2000))),
+    Row("whole run: an action that writes 200 bytes", 1.5, "x", whole(Stage("s", [work] * 2000))),
     Row("resume: 10,000 actions of one stage", 25, "%", resumed(Stage("s", [work] * STEPS) >> wait)),
     Row("resume: 10,000 stages", 25, "%", resumed(pipeline(*[Stage("s", [work])] * STEPS, wait))),
     Row("resume: 10,000 inserted stages of a template", 25, "%", resumed(insert >> wait)),

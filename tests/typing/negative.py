@@ -6,6 +6,8 @@ mypy compares the code of the error, pyright that there is one.
 
 from __future__ import annotations
 
+import flowdeco
+import flowdeco.durable
 from flowdeco import Context, Key, Stage, Store, action, pipeline, stage
 from flowdeco.middleware import retry
 
@@ -32,6 +34,8 @@ def plain() -> None:
     action(double)
 
 
+flowdeco.acton  # type: ignore[attr-defined]
+flowdeco.durable.JsonCdec  # type: ignore[attr-defined]
 double("two")  # type: ignore[arg-type]
 double(2, 3)  # type: ignore[call-arg]
 fetch(3)  # type: ignore[arg-type, unused-coroutine]

@@ -1,0 +1,303 @@
+"""The options of the command line, and their completion."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from importlib import import_module
+from typing import Any, Final, NoReturn
+
+import flowdeco
+from flowdeco.commands import JOURNAL, LATEST
+from flowdeco.errors import suggestion
+from flowdeco.exits import USAGE
+
+__all__ = ["parsed"]
+
+
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return what the arguments say; exits where they ask for help, or are wrong."""
+    parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:
+        _complete(parser)
+    return parser.parse_args(arguments or ["--help"])
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Shows two arguments that are taken together as they are written: `[FILE.py:FLOW] RUN`."""
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        return str(action.metavar) if action.nargs == "+" else super()._format_args(action, default_metavar)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that says what is wrong in one line, and what was probably meant."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{**options, "allow_abbrev": False, "formatter_class": _Formatter})
+        self.commands: dict[str, _Parser] = {}
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE, f"{self.prog}: error: {message.rstrip('.')} (see: {self.prog} --help)\n")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            close = suggestion(str(value), map(str, action.choices))
+            if action.dest == "command":
+                raise argparse.ArgumentError(None, f"there is no command {value!r}. {close}")
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r}. {close}")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if self.commands:
+            self._check_options_before_the_command(args)
+        known, rest = super().parse_known_args(args, namespace)
+        if isinstance(getattr(known, "run", None), list) and not any(text.startswith("-") for text in rest):
+            known.run += rest  # what argparse does not take when options stand between
+            return known, []
+        if rest:
+            self._refuse(rest)
+        return known, rest
+
+    def _check_options_before_the_command(self, args: Sequence[str]) -> None:
+        for text in args:
+            if not text.startswith("-"):
+                return
+            if text not in self._option_string_actions:
+                later = any(text in command._option_string_actions for command in self.commands.values())
+                self.error(f"{text} comes after the command") if later else self._refuse([text])
+
+    def _refuse(self, rest: Sequence[str]) -> NoReturn:
+        known = [option for option in self._option_string_actions if option.startswith("--")]
+        wrong = next((text for text in rest if text.startswith("-")), "")
+        close = suggestion(wrong.partition("=")[0], known) if wrong else ""
+        self.error(f"unrecognized arguments: {' '.join(rest)}{f'. {close}' if close.startswith('Did') else ''}")
+
+
+def _one_or_more(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"expected a number from 1 on, not {text!r}")
+    return int(text)
+
+
+def _run_id(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("expected a name, not an empty text")
+    return text
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="flowdeco", description="Run staged workflows, and look at what they did.")
+    parser.add_argument("--version", action="version", version=f"flowdeco {flowdeco.__version__}")
+    commands = parser.add_subparsers(
+        title="commands", dest="command", metavar="COMMAND", required=True, parser_class=_Parser
+    )
+
+    def command(name: str, help: str) -> _Parser:
+        made: _Parser = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
+        made.add_argument("--traceback", action="store_true", help="show the traceback of an error")
+        parser.commands[name] = made
+        return made
+
+    _run_options(command("run", "run a workflow"))
+    _validate_options(command("validate", "look for parameters that nothing supplies, without running"))
+    _plan_options(command("plan", "show what a workflow would run"))
+    _runs_options(command("runs", "list the runs of a journal"))
+    _show_options(command("show", "show the steps of a run"))
+    _resume_options(command("resume", "go on with a run that failed, was suspended, cancelled or killed"))
+    _diff_options(command("diff", "compare what a run did with what was planned"))
+    _purge_options(command("purge", "delete runs from a journal"))
+    return parser
+
+
+def _add_entry(parser: _Parser) -> None:
+    added = parser.add_argument("entry", metavar="FILE.py:FLOW", help="the workflow: file.py:flow or module:flow")
+    _completed_by(added, _complete_entry)
+
+
+def _add_inputs(parser: _Parser) -> None:
+    parser.add_argument(
+        "-i", "--input", action="append", default=[], metavar="KEY=VALUE", dest="input",
+        help="an input: KEY=VALUE is text, KEY:=VALUE is JSON; can be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--inputs", metavar="FILE", help="a JSON object of inputs, which -i adds to; - reads it from stdin"
+    )
+
+
+def _add_journal(parser: _Parser, help: str) -> None:
+    parser.add_argument("--journal", metavar="PATH", help=f"{help} (default: ${JOURNAL})")
+
+
+def _add_only(parser: _Parser) -> None:
+    added = parser.add_argument(
+        "--only", action="append", default=[], metavar="SELECTOR",
+        help="leave out everything else: stage, stage/action or tag:name; can be repeated",
+    )  # fmt: skip
+    _completed_by(added, _complete_selector)
+
+
+def _add_json(parser: _Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_running(parser: _Parser) -> None:
+    added = parser.add_argument(
+        "--skip", action="append", default=[], metavar="SELECTOR",
+        help="leave out stages and actions: stage, stage/action or tag:name; can be repeated",
+    )  # fmt: skip
+    _completed_by(added, _complete_selector)
+    parser.add_argument(
+        "--allow-unknown", action="store_true",
+        help="accept a --skip that resembles a known name but may be of a stage that is inserted later",
+    )  # fmt: skip
+    parser.add_argument("--progress", action="store_true", help="show the progress (extra: flowdeco[rich])")
+    parser.add_argument("--html", metavar="FILE", help="write a page that shows the run")
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="show log messages; -vv: all of them")
+    _add_json(parser)
+
+
+def _run_options(parser: _Parser) -> None:
+    _add_entry(parser)
+    _add_inputs(parser)
+    _add_only(parser)
+    _add_journal(parser, "remember the run in this file, so that it can be resumed")
+    parser.add_argument("--no-journal", action="store_true", help=f"keep no journal, whatever ${JOURNAL} says")
+    parser.add_argument(
+        "--codec", choices=["pickle", "json"], default="pickle", help="what the journal is written in (default: pickle)"
+    )
+    parser.add_argument("--run-id", type=_run_id, metavar="ID", help="the name of the run (default: a random one)")
+    _add_running(parser)
+
+
+def _validate_options(parser: _Parser) -> None:
+    _add_entry(parser)
+    parser.add_argument(
+        "-i", "--input", action="append", default=[], metavar="KEY", dest="input",
+        help="an input that will be given, with or without =VALUE; can be repeated",
+    )  # fmt: skip
+    parser.add_argument("--inputs", metavar="FILE", help="a JSON object of inputs; - reads it from stdin")
+    parser.add_argument("--strict", action="store_true", help="what may be missing is an error, too")
+    _add_json(parser)
+
+
+def _add_format(parser: _Parser) -> None:
+    parser.add_argument(
+        "--format", choices=["text", "mermaid", "html"], default="text", help="what to draw it as (default: text)"
+    )
+    parser.add_argument("-o", "--output", metavar="FILE", help="write it to this file")
+
+
+def _plan_options(parser: _Parser) -> None:
+    _add_entry(parser)
+    _add_only(parser)
+    _add_format(parser)
+
+
+def _add_status(parser: _Parser) -> None:
+    added = parser.add_argument(
+        "--status", action="append", default=[], metavar="STATUS", help="only runs of this status; can be repeated"
+    )
+    _completed_by(added, _complete_status)
+
+
+def _runs_options(parser: _Parser) -> None:
+    _add_journal(parser, "the journal")
+    _add_status(parser)
+    parser.add_argument("--limit", type=_one_or_more, metavar="N", help="only the latest N")
+    _add_json(parser)
+
+
+def _add_run(parser: _Parser, metavar: str, nargs: str, help: str) -> None:
+    _completed_by(parser.add_argument("run", metavar=metavar, nargs=nargs, help=help), _complete_run)
+    _add_journal(parser, "the journal")
+
+
+_RUN: Final = f"the run: its id, the beginning of one, or {LATEST}"
+_ENTRY_AND_RUN: Final = f"{_RUN}; before it the workflow, where the journal does not know it"
+
+
+def _show_options(parser: _Parser) -> None:
+    _add_run(parser, "RUN", "?", f"{_RUN} (default: {LATEST})")
+    _add_json(parser)
+
+
+def _resume_options(parser: _Parser) -> None:
+    _add_run(parser, "[FILE.py:FLOW] RUN", "+", _ENTRY_AND_RUN)
+    _add_inputs(parser)
+    _add_only(parser)
+    parser.add_argument(
+        "--on-change", choices=["error", "ignore", "rerun"], default="error",
+        help="what to do where completed actions have other code now (default: error)",
+    )  # fmt: skip
+    parser.add_argument("--from-stage", metavar="STAGE", help="make a new run that goes on from this stage")
+    _add_running(parser)
+
+
+def _diff_options(parser: _Parser) -> None:
+    _add_run(parser, "[FILE.py:FLOW] RUN", "+", _ENTRY_AND_RUN)
+    _add_only(parser)
+    _add_format(parser)
+
+
+def _purge_options(parser: _Parser) -> None:
+    _add_run(parser, "RUN", "*", f"{_RUN}; can be several")
+    parser.add_argument(
+        "--older-than", metavar="AGE", help="all runs that nothing was heard of for so long: 90s, 45m, 12h, 30d, 2w"
+    )
+    _add_status(parser)
+    parser.add_argument("--dry-run", action="store_true", help="delete nothing, only list them")
+    _add_json(parser)
+
+
+# Completion, which runs nobody's code.
+
+
+def _complete(parser: _Parser) -> None:
+    with suppress(ImportError):  # the extra `completion`; who asks is a shell, and cannot be told
+        import_module("argcomplete").autocomplete(parser)
+
+
+def _completed_by(argument: argparse.Action, completer: Callable[..., Iterator[str]]) -> None:
+    argument.completer = completer  # type: ignore[attr-defined]  # where argcomplete looks for it
+
+
+def _complete_entry(prefix: str, **_: Any) -> Iterator[str]:
+    from flowdeco.entry import names_in
+
+    where, colon, _name = prefix.rpartition(":")
+    if colon:
+        yield from (f"{where}:{name}" for name in names_in(where))
+        return
+    directory, _slash, beginning = prefix.rpartition("/")
+    with suppress(OSError), os.scandir(directory or ".") as found:
+        for each in found:
+            path = f"{directory}/{each.name}" if directory else each.name
+            if not each.name.startswith(beginning) or each.name.startswith("."):
+                continue
+            if each.is_dir():
+                yield f"{path}/"
+            elif each.name.endswith(".py"):
+                yield f"{path}:"
+
+
+def _complete_run(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> Iterator[str]:
+    from flowdeco.durable import runs
+
+    path = parsed_args.journal or os.environ.get(JOURNAL)
+    with suppress(Exception):
+        yield from (info.id for info in runs(path) if info.id.startswith(prefix))
+
+
+def _complete_status(prefix: str, **_: Any) -> Iterator[str]:
+    from flowdeco.durable.info import STATUSES
+
+    yield from (status for status in (*STATUSES, "crashed") if status.startswith(prefix))
+
+
+def _complete_selector(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> Iterator[str]:
+    from flowdeco.entry import names_in
+
+    where = str(getattr(parsed_args, "entry", "") or "").rpartition(":")[0]
+    yield from (name for name in names_in(where) if name.startswith(prefix))
