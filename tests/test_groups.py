@@ -39,7 +39,7 @@ from test_evaluate import evaluation
 from flowdeco import Bail, Context, Run, Sleep, Stage, Suspend, action, parallel, pipeline, stage, stream
 from flowdeco.durable import MemoryJournal
 from flowdeco.durable.fingerprint import fingerprint
-from flowdeco.errors import ActionTimeout, WiringError, WriteConflictError
+from flowdeco.errors import ActionTimeout, MissingInputError, WiringError, WriteConflictError
 from flowdeco.executors import serial
 from flowdeco.memory import Memory
 from flowdeco.middleware import atomic, recover, retry
@@ -1847,6 +1847,20 @@ def test_what_was_refused_in_one_run_is_told_nothing_by_the_next(run):
 
 
 # -- a branch that is a single call
+
+
+def test_a_branch_that_is_a_single_call_says_what_it_lacks(run):
+    """As any action does; and it stops the others."""
+    log = []
+
+    def needs(nothing_supplies_this):
+        log.append("needs")
+
+    opens = act(lambda: None, "opens")  # which may write anything, as far as one can know before the run
+    with pytest.raises(MissingInputError, match="'needs' of stage 'needs' needs 'nothing_supplies_this'") as caught:
+        run(opens >> parallel(one(log, "a"), act(needs), one(log, "b"), limit=1))
+    assert log == ["a"]
+    assert statuses(Run.of(caught.value)) == [("opens", "completed"), ("a", "completed"), ("needs", "failed")]
 
 
 def _later():
