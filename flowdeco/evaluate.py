@@ -8,7 +8,8 @@ run in it, the next one last. The walk takes the next unit from the innermost fr
 
 1. runs a stage: its actions one by one, each from a queue of the same kind;
 2. opens a pipeline that has options: a new frame;
-3. forks a parallel group: a walk of its own for each branch, over a store of its own, merged in branch order (L9);
+3. forks a parallel group: a walk of its own for each branch, over a store of its own, merged in branch order (L9); a
+   branch that is a single call does without (`Leaf`), unless more comes of it than data;
 4. pulls one unit from a stream, and leaves the rest of the stream where it is.
 
 What the actions of a stage insert is put on top of the queue when the stage is over. So it runs right after the stage,
@@ -504,7 +505,9 @@ class Evaluation:
                     notify(_new(ActionFinished, told))
                 if memory is not None:
                     row = memory.action(branch.id, branch.position - 1, stage.name, record, payload)
-                    rows, branch.rows = [*branch.rows, row], []
+                    rows = [row]
+                    if branch.rows:
+                        rows, branch.rows = [*branch.rows, row], []
                     answer = yield Save(memory.journal.write, memory.run_id, rows)
                     if type(answer) is Raised:
                         return answer.error
