@@ -937,19 +937,8 @@ class Evaluation:
                 did = step.name, step.action, _COMPLETED, began, elapsed, None, None, 1, False, (), ()
                 actions = (_new(ActionRecord, did),)
                 what = (
-                    stage.name,
-                    stage,
-                    _COMPLETED,
-                    began,
-                    elapsed,
-                    by,
-                    actions,
-                    None,
-                    1,
-                    False,
-                    (),
-                    split.scope.of(index),
-                )
+                    stage.name, stage, _COMPLETED, began, elapsed, by, actions, None, 1, False, (), split.scope.of(index),
+                )  # fmt: skip
                 leaf.records, leaf.written, leaf.result = (_new(StageRecord, what),), delta, value
                 return None
             split.forks[index] = fork = self._branch_of(split, index)
@@ -962,8 +951,6 @@ class Evaluation:
             if error is None:
                 error = yield from self._actions(fork, visit)  # that it has inserted
             return (yield from self._walk(fork, self._visited(fork, visit, by, started, None, error)))
-        except GeneratorExit:
-            raise
         except BaseException as interrupted:  # Ctrl-C between two calls
             return interrupted
 

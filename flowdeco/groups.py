@@ -177,12 +177,11 @@ class Crew:
         )
         self._deliver([(ticket, _refusal()) for ticket in withdrawn if self._owners[ticket] not in groups])
         for member in groups:
-            if not member.told:
-                member.told = True
-                mine = [ticket for ticket in withdrawn if self._owners.get(ticket) is member]
-                for ticket in mine:
-                    del self._owners[ticket]
-                self._resume(member, [*((ticket, _refusal()) for ticket in mine), (None, _refusal())])
+            member.told = True
+            mine = [ticket for ticket in withdrawn if self._owners.get(ticket) is member]
+            for ticket in mine:
+                del self._owners[ticket]
+            self._resume(member, [*((ticket, _refusal()) for ticket in mine), (None, _refusal())])
 
     def verdict(self, group: Parallel, cancels: Callable[[BaseException], bool]) -> Failure:
         """Return how the group ended: None, a failure (or the group of them), a signal."""

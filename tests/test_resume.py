@@ -45,10 +45,14 @@ class Writes(MemoryJournal):
 
     def killed_after(self, count):
         """The journal of a process that was killed after so many writes."""
+        return self.killed(self.portions[:count])
+
+    def killed(self, portions):
+        """The journal of a process that was killed when it had written these."""
         inputs = self.read("r").inputs[0][1]
         killed = MemoryJournal()
         killed.create("r", self.read("r").pipeline, inputs, self.read("r").skip)
-        for rows in self.portions[:count]:
+        for rows in portions:
             killed.write("r", rows)
         killed.close("r", "running", None, None)
         return killed
@@ -135,6 +139,19 @@ def test_a_run_that_was_killed_after_any_write_comes_to_the_same(title):
         again = flow.resume("r", journal=killed, check=False)
         assert outcome(again) == outcome(whole), count
         assert CALLS == []
+
+
+def test_a_branch_that_was_under_way_when_another_one_bailed_is_not_gone_on_with():
+    """The run ends with the `Bail` as it would have ended; what the branch had done is on record."""
+    flow = pipeline(parallel(du.first >> du.second, bails, limit=1), du.third)
+    journal = Writes()
+    flow.run(journal=journal, run_id="r")
+    killed = journal.killed([row for row in rows if row.stage != "second"] for rows in journal.portions)
+    CALLS.clear()
+    for _ in range(2):
+        resumed = flow.resume("r", journal=killed)
+        assert (resumed.status, resumed.reason, CALLS) == ("bailed", "enough", [])
+        assert statuses(resumed) == [("first", "completed"), ("bails", "bailed")]
 
 
 # -- what has changed
@@ -272,6 +289,20 @@ def test_what_has_completed_is_not_skipped_any_more():
     assert statuses(resumed)[1] == ("item", "completed")
 
 
+@pytest.mark.parametrize("journal", [None, MemoryJournal()], ids=["in memory", "in a journal"])
+def test_of_a_pipeline_that_is_skipped_now_the_rest_is_skipped(journal):
+    """What has completed in it stays."""
+    flow = pipeline(du.first, pipeline(du.item, du.fragile, du.nothing, name="p"), du.second)
+    BROKEN.add("fragile")
+    broken = flow.run(journal=journal, check=False)
+    du.clear()
+    resumed = flow.resume(broken, skip=["p"])
+    assert statuses(resumed) == [
+        ("first", "completed"), ("item", "completed"), ("fragile", "skipped"), ("nothing", "skipped"), ("second", "completed"),
+    ]  # fmt: skip
+    assert (CALLS, dict(resumed.store)) == (["second"], {"first": 1, "items": [0], "second": 2})
+
+
 def test_a_past_that_does_not_match_is_an_error_without_a_rehearsal_as_well():
     """Whatever the reason may be: nothing goes on as if it did."""
     run = Run("r", pipeline(du.item, du.first), Store())
@@ -406,19 +437,40 @@ def test_a_failure_in_an_atomic_pipeline_that_was_recovered_is_over_in_memory():
     assert dict(resumed.store) == {"first": 1}
 
 
-def test_a_stream_that_cannot_be_called_again_fails_as_before():
+def broken_at_once():
+    """What a stream can be made of: it raises when it is called."""
+    du.call("source")
+    return [du.item]
+
+
+def broken_later():
+    """What a stream can be made of: it raises when it is asked for a unit."""
+    du.call("source")
+    yield du.item
+
+
+@pytest.mark.parametrize("source", [broken_at_once, broken_later])
+def test_a_stream_that_cannot_be_called_again_fails_as_before(source):
     """In the rehearsal already; the run fails with its error, and not with another one."""
-
-    def source():
-        if "broken" in BROKEN:
-            raise RuntimeError("no source")
-        yield du.item
-
     flow = pipeline(action(name="streams")(lambda: stream(source)), du.fragile)
     BROKEN.update(["fragile"])
     broken = flow.run(check=False)
-    BROKEN.update(["broken"])
-    with pytest.raises(RuntimeError, match="no source"):
+    BROKEN.update(["source"])
+    with pytest.raises(RuntimeError, match="source is broken"):
         flow.resume(broken)
     du.clear()
     assert flow.resume(broken)["items"] == [0]
+
+
+@pytest.mark.parametrize("source", [broken_at_once, broken_later])
+@pytest.mark.parametrize("journal", [None, MemoryJournal()], ids=["in memory", "in a journal"])
+def test_a_stream_whose_failure_was_recovered_gives_nothing_now(source, journal):
+    """Although it would: the pipeline around it has ended there."""
+    streams = action(name="streams")(lambda: stream(source))
+    flow = pipeline(pipeline(streams, name="p", use=[recover(on=RuntimeError)]), du.fragile)
+    BROKEN.update(["source", "fragile"])
+    broken = flow.run(journal=journal, check=False)
+    du.clear()
+    resumed = flow.resume(broken)
+    assert statuses(resumed) == [("streams", "completed"), ("fragile", "completed")]
+    assert "items" not in resumed.store
