@@ -507,8 +507,8 @@ class SqliteJournal:
         for found in connection.execute(_SELECT, (first, first + _LAST)):
             id, branch, number, kind, stage, action, status, started, elapsed, fingerprint, checksum, payload = found
             try:
-                text = "\0".join((branch, kind, stage, action or "", status, fingerprint)).encode()
-                agrees = crc32(payload, crc32(_PACKED(id, number, started, elapsed) + text)) == checksum
+                text = f"{branch}\0{kind}\0{stage}\0{action or ''}\0{status}\0{fingerprint}".encode()
+                agrees = crc32(_PACKED(id, number, started, elapsed) + text + payload) == checksum
             except (TypeError, ValueError, struct.error):
                 agrees = False
             if agrees:
@@ -717,7 +717,7 @@ def _columns(id: int, row: Row, run: int, token: str) -> tuple[Any, ...]:
 def _checksum(id: int, row: Sequence[Any]) -> int:
     branch, number, kind, stage, action, status, started, elapsed, fingerprint, payload = row
     text = f"{branch}\0{kind}\0{stage}\0{action or ''}\0{status}\0{fingerprint}"
-    return crc32(payload, crc32(_PACKED(id, number, started, elapsed) + text.encode("utf-8", "surrogatepass")))
+    return crc32(_PACKED(id, number, started, elapsed) + text.encode("utf-8", "surrogatepass") + payload)
 
 
 _PACKED: Final = struct.Struct("<qqdd").pack
