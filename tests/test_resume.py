@@ -11,7 +11,7 @@ from test_evaluate import Clock, perform
 
 from flowdeco import Bail, Run, Stage, Store, action, parallel, pipeline, stream
 from flowdeco.durable import MemoryJournal
-from flowdeco.errors import CodeChangedError, JournalError, SerializationError
+from flowdeco.errors import CodeChangedError, DefinitionError, JournalError, SerializationError
 from flowdeco.memory import Chronicle, decoded
 from flowdeco.middleware import atomic, recover, retry
 from flowdeco.resume import Resumption
@@ -474,3 +474,53 @@ def test_a_stream_whose_failure_was_recovered_gives_nothing_now(source, journal)
     resumed = flow.resume(broken)
     assert statuses(resumed) == [("streams", "completed"), ("fragile", "completed")]
     assert "items" not in resumed.store
+
+
+# -- what is skipped on a resume as a whole
+
+
+def skipped_now(flow, name, journal):
+    """Run until the fragile stage fails, and resume without the unit of that name."""
+    BROKEN.add("fragile")
+    broken = flow.run(journal=journal, check=False)
+    BROKEN.clear()
+    return flow.resume(broken, skip=[name])
+
+
+JOURNALS = pytest.mark.parametrize("journal", [lambda: None, MemoryJournal], ids=["in memory", "in a journal"])
+
+
+@JOURNALS
+@pytest.mark.parametrize(
+    ("name", "flow"),
+    [
+        ("p", pipeline(du.first, pipeline(du.plan, du.fragile, name="p"), du.second)),
+        ("g", pipeline(du.first, parallel(du.item, du.fragile, limit=1, name="g"), du.second)),
+        ("p", pipeline(du.first, pipeline(parallel(du.item, du.fragile, limit=1, name="g"), name="p"), du.second)),
+        ("p", pipeline(du.first, pipeline(du.item, name="p", use=[du.noting]), du.fragile, du.second)),
+    ],
+    ids=["a pipeline that had inserted", "a group", "a group in a pipeline", "a pipeline with middleware, over"],
+)
+def test_what_has_begun_cannot_be_skipped_as_a_whole(journal, name, flow):
+    """What its stages have inserted, its branches and its middleware are restored or run, but not left out."""
+    with pytest.raises(DefinitionError, match="has begun in run .*skip what is left of it by the names"):
+        skipped_now(flow, name, journal())
+
+
+@JOURNALS
+def test_what_is_left_of_a_plain_pipeline_is_skipped(journal):
+    """Its stages that are over stay as they are."""
+    run = skipped_now(pipeline(du.first, pipeline(du.item, du.fragile, name="p"), du.second), "p", journal())
+    assert statuses(run)[1:3] == [("item", "completed"), ("fragile", "skipped")]
+
+
+@JOURNALS
+def test_what_was_skipped_from_the_start_stays_so(journal):
+    """Also where a later pipeline with middleware is over."""
+    inner, other = (pipeline(du.item, name=name, use=[du.noting]) for name in ("p", "q"))
+    flow = pipeline(du.first, inner, other, du.fragile)
+    BROKEN.add("fragile")
+    broken = flow.run(journal=journal(), check=False, skip=["p"])
+    BROKEN.clear()
+    again = flow.resume(broken, skip=["p"])
+    assert (again.status, again["notes"]) == ("completed", ["+pipeline q", "-pipeline q"])
