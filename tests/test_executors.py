@@ -14,6 +14,8 @@ import threading
 import time
 from concurrent import futures
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -56,11 +58,21 @@ def spawned():
         yield executor
 
 
+def interpreter_pool():
+    """`InterpreterPoolExecutor` of Python 3.14, or for 3.13 what PyPI has; None where there is neither."""
+    found = getattr(futures, "InterpreterPoolExecutor", None)
+    with suppress(ImportError):
+        return found or import_module("interpreters_backport.concurrent.futures.interpreter").InterpreterPoolExecutor
+    return None
+
+
 @pytest.fixture(scope="module")
 def interpreters():
-    if not hasattr(futures, "InterpreterPoolExecutor"):
+    pool = interpreter_pool()
+    if pool is None:
         pytest.skip("this Python has no InterpreterPoolExecutor")
-    with futures.InterpreterPoolExecutor(2) as executor:
+    # They begin with the path of the process, and not with that of pytest.
+    with pool(2, initializer=exec, initargs=(f"import sys; sys.path[:] = {sys.path!r}",)) as executor:
         yield executor
 
 
