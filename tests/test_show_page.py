@@ -3,15 +3,19 @@
 import json
 import re
 import time
+from pathlib import PurePath
+from urllib.parse import quote, quote_plus
 
 import pytest
 from browser import Sheet, started
 from shown import EVIL, GROUP, SECRET, Checker, broken, discover, evil, failing, full, many, process, report, tidy
 
-from flowdeco import Context, Key, Stage, action, parallel, pipeline
-from flowdeco.show.failures import failure_of, redactor
+from flowdeco import Context, Key, Stage, action, parallel, pipeline, stage
+from flowdeco.show.failures import failure_of
 from flowdeco.show.page import Scale, json_in_html
+from flowdeco.show.redaction import redactor
 from flowdeco.show.stored import stored
+from flowdeco.show.words import printable
 from flowdeco.store import Store
 
 
@@ -133,6 +137,177 @@ def test_values_are_not_in_the_page(tmp_path, inputs):
     assert SECRET in page_of(run, tmp_path, values=True)
 
 
+def raises(text):
+    """An action that fails with this, computed from its parameter."""
+
+    @action(name="fails")
+    def fails(token):
+        raise RuntimeError(text(token))
+
+    return fails
+
+
+def told(token):
+    return f"refused {token}"
+
+
+@stage
+def login(account):
+    @action
+    def enter():
+        raise RuntimeError(f"refused {account.password}")
+
+
+def gives(call):
+    """Middleware that yields a secret."""
+    yield {"token": SECRET}
+
+
+def by_default(token=SECRET):
+    raise RuntimeError(f"refused {token}")
+
+
+@action(name="forgets", returns="token")
+def forgets(token):
+    return "nothing"
+
+
+def in_a_branch():
+    """The secret is in the store of a branch that fails, and in none of the failing action's parameters."""
+
+    @action(returns="token")
+    def fetches():
+        return SECRET
+
+    @action
+    def fails():
+        raise RuntimeError(f"refused {SECRET}")
+
+    return parallel(fetches >> fails, tidy)
+
+
+PASSED = {
+    "bound": lambda: raises(told).bind(token=SECRET),
+    "from middleware": lambda: Stage("s", [raises(told)], use=[gives]),
+    "default": lambda: action(by_default),
+    "stage data": lambda: Stage("s", [forgets], data={"token": SECRET}) >> action(name="f")(_refuses),
+    "argument of a template": lambda: login(Quiet(SECRET)),
+    "bound before": lambda: forgets.bind(token=SECRET) >> action(name="f")(_refuses),
+    "branch": in_a_branch,
+}
+
+
+def _refuses():
+    raise RuntimeError(f"refused {SECRET}")
+
+
+@pytest.mark.parametrize("how", PASSED)
+def test_what_never_was_in_the_store_at_the_end_does_not_leak(tmp_path, how):
+    """What was bound, yielded, a default, stage data, an argument, or written in a branch that failed."""
+    source = page_of(PASSED[how]().run(check=False), tmp_path)
+    assert SECRET not in source
+    assert "refused ‹" in source
+
+
+class Quiet(Account):
+    """It hides what it has."""
+
+    __repr__ = object.__repr__
+
+
+class Slots:
+    """An object without a dict, with a private name."""
+
+    __slots__ = ("__password",)
+
+    def __init__(self, password):
+        self.__password = password
+
+
+class Hidden(str):
+    """A text that hides itself."""
+
+    def __str__(self):
+        return "***"
+
+    __slots__ = ()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Slots(SECRET),
+        PurePath("/vault") / SECRET,
+        {SECRET: 1},
+        Hidden(SECRET),
+        [*map(str, range(30_000))],
+        f"a\n{SECRET}",
+    ],
+    ids=["slots", "path", "dict key", "hides itself", "beside a long list", "line"],
+)
+def test_what_is_in_a_value_does_not_leak(tmp_path, value):
+    """Whatever it is made of, and however much there is before it."""
+    shown = str(value) if isinstance(value, PurePath) else SECRET
+    inputs = {"token": value, "other": SECRET if isinstance(value, list) else None}
+    run = raises(lambda _: f"refused {shown}").run(inputs, check=False)
+    source = page_of(run, tmp_path)
+    assert shown not in source
+    assert "refused ‹" in source
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda text: f"https://h/?q%3D{quote(text, safe='')}",
+        lambda text: f"https://h/?q={quote_plus(text)}",
+        lambda text: f"https://h/{quote(text)}",
+        lambda text: json.dumps({"a": text}),
+        str.upper,
+        lambda text: f"key_{text}_1",
+        lambda text: f"a\tb {text}",
+    ],
+    ids=["quoted", "in a query", "in a path", "json", "upper", "in a word", "beside a tab"],
+)
+def test_what_is_written_otherwise_does_not_leak(tmp_path, write):
+    """Percent-encoded, as JSON, in capitals, inside of a word."""
+    secret = 'p@ss/w\trd "ü" 1'
+    run = raises(lambda _: write(secret)).run({"token": secret}, check=False)
+    source = page_of(run, tmp_path)
+    for form in {write(secret), printable(write(secret))}:
+        assert form not in source
+    assert "‹token›" in source
+
+
+def test_words_of_the_program_stay_readable(tmp_path):
+    """Field names of dicts, defaults, and arguments that a name shows are no secrets."""
+
+    @action
+    def fails(config, mode="append"):
+        raise KeyError(f"append {config['password']} to password of caches")
+
+    @stage
+    def about(kind):
+        @action
+        def enter():
+            raise RuntimeError(f"no {kind}")
+
+    source = page_of(fails.run({"config": {"password": SECRET}}, check=False), tmp_path)
+    assert "append ‹config› to password of caches" in source
+    assert "no caches" in page_of(about("caches").run(check=False), tmp_path)
+
+
+def test_a_file_that_is_none_does_not_leak(tmp_path):
+    """Code that was compiled from a text has that for the name of its file; real paths stay."""
+
+    @action
+    def fails(token):
+        exec(compile("raise ValueError", f"<{token}>", "exec"))
+
+    source = page_of(fails.run({"token": SECRET}, check=False), tmp_path)
+    assert SECRET not in source
+    assert "test_show_page.py" in source
+
+
 def test_reasons_and_recovered_errors_do_not_leak_either(tmp_path):
     """A `Bail` that repeats a value, and a failure that was recovered."""
     from flowdeco import Bail
@@ -185,7 +360,7 @@ def test_names_and_common_words_stay_readable():
     """What is public is no secret, short values are none, and longer words are left alone."""
     store = Store({"kind": "caches", "n": 7, "mode": "on", "word": "data", "token": "abcd1234", "amount": 123456})
     texts = ["process[caches] 7 on database data abcd1234 xabcd1234 123456"]
-    redact = redactor(store, {"caches"}, texts)
+    redact = redactor(store.items(), {"caches"}, texts)
     assert redact(texts[0]) == "process[caches] 7 on database ‹word› ‹token› xabcd1234 ‹amount›"
 
 

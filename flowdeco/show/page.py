@@ -17,10 +17,11 @@ from itertools import pairwise
 from typing import Any, Final
 
 from flowdeco.runs import Run, Status
-from flowdeco.show.failures import Failure, Redact, failure_of, redactor
+from flowdeco.show.failures import Failure, failure_of
 from flowdeco.show.html import text
 from flowdeco.show.parts import Fold, Folding, Part, folded, walk
 from flowdeco.show.plan import Change, Diff
+from flowdeco.show.redaction import Redact, known_of, redactor
 from flowdeco.show.stored import stored
 from flowdeco.show.words import MARKS, counted, duration, printable, state
 
@@ -35,13 +36,8 @@ MOST_NAMES: Final = 20
 
 def page(run: Run, diff: Diff, *, values: bool = False) -> str:
     """Return the page; what is in the store stands in it by type and size, with `values` by value."""
-    public = {word for _, part in walk(diff.parts) for word in (part.name, *part.tags)} | {
-        run.pipeline.name,
-        *run.store,
-    }
     failures = {id(error): failure_of(error) for error in _errors(run)}
-    texts = (text for failure in failures.values() for text in failure.texts())
-    redact = _as_it_is if values else redactor(run.store, public, (str(run.reason), *texts))
+    redact = _as_it_is if values else _redact_of(run, diff, failures.values())
     table = _Table(run, redact, {number: failure.redacted(redact) for number, failure in failures.items()})
     table.add(diff.parts, -1, 0)
     return _filled(
@@ -90,6 +86,13 @@ _UNSAFE: Final = {ord(character): f"\\u{ord(character):04x}" for character in "<
 def json_in_html(data: Any) -> str:
     """Return data as JSON that can stand in a script element: no `</script>`, no `<!--`; ASCII only."""
     return json.dumps(data, separators=(",", ":"), ensure_ascii=True).translate(_UNSAFE)
+
+
+def _redact_of(run: Run, diff: Diff, failures: Iterable[Failure]) -> Redact:
+    known = known_of(run, _errors(run))
+    names = {word for _, part in walk(diff.parts) for word in (part.name, *part.tags)}
+    texts = (text for failure in failures for text in failure.texts())
+    return redactor(known.values, {run.pipeline.name, *run.store, *names, *known.public}, (str(run.reason), *texts))
 
 
 def _as_it_is(words: str) -> str:
