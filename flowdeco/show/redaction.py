@@ -88,7 +88,7 @@ def _arguments(stage: Stage) -> Iterator[tuple[str, Any]]:
     """Yield what a template was called with to give this stage."""
     origin: Any = stage._origin
     while isinstance(origin, (Changed, Narrowed)):
-        origin = cast("Any", origin.base)._origin
+        origin = origin.base._origin
     if isinstance(origin, Called):
         name = str(getattr(origin.template, "name", "argument"))
         names = [*inspect.signature(origin.template).parameters]
@@ -122,7 +122,8 @@ def _of_frames(error: BaseException, codes: set[Any]) -> Iterator[tuple[str, Any
             waiting.extend(cast("BaseExceptionGroup[BaseException]", at).exceptions)
         entry = at.__traceback__
         while entry is not None:
-            code, entry, frame = entry.tb_frame.f_code, entry.tb_next, entry.tb_frame
+            frame, entry = entry.tb_frame, entry.tb_next
+            code = frame.f_code
             if code in codes:
                 given = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + _STARS[code.co_flags & 12]]
                 names = (*given, *code.co_freevars)
