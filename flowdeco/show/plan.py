@@ -14,7 +14,7 @@ from flowdeco.definitions import Parallel, Pipeline, Stage, Unit
 from flowdeco.runs import Run, Status
 from flowdeco.show import html
 from flowdeco.show.mermaid import flowchart
-from flowdeco.show.parts import Part, compared, planned_parts, ran_parts, told, walk
+from flowdeco.show.parts import Part, compared, planned_parts, ran_parts, told_with_members, walk
 from flowdeco.show.text import table
 from flowdeco.show.words import counted, duration, printable
 
@@ -264,7 +264,7 @@ def ran(run: Run) -> Ran:
         run.status,
         run.started,
         run.elapsed,
-        told(error),
+        told_with_members(error),
         tuple(map(str, getattr(error, "__notes__", ()))),
         str(run.reason or ""),
         run.forgotten,
