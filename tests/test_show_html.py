@@ -9,9 +9,10 @@ import nbformat
 import pytest
 from browser import Sheet, started
 from shown import EVIL, GROUP, SECRET, Checker, broken, discover, evil, failing, full, many, process, report
+from support import swallow
 
 import flowdeco
-from flowdeco import Stage, action, parallel, pipeline
+from flowdeco import Context, Stage, action, parallel, pipeline
 from flowdeco.show.html import name
 
 
@@ -20,6 +21,8 @@ def shows():
     flow = failing()
     run = flow.run({"password": SECRET}, check=False)
     return {
+        "action": discover,
+        "bound action": broken.bind(password="x"),
         "stage": report,
         "pipeline": full(),
         "group": GROUP,
@@ -51,6 +54,40 @@ def test_a_stage_shows_its_actions_and_what_is_with_it():
         "#words",
     ):
         assert part in text
+
+
+def test_an_action_shows_that_it_is_one():
+    """With the function behind it, what it reads and writes, what is bound; not as the function."""
+
+    @action(tags=["net"], use=[swallow], returns="page")
+    def fetch(ctx: Context, url, proxy, retries=3):
+        """Get a page."""
+
+    bound = fetch.bind(proxy=SECRET)
+    text = Checker(bound._repr_html_()).text
+    for part in (
+        "fetch action #net",
+        "Get a page.",
+        "fetch",
+        "flow: url, retries? → page",
+        "bound: proxy",
+        "middleware: swallow",
+    ):
+        assert part in text
+    assert SECRET not in text
+    assert f"function: {__name__}:test_an_action" in text
+
+
+def test_the_context_is_no_key():
+    """What an action reads in a plan are keys of the store."""
+
+    @action
+    def fetch(ctx: Context, url):
+        return url
+
+    assert "reads ctx" not in fetch.plan().text()
+    assert "url → fetch" in fetch.plan().text()
+    assert "ctx" not in fetch.plan().html()
 
 
 def test_a_failed_run_shows_its_error_and_notes():
@@ -140,6 +177,7 @@ def broken(summary: int):
 
 flow = discover >> parallel(report, process("x"), name="side") >> broken""",
     "report",
+    "discover",
     "flow",
     "parallel(report, process('y'))",
     "run = flow.run(check=False)\nrun",
@@ -181,7 +219,7 @@ def test_a_notebook_shows_units_runs_and_diffs(notebook):
         assert "flowdeco" in output.data["text/html"], cell.source
         assert output.data["text/plain"]
     assert book.cells[-1].outputs[0].text.startswith("pipeline: 4 stages")
-    assert "997 more" in book.cells[6].outputs[0].data["text/plain"]
+    assert "997 more" in book.cells[7].outputs[0].data["text/plain"]
 
 
 @pytest.fixture(scope="module")

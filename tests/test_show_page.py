@@ -2,15 +2,32 @@
 
 import json
 import re
+import threading
 import time
 from pathlib import PurePath
 from urllib.parse import quote, quote_plus
 
 import pytest
 from browser import Sheet, started
-from shown import EVIL, GROUP, SECRET, Checker, broken, discover, evil, failing, full, many, process, report, tidy
+from shown import (
+    EVIL,
+    GROUP,
+    SECRET,
+    Checker,
+    broken,
+    discover,
+    evil,
+    failing,
+    flaky,
+    full,
+    many,
+    process,
+    report,
+    tidy,
+)
 
 from flowdeco import Context, Key, Stage, action, parallel, pipeline, stage
+from flowdeco.middleware import retry
 from flowdeco.show.failures import failure_of
 from flowdeco.show.page import Scale, json_in_html
 from flowdeco.show.redaction import redactor
@@ -517,6 +534,73 @@ def test_an_error_is_shown_with_traceback_and_notes(opened):
     alarm.get_by_role("button", name="Show the stage broken").click()
     assert sheet.focused() == "broken"
     assert "shown.py" in sheet.page.locator(".detail .trace").first.inner_text()
+
+
+def test_every_failed_branch_can_be_reached(opened):
+    """From the error of their group, whose members have no frames of ours."""
+    barrier = threading.Barrier(2)
+
+    @stage
+    def shut(shop):
+        @action
+        def enter():
+            barrier.wait(10)
+            raise OSError(f"{shop} closed")
+
+    sheet = opened(parallel(shut("x"), shut("y"), tidy).run(check=False))
+    alarm = sheet.page.locator("#alarm")
+    assert "flowdeco/" not in alarm.inner_text()
+    assert alarm.locator(".trace").count() == 2
+    for name in ("shut[y]", "shut[x]"):
+        alarm.get_by_role("button", name=f"Show the stage {name}").click()
+        assert sheet.focused() == name
+    assert "parallel parallel" not in sheet.page.locator("#rows").inner_text().replace("\n", " ")
+
+
+def test_a_retried_action_is_seen_in_the_closed_row_and_the_legend_is_true(opened):
+    """Also of a stage that failed: its bar is that of a failure."""
+
+    @action(name="upload", use=[retry(on=OSError, attempts=3, wait=0)])
+    def upload():
+        raise OSError("closed")
+
+    def legend(sheet):
+        return sheet.page.locator(".legend > span").all_inner_texts()
+
+    sheet = opened((tidy >> Stage("publish", [tidy["sweep"], upload])).run(check=False))
+    row = sheet.page.locator("#rows li.failed > .line").inner_text()
+    assert "upload: 3 attempts" in row
+    assert "OSError: closed" in row
+    assert legend(sheet) == ["in the plan", "failed"]
+    assert legend(opened(flaky().run())) == ["retried or recovered"]
+    assert legend(opened(broken.run(check=False))) == ["failed"]
+
+
+WIDTHS = """() => [...document.querySelectorAll("#store tbody tr")].map((row) => [...row.cells].map((cell) =>
+  [cell.textContent, Math.round(cell.getBoundingClientRect().width), Math.round(cell.getBoundingClientRect().height)]))"""
+
+
+@pytest.mark.parametrize("width", [1280, 500])
+def test_keys_and_types_stay_whole_beside_values(opened, width):
+    """The value takes what is left; on a narrow screen it stands below."""
+    inputs = {"db_password": "x " * 900, "report.title": ["y" * 900], "k_" * 40: "z" * 900}
+    sheet = opened(tidy.run(inputs), values=True, width=width)
+    rows = sheet.page.evaluate(WIDTHS)
+    for key, kind, size, value in rows[:2]:
+        assert key[2] <= value[2]
+        assert max(kind[1], key[1]) < 200
+        line = 40 if width == 500 else value[2] + 1
+        assert max(key[2], kind[2], size[2]) <= line
+        assert value[1] > (700 if width == 1280 else 400)
+    assert sheet.page.evaluate(BROKEN, ["db_password", "report.title", "list", "str", "1,800 characters"]) == []
+    assert sheet.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+BROKEN = """(words) => [...document.querySelectorAll("#store td")].filter((cell) => {
+  const range = document.createRange();
+  range.selectNodeContents(cell);
+  return words.includes(cell.textContent) && new Set([...range.getClientRects()].map((box) => Math.round(box.top))).size > 1;
+}).map((cell) => cell.textContent)"""
 
 
 def test_the_inserter_can_be_reached(opened):

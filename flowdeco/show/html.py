@@ -10,18 +10,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from html import escape
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from flowdeco.definitions import Stage
+from flowdeco.definitions import Action, Stage
 from flowdeco.runs import Run, Status
-from flowdeco.show.parts import Fold, Folding, Part, folded, planned_stage, walk
+from flowdeco.show.parts import Fold, Folding, Part, folded, planned_action, planned_stage, walk
 from flowdeco.show.stored import stored
 from flowdeco.show.words import MARKS, counted, duration, flows, printable, state
 
 if TYPE_CHECKING:
     from flowdeco.show.plan import Diff, Plan, Ran
 
-__all__ = ["diff", "name", "plan", "ran", "run", "stage", "text"]
+__all__ = ["action", "diff", "name", "plan", "ran", "run", "stage", "text"]
 
 FOLDING: Final = Folding(dynamic=(7, 3), branches=(8, 6), others=(60, 25), most=120)
 MOST_BEHIND_A_FOLD: Final = 100
@@ -77,17 +77,32 @@ def plan(plan: Plan) -> str:
     return _card(_head(title, "", "plan", counted(stages, "stage")), described, _list(plan.parts))
 
 
+def action(action: Action[..., Any]) -> str:
+    """Return an action as HTML: which function it is, what it reads and writes."""
+    part = planned_action(action)
+    function: Any = action.__wrapped__
+    place = f"{getattr(function, '__module__', None) or ''}:{getattr(function, '__qualname__', '')}".strip(":")
+    bound = ", ".join(action._self_bound)
+    return _definition(part, ("function", place), ("bound", bound), ("flow", flows(part)), parts=(), what=("action",))
+
+
 def stage(stage: Stage) -> str:
     """Return a stage as HTML: its actions, with what they read and write."""
     part = planned_stage(stage)
+    data = ("data", ", ".join(part.data))
+    return _definition(part, data, parts=part.parts, what=("stage", counted(len(stage), "action")))
+
+
+def _definition(part: Part, *facts: tuple[str, str], parts: Sequence[Part], what: Sequence[str]) -> str:
     described = f'<div class="fd-text">{text(part.description)}</div>' if part.description else ""
     tags = "".join(_tag(tag) for tag in part.tags)
-    facts = ""
-    for what, those in (("data", part.data), ("middleware", part.middleware)):
-        if those:
-            facts += f'<div class="fd-text">{what}: <span class="fd-name">{text(", ".join(those))}</span></div>'
-    head = _head(stage.name, "", "stage", counted(len(stage), "action")).removesuffix("</div>")
-    return _card(f"{head}{tags}</div>", described, facts, _list(part.parts) if part.parts else "")
+    listed = "".join(
+        f'<div class="fd-text">{kind}: <span class="fd-name">{text(those)}</span></div>'
+        for kind, those in (*facts, ("middleware", ", ".join(part.middleware)))
+        if those
+    )
+    head = _head(part.name, "", *what).removesuffix("</div>")
+    return _card(f"{head}{tags}</div>", described, listed, _list(parts) if parts else '<div class="fd-list"></div>')
 
 
 def ran(ran: Ran) -> str:

@@ -15,10 +15,10 @@
     return made;
   };
 
-  // A name breaks behind signs and, in what has none, after sixteen letters; not within a word.
+  // A long name breaks behind signs and, in what has none, after sixteen letters; not within a word.
   const named = (name) => {
     const made = el("span", "name");
-    const pieces = name.match(/[^_\[\](){}<>\/.,:;=\s-]{0,15}[_\[\](){}<>\/.,:;=\s-]+|.{1,16}/gu) || [name];
+    const pieces = name.length > 24 && name.match(/[^_\[\](){}<>\/.,:;=\s-]{0,15}[_\[\](){}<>\/.,:;=\s-]+|.{1,16}/gu) || [name];
     pieces.forEach((piece, index) => { if (index) made.append(el("wbr")); made.append(piece); });
     return made;
   };
