@@ -951,8 +951,6 @@ class Evaluation:
             if error is None:
                 error = yield from self._actions(fork, visit)  # that it has inserted
             return (yield from self._walk(fork, self._visited(fork, visit, by, started, None, error)))
-        except GeneratorExit:
-            raise
         except BaseException as interrupted:  # Ctrl-C between two calls
             return interrupted
 

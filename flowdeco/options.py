@@ -74,11 +74,9 @@ def _is_generator_function(layer: object) -> bool:
 
 def _takes_one(layer: Any) -> bool:
     try:
-        inspect.signature(layer).bind(None)
-    except TypeError:
+        inspect.signature(layer, follow_wrapped=False).bind(None)
+    except (TypeError, ValueError):  # a ValueError: a partial that has been given what its function does not take
         return False
-    except ValueError:  # it has no signature
-        return True
     return True
 
 

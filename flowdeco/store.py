@@ -415,7 +415,8 @@ class Store(MutableMapping[str, Any]):
             logs, self._logs = self._logs, []
             for name in {*recent, *delta.puts, *delta.deletes, *delta.appends} if logs else ():
                 self._renote(logs, name, delta, recent.get(name))
-            self._rollback(recent)
+            if recent:
+                self._rollback(recent)
             self._apply(delta)
             self._logs = logs
         self._recent = {}
@@ -431,18 +432,15 @@ class Store(MutableMapping[str, Any]):
                 log[name] = _Kept.of(before)
         if written and name not in logs[-1]:
             now = self._data.get(name, MISSING)
-            if isinstance(now, list):
-                now = _Kept(tuple(cast("list[Any]", now)), False)
-            elif now is MISSING and name in delta.appends:
-                now = _Kept((), True)
+            if name in delta.appends:
+                now = _Kept((), True) if now is MISSING else _Kept(tuple(now), False)
             logs[-1][name] = now
 
     def _recall(self, logs: Iterable[Log], noted: Iterable[Log]) -> None:
-        """Have open logs go back to what others, of an earlier attempt, had noted."""
-        for log, before in zip(logs, noted, strict=False):
+        """Have open logs go back to what others, of an earlier attempt, had noted; somebody watched both times."""
+        for log, before in cast("Iterable[tuple[_Mark, _Mark]]", zip(logs, noted, strict=False)):
             log.update((name, _Kept.of(value)) for name, value in before.items())
-            if isinstance(log, _Mark) and isinstance(before, _Mark):
-                log.recent = {name: _Kept.of(value) for name, value in before.recent.items()}
+            log.recent = {name: _Kept.of(value) for name, value in before.recent.items()}
 
     def _revived(self, given: Mapping[str, Any]) -> Store:
         """Return a copy to go on with, in which what was written since the last step was over is undone.

@@ -5,6 +5,9 @@ import signal
 
 import pytest
 
+# A shell ignores Ctrl-C for what it runs in the background, and children inherit that: here, it is tested.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 def run_sync(flow, inputs=None, **options):
     """Evaluate in the calling thread."""

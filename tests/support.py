@@ -2,6 +2,7 @@
 
 import re
 from contextlib import suppress
+from typing import Any
 
 from flowdeco import Action, Parallel, Pipeline, Stage, StageTemplate, action
 from flowdeco.definitions import Stream
@@ -151,3 +152,18 @@ def provide(**values):
         yield values
 
     return middleware
+
+
+def problems(unit, inputs=()):
+    """What `validate` reports, in short."""
+    return [(p.stage, p.action, p.parameter, p.key, p.certain) for p in unit.validate(inputs)]
+
+
+def wants(*parameters, name="wants", returns=Any):
+    """An action with these parameters, which returns what it is annotated to."""
+    namespace = {}
+    exec(f"def wants({', '.join(parameters)}): pass", namespace)
+    function = namespace["wants"]
+    if returns is not Any:
+        function.__annotations__["return"] = returns
+    return action(name=name)(function)

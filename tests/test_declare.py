@@ -68,23 +68,6 @@ def test_action_decorates_with_and_without_options():
     assert (bare(), empty(), options()) == (1, 2, 3)
 
 
-def test_the_description_is_the_first_paragraph_of_the_docstring():
-    """Cleaned of its indentation; empty without a docstring, or where it is given so."""
-
-    @action
-    def described():
-        """
-        First line,
-        second line.
-
-        Second paragraph.
-        """
-
-    assert described.description == "First line,\nsecond line."
-    assert action(lambda: 1).description == ""
-    assert action(description="")(described.__wrapped__).description == ""
-
-
 def test_options_of_an_action_are_keyword_only():
     """The function comes first, alone."""
     with pytest.raises(TypeError):

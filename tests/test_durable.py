@@ -1070,9 +1070,13 @@ def test_a_value_that_cannot_be_written_fails_the_action_that_wrote_it(kept):
     assert resumed["bad"] == {"rows": [1, 2]}
 
 
-@pytest.mark.parametrize("how", ["ctx", "collect", "tuple", "in place"])
+@pytest.mark.parametrize("how", ["returned", "ctx", "collect", "tuple", "in place"])
 def test_a_value_that_cannot_be_written_leaves_no_trace(kept, how):
     """However it came into the store."""
+
+    @action(name="returned")
+    def returned():
+        return {"a": [Locked()]}
 
     @action(name="by ctx")
     def by_ctx(ctx: Context):
@@ -1090,8 +1094,9 @@ def test_a_value_that_cannot_be_written_leaves_no_trace(kept, how):
     def in_place(basket):
         basket["x"].append(Locked())
 
-    acts = {"ctx": by_ctx, "collect": by_collect, "tuple": by_tuple, "in place": in_place}
+    acts = {"returned": returned, "ctx": by_ctx, "collect": by_collect, "tuple": by_tuple, "in place": in_place}
     paths = {
+        "returned": "store['returned']['a'][0].lock",
         "ctx": "store['deep']['a'][0].lock", "collect": "store['items'][0][0].lock", "tuple": "store['b'].lock",
         "in place": "store['basket']['x'][0].lock",
     }  # fmt: skip

@@ -1,8 +1,10 @@
 """The law of order: what runs next, in which order, and what becomes of failures, skips, streams and branches."""
 
+import gc
 import logging
 import operator
 from collections.abc import Iterator
+from itertools import count, pairwise
 
 import pytest
 from support import (
@@ -27,9 +29,10 @@ from support import (
 
 from flowdeco import Bail, Context, Run, Sleep, Stage, Store, Suspend, action, parallel, pipeline, stage, stream
 from flowdeco.definitions import as_pipeline
-from flowdeco.errors import MissingInputError, ReturnValueError, StoreTypeError, WriteConflictError
+from flowdeco.errors import Cancelled, MissingInputError, ReturnValueError, StoreTypeError, WriteConflictError
 from flowdeco.evaluate import Evaluation
-from flowdeco.requests import Await, Raised
+from flowdeco.events import ActionFinished
+from flowdeco.requests import Await, Raised, Wait
 
 # -- the generator, called directly: it yields what is to be done, and performs nothing
 
@@ -48,8 +51,9 @@ class Clock:
 def evaluation(flow, inputs=None, **options):
     """A run and the generator that evaluates it."""
     run = Run("run-1", as_pipeline(flow), Store(inputs))
+    options.setdefault("clock", Clock())
     evaluated = Evaluation(
-        run, clock=Clock(), now=1000.0, cancels=lambda error: isinstance(error, KeyboardInterrupt), **options
+        run, now=1000.0, cancels=lambda error: isinstance(error, (KeyboardInterrupt, Cancelled)), **options
     )
     return run, evaluated.walk()
 
@@ -70,10 +74,18 @@ def perform(walk, requests=None):
             return
         if requests is not None:
             requests.append(request)
-        try:
-            answer = call(request) if isinstance(request, tuple) and not isinstance(request, Await) else None
-        except BaseException as error:
-            answer = Raised(error)
+        if isinstance(request, Wait):
+            answer = [(ticket, performed(asked)) for ticket, asked, _ in request.begin]
+        else:
+            answer = performed(request)
+
+
+def performed(request):
+    """What comes of a request; there is no need to wait for anything."""
+    try:
+        return call(request) if isinstance(request, tuple) else None
+    except BaseException as error:
+        return Raised(error)
 
 
 def test_a_call_is_requested_and_not_performed():
@@ -182,12 +194,57 @@ def test_an_interrupt_inside_the_evaluation_is_a_cancellation():
     assert statuses(run) == [("s", "cancelled")]
 
 
-def test_a_walk_that_is_thrown_away_asks_for_nothing_more():
-    """Closing the generator is not a failure of the run."""
-    run, walk = evaluation(Stage("s", [step([], "a")]))
+@pytest.mark.parametrize(
+    "unit",
+    [Stage("s", [step([], "a")]), parallel(step([], "a"), step([], "b")), parallel(one([], "a") >> one([], "b"))],
+    ids=shown,
+)
+def test_a_walk_that_is_thrown_away_asks_for_nothing_more(unit):
+    """Closing the generator is not a failure of the run, nor of a branch."""
+    run, walk = evaluation(unit)
     next(walk)
     walk.close()
-    assert run.error is None
+    del walk
+    gc.collect()
+    assert (run.error, list(run.stages)) == (None, [])
+
+
+def test_a_walk_that_is_thrown_away_within_a_stage_closes_its_middleware():
+    """As any generator that is thrown away: the layer does not see a failure of the stage."""
+    log = []
+
+    def layer(call):
+        try:
+            yield
+        except Exception:
+            log.append("failure")
+        finally:
+            log.append("closed")
+
+    run, walk = evaluation(Stage("s", [step([], "a")], use=[layer]))
+    next(walk)
+    walk.close()
+    del walk
+    gc.collect()
+    assert (log, run.error, list(run.stages)) == (["closed"], None, [])
+
+
+def test_an_interrupt_while_an_observer_listens_unwinds_middleware():
+    """Ctrl-C that arrives behind an action: the action has completed, what is around it is cancelled."""
+    log = []
+
+    def listening(event):
+        if isinstance(event, ActionFinished):
+            raise KeyboardInterrupt
+
+    flow = pipeline(
+        Stage("s", [step(log, "a"), step(log, "b")], use=[around(log, "inner")]), use=[around(log, "outer")]
+    )
+    with pytest.raises(KeyboardInterrupt) as caught:
+        flow.run(observers=[listening])
+    run = Run.of(caught.value)
+    assert log == ["+outer", "+inner", "a", "-inner", "-outer"]
+    assert (run.status, statuses(run), actions_run(run)) == ("cancelled", [("s", "cancelled")], ["s/a"])
 
 
 def test_a_walk_can_be_thrown_away_while_middleware_of_the_run_is_entered():
@@ -201,6 +258,43 @@ def test_a_walk_can_be_thrown_away_while_middleware_of_the_run_is_entered():
     assert next(walk) == Sleep(1)
     walk.close()
     assert (run.error, list(run.stages)) == (None, [])
+
+
+class Interrupting(Clock):
+    """A clock during whose n-th reading Ctrl-C arrives."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+
+    def __call__(self):
+        if super().__call__() == self.number:
+            raise KeyboardInterrupt
+        return self.seconds
+
+
+def test_an_interrupt_at_any_moment_unwinds_what_has_been_entered_and_begins_nothing_more():
+    """Between actions, between stages, in branches of either kind: the clock is read everywhere."""
+    log = []
+    inner = Stage("inner", [step(log, "a", use=[around(log, "action")]), step(log, "b")], use=[around(log, "stage")])
+    group = parallel(step(log, "leaf"), one(log, "branch") >> one(log, "end"), one(log, "last", data={"k": 1}), limit=1)
+    flow = pipeline(pipeline(inner, group, name="p", use=[around(log, "pipeline")]), one(log, "after"))
+    left = []
+    for number in count(3):  # the first two readings come before the run has begun
+        log.clear()
+        run, walk = evaluation(flow, clock=Interrupting(number))
+        try:
+            perform(walk)
+        except KeyboardInterrupt:
+            break  # everything was over, and the driver raises it
+        assert isinstance(run.error, KeyboardInterrupt)
+        assert run.status == "cancelled"
+        entered = [name[1:] for name in log if name[0] == "+"]
+        assert sorted(entered) == sorted(name[1:] for name in log if name[0] == "-")
+        left.append([name for name in log if name[0] not in "+-"])
+    assert left[0] == []
+    assert left[-1] == ["a", "b", "leaf", "branch", "end", "last", "after"]
+    assert all(before == after[: len(before)] for before, after in pairwise(left))
 
 
 def test_an_interrupt_inside_the_evaluation_unwinds_async_middleware_too():

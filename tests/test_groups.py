@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -33,11 +34,16 @@ from support import (
     step,
     text_of,
 )
+from test_evaluate import evaluation
 
 from flowdeco import Bail, Context, Run, Sleep, Stage, Suspend, action, parallel, pipeline, stage, stream
-from flowdeco.errors import ActionTimeout, WiringError, WriteConflictError
+from flowdeco.durable import MemoryJournal
+from flowdeco.durable.fingerprint import fingerprint
+from flowdeco.errors import ActionTimeout, MissingInputError, WiringError, WriteConflictError
 from flowdeco.executors import serial
+from flowdeco.memory import Memory
 from flowdeco.middleware import atomic, recover, retry
+from flowdeco.requests import Raised, Save
 
 VARIABLE = contextvars.ContextVar("VARIABLE", default="default")
 PATIENCE = 10  # seconds after which a test gives up waiting for what must happen
@@ -976,6 +982,74 @@ def test_a_stream_in_a_branch_is_closed_when_another_branch_fails(run):
         assert log == ["endless cancelled", closed]
 
 
+@pytest.mark.parametrize("group", [parallel, lambda *units: parallel(parallel(*units))], ids=["near", "nested"])
+def test_a_branch_that_fails_before_it_calls_anything_keeps_all_others_from_beginning(run, group):
+    """Those before it as well, and those in groups: nothing of theirs has been handed to anybody."""
+    log = []
+
+    def locked(call):
+        raise RuntimeError("locked")
+        yield
+
+    with pytest.raises(RuntimeError, match="locked") as caught:
+        run(parallel(group(one(log, "a"), one(log, "b")), Stage("fails", use=[locked]), one(log, "c")))
+    assert log == []
+    assert statuses(Run.of(caught.value)) == [("a", "cancelled"), ("b", "cancelled"), ("fails", "failed")]
+
+
+def test_a_layer_that_goes_on_after_its_wait_was_ended_calls_nothing(run):
+    """Its group has been ended by another branch: what it asks for is refused, whatever it swallows."""
+    log = []
+
+    def stubborn(call):
+        with suppress(BaseException):
+            yield Sleep(PATIENCE)
+        log.append("goes on")
+        yield
+
+    stays = Stage("stays", [step(log, "never", use=[stubborn])])
+    with pytest.raises(ValueError) as caught:
+        run(parallel(stays, failing(log, "fails", ValueError())))
+    assert log == ["fails", "goes on"]
+    assert statuses(Run.of(caught.value)) == [("stays", "cancelled"), ("fails", "failed")]
+
+
+# -- answered by hand, in an order that no driver can be made to keep
+
+
+def begun(wait):
+    """What is to begin, by its ticket."""
+    return {ticket: request for ticket, request, _ in wait.begin}
+
+
+def test_ctrl_c_before_anything_of_a_group_has_begun_begins_nothing():
+    """It arrives where the driver has not even looked at what it is asked for."""
+    ran, walk = evaluation(parallel(step([], "a"), step([], "b")))
+    assert [call.name for call, _, _ in begun(next(walk)).values()] == ["a", "b"]
+    with pytest.raises(StopIteration):
+        walk.send(Raised(KeyboardInterrupt()))
+    assert statuses(ran) == [("a", "cancelled"), ("b", "cancelled")]
+    assert ran.status == "cancelled"
+
+
+def test_a_group_whose_beginning_is_written_while_the_group_around_it_ends_begins_nothing():
+    """The journal has it, and that is all."""
+    journal = MemoryJournal()
+    journal.create("run-1", "pipeline", journal.codec.encode({}, "inputs"), ())
+    inner = parallel(step([], "a"), step([], "b"), name="inner")
+    ran, walk = evaluation(parallel(inner, step([], "fails")), memory=Memory(journal, "run-1", fingerprint))
+    next(walk)  # the outer one is to be written
+    requests = begun(walk.send(None))
+    (saving,) = [ticket for ticket, request in requests.items() if isinstance(request, Save)]
+    (calling,) = requests.keys() - {saving}
+    stopped = walk.send([(calling, Raised(ValueError("no")))])
+    assert (stopped.begin, stopped.cancel) == ([], [saving])
+    with pytest.raises(StopIteration):
+        walk.send([(saving, None)])
+    assert statuses(ran) == [("a", "cancelled"), ("b", "cancelled"), ("fails", "failed")]
+    assert str(ran.error) == "no"
+
+
 # -- signals
 
 
@@ -1046,6 +1120,23 @@ def test_suspend_lets_the_other_branches_finish_first(run):
     assert (finished.status, sorted(log)) == ("suspended", ["a", "b", "c"])
     assert "approval" in finished.reason
     assert statuses(finished) == [("waits", "suspended"), ("a", "completed"), ("b", "completed"), ("c", "completed")]
+
+
+def test_a_suspended_run_says_all_that_its_branches_wait_for(run):
+    """Once each, groups in groups included; what else they say comes behind."""
+
+    def waiting(key):
+        return action(name=key)(lambda ctx: ctx.wait_for(key))
+
+    @action
+    def sleeps():
+        raise Suspend("until monday")
+
+    group = parallel(waiting("legal"), parallel(waiting("press"), waiting("boss")), waiting("legal"))
+    assert run(group).reason == "waiting for 'legal', 'press', 'boss'"
+    nested = parallel(parallel(sleeps, group), sleeps, waiting("me"))
+    assert run(nested).reason == "waiting for 'legal', 'press', 'boss', 'me'; until monday"
+    assert run(group, {"legal": 1, "boss": 2}).reason == "waiting for 'press'"
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), Bail("enough")], ids=["failure", "bail"])
@@ -1773,6 +1864,20 @@ def test_what_was_refused_in_one_run_is_told_nothing_by_the_next(run):
 
 
 # -- a branch that is a single call
+
+
+def test_a_branch_that_is_a_single_call_says_what_it_lacks(run):
+    """As any action does; and it stops the others."""
+    log = []
+
+    def needs(nothing_supplies_this):
+        log.append("needs")
+
+    opens = act(lambda: None, "opens")  # which may write anything, as far as one can know before the run
+    with pytest.raises(MissingInputError, match="'needs' of stage 'needs' needs 'nothing_supplies_this'") as caught:
+        run(opens >> parallel(one(log, "a"), act(needs), one(log, "b"), limit=1))
+    assert log == ["a"]
+    assert statuses(Run.of(caught.value)) == [("opens", "completed"), ("a", "completed"), ("needs", "failed")]
 
 
 def _later():

@@ -111,6 +111,23 @@ except AttributeError: sys.excepthook(*sys.exc_info())
     assert "module 'flowdeco' has no attribute 'acton'. Did you mean: 'action'?" in in_process(script)
 
 
+def test_a_name_that_is_exported_and_is_nowhere_is_a_wrong_name(tmp_path, monkeypatch):
+    """Found where it is used, in whatever package."""
+    front = tmp_path / "front"
+    front.mkdir()
+    (front / "__init__.py").write_text(
+        "from flowdeco.lazy import lazily\n"
+        "__all__ = ['here', 'nowhere']\n"
+        "__getattr__, __dir__ = lazily(__name__, 'part')\n"
+    )
+    (front / "part.py").write_text("__all__ = ['here']\nhere = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    package = import_module("front")
+    assert package.here == 1
+    with pytest.raises(AttributeError, match=r"^module 'front' has no attribute 'nowhere'$"):
+        package.nowhere
+
+
 def test_threads_may_be_the_first_to_ask():
     """Many at once, for different names: each gets what all get."""
     script = """

@@ -1066,78 +1066,6 @@ def test_async_context_managers_work_in_async_layers(run):
 # -- misuse
 
 
-class NotAGenerator:
-    def __call__(self, call):
-        return None
-
-
-@pytest.mark.parametrize("wrong", [print, lambda call: None, NotAGenerator(), "retry", 3, None])
-@pytest.mark.parametrize(
-    "place",
-    [
-        lambda layers: step([], "a").with_options(use=layers),
-        lambda layers: Stage("s", use=layers),
-        lambda layers: Stage("s", use_actions=layers),
-        lambda layers: pipeline(use=layers),
-        lambda layers: pipeline(use_stages=layers),
-        lambda layers: pipeline(use_actions=layers),
-    ],
-    ids=["action", "stage", "stage's actions", "pipeline", "stages", "actions"],
-)
-def test_what_is_no_generator_function_is_refused_where_it_is_given(place, wrong):
-    """Everywhere where middleware can be given."""
-    with pytest.raises(DefinitionError, match="middleware"):
-        place([wrong])
-
-
-def test_the_error_says_where_the_function_is():
-    """Name, file and line."""
-
-    def forgot_to_yield(call):
-        return call
-
-    with pytest.raises(DefinitionError, match=r"forgot_to_yield.*test_middleware\.py:\d+"):
-        Stage("s", use=[forgot_to_yield])
-
-
-@pytest.mark.parametrize("wrong", [around([], "m"), 3, retry(on=ValueError)])
-def test_middleware_is_given_as_a_list(wrong):
-    """The error says what to write."""
-    with pytest.raises(DefinitionError, match=r"use is a list.*use=\["):
-        Stage("s", use=wrong)
-
-
-class Layer:
-    """Middleware can be an object whose call is a generator function."""
-
-    def __init__(self, log):
-        self.log = log
-
-    def __call__(self, call):
-        self.log.append("+object")
-        yield
-        self.log.append("-object")
-
-    def method(self, call):
-        self.log.append("+method")
-        yield
-        self.log.append("-method")
-
-
-def test_objects_methods_and_partials_can_be_middleware(run):
-    """What gives a generator when it is called with the call."""
-    log = []
-
-    def with_options(call, name):
-        log.append(f"+{name}")
-        yield
-        log.append(f"-{name}")
-
-    layers = [Layer(log), Layer(log).method, functools.partial(with_options, name="partial")]
-    run(Stage("s", use=layers))
-    assert log == ["+object", "+method", "+partial", "-partial", "-method", "-object"]
-
-
 @pytest.mark.parametrize("nonsense", [3, "value", ("conn", 1), {1: 2}, [Stage("s")], Stage("s"), {None: 1}])
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_a_layer_that_yields_nonsense_is_told_at_its_yield(run, nonsense, asynchronous):
@@ -1500,24 +1428,3 @@ def test_retry_and_recover_take_a_group_of_failures_that_are_all_of_theirs(run):
     assert (record.attempts, record.status) == (3, "failed")
     mixed = raises(OSError("a"), ValueError("b"))
     assert run(mixed.with_options(use=[recover(on=OSError)]), check=False).status == "failed"
-
-
-@pytest.mark.parametrize("wrong", [retry, recover])
-def test_a_maker_of_middleware_must_be_called(wrong):
-    """What was given is no middleware, but makes one."""
-    with pytest.raises(DefinitionError, match="If it returns one, call it"):
-        action(use=[wrong])(lambda: 1)
-
-
-def test_a_middleware_takes_one_argument():
-    """Told when it is given, not first when it runs."""
-
-    def nothing():
-        yield
-
-    def two(call, other):
-        yield
-
-    for wrong in (nothing, two):
-        with pytest.raises(DefinitionError, match="generator function of one argument"):
-            action(use=[wrong])(lambda: 1)

@@ -11,8 +11,8 @@ from test_evaluate import Clock, perform
 
 from flowdeco import Bail, Run, Stage, Store, action, parallel, pipeline, stream
 from flowdeco.durable import MemoryJournal
-from flowdeco.errors import CodeChangedError, JournalError, SerializationError
-from flowdeco.memory import past_of
+from flowdeco.errors import CodeChangedError, DefinitionError, JournalError, SerializationError
+from flowdeco.memory import Chronicle, decoded
 from flowdeco.middleware import atomic, recover, retry
 from flowdeco.resume import Resumption
 
@@ -45,10 +45,14 @@ class Writes(MemoryJournal):
 
     def killed_after(self, count):
         """The journal of a process that was killed after so many writes."""
+        return self.killed(self.portions[:count])
+
+    def killed(self, portions):
+        """The journal of a process that was killed when it had written these."""
         inputs = self.read("r").inputs[0][1]
         killed = MemoryJournal()
         killed.create("r", self.read("r").pipeline, inputs, self.read("r").skip)
-        for rows in self.portions[:count]:
+        for rows in portions:
             killed.write("r", rows)
         killed.close("r", "running", None, None)
         return killed
@@ -137,6 +141,19 @@ def test_a_run_that_was_killed_after_any_write_comes_to_the_same(title):
         assert CALLS == []
 
 
+def test_a_branch_that_was_under_way_when_another_one_bailed_is_not_gone_on_with():
+    """The run ends with the `Bail` as it would have ended; what the branch had done is on record."""
+    flow = pipeline(parallel(du.first >> du.second, bails, limit=1), du.third)
+    journal = Writes()
+    flow.run(journal=journal, run_id="r")
+    killed = journal.killed([row for row in rows if row.stage != "second"] for rows in journal.portions)
+    CALLS.clear()
+    for _ in range(2):
+        resumed = flow.resume("r", journal=killed)
+        assert (resumed.status, resumed.reason, CALLS) == ("bailed", "enough", [])
+        assert statuses(resumed) == [("first", "completed"), ("bails", "bailed")]
+
+
 # -- what has changed
 
 
@@ -174,6 +191,19 @@ def test_a_stage_that_is_new_in_a_completed_pipeline_is_a_change():
     journal = completed(pipeline(du.first, name="p", use=[du.watched]))
     (change,) = changes(journal, pipeline(du.first, du.item, name="p", use=[du.watched]))
     assert change == "stage 'item' is new, and what is around it has completed"
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_run_of_another_pipeline_is_told_as_such(kept):
+    """Both have the name that pipelines have where none is given; nothing that ran is in the one that is to go on."""
+    BROKEN.add("fragile")
+    journal = MemoryJournal() if kept else None
+    run = pipeline(du.first, du.item, du.fragile).run(journal=journal, check=False)
+    other = "this looks like another pipeline: the run began with stage 'first', this one begins with stage 'nothing'"
+    with pytest.raises(CodeChangedError, match=other):
+        (du.nothing >> du.line[1:]).resume(run, {"first": 1})
+    with pytest.raises(CodeChangedError, match="stage 'nothing' comes where the run had stage 'first'"):
+        pipeline(du.nothing, du.item).resume(run)
 
 
 def test_a_stage_that_is_new_in_a_branch_of_a_completed_group_is_a_change():
@@ -259,11 +289,25 @@ def test_what_has_completed_is_not_skipped_any_more():
     assert statuses(resumed)[1] == ("item", "completed")
 
 
+@pytest.mark.parametrize("journal", [None, MemoryJournal()], ids=["in memory", "in a journal"])
+def test_of_a_pipeline_that_is_skipped_now_the_rest_is_skipped(journal):
+    """What has completed in it stays."""
+    flow = pipeline(du.first, pipeline(du.item, du.fragile, du.nothing, name="p"), du.second)
+    BROKEN.add("fragile")
+    broken = flow.run(journal=journal, check=False)
+    du.clear()
+    resumed = flow.resume(broken, skip=["p"])
+    assert statuses(resumed) == [
+        ("first", "completed"), ("item", "completed"), ("fragile", "skipped"), ("nothing", "skipped"), ("second", "completed"),
+    ]  # fmt: skip
+    assert (CALLS, dict(resumed.store)) == (["second"], {"first": 1, "items": [0], "second": 2})
+
+
 def test_a_past_that_does_not_match_is_an_error_without_a_rehearsal_as_well():
     """Whatever the reason may be: nothing goes on as if it did."""
-    run = Run("r", pipeline(du.item), Store())
+    run = Run("r", pipeline(du.item, du.first), Store())
     journal = completed(du.first)
-    past = past_of([(row, journal.codec.decode(row.payload)) for row in journal.history("r")])()
+    past = Chronicle(decoded(journal.history("r"), journal.codec, {})).past()
     resumption = Resumption(run, past=past, clock=Clock(), now=0.0, cancels=lambda error: False)
     perform(resumption.walk())
     assert isinstance(run.error, CodeChangedError)
@@ -393,19 +437,90 @@ def test_a_failure_in_an_atomic_pipeline_that_was_recovered_is_over_in_memory():
     assert dict(resumed.store) == {"first": 1}
 
 
-def test_a_stream_that_cannot_be_called_again_fails_as_before():
+def broken_at_once():
+    """What a stream can be made of: it raises when it is called."""
+    du.call("source")
+    return [du.item]
+
+
+def broken_later():
+    """What a stream can be made of: it raises when it is asked for a unit."""
+    du.call("source")
+    yield du.item
+
+
+@pytest.mark.parametrize("source", [broken_at_once, broken_later])
+def test_a_stream_that_cannot_be_called_again_fails_as_before(source):
     """In the rehearsal already; the run fails with its error, and not with another one."""
-
-    def source():
-        if "broken" in BROKEN:
-            raise RuntimeError("no source")
-        yield du.item
-
     flow = pipeline(action(name="streams")(lambda: stream(source)), du.fragile)
     BROKEN.update(["fragile"])
     broken = flow.run(check=False)
-    BROKEN.update(["broken"])
-    with pytest.raises(RuntimeError, match="no source"):
+    BROKEN.update(["source"])
+    with pytest.raises(RuntimeError, match="source is broken"):
         flow.resume(broken)
     du.clear()
     assert flow.resume(broken)["items"] == [0]
+
+
+@pytest.mark.parametrize("source", [broken_at_once, broken_later])
+@pytest.mark.parametrize("journal", [None, MemoryJournal()], ids=["in memory", "in a journal"])
+def test_a_stream_whose_failure_was_recovered_gives_nothing_now(source, journal):
+    """Although it would: the pipeline around it has ended there."""
+    streams = action(name="streams")(lambda: stream(source))
+    flow = pipeline(pipeline(streams, name="p", use=[recover(on=RuntimeError)]), du.fragile)
+    BROKEN.update(["source", "fragile"])
+    broken = flow.run(journal=journal, check=False)
+    du.clear()
+    resumed = flow.resume(broken)
+    assert statuses(resumed) == [("streams", "completed"), ("fragile", "completed")]
+    assert "items" not in resumed.store
+
+
+# -- what is skipped on a resume as a whole
+
+
+def skipped_now(flow, name, journal):
+    """Run until the fragile stage fails, and resume without the unit of that name."""
+    BROKEN.add("fragile")
+    broken = flow.run(journal=journal, check=False)
+    BROKEN.clear()
+    return flow.resume(broken, skip=[name])
+
+
+JOURNALS = pytest.mark.parametrize("journal", [lambda: None, MemoryJournal], ids=["in memory", "in a journal"])
+
+
+@JOURNALS
+@pytest.mark.parametrize(
+    ("name", "flow"),
+    [
+        ("p", pipeline(du.first, pipeline(du.plan, du.fragile, name="p"), du.second)),
+        ("g", pipeline(du.first, parallel(du.item, du.fragile, limit=1, name="g"), du.second)),
+        ("p", pipeline(du.first, pipeline(parallel(du.item, du.fragile, limit=1, name="g"), name="p"), du.second)),
+        ("p", pipeline(du.first, pipeline(du.item, name="p", use=[du.noting]), du.fragile, du.second)),
+    ],
+    ids=["a pipeline that had inserted", "a group", "a group in a pipeline", "a pipeline with middleware, over"],
+)
+def test_what_has_begun_cannot_be_skipped_as_a_whole(journal, name, flow):
+    """What its stages have inserted, its branches and its middleware are restored or run, but not left out."""
+    with pytest.raises(DefinitionError, match="has begun in run .*skip what is left of it by the names"):
+        skipped_now(flow, name, journal())
+
+
+@JOURNALS
+def test_what_is_left_of_a_plain_pipeline_is_skipped(journal):
+    """Its stages that are over stay as they are."""
+    run = skipped_now(pipeline(du.first, pipeline(du.item, du.fragile, name="p"), du.second), "p", journal())
+    assert statuses(run)[1:3] == [("item", "completed"), ("fragile", "skipped")]
+
+
+@JOURNALS
+def test_what_was_skipped_from_the_start_stays_so(journal):
+    """Also where a later pipeline with middleware is over."""
+    inner, other = (pipeline(du.item, name=name, use=[du.noting]) for name in ("p", "q"))
+    flow = pipeline(du.first, inner, other, du.fragile)
+    BROKEN.add("fragile")
+    broken = flow.run(journal=journal(), check=False, skip=["p"])
+    BROKEN.clear()
+    again = flow.resume(broken, skip=["p"])
+    assert (again.status, again["notes"]) == ("completed", ["+pipeline q", "-pipeline q"])

@@ -7,11 +7,12 @@ from typing import NamedTuple
 import pytest
 from support import names, one, shown, step
 
-from flowdeco import Action, Key, Pipeline, Stage, action, parallel, pipeline, stage, stream
+from flowdeco import Action, Key, Pipeline, Stage, Store, action, parallel, pipeline, stage, stream
 from flowdeco.errors import ReturnValueError, StoreTypeError
 from flowdeco.options import UNSET
 from flowdeco.requests import Raised
-from flowdeco.returned import Yielded, exhaust, sort_out
+from flowdeco.returned import Yielded, exhaust, sort_out, written
+from flowdeco.store import NOTHING, Delta
 from flowdeco.wiring import step_of
 
 STAGE, OTHER = Stage("stage"), Stage("other")
@@ -35,6 +36,38 @@ def sorted_out(value, annotation=None):
     if annotation is not None:
         function.__annotations__["return"] = annotation
     return sort_out(step_of(action(function)), value)
+
+
+def made(options):
+    """The step of an action with these options."""
+    return step_of(step([], "made", **options))
+
+
+@pytest.mark.parametrize(
+    ("value", "options", "expected"),
+    [
+        (None, {}, NOTHING),
+        (None, {"returns": ("a", "b")}, NOTHING),
+        (3, {}, Delta({"made": 3}, [], {})),
+        ({"k": 3}, {"returns": "other"}, Delta({"other": {"k": 3}}, [], {})),
+        (3, {"collect": "made so far"}, Delta({}, [], {"made so far": [3]})),
+        (3, {"collect": "xs"}, Delta({}, [], {"xs": [3]})),
+        (3, {"collect": "number"}, None),
+        (3, {"collect": Key("xs", list[int])}, None),
+        (3, {"collect": "xs", "returns": "k"}, None),
+        (3, {"returns": None}, None),
+        (3, {"returns": ("a", "b")}, None),
+        (3, {"returns": Key("k", int)}, None),
+        ([3], {}, None),
+        ((3, 4), {"returns": ("a", "b")}, None),
+        (STAGE, {}, None),
+        (Raised(ValueError()), {}, None),
+    ],
+    ids=shown,
+)
+def test_what_the_most_common_results_write_is_known_without_more_ado(value, options, expected):
+    """Plain data under a plain key; for the rest, None: one has to look closer."""
+    assert written(made(options), value, Store({"xs": [1], "number": 1})) == expected
 
 
 # -- the table, directly

@@ -118,6 +118,15 @@ def test_a_run_has_a_repr(run):
     assert "bailed: enough" in repr(run(raises(Bail("enough"))))
 
 
+def test_a_run_shows_itself_as_a_page_and_in_a_notebook(run, tmp_path):
+    """What is in them has tests of its own."""
+    finished = run(one([], "load"))
+    path = tmp_path / "run.html"
+    assert finished.to_html(path) == path
+    assert "load" in path.read_text(encoding="utf-8")
+    assert "load" in finished._repr_html_()
+
+
 # -- behind an exception
 
 

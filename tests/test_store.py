@@ -1,14 +1,16 @@
 """The shared state of a run: typed keys, the store, and the record of what changed in it."""
 
 import copy
+import operator
 import pickle
 from collections.abc import MutableMapping
 from typing import Annotated, Any, Generic, Literal, Optional, Protocol, TypeVar, Union, runtime_checkable
 
 import pytest
-from support import shown, step
+from support import again, flaky, shown, step
 
-from flowdeco import Context, Key, Stage, Store, action
+from flowdeco import Context, Key, Stage, Store, action, parallel, pipeline
+from flowdeco.durable import MemoryJournal
 from flowdeco.errors import StoreKeyError, StoreTypeError
 from flowdeco.store import MISSING, Delta, View, key_name
 
@@ -512,3 +514,97 @@ def test_the_mark_for_nothing_has_a_repr_and_is_one_of_its_kind():
     """Also after pickling."""
     assert repr(MISSING) == "MISSING"
     assert pickle.loads(pickle.dumps(MISSING)) is MISSING
+
+
+# -- in a run that is resumed
+
+
+@pytest.fixture(params=[lambda: None, MemoryJournal], ids=["in memory", "in a journal"])
+def journal(request):
+    """Where the run is remembered."""
+    return request.param()
+
+
+def mended(name="fails", **options):
+    """An action that fails the first time it is called."""
+    return flaky([], name, 1, **options)
+
+
+@pytest.mark.parametrize(
+    ("merge", "expected"),
+    [({}, ["xs", "of a"]), ({"xs": operator.add}, ["xs", "of a", "xs", "of a"])],
+    ids=["equal", "folded"],
+)
+def test_lists_that_branches_have_extended_by_writing_them_anew_are_merged_as_they_are(journal, merge, expected):
+    """Not as if each had appended to it: the same as in a run that was not interrupted."""
+
+    def extended(xs):
+        return [*xs, "of a"]
+
+    a, b = (action(name=name, returns="xs")(extended) for name in "ab")
+    flow = pipeline(parallel(a, b, mended(), merge=merge, limit=1))
+    broken = flow.run({"xs": ["xs"]}, journal=journal, check=False)
+    assert broken.status == "failed"
+    assert flow.resume(broken)["xs"] == expected
+
+
+def test_what_a_layer_writes_only_when_it_is_entered_again_is_no_write_of_its_branch(journal):
+    """The first action of its stage is restored, and with it what the store was like then."""
+    entered = []
+
+    def layer(call):
+        entered.append(call.stage.name)
+        if len(entered) > 1:
+            call.store["owner"] = "second attempt"
+        yield
+
+    branch = Stage("s", [step([], "done"), mended()], use=[layer])
+    flow = pipeline(parallel(branch, step([], "other", "other", returns="owner"), limit=1))
+    broken = flow.run({"owner": "caller"}, journal=journal, check=False)
+    resumed = flow.resume(broken)
+    assert (entered, resumed.status, resumed["owner"]) == (["s", "s"], "completed", "other")
+
+
+class Incomparable:
+    """As an array: it says neither that it is equal nor that it is not."""
+
+    def __eq__(self, other):
+        raise ValueError("the truth value is ambiguous")
+
+    __hash__ = None
+
+
+def test_a_list_that_is_written_anew_in_a_second_attempt_is_remembered_as_it_is():
+    """Also where one cannot tell whether it begins with what was there before."""
+    journal = MemoryJournal()
+
+    def appends(call):
+        call.store.append("xs", Incomparable())
+        yield
+
+    anew = flaky([], "anew", 1, [Incomparable(), Incomparable(), Incomparable()], returns="xs")
+    flow = Stage("s", [anew], use=[appends, again(2)]) >> mended()
+    broken = flow.run({"xs": [Incomparable()]}, journal=journal, check=False)
+    assert len(flow.resume(broken)["xs"]) == 3
+
+
+def test_a_list_that_is_as_it_was_in_the_end_has_not_changed():
+    """The journal is told nothing about it, whatever middleware and its attempts did to it meanwhile."""
+    journal = MemoryJournal()
+    attempts = []
+
+    def listed(call):
+        call.store.append("open", call.stage.name)
+        yield
+        call.store["open"] = [name for name in call.store["open"] if name != call.stage.name]
+
+    def connects(call):
+        attempts.append(call.stage.name)
+        if len(attempts) == 1:
+            raise OSError("refused")
+        yield
+
+    run = Stage("s", use=[listed, again(2), connects]).run({"open": ["others"]}, journal=journal)
+    (row,) = journal.history(run.id)
+    assert journal.codec.decode(row.payload) == {"attempts": 2}
+    assert run["open"] == ["others"]
