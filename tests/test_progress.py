@@ -575,9 +575,9 @@ def test_what_does_not_fit_ends_with_dots():
     assert drawn(*over("s", "failed", error=ValueError("no")), width=len(whole))[0] == whole
     for width in range(1, 60):
         for glyphs, dots in ((FINE, "…"), (PLAIN, "...")):
-            for line in drawn(*over("s", "failed", error=ValueError("n" * 60)), width=width, glyphs=glyphs):
-                assert cell_len(line) <= width
-                assert line.endswith(dots[0])
+            lines = drawn(*over("s", "failed", error=ValueError("n" * 60)), width=width, glyphs=glyphs)
+            assert max(map(cell_len, lines)) <= width
+            assert width < 3 or lines[0].endswith(dots[0])
 
 
 def test_signs_are_those_of_what_ran():
