@@ -4,7 +4,7 @@ import json
 import re
 import threading
 import time
-from pathlib import PurePath
+from pathlib import PurePath, PurePosixPath
 from urllib.parse import quote, quote_plus
 
 import pytest
@@ -293,6 +293,22 @@ def test_what_is_written_otherwise_does_not_leak(tmp_path, write):
     for form in {write(secret), printable(write(secret))}:
         assert form not in source
     assert "‹token›" in source
+
+
+def test_a_value_that_is_odd_is_no_error(tmp_path):
+    """Whatever its class does when it is looked at; what is beside it does not leak."""
+
+    class Odd:
+        @property
+        def __class__(self):
+            raise ValueError
+
+    class Lost(PurePosixPath):
+        def __str__(self):
+            raise ValueError
+
+    run = raises(told).run({"odd": Odd(), "lost": Lost("/x"), "token": SECRET}, check=False)
+    assert SECRET not in page_of(run, tmp_path)
 
 
 def test_words_of_the_program_stay_readable(tmp_path):

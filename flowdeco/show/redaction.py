@@ -11,6 +11,7 @@ import inspect
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from json import dumps
 from pathlib import PurePath
 from typing import Any, Final, NamedTuple, cast
@@ -29,6 +30,7 @@ SHORTEST: Final = 4  # a value of fewer characters says nothing, and is part of 
 LINE: Final = 8  # nor does a short line of a longer text
 LONG: Final = 12  # characters from which on a value is no part of another word by chance
 MOST_LEAVES: Final = 20_000
+MOST_STEPS: Final = 100_000  # through one value
 DEEPEST: Final = 8
 
 Redact = Callable[[str], str]
@@ -209,12 +211,16 @@ _WORD: Final = re.compile(r"[a-z_-]*")
 def _texts(root: Any) -> Iterator[str]:
     waiting: deque[tuple[Any, int, bool]] = deque([(root, 0, False)])
     seen: set[int] = set()
-    while waiting:
+    for _ in range(MOST_STEPS):
+        if not waiting:
+            return
         value, depth, doubtful = waiting.popleft()
-        if isinstance(value, _Doubtful):
-            waiting.append((value.value, depth, True))
+        if type(value) is _Doubtful:
+            value, doubtful = value.value, True
+        try:
+            text = _text(value)
+        except Exception:  # of a class that is odd
             continue
-        text = _text(value)
         if text is not None:
             if not (doubtful and _WORD.fullmatch(text)):
                 yield text
@@ -222,7 +228,7 @@ def _texts(root: Any) -> Iterator[str]:
                     yield from (line for line in text.split("\n") if len(line) >= LINE)
         elif depth < DEEPEST and id(value) not in seen:
             seen.add(id(value))
-            waiting.extend((inner, depth + 1, False) for inner in _inside(value))
+            waiting.extend((inner, depth + 1, False) for inner in islice(_inside(value), MOST_STEPS))
 
 
 _TOLD_BY_STR: Final = frozenset({"uuid", "decimal", "fractions", "datetime", "ipaddress"})  # of the standard library
@@ -241,22 +247,25 @@ def _text(value: Any) -> str | None:
     return None
 
 
-def _inside(value: Any) -> Iterable[Any]:
-    """Return what is in a container, or in an object; the keys of a dict, too."""
+def _inside(value: Any) -> Iterator[Any]:
+    """Yield what is in a container, or in an object; the keys of a dict, too."""
     kind = cast("type[Any]", type(value))
-    if inspect.ismodule(value) or isinstance(value, type) or kind.__module__.partition(".")[0] == "flowdeco":
-        return ()
     try:
+        if inspect.ismodule(value) or isinstance(value, type) or kind.__module__.partition(".")[0] == "flowdeco":
+            return
         if isinstance(value, Mapping):
-            items = cast("Mapping[Any, Any]", value).items()
-            return [part for key, inner in items for part in (inner, _Doubtful(key))]
-        if isinstance(value, (list, tuple, set, frozenset, deque)):
-            return list(cast("Iterable[Any]", value))
-        fields: dict[str, Any] = dict.fromkeys(getattr(value, "__dataclass_fields__", ()))
-        fields.update(dict.fromkeys(getattr(value, "__dict__", ())))
-        return [getattr(value, name, None) for name in (*fields, *_slots(kind))]
+            for key, inner in cast("Mapping[Any, Any]", value).items():
+                yield inner
+                yield _Doubtful(key)
+        elif isinstance(value, (list, tuple, set, frozenset, deque)):
+            yield from cast("Iterable[Any]", value)
+        else:
+            fields: dict[str, Any] = dict.fromkeys(getattr(value, "__dataclass_fields__", ()))
+            fields.update(dict.fromkeys(getattr(value, "__dict__", ())))
+            for name in (*fields, *_slots(kind)):
+                yield getattr(value, name, None)
     except Exception:  # of a class that is odd
-        return ()
+        return
 
 
 def _slots(kind: type[Any]) -> Iterator[str]:
