@@ -501,6 +501,9 @@ class Action(Unit, _Proxy, Generic[P, R]):
         bound = "".join(f", {name}={value!r}" for name, value in self._self_bound.items())
         return f"<Action {self.name}{bound}>"
 
+    def _repr_html_(self) -> str:
+        return cast("str", _show().html_of(self))  # in a notebook
+
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return self.__reduce__()
 

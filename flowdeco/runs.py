@@ -191,7 +191,7 @@ class Run:
 
         It has a timeline, every stage and action, errors with their tracebacks and notes, what differs from the plan,
         and the keys of the store with types and sizes. Values of the store are in it only with `values=True`; without,
-        an error message that repeats one has the key in its place.
+        an error message that repeats a value that is known has the key in its place (`docs/see.md` says which are not).
         """
         written: Path = _show().write_page(self, path, values)
         return written

@@ -116,7 +116,7 @@ def evil():
     )
 
 
-VOID = {"meta", "link", "br", "input", "img", "hr"}
+VOID = {"meta", "link", "br", "input", "img", "hr", "wbr"}
 
 
 class Checker(html.parser.HTMLParser):
@@ -124,23 +124,28 @@ class Checker(html.parser.HTMLParser):
 
     def __init__(self, source):
         super().__init__()
-        self.open, self.tags, self.texts, self.urls = [], set(), [], []
+        self.open, self.tags, self.texts, self.urls, self.broken = [], set(), [], [], False
         self.feed(source)
         self.close()
         assert self.open == []
 
     def handle_starttag(self, tag, attrs):
+        self.broken = tag == "wbr"  # within a name
         self.tags.add(tag)
         self.urls.extend(value for name, value in attrs if name in ("src", "href"))
         if tag not in VOID:
             self.open.append(tag)
 
     def handle_endtag(self, tag):
+        self.broken = False
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if "style" not in self.open:
+        if self.broken:
+            self.texts[-1] += data
+        elif "style" not in self.open:
             self.texts.append(data)
+        self.broken = False
 
     @property
     def text(self):

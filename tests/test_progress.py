@@ -18,6 +18,7 @@ from pathlib import Path
 import nbformat
 import pyte
 import pytest
+from browser import Sheet, started
 from nbclient import NotebookClient
 from support import again, failing, flaky, one, step, swallow
 from tqdm import tqdm
@@ -34,9 +35,10 @@ from flowdeco.events import (
     StageStarted,
     UnitsInserted,
 )
-from flowdeco.show.live import PLAIN, frame, html
+from flowdeco.show.live import FINE, PLAIN, frame, html
 from flowdeco.show.progress import Lines, watcher
 from flowdeco.show.tally import Tally, duration
+from flowdeco.show.words import MARKS
 
 ROOT = Path(__file__).parents[1]
 
@@ -404,7 +406,7 @@ def test_a_failure_is_the_last_line(run, capsys):
     assert re.sub(r"\d+ ms", "N ms", capsys.readouterr().err).splitlines() == [
         "pipeline: 2 stages",
         "[1/2] f failed in N ms: ValueError: no",
-        "pipeline failed: 1 of 2 stages in N ms; ValueError: no",
+        "pipeline failed: 0 of 2 stages in N ms; ValueError: no",
     ]
 
 
@@ -541,10 +543,10 @@ def test_a_frame_fits_into_a_small_terminal(height):
     ("status", "error", "expected"),
     [
         ("completed", None, "✓ p completed: 1 stage in 2.00 s"),
-        ("failed", ValueError("no"), "✗ p failed: 1 stage in 2.00 s"),
-        ("bailed", None, "✓ p bailed: 1 stage in 2.00 s"),
-        ("suspended", None, "‖ p suspended: 1 stage in 2.00 s"),
-        ("cancelled", KeyboardInterrupt(), "✗ p cancelled: 1 stage in 2.00 s"),
+        ("failed", ValueError("no"), "✗ p failed: 0 of 1 stage in 2.00 s"),
+        ("bailed", None, "⏏ p bailed: 1 stage in 2.00 s"),
+        ("suspended", None, "‖ p suspended: 0 of 1 stage in 2.00 s"),
+        ("cancelled", KeyboardInterrupt(), "■ p cancelled: 0 of 1 stage in 2.00 s"),
     ],
 )
 def test_the_last_frame_says_how_it_ended(status, error, expected):
@@ -560,6 +562,54 @@ def test_long_and_wide_names_are_cut_to_the_columns_they_take():
     lines = drawn(RunStarted("r", "p", 2), *over("漢字" * 30), *over("x" * 100), width=60)
     assert [cell_len(line[: line.index("0 ms")]) for line in lines[:2]] == [cell_len(" ✓ ") + 30 + 5] * 2
     assert "…" in lines[0]
+
+
+def test_what_does_not_fit_ends_with_dots():
+    """A line of an error as well as the last one; what fits exactly is whole."""
+    from rich.cells import cell_len
+
+    failed = over("s", "failed", error=ValueError("漢字" * 30))
+    lines = drawn(RunStarted("r", "p" * 90, 1), *failed, RunFinished("r", "p" * 90, "failed", None, 2.0), width=60)
+    assert all(line.endswith("…") and 58 < cell_len(line) <= 60 for line in lines)
+    whole = drawn(*over("s", "failed", error=ValueError("no")), width=80)[0]
+    assert drawn(*over("s", "failed", error=ValueError("no")), width=len(whole))[0] == whole
+    for width in range(1, 60):
+        for glyphs, dots in ((FINE, "…"), (PLAIN, "...")):
+            lines = drawn(*over("s", "failed", error=ValueError("n" * 60)), width=width, glyphs=glyphs)
+            assert max(map(cell_len, lines)) <= width
+            assert width < 3 or lines[0].endswith(dots[0])
+
+
+def test_signs_are_those_of_what_ran():
+    """A stage that was skipped, cancelled, suspended."""
+    for status in ("skipped", "cancelled", "suspended", "bailed", "failed", "completed"):
+        assert drawn(RunStarted("r", "p", 1), *over("s", status))[0].split()[0] == MARKS[status]
+
+
+@pytest.mark.parametrize(("scheme", "around"), [("light", ""), ("dark", ""), ("light", "data-jp-theme-light=false")])
+def test_a_frame_as_html_can_be_read(tmp_path, scheme, around):
+    """In the light and in the dark, each letter as wide as the next."""
+    tally = Tally()
+    inserts = UnitsInserted("r", "a", "a", ("b",), 1)
+    begun = StageStarted("r", "b", None, "g[1]"), Progress("r", "b", "x", 1, 2)
+    skipped, failed = over("s", "skipped"), over("f", "failed", error=ValueError("no"))
+    for event in (
+        RunStarted("r", "p", 5),
+        StageStarted("r", "a", None),
+        inserts,
+        *skipped,
+        *failed,
+        *over("c"),
+        *begun,
+    ):
+        tally(event)
+    page = tmp_path / "progress.html"
+    page.write_text(f'<meta charset="utf-8"><body {around} style="font-family:sans-serif">{html(frame(tally))}')
+    with started() as browser, Sheet(browser, page, scheme=scheme) as sheet:
+        assert sheet.pale() == []
+        family = sheet.page.evaluate("getComputedStyle(document.querySelector('pre span')).fontFamily")
+        assert family.endswith("monospace")
+        assert "g[1]" in sheet.page.locator("pre").inner_text()
 
 
 def test_a_frame_can_be_drawn_in_plain_letters():
@@ -688,8 +738,8 @@ def test_errors_leave_the_terminal_clean(run, monkeypatch, error):
         run(pipeline(one([], "a"), failing([], "f", error), one([], "b"), name="p"), progress=True)
     assert screen.is_clean
     assert threads() == []
-    status = "failed" if isinstance(error, ValueError) else "cancelled"
-    assert screen.lines[-1].startswith(f"✗ p {status}: 2 of 3 stages in ")
+    sign, status = ("✗", "failed") if isinstance(error, ValueError) else ("■", "cancelled")
+    assert screen.lines[-1].startswith(f"{sign} p {status}: 1 of 3 stages in ")
     assert ("the disk is full" in screen.lines[-2]) == (status == "failed")
 
 
@@ -803,7 +853,7 @@ def test_ctrl_c_leaves_the_terminal_clean():
     os.close(master)
     assert process.wait(10) == -signal.SIGINT
     assert screen.is_clean
-    (summary,) = [number for number, line in enumerate(screen.lines) if line.startswith("✗ p cancelled: 2 of 3")]
+    (summary,) = [number for number, line in enumerate(screen.lines) if line.startswith("■ p cancelled: 1 of 3")]
     assert screen.lines[summary + 1] == "Traceback (most recent call last):"
     assert "KeyboardInterrupt" in "\n".join(screen.lines[summary + 1 :])
 

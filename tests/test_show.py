@@ -1,12 +1,13 @@
 """Plans, what ran, and diffs: as values, as text, as mermaid."""
 
 import pickle
+import threading
 
 import pytest
 from shown import EVIL, GROUP, broken, discover, evil, failing, flaky, full, many, ok, process, report, saved, tidy
 
 from flowdeco import Bail, Context, Run, Stage, Store, Suspend, action, parallel, pipeline, stream
-from flowdeco.show.parts import DEEPEST, Fold, folded, walk
+from flowdeco.show.parts import DEEPEST, Fold, folded, told_with_members, walk
 from flowdeco.show.words import counted, duration, printable
 
 MANY = 1000
@@ -463,6 +464,43 @@ def test_a_resumed_run_is_whole(run, tmp_path, where_from):
     assert [part.name for part in ran.parts] == ["a", "g", "d"]
     assert [[inner.name for inner in branch.parts] for branch in ran.parts[1].parts] == [["b"], ["fails"]]
     assert not flow.plan().diff(ran)
+
+
+def test_the_members_of_an_exception_group_are_told():
+    """Each with its notes, those of a group inside a group as well; not more than one can read."""
+
+    def fails(error, text):
+        @action(name="fails")
+        def body():
+            barrier.wait(10)
+            raise error(text)
+
+        return body
+
+    barrier = threading.Barrier(2)
+    run = parallel(fails(ValueError, "one"), fails(KeyError, "two"), name="g").run(check=False, run_id="r")
+    assert lines(run.ran())[-7:] == [
+        "",
+        "ExceptionGroup: 2 branches of the parallel group 'g' failed (2 sub-exceptions)",
+        "  1. ValueError: one",
+        "     in action 'fails' of stage 'fails', pipeline 'pipeline', run 'r'",
+        "  2. KeyError: 'two'",
+        "     in action 'fails' of stage 'fails', pipeline 'pipeline', run 'r'",
+        "  in parallel group 'g', pipeline 'pipeline', run 'r'",
+    ]
+    assert "2. KeyError" in run.ran().html()
+    deep = ExceptionGroup("outer", [ExceptionGroup("inner", [ValueError("a\nb")]), *[KeyError(n) for n in range(30)]])
+    told = told_with_members(deep).split("\n")
+    assert told[:4] == ["ExceptionGroup: outer (31 sub-exceptions)", "  1. ExceptionGroup: inner (1 sub-exception)",
+                        "       1. ValueError: a", "          b"]  # fmt: skip
+    assert told[-1] == "  … 11 more"
+
+
+def test_an_unnamed_group_is_not_called_parallel_twice():
+    """Its kind says it."""
+    assert [line.split("  ")[0] for line in lines(parallel(tidy, saved).plan())[1:2]] == ["parallel"]
+    assert "parallel (parallel)" not in parallel(tidy, saved).run().ran().text()
+    assert "fetch (parallel)" in GROUP.plan().text()
 
 
 # -- mermaid

@@ -9,9 +9,11 @@ import nbformat
 import pytest
 from browser import Sheet, started
 from shown import EVIL, GROUP, SECRET, Checker, broken, discover, evil, failing, full, many, process, report
+from support import swallow
 
 import flowdeco
-from flowdeco import Stage, action, pipeline
+from flowdeco import Context, Stage, action, parallel, pipeline
+from flowdeco.show.html import name
 
 
 def shows():
@@ -19,6 +21,8 @@ def shows():
     flow = failing()
     run = flow.run({"password": SECRET}, check=False)
     return {
+        "action": discover,
+        "bound action": broken.bind(password="x"),
         "stage": report,
         "pipeline": full(),
         "group": GROUP,
@@ -35,7 +39,7 @@ def test_everything_shows_itself(name):
     shown = Checker(shows()[name]._repr_html_())
     assert "script" not in shown.tags
     assert shown.urls == []
-    assert shown.tags <= {"div", "style", "span", "details", "summary", "pre", "b"}
+    assert shown.tags <= {"div", "style", "span", "details", "summary", "pre", "b", "wbr"}
 
 
 def test_a_stage_shows_its_actions_and_what_is_with_it():
@@ -50,6 +54,40 @@ def test_a_stage_shows_its_actions_and_what_is_with_it():
         "#words",
     ):
         assert part in text
+
+
+def test_an_action_shows_that_it_is_one():
+    """With the function behind it, what it reads and writes, what is bound; not as the function."""
+
+    @action(tags=["net"], use=[swallow], returns="page")
+    def fetch(ctx: Context, url, proxy, retries=3):
+        """Get a page."""
+
+    bound = fetch.bind(proxy=SECRET)
+    text = Checker(bound._repr_html_()).text
+    for part in (
+        "fetch action #net",
+        "Get a page.",
+        "fetch",
+        "flow: url, retries? → page",
+        "bound: proxy",
+        "middleware: swallow",
+    ):
+        assert part in text
+    assert SECRET not in text
+    assert f"function: {__name__}:test_an_action" in text
+
+
+def test_the_context_is_no_key():
+    """What an action reads in a plan are keys of the store."""
+
+    @action
+    def fetch(ctx: Context, url):
+        return url
+
+    assert "reads ctx" not in fetch.plan().text()
+    assert "url → fetch" in fetch.plan().text()
+    assert "ctx" not in fetch.plan().html()
 
 
 def test_a_failed_run_shows_its_error_and_notes():
@@ -139,6 +177,7 @@ def broken(summary: int):
 
 flow = discover >> parallel(report, process("x"), name="side") >> broken""",
     "report",
+    "discover",
     "flow",
     "parallel(report, process('y'))",
     "run = flow.run(check=False)\nrun",
@@ -180,7 +219,7 @@ def test_a_notebook_shows_units_runs_and_diffs(notebook):
         assert "flowdeco" in output.data["text/html"], cell.source
         assert output.data["text/plain"]
     assert book.cells[-1].outputs[0].text.startswith("pipeline: 4 stages")
-    assert "997 more" in book.cells[6].outputs[0].data["text/plain"]
+    assert "997 more" in book.cells[7].outputs[0].data["text/plain"]
 
 
 @pytest.fixture(scope="module")
@@ -249,3 +288,68 @@ def test_it_fits_on_a_narrow_screen(chrome, tmp_path):
     )
     with Sheet(chrome, page, width=380) as sheet:
         assert sheet.page.evaluate("document.documentElement.scrollWidth") <= 380
+
+
+def test_a_name_breaks_where_one_would_break_it():
+    """Behind signs and, in what has none, after sixteen letters; short names are whole."""
+    assert name("process[x]") == "process[x]"
+    assert name("quite_a_long[name.of/it]") == "quite_<wbr>a_<wbr>long[<wbr>name.<wbr>of/<wbr>it]"
+    assert name("x" * 20) == f"{'x' * 16}<wbr>xxxx"
+    assert name("a <b> \n long name") == "a &lt;<wbr>b&gt; <wbr>\\n <wbr>long <wbr>name"
+    assert 'title="process[databases]"' in process("databases")._repr_html_() + (discover >> report).run()._repr_html_()
+
+
+def wide():
+    """Groups of many branches, nested ones, long names, and an error."""
+
+    def stages(name, count):
+        return [
+            Stage(f"{name}-{n}]", [action(name="quite_a_long_action_name", returns=None)(lambda: None)])
+            for n in range(count)
+        ]
+
+    inner = parallel(*stages("deeper", 3))
+    return pipeline(
+        parallel(*stages("check[duplicates", 8), name="eight"),
+        parallel(inner, stages("d", 1)[0] >> inner, name="outer"),
+        action(name="publish", tags=["external"])(broken.__wrapped__).bind(password="which is rather long " * 5),
+        name="wide",
+    )
+
+
+CUT = """() => {
+  const card = document.querySelector(".fd-card").getBoundingClientRect(), found = [];
+  for (const el of document.querySelectorAll(".fd-col, .fd-name, .fd-time, .fd-note, .fd-cap")) {
+    if (!el.getClientRects().length) continue;
+    for (let at = el; at && !at.matches(".flowdeco"); at = at.parentElement) {
+      if (el.getBoundingClientRect().right > at.getBoundingClientRect().right + 1) found.push(`${el.className} ${el.textContent.slice(0, 30)}`);
+    }
+  }
+  return found;
+}"""
+BROKEN = """() => {
+  const found = [], walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    if (!walker.currentNode.parentElement.matches(".fd-name")) continue;
+    const range = document.createRange();
+    range.selectNodeContents(walker.currentNode);
+    if (new Set([...range.getClientRects()].map((box) => Math.round(box.top))).size > 1) found.push(walker.currentNode.data);
+  }
+  return found;
+}"""
+
+
+@pytest.mark.parametrize("media", ["screen", "print"])
+@pytest.mark.parametrize("width", [1280, 700, 500])
+def test_groups_are_not_cut_and_words_not_broken(chrome, tmp_path, width, media):
+    """Branches for which there is no room stand below the others; names break behind signs."""
+    page = tmp_path / "wide.html"
+    flow = wide()
+    cards = "".join(shown._repr_html_() for shown in (flow.run(check=False), flow.plan()))
+    page.write_text(f'<meta charset="utf-8">{cards}', encoding="utf-8")
+    with Sheet(chrome, page, width=width) as sheet:
+        sheet.page.emulate_media(media=media)
+        assert sheet.page.locator(".fd-cols").first.locator("> .fd-col").count() == 8
+        assert sheet.page.evaluate(CUT) == []
+        assert sheet.page.evaluate(BROKEN) == []
+        assert sheet.page.evaluate("document.documentElement.scrollWidth") <= width

@@ -2,16 +2,37 @@
 
 import json
 import re
+import threading
 import time
+from pathlib import PurePath, PurePosixPath
+from urllib.parse import quote, quote_plus
 
 import pytest
 from browser import Sheet, started
-from shown import EVIL, GROUP, SECRET, Checker, broken, discover, evil, failing, full, many, process, report, tidy
+from shown import (
+    EVIL,
+    GROUP,
+    SECRET,
+    Checker,
+    broken,
+    discover,
+    evil,
+    failing,
+    flaky,
+    full,
+    many,
+    process,
+    report,
+    tidy,
+)
 
-from flowdeco import Context, Key, Stage, action, parallel, pipeline
-from flowdeco.show.failures import failure_of, redactor
+from flowdeco import Context, Key, Stage, action, parallel, pipeline, stage
+from flowdeco.middleware import retry
+from flowdeco.show.failures import failure_of
 from flowdeco.show.page import Scale, json_in_html
+from flowdeco.show.redaction import redactor
 from flowdeco.show.stored import stored
+from flowdeco.show.words import printable
 from flowdeco.store import Store
 
 
@@ -133,6 +154,193 @@ def test_values_are_not_in_the_page(tmp_path, inputs):
     assert SECRET in page_of(run, tmp_path, values=True)
 
 
+def raises(text):
+    """An action that fails with this, computed from its parameter."""
+
+    @action(name="fails")
+    def fails(token):
+        raise RuntimeError(text(token))
+
+    return fails
+
+
+def told(token):
+    return f"refused {token}"
+
+
+@stage
+def login(account):
+    @action
+    def enter():
+        raise RuntimeError(f"refused {account.password}")
+
+
+def gives(call):
+    """Middleware that yields a secret."""
+    yield {"token": SECRET}
+
+
+def by_default(token=SECRET):
+    raise RuntimeError(f"refused {token}")
+
+
+@action(name="forgets", returns="token")
+def forgets(token):
+    return "nothing"
+
+
+def in_a_branch():
+    """The secret is in the store of a branch that fails, and in none of the failing action's parameters."""
+
+    @action(returns="token")
+    def fetches():
+        return SECRET
+
+    @action
+    def fails():
+        raise RuntimeError(f"refused {SECRET}")
+
+    return parallel(fetches >> fails, tidy)
+
+
+PASSED = {
+    "bound": lambda: raises(told).bind(token=SECRET),
+    "from middleware": lambda: Stage("s", [raises(told)], use=[gives]),
+    "default": lambda: action(by_default),
+    "stage data": lambda: Stage("s", [forgets], data={"token": SECRET}) >> action(name="f")(_refuses),
+    "argument of a template": lambda: login(Quiet(SECRET)),
+    "bound before": lambda: forgets.bind(token=SECRET) >> action(name="f")(_refuses),
+    "branch": in_a_branch,
+}
+
+
+def _refuses():
+    raise RuntimeError(f"refused {SECRET}")
+
+
+@pytest.mark.parametrize("how", PASSED)
+def test_what_never_was_in_the_store_at_the_end_does_not_leak(tmp_path, how):
+    """What was bound, yielded, a default, stage data, an argument, or written in a branch that failed."""
+    source = page_of(PASSED[how]().run(check=False), tmp_path)
+    assert SECRET not in source
+    assert "refused ‹" in source
+
+
+class Quiet(Account):
+    """It hides what it has."""
+
+    __repr__ = object.__repr__
+
+
+class Slots:
+    """An object without a dict, with a private name."""
+
+    __slots__ = ("__password",)
+
+    def __init__(self, password):
+        self.__password = password
+
+
+class Hidden(str):
+    """A text that hides itself."""
+
+    def __str__(self):
+        return "***"
+
+    __slots__ = ()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Slots(SECRET),
+        PurePath("/vault") / SECRET,
+        {SECRET: 1},
+        Hidden(SECRET),
+        [*map(str, range(30_000))],
+        f"a\n{SECRET}",
+    ],
+    ids=["slots", "path", "dict key", "hides itself", "beside a long list", "line"],
+)
+def test_what_is_in_a_value_does_not_leak(tmp_path, value):
+    """Whatever it is made of, and however much there is before it."""
+    shown = str(value) if isinstance(value, PurePath) else SECRET
+    inputs = {"token": value, "other": SECRET if isinstance(value, list) else None}
+    run = raises(lambda _: f"refused {shown}").run(inputs, check=False)
+    source = page_of(run, tmp_path)
+    assert shown not in source
+    assert "refused ‹" in source
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda text: f"https://h/?q%3D{quote(text, safe='')}",
+        lambda text: f"https://h/?q={quote_plus(text)}",
+        lambda text: f"https://h/{quote(text)}",
+        lambda text: json.dumps({"a": text}),
+        str.upper,
+        lambda text: f"key_{text}_1",
+        lambda text: f"a\tb {text}",
+    ],
+    ids=["quoted", "in a query", "in a path", "json", "upper", "in a word", "beside a tab"],
+)
+def test_what_is_written_otherwise_does_not_leak(tmp_path, write):
+    """Percent-encoded, as JSON, in capitals, inside of a word."""
+    secret = 'p@ss/w\trd "ü" 1'
+    run = raises(lambda _: write(secret)).run({"token": secret}, check=False)
+    source = page_of(run, tmp_path)
+    for form in {write(secret), printable(write(secret))}:
+        assert form not in source
+    assert "‹token›" in source
+
+
+def test_a_value_that_is_odd_is_no_error(tmp_path):
+    """Whatever its class does when it is looked at; what is beside it does not leak."""
+
+    class Odd:
+        @property
+        def __class__(self):
+            raise ValueError
+
+    class Lost(PurePosixPath):
+        def __str__(self):
+            raise ValueError
+
+    run = raises(told).run({"odd": Odd(), "lost": Lost("/x"), "token": SECRET}, check=False)
+    assert SECRET not in page_of(run, tmp_path)
+
+
+def test_words_of_the_program_stay_readable(tmp_path):
+    """Field names of dicts, defaults, and arguments that a name shows are no secrets."""
+
+    @action
+    def fails(config, mode="append"):
+        raise KeyError(f"append {config['password']} to password of caches")
+
+    @stage
+    def about(kind):
+        @action
+        def enter():
+            raise RuntimeError(f"no {kind}")
+
+    source = page_of(fails.run({"config": {"password": SECRET}}, check=False), tmp_path)
+    assert "append ‹config› to password of caches" in source
+    assert "no caches" in page_of(about("caches").run(check=False), tmp_path)
+
+
+def test_a_file_that_is_none_does_not_leak(tmp_path):
+    """Code that was compiled from a text has that for the name of its file; real paths stay."""
+
+    @action
+    def fails(token):
+        exec(compile("raise ValueError", f"<{token}>", "exec"))
+
+    source = page_of(fails.run({"token": SECRET}, check=False), tmp_path)
+    assert SECRET not in source
+    assert "test_show_page.py" in source
+
+
 def test_reasons_and_recovered_errors_do_not_leak_either(tmp_path):
     """A `Bail` that repeats a value, and a failure that was recovered."""
     from flowdeco import Bail
@@ -185,7 +393,7 @@ def test_names_and_common_words_stay_readable():
     """What is public is no secret, short values are none, and longer words are left alone."""
     store = Store({"kind": "caches", "n": 7, "mode": "on", "word": "data", "token": "abcd1234", "amount": 123456})
     texts = ["process[caches] 7 on database data abcd1234 xabcd1234 123456"]
-    redact = redactor(store, {"caches"}, texts)
+    redact = redactor(store.items(), {"caches"}, texts)
     assert redact(texts[0]) == "process[caches] 7 on database ‹word› ‹token› xabcd1234 ‹amount›"
 
 
@@ -342,6 +550,73 @@ def test_an_error_is_shown_with_traceback_and_notes(opened):
     alarm.get_by_role("button", name="Show the stage broken").click()
     assert sheet.focused() == "broken"
     assert "shown.py" in sheet.page.locator(".detail .trace").first.inner_text()
+
+
+def test_every_failed_branch_can_be_reached(opened):
+    """From the error of their group, whose members have no frames of ours."""
+    barrier = threading.Barrier(2)
+
+    @stage
+    def shut(shop):
+        @action
+        def enter():
+            barrier.wait(10)
+            raise OSError(f"{shop} closed")
+
+    sheet = opened(parallel(shut("x"), shut("y"), tidy).run(check=False))
+    alarm = sheet.page.locator("#alarm")
+    assert "flowdeco/" not in alarm.inner_text()
+    assert alarm.locator(".trace").count() == 2
+    for name in ("shut[y]", "shut[x]"):
+        alarm.get_by_role("button", name=f"Show the stage {name}").click()
+        assert sheet.focused() == name
+    assert "parallel parallel" not in sheet.page.locator("#rows").inner_text().replace("\n", " ")
+
+
+def test_a_retried_action_is_seen_in_the_closed_row_and_the_legend_is_true(opened):
+    """Also of a stage that failed: its bar is that of a failure."""
+
+    @action(name="upload", use=[retry(on=OSError, attempts=3, wait=0)])
+    def upload():
+        raise OSError("closed")
+
+    def legend(sheet):
+        return sheet.page.locator(".legend > span").all_inner_texts()
+
+    sheet = opened((tidy >> Stage("publish", [tidy["sweep"], upload])).run(check=False))
+    row = sheet.page.locator("#rows li.failed > .line").inner_text()
+    assert "upload: 3 attempts" in row
+    assert "OSError: closed" in row
+    assert legend(sheet) == ["in the plan", "failed"]
+    assert legend(opened(flaky().run())) == ["retried or recovered"]
+    assert legend(opened(broken.run(check=False))) == ["failed"]
+
+
+WIDTHS = """() => [...document.querySelectorAll("#store tbody tr")].map((row) => [...row.cells].map((cell) =>
+  [cell.textContent, Math.round(cell.getBoundingClientRect().width), Math.round(cell.getBoundingClientRect().height)]))"""
+
+
+@pytest.mark.parametrize("width", [1280, 500])
+def test_keys_and_types_stay_whole_beside_values(opened, width):
+    """The value takes what is left; on a narrow screen it stands below."""
+    inputs = {"db_password": "x " * 900, "report.title": ["y" * 900], "k_" * 40: "z" * 900}
+    sheet = opened(tidy.run(inputs), values=True, width=width)
+    rows = sheet.page.evaluate(WIDTHS)
+    for key, kind, size, value in rows[:2]:
+        assert key[2] <= value[2]
+        assert max(kind[1], key[1]) < 200
+        line = 40 if width == 500 else value[2] + 1
+        assert max(key[2], kind[2], size[2]) <= line
+        assert value[1] > (700 if width == 1280 else 400)
+    assert sheet.page.evaluate(BROKEN, ["db_password", "report.title", "list", "str", "1,800 characters"]) == []
+    assert sheet.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+BROKEN = """(words) => [...document.querySelectorAll("#store td")].filter((cell) => {
+  const range = document.createRange();
+  range.selectNodeContents(cell);
+  return words.includes(cell.textContent) && new Set([...range.getClientRects()].map((box) => Math.round(box.top))).size > 1;
+}).map((cell) => cell.textContent)"""
 
 
 def test_the_inserter_can_be_reached(opened):

@@ -1,28 +1,23 @@
 """An exception as data for a report: type, message, notes, traceback without the values of variables, and its causes.
 
-Reports are passed around. What is in the store stands in them by its key: a message that repeats a value of the store
-gets the key instead, unless values are asked for.
+Reports are passed around: what must not stand in them is taken out by `redaction`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from traceback import extract_tb
+import types
+from collections.abc import Iterator
+from traceback import StackSummary, walk_tb
 from typing import Any, Final, NamedTuple, cast
 
 from flowdeco.show.parts import message_of
-from flowdeco.store import Store
+from flowdeco.show.redaction import Redact
 
-__all__ = ["Failure", "Frame", "failure_of", "redactor"]
+__all__ = ["Failure", "Frame", "failure_of"]
 
-SHORTEST: Final = 4  # a value of fewer characters says nothing, and is part of too many words
-MOST_LEAVES: Final = 10_000
 DEEPEST: Final = 8
 MOST_FRAMES: Final = 60
 MOST_PARTS: Final = 50
-
-Redact = Callable[[str], str]
 
 
 class Frame(NamedTuple):
@@ -32,6 +27,11 @@ class Frame(NamedTuple):
     line: int
     function: str
     source: str
+
+    def redacted(self, redact: Redact) -> Frame:
+        """Return the line redacted; the path of a file stays."""
+        file = redact(self.file) if self.file.startswith("<") else self.file
+        return self._replace(file=file, source=redact(self.source))
 
 
 class Failure(NamedTuple):
@@ -46,10 +46,13 @@ class Failure(NamedTuple):
     parts: tuple[Failure, ...]
 
     def texts(self) -> Iterator[str]:
-        """Yield everything that somebody wrote: messages, notes, lines of code."""
+        """Yield everything that somebody wrote: messages, notes, lines of code, what stands for a file and is none."""
         yield self.message
         yield from self.notes
-        yield from (frame.source for frame in self.frames)
+        for frame in self.frames:
+            yield frame.source
+            if frame.file.startswith("<"):
+                yield frame.file
         for other in (*([self.cause] if self.cause else []), *self.parts):
             yield from other.texts()
 
@@ -58,7 +61,7 @@ class Failure(NamedTuple):
         return self._replace(
             message=redact(self.message),
             notes=tuple(map(redact, self.notes)),
-            frames=tuple(frame._replace(source=redact(frame.source)) for frame in self.frames),
+            frames=tuple(frame.redacted(redact) for frame in self.frames),
             cause=self.cause.redacted(redact) if self.cause else None,
             parts=tuple(part.redacted(redact) for part in self.parts),
         )
@@ -71,7 +74,7 @@ def failure_of(error: BaseException, depth: int = DEEPEST) -> Failure:
         cause, link = error.__context__, "It was raised while this was handled"
     group = isinstance(cast("object", error), BaseExceptionGroup)
     parts: tuple[BaseException, ...] = cast("Any", error).exceptions if group else ()
-    frames = extract_tb(error.__traceback__)[-MOST_FRAMES:]
+    frames = StackSummary.extract(_theirs(error.__traceback__))[-MOST_FRAMES:]
     return Failure(
         type(error).__qualname__,
         message_of(error),
@@ -83,71 +86,8 @@ def failure_of(error: BaseException, depth: int = DEEPEST) -> Failure:
     )
 
 
-# What must not stand in a report.
-
-
-def redactor(store: Store, public: Iterable[str], texts: Iterable[str]) -> Redact:
-    """Return a function that replaces values of the store in these texts by their keys; but for words that are public."""
-    known = set(public)
-    whole = "\n".join(texts)  # most values are in none of the texts
-    keys: dict[str, str] = {}
-    for number, (key, text) in enumerate(_leaves(store)):
-        if number >= MOST_LEAVES:
-            break
-        if len(text) >= SHORTEST and text not in known:
-            for written in {text, repr(text)[1:-1]}:  # by itself, and in the repr of what contains it
-                if written in whole:
-                    keys.setdefault(written, key)
-    if not keys:
-        return _declared_values
-    longest_first = sorted(keys, key=len, reverse=True)
-    pattern = re.compile(
-        "|".join(f"{_edge(text[0], '<!')}{re.escape(text)}{_edge(text[-1], '!')}" for text in longest_first)
-    )
-    return lambda text: pattern.sub(lambda found: f"‹{keys[found[0]]}›", _declared_values(text))
-
-
-def _edge(character: str, side: str) -> str:
-    """Return what keeps a value from being found inside of a longer word."""
-    return rf"(?{side}\w)" if character.isalnum() or character == "_" else ""
-
-
-# Our own messages about a value that never came into the store end with it.
-_MIXED: Final = re.compile(r"(a mix of units and data: the \w+) .*(?= is no unit)", re.DOTALL)
-_TYPED: Final = re.compile(r"(but its value is a \w+): .*", re.DOTALL)
-
-
-def _declared_values(text: str) -> str:
-    return _TYPED.sub(r"\1", _MIXED.sub(r"\1", text))
-
-
-def _leaves(store: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the texts and long numbers in the store, also those inside of containers, with the key they are under."""
-    for key in store:
-        waiting: list[tuple[Any, int]] = [(store[key], 0)]
-        seen: set[int] = set()
-        while waiting:
-            value, depth = waiting.pop()
-            if isinstance(value, str):
-                yield key, str(value)
-            elif isinstance(value, (bytes, bytearray)):
-                yield key, bytes(value).decode("utf-8", "backslashreplace")
-            elif type(value) in (int, float):
-                if abs(value) >= 10**SHORTEST:
-                    yield key, str(value)
-            elif depth < DEEPEST and id(value) not in seen:
-                seen.add(id(value))
-                waiting.extend((inner, depth + 1) for inner in _inside(value))
-
-
-def _inside(value: Any) -> Iterable[Any]:
-    """Return what is in a container, or in an object."""
-    try:
-        if isinstance(value, dict):
-            return list(cast("dict[Any, Any]", value).values())
-        if isinstance(value, (list, tuple, set, frozenset)):
-            return list(cast("Iterable[Any]", value))
-        fields: Any = getattr(value, "__dataclass_fields__", None) or getattr(value, "__dict__", ())
-        return [getattr(value, name, None) for name in fields]
-    except Exception:  # of a class that is odd
-        return ()
+def _theirs(traceback: types.TracebackType | None) -> Iterator[tuple[types.FrameType, int]]:
+    """Yield the frames of a traceback without our own, which tell its author nothing."""
+    for frame, line in walk_tb(traceback):
+        if not str(frame.f_globals.get("__name__", "")).startswith("flowdeco."):
+            yield frame, line

@@ -5,22 +5,23 @@ Everything that has a name somebody chose goes through `text`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from html import escape
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from flowdeco.definitions import Stage
+from flowdeco.definitions import Action, Stage
 from flowdeco.runs import Run, Status
-from flowdeco.show.parts import Fold, Folding, Part, folded, planned_stage, walk
+from flowdeco.show.parts import Fold, Folding, Part, folded, planned_action, planned_stage, walk
 from flowdeco.show.stored import stored
 from flowdeco.show.words import MARKS, counted, duration, flows, printable, state
 
 if TYPE_CHECKING:
     from flowdeco.show.plan import Diff, Plan, Ran
 
-__all__ = ["diff", "plan", "ran", "run", "stage", "text"]
+__all__ = ["action", "diff", "name", "plan", "ran", "run", "stage", "text"]
 
 FOLDING: Final = Folding(dynamic=(7, 3), branches=(8, 6), others=(60, 25), most=120)
 MOST_BEHIND_A_FOLD: Final = 100
@@ -33,6 +34,21 @@ def text(value: str, *, lines: bool = False) -> str:
     if lines:
         return "\n".join(escape(printable(line).replace("\\t", "    ")) for line in value.split("\n"))
     return escape(printable(value))
+
+
+_BREAKS: Final = re.compile(r"[^_\[\](){}<>/.,:;=\s-]{0,15}[_\[\](){}<>/.,:;=\s-]+|.{1,16}")
+
+
+def name(value: str, short: int = 12) -> str:
+    """Return a name as text of HTML that breaks, where it must, behind `_`, `.`, `/` and brackets, and not in a word."""
+    told = printable(value)
+    pieces = _BREAKS.findall(told) if len(told) > short else [told]
+    return "<wbr>".join(map(escape, pieces))
+
+
+def _named(value: str, more: str = "") -> str:
+    title = f' title="{text(value)}"' if "<wbr>" in name(value) else ""
+    return f'<span class="fd-name{more}"{title}>{name(value)}</span>'
 
 
 @cache
@@ -61,17 +77,32 @@ def plan(plan: Plan) -> str:
     return _card(_head(title, "", "plan", counted(stages, "stage")), described, _list(plan.parts))
 
 
+def action(action: Action[..., Any]) -> str:
+    """Return an action as HTML: which function it is, what it reads and writes."""
+    part = planned_action(action)
+    function: Any = action.__wrapped__
+    place = f"{getattr(function, '__module__', None) or ''}:{getattr(function, '__qualname__', '')}".strip(":")
+    bound = ", ".join(action._self_bound)
+    return _definition(part, ("function", place), ("bound", bound), ("flow", flows(part)), parts=(), what=("action",))
+
+
 def stage(stage: Stage) -> str:
     """Return a stage as HTML: its actions, with what they read and write."""
     part = planned_stage(stage)
+    data = ("data", ", ".join(part.data))
+    return _definition(part, data, parts=part.parts, what=("stage", counted(len(stage), "action")))
+
+
+def _definition(part: Part, *facts: tuple[str, str], parts: Sequence[Part], what: Sequence[str]) -> str:
     described = f'<div class="fd-text">{text(part.description)}</div>' if part.description else ""
     tags = "".join(_tag(tag) for tag in part.tags)
-    facts = ""
-    for what, those in (("data", part.data), ("middleware", part.middleware)):
-        if those:
-            facts += f'<div class="fd-text">{what}: <span class="fd-name">{text(", ".join(those))}</span></div>'
-    head = _head(stage.name, "", "stage", counted(len(stage), "action")).removesuffix("</div>")
-    return _card(f"{head}{tags}</div>", described, facts, _list(part.parts) if part.parts else "")
+    listed = "".join(
+        f'<div class="fd-text">{kind}: <span class="fd-name">{text(those)}</span></div>'
+        for kind, those in (*facts, ("middleware", ", ".join(part.middleware)))
+        if those
+    )
+    head = _head(part.name, "", *what).removesuffix("</div>")
+    return _card(f"{head}{tags}</div>", described, listed, _list(parts) if parts else '<div class="fd-list"></div>')
 
 
 def ran(ran: Ran) -> str:
@@ -119,8 +150,7 @@ def _forgotten(ran: Ran) -> str:
 
 def _store(run: Run) -> str:
     keys = "".join(
-        f'<span class="fd-name">{text(one.key)}</span>'
-        f'<span class="fd-soft">{text(one.type)}{", " if one.size else ""}{one.size}</span>'
+        f'{_named(one.key)}<span class="fd-soft">{text(one.type)}{", " if one.size else ""}{one.size}</span>'
         for one in islice(stored(run.store), MOST_KEYS)
     )
     more = f"<span>… {len(run.store) - MOST_KEYS:,} more</span>" if len(run.store) > MOST_KEYS else ""
@@ -160,20 +190,26 @@ def _group(part: Part, opened: bool, around: str | None) -> str:
     by = _by(part, around)
     tags = "".join(map(_tag, part.tags))
     if part.kind == "pipeline":
-        inside = (
-            f'<div class="fd-col" style="max-width:none">{"".join(_parts(part.parts, opened, part.inserted_by))}</div>'
-        )
+        inside = f'<div class="fd-col fd-all">{"".join(_parts(part.parts, opened, part.inserted_by))}</div>'
         what = "pipeline"
     else:
         columns = folded(part.parts, FOLDING)
-        inside = "".join(f'<div class="fd-col">{_column(column, opened, part.inserted_by)}</div>' for column in columns)
+        inside = "".join(
+            f'<div class="fd-col{_wide(column)}">{_column(column, opened, part.inserted_by)}</div>'
+            for column in columns
+        )
         at_once = f", {part.limit} at a time" if part.limit else ""
         what = f"parallel, {counted(len(part.parts), 'branch')}{at_once}"
     return (
-        f'<div class="fd-group"><div class="fd-cap"><span class="fd-name">{text(part.name)}</span>'
+        f'<div class="fd-group"><div class="fd-cap">{_named(part.name) if part.name != part.kind else ""}'
         f'<span class="fd-note">{what}</span>{tags}{by}<span class="fd-time">{duration(part.elapsed)}</span></div>'
         f'<div class="fd-cols">{inside}</div></div>'
     )
+
+
+def _wide(column: Part | Fold) -> str:
+    inside = column.parts if isinstance(column, Part) else ()
+    return " fd-wide" if any(part.kind in ("parallel", "pipeline") for part in inside) else ""
 
 
 def _column(column: Part | Fold, opened: bool, around: str | None) -> str:
@@ -189,8 +225,8 @@ def _row(part: Part, around: str | None = None, turn: bool = False) -> str:
     return (
         f'<div class="fd-row fd-{part.kind} fd-{kind or "planned"}{fresh}">'
         f'<span class="fd-mark">{MARKS[kind].strip() or "•"}</span>'
-        f'<span class="fd-name{" fd-turn" if turn else ""}">{text(part.name)}</span>'
-        f"{''.join(map(_tag, sorted({*part.tags, *about.tags})))}{_by(part, around)}{_notes(part, about)}"
+        f'<span class="fd-what">{_named(part.name, " fd-turn" if turn else "")}'
+        f"{''.join(map(_tag, sorted({*part.tags, *about.tags})))}{_by(part, around)}{_notes(part, about)}</span>"
         f'<span class="fd-time">{duration(part.elapsed) if part.elapsed else ""}</span></div>'
     )
 
@@ -198,13 +234,14 @@ def _row(part: Part, around: str | None = None, turn: bool = False) -> str:
 def _by(part: Part, around: str | None) -> str:
     if part.inserted_by is None or part.inserted_by == around:
         return ""
-    return f'<span class="fd-by">+ by {text(part.inserted_by)}</span>'
+    return f'<span class="fd-by">+ by {name(part.inserted_by)}</span>'
 
 
 def _notes(part: Part, about: Part) -> str:
     notes: list[str] = []
+    kind = "fd-note"
     if about.status is None and flows(about):
-        notes.append(text(flows(about)))
+        notes.append(name(flows(about), 40))
     if part.unplanned:
         notes.append("not in the plan")
     if max(part.attempts, about.attempts) > 1:
@@ -214,9 +251,10 @@ def _notes(part: Part, about: Part) -> str:
         notes.append(f'<span class="fd-warn">recovered from {error}</span>')
     elif error and part.status is Status.FAILED:
         notes.append(f"<b>{error}</b>")
+        kind = "fd-note fd-why"
     elif part.status not in (None, Status.COMPLETED, Status.FAILED):
         notes.append("not reached" if part.status is Status.PENDING else str(part.status))
-    return f'<span class="fd-note">{", ".join(notes)}</span>' if notes else ""
+    return f'<span class="{kind}">{", ".join(notes)}</span>' if notes else ""
 
 
 def _tag(tag: str) -> str:

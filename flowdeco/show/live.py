@@ -6,12 +6,12 @@ which the run would pay.
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from flowdeco.show.tally import Row, Tally, describe, duration
+from flowdeco.show.words import MARKS
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
@@ -38,12 +38,17 @@ class Glyphs(NamedTuple):
 
 
 FINE: Final = Glyphs(
-    "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", "━", "─", "↳ ", " › ", "…",
-    {"completed": "✓", "failed": "✗", "skipped": "–", "bailed": "✓", "suspended": "‖", "cancelled": "✗"},
-)  # fmt: skip
+    "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏",
+    "━",
+    "─",
+    "↳ ",
+    " › ",
+    "…",
+    MARKS,
+)
 PLAIN: Final = Glyphs(
     "|/-\\", "#", "-", "> ", "/", "...",
-    {"completed": "+", "failed": "x", "skipped": "-", "bailed": "+", "suspended": "=", "cancelled": "x"},
+    {"completed": "+", "failed": "x", "skipped": "-", "bailed": "^", "suspended": "=", "cancelled": "#"},
 )  # fmt: skip
 STYLES: Final = {
     "completed": "green",
@@ -97,7 +102,7 @@ def frame(tally: Tally, height: int = 24, glyphs: Glyphs = FINE, width: int = 80
     if len(running) > len(shown):
         lines.append([(f" {glyphs.dots} {len(running) - len(shown)} more running", "dim")])
     lines.append(_summary(tally, glyphs) if over else _total(tally, glyphs))
-    return Frame(lines)
+    return Frame([_within(line, width, glyphs) for line in lines])
 
 
 def _worth_showing(tally: Tally, lines: int) -> list[Row]:
@@ -156,10 +161,22 @@ def fitted(text: str, width: int, glyphs: Glyphs) -> str:
     taken = cell_len(text)
     if taken <= width:
         return text + " " * (width - taken)
-    kept = text
-    while cell_len(kept) > width - len(glyphs.dots):
+    kept, dots = text, glyphs.dots[:width]
+    while cell_len(kept) > width - len(dots):
         kept = kept[:-1]
-    return kept + glyphs.dots + " " * (width - len(glyphs.dots) - cell_len(kept))
+    return kept + dots + " " * (width - len(dots) - cell_len(kept))
+
+
+def _within(line: Line, width: int, glyphs: Glyphs) -> Line:
+    """Return a line that ends with dots where it would not fit."""
+    left = width
+    for number, (text, style) in enumerate(line):
+        taken = cell_len(text)
+        if taken > left or (taken == left and number + 1 < len(line)):
+            room = max(0, left)
+            return [*line[:number], (fitted(f"{text}{glyphs.dots}" if taken <= room else text, room, glyphs), style)]
+        left -= taken
+    return line
 
 
 def cell_len(text: str) -> int:
@@ -182,7 +199,8 @@ def _total(tally: Tally, glyphs: Glyphs) -> Line:
 
 def _summary(tally: Tally, glyphs: Glyphs) -> Line:
     style = STYLES.get(tally.status, "")
-    count = str(tally.done) if tally.done == tally.known else f"{tally.done} of {tally.known}"
+    done = tally.finished
+    count = str(done) if done == tally.known else f"{done} of {tally.known}"
     told = f": {count} stage{'s' * (tally.known != 1)} in {duration(tally.seconds)}"
     sign = glyphs.status.get(tally.status, "?")
     return [(sign, style), (" ", ""), (tally.pipeline, "bold"), (f" {tally.status}", style), (told, "")]
@@ -264,12 +282,31 @@ WIDE: Final = 100
 
 
 def html(drawn: Frame) -> str:
-    """Return a frame as HTML, in the colours of the page around it."""
-    from rich.console import Console
+    """Return a frame as HTML, in colours that can be read in the light and in the dark."""
+    from flowdeco.show.html import style, text
 
-    console = Console(record=True, file=io.StringIO(), width=WIDE, force_jupyter=False, color_system="truecolor")
-    console.print(drawn)
-    return console.export_html(
-        inline_styles=True,
-        code_format='<pre style="line-height:1.3;white-space:pre;overflow-x:auto">{code}</pre>',
-    )
+    def piece(said: str, how: str) -> str:
+        css = ";".join(COLOURS[word] for word in how.split())
+        return f'<span style="{css}">{text(said)}</span>' if css else text(said)
+
+    lines = "\n".join("".join(piece(*one) for one in line) for line in drawn.lines)
+    colours = style().partition(".flowdeco * {")[0]
+    return f'<div class="flowdeco"><style>{colours}</style><pre style="{PRE}">{lines}</pre></div>'
+
+
+COLOURS: Final = {
+    "bold": "font-weight:600",
+    "dim": "color:var(--fd-soft)",
+    "green": "color:var(--fd-ok)",
+    "red": "color:var(--fd-bad)",
+    "yellow": "color:var(--fd-warn)",
+    "cyan": "color:var(--fd-run)",
+    "blue": "color:var(--fd-run)",
+    "magenta": "color:var(--fd-new)",
+    "bright_black": "color:var(--fd-off)",
+}
+PRE: Final = (
+    "margin:0;padding:6px 10px;border:1px solid var(--fd-line);border-radius:6px;background:var(--fd-paper);"
+    "color:var(--fd-fg);white-space:pre;overflow-x:auto;font:12px/1.35 var(--jp-code-font-family,ui-monospace,"
+    "SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono',monospace),monospace"
+)

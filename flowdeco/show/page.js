@@ -15,17 +15,25 @@
     return made;
   };
 
+  // A long name breaks behind signs and, in what has none, after sixteen letters; not within a word.
+  const named = (name) => {
+    const made = el("span", "name");
+    const pieces = name.length > 24 && name.match(/[^_\[\](){}<>\/.,:;=\s-]{0,15}[_\[\](){}<>\/.,:;=\s-]+|.{1,16}/gu) || [name];
+    pieces.forEach((piece, index) => { if (index) made.append(el("wbr")); made.append(piece); });
+    return made;
+  };
+
   // What is shown: rows that match, with what they are in; what is folded or closed is left out.
 
   const unfolded = new Set(), closed = new Set(), opened = new Set();
   const pressed = { state: new Set(), tag: new Set() };
   let visible = [], done = 0, current = -1;
 
-  const warned = (row) => row.s === "recovered" || row.a > 1 || row.again === 1;
+  const warned = (row) => row.s === "recovered" || row.a > 1 || row.again !== undefined;
   const states = (row) => {
     const found = [row.s];
     if (row.by !== undefined) found.push("inserted");
-    if (row.a > 1 || row.again === 1) found.push("retried");
+    if (row.a > 1 || row.again !== undefined) found.push("retried");
     return found;
   };
   rows.forEach((row, index) => {
@@ -114,11 +122,12 @@
     sign.setAttribute("aria-hidden", "true");
     mark.append(sign, el("span", "unseen", row.s));
     const what = el("span", "what");
-    what.append(el("span", "name", row.n));
+    what.append(named(row.n));
     if (row.kind) what.append(el("span", "kind", row.kind));
     for (const tag of row.tags || []) what.append(el("span", "tag", `#${tag}`));
     if (row.by !== undefined && !row.same) what.append(el("span", "by", `+ inserted by ${row.by}`));
     if (row.a > 1) what.append(el("span", "note warn", `${row.a} attempts`));
+    if (row.again !== undefined) what.append(el("span", "note warn", row.again));
     if (row.note) what.append(el("span", `note ${row.s === "recovered" ? "warn" : row.s === "failed" ? "bad" : ""}`, row.note));
     into.append(mark, what, bar(row), el("span", "time", row.t || ""));
   };
@@ -408,14 +417,15 @@
   const alarm = $("alarm");
   if (alarm && data.fail !== undefined) {
     alarm.append(failure(data.failures[data.fail]));
-    if (data.culprit >= 0) {
-      const acts = el("div", "acts");
-      const go = el("button", "link", `Show the stage ${rows[data.culprit].n}`);
+    const acts = el("div", "acts");
+    for (const index of data.culprits) {
+      const go = el("button", "link", `Show the stage ${rows[index].n}`);
       go.type = "button";
-      go.addEventListener("click", () => jump(data.culprit));
+      go.addEventListener("click", () => jump(index));
       acts.append(go);
-      alarm.append(acts);
     }
+    if (data.more) acts.append(el("span", "notes", `and ${data.more.toLocaleString()} more that failed`));
+    alarm.append(acts);
   }
 
   if (!bars.length) $("timeline").hidden = true;

@@ -14,13 +14,14 @@ from datetime import datetime
 from functools import cache
 from hashlib import sha256
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from flowdeco.runs import Run, Status
-from flowdeco.show.failures import Failure, Redact, failure_of, redactor
-from flowdeco.show.html import text
+from flowdeco.show.failures import Failure, failure_of
+from flowdeco.show.html import name, text
 from flowdeco.show.parts import Fold, Folding, Part, folded, walk
 from flowdeco.show.plan import Change, Diff
+from flowdeco.show.redaction import Redact, known_of, redactor
 from flowdeco.show.stored import stored
 from flowdeco.show.words import MARKS, counted, duration, printable, state
 
@@ -31,17 +32,14 @@ MOST_TAGS: Final = 10
 MOST_CHANGES: Final = 100
 MOST_KEYS: Final = 500
 MOST_NAMES: Final = 20
+MOST_CULPRITS: Final = 10
+SHORT_KEY: Final = 28
 
 
 def page(run: Run, diff: Diff, *, values: bool = False) -> str:
     """Return the page; what is in the store stands in it by type and size, with `values` by value."""
-    public = {word for _, part in walk(diff.parts) for word in (part.name, *part.tags)} | {
-        run.pipeline.name,
-        *run.store,
-    }
     failures = {id(error): failure_of(error) for error in _errors(run)}
-    texts = (text for failure in failures.values() for text in failure.texts())
-    redact = _as_it_is if values else redactor(run.store, public, (str(run.reason), *texts))
+    redact = _as_it_is if values else _redact_of(run, diff, failures.values())
     table = _Table(run, redact, {number: failure.redacted(redact) for number, failure in failures.items()})
     table.add(diff.parts, -1, 0)
     return _filled(
@@ -90,6 +88,21 @@ _UNSAFE: Final = {ord(character): f"\\u{ord(character):04x}" for character in "<
 def json_in_html(data: Any) -> str:
     """Return data as JSON that can stand in a script element: no `</script>`, no `<!--`; ASCII only."""
     return json.dumps(data, separators=(",", ":"), ensure_ascii=True).translate(_UNSAFE)
+
+
+def _redact_of(run: Run, diff: Diff, failures: Iterable[Failure]) -> Redact:
+    known = known_of(run, _errors(run))
+    names = {word for _, part in walk(diff.parts) for word in (part.name, *part.tags)}
+    texts = (text for failure in failures for text in failure.texts())
+    return redactor(known.values, {run.pipeline.name, *run.store, *names, *known.public}, (str(run.reason), *texts))
+
+
+def _members(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception and, of a group, all that are in it."""
+    if error is not None:
+        yield error
+        for member in cast("Any", error).exceptions if isinstance(cast("object", error), BaseExceptionGroup) else ():
+            yield from _members(member)
 
 
 def _as_it_is(words: str) -> str:
@@ -186,12 +199,17 @@ def _store(run: Run, values: bool) -> str:
             rows.append(f"<tr><td>… {len(run.store) - MOST_KEYS:,} more</td></tr>")
             break
         value = f"<td><pre>{text(one.value, lines=True)}</pre></td>" if one.value is not None else ""
-        rows.append(f"<tr><td>{text(one.key)}</td><td>{text(one.type)}</td><td>{one.size}</td>{value}</tr>")
+        rows.append(f'<tr>{_cell(one.key)}{_cell(one.type)}<td class="whole">{one.size}</td>{value}</tr>')
     column = '<th scope="col">Value</th>' if values else ""
     return (
         f'{head}<table><thead><tr><th scope="col">Key</th><th scope="col">Type</th><th scope="col">Size</th>{column}'
         f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div></section>"
     )
+
+
+def _cell(word: str) -> str:
+    """Return a name that stays in one line, or breaks where names do."""
+    return f'<td class="whole">{text(word)}</td>' if len(word) <= SHORT_KEY else f"<td>{name(word)}</td>"
 
 
 # The data of the stages.
@@ -258,7 +276,10 @@ class _Table:
     def _kind(self, part: Part) -> str:
         if part.kind == "parallel":
             at_once = f", {part.limit} at a time" if part.limit else ""
-            return f"parallel, {counted(len(part.parts), 'branch')}{at_once}"
+            kind = "" if part.name == part.kind else "parallel, "
+            return f"{kind}{counted(len(part.parts), 'branch')}{at_once}"
+        if part.name == part.kind:
+            return ""
         return part.kind
 
     def _common(self, part: Part) -> dict[str, Any]:
@@ -295,8 +316,7 @@ class _Table:
         }
         inside = next((inner for inner in part.parts if inner.recovered or inner.attempts > 1), None)
         if inside is not None and not part.is_bare:
-            row["again"] = 1
-            row["note"] = self._note(part) or f"{printable(inside.name)}: " + (
+            row["again"] = f"{printable(inside.name)}: " + (
                 counted(inside.attempts, "attempt") if inside.attempts > 1 else self._note(inside)
             )
         if part.is_bare:
@@ -323,7 +343,7 @@ class _Table:
         return {key: value for key, value in row.items() if value not in (None, "", [])} | {"s": row["s"]}
 
     def _failure(self, error: BaseException | None) -> int | None:
-        return None if error is None else self._failed[id(error)]
+        return None if error is None else self._failed.get(id(error))
 
     def _lay(self, parts: Sequence[Part], lane: int) -> int:
         """Give stages their lanes, and return how many they need: branches that overlap in time, one for each."""
@@ -354,14 +374,15 @@ class _Table:
 
     def legend(self) -> Iterator[str]:
         """Yield what the colours of the timeline mean, as far as they are there."""
-        bars = [row for row in self.rows if row["k"] == "stage" and "x" in row]
-        yield "<span><i></i>in the plan</span>"
-        if any("by" in row for row in bars):
-            yield '<span><i class="l-new"></i>inserted</span>'
-        if any("a" in row or "again" in row or row["s"] == "recovered" for row in bars):
-            yield '<span><i class="l-warn"></i>retried or recovered</span>'
-        if any(row["s"] in ("failed", "cancelled") for row in bars):
-            yield '<span><i class="l-bad"></i>failed</span>'
+        bars = [row for row in self.rows if row["k"] == "stage" and "x" in row and row["s"] != "skipped"]
+        colours = set(map(_colour, bars))
+        cancelled = any(row["s"] == "cancelled" for row in bars)
+        failed = any(row["s"] == "failed" for row in bars)
+        bad = "failed or cancelled" if failed and cancelled else "cancelled" if cancelled else "failed"
+        kinds = {"": "in the plan", "l-new": "inserted", "l-warn": "retried or recovered", "l-bad": bad}
+        for colour, what in kinds.items():
+            if colour in colours:
+                yield f'<span><i class="{colour}"></i>{what}</span>'
 
     def _tags(self, row: dict[str, Any]) -> set[str]:
         """Return the tags of a stage, of its actions, and of what it is in."""
@@ -390,7 +411,9 @@ class _Table:
             for tag in self._tags(row):
                 tags[tag] = tags.get(tag, 0) + 1
         failed = self._failure(self.run.error)
+        fatal = {self._failure(error) for error in _members(self.run.error)} - {None}
         culprits = [index for index, row in enumerate(self.rows) if row["k"] == "stage" and row["s"] == "failed"]
+        theirs = [index for index in culprits if self.rows[index].get("fail") in fatal] or culprits[-1:]
         return {
             "rows": self.rows,
             "stages": len(stages),
@@ -399,13 +422,21 @@ class _Table:
             "tags": sorted(tags.items(), key=lambda one: (-one[1], one[0]))[:MOST_TAGS],
             "failures": [_told(failure) for failure in self.failures],
             **({"fail": failed} if failed is not None else {}),
-            "culprit": next(
-                (i for i in culprits if self.rows[i].get("fail") == failed), culprits[-1] if culprits else -1
-            ),
+            "culprits": theirs[:MOST_CULPRITS],
+            "more": max(0, len(theirs) - MOST_CULPRITS),
             "lanes": self.lanes,
             "ticks": self.scale.ticks(),
             "marks": MARKS,
         }
+
+
+def _colour(row: dict[str, Any]) -> str:
+    """Return how the bar of a stage is painted, as the script does it."""
+    if row["s"] in ("failed", "cancelled"):
+        return "l-bad"
+    if "a" in row or "again" in row or row["s"] == "recovered":
+        return "l-warn"
+    return "l-new" if "by" in row else ""
 
 
 def _told(failure: Failure) -> dict[str, Any]:

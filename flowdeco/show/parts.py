@@ -17,6 +17,7 @@ from flowdeco.wiring import Step, step_of
 
 __all__ = ["Fold", "Part", "folded", "planned_parts", "ran_parts", "walk"]
 
+MOST_MEMBERS = 20  # of an exception group
 DEEPEST = 32  # what is nested deeper is shown at this level
 
 
@@ -140,9 +141,9 @@ def planned_action(action: Action[..., Any]) -> Part:
     """Return the part of an action: what it reads and writes is read from its signature and options."""
     step = step_of(action)
     reads = tuple(
-        "ctx" if wanted.context else wanted.key + "?" * (wanted.default is not EMPTY)
+        wanted.key + "?" * (wanted.default is not EMPTY)
         for wanted in step.inputs
-        if wanted.name not in step.bound
+        if not (wanted.context or wanted.name in step.bound)
     )
     return Part(
         "action",
@@ -360,6 +361,21 @@ def told(error: BaseException | None) -> str:
         return ""
     message = message_of(error)
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def told_with_members(error: BaseException | None, indent: str = "") -> str:
+    """Return type and message of an exception and, of a group, of all that are in it: each in lines of its own."""
+    if not isinstance(cast("object", error), BaseExceptionGroup):
+        return told(error).replace("\n", f"\n{indent}")
+    members: tuple[BaseException, ...] = cast("Any", error).exceptions
+    lines = [told(error).replace("\n", f"\n{indent}")]
+    inner = f"{indent}     "
+    for number, member in enumerate(members[:MOST_MEMBERS], 1):
+        lines.append(f"{indent}  {number}. {told_with_members(member, inner)}")
+        lines.extend(f"{inner}{note}" for note in map(str, getattr(member, "__notes__", ())))
+    if len(members) > MOST_MEMBERS:
+        lines.append(f"{indent}  … {len(members) - MOST_MEMBERS:,} more")
+    return "\n".join(lines)
 
 
 def message_of(error: BaseException) -> str:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-from flowdeco.definitions import Parallel, Pipeline, Stage, Unit
+from flowdeco.definitions import Action, Parallel, Pipeline, Stage, Unit
 from flowdeco.runs import Run, Status
 from flowdeco.show import html
 from flowdeco.show.mermaid import flowchart
-from flowdeco.show.parts import Part, compared, planned_parts, ran_parts, told, walk
+from flowdeco.show.parts import Part, compared, planned_parts, ran_parts, told_with_members, walk
 from flowdeco.show.text import table
 from flowdeco.show.words import counted, duration, printable
 
@@ -264,7 +264,7 @@ def ran(run: Run) -> Ran:
         run.status,
         run.started,
         run.elapsed,
-        told(error),
+        told_with_members(error),
         tuple(map(str, getattr(error, "__notes__", ()))),
         str(run.reason or ""),
         run.forgotten,
@@ -276,9 +276,11 @@ _ran = ran
 
 
 def html_of(shown: Unit | Run) -> str:
-    """Return what a notebook shows for a stage, a pipeline, a group or a run."""
+    """Return what a notebook shows for an action, a stage, a pipeline, a group or a run."""
     if isinstance(shown, Run):
         return html.run(shown, plan(shown.pipeline).diff(ran(shown)))
+    if isinstance(shown, Action):
+        return html.action(cast("Action[..., Any]", shown))
     return html.stage(shown) if isinstance(shown, Stage) else html.plan(plan(shown))
 
 

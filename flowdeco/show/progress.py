@@ -269,7 +269,8 @@ class Lines:
             self._print(f"{tally.pipeline}: {_stages(tally.known)}")
         elif kind is RunFinished:
             more = f"; {tally.error}" if tally.error else ""
-            count = _stages(tally.done) if tally.done == tally.known else f"{tally.done} of {_stages(tally.known)}"
+            done = tally.finished
+            count = _stages(done) if done == tally.known else f"{done} of {_stages(tally.known)}"
             self._print(f"{tally.pipeline} {tally.status}: {count} in {duration(tally.seconds)}{more}")
 
     def _stage_is_over(self, row: Row) -> None:

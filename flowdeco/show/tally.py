@@ -81,6 +81,7 @@ class Tally:
         self.running: dict[Row, None] = {}
         self.recent: deque[Row] = deque(maxlen=REMEMBERED)
         self.failed: deque[Row] = deque(maxlen=FAILURES)
+        self._unfinished = 0  # ended, and not done: they failed, or were stopped
         self._announced: dict[str | None, int] = {}  # and not begun yet, by who inserted them
 
     def __call__(self, event: Event) -> None:
@@ -94,6 +95,11 @@ class Tally:
         """The stage that began last of those that run, "" if none does."""
         row = next(reversed(self.running), None)
         return "" if row is None else row.name
+
+    @property
+    def finished(self) -> int:
+        """How many are done; of a run that does not complete, without those that ended because of it."""
+        return self.done if self.status == "completed" else self.done - self._unfinished
 
     @property
     def seconds(self) -> float:
@@ -150,6 +156,7 @@ class Tally:
         self.recent.append(row)
         if event.status == "failed":
             self.failed.append(row)
+        self._unfinished += event.status in ("failed", "cancelled", "suspended")
 
     def _begin_action(self, event: ActionStarted) -> None:
         row = self._row(event.stage)

@@ -72,9 +72,7 @@ def _time(part: Part) -> str:
 
 def _named(part: Part) -> str:
     name = printable(part.name)
-    return (
-        f"{name} (parallel)" if part.kind == "parallel" else f"{name} (pipeline)" if part.kind == "pipeline" else name
-    )
+    return f"{name} ({part.kind})" if part.kind in ("parallel", "pipeline") and name != part.kind else name
 
 
 def _lines(parts: Sequence[Part], indent: str, line_of: LineOf, around: str | None = None) -> Iterator[Line]:
