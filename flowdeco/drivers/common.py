@@ -17,6 +17,7 @@ from flowdeco.evaluate import Evaluation
 from flowdeco.journal import Journal, Remembered
 from flowdeco.memory import Memory, chronicle, past_of
 from flowdeco.options import checked_layers, checked_selectors
+from flowdeco.places import error_of
 from flowdeco.requests import Raised, Request, Save
 from flowdeco.resume import Rehearsal, Resumption
 from flowdeco.runs import Run, Status
@@ -304,8 +305,7 @@ def _evaluated(evaluation: Evaluation) -> Generator[Request, Any, None]:
     if evaluation.unmatched and run.status is Status.COMPLETED:
         _logger(run.id).warning("run %s: skip=%s matched nothing. %s", run.id, *_unmatched(run, evaluation.unmatched))
     if evaluation.memory is not None:
-        error = None if run.error is None else f"{type(run.error).__name__}: {run.error}"
-        answer = yield Save(evaluation.memory.journal.close, run.id, str(run.status), run.reason, error)
+        answer = yield Save(evaluation.memory.journal.close, run.id, str(run.status), run.reason, error_of(run))
         if type(answer) is Raised and run.error is None:
             run.error, run.status = answer.error, Status.FAILED
 
