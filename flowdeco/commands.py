@@ -21,7 +21,9 @@ from flowdeco.given import UsageError, awaited, doubts, read_inputs
 if TYPE_CHECKING:
     from flowdeco.definitions import Pipeline, Unit
     from flowdeco.durable import RunInfo
+    from flowdeco.durable.info import Step
     from flowdeco.entry import Entry
+    from flowdeco.places import Place
     from flowdeco.runs import Run
 
 __all__ = ["COMMANDS", "JOURNAL", "LATEST", "perform"]
@@ -373,14 +375,16 @@ def _plan(options: Namespace) -> int:
 
 
 def _diff(options: Namespace) -> int:
-    from flowdeco.recorded import recorded
+    from flowdeco.recorded import crashed, recorded
 
     path = _journal_path(options)
     entry, info = _entry_and_run(options, path)
     flow = _only(entry.unit, options.only, entry.reference)
     if entry.in_file:
         sys.modules["__main__"] = entry.module
-    return _print_picture(flow.plan().diff(recorded(path, info, flow).ran()), f"plan and run {info.id}", options)
+    ran = recorded(path, info, flow).ran()
+    diff = flow.plan().diff(crashed(ran) if _state(info) == "crashed" else ran)
+    return _print_picture(diff, f"plan and run {info.id}", options)
 
 
 def _print_picture(picture: Any, title: str, options: Namespace) -> int:
@@ -507,15 +511,20 @@ def _check_statuses(wanted: Iterable[str]) -> None:
 
 
 def _info_as_data(info: RunInfo) -> dict[str, Any]:
-    return {**info._asdict(), "status": _state(info)}
+    from flowdeco.places import places_of
+
+    error, places = places_of(info.error)
+    failed = [place._asdict() for place in places]
+    return {**info._asdict(), "status": _state(info), "error": error or None, "failed": failed}
 
 
 def _table_of(found: Iterable[RunInfo]) -> None:
+    from flowdeco.places import places_of
     from flowdeco.report import moment, one_line, shortened, table
 
     rows = [
         (info.id, _workflow(info), _state(info), moment(info.started), str(info.steps),
-         shortened(one_line(info.error or info.reason or (f"by {info.owner}" if info.owner else "")), 80))
+         shortened(one_line(places_of(info.error)[0] or info.reason or (f"by {info.owner}" if info.owner else "")), 80))
         for info in found
     ]  # fmt: skip
     table(["RUN", "WORKFLOW", "STATUS", "STARTED", "STEPS", "WHY"], rows, sys.stdout, right=["STEPS"])
@@ -541,15 +550,18 @@ def _runs(options: Namespace) -> int:
 def _show(options: Namespace) -> int:
     from flowdeco.durable import history
     from flowdeco.durable.info import steps
+    from flowdeco.places import places_of
 
     path = _journal_path(options)
     info = _find(path, options.run or LATEST)
     rows = history(path, info.id)
+    error, places = places_of(info.error)
     if options.json:
         _print_json({**_info_as_data(info), "history": [_row_as_data(row) for row in rows]})
         return FINE
-    _head(info)
-    _steps(steps(rows), _state(info))
+    last = max((row.started + row.elapsed for row in rows), default=0.0)  # it is not noted at every step
+    _head(info._replace(error=error or None, updated=max(info.updated, last)))
+    _steps(steps(rows), _state(info), places)
     _tell_how_to_go_on(info.id, _state(info), info.reason, options, "" if info.entry else "FILE.py:FLOW ")
     return FINE
 
@@ -576,18 +588,33 @@ def _head(info: RunInfo) -> None:
         print(f"{name:<9} {value}")
 
 
-def _steps(found: Iterable[Any], state: str) -> None:
+def _steps(found: Iterable[Step], state: str, places: Sequence[Place]) -> None:
     from flowdeco.report import duration, table
 
     rows: list[tuple[str, str, str]] = []
+    left = list(places)
     for step in found:
         status, elapsed = (step.row.status, duration(step.row.elapsed)) if step.row is not None else (state, "")
+        if step.row is None and state == "crashed":
+            status = "crashed here or later"  # the end of a stage is written with what comes next
         rows.append((step.name, status, elapsed if status != "skipped" else ""))
         if [row.action for row in step.actions] != [step.name]:
             rows.extend((f"  {row.action}", row.status, duration(row.elapsed)) for row in step.actions)
+        place = next((place for place in left if step.row is None and place.stage == step.name), None)
+        if place is not None:
+            left.remove(place)
+            rows.extend([(f"  {place.action}", _stopped(place, state), "")] if place.action is not None else [])
+    for place in left:  # nothing in the stage is over
+        alone = place.action in (None, place.stage)
+        rows.append((place.stage, _stopped(place, state) if alone else state, ""))
+        rows.extend([] if alone else [(f"  {place.action}", _stopped(place, state), "")])
     if rows:
         print()
         table(["STAGE", "STATUS", "TIME"], rows, sys.stdout, right=["TIME"])
+
+
+def _stopped(place: Place, state: str) -> str:
+    return f"{state}, {place.attempts} attempts" if place.attempts > 1 else state
 
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}

@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from ast import literal_eval
 from collections.abc import Iterator
-from typing import Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
-from flowdeco.runs import ActionRecord, Run, StageRecord, Status
+if TYPE_CHECKING:
+    from flowdeco.runs import ActionRecord, Run, StageRecord
 
 __all__ = ["Place", "error_of", "places_of"]
 
@@ -77,7 +78,7 @@ def _places(run: Run, error: BaseException) -> Iterator[Place]:
 
 
 def _is_stopped(record: StageRecord | ActionRecord) -> bool:
-    return record.status in (Status.FAILED, Status.CANCELLED) and not record.recovered
+    return record.status in ("failed", "cancelled") and not record.recovered
 
 
 def _members(error: BaseException) -> Iterator[BaseException]:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import count
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from flowdeco.declare import action
 from flowdeco.definitions import Action, Parallel, Pipeline, Stage, Stream, one_action_stage
@@ -25,7 +26,11 @@ from flowdeco.places import Place, places_of
 from flowdeco.runs import ActionRecord, Run, Scope, StageRecord, Status
 from flowdeco.store import Store
 
-__all__ = ["recorded"]
+if TYPE_CHECKING:
+    from flowdeco.show import Ran
+    from flowdeco.show.parts import Part
+
+__all__ = ["crashed", "recorded"]
 
 
 def recorded(path: str, info: RunInfo, flow: Pipeline) -> Run:
@@ -48,6 +53,19 @@ def recorded(path: str, info: RunInfo, flow: Pipeline) -> Run:
     run.elapsed = max(0.0, info.updated - info.started)
     run.stages = _Reader(run, codec, history(path, info.id), places).records()
     return run
+
+
+def crashed(ran: Ran) -> Ran:
+    """Return what ran of a run that was under way when its process ended, called so."""
+    return replace(ran, status=_CRASHED, parts=tuple(map(_crashed, ran.parts)))
+
+
+def _crashed(part: Part) -> Part:
+    status = _CRASHED if part.status is Status.RUNNING else part.status
+    return part._replace(status=status, parts=tuple(map(_crashed, part.parts)))
+
+
+_CRASHED: Final = cast("Status", "crashed")  # a word of those who look at journals: no run says so of itself
 
 
 def _error(text: str) -> RunError:
@@ -138,14 +156,14 @@ class _Reader:
     def _stage(self, branch: _Branch, step: Step) -> StageRecord:
         """Add the record of a stage; one that is not over has the status of the run that it stopped with."""
         coming = self._take(branch, step)
-        stage, dynamic = cast("Stage", coming.unit), cast("dict[str, tuple[Action[..., Any], str]]", {})
+        stage, dynamic = cast("Stage", coming.unit), dict[str, tuple[Action[..., Any], str]]()
         inserted: list[_Coming] = []
         actions: list[ActionRecord] = []
         for row in step.actions:
-            record = _ran(stage, row, self._told(row), dynamic)
-            units = (unit for unit in record.inserted if not isinstance(unit, Action))
+            did = _ran(stage, row, self._told(row), dynamic)
+            units = (unit for unit in did.inserted if not isinstance(unit, Action))
             inserted += self._coming(branch, units, f"{row.stage}/{row.action}", coming.scope)
-            actions.append(record)
+            actions.append(did)
         first = step.row or step.actions[0]
         told = {} if step.row is None else self._told(step.row)
         if told.get("failed"):  # the action whose failure was recovered around the stage
@@ -236,7 +254,7 @@ class _Reader:
             return
         branch.stopped = True
         del branch.queue[0]
-        stage, run, actions_of_it = coming.unit, self.run, cast("list[ActionRecord]", [])
+        stage, run, actions_of_it = coming.unit, self.run, list[ActionRecord]()
         if blamed:
             self._blame(stage, actions_of_it, {})
         elif len(stage):

@@ -787,6 +787,24 @@ def test_a_crashed_run_is_called_so(flowdeco, journal):
     assert "status    crashed" in flowdeco("show", "dead")[1]
 
 
+def test_a_crashed_run_is_told_as_far_as_it_came(flowdeco, journal):
+    """It was at work until its last step, and with what comes after that."""
+    Path("dies.py").write_text(
+        "import os, time\nfrom flowdeco import Stage, action\n"
+        "@action\ndef wait():\n    time.sleep(0.05)\n@action\ndef die():\n    os._exit(9)\n"
+        "flow = Stage('a', [wait]) >> die >> wait"
+    )
+    assert in_process("run", "dies.py:flow", "--run-id", "dead", "--journal", "runs.db").returncode == 9
+    shown = flowdeco("show", "dead")[1]
+    assert float(re.search(r", (\d+) ms later", shown)[1]) >= 50
+    assert lines(shown)[-2:] == ["a crashed here or later", "wait completed T"]
+    assert lines(flowdeco("diff", "dead")[1]) == [
+        "pipeline, plan and run dead (crashed): 1 crashed, 1 not reached",
+        "✓ a", "✓ wait", "✗ die crashed", "· wait not reached",
+    ]  # fmt: skip
+    assert "fd-crashed" in flowdeco("diff", "dead", "--format", "html")[1]
+
+
 def test_a_run_is_shown_with_its_steps(flowdeco, journal):
     """By default the latest; actions only where they say more than the stage."""
     flowdeco("run", "flows.py:gated", "-i", "kinds:=1", "--run-id", "one")
@@ -812,6 +830,56 @@ def test_a_run_is_shown_with_its_steps(flowdeco, journal):
         ("action", "process[0]", "handle"),
         ("stage", "process[0]", None),
     ]
+
+
+FAILS = """
+from flowdeco import action, parallel, stage
+from flowdeco.middleware import retry
+
+@stage
+def publish() -> None:
+    @action
+    def text() -> None: ...
+
+    @action(use=[retry(on=OSError, attempts=3, wait=0)])
+    def upload(why: str = "offline") -> None:
+        if why == "stop":
+            raise KeyboardInterrupt
+        raise OSError(why)
+
+@action
+def first() -> None: ...
+
+@action
+def tidy() -> None: ...
+
+flow = first >> parallel(first, tidy, name="checks") >> publish >> tidy
+alone = first >> publish["upload"]
+"""
+
+
+def test_what_failed_is_shown(flowdeco, journal):
+    """The journal has no row for it; with its attempts."""
+    Path("fails.py").write_text(FAILS)
+    flowdeco("run", "fails.py:flow", "--run-id", "one")
+    shown = lines(flowdeco("show", "one")[1])
+    assert "status failed: OSError: offline" in shown
+    assert shown[-3:] == ["publish failed", "text completed T", "upload failed, 3 attempts"]
+    assert json.loads(flowdeco("show", "one", "--json")[1])["failed"] == [
+        {"stage": "publish", "action": "upload", "attempts": 3, "error": ""}
+    ]
+    assert lines(flowdeco("diff", "one")[1])[0].endswith("(failed): 1 retried, 1 failed, 1 not reached")
+    assert "✗ upload 3 attempts, OSError: offline" in lines(flowdeco("diff", "one")[1])
+    flowdeco("run", "fails.py:alone", "--run-id", "two")
+    assert lines(flowdeco("show", "two")[1])[-2:] == ["first completed T", "upload failed, 3 attempts"]
+
+
+def test_an_error_without_a_message_has_no_colon(flowdeco, journal):
+    """Ctrl-C, for one."""
+    Path("fails.py").write_text(FAILS)
+    flowdeco("run", "fails.py:alone", "-i", "why=stop", "--run-id", "one")
+    assert lines(flowdeco("runs")[1])[1].endswith("cancelled WHEN 2 KeyboardInterrupt")
+    assert "status cancelled: KeyboardInterrupt" in lines(flowdeco("show")[1])
 
 
 @pytest.mark.parametrize("wanted", ["run-one", "run-o", "latest"])
