@@ -105,42 +105,62 @@ def _message(error: BaseException) -> str:
 # What a run is made of.
 
 
-def _only(unit: Unit, selectors: Sequence[str], where: str) -> Pipeline:
+def _only(entry: Entry, selectors: Sequence[str], where: str) -> Pipeline:
     """Return the pipeline with only what the selectors name."""
     from flowdeco.definitions import as_pipeline
 
-    flow = as_pipeline(unit)
+    flow = as_pipeline(entry.unit)
     if not selectors:
         return flow
+    _check_planned("--only", selectors, flow, entry, where)
+    return flow.only(*selectors)
+
+
+def _check_planned(option: str, selectors: Sequence[str], flow: Pipeline, entry: Entry, where: str) -> None:
+    """Refuse selectors that find nothing in a pipeline before it is run."""
     known = _selectors_of(flow)
     for selector in selectors:
-        if selector not in known:
+        if selector in known:
+            continue
+        if _names(selector, _insertable(entry) - known):
             raise UsageError(
-                f"--only {_quoted(selector)}: {where} has no such stage, action or tag. {suggestion(selector, known)}"
+                f"{option} {_quoted(selector)}: {where} has no such stage, action or tag before it runs, "
+                f"and what is inserted later cannot be selected by it"
             )
-    return flow.only(*selectors)
+        raise UsageError(
+            f"{option} {_quoted(selector)}: {where} has no such stage, action or tag. {suggestion(selector, known)}"
+        )
 
 
 def _check_skip(selectors: Sequence[str], flow: Pipeline, entry: Entry, where: str) -> None:
     """Refuse what is probably misspelt: what was meant would run."""
     from difflib import get_close_matches
 
-    from flowdeco.definitions import Template, Unit
-
-    known = _selectors_of(flow)
-    for thing in vars(entry.module).values():  # what the flow may insert
-        if isinstance(thing, Template):
-            known |= {thing.name, *(f"tag:{tag}" for tag in cast("Any", thing).tags)}
-        elif isinstance(thing, Unit):
-            known |= _selectors_of(thing)
+    known = _selectors_of(flow) | _insertable(entry)
     for selector in selectors:
-        if known.isdisjoint((selector, selector.partition("/")[0].partition("[")[0])) and get_close_matches(
-            selector, known, n=1
-        ):
+        if not _names(selector, known) and get_close_matches(selector, known, n=1):
             raise UsageError(
                 f"--skip {_quoted(selector)}: {where} has no such stage, action or tag. "
                 f"{suggestion(selector, known)} (If it is inserted later: --allow-unknown)"
             )
+
+
+def _names(selector: str, known: set[str]) -> bool:
+    """Whether a selector is one of these, or of a stage of a template that is."""
+    return not known.isdisjoint((selector, selector.partition("/")[0].partition("[")[0]))
+
+
+def _insertable(entry: Entry) -> set[str]:
+    """Return selectors of what the module of a workflow has, and may insert."""
+    from flowdeco.definitions import Template, Unit
+
+    known: set[str] = set()
+    for thing in vars(entry.module).values():
+        if isinstance(thing, Template):
+            known |= {thing.name, *(f"tag:{tag}" for tag in cast("Any", thing).tags)}
+        elif isinstance(thing, Unit):
+            known |= _selectors_of(thing)
+    return known
 
 
 def _selectors_of(unit: Unit) -> set[str]:
@@ -161,7 +181,7 @@ def _run(options: Namespace) -> int:
 
     inputs = read_inputs(options)
     entry = load(options.entry)
-    flow = _only(entry.unit, options.only, options.entry)
+    flow = _only(entry, options.only, options.entry)
     if not options.allow_unknown:
         _check_skip(options.skip, flow, entry, options.entry)
     path = None if options.no_journal else options.journal or os.environ.get(JOURNAL)
@@ -176,25 +196,28 @@ def _resume(options: Namespace) -> int:
     inputs = read_inputs(options)
     path = _journal_path(options)
     entry, info = _entry_and_run(options, path)
-    flow = _only(entry.unit, options.only, entry.reference)
+    flow = _only(entry, options.only, entry.reference)
     if not options.allow_unknown:
         _check_skip(options.skip, flow, entry, entry.reference)
     if entry.in_file:
         sys.modules["__main__"] = entry.module  # what a script wrote while it was the main module is found in its file
     journal = _journal(path, info.codec, _reference(entry, options.only))
+    over = info.status in ("completed", "bailed") and options.on_change != "rerun" and not options.from_stage
     return _perform(
         options, path, inputs,
         lambda how: flow.resume(
             info.id, inputs, journal=journal, on_change=options.on_change, from_stage=options.from_stage,
             skip=options.skip, **how,
         ),
+        over=over,
     )  # fmt: skip
 
 
 def _perform(
-    options: Namespace, path: str | None, inputs: Iterable[str], perform: Callable[[dict[str, Any]], Run]
-) -> int:
-    """Run, say what came of it, and return the exit code."""
+    options: Namespace, path: str | None, inputs: Iterable[str], perform: Callable[[dict[str, Any]], Run],
+    *, over: bool = False,
+) -> int:  # fmt: skip
+    """Run, say what came of it, and return the exit code; of a run that was `over` before, that nothing did."""
     from flowdeco.runs import Run
 
     _configure_logging(options.verbose)
@@ -211,7 +234,7 @@ def _perform(
             run = Run.of(interrupt)
         except LookupError:
             return INTERRUPTED
-    _tell(run, options, path, inputs)
+    _tell(run, options, path, inputs, over=over)
     code = _CODES.get(str(run.status), FAILED)
     if options.html:
         try:
@@ -222,19 +245,21 @@ def _perform(
     return code
 
 
-def _tell(run: Run, options: Namespace, path: str | None, inputs: Iterable[str]) -> None:
-    from flowdeco.report import duration, one_line, painted, plain, run_as_data, shortened, stages
+def _tell(run: Run, options: Namespace, path: str | None, inputs: Iterable[str], *, over: bool) -> None:
+    from flowdeco.report import duration, one_line, painted, run_as_data, stages
 
     if options.json:
         _print_json(run_as_data(run))
+    elif over and run.status in ("completed", "bailed"):
+        print(f"run {run.id} was {painted(str(run.status), sys.stdout)} already: nothing to do")
+        _tell_result(run)
     else:
         if not (options.progress and sys.stdout.isatty()):  # which has shown them
             stages(run, sys.stdout)
         counted = f"{len(run.stages)} stage{'s' * (len(run.stages) != 1)}"
         why = f": {one_line(run.reason)}" if run.reason else ""
         print(f"\n{painted(str(run.status), sys.stdout)}{why} ({counted}, {duration(run.elapsed)}, run {run.id})")
-        if run.result is not None and run.status in ("completed", "bailed"):
-            print(f"result: {shortened(one_line(repr(plain(run.result))), 300)}")
+        _tell_result(run)
     found = list(doubts(run, inputs, options))
     if run.status == "failed" and run.error is not None:
         _complain(run.error, options, _failure(run, run.error) + (f" ({'; '.join(found)})" if found else ""))
@@ -246,6 +271,13 @@ def _tell(run: Run, options: Namespace, path: str | None, inputs: Iterable[str])
             print("flowdeco: it has no --journal, and cannot be resumed", file=sys.stderr)
     elif not hasattr(run.error, "changes"):
         _tell_how_to_go_on(run.id, str(run.status), run.reason, options)
+
+
+def _tell_result(run: Run) -> None:
+    from flowdeco.report import one_line, plain, shortened
+
+    if run.result is not None and run.status in ("completed", "bailed"):
+        print(f"result: {shortened(one_line(repr(plain(run.result))), 300)}")
 
 
 def _failure(run: Run, error: BaseException) -> str:
@@ -367,10 +399,20 @@ def _validate(options: Namespace) -> int:
 
 
 def _plan(options: Namespace) -> int:
+    from flowdeco.definitions import as_pipeline
     from flowdeco.entry import load
+    from flowdeco.report import plan_as_data
 
-    flow: Any = load(options.entry).unit
-    plan = (_only(flow, options.only, options.entry) if options.only else flow).plan()
+    entry = load(options.entry)
+    flow: Any = _only(entry, options.only, options.entry) if options.only else entry.unit
+    if options.skip:
+        flow = as_pipeline(flow)
+        _check_planned("--skip", options.skip, flow, entry, options.entry)
+        flow = flow.without(*options.skip)
+    plan = flow.plan()
+    if options.json:
+        _print_json(plan_as_data(plan))
+        return FINE
     return _print_picture(plan, f"plan of {options.entry}", options)
 
 
@@ -379,11 +421,15 @@ def _diff(options: Namespace) -> int:
 
     path = _journal_path(options)
     entry, info = _entry_and_run(options, path)
-    flow = _only(entry.unit, options.only, entry.reference)
+    flow = _only(entry, options.only, entry.reference)
     if entry.in_file:
         sys.modules["__main__"] = entry.module
     ran = recorded(path, info, flow).ran()
     diff = flow.plan().diff(crashed(ran) if _state(info) == "crashed" else ran)
+    if options.json:
+        changes = [change._asdict() for change in diff.changes]
+        _print_json({"id": info.id, "status": _state(info), "counts": diff.counts(), "changes": changes})
+        return FINE
     return _print_picture(diff, f"plan and run {info.id}", options)
 
 
@@ -444,8 +490,8 @@ def _reference(entry: Entry, only: Iterable[str]) -> str:
     return shlex.join([entry.reference, *(f"--only={selector}" for selector in only)])
 
 
-def _find(path: str, wanted: str) -> RunInfo:
-    """Return the run of that id, or of the only id that begins so."""
+def _find(path: str, wanted: str, *, whole: bool = False) -> RunInfo:
+    """Return the run of that id, or of the only id that begins so, unless it must be `whole`."""
     from flowdeco.durable import runs
 
     found = runs(path)
@@ -455,8 +501,10 @@ def _find(path: str, wanted: str) -> RunInfo:
         return found[0]
     exact = [info for info in found if info.id == wanted]
     close = exact or [info for info in found if wanted and info.id.startswith(wanted)]
-    if len(close) == 1:
+    if len(close) == 1 and not (whole and not exact):
         return close[0]
+    if len(close) == 1:
+        raise UsageError(f"what is deleted is named in full, and {wanted!r} is no run of {path}: {close[0].id!r} is")
     if close:
         several = ", ".join(info.id for info in close[:5])
         raise UsageError(
@@ -664,7 +712,7 @@ def _doomed(options: Namespace, path: str) -> list[RunInfo]:
     if bool(options.run) == (options.older_than is not None):
         raise UsageError(f"say which runs: their ids, or --older-than 30d{', but not both' if options.run else ''}")
     if options.run:
-        found = [_find(path, wanted) for wanted in options.run]
+        found = [_find(path, wanted, whole=True) for wanted in options.run]
     else:
         before = time.time() - _age(options.older_than)
         found = [info for info in runs(path) if info.updated <= before and info.owner is None]

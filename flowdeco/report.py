@@ -14,8 +14,22 @@ from typing import TYPE_CHECKING, Any, Final, TextIO, cast
 
 if TYPE_CHECKING:
     from flowdeco.runs import Run, StageRecord
+    from flowdeco.show import Plan
+    from flowdeco.show.parts import Part
 
-__all__ = ["duration", "moment", "one_line", "painted", "plain", "run_as_data", "shortened", "stages", "table", "where"]
+__all__ = [
+    "duration",
+    "moment",
+    "one_line",
+    "painted",
+    "plain",
+    "plan_as_data",
+    "run_as_data",
+    "shortened",
+    "stages",
+    "table",
+    "where",
+]
 
 _COLOURS: Final = {
     "completed": "32", "failed": "31", "error": "31", "crashed": "31", "bailed": "36",
@@ -102,6 +116,9 @@ def stages(run: Run, out: TextIO) -> None:
 
 def _stage_row(record: StageRecord) -> list[str]:
     status = "recovered" if record.recovered else str(record.status)
+    attempts = max([record.attempts, *(action.attempts for action in record.actions)])
+    if attempts > 1:
+        status += f", {attempts} attempts"
     elapsed = "" if record.status == "skipped" else duration(record.elapsed)
     return [record.name, status, elapsed, record.inserted_by or ""]
 
@@ -136,6 +153,24 @@ def run_as_data(run: Run) -> dict[str, Any]:
         ],
         "store": plain(dict(run.store)),
     }
+
+
+def plan_as_data(plan: Plan) -> dict[str, Any]:
+    """Return a plan as JSON has it: of each part what it has."""
+    return {"name": plan.name, "title": plan.title, "description": plan.description, "parts": _parts(plan.parts)}
+
+
+_PLANNED: Final = (
+    "kind", "name", "title", "description", "tags", "reads", "writes", "inserts", "middleware", "data", "limit",
+)  # fmt: skip
+
+
+def _parts(parts: Iterable[Part]) -> list[dict[str, Any]]:
+    shown: list[dict[str, Any]] = []
+    for part in parts:
+        data = {name: getattr(part, name) for name in _PLANNED if getattr(part, name)}
+        shown.append({**data, "parts": _parts(part.parts)} if part.parts else data)
+    return shown
 
 
 def _record(record: Any) -> dict[str, Any]:

@@ -467,7 +467,11 @@ def test_a_name_that_may_come_is_accepted_on_request(flowdeco):
         ("flws.py:flow", "there is no file 'flws.py'. Did you mean 'flows.py'?"),
         ("flows.py:flwo", "flows.py has no 'flwo'. Did you mean 'flow'?"),
         ("flows:flwo", "flows has no 'flwo'. Did you mean 'flow'?"),
-        ("flows.py:process", "the stage template 'process' must be called to give a stage: write process(...)"),
+        ("flows.py:process", "write process(...) as in one = process(...) in flows.py, and name that: flows.py:one"),
+        ("flows.py:process('a')", "write one = process(...) in flows.py, and name that: flows.py:one"),
+        ("flows.py:process[a:b]", "flows.py:process[a:b]: an entry point is a name, and calls nothing"),
+        ("flows.py::flow", "an entry point has one colon: write flows.py:flow, not flows.py::flow"),
+        ("jsom.py:flow", "there is no file 'jsom.py'. Did you mean 'json.py'?\n"),
         (
             "flows.py:number",
             "flows.py:number is no action, stage, pipeline or group, but an int: name one of flow, gated",
@@ -572,6 +576,14 @@ def test_an_entry_point_is_no_unit_without_a_module():
         (["run", "flows.py:flow", "--jurnal", "x"], "unrecognized arguments: --jurnal x. Did you mean '--journal'"),
         (["run", "flows.py:flow", "--codec", "xml"], "invalid choice: 'xml'"),
         (["run", "flows.py:flow", "more"], "unrecognized arguments: more"),
+        (["run", "flows.py:flow", "n=1"], "unrecognized arguments: n=1. Did you mean -i n=1? (see"),
+        (["plan", "flows.py:flow", "n=1"], "unrecognized arguments: n=1 (see"),
+        (["run", "flows.py:flow", "--timeout", "3"], "unrecognized arguments: --timeout 3 (see"),
+        (
+            ["run", "flows.py:flow", "--only", "tag:dynamic"],
+            "flows.py:flow has no such stage, action or tag before it runs, and what is inserted later cannot be",
+        ),
+        (["plan", "flows.py:flow", "--skip", "chek"], "--skip chek: flows.py:flow has no such stage, action or tag."),
         (["runs"], "name the journal: --journal runs.db, or FLOWDECO_JOURNAL=runs.db in the environment"),
         (["runs", "--journal", "nowhere.db"], "there is no journal nowhere.db"),
         (["runs", "--journal", "flows.py"], "flows.py is no journal, or a damaged one"),
@@ -874,6 +886,36 @@ def test_what_failed_is_shown(flowdeco, journal):
     assert lines(flowdeco("show", "two")[1])[-2:] == ["first completed T", "upload failed, 3 attempts"]
 
 
+def test_attempts_are_told_in_the_table_of_a_run(flowdeco):
+    """Those of the actions, too."""
+    Path("fails.py").write_text(FAILS)
+    assert "publish failed, 3 attempts T" in lines(flowdeco("run", "fails.py:flow")[1])
+
+
+def test_a_run_that_is_over_is_not_told_as_if_it_had_run(flowdeco, journal):
+    """Its result is."""
+    flowdeco("run", "flows.py:flow", "-i", "kinds:=1", "--run-id", "one")
+    assert flowdeco("resume", "one") == (
+        0, "run one was completed already: nothing to do\nresult: 'Resources: 1 processed'\n", ""
+    )  # fmt: skip
+    assert lines(flowdeco("resume", "one", "--on-change", "rerun")[1])[0] == "STAGE STATUS TIME INSERTED BY"
+    assert json.loads(flowdeco("resume", "one", "--json")[1])["status"] == "completed"
+
+
+def test_plans_and_diffs_are_printed_as_json(flowdeco, journal):
+    """What a plan has, and what differs."""
+    plan = json.loads(flowdeco("plan", "flows.py:both", "--skip", "tag:slow", "--json")[1])
+    assert [part["name"] for part in plan["parts"]] == ["parallel", "report"]
+    assert plan["parts"][1]["parts"] == [
+        {"kind": "action", "name": "summary", "reads": ["title", "processed?"], "writes": ["summary"]}
+    ]
+    flowdeco("run", "flows.py:flow", "-i", "kinds:=1", "--run-id", "one")
+    assert json.loads(flowdeco("diff", "one", "--json")[1]) == {
+        "id": "one", "status": "completed", "counts": {"inserted": 1},
+        "changes": [{"where": "process[0]", "what": "inserted", "by": "discover/discover", "why": ""}],
+    }  # fmt: skip
+
+
 def test_an_error_without_a_message_has_no_colon(flowdeco, journal):
     """Ctrl-C, for one."""
     Path("fails.py").write_text(FAILS)
@@ -992,6 +1034,8 @@ def test_runs_are_purged(flowdeco, journal):
     assert flowdeco("purge", "--older-than", "0s", "--status", "completed")[1] == "deleted 1 run\n"
     assert flowdeco("purge", "--older-than", "0", "--dry-run", "--json")[0] == 0
     assert flowdeco("purge", "latest", "--dry-run")[1].endswith("would delete 1 run: two\n")
+    code, _, err = flowdeco("purge", "t")
+    assert (code, "what is deleted is named in full, and 't' is no run of runs.db: 'two' is" in err) == (2, True)
     assert json.loads(flowdeco("purge", "two", "--json")[1]) == {"deleted": ["two"], "dry_run": False}
     assert flowdeco("runs")[1] == "runs.db has no runs\n"
     assert "runs.db has no runs" in flowdeco("purge", "two")[2]
