@@ -271,8 +271,14 @@ class FlowRunner:
 
     def run(self, flow: Unit, inputs: Mapping[str, Any] | None = None, /, **options: Any) -> Run:
         """Evaluate a unit; the options are those of `flow.run`, but for `executor`."""
+        __tracebackhide__ = True
         chosen = self._options(options)
-        return self._in_a_free_thread(lambda: self._performed(begin(as_pipeline(flow), inputs, chosen), chosen))
+
+        def begun() -> Run:
+            __tracebackhide__ = True
+            return self._performed(begin(as_pipeline(flow), inputs, chosen), chosen)
+
+        return self._in_a_free_thread(begun)
 
     __call__ = run
 
@@ -281,9 +287,11 @@ class FlowRunner:
         from_stage: str | None = None, **options: Any,
     ) -> Run:  # fmt: skip
         """Go on with a run; the options are those of `flow.resume`, but for `executor`."""
+        __tracebackhide__ = True
         chosen = self._options(options)
 
         def resumed() -> Run:
+            __tracebackhide__ = True
             evaluated = continued(as_pipeline(flow), run, inputs, chosen, on_change, from_stage)
             return self._performed(evaluated, chosen) if isinstance(evaluated, tuple) else evaluated
 
@@ -307,6 +315,7 @@ class FlowRunner:
 
     def _in_a_free_thread(self, perform: Callable[[], Run]) -> Run:
         """Perform here, or, where an event loop is running (in an async test), in another thread."""
+        __tracebackhide__ = True
         if asyncio._get_running_loop() is None:
             return perform()
         came: list[Any] = []
@@ -325,6 +334,7 @@ class FlowRunner:
         return cast("Run", came[0])
 
     def _performed(self, evaluated: Evaluated, options: RunOptions) -> Run:
+        __tracebackhide__ = True
         run, evaluation = evaluated
         return sync._performed(
             (run, self._watched(evaluation)),

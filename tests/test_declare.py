@@ -5,7 +5,6 @@ import pickle
 import threading
 from pathlib import PurePosixPath
 from typing import Annotated
-
 from zlib import crc32
 
 import pytest
