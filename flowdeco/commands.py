@@ -642,7 +642,10 @@ def _steps(found: Iterable[Step], state: str, places: Sequence[Place]) -> None:
     rows: list[tuple[str, str, str]] = []
     left = list(places)
     for step in found:
-        status, elapsed = (step.row.status, duration(step.row.elapsed)) if step.row is not None else (state, "")
+        took = sum(row.elapsed for row in step.actions)  # a stage whose end was all that was left of it on a resume
+        status, elapsed = (
+            (step.row.status, duration(max(step.row.elapsed, took))) if step.row is not None else (state, "")
+        )
         if step.row is None and state == "crashed":
             status = "crashed here or later"  # the end of a stage is written with what comes next
         rows.append((step.name, status, elapsed if status != "skipped" else ""))

@@ -211,7 +211,10 @@ def _member(module: ModuleType, where: str, name: str) -> Any:
     if isinstance(found, Unit):
         return found
     if isinstance(found, Template):
-        raise EntryError(f"{no_unit(found)} as in one = {found.name}(...) in {where}, and name that: {where}:one")
+        raise EntryError(
+            f"the stage template {name!r} must be called to give a stage: "
+            f"write one = {name}(...) in {where}, and name that: {where}:one"
+        )
     if isinstance(found, Stream):
         raise EntryError(no_unit(found))
     kind = type(found).__name__

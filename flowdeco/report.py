@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TextIO, cast
 
 if TYPE_CHECKING:
-    from flowdeco.runs import Run, StageRecord
+    from flowdeco.runs import Run, Scope, StageRecord
     from flowdeco.show import Plan
     from flowdeco.show.parts import Part
 
@@ -101,17 +101,33 @@ def stages(run: Run, out: TextIO) -> None:
     header = ["STAGE", "STATUS", "TIME", *(["INSERTED BY"] if dynamic else [])]
     rows: list[list[str]] = []
     folded = 0
+    around: list[Scope] = []
     for index, record in enumerate(records):
         ends = index < _MOST // 2 or index >= len(records) - _MOST // 2
         if ends or len(records) <= _MOST or record.status not in ("completed", "skipped"):
             if folded:
                 rows.append([f"… {folded} more", "", "", ""][: len(header)])
                 folded = 0
-            rows.append(_stage_row(record)[: len(header)])
+            before, around = around, _groups(record.scope)
+            for depth, group in enumerate(around):
+                if [each.id for each in before[: depth + 1]] != [each.id for each in around[: depth + 1]]:
+                    rows.append([f"{'  ' * depth}{group.name} (parallel)", "", "", ""][: len(header)])
+            name, *rest = _stage_row(record)[: len(header)]
+            rows.append([f"{'  ' * len(around)}{name}", *rest])
         else:
             folded += 1
     if rows:
         table(header, rows, out, right=["TIME"])
+
+
+def _groups(scope: Scope | None) -> list[Scope]:
+    """Return the branches of parallel groups that a stage ran in, the outermost first."""
+    found: list[Scope] = []
+    while scope is not None:
+        if scope.branch is not None:
+            found.insert(0, scope)
+        scope = scope.outer
+    return found
 
 
 def _stage_row(record: StageRecord) -> list[str]:
@@ -119,7 +135,9 @@ def _stage_row(record: StageRecord) -> list[str]:
     attempts = max([record.attempts, *(action.attempts for action in record.actions)])
     if attempts > 1:
         status += f", {attempts} attempts"
-    elapsed = "" if record.status == "skipped" else duration(record.elapsed)
+    # The end of a stage may be all that was left of it when its run was resumed.
+    took = max(record.elapsed, sum(action.elapsed for action in record.actions))
+    elapsed = "" if record.status == "skipped" else duration(took)
     return [record.name, status, elapsed, record.inserted_by or ""]
 
 

@@ -467,7 +467,10 @@ def test_a_name_that_may_come_is_accepted_on_request(flowdeco):
         ("flws.py:flow", "there is no file 'flws.py'. Did you mean 'flows.py'?"),
         ("flows.py:flwo", "flows.py has no 'flwo'. Did you mean 'flow'?"),
         ("flows:flwo", "flows has no 'flwo'. Did you mean 'flow'?"),
-        ("flows.py:process", "write process(...) as in one = process(...) in flows.py, and name that: flows.py:one"),
+        (
+            "flows.py:process",
+            "must be called to give a stage: write one = process(...) in flows.py, and name that: flows.py:one",
+        ),
         ("flows.py:process('a')", "write one = process(...) in flows.py, and name that: flows.py:one"),
         ("flows.py:process[a:b]", "flows.py:process[a:b]: an entry point is a name, and calls nothing"),
         ("flows.py::flow", "an entry point has one colon: write flows.py:flow, not flows.py::flow"),
@@ -815,6 +818,23 @@ def test_a_crashed_run_is_told_as_far_as_it_came(flowdeco, journal):
         "✓ a", "✓ wait", "✗ die crashed", "· wait not reached",
     ]  # fmt: skip
     assert "fd-crashed" in flowdeco("diff", "dead", "--format", "html")[1]
+    Path("dies.py").write_text(Path("dies.py").read_text().replace("os._exit(9)", "pass"))
+    resumed = in_process("resume", "dead", "--journal", "runs.db", "--on-change", "ignore")
+    for table in (resumed.stdout, flowdeco("show", "dead")[1]):
+        assert float(re.search(r"^a +completed +(\d+) ms", table, re.MULTILINE)[1]) >= 50
+
+
+def test_the_groups_of_a_run_are_seen(flowdeco):
+    """What ran in one stands under its name."""
+    Path("groups.py").write_text(
+        "from flowdeco import *\na, b, c, d = map(Stage, 'abcd')\n"
+        "flow = a >> parallel(b >> parallel(c, d, name='in'), d, name='out') >> parallel(a, b, name='out')"
+    )
+    out = bare(flowdeco("run", "groups.py:flow")[1]).splitlines()
+    assert out[1:-2] == [
+        "a completed T", "out (parallel)", " b completed T", " in (parallel)", " c completed T", " d completed T",
+        " d completed T", "out (parallel)", " a completed T", " b completed T",
+    ]  # fmt: skip
 
 
 def test_a_run_is_shown_with_its_steps(flowdeco, journal):
