@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 from flowdeco.definitions import Action, Pipeline, Stage, Stream, Unit, insertable, make_action
-from flowdeco.errors import Suspend
+from flowdeco.errors import WAITING, Suspend
 from flowdeco.memory import step_id
 from flowdeco.options import checked_selectors
 from flowdeco.store import Delta, Key, Store, View, key_name
@@ -123,7 +123,7 @@ class Context:
         """Return the value of the key if the run has it, else suspend the run until it is resumed with one."""
         if key in self.store:
             return self.store[key]
-        raise Suspend(f"waiting for {key_name(key)!r}")
+        raise Suspend(f"{WAITING}{key_name(key)!r}")
 
     # Detached, in another process: its view of the store travels there, and what it did comes back.
 

@@ -10,7 +10,7 @@ retry swallows them.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from flowdeco.wiring import Problem
@@ -157,6 +157,9 @@ class Bail(_Signal):
 
 class Suspend(_Signal):
     """Stop here until somebody resumes the run: what the action wrote is dropped, and it runs again on resume."""
+
+
+WAITING: Final = "waiting for "  # what the reason begins with if it is a value of the store
 
 
 class Cancelled(_Signal):

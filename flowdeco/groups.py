@@ -18,7 +18,7 @@ from functools import reduce
 from typing import Any, TypeAlias
 
 from flowdeco.definitions import Parallel
-from flowdeco.errors import Bail, Cancelled, Suspend, WriteConflictError
+from flowdeco.errors import WAITING, Bail, Cancelled, Suspend, WriteConflictError
 from flowdeco.requests import CAUGHT_UP, Begun, Chore, Raised, Request, Wait
 from flowdeco.store import NOTHING, Delta
 
@@ -202,11 +202,21 @@ class Crew:
             return failures[0]
         if interrupt is not None:
             return interrupt
-        for signal in (Bail, Suspend):
-            for member in ended:
-                if isinstance(member.error, signal):
-                    return member.error
-        return None
+        bail = next((member.error for member in ended if isinstance(member.error, Bail)), None)
+        return bail or _all_of([member.error for member in ended if isinstance(member.error, Suspend)])
+
+
+def _all_of(suspended: list[Suspend]) -> Suspend | None:
+    """Return what says all that these wait for; None for none."""
+    if len({each.reason for each in suspended}) < 2:
+        return suspended[0] if suspended else None
+    reasons = [
+        reason for each in suspended for reason in each.reason.split("; ") if reason
+    ]  # of a group inside: several
+    waits = [reason.removeprefix(WAITING).split(", ") for reason in reasons if reason.startswith(WAITING)]
+    others = dict.fromkeys(reason for reason in reasons if not reason.startswith(WAITING))
+    keys = ", ".join(dict.fromkeys(key for several in waits for key in several))
+    return Suspend("; ".join([WAITING + keys, *others] if keys else others))
 
 
 def ended() -> Cancelled:

@@ -6,7 +6,6 @@ the next action of that branch starts. What cannot be encoded fails the action t
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, TypeAlias, cast
 
@@ -14,11 +13,11 @@ from flowdeco.definitions import Stream
 from flowdeco.errors import Bail, DefinitionError, RunError
 from flowdeco.journal import Codec, Journal, Row
 from flowdeco.options import UNSET
-from flowdeco.past import Closed, Did, GroupPast, Past, StagePast
+from flowdeco.past import Closed, Did, Entry, GroupPast, Past, StagePast
 from flowdeco.runs import ActionRecord, StageRecord, Status
 from flowdeco.store import MISSING, NOTHING, Delta, Store
 
-__all__ = ["ROOT", "Memory", "Told", "branch_id", "chronicle", "descendants", "past_of", "step_id"]
+__all__ = ["ROOT", "Chronicle", "Memory", "Told", "branch_id", "decoded", "descendants", "step_id"]
 
 ROOT: Final = "0"
 _ATOMS: Final = frozenset({str, int, float, bool, bytes, complex, type(None)})
@@ -28,7 +27,7 @@ _STATUS: Final[dict[str, Status]] = {str(status): status for status in Status}
 _new: Final = cast("Any", tuple.__new__)  # pyright: ignore[reportUnknownMemberType]
 
 Fingerprint = Callable[[Any], str]
-Told: TypeAlias = "tuple[Row, Any]"  # a row with what its payload says
+Told: TypeAlias = "tuple[list[Row], list[dict[str, Any]]]"  # rows, and what their payloads say
 
 
 def _hashed(*parts: object) -> str:
@@ -112,7 +111,7 @@ class Memory:
         if value is None:
             return self._nothing
         try:
-            return self.codec.encode({"puts": {key: value}, "result": ("put", key)}, key)
+            return self.codec.encode({"puts": {key: value}, "result": key}, key)
         except Exception:  # said when it is encoded with what is around it
             return None
 
@@ -123,11 +122,18 @@ class Memory:
             payload = self.payload(f"action {record.name!r}", NOTHING, error=record.error, attempts=attempts)
         function = record.action.__wrapped__
         known = self._codes.get(id(function))
+        code = self.code(function) if known is None else known[1]
+        status, started, elapsed = record[2:5]
+        what = branch, number, "action", stage, record.name, status._value_, started, elapsed, code, payload
+        row: Row = _new(Row, what)
+        return row
+
+    def code(self, function: Any) -> str:
+        """Return the fingerprint of a function, worked out once."""
+        known = self._codes.get(id(function))
         if known is None:
             known = self._codes[id(function)] = function, self.fingerprint(function)
-        status, started, elapsed = record[2:5]
-        what = "action", stage, record.name, status._value_, started, elapsed, known[1], payload
-        return cast("Row", _new(Row, (branch, number, *what)))
+        return known[1]
 
     def stage(self, branch: str, number: int, record: StageRecord, delta: Delta) -> Row:
         """Return the row of a stage."""
@@ -165,46 +171,143 @@ def portable(error: BaseException, codec: Codec) -> BaseException:
 # From rows to the past.
 
 
-def chronicle(rows: Iterable[Row], codec: Codec, pins: Mapping[str, int]) -> list[Told]:
-    """Return the rows with what their payloads say.
+def decoded(rows: list[Row], codec: Codec, pins: Mapping[str, int]) -> Told:
+    """Return the rows, and what their payloads say.
 
     `pins` are the keys that were given on a resume, each with the number of rows that were there before: what older
     steps wrote there no longer counts.
     """
-    decode = codec.decode
-    told = [(row, decode(row.payload)) for row in rows]
+    decode, nothing, empty = codec.decode, codec.encode({}, ""), cast("dict[str, Any]", {})
+    dids = [empty if row[9] == nothing else decode(row[9]) for row in rows]
     for key, since in pins.items():
-        for _, did in told[:since]:
+        for did in dids[:since]:
             did.get("puts", {}).pop(key, None)
             did.get("appends", {}).pop(key, None)
-            did["deletes"] = [name for name in did.get("deletes", ()) if name != key]
-    return told
+            if key in did.get("deletes", ()):
+                did["deletes"] = [name for name in did["deletes"] if name != key]
+    return rows, dids
 
 
-def past_of(told: Iterable[Told]) -> Callable[[], Past]:
-    """Return what gives the past of a run that is told so, from its beginning whenever it is asked."""
-    branches: defaultdict[str, list[Told]] = defaultdict(list)
-    for each in told:
-        branches[each[0].branch].append(each)
-    known = {branch: _entries(sorted(rows, key=_number)) for branch, rows in branches.items()}
+class Chronicle:
+    """What the rows of a journal tell of a run: the past of its branches, from their beginning whenever one asks."""
 
-    def find(branch: str) -> Past:
+    def __init__(self, told: Told) -> None:
+        rows, dids = told
+        self._branches = {branch: _Told([], []) for branch in {row[0] for row in rows}}
+        if len(self._branches) == 1:
+            self._branches = {rows[0][0]: _Told(rows, dids)}
+        else:
+            for row, did in zip(rows, dids, strict=True):
+                mine = self._branches[row[0]]
+                mine.rows.append(row)
+                mine.dids.append(did)
+        for mine in self._branches.values():
+            mine.sort()
+
+    def past(self, branch: str = ROOT) -> Past:
+        """Return the past of a branch."""
+        return _Past(self, branch, self._branches.get(branch) or _Told([], []))
+
+    def is_within(self, kept: Mapping[str, int]) -> bool:
+        """Whether all of it holds, if so much of each branch does."""
+        return all(kept.get(branch, 0) > mine.rows[-1].number for branch, mine in self._branches.items())
+
+
+class _Told:
+    """The rows of a branch, what their payloads say, and the ends of its pipelines."""
+
+    __slots__ = ("closed", "dids", "rows")
+
+    def __init__(self, rows: list[Row], dids: list[dict[str, Any]]) -> None:
+        self.rows = rows
+        self.dids = dids
+        self.closed: dict[int, Closed] = {}
+
+    def sort(self) -> None:
+        """Have them in their order."""
+        rows, dids = self.rows, self.dids
+        numbers = [row[1] for row in rows]
+        if numbers != sorted(numbers):
+            order = sorted(range(len(rows)), key=numbers.__getitem__)
+            self.rows, self.dids = [rows[at] for at in order], [dids[at] for at in order]
+        self.closed = dict(
+            _closed(row, did) for row, did in zip(self.rows, self.dids, strict=True) if row[2] == "pipeline"
+        )
+
+
+class _Past(Past):
+    """The past of a branch, whose entries are put together as they are taken: a run may have very many."""
+
+    rows = True
+
+    __slots__ = ("_at", "_entry", "_told")
+
+    def __init__(self, chronicle: Chronicle, branch: str, told: _Told) -> None:
         def fork(position: int, index: int) -> Past:
-            return find(branch_id(branch, position, index))
+            return chronicle.past(branch_id(branch, position, index))
 
-        entries, closed = known.get(branch) or ([], {})
-        return Past(entries, closed, fork, read=_did)
+        super().__init__((), told.closed, fork, read=_did)
+        self._told = told
+        self._entry, self._at = self._found(0)
 
-    return lambda: find(ROOT)
+    @property
+    def next(self) -> Entry | None:
+        """What comes next; None at the end."""
+        return self._entry
+
+    def take(self) -> None:
+        """Pass over what comes next."""
+        self._entry, self._at = self._found(self._at)
+
+    def whole(self) -> Iterator[Entry]:
+        """Give all that happened, from the beginning."""
+        entry, at = self._found(0)
+        while entry is not None:
+            yield entry
+            entry, at = self._found(at)
+
+    def is_empty(self) -> bool:
+        """Whether nothing has ever happened in the branch."""
+        return not self._told.rows
+
+    def _found(self, start: int) -> tuple[Entry | None, int]:
+        """Return the entry that begins here, and where the next one does."""
+        rows, dids, at = self._told.rows, self._told.dids, start
+        end = len(rows)
+        while at < end:
+            row = rows[at]
+            kind = row[2]
+            if kind == "stage":
+                actions = _Steps(rows, dids, start, at)
+                return _new(StagePast, (row[3], row[1] - (at - start), actions, (row, dids[at]))), at + 1
+            if kind != "action":
+                if start < at:
+                    break
+                if kind == "group":
+                    return GroupPast(row[3], row[1], dids[at].get("branches", 0)), at + 1
+                start = at + 1
+            at += 1
+        if start < at:
+            return StagePast(rows[start][3], rows[start][1], _Steps(rows, dids, start, at)), at
+        return None, at
 
 
-def _number(told: Told) -> int:
-    return told[0].number
+class _Steps:
+    """Some rows with what their payloads say."""
+
+    __slots__ = ("_part",)
+
+    def __init__(self, rows: list[Row], dids: list[dict[str, Any]], start: int, end: int) -> None:
+        self._part = rows, dids, start, end
+
+    def __iter__(self) -> Iterator[tuple[Row, dict[str, Any]]]:
+        rows, dids, start, end = self._part
+        return zip(rows[start:end], dids[start:end], strict=True)
 
 
 def descendants(past: Past, branch: str, since: int) -> Iterator[str]:
     """Give the ids of all branches of the groups that a branch had begun from this position on."""
-    for entry in past.entries:
+    for entry in past.whole():
         if isinstance(entry, GroupPast) and entry.position >= since:
             for index in range(entry.branches):
                 id = branch_id(branch, entry.position, index)
@@ -212,38 +315,21 @@ def descendants(past: Past, branch: str, since: int) -> Iterator[str]:
                 yield from descendants(past.fork(entry.position, index), id, 0)
 
 
-def _entries(rows: list[Told]) -> tuple[list[StagePast | GroupPast], dict[int, Closed]]:
-    """Return the stages and groups of a branch, and the ends of its pipelines."""
-    entries: list[StagePast | GroupPast] = []
-    closed: dict[int, Closed] = {}
-    actions: list[Any] = []
-    for told in rows:
-        row, did = told
-        kind = row.kind
-        if kind == "action":
-            actions.append(told)
-        elif kind == "stage":
-            entries.append(StagePast(row.stage, row.number - len(actions), actions, told))
-            actions = []
-        elif kind == "pipeline":
-            number, opened = did["opened"]
-            end = row.number, opened, _delta(did), tuple(did.get("inserted", ())), did.get("early", False)
-            closed[number] = Closed(*end)
-        else:
-            entries.append(GroupPast(row.stage, row.number, did.get("branches", 0)))
-    if actions:
-        entries.append(StagePast(rows[-1][0].stage, actions[0][0].number, actions))
-    return entries, closed
+def _closed(row: Row, did: dict[str, Any]) -> tuple[int, Closed]:
+    """Return which pipeline of the branch has come to its end, and how."""
+    number, opened = did["opened"]
+    return number, Closed(row.number, opened, _delta(did), tuple(did.get("inserted", ())), did.get("early", False))
 
 
-def _did(told: Told) -> Did:
+def _did(told: tuple[Row, dict[str, Any]]) -> Did:
     row, did = told
     get = did.get
-    return Did(
-        row.action or row.stage, _STATUS[row.status], row.started, row.elapsed, _error(did), get("attempts", 1),
-        get("recovered", False), tuple(get("inserted", ())), tuple(get("switches", ())), _delta(did), _result(did),
-        row.fingerprint,
+    _, _, _, stage, action, status, started, elapsed, code, _ = row
+    what = (
+        action or stage, _STATUS[status], started, elapsed, _error(did), get("attempts", 1), get("recovered", False),
+        tuple(get("inserted", ())), tuple(get("switches", ())), _delta(did), _result(did), code,
     )  # fmt: skip
+    return cast("Did", _new(Did, what))
 
 
 def _error(did: Any) -> BaseException | None:
@@ -256,7 +342,7 @@ def _result(did: Any) -> Any:
     found = did.get("result")
     if found is None:
         return UNSET
-    how, what = found
+    how, what = ("put", found) if isinstance(found, str) else found
     if how == "put":
         return did.get("puts", {}).get(what, UNSET)
     if how == "appended":

@@ -8,8 +8,8 @@ behind. Only the former knows what each step wrote; in memory, the store has it 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple, Protocol, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, ClassVar, Final, NamedTuple, Protocol, TypeAlias
 
 from flowdeco.options import UNSET
 from flowdeco.runs import ActionRecord, StageRecord, Status
@@ -19,6 +19,7 @@ __all__ = [
     "STAGE",
     "Closed",
     "Did",
+    "Entry",
     "GroupPast",
     "GroupTrace",
     "Past",
@@ -69,7 +70,7 @@ class StagePast(NamedTuple):
 
     name: str
     position: int
-    actions: Sequence[Any]
+    actions: Iterable[Any]
     end: Any = None
 
 
@@ -90,6 +91,8 @@ class Past:
     `fork` gives that of a branch of a group, by the position of the group and the number of the branch in it; `read` the
     steps, which are as they came: most of them are read once or twice, and forgotten.
     """
+
+    rows: ClassVar[bool] = False  # whether a step is, before it is read, a row with what its payload says
 
     __slots__ = ("_next", "closed", "entries", "fork", "read", "result", "scopes", "store")
 
@@ -121,6 +124,10 @@ class Past:
     def take(self) -> None:
         """Pass over what comes next."""
         self._next += 1
+
+    def whole(self) -> Iterator[Entry]:
+        """Give all that happened, from the beginning."""
+        return iter(self.entries)
 
     def is_empty(self) -> bool:
         """Whether nothing has ever happened in the branch."""

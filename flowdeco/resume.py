@@ -8,29 +8,48 @@ other does.
 2. A failure that was recovered is met again, where it was, and recovered again.
 3. The branches of a group all catch up with their past before one of them goes on.
 
-Before that comes a *rehearsal*: the same walk, in which nothing is entered, called or written. It finds what has changed
-since, and how much of the past still holds. The rest is dropped, as if the run had been interrupted there.
+How much of the past still holds is found out before (`rehearse`). The rest is dropped, as if the run had been interrupted
+there.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, cast
+from collections.abc import Callable, Generator, Mapping, MutableMapping, Sequence
+from typing import Any, ClassVar, Final, NamedTuple, cast
 
-from flowdeco.definitions import Action, Parallel, Pipeline, Stage, Stream, stage_selectors
+from flowdeco.definitions import Action, Parallel, Pipeline, Stage, Stream, Unit, stage_selectors
 from flowdeco.errors import Bail, Cancelled, CodeChangedError, DefinitionError, Suspend
 from flowdeco.evaluate import Evaluation, Failure, Walk
 from flowdeco.events import StageFinished
-from flowdeco.frames import Branch, Failed, Frame, Leaf, OpenStream, Visit
+from flowdeco.frames import Branch, Failed, Frame, Leaf, OpenStream, Queued, Visit
 from flowdeco.groups import Crew
 from flowdeco.middleware import Call
 from flowdeco.options import UNSET, Middleware
 from flowdeco.past import STAGE, Closed, Did, GroupPast, Past, StagePast, is_over
+from flowdeco.renewed import renewed
 from flowdeco.requests import CAUGHT_UP, Request
 from flowdeco.runs import ActionRecord, Run, Scope, StageRecord, Status
-from flowdeco.store import Delta, Store
+from flowdeco.store import Delta
+from flowdeco.wiring import Step, step_of
 
-__all__ = ["Rehearsal", "Resumption"]
+__all__ = ["Resumption", "at_once", "refilled"]
+
+NOTHING_ASKED: Final = cast("Walk", ())  # what is over at once, without a generator being made for it
+
+COMPLETED: Final = str(Status.COMPLETED)  # as rows have it
+
+_COMPLETED: Final = Status.COMPLETED
+_new: Final = cast("Any", tuple.__new__)  # pyright: ignore[reportUnknownMemberType]
+
+
+class _Again(NamedTuple):
+    """A stage that is restored: what is left of its actions (as steps, unless it is restored as a whole), and so on."""
+
+    stage: str
+    queue: list[Any]
+    records: list[ActionRecord]
+    coming: list[Queued]
+    whole: bool
 
 
 class Resumption(Evaluation):
@@ -55,6 +74,7 @@ class Resumption(Evaluation):
         self.given = given or {}
         self.streams = {} if streams is None else streams
         self.begun: dict[str, int] = {}  # how many streams each branch has begun
+        self.code: Callable[[Any], str] | None = None  # the fingerprint of a function, where steps are compared with it
         self.end = Cancelled("this is as far as the run came")
         self.branch.past = past
         self.branch.store._watch()
@@ -87,21 +107,41 @@ class Resumption(Evaluation):
         if self._is_at_end(branch):
             return self.end
         if past.next is not None:
+            if self._is_another(branch, past):
+                began = f"the run began with {_named(past)}, this one begins with {what}"
+                return self._changed(f"this looks like another pipeline: {began}")
             return self._changed(f"{what} comes where the run had {_named(past)}")
         ended = self._ended(branch)
         if ended is not None:
             return self.end if ended else self._changed(f"{what} is new, and what is around it has completed")
         return (yield from self._perform(branch))
 
+    def _is_another(self, branch: Branch, past: Past) -> bool:
+        """Whether nothing that the run had done is to be found in its pipeline."""
+        if branch.parent is not None or branch.position:
+            return False
+        units: list[Unit] = [*self.run.pipeline.units]
+        names: set[str] = set()
+        while units:
+            unit = units.pop()
+            names.add(unit.name)
+            if isinstance(unit, (Pipeline, Parallel)):
+                units.extend(unit.units)
+        return names.isdisjoint(entry.name for entry in past.whole())
+
     def _perform(self, branch: Branch) -> Walk:
-        if branch.parent is not None:
-            yield CAUGHT_UP
-            if branch.stopped:
-                return self.end
+        yield from self._caught_up(branch)
+        if branch.stopped:
+            return self.end
         if self.memory is None:
             branch.result = cast("Past", branch.past).result
         branch.past = None
         return None
+
+    def _caught_up(self, branch: Branch) -> Generator[Request, Any, None]:
+        """Say, before the branch goes on, that it has restored its past."""
+        if branch.parent is not None:
+            yield CAUGHT_UP
 
     def _is_at_end(self, branch: Branch) -> bool:
         """Whether the pipeline around it ended early, and here."""
@@ -130,11 +170,11 @@ class Resumption(Evaluation):
         if branch.past is None:
             return super()._open_in_layers(branch, frame, layers)
         if self._is_at_end(branch):
-            return _at_once(self.end)
+            return at_once(self.end)
         frame.closed = branch.past.closed.get(frame.number)
         if frame.closed is None and self._ended(branch) is None:
             return self._open_unfinished(branch, frame, layers)
-        return _refilled(frame)
+        return refilled(frame)
 
     def _open_unfinished(self, branch: Branch, frame: Frame, layers: tuple[Middleware, ...]) -> Walk:
         self._recall_result(branch, frame.number)
@@ -149,7 +189,7 @@ class Resumption(Evaluation):
     def _take(self, branch: Branch, past: Past) -> None:
         """Pass over what comes next in the past; in memory, only the result at its end is known."""
         past.take()
-        if past.next is None and self.memory is None:
+        if self.memory is None and past.next is None:
             branch.result = past.result
 
     def _recall_result(self, branch: Branch, scope: int) -> None:
@@ -200,26 +240,55 @@ class Resumption(Evaluation):
     def _pull(self, branch: Branch, frame: Frame, stream: OpenStream, by: str | None) -> Walk:
         if not stream.ahead:
             return super()._pull(branch, frame, stream, by)
-        return _at_once(self._pulled(branch, frame, stream, by, stream.ahead.popleft()))
+        return at_once(self._pulled(branch, frame, stream, by, stream.ahead.popleft()))
 
     # Stages.
 
     def _stage(self, branch: Branch, frame: Frame, stage: Stage, by: str | None) -> Walk:
-        if branch.past is not None and _is_over(branch, branch.past, stage):
-            if self.skip:
-                self._off(branch, stage_selectors(stage))  # what it is skipped by has matched
-            return self._visit(branch, Visit(stage, frame), by)  # it cannot be skipped any more
-        return super()._stage(branch, frame, stage, by)
+        past = branch.past
+        if past is None or (then := _over(branch, past, stage)) is None:
+            if by is not None and self.memory is None:
+                stage = renewed(stage)
+            return super()._stage(branch, frame, stage, by)
+        if self.skip:
+            self._off(
+                branch, stage_selectors(stage)
+            )  # it cannot be skipped any more; what it is skipped by has matched
+        error = self._stage_again(branch, past, then, stage, by, frame.scope, frame.queue)
+        return NOTHING_ASKED if error is None else at_once(error)
+
+    def _skip(self, branch: Branch, unit: Unit, by: str | None, scope: Scope | None) -> Walk:
+        if branch.past is None or not isinstance(unit, (Pipeline, Parallel)):
+            return super()._skip(branch, unit, by, scope)
+        return self._skip_again(branch, branch.past, unit, by, scope)
+
+    def _skip_again(
+        self, branch: Branch, past: Past, unit: Pipeline | Parallel, by: str | None, scope: Scope | None
+    ) -> Walk:
+        """Skip all that is in a unit, of which stages may be over; not if more of it has begun than its own stages."""
+        queue = branch.frames[-1].queue
+        waiting = len(queue)
+        if isinstance(unit, Parallel):
+            begun = past.next == GroupPast(unit.name, branch.position, len(unit.units))
+        else:
+            begun = bool(unit.use) and branch.opened in past.closed and not _was_skipped(past)
+        if not begun:
+            error = yield from super()._skip(branch, unit, by, scope)
+            if len(queue) == waiting:
+                return error
+        kind = "parallel group" if isinstance(unit, Parallel) else "pipeline"
+        return DefinitionError(
+            f"the {kind} {unit.name!r} has begun in run {self.run.id!r}, and cannot be skipped as a whole any more: "
+            f"skip what is left of it by the names or tags of its stages"
+        )
 
     def _skip_stage(self, branch: Branch, stage: Stage, by: str | None, scope: Scope | None) -> Walk:
         past = branch.past
         if past is None:
             return (yield from super()._skip_stage(branch, stage, by, scope))
-        if _is_over(branch, past, stage):
-            frame = Frame(Pipeline(), by, (), (), {}, wrapped=False, scope=scope)
-            error = yield from self._visit(branch, Visit(stage, frame), by)
-            branch.frames[-1].queue.extend(frame.queue)
-            return error
+        then = _over(branch, past, stage)
+        if then is not None:
+            return self._stage_again(branch, past, then, stage, by, scope, branch.frames[-1].queue)
         if past.next is not None and past.next.name == stage.name:
             past.take()  # it had begun, and is not wanted any more
         error = yield from self._go_on(branch, f"stage {stage.name!r}")
@@ -232,43 +301,81 @@ class Resumption(Evaluation):
 
     def _visit_again(self, branch: Branch, past: Past, visit: Visit, by: str | None) -> Walk:
         then = past.next
-        if not isinstance(then, StagePast) or (then.name, then.position) != (visit.stage.name, branch.position):
+        if not isinstance(then, StagePast) or then[:2] != (visit.stage.name, branch.position):
             error = yield from self._go_on(branch, f"stage {visit.stage.name!r}")
             return error if error is not None else (yield from super()._visit(branch, visit, by))
         self._take(branch, past)
         visit.past = then
-        if then.end is None:
-            return (yield from self._visit_unfinished(branch, visit, by))
-        error = self._restore_actions(branch, visit)
-        return error if error is not None else self._restore_stage(branch, visit, past.read(then.end), by)
+        return (yield from self._visit_unfinished(branch, visit, by))
 
     def _visit_unfinished(self, branch: Branch, visit: Visit, by: str | None) -> Walk:
         self._recall_result(branch, STAGE)
         return super()._visit(branch, visit, by)
 
-    def _restore_stage(self, branch: Branch, visit: Visit, did: Did, by: str | None) -> Failure:
-        """Restore the end of a stage that was over; return the failure or `Bail` that it ended with."""
-        stage, scope = visit.stage, visit.frame.scope
-        what = did.status, did.started, did.elapsed, by, visit.records, did.error, did.attempts, did.recovered
-        record = StageRecord(stage.name, stage, *what, did.inserted, scope)
+    def _stage_again(
+        self,
+        branch: Branch,
+        past: Past,
+        then: StagePast,
+        stage: Stage,
+        by: str | None,
+        scope: Scope | None,
+        queue: list[Queued],
+    ) -> Failure:
+        """Restore a stage that was over; return the failure or `Bail` that it ended with."""
+        self._take(branch, past)
+        steps = stage._steps  # where nobody has asked for them yet, there is no need to work them out
+        actions = [(action, None) for action in reversed(stage._actions)] if steps is None else steps.copy()
+        records: list[ActionRecord] = []
+        coming: list[Queued] = []
+        again: _Again = _new(_Again, (stage.name, actions, records, coming, True))
+        error = self._restore_actions(branch, then, again)
+        if error is not None:
+            return error
+        return self._restore_stage(branch, past, then, stage, by, records, coming, scope, queue)
+
+    def _restore_stage(
+        self,
+        branch: Branch,
+        past: Past,
+        then: StagePast,
+        stage: Stage,
+        by: str | None,
+        records: list[ActionRecord],
+        coming: list[Queued],
+        scope: Scope | None,
+        queue: list[Queued],
+    ) -> Failure:
+        end = then.end
+        if past.rows and not end[1] and end[0][5] == COMPLETED and not branch.store._recent:
+            did, row = None, end[0]
+            what: Any = _COMPLETED, row[6], row[7], by, records, None, 1, False, (), scope
+        else:
+            did = past.read(end)
+            what = did.status, did.started, did.elapsed, by, records, did.error, did.attempts, did.recovered
+            what += did.inserted, scope
+        record: StageRecord = _new(StageRecord, (stage.name, stage, *what))
         branch.records.append(record)
         if self.history is not None:
             self._forget(branch)
         if self.notify is not None:
-            self._tell_inserted(stage.name, None, did.inserted)
-            how = did.error, did.elapsed, did.attempts, did.recovered, True
-            self.notify(StageFinished(self.run.id, stage.name, did.status, *how))
-        if not is_over(did):
-            own = bool(visit.records) and not is_over(visit.records[-1])  # the row of the action that failed
-            branch.failures.append(Failed(branch, record, branch.position - own))
-            branch.position += 1
-            return did.error
-        self._restore(branch, did.delta)
+            self._tell_inserted(stage.name, None, record.inserted)
+            how = record.status, record.error, record.elapsed, record.attempts, record.recovered, True
+            self.notify(StageFinished(self.run.id, stage.name, *how))
+        if did is not None:
+            if not is_over(did):
+                own = bool(records) and not is_over(records[-1])  # the row of the action that failed
+                branch.failures.append(Failed(branch, record, branch.position - own))
+                branch.position += 1
+                return did.error
+            self._restore(branch, did.delta)
+            if did.status is Status.BAILED:
+                branch.position += 1
+                return did.error
+            coming.extend((unit, stage.name) for unit in did.inserted)
         branch.position += 1
-        if did.status is Status.BAILED:
-            return did.error
-        visit.inserted.extend((unit, stage.name) for unit in did.inserted)
-        visit.frame.queue.extend(reversed(visit.inserted))
+        if coming:
+            queue.extend(reversed(coming))
         return None
 
     # Actions.
@@ -279,43 +386,84 @@ class Resumption(Evaluation):
         return self._actions_again(branch, visit)
 
     def _actions_again(self, branch: Branch, visit: Visit) -> Walk:
-        error = self._restore_actions(branch, visit)
+        again = _Again(visit.stage.name, visit.queue, visit.records, visit.inserted, whole=False)
+        error = self._restore_actions(branch, cast("StagePast", visit.past), again)
         if error is None:
             error = yield from self._go_on(branch, f"stage {visit.stage.name!r}")
+        if self.memory is None and any(by for _, by in visit.queue):
+            visit.queue[:] = [(step if by is None else step_of(renewed(step.action)), by) for step, by in visit.queue]
         return error if error is not None else (yield from super()._actions(branch, visit))
 
-    def _restore_actions(self, branch: Branch, visit: Visit) -> Failure:
+    def _restore_actions(self, branch: Branch, then: StagePast, again: _Again) -> Failure:
         """Restore the actions of a stage that were over; return the `Bail` of the last one, or what has changed."""
-        past, queue, stage = cast("StagePast", visit.past), visit.queue, visit.stage.name
-        read = cast("Past", branch.past).read
-        for told in past.actions:
-            did = read(told)
+        stage, queue, records, _, _ = again
+        past = cast("Past", branch.past)
+        data = self._plainly(branch) if past.rows else None
+        code, function, now = self.code, None, None
+        for told in then.actions:
             if not queue:
-                return self._changed(f"action {stage}/{did.name} has completed, and is gone")
-            step, by = queue.pop()
-            if step.name != did.name:
-                return self._changed(f"action {stage}/{step.name} comes where the run had {stage}/{did.name}")
-            error = self._check_code(did, step.action, stage)
+                return self._changed(f"action {stage}/{past.read(told).name} has completed, and is gone")
+            item, by = queue.pop()
+            action = item.action if type(item) is Step else item
+            # Most actions have returned nothing, or plain data, and no more is to be done about it.
+            if data is not None and told[0][5] == COMPLETED and told[0][4] == item.name:
+                row, said = told
+                puts = said
+                if said:
+                    puts = said["puts"] if len(said) == 2 and type(said.get("result")) is str else None
+                if code is not None and action.__wrapped__ is not function:
+                    function = action.__wrapped__
+                    now = code(function)
+                if puts is not None and len(puts) < 2 and (code is None or now == row[8]):
+                    for key, value in puts.items():
+                        data[key] = branch.result = value
+                    branch.position += 1
+                    what = _COMPLETED, row[6], row[7], by, None, 1, False, (), ()
+                    records.append(_new(ActionRecord, (row[4], action, *what)))
+                    continue
+            did = past.read(told)
+            if item.name != did.name:
+                return self._changed(f"action {stage}/{item.name} comes where the run had {stage}/{did.name}")
+            error = self._check_code(did, action, stage)
             if error is not None:
                 return error
-            branch.position += 1
-            what = did.status, did.started, did.elapsed, by, did.error, did.attempts, did.recovered
-            visit.records.append(ActionRecord(did.name, step.action, *what, did.inserted, did.switches))
-            if not is_over(did):
-                continue  # it has failed, and left nothing
-            self._restore(branch, did.delta)
-            if did.inserted:
-                self._insert(visit, step, did.inserted)
-            if did.result is not UNSET:
-                branch.result = did.result
-            for selector, on in did.switches:
-                branch.switches.pop(selector, None)
-                branch.switches[selector] = on
-            if did.status is Status.BAILED and past.end is None:
+            self._restore_action(branch, action, did, by, again)
+            if did.status is Status.BAILED and then.end is None:
                 return did.error
-        if queue and past.end is not None and read(past.end).status is Status.COMPLETED:
+        if queue and then.end is not None and past.read(then.end).status is _COMPLETED:
             return self._changed(f"action {stage}/{queue[-1][0].name} is new, and its stage has completed")
         return None
+
+    def _restore_action(
+        self, branch: Branch, action: Action[..., Any], did: Did, by: str | None, again: _Again
+    ) -> None:
+        branch.position += 1
+        name, status, started, elapsed, error, attempts, recovered, inserted, switches, _, _, _ = did
+        what = name, action, status, started, elapsed, by, error, attempts, recovered, inserted, switches
+        again.records.append(_new(ActionRecord, what))
+        if not is_over(did):
+            return  # it has failed, and left nothing
+        self._restore(branch, did.delta)
+        if did.inserted:
+            self._insert_again(again, did)
+        if did.result is not UNSET:
+            branch.result = did.result
+        for selector, on in did.switches:
+            branch.switches.pop(selector, None)
+            branch.switches[selector] = on
+
+    def _insert_again(self, again: _Again, did: Did) -> None:
+        who = f"{again.stage}/{did.name}"
+        actions = [unit for unit in did.inserted if type(unit) is Action]
+        again.coming.extend((unit, who) for unit in did.inserted if type(unit) is not Action)
+        again.queue.extend((unit if again.whole else step_of(unit), who) for unit in reversed(actions))
+        if self.notify is not None:
+            self._tell_inserted(again.stage, did.name, did.inserted, len(actions))
+
+    def _plainly(self, branch: Branch) -> MutableMapping[str, Any] | None:
+        """Return where a value that a step has written can be put; None where it must be restored with care."""
+        store = branch.store
+        return None if store._logs or store._recent else store._data
 
     def _restore(self, branch: Branch, delta: Delta | None) -> None:
         branch.store._restore(delta)
@@ -337,6 +485,9 @@ class Resumption(Evaluation):
         error = yield from self._go_on(branch, f"parallel group {group.name!r}")
         return error if error is not None else (yield from super()._begin_group(branch, group))
 
+    def _is_plain(self, branch: Branch, frame: Frame) -> bool:
+        return False  # its branches have a past, or may be renewed
+
     def _fork(self, branch: Branch, base: Frame, position: int, index: int) -> Branch:
         fork = super()._fork(branch, base, position, index)
         if branch.past is not None:
@@ -353,8 +504,7 @@ class Resumption(Evaluation):
         goes_on = (yield from crew.catch_up(members)) or len(members) < len(forks)
         past = branch.past
         if goes_on and past is not None:
-            if branch.parent is not None:
-                yield CAUGHT_UP
+            yield from self._caught_up(branch)
             branch.past = None
         error = yield from super()._work(branch, group, forks, crew)
         if self.over:
@@ -374,131 +524,30 @@ class Resumption(Evaluation):
     }
 
 
-class Rehearsal(Resumption):
-    """The walk over the past that performs nothing, to find what has changed (`changes`), and what holds (`kept`).
-
-    `same` tells whether a function has the code that a step remembers. With `on_change="rerun"` the past holds up to the
-    first change of code; a step that comes where there was another one always ends it, and so does the stage `until`.
-    """
-
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        *,
-        same: Callable[[Any, Any], bool],
-        on_change: str = "error",
-        until: str | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(Run("", pipeline, Store()), history=0, **options)
-        self.same = same
-        self.on_change = on_change
-        self.until = until
-        self.changes: list[str] = []
-        self.differs = False  # from here on, the past does not hold
-        self.stop = Suspend("the past ends here")
-        self.visited: list[Branch] = []
-
-    def walk(self) -> Generator[Request, Any, None]:
-        """Go through the past; the streams that were begun are left open."""
-        return Evaluation.walk(self)
-
-    def kept(self) -> dict[str, int]:
-        """Return how much of the past of each branch holds; of a branch that is not there, nothing does."""
-        kept = {branch.id: branch.position for branch in self.visited}
-        kept.update((failed.branch.id, failed.position) for failed in self.branch.failures)  # recovered by nobody now
-        return kept
-
-    def _walk(self, branch: Branch, error: Failure = None) -> Walk:
-        self.visited.append(branch)
-        return super()._walk(branch, error)
-
-    def _changed(self, change: str) -> BaseException:
-        self.changes.append(change)
-        self.differs = True
-        return self.stop
-
-    def _perform(self, branch: Branch) -> Walk:
-        return _at_once(self.stop)
-
-    def _open_unfinished(self, branch: Branch, frame: Frame, layers: tuple[Middleware, ...]) -> Walk:
-        return _refilled(frame)
-
-    def _open_stream_again(self, branch: Branch, frame: Frame, stream: Stream, by: str | None) -> Walk:
-        if isinstance(stream.source, (Iterator, AsyncIterator)):
-            return DefinitionError(
-                f"the run cannot go on: the {stream.name} that was inserted by {by} is used up. "
-                f"Write stream(function, *args), which can be called again"
-            )
-        error = yield from super()._open_stream_again(branch, frame, stream, by)
-        if error is None:
-            self.streams[branch.id, self.begun[branch.id]] = cast("OpenStream", frame.queue[-1][0])
-        return error
-
-    def _pull(self, branch: Branch, frame: Frame, stream: OpenStream, by: str | None) -> Walk:
-        return Evaluation._pull(self, branch, frame, stream, by)
-
-    def _pulled(self, branch: Branch, frame: Frame, stream: OpenStream, by: str | None, answer: Any) -> Failure:
-        stream.ahead.append(answer)
-        return super()._pulled(branch, frame, stream, by, answer)
-
-    def _close_stream(self, stream: OpenStream) -> Generator[Request, Any, None]:
-        yield from ()  # it is taken up again
-
-    def _check_wiring(self, branch: Branch, frame: Frame, units: Any, visit: Visit | None = None) -> None:
-        pass  # there are no values
-
-    def _stage(self, branch: Branch, frame: Frame, stage: Stage, by: str | None) -> Walk:
-        if self.until is not None:
-            names = {stage.name, stage.template.name if stage.template is not None else stage.name}
-            if self.until in names:
-                self.until = None
-                return _at_once(self.stop)
-        return super()._stage(branch, frame, stage, by)
-
-    def _visit_unfinished(self, branch: Branch, visit: Visit, by: str | None) -> Walk:
-        return self._actions_again(branch, visit)
-
-    def _restore(self, branch: Branch, delta: Delta | None) -> None:
-        pass
-
-    def _check_code(self, did: Did, action: Action[..., Any], stage: str) -> Failure:
-        if self.on_change == "ignore" or not is_over(did) or self.same(did.code, action.__wrapped__):
-            return None
-        self.changes.append(f"action {stage}/{did.name} has completed, with other code")
-        self.differs = self.differs or self.on_change == "rerun"
-        return self.stop if self.on_change == "rerun" else None
-
-    def _fork(self, branch: Branch, base: Frame, position: int, index: int) -> Branch:
-        fork = Evaluation._fork(self, branch, base, position, index)
-        fork.past = cast("Past", branch.past).fork(position, index)
-        return fork
-
-    def _work(self, branch: Branch, group: Parallel, forks: Sequence[Branch | Leaf], crew: Crew) -> Walk:
-        error = yield from super()._work(branch, group, forks, crew)
-        return self.stop if any(member.error is self.stop for member in crew.members) else error
-
-    BEGIN: ClassVar[dict[type, Callable[..., Walk]]] = {
-        **Resumption.BEGIN,
-        Stage: _stage,
-        OpenStream: _pull,
-    }
-
-
-def _at_once(error: Failure) -> Walk:
+def at_once(error: Failure) -> Walk:
+    """Do nothing, and return this."""
     yield from ()
     return error
 
 
-def _refilled(frame: Frame) -> Walk:
+def refilled(frame: Frame) -> Walk:
+    """Have the units of a pipeline come next, without what is around them."""
     yield from ()
     frame.refill()
     return None
 
 
-def _is_over(branch: Branch, past: Past, stage: Stage) -> bool:
+def _over(branch: Branch, past: Past, stage: Stage) -> StagePast | None:
+    """Return what comes next in the past if it is this stage, and was over."""
     then = past.next
-    return isinstance(then, StagePast) and then[:2] == (stage.name, branch.position) and then.end is not None
+    if type(then) is StagePast and then[3] is not None and then[1] == branch.position and then[0] == stage.name:
+        return then
+    return None
+
+
+def _was_skipped(past: Past) -> bool:
+    then = past.next
+    return isinstance(then, StagePast) and then.end is not None and past.read(then.end).status is Status.SKIPPED
 
 
 def _named(past: Past) -> str:

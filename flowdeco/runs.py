@@ -134,6 +134,10 @@ class Run:
     def __init__(self, id: str, pipeline: Pipeline, store: Store) -> None:
         self.id = id
         self.pipeline = pipeline
+        self._begin(store)
+
+    def _begin(self, store: Store) -> None:
+        """Be as a run that has not begun, over this store."""
         self.status = Status.PENDING
         self.store = store
         self.result: Any = None

@@ -415,7 +415,8 @@ class Store(MutableMapping[str, Any]):
             logs, self._logs = self._logs, []
             for name in {*recent, *delta.puts, *delta.deletes, *delta.appends} if logs else ():
                 self._renote(logs, name, delta, recent.get(name))
-            self._rollback(recent)
+            if recent:
+                self._rollback(recent)
             self._apply(delta)
             self._logs = logs
         self._recent = {}

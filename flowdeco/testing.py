@@ -445,9 +445,10 @@ def _tee(generator: Generator[Any, Any, Any], items: list[Any]) -> Generator[Any
 def assert_ran(run: Run, expected: Iterable[Any]) -> None:
     """Raise an `AssertionError` that shows the difference, unless just these stages ran, in this order.
 
-    What is expected is names of stages, or units: pipelines and groups stand for the stages in them. A `*` in a name stands for any text, and such a name for one or more
-    stages in a row: `"process[*]"` for all that the template `process` gave, `"*"` for whatever ran. Everything else is
-    taken literally, brackets too. A stage that was skipped did not run; one that failed did.
+    What is expected is names of stages, or units: pipelines and groups stand for the stages in them. A `*` in a name
+    stands for any text, and such a name for one or more stages in a row: `"process[*]"` for all that the template
+    `process` gave, `"*"` for whatever ran. Everything else is taken literally, brackets too. A stage that was skipped
+    did not run; one that failed did.
     """
     __tracebackhide__ = True
     if isinstance(expected, str):

@@ -340,14 +340,15 @@ def _refuse(gaps: Iterable[_Gap], known: _Known) -> None:
 
 
 def _needs(unit: Unit | Stream, skip: frozenset[str]) -> tuple[_Gap, ...]:
-    """Return what a unit certainly needs from outside, worked out once."""
+    """Return what a unit certainly needs from outside, one gap for each key, worked out once."""
     if type(unit) is Action:
         unit = one_action_stage(unit)
     if type(unit) is Stream:
         return ()
     cached = None if skip else cast("Any", unit)._needs
     if cached is None:
-        cached = tuple(gap for gap in _check(unit, _Known({}), _Around(), skip) if gap.certain)
+        gaps = (gap for gap in _check(unit, _Known({}), _Around(), skip) if gap.certain)
+        cached = tuple({gap.wanted.key: gap for gap in gaps}.values())
         if not skip:
             object.__setattr__(unit, "_needs", cached)
     return cast("tuple[_Gap, ...]", cached)

@@ -15,7 +15,7 @@ PACKAGE = Path(flowdeco.__file__).parent
 # From the bottom up: a module imports from its own layer and from those before it.
 LAYERS = [
     {"errors", "lazy", "paths", "store"},
-    {"annotations", "definitions", "declare", "functions", "options", "references", "wiring"},
+    {"annotations", "definitions", "declare", "functions", "options", "references", "renewed", "wiring"},
     {
         "requests",
         "returned",
@@ -32,6 +32,7 @@ LAYERS = [
         "places",
         "frames",
         "resume",
+        "rehearse",
     },
     {"drivers", "durable", "executors"},
     {

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_laws import SKIPS, flows
 
+from flowdeco import Pipeline, pipeline
 from flowdeco.durable import MemoryJournal
 
 NIGHTLY = bool(os.environ.get("FLOWDECO_NIGHTLY"))
@@ -119,6 +120,47 @@ def test_any_flow_is_resumed_from_memory(run, flow, skip, seed):
         assert came_to(interrupted) == before
     assert came_to(finished) == expected
     assert world.trace == calls
+
+
+def resumed(flow, rows, skip, left, *, tried):
+    """What a run with these steps comes to when it is resumed: tried first, or else rehearsed."""
+    durable_flows.enter(world := Ending())
+    world.left = left
+    journal = MemoryJournal()
+    journal.create("r", flow.name, journal.codec.encode({}, "inputs"), sorted(skip))
+    journal.write("r", rows)
+    journal.close("r", "running", None, None)
+    events = []
+    with pytest.MonkeyPatch.context() as patch:
+        if not tried:
+            patch.setattr("flowdeco.rehearse.Trial.holds", lambda *_: False)
+        finished = flow.resume("r", journal=journal, check=False, observers=[events.append])
+    written = [row[:6] + (row.fingerprint, row.payload) for row in journal.history("r")]
+    told = [tuple(map(str, part)) for part in (event._replace(**unsure(event)) for event in events)]
+    restored = [(stage.name, stage.status, stage.inserted_by, len(stage.actions)) for stage in finished.stages]
+    return came_to(finished), restored, written, told, world.trace, finished.status
+
+
+def unsure(event):
+    """What is another time in every run, and an object of its own."""
+    return {field: None for field in ("elapsed", "error") if field in event._fields}
+
+
+@law
+@given(flow=flows(), skip=SKIPS, seed=st.integers(0, 2**16))
+def test_it_is_the_same_whether_the_past_was_tried_or_rehearsed(flow, skip, seed):
+    """Cut anywhere, resumed, and interrupted again: store, records, journal, events and calls are the same."""
+    chance = random.Random(seed)
+    _, calls = uninterrupted(run_sync, flow, skip)
+    durable_flows.enter(World())
+    journal = MemoryJournal()
+    unit = durable_flows.unit(flow)
+    whole = pipeline(unit, name="p") if not isinstance(unit, Pipeline) else unit
+    whole.run(skip=skip, check=False, journal=journal, run_id="r")
+    rows = journal.history("r")
+    rows = rows[: chance.randrange(len(rows) + 1)]
+    left = chance.choice([None, 0, 1, chance.randrange(len(calls) + 1)])
+    assert resumed(whole, rows, skip, left, tried=True) == resumed(whole, rows, skip, left, tried=False)
 
 
 @law

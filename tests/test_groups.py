@@ -1122,6 +1122,23 @@ def test_suspend_lets_the_other_branches_finish_first(run):
     assert statuses(finished) == [("waits", "suspended"), ("a", "completed"), ("b", "completed"), ("c", "completed")]
 
 
+def test_a_suspended_run_says_all_that_its_branches_wait_for(run):
+    """Once each, groups in groups included; what else they say comes behind."""
+
+    def waiting(key):
+        return action(name=key)(lambda ctx: ctx.wait_for(key))
+
+    @action
+    def sleeps():
+        raise Suspend("until monday")
+
+    group = parallel(waiting("legal"), parallel(waiting("press"), waiting("boss")), waiting("legal"))
+    assert run(group).reason == "waiting for 'legal', 'press', 'boss'"
+    nested = parallel(parallel(sleeps, group), sleeps, waiting("me"))
+    assert run(nested).reason == "waiting for 'legal', 'press', 'boss', 'me'; until monday"
+    assert run(group, {"legal": 1, "boss": 2}).reason == "waiting for 'press'"
+
+
 @pytest.mark.parametrize("error", [ValueError("no"), Bail("enough")], ids=["failure", "bail"])
 def test_a_failure_or_bail_counts_more_than_a_suspension(run, error):
     """The run is over: there is nothing to wait for."""

@@ -11,8 +11,8 @@ from test_evaluate import Clock, perform
 
 from flowdeco import Bail, Run, Stage, Store, action, parallel, pipeline, stream
 from flowdeco.durable import MemoryJournal
-from flowdeco.errors import CodeChangedError, JournalError, SerializationError
-from flowdeco.memory import past_of
+from flowdeco.errors import CodeChangedError, DefinitionError, JournalError, SerializationError
+from flowdeco.memory import Chronicle, decoded
 from flowdeco.middleware import atomic, recover, retry
 from flowdeco.resume import Resumption
 
@@ -193,6 +193,19 @@ def test_a_stage_that_is_new_in_a_completed_pipeline_is_a_change():
     assert change == "stage 'item' is new, and what is around it has completed"
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_run_of_another_pipeline_is_told_as_such(kept):
+    """Both have the name that pipelines have where none is given; nothing that ran is in the one that is to go on."""
+    BROKEN.add("fragile")
+    journal = MemoryJournal() if kept else None
+    run = pipeline(du.first, du.item, du.fragile).run(journal=journal, check=False)
+    other = "this looks like another pipeline: the run began with stage 'first', this one begins with stage 'nothing'"
+    with pytest.raises(CodeChangedError, match=other):
+        (du.nothing >> du.line[1:]).resume(run, {"first": 1})
+    with pytest.raises(CodeChangedError, match="stage 'nothing' comes where the run had stage 'first'"):
+        pipeline(du.nothing, du.item).resume(run)
+
+
 def test_a_stage_that_is_new_in_a_branch_of_a_completed_group_is_a_change():
     """So is one that is gone from it."""
     journal = completed(parallel(du.first, du.item, limit=1), du.nothing)
@@ -292,9 +305,9 @@ def test_of_a_pipeline_that_is_skipped_now_the_rest_is_skipped(journal):
 
 def test_a_past_that_does_not_match_is_an_error_without_a_rehearsal_as_well():
     """Whatever the reason may be: nothing goes on as if it did."""
-    run = Run("r", pipeline(du.item), Store())
+    run = Run("r", pipeline(du.item, du.first), Store())
     journal = completed(du.first)
-    past = past_of([(row, journal.codec.decode(row.payload)) for row in journal.history("r")])()
+    past = Chronicle(decoded(journal.history("r"), journal.codec, {})).past()
     resumption = Resumption(run, past=past, clock=Clock(), now=0.0, cancels=lambda error: False)
     perform(resumption.walk())
     assert isinstance(run.error, CodeChangedError)
@@ -461,3 +474,53 @@ def test_a_stream_whose_failure_was_recovered_gives_nothing_now(source, journal)
     resumed = flow.resume(broken)
     assert statuses(resumed) == [("streams", "completed"), ("fragile", "completed")]
     assert "items" not in resumed.store
+
+
+# -- what is skipped on a resume as a whole
+
+
+def skipped_now(flow, name, journal):
+    """Run until the fragile stage fails, and resume without the unit of that name."""
+    BROKEN.add("fragile")
+    broken = flow.run(journal=journal, check=False)
+    BROKEN.clear()
+    return flow.resume(broken, skip=[name])
+
+
+JOURNALS = pytest.mark.parametrize("journal", [lambda: None, MemoryJournal], ids=["in memory", "in a journal"])
+
+
+@JOURNALS
+@pytest.mark.parametrize(
+    ("name", "flow"),
+    [
+        ("p", pipeline(du.first, pipeline(du.plan, du.fragile, name="p"), du.second)),
+        ("g", pipeline(du.first, parallel(du.item, du.fragile, limit=1, name="g"), du.second)),
+        ("p", pipeline(du.first, pipeline(parallel(du.item, du.fragile, limit=1, name="g"), name="p"), du.second)),
+        ("p", pipeline(du.first, pipeline(du.item, name="p", use=[du.noting]), du.fragile, du.second)),
+    ],
+    ids=["a pipeline that had inserted", "a group", "a group in a pipeline", "a pipeline with middleware, over"],
+)
+def test_what_has_begun_cannot_be_skipped_as_a_whole(journal, name, flow):
+    """What its stages have inserted, its branches and its middleware are restored or run, but not left out."""
+    with pytest.raises(DefinitionError, match="has begun in run .*skip what is left of it by the names"):
+        skipped_now(flow, name, journal())
+
+
+@JOURNALS
+def test_what_is_left_of_a_plain_pipeline_is_skipped(journal):
+    """Its stages that are over stay as they are."""
+    run = skipped_now(pipeline(du.first, pipeline(du.item, du.fragile, name="p"), du.second), "p", journal())
+    assert statuses(run)[1:3] == [("item", "completed"), ("fragile", "skipped")]
+
+
+@JOURNALS
+def test_what_was_skipped_from_the_start_stays_so(journal):
+    """Also where a later pipeline with middleware is over."""
+    inner, other = (pipeline(du.item, name=name, use=[du.noting]) for name in ("p", "q"))
+    flow = pipeline(du.first, inner, other, du.fragile)
+    BROKEN.add("fragile")
+    broken = flow.run(journal=journal(), check=False, skip=["p"])
+    BROKEN.clear()
+    again = flow.resume(broken, skip=["p"])
+    assert (again.status, again["notes"]) == ("completed", ["+pipeline q", "-pipeline q"])

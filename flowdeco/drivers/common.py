@@ -12,14 +12,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from flowdeco.definitions import Pipeline, RunOptions, action_selectors, stage_selectors
-from flowdeco.errors import Bail, Cancelled, CodeChangedError, DefinitionError, JournalError, Suspend, suggestion
+from flowdeco.errors import Bail, Cancelled, DefinitionError, Suspend, suggestion
 from flowdeco.evaluate import Evaluation
-from flowdeco.journal import Journal, Remembered
-from flowdeco.memory import Memory, chronicle, past_of
+from flowdeco.journal import Journal
+from flowdeco.memory import Memory, decoded
 from flowdeco.options import checked_layers, checked_selectors
 from flowdeco.places import error_of
+from flowdeco.rehearse import Journaled, Rehearsal, check_fork, from_journal, from_memory
 from flowdeco.requests import Raised, Request, Save
-from flowdeco.resume import Rehearsal, Resumption
 from flowdeco.runs import Run, Status
 from flowdeco.store import Store
 from flowdeco.wiring import check_run, may_supply
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from flowdeco.events import Event
     from flowdeco.logs import RunLogger
     from flowdeco.past import Past
+    from flowdeco.rehearse import Going
     from flowdeco.show.progress import Watcher
 
 __all__ = ["begin", "end", "resume"]
@@ -44,11 +45,11 @@ def begin(flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions)
     start.check(store)
     run = Run(options.run_id or os.urandom(8).hex(), flow, store)
     if options.journal is None:
-        return run, start.watched(_evaluated(start.evaluation(run)))
+        return run, start.evaluated(run)
     journal, fingerprint = _journal(options.journal)
     memory = Memory(journal, run.id, fingerprint)
     journal.create(run.id, flow.name, _encoded(journal, dict(store)), sorted(start.skip))
-    return run, start.watched(_evaluated(start.evaluation(run, memory=memory)))
+    return run, start.evaluated(run, memory)
 
 
 def resume(
@@ -91,27 +92,8 @@ def _resume_from_memory(
     run = Run(before.id, flow, before.store._revived(given))
     start.check(run.store)
     run.stages, run._trace = before.stages, trace
-    fingerprint = _fingerprint()
-
-    def same(then: Any, now: Any) -> bool:
-        return then is now or fingerprint(then) == fingerprint(now)
-
-    rehearsal = start.rehearsal(trace.past(before.stages), same=same, on_change=on_change)
-
-    def evaluated() -> Generator[Request, Any, None]:
-        error = yield from _rehearsed(run, rehearsal)
-        if error is None and rehearsal.differs:
-            error = DefinitionError(
-                f"run {run.id!r} is in memory only, where what has been done since a change cannot be undone: run it "
-                f"with journal=... to run it again from there. What has changed: {'; '.join(rehearsal.changes)}"
-            )
-        if error is not None:
-            yield from _refused(run, rehearsal, error)
-            return
-        past = trace.past(before.stages)
-        yield from _evaluated(start.evaluation(run, Resumption, past=past, given=given, streams=rehearsal.streams))
-
-    return run, start.watched(evaluated())
+    going = from_memory(run, start, lambda: trace.past(before.stages), given, _fingerprint(), on_change)
+    return run, start.watched(_gone_on(going))
 
 
 def _resume_from_journal(
@@ -134,12 +116,13 @@ def _resume_from_journal(
         if inputs:
             given.append((len(remembered.rows), Store(inputs)))
         pins = {key: rows for rows, values in given[1:] for key in values}
-        store = Store({key: value for _, values in given for key, value in values.items()})
+        values = {key: value for _, values in given for key, value in values.items()}
+        store = Store(values)
         start = _Start(flow, None, options._replace(skip=(*remembered.skip, *options.skip)))
         start.check(store)
         if from_stage is not None:
-            _check_fork(from_stage, remembered, flow)
-        told = chronicle(remembered.rows, journal.codec, pins)
+            check_fork(from_stage, remembered, flow)
+        told = decoded(remembered.rows, journal.codec, pins)
         if from_stage is None and more is not None:
             journal.add_inputs(run_id, more)
     except BaseException as error:
@@ -149,96 +132,9 @@ def _resume_from_journal(
     run = Run(run_id if from_stage is None else os.urandom(8).hex(), flow, store)
     run._journal = journal
 
-    def same(then: Any, now: Any) -> bool:
-        return bool(then == fingerprint(now))
-
-    recall = past_of(told)
-    rehearsal = start.rehearsal(recall(), same=same, on_change=on_change, until=from_stage, over=over)
-    if remembered.pipeline != flow.name:
-        rehearsal.changes.append(f"the run is one of pipeline {remembered.pipeline!r}, and this is {flow.name!r}")
-
-    def evaluated() -> Generator[Request, Any, None]:
-        error = yield from _rehearsed(run, rehearsal)
-        if error is None and rehearsal.until is not None:
-            error = unknown_stage(rehearsal.until, {row.stage for row in remembered.rows if row.kind == "stage"})
-        kept = rehearsal.kept()
-        holds = [row.number < kept.get(row.branch, 0) for row in remembered.rows]
-        if error is None and from_stage is not None:
-            skip = sorted(start.skip)
-            answer = yield Save(_write_fork, journal, run.id, flow.name, skip, remembered, holds, more)
-        elif error is None and not all(holds):
-            lost = {row.branch for row, held in zip(remembered.rows, holds, strict=True) if not held}
-            cuts = {branch: kept.get(branch, 0) for branch in lost}
-            answer = yield Save(journal.drop, run.id, cuts)
-        else:
-            answer = None
-        if type(answer) is Raised:
-            error = answer.error
-        if error is not None:
-            yield from _refused(run, rehearsal, error)
-            if from_stage is None:
-                said = f"{type(error).__name__}: {error}"
-                yield Save(journal.close, run.id, remembered.status, remembered.reason, said)
-            return
-        again = recall if all(holds) else past_of(each for each, held in zip(told, holds, strict=True) if held)
-        evaluation = start.evaluation(
-            run,
-            Resumption,
-            Memory(journal, run.id, fingerprint),
-            past=again(),
-            over=None if rehearsal.differs else over,
-            streams=rehearsal.streams,
-        )
-        yield from _evaluated(evaluation)
-
-    return run, start.watched(evaluated())
-
-
-def _rehearsed(run: Run, rehearsal: Rehearsal) -> Generator[Request, Any, BaseException | None]:
-    """Go through the past of a run; return what speaks against going on."""
-    yield from rehearsal.walk()
-    error = rehearsal.run.error
-    if error is not None and (is_cancellation(error) or isinstance(error, DefinitionError)):
-        return error
-    if rehearsal.changes and rehearsal.on_change == "error":
-        return CodeChangedError.listing(run.id, rehearsal.changes)
-    return None
-
-
-def _refused(run: Run, rehearsal: Rehearsal, error: BaseException) -> Generator[Request, Any, None]:
-    """Leave a run as it was."""
-    yield from rehearsal.close_streams()
-    run.status = Status.CANCELLED if is_cancellation(error) else Status.FAILED
-    run.error = error
-
-
-def _write_fork(
-    journal: Journal,
-    run_id: str,
-    pipeline: str,
-    skip: list[str],
-    remembered: Remembered,
-    holds: list[bool],
-    more: bytes | None,
-) -> None:
-    """Begin a run with what holds of another one."""
-    written = 0
-    (_, first), *given = remembered.inputs
-    journal.create(run_id, pipeline, first, skip)
-    for at, inputs in [*given, (len(holds), more)]:
-        rows = zip(remembered.rows[written:at], holds[written:at], strict=True)
-        journal.write(run_id, [row for row, held in rows if held])
-        written = max(written, at)
-        if inputs is not None:
-            journal.add_inputs(run_id, inputs)
-
-
-def _check_fork(from_stage: str, remembered: Remembered, flow: Pipeline) -> None:
-    """Raise `JournalError` if neither the run nor the pipeline has such a stage."""
-    ran = {row.stage for row in remembered.rows if row.kind != "pipeline"}
-    known = {*ran, *(name.partition("[")[0] for name in ran), *(unit.name for unit in flow)}
-    if from_stage not in known:
-        raise unknown_stage(from_stage, known)
+    known = Journaled(journal, fingerprint, remembered, told, values, more, over, sorted(start.skip))
+    going = from_journal(run, start, known, on_change, from_stage)
+    return run, start.watched(_gone_on(going))
 
 
 class _Start:
@@ -297,14 +193,25 @@ class _Start:
             self.flow, past=past, skip=self.skip, clock=self.clock, now=time.time(), cancels=is_cancellation, **how
         )
 
+    def evaluated(self, run: Run, memory: Memory | None = None) -> Generator[Request, Any, None]:
+        """Evaluate a new run."""
+        evaluation = self.evaluation(run, memory=memory)
+        return self.watched(_evaluated(evaluation, evaluation.walk()))
+
     def watched(self, evaluated: Generator[Request, Any, None]) -> Generator[Request, Any, None]:
         """Close the progress display in the end."""
         return evaluated if self.watcher is None else _watched(evaluated, self.watcher)
 
 
-def _evaluated(evaluation: Evaluation) -> Generator[Request, Any, None]:
+def _gone_on(going: Generator[Request, Any, Going | None]) -> Generator[Request, Any, None]:
+    gone = yield from going
+    if gone is not None:
+        yield from _evaluated(*gone)
+
+
+def _evaluated(evaluation: Evaluation, walk: Generator[Request, Any, None]) -> Generator[Request, Any, None]:
     """Evaluate, and do what is left to do afterwards."""
-    yield from evaluation.walk()
+    yield from walk
     run = evaluation.run
     if evaluation.unmatched and run.status is Status.COMPLETED:
         _logger(run.id).warning("run %s: skip=%s matched nothing. %s", run.id, *_unmatched(run, evaluation.unmatched))
@@ -341,11 +248,6 @@ def abandon(run: Run) -> None:
     """Give up the lease of a run that was cancelled before it began."""
     if run._journal is not None:
         run._journal.close(run.id, str(Status.CANCELLED), None, None)
-
-
-def unknown_stage(name: str, known: Iterable[str]) -> JournalError:
-    """Return the error of a fork from a stage that the run does not have."""
-    return JournalError(f"there is no stage {name!r} to go on from in this run. {suggestion(name, known)}")
 
 
 def _fingerprint() -> Callable[[Any], str]:

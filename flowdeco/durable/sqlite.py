@@ -24,7 +24,7 @@ import weakref
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, cast
 from urllib.parse import quote
 from zlib import crc32
 
@@ -480,16 +480,7 @@ class SqliteJournal:
 
     def _remembered(self, connection: sqlite3.Connection, head: Head) -> tuple[Remembered, int]:
         """Return the run, verified, and how many steps it has ever written."""
-        first = head.id << 32
-        rows: list[Row] = []
-        positions: list[int] = []
-        for found in connection.execute(_SELECT, (first, first + _LAST)):
-            row = _row(found)
-            if row is None:
-                raise self._damaged(f"step {found[0] - first} of run {head.run_id!r} does not agree with its checksum")
-            rows.append(row)
-            positions.append(found[0] - first)
-        self._require_whole(head, rows, positions)
+        rows, positions = self._steps(connection, head)
         inputs: list[tuple[int, bytes]] = []
         for number, position, checksum, payload in connection.execute(
             "SELECT number, position, checksum, payload FROM inputs WHERE run = ? ORDER BY number", (head.id,)
@@ -505,18 +496,41 @@ class SqliteJournal:
             head.run_id, head.pipeline, head.status, head.reason, head.started, skip, inputs, rows
         ), written
 
-    def _require_whole(self, head: Head, rows: list[Row], positions: list[int]) -> None:
-        """Raise if a step is missing, other than at the end of a run that was not closed since."""
+    def _steps(self, connection: sqlite3.Connection, head: Head) -> tuple[list[Row], list[int]]:
+        """Return the steps of a run, and their places in the order of writing; raises if one is damaged or missing."""
+        first = head.id << 32
+        rows: list[Row] = []
+        positions: list[int] = []
+        numbers: dict[str, int] = {}
+        gap: Row | None = None
+        add_row, add_position, last = rows.append, positions.append, numbers.get
+        for found in connection.execute(_SELECT, (first, first + _LAST)):
+            id, branch, number, kind, stage, action, status, started, elapsed, fingerprint, checksum, payload = found
+            try:
+                text = f"{branch}\0{kind}\0{stage}\0{action or ''}\0{status}\0{fingerprint}".encode()
+                agrees = crc32(_PACKED(id, number, started, elapsed) + text + payload) == checksum
+            except (TypeError, ValueError, struct.error):
+                agrees = False
+            if agrees:
+                row = _new(Row, (branch, number, kind, stage, action, status, started, elapsed, fingerprint, payload))
+            else:
+                row = _row(found)  # text that is no Unicode comes as bytes
+                if row is None:
+                    raise self._damaged(f"step {id - first} of run {head.run_id!r} does not agree with its checksum")
+                branch = row.branch
+            before = last(branch)
+            if number != before + 1 if before is not None else number > 1:
+                gap = gap or row
+            numbers[branch] = number
+            add_row(row)
+            add_position(id - first)
         early = bisect_left(positions, head.written)
         late = len(positions) - early
         if early != head.written - head.dropped or (late and positions[-1] != head.written + late - 1):
             raise self._damaged(f"steps of run {head.run_id!r} are missing")
-        numbers: dict[str, int] = {}
-        for row in rows:
-            before = numbers.get(row.branch)
-            if row.number != before + 1 if before is not None else row.number > 1:
-                raise self._damaged(f"branch {row.branch!r} of run {head.run_id!r} has a gap before step {row.number}")
-            numbers[row.branch] = row.number
+        if gap is not None:
+            raise self._damaged(f"branch {gap.branch!r} of run {head.run_id!r} has a gap before step {gap.number}")
+        return rows, positions
 
     # The connection, and what can go wrong with it.
 
@@ -703,10 +717,11 @@ def _columns(id: int, row: Row, run: int, token: str) -> tuple[Any, ...]:
 def _checksum(id: int, row: Sequence[Any]) -> int:
     branch, number, kind, stage, action, status, started, elapsed, fingerprint, payload = row
     text = f"{branch}\0{kind}\0{stage}\0{action or ''}\0{status}\0{fingerprint}"
-    return crc32(payload, crc32(_PACKED(id, number, started, elapsed) + text.encode("utf-8", "surrogatepass")))
+    return crc32(_PACKED(id, number, started, elapsed) + text.encode("utf-8", "surrogatepass") + payload)
 
 
 _PACKED: Final = struct.Struct("<qqdd").pack
+_new: Final = cast("Any", tuple.__new__)  # pyright: ignore[reportUnknownMemberType]
 
 
 def _row(found: tuple[Any, ...]) -> Row | None:

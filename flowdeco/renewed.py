@@ -1,0 +1,62 @@
+"""What a definition is now: in a notebook, a function or template is fixed by running its cell again.
+
+A run in memory has the very objects that its actions inserted. A resumed one takes up what their names lead to now, as
+one that is read from a journal does.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from flowdeco.definitions import Action, Stage
+from flowdeco.references import Bound, Called, Changed, Imported, Member, Method, Narrowed
+
+__all__ = ["renewed"]
+
+
+def renewed(unit: Any) -> Any:
+    """Return the stage or action that the same names lead to now; the unit itself where they lead to no other one."""
+    is_action = type(unit) is Action
+    origin = unit._self_origin if is_action else unit._origin
+    match origin:
+        case Called(template, args, kwargs):
+            found = _found(template.__module__, template.__qualname__, template)
+            return unit if found is template else found(*args, **kwargs)
+        case Imported(module, qualname):
+            return _found(module, qualname, unit)
+        case Member(stage, position):
+            return _member(unit, stage, position)
+        case Changed(base) | Bound(base) | Method(base) | Narrowed(base):
+            found = renewed(base)
+            return unit if found is base else origin._replace(base=found).load()
+        case _:
+            return _action(unit) if is_action else _stage(unit)
+
+
+def _action(action: Any) -> Any:
+    function = action.__wrapped__
+    found = _found(getattr(function, "__module__", None), getattr(function, "__qualname__", ""), action)
+    return found if found.name == action.name and found.__wrapped__ is not function else action
+
+
+def _stage(stage: Any) -> Any:
+    actions = [renewed(action) for action in stage._actions]
+    same = all(new is old for new, old in zip(actions, stage._actions, strict=True))
+    return stage if same else Stage(actions=actions, **stage._options())
+
+
+def _member(action: Any, stage: Imported | Called, position: int) -> Any:
+    if isinstance(stage, Imported):
+        return action  # it is declared with its stage, which is asked for itself
+    template = cast("Any", stage.template)
+    found = _found(template.__module__, template.__qualname__, template)
+    return action if found is template else Member(stage._replace(template=found), position).load()
+
+
+def _found(module: str | None, qualname: str, old: Any) -> Any:
+    """Return what is under this name now, if it is of the same kind."""
+    try:
+        found = Imported(str(module), qualname).load()
+    except (ImportError, AttributeError, KeyError):
+        return old
+    return found if type(found) is type(old) and found.name == old.name else old
