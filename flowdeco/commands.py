@@ -390,9 +390,13 @@ def _validate(options: Namespace) -> int:
     if options.json:
         _print_json([problem._asdict() for problem in problems])
     else:
+        told: set[tuple[str, str]] = set()
         for problem in problems:
             label = painted("error" if problem in errors else "possible", sys.stdout)
-            print(f"{label}: {problem.message}")
+            needs, nothing, _ = problem.message.partition(", and no input")
+            again = nothing and (problem.key, label) in told  # who else needs it: the rest has been said
+            told.add((problem.key, label))
+            print(f"{label}: {f'{needs}, too' if again else problem.message}")
         counted = f"{len(errors)} error{'s' * (len(errors) != 1)}, {len(problems) - len(errors)} possible"
         print(f"{options.entry}: {counted if problems else 'no problems'}")
     return FAILED if errors else FINE

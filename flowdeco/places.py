@@ -37,7 +37,7 @@ class Place(NamedTuple):
 
 
 _NAME: Final = r"""('(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*")"""
-_PLACE: Final = re.compile(rf"in (?:action {_NAME} of )?stage {_NAME}(?:, (\d+) attempts)?(?:: (.*))?")
+_PLACE: Final = rf"in (?:action {_NAME} of )?stage {_NAME}(?:, (\d+) attempts)?(?:: (.*))?"
 
 
 def error_of(run: Run) -> str | None:
@@ -52,7 +52,7 @@ def places_of(text: str | None) -> tuple[str, list[Place]]:
     """Return the error alone, and the places that were written behind it."""
     lines = (text or "").split("\n")
     places: list[Place] = []
-    while len(lines) > 1 and (found := _PLACE.fullmatch(lines[-1])) is not None:
+    while len(lines) > 1 and (found := re.fullmatch(_PLACE, lines[-1])) is not None:
         action, stage, attempts, error = found.groups()
         named = None if action is None else literal_eval(action)
         places.insert(0, Place(literal_eval(stage), named, int(attempts or 1), error or ""))

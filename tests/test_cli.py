@@ -936,6 +936,18 @@ def test_plans_and_diffs_are_printed_as_json(flowdeco, journal):
     }  # fmt: skip
 
 
+def test_what_several_actions_lack_is_explained_once(flowdeco):
+    """The others need it, too."""
+    Path("lacks.py").write_text(
+        "from flowdeco import action\n@action\ndef a(n): ...\n@action\ndef b(n, m): ...\nflow = a >> b"
+    )
+    told = lines(flowdeco("validate", "lacks.py:flow")[1])
+    assert told[0].startswith("error: action 'a' of stage 'a' needs 'n', and no input")
+    assert told[1] == "error: action 'b' of stage 'b' needs 'n', too"
+    assert told[2].startswith("error: action 'b' of stage 'b' needs 'm', and no input")
+    assert told[3] == "lacks.py:flow: 3 errors, 0 possible"
+
+
 def test_an_error_without_a_message_has_no_colon(flowdeco, journal):
     """Ctrl-C, for one."""
     Path("fails.py").write_text(FAILS)
