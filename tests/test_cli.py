@@ -939,7 +939,7 @@ def test_plans_and_diffs_are_printed_as_json(flowdeco, journal):
 def test_what_several_actions_lack_is_explained_once(flowdeco):
     """The others need it, too."""
     Path("lacks.py").write_text(
-        "from flowdeco import action\n@action\ndef a(n): ...\n@action\ndef b(n, m): ...\nflow = a >> b"
+        "from flowdeco import action\n@action\ndef a(n) -> None: ...\n@action\ndef b(n, m) -> None: ...\nflow = a >> b"
     )
     told = lines(flowdeco("validate", "lacks.py:flow")[1])
     assert told[0].startswith("error: action 'a' of stage 'a' needs 'n', and no input")
