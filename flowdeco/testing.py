@@ -257,6 +257,7 @@ class _NoCalls(list[Call]):
         self._told = f"no calls of {name!r}. {suggestion(name, names, 'There were calls of')}"
 
     def __getitem__(self, index: Any) -> Any:
+        __tracebackhide__ = True
         if isinstance(index, slice):
             return []
         raise IndexError(self._told)
@@ -322,6 +323,7 @@ class FlowRunner:
         return found or _NoCalls(name, self.calls)
 
     def _options(self, options: dict[str, Any]) -> RunOptions:
+        __tracebackhide__ = True
         for name in ("executor", "clock"):
             if name in options:
                 raise DefinitionError(
@@ -453,7 +455,9 @@ def assert_ran(run: Run, expected: Iterable[Any]) -> None:
     __tracebackhide__ = True
     if isinstance(expected, str):
         raise TypeError(f"assert_ran takes a list of names: write [{expected!r}]")
-    patterns = [pattern for each in expected for pattern in _patterns(each)]
+    patterns: list[str] = []
+    for each in expected:
+        patterns += _patterns(each)
     ran = [record for record in run.stages if record.status is not Status.SKIPPED]
     lines = _compared(patterns, ran)
     if any(not line.startswith(" ") for line in lines):
@@ -462,6 +466,7 @@ def assert_ran(run: Run, expected: Iterable[Any]) -> None:
 
 
 def _patterns(expected: Any) -> Iterator[str]:
+    __tracebackhide__ = True
     if isinstance(expected, (Pipeline, Parallel)):
         for unit in expected.units:
             yield from _patterns(unit)
@@ -588,6 +593,11 @@ def _hint(run: Run, missing: str, skipped: set[str]) -> str:
         return "  (skipped)"
     if any(record.name.startswith(f"{missing}[") for record in run.stages):
         return f"  (a stage template: write '{missing}[*]')"
+    scopes = [record.scope for record in run.stages]
+    while any(scopes):
+        if any(scope is not None and scope.name == missing for scope in scopes):
+            return "  (a group or pipeline: give its stages, or itself instead of its name)"
+        scopes = [scope.outer for scope in scopes if scope is not None]
     actions = ((record.name, action.name) for record in run.stages for action in record.actions)
     if any(missing in (action, f"{stage}/{action}") for stage, action in actions):
         return "  (an action, and only stages are compared)"

@@ -231,6 +231,11 @@ def test_a_codec_of_somebody_is_refused(tmp_path):
         recorded(str(path), durable.runs(path)[0], pipeline(Stage("a")))
 
 
+@action
+def grouping() -> object:
+    return parallel(part(3), pipeline(part(4), part(5), name="inner", use_stages=[wide]), name="group")
+
+
 def wide(call):
     yield
 
@@ -244,6 +249,10 @@ def wide(call):
         (pipeline(insert, Stage("c"), name="inner", use=[inserting]) >> Stage("b"), {}),
         (extra >> parallel(part(3), part(4), name="group") >> Stage("end"), {"skip": ["group"]}),
         (extra >> parallel(part(3), part(4), name="group") >> Stage("end"), {"skip": ["part[3]"]}),
+        (pipeline(extra, broken, Stage("c"), name="inner", use=[recover(on=ValueError)]) >> Stage("c"), {}),
+        (grouping >> Stage("end"), {}),
+        (parallel(streaming, Stage("b"), name="group") >> Stage("end"), {}),
+        (pipeline(parallel(extra, part(3), limit=1, name="group"), name="inner", use=[wide]) >> broken, {}),
         (insert >> parallel(broken, name="group") >> extra, {}),
         (Stage("two", [extra, broken]) >> extra, {}),
         (Stage("two", [extra, broken.with_options(use=[retry(on=ValueError, attempts=3, wait=0)])]), {}),

@@ -580,6 +580,9 @@ def test_pipelines_and_groups_stand_for_the_stages_in_them(runner):
     assert_ran(run, [Stage("first") >> checks])
     with pytest.raises(AssertionError, match=r"- loading\[c\]"):
         assert_ran(run, ["first", loading("a"), loading("c"), "*", "d"])
+    for name in ("checks", "parallel"):
+        with pytest.raises(AssertionError, match=rf"- {name}  \(a group or pipeline: give its stages, or itself"):
+            assert_ran(run, ["first", name])
 
 
 def test_a_template_is_no_stage(runner):
