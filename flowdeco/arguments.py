@@ -71,7 +71,9 @@ class _Parser(argparse.ArgumentParser):
     def _refuse(self, rest: Sequence[str]) -> NoReturn:
         known = [option for option in self._option_string_actions if option.startswith("--")]
         wrong = next((text for text in rest if text.startswith("-")), "")
-        close = suggestion(wrong.partition("=")[0], known) if wrong else ""
+        close = suggestion(wrong.partition("=")[0], known, closeness=0.7) if wrong else ""
+        if not wrong and "=" in rest[0] and "--input" in known:
+            close = f"Did you mean -i {rest[0]}?"
         self.error(f"unrecognized arguments: {' '.join(rest)}{f'. {close}' if close.startswith('Did') else ''}")
 
 
@@ -142,12 +144,16 @@ def _add_json(parser: _Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _add_running(parser: _Parser) -> None:
+def _add_skip(parser: _Parser) -> None:
     added = parser.add_argument(
         "--skip", action="append", default=[], metavar="SELECTOR",
         help="leave out stages and actions: stage, stage/action or tag:name; can be repeated",
     )  # fmt: skip
     _completed_by(added, _complete_selector)
+
+
+def _add_running(parser: _Parser) -> None:
+    _add_skip(parser)
     parser.add_argument(
         "--allow-unknown", action="store_true",
         help="accept a --skip that resembles a known name but may be of a stage that is inserted later",
@@ -187,11 +193,13 @@ def _add_format(parser: _Parser) -> None:
         "--format", choices=["text", "mermaid", "html"], default="text", help="what to draw it as (default: text)"
     )
     parser.add_argument("-o", "--output", metavar="FILE", help="write it to this file")
+    _add_json(parser)
 
 
 def _plan_options(parser: _Parser) -> None:
     _add_entry(parser)
     _add_only(parser)
+    _add_skip(parser)
     _add_format(parser)
 
 
@@ -242,7 +250,7 @@ def _diff_options(parser: _Parser) -> None:
 
 
 def _purge_options(parser: _Parser) -> None:
-    _add_run(parser, "RUN", "*", f"{_RUN}; can be several")
+    _add_run(parser, "RUN", "*", f"the run: its whole id, or {LATEST}; can be several")
     parser.add_argument(
         "--older-than", metavar="AGE", help="all runs that nothing was heard of for so long: 90s, 45m, 12h, 30d, 2w"
     )

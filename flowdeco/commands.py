@@ -21,7 +21,9 @@ from flowdeco.given import UsageError, awaited, doubts, read_inputs
 if TYPE_CHECKING:
     from flowdeco.definitions import Pipeline, Unit
     from flowdeco.durable import RunInfo
+    from flowdeco.durable.info import Step
     from flowdeco.entry import Entry
+    from flowdeco.places import Place
     from flowdeco.runs import Run
 
 __all__ = ["COMMANDS", "JOURNAL", "LATEST", "perform"]
@@ -103,42 +105,62 @@ def _message(error: BaseException) -> str:
 # What a run is made of.
 
 
-def _only(unit: Unit, selectors: Sequence[str], where: str) -> Pipeline:
+def _only(entry: Entry, selectors: Sequence[str], where: str) -> Pipeline:
     """Return the pipeline with only what the selectors name."""
     from flowdeco.definitions import as_pipeline
 
-    flow = as_pipeline(unit)
+    flow = as_pipeline(entry.unit)
     if not selectors:
         return flow
+    _check_planned("--only", selectors, flow, entry, where)
+    return flow.only(*selectors)
+
+
+def _check_planned(option: str, selectors: Sequence[str], flow: Pipeline, entry: Entry, where: str) -> None:
+    """Refuse selectors that find nothing in a pipeline before it is run."""
     known = _selectors_of(flow)
     for selector in selectors:
-        if selector not in known:
+        if selector in known:
+            continue
+        if _names(selector, _insertable(entry) - known):
             raise UsageError(
-                f"--only {_quoted(selector)}: {where} has no such stage, action or tag. {suggestion(selector, known)}"
+                f"{option} {_quoted(selector)}: {where} has no such stage, action or tag before it runs, "
+                f"and what is inserted later cannot be selected by it"
             )
-    return flow.only(*selectors)
+        raise UsageError(
+            f"{option} {_quoted(selector)}: {where} has no such stage, action or tag. {suggestion(selector, known)}"
+        )
 
 
 def _check_skip(selectors: Sequence[str], flow: Pipeline, entry: Entry, where: str) -> None:
     """Refuse what is probably misspelt: what was meant would run."""
     from difflib import get_close_matches
 
-    from flowdeco.definitions import Template, Unit
-
-    known = _selectors_of(flow)
-    for thing in vars(entry.module).values():  # what the flow may insert
-        if isinstance(thing, Template):
-            known |= {thing.name, *(f"tag:{tag}" for tag in cast("Any", thing).tags)}
-        elif isinstance(thing, Unit):
-            known |= _selectors_of(thing)
+    known = _selectors_of(flow) | _insertable(entry)
     for selector in selectors:
-        if known.isdisjoint((selector, selector.partition("/")[0].partition("[")[0])) and get_close_matches(
-            selector, known, n=1
-        ):
+        if not _names(selector, known) and get_close_matches(selector, known, n=1):
             raise UsageError(
                 f"--skip {_quoted(selector)}: {where} has no such stage, action or tag. "
                 f"{suggestion(selector, known)} (If it is inserted later: --allow-unknown)"
             )
+
+
+def _names(selector: str, known: set[str]) -> bool:
+    """Whether a selector is one of these, or of a stage of a template that is."""
+    return not known.isdisjoint((selector, selector.partition("/")[0].partition("[")[0]))
+
+
+def _insertable(entry: Entry) -> set[str]:
+    """Return selectors of what the module of a workflow has, and may insert."""
+    from flowdeco.definitions import Template, Unit
+
+    known: set[str] = set()
+    for thing in vars(entry.module).values():
+        if isinstance(thing, Template):
+            known |= {thing.name, *(f"tag:{tag}" for tag in cast("Any", thing).tags)}
+        elif isinstance(thing, Unit):
+            known |= _selectors_of(thing)
+    return known
 
 
 def _selectors_of(unit: Unit) -> set[str]:
@@ -159,7 +181,7 @@ def _run(options: Namespace) -> int:
 
     inputs = read_inputs(options)
     entry = load(options.entry)
-    flow = _only(entry.unit, options.only, options.entry)
+    flow = _only(entry, options.only, options.entry)
     if not options.allow_unknown:
         _check_skip(options.skip, flow, entry, options.entry)
     path = None if options.no_journal else options.journal or os.environ.get(JOURNAL)
@@ -174,25 +196,28 @@ def _resume(options: Namespace) -> int:
     inputs = read_inputs(options)
     path = _journal_path(options)
     entry, info = _entry_and_run(options, path)
-    flow = _only(entry.unit, options.only, entry.reference)
+    flow = _only(entry, options.only, entry.reference)
     if not options.allow_unknown:
         _check_skip(options.skip, flow, entry, entry.reference)
     if entry.in_file:
         sys.modules["__main__"] = entry.module  # what a script wrote while it was the main module is found in its file
     journal = _journal(path, info.codec, _reference(entry, options.only))
+    over = info.status in ("completed", "bailed") and options.on_change != "rerun" and not options.from_stage
     return _perform(
         options, path, inputs,
         lambda how: flow.resume(
             info.id, inputs, journal=journal, on_change=options.on_change, from_stage=options.from_stage,
             skip=options.skip, **how,
         ),
+        over=over,
     )  # fmt: skip
 
 
 def _perform(
-    options: Namespace, path: str | None, inputs: Iterable[str], perform: Callable[[dict[str, Any]], Run]
-) -> int:
-    """Run, say what came of it, and return the exit code."""
+    options: Namespace, path: str | None, inputs: Iterable[str], perform: Callable[[dict[str, Any]], Run],
+    *, over: bool = False,
+) -> int:  # fmt: skip
+    """Run, say what came of it, and return the exit code; of a run that was `over` before, that nothing did."""
     from flowdeco.runs import Run
 
     _configure_logging(options.verbose)
@@ -209,7 +234,7 @@ def _perform(
             run = Run.of(interrupt)
         except LookupError:
             return INTERRUPTED
-    _tell(run, options, path, inputs)
+    _tell(run, options, path, inputs, over=over)
     code = _CODES.get(str(run.status), FAILED)
     if options.html:
         try:
@@ -220,19 +245,21 @@ def _perform(
     return code
 
 
-def _tell(run: Run, options: Namespace, path: str | None, inputs: Iterable[str]) -> None:
-    from flowdeco.report import duration, one_line, painted, plain, run_as_data, shortened, stages
+def _tell(run: Run, options: Namespace, path: str | None, inputs: Iterable[str], *, over: bool) -> None:
+    from flowdeco.report import duration, one_line, painted, run_as_data, stages
 
     if options.json:
         _print_json(run_as_data(run))
+    elif over and run.status in ("completed", "bailed"):
+        print(f"run {run.id} was {painted(str(run.status), sys.stdout)} already: nothing to do")
+        _tell_result(run)
     else:
         if not (options.progress and sys.stdout.isatty()):  # which has shown them
             stages(run, sys.stdout)
         counted = f"{len(run.stages)} stage{'s' * (len(run.stages) != 1)}"
         why = f": {one_line(run.reason)}" if run.reason else ""
         print(f"\n{painted(str(run.status), sys.stdout)}{why} ({counted}, {duration(run.elapsed)}, run {run.id})")
-        if run.result is not None and run.status in ("completed", "bailed"):
-            print(f"result: {shortened(one_line(repr(plain(run.result))), 300)}")
+        _tell_result(run)
     found = list(doubts(run, inputs, options))
     if run.status == "failed" and run.error is not None:
         _complain(run.error, options, _failure(run, run.error) + (f" ({'; '.join(found)})" if found else ""))
@@ -244,6 +271,13 @@ def _tell(run: Run, options: Namespace, path: str | None, inputs: Iterable[str])
             print("flowdeco: it has no --journal, and cannot be resumed", file=sys.stderr)
     elif not hasattr(run.error, "changes"):
         _tell_how_to_go_on(run.id, str(run.status), run.reason, options)
+
+
+def _tell_result(run: Run) -> None:
+    from flowdeco.report import one_line, plain, shortened
+
+    if run.result is not None and run.status in ("completed", "bailed"):
+        print(f"result: {shortened(one_line(repr(plain(run.result))), 300)}")
 
 
 def _failure(run: Run, error: BaseException) -> str:
@@ -356,31 +390,51 @@ def _validate(options: Namespace) -> int:
     if options.json:
         _print_json([problem._asdict() for problem in problems])
     else:
+        told: set[tuple[str, str]] = set()
         for problem in problems:
             label = painted("error" if problem in errors else "possible", sys.stdout)
-            print(f"{label}: {problem.message}")
+            needs, nothing, _ = problem.message.partition(", and no input")
+            again = nothing and (problem.key, label) in told  # who else needs it: the rest has been said
+            told.add((problem.key, label))
+            print(f"{label}: {f'{needs}, too' if again else problem.message}")
         counted = f"{len(errors)} error{'s' * (len(errors) != 1)}, {len(problems) - len(errors)} possible"
         print(f"{options.entry}: {counted if problems else 'no problems'}")
     return FAILED if errors else FINE
 
 
 def _plan(options: Namespace) -> int:
+    from flowdeco.definitions import as_pipeline
     from flowdeco.entry import load
+    from flowdeco.report import plan_as_data
 
-    flow: Any = load(options.entry).unit
-    plan = (_only(flow, options.only, options.entry) if options.only else flow).plan()
+    entry = load(options.entry)
+    flow: Any = _only(entry, options.only, options.entry) if options.only else entry.unit
+    if options.skip:
+        flow = as_pipeline(flow)
+        _check_planned("--skip", options.skip, flow, entry, options.entry)
+        flow = flow.without(*options.skip)
+    plan = flow.plan()
+    if options.json:
+        _print_json(plan_as_data(plan))
+        return FINE
     return _print_picture(plan, f"plan of {options.entry}", options)
 
 
 def _diff(options: Namespace) -> int:
-    from flowdeco.recorded import recorded
+    from flowdeco.recorded import crashed, recorded
 
     path = _journal_path(options)
     entry, info = _entry_and_run(options, path)
-    flow = _only(entry.unit, options.only, entry.reference)
+    flow = _only(entry, options.only, entry.reference)
     if entry.in_file:
         sys.modules["__main__"] = entry.module
-    return _print_picture(flow.plan().diff(recorded(path, info, flow).ran()), f"plan and run {info.id}", options)
+    ran = recorded(path, info, flow).ran()
+    diff = flow.plan().diff(crashed(ran) if _state(info) == "crashed" else ran)
+    if options.json:
+        changes = [change._asdict() for change in diff.changes]
+        _print_json({"id": info.id, "status": _state(info), "counts": diff.counts(), "changes": changes})
+        return FINE
+    return _print_picture(diff, f"plan and run {info.id}", options)
 
 
 def _print_picture(picture: Any, title: str, options: Namespace) -> int:
@@ -440,8 +494,8 @@ def _reference(entry: Entry, only: Iterable[str]) -> str:
     return shlex.join([entry.reference, *(f"--only={selector}" for selector in only)])
 
 
-def _find(path: str, wanted: str) -> RunInfo:
-    """Return the run of that id, or of the only id that begins so."""
+def _find(path: str, wanted: str, *, whole: bool = False) -> RunInfo:
+    """Return the run of that id, or of the only id that begins so, unless it must be `whole`."""
     from flowdeco.durable import runs
 
     found = runs(path)
@@ -451,8 +505,10 @@ def _find(path: str, wanted: str) -> RunInfo:
         return found[0]
     exact = [info for info in found if info.id == wanted]
     close = exact or [info for info in found if wanted and info.id.startswith(wanted)]
-    if len(close) == 1:
+    if len(close) == 1 and not (whole and not exact):
         return close[0]
+    if len(close) == 1:
+        raise UsageError(f"what is deleted is named in full, and {wanted!r} is no run of {path}: {close[0].id!r} is")
     if close:
         several = ", ".join(info.id for info in close[:5])
         raise UsageError(
@@ -507,15 +563,20 @@ def _check_statuses(wanted: Iterable[str]) -> None:
 
 
 def _info_as_data(info: RunInfo) -> dict[str, Any]:
-    return {**info._asdict(), "status": _state(info)}
+    from flowdeco.places import places_of
+
+    error, places = places_of(info.error)
+    failed = [place._asdict() for place in places]
+    return {**info._asdict(), "status": _state(info), "error": error or None, "failed": failed}
 
 
 def _table_of(found: Iterable[RunInfo]) -> None:
+    from flowdeco.places import places_of
     from flowdeco.report import moment, one_line, shortened, table
 
     rows = [
         (info.id, _workflow(info), _state(info), moment(info.started), str(info.steps),
-         shortened(one_line(info.error or info.reason or (f"by {info.owner}" if info.owner else "")), 80))
+         shortened(one_line(places_of(info.error)[0] or info.reason or (f"by {info.owner}" if info.owner else "")), 80))
         for info in found
     ]  # fmt: skip
     table(["RUN", "WORKFLOW", "STATUS", "STARTED", "STEPS", "WHY"], rows, sys.stdout, right=["STEPS"])
@@ -541,15 +602,18 @@ def _runs(options: Namespace) -> int:
 def _show(options: Namespace) -> int:
     from flowdeco.durable import history
     from flowdeco.durable.info import steps
+    from flowdeco.places import places_of
 
     path = _journal_path(options)
     info = _find(path, options.run or LATEST)
     rows = history(path, info.id)
+    error, places = places_of(info.error)
     if options.json:
         _print_json({**_info_as_data(info), "history": [_row_as_data(row) for row in rows]})
         return FINE
-    _head(info)
-    _steps(steps(rows), _state(info))
+    last = max((row.started + row.elapsed for row in rows), default=0.0)  # it is not noted at every step
+    _head(info._replace(error=error or None, updated=max(info.updated, last)))
+    _steps(steps(rows), _state(info), places)
     _tell_how_to_go_on(info.id, _state(info), info.reason, options, "" if info.entry else "FILE.py:FLOW ")
     return FINE
 
@@ -576,18 +640,36 @@ def _head(info: RunInfo) -> None:
         print(f"{name:<9} {value}")
 
 
-def _steps(found: Iterable[Any], state: str) -> None:
+def _steps(found: Iterable[Step], state: str, places: Sequence[Place]) -> None:
     from flowdeco.report import duration, table
 
     rows: list[tuple[str, str, str]] = []
+    left = list(places)
     for step in found:
-        status, elapsed = (step.row.status, duration(step.row.elapsed)) if step.row is not None else (state, "")
+        took = sum(row.elapsed for row in step.actions)  # a stage whose end was all that was left of it on a resume
+        status, elapsed = (
+            (step.row.status, duration(max(step.row.elapsed, took))) if step.row is not None else (state, "")
+        )
+        if step.row is None and state == "crashed":
+            status = "crashed here or later"  # the end of a stage is written with what comes next
         rows.append((step.name, status, elapsed if status != "skipped" else ""))
         if [row.action for row in step.actions] != [step.name]:
             rows.extend((f"  {row.action}", row.status, duration(row.elapsed)) for row in step.actions)
+        place = next((place for place in left if step.row is None and place.stage == step.name), None)
+        if place is not None:
+            left.remove(place)
+            rows.extend([(f"  {place.action}", _stopped(place, state), "")] if place.action is not None else [])
+    for place in left:  # nothing in the stage is over
+        alone = place.action in (None, place.stage)
+        rows.append((place.stage, _stopped(place, state) if alone else state, ""))
+        rows.extend([] if alone else [(f"  {place.action}", _stopped(place, state), "")])
     if rows:
         print()
         table(["STAGE", "STATUS", "TIME"], rows, sys.stdout, right=["TIME"])
+
+
+def _stopped(place: Place, state: str) -> str:
+    return f"{state}, {place.attempts} attempts" if place.attempts > 1 else state
 
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -637,7 +719,7 @@ def _doomed(options: Namespace, path: str) -> list[RunInfo]:
     if bool(options.run) == (options.older_than is not None):
         raise UsageError(f"say which runs: their ids, or --older-than 30d{', but not both' if options.run else ''}")
     if options.run:
-        found = [_find(path, wanted) for wanted in options.run]
+        found = [_find(path, wanted, whole=True) for wanted in options.run]
     else:
         before = time.time() - _age(options.older_than)
         found = [info for info in runs(path) if info.updated <= before and info.owner is None]

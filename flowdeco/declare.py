@@ -306,6 +306,15 @@ def _shown_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
 def _shown(value: object) -> str:
     plain: object = cast("PathLike[Any]", value).__fspath__() if isinstance(value, PathLike) else value
     text = plain if isinstance(plain, str) else repr(plain)
-    if len(text) > _LONGEST:  # both ends stay: of paths and addresses, it is the end that tells them apart
-        text = f"{text[: _LONGEST // 3]}…{text[_LONGEST // 3 + 1 - _LONGEST :]}"
+    if len(text) > _LONGEST:
+        text = _elided(text)
     return text if text.isprintable() else repr(text)[1:-1]
+
+
+def _elided(text: str) -> str:
+    """Return both ends of a text, for it is the end that tells paths apart, and a checksum of the whole for the rest."""
+    from zlib import crc32  # not loaded by who has short names; of texts that differ in a few characters, it differs
+
+    checksum = f"~{crc32(text.encode('utf-8', 'surrogatepass')):08x}"
+    head = _LONGEST // 3
+    return f"{text[:head]}…{text[head + 1 + len(checksum) - _LONGEST :]}{checksum}"

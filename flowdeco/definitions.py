@@ -131,6 +131,7 @@ class Unit:
         `"stage/action"`, `"tag:slow"`. `history` keeps only the last N stage records. Raises `WiringError` before the
         run if some parameter can be supplied by nothing.
         """
+        __tracebackhide__ = True
         options = RunOptions(use, observers, skip, executor, journal, run_id, check, history, progress)
         ran: Run = _drivers().run(as_pipeline(self), inputs, options)
         return ran
@@ -151,6 +152,7 @@ class Unit:
         progress: Shown = None,
     ) -> Coroutine[Any, Any, Run]:
         """Evaluate the unit in the running event loop; the same as `run` in every other way (L8)."""
+        __tracebackhide__ = True
         options = RunOptions(use, observers, skip, executor, journal, run_id, check, history, progress)
         ran: Coroutine[Any, Any, Run] = _drivers().arun(as_pipeline(self), inputs, options)
         return ran
@@ -179,6 +181,7 @@ class Unit:
         on, "rerun" runs again from the first of them. `from_stage` forks a new run that goes on at that stage. Raises
         `RunNotFoundError`, `RunBusyError`, `CodeChangedError`.
         """
+        __tracebackhide__ = True
         options = RunOptions(use, observers, skip, executor, journal, None, check, history, progress)
         resumed: Run = _drivers().resume(as_pipeline(self), run, inputs, options, on_change, from_stage)
         return resumed
@@ -201,6 +204,7 @@ class Unit:
         progress: Shown = None,
     ) -> Coroutine[Any, Any, Run]:
         """Go on with a run in the running event loop; the same as `resume` in every other way (L8)."""
+        __tracebackhide__ = True
         options = RunOptions(use, observers, skip, executor, journal, None, check, history, progress)
         resumed: Coroutine[Any, Any, Run] = _drivers().aresume(
             as_pipeline(self), run, inputs, options, on_change, from_stage

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,12 +46,24 @@ def load(entry: str) -> Entry:
 
 
 def _split(entry: str) -> tuple[str, str]:
+    if "::" in entry:  # as pytest has it
+        raise EntryError(f"an entry point has one colon: write {entry.replace('::', ':')}, not {entry}")
+    called = re.fullmatch(r"(.*?:)([\w.]+)[\[(].*", entry, re.DOTALL)
+    if called is not None:
+        raise EntryError(_called(called[1].removesuffix(":"), called[2], entry))
     where, colon, name = entry.rpartition(":")
     if not colon or name.endswith(".py") or os.sep in name:  # a colon of the path
         where, name = entry, ""
     if not where or (colon and where != entry and not name):
         raise EntryError(f"an entry point is module:flow or file.py:flow, not {entry!r}")
     return where, name
+
+
+def _called(where: str, name: str, entry: str) -> str:
+    return (
+        f"{entry}: an entry point is a name, and calls nothing. For a stage of the template {name!r} write "
+        f"one = {name}(...) in {where}, and name that: {where}:one"
+    )
 
 
 # Modules.
@@ -143,7 +156,14 @@ def _beside(path: Path) -> str:
         found = [str(path.parent / other.name) for other in path.parent.glob("*.py")]
     except OSError:
         return ""
-    return suggestion(str(path), found) if found else ""
+    if not found:
+        return ""
+    from difflib import get_close_matches
+
+    # By their stems: what all of them end with says nothing of what was meant.
+    stems = get_close_matches(path.name.removesuffix(".py"), [Path(other).stem for other in found], n=3)
+    close = [repr(str(path.parent / f"{stem}.py")) for stem in stems]
+    return f"Did you mean {' or '.join(close)}?" if close else suggestion("", found)
 
 
 # Members.
@@ -190,7 +210,12 @@ def _member(module: ModuleType, where: str, name: str) -> Any:
             raise EntryError(f"{where} has no {name!r}. {suggestion(name, units_of(module), 'Its units')}") from None
     if isinstance(found, Unit):
         return found
-    if isinstance(found, (Template, Stream)):
+    if isinstance(found, Template):
+        raise EntryError(
+            f"the stage template {name!r} must be called to give a stage: "
+            f"write one = {name}(...) in {where}, and name that: {where}:one"
+        )
+    if isinstance(found, Stream):
         raise EntryError(no_unit(found))
     kind = type(found).__name__
     cures = ["decorate it with @action"] if isinstance(found, FunctionType) else []

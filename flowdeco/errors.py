@@ -172,14 +172,14 @@ def shortened(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def suggestion(wrong: str, known: Iterable[str], what: str = "There are") -> str:
+def suggestion(wrong: str, known: Iterable[str], what: str = "There are", closeness: float = 0.6) -> str:
     """Return a sentence that names what `wrong` was probably meant to be, and what else there is."""
     from difflib import get_close_matches
 
     names = sorted(set(known))
     if not names:
         return f"{what}: none."
-    close = get_close_matches(wrong, names, n=3)
+    close = get_close_matches(wrong, names, n=3, cutoff=closeness)
     if close:
         return f"Did you mean {' or '.join(map(repr, close))}?"
     shown = ", ".join(map(repr, names[:12]))

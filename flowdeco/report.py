@@ -13,9 +13,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TextIO, cast
 
 if TYPE_CHECKING:
-    from flowdeco.runs import Run, StageRecord
+    from flowdeco.runs import Run, Scope, StageRecord
+    from flowdeco.show import Plan
+    from flowdeco.show.parts import Part
 
-__all__ = ["duration", "moment", "one_line", "painted", "plain", "run_as_data", "shortened", "stages", "table", "where"]
+__all__ = [
+    "duration",
+    "moment",
+    "one_line",
+    "painted",
+    "plain",
+    "plan_as_data",
+    "run_as_data",
+    "shortened",
+    "stages",
+    "table",
+    "where",
+]
 
 _COLOURS: Final = {
     "completed": "32", "failed": "31", "error": "31", "crashed": "31", "bailed": "36",
@@ -29,7 +43,7 @@ _MOST: Final = 20  # stages that are shown one by one
 
 def painted(word: str, out: TextIO) -> str:
     """Return a status in its colour, where the output is a terminal that wants colours."""
-    colour = _COLOURS.get(word.strip())
+    colour = _COLOURS.get(word.strip().partition(",")[0])
     plain_output = not out.isatty() or "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
     return word if colour is None or plain_output else f"\x1b[{colour}m{word}\x1b[0m"
 
@@ -87,22 +101,43 @@ def stages(run: Run, out: TextIO) -> None:
     header = ["STAGE", "STATUS", "TIME", *(["INSERTED BY"] if dynamic else [])]
     rows: list[list[str]] = []
     folded = 0
+    around: list[Scope] = []
     for index, record in enumerate(records):
         ends = index < _MOST // 2 or index >= len(records) - _MOST // 2
         if ends or len(records) <= _MOST or record.status not in ("completed", "skipped"):
             if folded:
                 rows.append([f"… {folded} more", "", "", ""][: len(header)])
                 folded = 0
-            rows.append(_stage_row(record)[: len(header)])
+            before, around = around, _groups(record.scope)
+            for depth, group in enumerate(around):
+                if [each.id for each in before[: depth + 1]] != [each.id for each in around[: depth + 1]]:
+                    rows.append([f"{'  ' * depth}{group.name} (parallel)", "", "", ""][: len(header)])
+            name, *rest = _stage_row(record)[: len(header)]
+            rows.append([f"{'  ' * len(around)}{name}", *rest])
         else:
             folded += 1
     if rows:
         table(header, rows, out, right=["TIME"])
 
 
+def _groups(scope: Scope | None) -> list[Scope]:
+    """Return the branches of parallel groups that a stage ran in, the outermost first."""
+    found: list[Scope] = []
+    while scope is not None:
+        if scope.branch is not None:
+            found.insert(0, scope)
+        scope = scope.outer
+    return found
+
+
 def _stage_row(record: StageRecord) -> list[str]:
     status = "recovered" if record.recovered else str(record.status)
-    elapsed = "" if record.status == "skipped" else duration(record.elapsed)
+    attempts = max([record.attempts, *(action.attempts for action in record.actions)])
+    if attempts > 1:
+        status += f", {attempts} attempts"
+    # The end of a stage may be all that was left of it when its run was resumed.
+    took = max(record.elapsed, sum(action.elapsed for action in record.actions))
+    elapsed = "" if record.status == "skipped" else duration(took)
     return [record.name, status, elapsed, record.inserted_by or ""]
 
 
@@ -136,6 +171,24 @@ def run_as_data(run: Run) -> dict[str, Any]:
         ],
         "store": plain(dict(run.store)),
     }
+
+
+def plan_as_data(plan: Plan) -> dict[str, Any]:
+    """Return a plan as JSON has it: of each part what it has."""
+    return {"name": plan.name, "title": plan.title, "description": plan.description, "parts": _parts(plan.parts)}
+
+
+_PLANNED: Final = (
+    "kind", "name", "title", "description", "tags", "reads", "writes", "inserts", "middleware", "data", "limit",
+)  # fmt: skip
+
+
+def _parts(parts: Iterable[Part]) -> list[dict[str, Any]]:
+    shown: list[dict[str, Any]] = []
+    for part in parts:
+        data = {name: getattr(part, name) for name in _PLANNED if getattr(part, name)}
+        shown.append({**data, "parts": _parts(part.parts)} if part.parts else data)
+    return shown
 
 
 def _record(record: Any) -> dict[str, Any]:

@@ -21,19 +21,19 @@ import contextvars
 import copy
 import selectors
 import threading
-from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from inspect import isgenerator
 from typing import Any, Final, cast
 
-from flowdeco.definitions import RunOptions, Unit, as_pipeline
+from flowdeco.definitions import Parallel, Pipeline, RunOptions, Template, Unit, as_pipeline
 from flowdeco.drivers import sync
 from flowdeco.drivers.common import Evaluated, begin
 from flowdeco.drivers.common import resume as continued
 from flowdeco.drivers.loop_thread import LoopThread
 from flowdeco.drivers.threads import timed_out
 from flowdeco.drivers.work import Work
-from flowdeco.errors import DefinitionError
+from flowdeco.errors import DefinitionError, suggestion
 from flowdeco.events import ActionStarted
 from flowdeco.requests import Await, Raised, Request, Sleep, Wait
 from flowdeco.runs import Run, StageRecord, Status
@@ -246,6 +246,26 @@ class Call:
         return f"<{self.stage}/{self.action}({given}): {came}>"
 
 
+class _NoCalls(list[Call]):
+    """No calls of an action: an empty list, which says what was called instead."""
+
+    def __init__(self, name: str, calls: list[Call]) -> None:
+        super().__init__()
+        names = {call.action for call in calls}
+        if "/" in name:
+            names = {f"{call.stage}/{call.action}" for call in calls}
+        self._told = f"no calls of {name!r}. {suggestion(name, names, 'There were calls of')}"
+
+    def __getitem__(self, index: Any) -> Any:
+        __tracebackhide__ = True
+        if isinstance(index, slice):
+            return []
+        raise IndexError(self._told)
+
+    def __repr__(self) -> str:
+        return f"<{self._told}>"
+
+
 _STAGE: Final[contextvars.ContextVar[str]] = contextvars.ContextVar("flowdeco.testing.stage", default="")
 
 
@@ -271,8 +291,14 @@ class FlowRunner:
 
     def run(self, flow: Unit, inputs: Mapping[str, Any] | None = None, /, **options: Any) -> Run:
         """Evaluate a unit; the options are those of `flow.run`, but for `executor`."""
+        __tracebackhide__ = True
         chosen = self._options(options)
-        return self._in_a_free_thread(lambda: self._performed(begin(as_pipeline(flow), inputs, chosen), chosen))
+
+        def begun() -> Run:
+            __tracebackhide__ = True
+            return self._performed(begin(as_pipeline(flow), inputs, chosen), chosen)
+
+        return self._in_a_free_thread(begun)
 
     __call__ = run
 
@@ -281,19 +307,23 @@ class FlowRunner:
         from_stage: str | None = None, **options: Any,
     ) -> Run:  # fmt: skip
         """Go on with a run; the options are those of `flow.resume`, but for `executor`."""
+        __tracebackhide__ = True
         chosen = self._options(options)
 
         def resumed() -> Run:
+            __tracebackhide__ = True
             evaluated = continued(as_pipeline(flow), run, inputs, chosen, on_change, from_stage)
             return self._performed(evaluated, chosen) if isinstance(evaluated, tuple) else evaluated
 
         return self._in_a_free_thread(resumed)
 
     def calls_of(self, name: str) -> list[Call]:
-        """Return the calls of an action, given as `"action"` or `"stage/action"`."""
-        return [call for call in self.calls if name in (call.action, f"{call.stage}/{call.action}")]
+        """Return the calls of an action, given as `"action"` or `"stage/action"`; none is no error."""
+        found = [call for call in self.calls if name in (call.action, f"{call.stage}/{call.action}")]
+        return found or _NoCalls(name, self.calls)
 
     def _options(self, options: dict[str, Any]) -> RunOptions:
+        __tracebackhide__ = True
         for name in ("executor", "clock"):
             if name in options:
                 raise DefinitionError(
@@ -307,6 +337,7 @@ class FlowRunner:
 
     def _in_a_free_thread(self, perform: Callable[[], Run]) -> Run:
         """Perform here, or, where an event loop is running (in an async test), in another thread."""
+        __tracebackhide__ = True
         if asyncio._get_running_loop() is None:
             return perform()
         came: list[Any] = []
@@ -325,6 +356,7 @@ class FlowRunner:
         return cast("Run", came[0])
 
     def _performed(self, evaluated: Evaluated, options: RunOptions) -> Run:
+        __tracebackhide__ = True
         run, evaluation = evaluated
         return sync._performed(
             (run, self._watched(evaluation)),
@@ -415,14 +447,17 @@ def _tee(generator: Generator[Any, Any, Any], items: list[Any]) -> Generator[Any
 def assert_ran(run: Run, expected: Iterable[Any]) -> None:
     """Raise an `AssertionError` that shows the difference, unless just these stages ran, in this order.
 
-    What is expected is names of stages, or units. A `*` in a name stands for any text, and such a name for one or more
-    stages in a row: `"process[*]"` for all that the template `process` gave, `"*"` for whatever ran. Everything else is
-    taken literally, brackets too. A stage that was skipped did not run; one that failed did.
+    What is expected is names of stages, or units: pipelines and groups stand for the stages in them. A `*` in a name
+    stands for any text, and such a name for one or more stages in a row: `"process[*]"` for all that the template
+    `process` gave, `"*"` for whatever ran. Everything else is taken literally, brackets too. A stage that was skipped
+    did not run; one that failed did.
     """
     __tracebackhide__ = True
     if isinstance(expected, str):
         raise TypeError(f"assert_ran takes a list of names: write [{expected!r}]")
-    patterns = [_pattern(each) for each in expected]
+    patterns: list[str] = []
+    for each in expected:
+        patterns += _patterns(each)
     ran = [record for record in run.stages if record.status is not Status.SKIPPED]
     lines = _compared(patterns, ran)
     if any(not line.startswith(" ") for line in lines):
@@ -430,11 +465,18 @@ def assert_ran(run: Run, expected: Iterable[Any]) -> None:
         raise AssertionError(_told(run, lines, skipped))
 
 
-def _pattern(expected: Any) -> str:
+def _patterns(expected: Any) -> Iterator[str]:
+    __tracebackhide__ = True
+    if isinstance(expected, (Pipeline, Parallel)):
+        for unit in expected.units:
+            yield from _patterns(unit)
+        return
     name = expected if isinstance(expected, str) else getattr(expected, "name", None)
     if not isinstance(name, str):
         raise TypeError(f"assert_ran expects names of stages, or units, not {expected!r}")
-    return name
+    if isinstance(expected, Template):
+        raise TypeError(f"{name} is a stage template: write '{name}[*]' for its stages, or {name}(...) for one of them")
+    yield name
 
 
 def _matches(pattern: str, name: str) -> bool:
@@ -545,11 +587,45 @@ def _folded(items: list[str], most: int) -> list[str]:
     return [*items[: most - 1], f"… {len(items) - most} more", items[-1]]
 
 
+def _hint(run: Run, missing: str, skipped: set[str]) -> str:
+    """Return why what was expected is perhaps none of the stages."""
+    if any(_matches(missing, name) for name in skipped):
+        return "  (skipped)"
+    if any(record.name.startswith(f"{missing}[") for record in run.stages):
+        return f"  (a stage template: write '{missing}[*]')"
+    scopes = [record.scope for record in run.stages]
+    while any(scopes):
+        if any(scope is not None and scope.name == missing for scope in scopes):
+            return "  (a group or pipeline: give its stages, or itself instead of its name)"
+        scopes = [scope.outer for scope in scopes if scope is not None]
+    actions = ((record.name, action.name) for record in run.stages for action in record.actions)
+    if any(missing in (action, f"{stage}/{action}") for stage, action in actions):
+        return "  (an action, and only stages are compared)"
+    return ""
+
+
+_CONTEXT: Final = 3
+
+
+def _near(lines: list[str]) -> Iterator[str]:
+    """Yield what differs with a few lines around it; what is left out is counted."""
+    differ = [at for at, line in enumerate(lines) if not line.startswith(" ")]
+    shown = {at + near for at in differ for near in range(-_CONTEXT, _CONTEXT + 1)}
+    at = 0
+    while at < len(lines):
+        end = at
+        while end < len(lines) and end not in shown:
+            end += 1
+        if end - at > 1:
+            yield f"  … {end - at} as expected"
+            at = end
+        else:
+            yield lines[at]
+            at += 1
+
+
 def _told(run: Run, lines: list[str], skipped: set[str]) -> str:
-    shown: list[str] = []
-    for line in lines:
-        left_out = line.startswith("- ") and any(_matches(line[2:], name) for name in skipped)
-        shown.append(f"{line}  (skipped)" if left_out else line)
+    shown = [f"{line}{_hint(run, line[2:], skipped)}" if line.startswith("- ") else line for line in _near(lines)]
     why = f": {run.reason}" if run.reason else ""
     if run.error is not None:
         notes = getattr(run.error, "__notes__", [])

@@ -305,6 +305,7 @@ def validate(flow: Pipeline, inputs: Iterable[str] | Mapping[str, Any] = ()) -> 
 
 def check_run(flow: Pipeline, inputs: Collection[str], skip: frozenset[str], wrapped: bool) -> None:
     """Raise `WiringError` for what can certainly not be supplied, before a run."""
+    __tracebackhide__ = True
     if wrapped or all(gap.wanted.key in inputs for gap in _needs(flow, skip)):
         return
     known = _Known(dict.fromkeys(inputs))
@@ -331,6 +332,7 @@ def check_inserted(coming: Iterable[tuple[Unit | Stream, bool]], store: Store, s
 
 
 def _refuse(gaps: Iterable[_Gap], known: _Known) -> None:
+    __tracebackhide__ = True
     problems = [problem for gap in gaps for problem in _problems(gap, known)]
     if problems:
         lines = "\n".join(f"  - {problem.message}" for problem in problems)

@@ -29,6 +29,7 @@ LAYERS = [
         "logs",
         "memory",
         "past",
+        "places",
         "frames",
         "resume",
         "rehearse",

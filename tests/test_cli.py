@@ -467,7 +467,14 @@ def test_a_name_that_may_come_is_accepted_on_request(flowdeco):
         ("flws.py:flow", "there is no file 'flws.py'. Did you mean 'flows.py'?"),
         ("flows.py:flwo", "flows.py has no 'flwo'. Did you mean 'flow'?"),
         ("flows:flwo", "flows has no 'flwo'. Did you mean 'flow'?"),
-        ("flows.py:process", "the stage template 'process' must be called to give a stage: write process(...)"),
+        (
+            "flows.py:process",
+            "must be called to give a stage: write one = process(...) in flows.py, and name that: flows.py:one",
+        ),
+        ("flows.py:process('a')", "write one = process(...) in flows.py, and name that: flows.py:one"),
+        ("flows.py:process[a:b]", "flows.py:process[a:b]: an entry point is a name, and calls nothing"),
+        ("flows.py::flow", "an entry point has one colon: write flows.py:flow, not flows.py::flow"),
+        ("jsom.py:flow", "there is no file 'jsom.py'. Did you mean 'json.py'?\n"),
         (
             "flows.py:number",
             "flows.py:number is no action, stage, pipeline or group, but an int: name one of flow, gated",
@@ -572,6 +579,14 @@ def test_an_entry_point_is_no_unit_without_a_module():
         (["run", "flows.py:flow", "--jurnal", "x"], "unrecognized arguments: --jurnal x. Did you mean '--journal'"),
         (["run", "flows.py:flow", "--codec", "xml"], "invalid choice: 'xml'"),
         (["run", "flows.py:flow", "more"], "unrecognized arguments: more"),
+        (["run", "flows.py:flow", "n=1"], "unrecognized arguments: n=1. Did you mean -i n=1? (see"),
+        (["plan", "flows.py:flow", "n=1"], "unrecognized arguments: n=1 (see"),
+        (["run", "flows.py:flow", "--timeout", "3"], "unrecognized arguments: --timeout 3 (see"),
+        (
+            ["run", "flows.py:flow", "--only", "tag:dynamic"],
+            "flows.py:flow has no such stage, action or tag before it runs, and what is inserted later cannot be",
+        ),
+        (["plan", "flows.py:flow", "--skip", "chek"], "--skip chek: flows.py:flow has no such stage, action or tag."),
         (["runs"], "name the journal: --journal runs.db, or FLOWDECO_JOURNAL=runs.db in the environment"),
         (["runs", "--journal", "nowhere.db"], "there is no journal nowhere.db"),
         (["runs", "--journal", "flows.py"], "flows.py is no journal, or a damaged one"),
@@ -787,6 +802,41 @@ def test_a_crashed_run_is_called_so(flowdeco, journal):
     assert "status    crashed" in flowdeco("show", "dead")[1]
 
 
+def test_a_crashed_run_is_told_as_far_as_it_came(flowdeco, journal):
+    """It was at work until its last step, and with what comes after that."""
+    Path("dies.py").write_text(
+        "import os, time\nfrom flowdeco import Stage, action\n"
+        "@action\ndef wait():\n    time.sleep(0.05)\n@action\ndef die():\n    os._exit(9)\n"
+        "flow = Stage('a', [wait]) >> die >> wait"
+    )
+    assert in_process("run", "dies.py:flow", "--run-id", "dead", "--journal", "runs.db").returncode == 9
+    shown = flowdeco("show", "dead")[1]
+    assert float(re.search(r", (\d+) ms later", shown)[1]) >= 50
+    assert lines(shown)[-2:] == ["a crashed here or later", "wait completed T"]
+    assert lines(flowdeco("diff", "dead")[1]) == [
+        "pipeline, plan and run dead (crashed): 1 crashed, 1 not reached",
+        "✓ a", "✓ wait", "✗ die crashed", "· wait not reached",
+    ]  # fmt: skip
+    assert "fd-crashed" in flowdeco("diff", "dead", "--format", "html")[1]
+    Path("dies.py").write_text(Path("dies.py").read_text().replace("os._exit(9)", "pass"))
+    resumed = in_process("resume", "dead", "--journal", "runs.db", "--on-change", "ignore")
+    for table in (resumed.stdout, flowdeco("show", "dead")[1]):
+        assert float(re.search(r"^a +completed +(\d+) ms", table, re.MULTILINE)[1]) >= 50
+
+
+def test_the_groups_of_a_run_are_seen(flowdeco):
+    """What ran in one stands under its name."""
+    Path("groups.py").write_text(
+        "from flowdeco import *\na, b, c, d = map(Stage, 'abcd')\n"
+        "flow = a >> parallel(b >> parallel(c, d, name='in'), d, name='out') >> parallel(a, b, name='out')"
+    )
+    out = bare(flowdeco("run", "groups.py:flow")[1]).splitlines()
+    assert out[1:-2] == [
+        "a completed T", "out (parallel)", " b completed T", " in (parallel)", " c completed T", " d completed T",
+        " d completed T", "out (parallel)", " a completed T", " b completed T",
+    ]  # fmt: skip
+
+
 def test_a_run_is_shown_with_its_steps(flowdeco, journal):
     """By default the latest; actions only where they say more than the stage."""
     flowdeco("run", "flows.py:gated", "-i", "kinds:=1", "--run-id", "one")
@@ -812,6 +862,98 @@ def test_a_run_is_shown_with_its_steps(flowdeco, journal):
         ("action", "process[0]", "handle"),
         ("stage", "process[0]", None),
     ]
+
+
+FAILS = """
+from flowdeco import action, parallel, stage
+from flowdeco.middleware import retry
+
+@stage
+def publish() -> None:
+    @action
+    def text() -> None: ...
+
+    @action(use=[retry(on=OSError, attempts=3, wait=0)])
+    def upload(why: str = "offline") -> None:
+        if why == "stop":
+            raise KeyboardInterrupt
+        raise OSError(why)
+
+@action
+def first() -> None: ...
+
+@action
+def tidy() -> None: ...
+
+flow = first >> parallel(first, tidy, name="checks") >> publish >> tidy
+alone = first >> publish["upload"]
+"""
+
+
+def test_what_failed_is_shown(flowdeco, journal):
+    """The journal has no row for it; with its attempts."""
+    Path("fails.py").write_text(FAILS)
+    flowdeco("run", "fails.py:flow", "--run-id", "one")
+    shown = lines(flowdeco("show", "one")[1])
+    assert "status failed: OSError: offline" in shown
+    assert shown[-3:] == ["publish failed", "text completed T", "upload failed, 3 attempts"]
+    assert json.loads(flowdeco("show", "one", "--json")[1])["failed"] == [
+        {"stage": "publish", "action": "upload", "attempts": 3, "error": ""}
+    ]
+    assert lines(flowdeco("diff", "one")[1])[0].endswith("(failed): 1 retried, 1 failed, 1 not reached")
+    assert "✗ upload 3 attempts, OSError: offline" in lines(flowdeco("diff", "one")[1])
+    flowdeco("run", "fails.py:alone", "--run-id", "two")
+    assert lines(flowdeco("show", "two")[1])[-2:] == ["first completed T", "upload failed, 3 attempts"]
+
+
+def test_attempts_are_told_in_the_table_of_a_run(flowdeco):
+    """Those of the actions, too."""
+    Path("fails.py").write_text(FAILS)
+    assert "publish failed, 3 attempts T" in lines(flowdeco("run", "fails.py:flow")[1])
+
+
+def test_a_run_that_is_over_is_not_told_as_if_it_had_run(flowdeco, journal):
+    """Its result is."""
+    flowdeco("run", "flows.py:flow", "-i", "kinds:=1", "--run-id", "one")
+    assert flowdeco("resume", "one") == (
+        0, "run one was completed already: nothing to do\nresult: 'Resources: 1 processed'\n", ""
+    )  # fmt: skip
+    assert lines(flowdeco("resume", "one", "--on-change", "rerun")[1])[0] == "STAGE STATUS TIME INSERTED BY"
+    assert json.loads(flowdeco("resume", "one", "--json")[1])["status"] == "completed"
+
+
+def test_plans_and_diffs_are_printed_as_json(flowdeco, journal):
+    """What a plan has, and what differs."""
+    plan = json.loads(flowdeco("plan", "flows.py:both", "--skip", "tag:slow", "--json")[1])
+    assert [part["name"] for part in plan["parts"]] == ["parallel", "report"]
+    assert plan["parts"][1]["parts"] == [
+        {"kind": "action", "name": "summary", "reads": ["title", "processed?"], "writes": ["summary"]}
+    ]
+    flowdeco("run", "flows.py:flow", "-i", "kinds:=1", "--run-id", "one")
+    assert json.loads(flowdeco("diff", "one", "--json")[1]) == {
+        "id": "one", "status": "completed", "counts": {"inserted": 1},
+        "changes": [{"where": "process[0]", "what": "inserted", "by": "discover/discover", "why": ""}],
+    }  # fmt: skip
+
+
+def test_what_several_actions_lack_is_explained_once(flowdeco):
+    """The others need it, too."""
+    Path("lacks.py").write_text(
+        "from flowdeco import action\n@action\ndef a(n) -> None: ...\n@action\ndef b(n, m) -> None: ...\nflow = a >> b"
+    )
+    told = lines(flowdeco("validate", "lacks.py:flow")[1])
+    assert told[0].startswith("error: action 'a' of stage 'a' needs 'n', and no input")
+    assert told[1] == "error: action 'b' of stage 'b' needs 'n', too"
+    assert told[2].startswith("error: action 'b' of stage 'b' needs 'm', and no input")
+    assert told[3] == "lacks.py:flow: 3 errors, 0 possible"
+
+
+def test_an_error_without_a_message_has_no_colon(flowdeco, journal):
+    """Ctrl-C, for one."""
+    Path("fails.py").write_text(FAILS)
+    flowdeco("run", "fails.py:alone", "-i", "why=stop", "--run-id", "one")
+    assert lines(flowdeco("runs")[1])[1].endswith("cancelled WHEN 2 KeyboardInterrupt")
+    assert "status cancelled: KeyboardInterrupt" in lines(flowdeco("show")[1])
 
 
 @pytest.mark.parametrize("wanted", ["run-one", "run-o", "latest"])
@@ -924,6 +1066,8 @@ def test_runs_are_purged(flowdeco, journal):
     assert flowdeco("purge", "--older-than", "0s", "--status", "completed")[1] == "deleted 1 run\n"
     assert flowdeco("purge", "--older-than", "0", "--dry-run", "--json")[0] == 0
     assert flowdeco("purge", "latest", "--dry-run")[1].endswith("would delete 1 run: two\n")
+    code, _, err = flowdeco("purge", "t")
+    assert (code, "what is deleted is named in full, and 't' is no run of runs.db: 'two' is" in err) == (2, True)
     assert json.loads(flowdeco("purge", "two", "--json")[1]) == {"deleted": ["two"], "dry_run": False}
     assert flowdeco("runs")[1] == "runs.db has no runs\n"
     assert "runs.db has no runs" in flowdeco("purge", "two")[2]

@@ -5,6 +5,7 @@ import pickle
 import threading
 from pathlib import PurePosixPath
 from typing import Annotated
+from zlib import crc32
 
 import pytest
 from support import actions_run, names, one, shown, step
@@ -596,5 +597,26 @@ def test_long_names_keep_both_ends_and_paths_are_shown_as_paths():
             return path
 
     names = [read(PurePosixPath(f"/home/somebody/projects/sales/2024/regions/{name}.csv")).name for name in "ab"]
-    assert names == ["read[/home/somebod…s/sales/2024/regions/a.csv]", "read[/home/somebod…s/sales/2024/regions/b.csv]"]
-    assert read("x" * 100).name == "read[" + "x" * 13 + "…" + "x" * 26 + "]"
+    assert names == ["read[/home/somebod…024/regions/a.csv~2ea3ba91]", "read[/home/somebod…024/regions/b.csv~6903c041]"]
+    assert read("x" * 40).name == f"read[{'x' * 40}]"
+    assert read("x" * 41).name == f"read[{'x' * 13}…{'x' * 17}~31a5feee]"
+
+
+def test_long_names_are_told_apart_by_what_is_left_out():
+    """What skips one of them, by name, must not skip the other; the same in every process."""
+
+    @stage
+    def read(path, *more):
+        @action
+        def content():
+            return path
+
+    path = "/data/warehouse/2026/customers/{}/part-0000-of-0100/north/file.parquet"
+    paths = [path.format(name) for name in ("aaaa", "bbbb", "cccc\n", "\ud800")]
+    values = [*paths, paths, (paths, 1), [*paths, 1]]
+    assert len({read(value).name for value in values}) == len(values)
+    flow = read(paths[0]) >> read(paths[1])
+    run = flow.run(skip=[read(paths[0]).name])
+    assert [str(record.status) for record in run.stages] == ["skipped", "completed"]
+    shown = [f"/data/warehou…orth/file.parquet~{crc32(text.encode()):08x}" for text in paths[:2]]
+    assert read(paths[0], "a", paths[1]).name == f"read[{shown[0]}, a, {shown[1]}]"

@@ -16,8 +16,9 @@ from support import action_record, again, around, async_around, failing, names, 
 from flowdeco import Context, Key, Run, Sleep, Stage, Store, action, parallel, pipeline, stream
 from flowdeco.drivers import sync
 from flowdeco.drivers.common import is_cancellation
-from flowdeco.errors import ActionTimeout, DefinitionError, StoreTypeError
+from flowdeco.errors import ActionTimeout, DefinitionError, StoreTypeError, WiringError
 from flowdeco.middleware import retry
+from flowdeco.testing import FlowRunner
 
 VARIABLE = contextvars.ContextVar("VARIABLE", default="default")
 
@@ -984,3 +985,29 @@ def test_a_recovered_timeout_lets_the_run_go_on(run):
     assert (finished["slow"], finished["waits_a_little"]) == ("gave up", "waited")
     assert stage_record(finished, "slow").status == "completed"
     assert action_record(finished, "slow", "slow").recovered
+
+
+@pytest.mark.parametrize(
+    ("perform", "error"),
+    [
+        (lambda flow: flow.run({"n": 1}), ZeroDivisionError),
+        (lambda flow: flow.run(), WiringError),
+        (lambda flow: flow.run(observers=print), DefinitionError),
+        (lambda flow: asyncio.run(flow.arun({"n": 1})), ZeroDivisionError),
+        (lambda flow: asyncio.run(flow.arun()), WiringError),
+        (lambda flow: flow.resume(flow.run({"n": 1}, check=False)), ZeroDivisionError),
+        (lambda flow: asyncio.run(flow.aresume(flow.run({"n": 1}, check=False))), ZeroDivisionError),
+        (lambda flow: FlowRunner()(flow, {"n": 1}), ZeroDivisionError),
+        (lambda flow: FlowRunner().resume(flow, flow.run({"n": 1}, check=False)), ZeroDivisionError),
+    ],
+)
+def test_tracebacks_hide_how_a_flow_is_run(perform, error):
+    """By `__tracebackhide__`, which pytest and IPython know: what is left is the caller's and the action's."""
+    with pytest.raises(error) as raised:
+        perform(action(lambda n: n / 0, name="divide"))
+    frame, seen = raised.tb, []
+    while frame is not None:
+        if not frame.tb_frame.f_locals.get("__tracebackhide__"):
+            seen.append(frame.tb_frame.f_globals["__name__"])
+        frame = frame.tb_next
+    assert [name for name in seen if name.startswith("flowdeco")] == []

@@ -417,3 +417,12 @@ def test_a_worker_without_opentelemetry_does_the_call_all_the_same(monkeypatch):
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     with otel.remote_parent({"traceparent": "00-" + "1" * 32 + "-" + "2" * 16 + "-01"}):
         pass
+
+
+def test_what_is_no_tracer_provider_is_refused(caplog):
+    """So is an event: the call was forgotten, and each event is given to `spans` itself."""
+    with pytest.raises(DefinitionError, match=r"not the str 'x': write observers=\[otel.spans\(\)\]"):
+        otel.spans("x")
+    step([], "a").run(observers=[otel.spans])
+    assert "spans() takes a tracer provider, or nothing, not the RunStarted" in caplog.text
+    assert "write observers=[otel.spans()]" in caplog.text

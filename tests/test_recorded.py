@@ -1,5 +1,7 @@
 """A run as its journal has it: compared with the run itself, which has the same records."""
 
+import threading
+
 import pytest
 
 from flowdeco import Context, Stage, action, durable, parallel, pipeline, stage, stream
@@ -36,6 +38,20 @@ def insert() -> list[Stage]:
 def broken() -> None:
     if not GATE["open"]:
         raise ValueError("closed")
+
+
+BOTH = threading.Barrier(2, timeout=10)
+
+
+def gate_to_failure(name):
+    """An action that fails when another one is about to fail as well."""
+
+    @action(name=name)
+    def failing() -> None:
+        BOTH.wait()
+        raise ValueError(name)
+
+    return failing
 
 
 def pages():
@@ -135,11 +151,45 @@ def test_where_a_run_stopped_is_told(told, flow):
         assert again.stages[-1].error is again.error
 
 
-def test_where_a_run_stopped_among_branches_is_not_guessed(told):
-    """Several were under way."""
-    run, again = told(parallel(broken, Stage("other")))
+@pytest.mark.parametrize("flow", [parallel(broken, part(3)), parallel(gate_to_failure("a"), gate_to_failure("b"))])
+def test_the_branches_that_failed_are_told(told, flow):
+    """With their own errors; what was cancelled with them is not known."""
+    run, again = told(flow)
     assert run.status == "failed"
-    assert "broken" not in [record.name for record in again.stages]
+    assert flow.plan().diff(again).failed == flow.plan().diff(run).failed
+
+
+@pytest.fixture
+def killed(tmp_path, monkeypatch):
+    """Run with a journal, and return what that has of the run if it was killed after so many rows."""
+    path = tmp_path / "runs.db"
+
+    def run(flow, rows):
+        flow.run(journal=path)
+        info = durable.runs(path)[0]._replace(status="running")
+        monkeypatch.setattr("flowdeco.recorded.history", lambda *run: durable.history(*run)[:rows])
+        return recorded(str(path), info, pipeline(flow))
+
+    return run
+
+
+def test_where_a_run_was_killed_among_branches_that_take_turns_is_not_guessed(killed):
+    """Nobody knows whose turn it was."""
+    again = killed(parallel(extra, part(3), limit=1) >> extra, rows=1)
+    assert list(again.stages) == []
+
+
+def test_where_a_run_was_killed_among_branches_is_told(killed):
+    """All of them were under way."""
+    again = killed(parallel(extra, part(3)) >> extra, rows=1)
+    assert [(r.name, str(r.status)) for r in again.stages] == [("extra", "running"), ("part[3]", "running")]
+
+
+def test_a_stage_whose_end_was_not_written_before_a_kill_is_over(killed):
+    """Its actions are, and it has no middleware: the next one was under way."""
+    again = killed(part(3) >> Stage("two", [extra, extra]), rows=2)
+    assert [(r.name, str(r.status)) for r in again.stages] == [("part[3]", "completed"), ("two", "running")]
+    assert again.stages[0].elapsed == sum(action.elapsed for action in again.stages[0].actions)
 
 
 def test_a_run_that_stopped_in_a_stream_is_not_guessed(told):
@@ -179,3 +229,54 @@ def test_a_codec_of_somebody_is_refused(tmp_path):
     Stage("a").run(journal=SqliteJournal(path, codec=Mine()))
     with pytest.raises(JournalError, match="codec 'mine', which only your program knows"):
         recorded(str(path), durable.runs(path)[0], pipeline(Stage("a")))
+
+
+@action
+def grouping() -> object:
+    return parallel(part(3), pipeline(part(4), part(5), name="inner", use_stages=[wide]), name="group")
+
+
+def wide(call):
+    yield
+
+
+@pytest.mark.parametrize(
+    ("flow", "options"),
+    [
+        (extra >> parallel(insert, Stage("b"), pipeline(extra, Stage("c")), name="group") >> Stage("end"), {}),
+        (parallel(parallel(part(3), part(4)) >> part(5, deeper=True), Stage("b"), name="outer") >> Stage("end"), {}),
+        (pipeline(part(3), part(4), name="inner", use_stages=[wide]) >> Stage("end"), {}),
+        (pipeline(insert, Stage("c"), name="inner", use=[inserting]) >> Stage("b"), {}),
+        (extra >> parallel(part(3), part(4), name="group") >> Stage("end"), {"skip": ["group"]}),
+        (extra >> parallel(part(3), part(4), name="group") >> Stage("end"), {"skip": ["part[3]"]}),
+        (pipeline(extra, broken, Stage("c"), name="inner", use=[recover(on=ValueError)]) >> Stage("c"), {}),
+        (grouping >> Stage("end"), {}),
+        (parallel(streaming, Stage("b"), name="group") >> Stage("end"), {}),
+        (pipeline(parallel(extra, part(3), limit=1, name="group"), name="inner", use=[wide]) >> broken, {}),
+        (insert >> parallel(broken, name="group") >> extra, {}),
+        (Stage("two", [extra, broken]) >> extra, {}),
+        (Stage("two", [extra, broken.with_options(use=[retry(on=ValueError, attempts=3, wait=0)])]), {}),
+        (parallel(gate, part(3), name="group") >> extra, {}),
+    ],
+)  # fmt: skip
+def test_a_journal_differs_from_the_plan_in_what_the_run_differs_in(told, flow, options):
+    """In groups and pipelines, too; with the action that failed, and its attempts."""
+    run, again = told(flow, **options)
+    assert flow.plan().diff(again).changes == flow.plan().diff(run).changes
+    if not (run.error or run.reason):  # what is cancelled with a branch is not known
+        assert sorted(seen(again.stages)) == sorted(seen(run.stages))
+
+
+def test_records_of_branches_are_told_in_their_order(told):
+    """As those of the run."""
+    run, again = told(parallel(insert, Stage("b"), pipeline(extra, Stage("c"))) >> Stage("end"))
+    assert seen(again.stages) == seen(run.stages)
+
+
+def test_a_resumed_run_with_a_group_differs_in_nothing_else(told, tmp_path):
+    """The group began in the second process."""
+    flow = insert >> gate >> parallel(part(3), part(4), name="checks") >> extra
+    run, _ = told(flow)
+    done = flow.resume(run.id, {"go": True}, journal=tmp_path / "runs.db")
+    again = recorded(str(tmp_path / "runs.db"), durable.runs(tmp_path / "runs.db")[0], flow)
+    assert flow.plan().diff(again).counts() == flow.plan().diff(done).counts() == {"inserted": 4}

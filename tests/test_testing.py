@@ -545,7 +545,7 @@ def test_long_runs_are_compared_in_no_time():
     """As long as they agree."""
     names = [f"s{n}" for n in range(3000)]
     assert_ran(ran(*names), names)
-    assert len(failure(ran(*names), [*names[:1500], "x", *names[1500:]])) == 3003
+    assert len(failure(ran(*names), [*names[:1500], "x", *names[1500:]])) == 11
 
 
 def test_units_can_be_expected():
@@ -560,3 +560,65 @@ def test_misuse_is_told():
         assert_ran(ran("a"), "a")
     with pytest.raises(TypeError, match="names of stages, or units, not 3"):
         assert_ran(ran("a"), [3])
+
+
+# -- what is expected besides names of stages
+
+
+@stage
+def loading(table: str) -> None:
+    @action(collect="read")
+    def read() -> str:
+        return table
+
+
+def test_pipelines_and_groups_stand_for_the_stages_in_them(runner):
+    """Nested ones, too."""
+    checks = parallel(loading("a") >> parallel(loading("b"), loading("c")), Stage("d"), name="checks")
+    run = runner.run(Stage("first") >> checks)
+    assert_ran(run, ["first", checks])
+    assert_ran(run, [Stage("first") >> checks])
+    with pytest.raises(AssertionError, match=r"- loading\[c\]"):
+        assert_ran(run, ["first", loading("a"), loading("c"), "*", "d"])
+    for name in ("checks", "parallel"):
+        with pytest.raises(AssertionError, match=rf"- {name}  \(a group or pipeline: give its stages, or itself"):
+            assert_ran(run, ["first", name])
+
+
+def test_a_template_is_no_stage(runner):
+    """With what to write instead, also where it is given by name; so with the name of an action."""
+    run = runner.run(loading("a") >> Stage("b"))
+    with pytest.raises(TypeError, match=r"write 'loading\[\*\]' for its stages, or loading\(...\) for one of them"):
+        assert_ran(run, [loading, "b"])
+    with pytest.raises(AssertionError, match=r"- loading  \(a stage template: write 'loading\[\*\]'\)"):
+        assert_ran(run, ["loading", "b"])
+    for name in ("read", "loading[a]/read"):
+        with pytest.raises(AssertionError, match=r"read  \(an action, and only stages are compared\)"):
+            assert_ran(run, ["loading[a]", name, "b"])
+
+
+def test_much_that_is_as_expected_is_left_out(runner):
+    """But for a few lines around what is not."""
+    stages = [loading(f"t{n}") for n in range(60)]
+    run = runner.run(pipeline(*stages))
+    with pytest.raises(AssertionError) as raised:
+        assert_ran(run, [*stages[:4], *stages[5:40], *stages[41:]])
+    assert str(raised.value).splitlines()[1:-1] == [
+        "    loading[t0]", "    loading[t1]", "    loading[t2]", "    loading[t3]", "  + loading[t4]",
+        "    loading[t5]", "    loading[t6]", "    loading[t7]",
+        "    … 29 as expected",
+        "    loading[t37]", "    loading[t38]", "    loading[t39]", "  + loading[t40]",
+        "    loading[t41]", "    loading[t42]", "    loading[t43]",
+        "    … 16 as expected",
+    ]  # fmt: skip
+
+
+def test_calls_of_what_was_not_called_say_what_was(runner):
+    """It is no error that there are none."""
+    runner.run(loading("a"))
+    none = runner.calls_of("raed")
+    assert (none, len(none), none[:1], repr(none)) == ([], 0, [], "<no calls of 'raed'. Did you mean 'read'?>")
+    with pytest.raises(IndexError, match="no calls of 'raed'. Did you mean 'read'"):
+        none[0]
+    with pytest.raises(IndexError, match=r"no calls of 'load/x'. There were calls of: 'loading\[a\]/read'"):
+        runner.calls_of("load/x")[0]

@@ -17,6 +17,7 @@ __all__ = ["aresume", "arun", "resume", "run", "validate"]
 
 async def arun(flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions) -> Run:
     """Evaluate a pipeline in the running event loop."""
+    __tracebackhide__ = True
     from flowdeco.drivers import async_  # asyncio is loaded for those who use it
 
     return await async_.run(flow, inputs, options)
@@ -26,6 +27,7 @@ async def aresume(
     flow: Pipeline, what: Run | str, inputs: Mapping[str, Any] | None, options: RunOptions, *how: Any
 ) -> Run:
     """Go on with the evaluation of a pipeline in the running event loop."""
+    __tracebackhide__ = True
     from flowdeco.drivers import async_
 
     return await async_.resume(flow, what, inputs, options, *how)

@@ -26,6 +26,7 @@ __all__ = ["resume", "run"]
 
 async def run(flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions) -> Run:
     """Evaluate a pipeline in the running event loop."""
+    __tracebackhide__ = True
     if options.journal is None:
         return await _performed(begin(flow, inputs, options), options)
     return await _performed(await _begun(begin, flow, inputs, options), options)
@@ -35,12 +36,14 @@ async def resume(
     flow: Pipeline, what: Run | str, inputs: Mapping[str, Any] | None, options: RunOptions, *how: Any
 ) -> Run:
     """Go on with the evaluation of a pipeline in the running event loop."""
+    __tracebackhide__ = True
     evaluated = await _begun(continued, flow, what, inputs, options, *how)
     return await _performed(cast("Evaluated", evaluated), options) if isinstance(evaluated, tuple) else evaluated
 
 
 async def _begun(start: Callable[..., Any], *args: Any) -> Any:
     """Begin in a thread, for the journal is opened there; a cancellation gives the run up again."""
+    __tracebackhide__ = True
     beginning = asyncio.ensure_future(asyncio.to_thread(start, *args))
     try:
         return await asyncio.shield(beginning)
@@ -52,6 +55,7 @@ async def _begun(start: Callable[..., Any], *args: Any) -> Any:
 
 
 async def _performed(evaluated: Evaluated, options: RunOptions) -> Run:
+    __tracebackhide__ = True
     run, evaluation = evaluated
     with ExitStack() as resources:
         if options.progress is not None:

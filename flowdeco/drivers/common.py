@@ -17,6 +17,7 @@ from flowdeco.evaluate import Evaluation
 from flowdeco.journal import Journal
 from flowdeco.memory import Memory, decoded
 from flowdeco.options import checked_layers, checked_selectors
+from flowdeco.places import error_of
 from flowdeco.rehearse import Journaled, Rehearsal, check_fork, from_journal, from_memory
 from flowdeco.requests import Raised, Request, Save
 from flowdeco.runs import Run, Status
@@ -38,6 +39,7 @@ Evaluated: TypeAlias = "tuple[Run, Generator[Request, Any, None]]"
 
 def begin(flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions) -> Evaluated:
     """Return a new run and its evaluation; raises `WiringError` or `DefinitionError` if it cannot run."""
+    __tracebackhide__ = True
     start = _Start(flow, inputs, options)
     store = Store(inputs)
     start.check(store)
@@ -59,6 +61,7 @@ def resume(
     from_stage: str | None,
 ) -> Evaluated | Run:
     """Return the run to go on with and its evaluation, or the run itself if there is nothing left to do."""
+    __tracebackhide__ = True
     if from_stage is not None and not isinstance(from_stage, str):
         raise DefinitionError(f"from_stage is the name of a stage, not {from_stage!r}")
     if on_change not in ("error", "ignore", "rerun"):
@@ -138,6 +141,7 @@ class _Start:
     """What a run is started with, checked."""
 
     def __init__(self, flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions) -> None:
+        __tracebackhide__ = True
         if inputs is not None and not isinstance(inputs, Mapping):
             raise DefinitionError(f"inputs are a mapping of keys to values, not the {type(inputs).__name__} {inputs!r}")
         if options.run_id is not None and not isinstance(options.run_id, str):
@@ -158,6 +162,7 @@ class _Start:
 
     def check(self, store: Store) -> None:
         """Raise `WiringError` for what nothing can supply."""
+        __tracebackhide__ = True
         check_run(self.flow, store, self.skip, may_supply(self.use))
 
     def evaluation(
@@ -211,8 +216,7 @@ def _evaluated(evaluation: Evaluation, walk: Generator[Request, Any, None]) -> G
     if evaluation.unmatched and run.status is Status.COMPLETED:
         _logger(run.id).warning("run %s: skip=%s matched nothing. %s", run.id, *_unmatched(run, evaluation.unmatched))
     if evaluation.memory is not None:
-        error = None if run.error is None else f"{type(run.error).__name__}: {run.error}"
-        answer = yield Save(evaluation.memory.journal.close, run.id, str(run.status), run.reason, error)
+        answer = yield Save(evaluation.memory.journal.close, run.id, str(run.status), run.reason, error_of(run))
         if type(answer) is Raised and run.error is None:
             run.error, run.status = answer.error, Status.FAILED
 
@@ -264,6 +268,7 @@ def _encoded(journal: Journal, inputs: dict[str, Any]) -> bytes:
 
 def end(run: Run, check: bool) -> Run:
     """Raise what the run failed with, if the caller wants that; a cancellation always goes on."""
+    __tracebackhide__ = True
     error = run.error
     if error is None:
         return run
@@ -297,6 +302,7 @@ def _without_our_frames(traceback: types.TracebackType | None) -> types.Tracebac
 
 
 def _observers(observers: Any) -> list[Callable[[Event], object]]:
+    __tracebackhide__ = True
     if callable(observers) or not isinstance(observers, Iterable):
         raise DefinitionError(f"observers is a list of callables: write observers=[{observers!r}]")
     listening = list(cast("Iterable[Any]", observers))

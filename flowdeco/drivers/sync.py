@@ -33,11 +33,13 @@ __all__ = ["resume", "run"]
 
 def run(flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions) -> Run:
     """Evaluate a pipeline."""
+    __tracebackhide__ = True
     return _performed(begin(flow, inputs, options), options)
 
 
 def resume(flow: Pipeline, what: Run | str, inputs: Mapping[str, Any] | None, options: RunOptions, *how: Any) -> Run:
     """Go on with the evaluation of a pipeline."""
+    __tracebackhide__ = True
     evaluated = continued(flow, what, inputs, options, *how)
     return _performed(evaluated, options) if isinstance(evaluated, tuple) else evaluated
 
@@ -45,6 +47,7 @@ def resume(flow: Pipeline, what: Run | str, inputs: Mapping[str, Any] | None, op
 def _performed(
     evaluated: Evaluated, options: RunOptions, made: Callable[[ExitStack, Any], _Performer] | None = None
 ) -> Run:
+    __tracebackhide__ = True
     run, evaluation = evaluated
     with ExitStack() as resources:
         if options.progress is not None:

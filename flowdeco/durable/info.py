@@ -17,6 +17,7 @@ class RunInfo(NamedTuple):
     """A run of a journal: times in POSIX seconds, `steps` that are saved.
 
     `owner` is the process that works on it, None where none does: a run that is `running` without one has crashed.
+    Behind `error` stands where that came from, in a line for each place: "in action 'upload' of stage 'publish'".
     `entry` is where its pipeline is found, if whoever began it said so; `codec` what its steps are written in.
     """
 

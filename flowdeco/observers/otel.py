@@ -28,7 +28,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import flowdeco
-from flowdeco.errors import DefinitionError
+from flowdeco.errors import DefinitionError, shortened
 from flowdeco.events import (
     ActionFinished,
     ActionStarted,
@@ -65,6 +65,11 @@ def spans(tracer_provider: TracerProvider | None = None) -> Callable[[Event], No
     except ImportError as error:
         message = "flowdeco.observers.otel needs OpenTelemetry: pip install 'flowdeco[opentelemetry]'"
         raise DefinitionError(message) from error
+    if tracer_provider is not None and not callable(getattr(tracer_provider, "get_tracer", None)):
+        raise DefinitionError(
+            f"spans() takes a tracer provider, or nothing, not the {type(cast('object', tracer_provider)).__name__} "
+            f"{shortened(tracer_provider)}: write observers=[otel.spans()]"
+        )
     return _Spans(tracer_provider)
 
 

@@ -211,13 +211,14 @@ class Diff(_Shown):
         return f"<Diff {printable(self.plan.name)}: {summary}>"
 
 
-_SAID = {
+_SAID: dict[str, str] = {
     Status.SKIPPED: "skipped",
     Status.PENDING: "not reached",
     Status.BAILED: "bailed",
     Status.SUSPENDED: "suspended",
     Status.CANCELLED: "cancelled",
     Status.FAILED: "failed",
+    "crashed": "crashed",  # of a journal
 }
 
 

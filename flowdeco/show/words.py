@@ -19,6 +19,7 @@ MARKS: Final[dict[str, str]] = {
     "bailed": "⏏",
     "suspended": "‖",
     "cancelled": "■",
+    "crashed": "✗",
     "running": "▸",
     "pending": "·",
 }
