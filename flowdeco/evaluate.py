@@ -61,7 +61,7 @@ from flowdeco.events import (
     UnitsInserted,
 )
 from flowdeco.frames import Before, Branch, Failed, Frame, Leaf, OpenStream, Queued, Split, Visit, single_call
-from flowdeco.groups import Crew, ended, merged
+from flowdeco.groups import Crew, ended_by_another, merged
 from flowdeco.memory import Memory
 from flowdeco.middleware import Call, enter, leave, merging
 from flowdeco.options import UNSET, Middleware
@@ -109,6 +109,7 @@ class Evaluation:
         self.cancels = cancels
         self.tickets = count()
         self.memory = memory
+        self.unsaved: Failure = None  # why the journal has nothing any more: nobody recovers from that
         self.branch = Branch(run.store, Frame(run.pipeline, None, (), (), {}, wrapped=False))
 
     def walk(self) -> Generator[Request, Any, None]:
@@ -132,10 +133,13 @@ class Evaluation:
         if isinstance(error, Bail):
             self._settle(branch)
         if branch.rows:
-            unsaved = yield from self._save(branch)
-            error = unsaved if error is None else error
+            yield from self._save(branch)
+        if error is None or isinstance(error, (Bail, Suspend)):
+            error = error if self.unsaved is None else self.unsaved
         run.elapsed = self.clock() - began
-        run.stages = [] if self.history == 0 else branch.records[-(self.history or 0) :]
+        run.stages = (
+            branch.records if self.history is None else branch.records[max(0, len(branch.records) - self.history) :]
+        )
         run.forgotten = len(branch.records) + branch.forgotten + branch.lost - len(run.stages)
         run.result = branch.trace.result = branch.result
         run.status = self._status(error)
@@ -155,8 +159,8 @@ class Evaluation:
         while frames:
             try:
                 frame = frames[-1]
-                if branch.stopped and error is None:
-                    error = ended()
+                if error is None and (branch.stopped or self.unsaved is not None):
+                    error = ended_by_another() if self.unsaved is None else self.unsaved
                 if error is None and frame.queue:
                     unit, by = frame.queue.pop()
                     error = yield from begin[type(unit)](self, branch, frame, unit, by)
@@ -175,12 +179,13 @@ class Evaluation:
     ) -> Walk:
         if pipeline is not self.run.pipeline and self._off(branch, stage_selectors(pipeline)):
             return (yield from self._skip(branch, pipeline, by, frame.scope))
-        while len(branch.frames) > 1 and branch.frames[-1].is_done():
-            branch.frames.pop()  # nothing is left to do in there: a pipeline that returns itself is a loop, too
         layers = use + pipeline.use
+        while not layers and len(branch.frames) > 1 and branch.frames[-1].is_done():
+            branch.frames.pop()  # nothing is left to do in there: a pipeline that returns itself is a loop, too
         use_stages, use_actions = frame.use_stages + pipeline.use_stages, frame.use_actions + pipeline.use_actions
         wrapped = frame.wrapped or may_supply(layers + use_stages + use_actions)
-        scope = self._scope(branch, pipeline, by, branch.frames[-1].scope)
+        is_last = bool(frame.pipeline.units) and frame.pipeline.units[-1] is pipeline
+        scope = self._scope(branch, pipeline, by, frame.scope if is_last else branch.frames[-1].scope)
         opened = Frame(pipeline, by, use_stages, use_actions, frame.values, wrapped, scope)
         branch.frames.append(opened)
         if not layers:
@@ -191,8 +196,8 @@ class Evaluation:
 
     def _open_in_layers(self, branch: Branch, frame: Frame, layers: tuple[Middleware, ...]) -> Walk:
         self._watch(branch)
-        frame.call = Call(self.run.id, branch.store, layers, frame.values, frame.pipeline)
         frame.before = branch.before()
+        frame.call = Call(self.run.id, branch.store, layers, frame.values, frame.pipeline)
         return (yield from self._enter(branch, frame, frame.call))
 
     def _scope(self, branch: Branch, unit: Pipeline | Parallel, by: str | None, outer: Scope | None) -> Scope | None:
@@ -318,8 +323,7 @@ class Evaluation:
         stage, frame = visit.stage, visit.frame
         started = self.clock()
         if self.notify is not None:
-            place = None if frame.scope is None else _place(frame.scope)
-            self.notify(_new(StageStarted, (self.run.id, stage.name, by, place)))
+            self.notify(_new(StageStarted, (self.run.id, stage.name, by, _place(frame.scope))))
         call: Call | None = None
         if frame.use_stages or stage.use:
             layers = (*frame.use_stages, *((merging(stage),) if stage._data else ()), *stage.use)
@@ -378,14 +382,16 @@ class Evaluation:
 
     def _stage_in_layers(self, branch: Branch, visit: Visit, call: Call) -> Walk:
         before = branch.before()
+        error: Failure = None
         while True:
-            entered = enter(call)
-            inside, error = entered if isinstance(entered, tuple) else (yield from entered)
-            self._entered(branch, STAGE, call)
-            visit.values = call._values
-            visit.begin()
-            if inside:
-                error = yield from self._inside(branch, visit)
+            if error is None:
+                entered = enter(call)
+                inside, error = entered if isinstance(entered, tuple) else (yield from entered)
+                self._entered(branch, STAGE, call)
+                visit.values = call._values
+                visit.begin()
+                if inside:
+                    error = yield from self._inside(branch, visit)
             if error is not None:
                 self._leave_behind(branch, STAGE, call, before)
             left = leave(call, error)
@@ -395,8 +401,6 @@ class Evaluation:
                     branch.trace.undone = before.records, before.opened, before.position
                 return error
             error = yield from self._drop(branch.go_back(before))
-            if error is not None:
-                return error
 
     def _inside(self, branch: Branch, visit: Visit) -> Walk:
         try:
@@ -422,7 +426,7 @@ class Evaluation:
         filtered = bool(self.skip or branch.switches)
         while queue:
             if branch.stopped:
-                return ended()
+                return ended_by_another()
             step, by = queue.pop()
             if filtered and self._off(branch, action_selectors(stage, step.action)):
                 error = self._skip_action(branch, visit, step, by)
@@ -504,13 +508,10 @@ class Evaluation:
                     told = self.run.id, stage.name, step.name, _COMPLETED, None, elapsed, attempts, False
                     notify(_new(ActionFinished, told))
                 if memory is not None:
-                    row = memory.action(branch.id, branch.position - 1, stage.name, record, payload)
-                    rows = [row]
-                    if branch.rows:
-                        rows, branch.rows = [*branch.rows, row], []
-                    answer = yield Save(memory.journal.write, memory.run_id, rows)
-                    if type(answer) is Raised:
-                        return answer.error
+                    branch.rows.append(memory.action(branch.id, branch.position - 1, stage.name, record, payload))
+                    error = yield from self._save(branch)
+                    if error is not None:
+                        return error
                 continue
             error = self._conclude(branch, visit, step, by, started, value, context, call, seen)
             if branch.rows:
@@ -700,8 +701,7 @@ class Evaluation:
         if data is not UNSET:
             branch.result = data
         for selector, on in switches:
-            branch.switches.pop(selector, None)
-            branch.switches[selector] = on
+            branch.switch(selector, on)
         return inserted, switches, payload
 
     def _insert(self, visit: Visit, step: Step, inserted: tuple[Unit | Stream, ...]) -> None:
@@ -798,15 +798,20 @@ class Evaluation:
         """Have the journal written what a branch has done."""
         rows, branch.rows = branch.rows, []
         memory = cast("Memory", self.memory)
-        answer = yield Save(memory.journal.write, memory.run_id, rows)
-        return answer.error if type(answer) is Raised else None
+        return (yield from self._written(Save(memory.journal.write, memory.run_id, rows)))
 
     def _drop(self, cuts: dict[str, int]) -> Walk:
         """Have the journal forget what a retry has made void."""
         if self.memory is None:
             return None
-        answer = yield Save(self.memory.journal.drop, self.memory.run_id, cuts)
-        return answer.error if type(answer) is Raised else None
+        return (yield from self._written(Save(self.memory.journal.drop, self.memory.run_id, cuts)))
+
+    def _written(self, save: Save) -> Walk:
+        if self.unsaved is None:
+            answer = yield save
+            if type(answer) is Raised:
+                self.unsaved = answer.error
+        return self.unsaved
 
     def _check_wiring(
         self, branch: Branch, frame: Frame, units: tuple[Unit | Stream, ...], visit: Visit | None = None
@@ -859,7 +864,12 @@ class Evaluation:
                 fork.stopped = True
 
         crew = Crew(walks, group.limit, self.tickets, stop)
-        error = yield from self._work(branch, group, forks, crew)
+        try:
+            error = yield from self._work(branch, group, forks, crew)
+        except GeneratorExit:
+            raise
+        except BaseException as interrupted:  # Ctrl-C between two calls
+            error = interrupted
         for fork in forks:
             branch.records.extend(fork.records)
             if isinstance(fork, Branch):
@@ -887,14 +897,14 @@ class Evaluation:
             taking = [fork for fork, member in zip(split.forks, crew.members, strict=True) if member.error is error]
         try:
             branch.store._apply(merged(group, [fork.delta() for fork in taking]))
-        except Exception as refused:  # a conflict, or a reducer that raises
+        except BaseException as refused:  # a conflict, a reducer that raises, Ctrl-C in one
             return refused
         if self.memory is None and branch.store._recent is not None and error is None:
             branch.store._taken()
-        before = dict(branch.switches)
         for fork in taking:
             if isinstance(fork, Branch):
-                branch.switches.update({key: on for key, on in fork.switches.items() if before.get(key) is not on})
+                for selector, on in fork.switched.items():
+                    branch.switch(selector, on)
             if fork.result is not None:
                 branch.result = fork.result
         return error
@@ -913,7 +923,7 @@ class Evaluation:
 
     def _is_plain(self, branch: Branch, frame: Frame) -> bool:
         """Whether there is nothing around the branches of a group, and nobody who looks on."""
-        around = self.memory or self.notify or self.skip or branch.switches or branch.past
+        around = self.memory or self.notify or self.skip or branch.switches
         return not (around or frame.use_stages or frame.use_actions or frame.values)
 
     def _branch_of(self, split: Split, index: int) -> Branch:

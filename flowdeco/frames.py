@@ -76,10 +76,12 @@ class Frame:
 
 
 class Before(NamedTuple):
-    """Where a branch was when a pipeline was opened."""
+    """Where a branch was when a pipeline or stage with middleware was opened."""
 
     records: int
+    lost: int
     switches: dict[str, bool]
+    switched: dict[str, bool]
     result: Any
     position: int
     opened: int
@@ -98,7 +100,7 @@ class Branch:
 
     __slots__ = (
         "_id", "_place", "failures", "forgotten", "forks", "frames", "lost", "opened", "parent", "past", "position",
-        "records", "result", "rows", "scopes", "stopped", "store", "switches", "trace",
+        "records", "result", "rows", "scopes", "stopped", "store", "switched", "switches", "trace",
     )  # fmt: skip
 
     def __init__(
@@ -117,7 +119,8 @@ class Branch:
         self.lost = 0  # of what its own branches had forgotten
         self.scopes = 0
         self.stopped = False  # by another branch of its group
-        self.switches: dict[str, bool] = dict(parent.switches) if parent else {}
+        self.switches: dict[str, bool] = dict(parent.switches) if parent else {}  # the latest one last
+        self.switched: dict[str, bool] = {}  # those of this branch
         self.failures: list[Failed] = []  # that nobody has recovered yet, of its groups as well
         self.rows: list[Row] = []  # that the journal has not got yet
         self.forks: list[tuple[int, list[str]]] = []  # the ids that a journal knows, of the groups that can be dropped
@@ -138,14 +141,22 @@ class Branch:
         if self.parent is not None:
             yield from self.parent.upcoming()
 
+    def switch(self, selector: str, on: bool) -> None:
+        """Take note of what is not, or again, to run from here on."""
+        for switches in (self.switches, self.switched):
+            switches.pop(selector, None)
+            switches[selector] = on
+
     def before(self) -> Before:
         records = len(self.records) + self.forgotten
-        return Before(records, dict(self.switches), self.result, self.position, self.opened)
+        switches = dict(self.switches), dict(self.switched)
+        return Before(records, self.lost, *switches, self.result, self.position, self.opened)
 
     def go_back(self, before: Before) -> dict[str, int]:
         """Forget what came after; return what the journal has to forget, by branch."""
         del self.records[max(0, before.records - self.forgotten) :]
-        self.switches, self.result = dict(before.switches), before.result
+        self.forgotten, self.lost = min(self.forgotten, before.records), before.lost
+        self.switches, self.switched, self.result = dict(before.switches), dict(before.switched), before.result
         self.position, self.opened = before.position, before.opened
         self.failures.clear()
         self.trace.go_back(before.records, before.opened, before.position)

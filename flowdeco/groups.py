@@ -22,7 +22,7 @@ from flowdeco.errors import WAITING, Bail, Cancelled, Suspend, WriteConflictErro
 from flowdeco.requests import CAUGHT_UP, Begun, Chore, Raised, Request, Wait
 from flowdeco.store import NOTHING, Delta
 
-__all__ = ["Crew", "ended", "merged"]
+__all__ = ["Crew", "ended_by_another", "merged"]
 
 Failure: TypeAlias = "BaseException | None"
 Walk: TypeAlias = "Generator[Request, Any, Failure]"
@@ -171,7 +171,7 @@ class Crew:
         self._tell_branches()
         withdrawn = dict.fromkeys(ticket for ticket, request, _ in self._begin if _is_action(request))
         self._begin = [begun for begun in self._begin if not _is_action(begun[1])]
-        groups = {owner for owner in self._owners.values() if owner.grouped}
+        groups = dict.fromkeys(owner for owner in self._owners.values() if owner.grouped)
         self._cancel.extend(
             ticket for ticket, owner in self._owners.items() if owner not in groups and ticket not in withdrawn
         )
@@ -219,13 +219,13 @@ def _all_of(suspended: list[Suspend]) -> Suspend | None:
     return Suspend("; ".join([WAITING + keys, *others] if keys else others))
 
 
-def ended() -> Cancelled:
+def ended_by_another() -> Cancelled:
     """Return the error of what another branch has ended: one for each, since notes and causes are written to it."""
     return Cancelled("the group has been ended by another branch")
 
 
 def _refusal() -> Raised:
-    return Raised(ended())
+    return Raised(ended_by_another())
 
 
 def _is_action(request: Request) -> bool:

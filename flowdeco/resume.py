@@ -449,8 +449,7 @@ class Resumption(Evaluation):
         if did.result is not UNSET:
             branch.result = did.result
         for selector, on in did.switches:
-            branch.switches.pop(selector, None)
-            branch.switches[selector] = on
+            branch.switch(selector, on)
 
     def _insert_again(self, again: _Again, did: Did) -> None:
         who = f"{again.stage}/{did.name}"

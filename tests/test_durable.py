@@ -9,7 +9,7 @@ from pathlib import Path
 import durable_units as du
 import pytest
 from durable_units import BROKEN, CALLS, ENTERED, STEP_IDS
-from support import action_record, actions_run, names, stage_record, statuses, text_of
+from support import action_record, actions_run, around, names, stage_record, statuses, text_of
 
 from flowdeco import Bail, Context, Run, Stage, action, parallel, pipeline
 from flowdeco.durable import MemoryJournal, SqliteJournal
@@ -2069,3 +2069,78 @@ def test_a_change_is_reported_before_any_middleware_is_entered(kept):
     ENTERED.clear()
     change(kept, pipeline(du.first, du.nothing, du.fragile, name="p", use=[du.watched]), broken)
     assert ENTERED in ([], ["+pipeline p", "-pipeline p"])
+
+
+# -- a journal that cannot be written any more
+
+
+@pytest.mark.parametrize("committed", [False, True])
+@pytest.mark.parametrize("error", [OSError("no disk"), KeyboardInterrupt()], ids=["an error", "Ctrl-C"])
+@pytest.mark.parametrize("level", ["use", "use_stages", "use_actions"])
+def test_middleware_does_not_recover_from_a_journal_that_failed(tmp_path, level, error, committed):
+    """Else what comes after would be there, and what was lost would not: the run ends, and is resumed from before."""
+
+    class Failing(SqliteJournal):
+        fails = True
+
+        def write(self, run_id, rows):
+            if self.fails and any(row.action == "second" for row in rows):
+                self.fails = False
+                if committed:
+                    super().write(run_id, rows)
+                raise error
+            super().write(run_id, rows)
+
+    journal = Failing(tmp_path / "runs.db")
+    calls = []
+    units = [action(name=name)(lambda name=name: calls.append(name)) for name in ("first", "second", "third")]
+    flow = pipeline(*units, **{level: [recover(on=(OSError, KeyboardInterrupt))]})
+    with pytest.raises(type(error)) as caught:
+        flow.run(journal=journal)
+    assert "third" not in calls
+    again = flow.resume(Run.of(caught.value).id, journal=journal)
+    assert (again.status, calls[-1], names(again)) == ("completed", "third", ["first", "second", "third"])
+
+
+def test_the_middleware_around_a_stage_is_left_when_its_attempt_cannot_be_dropped(tmp_path):
+    """Whatever a journal does, what was opened is closed."""
+
+    class Failing(SqliteJournal):
+        def drop(self, run_id, cuts):
+            raise OSError("no disk")
+
+    log = []
+    attempts = iter([1, 0])
+
+    @action
+    def fragile():
+        return 1 / (1 - next(attempts))
+
+    flow = Stage("s", [fragile], use=[around(log, "outer"), retry(on=ZeroDivisionError), around(log, "inner")])
+    with pytest.raises(OSError, match="no disk"):
+        flow.run(journal=Failing(tmp_path / "runs.db"))
+    assert [entry[0] for entry in log] == ["+", "+", "-", "-"]
+
+
+def test_observers_that_come_from_a_generator_hear_a_resume(tmp_path):
+    """They are asked for once."""
+    heard = []
+    flow = action(name="waits")(lambda ctx: ctx.wait_for("go")) >> action(name="after")(lambda: 1)
+    run = flow.run(journal=tmp_path / "runs.db")
+    flow.resume(run.id, {"go": 1}, journal=tmp_path / "runs.db", observers=(each for each in [heard.append]))
+    assert heard
+
+
+def test_a_run_whose_suspension_cannot_be_written_has_failed(tmp_path):
+    """It could not be taken up where it says that it waits."""
+
+    class Failing(SqliteJournal):
+        def write(self, run_id, rows):
+            if any(row.kind == "stage" for row in rows):
+                raise OSError("no disk")
+            super().write(run_id, rows)
+
+    run = pipeline(
+        action(name="works")(lambda: 1), action(name="bails")(lambda: (_ for _ in ()).throw(Bail("enough")))
+    ).run(journal=Failing(tmp_path / "runs.db"), check=False)
+    assert (run.status, str(run.error)) == ("failed", "no disk")

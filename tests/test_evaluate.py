@@ -32,6 +32,7 @@ from flowdeco.definitions import as_pipeline
 from flowdeco.errors import Cancelled, MissingInputError, ReturnValueError, StoreTypeError, WriteConflictError
 from flowdeco.evaluate import Evaluation
 from flowdeco.events import ActionFinished
+from flowdeco.middleware import retry
 from flowdeco.requests import Await, Raised, Wait
 
 # -- the generator, called directly: it yields what is to be done, and performs nothing
@@ -1404,3 +1405,82 @@ def test_who_returned_nothing_is_named_where_it_is_missed(run):
         error = run(supplier >> use, check=False).error
         assert isinstance(error, MissingInputError)
         assert f"action {supplier.name!r} has run, and returned nothing for {supplier.name!r}" in text_of(error)
+
+
+# -- where an insertion, a scope, a switch belong
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_what_the_middleware_of_a_nested_pipeline_inserts_runs_in_the_pipeline_around_it(run, last):
+    """Whether the nested one comes last there or not."""
+    seen = []
+
+    def inserting(call):
+        yield
+        call.insert(Stage("late", [step([], "late")]))
+
+    def seeing(call):
+        seen.append(call.stage.name)
+        yield
+
+    inner = pipeline(one([], "x"), name="inner", use=[inserting])
+    rest = [] if last else [one([], "y")]
+    run(pipeline(pipeline(inner, *rest, name="outer", use_stages=[seeing]), name="root"))
+    assert seen == ["x", "late", *([] if last else ["y"])]
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_the_scope_of_a_nested_pipeline_is_that_around_it(run, last):
+    """Whether it comes last there or not."""
+    inner = pipeline(one([], "x"), name="inner", use_stages=[around([], "m")])
+    units = [one([], "y"), inner] if last else [inner, one([], "y")]
+    result = run(pipeline(*units, name="outer", use_stages=[around([], "n")]) >> one([], "z"))
+    scope = stage_record(result, "x").scope
+    assert (scope.name, scope.outer.name, scope.outer.outer) == ("inner", "outer", None)
+
+
+def test_the_scopes_of_a_pipeline_that_returns_itself_do_not_nest(run):
+    """A loop takes no more memory, however often it turns."""
+    left = iter(range(3))
+    flow = pipeline(
+        Stage("turn", [action(name="turn")(lambda: flow if next(left, None) is not None else None)]),
+        name="loop",
+        use_stages=[around([], "m")],
+    )
+    result = run(one([], "first") >> flow)
+    assert {record.scope.outer for record in result.stages if record.name == "turn"} == {None}
+
+
+def test_the_latest_switch_of_a_branch_counts_after_its_group(run):
+    """Also one that says once more what had been said before."""
+
+    @action
+    def once(ctx):
+        ctx.disable("target")
+        ctx.enable("tag:t")
+
+    @action
+    def twice(ctx):
+        ctx.disable("target")
+
+    target = one([], "target", tags=["t"])
+    for unit in (twice, parallel(twice, action(name="idle")(lambda: None))):
+        assert statuses(run(once >> unit >> target))[-1] == ("target", "skipped")
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_what_a_retry_dropped_is_not_counted_as_forgotten(run, grouped):
+    """`forgotten` and the records that are left make what has run in the end."""
+    attempts = iter([ValueError("once"), None])
+
+    def fails_once():
+        error = next(attempts)
+        if error is not None:
+            raise error
+
+    first = (
+        parallel(*(one([], f"s{n}") for n in range(5))) if grouped else pipeline(*(one([], f"s{n}") for n in range(5)))
+    )
+    flow = pipeline(first, action(name="flaky")(fails_once), use=[retry(on=ValueError)])
+    result = run(pipeline(flow), history=1)
+    assert (result.forgotten, names(result)) == (5, ["flaky"])

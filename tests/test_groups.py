@@ -1965,3 +1965,20 @@ def test_a_branch_that_is_a_single_call_is_like_any_other(branches, history):
         again_short, again_long = (flow.resume(each, check=False, executor=serial()) for each in (short, long))
         assert list(again_short.store) == list(again_long.store)
         assert [outcome(stage) for stage in again_short.stages] == [outcome(stage) for stage in again_long.stages]
+
+
+def test_a_run_that_was_interrupted_in_a_reducer_is_resumed(interrupt):
+    """The branches have run, whatever became of their merge."""
+    calls = []
+
+    def adding(one, other):
+        if len(calls) == 2:
+            calls.append("interrupted")
+            interrupt()
+        return one + other
+
+    branches = [step(calls, name, 1, returns="n") for name in ("a", "b")]
+    flow = parallel(*branches, merge={"n": adding}) >> act(lambda n: n, "after")
+    with pytest.raises(KeyboardInterrupt) as caught:
+        flow.run()
+    assert (flow.resume(Run.of(caught.value))["after"], calls) == (2, ["a", "b", "interrupted"])

@@ -105,7 +105,7 @@ def _resume_from_journal(
     from_stage: str | None,
 ) -> Evaluated:
     journal, fingerprint = _journal(options.journal)
-    _Start(flow, inputs, options)
+    start = _Start(flow, inputs, options)
     remembered = journal.open(run_id) if from_stage is None else journal.read(run_id)
     over = {"completed": False, "bailed": True}.get(remembered.status) if from_stage is None else None
     if over is not None and on_change != "rerun":
@@ -118,7 +118,7 @@ def _resume_from_journal(
         pins = {key: rows for rows, values in given[1:] for key in values}
         values = {key: value for _, values in given for key, value in values.items()}
         store = Store(values)
-        start = _Start(flow, None, options._replace(skip=(*remembered.skip, *options.skip)))
+        start.skip = start.skip.union(remembered.skip)
         start.check(store)
         if from_stage is not None:
             check_fork(from_stage, remembered, flow)
