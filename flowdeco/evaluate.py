@@ -34,7 +34,7 @@ import types
 from collections.abc import AsyncIterable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import count
-from typing import Any, ClassVar, Final, TypeAlias, cast
+from typing import Any, ClassVar, Final, cast
 
 from flowdeco.context import Context
 from flowdeco.definitions import (
@@ -66,7 +66,7 @@ from flowdeco.memory import Memory
 from flowdeco.middleware import Call, enter, leave, merging
 from flowdeco.options import UNSET, Middleware
 from flowdeco.past import STAGE, Closed, GroupPast, GroupTrace, ScopePast, failed_action
-from flowdeco.requests import Await, Chore, Raised, Request, Save
+from flowdeco.requests import Await, Chore, Failure, Raised, Request, Save, Walk
 from flowdeco.returned import PLAIN, SETTLED, Yielded, exhaust, sort_out, written
 from flowdeco.runs import ActionRecord, Run, Scope, StageRecord, Status
 from flowdeco.store import NOTHING
@@ -74,8 +74,6 @@ from flowdeco.wiring import Step, check_inserted, may_supply, note_suppliers, st
 
 __all__ = ["Evaluation"]
 
-Failure: TypeAlias = "BaseException | None"
-Walk: TypeAlias = "Generator[Request, Any, Failure]"
 
 _new: Final = cast("Any", tuple.__new__)  # pyright: ignore[reportUnknownMemberType]
 _COMPLETED: Final = Status.COMPLETED
@@ -360,9 +358,9 @@ class Evaluation:
             refused = self._remember_stage(branch, record)
             if refused is not None:
                 record, error = record._replace(status=Status.FAILED, error=refused, recovered=False), refused
+        branch.records.append(record)
         if record.error is not None:
             self._note(record.error, f"stage {stage.name!r}, pipeline {frame.pipeline.name!r}")
-        branch.records.append(record)
         if self.history is not None:
             self._forget(branch)
         if self.notify is not None:
@@ -497,12 +495,12 @@ class Evaluation:
                         store[key] = value
                     else:
                         store._data[key] = value
-                if store._recent:
-                    store._taken()
                 branch.position += 1
                 elapsed = clock() - started
                 outcome = _COMPLETED, started + self.epoch, elapsed, by, None, attempts, False, (), ()
                 record = _new(ActionRecord, (step.name, step.action, *outcome))
+                if store._recent:
+                    store._taken()
                 visit.records.append(record)
                 if notify is not None:
                     told = self.run.id, stage.name, step.name, _COMPLETED, None, elapsed, attempts, False
@@ -631,8 +629,11 @@ class Evaluation:
                 failure, attempts, recovered, inserted, switches,
             ),
         )  # fmt: skip
+        took_effect = error is None or isinstance(error, Bail)
+        if took_effect and branch.store._recent is not None:  # at once with the record, or Ctrl-C has it done twice
+            branch.store._taken()
         visit.records.append(record)
-        if error is None or isinstance(error, Bail):
+        if took_effect:
             if self.memory is not None:
                 branch.rows.append(self.memory.action(branch.id, branch.position, visit.stage.name, record, payload))
             branch.position += 1
@@ -687,8 +688,6 @@ class Evaluation:
                     recovered=recovered,
                     result=() if data is UNSET or data is None else step.where(data),
                 )
-            if store._recent is not None:
-                store._taken()
         except BaseException:
             if log is not None:
                 store._end(log)

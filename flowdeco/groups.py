@@ -19,13 +19,11 @@ from typing import Any, TypeAlias
 
 from flowdeco.definitions import Parallel
 from flowdeco.errors import WAITING, Bail, Cancelled, Suspend, WriteConflictError
-from flowdeco.requests import CAUGHT_UP, Begun, Chore, Raised, Request, Wait
-from flowdeco.store import NOTHING, Delta
+from flowdeco.requests import CAUGHT_UP, Begun, Chore, Failure, Raised, Request, Wait, Walk
+from flowdeco.store import NOTHING, Delta, same
 
 __all__ = ["Crew", "ended_by_another", "merged"]
 
-Failure: TypeAlias = "BaseException | None"
-Walk: TypeAlias = "Generator[Request, Any, Failure]"
 Answers: TypeAlias = "list[tuple[int | None, Any]]"
 
 
@@ -255,14 +253,7 @@ def merged(group: Parallel, deltas: list[Delta]) -> Delta:
 
 
 def _agree(group: Parallel, key: str, written: list[Delta]) -> bool:
-    return key in group.merge or all(_equal(written[0].puts[key], delta.puts[key]) for delta in written[1:])
-
-
-def _equal(one: Any, other: Any) -> bool:
-    try:
-        return one is other or bool(one == other)
-    except Exception:  # values that cannot be compared as a whole, arrays for one
-        return False
+    return key in group.merge or all(same(written[0].puts[key], delta.puts[key]) for delta in written[1:])
 
 
 def _conflict(group: Parallel, key: str, numbers: list[int]) -> WriteConflictError:

@@ -31,9 +31,8 @@ Told: TypeAlias = "tuple[list[Row], list[dict[str, Any]]]"  # rows, and what the
 
 
 def _hashed(*parts: object) -> str:
-    from hashlib import (
-        blake2b,  # not loaded for runs without groups and journals: it takes 2 of the 15 ms of our import
-    )
+    # Not loaded for runs without groups and journals: it takes 2 of the 15 ms of our import.
+    from hashlib import blake2b
 
     return blake2b("\0".join(map(str, parts)).encode(), digest_size=10).hexdigest()
 

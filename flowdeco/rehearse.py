@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Final, NamedTuple, Protocol, TypeAlias, cast
 
 from flowdeco.definitions import Action, Parallel, Pipeline, Stage, Stream
 from flowdeco.errors import CodeChangedError, DefinitionError, JournalError, Suspend, suggestion
-from flowdeco.evaluate import Evaluation, Failure, Walk
+from flowdeco.evaluate import Evaluation
 from flowdeco.events import Event
 from flowdeco.frames import Branch, Frame, Leaf, OpenStream, Visit
 from flowdeco.groups import Crew
@@ -25,7 +25,7 @@ from flowdeco.journal import Journal, Remembered
 from flowdeco.memory import Chronicle, Memory, Told
 from flowdeco.options import Middleware
 from flowdeco.past import Did, Past, is_over
-from flowdeco.requests import CAUGHT_UP, Raised, Request, Save, Wait
+from flowdeco.requests import CAUGHT_UP, Failure, Raised, Request, Save, Wait, Walk
 from flowdeco.resume import Resumption, at_once, refilled
 from flowdeco.runs import Run, Status
 from flowdeco.store import Delta, Store

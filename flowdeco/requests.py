@@ -13,11 +13,25 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 from flowdeco.errors import MiddlewareError
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
     from contextvars import Context
 
     from flowdeco.wiring import Step
 
-__all__ = ["CAUGHT_UP", "Await", "Begun", "Chore", "FunctionCall", "Raised", "Request", "Save", "Sleep", "Wait"]
+__all__ = [
+    "CAUGHT_UP",
+    "Await",
+    "Begun",
+    "Chore",
+    "Failure",
+    "FunctionCall",
+    "Raised",
+    "Request",
+    "Save",
+    "Sleep",
+    "Wait",
+    "Walk",
+]
 
 
 class Raised:
@@ -99,3 +113,6 @@ CAUGHT_UP: Final = Wait([], [])
 FunctionCall: TypeAlias = "tuple[Step | Chore, Sequence[Any], Mapping[str, Any] | None]"
 Request: TypeAlias = "FunctionCall | Sleep | Await | Save | Wait"
 Begun: TypeAlias = "tuple[int, Request, Context]"
+
+Failure: TypeAlias = "BaseException | None"
+Walk: TypeAlias = "Generator[Request, Any, Failure]"  # what asks for all this, and comes to an end

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Final, NamedTuple, cast
 
 from flowdeco.definitions import Action, Parallel, Pipeline, Stage, Stream, Unit, stage_selectors
 from flowdeco.errors import Bail, Cancelled, CodeChangedError, DefinitionError, Suspend
-from flowdeco.evaluate import Evaluation, Failure, Walk
+from flowdeco.evaluate import Evaluation
 from flowdeco.events import StageFinished
 from flowdeco.frames import Branch, Failed, Frame, Leaf, OpenStream, Queued, Visit
 from flowdeco.groups import Crew
@@ -27,16 +27,16 @@ from flowdeco.middleware import Call
 from flowdeco.options import UNSET, Middleware
 from flowdeco.past import STAGE, Closed, Did, GroupPast, Past, StagePast, is_over
 from flowdeco.renewed import renewed
-from flowdeco.requests import CAUGHT_UP, Request
+from flowdeco.requests import CAUGHT_UP, Failure, Request, Walk
 from flowdeco.runs import ActionRecord, Run, Scope, StageRecord, Status
 from flowdeco.store import Delta
 from flowdeco.wiring import Step, step_of
 
 __all__ = ["Resumption", "at_once", "refilled"]
 
-NOTHING_ASKED: Final = cast("Walk", ())  # what is over at once, without a generator being made for it
+_NOTHING_ASKED: Final = cast("Walk", ())  # what is over at once, without a generator being made for it
 
-COMPLETED: Final = str(Status.COMPLETED)  # as rows have it
+_COMPLETED_IN_ROWS: Final = str(Status.COMPLETED)
 
 _COMPLETED: Final = Status.COMPLETED
 _new: Final = cast("Any", tuple.__new__)  # pyright: ignore[reportUnknownMemberType]
@@ -255,7 +255,7 @@ class Resumption(Evaluation):
                 branch, stage_selectors(stage)
             )  # it cannot be skipped any more; what it is skipped by has matched
         error = self._stage_again(branch, past, then, stage, by, frame.scope, frame.queue)
-        return NOTHING_ASKED if error is None else at_once(error)
+        return _NOTHING_ASKED if error is None else at_once(error)
 
     def _skip(self, branch: Branch, unit: Unit, by: str | None, scope: Scope | None) -> Walk:
         if branch.past is None or not isinstance(unit, (Pipeline, Parallel)):
@@ -347,7 +347,7 @@ class Resumption(Evaluation):
         queue: list[Queued],
     ) -> Failure:
         end = then.end
-        if past.rows and not end[1] and end[0][5] == COMPLETED and not branch.store._recent:
+        if past.rows and not end[1] and end[0][5] == _COMPLETED_IN_ROWS and not branch.store._recent:
             did, row = None, end[0]
             what: Any = _COMPLETED, row[6], row[7], by, records, None, 1, False, (), scope
         else:
@@ -406,7 +406,7 @@ class Resumption(Evaluation):
             item, by = queue.pop()
             action = item.action if type(item) is Step else item
             # Most actions have returned nothing, or plain data, and no more is to be done about it.
-            if data is not None and told[0][5] == COMPLETED and told[0][4] == item.name:
+            if data is not None and told[0][5] == _COMPLETED_IN_ROWS and told[0][4] == item.name:
                 row, said = told
                 puts = said
                 if said:

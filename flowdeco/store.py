@@ -169,11 +169,11 @@ class _Kept(NamedTuple):
         return (
             isinstance(now, list)
             and len(cast("list[Any]", now)) >= len(self.items)
-            and all(map(_same, self.items, cast("list[Any]", now)))
+            and all(map(same, self.items, cast("list[Any]", now)))
         )
 
 
-def _same(one: Any, other: Any) -> bool:
+def same(one: Any, other: Any) -> bool:
     try:
         return one is other or bool(one == other)
     except Exception:  # values that cannot be compared as a whole, arrays for one

@@ -88,11 +88,11 @@ class Step:
             returns = self.name if options.collect is None else None
         self.result_key: Any = returns
         self.writes: Any = returns if isinstance(returns, str) and self.collects is None else None
-        self._read_return_annotation(returns)
+        self._read_function(returns)
         if self.names_units:  # data would be a mistake, and `sort_out` says so
             self.writes = None
 
-    def _read_return_annotation(self, returns: Any) -> None:
+    def _read_function(self, returns: Any) -> None:
         function = underlying(self.function)
         self.is_async = inspect.iscoroutinefunction(function)
         self.generates = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)

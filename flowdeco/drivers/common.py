@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from flowdeco.rehearse import Going
     from flowdeco.show.progress import Watcher
 
-__all__ = ["begin", "end", "resume"]
+__all__ = ["Evaluated", "abandon", "begin", "end", "is_cancellation", "resume"]
 
 
 Evaluated: TypeAlias = "tuple[Run, Generator[Request, Any, None]]"
