@@ -507,9 +507,12 @@ class Evaluation:
                     notify(_new(ActionFinished, told))
                 if memory is not None:
                     branch.rows.append(memory.action(branch.id, branch.position - 1, stage.name, record, payload))
-                    error = yield from self._save(branch)
-                    if error is not None:
-                        return error
+                    if self.unsaved is None:  # as in `_save`
+                        answer = yield self._saving(branch)
+                        if type(answer) is Raised:
+                            self.unsaved = answer.error
+                    if self.unsaved is not None:
+                        return self.unsaved
                 continue
             error = self._conclude(branch, visit, step, by, started, value, context, call, seen)
             if branch.rows:
@@ -795,22 +798,24 @@ class Evaluation:
 
     def _save(self, branch: Branch) -> Walk:
         """Have the journal written what a branch has done."""
+        if self.unsaved is None:
+            self._saved((yield self._saving(branch)))
+        return self.unsaved
+
+    def _saving(self, branch: Branch) -> Save:
         rows, branch.rows = branch.rows, []
         memory = cast("Memory", self.memory)
-        return (yield from self._written(Save(memory.journal.write, memory.run_id, rows)))
+        return Save(memory.journal.write, memory.run_id, rows)
 
     def _drop(self, cuts: dict[str, int]) -> Walk:
         """Have the journal forget what a retry has made void."""
-        if self.memory is None:
-            return None
-        return (yield from self._written(Save(self.memory.journal.drop, self.memory.run_id, cuts)))
-
-    def _written(self, save: Save) -> Walk:
-        if self.unsaved is None:
-            answer = yield save
-            if type(answer) is Raised:
-                self.unsaved = answer.error
+        if self.memory is not None and self.unsaved is None:
+            self._saved((yield Save(self.memory.journal.drop, self.memory.run_id, cuts)))
         return self.unsaved
+
+    def _saved(self, answer: Any) -> None:
+        if type(answer) is Raised:
+            self.unsaved = answer.error
 
     def _check_wiring(
         self, branch: Branch, frame: Frame, units: tuple[Unit | Stream, ...], visit: Visit | None = None
