@@ -194,6 +194,7 @@ class Crew:
             and not isinstance(member.error, (Bail, Suspend))
             and (member is self._ended_by or not cancels(member.error))  # a cancellation we asked for is no failure
         ]
+        failures = list({id(error): error for error in failures}.values())  # several may end with one, of the journal
         if len(failures) > 1:
             return BaseExceptionGroup(f"{len(failures)} branches of the parallel group {group.name!r} failed", failures)
         if failures:

@@ -105,8 +105,8 @@ class Trial(_Examination):
     def _told(self, event: Event) -> None:
         if self.held is not None:
             self.held.append(event)
-        elif self.tell is not None:
-            self.tell(event)
+        else:
+            cast("Callable[[Event], None]", self.tell)(event)
 
     def _walk(self, branch: Branch, error: Failure = None) -> Walk:
         error = yield from super()._walk(branch, error)
@@ -135,9 +135,8 @@ class Trial(_Examination):
     def _open_stream_again(self, branch: Branch, frame: Frame, stream: Stream, by: str | None) -> Walk:
         return self._in_doubt()
 
-    def _in_doubt(self) -> Walk:
+    def _in_doubt(self) -> Generator[Request, Any, None]:
         yield _IN_DOUBT
-        return self.end
 
 
 class Rehearsal(_Examination):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -2144,3 +2145,50 @@ def test_a_run_whose_suspension_cannot_be_written_has_failed(tmp_path):
         action(name="works")(lambda: 1), action(name="bails")(lambda: (_ for _ in ()).throw(Bail("enough")))
     ).run(journal=Failing(tmp_path / "runs.db"), check=False)
     assert (run.status, str(run.error)) == ("failed", "no disk")
+
+
+def test_what_ends_after_the_journal_has_failed_in_another_branch_is_not_written(tmp_path):
+    """A journal with a hole could not be resumed."""
+    failed = threading.Event()
+
+    class Failing(SqliteJournal):
+        def write(self, run_id, rows):
+            if any(row.action == "quick" for row in rows):
+                failed.set()
+                raise OSError("no disk")
+            super().write(run_id, rows)
+
+    def slow():
+        assert failed.wait(10)
+        time.sleep(0.1)
+
+    journal = Failing(tmp_path / "runs.db")
+    run = parallel(action(name="quick")(lambda: None), action(name="slow")(slow)).run(journal=journal, check=False)
+    assert (run.status, str(run.error)) == ("failed", "no disk")
+    assert [row.kind for row in journal.history(run.id)] == ["group"]
+
+
+def test_a_fork_from_a_stage_that_the_run_has_not_reached_is_refused(tmp_path):
+    """There is nothing of it to begin from."""
+    journal = SqliteJournal(tmp_path / "runs.db")
+    flow = (
+        action(name="works")(lambda: 1)
+        >> action(name="waits")(lambda ctx: ctx.wait_for("go"))
+        >> action(name="late")(lambda: 2)
+    )
+    run = flow.run(journal=journal)
+    with pytest.raises(JournalError, match="there is no stage 'late' to go on from in this run"):
+        flow.resume(run.id, from_stage="late", journal=journal)
+
+
+def test_a_key_that_is_given_on_a_resume_stays_although_it_had_been_deleted(tmp_path):
+    """What older steps did to it no longer counts."""
+
+    @action
+    def forget(ctx):
+        del ctx.store["x"]
+
+    flow = forget >> action(name="waits")(lambda ctx: ctx.wait_for("go"))
+    run = flow.run({"x": 1}, journal=tmp_path / "runs.db")
+    again = flow.resume(run.id, {"x": 2, "go": True}, journal=tmp_path / "runs.db")
+    assert (again.status, again["x"]) == ("completed", 2)

@@ -1484,3 +1484,16 @@ def test_what_a_retry_dropped_is_not_counted_as_forgotten(run, grouped):
     flow = pipeline(first, action(name="flaky")(fails_once), use=[retry(on=ValueError)])
     result = run(pipeline(flow), history=1)
     assert (result.forgotten, names(result)) == (5, ["flaky"])
+
+
+def test_ctrl_c_while_a_group_is_under_way_ends_the_run_with_what_was_done():
+    """Also where it does not come as an answer of the driver."""
+    run, walk = evaluation(one([], "first") >> parallel(one([], "a"), one([], "b"), name="g"))
+    answer = None
+    while not isinstance(request := walk.send(answer), Wait):
+        answer = performed(request)
+    with pytest.raises(StopIteration):
+        walk.throw(KeyboardInterrupt())
+    assert (run.status, type(run.error)) == ("cancelled", KeyboardInterrupt)
+    assert "in parallel group 'g', pipeline 'pipeline'" in text_of(run.error)
+    assert completed(run) == ["first"]

@@ -69,3 +69,16 @@ def test_a_message_may_say_anything():
     assert places_of("in stage 'a'\nmore") == ("in stage 'a'\nmore", [])
     assert places_of("in stage 'a'") == ("in stage 'a'", [])
     assert places_of(None) == ("", [])
+
+
+def test_no_more_than_fifty_branches_are_written():
+    """A journal is for reading."""
+    error = ExceptionGroup("many", [ValueError(f"{n}") for n in range(60)])
+    run = parallel(broken).run(check=False)
+    record = run.stages[0]
+    run.error, run.stages = error, [record._replace(error=each) for each in error.exceptions]
+    text, places = places_of(error_of(run))
+    assert (text, [place.error for place in places]) == (
+        "ExceptionGroup: many (60 sub-exceptions)",
+        [f"ValueError: {n}" for n in range(10, 60)],
+    )

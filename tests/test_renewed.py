@@ -47,6 +47,11 @@ def discover_actions():
 
 
 @action
+def discover_members():
+    return [measure(1)["length"], measure(0)["length"], measure(2)["length"], fixed_stage["only"]]
+
+
+@action
 def total(found):
     return sum(found)
 
@@ -107,6 +112,17 @@ def test_so_is_an_action_that_was_inserted(cells):
     cells(FIXED_ACTION)
     assert flow.resume(run).result == 15
     assert CALLS == [1, 0, ("new", 0), ("new", 2)]
+
+
+def test_so_is_an_action_that_was_taken_out_of_a_stage(cells):
+    """By its place there; where the stage has not changed, it is the same as before."""
+    run = Stage("s", [discover_members]).run(check=False)
+    assert CALLS == [1, 0]
+    cells(FIXED)
+    again = Stage("s", [discover_members]).resume(run, check=False)
+    assert CALLS == [1, 0, ("new", 0), ("new", 2)]
+    assert (again.status, type(again.error)) == ("failed", ZeroDivisionError)
+    assert renewed(fixed_stage["only"]) is fixed_stage["only"]
 
 
 def test_so_is_what_is_deep_in_what_was_inserted(cells):
