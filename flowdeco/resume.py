@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Mapping, MutableMapping, Sequen
 from typing import Any, ClassVar, Final, NamedTuple, cast
 
 from flowdeco.definitions import Action, Parallel, Pipeline, Stage, Stream, Unit, stage_selectors
-from flowdeco.errors import Bail, Cancelled, CodeChangedError, DefinitionError, Suspend
+from flowdeco.errors import Bail, Cancelled, CodeChangedError, Suspend
 from flowdeco.evaluate import Evaluation
 from flowdeco.events import StageFinished
 from flowdeco.frames import Branch, Failed, Frame, Leaf, OpenStream, Queued, Visit
@@ -256,31 +256,6 @@ class Resumption(Evaluation):
             )  # it cannot be skipped any more; what it is skipped by has matched
         error = self._stage_again(branch, past, then, stage, by, frame.scope, frame.queue)
         return _NOTHING_ASKED if error is None else at_once(error)
-
-    def _skip(self, branch: Branch, unit: Unit, by: str | None, scope: Scope | None) -> Walk:
-        if branch.past is None or not isinstance(unit, (Pipeline, Parallel)):
-            return super()._skip(branch, unit, by, scope)
-        return self._skip_again(branch, branch.past, unit, by, scope)
-
-    def _skip_again(
-        self, branch: Branch, past: Past, unit: Pipeline | Parallel, by: str | None, scope: Scope | None
-    ) -> Walk:
-        """Skip all that is in a unit, of which stages may be over; not if more of it has begun than its own stages."""
-        queue = branch.frames[-1].queue
-        waiting = len(queue)
-        if isinstance(unit, Parallel):
-            begun = past.next == GroupPast(unit.name, branch.position, len(unit.units))
-        else:
-            begun = bool(unit.use) and branch.opened in past.closed and not _was_skipped(past)
-        if not begun:
-            error = yield from super()._skip(branch, unit, by, scope)
-            if len(queue) == waiting:
-                return error
-        kind = "parallel group" if isinstance(unit, Parallel) else "pipeline"
-        return DefinitionError(
-            f"the {kind} {unit.name!r} has begun in run {self.run.id!r}, and cannot be skipped as a whole any more: "
-            f"skip what is left of it by the names or tags of its stages"
-        )
 
     def _skip_stage(self, branch: Branch, stage: Stage, by: str | None, scope: Scope | None) -> Walk:
         past = branch.past
@@ -542,11 +517,6 @@ def _over(branch: Branch, past: Past, stage: Stage) -> StagePast | None:
     if type(then) is StagePast and then[3] is not None and then[1] == branch.position and then[0] == stage.name:
         return then
     return None
-
-
-def _was_skipped(past: Past) -> bool:
-    then = past.next
-    return isinstance(then, StagePast) and then.end is not None and past.read(then.end).status is Status.SKIPPED
 
 
 def _named(past: Past) -> str:

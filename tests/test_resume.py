@@ -11,7 +11,7 @@ from test_evaluate import Clock, perform
 
 from flowdeco import Bail, Run, Stage, Store, action, parallel, pipeline, stream
 from flowdeco.durable import MemoryJournal
-from flowdeco.errors import CodeChangedError, DefinitionError, JournalError, SerializationError
+from flowdeco.errors import CodeChangedError, JournalError, SerializationError
 from flowdeco.memory import Chronicle, decoded
 from flowdeco.middleware import atomic, recover, retry
 from flowdeco.resume import Resumption
@@ -488,23 +488,6 @@ def skipped_now(flow, name, journal):
 
 
 JOURNALS = pytest.mark.parametrize("journal", [lambda: None, MemoryJournal], ids=["in memory", "in a journal"])
-
-
-@JOURNALS
-@pytest.mark.parametrize(
-    ("name", "flow"),
-    [
-        ("p", pipeline(du.first, pipeline(du.plan, du.fragile, name="p"), du.second)),
-        ("g", pipeline(du.first, parallel(du.item, du.fragile, limit=1, name="g"), du.second)),
-        ("p", pipeline(du.first, pipeline(parallel(du.item, du.fragile, limit=1, name="g"), name="p"), du.second)),
-        ("p", pipeline(du.first, pipeline(du.item, name="p", use=[du.noting]), du.fragile, du.second)),
-    ],
-    ids=["a pipeline that had inserted", "a group", "a group in a pipeline", "a pipeline with middleware, over"],
-)
-def test_what_has_begun_cannot_be_skipped_as_a_whole(journal, name, flow):
-    """What its stages have inserted, its branches and its middleware are restored or run, but not left out."""
-    with pytest.raises(DefinitionError, match="has begun in run .*skip what is left of it by the names"):
-        skipped_now(flow, name, journal())
 
 
 @JOURNALS
