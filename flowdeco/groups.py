@@ -209,9 +209,8 @@ def _all_of(suspended: list[Suspend]) -> Suspend | None:
     """Return what says all that these wait for; None for none."""
     if len({each.reason for each in suspended}) < 2:
         return suspended[0] if suspended else None
-    reasons = [
-        reason for each in suspended for reason in each.reason.split("; ") if reason
-    ]  # of a group inside: several
+    # That of a group inside may name several.
+    reasons = [reason for each in suspended for reason in each.reason.split("; ") if reason]
     waits = [reason.removeprefix(WAITING).split(", ") for reason in reasons if reason.startswith(WAITING)]
     others = dict.fromkeys(reason for reason in reasons if not reason.startswith(WAITING))
     keys = ", ".join(dict.fromkeys(key for several in waits for key in several))

@@ -26,6 +26,8 @@ _STATUS: Final[dict[str, Status]] = {str(status): status for status in Status}
 
 _new: Final = cast("Any", tuple.__new__)  # pyright: ignore[reportUnknownMemberType]
 
+_KEPT: Final = 1024
+
 Fingerprint = Callable[[Any], str]
 Told: TypeAlias = "tuple[list[Row], list[dict[str, Any]]]"  # rows, and what their payloads say
 
@@ -119,11 +121,9 @@ class Memory:
         if payload is None:
             attempts = record.attempts if record.attempts > 1 else None
             payload = self.payload(f"action {record.name!r}", NOTHING, error=record.error, attempts=attempts)
-        function = record.action.__wrapped__
-        known = self._codes.get(id(function))
-        code = self.code(function) if known is None else known[1]
         status, started, elapsed = record[2:5]
-        what = branch, number, "action", stage, record.name, status._value_, started, elapsed, code, payload
+        how = status._value_, started, elapsed, self.code(record.action.__wrapped__)
+        what = branch, number, "action", stage, record.name, *how, payload
         row: Row = _new(Row, what)
         return row
 
@@ -131,6 +131,8 @@ class Memory:
         """Return the fingerprint of a function, worked out once."""
         known = self._codes.get(id(function))
         if known is None:
+            if len(self._codes) >= _KEPT:  # a run may make new functions for ever
+                self._codes.clear()
             known = self._codes[id(function)] = function, self.fingerprint(function)
         return known[1]
 

@@ -251,9 +251,7 @@ class Resumption(Evaluation):
                 stage = renewed(stage)
             return super()._stage(branch, frame, stage, by)
         if self.skip:
-            self._off(
-                branch, stage_selectors(stage)
-            )  # it cannot be skipped any more; what it is skipped by has matched
+            self._off(branch, stage_selectors(stage))  # it cannot be skipped any more, but the selector has matched
         error = self._stage_again(branch, past, then, stage, by, frame.scope, frame.queue)
         return _NOTHING_ASKED if error is None else at_once(error)
 
@@ -301,27 +299,24 @@ class Resumption(Evaluation):
         self._take(branch, past)
         steps = stage._steps  # where nobody has asked for them yet, there is no need to work them out
         actions = [(action, None) for action in reversed(stage._actions)] if steps is None else steps.copy()
-        records: list[ActionRecord] = []
-        coming: list[Queued] = []
-        again: _Again = _new(_Again, (stage.name, actions, records, coming, True))
+        again: _Again = _new(_Again, (stage.name, actions, [], [], True))
         error = self._restore_actions(branch, then, again)
         if error is not None:
             return error
-        return self._restore_stage(branch, past, then, stage, by, records, coming, scope, queue)
+        return self._restore_stage(branch, past, then.end, stage, by, again, scope, queue)
 
     def _restore_stage(
         self,
         branch: Branch,
         past: Past,
-        then: StagePast,
+        end: Any,
         stage: Stage,
         by: str | None,
-        records: list[ActionRecord],
-        coming: list[Queued],
+        again: _Again,
         scope: Scope | None,
         queue: list[Queued],
     ) -> Failure:
-        end = then.end
+        records, coming = again.records, again.coming
         if past.rows and not end[1] and end[0][5] == _COMPLETED_IN_ROWS and not branch.store._recent:
             did, row = None, end[0]
             what: Any = _COMPLETED, row[6], row[7], by, records, None, 1, False, (), scope

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import durable_units as du
@@ -12,7 +14,7 @@ import pytest
 from durable_units import BROKEN, CALLS, ENTERED, STEP_IDS
 from support import action_record, actions_run, around, names, stage_record, statuses, text_of
 
-from flowdeco import Bail, Context, Run, Stage, action, parallel, pipeline
+from flowdeco import Bail, Context, Run, Stage, action, parallel, pipeline, stream
 from flowdeco.durable import MemoryJournal, SqliteJournal
 from flowdeco.errors import (
     CodeChangedError,
@@ -2192,3 +2194,24 @@ def test_a_key_that_is_given_on_a_resume_stays_although_it_had_been_deleted(tmp_
     run = flow.run({"x": 1}, journal=tmp_path / "runs.db")
     again = flow.resume(run.id, {"x": 2, "go": True}, journal=tmp_path / "runs.db")
     assert (again.status, again["x"]) == ("completed", 2)
+
+
+def test_a_long_run_does_not_hold_the_functions_that_have_run(tmp_path):
+    """Actions that are made anew for each stage go when they are over, with all that they refer to."""
+    made = weakref.WeakSet()
+
+    class Token:
+        pass
+
+    def working(token):
+        made.add(token)
+        return lambda: str(token)[:0]
+
+    def stages():
+        for _ in range(3000):
+            yield Stage("s", [action(name="works")(working(Token()))])
+
+    flow = action(name="insert")(lambda: stream(stages))
+    flow.run(journal=tmp_path / "runs.db", history=10)
+    gc.collect()
+    assert len(made) < 1500
