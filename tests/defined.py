@@ -1,8 +1,21 @@
 """Definitions that can be imported: a pickle of one refers to this module, and finds it here again."""
 
 import functools
+from typing import Generic, NewType, TypeVar
 
-from flowdeco import action, parallel, stage
+from flowdeco import Key, action, parallel, stage
+
+T = TypeVar("T")
+N = Key("the.number", int)
+UserId = NewType("UserId", int)
+
+
+class Unknown:
+    pass
+
+
+class Box(Generic[T]):
+    pass
 
 
 @action

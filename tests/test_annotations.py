@@ -2,28 +2,17 @@
 
 import functools
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, NewType, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pytest
+from defined import Box, N, T, Unknown, UserId
 from support import problems, shown, wants
 
-from flowdeco import Key, Stage, action
+from flowdeco import Stage, action
 from flowdeco.wiring import step_of
 
 if TYPE_CHECKING:
     from nowhere import OnlyForTheTypeChecker  # noqa: F401
-
-T = TypeVar("T")
-N = Key("the.number", int)
-UserId = NewType("UserId", int)
-
-
-class Unknown:
-    pass
-
-
-class Box(Generic[T]):
-    pass
 
 
 # -- annotations as strings

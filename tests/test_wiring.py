@@ -1,9 +1,10 @@
 """From parameters to keys: where parameters come from, and what is checked before anything runs."""
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Annotated, Any, Generic, NewType, Protocol, TypeVar
+from typing import Annotated, Any, Protocol
 
 import pytest
+from defined import Box, N, T, Unknown, UserId
 from support import around, names, one, problems, provide, shown, step, text_of, wants
 
 from flowdeco import Action, Context, Key, Pipeline, Run, Stage, Store, action, parallel, pipeline, stage, stream
@@ -11,24 +12,9 @@ from flowdeco.errors import DefinitionError, MissingInputError, StoreTypeError, 
 from flowdeco.middleware import atomic, recover, retry
 from flowdeco.wiring import Problem, step_of, steps_of
 
-if TYPE_CHECKING:
-    from nowhere import OnlyForTheTypeChecker  # noqa: F401
-
-T = TypeVar("T")
-N = Key("the.number", int)
-UserId = NewType("UserId", int)
-
-
-class Unknown:
-    pass
-
 
 class Named(Protocol):
     name: str
-
-
-class Box(Generic[T]):
-    pass
 
 
 # -- where parameters come from
