@@ -9,8 +9,8 @@ retry swallows them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Final, cast
 
 if TYPE_CHECKING:
     from flowdeco.wiring import Problem
@@ -164,6 +164,31 @@ WAITING: Final = "waiting for "  # what the reason begins with if it is a value 
 
 class Cancelled(_Signal):
     """A branch is given up because another one ended their parallel group."""
+
+
+def message_of(error: BaseException) -> str:
+    """Return the message of an exception, whatever its `__str__` does."""
+    try:
+        return str(error)
+    except Exception as failure:
+        return f"<its message cannot be had: {type(failure).__name__}>"
+
+
+def told(error: BaseException | None) -> str:
+    """Return type and message of an exception, all of its lines."""
+    if error is None:
+        return ""
+    message = message_of(error)
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def members_of(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception and, of a group, all that are in it."""
+    if error is not None:
+        yield error
+    if isinstance(error, BaseExceptionGroup):
+        for member in cast("BaseExceptionGroup[BaseException]", error).exceptions:
+            yield from members_of(member)
 
 
 def shortened(value: object, limit: int = 60) -> str:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 from ast import literal_eval
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from flowdeco.errors import members_of, told
 
 if TYPE_CHECKING:
     from flowdeco.runs import ActionRecord, Run, StageRecord
@@ -45,7 +47,7 @@ def error_of(run: Run) -> str | None:
     error = run.error
     if error is None:
         return None
-    return "\n".join([_told(error), *map(str, reversed(list(_places(run, error))))])
+    return "\n".join([told(error), *map(str, reversed(list(_places(run, error))))])
 
 
 def places_of(text: str | None) -> tuple[str, list[Place]]:
@@ -62,7 +64,7 @@ def places_of(text: str | None) -> tuple[str, list[Place]]:
 
 def _places(run: Run, error: BaseException) -> Iterator[Place]:
     """Yield where an error came from, the last one first."""
-    blamed = {id(each): each for each in _members(error)}
+    blamed = {id(each): each for each in members_of(error)}
     left = MOST
     for record in reversed(run.stages):  # it is among the last ones
         if not left:
@@ -70,7 +72,7 @@ def _places(run: Run, error: BaseException) -> Iterator[Place]:
         if id(record.error) in blamed and _is_stopped(record):
             left -= 1
             action = next((each for each in reversed(record.actions) if each.error is record.error), None)
-            said = _told(record.error).partition("\n")[0] if record.error is not error else ""
+            said = told(record.error).partition("\n")[0] if record.error is not error else ""
             if action is None or not _is_stopped(action):
                 yield Place(record.name, None, record.attempts, said)
             else:
@@ -79,18 +81,3 @@ def _places(run: Run, error: BaseException) -> Iterator[Place]:
 
 def _is_stopped(record: StageRecord | ActionRecord) -> bool:
     return record.status in ("failed", "cancelled") and not record.recovered
-
-
-def _members(error: BaseException) -> Iterator[BaseException]:
-    yield error
-    if isinstance(error, BaseExceptionGroup):
-        for member in cast("BaseExceptionGroup[BaseException]", error).exceptions:
-            yield from _members(member)
-
-
-def _told(error: BaseException | None) -> str:
-    try:
-        message = str(error)
-    except Exception as failure:
-        message = f"<its message cannot be had: {type(failure).__name__}>"
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from traceback import StackSummary, walk_tb
 from typing import Any, Final, NamedTuple, cast
 
-from flowdeco.show.parts import message_of
+from flowdeco.errors import message_of
 from flowdeco.show.redaction import Redact
 
 __all__ = ["Failure", "Frame", "failure_of"]

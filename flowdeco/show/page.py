@@ -14,8 +14,9 @@ from datetime import datetime
 from functools import cache
 from hashlib import sha256
 from itertools import pairwise
-from typing import Any, Final, cast
+from typing import Any, Final
 
+from flowdeco.errors import members_of
 from flowdeco.runs import Run, Status
 from flowdeco.show.failures import Failure, failure_of
 from flowdeco.show.html import name, text
@@ -95,14 +96,6 @@ def _redact_of(run: Run, diff: Diff, failures: Iterable[Failure]) -> Redact:
     names = {word for _, part in walk(diff.parts) for word in (part.name, *part.tags)}
     texts = (text for failure in failures for text in failure.texts())
     return redactor(known.values, {run.pipeline.name, *run.store, *names, *known.public}, (str(run.reason), *texts))
-
-
-def _members(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an exception and, of a group, all that are in it."""
-    if error is not None:
-        yield error
-        for member in cast("Any", error).exceptions if isinstance(cast("object", error), BaseExceptionGroup) else ():
-            yield from _members(member)
 
 
 def _as_it_is(words: str) -> str:
@@ -411,7 +404,7 @@ class _Table:
             for tag in self._tags(row):
                 tags[tag] = tags.get(tag, 0) + 1
         failed = self._failure(self.run.error)
-        fatal = {self._failure(error) for error in _members(self.run.error)} - {None}
+        fatal = {self._failure(error) for error in members_of(self.run.error)} - {None}
         culprits = [index for index, row in enumerate(self.rows) if row["k"] == "stage" and row["s"] == "failed"]
         theirs = [index for index in culprits if self.rows[index].get("fail") in fatal] or culprits[-1:]
         return {

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 
 from flowdeco.annotations import EMPTY, return_annotation
 from flowdeco.definitions import Action, Parallel, Pipeline, Stage, Stream, Unit, one_action_stage
+from flowdeco.errors import told
 from flowdeco.runs import ActionRecord, Run, Scope, StageRecord, Status
 from flowdeco.wiring import Step, step_of
 
@@ -355,14 +356,6 @@ def brief(error: BaseException | None) -> str:
     return f"{first.rstrip()} …" if broken else first
 
 
-def told(error: BaseException | None) -> str:
-    """Return type and message of an exception, all of its lines."""
-    if error is None:
-        return ""
-    message = message_of(error)
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
-
-
 def told_with_members(error: BaseException | None, indent: str = "") -> str:
     """Return type and message of an exception and, of a group, of all that are in it: each in lines of its own."""
     if not isinstance(cast("object", error), BaseExceptionGroup):
@@ -376,14 +369,6 @@ def told_with_members(error: BaseException | None, indent: str = "") -> str:
     if len(members) > MOST_MEMBERS:
         lines.append(f"{indent}  … {len(members) - MOST_MEMBERS:,} more")
     return "\n".join(lines)
-
-
-def message_of(error: BaseException) -> str:
-    """Return the message of an exception, whatever its `__str__` does."""
-    try:
-        return str(error)
-    except Exception as failure:
-        return f"<its message cannot be had: {type(failure).__name__}>"
 
 
 # Both, one beside the other.
