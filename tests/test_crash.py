@@ -136,7 +136,8 @@ def test_two_processes_resume_the_same_run_and_one_of_them_runs(parent, tmp_path
     assert durable_units.held.run(failed, journal=tmp_path / "runs.db", run_id="r", check=False).status == "failed"
     pids = [parent.start(tmp_path, crash.resume_held, str(tmp_path), "r") for _ in range(4)]
     begun(tmp_path)
-    time.sleep(0.3)
+    while len(list(tmp_path.glob("result *"))) < 3:  # the others have come, and gone
+        time.sleep(0.01)
     (tmp_path / "go on").touch()
     outcomes = [parent.wait(pid) for pid in pids]
     refused = [outcome.error for outcome in outcomes if outcome.error]
