@@ -14,7 +14,9 @@ __all__ = ["Codec", "Journal", "Remembered", "Row"]
 
 
 class Row(NamedTuple):
-    """One step that is over: `kind` is "action", "stage" or "pipeline"; `started` in POSIX seconds, `elapsed` in seconds.
+    """One step that is over, or a group that has begun: `kind` is "action", "stage", "pipeline" or "group".
+
+    `started` is in POSIX seconds, `elapsed` in seconds.
 
     `payload` is what the step did, in the journal's codec; `fingerprint` that of the action's code.
     """

@@ -8,11 +8,13 @@ import random
 import signal
 import socket
 import sqlite3
+import struct
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+import zlib
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,7 +22,7 @@ import pytest
 
 import flowdeco
 from flowdeco import durable
-from flowdeco.durable import JsonCodec, MemoryJournal, Row, RunInfo, SqliteJournal, lease
+from flowdeco.durable import JsonCodec, MemoryJournal, Row, RunInfo, SqliteJournal, lease, schema
 from flowdeco.durable import sqlite as module
 from flowdeco.errors import DefinitionError, JournalError, RunBusyError, RunNotFoundError, SerializationError
 
@@ -134,6 +136,32 @@ def test_dropped_steps_are_forgotten_and_their_numbers_used_again(either):
     either.write("r", [row(1), row(2, "a"), row(0, "b")])
     either.close("r", "completed", None, None)
     assert places(either.open("r").rows)[-3:] == [("0", 1), ("a", 2), ("b", 0)]
+
+
+def test_a_journal_goes_without_waiting_for_its_thread(path):
+    """At the end of a process that thread is frozen, perhaps with the lock of the event that it waits for."""
+    journals = [begun(SqliteJournal(path))]
+    _, stop = journals[0]._heart
+
+    def forget():
+        journals.clear()
+        gc.collect()
+
+    with stop._cond:
+        forgetting = threading.Thread(target=forget, daemon=True)
+        forgetting.start()
+        forgetting.join(30)
+        assert not forgetting.is_alive()
+
+
+def test_what_is_damaged_meanwhile_does_not_hold_up_a_retry(journal):
+    """It is noticed when the run is read."""
+    begun(journal, rows=[row(n) for n in range(4)])
+    journal._connection.execute("UPDATE log SET what = 'other' WHERE number = 1")
+    journal._connection.execute("UPDATE log SET what = x'ff' WHERE number = 2")
+    journal.drop("r", {"0": 3})
+    with pytest.raises(JournalError, match="step 1 of run 'r' does not agree"):
+        journal.read("r")
 
 
 def test_dropping_costs_what_is_dropped_not_what_is_there(journal, monkeypatch):
@@ -296,11 +324,12 @@ def test_people_can_read_it_with_the_shell(journal, path):
 
 def test_names_need_not_be_valid_text(journal):
     """Stages named after files have lone surrogates, where a file's name is no UTF-8."""
-    rows = [row(0, stage="load[\udcff]"), row(1, "b\udcff", action="\udc80"), *(row(n, "z\udcff") for n in range(20))]
-    begun(journal, rows=[*rows[:1], rows[1]._replace(number=0)])
-    journal.write("r", rows[2:])
-    journal.drop("r", {"z\udcff": 5, "b\udcff": 0})
-    assert journal.read("r").rows == [rows[0], *rows[2:7]]
+    rows = [row(0, stage="load[\udcff]"), row(1, action="\udc80"), row(2, stage='say ["hi","you"]', action="C:\\new")]
+    begun(journal, rows=rows)
+    assert journal.read("r").rows == rows
+    with contextlib.closing(sqlite3.connect(journal.path)) as connection:
+        found = connection.execute("SELECT stage, action FROM history WHERE number = 2").fetchone()
+    assert found == ('say ["hi","you"]', "C:\\new")
 
 
 def test_synchronous_is_as_asked(path):
@@ -383,43 +412,106 @@ def test_a_file_of_a_newer_version_asks_for_an_upgrade(path):
     begun(SqliteJournal(path)).close("r", "completed", None, None)
     gc.collect()
     with contextlib.closing(sqlite3.connect(path)) as connection:
-        connection.execute(f"PRAGMA user_version = {module.VERSION + 1}")
+        connection.execute(f"PRAGMA user_version = {schema.VERSION + 1}")
     with pytest.raises(JournalError, match="newer flowdeco.*pip install -U flowdeco"):
         SqliteJournal(path).read("r")
 
 
-def test_a_file_of_an_older_version_is_migrated(path, monkeypatch):
-    """Step by step, in one transaction."""
+VERSION_1 = """
+CREATE TABLE steps (
+    id INTEGER PRIMARY KEY, branch TEXT NOT NULL, number INTEGER NOT NULL, kind TEXT NOT NULL, stage TEXT NOT NULL,
+    action TEXT, status TEXT NOT NULL, started REAL NOT NULL, elapsed REAL NOT NULL, fingerprint TEXT NOT NULL,
+    checksum INTEGER NOT NULL, payload BLOB NOT NULL
+);
+CREATE INDEX branches ON steps (id >> 32, branch) WHERE number < 2;
+CREATE VIEW history AS SELECT * FROM steps;
+CREATE VIEW mine AS SELECT stage FROM history;
+PRAGMA user_version = 1
+"""
+
+
+def as_version_1(path):
+    """Make a journal what it was with a column for each name."""
+    gc.collect()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        found = connection.execute("SELECT * FROM steps").fetchall()
+        connection.executescript(f"DROP VIEW history; DROP VIEW steps; DROP TABLE log;{VERSION_1}")
+        for id, branch, number, kind, stage, action, status, started, elapsed, fingerprint, _, payload in found:
+            text = "\0".join([branch, kind, stage, action or "", status, fingerprint]).encode("utf-8", "surrogatepass")
+            checksum = zlib.crc32(struct.pack("<qqdd", id, number, started, elapsed) + text + payload)
+            if "\udcff" in stage:
+                stage = stage.encode("utf-8", "surrogatepass")
+            columns = id, branch, number, kind, stage, action, status, started, elapsed, fingerprint, checksum, payload
+            connection.execute(f"INSERT INTO steps VALUES ({', '.join('?' * 12)})", columns)
+
+
+def test_a_file_of_version_1_is_migrated(path):
+    """Which had a column for each name; the runs are as they were, and what was damaged is not mended by it."""
+    rows = [row(0), row(1, stage="grün"), row(0, "b"), row(2, action=None)]
+    journal = begun(begun(SqliteJournal(path), rows=rows), "damaged", rows=[row(0), row(1), row(2)])
+    journal.close("r", "suspended", "x", None)
+    journal.close("damaged", "failed", None, "it broke")
+    del journal
+    as_version_1(path)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE steps SET status = 'failed' WHERE id = (SELECT max(id) FROM steps)")
+        connection.execute("UPDATE steps SET action = CAST(x'ff' AS TEXT) WHERE id = (SELECT max(id) - 1 FROM steps)")
+        connection.commit()
+    journal = SqliteJournal(path)
+    assert journal.open("r").rows == rows
+    journal.write("r", [row(3), row(1, "b")])
+    journal.drop("r", {"0": 3, "b": 1})
+    assert journal.read("r").rows == rows
+    with pytest.raises(JournalError, match="step 1 of run 'damaged' does not agree with its checksum"):
+        journal.open("damaged")
+    assert journal._connection.execute("PRAGMA user_version").fetchone() == (schema.VERSION,)
+    assert journal._connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    names = (
+        "SELECT group_concat(name, ' ') FROM (SELECT name FROM sqlite_master WHERE name NOT LIKE '%auto%' ORDER BY 1)"
+    )
+    assert journal._connection.execute(names).fetchone() == ("branches history inputs log mine runs steps",)
+
+
+def test_migrations_are_made_one_after_the_other(path, monkeypatch):
+    """In one transaction: a file is of one version or another."""
     begun(SqliteJournal(path), rows=[row()]).close("r", "completed", None, None)
     gc.collect()
-    monkeypatch.setattr(module, "VERSION", 3)
+    now = schema.VERSION
 
-    def step(to):
+    def step(to, broken=False):
         def migrate(connection):
-            connection.execute(f"ALTER TABLE steps ADD COLUMN added_{to}")
+            connection.execute(f"ALTER TABLE log ADD COLUMN added_{to}")
             connection.execute(f"PRAGMA user_version = {to}")
+            assert not broken
 
         return migrate
 
-    monkeypatch.setattr(module, "_MIGRATIONS", {1: step(2), 2: step(3)})
+    monkeypatch.setattr(module, "VERSION", now + 2)
+    monkeypatch.setattr(module, "MIGRATIONS", {now: step(now + 1), now + 1: step(now + 2, broken=True)})
+    with pytest.raises(AssertionError):
+        SqliteJournal(path).read("r")
+    monkeypatch.setattr(module, "MIGRATIONS", {now: step(now + 1), now + 1: step(now + 2)})
     journal = SqliteJournal(path)
     assert journal.read("r").rows == [row()]
-    assert journal._connection.execute("PRAGMA user_version").fetchone() == (3,)
-    assert journal._connection.execute("SELECT added_2, added_3 FROM steps").fetchall() == [(None, None)]
+    assert journal._connection.execute("PRAGMA user_version").fetchone() == (now + 2,)
+    assert journal._connection.execute(f"SELECT added_{now + 1}, added_{now + 2} FROM log").fetchall() == [(None, None)]
 
 
 @pytest.mark.parametrize(
     "damage",
     [
-        "UPDATE steps SET payload = x'00' WHERE number = 1",
-        "UPDATE steps SET status = 'failed' WHERE number = 1",
-        "UPDATE steps SET stage = 'other' WHERE number = 1",
-        "UPDATE steps SET action = x'ff' WHERE number = 1",
-        "UPDATE steps SET started = started + 1 WHERE number = 1",
-        "UPDATE steps SET id = id + 7 WHERE number = 2",
-        "DELETE FROM steps WHERE number = 0",
-        "DELETE FROM steps WHERE number = 1",
-        "DELETE FROM steps WHERE number = 2",
+        "UPDATE log SET payload = x'00' WHERE number = 1",
+        "UPDATE log SET what = replace(what, 'completed', 'failed') WHERE number = 1",
+        "UPDATE log SET what = 'other' WHERE number = 1",
+        "UPDATE log SET what = x'ff' WHERE number = 1",
+        "UPDATE log SET what = printf('%.*c\\', 100000, '[') WHERE number = 1",
+        "UPDATE log SET what = CAST(x'5b22ff' AS TEXT) WHERE number = 1",
+        "UPDATE log SET number = 'one' WHERE number = 1",
+        "UPDATE log SET started = started + 1 WHERE number = 1",
+        "UPDATE log SET id = id + 7 WHERE number = 2",
+        "DELETE FROM log WHERE number = 0",
+        "DELETE FROM log WHERE number = 1",
+        "DELETE FROM log WHERE number = 2",
         "UPDATE runs SET status = 'completed'",
         "UPDATE runs SET pipeline = x'ff00'",
         "UPDATE runs SET skip = '[]'",
@@ -474,7 +566,7 @@ def test_the_end_of_an_unfinished_run_may_be_missing(path):
     """After a loss of power, steps at the end are as if they had not happened; those before it are all there."""
     begun(SqliteJournal(path), rows=[row(n) for n in range(5)])
     with contextlib.closing(sqlite3.connect(path)) as connection:
-        connection.execute("DELETE FROM steps WHERE number >= 3")
+        connection.execute("DELETE FROM log WHERE number >= 3")
         connection.commit()
     assert places(SqliteJournal(path).read("r").rows) == [("0", 0), ("0", 1), ("0", 2)]
 

@@ -1,7 +1,7 @@
 """The journal in an SQLite file: one row per step, committed before the next one starts.
 
-`runs` has a row per run, with who works on it; `inputs` what a run was started and resumed with; `steps` what it did.
-The view `history` shows the steps to people. Steps are numbered per run in the order of their writing, and the number
+`runs` has a row per run, with who works on it; `inputs` what a run was started and resumed with; `log` what it did. The
+views `steps` and `history` show that to people. Steps are numbered per run in the order of their writing, and the number
 of the run is in the upper half of their id: those of a run stand together, and appending one touches one B-tree.
 
 Rules that make damage show. Every row has a checksum of all that it says. The steps of a run are numbered without a
@@ -22,92 +22,42 @@ import threading
 import time
 import weakref
 from bisect import bisect_left
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Final, Literal, NamedTuple, cast
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast
 from urllib.parse import quote
 from zlib import crc32
 
 from flowdeco.durable.codec import PickleCodec
 from flowdeco.durable.info import RunInfo
 from flowdeco.durable.lease import Owner, is_dead, this_process
+from flowdeco.durable.schema import APPLICATION, MIGRATIONS, VERSION
 from flowdeco.errors import JournalError, RunBusyError, RunNotFoundError, SerializationError, suggestion
 from flowdeco.journal import Codec, Remembered, Row
 
 __all__ = ["SqliteJournal"]
 
-APPLICATION: Final = 0x666C6F77  # "flow", in the header of the file
-VERSION: Final = 1
 PATIENCE: Final = 60.0  # seconds to wait for other writers of the file
-LOG: Final = 4000  # pages that the log grows to, 16 MB: moving them into the file waits for the disk, so not too often
-
-_TABLES: Final = """
-CREATE TABLE runs (
-    id INTEGER PRIMARY KEY,
-    run_id TEXT NOT NULL UNIQUE,
-    pipeline TEXT NOT NULL,
-    entry TEXT,
-    status TEXT NOT NULL,
-    reason TEXT,
-    error TEXT,
-    started REAL NOT NULL,
-    updated REAL NOT NULL,
-    skip TEXT NOT NULL,
-    codec TEXT NOT NULL,
-    written INTEGER NOT NULL,
-    dropped INTEGER NOT NULL,
-    checksum INTEGER NOT NULL,
-    owner TEXT, host TEXT, pid INTEGER, place TEXT, born TEXT, lease REAL
-);
-CREATE TABLE inputs (
-    run INTEGER NOT NULL,
-    number INTEGER NOT NULL,
-    position INTEGER NOT NULL,
-    checksum INTEGER NOT NULL,
-    payload BLOB NOT NULL,
-    PRIMARY KEY (run, number)
-);
-CREATE TABLE steps (
-    id INTEGER PRIMARY KEY,
-    branch TEXT NOT NULL,
-    number INTEGER NOT NULL,
-    kind TEXT NOT NULL,
-    stage TEXT NOT NULL,
-    action TEXT,
-    status TEXT NOT NULL,
-    started REAL NOT NULL,
-    elapsed REAL NOT NULL,
-    fingerprint TEXT NOT NULL,
-    checksum INTEGER NOT NULL,
-    payload BLOB NOT NULL
-);
-CREATE INDEX branches ON steps (id >> 32, branch) WHERE number < 2;
-CREATE VIEW history AS
-    SELECT run_id, steps.id & 4294967295 AS position, branch, number, kind, stage, action, steps.status,
-        strftime('%Y-%m-%d %H:%M:%f', steps.started, 'unixepoch') AS started_utc, elapsed, length(payload) AS bytes
-    FROM runs JOIN steps ON steps.id BETWEEN runs.id << 32 AND (runs.id << 32) + 4294967295
-    ORDER BY steps.id;
-"""
+WAL: Final = 4000  # pages that the log grows to, 16 MB: moving them into the file waits for the disk, so not too often
 
 _LAST: Final = 0xFFFFFFFF  # of the steps of a run
 
 _FEW: Final = 8
+_KEPT: Final = 1024
 
 
 def _insert(count: int) -> str:
     """Return the statement that inserts so many steps, if the run has that owner."""
-    step = "SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? FROM runs WHERE id = ? AND owner = ?"
-    return (
-        "INSERT INTO steps (id, branch, number, kind, stage, action, status, started, elapsed, fingerprint, checksum, "
-        f"payload) {' UNION ALL '.join([step] * count)}"
-    )
+    step = "SELECT ?, ?, ?, ?, ?, ?, ? FROM runs WHERE id = ? AND owner = ?"
+    columns = "id, number, what, started, elapsed, checksum, payload"
+    return f"INSERT INTO log ({columns}) {' UNION ALL '.join([step] * count)}"
 
 
 _INSERTS: Final = [_insert(count) for count in range(_FEW + 1)]
 _SELECT: Final = (
-    "SELECT id, branch, number, kind, stage, action, status, started, elapsed, fingerprint, checksum, payload "
-    "FROM steps WHERE id BETWEEN ? AND ? ORDER BY id"
+    "SELECT id, number, what, started, elapsed, checksum, payload FROM log WHERE id BETWEEN ? AND ? ORDER BY id"
 )
+_IDS: Final = "SELECT id FROM log WHERE id BETWEEN ? AND ? ORDER BY id"
 
 
 class Head(NamedTuple):
@@ -286,16 +236,12 @@ class SqliteJournal:
                     columns = _columns(at, rows[0], run, token)
                     if len(rows) > 1:
                         columns = sum((_columns(at + index, row, run, token) for index, row in enumerate(rows)), ())
-                    try:
-                        done = connection.execute(_INSERTS[len(rows)], columns).rowcount
-                    except UnicodeEncodeError:
-                        done = connection.execute(_INSERTS[len(rows)], _utf8(columns)).rowcount
-                    if not done:
+                    if not connection.execute(_INSERTS[len(rows)], columns).rowcount:
                         raise self._lost(connection, held.head)
                 else:
                     with _transaction(connection):
                         self._require_ours(connection, held.head, held.token)
-                        many = (_utf8(_columns(at + index, row, run, token)) for index, row in enumerate(rows))
+                        many = (_columns(at + index, row, run, token) for index, row in enumerate(rows))
                         connection.executemany(_INSERTS[1], many)
             except (sqlite3.Error, JournalError, OverflowError) as error:
                 held.broken = held.doubtful = True
@@ -317,7 +263,7 @@ class SqliteJournal:
                 left = held.saved - len(doomed)
                 head = held.head._replace(written=held.next, dropped=held.next - left)
                 if doomed:
-                    connection.executemany("DELETE FROM steps WHERE id = ?", doomed)
+                    connection.executemany("DELETE FROM log WHERE id = ?", doomed)
                     connection.execute(
                         "UPDATE runs SET written = ?, dropped = ?, checksum = ?, updated = ? WHERE id = ?",
                         (head.written, head.dropped, head.checksum, time.time(), head.id),
@@ -376,7 +322,7 @@ class SqliteJournal:
             head = Head._make(self._found(connection, run_id)[:-1])  # a damaged run is deleted, too
             self._require_idle(connection, head, this_process(""))
             first = head.id << 32
-            connection.execute("DELETE FROM steps WHERE id BETWEEN ? AND ?", (first, first + _LAST))
+            connection.execute("DELETE FROM log WHERE id BETWEEN ? AND ?", (first, first + _LAST))
             connection.execute("DELETE FROM inputs WHERE run = ?", (head.id,))
             connection.execute("DELETE FROM runs WHERE id = ?", (head.id,))
 
@@ -395,7 +341,7 @@ class SqliteJournal:
         if head.status == "running":
             first = head.id << 32
             steps = connection.execute(
-                "SELECT count(*) FROM steps WHERE id BETWEEN ? AND ?", (first, first + _LAST)
+                "SELECT count(*) FROM log WHERE id BETWEEN ? AND ?", (first, first + _LAST)
             ).fetchone()[0]
         return RunInfo(
             *(head.run_id, head.pipeline, head.status, head.reason, head.started, updated, steps),
@@ -472,7 +418,7 @@ class SqliteJournal:
         """Look what is there, where an interrupted write may have happened or not."""
         if held.doubtful:
             last, held.saved = connection.execute(
-                "SELECT coalesce(max(id) + 1, 0), count(*) FROM steps WHERE id BETWEEN ? AND ?",
+                "SELECT coalesce(max(id) + 1, 0), count(*) FROM log WHERE id BETWEEN ? AND ?",
                 (held.first, held.first + _LAST),
             ).fetchone()
             held.next = max(held.head.written, last - held.first)
@@ -496,34 +442,38 @@ class SqliteJournal:
             head.run_id, head.pipeline, head.status, head.reason, head.started, skip, inputs, rows
         ), written
 
-    def _steps(self, connection: sqlite3.Connection, head: Head) -> tuple[list[Row], list[int]]:
+    def _steps(self, connection: sqlite3.Connection, head: Head) -> tuple[list[Row], Sequence[int]]:
         """Return the steps of a run, and their places in the order of writing; raises if one is damaged or missing."""
         first = head.id << 32
+        id = first - 1
         rows: list[Row] = []
-        positions: list[int] = []
         numbers: dict[str, int] = {}
+        names: dict[str, Names] = {}
         gap: Row | None = None
-        add_row, add_position, last = rows.append, positions.append, numbers.get
-        for found in connection.execute(_SELECT, (first, first + _LAST)):
-            id, branch, number, kind, stage, action, status, started, elapsed, fingerprint, checksum, payload = found
+        add, expected, known = rows.append, numbers.get, names.get
+        found = connection.execute(_SELECT, (first, first + _LAST))
+        for id, number, what, started, elapsed, checksum, payload in found:
             try:
-                text = f"{branch}\0{kind}\0{stage}\0{action or ''}\0{status}\0{fingerprint}".encode()
-                agrees = crc32(_PACKED(id, number, started, elapsed) + text + payload) == checksum
-            except (TypeError, ValueError, struct.error):
-                agrees = False
-            if agrees:
-                row = _new(Row, (branch, number, kind, stage, action, status, started, elapsed, fingerprint, payload))
-            else:
-                row = _row(found)  # text that is no Unicode comes as bytes
-                if row is None:
-                    raise self._damaged(f"step {id - first} of run {head.run_id!r} does not agree with its checksum")
-                branch = row.branch
-            before = last(branch)
-            if number != before + 1 if before is not None else number > 1:
+                told = known(what)
+                if told is None:
+                    if len(names) >= _KEPT:
+                        names.clear()
+                    told = names[what] = _names(what)
+                if crc32(_PACKED(id, number, started, elapsed) + payload, told[0]) != checksum:
+                    told = None
+            except (TypeError, ValueError, RecursionError, struct.error):
+                told = None
+            if told is None:
+                raise self._damaged(f"step {id - first} of run {head.run_id!r} does not agree with its checksum")
+            _, branch, kind, stage, action, status, fingerprint = told
+            row = _new(Row, (branch, number, kind, stage, action, status, started, elapsed, fingerprint, payload))
+            if number != expected(branch, number if number < 2 else 0):
                 gap = gap or row
-            numbers[branch] = number
-            add_row(row)
-            add_position(id - first)
+            numbers[branch] = number + 1
+            add(row)
+        positions: Sequence[int] = range(len(rows))
+        if id - first >= len(rows):  # without gaps, the last one is one less than their number
+            positions = [id - first for (id,) in connection.execute(_IDS, (first, first + _LAST))]
         early = bisect_left(positions, head.written)
         late = len(positions) - early
         if early != head.written - head.dropped or (late and positions[-1] != head.written + late - 1):
@@ -597,10 +547,10 @@ class SqliteJournal:
         if version != VERSION:
             _use_wal(connection, self.path)
             with _transaction(connection):
-                for step in range(self._version(connection), VERSION):
-                    _MIGRATIONS[step](connection)
+                while (version := self._version(connection)) < VERSION:
+                    MIGRATIONS[version](connection)
         connection.execute(f"PRAGMA synchronous = {self.synchronous}")
-        connection.execute(f"PRAGMA wal_autocheckpoint = {LOG}")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {WAL}")
 
     def _version(self, connection: sqlite3.Connection) -> int:
         """Return the version of the schema, 0 for an empty file."""
@@ -635,7 +585,8 @@ class SqliteJournal:
         """Say what went wrong with the file, and what to do."""
         if isinstance(error, (sqlite3.DataError, OverflowError)):
             return f"SQLite does not take a value of that size ({error})"
-        name = str(getattr(error, "sqlite_errorname", ""))
+        undecodable = "Could not decode to UTF-8" in str(error)  # which has no name
+        name = "SQLITE_CORRUPT" if undecodable else str(getattr(error, "sqlite_errorname", ""))
         for prefix, text in _TROUBLES.items():
             if name.startswith(prefix):
                 return f"{self.path} {text} ({error})"
@@ -656,8 +607,9 @@ class SqliteJournal:
 
     def _start_heart(self) -> None:
         if self._heart is None:
+            # Nothing stops it when the journal goes: it may have been frozen with the lock of `stop`, as the process ends.
             stop = threading.Event()
-            beating = (weakref.ref(self, lambda _: stop.set()), stop, self.lease / 3)
+            beating = (weakref.ref(self), stop, self.lease / 3)
             thread = threading.Thread(target=_beat, args=beating, name="flowdeco lease", daemon=True)
             self._heart = thread, stop
             thread.start()
@@ -705,52 +657,33 @@ def named_codec(codec: str | Codec) -> Codec:
 # Rows.
 
 
+Names: TypeAlias = "tuple[int, str, str, str, str | None, str, str]"  # checksum, then as in a row
+
+
 def _columns(id: int, row: Row, run: int, token: str) -> tuple[Any, ...]:
     """Return what is inserted for a step, and by whom."""
     branch, number, kind, stage, action, status, started, elapsed, fingerprint, payload = row
-    return (
-        id, branch, number, kind, stage, action, status, started, elapsed, fingerprint, _checksum(id, row), payload,
-        run, token,
-    )  # fmt: skip
+    # Only the names of users need quotes; the others are our own words.
+    what = f'["{branch}","{kind}",{_quoted(stage)},{_quoted(action or "")},"{status}","{fingerprint}"]'
+    checksum = crc32(_PACKED(id, number, started, elapsed) + payload, crc32(what.encode()))
+    return id, number, what, started, elapsed, checksum, payload, run, token
 
 
-def _checksum(id: int, row: Sequence[Any]) -> int:
-    branch, number, kind, stage, action, status, started, elapsed, fingerprint, payload = row
-    text = f"{branch}\0{kind}\0{stage}\0{action or ''}\0{status}\0{fingerprint}"
-    return crc32(_PACKED(id, number, started, elapsed) + text.encode("utf-8", "surrogatepass") + payload)
+def _names(what: str) -> Names:
+    """Return what `_columns` has put together."""
+    # Without a backslash, there is no quote within a name.
+    parts: Any = json.loads(what) if "\\" in what else what[2:-2].split('","')
+    branch, kind, stage, action, status, fingerprint = parts
+    return crc32(what.encode()), branch, kind, stage, action or None, status, fingerprint
 
 
 _PACKED: Final = struct.Struct("<qqdd").pack
+_quoted: Final = json.encoder.encode_basestring_ascii  # any text, lone surrogates too, in ASCII
 _new: Final = cast("Any", tuple.__new__)  # pyright: ignore[reportUnknownMemberType]
 
 
-def _row(found: tuple[Any, ...]) -> Row | None:
-    """Return a step as it was written, None if it does not agree with its checksum."""
-    id, branch, number, kind, stage, action, status, started, elapsed, fingerprint, checksum, payload = found
-    try:
-        if type(branch) is bytes or type(stage) is bytes or type(action) is bytes:
-            branch, stage, action = _untext(branch), _untext(stage), _untext(action)
-        row = Row(branch, number, kind, stage, action, status, started, elapsed, fingerprint, payload)
-        return row if _checksum(id, row) == checksum else None
-    except (TypeError, ValueError, AttributeError, struct.error):
-        return None
-
-
-def _utf8(columns: Iterable[Any]) -> list[Any]:
-    """Return columns whose text is valid, or a blob."""
-    return [_text(column) if isinstance(column, str) else column for column in columns]
-
-
-def _text(text: str) -> Any:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "surrogatepass")
-    return text
-
-
 def _untext(text: Any) -> Any:
-    return text.decode("utf-8", "surrogatepass") if isinstance(text, bytes) else text
+    return text.decode("utf-8", "replace") if isinstance(text, bytes) else text
 
 
 def _plain(text: str) -> str:
@@ -779,13 +712,13 @@ def _insert_inputs(connection: sqlite3.Connection, run: int, number: int, positi
 
 def _after(connection: sqlite3.Connection, held: _Held, cuts: Mapping[str, int]) -> Iterator[tuple[int]]:
     """Give the ids of the steps of these branches from these numbers on, by going back to where each begins."""
-    begun = "SELECT 1 FROM steps WHERE id >> 32 = ? AND branch = ? AND number < 2"
-    open = {branch for branch in cuts if connection.execute(begun, (held.head.id, _text(branch))).fetchone()}
+    begun = "SELECT 1 FROM log WHERE id >> 32 = ? AND substr(what, 1, instr(what, ',')) = ? AND number < 2"
+    open = {branch for branch in cuts if connection.execute(begun, (held.head.id, f'["{branch}",')).fetchone()}
     if not open:
         return
-    backwards = "SELECT id, branch, number FROM steps WHERE id BETWEEN ? AND ? ORDER BY id DESC"
-    for id, found, number in connection.execute(backwards, (held.first, held.first + _LAST)):
-        branch = _untext(found)
+    branch_of_it = "substr(what, 3, instr(what, ',') - 4)"
+    backwards = f"SELECT id, {branch_of_it}, number FROM log WHERE id BETWEEN ? AND ? ORDER BY id DESC"
+    for id, branch, number in connection.execute(backwards, (held.first, held.first + _LAST)):
         if branch in open:
             if number >= cuts[branch]:
                 yield (id,)
@@ -821,16 +754,6 @@ def _transaction(connection: sqlite3.Connection, kind: str = "IMMEDIATE") -> Gen
             with suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
         raise
-
-
-def _create_tables(connection: sqlite3.Connection) -> None:
-    for statement in _TABLES.split(";\n"):
-        connection.execute(statement)
-    connection.execute(f"PRAGMA application_id = {APPLICATION}")
-    connection.execute(f"PRAGMA user_version = {VERSION}")
-
-
-_MIGRATIONS: Final[dict[int, Callable[[sqlite3.Connection], None]]] = {0: _create_tables}  # from a version to the next
 
 
 def _use_wal(connection: sqlite3.Connection, path: str) -> None:

@@ -1,0 +1,122 @@
+"""The tables of a journal in SQLite, and how those of an older version become those of this one.
+
+`log` is what a run writes, and reads when it goes on: all names of a step are one text, a JSON list, because reading
+each for itself takes longer than anything else that is done to restore a step. The views show them to people: `steps`
+in columns of their own, `history` with the id of the run.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final
+from zlib import crc32
+
+__all__ = ["APPLICATION", "MIGRATIONS", "VERSION"]
+
+APPLICATION: Final = 0x666C6F77  # "flow", in the header of the file
+VERSION: Final = 2
+
+_RUNS: Final = """
+CREATE TABLE runs (
+    id INTEGER PRIMARY KEY,
+    run_id TEXT NOT NULL UNIQUE,
+    pipeline TEXT NOT NULL,
+    entry TEXT,
+    status TEXT NOT NULL,
+    reason TEXT,
+    error TEXT,
+    started REAL NOT NULL,
+    updated REAL NOT NULL,
+    skip TEXT NOT NULL,
+    codec TEXT NOT NULL,
+    written INTEGER NOT NULL,
+    dropped INTEGER NOT NULL,
+    checksum INTEGER NOT NULL,
+    owner TEXT, host TEXT, pid INTEGER, place TEXT, born TEXT, lease REAL
+);
+CREATE TABLE inputs (
+    run INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    position INTEGER NOT NULL,
+    checksum INTEGER NOT NULL,
+    payload BLOB NOT NULL,
+    PRIMARY KEY (run, number)
+)"""
+
+_LOG: Final = """
+CREATE TABLE log (
+    id INTEGER PRIMARY KEY,
+    number INTEGER NOT NULL,
+    what TEXT NOT NULL,
+    started REAL NOT NULL,
+    elapsed REAL NOT NULL,
+    checksum INTEGER NOT NULL,
+    payload BLOB NOT NULL
+);
+CREATE INDEX branches ON log (id >> 32, substr(what, 1, instr(what, ','))) WHERE number < 2"""
+
+_VIEWS: Final = """
+CREATE VIEW steps AS
+    SELECT id, json_extract(what, '$[0]') AS branch, number, json_extract(what, '$[1]') AS kind,
+        json_extract(what, '$[2]') AS stage, nullif(json_extract(what, '$[3]'), '') AS action,
+        json_extract(what, '$[4]') AS status, started, elapsed, json_extract(what, '$[5]') AS fingerprint,
+        checksum, payload
+    FROM log;
+CREATE VIEW history AS
+    SELECT run_id, steps.id & 4294967295 AS position, branch, number, kind, stage, action, steps.status,
+        strftime('%Y-%m-%d %H:%M:%f', steps.started, 'unixepoch') AS started_utc, elapsed, length(payload) AS bytes
+    FROM runs JOIN steps ON steps.id BETWEEN runs.id << 32 AND (runs.id << 32) + 4294967295
+    ORDER BY steps.id"""
+
+
+def _execute(connection: sqlite3.Connection, script: str) -> None:
+    for statement in script.split(";\n"):  # `executescript` would commit first
+        connection.execute(statement)
+
+
+def _create(connection: sqlite3.Connection) -> None:
+    for script in (_RUNS, _LOG, _VIEWS):
+        _execute(connection, script)
+    connection.execute(f"PRAGMA application_id = {APPLICATION}")
+    connection.execute(f"PRAGMA user_version = {VERSION}")
+
+
+# A migration makes the tables of its own version: one that is changed later on keeps its old text here.
+
+
+def _name_steps_in_one_text(connection: sqlite3.Connection) -> None:
+    """From version 1, which had a column for each name, to version 2."""
+    _execute(connection, f"DROP VIEW history;\nDROP INDEX branches;\n{_LOG}")
+    names = "branch", "kind", "stage", "action", "status", "fingerprint"
+    columns = ", ".join(f"CAST({name} AS BLOB)" for name in names)  # some may be no Unicode
+    before = connection.execute(f"SELECT id, number, started, elapsed, checksum, payload, {columns} FROM steps")
+    connection.executemany("INSERT INTO log VALUES (?, ?, ?, ?, ?, ?, ?)", map(_in_one_text, before))
+    _execute(connection, f"DROP TABLE steps;\n{_VIEWS};\nPRAGMA user_version = 2")
+
+
+def _in_one_text(found: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return a step of version 1 as one of version 2; what did not agree with its checksum still does not."""
+    id, number, started, elapsed, checksum, payload, *blobs = found
+    what = json.dumps([_text(blob or b"") for blob in blobs], separators=(",", ":"))
+    again = -1
+    with suppress(TypeError, ValueError, struct.error):
+        packed = struct.pack("<qqdd", id, number, started, elapsed)
+        if crc32(packed + b"\0".join(blob or b"" for blob in blobs) + payload) == checksum:
+            again = crc32(packed + payload, crc32(what.encode()))
+    return id, number, what, started, elapsed, again, payload
+
+
+def _text(blob: bytes) -> str:
+    """Return a name; one that is no Unicode, of a file say, has lone surrogates."""
+    try:
+        return blob.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        return repr(blob)
+
+
+# From a version to the next.
+MIGRATIONS: Final[dict[int, Callable[[sqlite3.Connection], None]]] = {0: _create, 1: _name_steps_in_one_text}
