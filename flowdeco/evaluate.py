@@ -440,7 +440,7 @@ class Evaluation:
             call = Call(run_id, store, layers, values, visit.frame.pipeline, stage, step.action) if layers else None
             if layers and store._recent is None:
                 self._watch(branch)
-            seen = None if memory is None else memory.seen(store, step.keys)
+            seen = None if memory is None else memory.seen(store, step.keys) if step.keys else {}
             try:
                 if notify is not None:
                     notify(_new(ActionStarted, (self.run.id, stage.name, step.name, by)))
@@ -506,9 +506,12 @@ class Evaluation:
                     told = self.run.id, stage.name, step.name, _COMPLETED, None, elapsed, attempts, False
                     notify(_new(ActionFinished, told))
                 if memory is not None:
-                    branch.rows.append(memory.action(branch.id, branch.position - 1, stage.name, record, payload))
+                    branch.rows.append(
+                        memory.completed(branch.id, branch.position - 1, stage.name, step, record, payload)
+                    )
                     if self.unsaved is None:  # as in `_save`
-                        answer = yield self._saving(branch)
+                        rows, branch.rows = branch.rows, []
+                        answer = yield memory.saving(rows)
                         if type(answer) is Raised:
                             self.unsaved = answer.error
                     if self.unsaved is not None:
@@ -799,13 +802,9 @@ class Evaluation:
     def _save(self, branch: Branch) -> Walk:
         """Have the journal written what a branch has done."""
         if self.unsaved is None:
-            self._saved((yield self._saving(branch)))
+            rows, branch.rows = branch.rows, []
+            self._saved((yield cast("Memory", self.memory).saving(rows)))
         return self.unsaved
-
-    def _saving(self, branch: Branch) -> Save:
-        rows, branch.rows = branch.rows, []
-        memory = cast("Memory", self.memory)
-        return Save(memory.journal.write, memory.run_id, rows)
 
     def _drop(self, cuts: dict[str, int]) -> Walk:
         """Have the journal forget what a retry has made void."""

@@ -66,7 +66,10 @@ class Closed(NamedTuple):
 
 
 class StagePast(NamedTuple):
-    """A stage that had begun: where, its actions that are over, and its end if it is over itself (see `Past.read`)."""
+    """A stage that had begun: where, its actions that are over, to be gone through once, and its end if it is over itself.
+
+    Both are to be read by `Past.read`.
+    """
 
     name: str
     position: int
@@ -94,7 +97,9 @@ class Past:
 
     rows: ClassVar[bool] = False  # whether a step is, before it is read, a row with what its payload says
 
-    __slots__ = ("_next", "closed", "entries", "fork", "read", "result", "scopes", "store")
+    __slots__ = ("_at", "closed", "entries", "fork", "next", "read", "result", "scopes", "store")
+
+    next: Entry | None  # what comes next; None at the end
 
     def __init__(
         self,
@@ -114,16 +119,13 @@ class Past:
         self.store = store  # in memory: of a branch whose group was not merged
         self.result = result
         self.scopes = scopes or {}  # in memory: those that were left by a failure
-        self._next = 0
-
-    @property
-    def next(self) -> Entry | None:
-        """What comes next; None at the end."""
-        return self.entries[self._next] if self._next < len(self.entries) else None
+        self._at = 0
+        self.take()
 
     def take(self) -> None:
         """Pass over what comes next."""
-        self._next += 1
+        self.next = self.entries[self._at] if self._at < len(self.entries) else None
+        self._at += 1
 
     def whole(self) -> Iterator[Entry]:
         """Give all that happened, from the beginning."""

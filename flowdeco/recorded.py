@@ -21,7 +21,7 @@ from flowdeco.durable import RunInfo, SqliteJournal, history
 from flowdeco.durable.info import Step
 from flowdeco.errors import JournalError, RunError, Suspend
 from flowdeco.journal import Codec, Row
-from flowdeco.memory import ROOT, branch_id
+from flowdeco.memory import ROOT, branch_id, in_full
 from flowdeco.places import Place, places_of
 from flowdeco.runs import ActionRecord, Run, Scope, StageRecord, Status
 from flowdeco.store import Store
@@ -281,7 +281,7 @@ class _Reader:
 
     def _told(self, row: Row) -> dict[str, Any]:
         """Return what a row has beside its columns."""
-        return cast("dict[str, Any]", self.codec.decode(row.payload))
+        return in_full(self.codec.decode(row.payload))
 
 
 def _ran(

@@ -22,7 +22,7 @@ from flowdeco.events import Event
 from flowdeco.frames import Branch, Frame, Leaf, OpenStream, Visit
 from flowdeco.groups import Crew
 from flowdeco.journal import Journal, Remembered
-from flowdeco.memory import Chronicle, Memory, Told
+from flowdeco.memory import Chronicle, Memory, Told, collection_paused
 from flowdeco.options import Middleware
 from flowdeco.past import Did, Past, is_over
 from flowdeco.requests import CAUGHT_UP, Failure, Raised, Request, Save, Wait, Walk
@@ -264,7 +264,8 @@ def from_journal(
     """
     remembered, journal, over = known.remembered, known.journal, known.over
     chronicle = Chronicle(known.told)
-    same_pipeline = remembered.pipeline == run.pipeline.name
+    name = run.pipeline.name
+    same_pipeline = remembered.pipeline in (name, name.encode("utf-8", "backslashreplace").decode())  # if no Unicode
     memory = Memory(journal, run.id, known.fingerprint)
     how = {"code": memory.code, "on_change": on_change, "over": over}
     if same_pipeline and from_stage is None:
@@ -335,7 +336,8 @@ def from_memory(
 def _tried(trial: Trial, chronicle: Chronicle) -> Generator[Request, Any, None] | None:
     """Return the walk of a trial that has restored all of the past; of any other one, nothing has happened."""
     walk = trial.walk()
-    reached = next(walk, None)
+    with collection_paused():
+        reached = next(walk, None)
     well = reached is CAUGHT_UP or (reached is None and trial.run.error is None)
     if well and trial.holds(chronicle):
         trial.begin()

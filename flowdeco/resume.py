@@ -275,10 +275,12 @@ class Resumption(Evaluation):
     def _visit_again(self, branch: Branch, past: Past, visit: Visit, by: str | None) -> Walk:
         then = past.next
         if not isinstance(then, StagePast) or then[:2] != (visit.stage.name, branch.position):
+            del past, then  # what has been restored is not held while the stage is at work
             error = yield from self._go_on(branch, f"stage {visit.stage.name!r}")
             return error if error is not None else (yield from super()._visit(branch, visit, by))
         self._take(branch, past)
         visit.past = then
+        del past, then
         return (yield from self._visit_unfinished(branch, visit, by))
 
     def _visit_unfinished(self, branch: Branch, visit: Visit, by: str | None) -> Walk:
@@ -369,31 +371,33 @@ class Resumption(Evaluation):
         stage, queue, records, _, _ = again
         past = cast("Past", branch.past)
         data = self._plainly(branch) if past.rows else None
-        code, function, now = self.code, None, None
+        code, known, now = self.code, None, None
         for told in then.actions:
             if not queue:
                 return self._changed(f"action {stage}/{past.read(told).name} has completed, and is gone")
             item, by = queue.pop()
-            action = item.action if type(item) is Step else item
+            if type(item) is Step:
+                named, action, function = item.name, item.action, item.function
+            else:  # not by `item.name`, which is slow, being that of a proxy, and asked for each action
+                named, action, function = item._self_options.name, item, item.__wrapped__
             # Most actions have returned nothing, or plain data, and no more is to be done about it.
-            if data is not None and told[0][5] == _COMPLETED_IN_ROWS and told[0][4] == item.name:
-                row, said = told
-                puts = said
-                if said:
-                    puts = said["puts"] if len(said) == 2 and type(said.get("result")) is str else None
-                if code is not None and action.__wrapped__ is not function:
-                    function = action.__wrapped__
-                    now = code(function)
-                if puts is not None and len(puts) < 2 and (code is None or now == row[8]):
-                    for key, value in puts.items():
-                        data[key] = branch.result = value
-                    branch.position += 1
-                    what = _COMPLETED, row[6], row[7], by, None, 1, False, (), ()
-                    records.append(_new(ActionRecord, (row[4], action, *what)))
-                    continue
+            if data is not None:
+                (_, _, _, _, name, status, started, elapsed, then_code, _), said = told
+                plain = type(said) is tuple
+                if (plain or not said) and status == _COMPLETED_IN_ROWS and name == named:
+                    if code is not None and function is not known:
+                        known, now = function, code(function)
+                    if code is None or now == then_code:
+                        if plain:
+                            key, value = told[1]
+                            data[key] = branch.result = value
+                        branch.position += 1
+                        what = name, action, _COMPLETED, started, elapsed, by, None, 1, False, (), ()
+                        records.append(_new(ActionRecord, what))
+                        continue
             did = past.read(told)
-            if item.name != did.name:
-                return self._changed(f"action {stage}/{item.name} comes where the run had {stage}/{did.name}")
+            if named != did.name:
+                return self._changed(f"action {stage}/{named} comes where the run had {stage}/{did.name}")
             error = self._check_code(did, action, stage)
             if error is not None:
                 return error

@@ -2215,3 +2215,39 @@ def test_a_long_run_does_not_hold_the_functions_that_have_run(tmp_path):
     flow.run(journal=tmp_path / "runs.db", history=10)
     gc.collect()
     assert len(made) < 1500
+
+
+@pytest.mark.parametrize("codec", ["pickle", "json"])
+def test_a_key_that_is_given_on_a_resume_leaves_the_result_as_it_was(tmp_path, codec):
+    """What an action wrote no longer counts; what it returned does."""
+    journal = SqliteJournal(tmp_path / "runs.db", codec=codec)
+
+    @action
+    def two() -> int:
+        return 2
+
+    @action(collect="items")
+    def three() -> int:
+        return 3
+
+    @action
+    def wait(ctx: Context) -> None:
+        ctx.wait_for("go")
+
+    for last, key in ((two, "two"), (three, "items")):
+        flow = Stage("s", [last, wait])
+        flow.run(journal=journal, run_id=key)
+        run = flow.resume(key, {"go": 1, key: [9]}, journal=journal)
+        assert (run[key], run.result) == ([9], 2 if last is two else 3)
+
+
+def test_the_name_of_a_pipeline_need_not_be_valid_text(tmp_path):
+    """It may be that of a file."""
+
+    @action
+    def wait(ctx: Context) -> object:
+        return ctx.wait_for("go")
+
+    flow = pipeline(wait, name="of \udcff")
+    flow.run(journal=tmp_path / "runs.db", run_id="r")
+    assert flow.resume("r", {"go": 1}, journal=tmp_path / "runs.db").result == 1

@@ -15,7 +15,7 @@ from flowdeco.definitions import Pipeline, RunOptions, action_selectors, stage_s
 from flowdeco.errors import Bail, Cancelled, DefinitionError, Suspend, suggestion
 from flowdeco.evaluate import Evaluation
 from flowdeco.journal import Journal
-from flowdeco.memory import Memory, decoded
+from flowdeco.memory import Memory, collection_paused, decoded
 from flowdeco.options import checked_layers, checked_selectors
 from flowdeco.places import error_of
 from flowdeco.rehearse import Journaled, Rehearsal, check_fork, from_journal, from_memory
@@ -70,7 +70,8 @@ def resume(
         options = options._replace(journal=what._journal)
     if options.journal is not None:
         run_id = what.id if isinstance(what, Run) else what
-        return _resume_from_journal(flow, run_id, inputs, options, on_change, from_stage)
+        with collection_paused():
+            return _resume_from_journal(flow, run_id, inputs, options, on_change, from_stage)
     if not isinstance(what, Run):
         raise DefinitionError(f"to resume run {what!r} by its id, give its journal: resume({what!r}, journal=...)")
     if from_stage is not None:
