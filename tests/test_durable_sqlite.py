@@ -435,7 +435,12 @@ def as_version_1(path):
     gc.collect()
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
         found = connection.execute("SELECT * FROM steps").fetchall()
+        heads = connection.execute(f"SELECT {', '.join(module.Head._fields[:-1])} FROM runs").fetchall()
         connection.executescript(f"DROP VIEW history; DROP VIEW steps; DROP TABLE log;{VERSION_1}")
+        connection.execute("ALTER TABLE runs DROP COLUMN given")
+        for head in heads:
+            checksum = zlib.crc32(json.dumps(head).encode())
+            connection.execute("UPDATE runs SET checksum = ? WHERE id = ?", (checksum, head[0]))
         for id, branch, number, kind, stage, action, status, started, elapsed, fingerprint, _, payload in found:
             text = "\0".join([branch, kind, stage, action or "", status, fingerprint]).encode("utf-8", "surrogatepass")
             checksum = zlib.crc32(struct.pack("<qqdd", id, number, started, elapsed) + text + payload)
@@ -456,6 +461,11 @@ def test_a_file_of_version_1_is_migrated(path):
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("UPDATE steps SET status = 'failed' WHERE id = (SELECT max(id) FROM steps)")
         connection.execute("UPDATE steps SET action = CAST(x'ff' AS TEXT) WHERE id = (SELECT max(id) - 1 FROM steps)")
+        connection.execute("PRAGMA writable_schema = ON")  # as if a page were damaged
+        connection.execute("UPDATE sqlite_master SET sql = replace(sql, 'started REAL NOT NULL', 'started REAL')")
+        connection.commit()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE steps SET started = NULL WHERE id = (SELECT max(id) FROM steps)")
         connection.commit()
     journal = SqliteJournal(path)
     assert journal.open("r").rows == rows
@@ -519,6 +529,7 @@ def test_migrations_are_made_one_after_the_other(path, monkeypatch):
         "DELETE FROM inputs",
         "UPDATE inputs SET payload = x'00'",
         "UPDATE inputs SET position = 3",
+        "UPDATE inputs SET payload = CAST(payload AS TEXT)",
     ],
 )
 def test_what_was_changed_by_hand_is_noticed(path, damage):
@@ -533,6 +544,38 @@ def test_what_was_changed_by_hand_is_noticed(path, damage):
             call("r")
     with contextlib.closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT owner FROM runs").fetchone() == (None,)
+
+
+@pytest.mark.parametrize("change", ["lease = NULL", "lease = 'soon'", "pid = 'me'", "host = x'ff', lease = NULL"])
+def test_an_owner_that_was_changed_by_hand_holds_up_nobody(path, change):
+    """No checksum covers who works on a run; the others of the file are listed all the same."""
+    journal = begun(begun(SqliteJournal(path)), "other")
+    journal.close("r", "failed", None, None)
+    journal._connection.execute(f"UPDATE runs SET owner = 'me', {change} WHERE run_id = 'r'")
+    other = SqliteJournal(path)
+    assert [run.id for run in other.runs()] == ["other", "r"]
+    with contextlib.suppress(RunBusyError):  # where its host and process are those of somebody
+        other.open("r")
+
+
+def test_what_interrupts_the_beginning_of_a_transaction_leaves_none(journal):
+    """Or nothing could be written any more, or worse: it would never be committed."""
+    begun(journal)
+
+    class Interrupted:
+        def __init__(self, connection):
+            self.connection = connection
+
+        def execute(self, statement):
+            self.connection.execute(statement)
+            if statement.startswith("BEGIN"):
+                raise KeyboardInterrupt
+
+        in_transaction = property(lambda self: self.connection.in_transaction)
+
+    with pytest.raises(KeyboardInterrupt), module._transaction(Interrupted(journal._connection)):
+        pass
+    assert not journal._connection.in_transaction
 
 
 def test_a_damaged_run_is_listed_as_such_and_can_be_deleted(path):
@@ -553,6 +596,19 @@ def test_the_id_of_a_run_is_a_text(journal):
     with pytest.raises(JournalError, match="a run_id is a text, not 3"):
         begun(journal, 3)
     assert not Path(journal.path).exists()
+
+
+def test_the_inputs_of_a_resume_are_counted(path):
+    """Without them, it would have come to something else."""
+    journal = begun(SqliteJournal(path))
+    for payload in (b"more", b"and more"):
+        journal.close("r", "suspended", "x", None)
+        journal.open("r")
+        journal.add_inputs("r", payload)
+    assert journal.read("r").inputs == [(0, b"inputs"), (0, b"more"), (0, b"and more")]
+    journal._connection.execute("DELETE FROM inputs WHERE number = 2")
+    with pytest.raises(JournalError, match="inputs of run 'r' are missing"):
+        journal.read("r")
 
 
 def test_a_gap_within_a_branch_is_noticed(journal):

@@ -2,6 +2,8 @@
 
 import gc
 import json
+import sys
+import threading
 from typing import Any
 
 import pytest
@@ -95,6 +97,40 @@ def test_collection_goes_on_after_a_pause():
         assert not gc.isenabled()
         raise KeyError
     assert gc.isenabled()
+
+
+def test_pauses_of_several_threads():
+    """The one that ends last leaves it on, too."""
+    begun, over = threading.Event(), threading.Event()
+
+    def other():
+        with collection_paused():
+            begun.set()
+            over.wait(30)
+
+    thread = threading.Thread(target=other)
+    with collection_paused():
+        thread.start()
+        assert begun.wait(30)
+    over.set()
+    thread.join(30)
+    assert gc.isenabled()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=lambda: [pause() for _ in range(2000)]) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    finally:
+        sys.setswitchinterval(interval)
+    assert gc.isenabled()
+
+
+def pause():
+    with collection_paused():
+        pass
 
 
 def test_what_is_made_in_a_pause_is_as_young_as_ever():

@@ -35,6 +35,7 @@ CREATE TABLE runs (
     codec TEXT NOT NULL,
     written INTEGER NOT NULL,
     dropped INTEGER NOT NULL,
+    given INTEGER NOT NULL,
     checksum INTEGER NOT NULL,
     owner TEXT, host TEXT, pid INTEGER, place TEXT, born TEXT, lease REAL
 );
@@ -88,13 +89,20 @@ def _create(connection: sqlite3.Connection) -> None:
 # A migration makes the tables of its own version: one that is changed later on keeps its old text here.
 
 
-def _name_steps_in_one_text(connection: sqlite3.Connection) -> None:
-    """From version 1, which had a column for each name, to version 2."""
+def _from_version_1(connection: sqlite3.Connection) -> None:
+    """From a column for each name of a step, and inputs that nobody counted."""
+    connection.execute("ALTER TABLE runs ADD COLUMN given INTEGER NOT NULL DEFAULT 0")
+    head = "id, run_id, pipeline, entry, status, reason, error, started, skip, codec, written, dropped"
+    given = "(SELECT count(*) FROM inputs WHERE run = runs.id)"
+    for *run, checksum, count in connection.execute(f"SELECT {head}, checksum, {given} FROM runs").fetchall():
+        if bytes not in map(type, run) and crc32(json.dumps(run).encode()) == checksum:
+            counted = count, crc32(json.dumps([*run, count]).encode()), run[0]
+            connection.execute("UPDATE runs SET given = ?, checksum = ? WHERE id = ?", counted)
     _execute(connection, f"DROP VIEW history;\nDROP INDEX branches;\n{_LOG}")
     names = "branch", "kind", "stage", "action", "status", "fingerprint"
     columns = ", ".join(f"CAST({name} AS BLOB)" for name in names)  # some may be no Unicode
     before = connection.execute(f"SELECT id, number, started, elapsed, checksum, payload, {columns} FROM steps")
-    connection.executemany("INSERT INTO log VALUES (?, ?, ?, ?, ?, ?, ?)", map(_in_one_text, before))
+    connection.executemany("INSERT OR IGNORE INTO log VALUES (?, ?, ?, ?, ?, ?, ?)", map(_in_one_text, before))
     _execute(connection, f"DROP TABLE steps;\n{_VIEWS};\nPRAGMA user_version = 2")
 
 
@@ -107,7 +115,7 @@ def _in_one_text(found: tuple[Any, ...]) -> tuple[Any, ...]:
         packed = struct.pack("<qqdd", id, number, started, elapsed)
         if crc32(packed + b"\0".join(blob or b"" for blob in blobs) + payload) == checksum:
             again = crc32(packed + payload, crc32(what.encode()))
-    return id, number, what, started, elapsed, again, payload
+    return id, number or 0, what, started or 0.0, elapsed or 0.0, again, payload or b""
 
 
 def _text(blob: bytes) -> str:
@@ -119,4 +127,4 @@ def _text(blob: bytes) -> str:
 
 
 # From a version to the next.
-MIGRATIONS: Final[dict[int, Callable[[sqlite3.Connection], None]]] = {0: _create, 1: _name_steps_in_one_text}
+MIGRATIONS: Final[dict[int, Callable[[sqlite3.Connection], None]]] = {0: _create, 1: _from_version_1}
