@@ -6,9 +6,9 @@ step into a plain table, with a column for each name, status and time and the pa
 same pragmas, on the same disk (that of the current folder). The journal's own table has fewer columns: what it costs in
 rows of that kind, which are cheaper, is said as well. A slice of the unit is measured before and after each slice of the
 candidate, because disks and clocks change their mood; what is reported is the median ratio. A resume is compared with the
-run that it resumes. Times are CPU time, system calls included, so that others on the machine do not count; only where the
-disk is waited for at each step (FULL) they are by the clock. That nothing got slower without a journal is what
-`budgets.py` watches.
+run that it resumes, by the clock: running waits for the disk as well. Other times are CPU time, system calls included, so
+that others on the machine do not count, but for those of FULL, where the disk is waited for at each step. That nothing got
+slower without a journal is what `budgets.py` watches.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def whole(unit: Stage, columns: str = BY_HAND) -> Callable[[Path], tuple[float, 
                 ).fetchall()
         batches = [[row] for row in rows]
         with bare(folder, "NORMAL", columns) as insert:
-            return in_bare_ones(lambda: batches, insert, lambda _: unit.run({"x": 1}, journal=journal), rounds=10)
+            return in_bare_ones(lambda: batches, insert, lambda _: unit.run({"x": 1}, journal=journal), rounds=20)
 
     return measure
 
@@ -197,9 +197,9 @@ def resumed(flow: Any) -> Callable[[Path], tuple[float, float]]:
         for number in range(7):
             journal = SqliteJournal(folder / f"{number}.db")
             gc.collect()
-            ran = seconds(lambda: flow.run({"x": 1, "count": STEPS}, journal=journal, run_id="r"))
+            ran = seconds(lambda: flow.run({"x": 1, "count": STEPS}, journal=journal, run_id="r"), time.perf_counter)
             gc.collect()
-            spent = seconds(lambda: flow.resume("r", {"go": True}, journal=journal))
+            spent = seconds(lambda: flow.resume("r", {"go": True}, journal=journal), time.perf_counter)
             ratios.append(spent / ran * 100)
             times.append(spent / STEPS * 1e6)
         return statistics.median(ratios), statistics.median(times)
