@@ -598,6 +598,28 @@ def test_the_id_of_a_run_is_a_text(journal):
     assert not Path(journal.path).exists()
 
 
+@pytest.mark.parametrize("written", [False, True])
+def test_inputs_whose_writing_was_interrupted_do_no_damage(path, monkeypatch, written):
+    """Whether they were written or not: the run is as whole as it was."""
+    journal = begun(SqliteJournal(path))
+    transaction = module._transaction
+
+    @contextlib.contextmanager
+    def interrupted(connection, kind="IMMEDIATE"):
+        with transaction(connection, kind):
+            yield
+            if not written:
+                raise KeyboardInterrupt
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_transaction", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        journal.add_inputs("r", b"more")
+    monkeypatch.undo()
+    journal.close("r", "cancelled", None, None)
+    assert journal.open("r").inputs == [(0, b"inputs"), (0, b"more")][: 1 + written]
+
+
 def test_the_inputs_of_a_resume_are_counted(path):
     """Without them, it would have come to something else."""
     journal = begun(SqliteJournal(path))

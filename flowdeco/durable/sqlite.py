@@ -215,15 +215,16 @@ class SqliteJournal:
 
     def add_inputs(self, run_id: str, inputs: bytes) -> None:
         """Remember the inputs of a resume."""
-        with self._at_work(run_id, "its new inputs") as (connection, held), _transaction(connection):
-            self._require_ours(connection, held.head, held.token)
-            self._settle(connection, held)
-            head = held.head._replace(given=held.head.given + 1)
-            _insert_inputs(connection, head.id, held.head.given, held.next, inputs)
-            connection.execute(
-                "UPDATE runs SET given = ?, checksum = ?, updated = ? WHERE id = ?",
-                (head.given, head.checksum, time.time(), head.id),
-            )
+        with self._at_work(run_id, "its new inputs") as (connection, held):
+            with _transaction(connection):
+                self._require_ours(connection, held.head, held.token)
+                self._settle(connection, held)
+                head = held.head._replace(given=held.head.given + 1)
+                _insert_inputs(connection, head.id, held.head.given, held.next, inputs)
+                connection.execute(
+                    "UPDATE runs SET given = ?, checksum = ?, updated = ? WHERE id = ?",
+                    (head.given, head.checksum, time.time(), head.id),
+                )
             held.head = head
 
     def write(self, run_id: str, rows: Sequence[Row]) -> None:
@@ -428,6 +429,8 @@ class SqliteJournal:
                 (held.first, held.first + _LAST),
             ).fetchone()
             held.next = max(held.head.written, last - held.first)
+            given = "SELECT coalesce(max(given), 0) FROM runs WHERE id = ?"
+            held.head = held.head._replace(given=connection.execute(given, (held.head.id,)).fetchone()[0])
             held.doubtful = False
 
     def _remembered(self, connection: sqlite3.Connection, head: Head) -> tuple[Remembered, int]:
