@@ -5,17 +5,27 @@ from typing import TYPE_CHECKING
 from flowdeco.lazy import lazily
 
 if TYPE_CHECKING:
-    from flowdeco.context import Context
-    from flowdeco.declare import StageTemplate, action, stage
-    from flowdeco.definitions import Action, Parallel, Pipeline, Stage, parallel, pipeline, stream
+    from flowdeco.engine.context import Context
+    from flowdeco.engine.requests import Sleep
+    from flowdeco.engine.runs import Run, Status
     from flowdeco.errors import Bail, Suspend
-    from flowdeco.requests import Sleep
-    from flowdeco.runs import Run, Status
-    from flowdeco.store import Key, Store
+    from flowdeco.model.declare import StageTemplate, action, stage
+    from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, parallel, pipeline, stream
+    from flowdeco.model.store import Key, Store
 else:
     # Not before they are used. The command line, and the plugin that every session of pytest loads, begin without them:
     # they take 115 ms, 100 of which are wrapt 2.5, which imports asyncio.
-    __getattr__, __dir__ = lazily(__name__, "context", "declare", "definitions", "errors", "requests", "runs", "store")
+    __getattr__, __dir__ = lazily(
+        __name__,
+        "engine.context",
+        "engine.requests",
+        "engine.runs",
+        "errors",
+        "model.declare",
+        "model.definitions",
+        "model.store",
+        also=("durable", "events", "executors", "middleware", "testing"),
+    )
 
 __version__ = "0.1.0"
 

@@ -10,10 +10,7 @@ retry swallows them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Final, cast
-
-if TYPE_CHECKING:
-    from flowdeco.wiring import Problem
+from typing import Final, NamedTuple, cast
 
 __all__ = [
     "ActionTimeout",
@@ -56,6 +53,17 @@ class EmptyStageError(DefinitionError):
 
 class UnreferencedError(DefinitionError):
     """A definition must be pickled, and no import leads to it."""
+
+
+class Problem(NamedTuple):
+    """A parameter that nothing supplies, or (not certain) that perhaps nothing supplies, or not as this type."""
+
+    stage: str
+    action: str
+    parameter: str
+    key: str
+    certain: bool
+    message: str
 
 
 class WiringError(DefinitionError):

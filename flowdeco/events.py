@@ -5,7 +5,7 @@ Stages and actions are given by name. In a parallel group, events of different b
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 __all__ = [
     "ActionFinished",
@@ -131,3 +131,13 @@ Event: TypeAlias = (
     | Message
     | Progress
 )
+
+
+class Watcher(Protocol):
+    """An observer that is closed when the run is over, whatever became of it."""
+
+    def __call__(self, event: Event, /) -> object:
+        """Take an event."""
+
+    def close(self) -> None:
+        """Leave everything as it was found."""

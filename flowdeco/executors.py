@@ -19,13 +19,13 @@ from contextvars import ContextVar
 from importlib import import_module
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
-from flowdeco.context import Context, Effects
-from flowdeco.definitions import Unit
+from flowdeco.engine.context import Context, Effects
+from flowdeco.engine.requests import Chore, Raised
+from flowdeco.engine.results import exhaust
 from flowdeco.errors import Bail, Cancelled, RunError, ShippingError, Suspend, WorkerDiedError
-from flowdeco.paths import all_parts, culprit, shown_key
-from flowdeco.requests import Chore, Raised
-from flowdeco.returned import exhaust
-from flowdeco.wiring import Step
+from flowdeco.model.definitions import Unit
+from flowdeco.model.paths import all_parts, culprit, shown_key
+from flowdeco.model.wiring import Step
 
 __all__ = ["is_local", "perform", "serial", "ship"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -11,19 +11,23 @@ from typing import Any
 __all__ = ["lazily"]
 
 
-def lazily(package: str, *modules: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+def lazily(
+    package: str, *modules: str, also: Iterable[str] = ()
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return `__getattr__` and `__dir__` of a package that exports, in `__all__`, names of these modules of it.
 
-    The modules are attributes of it as well, as if it had imported them. From type checkers, hide the first one: with it,
-    every name is right.
+    A module may be one of a sub-package, as "model.store". The modules and sub-packages are attributes of the package as
+    well, as if it had imported them, and so are the modules in `also`, which export nothing through it. From type
+    checkers, hide the first one: with it, every name is right.
     """
+    attributes = {*also, *(module.partition(".")[0] for module in modules)}
 
     def __getattr__(name: str) -> Any:
         own = vars(sys.modules[package])
-        if name in modules:
+        if name in attributes:
             return import_module(f"{package}.{name}")
         if name in own["__all__"]:
-            for module in map(__getattr__, modules):
+            for module in (import_module(f"{package}.{each}") for each in modules):
                 if name in module.__all__:
                     return own.setdefault(name, getattr(module, name))
         raise AttributeError(f"module {package!r} has no attribute {name!r}")

@@ -26,18 +26,19 @@ from contextlib import ExitStack, closing
 from inspect import isgenerator
 from typing import Any, Final, cast
 
-from flowdeco.definitions import Parallel, Pipeline, RunOptions, Template, Unit, as_pipeline
+from flowdeco import running
 from flowdeco.drivers import sync
 from flowdeco.drivers.common import Evaluated, begin
 from flowdeco.drivers.common import resume as continued
 from flowdeco.drivers.loop_thread import LoopThread
 from flowdeco.drivers.threads import timed_out
 from flowdeco.drivers.work import Work
+from flowdeco.engine.requests import Await, Raised, Request, Sleep, Wait
+from flowdeco.engine.runs import Run, StageRecord, Status
 from flowdeco.errors import DefinitionError, suggestion
 from flowdeco.events import ActionStarted
-from flowdeco.requests import Await, Raised, Request, Sleep, Wait
-from flowdeco.runs import Run, StageRecord, Status
-from flowdeco.wiring import Step
+from flowdeco.model.definitions import Parallel, Pipeline, RunOptions, Template, Unit, as_pipeline
+from flowdeco.model.wiring import Step
 
 __all__ = ["Call", "Clock", "FlowRunner", "assert_ran"]
 
@@ -329,10 +330,10 @@ class FlowRunner:
                 raise DefinitionError(
                     f"a FlowRunner takes no {name}: it calls one action after the other, by its own clock"
                 )
-        unknown = [name for name in options if name not in RunOptions._fields]
+        unknown = [name for name in options if name not in RunOptions._fields or name == "watcher"]
         if unknown:
             raise TypeError(f"{unknown[0]!r} is no option of a run")
-        chosen = RunOptions(**options, clock=self.clock.time)
+        chosen = running.watched(RunOptions(**options, clock=self.clock.time))
         return chosen._replace(observers=[_note_stage, *chosen.observers])
 
     def _in_a_free_thread(self, perform: Callable[[], Run]) -> Run:

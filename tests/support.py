@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import Any
 
 from flowdeco import Action, Parallel, Pipeline, Stage, StageTemplate, action
-from flowdeco.definitions import Stream
+from flowdeco.model.definitions import Stream
 
 UNITS = (Action, Stage, Pipeline, Parallel, StageTemplate, Stream)
 

@@ -9,7 +9,7 @@ from defined import Box, N, T, Unknown, UserId
 from support import problems, shown, wants
 
 from flowdeco import Stage, action
-from flowdeco.wiring import step_of
+from flowdeco.model.wiring import step_of
 
 if TYPE_CHECKING:
     from nowhere import OnlyForTheTypeChecker  # noqa: F401

@@ -12,47 +12,19 @@ import flowdeco
 
 PACKAGE = Path(flowdeco.__file__).parent
 
-# From the bottom up: a module imports from its own layer and from those before it.
+# From the bottom up: a module imports from its own layer and from those before it. A folder is one layer.
 LAYERS = [
-    {"errors", "lazy", "paths", "store"},
-    {"annotations", "definitions", "declare", "functions", "options", "references", "renewed", "wiring"},
-    {
-        "requests",
-        "returned",
-        "evaluate",
-        "groups",
-        "middleware",
-        "context",
-        "runs",
-        "events",
-        "journal",
-        "logs",
-        "memory",
-        "past",
-        "places",
-        "frames",
-        "resume",
-        "rehearse",
-    },
+    {"errors", "events", "lazy"},
+    {"model"},
+    {"engine"},
+    {"middleware"},
     {"drivers", "durable", "executors"},
-    {
-        "show",
-        "observers",
-        "entry",
-        "recorded",
-        "report",
-        "exits",
-        "given",
-        "commands",
-        "arguments",
-        "cli",
-        "pytest_plugin",
-        "testing",
-        "__init__",
-        "__main__",
-    },
+    {"show", "observers", "__init__"},
+    {"running"},
+    {"cli", "testing", "pytest_plugin", "__main__"},
 ]
-PURE = set().union(*LAYERS[:3])
+PURE = set().union(*LAYERS[:4])
+TYPES = "TYPE_CHECKING"  # stands for the function of an import that only type checkers see
 FORBIDDEN = {
     "threading",
     "asyncio",
@@ -65,12 +37,13 @@ FORBIDDEN = {
     "subprocess",
 }
 
-# A definition runs itself, and shows itself, as a run does: imports that point upwards, each in a function of its own.
+# A definition runs itself, and shows itself, as a run does. All that points upwards leads to `running`: a late import in
+# a function of its own, and what the methods return.
 ALLOWED_UPWARDS = {
-    ("definitions", "drivers", "_drivers"),
-    ("definitions", "show", "_show"),
-    ("runs", "show", "_show"),
-    ("drivers.common", "show.progress", "_watcher"),
+    ("model.definitions", "running", "_running"),
+    ("model.definitions", "running", TYPES),
+    ("engine.runs", "running", "_running"),
+    ("engine.runs", "running", TYPES),
 }
 
 
@@ -78,7 +51,7 @@ MODULES = {".".join(["flowdeco", *path.relative_to(PACKAGE).with_suffix("").part
 
 
 class Import(NamedTuple):
-    """`module` imports `target` in `function` ("" at module level)."""
+    """`module` imports `target` in `function` ("" at module level, `TYPES` for the type checker)."""
 
     module: str
     target: str
@@ -91,13 +64,14 @@ def is_type_checking(node):
 
 
 def imports_of(module, source, package=""):
-    """All imports of a module, as dotted names; those for the type checker do not count."""
+    """All imports of a module, as dotted names."""
     found = []
 
     def visit(node, function):
         if is_type_checking(node):
-            for child in node.orelse:
-                visit(child, function)
+            for children, place in ((node.body, TYPES), (node.orelse, function)):
+                for child in children:
+                    visit(child, place)
             return
         if isinstance(node, ast.Import):
             found.extend(Import(module, alias.name, function) for alias in node.names)
@@ -106,7 +80,7 @@ def imports_of(module, source, package=""):
             if node.level:
                 parents = package.split(".")
                 base = ".".join([*parents[: len(parents) - node.level + 1], *([base] if base else [])])
-            # `from flowdeco import drivers` imports a module; `from flowdeco.store import Store` a name of one
+            # `from flowdeco import drivers` imports a module; `from flowdeco.model.store import Store` a name of one
             names = [f"{base}.{alias.name}" for alias in node.names]
             modules = [name for name in names if base == "flowdeco" or name in MODULES]
             found.extend(Import(module, name, function) for name in modules or [base])
@@ -141,6 +115,11 @@ def inside(imports):
     ]
 
 
+def is_pure(module):
+    """Whether a module is of the part that does no I/O."""
+    return module.split(".")[0] in PURE
+
+
 def layer_of(module):
     """Number of the layer of a module; its first part says which."""
     (number,) = [number for number, names in enumerate(LAYERS) if module.split(".")[0] in names]
@@ -148,7 +127,7 @@ def layer_of(module):
 
 
 def upward(imports):
-    """Imports from a higher layer, but for those that are allowed."""
+    """Imports from a higher layer, those for the type checker too, but for those that are allowed."""
     return [
         each
         for each in imports
@@ -158,10 +137,13 @@ def upward(imports):
 
 
 def cycle(imports):
-    """A list of modules each of which imports the next, the last one the first; empty if there is none."""
+    """A list of modules each of which imports the next, the last one the first; empty if there is none.
+
+    Imports for the type checker do not count.
+    """
     graph = {}
     for each in imports:
-        if (each.module, each.target, each.function) not in ALLOWED_UPWARDS:
+        if each.function != TYPES and (each.module, each.target, each.function) not in ALLOWED_UPWARDS:
             graph.setdefault(each.module, set()).add(each.target)
     done = set()
 
@@ -182,7 +164,8 @@ def cycle(imports):
 
 def forbidden(module, source):
     """What the pure part must not have: imports that do I/O, `async def`."""
-    found = [each.target for each in imports_of(module, source) if each.target.split(".")[0] in FORBIDDEN]
+    imported = [each.target for each in imports_of(module, source) if each.function != TYPES]
+    found = [target for target in imported if target.split(".")[0] in FORBIDDEN]
     found.extend(
         f"async def {node.name}" for node in ast.walk(ast.parse(source)) if isinstance(node, ast.AsyncFunctionDef)
     )
@@ -199,7 +182,7 @@ def test_every_module_has_its_layer():
 
 
 def test_no_import_points_upwards():
-    """But for those by which a definition runs and shows itself, and a run shows itself."""
+    """But for those to `running`, by which a definition runs and shows itself, and a run shows itself."""
     assert upward(inside(imports_of_package())) == []
 
 
@@ -214,15 +197,17 @@ def test_there_is_no_cycle():
     assert cycle(inside(imports_of_package())) == []
 
 
-@pytest.mark.parametrize(("module", "source"), [(name, source) for name, _, source in sources() if name in PURE])
+@pytest.mark.parametrize(("module", "source"), [(name, source) for name, _, source in sources() if is_pure(name)])
 def test_the_pure_part_does_no_io(module, source):
     """No threads, no event loop, no database, no `async def` up to the evaluator."""
     assert forbidden(module, source) == []
 
 
 def test_only_one_file_imports_wrapt():
-    """`definitions`."""
-    assert {each.module for each in imports_of_package() if each.target.split(".")[0] == "wrapt"} == {"definitions"}
+    """`model.definitions`."""
+    assert {each.module for each in imports_of_package() if each.target.split(".")[0] == "wrapt"} == {
+        "model.definitions"
+    }
 
 
 def test_extras_are_imported_where_they_are_used():
@@ -284,31 +269,34 @@ def test_a_planted_cycle_is_found():
 
 
 def test_a_planted_upward_import_is_found():
-    """At module level, in a function, in another function than the allowed one; not for the type checker."""
+    """At module level, in a function, in another function than the allowed one; for the type checker as well."""
     source = """
 from typing import TYPE_CHECKING
 if TYPE_CHECKING:
-    from flowdeco.runs import Run
+    from flowdeco.engine.runs import Run
+    from flowdeco.running import Plan
 else:
-    from flowdeco import events
-from flowdeco.store import Key
-def _drivers():
     from flowdeco import drivers
+from flowdeco.model.store import Key
+from flowdeco import events
+def _running():
+    from flowdeco import running
 def other():
-    from flowdeco import drivers
+    from flowdeco import running
     import flowdeco.drivers.sync
 """
-    assert [(each.target, each.function) for each in upward(inside(imports_of("definitions", source)))] == [
-        ("events", ""),
-        ("drivers", "other"),
+    assert [(each.target, each.function) for each in upward(inside(imports_of("model.definitions", source)))] == [
+        ("engine.runs", TYPES),
+        ("drivers", ""),
+        ("running", "other"),
         ("drivers.sync", "other"),
     ]
 
 
 def test_relative_imports_are_resolved():
     """They are imports like others."""
-    source = "from .common import x\nfrom ..store import y\nfrom . import z\nfrom . import async_\nfrom .. import runs"
-    targets = ["drivers.common", "store", "drivers", "drivers.async_", "runs"]
+    source = "from .common import x\nfrom ..model.store import y\nfrom . import z\nfrom . import async_\nfrom .. import running"
+    targets = ["drivers.common", "model.store", "drivers", "drivers.async_", "running"]
     assert imports_of("drivers.sync", source, "flowdeco.drivers") == [
         Import("drivers.sync", f"flowdeco.{target}") for target in targets
     ]
@@ -332,4 +320,5 @@ def test_planted_io_is_found(source, expected):
 
 
 if __name__ == "__main__":  # for the report of the pure part's coverage
-    print(",".join(f"flowdeco/{module}.py" for module in sorted(PURE)))
+    files = [Path("flowdeco", *name.split(".")) for name, _, _ in sources() if is_pure(name)]
+    print(",".join(f"{file}/__init__.py" if (PACKAGE.parent / file).is_dir() else f"{file}.py" for file in files))

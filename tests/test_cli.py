@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from flowdeco import cli, durable
-from flowdeco.entry import EntryError, load
+from flowdeco.cli.entry_point import EntryError, load
 
 ROOT = Path(__file__).parents[1]
 
@@ -672,7 +672,7 @@ def test_statuses_have_colours_in_a_terminal(monkeypatch):
     """And nowhere else, nor where nobody wants them."""
     import io
 
-    from flowdeco.report import painted
+    from flowdeco.cli.report import painted
 
     terminal = io.StringIO()
     terminal.isatty = lambda: True
@@ -692,7 +692,7 @@ def test_statuses_have_colours_in_a_terminal(monkeypatch):
 )  # fmt: skip
 def test_durations_are_readable(seconds, text):
     """In the unit that fits."""
-    from flowdeco.report import duration
+    from flowdeco.cli.report import duration
 
     assert duration(seconds) == text
 
@@ -1243,13 +1243,13 @@ def test_runs_are_completed(flowdeco, journal):
 @pytest.mark.parametrize(
     ("arguments", "unneeded"),
     [
-        (["--help"], "flowdeco.durable flowdeco.report json sqlite3"),
-        (["--version"], "flowdeco.durable flowdeco.report json sqlite3"),
-        (["run", "--help"], "flowdeco.durable flowdeco.report json sqlite3"),
-        (["rum"], "flowdeco.durable flowdeco.report json sqlite3"),
-        (["runs", "--journal", "runs.db", "--status", "completed"], "flowdeco.recorded"),
-        (["show", "--journal", "runs.db"], "flowdeco.recorded"),
-        (["purge", "one", "--journal", "runs.db"], "flowdeco.recorded"),
+        (["--help"], "flowdeco.durable flowdeco.cli.report json sqlite3"),
+        (["--version"], "flowdeco.durable flowdeco.cli.report json sqlite3"),
+        (["run", "--help"], "flowdeco.durable flowdeco.cli.report json sqlite3"),
+        (["rum"], "flowdeco.durable flowdeco.cli.report json sqlite3"),
+        (["runs", "--journal", "runs.db", "--status", "completed"], "flowdeco.cli.history"),
+        (["show", "--journal", "runs.db"], "flowdeco.cli.history"),
+        (["purge", "one", "--journal", "runs.db"], "flowdeco.cli.history"),
     ],
 )
 def test_it_starts_with_little(flowdeco, arguments, unneeded):
@@ -1259,7 +1259,7 @@ def test_it_starts_with_little(flowdeco, arguments, unneeded):
 import sys
 from flowdeco.cli import main
 main({arguments})
-heavy = "wrapt asyncio concurrent.futures logging flowdeco.definitions flowdeco.drivers flowdeco.show {unneeded}"
+heavy = "wrapt asyncio concurrent.futures logging flowdeco.model.definitions flowdeco.drivers flowdeco.show {unneeded}"
 print(sorted(set(heavy.split()) & set(sys.modules)))
 """
     done = subprocess.run(
@@ -1268,7 +1268,7 @@ print(sorted(set(heavy.split()) & set(sys.modules)))
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("module", ["argparse", "flowdeco.commands", "flowdeco.report", "sqlite3"])
+@pytest.mark.parametrize("module", ["argparse", "flowdeco.cli.commands", "flowdeco.cli.report", "sqlite3"])
 def test_ctrl_c_while_it_starts_has_the_same_exit_code(flowdeco, module):
     """And no traceback, whatever is being imported."""
     flowdeco("run", "flows.py:flow", "-i", "kinds:=0", "--journal", "runs.db")

@@ -16,8 +16,8 @@ from support import around, names, one, provide, shown, step
 
 import flowdeco
 from flowdeco import Action, Context, Key, Parallel, Pipeline, Stage, action, parallel, pipeline, stage, stream
-from flowdeco.definitions import Stream
 from flowdeco.errors import DefinitionError, StoreTypeError
+from flowdeco.model.definitions import Stream
 
 # -- an action is a transparent proxy
 

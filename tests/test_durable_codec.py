@@ -33,8 +33,8 @@ from flowdeco import Key, Stage, Status, action, parallel, pipeline, stage, stre
 from flowdeco.durable import Codec, JsonCodec, PickleCodec, codec
 from flowdeco.errors import JournalError, RunError, SerializationError
 from flowdeco.middleware import atomic, recover, retry
-from flowdeco.options import UNSET
-from flowdeco.store import MISSING
+from flowdeco.model.options import UNSET
+from flowdeco.model.store import MISSING
 
 CALLED = []
 

@@ -133,7 +133,7 @@ def resumed(flow, rows, skip, left, *, tried):
     events = []
     with pytest.MonkeyPatch.context() as patch:
         if not tried:
-            patch.setattr("flowdeco.rehearse.Trial.holds", lambda *_: False)
+            patch.setattr("flowdeco.engine.rehearse.Trial.holds", lambda *_: False)
         finished = flow.resume("r", journal=journal, check=False, observers=[events.append])
     written = [row[:6] + (row.fingerprint, row.payload) for row in journal.history("r")]
     told = [tuple(map(str, part)) for part in (event._replace(**unsure(event)) for event in events)]

@@ -28,12 +28,12 @@ from support import (
 )
 
 from flowdeco import Bail, Context, Run, Sleep, Stage, Store, Suspend, action, parallel, pipeline, stage, stream
-from flowdeco.definitions import as_pipeline
+from flowdeco.engine.evaluate import Evaluation
+from flowdeco.engine.requests import Await, Raised, Wait
 from flowdeco.errors import Cancelled, MissingInputError, ReturnValueError, StoreTypeError, WriteConflictError
-from flowdeco.evaluate import Evaluation
 from flowdeco.events import ActionFinished
 from flowdeco.middleware import retry
-from flowdeco.requests import Await, Raised, Wait
+from flowdeco.model.definitions import as_pipeline
 
 # -- the generator, called directly: it yields what is to be done, and performs nothing
 

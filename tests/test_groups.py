@@ -39,11 +39,11 @@ from test_evaluate import evaluation
 from flowdeco import Bail, Context, Run, Sleep, Stage, Suspend, action, parallel, pipeline, stage, stream
 from flowdeco.durable import MemoryJournal
 from flowdeco.durable.fingerprint import fingerprint
+from flowdeco.engine.memory import Memory
+from flowdeco.engine.requests import Raised, Save
 from flowdeco.errors import ActionTimeout, MissingInputError, WiringError, WriteConflictError
 from flowdeco.executors import serial
-from flowdeco.memory import Memory
 from flowdeco.middleware import atomic, recover, retry
-from flowdeco.requests import Raised, Save
 
 VARIABLE = contextvars.ContextVar("VARIABLE", default="default")
 PATIENCE = 10  # seconds after which a test gives up waiting for what must happen

@@ -80,19 +80,28 @@ def test_nothing_is_imported_before_it_is_used():
     """Neither by the package, nor by asking for a submodule that does not need it, nor by asking for nonsense."""
     script = """
 import sys, flowdeco, flowdeco.errors
-from flowdeco import store
+from flowdeco.model import store
 print(flowdeco.__version__ and hasattr(flowdeco, "Nope"), "action" in dir(flowdeco))
 print(sorted(name for name in sys.modules if name.startswith(("flowdeco", "wrapt", "asyncio"))))
-print(flowdeco.action is sys.modules["flowdeco.declare"].action, "wrapt" in sys.modules, "action" in vars(flowdeco))
+print(flowdeco.action is sys.modules["flowdeco.model.declare"].action, "wrapt" in sys.modules, "action" in vars(flowdeco))
 """
     assert in_process(script).splitlines() == [
-        "False True", "['flowdeco', 'flowdeco.errors', 'flowdeco.lazy', 'flowdeco.store']", "True True True",
-    ]  # fmt: skip
+        "False True",
+        "['flowdeco', 'flowdeco.errors', 'flowdeco.lazy', 'flowdeco.model', 'flowdeco.model.store']",
+        "True True True",
+    ]
 
 
 def test_the_modules_behind_it_are_its_attributes():
     """As type checkers believe."""
     assert in_process("import flowdeco\nprint(flowdeco.errors.Bail is flowdeco.Bail)") == "True\n"
+    modules = (
+        "flowdeco.durable, flowdeco.events, flowdeco.executors, flowdeco.middleware, flowdeco.model, flowdeco.testing"
+    )
+    assert (
+        in_process(f"import flowdeco, sys\nprint([sys.modules[m.__name__] is m for m in ({modules})])").count("True")
+        == 6
+    )
 
 
 def test_a_wrong_name_is_the_error_that_it_always_is():

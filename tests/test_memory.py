@@ -10,9 +10,9 @@ import pytest
 
 from flowdeco import Context, Stage, action
 from flowdeco.durable import JsonCodec, MemoryJournal, PickleCodec
-from flowdeco.journal import Row
-from flowdeco.memory import Chronicle, Memory, collection_paused, decoded
-from flowdeco.past import GroupPast, StagePast
+from flowdeco.engine.journal import Row
+from flowdeco.engine.memory import Chronicle, Memory, collection_paused, decoded
+from flowdeco.engine.past import GroupPast, StagePast
 
 CODEC = PickleCodec()
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 from support import shown
 
-from flowdeco.paths import culprit, shown_key
+from flowdeco.model.paths import culprit, shown_key
 
 LOCK = threading.Lock()
 

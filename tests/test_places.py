@@ -3,7 +3,7 @@
 import pytest
 
 from flowdeco import Stage, action, parallel
-from flowdeco.places import Place, error_of, places_of
+from flowdeco.engine.location import Place, error_of, places_of
 
 
 @action

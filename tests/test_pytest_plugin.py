@@ -115,7 +115,7 @@ def test_flowdeco_is_imported_by_who_asks_for_it(project):
         import sys
 
         def test_it_is_not_there_yet():
-            assert not {"flowdeco.testing", "flowdeco.definitions", "flowdeco.drivers"} & set(sys.modules)
+            assert not {"flowdeco.testing", "flowdeco.model.definitions", "flowdeco.drivers"} & set(sys.modules)
 
         def test_it_is_now(flow_runner):
             assert "flowdeco.testing" in sys.modules

@@ -5,10 +5,10 @@ import threading
 import pytest
 
 from flowdeco import Context, Stage, action, durable, parallel, pipeline, stage, stream
+from flowdeco.cli.history import recorded
 from flowdeco.durable import PickleCodec, SqliteJournal
 from flowdeco.errors import JournalError
 from flowdeco.middleware import recover, retry
-from flowdeco.recorded import recorded
 
 GATE = {"open": False}
 
@@ -167,7 +167,7 @@ def killed(tmp_path, monkeypatch):
     def run(flow, rows):
         flow.run(journal=path)
         info = durable.runs(path)[0]._replace(status="running")
-        monkeypatch.setattr("flowdeco.recorded.history", lambda *run: durable.history(*run)[:rows])
+        monkeypatch.setattr("flowdeco.cli.history.history", lambda *run: durable.history(*run)[:rows])
         return recorded(str(path), info, pipeline(flow))
 
     return run

@@ -7,10 +7,10 @@ from support import statuses
 
 from flowdeco import Stage, parallel, pipeline
 from flowdeco.durable import MemoryJournal
+from flowdeco.engine.rehearse import Rehearsal
 from flowdeco.errors import CodeChangedError
 from flowdeco.middleware import recover
-from flowdeco.rehearse import Rehearsal
-from flowdeco.store import Store
+from flowdeco.model.store import Store
 
 
 @pytest.fixture(autouse=True)

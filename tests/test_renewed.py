@@ -4,7 +4,7 @@ import pytest
 
 from flowdeco import Stage, action, parallel, pipeline, stage
 from flowdeco.errors import CodeChangedError
-from flowdeco.renewed import renewed
+from flowdeco.model.reload import renewed
 
 CALLS = []
 

@@ -11,10 +11,10 @@ from test_evaluate import Clock, perform
 
 from flowdeco import Bail, Run, Stage, Store, action, parallel, pipeline, stream
 from flowdeco.durable import MemoryJournal
+from flowdeco.engine.memory import Chronicle, decoded
+from flowdeco.engine.resume import Resumption
 from flowdeco.errors import CodeChangedError, JournalError, SerializationError
-from flowdeco.memory import Chronicle, decoded
 from flowdeco.middleware import atomic, recover, retry
-from flowdeco.resume import Resumption
 
 
 @pytest.fixture(autouse=True)

@@ -8,12 +8,12 @@ import pytest
 from support import names, one, shown, step
 
 from flowdeco import Action, Key, Pipeline, Stage, Store, action, parallel, pipeline, stage, stream
+from flowdeco.engine.requests import Raised
+from flowdeco.engine.results import Yielded, exhaust, sort_out, written
 from flowdeco.errors import ReturnValueError, StoreTypeError
-from flowdeco.options import UNSET
-from flowdeco.requests import Raised
-from flowdeco.returned import Yielded, exhaust, sort_out, written
-from flowdeco.store import NOTHING, Delta
-from flowdeco.wiring import step_of
+from flowdeco.model.options import UNSET
+from flowdeco.model.store import NOTHING, Delta
+from flowdeco.model.wiring import step_of
 
 STAGE, OTHER = Stage("stage"), Stage("other")
 ACTION = step([], "action")

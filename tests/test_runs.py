@@ -21,8 +21,8 @@ from support import (
 )
 
 from flowdeco import Bail, Context, Key, Run, Stage, Status, Store, Suspend, action, parallel, pipeline, stream
+from flowdeco.engine.runs import ActionRecord, StageRecord
 from flowdeco.errors import WiringError
-from flowdeco.runs import ActionRecord, StageRecord
 
 # -- status
 

@@ -28,12 +28,12 @@ from shown import (
 
 from flowdeco import Context, Key, Stage, action, parallel, pipeline, stage
 from flowdeco.middleware import retry
+from flowdeco.model.store import Store
 from flowdeco.show.failures import failure_of
 from flowdeco.show.page import Scale, json_in_html
 from flowdeco.show.redaction import redactor
 from flowdeco.show.stored import stored
 from flowdeco.show.words import printable
-from flowdeco.store import Store
 
 
 def page_of(run, tmp_path, **options):

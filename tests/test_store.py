@@ -12,7 +12,7 @@ from support import again, flaky, shown, step
 from flowdeco import Context, Key, Stage, Store, action, parallel, pipeline
 from flowdeco.durable import MemoryJournal
 from flowdeco.errors import StoreKeyError, StoreTypeError
-from flowdeco.store import MISSING, Delta, View, key_name
+from flowdeco.model.store import MISSING, Delta, View, key_name
 
 T = TypeVar("T")
 

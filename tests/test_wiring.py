@@ -10,7 +10,7 @@ from support import around, names, one, problems, provide, shown, step, text_of,
 from flowdeco import Action, Context, Key, Pipeline, Run, Stage, Store, action, parallel, pipeline, stage, stream
 from flowdeco.errors import DefinitionError, MissingInputError, StoreTypeError, WiringError
 from flowdeco.middleware import atomic, recover, retry
-from flowdeco.wiring import Problem, step_of, steps_of
+from flowdeco.model.wiring import Problem, step_of, steps_of
 
 
 class Named(Protocol):

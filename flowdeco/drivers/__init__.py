@@ -1,4 +1,4 @@
-"""What performs a run: the door through which definitions reach their evaluation."""
+"""What performs a run: it calls, awaits, sleeps and waits, and decides nothing."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from flowdeco.drivers.sync import resume, run
-from flowdeco.wiring import validate
 
 if TYPE_CHECKING:
-    from flowdeco.definitions import Pipeline, RunOptions
-    from flowdeco.runs import Run
+    from flowdeco.engine.runs import Run
+    from flowdeco.model.definitions import Pipeline, RunOptions
 
-__all__ = ["aresume", "arun", "resume", "run", "validate"]
+__all__ = ["aresume", "arun", "resume", "run"]
 
 
 async def arun(flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions) -> Run:

@@ -15,11 +15,11 @@ from flowdeco.drivers.common import resume as continued
 from flowdeco.drivers.loop_thread import answer, awaited
 from flowdeco.drivers.threads import call_in_thread, timed_out
 from flowdeco.drivers.work import Work
-from flowdeco.requests import Await, FunctionCall, Raised, Request, Save, Sleep, Wait
+from flowdeco.engine.requests import Await, FunctionCall, Raised, Request, Save, Sleep, Wait
 
 if TYPE_CHECKING:
-    from flowdeco.definitions import Pipeline, RunOptions
-    from flowdeco.runs import Run
+    from flowdeco.engine.runs import Run
+    from flowdeco.model.definitions import Pipeline, RunOptions
 
 __all__ = ["resume", "run"]
 
@@ -58,7 +58,7 @@ async def _performed(evaluated: Evaluated, options: RunOptions) -> Run:
     __tracebackhide__ = True
     run, evaluation = evaluated
     with ExitStack() as resources:
-        if options.progress is not None:
+        if options.watcher is not None:
             resources.callback(evaluation.close)  # what shows it is closed, whatever happens to the run
         await _drive(evaluation, _Performer(resources, options.executor))
     return end(run, options.check)

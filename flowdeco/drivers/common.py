@@ -11,25 +11,24 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from flowdeco.definitions import Pipeline, RunOptions, action_selectors, stage_selectors
+from flowdeco.engine.evaluate import Evaluation
+from flowdeco.engine.journal import Journal
+from flowdeco.engine.location import error_of
+from flowdeco.engine.memory import Memory, collection_paused, decoded
+from flowdeco.engine.rehearse import Journaled, Rehearsal, check_fork, from_journal, from_memory
+from flowdeco.engine.requests import Raised, Request, Save
+from flowdeco.engine.runs import Run, Status
 from flowdeco.errors import Bail, Cancelled, DefinitionError, Suspend, suggestion
-from flowdeco.evaluate import Evaluation
-from flowdeco.journal import Journal
-from flowdeco.memory import Memory, collection_paused, decoded
-from flowdeco.options import checked_layers, checked_selectors
-from flowdeco.places import error_of
-from flowdeco.rehearse import Journaled, Rehearsal, check_fork, from_journal, from_memory
-from flowdeco.requests import Raised, Request, Save
-from flowdeco.runs import Run, Status
-from flowdeco.store import Store
-from flowdeco.wiring import check_run, may_supply
+from flowdeco.model.definitions import Pipeline, RunOptions, action_selectors, stage_selectors
+from flowdeco.model.options import checked_layers, checked_selectors
+from flowdeco.model.store import Store
+from flowdeco.model.wiring import check_run, may_supply
 
 if TYPE_CHECKING:
-    from flowdeco.events import Event
-    from flowdeco.logs import RunLogger
-    from flowdeco.past import Past
-    from flowdeco.rehearse import Going
-    from flowdeco.show.progress import Watcher
+    from flowdeco.engine.logs import RunLogger
+    from flowdeco.engine.past import Past
+    from flowdeco.engine.rehearse import Going
+    from flowdeco.events import Event, Watcher
 
 __all__ = ["Evaluated", "abandon", "begin", "end", "is_cancellation", "resume"]
 
@@ -158,7 +157,7 @@ class _Start:
         self.skip = frozenset(checked_selectors(options.skip))
         self.history: int | None = history
         self.observers = _observers(options.observers)
-        self.watcher = _watcher(options.progress) if options.progress is not None else None
+        self.watcher = options.watcher() if options.watcher is not None else None
         self.clock = options.clock or time.perf_counter
 
     def check(self, store: Store) -> None:
@@ -227,13 +226,6 @@ def _watched(evaluated: Generator[Request, Any, None], watcher: Watcher) -> Gene
         yield from evaluated
     finally:
         watcher.close()
-
-
-def _watcher(progress: Any) -> Watcher | None:
-    # An import that points upwards: what shows a run is loaded when somebody wants to see it.
-    from flowdeco.show.progress import watcher
-
-    return watcher(progress)
 
 
 def _unmatched(run: Run, selectors: set[str]) -> tuple[list[str], str]:
@@ -335,6 +327,6 @@ def _notifier(observers: list[Callable[[Event], object]], run_id: str) -> Callab
 
 
 def _logger(run_id: str) -> RunLogger:
-    from flowdeco.logs import run_logger
+    from flowdeco.engine.logs import run_logger
 
     return run_logger(run_id)

@@ -10,7 +10,7 @@ from queue import SimpleQueue
 from typing import Any, Final, TypeAlias, cast
 
 from flowdeco.drivers.threads import timed_out
-from flowdeco.requests import Await, FunctionCall, Raised
+from flowdeco.engine.requests import Await, FunctionCall, Raised
 
 __all__ = ["LoopThread", "Variables", "answer", "awaited"]
 

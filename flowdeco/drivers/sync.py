@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 from flowdeco.drivers.common import Evaluated, begin, end
 from flowdeco.drivers.common import resume as continued
-from flowdeco.requests import Await, FunctionCall, Raised, Request, Save, Sleep, Wait
+from flowdeco.engine.requests import Await, FunctionCall, Raised, Request, Save, Sleep, Wait
 
 if TYPE_CHECKING:
-    from flowdeco.definitions import Pipeline, RunOptions
     from flowdeco.drivers.loop_thread import LoopThread
     from flowdeco.drivers.work import Work
-    from flowdeco.runs import Run
+    from flowdeco.engine.runs import Run
+    from flowdeco.model.definitions import Pipeline, RunOptions
 
 __all__ = ["resume", "run"]
 
@@ -50,7 +50,7 @@ def _performed(
     __tracebackhide__ = True
     run, evaluation = evaluated
     with ExitStack() as resources:
-        if options.progress is not None:
+        if options.watcher is not None:
             resources.callback(evaluation.close)  # what shows it is closed, whatever happens to the run
         try:
             _drive(evaluation, (made or _Performer)(resources, options.executor))

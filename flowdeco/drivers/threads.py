@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
 from typing import Any, Final, Self
 
+from flowdeco.engine.requests import Chore, Raised
 from flowdeco.errors import ActionTimeout
-from flowdeco.requests import Chore, Raised
-from flowdeco.wiring import Step
+from flowdeco.model.wiring import Step
 
 __all__ = ["Threads", "call_in_thread", "call_with_timeout", "timed_out"]
 

@@ -18,10 +18,10 @@ from contextvars import Context
 from typing import Any, Protocol
 
 from flowdeco.drivers.threads import Threads, call_in_thread, timed_out
+from flowdeco.engine.requests import Await, FunctionCall, Raised, Request, Save, Sleep, Wait
 from flowdeco.errors import Cancelled
 from flowdeco.executors import is_local, perform, receive, ship
-from flowdeco.requests import Await, FunctionCall, Raised, Request, Save, Sleep, Wait
-from flowdeco.wiring import Step
+from flowdeco.model.wiring import Step
 
 __all__ = ["Work", "Worker"]
 

@@ -13,8 +13,8 @@ from flowdeco.durable.fingerprint import fingerprint
 from flowdeco.durable.info import STATUSES, RunInfo
 from flowdeco.durable.memory import MemoryJournal
 from flowdeco.durable.sqlite import SqliteJournal
+from flowdeco.engine.journal import Codec, Journal, Remembered, Row
 from flowdeco.errors import DefinitionError, JournalError, RunBusyError, RunNotFoundError, suggestion
-from flowdeco.journal import Codec, Journal, Remembered, Row
 from flowdeco.lazy import lazily
 
 if TYPE_CHECKING:

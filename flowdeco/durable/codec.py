@@ -15,8 +15,8 @@ from importlib import import_module
 from typing import Any, Final, cast
 
 from flowdeco.errors import JournalError, RunError, SerializationError, UnreferencedError
-from flowdeco.paths import Parts, all_parts, culprit, shown_key
-from flowdeco.references import Called, Changed
+from flowdeco.model.paths import Parts, all_parts, culprit, shown_key
+from flowdeco.model.references import Called, Changed
 
 __all__ = ["PickleCodec"]
 
@@ -122,7 +122,7 @@ def _sections(section: Any, content: Any) -> Iterable[tuple[str, Any]]:
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     """Give the parts of a value; of a definition, what it was made with."""
-    from flowdeco.definitions import Action, Parallel, Pipeline, Stage
+    from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage
 
     if isinstance(value, Stage):
         origin = value._origin
@@ -196,7 +196,7 @@ def _by_value() -> Callable[[Any], bytes] | None:
         cloudpickle: Any = import_module("cloudpickle")
     except ImportError:
         return None
-    from flowdeco.definitions import Unit
+    from flowdeco.model.definitions import Unit
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         def reducer_override(self, obj: Any) -> Any:

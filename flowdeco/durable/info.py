@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from flowdeco.journal import Row
+from flowdeco.engine.journal import Row
 
 __all__ = ["STATUSES", "RunInfo", "Step", "steps"]
 

@@ -1,5 +1,5 @@
 """The journal protocol, under the name by which users import it."""
 
-from flowdeco.journal import Codec, Journal, Remembered, Row
+from flowdeco.engine.journal import Codec, Journal, Remembered, Row
 
 __all__ = ["Codec", "Journal", "Remembered", "Row"]

@@ -27,15 +27,15 @@ from fractions import Fraction
 from typing import Any, Final, Self, TypeAlias, TypeVar, cast
 from uuid import UUID
 
-from flowdeco.declare import StageTemplate
-from flowdeco.definitions import Action, Parallel, Pipeline, Stage, Stream
 from flowdeco.durable.codec import remade_exception, told_error, unserialisable
 from flowdeco.errors import JournalError, RunError
 from flowdeco.middleware import _Recover, _Retry, recover, retry
-from flowdeco.options import UNSET
-from flowdeco.paths import items
-from flowdeco.references import Called, Changed, Imported, Member, Method, Narrowed
-from flowdeco.store import MISSING, Key
+from flowdeco.model.declare import StageTemplate
+from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream
+from flowdeco.model.options import UNSET
+from flowdeco.model.paths import items
+from flowdeco.model.references import Called, Changed, Imported, Member, Method, Narrowed
+from flowdeco.model.store import MISSING, Key
 
 __all__ = ["JsonCodec"]
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 
 from flowdeco.durable.codec import PickleCodec
 from flowdeco.durable.info import RunInfo
+from flowdeco.engine.journal import Codec, Remembered, Row
 from flowdeco.errors import JournalError, RunBusyError, RunNotFoundError, suggestion
-from flowdeco.journal import Codec, Remembered, Row
 
 __all__ = ["MemoryJournal"]
 

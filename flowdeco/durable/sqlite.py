@@ -32,8 +32,8 @@ from flowdeco.durable.codec import PickleCodec
 from flowdeco.durable.info import RunInfo
 from flowdeco.durable.lease import Owner, is_dead, this_process
 from flowdeco.durable.schema import APPLICATION, MIGRATIONS, VERSION
+from flowdeco.engine.journal import Codec, Remembered, Row
 from flowdeco.errors import JournalError, RunBusyError, RunNotFoundError, SerializationError, suggestion
-from flowdeco.journal import Codec, Remembered, Row
 
 __all__ = ["SqliteJournal"]
 

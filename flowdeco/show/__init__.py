@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from flowdeco.show.plan import Change, Diff, Plan, Ran, html_of, plan, ran
 
 if TYPE_CHECKING:
-    from flowdeco.runs import Run
+    from flowdeco.engine.runs import Run
 
 __all__ = ["Change", "Diff", "Plan", "Ran", "html_of", "plan", "ran", "write_page"]
 

@@ -12,8 +12,8 @@ from html import escape
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from flowdeco.definitions import Action, Stage
-from flowdeco.runs import Run, Status
+from flowdeco.engine.runs import Run, Status
+from flowdeco.model.definitions import Action, Stage
 from flowdeco.show.parts import Fold, Folding, Part, folded, planned_action, planned_stage, walk
 from flowdeco.show.stored import stored
 from flowdeco.show.words import MARKS, counted, duration, flows, printable, state

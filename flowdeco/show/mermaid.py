@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Final
 
-from flowdeco.runs import Status
+from flowdeco.engine.runs import Status
 from flowdeco.show.parts import Fold, Folding, Part, folded
 from flowdeco.show.words import MARKS, counted, printable, state
 

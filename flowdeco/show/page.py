@@ -16,8 +16,8 @@ from hashlib import sha256
 from itertools import pairwise
 from typing import Any, Final
 
+from flowdeco.engine.runs import Run, Status
 from flowdeco.errors import members_of
-from flowdeco.runs import Run, Status
 from flowdeco.show.failures import Failure, failure_of
 from flowdeco.show.html import name, text
 from flowdeco.show.parts import Fold, Folding, Part, folded, walk

@@ -10,11 +10,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias, cast
 
-from flowdeco.annotations import EMPTY, return_annotation
-from flowdeco.definitions import Action, Parallel, Pipeline, Stage, Stream, Unit, one_action_stage
+from flowdeco.engine.runs import ActionRecord, Run, Scope, StageRecord, Status
 from flowdeco.errors import told
-from flowdeco.runs import ActionRecord, Run, Scope, StageRecord, Status
-from flowdeco.wiring import Step, step_of
+from flowdeco.model.annotations import EMPTY, return_annotation
+from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream, Unit, one_action_stage
+from flowdeco.model.wiring import Step, step_of
 
 __all__ = ["Fold", "Part", "folded", "planned_parts", "ran_parts", "walk"]
 

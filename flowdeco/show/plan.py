@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
-from flowdeco.definitions import Action, Parallel, Pipeline, Stage, Unit
-from flowdeco.runs import Run, Status
+from flowdeco.engine.runs import Run, Status
+from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Unit
 from flowdeco.show import html
 from flowdeco.show.mermaid import flowchart
 from flowdeco.show.parts import Part, compared, planned_parts, ran_parts, told_with_members, walk

@@ -18,45 +18,18 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
 
+from flowdeco.engine.logs import run_logger
 from flowdeco.errors import DefinitionError
-from flowdeco.events import Event, RunFinished, RunStarted, StageFinished, StageStarted, UnitsInserted
-from flowdeco.logs import run_logger
+from flowdeco.events import Event, RunFinished, RunStarted, StageFinished, StageStarted, UnitsInserted, Watcher
+from flowdeco.model.options import Bar, Shown
 from flowdeco.show.tally import TAKE, Row, Tally, describe, duration
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = ["Bar", "Shown", "Watcher", "watcher"]
-
-
-class Bar(Protocol):
-    """A progress bar: `total` is set to the stages that are known, `update` told how many more are done.
-
-    It is closed when the run is over. One that has `set_postfix_str`, as those of tqdm do, is told the running stage.
-    """
-
-    total: Any
-
-    def update(self, n: int, /) -> object:
-        """So many more are done; fewer than none if some are to be done again."""
-
-    def close(self) -> object:
-        """The run is over."""
-
-
-Shown: TypeAlias = "bool | Callable[[int, int, str], object] | Bar | None"
-
-
-class Watcher(Protocol):
-    """An observer that is closed when the run is over, whatever became of it."""
-
-    def __call__(self, event: Event, /) -> object:
-        """Take an event."""
-
-    def close(self) -> None:
-        """Leave everything as it was found."""
 
 
 def watcher(progress: Shown) -> Watcher | None:

@@ -17,12 +17,12 @@ from pathlib import PurePath
 from typing import Any, Final, NamedTuple, cast
 from urllib.parse import quote, quote_plus
 
-from flowdeco.annotations import EMPTY
-from flowdeco.definitions import Action, Stage
-from flowdeco.references import Called, Changed, Narrowed
-from flowdeco.runs import Run
+from flowdeco.engine.runs import Run
+from flowdeco.model.annotations import EMPTY
+from flowdeco.model.definitions import Action, Stage
+from flowdeco.model.references import Called, Changed, Narrowed
+from flowdeco.model.wiring import step_of
 from flowdeco.show.words import printable
-from flowdeco.wiring import step_of
 
 __all__ = ["Known", "Redact", "known_of", "redactor"]
 

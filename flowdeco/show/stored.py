@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from reprlib import Repr
 from typing import Any, Final, NamedTuple, cast
 
+from flowdeco.model.store import Store
 from flowdeco.show.words import counted
-from flowdeco.store import Store
 
 __all__ = ["Stored", "stored"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
-from flowdeco.runs import Status
+from flowdeco.engine.runs import Status
 from flowdeco.show.parts import Fold, Part, folded
 from flowdeco.show.words import MARKS, counted, duration, flows, notes_on, printable, state
 

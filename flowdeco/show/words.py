@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from flowdeco.runs import Status
+from flowdeco.engine.runs import Status
 from flowdeco.show.parts import Part
 
 __all__ = ["MARKS", "counted", "duration", "flows", "notes_on", "printable", "state"]

@@ -24,11 +24,11 @@ from flowdeco import (
     stage,
     stream,
 )
+from flowdeco.engine.runs import ActionRecord, StageRecord
 from flowdeco.middleware import Call, atomic, recover, retry
+from flowdeco.model.wiring import Problem
 from flowdeco.observers.otel import spans
-from flowdeco.runs import ActionRecord, StageRecord
 from flowdeco.show import Change, Diff, Plan, Ran
-from flowdeco.wiring import Problem
 
 USER_ID = Key("user.id", int)
 NAMES = Key("names", list[str])

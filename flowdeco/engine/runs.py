@@ -7,15 +7,15 @@ from contextlib import suppress
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast, overload
 
-from flowdeco.definitions import Action, Pipeline, Stage
-from flowdeco.store import Key, Store
+from flowdeco.model.definitions import Action, Pipeline, Stage
+from flowdeco.model.store import Key, Store
 
 if TYPE_CHECKING:
     import os
     import types
     from pathlib import Path
 
-    from flowdeco.show import Ran
+    from flowdeco.running import Ran
 
 __all__ = ["ActionRecord", "Run", "Scope", "StageRecord", "Status"]
 
@@ -183,7 +183,7 @@ class Run:
 
     def ran(self) -> Ran:
         """Return what ran, and who inserted it: a value that prints as text and shows itself in notebooks."""
-        made: Ran = _show().ran(self)
+        made: Ran = _running().ran(self)
         return made
 
     def to_html(self, path: str | os.PathLike[str], *, values: bool = False) -> Path:
@@ -193,11 +193,11 @@ class Run:
         and the keys of the store with types and sizes. Values of the store are in it only with `values=True`; without,
         an error message that repeats a value that is known has the key in its place (`docs/see.md` says which are not).
         """
-        written: Path = _show().write_page(self, path, values)
+        written: Path = _running().write_page(self, path, values)
         return written
 
     def _repr_html_(self) -> str:
-        return str(_show().html_of(self))  # in a notebook
+        return str(_running().html_of(self))  # in a notebook
 
     def __repr__(self) -> str:
         why = f": {self.reason}" if self.reason else ""
@@ -214,8 +214,8 @@ def _run_behind(error: BaseException) -> Run | None:
     return found if isinstance(found, Run) else None
 
 
-def _show() -> types.ModuleType:
-    # An import that points upwards: what shows a run is loaded when it is wanted.
-    from flowdeco import show
+def _running() -> types.ModuleType:
+    # The import that points upwards: what shows a run is loaded when it is wanted.
+    from flowdeco import running
 
-    return show
+    return running

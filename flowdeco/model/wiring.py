@@ -13,8 +13,9 @@ import types
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, cast, get_args, get_origin
 
-from flowdeco.annotations import EMPTY, annotated_parameters, is_context, meaning, return_annotation
-from flowdeco.definitions import (
+from flowdeco.errors import MissingInputError, Problem, ReturnValueError, WiringError, suggestion
+from flowdeco.model.annotations import EMPTY, annotated_parameters, is_context, meaning, return_annotation
+from flowdeco.model.definitions import (
     Action,
     Parallel,
     Pipeline,
@@ -25,10 +26,9 @@ from flowdeco.definitions import (
     one_action_stage,
     stage_selectors,
 )
-from flowdeco.errors import MissingInputError, ReturnValueError, WiringError, suggestion
-from flowdeco.functions import underlying
-from flowdeco.options import UNSET, Middleware
-from flowdeco.store import MISSING, AnyKey, Key, Store, accepted_classes, key_name
+from flowdeco.model.functions import underlying
+from flowdeco.model.options import UNSET, Middleware
+from flowdeco.model.store import MISSING, AnyKey, Key, Store, accepted_classes, key_name
 
 __all__ = ["Problem", "Step", "validate"]
 
@@ -252,17 +252,6 @@ def _input(parameter: inspect.Parameter, annotation: Any) -> Input:
 
 
 # Checking what fits together.
-
-
-class Problem(NamedTuple):
-    """A parameter that nothing supplies, or (not certain) that perhaps nothing supplies, or not as this type."""
-
-    stage: str
-    action: str
-    parameter: str
-    key: str
-    certain: bool
-    message: str
 
 
 class _Known:

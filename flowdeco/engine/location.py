@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from flowdeco.errors import members_of, told
 
 if TYPE_CHECKING:
-    from flowdeco.runs import ActionRecord, Run, StageRecord
+    from flowdeco.engine.runs import ActionRecord, Run, StageRecord
 
 __all__ = ["Place", "error_of", "places_of"]
 

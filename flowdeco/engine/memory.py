@@ -12,17 +12,17 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
-from flowdeco.definitions import Stream
+from flowdeco.engine.journal import Codec, Journal, Row
+from flowdeco.engine.past import Closed, Did, Entry, GroupPast, Past, StagePast
+from flowdeco.engine.requests import Save
+from flowdeco.engine.runs import ActionRecord, StageRecord, Status
 from flowdeco.errors import Bail, DefinitionError, RunError
-from flowdeco.journal import Codec, Journal, Row
-from flowdeco.options import UNSET
-from flowdeco.past import Closed, Did, Entry, GroupPast, Past, StagePast
-from flowdeco.requests import Save
-from flowdeco.runs import ActionRecord, StageRecord, Status
-from flowdeco.store import MISSING, NOTHING, Delta, Store
+from flowdeco.model.definitions import Stream
+from flowdeco.model.options import UNSET
+from flowdeco.model.store import MISSING, NOTHING, Delta, Store
 
 if TYPE_CHECKING:
-    from flowdeco.wiring import Step
+    from flowdeco.model.wiring import Step
 
 __all__ = [
     "ROOT",

@@ -10,9 +10,9 @@ from importlib import import_module
 from typing import Any, Final, NoReturn
 
 import flowdeco
-from flowdeco.commands import JOURNAL, LATEST
+from flowdeco.cli.commands import JOURNAL, LATEST
+from flowdeco.cli.exit_codes import USAGE
 from flowdeco.errors import suggestion
-from flowdeco.exits import USAGE
 
 __all__ = ["parsed"]
 
@@ -272,7 +272,7 @@ def _completed_by(argument: argparse.Action, completer: Callable[..., Iterator[s
 
 
 def _complete_entry(prefix: str, **_: Any) -> Iterator[str]:
-    from flowdeco.entry import names_in
+    from flowdeco.cli.entry_point import names_in
 
     where, colon, _name = prefix.rpartition(":")
     if colon:
@@ -305,7 +305,7 @@ def _complete_status(prefix: str, **_: Any) -> Iterator[str]:
 
 
 def _complete_selector(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> Iterator[str]:
-    from flowdeco.entry import names_in
+    from flowdeco.cli.entry_point import names_in
 
     where = str(getattr(parsed_args, "entry", "") or "").rpartition(":")[0]
     yield from (name for name in names_in(where) if name.startswith(prefix))

@@ -11,9 +11,9 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Final, NamedTuple, Protocol, TypeAlias
 
-from flowdeco.options import UNSET
-from flowdeco.runs import ActionRecord, StageRecord, Status
-from flowdeco.store import Delta, Log, Store
+from flowdeco.engine.runs import ActionRecord, StageRecord, Status
+from flowdeco.model.options import UNSET
+from flowdeco.model.store import Delta, Log, Store
 
 __all__ = [
     "STAGE",

@@ -15,11 +15,11 @@ from typing import Any, Final, Generic, Never, NoReturn, cast, overload
 
 from typing_extensions import ParamSpec, TypeVar
 
-from flowdeco.definitions import Action, Stage, Stream, Template, Unit, make_action, no_unit
 from flowdeco.errors import DefinitionError, EmptyStageError
-from flowdeco.options import UNSET, Middleware, Returns, first_paragraph
-from flowdeco.references import Called, Imported, Member, load, require_importable
-from flowdeco.store import AnyKey
+from flowdeco.model.definitions import Action, Stage, Stream, Template, Unit, make_action, no_unit
+from flowdeco.model.options import UNSET, Middleware, Returns, first_paragraph
+from flowdeco.model.references import Called, Imported, Member, load, require_importable
+from flowdeco.model.store import AnyKey
 
 __all__ = ["StageTemplate", "action", "stage"]
 

@@ -17,20 +17,20 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, MutableMapping, Sequence
 from typing import Any, ClassVar, Final, NamedTuple, cast
 
-from flowdeco.definitions import Action, Parallel, Pipeline, Stage, Stream, Unit, stage_selectors
+from flowdeco.engine.evaluate import Evaluation
+from flowdeco.engine.frames import Branch, Failed, Frame, Leaf, OpenStream, Queued, Visit
+from flowdeco.engine.groups import Crew
+from flowdeco.engine.layers import Call
+from flowdeco.engine.past import STAGE, Closed, Did, GroupPast, Past, StagePast, is_over
+from flowdeco.engine.requests import CAUGHT_UP, Failure, Request, Walk
+from flowdeco.engine.runs import ActionRecord, Run, Scope, StageRecord, Status
 from flowdeco.errors import Bail, Cancelled, CodeChangedError, Suspend
-from flowdeco.evaluate import Evaluation
 from flowdeco.events import StageFinished
-from flowdeco.frames import Branch, Failed, Frame, Leaf, OpenStream, Queued, Visit
-from flowdeco.groups import Crew
-from flowdeco.middleware import Call
-from flowdeco.options import UNSET, Middleware
-from flowdeco.past import STAGE, Closed, Did, GroupPast, Past, StagePast, is_over
-from flowdeco.renewed import renewed
-from flowdeco.requests import CAUGHT_UP, Failure, Request, Walk
-from flowdeco.runs import ActionRecord, Run, Scope, StageRecord, Status
-from flowdeco.store import Delta
-from flowdeco.wiring import Step, step_of
+from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream, Unit, stage_selectors
+from flowdeco.model.options import UNSET, Middleware
+from flowdeco.model.reload import renewed
+from flowdeco.model.store import Delta
+from flowdeco.model.wiring import Step, step_of
 
 __all__ = ["Resumption", "at_once", "refilled"]
 

@@ -14,17 +14,17 @@ from contextlib import contextmanager, suppress
 from io import StringIO, TextIOWrapper
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from flowdeco.cli.exit_codes import FAILED, FINE, INTERRUPTED, SUSPENDED, USAGE
+from flowdeco.cli.inputs import UsageError, awaited, doubts, read_inputs
 from flowdeco.errors import FlowdecoError, suggestion
-from flowdeco.exits import FAILED, FINE, INTERRUPTED, SUSPENDED, USAGE
-from flowdeco.given import UsageError, awaited, doubts, read_inputs
 
 if TYPE_CHECKING:
-    from flowdeco.definitions import Pipeline, Unit
+    from flowdeco.cli.entry_point import Entry
     from flowdeco.durable import RunInfo
     from flowdeco.durable.info import Step
-    from flowdeco.entry import Entry
-    from flowdeco.places import Place
-    from flowdeco.runs import Run
+    from flowdeco.engine.location import Place
+    from flowdeco.engine.runs import Run
+    from flowdeco.model.definitions import Pipeline, Unit
 
 __all__ = ["COMMANDS", "JOURNAL", "LATEST", "perform"]
 
@@ -75,7 +75,7 @@ def _give_up_broken_output() -> None:
 
 
 def _complain(error: BaseException, options: Namespace, text: str | None = None) -> None:
-    from flowdeco.report import one_line, painted
+    from flowdeco.cli.report import one_line, painted
 
     if options.traceback:
         import traceback
@@ -107,7 +107,7 @@ def _message(error: BaseException) -> str:
 
 def _only(entry: Entry, selectors: Sequence[str], where: str) -> Pipeline:
     """Return the pipeline with only what the selectors name."""
-    from flowdeco.definitions import as_pipeline
+    from flowdeco.model.definitions import as_pipeline
 
     flow = as_pipeline(entry.unit)
     if not selectors:
@@ -152,7 +152,7 @@ def _names(selector: str, known: set[str]) -> bool:
 
 def _insertable(entry: Entry) -> set[str]:
     """Return selectors of what the module of a workflow has, and may insert."""
-    from flowdeco.definitions import Template, Unit
+    from flowdeco.model.definitions import Template, Unit
 
     known: set[str] = set()
     for thing in vars(entry.module).values():
@@ -165,7 +165,14 @@ def _insertable(entry: Entry) -> set[str]:
 
 def _selectors_of(unit: Unit) -> set[str]:
     """Return every selector that finds something in a unit before it is run."""
-    from flowdeco.definitions import Action, Parallel, Pipeline, action_selectors, one_action_stage, stage_selectors
+    from flowdeco.model.definitions import (
+        Action,
+        Parallel,
+        Pipeline,
+        action_selectors,
+        one_action_stage,
+        stage_selectors,
+    )
 
     if isinstance(unit, (Pipeline, Parallel)):
         return {*stage_selectors(unit), *(name for part in unit.units for name in _selectors_of(part))}
@@ -177,7 +184,7 @@ def _selectors_of(unit: Unit) -> set[str]:
 
 
 def _run(options: Namespace) -> int:
-    from flowdeco.entry import load
+    from flowdeco.cli.entry_point import load
 
     inputs = read_inputs(options)
     entry = load(options.entry)
@@ -218,7 +225,7 @@ def _perform(
     *, over: bool = False,
 ) -> int:  # fmt: skip
     """Run, say what came of it, and return the exit code; of a run that was `over` before, that nothing did."""
-    from flowdeco.runs import Run
+    from flowdeco.engine.runs import Run
 
     _configure_logging(options.verbose)
     if options.html and not os.path.isdir(os.path.dirname(options.html) or "."):
@@ -246,7 +253,7 @@ def _perform(
 
 
 def _tell(run: Run, options: Namespace, path: str | None, inputs: Iterable[str], *, over: bool) -> None:
-    from flowdeco.report import duration, one_line, painted, run_as_data, stages
+    from flowdeco.cli.report import duration, one_line, painted, run_as_data, stages
 
     if options.json:
         _print_json(run_as_data(run))
@@ -274,7 +281,7 @@ def _tell(run: Run, options: Namespace, path: str | None, inputs: Iterable[str],
 
 
 def _tell_result(run: Run) -> None:
-    from flowdeco.report import one_line, plain, shortened
+    from flowdeco.cli.report import one_line, plain, shortened
 
     if run.result is not None and run.status in ("completed", "bailed"):
         print(f"result: {shortened(one_line(repr(plain(run.result))), 300)}")
@@ -282,7 +289,7 @@ def _tell_result(run: Run) -> None:
 
 def _failure(run: Run, error: BaseException) -> str:
     """Return what failed, and where, unless the error says that itself."""
-    from flowdeco.report import where
+    from flowdeco.cli.report import where
 
     place = where(run)
     text = _message(error) if hasattr(error, "changes") else _described(error)
@@ -381,8 +388,8 @@ def _interrupts() -> Generator[None, None, None]:
 
 
 def _validate(options: Namespace) -> int:
-    from flowdeco.entry import load
-    from flowdeco.report import painted
+    from flowdeco.cli.entry_point import load
+    from flowdeco.cli.report import painted
 
     options.input = [text if "=" in text else f"{text}=" for text in options.input]
     problems = load(options.entry).unit.validate(read_inputs(options))
@@ -403,9 +410,9 @@ def _validate(options: Namespace) -> int:
 
 
 def _plan(options: Namespace) -> int:
-    from flowdeco.definitions import as_pipeline
-    from flowdeco.entry import load
-    from flowdeco.report import plan_as_data
+    from flowdeco.cli.entry_point import load
+    from flowdeco.cli.report import plan_as_data
+    from flowdeco.model.definitions import as_pipeline
 
     entry = load(options.entry)
     flow: Any = _only(entry, options.only, options.entry) if options.only else entry.unit
@@ -421,7 +428,7 @@ def _plan(options: Namespace) -> int:
 
 
 def _diff(options: Namespace) -> int:
-    from flowdeco.recorded import crashed, recorded
+    from flowdeco.cli.history import crashed, recorded
 
     path = _journal_path(options)
     entry, info = _entry_and_run(options, path)
@@ -521,7 +528,7 @@ def _entry_and_run(options: Namespace, path: str) -> tuple[Entry, RunInfo]:
     """Return the workflow, as it was given or as the journal knows it, and the run."""
     import shlex
 
-    from flowdeco.entry import load
+    from flowdeco.cli.entry_point import load
 
     *given, wanted = options.run
     if len(given) > 1:
@@ -563,7 +570,7 @@ def _check_statuses(wanted: Iterable[str]) -> None:
 
 
 def _info_as_data(info: RunInfo) -> dict[str, Any]:
-    from flowdeco.places import places_of
+    from flowdeco.engine.location import places_of
 
     error, places = places_of(info.error)
     failed = [place._asdict() for place in places]
@@ -571,8 +578,8 @@ def _info_as_data(info: RunInfo) -> dict[str, Any]:
 
 
 def _table_of(found: Iterable[RunInfo]) -> None:
-    from flowdeco.places import places_of
-    from flowdeco.report import moment, one_line, shortened, table
+    from flowdeco.cli.report import moment, one_line, shortened, table
+    from flowdeco.engine.location import places_of
 
     rows = [
         (info.id, _workflow(info), _state(info), moment(info.started), str(info.steps),
@@ -602,7 +609,7 @@ def _runs(options: Namespace) -> int:
 def _show(options: Namespace) -> int:
     from flowdeco.durable import history
     from flowdeco.durable.info import steps
-    from flowdeco.places import places_of
+    from flowdeco.engine.location import places_of
 
     path = _journal_path(options)
     info = _find(path, options.run or LATEST)
@@ -624,7 +631,7 @@ def _row_as_data(row: Any) -> dict[str, Any]:
 
 
 def _head(info: RunInfo) -> None:
-    from flowdeco.report import duration, moment, one_line, painted
+    from flowdeco.cli.report import duration, moment, one_line, painted
 
     why = info.error or info.reason
     status = painted(_state(info), sys.stdout) + (f": {one_line(why)}" if why else "")
@@ -641,7 +648,7 @@ def _head(info: RunInfo) -> None:
 
 
 def _steps(found: Iterable[Step], state: str, places: Sequence[Place]) -> None:
-    from flowdeco.report import duration, table
+    from flowdeco.cli.report import duration, table
 
     rows: list[tuple[str, str, str]] = []
     left = list(places)

@@ -5,13 +5,31 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, Protocol, TypeAlias, cast
 
 from flowdeco.errors import DefinitionError
-from flowdeco.store import AnyKey, Key
+from flowdeco.model.store import AnyKey, Key
 
 Middleware: TypeAlias = Callable[[Any], Any]
 Returns: TypeAlias = "AnyKey | tuple[AnyKey, ...] | None"
+
+
+class Bar(Protocol):
+    """A progress bar: `total` is set to the stages that are known, `update` told how many more are done.
+
+    It is closed when the run is over. One that has `set_postfix_str`, as those of tqdm do, is told the running stage.
+    """
+
+    total: Any
+
+    def update(self, n: int, /) -> object:
+        """So many more are done; fewer than none if some are to be done again."""
+
+    def close(self) -> object:
+        """The run is over."""
+
+
+Shown: TypeAlias = "bool | Callable[[int, int, str], object] | Bar | None"
 
 
 class _Unset:

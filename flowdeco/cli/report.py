@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TextIO, cast
 
 if TYPE_CHECKING:
-    from flowdeco.runs import Run, Scope, StageRecord
+    from flowdeco.engine.runs import Run, Scope, StageRecord
     from flowdeco.show import Plan
     from flowdeco.show.parts import Part
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
     from contextvars import Context
 
-    from flowdeco.wiring import Step
+    from flowdeco.model.wiring import Step
 
 __all__ = [
     "CAUGHT_UP",

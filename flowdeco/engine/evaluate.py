@@ -36,19 +36,15 @@ from contextlib import suppress
 from itertools import count
 from typing import Any, ClassVar, Final, cast
 
-from flowdeco.context import Context
-from flowdeco.definitions import (
-    Action,
-    Parallel,
-    Pipeline,
-    Stage,
-    Stream,
-    Unit,
-    action_selectors,
-    insertable,
-    one_action_stage,
-    stage_selectors,
-)
+from flowdeco.engine.context import Context
+from flowdeco.engine.frames import Before, Branch, Failed, Frame, Leaf, OpenStream, Queued, Split, Visit, single_call
+from flowdeco.engine.groups import Crew, ended_by_another, merged
+from flowdeco.engine.layers import Call, enter, leave, merging
+from flowdeco.engine.memory import Memory
+from flowdeco.engine.past import STAGE, Closed, GroupPast, GroupTrace, ScopePast, failed_action
+from flowdeco.engine.requests import Await, Chore, Failure, Raised, Request, Save, Walk
+from flowdeco.engine.results import PLAIN, SETTLED, Yielded, exhaust, sort_out, written
+from flowdeco.engine.runs import ActionRecord, Run, Scope, StageRecord, Status
 from flowdeco.errors import Bail, MissingInputError, ReturnValueError, Suspend
 from flowdeco.events import (
     ActionFinished,
@@ -60,17 +56,21 @@ from flowdeco.events import (
     StageStarted,
     UnitsInserted,
 )
-from flowdeco.frames import Before, Branch, Failed, Frame, Leaf, OpenStream, Queued, Split, Visit, single_call
-from flowdeco.groups import Crew, ended_by_another, merged
-from flowdeco.memory import Memory
-from flowdeco.middleware import Call, enter, leave, merging
-from flowdeco.options import UNSET, Middleware
-from flowdeco.past import STAGE, Closed, GroupPast, GroupTrace, ScopePast, failed_action
-from flowdeco.requests import Await, Chore, Failure, Raised, Request, Save, Walk
-from flowdeco.returned import PLAIN, SETTLED, Yielded, exhaust, sort_out, written
-from flowdeco.runs import ActionRecord, Run, Scope, StageRecord, Status
-from flowdeco.store import NOTHING
-from flowdeco.wiring import Step, check_inserted, may_supply, note_suppliers, step_of, unmet
+from flowdeco.model.definitions import (
+    Action,
+    Parallel,
+    Pipeline,
+    Stage,
+    Stream,
+    Unit,
+    action_selectors,
+    insertable,
+    one_action_stage,
+    stage_selectors,
+)
+from flowdeco.model.options import UNSET, Middleware
+from flowdeco.model.store import NOTHING
+from flowdeco.model.wiring import Step, check_inserted, may_supply, note_suppliers, step_of, unmet
 
 __all__ = ["Evaluation"]
 

@@ -6,15 +6,15 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, cast
 
-from flowdeco.definitions import Action, Pipeline, Stage, Stream, Unit, one_action_stage
-from flowdeco.journal import Row
-from flowdeco.memory import ROOT, branch_id, descendants
-from flowdeco.middleware import Call
-from flowdeco.options import Middleware
-from flowdeco.past import Closed, Past, StagePast, Trace
-from flowdeco.runs import ActionRecord, Scope, StageRecord
-from flowdeco.store import NOTHING, Delta, Store
-from flowdeco.wiring import Step, steps_of
+from flowdeco.engine.journal import Row
+from flowdeco.engine.layers import Call
+from flowdeco.engine.memory import ROOT, branch_id, descendants
+from flowdeco.engine.past import Closed, Past, StagePast, Trace
+from flowdeco.engine.runs import ActionRecord, Scope, StageRecord
+from flowdeco.model.definitions import Action, Pipeline, Stage, Stream, Unit, one_action_stage
+from flowdeco.model.options import Middleware
+from flowdeco.model.store import NOTHING, Delta, Store
+from flowdeco.model.wiring import Step, steps_of
 
 __all__ = ["Before", "Branch", "Failed", "Frame", "Leaf", "OpenStream", "Queued", "Split", "Visit", "single_call"]
 

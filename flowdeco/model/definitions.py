@@ -30,11 +30,13 @@ from typing import (
 import wrapt
 from typing_extensions import ParamSpec, TypeVar
 
-from flowdeco.errors import DefinitionError, ReturnValueError, shortened, suggestion
-from flowdeco.functions import bindable, call_bound, function_name, signature_of
-from flowdeco.options import (
+from flowdeco.errors import DefinitionError, Problem, ReturnValueError, shortened, suggestion
+from flowdeco.events import Watcher
+from flowdeco.model.functions import bindable, call_bound, function_name, signature_of
+from flowdeco.model.options import (
     UNSET,
     Middleware,
+    Shown,
     checked_key,
     checked_layers,
     checked_name,
@@ -46,7 +48,7 @@ from flowdeco.options import (
     described,
     first_paragraph,
 )
-from flowdeco.references import (
+from flowdeco.model.references import (
     Bound,
     Called,
     Changed,
@@ -58,15 +60,12 @@ from flowdeco.references import (
     load,
     require_importable,
 )
-from flowdeco.store import Key, key_name
+from flowdeco.model.store import Key, key_name
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-    from flowdeco.runs import Run
-    from flowdeco.show import Plan
-    from flowdeco.show.progress import Shown
-    from flowdeco.wiring import Problem
+    from flowdeco.running import Plan, Run
 
 __all__ = ["Action", "Middleware", "Parallel", "Pipeline", "Stage", "Stream", "Unit", "parallel", "pipeline", "stream"]
 
@@ -78,7 +77,10 @@ R = TypeVar("R", covariant=True, default=Any)
 
 
 class RunOptions(NamedTuple):
-    """The options of one run, as `run` and `arun` take them; `clock` is that of its records, for tests."""
+    """The options of one run, as `run` and `arun` take them; `clock` is that of its records, for tests.
+
+    `watcher` makes the observer that shows the progress: `running` knows how, the drivers do not.
+    """
 
     use: Iterable[Middleware] = ()
     observers: Iterable[Callable[[Any], object]] = ()
@@ -90,6 +92,7 @@ class RunOptions(NamedTuple):
     history: int | None = None
     progress: Shown = None
     clock: Callable[[], float] | None = None
+    watcher: Callable[[], Watcher | None] | None = None
 
 
 class Unit:
@@ -133,7 +136,7 @@ class Unit:
         """
         __tracebackhide__ = True
         options = RunOptions(use, observers, skip, executor, journal, run_id, check, history, progress)
-        ran: Run = _drivers().run(as_pipeline(self), inputs, options)
+        ran: Run = _running().run(as_pipeline(self), inputs, options)
         return ran
 
     def arun(
@@ -154,7 +157,7 @@ class Unit:
         """Evaluate the unit in the running event loop; the same as `run` in every other way (L8)."""
         __tracebackhide__ = True
         options = RunOptions(use, observers, skip, executor, journal, run_id, check, history, progress)
-        ran: Coroutine[Any, Any, Run] = _drivers().arun(as_pipeline(self), inputs, options)
+        ran: Coroutine[Any, Any, Run] = _running().arun(as_pipeline(self), inputs, options)
         return ran
 
     def resume(
@@ -183,7 +186,7 @@ class Unit:
         """
         __tracebackhide__ = True
         options = RunOptions(use, observers, skip, executor, journal, None, check, history, progress)
-        resumed: Run = _drivers().resume(as_pipeline(self), run, inputs, options, on_change, from_stage)
+        resumed: Run = _running().resume(as_pipeline(self), run, inputs, options, on_change, from_stage)
         return resumed
 
     def aresume(
@@ -206,14 +209,14 @@ class Unit:
         """Go on with a run in the running event loop; the same as `resume` in every other way (L8)."""
         __tracebackhide__ = True
         options = RunOptions(use, observers, skip, executor, journal, None, check, history, progress)
-        resumed: Coroutine[Any, Any, Run] = _drivers().aresume(
+        resumed: Coroutine[Any, Any, Run] = _running().aresume(
             as_pipeline(self), run, inputs, options, on_change, from_stage
         )
         return resumed
 
     def validate(self, inputs: Iterable[str] | Mapping[str, Any] = ()) -> list[Problem]:
         """Return the wiring problems that can be seen without running anything; `inputs` names what will be given."""
-        problems: list[Problem] = _drivers().validate(as_pipeline(self), inputs)
+        problems: list[Problem] = _running().validate(as_pipeline(self), inputs)
         return problems
 
     def plan(self) -> Plan:
@@ -222,23 +225,15 @@ class Unit:
         It prints as text, shows itself in notebooks, and gives `mermaid()` and `html()`; `plan.diff(run.ran())` says
         what a run did differently.
         """
-        made: Plan = _show().plan(self)
+        made: Plan = _running().plan(self)
         return made
 
 
-# The imports that point upwards: a definition runs and shows itself, and what does that is loaded when it is wanted.
+def _running() -> types.ModuleType:
+    # The import that points upwards: a definition runs and shows itself, and what does that is loaded when it is wanted.
+    from flowdeco import running
 
-
-def _drivers() -> types.ModuleType:
-    from flowdeco import drivers
-
-    return drivers
-
-
-def _show() -> types.ModuleType:
-    from flowdeco import show
-
-    return show
+    return running
 
 
 def no_unit(thing: object, place: str = "`>>`") -> str:
@@ -329,7 +324,7 @@ class _Value:
         raise AttributeError(f"a {type(self).__name__} is immutable")
 
     def _repr_html_(self) -> str:
-        return cast("str", _show().html_of(self))  # in a notebook
+        return cast("str", _running().html_of(self))  # in a notebook
 
 
 def _set(target: object, **attributes: Any) -> None:
@@ -506,7 +501,7 @@ class Action(Unit, _Proxy, Generic[P, R]):
         return f"<Action {self.name}{bound}>"
 
     def _repr_html_(self) -> str:
-        return cast("str", _show().html_of(self))  # in a notebook
+        return cast("str", _running().html_of(self))  # in a notebook
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return self.__reduce__()

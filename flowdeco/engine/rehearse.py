@@ -15,20 +15,20 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterat
 from itertools import compress
 from typing import Any, ClassVar, Final, NamedTuple, Protocol, TypeAlias, cast
 
-from flowdeco.definitions import Action, Parallel, Pipeline, Stage, Stream
+from flowdeco.engine.evaluate import Evaluation
+from flowdeco.engine.frames import Branch, Frame, Leaf, OpenStream, Visit
+from flowdeco.engine.groups import Crew
+from flowdeco.engine.journal import Journal, Remembered
+from flowdeco.engine.memory import Chronicle, Memory, Told, collection_paused
+from flowdeco.engine.past import Did, Past, is_over
+from flowdeco.engine.requests import CAUGHT_UP, Failure, Raised, Request, Save, Wait, Walk
+from flowdeco.engine.resume import Resumption, at_once, refilled
+from flowdeco.engine.runs import Run, Status
 from flowdeco.errors import CodeChangedError, DefinitionError, JournalError, Suspend, suggestion
-from flowdeco.evaluate import Evaluation
 from flowdeco.events import Event
-from flowdeco.frames import Branch, Frame, Leaf, OpenStream, Visit
-from flowdeco.groups import Crew
-from flowdeco.journal import Journal, Remembered
-from flowdeco.memory import Chronicle, Memory, Told, collection_paused
-from flowdeco.options import Middleware
-from flowdeco.past import Did, Past, is_over
-from flowdeco.requests import CAUGHT_UP, Failure, Raised, Request, Save, Wait, Walk
-from flowdeco.resume import Resumption, at_once, refilled
-from flowdeco.runs import Run, Status
-from flowdeco.store import Delta, Store
+from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream
+from flowdeco.model.options import Middleware
+from flowdeco.model.store import Delta, Store
 
 __all__ = ["Journaled", "Rehearsal", "Trial", "check_fork", "from_journal", "from_memory"]
 

@@ -17,10 +17,10 @@ from contextvars import copy_context
 from functools import reduce
 from typing import Any, TypeAlias
 
-from flowdeco.definitions import Parallel
+from flowdeco.engine.requests import CAUGHT_UP, Begun, Chore, Failure, Raised, Request, Wait, Walk
 from flowdeco.errors import WAITING, Bail, Cancelled, Suspend, WriteConflictError
-from flowdeco.requests import CAUGHT_UP, Begun, Chore, Failure, Raised, Request, Wait, Walk
-from flowdeco.store import NOTHING, Delta, same
+from flowdeco.model.definitions import Parallel
+from flowdeco.model.store import NOTHING, Delta, same
 
 __all__ = ["Crew", "ended_by_another", "merged"]
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from flowdeco.exits import INTERRUPTED, USAGE
+from flowdeco.cli.exit_codes import INTERRUPTED, USAGE
 
 __all__ = ["main"]
 
@@ -14,8 +14,8 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the arguments (by default those of the process) say, and return the exit code."""
     try:
-        from flowdeco.arguments import parsed  # here, so that Ctrl-C has its exit code while they are imported, too
-        from flowdeco.commands import perform
+        from flowdeco.cli.arguments import parsed  # here, so that Ctrl-C has its exit code while they are imported, too
+        from flowdeco.cli.commands import perform
 
         return perform(parsed(sys.argv[1:] if arguments is None else arguments))
     except SystemExit as end:  # argparse has printed help, a version or what is wrong

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
-from flowdeco.definitions import Action, Pipeline, Stage, Stream, Unit, insertable, make_action
+from flowdeco.engine.memory import step_id
 from flowdeco.errors import WAITING, Suspend
-from flowdeco.memory import step_id
-from flowdeco.options import checked_selectors
-from flowdeco.store import Delta, Key, Store, View, key_name
+from flowdeco.model.definitions import Action, Pipeline, Stage, Stream, Unit, insertable, make_action
+from flowdeco.model.options import checked_selectors
+from flowdeco.model.store import Delta, Key, Store, View, key_name
 
 if TYPE_CHECKING:
+    from flowdeco.engine.logs import RunLogger
     from flowdeco.events import Event
-    from flowdeco.logs import RunLogger
 
 __all__ = ["Context"]
 
@@ -80,7 +80,7 @@ class Context:
     @property
     def logger(self) -> RunLogger:
         """The logger `flowdeco.run`, with run, stage and action as `extra`."""
-        from flowdeco.logs import run_logger
+        from flowdeco.engine.logs import run_logger
 
         return run_logger(self.run_id, self.stage.name, self.action.name)
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, Union, get_args, get_origin
 from flowdeco.errors import FlowdecoError
 
 if TYPE_CHECKING:
-    from flowdeco.runs import ActionRecord, Run
-    from flowdeco.wiring import Input
+    from flowdeco.engine.runs import ActionRecord, Run
+    from flowdeco.model.wiring import Input
 
 __all__ = ["UsageError", "awaited", "doubts", "read_inputs"]
 
@@ -97,7 +97,7 @@ def doubts(run: Run, given: Iterable[str], options: Namespace) -> Iterator[str]:
 
 def _parameters(run: Run) -> Iterator[tuple[ActionRecord, Input]]:
     """Give what the actions of a run take, each with the record of its action."""
-    from flowdeco.wiring import step_of
+    from flowdeco.model.wiring import step_of
 
     for stage in run.stages:
         for record in stage.actions:

@@ -15,16 +15,16 @@ from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
-from flowdeco.declare import action
-from flowdeco.definitions import Action, Parallel, Pipeline, Stage, Stream, one_action_stage
 from flowdeco.durable import RunInfo, SqliteJournal, history
 from flowdeco.durable.info import Step
+from flowdeco.engine.journal import Codec, Row
+from flowdeco.engine.location import Place, places_of
+from flowdeco.engine.memory import ROOT, branch_id, in_full
+from flowdeco.engine.runs import ActionRecord, Run, Scope, StageRecord, Status
 from flowdeco.errors import JournalError, RunError, Suspend
-from flowdeco.journal import Codec, Row
-from flowdeco.memory import ROOT, branch_id, in_full
-from flowdeco.places import Place, places_of
-from flowdeco.runs import ActionRecord, Run, Scope, StageRecord, Status
-from flowdeco.store import Store
+from flowdeco.model.declare import action
+from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream, one_action_stage
+from flowdeco.model.store import Store
 
 if TYPE_CHECKING:
     from flowdeco.show import Ran

@@ -171,7 +171,7 @@ def _beside(path: Path) -> str:
 
 def units_of(module: ModuleType) -> dict[str, Any]:
     """Return the public units of a module by name; of several names for one unit, the first."""
-    from flowdeco.definitions import Unit
+    from flowdeco.model.definitions import Unit
 
     found: dict[int, tuple[str, Any]] = {}
     for name, value in vars(module).items():
@@ -182,7 +182,7 @@ def units_of(module: ModuleType) -> dict[str, Any]:
 
 def _only_unit(module: ModuleType, where: str) -> str:
     """Return the name of the unit that is meant where none is named: the only one, or the only pipeline."""
-    from flowdeco.definitions import Pipeline
+    from flowdeco.model.definitions import Pipeline
 
     units = units_of(module)
     pipelines = [name for name, unit in units.items() if isinstance(unit, Pipeline)]
@@ -200,7 +200,7 @@ def _only_unit(module: ModuleType, where: str) -> str:
 
 
 def _member(module: ModuleType, where: str, name: str) -> Any:
-    from flowdeco.definitions import Pipeline, Stream, Template, Unit, no_unit
+    from flowdeco.model.definitions import Pipeline, Stream, Template, Unit, no_unit
 
     found: Any = module
     for part in name.split("."):

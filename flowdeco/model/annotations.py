@@ -14,8 +14,8 @@ import types
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Final, Union, cast, get_args, get_origin
 
-from flowdeco.definitions import Stream, Unit
-from flowdeco.functions import signature_of, underlying
+from flowdeco.model.definitions import Stream, Unit
+from flowdeco.model.functions import signature_of, underlying
 
 __all__ = ["EMPTY", "annotated_parameters", "is_context", "meaning", "return_annotation"]
 
@@ -43,7 +43,7 @@ def is_context(annotation: Any) -> bool:
     if isinstance(annotation, _Unknown):
         return annotation.name.rpartition(".")[2] == "Context"
     return isinstance(annotation, type) and (annotation.__module__, annotation.__name__) == (
-        "flowdeco.context",
+        "flowdeco.engine.context",
         "Context",
     )
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from flowdeco.definitions import Action, Stage
-from flowdeco.references import Bound, Called, Changed, Imported, Member, Method, Narrowed
+from flowdeco.model.definitions import Action, Stage
+from flowdeco.model.references import Bound, Called, Changed, Imported, Member, Method, Narrowed
 
 __all__ = ["renewed"]
 

@@ -15,12 +15,12 @@ import types
 from collections.abc import Generator
 from typing import Any, Final, cast
 
-from flowdeco.definitions import Action, Parallel, Pipeline, Stage, Stream, Template, Unit, insertable
+from flowdeco.engine.requests import Raised
 from flowdeco.errors import ReturnValueError, shortened
-from flowdeco.options import UNSET
-from flowdeco.requests import Raised
-from flowdeco.store import NOTHING, Delta, Store
-from flowdeco.wiring import Step
+from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream, Template, Unit, insertable
+from flowdeco.model.options import UNSET
+from flowdeco.model.store import NOTHING, Delta, Store
+from flowdeco.model.wiring import Step
 
 __all__ = ["PLAIN", "SETTLED", "Yielded", "exhaust", "sort_out", "written"]
 

@@ -1,0 +1,1 @@
+"""Definitions, and the values that they are about: actions, stages, pipelines, their wiring, and the store."""

@@ -1,0 +1,105 @@
+"""The one door upwards: through it, definitions and runs reach what runs them and what shows them.
+
+They import this module late, and it imports drivers and views when they are used. Nothing else points upwards.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Coroutine, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowdeco.engine.runs import Run
+from flowdeco.model.definitions import Pipeline, RunOptions, Unit
+from flowdeco.model.wiring import validate
+
+if TYPE_CHECKING:
+    from flowdeco.show import Plan as Plan  # noqa: PLC0414  (so that definitions and runs can import it from here)
+    from flowdeco.show import Ran as Ran  # noqa: PLC0414
+
+__all__ = [
+    "Run",
+    "aresume",
+    "arun",
+    "html_of",
+    "plan",
+    "ran",
+    "resume",
+    "run",
+    "validate",
+    "watched",
+    "write_page",
+]
+
+
+def run(flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions) -> Run:
+    """Evaluate a pipeline."""
+    __tracebackhide__ = True
+    from flowdeco import drivers
+
+    return drivers.run(flow, inputs, watched(options))
+
+
+def arun(flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions) -> Coroutine[Any, Any, Run]:
+    """Evaluate a pipeline in the running event loop."""
+    __tracebackhide__ = True
+    from flowdeco import drivers
+
+    return drivers.arun(flow, inputs, watched(options))
+
+
+def resume(flow: Pipeline, what: Run | str, inputs: Mapping[str, Any] | None, options: RunOptions, *how: Any) -> Run:
+    """Go on with the evaluation of a pipeline."""
+    __tracebackhide__ = True
+    from flowdeco import drivers
+
+    return drivers.resume(flow, what, inputs, watched(options), *how)
+
+
+def aresume(
+    flow: Pipeline, what: Run | str, inputs: Mapping[str, Any] | None, options: RunOptions, *how: Any
+) -> Coroutine[Any, Any, Run]:
+    """Go on with the evaluation of a pipeline in the running event loop."""
+    __tracebackhide__ = True
+    from flowdeco import drivers
+
+    return drivers.aresume(flow, what, inputs, watched(options), *how)
+
+
+def watched(options: RunOptions) -> RunOptions:
+    """Return the options with what makes the observer that shows the progress, if somebody wants to see it."""
+    if options.progress is None:
+        return options
+    from flowdeco.show.progress import watcher
+
+    return options._replace(watcher=partial(watcher, options.progress))
+
+
+def plan(unit: Unit) -> Plan:
+    """Return what will run."""
+    from flowdeco import show
+
+    return show.plan(unit)
+
+
+def ran(run: Run) -> Ran:
+    """Return what ran."""
+    from flowdeco import show
+
+    return show.ran(run)
+
+
+def html_of(thing: Any) -> str:
+    """Return how a definition or a run is shown in a notebook."""
+    from flowdeco import show
+
+    return show.html_of(thing)
+
+
+def write_page(run: Run, path: str | os.PathLike[str], values: bool) -> Path:
+    """Write the page of a run, and return its path."""
+    from flowdeco import show
+
+    return show.write_page(run, path, values)
