@@ -113,7 +113,7 @@ def atomic(call: Call) -> Generator[None, Any, None]:
     call.store._end(log)
 
 
-# They give no values to what is inside, and write nothing: what is certain without them is certain with them (`wiring`).
+# They give no values to what is inside, and write nothing: what is certain without them is certain with them (`model.wiring`).
 _Retry.supplies = False  # type: ignore[attr-defined]
 atomic.supplies = False  # type: ignore[attr-defined]
 
