@@ -113,7 +113,8 @@ def atomic(call: Call) -> Generator[None, Any, None]:
     call.store._end(log)
 
 
-# They give no values to what is inside, and write nothing: what is certain without them is certain with them (`model.wiring`).
+# They give no values to what is inside, and write nothing: what is certain without them is certain with them (see
+# `model.wiring`).
 _Retry.supplies = False  # type: ignore[attr-defined]
 atomic.supplies = False  # type: ignore[attr-defined]
 

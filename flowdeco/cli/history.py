@@ -3,8 +3,8 @@
 A journal has what is over. The stages of its steps are put side by side with the pipeline that they were steps of, so
 that they can be compared with its plan: branch by branch, in the order of the run. Who inserted a stage is known from
 what each action inserted; of a stream, which is not repeated to read it, everything that nobody else inserted is taken
-for its own. Where a run failed stands behind its error (see `engine.location`); otherwise the stage in which it stopped is the
-one that was next, where that is certain.
+for its own. Where a run failed stands behind its error (see `engine.location`); otherwise the stage in which it stopped
+is the one that was next, where that is certain.
 """
 
 from __future__ import annotations
