@@ -1,0 +1,57 @@
+"""What the names in a journal lead to: `module:qualname`, looked up among loaded modules only."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Mapping
+from typing import Any
+
+from flowdeco.errors import JournalError
+
+__all__ = ["find", "lookup", "place", "reference"]
+
+
+def lookup(where: Any) -> Any:
+    """Return the object at `module:qualname`; raises `JournalError` if no loaded module has it.
+
+    Nothing is imported, and no object is asked for an attribute: only the dicts of modules and classes are read.
+    """
+    if type(where) is not str:
+        raise JournalError("a text is something else")
+    module, _, qualname = where.partition(":")
+    found: Any = sys.modules.get(module)
+    if not issubclass(type(found), types.ModuleType):
+        raise JournalError(f"{where} refers to the module {module!r}, which is not loaded")
+    space: Mapping[str, Any] = object.__getattribute__(found, "__dict__")
+    for part in qualname.split("."):
+        if part.startswith("__") or part not in space:
+            raise JournalError(f"there is no {where}")
+        found = space[part]
+        space = type.__dict__["__dict__"].__get__(found) if issubclass(type(found), type) else {}
+    return found
+
+
+def find(where: str) -> Any:
+    """Return the object at `module:qualname`, None if there is none."""
+    try:
+        return lookup(where)
+    except JournalError:
+        return None
+
+
+def place(thing: Any) -> str:
+    """Return the `module:qualname` that a class or function states; it may lead to another object."""
+    module, qualname = getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)
+    if not (isinstance(module, str) and isinstance(qualname, str)):
+        raise TypeError(f"the {type(thing).__qualname__} has no name to refer to it by: {thing!r}")
+    return f"{module}:{qualname}"
+
+
+def reference(thing: Any, what: str) -> str:
+    """Return the `module:qualname` that leads to it; raises `TypeError` if that leads to another object."""
+    where = place(thing)
+    if find(where) is not thing:
+        reason = "it is defined inside a function" if "<locals>" in where else "another object, or none, has that name"
+        raise TypeError(f"the {what} {where} cannot be referred to: {reason}. Move it to module level, or register it")
+    return where
