@@ -39,10 +39,10 @@ def retry(
     for name, seconds in (("wait", wait), ("wait_max", wait_max)):
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
             raise DefinitionError(f"retry: {name} is a number of seconds that is not negative, not {seconds!r}")
-    return cast("Middleware", _Retry(on, attempts, wait, wait_max, jitter))
+    return cast("Middleware", Retry(on, attempts, wait, wait_max, jitter))
 
 
-class _Retry(NamedTuple):
+class Retry(NamedTuple):
     on: _Exceptions
     attempts: int
     wait: float
@@ -74,10 +74,10 @@ def recover(*, on: _Exceptions, outcome: Any = None) -> Middleware:
     The record stays `failed`, with `recovered` set. For an action, `outcome` counts as what it returned.
     """
     _check_exceptions("recover", on)
-    return cast("Middleware", _Recover(on, outcome))
+    return cast("Middleware", Recover(on, outcome))
 
 
-class _Recover(NamedTuple):
+class Recover(NamedTuple):
     on: _Exceptions
     outcome: Any
 
@@ -115,7 +115,7 @@ def atomic(call: Call) -> Generator[None, Any, None]:
 
 # They give no values to what is inside, and write nothing: what is certain without them is certain with them (see
 # `model.wiring`).
-_Retry.supplies = False  # type: ignore[attr-defined]
+Retry.supplies = False  # type: ignore[attr-defined]
 atomic.supplies = False  # type: ignore[attr-defined]
 
 

@@ -122,17 +122,18 @@ def _sections(section: Any, content: Any) -> Iterable[tuple[str, Any]]:
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     """Give the parts of a value; of a definition, what it was made with."""
+    from flowdeco.durable.internals import bound_values, origin_of
     from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage
 
     if isinstance(value, Stage):
-        origin = value._origin
+        origin = origin_of(value)
         while isinstance(origin, Changed):
-            origin = origin.base._origin
+            origin = origin_of(origin.base)
         yield from (
             all_parts(origin) if isinstance(origin, Called) else ((f"[{shown_key(it.name)}]", it) for it in value)
         )
     elif isinstance(value, Action):
-        yield from all_parts(cast("Any", value)._self_bound)
+        yield from all_parts(bound_values(cast("Action[..., Any]", value)))
     elif isinstance(value, (Pipeline, Parallel)):
         yield from ((f"[{index}]", unit) for index, unit in enumerate(value.units))
     else:

@@ -23,10 +23,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, Self, TypeVar, cast
 
 from flowdeco.durable.codec import remade_exception, told_error, unserialisable
+from flowdeco.durable.internals import options_of, origin_of
 from flowdeco.durable.kinds import STANDARD, ZONE, Kind, checked_dict, checked_list, checked_text, of_two
 from flowdeco.durable.lookup import find, lookup, place, reference
 from flowdeco.errors import JournalError, RunError
-from flowdeco.middleware import _Recover, _Retry, recover, retry
+from flowdeco.middleware import Recover, Retry, recover, retry
 from flowdeco.model.declare import StageTemplate
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream
 from flowdeco.model.paths import items
@@ -43,12 +44,12 @@ _BIG: Final = 1 << 1024  # an int of more digits is written in hexadecimal: Pyth
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Nested:
-    """A kind of values that take the codec to be written and read: they decide which of their parts are values."""
+    """A kind of values that take the notation to be written and read: they decide which of their parts are values."""
 
     tag: str
     of: type | Callable[[Any], bool]
-    write: Callable[[JsonCodec, Any], list[Any]]
-    read: Callable[[JsonCodec, Any], Any]
+    write: Callable[[Notation, Any], list[Any]]
+    read: Callable[[Notation, Any], Any]
 
 
 class JsonCodec:
@@ -62,22 +63,16 @@ class JsonCodec:
     name = "json"
 
     def __init__(self) -> None:
-        self._exact: dict[Any, Kind | Nested] = {kind.of: kind for kind in EXACT}
-        self._tags: dict[str, Kind | Nested] = {kind.tag: kind for kind in (*EXACT, *TESTED)}
-        self._tags["$value"] = Kind("$value", object, list, of_two(self._read_registered))
-        self._registered: dict[str, Callable[[Any], Any]] = {}
-        self._allowed: dict[str, Callable[..., Any]] = {}
+        self._notation = Notation()
 
     def register(self, cls: type[T], write: Callable[[T], Any], read: Callable[[Any], T]) -> Self:
         """Have values of exactly this class written and read by these functions; returns the codec."""
-        name = f"{cls.__module__}:{cls.__qualname__}"
-        self._registered[name] = read
-        self._exact[cls] = Kind("$value", cls, lambda value: [name, write(value)], of_two(self._read_registered))
+        self._notation.register(cls, write, read)
         return self
 
     def allow(self, *functions: Callable[..., Any]) -> Self:
         """Let journals refer to these functions; returns the codec."""
-        self._allowed.update((place(function), function) for function in functions)
+        self._notation.allowed.update((place(function), function) for function in functions)
         return self
 
     def encode(self, value: Any, what: str) -> bytes:
@@ -90,23 +85,43 @@ class JsonCodec:
     def decode(self, payload: bytes) -> Any:
         """Return the value; raises `JournalError` if the payload is damaged, or refers to what is not there."""
         try:
-            return self._read(json.loads(payload.decode("utf-8", "surrogatepass"), parse_constant=_refuse_constant))
+            return self._notation.read(
+                json.loads(payload.decode("utf-8", "surrogatepass"), parse_constant=_refuse_constant)
+            )
         except Exception as error:
             reason = error if isinstance(error, JournalError) else f"{type(error).__name__}: {error}"
             raise JournalError(f"a value of this run cannot be read back: {reason}") from error
 
     def _dumped(self, value: Any) -> bytes:
-        text = json.dumps(self._write(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text = json.dumps(self._notation.write(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         return text.encode("utf-8", "surrogatepass")
 
-    def _write(self, value: Any) -> Any:
+
+class Notation:
+    """What a codec knows: the tables, and the types and functions that it was told of."""
+
+    def __init__(self) -> None:
+        self.allowed: dict[str, Callable[..., Any]] = {}
+        self._registered: dict[str, Callable[[Any], Any]] = {}
+        self._exact: dict[Any, Kind | Nested] = {kind.of: kind for kind in EXACT}
+        self._tags: dict[str, Kind | Nested] = {kind.tag: kind for kind in (*EXACT, *TESTED)}
+        self._tags["$value"] = Kind("$value", object, list, of_two(self._read_registered))
+
+    def register(self, cls: type, write: Callable[[Any], Any], read: Callable[[Any], Any]) -> None:
+        """Add the kind of the values of exactly this class."""
+        name = f"{cls.__module__}:{cls.__qualname__}"
+        self._registered[name] = read
+        self._exact[cls] = Kind("$value", cls, lambda value: [name, write(value)], of_two(self._read_registered))
+
+    def write(self, value: Any) -> Any:
+        """Return the value as JSON."""
         cls = _class_of(value)
         if cls in _ITSELF or (cls is int and -_BIG < value < _BIG) or (cls is float and value - value == 0):
             return value
         if cls is list:
-            return [self._write(item) for item in value]
+            return [self.write(item) for item in value]
         if cls is dict and all(type(key) is str and not key.startswith("$") for key in value):
-            return {key: self._write(item) for key, item in value.items()}
+            return {key: self.write(item) for key, item in value.items()}
         kind = self._exact.get(cls)
         if kind is None:
             value = _referred(value)
@@ -115,12 +130,13 @@ class JsonCodec:
             return {kind.tag: kind.write(self, value)}
         content = kind.write(value)
         if type(content) is list:  # here, and not by a call: a value can be nested as deep as the stack allows
-            return {kind.tag: [self._write(part) for part in cast("list[Any]", content)]}
-        return {kind.tag: self._write(content)}
+            return {kind.tag: [self.write(part) for part in cast("list[Any]", content)]}
+        return {kind.tag: self.write(content)}
 
-    def _read(self, node: Any) -> Any:
+    def read(self, node: Any) -> Any:
+        """Return the value that the JSON stands for."""
         if type(node) is list:
-            return [self._read(item) for item in cast("list[Any]", node)]
+            return [self.read(item) for item in cast("list[Any]", node)]
         if type(node) is not dict:
             return node
         found = cast("dict[str, Any]", node)
@@ -128,7 +144,7 @@ class JsonCodec:
             if tag.startswith("$"):
                 break
         else:
-            return {key: self._read(item) for key, item in found.items()}
+            return {key: self.read(item) for key, item in found.items()}
         if len(found) != 1:
             raise JournalError(f"the tag {tag!r} stands among other keys")
         kind = self._tags.get(tag)
@@ -138,8 +154,8 @@ class JsonCodec:
         if isinstance(kind, Nested):
             return kind.read(self, content)
         if type(content) is list:
-            return kind.read([self._read(part) for part in cast("list[Any]", content)])
-        return kind.read(self._read(content))
+            return kind.read([self.read(part) for part in cast("list[Any]", content)])
+        return kind.read(self.read(content))
 
     def _read_registered(self, name: Any, value: Any) -> Any:
         read = self._registered.get(checked_text(name))
@@ -149,9 +165,9 @@ class JsonCodec:
             )
         return read(value)
 
-    def _function(self, where: str) -> Any:
+    def function(self, where: str) -> Any:
         """Return a function that the codec was told of, or a generator function of the program."""
-        allowed = self._allowed.get(where)
+        allowed = self.allowed.get(where)
         if allowed is not None:
             return allowed
         found = lookup(where)
@@ -165,11 +181,12 @@ class JsonCodec:
             )
         return found
 
-    def _function_written(self, function: Any) -> str:
+    def function_written(self, function: Any) -> str:
+        """Return the `module:qualname` of a function that `function` would return."""
         where = place(function)
         if "<locals>" in where or "<lambda>" in where:
             raise TypeError(f"{where} cannot be referred to: define it by `def` at module level")
-        if self._function(where) is not function:
+        if self.function(where) is not function:
             raise TypeError(f"{where} is another function now: define it once, at module level")
         return where
 
@@ -248,16 +265,16 @@ def _is_dataclass(cls: Any) -> bool:
     return dataclasses.is_dataclass(cls)
 
 
-def _write_object(codec: JsonCodec, value: Any) -> list[Any]:
+def _write_object(notation: Notation, value: Any) -> list[Any]:
     cls = _class_of(value)
     names = _fields(cls)
     where = reference(cls, "dataclass")
-    fields = {name: codec._write(getattr(value, name)) for name in names}
-    rest = {name: codec._write(part) for name, part in getattr(value, "__dict__", {}).items() if name not in fields}
+    fields = {name: notation.write(getattr(value, name)) for name in names}
+    rest = {name: notation.write(part) for name, part in getattr(value, "__dict__", {}).items() if name not in fields}
     return [where, fields, rest] if rest else [where, fields]
 
 
-def _read_object(codec: JsonCodec, node: Any) -> Any:
+def _read_object(notation: Notation, node: Any) -> Any:
     where, fields, *rest = checked_list(node)
     cls = _class(where)
     if not _is_dataclass(cls):
@@ -267,9 +284,9 @@ def _read_object(codec: JsonCodec, node: Any) -> Any:
         raise JournalError(f"the fields of {where} are {', '.join(names)} now, not {', '.join(fields)}")
     made: Any = object.__new__(cls)
     for name in names:
-        object.__setattr__(made, name, codec._read(fields[name]))
+        object.__setattr__(made, name, notation.read(fields[name]))
     for name, value in checked_dict(rest[0]).items() if rest else ():
-        made.__dict__[name] = codec._read(value)
+        made.__dict__[name] = notation.read(value)
     return made
 
 
@@ -280,18 +297,18 @@ def _is_named_tuple(cls: Any) -> bool:
     return type(names) is tuple and all(type(name) is str for name in cast("tuple[Any, ...]", names))
 
 
-def _write_named(codec: JsonCodec, value: Any) -> list[Any]:
-    return [reference(type(value), "named tuple"), [codec._write(item) for item in value]]
+def _write_named(notation: Notation, value: Any) -> list[Any]:
+    return [reference(type(value), "named tuple"), [notation.write(item) for item in value]]
 
 
-def _read_named(codec: JsonCodec, node: Any) -> Any:
+def _read_named(notation: Notation, node: Any) -> Any:
     where, parts = checked_list(node, 2)
     cls = lookup(where)
     if not _is_named_tuple(cls):
         raise JournalError(f"{where} is no named tuple")
     if len(checked_list(parts)) != len(cls._fields):
         raise JournalError(f"the fields of {where} are {', '.join(cls._fields)} now: {len(parts)} were written")
-    return cast("Any", tuple).__new__(cls, map(codec._read, parts))  # not by what the class may call `__new__`
+    return cast("Any", tuple).__new__(cls, map(notation.read, parts))  # not by what the class may call `__new__`
 
 
 def _is_member(value: Any) -> bool:
@@ -328,18 +345,18 @@ def _read_flag(where: Any, names: Any) -> Any:
     return _flag(cls, checked_list(names))
 
 
-def _write_exception(codec: JsonCodec, error: BaseException) -> list[Any]:
+def _write_exception(notation: Notation, error: BaseException) -> list[Any]:
     """Write an exception as its class, arguments and attributes; as a text where one of them cannot be written."""
     try:
         where = reference(type(error), "exception")
-        return [where, codec._write(list(error.args)), codec._write(dict(error.__dict__))]
+        return [where, notation.write(list(error.args)), notation.write(dict(error.__dict__))]
     except (TypeError, ValueError, RecursionError):
         told = told_error(error)
         return [None, str(told), getattr(told, "__notes__", [])]
 
 
-def _read_exception(codec: JsonCodec, node: Any) -> Any:
-    where, args, state = checked_list(codec._read(node), 3)
+def _read_exception(notation: Notation, node: Any) -> Any:
+    where, args, state = checked_list(notation.read(node), 3)
     if where is None:
         told = RunError(checked_text(args))
         for note in checked_list(state):
@@ -396,7 +413,7 @@ def _read_key(name: Any, declared: Any) -> Any:
 def _referred(value: Any) -> Any:
     """Return the reference that a definition is written as; the value itself if it has none."""
     cls = _class_of(value)
-    origin = value._self_origin if issubclass(cls, Action) else value._origin if issubclass(cls, Stage) else None
+    origin = origin_of(value) if issubclass(cls, (Action, Stage)) else None
     if type(origin) is Imported and find(_address(origin)) != value:
         raise TypeError(
             f"stage {value.name!r} cannot be referred to: {_address(origin)} is not this stage. "
@@ -444,28 +461,25 @@ def _read_narrowed(stage: Any, places: Any) -> Any:
     return Narrowed(_unit(stage, Stage), tuple(_index(place, stage) for place in checked_list(places))).load()
 
 
-def _write_changed(codec: JsonCodec, changed: Changed) -> list[Any]:
-    return [codec._write(changed.base), _write_options(codec, changed.changes)]
+def _write_changed(notation: Notation, changed: Changed) -> list[Any]:
+    return [notation.write(changed.base), _write_options(notation, changed.changes)]
 
 
-def _read_changed(codec: JsonCodec, node: Any) -> Any:
+def _read_changed(notation: Notation, node: Any) -> Any:
     base, changes = checked_list(node, 2)
-    return _unit(codec._read(base), Action, Stage).with_options(**_read_options(codec, changes))
+    return _unit(notation.read(base), Action, Stage).with_options(**_read_options(notation, changes))
 
 
-def _write_made(codec: JsonCodec, unit: Any) -> list[Any]:
-    if isinstance(unit, Stage):
-        name, parts, options = "Stage", list(unit), unit._options()
-    else:
-        name, parts, options = type(unit).__name__, unit.units, unit._options
-    return [name, [codec._write(part) for part in parts], _write_options(codec, options)]
+def _write_made(notation: Notation, unit: Any) -> list[Any]:
+    name, parts = ("Stage", unit) if isinstance(unit, Stage) else (type(unit).__name__, unit.units)
+    return [name, [notation.write(part) for part in parts], _write_options(notation, options_of(unit))]
 
 
-def _read_made(codec: JsonCodec, node: Any) -> Any:
+def _read_made(notation: Notation, node: Any) -> Any:
     name, parts, options = checked_list(node, 3)
     make, *kinds = _MADE[name]
-    units = [_unit(codec._read(part), *kinds) for part in checked_list(parts)]
-    return make(units, **_read_options(codec, options))
+    units = [_unit(notation.read(part), *kinds) for part in checked_list(parts)]
+    return make(units, **_read_options(notation, options))
 
 
 def _make_stage(actions: list[Any], **options: Any) -> Stage:
@@ -480,25 +494,25 @@ _MADE: Final[dict[str, Any]] = {
 }
 
 
-def _write_stream(codec: JsonCodec, stream: Stream) -> list[Any]:
+def _write_stream(notation: Notation, stream: Stream) -> list[Any]:
     source = stream.source
     if not callable(source):
         raise TypeError(f"a {stream.name} cannot be asked again on a resume: write stream(function, *args)")
-    where = codec._write(source) if isinstance(source, Action) else codec._function_written(source)
-    return [where, [codec._write(arg) for arg in stream.args]]
+    where = notation.write(source) if isinstance(source, Action) else notation.function_written(source)
+    return [where, [notation.write(arg) for arg in stream.args]]
 
 
-def _read_stream(codec: JsonCodec, node: Any) -> Any:
+def _read_stream(notation: Notation, node: Any) -> Any:
     source, args = checked_list(node, 2)
-    function = codec._function(source) if type(source) is str else _unit(codec._read(source), Action)
-    return Stream(function, tuple(map(codec._read, checked_list(args))))
+    function = notation.function(source) if type(source) is str else _unit(notation.read(source), Action)
+    return Stream(function, tuple(map(notation.read, checked_list(args))))
 
 
 # Options of definitions: values, but for middleware, reducers, and the exception classes that middleware takes.
 
 
 _LAYERS: Final = frozenset({"use", "use_stages", "use_actions"})
-_SHIPPED: Final[dict[Any, Any]] = {_Retry: retry, _Recover: recover}
+_SHIPPED: Final[dict[Any, Any]] = {Retry: retry, Recover: recover}
 _REDUCERS: Final[dict[str, Any]] = {
     "max": max,
     "min": min,
@@ -506,92 +520,92 @@ _REDUCERS: Final[dict[str, Any]] = {
 }
 
 
-def _write_options(codec: JsonCodec, options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _write_option(codec, name, value) for name, value in options.items()}
+def _write_options(notation: Notation, options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _write_option(notation, name, value) for name, value in options.items()}
 
 
-def _read_options(codec: JsonCodec, node: Any) -> dict[str, Any]:
-    return {name: _read_option(codec, name, value) for name, value in checked_dict(node).items()}
+def _read_options(notation: Notation, node: Any) -> dict[str, Any]:
+    return {name: _read_option(notation, name, value) for name, value in checked_dict(node).items()}
 
 
-def _write_option(codec: JsonCodec, name: str, value: Any) -> Any:
+def _write_option(notation: Notation, name: str, value: Any) -> Any:
     if name in _LAYERS:
-        return [_write_layer(codec, layer) for layer in value]
+        return [_write_layer(notation, layer) for layer in value]
     if name == "merge":
-        return {key: _write_reducer(codec, reducer) for key, reducer in value.items()}
-    return codec._write(value)
+        return {key: _write_reducer(notation, reducer) for key, reducer in value.items()}
+    return notation.write(value)
 
 
-def _read_option(codec: JsonCodec, name: str, node: Any) -> Any:
+def _read_option(notation: Notation, name: str, node: Any) -> Any:
     if name in _LAYERS:
-        return [_read_layer(codec, layer) for layer in checked_list(node)]
+        return [_read_layer(notation, layer) for layer in checked_list(node)]
     if name == "merge":
         return {
-            key: _REDUCERS.get(checked_text(where)) or codec._function(where)
+            key: _REDUCERS.get(checked_text(where)) or notation.function(where)
             for key, where in checked_dict(node).items()
         }
-    return codec._read(node)
+    return notation.read(node)
 
 
-def _write_reducer(codec: JsonCodec, reducer: Any) -> str:
+def _write_reducer(notation: Notation, reducer: Any) -> str:
     known = next((name for name, function in _REDUCERS.items() if function is reducer), None)
-    return known or codec._function_written(reducer)
+    return known or notation.function_written(reducer)
 
 
-def _write_layer(codec: JsonCodec, layer: Any) -> Any:
+def _write_layer(notation: Notation, layer: Any) -> Any:
     args: Sequence[Any] = ()
     if type(layer) in _SHIPPED:
         where, kwargs = _SHIPPED[type(layer)].__name__, layer._asdict()
     elif isinstance(layer, functools.partial):
         partial = cast("functools.partial[Any]", layer)
-        where, args, kwargs = codec._function_written(partial.func), partial.args, partial.keywords
+        where, args, kwargs = notation.function_written(partial.func), partial.args, partial.keywords
     else:
-        return codec._function_written(layer)
-    written = {name: _write_argument(codec, value) for name, value in kwargs.items()}
-    return [where, [_write_argument(codec, value) for value in args], written]
+        return notation.function_written(layer)
+    written = {name: _write_argument(notation, value) for name, value in kwargs.items()}
+    return [where, [_write_argument(notation, value) for value in args], written]
 
 
-def _read_layer(codec: JsonCodec, node: Any) -> Any:
+def _read_layer(notation: Notation, node: Any) -> Any:
     if type(node) is str:
-        return codec._function(node)
+        return notation.function(node)
     where, args, kwargs = checked_list(node, 3)
-    given = {name: _read_argument(codec, arg) for name, arg in checked_dict(kwargs).items()}
+    given = {name: _read_argument(notation, arg) for name, arg in checked_dict(kwargs).items()}
     for shipped in _SHIPPED.values():
         if where == shipped.__name__:
             return shipped(**given)
     return functools.partial(
-        codec._function(checked_text(where)), *(_read_argument(codec, arg) for arg in checked_list(args)), **given
+        notation.function(checked_text(where)), *(_read_argument(notation, arg) for arg in checked_list(args)), **given
     )
 
 
-def _write_argument(codec: JsonCodec, value: Any) -> Any:
+def _write_argument(notation: Notation, value: Any) -> Any:
     """Write an argument of a middleware, which may be exception classes, as those of `retry`."""
     if isinstance(value, type):
         return {"$class": reference(value, "exception")}
     if type(value) is tuple and value and all(isinstance(cls, type) for cls in cast("tuple[Any, ...]", value)):
         return {"$classes": [reference(cls, "exception") for cls in cast("tuple[Any, ...]", value)]}
-    return codec._write(value)
+    return notation.write(value)
 
 
-def _read_argument(codec: JsonCodec, node: Any) -> Any:
+def _read_argument(notation: Notation, node: Any) -> Any:
     if type(node) is dict and len(cast("dict[str, Any]", node)) == 1:
         if "$class" in node:
             return _exception_class(node["$class"])
         if "$classes" in node:
             return tuple(map(_exception_class, checked_list(node["$classes"])))
-    return codec._read(node)
+    return notation.read(node)
 
 
 # Types of the standard library.
 
 
-def _write_pairs(codec: JsonCodec, value: Mapping[Any, Any]) -> list[Any]:
-    return [[codec._write(key), codec._write(item)] for key, item in value.items()]
+def _write_pairs(notation: Notation, value: Mapping[Any, Any]) -> list[Any]:
+    return [[notation.write(key), notation.write(item)] for key, item in value.items()]
 
 
-def _read_pairs(codec: JsonCodec, node: Any) -> dict[Any, Any]:
+def _read_pairs(notation: Notation, node: Any) -> dict[Any, Any]:
     pairs = (checked_list(pair, 2) for pair in checked_list(node))
-    return {codec._read(key): codec._read(value) for key, value in pairs}
+    return {notation.read(key): notation.read(value) for key, value in pairs}
 
 
 # The tables.
