@@ -31,8 +31,10 @@ from support import shown
 import flowdeco
 from flowdeco import Key, Stage, Status, action, parallel, pipeline, stage, stream
 from flowdeco.durable import Codec, JsonCodec, PickleCodec, codec
-from flowdeco.errors import JournalError, RunError, SerializationError
+from flowdeco.engine.results import Yielded
+from flowdeco.errors import JournalError, Problem, RunError, SerializationError
 from flowdeco.middleware import atomic, recover, retry
+from flowdeco.model.definitions import Stream
 from flowdeco.model.options import UNSET
 from flowdeco.model.store import MISSING
 
@@ -634,6 +636,45 @@ def test_pickle_says_what_code_is_gone():
     payload = pickle.dumps(Money(1)).replace(b"Money", b"Honey")
     with pytest.raises(JournalError, match="refers to code that is not there: .*Honey.* To resume, put it back"):
         PickleCodec().decode(payload)
+
+
+OLD_NAMES = {
+    "flowdeco.model.definitions": "flowdeco.definitions",
+    "flowdeco.model.options": "flowdeco.options",
+    "flowdeco.model.references": "flowdeco.references",
+    "flowdeco.model.store": "flowdeco.store",
+    "flowdeco.engine.results": "flowdeco.returned",
+    "flowdeco.engine.runs": "flowdeco.runs",
+    "flowdeco.errors\nProblem": "flowdeco.wiring\nProblem",
+    "flowdeco.middleware\nRe": "flowdeco.middleware\n_Re",
+}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *DEFINITIONS,
+        *(Status.COMPLETED, UNSET, MISSING, Key("a", int), Yielded([1]), Problem("s", "a", "x", "x", True, "no x")),
+        load.with_options(use=[retry(on=KeyError), recover(on=OSError)]),
+        stream(pages, 3, "a"),
+    ],
+    ids=shown,
+)
+def test_pickles_from_before_a_move_can_be_read(value):
+    """Modules and classes of flowdeco had other names when older journals were written."""
+    payload = pickle.dumps({"puts": {"key": value}}, 0)  # protocol 0 is text
+    for new, old in OLD_NAMES.items():
+        payload = payload.replace(f"c{new}".encode(), f"c{old}".encode())
+    with pytest.raises((ImportError, AttributeError)):
+        pickle.loads(payload)
+    found = PickleCodec().decode(payload)["puts"]["key"]
+    assert repr(found) == repr(value) if isinstance(value, Stream) else found == value
+    assert type(found) is type(value)
+
+
+def test_json_from_before_a_move_can_be_read():
+    """As that of pickle."""
+    assert JsonCodec().decode(node("$enum", ["flowdeco.runs:Status", "COMPLETED"])) is Status.COMPLETED
 
 
 def test_pickle_takes_exceptions_whose_init_wants_other_arguments():

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from typing import Any, Final, cast
 
+from flowdeco.durable.lookup import current
 from flowdeco.errors import JournalError, RunError, SerializationError, UnreferencedError
 from flowdeco.model.paths import Parts, all_parts, culprit, shown_key
 from flowdeco.model.references import Called, Changed
@@ -51,8 +52,8 @@ class PickleCodec:
         """Return the value; raises `JournalError` if the payload is damaged, or what it refers to is gone."""
         try:
             return pickle.loads(payload)
-        except TypeError:
-            pass  # perhaps an exception whose `__init__` takes other arguments than it hands on
+        except (TypeError, AttributeError, ImportError):
+            pass  # perhaps an exception whose `__init__` takes other arguments than it hands on, or what has moved
         except Exception as error:
             raise JournalError(_unloadable(error)) from error
         try:
@@ -174,10 +175,10 @@ def _with_told_error(value: Any, attempt: Callable[[Any], object]) -> Any:
 
 
 class _Lenient(pickle.Unpickler):
-    """Makes exceptions without their `__init__` where that refuses the arguments."""
+    """Makes exceptions without their `__init__` where that refuses the arguments, and finds what has moved."""
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        found: Any = super().find_class(module_name, global_name)
+        found: Any = super().find_class(*current(module_name, global_name))
         is_error = isinstance(found, type) and issubclass(found, BaseException) and found.__module__ != "builtins"
         return cast("Any", functools.partial(_made, found) if is_error else found)
 

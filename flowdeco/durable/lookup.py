@@ -1,15 +1,37 @@
-"""What the names in a journal lead to: `module:qualname`, looked up among loaded modules only."""
+"""What the names in a journal lead to: `module:qualname`, looked up among loaded modules only.
+
+A journal outlives the layout of this package: names that were written before a move are followed to where they are now.
+"""
 
 from __future__ import annotations
 
 import sys
 import types
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from flowdeco.errors import JournalError
 
-__all__ = ["find", "lookup", "place", "reference"]
+__all__ = ["current", "find", "lookup", "place", "reference"]
+
+# Where values that older journals hold are now, by the old module, or by module and name.
+_MODEL: Final = "annotations declare definitions functions options paths references store wiring"
+_ENGINE: Final = "context journal requests runs"
+_MOVED: Final = {
+    **{f"flowdeco.{name}": f"flowdeco.model.{name}" for name in _MODEL.split()},
+    **{f"flowdeco.{name}": f"flowdeco.engine.{name}" for name in _ENGINE.split()},
+    "flowdeco.returned": "flowdeco.engine.results",
+}
+_RENAMED: Final = {
+    ("flowdeco.middleware", "_Recover"): ("flowdeco.middleware", "Recover"),
+    ("flowdeco.middleware", "_Retry"): ("flowdeco.middleware", "Retry"),
+    ("flowdeco.wiring", "Problem"): ("flowdeco.errors", "Problem"),
+}
+
+
+def current(module: str, name: str) -> tuple[str, str]:
+    """Return the module and name by which a thing of this package is found now, whatever it was once called."""
+    return _RENAMED.get((module, name)) or (_MOVED.get(module, module), name)
 
 
 def lookup(where: Any) -> Any:
@@ -20,6 +42,8 @@ def lookup(where: Any) -> Any:
     if type(where) is not str:
         raise JournalError("a text is something else")
     module, _, qualname = where.partition(":")
+    if module not in sys.modules:
+        module, qualname = current(module, qualname)
     found: Any = sys.modules.get(module)
     if not issubclass(type(found), types.ModuleType):
         raise JournalError(f"{where} refers to the module {module!r}, which is not loaded")
