@@ -270,7 +270,7 @@ def test_it_is_remembered_and_what_is_remembered_is_bounded():
         fingerprint(lambda x=(number,): x)
     assert len(module._known) <= module._KEPT
     for number in range(module._KEPT + 10):
-        module._code_told(compile(str(number), "nowhere", "eval"))
+        module._code_described(compile(str(number), "nowhere", "eval"))
     assert len(module._codes) <= module._KEPT
 
 

@@ -1,4 +1,4 @@
-"""Journals: where runs are remembered, so that they survive the end of their process."""
+"""Journals: they remember runs, which survive the end of their process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from flowdeco.lazy import lazily
 
 if TYPE_CHECKING:
     from flowdeco.durable.json_codec import JsonCodec
-else:  # it needs all that it can read; who lists runs does not
+else:  # it imports every type that it can read; listing runs needs none of them
     __getattr__, __dir__ = lazily(__name__, "json_codec")
 
 __all__ = [
@@ -59,20 +59,20 @@ def runs(journal: Any) -> list[RunInfo]:
 
 
 def history(journal: Any, run_id: str) -> list[Row]:
-    """Return the steps of a run in the order in which they were over, their payloads as they are."""
+    """Return the steps of a run in the order in which they finished, with their payloads undecoded."""
     found: list[Row] = as_journal(journal).history(run_id)
     return found
 
 
 def delete(journal: Any, run_id: str) -> None:
-    """Delete a run; raises `RunNotFoundError`, and `RunBusyError` while somebody works on it."""
+    """Delete a run; raises `RunNotFoundError`, and `RunBusyError` while a process works on it."""
     as_journal(journal).delete(run_id)
 
 
 def purge(journal: Any, older_than: float | timedelta, status: str | Iterable[str] | None = None) -> int:
-    """Delete the runs that nothing was heard of for so long (seconds, or a timedelta), and return how many.
+    """Delete the runs that were last updated so long ago (seconds, or a timedelta), and return how many.
 
-    `status` restricts it to runs of these statuses. A run that somebody works on stays.
+    `status` restricts it to runs of these statuses. A run that a process works on stays.
     """
     if isinstance(older_than, timedelta):
         older_than = older_than.total_seconds()
@@ -88,6 +88,6 @@ def purge(journal: Any, older_than: float | timedelta, status: str | Iterable[st
             try:
                 target.delete(run.id)
                 count += 1
-            except (RunBusyError, RunNotFoundError):  # somebody was faster
+            except (RunBusyError, RunNotFoundError):  # another process was faster
                 continue
     return count

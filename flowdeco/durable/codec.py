@@ -1,4 +1,4 @@
-"""How values become bytes: pickle, the default.
+"""Values as bytes, by pickle: the default.
 
 A journal in pickle is as trusted as code: whoever can write the file can run code where it is read.
 """
@@ -27,7 +27,7 @@ _PROTOCOL: Final = 5
 class PickleCodec:
     """Pickle, protocol 5; definitions go by reference.
 
-    What pickle itself cannot do for things of `__main__` and notebooks, lambdas and local classes, is left to
+    Things of `__main__` and notebooks that pickle itself cannot write, lambdas and local classes, are left to
     cloudpickle where that is installed. Classes and functions that `__main__` still has go by reference all the same: a
     resumed script finds its own classes, not copies of them.
     """
@@ -43,17 +43,17 @@ class PickleCodec:
         by_value = None if isinstance(reason, (UnreferencedError, RecursionError)) else _by_value()
         attempt = by_value or _by_reference
         try:
-            return attempt(_with_told_error(value, attempt))
+            return attempt(_with_described_error(value, attempt))
         except Exception as error:
             hint = "" if by_value else _hint(error)
             raise unserialisable(value, what, attempt, error, hint=hint, parts=_parts) from error
 
     def decode(self, payload: bytes) -> Any:
-        """Return the value; raises `JournalError` if the payload is damaged, or what it refers to is gone."""
+        """Return the value; raises `JournalError` if the payload is damaged, or refers to code that is gone."""
         try:
             return pickle.loads(payload)
         except (TypeError, AttributeError, ImportError):
-            pass  # perhaps an exception whose `__init__` takes other arguments than it hands on, or what has moved
+            pass  # perhaps an exception whose `__init__` takes other arguments than it passes on, or a moved name
         except Exception as error:
             raise JournalError(_unloadable(error)) from error
         try:
@@ -92,18 +92,20 @@ def unserialisable(
 ) -> SerializationError:
     """Return the error that names the innermost part for which the attempt fails."""
     path, reason = _place(value, what, attempt, parts) or (what, error)
-    told = str(reason) if isinstance(reason, (TypeError, AttributeError, pickle.PicklingError)) else _told(reason)
-    return SerializationError(f"{path}: {told}{hint}" if path else f"{told}{hint}")
+    problem = (
+        str(reason) if isinstance(reason, (TypeError, AttributeError, pickle.PicklingError)) else _described(reason)
+    )
+    return SerializationError(f"{path}: {problem}{hint}" if path else f"{problem}{hint}")
 
 
-def _told(error: Exception) -> str:
+def _described(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply, or contains itself"
     return str(error) if isinstance(error, JournalError) else f"{type(error).__name__}: {error}"
 
 
 def _place(value: Any, what: str, attempt: Callable[[Any], object], parts: Parts) -> tuple[str, Exception] | None:
-    """Look for the culprit in a payload, where what is under `puts` and `appends` is called by its key of the store."""
+    """Look for the culprit in a payload, in which the values under `puts` and `appends` are named by their key."""
     if type(value) is not dict or what == "inputs":
         return culprit(value, what or "value", attempt, parts)
     start = f"{what}: " if what else ""
@@ -122,7 +124,7 @@ def _sections(section: Any, content: Any) -> Iterable[tuple[str, Any]]:
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
-    """Give the parts of a value; of a definition, what it was made with."""
+    """Yield the parts of a value; of a definition, those that it was made with."""
     from flowdeco.durable.internals import bound_values, origin_of
     from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage
 
@@ -141,15 +143,15 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         yield from all_parts(value)
 
 
-# Exceptions: what went wrong must not go wrong again because it cannot be written or read as it was.
+# Exceptions: a failure must not cause another one because it cannot be written or read as it was.
 
 
-def told_error(error: BaseException) -> RunError:
-    """Return an error that says what another one was."""
-    told = RunError(f"{type(error).__qualname__}: {error}")
+def described_error(error: BaseException) -> RunError:
+    """Return an error that describes another one."""
+    described = RunError(f"{type(error).__qualname__}: {error}")
     for note in getattr(error, "__notes__", ()):
-        told.add_note(note)
-    return told
+        described.add_note(note)
+    return described
 
 
 def remade_exception(cls: type[BaseException], args: tuple[Any, ...]) -> BaseException:
@@ -160,8 +162,8 @@ def remade_exception(cls: type[BaseException], args: tuple[Any, ...]) -> BaseExc
     return made
 
 
-def _with_told_error(value: Any, attempt: Callable[[Any], object]) -> Any:
-    """Return the payload with its record's error as a text, if that is what cannot be written."""
+def _with_described_error(value: Any, attempt: Callable[[Any], object]) -> Any:
+    """Return the payload with its record's error as a string, if that error cannot be written."""
     if type(value) is not dict:
         return value
     payload = cast("dict[Any, Any]", value)
@@ -170,12 +172,12 @@ def _with_told_error(value: Any, attempt: Callable[[Any], object]) -> Any:
         try:
             attempt(error)
         except Exception:
-            return {**payload, "error": told_error(error)}
+            return {**payload, "error": described_error(error)}
     return payload
 
 
 class _Lenient(pickle.Unpickler):
-    """Makes exceptions without their `__init__` where that refuses the arguments, and finds what has moved."""
+    """Makes exceptions without their `__init__` where that refuses the arguments, and follows moved names."""
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         found: Any = super().find_class(*current(module_name, global_name))
@@ -202,7 +204,7 @@ def _by_value() -> Callable[[Any], bytes] | None:
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         def reducer_override(self, obj: Any) -> Any:
-            if isinstance(obj, Unit):  # a proxy of a function, for which cloudpickle would take it
+            if isinstance(obj, Unit):  # a proxy of a function, which cloudpickle would take it for
                 return NotImplemented
             if isinstance(obj, (type, types.FunctionType)) and _found(cast("Any", obj)):
                 return NotImplemented

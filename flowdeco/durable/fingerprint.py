@@ -1,9 +1,9 @@
-"""What tells that the code of an action has changed: a short hash of what its function says.
+"""Fingerprints: a short hash of a function, which differs when the code of an action has changed.
 
-Where the source is at hand it is the syntax tree that is hashed, without name, docstrings, decorators and places: that
+Where the source is available the syntax tree is hashed, without name, docstrings, decorators and places: that
 is the same in every version of Python, and wherever the function stands in its file. The source is only believed if it
-compiles to the very code that is loaded: a file may have been edited since, or rewritten on import. Otherwise it is the
-code object that is hashed. Defaults count; closures, bound values, and the functions that are called do not.
+compiles to the very code that is loaded: a file may have been edited since, or rewritten on import. Otherwise the code
+object is hashed. Defaults count; closures, bound values, and the functions that are called do not.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ _codes: dict[int, tuple[types.CodeType, str]] = {}
 
 
 def fingerprint(function: Any) -> str:
-    """Return a short text that is another one when the code, its constants or its defaults are others."""
+    """Return a short string that differs when the code, its constants or its defaults differ."""
     try:
         inner = getattr(function, "__wrapped__", None)
         while inner is not None:  # the function that a decorator hides
             function, inner = inner, getattr(inner, "__wrapped__", None)
         code, defaults, named = function.__code__, function.__defaults__, function.__kwdefaults__
     except AttributeError:
-        return _hashed(_told(function))
+        return _hashed(_described(function))
     key = id(code), id(defaults), id(named)
     found = _known.get(key)
     if found is None:
         if len(_known) >= _KEPT:
             _known.clear()
         held = code, defaults, named  # so that the ids stay theirs
-        found = _known[key] = held, _hashed(_told(function))
+        found = _known[key] = held, _hashed(_described(function))
     return found[1]
 
 
@@ -53,39 +53,39 @@ def _hashed(text: str) -> str:
     return blake2b(text.encode("utf-8", "backslashreplace"), digest_size=8).hexdigest()
 
 
-def _told(thing: Any) -> str:
-    """Say what a callable does; an object by the code of its class."""
+def _described(thing: Any) -> str:
+    """Describe a callable; an object by the code of its class."""
     if isinstance(thing, types.FunctionType):
-        return f"{_code_told(thing.__code__)}\n{_values_told((thing.__defaults__, thing.__kwdefaults__))}"
+        return f"{_code_described(thing.__code__)}\n{_value_described((thing.__defaults__, thing.__kwdefaults__))}"
     if isinstance(thing, (types.MethodType, classmethod, staticmethod)):
-        return _told(cast("Any", thing).__func__)
+        return _described(cast("Any", thing).__func__)
     if isinstance(thing, functools.partial):
         partial = cast("functools.partial[Any]", thing)
-        return f"partial {len(partial.args)} {sorted(partial.keywords)}\n{_told(partial.func)}"
+        return f"partial {len(partial.args)} {sorted(partial.keywords)}\n{_described(partial.func)}"
     call = next((vars(cls)["__call__"] for cls in type(thing).__mro__ if "__call__" in vars(cls)), None)
     if hasattr(thing, "__qualname__"):
         return f"{getattr(thing, '__module__', None)}:{thing.__qualname__}"
-    inside = _told(call) if isinstance(call, types.FunctionType) else ""
-    return f"a {type(thing).__module__}:{type(thing).__qualname__}\n{inside}"
+    target = _described(call) if isinstance(call, types.FunctionType) else ""
+    return f"a {type(thing).__module__}:{type(thing).__qualname__}\n{target}"
 
 
 # Values: defaults and constants.
 
 
-def _values_told(value: Any) -> str:
-    """Say what a value is, the same in every process."""
+def _value_described(value: Any) -> str:
+    """Describe a value, the same in every process."""
     if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
         return f"{type(value).__name__} {value!r}" if type(value) is not str else ascii(value)
     if isinstance(value, types.CodeType):
-        return _code_told(value)
+        return _code_described(value)
     if isinstance(value, Mapping):
         items = cast("Mapping[Any, Any]", value).items()
-        return f"{{{', '.join(f'{_values_told(key)}: {_values_told(part)}' for key, part in items)}}}"
+        return f"{{{', '.join(f'{_value_described(key)}: {_value_described(part)}' for key, part in items)}}}"
     name = str(type(value).__qualname__)
     if isinstance(value, AbstractSet):
-        return f"{name}{sorted(map(_values_told, cast('Iterable[Any]', value)))}"
+        return f"{name}{sorted(map(_value_described, cast('Iterable[Any]', value)))}"
     if isinstance(value, (list, tuple)):
-        return f"{name}{list(map(_values_told, cast('Iterable[Any]', value)))}"
+        return f"{name}{list(map(_value_described, cast('Iterable[Any]', value)))}"
     if isinstance(value, (type, types.ModuleType)) or callable(value):
         return str(getattr(value, "__qualname__", None) or getattr(value, "__name__", None) or name)
     try:
@@ -98,21 +98,21 @@ def _values_told(value: Any) -> str:
 # Code.
 
 
-def _code_told(code: types.CodeType) -> str:
+def _code_described(code: types.CodeType) -> str:
     found = _codes.get(id(code))
     if found is None:
         node = _node_of(code)
         if len(_codes) >= _KEPT:
             _codes.clear()
-        found = _codes[id(code)] = code, _hashed(_loaded_told(code) if node is None else _dumped(node))
+        found = _codes[id(code)] = code, _hashed(_loaded_described(code) if node is None else _dumped(node))
     return found[1]
 
 
-def _loaded_told(code: types.CodeType) -> str:
-    """Say what a code object does: all but where it stands."""
+def _loaded_described(code: types.CodeType) -> str:
+    """Describe a code object: all but its place in the file."""
     constants = code.co_consts[1:] if _has_docstring(code) else code.co_consts
     parts = [code.co_name, code.co_names, code.co_varnames, code.co_freevars, code.co_flags & _MEANT]
-    return f"{parts} {code.co_code.hex()} {list(map(_values_told, constants))}"
+    return f"{parts} {code.co_code.hex()} {list(map(_value_described, constants))}"
 
 
 def _has_docstring(code: types.CodeType) -> bool:
@@ -200,7 +200,7 @@ def _node_of(code: types.CodeType) -> _Function | None:
 
 
 def _functions_at(node: ast.AST, line: int) -> Iterator[_Function]:
-    """Give the functions that begin at this line, with their decorators."""
+    """Yield the functions that begin at this line, with their decorators."""
     for child in ast.iter_child_nodes(node):
         decorators = [decorator.lineno for decorator in getattr(child, "decorator_list", ())]
         first = min([getattr(child, "lineno", line), *decorators])
@@ -211,34 +211,34 @@ def _functions_at(node: ast.AST, line: int) -> Iterator[_Function]:
 
 
 def _dumped(node: _Function) -> str:
-    """Return the tree as text: only what is there, so that a newer Python, with more fields, says the same."""
-    said: list[str] = []
-    _dump(node, said, named=False)
-    return " ".join(said)
+    """Return the tree as a string, without empty fields: a newer Python, with more of them, gives the same."""
+    parts: list[str] = []
+    _dump(node, parts, named=False)
+    return " ".join(parts)
 
 
 _SILENT: Final = frozenset({"decorator_list", "ctx", "kind", "type_comment"})
 
 
-def _dump(node: Any, said: list[str], *, named: bool = True) -> None:
+def _dump(node: Any, parts: list[str], *, named: bool = True) -> None:
     if isinstance(node, ast.Constant):
-        said.append(_values_told(node.value))
+        parts.append(_value_described(node.value))
     elif isinstance(node, ast.AST):
-        said.append(f"({type(node).__name__}")
+        parts.append(f"({type(node).__name__}")
         for field, value in ast.iter_fields(node):
             if field in _SILENT or value is None or value == [] or (field == "name" and not named):
                 continue
-            said.append(f"{field}=")
+            parts.append(f"{field}=")
             if field == "body" and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
                 value = value[ast.get_docstring(node, clean=False) is not None :]
             if isinstance(node, ast.JoinedStr):  # some versions have empty parts in it
                 value = [part for part in value if not (isinstance(part, ast.Constant) and part.value == "")]
-            _dump(value, said)
-        said.append(")")
+            _dump(value, parts)
+        parts.append(")")
     elif isinstance(node, list):
-        said.append("[")
+        parts.append("[")
         for part in cast("list[Any]", node):
-            _dump(part, said)
-        said.append("]")
+            _dump(part, parts)
+        parts.append("]")
     else:
-        said.append(ascii(node))
+        parts.append(ascii(node))

@@ -1,4 +1,4 @@
-"""What is told of a run without taking it up."""
+"""The description of a run, for those who list runs."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class RunInfo(NamedTuple):
     """A run of a journal: times in POSIX seconds, `steps` that are saved.
 
     `owner` is the process that works on it, None where none does: a run that is `running` without one has crashed.
-    Behind `error` stands where that came from, in a line for each place: "in action 'upload' of stage 'publish'".
-    `entry` is where its pipeline is found, if whoever began it said so; `codec` what its steps are written in.
+    `error` is followed by its origin, in a line for each place: "in action 'upload' of stage 'publish'".
+    `entry` is where its pipeline is found, if the journal that began it was given one; `codec` the codec of its steps.
     """
 
     id: str
@@ -35,7 +35,7 @@ class RunInfo(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A stage of a journal, with the rows of its actions; `row` is None where the stage is not over."""
+    """A stage of a journal, with the rows of its actions; `row` is None where the stage has not finished."""
 
     name: str
     row: Row | None
@@ -43,7 +43,7 @@ class Step(NamedTuple):
 
 
 def steps(rows: Iterable[Row]) -> list[Step]:
-    """Return the stages that rows tell of, in the order in which they were over, those that are not over last."""
+    """Return the stages of these rows, in the order in which they finished, unfinished ones last."""
     found: list[Step] = []
     open: defaultdict[str, list[Row]] = defaultdict(list)
     for row in rows:

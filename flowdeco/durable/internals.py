@@ -1,4 +1,4 @@
-"""What a codec must know of a definition and the model has no public name for: the private accesses are all here."""
+"""Details of definitions that codecs need and the model has no public name for: all private accesses are here."""
 
 from __future__ import annotations
 

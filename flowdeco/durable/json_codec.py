@@ -22,9 +22,9 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, Self, TypeVar, cast
 
-from flowdeco.durable.codec import remade_exception, told_error, unserialisable
+from flowdeco.durable.codec import described_error, remade_exception, unserialisable
 from flowdeco.durable.internals import options_of, origin_of
-from flowdeco.durable.kinds import STANDARD, ZONE, Kind, checked_dict, checked_list, checked_text, of_two
+from flowdeco.durable.kinds import STANDARD, ZONE, Kind, checked_dict, checked_list, checked_string, of_two
 from flowdeco.durable.lookup import find, lookup, place, reference
 from flowdeco.errors import JournalError, RunError
 from flowdeco.middleware import Recover, Retry, recover, retry
@@ -53,11 +53,11 @@ class Nested:
 
 
 class JsonCodec:
-    """JSON; types round-trip exactly: what is of the standard library, dataclasses, enums, named tuples, definitions.
+    """JSON; types round-trip exactly: those of the standard library, dataclasses, enums, named tuples, definitions.
 
-    Other types are registered, with a function that makes of a value what JSON knows (or the codec), and one back.
+    Other types are registered, with a function that turns a value into one that the codec can write, and one back.
     Functions that a journal may refer to, as sources of streams or reducers of parallel groups, are allowed by
-    `allow`; generator functions at the top of loaded modules, other than the standard library's, are as they are.
+    `allow`; generator functions at module level, other than the standard library's, need not be.
     """
 
     name = "json"
@@ -83,7 +83,7 @@ class JsonCodec:
             raise unserialisable(value, what, self._dumped, error, parts=_parts) from error
 
     def decode(self, payload: bytes) -> Any:
-        """Return the value; raises `JournalError` if the payload is damaged, or refers to what is not there."""
+        """Return the value; raises `JournalError` if the payload is damaged, or refers to something absent."""
         try:
             return self._notation.read(
                 json.loads(payload.decode("utf-8", "surrogatepass"), parse_constant=_refuse_constant)
@@ -98,7 +98,7 @@ class JsonCodec:
 
 
 class Notation:
-    """What a codec knows: the tables, and the types and functions that it was told of."""
+    """The rules of one codec: the tables, and the types and functions that were registered or allowed."""
 
     def __init__(self) -> None:
         self.allowed: dict[str, Callable[..., Any]] = {}
@@ -146,7 +146,7 @@ class Notation:
         else:
             return {key: self.read(item) for key, item in found.items()}
         if len(found) != 1:
-            raise JournalError(f"the tag {tag!r} stands among other keys")
+            raise JournalError(f"the tag {tag!r} is among other keys")
         kind = self._tags.get(tag)
         if kind is None:
             raise JournalError(f"the tag {tag!r} is unknown")
@@ -158,7 +158,7 @@ class Notation:
         return kind.read(self.read(content))
 
     def _read_registered(self, name: Any, value: Any) -> Any:
-        read = self._registered.get(checked_text(name))
+        read = self._registered.get(checked_string(name))
         if read is None:
             raise JournalError(
                 f"the type {name} is not registered: codec.register({name.rpartition(':')[2]}, write, read)"
@@ -166,7 +166,7 @@ class Notation:
         return read(value)
 
     def function(self, where: str) -> Any:
-        """Return a function that the codec was told of, or a generator function of the program."""
+        """Return an allowed function, or a generator function of the program."""
         allowed = self.allowed.get(where)
         if allowed is not None:
             return allowed
@@ -177,7 +177,7 @@ class Notation:
             raise JournalError(f"no loaded module has a generator function {where}")
         if not (inspect.isgeneratorfunction(found) or inspect.isasyncgenfunction(found)):
             raise JournalError(
-                f"JSON refers to generator functions, and {where} is none: codec.allow({found.__name__})"
+                f"JSON refers to generator functions, and {where} is not one: codec.allow({found.__name__})"
             )
         return found
 
@@ -198,38 +198,38 @@ def _tested(value: Any) -> Kind | Nested:
             return kind
     cls = _class_of(value)
     if isinstance(value, (types.FunctionType, types.BuiltinFunctionType, type)):
-        raise TypeError(f"JSON cannot hold the {cls.__name__} {value.__qualname__}: functions and classes are no data")
+        raise TypeError(f"JSON cannot hold the {cls.__name__} {value.__qualname__}: functions and classes are not data")
     name = cls.__qualname__
     other = "" if cls.__module__.partition(".")[0] in sys.stdlib_module_names else ", or make it a dataclass"
     raise TypeError(f"JSON cannot hold a {name}: register it, codec.register({name}, write, read){other}")
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
-    """Give the parts of a value that are written for themselves."""
+    """Yield the parts of a value that are written separately."""
     yield from items(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
             yield f".{field.name}", getattr(value, field.name, None)
 
 
-# What a file must be: JSON of the right shape, classes of the right kind.
+# Checks of what a file refers to.
 
 
 def _refuse_constant(name: str) -> Any:
-    raise JournalError(f"{name} is no JSON")
+    raise JournalError(f"{name} is not valid JSON")
 
 
-def _class(where: Any, base: type = object, what: str = "class", meta: type = type) -> Any:
+def _class(where: Any, base: type = object, what: str = "a class", meta: type = type) -> Any:
     found = lookup(where)
     if not (issubclass(type(found), meta) and issubclass(found, base)):
-        raise JournalError(f"{where} is no {what}")
+        raise JournalError(f"{where} is not {what}")
     return found
 
 
 def _instance(where: Any, kind: type) -> Any:
     found = lookup(where)
     if not issubclass(type(found), kind):
-        raise JournalError(f"{where} is no {kind.__name__}")
+        raise JournalError(f"{where} is not an instance of {kind.__name__}")
     return found
 
 
@@ -249,7 +249,7 @@ def _is(*classes: type) -> Callable[[Any], bool]:
 
 
 def _fields(cls: Any) -> list[str]:
-    """Return the fields of a dataclass that is made of nothing but them."""
+    """Return the fields of a dataclass that consists of nothing else."""
     names = [field.name for field in dataclasses.fields(cls)]
     for base in cls.__mro__:
         if base is not object and base.__module__ == "builtins":
@@ -278,7 +278,7 @@ def _read_object(notation: Notation, node: Any) -> Any:
     where, fields, *rest = checked_list(node)
     cls = _class(where)
     if not _is_dataclass(cls):
-        raise JournalError(f"{where} is no dataclass")
+        raise JournalError(f"{where} is not a dataclass")
     names = _fields(cls)
     if sorted(checked_dict(fields)) != sorted(names):
         raise JournalError(f"the fields of {where} are {', '.join(names)} now, not {', '.join(fields)}")
@@ -305,7 +305,7 @@ def _read_named(notation: Notation, node: Any) -> Any:
     where, parts = checked_list(node, 2)
     cls = lookup(where)
     if not _is_named_tuple(cls):
-        raise JournalError(f"{where} is no named tuple")
+        raise JournalError(f"{where} is not a named tuple")
     if len(checked_list(parts)) != len(cls._fields):
         raise JournalError(f"the fields of {where} are {', '.join(cls._fields)} now: {len(parts)} were written")
     return cast("Any", tuple).__new__(cls, map(notation.read, parts))  # not by what the class may call `__new__`
@@ -316,8 +316,8 @@ def _is_member(value: Any) -> bool:
 
 
 def _read_member(where: Any, name: Any) -> Any:
-    members = _class(where, what="enum", meta=enum.EnumMeta).__members__
-    if checked_text(name) not in members:
+    members = _class(where, what="an enum", meta=enum.EnumMeta).__members__
+    if checked_string(name) not in members:
         raise JournalError(f"the enum {where} has no member {name!r}")
     return members[name]
 
@@ -334,34 +334,34 @@ def _write_flag(value: Any) -> list[Any]:
     cls = _class_of(value)
     where, names = reference(cls, "enum"), [member.name for member in value]
     if _flag(cls, names) is not value:
-        raise TypeError(f"{value!r} is no combination of the members of {where}")
+        raise TypeError(f"{value!r} is not a combination of members of {where}")
     return [where, names]
 
 
 def _read_flag(where: Any, names: Any) -> Any:
-    cls = _class(where, what="enum", meta=enum.EnumMeta)
+    cls = _class(where, what="an enum", meta=enum.EnumMeta)
     if not issubclass(cls, enum.Flag):
-        raise JournalError(f"{where} is no enum of flags")
+        raise JournalError(f"{where} is not an enum of flags")
     return _flag(cls, checked_list(names))
 
 
 def _write_exception(notation: Notation, error: BaseException) -> list[Any]:
-    """Write an exception as its class, arguments and attributes; as a text where one of them cannot be written."""
+    """Write an exception as its class, arguments and attributes; as a string where one of them cannot be written."""
     try:
         where = reference(type(error), "exception")
         return [where, notation.write(list(error.args)), notation.write(dict(error.__dict__))]
     except (TypeError, ValueError, RecursionError):
-        told = told_error(error)
-        return [None, str(told), getattr(told, "__notes__", [])]
+        described = described_error(error)
+        return [None, str(described), getattr(described, "__notes__", [])]
 
 
 def _read_exception(notation: Notation, node: Any) -> Any:
     where, args, state = checked_list(notation.read(node), 3)
     if where is None:
-        told = RunError(checked_text(args))
+        described = RunError(checked_string(args))
         for note in checked_list(state):
-            told.add_note(checked_text(note))
-        return told
+            described.add_note(checked_string(note))
+        return described
     cls = _exception_class(where)
     made = (
         cls(*checked_list(args)) if cls.__module__ == "builtins" else remade_exception(cls, tuple(checked_list(args)))
@@ -371,7 +371,7 @@ def _read_exception(notation: Notation, node: Any) -> Any:
 
 
 def _exception_class(where: Any) -> Any:
-    return _class(where, BaseException, "exception class")
+    return _class(where, BaseException, "an exception class")
 
 
 # Keys, with their declared types.
@@ -404,7 +404,7 @@ def _read_type(node: Any) -> Any:
 
 
 def _read_key(name: Any, declared: Any) -> Any:
-    return Key(checked_text(name)) if declared is None else Key(checked_text(name), _read_type(declared))
+    return Key(checked_string(name)) if declared is None else Key(checked_string(name), _read_type(declared))
 
 
 # Definitions: as the references that the model has for them, or by their parts.
@@ -438,7 +438,7 @@ def _write_action(action: Any) -> str:
 
 def _unit(found: Any, *kinds: type) -> Any:
     if not issubclass(type(found), kinds):
-        raise JournalError(f"a {type(found).__qualname__} stands where a definition should")
+        raise JournalError(f"a definition was expected, not {type(found).__qualname__}")
     return found
 
 
@@ -497,7 +497,7 @@ _MADE: Final[dict[str, Any]] = {
 def _write_stream(notation: Notation, stream: Stream) -> list[Any]:
     source = stream.source
     if not callable(source):
-        raise TypeError(f"a {stream.name} cannot be asked again on a resume: write stream(function, *args)")
+        raise TypeError(f"a {stream.name} cannot be pulled again on a resume: write stream(function, *args)")
     where = notation.write(source) if isinstance(source, Action) else notation.function_written(source)
     return [where, [notation.write(arg) for arg in stream.args]]
 
@@ -541,7 +541,7 @@ def _read_option(notation: Notation, name: str, node: Any) -> Any:
         return [_read_layer(notation, layer) for layer in checked_list(node)]
     if name == "merge":
         return {
-            key: _REDUCERS.get(checked_text(where)) or notation.function(where)
+            key: _REDUCERS.get(checked_string(where)) or notation.function(where)
             for key, where in checked_dict(node).items()
         }
     return notation.read(node)
@@ -574,7 +574,9 @@ def _read_layer(notation: Notation, node: Any) -> Any:
         if where == shipped.__name__:
             return shipped(**given)
     return functools.partial(
-        notation.function(checked_text(where)), *(_read_argument(notation, arg) for arg in checked_list(args)), **given
+        notation.function(checked_string(where)),
+        *(_read_argument(notation, arg) for arg in checked_list(args)),
+        **given,
     )
 
 

@@ -18,7 +18,7 @@ from flowdeco.errors import JournalError
 from flowdeco.model.options import UNSET
 from flowdeco.model.store import MISSING
 
-__all__ = ["STANDARD", "ZONE", "Kind", "checked_dict", "checked_list", "checked_text", "of_two"]
+__all__ = ["STANDARD", "ZONE", "Kind", "checked_dict", "checked_list", "checked_string", "of_two"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,30 +37,30 @@ class Kind:
 
 def checked_list(node: Any, length: int | None = None) -> list[Any]:
     if type(node) is not list or length not in {None, len(cast("list[Any]", node))}:
-        raise JournalError("a list is something else, or of another length")
+        raise JournalError("a list was expected, of the right length")
     return cast("list[Any]", node)
 
 
 def of_two(read: Callable[[Any, Any], Any]) -> Callable[[Any], Any]:
-    """Return the reader of a content of two parts."""
+    """Return the reader of content that has two parts."""
     return lambda content: read(*checked_list(content, 2))
 
 
 def checked_dict(node: Any) -> dict[str, Any]:
     if type(node) is not dict:
-        raise JournalError("a mapping is something else")
+        raise JournalError(f"a mapping was expected, not {type(node).__name__}")
     return cast("dict[str, Any]", node)
 
 
-def checked_text(node: Any) -> str:
+def checked_string(node: Any) -> str:
     if type(node) is not str:
-        raise JournalError("a text is something else")
+        raise JournalError(f"a string was expected, not {type(node).__name__}")
     return node
 
 
 def _number(value: Any) -> Any:
     if type(value) not in {int, float}:
-        raise JournalError("a number is something else")
+        raise JournalError(f"a number was expected, not {type(value).__name__}")
     return value
 
 
@@ -84,7 +84,7 @@ def _write_naive(value: Any) -> list[Any]:
 
 
 def _aware(cls: Any) -> Callable[[Any], Any]:
-    return lambda said: cls.fromisoformat(said[0]).replace(fold=said[1], tzinfo=said[2])
+    return lambda parts: cls.fromisoformat(parts[0]).replace(fold=parts[1], tzinfo=parts[2])
 
 
 def _is_zone(value: Any) -> bool:
@@ -102,7 +102,7 @@ def _read_zone(key: Any) -> Any:
     module: Any = sys.modules.get("zoneinfo")
     if module is None:
         raise JournalError(f"the time zone {key} needs zoneinfo, which is not loaded: import it first")
-    return module.ZoneInfo(checked_text(key))
+    return module.ZoneInfo(checked_string(key))
 
 
 def _based(raw: bytes | bytearray) -> str:
@@ -110,19 +110,19 @@ def _based(raw: bytes | bytearray) -> str:
 
 
 def _unbased(text: Any) -> bytes:
-    return base64.b64decode(checked_text(text), validate=True)
+    return base64.b64decode(checked_string(text), validate=True)
 
 
 STANDARD: Final[tuple[Kind, ...]] = (
-    Kind("$int", int, hex, lambda digits: int(checked_text(digits), 16)),
-    Kind("$float", float, repr, lambda text: float(checked_text(text))),
+    Kind("$int", int, hex, lambda digits: int(checked_string(digits), 16)),
+    Kind("$float", float, repr, lambda text: float(checked_string(text))),
     Kind("$tuple", tuple, list, lambda v: tuple(checked_list(v))),
     Kind("$set", set, list, lambda v: set(checked_list(v))),
     Kind("$frozenset", frozenset, list, lambda v: frozenset(checked_list(v))),
     Kind("$bytes", bytes, _based, _unbased),
     Kind("$bytearray", bytearray, _based, lambda v: bytearray(_unbased(v))),
     Kind("$complex", complex, lambda v: [v.real, v.imag], lambda v: complex(*map(_number, v))),
-    Kind("$decimal", Decimal, str, lambda v: Decimal(checked_text(v))),
+    Kind("$decimal", Decimal, str, lambda v: Decimal(checked_string(v))),
     Kind("$fraction", Fraction, lambda v: [v.numerator, v.denominator], lambda v: Fraction(*map(_number, v))),
     Kind("$uuid", UUID, lambda v: v.hex, lambda v: UUID(hex=v)),
     Kind("$datetime", datetime, _write_naive, _aware(datetime)),

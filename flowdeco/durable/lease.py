@@ -35,7 +35,7 @@ def this_process(token: str) -> Owner:
 
 
 def is_dead(owner: Owner) -> bool | None:
-    """Whether the process has ended; None where that cannot be told from here, or not for certain."""
+    """Whether the process has ended; None where that cannot be known from here, or not for certain."""
     if not owner.place or owner.place != _place():
         return None
     if not owner.born:
@@ -55,7 +55,7 @@ def _place() -> str:
 
 
 def _born(pid: int) -> str | None:
-    """Return when a process was started, in ticks since the boot; None if it has ended, "" where it cannot be told."""
+    """Return when a process was started, in ticks since the boot; None if it has ended, "" where that is unknown."""
     if sys.platform != "linux":
         return ""
     try:
@@ -67,7 +67,7 @@ def _born(pid: int) -> str | None:
     except OSError:
         return ""
     state, *fields = stat[stat.rindex(")") + 2 :].split()
-    return None if state in "ZX" else fields[18]  # field 22, counted from 1; a zombie works no more
+    return None if state in "ZX" else fields[18]  # field 22, counted from 1; a zombie does no work
 
 
 def _exists(pid: int) -> bool:

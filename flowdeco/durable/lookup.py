@@ -1,4 +1,4 @@
-"""What the names in a journal lead to: `module:qualname`, looked up among loaded modules only.
+"""Names in a journal, `module:qualname`: looked up among loaded modules only.
 
 A journal outlives the layout of this package: names that were written before a move are followed to where they are now.
 """
@@ -14,7 +14,7 @@ from flowdeco.errors import JournalError
 
 __all__ = ["current", "find", "lookup", "place", "reference"]
 
-# Where values that older journals hold are now, by the old module, or by module and name.
+# The present places of what older journals refer to, by the old module, or by module and name.
 _MODEL: Final = "annotations declare definitions functions options paths references store wiring"
 _ENGINE: Final = "context journal requests runs"
 _MOVED: Final = {
@@ -30,7 +30,7 @@ _RENAMED: Final = {
 
 
 def current(module: str, name: str) -> tuple[str, str]:
-    """Return the module and name by which a thing of this package is found now, whatever it was once called."""
+    """Return the module and name by which something of this package is found now, whatever it was called before."""
     return _RENAMED.get((module, name)) or (_MOVED.get(module, module), name)
 
 
@@ -40,7 +40,7 @@ def lookup(where: Any) -> Any:
     Nothing is imported, and no object is asked for an attribute: only the dicts of modules and classes are read.
     """
     if type(where) is not str:
-        raise JournalError("a text is something else")
+        raise JournalError(f"a name was expected, not {type(where).__name__}")
     module, _, qualname = where.partition(":")
     if module not in sys.modules:
         module, qualname = current(module, qualname)
