@@ -40,8 +40,8 @@ FORBIDDEN = {
 # A definition runs itself, and shows itself, as a run does. All that points upwards leads to `running`: a late import in
 # a function of its own, and what the methods return.
 ALLOWED_UPWARDS = {
-    ("model.definitions", "running", "_running"),
-    ("model.definitions", "running", TYPES),
+    ("model.runnable", "running", "_running"),
+    ("model.runnable", "running", TYPES),
     ("engine.runs", "running", "_running"),
     ("engine.runs", "running", TYPES),
 }
@@ -285,7 +285,7 @@ def other():
     from flowdeco import running
     import flowdeco.drivers.sync
 """
-    assert [(each.target, each.function) for each in upward(inside(imports_of("model.definitions", source)))] == [
+    assert [(each.target, each.function) for each in upward(inside(imports_of("model.runnable", source)))] == [
         ("engine.runs", TYPES),
         ("drivers", ""),
         ("running", "other"),

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -30,13 +30,11 @@ from typing import (
 import wrapt
 from typing_extensions import ParamSpec, TypeVar
 
-from flowdeco.errors import DefinitionError, Problem, ReturnValueError, shortened, suggestion
-from flowdeco.events import Watcher
+from flowdeco.errors import DefinitionError, ReturnValueError, shortened, suggestion
 from flowdeco.model.functions import bindable, call_bound, function_name, signature_of
 from flowdeco.model.options import (
     UNSET,
     Middleware,
-    Shown,
     checked_key,
     checked_layers,
     checked_name,
@@ -60,12 +58,8 @@ from flowdeco.model.references import (
     load,
     require_importable,
 )
+from flowdeco.model.runnable import Runnable
 from flowdeco.model.store import Key, key_name
-
-if TYPE_CHECKING:
-    from concurrent.futures import Executor
-
-    from flowdeco.running import Plan, Run
 
 __all__ = ["Action", "Middleware", "Parallel", "Pipeline", "Stage", "Stream", "Unit", "parallel", "pipeline", "stream"]
 
@@ -76,26 +70,7 @@ R = TypeVar("R", covariant=True, default=Any)
 # Units and the algebra of `>>`.
 
 
-class RunOptions(NamedTuple):
-    """The options of one run, as `run` and `arun` take them; `clock` is that of its records, for tests.
-
-    `watcher` makes the observer that shows the progress: `running` knows how, the drivers do not.
-    """
-
-    use: Iterable[Middleware] = ()
-    observers: Iterable[Callable[[Any], object]] = ()
-    skip: Iterable[str] = ()
-    executor: Executor | None = None
-    journal: Any = None
-    run_id: str | None = None
-    check: bool = True
-    history: int | None = None
-    progress: Shown = None
-    clock: Callable[[], float] | None = None
-    watcher: Callable[[], Watcher | None] | None = None
-
-
-class Unit:
+class Unit(Runnable):
     """What can stand in a pipeline: an action, a stage, a pipeline, a parallel group."""
 
     __slots__ = ()
@@ -111,129 +86,6 @@ class Unit:
 
     def __rrshift__(self, other: Never) -> NoReturn:
         raise DefinitionError(no_unit(other))
-
-    def run(
-        self,
-        inputs: Mapping[str, Any] | None = None,
-        /,
-        *,
-        use: Iterable[Middleware] = (),
-        observers: Iterable[Callable[[Any], object]] = (),
-        skip: Iterable[str] = (),
-        executor: Executor | None = None,
-        journal: Any = None,
-        run_id: str | None = None,
-        check: bool = True,
-        history: int | None = None,
-        progress: Shown = None,
-    ) -> Run:
-        """Evaluate the unit and return the `Run`.
-
-        `inputs` are merged into the store first. A failure raises the user's original exception, with a note that says
-        where; with `check=False` the run comes back with its `error`. `skip` takes selectors: `"stage"`,
-        `"stage/action"`, `"tag:slow"`. `history` keeps only the last N stage records. Raises `WiringError` before the
-        run if some parameter can be supplied by nothing.
-        """
-        __tracebackhide__ = True
-        options = RunOptions(use, observers, skip, executor, journal, run_id, check, history, progress)
-        ran: Run = _running().run(as_pipeline(self), inputs, options)
-        return ran
-
-    def arun(
-        self,
-        inputs: Mapping[str, Any] | None = None,
-        /,
-        *,
-        use: Iterable[Middleware] = (),
-        observers: Iterable[Callable[[Any], object]] = (),
-        skip: Iterable[str] = (),
-        executor: Executor | None = None,
-        journal: Any = None,
-        run_id: str | None = None,
-        check: bool = True,
-        history: int | None = None,
-        progress: Shown = None,
-    ) -> Coroutine[Any, Any, Run]:
-        """Evaluate the unit in the running event loop; the same as `run` in every other way (L8)."""
-        __tracebackhide__ = True
-        options = RunOptions(use, observers, skip, executor, journal, run_id, check, history, progress)
-        ran: Coroutine[Any, Any, Run] = _running().arun(as_pipeline(self), inputs, options)
-        return ran
-
-    def resume(
-        self,
-        run: Run | str,
-        inputs: Mapping[str, Any] | None = None,
-        /,
-        *,
-        journal: Any = None,
-        on_change: str = "error",
-        from_stage: str | None = None,
-        use: Iterable[Middleware] = (),
-        observers: Iterable[Callable[[Any], object]] = (),
-        skip: Iterable[str] = (),
-        executor: Executor | None = None,
-        check: bool = True,
-        history: int | None = None,
-        progress: Shown = None,
-    ) -> Run:
-        """Go on with a run that failed, was suspended, cancelled or killed; what has completed is not called again.
-
-        The run is an id in a journal, or a `Run` in memory. `inputs` are added to what it has. `on_change` says what to
-        do where completed actions have other code now, or stages no longer match: "error" reports them, "ignore" goes
-        on, "rerun" runs again from the first of them. `from_stage` forks a new run that goes on at that stage. Raises
-        `RunNotFoundError`, `RunBusyError`, `CodeChangedError`.
-        """
-        __tracebackhide__ = True
-        options = RunOptions(use, observers, skip, executor, journal, None, check, history, progress)
-        resumed: Run = _running().resume(as_pipeline(self), run, inputs, options, on_change, from_stage)
-        return resumed
-
-    def aresume(
-        self,
-        run: Run | str,
-        inputs: Mapping[str, Any] | None = None,
-        /,
-        *,
-        journal: Any = None,
-        on_change: str = "error",
-        from_stage: str | None = None,
-        use: Iterable[Middleware] = (),
-        observers: Iterable[Callable[[Any], object]] = (),
-        skip: Iterable[str] = (),
-        executor: Executor | None = None,
-        check: bool = True,
-        history: int | None = None,
-        progress: Shown = None,
-    ) -> Coroutine[Any, Any, Run]:
-        """Go on with a run in the running event loop; the same as `resume` in every other way (L8)."""
-        __tracebackhide__ = True
-        options = RunOptions(use, observers, skip, executor, journal, None, check, history, progress)
-        resumed: Coroutine[Any, Any, Run] = _running().aresume(
-            as_pipeline(self), run, inputs, options, on_change, from_stage
-        )
-        return resumed
-
-    def validate(self, inputs: Iterable[str] | Mapping[str, Any] = ()) -> list[Problem]:
-        """Return the wiring problems that can be seen without running anything; `inputs` names what will be given."""
-        problems: list[Problem] = _running().validate(as_pipeline(self), inputs)
-        return problems
-
-    def plan(self) -> Plan:
-        """Return what will run, as far as that is known without running anything.
-
-        It prints as text, shows itself in notebooks, and gives `mermaid()` and `html()`; `plan.diff(run.ran())` says
-        what a run did differently.
-        """
-        made: Plan = _running().plan(self)
-        return made
-
-
-def _running() -> types.ModuleType:
-    # The import that points upwards: a definition runs and shows itself, and what does that is loaded when it is wanted.
-    from flowdeco import running
-
-    return running
 
 
 def no_unit(thing: object, place: str = "`>>`") -> str:
@@ -322,9 +174,6 @@ class _Value:
 
     def __delattr__(self, name: str) -> None:
         raise AttributeError(f"a {type(self).__name__} is immutable")
-
-    def _repr_html_(self) -> str:
-        return cast("str", _running().html_of(self))  # in a notebook
 
 
 def _set(target: object, **attributes: Any) -> None:
@@ -499,9 +348,6 @@ class Action(Unit, _Proxy, Generic[P, R]):
     def __repr__(self) -> str:
         bound = "".join(f", {name}={value!r}" for name, value in self._self_bound.items())
         return f"<Action {self.name}{bound}>"
-
-    def _repr_html_(self) -> str:
-        return cast("str", _running().html_of(self))  # in a notebook
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return self.__reduce__()

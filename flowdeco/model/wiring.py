@@ -284,12 +284,12 @@ class _Around(NamedTuple):
     actions: bool = False
 
 
-def validate(flow: Pipeline, inputs: Iterable[str] | Mapping[str, Any] = ()) -> list[Problem]:
-    """Return the problems of a pipeline, certain or not, in the order of evaluation."""
+def validate(unit: Unit, inputs: Iterable[str] | Mapping[str, Any] = ()) -> list[Problem]:
+    """Return the problems of a unit, certain or not, in the order of evaluation."""
     if isinstance(inputs, str):
         raise TypeError(f"inputs names keys: write [{inputs!r}]")
     known = _Known(dict.fromkeys(map(key_name, inputs)))
-    return [problem for gap in _check(flow, known, _Around(), frozenset()) for problem in _problems(gap, known)]
+    return [problem for gap in _check(unit, known, _Around(), frozenset()) for problem in _problems(gap, known)]
 
 
 def check_run(flow: Pipeline, inputs: Collection[str], skip: frozenset[str], wrapped: bool) -> None:
