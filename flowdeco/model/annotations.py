@@ -14,8 +14,9 @@ import types
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Final, Union, cast, get_args, get_origin
 
-from flowdeco.model.definitions import Stream, Unit
 from flowdeco.model.functions import signature_of, underlying
+from flowdeco.model.streams import Stream
+from flowdeco.model.units import Unit
 
 __all__ = ["EMPTY", "annotated_parameters", "is_context", "meaning", "return_annotation"]
 

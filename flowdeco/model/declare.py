@@ -16,7 +16,18 @@ from typing import Any, Final, Generic, Never, NoReturn, cast, overload
 from typing_extensions import ParamSpec, TypeVar
 
 from flowdeco.errors import DefinitionError, EmptyStageError
-from flowdeco.model.definitions import Action, Stage, Stream, Template, Unit, make_action, no_unit
+from flowdeco.model.definitions import (
+    Action,
+    Stage,
+    Stream,
+    Template,
+    Unit,
+    make_action,
+    no_unit,
+    options_of,
+    origin_of,
+    set_origin,
+)
 from flowdeco.model.options import UNSET, Middleware, Returns, first_paragraph
 from flowdeco.model.references import Called, Imported, Member, load, require_importable
 from flowdeco.model.store import AnyKey
@@ -257,7 +268,7 @@ def _stage_of(function: Any, options: dict[str, Any]) -> Any:
         description = first_paragraph(function.__doc__)
     # All options are checked here, by a stage without actions, and not first when a template is called.
     given: dict[str, Any] = {**options, "name": name, "description": description}
-    checked = Stage(**given)._options()
+    checked = options_of(Stage(**given))
     if inspect.signature(function).parameters:
         return StageTemplate(function, checked)
     return _declared(name, function, checked, Imported(function.__module__, function.__qualname__))
@@ -288,11 +299,10 @@ def _declared(name: str, function: Any, options: dict[str, Any], origin: Importe
             f"or write Stage({name!r}) for a stage that only carries data"
         )
     named: dict[str, Any] = {**options, "name": name}
-    made = Stage(actions=collected, **named)
-    object.__setattr__(made, "_origin", origin)
+    made = set_origin(Stage(actions=collected, **named), origin)
     for index, member in enumerate(collected):
-        if member._self_origin is None and "<locals>" in str(getattr(member.__wrapped__, "__qualname__", "")):
-            member._self_remember("origin", Member(origin, index))
+        if origin_of(member) is None and "<locals>" in str(getattr(member.__wrapped__, "__qualname__", "")):
+            set_origin(member, Member(origin, index))
     return made
 
 

@@ -44,7 +44,7 @@ class Member(NamedTuple):
 
     def load(self) -> Any:
         """Get the stage, and the action from it."""
-        return self.stage.load()._actions[self.position]
+        return self.stage.load().actions[self.position]
 
 
 class Changed(NamedTuple):
@@ -77,7 +77,7 @@ class Narrowed(NamedTuple):
 
     def load(self) -> Any:
         """Narrow the base."""
-        return self.base._narrowed(self.places)
+        return self.base.narrowed(self.places)
 
 
 class Bound(NamedTuple):

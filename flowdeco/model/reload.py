@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from flowdeco.model.definitions import Action, Stage
+from flowdeco.model.definitions import Action, Stage, options_of, origin_of
 from flowdeco.model.references import Bound, Called, Changed, Imported, Member, Method, Narrowed
 
 __all__ = ["renewed"]
@@ -16,8 +16,7 @@ __all__ = ["renewed"]
 
 def renewed(unit: Any) -> Any:
     """Return the stage or action that the same names lead to now; the unit itself where they lead to no other one."""
-    is_action = type(unit) is Action
-    origin = unit._self_origin if is_action else unit._origin
+    origin = origin_of(unit)
     match origin:
         case Called(template, args, kwargs):
             found = _found(template.__module__, template.__qualname__, template)
@@ -30,7 +29,7 @@ def renewed(unit: Any) -> Any:
             found = renewed(base)
             return unit if found is base else origin._replace(base=found).load()
         case _:
-            return _action(unit) if is_action else _stage(unit)
+            return _action(unit) if type(unit) is Action else _stage(unit)
 
 
 def _action(action: Any) -> Any:
@@ -40,9 +39,9 @@ def _action(action: Any) -> Any:
 
 
 def _stage(stage: Any) -> Any:
-    actions = [renewed(action) for action in stage._actions]
-    same = all(new is old for new, old in zip(actions, stage._actions, strict=True))
-    return stage if same else Stage(actions=actions, **stage._options())
+    actions = [renewed(action) for action in stage.actions]
+    same = all(new is old for new, old in zip(actions, stage.actions, strict=True))
+    return stage if same else Stage(actions=actions, **options_of(stage))
 
 
 def _member(action: Any, stage: Imported | Called, position: int) -> Any:

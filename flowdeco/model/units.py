@@ -1,0 +1,461 @@
+"""Units, and the algebra of `>>`: what can stand in a pipeline, pipelines and parallel groups themselves.
+
+(a >> b) >> c == a >> (b >> c)      L1
+pipeline() >> a == pipeline(a)      L2
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Never, NoReturn, Self, cast, overload
+
+from typing_extensions import TypeVar
+
+from flowdeco.errors import DefinitionError, suggestion
+from flowdeco.model.options import (
+    Middleware,
+    checked_layers,
+    checked_name,
+    checked_selectors,
+    checked_tags,
+    checked_text,
+    described,
+)
+from flowdeco.model.runnable import Runnable
+from flowdeco.model.store import key_name
+
+__all__ = ["Parallel", "Pipeline", "Unit", "parallel", "pipeline"]
+
+
+class Unit(Runnable):
+    """What can stand in a pipeline: an action, a stage, a pipeline, a parallel group."""
+
+    __slots__ = ()
+    name: str
+    tags: frozenset[str]
+
+    def __rshift__(self, other: Unit) -> Pipeline:
+        """Chain: what is on the right runs after what is on the left."""
+        return _chain(self, other)
+
+    def __irshift__(self, other: Unit) -> Pipeline:  # wrapt's own would go to the function
+        return _chain(self, other)
+
+    def __rrshift__(self, other: Never) -> NoReturn:
+        raise DefinitionError(no_unit(other))
+
+    def _given(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _selectors(self) -> list[str]:
+        return [*(f"tag:{tag}" for tag in self.tags), self.name]
+
+    def _selected(self, wanted: frozenset[str], keep: bool) -> Unit | None:
+        """Return what is left of the unit when only the wanted (or all but the wanted) parts stay, None for nothing."""
+        raise NotImplementedError
+
+
+def options_of(unit: Unit) -> dict[str, Any]:
+    """Return the options of a unit by name, as its class takes them. They are its own: not to be changed."""
+    return unit._given()
+
+
+def stage_selectors(unit: Unit) -> list[str]:
+    """Return every selector that names this unit as a whole; a pipeline or group counts if it was given a name."""
+    return unit._selectors()
+
+
+class NotAUnit:
+    """A value that is not a unit, and may stand where one is expected."""
+
+    __slots__ = ()
+
+    def instead(self) -> str:
+        """Return the message for one that stands there, with what to write instead."""
+        raise NotImplementedError
+
+
+class Template(NotAUnit):
+    """The base of stage templates: what must be called to give a stage."""
+
+    __slots__ = ()
+
+    @property
+    def name(self) -> str:
+        """The name that selects all its stages."""
+        raise NotImplementedError
+
+    def instead(self) -> str:
+        """Call it."""
+        return f"the stage template {self.name!r} must be called to give a stage: write {self.name}(...)"
+
+
+def no_unit(thing: object, place: str = "`>>`") -> str:
+    """Return the message for what should have been a unit, with what to write instead."""
+    if isinstance(thing, NotAUnit):
+        return thing.instead()
+    kind = type(thing).__name__
+    found = f"{kind} {described(thing)}"
+    if kind in ("list", "tuple") and place != "`>>`":
+        return f"{place} takes the units one by one, not in a {kind}: write {place}(*units)"
+    if callable(thing):
+        return (
+            f"{place} takes actions, stages, pipelines and parallel groups, not the {found}: decorate it with @action"
+        )
+    return f"{place} takes actions, stages, pipelines and parallel groups, not the {found}"
+
+
+def checked_units(units: Iterable[Any], place: str) -> tuple[Unit, ...]:
+    """Return the units, with pipelines that have no options dissolved in them."""
+    flat: list[Unit] = []
+    for unit in units:
+        if not isinstance(unit, Unit):
+            raise DefinitionError(no_unit(unit, place))
+        flat.extend(unit.units if isinstance(unit, Pipeline) and unit.plain else (unit,))
+    return tuple(flat)
+
+
+def _chain(left: Unit, right: Any) -> Pipeline:
+    for side, other in ((left, right), (right, left)):
+        if isinstance(side, Pipeline) and side.plain and not side.units and isinstance(other, Pipeline):
+            return other  # the unit of `>>` (L2)
+    return Pipeline(checked_units((left, right), "`>>`"))
+
+
+# Values.
+
+
+class Value:
+    """A frozen value: equal by type and content, which `_content` gives.
+
+    `memo` keeps facts about it that were worked out once, by name; they are not part of the value.
+    """
+
+    __slots__ = ()
+    memo: dict[str, Any]
+
+    def _content(self) -> tuple[Any, ...]:
+        raise NotImplementedError
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if type(other) is not type(self):
+            return NotImplemented
+        return self._content() == cast("Value", other)._content()
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a {type(self).__name__} is immutable: use with_options to get a changed copy")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"a {type(self).__name__} is immutable")
+
+
+def assign(target: object, **attributes: Any) -> None:
+    """Set attributes of a frozen value that is being made."""
+    for name, value in attributes.items():
+        object.__setattr__(target, name, value)
+
+
+def check_known(what: str, known: Iterable[str], options: Iterable[str]) -> None:
+    """Raise `DefinitionError` for an option that is not among those known."""
+    for name in options:
+        if name not in known:
+            raise DefinitionError(f"{what} has no option {name!r}. {suggestion(name, known)}")
+
+
+U = TypeVar("U", bound=Unit)
+
+
+def member_named(owner: Unit, name: object, members: Sequence[U], what: str) -> U:
+    """Return the member of this name; a `KeyError` for none or several."""
+    if not isinstance(name, str):
+        raise TypeError(f"{owner!r} is looked up by the name of a {what}, not by {name!r}")
+    found = [member for member in members if member.name == name]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise KeyError(
+            f"{len(found)} {what}s of {owner!r} are named {name!r}: give them different names by with_options(name=...)"
+        )
+    raise KeyError(f"no {what} {name!r} in {owner!r}. {suggestion(name, [member.name for member in members])}")
+
+
+# Pipelines.
+
+
+class Composite(Value, Unit):
+    """An immutable sequence of units with options: what pipelines and parallel groups share."""
+
+    __slots__ = ("_options", "memo", "units")
+    DEFAULTS: ClassVar[dict[str, Any]]  # of the options
+    units: tuple[Unit, ...]
+    _options: dict[str, Any]
+
+    if TYPE_CHECKING:
+
+        def __init__(self, units: Iterable[Unit] = (), **options: Any) -> None: ...
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The name in records and messages."""
+        return cast("str", self._options["name"])
+
+    @property
+    def tags(self) -> frozenset[str]:  # type: ignore[override]
+        """What selectors such as `"tag:slow"` find."""
+        return cast("frozenset[str]", self._options["tags"])
+
+    @property
+    def plain(self) -> bool:
+        """Whether no option was given."""
+        return self._options == self.DEFAULTS
+
+    @classmethod
+    def _completed(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        check_known(cls.__name__, cls.DEFAULTS, options)
+        return {**cls.DEFAULTS, **options}
+
+    def with_options(self, **changes: Any) -> Self:
+        """Return a copy with other options."""
+        check_known(repr(self), self.DEFAULTS, changes)
+        return type(self)(self.units, **{**self._options, **changes})
+
+    def _with_units(self, units: Iterable[Unit]) -> Self:
+        return type(self)(units, **self._options)
+
+    def _given(self) -> dict[str, Any]:
+        return self._options
+
+    def _selectors(self) -> list[str]:
+        return [f"tag:{tag}" for tag in self.tags] if self.name == self.DEFAULTS["name"] else super()._selectors()
+
+    def _selected(self, wanted: frozenset[str], keep: bool) -> Unit | None:
+        if not wanted.isdisjoint(self._selectors()):
+            return self if keep else None
+        left = self._parts(wanted, keep)
+        return self._with_units(left) if left or not (keep or self.units) else None
+
+    def _parts(self, wanted: frozenset[str], keep: bool) -> list[Unit]:
+        parts = [part._selected(wanted, keep) for part in self.units]
+        return [part for part in parts if part is not None]
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[Unit]:
+        return iter(self.units)
+
+    def _content(self) -> tuple[Any, ...]:
+        return (self.units, self._options)
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.units, self.name))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _composite_of, (type(self), self.units, self._options)
+
+
+def _composite_of(cls: type[Composite], units: tuple[Unit, ...], options: dict[str, Any]) -> Any:
+    return cls(units, **options)
+
+
+class Pipeline(Composite):
+    """An immutable sequence of units, made by `>>` or `pipeline`.
+
+    `flow[0]` and `flow["clean"]` give a unit (KeyError lists the names), slices a pipeline: `flow["clean":]`,
+    `flow[:"load"]`, the end excluded.
+    """
+
+    __slots__ = ()
+    DEFAULTS = {
+        "name": "pipeline",
+        "title": None,
+        "tags": frozenset(),
+        "description": "",
+        "use": (),
+        "use_stages": (),
+        "use_actions": (),
+    }
+    _DEFAULTS = DEFAULTS  # the former name, to be removed when the codecs have switched
+
+    def __init__(self, units: Iterable[Unit] = (), **options: Any) -> None:
+        given = self._completed(options)
+        assign(
+            self,
+            units=checked_units(units, "pipeline"),
+            memo={},
+            _options={
+                "name": checked_name(given["name"], "a pipeline"),
+                "title": checked_text(given["title"], "title"),
+                "tags": checked_tags(given["tags"]),
+                "description": checked_text(given["description"], "description") or "",
+                "use": checked_layers(given["use"]),
+                "use_stages": checked_layers(given["use_stages"], "use_stages"),
+                "use_actions": checked_layers(given["use_actions"], "use_actions"),
+            },
+        )
+
+    @property
+    def title(self) -> str:
+        """The human-readable name."""
+        return cast("str", self._options["title"] or self.name)
+
+    @property
+    def description(self) -> str:
+        """The explanation."""
+        return cast("str", self._options["description"])
+
+    @property
+    def use(self) -> tuple[Middleware, ...]:
+        """Middleware around the whole run of the pipeline."""
+        return cast("tuple[Middleware, ...]", self._options["use"])
+
+    @property
+    def use_stages(self) -> tuple[Middleware, ...]:
+        """Middleware around each stage."""
+        return cast("tuple[Middleware, ...]", self._options["use_stages"])
+
+    @property
+    def use_actions(self) -> tuple[Middleware, ...]:
+        """Middleware around each action."""
+        return cast("tuple[Middleware, ...]", self._options["use_actions"])
+
+    @overload
+    def __getitem__(self, where: int | str) -> Unit: ...
+    @overload
+    def __getitem__(self, where: slice) -> Pipeline: ...
+    def __getitem__(self, where: Any) -> Any:
+        if isinstance(where, slice):
+            cut = cast("slice[Any, Any, Any]", where)
+            return self._with_units(self.units[self._index(cut.start) : self._index(cut.stop) : cut.step])
+        if isinstance(where, int):
+            return self.units[where]
+        return member_named(self, where, self.units, "unit")
+
+    def _index(self, edge: Any) -> Any:
+        return self.units.index(member_named(self, edge, self.units, "unit")) if isinstance(edge, str) else edge
+
+    def only(self, *selectors: str) -> Pipeline:
+        """Return the pipeline with only what the selectors name."""
+        return self._with_units(self._parts(frozenset(checked_selectors(selectors, "selectors")), True))
+
+    def without(self, *selectors: str) -> Pipeline:
+        """Return the pipeline without what the selectors name."""
+        return self._with_units(self._parts(frozenset(checked_selectors(selectors, "selectors")), False))
+
+    def __repr__(self) -> str:
+        names = " >> ".join(unit.name for unit in self.units) or "empty"
+        return f"<Pipeline {names}>" if self.plain else f"<Pipeline {self.name}: {names}>"
+
+
+def pipeline(
+    *units: Unit,
+    name: str = "pipeline",
+    title: str | None = None,
+    tags: Iterable[str] = (),
+    description: str = "",
+    use: Iterable[Middleware] = (),
+    use_stages: Iterable[Middleware] = (),
+    use_actions: Iterable[Middleware] = (),
+) -> Pipeline:
+    """Return a pipeline of these units; without options the same as chaining them with `>>`.
+
+    `use` wraps the whole run of the pipeline, `use_stages` each of its stages, `use_actions` each action.
+
+    >>> from flowdeco import Stage
+    >>> pipeline(Stage("a"), Stage("b")) == Stage("a") >> Stage("b")
+    True
+    """
+    return Pipeline(
+        units,
+        name=name,
+        title=title,
+        tags=tags,
+        description=description,
+        use=use,
+        use_stages=use_stages,
+        use_actions=use_actions,
+    )
+
+
+# Parallel groups.
+
+
+class Parallel(Composite):
+    """Units that each start from the store as it is, and whose writes are merged in their order when all are done.
+
+    Made by `parallel`. `merge` maps a key to a function that folds the values that several branches wrote, two at a
+    time, in branch order; without one, different values are a `WriteConflictError`.
+    """
+
+    __slots__ = ()
+    DEFAULTS = {"name": "parallel", "limit": None, "merge": {}, "tags": frozenset()}
+    _DEFAULTS = DEFAULTS  # the former name, to be removed when the codecs have switched
+
+    def __init__(self, units: Iterable[Unit] = (), **options: Any) -> None:
+        given = self._completed(options)
+        limit: Any = given["limit"]
+        merge: Any = given["merge"] or {}
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+            raise DefinitionError(f"limit is a positive number of branches that run at once, not {limit!r}")
+        if not isinstance(merge, Mapping) or not all(map(callable, cast("Mapping[Any, Any]", merge).values())):
+            raise DefinitionError(
+                f"merge maps keys to functions of two values, as {{'key': operator.add}}, not {merge!r}"
+            )
+        branches: list[Unit] = []
+        for unit in units:
+            if not isinstance(unit, Unit):
+                raise DefinitionError(no_unit(unit, "parallel"))
+            branches.append(unit)
+        assign(
+            self,
+            units=tuple(branches),
+            memo={},
+            _options={
+                "name": checked_name(given["name"], "a parallel group"),
+                "limit": limit,
+                "merge": {key_name(key): fold for key, fold in cast("Mapping[Any, Any]", merge).items()},
+                "tags": checked_tags(given["tags"]),
+            },
+        )
+
+    @property
+    def limit(self) -> int | None:
+        """How many branches may run at once; None: all of them."""
+        return cast("int | None", self._options["limit"])
+
+    @property
+    def merge(self) -> Mapping[str, Callable[[Any, Any], Any]]:
+        """How the values that several branches wrote under a key are folded."""
+        return types.MappingProxyType(self._options["merge"])
+
+    def __getitem__(self, where: int | str) -> Unit:
+        return self.units[where] if isinstance(where, int) else member_named(self, where, self.units, "unit")
+
+    def __repr__(self) -> str:
+        return f"<Parallel {self.name}: {' | '.join(unit.name for unit in self.units) or 'empty'}>"
+
+
+def parallel(
+    *units: Unit,
+    name: str = "parallel",
+    limit: int | None = None,
+    merge: Mapping[str, Callable[[Any, Any], Any]] | None = None,
+    tags: Iterable[str] = (),
+) -> Parallel:
+    """Return a group whose units are branches: each starts from the store as it is, and sees no other (L9).
+
+    What they wrote is merged in branch order when all are done, so that the result does not depend on timing.
+    """
+    return Parallel(units, name=name, limit=limit, merge=merge, tags=tags)
