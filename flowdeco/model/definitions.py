@@ -1,8 +1,11 @@
-"""Actions, stages, pipelines and parallel groups: frozen values.
+"""Actions and stages: frozen values, as pipelines and groups (`units`) are.
 
 Two definitions are equal when they would do the same: actions by function and options, stages by their actions (those
-of a template by its arguments), pipelines by their units. Nothing here knows how a run works, and no run ever changes
-what is defined here (L3). Other modules read a definition through the functions of this one, and through its methods.
+of a template by its arguments), pipelines by their units. Nothing here knows how a run works, and no run ever changes a
+definition (L3).
+
+An action is a proxy, so a public attribute would hide the one of its function. Other modules therefore read definitions
+through functions: `action_options`, `bound_of`, `origin_of`, `memo_of`, `options_of`.
 """
 
 from __future__ import annotations
@@ -94,7 +97,7 @@ S = TypeVar("S", "Action[..., Any]", "Stage")
 
 
 class ActionOptions(NamedTuple):
-    """What `@action` was told."""
+    """The options of an action, as `@action` takes them."""
 
     name: str
     description: str | None = None
@@ -128,9 +131,9 @@ else:
 
 
 class Action(Unit, _Proxy, Generic[P, R]):
-    """A function made part of workflows: a transparent proxy that is still called as the plain function.
+    """A function that can be part of workflows: a transparent proxy, still called as the plain function.
 
-    It is made by `@action`. It is equal to another action of the same function with the same options and bound values.
+    Made by `@action`. It is equal to another action of the same function with the same options and bound values.
     """
 
     if TYPE_CHECKING:  # at run time, the annotations of an action are those of its function
@@ -173,7 +176,7 @@ class Action(Unit, _Proxy, Generic[P, R]):
 
     @property
     def tags(self) -> frozenset[str]:  # type: ignore[override]
-        """What selectors such as `"tag:slow"` find."""
+        """The tags, found by selectors such as `"tag:slow"`."""
         return self._self_options.tags
 
     def bind(self, /, **values: Any) -> Action[..., R]:
@@ -205,7 +208,7 @@ class Action(Unit, _Proxy, Generic[P, R]):
 
     def __get__(self, instance: Any, owner: type | None = None) -> Action[..., R]:
         getter = getattr(type(self.__wrapped__), "__get__", None)
-        if getter is None or isinstance(self.__wrapped__, functools.partial):  # a partial does not bind, as ever
+        if getter is None or isinstance(self.__wrapped__, functools.partial):  # a partial does not bind to an instance
             return self
         bound = getter(self.__wrapped__, instance, owner)
         if bound is self.__wrapped__:
@@ -236,7 +239,7 @@ class Action(Unit, _Proxy, Generic[P, R]):
         return self if left is stage else left
 
     def _self_identity(self) -> Any:
-        """Return what makes the function this one: its place, for one that a template made anew in each call."""
+        """Return the identity of the function: its place in the stage where a template makes a new one in each call."""
         origin = self._self_origin
         while isinstance(origin, (Changed, Bound)):
             origin = origin.base._self_origin
@@ -284,7 +287,7 @@ class Action(Unit, _Proxy, Generic[P, R]):
 
 
 def make_action(function: Any, *, name: str | None = None, **options: Any) -> Action[..., Any]:
-    """Return an action of this function with these options, all of them checked."""
+    """Return an action of this function with these options, which are checked here."""
     method = isinstance(cast("object", function), (classmethod, staticmethod))
     if isinstance(function, (Unit, Template, type)) or not (method or callable(function)):
         raise DefinitionError(
@@ -329,7 +332,7 @@ def _checked_data(data: object, stage: str) -> dict[str, Any]:
 def _copied(data: dict[str, Any], stage: str) -> dict[str, Any]:
     if all(type(value) in _ATOMS for value in data.values()):
         return dict(data)
-    import copy  # not loaded for data that is plain
+    import copy  # not loaded for plain data
 
     try:
         return copy.deepcopy(data)
@@ -340,7 +343,7 @@ def _copied(data: dict[str, Any], stage: str) -> dict[str, Any]:
             except Exception as error:
                 raise DefinitionError(
                     f"the data of stage {stage!r} cannot be copied: key {name!r} holds a {type(value).__name__} "
-                    f"({error}). Give what is not data, a connection or a lock, by middleware: yield {{{name!r}: ...}}"
+                    f"({error}). Supply a connection, a lock or the like by middleware: yield {{{name!r}: ...}}"
                 ) from error
         raise
 
@@ -349,8 +352,9 @@ class Stage(Value, Unit):
     """A named, immutable sequence of actions, with tags, initial data and middleware.
 
     `data` is copied here and merged into the store, as a fresh copy, whenever the stage begins (L5). `use` wraps the
-    stage, `use_actions` each of its actions. Plain functions among the actions are wrapped. What cannot be copied is a
-    `DefinitionError` that names its key.
+    stage, `use_actions` each of its actions. Plain functions among the actions become actions. Data that cannot be
+    copied raises a `DefinitionError` that names its key. `has_data` is true if there is some; `memo` keeps facts that
+    were worked out once, and is not part of the value.
     """
 
     __slots__ = (
@@ -422,7 +426,7 @@ class Stage(Value, Unit):
 
     @property
     def data(self) -> dict[str, Any]:
-        """A fresh copy of the data that is merged when the stage begins."""
+        """A fresh copy of the data, which is merged into the store when the stage begins."""
         return _copied(self._data, self.name)
 
     def with_options(self, **changes: Any) -> Stage:
@@ -445,7 +449,7 @@ class Stage(Value, Unit):
 
     @property
     def template(self) -> Template | None:
-        """The template that gave this stage, None for others."""
+        """The template that made this stage, None for others."""
         origin = self._origin
         while isinstance(origin, (Changed, Narrowed)):
             origin = origin.base._origin
@@ -469,7 +473,7 @@ class Stage(Value, Unit):
         return self.narrowed(tuple(places)) if places or not keep else None
 
     def _actions_content(self) -> Any:
-        """Return what the actions are: those of a template are new functions in each call, so what gave them."""
+        """Return the actions, or the call of the template that made them: its functions are new in each call."""
         origin = self._origin
         if isinstance(origin, Changed):
             return origin.base._actions_content()
@@ -523,7 +527,7 @@ def _stage_of(actions: tuple[Action[..., Any], ...], options: dict[str, Any]) ->
 
 
 def one_action_stage(action: Action[..., Any]) -> Stage:
-    """Return the stage that a bare action stands for in a pipeline: of its name, description and tags."""
+    """Return the stage of a bare action in a pipeline, with its name, description and tags; made once."""
     memo = memo_of(action)
     made = memo.get("stage")
     if made is None:
@@ -539,7 +543,7 @@ def action_selectors(stage: Stage, action: Action[..., Any]) -> list[str]:
     return names
 
 
-# What other modules read and set.
+# How other modules read definitions.
 
 
 def action_options(action: Action[..., Any]) -> ActionOptions:
@@ -548,27 +552,27 @@ def action_options(action: Action[..., Any]) -> ActionOptions:
 
 
 def bound_of(action: Action[..., Any]) -> Mapping[str, Any]:
-    """Return the values that were fixed with `bind`."""
+    """Return the values fixed with `bind`."""
     return action._self_bound
 
 
 def data_of(stage: Stage) -> Mapping[str, Any]:
-    """Return the data of a stage without copying it: to look at."""
+    """Return the data of a stage itself, not a copy: it must not be changed."""
     return stage._data
 
 
 def memo_of(unit: Unit) -> dict[str, Any]:
-    """Return the memo of a unit: facts about it that were worked out once, by name. They are not part of its value."""
+    """Return the memo of a unit: facts that were worked out once, by name, and are not part of its value."""
     return unit._self_memo if isinstance(unit, Action) else cast("Value", unit).memo
 
 
 def origin_of(unit: Action[..., Any] | Stage) -> Origin | None:
-    """Return how an action or stage came about, None for one that was made directly."""
+    """Return the origin of an action or stage, None for one that was made directly."""
     return unit._self_origin if isinstance(unit, Action) else unit._origin
 
 
 def set_origin(made: S, origin: Origin) -> S:
-    """Say how an action or stage that has just been made came about, and return it."""
+    """Give a newly made action or stage its origin, and return it."""
     if isinstance(made, Action):
         made._self_remember("origin", origin)
     else:
@@ -576,7 +580,7 @@ def set_origin(made: S, origin: Origin) -> S:
     return made
 
 
-# Units where they are evaluated.
+# Units as they are evaluated and inserted.
 
 
 def _as_stage(unit: Unit) -> Unit:
@@ -595,23 +599,23 @@ def as_pipeline(unit: Unit) -> Pipeline:
 
 
 def insertable(units: Iterable[Any], who: str, how: str = "returned") -> tuple[Unit | Stream, ...]:
-    """Return units as they are inserted, with plain pipelines dissolved; raises `ReturnValueError` for anything else."""
+    """Return units as they are inserted, with plain pipelines flattened; raises `ReturnValueError` for anything else."""
     flat: list[Unit | Stream] = []
     for unit in units:
         if isinstance(unit, Pipeline) and unit.plain:
-            flat.extend(map(_as_stage, unit.units))  # what is in a pipeline runs after the stage, actions too
+            flat.extend(map(_as_stage, unit.units))  # the units of a pipeline run after the stage, actions too
         elif isinstance(unit, (Unit, Stream)):
             flat.append(unit)
         elif isinstance(unit, Template):
             raise ReturnValueError(f"{who} {how} no stage: {no_unit(unit)}")
         elif how == "returned":
             raise ReturnValueError(
-                f"{who} returned a mix of units and data: the {type(unit).__name__} {shortened(unit)} is no unit. "
+                f"{who} returned a mix of units and data: the {type(unit).__name__} {shortened(unit)} is not a unit. "
                 f"Return the units, and write the data by ctx.store or collect="
             )
         else:
             kind = type(unit).__name__
             raise ReturnValueError(
-                f"{who} {how} the {kind} {shortened(unit)}, which is no action, stage, pipeline or stream"
+                f"{who} {how} the {kind} {shortened(unit)}, which is not an action, stage, pipeline or stream"
             )
     return tuple(flat)

@@ -1,4 +1,4 @@
-"""Steps: an action read once. Its signature and annotations become a list of inputs; its options, the use of its result."""
+"""A step is an action, read once: its inputs, from signature and annotations; the use of its result, from its options."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Input", "Step", "step_of", "steps_of"]
 
 
 class Input(NamedTuple):
-    """One parameter: where it is looked for, and how it is passed."""
+    """One parameter: where it is looked up, and how it is passed."""
 
     name: str
     key: str
@@ -30,7 +30,7 @@ class Input(NamedTuple):
 
 
 class Step:
-    """An action read once: what it is called with, what becomes of its result, what it may do beside."""
+    """An action, read once: its arguments, the use of its result, and its other effects."""
 
     __slots__ = (
         "action",
@@ -73,7 +73,7 @@ class Step:
         self.result_key: Any = returns
         self.writes: Any = returns if isinstance(returns, str) and self.collects is None else None
         self._read_function(returns)
-        if self.names_units:  # data would be a mistake, and `sort_out` says so
+        if self.names_units:  # data would be a mistake, which `sort_out` reports
             self.writes = None
 
     def _read_function(self, returns: Any) -> None:
@@ -111,7 +111,7 @@ class Step:
                 kwargs[wanted.name] = value
             else:
                 args.append(value)
-        for name, value in self.bound.items():  # what `**kwargs` takes
+        for name, value in self.bound.items():  # for `**kwargs`
             if not any(wanted.name == name for wanted in self.inputs):
                 kwargs[name] = value
         return args, kwargs
@@ -143,7 +143,7 @@ class Step:
             store[keys] = value
 
     def where(self, value: Any) -> tuple[str, Any]:
-        """Return how the journal finds the value again that was delivered: under a key, in a list, or by itself."""
+        """Return how the journal finds the delivered value again: under a key, in a list, or by itself."""
         if self.writes is not None:
             return "put", self.writes
         if self.result_key is None and self.collects is not None:
@@ -179,7 +179,7 @@ def missing(action: str, stage: str, parameter: str, key: str, known: Iterable[s
 
 
 def step_of(action: Action[..., Any]) -> Step:
-    """Return the step of an action, worked out once."""
+    """Return the step of an action, made once."""
     memo = memo_of(action)
     step = memo.get("step")
     if step is None:
@@ -188,7 +188,7 @@ def step_of(action: Action[..., Any]) -> Step:
 
 
 def steps_of(stage: Stage) -> list[tuple[Step, str | None]]:
-    """Return the stage's steps, last one first: a stack of what is to run, with who inserted it (nobody)."""
+    """Return the steps of a stage, the last one first, each with the action that inserted it (None): a stack to run from."""
     try:
         steps: list[tuple[Step, str | None]] = stage.memo["steps"]
     except KeyError:

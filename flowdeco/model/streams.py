@@ -1,4 +1,4 @@
-"""Streams: units that are pulled one at a time, each when the one before it is done."""
+"""Streams: units that are pulled one at a time, each when the one before it has finished."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ P = ParamSpec("P", default=...)
 
 
 class Stream(NotAUnit):
-    """Units that are pulled one at a time, each when the one before it is done; made by `stream`."""
+    """Units that are pulled one at a time, each when the one before it has finished; made by `stream`."""
 
     __slots__ = ("args", "source")
 
@@ -27,12 +27,12 @@ class Stream(NotAUnit):
 
     @property
     def name(self) -> str:
-        """What stands for it in messages and among pending units."""
+        """The name in messages and among pending units."""
         return f"stream of {described(self.source)}"
 
     def instead(self) -> str:
-        """Return it from an action."""
-        return "a stream is returned by an action (or given to ctx.insert): it cannot be chained"
+        """Return the message: a stream is returned or inserted."""
+        return "a stream cannot be chained: return it from an action, or pass it to ctx.insert"
 
     def __repr__(self) -> str:
         return f"<{self.name}>"
@@ -50,8 +50,8 @@ def stream(
 def stream(source: Any, /, *args: Any, **kwargs: Any) -> Stream:
     """Return units to be pulled lazily, one at a time, after the current stage.
 
-    The source is an iterable (an async one too) or a function that gives one, with its arguments. In a durable run it
-    must be a function, and repeatable: on resume it is called again.
+    The source is an iterable (async or not), or a function that returns one, with its arguments. In a durable run it
+    must be a function that returns the same units again: a resume calls it a second time.
     """
     if kwargs:
         raise DefinitionError(f"stream takes positional arguments for its function, not {', '.join(kwargs)}=")
@@ -59,7 +59,7 @@ def stream(source: Any, /, *args: Any, **kwargs: Any) -> Stream:
         return Stream(source, args)
     kind = type(source).__name__
     if args:
-        raise DefinitionError(f"stream takes arguments for a function, and the {kind} is none")
+        raise DefinitionError(f"stream takes arguments for a function, and the {kind} is not one")
     if isinstance(source, (str, bytes, Mapping)) or not isinstance(source, (Iterable, AsyncIterable)):
         raise DefinitionError(f"stream takes an iterable of units or a function, not the {kind}")
     return Stream(cast("Any", source), ())

@@ -1,7 +1,11 @@
-"""Units, and the algebra of `>>`: what can stand in a pipeline, pipelines and parallel groups themselves.
+"""Units and the algebra of `>>`: the base of everything that a pipeline can contain, pipelines, parallel groups.
 
-(a >> b) >> c == a >> (b >> c)      L1
-pipeline() >> a == pipeline(a)      L2
+Two laws hold for all units:
+
+    (a >> b) >> c == a >> (b >> c)      L1
+    pipeline() >> a == pipeline(a)      L2
+
+Each kind of unit has its own methods for the selectors that name it, and for selecting some of its parts.
 """
 
 from __future__ import annotations
@@ -29,14 +33,14 @@ __all__ = ["Parallel", "Pipeline", "Unit", "parallel", "pipeline"]
 
 
 class Unit(Runnable):
-    """What can stand in a pipeline: an action, a stage, a pipeline, a parallel group."""
+    """A part of a pipeline: an action, a stage, a pipeline, a parallel group."""
 
     __slots__ = ()
     name: str
     tags: frozenset[str]
 
     def __rshift__(self, other: Unit) -> Pipeline:
-        """Chain: what is on the right runs after what is on the left."""
+        """Chain: the right side runs after the left side."""
         return _chain(self, other)
 
     def __irshift__(self, other: Unit) -> Pipeline:  # wrapt's own would go to the function
@@ -52,12 +56,12 @@ class Unit(Runnable):
         return [*(f"tag:{tag}" for tag in self.tags), self.name]
 
     def _selected(self, wanted: frozenset[str], keep: bool) -> Unit | None:
-        """Return what is left of the unit when only the wanted (or all but the wanted) parts stay, None for nothing."""
+        """Return the unit with only the wanted parts, or (not `keep`) without them; None if nothing is left."""
         raise NotImplementedError
 
 
 def options_of(unit: Unit) -> dict[str, Any]:
-    """Return the options of a unit by name, as its class takes them. They are its own: not to be changed."""
+    """Return the options of a unit by name, as its class takes them: its own, which must not be changed."""
     return unit._given()
 
 
@@ -67,17 +71,17 @@ def stage_selectors(unit: Unit) -> list[str]:
 
 
 class NotAUnit:
-    """A value that is not a unit, and may stand where one is expected."""
+    """The base of values that users take for units; `instead` is the correction."""
 
     __slots__ = ()
 
     def instead(self) -> str:
-        """Return the message for one that stands there, with what to write instead."""
+        """Return the message for one where a unit is expected: its name, and the correct way to write it."""
         raise NotImplementedError
 
 
 class Template(NotAUnit):
-    """The base of stage templates: what must be called to give a stage."""
+    """The base of stage templates, which make a stage when they are called."""
 
     __slots__ = ()
 
@@ -87,12 +91,12 @@ class Template(NotAUnit):
         raise NotImplementedError
 
     def instead(self) -> str:
-        """Call it."""
+        """Return the message: a template must be called."""
         return f"the stage template {self.name!r} must be called to give a stage: write {self.name}(...)"
 
 
 def no_unit(thing: object, place: str = "`>>`") -> str:
-    """Return the message for what should have been a unit, with what to write instead."""
+    """Return the message for a value where a unit is expected, with the correction."""
     if isinstance(thing, NotAUnit):
         return thing.instead()
     kind = type(thing).__name__
@@ -107,7 +111,7 @@ def no_unit(thing: object, place: str = "`>>`") -> str:
 
 
 def checked_units(units: Iterable[Any], place: str) -> tuple[Unit, ...]:
-    """Return the units, with pipelines that have no options dissolved in them."""
+    """Return the units, with pipelines without options flattened."""
     flat: list[Unit] = []
     for unit in units:
         if not isinstance(unit, Unit):
@@ -127,9 +131,9 @@ def _chain(left: Unit, right: Any) -> Pipeline:
 
 
 class Value:
-    """A frozen value: equal by type and content, which `_content` gives.
+    """A frozen value: equal by type and content, as `_content` returns it.
 
-    `memo` keeps facts about it that were worked out once, by name; they are not part of the value.
+    `memo` keeps facts that were worked out once, by name; it is not part of the value.
     """
 
     __slots__ = ()
@@ -159,7 +163,7 @@ class Value:
 
 
 def assign(target: object, **attributes: Any) -> None:
-    """Set attributes of a frozen value that is being made."""
+    """Set attributes of a frozen value while it is being made."""
     for name, value in attributes.items():
         object.__setattr__(target, name, value)
 
@@ -192,10 +196,10 @@ def member_named(owner: Unit, name: object, members: Sequence[U], what: str) -> 
 
 
 class Composite(Value, Unit):
-    """An immutable sequence of units with options: what pipelines and parallel groups share."""
+    """An immutable sequence of units with options: the base of pipelines and parallel groups."""
 
     __slots__ = ("_options", "memo", "units")
-    DEFAULTS: ClassVar[dict[str, Any]]  # of the options
+    DEFAULTS: ClassVar[dict[str, Any]]  # its options, by name
     units: tuple[Unit, ...]
     _options: dict[str, Any]
 
@@ -210,7 +214,7 @@ class Composite(Value, Unit):
 
     @property
     def tags(self) -> frozenset[str]:  # type: ignore[override]
-        """What selectors such as `"tag:slow"` find."""
+        """The tags, found by selectors such as `"tag:slow"`."""
         return cast("frozenset[str]", self._options["tags"])
 
     @property
@@ -273,8 +277,8 @@ def _composite_of(cls: type[Composite], units: tuple[Unit, ...], options: dict[s
 class Pipeline(Composite):
     """An immutable sequence of units, made by `>>` or `pipeline`.
 
-    `flow[0]` and `flow["clean"]` give a unit (KeyError lists the names), slices a pipeline: `flow["clean":]`,
-    `flow[:"load"]`, the end excluded.
+    `flow[0]` and `flow["clean"]` are units (a KeyError lists the names); slices such as `flow["clean":]` and
+    `flow[:"load"]` are pipelines, the end excluded.
     """
 
     __slots__ = ()
@@ -347,11 +351,11 @@ class Pipeline(Composite):
         return self.units.index(member_named(self, edge, self.units, "unit")) if isinstance(edge, str) else edge
 
     def only(self, *selectors: str) -> Pipeline:
-        """Return the pipeline with only what the selectors name."""
+        """Return the pipeline with only the parts that the selectors name."""
         return self._with_units(self._parts(frozenset(checked_selectors(selectors, "selectors")), True))
 
     def without(self, *selectors: str) -> Pipeline:
-        """Return the pipeline without what the selectors name."""
+        """Return the pipeline without the parts that the selectors name."""
         return self._with_units(self._parts(frozenset(checked_selectors(selectors, "selectors")), False))
 
     def __repr__(self) -> str:
@@ -393,10 +397,10 @@ def pipeline(
 
 
 class Parallel(Composite):
-    """Units that each start from the store as it is, and whose writes are merged in their order when all are done.
+    """Units that each start from the store as it is; their writes are merged in branch order when all have finished.
 
-    Made by `parallel`. `merge` maps a key to a function that folds the values that several branches wrote, two at a
-    time, in branch order; without one, different values are a `WriteConflictError`.
+    Made by `parallel`. `merge` maps a key to a function that combines the values that several branches wrote, two at a
+    time, in branch order; without one, different values raise a `WriteConflictError`.
     """
 
     __slots__ = ()
@@ -425,7 +429,7 @@ class Parallel(Composite):
             _options={
                 "name": checked_name(given["name"], "a parallel group"),
                 "limit": limit,
-                "merge": {key_name(key): fold for key, fold in cast("Mapping[Any, Any]", merge).items()},
+                "merge": {key_name(key): combine for key, combine in cast("Mapping[Any, Any]", merge).items()},
                 "tags": checked_tags(given["tags"]),
             },
         )
@@ -437,7 +441,7 @@ class Parallel(Composite):
 
     @property
     def merge(self) -> Mapping[str, Callable[[Any, Any], Any]]:
-        """How the values that several branches wrote under a key are folded."""
+        """The functions that combine values which several branches wrote to one key."""
         return types.MappingProxyType(self._options["merge"])
 
     def __getitem__(self, where: int | str) -> Unit:
@@ -454,8 +458,8 @@ def parallel(
     merge: Mapping[str, Callable[[Any, Any], Any]] | None = None,
     tags: Iterable[str] = (),
 ) -> Parallel:
-    """Return a group whose units are branches: each starts from the store as it is, and sees no other (L9).
+    """Return a group whose units are branches: each starts from the store as it is, and does not see the others (L9).
 
-    What they wrote is merged in branch order when all are done, so that the result does not depend on timing.
+    Their writes are merged in branch order when all have finished, so that the result does not depend on timing.
     """
     return Parallel(units, name=name, limit=limit, merge=merge, tags=tags)

@@ -1,7 +1,7 @@
 """Whether a pipeline fits together: which keys each action needs, and whether something before it supplies them.
 
-`validate` walks a definition in the order of its evaluation and keeps what is known to be in the store; from the first
-unit on that may write what cannot be seen (a `ctx`, an insertion, middleware), a missing key is no longer certain.
+`validate` walks a definition in the order of its evaluation and keeps the keys known to be in the store. From the first
+unit that may write unknown keys (through `ctx`, an insertion, middleware), a missing key is no longer certain.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["Input", "Problem", "Step", "check_inserted", "check_run", "step_of",
 
 
 class _Known:
-    """What is known to be in the store at some point: its keys, and who declared which class for them."""
+    """The keys known to be in the store at some point, each with the step that declared a class for it."""
 
     __slots__ = ("keys", "open")
 
@@ -46,7 +46,7 @@ class _Known:
 
 
 class _Gap(NamedTuple):
-    """A parameter that is not known to fit: what a `Problem` is made of, when one is wanted."""
+    """A parameter that is not known to fit; a `Problem` is made of it on demand."""
 
     stage: Stage
     step: Step
@@ -56,7 +56,7 @@ class _Gap(NamedTuple):
 
 
 class _Around(NamedTuple):
-    """Whether middleware of each level stands around, and may supply values."""
+    """Whether enclosing middleware of stages, or of actions, may supply values."""
 
     stages: bool = False
     actions: bool = False
@@ -71,7 +71,7 @@ def validate(unit: Unit, inputs: Iterable[str] | Mapping[str, Any] = ()) -> list
 
 
 def check_run(flow: Pipeline, inputs: Collection[str], skip: frozenset[str], wrapped: bool) -> None:
-    """Raise `WiringError` for what can certainly not be supplied, before a run."""
+    """Raise `WiringError` before a run for parameters that certainly nothing supplies."""
     __tracebackhide__ = True
     if wrapped or all(gap.wanted.key in inputs for gap in _needs(flow, skip)):
         return
@@ -80,7 +80,7 @@ def check_run(flow: Pipeline, inputs: Collection[str], skip: frozenset[str], wra
 
 
 def unmet(units: Iterable[Unit | Stream], store: Store, skip: frozenset[str]) -> bool:
-    """Whether units need, from outside themselves, what the store does not have."""
+    """Whether units need a key that neither they nor the store have."""
     for unit in units:
         for gap in _needs(unit, skip):
             if gap.wanted.key not in store:
@@ -89,9 +89,9 @@ def unmet(units: Iterable[Unit | Stream], store: Store, skip: frozenset[str]) ->
 
 
 def check_inserted(coming: Iterable[tuple[Unit | Stream, bool]], store: Store, skip: frozenset[str]) -> None:
-    """Raise `WiringError` if inserted units need what neither the store nor anything before them can supply.
+    """Raise `WiringError` if inserted units need a key that neither the store nor anything before them supplies.
 
-    `coming` is what will run, in order, and whether it is to be checked: whether it has just been inserted.
+    `coming` are the units that will run, in order, each with whether it has just been inserted and is to be checked.
     """
     known = _Known(dict.fromkeys(store))
     gaps = ((gap, new) for unit, new in coming for gap in _check(unit, known, _Around(), skip))
@@ -99,7 +99,7 @@ def check_inserted(coming: Iterable[tuple[Unit | Stream, bool]], store: Store, s
 
 
 def note_suppliers(error: MissingInputError, step: Step, store: Store, ran: Iterable[Action[..., Any]]) -> None:
-    """Note on the error who should have supplied what is missing, and returned nothing."""
+    """Add a note that names the actions which should have supplied the missing keys, and returned nothing."""
     missing = {wanted.key for wanted in step.inputs if wanted.default is EMPTY and wanted.key not in store}
     for action in ran:
         empty = missing.intersection(step_of(action).supplies)
@@ -119,7 +119,7 @@ def _refuse(gaps: Iterable[_Gap], known: _Known) -> None:
 
 
 def _needs(unit: Unit | Stream, skip: frozenset[str]) -> tuple[_Gap, ...]:
-    """Return what a unit certainly needs from outside, one gap for each key, worked out once."""
+    """Return the gaps of a unit that are certain unless the store has the key, one for each key; worked out once."""
     if type(unit) is Action:
         unit = one_action_stage(unit)
     if type(unit) is Stream:
@@ -133,12 +133,12 @@ def _needs(unit: Unit | Stream, skip: frozenset[str]) -> tuple[_Gap, ...]:
 
 
 def may_supply(layers: tuple[Middleware, ...]) -> bool:
-    """Whether middleware may give values to what is inside, or write to the store; of our own it is known."""
+    """Whether middleware may supply values or write to the store; flowdeco's own middleware declares it."""
     return any(getattr(layer, "supplies", True) for layer in layers)
 
 
 def _check(unit: Unit | Stream, known: _Known, around: _Around, skip: frozenset[str]) -> Iterator[_Gap]:
-    """Yield the gaps of a unit, and note in `known` what it supplies."""
+    """Yield the gaps of a unit, and add the keys that it supplies to `known`."""
     if isinstance(unit, Action):
         unit = one_action_stage(cast("Action[..., Any]", unit))
     if isinstance(unit, Stream):
@@ -186,7 +186,7 @@ def _check_stage(stage: Stage, known: _Known, around: _Around, skip: frozenset[s
 
 
 def _problems(gap: _Gap, known: _Known) -> Iterator[Problem]:
-    """Yield the problem that a gap is: none, if it only might have been one of types."""
+    """Yield the problem of a gap; none if it was only a suspicion about types."""
     stage, step, wanted, certain, producer = gap
     if producer is None:
         message = missing(step.name, stage.name, wanted.name, wanted.key, known.keys)
