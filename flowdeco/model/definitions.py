@@ -7,6 +7,8 @@ definition (L3).
 An action is a proxy, so a public attribute would hide the one of its function. Other modules therefore read definitions
 through functions: `action_options`, `bound_of`, `origin_of`, `memo_of`, `options_of`.
 """
+# The functions of this module read the private attributes of its own classes.
+# pyright: reportPrivateUsage=false
 
 from __future__ import annotations
 

@@ -7,6 +7,8 @@ Two laws hold for all units:
 
 Each kind of unit has its own methods for the selectors that name it, and for selecting some of its parts.
 """
+# The functions of this module read the private attributes of its own classes.
+# pyright: reportPrivateUsage=false
 
 from __future__ import annotations
 
@@ -244,12 +246,9 @@ class Composite(Value, Unit):
     def _selected(self, wanted: frozenset[str], keep: bool) -> Unit | None:
         if not wanted.isdisjoint(self._selectors()):
             return self if keep else None
-        left = self._parts(wanted, keep)
-        return self._with_units(left) if left or not (keep or self.units) else None
-
-    def _parts(self, wanted: frozenset[str], keep: bool) -> list[Unit]:
         parts = [part._selected(wanted, keep) for part in self.units]
-        return [part for part in parts if part is not None]
+        left = [part for part in parts if part is not None]
+        return self._with_units(left) if left or not (keep or self.units) else None
 
     def __len__(self) -> int:
         return len(self.units)
@@ -352,11 +351,16 @@ class Pipeline(Composite):
 
     def only(self, *selectors: str) -> Pipeline:
         """Return the pipeline with only the parts that the selectors name."""
-        return self._with_units(self._parts(frozenset(checked_selectors(selectors, "selectors")), True))
+        return self._filtered(selectors, keep=True)
 
     def without(self, *selectors: str) -> Pipeline:
         """Return the pipeline without the parts that the selectors name."""
-        return self._with_units(self._parts(frozenset(checked_selectors(selectors, "selectors")), False))
+        return self._filtered(selectors, keep=False)
+
+    def _filtered(self, selectors: tuple[str, ...], *, keep: bool) -> Pipeline:
+        wanted = frozenset(checked_selectors(selectors, "selectors"))
+        parts = (unit._selected(wanted, keep) for unit in self.units)
+        return self._with_units(part for part in parts if part is not None)
 
     def __repr__(self) -> str:
         names = " >> ".join(unit.name for unit in self.units) or "empty"
