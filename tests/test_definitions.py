@@ -775,7 +775,7 @@ def test_a_memo_is_no_part_of_the_value():
     """It keeps what was worked out once."""
     one_stage, other = Stage("s", [double]), Stage("s", [double])
     one_stage.run({"n": 1})
-    assert memo_of(one_stage) != memo_of(other)
+    assert (hasattr(memo_of(one_stage), "steps"), hasattr(memo_of(other), "steps")) == (True, False)
     assert one_stage == other
     assert one_action_stage(double) is one_action_stage(double)
 

@@ -58,6 +58,7 @@ from flowdeco.model.references import (
 from flowdeco.model.store import Key, key_name
 from flowdeco.model.streams import Stream, stream
 from flowdeco.model.units import (
+    Memo,
     Parallel,
     Pipeline,
     Template,
@@ -143,7 +144,7 @@ class Action(Unit, _Proxy, Generic[P, R]):
         _self_options: ActionOptions
         _self_bound: Mapping[str, Any]
         _self_origin: Origin | None
-        _self_memo: dict[str, Any]
+        _self_memo: Memo
 
     def __init__(
         self,
@@ -156,7 +157,7 @@ class Action(Unit, _Proxy, Generic[P, R]):
         self._self_remember("options", options or ActionOptions(function_name(function)))
         self._self_remember("bound", bound)
         self._self_remember("origin", origin)
-        self._self_remember("memo", {})
+        self._self_remember("memo", Memo())
 
     def _self_remember(self, name: str, value: Any) -> None:
         _Proxy.__setattr__(self, f"_self_{name}", value)
@@ -410,7 +411,7 @@ class Stage(Value, Unit):
             _title=checked_text(title, "title"),
             _description=checked_text(description, "description") or "",
             _origin=None,
-            memo={},
+            memo=Memo(),
         )
 
     @property
@@ -485,7 +486,7 @@ class Stage(Value, Unit):
 
     # Former names, to be removed when the engine, the codecs and the views have switched.
     _actions = property(lambda self: self.actions)
-    _steps = property(lambda self: self.memo.get("steps"))
+    _steps = property(lambda self: getattr(self.memo, "steps", None))
 
     def _options(self) -> dict[str, Any]:
         return self._given()
@@ -531,10 +532,10 @@ def _stage_of(actions: tuple[Action[..., Any], ...], options: dict[str, Any]) ->
 def one_action_stage(action: Action[..., Any]) -> Stage:
     """Return the stage of a bare action in a pipeline, with its name, description and tags; made once."""
     memo = memo_of(action)
-    made = memo.get("stage")
+    made: Stage | None = getattr(memo, "stage", None)
     if made is None:
-        made = memo["stage"] = Stage(action.name, (action,), tags=action.tags, description=action.description)
-    return cast("Stage", made)
+        made = memo.stage = Stage(action.name, (action,), tags=action.tags, description=action.description)
+    return made
 
 
 def action_selectors(stage: Stage, action: Action[..., Any]) -> list[str]:
@@ -563,8 +564,8 @@ def data_of(stage: Stage) -> Mapping[str, Any]:
     return stage._data
 
 
-def memo_of(unit: Unit) -> dict[str, Any]:
-    """Return the memo of a unit: facts that were worked out once, by name, and are not part of its value."""
+def memo_of(unit: Unit) -> Memo:
+    """Return the memo of a unit: facts that were worked out once, and are not part of its value."""
     return unit._self_memo if isinstance(unit, Action) else cast("Value", unit).memo
 
 
@@ -594,10 +595,10 @@ def as_pipeline(unit: Unit) -> Pipeline:
     if isinstance(unit, Pipeline):
         return unit
     memo = memo_of(unit)
-    made = memo.get("pipeline")
+    made: Pipeline | None = getattr(memo, "pipeline", None)
     if made is None:
-        made = memo["pipeline"] = Pipeline((unit,))
-    return cast("Pipeline", made)
+        made = memo.pipeline = Pipeline((unit,))
+    return made
 
 
 def insertable(units: Iterable[Any], who: str, how: str = "returned") -> tuple[Unit | Stream, ...]:

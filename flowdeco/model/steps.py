@@ -181,19 +181,22 @@ def missing(action: str, stage: str, parameter: str, key: str, known: Iterable[s
 def step_of(action: Action[..., Any]) -> Step:
     """Return the step of an action, made once."""
     memo = memo_of(action)
-    step = memo.get("step")
+    step: Step | None = getattr(memo, "step", None)
     if step is None:
-        step = memo["step"] = Step(action)
-    return cast("Step", step)
+        step = memo.step = Step(action)
+    return step
 
 
 def steps_of(stage: Stage) -> list[tuple[Step, str | None]]:
     """Return the steps of a stage, the last one first, each with the action that inserted it (None): a stack to run from."""
-    try:
-        steps: list[tuple[Step, str | None]] = stage.memo["steps"]
-    except KeyError:
-        steps = [(step_of(action), None) for action in reversed(stage.actions)]
-        stage.memo["steps"] = steps
+    steps: list[tuple[Step, str | None]]
+    try:  # for each stage that runs; a default of `getattr` costs more
+        steps = stage.memo.steps
+        return steps
+    except AttributeError:
+        pass
+    steps = [(step_of(action), None) for action in reversed(stage.actions)]
+    stage.memo.steps = steps
     return steps
 
 

@@ -132,14 +132,26 @@ def _chain(left: Unit, right: Any) -> Pipeline:
 # Values.
 
 
-class Value:
-    """A frozen value: equal by type and content, as `_content` returns it.
+class Memo:
+    """Facts about a unit that are worked out once and then kept; they are not part of its value.
 
-    `memo` keeps facts that were worked out once, by name; it is not part of the value.
+    Each is set by the one function that returns it, and missing until then: there are as many memos as units, and most
+    of their facts are never needed.
     """
 
+    __slots__ = ("needs", "pipeline", "stage", "step", "steps")
+    needs: Any  # in `wiring`
+    pipeline: Pipeline  # `as_pipeline`
+    stage: Any  # `one_action_stage`
+    step: Any  # `step_of`
+    steps: Any  # `steps_of`
+
+
+class Value:
+    """A frozen value: equal by type and content, as `_content` returns it."""
+
     __slots__ = ()
-    memo: dict[str, Any]
+    memo: Memo
 
     def _content(self) -> tuple[Any, ...]:
         raise NotImplementedError
@@ -297,7 +309,7 @@ class Pipeline(Composite):
         assign(
             self,
             units=checked_units(units, "pipeline"),
-            memo={},
+            memo=Memo(),
             _options={
                 "name": checked_name(given["name"], "a pipeline"),
                 "title": checked_text(given["title"], "title"),
@@ -429,7 +441,7 @@ class Parallel(Composite):
         assign(
             self,
             units=tuple(branches),
-            memo={},
+            memo=Memo(),
             _options={
                 "name": checked_name(given["name"], "a parallel group"),
                 "limit": limit,

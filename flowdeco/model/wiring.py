@@ -27,7 +27,7 @@ from flowdeco.model.definitions import (
 from flowdeco.model.options import Middleware
 from flowdeco.model.steps import Input, Step, missing, step_of, steps_of
 from flowdeco.model.store import Store, accepted_classes, key_name
-from flowdeco.model.units import Value
+from flowdeco.model.units import Memo, Value
 
 __all__ = ["Input", "Problem", "Step", "check_inserted", "check_run", "step_of", "steps_of", "unmet", "validate"]
 
@@ -124,12 +124,16 @@ def _needs(unit: Unit | Stream, skip: frozenset[str]) -> tuple[_Gap, ...]:
         unit = one_action_stage(unit)
     if type(unit) is Stream:
         return ()
-    memo: dict[str, Any] = {} if skip else cast("Value", unit).memo
-    needs = memo.get("needs")
-    if needs is None:
-        gaps = (gap for gap in _check(unit, _Known({}), _Around(), skip) if gap.certain)
-        needs = memo["needs"] = tuple({gap.wanted.key: gap for gap in gaps}.values())
-    return cast("tuple[_Gap, ...]", needs)
+    memo = Memo() if skip else cast("Value", unit).memo
+    needs: tuple[_Gap, ...]
+    try:  # for each stage that is inserted, as in `steps_of`
+        needs = memo.needs
+        return needs
+    except AttributeError:
+        pass
+    gaps = (gap for gap in _check(unit, _Known({}), _Around(), skip) if gap.certain)
+    needs = memo.needs = tuple({gap.wanted.key: gap for gap in gaps}.values())
+    return needs
 
 
 def may_supply(layers: tuple[Middleware, ...]) -> bool:
