@@ -63,7 +63,7 @@ def only_for_those_who_call(
 
 def setup(app: Any) -> None:
     """Connect what changes docstrings, and let `stream` have the signature that the reference gives it."""
-    analyzer = ModuleAnalyzer.for_module("flowdeco.model.definitions")
+    analyzer = ModuleAnalyzer.for_module("flowdeco.model.streams")
     analyzer.analyze()
     analyzer.overloads.pop("stream", None)  # its ParamSpec would be shown as `*args: ~typing.~P`
     app.connect("autodoc-process-docstring", tidied)

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowdeco.engine.runs import Run
-from flowdeco.model.definitions import Pipeline, RunOptions, Unit
+from flowdeco.model.definitions import Unit, as_pipeline
+from flowdeco.model.runnable import Options as RunOptions
 from flowdeco.model.wiring import validate
 
 if TYPE_CHECKING:
@@ -34,38 +35,38 @@ __all__ = [
 ]
 
 
-def run(flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions) -> Run:
+def run(unit: Unit, inputs: Mapping[str, Any] | None, options: RunOptions) -> Run:
     """Evaluate a pipeline."""
     __tracebackhide__ = True
     from flowdeco import drivers
 
-    return drivers.run(flow, inputs, watched(options))
+    return drivers.run(as_pipeline(unit), inputs, watched(options))
 
 
-def arun(flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions) -> Coroutine[Any, Any, Run]:
+def arun(unit: Unit, inputs: Mapping[str, Any] | None, options: RunOptions) -> Coroutine[Any, Any, Run]:
     """Evaluate a pipeline in the running event loop."""
     __tracebackhide__ = True
     from flowdeco import drivers
 
-    return drivers.arun(flow, inputs, watched(options))
+    return drivers.arun(as_pipeline(unit), inputs, watched(options))
 
 
-def resume(flow: Pipeline, what: Run | str, inputs: Mapping[str, Any] | None, options: RunOptions, *how: Any) -> Run:
+def resume(unit: Unit, what: Run | str, inputs: Mapping[str, Any] | None, options: RunOptions, *how: Any) -> Run:
     """Go on with the evaluation of a pipeline."""
     __tracebackhide__ = True
     from flowdeco import drivers
 
-    return drivers.resume(flow, what, inputs, watched(options), *how)
+    return drivers.resume(as_pipeline(unit), what, inputs, watched(options), *how)
 
 
 def aresume(
-    flow: Pipeline, what: Run | str, inputs: Mapping[str, Any] | None, options: RunOptions, *how: Any
+    unit: Unit, what: Run | str, inputs: Mapping[str, Any] | None, options: RunOptions, *how: Any
 ) -> Coroutine[Any, Any, Run]:
     """Go on with the evaluation of a pipeline in the running event loop."""
     __tracebackhide__ = True
     from flowdeco import drivers
 
-    return drivers.aresume(flow, what, inputs, watched(options), *how)
+    return drivers.aresume(as_pipeline(unit), what, inputs, watched(options), *how)
 
 
 def watched(options: RunOptions) -> RunOptions:

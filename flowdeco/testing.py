@@ -37,7 +37,9 @@ from flowdeco.engine.requests import Await, Raised, Request, Sleep, Wait
 from flowdeco.engine.runs import Run, StageRecord, Status
 from flowdeco.errors import DefinitionError, suggestion
 from flowdeco.events import ActionStarted
-from flowdeco.model.definitions import Parallel, Pipeline, RunOptions, Template, Unit, as_pipeline
+from flowdeco.model.definitions import Parallel, Pipeline, Template, Unit, as_pipeline
+from flowdeco.model.runnable import Options as RunOptions
+from flowdeco.model.runnable import run_options
 from flowdeco.model.wiring import Step
 
 __all__ = ["Call", "Clock", "FlowRunner", "assert_ran"]
@@ -330,10 +332,7 @@ class FlowRunner:
                 raise DefinitionError(
                     f"a FlowRunner takes no {name}: it calls one action after the other, by its own clock"
                 )
-        unknown = [name for name in options if name not in RunOptions._fields or name == "watcher"]
-        if unknown:
-            raise TypeError(f"{unknown[0]!r} is no option of a run")
-        chosen = running.watched(RunOptions(**options, clock=self.clock.time))
+        chosen = running.watched(run_options("run", options)._replace(clock=self.clock.time))
         return chosen._replace(observers=[_note_stage, *chosen.observers])
 
     def _in_a_free_thread(self, perform: Callable[[], Run]) -> Run:

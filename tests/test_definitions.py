@@ -17,7 +17,17 @@ from support import around, names, one, provide, shown, step
 import flowdeco
 from flowdeco import Action, Context, Key, Parallel, Pipeline, Stage, action, parallel, pipeline, stage, stream
 from flowdeco.errors import DefinitionError, StoreTypeError
-from flowdeco.model.definitions import Stream
+from flowdeco.model.definitions import (
+    Stream,
+    action_options,
+    bound_of,
+    data_of,
+    memo_of,
+    one_action_stage,
+    options_of,
+    origin_of,
+)
+from flowdeco.model.references import Bound, Changed
 
 # -- an action is a transparent proxy
 
@@ -727,6 +737,60 @@ def test_a_stream_is_a_value_of_its_source():
     assert "source" in made.name
     assert "source" in repr(made)
     assert "list" in repr(stream([])) or "[]" in repr(stream([]))
+
+
+# -- how other modules read a definition
+
+
+def test_the_options_of_a_unit_are_those_its_class_takes():
+    """Of an action, a stage, a pipeline and a group; they make an equal one."""
+    made = Stage("s", [add], title="S", tags=["x"], data={"n": 1})
+    assert Stage(actions=made.actions, **options_of(made)) == made
+    flow, group = pipeline(made, name="flow", tags=["y"]), parallel(made, limit=2)
+    assert Pipeline(flow.units, **options_of(flow)) == flow
+    assert Parallel(group.units, **options_of(group)) == group
+    assert options_of(add) == action_options(add)._asdict()
+
+
+def test_a_stage_has_its_actions_and_tells_whether_it_has_data():
+    """Without copying the data, which `data` does."""
+    made = Stage("s", [add, double], data={"rows": [1]})
+    assert (made.actions, made.has_data, Stage("s").has_data) == ((add, double), True, False)
+    assert data_of(made) is data_of(made)
+    assert data_of(made) == made.data
+    assert made.data["rows"] is not data_of(made)["rows"]
+
+
+def test_the_origin_of_a_definition_is_what_it_was_derived_from():
+    """By `bind`, `with_options`, or another stage; None for one that was made directly."""
+    made = Stage("s", [double])
+    assert origin_of(double) is None
+    assert origin_of(made) is None
+    assert origin_of(double.bind(n=1)) == Bound(double, {"n": 1})
+    assert bound_of(double.bind(n=1)) == {"n": 1}
+    assert origin_of(made.with_options(name="t")) == Changed(made, {"name": "t"})
+
+
+def test_a_memo_is_no_part_of_the_value():
+    """It keeps what was worked out once."""
+    one_stage, other = Stage("s", [double]), Stage("s", [double])
+    one_stage.run({"n": 1})
+    assert (hasattr(memo_of(one_stage), "steps"), hasattr(memo_of(other), "steps")) == (True, False)
+    assert one_stage == other
+    assert one_action_stage(double) is one_action_stage(double)
+
+
+def test_attributes_of_a_function_are_not_hidden_by_those_of_its_action():
+    """Such as options, data, a memo: the action keeps its own under other names."""
+
+    @action
+    def counted():
+        return counted.memo
+
+    function = counted.__wrapped__
+    function.memo, function.options, function.origin, function.actions = 1, 2, 3, 4
+    assert (counted.memo, counted.options, counted.origin, counted.actions, counted()) == (1, 2, 3, 4, 1)
+    assert counted.run()["counted"] == 1
 
 
 # -- no run changes a definition (L3)

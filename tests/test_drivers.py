@@ -885,7 +885,7 @@ def test_in_a_group_only_the_branch_that_sleeps_waits(run):
         ({"skip": [3]}, "skip"),
         ({"skip": 3}, "skip"),
         ({"use": around([], "m")}, "use"),
-        ({"use": [lambda call: None]}, "no middleware"),
+        ({"use": [lambda call: None]}, "is not middleware"),
         ({"observers": print}, "observers"),
         ({"observers": [3]}, "observer"),
         ({"history": -1}, "history"),

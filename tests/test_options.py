@@ -34,7 +34,7 @@ from flowdeco.model.options import UNSET
         ({"timeout": -1}, "timeout"),
         ({"timeout": "1"}, "timeout"),
         ({"timeout": True}, "timeout"),
-        ({"description": 3}, "description is a text, not 3"),
+        ({"description": 3}, "description is a string, not 3"),
     ],
 )
 def test_wrong_options_of_an_action_are_refused(options, message):

@@ -148,8 +148,8 @@ ORIGINAL, shadowed = shadowed, None
         (lambda: local_template()(1)["act"], "local", "inside a function"),
         (lambda: pipeline(Stage("a"), local_stage()), "local", "inside a function"),
         (lambda: action(name="x")(lambda: 1), "x", "lambda"),
-        (lambda: ORIGINAL, "shadowed", "another object"),
-        (lambda: action(types.FunctionType(plain.__code__, globals(), "gone")), "plain", "another object|imported"),
+        (lambda: ORIGINAL, "shadowed", "a different object"),
+        (lambda: action(types.FunctionType(plain.__code__, globals(), "gone")), "plain", "a different object|imported"),
     ],
 )
 def test_what_cannot_be_referenced_says_so_when_it_is_pickled(make, name, reason):

@@ -9,7 +9,8 @@ from flowdeco.drivers.sync import resume, run
 
 if TYPE_CHECKING:
     from flowdeco.engine.runs import Run
-    from flowdeco.model.definitions import Pipeline, RunOptions
+    from flowdeco.model.definitions import Pipeline
+    from flowdeco.model.runnable import Options as RunOptions
 
 __all__ = ["aresume", "arun", "resume", "run"]
 

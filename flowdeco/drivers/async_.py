@@ -19,7 +19,8 @@ from flowdeco.engine.requests import Await, FunctionCall, Raised, Request, Save,
 
 if TYPE_CHECKING:
     from flowdeco.engine.runs import Run
-    from flowdeco.model.definitions import Pipeline, RunOptions
+    from flowdeco.model.definitions import Pipeline
+    from flowdeco.model.runnable import Options as RunOptions
 
 __all__ = ["resume", "run"]
 

@@ -19,8 +19,9 @@ from flowdeco.engine.rehearse import Journaled, Rehearsal, check_fork, from_jour
 from flowdeco.engine.requests import Raised, Request, Save
 from flowdeco.engine.runs import Run, Status
 from flowdeco.errors import Bail, Cancelled, DefinitionError, Suspend, suggestion
-from flowdeco.model.definitions import Pipeline, RunOptions, action_selectors, stage_selectors
+from flowdeco.model.definitions import Pipeline, action_selectors, stage_selectors
 from flowdeco.model.options import checked_layers, checked_selectors
+from flowdeco.model.runnable import Options as RunOptions
 from flowdeco.model.store import Store
 from flowdeco.model.wiring import check_run, may_supply
 

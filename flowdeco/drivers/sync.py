@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from flowdeco.drivers.loop_thread import LoopThread
     from flowdeco.drivers.work import Work
     from flowdeco.engine.runs import Run
-    from flowdeco.model.definitions import Pipeline, RunOptions
+    from flowdeco.model.definitions import Pipeline
+    from flowdeco.model.runnable import Options as RunOptions
 
 __all__ = ["resume", "run"]
 

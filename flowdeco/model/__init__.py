@@ -1,1 +1,1 @@
-"""Definitions, and the values that they are about: actions, stages, pipelines, their wiring, and the store."""
+"""Definitions, and the values they consist of: actions, stages, pipelines, their wiring, and the store."""

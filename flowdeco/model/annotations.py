@@ -1,7 +1,7 @@
-"""What annotations mean: where a parameter is looked for, and whether a result may be data or units.
+"""The meaning of annotations: where a parameter is looked up, and whether a result may be data or units.
 
-Annotations that are strings are evaluated with the names that their function sees. A name that exists only for the type
-checker stands for itself: it is compared by what it is called.
+Annotations that are strings are evaluated with the names visible to their function. A name that exists only for the type
+checker stands for itself: it is compared by its name.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import types
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Final, Union, cast, get_args, get_origin
 
-from flowdeco.model.definitions import Stream, Unit
 from flowdeco.model.functions import signature_of, underlying
+from flowdeco.model.streams import Stream
+from flowdeco.model.units import Unit
 
 __all__ = ["EMPTY", "annotated_parameters", "is_context", "meaning", "return_annotation"]
 
@@ -23,7 +24,7 @@ EMPTY: Final = inspect.Parameter.empty
 
 
 def annotated_parameters(function: Any, name: str) -> Iterator[tuple[inspect.Parameter, Any]]:
-    """Give the parameters that can be supplied, each with its annotation, evaluated; `name` is that of the action."""
+    """Yield the parameters that can be supplied, each with its evaluated annotation; `name` is the name of the action."""
     home = _home(function)
     annotations = _annotations(home)
     for parameter in signature_of(function, name).parameters.values():
@@ -32,14 +33,14 @@ def annotated_parameters(function: Any, name: str) -> Iterator[tuple[inspect.Par
 
 
 def return_annotation(function: Any) -> Any:
-    """Return the annotation of what is returned, evaluated; `EMPTY` for none."""
+    """Return the evaluated annotation of the result; `EMPTY` for none."""
     home = _home(function)
     return _evaluated(_annotations(home).get("return", EMPTY), home)
 
 
 def is_context(annotation: Any) -> bool:
-    """Whether it is that of a parameter which receives the context."""
-    # Recognised by name, so that nothing below has to import the context, nor the user at run time.
+    """Whether a parameter with this annotation receives the context."""
+    # Recognised by name, so that neither this layer nor users at run time have to import the context.
     if isinstance(annotation, _Unknown):
         return annotation.name.rpartition(".")[2] == "Context"
     return isinstance(annotation, type) and (annotation.__module__, annotation.__name__) == (
@@ -52,7 +53,7 @@ _UNIT_NAMES: Final = frozenset({"Action", "Stage", "Pipeline", "Parallel", "Stre
 
 
 def meaning(annotation: Any, generates: bool) -> tuple[bool, bool]:
-    """Return whether what is annotated may be data, and whether it may be units."""
+    """Return whether a result with this annotation may be data, and whether it may be units."""
     if annotation is EMPTY or annotation is Any or annotation is object:
         return True, True
     if annotation is None or annotation is types.NoneType:
@@ -93,7 +94,7 @@ def _meaning_of_elements(cls: type, arguments: tuple[Any, ...], generates: bool)
     return data, units
 
 
-# Evaluating them.
+# Evaluation of annotations.
 
 
 class _Unknown:
@@ -115,12 +116,12 @@ class _Unknown:
 
     __ror__ = __or__
 
-    def __call__(self, *args: Any) -> Any:  # typing accepts what can be called as a type
+    def __call__(self, *args: Any) -> Any:  # typing accepts a callable as a type
         raise TypeError(f"{self.name} is not known at run time")
 
 
 class _Names(dict[str, Any]):
-    """The names that a function's annotations can mean: its closure, its module, the builtins."""
+    """The names visible to a function's annotations: its closure, its module, the builtins."""
 
     def __init__(self, function: Any) -> None:
         super().__init__()
@@ -139,7 +140,7 @@ class _Names(dict[str, Any]):
 
 
 def _home(function: Any) -> Any:
-    """Return the function that was written down: the one that has the annotations, and the names they mean."""
+    """Return the function as it was written: it has the annotations, and sees the names in them."""
     while True:
         function = inspect.unwrap(underlying(function))
         if isinstance(function, functools.partial):
@@ -154,7 +155,7 @@ def _home(function: Any) -> Any:
 
 
 def _annotations(function: Any) -> Mapping[str, Any]:
-    if sys.version_info >= (3, 14):  # pragma: no cover - annotations are evaluated when they are asked for
+    if sys.version_info >= (3, 14):  # pragma: no cover - annotations are evaluated on access
         import annotationlib
 
         try:

@@ -1,6 +1,6 @@
-"""The decorators: `@action` and `@stage`, and what a stage with parameters becomes.
+"""The decorators `@action` and `@stage`, and stage templates: stages with parameters.
 
-A `@stage` body is run to see which actions it evaluates. They join the innermost stage whose body is being run, in
+A `@stage` body is run to find the actions that it evaluates. They join the innermost stage whose body is running, in
 definition order.
 """
 
@@ -16,7 +16,18 @@ from typing import Any, Final, Generic, Never, NoReturn, cast, overload
 from typing_extensions import ParamSpec, TypeVar
 
 from flowdeco.errors import DefinitionError, EmptyStageError
-from flowdeco.model.definitions import Action, Stage, Stream, Template, Unit, make_action, no_unit
+from flowdeco.model.definitions import (
+    Action,
+    Stage,
+    Stream,
+    Template,
+    Unit,
+    make_action,
+    no_unit,
+    options_of,
+    origin_of,
+    set_origin,
+)
 from flowdeco.model.options import UNSET, Middleware, Returns, first_paragraph
 from flowdeco.model.references import Called, Imported, Member, load, require_importable
 from flowdeco.model.store import AnyKey
@@ -30,7 +41,7 @@ _collecting: ContextVar[list[Action[..., Any]] | None] = ContextVar("flowdeco.co
 
 
 class _ActionDecorator:
-    """What `@action(...)` with options gives: it keeps the signature of what it decorates."""
+    """The result of `@action(...)` with options; a class, so that the signature of the function is kept."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._options = options
@@ -81,10 +92,10 @@ def action(
 ) -> Any:
     """Make a function part of workflows; it is still called as before.
 
-    Parameters are taken from the store by name, or by the key in `Annotated[T, "dotted.key"]`. What it returns is
-    stored under `returns` (default: its name; a tuple of keys unpacks; None discards), or appended to the list under
+    Parameters are read from the store by name, or by the key in `Annotated[T, "dotted.key"]`. The result is stored
+    under `returns` (default: the name; a tuple of keys unpacks; None discards), or appended to the list under
     `collect`; a returned stage runs right after the current stage, a returned action right after this one. `timeout` is
-    in seconds, for each attempt. `action(an_action)` gives it back unchanged.
+    in seconds, for each attempt. `action(an_action)` returns it unchanged.
 
     >>> @action
     ... def double(n: int) -> int:
@@ -107,9 +118,9 @@ def action(
 
 
 class StageTemplate(Template, Generic[P]):
-    """A `@stage` function with parameters: calling it runs its body and gives a stage named after the arguments.
+    """A `@stage` function with parameters: a call runs its body and returns a stage named after the arguments.
 
-    Two calls with equal arguments give equal stages.
+    Two calls with equal arguments return equal stages.
     """
 
     __name__: str
@@ -170,12 +181,12 @@ class StageTemplate(Template, Generic[P]):
 
 
 class _StageDecorator:
-    """What `@stage(...)` with options gives."""
+    """The result of `@stage(...)` with options."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._options = options
 
-    @overload  # mypy and pyright see that the two overlap: the first one that fits is meant
+    @overload  # the two overlap; type checkers take the first that fits
     def __call__(self, function: Callable[[], object]) -> Stage: ...  # pyright: ignore[reportOverlappingOverload]
     @overload
     def __call__(self, function: Callable[P, object]) -> StageTemplate[P]: ...  # type: ignore[overload-cannot-match]
@@ -213,7 +224,7 @@ def stage(
     """Make a stage of the actions that the function's body evaluates, in definition order.
 
     Without parameters the body runs once, now, and the result is a `Stage`; with parameters the result is a
-    `StageTemplate`, and each call gives a stage. `data` is merged into the store when the stage begins. Raises
+    `StageTemplate`, and each call returns a stage. `data` is merged into the store when the stage begins. Raises
     `EmptyStageError` if the body evaluates no action.
 
     >>> @stage(tags=["greeting"])
@@ -244,7 +255,7 @@ def _stage_of(function: Any, options: dict[str, Any]) -> Any:
         raise DefinitionError(f"@stage goes on a function, not on the {type(function).__name__} {function!r}")
     if any(is_other(function) for is_other in _NOT_PLAIN):
         raise DefinitionError(
-            f"@stage goes on a plain function, and {described} is none: its body only declares actions. "
+            f"@stage goes on a plain function, and {described} is not one: its body only declares actions. "
             f"Write `def`; the actions in it may be `async def` or yield"
         )
     name = options["name"]
@@ -255,9 +266,9 @@ def _stage_of(function: Any, options: dict[str, Any]) -> Any:
     description = options["description"]
     if description is None:
         description = first_paragraph(function.__doc__)
-    # All options are checked here, by a stage without actions, and not first when a template is called.
+    # A stage without actions checks all options here, not only when a template is called.
     given: dict[str, Any] = {**options, "name": name, "description": description}
-    checked = Stage(**given)._options()
+    checked = options_of(Stage(**given))
     if inspect.signature(function).parameters:
         return StageTemplate(function, checked)
     return _declared(name, function, checked, Imported(function.__module__, function.__qualname__))
@@ -279,7 +290,7 @@ def _declared(name: str, function: Any, options: dict[str, Any], origin: Importe
         first = cast("list[Any]", first)[0]
     if isinstance(first, (Unit, Stream, Template)) and not isinstance(first, Action):
         raise DefinitionError(
-            f"the body of stage {name!r} returned units, and only what an action returns is run: "
+            f"the body of stage {name!r} returned units, and only units returned by an action are run: "
             f"move the `return` into an @action of the stage"
         )
     if not collected:
@@ -288,11 +299,10 @@ def _declared(name: str, function: Any, options: dict[str, Any], origin: Importe
             f"or write Stage({name!r}) for a stage that only carries data"
         )
     named: dict[str, Any] = {**options, "name": name}
-    made = Stage(actions=collected, **named)
-    object.__setattr__(made, "_origin", origin)
+    made = set_origin(Stage(actions=collected, **named), origin)
     for index, member in enumerate(collected):
-        if member._self_origin is None and "<locals>" in str(getattr(member.__wrapped__, "__qualname__", "")):
-            member._self_remember("origin", Member(origin, index))
+        if origin_of(member) is None and "<locals>" in str(getattr(member.__wrapped__, "__qualname__", "")):
+            set_origin(member, Member(origin, index))
     return made
 
 
@@ -312,8 +322,8 @@ def _shown(value: object) -> str:
 
 
 def _elided(text: str) -> str:
-    """Return both ends of a text, for it is the end that tells paths apart, and a checksum of the whole for the rest."""
-    from zlib import crc32  # not loaded by who has short names; of texts that differ in a few characters, it differs
+    """Return both ends of a string, because paths differ at their ends, and a checksum of the whole for the rest."""
+    from zlib import crc32  # not loaded for short names; it differs for strings that differ in a few characters
 
     checksum = f"~{crc32(text.encode('utf-8', 'surrogatepass')):08x}"
     head = _LONGEST // 3

@@ -1,4 +1,4 @@
-"""What is asked of a user's function: its name, its signature, a call with some values fixed."""
+"""Questions about a user's function: its name, its signature, a call with some values fixed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flowdeco.errors import DefinitionError
 
 
 def function_name(function: Any) -> str:
-    """Return the name of a callable, also of a method object that is not bound yet."""
+    """Return the name of a callable; also for a classmethod or staticmethod object."""
     name = getattr(function, "__name__", None) or getattr(getattr(function, "__func__", None), "__name__", None)
     if not name:
         raise DefinitionError(f"the {type(function).__name__} {function!r} has no name: write action(name=...)(...)")
@@ -18,7 +18,7 @@ def function_name(function: Any) -> str:
 
 
 def underlying(function: Any) -> Any:
-    """Return what has the signature: the function inside a classmethod or staticmethod object, else itself."""
+    """Return the function in a classmethod or staticmethod object, anything else as it is."""
     return cast("Any", function).__func__ if isinstance(function, (classmethod, staticmethod)) else function
 
 

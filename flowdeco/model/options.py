@@ -1,4 +1,4 @@
-"""What `@action`, `@stage` and `pipeline` are told: options, checked where they are given."""
+"""The options of `@action`, `@stage` and `pipeline`, checked where they are given."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ Returns: TypeAlias = "AnyKey | tuple[AnyKey, ...] | None"
 
 
 class Bar(Protocol):
-    """A progress bar: `total` is set to the stages that are known, `update` told how many more are done.
+    """A progress bar: `total` is set to the number of known stages, `update` adds the number that finished since.
 
-    It is closed when the run is over. One that has `set_postfix_str`, as those of tqdm do, is told the running stage.
+    It is closed when the run ends. A bar with `set_postfix_str`, as those of tqdm, also receives the running stage.
     """
 
     total: Any
 
     def update(self, n: int, /) -> object:
-        """So many more are done; fewer than none if some are to be done again."""
+        """Add to the number of finished stages; negative if some are to run again."""
 
     def close(self) -> object:
-        """The run is over."""
+        """Close the bar when the run ends."""
 
 
 Shown: TypeAlias = "bool | Callable[[int, int, str], object] | Bar | None"
@@ -53,7 +53,7 @@ def checked_name(name: object, what: str) -> str:
 
 def checked_text(text: object, option: str) -> str | None:
     if text is not None and not isinstance(text, str):
-        raise DefinitionError(f"{option} is a text, not {text!r}")
+        raise DefinitionError(f"{option} is a string, not {text!r}")
     return text
 
 
@@ -65,7 +65,7 @@ def checked_tags(tags: object, option: str = "tags") -> frozenset[str]:
     found: list[str] = []
     for tag in cast("Iterable[object]", tags):
         if not isinstance(tag, str) or not tag:
-            raise DefinitionError(f"{option} is a collection of non-empty strings; {tag!r} is none")
+            raise DefinitionError(f"{option} is a collection of non-empty strings; {tag!r} is not one")
         found.append(tag)
     return frozenset(found)
 
@@ -79,8 +79,8 @@ def checked_layers(layers: object, option: str = "use") -> tuple[Middleware, ...
         if not (_is_generator_function(layer) and _takes_one(layer)):
             made = ". If it returns one, call it" if callable(layer) else ""
             raise DefinitionError(
-                f"{placed(layer)} is no middleware: "
-                f"a middleware is a generator function of one argument, with a `yield` where the inside is to run{made}"
+                f"{placed(layer)} is not middleware: a middleware is a generator function of one argument, "
+                f"with a `yield` where the wrapped action or stage runs{made}"
             )
     return found
 
@@ -93,7 +93,7 @@ def _is_generator_function(layer: object) -> bool:
 def _takes_one(layer: Any) -> bool:
     try:
         inspect.signature(layer, follow_wrapped=False).bind(None)
-    except (TypeError, ValueError):  # a ValueError: a partial that has been given what its function does not take
+    except (TypeError, ValueError):  # a ValueError: a partial with arguments that its function does not take
         return False
     return True
 
@@ -103,7 +103,7 @@ def described(thing: object) -> str:
 
 
 def placed(function: Any) -> str:
-    """Return what a function is called and where it is written, also of a partial and of an object whose call it is."""
+    """Return the name and place of a function; also for a partial, and for an object with `__call__`."""
     if isinstance(function, functools.partial):
         function = cast("functools.partial[Any]", function).func
     call = getattr(cast("object", type(function)), "__call__", None)

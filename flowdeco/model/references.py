@@ -1,4 +1,4 @@
-"""What an importable definition pickles as: a reference, from which it is loaded again."""
+"""References: an importable definition is pickled as one, and loaded from it again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flowdeco.errors import UnreferencedError
 
 
 class Imported(NamedTuple):
-    """The object that `module:qualname` leads to."""
+    """The object at `module:qualname`."""
 
     module: str
     qualname: str
@@ -25,7 +25,7 @@ class Imported(NamedTuple):
 
 
 class Called(NamedTuple):
-    """The stage that a template gives for these arguments."""
+    """The stage that a template makes for these arguments."""
 
     template: Callable[..., Any]
     args: tuple[Any, ...]
@@ -44,7 +44,7 @@ class Member(NamedTuple):
 
     def load(self) -> Any:
         """Get the stage, and the action from it."""
-        return self.stage.load()._actions[self.position]
+        return self.stage.load().actions[self.position]
 
 
 class Changed(NamedTuple):
@@ -77,7 +77,7 @@ class Narrowed(NamedTuple):
 
     def load(self) -> Any:
         """Narrow the base."""
-        return self.base._narrowed(self.places)
+        return self.base.narrowed(self.places)
 
 
 class Bound(NamedTuple):
@@ -102,7 +102,7 @@ def load(origin: Origin) -> Any:
 def require_importable(origin: Imported | Called, what: str, accept: Callable[[Any], bool]) -> None:
     """Raise `UnreferencedError` if an import does not lead back to the definition."""
     if isinstance(origin, Called):
-        return  # the template answers for itself when it is pickled
+        return  # the template is checked when it is pickled itself
     where = f"{origin.module}:{origin.qualname}"
     if "<lambda>" in origin.qualname:
         reason = "it is a lambda: define it with `def`"
@@ -118,5 +118,5 @@ def require_importable(origin: Imported | Called, what: str, accept: Callable[[A
         else:
             if accept(found):
                 return
-            reason = f"{where} is another object now: give it a name of its own there"
+            reason = f"{where} is a different object now: give the two different names there"
     raise UnreferencedError(f"cannot pickle {what}: {reason}")

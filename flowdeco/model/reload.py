@@ -1,23 +1,22 @@
-"""What a definition is now: in a notebook, a function or template is fixed by running its cell again.
+"""The current version of a definition: in a notebook, a function or template is fixed by running its cell again.
 
-A run in memory has the very objects that its actions inserted. A resumed one takes up what their names lead to now, as
-one that is read from a journal does.
+A run in memory holds the objects that its actions inserted. A resumed run adopts the objects that have their names now,
+as a run read from a journal does.
 """
 
 from __future__ import annotations
 
 from typing import Any, cast
 
-from flowdeco.model.definitions import Action, Stage
+from flowdeco.model.definitions import Action, Stage, options_of, origin_of
 from flowdeco.model.references import Bound, Called, Changed, Imported, Member, Method, Narrowed
 
 __all__ = ["renewed"]
 
 
 def renewed(unit: Any) -> Any:
-    """Return the stage or action that the same names lead to now; the unit itself where they lead to no other one."""
-    is_action = type(unit) is Action
-    origin = unit._self_origin if is_action else unit._origin
+    """Return the stage or action that has the same names now; the unit itself if there is no other."""
+    origin = origin_of(unit)
     match origin:
         case Called(template, args, kwargs):
             found = _found(template.__module__, template.__qualname__, template)
@@ -30,7 +29,7 @@ def renewed(unit: Any) -> Any:
             found = renewed(base)
             return unit if found is base else origin._replace(base=found).load()
         case _:
-            return _action(unit) if is_action else _stage(unit)
+            return _action(unit) if type(unit) is Action else _stage(unit)
 
 
 def _action(action: Any) -> Any:
@@ -40,21 +39,21 @@ def _action(action: Any) -> Any:
 
 
 def _stage(stage: Any) -> Any:
-    actions = [renewed(action) for action in stage._actions]
-    same = all(new is old for new, old in zip(actions, stage._actions, strict=True))
-    return stage if same else Stage(actions=actions, **stage._options())
+    actions = [renewed(action) for action in stage.actions]
+    same = all(new is old for new, old in zip(actions, stage.actions, strict=True))
+    return stage if same else Stage(actions=actions, **options_of(stage))
 
 
 def _member(action: Any, stage: Imported | Called, position: int) -> Any:
     if isinstance(stage, Imported):
-        return action  # it is declared with its stage, which is asked for itself
+        return action  # it is declared with its stage, which is reloaded itself
     template = cast("Any", stage.template)
     found = _found(template.__module__, template.__qualname__, template)
     return action if found is template else Member(stage._replace(template=found), position).load()
 
 
 def _found(module: str | None, qualname: str, old: Any) -> Any:
-    """Return what is under this name now, if it is of the same kind."""
+    """Return the object that has this name now, if it is of the same kind."""
     try:
         found = Imported(str(module), qualname).load()
     except (ImportError, AttributeError, KeyError):

@@ -1,20 +1,17 @@
-"""From parameters to keys: what an action needs, what it supplies, and whether a pipeline fits together.
+"""Whether a pipeline fits together: which keys each action needs, and whether something before it supplies them.
 
-A `Step` is an action read once: its signature and annotations become a list of inputs, and its options what happens to
-its result. `validate` walks a definition in the order of its evaluation and keeps what is known to be in the store; from
-the first unit on that may write what cannot be seen (a `ctx`, an insertion, middleware), a missing key is no longer
-certain.
+`validate` walks a definition in the order of its evaluation and keeps the keys known to be in the store. From the first
+unit that may write unknown keys (through `ctx`, an insertion, middleware), a missing key is no longer certain.
 """
 
 from __future__ import annotations
 
 import inspect
-import types
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple, cast, get_args, get_origin
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, cast, get_args
 
-from flowdeco.errors import MissingInputError, Problem, ReturnValueError, WiringError, suggestion
-from flowdeco.model.annotations import EMPTY, annotated_parameters, is_context, meaning, return_annotation
+from flowdeco.errors import MissingInputError, Problem, WiringError
+from flowdeco.model.annotations import EMPTY, return_annotation
 from flowdeco.model.definitions import (
     Action,
     Parallel,
@@ -23,239 +20,20 @@ from flowdeco.model.definitions import (
     Stream,
     Unit,
     action_selectors,
+    data_of,
     one_action_stage,
     stage_selectors,
 )
-from flowdeco.model.functions import underlying
-from flowdeco.model.options import UNSET, Middleware
-from flowdeco.model.store import MISSING, AnyKey, Key, Store, accepted_classes, key_name
+from flowdeco.model.options import Middleware
+from flowdeco.model.steps import Input, Step, missing, step_of, steps_of
+from flowdeco.model.store import Store, accepted_classes, key_name
+from flowdeco.model.units import Memo, Value
 
-__all__ = ["Problem", "Step", "validate"]
-
-
-class Input(NamedTuple):
-    """One parameter: where it is looked for, and how it is passed."""
-
-    name: str
-    key: str
-    typed: Key[Any] | None
-    default: Any
-    context: bool
-    by_keyword: bool
-    annotation: Any
-
-
-class Step:
-    """An action read once: what it is called with, what becomes of its result, what it may do beside."""
-
-    __slots__ = (
-        "action",
-        "bound",
-        "collects",
-        "function",
-        "generates",
-        "inputs",
-        "inserts",
-        "is_async",
-        "keys",
-        "name",
-        "names_units",
-        "result_key",
-        "simple",
-        "supplies",
-        "timeout",
-        "use",
-        "wants_context",
-        "writes",
-    )
-
-    def __init__(self, action: Action[..., Any]) -> None:
-        self.action = action
-        self.function: Any = action.__wrapped__
-        self.name = action.name
-        self.bound = action._self_bound
-        options = action._self_options
-        self.use = options.use
-        self.timeout = options.timeout
-        self.inputs = _inputs(self.function, self.name)
-        self.wants_context = any(i.context and i.name not in self.bound for i in self.inputs)
-        # The common case is read in one go: everything from the store, everything positional.
-        self.simple = not self.bound and not any(i.context or i.by_keyword or i.typed for i in self.inputs)
-        self.keys = tuple(i.key for i in self.inputs)
-        self.collects = options.collect
-        returns = options.returns
-        if returns is UNSET:
-            returns = self.name if options.collect is None else None
-        self.result_key: Any = returns
-        self.writes: Any = returns if isinstance(returns, str) and self.collects is None else None
-        self._read_function(returns)
-        if self.names_units:  # data would be a mistake, and `sort_out` says so
-            self.writes = None
-
-    def _read_function(self, returns: Any) -> None:
-        function = underlying(self.function)
-        self.is_async = inspect.iscoroutinefunction(function)
-        self.generates = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
-        data, units = meaning(return_annotation(function), self.generates)
-        self.names_units = units and not data
-        self.inserts = units
-        keys: list[str] = []
-        if data:
-            if returns is not None:
-                wanted = cast("tuple[object, ...]", returns) if isinstance(returns, tuple) else (returns,)
-                keys = [key_name(key) for key in wanted]
-            if self.collects is not None:
-                keys.append(key_name(self.collects))
-        self.supplies = tuple(keys)
-
-    def gather(
-        self, store: Store, values: Mapping[str, Any], context: Any, stage: str
-    ) -> tuple[Sequence[Any], dict[str, Any] | None]:
-        """Return the arguments; raises `MissingInputError` for a parameter that nothing supplies."""
-        if self.simple and not values:
-            try:
-                return tuple(map(store._data.__getitem__, self.keys)), None
-            except KeyError:
-                pass  # perhaps it has a default
-        args: list[Any] = []
-        kwargs: dict[str, Any] = {}
-        for wanted in self.inputs:
-            value = self._value(wanted, store, values, context)
-            if value is MISSING:
-                raise MissingInputError(_missing(self.name, stage, wanted.name, wanted.key, [*store, *values]))
-            if wanted.by_keyword:
-                kwargs[wanted.name] = value
-            else:
-                args.append(value)
-        for name, value in self.bound.items():  # what `**kwargs` takes
-            if not any(wanted.name == name for wanted in self.inputs):
-                kwargs[name] = value
-        return args, kwargs
-
-    def _value(self, wanted: Input, store: Store, values: Mapping[str, Any], context: Any) -> Any:
-        if wanted.name in self.bound:
-            return self.bound[wanted.name]
-        if wanted.context:
-            return context
-        for name in (wanted.key, wanted.name):
-            if name in values:
-                return values[name]
-        if wanted.key in store:
-            return store[wanted.typed or wanted.key]
-        return MISSING if wanted.default is EMPTY else wanted.default
-
-    def deliver(self, value: Any, store: Store) -> None:
-        """Write the data that the action returned where its options say."""
-        collects: AnyKey | None = self.collects
-        if collects is not None:
-            if isinstance(collects, Key):
-                collects.check([value])
-            store.append(collects, value)
-        keys: AnyKey | tuple[AnyKey, ...] | None = self.result_key
-        if isinstance(keys, tuple):
-            for key, part in zip(keys, self._parts(value, keys), strict=True):
-                store[key] = part
-        elif keys is not None:
-            store[keys] = value
-
-    def where(self, value: Any) -> tuple[str, Any]:
-        """Return how the journal finds the value again that was delivered: under a key, in a list, or by itself."""
-        if self.writes is not None:
-            return "put", self.writes
-        if self.result_key is None and self.collects is not None:
-            return "appended", key_name(self.collects)
-        return "value", value
-
-    def _parts(self, value: Any, keys: tuple[Any, ...]) -> list[Any]:
-        if not isinstance(value, (tuple, list)):
-            raise ReturnValueError(
-                f"action {self.name!r} returned a {type(value).__name__}, and returns={_shown(keys)} "
-                f"needs a sequence of {len(keys)} values"
-            )
-        parts = list(cast("Iterable[Any]", value))
-        if len(parts) != len(keys):
-            raise ReturnValueError(
-                f"action {self.name!r} returned {len(parts)} values, and returns={_shown(keys)} needs {len(keys)}"
-            )
-        return parts
-
-
-def _shown(keys: Iterable[Any]) -> str:
-    return f"({', '.join(repr(key_name(key)) for key in keys)})"
-
-
-def _missing(action: str, stage: str, parameter: str, key: str, known: Iterable[str]) -> str:
-    through = "" if parameter == key else f" (key {key!r})"
-    return (
-        f"action {action!r} of stage {stage!r} needs {parameter!r}{through}, "
-        f"and no input, earlier action, stage data, middleware or default supplies it. "
-        f"{suggestion(key, known, 'Known keys')}"
-    )
-
-
-def note_suppliers(error: MissingInputError, step: Step, store: Store, ran: Iterable[Action[..., Any]]) -> None:
-    """Note on the error who should have supplied what is missing, and returned nothing."""
-    missing = {wanted.key for wanted in step.inputs if wanted.default is EMPTY and wanted.key not in store}
-    for action in ran:
-        empty = missing.intersection(step_of(action).supplies)
-        if empty:
-            error.add_note(
-                f"action {action.name!r} has run, and returned nothing for {', '.join(map(repr, sorted(empty)))}: "
-                f"None, and a generator that yields nothing, are not stored. Give the parameter a default"
-            )
-
-
-def step_of(action: Action[..., Any]) -> Step:
-    """Return the step of an action, worked out once."""
-    step = action._self_step
-    if step is None:
-        step = Step(action)
-        action._self_remember("step", step)
-    return cast("Step", step)
-
-
-def steps_of(stage: Stage) -> list[tuple[Step, str | None]]:
-    """Return the stage's steps, last one first: a stack of what is to run, with who inserted it (nobody)."""
-    steps: Any = stage._steps
-    if steps is None:
-        steps = [(step_of(action), None) for action in reversed(stage._actions)]
-        object.__setattr__(stage, "_steps", steps)
-    return steps  # type: ignore[no-any-return]
-
-
-def _inputs(function: Any, name: str) -> tuple[Input, ...]:
-    target = underlying(function)
-    if type(target) is types.FunctionType and not hasattr(target, "__wrapped__"):
-        code = target.__code__
-        if not (code.co_argcount or code.co_kwonlyargcount):
-            return ()
-    return tuple(_input(parameter, annotation) for parameter, annotation in annotated_parameters(function, name))
-
-
-def _input(parameter: inspect.Parameter, annotation: Any) -> Input:
-    typed: Key[Any] | None = None
-    key = parameter.name
-    if get_origin(annotation) is Annotated:
-        declared, *metadata = get_args(annotation)
-        for item in metadata:
-            if isinstance(item, Key):
-                typed = cast("Key[Any]", item)
-                key = typed.name
-                break
-            if isinstance(item, str):
-                key = item
-                break
-        annotation = declared
-    context = is_context(annotation) or (annotation is EMPTY and parameter.name == "ctx")
-    by_keyword = parameter.kind is parameter.KEYWORD_ONLY
-    return Input(parameter.name, key, typed, parameter.default, context, by_keyword, annotation)
-
-
-# Checking what fits together.
+__all__ = ["Input", "Problem", "Step", "check_inserted", "check_run", "step_of", "steps_of", "unmet", "validate"]
 
 
 class _Known:
-    """What is known to be in the store at some point: its keys, and who declared which class for them."""
+    """The keys known to be in the store at some point, each with the step that declared a class for it."""
 
     __slots__ = ("keys", "open")
 
@@ -268,7 +46,7 @@ class _Known:
 
 
 class _Gap(NamedTuple):
-    """A parameter that is not known to fit: what a `Problem` is made of, when one is wanted."""
+    """A parameter that is not known to fit; a `Problem` is made of it on demand."""
 
     stage: Stage
     step: Step
@@ -278,22 +56,22 @@ class _Gap(NamedTuple):
 
 
 class _Around(NamedTuple):
-    """Whether middleware of each level stands around, and may supply values."""
+    """Whether enclosing middleware of stages, or of actions, may supply values."""
 
     stages: bool = False
     actions: bool = False
 
 
-def validate(flow: Pipeline, inputs: Iterable[str] | Mapping[str, Any] = ()) -> list[Problem]:
-    """Return the problems of a pipeline, certain or not, in the order of evaluation."""
+def validate(unit: Unit, inputs: Iterable[str] | Mapping[str, Any] = ()) -> list[Problem]:
+    """Return the problems of a unit, certain or not, in the order of evaluation."""
     if isinstance(inputs, str):
         raise TypeError(f"inputs names keys: write [{inputs!r}]")
     known = _Known(dict.fromkeys(map(key_name, inputs)))
-    return [problem for gap in _check(flow, known, _Around(), frozenset()) for problem in _problems(gap, known)]
+    return [problem for gap in _check(unit, known, _Around(), frozenset()) for problem in _problems(gap, known)]
 
 
 def check_run(flow: Pipeline, inputs: Collection[str], skip: frozenset[str], wrapped: bool) -> None:
-    """Raise `WiringError` for what can certainly not be supplied, before a run."""
+    """Raise `WiringError` before a run for parameters that certainly nothing supplies."""
     __tracebackhide__ = True
     if wrapped or all(gap.wanted.key in inputs for gap in _needs(flow, skip)):
         return
@@ -302,7 +80,7 @@ def check_run(flow: Pipeline, inputs: Collection[str], skip: frozenset[str], wra
 
 
 def unmet(units: Iterable[Unit | Stream], store: Store, skip: frozenset[str]) -> bool:
-    """Whether units need, from outside themselves, what the store does not have."""
+    """Whether units need a key that neither they nor the store have."""
     for unit in units:
         for gap in _needs(unit, skip):
             if gap.wanted.key not in store:
@@ -311,13 +89,25 @@ def unmet(units: Iterable[Unit | Stream], store: Store, skip: frozenset[str]) ->
 
 
 def check_inserted(coming: Iterable[tuple[Unit | Stream, bool]], store: Store, skip: frozenset[str]) -> None:
-    """Raise `WiringError` if inserted units need what neither the store nor anything before them can supply.
+    """Raise `WiringError` if inserted units need a key that neither the store nor anything before them supplies.
 
-    `coming` is what will run, in order, and whether it is to be checked: whether it has just been inserted.
+    `coming` are the units that will run, in order, each with whether it has just been inserted and is to be checked.
     """
     known = _Known(dict.fromkeys(store))
     gaps = ((gap, new) for unit, new in coming for gap in _check(unit, known, _Around(), skip))
     _refuse((gap for gap, new in gaps if new and gap.certain), known)
+
+
+def note_suppliers(error: MissingInputError, step: Step, store: Store, ran: Iterable[Action[..., Any]]) -> None:
+    """Add a note that names the actions which should have supplied the missing keys, and returned nothing."""
+    missing = {wanted.key for wanted in step.inputs if wanted.default is EMPTY and wanted.key not in store}
+    for action in ran:
+        empty = missing.intersection(step_of(action).supplies)
+        if empty:
+            error.add_note(
+                f"action {action.name!r} has run, and returned nothing for {', '.join(map(repr, sorted(empty)))}: "
+                f"None, and a generator that yields nothing, are not stored. Give the parameter a default"
+            )
 
 
 def _refuse(gaps: Iterable[_Gap], known: _Known) -> None:
@@ -329,27 +119,30 @@ def _refuse(gaps: Iterable[_Gap], known: _Known) -> None:
 
 
 def _needs(unit: Unit | Stream, skip: frozenset[str]) -> tuple[_Gap, ...]:
-    """Return what a unit certainly needs from outside, one gap for each key, worked out once."""
+    """Return the gaps of a unit that are certain unless the store has the key, one for each key; worked out once."""
     if type(unit) is Action:
         unit = one_action_stage(unit)
     if type(unit) is Stream:
         return ()
-    cached = None if skip else cast("Any", unit)._needs
-    if cached is None:
-        gaps = (gap for gap in _check(unit, _Known({}), _Around(), skip) if gap.certain)
-        cached = tuple({gap.wanted.key: gap for gap in gaps}.values())
-        if not skip:
-            object.__setattr__(unit, "_needs", cached)
-    return cast("tuple[_Gap, ...]", cached)
+    memo = Memo() if skip else cast("Value", unit).memo
+    needs: tuple[_Gap, ...]
+    try:  # for each stage that is inserted, as in `steps_of`
+        needs = memo.needs
+        return needs
+    except AttributeError:
+        pass
+    gaps = (gap for gap in _check(unit, _Known({}), _Around(), skip) if gap.certain)
+    needs = memo.needs = tuple({gap.wanted.key: gap for gap in gaps}.values())
+    return needs
 
 
 def may_supply(layers: tuple[Middleware, ...]) -> bool:
-    """Whether middleware may give values to what is inside, or write to the store; of our own it is known."""
+    """Whether middleware may supply values or write to the store; flowdeco's own middleware declares it."""
     return any(getattr(layer, "supplies", True) for layer in layers)
 
 
 def _check(unit: Unit | Stream, known: _Known, around: _Around, skip: frozenset[str]) -> Iterator[_Gap]:
-    """Yield the gaps of a unit, and note in `known` what it supplies."""
+    """Yield the gaps of a unit, and add the keys that it supplies to `known`."""
     if isinstance(unit, Action):
         unit = one_action_stage(cast("Action[..., Any]", unit))
     if isinstance(unit, Stream):
@@ -375,7 +168,7 @@ def _check(unit: Unit | Stream, known: _Known, around: _Around, skip: frozenset[
 
 
 def _check_stage(stage: Stage, known: _Known, around: _Around, skip: frozenset[str]) -> Iterator[_Gap]:
-    known.keys.update(dict.fromkeys(stage._data))
+    known.keys.update(dict.fromkeys(data_of(stage)))
     wrapped = around.stages or around.actions or may_supply(stage.use + stage.use_actions)
     known.open |= around.stages or may_supply(stage.use)
     for step, _ in reversed(steps_of(stage)):
@@ -397,10 +190,10 @@ def _check_stage(stage: Stage, known: _Known, around: _Around, skip: frozenset[s
 
 
 def _problems(gap: _Gap, known: _Known) -> Iterator[Problem]:
-    """Yield the problem that a gap is: none, if it only might have been one of types."""
+    """Yield the problem of a gap; none if it was only a suspicion about types."""
     stage, step, wanted, certain, producer = gap
     if producer is None:
-        message = _missing(step.name, stage.name, wanted.name, wanted.key, known.keys)
+        message = missing(step.name, stage.name, wanted.name, wanted.key, known.keys)
     else:
         declared = _declared_class(producer)
         if not _disagree(declared, wanted.annotation):

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from html import escape
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from flowdeco.engine.runs import Run, Status
 from flowdeco.model.definitions import Action, Stage
@@ -18,15 +18,63 @@ from flowdeco.show.parts import Fold, Folding, Part, folded, planned_action, pla
 from flowdeco.show.stored import stored
 from flowdeco.show.words import MARKS, counted, duration, flows, printable, state
 
-if TYPE_CHECKING:
-    from flowdeco.show.plan import Diff, Plan, Ran
-
 __all__ = ["action", "diff", "name", "plan", "ran", "run", "stage", "text"]
 
 FOLDING: Final = Folding(dynamic=(7, 3), branches=(8, 6), others=(60, 25), most=120)
 MOST_BEHIND_A_FOLD: Final = 100
 MOST_KEYS: Final = 100
 OPENED: Final = 24  # so many stages, and no more, show their actions at once
+
+
+# The parts of plans, runs and diffs that are drawn: the classes themselves import this module.
+
+
+class Plan(Protocol):
+    """A plan."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def description(self) -> str: ...
+    @property
+    def parts(self) -> tuple[Part, ...]: ...
+
+
+class Ran(Protocol):
+    """What a run did."""
+
+    @property
+    def run_id(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def status(self) -> Status: ...
+    @property
+    def elapsed(self) -> float: ...
+    @property
+    def error(self) -> str: ...
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def forgotten(self) -> int: ...
+    @property
+    def parts(self) -> tuple[Part, ...]: ...
+
+
+class Diff(Protocol):
+    """What a run did differently from a plan."""
+
+    @property
+    def plan(self) -> Plan: ...
+    @property
+    def ran(self) -> Ran: ...
+    @property
+    def parts(self) -> tuple[Part, ...]: ...
+    def counts(self) -> dict[str, int]: ...
 
 
 def text(value: str, *, lines: bool = False) -> str:

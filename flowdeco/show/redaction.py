@@ -183,7 +183,7 @@ def _in_a_word(character: str) -> bool:
 
 
 # Our own messages about a value that never came into the store end with it.
-_MIXED: Final = re.compile(r"(a mix of units and data: the \w+) .*(?= is no unit)", re.DOTALL)
+_MIXED: Final = re.compile(r"(a mix of units and data: the \w+) .*(?= is no(?:t a)? unit)", re.DOTALL)
 _TYPED: Final = re.compile(r"(but its value is a \w+): .*", re.DOTALL)
 
 

@@ -197,6 +197,8 @@ assert_type(plain.validate({"n": 1}), list[Problem])
 assert_type(flow.run(), Run)
 assert_type(double.run({"n": 1}, skip=["tag:slow"], observers=[print], check=False, history=10), Run)
 assert_type(plain.run(use=[atomic]), Run)
+assert_type(plain.run({"n": 1}, journal="runs.db", run_id="one", progress=True, executor=None), Run)
+assert_type(plain.resume("one", {"n": 1}, journal="runs.db", on_change="ignore", from_stage="plain", check=False), Run)
 assert_type(parallel(plain).run(), Run)
 assert_type(flow.plan(), Plan)
 assert_type(double.plan().text(), str)
@@ -210,6 +212,7 @@ async def run_in_the_loop() -> None:
     assert_type(await flow.arun({"n": 1}), Run)
     assert_type(await double.arun(), Run)
     assert_type(await process("x").arun(check=False), Run)
+    assert_type(await flow.aresume("one", journal="runs.db", skip=["tag:slow"]), Run)
 
 
 def read(run: Run) -> None:

@@ -1,0 +1,174 @@
+"""A unit runs and shows itself: the methods that every definition has, and the options of a run, declared once.
+
+The model knows neither drivers nor views. The methods reach them through `flowdeco.running`, the one module that is
+imported from below: late, when a method is called, and for the types that the methods return.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypedDict, cast
+
+from typing_extensions import Unpack
+
+from flowdeco.errors import Problem, suggestion
+from flowdeco.events import Watcher
+from flowdeco.model.options import Middleware, Shown
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from flowdeco.running import Plan, Run
+
+__all__ = ["Options", "ResumeOptions", "RunOptions", "Runnable", "run_options"]
+
+
+class ResumeOptions(TypedDict, total=False):
+    """The keyword options of `resume` and `aresume`."""
+
+    use: Iterable[Middleware]
+    observers: Iterable[Callable[[Any], object]]
+    skip: Iterable[str]
+    executor: Executor | None
+    journal: Any
+    check: bool
+    history: int | None
+    progress: Shown
+
+
+class RunOptions(ResumeOptions, total=False):
+    """The keyword options of `run` and `arun`: those of `resume`, and the id of the new run."""
+
+    run_id: str | None
+
+
+_TO_RESUME: Final = frozenset(ResumeOptions.__annotations__)
+_TO_RUN: Final = frozenset(RunOptions.__annotations__)
+
+
+class Options(NamedTuple):
+    """The options of one run, with defaults for those not given.
+
+    Two are not for users: `clock` is the clock of its records, for tests; `watcher` makes the observer that shows the
+    progress, which `running` knows and the drivers do not.
+    """
+
+    use: Iterable[Middleware] = ()
+    observers: Iterable[Callable[[Any], object]] = ()
+    skip: Iterable[str] = ()
+    executor: Executor | None = None
+    journal: Any = None
+    run_id: str | None = None
+    check: bool = True
+    history: int | None = None
+    progress: Shown = None
+    clock: Callable[[], float] | None = None
+    watcher: Callable[[], Watcher | None] | None = None
+
+
+def run_options(method: str, given: Mapping[str, Any], *, resumes: bool = False) -> Options:
+    """Return the options given to a method; a `TypeError` for a name that is not one of the options."""
+    __tracebackhide__ = True
+    known = _TO_RESUME if resumes else _TO_RUN
+    for name in given:
+        if name not in known:
+            raise TypeError(f"{method}() has no option {name!r}. {suggestion(name, known)}")
+    return Options(**given)
+
+
+class Runnable:
+    """The methods by which a unit runs, resumes, checks, and shows itself."""
+
+    __slots__ = ()
+
+    def run(self, inputs: Mapping[str, Any] | None = None, /, **options: Unpack[RunOptions]) -> Run:
+        """Evaluate the unit and return the `Run`.
+
+        `inputs` are merged into the store first. A failure raises the user's original exception, with a note that
+        names the place. Raises `WiringError` before the run if nothing can supply some parameter. The options:
+
+        - `use=[...]`: middleware around the whole run.
+        - `observers=[...]`: callables that receive each event.
+        - `skip=[...]`: selectors of the parts not to run: `"stage"`, `"stage/action"`, `"tag:slow"`.
+        - `executor=None`: a `concurrent.futures.Executor` for the calls of parallel groups.
+        - `journal=None`: a journal, or the path of one; the run can then be resumed after a crash.
+        - `run_id=None`: the id of the run; by default a new one.
+        - `check=True`: with False, a failed run is returned with its `error` instead of raising it.
+        - `history=None`: keep only the last N stage records.
+        - `progress=None`: show the progress: True, a progress bar, or a function of `(done, known, current)`.
+        """
+        __tracebackhide__ = True
+        ran: Run = _running().run(self, inputs, run_options("run", options))
+        return ran
+
+    def arun(
+        self, inputs: Mapping[str, Any] | None = None, /, **options: Unpack[RunOptions]
+    ) -> Coroutine[Any, Any, Run]:
+        """Evaluate the unit in the running event loop; the same as `run` in every other way (L8)."""
+        __tracebackhide__ = True
+        ran: Coroutine[Any, Any, Run] = _running().arun(self, inputs, run_options("arun", options))
+        return ran
+
+    def resume(
+        self,
+        run: Run | str,
+        inputs: Mapping[str, Any] | None = None,
+        /,
+        *,
+        on_change: str = "error",
+        from_stage: str | None = None,
+        **options: Unpack[ResumeOptions],
+    ) -> Run:
+        """Continue a run that failed, was suspended, cancelled or killed; completed actions are not called again.
+
+        The run is an id in a journal, or a `Run` in memory. `inputs` are added to those it has. `on_change` decides
+        where completed actions have different code now, or stages no longer match: "error" reports them, "ignore"
+        continues all the same, "rerun" runs again from the first of them. `from_stage` forks a new run that continues
+        at that stage. The other options are those of `run`, but for `run_id`. Raises `RunNotFoundError`,
+        `RunBusyError`, `CodeChangedError`.
+        """
+        __tracebackhide__ = True
+        chosen = run_options("resume", options, resumes=True)
+        resumed: Run = _running().resume(self, run, inputs, chosen, on_change, from_stage)
+        return resumed
+
+    def aresume(
+        self,
+        run: Run | str,
+        inputs: Mapping[str, Any] | None = None,
+        /,
+        *,
+        on_change: str = "error",
+        from_stage: str | None = None,
+        **options: Unpack[ResumeOptions],
+    ) -> Coroutine[Any, Any, Run]:
+        """Continue a run in the running event loop; the same as `resume` in every other way (L8)."""
+        __tracebackhide__ = True
+        chosen = run_options("aresume", options, resumes=True)
+        resumed: Coroutine[Any, Any, Run] = _running().aresume(self, run, inputs, chosen, on_change, from_stage)
+        return resumed
+
+    def validate(self, inputs: Iterable[str] | Mapping[str, Any] = ()) -> list[Problem]:
+        """Return the wiring problems that can be seen without running anything; `inputs` names the keys of the inputs."""
+        problems: list[Problem] = _running().validate(self, inputs)
+        return problems
+
+    def plan(self) -> Plan:
+        """Return the stages and actions that will run, as far as they are known without running anything.
+
+        It prints as text, shows itself in notebooks, and gives `mermaid()` and `html()`; `plan.diff(run.ran())` lists
+        the differences of a run.
+        """
+        made: Plan = _running().plan(self)
+        return made
+
+    def _repr_html_(self) -> str:
+        return cast("str", _running().html_of(self))  # in a notebook
+
+
+def _running() -> types.ModuleType:
+    # The import that points upwards: drivers and views are loaded when a definition is run or shown.
+    from flowdeco import running
+
+    return running

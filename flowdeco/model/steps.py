@@ -1,0 +1,228 @@
+"""A step is an action, read once: its inputs, from signature and annotations; the use of its result, from its options."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple, cast, get_args, get_origin
+
+from flowdeco.errors import MissingInputError, ReturnValueError, suggestion
+from flowdeco.model.annotations import EMPTY, annotated_parameters, is_context, meaning, return_annotation
+from flowdeco.model.definitions import Action, Stage, action_options, bound_of, memo_of
+from flowdeco.model.functions import underlying
+from flowdeco.model.options import UNSET
+from flowdeco.model.store import MISSING, AnyKey, Key, Store, key_name
+
+__all__ = ["Input", "Step", "step_of", "steps_of"]
+
+
+class Input(NamedTuple):
+    """One parameter: where it is looked up, and how it is passed."""
+
+    name: str
+    key: str
+    typed: Key[Any] | None
+    default: Any
+    context: bool
+    by_keyword: bool
+    annotation: Any
+
+
+class Step:
+    """An action, read once: its arguments, the use of its result, and its other effects."""
+
+    __slots__ = (
+        "action",
+        "bound",
+        "collects",
+        "function",
+        "generates",
+        "inputs",
+        "inserts",
+        "is_async",
+        "keys",
+        "name",
+        "names_units",
+        "result_key",
+        "simple",
+        "supplies",
+        "timeout",
+        "use",
+        "wants_context",
+        "writes",
+    )
+
+    def __init__(self, action: Action[..., Any]) -> None:
+        self.action = action
+        self.function: Any = action.__wrapped__
+        self.name = action.name
+        self.bound = bound_of(action)
+        options = action_options(action)
+        self.use = options.use
+        self.timeout = options.timeout
+        self.inputs = _inputs(self.function, self.name)
+        self.wants_context = any(i.context and i.name not in self.bound for i in self.inputs)
+        # The common case is read in one go: everything from the store, everything positional.
+        self.simple = not self.bound and not any(i.context or i.by_keyword or i.typed for i in self.inputs)
+        self.keys = tuple(i.key for i in self.inputs)
+        self.collects = options.collect
+        returns = options.returns
+        if returns is UNSET:
+            returns = self.name if options.collect is None else None
+        self.result_key: Any = returns
+        self.writes: Any = returns if isinstance(returns, str) and self.collects is None else None
+        self._read_function(returns)
+        if self.names_units:  # data would be a mistake, which `sort_out` reports
+            self.writes = None
+
+    def _read_function(self, returns: Any) -> None:
+        function = underlying(self.function)
+        self.is_async = inspect.iscoroutinefunction(function)
+        self.generates = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+        data, units = meaning(return_annotation(function), self.generates)
+        self.names_units = units and not data
+        self.inserts = units
+        keys: list[str] = []
+        if data:
+            if returns is not None:
+                wanted = cast("tuple[object, ...]", returns) if isinstance(returns, tuple) else (returns,)
+                keys = [key_name(key) for key in wanted]
+            if self.collects is not None:
+                keys.append(key_name(self.collects))
+        self.supplies = tuple(keys)
+
+    def gather(
+        self, store: Store, values: Mapping[str, Any], context: Any, stage: str
+    ) -> tuple[Sequence[Any], dict[str, Any] | None]:
+        """Return the arguments; raises `MissingInputError` for a parameter that nothing supplies."""
+        if self.simple and not values:
+            try:
+                return tuple(map(store._data.__getitem__, self.keys)), None
+            except KeyError:
+                pass  # perhaps it has a default
+        args: list[Any] = []
+        kwargs: dict[str, Any] = {}
+        for wanted in self.inputs:
+            value = self._value(wanted, store, values, context)
+            if value is MISSING:
+                raise MissingInputError(missing(self.name, stage, wanted.name, wanted.key, [*store, *values]))
+            if wanted.by_keyword:
+                kwargs[wanted.name] = value
+            else:
+                args.append(value)
+        for name, value in self.bound.items():  # for `**kwargs`
+            if not any(wanted.name == name for wanted in self.inputs):
+                kwargs[name] = value
+        return args, kwargs
+
+    def _value(self, wanted: Input, store: Store, values: Mapping[str, Any], context: Any) -> Any:
+        if wanted.name in self.bound:
+            return self.bound[wanted.name]
+        if wanted.context:
+            return context
+        for name in (wanted.key, wanted.name):
+            if name in values:
+                return values[name]
+        if wanted.key in store:
+            return store[wanted.typed or wanted.key]
+        return MISSING if wanted.default is EMPTY else wanted.default
+
+    def deliver(self, value: Any, store: Store) -> None:
+        """Write the data that the action returned where its options say."""
+        collects: AnyKey | None = self.collects
+        if collects is not None:
+            if isinstance(collects, Key):
+                collects.check([value])
+            store.append(collects, value)
+        keys: AnyKey | tuple[AnyKey, ...] | None = self.result_key
+        if isinstance(keys, tuple):
+            for key, part in zip(keys, self._parts(value, keys), strict=True):
+                store[key] = part
+        elif keys is not None:
+            store[keys] = value
+
+    def where(self, value: Any) -> tuple[str, Any]:
+        """Return how the journal finds the delivered value again: under a key, in a list, or by itself."""
+        if self.writes is not None:
+            return "put", self.writes
+        if self.result_key is None and self.collects is not None:
+            return "appended", key_name(self.collects)
+        return "value", value
+
+    def _parts(self, value: Any, keys: tuple[Any, ...]) -> list[Any]:
+        if not isinstance(value, (tuple, list)):
+            raise ReturnValueError(
+                f"action {self.name!r} returned a {type(value).__name__}, and returns={_shown(keys)} "
+                f"needs a sequence of {len(keys)} values"
+            )
+        parts = list(cast("Iterable[Any]", value))
+        if len(parts) != len(keys):
+            raise ReturnValueError(
+                f"action {self.name!r} returned {len(parts)} values, and returns={_shown(keys)} needs {len(keys)}"
+            )
+        return parts
+
+
+def _shown(keys: Iterable[Any]) -> str:
+    return f"({', '.join(repr(key_name(key)) for key in keys)})"
+
+
+def missing(action: str, stage: str, parameter: str, key: str, known: Iterable[str]) -> str:
+    """Return the message for a parameter that nothing supplies."""
+    through = "" if parameter == key else f" (key {key!r})"
+    return (
+        f"action {action!r} of stage {stage!r} needs {parameter!r}{through}, "
+        f"and no input, earlier action, stage data, middleware or default supplies it. "
+        f"{suggestion(key, known, 'Known keys')}"
+    )
+
+
+def step_of(action: Action[..., Any]) -> Step:
+    """Return the step of an action, made once."""
+    memo = memo_of(action)
+    step: Step | None = getattr(memo, "step", None)
+    if step is None:
+        step = memo.step = Step(action)
+    return step
+
+
+def steps_of(stage: Stage) -> list[tuple[Step, str | None]]:
+    """Return the steps of a stage, the last one first, each with the action that inserted it (None): a stack to run from."""
+    steps: list[tuple[Step, str | None]]
+    try:  # for each stage that runs; a default of `getattr` costs more
+        steps = stage.memo.steps
+        return steps
+    except AttributeError:
+        pass
+    steps = [(step_of(action), None) for action in reversed(stage.actions)]
+    stage.memo.steps = steps
+    return steps
+
+
+def _inputs(function: Any, name: str) -> tuple[Input, ...]:
+    target = underlying(function)
+    if type(target) is types.FunctionType and not hasattr(target, "__wrapped__"):
+        code = target.__code__
+        if not (code.co_argcount or code.co_kwonlyargcount):
+            return ()
+    return tuple(_input(parameter, annotation) for parameter, annotation in annotated_parameters(function, name))
+
+
+def _input(parameter: inspect.Parameter, annotation: Any) -> Input:
+    typed: Key[Any] | None = None
+    key = parameter.name
+    if get_origin(annotation) is Annotated:
+        declared, *metadata = get_args(annotation)
+        for item in metadata:
+            if isinstance(item, Key):
+                typed = cast("Key[Any]", item)
+                key = typed.name
+                break
+            if isinstance(item, str):
+                key = item
+                break
+        annotation = declared
+    context = is_context(annotation) or (annotation is EMPTY and parameter.name == "ctx")
+    by_keyword = parameter.kind is parameter.KEYWORD_ONLY
+    return Input(parameter.name, key, typed, parameter.default, context, by_keyword, annotation)

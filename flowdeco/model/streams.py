@@ -1,0 +1,65 @@
+"""Streams: units that are pulled one at a time, each when the one before it has finished."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
+from typing import Any, cast, overload
+
+from typing_extensions import ParamSpec
+
+from flowdeco.errors import DefinitionError
+from flowdeco.model.options import described
+from flowdeco.model.units import NotAUnit, Unit
+
+__all__ = ["Stream", "stream"]
+
+P = ParamSpec("P", default=...)
+
+
+class Stream(NotAUnit):
+    """Units that are pulled one at a time, each when the one before it has finished; made by `stream`."""
+
+    __slots__ = ("args", "source")
+
+    def __init__(self, source: Any, args: tuple[Any, ...]) -> None:
+        self.source = source
+        self.args = args
+
+    @property
+    def name(self) -> str:
+        """The name in messages and among pending units."""
+        return f"stream of {described(self.source)}"
+
+    def instead(self) -> str:
+        """Return the message: a stream is returned or inserted."""
+        return "a stream cannot be chained: return it from an action, or pass it to ctx.insert"
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Stream, (self.source, self.args)
+
+
+@overload
+def stream(source: Iterable[Unit] | AsyncIterable[Unit], /) -> Stream: ...
+@overload
+def stream(
+    source: Callable[P, Iterable[Unit] | AsyncIterable[Unit]], /, *args: P.args, **kwargs: P.kwargs
+) -> Stream: ...
+def stream(source: Any, /, *args: Any, **kwargs: Any) -> Stream:
+    """Return units to be pulled lazily, one at a time, after the current stage.
+
+    The source is an iterable (async or not), or a function that returns one, with its arguments. In a durable run it
+    must be a function that returns the same units again: a resume calls it a second time.
+    """
+    if kwargs:
+        raise DefinitionError(f"stream takes positional arguments for its function, not {', '.join(kwargs)}=")
+    if callable(source):
+        return Stream(source, args)
+    kind = type(source).__name__
+    if args:
+        raise DefinitionError(f"stream takes arguments for a function, and the {kind} is not one")
+    if isinstance(source, (str, bytes, Mapping)) or not isinstance(source, (Iterable, AsyncIterable)):
+        raise DefinitionError(f"stream takes an iterable of units or a function, not the {kind}")
+    return Stream(cast("Any", source), ())

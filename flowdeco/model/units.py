@@ -1,0 +1,481 @@
+"""Units and the algebra of `>>`: the base of everything that a pipeline can contain, pipelines, parallel groups.
+
+Two laws hold for all units:
+
+    (a >> b) >> c == a >> (b >> c)      L1
+    pipeline() >> a == pipeline(a)      L2
+
+Each kind of unit has its own methods for the selectors that name it, and for selecting some of its parts.
+"""
+# The functions of this module read the private attributes of its own classes.
+# pyright: reportPrivateUsage=false
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Never, NoReturn, Self, cast, overload
+
+from typing_extensions import TypeVar
+
+from flowdeco.errors import DefinitionError, suggestion
+from flowdeco.model.options import (
+    Middleware,
+    checked_layers,
+    checked_name,
+    checked_selectors,
+    checked_tags,
+    checked_text,
+    described,
+)
+from flowdeco.model.runnable import Runnable
+from flowdeco.model.store import key_name
+
+__all__ = ["Parallel", "Pipeline", "Unit", "parallel", "pipeline"]
+
+
+class Unit(Runnable):
+    """A part of a pipeline: an action, a stage, a pipeline, a parallel group."""
+
+    __slots__ = ()
+    name: str
+    tags: frozenset[str]
+
+    def __rshift__(self, other: Unit) -> Pipeline:
+        """Chain: the right side runs after the left side."""
+        return _chain(self, other)
+
+    def __irshift__(self, other: Unit) -> Pipeline:  # wrapt's own would go to the function
+        return _chain(self, other)
+
+    def __rrshift__(self, other: Never) -> NoReturn:
+        raise DefinitionError(no_unit(other))
+
+    def _given(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _selectors(self) -> list[str]:
+        return [*(f"tag:{tag}" for tag in self.tags), self.name]
+
+    def _selected(self, wanted: frozenset[str], keep: bool) -> Unit | None:
+        """Return the unit with only the wanted parts, or (not `keep`) without them; None if nothing is left."""
+        raise NotImplementedError
+
+
+def options_of(unit: Unit) -> dict[str, Any]:
+    """Return the options of a unit by name, as its class takes them: its own, which must not be changed."""
+    return unit._given()
+
+
+def stage_selectors(unit: Unit) -> list[str]:
+    """Return every selector that names this unit as a whole; a pipeline or group counts if it was given a name."""
+    return unit._selectors()
+
+
+class NotAUnit:
+    """The base of values that users take for units; `instead` is the correction."""
+
+    __slots__ = ()
+
+    def instead(self) -> str:
+        """Return the message for one where a unit is expected: its name, and the correct way to write it."""
+        raise NotImplementedError
+
+
+class Template(NotAUnit):
+    """The base of stage templates, which make a stage when they are called."""
+
+    __slots__ = ()
+
+    @property
+    def name(self) -> str:
+        """The name that selects all its stages."""
+        raise NotImplementedError
+
+    def instead(self) -> str:
+        """Return the message: a template must be called."""
+        return f"the stage template {self.name!r} must be called to give a stage: write {self.name}(...)"
+
+
+def no_unit(thing: object, place: str = "`>>`") -> str:
+    """Return the message for a value where a unit is expected, with the correction."""
+    if isinstance(thing, NotAUnit):
+        return thing.instead()
+    kind = type(thing).__name__
+    found = f"{kind} {described(thing)}"
+    if kind in ("list", "tuple") and place != "`>>`":
+        return f"{place} takes the units one by one, not in a {kind}: write {place}(*units)"
+    if callable(thing):
+        return (
+            f"{place} takes actions, stages, pipelines and parallel groups, not the {found}: decorate it with @action"
+        )
+    return f"{place} takes actions, stages, pipelines and parallel groups, not the {found}"
+
+
+def checked_units(units: Iterable[Any], place: str) -> tuple[Unit, ...]:
+    """Return the units, with pipelines without options flattened."""
+    flat: list[Unit] = []
+    for unit in units:
+        if not isinstance(unit, Unit):
+            raise DefinitionError(no_unit(unit, place))
+        flat.extend(unit.units if isinstance(unit, Pipeline) and unit.plain else (unit,))
+    return tuple(flat)
+
+
+def _chain(left: Unit, right: Any) -> Pipeline:
+    for side, other in ((left, right), (right, left)):
+        if isinstance(side, Pipeline) and side.plain and not side.units and isinstance(other, Pipeline):
+            return other  # the unit of `>>` (L2)
+    return Pipeline(checked_units((left, right), "`>>`"))
+
+
+# Values.
+
+
+class Memo:
+    """Facts about a unit that are worked out once and then kept; they are not part of its value.
+
+    Each is set by the one function that returns it, and missing until then: there are as many memos as units, and most
+    of their facts are never needed.
+    """
+
+    __slots__ = ("needs", "pipeline", "stage", "step", "steps")
+    needs: Any  # in `wiring`
+    pipeline: Pipeline  # `as_pipeline`
+    stage: Any  # `one_action_stage`
+    step: Any  # `step_of`
+    steps: Any  # `steps_of`
+
+
+class Value:
+    """A frozen value: equal by type and content, as `_content` returns it."""
+
+    __slots__ = ()
+    memo: Memo
+
+    def _content(self) -> tuple[Any, ...]:
+        raise NotImplementedError
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if type(other) is not type(self):
+            return NotImplemented
+        return self._content() == cast("Value", other)._content()
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a {type(self).__name__} is immutable: use with_options to get a changed copy")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"a {type(self).__name__} is immutable")
+
+
+def assign(target: object, **attributes: Any) -> None:
+    """Set attributes of a frozen value while it is being made."""
+    for name, value in attributes.items():
+        object.__setattr__(target, name, value)
+
+
+def check_known(what: str, known: Iterable[str], options: Iterable[str]) -> None:
+    """Raise `DefinitionError` for an option that is not among those known."""
+    for name in options:
+        if name not in known:
+            raise DefinitionError(f"{what} has no option {name!r}. {suggestion(name, known)}")
+
+
+U = TypeVar("U", bound=Unit)
+
+
+def member_named(owner: Unit, name: object, members: Sequence[U], what: str) -> U:
+    """Return the member of this name; a `KeyError` for none or several."""
+    if not isinstance(name, str):
+        raise TypeError(f"{owner!r} is looked up by the name of a {what}, not by {name!r}")
+    found = [member for member in members if member.name == name]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise KeyError(
+            f"{len(found)} {what}s of {owner!r} are named {name!r}: give them different names by with_options(name=...)"
+        )
+    raise KeyError(f"no {what} {name!r} in {owner!r}. {suggestion(name, [member.name for member in members])}")
+
+
+# Pipelines.
+
+
+class Composite(Value, Unit):
+    """An immutable sequence of units with options: the base of pipelines and parallel groups."""
+
+    __slots__ = ("_options", "memo", "units")
+    DEFAULTS: ClassVar[dict[str, Any]]  # its options, by name
+    units: tuple[Unit, ...]
+    _options: dict[str, Any]
+
+    if TYPE_CHECKING:
+
+        def __init__(self, units: Iterable[Unit] = (), **options: Any) -> None: ...
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The name in records and messages."""
+        return cast("str", self._options["name"])
+
+    @property
+    def tags(self) -> frozenset[str]:  # type: ignore[override]
+        """The tags, found by selectors such as `"tag:slow"`."""
+        return cast("frozenset[str]", self._options["tags"])
+
+    @property
+    def plain(self) -> bool:
+        """Whether no option was given."""
+        return self._options == self.DEFAULTS
+
+    @classmethod
+    def _completed(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        check_known(cls.__name__, cls.DEFAULTS, options)
+        return {**cls.DEFAULTS, **options}
+
+    def with_options(self, **changes: Any) -> Self:
+        """Return a copy with other options."""
+        check_known(repr(self), self.DEFAULTS, changes)
+        return type(self)(self.units, **{**self._options, **changes})
+
+    def _with_units(self, units: Iterable[Unit]) -> Self:
+        return type(self)(units, **self._options)
+
+    def _given(self) -> dict[str, Any]:
+        return self._options
+
+    def _selectors(self) -> list[str]:
+        return [f"tag:{tag}" for tag in self.tags] if self.name == self.DEFAULTS["name"] else super()._selectors()
+
+    def _selected(self, wanted: frozenset[str], keep: bool) -> Unit | None:
+        if not wanted.isdisjoint(self._selectors()):
+            return self if keep else None
+        parts = [part._selected(wanted, keep) for part in self.units]
+        left = [part for part in parts if part is not None]
+        return self._with_units(left) if left or not (keep or self.units) else None
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[Unit]:
+        return iter(self.units)
+
+    def _content(self) -> tuple[Any, ...]:
+        return (self.units, self._options)
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.units, self.name))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _composite_of, (type(self), self.units, self._options)
+
+
+def _composite_of(cls: type[Composite], units: tuple[Unit, ...], options: dict[str, Any]) -> Any:
+    return cls(units, **options)
+
+
+class Pipeline(Composite):
+    """An immutable sequence of units, made by `>>` or `pipeline`.
+
+    `flow[0]` and `flow["clean"]` are units (a KeyError lists the names); slices such as `flow["clean":]` and
+    `flow[:"load"]` are pipelines, the end excluded.
+    """
+
+    __slots__ = ()
+    DEFAULTS = {
+        "name": "pipeline",
+        "title": None,
+        "tags": frozenset(),
+        "description": "",
+        "use": (),
+        "use_stages": (),
+        "use_actions": (),
+    }
+    _DEFAULTS = DEFAULTS  # the former name, to be removed when the codecs have switched
+
+    def __init__(self, units: Iterable[Unit] = (), **options: Any) -> None:
+        given = self._completed(options)
+        assign(
+            self,
+            units=checked_units(units, "pipeline"),
+            memo=Memo(),
+            _options={
+                "name": checked_name(given["name"], "a pipeline"),
+                "title": checked_text(given["title"], "title"),
+                "tags": checked_tags(given["tags"]),
+                "description": checked_text(given["description"], "description") or "",
+                "use": checked_layers(given["use"]),
+                "use_stages": checked_layers(given["use_stages"], "use_stages"),
+                "use_actions": checked_layers(given["use_actions"], "use_actions"),
+            },
+        )
+
+    @property
+    def title(self) -> str:
+        """The human-readable name."""
+        return cast("str", self._options["title"] or self.name)
+
+    @property
+    def description(self) -> str:
+        """The explanation."""
+        return cast("str", self._options["description"])
+
+    @property
+    def use(self) -> tuple[Middleware, ...]:
+        """Middleware around the whole run of the pipeline."""
+        return cast("tuple[Middleware, ...]", self._options["use"])
+
+    @property
+    def use_stages(self) -> tuple[Middleware, ...]:
+        """Middleware around each stage."""
+        return cast("tuple[Middleware, ...]", self._options["use_stages"])
+
+    @property
+    def use_actions(self) -> tuple[Middleware, ...]:
+        """Middleware around each action."""
+        return cast("tuple[Middleware, ...]", self._options["use_actions"])
+
+    @overload
+    def __getitem__(self, where: int | str) -> Unit: ...
+    @overload
+    def __getitem__(self, where: slice) -> Pipeline: ...
+    def __getitem__(self, where: Any) -> Any:
+        if isinstance(where, slice):
+            cut = cast("slice[Any, Any, Any]", where)
+            return self._with_units(self.units[self._index(cut.start) : self._index(cut.stop) : cut.step])
+        if isinstance(where, int):
+            return self.units[where]
+        return member_named(self, where, self.units, "unit")
+
+    def _index(self, edge: Any) -> Any:
+        return self.units.index(member_named(self, edge, self.units, "unit")) if isinstance(edge, str) else edge
+
+    def only(self, *selectors: str) -> Pipeline:
+        """Return the pipeline with only the parts that the selectors name."""
+        return self._filtered(selectors, keep=True)
+
+    def without(self, *selectors: str) -> Pipeline:
+        """Return the pipeline without the parts that the selectors name."""
+        return self._filtered(selectors, keep=False)
+
+    def _filtered(self, selectors: tuple[str, ...], *, keep: bool) -> Pipeline:
+        wanted = frozenset(checked_selectors(selectors, "selectors"))
+        parts = (unit._selected(wanted, keep) for unit in self.units)
+        return self._with_units(part for part in parts if part is not None)
+
+    def __repr__(self) -> str:
+        names = " >> ".join(unit.name for unit in self.units) or "empty"
+        return f"<Pipeline {names}>" if self.plain else f"<Pipeline {self.name}: {names}>"
+
+
+def pipeline(
+    *units: Unit,
+    name: str = "pipeline",
+    title: str | None = None,
+    tags: Iterable[str] = (),
+    description: str = "",
+    use: Iterable[Middleware] = (),
+    use_stages: Iterable[Middleware] = (),
+    use_actions: Iterable[Middleware] = (),
+) -> Pipeline:
+    """Return a pipeline of these units; without options the same as chaining them with `>>`.
+
+    `use` wraps the whole run of the pipeline, `use_stages` each of its stages, `use_actions` each action.
+
+    >>> from flowdeco import Stage
+    >>> pipeline(Stage("a"), Stage("b")) == Stage("a") >> Stage("b")
+    True
+    """
+    return Pipeline(
+        units,
+        name=name,
+        title=title,
+        tags=tags,
+        description=description,
+        use=use,
+        use_stages=use_stages,
+        use_actions=use_actions,
+    )
+
+
+# Parallel groups.
+
+
+class Parallel(Composite):
+    """Units that each start from the store as it is; their writes are merged in branch order when all have finished.
+
+    Made by `parallel`. `merge` maps a key to a function that combines the values that several branches wrote, two at a
+    time, in branch order; without one, different values raise a `WriteConflictError`.
+    """
+
+    __slots__ = ()
+    DEFAULTS = {"name": "parallel", "limit": None, "merge": {}, "tags": frozenset()}
+    _DEFAULTS = DEFAULTS  # the former name, to be removed when the codecs have switched
+
+    def __init__(self, units: Iterable[Unit] = (), **options: Any) -> None:
+        given = self._completed(options)
+        limit: Any = given["limit"]
+        merge: Any = given["merge"] or {}
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+            raise DefinitionError(f"limit is a positive number of branches that run at once, not {limit!r}")
+        if not isinstance(merge, Mapping) or not all(map(callable, cast("Mapping[Any, Any]", merge).values())):
+            raise DefinitionError(
+                f"merge maps keys to functions of two values, as {{'key': operator.add}}, not {merge!r}"
+            )
+        branches: list[Unit] = []
+        for unit in units:
+            if not isinstance(unit, Unit):
+                raise DefinitionError(no_unit(unit, "parallel"))
+            branches.append(unit)
+        assign(
+            self,
+            units=tuple(branches),
+            memo=Memo(),
+            _options={
+                "name": checked_name(given["name"], "a parallel group"),
+                "limit": limit,
+                "merge": {key_name(key): combine for key, combine in cast("Mapping[Any, Any]", merge).items()},
+                "tags": checked_tags(given["tags"]),
+            },
+        )
+
+    @property
+    def limit(self) -> int | None:
+        """How many branches may run at once; None: all of them."""
+        return cast("int | None", self._options["limit"])
+
+    @property
+    def merge(self) -> Mapping[str, Callable[[Any, Any], Any]]:
+        """The functions that combine values which several branches wrote to one key."""
+        return types.MappingProxyType(self._options["merge"])
+
+    def __getitem__(self, where: int | str) -> Unit:
+        return self.units[where] if isinstance(where, int) else member_named(self, where, self.units, "unit")
+
+    def __repr__(self) -> str:
+        return f"<Parallel {self.name}: {' | '.join(unit.name for unit in self.units) or 'empty'}>"
+
+
+def parallel(
+    *units: Unit,
+    name: str = "parallel",
+    limit: int | None = None,
+    merge: Mapping[str, Callable[[Any, Any], Any]] | None = None,
+    tags: Iterable[str] = (),
+) -> Parallel:
+    """Return a group whose units are branches: each starts from the store as it is, and does not see the others (L9).
+
+    Their writes are merged in branch order when all have finished, so that the result does not depend on timing.
+    """
+    return Parallel(units, name=name, limit=limit, merge=merge, tags=tags)

@@ -1,0 +1,44 @@
+"""The options of a run: declared once, checked by name; the methods that take them."""
+
+import inspect
+
+import pytest
+
+from flowdeco import Stage
+from flowdeco.model.runnable import Options, ResumeOptions, RunOptions, run_options
+
+OPTIONS = set(RunOptions.__optional_keys__)
+
+
+def test_the_value_has_a_field_for_each_option():
+    """And two that users do not give."""
+    assert set(Options._fields) == OPTIONS | {"clock", "watcher"}
+    assert OPTIONS - set(ResumeOptions.__optional_keys__) == {"run_id"}
+
+
+def test_options_not_given_have_defaults():
+    """Each of them."""
+    assert run_options("run", {"history": 3}) == Options(history=3)
+    assert run_options("resume", {}, resumes=True) == Options()
+
+
+@pytest.mark.parametrize("method", ["run", "arun", "resume", "aresume"])
+def test_an_unknown_option_is_named_with_a_suggestion(method):
+    """As Python names an unexpected argument; those for tests and drivers are unknown too."""
+    with pytest.raises(TypeError, match=rf"{method}\(\) has no option 'skp'. Did you mean 'skip'\?"):
+        getattr(Stage("a"), method)(*["id"] * ("resume" in method), skp=[])
+    for name in ("clock", "watcher"):
+        with pytest.raises(TypeError, match=f"no option '{name}'"):
+            getattr(Stage("a"), method)(*["id"] * ("resume" in method), **{name: None})
+
+
+def test_a_resumed_run_keeps_its_id():
+    """`resume` has no `run_id`."""
+    with pytest.raises(TypeError, match=r"resume\(\) has no option 'run_id'"):
+        Stage("a").resume("one", run_id="two")
+
+
+def test_the_docstring_lists_the_options():
+    """For `help`, which shows `**options`; the signature names the type that declares them."""
+    assert all(f"`{option}=" in Stage.run.__doc__ for option in OPTIONS)
+    assert inspect.signature(Stage.run).parameters["options"].annotation == "Unpack[RunOptions]"
