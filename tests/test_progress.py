@@ -35,10 +35,10 @@ from flowdeco.events import (
     StageStarted,
     UnitsInserted,
 )
+from flowdeco.show.formatting import MARKS
 from flowdeco.show.live import FINE, PLAIN, frame, html
 from flowdeco.show.progress import Lines, watcher
 from flowdeco.show.tally import Tally, duration
-from flowdeco.show.words import MARKS
 
 ROOT = Path(__file__).parents[1]
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flowdeco.engine.runs import Run, Status
 from flowdeco.model.definitions import Action, Stage
+from flowdeco.show.formatting import MARKS, data_flow, duration, plural, printable, state
 from flowdeco.show.parts import Fold, Folding, Part, folded, planned_action, planned_stage, walk
-from flowdeco.show.stored import stored
-from flowdeco.show.words import MARKS, counted, duration, flows, printable, state
+from flowdeco.show.store_summary import summarize
 
 if TYPE_CHECKING:
     from flowdeco.show.plan import Diff, Plan, Ran
@@ -74,7 +74,7 @@ def plan(plan: Plan) -> str:
     stages = sum(part.kind == "stage" for _, part in walk(plan.parts))
     title = plan.name if plan.title in ("", plan.name) else f"{plan.title} ({plan.name})"
     described = f'<div class="fd-text">{text(plan.description)}</div>' if plan.description else ""
-    return _card(_head(title, "", "plan", counted(stages, "stage")), described, _list(plan.parts))
+    return _card(_head(title, "", "plan", plural(stages, "stage")), described, _list(plan.parts))
 
 
 def action(action: Action[..., Any]) -> str:
@@ -83,14 +83,16 @@ def action(action: Action[..., Any]) -> str:
     function: Any = action.__wrapped__
     place = f"{getattr(function, '__module__', None) or ''}:{getattr(function, '__qualname__', '')}".strip(":")
     bound = ", ".join(action._self_bound)
-    return _definition(part, ("function", place), ("bound", bound), ("flow", flows(part)), parts=(), what=("action",))
+    return _definition(
+        part, ("function", place), ("bound", bound), ("flow", data_flow(part)), parts=(), what=("action",)
+    )
 
 
 def stage(stage: Stage) -> str:
     """Return a stage as HTML: its actions, with what they read and write."""
     part = planned_stage(stage)
     data = ("data", ", ".join(part.data))
-    return _definition(part, data, parts=part.parts, what=("stage", counted(len(stage), "action")))
+    return _definition(part, data, parts=part.parts, what=("stage", plural(len(stage), "action")))
 
 
 def _definition(part: Part, *facts: tuple[str, str], parts: Sequence[Part], what: Sequence[str]) -> str:
@@ -129,7 +131,7 @@ def _ran_head(ran: Ran) -> str:
         ran.name,
         str(ran.status),
         f"run {text(ran.run_id)}",
-        counted(len(stages), "stage"),
+        plural(len(stages), "stage"),
         f"{inserted:,} inserted" if inserted else "",
         duration(ran.elapsed),
     )
@@ -145,16 +147,16 @@ def _error(ran: Ran) -> str:
 def _forgotten(ran: Ran) -> str:
     if not ran.forgotten:
         return ""
-    return f'<div class="fd-text">{counted(ran.forgotten, "stage")} before these: forgotten, as history= says</div>'
+    return f'<div class="fd-text">{plural(ran.forgotten, "stage")} before these: forgotten, as history= says</div>'
 
 
 def _store(run: Run) -> str:
     keys = "".join(
         f'{_named(one.key)}<span class="fd-soft">{text(one.type)}{", " if one.size else ""}{one.size}</span>'
-        for one in islice(stored(run.store), MOST_KEYS)
+        for one in islice(summarize(run.store), MOST_KEYS)
     )
     more = f"<span>… {len(run.store) - MOST_KEYS:,} more</span>" if len(run.store) > MOST_KEYS else ""
-    count = counted(len(run.store), "key")
+    count = plural(len(run.store), "key")
     return (
         f'<details class="fd-foot"><summary class="fd-row fd-soft"><span class="fd-turn">store: {count}</span></summary>'
         f'<div class="fd-keys">{keys}{more}</div></details>'
@@ -199,7 +201,7 @@ def _group(part: Part, opened: bool, around: str | None) -> str:
             for column in columns
         )
         at_once = f", {part.limit} at a time" if part.limit else ""
-        what = f"parallel, {counted(len(part.parts), 'branch')}{at_once}"
+        what = f"parallel, {plural(len(part.parts), 'branch')}{at_once}"
     return (
         f'<div class="fd-group"><div class="fd-cap">{_named(part.name) if part.name != part.kind else ""}'
         f'<span class="fd-note">{what}</span>{tags}{by}<span class="fd-time">{duration(part.elapsed)}</span></div>'
@@ -240,12 +242,12 @@ def _by(part: Part, around: str | None) -> str:
 def _notes(part: Part, about: Part) -> str:
     notes: list[str] = []
     kind = "fd-note"
-    if about.status is None and flows(about):
-        notes.append(name(flows(about), 40))
+    if about.status is None and data_flow(about):
+        notes.append(name(data_flow(about), 40))
     if part.unplanned:
         notes.append("not in the plan")
     if max(part.attempts, about.attempts) > 1:
-        notes.append(f'<span class="fd-warn">{counted(max(part.attempts, about.attempts), "attempt")}</span>')
+        notes.append(f'<span class="fd-warn">{plural(max(part.attempts, about.attempts), "attempt")}</span>')
     error = text(about.error or part.error)
     if about.recovered or part.recovered:
         notes.append(f'<span class="fd-warn">recovered from {error}</span>')

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
+from flowdeco.show.formatting import MARKS
 from flowdeco.show.tally import Row, Tally, describe, duration
-from flowdeco.show.words import MARKS
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions

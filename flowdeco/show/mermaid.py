@@ -7,8 +7,8 @@ from itertools import count
 from typing import Final
 
 from flowdeco.engine.runs import Status
+from flowdeco.show.formatting import MARKS, plural, printable, state
 from flowdeco.show.parts import Fold, Folding, Part, folded
-from flowdeco.show.words import MARKS, counted, printable, state
 
 __all__ = ["flowchart"]
 
@@ -108,7 +108,7 @@ class _Drawing:
     def _headline(self, part: Part) -> str:
         about = part.parts[0] if part.is_bare else part
         mark = MARKS[state(part)].strip()
-        tail = f" ({counted(about.attempts, 'attempt')})" if about.attempts > 1 else ""
+        tail = f" ({plural(about.attempts, 'attempt')})" if about.attempts > 1 else ""
         inserts = " → units" if about.inserts and part.status is None else ""
         return f"{mark} {part.name}{tail}{inserts}".strip()
 

@@ -19,12 +19,12 @@ from typing import Any, Final
 from flowdeco.engine.runs import Run, Status
 from flowdeco.errors import members_of
 from flowdeco.show.failures import Failure, failure_of
+from flowdeco.show.formatting import MARKS, duration, plural, printable, state
 from flowdeco.show.html import name, text
 from flowdeco.show.parts import Fold, Folding, Part, folded, walk
 from flowdeco.show.plan import Change, Diff
 from flowdeco.show.redaction import Redact, known_of, redactor
-from flowdeco.show.stored import stored
-from flowdeco.show.words import MARKS, counted, duration, printable, state
+from flowdeco.show.store_summary import summarize
 
 __all__ = ["page"]
 
@@ -187,7 +187,7 @@ def _store(run: Run, values: bool) -> str:
     if not len(run.store):
         return f"{head}<p>It is empty.</p></div></section>"
     rows: list[str] = []
-    for one in stored(run.store, values=values):
+    for one in summarize(run.store, values=values):
         if len(rows) == MOST_KEYS:
             rows.append(f"<tr><td>… {len(run.store) - MOST_KEYS:,} more</td></tr>")
             break
@@ -270,7 +270,7 @@ class _Table:
         if part.kind == "parallel":
             at_once = f", {part.limit} at a time" if part.limit else ""
             kind = "" if part.name == part.kind else "parallel, "
-            return f"{kind}{counted(len(part.parts), 'branch')}{at_once}"
+            return f"{kind}{plural(len(part.parts), 'branch')}{at_once}"
         if part.name == part.kind:
             return ""
         return part.kind
@@ -310,7 +310,7 @@ class _Table:
         inside = next((inner for inner in part.parts if inner.recovered or inner.attempts > 1), None)
         if inside is not None and not part.is_bare:
             row["again"] = f"{printable(inside.name)}: " + (
-                counted(inside.attempts, "attempt") if inside.attempts > 1 else self._note(inside)
+                plural(inside.attempts, "attempt") if inside.attempts > 1 else self._note(inside)
             )
         if part.is_bare:
             action = part.parts[0]

@@ -356,7 +356,7 @@ def brief(error: BaseException | None) -> str:
     return f"{first.rstrip()} …" if broken else first
 
 
-def told_with_members(error: BaseException | None, indent: str = "") -> str:
+def error_with_members(error: BaseException | None, indent: str = "") -> str:
     """Return type and message of an exception and, of a group, of all that are in it: each in lines of its own."""
     if not isinstance(cast("object", error), BaseExceptionGroup):
         return told(error).replace("\n", f"\n{indent}")
@@ -364,7 +364,7 @@ def told_with_members(error: BaseException | None, indent: str = "") -> str:
     lines = [told(error).replace("\n", f"\n{indent}")]
     inner = f"{indent}     "
     for number, member in enumerate(members[:MOST_MEMBERS], 1):
-        lines.append(f"{indent}  {number}. {told_with_members(member, inner)}")
+        lines.append(f"{indent}  {number}. {error_with_members(member, inner)}")
         lines.extend(f"{inner}{note}" for note in map(str, getattr(member, "__notes__", ())))
     if len(members) > MOST_MEMBERS:
         lines.append(f"{indent}  … {len(members) - MOST_MEMBERS:,} more")

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple, cast
 from flowdeco.engine.runs import Run, Status
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Unit
 from flowdeco.show import html
+from flowdeco.show.formatting import duration, plural, printable
 from flowdeco.show.mermaid import flowchart
-from flowdeco.show.parts import Part, compared, planned_parts, ran_parts, told_with_members, walk
+from flowdeco.show.parts import Part, compared, error_with_members, planned_parts, ran_parts, walk
 from flowdeco.show.text import table
-from flowdeco.show.words import counted, duration, printable
 
 __all__ = ["Change", "Diff", "Plan", "Ran", "plan", "ran"]
 
@@ -67,7 +67,7 @@ class Plan(_Shown):
 
     def text(self) -> str:
         """Return the plan as text: a line for each stage and action, with the keys that it reads → writes."""
-        return _framed(f"{printable(self.name)}: {counted(_stages(self.parts), 'stage')}", table(self.parts, ran=False))
+        return _framed(f"{printable(self.name)}: {plural(_stages(self.parts), 'stage')}", table(self.parts, ran=False))
 
     def mermaid(self) -> str:
         """Return the plan as a mermaid flowchart."""
@@ -78,7 +78,7 @@ class Plan(_Shown):
         return html.plan(self)
 
     def __repr__(self) -> str:
-        return f"<Plan {printable(self.name)}: {counted(_stages(self.parts), 'stage')}>"
+        return f"<Plan {printable(self.name)}: {plural(_stages(self.parts), 'stage')}>"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -114,7 +114,7 @@ class Ran(_Shown):
         return html.ran(self)
 
     def __repr__(self) -> str:
-        return f"<Ran {printable(self.name)} {self.status}: {counted(_stages(self.parts), 'stage')}>"
+        return f"<Ran {printable(self.name)} {self.status}: {plural(_stages(self.parts), 'stage')}>"
 
 
 class Change(NamedTuple):
@@ -231,7 +231,7 @@ def _changes(parts: tuple[Part, ...], stage: str) -> Iterator[Change]:
         if named and part.unplanned:
             yield Change(where, "not in the plan")
         if part.attempts > 1:
-            yield Change(where, "retried", why=counted(part.attempts, "attempt"))
+            yield Change(where, "retried", why=plural(part.attempts, "attempt"))
         what = _said(part)
         single = part.kind == "action" or (part.kind == "stage" and part.status is Status.SKIPPED)
         whole = single or part.status is Status.PENDING
@@ -265,7 +265,7 @@ def ran(run: Run) -> Ran:
         run.status,
         run.started,
         run.elapsed,
-        told_with_members(error),
+        error_with_members(error),
         tuple(map(str, getattr(error, "__notes__", ()))),
         str(run.reason or ""),
         run.forgotten,
@@ -304,7 +304,7 @@ def _headlines(ran: Ran) -> Iterator[str]:
     of_them = f", {inserted:,} of them inserted" if inserted else ""
     yield (
         f"{printable(ran.name)}, run {printable(ran.run_id)}: {ran.status} in {duration(ran.elapsed)}, "
-        f"{counted(stages, 'stage')}{of_them}"
+        f"{plural(stages, 'stage')}{of_them}"
     )
     if ran.reason:
         yield f"  {printable(ran.reason)}"

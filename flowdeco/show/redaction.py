@@ -22,7 +22,7 @@ from flowdeco.model.annotations import EMPTY
 from flowdeco.model.definitions import Action, Stage
 from flowdeco.model.references import Called, Changed, Narrowed
 from flowdeco.model.wiring import step_of
-from flowdeco.show.words import printable
+from flowdeco.show.formatting import printable
 
 __all__ = ["Known", "Redact", "known_of", "redactor"]
 

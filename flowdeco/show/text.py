@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 from flowdeco.engine.runs import Status
+from flowdeco.show.formatting import MARKS, data_flow, duration, notes_of, plural, printable, state
 from flowdeco.show.parts import Fold, Part, folded
-from flowdeco.show.words import MARKS, counted, duration, flows, notes_on, printable, state
 
 __all__ = ["table"]
 
@@ -45,8 +45,8 @@ def _planned(part: Part, _around: str | None = None) -> Line:
     said: list[str] = []
     about = part.parts[0] if part.is_bare else part
     if part.kind == "parallel":
-        said.append(f"{counted(len(part.parts), 'branch')}{f', {part.limit} at a time' if part.limit else ''}")
-    said.extend(filter(None, [flows(about)]))
+        said.append(f"{plural(len(part.parts), 'branch')}{f', {part.limit} at a time' if part.limit else ''}")
+    said.extend(filter(None, [data_flow(about)]))
     tags = sorted({*part.tags, *about.tags})
     said.extend(f"#{printable(tag)}" for tag in tags)
     return Line("", _named(part), "", "  ".join(said))
@@ -63,7 +63,7 @@ def _ran(part: Part, around: str | None = None) -> Line:
             attempts=max(part.attempts, action.attempts), error=part.error or action.error, inserted_by=part.inserted_by
         )
     plus = "+" if part.is_dynamic else " "
-    return Line(f"{MARKS[state(about)]} {plus} ", _named(part), _time(part), ", ".join(notes_on(about, around)))
+    return Line(f"{MARKS[state(about)]} {plus} ", _named(part), _time(part), ", ".join(notes_of(about, around)))
 
 
 def _time(part: Part) -> str:

@@ -8,15 +8,15 @@ from reprlib import Repr
 from typing import Any, Final, NamedTuple, cast
 
 from flowdeco.model.store import Store
-from flowdeco.show.words import counted
+from flowdeco.show.formatting import plural
 
-__all__ = ["Stored", "stored"]
+__all__ = ["KeySummary", "summarize"]
 
 _SIZED: Final = (list, tuple, set, frozenset, dict, deque)
 LONGEST: Final = 2000  # characters of a value
 
 
-class Stored(NamedTuple):
+class KeySummary(NamedTuple):
     """A key of the store, the type of its value, how large that is ("" where it has no size), and the value if wanted."""
 
     key: str
@@ -25,11 +25,11 @@ class Stored(NamedTuple):
     value: str | None = None
 
 
-def stored(store: Store, *, values: bool = False) -> Iterator[Stored]:
+def summarize(store: Store, *, values: bool = False) -> Iterator[KeySummary]:
     """Yield what is under each key."""
     for key in store:
         value = store[key]
-        yield Stored(key, _type_of(value), _size_of(value), _shown(value) if values else None)
+        yield KeySummary(key, _type_of(value), _size_of(value), _shown(value) if values else None)
 
 
 def _type_of(value: object) -> str:
@@ -41,16 +41,16 @@ def _type_of(value: object) -> str:
 def _size_of(value: Any) -> str:
     kind = cast("type[Any]", type(value))
     if issubclass(kind, str):
-        return counted(len(value), "character")
+        return plural(len(value), "character")
     if issubclass(kind, (bytes, bytearray, memoryview)):
-        return counted(memoryview(value).nbytes, "byte")
+        return plural(memoryview(value).nbytes, "byte")
     if issubclass(kind, _SIZED):
-        return counted(len(value), "item")
+        return plural(len(value), "item")
     try:
         shape: Any = getattr(value, "shape", None)  # arrays and tables
         if shape and type(shape) is tuple and all(type(n) is int for n in cast("tuple[object, ...]", shape)):
             return " × ".join(map("{:,}".format, cast("Any", shape)))
-        return counted(len(value), "item") if hasattr(kind, "__len__") else ""
+        return plural(len(value), "item") if hasattr(kind, "__len__") else ""
     except Exception:
         return ""
 

@@ -8,7 +8,7 @@ from typing import Final
 from flowdeco.engine.runs import Status
 from flowdeco.show.parts import Part
 
-__all__ = ["MARKS", "counted", "duration", "flows", "notes_on", "printable", "state"]
+__all__ = ["MARKS", "data_flow", "duration", "notes_of", "plural", "printable", "state"]
 
 MARKS: Final[dict[str, str]] = {
     "": " ",
@@ -45,7 +45,7 @@ def state(part: Part) -> str:
     return "" if part.status is None else str(part.status)
 
 
-def flows(part: Part) -> str:
+def data_flow(part: Part) -> str:
     """Return what an action reads and writes, "" for neither: "text → rows", "reads text", "writes rows"."""
     reads = ", ".join(map(printable, part.reads))
     writes = ", ".join([*map(printable, part.writes), *(["inserts units"] if part.inserts else [])])
@@ -56,7 +56,7 @@ def flows(part: Part) -> str:
     return f"reads {reads}" if reads else ""
 
 
-def counted(number: int, what: str) -> str:
+def plural(number: int, what: str) -> str:
     """Return "1 stage", "2 stages", "3 branches"."""
     many = f"{what}es" if what.endswith("ch") else f"{what}s"
     return f"{number:,} {what if number == 1 else many}"
@@ -83,14 +83,14 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 86400:,} d {whole % 86400 // 3600} h"
 
 
-def notes_on(part: Part, around: str | None = None) -> Iterable[str]:
+def notes_of(part: Part, around: str | None = None) -> Iterable[str]:
     """Yield what is worth saying of a part that was run, or not; who inserted it, unless that inserted all `around`."""
     if part.inserted_by is not None and part.inserted_by != around:
         yield f"inserted by {printable(part.inserted_by)}"
     if part.unplanned:
         yield "not in the plan"
     if part.attempts > 1:
-        yield counted(part.attempts, "attempt")
+        yield plural(part.attempts, "attempt")
     if part.status is Status.PENDING:
         yield "not reached"
     elif part.status not in (None, Status.COMPLETED, Status.FAILED):
