@@ -32,9 +32,10 @@ from flowdeco.middleware import retry
 from flowdeco.model.store import Store
 from flowdeco.show.failures import failure_of
 from flowdeco.show.formatting import printable
-from flowdeco.show.page import Scale, json_in_html
+from flowdeco.show.page import json_in_html
 from flowdeco.show.redaction import redactor
 from flowdeco.show.store_summary import summarize
+from flowdeco.show.timeline import Scale
 
 PACKAGE = Path(flowdeco.__file__).parent
 

@@ -1,4 +1,4 @@
-"""What is in a store, without saying it: types and sizes; values only for those who ask."""
+"""A summary of a store: keys, types and sizes; values only on request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LONGEST: Final = 2000  # characters of a value
 
 
 class KeySummary(NamedTuple):
-    """A key of the store, the type of its value, how large that is ("" where it has no size), and the value if wanted."""
+    """A key of the store, with the type and size of its value ("" for no size), and the value itself on request."""
 
     key: str
     type: str
@@ -26,10 +26,10 @@ class KeySummary(NamedTuple):
 
 
 def summarize(store: Store, *, values: bool = False) -> Iterator[KeySummary]:
-    """Yield what is under each key."""
+    """Yield a summary of each key."""
     for key in store:
         value = store[key]
-        yield KeySummary(key, _type_of(value), _size_of(value), _shown(value) if values else None)
+        yield KeySummary(key, _type_of(value), _size_of(value), _short_repr(value) if values else None)
 
 
 def _type_of(value: object) -> str:
@@ -55,7 +55,7 @@ def _size_of(value: Any) -> str:
         return ""
 
 
-class _Short(Repr):
+class _ShortRepr(Repr):
     def __init__(self) -> None:
         super().__init__()
         self.maxlevel = 4
@@ -63,9 +63,9 @@ class _Short(Repr):
         self.maxlist = self.maxtuple = self.maxdict = self.maxset = self.maxfrozenset = self.maxdeque = 50
 
 
-def _shown(value: object) -> str:
+def _short_repr(value: object) -> str:
     try:
-        text = _Short().repr(value)
+        text = _ShortRepr().repr(value)
     except Exception as error:
         return f"<its repr raised {type(error).__name__}>"
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
