@@ -19,10 +19,11 @@ from flowdeco.engine.runs import Run
 from flowdeco.show.failures import Failure, failure_of
 from flowdeco.show.formatting import MARKS, duration
 from flowdeco.show.html import name, text
+from flowdeco.show.known_values import known_values
 from flowdeco.show.page_data import PageData
 from flowdeco.show.parts import count_stages, walk
 from flowdeco.show.plan import Change, Diff
-from flowdeco.show.redaction import Redact, known_of, redactor
+from flowdeco.show.redaction import Redact, redactor
 from flowdeco.show.store_summary import summarize
 
 __all__ = ["page"]
@@ -87,7 +88,7 @@ def json_in_html(data: Any) -> str:
 
 
 def _redact_of(run: Run, diff: Diff, failures: Iterable[Failure]) -> Redact:
-    known = known_of(run, _errors(run))
+    known = known_values(run, _errors(run))
     names = {word for _, part in walk(diff.parts) for word in (part.name, *part.tags)}
     texts = (text for failure in failures for text in failure.texts())
     return redactor(known.values, {run.pipeline.name, *run.store, *names, *known.public}, (str(run.reason), *texts))
@@ -151,7 +152,7 @@ def _differences(diff: Diff, redact: Redact) -> str:
     kinds: dict[str, list[Change]] = {}
     for change in diff.changes:
         kinds.setdefault(change.what, []).append(change)
-    title = '<h2 id="h-diff">Plan and run<small>what was not as planned</small></h2>'
+    title = '<h2 id="h-diff">Plan and run<small>the differences</small></h2>'
     head = f'<section id="diff" aria-labelledby="h-diff">{title}'
     if not kinds:
         return f'{head}<p class="changes">Everything ran as planned.</p></section>'

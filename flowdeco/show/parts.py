@@ -82,7 +82,7 @@ Name: TypeAlias = "tuple[str, str | int | None]"
 
 
 def compared(planned: Sequence[Part], ran: Sequence[Part]) -> tuple[Part, ...]:
-    """Return one tree of what was planned and what ran: in the order of the run, with pending parts in their places."""
+    """Return the trees of a plan and a run as one: in the order of the run, with unreached parts in their places."""
     indexes: dict[Name, list[int]] = {}
     for index, part in enumerate(planned):
         indexes.setdefault(_name(part), []).append(index)

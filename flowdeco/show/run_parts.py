@@ -1,4 +1,4 @@
-"""The parts of what ran, read from the records of a run."""
+"""The parts of a run, read from its records."""
 
 from __future__ import annotations
 
