@@ -135,23 +135,23 @@ def _add_journal(parser: _Parser, help: str) -> None:
 
 
 def _add_only(parser: _Parser) -> None:
+    _add_selectors(parser, "--only", "run only")
+
+
+def _add_skip(parser: _Parser) -> None:
+    _add_selectors(parser, "--skip", "skip")
+
+
+def _add_selectors(parser: _Parser, option: str, verb: str) -> None:
     added = parser.add_argument(
-        "--only", action="append", default=[], metavar="SELECTOR",
-        help="run only these: stage, stage/action or tag:name; can be repeated",
+        option, action="append", default=[], metavar="SELECTOR",
+        help=f"{verb} these: stage, stage/action or tag:name; can be repeated",
     )  # fmt: skip
     _completed_by(added, _complete_selector)
 
 
 def _add_json(parser: _Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
-
-
-def _add_skip(parser: _Parser) -> None:
-    added = parser.add_argument(
-        "--skip", action="append", default=[], metavar="SELECTOR",
-        help="skip these: stage, stage/action or tag:name; can be repeated",
-    )  # fmt: skip
-    _completed_by(added, _complete_selector)
 
 
 def _add_running(parser: _Parser) -> None:
@@ -265,7 +265,7 @@ def _purge_options(parser: _Parser) -> None:
 
 
 def _complete(parser: _Parser) -> None:
-    with suppress(ImportError):  # the extra `completion`; a shell that asks cannot be told that it is missing
+    with suppress(ImportError):  # the extra `completion`; a shell has no use for an error message
         import_module("argcomplete").autocomplete(parser)
 
 

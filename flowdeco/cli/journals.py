@@ -11,20 +11,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final, TypeAlias, cast
 
 from flowdeco import durable
+from flowdeco.cli import report
 from flowdeco.cli.arguments import JOURNAL, LATEST
 from flowdeco.cli.exit_codes import FINE
 from flowdeco.cli.inputs import UsageError
 from flowdeco.cli.json_output import print_json
-from flowdeco.cli.report import (
-    coloured,
-    duration,
-    moment,
-    one_line,
-    plural,
-    print_resume_hint,
-    print_table,
-    shortened,
-)
 from flowdeco.durable import RunInfo
 from flowdeco.durable.info import STATUSES, Step, steps
 from flowdeco.engine.location import Place, places_of
@@ -120,7 +111,7 @@ def purge(options: Namespace) -> int:
         _print_runs(deleted)
     verb = "would delete" if options.dry_run else "deleted"
     named = f": {', '.join(info.id for info in deleted)}" if options.run and deleted else ""
-    print(f"{verb} {plural(len(deleted), 'run')}{named}")
+    print(f"{verb} {report.plural(len(deleted), 'run')}{named}")
     return FINE
 
 
@@ -156,10 +147,10 @@ def _with_status(infos: Iterable[RunInfo], wanted: list[str]) -> list[RunInfo]:
 
 def _print_runs(infos: Iterable[RunInfo]) -> None:
     rows = [
-        (info.id, _workflow_name(info), state_of(info), moment(info.started), str(info.steps), _why(info))
+        (info.id, _workflow_name(info), state_of(info), report.moment(info.started), str(info.steps), _why(info))
         for info in infos
     ]
-    print_table(["RUN", "WORKFLOW", "STATUS", "STARTED", "STEPS", "WHY"], rows, sys.stdout, right=["STEPS"])
+    report.print_table(["RUN", "WORKFLOW", "STATUS", "STARTED", "STEPS", "WHY"], rows, sys.stdout, right=["STEPS"])
 
 
 def _workflow_name(info: RunInfo) -> str:
@@ -171,7 +162,7 @@ def _workflow_name(info: RunInfo) -> str:
 
 def _why(info: RunInfo) -> str:
     error, _ = places_of(info.error)
-    return shortened(one_line(error or info.reason or (f"by {info.owner}" if info.owner else "")), 80)
+    return report.shortened(report.one_line(error or info.reason or (f"by {info.owner}" if info.owner else "")), 80)
 
 
 def _info_as_data(info: RunInfo) -> dict[str, Any]:
@@ -198,21 +189,21 @@ def show(options: Namespace) -> int:
     table = list(_step_rows(steps(rows), state_of(info), places))
     if table:
         print()
-        print_table(["STAGE", "STATUS", "TIME"], table, sys.stdout, right=["TIME"])
-    print_resume_hint(info.id, state_of(info), info.reason, options, "" if info.entry else "FILE.py:FLOW ")
+        report.print_table(["STAGE", "STATUS", "TIME"], table, sys.stdout, right=["TIME"])
+    report.print_resume_hint(info.id, state_of(info), info.reason, options, "" if info.entry else "FILE.py:FLOW ")
     return FINE
 
 
 def _print_facts(info: RunInfo) -> None:
     why = info.error or info.reason
-    status = coloured(state_of(info), sys.stdout) + (f": {one_line(why)}" if why else "")
+    status = report.coloured(state_of(info), sys.stdout) + (f": {report.one_line(why)}" if why else "")
     facts = [
         ("run", info.id),
         ("pipeline", info.pipeline),
         ("workflow", info.entry or "not known to the journal"),
         ("status", f"{status} (by {info.owner})" if info.owner else status),
-        ("started", moment(info.started)),
-        ("updated", f"{moment(info.updated)}, {duration(max(0.0, info.updated - info.started))} later"),
+        ("started", report.moment(info.started)),
+        ("updated", f"{report.moment(info.updated)}, {report.duration(max(0.0, info.updated - info.started))} later"),
     ]
     for name, value in facts:
         print(f"{name:<9} {value}")
@@ -227,7 +218,7 @@ def _step_rows(found: Iterable[Step], state: str, places: Iterable[Place]) -> It
     for step in found:
         yield _stage_row(step, state)
         if [row.action for row in step.actions] != [step.name]:
-            yield from ((f"  {row.action}", row.status, duration(row.elapsed)) for row in step.actions)
+            yield from ((f"  {row.action}", row.status, report.duration(row.elapsed)) for row in step.actions)
         place = next((place for place in left if step.row is None and place.stage == step.name), None)
         if place is not None:
             left.remove(place)
@@ -244,7 +235,7 @@ def _stage_row(step: Step, state: str) -> TableRow:
     if step.row is None:  # the end of a stage is written together with the step after it
         return step.name, "crashed here or later" if state == "crashed" else state, ""
     took = sum(row.elapsed for row in step.actions)  # the end of a stage may be all that a resume had left to do
-    elapsed = "" if step.row.status == "skipped" else duration(max(step.row.elapsed, took))
+    elapsed = "" if step.row.status == "skipped" else report.duration(max(step.row.elapsed, took))
     return step.name, step.row.status, elapsed
 
 

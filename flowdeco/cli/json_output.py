@@ -7,7 +7,8 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Final, cast
 
 if TYPE_CHECKING:
@@ -79,20 +80,12 @@ def _error(error: BaseException | None) -> str | None:
     return None if error is None else "".join(traceback.format_exception_only(error)).rstrip()
 
 
-_PLAIN: Final[dict[type, Callable[[Any], Any]]] = {
-    type(None): lambda value: value,
-    bool: lambda value: value,
-    int: lambda value: value,
-    str: lambda value: value,
-    float: lambda value: value if math.isfinite(value) else repr(value),
-}
-
-
 def plain(value: Any, above: frozenset[int] = frozenset()) -> Any:
     """Return a value for JSON; one that JSON has no form for becomes its repr."""
-    found = _PLAIN.get(cast("type[Any]", type(value)))
-    if found is not None:
-        return found(value)
+    if type(value) in (NoneType, bool, int, str):
+        return value
+    if type(value) is float:
+        return value if math.isfinite(value) else repr(value)
     if id(value) in above:
         return "..."
     above |= {id(value)}

@@ -7,10 +7,10 @@ from argparse import Namespace
 from html import escape
 from typing import Any
 
+from flowdeco.cli import report
 from flowdeco.cli.exit_codes import FAILED, FINE
 from flowdeco.cli.inputs import read_inputs
 from flowdeco.cli.json_output import plan_as_data, print_json
-from flowdeco.cli.report import coloured, plural
 from flowdeco.cli.workflow import load_recorded_workflow, load_workflow, stand_in_for_main
 from flowdeco.model.definitions import as_pipeline
 
@@ -27,12 +27,12 @@ def validate(options: Namespace) -> int:
         return FAILED if errors else FINE
     explained: set[tuple[str, str]] = set()
     for problem in problems:
-        label = coloured("error" if problem in errors else "possible", sys.stdout)
+        label = report.coloured("error" if problem in errors else "possible", sys.stdout)
         needs, nothing, _ = problem.message.partition(", and no input")
         again = nothing and (problem.key, label) in explained  # the reason is printed once for each key
         explained.add((problem.key, label))
         print(f"{label}: {f'{needs}, too' if again else problem.message}")
-    counts = f"{plural(len(errors), 'error')}, {len(problems) - len(errors)} possible"
+    counts = f"{report.plural(len(errors), 'error')}, {len(problems) - len(errors)} possible"
     print(f"{options.entry}: {counts if problems else 'no problems'}")
     return FAILED if errors else FINE
 

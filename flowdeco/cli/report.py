@@ -43,7 +43,7 @@ _MOST: Final = 20  # stages that are listed one by one
 
 
 def coloured(word: str, out: TextIO) -> str:
-    """Return a status in its colour, where the output is a terminal that wants colours."""
+    """Return a status in its colour, if the output is a terminal with colours."""
     colour = _COLOURS.get(word.strip().partition(",")[0])
     plain_output = not out.isatty() or "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
     return word if colour is None or plain_output else f"\x1b[{colour}m{word}\x1b[0m"

@@ -8,24 +8,12 @@ from argparse import Namespace
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
+from flowdeco.cli import report
 from flowdeco.cli.arguments import JOURNAL
 from flowdeco.cli.exit_codes import FAILED, FINE, INTERRUPTED, SUSPENDED
 from flowdeco.cli.inputs import UsageError, input_warnings, read_inputs
 from flowdeco.cli.json_output import plain, print_json, run_as_data
 from flowdeco.cli.process import cancelling_on_interrupt, configure_logging, reserved_stdout
-from flowdeco.cli.report import (
-    coloured,
-    describe_error,
-    duration,
-    error_message,
-    failed_step,
-    one_line,
-    plural,
-    print_error,
-    print_resume_hint,
-    print_stages,
-    shortened,
-)
 from flowdeco.cli.workflow import load_recorded_workflow, load_workflow, stand_in_for_main
 from flowdeco.engine.runs import Run
 
@@ -98,7 +86,7 @@ def _perform(
         try:
             run.to_html(options.html)
         except OSError as error:
-            print_error(error, options, f"the page is not written: {error}")
+            report.print_error(error, options, f"the page is not written: {error}")
             return code or FAILED
     return code
 
@@ -108,37 +96,41 @@ def _print_run(run: Run, options: Namespace, *, finished: bool) -> None:
     if options.json:
         print_json(run_as_data(run))
         return
-    status = coloured(str(run.status), sys.stdout)
+    status = report.coloured(str(run.status), sys.stdout)
     if finished and run.status in ("completed", "bailed"):
         print(f"run {run.id} was {status} already: nothing to do")
     else:
         if not (options.progress and sys.stdout.isatty()):  # the progress display has shown them
-            print_stages(run, sys.stdout)
-        why = f": {one_line(run.reason)}" if run.reason else ""
-        print(f"\n{status}{why} ({plural(len(run.stages), 'stage')}, {duration(run.elapsed)}, run {run.id})")
+            report.print_stages(run, sys.stdout)
+        why = f": {report.one_line(run.reason)}" if run.reason else ""
+        print(
+            f"\n{status}{why} ({report.plural(len(run.stages), 'stage')}, {report.duration(run.elapsed)}, run {run.id})"
+        )
     if run.result is not None and run.status in ("completed", "bailed"):
-        print(f"result: {shortened(one_line(repr(plain(run.result))), 300)}")
+        print(f"result: {report.shortened(report.one_line(repr(plain(run.result))), 300)}")
 
 
 def _print_problems(run: Run, options: Namespace, path: str | None, inputs: Iterable[str]) -> None:
     """Print why a run failed, doubtful inputs, and how to resume it."""
     warnings = list(input_warnings(run, inputs, options))
     if run.status == "failed" and run.error is not None:
-        print_error(run.error, options, _failure(run, run.error) + (f" ({'; '.join(warnings)})" if warnings else ""))
+        report.print_error(
+            run.error, options, _failure(run, run.error) + (f" ({'; '.join(warnings)})" if warnings else "")
+        )
     else:
         for warning in warnings:
-            print(f"flowdeco: {coloured('warning', sys.stderr)}: {warning}", file=sys.stderr)
+            print(f"flowdeco: {report.coloured('warning', sys.stderr)}: {warning}", file=sys.stderr)
     if path is None:
         if run.status == "suspended":
             print("flowdeco: it has no --journal, and cannot be resumed", file=sys.stderr)
     elif not hasattr(run.error, "changes"):
-        print_resume_hint(run.id, str(run.status), run.reason, options)
+        report.print_resume_hint(run.id, str(run.status), run.reason, options)
 
 
 def _failure(run: Run, error: BaseException) -> str:
     """Return what failed, and where, unless the error itself names it."""
-    step = failed_step(run)
-    text = error_message(error) if hasattr(error, "changes") else describe_error(error)
+    step = report.failed_step(run)
+    text = report.error_message(error) if hasattr(error, "changes") else report.describe_error(error)
     if not step:
         return text
     return str(error) if str(error).startswith(step) else f"{step} failed: {text}"

@@ -160,7 +160,7 @@ class _Spans:
             return
         self._set_innermost(opened.outer)
         # Not by a token, which is unknown in a context that a driver brings back from the event loop. And an earlier
-        # observer has left its own span already, and this one, which is inside of it, as well.
+        # observer has left its own span already, and with it this one, which it encloses.
         if opened.span in _our_spans(self._context.get_current()):
             self._context.attach(opened.context)
         self._finish(opened.span, event)

@@ -172,7 +172,7 @@ def _within(line: Line, width: int, glyphs: Glyphs) -> Line:
 
 
 def cell_len(text: str) -> int:
-    """Return how many columns of a terminal a text takes."""
+    """Return how many columns of a terminal a string takes."""
     from rich.cells import cell_len
 
     return cell_len(text)

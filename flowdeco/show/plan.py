@@ -198,7 +198,7 @@ class Diff(_View):
         return f"<Diff {printable(self.plan.name)}: {summary(self.counts())}>"
 
 
-_CHANGES: dict[str, str] = {
+_OUTCOMES: dict[str | None, str] = {
     Status.SKIPPED: "skipped",
     Status.PENDING: "not reached",
     Status.BAILED: "bailed",
@@ -212,27 +212,34 @@ _CHANGES: dict[str, str] = {
 def _changes(parts: tuple[Part, ...], stage: str) -> Iterator[Change]:
     for part in parts:
         where = f"{stage}/{part.name}" if part.kind == "action" else part.name
-        named = part.kind != "branch"
-        if part.is_dynamic and (part.kind in ("stage", "action") or part.status is Status.PENDING):
+        pending = part.status is Status.PENDING
+        if part.is_dynamic and (part.kind in ("stage", "action") or pending):
             yield Change(where, "inserted", part.inserted_by)
-        if named and part.unplanned:
+        if part.unplanned and part.kind != "branch":
             yield Change(where, "not in the plan")
         if part.attempts > 1:
             yield Change(where, "retried", why=plural(part.attempts, "attempt"))
-        what = _change_of(part)
-        single = part.kind == "action" or (part.kind == "stage" and part.status is Status.SKIPPED)
-        whole = single or part.status is Status.PENDING
-        by_action = any(_change_of(inner) == what for inner in part.parts)  # its own change is enough
-        if what is not None and named and (whole or (part.kind == "stage" and not by_action)):
-            yield Change(where, what, part.inserted_by if what == "not reached" else None, part.error)
-        if part.status is not Status.PENDING:
+        what = _outcome(part)
+        if what and _is_own_outcome(part):
+            yield Change(where, what, part.inserted_by if pending else None, part.error)
+        if not pending:
             yield from _changes(part.parts, part.name if part.kind == "stage" else "")
 
 
-def _change_of(part: Part) -> str | None:
-    if part.status is None:
-        return None
-    return "recovered" if part.recovered else _CHANGES.get(part.status)
+def _outcome(part: Part) -> str:
+    """Return how a part differs from a completed one, "" if it does not."""
+    return "recovered" if part.recovered else _OUTCOMES.get(part.status, "")
+
+
+def _is_own_outcome(part: Part) -> bool:
+    """Whether the outcome of a part is reported for itself, and not for one of its own parts."""
+    if part.kind == "branch":
+        return False
+    if part.kind == "action" or part.status is Status.PENDING:
+        return True
+    if part.kind != "stage":
+        return False
+    return part.status is Status.SKIPPED or all(_outcome(inner) != _outcome(part) for inner in part.parts)
 
 
 def plan(unit: Unit) -> Plan:

@@ -17,7 +17,7 @@ from flowdeco.show.formatting import printable
 __all__ = ["Doubtful", "Redact", "redactor"]
 
 SHORTEST: Final = 4  # characters: a shorter value reveals nothing, and is part of too many words
-LINE: Final = 8  # characters: nor does a shorter line of a longer text
+LINE: Final = 8  # characters: nor does a shorter line of a longer string
 LONG: Final = 12  # characters: a value as long as that is not part of another word by chance
 MOST_LEAVES: Final = 20_000
 MOST_STEPS: Final = 100_000  # through one value
@@ -61,7 +61,7 @@ _PLAIN: Final = re.compile(r"[A-Za-z0-9_.~-]+")
 
 
 def _forms(text: str) -> set[str]:
-    """Return the ways to write a text: as it is, in a repr, as JSON, in an address."""
+    """Return the ways to write a string: as it is, in a repr, as JSON, in an address."""
     if _PLAIN.fullmatch(text):
         return {text}
     safe = text.encode("utf-8", "replace").decode()
@@ -70,7 +70,7 @@ def _forms(text: str) -> set[str]:
 
 
 def _pattern(text: str) -> str:
-    """Return a pattern that matches a text, but not as part of a longer word."""
+    """Return a pattern that matches a string, but not as part of a longer word."""
     if len(text) >= LONG and not text.isalpha():
         return re.escape(text)
     before = r"(?:(?<!\w)|(?<=%[0-9a-f][0-9a-f])|(?<=\\[nrt]))" if _is_word_character(text[0]) else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from flowdeco.engine.runs import ActionRecord, Run, Scope, StageRecord, Status
@@ -17,33 +18,33 @@ __all__ = ["error_with_members", "ran_parts"]
 MOST_MEMBERS = 20  # of an exception group
 
 
+@dataclass(eq=False, slots=True)
 class _Node:
     """A pipeline, group or branch that is being put together from its records."""
 
-    def __init__(
-        self, kind: str, name: str, depth: int, inserted_by: str | None = None, branch: int | None = None
-    ) -> None:
-        self.kind = kind
-        self.name = name
-        self.depth = depth
-        self.inserted_by = inserted_by
-        self.branch = branch
-        self.children: list[_Node | Part] = []
-        self.waiting: dict[str, deque[Any]] = {}  # inserted units that have not run yet, by who inserted them
+    kind: str
+    name: str
+    depth: int
+    inserted_by: str | None = None
+    branch: int | None = None
+    children: list[_Node | Part] = field(default_factory=list[Any])
+    waiting: dict[str, deque[Any]] = field(
+        default_factory=dict[str, Any]
+    )  # inserted units that have not run yet, by whom
 
     def part(self) -> Part:
         parts = tuple(child.part() if isinstance(child, _Node) else child for child in self.children)
         for inserted_by, units in self.waiting.items():
             coming = planned_parts((unit for unit in units if not isinstance(unit, Stream)), self.depth)
             parts += tuple(pending(coming, inserted_by))
-        begun = [part for part in parts if part.started is not None]
-        started = min((part.started or 0.0 for part in begun), default=None)
-        ended = max(((part.started or 0.0) + (part.elapsed or 0.0) for part in begun), default=0.0)
-        named = parts[0] if self.kind == "branch" and parts else None
+        spans = [(part.started, part.started + (part.elapsed or 0.0)) for part in parts if part.started is not None]
+        started = min((start for start, _ in spans), default=None)
+        ended = max((end for _, end in spans), default=0.0)
+        first = parts[0] if self.kind == "branch" and parts else None  # a branch is named after its unit
         return Part(
             self.kind,
-            named.name if named else self.name,
-            stem=named.stem if named else "",
+            first.name if first else self.name,
+            stem=first.stem if first else "",
             parts=parts,
             status=_status_of(parts),
             started=started,

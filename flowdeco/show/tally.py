@@ -227,15 +227,9 @@ def _one_line(error: BaseException | None) -> str:
 def describe(row: Row, arrow: str = "/") -> str:
     """Return a stage with its action, if that has another name, and its progress."""
     action = f"{arrow}{row.action}" if row.action is not None and row.action != row.name else ""
-    return f"{row.name}{action}{measured(row)}"
-
-
-def measured(row: Row) -> str:
-    """Return the progress that the action has reported."""
-    done, total = row.done, row.total
-    if done is None:
-        return ""
-    return f" {done:g}" if total is None else f" {done:g}/{total:g}"
+    done = "" if row.done is None else f" {row.done:g}"
+    total = "" if row.total is None else f"/{row.total:g}"
+    return f"{row.name}{action}{done}{total}"
 
 
 def duration(seconds: float) -> str:
