@@ -182,7 +182,7 @@ def test_a_suspended_run_is_exit_code_3_and_says_how_to_go_on(flowdeco):
     code, out, err = flowdeco("run", "flows.py:gated", "-i", "kinds:=0", "--journal", "runs.db", "--run-id", "one")
     assert code == 3
     assert "suspended: waiting for 'approval' (2 stages" in out
-    assert err == "flowdeco: to go on: flowdeco resume one --journal runs.db -i approval=VALUE\n"
+    assert err == "flowdeco: to resume: flowdeco resume one --journal runs.db -i approval=VALUE\n"
 
 
 @pytest.mark.parametrize(
@@ -218,12 +218,12 @@ def test_inputs_come_from_standard_input():
     [
         (["-i", "x"], "-i takes KEY=VALUE, or KEY:=VALUE for JSON, not 'x'"),
         (["-i", "=3"], "-i takes KEY=VALUE"),
-        (["-i", "x:=3]"], "-i x:=3] is no JSON (as text: -i x=3]): Extra data"),
+        (["-i", "x:=3]"], "-i x:=3] is not valid JSON (as text: -i x=3]): Extra data"),
         (["--inputs", "list.json"], "--inputs list.json: expected a JSON object, not a list"),
         (["--inputs", "flows.py"], "--inputs flows.py: "),
         (["--inputs", "nowhere.json"], "nowhere.json: No such file or directory"),
         (["--inputs", "empty.json"], "--inputs empty.json: it is empty, where a JSON object is expected"),
-        (["--inputs", "latin.json"], "--inputs latin.json: it is no text in UTF-8"),
+        (["--inputs", "latin.json"], "--inputs latin.json: it is not text in UTF-8"),
     ],
 )
 def test_wrong_inputs_are_refused(flowdeco, given, complaint):
@@ -284,7 +284,7 @@ def test_a_misspelt_name_of_what_a_run_waits_for_is_told(flowdeco, journal):
     assert code == 3
     assert err.splitlines() == [
         "flowdeco: warning: nothing took the input 'aproval'. Did you mean 'approval'?",
-        "flowdeco: to go on: flowdeco resume 'a run' -i approval=VALUE",
+        "flowdeco: to resume: flowdeco resume 'a run' -i approval=VALUE",
     ]
 
 
@@ -472,14 +472,17 @@ def test_a_name_that_may_come_is_accepted_on_request(flowdeco):
             "must be called to give a stage: write one = process(...) in flows.py, and name that: flows.py:one",
         ),
         ("flows.py:process('a')", "write one = process(...) in flows.py, and name that: flows.py:one"),
-        ("flows.py:process[a:b]", "flows.py:process[a:b]: an entry point is a name, and calls nothing"),
+        ("flows.py:process[a:b]", "flows.py:process[a:b]: an entry point is a name, not a call"),
         ("flows.py::flow", "an entry point has one colon: write flows.py:flow, not flows.py::flow"),
         ("jsom.py:flow", "there is no file 'jsom.py'. Did you mean 'json.py'?\n"),
         (
             "flows.py:number",
-            "flows.py:number is no action, stage, pipeline or group, but an int: name one of flow, gated",
+            "flows.py:number is not an action, stage, pipeline or group, but an int: name one of flow, gated",
         ),
-        ("json:dumps", "json:dumps is no action, stage, pipeline or group, but a function: decorate it with @action"),
+        (
+            "json:dumps",
+            "json:dumps is not an action, stage, pipeline or group, but a function: decorate it with @action",
+        ),
         ("flows.py:", "an entry point is module:flow or file.py:flow, not 'flows.py:'"),
         (":flow", "an entry point is module:flow or file.py:flow, not ':flow'"),
         ("no_such_module:flow", "there is no module 'no_such_module'."),
@@ -496,7 +499,7 @@ def test_a_name_that_may_come_is_accepted_on_request(flowdeco):
         (".", "'.' is a directory: name a file in it, as in ./file.py:flow"),
         ("folder", "'folder' is a directory: name a file in it, as in folder/file.py:flow"),
         ("folder/", "'folder/' is a directory: name a file in it, as in folder/file.py:flow"),
-        ("notes.txt", "'notes.txt' is no Python file"),
+        ("notes.txt", "'notes.txt' is not a Python file"),
         ("actions.py", "actions.py has 2 units: name one of actions.py:a, actions.py:b"),
     ],
 )
@@ -571,9 +574,9 @@ def test_an_entry_point_is_no_unit_without_a_module():
             "argument --format: invalid choice: 'htm'. Did you mean 'html'?",
         ),
         (["run", "flows.py:flow", "--jurnal=x"], "unrecognized arguments: --jurnal=x. Did you mean '--journal'"),
-        (["run", "flows.py:flow", "--run-id", ""], "argument --run-id: expected a name, not an empty text"),
-        (["runs", "--limit", "-1"], "argument --limit: expected a number from 1 on, not '-1'"),
-        (["runs", "--limit", "all"], "argument --limit: expected a number from 1 on, not 'all'"),
+        (["run", "flows.py:flow", "--run-id", ""], "argument --run-id: expected a name, not an empty string"),
+        (["runs", "--limit", "-1"], "argument --limit: expected a number of at least 1, not '-1'"),
+        (["runs", "--limit", "all"], "argument --limit: expected a number of at least 1, not 'all'"),
         (["plan", "flows.py:flow", "-o", "nowhere/x"], "flowdeco: error: nowhere/x: No such file or directory"),
         (["run"], "the following arguments are required: FILE.py:FLOW (see: flowdeco run --help)"),
         (["run", "flows.py:flow", "--jurnal", "x"], "unrecognized arguments: --jurnal x. Did you mean '--journal'"),
@@ -584,7 +587,7 @@ def test_an_entry_point_is_no_unit_without_a_module():
         (["run", "flows.py:flow", "--timeout", "3"], "unrecognized arguments: --timeout 3 (see"),
         (
             ["run", "flows.py:flow", "--only", "tag:dynamic"],
-            "flows.py:flow has no such stage, action or tag before it runs, and what is inserted later cannot be",
+            "flows.py:flow has no such stage, action or tag before it runs, and later insertions cannot be",
         ),
         (["plan", "flows.py:flow", "--skip", "chek"], "--skip chek: flows.py:flow has no such stage, action or tag."),
         (["runs"], "name the journal: --journal runs.db, or FLOWDECO_JOURNAL=runs.db in the environment"),
@@ -672,17 +675,17 @@ def test_statuses_have_colours_in_a_terminal(monkeypatch):
     """And nowhere else, nor where nobody wants them."""
     import io
 
-    from flowdeco.cli.report import painted
+    from flowdeco.cli.report import coloured
 
     terminal = io.StringIO()
     terminal.isatty = lambda: True
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR")
-    assert painted("failed   ", terminal) == "\x1b[31mfailed   \x1b[0m"
-    assert painted("discover", terminal) == "discover"
-    assert painted("failed", io.StringIO()) == "failed"
+    assert coloured("failed   ", terminal) == "\x1b[31mfailed   \x1b[0m"
+    assert coloured("discover", terminal) == "discover"
+    assert coloured("failed", io.StringIO()) == "failed"
     monkeypatch.setenv("NO_COLOR", "1")
-    assert painted("failed", terminal) == "failed"
+    assert coloured("failed", terminal) == "failed"
 
 
 @pytest.mark.parametrize(
@@ -841,7 +844,7 @@ def test_a_run_is_shown_with_its_steps(flowdeco, journal):
     """By default the latest; actions only where they say more than the stage."""
     flowdeco("run", "flows.py:gated", "-i", "kinds:=1", "--run-id", "one")
     code, out, err = flowdeco("show")
-    assert (code, err) == (0, "flowdeco: to go on: flowdeco resume one -i approval=VALUE\n")
+    assert (code, err) == (0, "flowdeco: to resume: flowdeco resume one -i approval=VALUE\n")
     assert lines(out) == [
         "run one",
         "pipeline pipeline",
@@ -974,7 +977,7 @@ def test_a_run_is_resumed_with_its_entry_point(flowdeco, journal):
     code, _, err = flowdeco("resume", "one", "-i", "approval:=true")
     assert code == 2
     assert "the journal does not know where the workflow of run 'one' is" in err
-    assert flowdeco("show")[2] == "flowdeco: to go on: flowdeco resume FILE.py:FLOW one -i approval=VALUE\n"
+    assert flowdeco("show")[2] == "flowdeco: to resume: flowdeco resume FILE.py:FLOW one -i approval=VALUE\n"
     assert err.endswith("flowdeco resume file.py:flow one\n")
     assert flowdeco("resume", "flows.py:gated", "--on-change", "ignore", "one")[0] == 3
     assert flowdeco("resume", "one", "-i", "approval:=true")[0] == 0
@@ -1010,7 +1013,7 @@ def test_changed_code_is_refused_in_one_line(flowdeco, journal):
     os.utime("flows.py", (time.time() + 5,) * 2)
     code, _, err = flowdeco("resume", "one", "-i", "approval:=1")
     assert (code, len(err.splitlines())) == (1, 1)
-    assert "action discover/discover has completed, with other code. Give --on-change ignore to go on" in err
+    assert "action discover/discover has completed, with other code. Give --on-change ignore to resume" in err
     assert flowdeco("resume", "one", "-i", "approval:=1", "--on-change", "ignore")[0] == 0
 
 
@@ -1067,7 +1070,7 @@ def test_runs_are_purged(flowdeco, journal):
     assert flowdeco("purge", "--older-than", "0", "--dry-run", "--json")[0] == 0
     assert flowdeco("purge", "latest", "--dry-run")[1].endswith("would delete 1 run: two\n")
     code, _, err = flowdeco("purge", "t")
-    assert (code, "what is deleted is named in full, and 't' is no run of runs.db: 'two' is" in err) == (2, True)
+    assert (code, "runs to delete are named in full, and 't' is not a run of runs.db: 'two' is" in err) == (2, True)
     assert json.loads(flowdeco("purge", "two", "--json")[1]) == {"deleted": ["two"], "dry_run": False}
     assert flowdeco("runs")[1] == "runs.db has no runs\n"
     assert "runs.db has no runs" in flowdeco("purge", "two")[2]
@@ -1156,7 +1159,7 @@ def test_ctrl_c_cancels_the_run_and_cleans_up(flowdeco):
     assert "cleaning\nclean\n" in out
     assert "cancelled (7 stages" in out
     assert "flowdeco: cancelling... (Ctrl-C again ends it at once, without clean-up)" in err
-    assert "flowdeco: to go on: flowdeco resume one --journal runs.db" in err
+    assert "flowdeco: to resume: flowdeco resume one --journal runs.db" in err
     assert "Traceback" not in err
     assert durable.runs("runs.db")[0].status == "cancelled"
     code, out, _ = flowdeco("resume", "one", "--journal", "runs.db", "-i", "seconds:=0")
@@ -1253,7 +1256,7 @@ def test_runs_are_completed(flowdeco, journal):
     ],
 )
 def test_it_starts_with_little(flowdeco, arguments, unneeded):
-    """What runs a workflow is imported with a workflow, what keeps a journal for a journal."""
+    """The modules that run workflows are imported with a workflow, those that keep journals for a journal."""
     flowdeco("run", "flows.py:flow", "-i", "kinds:=0", "--run-id", "one", "--journal", "runs.db")
     script = f"""
 import sys

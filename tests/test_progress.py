@@ -35,10 +35,10 @@ from flowdeco.events import (
     StageStarted,
     UnitsInserted,
 )
+from flowdeco.show.formatting import MARKS
 from flowdeco.show.live import FINE, PLAIN, frame, html
 from flowdeco.show.progress import Lines, watcher
 from flowdeco.show.tally import Tally, duration
-from flowdeco.show.words import MARKS
 
 ROOT = Path(__file__).parents[1]
 
@@ -418,7 +418,7 @@ def lines_of(many, clock, seconds=0.0):
 
     def tell(event):
         tally(event)
-        view.take(event)
+        view.handle(event)
 
     tell(RunStarted("r", "p", many))
     for number in range(many):
@@ -447,7 +447,7 @@ def test_what_takes_long_is_mentioned():
     view = Lines(tally, out, clock)
     for event in (RunStarted("r", "p", 2), StageStarted("r", "s", None), ActionStarted("r", "s", "x", None)):
         tally(event)
-        view.take(event)
+        view.handle(event)
     tally(Progress("r", "s", "x", 3, 10))
     for _ in range(100):
         clock.now += 1

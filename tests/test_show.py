@@ -7,8 +7,10 @@ import pytest
 from shown import EVIL, GROUP, broken, discover, evil, failing, flaky, full, many, ok, process, report, saved, tidy
 
 from flowdeco import Bail, Context, Run, Stage, Store, Suspend, action, parallel, pipeline, stream
-from flowdeco.show.parts import DEEPEST, Fold, folded, told_with_members, walk
-from flowdeco.show.words import counted, duration, printable
+from flowdeco.show.folding import Fold, folded
+from flowdeco.show.formatting import duration, plural, printable
+from flowdeco.show.parts import DEEPEST, walk
+from flowdeco.show.run_parts import error_with_members
 
 MANY = 1000
 
@@ -490,7 +492,7 @@ def test_the_members_of_an_exception_group_are_told():
     ]
     assert "2. KeyError" in run.ran().html()
     deep = ExceptionGroup("outer", [ExceptionGroup("inner", [ValueError("a\nb")]), *[KeyError(n) for n in range(30)]])
-    told = told_with_members(deep).split("\n")
+    told = error_with_members(deep).split("\n")
     assert told[:4] == ["ExceptionGroup: outer (31 sub-exceptions)", "  1. ExceptionGroup: inner (1 sub-exception)",
                         "       1. ValueError: a", "          b"]  # fmt: skip
     assert told[-1] == "  … 11 more"
@@ -579,9 +581,9 @@ def test_durations_have_three_digits(seconds, expected):
     assert duration(seconds) == expected
 
 
-def test_counted_knows_plurals():
+def test_plural_knows_endings():
     """Of stages and branches."""
-    assert [counted(1, "stage"), counted(1000, "stage"), counted(2, "branch")] == [
+    assert [plural(1, "stage"), plural(1000, "stage"), plural(2, "branch")] == [
         "1 stage",
         "1,000 stages",
         "2 branches",

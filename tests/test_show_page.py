@@ -31,10 +31,11 @@ from flowdeco import Context, Key, Stage, action, parallel, pipeline, stage
 from flowdeco.middleware import retry
 from flowdeco.model.store import Store
 from flowdeco.show.failures import failure_of
-from flowdeco.show.page import Scale, json_in_html
+from flowdeco.show.formatting import printable
+from flowdeco.show.page import json_in_html
 from flowdeco.show.redaction import redactor
-from flowdeco.show.stored import stored
-from flowdeco.show.words import printable
+from flowdeco.show.store_summary import summarize
+from flowdeco.show.timeline import Scale
 
 PACKAGE = Path(flowdeco.__file__).parent
 
@@ -414,13 +415,13 @@ def test_the_store_is_told_by_type_and_size():
             raise ValueError
 
     store = Store({"a": [1, 2], "b": "text", "c": b"x", "d": {}, "e": 5, "f": Table(), "g": Odd(), "h": None})
-    assert [(one.key, one.size, one.value) for one in stored(store)] == [
+    assert [(one.key, one.size, one.value) for one in summarize(store)] == [
         ("a", "2 items", None), ("b", "4 characters", None), ("c", "1 byte", None), ("d", "0 items", None),
         ("e", "", None), ("f", "3 × 1,000", None), ("g", "", None), ("h", "", None),
     ]  # fmt: skip
-    assert [one.value for one in stored(store, values=True)][:5] == ["[1, 2]", "'text'", "b'x'", "{}", "5"]
-    assert [one.value for one in stored(store, values=True)][6].startswith("<Odd instance at")
-    assert len(next(stored(Store({"long": "x" * 10**6}), values=True)).value) <= 2001
+    assert [one.value for one in summarize(store, values=True)][:5] == ["[1, 2]", "'text'", "b'x'", "{}", "5"]
+    assert [one.value for one in summarize(store, values=True)][6].startswith("<Odd instance at")
+    assert len(next(summarize(Store({"long": "x" * 10**6}), values=True)).value) <= 2001
 
 
 def test_causes_and_groups_of_exceptions_are_told():

@@ -1,4 +1,4 @@
-"""The options of the command line, and their completion."""
+"""The options of the command line, and their completion in a shell."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from importlib import import_module
 from typing import Any, Final, NoReturn
 
 import flowdeco
-from flowdeco.cli.commands import JOURNAL, LATEST
 from flowdeco.cli.exit_codes import USAGE
 from flowdeco.errors import suggestion
 
-__all__ = ["parsed"]
+__all__ = ["JOURNAL", "LATEST", "parsed"]
+
+JOURNAL: Final = "FLOWDECO_JOURNAL"  # the environment variable
+LATEST: Final = "latest"
 
 
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return what the arguments say; exits where they ask for help, or are wrong."""
+    """Parse the arguments; exits where they ask for help, or are wrong."""
     parser = _parser()
     if "_ARGCOMPLETE" in os.environ:
         _complete(parser)
@@ -26,14 +28,14 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 class _Formatter(argparse.HelpFormatter):
-    """Shows two arguments that are taken together as they are written: `[FILE.py:FLOW] RUN`."""
+    """Shows an argument with several values as its metavar: `[FILE.py:FLOW] RUN`."""
 
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
         return str(action.metavar) if action.nargs == "+" else super()._format_args(action, default_metavar)
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that says what is wrong in one line, and what was probably meant."""
+    """A parser that reports an error in one line, with a suggestion."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{**options, "allow_abbrev": False, "formatter_class": _Formatter})
@@ -54,7 +56,7 @@ class _Parser(argparse.ArgumentParser):
             self._check_options_before_the_command(args)
         known, rest = super().parse_known_args(args, namespace)
         if isinstance(getattr(known, "run", None), list) and not any(text.startswith("-") for text in rest):
-            known.run += rest  # what argparse does not take when options stand between
+            known.run += rest  # arguments that argparse leaves when options stand between them
             return known, []
         if rest:
             self._refuse(rest)
@@ -79,18 +81,18 @@ class _Parser(argparse.ArgumentParser):
 
 def _one_or_more(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"expected a number from 1 on, not {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, not {text!r}")
     return int(text)
 
 
 def _run_id(text: str) -> str:
     if not text:
-        raise argparse.ArgumentTypeError("expected a name, not an empty text")
+        raise argparse.ArgumentTypeError("expected a name, not an empty string")
     return text
 
 
 def _parser() -> _Parser:
-    parser = _Parser(prog="flowdeco", description="Run staged workflows, and look at what they did.")
+    parser = _Parser(prog="flowdeco", description="Run staged workflows, and inspect their runs.")
     parser.add_argument("--version", action="version", version=f"flowdeco {flowdeco.__version__}")
     commands = parser.add_subparsers(
         title="commands", dest="command", metavar="COMMAND", required=True, parser_class=_Parser
@@ -103,12 +105,12 @@ def _parser() -> _Parser:
         return made
 
     _run_options(command("run", "run a workflow"))
-    _validate_options(command("validate", "look for parameters that nothing supplies, without running"))
-    _plan_options(command("plan", "show what a workflow would run"))
+    _validate_options(command("validate", "look for parameters that nothing supplies, without running anything"))
+    _plan_options(command("plan", "show the stages that a workflow would run"))
     _runs_options(command("runs", "list the runs of a journal"))
     _show_options(command("show", "show the steps of a run"))
-    _resume_options(command("resume", "go on with a run that failed, was suspended, cancelled or killed"))
-    _diff_options(command("diff", "compare what a run did with what was planned"))
+    _resume_options(command("resume", "resume a run that failed, was suspended, cancelled or killed"))
+    _diff_options(command("diff", "compare a run with its plan"))
     _purge_options(command("purge", "delete runs from a journal"))
     return parser
 
@@ -124,7 +126,7 @@ def _add_inputs(parser: _Parser) -> None:
         help="an input: KEY=VALUE is text, KEY:=VALUE is JSON; can be repeated",
     )  # fmt: skip
     parser.add_argument(
-        "--inputs", metavar="FILE", help="a JSON object of inputs, which -i adds to; - reads it from stdin"
+        "--inputs", metavar="FILE", help="a JSON object of inputs, to which -i adds; - reads it from stdin"
     )
 
 
@@ -133,9 +135,17 @@ def _add_journal(parser: _Parser, help: str) -> None:
 
 
 def _add_only(parser: _Parser) -> None:
+    _add_selectors(parser, "--only", "run only")
+
+
+def _add_skip(parser: _Parser) -> None:
+    _add_selectors(parser, "--skip", "skip")
+
+
+def _add_selectors(parser: _Parser, option: str, verb: str) -> None:
     added = parser.add_argument(
-        "--only", action="append", default=[], metavar="SELECTOR",
-        help="leave out everything else: stage, stage/action or tag:name; can be repeated",
+        option, action="append", default=[], metavar="SELECTOR",
+        help=f"{verb} these: stage, stage/action or tag:name; can be repeated",
     )  # fmt: skip
     _completed_by(added, _complete_selector)
 
@@ -144,19 +154,11 @@ def _add_json(parser: _Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _add_skip(parser: _Parser) -> None:
-    added = parser.add_argument(
-        "--skip", action="append", default=[], metavar="SELECTOR",
-        help="leave out stages and actions: stage, stage/action or tag:name; can be repeated",
-    )  # fmt: skip
-    _completed_by(added, _complete_selector)
-
-
 def _add_running(parser: _Parser) -> None:
     _add_skip(parser)
     parser.add_argument(
         "--allow-unknown", action="store_true",
-        help="accept a --skip that resembles a known name but may be of a stage that is inserted later",
+        help="accept a --skip that resembles a known name: it may be that of a stage that is inserted later",
     )  # fmt: skip
     parser.add_argument("--progress", action="store_true", help="show the progress (extra: flowdeco[rich])")
     parser.add_argument("--html", metavar="FILE", help="write a page that shows the run")
@@ -168,10 +170,10 @@ def _run_options(parser: _Parser) -> None:
     _add_entry(parser)
     _add_inputs(parser)
     _add_only(parser)
-    _add_journal(parser, "remember the run in this file, so that it can be resumed")
-    parser.add_argument("--no-journal", action="store_true", help=f"keep no journal, whatever ${JOURNAL} says")
+    _add_journal(parser, "record the run in this file, so that it can be resumed")
+    parser.add_argument("--no-journal", action="store_true", help=f"keep no journal, even if ${JOURNAL} names one")
     parser.add_argument(
-        "--codec", choices=["pickle", "json"], default="pickle", help="what the journal is written in (default: pickle)"
+        "--codec", choices=["pickle", "json"], default="pickle", help="the format of the journal (default: pickle)"
     )
     parser.add_argument("--run-id", type=_run_id, metavar="ID", help="the name of the run (default: a random one)")
     _add_running(parser)
@@ -181,16 +183,16 @@ def _validate_options(parser: _Parser) -> None:
     _add_entry(parser)
     parser.add_argument(
         "-i", "--input", action="append", default=[], metavar="KEY", dest="input",
-        help="an input that will be given, with or without =VALUE; can be repeated",
+        help="the name of an input, with or without =VALUE; can be repeated",
     )  # fmt: skip
     parser.add_argument("--inputs", metavar="FILE", help="a JSON object of inputs; - reads it from stdin")
-    parser.add_argument("--strict", action="store_true", help="what may be missing is an error, too")
+    parser.add_argument("--strict", action="store_true", help="report possible problems as errors, too")
     _add_json(parser)
 
 
 def _add_format(parser: _Parser) -> None:
     parser.add_argument(
-        "--format", choices=["text", "mermaid", "html"], default="text", help="what to draw it as (default: text)"
+        "--format", choices=["text", "mermaid", "html"], default="text", help="the format (default: text)"
     )
     parser.add_argument("-o", "--output", metavar="FILE", help="write it to this file")
     _add_json(parser)
@@ -223,7 +225,7 @@ def _add_run(parser: _Parser, metavar: str, nargs: str, help: str) -> None:
 
 
 _RUN: Final = f"the run: its id, the beginning of one, or {LATEST}"
-_ENTRY_AND_RUN: Final = f"{_RUN}; before it the workflow, where the journal does not know it"
+_ENTRY_AND_RUN: Final = f"{_RUN}; before it the workflow, if the journal does not know it"
 
 
 def _show_options(parser: _Parser) -> None:
@@ -237,9 +239,9 @@ def _resume_options(parser: _Parser) -> None:
     _add_only(parser)
     parser.add_argument(
         "--on-change", choices=["error", "ignore", "rerun"], default="error",
-        help="what to do where completed actions have other code now (default: error)",
+        help="how to treat completed actions whose code has changed (default: error)",
     )  # fmt: skip
-    parser.add_argument("--from-stage", metavar="STAGE", help="make a new run that goes on from this stage")
+    parser.add_argument("--from-stage", metavar="STAGE", help="make a new run that continues from this stage")
     _add_running(parser)
 
 
@@ -250,25 +252,25 @@ def _diff_options(parser: _Parser) -> None:
 
 
 def _purge_options(parser: _Parser) -> None:
-    _add_run(parser, "RUN", "*", f"the run: its whole id, or {LATEST}; can be several")
+    _add_run(parser, "RUN", "*", f"the run: its full id, or {LATEST}; can be several")
     parser.add_argument(
-        "--older-than", metavar="AGE", help="all runs that nothing was heard of for so long: 90s, 45m, 12h, 30d, 2w"
+        "--older-than", metavar="AGE", help="all runs without an update for so long: 90s, 45m, 12h, 30d, 2w"
     )
     _add_status(parser)
     parser.add_argument("--dry-run", action="store_true", help="delete nothing, only list them")
     _add_json(parser)
 
 
-# Completion, which runs nobody's code.
+# Completion, which reads the source of a workflow and never runs it.
 
 
 def _complete(parser: _Parser) -> None:
-    with suppress(ImportError):  # the extra `completion`; who asks is a shell, and cannot be told
+    with suppress(ImportError):  # the extra `completion`; a shell has no use for an error message
         import_module("argcomplete").autocomplete(parser)
 
 
 def _completed_by(argument: argparse.Action, completer: Callable[..., Iterator[str]]) -> None:
-    argument.completer = completer  # type: ignore[attr-defined]  # where argcomplete looks for it
+    argument.completer = completer  # type: ignore[attr-defined]  # read by argcomplete
 
 
 def _complete_entry(prefix: str, **_: Any) -> Iterator[str]:

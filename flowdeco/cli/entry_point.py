@@ -1,7 +1,7 @@
 """Entry points: from `module:flow` or `file.py:flow` to the unit that it names.
 
-A file is imported under the name that its place gives it (packages above it included), with the directory that leads
-there on `sys.path`. So its definitions pickle, and processes that a run starts find them as well.
+A file is imported by its full dotted name (with the packages above it), and the directory of the topmost package is put
+on `sys.path`. So its definitions pickle, and processes that a run starts can import them as well.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ __all__ = ["Entry", "EntryError", "load", "names_in"]
 
 
 class EntryError(FlowdecoError):
-    """An entry point that leads to no unit."""
+    """An entry point that does not lead to a unit."""
 
 
 class Entry(NamedTuple):
-    """A unit, and where it was found: `reference` finds it again from any directory, if it is in a file."""
+    """A unit, and its place: if it is in a file, `reference` leads to it from any directory."""
 
     unit: Any
     reference: str
@@ -35,10 +35,10 @@ class Entry(NamedTuple):
 
 
 def load(entry: str) -> Entry:
-    """Import what an entry point leads to; raises `EntryError`, which says what is there instead."""
+    """Import the unit of an entry point; raises `EntryError`, which names the units that are there instead."""
     where, name = _split(entry)
     in_file = where.endswith(".py") or os.sep in where
-    module = _imported_file(where) if in_file else _imported_module(where)
+    module = _import_file(where) if in_file else _import_module(where)
     if not name:
         name = _only_unit(module, where)
     unit = _member(module, where, name)
@@ -50,7 +50,7 @@ def _split(entry: str) -> tuple[str, str]:
         raise EntryError(f"an entry point has one colon: write {entry.replace('::', ':')}, not {entry}")
     called = re.fullmatch(r"(.*?:)([\w.]+)[\[(].*", entry, re.DOTALL)
     if called is not None:
-        raise EntryError(_called(called[1].removesuffix(":"), called[2], entry))
+        raise EntryError(_call_error(called[1].removesuffix(":"), called[2], entry))
     where, colon, name = entry.rpartition(":")
     if not colon or name.endswith(".py") or os.sep in name:  # a colon of the path
         where, name = entry, ""
@@ -59,9 +59,9 @@ def _split(entry: str) -> tuple[str, str]:
     return where, name
 
 
-def _called(where: str, name: str, entry: str) -> str:
+def _call_error(where: str, name: str, entry: str) -> str:
     return (
-        f"{entry}: an entry point is a name, and calls nothing. For a stage of the template {name!r} write "
+        f"{entry}: an entry point is a name, not a call. For a stage of the template {name!r} write "
         f"one = {name}(...) in {where}, and name that: {where}:one"
     )
 
@@ -69,25 +69,25 @@ def _called(where: str, name: str, entry: str) -> str:
 # Modules.
 
 
-def _imported_file(where: str) -> ModuleType:
+def _import_file(where: str) -> ModuleType:
     path = Path(where)
     if path.is_dir():
-        raise _directory(where)
+        raise _directory_error(where)
     if not path.is_file():
-        raise EntryError(f"there is no file {where!r}. {_beside(path)}".rstrip())
+        raise EntryError(f"there is no file {where!r}. {_suggest_files(path)}".rstrip())
     if path.suffix != ".py":
-        raise _no_python(where)
-    name, root = _place(path.resolve())
-    _search_first(root)
-    module = _imported(name, where)
+        raise _suffix_error(where)
+    name, root = _dotted_name(path.resolve())
+    _add_to_path(root)
+    module = _import(name, where)
     found = getattr(module, "__file__", None)
     if found is None or not os.path.samefile(found, path):
         raise EntryError(f"{where!r} cannot be imported: {name!r} is {found or 'a built-in module'}. Rename the file")
     return module
 
 
-def _place(path: Path) -> tuple[str, Path]:
-    """Return the name that a file is imported by, and the directory to look for it from."""
+def _dotted_name(path: Path) -> tuple[str, Path]:
+    """Return the dotted name of a file, and the directory that must be on `sys.path` to import it."""
     parts = [] if path.stem == "__init__" else [path.stem]
     root = path.parent
     while (root / "__init__.py").is_file():
@@ -96,48 +96,48 @@ def _place(path: Path) -> tuple[str, Path]:
     return ".".join(parts), root
 
 
-def _directory(where: str) -> EntryError:
+def _directory_error(where: str) -> EntryError:
     return EntryError(f"{where!r} is a directory: name a file in it, as in {os.path.join(where, 'file.py:flow')}")
 
 
-def _no_python(where: str) -> EntryError:
-    return EntryError(f"{where!r} is no Python file: an entry point is module:flow or file.py:flow")
+def _suffix_error(where: str) -> EntryError:
+    return EntryError(f"{where!r} is not a Python file: an entry point is module:flow or file.py:flow")
 
 
-def _imported_module(where: str) -> ModuleType:
+def _import_module(where: str) -> ModuleType:
     if os.path.isfile(where):
-        raise _no_python(where)
+        raise _suffix_error(where)
     if not all(part.isidentifier() for part in where.split(".")):
         if os.path.isdir(where):
-            raise _directory(where)
+            raise _directory_error(where)
         raise EntryError(f"{where!r} is neither a module nor a file: an entry point is module:flow or file.py:flow")
-    _search_first(Path.cwd())
-    module = _imported(where, where)
+    _add_to_path(Path.cwd())
+    module = _import(where, where)
     if (
         hasattr(module, "__path__") and getattr(module, "__file__", None) is None
     ):  # a namespace package has nothing in it
-        raise _directory(where if os.path.isdir(where) else next(iter(module.__path__)))
+        raise _directory_error(where if os.path.isdir(where) else next(iter(module.__path__)))
     return module
 
 
-def _search_first(directory: Path) -> None:
+def _add_to_path(directory: Path) -> None:
     if str(directory) not in sys.path:
         sys.path.insert(0, str(directory))
         importlib.invalidate_caches()
 
 
-def _imported(name: str, where: str) -> ModuleType:
+def _import(name: str, where: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
-            raise EntryError(f"there is no module {name!r}. {_beside(Path(name))}".rstrip()) from None
-        raise _not_imported(where, error) from error
+            raise EntryError(f"there is no module {name!r}. {_suggest_files(Path(name))}".rstrip()) from None
+        raise _import_error(where, error) from error
     except (Exception, SystemExit) as error:
-        raise _not_imported(where, error) from error
+        raise _import_error(where, error) from error
 
 
-def _not_imported(where: str, error: BaseException) -> EntryError:
+def _import_error(where: str, error: BaseException) -> EntryError:
     if isinstance(error, SyntaxError):
         return EntryError(f"{where} cannot be imported: {error.msg} ({error.filename}:{error.lineno})")
     place = ""
@@ -151,7 +151,7 @@ def _not_imported(where: str, error: BaseException) -> EntryError:
     return EntryError(f"{where} cannot be imported: {why or f'{type(error).__name__}: {error}'}{place}")
 
 
-def _beside(path: Path) -> str:
+def _suggest_files(path: Path) -> str:
     try:
         found = [str(path.parent / other.name) for other in path.parent.glob("*.py")]
     except OSError:
@@ -160,7 +160,7 @@ def _beside(path: Path) -> str:
         return ""
     from difflib import get_close_matches
 
-    # By their stems: what all of them end with says nothing of what was meant.
+    # By their stems: the suffix, which they have in common, would make all of them similar.
     stems = get_close_matches(path.name.removesuffix(".py"), [Path(other).stem for other in found], n=3)
     close = [repr(str(path.parent / f"{stem}.py")) for stem in stems]
     return f"Did you mean {' or '.join(close)}?" if close else suggestion("", found)
@@ -181,7 +181,7 @@ def units_of(module: ModuleType) -> dict[str, Any]:
 
 
 def _only_unit(module: ModuleType, where: str) -> str:
-    """Return the name of the unit that is meant where none is named: the only one, or the only pipeline."""
+    """Return the name of the unit to use where none is named: the only one, or the only pipeline."""
     from flowdeco.model.definitions import Pipeline
 
     units = units_of(module)
@@ -223,13 +223,13 @@ def _member(module: ModuleType, where: str, name: str) -> Any:
         pipelines = [name for name, unit in units.items() if isinstance(unit, Pipeline)]
         cures.append(f"name one of {', '.join(pipelines or units)}")
     raise EntryError(
-        f"{where}:{name} is no action, stage, pipeline or group, but {'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+        f"{where}:{name} is not an action, stage, pipeline or group, but {'an' if kind[0] in 'aeiou' else 'a'} {kind}"
         f"{': ' if cures else ''}{', or '.join(cures)}"
     )
 
 
 def names_in(path: str) -> list[str]:
-    """Return what the top level of a file defines, read from its source: for completion, which runs nobody's code."""
+    """Return the names that the top level of a file defines, read from its source: completion runs no code."""
     try:
         tree = ast.parse(Path(path).read_bytes())
     except (OSError, SyntaxError, ValueError):

@@ -1,1 +1,1 @@
-"""Observers that are shipped, each for one library, which is imported when it is used."""
+"""Observers for other libraries, one module for each; the library is imported when its observer is used."""

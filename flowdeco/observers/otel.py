@@ -4,20 +4,20 @@
 
     flow.run(observers=[otel.spans()])
 
-What is open around `flow.run` is the parent of the run's span, the run's span that of its stages, a stage's that of its
-actions; and inside an action, its span is the current one: what the action opens itself becomes a child of it, and so
-does a run that it starts.
+The current span around `flow.run` is the parent of the run's span, the run's span that of its stages, a stage's that of
+its actions. Inside an action, its span is the current one: spans that the action opens become its children, and so does
+a run that it starts.
 
-It is an observer, not a middleware, because it then sees what middleware does not (what is skipped, what other
-middleware costs), changes nothing in the run, and reaches into everything by being named once. That its spans are
-*current* needs no middleware: an observer is called in the context in which the stage or action is then performed (see
-`contextvars`), and that context goes along into threads, into the event loop, and is each branch's own in a group. So a
-middleware around a stage that opens a span gets it between that of the stage and those of its actions.
+It is an observer rather than a middleware: an observer sees skipped stages and the cost of middleware, changes nothing
+in the run, and reaches every stage by being named once. Its spans are current without a middleware, because an observer
+is called in the context (see `contextvars`) in which the stage or action is then performed. That context follows the
+work into threads and into the event loop, and each branch of a group has its own. So the span of a middleware around a
+stage comes between those of the stage and of its actions.
 
-In other processes there is no span to be had, only its identity: with a call that an executor ships (processes, Dask)
-travels the trace context, in the W3C format or whatever `opentelemetry.propagate` is set to. There, `get_current_span()`
-is a remote parent that records nothing; what the action opens becomes a child of its span if that process has a tracer
-provider of its own. Where OpenTelemetry is not installed in the workers, nothing is done there.
+Another process has no access to the span, only to its identity: a call that an executor ships (processes, Dask) takes
+the trace context with it, in the W3C format or the one that `opentelemetry.propagate` is set to. There,
+`get_current_span()` is a remote parent that records nothing; spans that the action opens become its children if that
+process has a tracer provider of its own. In workers without OpenTelemetry, nothing is done.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def spans(tracer_provider: TracerProvider | None = None) -> Callable[[Event], No
     Spans are named `run NAME`, `stage NAME`, `action NAME`. Attributes: `flowdeco.run`, `flowdeco.pipeline`,
     `flowdeco.stage`, `flowdeco.action`, `flowdeco.status`, where it applies `flowdeco.inserted_by`, `flowdeco.branch`,
     `flowdeco.attempts`, `flowdeco.recovered`. A failure is recorded, and sets the status to ERROR, on each span that it
-    passes through. What is inserted, what is skipped and what an action tells by `ctx.emit` are events of the span in
-    which that happens. What a resumed run restores has no span. One observer can serve any number of runs.
+    passes through. Insertions, skipped steps and messages of `ctx.emit` are events of the span in which they happen.
+    Restored steps of a resumed run have no span. One observer can serve any number of runs.
     """
     try:
         import opentelemetry.trace  # noqa: F401  # pyright: ignore[reportUnusedImport]
@@ -74,17 +74,17 @@ def spans(tracer_provider: TracerProvider | None = None) -> Callable[[Event], No
 
 
 class _Open(NamedTuple):
-    """A span that is open, what is current around it, and the span of ours that is open around it."""
+    """An open span of ours: `context` was current before it, `outer` is the span of ours that encloses it."""
 
-    kind: str
-    name: str
+    step: tuple[str, str]  # kind and name
     span: Span
-    outside: Context
-    around: _Open | None
+    context: Context
+    outer: _Open | None
 
 
-# For each observer the innermost open span. Each branch of a group, each task and each thread sees its own.
-_open: Final[ContextVar[Mapping[int, _Open]]] = ContextVar("flowdeco_otel")
+# The innermost open span by the id of its observer. Each branch of a group, each task and each thread sees its own.
+_innermost: Final[ContextVar[Mapping[int, _Open]]] = ContextVar("flowdeco_otel")
+_NONE: Final[Mapping[int, _Open]] = {}
 
 
 class _Spans:
@@ -96,77 +96,78 @@ class _Spans:
         self._tracer = trace.get_tracer("flowdeco", flowdeco.__version__, tracer_provider)
 
     def __call__(self, event: Event) -> None:
-        take = _TAKE.get(type(event))
-        if take is not None:
-            take(self, event)
+        handler = _HANDLERS.get(type(event))
+        if handler is not None:
+            handler(self, event)
 
-    def _run_begins(self, event: RunStarted) -> None:
-        attributes = {"flowdeco.run": event.run_id, "flowdeco.pipeline": event.pipeline}
-        self._begin("run", event.run_id, event.pipeline, attributes)
+    def run_started(self, event: RunStarted) -> None:
+        self._start(("run", event.run_id), event.pipeline, run=event.run_id, pipeline=event.pipeline)
         if _companion not in COMPANIONS.get():
             COMPANIONS.set((*COMPANIONS.get(), _companion))
 
-    def _run_ends(self, event: RunFinished) -> None:
-        self._end("run", event.run_id, event)
-        if not _open.get(_NONE):  # it was not inside another run
+    def run_finished(self, event: RunFinished) -> None:
+        self._end(("run", event.run_id), event)
+        if not _innermost.get(_NONE):  # it was not inside another run
             COMPANIONS.set(tuple(companion for companion in COMPANIONS.get() if companion is not _companion))
 
-    def _stage_begins(self, event: StageStarted) -> None:
-        attributes = {"flowdeco.run": event.run_id, "flowdeco.stage": event.stage}
-        if event.inserted_by is not None:
-            attributes["flowdeco.inserted_by"] = event.inserted_by
-        if event.branch is not None:
-            attributes["flowdeco.branch"] = event.branch
-        self._begin("stage", event.stage, event.stage, attributes)
+    def stage_started(self, event: StageStarted) -> None:
+        self._start(
+            ("stage", event.stage), event.stage,
+            run=event.run_id, stage=event.stage, inserted_by=event.inserted_by, branch=event.branch,
+        )  # fmt: skip
 
-    def _stage_ends(self, event: StageFinished) -> None:
-        if not event.restored:  # which has not begun
-            self._end("stage", event.stage, event)
+    def stage_finished(self, event: StageFinished) -> None:
+        if not event.restored:  # a restored stage has not begun
+            self._end(("stage", event.stage), event)
 
-    def _action_begins(self, event: ActionStarted) -> None:
-        attributes = {"flowdeco.run": event.run_id, "flowdeco.stage": event.stage, "flowdeco.action": event.action}
-        if event.inserted_by is not None:
-            attributes["flowdeco.inserted_by"] = event.inserted_by
-        self._begin("action", event.action, event.action, attributes)
+    def action_started(self, event: ActionStarted) -> None:
+        self._start(
+            ("action", event.action), event.action,
+            run=event.run_id, stage=event.stage, action=event.action, inserted_by=event.inserted_by,
+        )  # fmt: skip
 
-    def _action_ends(self, event: ActionFinished) -> None:
-        self._end("action", event.action, event)
+    def action_finished(self, event: ActionFinished) -> None:
+        self._end(("action", event.action), event)
 
-    def _inserts(self, event: UnitsInserted) -> None:
+    def units_inserted(self, event: UnitsInserted) -> None:
         units: dict[str, Any] = {"flowdeco.units": event.units[:NAMES], "flowdeco.units.count": len(event.units)}
         self._trace.get_current_span().add_event("units inserted", units)
 
-    def _tells(self, event: Message) -> None:
-        told = {key: value if isinstance(value, _PLAIN) else repr(value) for key, value in event.payload.items()}
-        self._trace.get_current_span().add_event(event.kind, told)
+    def message(self, event: Message) -> None:
+        payload = {key: value if isinstance(value, _PLAIN) else repr(value) for key, value in event.payload.items()}
+        self._trace.get_current_span().add_event(event.kind, payload)
 
-    def _begin(self, kind: str, name: str, title: str, attributes: dict[str, str]) -> None:
-        outside = self._context.get_current()
-        span = self._tracer.start_span(f"{kind} {title}", outside, attributes=attributes)
-        every = _open.get(_NONE)
-        _open.set({**every, id(self): _Open(kind, name, span, outside, every.get(id(self)))})
-        inside = self._trace.set_span_in_context(span, outside)
-        self._context.attach(self._context.set_value(_MARK, (*_marks(outside), span), inside))
+    def _start(self, step: tuple[str, str], title: str, **attributes: str | None) -> None:
+        """Open a span with the attributes that are not None, and make it the current one."""
+        context = self._context.get_current()
+        named = {f"flowdeco.{name}": value for name, value in attributes.items() if value is not None}
+        span = self._tracer.start_span(f"{step[0]} {title}", context, attributes=named)
+        self._set_innermost(_Open(step, span, context, _innermost.get(_NONE).get(id(self))))
+        inner = self._trace.set_span_in_context(span, context)
+        self._context.attach(self._context.set_value(_OURS, (*_our_spans(context), span), inner))
 
-    def _end(self, kind: str, name: str, event: RunFinished | StageFinished | ActionFinished) -> None:
-        every = _open.get(_NONE)
-        opened = every.get(id(self))
-        if opened is None or (opened.kind, opened.name) != (kind, name):
-            if event.status == "skipped":  # it never began
-                self._trace.get_current_span().add_event(f"{kind} skipped", {f"flowdeco.{kind}": name})
-                return
-            while opened is not None and (opened.kind, opened.name) != (kind, name):
-                opened.span.end()  # an interrupt kept it from being told that it is over
-                opened = opened.around
-            if opened is None:
-                return
-        others = {observer: span for observer, span in every.items() if observer != id(self)}
-        _open.set({**others, id(self): opened.around} if opened.around is not None else others)
-        # Not by a token: what a driver carries back from the event loop's context knows none. And an observer that came
-        # before this one has been told first: it has left its own span, and with that this one's as well.
-        if opened.span in _marks(self._context.get_current()):
-            self._context.attach(opened.outside)
+    def _end(self, step: tuple[str, str], event: RunFinished | StageFinished | ActionFinished) -> None:
+        """Close the span of a step, and make the one around it the current one."""
+        opened = _innermost.get(_NONE).get(id(self))
+        if event.status == "skipped" and (opened is None or opened.step != step):  # it has never begun
+            kind, name = step
+            self._trace.get_current_span().add_event(f"{kind} skipped", {f"flowdeco.{kind}": name})
+            return
+        while opened is not None and opened.step != step:
+            opened.span.end()  # an interrupt prevented the event of its end
+            opened = opened.outer
+        if opened is None:
+            return
+        self._set_innermost(opened.outer)
+        # Not by a token, which is unknown in a context that a driver brings back from the event loop. And an earlier
+        # observer has left its own span already, and with it this one, which it encloses.
+        if opened.span in _our_spans(self._context.get_current()):
+            self._context.attach(opened.context)
         self._finish(opened.span, event)
+
+    def _set_innermost(self, opened: _Open | None) -> None:
+        others = {observer: each for observer, each in _innermost.get(_NONE).items() if observer != id(self)}
+        _innermost.set(others if opened is None else {**others, id(self): opened})
 
     def _finish(self, span: Span, event: RunFinished | StageFinished | ActionFinished) -> None:
         span.set_attribute("flowdeco.status", str(event.status))
@@ -185,22 +186,22 @@ class _Spans:
         return "flowdeco.observers.otel.spans()"
 
 
-def _marks(context: Context) -> tuple[Any, ...]:
-    return cast("tuple[Any, ...]", context.get(_MARK, ()))
+def _our_spans(context: Context) -> tuple[Any, ...]:
+    """Return the spans of all observers of ours that are open in a context, the innermost last."""
+    return cast("tuple[Any, ...]", context.get(_OURS, ()))
 
 
-_MARK: Final = "flowdeco-spans"
-_NONE: Final[Mapping[int, _Open]] = {}
+_OURS: Final = "flowdeco-spans"
 _PLAIN: Final = (str, bool, int, float)
-_TAKE: Final[dict[type, Callable[[_Spans, Any], None]]] = {
-    RunStarted: _Spans._run_begins,
-    RunFinished: _Spans._run_ends,
-    StageStarted: _Spans._stage_begins,
-    StageFinished: _Spans._stage_ends,
-    ActionStarted: _Spans._action_begins,
-    ActionFinished: _Spans._action_ends,
-    UnitsInserted: _Spans._inserts,
-    Message: _Spans._tells,
+_HANDLERS: Final[dict[type, Callable[[_Spans, Any], None]]] = {
+    RunStarted: _Spans.run_started,
+    RunFinished: _Spans.run_finished,
+    StageStarted: _Spans.stage_started,
+    StageFinished: _Spans.stage_finished,
+    ActionStarted: _Spans.action_started,
+    ActionFinished: _Spans.action_finished,
+    UnitsInserted: _Spans.units_inserted,
+    Message: _Spans.message,
 }
 
 
@@ -208,7 +209,7 @@ _TAKE: Final[dict[type, Callable[[_Spans, Any], None]]] = {
 
 
 def _companion() -> tuple[Any, dict[str, str]]:
-    """Return what is to be opened around a call that is shipped, and with what."""
+    """Return the context manager to enter around a shipped call, and its argument: the trace context."""
     from opentelemetry import propagate
 
     carrier: dict[str, str] = {}
@@ -218,7 +219,7 @@ def _companion() -> tuple[Any, dict[str, str]]:
 
 @contextmanager
 def remote_parent(carrier: dict[str, str]) -> Generator[None, None, None]:
-    """In a worker, make the span that the call comes from the parent of what is opened there."""
+    """In a worker, make the span of the caller the parent of spans that are opened there."""
     try:
         from opentelemetry import context, propagate
     except ImportError:

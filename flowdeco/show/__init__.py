@@ -1,4 +1,4 @@
-"""Seeing runs: plans, what ran, diffs, and the page of a run."""
+"""Views of flows and runs: plans, runs, diffs, and the page of a run."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ def write_page(run: Run, path: str | os.PathLike[str], values: bool) -> Path:
     from flowdeco.show.page import page
 
     target = Path(path)
-    # What cannot be encoded is half of a surrogate pair; it is shown as its number.
+    # Half of a surrogate pair, which cannot be encoded, is shown as its number.
     target.write_bytes(page(run, plan(run.pipeline).diff(ran(run)), values=values).encode("utf-8", "backslashreplace"))
     return target

@@ -1,6 +1,6 @@
 """An exception as data for a report: type, message, notes, traceback without the values of variables, and its causes.
 
-Reports are passed around: what must not stand in them is taken out by `redaction`.
+Reports are passed around: `redaction` removes the values that must not be in them.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class Frame(NamedTuple):
     source: str
 
     def redacted(self, redact: Redact) -> Frame:
-        """Return the line redacted; the path of a file stays."""
+        """Return the line redacted, except for the path of its file."""
         file = redact(self.file) if self.file.startswith("<") else self.file
         return self._replace(file=file, source=redact(self.source))
 
 
 class Failure(NamedTuple):
-    """What a report says of an exception; `link` says how `cause` led to it, `parts` are those of an exception group."""
+    """An exception; `link` describes how `cause` led to it, `parts` are the members of an exception group."""
 
     type: str
     message: str
@@ -46,7 +46,7 @@ class Failure(NamedTuple):
     parts: tuple[Failure, ...]
 
     def texts(self) -> Iterator[str]:
-        """Yield everything that somebody wrote: messages, notes, lines of code, what stands for a file and is none."""
+        """Yield everything written by users: messages, notes, lines of code, names in place of a file such as `<string>`."""
         yield self.message
         yield from self.notes
         for frame in self.frames:
@@ -68,13 +68,13 @@ class Failure(NamedTuple):
 
 
 def failure_of(error: BaseException, depth: int = DEEPEST) -> Failure:
-    """Return what a report says of an exception; nothing of the variables in its frames."""
+    """Return an exception as data, without the variables of its frames."""
     cause, link = error.__cause__, "It was raised from this"
     if cause is None and not error.__suppress_context__:
         cause, link = error.__context__, "It was raised while this was handled"
     group = isinstance(cast("object", error), BaseExceptionGroup)
     parts: tuple[BaseException, ...] = cast("Any", error).exceptions if group else ()
-    frames = StackSummary.extract(_theirs(error.__traceback__))[-MOST_FRAMES:]
+    frames = StackSummary.extract(_frames_of_users(error.__traceback__))[-MOST_FRAMES:]
     return Failure(
         type(error).__qualname__,
         message_of(error),
@@ -86,8 +86,8 @@ def failure_of(error: BaseException, depth: int = DEEPEST) -> Failure:
     )
 
 
-def _theirs(traceback: types.TracebackType | None) -> Iterator[tuple[types.FrameType, int]]:
-    """Yield the frames of a traceback without our own, which tell its author nothing."""
+def _frames_of_users(traceback: types.TracebackType | None) -> Iterator[tuple[types.FrameType, int]]:
+    """Yield the frames of a traceback, except for those of flowdeco."""
     for frame, line in walk_tb(traceback):
         if not str(frame.f_globals.get("__name__", "")).startswith("flowdeco."):
             yield frame, line

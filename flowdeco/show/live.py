@@ -1,7 +1,7 @@
-"""The live display, drawn by rich: what is over above, what runs below it, and the bar of the run.
+"""The live display, drawn by rich: finished stages first, running ones below them, and the bar of the run.
 
-A frame is a list of lines, aligned here. A table of rich would align them as well, and cost several times as much, for
-which the run would pay.
+A frame is a list of lines that are aligned here: a table of rich would cost several times as much, at the expense of the
+run.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
+from flowdeco.show.formatting import MARKS
 from flowdeco.show.tally import Row, Tally, describe, duration
-from flowdeco.show.words import MARKS
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
@@ -26,7 +26,7 @@ Line: TypeAlias = "list[tuple[str, str]]"  # text, style
 
 
 class Glyphs(NamedTuple):
-    """The signs of a display, for terminals that know them and for those that do not."""
+    """The characters of a display, in Unicode or in ASCII."""
 
     spinner: str
     full: str
@@ -37,15 +37,7 @@ class Glyphs(NamedTuple):
     status: dict[str, str]
 
 
-FINE: Final = Glyphs(
-    "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏",
-    "━",
-    "─",
-    "↳ ",
-    " › ",
-    "…",
-    MARKS,
-)
+FINE: Final = Glyphs("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", "━", "─", "↳ ", " › ", "…", MARKS)
 PLAIN: Final = Glyphs(
     "|/-\\", "#", "-", "> ", "/", "...",
     {"completed": "+", "failed": "x", "skipped": "-", "bailed": "^", "suspended": "=", "cancelled": "#"},
@@ -62,8 +54,8 @@ STYLES: Final = {
 }
 BAR: Final = 28
 SMALL_BAR: Final = 12
-FINISHED: Final = 8  # lines of what is over
-ALL_OF: Final = 20  # stages that are all shown when the run is over
+FINISHED: Final = 8  # lines of finished stages
+ALL_OF: Final = 20  # the number of stages up to which all are shown when the run has finished
 
 
 class Frame(NamedTuple):
@@ -88,10 +80,10 @@ class Frame(NamedTuple):
 def frame(tally: Tally, height: int = 24, glyphs: Glyphs = FINE, width: int = 80) -> Frame:
     """Return the display as it is now, in at most so many lines."""
     running = list(tally.running)
-    over = tally.elapsed is not None
-    room = max(1, height - 3)  # the bar, and the two lines that say how many more there are
+    finished = tally.elapsed is not None
+    room = max(1, height - 3)  # without the bar, and the two lines with the number of hidden stages
     shown = _side_by_side(running)[: max(1, room - 2)]
-    most = ALL_OF if over and tally.done <= ALL_OF else FINISHED
+    most = ALL_OF if finished and tally.done <= ALL_OF else FINISHED
     rows = _worth_showing(tally, min(room - len(shown), most)) + shown
     named = [(row, _name(row, glyphs)) for row in rows]
     names = min(max([28, *(cell_len(name) for _, name in named)]), max(16, width // 2))
@@ -101,12 +93,12 @@ def frame(tally: Tally, height: int = 24, glyphs: Glyphs = FINE, width: int = 80
     lines.extend(_line(row, name, names, tally, glyphs) for row, name in named)
     if len(running) > len(shown):
         lines.append([(f" {glyphs.dots} {len(running) - len(shown)} more running", "dim")])
-    lines.append(_summary(tally, glyphs) if over else _total(tally, glyphs))
+    lines.append(_summary(tally, glyphs) if finished else _total(tally, glyphs))
     return Frame([_within(line, width, glyphs) for line in lines])
 
 
 def _worth_showing(tally: Tally, lines: int) -> list[Row]:
-    """Return what was over last, after failures that it would hide."""
+    """Return the stages that finished last, after failures that they would hide."""
     if lines <= 0:
         return []
     recent = list(tally.recent)
@@ -116,7 +108,7 @@ def _worth_showing(tally: Tally, lines: int) -> list[Row]:
 
 
 def _side_by_side(rows: list[Row]) -> list[Row]:
-    """Keep the branches of a group in their order, whatever began last in them."""
+    """Return the rows by the order of branches in their group, not of their stages in time."""
     return sorted(rows, key=lambda row: _branch_key(row.branch)) if any(row.branch for row in rows) else rows
 
 
@@ -139,10 +131,10 @@ def _line(row: Row, name: str, width: int, tally: Tally, glyphs: Glyphs) -> Line
     elapsed = tally.clock() - row.started if running else row.elapsed
     sign = glyphs.spinner[int(elapsed * 10) % len(glyphs.spinner)] if running else glyphs.status.get(row.status, "?")
     name = fitted(name, width, glyphs)
-    told = "skipped" if skipped else duration(elapsed)
+    time = "skipped" if skipped else duration(elapsed)
     line: Line = [(" ", ""), (sign, style), (" ", "")]
     line.append((name, "bold cyan" if running else "dim" if skipped or row.restored else ""))
-    line.append((f" {told:>8}", "dim"))
+    line.append((f" {time:>8}", "dim"))
     if row.branch is not None:
         line.append((f"  {row.branch}", "blue"))
     if row.inserted:
@@ -157,7 +149,7 @@ def _line(row: Row, name: str, width: int, tally: Tally, glyphs: Glyphs) -> Line
 
 
 def fitted(text: str, width: int, glyphs: Glyphs) -> str:
-    """Return the text cut, or filled up, to so many columns; wide characters take two."""
+    """Return the text cut, or padded, to so many columns; wide characters take two."""
     taken = cell_len(text)
     if taken <= width:
         return text + " " * (width - taken)
@@ -168,7 +160,7 @@ def fitted(text: str, width: int, glyphs: Glyphs) -> str:
 
 
 def _within(line: Line, width: int, glyphs: Glyphs) -> Line:
-    """Return a line that ends with dots where it would not fit."""
+    """Return a line cut to the width, with dots at its end."""
     left = width
     for number, (text, style) in enumerate(line):
         taken = cell_len(text)
@@ -180,7 +172,7 @@ def _within(line: Line, width: int, glyphs: Glyphs) -> Line:
 
 
 def cell_len(text: str) -> int:
-    """Return how many columns of a terminal a text takes."""
+    """Return how many columns of a terminal a string takes."""
     from rich.cells import cell_len
 
     return cell_len(text)
@@ -201,13 +193,13 @@ def _summary(tally: Tally, glyphs: Glyphs) -> Line:
     style = STYLES.get(tally.status, "")
     done = tally.finished
     count = str(done) if done == tally.known else f"{done} of {tally.known}"
-    told = f": {count} stage{'s' * (tally.known != 1)} in {duration(tally.seconds)}"
+    rest = f": {count} stage{'s' * (tally.known != 1)} in {duration(tally.seconds)}"
     sign = glyphs.status.get(tally.status, "?")
-    return [(sign, style), (" ", ""), (tally.pipeline, "bold"), (f" {tally.status}", style), (told, "")]
+    return [(sign, style), (" ", ""), (tally.pipeline, "bold"), (f" {tally.status}", style), (rest, "")]
 
 
 class Terminal:
-    """A live display in a terminal; what is printed meanwhile appears above it."""
+    """A live display in a terminal; other output appears above it."""
 
     pause = 0.125
 
@@ -222,7 +214,7 @@ class Terminal:
             console=console,
             auto_refresh=False,
             get_renderable=self._frame,
-            # Output that goes to a file stays there.
+            # Output to a file is left alone.
             redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
             vertical_overflow="crop",
         )
@@ -232,18 +224,18 @@ class Terminal:
         width, height = self._console.size
         return frame(self._tally, height, self._glyphs, width)
 
-    def take(self, event: Event) -> None:
-        """Nothing: it is seen at the next refresh."""
+    def handle(self, event: Event) -> None:
+        """Do nothing: the next refresh shows it."""
 
     def refresh(self) -> None:
-        """Draw what is now."""
+        """Draw the current state."""
         self._live.refresh()
 
     def end(self) -> None:
-        """Draw the end, and give the terminal back."""
+        """Draw the final state, and release the terminal."""
         try:
             for stream in (sys.stdout, sys.stderr):
-                stream.flush()  # a last line without an end is with the display until then
+                stream.flush()  # until then, the display holds back a last line without a line break
         finally:
             try:
                 self._live.stop()
@@ -252,7 +244,7 @@ class Terminal:
 
 
 class Notebook:
-    """A display in the output of a notebook's cell, which stays there when the run is over."""
+    """A display in the output of a notebook's cell, which stays there after the run."""
 
     pause = 0.25
 
@@ -266,15 +258,15 @@ class Notebook:
     def _drawn(self) -> Any:
         return self._display.HTML(html(frame(self._tally, 30, width=WIDE)))
 
-    def take(self, event: Event) -> None:
-        """Nothing: it is seen at the next refresh."""
+    def handle(self, event: Event) -> None:
+        """Do nothing: the next refresh shows it."""
 
     def refresh(self) -> None:
-        """Draw what is now."""
+        """Draw the current state."""
         self._handle.update(self._drawn())
 
     def end(self) -> None:
-        """Draw the end."""
+        """Draw the final state."""
         self.refresh()
 
 
@@ -282,12 +274,12 @@ WIDE: Final = 100
 
 
 def html(drawn: Frame) -> str:
-    """Return a frame as HTML, in colours that can be read in the light and in the dark."""
+    """Return a frame as HTML, in colours for light and dark pages."""
     from flowdeco.show.html import style, text
 
-    def piece(said: str, how: str) -> str:
-        css = ";".join(COLOURS[word] for word in how.split())
-        return f'<span style="{css}">{text(said)}</span>' if css else text(said)
+    def piece(content: str, names: str) -> str:
+        css = ";".join(COLOURS[name] for name in names.split())
+        return f'<span style="{css}">{text(content)}</span>' if css else text(content)
 
     lines = "\n".join("".join(piece(*one) for one in line) for line in drawn.lines)
     colours = style().partition(".flowdeco * {")[0]

@@ -7,15 +7,16 @@ from itertools import count
 from typing import Final
 
 from flowdeco.engine.runs import Status
-from flowdeco.show.parts import Fold, Folding, Part, folded
-from flowdeco.show.words import MARKS, counted, printable, state
+from flowdeco.show.folding import Fold, Folding, folded
+from flowdeco.show.formatting import MARKS, plural, printable, state
+from flowdeco.show.parts import Part
 
 __all__ = ["flowchart"]
 
-# A diagram with more nodes than a few hundred is drawn by nobody; and mermaid refuses more than 500 edges.
+# No renderer draws more than a few hundred nodes well, and mermaid refuses more than 500 edges.
 FOLDING: Final = Folding(dynamic=(5, 3), branches=(8, 5), others=(40, 20), most=60)
 
-# Mid-tones with text of their own: legible on a light and on a dark page.
+# Mid-tones with text colours of their own: legible on a light and on a dark page.
 CLASSES: Final = {
     "dynamic": "stroke-dasharray: 5 3",
     "failed": "fill:#c62f2f,stroke:#8f1d1d,color:#fff",
@@ -28,20 +29,20 @@ _PLAIN: Final = frozenset(" -_./,:+*=()'?!%@…→✓✗↻⊘⏏‖■▸·[]")
 
 
 def flowchart(parts: Sequence[Part]) -> str:
-    """Return a flowchart from top to bottom; what was inserted is dashed, and reached by a dotted arrow."""
+    """Return a flowchart from top to bottom; inserted nodes are dashed, and reached by a dotted arrow."""
     drawing = _Drawing()
     body = list(drawing.chain(parts, "  "))
     used = [
         f"  {line}"
         for name, style in CLASSES.items()
-        if name in drawing.classed
-        for line in (f"classDef {name} {style}", f"class {','.join(drawing.classed[name])} {name}")
+        if name in drawing.nodes_by_class
+        for line in (f"classDef {name} {style}", f"class {','.join(drawing.nodes_by_class[name])} {name}")
     ]
     return "\n".join(["flowchart TD", *body, *used]) + "\n"
 
 
 def quoted(text: str) -> str:
-    """Return a label: whatever could mean something to mermaid, or to HTML, is written as a character code."""
+    """Return a label: characters with a meaning in mermaid or HTML are written as character codes."""
     safe = "".join(c if c.isalnum() or c in _PLAIN else f"#{ord(c)};" for c in printable(text).strip())
     head, dot, rest = safe.partition(".")
     if dot and head.isdigit():  # would be taken for a numbered list
@@ -54,19 +55,19 @@ def quoted(text: str) -> str:
 class _Drawing:
     def __init__(self) -> None:
         self._numbers = count(1)
-        self.classed: dict[str, list[str]] = {}
+        self.nodes_by_class: dict[str, list[str]] = {}
 
     def chain(self, parts: Sequence[Part], indent: str) -> Iterator[str]:
-        """Yield the lines of parts that come one after the other."""
-        before, by = "", None
+        """Yield the lines of parts that follow each other."""
+        before, previous = "", None
         for part in folded(parts, FOLDING):
             node = f"n{next(self._numbers)}"
             yield from self._more(part, node, indent) if isinstance(part, Fold) else self._node(part, node, indent)
-            who = (part.parts[0] if isinstance(part, Fold) else part).inserted_by
+            by = (part.parts[0] if isinstance(part, Fold) else part).inserted_by
             if before:
-                arrow = "-->" if who is None else "-.->" if who == by else f"-. {quoted(f'inserted by {who}')} .->"
+                arrow = "-->" if by is None else "-.->" if by == previous else f"-. {quoted(f'inserted by {by}')} .->"
                 yield f"{indent}{before} {arrow} {node}"
-            before, by = node, who
+            before, previous = node, by
 
     def _more(self, fold: Fold, node: str, indent: str) -> Iterator[str]:
         self._class(node, "more")
@@ -75,12 +76,9 @@ class _Drawing:
     def _node(self, part: Part, node: str, indent: str) -> Iterator[str]:
         if part.kind in ("pipeline", "parallel") and part.parts:
             yield f"{indent}subgraph {node}[{quoted(part.name)}]"
-            if part.kind == "pipeline":
-                yield f"{indent}  direction TB"
-                yield from self.chain(part.parts, indent + "  ")
-            else:
-                yield f"{indent}  direction TB"  # so that branches, which no arrow joins, stand beside each other
-                yield from self._branches(part, indent + "  ")
+            yield f"{indent}  direction TB"  # places branches, which no arrow joins, side by side
+            inner = self._branches(part, indent + "  ") if part.kind == "parallel" else None
+            yield from inner or self.chain(part.parts, indent + "  ")
             yield f"{indent}end"
             return
         lines = [self._headline(part)]
@@ -106,11 +104,11 @@ class _Drawing:
                 yield f"{indent}end"
 
     def _headline(self, part: Part) -> str:
-        about = part.parts[0] if part.is_bare else part
+        action = part.parts[0] if part.is_bare else part
         mark = MARKS[state(part)].strip()
-        tail = f" ({counted(about.attempts, 'attempt')})" if about.attempts > 1 else ""
-        inserts = " → units" if about.inserts and part.status is None else ""
-        return f"{mark} {part.name}{tail}{inserts}".strip()
+        attempts = f" ({plural(action.attempts, 'attempt')})" if action.attempts > 1 else ""
+        inserts = " → units" if action.inserts and part.status is None else ""
+        return f"{mark} {part.name}{attempts}{inserts}".strip()
 
     def _classes(self, part: Part) -> Iterator[str]:
         if part.is_dynamic:
@@ -122,4 +120,4 @@ class _Drawing:
 
     def _class(self, node: str, *names: str) -> None:
         for name in names:
-            self.classed.setdefault(name, []).append(node)
+            self.nodes_by_class.setdefault(name, []).append(node)

@@ -1,11 +1,11 @@
-"""Three values to look at: the plan of a unit, what ran of it, and what differs between the two.
+"""Three values: the plan of a unit, a view of its run, and the difference between the two.
 
-Each is read from definitions and records once, and stays as it is; each is shown as text, as a mermaid flowchart and as
-HTML.
+Each is read from definitions and records once, and is frozen; each is shown as text, as a mermaid flowchart and as HTML.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -13,29 +13,32 @@ from typing import Any, NamedTuple, cast
 from flowdeco.engine.runs import Run, Status
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Unit
 from flowdeco.show import html
+from flowdeco.show.formatting import duration, plural, printable, summary
 from flowdeco.show.mermaid import flowchart
-from flowdeco.show.parts import Part, compared, planned_parts, ran_parts, told_with_members, walk
+from flowdeco.show.parts import Part, compared, count_stages
+from flowdeco.show.plan_parts import planned_parts
+from flowdeco.show.run_parts import error_with_members, ran_parts
 from flowdeco.show.text import table
-from flowdeco.show.words import counted, duration, printable
 
 __all__ = ["Change", "Diff", "Plan", "Ran", "plan", "ran"]
 
 
-class _Shown:
-    """What can be shown: as text, as mermaid, as HTML."""
+class _View:
+    """A tree of parts that is shown as text, as mermaid and as HTML."""
 
     __slots__ = ()
+    parts: tuple[Part, ...]
 
     def text(self) -> str:
-        """Return it as text of a few dozen lines: what is alike is folded."""
+        """Return it as text of a few dozen lines: rows of similar parts are folded."""
         raise NotImplementedError
 
     def mermaid(self) -> str:
-        """Return it as a mermaid flowchart."""
-        raise NotImplementedError
+        """Return it as a mermaid flowchart: inserted nodes are dashed, and coloured by their status."""
+        return flowchart(self.parts)
 
     def html(self) -> str:
-        """Return it as a piece of HTML that brings its style along, and no scripts."""
+        """Return it as a fragment of HTML with its style, and without scripts."""
         raise NotImplementedError
 
     def __str__(self) -> str:
@@ -49,8 +52,8 @@ class _Shown:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Plan(_Shown):
-    """What a unit will run, as far as that is known before: a frozen value, equal by content.
+class Plan(_View):
+    """The stages that a unit will run, as far as they are known before: a frozen value, equal by content.
 
     `parts` are its stages, pipelines and groups in their order.
     """
@@ -61,32 +64,28 @@ class Plan(_Shown):
     parts: tuple[Part, ...]
 
     def diff(self, ran: Ran | Run) -> Diff:
-        """Return what a run did differently: what was inserted and by whom, skipped, failed, recovered, not reached."""
+        """Return the differences of a run: inserted (and by whom), skipped, failed, recovered and unreached parts."""
         done = _ran(ran) if isinstance(ran, Run) else ran
         return Diff(self, done, compared(self.parts, done.parts))
 
     def text(self) -> str:
         """Return the plan as text: a line for each stage and action, with the keys that it reads → writes."""
-        return _framed(f"{printable(self.name)}: {counted(_stages(self.parts), 'stage')}", table(self.parts, ran=False))
-
-    def mermaid(self) -> str:
-        """Return the plan as a mermaid flowchart."""
-        return flowchart(self.parts)
+        return _joined(f"{printable(self.name)}: {_stages(self.parts)}", table(self.parts, ran=False))
 
     def html(self) -> str:
-        """Return the plan as a piece of HTML that brings its style along, and no scripts."""
+        """Return the plan as a fragment of HTML with its style, and without scripts."""
         return html.plan(self)
 
     def __repr__(self) -> str:
-        return f"<Plan {printable(self.name)}: {counted(_stages(self.parts), 'stage')}>"
+        return f"<Plan {printable(self.name)}: {_stages(self.parts)}>"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Ran(_Shown):
-    """What a run did: a frozen value, equal by content.
+class Ran(_View):
+    """A view of a run: a frozen value, equal by content.
 
-    `parts` are the stages, pipelines and groups that ran, in their order, those that were inserted with who inserted
-    them (`inserted_by`); what was inserted or begun and not reached is `pending`. `forgotten` is how many records
+    `parts` are the stages, pipelines and groups that ran, in their order, inserted ones with who inserted them
+    (`inserted_by`); units that were inserted or begun, and not reached, are `pending`. `forgotten` is how many records
     `history=` has dropped before them.
     """
 
@@ -102,25 +101,21 @@ class Ran(_Shown):
     parts: tuple[Part, ...]
 
     def text(self) -> str:
-        """Return what ran as text: a line for each stage, those that were inserted with a "+" and who did it."""
-        return _framed(*_headlines(self), table(self.parts, ran=True), *_endlines(self))
-
-    def mermaid(self) -> str:
-        """Return what ran as a mermaid flowchart; what was inserted is dashed."""
-        return flowchart(self.parts)
+        """Return the run as text: a line for each stage, inserted ones with a "+" and who inserted them."""
+        return _joined(*_headlines(self), table(self.parts, ran=True), _error_text(self))
 
     def html(self) -> str:
-        """Return what ran as a piece of HTML that brings its style along, and no scripts."""
+        """Return the run as a fragment of HTML with its style, and without scripts."""
         return html.ran(self)
 
     def __repr__(self) -> str:
-        return f"<Ran {printable(self.name)} {self.status}: {counted(_stages(self.parts), 'stage')}>"
+        return f"<Ran {printable(self.name)} {self.status}: {_stages(self.parts)}>"
 
 
 class Change(NamedTuple):
-    """One thing that differs: `what` is "inserted", "skipped", "failed", "recovered", "not reached" and the like.
+    """One difference: `what` is "inserted", "skipped", "failed", "recovered", "not reached" and the like.
 
-    `where` is "stage", or "stage/action"; `by` says who inserted it, `why` which error there was.
+    `where` is "stage", or "stage/action"; `by` is the action that inserted it, `why` the error.
     """
 
     where: str
@@ -134,10 +129,10 @@ class Change(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Diff(_Shown):
-    """What a run did differently from a plan: a frozen value, equal by content; false where nothing differs.
+class Diff(_View):
+    """The differences between a plan and a run: a frozen value, equal by content; false where nothing differs.
 
-    `parts` are those of the run, with those of the plan that were not reached in their places.
+    `parts` are those of the run, with unreached parts of the plan in their places.
     """
 
     plan: Plan
@@ -146,37 +141,37 @@ class Diff(_Shown):
 
     @property
     def changes(self) -> tuple[Change, ...]:
-        """Everything that differs, in order."""
+        """All differences, in order."""
         return tuple(_changes(self.parts, ""))
 
     @property
     def inserted(self) -> tuple[Change, ...]:
-        """What was inserted, and by whom."""
+        """The insertions, and who made them."""
         return self._only("inserted")
 
     @property
     def skipped(self) -> tuple[Change, ...]:
-        """What was skipped: by a selector, an action, or a middleware."""
+        """The stages and actions that a selector, an action or a middleware skipped."""
         return self._only("skipped")
 
     @property
     def failed(self) -> tuple[Change, ...]:
-        """What failed, and with which error; not what was recovered."""
+        """The failures that were not recovered, with their errors."""
         return self._only("failed")
 
     @property
     def recovered(self) -> tuple[Change, ...]:
-        """What failed and was recovered, with its error."""
+        """The failures that were recovered, with their errors."""
         return self._only("recovered")
 
     @property
     def retried(self) -> tuple[Change, ...]:
-        """What took more than one attempt."""
+        """The stages and actions with more than one attempt."""
         return self._only("retried")
 
     @property
     def not_reached(self) -> tuple[Change, ...]:
-        """What was planned, or inserted, and its turn did not come."""
+        """The units that were planned or inserted, and never reached."""
         return self._only("not reached")
 
     def _only(self, what: str) -> tuple[Change, ...]:
@@ -187,69 +182,68 @@ class Diff(_Shown):
 
     def counts(self) -> dict[str, int]:
         """Return how many changes there are of each kind."""
-        found: dict[str, int] = {}
-        for change in _changes(self.parts, ""):
-            found[change.what] = found.get(change.what, 0) + 1
-        return found
+        return dict(Counter(change.what for change in _changes(self.parts, "")))
 
     def text(self) -> str:
-        """Return the diff as text: what ran and what did not, each with what differs."""
-        summary = ", ".join(f"{number:,} {what}" for what, number in self.counts().items()) or "as planned"
-        head = f"{printable(self.plan.name)}, plan and run {printable(self.ran.run_id)} ({self.ran.status}): {summary}"
-        return _framed(head, table(self.parts, ran=True, times=False), *_endlines(self.ran))
-
-    def mermaid(self) -> str:
-        """Return the diff as a mermaid flowchart, coloured by what differs."""
-        return flowchart(self.parts)
+        """Return the diff as text: the stages that ran and those that did not, with their differences."""
+        names = f"{printable(self.plan.name)}, plan and run {printable(self.ran.run_id)}"
+        head = f"{names} ({self.ran.status}): {summary(self.counts())}"
+        return _joined(head, table(self.parts, ran=True, times=False), _error_text(self.ran))
 
     def html(self) -> str:
-        """Return the diff as a piece of HTML that brings its style along, and no scripts."""
+        """Return the diff as a fragment of HTML with its style, and without scripts."""
         return html.diff(self)
 
     def __repr__(self) -> str:
-        summary = ", ".join(f"{number:,} {what}" for what, number in self.counts().items()) or "as planned"
-        return f"<Diff {printable(self.plan.name)}: {summary}>"
+        return f"<Diff {printable(self.plan.name)}: {summary(self.counts())}>"
 
 
-_SAID: dict[str, str] = {
+_OUTCOMES: dict[str | None, str] = {
     Status.SKIPPED: "skipped",
     Status.PENDING: "not reached",
     Status.BAILED: "bailed",
     Status.SUSPENDED: "suspended",
     Status.CANCELLED: "cancelled",
     Status.FAILED: "failed",
-    "crashed": "crashed",  # of a journal
+    "crashed": "crashed",  # in a journal
 }
 
 
 def _changes(parts: tuple[Part, ...], stage: str) -> Iterator[Change]:
     for part in parts:
         where = f"{stage}/{part.name}" if part.kind == "action" else part.name
-        named = part.kind != "branch"
-        if part.is_dynamic and (part.kind in ("stage", "action") or part.status is Status.PENDING):
+        pending = part.status is Status.PENDING
+        if part.is_dynamic and (part.kind in ("stage", "action") or pending):
             yield Change(where, "inserted", part.inserted_by)
-        if named and part.unplanned:
+        if part.unplanned and part.kind != "branch":
             yield Change(where, "not in the plan")
         if part.attempts > 1:
-            yield Change(where, "retried", why=counted(part.attempts, "attempt"))
-        what = _said(part)
-        single = part.kind == "action" or (part.kind == "stage" and part.status is Status.SKIPPED)
-        whole = single or part.status is Status.PENDING
-        inside = any(_said(inner) == what for inner in part.parts)  # an action says it already
-        if what is not None and named and (whole or (part.kind == "stage" and not inside)):
-            yield Change(where, what, part.inserted_by if what == "not reached" else None, part.error)
-        if part.status is not Status.PENDING:
+            yield Change(where, "retried", why=plural(part.attempts, "attempt"))
+        what = _outcome(part)
+        if what and _is_own_outcome(part):
+            yield Change(where, what, part.inserted_by if pending else None, part.error)
+        if not pending:
             yield from _changes(part.parts, part.name if part.kind == "stage" else "")
 
 
-def _said(part: Part) -> str | None:
-    if part.status is None:
-        return None
-    return "recovered" if part.recovered else _SAID.get(part.status)
+def _outcome(part: Part) -> str:
+    """Return how a part differs from a completed one, "" if it does not."""
+    return "recovered" if part.recovered else _OUTCOMES.get(part.status, "")
+
+
+def _is_own_outcome(part: Part) -> bool:
+    """Whether the outcome of a part is reported for itself, and not for one of its own parts."""
+    if part.kind == "branch":
+        return False
+    if part.kind == "action" or part.status is Status.PENDING:
+        return True
+    if part.kind != "stage":
+        return False
+    return part.status is Status.SKIPPED or all(_outcome(inner) != _outcome(part) for inner in part.parts)
 
 
 def plan(unit: Unit) -> Plan:
-    """Return the plan of a unit; nothing of it is run."""
+    """Return the plan of a unit, without running anything."""
     if isinstance(unit, Pipeline):
         return Plan(unit.name, unit.title, unit.description, planned_parts(unit.units))
     title = "" if isinstance(unit, Parallel) else str(getattr(unit, "title", ""))
@@ -257,7 +251,7 @@ def plan(unit: Unit) -> Plan:
 
 
 def ran(run: Run) -> Ran:
-    """Return what a run did."""
+    """Return the view of a run."""
     error = run.error
     return Ran(
         run.id,
@@ -265,7 +259,7 @@ def ran(run: Run) -> Ran:
         run.status,
         run.started,
         run.elapsed,
-        told_with_members(error),
+        error_with_members(error),
         tuple(map(str, getattr(error, "__notes__", ()))),
         str(run.reason or ""),
         run.forgotten,
@@ -277,7 +271,7 @@ _ran = ran
 
 
 def html_of(shown: Unit | Run) -> str:
-    """Return what a notebook shows for an action, a stage, a pipeline, a group or a run."""
+    """Return the HTML of a notebook for an action, a stage, a pipeline, a group or a run."""
     if isinstance(shown, Run):
         return html.run(shown, plan(shown.pipeline).diff(ran(shown)))
     if isinstance(shown, Action):
@@ -285,26 +279,20 @@ def html_of(shown: Unit | Run) -> str:
     return html.stage(shown) if isinstance(shown, Stage) else html.plan(plan(shown))
 
 
-def _stages(parts: tuple[Part, ...]) -> int:
-    return sum(part.kind == "stage" and part.status is not Status.PENDING for _, part in walk(parts))
+def _stages(parts: tuple[Part, ...]) -> str:
+    return plural(count_stages(parts)[0], "stage")
 
 
-def _dynamic(parts: tuple[Part, ...]) -> int:
-    return sum(
-        part.kind == "stage" and part.is_dynamic and part.status is not Status.PENDING for _, part in walk(parts)
-    )
-
-
-def _framed(*blocks: str) -> str:
+def _joined(*blocks: str) -> str:
     return "\n".join(block for block in blocks if block)
 
 
 def _headlines(ran: Ran) -> Iterator[str]:
-    stages, inserted = _stages(ran.parts), _dynamic(ran.parts)
+    stages, inserted = count_stages(ran.parts)
     of_them = f", {inserted:,} of them inserted" if inserted else ""
     yield (
         f"{printable(ran.name)}, run {printable(ran.run_id)}: {ran.status} in {duration(ran.elapsed)}, "
-        f"{counted(stages, 'stage')}{of_them}"
+        f"{plural(stages, 'stage')}{of_them}"
     )
     if ran.reason:
         yield f"  {printable(ran.reason)}"
@@ -312,6 +300,7 @@ def _headlines(ran: Ran) -> Iterator[str]:
         yield f"  … {ran.forgotten:,} before these are forgotten (history=)"
 
 
-def _endlines(ran: Ran) -> Iterator[str]:
-    if ran.error:
-        yield "\n".join(["", *map(printable, ran.error.split("\n")), *(f"  {printable(note)}" for note in ran.notes)])
+def _error_text(ran: Ran) -> str:
+    if not ran.error:
+        return ""
+    return "\n".join(["", *map(printable, ran.error.split("\n")), *(f"  {printable(note)}" for note in ran.notes)])

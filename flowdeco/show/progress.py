@@ -1,11 +1,11 @@
-"""What `progress=` takes: True for a live display, a function, or a bar like those of tqdm.
+"""The values of `progress=`: True for a live display, a function, or a bar like those of tqdm.
 
-Each is an observer, which counts (`tally`) and shows; so what raises is logged and dropped, and the run goes on. What
-shows begins with the run, and is closed with it, however it ends.
+Each becomes an observer that counts (`tally`) and shows; so an exception in it is logged, and the run continues. A
+display begins with the run, and is closed with it, however it ends.
 
     progress=True                                       a display by rich: live in a terminal and in a notebook, lines
                                                         in a file; on stderr
-    progress=lambda done, known, current: ...           called when a stage begins or ends, and for what is inserted
+    progress=lambda done, known, current: ...           called when a stage begins or ends, and when units are inserted
     progress=tqdm(unit="stage")                         a `Bar`: its `total` is set, and `update(n)` called
 """
 
@@ -24,7 +24,7 @@ from flowdeco.engine.logs import run_logger
 from flowdeco.errors import DefinitionError
 from flowdeco.events import Event, RunFinished, RunStarted, StageFinished, StageStarted, UnitsInserted, Watcher
 from flowdeco.model.options import Bar, Shown
-from flowdeco.show.tally import TAKE, Row, Tally, describe, duration
+from flowdeco.show.tally import HANDLERS, Row, Tally, describe, duration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,7 +33,7 @@ __all__ = ["Bar", "Shown", "Watcher", "watcher"]
 
 
 def watcher(progress: Shown) -> Watcher | None:
-    """Return what shows the progress of a run; raises `DefinitionError` for what cannot."""
+    """Return the observer that shows the progress of a run; raises `DefinitionError` for values of other kinds."""
     shown: Any = progress  # not by its truth value: a bar may have none
     if shown is None or shown is False:
         return None
@@ -45,9 +45,9 @@ def watcher(progress: Shown) -> Watcher | None:
             f"progress is an object, not the class {shown.__name__}: write progress={shown.__name__}()"
         )
     if hasattr(shown, "total") and callable(getattr(shown, "update", None)) and callable(getattr(shown, "close", None)):
-        return _Telling(_bar(shown), shown.close)
+        return _Callback(_bar(shown), shown.close)
     if callable(shown):
-        return _Telling(shown)
+        return _Callback(shown)
     raise DefinitionError(
         f"progress is True, a function of (done, known, current), or a bar with total, update(n) and close(), "
         f"not {shown!r}"
@@ -56,26 +56,26 @@ def watcher(progress: Shown) -> Watcher | None:
 
 def _check_rich() -> None:
     try:
-        import_module("rich.live")  # now, while no time is measured
+        import_module("rich.live")  # now, before the run is timed
     except ImportError as error:
         raise DefinitionError("progress=True needs rich: pip install 'flowdeco[rich]'") from error
 
 
-class _Telling:
-    """Tells a function how far the run is."""
+class _Callback:
+    """Calls a function with the progress of the run."""
 
-    def __init__(self, tell: Callable[[int, int, str], object], close: Callable[[], object] = lambda: None) -> None:
-        self._tell = tell
+    def __init__(self, report: Callable[[int, int, str], object], close: Callable[[], object] = lambda: None) -> None:
+        self._report = report
         self._close = close
         self._tally = Tally()
 
     def __call__(self, event: Event) -> None:
         tally, kind = self._tally, type(event)
-        take = TAKE.get(kind)
-        if take is not None:  # as the tally would do itself; told of every event, it should be quick
-            take(tally, event)
+        handler = HANDLERS.get(kind)
+        if handler is not None:  # inlined from the tally: this is called for every event
+            handler(tally, event)
             if kind in _CHANGES:
-                self._tell(tally.done, tally.known, tally.current)
+                self._report(tally.done, tally.known, tally.current)
 
     def close(self) -> None:
         try:
@@ -84,7 +84,7 @@ class _Telling:
             run_logger(run := self._tally.run_id).exception("run %s: %r could not be closed", run, self)
 
     def __repr__(self) -> str:
-        return f"progress={self._tell!r}"
+        return f"progress={self._report!r}"
 
 
 _LINES: Final = frozenset({RunStarted, RunFinished, StageFinished})
@@ -92,42 +92,42 @@ _CHANGES: Final = _LINES | {StageStarted, UnitsInserted}
 
 
 def _bar(bar: Any) -> Callable[[int, int, str], object]:
-    told, refreshed = 0, 0.0
+    reported, refreshed = 0, 0.0
     postfix: Callable[..., object] | None = getattr(bar, "set_postfix_str", None)
 
-    def tell(done: int, known: int, current: str) -> None:
-        nonlocal told, refreshed
+    def report(done: int, known: int, current: str) -> None:
+        nonlocal reported, refreshed
         bar.total = known
         if postfix is not None and current:
             refresh = time.monotonic() - refreshed > REFRESH
             refreshed = time.monotonic() if refresh else refreshed
             postfix(current, refresh=refresh)
-        bar.update(done - told)
-        told = done
+        bar.update(done - reported)
+        reported = done
 
-    return tell
+    return report
 
 
-REFRESH: Final = 0.1  # seconds: what a bar draws costs more than what it counts
+REFRESH: Final = 0.1  # seconds: drawing a bar costs more than counting
 
 
 class View(Protocol):
-    """A way to show a tally: told of what may be worth a line, refreshed every `pause` seconds or more, and ended."""
+    """A display of a tally: it handles events that may be worth a line, and is refreshed every `pause` seconds or more."""
 
     pause: float
 
-    def take(self, event: Event) -> None:
-        """The run began or ended, or a stage has ended, and that is counted already."""
+    def handle(self, event: Event) -> None:
+        """Show the begin or the end of the run, or the end of a stage; the tally has counted it already."""
 
     def refresh(self) -> None:
-        """Some time has passed."""
+        """Show the current state."""
 
     def end(self) -> None:
-        """Show the end, and leave the screen to others."""
+        """Show the final state, and release the screen."""
 
 
 class _Display:
-    """A live display of the run, by what the stream can show."""
+    """A live display of the run, in the form that suits the stream."""
 
     def __init__(self) -> None:
         self._tally = Tally()
@@ -136,39 +136,39 @@ class _Display:
 
     def __call__(self, event: Event) -> None:
         kind = type(event)
-        take = TAKE.get(kind)
-        if take is None:
+        handler = HANDLERS.get(kind)
+        if handler is None:
             return
-        take(self._tally, event)
+        handler(self._tally, event)
         if kind is RunStarted:
             self._view = view_of(self._tally)
             self._ticker = _Ticker(self._view, event.run_id)
             self._ticker.start()
         if kind in _LINES and self._view is not None:
-            self._view.take(event)
+            self._view.handle(event)
 
     def close(self) -> None:
         view, self._view = self._view, None
         if view is None:
             return
-        if self._tally.elapsed is None:  # it was torn out of its run
+        if self._tally.elapsed is None:  # it is closed before its run has finished
             self._tally.status, self._tally.elapsed = "cancelled", self._tally.seconds
         try:
             if self._ticker is not None:
                 self._ticker.stop()
         finally:
-            with suppress(OSError, ValueError):  # nobody looks any more: the terminal is gone
+            with suppress(OSError, ValueError):  # the terminal is gone
                 view.end()
 
 
 class _Ticker:
-    """A thread that refreshes a view, the more seldom the more it costs."""
+    """A thread that refreshes a view: the higher the cost, the more rarely."""
 
     def __init__(self, view: View, run_id: str) -> None:
         self._view = view
         self._run_id = run_id
-        self._over = threading.Event()
-        context = contextvars.copy_context()  # that a notebook knows whose output it is
+        self._stopped = threading.Event()
+        context = contextvars.copy_context()  # by which a notebook knows the cell of the output
         self._thread = threading.Thread(target=context.run, args=(self._run,), name="flowdeco-progress", daemon=True)
 
     def start(self) -> None:
@@ -176,7 +176,7 @@ class _Ticker:
 
     def _run(self) -> None:
         pause = self._view.pause
-        while not self._over.wait(pause):
+        while not self._stopped.wait(pause):
             begun = time.thread_time()
             try:
                 self._view.refresh()
@@ -186,15 +186,15 @@ class _Ticker:
             pause = min(max(self._view.pause, SHARE * (time.thread_time() - begun)), 2.0)
 
     def stop(self) -> None:
-        self._over.set()
+        self._stopped.set()
         self._thread.join()
 
 
-SHARE: Final = 80  # a refresh may cost one part in so many of the time
+SHARE: Final = 80  # refreshes take at most this fraction of the time: 1/80
 
 
 def view_of(tally: Tally, console: Console | None = None) -> View:
-    """Return the view for the stream that errors go to."""
+    """Return the view for the standard error."""
     from rich.console import Console
 
     from flowdeco.show.live import Notebook, Terminal
@@ -202,8 +202,8 @@ def view_of(tally: Tally, console: Console | None = None) -> View:
     console = console or Console(stderr=True, markup=False, emoji=False, highlight=False)
     if console.is_jupyter:
         return Notebook(tally)
-    seen = console.is_interactive and console.is_terminal and not console.is_dumb_terminal
-    if seen and console.file.isatty() and _SCREEN.acquire(blocking=False):
+    live = console.is_interactive and console.is_terminal and not console.is_dumb_terminal
+    if live and console.file.isatty() and _SCREEN.acquire(blocking=False):
         try:
             return Terminal(tally, console, _SCREEN.release)
         except BaseException:
@@ -212,14 +212,14 @@ def view_of(tally: Tally, console: Console | None = None) -> View:
     return Lines(tally, sys.stderr)
 
 
-# There is one screen: of runs that want it at the same time, the first has it, and the others print lines.
+# Of several runs at the same time, the first has the screen, and the others print lines.
 _SCREEN: Final = threading.Lock()
 
 
 class Lines:
-    """One line for each stage that is over, for logs: all of the first ones, then about one a second.
+    """One line for each finished stage, for logs: all of the first ones, then about one a second.
 
-    What fails has its line in any case; a stage that takes long, or tells by `ctx.progress`, is mentioned.
+    A stage that fails has its line in any case; a stage that takes long is mentioned, with its `ctx.progress`.
     """
 
     pause = 1.0
@@ -233,11 +233,11 @@ class Lines:
         self._silent = 0
         self._patience = PATIENCE
 
-    def take(self, event: Event) -> None:
-        """Print what is worth a line."""
+    def handle(self, event: Event) -> None:
+        """Print a line, if the event is worth one."""
         tally, kind = self._tally, type(event)
         if kind is StageFinished:
-            self._stage_is_over(tally.recent[-1])
+            self._stage_finished(tally.recent[-1])
         elif kind is RunStarted:
             self._print(f"{tally.pipeline}: {_stages(tally.known)}")
         elif kind is RunFinished:
@@ -246,7 +246,7 @@ class Lines:
             count = _stages(done) if done == tally.known else f"{done} of {_stages(tally.known)}"
             self._print(f"{tally.pipeline} {tally.status}: {count} in {duration(tally.seconds)}{more}")
 
-    def _stage_is_over(self, row: Row) -> None:
+    def _stage_finished(self, row: Row) -> None:
         failed = row.status == "failed"
         if not (failed or self._left or self._clock() - self._latest >= 1):
             self._silent += 1
@@ -260,18 +260,18 @@ class Lines:
         self._print(f"{self._count()} {row.name} {row.status}{took}{inserted}{more}{error}")
 
     def refresh(self) -> None:
-        """Mention what runs, if nothing has been said for long."""
+        """Mention the running stages, if nothing has been printed for long."""
         rows = list(self._tally.running)
         if not rows or self._clock() - self._latest < self._patience:
             return
         self._patience = min(2 * self._patience, 60.0)
-        told = ", ".join(describe(row) for row in rows[:3])
+        names = ", ".join(describe(row) for row in rows[:3])
         more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
         longest = self._tally.clock() - min(row.started for row in rows)
-        self._print(f"{self._count()} {told}{more} … {duration(longest)}")
+        self._print(f"{self._count()} {names}{more} … {duration(longest)}")
 
     def end(self) -> None:
-        """Say that it was torn out of its run, if it was."""
+        """Flush the stream; the last line has been printed."""
         with suppress(Exception):
             self._stream.flush()
 

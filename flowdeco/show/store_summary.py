@@ -1,4 +1,4 @@
-"""What is in a store, without saying it: types and sizes; values only for those who ask."""
+"""A summary of a store: keys, types and sizes; values only on request."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from reprlib import Repr
 from typing import Any, Final, NamedTuple, cast
 
 from flowdeco.model.store import Store
-from flowdeco.show.words import counted
+from flowdeco.show.formatting import plural
 
-__all__ = ["Stored", "stored"]
+__all__ = ["KeySummary", "summarize"]
 
 _SIZED: Final = (list, tuple, set, frozenset, dict, deque)
 LONGEST: Final = 2000  # characters of a value
 
 
-class Stored(NamedTuple):
-    """A key of the store, the type of its value, how large that is ("" where it has no size), and the value if wanted."""
+class KeySummary(NamedTuple):
+    """A key of the store, with the type and size of its value ("" for no size), and the value itself on request."""
 
     key: str
     type: str
@@ -25,11 +25,11 @@ class Stored(NamedTuple):
     value: str | None = None
 
 
-def stored(store: Store, *, values: bool = False) -> Iterator[Stored]:
-    """Yield what is under each key."""
+def summarize(store: Store, *, values: bool = False) -> Iterator[KeySummary]:
+    """Yield a summary of each key."""
     for key in store:
         value = store[key]
-        yield Stored(key, _type_of(value), _size_of(value), _shown(value) if values else None)
+        yield KeySummary(key, _type_of(value), _size_of(value), _short_repr(value) if values else None)
 
 
 def _type_of(value: object) -> str:
@@ -41,21 +41,21 @@ def _type_of(value: object) -> str:
 def _size_of(value: Any) -> str:
     kind = cast("type[Any]", type(value))
     if issubclass(kind, str):
-        return counted(len(value), "character")
+        return plural(len(value), "character")
     if issubclass(kind, (bytes, bytearray, memoryview)):
-        return counted(memoryview(value).nbytes, "byte")
+        return plural(memoryview(value).nbytes, "byte")
     if issubclass(kind, _SIZED):
-        return counted(len(value), "item")
+        return plural(len(value), "item")
     try:
         shape: Any = getattr(value, "shape", None)  # arrays and tables
         if shape and type(shape) is tuple and all(type(n) is int for n in cast("tuple[object, ...]", shape)):
             return " × ".join(map("{:,}".format, cast("Any", shape)))
-        return counted(len(value), "item") if hasattr(kind, "__len__") else ""
+        return plural(len(value), "item") if hasattr(kind, "__len__") else ""
     except Exception:
         return ""
 
 
-class _Short(Repr):
+class _ShortRepr(Repr):
     def __init__(self) -> None:
         super().__init__()
         self.maxlevel = 4
@@ -63,9 +63,9 @@ class _Short(Repr):
         self.maxlist = self.maxtuple = self.maxdict = self.maxset = self.maxfrozenset = self.maxdeque = 50
 
 
-def _shown(value: object) -> str:
+def _short_repr(value: object) -> str:
     try:
-        text = _Short().repr(value)
+        text = _ShortRepr().repr(value)
     except Exception as error:
         return f"<its repr raised {type(error).__name__}>"
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"

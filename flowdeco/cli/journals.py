@@ -1,0 +1,243 @@
+"""The commands that read a journal, and need no workflow for it: `runs`, `show` and `purge`."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, TypeAlias, cast
+
+from flowdeco import durable
+from flowdeco.cli import report
+from flowdeco.cli.arguments import JOURNAL, LATEST
+from flowdeco.cli.exit_codes import FINE
+from flowdeco.cli.inputs import UsageError
+from flowdeco.cli.json_output import print_json
+from flowdeco.durable import RunInfo
+from flowdeco.durable.info import STATUSES, Step, steps
+from flowdeco.engine.location import Place, places_of
+from flowdeco.errors import RunBusyError, RunNotFoundError, suggestion
+
+__all__ = ["find_run", "journal_path", "open_journal", "purge", "runs", "show", "state_of"]
+
+_ROW_COLUMNS: Final = ("branch", "number", "kind", "stage", "action", "status", "started", "elapsed")
+_STATES: Final = [*STATUSES, "crashed"]
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def journal_path(options: Namespace) -> str:
+    """Return the path of the journal that the options or the environment name."""
+    path = options.journal or os.environ.get(JOURNAL)
+    if not path:
+        raise UsageError(f"name the journal: --journal runs.db, or {JOURNAL}=runs.db in the environment")
+    if not os.path.exists(path):
+        raise UsageError(f"there is no journal {path}")
+    return cast("str", path)
+
+
+def open_journal(path: str, codec: str, reference: str) -> durable.SqliteJournal:
+    """Return the journal; `reference` is the entry that it notes for new runs."""
+    if codec not in ("pickle", "json"):
+        raise UsageError(f"the run is written in the codec {codec!r}, which only your program knows: resume it there")
+    return durable.SqliteJournal(path, codec=cast("Any", codec), entry=reference)
+
+
+def find_run(path: str, wanted: str, *, exact: bool = False) -> RunInfo:
+    """Return the run with this id or, unless it must be `exact`, the only one whose id begins with it."""
+    infos = durable.runs(path)
+    if not infos:
+        raise UsageError(f"{path} has no runs")
+    by_id = {info.id: info for info in infos}
+    if wanted in by_id:
+        return by_id[wanted]
+    if wanted == LATEST:
+        return infos[0]
+    matching = [info for info in infos if wanted and info.id.startswith(wanted)]
+    if len(matching) > 1:
+        ids = ", ".join(info.id for info in matching[:5])
+        more = ", …" if len(matching) > 5 else ""
+        raise UsageError(f"{len(matching)} runs of {path} begin with {wanted!r}: {ids}{more}")
+    if not matching:
+        raise UsageError(f"{path} has no run {wanted!r}. {suggestion(wanted, [info.id for info in infos[:100]])}")
+    if exact:
+        raise UsageError(
+            f"runs to delete are named in full, and {wanted!r} is not a run of {path}: {matching[0].id!r} is"
+        )
+    return matching[0]
+
+
+def state_of(info: RunInfo) -> str:
+    """Return the status of a run, "crashed" for one whose process ended while it was running."""
+    return "crashed" if info.status == "running" and info.owner is None else info.status
+
+
+# Listing and deleting.
+
+
+def runs(options: Namespace) -> int:
+    """List the runs of a journal."""
+    path = journal_path(options)
+    _check_statuses(options.status)
+    infos = _with_status(durable.runs(path), options.status)[: options.limit]
+    if options.json:
+        print_json([_info_as_data(info) for info in infos])
+    elif infos:
+        _print_runs(infos)
+    else:
+        print(f"{path} has no {' or '.join(options.status)} runs".replace("  ", " "))
+    return FINE
+
+
+def purge(options: Namespace) -> int:
+    """Delete runs from a journal."""
+    path = journal_path(options)
+    deleted: list[RunInfo] = []
+    for info in _runs_to_delete(options, path):
+        try:
+            if not options.dry_run:
+                durable.delete(path, info.id)
+        except (RunBusyError, RunNotFoundError):  # another process resumed or deleted it meanwhile
+            if options.run:
+                raise
+        else:
+            deleted.append(info)
+    if options.json:
+        print_json({"deleted": [info.id for info in deleted], "dry_run": options.dry_run})
+        return FINE
+    if options.dry_run and deleted:
+        _print_runs(deleted)
+    verb = "would delete" if options.dry_run else "deleted"
+    named = f": {', '.join(info.id for info in deleted)}" if options.run and deleted else ""
+    print(f"{verb} {report.plural(len(deleted), 'run')}{named}")
+    return FINE
+
+
+def _runs_to_delete(options: Namespace, path: str) -> list[RunInfo]:
+    """Return the runs to delete; one that a process works on only where it was named."""
+    _check_statuses(options.status)
+    if bool(options.run) == (options.older_than is not None):
+        raise UsageError(f"say which runs: their ids, or --older-than 30d{', but not both' if options.run else ''}")
+    if options.run:
+        infos = [find_run(path, wanted, exact=True) for wanted in options.run]
+    else:
+        before = time.time() - _seconds(options.older_than)
+        infos = [info for info in durable.runs(path) if info.updated <= before and info.owner is None]
+    return _with_status(infos, options.status)
+
+
+def _seconds(age: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", "0s" if age == "0" else age)
+    if found is None:
+        raise UsageError(f"--older-than takes a number and a unit, as 90s, 45m, 12h, 30d or 2w, not {age!r}")
+    return float(found[1]) * _SECONDS[found[2]]
+
+
+def _check_statuses(wanted: Iterable[str]) -> None:
+    for status in wanted:
+        if status not in _STATES:
+            raise UsageError(f"--status {status}: there is no such status. {suggestion(status, _STATES)}")
+
+
+def _with_status(infos: Iterable[RunInfo], wanted: list[str]) -> list[RunInfo]:
+    return [info for info in infos if not wanted or state_of(info) in wanted]
+
+
+def _print_runs(infos: Iterable[RunInfo]) -> None:
+    rows = [
+        (info.id, _workflow_name(info), state_of(info), report.moment(info.started), str(info.steps), _why(info))
+        for info in infos
+    ]
+    report.print_table(["RUN", "WORKFLOW", "STATUS", "STARTED", "STEPS", "WHY"], rows, sys.stdout, right=["STEPS"])
+
+
+def _workflow_name(info: RunInfo) -> str:
+    """Return the file of a workflow, if that is known and the pipeline has no name of its own."""
+    if info.entry is None or info.pipeline != "pipeline":
+        return info.pipeline
+    return os.path.basename(info.entry)
+
+
+def _why(info: RunInfo) -> str:
+    error, _ = places_of(info.error)
+    return report.shortened(report.one_line(error or info.reason or (f"by {info.owner}" if info.owner else "")), 80)
+
+
+def _info_as_data(info: RunInfo) -> dict[str, Any]:
+    error, places = places_of(info.error)
+    failed = [place._asdict() for place in places]
+    return {**info._asdict(), "status": state_of(info), "error": error or None, "failed": failed}
+
+
+# One run.
+
+
+def show(options: Namespace) -> int:
+    """Show the steps of a run."""
+    path = journal_path(options)
+    info = find_run(path, options.run or LATEST)
+    rows = durable.history(path, info.id)
+    if options.json:
+        history = [{name: getattr(row, name) for name in _ROW_COLUMNS} | {"bytes": len(row.payload)} for row in rows]
+        print_json({**_info_as_data(info), "history": history})
+        return FINE
+    error, places = places_of(info.error)
+    latest = max((row.started + row.elapsed for row in rows), default=0.0)  # `updated` is not written at every step
+    _print_facts(info._replace(error=error or None, updated=max(info.updated, latest)))
+    table = list(_step_rows(steps(rows), state_of(info), places))
+    if table:
+        print()
+        report.print_table(["STAGE", "STATUS", "TIME"], table, sys.stdout, right=["TIME"])
+    report.print_resume_hint(info.id, state_of(info), info.reason, options, "" if info.entry else "FILE.py:FLOW ")
+    return FINE
+
+
+def _print_facts(info: RunInfo) -> None:
+    why = info.error or info.reason
+    status = report.coloured(state_of(info), sys.stdout) + (f": {report.one_line(why)}" if why else "")
+    facts = [
+        ("run", info.id),
+        ("pipeline", info.pipeline),
+        ("workflow", info.entry or "not known to the journal"),
+        ("status", f"{status} (by {info.owner})" if info.owner else status),
+        ("started", report.moment(info.started)),
+        ("updated", f"{report.moment(info.updated)}, {report.duration(max(0.0, info.updated - info.started))} later"),
+    ]
+    for name, value in facts:
+        print(f"{name:<9} {value}")
+
+
+TableRow: TypeAlias = "tuple[str, str, str]"
+
+
+def _step_rows(found: Iterable[Step], state: str, places: Iterable[Place]) -> Iterator[TableRow]:
+    """Yield a row for each stage and action; `state` is the status of the steps with which the run stopped."""
+    left = list(places)
+    for step in found:
+        yield _stage_row(step, state)
+        if [row.action for row in step.actions] != [step.name]:
+            yield from ((f"  {row.action}", row.status, report.duration(row.elapsed)) for row in step.actions)
+        place = next((place for place in left if step.row is None and place.stage == step.name), None)
+        if place is not None:
+            left.remove(place)
+            if place.action is not None:
+                yield f"  {place.action}", _with_attempts(state, place), ""
+    for place in left:  # stages in which no action has finished
+        alone = place.action in (None, place.stage)
+        yield place.stage, _with_attempts(state, place) if alone else state, ""
+        if not alone:
+            yield f"  {place.action}", _with_attempts(state, place), ""
+
+
+def _stage_row(step: Step, state: str) -> TableRow:
+    if step.row is None:  # the end of a stage is written together with the step after it
+        return step.name, "crashed here or later" if state == "crashed" else state, ""
+    took = sum(row.elapsed for row in step.actions)  # the end of a stage may be all that a resume had left to do
+    elapsed = "" if step.row.status == "skipped" else report.duration(max(step.row.elapsed, took))
+    return step.name, step.row.status, elapsed
+
+
+def _with_attempts(state: str, place: Place) -> str:
+    return f"{state}, {place.attempts} attempts" if place.attempts > 1 else state

@@ -1,0 +1,110 @@
+"""Results of commands as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import sys
+import traceback
+from collections.abc import Iterable, Mapping
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Final, cast
+
+if TYPE_CHECKING:
+    from flowdeco.engine.runs import Run
+    from flowdeco.show import Plan
+    from flowdeco.show.parts import Part
+
+__all__ = ["plain", "plan_as_data", "print_json", "run_as_data"]
+
+
+def print_json(data: Any) -> None:
+    """Print data as JSON, with characters outside of ASCII escaped where the output may not have them."""
+    import json  # most commands print none
+
+    encodes_all = (sys.stdout.encoding or "utf-8").lower().replace("-", "") == "utf8"
+    print(json.dumps(data, indent=2, ensure_ascii=not encodes_all))
+
+
+def run_as_data(run: Run) -> dict[str, Any]:
+    """Return a run for JSON: the attributes of `Run`, of `StageRecord` and of `ActionRecord`."""
+    return {
+        "id": run.id,
+        "pipeline": run.pipeline.name,
+        "status": str(run.status),
+        "result": plain(run.result),
+        "reason": run.reason,
+        "error": _error(run.error),
+        "started": run.started,
+        "elapsed": run.elapsed,
+        "stages": [
+            {**_record(record), "actions": [_record(action) for action in record.actions]} for record in run.stages
+        ],
+        "store": plain(dict(run.store)),
+    }
+
+
+def plan_as_data(plan: Plan) -> dict[str, Any]:
+    """Return a plan for JSON: the attributes of each part that are set."""
+    return {"name": plan.name, "title": plan.title, "description": plan.description, "parts": _parts(plan.parts)}
+
+
+_PLANNED: Final = (
+    "kind", "name", "title", "description", "tags", "reads", "writes", "inserts", "middleware", "data", "limit",
+)  # fmt: skip
+
+
+def _parts(parts: Iterable[Part]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for part in parts:
+        data = {name: getattr(part, name) for name in _PLANNED if getattr(part, name)}
+        found.append({**data, "parts": _parts(part.parts)} if part.parts else data)
+    return found
+
+
+def _record(record: Any) -> dict[str, Any]:
+    return {
+        "name": record.name,
+        "status": str(record.status),
+        "started": record.started,
+        "elapsed": record.elapsed,
+        "inserted_by": record.inserted_by,
+        "error": _error(record.error),
+        "attempts": record.attempts,
+        "recovered": record.recovered,
+    }
+
+
+def _error(error: BaseException | None) -> str | None:
+    return None if error is None else "".join(traceback.format_exception_only(error)).rstrip()
+
+
+def plain(value: Any, above: frozenset[int] = frozenset()) -> Any:
+    """Return a value for JSON; one that JSON has no form for becomes its repr."""
+    if type(value) in (NoneType, bool, int, str):
+        return value
+    if type(value) is float:
+        return value if math.isfinite(value) else repr(value)
+    if id(value) in above:
+        return "..."
+    above |= {id(value)}
+    if isinstance(value, Mapping):
+        items = cast("Mapping[Any, Any]", value).items()
+        return {key if isinstance(key, str) else repr(key): plain(item, above) for key, item in items}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item, above) for item in cast("Iterable[Any]", value)]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name), above) for field in dataclasses.fields(value)}
+    if isinstance(value, os.PathLike):
+        return os.fsdecode(cast("os.PathLike[str]", value))
+    if callable(getattr(value, "isoformat", None)):
+        return str(cast("Any", value).isoformat())
+    if isinstance(value, str):  # of a subclass, an enumeration for one
+        return str.__str__(value)
+    if isinstance(value, (int, float)):
+        return plain(int(value) if isinstance(value, int) else float(value))
+    try:
+        return repr(value)
+    except Exception as error:
+        return f"<{type(value).__name__} whose repr raises {type(error).__name__}>"

@@ -1,0 +1,144 @@
+"""The workflow of a command: named by its entry point or found through the journal, and narrowed by selectors."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from argparse import Namespace
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from flowdeco.cli.entry_point import Entry, load
+from flowdeco.cli.inputs import UsageError
+from flowdeco.errors import suggestion
+from flowdeco.model.definitions import (
+    Action,
+    Parallel,
+    Pipeline,
+    Template,
+    Unit,
+    action_selectors,
+    as_pipeline,
+    one_action_stage,
+    stage_selectors,
+)
+
+if TYPE_CHECKING:
+    from flowdeco.durable import RunInfo
+
+__all__ = ["Workflow", "load_recorded_workflow", "load_workflow", "stand_in_for_main"]
+
+
+class Workflow(NamedTuple):
+    """A unit with its entry point; `name` is how messages call it."""
+
+    entry: Entry
+    name: str
+
+    def only(self, selectors: Sequence[str]) -> Pipeline:
+        """Return the pipeline with only the selected stages and actions."""
+        flow = as_pipeline(self.entry.unit)
+        if not selectors:
+            return flow
+        self._check_planned("--only", selectors, flow)
+        return flow.only(*selectors)
+
+    def without(self, selectors: Sequence[str], flow: Pipeline) -> Pipeline:
+        """Return a pipeline of this workflow without the selected stages and actions."""
+        self._check_planned("--skip", selectors, flow)
+        return flow.without(*selectors)
+
+    def to_run(self, options: Namespace) -> Pipeline:
+        """Return the pipeline that `--only` leaves; `--skip`, which is applied as it runs, is checked for misspellings."""
+        flow = self.only(options.only)
+        if not options.allow_unknown:
+            self._check_skip(options.skip, flow)
+        return flow
+
+    def reference(self, only: Iterable[str]) -> str:
+        """Return the entry for the journal, from which the workflow is loaded again: its entry point and `--only`."""
+        return shlex.join([self.entry.reference, *(f"--only={selector}" for selector in only)])
+
+    def _check_planned(self, option: str, selectors: Sequence[str], flow: Pipeline) -> None:
+        """Refuse selectors that match nothing in a pipeline before it is run."""
+        known = _selectors_of(flow)
+        for selector in selectors:
+            if selector in known:
+                continue
+            problem = f"{option} {shlex.quote(selector)}: {self.name} has no such stage, action or tag"
+            if _matches(selector, self._insertable_selectors() - known):
+                raise UsageError(f"{problem} before it runs, and later insertions cannot be selected by it")
+            raise UsageError(f"{problem}. {suggestion(selector, known)}")
+
+    def _check_skip(self, selectors: Sequence[str], flow: Pipeline) -> None:
+        """Refuse probable misspellings: the stage that was meant would run."""
+        known = _selectors_of(flow) | self._insertable_selectors()
+        for selector in selectors:
+            if not _matches(selector, known) and get_close_matches(selector, known, n=1):
+                raise UsageError(
+                    f"--skip {shlex.quote(selector)}: {self.name} has no such stage, action or tag. "
+                    f"{suggestion(selector, known)} (If it is inserted later: --allow-unknown)"
+                )
+
+    def _insertable_selectors(self) -> set[str]:
+        """Return the selectors of everything that the module of the workflow defines, and may insert."""
+        known: set[str] = set()
+        for value in vars(self.entry.module).values():
+            if isinstance(value, Template):
+                known |= {value.name, *(f"tag:{tag}" for tag in cast("Any", value).tags)}
+            elif isinstance(value, Unit):
+                known |= _selectors_of(value)
+        return known
+
+
+def _matches(selector: str, known: set[str]) -> bool:
+    """Whether a selector is one of these, or names a stage of a template that is."""
+    return not known.isdisjoint((selector, selector.partition("/")[0].partition("[")[0]))
+
+
+def _selectors_of(unit: Unit) -> set[str]:
+    """Return every selector that matches something in a unit before it is run."""
+    if isinstance(unit, (Pipeline, Parallel)):
+        return {*stage_selectors(unit), *(selector for part in unit.units for selector in _selectors_of(part))}
+    stage: Any = one_action_stage(cast("Any", unit)) if isinstance(unit, Action) else unit
+    return {*stage_selectors(stage), *(selector for action in stage for selector in action_selectors(stage, action))}
+
+
+def load_workflow(options: Namespace) -> Workflow:
+    """Import the workflow that the options name."""
+    return Workflow(load(options.entry), options.entry)
+
+
+def load_recorded_workflow(options: Namespace, path: str) -> tuple[Workflow, RunInfo]:
+    """Return a run of a journal, and its workflow: the one that is named, or the one that the journal knows.
+
+    Where the journal knows it, `--only` defaults to the selectors with which the run was started.
+    """
+    from flowdeco.cli.journals import find_run  # `run` without a journal needs no database
+
+    *named, wanted = options.run
+    if len(named) > 1:
+        raise UsageError(f"expected [FILE.py:FLOW] RUN, not {' '.join(options.run)}")
+    if wanted.endswith(".py") or ".py:" in wanted:
+        run = named[0] if named else "RUN"
+        raise UsageError(f"the run comes last: flowdeco {options.command} {shlex.quote(wanted)} {run}")
+    info = find_run(path, wanted)
+    if named:
+        entry = load(named[0])
+    elif info.entry is None:
+        raise UsageError(
+            f"the journal does not know where the workflow of run {info.id!r} is, because the run was not started by "
+            f"this command: name it, as in flowdeco resume file.py:flow {wanted}"
+        )
+    else:
+        reference, *only = shlex.split(info.entry)
+        options.only = options.only or [selector.removeprefix("--only=") for selector in only]
+        entry = load(reference)
+    return Workflow(entry, entry.reference), info
+
+
+def stand_in_for_main(entry: Entry) -> None:
+    """Let pickles of a script, written while it was the main module, find its definitions."""
+    if entry.in_file:
+        sys.modules["__main__"] = entry.module

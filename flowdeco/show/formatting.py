@@ -1,0 +1,136 @@
+"""Formatting that text, diagrams and pages have in common: names, numbers, durations, status marks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from flowdeco.engine.runs import Status
+from flowdeco.show.folding import Fold
+from flowdeco.show.parts import Part
+
+__all__ = [
+    "MARKS",
+    "branch_counts",
+    "data_flow",
+    "duration",
+    "fold_label",
+    "notes_of",
+    "plural",
+    "printable",
+    "state",
+    "summary",
+    "unusual_status",
+]
+
+MARKS: Final[dict[str, str]] = {
+    "": " ",
+    "completed": "✓",
+    "failed": "✗",
+    "recovered": "↻",
+    "skipped": "⊘",
+    "bailed": "⏏",
+    "suspended": "‖",
+    "cancelled": "■",
+    "crashed": "✗",
+    "running": "▸",
+    "pending": "·",
+}
+
+# Joiners and selectors of emoji: not printable by themselves, and harmless.
+_HARMLESS: Final = frozenset("\u200c\u200d\ufe0e\ufe0f")
+
+
+def printable(text: str) -> str:
+    """Return a name in one line: control characters, and those that turn the direction of text, are escaped."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in _HARMLESS else c.encode("unicode_escape", "backslashreplace").decode()
+        for c in text
+    )
+
+
+def plural(number: int, noun: str) -> str:
+    """Return "1 stage", "2 stages", "3 branches"."""
+    nouns = f"{noun}es" if noun.endswith("ch") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else nouns}"
+
+
+_UNITS: Final = ((1e-3, 1e6, "µs"), (1.0, 1e3, "ms"), (60.0, 1.0, "s"))
+
+
+def duration(seconds: float | None) -> str:
+    """Return a duration with three digits: "0 µs", "1.24 ms", "12.3 s", "2 min 5 s", "3 h 20 min"."""
+    if seconds is None:
+        return ""
+    for below, factor, unit in _UNITS:
+        value = seconds * factor
+        if seconds < below:
+            digits = 0 if unit == "µs" or value >= 99.95 else 1 if value >= 9.995 else 2
+            if value < 999.5 and not (unit == "s" and value >= 59.95):
+                return f"{value:.{digits}f} {unit}"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86400:,} d {whole % 86400 // 3600} h"
+
+
+def state(part: Part) -> str:
+    """Return the status in one word: "recovered" is one; "" for a part that was only planned."""
+    if part.recovered:
+        return "recovered"
+    return "" if part.status is None else str(part.status)
+
+
+def unusual_status(part: Part) -> str:
+    """Return the status of a part that neither completed nor failed: "skipped", "not reached"; otherwise ""."""
+    if part.status in (None, Status.COMPLETED, Status.FAILED):
+        return ""
+    return "not reached" if part.status is Status.PENDING else str(part.status)
+
+
+def data_flow(part: Part) -> str:
+    """Return the keys that an action reads and writes: "text → rows", "reads text", "writes rows"; "" for none."""
+    reads = ", ".join(map(printable, part.reads))
+    writes = ", ".join([*map(printable, part.writes), *(["inserts units"] if part.inserts else [])])
+    if reads and writes:
+        return f"{reads} → {writes}"
+    if writes:
+        return f"writes {writes}" if part.writes else writes
+    return f"reads {reads}" if reads else ""
+
+
+def branch_counts(group: Part) -> str:
+    """Return "3 branches", "8 branches, 2 at a time"."""
+    return f"{plural(len(group.parts), 'branch')}{f', {group.limit} at a time' if group.limit else ''}"
+
+
+def fold_label(fold: Fold) -> str:
+    """Return how many parts are folded, of which template, and their status unless they completed."""
+    first = fold.parts[0]
+    status = "" if first.status in (None, Status.COMPLETED) else f", {state(first)}"
+    return f"… {printable(fold.label)}{status}"
+
+
+def summary(counts: Mapping[str, int]) -> str:
+    """Return how many changes there are of each kind, "as planned" for none."""
+    return ", ".join(f"{number:,} {kind}" for kind, number in counts.items()) or "as planned"
+
+
+def notes_of(part: Part, parent_inserted_by: str | None = None) -> Iterable[str]:
+    """Yield notes on a part of a run; who inserted it, unless its parent was inserted together with it."""
+    if part.inserted_by is not None and part.inserted_by != parent_inserted_by:
+        yield f"inserted by {printable(part.inserted_by)}"
+    if part.unplanned:
+        yield "not in the plan"
+    if part.attempts > 1:
+        yield plural(part.attempts, "attempt")
+    if unusual_status(part):
+        yield unusual_status(part)
+    if part.recovered:
+        yield f"recovered from {printable(part.error)}" if part.error else "recovered"
+    elif part.status is Status.FAILED:
+        yield printable(part.error) or "failed"

@@ -1,0 +1,114 @@
+"""The values that a run is known to have had, as far as they can be found after it.
+
+Nothing records the values that pass through a run. Found are the store as the run left it, and those of branches that
+were not merged; the data of stages, the arguments of templates, bound values and defaults; and the arguments of failed
+actions, as long as their traceback has the frame. `docs/see.md` lists the values that are missed.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, NamedTuple, cast
+
+from flowdeco.engine.runs import Run
+from flowdeco.model.annotations import EMPTY
+from flowdeco.model.definitions import Action, Stage
+from flowdeco.model.references import Called, Changed, Narrowed
+from flowdeco.model.wiring import step_of
+from flowdeco.show.redaction import Doubtful
+
+__all__ = ["KnownValues", "known_values"]
+
+DEEPEST: Final = 8  # functions that wrap each other
+_STARS: Final = {0: 0, 4: 1, 8: 1, 12: 2}  # parameters by CO_VARARGS and CO_VARKEYWORDS
+
+
+class KnownValues(NamedTuple):
+    """Values with the names of their keys or parameters, and words that the report shows anyway, in names."""
+
+    values: list[tuple[str, Any]]
+    public: set[str]
+
+
+def known_values(run: Run, errors: Iterable[BaseException]) -> KnownValues:
+    """Return the values that a run is known to have had in its store, and passed to its actions."""
+    known = KnownValues(list(run.store.items()), set())
+    known.values.extend(_in_branches(run._trace))
+    actions: dict[int, Action[..., Any]] = {}
+    stages: dict[int, Stage] = {}
+    for record in run.stages:
+        stages[id(record.stage)] = record.stage
+        found: list[Any] = [one.action for one in record.actions]  # None for one that failed before the run was resumed
+        actions.update((id(action), action) for action in found if action is not None)
+    for stage in stages.values():
+        known.values.extend((stage._data or {}).items())
+        for name, value in _template_arguments(stage):
+            known.public.update({value} if isinstance(value, str) and value in stage.name else ())
+            known.values.append((name, value))
+        actions.update((id(action), action) for action in stage)
+    codes: set[Any] = set()
+    defaults: set[int] = set()
+    for action in actions.values():
+        step = step_of(action)
+        codes.update(_codes(action.__wrapped__))
+        known.values.extend(step.bound.items())
+        optional = [parameter for parameter in step.inputs if parameter.default is not EMPTY]
+        known.values.extend((parameter.name, Doubtful(parameter.default)) for parameter in optional)
+        defaults.update(id(parameter.default) for parameter in optional)
+    for error in errors:
+        known.values.extend((name, value) for name, value in _in_frames(error, codes) if id(value) not in defaults)
+    return known
+
+
+def _in_branches(trace: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the contents of the stores of branches that were not merged."""
+    for group in getattr(trace, "groups", ()):
+        for _, branch in group.branches:
+            yield from (branch.store or {}).items()
+            yield from _in_branches(branch)
+
+
+def _template_arguments(stage: Stage) -> Iterator[tuple[str, Any]]:
+    """Yield the arguments of the template call that made this stage."""
+    origin: Any = stage._origin
+    while isinstance(origin, (Changed, Narrowed)):
+        origin = origin.base._origin
+    if isinstance(origin, Called):
+        name = str(getattr(origin.template, "name", "argument"))
+        names = [*inspect.signature(origin.template).parameters]
+        names.extend([name] * len(origin.args))  # for the values of `*args`
+        yield from zip(names, origin.args, strict=False)
+        yield from origin.kwargs.items()
+
+
+def _codes(function: Any) -> Iterator[Any]:
+    """Yield the code of a function, and of those that it wraps."""
+    for _ in range(DEEPEST):
+        if function is None:
+            return
+        yield getattr(function, "__code__", None)
+        wrapped = (getattr(function, name, None) for name in ("__wrapped__", "__func__", "func"))
+        function = next(filter(None, wrapped), None)
+
+
+def _in_frames(error: BaseException, codes: set[Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the arguments and the enclosed variables of functions with these codes that are in a traceback."""
+    waiting: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while waiting:
+        current = waiting.pop()
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        waiting.extend((current.__cause__, current.__context__))
+        if isinstance(current, BaseExceptionGroup):
+            waiting.extend(cast("BaseExceptionGroup[BaseException]", current).exceptions)
+        traceback = current.__traceback__
+        while traceback is not None:
+            frame, traceback = traceback.tb_frame, traceback.tb_next
+            code = frame.f_code
+            if code in codes:
+                arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + _STARS[code.co_flags & 12]]
+                names = (*arguments, *code.co_freevars)
+                yield from ((name, value) for name, value in frame.f_locals.items() if name in names)

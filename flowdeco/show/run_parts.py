@@ -1,0 +1,199 @@
+"""The parts of a run, read from its records."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from flowdeco.engine.runs import ActionRecord, Run, Scope, StageRecord, Status
+from flowdeco.errors import told as error_text
+from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream
+from flowdeco.show.parts import DEEPEST, Part, pending
+from flowdeco.show.plan_parts import planned_action, planned_parts, stage_part, text_or_empty
+
+__all__ = ["error_with_members", "ran_parts"]
+
+MOST_MEMBERS = 20  # of an exception group
+
+
+@dataclass(eq=False, slots=True)
+class _Node:
+    """A pipeline, group or branch that is being put together from its records."""
+
+    kind: str
+    name: str
+    depth: int
+    inserted_by: str | None = None
+    branch: int | None = None
+    children: list[_Node | Part] = field(default_factory=list[Any])
+    waiting: dict[str, deque[Any]] = field(
+        default_factory=dict[str, Any]
+    )  # inserted units that have not run yet, by whom
+
+    def part(self) -> Part:
+        parts = tuple(child.part() if isinstance(child, _Node) else child for child in self.children)
+        for inserted_by, units in self.waiting.items():
+            coming = planned_parts((unit for unit in units if not isinstance(unit, Stream)), self.depth)
+            parts += tuple(pending(coming, inserted_by))
+        spans = [(part.started, part.started + (part.elapsed or 0.0)) for part in parts if part.started is not None]
+        started = min((start for start, _ in spans), default=None)
+        ended = max((end for _, end in spans), default=0.0)
+        first = parts[0] if self.kind == "branch" and parts else None  # a branch is named after its unit
+        return Part(
+            self.kind,
+            first.name if first else self.name,
+            stem=first.stem if first else "",
+            parts=parts,
+            status=_status_of(parts),
+            started=started,
+            elapsed=None if started is None else ended - started,
+            inserted_by=self.inserted_by,
+            record=self.branch,
+        )
+
+
+# The first of these that one of the parts has is the status of the whole.
+_GRAVITY = (
+    Status.FAILED, Status.CANCELLED, Status.SUSPENDED, Status.BAILED, Status.COMPLETED, Status.SKIPPED, Status.PENDING,
+)  # fmt: skip
+
+
+def _status_of(parts: Iterable[Part]) -> Status | None:
+    found = {Status.COMPLETED if part.recovered else part.status for part in parts}
+    return next((status for status in _GRAVITY if status in found), None)
+
+
+def ran_parts(run: Run) -> tuple[Part, ...]:
+    """Return the parts of a run in the order of its records, with the inserted units that were never reached."""
+    root = _Node("", "", 0)
+    nodes: dict[object, _Node] = {None: root}
+    unfinished = run.status is not Status.COMPLETED
+    for index, record in enumerate(run.stages):
+        node = _node_of(record.scope, nodes)
+        if unfinished:
+            _note_insertions(node, record)
+        node.children.append(_ran_stage(index, record))
+    return root.part().parts
+
+
+def _node_of(scope: Scope | None, nodes: dict[object, _Node]) -> _Node:
+    """Return the node of a scope; it and the nodes around it are made if they are missing."""
+    missing: list[Scope] = []
+    while scope is not None and (scope.id, scope.branch) not in nodes:
+        missing.append(scope)
+        scope = scope.outer
+    node = nodes[None if scope is None else (scope.id, scope.branch)]
+    for inner in reversed(missing):
+        if node.depth >= DEEPEST:
+            nodes[inner.id, inner.branch] = node
+            continue
+        if inner.branch is None:
+            node = _add_child(node, "pipeline", inner)
+        else:
+            group = nodes.get(inner.id)
+            if group is None:
+                group = nodes[inner.id] = _add_child(node, "parallel", inner)
+            node = _Node("branch", inner.name, group.depth + 1, None, inner.branch)
+            group.children.append(node)
+        nodes[inner.id, inner.branch] = node
+    return node
+
+
+def _add_child(node: _Node, kind: str, scope: Scope) -> _Node:
+    child = _Node(kind, scope.name, node.depth + 1, scope.inserted_by)
+    node.children.append(child)
+    _remove_waiting(node, scope.inserted_by, kind, scope.name)
+    return child
+
+
+_KINDS: dict[object, str] = {Stage: "stage", Action: "stage", Pipeline: "pipeline", Parallel: "parallel"}
+
+
+def _remove_waiting(node: _Node, inserted_by: str | None, kind: str, name: str) -> None:
+    """Remove an inserted unit that has run from those that have not."""
+    units = node.waiting.get(inserted_by) if inserted_by is not None else None
+    if units:
+        for index, unit in enumerate(units):
+            if _KINDS.get(cast("object", type(unit))) == kind and unit.name == name:
+                del units[index]
+                return
+
+
+def _note_insertions(node: _Node, record: StageRecord) -> None:
+    """Note that a stage has run, and the units that it inserted."""
+    _remove_waiting(node, record.inserted_by, "stage", record.name)
+    inserted = [(f"{record.name}/{action.name}", action.inserted) for action in record.actions]
+    for inserted_by, units in (*inserted, (record.name, record.inserted)):
+        coming = [unit for unit in units if type(unit) is not Action]
+        if coming:
+            node.waiting.setdefault(inserted_by, deque()).extendleft(reversed(coming))
+
+
+def _ran_stage(index: int, record: StageRecord) -> Part:
+    actions = [_ran_action(place, action) for place, action in enumerate(record.actions)]
+    if record.status is not Status.COMPLETED and record.status is not Status.SKIPPED:
+        actions.extend(_unreached_actions(record))
+    return _with_outcome(stage_part(record.stage, tuple(actions)), record, index)
+
+
+def _ran_action(index: int, record: ActionRecord) -> Part:
+    action: Any = record.action  # None for one that failed before the run was resumed
+    part = Part(
+        "action",
+        record.name,
+        description="" if action is None else text_or_empty(action.description),
+        tags=tuple(sorted(action.tags)) if action is not None and action.tags else (),
+    )
+    return _with_outcome(part, record, index)
+
+
+def _with_outcome(part: Part, record: StageRecord | ActionRecord, index: int) -> Part:
+    return part._replace(
+        name=record.name,
+        status=record.status,
+        started=record.started,
+        elapsed=record.elapsed,
+        inserted_by=record.inserted_by,
+        attempts=record.attempts,
+        recovered=record.recovered,
+        error=_first_line(record.error),
+        record=index,
+    )
+
+
+def _unreached_actions(record: StageRecord) -> Iterator[Part]:
+    """Yield the actions of a stage that were never reached."""
+    static = sum(action.inserted_by is None for action in record.actions)
+    waiting: dict[str, deque[Any]] = {}
+    for action in record.actions:
+        units = waiting.get(action.inserted_by or "")
+        if units:
+            units.popleft()
+        added = [unit for unit in action.inserted if type(unit) is Action]
+        if added:
+            waiting.setdefault(f"{record.name}/{action.name}", deque()).extendleft(reversed(added))
+    for inserted_by, units in waiting.items():
+        yield from pending(map(planned_action, units), inserted_by)
+    yield from pending(map(planned_action, list(record.stage)[static:]), None)
+
+
+def _first_line(error: BaseException | None) -> str:
+    """Return type and message of an exception in one line."""
+    first, more, _ = error_text(error).strip().partition("\n")
+    return f"{first.rstrip()} …" if more else first
+
+
+def error_with_members(error: BaseException | None, indent: str = "") -> str:
+    """Return type and message of an exception and, of a group, of all its members: each in lines of its own."""
+    lines = [error_text(error).replace("\n", f"\n{indent}")]
+    if isinstance(error, BaseExceptionGroup):
+        members: tuple[BaseException, ...] = cast("Any", error).exceptions
+        inner = f"{indent}     "
+        for number, member in enumerate(members[:MOST_MEMBERS], 1):
+            lines.append(f"{indent}  {number}. {error_with_members(member, inner)}")
+            lines.extend(f"{inner}{note}" for note in map(str, getattr(member, "__notes__", ())))
+        if len(members) > MOST_MEMBERS:
+            lines.append(f"{indent}  … {len(members) - MOST_MEMBERS:,} more")
+    return "\n".join(lines)
