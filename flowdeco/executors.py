@@ -99,7 +99,7 @@ def perform_shipped(payload: bytes, nonce: bytes) -> bytes:
         raised = signal
     except BaseException as error:
         raised = _travelling(error, dumps)
-    effects = context._effects() if context is not None else None
+    effects = context.effects() if context is not None else None
     try:
         return bytes(dumps(_Home(value, raised, effects)))
     except Exception as error:
@@ -158,7 +158,7 @@ def receive(step: Step | Chore, future: Future[Any], shipped: Arguments | None) 
         raise ShippingError(f"the result of action {step.name!r} cannot be loaded here: {error}") from error
     context = _context_among(*shipped)
     if context is not None and home.effects is not None:
-        context._catch_up(home.effects)
+        context.catch_up(home.effects)
     return home.value if home.raised is None else Raised(home.raised)
 
 

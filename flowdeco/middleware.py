@@ -59,7 +59,7 @@ class Retry(NamedTuple):
                 if not _matches(error, self.on):
                     raise
                 seconds = random.uniform(0, pause) if self.jitter else pause
-                call.logger.info("%s %r failed (%r): again in %.3f s", call.level, call.subject, error, seconds)
+                call.logger.info("%s %r failed (%r): again in %.3f s", call.level, call.name, error, seconds)
                 yield Sleep(seconds)
                 pause = min(2 * pause, self.wait_max)
         yield None
@@ -87,7 +87,7 @@ class Recover(NamedTuple):
         except BaseException as error:
             if not _matches(error, self.on):
                 raise
-            call.logger.info("%s %r failed and is recovered: %r", call.level, call.subject, error)
+            call.logger.info("%s %r failed and is recovered: %r", call.level, call.name, error)
             call.outcome = self.outcome
 
     def __repr__(self) -> str:
@@ -99,18 +99,17 @@ def atomic(call: Call) -> Generator[None, Any, None]:
 
     Lists and other values changed in place are not undone. A `Bail` is no failure, and a `Suspend` goes on later.
     """
-    log = call.store._begin()
+    mark = call.store.mark()
+    call.undo_on_failure()
     try:
         yield
     except (Bail, Suspend):
-        call.store._end(log)
+        call.store.release(mark)
         raise
     except BaseException:
-        call.store._end(log)
-        call.store._rollback(log)
-        call._undone = True
+        call.store.undo(mark)
         raise
-    call.store._end(log)
+    call.store.release(mark)
 
 
 # They give no values to what is inside, and write nothing: what is certain without them is certain with them (see

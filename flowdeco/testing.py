@@ -23,17 +23,19 @@ import selectors
 import threading
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
+from functools import partial
 from inspect import isgenerator
 from typing import Any, Final, cast
 
 from flowdeco import running
 from flowdeco.drivers import sync
-from flowdeco.drivers.common import Evaluated, begin
-from flowdeco.drivers.common import resume as continued
-from flowdeco.drivers.loop_thread import LoopThread
+from flowdeco.drivers.in_flight import InFlight
+from flowdeco.drivers.interrupts import Interrupts
+from flowdeco.drivers.loop_thread import LoopThread, Variables
+from flowdeco.drivers.start import Evaluated, begin
+from flowdeco.drivers.start import resume as continued
 from flowdeco.drivers.threads import timed_out
-from flowdeco.drivers.work import Work
-from flowdeco.engine.requests import Await, Raised, Request, Sleep, Wait
+from flowdeco.engine.requests import Await, Gate, Raised, Request, Sleep
 from flowdeco.engine.runs import Run, StageRecord, Status
 from flowdeco.errors import DefinitionError, suggestion
 from flowdeco.events import ActionStarted
@@ -119,7 +121,7 @@ class _LoopHere(LoopThread):
 
     def __enter__(self) -> LoopThread:
         self._ready = threading.Event()
-        self._variables = _variables()
+        self._variables = Variables()
         self._server = self.loop.create_task(self._serve(), context=contextvars.copy_context())
         self.loop.run_until_complete(asyncio.sleep(0))  # it has begun to serve
         return self
@@ -163,55 +165,63 @@ class _LoopHere(LoopThread):
         return answer
 
 
-def _variables() -> Any:
-    from flowdeco.drivers.loop_thread import Variables
+class _InFlightHere(InFlight):
+    """Performs the calls of branches in the calling thread, one after the other."""
 
-    return Variables()
+    def __init__(self, performer: _Performer, resources: ExitStack) -> None:
+        super().__init__(performer, None, resources)
+        self._performer = performer
 
+    def _begin(self, ticket: int, request: Request, context: contextvars.Context) -> Callable[[], object] | None:
+        return super()._begin(ticket, self._performer.observed(request), context)
 
-class _WorkHere(Work):
     def _in_thread(self, call: Callable[[], None]) -> None:
         call()
 
 
-class _Performer(sync._Performer):
-    """Performs everything in the calling thread, one after the other, and waits by the clock."""
+class _Performer(sync.Performer):
+    """Performs everything in the calling thread, one after the other, and waits by the clock of the runner."""
 
-    def __init__(self, resources: ExitStack, clock: Clock, slept: list[float]) -> None:
-        super().__init__(resources, None)
-        self._work = _WorkHere(self, None, resources)
-        self._clock = clock
-        self._slept = slept
+    def __init__(self, resources: ExitStack, interrupts: Interrupts, runner: FlowRunner) -> None:
+        super().__init__(resources, interrupts, None)
+        self._runner = runner
+        self._clock = runner.clock
+        self._calls = _InFlightHere(self, resources)
+
+    def observed(self, request: Request) -> Request:
+        """Return the request, with a call that the runner remembers, and that no thread is needed for."""
+        return self._runner.recorded(request)
 
     def perform(self, request: Request) -> Any:
         if isinstance(request, Sleep):
-            self._slept.append(request.seconds)
+            self._runner.slept.append(request.seconds)
             if self._loop_thread is None:
                 return self._clock.advance(request.seconds)
-            return self._loop().result_of(
-                Await(asyncio.sleep(request.seconds))
-            )  # what is in the loop goes on meanwhile
+            return self.loop().result_of(Await(asyncio.sleep(request.seconds)))  # with what is under way in the loop
         return super().perform(request)
 
-    def _loop(self) -> _LoopHere:
+    def loop(self) -> _LoopHere:
         if self._loop_thread is None:
-            self._loop_thread = self._resources.enter_context(_LoopHere(self._clock))
+            self._loop_thread = self.resources.enter_context(_LoopHere(self._clock))
         return cast("_LoopHere", self._loop_thread)
 
-    def _look(self) -> None:
-        if not self._reported:
-            self._loop().run_until(lambda: self._reported)
+    def in_flight(self) -> InFlight:
+        return self._calls
+
+    def look(self) -> None:
+        if not self.reported:
+            self.loop().run_until(lambda: self.reported)
 
     def report(self, ticket: int, answer: Any) -> None:
-        self._reported.append((ticket, answer))
+        self.reported.append((ticket, answer))
         if self._loop_thread is not None:
-            loop = self._loop().loop
+            loop = self.loop().loop
             if loop.is_running():
                 loop.stop()
 
     def later(self, seconds: float, ticket: int, answer: Any) -> None:
-        self._slept.append(seconds)
-        self._loop().loop.call_later(seconds, self.report, ticket, answer)
+        self._runner.slept.append(seconds)
+        self.loop().loop.call_later(seconds, self.report, ticket, answer)
 
 
 # Calls.
@@ -299,7 +309,7 @@ class FlowRunner:
 
         def begun() -> Run:
             __tracebackhide__ = True
-            return self._performed(begin(as_pipeline(flow), inputs, chosen), chosen)
+            return self._performed(partial(begin, as_pipeline(flow), inputs, chosen), chosen)
 
         return self._in_a_free_thread(begun)
 
@@ -315,8 +325,8 @@ class FlowRunner:
 
         def resumed() -> Run:
             __tracebackhide__ = True
-            evaluated = continued(as_pipeline(flow), run, inputs, chosen, on_change, from_stage)
-            return self._performed(evaluated, chosen) if isinstance(evaluated, tuple) else evaluated
+            start = partial(continued, as_pipeline(flow), run, inputs, chosen, on_change, from_stage)
+            return self._performed(start, chosen)
 
         return self._in_a_free_thread(resumed)
 
@@ -355,14 +365,15 @@ class FlowRunner:
             raise came[0].error
         return cast("Run", came[0])
 
-    def _performed(self, evaluated: Evaluated, options: RunOptions) -> Run:
+    def _performed(self, start: Callable[[Gate], Evaluated | Run], options: RunOptions) -> Run:
         __tracebackhide__ = True
-        run, evaluation = evaluated
-        return sync._performed(
-            (run, self._watched(evaluation)),
-            options,
-            lambda resources, executor: _Performer(resources, self.clock, self.slept),
-        )
+
+        def watched(gate: Gate) -> Evaluated | Run:
+            __tracebackhide__ = True
+            evaluated = start(gate)
+            return (evaluated[0], self._watched(evaluated[1])) if isinstance(evaluated, tuple) else evaluated
+
+        return sync.perform(watched, options, lambda resources, interrupts, _: _Performer(resources, interrupts, self))
 
     def _watched(self, evaluation: Generator[Request, Any, None]) -> Generator[Request, Any, None]:
         answer: Any = None
@@ -372,13 +383,9 @@ class FlowRunner:
                     request = evaluation.send(answer)
                 except StopIteration:
                     return
-                if isinstance(request, Wait):
-                    request.begin[:] = [
-                        (ticket, self._recorded(wanted), context) for ticket, wanted, context in request.begin
-                    ]
-                answer = yield self._recorded(request)
+                answer = yield self.recorded(request)
 
-    def _recorded(self, request: Request) -> Request:
+    def recorded(self, request: Request) -> Request:
         """Return the request with a call that is remembered, and that no thread is needed for."""
         if type(request) is not tuple or not isinstance(request[0], Step):
             return request

@@ -344,9 +344,9 @@ def suspends(ctx: Context):
 
 def noting(call):
     """Collect when it begins and ends; write at the end."""
-    call.store.append("notes", f"+{call.level} {call.subject}")
+    call.store.append("notes", f"+{call.level} {call.name}")
     yield
-    call.store.append("notes", f"-{call.level} {call.subject}")
+    call.store.append("notes", f"-{call.level} {call.name}")
 
 
 ENTERED = []
@@ -354,16 +354,16 @@ ENTERED = []
 
 def watched(call):
     """Note outside of the store that it is entered and left."""
-    ENTERED.append(f"+{call.level} {call.subject}")
+    ENTERED.append(f"+{call.level} {call.name}")
     try:
         yield
     finally:
-        ENTERED.append(f"-{call.level} {call.subject}")
+        ENTERED.append(f"-{call.level} {call.name}")
 
 
 def cached(call):
     """Supply an outcome instead of calling."""
-    ENTERED.append(f"cached {call.subject}")
+    ENTERED.append(f"cached {call.name}")
     call.outcome = "from the cache"
     return
     yield
@@ -371,7 +371,7 @@ def cached(call):
 
 def bypass(call):
     """Skip what is inside."""
-    ENTERED.append(f"bypassed {call.subject}")
+    ENTERED.append(f"bypassed {call.name}")
     return
     yield
 
@@ -379,7 +379,7 @@ def bypass(call):
 def inserting(call):
     """Insert a stage when the inside is over."""
     yield
-    call.insert(visit(f"after {call.subject}"))
+    call.insert(visit(f"after {call.name}"))
 
 
 def giving(call):

@@ -778,9 +778,9 @@ def test_runs_are_listed(flowdeco, journal):
     assert code == 0
     assert lines(out) == [
         "RUN WORKFLOW STATUS STARTED STEPS WHY",
-        "three flows.py:gated suspended WHEN 2 waiting for 'approval'",
-        "two flows.py:flow failed WHEN 2 ConnectionError: the server is offline",
-        "one flows.py:flow completed WHEN 10",
+        "three flows.py:gated suspended WHEN 4 waiting for 'approval'",
+        "two flows.py:flow failed WHEN 4 ConnectionError: the server is offline",
+        "one flows.py:flow completed WHEN 11",
     ]
     assert [line.split()[0] for line in lines(flowdeco("runs", "--limit", "1")[1])[1:]] == ["three"]
     found = json.loads(flowdeco("runs", "--status", "failed", "--status", "completed", "--json")[1])
@@ -856,6 +856,7 @@ def test_a_run_is_shown_with_its_steps(flowdeco, journal):
         "discover completed T",
         "process[0] completed T",
         "handle completed T",
+        "approve suspended T",
     ]
     shown = json.loads(flowdeco("show", "one", "--json")[1])
     assert (shown["id"], shown["status"], shown["entry"]) == ("one", "suspended", f"{Path.cwd()}/flows.py:gated")
@@ -864,6 +865,8 @@ def test_a_run_is_shown_with_its_steps(flowdeco, journal):
         ("stage", "discover", None),
         ("action", "process[0]", "handle"),
         ("stage", "process[0]", None),
+        ("action", "approve", "approve"),
+        ("stage", "approve", None),
     ]
 
 
@@ -894,19 +897,32 @@ alone = first >> publish["upload"]
 
 
 def test_what_failed_is_shown(flowdeco, journal):
-    """The journal has no row for it; with its attempts."""
+    """With its attempts."""
     Path("fails.py").write_text(FAILS)
     flowdeco("run", "fails.py:flow", "--run-id", "one")
     shown = lines(flowdeco("show", "one")[1])
     assert "status failed: OSError: offline" in shown
-    assert shown[-3:] == ["publish failed", "text completed T", "upload failed, 3 attempts"]
+    assert shown[-3:] == ["publish failed T", "text completed T", "upload failed, 3 attempts T"]
     assert json.loads(flowdeco("show", "one", "--json")[1])["failed"] == [
         {"stage": "publish", "action": "upload", "attempts": 3, "error": ""}
     ]
     assert lines(flowdeco("diff", "one")[1])[0].endswith("(failed): 1 retried, 1 failed, 1 not reached")
     assert "✗ upload 3 attempts, OSError: offline" in lines(flowdeco("diff", "one")[1])
     flowdeco("run", "fails.py:alone", "--run-id", "two")
-    assert lines(flowdeco("show", "two")[1])[-2:] == ["first completed T", "upload failed, 3 attempts"]
+    assert lines(flowdeco("show", "two")[1])[-2:] == ["first completed T", "upload failed, 3 attempts T"]
+
+
+def test_where_a_run_failed_is_known_without_its_code(flowdeco, journal):
+    """Its exceptions may be of a module that cannot be imported."""
+    Path("fails.py").write_text(FAILS.replace("@stage\n", "class Offline(OSError): ...\n@stage\n", 1))
+    Path("fails.py").write_text(Path("fails.py").read_text().replace("raise OSError(why)", "raise Offline(why)"))
+    flowdeco("run", "fails.py:flow", "--run-id", "one")
+    Path("fails.py").unlink()
+    sys.modules.pop("fails", None)
+    assert lines(flowdeco("show", "one")[1])[-1] == "upload failed, 3 attempts T"
+    assert json.loads(flowdeco("runs", "--json")[1])[0]["failed"] == [
+        {"stage": "publish", "action": "upload", "attempts": 3, "error": ""}
+    ]
 
 
 def test_attempts_are_told_in_the_table_of_a_run(flowdeco):
@@ -955,7 +971,7 @@ def test_an_error_without_a_message_has_no_colon(flowdeco, journal):
     """Ctrl-C, for one."""
     Path("fails.py").write_text(FAILS)
     flowdeco("run", "fails.py:alone", "-i", "why=stop", "--run-id", "one")
-    assert lines(flowdeco("runs")[1])[1].endswith("cancelled WHEN 2 KeyboardInterrupt")
+    assert lines(flowdeco("runs")[1])[1].endswith("cancelled WHEN 4 KeyboardInterrupt")
     assert "status cancelled: KeyboardInterrupt" in lines(flowdeco("show")[1])
 
 

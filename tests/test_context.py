@@ -529,7 +529,7 @@ def test_a_context_travels_as_what_can_be_known_elsewhere(run):
         detached.insert(Stage("inserted"))
         detached.disable("b")
         detached.emit("hello")
-        ctx._catch_up(pickle.loads(pickle.dumps(detached._effects())))
+        ctx.catch_up(pickle.loads(pickle.dumps(detached.effects())))
 
     events = []
     flow = pipeline(
@@ -548,7 +548,7 @@ def test_messages_brought_home_without_observers_are_nothing(run):
     def travels(ctx):
         detached = pickle.loads(pickle.dumps(ctx))
         detached.emit("hello")
-        ctx._catch_up(detached._effects())
+        ctx.catch_up(detached.effects())
 
     assert run(asks(travels)).status == "completed"
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import itertools
 import os
 import threading
 import time
@@ -233,8 +234,9 @@ def test_the_journal_has_no_steps_of_dropped_attempts(kept):
     run = kept.run(flow)
     journal = SqliteJournal(kept.journal) if isinstance(kept.journal, str) else kept.journal
     rows = [(row.number, row.kind, row.stage, row.action) for row in journal.history(run.id)]
-    assert rows[:3] == [(0, "action", "s", "item"), (1, "action", "s", "b"), (2, "stage", "s", None)]
-    assert {kind for _, kind, *_ in rows[3:]} <= {"pipeline"}
+    assert rows == [
+        (2, "action", "s", "item"), (3, "action", "s", "b"), (1, "stage", "s", None), (0, "pipeline", "p", None),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("level", ["action", "stage", "use_stages", "pipeline", "run"])
@@ -327,14 +329,14 @@ def test_a_recovered_pipeline_is_restored(way):
 
 
 def test_a_failure_in_an_atomic_stage_leaves_nothing_in_the_store_and_loses_nothing(way):
-    """Its writes were undone; on resume they are restored from the journal, or made again."""
+    """Its writes were undone; on resume it runs again from its beginning."""
     flow = du.first >> Stage("s", [du.item, du.plan, du.fragile], use=[atomic]) >> du.item.bind(value=2)
     BROKEN.add("fragile")
     broken = way.run(flow)
     assert "items" not in broken.store
     du.clear()
     resumed = way.resume(flow, broken)
-    assert CALLS[:3] == ["item 0", "plan", "fragile"] if way.journal is None else CALLS[:2] == ["fragile", "go rome"]
+    assert CALLS[:3] == ["item 0", "plan", "fragile"]
     assert resumed["items"] == [0, 2]
     assert resumed["visits"] == ["rome", "oslo"]
     assert actions_run(resumed).count("s/item") == 1
@@ -350,14 +352,14 @@ def test_an_atomic_stage_that_completed_is_restored(way):
     assert CALLS == ["fragile"]
 
 
-def test_a_suspension_in_an_atomic_stage_goes_on_where_it_was(way):
-    """It is no failure: what had completed stays."""
+def test_a_suspended_atomic_stage_runs_again_from_its_beginning(way):
+    """It is one step, and has not completed."""
     flow = Stage("s", [du.item, du.suspends, du.first], use=[atomic]) >> du.item.bind(value=2)
     suspended = way.run(flow)
     assert suspended.status == "suspended"
     du.clear()
     resumed = way.resume(flow, suspended, {"go": True})
-    assert CALLS == ["suspends", "first", "item 2"]
+    assert CALLS == ["item 0", "suspends", "first", "item 2"]
     assert resumed["items"] == [0, 2]
 
 
@@ -445,6 +447,44 @@ def test_what_middleware_wrote_and_collected_is_there_once(way):
         resumed = way.resume(NOTED, broken, **({} if way.journal is None else {"use": [du.noting]}))
         assert outcome(resumed) == outcome(whole), number
         assert CALLS == calls[: number + 1] + calls[number:]
+
+
+def numbering(call):
+    """Collect which attempt it is entered in."""
+    call.store.append("entered", call.attempt)
+    yield
+
+
+def writing_once(call):
+    """Write in the first attempt only."""
+    if call.attempt == 1:
+        call.store["first"] = True
+    yield
+
+
+IN_ATTEMPTS = {
+    "a layer around": [du.noting, retry(on=ValueError, wait=0), numbering],
+    "nothing in the second": [retry(on=ValueError, wait=0), writing_once],
+    "nothing but its retry": [retry(on=ValueError, wait=0)],
+}
+
+
+@pytest.mark.parametrize("title", IN_ATTEMPTS)
+@pytest.mark.parametrize("where", ["use", "use_stages", "stage"])
+def test_what_middleware_wrote_as_an_attempt_began_is_there_once(way, where, title):
+    """That of the last attempt, and of the layers around it, on each resume."""
+
+    use = IN_ATTEMPTS[title]
+    inner = Stage("s", [flaky("flaky", 1), *du.gate("go")], use=use if where == "stage" else ())
+    flow = pipeline(pipeline(inner, name="q", **({} if where == "stage" else {where: use})), name="p")
+    whole = way.run(flow, {"go": 1}, run_id="whole")
+    du.clear()
+    waiting = way.run(flow)
+    assert waiting.status == "suspended"
+    resumed = way.resume(flow, waiting, {"go": 1})
+    assert dict(resumed.store) == dict(whole.store)
+    assert resumed.store.get("entered", [2]) == [2]
+    assert dict(way.resume(flow, resumed).store) == dict(whole.store)
 
 
 def test_values_that_middleware_gives_are_given_again(way):
@@ -1013,6 +1053,27 @@ def test_what_was_changed_in_place_in_a_branch_is_restored(kept):
     assert kept.resume(flow, broken)["mine"] == [1, 2]
 
 
+def test_what_layers_append_and_actions_read_is_still_appended_to_after_a_resume(kept):
+    """So that branches that append to the same list do not disagree when they are restored."""
+
+    def appends(call):
+        call.store.append("notes", call.name)
+        yield
+
+    def reads(name):
+        @action(name=name, use=[appends])
+        def reads(ctx):
+            assert ctx.store["notes"] == [name]
+
+        return reads
+
+    flow = parallel(Stage("s", [reads("a"), du.fragile]), reads("b"), limit=1)
+    BROKEN.add("fragile")
+    broken = kept.run(flow)
+    BROKEN.clear()
+    assert kept.resume(flow, broken)["notes"] == ["a", "b"]
+
+
 def test_a_large_list_is_not_written_again_for_every_item_that_joins(tmp_path):
     """A row has what was appended, not the whole."""
     flow = pipeline(*[du.item.bind(value="x" * 1000)] * 100)
@@ -1445,6 +1506,103 @@ def test_changed_code_of_what_has_not_completed_is_none_of_its_business(way):
     CALLS.clear()
     resumed = way.resume(made(2), broken)
     assert (resumed["repaired"], CALLS) == ("fine", ["item 0"])
+
+
+class Dying(MemoryJournal):
+    """A journal of run "r" with these rows, whose process is killed before it has written so many more times."""
+
+    def __init__(self, rows, writes):
+        super().__init__()
+        self.left = None
+        self.create("r", "p", self.codec.encode({}, "inputs"), ())
+        self.write("r", rows)
+        self.close("r", "running", None, None)
+        self.left = writes
+
+    def write(self, run_id, rows):
+        """Write, as long as the process lives."""
+        if self.left is not None:
+            self.left -= 1
+            if self.left < 0:
+                raise du.Crash
+        super().write(run_id, rows)
+
+
+def check_killed_anywhere(rows, flow, skip=(), **options):
+    """Check that a resume that was killed anywhere is resumed, and that nothing is called that had completed."""
+    for writes in itertools.count():
+        journal = Dying(rows, writes)
+        killed = flow.resume("r", journal=journal, skip=skip, check=False, **options)
+        assert isinstance(killed.error, du.Crash | None)
+        journal.left = None
+        done = {row.action for row in journal.history("r") if row.status == "completed"}
+        du.clear()
+        resumed = flow.resume("r", journal=journal, **options)
+        assert resumed.status == "completed"
+        assert done.isdisjoint(CALLS)
+        if killed.error is None:
+            return
+
+
+def rows_of_broken(flow):
+    """What a journal has of a run that failed in `fragile`; then everything is mended."""
+    journal = MemoryJournal()
+    BROKEN.add("fragile")
+    flow.run(check=False, journal=journal, run_id="r")
+    du.clear()
+    return journal.history("r")
+
+
+# What takes the place of a step that had failed, and is gone: it has the same number.
+FOLLOWS = {
+    "a stage": Stage("t", [du.first, du.second]),
+    "a stage in a layer": Stage("t", [du.first, du.second], use=[du.noting]),
+    "a stage with data": Stage("t", [du.first, du.second], data={"k": 1}),
+    "a pipeline": pipeline(du.first, du.second, name="q", use=[du.noting]),
+    "a group": parallel(du.first >> du.second, du.plan, limit=1) >> du.item,
+}
+
+
+@pytest.mark.parametrize("on_change", ["error", "ignore", "rerun"])
+@pytest.mark.parametrize("title", FOLLOWS)
+@pytest.mark.parametrize("before", [[], [du.nothing]])
+def test_a_failed_action_that_is_gone_is_no_change(before, title, on_change):
+    """It had not completed, and what comes in its place is performed."""
+
+    def made(*failing):
+        return pipeline(Stage("s", [*before, *failing]), FOLLOWS[title], name="p")
+
+    check_killed_anywhere(rows_of_broken(made(du.fragile)), made(), on_change=on_change)
+
+
+@pytest.mark.parametrize("on_change", ["error", "ignore", "rerun"])
+@pytest.mark.parametrize("title", FOLLOWS)
+@pytest.mark.parametrize("written", [1, 2])
+def test_a_failed_stage_that_is_gone_is_no_change(written, title, on_change):
+    """Nothing in it had completed; the process may have been killed before its own row was written."""
+    rows = rows_of_broken(pipeline(du.fragile, name="p"))
+    assert len(rows) == 2
+    check_killed_anywhere(rows[:written], pipeline(FOLLOWS[title], name="p"), on_change=on_change)
+
+
+SKIPPED = {
+    "what had failed first": Stage("s", [du.fragile, du.nothing]),
+    "what had failed last": Stage("s", [du.nothing, du.fragile]),
+    "in a layer": Stage("s", [du.nothing, du.fragile], use=[du.noting]),
+    "with data": Stage("s", [du.nothing, du.fragile], data={"k": 1}),
+    "a group": parallel(du.nothing >> du.fragile, du.plan, name="s", limit=1),
+    "a pipeline": pipeline(Stage("t", [du.nothing, du.fragile]), name="s", use=[du.noting]),
+    "in a group": parallel(Stage("s", [du.nothing, du.fragile]) >> du.item.bind(value=2), limit=1),
+}
+
+
+@pytest.mark.parametrize("on_change", ["error", "ignore", "rerun"])
+@pytest.mark.parametrize("follows", FOLLOWS)
+@pytest.mark.parametrize("title", SKIPPED)
+def test_what_was_skipped_on_a_resume_is_no_change_on_the_next(title, follows, on_change):
+    """The steps in it count no more."""
+    flow = pipeline(SKIPPED[title], FOLLOWS[follows], name="p")
+    check_killed_anywhere(rows_of_broken(flow), flow, skip=["s"], on_change=on_change)
 
 
 def test_the_same_code_elsewhere_is_no_change(way):
@@ -2179,7 +2337,7 @@ def test_a_fork_from_a_stage_that_the_run_has_not_reached_is_refused(tmp_path):
         >> action(name="late")(lambda: 2)
     )
     run = flow.run(journal=journal)
-    with pytest.raises(JournalError, match="there is no stage 'late' to go on from in this run"):
+    with pytest.raises(JournalError, match="there is no stage 'late' to continue from in this run"):
         flow.resume(run.id, from_stage="late", journal=journal)
 
 

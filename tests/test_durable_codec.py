@@ -639,12 +639,12 @@ def test_pickle_says_what_code_is_gone():
 
 
 OLD_NAMES = {
-    "flowdeco.model.definitions": "flowdeco.definitions",
+    **{f"flowdeco.model.{name}": "flowdeco.definitions" for name in ("definitions", "units", "streams", "runnable")},
     "flowdeco.model.options": "flowdeco.options",
     "flowdeco.model.references": "flowdeco.references",
     "flowdeco.model.store": "flowdeco.store",
     "flowdeco.engine.results": "flowdeco.returned",
-    "flowdeco.engine.runs": "flowdeco.runs",
+    "flowdeco.engine.outcome": "flowdeco.runs",
     "flowdeco.errors\nProblem": "flowdeco.wiring\nProblem",
     "flowdeco.middleware\nRe": "flowdeco.middleware\n_Re",
 }

@@ -4,16 +4,18 @@ import asyncio
 import os
 import random
 import signal
+from collections import Counter
 
 import durable_flows
 import pytest
 from durable_flows import World, came_to
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from test_laws import SKIPS, flows
 
 from flowdeco import Pipeline, pipeline
 from flowdeco.durable import MemoryJournal
+from flowdeco.events import StageFinished
 
 NIGHTLY = bool(os.environ.get("FLOWDECO_NIGHTLY"))
 law = settings(max_examples=2000 if NIGHTLY else 60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -122,45 +124,42 @@ def test_any_flow_is_resumed_from_memory(run, flow, skip, seed):
     assert world.trace == calls
 
 
-def resumed(flow, rows, skip, left, *, tried):
-    """What a run with these steps comes to when it is resumed: tried first, or else rehearsed."""
-    durable_flows.enter(world := Ending())
-    world.left = left
+def cut(name, rows, chance):
+    """A journal of run "r" that has the first so many of these rows, as if its process had ended then."""
     journal = MemoryJournal()
-    journal.create("r", flow.name, journal.codec.encode({}, "inputs"), sorted(skip))
-    journal.write("r", rows)
+    journal.create("r", name, journal.codec.encode({}, "inputs"), ())
+    journal.write("r", rows[: chance.randrange(len(rows) + 1)])
     journal.close("r", "running", None, None)
-    events = []
-    with pytest.MonkeyPatch.context() as patch:
-        if not tried:
-            patch.setattr("flowdeco.engine.rehearse.Trial.holds", lambda *_: False)
-        finished = flow.resume("r", journal=journal, check=False, observers=[events.append])
-    written = [row[:6] + (row.fingerprint, row.payload) for row in journal.history("r")]
-    told = [tuple(map(str, part)) for part in (event._replace(**unsure(event)) for event in events)]
-    restored = [(stage.name, stage.status, stage.inserted_by, len(stage.actions)) for stage in finished.stages]
-    return came_to(finished), restored, written, told, world.trace, finished.status
-
-
-def unsure(event):
-    """What is another time in every run, and an object of its own."""
-    return {field: None for field in ("elapsed", "error") if field in event._fields}
+    return journal
 
 
 @law
 @given(flow=flows(), skip=SKIPS, seed=st.integers(0, 2**16))
-def test_it_is_the_same_whether_the_past_was_tried_or_rehearsed(flow, skip, seed):
-    """Cut anywhere, resumed, and interrupted again: store, records, journal, events and calls are the same."""
+def test_a_journal_that_is_cut_anywhere_is_resumed_to_the_same(flow, skip, seed):
+    """Interrupted again, once more. No action whose row is there is called; observers hear of each stage, restored or not."""
     chance = random.Random(seed)
-    _, calls = uninterrupted(run_sync, flow, skip)
+    expected, _ = uninterrupted(run_sync, flow, skip)
     durable_flows.enter(World())
     journal = MemoryJournal()
     unit = durable_flows.unit(flow)
     whole = pipeline(unit, name="p") if not isinstance(unit, Pipeline) else unit
     whole.run(skip=skip, check=False, journal=journal, run_id="r")
-    rows = journal.history("r")
-    rows = rows[: chance.randrange(len(rows) + 1)]
-    left = chance.choice([None, 0, 1, chance.randrange(len(calls) + 1)])
-    assert resumed(whole, rows, skip, left, tried=True) == resumed(whole, rows, skip, left, tried=False)
+    # How often an action fails depends on how often it was called, which a journal that is cut does not tell.
+    assume(set(durable_flows.world.counts.values()) <= {1})
+    journal = cut(whole.name, journal.history("r"), chance)
+    done = Counter(row.action for row in journal.history("r") if row.kind == "action" and row.status == "completed")
+    durable_flows.enter(world := Ending())
+    world.left = chance.choice([None, 0, 1, 2])
+    events = []
+    finished = whole.resume("r", skip=skip, journal=journal, check=False, observers=[events.append])
+    while isinstance(finished.error, Interrupted):
+        world.left = chance.choice([None, 0, 1, 2])
+        events.clear()
+        finished = whole.resume("r", skip=skip, journal=journal, check=False, observers=[events.append])
+    assert came_to(finished) == expected
+    assert not world.counts.keys() & {name for name in done if done[name]}
+    heard = Counter((e.stage, e.status, e.restored) for e in events if isinstance(e, StageFinished))
+    assert Counter((each.name, each.status, each.restored) for each in finished.stages) <= heard
 
 
 @law

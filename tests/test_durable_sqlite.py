@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import itertools
 import json
 import os
 import random
@@ -21,7 +22,7 @@ from pathlib import Path
 import pytest
 
 import flowdeco
-from flowdeco import durable
+from flowdeco import Stage, action, durable
 from flowdeco.durable import JsonCodec, MemoryJournal, Row, RunInfo, SqliteJournal, lease, schema
 from flowdeco.durable import sqlite as module
 from flowdeco.errors import DefinitionError, JournalError, RunBusyError, RunNotFoundError, SerializationError
@@ -138,6 +139,128 @@ def test_dropped_steps_are_forgotten_and_their_numbers_used_again(either):
     assert places(either.open("r").rows)[-3:] == [("0", 1), ("a", 2), ("b", 0)]
 
 
+class Branch:
+    """A branch of a run that writes what the engine would, whatever happens to it."""
+
+    def __init__(self, name, parent=None):
+        self.name = name
+        self.parent = parent
+        self.number = 0
+        self.open = []  # the numbers of its scopes that have not ended
+        self.closed = []  # those that have, each with the number behind it
+        self.forks = []  # its groups, each with the branches in it
+        self.running = []  # branches of the group that it waits for
+
+    def inside(self, number):
+        """The branches of groups from this number on."""
+        found = [branch for at, branches in self.forks if at >= number for branch in branches]
+        return [*found, *(inner for branch in found for inner in branch.inside(0))]
+
+
+class Story:
+    """A run in which anything happens; `rows` are those that its journal must have."""
+
+    def __init__(self, journal, seed):
+        self.journal = begun(journal)
+        self.chance = random.Random(seed)
+        self.rows = []
+        self.root = Branch("0")
+        self.names = itertools.count()
+
+    def happens(self):
+        branch = self.root
+        while branch.running:
+            branch = self.chance.choice(branch.running)
+        weights = {self.act: 8, self.begin: 5, self.end: 4, self.fork: 2, self.fail: 3, self.resume: 1}
+        self.chance.choices(list(weights), list(weights.values()))[0](branch)
+
+    def write(self, branch, number, kind, status):
+        self.rows.append(Row(branch.name, number, kind, "s", None, status, 1.0, 0.1, "", b""))
+        self.journal.write("r", self.rows[-1:])
+
+    def act(self, branch, status="completed"):
+        self.write(branch, branch.number, "action", status)
+        branch.number += 1
+
+    def begin(self, branch):
+        branch.open.append(branch.number)
+        branch.number += 1
+
+    def end(self, branch, status="completed"):
+        if branch.open:
+            number = branch.open.pop()
+            branch.closed.append((number, branch.number))
+            self.write(branch, number, "stage", status)
+        elif branch.parent is not None:
+            branch.parent.running.remove(branch)
+            if not branch.parent.running:
+                self.write(branch.parent, branch.parent.number - 1, "group", status)
+
+    def fork(self, branch):
+        self.write(branch, branch.number, "group", "running")
+        branch.running = [Branch(f"b{next(self.names)}", branch) for _ in range(self.chance.randint(1, 3))]
+        branch.forks.append((branch.number, list(branch.running)))
+        branch.number += 1
+
+    def fail(self, branch):
+        """Close scopes until one of them runs again."""
+        self.act(branch, "failed")
+        again = self.chance.randint(1, 5)  # scopes outwards
+        while branch is not None:
+            while branch.open:
+                again -= 1
+                if not again:
+                    self.drop({branch: branch.open[-1] + 1})
+                    return
+                self.end(branch, "failed")
+            if branch.parent is not None:
+                branch.parent.running.clear()
+                self.write(branch.parent, branch.parent.number - 1, "group", "failed")
+            branch = branch.parent
+
+    def drop(self, numbers):
+        inner = [each for branch, number in numbers.items() for each in branch.inside(number)]
+        cuts = {branch.name: number for branch, number in [*numbers.items(), *((each, 0) for each in inner)]}
+        for branch, number in numbers.items():
+            branch.number, branch.running = number, []
+            branch.forks = [fork for fork in branch.forks if fork[0] < number]
+            branch.closed = [scope for scope in branch.closed if scope[0] < number]
+        self.rows = [each for each in self.rows if each.number < cuts.get(each.branch, each.number + 1)]
+        self.journal.drop("r", cuts)
+        assert self.journal.read("r").rows == self.rows
+
+    def resume(self, _):
+        """Every open scope fails, and is entered again; perhaps one that had ended does not hold any more."""
+        live = [self.root]
+        for branch in live:
+            live += branch.running
+        for branch in reversed(live):
+            for number in reversed(branch.open):
+                self.write(branch, number, "stage", "failed")
+        self.journal.close("r", "failed", None, None)
+        self.journal.open("r")
+        changed = self.chance.choice([each for each in live if not each.running] or live)
+        ended = [scope for scope in changed.closed if scope[0] + 1 < scope[1] == changed.number]
+        if ended and not changed.running:
+            number, behind = ended[0]
+            self.drop({changed: self.chance.randrange(number + 1, behind)})
+            reopened = [scope[0] for scope in changed.closed if scope[1] > changed.number]
+            changed.closed = [scope for scope in changed.closed if scope[0] not in reopened]
+            changed.open += sorted(reopened)
+            for at in sorted(reopened):
+                self.write(changed, at, "stage", "running")
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_what_a_retry_drops_is_gone_whatever_has_happened_before(either, seed):
+    """Of nested scopes and groups, over several resumes, which leave rows of failed steps between others."""
+    story = Story(either, seed)
+    for _ in range(200):
+        story.happens()
+    story.drop({story.root: 0})
+    assert story.rows == []
+
+
 def test_a_journal_goes_without_waiting_for_its_thread(path):
     """At the end of a process that thread is frozen, perhaps with the lock of the event that it waits for."""
     journals = [begun(SqliteJournal(path))]
@@ -173,6 +296,32 @@ def test_dropping_costs_what_is_dropped_not_what_is_there(journal, monkeypatch):
     journal.drop("r", {"0": 4999, "branch": 0, "empty": 0})
     assert len(steps) < 20
     assert len(journal.read("r").rows) == 4999
+
+
+def retried(journal, loops):
+    """Return how much work it was to drop the first attempt of a stage, and of one in each branch of a group, so often."""
+    steps = []
+    begun(journal, f"{loops}")
+    for n in range(loops):
+        number, branches = 3 * n, [f"{n}a", f"{n}b"]
+        for _ in range(2):
+            for branch in branches:
+                journal.write(f"{loops}", [row(2, branch), row(1, branch, action=None)._replace(kind="stage")])
+        journal.write(f"{loops}", [row(number + 1), row(number + 2)])
+        journal._connection.set_progress_handler(lambda: steps.append(1), 10)
+        journal.drop(f"{loops}", {branches[1]: 1, "none": 0})
+        journal.drop(f"{loops}", {"0": number + 1, branches[0]: 0, branches[1]: 0})
+        journal._connection.set_progress_handler(None, 0)
+        rows = [row(2, branches[0]), row(number + 1), row(number + 2), row(number, action=None)._replace(kind="stage")]
+        journal.write(f"{loops}", rows)
+    assert len(journal.read(f"{loops}").rows) == 4 * loops
+    return len(steps)
+
+
+def test_a_run_of_many_retries_takes_time_in_proportion(journal):
+    """However much there is before a retry, and however many branches there were."""
+    few = retried(journal, 50)
+    assert 4 * few < retried(journal, 250) < 6 * few
 
 
 def test_a_second_run_of_that_id_is_refused(either):
@@ -428,19 +577,38 @@ CREATE VIEW history AS SELECT * FROM steps;
 CREATE VIEW mine AS SELECT stage FROM history;
 PRAGMA user_version = 1
 """
+VERSION_2 = """
+ALTER TABLE runs DROP COLUMN format;
+DROP INDEX branches;
+ALTER TABLE log DROP COLUMN begins;
+CREATE INDEX branches ON log (id >> 32, substr(what, 1, instr(what, ','))) WHERE number < 2;
+PRAGMA user_version = 2
+"""
+
+
+def as_version_2(path):
+    """Make a journal what it was when all runs numbered their steps in the order of writing."""
+    gc.collect()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.executescript(VERSION_2)
+        check_heads(connection, module.Head._fields[:-1])
+
+
+def check_heads(connection, fields):
+    """Make the checksums of runs those of these columns."""
+    for head in connection.execute(f"SELECT {', '.join(fields)} FROM runs").fetchall():
+        checksum = zlib.crc32(json.dumps(head).encode())
+        connection.execute("UPDATE runs SET checksum = ? WHERE id = ?", (checksum, head[0]))
 
 
 def as_version_1(path):
     """Make a journal what it was with a column for each name."""
-    gc.collect()
+    as_version_2(path)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
         found = connection.execute("SELECT * FROM steps").fetchall()
-        heads = connection.execute(f"SELECT {', '.join(module.Head._fields[:-1])} FROM runs").fetchall()
         connection.executescript(f"DROP VIEW history; DROP VIEW steps; DROP TABLE log;{VERSION_1}")
         connection.execute("ALTER TABLE runs DROP COLUMN given")
-        for head in heads:
-            checksum = zlib.crc32(json.dumps(head).encode())
-            connection.execute("UPDATE runs SET checksum = ? WHERE id = ?", (checksum, head[0]))
+        check_heads(connection, module.Head._fields[:-2])
         for id, branch, number, kind, stage, action, status, started, elapsed, fingerprint, _, payload in found:
             text = "\0".join([branch, kind, stage, action or "", status, fingerprint]).encode("utf-8", "surrogatepass")
             checksum = zlib.crc32(struct.pack("<qqdd", id, number, started, elapsed) + text + payload)
@@ -448,6 +616,71 @@ def as_version_1(path):
                 stage = stage.encode("utf-8", "surrogatepass")
             columns = id, branch, number, kind, stage, action, status, started, elapsed, fingerprint, checksum, payload
             connection.execute(f"INSERT INTO steps VALUES ({', '.join('?' * 12)})", columns)
+
+
+OLD = "written by an earlier version of flowdeco.*listed and shown, not resumed. Start it anew, or finish it with that"
+
+
+@pytest.mark.parametrize("version", [as_version_1, as_version_2])
+def test_runs_of_an_earlier_version_are_kept_but_not_resumed(path, version):
+    """They are listed, shown, deleted and purged. New ones in that file are as any other."""
+    rows = [row(0), row(1, stage="grün"), row(0, "b"), row(2, action=None)]
+    for run_id in ("r", "other", "done"):
+        begun(SqliteJournal(path), run_id, rows).close(run_id, "failed", None, "it broke")
+    version(path)
+    assert [(run.id, run.status, run.error, run.steps) for run in durable.runs(path)] == [
+        (run_id, "failed", "it broke", 4) for run_id in ("done", "other", "r")
+    ]
+    assert durable.history(path, "r") == rows
+    journal = SqliteJournal(path)
+    for call in (journal.open, journal.read):
+        with pytest.raises(JournalError, match=f"run 'r' of .* {OLD}"):
+            call("r")
+    with pytest.raises(RunBusyError, match="has a run 'r' already, failed: delete it, or take another run_id"):
+        begun(journal)
+    with pytest.raises(JournalError, match=OLD):
+        Stage("s", [one]).resume("r", journal=path)
+    assert [run.owner for run in durable.runs(path)] == [None] * 3
+    durable.delete(path, "r")
+    assert durable.purge(path, older_than=-60, status="failed") == 2
+    begun(journal, rows=rows).close("r", "suspended", "x", None)
+    assert journal.open("r").rows == rows
+    journal.drop("r", {"0": 1, "b": 0})
+    assert journal.read("r").rows == rows[:1]
+
+
+def test_a_process_of_an_earlier_version_finishes_its_runs_in_a_file_that_was_migrated(path):
+    """It has the file open, and does not notice."""
+    begun(SqliteJournal(path), rows=[row(0)]).close("r", "running", None, None)
+    as_version_2(path)
+    with contextlib.closing(sqlite3.connect(path)) as old:
+        log = ", ".join(name for _, name, *_ in old.execute("PRAGMA table_info(log)"))
+        runs = ", ".join(name for _, name, *_ in old.execute("PRAGMA table_info(runs)"))
+        assert len(SqliteJournal(path).history("r")) == 1
+        old.execute(f"INSERT INTO runs ({runs}) SELECT {runs.replace('id, run_id', '2, 2', 1)} FROM runs")
+        old.execute(f"INSERT INTO log ({log}) SELECT {log.replace('id', 'id + (1 << 32)', 1)} FROM log")
+        check_heads(old, module.Head._fields[:-1])
+        assert len(old.execute("SELECT * FROM history").fetchall()) == 2
+        old.commit()
+    assert {(run.id, run.status) for run in durable.runs(path)} == {("r", "running"), ("2", "running")}
+    with pytest.raises(JournalError, match=OLD):
+        SqliteJournal(path).open("2")
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_the_format_of_a_run_is_part_of_its_checksum(path, version):
+    """One that is taken for another would be resumed with the numbers of other steps."""
+    begun(SqliteJournal(path), rows=[row(0)]).close("r", "failed", None, None)
+    if version == 2:
+        as_version_2(path)
+        assert [run.status for run in durable.runs(path)] == ["failed"]
+    gc.collect()
+    for other in {1, 2, 3, 4, "x"} - {version}:
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            connection.execute("UPDATE runs SET format = ?", (other,))
+            connection.commit()
+        with pytest.raises(JournalError, match="does not agree with its checksum"):
+            SqliteJournal(path).open("r")
 
 
 def test_a_file_of_version_1_is_migrated(path):
@@ -468,12 +701,9 @@ def test_a_file_of_version_1_is_migrated(path):
         connection.execute("UPDATE steps SET started = NULL WHERE id = (SELECT max(id) FROM steps)")
         connection.commit()
     journal = SqliteJournal(path)
-    assert journal.open("r").rows == rows
-    journal.write("r", [row(3), row(1, "b")])
-    journal.drop("r", {"0": 3, "b": 1})
-    assert journal.read("r").rows == rows
+    assert journal.history("r") == rows
     with pytest.raises(JournalError, match="step 1 of run 'damaged' does not agree with its checksum"):
-        journal.open("damaged")
+        journal.history("damaged")
     assert journal._connection.execute("PRAGMA user_version").fetchone() == (schema.VERSION,)
     assert journal._connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     names = (
@@ -633,11 +863,43 @@ def test_the_inputs_of_a_resume_are_counted(path):
         journal.read("r")
 
 
-def test_a_gap_within_a_branch_is_noticed(journal):
-    """Whoever wrote it."""
-    begun(journal, rows=[row(0), row(1), row(3)])
-    with pytest.raises(JournalError, match="gap before step 3"):
-        journal.read("r")
+def test_steps_come_in_any_order_of_their_numbers(either):
+    """A stage keeps the number that it took when it began; of a step that ran again there are two."""
+    rows = [row(2), row(1, action=None), row(4, "b"), row(3), row(2), row(0, action=None), row(9)]
+    begun(either, rows=rows).close("r", "failed", None, None)
+    assert either.open("r").rows == either.history("r") == rows
+
+
+@action
+def one() -> int:
+    return 1
+
+
+@action
+def two() -> int:
+    return 2
+
+
+@action
+def broken() -> None:
+    raise ValueError("no")
+
+
+@pytest.mark.parametrize(("missing", "after"), [("one", 2), ("two", 3)])
+def test_a_step_that_is_missing_below_a_finished_stage_is_damage(either, missing, after):
+    """Although the rows that are there are as many as were written. The run stays as it is."""
+    flow = Stage("whole", [one, two]) >> broken
+    flow.run(journal=either, run_id="r", check=False)
+    whole = either.read("r")
+    rows = [row for row in whole.rows if row.action != missing]
+    either.create("incomplete", whole.pipeline, whole.inputs[0][1], ())
+    either.write("incomplete", rows)
+    either.close("incomplete", whole.status, None, whole.error)
+    with pytest.raises(JournalError, match=f"damaged: branch '0' has a gap before step {after}$"):
+        flow.resume("incomplete", journal=either)
+    found = either.open("incomplete")
+    assert (found.status, found.error, found.rows) == ("failed", whole.error, rows)
+    assert "ValueError: no" in found.error
 
 
 def test_the_end_of_an_unfinished_run_may_be_missing(path):

@@ -4,9 +4,11 @@ import gc
 import logging
 import operator
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import count, pairwise
 
 import pytest
+from scripted import evaluation, perform, performed
 from support import (
     action_record,
     actions_run,
@@ -27,66 +29,15 @@ from support import (
     text_of,
 )
 
-from flowdeco import Bail, Context, Run, Sleep, Stage, Store, Suspend, action, parallel, pipeline, stage, stream
-from flowdeco.engine.evaluate import Evaluation
-from flowdeco.engine.requests import Await, Raised, Wait
-from flowdeco.errors import Cancelled, MissingInputError, ReturnValueError, StoreTypeError, WriteConflictError
+from flowdeco import Bail, Context, Run, Sleep, Stage, Suspend, action, parallel, pipeline, stage, stream
+from flowdeco.engine.evaluation import evaluate
+from flowdeco.engine.requests import Await, Fork, Raised
+from flowdeco.engine.schedule import Schedule
+from flowdeco.errors import MissingInputError, ReturnValueError, StoreTypeError, WriteConflictError
 from flowdeco.events import ActionFinished
 from flowdeco.middleware import retry
-from flowdeco.model.definitions import as_pipeline
 
 # -- the generator, called directly: it yields what is to be done, and performs nothing
-
-
-class Clock:
-    """A clock that ticks whenever it is read."""
-
-    def __init__(self):
-        self.seconds = 0.0
-
-    def __call__(self):
-        self.seconds += 1.0
-        return self.seconds
-
-
-def evaluation(flow, inputs=None, **options):
-    """A run and the generator that evaluates it."""
-    run = Run("run-1", as_pipeline(flow), Store(inputs))
-    options.setdefault("clock", Clock())
-    evaluated = Evaluation(
-        run, now=1000.0, cancels=lambda error: isinstance(error, (KeyboardInterrupt, Cancelled)), **options
-    )
-    return run, evaluated.walk()
-
-
-def call(request):
-    """Perform the request of a call."""
-    step, args, kwargs = request
-    return step.function(*args, **(kwargs or {}))
-
-
-def perform(walk, requests=None):
-    """Perform all requests the simple way, and note them."""
-    answer = None
-    while True:
-        try:
-            request = walk.send(answer)
-        except StopIteration:
-            return
-        if requests is not None:
-            requests.append(request)
-        if isinstance(request, Wait):
-            answer = [(ticket, performed(asked)) for ticket, asked, _ in request.begin]
-        else:
-            answer = performed(request)
-
-
-def performed(request):
-    """What comes of a request; there is no need to wait for anything."""
-    try:
-        return call(request) if isinstance(request, tuple) else None
-    except BaseException as error:
-        return Raised(error)
 
 
 def test_a_call_is_requested_and_not_performed():
@@ -173,7 +124,7 @@ def test_waiting_and_awaiting_are_requests_too():
 
 
 def test_times_come_from_the_clock_that_is_handed_in():
-    """`started` is in the time of `now`, `elapsed` in the seconds of the clock."""
+    """`started` is in POSIX seconds, `elapsed` in the seconds of the clock."""
     run, walk = evaluation(step([], "a"))
     perform(walk)
     record = run.stages[0]
@@ -184,12 +135,12 @@ def test_times_come_from_the_clock_that_is_handed_in():
 
 
 def test_an_interrupt_inside_the_evaluation_is_a_cancellation():
-    """Ctrl-C that arrives between two calls unwinds middleware, and is recorded."""
+    """Ctrl-C that arrives as an answer unwinds middleware, and is recorded."""
     log = []
     run, walk = evaluation(Stage("s", [step([], "a", use=[around(log, "inner")])], use=[around(log, "outer")]))
     next(walk)
     with pytest.raises(StopIteration):
-        walk.throw(KeyboardInterrupt())
+        walk.send(Raised(KeyboardInterrupt()))
     assert run.status == "cancelled"
     assert log == ["+outer", "+inner", "-inner", "-outer"]
     assert statuses(run) == [("s", "cancelled")]
@@ -261,41 +212,58 @@ def test_a_walk_can_be_thrown_away_while_middleware_of_the_run_is_entered():
     assert (run.error, list(run.stages)) == (None, [])
 
 
-class Interrupting(Clock):
-    """A clock during whose n-th reading Ctrl-C arrives."""
-
-    def __init__(self, number):
-        super().__init__()
-        self.number = number
-
-    def __call__(self):
-        if super().__call__() == self.number:
-            raise KeyboardInterrupt
-        return self.seconds
-
-
-def test_an_interrupt_at_any_moment_unwinds_what_has_been_entered_and_begins_nothing_more():
-    """Between actions, between stages, in branches of either kind: the clock is read everywhere."""
+def test_an_interrupt_in_place_of_any_answer_unwinds_what_has_been_entered_and_begins_nothing_more():
+    """Of an action, of a pause of a layer, of a group; in branches it is what a driver tells the schedule."""
     log = []
+
+    def patient(call):
+        with suppress(ValueError):
+            yield Sleep(1)
+            yield
+
     inner = Stage("inner", [step(log, "a", use=[around(log, "action")]), step(log, "b")], use=[around(log, "stage")])
     group = parallel(step(log, "leaf"), one(log, "branch") >> one(log, "end"), one(log, "last", data={"k": 1}), limit=1)
-    flow = pipeline(pipeline(inner, group, name="p", use=[around(log, "pipeline")]), one(log, "after"))
+    flow = pipeline(pipeline(inner, group, name="p", use=[around(log, "pipeline"), patient]), one(log, "after"))
     left = []
-    for number in count(3):  # the first two readings come before the run has begun
+    for number in count():
         log.clear()
-        run, walk = evaluation(flow, clock=Interrupting(number))
-        try:
-            perform(walk)
-        except KeyboardInterrupt:
-            break  # everything was over, and the driver raises it
+        run, walk = evaluation(flow)
+        if not interrupted(walk, number):
+            break
         assert isinstance(run.error, KeyboardInterrupt)
         assert run.status == "cancelled"
         entered = [name[1:] for name in log if name[0] == "+"]
         assert sorted(entered) == sorted(name[1:] for name in log if name[0] == "-")
         left.append([name for name in log if name[0] not in "+-"])
     assert left[0] == []
-    assert left[-1] == ["a", "b", "leaf", "branch", "end", "last", "after"]
+    assert left[-1] == ["a", "b", "leaf", "branch", "end", "last"]
     assert all(before == after[: len(before)] for before, after in pairwise(left))
+
+
+def interrupted(walk, number):
+    """Drive a walk with Ctrl-C for its n-th answer; return whether there are so many."""
+    answers = count()
+    answer = None
+    came = False
+    while True:
+        try:
+            request = walk.send(answer)
+        except StopIteration:
+            return came
+        if not isinstance(request, Fork):
+            here = next(answers) == number
+            came = came or here
+            answer = Raised(KeyboardInterrupt()) if here else performed(request)
+            continue
+        schedule = Schedule(request, count(1), evaluate)
+        while schedule.over is None:
+            if next(answers) == number:
+                came = True
+                schedule.interrupt(KeyboardInterrupt())
+            if schedule.over is None:
+                ticket, asked, _ = schedule.begin.pop(0)
+                schedule.deliver(ticket, performed(asked))
+        answer = schedule.over
 
 
 def test_an_interrupt_inside_the_evaluation_unwinds_async_middleware_too():
@@ -314,7 +282,7 @@ def test_an_interrupt_inside_the_evaluation_unwinds_async_middleware_too():
     entered = next(walk)
     called = walk.send(awaited(entered))
     assert called[0].name == "a"
-    left = walk.throw(KeyboardInterrupt())
+    left = walk.send(Raised(KeyboardInterrupt()))
     with pytest.raises(StopIteration):
         walk.send(awaited(left))
     assert log == ["+m", "+n", "-n", "-m"]
@@ -1486,14 +1454,14 @@ def test_what_a_retry_dropped_is_not_counted_as_forgotten(run, grouped):
     assert (result.forgotten, names(result)) == (5, ["flaky"])
 
 
-def test_ctrl_c_while_a_group_is_under_way_ends_the_run_with_what_was_done():
-    """Also where it does not come as an answer of the driver."""
+def test_ctrl_c_in_place_of_the_end_of_a_group_ends_the_run_with_what_was_done():
+    """The driver could not even begin with its branches."""
     run, walk = evaluation(one([], "first") >> parallel(one([], "a"), one([], "b"), name="g"))
     answer = None
-    while not isinstance(request := walk.send(answer), Wait):
+    while not isinstance(request := walk.send(answer), Fork):
         answer = performed(request)
     with pytest.raises(StopIteration):
-        walk.throw(KeyboardInterrupt())
+        walk.send(Raised(KeyboardInterrupt()))
     assert (run.status, type(run.error)) == ("cancelled", KeyboardInterrupt)
     assert "in parallel group 'g', pipeline 'pipeline'" in text_of(run.error)
     assert completed(run) == ["first"]

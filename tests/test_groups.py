@@ -16,6 +16,7 @@ from contextlib import suppress
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scripted import evaluation
 from support import (
     action_record,
     actions_run,
@@ -34,13 +35,14 @@ from support import (
     step,
     text_of,
 )
-from test_evaluate import evaluation
 
 from flowdeco import Bail, Context, Run, Sleep, Stage, Suspend, action, parallel, pipeline, stage, stream
 from flowdeco.durable import MemoryJournal
 from flowdeco.durable.fingerprint import fingerprint
-from flowdeco.engine.memory import Memory
-from flowdeco.engine.requests import Raised, Save
+from flowdeco.engine.evaluation import evaluate
+from flowdeco.engine.recorder import Recorder
+from flowdeco.engine.requests import Fork, Raised, Save
+from flowdeco.engine.schedule import Schedule
 from flowdeco.errors import ActionTimeout, MissingInputError, WiringError, WriteConflictError
 from flowdeco.executors import serial
 from flowdeco.middleware import atomic, recover, retry
@@ -1017,17 +1019,30 @@ def test_a_layer_that_goes_on_after_its_wait_was_ended_calls_nothing(run):
 # -- answered by hand, in an order that no driver can be made to keep
 
 
-def begun(wait):
-    """What is to begin, by its ticket."""
-    return {ticket: request for ticket, request, _ in wait.begin}
+def scheduled(walk, answer=None):
+    """The schedule of a group that is the next request."""
+    fork = walk.send(answer)
+    assert isinstance(fork, Fork)
+    return Schedule(fork, itertools.count(1), evaluate)
+
+
+def write_all(schedule):
+    """Answer what is to be written to the journal; nothing else is asked for."""
+    while schedule.begin:
+        writing = schedule.begin.pop()
+        assert isinstance(writing.request, Save)
+        schedule.deliver(writing.ticket, None)
 
 
 def test_ctrl_c_before_anything_of_a_group_has_begun_begins_nothing():
     """It arrives where the driver has not even looked at what it is asked for."""
     ran, walk = evaluation(parallel(step([], "a"), step([], "b")))
-    assert [call.name for call, _, _ in begun(next(walk)).values()] == ["a", "b"]
+    schedule = scheduled(walk)
+    assert [begun.request[0].name for begun in schedule.begin] == ["a", "b"]
+    schedule.interrupt(KeyboardInterrupt())
+    assert (schedule.begin, schedule.cancel) == ([], [])
     with pytest.raises(StopIteration):
-        walk.send(Raised(KeyboardInterrupt()))
+        walk.send(schedule.over)
     assert statuses(ran) == [("a", "cancelled"), ("b", "cancelled")]
     assert ran.status == "cancelled"
 
@@ -1037,16 +1052,22 @@ def test_a_group_whose_beginning_is_written_while_the_group_around_it_ends_begin
     journal = MemoryJournal()
     journal.create("run-1", "pipeline", journal.codec.encode({}, "inputs"), ())
     inner = parallel(step([], "a"), step([], "b"), name="inner")
-    ran, walk = evaluation(parallel(inner, step([], "fails")), memory=Memory(journal, "run-1", fingerprint))
-    next(walk)  # the outer one is to be written
-    requests = begun(walk.send(None))
-    (saving,) = [ticket for ticket, request in requests.items() if isinstance(request, Save)]
-    (calling,) = requests.keys() - {saving}
-    stopped = walk.send([(calling, Raised(ValueError("no")))])
-    assert (stopped.begin, stopped.cancel) == ([], [saving])
+    ran, walk = evaluation(parallel(inner, step([], "fails")), recorder=Recorder(journal, "run-1", fingerprint))
+    assert isinstance(next(walk), Save)  # the outer one is to be written
+    schedule = scheduled(walk)
+    (saving,) = [each.ticket for each in schedule.begin if isinstance(each.request, Save)]
+    (calling,) = {each.ticket for each in schedule.begin} - {saving}
+    schedule.begin.clear()
+    schedule.deliver(calling, Raised(ValueError("no")))
+    write_all(schedule)
+    assert schedule.cancel == [saving]
+    schedule.deliver(saving, None)
+    write_all(schedule)
+    assert (schedule.begin, schedule.over is None) == ([], False)
+    assert isinstance(walk.send(schedule.over), Save)
     with pytest.raises(StopIteration):
-        walk.send([(saving, None)])
-    assert statuses(ran) == [("a", "cancelled"), ("b", "cancelled"), ("fails", "failed")]
+        walk.send(None)
+    assert statuses(ran) == [("fails", "failed")]
     assert str(ran.error) == "no"
 
 

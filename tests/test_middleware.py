@@ -946,7 +946,7 @@ def test_recovering_middleware_may_insert_a_compensation(run):
         try:
             yield
         except ValueError:
-            call.insert(one(log, f"undo {call.subject}"))
+            call.insert(one(log, f"undo {call.name}"))
 
     run(Stage("s", [failing(log, "a", ValueError(), use=[compensate]), step(log, "b")]) >> one(log, "end"))
     assert log == ["a", "b", "undo a", "end"]

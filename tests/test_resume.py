@@ -5,14 +5,14 @@ import threading
 import durable_units as du
 import pytest
 from durable_units import BROKEN, CALLS, ENTERED
+from scripted import evaluation, perform
 from support import names, statuses
 from test_durable import FLOWS, outcome
-from test_evaluate import Clock, perform
 
-from flowdeco import Bail, Run, Stage, Store, action, parallel, pipeline, stream
+from flowdeco import Bail, Stage, action, parallel, pipeline, stream
 from flowdeco.durable import MemoryJournal
-from flowdeco.engine.memory import Chronicle, decoded
-from flowdeco.engine.resume import Resumption
+from flowdeco.engine.recorder import outcomes
+from flowdeco.engine.replay import History
 from flowdeco.errors import CodeChangedError, JournalError, SerializationError
 from flowdeco.middleware import atomic, recover, retry
 
@@ -303,13 +303,12 @@ def test_of_a_pipeline_that_is_skipped_now_the_rest_is_skipped(journal):
     assert (CALLS, dict(resumed.store)) == (["second"], {"first": 1, "items": [0], "second": 2})
 
 
-def test_a_past_that_does_not_match_is_an_error_without_a_rehearsal_as_well():
-    """Whatever the reason may be: nothing goes on as if it did."""
-    run = Run("r", pipeline(du.item, du.first), Store())
+def test_a_history_that_does_not_match_is_an_error_without_a_rehearsal_as_well():
+    """Whatever the reason may be: nothing continues as if it did."""
     journal = completed(du.first)
-    past = Chronicle(decoded(journal.history("r"), journal.codec, {})).past()
-    resumption = Resumption(run, past=past, clock=Clock(), now=0.0, cancels=lambda error: False)
-    perform(resumption.walk())
+    steps = outcomes(journal.history("r"), journal.codec, {})
+    run, walk = evaluation(pipeline(du.item, du.first), past=History(steps))
+    perform(walk)
     assert isinstance(run.error, CodeChangedError)
     assert "stage 'item' comes where the run had stage 'first'" in str(run.error)
     assert CALLS == []

@@ -8,7 +8,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
-from typing import Any, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from flowdeco import durable
 from flowdeco.cli import report
@@ -17,9 +17,13 @@ from flowdeco.cli.exit_codes import FINE
 from flowdeco.cli.inputs import UsageError
 from flowdeco.cli.json_output import print_json
 from flowdeco.durable import RunInfo
+from flowdeco.durable.codec import OutlineCodec
 from flowdeco.durable.info import STATUSES, Step, steps
-from flowdeco.engine.location import Place, places_of
-from flowdeco.errors import RunBusyError, RunNotFoundError, suggestion
+from flowdeco.errors import JournalError, RunBusyError, RunNotFoundError, suggestion, told
+
+if TYPE_CHECKING:
+    from flowdeco.engine.outcome import ActionRecord, StageRecord
+    from flowdeco.engine.runs import Run
 
 __all__ = ["find_run", "journal_path", "open_journal", "purge", "runs", "show", "state_of"]
 
@@ -83,7 +87,7 @@ def runs(options: Namespace) -> int:
     _check_statuses(options.status)
     infos = _with_status(durable.runs(path), options.status)[: options.limit]
     if options.json:
-        print_json([_info_as_data(info) for info in infos])
+        print_json([_info_as_data(info, _failures(path, info)) for info in infos])
     elif infos:
         _print_runs(infos)
     else:
@@ -161,14 +165,42 @@ def _workflow_name(info: RunInfo) -> str:
 
 
 def _why(info: RunInfo) -> str:
-    error, _ = places_of(info.error)
-    return report.shortened(report.one_line(error or info.reason or (f"by {info.owner}" if info.owner else "")), 80)
+    why = info.error or info.reason or (f"by {info.owner}" if info.owner else "")
+    return report.shortened(report.one_line(why), 80)
 
 
-def _info_as_data(info: RunInfo) -> dict[str, Any]:
-    error, places = places_of(info.error)
-    failed = [place._asdict() for place in places]
-    return {**info._asdict(), "status": state_of(info), "error": error or None, "failed": failed}
+def _info_as_data(info: RunInfo, failed: list[dict[str, Any]]) -> dict[str, Any]:
+    return {**info._asdict(), "status": state_of(info), "failed": failed}
+
+
+def _failures(path: str, info: RunInfo) -> list[dict[str, Any]]:
+    """Return where a run failed; nothing of one whose rows cannot be read."""
+    from flowdeco.engine.reading import failed_steps
+
+    if info.error is None:
+        return []
+    try:
+        run = _outline(info, durable.history(path, info.id))
+    except (JournalError, RunNotFoundError):
+        return []
+    return [_failure_as_data(run, stage, action) for stage, action in failed_steps(run)]
+
+
+def _failure_as_data(run: Run, stage: StageRecord, action: ActionRecord | None) -> dict[str, Any]:
+    error = told(stage.error).partition("\n")[0] if stage.error is not run.error else ""
+    attempts = (action or stage).attempts
+    return {"stage": stage.name, "action": action and action.name, "attempts": attempts, "error": error}
+
+
+def _outline(info: RunInfo, rows: list[durable.Row]) -> Run:
+    from flowdeco.engine.reading import read_outline
+
+    head = info.id, info.pipeline, info.status, info.reason, info.started
+    return read_outline(durable.Remembered(*head, (), [], rows, info.error), _codec(info))
+
+
+def _codec(info: RunInfo) -> durable.Codec:
+    return durable.JsonCodec() if info.codec == "json" else OutlineCodec()
 
 
 # One run.
@@ -181,16 +213,16 @@ def show(options: Namespace) -> int:
     rows = durable.history(path, info.id)
     if options.json:
         history = [{name: getattr(row, name) for name in _ROW_COLUMNS} | {"bytes": len(row.payload)} for row in rows]
-        print_json({**_info_as_data(info), "history": history})
+        print_json({**_info_as_data(info, _failures(path, info)), "history": history})
         return FINE
-    error, places = places_of(info.error)
     latest = max((row.started + row.elapsed for row in rows), default=0.0)  # `updated` is not written at every step
-    _print_facts(info._replace(error=error or None, updated=max(info.updated, latest)))
-    table = list(_step_rows(steps(rows), state_of(info), places))
+    _print_facts(info._replace(updated=max(info.updated, latest)))
+    state = state_of(info)
+    table = [row for step in steps(rows) for row in _step_rows(step, state, _codec(info))]
     if table:
         print()
         report.print_table(["STAGE", "STATUS", "TIME"], table, sys.stdout, right=["TIME"])
-    report.print_resume_hint(info.id, state_of(info), info.reason, options, "" if info.entry else "FILE.py:FLOW ")
+    report.print_resume_hint(info.id, state, info.reason, options, "" if info.entry else "FILE.py:FLOW ")
     return FINE
 
 
@@ -212,32 +244,25 @@ def _print_facts(info: RunInfo) -> None:
 TableRow: TypeAlias = "tuple[str, str, str]"
 
 
-def _step_rows(found: Iterable[Step], state: str, places: Iterable[Place]) -> Iterator[TableRow]:
-    """Yield a row for each stage and action; `state` is the status of the steps with which the run stopped."""
-    left = list(places)
-    for step in found:
-        yield _stage_row(step, state)
-        if [row.action for row in step.actions] != [step.name]:
-            yield from ((f"  {row.action}", row.status, report.duration(row.elapsed)) for row in step.actions)
-        place = next((place for place in left if step.row is None and place.stage == step.name), None)
-        if place is not None:
-            left.remove(place)
-            if place.action is not None:
-                yield f"  {place.action}", _with_attempts(state, place), ""
-    for place in left:  # stages in which no action has finished
-        alone = place.action in (None, place.stage)
-        yield place.stage, _with_attempts(state, place) if alone else state, ""
-        if not alone:
-            yield f"  {place.action}", _with_attempts(state, place), ""
-
-
-def _stage_row(step: Step, state: str) -> TableRow:
+def _step_rows(step: Step, state: str, codec: durable.Codec) -> Iterator[TableRow]:
+    """Yield a row for a stage, and for each of its actions unless it has only one of the same name."""
+    alone = [action.action for action in step.actions] == [step.name]
     if step.row is None:  # the end of a stage is written together with the step after it
-        return step.name, "crashed here or later" if state == "crashed" else state, ""
-    took = sum(row.elapsed for row in step.actions)  # the end of a stage may be all that a resume had left to do
-    elapsed = "" if step.row.status == "skipped" else report.duration(max(step.row.elapsed, took))
-    return step.name, step.row.status, elapsed
+        yield step.name, "crashed here or later" if state == "crashed" else state, ""
+    else:
+        took = sum(action.elapsed for action in step.actions)  # all that a resume had left to do may be its end
+        elapsed = "" if step.row.status == "skipped" else report.duration(max(step.row.elapsed, took))
+        yield step.name, _with_attempts(step.actions[0] if alone else step.row, codec), elapsed
+    for action in () if alone else step.actions:
+        yield f"  {action.action}", _with_attempts(action, codec), report.duration(action.elapsed)
 
 
-def _with_attempts(state: str, place: Place) -> str:
-    return f"{state}, {place.attempts} attempts" if place.attempts > 1 else state
+def _with_attempts(row: durable.Row, codec: durable.Codec) -> str:
+    """Return the status of a step, and of one that failed how many attempts it took."""
+    if row.status not in ("failed", "cancelled"):
+        return row.status
+    try:
+        attempts = codec.decode(row.payload).get("attempts", 1)
+    except JournalError:  # of a codec that is not known here
+        return row.status
+    return f"{row.status}, {attempts} attempts" if attempts > 1 else row.status

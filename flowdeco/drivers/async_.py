@@ -10,12 +10,15 @@ from concurrent.futures import Executor
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, cast
 
-from flowdeco.drivers.common import Evaluated, abandon, begin, end
-from flowdeco.drivers.common import resume as continued
+from flowdeco.drivers.in_flight import InFlight
 from flowdeco.drivers.loop_thread import answer, awaited
-from flowdeco.drivers.threads import call_in_thread, timed_out
-from flowdeco.drivers.work import Work
-from flowdeco.engine.requests import Await, FunctionCall, Raised, Request, Save, Sleep, Wait
+from flowdeco.drivers.start import Evaluated, abandon, begin, end
+from flowdeco.drivers.start import resume as continued
+from flowdeco.drivers.threads import Threads, call_in_thread, timed_out
+from flowdeco.engine.evaluation import evaluate
+from flowdeco.engine.requests import Await, Ended, Fork, FunctionCall, Gate, Raised, Request, Save, Sleep
+from flowdeco.engine.runs import remember
+from flowdeco.engine.schedule import Schedule
 
 if TYPE_CHECKING:
     from flowdeco.engine.runs import Run
@@ -28,53 +31,82 @@ __all__ = ["resume", "run"]
 async def run(flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions) -> Run:
     """Evaluate a pipeline in the running event loop."""
     __tracebackhide__ = True
+    gate = Gate()
     if options.journal is None:
-        return await _performed(begin(flow, inputs, options), options)
-    return await _performed(await _begun(begin, flow, inputs, options), options)
+        return await _performed(begin(flow, inputs, options, gate), options, gate)
+    return await _performed(cast("Evaluated", await _begun(begin, flow, inputs, options, gate)), options, gate)
 
 
 async def resume(
     flow: Pipeline, what: Run | str, inputs: Mapping[str, Any] | None, options: RunOptions, *how: Any
 ) -> Run:
-    """Go on with the evaluation of a pipeline in the running event loop."""
+    """Continue the evaluation of a pipeline in the running event loop."""
     __tracebackhide__ = True
-    evaluated = await _begun(continued, flow, what, inputs, options, *how)
-    return await _performed(cast("Evaluated", evaluated), options) if isinstance(evaluated, tuple) else evaluated
+    gate = Gate()
+    evaluated = await _begun(continued, flow, what, inputs, options, *how, gate)
+    return await _performed(evaluated, options, gate) if isinstance(evaluated, tuple) else evaluated
 
 
-async def _begun(start: Callable[..., Any], *args: Any) -> Any:
+async def _begun(start: Callable[..., Evaluated | Run], *args: Any) -> Evaluated | Run:
     """Begin in a thread, for the journal is opened there; a cancellation gives the run up again."""
     __tracebackhide__ = True
-    beginning = asyncio.ensure_future(asyncio.to_thread(start, *args))
-    try:
-        return await asyncio.shield(beginning)
-    except asyncio.CancelledError:
-        evaluated: Any = await beginning
+    evaluated, cancelled = await _finished(lambda done: call_in_thread(start, args, None, done))
+    if cancelled is not None:
         if isinstance(evaluated, tuple):
-            await asyncio.to_thread(abandon, cast("Evaluated", evaluated)[0])
-        raise
+            run = cast("Evaluated", evaluated)[0]
+            await _finished(lambda done: call_in_thread(abandon, (run,), None, done))
+        raise cancelled
+    return cast("Evaluated | Run", evaluated)
 
 
-async def _performed(evaluated: Evaluated, options: RunOptions) -> Run:
+async def _finished(begin: Callable[[Callable[[Any], None]], object]) -> tuple[Any, BaseException | None]:
+    """Await a call in a thread to its end, however often the task is cancelled meanwhile; return that, too."""
+    __tracebackhide__ = True
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+
+    def done(came: Any) -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(future.set_result, came)
+
+    begin(done)
+    cancelled: BaseException | None = None
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    came = future.result()
+    if type(came) is Raised:
+        raise came.error
+    return came, cancelled
+
+
+async def _performed(evaluated: Evaluated, options: RunOptions, gate: Gate) -> Run:
     __tracebackhide__ = True
     run, evaluation = evaluated
     with ExitStack() as resources:
-        if options.watcher is not None:
+        if options.progress is not None:
             resources.callback(evaluation.close)  # what shows it is closed, whatever happens to the run
-        await _drive(evaluation, _Performer(resources, options.executor))
+        await _drive(evaluation, _Performer(resources, options.executor, gate))
+    if gate.pending is not None:  # it came as the run was being closed
+        remember(run, gate.pending)
+        raise gate.pending
     return end(run, options.check)
 
 
-async def _drive(evaluation: Generator[Request, Any, None], performer: _Performer) -> None:
+async def _drive(evaluation: Generator[Request, Any, Any], performer: _Performer) -> None:
     answer: Any = None
-    send = evaluation.send
+    send, gate = evaluation.send, performer.gate
     while True:
         try:
             request = send(answer)
         except StopIteration:
             return
         try:
-            if type(request) is tuple and request[0].timeout is None:
+            if gate.pending is not None and type(request) is not Save:
+                answer = performer.interrupted(request)
+            elif type(request) is tuple and request[0].timeout is None:
                 step, args, kwargs = request
                 answer = step.function(*args, **kwargs) if kwargs else step.function(*args)
             else:
@@ -84,31 +116,44 @@ async def _drive(evaluation: Generator[Request, Any, None], performer: _Performe
 
 
 class _Performer:
-    """What an async run needs beside plain calls."""
+    """What an async run needs beyond plain calls."""
 
-    def __init__(self, resources: ExitStack, executor: Executor | None) -> None:
+    def __init__(self, resources: ExitStack, executor: Executor | None, gate: Gate) -> None:
+        self.gate = gate
         self._resources = resources
-        self._executor = executor
         self._loop = asyncio.get_running_loop()
-        self._work: Work | None = None
+        self._in_flight = InFlight(self, executor, resources)
+        self._writer: Threads | None = None
         self._reported: deque[tuple[int, Any]] = deque()
         self._woken = asyncio.Event()
         self._waking = False
 
+    def interrupted(self, request: Request) -> Raised:
+        """Answer a request with what has come meanwhile."""
+        pending, self.gate.pending = self.gate.pending, None
+        if isinstance(request, Await) and hasattr(request.awaitable, "close"):
+            cast("Any", request.awaitable).close()
+        return Raised(cast("BaseException", pending))
+
     async def perform(self, request: Request) -> Any:
+        """Do what is asked for; raises what comes of it."""
+        if isinstance(request, Save):
+            return await self._save(request)
         if isinstance(request, Sleep):
             return await asyncio.sleep(request.seconds)
         if isinstance(request, Await):
             return await awaited(request)
-        if isinstance(request, Wait):
-            return await self._wait(request)
-        if isinstance(request, Save):
-            return await saved(request)
+        if isinstance(request, Fork):
+            return await self._side_by_side(request)
+        return await self._call(cast("FunctionCall", request))
+
+    async def _call(self, request: FunctionCall) -> Any:
+        """Call in a thread, for as long as the call may take."""
         step, args, kwargs = request
         finished: asyncio.Future[Any] = self._loop.create_future()
 
-        def done(answer: Any) -> None:
-            self._soon(lambda: None if finished.done() else finished.set_result(answer))
+        def done(came: Any) -> None:
+            self._soon(lambda: None if finished.done() else finished.set_result(came))
 
         call_in_thread(step.function, args, kwargs, done)
         try:
@@ -117,52 +162,64 @@ class _Performer:
         except TimeoutError:
             raise timed_out(step.name, step.timeout) from None
 
-    async def _wait(self, request: Wait) -> list[tuple[int | None, Any]]:
-        if self._work is None:
-            self._work = Work(self, self._executor, self._resources)
-        self._work.begin(request)
-        try:
-            while True:
-                await self._woken.wait()
+    async def _save(self, request: Save) -> Any:
+        """Write in a thread; a cancellation waits until it is written."""
+        if self._writer is None:
+            self._writer = self._resources.enter_context(Threads(1))
+        writer = self._writer
+
+        def begin(done: Callable[[Any], None]) -> None:
+            def call() -> None:
+                try:
+                    came = request.write(*request.args)
+                except BaseException as error:
+                    came = Raised(error)
+                done(came)
+
+            writer.begin(call)
+
+        came, cancelled = await _finished(begin)
+        self.gate.pending = self.gate.pending or cancelled
+        return came
+
+    async def _side_by_side(self, fork: Fork) -> Ended:
+        schedule = Schedule(fork, self._in_flight.tickets, evaluate)
+        while schedule.over is None:
+            self._in_flight.begin(schedule)
+            if schedule.over is None and not self._reported:
+                try:
+                    await self._woken.wait()
+                except asyncio.CancelledError as cancelled:
+                    schedule.interrupt(cancelled)
                 self._woken.clear()
                 self._waking = False  # before looking: what is reported later wakes again
-                answers = self._work.settle(self._reported)
-                if answers:
-                    return answers
-        except asyncio.CancelledError as cancelled:
-            return [(None, Raised(cancelled))]
+            self._in_flight.deliver(self._reported, schedule)
+        return schedule.over
 
     def _soon(self, call: Callable[[], object]) -> None:
-        with suppress(RuntimeError):  # the loop is closed: a call that was given up has ended at last
+        with suppress(RuntimeError):  # the loop is closed: a call that was abandoned has ended at last
             self._loop.call_soon_threadsafe(call)
 
     def _report_here(self, ticket: int, answer: Any) -> None:
         self._reported.append((ticket, answer))
         self._woken.set()
 
-    # What groups need of a driver (`Worker`).
+    # What the requests of branches need of a driver (`Worker`).
 
     def report(self, ticket: int, answer: Any) -> None:
+        """Take an answer, from any thread."""
         self._reported.append((ticket, answer))
         if not self._waking:
             self._waking = True
             self._soon(self._woken.set)
 
     def later(self, seconds: float, ticket: int, answer: Any) -> None:
+        """Report an answer when the time has come."""
         self._loop.call_later(seconds, self._report_here, ticket, answer)
 
     def begin_await(
         self, ticket: int, request: Await | FunctionCall, context: contextvars.Context, claimed: Callable[[int], bool]
     ) -> Callable[[], object]:
+        """Begin to await, and return what cancels it."""
         answered = answer(ticket, request, claimed, self._report_here)
         return self._loop.create_task(answered, name=f"flowdeco-{ticket}", context=context).cancel
-
-
-async def saved(request: Save) -> None:
-    """Write to the journal in a thread; a cancellation waits until it is written."""
-    writing = asyncio.ensure_future(asyncio.to_thread(request.write, *request.args))
-    try:
-        await asyncio.shield(writing)
-    except asyncio.CancelledError:
-        await writing
-        raise

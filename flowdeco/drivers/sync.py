@@ -1,7 +1,7 @@
 """Perform a run in the calling thread.
 
 Coroutines go to a private event loop in a helper thread, so that it works where a loop is running already; a call with
-a timeout goes to a worker thread, and is given up when the time is over. Of a parallel group the calls go to the
+a timeout goes to a worker thread, and is abandoned when the time is up. Of a parallel group the calls go to the
 executor, and this thread waits for what they report.
 """
 
@@ -14,159 +14,204 @@ from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Executor
 from contextlib import ExitStack, suppress
+from functools import partial
 from heapq import heappop, heappush
 from inspect import GEN_CLOSED, GEN_CREATED, getgeneratorstate
 from typing import TYPE_CHECKING, Any
 
-from flowdeco.drivers.common import Evaluated, begin, end
-from flowdeco.drivers.common import resume as continued
-from flowdeco.engine.requests import Await, FunctionCall, Raised, Request, Save, Sleep, Wait
+from flowdeco.drivers.interrupts import Interrupts
+from flowdeco.drivers.start import Evaluated, begin, end
+from flowdeco.drivers.start import resume as continued
+from flowdeco.engine.evaluation import evaluate
+from flowdeco.engine.requests import Await, Ended, Fork, FunctionCall, Gate, Raised, Request, Save, Sleep
+from flowdeco.engine.runs import remember
+from flowdeco.engine.schedule import Schedule
 
 if TYPE_CHECKING:
+    from flowdeco.drivers.in_flight import InFlight
     from flowdeco.drivers.loop_thread import LoopThread
-    from flowdeco.drivers.work import Work
     from flowdeco.engine.runs import Run
     from flowdeco.model.definitions import Pipeline
     from flowdeco.model.runnable import Options as RunOptions
 
-__all__ = ["resume", "run"]
+__all__ = ["Performer", "perform", "resume", "run"]
 
 
 def run(flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions) -> Run:
     """Evaluate a pipeline."""
     __tracebackhide__ = True
-    return _performed(begin(flow, inputs, options), options)
+    return perform(partial(begin, flow, inputs, options), options)
 
 
 def resume(flow: Pipeline, what: Run | str, inputs: Mapping[str, Any] | None, options: RunOptions, *how: Any) -> Run:
-    """Go on with the evaluation of a pipeline."""
+    """Continue the evaluation of a pipeline."""
     __tracebackhide__ = True
-    evaluated = continued(flow, what, inputs, options, *how)
-    return _performed(evaluated, options) if isinstance(evaluated, tuple) else evaluated
+    return perform(partial(continued, flow, what, inputs, options, *how), options)
 
 
-def _performed(
-    evaluated: Evaluated, options: RunOptions, made: Callable[[ExitStack, Any], _Performer] | None = None
+def perform(
+    start: Callable[[Gate], Evaluated | Run],
+    options: RunOptions,
+    make: Callable[[ExitStack, Interrupts, Any], Performer] | None = None,
 ) -> Run:
+    """Start a run, perform its evaluation, and return it, or raise what it failed with."""
     __tracebackhide__ = True
-    run, evaluation = evaluated
-    with ExitStack() as resources:
-        if options.watcher is not None:
-            resources.callback(evaluation.close)  # what shows it is closed, whatever happens to the run
-        try:
-            _drive(evaluation, (made or _Performer)(resources, options.executor))
-        except KeyboardInterrupt as interrupt:
-            run._remember(interrupt)
-            raise
+    run: Run | None = None
+    try:
+        with Interrupts() as interrupts:
+            evaluated = start(interrupts.gate)
+            if not isinstance(evaluated, tuple):
+                return evaluated
+            run, evaluation = evaluated
+            with ExitStack() as resources:
+                if options.progress is not None:
+                    resources.callback(evaluation.close)  # what shows it is closed, whatever happens to the run
+                _drive(evaluation, (make or Performer)(resources, interrupts, options.executor), interrupts)
+    except KeyboardInterrupt as late:
+        if run is not None:
+            remember(run, late)
+        raise
     return end(run, options.check)
 
 
-def _drive(evaluation: Generator[Request, Any, None], performer: _Performer) -> None:
+def _drive(evaluation: Generator[Request, Any, Any], performer: Performer, interrupts: Interrupts) -> None:
     answer: Any = None
     while True:
         try:
-            return _answered(evaluation, answer, performer)
-        except KeyboardInterrupt as interrupt:  # between two calls
+            return _answered(evaluation, answer, performer, interrupts)
+        except KeyboardInterrupt as interrupt:  # as the exception of a call was being caught
             if getgeneratorstate(evaluation) == GEN_CREATED:
                 next(evaluation, None)  # it can be interrupted when it has begun
-            if getgeneratorstate(evaluation) == GEN_CLOSED:  # it came too late: the run is over
+            if getgeneratorstate(evaluation) == GEN_CLOSED:  # it came too late: the run has ended
                 raise
             answer = Raised(interrupt)
 
 
-def _answered(evaluation: Generator[Request, Any, None], answer: Any, performer: _Performer) -> None:
-    send = evaluation.send
+def _answered(
+    evaluation: Generator[Request, Any, Any], answer: Any, performer: Performer, interrupts: Interrupts
+) -> None:
+    send, gate = evaluation.send, interrupts.gate
     while True:
         try:
             request = send(answer)
         except StopIteration:
             return
         try:
+            if type(request) is Save:  # not interrupted: what was done and its row go together
+                answer = request.write(*request.args)
+                continue
+            gate.open = True
+            if gate.pending is not None:
+                interrupts.raise_pending()
             if type(request) is tuple and request[0].timeout is None:
                 step, args, kwargs = request
                 answer = step.function(*args, **kwargs) if kwargs else step.function(*args)
-            elif type(request) is Save:
-                answer = request.write(*request.args)
             else:
                 answer = performer.perform(request)
+            gate.open = False
         except BaseException as error:
+            gate.open = False
             answer = Raised(error)
 
 
-class _Performer:
-    """What a sync run needs beside plain calls, made when it is needed."""
+class Performer:
+    """What a sync run needs beyond plain calls, made when it is needed."""
 
-    def __init__(self, resources: ExitStack, executor: Executor | None) -> None:
-        self._resources = resources
+    def __init__(self, resources: ExitStack, interrupts: Interrupts, executor: Executor | None) -> None:
+        self.resources = resources
+        self.interrupts = interrupts
+        self.gate = interrupts.gate
+        self.reported: deque[tuple[int, Any]] = deque()
         self._executor = executor
         self._loop_thread: LoopThread | None = None
-        self._work: Work | None = None
-        self._reported: deque[tuple[int, Any]] = deque()
+        self._in_flight: InFlight | None = None
         self._wake = threading.Lock()  # locked as long as there is nothing new
         self._timers: list[tuple[float, int, Any]] = []
 
     def perform(self, request: Request) -> Any:
+        """Do what is asked for; raises what comes of it."""
         if isinstance(request, Sleep):
             return time.sleep(request.seconds)
         if isinstance(request, Await):
-            return self._loop().result_of(request)
-        if isinstance(request, Wait):
-            return self._wait(request)
-        assert type(request) is tuple, "what is saved was written at once"
+            return self.loop().result_of(request)
+        if isinstance(request, Fork):
+            return self._side_by_side(request)
+        assert type(request) is tuple, "a driver is not asked for anything else"
         from flowdeco.drivers.threads import call_with_timeout
 
         return call_with_timeout(*request)
 
-    def _loop(self) -> LoopThread:
+    def loop(self) -> LoopThread:
+        """Return the event loop, which starts when it is first needed."""
         if self._loop_thread is None:
             from flowdeco.drivers.loop_thread import LoopThread
 
-            self._loop_thread = self._resources.enter_context(LoopThread())
+            self._loop_thread = self.resources.enter_context(LoopThread())
         return self._loop_thread
 
-    def _wait(self, request: Wait) -> list[tuple[int | None, Any]]:
-        interrupt: KeyboardInterrupt | None = None
-        while True:
-            try:
-                if self._work is None:
-                    from flowdeco.drivers.work import Work
+    def in_flight(self) -> InFlight:
+        """Return what performs the requests of branches."""
+        if self._in_flight is None:
+            from flowdeco.drivers.in_flight import InFlight
 
-                    self._work = Work(self, self._executor, self._resources)
+            self._in_flight = InFlight(self, self._executor, self.resources)
+        return self._in_flight
+
+    def _side_by_side(self, fork: Fork) -> Ended:
+        self.gate.open = False
+        in_flight = self.in_flight()
+        schedule = Schedule(fork, in_flight.tickets, evaluate)
+        while schedule.over is None:
+            in_flight.begin(schedule)
+            if schedule.over is None and not self.reported:
+                interrupt = self._waited()
                 if interrupt is not None:
-                    self._work.withdraw(request)
-                    return [(None, Raised(interrupt))]
-                self._work.begin(request)
-                while True:
-                    self._look()
-                    answers = self._work.settle(self._reported)
-                    if answers:
-                        return answers
-            except KeyboardInterrupt as raised:
-                interrupt = raised
+                    schedule.interrupt(interrupt)
+            in_flight.deliver(self.reported, schedule)
+        return schedule.over
 
-    def _look(self) -> None:
+    def _waited(self) -> BaseException | None:
+        """Wait until an answer is reported; return what interrupted that."""
+        gate = self.gate
+        try:
+            try:
+                gate.open = True
+                self.interrupts.raise_pending()
+                self.look()
+                gate.open = False
+            except BaseException as interrupt:
+                gate.open = False
+                return interrupt
+        except KeyboardInterrupt as interrupt:
+            return interrupt
+        return None
+
+    def look(self) -> None:
         """Wait until something is reported, or the time of a timer has come."""
         timers = self._timers
-        if not self._reported:
+        if not self.reported:
             self._wake.acquire(timeout=max(0.0, timers[0][0] - time.monotonic()) if timers else -1)
         while timers and timers[0][0] <= time.monotonic():
-            self._reported.append(timers[0][1:])
+            self.reported.append(timers[0][1:])
             heappop(timers)
 
-    # What groups need of a driver (`Worker`).
+    # What the requests of branches need of a driver (`Worker`).
 
     def report(self, ticket: int, answer: Any) -> None:
-        self._reported.append((ticket, answer))
+        """Take an answer, from any thread."""
+        self.reported.append((ticket, answer))
         if self._wake.locked():
             with suppress(RuntimeError):  # another thread was faster
                 self._wake.release()
 
     def later(self, seconds: float, ticket: int, answer: Any) -> None:
+        """Report an answer when the time has come."""
         heappush(self._timers, (time.monotonic() + seconds, ticket, answer))
 
     def begin_await(
         self, ticket: int, request: Await | FunctionCall, context: contextvars.Context, claimed: Callable[[int], bool]
     ) -> Callable[[], object]:
+        """Begin to await, and return what cancels it."""
         from flowdeco.drivers.loop_thread import answer
 
-        return self._loop().begin(lambda: answer(ticket, request, claimed, self.report), context)
+        return self.loop().begin(lambda: answer(ticket, request, claimed, self.report), context)

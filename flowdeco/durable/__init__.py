@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from flowdeco.durable.codec import PickleCodec
 from flowdeco.durable.fingerprint import fingerprint
 from flowdeco.durable.info import STATUSES, RunInfo
+from flowdeco.durable.journal import as_journal
 from flowdeco.durable.memory import MemoryJournal
 from flowdeco.durable.sqlite import SqliteJournal
 from flowdeco.engine.journal import Codec, Journal, Remembered, Row
-from flowdeco.errors import DefinitionError, JournalError, RunBusyError, RunNotFoundError, suggestion
+from flowdeco.errors import DefinitionError, RunBusyError, RunNotFoundError, suggestion
 from flowdeco.lazy import lazily
 
 if TYPE_CHECKING:
     from flowdeco.durable.json_codec import JsonCodec
-else:  # it imports every type that it can read; listing runs needs none of them
-    __getattr__, __dir__ = lazily(__name__, "json_codec")
+    from flowdeco.durable.reading import read
+else:  # every type that JSON can hold, and the definitions of a run: listing runs needs none of them
+    __getattr__, __dir__ = lazily(__name__, "json_codec", "reading")
 
 __all__ = [
     "Codec",
@@ -37,19 +38,9 @@ __all__ = [
     "fingerprint",
     "history",
     "purge",
+    "read",
     "runs",
 ]
-
-
-def as_journal(journal: Any) -> Any:
-    """Return the journal itself, or the SQLite journal at that path."""
-    if isinstance(journal, (str, os.PathLike)):
-        return SqliteJournal(cast("str", journal))
-    if not isinstance(journal, type) and all(
-        callable(getattr(journal, name, None)) for name in ("create", "open", "read", "write", "close")
-    ):
-        return journal
-    raise JournalError(f"journal is a path or a journal, such as SqliteJournal(path), not {journal!r}")
 
 
 def runs(journal: Any) -> list[RunInfo]:
@@ -59,9 +50,15 @@ def runs(journal: Any) -> list[RunInfo]:
 
 
 def history(journal: Any, run_id: str) -> list[Row]:
-    """Return the steps of a run in the order in which they finished, with their payloads undecoded."""
-    found: list[Row] = as_journal(journal).history(run_id)
-    return found
+    """Return the steps of a run in the order in which they finished, with their payloads undecoded.
+
+    A step that was performed again on a resume is there once, as it was the last time.
+    """
+    latest: dict[tuple[str, int], Row] = {}
+    for row in as_journal(journal).history(run_id):
+        latest.pop((row.branch, row.number), None)
+        latest[row.branch, row.number] = row
+    return list(latest.values())
 
 
 def delete(journal: Any, run_id: str) -> None:

@@ -19,7 +19,7 @@ from flowdeco.errors import JournalError, RunError, SerializationError, Unrefere
 from flowdeco.model.paths import Parts, all_parts, culprit, shown_key
 from flowdeco.model.references import Called, Changed
 
-__all__ = ["PickleCodec"]
+__all__ = ["OutlineCodec", "PickleCodec"]
 
 _PROTOCOL: Final = 5
 
@@ -118,6 +118,9 @@ def _place(value: Any, what: str, attempt: Callable[[Any], object], parts: Parts
 
 
 def _sections(section: Any, content: Any) -> Iterable[tuple[str, Any]]:
+    if section == "entering" and isinstance(content, list):
+        entries = cast("list[Mapping[Any, Any]]", content)
+        return [each for entry in entries for name, part in entry.items() for each in _sections(name, part)]
     if section in {"puts", "appends"} and isinstance(content, Mapping):
         return [(f"store[{shown_key(key)}]", part) for key, part in cast("Mapping[Any, Any]", content).items()]
     return [(section if isinstance(section, str) else f"[{section!r}]", content)]
@@ -125,8 +128,7 @@ def _sections(section: Any, content: Any) -> Iterable[tuple[str, Any]]:
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     """Yield the parts of a value; of a definition, those that it was made with."""
-    from flowdeco.durable.internals import bound_values, origin_of
-    from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage
+    from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, bound_of, origin_of
 
     if isinstance(value, Stage):
         origin = origin_of(value)
@@ -136,7 +138,7 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
             all_parts(origin) if isinstance(origin, Called) else ((f"[{shown_key(it.name)}]", it) for it in value)
         )
     elif isinstance(value, Action):
-        yield from all_parts(bound_values(cast("Action[..., Any]", value)))
+        yield from all_parts(bound_of(cast("Action[..., Any]", value)))
     elif isinstance(value, (Pipeline, Parallel)):
         yield from ((f"[{index}]", unit) for index, unit in enumerate(value.units))
     else:
@@ -190,6 +192,25 @@ def _made(cls: type[BaseException], *args: Any) -> BaseException:
         return cls(*args)
     except TypeError:
         return remade_exception(cls, args)
+
+
+class OutlineCodec(PickleCodec):
+    """Reads failures without the code of their run: an exception whose class cannot be imported has a stand-in."""
+
+    def decode(self, payload: bytes) -> Any:
+        """Return the value; raises `JournalError` if the payload is damaged."""
+        try:
+            return _WithStandIns(io.BytesIO(payload)).load()
+        except Exception as error:
+            raise JournalError(_unloadable(error)) from error
+
+
+class _WithStandIns(_Lenient):
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        try:
+            return super().find_class(module_name, global_name)
+        except (ImportError, AttributeError):
+            return type(global_name.rpartition(".")[2], (RunError,), {"__module__": module_name})
 
 
 # By value, where there is cloudpickle.

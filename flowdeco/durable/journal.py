@@ -1,5 +1,23 @@
-"""The journal protocol, under the name by which users import it."""
+"""The journal protocol, under the name by which users import it, and the journal that a user named."""
 
+from __future__ import annotations
+
+import os
+from typing import Any, cast
+
+from flowdeco.durable.sqlite import SqliteJournal
 from flowdeco.engine.journal import Codec, Journal, Remembered, Row
+from flowdeco.errors import JournalError
 
-__all__ = ["Codec", "Journal", "Remembered", "Row"]
+__all__ = ["Codec", "Journal", "Remembered", "Row", "as_journal"]
+
+
+def as_journal(journal: Any) -> Any:
+    """Return the journal itself, or the SQLite journal at that path."""
+    if isinstance(journal, (str, os.PathLike)):
+        return SqliteJournal(cast("str", journal))
+    if not isinstance(journal, type) and all(
+        callable(getattr(journal, name, None)) for name in ("create", "open", "read", "write", "close")
+    ):
+        return journal
+    raise JournalError(f"journal is a path or a journal, such as SqliteJournal(path), not {journal!r}")

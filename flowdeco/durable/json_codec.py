@@ -23,13 +23,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, Self, TypeVar, cast
 
 from flowdeco.durable.codec import described_error, remade_exception, unserialisable
-from flowdeco.durable.internals import options_of, origin_of
 from flowdeco.durable.kinds import STANDARD, ZONE, Kind, checked_dict, checked_list, checked_string, of_two
 from flowdeco.durable.lookup import find, lookup, place, reference
 from flowdeco.errors import JournalError, RunError
 from flowdeco.middleware import Recover, Retry, recover, retry
 from flowdeco.model.declare import StageTemplate
-from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream
+from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream, options_of, origin_of
 from flowdeco.model.paths import items
 from flowdeco.model.references import Bound, Called, Changed, Imported, Member, Method, Narrowed
 from flowdeco.model.store import Key

@@ -23,6 +23,7 @@ _MOVED: Final = {
     "flowdeco.returned": "flowdeco.engine.results",
 }
 _RENAMED: Final = {
+    ("flowdeco.definitions", "_composite_of"): ("flowdeco.model.units", "_composite_of"),
     ("flowdeco.middleware", "_Recover"): ("flowdeco.middleware", "Recover"),
     ("flowdeco.middleware", "_Retry"): ("flowdeco.middleware", "Retry"),
     ("flowdeco.wiring", "Problem"): ("flowdeco.errors", "Problem"),

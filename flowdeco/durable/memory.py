@@ -130,9 +130,8 @@ class MemoryJournal:
     def _remembered(self, run_id: str, run: _Run) -> Remembered:
         positions = list(run.rows)
         inputs = [(bisect_left(positions, at), payload) for at, payload in run.inputs]
-        return Remembered(
-            *(run_id, run.pipeline, run.status, run.reason, run.started, run.skip, inputs, list(run.rows.values()))
-        )
+        rows = list(run.rows.values())
+        return Remembered(run_id, run.pipeline, run.status, run.reason, run.started, run.skip, inputs, rows, run.error)
 
 
 def _owner() -> str:

@@ -18,7 +18,8 @@ from zlib import crc32
 __all__ = ["APPLICATION", "MIGRATIONS", "VERSION"]
 
 APPLICATION: Final = 0x666C6F77  # "flow", in the header of the file
-VERSION: Final = 2
+VERSION: Final = 3
+FORMAT: Final = 3  # how a run numbers its steps: since this version of the schema, each has the number it began with
 
 _RUNS: Final = """
 CREATE TABLE runs (
@@ -36,6 +37,7 @@ CREATE TABLE runs (
     written INTEGER NOT NULL,
     dropped INTEGER NOT NULL,
     given INTEGER NOT NULL,
+    format INTEGER NOT NULL,
     checksum INTEGER NOT NULL,
     owner TEXT, host TEXT, pid INTEGER, place TEXT, born TEXT, lease REAL
 );
@@ -56,9 +58,10 @@ CREATE TABLE log (
     started REAL NOT NULL,
     elapsed REAL NOT NULL,
     checksum INTEGER NOT NULL,
-    payload BLOB NOT NULL
+    payload BLOB NOT NULL,
+    begins INTEGER NOT NULL
 );
-CREATE INDEX branches ON log (id >> 32, substr(what, 1, instr(what, ','))) WHERE number < 2"""
+CREATE INDEX branches ON log (id >> 32, substr(what, 1, instr(what, ','))) WHERE begins"""
 
 _VIEWS: Final = """
 CREATE VIEW steps AS
@@ -88,6 +91,18 @@ def _create(connection: sqlite3.Connection) -> None:
 
 # A migration makes the tables of its own version: one that is changed later on keeps its old text here.
 
+_LOG_2: Final = """
+CREATE TABLE log (
+    id INTEGER PRIMARY KEY,
+    number INTEGER NOT NULL,
+    what TEXT NOT NULL,
+    started REAL NOT NULL,
+    elapsed REAL NOT NULL,
+    checksum INTEGER NOT NULL,
+    payload BLOB NOT NULL
+);
+CREATE INDEX branches ON log (id >> 32, substr(what, 1, instr(what, ','))) WHERE number < 2"""
+
 
 def _from_version_1(connection: sqlite3.Connection) -> None:
     """From a column for each name of a step, and inputs that nobody counted."""
@@ -98,7 +113,7 @@ def _from_version_1(connection: sqlite3.Connection) -> None:
         if bytes not in map(type, run) and crc32(json.dumps(run).encode()) == checksum:
             counted = count, crc32(json.dumps([*run, count]).encode()), run[0]
             connection.execute("UPDATE runs SET given = ?, checksum = ? WHERE id = ?", counted)
-    _execute(connection, f"DROP VIEW history;\nDROP INDEX branches;\n{_LOG}")
+    _execute(connection, f"DROP VIEW history;\nDROP INDEX branches;\n{_LOG_2}")
     names = "branch", "kind", "stage", "action", "status", "fingerprint"
     columns = ", ".join(f"CAST({name} AS BLOB)" for name in names)  # some may be no Unicode
     before = connection.execute(f"SELECT id, number, started, elapsed, checksum, payload, {columns} FROM steps")
@@ -126,5 +141,25 @@ def _text(blob: bytes) -> str:
         return repr(blob)
 
 
+_TO_VERSION_3: Final = """
+ALTER TABLE runs ADD COLUMN format INTEGER NOT NULL DEFAULT 2;
+ALTER TABLE log ADD COLUMN begins INTEGER NOT NULL DEFAULT 0;
+DROP INDEX branches;
+CREATE INDEX branches ON log (id >> 32, substr(what, 1, instr(what, ','))) WHERE begins;
+PRAGMA user_version = 3"""
+
+
+def _from_version_2(connection: sqlite3.Connection) -> None:
+    """From runs that number their steps in the order of writing. They stay as they are.
+
+    A process of that version that still works on one continues to write it: the new columns have defaults.
+    """
+    _execute(connection, _TO_VERSION_3)
+
+
 # From a version to the next.
-MIGRATIONS: Final[dict[int, Callable[[sqlite3.Connection], None]]] = {0: _create, 1: _from_version_1}
+MIGRATIONS: Final[dict[int, Callable[[sqlite3.Connection], None]]] = {
+    0: _create,
+    1: _from_version_1,
+    2: _from_version_2,
+}

@@ -1,13 +1,14 @@
 """The journal in an SQLite file: one row per step, committed before the next one starts.
 
-`runs` has a row per run, with who works on it; `inputs` what a run was started and resumed with; `log` what it did. The
-views `steps` and `history` show that to people. Steps are numbered per run in the order of their writing, and the number
-of the run is in the upper half of their id: those of a run stand together, and appending one touches one B-tree.
+`runs` has a row per run, with who works on it; `inputs` has the inputs that a run was started and resumed with; `log` has
+its steps, in the order of their writing. The views `steps` and `history` show them to people. The id of a step is the
+number of its run in the upper half and its position in the lower one: the steps of a run stand together, and appending
+one touches one B-tree.
 
-Rules that make damage show. Every row has a checksum of all that it says. The steps of a run are numbered without a
-gap, but for those that were taken back, which are counted; so are those of each branch. What is missing at the end of
-an unfinished run is as if it had not happened yet. A row is only written by who holds the lease, in the same statement
-that looks.
+Rules that make damage show. Every row has a checksum of all that it says. The positions of a run have no gaps, but for
+the steps that were taken back, which are counted. The numbers of steps within a branch mean nothing here: whoever reads
+them as the steps of a run checks them. Steps that are missing at the end of an unfinished run have not happened yet. A
+row is written only by the owner of the lease, which is checked in the same statement.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ import threading
 import time
 import weakref
 from bisect import bisect_left
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 from urllib.parse import quote
 from zlib import crc32
 
 from flowdeco.durable.codec import PickleCodec
 from flowdeco.durable.info import RunInfo
 from flowdeco.durable.lease import Owner, is_dead, this_process
-from flowdeco.durable.schema import APPLICATION, MIGRATIONS, VERSION
+from flowdeco.durable.schema import APPLICATION, FORMAT, MIGRATIONS, VERSION
 from flowdeco.engine.journal import Codec, Remembered, Row
 from flowdeco.errors import JournalError, RunBusyError, RunNotFoundError, SerializationError, suggestion
 
@@ -48,8 +49,8 @@ _KEPT: Final = 1024
 
 def _insert(count: int) -> str:
     """Return the statement that inserts so many steps, if the run has that owner."""
-    step = "SELECT ?, ?, ?, ?, ?, ?, ? FROM runs WHERE id = ? AND owner = ?"
-    columns = "id, number, what, started, elapsed, checksum, payload"
+    step = "SELECT ?, ?, ?, ?, ?, ?, ?, ? FROM runs WHERE id = ? AND owner = ?"
+    columns = "id, number, what, started, elapsed, checksum, payload, begins"
     return f"INSERT INTO log ({columns}) {' UNION ALL '.join([step] * count)}"
 
 
@@ -76,11 +77,12 @@ class Head(NamedTuple):
     written: int
     dropped: int
     given: int
+    format: int
 
     @property
     def checksum(self) -> int:
-        """The checksum of all columns."""
-        return crc32(json.dumps(self).encode())
+        """The checksum of all columns; those who wrote format 2 did not know of formats."""
+        return crc32(json.dumps(self[:-1] if self.format == 2 else self).encode())
 
     def agrees(self, checksum: object) -> bool:
         """Whether the columns are what they were when they were written."""
@@ -92,9 +94,12 @@ _OWNER: Final = "owner, host, pid, place, born"
 
 
 class _Held:
-    """A run that this journal holds the lease of; `doubtful` where the last write may have happened or not."""
+    """A run that this journal holds the lease of; `doubtful` where the last write may have happened or not.
 
-    __slots__ = ("broken", "doubtful", "first", "head", "last", "next", "saved", "token")
+    `begun` are branches whose first row is marked in the file. Some may be missing: their next row is marked as well.
+    """
+
+    __slots__ = ("begun", "broken", "doubtful", "first", "head", "last", "next", "saved", "token")
 
     def __init__(self, head: Head, token: str, last: Row | None = None) -> None:
         self.head = head
@@ -103,6 +108,7 @@ class _Held:
         self.next = head.written
         self.saved = head.written - head.dropped
         self.last = last
+        self.begun: set[str] = set()
         self.broken = self.doubtful = False
 
 
@@ -162,13 +168,14 @@ class SqliteJournal:
                 if found is not None:
                     there = self._checked(found)
                     self._require_idle(connection, there, owner)
+                    advice = "resume it" if there.format >= FORMAT else "delete it"
                     raise RunBusyError(
-                        f"{self.path} has a run {run_id!r} already, {there.status}: resume it, or take another run_id"
+                        f"{self.path} has a run {run_id!r} already, {there.status}: {advice}, or take another run_id"
                     )
                 number = connection.execute("SELECT coalesce(max(id), 0) + 1 FROM runs").fetchone()[0]
                 head = Head(
                     *(number, run_id, _plain(pipeline), self.entry, "running", None, None, now),
-                    *(json.dumps(list(skip)), self.codec.name, 0, 0, 1),
+                    *(json.dumps(list(skip)), self.codec.name, 0, 0, 1, FORMAT),
                 )
                 columns = (*head, head.checksum, now, *owner, now + self.lease)
                 connection.execute(
@@ -186,7 +193,7 @@ class SqliteJournal:
         with self._asked(f"run {run_id!r} cannot be taken up") as connection:
             with _transaction(connection):
                 head = self._head(connection, run_id)
-                self._require_codec(head)
+                self._require_readable(head)
                 self._require_idle(connection, head, owner)
                 self._seize(connection, head, owner)
             try:
@@ -210,7 +217,7 @@ class SqliteJournal:
         """Return a run without taking it up."""
         with self._asked(f"run {run_id!r} cannot be read") as connection, _transaction(connection, "DEFERRED"):
             head = self._head(connection, run_id)
-            self._require_codec(head)
+            self._require_readable(head)
             return self._remembered(connection, head)[0]
 
     def add_inputs(self, run_id: str, inputs: bytes) -> None:
@@ -237,18 +244,18 @@ class SqliteJournal:
                 connection = self._connection or self._connect()
                 if held.doubtful:
                     self._settle(connection, held)
-                at = held.first + held.next
-                run, token = held.head.id, held.token
+                at, begun = held.first + held.next, held.begun
+                owner = held.head.id, held.token
                 if len(rows) <= _FEW:  # a statement on its own is a transaction
-                    columns = _columns(at, rows[0], run, token)
-                    if len(rows) > 1:
-                        columns = sum((_columns(at + index, row, run, token) for index, row in enumerate(rows)), ())
+                    columns = _columns(at, rows[0], begun) + owner
+                    for index in range(1, len(rows)):
+                        columns += _columns(at + index, rows[index], begun) + owner
                     if not connection.execute(_INSERTS[len(rows)], columns).rowcount:
                         raise self._lost(connection, held.head)
                 else:
                     with _transaction(connection):
                         self._require_ours(connection, held.head, held.token)
-                        many = (_columns(at + index, row, run, token) for index, row in enumerate(rows))
+                        many = (_columns(at + index, row, begun) + owner for index, row in enumerate(rows))
                         connection.executemany(_INSERTS[1], many)
             except (sqlite3.Error, JournalError, OverflowError) as error:
                 held.broken = held.doubtful = True
@@ -259,6 +266,10 @@ class SqliteJournal:
             held.next += len(rows)
             held.saved += len(rows)
             held.last = rows[-1]
+            if len(begun) > _KEPT:  # a run may have new branches for ever
+                begun.clear()
+            for row in rows:
+                begun.add(row.branch)
 
     def drop(self, run_id: str, cuts: Mapping[str, int]) -> None:
         """Forget the rows of these branches from these numbers on."""
@@ -266,11 +277,13 @@ class SqliteJournal:
             with _transaction(connection):
                 self._require_ours(connection, held.head, held.token)
                 self._settle(connection, held)
-                doomed = list(_after(connection, held, cuts))
+                held.begun.difference_update(cuts)
+                doomed, first = _after(connection, held, cuts)
                 left = held.saved - len(doomed)
                 head = held.head._replace(written=held.next, dropped=held.next - left)
                 if doomed:
                     connection.executemany("DELETE FROM log WHERE id = ?", doomed)
+                    connection.executemany("UPDATE log SET begins = 1 WHERE id = ?", first)
                     connection.execute(
                         "UPDATE runs SET written = ?, dropped = ?, checksum = ?, updated = ? WHERE id = ?",
                         (head.written, head.dropped, head.checksum, time.time(), head.id),
@@ -376,7 +389,13 @@ class SqliteJournal:
             raise self._damaged(f"what it says of run {head.run_id!r} does not agree with its checksum")
         return head
 
-    def _require_codec(self, head: Head) -> None:
+    def _require_readable(self, head: Head) -> None:
+        if head.format < FORMAT:
+            raise JournalError(
+                f"run {head.run_id!r} of {self.path} was written by an earlier version of flowdeco, which numbered "
+                f"steps differently: it can be listed and shown, not resumed. Start it anew, or finish it with that "
+                f"version, in a copy of the file from before the upgrade"
+            )
         if head.codec != self.codec.name:
             raise JournalError(
                 f"run {head.run_id!r} of {self.path} is written in the codec {head.codec!r}, not "
@@ -448,19 +467,18 @@ class SqliteJournal:
             raise self._damaged(f"inputs of run {head.run_id!r} are missing")
         written = max(head.written, positions[-1] + 1 if positions else 0)
         skip = tuple(json.loads(head.skip))
-        return Remembered(
-            head.run_id, head.pipeline, head.status, head.reason, head.started, skip, inputs, rows
-        ), written
+        remembered = Remembered(
+            head.run_id, head.pipeline, head.status, head.reason, head.started, skip, inputs, rows, head.error
+        )
+        return remembered, written
 
     def _steps(self, connection: sqlite3.Connection, head: Head) -> tuple[list[Row], Sequence[int]]:
         """Return the steps of a run, and their places in the order of writing; raises if one is damaged or missing."""
         first = head.id << 32
         id = first - 1
         rows: list[Row] = []
-        numbers: dict[str, int] = {}
         names: dict[str, Names] = {}
-        gap: Row | None = None
-        add, expected, known = rows.append, numbers.get, names.get
+        add, known = rows.append, names.get
         found = connection.execute(_SELECT, (first, first + _LAST))
         for id, number, what, started, elapsed, checksum, payload in found:
             try:
@@ -476,11 +494,7 @@ class SqliteJournal:
             if told is None:
                 raise self._damaged(f"step {id - first} of run {head.run_id!r} does not agree with its checksum")
             _, branch, kind, stage, action, status, fingerprint = told
-            row = _new(Row, (branch, number, kind, stage, action, status, started, elapsed, fingerprint, payload))
-            if number != expected(branch, number if number < 2 else 0):
-                gap = gap or row
-            numbers[branch] = number + 1
-            add(row)
+            add(Row(branch, number, kind, stage, action, status, started, elapsed, fingerprint, payload))
         positions: Sequence[int] = range(len(rows))
         if id - first >= len(rows):  # without gaps, the last one is one less than their number
             positions = [id - first for (id,) in connection.execute(_IDS, (first, first + _LAST))]
@@ -488,8 +502,6 @@ class SqliteJournal:
         late = len(positions) - early
         if early != head.written - head.dropped or (late and positions[-1] != head.written + late - 1):
             raise self._damaged(f"steps of run {head.run_id!r} are missing")
-        if gap is not None:
-            raise self._damaged(f"branch {gap.branch!r} of run {head.run_id!r} has a gap before step {gap.number}")
         return rows, positions
 
     # The connection, and what can go wrong with it.
@@ -620,7 +632,7 @@ class SqliteJournal:
             # Nothing stops it when the journal goes: it may have been frozen with the lock of `stop`, as the process ends.
             stop = threading.Event()
             beating = (weakref.ref(self), stop, self.lease / 3)
-            thread = threading.Thread(target=_beat, args=beating, name="flowdeco lease", daemon=True)
+            thread = threading.Thread(target=self._beat, args=beating, name="flowdeco lease", daemon=True)
             self._heart = thread, stop
             thread.start()
 
@@ -641,14 +653,36 @@ class SqliteJournal:
             with suppress(sqlite3.Error), _transaction(self._connection):  # the next write says what is wrong
                 self._connection.executemany("UPDATE runs SET lease = ?, updated = ? WHERE id = ? AND owner = ?", mine)
 
+    @staticmethod
+    def _beat(journal: weakref.ref[SqliteJournal], stop: threading.Event, interval: float) -> None:
+        while not stop.wait(interval):
+            alive = journal()
+            if alive is None:
+                return
+            alive._renew()
+            del alive
 
-def _beat(journal: weakref.ref[SqliteJournal], stop: threading.Event, interval: float) -> None:
-    while not stop.wait(interval):
-        alive = journal()
-        if alive is None:
-            return
-        alive._renew()
-        del alive
+    def owns(self, token: str) -> bool:
+        """Whether that is the token of a run that this journal works on."""
+        return any(held.token == token for held in list(self._held.values()))
+
+    # SQLite's connections, locks and threads must not cross over to another process.
+
+    def before_fork(self) -> None:
+        """Stop everything, and hold the lock until the process has forked."""
+        thread = self._stop_heart()
+        if thread is not None:
+            thread.join()
+        self._lock.acquire()
+        self._disconnect()
+
+    def after_fork(self, *, in_child: bool) -> None:
+        """Continue; the runs stay with the parent."""
+        if in_child:
+            self._held.clear()
+        if self._held:
+            self._start_heart()
+        self._lock.release()
 
 
 def named_codec(codec: str | Codec) -> Codec:
@@ -670,13 +704,13 @@ def named_codec(codec: str | Codec) -> Codec:
 Names: TypeAlias = "tuple[int, str, str, str, str | None, str, str]"  # checksum, then as in a row
 
 
-def _columns(id: int, row: Row, run: int, token: str) -> tuple[Any, ...]:
-    """Return what is inserted for a step, and by whom."""
+def _columns(id: int, row: Row, begun: set[str]) -> tuple[Any, ...]:
+    """Return the columns of a step."""
     branch, number, kind, stage, action, status, started, elapsed, fingerprint, payload = row
     # Only the names of users need quotes; the others are our own words.
     what = f'["{branch}","{kind}",{_quoted(stage)},{_quoted(action or "")},"{status}","{fingerprint}"]'
     checksum = crc32(_PACKED(id, number, started, elapsed) + payload, crc32(what.encode()))
-    return id, number, what, started, elapsed, checksum, payload, run, token
+    return id, number, what, started, elapsed, checksum, payload, branch not in begun
 
 
 def _names(what: str) -> Names:
@@ -689,7 +723,6 @@ def _names(what: str) -> Names:
 
 _PACKED: Final = struct.Struct("<qqdd").pack
 _quoted: Final = json.encoder.encode_basestring_ascii  # any text, lone surrogates too, in ASCII
-_new: Final = cast("Any", tuple.__new__)  # pyright: ignore[reportUnknownMemberType]
 
 
 def _untext(text: Any) -> Any:
@@ -720,22 +753,38 @@ def _insert_inputs(connection: sqlite3.Connection, run: int, number: int, positi
     connection.execute("INSERT INTO inputs VALUES (?, ?, ?, ?, ?)", (run, number, position, checksum, payload))
 
 
-def _after(connection: sqlite3.Connection, held: _Held, cuts: Mapping[str, int]) -> Iterator[tuple[int]]:
-    """Give the ids of the steps of these branches from these numbers on, by going back to where each begins."""
-    begun = "SELECT 1 FROM log WHERE id >> 32 = ? AND substr(what, 1, instr(what, ',')) = ? AND number < 2"
-    open = {branch for branch in cuts if connection.execute(begun, (held.head.id, f'["{branch}",')).fetchone()}
-    if not open:
-        return
-    branch_of_it = "substr(what, 3, instr(what, ',') - 4)"
-    backwards = f"SELECT id, {branch_of_it}, number FROM log WHERE id BETWEEN ? AND ? ORDER BY id DESC"
-    for id, branch, number in connection.execute(backwards, (held.first, held.first + _LAST)):
-        if branch in open:
-            if number >= cuts[branch]:
-                yield (id,)
-            if number <= cuts[branch]:
-                open.discard(branch)
-                if not open:
-                    return
+def _after(
+    connection: sqlite3.Connection, held: _Held, cuts: Mapping[str, int]
+) -> tuple[list[tuple[int]], list[tuple[int]]]:
+    """Return the ids of the steps of these branches from these numbers on, and of the first ones that then are left.
+
+    The way back through a branch ends where it begins, or at an action or a group below its cut: that had the highest
+    number so far, while a stage or a pipeline has a lower one than the steps inside it, which are written before it.
+    """
+    begins = (
+        "SELECT id FROM log WHERE id >> 32 = ? AND substr(what, 1, instr(what, ',')) = ? AND begins ORDER BY id LIMIT 1"
+    )
+    found = [(connection.execute(begins, (held.head.id, f'["{branch}",')).fetchone(), branch) for branch in cuts]
+    ahead = sorted((first[0], branch) for first, branch in found if first is not None)
+    open, doomed, left = {branch for _, branch in ahead}, list[tuple[int]](), dict[str, int]()
+    names = "substr(what, 3, instr(what, ',') - 4), substr(what, instr(what, ',') + 2, 1) IN ('a', 'g')"
+    backwards = f"SELECT id, number, {names} FROM log WHERE id BETWEEN ? AND ? ORDER BY id DESC"
+    since = ahead[0][0] if ahead else held.first + _LAST
+    for id, number, branch, is_single in connection.execute(backwards, (since, held.first + _LAST)):
+        while ahead and ahead[-1][0] > id:
+            open.discard(ahead.pop()[1])
+        if not open:
+            break
+        if branch not in open:
+            continue
+        if number >= cuts[branch]:
+            doomed.append((id,))
+        elif is_single:
+            open.discard(branch)
+            left.pop(branch, None)
+        else:
+            left[branch] = id
+    return doomed, [(id,) for id in left.values()]
 
 
 # Connections.
@@ -789,7 +838,7 @@ def _inode(path: str) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-# Who is alive, and what becomes of connections when a process forks: SQLite's must not cross over.
+# The journals of this process: who is alive, and what becomes of them when it forks.
 
 
 _live: Final[weakref.WeakSet[SqliteJournal]] = weakref.WeakSet()
@@ -806,7 +855,7 @@ def _journals() -> list[SqliteJournal]:
 
 def _is_busy(owner: Owner, lease: float, me: Owner) -> bool:
     if owner[1:] == me[1:]:
-        return any(held.token == owner.token for journal in _journals() for held in list(journal._held.values()))
+        return any(journal.owns(owner.token) for journal in _journals())
     try:
         dead = is_dead(owner)
         return lease > time.time() if dead is None else not dead
@@ -816,27 +865,18 @@ def _is_busy(owner: Owner, lease: float, me: Owner) -> bool:
 
 def _before_fork() -> None:
     for journal in _journals():
-        thread = journal._stop_heart()
-        if thread is not None:
-            thread.join()
-        journal._lock.acquire()
-        journal._disconnect()
+        journal.before_fork()
         _forking.append(journal)
 
 
 def _after_fork_in_parent() -> None:
     while _forking:
-        journal = _forking.pop()
-        if journal._held:
-            journal._start_heart()
-        journal._lock.release()
+        _forking.pop().after_fork(in_child=False)
 
 
 def _after_fork_in_child() -> None:
     while _forking:
-        journal = _forking.pop()
-        journal._held.clear()
-        journal._lock.release()
+        _forking.pop().after_fork(in_child=True)
 
 
 if hasattr(os, "register_at_fork"):

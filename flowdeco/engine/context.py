@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
-from flowdeco.engine.memory import step_id
+from flowdeco.engine.outcome import step_id
 from flowdeco.errors import WAITING, Suspend
 from flowdeco.model.definitions import Action, Pipeline, Stage, Stream, Unit, insertable, make_action
 from flowdeco.model.options import checked_selectors
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from flowdeco.engine.logs import RunLogger
     from flowdeco.events import Event
 
-__all__ = ["Context"]
+__all__ = ["Context", "Effects"]
 
 T = TypeVar("T")
 
@@ -129,23 +130,36 @@ class Context:
 
     def __reduce__(self) -> tuple[Any, ...]:
         known = (self.run_id, self._place, self.pipeline.name, _shadow(self.stage), self.action.name)
-        return _detached, (*known, dict(self.store), [_shadow(unit) for unit in self._upcoming()])
+        return Context.detached, (known, dict(self.store), [_shadow(unit) for unit in self._upcoming()])
 
-    def _effects(self) -> Effects:
-        """Return what a detached context was told to do."""
-        return Effects(self.store._delta(), self._inserted, self._switches, self._messages)
+    def __repr__(self) -> str:
+        return f"<Context of {self.stage.name}/{self.action.name} in run {self.run_id}>"
 
-    def _catch_up(self, effects: Effects) -> None:
-        """Do what a detached copy of this context was told to do."""
-        self.store._apply(effects.delta)
+    # For the engine, and for the shipping of calls.
+
+    def effects(self) -> Effects:
+        """Return what the action did with it."""
+        return Effects(self.store.delta(), self._inserted, self._switches, self._messages)
+
+    def catch_up(self, effects: Effects) -> None:
+        """Do what was done to a detached copy."""
+        self.store.apply(effects.delta)
         self._inserted.extend(effects.inserted)
         self._switches.extend(effects.switches)
         for message in effects.messages:
             if self._notify is not None:
                 self._notify(message)
 
-    def __repr__(self) -> str:
-        return f"<Context of {self.stage.name}/{self.action.name} in run {self.run_id}>"
+    @classmethod
+    def detached(
+        cls, known: tuple[str, tuple[str, int], str, Stage, str], values: dict[str, Any], upcoming: list[Stage]
+    ) -> Context:
+        """Return the copy that travels to another process, and keeps the messages to the observers."""
+        run_id, place, pipeline, stage, name = known
+        action, waiting = make_action(_nothing, name=name), partial(iter, upcoming)
+        context = cls(run_id, Pipeline(name=pipeline), stage, action, Store(values), waiting, None, place)
+        context._notify = context._messages.append
+        return context
 
 
 def _shadow(unit: Unit | Stream) -> Stage:
@@ -157,26 +171,3 @@ def _shadow(unit: Unit | Stream) -> Stage:
 
 def _nothing() -> None:
     """Stand for the function of an action of which only the name is known."""
-
-
-def _detached(
-    run_id: str,
-    place: tuple[str, int],
-    pipeline: str,
-    stage: Stage,
-    action: str,
-    values: dict[str, Any],
-    upcoming: list[Stage],
-) -> Context:
-    context = Context(
-        run_id,
-        Pipeline(name=pipeline),
-        stage,
-        make_action(_nothing, name=action),
-        Store(values),
-        lambda: iter(upcoming),
-        None,
-        place,
-    )
-    context._notify = context._messages.append
-    return context

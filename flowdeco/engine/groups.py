@@ -1,233 +1,188 @@
-"""Branches side by side: what begins, what happens to the others when one ends badly, and the merge (L9).
+"""Parallel groups: branches over forks of the store, and how what they did becomes one outcome (L9).
 
-A branch is a walk, a generator of requests, as the run is. A `Crew` drives the walks of a group and passes their
-requests on together: a `Wait` says what to begin and what to cancel, and is answered with what is over by now. A group
-inside a branch yields `Wait` as well, so groups nest without knowing of each other, and none ever holds a worker.
-
-When a branch ends with a failure or a `Bail`, the group *stops*: no branch and no action begins any more, what is under
-way is cancelled where that is possible (what is awaited) and waited for where it is not (a call in a thread). A
-`Suspend` lets the other branches finish.
+Branches are merged in their order, whatever the order in which they ended. One failure is raised as itself, several as
+an `ExceptionGroup`; a cancellation that the group itself asked for is not a failure. A `Bail` ends the run, and only its
+branch counts; a `Suspend` waits for the others, and names all that they wait for.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextvars import copy_context
+from collections.abc import Callable
 from functools import reduce
-from typing import Any, TypeAlias
+from typing import Any
 
-from flowdeco.engine.requests import CAUGHT_UP, Begun, Chore, Failure, Raised, Request, Wait, Walk
-from flowdeco.errors import WAITING, Bail, Cancelled, Suspend, WriteConflictError
-from flowdeco.model.definitions import Parallel
+from flowdeco.engine.branch import Branch, OpenScope
+from flowdeco.engine.outcome import Outcome, Status, branch_id
+from flowdeco.engine.replay import History
+from flowdeco.engine.requests import Ended, Failure, Fork, Raised, Walk
+from flowdeco.errors import WAITING, Bail, Cancelled, CodeChangedError, Suspend, WriteConflictError
+from flowdeco.model.definitions import Parallel, Stream, Unit
 from flowdeco.model.store import NOTHING, Delta, same
 
-__all__ = ["Crew", "ended_by_another", "merged"]
-
-Answers: TypeAlias = "list[tuple[int | None, Any]]"
+__all__ = ["merged", "run_group", "verdict"]
 
 
-class _Member:
-    """A branch at work."""
-
-    __slots__ = ("begun", "context", "error", "grouped", "send", "told")
-
-    def __init__(self, walk: Walk) -> None:
-        self.send = walk.send
-        self.context = copy_context()  # what is set in a branch is seen in that branch only, in all of it
-        self.error: Failure = None
-        self.begun = False  # before the run was resumed
-        self.grouped = False  # it waits as a group: for the answers to several requests
-        self.told = False  # that group knows that it must stop
-
-
-class Crew:
-    """The branches of a group at work; when `work` is over, `verdict` says what came of them."""
-
-    def __init__(
-        self, walks: Sequence[Walk], limit: int | None, tickets: Iterator[int], stop: Callable[[], None]
-    ) -> None:
-        self.members = [_Member(walk) for walk in walks]
-        self._waiting = deque(self.members)
-        self._limit = limit or len(walks)
-        self._tickets = tickets
-        self._tell_branches = stop
-        self._owners: dict[int, _Member] = {}
-        self._begin: list[Begun] = []
-        self._cancel: list[int] = []
-        self._active = 0
-        self._interrupt: Failure = None
-        self._stopped = False
-        self._ended_by: _Member | None = None
-
-    def catch_up(self, members: Iterable[_Member]) -> Generator[Request, Any, bool]:
-        """Let these branches of a resumed run restore their past, one by one, before any goes on or stops the others.
-
-        Gives whether one of them has something left to do.
-        """
-        begun: list[_Member] = []
-        for member in members:
-            self._waiting.remove(member)
-            if (yield from self._caught_up(member)):
-                begun.append(member)
-        self._waiting.extendleft(reversed(begun))
-        return bool(begun)
-
-    def _caught_up(self, member: _Member) -> Generator[Request, Any, bool]:
-        answer = None
-        while True:
-            try:
-                request = member.context.run(member.send, answer)
-            except StopIteration as end:
-                member.error = end.value
-                if member.error is not None and not isinstance(member.error, Suspend):
-                    self._ended_by = self._ended_by or member
-                return False
-            if request is CAUGHT_UP:
-                member.begun = True
-                return True
-            answer = yield request
-
-    def work(self) -> Generator[Wait, Answers, None]:
-        """Run the branches until all that began are over."""
-        if self._ended_by is not None:
-            self._stop()
-        while True:
-            while self._waiting and self._active < self._limit and (not self._stopped or self._waiting[0].begun):
-                self._active += 1
-                self._resume(self._waiting.popleft(), None)
-            if not self._active:
-                return
-            begin, cancel = self._begin, self._cancel
-            self._begin, self._cancel = [], []
-            answers: Any = yield Wait(begin, cancel)
-            if type(answers) is Raised:  # Ctrl-C before the driver had looked at it
-                self._begin, self._cancel = begin, cancel
-                answers = [(None, answers)]
-            self._deliver(answers)
-
-    def _deliver(self, answers: Answers) -> None:
-        together: dict[_Member, Answers] = {}
-        for ticket, answer in answers:
-            if ticket is None:
-                self._interrupt = answer.error
-                self._stop()
-                continue
-            member = self._owners.pop(ticket)
-            if member.grouped:
-                together.setdefault(member, []).append((ticket, answer))
-            else:
-                self._resume(member, answer)
-        for member, several in together.items():
-            self._resume(member, several)
-
-    def _resume(self, member: _Member, answer: Any) -> None:
-        """Send a branch its answer, and take its next request."""
-        while True:
-            try:
-                request = member.context.run(member.send, answer)
-            except StopIteration as end:
-                self._active -= 1
-                member.error = end.value
-                if member.error is not None and not isinstance(member.error, Suspend) and not self._stopped:
-                    self._ended_by = member
-                    self._stop()
-                return
-            member.grouped = type(request) is Wait
-            if type(request) is Wait:
-                refused = self._take(member, request)
-                if not (self._stopped and not member.told):
-                    return
-                member.told = True
-                answer = [*((ticket, _refusal()) for ticket in refused), (None, _refusal())]
-            elif self._stopped and _is_action(request):
-                answer = _refusal()
-            else:
-                ticket = next(self._tickets)
-                self._owners[ticket] = member
-                self._begin.append((ticket, request, member.context))
-                return
-
-    def _take(self, member: _Member, request: Wait) -> list[int]:
-        """Pass on what a group inside a branch asks for; return the tickets of what must not begin any more."""
-        refused: list[int] = []
-        for begun in request.begin:
-            ticket, wanted, _ = begun
-            if self._stopped and _is_action(wanted):
-                refused.append(ticket)
-            else:
-                self._owners[ticket] = member
-                self._begin.append(begun)
-        self._cancel.extend(request.cancel)
-        return refused
-
-    def _stop(self) -> None:
-        """Begin nothing more, and cancel what can be cancelled."""
-        if self._stopped:
-            return
-        self._stopped = True
-        self._tell_branches()
-        withdrawn = dict.fromkeys(ticket for ticket, request, _ in self._begin if _is_action(request))
-        self._begin = [begun for begun in self._begin if not _is_action(begun[1])]
-        groups = dict.fromkeys(owner for owner in self._owners.values() if owner.grouped)
-        self._cancel.extend(
-            ticket for ticket, owner in self._owners.items() if owner not in groups and ticket not in withdrawn
+def run_group(branch: Branch, group: Parallel, scope: OpenScope, then: Outcome | None) -> Walk:
+    """Run the branches of a group, and let what they came to take effect; return its failure."""
+    past = branch.terms.past
+    over = branch.is_over(then)
+    if not over:
+        error = (yield from branch.catch_up()) if then is None else None
+        if error is not None:
+            return error
+        error = yield from _announce(branch, group, scope)
+        if error is not None:
+            return error
+    branch.sealed += over
+    forks = [_fork(branch, scope, index, unit, then) for index, unit in enumerate(group.units)]
+    alive = forks
+    if over and then is not None and then.error is not None and past is not None:
+        alive = [fork for fork in forks if past.remains(fork.id)]  # the others had not begun
+    ended: Any = yield Fork(alive, group.limit)
+    branch.sealed -= over
+    if type(ended) is Raised:
+        ended = Ended([], None, ended.error)
+    for fork in forks:
+        fork.end_unwinding()
+        branch.records.adopt(fork.records)
+        branch.rows += fork.rows
+    branch.forked(
+        scope.number, [id for fork in forks for id in (fork.id, *(id for _, ids in fork.forks for id in ids))]
+    )
+    if over and then is not None and past is not None:
+        return _finish_restored_group(branch, past, scope, then, alive, ended)
+    if past is not None and past.rehearses:
+        return next(
+            (error for error in ended.failures if not isinstance(error, (Suspend, type(None)))),
+            ended.interrupt or past.end,
         )
-        self._deliver([(ticket, _refusal()) for ticket in withdrawn if self._owners[ticket] not in groups])
-        for member in groups:
-            member.told = True
-            mine = [ticket for ticket in withdrawn if self._owners.get(ticket) is member]
-            for ticket in mine:
-                del self._owners[ticket]
-            self._resume(member, [*((ticket, _refusal()) for ticket in mine), (None, _refusal())])
+    return (yield from _merge_branches(branch, group, scope, forks, ended))
 
-    def verdict(self, group: Parallel, cancels: Callable[[BaseException], bool]) -> Failure:
-        """Return how the group ended: None, a failure (or the group of them), a signal."""
-        interrupt = self._interrupt
-        if interrupt is not None and not isinstance(interrupt, Cancelled):
-            return interrupt
-        ended = [member for member in self.members if member.error is not None]
-        failures = [
-            member.error
-            for member in ended
-            if member.error is not None
-            and not isinstance(member.error, (Bail, Suspend))
-            and (member is self._ended_by or not cancels(member.error))  # a cancellation we asked for is no failure
-        ]
-        failures = list({id(error): error for error in failures}.values())  # several may end with one, of the journal
-        if len(failures) > 1:
-            return BaseExceptionGroup(f"{len(failures)} branches of the parallel group {group.name!r} failed", failures)
-        if failures:
-            return failures[0]
-        if interrupt is not None:
-            return interrupt
-        bail = next((member.error for member in ended if isinstance(member.error, Bail)), None)
-        return bail or _all_of([member.error for member in ended if isinstance(member.error, Suspend)])
+
+def _announce(branch: Branch, group: Parallel, scope: OpenScope) -> Walk:
+    """Have the journal note that a group begins, and all that was before it."""
+    if branch.terms.recorder is None:
+        return None
+    began = Outcome(
+        group.name, group, Status.RUNNING, scope.started + branch.terms.epoch, 0.0, scope.by, scope.number,
+        scope=scope.place, branches=len(group.units),
+    )  # fmt: skip
+    branch.rows.append(branch.terms.recorder.row(branch.id, None, began))
+    return (yield from branch.save())
+
+
+def _fork(branch: Branch, scope: OpenScope, index: int, unit: Unit | Stream, then: Outcome | None) -> Branch:
+    """Return the evaluation of a branch of a group."""
+    id = branch_id(f"{branch.id}.{scope.number}", index)
+    past = branch.terms.past
+    left = None if past is None or branch.sealed else past.left(id)
+    around = branch.scope
+    base = OpenScope(around, None, scope.by, scope.started)
+    base.use_stages, base.use_actions, base.values = around.use_stages, around.use_actions, around.values
+    base.place = scope.place and scope.place.of(index)
+    fork = Branch(branch.terms, branch.store.fork() if left is None else left.store, base, branch, id)
+    fork.result = None if left is None else left.result
+    fork.ended_early |= branch.sealed > 0 and then is not None and then.error is not None
+    fork.agenda.append((unit, scope.by))
+    return fork
+
+
+def _merge_branches(branch: Branch, group: Parallel, scope: OpenScope, forks: list[Branch], ended: Ended) -> Walk:
+    """Merge what the branches did: all of them, or after a `Bail` that one; return what failed."""
+    terms = branch.terms
+    error = verdict(group, ended, terms.is_cancellation)
+    taking = forks if error is None else []
+    if isinstance(error, Bail):
+        taking = [fork for fork, failure in zip(forks, ended.failures, strict=True) if failure is error]
+    writes: Delta | None = None
+    try:
+        terms.gate.open = bool(group.merge)  # a reducer is a function of the user
+        writes = merged(group, [fork.store.delta() for fork in taking])
+        terms.gate.open = False
+    except BaseException as failure:  # a conflict, a reducer that raises, Ctrl-C in one
+        terms.gate.open = False
+        error, taking = failure, []
+    status, shown, _, _ = branch.verdict(error, None)
+    did = Outcome(
+        group.name, group, status, scope.started + terms.epoch, terms.clock() - scope.started, scope.by,
+        scope.number, scope=scope.place, error=shown, writes=writes, end=scope.number + 1, branches=len(forks),
+    )  # fmt: skip
+    refused = branch.note(did)
+    if refused is not None and error is None:
+        error, taking = refused, []
+        branch.note(did._replace(writes=None, status=Status.FAILED, error=error))
+    if taking and writes is not None:
+        branch.store.apply(writes)
+    _adopt(branch, taking)
+    if error is not None and not isinstance(error, Bail):
+        branch.unwind()
+        for fork in forks:
+            branch.left.update(fork.leaves())
+    return error or (yield from branch.save())
+
+
+def _finish_restored_group(
+    branch: Branch, past: History, scope: OpenScope, then: Outcome, forks: list[Branch], ended: Ended
+) -> Failure:
+    group = scope.unit
+    for error in (*ended.failures, ended.interrupt):
+        is_met_again = error is None or error is then.error or error in getattr(then.error, "exceptions", ())
+        if not is_met_again and (error is past.end or isinstance(error, (CodeChangedError, KeyboardInterrupt))):
+            return error
+    past.confirm(branch.id, then, group, scope.number + 1)
+    if then.writes is not None:
+        branch.store.apply(then.writes)
+    ended_well = [fork for fork, failure in zip(forks, ended.failures, strict=True) if isinstance(failure, Bail)]
+    _adopt(branch, forks if then.error is None else ended_well[:1] if isinstance(then.error, Bail) else [])
+    did = then.again(Outcome, group, scope.by, (), scope.place)
+    return branch.note(did) or then.error
+
+
+def _adopt(branch: Branch, forks: list[Branch]) -> None:
+    """Let the switches and the result of branches count from here on."""
+    for fork in forks:
+        for selector, on in fork.switched.items():
+            branch.switch(selector, on)
+        if fork.result is not None:
+            branch.result = fork.result
+
+
+# How it ends.
+
+
+def verdict(group: Parallel, ended: Ended, is_cancellation: Callable[[BaseException], bool]) -> Failure:
+    """Return how the group ended: None, a failure (or the group of them), a signal."""
+    interrupt = ended.interrupt
+    if interrupt is not None and not isinstance(interrupt, Cancelled):
+        return interrupt
+    failed = [
+        error
+        for index, error in enumerate(ended.failures)
+        if error is not None
+        and not isinstance(error, (Bail, Suspend))
+        and (index == ended.ended_by or not is_cancellation(error))  # a cancellation we asked for is not a failure
+    ]
+    failed = list({id(error): error for error in failed}.values())  # several may end with one, of the journal
+    if len(failed) > 1:
+        return BaseExceptionGroup(f"{len(failed)} branches of the parallel group {group.name!r} failed", failed)
+    if failed:
+        return failed[0]
+    if interrupt is not None:
+        return interrupt
+    bail = next((error for error in ended.failures if isinstance(error, Bail)), None)
+    return bail or _all_of([error for error in ended.failures if isinstance(error, Suspend)])
 
 
 def _all_of(suspended: list[Suspend]) -> Suspend | None:
-    """Return what says all that these wait for; None for none."""
+    """Return the one signal that names all that these wait for; None for none."""
     if len({each.reason for each in suspended}) < 2:
         return suspended[0] if suspended else None
-    # That of a group inside may name several.
+    # The reason of a nested group may name several.
     reasons = [reason for each in suspended for reason in each.reason.split("; ") if reason]
     waits = [reason.removeprefix(WAITING).split(", ") for reason in reasons if reason.startswith(WAITING)]
     others = dict.fromkeys(reason for reason in reasons if not reason.startswith(WAITING))
     keys = ", ".join(dict.fromkeys(key for several in waits for key in several))
     return Suspend("; ".join([WAITING + keys, *others] if keys else others))
-
-
-def ended_by_another() -> Cancelled:
-    """Return the error of what another branch has ended: one for each, since notes and causes are written to it."""
-    return Cancelled("the group has been ended by another branch")
-
-
-def _refusal() -> Raised:
-    return Raised(ended_by_another())
-
-
-def _is_action(request: Request) -> bool:
-    return type(request) is tuple and not isinstance(request[0], Chore)
 
 
 def merged(group: Parallel, deltas: list[Delta]) -> Delta:
@@ -260,6 +215,6 @@ def _conflict(group: Parallel, key: str, numbers: list[int]) -> WriteConflictErr
     branches = " and ".join(f"{number} ({group.units[number].name!r})" for number in numbers)
     return WriteConflictError(
         f"the branches {branches} of the parallel group {group.name!r} wrote different values to the key {key!r}. "
-        f"Write to different keys, hand in results with collect=, or fold them: "
+        f"Write to different keys, contribute results with collect=, or combine them: "
         f"parallel(..., merge={{{key!r}: function}})"
     )

@@ -48,6 +48,7 @@ class Remembered(NamedTuple):
     skip: tuple[str, ...]
     inputs: list[tuple[int, bytes]]
     rows: list[Row]
+    error: str | None = None
 
 
 class Codec(Protocol):

@@ -1,48 +1,74 @@
-"""Middleware: a generator function of one argument, the `Call`, around a pipeline, a stage or an action (L7).
+"""Middleware: a generator function of one argument, the `Call`, around its target: a pipeline, a stage, an action (L7).
 
     def timed(call):
         started = perf_counter()
-        yield                                   # run what is inside
+        yield                                   # run the target
         call.store["seconds"] = perf_counter() - started
 
-What it may do at its `yield`, and what comes of it:
+A layer stands in one of three places, does one of three things, and `FOLLOWS` says what comes of it. What it yields is
+None, or a mapping of values that are parameters in its target only; a `Sleep` it yields is waited for, and then it
+continues where it stood. A layer that returns before yielding skips its target, and may say by `call.outcome` what is to
+count as the outcome of an action.
 
-    yields None                  the inside runs; the `yield` evaluates to its outcome, or raises its exception
-    yields a mapping             the same, with these values as parameters, in that scope only
-    yields Sleep(seconds)        waits, then goes on
-    yields again after a failure the inside runs again; what the failed attempt wrote and inserted is dropped
-    yields again after a success misuse, as is anything else it yields
-    returns before yielding      the inside is skipped; `call.outcome = value` stands for an action's outcome
-    returns after a failure      the failure is recovered
-    raises                       the exception goes on outwards
-
-`enter` opens layers from the outside in, `leave` resumes them from the inside out; between the two, the evaluator runs
-the inside. Both are generators of requests, since a layer may wait or be asynchronous.
+`enter` opens layers from the outside in, `leave` resumes them from the inside out; between the two, the evaluation runs
+the target. Where nothing has to be waited for, as mostly, they answer at once; otherwise they are generators of requests.
 """
 
 from __future__ import annotations
 
 import types
-from collections.abc import AsyncGenerator, Generator, Mapping
+from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
 
-from flowdeco.engine.requests import Await, Raised, Request, Sleep
+from flowdeco.engine.requests import Await, Gate, Raised, Request, Sleep
 from flowdeco.errors import MiddlewareError
 from flowdeco.model.definitions import Action, Pipeline, Stage, Stream, Unit, insertable
 from flowdeco.model.options import UNSET, Middleware, placed
-from flowdeco.model.store import Log, Store
+from flowdeco.model.store import Delta, Mark, Store
 
 if TYPE_CHECKING:
     from flowdeco.engine.logs import RunLogger
 
-__all__ = ["Call", "enter", "leave", "merging"]
+__all__ = ["FOLLOWS", "Call", "Layers", "enter", "leave", "merging"]
+
+# Where a layer stands
+BEFORE: Final = "before its target"
+SUCCESS: Final = "after a success of its target"
+FAILURE: Final = "after a failure of its target"
+# What it does there
+YIELDS: Final = "yields"
+RETURNS: Final = "returns"
+RAISES: Final = "raises"
+# What follows
+RUN: Final = "the target runs"
+SKIP: Final = "the target is skipped"
+PASS: Final = "the layers around it are resumed with the success"
+FAIL: Final = "the layers around it are resumed with what it raised"
+RECOVER: Final = "the failure is recovered"
+AGAIN: Final = "the target runs again; all that the failed attempt wrote and inserted is dropped"
+MISUSE: Final = "the layer is told, by an exception at its yield, that this was a mistake"
+
+FOLLOWS: Final = {
+    (BEFORE, YIELDS): RUN,
+    (BEFORE, RETURNS): SKIP,
+    (BEFORE, RAISES): FAIL,
+    (SUCCESS, YIELDS): MISUSE,
+    (SUCCESS, RETURNS): PASS,
+    (SUCCESS, RAISES): FAIL,
+    (FAILURE, YIELDS): AGAIN,
+    (FAILURE, RETURNS): RECOVER,
+    (FAILURE, RAISES): FAIL,
+}
 
 Level: TypeAlias = Literal["pipeline", "stage", "action"]
 Layer: TypeAlias = "Generator[Any, Any, None] | AsyncGenerator[Any, Any]"
+Move: TypeAlias = "tuple[str, Any]"  # what a layer does, and what it yields or raises
+Verdict: TypeAlias = "tuple[bool, BaseException | None]"  # whether the target is to run (again), and the failure left
+Passage: TypeAlias = "Verdict | Generator[Request, Any, Verdict]"
 
 
 class Call:
-    """What a middleware is told, and can do.
+    """A middleware's view of its target, and of the run.
 
     `level` is "pipeline" (also for the run's own `use`), "stage" or "action"; `pipeline`, `stage` and `action` are None
     where they do not apply. `store` is that of the enclosing scope: what a middleware writes there stays. `outcome` is
@@ -50,44 +76,33 @@ class Call:
     """
 
     # What is the same in most calls is a default of the class: a call is made for every wrapped action.
-    attempt = 1
+    attempt: int = 1
     _outcome: Any = UNSET
-    _ran = False  # the inside was begun
-    _failure: BaseException | None = None  # the last one
-    _recovered = False  # by a layer
-    _undone = False  # what failed wrote, and it was rolled back
     _inserted: tuple[Unit | Stream, ...] = ()
+    _undoes = False
 
-    def __init__(
-        self,
-        run_id: str,
-        store: Store,
-        layers: tuple[Middleware, ...],
-        values: Mapping[str, Any],
-        pipeline: Pipeline,
-        stage: Stage | None = None,
-        action: Action[..., Any] | None = None,
-    ) -> None:
-        self.run_id = run_id
-        self.store = store
-        self.pipeline = pipeline
-        self.stage = stage
-        self.action = action
-        # The layers, those of them that are open, and the values that they give to what is inside.
-        self._layers = layers
-        self._values = values
-        self._opened: list[_Opened] = []
+    run_id: str
+    store: Store
+    pipeline: Pipeline
+    stage: Stage | None
+    action: Action[..., Any] | None
 
     @property
     def level(self) -> Level:
-        """What the middleware stands around: "pipeline", "stage" or "action"."""
+        """The kind of the target: "pipeline", "stage" or "action"."""
         if self.action is not None:
             return "action"
         return "pipeline" if self.stage is None else "stage"
 
     @property
+    def name(self) -> str:
+        """The name of the target."""
+        innermost = self.action if self.action is not None else self.stage
+        return self.pipeline.name if innermost is None else innermost.name
+
+    @property
     def outcome(self) -> Any:
-        """The action's outcome, None as long as there is none; what is set here counts as returned."""
+        """The action's outcome, None as long as there is none; a value set here counts as returned."""
         return None if self._outcome is UNSET else self._outcome
 
     @outcome.setter
@@ -95,14 +110,12 @@ class Call:
         self._outcome = value
 
     def insert(self, *units: Unit | Stream) -> None:
-        """Run these right after what the middleware stands around, as if an action had returned them."""
-        self._inserted += insertable(units, f"a middleware of {self.level} {self.subject!r}", "inserted")
+        """Run these right after the target, as if an action had returned them."""
+        self._inserted += insertable(units, f"a middleware of {self.level} {self.name!r}", "inserted")
 
-    @property
-    def subject(self) -> str:
-        """The name of what the middleware stands around."""
-        innermost = self.action if self.action is not None else self.stage
-        return self.pipeline.name if innermost is None else innermost.name
+    def undo_on_failure(self) -> None:
+        """Make the target one step: if it fails, nothing in it counts as done (`atomic`)."""
+        self._undoes = True
 
     @property
     def logger(self) -> RunLogger:
@@ -113,190 +126,297 @@ class Call:
         return run_logger(self.run_id, None if stage is None else stage.name, None if action is None else action.name)
 
     def __repr__(self) -> str:
-        return f"<Call of {self.level} {self.subject!r}, attempt {self.attempt}>"
+        return f"<Call of {self.level} {self.name!r}, attempt {self.attempt}>"
 
 
-_Opened: TypeAlias = "tuple[Middleware, Any, Log | None, int, Mapping[str, Any]]"
-_Verdict: TypeAlias = "tuple[bool, BaseException | None]"
-Passage: TypeAlias = "_Verdict | Generator[Request, Any, _Verdict]"
+# A layer that has yielded, and what another attempt goes back to: the store, how much was inserted, the values.
+Opened: TypeAlias = "tuple[Middleware, Any, Mark | None, int, Mapping[str, Any]]"
+
+
+class Layers(Call):
+    """The layers around one target: which of them are open, and what they have decided; to them, it is the `Call`."""
+
+    entered = False  # the target was begun
+    failure: BaseException | None = None  # the last one
+    recovered = False
+    values: Mapping[str, Any] = {}  # that the layers give to the target, with those from further outside
+    # Around a scope, so that it can be resumed: a mark from before its layers, what each of them writes as it is entered,
+    # and what each wrote before the run was resumed, which stays instead of what it writes now.
+    mark: Mark | None = None
+    entering: list[Delta] | None = None
+    recalled: Iterator[Delta] | None = None
+
+    def __init__(
+        self,
+        run_id: str,
+        store: Store,
+        pipeline: Pipeline,
+        stage: Stage | None,
+        action: Action[..., Any] | None,
+        layers: tuple[Middleware, ...],
+        gate: Gate,
+    ) -> None:
+        self.run_id = run_id
+        self.store = store
+        self.pipeline = pipeline
+        self.stage = stage
+        self.action = action
+        self.layers = layers
+        self.gate = gate
+        self.opened: list[Opened] = []
+
+    @property
+    def given(self) -> Any:
+        """What an action returned, or a layer supplied; `UNSET` for neither."""
+        return self._outcome
+
+    @property
+    def inserted(self) -> tuple[Unit | Stream, ...]:
+        """The units that the layers have inserted."""
+        return self._inserted
+
+    @property
+    def undoes(self) -> bool:
+        """Whether the target is one step."""
+        return self._undoes
+
+    def is_plain(self) -> bool:
+        """Whether the layers did no more than stand around the first attempt."""
+        return self.entered and not (self.recovered or self._inserted or self.attempt > 1)
+
+    def failed(self, error: BaseException) -> None:
+        """Note how the target, or a layer, has failed."""
+        self.failure, self.recovered, self._outcome = error, False, UNSET
+
+    def go_back(self, opened: Opened, inserted: int) -> None:
+        """Forget a failed attempt, but for what the layer itself inserted after the first so many."""
+        self._inserted = self._inserted[: opened[3]] + self._inserted[inserted:]
+        self.failure, self.recovered, self._outcome = None, False, UNSET
+        self.attempt += 1
+
+    def open(self, layer: Middleware, generator: Any, values: Mapping[str, Any] | None) -> None:
+        """Note that a layer has yielded."""
+        opened = self.opened
+        if self.mark is not None:
+            before = opened[-1][2] if opened else None
+            self._entered(self.mark if before is None else before)
+        # Around an action, nothing but a further layer can write to the store before the action has ended.
+        unwritten = self.action is not None and len(opened) + 1 == len(self.layers)
+        mark = None if unwritten else self.store.mark()
+        opened.append((layer, generator, mark, len(self._inserted), self.values))
+        if values:
+            self.values = {**self.values, **values}
+
+    def _entered(self, since: Mark) -> None:
+        recalled = None if self.recalled is None else next(self.recalled, None)
+        if recalled is not None:
+            self.store.take_back(since)
+            self.store.apply(recalled)
+        if self.entering is not None:
+            self.entering[len(self.opened) :] = [self.store.since(since)]  # of another attempt, instead of the first's
+
+    def marks(self) -> list[Mark]:
+        """Return the marks that its open layers have set in the store, the outermost first."""
+        return [mark for _, _, mark, _, _ in self.opened if mark is not None]
+
 
 _GENERATOR: Final[Any] = types.GeneratorType
-_DONE: Final[_Verdict] = (False, None)
-_GO: Final[_Verdict] = (True, None)
 _END: Final[Any] = object()
+_DONE: Final[Verdict] = (False, None)
+_GO: Final[Verdict] = (True, None)
 
 
-def enter(call: Call) -> Passage:
-    """Open the layers that are not open yet; give whether the inside is to run, and the error of a layer.
-
-    Where nothing has to be waited for, as mostly, the answer is there at once; else it is a generator of requests.
-    """
-    layers, opened = call._layers, call._opened
-    for layer in layers[len(opened) :] if opened else layers:
-        try:
-            generator = layer(call)
-            if type(generator) is not _GENERATOR:
-                return _enter(call, layer, generator, *_resumed(generator, None, None))
-            item = next(generator, _END)
-        except BaseException as error:
-            return False, error
-        if item is _END:
-            return _DONE
-        if item is not None:
-            return _enter(call, layer, generator, _YIELDED, item)
-        # As `_open`, without a further call.
-        log = call.store._begin() if call.action is None or len(opened) + 1 < len(layers) else None
-        opened.append((layer, generator, log, len(call._inserted), call._values))
-    call._ran = True
+def enter(layers: Layers) -> Passage:
+    """Open the layers that are not open yet; give whether the target is to run, and the failure of a layer."""
+    gate, opened, store = layers.gate, layers.opened, layers.store
+    generator: Any = None
+    layer: Any = None
+    try:
+        for layer in layers.layers[len(opened) :] if opened else layers.layers:
+            generator = None
+            try:
+                gate.open = True
+                generator = layer(layers)
+                if type(generator) is not _GENERATOR:
+                    gate.open = False
+                    return _enter(layers, layer, generator, _resumed(layers, generator, None, None))
+                item = next(generator, _END)
+                gate.open = False
+            except BaseException as error:
+                gate.open = False
+                return False, _failed_to_open(layers, layer, generator, error)
+            if item is _END:
+                return _DONE
+            if item is not None:
+                return _enter(layers, layer, generator, (YIELDS, item))
+            if layers.mark is not None:
+                layers.open(layer, generator, None)
+                continue
+            # As `open`, which costs more.
+            unwritten = layers.action is not None and len(opened) + 1 == len(layers.layers)
+            mark = None if unwritten else store.mark()
+            opened.append((layer, generator, mark, len(layers.inserted), layers.values))
+    except KeyboardInterrupt as late:  # as the exception of a layer was being caught
+        return False, _failed_to_open(layers, layer, generator, late)
+    layers.entered = True
     return _GO
 
 
-def _enter(call: Call, layer: Middleware, generator: Layer, end: str, item: Any) -> Generator[Request, Any, _Verdict]:
-    end, item = yield from _settled(layer, generator, end, item, None)
-    if end is not _YIELDED:
+def _failed_to_open(layers: Layers, layer: Middleware, generator: Any, error: BaseException) -> BaseException:
+    """Return the failure; where it came just as the layer had yielded, the layer is open, and hears of it."""
+    if type(generator) is _GENERATOR and generator.gi_suspended:
+        layers.open(layer, generator, None)
+    return error
+
+
+def _enter(layers: Layers, layer: Middleware, generator: Layer, move: Move) -> Generator[Request, Any, Verdict]:
+    did, item = yield from _settled(layers, layer, generator, move, None)
+    if FOLLOWS[BEFORE, did] is not RUN:
         return False, item
-    _open(call, layer, generator, item)
-    entered = enter(call)
+    layers.open(layer, generator, item)
+    entered = enter(layers)
     return entered if isinstance(entered, tuple) else (yield from entered)
 
 
-def leave(call: Call, error: BaseException | None) -> Passage:
-    """Resume the open layers; give whether the inside is to run again, and the error that is left.
+def leave(layers: Layers, error: BaseException | None) -> Passage:
+    """Resume the open layers; give whether the target is to run again, and the failure that is left.
 
-    Like `enter`, it answers at once where it can: when nothing failed, and every layer simply ends.
+    This is the short way: when nothing failed, and every layer simply ends. `_leave` follows the table.
     """
-    opened = call._opened
+    opened, gate, store = layers.opened, layers.gate, layers.store
     if error is not None:
-        call._failure, call._outcome = error, UNSET
-        return _leave(call, error) if opened else (False, error)
+        layers.failed(error)
+        return _leave(layers, error) if opened else (False, error)
     while opened:
-        _, generator, log, _, values = opened[-1]
+        _, generator, mark, _, values = opened[-1]
         if type(generator) is not _GENERATOR:
-            return _leave(call, None)
-        if log is not None:
-            call.store._end(log)
-        outcome = call._outcome
+            return _leave(layers, None)
+        if mark is not None:
+            store.release(mark)
+        outcome = layers.given
         try:
-            # Most layers simply end, which costs less where no `StopIteration` has to be raised.
-            item = next(generator, _END) if outcome is None or outcome is UNSET else generator.send(outcome)
-        except StopIteration:
-            item = _END
-        except BaseException as raised:
-            return _leave(call, None, _RAISED, raised)
+            try:
+                gate.open = True
+                # Most layers simply end, which costs less where no `StopIteration` has to be raised.
+                item = next(generator, _END) if outcome is None or outcome is UNSET else generator.send(outcome)
+                gate.open = False
+            except StopIteration:
+                gate.open = False
+                item = _END
+            except BaseException as raised:
+                gate.open = False
+                return _leave(layers, None, (RAISES, raised))
+        except KeyboardInterrupt as late:
+            return _leave(layers, None, (RAISES, late))
         if item is not _END:
-            return _leave(call, None, _YIELDED, item)
+            return _leave(layers, None, (YIELDS, item))
         opened.pop()
-        call._values = values
+        layers.values = values
     return _DONE
 
 
-def _leave(
-    call: Call, error: BaseException | None, end: str | None = None, item: Any = None
-) -> Generator[Request, Any, _Verdict]:
-    store = call.store
-    while call._opened:
-        layer, generator, log, inserted_before, call._values = call._opened.pop()
-        inserted = len(call._inserted)
-        own: Log | None = None
-        if end is None:
-            if log is not None:
-                store._end(log)
-            own = store._begin()
-            end, item = _resumed(generator, call.outcome, error)
-        end, item = yield from _settled(layer, generator, end, item, error)
+def _leave(layers: Layers, error: BaseException | None, move: Move | None = None) -> Generator[Request, Any, Verdict]:
+    store = layers.store
+    while layers.opened:
+        opened = layers.opened.pop()
+        layer, generator, mark, _, layers.values = opened
+        inserted = len(layers.inserted)
+        own: Mark | None = None
+        if move is None:
+            own = store.mark()  # what the layer itself writes from here on stays
+            move = _resumed(layers, generator, layers.outcome, error)
+        did, item = yield from _settled(layers, layer, generator, move, error)
+        move = None
         if own is not None:
-            store._end(own)
-        if end is _RETURNED:
-            call._recovered |= error is not None
-            error = None
-        elif end is _RAISED:
-            call._failure, call._recovered, call._outcome = item, False, UNSET
-            error = item
-        elif error is not None:
-            if log is not None:
-                store._rollback(log, keep=own or (), forget=True)
-            call._inserted = call._inserted[:inserted_before] + call._inserted[inserted:]
-            call._failure, call._recovered, call._outcome = None, False, UNSET
-            call.attempt += 1
-            _open(call, layer, generator, item)
+            store.release(own)
+        follows = FOLLOWS[SUCCESS if error is None else FAILURE, did]
+        if follows is AGAIN:
+            if mark is not None:
+                store.undo(mark, keep=own or ())
+            layers.go_back(opened, inserted)
+            layers.open(layer, generator, item)
             return _GO
-        else:
-            error = _misused(layer, "yielded again after a success: its inside runs again only after a failure")
-            call._failure, call._outcome = error, UNSET
-            yield from _reproached(generator, error)
-        end = None
+        if mark is not None:
+            store.release(mark)
+        if follows is RECOVER:
+            layers.recovered, error = True, None
+        elif follows is FAIL:
+            error = cast("BaseException", item)
+            layers.failed(error)
+        elif follows is MISUSE:
+            error = _misused(layer, "yielded again after a success: its target runs again only after a failure")
+            layers.failed(error)
+            yield from _reproached(layers, generator, error)
     return False, error
 
 
-def _open(call: Call, layer: Middleware, generator: Layer, values: Mapping[str, Any] | None) -> None:
-    opened = call._opened
-    # Around an action, nothing but a further layer can write to the store before the action is over.
-    unwritten = call.action is not None and len(opened) + 1 == len(call._layers)
-    opened.append((layer, generator, None if unwritten else call.store._begin(), len(call._inserted), call._values))
-    if values:
-        call._values = {**call._values, **values}
-
-
-_YIELDED: Final = "yielded"
-_RETURNED: Final = "returned"
-_RAISED: Final = "raised"
-_WAITS: Final = "waits"
-_End: TypeAlias = "tuple[str, Any]"
-
-
-def _resumed(generator: Layer, outcome: Any, error: BaseException | None) -> _End:
+def _resumed(layers: Layers, generator: Layer, outcome: Any, error: BaseException | None) -> Move:
     """Resume a layer once; an asynchronous one gives the request by which it is resumed."""
     if not isinstance(generator, types.GeneratorType):
         layer = cast("AsyncGenerator[Any, Any]", generator)
         return _WAITS, Await(layer.asend(outcome) if error is None else layer.athrow(error))
-    traceback = error and error.__traceback__
+    gate, traceback = layers.gate, error and error.__traceback__
     try:
-        return _YIELDED, generator.send(outcome) if error is None else generator.throw(error)
-    except StopIteration as stop:
-        return (_RAISED, stop) if stop is error else (_RETURNED, None)
-    except BaseException as raised:
-        return _RAISED, _same(raised, error, traceback)
+        try:
+            gate.open = True
+            item = generator.send(outcome) if error is None else generator.throw(error)
+            gate.open = False
+            return YIELDS, item
+        except StopIteration as stop:
+            gate.open = False
+            return (RAISES, stop) if stop is error else (RETURNS, None)
+        except BaseException as raised:
+            gate.open = False
+            if generator.gi_suspended:  # an interrupt, just as the layer had yielded: it is raised there
+                return _resumed(layers, generator, None, raised)
+            return RAISES, _same(raised, error, traceback)
+    except KeyboardInterrupt as late:
+        return RAISES, late
+
+
+_WAITS: Final = "waits"
 
 
 def _settled(
-    layer: Middleware, generator: Layer, end: str, item: Any, error: BaseException | None
-) -> Generator[Request, Any, _End]:
-    """Go on with a layer until it yields what is not a `Sleep`, returns or raises."""
+    layers: Layers, layer: Middleware, generator: Layer, move: Move, error: BaseException | None
+) -> Generator[Request, Any, Move]:
+    """Continue with a layer until it yields something other than a `Sleep`, returns or raises."""
+    did, item = move
     while True:
-        if end is _WAITS:
-            end, item = _awaited((yield item), error)
-        elif end is not _YIELDED or item is None:
-            return end, item
+        if did is _WAITS:
+            did, item = _awaited((yield item), error)
+        elif did is not YIELDS or item is None:
+            return did, item
         elif isinstance(item, Sleep):
             answer = yield item
             error = answer.error if type(answer) is Raised else None
-            end, item = _resumed(generator, None, error)
+            did, item = _resumed(layers, generator, None, error)
         elif isinstance(item, Mapping) and all(isinstance(name, str) for name in cast("Mapping[Any, Any]", item)):
-            return end, cast("Any", item)
+            return did, cast("Any", item)
         else:
             misuse = _misused(layer, f"yielded {item!r}: it may yield nothing, a mapping of values, or Sleep(seconds)")
-            yield from _reproached(generator, misuse)
-            return _RAISED, misuse
+            yield from _reproached(layers, generator, misuse)
+            return RAISES, misuse
 
 
-def _awaited(answer: Any, error: BaseException | None) -> _End:
+def _awaited(answer: Any, error: BaseException | None) -> Move:
     if type(answer) is not Raised:
-        return _YIELDED, answer
+        return YIELDS, answer
     raised = answer.error
     if isinstance(raised, StopAsyncIteration) and raised is not error:
-        return _RETURNED, None
-    return _RAISED, _same(raised, error, error and error.__traceback__)
+        return RETURNS, None
+    return RAISES, _same(raised, error, error and error.__traceback__)
 
 
-def _reproached(generator: Layer, misuse: MiddlewareError) -> Generator[Request, Any, None]:
+def _reproached(layers: Layers, generator: Layer, misuse: MiddlewareError) -> Generator[Request, Any, None]:
     """Raise its misuse at the layer's own `yield`, so that it can clean up, and the traceback points there."""
-    end, item = _resumed(generator, None, misuse)
-    if end is _WAITS:
+    did, item = _resumed(layers, generator, None, misuse)
+    if did is _WAITS:
         yield item
 
 
 def _same(raised: BaseException, error: BaseException | None, traceback: Any) -> BaseException:
-    """Return what was raised, or the error itself if it only passed through a layer."""
+    """Return the exception that was raised, or the error itself if it only passed through a layer."""
     if raised is error:
         return raised.with_traceback(traceback)
     # A StopIteration that passes through a generator comes out as the cause of a RuntimeError (PEP 479).
@@ -304,8 +424,8 @@ def _same(raised: BaseException, error: BaseException | None, traceback: Any) ->
     return error if error is not None and stopped and isinstance(raised, RuntimeError) else raised
 
 
-def _misused(layer: Middleware, what: str) -> MiddlewareError:
-    return MiddlewareError(f"the middleware {placed(layer)} {what}")
+def _misused(layer: Middleware, how: str) -> MiddlewareError:
+    return MiddlewareError(f"the middleware {placed(layer)} {how}")
 
 
 def merging(stage: Stage) -> Middleware:
@@ -315,4 +435,5 @@ def merging(stage: Stage) -> Middleware:
         call.store.update(stage.data)
         yield
 
+    merge.supplies = False  # type: ignore[attr-defined]  # nothing that an insertion could count on is missing before
     return merge

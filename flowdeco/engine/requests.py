@@ -1,37 +1,45 @@
-"""What evaluation asks of a driver, and what it is sent back: every way out of the core is in this file.
+"""What evaluation asks of a driver, and what it is sent back: every way out of the engine is in this file.
 
 A call of a function is the plain tuple `(step, args, kwargs)`, because it is what a run mostly consists of; everything
 else is one of the classes below. Whatever was asked, the answer is the value that came of it, or `Raised`: what a
 user's function raises is handed over as a value, so that a `StopIteration` of theirs never ends the evaluation.
+
+An interrupt (Ctrl-C, the cancellation of a task) is such an answer too, and comes no other way: a driver lets it in
+while code of the user runs (`Gate`), or between two requests.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 
-from flowdeco.errors import MiddlewareError
+from flowdeco.errors import Cancelled, MiddlewareError
 
 if TYPE_CHECKING:
     from collections.abc import Generator
-    from contextvars import Context
 
     from flowdeco.model.wiring import Step
 
 __all__ = [
     "CAUGHT_UP",
     "Await",
-    "Begun",
     "Chore",
+    "Ended",
     "Failure",
+    "Fork",
+    "Forked",
     "FunctionCall",
+    "Gate",
     "Raised",
     "Request",
     "Save",
     "Sleep",
-    "Wait",
     "Walk",
+    "ended_by_another",
 ]
+
+
+Failure: TypeAlias = "BaseException | None"
 
 
 class Raised:
@@ -41,6 +49,19 @@ class Raised:
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
+
+
+class Gate:
+    """Open while code of the user runs: only then may a driver raise an interrupt, and it closes the gate as it does.
+
+    One that comes while the gate is closed is `pending`, and is the answer to the next request.
+    """
+
+    __slots__ = ("open", "pending")
+
+    def __init__(self) -> None:
+        self.open = False
+        self.pending: BaseException | None = None
 
 
 class Sleep:
@@ -64,7 +85,7 @@ class Sleep:
 
 
 class Await:
-    """Await this in the run's event loop, for at most so many seconds."""
+    """Await this in the run's event loop, for at most so many seconds; `action` names the action that it belongs to."""
 
     __slots__ = ("action", "awaitable", "timeout")
 
@@ -83,7 +104,7 @@ class Chore(NamedTuple):
 
 
 class Save:
-    """Write to the journal: I/O that must be over before the run goes on, and must not hold up an event loop."""
+    """Write to the journal: I/O that must end before the run continues, and must not hold up an event loop."""
 
     __slots__ = ("args", "write")
 
@@ -92,27 +113,45 @@ class Save:
         self.args = args
 
 
-class Wait:
-    """Begin these, cancel those, and wait until something that is under way is over.
+class Forked(Protocol):
+    """A branch as those see it that run it beside others."""
 
-    What is begun has a ticket, and the context variables of its branch. The answer is a list of `(ticket, answer)`; the
-    ticket None stands for the run itself, which is to end.
-    """
-
-    __slots__ = ("begin", "cancel")
-
-    def __init__(self, begin: list[Begun], cancel: list[int]) -> None:
-        self.begin = begin
-        self.cancel = cancel
+    begun: bool  # before the run was resumed
+    stopped: bool  # it is to begin nothing more
 
 
-# What a branch of a resumed run says to its group before it goes on: it has restored its past.
-CAUGHT_UP: Final = Wait([], [])
+class Fork:
+    """Evaluate these branches side by side, at most `limit` at a time; the answer is `Ended`."""
 
+    __slots__ = ("branches", "limit")
+
+    def __init__(self, branches: Sequence[Forked], limit: int | None) -> None:
+        self.branches = branches
+        self.limit = limit
+
+
+class Ended(NamedTuple):
+    """The end of a `Fork`: what each evaluation ended with, which one ended the others, what interrupted them all."""
+
+    failures: Sequence[Failure]
+    ended_by: int | None
+    interrupt: Failure
+
+
+class _CaughtUp:
+    """What a branch of a resumed run says before it continues: what it had done is restored."""
+
+    __slots__ = ()
+
+
+CAUGHT_UP: Final = _CaughtUp()
 
 FunctionCall: TypeAlias = "tuple[Step | Chore, Sequence[Any], Mapping[str, Any] | None]"
-Request: TypeAlias = "FunctionCall | Sleep | Await | Save | Wait"
-Begun: TypeAlias = "tuple[int, Request, Context]"
+Request: TypeAlias = "FunctionCall | Sleep | Await | Save | Fork | _CaughtUp"
 
-Failure: TypeAlias = "BaseException | None"
-Walk: TypeAlias = "Generator[Request, Any, Failure]"  # what asks for all this, and comes to an end
+Walk: TypeAlias = "Generator[Request, Any, Failure]"  # what asks for all this, and ends
+
+
+def ended_by_another() -> Cancelled:
+    """Return the error of a step that another branch has ended: one for each, since notes and causes are added to it."""
+    return Cancelled("the group has been ended by another branch")

@@ -19,10 +19,9 @@ from flowdeco.engine.requests import Raised
 from flowdeco.errors import ReturnValueError, shortened
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream, Template, Unit, insertable
 from flowdeco.model.options import UNSET
-from flowdeco.model.store import NOTHING, Delta, Store
 from flowdeco.model.wiring import Step
 
-__all__ = ["PLAIN", "SETTLED", "Yielded", "exhaust", "sort_out", "written"]
+__all__ = ["PLAIN", "SETTLED", "Yielded", "exhaust", "sort_out"]
 
 PLAIN: Final = frozenset({str, int, float, bool, bytes, dict, set, frozenset, complex})
 SETTLED: Final = PLAIN | {types.NoneType, list, tuple, Action, Stage, Pipeline, Parallel, Stream, Raised}
@@ -46,19 +45,6 @@ def exhaust(generator: Generator[Any, Any, Any]) -> Yielded:
         except StopIteration as stop:
             found.value = stop.value
             return found
-
-
-def written(step: Step, value: Any, store: Store) -> Delta | None:
-    """Return what a result of the most common kinds writes; None if there is more to it."""
-    if value is None:
-        return NOTHING
-    if type(value) not in PLAIN:
-        return None
-    if step.writes is not None:
-        return Delta({step.writes: value}, [], {})
-    if type(step.collects) is str and step.result_key is None and not step.names_units:
-        return Delta({}, [], {step.collects: [value]}) if type(store._data.get(step.collects, [])) is list else None
-    return None
 
 
 def sort_out(step: Step, value: Any) -> tuple[Inserted, Any]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast, overload
 
-from flowdeco.model.definitions import Action, Pipeline, Stage
+from flowdeco.engine.journal import Journal
+from flowdeco.engine.outcome import ActionRecord, Scope, StageRecord, Status
+from flowdeco.engine.replay import Log
+from flowdeco.model.definitions import Pipeline
+from flowdeco.model.options import Middleware
 from flowdeco.model.store import Key, Store
 
 if TYPE_CHECKING:
@@ -17,94 +20,18 @@ if TYPE_CHECKING:
 
     from flowdeco.running import Ran
 
-__all__ = ["ActionRecord", "Run", "Scope", "StageRecord", "Status"]
+__all__ = ["ActionRecord", "Resumption", "Run", "Scope", "StageRecord", "Status", "remember"]
 
 T = TypeVar("T")
 
-_new: Final = cast("Any", tuple.__new__)  # pyright: ignore[reportUnknownMemberType]
 
+class Resumption(NamedTuple):
+    """What a resume takes from a run: the options that it was started with, and its journal or its log in memory."""
 
-class Status(StrEnum):
-    """What became of a run, a stage or an action."""
-
-    PENDING = "pending"
-    RUNNING = "running"
-    COMPLETED = "completed"
-    FAILED = "failed"
-    SKIPPED = "skipped"
-    BAILED = "bailed"
-    SUSPENDED = "suspended"
-    CANCELLED = "cancelled"
-
-
-class ActionRecord(NamedTuple):
-    """What became of one action: `started` in POSIX seconds, `elapsed` in seconds.
-
-    `inserted_by` is `"stage/action"`, None for what was there from the start; `inserted` are the units it inserted,
-    `switches` the selectors it disabled (False) and enabled.
-    """
-
-    name: str
-    action: Action[..., Any]
-    status: Status
-    started: float
-    elapsed: float
-    inserted_by: str | None = None
-    error: BaseException | None = None
-    attempts: int = 1
-    recovered: bool = False
-    inserted: tuple[Any, ...] = ()
-    switches: tuple[tuple[str, bool], ...] = ()
-
-    def __repr__(self) -> str:
-        return f"<ActionRecord {_told(self)}>"
-
-
-class Scope(NamedTuple):
-    """What a stage ran in: a pipeline with options, or a branch of a parallel group.
-
-    `branch` is the place of the branch in its group, None for a pipeline. `id` tells those of one name apart; the
-    branches of a group have it in common. `outer` is the scope around this one.
-    """
-
-    name: str
-    id: str
-    branch: int | None
-    inserted_by: str | None
-    outer: Scope | None
-
-    def of(self, branch: int) -> Scope:
-        """Return the scope of this branch of the group."""
-        return cast("Scope", _new(Scope, (self.name, self.id, branch, self.inserted_by, self.outer)))
-
-
-class StageRecord(NamedTuple):
-    """What became of one stage, with the records of its actions: `started` in POSIX seconds, `elapsed` in seconds.
-
-    `scope` is the nested pipeline, or the branch of a parallel group, that it ran in.
-    """
-
-    name: str
-    stage: Stage
-    status: Status
-    started: float
-    elapsed: float
-    inserted_by: str | None
-    actions: Sequence[ActionRecord]
-    error: BaseException | None = None
-    attempts: int = 1
-    recovered: bool = False
-    inserted: tuple[Any, ...] = ()
-    scope: Scope | None = None
-
-    def __repr__(self) -> str:
-        return f"<StageRecord {_told(self)}: {', '.join(record.name for record in self.actions) or 'no actions'}>"
-
-
-def _told(record: ActionRecord | StageRecord) -> str:
-    failed = f" with {type(record.error).__name__}" if record.error is not None else ""
-    again = f" in {record.attempts} attempts" if record.attempts > 1 else ""
-    return f"{record.name} {record.status}{failed}{again} in {record.elapsed:.6f} s"
+    use: tuple[Middleware, ...]
+    skip: frozenset[str]
+    log: Log | None = None
+    journal: Journal | None = None
 
 
 _ATTRIBUTE: Final = "__flowdeco_run__"
@@ -125,19 +52,12 @@ class Run:
         "started": "When it began, in POSIX seconds.",
         "elapsed": "How long it took, in seconds.",
         "forgotten": "How many stage records `history=` has dropped.",
-        "_journal": None,
-        "_skip": None,
-        "_trace": None,
-        "_use": None,
+        "resumption": "What it takes to resume it; None if it cannot be.",
     }
 
     def __init__(self, id: str, pipeline: Pipeline, store: Store) -> None:
         self.id = id
         self.pipeline = pipeline
-        self._begin(store)
-
-    def _begin(self, store: Store) -> None:
-        """Be as a run that has not begun, over this store."""
         self.status = Status.PENDING
         self.store = store
         self.result: Any = None
@@ -147,11 +67,7 @@ class Run:
         self.forgotten = 0
         self.started = 0.0
         self.elapsed = 0.0
-        # What it takes to resume it.
-        self._use: tuple[Any, ...] = ()
-        self._skip: frozenset[str] = frozenset()
-        self._trace: Any = None
-        self._journal: Any = None
+        self.resumption: Resumption | None = None
 
     @staticmethod
     def of(error: BaseException) -> Run:
@@ -160,14 +76,6 @@ class Run:
         if run is None:
             raise LookupError(f"no run raised this {type(error).__name__}: {error}")
         return run
-
-    def _remember(self, error: BaseException) -> None:
-        """Tie the run to an exception that leaves it, for `Run.of`; also to those in a group, which `except*` splits."""
-        with suppress(Exception):  # an exception that cannot be written to
-            setattr(error, _ATTRIBUTE, self)
-        if isinstance(error, BaseExceptionGroup):
-            for member in cast("BaseExceptionGroup[BaseException]", error).exceptions:
-                self._remember(member)
 
     @overload
     def __getitem__(self, key: Key[T]) -> T: ...
@@ -203,6 +111,15 @@ class Run:
         why = f": {self.reason}" if self.reason else ""
         failed = f" with {type(self.error).__name__}" if self.error is not None else ""
         return f"<Run {self.id} {self.status}{failed}{why}, {len(self.stages)} stages in {self.elapsed:.3f} s>"
+
+
+def remember(run: Run, error: BaseException) -> None:
+    """Tie a run to an exception that leaves it, for `Run.of`; also to those in a group, which `except*` splits."""
+    with suppress(Exception):  # an exception that cannot be written to
+        setattr(error, _ATTRIBUTE, run)
+    if isinstance(error, BaseExceptionGroup):
+        for member in cast("BaseExceptionGroup[BaseException]", error).exceptions:
+            remember(run, member)
 
 
 def _run_behind(error: BaseException) -> Run | None:

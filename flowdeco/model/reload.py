@@ -11,10 +11,10 @@ from typing import Any, cast
 from flowdeco.model.definitions import Action, Stage, options_of, origin_of
 from flowdeco.model.references import Bound, Called, Changed, Imported, Member, Method, Narrowed
 
-__all__ = ["renewed"]
+__all__ = ["reloaded"]
 
 
-def renewed(unit: Any) -> Any:
+def reloaded(unit: Any) -> Any:
     """Return the stage or action that has the same names now; the unit itself if there is no other."""
     origin = origin_of(unit)
     match origin:
@@ -26,7 +26,7 @@ def renewed(unit: Any) -> Any:
         case Member(stage, position):
             return _member(unit, stage, position)
         case Changed(base) | Bound(base) | Method(base) | Narrowed(base):
-            found = renewed(base)
+            found = reloaded(base)
             return unit if found is base else origin._replace(base=found).load()
         case _:
             return _action(unit) if type(unit) is Action else _stage(unit)
@@ -39,7 +39,7 @@ def _action(action: Any) -> Any:
 
 
 def _stage(stage: Any) -> Any:
-    actions = [renewed(action) for action in stage.actions]
+    actions = [reloaded(action) for action in stage.actions]
     same = all(new is old for new, old in zip(actions, stage.actions, strict=True))
     return stage if same else Stage(actions=actions, **options_of(stage))
 

@@ -98,7 +98,7 @@ class Step:
         """Return the arguments; raises `MissingInputError` for a parameter that nothing supplies."""
         if self.simple and not values:
             try:
-                return tuple(map(store._data.__getitem__, self.keys)), None
+                return tuple(map(store.reader(), self.keys)), None
             except KeyError:
                 pass  # perhaps it has a default
         args: list[Any] = []

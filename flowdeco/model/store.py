@@ -1,11 +1,9 @@
-"""The shared state of a run: typed keys, the store, and the record of what changed in it.
+"""The shared state of a run: typed keys, the store, and what has changed in it since a given point.
 
-Whoever must be able to drop or to hand on what was written opens a *log* (`_begin`). The store then notes, for each key
-that changes, what was there before the first change. Logs nest. One log serves three purposes: a retry rolls back to
-it, a parallel branch and a detached action derive their `Delta` from it, and a view isolates an action by it (L4).
-
-Beside them runs one more log of the same kind, `_recent`, as long as somebody `_watch`es: what has changed since the
-journal, or the trace in memory, has `_taken` note of it. It is not nested, since no step is noted twice.
+Whoever must be able to undo what was written, or to describe it, sets a *mark*. The store then notes, for each key that
+changes, what was there before the first change; marks nest. One mechanism serves four purposes: a retry undoes what was
+written since its mark, an action's outcome and a branch's overlay are what was written since theirs (`since`), and a
+view isolates an action by one (L4). Without a mark, nothing is noted, and a write costs what it costs in a dict.
 """
 
 from __future__ import annotations
@@ -144,51 +142,23 @@ def _type_name(declared: Any) -> str:
 
 
 class _Grown(NamedTuple):
-    """What a log notes of a list that the store has appended to in place."""
+    """What a mark notes of a list that the store has appended to in place."""
 
     items: list[Any]
     length: int
     before: Any
 
 
-class _Kept(NamedTuple):
-    """What a log notes of a list, or of none yet, where it cannot follow how the store makes it grow: a copy."""
+class Mark(dict[str, Any]):
+    """A point in the life of a store: for each key that has changed since, what was there before its first change.
 
-    items: tuple[Any, ...]
-    missing: bool
+    Told apart by identity: two marks that note the same are still two.
+    """
 
-    @classmethod
-    def of(cls, before: Any) -> Any:
-        """Return what a log can note of what was there before, however the store goes on."""
-        if isinstance(before, _Grown):
-            return cls((), True) if before.before is MISSING else cls(tuple(before.items[: before.length]), False)
-        return before
-
-    def begins(self, now: Any) -> bool:
-        """Whether this list is what is kept, with more at its end."""
-        return (
-            isinstance(now, list)
-            and len(cast("list[Any]", now)) >= len(self.items)
-            and all(map(same, self.items, cast("list[Any]", now)))
-        )
-
-
-def same(one: Any, other: Any) -> bool:
-    try:
-        return one is other or bool(one == other)
-    except Exception:  # values that cannot be compared as a whole, arrays for one
-        return False
-
-
-Log: TypeAlias = dict[str, Any]
-
-
-class _Mark(dict[str, Any]):
-    """A log that knows what the journal had not taken note of when it was opened."""
-
-    def __init__(self, recent: Log) -> None:
-        super().__init__()
-        self.recent = dict(recent)
+    __slots__ = ()
+    __hash__ = object.__hash__  # type: ignore[assignment]
+    __eq__ = object.__eq__
+    __ne__ = object.__ne__
 
 
 class Delta(NamedTuple):
@@ -198,8 +168,28 @@ class Delta(NamedTuple):
     deletes: list[str]
     appends: dict[str, list[Any]]
 
+    def keys(self) -> set[str]:
+        """Return the keys that were written."""
+        return {*self.puts, *self.deletes, *self.appends}
+
+    def without(self, keys: Collection[str]) -> Delta:
+        """Return what was written elsewhere."""
+        return Delta(
+            {name: value for name, value in self.puts.items() if name not in keys},
+            [name for name in self.deletes if name not in keys],
+            {name: items for name, items in self.appends.items() if name not in keys},
+        )
+
 
 NOTHING: Final = Delta({}, [], {})
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values are equal, as far as they can be compared."""
+    try:
+        return one is other or bool(one == other)
+    except Exception:  # values that cannot be compared as a whole, arrays for one
+        return False
 
 
 class Store(MutableMapping[str, Any]):
@@ -209,14 +199,13 @@ class Store(MutableMapping[str, Any]):
     that is not of the type of its `Key` raises `StoreTypeError`, on writing and on reading.
     """
 
-    __slots__ = ("_data", "_logs", "_owned", "_recent")
+    __slots__ = ("_data", "_marks", "_owned")
     _data: MutableMapping[str, Any]
 
     def __init__(self, mapping: Mapping[str, Any] | None = None) -> None:
         self._data = {}
-        self._owned: dict[str, list[Any]] = {}
-        self._logs: list[Log] = []
-        self._recent: Log | None = None
+        self._owned: dict[str, list[Any]] = {}  # lists that the store has made, and may append to in place
+        self._marks: list[Mark] = []
         if mapping is not None:
             self.update(mapping)
 
@@ -262,16 +251,16 @@ class Store(MutableMapping[str, Any]):
         name = key_name(key)
         if isinstance(key, Key):
             key.check(value)
-        if self._logs or self._recent is not None:
-            self._note(name)
+        if self._marks:
+            self._note(name, self._data.get(name, MISSING))
         self._data[name] = value
 
     def __delitem__(self, key: AnyKey) -> None:
         name = key_name(key)
         if name not in self._data:
             raise StoreKeyError(f"no key {name!r} in the store. {suggestion(name, self._data)}")
-        if self._logs or self._recent is not None:
-            self._note(name)
+        if self._marks:
+            self._note(name, self._data.get(name, MISSING))
         del self._data[name]
 
     @overload
@@ -299,88 +288,87 @@ class Store(MutableMapping[str, Any]):
                     f"cannot append to the key {name!r}: it holds a {type(before).__name__}, not a list"
                 )
             target = [] if before is MISSING else list(cast("list[Any]", before))
-        if self._logs or self._recent is not None:
+        if self._marks:
             self._note(name, _Grown(target, len(target), before))
         self._owned[name] = self._data[name] = target
         target.extend(items)
 
-    def _note(self, name: str, grown: _Grown | None = None) -> None:
-        before = self._data.get(name, MISSING) if grown is None else grown
-        if self._logs:
-            self._logs[-1].setdefault(name, before)
-        if self._recent is not None:
-            self._recent.setdefault(name, before)
+    def _note(self, name: str, before: Any) -> None:
+        owned = self._owned.get(name)
+        if owned is not None and owned is before:  # it may be written back, and grow
+            before = _Grown(owned, len(owned), owned)
+        self._marks[-1].setdefault(name, before)
 
-    # What evaluation needs.
+    # What evaluation needs: to write fast, to undo, and to say what was written.
 
-    def _begin(self) -> Log:
-        """Open a log of what changes from here on."""
-        log: Log = {} if self._recent is None else _Mark(self._recent)
-        self._logs.append(log)
-        return log
+    def reader(self) -> Callable[[str], Any]:
+        """Return what looks a key up by its name; raises a plain `KeyError`."""
+        return self._data.__getitem__
 
-    def _end(self, log: Log) -> None:
-        """Close a log; what it noted becomes part of the one around it."""
-        logs = self._logs
-        index = len(logs) - 1
-        while index >= 0 and logs[index] is not log:  # a layer closes its own while the evaluator has one open for it
-            index -= 1
-        if index < 0:
-            return
-        del logs[index]
-        if log and index:
-            outer = logs[index - 1]
-            for name, before in log.items():
+    def put(self, name: str, value: Any) -> None:
+        """Write under a name that has been checked."""
+        if self._marks:
+            self._note(name, self._data.get(name, MISSING))
+        self._data[name] = value
+
+    def mark(self) -> Mark:
+        """Note what changes from here on."""
+        mark = Mark()
+        self._marks.append(mark)
+        return mark
+
+    def release(self, mark: Mark) -> None:
+        """Let go of a mark: what it noted becomes part of the one around it. A second time does nothing."""
+        marks = self._marks
+        if marks and marks[-1] is mark:
+            index = len(marks) - 1
+            marks.pop()
+        else:
+            found = self._index(mark)
+            if found is None:
+                return
+            index = found
+            del marks[index]
+        if mark and index:
+            outer = marks[index - 1]
+            for name, before in mark.items():
                 outer.setdefault(name, before)
 
-    def _rollback(self, log: Log, keep: Collection[str] = (), *, forget: bool = False) -> None:
-        """Undo what the (closed) log noted, but for the keys to keep.
+    def discard(self, mark: Mark) -> None:
+        """Let go of a mark, and of what it noted: that may still be undone, by this mark alone."""
+        index = self._index(mark)
+        if index is not None:
+            del self._marks[index]
 
-        With `forget`, the steps since the log was opened will be forgotten by the journal, too.
-        """
-        if self._recent is not None:
-            if forget and isinstance(log, _Mark):
-                self._recent = {name: _Kept.of(before) for name, before in log.recent.items()}
-            for name in keep if forget else log:
-                self._recent[name] = self._data.get(name, MISSING)
-        for name, before in log.items():
-            if name in keep:
-                continue
-            for outer in self._logs:  # what is as it was has not been written
-                if outer.get(name, log) is before:
-                    del outer[name]
-            if isinstance(before, _Grown):
-                del before.items[before.length :]
-                before = before.before
-            elif isinstance(before, _Kept):
-                self._owned[name] = items = list(before.items)
-                before = MISSING if before.missing else items
-            if before is MISSING:
-                self._data.pop(name, None)
-            else:
-                self._data[name] = before
+    def undo(self, mark: Mark, keep: Collection[str] = ()) -> None:
+        """Let go of a mark and of those set after it, and have everything as it was then, but for the keys to keep."""
+        index = self._index(mark)
+        noted = mark if index is None else self._noted(index)
+        if index is not None:
+            kept = Mark((name, before) for name, before in noted.items() if name in keep)
+            del self._marks[index:]
+            if kept and index:
+                for name, before in kept.items():
+                    self._marks[-1].setdefault(name, before)
+        for name, before in noted.items():
+            if name not in keep:
+                self._put_back(name, before)
 
-    def _changes(self, log: Log) -> Delta:
-        """Return what has been written since the log was opened."""
-        puts: dict[str, Any] = {}
-        deletes: list[str] = []
-        appends: dict[str, list[Any]] = {}
-        for name, before in log.items():
-            now = self._data.get(name, MISSING)
-            if now is MISSING:
-                if before is not MISSING and not (isinstance(before, _Kept) and before.missing):
-                    deletes.append(name)
-            elif isinstance(before, _Grown) and now is before.items:
-                appends[name] = now[before.length :]
-            elif isinstance(before, _Kept) and before.begins(now):
-                if before.missing or len(now) > len(before.items):
-                    appends[name] = now[len(before.items) :]
-            else:
-                puts[name] = now
-        return Delta(puts, deletes, appends)
+    def take_back(self, mark: Mark) -> None:
+        """Undo what was written since a mark, and keep it set, as well as those set after it."""
+        index = self._index(mark)
+        for each in reversed(self._marks[index:] if index is not None else ()):
+            for name, before in each.items():
+                self._put_back(name, before)
+            each.clear()
 
-    def _apply(self, delta: Delta) -> None:
-        """Write what another store has noted."""
+    def since(self, mark: Mark) -> Delta:
+        """Return what has been written since a mark was set."""
+        index = self._index(mark)
+        return self._changes(mark if index is None else self._noted(index))
+
+    def apply(self, delta: Delta) -> None:
+        """Write what was written elsewhere, or before."""
         for name, value in delta.puts.items():
             self[name] = value
         for name in delta.deletes:
@@ -389,90 +377,90 @@ class Store(MutableMapping[str, Any]):
         for name, items in delta.appends.items():
             self._extend(name, items)
 
-    # What has changed since the journal last took note.
-
-    def _watch(self) -> None:
-        """Note what changes from now on, until it is `_taken`."""
-        self._recent = {}
-
-    def _untaken(self) -> Delta:
-        """Return what has changed since it was last taken."""
-        return self._changes(self._recent or {})
-
-    def _taken(self) -> None:
-        """Begin to note anew: the journal has the rest."""
-        self._recent = {}
-
-    def _restore(self, delta: Delta | None) -> None:
-        """Undo what has changed since it was last taken, and write what a step wrote that had been taken.
-
-        The logs that are open go back to what was there when they were opened, not to what a step found.
-        """
-        recent, self._recent = self._recent or {}, None
-        if delta is None:
-            self._rollback(recent)
-        else:
-            logs, self._logs = self._logs, []
-            for name in {*recent, *delta.puts, *delta.deletes, *delta.appends} if logs else ():
-                self._renote(logs, name, delta, recent.get(name))
-            if recent:
-                self._rollback(recent)
-            self._apply(delta)
-            self._logs = logs
-        self._recent = {}
-
-    def _renote(self, logs: list[Log], name: str, delta: Delta, undone: Any) -> None:
-        """Note in the open logs what is there now, before it is undone and written once more."""
-        written = name in delta.puts or name in delta.appends or name in delta.deletes
-        for log in logs:
-            before = log.get(name)
-            if before is not None and before is undone and not written:
-                del log[name]
-            elif isinstance(before, _Grown):
-                log[name] = _Kept.of(before)
-        if written and name not in logs[-1]:
-            now = self._data.get(name, MISSING)
-            if name in delta.appends:
-                now = _Kept((), True) if now is MISSING else _Kept(tuple(now), False)
-            logs[-1][name] = now
-
-    def _recall(self, logs: Iterable[Log], noted: Iterable[Log]) -> None:
-        """Have open logs go back to what others, of an earlier attempt, had noted; somebody watched both times."""
-        for log, before in cast("Iterable[tuple[_Mark, _Mark]]", zip(logs, noted, strict=False)):
-            log.update((name, _Kept.of(value)) for name, value in before.items())
-            log.recent = {name: _Kept.of(value) for name, value in before.recent.items()}
-
-    def _revived(self, given: Mapping[str, Any]) -> Store:
-        """Return a copy to go on with, in which what was written since the last step was over is undone.
-
-        What has been given since is there as if it had been there from the start.
-        """
-        made = Store()
-        recent = self._recent or {}
-        made._data = dict(self._data)
-        for name, owned in self._owned.items():
-            if made._data.get(name) is owned:
-                made._data[name] = made._owned[name] = list(owned)
-        made._rollback({name: _Kept.of(before) for name, before in recent.items()})
-        for log in self._logs[:1]:
-            kept = {name: before for name, before in log.items() if recent.get(name, log) is not before}
-            made._logs.append({name: _Kept.of(before) for name, before in kept.items()})
-        made._data.update(given)
-        made._watch()
-        return made
-
-    def _fork(self) -> Store:
-        """Return a store of its own with the same values, which logs from its start."""
+    def fork(self) -> Store:
+        """Return a store with the same values, which knows what is written to it (`delta`)."""
         fork = Store()
         fork._data = dict(self._data)
-        fork._begin()
-        if self._recent is not None:
-            fork._watch()
+        fork.mark()
         return fork
 
-    def _delta(self) -> Delta:
+    def delta(self) -> Delta:
         """Return what was written since the store was forked, or the view was made."""
-        return self._changes(self._logs[0])
+        return self.since(self._marks[0])
+
+    def twin(self, *marks: Mark) -> tuple[Store, list[Mark]]:
+        """Return a store of its own with the same values and its first mark, and copies of these marks for it.
+
+        The lists that this store has made are copied, so that neither sees what is appended to the other.
+        """
+        twin = Store()
+        lists: dict[int, list[Any]] = {}
+        twin._data = dict(self._data)
+        for name, owned in self._owned.items():
+            if self._data.get(name) is owned:
+                lists[id(owned)] = twin._data[name] = twin._owned[name] = list(owned)
+
+        def copied(mark: Mark) -> Mark:
+            return Mark((name, _moved(before, lists)) for name, before in mark.items())
+
+        twin._marks = [copied(mark) for mark in self._marks[:1] if not any(mark is each for each in marks)]
+        return twin, [copied(mark) for mark in marks]
+
+    def supply(self, values: Mapping[str, Any]) -> None:
+        """Write values as if they had been there from the start: no mark notes them."""
+        self._data.update(values)
+
+    def _index(self, mark: Mark) -> int | None:
+        marks = self._marks
+        for index in range(len(marks) - 1, -1, -1):
+            if marks[index] is mark:
+                return index
+        return None
+
+    def _noted(self, index: int) -> Mark:
+        """Return what the marks from this one on have noted together."""
+        marks = self._marks
+        if index == len(marks) - 1:
+            return marks[index]
+        noted = Mark(marks[index])
+        for mark in marks[index + 1 :]:
+            for name, before in mark.items():
+                noted.setdefault(name, before)
+        return noted
+
+    def _put_back(self, name: str, before: Any) -> None:
+        if isinstance(before, _Grown):
+            del before.items[before.length :]
+            before = before.before
+        if before is MISSING:
+            self._data.pop(name, None)
+        else:
+            self._data[name] = before
+
+    def _changes(self, noted: Mark) -> Delta:
+        puts: dict[str, Any] = {}
+        deletes: list[str] = []
+        appends: dict[str, list[Any]] = {}
+        for name, before in noted.items():
+            now = self._data.get(name, MISSING)
+            if now is MISSING:
+                if before is not MISSING:
+                    deletes.append(name)
+            elif isinstance(before, _Grown) and now is before.items:
+                appends[name] = now[before.length :]
+            else:
+                puts[name] = now
+        return Delta(puts, deletes, appends)
+
+
+def _moved(before: Any, lists: Mapping[int, list[Any]]) -> Any:
+    """Return what a mark has noted, as it is in a store whose lists are copies."""
+    if not isinstance(before, _Grown):
+        return before
+    items = lists.get(id(before.items))
+    if items is not None:
+        return _Grown(items, before.length, items if before.before is before.items else before.before)
+    return MISSING if before.before is MISSING else list(before.items[: before.length])
 
 
 class _Layer(MutableMapping[str, Any]):
@@ -517,19 +505,21 @@ class View(Store):
     same however many there are.
     """
 
-    __slots__ = ("_added", "_on_read")
+    __slots__ = ("_added", "on_read")
 
     def __init__(self, base: Store) -> None:
         super().__init__()
-        self._on_read: Callable[[str], object] | None = None  # told what is read, before it can be changed in place
+        self.on_read: Callable[[str], object] | None = (
+            None  # called with what is read, before it can be changed in place
+        )
         self._data = _Layer(base._data)
         self._added: dict[str, list[Any]] = {}
-        self._begin()
+        self.mark()
 
     def _extend(self, name: str, items: Iterable[Any]) -> None:
         if name in self._added:
             self._added[name].extend(items)
-        elif name in self._logs[0] or not isinstance(self._data.get(name, []), list):
+        elif name in self._marks[0] or not isinstance(self._data.get(name, []), list):
             super()._extend(name, items)
         else:
             self._added[name] = list(items)
@@ -546,8 +536,8 @@ class View(Store):
     def __getitem__(self, key: AnyKey) -> Any:
         name = key_name(key)
         self._settle((name,))
-        if self._on_read is not None:
-            self._on_read(name)
+        if self.on_read is not None:
+            self.on_read(name)
         return super().__getitem__(key)
 
     def __contains__(self, key: object) -> bool:
@@ -569,8 +559,8 @@ class View(Store):
         self._settle((key_name(key),))
         super().__delitem__(key)
 
-    def _delta(self) -> Delta:
+    def delta(self) -> Delta:
         """Return what the action wrote."""
-        delta = super()._delta()
+        delta = super().delta()
         delta.appends.update(self._added)
         return delta

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple, cast
 
 from flowdeco.engine.runs import Run
 from flowdeco.model.annotations import EMPTY
-from flowdeco.model.definitions import Action, Stage
+from flowdeco.model.definitions import Action, Stage, data_of, origin_of
 from flowdeco.model.references import Called, Changed, Narrowed
 from flowdeco.model.wiring import step_of
 from flowdeco.show.redaction import Doubtful
@@ -34,7 +34,7 @@ class KnownValues(NamedTuple):
 def known_values(run: Run, errors: Iterable[BaseException]) -> KnownValues:
     """Return the values that a run is known to have had in its store, and passed to its actions."""
     known = KnownValues(list(run.store.items()), set())
-    known.values.extend(_in_branches(run._trace))
+    known.values.extend(_in_branches(run))
     actions: dict[int, Action[..., Any]] = {}
     stages: dict[int, Stage] = {}
     for record in run.stages:
@@ -42,7 +42,7 @@ def known_values(run: Run, errors: Iterable[BaseException]) -> KnownValues:
         found: list[Any] = [one.action for one in record.actions]  # None for one that failed before the run was resumed
         actions.update((id(action), action) for action in found if action is not None)
     for stage in stages.values():
-        known.values.extend((stage._data or {}).items())
+        known.values.extend(data_of(stage).items())
         for name, value in _template_arguments(stage):
             known.public.update({value} if isinstance(value, str) and value in stage.name else ())
             known.values.append((name, value))
@@ -61,19 +61,18 @@ def known_values(run: Run, errors: Iterable[BaseException]) -> KnownValues:
     return known
 
 
-def _in_branches(trace: Any) -> Iterator[tuple[str, Any]]:
+def _in_branches(run: Run) -> Iterator[tuple[str, Any]]:
     """Yield the contents of the stores of branches that were not merged."""
-    for group in getattr(trace, "groups", ()):
-        for _, branch in group.branches:
-            yield from (branch.store or {}).items()
-            yield from _in_branches(branch)
+    log = None if run.resumption is None else run.resumption.log
+    for left in () if log is None else log.left.values():
+        yield from left.store.items()
 
 
 def _template_arguments(stage: Stage) -> Iterator[tuple[str, Any]]:
     """Yield the arguments of the template call that made this stage."""
-    origin: Any = stage._origin
+    origin: Any = origin_of(stage)
     while isinstance(origin, (Changed, Narrowed)):
-        origin = origin.base._origin
+        origin = origin_of(origin.base)
     if isinstance(origin, Called):
         name = str(getattr(origin.template, "name", "argument"))
         names = [*inspect.signature(origin.template).parameters]

@@ -6,7 +6,17 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 from flowdeco.model.annotations import EMPTY, return_annotation
-from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream, Unit, one_action_stage
+from flowdeco.model.definitions import (
+    Action,
+    Parallel,
+    Pipeline,
+    Stage,
+    Stream,
+    Unit,
+    data_of,
+    one_action_stage,
+    options_of,
+)
 from flowdeco.model.wiring import Step, step_of
 from flowdeco.show.parts import DEEPEST, Part
 
@@ -68,13 +78,13 @@ def stage_part(stage: Stage, actions: tuple[Part, ...]) -> Part:
     return Part(
         "stage",
         stage.name,
-        text_or_empty(stage._title),
+        text_or_empty(options_of(stage)["title"]),
         text_or_empty(stage.description),
         tuple(sorted(stage.tags)) if stage.tags else (),
         actions,
         _stem(stage),
         middleware=_layer_names(stage.use, stage.use_actions),
-        data=tuple(f"{key}: {type(value).__name__}" for key, value in stage._data.items()) if stage._data else (),
+        data=tuple(f"{key}: {type(value).__name__}" for key, value in data_of(stage).items()),
     )
 
 

@@ -11,14 +11,15 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from flowdeco.engine.evaluate import Evaluation
-from flowdeco.engine.journal import Journal
-from flowdeco.engine.location import error_of
-from flowdeco.engine.memory import Memory, collection_paused, decoded
-from flowdeco.engine.rehearse import Journaled, Rehearsal, check_fork, from_journal, from_memory
-from flowdeco.engine.requests import Raised, Request, Save
-from flowdeco.engine.runs import Run, Status
-from flowdeco.errors import Bail, Cancelled, DefinitionError, Suspend, suggestion
+from flowdeco.engine.branch import Terms
+from flowdeco.engine.evaluation import evaluate_run
+from flowdeco.engine.journal import Journal, Remembered
+from flowdeco.engine.recorder import Recorder, outcomes
+from flowdeco.engine.replay import Log, in_memory
+from flowdeco.engine.requests import Gate, Raised, Request, Save
+from flowdeco.engine.resume import Earlier, Journaled, check_fork, resumed
+from flowdeco.engine.runs import Resumption, Run, Status, remember
+from flowdeco.errors import Cancelled, DefinitionError, suggestion, told
 from flowdeco.model.definitions import Pipeline, action_selectors, stage_selectors
 from flowdeco.model.options import checked_layers, checked_selectors
 from flowdeco.model.runnable import Options as RunOptions
@@ -27,29 +28,28 @@ from flowdeco.model.wiring import check_run, may_supply
 
 if TYPE_CHECKING:
     from flowdeco.engine.logs import RunLogger
-    from flowdeco.engine.past import Past
-    from flowdeco.engine.rehearse import Going
-    from flowdeco.events import Event, Watcher
+    from flowdeco.events import Event
 
 __all__ = ["Evaluated", "abandon", "begin", "end", "is_cancellation", "resume"]
 
 
-Evaluated: TypeAlias = "tuple[Run, Generator[Request, Any, None]]"
+Evaluation: TypeAlias = "Generator[Request, Any, None]"
+Evaluated: TypeAlias = "tuple[Run, Evaluation]"
 
 
-def begin(flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions) -> Evaluated:
+def begin(flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions, gate: Gate | None = None) -> Evaluated:
     """Return a new run and its evaluation; raises `WiringError` or `DefinitionError` if it cannot run."""
     __tracebackhide__ = True
-    start = _Start(flow, inputs, options)
+    start = _Start(flow, inputs, options, gate)
     store = Store(inputs)
     start.check(store)
     run = Run(options.run_id or os.urandom(8).hex(), flow, store)
     if options.journal is None:
-        return run, start.evaluated(run)
+        return run, start.evaluated(run, start.terms(run))
     journal, fingerprint = _journal(options.journal)
-    memory = Memory(journal, run.id, fingerprint)
+    recorder = Recorder(journal, run.id, fingerprint)
     journal.create(run.id, flow.name, _encoded(journal, dict(store)), sorted(start.skip))
-    return run, start.evaluated(run, memory)
+    return run, start.evaluated(run, start.terms(run, recorder))
 
 
 def resume(
@@ -59,89 +59,102 @@ def resume(
     options: RunOptions,
     on_change: str,
     from_stage: str | None,
+    gate: Gate | None = None,
 ) -> Evaluated | Run:
-    """Return the run to go on with and its evaluation, or the run itself if there is nothing left to do."""
+    """Return the run to continue and its evaluation, or the run itself if there is nothing left to do."""
     __tracebackhide__ = True
     if from_stage is not None and not isinstance(from_stage, str):
         raise DefinitionError(f"from_stage is the name of a stage, not {from_stage!r}")
     if on_change not in ("error", "ignore", "rerun"):
         raise DefinitionError(f"on_change is 'error', 'ignore' or 'rerun', not {on_change!r}")
-    if isinstance(what, Run) and options.journal is None and what._journal is not None:
-        options = options._replace(journal=what._journal)
+    if isinstance(what, Run) and options.journal is None and what.resumption is not None:
+        options = options._replace(journal=what.resumption.journal)
     if options.journal is not None:
         run_id = what.id if isinstance(what, Run) else what
-        with collection_paused():
-            return _resume_from_journal(flow, run_id, inputs, options, on_change, from_stage)
+        return _from_journal(_Start(flow, inputs, options, gate), run_id, inputs, options, on_change, from_stage)
     if not isinstance(what, Run):
         raise DefinitionError(f"to resume run {what!r} by its id, give its journal: resume({what!r}, journal=...)")
     if from_stage is not None:
         raise DefinitionError("from_stage needs a journal: a run in memory has only its last state")
-    return _resume_from_memory(flow, what, inputs, options, on_change)
+    return _from_memory(flow, what, inputs, options, on_change, gate)
 
 
-def _resume_from_memory(
-    flow: Pipeline, before: Run, inputs: Mapping[str, Any] | None, options: RunOptions, on_change: str
+def _from_memory(
+    flow: Pipeline,
+    before: Run,
+    inputs: Mapping[str, Any] | None,
+    options: RunOptions,
+    on_change: str,
+    gate: Gate | None,
 ) -> Evaluated | Run:
+    __tracebackhide__ = True
     if before.status in (Status.COMPLETED, Status.BAILED):
         return before
-    trace = before._trace
-    if trace is None:
+    kept = before.resumption
+    if kept is None or kept.log is None:
         raise DefinitionError(f"run {before.id!r} was run with history=..., and cannot be resumed from memory")
-    options = options._replace(use=(*before._use, *options.use), skip=(*before._skip, *options.skip))
-    start = _Start(flow, inputs, options)
+    options = options._replace(use=(*kept.use, *options.use), skip=(*kept.skip, *options.skip))
+    start = _Start(flow, inputs, options, gate)
     given = dict(Store(inputs))
-    run = Run(before.id, flow, before.store._revived(given))
-    start.check(run.store)
-    run.stages, run._trace = before.stages, trace
-    going = from_memory(run, start, lambda: trace.past(before.stages), given, _fingerprint(), on_change)
-    return run, start.watched(_gone_on(going))
+    store, steps, left = in_memory(before.store, kept.log, given)
+    start.check(store)
+    run = Run(before.id, flow, store)
+    run.stages, run.resumption = before.stages, kept
+    earlier = Earlier(steps, _fingerprint(), on_change, left=left)
+    return run, start.resumed(run, start.terms(run), earlier)
 
 
-def _resume_from_journal(
-    flow: Pipeline,
+def _from_journal(
+    start: _Start,
     run_id: str,
     inputs: Mapping[str, Any] | None,
     options: RunOptions,
     on_change: str,
     from_stage: str | None,
 ) -> Evaluated:
+    __tracebackhide__ = True
     journal, fingerprint = _journal(options.journal)
-    start = _Start(flow, inputs, options)
+    flow, codec = start.flow, journal.codec
     remembered = journal.open(run_id) if from_stage is None else journal.read(run_id)
-    over = {"completed": False, "bailed": True}.get(remembered.status) if from_stage is None else None
-    if over is not None and on_change != "rerun":
-        inputs = None  # it has come to its end without them
+    over = from_stage is None and remembered.status in (Status.COMPLETED, Status.BAILED)
+    if over and on_change != "rerun":
+        inputs = None  # it has ended without them
     try:
-        given = [(rows, Store(journal.codec.decode(payload))) for rows, payload in remembered.inputs]
+        given = [(rows, Store(codec.decode(payload))) for rows, payload in remembered.inputs]
         more = _encoded(journal, dict(Store(inputs))) if inputs else None
         if inputs:
             given.append((len(remembered.rows), Store(inputs)))
         pins = {key: rows for rows, values in given[1:] for key in values}
-        values = {key: value for _, values in given for key, value in values.items()}
-        store = Store(values)
+        store = Store({key: value for _, values in given for key, value in values.items()})
         start.skip = start.skip.union(remembered.skip)
         start.check(store)
         if from_stage is not None:
             check_fork(from_stage, remembered, flow)
-        told = decoded(remembered.rows, journal.codec, pins)
+        steps = outcomes(remembered.rows, codec, pins)
         if from_stage is None and more is not None:
             journal.add_inputs(run_id, more)
-    except BaseException as error:
+    except BaseException:
         if from_stage is None:
-            journal.close(run_id, remembered.status, remembered.reason, f"{type(error).__name__}: {error}")
+            _give_back(journal, run_id, remembered)
         raise
     run = Run(run_id if from_stage is None else os.urandom(8).hex(), flow, store)
-    run._journal = journal
+    recorder = Recorder(journal, run.id, fingerprint)
+    known = Journaled(journal, remembered, more, sorted(start.skip), from_stage)
+    earlier = Earlier(steps, recorder.code, on_change, over, journaled=known)
+    return run, start.resumed(run, start.terms(run, recorder), earlier)
 
-    known = Journaled(journal, fingerprint, remembered, told, values, more, over, sorted(start.skip))
-    going = from_journal(run, start, known, on_change, from_stage)
-    return run, start.watched(_gone_on(going))
+
+def _give_back(journal: Journal, run_id: str, before: Remembered) -> None:
+    """Leave a run as it was."""
+    journal.close(run_id, before.status, before.reason, before.error)
 
 
 class _Start:
-    """What a run is started with, checked."""
+    """The options that a run is started with, checked."""
 
-    def __init__(self, flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions) -> None:
+    def __init__(
+        self, flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions, gate: Gate | None
+    ) -> None:
         __tracebackhide__ = True
         if inputs is not None and not isinstance(inputs, Mapping):
             raise DefinitionError(f"inputs are a mapping of keys to values, not the {type(inputs).__name__} {inputs!r}")
@@ -160,73 +173,77 @@ class _Start:
         self.observers = _observers(options.observers)
         self.watcher = options.watcher() if options.watcher is not None else None
         self.clock = options.clock or time.perf_counter
+        self.gate = gate or Gate()
 
     def check(self, store: Store) -> None:
         """Raise `WiringError` for what nothing can supply."""
         __tracebackhide__ = True
         check_run(self.flow, store, self.skip, may_supply(self.use))
 
-    def evaluation(
-        self, run: Run, kind: type[Evaluation] = Evaluation, memory: Memory | None = None, **more: Any
-    ) -> Evaluation:
-        """Return what evaluates the run."""
-        watcher = self.watcher
-        evaluation = kind(
-            run,
-            use=self.use,
-            notify=_notifier(self.observers if watcher is None else [*self.observers, watcher], run.id),
+    def terms(self, run: Run, recorder: Recorder | None = None) -> Terms:
+        """Return the terms of a run, and have the run keep what it takes to resume it."""
+        log = Log() if recorder is None and self.history is None else None
+        if recorder is not None or log is not None:
+            run.resumption = Resumption(self.use, self.skip, log, None if recorder is None else recorder.journal)
+        observers: list[Callable[[Event], object]] = [
+            *self.observers,
+            *([] if self.watcher is None else [self.watcher]),
+        ]
+        return Terms(
+            run.id,
+            self.flow,
+            self.clock,
+            time.time() - self.clock(),
+            is_cancellation,
+            self.gate,
+            notify=_notifier(observers, run.id, self.gate),
             skip=self.skip,
+            unmatched=set(self.skip),
             history=self.history,
-            memory=memory,
-            clock=self.clock,
-            now=time.time(),
-            cancels=is_cancellation,
-            **more,
-        )
-        run._use, run._skip = self.use, self.skip
-        run._trace = evaluation.branch.trace if self.history is None and memory is None else None
-        run._journal = memory.journal if memory is not None else None
-        return evaluation
-
-    def rehearsal(self, past: Past, **how: Any) -> Rehearsal:
-        """Return what goes through the past of a run before it goes on."""
-        return Rehearsal(
-            self.flow, past=past, skip=self.skip, clock=self.clock, now=time.time(), cancels=is_cancellation, **how
+            recorder=recorder,
+            log=log,
         )
 
-    def evaluated(self, run: Run, memory: Memory | None = None) -> Generator[Request, Any, None]:
+    def evaluated(self, run: Run, terms: Terms) -> Evaluation:
         """Evaluate a new run."""
-        evaluation = self.evaluation(run, memory=memory)
-        return self.watched(_evaluated(evaluation, evaluation.walk()))
+        return self._watched(self._evaluated(run, terms))
 
-    def watched(self, evaluated: Generator[Request, Any, None]) -> Generator[Request, Any, None]:
+    def resumed(self, run: Run, terms: Terms, earlier: Earlier) -> Evaluation:
+        """Continue a run."""
+        return self._watched(self._resumed(run, terms, earlier))
+
+    def _evaluated(self, run: Run, terms: Terms) -> Evaluation:
+        yield from evaluate_run(run, terms, self.use)
+        yield from _closed(run, terms)
+
+    def _resumed(self, run: Run, terms: Terms, earlier: Earlier) -> Evaluation:
+        continued = yield from resumed(run, terms, self.use, earlier)
+        if continued:
+            yield from _closed(run, terms)
+        elif earlier.journaled is not None and earlier.journaled.fork is None:
+            yield Save(_give_back, earlier.journaled.journal, run.id, earlier.journaled.remembered)
+
+    def _watched(self, evaluation: Evaluation) -> Evaluation:
         """Close the progress display in the end."""
-        return evaluated if self.watcher is None else _watched(evaluated, self.watcher)
+        return evaluation if self.watcher is None else _closing(evaluation, self.watcher.close)
 
 
-def _gone_on(going: Generator[Request, Any, Going | None]) -> Generator[Request, Any, None]:
-    gone = yield from going
-    if gone is not None:
-        yield from _evaluated(*gone)
+def _closing(evaluation: Evaluation, close: Callable[[], object]) -> Evaluation:
+    try:
+        yield from evaluation
+    finally:
+        close()
 
 
-def _evaluated(evaluation: Evaluation, walk: Generator[Request, Any, None]) -> Generator[Request, Any, None]:
-    """Evaluate, and do what is left to do afterwards."""
-    yield from walk
-    run = evaluation.run
-    if evaluation.unmatched and run.status is Status.COMPLETED:
-        _logger(run.id).warning("run %s: skip=%s matched nothing. %s", run.id, *_unmatched(run, evaluation.unmatched))
-    if evaluation.memory is not None:
-        answer = yield Save(evaluation.memory.journal.close, run.id, str(run.status), run.reason, error_of(run))
+def _closed(run: Run, terms: Terms) -> Evaluation:
+    """Do what is left to do when a run has ended."""
+    if terms.unmatched and run.status is Status.COMPLETED:
+        _logger(run.id).warning("run %s: skip=%s matched nothing. %s", run.id, *_unmatched(run, terms.unmatched))
+    if terms.recorder is not None:
+        error = None if run.error is None else told(run.error)
+        answer = yield Save(terms.recorder.journal.close, run.id, str(run.status), run.reason, error)
         if type(answer) is Raised and run.error is None:
             run.error, run.status = answer.error, Status.FAILED
-
-
-def _watched(evaluated: Generator[Request, Any, None], watcher: Watcher) -> Generator[Request, Any, None]:
-    try:
-        yield from evaluated
-    finally:
-        watcher.close()
 
 
 def _unmatched(run: Run, selectors: set[str]) -> tuple[list[str], str]:
@@ -240,8 +257,9 @@ def _unmatched(run: Run, selectors: set[str]) -> tuple[list[str], str]:
 
 def abandon(run: Run) -> None:
     """Give up the lease of a run that was cancelled before it began."""
-    if run._journal is not None:
-        run._journal.close(run.id, str(Status.CANCELLED), None, None)
+    journal = None if run.resumption is None else run.resumption.journal
+    if journal is not None:
+        journal.close(run.id, str(Status.CANCELLED), None, None)
 
 
 def _fingerprint() -> Callable[[Any], str]:
@@ -261,12 +279,12 @@ def _encoded(journal: Journal, inputs: dict[str, Any]) -> bytes:
 
 
 def end(run: Run, check: bool) -> Run:
-    """Raise what the run failed with, if the caller wants that; a cancellation always goes on."""
+    """Raise what the run failed with, if the caller wants that; a cancellation is always passed on."""
     __tracebackhide__ = True
     error = run.error
     if error is None:
         return run
-    run._remember(error)
+    remember(run, error)
     with suppress(Exception):  # an exception that cannot be written to
         error.__traceback__ = _without_our_frames(error.__traceback__)
     if check or run.status is Status.CANCELLED:
@@ -310,7 +328,7 @@ def _observers(observers: Any) -> list[Callable[[Event], object]]:
     return listening
 
 
-def _notifier(observers: list[Callable[[Event], object]], run_id: str) -> Callable[[Event], None] | None:
+def _notifier(observers: list[Callable[[Event], object]], run_id: str, gate: Gate) -> Callable[[Event], None] | None:
     listening = list(observers)
     if not listening:
         return None
@@ -319,7 +337,10 @@ def _notifier(observers: list[Callable[[Event], object]], run_id: str) -> Callab
         for observer in list(listening):
             try:
                 observer(event)
-            except (Exception, Bail, Suspend):  # it observes, and has no say in the run
+            except BaseException as error:  # it observes, and has no say in the run
+                if is_cancellation(error):
+                    gate.pending = error
+                    continue
                 with suppress(ValueError):  # it raised in another thread at the same time
                     listening.remove(observer)
                 _logger(run_id).exception("run %s: the observer %r raised and is dropped", run_id, observer)

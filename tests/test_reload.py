@@ -4,7 +4,7 @@ import pytest
 
 from flowdeco import Stage, action, parallel, pipeline, stage
 from flowdeco.errors import CodeChangedError
-from flowdeco.model.reload import renewed
+from flowdeco.model.reload import reloaded
 
 CALLS = []
 
@@ -122,7 +122,7 @@ def test_so_is_an_action_that_was_taken_out_of_a_stage(cells):
     again = Stage("s", [discover_members]).resume(run, check=False)
     assert CALLS == [1, 0, ("new", 0), ("new", 2)]
     assert (again.status, type(again.error)) == ("failed", ZeroDivisionError)
-    assert renewed(fixed_stage["only"]) is fixed_stage["only"]
+    assert reloaded(fixed_stage["only"]) is fixed_stage["only"]
 
 
 def test_so_is_what_is_deep_in_what_was_inserted(cells):
@@ -180,4 +180,4 @@ def test_what_has_not_changed_is_the_same_object():
     other = action(name="divide")(lambda: 1)
     by_hand = Stage("by hand", [divide, other, action(total.__wrapped__, name="also")])
     for unit in (measure(1), fixed_stage, divide.bind(n=1), local(2), by_hand, by_hand.with_options(tags=["x"]), other):
-        assert renewed(unit) is unit
+        assert reloaded(unit) is unit

@@ -1,10 +1,10 @@
-"""What is under way in parallel groups: the calls, awaitables and pauses that a `Wait` began.
+"""Requests under way in parallel groups: the calls, awaitables and pauses that a `Schedule` began.
 
-A driver says how it awaits, how it is woken, and how it tells the time is over; the rest is the same for both.
+A driver says how it awaits, how it is woken, and how it tells that the time is up; the rest is the same for both.
 
-What has been begun waits until somebody takes it up: a thread, the event loop. Whoever takes its ticket out of
-`_waiting` answers it. So what is still waiting can be withdrawn, when its group is ended or the run is interrupted, and
-what is not will answer by itself.
+A request that has begun waits until it is claimed: by a thread, by the event loop. Whoever takes its ticket out of
+`_waiting` answers it. So a request that is still waiting can be withdrawn, when its group ends or the run is
+interrupted, and any other answers by itself.
 """
 
 from __future__ import annotations
@@ -15,19 +15,23 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import ExitStack
 from contextvars import Context
+from itertools import count
 from typing import Any, Protocol
 
 from flowdeco.drivers.threads import Threads, call_in_thread, timed_out
-from flowdeco.engine.requests import Await, FunctionCall, Raised, Request, Save, Sleep, Wait
+from flowdeco.engine.requests import Await, FunctionCall, Gate, Raised, Request, Save, Sleep
+from flowdeco.engine.schedule import Schedule
 from flowdeco.errors import Cancelled
 from flowdeco.executors import is_local, perform, receive, ship
 from flowdeco.model.wiring import Step
 
-__all__ = ["Work", "Worker"]
+__all__ = ["InFlight", "Worker"]
 
 
 class Worker(Protocol):
     """What a driver brings."""
+
+    gate: Gate
 
     def report(self, ticket: int, answer: Any) -> None:
         """Take an answer, from any thread."""
@@ -42,10 +46,11 @@ class Worker(Protocol):
         ...
 
 
-class Work:
-    """What is under way, by ticket."""
+class InFlight:
+    """The requests of branches that are under way, by ticket."""
 
     def __init__(self, worker: Worker, executor: Executor | None, resources: ExitStack) -> None:
+        self.tickets = count(1)  # never used twice in a run: a call that was abandoned may report late
         self._worker = worker
         self._resources = resources
         self._threads: Threads | None = None
@@ -53,50 +58,30 @@ class Work:
         self._elsewhere = executor if self._pool is None else None
         self._open: dict[int, Callable[[], object] | None] = {}
         self._waiting: dict[int, Request] = {}
-        self._answered: dict[int, Any] = {}
 
-    def begin(self, wait: Wait) -> None:
-        """Begin and cancel what the request says."""
-        for ticket, request, context in wait.begin:
+    def begin(self, schedule: Schedule) -> None:
+        """Begin and cancel what the schedule says."""
+        begun, schedule.begin = schedule.begin, []
+        for ticket, request, context in begun:
             self._waiting[ticket], self._open[ticket] = request, None
             try:
                 self._open[ticket] = self._begin(ticket, request, context)
-            except KeyboardInterrupt:
-                raise
             except BaseException as error:
                 self._worker.report(ticket, Raised(error))
-        self._cancel(wait)
-
-    def withdraw(self, wait: Wait) -> None:
-        """After an interrupt, withdraw what nobody has taken up; can itself be interrupted, and repeated."""
-        for ticket, request, _ in wait.begin:
-            if ticket not in self._open:
-                self._waiting[ticket], self._open[ticket] = request, None
-            self._withdraw(ticket)
-        self._cancel(wait)
-
-    def _cancel(self, wait: Wait) -> None:
-        while wait.cancel:
-            cancel = self._open.get(wait.cancel[0])
-            if not self._withdraw(wait.cancel[0]) and cancel is not None:
+        cancelled, schedule.cancel = schedule.cancel, []
+        for ticket in cancelled:
+            cancel = self._open.get(ticket)
+            if not self._withdraw(ticket) and cancel is not None:
                 cancel()
-            del wait.cancel[0]
 
-    def settle(self, reported: deque[tuple[int, Any]]) -> list[tuple[int | None, Any]]:
-        """Return the answers of what is still under way: what has been given up may report late.
-
-        An interrupt loses none: what has been taken out of `reported` is in `_answered` until it has been returned.
-        """
-        under_way, answered = self._open, self._answered
+    def deliver(self, reported: deque[tuple[int, Any]], schedule: Schedule) -> None:
+        """Deliver the answers to what is still under way: a call that was abandoned may report late."""
         while reported:
-            ticket, answer = reported[0]
-            if ticket in under_way:
-                answered[ticket] = answer
-                del under_way[ticket]
-            reported.popleft()
-        answers: list[tuple[int | None, Any]] = [*answered.items()]
-        answered.clear()
-        return answers
+            ticket, answer = reported.popleft()
+            if ticket in self._open:
+                del self._open[ticket]
+                self._waiting.pop(ticket, None)
+                schedule.deliver(ticket, answer)
 
     def _claimed(self, ticket: int) -> bool:
         return self._waiting.pop(ticket, None) is not None
@@ -127,7 +112,7 @@ class Work:
             del self._waiting[ticket]  # what is over is written, whatever becomes of the group
             self._save(ticket, request)
         else:
-            assert isinstance(request, Await), "groups pass on what is in a Wait, not the Wait"
+            assert isinstance(request, Await), "the schedule passes on what branches ask for, not their forks"
             return self._worker.begin_await(ticket, request, context, self._claimed)
         return None
 
@@ -154,7 +139,12 @@ class Work:
             self._worker.later(step.timeout, ticket, Raised(timed_out(step.name, step.timeout)))
             call_in_thread(call, (), None, lambda answer: None)
         elif self._pool is not None:
-            future = self._pool.submit(call)
+            gate = self._worker.gate
+            try:
+                gate.open = True  # of `serial()`, the call is made here
+                future = self._pool.submit(call)
+            finally:
+                gate.open = False
             future.add_done_callback(lambda future: future.cancelled() and self._withdraw(ticket))
         else:
             self._in_thread(call)

@@ -1,0 +1,76 @@
+"""Ctrl-C in a sync run: it reaches the evaluation as an answer, never while an outcome takes effect.
+
+While code of the user runs, the gate is open, and the handler of a signal is called at once, as ever. At any other moment
+the signal waits until the driver asks. So it is with every signal that a program may have a handler for: that of
+SIGALRM, say, may raise a timeout.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+from flowdeco.engine.requests import Gate
+
+__all__ = ["Interrupts"]
+
+Handler = Callable[[int, Any], Any]
+
+_NAMES: Final = ("SIGINT", "SIGTERM", "SIGALRM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+_SIGNALS: Final = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+
+
+class _Waiting(BaseException):
+    """In the place of what the handler of a waiting signal will raise."""
+
+
+class Interrupts:
+    """Handles signals while it is entered, in the main thread; in others, Python calls no handlers."""
+
+    def __init__(self) -> None:
+        self.gate = Gate()
+        self._handlers: dict[int, Handler] = {}
+        self._waiting: list[int] = []
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                handler = signal.getsignal(number)
+                if callable(handler):
+                    try:
+                        signal.signal(number, self._handle)
+                    except ValueError:  # the main thread of another interpreter
+                        break
+                    self._handlers[number] = cast("Handler", handler)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.gate.open = False
+        for number, handler in self._handlers.items():
+            if signal.getsignal(number) == self._handle:
+                signal.signal(number, handler)
+        self.raise_pending()  # what came too late for the run
+
+    def raise_pending(self) -> None:
+        """Raise what came while the gate was closed."""
+        pending, self.gate.pending = self.gate.pending, None
+        if pending is not None and not isinstance(pending, _Waiting):
+            raise pending
+        while self._waiting:
+            number = self._waiting.pop(0)
+            try:
+                self._handlers[number](number, None)
+            except BaseException:
+                self.gate.pending = _Waiting() if self._waiting else None
+                raise
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self.gate.open:
+            self.gate.open = False
+            self._handlers[number](number, frame)
+            self.gate.open = True  # the handler has not raised anything
+        else:
+            self._waiting.append(number)
+            self.gate.pending = self.gate.pending or _Waiting()

@@ -1,0 +1,344 @@
+"""One action: from its step to its outcome.
+
+An action is called in its layers, and what it returned is settled: awaited, run to its end. Then it takes effect, all of
+it or nothing (L4): what it wrote, inserted and switched, and its result. If that is refused (a value that cannot be
+journaled, an insertion that nothing can supply), the action has failed.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, cast
+
+from flowdeco.engine.branch import Branch, OpenScope, OpenStream
+from flowdeco.engine.context import Context
+from flowdeco.engine.layers import Layers, enter, leave
+from flowdeco.engine.outcome import ActionRecord, Outcome, Status
+from flowdeco.engine.recorder import Look
+from flowdeco.engine.requests import Await, Chore, Failure, Raised, Request, Walk
+from flowdeco.engine.results import PLAIN, SETTLED, Yielded, exhaust, sort_out
+from flowdeco.errors import Bail, MissingInputError
+from flowdeco.events import ActionStarted
+from flowdeco.model.definitions import Action, Stream, Unit, action_selectors
+from flowdeco.model.options import UNSET, Middleware
+from flowdeco.model.reload import reloaded
+from flowdeco.model.steps import Step, step_of
+from flowdeco.model.store import Delta, Mark
+from flowdeco.model.wiring import check_inserted, may_supply, note_suppliers, unmet
+
+__all__ = ["Execution", "begin_action", "check_insertion", "complete", "conclude", "in_layers", "is_plain", "settled"]
+
+
+class Execution:
+    """An action that is performed: who inserted it, its place in the branch, and what has come of it so far."""
+
+    value: Any = UNSET  # that it returned, or `Raised`
+    context: Context | None = None
+    seen: Mapping[str, Look] | None = None  # how the values looked that it may change in place
+    layers: Layers | None = None
+    mark: Mark | None = None  # set before its layers were entered, or before it was called
+    # Its effect beyond what it wrote:
+    inserted: tuple[Unit | Stream, ...] = ()
+    switches: tuple[tuple[str, bool], ...] = ()
+    result: Any = UNSET
+
+    def __init__(self, step: Step, by: str | None, number: int, started: float) -> None:
+        self.step = step
+        self.by = by
+        self.number = number
+        self.started = started
+
+    def forget(self) -> None:
+        """Take back its effect: it was refused."""
+        self.inserted, self.switches, self.result = (), (), UNSET
+
+
+def begin_action(branch: Branch, step: Step, by: str | None) -> Walk:
+    """Perform an action, unless it is not to run, or has been performed before the run was resumed."""
+    scope, terms, number = branch.scope, branch.terms, branch.next_number()
+    then = branch.recall(number, step)
+    if then is not None and branch.is_over(then):
+        return _restore(branch, then, step, by)
+    if scope.is_skipped or branch.is_off(lambda: action_selectors(scope.unit, step.action)):
+        return (yield from _skip(branch, step, by, number))
+    if terms.past is not None:
+        error = yield from branch.catch_up()
+        if error is not None:
+            return error
+        if terms.past.in_store and by is not None:
+            step = step_of(reloaded(step.action))
+    if terms.notify is not None:
+        terms.notify(ActionStarted(terms.run_id, scope.unit.name, step.name, by))
+    started, layers = terms.clock(), scope.use_actions + step.use
+    if layers:
+        error = yield from in_layers(branch, step, by, number, started, layers)
+    else:
+        act = Execution(step, by, number, started)
+        act.mark = None if terms.recorder is None else branch.store.mark()
+        act.value = yield from _call(branch, act, scope.values)
+        error = conclude(branch, act)
+    return error if terms.recorder is None else ((yield from branch.save()) or error)
+
+
+def in_layers(
+    branch: Branch, step: Step, by: str | None, number: int, started: float, layers: tuple[Middleware, ...]
+) -> Walk:
+    """Call an action in its layers, as often as they ask for it; then let it take effect."""
+    terms, scope, store = branch.terms, branch.scope, branch.store
+    around = Layers(terms.run_id, store, scope.pipeline, scope.unit, step.action, layers, terms.gate)
+    if scope.values:
+        around.values = scope.values
+    mark = store.mark()
+    act: Execution | None = None
+    error: Failure = None
+    is_simple, read = step.simple and terms.recorder is None, store.reader()
+    again = True
+    while again:
+        act = None
+        entered = enter(around)
+        runs, error = entered if isinstance(entered, tuple) else (yield from entered)
+        if runs:
+            # As `_call`, where everything is in the store: 8 x the loop for a layer, not 9 x.
+            args: Sequence[Any] | None = None
+            if is_simple and not around.values:
+                try:
+                    args = tuple(map(read, step.keys))
+                except KeyError:
+                    pass  # perhaps it has a default
+            if args is not None:
+                value = yield step, args, None
+            else:
+                act = Execution(step, by, number, started)
+                value = yield from _call(branch, act, around.values)
+            if type(value) not in SETTLED:
+                value = yield from settled(branch, step, value)
+            if type(value) is Raised:
+                error = value.error
+            else:
+                around.outcome = value
+        bail = error if isinstance(error, Bail) else None  # to middleware, a success
+        left = leave(around, error if bail is None else None)
+        again, error = left if isinstance(left, tuple) else (yield from left)
+        error = error or bail
+    value = around.given if error is None else Raised(error)
+    if type(value) not in SETTLED:  # a layer has supplied it
+        value = yield from settled(branch, step, value)
+    if scope.is_quiet and is_simple and act is None and not mark and around.is_plain() and is_plain(step, value):
+        store.release(mark)
+        complete(branch, step, by, number, started, value)
+        return None
+    act = act or Execution(step, by, number, started)
+    act.value, act.layers, act.mark = value, around, mark
+    return conclude(branch, act)
+
+
+def _call(branch: Branch, act: Execution, values: Mapping[str, Any]) -> Generator[Request, Any, Any]:
+    """Call an action; return what it returned, settled, or `Raised`."""
+    terms, store, stage, step = branch.terms, branch.store, branch.scope.unit, act.step
+    recorder = terms.recorder
+    act.seen = None if recorder is None else recorder.seen(store, step.keys)
+    if step.wants_context:
+        place = branch.id, act.number
+        act.context = Context(
+            terms.run_id, branch.scope.pipeline, stage, step.action, store, branch.upcoming, terms.notify, place
+        )
+        if recorder is not None:
+            act.seen = seen = dict(act.seen or {})
+            act.context.store.on_read = recorder.watching(store, seen)
+    try:
+        args, kwargs = step.gather(store, values, act.context, stage.name)
+    except Exception as error:
+        if isinstance(error, MissingInputError):
+            ran = [each for record in branch.records.kept for each in record.actions] + branch.scope.records
+            completed = [each.action for each in ran if each.status is Status.COMPLETED]
+            note_suppliers(error, step, store, completed)
+        return Raised(error)
+    value = yield step, args, kwargs
+    return value if type(value) in SETTLED else (yield from settled(branch, step, value))
+
+
+def settled(branch: Branch, step: Step, value: Any) -> Generator[Request, Any, Any]:
+    """Await what can be awaited, and run generators to their end."""
+    while type(value) not in SETTLED:
+        if type(value) is types.GeneratorType:
+            value = yield Chore(exhaust, step.name, step.timeout), (value,), None
+        elif type(value) is types.AsyncGeneratorType:
+            value = yield from _exhausted(branch, step, value)
+        elif hasattr(cast("type[object]", type(value)), "__await__"):
+            value = yield Await(value, step.timeout, step.name)
+        else:
+            break
+    return value
+
+
+def _exhausted(branch: Branch, step: Step, generator: Any) -> Generator[Request, Any, Any]:
+    clock = branch.terms.clock
+    deadline = None if step.timeout is None else clock() + step.timeout
+    items = Yielded()
+    while True:
+        left = None if deadline is None else max(0.0, deadline - clock())
+        answer = yield Await(anext(generator), left, step.name)
+        if type(answer) is Raised:
+            return items if isinstance(answer.error, StopAsyncIteration) else answer
+        items.append(answer)
+
+
+# The outcome, and its effect.
+
+
+def is_plain(step: Step, value: Any) -> bool:
+    """Whether an action has returned nothing, or plain data that is stored under one key."""
+    return value is None or (type(value) in PLAIN and step.writes is not None)
+
+
+def complete(branch: Branch, step: Step, by: str | None, number: int, started: float, value: Any) -> bool:
+    """Let a plain value take effect, where nobody is told; return whether the journal, if there is one, can take it."""
+    terms, scope = branch.terms, branch.scope
+    epoch, elapsed = terms.epoch, terms.clock() - started
+    did = ActionRecord(step.name, step.action, Status.COMPLETED, started + epoch, elapsed, by, number)
+    if terms.recorder is not None:
+        row = terms.recorder.plain_row(branch.id, scope.unit.name, did, step, value)
+        if row is None:
+            return False
+        branch.rows.append(row)
+    if value is not None:
+        branch.result = value
+        branch.store.put(step.writes, value)
+    scope.records.append(did)
+    return True
+
+
+def conclude(branch: Branch, act: Execution) -> Failure:
+    """Make an outcome of what came of an action, take note of it, and let it take effect; return its failure."""
+    store, value = branch.store, act.value
+    error = value.error if type(value) is Raised else None
+    own: Mark | None = None  # what the action itself writes is undone if it is refused
+    if error is None or isinstance(error, Bail):
+        try:
+            inserted, data = ((), UNSET) if error is not None else sort_out(act.step, value)
+            if data is not UNSET or act.context is not None:
+                own = store.mark()
+            _let_write(branch, act, inserted, data)
+        except Exception as failure:
+            act.forget()
+            if own is not None:
+                store.undo(own)
+            error = failure
+    did = _outcome(branch, act, error, None if act.mark is None else _writes(branch, act.mark, act.seen))
+    refused = branch.note(did)
+    if refused is not None:  # by the journal, which takes note that it has failed
+        act.forget()
+        if own is not None:
+            store.undo(own)
+        error = refused if error is None or isinstance(error, Bail) else error
+        did = _outcome(branch, act, error, None)
+        branch.note(did)
+    elif own is not None:
+        store.release(own)
+    if error is not None and not isinstance(error, Bail):
+        branch.unwind(act.mark)
+    elif act.mark is not None:
+        store.release(act.mark)
+    take_effect(branch, branch.scope, did)
+    return error if error is not None else branch.unsaved()
+
+
+def _let_write(branch: Branch, act: Execution, inserted: tuple[Unit | Stream, ...], data: Any) -> None:
+    """Write to the store what an action did, and check the rest of its effect."""
+    context, layers, recorder = act.context, act.layers, branch.terms.recorder
+    if layers is not None:
+        inserted = (*layers.inserted, *inserted)
+        if layers.recovered:
+            context = None  # what a failing action wrote, inserted or disabled is dropped
+    if context is not None:
+        effects = context.effects()
+        inserted = (*effects.inserted, *inserted)
+        act.switches = tuple(effects.switches)
+        branch.store.apply(effects.delta)
+    if data is not UNSET:
+        act.step.deliver(data, branch.store)
+    if inserted:
+        check_insertion(branch, inserted, is_action=True)
+        if recorder is not None:
+            recorder.check_repeatable(inserted, act.step.name)
+    act.inserted, act.result = inserted, data
+
+
+def _writes(branch: Branch, mark: Mark, seen: Mapping[str, Look] | None) -> Delta | None:
+    recorder = branch.terms.recorder
+    return None if recorder is None else recorder.with_changes(branch.store, seen or {}, branch.store.since(mark))
+
+
+def _outcome(branch: Branch, act: Execution, error: Failure, writes: Delta | None) -> ActionRecord:
+    terms, step = branch.terms, act.step
+    status, failure, attempts, recovered = branch.verdict(error, act.layers)
+    return ActionRecord(
+        step.name, step.action, status, act.started + terms.epoch, terms.clock() - act.started, act.by, act.number,
+        act.inserted, (), None, failure, attempts, recovered, act.switches, False, writes, (), act.result,
+    )  # fmt: skip
+
+
+def take_effect(branch: Branch, scope: OpenScope, did: Outcome) -> None:
+    """Let the rest of an action's outcome take effect, whether it was performed just now or is restored."""
+    scope.records.append(did.kept())
+    if did.result is not UNSET:
+        branch.result = did.result
+    if did.inserted:
+        who = f"{scope.unit.name}/{did.name}"
+        steps: list[tuple[Step, str]] = []
+        for unit in did.inserted:
+            if type(unit) is Action:
+                steps.append((step_of(unit), who))
+            else:
+                scope.inserted.append((unit, who))
+        branch.agenda.extend(reversed(steps))
+    for selector, on in did.switches:
+        branch.switch(selector, on)
+        scope.is_quiet = False
+
+
+def _restore(branch: Branch, then: Outcome, step: Step, by: str | None) -> Failure:
+    if then.writes is not None:
+        branch.store.apply(then.writes)
+    if then.result is not UNSET:
+        branch.result = then.result
+    did = then.again(ActionRecord, step.action, by)
+    error = branch.note(did)
+    take_effect(branch, branch.scope, did)
+    return error or (None if did.recovered else did.error)
+
+
+def _skip(branch: Branch, step: Step, by: str | None, number: int) -> Walk:
+    did = ActionRecord(step.name, step.action, Status.SKIPPED, branch.now(), 0.0, by, number)
+    error = branch.note(did)
+    branch.scope.records.append(did)
+    return error or (yield from branch.save())
+
+
+# Insertions.
+
+
+def check_insertion(branch: Branch, units: tuple[Unit | Stream, ...], *, is_action: bool = False) -> None:
+    """Refuse units that need what certainly nothing supplies; where middleware may supply it, nothing is certain."""
+    terms, scope = branch.terms, branch.scope
+    if not unmet(units, branch.store, terms.skip) or _is_wrapped(branch):
+        return
+    if not is_action:
+        coming = [(unit, True) for unit in units]
+    else:
+        coming = [(unit, True) for unit in units if type(unit) is Action]
+        coming += [(step.action, False) for step, _ in reversed(branch.agenda[scope.depth + 1 :])]
+        coming += [(unit, False) for unit, _ in scope.inserted if not isinstance(unit, OpenStream)]
+        coming += [(unit, True) for unit in units if type(unit) is not Action]
+    check_inserted(coming, branch.store, terms.skip)
+
+
+def _is_wrapped(branch: Branch) -> bool:
+    scope: OpenScope | None = branch.scope
+    while scope is not None:
+        layers = () if scope.layers is None else scope.layers.layers
+        if may_supply(layers + scope.use_stages + scope.use_actions) or scope.values:
+            return True
+        scope = scope.outer
+    return False

@@ -1,0 +1,442 @@
+"""Where an evaluation stands: one line of it, that of the run or of a branch of a parallel group.
+
+A `Branch` has an *agenda*, a stack of what is left to do, the next thing on top: units, the steps of the open stage,
+and, below what is inside them, the scopes that are to be closed. It has a store of its own, numbers its steps, and takes
+note of what they came to: as a record, for observers, for the journal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+from flowdeco.engine.layers import Layers
+from flowdeco.engine.outcome import ROOT, ActionRecord, Outcome, Scope, StageRecord, Status, status_of
+from flowdeco.engine.recorder import Recorder
+from flowdeco.engine.replay import History, Left, Log
+from flowdeco.engine.requests import CAUGHT_UP, Failure, Gate, Raised, Save, Walk, ended_by_another
+from flowdeco.errors import Bail, Suspend
+from flowdeco.events import Event
+from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream, Unit, stage_selectors
+from flowdeco.model.options import UNSET, Middleware
+from flowdeco.model.store import NOTHING, Delta, Mark, Store
+from flowdeco.model.wiring import Step
+
+__all__ = ["Branch", "OpenScope", "OpenStream", "Records", "Terms"]
+
+
+_WELL: Final = (Status.COMPLETED, None, 1, False)
+
+
+@dataclass(slots=True)
+class Terms:
+    """What is the same for all branches of a run."""
+
+    run_id: str
+    pipeline: Pipeline
+    clock: Callable[[], float]
+    epoch: float  # in POSIX seconds, when the clock was at 0
+    is_cancellation: Callable[[BaseException], bool]
+    gate: Gate = field(default_factory=Gate)
+    notify: Callable[[Event], None] | None = None
+    skip: frozenset[str] = frozenset()
+    unmatched: set[str] = field(default_factory=set[str])  # selectors of `skip` that have selected nothing so far
+    history: int | None = None  # how many records are kept
+    recorder: Recorder | None = None  # of a durable run
+    log: Log | None = None  # of a run that can be resumed from memory
+    past: History | None = None  # of a resumed run
+    is_quiet: bool = field(init=False)  # nobody is asked, or told, about single steps
+    is_plain: bool = field(init=False)  # nor is anything written to a journal
+
+    def __post_init__(self) -> None:
+        self.is_quiet = not (self.skip or self.past or self.notify)
+        self.is_plain = self.is_quiet and self.recorder is None
+
+
+class Before(NamedTuple):
+    """What another attempt at a scope goes back to."""
+
+    records: int
+    switches: dict[str, bool]
+    switched: dict[str, bool]
+    result: Any
+
+
+class OpenScope:
+    """An open pipeline or stage, or what a branch begins in: what stands around the steps inside it."""
+
+    use_stages: tuple[Middleware, ...] = ()
+    use_actions: tuple[Middleware, ...] = ()
+    values: Mapping[str, Any] = {}  # that middleware supplies
+    number = -1  # its place in the branch; a scope without middleware that is not a stage has none
+    depth = 0  # its place on the agenda
+    place: Scope | None = None  # for the records of what is inside
+    layers: Layers | None = None
+    then: Outcome | None = None  # what it came to before the run was resumed
+    mark: Mark | None = None  # set before its layers were entered
+    before: Before | None = None
+    held = 0  # how many rows the journal had not got yet when it began
+    is_quiet = False  # nothing but layers stands around its actions, and nobody is asked or told about them
+    is_atomic = False  # it is one step, and its rows are held back
+    is_skipped = False  # all that is inside it, as far as it has not run yet
+
+    def __init__(self, outer: OpenScope | None, unit: Pipeline | Stage | None, by: str | None, started: float) -> None:
+        self.outer = outer
+        self.unit: Any = unit
+        self.by = by
+        self.started = started
+        self.pipeline: Any = outer.pipeline if outer is not None and type(unit) is not Pipeline else unit
+        self.records: list[Any] = []  # of the actions of a stage
+        self.inserted: list[tuple[Any, str]] = []  # by the actions of a stage, to run behind it
+
+
+class OpenStream:
+    """A stream that has begun: what is left of it, and what it gave when a resumed run was rehearsed."""
+
+    __slots__ = ("ahead", "is_async", "iterator", "stream")
+
+    def __init__(self, stream: Stream, iterator: Any) -> None:
+        self.stream = stream
+        self.iterator = iterator
+        self.is_async = isinstance(iterator, AsyncIterable)
+        self.ahead: list[Any] = []
+
+
+class Records:
+    """Records of stages, of which only the last so many are kept."""
+
+    def __init__(self, most: int | None) -> None:
+        self.kept: list[StageRecord] = []
+        self.forgotten = 0
+        self._most = most
+
+    def __len__(self) -> int:
+        return len(self.kept) + self.forgotten
+
+    def add(self, record: Any) -> None:
+        """Add one; they are forgotten in one go, whenever twice as many are there as are to be kept."""
+        self.kept.append(record)
+        if self._most is not None and len(self.kept) > 2 * self._most:
+            self._forget(len(self.kept) - self._most)
+
+    def adopt(self, records: Records) -> None:
+        """Add those of a branch."""
+        self.forgotten += records.forgotten
+        self.kept += records.kept
+        if self._most is not None and len(self.kept) > 2 * self._most:
+            self._forget(len(self.kept) - self._most)
+
+    def cut(self, count: int) -> None:
+        """Drop those that came after the first so many."""
+        del self.kept[max(0, count - self.forgotten) :]
+        self.forgotten = min(self.forgotten, count)
+
+    def last(self) -> list[StageRecord]:
+        """Return those that are to be kept in the end."""
+        return self.kept if self._most is None else self.kept[max(0, len(self.kept) - self._most) :]
+
+    def _forget(self, count: int) -> None:
+        del self.kept[:count]
+        self.forgotten += count
+
+
+class Branch:
+    """One line of evaluation, over a store of its own."""
+
+    def __init__(
+        self, terms: Terms, store: Store, base: OpenScope, parent: Branch | None = None, id: str = ROOT
+    ) -> None:
+        self.terms = terms
+        self.store = store
+        self.base = self.scope = base
+        self.parent = parent
+        self.id = id
+        self.agenda: list[tuple[Any, str | None]] = []
+        self.number = 0  # of the next step
+        self.logged = None if terms.log is None else terms.log.of(id)
+        self.places = 0  # of pipelines with options, which records refer to
+        self.records = Records(terms.history)
+        self.result: Any = None
+        self.switches: dict[str, bool] = {} if parent is None else dict(parent.switches)  # the latest one last
+        self.switched: dict[str, bool] = {}  # those of this branch
+        self.sealed: int = (
+            0 if parent is None else parent.sealed
+        )  # open scopes that had ended before the run was resumed
+        self.revocable: int = 0 if parent is None else parent.revocable  # open scopes that may ask for another attempt
+        self.forks: list[tuple[int, list[str]]] = []  # groups inside those: number, and ids of all their branches
+        self.rows: list[Any] = []  # that the journal has not got yet
+        self.atomic: int = 0 if parent is None else parent.atomic  # open scopes that are one step: rows are held back
+        self.unwinding: Mark | None = None  # in memory: set when a failure began to close scopes
+        self.left: dict[str, Left] = {}  # in memory: what unfinished groups leave behind, by branch
+        self.unfinished: dict[int, tuple[list[Mark], Any]] = {}  # in memory: scopes that failed, by number
+        self.ended_early: bool = (
+            parent is not None and parent.ended_early
+        )  # in a group that had failed, before a resume
+        self.stopped = False  # by the end of another branch of its group
+        self.restoring = terms.past is not None and terms.past.remains(id)
+        self.begun = self.restoring and not (terms.past is not None and terms.past.rehearses)
+
+    # Numbers, and what the run had done before it was resumed.
+
+    def next_number(self) -> int:
+        """Take the next number of the branch."""
+        self.number += 1
+        return self.number - 1
+
+    def next_place(self) -> str:
+        """Return what tells the next pipeline with options apart from others of its name."""
+        self.places += 1
+        return f"p{self.places}"
+
+    def recall(self, number: int, unit: Unit | Step) -> Outcome | None:
+        """Return what a step came to before the run was resumed, whether it counts or not; None if it had not begun."""
+        past = self.terms.past
+        if past is None:
+            return None
+        if self.sealed:
+            self._check_sealed(past, number, unit)
+        return past.recall(self.id, number, unit, self.scope.unit, sealed=bool(self.sealed))
+
+    def _check_sealed(self, past: History, number: int, unit: Unit | Step) -> None:
+        """Raise what there is to say of a step in a scope that had ended before it."""
+        scope: OpenScope | None = self.scope
+        while scope is not None and scope.then is None and scope is not self.base:
+            scope = scope.outer
+        then = None if scope is None else scope.then
+        is_behind = then is not None and 0 <= then.end <= number
+        if is_behind and then is not None and then.error is None:
+            raise past.new(unit, self.scope.unit)
+        if is_behind or (self.ended_early and not past.has(self.id, number)):
+            self.number = number
+            raise past.early
+
+    def is_over(self, then: Outcome | None) -> bool:
+        """Whether a step is restored: it had ended well, or what is around it has."""
+        return then is not None and (then.is_final or bool(self.sealed))
+
+    def catch_up(self) -> Walk:
+        """Before anything new is done: say that all that had been done is restored; the group may have ended since."""
+        if self.restoring:
+            self.restoring = False
+            if self.parent is not None and not self.sealed:
+                yield CAUGHT_UP
+                return ended_by_another() if self.stopped else None
+        return None
+
+    # Taking note.
+
+    def note(self, outcome: Outcome) -> Failure:
+        """Take note of what a step came to; return the error of what cannot be written to the journal."""
+        terms = self.terms
+        if terms.is_plain and outcome.error is None and type(outcome) is ActionRecord:
+            return None
+        stage = self.scope.unit if isinstance(outcome.unit, Action) else None
+        name = None if stage is None else stage.name
+        if terms.recorder is not None and not outcome.restored:
+            try:
+                self.rows.append(terms.recorder.row(self.id, name, outcome))
+            except Exception as refused:
+                return refused
+        elif self.logged is not None and stage is None:
+            self.logged[outcome.number] = outcome.kept()
+        if outcome.error is not None:
+            self.note_place(outcome.error, _place(outcome, name, self.scope.pipeline.name))
+        if terms.notify is not None:
+            for event in outcome.events(terms.run_id, name):
+                terms.notify(event)
+        return None
+
+    def note_entering(self, scope: OpenScope, entering: Sequence[Delta]) -> Failure:
+        """Note what a scope has written as it began; return why the journal cannot take that."""
+        recorder, unit = self.terms.recorder, scope.unit
+        if recorder is None or all(delta == NOTHING for delta in entering):
+            return None
+        started = scope.started + self.terms.epoch
+        began = Outcome(
+            unit.name, unit, Status.RUNNING, started, 0.0, scope.by, scope.number, scope=scope.place, entering=entering
+        )
+        try:
+            self.rows.append(recorder.row(self.id, None, began))
+        except Exception as refused:
+            return refused
+        return None
+
+    def note_place(self, error: BaseException, where: str) -> None:
+        """Say once on an exception where in the run it came from."""
+        place = f"run {self.terms.run_id!r}"
+        if isinstance(error, (Bail, Suspend)):
+            return
+        if not any(note.endswith(place) for note in getattr(error, "__notes__", ())):
+            with suppress(Exception):  # an exception that cannot be written to
+                error.add_note(f"in {where}, {place}")
+
+    def save(self) -> Walk:
+        """Have the journal written what was noted; once that has failed, nothing is written any more."""
+        recorder = self.terms.recorder
+        if recorder is None:
+            return None
+        if self.rows and recorder.unsaved is None and not self.atomic:
+            rows, self.rows = self.rows, []
+            answer = yield recorder.saving(rows)
+            if type(answer) is Raised:
+                recorder.unsaved = answer.error
+        return recorder.unsaved
+
+    def unsaved(self) -> Failure:
+        """Return why the journal cannot be written: nobody recovers from that."""
+        recorder = self.terms.recorder
+        return None if recorder is None else recorder.unsaved
+
+    # Another attempt.
+
+    def before(self) -> Before:
+        return Before(len(self.records), dict(self.switches), dict(self.switched), self.result)
+
+    def go_back(self, scope: OpenScope) -> Walk:
+        """Forget what a failed attempt at a scope did, here and in the journal; return what went wrong with that."""
+        records, switches, switched, self.result = scope.before or self.before()
+        self.records.cut(records)
+        self.switches, self.switched = dict(switches), dict(switched)
+        scope.records, scope.inserted = [], []
+        refused = yield from self.drop_from(scope.number)  # with the row of what its layers wrote as it began
+        self.number = scope.number + 1
+        return refused
+
+    def drop_from(self, number: int) -> Walk:
+        """Forget all steps from this number on, and the branches of groups among them."""
+        terms = self.terms
+        gone = [id for at, ids in self.forks if at >= number for id in ids]
+        self.forks = [fork for fork in self.forks if fork[0] < number]
+        self.number = number
+        self.left.clear()
+        self.unfinished = {at: left for at, left in self.unfinished.items() if at < number}
+        cuts = {self.id: number, **dict.fromkeys(gone, 0)}
+        if terms.past is not None:
+            cuts = {**terms.past.drop_from(self.id, number), **cuts}
+            terms.past.forget(cuts)
+        if terms.log is not None:
+            terms.log.forget(cuts)
+        recorder = terms.recorder
+        if recorder is None or recorder.unsaved is not None:
+            return self.unsaved()
+        self.rows = [row for row in self.rows if row.number < cuts.get(row.branch, row.number + 1)]
+        if not self.atomic:
+            answer = yield Save(recorder.journal.drop, recorder.run_id, cuts)
+            if type(answer) is Raised:
+                recorder.unsaved = answer.error
+        return recorder.unsaved
+
+    def forked(self, number: int, ids: list[str]) -> None:
+        """Remember the branches of a group, as long as another attempt may have to forget them."""
+        if self.revocable:
+            self.forks.append((number, ids))
+
+    def unwind(self, mark: Mark | None = None) -> None:
+        """Note that a failure begins to close scopes: in memory, a resume undoes what layers write from here on.
+
+        Of a step that left nothing behind, `mark` was set when it began: what its layers had written is undone as well.
+        """
+        if self.terms.log is None:
+            if mark is not None:
+                self.store.release(mark)
+        elif self.unwinding is None:
+            self.unwinding = self.store.mark() if mark is None else mark
+        else:
+            self.unwinding.update(mark or {})
+            if mark is not None:
+                self.store.release(mark)
+
+    def end_unwinding(self) -> None:
+        """Stop noting what layers write after a failure."""
+        if self.unwinding is not None:
+            self.store.discard(self.unwinding)
+
+    def recovered(self) -> None:
+        """Note that there is no failure any more: nothing it has left behind is needed."""
+        if self.unwinding is not None:
+            self.store.release(self.unwinding)
+            self.unwinding = None
+        self.left.clear()
+        self.unfinished.clear()
+
+    def forget_held(self, scope: OpenScope) -> None:
+        """Forget the steps of an atomic scope that has failed: it runs again from its beginning."""
+        del self.rows[scope.held :]
+        self.left.clear()
+        self.unfinished.clear()
+        if self.terms.log is not None:
+            gone = [id for at, ids in self.forks if at > scope.number for id in ids]
+            self.terms.log.forget({self.id: scope.number + 1, **dict.fromkeys(gone, 0)})
+
+    # Selectors.
+
+    def switch(self, selector: str, on: bool) -> None:
+        """Note what is not, or again, to run from here on."""
+        for switches in (self.switches, self.switched):
+            switches.pop(selector, None)
+            switches[selector] = on
+
+    def is_off(self, selectors: Callable[[], list[str]]) -> bool:
+        """Whether a unit with these selectors is not to run."""
+        if not (self.terms.skip or self.switches):
+            return False
+        known = selectors()
+        skipped = self.terms.skip.intersection(known)
+        if skipped:
+            self.terms.unmatched.difference_update(skipped)
+            return True
+        latest = [on for selector, on in self.switches.items() if selector in known]
+        return bool(latest) and not latest[-1]
+
+    def skips(self, unit: Unit, then: Outcome | None) -> bool:
+        """Whether a unit is skipped as a whole, now or as it was before the run was resumed."""
+        off = self.is_off(lambda: stage_selectors(unit))  # also where it is too late: the selector has matched
+        if then is not None and self.is_over(then):
+            return then.status is Status.SKIPPED and then.entered
+        return off or self.scope.is_skipped
+
+    # What is around, and what comes.
+
+    def upcoming(self) -> Iterator[Unit | Stream]:
+        """Yield what runs after the current stage."""
+        yield from (unit for unit, _ in self.scope.inserted)
+        branch: Branch | None = self
+        while branch is not None:
+            for unit, _ in reversed(branch.agenda):
+                if isinstance(unit, OpenStream):
+                    yield unit.stream
+                elif isinstance(unit, (Unit, Stream)):
+                    yield unit
+            branch = branch.parent
+
+    def now(self) -> float:
+        """Return the time in POSIX seconds."""
+        return self.terms.clock() + self.terms.epoch
+
+    def verdict(self, error: Failure, layers: Layers | None) -> tuple[Status, Failure, int, bool]:
+        """Return status, error, attempts and whether it was recovered, for the outcome of a step."""
+        if layers is None:
+            return _WELL if error is None else (status_of(error, self.terms.is_cancellation), error, 1, False)
+        attempts = layers.attempt
+        if error is None and layers.recovered:
+            return Status.FAILED, layers.failure, attempts, True
+        if error is None and not layers.entered and layers.given is UNSET:
+            return Status.SKIPPED, None, attempts, False
+        return status_of(error, self.terms.is_cancellation), error, attempts, False
+
+    def leaves(self) -> dict[str, Left]:
+        """Return what an unfinished branch, and those in it, leave behind in memory."""
+        return {**self.left, self.id: Left(self.store, self.unwinding, self.result, self.unfinished)}
+
+
+def _place(outcome: Outcome, stage: str | None, pipeline: str) -> str:
+    unit = outcome.unit
+    if isinstance(unit, Action):
+        return f"action {outcome.name!r} of stage {stage!r}, pipeline {pipeline!r}"
+    if isinstance(unit, Stage):
+        return f"stage {outcome.name!r}, pipeline {pipeline!r}"
+    if isinstance(unit, Parallel):
+        return f"parallel group {outcome.name!r}, pipeline {pipeline!r}"
+    return f"pipeline {outcome.name!r}"

@@ -1,0 +1,307 @@
+"""What runs next: the law of order, as a generator that performs nothing.
+
+1. There is one *agenda*: a stack of what is left to do, the next thing on top. Units are on it, the steps of the open
+   stage, and, below what is inside them, the *scopes* (pipelines, stages) that are to be closed.
+2. Insertions go on top: a stage's when it closes, an action's at once. So order is depth first (L6); putting n units
+   there costs n, whatever else is waiting; and since the agenda forgets what it hands out, a stage that returns itself
+   is a loop in constant memory.
+3. A failure closes scopes from the inside out, until the layers of one recover it or ask for another attempt (L7).
+4. A step comes to an `Outcome`, which takes effect all at once or not at all (L4). When a step begins, the evaluation
+   asks what it came to before the run was resumed: if it had ended, its outcome takes effect again, and nothing is
+   performed. From then on it makes no difference whether an outcome is new or remembered (L10).
+5. Each branch of a parallel group is an evaluation of its own, over a fork of the store (L9). A group is one request,
+   `Fork`; when all branches have ended, what they wrote is merged, and that is the group's outcome.
+
+Nothing here performs anything. Every call of a user's function, every wait, is a request that is yielded to a driver,
+and answered with what came of it (`requests`). An exception of a user is always passed on as a value, never raised
+through these generators, for which a `StopIteration` or a `GeneratorExit` would mean something else. An interrupt is an
+answer, too: it never comes while an outcome takes effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from types import GeneratorType
+from typing import Any, Final, NamedTuple, cast
+
+from flowdeco.engine.actions import Execution, begin_action, complete, conclude, in_layers, is_plain, settled
+from flowdeco.engine.branch import Branch, OpenScope, OpenStream, Terms
+from flowdeco.engine.groups import run_group
+from flowdeco.engine.layers import merging
+from flowdeco.engine.outcome import Outcome, Scope, StageRecord, Status, stages_in, status_of
+from flowdeco.engine.recorder import ATOMS
+from flowdeco.engine.requests import Failure, Request, Walk, ended_by_another
+from flowdeco.engine.results import SETTLED
+from flowdeco.engine.runs import Run
+from flowdeco.engine.scopes import close_scope, end_scope, fill_scope, open_scope
+from flowdeco.engine.streams import close_stream, close_streams, open_stream, pull
+from flowdeco.errors import Bail, Suspend
+from flowdeco.events import RunFinished, RunStarted
+from flowdeco.model.definitions import (
+    Action,
+    Parallel,
+    Pipeline,
+    Stage,
+    Stream,
+    action_selectors,
+    one_action_stage,
+    stage_selectors,
+)
+from flowdeco.model.options import Middleware
+from flowdeco.model.reload import reloaded
+from flowdeco.model.steps import Step
+
+__all__ = ["Opening", "evaluate", "evaluate_run"]
+
+
+class Opening(NamedTuple):
+    """The pipeline of a run, with the layers that its caller gave."""
+
+    pipeline: Pipeline
+    use: tuple[Middleware, ...]
+
+
+def evaluate_run(run: Run, terms: Terms, use: tuple[Middleware, ...]) -> Generator[Request, Any, Branch]:
+    """Evaluate the pipeline of a run; all that came of it is in the run."""
+    started = terms.clock()
+    run.started, run.status = started + terms.epoch, Status.RUNNING
+    past, log = terms.past, terms.log
+    branch = Branch(terms, run.store, OpenScope(None, run.pipeline, None, started))
+    branch.base.unit = None
+    if past is not None:
+        branch.sealed = int(past.over)
+        left = past.left(branch.id)
+        branch.result = None if left is None else left.result
+    if terms.notify is not None:
+        terms.notify(RunStarted(run.id, run.pipeline.name, stages_in(run.pipeline.units)))
+    branch.agenda.append((Opening(run.pipeline, use), None))
+    error = yield from evaluate(branch)
+    if past is not None and not past.rehearses:
+        yield from close_streams(past)
+    if terms.recorder is not None:
+        branch.atomic = 0
+        unsaved = yield from branch.save()
+        error = unsaved if unsaved is not None and (error is None or isinstance(error, (Bail, Suspend))) else error
+    branch.end_unwinding()
+    run.elapsed = terms.clock() - started
+    run.stages = branch.records.last()
+    run.forgotten = len(branch.records) - len(run.stages)
+    run.result = branch.result
+    run.status = status_of(error, terms.is_cancellation)
+    if log is not None and error is not None:
+        log.left = branch.leaves()
+    if isinstance(error, (Bail, Suspend)):
+        run.reason = error.reason
+    elif error is not None:
+        run.error = error
+        branch.note_place(error, f"pipeline {run.pipeline.name!r}")
+    if terms.notify is not None:
+        terms.notify(RunFinished(run.id, run.pipeline.name, run.status, run.error, run.elapsed))
+    return branch
+
+
+def evaluate(branch: Branch) -> Walk:
+    """Do what is on the agenda until nothing is left; return the failure or signal that got out."""
+    agenda, terms, read = branch.agenda, branch.terms, branch.store.reader()
+    clock, recorder = terms.clock, terms.recorder
+    error: Failure = None
+    while agenda:
+        try:
+            if error is not None:
+                error = yield from _fail(branch, error)
+                continue
+            unit, by = agenda.pop()
+            scope = branch.scope
+            # Most actions have nothing around them, and everything they need is in the store: 3 x the loop, not 9 x.
+            if type(unit) is Step and scope.is_quiet and unit.simple and not branch.stopped:
+                started = clock()
+                if unit.use or scope.use_actions:
+                    layers = scope.use_actions + unit.use
+                    error = yield from in_layers(branch, unit, by, branch.next_number(), started, layers)
+                    if recorder is not None:
+                        error = (yield from branch.save()) or error
+                    continue
+                try:
+                    args = tuple(map(read, unit.keys))
+                except KeyError:
+                    args = None  # perhaps it has a default
+                # Of a durable run, only if it cannot change what it is given in place.
+                if args is not None and (recorder is None or ATOMS.issuperset(map(type, args))):
+                    value = yield unit, args, None
+                    number = branch.next_number()
+                    if is_plain(unit, value) and complete(branch, unit, by, number, started, value):
+                        if recorder is not None:
+                            error = yield from branch.save()
+                        continue
+                    act = Execution(unit, by, number, started)
+                    act.mark = None if recorder is None else branch.store.mark()
+                    act.value = value if type(value) in SETTLED else (yield from settled(branch, unit, value))
+                    error = conclude(branch, act)
+                    if recorder is not None:
+                        error = (yield from branch.save()) or error
+                    continue
+            if branch.stopped and not (branch.restoring or branch.sealed or type(unit) is OpenScope):
+                error = ended_by_another()
+                continue
+            walk = BEGIN[type(unit)](branch, unit, by)
+            if isinstance(walk, GeneratorType):  # there is something to wait for
+                error = yield from cast("Walk", walk)
+            elif walk is not None:
+                error = cast("BaseException", walk)
+        except GeneratorExit:
+            raise
+        except BaseException as stray:  # of a user's `__eq__` or `__deepcopy__`, or the end of a rehearsal
+            error = stray
+    if error is None and terms.past is not None:
+        error = terms.past.ended(branch.id)
+    if branch.rows and branch.parent is not None:  # the others of its group may take long
+        error = (yield from branch.save()) or error
+    return error
+
+
+def _fail(branch: Branch, error: BaseException) -> Walk:
+    """Drop what is left to do inside the innermost scope, and close it."""
+    scope, agenda = branch.scope, branch.agenda
+    is_base = scope is branch.base
+    while len(agenda) > (0 if is_base else scope.depth + 1):
+        unit, _ = agenda.pop()
+        if isinstance(unit, OpenStream):
+            yield from close_stream(branch, unit)
+    if is_base:
+        return error
+    agenda.pop()
+    return (yield from close_scope(branch, scope, error))
+
+
+# Pipelines, stages, groups: what happens when their turn has come.
+
+
+def _begin_run(branch: Branch, opening: Opening, by: str | None) -> Walk | Failure:
+    return _begin_pipeline(branch, opening.pipeline, by, opening.use, is_run=True)
+
+
+def _begin_pipeline(
+    branch: Branch, pipeline: Pipeline, by: str | None, use: tuple[Middleware, ...] = (), is_run: bool = False
+) -> Walk | Failure:
+    layers, around, agenda = use + pipeline.use, branch.scope, branch.agenda
+    while not layers and agenda and agenda[-1][0] is branch.scope and _is_bare(branch.scope):
+        agenda.pop()  # nothing is left to do in there: a pipeline that returns itself is a loop, too
+        branch.scope = branch.scope.outer or branch.base
+    scope = OpenScope(branch.scope, pipeline, by, branch.terms.clock())
+    scope.use_stages = around.use_stages + pipeline.use_stages
+    scope.use_actions = around.use_actions + pipeline.use_actions
+    scope.values, scope.is_skipped = around.values, around.is_skipped
+    outer = around if around.unit is not None and around.unit.units[-1:] == (pipeline,) else branch.scope
+    scope.place = outer.place
+    if not (pipeline.plain or is_run):
+        scope.place = Scope(pipeline.name, f"{branch.id}.{branch.next_place()}", None, by, outer.place)
+    then = None
+    if layers:
+        scope.number = branch.next_number()
+        then = branch.recall(scope.number, pipeline)
+    if not is_run and branch.skips(pipeline, then):
+        return _skip(branch, scope, then)
+    return open_scope(branch, scope, layers, then)
+
+
+def _is_bare(scope: OpenScope) -> bool:
+    return isinstance(scope.unit, Pipeline) and scope.number < 0 and not scope.is_skipped
+
+
+def _begin_bare_action(branch: Branch, action: Action[..., Any], by: str | None) -> Walk | Failure:
+    return _begin_stage(branch, one_action_stage(action), by)
+
+
+def _begin_stage(branch: Branch, stage: Stage, by: str | None) -> Walk | Failure:
+    terms, around, number, then = branch.terms, branch.scope, branch.next_number(), None
+    is_quiet = terms.is_quiet and not (branch.switches or around.is_skipped)
+    if terms.past is not None:
+        then = branch.recall(number, stage)
+        if by is not None and terms.past.in_store and not branch.is_over(then):
+            stage = reloaded(stage)
+    scope = OpenScope(around, stage, by, terms.clock())
+    scope.number, scope.place, scope.values = number, around.place, around.values
+    if not is_quiet and branch.skips(stage, then):
+        return _skip(branch, scope, then)
+    scope.use_actions = around.use_actions + stage.use_actions
+    if around.use_stages or stage.use:
+        merge = (merging(stage),) if stage.has_data else ()
+        return open_scope(branch, scope, (*around.use_stages, *merge, *stage.use), then)
+    if not is_quiet or stage.has_data:
+        return open_scope(branch, scope, (), then)
+    scope.depth = len(branch.agenda)  # most stages need no more than that
+    branch.agenda.append((scope, None))
+    branch.scope = scope
+    fill_scope(branch, scope)
+    return None
+
+
+def _begin_group(branch: Branch, group: Parallel, by: str | None) -> Walk | Failure:
+    scope = OpenScope(branch.scope, None, by, branch.terms.clock())
+    scope.unit, scope.number = group, branch.next_number()
+    scope.place = Scope(group.name, f"{branch.id}.{scope.number}", None, by, branch.scope.place)
+    then = branch.recall(scope.number, group)
+    if branch.skips(group, then):
+        return _skip(branch, scope, then)
+    return run_group(branch, group, scope, then)
+
+
+# Units that are not to run.
+
+
+class _Skipped(NamedTuple):
+    """A branch of a skipped group."""
+
+    scope: OpenScope
+
+
+def _skip(branch: Branch, scope: OpenScope, then: Outcome | None) -> Walk | Failure:
+    """Record a unit as skipped, and what is in it, as far as it has not run before."""
+    unit = scope.unit
+    kind = StageRecord if isinstance(unit, Stage) else Outcome
+    past, terms = branch.terms.past, branch.terms
+    if then is not None and past is not None and branch.is_over(then):
+        did = then.again(kind, unit, scope.by, (), scope.place)
+        past.confirm(branch.id, then, unit, scope.number + 1)
+    else:
+        did = kind(
+            unit.name, unit, Status.SKIPPED, branch.now(), 0.0, scope.by, scope.number, scope=scope.place,
+            end=scope.number + 1,
+        )  # fmt: skip
+        if past is not None and not isinstance(unit, Pipeline):
+            past.drop_from(branch.id, scope.number + 1)  # it had begun, and is not wanted any more
+    if terms.skip:
+        terms.unmatched.difference_update(stage_selectors(unit))
+    error = branch.note(did) if scope.number >= 0 else None
+    if isinstance(unit, Stage):
+        for action in unit if terms.skip else ():
+            terms.unmatched.difference_update(action_selectors(unit, action))
+        branch.records.add(did.kept())
+        return error
+    scope.is_skipped, scope.number = True, -1
+    if isinstance(unit, Pipeline):
+        return error or open_scope(branch, scope, (), None)
+    for index, part in reversed(list(enumerate(cast("Parallel", unit).units))):
+        within = OpenScope(scope.outer, Pipeline((part,)), scope.by, scope.started)
+        within.place, within.is_skipped = scope.place and scope.place.of(index), True
+        branch.agenda.append((_Skipped(within), None))
+    return error
+
+
+def _begin_skipped(branch: Branch, skipped: _Skipped, by: str | None) -> Walk | Failure:
+    return open_scope(branch, skipped.scope, (), None)
+
+
+# What is done with what is taken from the agenda.
+BEGIN: Final[dict[type, Callable[..., Walk | Failure]]] = {
+    Step: begin_action,
+    Stage: _begin_stage,
+    Action: _begin_bare_action,
+    OpenScope: end_scope,
+    Pipeline: _begin_pipeline,
+    Parallel: _begin_group,
+    Stream: open_stream,
+    OpenStream: pull,
+    Opening: _begin_run,
+    _Skipped: _begin_skipped,
+}

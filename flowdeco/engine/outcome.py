@@ -1,0 +1,219 @@
+"""What a step came to, as one value.
+
+A step is an action, a stage, a pipeline with middleware, or a parallel group. Its `Outcome` is all there is to know of
+it: it is applied to the store, kept as the record (`run.stages`), reported as an event, written to the journal, merged
+by a group, and applied once more when the run is resumed. Whatever is added to a step is added here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
+from typing import Any, Final, NamedTuple, TypeVar, cast
+
+from flowdeco.errors import Bail, Suspend
+from flowdeco.events import ActionFinished, Event, StageFinished, UnitsInserted
+from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream, Unit
+from flowdeco.model.options import UNSET
+from flowdeco.model.store import Delta
+
+__all__ = [
+    "ROOT",
+    "ActionRecord",
+    "Outcome",
+    "Scope",
+    "StageRecord",
+    "Status",
+    "branch_id",
+    "stages_in",
+    "status_of",
+    "step_id",
+]
+
+ROOT: Final = "0"  # the branch that is the run itself
+
+
+class Status(StrEnum):
+    """What became of a run, a stage or an action."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    BAILED = "bailed"
+    SUSPENDED = "suspended"
+    CANCELLED = "cancelled"
+
+
+_FINAL: Final = frozenset({Status.COMPLETED, Status.SKIPPED, Status.BAILED})
+
+
+def branch_id(group: str, branch: int) -> str:
+    """Return the identity of a branch of a group: of constant size, however deep groups are nested."""
+    return _hashed(group, branch)
+
+
+def step_id(run_id: str, branch: str, number: int, name: str) -> str:
+    """Return the identity of a step: the same whenever, and however often, it is performed in this run."""
+    return _hashed(run_id, branch, number, name)
+
+
+def _hashed(*parts: object) -> str:
+    # Not loaded for runs without groups and journals: it takes 2 of the 15 ms of our import.
+    from hashlib import blake2b
+
+    return blake2b("\0".join(map(str, parts)).encode(), digest_size=10).hexdigest()
+
+
+class Scope(NamedTuple):
+    """Where a stage ran: in a pipeline with options, or in a branch of a parallel group.
+
+    `branch` is the place of the branch in its group, None for a pipeline. `id` tells those of one name apart; the
+    branches of a group have it in common. `outer` is the enclosing scope.
+    """
+
+    name: str
+    id: str
+    branch: int | None
+    inserted_by: str | None
+    outer: Scope | None
+
+    def of(self, branch: int) -> Scope:
+        """Return the scope of this branch of the group."""
+        return Scope(self.name, self.id, branch, self.inserted_by, self.outer)
+
+
+Kind = TypeVar("Kind", bound="Outcome")
+
+
+class Outcome(NamedTuple):
+    """The outcome of a step: `started` in POSIX seconds, `elapsed` in seconds.
+
+    `inserted_by` is `"stage/action"`, None for a unit that was there from the start. `inserted` are the units that the
+    step inserted, `switches` the selectors that it disabled (False) and enabled. Of a stage, `actions` are the outcomes
+    of its actions, and `scope` says where it ran. `restored` means that a resume did not run it.
+
+    The step's effect is in `writes` (all that it wrote to the store, its result included; of a scope, what its
+    middleware wrote on the way out), `entering` (what a scope wrote before its first step, layer by layer) and `result`
+    (the data that an action returned). A record that is kept has none of them: it keeps no value alive. `number` is the
+    step's place in its branch, `end` that of the step behind it; `entered` says whether a scope got to its first step;
+    `branches` is the number of those of a group, `fingerprint` that of an action's code in a durable run.
+    """
+
+    name: str
+    unit: Any
+    status: Status
+    started: float
+    elapsed: float
+    inserted_by: str | None = None
+    number: int = -1
+    inserted: tuple[Unit | Stream, ...] = ()
+    actions: Sequence[ActionRecord] = ()
+    scope: Scope | None = None
+    error: BaseException | None = None
+    attempts: int = 1
+    recovered: bool = False
+    switches: tuple[tuple[str, bool], ...] = ()
+    restored: bool = False
+    writes: Delta | None = None
+    entering: Sequence[Delta] = ()
+    result: Any = UNSET
+    end: int = -1
+    entered: bool = True
+    branches: int = 0
+    fingerprint: str = ""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether a resumed run takes it over; a failure only where an enclosing scope has recovered from it."""
+        return self.status in _FINAL or self.recovered
+
+    def again(
+        self,
+        kind: type[Kind],
+        unit: Any,
+        by: str | None,
+        actions: Sequence[ActionRecord] = (),
+        scope: Scope | None = None,
+    ) -> Kind:
+        """Return the record of a step that is restored: as it was, in the run as it is now."""
+        return kind(
+            self.name, unit, self.status, self.started, self.elapsed, by, self.number, self.inserted, actions, scope,
+            self.error, self.attempts, self.recovered, self.switches, True, end=self.end, entered=self.entered,
+            branches=self.branches,
+        )  # fmt: skip
+
+    def kept(self) -> Any:
+        """Return what is kept of it as a record, when it has been applied and written."""
+        if self.writes is None and not self.entering and self.result is UNSET:
+            return self
+        return self._replace(writes=None, entering=(), result=UNSET)
+
+    def events(self, run_id: str, stage: str | None) -> Iterator[Event]:
+        """Yield what observers receive; of what was restored, an action's end is not news."""
+        unit = self.unit
+        if self.inserted and (self.error is None or self.recovered):
+            names = tuple(each.name for each in self.inserted)
+            actions = sum(isinstance(each, Action) for each in self.inserted) if isinstance(unit, Action) else 0
+            action = self.name if isinstance(unit, Action) else None
+            place = self.name if isinstance(unit, Stage) else stage
+            yield UnitsInserted(run_id, place, action, names, stages_in(self.inserted) - actions)
+        how = self.status, self.error, self.elapsed, self.attempts, self.recovered
+        if isinstance(unit, Stage):
+            yield StageFinished(run_id, self.name, *how, self.restored)
+        elif isinstance(unit, Action) and not self.restored:
+            yield ActionFinished(run_id, stage or "", self.name, *how)
+
+    def __repr__(self) -> str:
+        failed = f" with {type(self.error).__name__}" if self.error is not None else ""
+        again = f" in {self.attempts} attempts" if self.attempts > 1 else ""
+        inside = ""
+        if isinstance(self, StageRecord):
+            inside = f": {', '.join(record.name for record in self.actions) or 'no actions'}"
+        return f"<{type(self).__name__} {self.name} {self.status}{failed}{again} in {self.elapsed:.6f} s{inside}>"
+
+
+class ActionRecord(Outcome):
+    """What became of one action."""
+
+    __slots__ = ()
+
+    @property
+    def action(self) -> Action[..., Any]:
+        """The action itself."""
+        return cast("Action[..., Any]", self.unit)
+
+
+class StageRecord(Outcome):
+    """What became of one stage, with the records of its actions."""
+
+    __slots__ = ()
+
+    @property
+    def stage(self) -> Stage:
+        """The stage itself."""
+        return cast("Stage", self.unit)
+
+
+def status_of(error: BaseException | None, is_cancellation: Any) -> Status:
+    """Return the status of a step that ended with this exception, or with none."""
+    if error is None:
+        return Status.COMPLETED
+    if isinstance(error, Bail):
+        return Status.BAILED
+    if isinstance(error, Suspend):
+        return Status.SUSPENDED
+    return Status.CANCELLED if is_cancellation(error) else Status.FAILED
+
+
+def stages_in(units: Sequence[Unit | Stream]) -> int:
+    """Return how many stages are in these units, as far as one can know."""
+    stages, left = 0, list(units)
+    while left:
+        unit = left.pop()
+        if isinstance(unit, (Pipeline, Parallel)):
+            left.extend(unit.units)
+        else:
+            stages += type(unit) is not Stream
+    return stages

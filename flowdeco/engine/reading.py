@@ -1,0 +1,295 @@
+"""A run read from its journal, without its pipeline: nothing of it runs, and nobody has to stop working on it.
+
+1. The rows of a branch, by their numbers, are its steps in the order of the run. A stage has the number before that of
+   its first action, and its actions follow it without a gap.
+2. A scope that ended has a row. A stage whose row is missing is `running`, and so is one that had failed, if one of its
+   actions was written later than its own row: a resume has opened it again.
+3. The row of a step has the pipelines around it, that of a group the number of its branches, whose ids follow from it.
+4. The definitions of a run are not in its journal. Stages that are not found by their names have stand-ins, which have
+   the actions that ran.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from math import inf
+from typing import Any, TypeAlias, cast
+
+from flowdeco.engine.journal import Codec, Remembered, Row
+from flowdeco.engine.outcome import ROOT, ActionRecord, Outcome, Scope, StageRecord, Status, branch_id
+from flowdeco.engine.recorder import Recorded, outcomes
+from flowdeco.engine.replay import Steps
+from flowdeco.engine.runs import Run
+from flowdeco.errors import JournalError, RunError, members_of, told
+from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, make_action, one_action_stage
+from flowdeco.model.options import UNSET
+from flowdeco.model.store import Store
+
+__all__ = ["branch_of", "failed_steps", "read_outline", "read_run", "read_steps", "stage_records", "stages_by_name"]
+
+Find: TypeAlias = "Callable[[str], Stage | None]"
+_FAILED = frozenset({Status.FAILED, Status.CANCELLED})
+
+
+def read_run(remembered: Remembered, codec: Codec, find: Find = lambda name: None) -> Run:
+    """Return a run as its journal has it; `find` gives the stages of its pipeline by their names.
+
+    Its store has what a resume would begin with, and of a run that has ended what its layers wrote as they were left.
+    """
+    store, steps = read_steps(remembered, codec)
+    run = Run(remembered.run_id, Pipeline(name=remembered.pipeline), store)
+    run.status = Status(remembered.status)
+    _apply(steps.get(ROOT, {}), store, has_ended=run.status is not Status.RUNNING)
+    result = _result(steps, ROOT)
+    run.result = None if result is UNSET else result
+    run.reason = remembered.reason
+    run.stages = stage_records(steps, find)
+    run.error = _error(steps.get(ROOT, {}), remembered)
+    if run.error is not None:
+        run.stages = _with_one_error(run.stages, list(members_of(run.error)))
+    run.started, run.elapsed = remembered.started, _elapsed(remembered.rows)
+    return run
+
+
+def read_outline(remembered: Remembered, codec: Codec) -> Run:
+    """Return a run without its values, for those who ask where it failed.
+
+    Only failures are decoded, which takes little memory and imports nothing that the values need. A payload that cannot
+    be decoded is left out, and so is what ran in groups that completed.
+    """
+    nothing = codec.encode({}, "")
+    rows = [row if row.status in _FAILED else row._replace(payload=nothing) for row in remembered.rows]
+    return read_run(remembered._replace(inputs=[], rows=rows), _Lenient(codec))
+
+
+class _Lenient:
+    """A codec whose payloads are empty if they cannot be decoded."""
+
+    def __init__(self, codec: Codec) -> None:
+        self.name = codec.name
+        self.encode = codec.encode
+        self._decode = codec.decode
+
+    def decode(self, payload: bytes) -> Any:
+        try:
+            return self._decode(payload)
+        except JournalError:
+            return {}
+
+
+def read_steps(remembered: Remembered, codec: Codec) -> tuple[Store, Steps]:
+    """Return the store with the inputs of a run, and its steps."""
+    given = [(rows, Store(codec.decode(payload))) for rows, payload in remembered.inputs]
+    store = Store({key: value for _, values in given for key, value in values.items()})
+    return store, outcomes(remembered.rows, codec, {key: rows for rows, values in given[1:] for key in values})
+
+
+# What it came to.
+
+
+def _apply(steps: dict[int, Outcome], store: Store, *, has_ended: bool) -> None:
+    """Write what the steps of the run itself wrote: a scope when it begins, and when it ends."""
+    open: list[Outcome] = []
+    for number in [*sorted(steps), inf]:
+        while open and number >= max(open[-1].end, open[-1].number + 1):
+            left = open.pop()
+            if left.writes is not None and (left.is_final or has_ended):
+                store.apply(left.writes)
+        if number in steps:
+            begun = steps[cast("int", number)]
+            open.append(begun)
+            for written in begun.entering if begun.entered or has_ended else ():
+                store.apply(written)
+
+
+def _result(steps: Steps, branch: str) -> Any:
+    """Return the last value that an action of a branch returned; of groups, what their merged branches returned."""
+    result: Any = UNSET
+    for number, did in sorted(steps.get(branch, {}).items()):
+        if did.unit.kind == "group" and did.is_final:
+            inner = [branch_id(f"{branch}.{number}", index) for index in range(did.branches)]
+            if did.status is Status.BAILED:
+                inner = [id for id in inner if _has_bailed(steps, id)][:1]
+            results = [found for id in inner if (found := _result(steps, id)) is not UNSET]
+            result = results[-1] if results else result
+        elif did.result is not UNSET:
+            result = did.result
+    return result
+
+
+def _has_bailed(steps: Steps, branch: str) -> bool:
+    return any(did.status is Status.BAILED for did in steps.get(branch, {}).values())
+
+
+def _error(steps: dict[int, Outcome], remembered: Remembered) -> BaseException | None:
+    """Return what the run failed with: the error of the outermost step that failed, if the journal says the same."""
+    text = remembered.error
+    if remembered.status not in _FAILED:
+        return None
+    within = -1  # the end of what has ended well
+    for number, did in sorted(steps.items()):
+        if did.is_final:
+            within = max(within, did.end)
+        elif number >= within and did.error is not None and did.status in _FAILED:
+            if text in (None, told(did.error), str(did.error)):
+                return did.error
+            break
+    return None if text is None else RunError(text)
+
+
+def _elapsed(rows: Iterable[Row]) -> float:
+    """Return how long any of the steps were running: what lies between two legs of a run does not count."""
+    elapsed, until = 0.0, -inf
+    for started, ended in sorted((row.started, row.started + row.elapsed) for row in rows):
+        elapsed += max(0.0, ended - max(started, until))
+        until = max(until, ended)
+    return elapsed
+
+
+# What ran.
+
+
+def stage_records(steps: Steps, find: Find = lambda name: None) -> list[StageRecord]:
+    """Return the records of the stages, in the order of the run."""
+    return list(_Reader(steps, find).branch(ROOT, None))
+
+
+def stages_by_name(units: Iterable[Any]) -> dict[str, Stage]:
+    """Return the stages that are in these units."""
+    found: dict[str, Stage] = {}
+    left = list(units)
+    while left:
+        unit = left.pop()
+        if isinstance(unit, (Pipeline, Parallel)):
+            left.extend(unit.units)
+        elif isinstance(unit, Stage):
+            found[unit.name] = unit
+        elif isinstance(unit, Action):
+            found[unit.name] = one_action_stage(cast("Action[..., Any]", unit))
+    return found
+
+
+def branch_of(scope: Scope | None) -> str:
+    """Return the branch of what ran in this scope, unless it was skipped with its group."""
+    while scope is not None and scope.branch is None:
+        scope = scope.outer
+    return ROOT if scope is None else branch_id(scope.id, cast("int", scope.branch))
+
+
+def failed_steps(run: Run) -> Iterator[tuple[StageRecord, ActionRecord | None]]:
+    """Yield the stages whose errors a run failed with, each with the action to blame, None if it was the stage itself."""
+    errors = {id(error) for error in members_of(run.error)}
+    for record in run.stages:
+        if id(record.error) in errors and not record.recovered:
+            yield record, next((each for each in reversed(record.actions) if each.error is record.error), None)
+
+
+class _Reader:
+    def __init__(self, steps: Steps, find: Find) -> None:
+        self._steps = steps
+        self._find = find
+        self._inserted: dict[str, tuple[Stage, str]] = {}  # so far: stages, and who inserted them
+
+    def branch(self, id: str, base: Scope | None) -> Iterator[StageRecord]:
+        """Yield the stages of a branch, and of the groups in it."""
+        steps = self._steps.get(id, {})
+        order = {number: at for at, number in enumerate(steps)}
+        for did, actions in _with_actions(steps):
+            scope = _within(did.scope, base)
+            kind = did.unit.kind
+            if kind == "group":
+                group = Scope(did.name, f"{id}.{did.number}", None, did.inserted_by, scope)
+                for index in range(did.branches):
+                    yield from self.branch(branch_id(group.id, index), group.of(index))
+            elif kind == "stage":
+                reopened = not did.is_final and any(order[each.number] > order.get(did.number, -1) for each in actions)
+                yield self._stage(did._replace(status=Status.RUNNING, error=None) if reopened else did, actions, scope)
+            self._note_inserted(did, did.name)
+
+    def _stage(self, did: Outcome, outcomes: list[Outcome], scope: Scope | None) -> StageRecord:
+        stage, by = self._known(did)
+        named = {} if stage is None else {each.name: each for each in stage}
+        actions: list[ActionRecord] = []
+        for each in outcomes:
+            known = named.get(each.name)
+            error = each.error
+            if error is not None and did.error is not None and told(error) == told(did.error):
+                error = did.error  # which has passed through the stage
+            action = _stand_in(each.name) if known is None else known
+            actions.append(ActionRecord._make(each.kept())._replace(unit=action, error=error))
+            named |= {unit.name: unit for unit in each.inserted if isinstance(unit, Action)}
+            self._note_inserted(each, f"{did.name}/{each.name}")
+        unit = stage if stage is not None else Stage(did.name, [each.action for each in actions])
+        elapsed = did.elapsed or sum(each.elapsed for each in actions)
+        return StageRecord._make(did.kept())._replace(
+            unit=unit, elapsed=elapsed, inserted_by=by, actions=actions, scope=scope
+        )
+
+    def _known(self, did: Outcome) -> tuple[Stage | None, str | None]:
+        """Return the stage of this name, and who inserted it; of one that has no row, that is taken from its name."""
+        inserted, who = self._inserted.get(did.name, (None, None))
+        if did.inserted_by is not None:
+            return inserted or self._find(did.name), did.inserted_by
+        found = self._find(did.name)
+        return (found, None) if found is not None or did.end >= 0 else (inserted, who)
+
+    def _note_inserted(self, did: Outcome, who: str) -> None:
+        units = [unit for unit in did.inserted if did.unit.kind != "action" or not isinstance(unit, Action)]
+        for name, stage in stages_by_name(units).items():
+            self._inserted[name] = stage, who
+
+
+def _with_actions(steps: dict[int, Outcome]) -> Iterator[tuple[Outcome, list[Outcome]]]:
+    """Yield the scopes of a branch in their order, with their actions; a stage without a row is made from those."""
+    scope: Outcome | None = None
+    actions: list[Outcome] = []
+    for number, did in sorted(steps.items()):
+        if did.unit.kind == "action":
+            if scope is None or number != scope.number + len(actions) + 1:
+                if scope is not None:
+                    yield scope, actions
+                scope, actions = _unfinished(did), []
+            actions.append(did)
+        else:
+            if scope is not None:
+                yield scope, actions
+            scope, actions = did, []
+    if scope is not None:
+        yield scope, actions
+
+
+def _unfinished(first: Outcome) -> Outcome:
+    """Return what is known of a stage of which only actions were written."""
+    stage = Recorded("stage", first.unit.stage)
+    return StageRecord(first.unit.stage, stage, Status.RUNNING, first.started, 0.0, number=first.number - 1)
+
+
+def _within(scope: Scope | None, base: Scope | None) -> Scope | None:
+    """Return a scope of a branch with what is around the branch."""
+    around: list[Scope] = []
+    while scope is not None:
+        around.append(scope)
+        scope = scope.outer
+    scope = base
+    for each in reversed(around):
+        scope = each._replace(outer=scope)
+    return scope
+
+
+def _with_one_error(records: Iterable[StageRecord], errors: list[BaseException]) -> list[StageRecord]:
+    """Return the records with the errors of the run, where theirs are the same: each was written by itself."""
+    by_text = {told(error): error for error in reversed(errors)}
+
+    def one(record: Any) -> Any:
+        error = by_text.get(told(record.error)) if record.status in _FAILED and not record.recovered else None
+        return record if error is None else record._replace(error=error)
+
+    return [one(record)._replace(actions=list(map(one, record.actions))) for record in records]
+
+
+def _stand_in(name: str) -> Action[..., Any]:
+    return make_action(_unknown, name=name)
+
+
+def _unknown() -> None:
+    """Stands for the function of an action that is not known."""

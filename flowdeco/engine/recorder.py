@@ -1,0 +1,322 @@
+"""From outcomes to rows of the journal, and back.
+
+A row is an outcome in the journal's codec. Nothing here touches a file: the evaluation collects the rows of each branch,
+and asks its driver to write them before the next action of that branch begins. What cannot be encoded fails the action
+that wrote it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, NamedTuple, cast
+
+from flowdeco.engine.journal import Codec, Journal, Row
+from flowdeco.engine.outcome import ActionRecord, Outcome, Scope, StageRecord, Status
+from flowdeco.engine.requests import Failure, Save
+from flowdeco.errors import Bail, DefinitionError, JournalError, RunError
+from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream
+from flowdeco.model.options import UNSET
+from flowdeco.model.steps import Step
+from flowdeco.model.store import MISSING, Delta, Store
+
+__all__ = ["ATOMS", "Recorded", "Recorder", "outcomes", "portable"]
+
+KINDS: Final = {Action: "action", Stage: "stage", Pipeline: "pipeline", Parallel: "group"}
+_RECORDS: Final[dict[str, type[Outcome]]] = {"action": ActionRecord, "stage": StageRecord}
+ATOMS: Final = frozenset({str, int, float, bool, bytes, complex, type(None)})
+_STATUS: Final[dict[str, Status]] = {str(status): status for status in Status}
+_KEPT: Final = 1024  # fingerprints of functions; a run may make new functions for ever
+
+Fingerprint = Callable[[Any], str]
+Look = tuple[Any, int]  # how a value looked, and how long the list was
+
+
+class Recorded(NamedTuple):
+    """In the place of a step's unit, where only its row is known: its kind, and the stage that it is an action of."""
+
+    kind: str
+    stage: str
+
+
+class Recorder:
+    """Makes rows of the outcomes of a run; `unsaved` is why its journal cannot be written any more."""
+
+    def __init__(self, journal: Journal, run_id: str, fingerprint: Fingerprint) -> None:
+        self.journal = journal
+        self.codec: Codec = journal.codec
+        self.run_id = run_id
+        self.unsaved: Failure = None
+        self._encode = journal.codec.encode
+        self._nothing = journal.codec.encode({}, "")
+        self._fingerprint = fingerprint
+        self._fingerprints: dict[int, tuple[Any, str]] = {}
+        # A pair is shorter than a dict; JSON is read by people, and not every codec knows tuples.
+        self._terse = self.codec.name == "pickle" and type(self.codec.decode(self.codec.encode((), ""))) is tuple
+
+    def saving(self, rows: list[Row]) -> Save:
+        """Return the request to write these rows."""
+        return Save(self.journal.write, self.run_id, rows)
+
+    def row(self, branch: str, stage: str | None, outcome: Outcome) -> Row:
+        """Return the row of an outcome; raises `SerializationError` naming key and path of the part that cannot be."""
+        kind = KINDS[type(outcome.unit)]
+        name = outcome.name
+        what = f"action {name!r} of stage {stage!r}" if stage is not None else f"{kind} {name!r}"
+        try:
+            payload = self._encode(self._parts(branch, outcome), what)
+        except Exception:
+            if outcome.is_final or outcome.status is Status.RUNNING:
+                raise
+            without = outcome._replace(writes=None)
+            payload = self._encode(self._parts(branch, without), what)
+        code = self.code(outcome.unit.__wrapped__) if kind == "action" else ""
+        return Row(
+            branch, outcome.number, kind, stage or name, name if kind == "action" else None, str(outcome.status),
+            outcome.started, outcome.elapsed, code, payload,
+        )  # fmt: skip
+
+    def reopening(self, branch: str, outcome: Outcome) -> Row:
+        """Return the row of a scope that had ended, and is open again."""
+        row = Recorded("", "") if not isinstance(outcome.unit, Recorded) else outcome.unit
+        parts = _place(branch, outcome)
+        if outcome.branches:
+            parts["branches"] = outcome.branches  # which are where the steps of a group are found
+        if outcome.entering:
+            parts["entering"] = [_of_delta(delta) for delta in outcome.entering]
+        payload = self.codec.encode(parts, "")
+        return Row(branch, outcome.number, row.kind, outcome.name, None, "running", outcome.started, 0.0, "", payload)
+
+    def plain_row(self, branch: str, stage: str, did: ActionRecord, step: Step, value: Any) -> Row | None:
+        """Return the row of an action that did nothing but return a value, stored under one key; None if it has more to say.
+
+        Most rows are such, and the long way takes twice as long.
+        """
+        if did.inserted_by is not None:
+            return None
+        try:
+            if value is None:
+                payload = self._nothing
+            elif self._terse:
+                payload = self._encode((step.writes, value), step.writes)
+            else:
+                payload = self._encode({"puts": {step.writes: value}, "result": ("put", step.writes)}, step.writes)
+        except Exception:  # said when it is encoded with what is around it
+            return None
+        code = self.code(step.function)
+        return Row(branch, did.number, "action", stage, step.name, "completed", did.started, did.elapsed, code, payload)
+
+    def _parts(self, branch: str, outcome: Outcome) -> dict[str, Any]:
+        parts = _place(branch, outcome)
+        if outcome.writes is not None:
+            parts.update(_of_delta(outcome.writes))
+        if outcome.entering:
+            parts["entering"] = [_of_delta(delta) for delta in outcome.entering]
+        error = outcome.error
+        if isinstance(error, Bail):
+            parts["reason"] = (error.reason,)
+        elif error is not None:
+            parts["error"] = portable(error, self.codec)
+        for name in ("inserted", "switches", "recovered", "branches"):
+            if value := getattr(outcome, name):
+                parts[name] = value
+        if outcome.attempts > 1:
+            parts["attempts"] = outcome.attempts
+        if outcome.end >= 0:
+            parts["end"] = outcome.end
+        if not outcome.entered:
+            parts["entered"] = False
+        if outcome.result is not UNSET and outcome.result is not None:
+            parts["result"] = _where(outcome.result, outcome.writes)
+        return parts
+
+    def code(self, function: Any) -> str:
+        """Return the fingerprint of a function, worked out once."""
+        known = self._fingerprints.get(id(function))
+        if known is None:
+            if len(self._fingerprints) >= _KEPT:
+                self._fingerprints.clear()
+            known = self._fingerprints[id(function)] = function, self._fingerprint(function)
+        return known[1]
+
+    def check_repeatable(self, inserted: Iterable[Any], name: str) -> None:
+        """Raise `DefinitionError` for a stream that a resumed run could not call again."""
+        for unit in inserted:
+            if isinstance(unit, Stream) and not callable(unit.source):
+                raise DefinitionError(
+                    f"action {name!r} inserted the {unit.name}, which cannot be called again on resume: "
+                    f"in a durable run write stream(function, *args)"
+                )
+
+    # Values that an action may change in place, though it only reads them.
+
+    def seen(self, store: Store, keys: Iterable[str]) -> dict[str, Look]:
+        """Return how these values look now, and how long they are, but for those that cannot change."""
+        found = {key: store[key] for key in keys if key in store}
+        return {
+            key: (self._image(key, value), len(cast("list[Any]", value)) if isinstance(value, list) else 0)
+            for key, value in found.items()
+            if type(value) not in ATOMS
+        }
+
+    def watching(self, store: Store, seen: dict[str, Look]) -> Callable[[str], None]:
+        """Return what notes how a value looks when a context reads it."""
+
+        def on_read(name: str) -> None:
+            if name not in seen:
+                seen.update(self.seen(store, (name,)))
+
+        return on_read
+
+    def with_changes(self, store: Store, seen: Mapping[str, Look], written: Delta) -> Delta:
+        """Return what was written, with the values that were changed in place."""
+        for key, (image, length) in seen.items():
+            if key in written.puts or key in written.deletes or key not in store:
+                continue
+            value = before = store[key]
+            if (appended := written.appends.get(key)) is not None:  # before or after it was read
+                before = value[: max(length, len(value) - len(appended))]
+            if self._image(key, before) != image:
+                written.puts[key] = value
+                written.appends.pop(key, None)
+        return written
+
+    def _image(self, key: str, value: Any) -> Any:
+        try:
+            return self.codec.encode(value, key)
+        except Exception:  # said when it is written
+            return MISSING
+
+
+def portable(error: BaseException, codec: Codec) -> BaseException:
+    """Return an exception that comes back from the journal: itself, or else one that describes it."""
+    try:
+        same = type(codec.decode(codec.encode(error, "error"))) is type(error)
+    except Exception:
+        same = False
+    return error if same else RunError(f"{type(error).__name__}: {error}")
+
+
+def _place(branch: str, outcome: Outcome) -> dict[str, Any]:
+    """Return who inserted a step, and the scopes around it that began in its branch, the innermost first.
+
+    With them a run is read without its pipeline: a pipeline without middleware has no row of its own.
+    """
+    parts: dict[str, Any] = {}
+    if outcome.inserted_by is not None:
+        parts["by"] = outcome.inserted_by
+    scope = outcome.scope
+    if scope is not None and isinstance(outcome.unit, Parallel):
+        scope = scope.outer  # the first one is the group itself
+    inside: list[list[Any]] = []
+    while scope is not None and scope.id.startswith(f"{branch}."):
+        inside.append([scope.name, scope.id, scope.branch, scope.inserted_by])
+        scope = scope.outer
+    if inside:
+        parts["in"] = inside
+    return parts
+
+
+def _of_delta(delta: Delta) -> dict[str, Any]:
+    parts = {"puts": delta.puts, "deletes": delta.deletes, "appends": delta.appends}
+    return {name: part for name, part in parts.items() if part}
+
+
+def _where(result: Any, writes: Delta | None) -> tuple[str, Any]:
+    """Return how a result is found again: under a key, as the last item of a list, or by itself."""
+    if writes is not None:
+        for key, value in writes.puts.items():
+            if value is result:
+                return "put", key
+        for key, items in writes.appends.items():
+            if items and items[-1] is result:
+                return "appended", key
+    return "value", result
+
+
+# And back.
+
+
+def outcomes(rows: list[Row], codec: Codec, pins: Mapping[str, int]) -> dict[str, dict[int, Outcome]]:
+    """Return the outcomes that rows describe, by branch and number; of two for one step, the later one.
+
+    Those of a branch are in the order of their writing.
+
+    `pins` are the keys that were given on a resume, each with the number of rows that were there before: what older
+    steps wrote there no longer counts. Raises `JournalError` if a step of a finished scope is missing.
+    """
+    found: dict[str, dict[int, Outcome]] = {}
+    nothing, decode = codec.encode({}, ""), codec.decode
+    for at, row in enumerate(rows):
+        parts: Any = {} if row.payload == nothing else decode(row.payload)
+        if isinstance(parts, tuple):
+            key, value = cast("tuple[str, Any]", parts)
+            parts = {"puts": {key: value}, "result": ("put", key)}
+        outcome = _outcome(row, parts)
+        outdated = {key for key, since in pins.items() if at < since}
+        if outdated:
+            outcome = outcome._replace(
+                writes=outcome.writes and outcome.writes.without(outdated),
+                entering=tuple(delta.without(outdated) for delta in outcome.entering),
+            )
+        steps = found.setdefault(row.branch, {})
+        before = steps.pop(row.number, None)
+        if before is not None and before.entering and not outcome.entering:
+            outcome = outcome._replace(entering=before.entering)  # the row of its beginning has it
+        steps[row.number] = outcome
+    _check_complete(found)
+    return found
+
+
+def _outcome(row: Row, parts: dict[str, Any]) -> Outcome:
+    get = parts.get
+    error = get("error")
+    if error is None and "reason" in parts:
+        error = Bail(*parts["reason"])
+    writes = _delta(parts)
+    kind = _RECORDS.get(row.kind, Outcome)
+    return kind(
+        row.action or row.stage, Recorded(row.kind, row.stage), _STATUS[row.status], row.started, row.elapsed,
+        inserted_by=get("by"), number=row.number, scope=None if "in" not in parts else _scope(parts["in"]),
+        error=error, attempts=get("attempts", 1), recovered=get("recovered", False),
+        inserted=tuple(get("inserted", ())), writes=writes,
+        switches=tuple((selector, on) for selector, on in get("switches", ())),
+        entering=tuple(_delta(each) for each in get("entering", ())), result=_result(get("result"), writes),
+        end=get("end", -1), entered=get("entered", True), branches=get("branches", 0), fingerprint=row.fingerprint,
+    )  # fmt: skip
+
+
+def _scope(inside: list[tuple[str, str, int | None, str | None]]) -> Scope | None:
+    scope = None
+    for name, id, branch, by in reversed(inside):
+        scope = Scope(name, id, branch, by, scope)
+    return scope
+
+
+def _delta(parts: Mapping[str, Any]) -> Delta:
+    return Delta(parts.get("puts", {}), parts.get("deletes", []), parts.get("appends", {}))
+
+
+def _result(where: Any, writes: Delta) -> Any:
+    if where is None:
+        return UNSET
+    how, key = where
+    if how == "put":
+        return writes.puts.get(key, UNSET)
+    if how == "appended":
+        items = writes.appends.get(key) or [UNSET]
+        return items[-1]
+    return key
+
+
+def _check_complete(found: Mapping[str, Mapping[int, Outcome]]) -> None:
+    """Raise `JournalError` if a step below a finished scope is missing: its row was lost, or taken away."""
+    for branch, steps in found.items():
+        checked = -1
+        for number in sorted(steps):
+            outcome = steps[number]
+            if outcome.end < 0 or not outcome.is_final or number < checked:
+                continue
+            for inside in range(number + 1, outcome.end):
+                if inside not in steps:
+                    raise JournalError(f"the journal is damaged: branch {branch!r} has a gap before step {inside + 1}")
+            checked = outcome.end

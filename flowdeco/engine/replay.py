@@ -1,0 +1,448 @@
+"""What a run had done before it is resumed: asked for in one place, where a step begins.
+
+`History.recall` is that place. A step is known by its branch and its number in it, which depend on the definition alone
+and not on timing. A step that had ended is restored; one that had not is performed.
+
+A resume goes through the history twice, with the same evaluation. The first time is a rehearsal: nothing is performed,
+and it ends where the history does. It finds what has changed since (`changes`), and which steps still hold (`taken`).
+The second time what holds is restored, and the run continues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from flowdeco.engine.outcome import ROOT, Outcome, Status, branch_id
+from flowdeco.engine.recorder import KINDS, Recorded
+from flowdeco.errors import CodeChangedError, DefinitionError, Suspend
+from flowdeco.model.definitions import Parallel, Pipeline, Stage, Stream
+from flowdeco.model.store import Mark, Store
+from flowdeco.model.wiring import Step
+
+__all__ = ["History", "Left", "Log", "Rehearsal", "Steps", "in_memory"]
+
+Steps = dict[str, dict[int, Outcome]]  # by branch and number
+
+
+class Left(NamedTuple):
+    """What a branch that did not end leaves behind in memory.
+
+    `unwinding` notes what layers wrote as the failure passed them, which a resume undoes. `unfinished` are the scopes
+    that were open: the marks of their layers, to which another attempt goes back, and the result before them.
+    """
+
+    store: Store
+    unwinding: Mark | None
+    result: Any
+    unfinished: Mapping[int, tuple[list[Mark], Any]]
+
+    def revived(self, inputs: Mapping[str, Any]) -> Left:
+        """Return a copy to continue with, in which the failure has not passed any layer."""
+        marks = [mark for marks, _ in self.unfinished.values() for mark in marks]
+        unwinding = [] if self.unwinding is None else [self.unwinding]
+        store, copies = self.store.twin(*unwinding, *marks)
+        if unwinding:
+            store.undo(copies.pop(0))
+        unfinished: dict[int, tuple[list[Mark], Any]] = {}
+        for number, (marks, result) in self.unfinished.items():
+            unfinished[number] = copies[: len(marks)], result
+            del copies[: len(marks)]
+        store.supply(inputs)
+        return Left(store, None, self.result, unfinished)
+
+
+class Log:
+    """The outcomes of scopes of a run in memory, without their effects: what it can be resumed from."""
+
+    def __init__(self) -> None:
+        self.steps: Steps = {}
+        self.left: Mapping[str, Left] = {}
+
+    def of(self, branch: str) -> dict[int, Outcome]:
+        """Return the scopes of a branch, to be added to; the outcomes of actions are in that of their stage."""
+        return self.steps.setdefault(branch, {})
+
+    def forget(self, cuts: Mapping[str, int]) -> None:
+        """Forget the steps of these branches from these numbers on."""
+        _forget(self.steps, cuts)
+
+    def history(self) -> Steps:
+        """Return all steps, those of actions too."""
+        found: Steps = {}
+        for branch, steps in self.steps.items():
+            mine: dict[int, Outcome] = {}
+            if steps:
+                found[branch] = mine
+            for number, outcome in steps.items():
+                mine[number] = outcome
+                if outcome.entered:  # otherwise it runs again from its beginning
+                    mine.update((action.number, action) for action in outcome.actions)
+        return found
+
+
+def _forget(steps: Steps, cuts: Mapping[str, int]) -> None:
+    for branch, since in cuts.items():
+        mine = steps.get(branch)
+        if mine is None:
+            continue
+        for number in [number for number in mine if number >= since]:
+            del mine[number]
+
+
+class History:
+    """The outcomes of a run before it was resumed.
+
+    With `in_store`, the store has their effects already: it is that of the earlier run in memory. `over` says that the
+    run had ended: then nothing is performed any more.
+    """
+
+    def __init__(
+        self,
+        steps: Steps,
+        *,
+        in_store: bool = False,
+        left: Mapping[str, Left] | None = None,
+        over: bool = False,
+        streams: dict[tuple[str, int], Any] | None = None,
+    ) -> None:
+        self.steps = {branch: dict(mine) for branch, mine in steps.items()}
+        self.in_store = in_store
+        self.over = over
+        self.rehearses = False
+        self.end: BaseException = Suspend("this is as far as the run came")
+        self.early: BaseException = Suspend("the scope, or the branch, had ended here")
+        self.streams: dict[tuple[str, int], Any] = {} if streams is None else streams
+        self._left = dict(left or {})
+        self._begun: dict[str, int] = {}  # how many streams each branch has begun
+
+    def recall(self, branch: str, number: int, unit: Any, scope: Any, *, sealed: bool) -> Outcome | None:
+        """Return what a step came to, whether it had ended or not; None if it had not begun.
+
+        `scope` is the unit around it; `sealed` says that it had ended. Raises what speaks against continuing.
+        """
+        mine = self.steps.get(branch)
+        then = None if mine is None else mine.pop(number, None)
+        if mine is not None and not mine:
+            del self.steps[branch]
+        if then is None:
+            if sealed:
+                raise self.new(unit, scope)
+            self.check_begun(branch, number, unit)
+            return None
+        if _is_same(unit, then):
+            return then
+        self.steps.setdefault(branch, {})[number] = then
+        if sealed or self._holds(branch, number):
+            raise self.mismatch(branch, unit, scope, then)
+        self.drop_from(branch, number)  # it had begun, and nothing in it has ended
+        return None
+
+    def _holds(self, branch: str, number: int) -> bool:
+        """Whether any step from this number on has ended, those of groups among them too."""
+        steps = {at: outcome for at, outcome in self.steps.get(branch, {}).items() if at >= number}
+        return any(
+            outcome.is_final or any(self._holds(inner, 0) for inner in _branches_of(branch, at, outcome))
+            for at, outcome in steps.items()
+        )
+
+    def check_begun(self, branch: str, number: int, unit: Any) -> None:
+        """Raise what speaks against a unit whose own end is not known: another stage was there."""
+        inside = self.steps.get(branch, {}).get(number + 1)
+        if inside is None or type(unit) is Step:
+            return
+        recorded = inside.unit
+        if not isinstance(recorded, Recorded) or recorded.kind != "action":
+            return
+        if isinstance(unit, Stage) and recorded.stage == unit.name:
+            return
+        if self._holds(branch, number):
+            raise self.mismatch(branch, unit, None, inside._replace(name=recorded.stage, unit=Recorded("stage", "")))
+        self.drop_from(branch, number)
+
+    def mismatch(self, branch: str, unit: Any, scope: Any, then: Outcome) -> BaseException:
+        """Return what speaks against a step that comes where there was another one."""
+        now, before = _described(unit, scope), _described(then.unit, scope, then)
+        if _kind(then.unit) == "action":
+            before = before.removeprefix("action ")
+        return self.changed(f"{now} comes where the run had {before}")
+
+    def new(self, unit: Any, scope: Any) -> BaseException:
+        """Return what speaks against a step in a scope that had ended without it."""
+        return self.changed(f"{_described(unit, scope)} is new, and what is around it has completed")
+
+    def has(self, branch: str, number: int) -> bool:
+        """Whether a step has an outcome that was not recalled yet."""
+        return number in self.steps.get(branch, {})
+
+    def remains(self, branch: str) -> bool:
+        """Whether there is more to restore in a branch."""
+        return branch in self.steps
+
+    def ended(self, branch: str) -> BaseException | None:
+        """Return what speaks against a branch that ends here: it had more."""
+        mine = self.steps.get(branch, {})
+        left = [mine[number] for number in sorted(mine) if mine[number].is_final]
+        if not left:
+            return None
+        stage = next((each for each in left if _kind(each.unit) != "action"), left[0])
+        who = "the run" if branch == ROOT else "a branch"
+        return self.changed(f"{who} ends where it had {_described(stage.unit, None, stage)}")
+
+    def confirm(self, branch: str, then: Outcome, unit: Any, number: int) -> BaseException | None:
+        """Hear that a scope ends as it did before, with this as the next number; return what speaks against it."""
+        if then.end < 0 or then.end == number or not then.entered:
+            return None
+        left = self.steps.get(branch, {}).get(number)
+        if isinstance(unit, Stage) and left is not None:
+            return self.changed(f"action {unit.name}/{left.name} has completed, and is gone")
+        return self.changed(f"{_described(unit, None)} has completed, and ends elsewhere")
+
+    def changed(self, change: str) -> BaseException:
+        """Return the error of what has changed; in the rehearsal it had not."""
+        return CodeChangedError.listing("", [f"{change}: what a stream gives must be the same every time"])
+
+    def forget(self, cuts: Mapping[str, int]) -> None:
+        """Forget the steps of these branches from these numbers on: another attempt has begun."""
+        _forget(self.steps, cuts)
+        for branch in [branch for branch in self.steps if not self.steps[branch]]:
+            del self.steps[branch]
+        for branch in [branch for branch, since in cuts.items() if since <= 0]:
+            self._left.pop(branch, None)
+
+    def drop_from(self, branch: str, number: int) -> dict[str, int]:
+        """Forget the steps of a branch from this number on, those of groups among them too; return from where."""
+        cuts = {branch: number}
+        waiting = [branch]
+        while waiting:
+            outer = waiting.pop()
+            for at, outcome in self.steps.get(outer, {}).items():
+                inner = _branches_of(outer, at, outcome)
+                if at >= cuts[outer]:
+                    cuts.update(dict.fromkeys(inner, 0))
+                    waiting += inner
+        self.forget(cuts)
+        return cuts
+
+    # In memory.
+
+    def left(self, branch: str) -> Left | None:
+        """Return what an unfinished branch has left behind."""
+        return self._left.get(branch)
+
+    def unfinished(self, branch: str, number: int) -> tuple[list[Mark], Any]:
+        """Return the marks of the layers of an unfinished scope, and the result before it."""
+        left = self._left.get(branch)
+        return ([], None) if left is None else left.unfinished.get(number, ([], left.result))
+
+    # Streams: what a rehearsal has begun, the run takes over.
+
+    def begun_stream(self, branch: str, stream: Stream, by: str | None, *, sealed: bool) -> Any:
+        """Return the stream that was begun in the rehearsal, or what speaks against beginning it again."""
+        number = self._begun[branch] = self._begun.get(branch, -1) + 1
+        if self.rehearses:
+            self.check_pull(branch, sealed=sealed)
+            if isinstance(stream.source, (Iterator, AsyncIterator)):
+                return DefinitionError(
+                    f"the run cannot continue: the {stream.name} that was inserted by {by} is used up. "
+                    f"Write stream(function, *args), which can be called again"
+                )
+            return None
+        return self.streams.pop((branch, number), None)
+
+    def keep_stream(self, branch: str, begun: Any) -> None:
+        """Keep a stream that a rehearsal has begun."""
+        if self.rehearses:
+            self.streams[branch, self._begun[branch]] = begun
+
+    def check_pull(self, branch: str, *, sealed: bool) -> None:
+        """End the rehearsal where a stream would give what had not run."""
+        if self.rehearses and not (sealed or self.remains(branch)):
+            raise self.end
+
+
+class Rehearsal(History):
+    """The first walk through a history: it finds what has changed since, and what of it holds.
+
+    `code` gives the fingerprint of a function; None compares no code. With `rerun` the history holds up to the first
+    change; it never holds beyond a step that comes where there was another one, or beyond the stage `until`.
+    """
+
+    def __init__(
+        self,
+        steps: Steps,
+        *,
+        pipeline: Pipeline,
+        code: Callable[[Any], str] | None,
+        rerun: bool = False,
+        until: str | None = None,
+        **more: Any,
+    ) -> None:
+        super().__init__(steps, **more)
+        self.rehearses = True
+        self.changes: list[str] = []
+        self.error: BaseException | None = None  # that it ended with, if it was more than its end
+        self.differs = False  # from somewhere on, the history does not hold
+        self.until = until
+        self.taken: set[tuple[str, int]] = set()
+        self._dropped: dict[str, int] = {}
+        self._all = steps
+        self._pipeline = pipeline
+        self._code = code
+        self._rerun = rerun
+
+    def recall(self, branch: str, number: int, unit: Any, scope: Any, *, sealed: bool) -> Outcome | None:
+        """Return what a step came to; raises `end` where it would be performed."""
+        if self.until is not None and isinstance(unit, Stage):
+            template = None if unit.template is None else unit.template.name
+            if self.until in (unit.name, template):
+                self.until = None
+                self.differs = True
+                raise self.end
+        then = super().recall(branch, number, unit, scope, sealed=sealed)
+        if type(unit) is not Step:
+            return then
+        if then is None or not (then.is_final or sealed):
+            raise self.end
+        self._check_code(unit, scope, then)
+        self.taken.add((branch, number))
+        return then
+
+    def confirm(self, branch: str, then: Outcome, unit: Any, number: int) -> BaseException | None:
+        """Hear that a scope ends as it did before."""
+        changed = super().confirm(branch, then, unit, number)
+        if changed is None:
+            self.taken.add((branch, then.number))
+        return changed
+
+    def drop_from(self, branch: str, number: int) -> dict[str, int]:
+        """Forget steps that had begun and are gone, or are not wanted any more."""
+        dropped = super().drop_from(branch, number)
+        for each, since in dropped.items():
+            self._dropped[each] = min(since, self._dropped.get(each, since))
+        return dropped
+
+    def mismatch(self, branch: str, unit: Any, scope: Any, then: Outcome) -> BaseException:
+        """Return what speaks against a step that comes where there was another one."""
+        if branch == ROOT and not self.taken and isinstance(unit, Stage):
+            names = _names_in(self._pipeline)
+            if names.isdisjoint(outcome.name for outcome in self._all.get(ROOT, {}).values()):
+                began = f"the run began with {_described(then.unit, scope, then)}"
+                begins = f"this one begins with {_described(unit, scope)}"
+                return self.changed(f"this looks like another pipeline: {began}, {begins}")
+        return super().mismatch(branch, unit, scope, then)
+
+    def changed(self, change: str) -> BaseException:
+        """Note a change; the rehearsal ends here."""
+        self.changes.append(change)
+        self.differs = True
+        return self.end
+
+    def held(self) -> Steps:
+        """Return the steps that are left of the history, with those that had begun and not ended."""
+        held: Steps = {}
+        cuts = self.cuts()
+        for branch, mine in self._all.items():
+            cut = cuts.get(branch)
+            kept = {number: outcome for number, outcome in mine.items() if self._holds_still(branch, outcome, cut)}
+            if kept:
+                held[branch] = kept
+        for branch, outcome in self.reopened():
+            held[branch][outcome.number] = outcome
+        return held
+
+    def _holds_still(self, branch: str, outcome: Outcome, cut: int | None) -> bool:
+        if (branch, outcome.number) in self.taken:
+            return True
+        return not outcome.is_final and (cut is None or outcome.number < cut)
+
+    def cuts(self) -> dict[str, int]:
+        """Return, of the branches that have lost steps, from which number on the journal is to forget them."""
+        last: dict[str, int] = {}
+        for branch, number in self.taken:
+            last[branch] = max(last.get(branch, -1), number)
+        gone = {
+            branch: since
+            for branch, since in self._dropped.items()
+            if any(number >= since for number in self._all.get(branch, ()))
+        }
+        return gone | {
+            branch: last.get(branch, -1) + 1
+            for branch, mine in self._all.items()
+            if any(outcome.is_final and (branch, number) not in self.taken for number, outcome in mine.items())
+        }
+
+    def reopened(self) -> list[tuple[str, Outcome]]:
+        """Return the scopes that had ended, and run on: some of what is in them still holds, and some does not."""
+        return [
+            (branch, self._all[branch][number]._replace(status=Status.RUNNING, error=None, recovered=False))
+            for branch, cut in self.cuts().items()
+            for number in self._all[branch]
+            if number < cut and self._all[branch][number].is_final and (branch, number) not in self.taken
+        ]
+
+    def _check_code(self, step: Step, scope: Any, then: Outcome) -> None:
+        if self._code is None or not then.is_final:
+            return
+        if not isinstance(then.unit, Recorded):
+            before: Any = then.unit.__wrapped__
+            if before is step.function or self._code(before) == self._code(step.function):
+                return
+        elif self._code(step.function) == then.fingerprint:
+            return
+        change = f"action {scope.name}/{step.name} has completed, with other code"
+        if self._rerun:
+            raise self.changed(change)
+        self.changes.append(change)
+
+
+def in_memory(store: Store, log: Log, inputs: Mapping[str, Any]) -> tuple[Store, Steps, dict[str, Left]]:
+    """Return what a run in memory is resumed with: its store, its steps, and what its branches left behind."""
+    revived = {branch: left.revived(inputs) for branch, left in log.left.items()}
+    if ROOT in revived:
+        return revived[ROOT].store, log.history(), revived
+    mine, _ = store.twin()
+    mine.supply(inputs)
+    return mine, log.history(), revived
+
+
+def _branches_of(branch: str, number: int, outcome: Outcome) -> list[str]:
+    """Return the ids of the branches of a group."""
+    return [branch_id(f"{branch}.{number}", index) for index in range(outcome.branches)]
+
+
+def _is_same(unit: Any, then: Outcome) -> bool:
+    """Whether a step has the kind and name, a group also the number of branches, that it had."""
+    if then.name != _name(unit) or _kind(then.unit) != _kind(unit):
+        return False
+    return not isinstance(unit, Parallel) or then.branches in (0, len(unit.units))
+
+
+def _kind(unit: Any) -> str:
+    if isinstance(unit, Recorded):
+        return unit.kind
+    return "action" if type(unit) is Step else KINDS[type(unit)]
+
+
+def _name(unit: Any) -> str:
+    return str(unit.name)
+
+
+def _described(unit: Any, scope: Any, then: Outcome | None = None) -> str:
+    kind = _kind(unit)
+    name = unit.name if then is None else then.name
+    if kind == "action":
+        stage = unit.stage if isinstance(unit, Recorded) else "" if scope is None else scope.name
+        return f"action {stage}/{name}"
+    return f"{'parallel group' if kind == 'group' else kind} {name!r}"
+
+
+def _names_in(pipeline: Pipeline) -> set[str]:
+    names: set[str] = set()
+    units: list[Any] = [*pipeline.units]
+    while units:
+        unit = units.pop()
+        names.add(unit.name)
+        if isinstance(unit, (Pipeline, Parallel)):
+            units.extend(unit.units)
+    return names

@@ -1,0 +1,269 @@
+"""Scopes, which are pipelines and stages: opened, filled with what is inside, closed.
+
+A scope is on the agenda below what is inside it; when its turn comes, all of that has ended. Around it are its layers,
+entered as it opens and left as it closes; they may recover a failure, or ask for another attempt. A scope that had ended
+before the run was resumed opens without its layers: what is inside is restored, and then what it came to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flowdeco.engine.branch import Branch, OpenScope
+from flowdeco.engine.layers import Layers, enter, leave
+from flowdeco.engine.outcome import Outcome, Scope, StageRecord, Status
+from flowdeco.engine.requests import Failure, Walk
+from flowdeco.errors import Bail, CodeChangedError
+from flowdeco.events import StageStarted
+from flowdeco.model.definitions import Stage
+from flowdeco.model.options import Middleware
+from flowdeco.model.steps import steps_of
+from flowdeco.model.store import NOTHING, Delta, Mark
+
+__all__ = ["close_scope", "end_scope", "fill_scope", "open_scope"]
+
+
+def open_scope(
+    branch: Branch, scope: OpenScope, layers: tuple[Middleware, ...], then: Outcome | None
+) -> Walk | Failure:
+    terms = branch.terms
+    scope.depth = len(branch.agenda)
+    branch.agenda.append((scope, None))
+    branch.scope = scope
+    if then is not None and branch.is_over(then):
+        scope.then = then
+        branch.sealed += 1
+        for written in then.entering:
+            branch.store.apply(written)
+        if then.entered:
+            fill_scope(branch, scope)
+        return None
+    is_stage = type(scope.unit) is Stage
+    if is_stage and terms.notify is not None:
+        terms.notify(StageStarted(terms.run_id, scope.unit.name, scope.by, _branches(scope.place)))
+    if layers and not (terms.past is not None and terms.past.rehearses):
+        return _begin_layers(branch, scope, layers, then)
+    error = None
+    if is_stage and scope.unit.has_data:
+        recalled = _recalled(branch, scope, then, 1)
+        if recalled is None:
+            error = _merge(branch, scope)
+        for written in recalled or ():
+            branch.store.apply(written)
+    if error is None:
+        fill_scope(branch, scope)
+    return error
+
+
+def _recalled(branch: Branch, scope: OpenScope, then: Outcome | None, layers: int) -> Sequence[Delta] | None:
+    """Return what the layers of an unfinished scope wrote before the run was resumed; None if it had not begun.
+
+    Of a run in memory that is nothing: its store has it.
+    """
+    past = branch.terms.past
+    if past is None or not (past.has(branch.id, scope.number + 1) if then is None else then.entered):
+        return None
+    if then is not None and then.entering and not past.in_store:
+        return then.entering
+    return [NOTHING] * layers
+
+
+def _merge(branch: Branch, scope: OpenScope) -> Failure:
+    """Merge the data of a stage into the store."""
+    store = branch.store
+    scope.mark = store.mark()
+    try:
+        store.update(scope.unit.data)
+    except BaseException as error:  # of the copying of a value
+        return error
+    refused = None
+    if branch.terms.recorder is not None:
+        refused = branch.note_entering(scope, [store.since(scope.mark)])
+    if refused is None:
+        store.release(scope.mark)
+        scope.mark = None
+    return refused
+
+
+def _begin_layers(branch: Branch, scope: OpenScope, layers: tuple[Middleware, ...], then: Outcome | None) -> Walk:
+    terms, store = branch.terms, branch.store
+    if terms.past is not None and not terms.past.remains(branch.id):
+        error = yield from branch.catch_up()
+        if error is not None:
+            return error
+    recalled = _recalled(branch, scope, then, len(layers))
+    scope.mark = store.mark()
+    scope.before = branch.before()
+    scope.held = len(branch.rows)
+    branch.revocable += 1
+    stage = scope.unit if type(scope.unit) is Stage else None
+    scope.layers = around = Layers(terms.run_id, store, scope.pipeline, stage, None, layers, terms.gate)
+    around.values = scope.values
+    if terms.recorder is not None or recalled is not None:
+        around.mark = scope.mark
+    if terms.recorder is not None:
+        around.entering = []
+    if recalled is not None:
+        around.recalled = iter(recalled)
+    return (yield from _enter(branch, scope, around))
+
+
+def _enter(branch: Branch, scope: OpenScope, layers: Layers) -> Walk:
+    """Enter the layers of a scope, and fill it."""
+    past, resumes = branch.terms.past, layers.recalled is not None
+    entered = enter(layers)
+    runs, error = entered if isinstance(entered, tuple) else (yield from entered)
+    layers.recalled = None
+    if resumes and past is not None and past.in_store and scope.before is not None:
+        marks, result = past.unfinished(branch.id, scope.number)
+        for mark, noted in zip(layers.marks(), marks, strict=False):
+            mark.update(noted)  # another attempt goes back to what the first one found
+        scope.before = scope.before._replace(result=result)
+    scope.values = layers.values
+    if layers.entering and error is None and not resumes:
+        error = branch.note_entering(scope, layers.entering)
+    if layers.undoes and not scope.is_atomic:
+        scope.is_atomic = True
+        branch.atomic += 1
+    if runs and error is None:
+        fill_scope(branch, scope)
+    return error
+
+
+def fill_scope(branch: Branch, scope: OpenScope) -> None:
+    """Put what is inside a scope on the agenda."""
+    unit = scope.unit
+    if type(unit) is Stage:
+        scope.is_quiet = branch.terms.is_quiet and not (scope.values or branch.switches or scope.is_skipped)
+        branch.agenda.extend(steps_of(unit))
+    else:
+        branch.agenda.extend((part, scope.by) for part in reversed(unit.units))
+
+
+def end_scope(branch: Branch, scope: OpenScope, by: str | None) -> Walk | Failure:
+    return _finish(branch, scope, None) if scope.layers is None else close_scope(branch, scope, None)
+
+
+def close_scope(branch: Branch, scope: OpenScope, error: Failure) -> Walk:
+    """Leave the layers of a scope, and finish it, or have what is inside run again."""
+    layers, store = scope.layers, branch.store
+    if layers is None:
+        return _finish(branch, scope, error)
+    marks = layers.marks()
+    own = store.mark() if branch.terms.recorder is not None else None
+    bail = error if isinstance(error, Bail) else None  # to middleware, a success
+    left = leave(layers, None if bail is not None else error)
+    again, error = left if isinstance(left, tuple) else (yield from left)
+    if again:
+        branch.unwinding = None
+        unsaved = yield from branch.go_back(scope)
+        branch.agenda.append((scope, None))
+        branch.scope = scope
+        return unsaved or (yield from _enter(branch, scope, layers))
+    leaving = None
+    if own is not None:
+        leaving = store.since(own)
+        store.release(own)
+    return _finish(branch, scope, error or bail, leaving, marks)
+
+
+def _finish(
+    branch: Branch, scope: OpenScope, error: Failure, leaving: Delta | None = None, marks: Sequence[Mark] = ()
+) -> Failure:
+    """Take note of what a scope came to, and have what was inserted run next."""
+    branch.scope = scope.outer or branch.base
+    if scope.then is not None:
+        return _finish_restored(branch, scope, scope.then, error)
+    if scope.number < 0:
+        return error
+    if (
+        error is None and scope.is_quiet and scope.layers is None and branch.terms.is_plain
+    ):  # most stages: 10 x the loop, not 20 x
+        terms = branch.terms
+        unit = scope.unit
+        plain = StageRecord(
+            unit.name, unit, Status.COMPLETED, scope.started + terms.epoch, terms.clock() - scope.started,
+            scope.by, scope.number, (), scope.records, scope.place, end=branch.number,
+        )  # fmt: skip
+        if branch.logged is not None:
+            branch.logged[scope.number] = plain
+        branch.records.add(plain)
+        if scope.inserted:
+            branch.agenda.extend(reversed(scope.inserted))
+        return None
+    layers, entered = scope.layers, scope.mark is None
+    if layers is not None:
+        entered = layers.entered
+        branch.revocable -= 1
+        if not branch.revocable:
+            branch.forks.clear()
+    if error is None:
+        branch.recovered()
+        error = branch.unsaved()
+    if error is not None and not isinstance(error, Bail) and not (entered and not scope.is_atomic):
+        branch.unwind(scope.mark)
+        scope.mark = None
+        entered = False
+        if scope.is_atomic:
+            branch.forget_held(scope)
+    elif scope.mark is not None:
+        if error is not None:
+            branch.unfinished[scope.number] = list(marks), scope.before and scope.before.result
+        branch.store.release(scope.mark)
+    branch.atomic -= scope.is_atomic
+    did = _outcome(branch, scope, error, entered, leaving)
+    refused = branch.note(did)
+    if refused is not None:
+        error = refused if error is None or isinstance(error, Bail) else error
+        did = _outcome(branch, scope, error, entered, None)
+        branch.note(did)
+    return _finished(branch, scope, did, error)
+
+
+def _outcome(branch: Branch, scope: OpenScope, error: Failure, entered: bool, leaving: Delta | None) -> Outcome:
+    kind = StageRecord if type(scope.unit) is Stage else Outcome
+    layers, terms = scope.layers, branch.terms
+    status, failure, attempts, recovered = branch.verdict(error, layers)
+    inserted = layers.inserted if layers is not None and error is None else ()
+    return kind(
+        scope.unit.name, scope.unit, status, scope.started + terms.epoch, terms.clock() - scope.started, scope.by,
+        scope.number, inserted, scope.records, scope.place, failure, attempts, recovered, (), False,
+        leaving, end=branch.number, entered=entered,
+    )  # fmt: skip
+
+
+def _finish_restored(branch: Branch, scope: OpenScope, then: Outcome, error: Failure) -> Failure:
+    past = branch.terms.past
+    branch.sealed -= 1
+    if past is None or error is past.end or isinstance(error, CodeChangedError):
+        return error
+    if not then.entered:
+        branch.number = max(branch.number, then.end)
+    changed = past.confirm(branch.id, then, scope.unit, branch.number)
+    if changed is not None:
+        return changed
+    if then.writes is not None:
+        branch.store.apply(then.writes)
+    error = None if then.recovered else then.error or error
+    kind = StageRecord if type(scope.unit) is Stage else Outcome
+    did = then.again(kind, scope.unit, scope.by, scope.records, scope.place)
+    return _finished(branch, scope, did, branch.note(did) or error)
+
+
+def _finished(branch: Branch, scope: OpenScope, did: Outcome, error: Failure) -> Failure:
+    if isinstance(did, StageRecord):
+        branch.records.add(did.kept())
+    if error is None:
+        scope.inserted.extend((unit, did.name) for unit in did.inserted)
+        branch.agenda.extend(reversed(scope.inserted))
+    return error
+
+
+def _branches(place: Scope | None) -> str | None:
+    """Return where in parallel groups a scope is, for observers: "outer[1]/inner[0]"."""
+    parts: list[str] = []
+    while place is not None:
+        if place.branch is not None:
+            parts.append(f"{place.name}[{place.branch}]")
+        place = place.outer
+    return "/".join(reversed(parts)) or None

@@ -1,0 +1,131 @@
+"""Streams: units that are pulled one at a time, each run before the next one is asked for.
+
+A stream that a resumed run begins again was begun when the run was rehearsed, and gives once more what it gave then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Generator, Iterable
+from typing import Any, Final, cast
+
+from flowdeco.engine.actions import check_insertion
+from flowdeco.engine.branch import Branch, OpenStream
+from flowdeco.engine.replay import History
+from flowdeco.engine.requests import Await, Chore, Failure, Raised, Request, Walk
+from flowdeco.errors import ReturnValueError
+from flowdeco.model.definitions import Stream, insertable
+from flowdeco.model.options import UNSET
+
+__all__ = ["close_stream", "close_streams", "open_stream", "pull"]
+
+_PULL: Final = Chore(next, "stream")
+
+
+def open_stream(branch: Branch, stream: Stream, by: str | None) -> Walk:
+    """Begin a stream: call its function, if it is one, and ask for an iterator."""
+    past = branch.terms.past
+    begun = None if past is None else past.begun_stream(branch.id, stream, by, sealed=bool(branch.sealed))
+    if isinstance(begun, BaseException):
+        return begun
+    if begun is None:
+        begun = yield from _begun(branch, stream, by)
+        if type(begun) is Raised:
+            branch.note_place(begun.error, f"a stream inserted by {by!r}")
+            return begun.error
+        if past is not None:
+            past.keep_stream(branch.id, begun)
+    branch.agenda.append((begun, by))
+    return None
+
+
+def _begun(branch: Branch, stream: Stream, by: str | None) -> Generator[Request, Any, Any]:
+    error = yield from _caught_up(branch)
+    if error is not None:
+        return Raised(error)
+    source: Any = stream.source
+    if callable(source):
+        source = yield Chore(source, "stream"), stream.args, None
+        if hasattr(cast("type[object]", type(source)), "__await__"):
+            source = yield Await(source)
+        if type(source) is Raised:
+            return source
+    if isinstance(source, AsyncIterable):
+        iterator = yield Chore(aiter, "stream"), (source,), None
+    elif isinstance(source, Iterable):
+        iterator = yield Chore(iter, "stream"), (source,), None
+    else:
+        found = type(source).__name__
+        return Raised(
+            ReturnValueError(f"the function of a stream inserted by {by} returned a {found}, not an iterable")
+        )
+    return iterator if type(iterator) is Raised else OpenStream(stream, iterator)
+
+
+def pull(branch: Branch, stream: OpenStream, by: str | None) -> Walk:
+    """Run next what a stream gives, before what is left of it."""
+    past = branch.terms.past
+    if stream.ahead and not (past is not None and past.rehearses):
+        answer = stream.ahead.pop(0)
+    else:
+        if past is not None:
+            past.check_pull(branch.id, sealed=bool(branch.sealed))
+            error = yield from _caught_up(branch)
+            if error is not None:
+                return error
+        iterator = stream.iterator
+        if stream.is_async:
+            answer = yield Await(anext(iterator))
+            if type(answer) is Raised and isinstance(answer.error, StopAsyncIteration):
+                answer = UNSET
+        else:
+            answer = yield _PULL, (iterator, UNSET), None
+        if past is not None and past.rehearses:
+            stream.ahead.append(answer)
+    return _pulled(branch, stream, by, answer)
+
+
+def _pulled(branch: Branch, stream: OpenStream, by: str | None, answer: Any) -> Failure:
+    """Take what a stream has given; `UNSET` is its end."""
+    if answer is UNSET:
+        return None
+    error = answer.error if type(answer) is Raised else None
+    if error is None:
+        branch.agenda.append((stream, by))
+        try:
+            units = insertable((answer,), f"the stream inserted by {by}", "yielded")
+            past = branch.terms.past
+            if past is None or not past.rehearses:  # then, there are no values
+                check_insertion(branch, units)
+        except Exception as refused:
+            error = refused
+        else:
+            branch.agenda.extend((unit, by) for unit in reversed(units))
+            return None
+    branch.note_place(error, f"a stream inserted by {by!r}")
+    return error
+
+
+def _caught_up(branch: Branch) -> Walk:
+    past = branch.terms.past
+    return None if past is None or past.rehearses else (yield from branch.catch_up())
+
+
+def close_stream(branch: Branch, stream: OpenStream) -> Generator[Request, Any, None]:
+    """Close a stream that is not pulled any more; in a rehearsal it is left open for the run."""
+    past = branch.terms.past
+    if past is None or not past.rehearses:
+        yield from _closed(stream)
+
+
+def close_streams(past: History) -> Generator[Request, Any, None]:
+    """Close the streams that were begun in a rehearsal, and not taken over by the run."""
+    for stream in past.streams.values():
+        yield from _closed(stream)
+    past.streams.clear()
+
+
+def _closed(stream: OpenStream) -> Generator[Request, Any, None]:
+    if hasattr(stream.iterator, "aclose"):
+        yield Await(stream.iterator.aclose())
+    elif hasattr(stream.iterator, "close"):
+        yield Chore(stream.iterator.close, "stream"), (), None

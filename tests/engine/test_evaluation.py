@@ -1,0 +1,676 @@
+"""What runs next, driven by script: the agenda, failures, what is restored; and the short ways compared with the long one."""
+
+import os
+from dataclasses import dataclass
+from itertools import count
+from threading import Lock
+from typing import Annotated
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scripted import evaluation, perform, performed, side_by_side, terms_of
+from support import actions_run, again, around, failing, flaky, one, statuses, step, swallow, wants
+
+from flowdeco import Bail, Key, Stage, Store, Suspend, action, parallel, pipeline, stream
+from flowdeco.durable import MemoryJournal
+from flowdeco.engine.branch import Branch, OpenScope, OpenStream, Records
+from flowdeco.engine.evaluation import evaluate
+from flowdeco.engine.outcome import ROOT, ActionRecord, Outcome, StageRecord, Status, branch_id
+from flowdeco.engine.recorder import Recorder
+from flowdeco.engine.replay import History, Rehearsal
+from flowdeco.engine.requests import Chore, Fork, Raised, Save
+from flowdeco.engine.schedule import Schedule
+from flowdeco.errors import Cancelled, CodeChangedError, SerializationError, StoreTypeError, WiringError
+from flowdeco.middleware import atomic
+from flowdeco.model.store import Delta
+
+
+def branch_of(*units, inputs=None, **terms):
+    """A branch with these on its agenda, in a pipeline."""
+    flow = pipeline(*units)
+    base = OpenScope(OpenScope(None, flow, None, 0.0), None, None, 0.0)
+    branch = Branch(terms_of(flow, **terms), Store(inputs), base)
+    branch.agenda.extend((unit, None) for unit in reversed(units))
+    return branch
+
+
+def agenda(branch):
+    """The names of what is on the agenda, the next thing first; of a scope that is to be closed, with a slash."""
+    return [
+        f"/{unit.unit.name}" if isinstance(unit, OpenScope) else getattr(unit, "name", type(unit).__name__)
+        for unit, _ in reversed(branch.agenda)
+    ]
+
+
+def followed(branch):
+    """Evaluate a branch; return what it ended with, and what was called with the agenda as it was then."""
+    walk, answer, seen = evaluate(branch), None, []
+    while True:
+        try:
+            request = walk.send(answer)
+        except StopIteration as end:
+            return end.value, seen
+        if isinstance(request, tuple) and not isinstance(request[0], Chore):
+            seen.append((request[0].name, agenda(branch)))
+        answer = performed(request)
+
+
+# -- the agenda
+
+
+def test_the_agenda_is_what_is_left_to_do():
+    """The steps of the open stage, the scopes that are to be closed, the units behind them."""
+    inner = Stage("s", [step([], "a"), step([], "b")])
+    error, seen = followed(branch_of(pipeline(inner, one([], "c"), name="p"), one([], "d")))
+    assert error is None
+    assert seen == [
+        ("a", ["b", "/s", "c", "/p", "d"]),
+        ("b", ["/s", "c", "/p", "d"]),
+        ("c", ["/c", "/p", "d"]),
+        ("d", ["/d"]),
+    ]
+
+
+def test_what_is_inserted_goes_on_top():
+    """Of an action, actions at once, and the rest when its stage closes: so order is depth first."""
+    inserts = step([], "a", lambda: [step([], "now"), one([], "next"), pipeline(one([], "then"), name="p")])
+    branch = branch_of(Stage("s", [inserts, step([], "b")]), one([], "end"))
+    _, seen = followed(branch)
+    assert seen == [
+        ("a", ["b", "/s", "end"]),
+        ("now", ["b", "/s", "end"]),
+        ("b", ["/s", "end"]),
+        ("next", ["/next", "p", "end"]),
+        ("then", ["/then", "/p", "end"]),
+        ("end", ["/end"]),
+    ]
+
+
+def test_a_stream_is_on_the_agenda_below_what_it_gives():
+    """It is pulled again when that has run."""
+    gives = step([], "a", lambda: stream(one([], name) for name in "xy"))
+    _, seen = followed(branch_of(Stage("s", [gives]), one([], "end")))
+    assert [(name, left[1:]) for name, left in seen[1:]] == [
+        ("x", ["OpenStream", "end"]), ("y", ["OpenStream", "end"]), ("end", []),
+    ]  # fmt: skip
+
+
+def loops(make, times):
+    """An action whose stage, or pipeline, comes again so many times."""
+    left = iter(range(times))
+    unit = None
+
+    def body():
+        return unit if next(left, None) is not None else None
+
+    unit = make(action(name="a")(body))
+    return unit
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda act: Stage("s", [act]),
+        lambda act: pipeline(Stage("s", [act])),
+        lambda act: pipeline(Stage("s", [act]), name="p", use_stages=[swallow], use_actions=[swallow]),
+        lambda act: act,
+    ],
+    ids=["stage", "pipeline", "pipeline with options", "action"],
+)
+def test_what_returns_itself_is_a_loop_in_constant_memory(make):
+    """The agenda forgets what has run, and so do the scopes."""
+    branch = branch_of(loops(make, 100), one([], "end"), history=0)
+    error, seen = followed(branch)
+    assert error is None
+    assert len(seen) == 102
+    assert max(len(left) for _, left in seen[50:]) <= max(len(left) for _, left in seen[:3])
+
+
+@pytest.mark.parametrize("waiting", [0, 1000])
+def test_inserting_costs_what_is_inserted_whatever_else_is_waiting(waiting):
+    """What waits is not touched."""
+    branch = branch_of(one([], "s", lambda: one([], "t")), *[one([], f"n{n}") for n in range(waiting)])
+    below = list(branch.agenda[:waiting])
+    walk = evaluate(branch)
+    answer = performed(walk.send(None))
+    assert walk.send(answer)[0].name == "t"
+    assert all(one is other for one, other in zip(branch.agenda, below, strict=False))
+
+
+# -- failures
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), Suspend("waits"), Bail("done"), KeyboardInterrupt()], ids=repr)
+def test_a_failure_or_signal_closes_scopes_from_the_inside_out(error):
+    """What is left inside is dropped, and what is left behind it."""
+    log = []
+    inner = Stage("s", [failing(log, "a", error), step(log, "b")], use=[around(log, "stage")])
+    branch = branch_of(pipeline(inner, one(log, "c"), name="p", use=[around(log, "pipeline")]), one(log, "d"))
+    assert perform(evaluate(branch)) is error
+    assert log == ["+pipeline", "+stage", "a", "-stage", "-pipeline"]
+    assert (branch.agenda, branch.scope) == ([], branch.base)
+
+
+def test_what_comes_behind_the_scope_that_recovers_runs():
+    """Inside, nothing more."""
+    log = []
+    failed = Stage("s", [failing(log, "a", ValueError()), step(log, "b")])
+    branch = branch_of(pipeline(failed, one(log, "c"), name="p", use=[swallow]), one(log, "d"))
+    assert perform(evaluate(branch)) is None
+    assert log == ["a", "d"]
+
+
+def test_another_attempt_fills_the_scope_anew():
+    """What the failed one inserted and recorded is forgotten."""
+    log = []
+
+    def fails_once():
+        log.append("fails")
+        if log.count("fails") == 1:
+            raise ValueError
+
+    inserts = one(log, "a", lambda: one(log, f"inserted {log.count('a')}"))
+    branch = branch_of(pipeline(inserts, action(name="b")(fails_once), name="p", use=[again(2)]))
+    assert perform(evaluate(branch)) is None
+    assert log == ["a", "inserted 1", "fails", "a", "inserted 2", "fails"]
+    assert [record.name for record in branch.records.kept] == ["a", "inserted 2", "b"]
+
+
+def test_a_stream_that_is_not_pulled_any_more_is_closed():
+    """Before the scopes around it are."""
+    log = []
+
+    def units():
+        try:
+            yield failing(log, "fails", ValueError("no"))
+        finally:
+            log.append("closed")
+
+    unit = pipeline(one(log, "a", lambda: stream(units())), name="p", use=[around(log, "p")])
+    assert str(perform(evaluate(branch_of(unit)))) == "no"
+    assert log == ["+p", "a", "fails", "closed", "-p"]
+
+
+def test_what_code_of_others_raises_is_a_failure_like_any_other():
+    """Here it is the clock. Nothing leaves the evaluation as an exception, least of all a `StopIteration`."""
+    log = []
+    flow = Stage("s", [step(log, "a"), step(log, "b")], use=[around(log, "m")])
+    run, walk = evaluation(flow, clock=Odd(StopIteration("no"), at=6))
+    perform(walk)
+    assert (run.status, str(run.error)) == ("failed", "no")
+    assert (log[0], log[-1]) == ("+m", "-m")
+
+
+class Odd:
+    """A clock that raises once: whatever code of others the evaluation calls may."""
+
+    def __init__(self, error, at):
+        self.error, self.at, self.read = error, at, 0
+
+    def __call__(self):
+        self.read += 1
+        if self.read == self.at:
+            raise self.error
+        return float(self.read)
+
+
+def test_a_group_is_one_request():
+    """Each of its branches is an evaluation of its own, over a fork of the store."""
+    run, walk = evaluation(parallel(step([], "a", 1), step([], "b", 2), limit=1), {"k": 0})
+    fork = next(walk)
+    assert isinstance(fork, Fork)
+    assert ([branch.begun for branch in fork.branches], fork.limit) == ([False, False], 1)
+    assert [next(evaluate(branch))[0].name for branch in fork.branches] == ["a", "b"]
+    walk.close()
+
+
+def recording(journal=None):
+    """A recorder of a journal in which the run has begun."""
+    journal = journal or MemoryJournal()
+    journal.create("run-1", "pipeline", journal.codec.encode({}, "inputs"), ())
+    return Recorder(journal, "run-1", lambda function: "code")
+
+
+def test_a_group_whose_beginning_cannot_be_written_does_not_begin():
+    """The journal has failed, and so has the run."""
+    log, full = [], OSError("disk full")
+    run, walk = evaluation(parallel(step(log, "a"), step(log, "b")), recorder=recording())
+    assert isinstance(next(walk), Save)
+    with pytest.raises(StopIteration):
+        walk.send(Raised(full))
+    assert (run.status, run.error, log) == ("failed", full, [])
+
+
+def test_what_a_group_came_to_must_be_writable_too():
+    """Each of its branches is; what they are merged into is not."""
+    group = parallel(
+        *(step([], name, 1, returns="k") for name in "ab"), merge={"k": lambda one, other: Lock()}, limit=1
+    )
+    recorder = recording()
+    run, walk = evaluation(group, recorder=recorder)
+    perform(walk)
+    assert (run.status, type(run.error), dict(run.store)) == ("failed", SerializationError, {})
+    *_, row = recorder.journal.history("run-1")
+    assert (row.kind, row.status) == ("group", "failed")
+
+
+def test_the_attempts_of_an_atomic_scope_are_not_dropped_from_the_journal_either():
+    """None of its rows has got there."""
+    log = []
+    flow = Stage("s", [step(log, "first"), flaky(log, "fails", 1)], use=[atomic, again(2)])
+    recorder = recording()
+    run, walk = evaluation(flow, recorder=recorder)
+    requests = []
+    perform(walk, requests)
+    assert (log, run.status) == (["first", "fails", "first", "fails"], "completed")
+    (saved,) = [request for request in requests if isinstance(request, Save)]
+    assert saved.write == recorder.journal.write
+    assert [row.action or row.stage for row in recorder.journal.history("run-1")] == ["first", "fails", "s"]
+
+
+def test_a_stream_must_not_give_what_nothing_can_supply():
+    """It is checked as it is pulled, like what an action inserts."""
+    gives = step([], "a", lambda: stream([Stage("s", [wants("nowhere")])]))
+    error = perform(evaluate(branch_of(Stage("t", [gives]))))
+    assert isinstance(error, WiringError)
+    assert "nowhere" in str(error)
+
+
+def test_an_argument_of_the_wrong_type_is_the_failure_of_its_action():
+    """The function is not called."""
+
+    @action
+    def reads(n: Annotated[int, Key("n", int)]):
+        raise AssertionError
+
+    run, walk = evaluation(reads, {"n": "text"})
+    perform(walk)
+    assert (run.status, type(run.error)) == ("failed", StoreTypeError)
+
+
+def test_an_interrupt_in_the_rehearsal_of_a_group_that_had_ended_is_the_end_of_it():
+    """It comes while the stream in one of its branches is pulled again."""
+    gives = step([], "a")
+    group = parallel(gives, name="g")
+    stage = one([], "a")
+    inside = {
+        0: StageRecord("a", stage, Status.COMPLETED, 1.0, 1.0, number=0, end=2),
+        1: ActionRecord("a", gives, Status.COMPLETED, 1.0, 1.0, number=1, inserted=(stream(list),)),
+    }
+    then = Outcome("g", group, Status.COMPLETED, 1.0, 1.0, number=0, end=1, branches=1)
+    history = {ROOT: {0: then}, branch_id("0.0", 0): inside}
+    rehearsal = Rehearsal(history, pipeline=pipeline(group), code=None)
+    run, walk = evaluation(group, past=rehearsal)
+    schedule = Schedule(next(walk), count(1), evaluate)
+    interrupt = KeyboardInterrupt()
+    (pulling,) = schedule.begin
+    schedule.begin.clear()
+    schedule.interrupt(interrupt)
+    schedule.deliver(pulling.ticket, Raised(Cancelled("withdrawn")))
+    with pytest.raises(StopIteration):
+        walk.send(schedule.over)
+    assert run.error is interrupt
+
+
+# -- what had been done before the run was resumed
+
+
+def steps(*outcomes):
+    """The history of a run with these steps, in their order."""
+    return {ROOT: dict(enumerate(outcomes))}
+
+
+def did(act, value, number, **more):
+    """The outcome of an action that had returned this."""
+    writes = Delta({act.name: value}, [], {})
+    return ActionRecord(act.name, act, Status.COMPLETED, 1.0, 1.0, number=number, writes=writes, result=value, **more)
+
+
+def test_a_step_that_had_ended_is_restored_instead_of_performed():
+    """Its outcome takes effect as if it were new: writes, result, insertions, records."""
+    log = []
+    act, inserted = step(log, "a", 0), one(log, "inserted", 3)
+    stage = Stage("s", [act])
+    then = StageRecord("s", stage, Status.COMPLETED, 1.0, 2.0, number=0, end=2, attempts=2)
+    past = History(steps(then, did(act, 1, 1, inserted=(inserted,))))
+    run, walk = evaluation(pipeline(stage, one(log, "after", 4)), past=past)
+    requests = []
+    perform(walk, requests)
+    assert [request[0].name for request in requests] == log == ["inserted", "after"]
+    assert (run["a"], run.result, run.status) == (1, 4, "completed")
+    assert statuses(run) == [("s", "completed"), ("inserted", "completed"), ("after", "completed")]
+    record = run.stages[0]
+    assert (record.restored, record.started, record.attempts, record.actions[0].restored) == (True, 1.0, 2, True)
+    assert (record.actions[0].action, record.stage) == (act, stage)
+
+
+def test_a_stage_that_had_not_ended_runs_on():
+    """What it had done is restored, and the rest performed."""
+    log = []
+    first, second = step(log, "a", 0), step(log, "b", 2)
+    run, walk = evaluation(Stage("s", [first, second]), past=History({ROOT: {1: did(first, 1, 1)}}))
+    perform(walk)
+    assert (log, run["a"], run["b"]) == (["b"], 1, 2)
+    assert [record.restored for record in run.stages[0].actions] == [True, False]
+    assert not run.stages[0].restored
+
+
+def test_a_step_that_had_failed_is_performed_again():
+    """Its failure counts only where something around it has recovered from it."""
+    log = []
+    act = step(log, "a", 2)
+    failed = ActionRecord("a", act, Status.FAILED, 1.0, 1.0, number=1, error=ValueError("then"))
+    run, walk = evaluation(Stage("s", [act]), past=History({ROOT: {1: failed}}))
+    perform(walk)
+    assert (log, run["a"], run.status) == (["a"], 2, "completed")
+    log.clear()
+    recovered = StageRecord("s", None, Status.FAILED, 1.0, 1.0, number=0, end=2, error=failed.error, recovered=True)
+    stage = Stage("s", [act])
+    run, walk = evaluation(stage, past=History(steps(recovered._replace(unit=stage), failed)))
+    perform(walk)
+    assert (log, run.status, statuses(run)) == ([], "completed", [("s", "failed")])
+    assert "a" not in run.store
+
+
+def test_a_history_that_goes_on_where_the_definition_ends_is_an_error():
+    """What had completed is gone."""
+    act = step([], "a", 0)
+    stage = Stage("s", [act])
+    then = StageRecord("s", stage, Status.COMPLETED, 1.0, 2.0, number=0, end=2)
+    history = steps(then, did(act, 1, 1), then._replace(name="t", number=2, end=3))
+    run, walk = evaluation(stage, past=History(history))
+    perform(walk)
+    assert isinstance(run.error, CodeChangedError)
+    assert "the run ends where it had stage 't'" in str(run.error)
+
+
+GIVES = stream(list)
+REST = {
+    "an action": (Stage("s", [step([], "a"), step([], "b")]), {}),
+    "a stage in layers": (pipeline(Stage("s", [step([], "a")]), Stage("t", [step([], "b")], use=[swallow])), {}),
+    "a group": (pipeline(Stage("s", [step([], "a")]), parallel(step([], "b"))), {}),
+    "a stream": (Stage("s", [step([], "a")]), {"inserted": (GIVES,)}),
+    "a stream that was begun in the rehearsal": (Stage("s", [step([], "a")]), {"inserted": (GIVES,)}),
+}
+
+
+@pytest.mark.parametrize("title", REST)
+def test_a_branch_whose_group_has_ended_while_it_waited_begins_nothing(title):
+    """It had restored what it had done; another one then turned out not to be what it was."""
+    unit, more = REST[title]
+    stage = unit if isinstance(unit, Stage) else unit.units[0]
+    (act, *others) = stage
+    mine = {1: did(act, 1, 1, **more)}
+    if not others:
+        mine[0] = StageRecord("s", stage, Status.COMPLETED, 1.0, 1.0, number=0, end=2)
+    gone = StageRecord("gone", stage, Status.COMPLETED, 1.0, 1.0, number=0, end=1)
+    group = parallel(unit, one([], "other"))
+    first, second = (branch_id("0.0", index) for index in range(2))
+    began = Outcome(group.name, group, Status.RUNNING, 1.0, 0.0, number=0, branches=2)
+    streams = {(first, 0): OpenStream(GIVES, iter([]))} if "rehearsal" in title else {}
+    past = History({ROOT: {0: began}, first: mine, second: {0: gone}}, streams=streams)
+    run, walk = evaluation(group, past=past)
+    requests = []
+    ended = side_by_side(next(walk), requests)
+    with pytest.raises(StopIteration):
+        walk.send(ended)
+    assert requests == []
+    assert isinstance(run.error, CodeChangedError)
+
+
+# -- interrupts are answers
+
+
+@pytest.mark.parametrize("use", [[], [swallow]], ids=["alone", "in a layer"])
+def test_an_interrupt_is_the_failure_of_the_action_that_was_asked_for(use):
+    """It takes the way of any failure; a layer that recovers failures does not recover this one."""
+    run, walk = evaluation(Stage("s", [step([], "a", use=use), step([], "b")]))
+    next(walk)
+    with pytest.raises(StopIteration):
+        walk.send(Raised(KeyboardInterrupt()))
+    assert (run.status, statuses(run), actions_run(run)) == ("cancelled", [("s", "cancelled")], [])
+    assert [record.status for record in run.stages[0].actions] == ["cancelled"]
+
+
+# -- records
+
+
+def test_records_are_forgotten_in_one_go():
+    """Whenever twice as many are there as are to be kept; in the end, the last so many are kept."""
+    records = Records(2)
+    for number in range(7):
+        records.add(number)
+    assert (records.kept, records.forgotten, len(records)) == ([3, 4, 5, 6], 3, 7)
+    assert records.last() == [5, 6]
+
+
+def test_records_of_a_branch_are_added_to_those_of_its_parent():
+    """Forgotten ones count, too."""
+    records, of_branch = Records(1), Records(1)
+    records.add("a")
+    for number in range(3):
+        of_branch.add(number)
+    records.adopt(of_branch)
+    assert (records.last(), len(records)) == ([2], 4)
+
+
+@pytest.mark.parametrize(("count", "kept", "forgotten"), [(6, [4, 5], 4), (5, [4], 4), (4, [], 4), (2, [], 2)])
+def test_records_of_a_failed_attempt_are_cut_off(count, kept, forgotten):
+    """Forgotten ones as well, as far as they came after it had begun."""
+    records = Records(None)
+    records.kept, records.forgotten = [4, 5], 4
+    records.cut(count)
+    assert (records.kept, records.forgotten, len(records)) == (kept, forgotten, count)
+    assert records.last() == kept
+
+
+# -- the short ways: of plain actions, with layers or without, and of what is around them
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An action, with what it reads, what comes of it, and the layers around it."""
+
+    reads: str
+    result: str
+    options: str
+    fails: int
+    use: tuple
+
+
+class Later:
+    """Something that can be awaited, and need not be."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __await__(self):
+        return self.value
+        yield
+
+
+def written(ctx):
+    """What an action does with its context, and reads of it."""
+    ctx.store["w"] = "by context"
+    ctx.insert(one([], "by context"))
+    return ctx.store.get("given")
+
+
+READS = {
+    "nothing": lambda body: lambda: body(None),
+    "an input": lambda body: lambda given: body(given),
+    "a default": lambda body: lambda missing=7: body(missing),
+    "what was written": lambda body: lambda w=0: body(w),
+    "the context": lambda body: lambda ctx: body(written(ctx)),
+    "by keyword": lambda body: lambda *, given: body(given),
+}
+RESULTS = {
+    "none": lambda read: None,
+    "number": lambda read: read,
+    "list": lambda read: [1],
+    "pair": lambda read: (1, 2),
+    "dict": lambda read: {"k": read},
+    "stage": lambda read: one([], "inserted"),
+    "action": lambda read: step([], "inserted action", 3),
+    "generator": lambda read: (one([], name) for name in "xy"),
+    "awaitable": Later,
+    "odd": lambda read: object,
+    "bail": lambda read: done(),
+}
+OPTIONS = {
+    "usual": {},
+    "other key": {"returns": "w"},
+    "no key": {"returns": None},
+    "collected": {"collect": "collected"},
+    "two keys": {"returns": ("left", "right")},
+}
+
+
+def done():
+    raise Bail("done")
+
+
+def writes(call):
+    call.store["w"] = f"before {call.name}"
+    yield
+    call.store.append("collected", f"after {call.name}")
+
+
+def gives(call):
+    yield {"given": "given by a layer", "missing": "not missing"}
+
+
+def replaces(call):
+    yield
+    call.outcome = "replaced"
+
+
+def skips(call):
+    return
+    yield
+
+
+def supplies(call):
+    call.outcome = "supplied"
+    return
+    yield
+
+
+def supplies_later(call):
+    call.outcome = Later("supplied later")
+    return
+    yield
+
+
+def inserts(call):
+    if not call.name.startswith("by"):  # what is inserted has the same layers
+        call.insert(one([], f"by {call.name}"))
+    yield
+
+
+def breaks(call):
+    yield
+    raise LookupError("broken")
+
+
+LAYERS = {
+    "swallow": swallow, "again": again(2), "writes": writes, "gives": gives, "replaces": replaces, "skips": skips,
+    "supplies": supplies, "supplies later": supplies_later, "inserts": inserts, "breaks": breaks,
+}  # fmt: skip
+KINDS = st.sampled_from(["swallow", "again", "writes", "gives", "again", *LAYERS])
+PLANS = st.builds(
+    Plan,
+    reads=st.sampled_from([*READS]),
+    result=st.sampled_from(["none", "number", "number", "dict", *RESULTS]),
+    options=st.sampled_from(["usual", "usual", *OPTIONS]),
+    fails=st.sampled_from([0, 0, 0, 0, 1, 2]),
+    use=st.lists(KINDS, max_size=2).map(tuple),
+)
+SOME_LAYERS = st.one_of(st.just(()), st.just(()), st.lists(KINDS, max_size=2).map(tuple))
+
+
+def planned(plan, name, log):
+    """The action that does this."""
+
+    def body(read):
+        log.append((name, read))
+        if log.count((name, read)) <= plan.fails:
+            raise ValueError(name)
+        return RESULTS[plan.result](read)
+
+    use = [noted(log, kind, name) for kind in plan.use]
+    return action(name=name, use=use, **OPTIONS[plan.options])(READS[plan.reads](body))
+
+
+def noted(log, kind, name):
+    """A layer of this kind that notes what it sees, and passes on all the rest."""
+
+    def layer(call):
+        log.append((f"+{kind}", name, call.name, call.attempt))
+        inner = LAYERS[kind](call)
+        send, value = inner.send, None
+        while True:
+            try:
+                item = send(value)
+            except StopIteration:
+                break
+            try:
+                value, send = (yield item), inner.send
+                log.append((f"-{kind}", name, seen(value)))
+            except Exception as error:
+                log.append((f"!{kind}", name, repr(error)))
+                value, send = error, inner.throw
+
+    return layer
+
+
+def seen(value):
+    """A value as it can be compared with that of another run."""
+    return getattr(value, "name", type(value)) if type(value) not in (int, str, list, tuple, dict) else value
+
+
+def came_to(plans, layers, listens):
+    """What a run of these comes to; `listens` makes every action take the long way."""
+    log = []
+    acts = [planned(plan, f"a{n}", log) for n, plan in enumerate(plans)]
+    use, use_actions, use_stages = ([noted(log, kind, "of the rest") for kind in each] for each in layers)
+    flow = pipeline(
+        Stage("s", acts[:2], use=use, use_actions=use_actions), Stage("t", acts[2:], data={"w": "data"}),
+        use_stages=use_stages,
+    )  # fmt: skip
+    run, walk = evaluation(flow, {"given": 1}, notify=(lambda event: None) if listens else None)
+    requests = []
+    perform(walk, requests)
+    records = [without_times(record) for record in run.stages]
+    asked = [
+        (request[0].name, [seen(value) for value in request[1]], request[2] or {})
+        if isinstance(request, tuple)
+        else type(request)
+        for request in requests
+        if not (isinstance(request, tuple) and isinstance(request[0], Chore))
+    ]
+    store = {key: list(value) if isinstance(value, list) else value for key, value in run.store.items()}
+    store = {key: seen(value) for key, value in store.items()}
+    return log, str(run.status), repr(run.error), store, seen(run.result), records, asked
+
+
+def without_times(record):
+    """All that a record says of a stage, or of an action, except for when it was."""
+    inserted = [unit.name for unit in record.inserted]
+    actions = [without_times(each) for each in record.actions]
+    changed = record._replace(
+        started=0.0, elapsed=0.0, unit=None, inserted=inserted, actions=actions, error=repr(record.error)
+    )
+    return tuple(changed)
+
+
+@settings(
+    max_examples=3000 if os.environ.get("FLOWDECO_NIGHTLY") else 150,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(plans=st.lists(PLANS, min_size=1, max_size=4), layers=st.tuples(SOME_LAYERS, SOME_LAYERS, SOME_LAYERS))
+def test_the_short_ways_come_to_what_the_long_one_comes_to(plans, layers):
+    """Of any plain actions, in any layers: requests, calls, what layers see, store, result, records, status."""
+    assert came_to(plans, layers, listens=False) == came_to(plans, layers, listens=True)

@@ -1,0 +1,589 @@
+"""What a run had done before it is resumed: asked step by step, rehearsed first, and left behind in memory."""
+
+from contextlib import suppress
+
+import durable_units as du
+import pytest
+from durable_units import BROKEN, CALLS, ENTERED
+from support import flaky, statuses, step
+
+from flowdeco import Stage, Store, action, parallel, pipeline, stage, stream
+from flowdeco.durable import MemoryJournal
+from flowdeco.engine.outcome import ActionRecord, Outcome, StageRecord, Status, branch_id
+from flowdeco.engine.recorder import Recorded
+from flowdeco.engine.replay import History, Left, Log, Rehearsal, in_memory
+from flowdeco.errors import CodeChangedError, DefinitionError
+from flowdeco.middleware import recover
+from flowdeco.model.steps import step_of
+
+
+@pytest.fixture(autouse=True)
+def nothing_noted():
+    """Every test begins without calls, and with everything in order."""
+    du.clear()
+    ENTERED.clear()
+
+
+A, B = step([], "a"), step([], "b")
+S, T = Stage("s", [A, B]), Stage("t", [A])
+GROUP = parallel(S, T, name="g")
+INNER = branch_id("0.5", 0)
+
+
+def did(number, unit, status=Status.COMPLETED, **more):
+    """What a step came to."""
+    kind = {type(A): ActionRecord, Stage: StageRecord}.get(type(unit), Outcome)
+    return kind(unit.name, unit, status, 1.0, 1.0, number=number, **more)
+
+
+def steps(*outcomes, branch="0"):
+    """The history of a branch."""
+    return {branch: {outcome.number: outcome for outcome in outcomes}}
+
+
+# Stage s with both actions, then t, which has failed in its only one; then a group, that had begun
+HISTORY = steps(
+    did(0, S, end=3), did(1, A), did(2, B), did(3, T, Status.FAILED), did(4, A, Status.FAILED),
+    did(5, GROUP, Status.RUNNING, branches=2),
+) | steps(did(0, S, end=2), did(1, A), branch=INNER)  # fmt: skip
+
+
+# -- asked step by step
+
+
+def test_a_step_is_known_by_its_place():
+    """What it came to is given once; a step that had not begun came to nothing."""
+    history = History(HISTORY)
+    assert history.recall("0", 0, S, None, sealed=False) is HISTORY["0"][0]
+    assert history.recall("0", 1, step_of(A), S, sealed=True) is HISTORY["0"][1]
+    assert history.recall("0", 0, S, None, sealed=False) is None
+    assert history.recall("elsewhere", 0, S, None, sealed=False) is None
+
+
+def test_a_branch_remains_until_all_of_it_is_recalled():
+    """Then there is nothing more to restore."""
+    history = History(steps(did(0, S, Status.FAILED), did(1, A)))
+    assert history.remains("0")
+    assert not history.remains("elsewhere")
+    history.recall("0", 0, S, None, sealed=False)
+    assert history.remains("0")
+    history.recall("0", 1, step_of(A), S, sealed=False)
+    assert not history.remains("0")
+
+
+@pytest.mark.parametrize(
+    ("number", "unit", "scope", "change"),
+    [
+        (0, T, None, "stage 't' comes where the run had stage 's'"),
+        (1, step_of(B), S, "action s/b comes where the run had s/a"),
+        (0, pipeline(S, name="s"), None, "pipeline 's' comes where the run had stage 's'"),
+        (0, GROUP, None, "parallel group 'g' comes where the run had stage 's'"),
+    ],
+)
+def test_another_step_than_the_run_had_is_an_error(number, unit, scope, change):
+    """Of another name, or of another kind."""
+    with pytest.raises(CodeChangedError) as changed:
+        History(HISTORY).recall("0", number, unit, scope, sealed=False)
+    assert changed.value.changes == (f"{change}: what a stream gives must be the same every time",)
+
+
+def test_another_number_of_branches_is_an_error():
+    """They are told apart by their places."""
+    with pytest.raises(CodeChangedError, match="parallel group 'g' comes where the run had parallel group 'g'"):
+        History(steps(did(0, GROUP, branches=3))).recall("0", 0, GROUP, None, sealed=False)
+
+
+def test_a_step_that_is_new_in_what_has_ended_is_an_error():
+    """It would never run."""
+    with pytest.raises(CodeChangedError, match="stage 't' is new, and what is around it has completed"):
+        History(HISTORY).recall("0", 9, T, None, sealed=True)
+
+
+def test_another_step_may_come_where_nothing_has_ended():
+    """What had begun there is forgotten; what has ended inside, or behind, speaks against it."""
+    begun = did(0, GROUP, Status.RUNNING, branches=2)
+    inside = branch_id("0.0", 0)
+    history = History(steps(begun, did(1, S, Status.FAILED)))
+    assert history.recall("0", 0, T, None, sealed=False) is None
+    assert history.steps == {}
+    deeper = steps(did(0, S, Status.FAILED), did(2, GROUP, Status.RUNNING, branches=2), branch=inside)
+    deeper |= steps(did(0, S), branch=branch_id(f"{inside}.2", 1))
+    for more in (steps(did(0, S), branch=inside), steps(begun, did(1, S, end=2)), deeper):
+        with pytest.raises(CodeChangedError, match="stage 't' comes where the run had parallel group 'g'"):
+            History({**steps(begun), **more}).recall("0", 0, T, None, sealed=False)
+
+
+def test_with_a_group_in_whose_place_another_step_comes_its_branches_are_forgotten():
+    """Or another group there would find them."""
+    begun = did(0, GROUP, Status.RUNNING, branches=2)
+    history = History({**steps(begun), **steps(did(0, S, Status.FAILED), branch=branch_id("0.0", 0))})
+    assert history.recall("0", 0, T, None, sealed=False) is None
+    assert history.steps == {}
+
+
+def test_an_unfinished_stage_is_known_by_its_actions():
+    """In a journal, it has no row before it has ended; each action knows its stage."""
+    history = steps(did(1, A)._replace(unit=Recorded("action", "s")))
+    assert History(history).recall("0", 0, S, None, sealed=False) is None
+    with pytest.raises(CodeChangedError, match="pipeline 'p' comes where the run had stage 's'"):
+        History(history).recall("0", 0, pipeline(S, name="p"), None, sealed=False)
+    with pytest.raises(CodeChangedError, match="stage 't' comes where the run had stage 's'"):
+        History(history).recall("0", 0, T, None, sealed=False)
+    failed = History(steps(history["0"][1]._replace(status=Status.FAILED)))
+    assert failed.recall("0", 0, T, None, sealed=False) is None
+    assert failed.steps == {}
+
+
+@pytest.mark.parametrize(
+    ("branch", "number", "unit", "scope", "expected"),
+    [
+        ("0", 3, S, None, None),
+        ("0", 2, S, None, "action s/b has completed, and is gone"),
+        ("0", 4, S, None, "stage 's' has completed, and ends elsewhere"),
+    ],
+)
+def test_a_scope_must_end_where_it_had_ended(branch, number, unit, scope, expected):
+    """With a step less, or one more, it is another one."""
+    history = History(steps(did(0, S, end=3), did(1, A), did(2, B)))
+    then = history.recall(branch, 0, unit, scope, sealed=False)
+    changed = history.confirm(branch, then, unit, number)
+    assert (changed is None) == (expected is None)
+    assert expected is None or expected in str(changed)
+
+
+def test_a_run_must_not_end_before_its_history():
+    """Of what had ended well the first scope is named; what had failed may be gone."""
+    assert "the run ends where it had stage 's'" in str(History(HISTORY).ended("0"))
+    assert "a branch ends where it had stage 's'" in str(History(HISTORY).ended(INNER))
+    assert "the run ends where it had action /a" in str(History(steps(did(1, A))).ended("0"))
+    assert History(steps(did(0, T, Status.FAILED))).ended("0") is None
+    assert History({}).ended("0") is None
+
+
+def test_what_another_attempt_drops_is_forgotten():
+    """From these numbers on; and a branch that is empty is gone."""
+    history = History(HISTORY)
+    history.forget({"0": 4, INNER: 0, "elsewhere": 0})
+    assert {branch: list(mine) for branch, mine in history.steps.items()} == {"0": [0, 1, 2, 3]}
+    assert set(HISTORY) == {"0", INNER}
+
+
+def test_with_a_step_the_branches_of_groups_behind_it_are_forgotten():
+    """However deep: they are known by the places of their groups."""
+    innermost = branch_id(f"{INNER}.2", 0)
+    inner = steps(did(2, parallel(S, name="h"), branches=1), branch=INNER)
+    history = History({**HISTORY, **inner, **steps(did(0, S), branch=innermost), **steps(did(0, S), branch="other")})
+    history.drop_from("0", 5)
+    assert {branch: list(mine) for branch, mine in history.steps.items()} == {"0": [0, 1, 2, 3, 4], "other": [0]}
+
+
+# -- streams
+
+
+def test_a_stream_that_is_used_up_cannot_be_begun_again():
+    """The rehearsal says so; a function can be called again."""
+    history = History(HISTORY)
+    history.rehearses = True
+    used_up = history.begun_stream("0", stream(iter([S])), "s/a", sealed=False)
+    assert isinstance(used_up, DefinitionError)
+    assert "inserted by s/a is used up" in str(used_up)
+    assert history.begun_stream("0", stream(lambda: [S]), "s/a", sealed=False) is None
+
+
+def test_a_stream_that_was_begun_in_the_rehearsal_is_the_run_s():
+    """In the same place of the same branch; the others are begun anew."""
+    rehearsal = History(HISTORY)
+    rehearsal.rehearses = True
+    one, other = stream(lambda: [S]), stream(lambda: [T])
+    for each in (one, other):
+        assert rehearsal.begun_stream("0", each, "s/a", sealed=False) is None
+        rehearsal.keep_stream("0", each)
+    history = History(HISTORY, streams=rehearsal.streams)
+    assert history.begun_stream(INNER, one, "s/a", sealed=False) is None
+    history.keep_stream(INNER, one)
+    assert history.begun_stream("0", one, "s/a", sealed=False) is one
+    assert history.streams == {("0", 1): other}
+
+
+def test_the_rehearsal_ends_where_a_stream_would_give_what_has_not_run():
+    """But not within what has ended: there, it has to give what it gave."""
+    history = History({})
+    history.check_pull("0", sealed=False)
+    history.rehearses = True
+    history.check_pull("0", sealed=True)
+    with pytest.raises(type(history.end)) as ended:
+        history.check_pull("0", sealed=False)
+    assert ended.value is history.end
+
+
+# -- rehearsed
+
+
+def rehearsed(history, *taken, confirmed=(), **options):
+    """A rehearsal of this history in which these steps were met; `confirmed` are the scopes that ended as they had."""
+    rehearsal = Rehearsal(history, pipeline=pipeline(S, T), code=None, **options)
+    for branch, number in taken:
+        rehearsal.taken.add((branch, number))
+    for branch, number in confirmed:
+        rehearsal.taken.add((branch, number))
+    return rehearsal
+
+
+def test_where_all_of_it_holds_nothing_is_cut_and_nothing_reopened():
+    """What had not ended is kept as well: that it had begun is known from it."""
+    rehearsal = rehearsed(HISTORY, ("0", 0), ("0", 1), ("0", 2), (INNER, 0), (INNER, 1))
+    assert rehearsal.held() == HISTORY
+    assert (rehearsal.cuts(), rehearsal.reopened()) == ({}, [])
+
+
+def test_what_was_not_met_is_cut_off():
+    """In each branch that has lost something, from behind the last step that holds; scopes around that are open again."""
+    rehearsal = rehearsed(HISTORY, ("0", 1))
+    assert rehearsal.cuts() == {"0": 2, INNER: 0}
+    reopened = HISTORY["0"][0]._replace(status=Status.RUNNING)
+    assert rehearsal.held() == {"0": {0: reopened, 1: HISTORY["0"][1]}}
+    assert rehearsal.reopened() == [("0", reopened)]
+
+
+def test_what_had_begun_and_is_gone_is_cut_off_too():
+    """In the journal as well: else it would be met again, behind what came in its place."""
+    history = steps(did(0, S, Status.FAILED), did(1, A), did(2, B, Status.FAILED))
+    rehearsal = rehearsed(history, ("0", 1))
+    assert rehearsal.recall("0", 2, T, None, sealed=False) is None
+    assert (rehearsal.changes, rehearsal.cuts(), list(rehearsal.held()["0"])) == ([], {"0": 2}, [0, 1])
+    rehearsal.drop_from("0", 7)
+    rehearsal.drop_from("elsewhere", 0)
+    assert rehearsal.cuts() == {"0": 2}
+
+
+def test_an_unfinished_scope_around_what_holds_is_kept():
+    """And one behind it is not."""
+    history = steps(did(0, S, Status.FAILED), did(1, A), did(2, B), did(3, T, Status.FAILED))
+    rehearsal = rehearsed(history, ("0", 1))
+    assert rehearsal.cuts() == {"0": 2}
+    assert list(rehearsal.held()["0"]) == [0, 1]
+    assert rehearsal.reopened() == []
+
+
+def test_a_rehearsal_ends_where_an_action_would_be_performed():
+    """One that had not begun, or not ended; in what has ended, all of it is met."""
+    rehearsal = rehearsed(HISTORY)
+    for number, unit in ((4, step_of(A)), (9, step_of(B))):
+        with pytest.raises(type(rehearsal.end)) as ended:
+            rehearsal.recall("0", number, unit, T, sealed=False)
+        assert ended.value is rehearsal.end
+    assert rehearsal.changes == []
+    again = rehearsed(HISTORY)
+    assert again.recall("0", 4, step_of(A), T, sealed=True) is HISTORY["0"][4]
+    assert again.taken == {("0", 4)}
+
+
+def test_a_change_is_noted_and_ends_the_rehearsal():
+    """From there on, the history does not hold."""
+    rehearsal = rehearsed(HISTORY)
+    rehearsal.taken.add(("0", 1))
+    with pytest.raises(type(rehearsal.end)):
+        rehearsal.recall("0", 0, T, None, sealed=False)
+    assert (rehearsal.changes, rehearsal.differs) == (["stage 't' comes where the run had stage 's'"], True)
+
+
+def test_of_another_pipeline_nothing_that_ran_is_there():
+    """It is told as such, unless something has been met, or has the same name."""
+    other = Stage("other", [A])
+    for of, taken, expected in (
+        (
+            pipeline(other),
+            set(),
+            "this looks like another pipeline: the run began with stage 's', this one begins with stage 'other'",
+        ),
+        (pipeline(other, parallel(T, name="x")), set(), "stage 'other' comes where the run had stage 's'"),
+        (pipeline(other), {("0", 1)}, "stage 'other' comes where the run had stage 's'"),
+    ):
+        rehearsal = Rehearsal(HISTORY, pipeline=of, code=None)
+        rehearsal.taken |= taken
+        with pytest.raises(type(rehearsal.end)):
+            rehearsal.recall("0", 0, other, None, sealed=False)
+        assert rehearsal.changes == [expected]
+
+
+def test_a_scope_that_ends_as_it_did_holds():
+    """One that does not, does not."""
+    rehearsal = rehearsed(HISTORY)
+    assert rehearsal.confirm("0", HISTORY["0"][0], S, 3) is None
+    assert rehearsal.taken == {("0", 0)}
+    assert rehearsal.confirm("0", HISTORY["0"][0], S, 7) is rehearsal.end
+    assert rehearsal.changes == ["stage 's' has completed, and ends elsewhere"]
+
+
+@stage
+def template(n):
+    step([], "a")
+
+
+@pytest.mark.parametrize("until", ["s[1]", "s", "t"])
+def test_a_fork_takes_the_history_up_to_a_stage(until):
+    """By its own name, or that of its template."""
+    made = template.named("s")(1) if hasattr(template, "named") else template(1)
+    name = {"s[1]": made.name, "s": "template", "t": "t"}[until]
+    rehearsal = rehearsed(steps(did(0, made, end=1)), until=name)
+    if until == "t":
+        assert rehearsal.recall("0", 0, made, None, sealed=False) is not None
+        assert (rehearsal.until, rehearsal.differs) == ("t", False)
+    else:
+        with pytest.raises(type(rehearsal.end)):
+            rehearsal.recall("0", 0, made, None, sealed=False)
+        assert (rehearsal.until, rehearsal.differs) == (None, True)
+
+
+def code(function):
+    """A fingerprint."""
+    return function.__name__
+
+
+def test_other_code_of_what_has_completed_is_a_change():
+    """In memory the functions are compared, and in a journal their fingerprints; of a failure, nothing is."""
+
+    def made(function):
+        return action(name="a")(function)
+
+    def one():
+        pass
+
+    def other():
+        pass
+
+    def same():
+        pass
+
+    same.__name__ = "one"
+    then = did(1, made(one), fingerprint="one")
+    for before in (then, then._replace(unit=Recorded("action", "s"))):
+        for function, changes in ((one, 0), (same, 0), (other, 1)):
+            rehearsal = Rehearsal(steps(before), pipeline=pipeline(S), code=code)
+            assert rehearsal.recall("0", 1, step_of(made(function)), S, sealed=False) is before
+            assert rehearsal.changes == ["action s/a has completed, with other code"] * changes
+            assert not rehearsal.differs
+    rehearsal = Rehearsal(steps(then), pipeline=pipeline(S), code=code, rerun=True)
+    with pytest.raises(type(rehearsal.end)):
+        rehearsal.recall("0", 1, step_of(made(other)), S, sealed=False)
+    assert (rehearsal.differs, rehearsal.taken) == (True, set())
+    failed = steps(then._replace(status=Status.FAILED))
+    rehearsal = Rehearsal(failed, pipeline=pipeline(S), code=code)
+    assert rehearsal.recall("0", 1, step_of(made(other)), S, sealed=True) is failed["0"][1]
+    assert rehearsal.changes == []
+
+
+# -- in memory
+
+
+def test_a_log_has_scopes_and_its_history_has_their_actions_as_well():
+    """Those of a scope that was never entered run again from its beginning."""
+    log = Log()
+    first, second = did(1, A), did(2, B)
+    log.of("0")[0] = did(0, S, actions=[first, second])
+    log.of("0")[3] = did(3, T, Status.FAILED, actions=[did(4, A)], entered=False)
+    log.of("elsewhere")
+    assert {branch: list(mine) for branch, mine in log.history().items()} == {"0": [0, 1, 2, 3]}
+    assert log.history()["0"][2] is second
+    log.forget({"0": 3, "unknown": 0})
+    assert list(log.history()["0"]) == [0, 1, 2]
+
+
+def test_what_a_branch_left_behind_is_as_if_its_failure_had_passed_no_layer():
+    """In a copy: the run that failed stays as it is; the marks of its layers come along."""
+    store = Store({"k": 0})
+    store.append("xs", 1)
+    layer = store.mark()
+    store["k"] = 1
+    store.append("xs", 2)
+    unwinding = store.mark()
+    store["k"] = "passed"
+    store.append("xs", 3)
+    store["given"] = "passed"
+    store.discard(unwinding)
+    store.release(layer)
+    left = Left(store, unwinding, "result", {0: ([layer], "before")})
+    revived = left.revived({"given": 5})
+    assert dict(revived.store) == {"k": 1, "xs": [1, 2], "given": 5}
+    assert dict(store) == {"k": "passed", "xs": [1, 2, 3], "given": "passed"}
+    (mark,), result = revived.unfinished[0]
+    assert (revived.unwinding, revived.result, result) == (None, "result", "before")
+    revived.store.undo(mark)
+    assert dict(revived.store) == {"k": 0, "xs": [1], "given": 5}
+    assert dict(store) == {"k": "passed", "xs": [1, 2, 3], "given": "passed"}
+
+
+def test_a_run_in_memory_continues_with_what_it_left_behind_or_else_with_its_store():
+    """Either is a copy."""
+    store, log = Store({"k": 1}), Log()
+    log.of("0")[0] = did(0, S)
+    mine, found, left = in_memory(store, log, {"given": 2})
+    assert (dict(mine), list(found["0"]), left) == ({"k": 1, "given": 2}, [0], {})
+    log.left = {"0": Left(Store({"k": 3}), None, None, {}), INNER: Left(Store({"k": 4}), None, None, {})}
+    mine, _, left = in_memory(store, log, {"given": 2})
+    assert dict(mine) == {"k": 3, "given": 2}
+    assert mine is left["0"].store
+    assert dict(left[INNER].store) == {"k": 4, "given": 2}
+    assert dict(store) == {"k": 1}
+
+
+def test_of_what_was_left_behind_the_history_knows_marks_and_results():
+    """For another attempt at a scope that was open."""
+    marks = [Store().mark()]
+    history = History({}, left={"0": Left(Store(), None, "result", {3: (marks, "before")})})
+    assert history.left("0").result == "result"
+    assert history.left(INNER) is None
+    assert history.unfinished("0", 3) == (marks, "before")
+    assert history.unfinished("0", 4) == ([], "result")
+    assert history.unfinished(INNER, 3) == ([], None)
+
+
+def test_with_its_steps_is_forgotten_what_a_branch_left_behind():
+    """The next attempt at its group begins from the store as it is then."""
+    history = History(HISTORY, left={INNER: Left(Store(), None, "result", {})})
+    history.forget({"0": 5, INNER: 0})
+    assert history.left(INNER) is None
+
+
+# -- in a run: a rehearsal leaves nothing behind
+
+
+def interrupted(*units, name="p"):
+    """A journal with a run of these, which has failed."""
+    BROKEN.add("fragile")
+    journal = MemoryJournal()
+    pipeline(*units, name=name).run(journal=journal, run_id="r", check=False)
+    du.clear()
+    ENTERED.clear()
+    return journal
+
+
+def test_observers_hear_once_what_is_restored():
+    """Nothing of the rehearsal, and all of the run."""
+    for units in ([du.first, du.fragile], [du.first, du.streams, du.fragile]):
+        journal = interrupted(*units)
+        events = []
+        pipeline(*units, name="p").resume("r", journal=journal, observers=[events.append])
+        kinds = [type(event).__name__ for event in events]
+        assert kinds.count("RunStarted") == kinds.count("RunFinished") == 1
+        assert [event.stage for event in events if getattr(event, "restored", False)].count("first") == 1
+
+
+def test_middleware_is_not_entered_before_all_of_the_history_is_known():
+    """A change in an unfinished stage, or behind the beginning of a pipeline."""
+
+    def made(action):
+        return [pipeline(Stage("s", [action, du.fragile], use=[du.watched]), name="q", use=[du.watched])]
+
+    journal = interrupted(*made(du.first))
+    with pytest.raises(CodeChangedError, match="s/item comes where the run had s/first"):
+        pipeline(*made(du.item), name="p").resume("r", journal=journal)
+    assert (CALLS, ENTERED) == ([], [])
+    stage = [Stage("s", [du.first, du.fragile], use=[du.watched])]
+    journal = interrupted(*stage)
+    with pytest.raises(CodeChangedError, match="s/item comes where the run had s/first"):
+        pipeline(Stage("s", [du.item, du.fragile], use=[du.watched]), name="p").resume("r", journal=journal)
+    assert (CALLS, ENTERED) == ([], [])
+
+
+def test_reducers_are_not_called_before_all_of_the_history_is_known():
+    """They are functions of a user; what they came to is restored."""
+    folded = []
+
+    def fold(one, other):
+        folded.append((one, other))
+        return one + other
+
+    def made(last):
+        group = parallel(du.first, du.first, merge={"first": fold}, limit=1)
+        return [group, last, du.fragile]
+
+    journal = interrupted(*made(du.nothing))
+    folded.clear()
+    with pytest.raises(CodeChangedError, match="stage 'item' comes where the run had stage 'nothing'"):
+        pipeline(*made(du.item), name="p").resume("r", journal=journal)
+    assert pipeline(*made(du.nothing), name="p").resume("r", journal=journal)["first"] == 2
+    assert folded == []
+
+
+def test_a_failure_that_nobody_recovers_any_more_is_not_the_end_of_the_run():
+    """What had failed is called again."""
+    group = parallel(du.fragile, du.first, limit=1)
+    BROKEN.add("fragile")
+    journal = MemoryJournal()
+    pipeline(pipeline(group, name="q", use=[recover(on=RuntimeError)]), name="p").run(journal=journal, run_id="r")
+    du.clear()
+    resumed = pipeline(pipeline(group, name="q"), name="p").resume("r", journal=journal, on_change="ignore")
+    assert statuses(resumed) == [("fragile", "completed"), ("first", "completed")]
+    assert CALLS == ["fragile", "first"]
+
+
+def test_a_group_that_is_retried_after_a_resume_begins_anew():
+    """In memory: nothing is left of its branches, neither of the attempt nor of the run before."""
+
+    def appends(call):
+        call.store.append("notes", call.name)
+        yield
+
+    group = parallel(step([], "a", use=[appends]), flaky([], "b", 2), limit=1)
+    flow = pipeline(pipeline(group, name="p", use=[retrying_the_second_time()]))
+    broken = flow.run(check=False)
+    assert flow.resume(broken)["notes"] == ["a"]
+
+
+def retrying_the_second_time():
+    """A layer that asks for another attempt, but not in its first run."""
+    entered = []
+
+    def layer(call):
+        entered.append(call)
+        if len(entered) == 1:
+            yield
+            return
+        with suppress(ValueError):
+            yield
+            return
+        yield
+
+    return layer
+
+
+PULLED = []
+
+
+def pulled():
+    """The units of a stream; the test may have Ctrl-C come when it is asked for them."""
+    PULLED.append("pulled")
+    if PULLED[:1] == ["interrupted"]:
+        PULLED.clear()
+        raise KeyboardInterrupt
+    yield du.item
+
+
+@action
+def gives():
+    return stream(pulled)
+
+
+UNITS = {
+    "alone": [gives, du.fragile],
+    "in a group that had ended": [parallel(gives, du.first, limit=1), du.fragile],
+    "in a group that had not ended": [parallel(pipeline(gives, du.fragile), du.first, limit=1)],
+}
+
+
+@pytest.mark.parametrize("title", UNITS)
+def test_ctrl_c_in_a_rehearsal_leaves_the_run_as_it_was(title):
+    """It can be resumed again."""
+    units = UNITS[title]
+    journal = interrupted(*units)
+    flow = pipeline(*units, name="p")
+    rows = journal.history("r")
+    PULLED[:] = ["interrupted"]
+    with pytest.raises(KeyboardInterrupt):
+        flow.resume("r", journal=journal)
+    assert (CALLS, journal.history("r")) == ([], rows)
+    (info,) = journal.runs()
+    assert (info.status, info.owner) == ("failed", None)
+    assert flow.resume("r", journal=journal).status == "completed"
+    assert "fragile" in CALLS

@@ -1,0 +1,539 @@
+"""The schedule of branches, driven by script: what may begin, what is cancelled, and when a group has ended."""
+
+import contextvars
+from itertools import count
+
+import pytest
+
+from flowdeco import Bail, Suspend
+from flowdeco.engine.requests import CAUGHT_UP, Chore, Ended, Fork, Raised, Save, Sleep
+from flowdeco.engine.schedule import Schedule
+from flowdeco.errors import Cancelled
+
+NO = ValueError("no")
+
+
+def call(name):
+    """The request to call an action."""
+    return name, (), None
+
+
+def walk(log, *requests, failure=None):
+    """A branch that asks for these, notes the answers, and ends with the first of them that is a failure."""
+    for request in requests:
+        answer = yield request
+        log.append(answer)
+        if type(answer) is Raised:
+            return answer.error
+    return failure
+
+
+class Branch:
+    """All that a schedule knows of a branch."""
+
+    def __init__(self, walk, begun):
+        self.walk, self.begun, self.stopped = walk, begun, False
+
+
+def fork(*walks, limit=None, begun=None):
+    """The request to run these side by side."""
+    return Fork([Branch(*each) for each in zip(walks, begun or [False] * len(walks), strict=True)], limit)
+
+
+def stopped(fork):
+    """The numbers of the branches that are to begin nothing more."""
+    return [number for number, branch in enumerate(fork.branches) if branch.stopped]
+
+
+class Scripted:
+    """A schedule, and the tickets of what is under way, by what was asked for."""
+
+    def __init__(self, *walks, limit=None, begun=None):
+        self.fork = fork(*walks, limit=limit, begun=begun)
+        self.schedule = Schedule(self.fork, count(1), lambda branch: branch.walk)
+        self.tickets = {}
+
+    def begun(self):
+        """Begin what is to begin; return its names."""
+        begun, self.schedule.begin = self.schedule.begin, []
+        for each in begun:
+            self.tickets[name_of(each.request)] = each.ticket
+        return [name_of(each.request) for each in begun]
+
+    def cancelled(self):
+        """Cancel what is to be cancelled; return its names."""
+        cancelled, self.schedule.cancel = self.schedule.cancel, []
+        names = {ticket: name for name, ticket in self.tickets.items()}
+        return [names[ticket] for ticket in cancelled]
+
+    def answer(self, name, answer=None):
+        """Deliver an answer, or what was raised; return what begins now."""
+        if isinstance(answer, BaseException):
+            answer = Raised(answer)
+        self.schedule.deliver(self.tickets.pop(name), answer)
+        return self.begun()
+
+    @property
+    def over(self):
+        return self.schedule.over
+
+
+def name_of(request):
+    """What a request is called here: a call by its name."""
+    return request[0] if isinstance(request, tuple) else request
+
+
+def kinds(failures):
+    """What branches ended with, by type."""
+    return [type(failure) for failure in failures]
+
+
+NONE = type(None)
+
+
+# -- side by side
+
+
+def test_all_branches_begin_in_their_order_and_the_group_ends_with_the_last():
+    """Whatever the order of the answers."""
+    log = []
+    scripted = Scripted(walk(log, call("a"), call("a2")), walk(log, call("b")), walk(log, call("c")))
+    assert scripted.begun() == ["a", "b", "c"]
+    assert scripted.answer("c", 3) == []
+    assert scripted.answer("a", 1) == ["a2"]
+    assert scripted.answer("a2", 2) == []
+    assert scripted.over is None
+    assert scripted.answer("b", 4) == []
+    assert scripted.over == Ended([None, None, None], None, None)
+    assert log == [3, 1, 2, 4]
+
+
+def test_branches_that_ask_for_nothing_end_at_once():
+    """The group, too."""
+    assert Scripted(walk([]), walk([])).over == Ended([None, None], None, None)
+
+
+@pytest.mark.parametrize(("limit", "at_once"), [(1, 1), (2, 2), (3, 3), (4, 3), (None, 3)])
+def test_no_more_branches_than_the_limit_are_at_work(limit, at_once):
+    """The next one begins when one has ended, not when it has asked for something else."""
+    names = ["a", "b", "c"]
+    scripted = Scripted(*(walk([], call(name), call(f"{name}2")) for name in names), limit=limit)
+    assert scripted.begun() == names[:at_once]
+    assert scripted.answer("a") == ["a2"]
+    assert scripted.answer("a2") == names[at_once : at_once + 1]
+
+
+def test_tickets_are_never_used_twice():
+    """A driver tells late answers by them."""
+    scripted = Scripted(walk([], *(call(f"a{n}") for n in range(3))), walk([], *(call(f"b{n}") for n in range(3))))
+    seen = []
+    begun = scripted.begun()
+    while begun:
+        seen += scripted.tickets.values()
+        begun = [name for each in list(scripted.tickets) for name in scripted.answer(each)]
+    assert len(set(seen)) == len(seen) == 6
+
+
+def test_each_branch_has_context_variables_of_its_own():
+    """Its requests are performed in them, and it runs in them itself."""
+    variable = contextvars.ContextVar("variable", default="outside")
+    seen = []
+
+    def sets(name):
+        seen.append(variable.get())
+        variable.set(name)
+        yield call(name)
+        seen.append(variable.get())
+
+    scripted = Scripted(sets("a"), sets("b"))
+    contexts = [each.context for each in scripted.schedule.begin]
+    assert [context[variable] for context in contexts] == ["a", "b"]
+    contexts[1].run(variable.set, "changed")
+    scripted.begun()
+    scripted.answer("a")
+    scripted.answer("b")
+    assert seen == ["outside", "outside", "a", "changed"]
+    assert variable.get() == "outside"
+
+
+# -- stopped
+
+
+@pytest.mark.parametrize("failure", [NO, Bail("done"), KeyboardInterrupt()], ids=["failure", "bail", "interrupt"])
+def test_a_branch_that_ends_with_a_failure_or_a_bail_stops_the_others(failure):
+    """What is under way is cancelled; what has not begun does not begin; the group waits for what is cancelled."""
+    log = []
+    branches = walk(log, call("a"), call("a2")), walk(log, call("b")), walk(log, call("c"))
+    scripted = Scripted(*branches, limit=2)
+    assert scripted.begun() == ["a", "b"]
+    assert scripted.answer("b", failure) == []
+    assert scripted.cancelled() == ["a"]
+    assert stopped(scripted.fork) == [0, 1, 2]
+    assert scripted.over is None
+    assert scripted.answer("a", Cancelled("cancelled")) == []
+    assert scripted.over.failures[1] is failure
+    assert kinds(scripted.over.failures) == [Cancelled, type(failure), NONE]
+    assert (scripted.over.ended_by, scripted.over.interrupt) == (1, None)
+
+
+def test_a_suspended_branch_stops_nothing():
+    """The others run to their end."""
+    suspended = Suspend("waits")
+    scripted = Scripted(walk([], call("a"), call("a2")), walk([], call("b")), walk([], call("c")), limit=2)
+    scripted.begun()
+    assert scripted.answer("b", suspended) == ["c"]
+    assert scripted.answer("a") == ["a2"]
+    scripted.answer("a2")
+    scripted.answer("c")
+    assert scripted.cancelled() == []
+    assert scripted.over == Ended([None, suspended, None], None, None)
+
+
+def test_an_action_that_the_driver_has_not_begun_yet_is_withdrawn():
+    """It has never been called; what else has not begun is left to the driver."""
+    log, save = [], Save(print)
+    scripted = Scripted(walk(log, call("a")), walk(log, save), walk([], failure=NO), limit=3)
+    assert [each.request for each in scripted.schedule.begin] == [save]
+    assert kinds(each.error for each in log) == [Cancelled]
+    assert scripted.begun() == [save]
+    assert scripted.cancelled() == [save]
+    scripted.answer(save)
+    assert kinds(scripted.over.failures) == [Cancelled, NONE, ValueError]
+    assert scripted.over.ended_by == 2
+
+
+def test_nothing_else_of_a_stopped_branch_begins():
+    """An answer that arrives late is delivered, and the next action refused; each refusal is an error of its own."""
+    log = []
+
+    def stubborn():
+        log.append((yield call("a")))
+        log.append((yield call("a2")))
+        log.append((yield call("a3")))
+        log.append((yield Save(print)))
+        return log[1].error
+
+    scripted = Scripted(stubborn(), walk([], call("b")))
+    scripted.begun()
+    scripted.answer("b", NO)
+    assert scripted.cancelled() == ["a"]
+    (save,) = scripted.answer("a", "late")
+    assert isinstance(save, Save)
+    assert log[0] == "late"
+    assert kinds(each.error for each in log[1:]) == [Cancelled, Cancelled]
+    assert log[1].error is not log[2].error
+    scripted.answer(save)
+    assert scripted.over.failures == [log[1].error, NO]
+
+
+def test_of_two_failures_the_first_one_has_ended_the_group():
+    """Both are known."""
+    other = KeyError("other")
+    scripted = Scripted(walk([], call("a")), walk([], call("b")))
+    scripted.begun()
+    scripted.answer("b", NO)
+    scripted.answer("a", other)
+    assert scripted.over == Ended([other, NO], 1, None)
+
+
+# -- interrupted
+
+
+def test_an_interrupt_ends_all_of_it():
+    """What has begun is cancelled, what has not is withdrawn, and the first interrupt is the answer."""
+    first, second = KeyboardInterrupt(), KeyboardInterrupt()
+    log = []
+    scripted = Scripted(walk(log, call("a"), call("a2")), walk(log, call("b")), walk(log, call("c")), limit=2)
+    scripted.begun()
+    scripted.answer("a")
+    scripted.schedule.interrupt(first)
+    assert scripted.cancelled() == ["a2", "b"]
+    scripted.schedule.interrupt(second)
+    assert scripted.answer("b", Cancelled("cancelled")) == []
+    assert scripted.answer("a2", "late") == []
+    assert scripted.over.interrupt is first
+    assert (kinds(scripted.over.failures), scripted.over.ended_by) == ([NONE, Cancelled, NONE], None)
+
+
+def test_an_interrupt_after_a_failure_is_the_answer_as_well():
+    """What was stopped is not stopped again."""
+    interrupt = KeyboardInterrupt()
+    scripted = Scripted(walk([], call("a")), walk([], call("b")))
+    scripted.begun()
+    scripted.answer("b", NO)
+    scripted.schedule.interrupt(interrupt)
+    assert (scripted.cancelled(), stopped(scripted.fork)) == (["a"], [0, 1])
+    scripted.answer("a", Cancelled("cancelled"))
+    assert (scripted.over.interrupt, scripted.over.ended_by) == (interrupt, 1)
+
+
+def test_an_interrupt_before_anything_has_begun_begins_nothing():
+    """Nothing is left to wait for."""
+    scripted = Scripted(walk([], call("a")), walk([], call("b")), limit=1)
+    scripted.schedule.interrupt(KeyboardInterrupt())
+    assert (scripted.begun(), scripted.cancelled()) == ([], [])
+    assert kinds(scripted.over.failures) == [Cancelled, NONE]
+
+
+def test_an_interrupt_reaches_the_groups_inside():
+    """They are ended by it, and so is the branch that waits for them."""
+    interrupt, log = KeyboardInterrupt(), []
+    inner = fork(walk([], call("a")), walk([], call("b")), limit=1)
+    scripted = Scripted(waiting(inner, log))
+    scripted.begun()
+    scripted.schedule.interrupt(interrupt)
+    assert scripted.cancelled() == ["a"]
+    scripted.answer("a", Cancelled("cancelled"))
+    (ended,) = log
+    assert (kinds(ended.failures), type(ended.interrupt)) == ([Cancelled, NONE], Cancelled)
+    assert (scripted.over.failures, scripted.over.interrupt) == ([ended.interrupt], interrupt)
+
+
+# -- groups in groups
+
+
+def waiting(inner, log, *rest, before=()):
+    """A branch that waits for a group of its own, and fails with what it was interrupted or ended by."""
+    yield from before
+    ended = yield inner
+    log.append(ended)
+    failure = ended.interrupt or next(filter(None, ended.failures), None)
+    if failure is not None:
+        return failure
+    return (yield from walk(log, *rest))
+
+
+def test_groups_nest():
+    """Their branches are at work side by side; a branch continues when its group has ended."""
+    log = []
+    scripted = Scripted(
+        waiting(fork(walk([], call("a")), walk([], call("b"))), log, call("after")), walk([], call("c"))
+    )
+    assert scripted.begun() == ["a", "b", "c"]
+    assert scripted.answer("b") == []
+    assert scripted.answer("a") == ["after"]
+    assert log == [Ended([None, None], None, None)]
+    scripted.answer("c")
+    scripted.answer("after")
+    assert scripted.over == Ended([None, None], None, None)
+
+
+def test_the_limit_of_a_group_is_its_own():
+    """A branch that waits for its group is at work."""
+    inner = fork(walk([], call("a")), walk([], call("b")), walk([], call("c")), limit=2)
+    scripted = Scripted(waiting(inner, []), walk([], call("d")), limit=1)
+    assert scripted.begun() == ["a", "b"]
+    assert scripted.answer("a") == ["c"]
+    assert scripted.answer("b") == []
+    assert scripted.answer("c") == ["d"]
+
+
+def test_a_failure_inside_stops_the_group_inside_only():
+    """What becomes of the outer one depends on the branch that waited for it."""
+    log = []
+
+    def recovers():
+        log.append((yield fork(walk([], call("a")), walk([], call("b")))))
+        return (yield from walk(log, call("after")))
+
+    scripted = Scripted(recovers(), walk([], call("c")))
+    scripted.begun()
+    assert scripted.answer("a", NO) == []
+    assert scripted.cancelled() == ["b"]
+    assert scripted.answer("b", Cancelled("cancelled")) == ["after"]
+    assert (log[0].failures[0], log[0].ended_by) == (NO, 0)
+    scripted.answer("after")
+    scripted.answer("c")
+    assert scripted.over == Ended([None, None], None, None)
+
+
+def test_a_failure_outside_stops_the_groups_inside_however_deep():
+    """Each is told that it was ended by another branch."""
+    log = []
+    innermost = fork(walk([], call("a")), walk([], call("b")), limit=1)
+    scripted = Scripted(waiting(fork(waiting(innermost, log)), log), walk([], call("c")))
+    assert scripted.begun() == ["a", "c"]
+    scripted.answer("c", NO)
+    assert scripted.cancelled() == ["a"]
+    assert stopped(innermost) == stopped(scripted.fork) == [0, 1]
+    scripted.answer("a", Cancelled("cancelled"))
+    assert [type(ended.interrupt) for ended in log] == [Cancelled, Cancelled]
+    assert log[0].interrupt is not log[1].interrupt
+    assert (scripted.over.failures[1], scripted.over.ended_by) == (NO, 1)
+
+
+def test_a_group_in_a_stopped_branch_begins_nothing():
+    """It is answered at once: ended by another branch."""
+    log = []
+    inner = fork(walk([], call("a")))
+    scripted = Scripted(waiting(inner, log, before=[Save(print)]), walk([], call("c")))
+    (save, _) = scripted.begun()
+    scripted.answer("c", NO)
+    assert scripted.cancelled() == [save]
+    assert scripted.answer(save) == []
+    (ended,) = log
+    assert (ended.failures, type(ended.interrupt), stopped(inner)) == ([None], Cancelled, [0])
+    assert scripted.over.failures == [ended.interrupt, NO]
+
+
+def test_a_group_in_a_branch_begins_in_the_context_variables_of_that_branch():
+    """What was set there is seen in there, too."""
+    variable = contextvars.ContextVar("variable", default="outside")
+
+    def sets():
+        variable.set("in the branch")
+        yield fork(walk([], call("a")))
+
+    scripted = Scripted(sets(), walk([], call("b")))
+    contexts = {name_of(each.request): each.context for each in scripted.schedule.begin}
+    assert contexts["a"].run(variable.get) == "in the branch"
+    assert contexts["b"].run(variable.get) == "outside"
+
+
+# -- catching up, in a run that is resumed
+
+
+def resumed(log, name, *requests):
+    """A branch that has restored something, says so, and continues."""
+    log.append(f"{name} restored")
+    yield CAUGHT_UP
+    return (yield from walk([], *requests))
+
+
+def test_nothing_continues_before_all_that_had_begun_is_restored():
+    """Also a branch that waits for something meanwhile, as for the stream that it pulls again."""
+    log = []
+
+    def pulls():
+        yield Chore(next, "stream"), (), None
+        log.append("b restored")
+        yield CAUGHT_UP
+        return (yield from walk([], call("b")))
+
+    scripted = Scripted(resumed(log, "a", call("a")), pulls(), walk([], call("c")), begun=[True, True, False])
+    (chore,) = scripted.begun()
+    assert log == ["a restored"]
+    assert scripted.answer(chore) == ["a", "b", "c"]
+    assert log == ["a restored", "b restored"]
+
+
+def test_branches_that_had_begun_come_before_others():
+    """They need not be the first ones: the limit may have been another one."""
+    log = []
+    branches = walk([], call("a")), resumed(log, "b", call("b")), walk([], call("c")), resumed(log, "d", call("d"))
+    scripted = Scripted(*branches, limit=1, begun=[False, True, False, True])
+    assert log == ["b restored", "d restored"]
+    assert scripted.begun() == ["b"]
+    assert scripted.answer("b") == ["d"]
+    assert scripted.answer("d") == ["a"]
+    assert scripted.answer("a") == ["c"]
+
+
+def test_a_branch_that_had_ended_is_no_longer_waited_for():
+    """It restores what it had done, and that is all."""
+    scripted = Scripted(walk([]), resumed([], "b", call("b")), walk([], call("c")), begun=[True, True, False], limit=1)
+    assert scripted.begun() == ["b"]
+    assert scripted.answer("b") == ["c"]
+    scripted.answer("c")
+    assert scripted.over == Ended([None, None, None], None, None)
+
+
+def test_a_group_all_of_whose_branches_had_ended_ends():
+    """Nothing is performed."""
+    assert Scripted(walk([]), walk([]), begun=[True, True]).over == Ended([None, None], None, None)
+
+
+def test_what_restores_a_failure_stops_the_group():
+    """Those that had begun hear of it as they continue; the others do not begin."""
+    log = []
+
+    def restored():
+        yield CAUGHT_UP
+        log.append((yield call("a")))
+        return log[0].error
+
+    scripted = Scripted(restored(), walk([], failure=NO), walk([], call("c")), begun=[True, True, False])
+    assert scripted.begun() == []
+    assert kinds(each.error for each in log) == [Cancelled]
+    assert (scripted.over.failures[1], scripted.over.ended_by) == (NO, 1)
+
+
+def test_an_interrupt_while_branches_are_catching_up_lets_them_end():
+    """None of them performs anything."""
+    interrupt, log = KeyboardInterrupt(), []
+
+    def pulls():
+        answer = yield Chore(next, "stream"), (), None
+        return answer.error
+
+    scripted = Scripted(resumed(log, "a", call("a")), pulls(), walk([], call("c")), begun=[True, True, False])
+    (chore,) = scripted.begun()
+    scripted.schedule.interrupt(interrupt)
+    assert scripted.cancelled() == [chore]
+    assert scripted.answer(chore, Cancelled("cancelled")) == []
+    assert kinds(scripted.over.failures) == [Cancelled, Cancelled, NONE]
+    assert scripted.over.interrupt is interrupt
+
+
+def test_groups_inside_catch_up_with_those_around_them():
+    """Nothing in them continues before the others outside have caught up, and the other way round."""
+    log = []
+
+    def pulls(name):
+        yield Chore(next, name), (), None
+        yield from resumed(log, name, call(name))
+
+    inner = fork(resumed(log, "a", call("a")), pulls("b"), walk([], call("c")), begun=[True, True, False], limit=2)
+    scripted = Scripted(waiting(inner, []), pulls("d"), walk([], call("e")), begun=[True, True, False])
+    first, second = scripted.begun()
+    assert {first.name, second.name} == {"b", "d"}
+    assert scripted.answer(first) == []
+    assert sorted(scripted.answer(second)) == ["a", "b", "d", "e"]
+    assert sorted(log) == ["a restored", "b restored", "d restored"]
+    assert scripted.answer("a") == ["c"]
+
+
+def test_a_group_inside_that_had_not_begun_waits_for_those_that_catch_up():
+    """Its branch had come that far."""
+    inner = fork(walk([], call("a")), walk([], call("b")), limit=1)
+    scripted = Scripted(waiting(inner, []), resumed([], "c", call("c")), begun=[True, True])
+    assert sorted(scripted.begun()) == ["a", "c"]
+    assert scripted.answer("a") == ["b"]
+
+
+def test_a_group_inside_continues_before_the_branches_behind_it():
+    """As it began."""
+    inner = fork(resumed([], "b", call("b")), walk([], call("c")), begun=[True, False])
+    outer = resumed([], "a", call("a")), waiting(inner, []), resumed([], "d", call("d"))
+    assert Scripted(*outer, begun=[True, True, True]).begun() == ["a", "b", "c", "d"]
+
+
+def test_a_group_inside_that_had_ended_is_followed_by_what_its_branch_restores_next():
+    """It is not yet caught up."""
+    log = []
+
+    def branch():
+        log.append((yield fork(walk([]), walk([]), begun=[True, True])))
+        yield from resumed(log, "after", call("a"))
+
+    def pulls():
+        yield Chore(next, "stream"), (), None
+        yield from resumed(log, "b", call("b"))
+
+    scripted = Scripted(branch(), pulls(), begun=[True, True])
+    assert log == [Ended([None, None], None, None), "after restored"]
+    (chore,) = scripted.begun()
+    assert scripted.answer(chore) == ["a", "b"]
+
+
+def test_a_branch_that_says_so_too_late_simply_continues():
+    """All others have caught up; a group of a later step may be the first to have nothing left to restore."""
+    scripted = Scripted(resumed([], "a", call("a")), walk([], call("b")))
+    assert scripted.begun() == ["a", "b"]
+
+
+def test_pauses_and_chores_go_to_the_driver_like_calls():
+    """With a ticket each."""
+    pause, chore = Sleep(1), (Chore(next, "stream"), (), None)
+    scripted = Scripted(walk([], pause), walk([], chore))
+    assert [each.request for each in scripted.schedule.begin] == [pause, chore]
