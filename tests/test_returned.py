@@ -57,13 +57,14 @@ def made(options):
         (3, {"returns": Key("k", int)}, False),
         ([3], {}, False),
         ((3, 4), {"returns": ("a", "b")}, False),
-        (STAGE, {}, False),
+        (STAGE, {}, True),
+        ([STAGE], {}, False),
         (Raised(ValueError()), {}, False),
     ],
     ids=shown,
 )
 def test_the_most_common_results_need_no_closer_look(value, options, plain):
-    """Nothing, and plain data under a plain key."""
+    """Nothing, a stage, and plain data under a plain key."""
     assert is_plain(made(options), value) is plain
 
 

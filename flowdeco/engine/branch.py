@@ -268,8 +268,8 @@ class Branch:
         place = f"run {self.terms.run_id!r}"
         if isinstance(error, (Bail, Suspend)):
             return
-        if not any(note.endswith(place) for note in getattr(error, "__notes__", ())):
-            with suppress(Exception):  # an exception that cannot be written to
+        with suppress(Exception):  # an exception that cannot be read, or written to
+            if not any(note.endswith(place) for note in getattr(error, "__notes__", ())):
                 error.add_note(f"in {where}, {place}")
 
     def save(self) -> Walk:

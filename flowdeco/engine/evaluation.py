@@ -24,14 +24,12 @@ from collections.abc import Callable, Generator
 from types import GeneratorType
 from typing import Any, Final, NamedTuple, cast
 
-from flowdeco.engine.actions import Execution, begin_action, complete, conclude, in_layers, is_plain, settled
+from flowdeco.engine.actions import begin_action, finish_simple, simple_arguments
 from flowdeco.engine.branch import Branch, OpenScope, OpenStream, Terms
 from flowdeco.engine.groups import run_group
 from flowdeco.engine.layers import merging
 from flowdeco.engine.outcome import Outcome, Scope, StageRecord, Status, stages_in, status_of
-from flowdeco.engine.recorder import ATOMS
 from flowdeco.engine.requests import Failure, Request, Walk, ended_by_another
-from flowdeco.engine.results import SETTLED
 from flowdeco.engine.runs import Run
 from flowdeco.engine.scopes import close_scope, end_scope, fill_scope, open_scope
 from flowdeco.engine.streams import close_stream, close_streams, open_stream, pull
@@ -52,6 +50,8 @@ from flowdeco.model.reload import reloaded
 from flowdeco.model.steps import Step
 
 __all__ = ["Opening", "evaluate", "evaluate_run"]
+
+_WALK: Final[Any] = GeneratorType
 
 
 class Opening(NamedTuple):
@@ -102,52 +102,23 @@ def evaluate_run(run: Run, terms: Terms, use: tuple[Middleware, ...]) -> Generat
 
 def evaluate(branch: Branch) -> Walk:
     """Do what is on the agenda until nothing is left; return the failure or signal that got out."""
-    agenda, terms, read = branch.agenda, branch.terms, branch.store.reader()
-    clock, recorder = terms.clock, terms.recorder
+    agenda, terms, clock = branch.agenda, branch.terms, branch.terms.clock
     error: Failure = None
-    while agenda:
+    while agenda or (error is not None and branch.scope is not branch.base):
         try:
+            walk: Any  # a `Walk` where there is something to wait for; else the failure, or None
             if error is not None:
-                error = yield from _fail(branch, error)
-                continue
-            unit, by = agenda.pop()
-            scope = branch.scope
-            # Most actions have nothing around them, and everything they need is in the store: 3 x the loop, not 9 x.
-            if type(unit) is Step and scope.is_quiet and unit.simple and not branch.stopped:
-                started = clock()
-                if unit.use or scope.use_actions:
-                    layers = scope.use_actions + unit.use
-                    error = yield from in_layers(branch, unit, by, branch.next_number(), started, layers)
-                    if recorder is not None:
-                        error = (yield from branch.save()) or error
-                    continue
-                try:
-                    args = tuple(map(read, unit.keys))
-                except KeyError:
-                    args = None  # perhaps it has a default
-                # Of a durable run, only if it cannot change what it is given in place.
-                if args is not None and (recorder is None or ATOMS.issuperset(map(type, args))):
+                walk = _fail(branch, error)
+            else:
+                unit, by = agenda.pop()
+                args = simple_arguments(branch, unit) if type(unit) is Step and branch.scope.is_quiet else None
+                if args is None:
+                    walk = _begin(branch, unit, by)
+                else:
+                    started = clock()
                     value = yield unit, args, None
-                    number = branch.next_number()
-                    if is_plain(unit, value) and complete(branch, unit, by, number, started, value):
-                        if recorder is not None:
-                            error = yield from branch.save()
-                        continue
-                    act = Execution(unit, by, number, started)
-                    act.mark = None if recorder is None else branch.store.mark()
-                    act.value = value if type(value) in SETTLED else (yield from settled(branch, unit, value))
-                    error = conclude(branch, act)
-                    if recorder is not None:
-                        error = (yield from branch.save()) or error
-                    continue
-            if branch.stopped and not (branch.restoring or branch.sealed or type(unit) is OpenScope):
-                error = ended_by_another()
-                continue
-            walk = BEGIN[type(unit)](branch, unit, by)
-            if isinstance(walk, GeneratorType):  # there is something to wait for
-                error = yield from cast("Walk", walk)
-            elif walk is not None:
-                error = cast("BaseException", walk)
+                    walk = finish_simple(branch, unit, by, started, value)
+            error = (yield from walk) if type(walk) is _WALK else walk
         except GeneratorExit:
             raise
         except BaseException as stray:  # of a user's `__eq__` or `__deepcopy__`, or the end of a rehearsal
@@ -157,6 +128,12 @@ def evaluate(branch: Branch) -> Walk:
     if branch.rows and branch.parent is not None:  # the others of its group may take long
         error = (yield from branch.save()) or error
     return error
+
+
+def _begin(branch: Branch, unit: Any, by: str | None) -> Any:
+    if branch.stopped and not (branch.restoring or branch.sealed or type(unit) is OpenScope):
+        return ended_by_another()
+    return BEGIN[type(unit)](branch, unit, by)
 
 
 def _fail(branch: Branch, error: BaseException) -> Walk:
@@ -169,7 +146,8 @@ def _fail(branch: Branch, error: BaseException) -> Walk:
             yield from close_stream(branch, unit)
     if is_base:
         return error
-    agenda.pop()
+    if len(agenda) > scope.depth:  # it is not gone, as it would be if closing it had failed before
+        agenda.pop()
     return (yield from close_scope(branch, scope, error))
 
 

@@ -72,14 +72,15 @@ class Call:
 
     `level` is "pipeline" (also for the run's own `use`), "stage" or "action"; `pipeline`, `stage` and `action` are None
     where they do not apply. `store` is that of the enclosing scope: what a middleware writes there stays. `outcome` is
-    the action's outcome, and can be replaced; `attempt` counts from 1.
+    the action's outcome, and can be replaced (`given` is the same, but `UNSET` as long as there is none); `attempt` counts
+    from 1; `inserted` are the units that its middleware has inserted.
     """
 
     # What is the same in most calls is a default of the class: a call is made for every wrapped action.
     attempt: int = 1
-    _outcome: Any = UNSET
-    _inserted: tuple[Unit | Stream, ...] = ()
-    _undoes = False
+    given: Any = UNSET
+    inserted: tuple[Unit | Stream, ...] = ()
+    undoes = False
 
     run_id: str
     store: Store
@@ -103,19 +104,19 @@ class Call:
     @property
     def outcome(self) -> Any:
         """The action's outcome, None as long as there is none; a value set here counts as returned."""
-        return None if self._outcome is UNSET else self._outcome
+        return None if self.given is UNSET else self.given
 
     @outcome.setter
     def outcome(self, value: Any) -> None:
-        self._outcome = value
+        self.given = value
 
     def insert(self, *units: Unit | Stream) -> None:
         """Run these right after the target, as if an action had returned them."""
-        self._inserted += insertable(units, f"a middleware of {self.level} {self.name!r}", "inserted")
+        self.inserted += insertable(units, f"a middleware of {self.level} {self.name!r}", "inserted")
 
     def undo_on_failure(self) -> None:
         """Make the target one step: if it fails, nothing in it counts as done (`atomic`)."""
-        self._undoes = True
+        self.undoes = True
 
     @property
     def logger(self) -> RunLogger:
@@ -165,33 +166,18 @@ class Layers(Call):
         self.gate = gate
         self.opened: list[Opened] = []
 
-    @property
-    def given(self) -> Any:
-        """What an action returned, or a layer supplied; `UNSET` for neither."""
-        return self._outcome
-
-    @property
-    def inserted(self) -> tuple[Unit | Stream, ...]:
-        """The units that the layers have inserted."""
-        return self._inserted
-
-    @property
-    def undoes(self) -> bool:
-        """Whether the target is one step."""
-        return self._undoes
-
     def is_plain(self) -> bool:
         """Whether the layers did no more than stand around the first attempt."""
-        return self.entered and not (self.recovered or self._inserted or self.attempt > 1)
+        return self.entered and not (self.recovered or self.inserted or self.attempt > 1)
 
     def failed(self, error: BaseException) -> None:
         """Note how the target, or a layer, has failed."""
-        self.failure, self.recovered, self._outcome = error, False, UNSET
+        self.failure, self.recovered, self.given = error, False, UNSET
 
     def go_back(self, opened: Opened, inserted: int) -> None:
         """Forget a failed attempt, but for what the layer itself inserted after the first so many."""
-        self._inserted = self._inserted[: opened[3]] + self._inserted[inserted:]
-        self.failure, self.recovered, self._outcome = None, False, UNSET
+        self.inserted = self.inserted[: opened[3]] + self.inserted[inserted:]
+        self.failure, self.recovered, self.given = None, False, UNSET
         self.attempt += 1
 
     def open(self, layer: Middleware, generator: Any, values: Mapping[str, Any] | None) -> None:
@@ -203,7 +189,7 @@ class Layers(Call):
         # Around an action, nothing but a further layer can write to the store before the action has ended.
         unwritten = self.action is not None and len(opened) + 1 == len(self.layers)
         mark = None if unwritten else self.store.mark()
-        opened.append((layer, generator, mark, len(self._inserted), self.values))
+        opened.append((layer, generator, mark, len(self.inserted), self.values))
         if values:
             self.values = {**self.values, **values}
 
@@ -229,6 +215,7 @@ _GO: Final[Verdict] = (True, None)
 def enter(layers: Layers) -> Passage:
     """Open the layers that are not open yet; give whether the target is to run, and the failure of a layer."""
     gate, opened, store = layers.gate, layers.opened, layers.store
+    layers.entered = False
     generator: Any = None
     layer: Any = None
     try:

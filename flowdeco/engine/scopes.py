@@ -195,8 +195,6 @@ def _finish(
     if layers is not None:
         entered = layers.entered
         branch.revocable -= 1
-        if not branch.revocable:
-            branch.forks.clear()
     if error is None:
         branch.recovered()
         error = branch.unsaved()
@@ -210,6 +208,8 @@ def _finish(
         if error is not None:
             branch.unfinished[scope.number] = list(marks), scope.before and scope.before.result
         branch.store.release(scope.mark)
+    if not branch.revocable:
+        branch.forks.clear()
     branch.atomic -= scope.is_atomic
     did = _outcome(branch, scope, error, entered, leaving)
     refused = branch.note(did)

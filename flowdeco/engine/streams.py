@@ -13,7 +13,7 @@ from flowdeco.engine.branch import Branch, OpenStream
 from flowdeco.engine.replay import History
 from flowdeco.engine.requests import Await, Chore, Failure, Raised, Request, Walk
 from flowdeco.errors import ReturnValueError
-from flowdeco.model.definitions import Stream, insertable
+from flowdeco.model.definitions import Stage, Stream, insertable
 from flowdeco.model.options import UNSET
 
 __all__ = ["close_stream", "close_streams", "open_stream", "pull"]
@@ -92,7 +92,8 @@ def _pulled(branch: Branch, stream: OpenStream, by: str | None, answer: Any) -> 
     if error is None:
         branch.agenda.append((stream, by))
         try:
-            units = insertable((answer,), f"the stream inserted by {by}", "yielded")
+            is_stage = type(answer) is Stage
+            units = (answer,) if is_stage else insertable((answer,), f"the stream inserted by {by}", "yielded")
             past = branch.terms.past
             if past is None or not past.rehearses:  # then, there are no values
                 check_insertion(branch, units)
