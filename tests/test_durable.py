@@ -1053,6 +1053,38 @@ def test_what_was_changed_in_place_in_a_branch_is_restored(kept):
     assert kept.resume(flow, broken)["mine"] == [1, 2]
 
 
+def test_what_branches_changed_in_place_is_restored_with_their_group(kept):
+    """However deep, by several branches, beside items that others append: changing a value is no conflict."""
+
+    def changes(name):
+        @action(name=name)
+        def changes(basket):
+            basket.append(name)
+
+        return changes
+
+    @action(name="joins", collect="basket")
+    def joins():
+        return "joined"
+
+    groups = {
+        "one branch": parallel(changes("a"), du.first, limit=1),
+        "two branches": parallel(changes("a"), changes("b"), limit=1),
+        "twice in one": parallel(changes("a") >> changes("b"), du.first, limit=1),
+        "nested": parallel(parallel(changes("a"), du.first, limit=1), changes("b"), limit=1),
+        "beside an append": parallel(joins, changes("a"), limit=1),
+        "two groups": parallel(changes("a"), du.first, limit=1)
+        >> parallel(changes("b"), du.item.bind(value=1), limit=1),
+    }
+    for name, group in groups.items():
+        flow = group >> du.fragile
+        whole = flow.run({"basket": ["x"]})
+        BROKEN.add("fragile")
+        broken = kept.run(flow, {"basket": ["x"]})
+        du.clear()
+        assert kept.resume(flow, broken)["basket"] == whole["basket"] != ["x"], name
+
+
 def test_what_layers_append_and_actions_read_is_still_appended_to_after_a_resume(kept):
     """So that branches that append to the same list do not disagree when they are restored."""
 

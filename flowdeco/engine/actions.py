@@ -314,8 +314,8 @@ def _let_write(branch: Branch, act: Execution, inserted: tuple[Unit | Stream, ..
 
 
 def _writes(branch: Branch, mark: Mark, seen: Mapping[str, Look] | None) -> Delta | None:
-    recorder = branch.terms.recorder
-    return None if recorder is None else recorder.with_changes(branch.store, seen or {}, branch.store.since(mark))
+    recorder, store = branch.terms.recorder, branch.store
+    return None if recorder is None else recorder.with_changes(store, seen or {}, store.since(mark), branch.changed)
 
 
 def _outcome(branch: Branch, act: Execution, error: Failure, writes: Delta | None) -> ActionRecord:

@@ -167,6 +167,7 @@ class Branch:
         self.revocable: int = 0 if parent is None else parent.revocable  # open scopes that may ask for another attempt
         self.forks: list[tuple[int, list[str]]] = []  # groups inside those: number, and ids of all their branches
         self.rows: list[Any] = []  # that the journal has not got yet
+        self.changed: set[str] = set()  # with a journal: keys whose values were changed in place
         self.atomic: int = 0 if parent is None else parent.atomic  # open scopes that are one step: rows are held back
         self.unwinding: Mark | None = None  # in memory: set when a failure began to close scopes
         self.left: dict[str, Left] = {}  # in memory: what unfinished groups leave behind, by branch

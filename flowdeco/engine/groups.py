@@ -105,7 +105,8 @@ def _merge_branches(branch: Branch, group: Parallel, scope: OpenScope, forks: li
     status, shown, _, _ = branch.verdict(error, None)
     did = Outcome(
         group.name, group, status, scope.started + terms.epoch, terms.clock() - scope.started, scope.by,
-        scope.number, scope=scope.place, error=shown, writes=writes, end=scope.number + 1, branches=len(forks),
+        scope.number, scope=scope.place, error=shown, writes=_with_changes(branch, forks, writes),
+        end=scope.number + 1, branches=len(forks),
     )  # fmt: skip
     refused = branch.note(did)
     if refused is not None and error is None:
@@ -119,6 +120,22 @@ def _merge_branches(branch: Branch, group: Parallel, scope: OpenScope, forks: li
         for fork in forks:
             branch.left.update(fork.leaves())
     return error or (yield from branch.save())
+
+
+def _with_changes(branch: Branch, forks: list[Branch], writes: Delta | None) -> Delta | None:
+    """Return what was merged, with the values of the store around the group that branches changed in place.
+
+    They are for the journal: the store has them already, and changing a value is no write that could conflict.
+    """
+    changed = {key for fork in forks for key in fork.changed if key in branch.store}
+    branch.changed |= changed
+    if writes is None or not changed:
+        return writes
+    puts, appends = dict(writes.puts), dict(writes.appends)
+    for key in sorted(changed - puts.keys() - set(writes.deletes)):
+        value = branch.store[key]
+        puts[key] = [*value, *appends.pop(key)] if key in appends else value
+    return Delta(puts, writes.deletes, appends)
 
 
 def _finish_restored_group(

@@ -167,8 +167,8 @@ class Recorder:
 
         return on_read
 
-    def with_changes(self, store: Store, seen: Mapping[str, Look], written: Delta) -> Delta:
-        """Return what was written, with the values that were changed in place."""
+    def with_changes(self, store: Store, seen: Mapping[str, Look], written: Delta, changed: set[str]) -> Delta:
+        """Return what was written, with the values that were changed in place; their keys join `changed`."""
         for key, (image, length) in seen.items():
             if key in written.puts or key in written.deletes or key not in store:
                 continue
@@ -178,6 +178,7 @@ class Recorder:
             if self._image(key, before) != image:
                 written.puts[key] = value
                 written.appends.pop(key, None)
+                changed.add(key)
         return written
 
     def _image(self, key: str, value: Any) -> Any:

@@ -364,9 +364,11 @@ def test_what_was_changed_in_place_counts_as_written():
     store["same"].pop()
     store["written"] = [3]
     del store["gone"]
-    written = recorder.with_changes(store, seen, store.since(mark))
+    noted = set()
+    written = recorder.with_changes(store, seen, store.since(mark), noted)
     changed = {"written": [3], "read": [1, 2], "later": [1, 2]}
     assert written == Delta(changed, ["gone"], {})
+    assert noted == {"read", "later"}
 
 
 def test_a_list_that_was_changed_in_place_and_appended_to_is_written_as_a_whole():
@@ -376,7 +378,7 @@ def test_a_list_that_was_changed_in_place_and_appended_to_is_written_as_a_whole(
     mark = store.mark()
     store["xs"].append(2)
     store.append("xs", 3)
-    assert recorder.with_changes(store, seen, store.since(mark)) == Delta({"xs": [1, 2, 3]}, [], {})
+    assert recorder.with_changes(store, seen, store.since(mark), set()) == Delta({"xs": [1, 2, 3]}, [], {})
 
 
 def test_rows_are_written_by_the_driver():
