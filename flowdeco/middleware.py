@@ -95,9 +95,10 @@ class Recover(NamedTuple):
 
 
 def atomic(call: Call) -> Generator[None, Any, None]:
-    """Leave the store as it was found if the inside fails; used as it is: `use=[atomic]`.
+    """Make the target one step: if it fails, the store is as it was before; used as is: `use=[atomic]`.
 
-    Lists and other values changed in place are not undone. A `Bail` is no failure, and a `Suspend` goes on later.
+    In a durable run its rows are written together when it completes. If it fails, is killed or suspended before that, it
+    runs again from its beginning. A `Bail` is a success. Values changed in place are not undone.
     """
     mark = call.store.mark()
     call.undo_on_failure()

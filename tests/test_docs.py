@@ -185,6 +185,17 @@ def test_the_readme_has_exactly_two_set_up_commands() -> None:
     ]
 
 
+def test_the_guide_for_contributors_lists_the_modules_that_exist() -> None:
+    """Every file it names exists, and every module of the model, the engine, the drivers and the journals is named."""
+    named = set(re.findall(r"`([\w/]+(?:\.py|/))`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")))
+    package = ROOT / "flowdeco"
+    aside = {"outcome.py", "requests.py", "branch.py", "docs/"}  # in a sentence that says where they are
+    assert {name for name in named - aside if not ((package / name).exists() or (ROOT / name).exists())} == set()
+    packages = [package / name for name in ("model", "engine", "drivers", "durable")]
+    modules = {path.relative_to(package).as_posix() for folder in packages for path in folder.glob("[!_]*.py")}
+    assert modules - named == set()
+
+
 @pytest.mark.parametrize("page", LINKING, ids=lambda page: page.name)
 def test_every_relative_link_leads_to_a_file(page: Path) -> None:
     """Links are to files of this repository, or to addresses with a scheme."""

@@ -14,7 +14,7 @@ __all__ = ["Codec", "Journal", "Remembered", "Row"]
 
 
 class Row(NamedTuple):
-    """One step that is over, or a group that has begun: `kind` is "action", "stage", "pipeline" or "group".
+    """A step that has ended, or a group or scope that is running: `kind` is "action", "stage", "pipeline" or "group".
 
     `started` is in POSIX seconds, `elapsed` in seconds.
 
