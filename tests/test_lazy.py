@@ -13,6 +13,7 @@ import pytest
 
 import flowdeco
 import flowdeco.durable
+from flowdeco.lazy import lazily
 
 ROOT = Path(__file__).parents[1]
 LAZY = [flowdeco, flowdeco.durable]
@@ -94,6 +95,8 @@ print(flowdeco.action is sys.modules["flowdeco.model.declare"].action, "wrapt" i
 
 def test_the_modules_behind_it_are_its_attributes():
     """As type checkers believe."""
+    look_up, _ = lazily("flowdeco", "model.store", also=["events"])
+    assert (look_up("model"), look_up("events")) == (flowdeco.model, flowdeco.events)
     assert in_process("import flowdeco\nprint(flowdeco.errors.Bail is flowdeco.Bail)") == "True\n"
     modules = (
         "flowdeco.durable, flowdeco.events, flowdeco.executors, flowdeco.middleware, flowdeco.model, flowdeco.testing"

@@ -222,9 +222,10 @@ def test_a_run_is_read_in_another_process(tmp_path):
     assert (number >> gate).resume(durable.read(tmp_path / "runs.db", run.id), {"go": 1}).status == "completed"
 
 
-def test_an_error_that_no_row_has_is_told_by_the_journal():
-    """As if the journal could not be written."""
-    journal = killed(number >> another, 2)
+@pytest.mark.parametrize("flow", [number >> another, number >> broken], ids=["nothing failed", "something did"])
+def test_an_error_that_no_row_has_is_told_by_the_journal(flow):
+    """As if the journal could not be written, or a later resume was refused."""
+    journal = killed(flow, 9)
     journal.close("one", "failed", None, "it went wrong")
     again = durable.read(journal, "one")
     assert (type(again.error), str(again.error)) == (RunError, "it went wrong")

@@ -484,16 +484,6 @@ class Stage(Value, Unit):
             return origin.base._actions_content(), origin.places
         return origin if isinstance(origin, Called) else self.actions
 
-    # Former names, to be removed when the engine, the codecs and the views have switched.
-    _actions = property(lambda self: self.actions)
-    _steps = property(lambda self: getattr(self.memo, "steps", None))
-
-    def _options(self) -> dict[str, Any]:
-        return self._given()
-
-    def _narrowed(self, places: tuple[int, ...]) -> Stage:
-        return self.narrowed(places)
-
     def __iter__(self) -> Iterator[Action[..., Any]]:
         return iter(self.actions)
 

@@ -142,14 +142,6 @@ class Step:
         elif keys is not None:
             store[keys] = value
 
-    def where(self, value: Any) -> tuple[str, Any]:
-        """Return how the journal finds the delivered value again: under a key, in a list, or by itself."""
-        if self.writes is not None:
-            return "put", self.writes
-        if self.result_key is None and self.collects is not None:
-            return "appended", key_name(self.collects)
-        return "value", value
-
     def _parts(self, value: Any, keys: tuple[Any, ...]) -> list[Any]:
         if not isinstance(value, (tuple, list)):
             raise ReturnValueError(
