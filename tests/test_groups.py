@@ -37,6 +37,7 @@ from support import (
 )
 
 from flowdeco import Bail, Context, Run, Sleep, Stage, Suspend, action, parallel, pipeline, stage, stream
+from flowdeco.drivers.sync import Performer
 from flowdeco.durable import MemoryJournal
 from flowdeco.durable.fingerprint import fingerprint
 from flowdeco.engine.evaluation import evaluate
@@ -1590,6 +1591,26 @@ def test_ctrl_c_at_any_moment_ends_the_run(interrupt, seconds):
 
 
 # -- context variables
+
+
+def test_a_coroutine_has_left_the_variables_of_its_branch_when_that_continues(monkeypatch):
+    """In a sync run the loop is in a thread of its own, and may be slow: two threads cannot be in one context."""
+    report = Performer.report
+
+    def reporting(performer, ticket, answer):
+        """Report, and let the other thread continue."""
+        report(performer, ticket, answer)
+        time.sleep(0.01)
+
+    monkeypatch.setattr(Performer, "report", reporting)
+
+    @action
+    async def sets():
+        VARIABLE.set("set")
+
+    reads = step([], "reads", VARIABLE.get)
+    run = parallel(Stage("s", [sets, reads]), Stage("t", [step([], "other", VARIABLE.get)]), limit=1).run()
+    assert (run["reads"], run["other"]) == ("set", "default")
 
 
 def test_context_variables_are_copied_into_the_branches(run):

@@ -71,7 +71,7 @@ class LoopThread:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._soon(self._requests.put_nowait, None)
+        self.soon(self._requests.put_nowait, None)
         self._thread.join()
 
     async def _serve(self) -> None:
@@ -101,19 +101,20 @@ class LoopThread:
                 answer = Raised(error)
             report((answer, contextvars.copy_context()))
 
-    def _soon(self, call: Callable[..., object], *args: Any) -> None:
+    def soon(self, call: Callable[..., object], *args: Any) -> None:
+        """Have the loop call this, after what it is at now."""
         self._loop.call_soon_threadsafe(call, *args)
 
     def result_of(self, request: Await) -> Any:
         """Await in the loop, and wait for what comes of it; Ctrl-C cancels, and waits for the clean-up."""
         answers: SimpleQueue[tuple[Any, contextvars.Context]] = SimpleQueue()
-        self._soon(self._requests.put_nowait, (request, contextvars.copy_context(), answers.put))
+        self.soon(self._requests.put_nowait, (request, contextvars.copy_context(), answers.put))
         try:
             answer, context = answers.get()
         except KeyboardInterrupt:
-            self._soon(self._task.cancel)
+            self.soon(self._task.cancel)
             answers.get()
-            self._soon(self._task.uncancel)
+            self.soon(self._task.uncancel)
             raise
         self._variables.take_over(context)
         return answer
@@ -123,8 +124,8 @@ class LoopThread:
     ) -> Callable[[], object]:
         """Begin to await beside others; return what cancels it."""
         tasks: list[asyncio.Task[Any]] = []
-        self._soon(lambda: tasks.append(self._loop.create_task(begun(), context=context)))
-        return lambda: self._soon(lambda: tasks[0].cancel())  # noqa: PLW0108 (by then there is one)
+        self.soon(lambda: tasks.append(self._loop.create_task(begun(), context=context)))
+        return lambda: self.soon(lambda: tasks[0].cancel())  # noqa: PLW0108 (by then there is one)
 
 
 _Served: TypeAlias = "tuple[Await, contextvars.Context, Callable[[tuple[Any, contextvars.Context]], object]]"

@@ -214,4 +214,9 @@ class Performer:
         """Begin to await, and return what cancels it."""
         from flowdeco.drivers.loop_thread import answer
 
-        return self.loop().begin(lambda: answer(ticket, request, claimed, self.report), context)
+        loop = self.loop()
+
+        def report(ticket: int, came: Any) -> None:
+            loop.soon(self.report, ticket, came)  # when it has left the context, in which this thread continues
+
+        return loop.begin(lambda: answer(ticket, request, claimed, report), context)
