@@ -51,7 +51,7 @@ from flowdeco.model.steps import Step
 
 __all__ = ["Opening", "evaluate", "evaluate_run"]
 
-_WALK: Final[Any] = GeneratorType
+_WALKS: Final = frozenset({GeneratorType})
 
 
 class Opening(NamedTuple):
@@ -118,7 +118,7 @@ def evaluate(branch: Branch) -> Walk:
                     started = clock()
                     value = yield unit, args, None
                     walk = finish_simple(branch, unit, by, started, value)
-            error = (yield from walk) if type(walk) is _WALK else walk
+            error = (yield from walk) if type(walk) in _WALKS else walk
         except GeneratorExit:
             raise
         except BaseException as stray:  # of a user's `__eq__` or `__deepcopy__`, or the end of a rehearsal
