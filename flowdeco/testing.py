@@ -128,7 +128,7 @@ class _LoopHere(LoopThread):
 
     def __exit__(self, *exc_info: object) -> None:
         try:
-            self._soon(self._requests.put_nowait, None)
+            self.soon(self._requests.put_nowait, None)
             self.loop.run_until_complete(self._server)
             left = asyncio.all_tasks(self.loop)
             for task in left:
@@ -152,13 +152,13 @@ class _LoopHere(LoopThread):
             answers.append(answer)
             self.loop.stop()
 
-        self._soon(self._requests.put_nowait, (request, contextvars.copy_context(), answered))
+        self.soon(self._requests.put_nowait, (request, contextvars.copy_context(), answered))
         try:
             self.run_until(lambda: answers)
         except KeyboardInterrupt:
-            self._soon(self._task.cancel)
+            self.soon(self._task.cancel)
             self.run_until(lambda: answers)
-            self._soon(self._task.uncancel)
+            self.soon(self._task.uncancel)
             raise
         answer, context = answers[0]
         self._variables.take_over(context)
