@@ -4,7 +4,7 @@ import pytest
 
 from flowdeco import Stage, action, parallel, pipeline
 from flowdeco.durable import MemoryJournal
-from flowdeco.middleware import atomic
+from flowdeco.middleware import atomic, recover
 
 FAILS = {"now": True}
 
@@ -75,6 +75,34 @@ def test_a_stage_that_is_skipped_at_another_attempt_is_skipped_on_resume(durable
     run = resumed(Stage("s", [boom], use=[again, once]) >> fragile, durable=durable)
     assert [(record.name, record.status) for record in run.stages] == [("s", "skipped"), ("fragile", "completed")]
     assert attempts == [1, 2]
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_writes_that_were_undone_do_not_come_back(durable):
+    """Neither new keys nor new items of lists, whichever layer has written them."""
+
+    def around(call):
+        call.store.append("items", 2)
+        try:
+            yield
+        finally:
+            call.store.append("items", 4)
+
+    @action(name="first", returns="first")
+    def first():
+        return 1
+
+    @action(name="item", collect="items")
+    def item():
+        return 3
+
+    @action(name="bad")
+    def bad():
+        raise OSError
+
+    flow = Stage("s", [item]) >> Stage("t", [first, item, bad], use=[recover(on=OSError), atomic, around]) >> fragile
+    run = resumed(flow, durable=durable)
+    assert dict(run.store) == {"items": [3]}
 
 
 class Unprintable:

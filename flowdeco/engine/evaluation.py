@@ -51,8 +51,6 @@ from flowdeco.model.steps import Step
 
 __all__ = ["Opening", "evaluate", "evaluate_run"]
 
-_WALKS: Final = frozenset({GeneratorType})
-
 
 class Opening(NamedTuple):
     """The pipeline of a run, with the layers that its caller gave."""
@@ -118,7 +116,8 @@ def evaluate(branch: Branch) -> Walk:
                     started = clock()
                     value = yield unit, args, None
                     walk = finish_simple(branch, unit, by, started, value)
-            error = (yield from walk) if type(walk) in _WALKS else walk
+            must_wait = type(walk) is GeneratorType
+            error = (yield from walk) if must_wait else walk
         except GeneratorExit:
             raise
         except BaseException as stray:  # of a user's `__eq__` or `__deepcopy__`, or the end of a rehearsal

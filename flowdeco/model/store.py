@@ -346,6 +346,7 @@ class Store(MutableMapping[str, Any]):
         noted = mark if index is None else self._noted(index)
         if index is not None:
             kept = Mark((name, before) for name, before in noted.items() if name in keep)
+            self._note_undone(self._marks[index + 1 :], noted.keys() - set(keep))
             del self._marks[index:]
             if kept and index:
                 for name, before in kept.items():
@@ -353,6 +354,15 @@ class Store(MutableMapping[str, Any]):
         for name, before in noted.items():
             if name not in keep:
                 self._put_back(name, before)
+
+    def _note_undone(self, marks: list[Mark], names: Iterable[str]) -> None:
+        """Have marks note what they are to lose: to whoever asks them, it has been written."""
+        for mark in marks:
+            for name in names:
+                before = mark.get(name, self._data.get(name, MISSING))
+                mark[name] = _moved(before, {}) if isinstance(before, _Grown) else before
+                if mark[name] is self._owned.get(name):  # it is cut in place
+                    mark[name] = list(mark[name])
 
     def take_back(self, mark: Mark) -> None:
         """Undo what was written since a mark, and keep it set, as well as those set after it."""
