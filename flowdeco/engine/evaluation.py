@@ -104,20 +104,19 @@ def evaluate(branch: Branch) -> Walk:
     error: Failure = None
     while agenda or (error is not None and branch.scope is not branch.base):
         try:
-            walk: Any  # a `Walk` where there is something to wait for; else the failure, or None
             if error is not None:
-                walk = _fail(branch, error)
+                came: Any = _fail(branch, error)
             else:
                 unit, by = agenda.pop()
                 args = simple_arguments(branch, unit) if type(unit) is Step and branch.scope.is_quiet else None
                 if args is None:
-                    walk = _begin(branch, unit, by)
+                    came = _begin(branch, unit, by)
                 else:
                     started = clock()
                     value = yield unit, args, None
-                    walk = finish_simple(branch, unit, by, started, value)
-            must_wait = type(walk) is GeneratorType
-            error = (yield from walk) if must_wait else walk
+                    came = finish_simple(branch, unit, by, started, value)
+            walk: Walk = came
+            error = (yield from walk) if type(came) is GeneratorType else came
         except GeneratorExit:
             raise
         except BaseException as stray:  # of a user's `__eq__` or `__deepcopy__`, or the end of a rehearsal
