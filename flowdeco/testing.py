@@ -25,7 +25,9 @@ from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, 
 from contextlib import ExitStack, closing
 from functools import partial
 from inspect import isgenerator
-from typing import Any, Final, cast
+from itertools import product
+from operator import itemgetter
+from typing import Any, Final, TypeAlias, cast
 
 from flowdeco import running
 from flowdeco.drivers import sync
@@ -521,37 +523,35 @@ _BEGIN, _GO_ON, _MISSING, _EXTRA = range(4)
 
 
 def _cheapest(patterns: list[str], names: list[str]) -> list[int]:
-    """Return what to do step by step: begin a pattern with the next name, go on with it, leave out either."""
-    # cost[i][j][within]: of the rest from pattern i and name j on, where pattern i - 1 may take more of them.
-    last = len(names)
-    below: list[list[int]] = [[last - j, last - j] for j in range(last + 1)]
-    choices: list[list[list[int]]] = []
-    for i in range(len(patterns), -1, -1):
-        row = [[0, 0] for _ in range(last + 1)]
-        chosen = [[0, 0] for _ in range(last + 1)]
-        for j in range(last, -1, -1):
-            for within in (0, 1):
-                options: list[tuple[int, int]] = []
-                if within and j < last and i and "*" in patterns[i - 1] and _matches(patterns[i - 1], names[j]):
-                    options.append((row[j + 1][1], _GO_ON))
-                if i < len(patterns):
-                    if j < last and _matches(patterns[i], names[j]):
-                        options.append((below[j + 1][1], _BEGIN))
-                    options.append((below[j][0] + 1, _MISSING))
-                if j < last:
-                    options.append((row[j + 1][0] + 1, _EXTRA))
-                row[j][within], chosen[j][within] = min(options, default=(0, _EXTRA), key=lambda option: option[0])
-        below = row
-        choices.insert(0, chosen)
-    i = j = within = 0
+    """Return the steps with the fewest differences: begin a pattern with the next name, continue it, leave out either."""
+    cheapest: dict[_At, tuple[int, int, _At]] = {}  # the cost of the rest, its first step, and the place after that
+    for at in product(range(len(patterns), -1, -1), range(len(names), -1, -1), (0, 1)):
+        options = [(cost + cheapest[after][0], step, after) for cost, step, after in _steps(patterns, names, at)]
+        cheapest[at] = min(options, default=(0, _EXTRA, at), key=itemgetter(0))
+    at = (0, 0, 0)
     steps: list[int] = []
-    while i < len(patterns) or j < last:
-        step = choices[i][j][within]
+    while at[:2] != (len(patterns), len(names)):
+        _, step, at = cheapest[at]
         steps.append(step)
-        i += step in (_BEGIN, _MISSING)
-        j += step != _MISSING
-        within = int(step in (_BEGIN, _GO_ON))
     return steps
+
+
+_At: TypeAlias = tuple[
+    int, int, int
+]  # the next pattern, the next name, and whether the last pattern may take more names
+
+
+def _steps(patterns: list[str], names: list[str], at: _At) -> Iterator[tuple[int, int, _At]]:
+    """Yield the possible steps, each with its cost before it and the place after it, the preferred one first."""
+    i, j, within = at
+    if j < len(names) and within and i and "*" in patterns[i - 1] and _matches(patterns[i - 1], names[j]):
+        yield 0, _GO_ON, (i, j + 1, 1)
+    if i < len(patterns):
+        if j < len(names) and _matches(patterns[i], names[j]):
+            yield 0, _BEGIN, (i + 1, j + 1, 1)
+        yield 1, _MISSING, (i + 1, j, 0)
+    if j < len(names):
+        yield 1, _EXTRA, (i, j + 1, 0)
 
 
 def _lines(patterns: list[str], ran: list[StageRecord], steps: list[int]) -> list[str]:

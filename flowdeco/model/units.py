@@ -302,7 +302,6 @@ class Pipeline(Composite):
         "use_stages": (),
         "use_actions": (),
     }
-    _DEFAULTS = DEFAULTS  # the former name, to be removed when the codecs have switched
 
     def __init__(self, units: Iterable[Unit] = (), **options: Any) -> None:
         given = self._completed(options)
@@ -421,7 +420,6 @@ class Parallel(Composite):
 
     __slots__ = ()
     DEFAULTS = {"name": "parallel", "limit": None, "merge": {}, "tags": frozenset()}
-    _DEFAULTS = DEFAULTS  # the former name, to be removed when the codecs have switched
 
     def __init__(self, units: Iterable[Unit] = (), **options: Any) -> None:
         given = self._completed(options)
