@@ -81,7 +81,7 @@ def _error(error: BaseException | None) -> str | None:
 
 
 # The forms of values that are not of a plain type. A list or dict consists of values again.
-_FORMS: Final[tuple[tuple[Callable[[Any], bool], Callable[[Any], Any]], ...]] = (
+_FORMS: tuple[tuple[Callable[[Any], bool], Callable[[Any], Any]], ...] = (
     (lambda value: isinstance(value, Mapping), lambda value: {_member(key): item for key, item in value.items()}),
     (lambda value: isinstance(value, (list, tuple, set, frozenset)), list),
     (

@@ -160,6 +160,11 @@ class Mark(dict[str, Any]):
     __eq__ = object.__eq__
     __ne__ = object.__ne__
 
+    def adopt(self, later: Mapping[str, Any]) -> None:
+        """Add the notes of a later mark: for a key that both have noted, the earlier note counts."""
+        for name, before in later.items():
+            self.setdefault(name, before)
+
 
 class Delta(NamedTuple):
     """What was written: whole values, removed keys, and the items appended to lists."""
@@ -319,20 +324,11 @@ class Store(MutableMapping[str, Any]):
 
     def release(self, mark: Mark) -> None:
         """Let go of a mark: what it noted becomes part of the one around it. A second time does nothing."""
-        marks = self._marks
-        if marks and marks[-1] is mark:
-            index = len(marks) - 1
-            marks.pop()
-        else:
-            found = self._index(mark)
-            if found is None:
-                return
-            index = found
-            del marks[index]
-        if mark and index:
-            outer = marks[index - 1]
-            for name, before in mark.items():
-                outer.setdefault(name, before)
+        index = self._index(mark)
+        if index is not None:
+            del self._marks[index]
+            if index and mark:
+                self._marks[index - 1].adopt(mark)
 
     def discard(self, mark: Mark) -> None:
         """Let go of a mark, and of what it noted: that may still be undone, by this mark alone."""
@@ -345,11 +341,9 @@ class Store(MutableMapping[str, Any]):
         index = self._index(mark)
         noted = mark if index is None else self._noted(index)
         if index is not None:
-            kept = Mark((name, before) for name, before in noted.items() if name in keep)
             del self._marks[index:]
-            if kept and index:
-                for name, before in kept.items():
-                    self._marks[-1].setdefault(name, before)
+            if index and keep:
+                self._marks[-1].adopt({name: before for name, before in noted.items() if name in keep})
         for name, before in noted.items():
             if name not in keep:
                 self._put_back(name, before)
@@ -424,8 +418,7 @@ class Store(MutableMapping[str, Any]):
             return marks[index]
         noted = Mark(marks[index])
         for mark in marks[index + 1 :]:
-            for name, before in mark.items():
-                noted.setdefault(name, before)
+            noted.adopt(mark)
         return noted
 
     def _put_back(self, name: str, before: Any) -> None:
