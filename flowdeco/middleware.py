@@ -1,6 +1,6 @@
-"""The middleware that is shipped: `retry`, `recover` and `atomic`; and what one's own is written with.
+"""The middleware that comes with flowdeco: `retry`, `recover` and `atomic`; and the types to write your own with.
 
-How middleware works stands in `engine.layers`.
+`engine.layers` describes how middleware works.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def retry(
     wait_max: float = 30.0,
     jitter: bool = True,
 ) -> Middleware:
-    """Return a middleware that runs its inside again after the exceptions in `on`, `attempts` times in all.
+    """Return a middleware that runs its target again after the exceptions in `on`, `attempts` times in all.
 
     Waits `wait` seconds before the second attempt, and twice as long before each further one, up to `wait_max`; with
     `jitter` a random time below that, drawn uniformly ("full jitter", M. Brooker, Exponential Backoff And Jitter, AWS
-    Architecture Blog, 2015). The last failure goes on outwards.
+    Architecture Blog, 2015). The last failure propagates.
     """
     _check_exceptions("retry", on)
     if isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1:
@@ -69,9 +69,9 @@ class Retry(NamedTuple):
 
 
 def recover(*, on: _Exceptions, outcome: Any = None) -> Middleware:
-    """Return a middleware that lets the run go on after the exceptions in `on`.
+    """Return a middleware that lets the run continue after the exceptions in `on`.
 
-    The record stays `failed`, with `recovered` set. For an action, `outcome` counts as what it returned.
+    The record stays `failed`, with `recovered` set. For an action, `outcome` takes the place of its result.
     """
     _check_exceptions("recover", on)
     return cast("Middleware", Recover(on, outcome))
@@ -95,9 +95,9 @@ class Recover(NamedTuple):
 
 
 def atomic(call: Call) -> Generator[None, Any, None]:
-    """Leave the store as it was found if the inside fails; used as it is: `use=[atomic]`.
+    """Restore the store if the target fails; used without a call: `use=[atomic]`.
 
-    Lists and other values changed in place are not undone. A `Bail` is no failure, and a `Suspend` goes on later.
+    Lists and other values changed in place are not undone. `Bail` and `Suspend` are not failures.
     """
     mark = call.store.mark()
     call.undo_on_failure()
@@ -112,8 +112,8 @@ def atomic(call: Call) -> Generator[None, Any, None]:
     call.store.release(mark)
 
 
-# They give no values to what is inside, and write nothing: what is certain without them is certain with them (see
-# `model.wiring`).
+# They supply no values to their target, and write nothing: a problem that is certain without them is certain with them
+# (see `model.wiring`).
 Retry.supplies = False  # type: ignore[attr-defined]
 atomic.supplies = False  # type: ignore[attr-defined]
 

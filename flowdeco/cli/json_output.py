@@ -100,7 +100,7 @@ _FORMS: tuple[tuple[Callable[[Any], bool], Callable[[Any], Any]], ...] = (
 
 
 def plain(value: Any, above: frozenset[int] = frozenset()) -> Any:
-    """Return a value for JSON; one that JSON has no form for becomes its repr."""
+    """Return a value for JSON; a value without a form in JSON becomes its repr."""
     if type(value) in (NoneType, bool, int, str):
         return value
     if id(value) in above:
