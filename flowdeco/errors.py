@@ -142,7 +142,7 @@ class CodeChangedError(JournalError):
         lines = "\n".join(f"  - {change}" for change in changes)
         return cls(
             f"the definition has changed since run {run_id!r} was interrupted:\n{lines}\n"
-            f"Resume with on_change='ignore' to go on all the same, or 'rerun' to run again from the first change",
+            f"Resume with on_change='ignore' to continue all the same, or 'rerun' to run again from the first change",
             changes,
         )
 
