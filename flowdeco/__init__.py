@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from flowdeco.lazy import lazily
+from flowdeco.model.lazy import lazily
 
 if TYPE_CHECKING:
     from flowdeco.engine.context import Context

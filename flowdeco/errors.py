@@ -1,7 +1,7 @@
-"""Everything flowdeco raises, in one hierarchy ordered by whose fault it is.
+"""All exceptions of flowdeco, in one hierarchy ordered by who is at fault.
 
-A `DefinitionError` is the fault of a definition and is raised before a run, a `RunError` is the fault of what happened
-in one. What a user's own function raises is never wrapped: it arrives as it is, with a note.
+A `DefinitionError` is the fault of a definition and is raised before a run, a `RunError` is caused by an
+event in one. An exception of a user's own function is never wrapped: it propagates as it is, with a note.
 
 `Bail` and `Suspend` are signals, not errors. They derive from `BaseException`, so that no `except Exception` and no
 retry swallows them.
@@ -83,7 +83,7 @@ class MissingInputError(RunError, LookupError):
 
 
 class ReturnValueError(RunError, TypeError):
-    """An action returned what has no meaning: a template, a mix of units and data, a sequence of the wrong length."""
+    """An action returned a value without a meaning: a template, a mix of units and data, a sequence of the wrong length."""
 
 
 class MiddlewareError(RunError):
@@ -118,7 +118,7 @@ class WorkerDiedError(RunError):
 
 
 class JournalError(RunError):
-    """A journal cannot be written or read, or it is damaged; the message says what it has."""
+    """A journal cannot be written or read, or it is damaged; the message describes the damage."""
 
 
 class RunNotFoundError(JournalError, LookupError):
@@ -130,7 +130,7 @@ class RunBusyError(JournalError):
 
 
 class CodeChangedError(JournalError):
-    """What a run has completed is not what the code says now; `changes` lists the differences, one line each."""
+    """The completed part of a run does not match the code now; `changes` lists the differences, one line each."""
 
     def __init__(self, message: str, changes: Iterable[str] = ()) -> None:
         super().__init__(message)
@@ -138,11 +138,11 @@ class CodeChangedError(JournalError):
 
     @classmethod
     def listing(cls, run_id: str, changes: Iterable[str]) -> CodeChangedError:
-        """Return the error that lists what has changed since the run was interrupted."""
+        """Return the error that lists the changes since the run was interrupted."""
         lines = "\n".join(f"  - {change}" for change in changes)
         return cls(
             f"the definition has changed since run {run_id!r} was interrupted:\n{lines}\n"
-            f"Resume with on_change='ignore' to go on all the same, or 'rerun' to run again from the first change",
+            f"Resume with on_change='ignore' to continue all the same, or 'rerun' to run again from the first change",
             changes,
         )
 
@@ -152,7 +152,7 @@ class SerializationError(JournalError, TypeError):
 
 
 class _Signal(BaseException):
-    """What an action raises to end its run without failing."""
+    """A signal that an action raises to end its run without failing."""
 
     def __init__(self, reason: str = "") -> None:
         super().__init__(reason)
@@ -160,18 +160,18 @@ class _Signal(BaseException):
 
 
 class Bail(_Signal):
-    """End the run now, successfully: its status is `bailed`, and what the action wrote is kept."""
+    """End the run now, successfully: its status is `bailed`, and the writes of the action are kept."""
 
 
 class Suspend(_Signal):
-    """Stop here until somebody resumes the run: what the action wrote is dropped, and it runs again on resume."""
+    """Stop here until the run is resumed: the writes of the action are dropped, and it runs again on resume."""
 
 
-WAITING: Final = "waiting for "  # what the reason begins with if it is a value of the store
+WAITING: Final = "waiting for "  # the beginning of the reason, if that is a value of the store
 
 
 class Cancelled(_Signal):
-    """A branch is given up because another one ended their parallel group."""
+    """A branch is abandoned because another one ended their parallel group."""
 
 
 def message_of(error: BaseException) -> str:
@@ -206,7 +206,7 @@ def shortened(value: object, limit: int = 60) -> str:
 
 
 def suggestion(wrong: str, known: Iterable[str], what: str = "There are", closeness: float = 0.6) -> str:
-    """Return a sentence that names what `wrong` was probably meant to be, and what else there is."""
+    """Return a sentence that names the likely corrections of `wrong`, or else the known names."""
     from difflib import get_close_matches
 
     names = sorted(set(known))

@@ -1,4 +1,4 @@
-"""What observers receive: frozen events, in the order in which things happen.
+"""The events that observers receive: frozen values, in the order in which things happen.
 
 Stages and actions are given by name. In a parallel group, events of different branches interleave.
 """
@@ -30,7 +30,7 @@ class RunStarted(NamedTuple):
 
 
 class RunFinished(NamedTuple):
-    """A run is over, whatever became of it; `elapsed` is in seconds."""
+    """A run has ended, in whatever way; `elapsed` is in seconds."""
 
     run_id: str
     pipeline: str
@@ -40,7 +40,7 @@ class RunFinished(NamedTuple):
 
 
 class StageStarted(NamedTuple):
-    """A stage begins; `branch` says where in parallel groups: `"group[0]"`, `"outer[1]/inner[0]"`."""
+    """A stage begins; `branch` is its place in parallel groups: `"group[0]"`, `"outer[1]/inner[0]"`."""
 
     run_id: str
     stage: str
@@ -49,9 +49,9 @@ class StageStarted(NamedTuple):
 
 
 class StageFinished(NamedTuple):
-    """A stage is over: completed, failed, skipped…; `elapsed` is in seconds.
+    """A stage has ended: completed, failed, skipped…; `elapsed` is in seconds.
 
-    What a selector skips never began, nor did what is `restored`: it was over before the run was resumed.
+    A stage that a selector skips never began, nor did a `restored` one: it had ended before the run was resumed.
     """
 
     run_id: str
@@ -74,7 +74,7 @@ class ActionStarted(NamedTuple):
 
 
 class ActionFinished(NamedTuple):
-    """An action is over: completed, failed, skipped…; `elapsed` is in seconds."""
+    """An action has ended: completed, failed, skipped…; `elapsed` is in seconds."""
 
     run_id: str
     stage: str
@@ -89,8 +89,8 @@ class ActionFinished(NamedTuple):
 class UnitsInserted(NamedTuple):
     """An action, or a middleware, inserted units, given by name.
 
-    `stage` and `action` say around what: None for the middleware of a stage or of a pipeline. `stages` is how many
-    stages are in the units; what a stream holds is not known before it is pulled, and does not count.
+    `stage` and `action` name the step, or the target of the middleware: `action` is None around a stage, both are None
+    around a pipeline. `stages` is the number of stages in the units, without those of streams, which are not yet known.
     """
 
     run_id: str
@@ -101,7 +101,7 @@ class UnitsInserted(NamedTuple):
 
 
 class Message(NamedTuple):
-    """What an action told the observers by `ctx.emit`."""
+    """A message of an action to the observers, by `ctx.emit`."""
 
     run_id: str
     stage: str
@@ -134,10 +134,10 @@ Event: TypeAlias = (
 
 
 class Watcher(Protocol):
-    """An observer that is closed when the run is over, whatever became of it."""
+    """An observer that is closed when the run has ended, in whatever way."""
 
     def __call__(self, event: Event, /) -> object:
         """Take an event."""
 
     def close(self) -> None:
-        """Leave everything as it was found."""
+        """Restore everything that the observer has changed."""

@@ -1,9 +1,9 @@
-"""What executors need: a serial one for tests, and the shipping of calls to other processes.
+"""Executors: a serial one for tests, and the shipping of calls to other processes.
 
 Any `concurrent.futures.Executor` serves; only calls of functions go there, with their arguments. To a thread they go as
-they are. To anything else (processes, interpreters, a cluster) they are pickled here, so that what cannot travel is
-named before anything is submitted. An action that asks for `ctx` takes a detached one along, which brings home what the
-action did with it.
+they are. To anything else (processes, interpreters, a cluster) they are pickled here, so that a value
+that cannot be pickled is named before anything is submitted. An action that asks for `ctx` receives a detached one,
+whose effects come back with the result.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from flowdeco.model.wiring import Step
 
 __all__ = ["is_local", "perform", "serial", "ship"]
 
-# What goes along with calls to other processes: each gives a function, importable there, and an argument for it, with
-# which the context manager is made that is opened around the call. Set by observers, for what they observe.
+# Companions of calls to other processes: each returns a function, importable there, and an argument for it; called with
+# it, the function returns the context manager that is opened around the call. Set by observers.
 Companion: TypeAlias = "Callable[[], tuple[Callable[[Any], AbstractContextManager[Any]], Any]]"
 COMPANIONS: Final[ContextVar[tuple[Companion, ...]]] = ContextVar("flowdeco_companions", default=())
 
@@ -69,7 +69,7 @@ def perform(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[s
 
 
 class _Home(NamedTuple):
-    """What a call elsewhere sends home: its value or what it raised, and what it did to its context."""
+    """The reply of a call in another process: its value or its exception, and its effects on the context."""
 
     value: Any
     raised: BaseException | None
@@ -77,9 +77,9 @@ class _Home(NamedTuple):
 
 
 def perform_shipped(payload: bytes, nonce: bytes) -> bytes:
-    """Perform a pickled call in another process; the result is pickled here, so that what cannot be is named here.
+    """Perform a pickled call in another process; the result is pickled here, so that a part that cannot be is named here.
 
-    Exceptions travel as values, too: what the action told the observers before it failed comes home with them.
+    Exceptions travel as values, too: with them come the events that the action reported before it failed.
     """
     try:
         name, function, by_value, args, kwargs, companions = pickle.loads(payload)
@@ -134,7 +134,7 @@ def _travelling(error: BaseException, dumps: Callable[[Any], bytes]) -> BaseExce
 
 
 def ship(executor: Executor, step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Future[bytes]:
-    """Submit a call that is to be performed elsewhere; raises `ShippingError` for what cannot travel."""
+    """Submit a call that is to be performed elsewhere; raises `ShippingError` for a value that cannot be sent."""
     payload = _packed(step, args, kwargs)
     # Equal submissions count as one on Dask, where functions are taken for pure: the nonce keeps calls apart.
     try:
@@ -144,7 +144,7 @@ def ship(executor: Executor, step: Step, args: Sequence[Any], kwargs: Mapping[st
 
 
 def receive(step: Step | Chore, future: Future[Any], shipped: Arguments | None) -> Any:
-    """Return what came of a submitted call: its value, or `Raised`; a shipped one lets its context here catch up."""
+    """Return the outcome of a submitted call: its value, or `Raised`; a shipped one also updates its context here."""
     if future.cancelled():
         return Raised(Cancelled(f"the call of action {step.name!r} was cancelled before it began"))
     error = future.exception()
@@ -222,6 +222,6 @@ def _unpicklable(value: Any, path: str) -> str:
 def _parts(value: Any) -> Iterable[tuple[str, Any]]:
     if isinstance(value, Context):
         return [(f".store[{shown_key(key)}]", part) for key, part in value.store.items()]
-    if isinstance(value, Unit):  # it says itself what of it cannot be referenced
+    if isinstance(value, Unit):  # its own error names the part that cannot be referenced
         return ()
     return all_parts(value)

@@ -1,4 +1,4 @@
-"""The pytest plugin: the fixture `flow_runner`. What it needs is loaded by the first test that asks for it."""
+"""The pytest plugin: the fixture `flow_runner`. Its imports are made by the first test that asks for it."""
 
 from __future__ import annotations
 

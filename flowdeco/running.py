@@ -1,4 +1,4 @@
-"""The one door upwards: through it, definitions and runs reach what runs them and what shows them.
+"""The one door upwards: through it, definitions and runs reach the drivers and the views.
 
 They import this module late, and it imports drivers and views when they are used. Nothing else points upwards.
 """
@@ -52,7 +52,7 @@ def arun(unit: Unit, inputs: Mapping[str, Any] | None, options: RunOptions) -> C
 
 
 def resume(unit: Unit, what: Run | str, inputs: Mapping[str, Any] | None, options: RunOptions, *how: Any) -> Run:
-    """Go on with the evaluation of a pipeline."""
+    """Resume a run of a pipeline."""
     __tracebackhide__ = True
     from flowdeco import drivers
 
@@ -62,7 +62,7 @@ def resume(unit: Unit, what: Run | str, inputs: Mapping[str, Any] | None, option
 def aresume(
     unit: Unit, what: Run | str, inputs: Mapping[str, Any] | None, options: RunOptions, *how: Any
 ) -> Coroutine[Any, Any, Run]:
-    """Go on with the evaluation of a pipeline in the running event loop."""
+    """Resume a run of a pipeline in the running event loop."""
     __tracebackhide__ = True
     from flowdeco import drivers
 
@@ -70,7 +70,7 @@ def aresume(
 
 
 def watched(options: RunOptions) -> RunOptions:
-    """Return the options with what makes the observer that shows the progress, if somebody wants to see it."""
+    """Return the options with a factory of the observer that shows the progress, if it is to be shown."""
     if options.progress is None:
         return options
     from flowdeco.show.progress import watcher
@@ -79,21 +79,21 @@ def watched(options: RunOptions) -> RunOptions:
 
 
 def plan(unit: Unit) -> Plan:
-    """Return what will run."""
+    """Return the plan of a unit."""
     from flowdeco import show
 
     return show.plan(unit)
 
 
 def ran(run: Run) -> Ran:
-    """Return what ran."""
+    """Return the view of a run."""
     from flowdeco import show
 
     return show.ran(run)
 
 
 def html_of(thing: Any) -> str:
-    """Return how a definition or a run is shown in a notebook."""
+    """Return the HTML of a definition or a run for a notebook."""
     from flowdeco import show
 
     return show.html_of(thing)

@@ -1,4 +1,4 @@
-"""What tests of flows use: a runner with a clock of its own, and a comparison of what ran with what should have.
+"""Tools for tests of flows: a runner with a clock of its own, and a comparison of the stages that ran with expected ones.
 
 With pytest, the runner is the fixture `flow_runner`. Nothing here needs pytest.
 
@@ -8,7 +8,7 @@ With pytest, the runner is the fixture `flow_runner`. Nothing here needs pytest.
 ...     yield
 >>> greet = action(lambda name: f"hello {name}", name="greet", use=[patient])
 >>> runner = FlowRunner()
->>> run = runner.run(greet, {"name": "Ada"})  # takes no ten minutes
+>>> run = runner.run(greet, {"name": "Ada"})  # does not take ten minutes
 >>> assert_ran(run, ["greet"])
 >>> runner.calls[0].inputs, runner.calls[0].returned, runner.slept
 ({'name': 'Ada'}, 'hello Ada', [600])
@@ -25,7 +25,9 @@ from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, 
 from contextlib import ExitStack, closing
 from functools import partial
 from inspect import isgenerator
-from typing import Any, Final, cast
+from itertools import product
+from operator import itemgetter
+from typing import Any, Final, TypeAlias, cast
 
 from flowdeco import running
 from flowdeco.drivers import sync
@@ -51,7 +53,7 @@ __all__ = ["Call", "Clock", "FlowRunner", "assert_ran"]
 
 
 class Clock:
-    """A clock that stands still until somebody advances it: `now` is in seconds, from 0."""
+    """A clock that stands still until it is advanced: `now` is in seconds, from 0."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -66,7 +68,7 @@ class Clock:
             raise ValueError(f"time goes forward: {seconds!r} seconds are not enough")
         self.now += seconds
 
-    sleep = advance  # what a test puts in the place of time.sleep
+    sleep = advance  # for tests, in place of time.sleep
 
     def __repr__(self) -> str:
         return f"<Clock at {self.now:g} s>"
@@ -141,7 +143,7 @@ class _LoopHere(LoopThread):
             self.loop.close()
 
     def run_until(self, done: Callable[[], object]) -> None:
-        """Run the loop until something is so; whoever makes it so stops the loop."""
+        """Run the loop until a condition is true; the code that makes it true stops the loop."""
         while not done():
             self.loop.run_forever()
 
@@ -189,7 +191,7 @@ class _Performer(sync.Performer):
         self._calls = _InFlightHere(self, resources)
 
     def observed(self, request: Request) -> Request:
-        """Return the request, with a call that the runner remembers, and that no thread is needed for."""
+        """Return the request, with a call that the runner remembers, and that needs no thread."""
         return self._runner.recorded(request)
 
     def perform(self, request: Request) -> Any:
@@ -197,7 +199,9 @@ class _Performer(sync.Performer):
             self._runner.slept.append(request.seconds)
             if self._loop_thread is None:
                 return self._clock.advance(request.seconds)
-            return self.loop().result_of(Await(asyncio.sleep(request.seconds)))  # with what is under way in the loop
+            return self.loop().result_of(
+                Await(asyncio.sleep(request.seconds))
+            )  # with the coroutines that run in the loop
         return super().perform(request)
 
     def loop(self) -> _LoopHere:
@@ -230,8 +234,8 @@ class _Performer(sync.Performer):
 class Call:
     """A call of an action's function: `inputs` are its arguments by name, without a `ctx`.
 
-    `returned` is what it returned, of a generator the list of what it yielded; `raised` the exception, if it raised
-    one. Each attempt of a retry is a call. Equal to another call of the same action with the same inputs.
+    `returned` is its result, of a generator the list of yielded values; `raised` the exception, if it raised one.
+    Each attempt of a retry is a call. Equal to another call of the same action with the same inputs.
     """
 
     __slots__ = ("action", "inputs", "raised", "returned", "stage")
@@ -260,23 +264,23 @@ class Call:
 
 
 class _NoCalls(list[Call]):
-    """No calls of an action: an empty list, which says what was called instead."""
+    """No calls of an action: an empty list, whose errors name the actions that were called."""
 
     def __init__(self, name: str, calls: list[Call]) -> None:
         super().__init__()
         names = {call.action for call in calls}
         if "/" in name:
             names = {f"{call.stage}/{call.action}" for call in calls}
-        self._told = f"no calls of {name!r}. {suggestion(name, names, 'There were calls of')}"
+        self._message = f"no calls of {name!r}. {suggestion(name, names, 'There were calls of')}"
 
     def __getitem__(self, index: Any) -> Any:
         __tracebackhide__ = True
         if isinstance(index, slice):
             return []
-        raise IndexError(self._told)
+        raise IndexError(self._message)
 
     def __repr__(self) -> str:
-        return f"<{self._told}>"
+        return f"<{self._message}>"
 
 
 _STAGE: Final[contextvars.ContextVar[str]] = contextvars.ContextVar("flowdeco.testing.stage", default="")
@@ -294,7 +298,7 @@ class FlowRunner:
     coroutines. The `timeout` of a sync action has expired when the clock was advanced so far while it was called. The
     times in the records are those of the clock.
 
-    `calls` are the calls of actions in all runs so far, `slept` what middleware waited, in seconds.
+    `calls` are the calls of actions in all runs so far, `slept` the waiting times of middleware, in seconds.
     """
 
     def __init__(self) -> None:
@@ -319,7 +323,7 @@ class FlowRunner:
         self, flow: Unit, run: Run | str, inputs: Mapping[str, Any] | None = None, /, *, on_change: str = "error",
         from_stage: str | None = None, **options: Any,
     ) -> Run:  # fmt: skip
-        """Go on with a run; the options are those of `flow.resume`, but for `executor`."""
+        """Resume a run; the options are those of `flow.resume`, but for `executor`."""
         __tracebackhide__ = True
         chosen = self._options(options)
 
@@ -331,7 +335,7 @@ class FlowRunner:
         return self._in_a_free_thread(resumed)
 
     def calls_of(self, name: str) -> list[Call]:
-        """Return the calls of an action, given as `"action"` or `"stage/action"`; none is no error."""
+        """Return the calls of an action, given as `"action"` or `"stage/action"`; if there were none, an empty list."""
         found = [call for call in self.calls if name in (call.action, f"{call.stage}/{call.action}")]
         return found or _NoCalls(name, self.calls)
 
@@ -386,7 +390,7 @@ class FlowRunner:
                 answer = yield self.recorded(request)
 
     def recorded(self, request: Request) -> Request:
-        """Return the request with a call that is remembered, and that no thread is needed for."""
+        """Return the request with a call that is remembered, and that needs no thread."""
         if type(request) is not tuple or not isinstance(request[0], Step):
             return request
         step, args, kwargs = request[0], request[1], request[2]
@@ -448,15 +452,15 @@ def _tee(generator: Generator[Any, Any, Any], items: list[Any]) -> Generator[Any
         yield item
 
 
-# What ran.
+# The comparison of stages.
 
 
 def assert_ran(run: Run, expected: Iterable[Any]) -> None:
     """Raise an `AssertionError` that shows the difference, unless just these stages ran, in this order.
 
-    What is expected is names of stages, or units: pipelines and groups stand for the stages in them. A `*` in a name
-    stands for any text, and such a name for one or more stages in a row: `"process[*]"` for all that the template
-    `process` gave, `"*"` for whatever ran. Everything else is taken literally, brackets too. A stage that was skipped
+    `expected` are names of stages, or units: pipelines and groups stand for the stages in them. A `*` in a name
+    matches any text, and such a name one or more stages in a row: `"process[*]"` all stages of the template
+    `process`, `"*"` any stages. Everything else is taken literally, brackets too. A stage that was skipped
     did not run; one that failed did.
     """
     __tracebackhide__ = True
@@ -469,7 +473,7 @@ def assert_ran(run: Run, expected: Iterable[Any]) -> None:
     lines = _compared(patterns, ran)
     if any(not line.startswith(" ") for line in lines):
         skipped = {record.name for record in run.stages if record.status is Status.SKIPPED}
-        raise AssertionError(_told(run, lines, skipped))
+        raise AssertionError(_report(run, lines, skipped))
 
 
 def _patterns(expected: Any) -> Iterator[str]:
@@ -517,41 +521,39 @@ def _same(pattern: str, name: str) -> bool:
     return pattern == name and "*" not in pattern
 
 
-_BEGIN, _GO_ON, _MISSING, _EXTRA = range(4)
+_BEGIN, _CONTINUE, _MISSING, _EXTRA = range(4)
 
 
 def _cheapest(patterns: list[str], names: list[str]) -> list[int]:
-    """Return what to do step by step: begin a pattern with the next name, go on with it, leave out either."""
-    # cost[i][j][within]: of the rest from pattern i and name j on, where pattern i - 1 may take more of them.
-    last = len(names)
-    below: list[list[int]] = [[last - j, last - j] for j in range(last + 1)]
-    choices: list[list[list[int]]] = []
-    for i in range(len(patterns), -1, -1):
-        row = [[0, 0] for _ in range(last + 1)]
-        chosen = [[0, 0] for _ in range(last + 1)]
-        for j in range(last, -1, -1):
-            for within in (0, 1):
-                options: list[tuple[int, int]] = []
-                if within and j < last and i and "*" in patterns[i - 1] and _matches(patterns[i - 1], names[j]):
-                    options.append((row[j + 1][1], _GO_ON))
-                if i < len(patterns):
-                    if j < last and _matches(patterns[i], names[j]):
-                        options.append((below[j + 1][1], _BEGIN))
-                    options.append((below[j][0] + 1, _MISSING))
-                if j < last:
-                    options.append((row[j + 1][0] + 1, _EXTRA))
-                row[j][within], chosen[j][within] = min(options, default=(0, _EXTRA), key=lambda option: option[0])
-        below = row
-        choices.insert(0, chosen)
-    i = j = within = 0
+    """Return the steps with the fewest differences: begin a pattern with the next name, continue it, skip either."""
+    cheapest: dict[_At, tuple[int, int, _At]] = {}  # the cost of the rest, its first step, and the place after that
+    for at in product(range(len(patterns), -1, -1), range(len(names), -1, -1), (0, 1)):
+        options = [(cost + cheapest[after][0], step, after) for cost, step, after in _steps(patterns, names, at)]
+        cheapest[at] = min(options, default=(0, _EXTRA, at), key=itemgetter(0))
+    at = (0, 0, 0)
     steps: list[int] = []
-    while i < len(patterns) or j < last:
-        step = choices[i][j][within]
+    while at[:2] != (len(patterns), len(names)):
+        _, step, at = cheapest[at]
         steps.append(step)
-        i += step in (_BEGIN, _MISSING)
-        j += step != _MISSING
-        within = int(step in (_BEGIN, _GO_ON))
     return steps
+
+
+_At: TypeAlias = tuple[
+    int, int, int
+]  # the next pattern, the next name, and whether the last pattern may take more names
+
+
+def _steps(patterns: list[str], names: list[str], at: _At) -> Iterator[tuple[int, int, _At]]:
+    """Yield the possible steps, each with its cost before it and the place after it, the preferred one first."""
+    i, j, within = at
+    if j < len(names) and within and i and "*" in patterns[i - 1] and _matches(patterns[i - 1], names[j]):
+        yield 0, _CONTINUE, (i, j + 1, 1)
+    if i < len(patterns):
+        if j < len(names) and _matches(patterns[i], names[j]):
+            yield 0, _BEGIN, (i + 1, j + 1, 1)
+        yield 1, _MISSING, (i + 1, j, 0)
+    if j < len(names):
+        yield 1, _EXTRA, (i, j + 1, 0)
 
 
 def _lines(patterns: list[str], ran: list[StageRecord], steps: list[int]) -> list[str]:
@@ -571,7 +573,7 @@ def _lines(patterns: list[str], ran: list[StageRecord], steps: list[int]) -> lis
         extra.clear()
 
     for step in steps:
-        if step != _GO_ON and not (step == _EXTRA and extra):
+        if step != _CONTINUE and not (step == _EXTRA and extra):
             close()
         if step == _MISSING:
             lines.append(f"- {next(wanted)}")
@@ -595,7 +597,7 @@ def _folded(items: list[str], most: int) -> list[str]:
 
 
 def _hint(run: Run, missing: str, skipped: set[str]) -> str:
-    """Return why what was expected is perhaps none of the stages."""
+    """Return a possible reason why an expected name is not among the stages."""
     if any(_matches(missing, name) for name in skipped):
         return "  (skipped)"
     if any(record.name.startswith(f"{missing}[") for record in run.stages):
@@ -615,7 +617,7 @@ _CONTEXT: Final = 3
 
 
 def _near(lines: list[str]) -> Iterator[str]:
-    """Yield what differs with a few lines around it; what is left out is counted."""
+    """Yield the differing lines with a few lines around them, and the number of lines left out."""
     differ = [at for at, line in enumerate(lines) if not line.startswith(" ")]
     shown = {at + near for at in differ for near in range(-_CONTEXT, _CONTEXT + 1)}
     at = 0
@@ -631,7 +633,7 @@ def _near(lines: list[str]) -> Iterator[str]:
             at += 1
 
 
-def _told(run: Run, lines: list[str], skipped: set[str]) -> str:
+def _report(run: Run, lines: list[str], skipped: set[str]) -> str:
     shown = [f"{line}{_hint(run, line[2:], skipped)}" if line.startswith("- ") else line for line in _near(lines)]
     why = f": {run.reason}" if run.reason else ""
     if run.error is not None:

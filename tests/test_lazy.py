@@ -88,7 +88,7 @@ print(flowdeco.action is sys.modules["flowdeco.model.declare"].action, "wrapt" i
 """
     assert in_process(script).splitlines() == [
         "False True",
-        "['flowdeco', 'flowdeco.errors', 'flowdeco.lazy', 'flowdeco.model', 'flowdeco.model.store']",
+        "['flowdeco', 'flowdeco.errors', 'flowdeco.model', 'flowdeco.model.lazy', 'flowdeco.model.store']",
         "True True True",
     ]
 
@@ -128,7 +128,7 @@ def test_a_name_that_is_exported_and_is_nowhere_is_a_wrong_name(tmp_path, monkey
     front = tmp_path / "front"
     front.mkdir()
     (front / "__init__.py").write_text(
-        "from flowdeco.lazy import lazily\n"
+        "from flowdeco.model.lazy import lazily\n"
         "__all__ = ['here', 'nowhere']\n"
         "__getattr__, __dir__ = lazily(__name__, 'part')\n"
     )

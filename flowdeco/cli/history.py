@@ -1,8 +1,8 @@
 """A run of a journal put side by side with its pipeline, so that they can be compared: nothing of it runs.
 
-`engine.reading` reads the run; here its stages are found in the pipeline by their names. Of a run whose process was
-killed, the rows do not say what was under way. The pipeline does, if it goes through what the run had done and nothing
-has changed: where it comes to a step without a row, that was the next one.
+`engine.reading` reads the run; here its stages are found in the pipeline by their names. The rows of a run
+whose process was killed do not name the step that was under way. The pipeline does, as long as it has not changed: it is
+taken through the completed steps, and the first one without a row was the next.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def recorded(path: str, info: RunInfo, flow: Pipeline) -> Run:
 
 
 def crashed(ran: Ran) -> Ran:
-    """Return what ran of a run that was under way when its process ended, with `crashed` as its status."""
+    """Return the view of a run that was under way when its process ended, with `crashed` as its status."""
     return replace(ran, status=_CRASHED, parts=tuple(map(_crashed, ran.parts)))
 
 
@@ -60,7 +60,7 @@ def _crashed(part: Part) -> Part:
 _CRASHED: Final = cast("Status", "crashed")  # a word of those who look at journals: no run has this status
 
 
-# What was under way when the process ended.
+# The steps that were under way when the process ended.
 
 
 class _Ahead(Rehearsal):
@@ -84,7 +84,7 @@ class _Ahead(Rehearsal):
 
 
 def _with_next(run: Run, remembered: Remembered, codec: Codec) -> list[StageRecord]:
-    """Return the records of a run with what was under way, if the pipeline says for certain what that was."""
+    """Return the records of a run, with the steps that were under way if the pipeline determines them."""
     store, steps = read_steps(remembered, codec)
     ahead, read = _Ahead(steps, run.pipeline), list(run.stages)
     trial = Run(run.id, run.pipeline, store)

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -80,30 +80,45 @@ def _error(error: BaseException | None) -> str | None:
     return None if error is None else "".join(traceback.format_exception_only(error)).rstrip()
 
 
+# The forms of values that are not of a plain type. A list or dict consists of values again.
+_FORMS: tuple[tuple[Callable[[Any], bool], Callable[[Any], Any]], ...] = (
+    (lambda value: isinstance(value, Mapping), lambda value: {_member(key): item for key, item in value.items()}),
+    (lambda value: isinstance(value, (list, tuple, set, frozenset)), list),
+    (
+        lambda value: dataclasses.is_dataclass(value) and not isinstance(value, type),
+        lambda value: {field.name: getattr(value, field.name) for field in dataclasses.fields(value)},
+    ),
+    (lambda value: isinstance(value, os.PathLike), os.fsdecode),
+    (lambda value: callable(getattr(value, "isoformat", None)), lambda value: str(value.isoformat())),
+    (lambda value: isinstance(value, str), str.__str__),  # of a subclass, an enumeration for one
+    (lambda value: isinstance(value, int), int),
+    (
+        lambda value: isinstance(value, float),
+        lambda value: float(value) if math.isfinite(value) else repr(float(value)),
+    ),
+)
+
+
 def plain(value: Any, above: frozenset[int] = frozenset()) -> Any:
-    """Return a value for JSON; one that JSON has no form for becomes its repr."""
+    """Return a value for JSON; a value without a form in JSON becomes its repr."""
     if type(value) in (NoneType, bool, int, str):
         return value
-    if type(value) is float:
-        return value if math.isfinite(value) else repr(value)
     if id(value) in above:
         return "..."
     above |= {id(value)}
-    if isinstance(value, Mapping):
-        items = cast("Mapping[Any, Any]", value).items()
-        return {key if isinstance(key, str) else repr(key): plain(item, above) for key, item in items}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(item, above) for item in cast("Iterable[Any]", value)]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name), above) for field in dataclasses.fields(value)}
-    if isinstance(value, os.PathLike):
-        return os.fsdecode(cast("os.PathLike[str]", value))
-    if callable(getattr(value, "isoformat", None)):
-        return str(cast("Any", value).isoformat())
-    if isinstance(value, str):  # of a subclass, an enumeration for one
-        return str.__str__(value)
-    if isinstance(value, (int, float)):
-        return plain(int(value) if isinstance(value, int) else float(value))
+    found: Any = next((form for fits, form in _FORMS if fits(value)), _shown)(value)
+    if isinstance(found, dict):
+        return {key: plain(item, above) for key, item in cast("dict[str, Any]", found).items()}
+    if isinstance(found, list):
+        return [plain(item, above) for item in cast("list[Any]", found)]
+    return found
+
+
+def _member(key: object) -> str:
+    return key if isinstance(key, str) else repr(key)
+
+
+def _shown(value: object) -> str:
     try:
         return repr(value)
     except Exception as error:

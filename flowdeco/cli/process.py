@@ -23,7 +23,7 @@ def configure_logging(verbosity: int) -> None:
 
 @contextmanager
 def reserved_stdout(wanted: bool) -> Generator[None, None, None]:
-    """Send what the workflow prints, its subprocesses included, to the standard error."""
+    """Send the output of the workflow and its subprocesses to the standard error."""
     if not wanted:
         yield
         return

@@ -128,7 +128,7 @@ def _print_problems(run: Run, options: Namespace, path: str | None, inputs: Iter
 
 
 def _failure(run: Run, error: BaseException) -> str:
-    """Return what failed, and where, unless the error itself names it."""
+    """Return the message of a failure, with the failed step unless the error itself names it."""
     step = report.failed_step(run)
     text = report.error_message(error) if hasattr(error, "changes") else report.describe_error(error)
     if not step:

@@ -15,7 +15,7 @@ from flowdeco.durable.memory import MemoryJournal
 from flowdeco.durable.sqlite import SqliteJournal
 from flowdeco.engine.journal import Codec, Journal, Remembered, Row
 from flowdeco.errors import DefinitionError, RunBusyError, RunNotFoundError, suggestion
-from flowdeco.lazy import lazily
+from flowdeco.model.lazy import lazily
 
 if TYPE_CHECKING:
     from flowdeco.durable.json_codec import JsonCodec

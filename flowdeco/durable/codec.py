@@ -1,6 +1,6 @@
 """Values as bytes, by pickle: the default.
 
-A journal in pickle is as trusted as code: whoever can write the file can run code where it is read.
+A journal in pickle is as trusted as code: anyone who can write the file can run code where it is read.
 """
 
 from __future__ import annotations

@@ -212,33 +212,38 @@ def _functions_at(node: ast.AST, line: int) -> Iterator[_Function]:
 
 def _dumped(node: _Function) -> str:
     """Return the tree as a string, without empty fields: a newer Python, with more of them, gives the same."""
-    parts: list[str] = []
-    _dump(node, parts, named=False)
-    return " ".join(parts)
+    fields = [(name, value) for name, value in _fields(node) if name != "name"]
+    return " ".join(_tree_described(node, fields))
 
 
 _SILENT: Final = frozenset({"decorator_list", "ctx", "kind", "type_comment"})
 
 
-def _dump(node: Any, parts: list[str], *, named: bool = True) -> None:
+def _tree_described(node: Any, fields: Iterable[tuple[str, Any]] | None = None) -> Iterator[str]:
     if isinstance(node, ast.Constant):
-        parts.append(_value_described(node.value))
+        yield _value_described(node.value)
     elif isinstance(node, ast.AST):
-        parts.append(f"({type(node).__name__}")
-        for field, value in ast.iter_fields(node):
-            if field in _SILENT or value is None or value == [] or (field == "name" and not named):
-                continue
-            parts.append(f"{field}=")
-            if field == "body" and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-                value = value[ast.get_docstring(node, clean=False) is not None :]
-            if isinstance(node, ast.JoinedStr):  # some versions have empty parts in it
-                value = [part for part in value if not (isinstance(part, ast.Constant) and part.value == "")]
-            _dump(value, parts)
-        parts.append(")")
+        yield f"({type(node).__name__}"
+        for name, value in _fields(node) if fields is None else fields:
+            yield f"{name}="
+            yield from _tree_described(value)
+        yield ")"
     elif isinstance(node, list):
-        parts.append("[")
+        yield "["
         for part in cast("list[Any]", node):
-            _dump(part, parts)
-        parts.append("]")
+            yield from _tree_described(part)
+        yield "]"
     else:
-        parts.append(ascii(node))
+        yield ascii(node)
+
+
+def _fields(node: ast.AST) -> Iterator[tuple[str, Any]]:
+    """Yield the fields that count: those that are not empty, the body without its docstring."""
+    for name, value in ast.iter_fields(node):
+        if name in _SILENT or value is None or value == []:
+            continue
+        if name == "body" and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            value = value[ast.get_docstring(node, clean=False) is not None :]
+        if isinstance(node, ast.JoinedStr):  # some versions have empty parts in it
+            value = [part for part in value if not (isinstance(part, ast.Constant) and part.value == "")]
+        yield name, value

@@ -4,7 +4,7 @@ JSON's own values stand for themselves; any other value is an object of one key,
 and `TESTED` have a row per kind of value: its tag, the values it applies to, how they are written and read back.
 
 Three rules keep a file harmless. Classes, definitions and functions are referred to by `module:qualname`, found among
-the modules that are loaded already (see `lookup`), and must be what their tag says: a dataclass, an enum, a template.
+the modules that are loaded already (see `lookup`), and must be of the kind in their tag: a dataclass, an enum, a template.
 Nothing is called but templates, the functions of registered types, and the constructors in the tables. No `__init__` of
 a user's class runs.
 """
@@ -211,7 +211,7 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
             yield f".{field.name}", getattr(value, field.name, None)
 
 
-# Checks of what a file refers to.
+# Checks of the references in a file.
 
 
 def _refuse_constant(name: str) -> Any:
@@ -307,7 +307,7 @@ def _read_named(notation: Notation, node: Any) -> Any:
         raise JournalError(f"{where} is not a named tuple")
     if len(checked_list(parts)) != len(cls._fields):
         raise JournalError(f"the fields of {where} are {', '.join(cls._fields)} now: {len(parts)} were written")
-    return cast("Any", tuple).__new__(cls, map(notation.read, parts))  # not by what the class may call `__new__`
+    return cast("Any", tuple).__new__(cls, map(notation.read, parts))  # not by a `__new__` of the class
 
 
 def _is_member(value: Any) -> bool:

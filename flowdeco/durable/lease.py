@@ -1,4 +1,4 @@
-"""Who works on a run: told apart by host, process and time of birth, so that a dead owner is recognised.
+"""The owner of a run: identified by host, process and start time, so that a dead owner is recognised.
 
 A process is looked up by its id only where ids mean the same, on the same boot of the same machine and in the same
 process namespace; elsewhere the lease has to expire.
@@ -44,7 +44,7 @@ def is_dead(owner: Owner) -> bool | None:
 
 
 def _place() -> str:
-    """Return what is the same wherever process ids mean the same."""
+    """Return an identifier that is equal wherever process ids mean the same."""
     if sys.platform == "linux":
         try:
             boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

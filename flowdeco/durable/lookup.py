@@ -14,7 +14,7 @@ from flowdeco.errors import JournalError
 
 __all__ = ["current", "find", "lookup", "place", "reference"]
 
-# The present places of what older journals refer to, by the old module, or by module and name.
+# The present places of objects that older journals refer to, by the old module, or by module and name.
 _MODEL: Final = "annotations declare definitions functions options paths references store wiring"
 _ENGINE: Final = "context journal requests runs"
 _MOVED: Final = {

@@ -1,4 +1,4 @@
-"""The journal protocol in a dict: for tests, and for whoever writes a journal of their own."""
+"""The journal protocol in a dict: for tests, and as a model for journals of your own."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class _Run:
 
 
 class MemoryJournal:
-    """Runs that are remembered as long as this object: encoded, so that tests see what a file would do to values."""
+    """Runs that are remembered as long as this object: encoded, so that tests see values as a file would return them."""
 
     def __init__(self, codec: Codec | None = None) -> None:
         self.codec: Codec = PickleCodec() if codec is None else codec
@@ -84,7 +84,7 @@ class MemoryJournal:
             run.rows = {at: row for at, row in run.rows.items() if row.number < cuts.get(row.branch, row.number + 1)}
 
     def close(self, run_id: str, status: str, reason: str | None, error: str | None) -> None:
-        """Note what became of the run."""
+        """Note the outcome of the run."""
         with self._lock:
             run = self._held(run_id)
             run.status, run.reason, run.error, run.busy = str(status), reason, error, False
@@ -106,7 +106,7 @@ class MemoryJournal:
         return self.read(run_id).rows
 
     def delete(self, run_id: str) -> None:
-        """Forget a run; raises `RunNotFoundError`, and `RunBusyError` while somebody works on it."""
+        """Forget a run; raises `RunNotFoundError`, and `RunBusyError` while a process works on it."""
         with self._lock:
             self._require_idle(run_id, self._found(run_id))
             del self._runs[run_id]

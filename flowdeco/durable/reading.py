@@ -12,7 +12,7 @@ __all__ = ["read"]
 
 
 def read(journal: Any, run_id: str) -> Run:
-    """Return a run as it stands, whatever became of it, and while a process works on it; nothing of it runs.
+    """Return a run in its present state, ended or under way; nothing of it runs.
 
     Its pipeline and stages have the names, and none of the options, of those that ran. Until the run has ended, its
     store is that of its finished steps. Raises `RunNotFoundError`, and `JournalError` if a value cannot be loaded.

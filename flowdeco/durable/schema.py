@@ -1,8 +1,8 @@
-"""The tables of a journal in SQLite, and how those of an older version become those of this one.
+"""The tables of a journal in SQLite, and the migration from older versions.
 
-`log` is what a run writes, and reads when it goes on: all names of a step are one text, a JSON list, because reading
-each for itself takes longer than anything else that is done to restore a step. The views show them to people: `steps`
-in columns of their own, `history` with the id of the run.
+A run writes to `log`, and reads it when it is resumed: all names of a step are one string, a JSON list, because reading
+each separately takes longer than everything else that is done to restore a step. The views are for people: `steps` has
+a column for each name, `history` also the id of the run.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ CREATE INDEX branches ON log (id >> 32, substr(what, 1, instr(what, ','))) WHERE
 
 
 def _from_version_1(connection: sqlite3.Connection) -> None:
-    """From a column for each name of a step, and inputs that nobody counted."""
+    """From a column for each name of a step, and inputs that are not counted."""
     connection.execute("ALTER TABLE runs ADD COLUMN given INTEGER NOT NULL DEFAULT 0")
     head = "id, run_id, pipeline, entry, status, reason, error, started, skip, codec, written, dropped"
     given = "(SELECT count(*) FROM inputs WHERE run = runs.id)"
@@ -115,14 +115,14 @@ def _from_version_1(connection: sqlite3.Connection) -> None:
             connection.execute("UPDATE runs SET given = ?, checksum = ? WHERE id = ?", counted)
     _execute(connection, f"DROP VIEW history;\nDROP INDEX branches;\n{_LOG_2}")
     names = "branch", "kind", "stage", "action", "status", "fingerprint"
-    columns = ", ".join(f"CAST({name} AS BLOB)" for name in names)  # some may be no Unicode
+    columns = ", ".join(f"CAST({name} AS BLOB)" for name in names)  # some may not be valid Unicode
     before = connection.execute(f"SELECT id, number, started, elapsed, checksum, payload, {columns} FROM steps")
     connection.executemany("INSERT OR IGNORE INTO log VALUES (?, ?, ?, ?, ?, ?, ?)", map(_in_one_text, before))
     _execute(connection, f"DROP TABLE steps;\n{_VIEWS};\nPRAGMA user_version = 2")
 
 
 def _in_one_text(found: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return a step of version 1 as one of version 2; what did not agree with its checksum still does not."""
+    """Return a step of version 1 as one of version 2; one that did not agree with its checksum still does not."""
     id, number, started, elapsed, checksum, payload, *blobs = found
     what = json.dumps([_text(blob or b"") for blob in blobs], separators=(",", ":"))
     again = -1

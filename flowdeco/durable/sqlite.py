@@ -1,14 +1,14 @@
 """The journal in an SQLite file: one row per step, committed before the next one starts.
 
-`runs` has a row per run, with who works on it; `inputs` has the inputs that a run was started and resumed with; `log` has
+`runs` has a row per run, with its owner; `inputs` has the inputs that a run was started and resumed with; `log` has
 its steps, in the order of their writing. The views `steps` and `history` show them to people. The id of a step is the
-number of its run in the upper half and its position in the lower one: the steps of a run stand together, and appending
-one touches one B-tree.
+number of its run in the upper half and its position in the lower one: the steps of a run are stored together, and
+appending one touches one B-tree.
 
-Rules that make damage show. Every row has a checksum of all that it says. The positions of a run have no gaps, but for
-the steps that were taken back, which are counted. The numbers of steps within a branch mean nothing here: whoever reads
-them as the steps of a run checks them. Steps that are missing at the end of an unfinished run have not happened yet. A
-row is written only by the owner of the lease, which is checked in the same statement.
+Rules that make damage show. Every row has a checksum of all but the lease. The positions of a run have no gaps, but for
+the steps that were taken back, which are counted. The numbers of steps within a branch mean nothing here: they are
+checked where they are read as the steps of a run. Steps that are missing at the end of an unfinished run have not
+happened yet. A row is written only by the owner of the lease, which is checked in the same statement.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Head(NamedTuple):
         return crc32(json.dumps(self[:-1] if self.format == 2 else self).encode())
 
     def agrees(self, checksum: object) -> bool:
-        """Whether the columns are what they were when they were written."""
+        """Whether the columns are unchanged since they were written."""
         return bytes not in map(type, self) and self.checksum == checksum
 
 
@@ -154,7 +154,7 @@ class SqliteJournal:
     def __repr__(self) -> str:
         return f"SqliteJournal({self.path!r})"
 
-    # What a run asks for.
+    # For a run.
 
     def create(self, run_id: str, pipeline: str, inputs: bytes, skip: Sequence[str]) -> None:
         """Begin a run; raises `RunBusyError` if there is one of that id."""
@@ -292,9 +292,9 @@ class SqliteJournal:
                 held.head, held.saved = head, left
 
     def close(self, run_id: str, status: str, reason: str | None, error: str | None) -> None:
-        """Note what became of the run, and give up its lease.
+        """Note the outcome of the run, and release its lease.
 
-        Raises nothing if a write has failed before: that error has been told.
+        Raises nothing if a write has failed before: that error has been raised.
         """
         with self._lock:
             held = self._held.pop(run_id, None) or self._unheld(run_id)
@@ -319,7 +319,7 @@ class SqliteJournal:
                 if not held.broken:
                     raise self._unsaved(failure, held, f"that it is {status}") from failure
 
-    # What people ask for.
+    # For queries and maintenance.
 
     def runs(self) -> list[RunInfo]:
         """Return all runs, the latest first; one that is damaged has this as its status."""
@@ -337,7 +337,7 @@ class SqliteJournal:
             return self._remembered(connection, self._head(connection, run_id))[0].rows
 
     def delete(self, run_id: str) -> None:
-        """Forget a run; raises `RunNotFoundError`, and `RunBusyError` while somebody works on it."""
+        """Forget a run; raises `RunNotFoundError`, and `RunBusyError` while a process works on it."""
         with self._asked(f"run {run_id!r} cannot be deleted") as connection, _transaction(connection):
             head = Head._make(self._found(connection, run_id)[:-1])  # a damaged run is deleted, too
             self._require_idle(connection, head, this_process(""))
@@ -350,7 +350,7 @@ class SqliteJournal:
         self, connection: sqlite3.Connection, found: tuple[Any, ...], rest: tuple[Any, ...], me: Owner
     ) -> RunInfo:
         head = Head._make(found[:-1])
-        if not head.agrees(found[-1]):  # whoever lists runs wants to see the others
+        if not head.agrees(found[-1]):  # the list must still show the others
             text = "what it says does not agree with its checksum: delete it, or restore the file from a backup"
             started, updated = (at if isinstance(at, float) else math.inf for at in (head.started, rest[0]))
             run_id, pipeline = str(_untext(head.run_id)), str(_untext(head.pipeline))
@@ -441,7 +441,7 @@ class SqliteJournal:
         ).rowcount
 
     def _settle(self, connection: sqlite3.Connection, held: _Held) -> None:
-        """Look what is there, where an interrupted write may have happened or not."""
+        """Read the position of the last step, if an interrupted write may or may not have happened."""
         if held.doubtful:
             last, held.saved = connection.execute(
                 "SELECT coalesce(max(id) + 1, 0), count(*) FROM log WHERE id BETWEEN ? AND ?",
@@ -504,11 +504,11 @@ class SqliteJournal:
             raise self._damaged(f"steps of run {head.run_id!r} are missing")
         return rows, positions
 
-    # The connection, and what can go wrong with it.
+    # The connection, and its errors.
 
     @contextmanager
     def _asked(self, failure: str, *, make: bool = False) -> Generator[sqlite3.Connection, None, None]:
-        """Have the connection, and say what could not be done if it fails."""
+        """Give the connection; raises a `JournalError` that begins with `failure` if it fails."""
         with self._lock:
             try:
                 if self._connection is not None and self._moved():
@@ -604,7 +604,7 @@ class SqliteJournal:
         )
 
     def _told(self, error: Exception) -> str:
-        """Say what went wrong with the file, and what to do."""
+        """Return the message of an error: the problem of the file, and its remedy."""
         if isinstance(error, (sqlite3.DataError, OverflowError)):
             return f"SQLite does not take a value of that size ({error})"
         undecodable = "Could not decode to UTF-8" in str(error)  # which has no name
@@ -615,7 +615,7 @@ class SqliteJournal:
         return f"{self.path}: {error}"
 
     def _unsaved(self, error: Exception, held: _Held, what: str) -> JournalError:
-        """Return the error of a write, with what is saved and what is not."""
+        """Return the error of a write, with the number of saved steps, and the step that is not saved."""
         run_id, count = held.head.run_id, held.saved
         upto = f", up to {_named(held.last)}" if held.last is not None and count else ""
         saved = f"{count} step{'s' * (count != 1)} of run {run_id!r} {'are' if count != 1 else 'is'} saved{upto}"
@@ -650,7 +650,7 @@ class SqliteJournal:
                 return
             now = time.time()
             mine = [(now + self.lease, now, held.head.id, held.token) for held in self._held.values()]
-            with suppress(sqlite3.Error), _transaction(self._connection):  # the next write says what is wrong
+            with suppress(sqlite3.Error), _transaction(self._connection):  # the next write reports the error
                 self._connection.executemany("UPDATE runs SET lease = ?, updated = ? WHERE id = ? AND owner = ?", mine)
 
     @staticmethod
@@ -714,7 +714,7 @@ def _columns(id: int, row: Row, begun: set[str]) -> tuple[Any, ...]:
 
 
 def _names(what: str) -> Names:
-    """Return what `_columns` has put together."""
+    """Return the names that `_columns` has joined."""
     # Without a backslash, there is no quote within a name.
     parts: Any = json.loads(what) if "\\" in what else what[2:-2].split('","')
     branch, kind, stage, action, status, fingerprint = parts
@@ -838,7 +838,7 @@ def _inode(path: str) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-# The journals of this process: who is alive, and what becomes of them when it forks.
+# The journals of this process: live owners, and the treatment of journals in a fork.
 
 
 _live: Final[weakref.WeakSet[SqliteJournal]] = weakref.WeakSet()
@@ -859,7 +859,7 @@ def _is_busy(owner: Owner, lease: float, me: Owner) -> bool:
     try:
         dead = is_dead(owner)
         return lease > time.time() if dead is None else not dead
-    except TypeError:  # somebody has changed these columns, which no checksum covers
+    except TypeError:  # these columns were changed from outside; no checksum covers them
         return False
 
 

@@ -52,30 +52,27 @@ def is_context(annotation: Any) -> bool:
 _UNIT_NAMES: Final = frozenset({"Action", "Stage", "Pipeline", "Parallel", "Stream", "Unit"})
 
 
-def meaning(annotation: Any, generates: bool) -> tuple[bool, bool]:
+def meaning(annotation: Any) -> tuple[bool, bool]:
     """Return whether a result with this annotation may be data, and whether it may be units."""
-    if annotation is EMPTY or annotation is Any or annotation is object:
+    if annotation in (EMPTY, Any, object):
         return True, True
-    if annotation is None or annotation is types.NoneType:
+    if annotation in (None, types.NoneType):
         return False, False
     if isinstance(annotation, _Unknown):
-        unit = annotation.name.rpartition(".")[2] in _UNIT_NAMES
-        return not unit, True
+        return annotation.name.rpartition(".")[2] not in _UNIT_NAMES, True
     origin = get_origin(annotation)
     arguments = get_args(annotation)
     if origin is Annotated:
-        return meaning(arguments[0], generates)
+        return meaning(arguments[0])
     if origin is Union or origin is types.UnionType:
-        meanings = [meaning(member, generates) for member in arguments]
-        return any(data for data, _ in meanings), any(units for _, units in meanings)
+        data, units = zip(*map(meaning, arguments), strict=True)
+        return any(data), any(units)
     cls = cast("type[Any]", origin or annotation)
     if not isinstance(cls, type):
         return True, True  # a type variable, a new type: anything
-    if issubclass(cls, Unit) or cls is Stream:
+    if issubclass(cls, (Unit, Stream)):
         return False, True
-    if _iterates(cls):
-        return _meaning_of_elements(cls, arguments, generates)
-    return True, False
+    return _meaning_of_elements(cls, arguments) if _iterates(cls) else (True, False)
 
 
 def _iterates(cls: type[Any]) -> bool:
@@ -85,10 +82,10 @@ def _iterates(cls: type[Any]) -> bool:
     )  # fmt: skip
 
 
-def _meaning_of_elements(cls: type, arguments: tuple[Any, ...], generates: bool) -> tuple[bool, bool]:
+def _meaning_of_elements(cls: type, arguments: tuple[Any, ...]) -> tuple[bool, bool]:
     if not arguments:
         return True, True
-    data, units = meaning(arguments[0], generates)
+    data, units = meaning(arguments[0])
     if cls.__name__ == "Generator" and len(arguments) == 3 and arguments[2] not in (None, types.NoneType):
         data = True
     return data, units

@@ -599,16 +599,18 @@ def insertable(units: Iterable[Any], who: str, how: str = "returned") -> tuple[U
             flat.extend(map(_as_stage, unit.units))  # the units of a pipeline run after the stage, actions too
         elif isinstance(unit, (Unit, Stream)):
             flat.append(unit)
-        elif isinstance(unit, Template):
-            raise ReturnValueError(f"{who} {how} no stage: {no_unit(unit)}")
-        elif how == "returned":
-            raise ReturnValueError(
-                f"{who} returned a mix of units and data: the {type(unit).__name__} {shortened(unit)} is not a unit. "
-                f"Return the units, and write the data by ctx.store or collect="
-            )
         else:
-            kind = type(unit).__name__
-            raise ReturnValueError(
-                f"{who} {how} the {kind} {shortened(unit)}, which is not an action, stage, pipeline or stream"
-            )
+            raise ReturnValueError(f"{who} {how} {_not_insertable(unit, how)}")
     return tuple(flat)
+
+
+def _not_insertable(thing: object, how: str) -> str:
+    if isinstance(thing, Template):
+        return f"no stage: {no_unit(thing)}"
+    found = f"the {type(thing).__name__} {shortened(thing)}"
+    if how == "returned":
+        return (
+            f"a mix of units and data: {found} is not a unit. "
+            f"Return the units, and write the data by ctx.store or collect="
+        )
+    return f"{found}, which is not an action, stage, pipeline or stream"

@@ -1,4 +1,4 @@
-"""Where in a value the part is that cannot go where the whole is to go: the path that an error message names."""
+"""The path, for an error message, of the part of a value that cannot be written or sent."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Parts = Callable[[Any], Iterable[tuple[str, Any]]]
 def culprit(
     value: Any, path: str, attempt: Callable[[Any], object], parts: Parts | None = None
 ) -> tuple[str, Exception] | None:
-    """Return the path of the innermost part that the attempt fails for, and how; None where it succeeds.
+    """Return the path of the innermost part that the attempt fails for, and its error; None if it succeeds.
 
     `parts` gives the parts of a value, each with what its path adds; by default items and attributes.
 
@@ -61,7 +61,7 @@ def all_parts(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def items(value: Any) -> Iterator[tuple[str, Any]]:
-    """Give what a collection holds."""
+    """Give the elements of a collection, and the keys of a mapping."""
     if isinstance(value, Mapping):
         for key, part in cast("Mapping[Any, Any]", value).items():
             yield f"[{shown_key(key)}]", part

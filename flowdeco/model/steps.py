@@ -80,7 +80,7 @@ class Step:
         function = underlying(self.function)
         self.is_async = inspect.iscoroutinefunction(function)
         self.generates = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
-        data, units = meaning(return_annotation(function), self.generates)
+        data, units = meaning(return_annotation(function))
         self.names_units = units and not data
         self.inserts = units
         keys: list[str] = []

@@ -1,9 +1,9 @@
-"""The shared state of a run: typed keys, the store, and what has changed in it since a given point.
+"""The shared state of a run: typed keys, the store, and the changes in it since a given point.
 
-Whoever must be able to undo what was written, or to describe it, sets a *mark*. The store then notes, for each key that
-changes, what was there before the first change; marks nest. One mechanism serves four purposes: a retry undoes what was
-written since its mark, an action's outcome and a branch's overlay are what was written since theirs (`since`), and a
-view isolates an action by one (L4). Without a mark, nothing is noted, and a write costs what it costs in a dict.
+To be able to undo writes, or to describe them, set a *mark*. The store then notes, for each key that changes, its value
+before the first change; marks nest. One mechanism serves four purposes: a retry undoes the writes since its mark, an
+action's outcome and a branch's overlay are the writes since theirs (`since`), and a view isolates an action by one (L4).
+Without a mark, nothing is noted, and a write is as cheap as in a dict.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _Classes: TypeAlias = "tuple[type, ...] | None"
 
 
 class _Missing:
-    """There is nothing: told apart from None, which is a value."""
+    """The absence of a value; None is a value."""
 
     def __repr__(self) -> str:
         return "MISSING"
@@ -115,7 +115,7 @@ def key_name(key: object) -> str:
 
 
 def _runtime_classes(declared: Any) -> _Classes:
-    """Return what `isinstance` can check of a declared type, None for what it cannot."""
+    """Return the classes by which `isinstance` checks a declared type; None if it cannot."""
     if declared is None:
         return (types.NoneType,)
     origin = get_origin(declared)
@@ -142,7 +142,7 @@ def _type_name(declared: Any) -> str:
 
 
 class _Grown(NamedTuple):
-    """What a mark notes of a list that the store has appended to in place."""
+    """The note of a mark about a list that the store has appended to in place."""
 
     items: list[Any]
     length: int
@@ -150,9 +150,9 @@ class _Grown(NamedTuple):
 
 
 class Mark(dict[str, Any]):
-    """A point in the life of a store: for each key that has changed since, what was there before its first change.
+    """A point in the life of a store: for each key that has changed since, the value before its first change.
 
-    Told apart by identity: two marks that note the same are still two.
+    Compared by identity: two marks with the same notes are different marks.
     """
 
     __slots__ = ()
@@ -160,9 +160,14 @@ class Mark(dict[str, Any]):
     __eq__ = object.__eq__
     __ne__ = object.__ne__
 
+    def adopt(self, later: Mapping[str, Any]) -> None:
+        """Add the notes of a later mark: for a key that both have noted, the earlier note counts."""
+        for name, before in later.items():
+            self.setdefault(name, before)
+
 
 class Delta(NamedTuple):
-    """What was written: whole values, removed keys, and the items appended to lists."""
+    """The writes to a store: whole values, removed keys, and the items appended to lists."""
 
     puts: dict[str, Any]
     deletes: list[str]
@@ -173,7 +178,7 @@ class Delta(NamedTuple):
         return {*self.puts, *self.deletes, *self.appends}
 
     def without(self, keys: Collection[str]) -> Delta:
-        """Return what was written elsewhere."""
+        """Return the writes to all other keys."""
         return Delta(
             {name: value for name, value in self.puts.items() if name not in keys},
             [name for name in self.deletes if name not in keys],
@@ -299,10 +304,10 @@ class Store(MutableMapping[str, Any]):
             before = _Grown(owned, len(owned), owned)
         self._marks[-1].setdefault(name, before)
 
-    # What evaluation needs: to write fast, to undo, and to say what was written.
+    # For the evaluation: fast access, undoing, and descriptions of the writes.
 
     def reader(self) -> Callable[[str], Any]:
-        """Return what looks a key up by its name; raises a plain `KeyError`."""
+        """Return a function that looks a key up by its name, and raises a plain `KeyError`."""
         return self._data.__getitem__
 
     def put(self, name: str, value: Any) -> None:
@@ -312,45 +317,34 @@ class Store(MutableMapping[str, Any]):
         self._data[name] = value
 
     def mark(self) -> Mark:
-        """Note what changes from here on."""
+        """Note the changes from here on."""
         mark = Mark()
         self._marks.append(mark)
         return mark
 
     def release(self, mark: Mark) -> None:
-        """Let go of a mark: what it noted becomes part of the one around it. A second time does nothing."""
-        marks = self._marks
-        if marks and marks[-1] is mark:
-            index = len(marks) - 1
-            marks.pop()
-        else:
-            found = self._index(mark)
-            if found is None:
-                return
-            index = found
-            del marks[index]
-        if mark and index:
-            outer = marks[index - 1]
-            for name, before in mark.items():
-                outer.setdefault(name, before)
+        """Remove a mark: its notes become part of the enclosing mark. A second time does nothing."""
+        index = self._index(mark)
+        if index is not None:
+            del self._marks[index]
+            if index and mark:
+                self._marks[index - 1].adopt(mark)
 
     def discard(self, mark: Mark) -> None:
-        """Let go of a mark, and of what it noted: that may still be undone, by this mark alone."""
+        """Remove a mark with its notes: those changes can be undone by this mark alone."""
         index = self._index(mark)
         if index is not None:
             del self._marks[index]
 
     def undo(self, mark: Mark, keep: Collection[str] = ()) -> None:
-        """Let go of a mark and of those set after it, and have everything as it was then, but for the keys to keep."""
+        """Remove a mark and later ones, and restore the values from when it was set, except those of the keys to keep."""
         index = self._index(mark)
         noted = mark if index is None else self._noted(index)
         if index is not None:
-            kept = Mark((name, before) for name, before in noted.items() if name in keep)
             self._note_undone(self._marks[index + 1 :], noted.keys() - set(keep))
             del self._marks[index:]
-            if kept and index:
-                for name, before in kept.items():
-                    self._marks[-1].setdefault(name, before)
+            if index and keep:
+                self._marks[-1].adopt({name: before for name, before in noted.items() if name in keep})
         for name, before in noted.items():
             if name not in keep:
                 self._put_back(name, before)
@@ -365,7 +359,7 @@ class Store(MutableMapping[str, Any]):
                     mark[name] = list(mark[name])
 
     def take_back(self, mark: Mark) -> None:
-        """Undo what was written since a mark, and keep it set, as well as those set after it."""
+        """Undo the writes since a mark, and keep it and later marks set."""
         index = self._index(mark)
         for each in reversed(self._marks[index:] if index is not None else ()):
             for name, before in each.items():
@@ -373,12 +367,12 @@ class Store(MutableMapping[str, Any]):
             each.clear()
 
     def since(self, mark: Mark) -> Delta:
-        """Return what has been written since a mark was set."""
+        """Return the writes since a mark was set."""
         index = self._index(mark)
         return self._changes(mark if index is None else self._noted(index))
 
     def apply(self, delta: Delta) -> None:
-        """Write what was written elsewhere, or before."""
+        """Repeat writes that were made to another store, or in an earlier run."""
         for name, value in delta.puts.items():
             self[name] = value
         for name in delta.deletes:
@@ -388,20 +382,20 @@ class Store(MutableMapping[str, Any]):
             self._extend(name, items)
 
     def fork(self) -> Store:
-        """Return a store with the same values, which knows what is written to it (`delta`)."""
+        """Return a store with the same values, which knows the writes to it (`delta`)."""
         fork = Store()
         fork._data = dict(self._data)
         fork.mark()
         return fork
 
     def delta(self) -> Delta:
-        """Return what was written since the store was forked, or the view was made."""
+        """Return the writes since the store was forked, or the view was made."""
         return self.since(self._marks[0])
 
     def twin(self, *marks: Mark) -> tuple[Store, list[Mark]]:
         """Return a store of its own with the same values and its first mark, and copies of these marks for it.
 
-        The lists that this store has made are copied, so that neither sees what is appended to the other.
+        The lists that this store has made are copied, so that neither sees items appended to the other.
         """
         twin = Store()
         lists: dict[int, list[Any]] = {}
@@ -428,14 +422,13 @@ class Store(MutableMapping[str, Any]):
         return None
 
     def _noted(self, index: int) -> Mark:
-        """Return what the marks from this one on have noted together."""
+        """Return the notes of this mark and later ones, combined."""
         marks = self._marks
         if index == len(marks) - 1:
             return marks[index]
         noted = Mark(marks[index])
         for mark in marks[index + 1 :]:
-            for name, before in mark.items():
-                noted.setdefault(name, before)
+            noted.adopt(mark)
         return noted
 
     def _put_back(self, name: str, before: Any) -> None:
@@ -464,7 +457,7 @@ class Store(MutableMapping[str, Any]):
 
 
 def _moved(before: Any, lists: Mapping[int, list[Any]]) -> Any:
-    """Return what a mark has noted, as it is in a store whose lists are copies."""
+    """Return the note of a mark as it reads in a store whose lists are copies."""
     if not isinstance(before, _Grown):
         return before
     items = lists.get(id(before.items))
@@ -509,10 +502,10 @@ class _Layer(MutableMapping[str, Any]):
 
 
 class View(Store):
-    """An action's own view of the store: it sees what it wrote, nobody else does until it completes (L4).
+    """An action's own view of the store: it sees its own writes, and no other step does until it completes (L4).
 
-    Appending does not copy the list of the store until the view reads it, so that handing in one result costs the
-    same however many there are.
+    Appending does not copy the list of the store until the view reads it, so that contributing one result costs
+    the same however many there are.
     """
 
     __slots__ = ("_added", "on_read")
@@ -520,7 +513,7 @@ class View(Store):
     def __init__(self, base: Store) -> None:
         super().__init__()
         self.on_read: Callable[[str], object] | None = (
-            None  # called with what is read, before it can be changed in place
+            None  # called with the key of a value that is read, before it can be changed in place
         )
         self._data = _Layer(base._data)
         self._added: dict[str, list[Any]] = {}
@@ -535,7 +528,7 @@ class View(Store):
             self._added[name] = list(items)
 
     def _settle(self, names: Iterable[object]) -> None:
-        """Put what was appended under these keys into the view, before they are read or written there."""
+        """Put the items appended under these keys into the view, before they are read or written there."""
         for name in [name for name in names if name in self._added]:
             super()._extend(cast("str", name), self._added.pop(cast("str", name)))
 
@@ -570,7 +563,7 @@ class View(Store):
         super().__delitem__(key)
 
     def delta(self) -> Delta:
-        """Return what the action wrote."""
+        """Return the writes of the action."""
         delta = super().delta()
         delta.appends.update(self._added)
         return delta

@@ -81,11 +81,7 @@ def check_run(flow: Pipeline, inputs: Collection[str], skip: frozenset[str], wra
 
 def unmet(units: Iterable[Unit | Stream], store: Store, skip: frozenset[str]) -> bool:
     """Whether units need a key that neither they nor the store have."""
-    for unit in units:
-        for gap in _needs(unit, skip):
-            if gap.wanted.key not in store:
-                return True
-    return False
+    return any(gap.wanted.key not in store for unit in units for gap in _needs(unit, skip))
 
 
 def check_inserted(coming: Iterable[tuple[Unit | Stream, bool]], store: Store, skip: frozenset[str]) -> None:
@@ -172,21 +168,22 @@ def _check_stage(stage: Stage, known: _Known, around: _Around, skip: frozenset[s
     wrapped = around.stages or around.actions or may_supply(stage.use + stage.use_actions)
     known.open |= around.stages or may_supply(stage.use)
     for step, _ in reversed(steps_of(stage)):
-        if skip and not skip.isdisjoint(action_selectors(stage, step.action)):
+        if not skip or skip.isdisjoint(action_selectors(stage, step.action)):
+            yield from _check_step(stage, step, known, wrapped or may_supply(step.use))
+
+
+def _check_step(stage: Stage, step: Step, known: _Known, wrapped: bool) -> Iterator[_Gap]:
+    for wanted in step.inputs:
+        if wanted.context or wanted.name in step.bound:
             continue
-        layers = wrapped or may_supply(step.use)
-        for wanted in step.inputs:
-            if wanted.context or wanted.name in step.bound:
-                continue
-            if wanted.key in known.keys:
-                producer = known.keys[wanted.key]
-                if producer is not None:
-                    yield _Gap(stage, step, wanted, False, producer)
-            elif wanted.default is EMPTY:
-                yield _Gap(stage, step, wanted, not (known.open or layers))
-        known.open |= step.wants_context or step.inserts or layers
-        typed = step if len(step.supplies) == 1 and step.collects is None else None
-        known.keys.update(dict.fromkeys(step.supplies, typed))
+        if wanted.key not in known.keys:
+            if wanted.default is EMPTY:
+                yield _Gap(stage, step, wanted, not (known.open or wrapped))
+        elif (producer := known.keys[wanted.key]) is not None:
+            yield _Gap(stage, step, wanted, False, producer)
+    known.open |= step.wants_context or step.inserts or wrapped
+    typed = step if len(step.supplies) == 1 and step.collects is None else None
+    known.keys.update(dict.fromkeys(step.supplies, typed))
 
 
 def _problems(gap: _Gap, known: _Known) -> Iterator[Problem]:

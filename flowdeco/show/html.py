@@ -6,11 +6,11 @@ Every name that a user chose is escaped by `text` or `name`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from html import escape
 from itertools import islice
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from flowdeco.engine.runs import Run, Status
 from flowdeco.model.definitions import Action, Stage
@@ -28,7 +28,7 @@ from flowdeco.show.formatting import (
     summary,
     unusual_status,
 )
-from flowdeco.show.parts import Part, count_stages, walk
+from flowdeco.show.parts import Part, PlanContent, RanContent, count_stages, walk
 from flowdeco.show.plan_parts import planned_action, planned_stage
 from flowdeco.show.store_summary import summarize
 
@@ -38,57 +38,6 @@ FOLDING: Final = Folding(dynamic=(7, 3), branches=(8, 6), others=(60, 25), most=
 MOST_BEHIND_A_FOLD: Final = 100
 MOST_KEYS: Final = 100
 OPENED: Final = 24  # the number of stages up to which all of them are open
-
-
-# The parts of plans, runs and diffs that are drawn: the classes themselves import this module.
-
-
-class Plan(Protocol):
-    """A plan."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def title(self) -> str: ...
-    @property
-    def description(self) -> str: ...
-    @property
-    def parts(self) -> tuple[Part, ...]: ...
-
-
-class Ran(Protocol):
-    """What a run did."""
-
-    @property
-    def run_id(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def status(self) -> Status: ...
-    @property
-    def elapsed(self) -> float: ...
-    @property
-    def error(self) -> str: ...
-    @property
-    def notes(self) -> tuple[str, ...]: ...
-    @property
-    def reason(self) -> str: ...
-    @property
-    def forgotten(self) -> int: ...
-    @property
-    def parts(self) -> tuple[Part, ...]: ...
-
-
-class Diff(Protocol):
-    """What a run did differently from a plan."""
-
-    @property
-    def plan(self) -> Plan: ...
-    @property
-    def ran(self) -> Ran: ...
-    @property
-    def parts(self) -> tuple[Part, ...]: ...
-    def counts(self) -> dict[str, int]: ...
 
 
 def text(value: str, *, lines: bool = False) -> str:
@@ -131,7 +80,7 @@ def _head(title: str, pill: str, *meta: str) -> str:
     return f'<div class="fd-head"><span class="fd-title">{text(title)}</span>{status}{rest}</div>'
 
 
-def plan(plan: Plan) -> str:
+def plan(plan: PlanContent) -> str:
     """Return the plan as HTML."""
     stages = sum(part.kind == "stage" for _, part in walk(plan.parts))
     title = plan.name if plan.title in ("", plan.name) else f"{plan.title} ({plan.name})"
@@ -169,24 +118,23 @@ def _definition(part: Part, *facts: tuple[str, str], parts: Sequence[Part], meta
     return _card(f"{head}{tags}</div>", described, listed, _list(parts) if parts else '<div class="fd-list"></div>')
 
 
-def ran(ran: Ran) -> str:
+def ran(ran: RanContent) -> str:
     """Return the view of a run as HTML."""
     return _card(_ran_head(ran), _error(ran), _forgotten(ran), _list(ran.parts))
 
 
-def diff(diff: Diff) -> str:
+def diff(plan: PlanContent, ran: RanContent, parts: Sequence[Part], counts: Mapping[str, int]) -> str:
     """Return a diff as HTML: the run, with unreached parts of the plan in their places, and the number of changes."""
-    run_id, counts = text(diff.ran.run_id), text(summary(diff.counts()))
-    head = _head(diff.plan.name, str(diff.ran.status), "plan and run", run_id, counts)
-    return _card(head, _error(diff.ran), _forgotten(diff.ran), _list(diff.parts))
+    head = _head(plan.name, str(ran.status), "plan and run", text(ran.run_id), text(summary(counts)))
+    return _card(head, _error(ran), _forgotten(ran), _list(parts))
 
 
-def run(run: Run, diff: Diff) -> str:
+def run(run: Run, ran: RanContent, parts: Sequence[Part]) -> str:
     """Return a run as HTML: its status, its error with the notes, its stages, reached or not, the keys of its store."""
-    return _card(_ran_head(diff.ran), _error(diff.ran), _forgotten(diff.ran), _list(diff.parts), _store(run))
+    return _card(_ran_head(ran), _error(ran), _forgotten(ran), _list(parts), _store(run))
 
 
-def _ran_head(ran: Ran) -> str:
+def _ran_head(ran: RanContent) -> str:
     stages, inserted = count_stages(ran.parts)
     return _head(
         ran.name,
@@ -198,14 +146,14 @@ def _ran_head(ran: Ran) -> str:
     )
 
 
-def _error(ran: Ran) -> str:
+def _error(ran: RanContent) -> str:
     if ran.error:
         notes = f'<pre class="fd-soft">{text(chr(10).join(ran.notes), lines=True)}</pre>' if ran.notes else ""
         return f'<div class="fd-error"><pre>{text(ran.error, lines=True)}</pre>{notes}</div>'
     return f'<div class="fd-text fd-warn">{text(ran.reason)}</div>' if ran.reason else ""
 
 
-def _forgotten(ran: Ran) -> str:
+def _forgotten(ran: RanContent) -> str:
     if not ran.forgotten:
         return ""
     return f'<div class="fd-text">{plural(ran.forgotten, "stage")} before these: forgotten, as history= says</div>'

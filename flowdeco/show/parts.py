@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 from flowdeco.engine.runs import Status
 
-__all__ = ["DEEPEST", "Part", "compared", "count_stages", "pending", "walk"]
+__all__ = ["DEEPEST", "Part", "PlanContent", "RanContent", "compared", "count_stages", "pending", "walk"]
 
 DEEPEST = 32  # parts that are nested deeper are shown at this level
 
@@ -54,6 +55,32 @@ class Part(NamedTuple):
     def is_bare(self) -> bool:
         """Whether it is a stage that only stands for its one action, of the same name."""
         return self.kind == "stage" and len(self.parts) == 1 and self.parts[0].name == self.name
+
+
+@dataclass(frozen=True, slots=True)
+class PlanContent:
+    """The values that a plan consists of."""
+
+    name: str
+    title: str
+    description: str
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RanContent:
+    """The values that the view of a run consists of."""
+
+    run_id: str
+    name: str
+    status: Status
+    started: float
+    elapsed: float
+    error: str
+    notes: tuple[str, ...]
+    reason: str
+    forgotten: int
+    parts: tuple[Part, ...]
 
 
 def walk(parts: Iterable[Part], depth: int = 0) -> Iterator[tuple[int, Part]]:

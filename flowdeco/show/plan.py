@@ -15,7 +15,7 @@ from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Unit
 from flowdeco.show import html
 from flowdeco.show.formatting import duration, plural, printable, summary
 from flowdeco.show.mermaid import flowchart
-from flowdeco.show.parts import Part, compared, count_stages
+from flowdeco.show.parts import Part, PlanContent, RanContent, compared, count_stages
 from flowdeco.show.plan_parts import planned_parts
 from flowdeco.show.run_parts import error_with_members, ran_parts
 from flowdeco.show.text import table
@@ -52,16 +52,11 @@ class _View:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Plan(_View):
+class Plan(PlanContent, _View):
     """The stages that a unit will run, as far as they are known before: a frozen value, equal by content.
 
-    `parts` are its stages, pipelines and groups in their order.
+    It has a `name`, `title` and `description`; `parts` are its stages, pipelines and groups in their order.
     """
-
-    name: str
-    title: str
-    description: str
-    parts: tuple[Part, ...]
 
     def diff(self, ran: Ran | Run) -> Diff:
         """Return the differences of a run: inserted (and by whom), skipped, failed, recovered and unreached parts."""
@@ -81,24 +76,13 @@ class Plan(_View):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Ran(_View):
+class Ran(RanContent, _View):
     """A view of a run: a frozen value, equal by content.
 
     `parts` are the stages, pipelines and groups that ran, in their order, inserted ones with who inserted them
     (`inserted_by`); units that were inserted or begun, and not reached, are `pending`. `forgotten` is how many records
     `history=` has dropped before them.
     """
-
-    run_id: str
-    name: str
-    status: Status
-    started: float
-    elapsed: float
-    error: str
-    notes: tuple[str, ...]
-    reason: str
-    forgotten: int
-    parts: tuple[Part, ...]
 
     def text(self) -> str:
         """Return the run as text: a line for each stage, inserted ones with a "+" and who inserted them."""
@@ -192,7 +176,7 @@ class Diff(_View):
 
     def html(self) -> str:
         """Return the diff as a fragment of HTML with its style, and without scripts."""
-        return html.diff(self)
+        return html.diff(self.plan, self.ran, self.parts, self.counts())
 
     def __repr__(self) -> str:
         return f"<Diff {printable(self.plan.name)}: {summary(self.counts())}>"
@@ -273,7 +257,8 @@ _ran = ran
 def html_of(shown: Unit | Run) -> str:
     """Return the HTML of a notebook for an action, a stage, a pipeline, a group or a run."""
     if isinstance(shown, Run):
-        return html.run(shown, plan(shown.pipeline).diff(ran(shown)))
+        diff = plan(shown.pipeline).diff(ran(shown))
+        return html.run(shown, diff.ran, diff.parts)
     if isinstance(shown, Action):
         return html.action(cast("Action[..., Any]", shown))
     return html.stage(shown) if isinstance(shown, Stage) else html.plan(plan(shown))
