@@ -13,7 +13,7 @@ import pytest
 
 import flowdeco
 import flowdeco.durable
-from flowdeco.lazy import lazily
+from flowdeco.model.lazy import lazily
 
 ROOT = Path(__file__).parents[1]
 LAZY = [flowdeco, flowdeco.durable]

@@ -339,12 +339,15 @@ class Branch:
 
         Of a step that left nothing behind, `mark` was set when it began: what its layers had written is undone as well.
         """
-        if self.terms.log is not None and self.unwinding is None:
-            self.unwinding = self.store.mark() if mark is None else mark
+        if self.terms.log is None:
+            if mark is not None:
+                self.store.release(mark)
         elif mark is not None:
             if self.unwinding is not None:
-                self.unwinding.update(mark)
-            self.store.release(mark)
+                self.store.release(self.unwinding)
+            self.unwinding = mark
+        elif self.unwinding is None:
+            self.unwinding = self.store.mark()
 
     def end_unwinding(self) -> None:
         """Stop noting what layers write after a failure."""

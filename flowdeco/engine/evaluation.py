@@ -116,7 +116,7 @@ def evaluate(branch: Branch) -> Walk:
                     value = yield unit, args, None
                     came = finish_simple(branch, unit, by, started, value)
             walk: Walk = came
-            error = (yield from walk) if type(walk) is GeneratorType else came
+            error = (yield from walk) if came.__class__ is GeneratorType else came
         except GeneratorExit:
             raise
         except BaseException as stray:  # of a user's `__eq__` or `__deepcopy__`, or the end of a rehearsal
