@@ -42,13 +42,7 @@ def run_group(branch: Branch, group: Parallel, scope: OpenScope, then: Outcome |
     branch.sealed -= over
     if type(ended) is Raised:
         ended = Ended([], None, ended.error)
-    for fork in forks:
-        fork.end_unwinding()
-        branch.records.adopt(fork.records)
-        branch.rows += fork.rows
-    branch.forked(
-        scope.number, [id for fork in forks for id in (fork.id, *(id for _, ids in fork.forks for id in ids))]
-    )
+    _collect(branch, scope, forks)
     if over and then is not None and past is not None:
         return _finish_restored_group(branch, past, scope, then, alive, ended)
     if past is not None and past.rehearses:
@@ -57,6 +51,16 @@ def run_group(branch: Branch, group: Parallel, scope: OpenScope, then: Outcome |
             ended.interrupt or past.end,
         )
     return (yield from _merge_branches(branch, group, scope, forks, ended))
+
+
+def _collect(branch: Branch, scope: OpenScope, forks: list[Branch]) -> None:
+    """Take over the records of branches that have ended, the rows that are held back, and the ids."""
+    for fork in forks:
+        fork.end_unwinding()
+        branch.records.adopt(fork.records)
+        branch.rows += fork.rows
+    ids = [id for fork in forks for id in (fork.id, *(id for _, ids in fork.forks for id in ids))]
+    branch.forked(scope.number, ids)
 
 
 def _announce(branch: Branch, group: Parallel, scope: OpenScope) -> Walk:
