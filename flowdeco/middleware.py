@@ -31,7 +31,7 @@ def retry(
 
     Waits `wait` seconds before the second attempt, and twice as long before each further one, up to `wait_max`; with
     `jitter` a random time below that, drawn uniformly ("full jitter", M. Brooker, Exponential Backoff And Jitter, AWS
-    Architecture Blog, 2015). The last failure goes on outwards.
+    Architecture Blog, 2015). The last failure propagates.
     """
     _check_exceptions("retry", on)
     if isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1:
@@ -69,7 +69,7 @@ class Retry(NamedTuple):
 
 
 def recover(*, on: _Exceptions, outcome: Any = None) -> Middleware:
-    """Return a middleware that lets the run go on after the exceptions in `on`.
+    """Return a middleware that lets the run continue after the exceptions in `on`.
 
     The record stays `failed`, with `recovered` set. For an action, `outcome` counts as what it returned.
     """

@@ -823,7 +823,7 @@ def test_a_damaged_run_is_listed_as_such_and_can_be_deleted(path):
 
 def test_the_id_of_a_run_is_a_text(journal):
     """A number would come back as another id than it went."""
-    with pytest.raises(JournalError, match="a run_id is a text, not 3"):
+    with pytest.raises(JournalError, match="a run_id must be a string, not 3"):
         begun(journal, 3)
     assert not Path(journal.path).exists()
 

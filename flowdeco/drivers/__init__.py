@@ -1,4 +1,4 @@
-"""What performs a run: it calls, awaits, sleeps and waits, and decides nothing."""
+"""The drivers: they call, await, sleep and wait, and decide nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def arun(flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOpt
 async def aresume(
     flow: Pipeline, what: Run | str, inputs: Mapping[str, Any] | None, options: RunOptions, *how: Any
 ) -> Run:
-    """Go on with the evaluation of a pipeline in the running event loop."""
+    """Continue the evaluation of a pipeline in the running event loop."""
     __tracebackhide__ = True
     from flowdeco.drivers import async_
 

@@ -116,7 +116,7 @@ async def _drive(evaluation: Generator[Request, Any, Any], performer: _Performer
 
 
 class _Performer:
-    """What an async run needs beyond plain calls."""
+    """The state of an async run beyond plain calls, made when it is needed."""
 
     def __init__(self, resources: ExitStack, executor: Executor | None, gate: Gate) -> None:
         self.gate = gate

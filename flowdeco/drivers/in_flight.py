@@ -188,4 +188,4 @@ class InFlight:
             self._worker.report(ticket, answer)
 
         future.add_done_callback(done)
-        return future.cancel  # takes back what waits in the executor's queue; what has begun goes on
+        return future.cancel  # takes back what waits in the executor's queue; a call that has begun continues

@@ -122,7 +122,7 @@ class LoopThread:
     def begin(
         self, begun: Callable[[], Coroutine[Any, Any, None]], context: contextvars.Context
     ) -> Callable[[], object]:
-        """Begin to await beside others; return what cancels it."""
+        """Begin to await, side by side with others; return the function that cancels it."""
         tasks: list[asyncio.Task[Any]] = []
         self.soon(lambda: tasks.append(self._loop.create_task(begun(), context=context)))
         return lambda: self.soon(lambda: tasks[0].cancel())  # noqa: PLW0108 (by then there is one)

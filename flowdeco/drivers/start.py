@@ -159,7 +159,7 @@ class _Start:
         if inputs is not None and not isinstance(inputs, Mapping):
             raise DefinitionError(f"inputs are a mapping of keys to values, not the {type(inputs).__name__} {inputs!r}")
         if options.run_id is not None and not isinstance(options.run_id, str):
-            raise DefinitionError(f"run_id is a text, not {options.run_id!r}")
+            raise DefinitionError(f"run_id must be a string, not {options.run_id!r}")
         history = options.history
         if history is not None and (isinstance(history, bool) or not isinstance(history, int) or history < 0):
             raise DefinitionError(f"history is how many stage records are kept, not {history!r}")

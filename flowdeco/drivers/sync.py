@@ -115,7 +115,7 @@ def _answered(
 
 
 class Performer:
-    """What a sync run needs beyond plain calls, made when it is needed."""
+    """The state of a sync run beyond plain calls, made when it is needed."""
 
     def __init__(self, resources: ExitStack, interrupts: Interrupts, executor: Executor | None) -> None:
         self.resources = resources

@@ -159,7 +159,7 @@ class SqliteJournal:
     def create(self, run_id: str, pipeline: str, inputs: bytes, skip: Sequence[str]) -> None:
         """Begin a run; raises `RunBusyError` if there is one of that id."""
         if not isinstance(run_id, str):
-            raise JournalError(f"a run_id is a text, not {run_id!r}")
+            raise JournalError(f"a run_id must be a string, not {run_id!r}")
         now = time.time()
         owner = this_process(secrets.token_hex(8))
         with self._asked(f"run {run_id!r} cannot begin", make=True) as connection:

@@ -1,1 +1,6 @@
-"""Evaluation: a generator that performs nothing, its middleware, its records, and what it asks of a journal."""
+"""Evaluation: from a pipeline to a run. It performs nothing itself, so that any driver can.
+
+To read it: `outcome`, `requests` and `branch` are the vocabulary; `evaluation`, `scopes`, `actions` and `layers` run a
+pipeline; `groups` and `schedule` add branches side by side; `recorder`, `replay` and `resume` add the history of a
+resumed run.
+"""

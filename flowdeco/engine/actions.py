@@ -31,7 +31,7 @@ __all__ = ["Execution", "begin_action", "check_insertion", "finish_simple", "sim
 
 
 class Execution:
-    """An action that is performed: who inserted it, its place in the branch, and what has come of it so far."""
+    """The execution of an action: who inserted it, its place in the branch, its value and its effect so far."""
 
     value: Any = UNSET  # that it returned, or `Raised`
     context: Context | None = None
@@ -174,7 +174,7 @@ def in_layers(
 
 
 def _call(branch: Branch, act: Execution, values: Mapping[str, Any]) -> Generator[Request, Any, Any]:
-    """Call an action; return what it returned, settled, or `Raised`."""
+    """Call an action; return its settled value, or `Raised`."""
     terms, store, stage, step = branch.terms, branch.store, branch.scope.unit, act.step
     recorder = terms.recorder
     act.seen = None if recorder is None else recorder.seen(store, step.keys)
@@ -199,7 +199,7 @@ def _call(branch: Branch, act: Execution, values: Mapping[str, Any]) -> Generato
 
 
 def settled(branch: Branch, step: Step, value: Any) -> Generator[Request, Any, Any]:
-    """Await what can be awaited, and run generators to their end."""
+    """Await awaitables, and run generators to their end."""
     while type(value) not in SETTLED:
         if type(value) is types.GeneratorType:
             value = yield Chore(exhaust, step.name, step.timeout), (value,), None
@@ -258,7 +258,7 @@ def complete(branch: Branch, step: Step, by: str | None, number: int, started: f
 
 
 def conclude(branch: Branch, act: Execution) -> Failure:
-    """Make an outcome of what came of an action, take note of it, and let it take effect; return its failure."""
+    """Make the outcome of an action, take note of it, and let it take effect; return the failure."""
     store, value = branch.store, act.value
     error = value.error if type(value) is Raised else None
     own: Mark | None = None  # what the action itself writes is undone if it is refused
@@ -293,7 +293,7 @@ def conclude(branch: Branch, act: Execution) -> Failure:
 
 
 def _let_write(branch: Branch, act: Execution, inserted: tuple[Unit | Stream, ...], data: Any) -> None:
-    """Write to the store what an action did, and check the rest of its effect."""
+    """Apply the writes of an action to the store, and check the rest of its effect."""
     context, layers, recorder = act.context, act.layers, branch.terms.recorder
     if layers is not None:
         inserted = (*layers.inserted, *inserted)
@@ -368,7 +368,7 @@ def _skip(branch: Branch, step: Step, by: str | None, number: int) -> Walk:
 
 
 def check_insertion(branch: Branch, units: tuple[Unit | Stream, ...], *, is_action: bool = False) -> None:
-    """Refuse units that need what certainly nothing supplies; where middleware may supply it, nothing is certain."""
+    """Refuse units that need a key that certainly nothing supplies; where middleware may supply it, nothing is certain."""
     terms, scope = branch.terms, branch.scope
     if not unmet(units, branch.store, terms.skip) or _is_wrapped(branch):
         return

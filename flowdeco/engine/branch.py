@@ -1,4 +1,4 @@
-"""Where an evaluation stands: one line of it, that of the run or of a branch of a parallel group.
+"""The state of an evaluation: of the run itself, or of a branch of a parallel group.
 
 A `Branch` has an *agenda*, a stack of what is left to do, the next thing on top: units, the steps of the open stage,
 and, below what is inside them, the scopes that are to be closed. It has a store of its own, numbers its steps, and takes
@@ -32,7 +32,7 @@ _WELL: Final = (Status.COMPLETED, None, 1, False)
 
 @dataclass(slots=True)
 class Terms:
-    """What is the same for all branches of a run."""
+    """Settings shared by all branches of a run."""
 
     run_id: str
     pipeline: Pipeline
@@ -47,8 +47,8 @@ class Terms:
     recorder: Recorder | None = None  # of a durable run
     log: Log | None = None  # of a run that can be resumed from memory
     past: History | None = None  # of a resumed run
-    is_quiet: bool = field(init=False)  # nobody is asked, or told, about single steps
-    is_plain: bool = field(init=False)  # nor is anything written to a journal
+    is_quiet: bool = field(init=False)  # no selector, history or observer needs single steps
+    is_plain: bool = field(init=False)  # nor does a journal
 
     def __post_init__(self) -> None:
         self.is_quiet = not (self.skip or self.past or self.notify)
@@ -56,7 +56,7 @@ class Terms:
 
 
 class Before(NamedTuple):
-    """What another attempt at a scope goes back to."""
+    """The state that another attempt at a scope restores."""
 
     records: int
     switches: dict[str, bool]
@@ -65,7 +65,7 @@ class Before(NamedTuple):
 
 
 class OpenScope:
-    """An open pipeline or stage, or what a branch begins in: what stands around the steps inside it."""
+    """An open pipeline or stage, or the base of a branch: the surroundings of the steps inside it."""
 
     use_stages: tuple[Middleware, ...] = ()
     use_actions: tuple[Middleware, ...] = ()
@@ -78,7 +78,7 @@ class OpenScope:
     mark: Mark | None = None  # set before its layers were entered
     before: Before | None = None
     held = 0  # how many rows the journal had not got yet when it began
-    is_quiet = False  # nothing but layers stands around its actions, and nobody is asked or told about them
+    is_quiet = False  # only middleware surrounds its actions, and no selector, history or observer needs them
     is_atomic = False  # it is one step, and its rows are held back
     is_skipped = False  # all that is inside it, as far as it has not run yet
 
@@ -93,7 +93,7 @@ class OpenScope:
 
 
 class OpenStream:
-    """A stream that has begun: what is left of it, and what it gave when a resumed run was rehearsed."""
+    """A stream that has begun: its iterator, and the items that it gave in the rehearsal of a resumed run."""
 
     __slots__ = ("ahead", "is_async", "iterator", "stream")
 
@@ -187,12 +187,12 @@ class Branch:
         return self.number - 1
 
     def next_place(self) -> str:
-        """Return what tells the next pipeline with options apart from others of its name."""
+        """Return the id that tells the next pipeline with options apart from others of its name."""
         self.places += 1
         return f"p{self.places}"
 
     def recall(self, number: int, unit: Unit | Step) -> Outcome | None:
-        """Return what a step came to before the run was resumed, whether it counts or not; None if it had not begun."""
+        """Return the earlier outcome of a step, whether it counts or not; None if the step had not begun."""
         past = self.terms.past
         if past is None:
             return None
@@ -201,7 +201,7 @@ class Branch:
         return past.recall(self.id, number, unit, self.scope.unit, sealed=bool(self.sealed))
 
     def _check_sealed(self, past: History, number: int, unit: Unit | Step) -> None:
-        """Raise what there is to say of a step in a scope that had ended before it."""
+        """Raise `CodeChangedError` for a step in a scope that had ended before it."""
         scope: OpenScope | None = self.scope
         while scope is not None and scope.then is None and scope is not self.base:
             scope = scope.outer
@@ -214,7 +214,7 @@ class Branch:
             raise past.early
 
     def is_over(self, then: Outcome | None) -> bool:
-        """Whether a step is restored: it had ended well, or what is around it has."""
+        """Whether a step is restored: it had ended well, or a scope around it has."""
         return then is not None and (then.is_final or bool(self.sealed))
 
     def catch_up(self) -> Walk:
@@ -229,7 +229,7 @@ class Branch:
     # Taking note.
 
     def note(self, outcome: Outcome) -> Failure:
-        """Take note of what a step came to; return the error of what cannot be written to the journal."""
+        """Take note of an outcome; return the error if it cannot be written to the journal."""
         terms = self.terms
         if terms.is_plain and outcome.error is None and type(outcome) is ActionRecord:
             return None
@@ -250,7 +250,7 @@ class Branch:
         return None
 
     def note_entering(self, scope: OpenScope, entering: Sequence[Delta]) -> Failure:
-        """Note what a scope has written as it began; return why the journal cannot take that."""
+        """Note the writes of a scope's layers as they were entered; return the error if the journal cannot take them."""
         recorder, unit = self.terms.recorder, scope.unit
         if recorder is None or all(delta == NOTHING for delta in entering):
             return None
@@ -274,7 +274,7 @@ class Branch:
                 error.add_note(f"in {where}, {place}")
 
     def save(self) -> Walk:
-        """Have the journal written what was noted; once that has failed, nothing is written any more."""
+        """Write the noted rows to the journal; once that has failed, nothing more is written."""
         recorder = self.terms.recorder
         if recorder is None:
             return None
@@ -296,7 +296,7 @@ class Branch:
         return Before(len(self.records), dict(self.switches), dict(self.switched), self.result)
 
     def go_back(self, scope: OpenScope) -> Walk:
-        """Forget what a failed attempt at a scope did, here and in the journal; return what went wrong with that."""
+        """Forget a failed attempt at a scope, here and in the journal; return the error if the journal fails."""
         records, switches, switched, self.result = scope.before or self.before()
         self.records.cut(records)
         self.switches, self.switched = dict(switches), dict(switched)
@@ -335,7 +335,7 @@ class Branch:
             self.forks.append((number, ids))
 
     def unwind(self, mark: Mark | None = None) -> None:
-        """Note that a failure begins to close scopes: in memory, a resume undoes what layers write from here on.
+        """Note that a failure begins to close scopes: a resume in memory undoes the writes of layers from here on.
 
         Of a step that left nothing behind, `mark` was set when it began: what its layers had written is undone as well.
         """
@@ -350,7 +350,7 @@ class Branch:
             self.unwinding = self.store.mark()
 
     def end_unwinding(self) -> None:
-        """Stop noting what layers write after a failure."""
+        """Stop noting the writes of layers after a failure."""
         if self.unwinding is not None:
             self.store.discard(self.unwinding)
 
@@ -374,7 +374,7 @@ class Branch:
     # Selectors.
 
     def switch(self, selector: str, on: bool) -> None:
-        """Note what is not, or again, to run from here on."""
+        """Note that the selected units are not, or again, to run from here on."""
         for switches in (self.switches, self.switched):
             switches.pop(selector, None)
             switches[selector] = on
@@ -401,7 +401,7 @@ class Branch:
     # What is around, and what comes.
 
     def upcoming(self) -> Iterator[Unit | Stream]:
-        """Yield what runs after the current stage."""
+        """Yield the units that run after the current stage."""
         yield from (unit for unit, _ in self.scope.inserted)
         branch: Branch | None = self
         while branch is not None:
@@ -428,7 +428,7 @@ class Branch:
         return status_of(error, self.terms.is_cancellation), error, attempts, False
 
     def leaves(self) -> dict[str, Left]:
-        """Return what an unfinished branch, and those in it, leave behind in memory."""
+        """Return the remains in memory of an unfinished branch, and of the branches in it."""
         return {**self.left, self.id: Left(self.store, self.unwinding, self.result, self.unfinished)}
 
 

@@ -1,4 +1,4 @@
-"""The context: what an action that asks for `ctx` can see of its run, and do to it."""
+"""The context: an action's view of its run, and its means to change it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class Effects(NamedTuple):
-    """What an action did with its context."""
+    """The effects of an action through its context."""
 
     delta: Delta
     inserted: list[Unit | Stream]
@@ -95,11 +95,11 @@ class Context:
         self._inserted.extend(insertable(units, f"action {self.action.name!r}", "inserted"))
 
     def disable(self, *selectors: str) -> None:
-        """Do not run what the selectors name, in this run, as far as it has not run yet."""
+        """Do not run the selected units in this run, as far as they have not run yet."""
         self._switches.extend((selector, False) for selector in checked_selectors(selectors, "disable"))
 
     def enable(self, *selectors: str) -> None:
-        """Undo `disable`; what the caller of the run skips stays skipped."""
+        """Undo `disable`; units that the caller of the run skips stay skipped."""
         self._switches.extend((selector, True) for selector in checked_selectors(selectors, "enable"))
 
     def emit(self, kind: str, **payload: Any) -> None:
@@ -138,11 +138,11 @@ class Context:
     # For the engine, and for the shipping of calls.
 
     def effects(self) -> Effects:
-        """Return what the action did with it."""
+        """Return the effects of the action through this context."""
         return Effects(self.store.delta(), self._inserted, self._switches, self._messages)
 
     def catch_up(self, effects: Effects) -> None:
-        """Do what was done to a detached copy."""
+        """Repeat the effects of a detached copy."""
         self.store.apply(effects.delta)
         self._inserted.extend(effects.inserted)
         self._switches.extend(effects.switches)
@@ -163,7 +163,7 @@ class Context:
 
 
 def _shadow(unit: Unit | Stream) -> Stage:
-    """Return what can be known of a unit elsewhere: its name and tags, not its actions."""
+    """Return a stand-in for a unit in another process, with its name and tags but no actions."""
     if isinstance(unit, Stage):
         return Stage(unit.name, title=unit.title, tags=unit.tags, description=unit.description)
     return Stage(unit.name, tags=getattr(unit, "tags", ()))

@@ -1,9 +1,9 @@
-"""What runs next: the law of order, as a generator that performs nothing.
+"""The run loop: it decides which unit runs next, and performs nothing.
 
 1. There is one *agenda*: a stack of what is left to do, the next thing on top. Units are on it, the steps of the open
    stage, and, below what is inside them, the *scopes* (pipelines, stages) that are to be closed.
 2. Insertions go on top: a stage's when it closes, an action's at once. So order is depth first (L6); putting n units
-   there costs n, whatever else is waiting; and since the agenda forgets what it hands out, a stage that returns itself
+   there costs n, whatever else is waiting; and since the agenda keeps no finished units, a stage that returns itself
    is a loop in constant memory.
 3. A failure closes scopes from the inside out, until the layers of one recover it or ask for another attempt (L7).
 4. A step comes to an `Outcome`, which takes effect all at once or not at all (L4). When a step begins, the evaluation
@@ -99,7 +99,7 @@ def evaluate_run(run: Run, terms: Terms, use: tuple[Middleware, ...]) -> Generat
 
 
 def evaluate(branch: Branch) -> Walk:
-    """Do what is on the agenda until nothing is left; return the failure or signal that got out."""
+    """Work through the agenda; return the failure or signal that nothing has recovered from."""
     agenda, terms, clock = branch.agenda, branch.terms, branch.terms.clock
     error: Failure = None
     while agenda or (error is not None and branch.scope is not branch.base):
@@ -135,7 +135,7 @@ def _begin(branch: Branch, unit: Any, by: str | None) -> Any:
 
 
 def _fail(branch: Branch, error: BaseException) -> Walk:
-    """Drop what is left to do inside the innermost scope, and close it."""
+    """Drop the rest of the innermost scope from the agenda, and close it."""
     scope, agenda = branch.scope, branch.agenda
     is_base = scope is branch.base
     while len(agenda) > (0 if is_base else scope.depth + 1):
@@ -232,7 +232,7 @@ class _Skipped(NamedTuple):
 
 
 def _skip(branch: Branch, scope: OpenScope, then: Outcome | None) -> Walk | Failure:
-    """Record a unit as skipped, and what is in it, as far as it has not run before."""
+    """Record a unit and its contents as skipped, as far as they have not run before."""
     unit = scope.unit
     kind = StageRecord if isinstance(unit, Stage) else Outcome
     past, terms = branch.terms.past, branch.terms
@@ -268,7 +268,7 @@ def _begin_skipped(branch: Branch, skipped: _Skipped, by: str | None) -> Walk | 
     return open_scope(branch, skipped.scope, (), None)
 
 
-# What is done with what is taken from the agenda.
+# How each kind of agenda entry begins.
 BEGIN: Final[dict[type, Callable[..., Walk | Failure]]] = {
     Step: begin_action,
     Stage: _begin_stage,

@@ -1,4 +1,4 @@
-"""Parallel groups: branches over forks of the store, and how what they did becomes one outcome (L9).
+"""Parallel groups: branches over forks of the store, and the merge of their outcomes into one (L9).
 
 Branches are merged in their order, whatever the order in which they ended. One failure is raised as itself, several as
 an `ExceptionGroup`; a cancellation that the group itself asked for is not a failure. A `Bail` ends the run, and only its
@@ -23,7 +23,7 @@ __all__ = ["merged", "run_group", "verdict"]
 
 
 def run_group(branch: Branch, group: Parallel, scope: OpenScope, then: Outcome | None) -> Walk:
-    """Run the branches of a group, and let what they came to take effect; return its failure."""
+    """Run the branches of a group, and let their merged outcome take effect; return the failure."""
     past = branch.terms.past
     over = branch.is_over(then)
     if not over:
@@ -92,7 +92,7 @@ def _fork(branch: Branch, scope: OpenScope, index: int, unit: Unit | Stream, the
 
 
 def _merge_branches(branch: Branch, group: Parallel, scope: OpenScope, forks: list[Branch], ended: Ended) -> Walk:
-    """Merge what the branches did: all of them, or after a `Bail` that one; return what failed."""
+    """Merge the outcomes of the branches: of all, or after a `Bail` of that one; return the failure."""
     terms = branch.terms
     error = verdict(group, ended, terms.is_cancellation)
     taking = forks if error is None else []
@@ -127,7 +127,7 @@ def _merge_branches(branch: Branch, group: Parallel, scope: OpenScope, forks: li
 
 
 def _with_changes(branch: Branch, forks: list[Branch], writes: Delta | None) -> Delta | None:
-    """Return what was merged, with the values of the store around the group that branches changed in place.
+    """Return the merged writes, with the values of the store around the group that branches changed in place.
 
     They are for the journal: the store has them already, and changing a value is no write that could conflict.
     """
@@ -207,7 +207,7 @@ def _all_of(suspended: list[Suspend]) -> Suspend | None:
 
 
 def merged(group: Parallel, deltas: list[Delta]) -> Delta:
-    """Return what all branches wrote, as one; raises `WriteConflictError` where they disagree."""
+    """Return the writes of all branches as one delta; raises `WriteConflictError` where they disagree."""
     writers: dict[str, list[int]] = {}
     for number, delta in enumerate(deltas):
         for part in delta if delta is not NOTHING else ():

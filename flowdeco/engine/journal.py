@@ -1,4 +1,4 @@
-"""What a run asks of a journal, and in which form it is remembered.
+"""The ports of a durable run: the protocols `Journal` and `Codec`, and the rows of a journal.
 
 A run is one *branch*, and a parallel group adds one for each of its branches. Within a branch everything happens one
 after the other, so a row's place is the branch and a number that counts up. What is written is final: a row is taken
@@ -91,4 +91,4 @@ class Journal(Protocol):
         """Forget the rows of these branches from these numbers on."""
 
     def close(self, run_id: str, status: str, reason: str | None, error: str | None) -> None:
-        """Note what became of the run, and give up its lease."""
+        """Note the status of the run, and release its lease."""

@@ -135,7 +135,7 @@ Opened: TypeAlias = "tuple[Middleware, Any, Mark | None, int, Mapping[str, Any]]
 
 
 class Layers(Call):
-    """The layers around one target: which of them are open, and what they have decided; to them, it is the `Call`."""
+    """The layers around one target: which of them are open, and their decisions; the layers see it as their `Call`."""
 
     entered = False  # the target was begun
     failure: BaseException | None = None  # the last one
@@ -175,7 +175,7 @@ class Layers(Call):
         self.failure, self.recovered, self.given = error, False, UNSET
 
     def go_back(self, opened: Opened, inserted: int) -> None:
-        """Forget a failed attempt, but for what the layer itself inserted after the first so many."""
+        """Forget a failed attempt, except for units that the layer itself has inserted since."""
         self.inserted = self.inserted[: opened[3]] + self.inserted[inserted:]
         self.failure, self.recovered, self.given = None, False, UNSET
         self.attempt += 1

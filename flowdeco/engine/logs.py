@@ -10,7 +10,7 @@ __all__ = ["RunLogger", "run_logger"]
 
 
 class RunLogger(logging.LoggerAdapter[logging.Logger]):
-    """A logger that adds `run`, `stage` and `action` to its records, beside the `extra` of a call."""
+    """A logger that adds `run`, `stage` and `action` to its records, in addition to the `extra` of a call."""
 
     # Before Python 3.13, an adapter drops the `extra` of the call.
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:

@@ -1,4 +1,4 @@
-"""What a step came to, as one value.
+"""The outcome of a step, as one value.
 
 A step is an action, a stage, a pipeline with middleware, or a parallel group. Its `Outcome` is all there is to know of
 it: it is applied to the store, kept as the record (`run.stages`), reported as an event, written to the journal, merged
@@ -34,7 +34,7 @@ ROOT: Final = "0"  # the branch that is the run itself
 
 
 class Status(StrEnum):
-    """What became of a run, a stage or an action."""
+    """The status of a run, a stage or an action."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -145,13 +145,13 @@ class Outcome(NamedTuple):
         )  # fmt: skip
 
     def kept(self) -> Any:
-        """Return what is kept of it as a record, when it has been applied and written."""
+        """Return the record of this outcome, to be kept after it was applied and written: it has no values."""
         if self.writes is None and not self.entering and self.result is UNSET:
             return self
         return self._replace(writes=None, entering=(), result=UNSET)
 
     def events(self, run_id: str, stage: str | None) -> Iterator[Event]:
-        """Yield what observers receive; of what was restored, an action's end is not news."""
+        """Yield the events for observers; the end of a restored action is not an event."""
         unit = self.unit
         if self.inserted and (self.error is None or self.recovered):
             names = tuple(each.name for each in self.inserted)
@@ -175,7 +175,7 @@ class Outcome(NamedTuple):
 
 
 class ActionRecord(Outcome):
-    """What became of one action."""
+    """The outcome of one action."""
 
     __slots__ = ()
 
@@ -186,7 +186,7 @@ class ActionRecord(Outcome):
 
 
 class StageRecord(Outcome):
-    """What became of one stage, with the records of its actions."""
+    """The outcome of one stage, with the records of its actions."""
 
     __slots__ = ()
 

@@ -88,7 +88,7 @@ def read_steps(remembered: Remembered, codec: Codec) -> tuple[Store, Steps]:
 
 
 def _apply(steps: dict[int, Outcome], store: Store, *, has_ended: bool) -> None:
-    """Write what the steps of the run itself wrote: a scope when it begins, and when it ends."""
+    """Apply the writes of the steps of the run's own branch: of a scope when it begins, and when it ends."""
     open: list[Outcome] = []
     for number in [*sorted(steps), inf]:
         while open and number >= max(open[-1].end, open[-1].number + 1):
@@ -103,7 +103,7 @@ def _apply(steps: dict[int, Outcome], store: Store, *, has_ended: bool) -> None:
 
 
 def _result(steps: Steps, branch: str) -> Any:
-    """Return the last value that an action of a branch returned; of groups, what their merged branches returned."""
+    """Return the last value that an action of a branch returned; of groups, that of their merged branches."""
     result: Any = UNSET
     for number, did in sorted(steps.get(branch, {}).items()):
         if did.unit.kind == "group" and did.is_final:
@@ -122,7 +122,7 @@ def _has_bailed(steps: Steps, branch: str) -> bool:
 
 
 def _error(steps: dict[int, Outcome], remembered: Remembered) -> BaseException | None:
-    """Return what the run failed with: the error of the outermost step that failed, if the journal says the same."""
+    """Return the error of the run: that of the outermost failed step, if the journal agrees."""
     text = remembered.error
     if remembered.status not in _FAILED:
         return None
@@ -138,7 +138,7 @@ def _error(steps: dict[int, Outcome], remembered: Remembered) -> BaseException |
 
 
 def _elapsed(rows: Iterable[Row]) -> float:
-    """Return how long any of the steps were running: what lies between two legs of a run does not count."""
+    """Return for how long any step was running; the time between two legs of a run does not count."""
     elapsed, until = 0.0, -inf
     for started, ended in sorted((row.started, row.started + row.elapsed) for row in rows):
         elapsed += max(0.0, ended - max(started, until))
@@ -170,7 +170,7 @@ def stages_by_name(units: Iterable[Any]) -> dict[str, Stage]:
 
 
 def branch_of(scope: Scope | None) -> str:
-    """Return the branch of what ran in this scope, unless it was skipped with its group."""
+    """Return the branch in which the steps of this scope ran, unless it was skipped with its group."""
     while scope is not None and scope.branch is None:
         scope = scope.outer
     return ROOT if scope is None else branch_id(scope.id, cast("int", scope.branch))
@@ -259,13 +259,13 @@ def _with_actions(steps: dict[int, Outcome]) -> Iterator[tuple[Outcome, list[Out
 
 
 def _unfinished(first: Outcome) -> Outcome:
-    """Return what is known of a stage of which only actions were written."""
+    """Return the record of a stage of which only actions were written."""
     stage = Recorded("stage", first.unit.stage)
     return StageRecord(first.unit.stage, stage, Status.RUNNING, first.started, 0.0, number=first.number - 1)
 
 
 def _within(scope: Scope | None, base: Scope | None) -> Scope | None:
-    """Return a scope of a branch with what is around the branch."""
+    """Return a scope of a branch, with the scopes around the branch."""
     around: list[Scope] = []
     while scope is not None:
         around.append(scope)

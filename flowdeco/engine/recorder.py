@@ -159,7 +159,7 @@ class Recorder:
         }
 
     def watching(self, store: Store, seen: dict[str, Look]) -> Callable[[str], None]:
-        """Return what notes how a value looks when a context reads it."""
+        """Return a callback that notes how a value looks when a context reads it."""
 
         def on_read(name: str) -> None:
             if name not in seen:
@@ -168,7 +168,7 @@ class Recorder:
         return on_read
 
     def with_changes(self, store: Store, seen: Mapping[str, Look], written: Delta, changed: set[str]) -> Delta:
-        """Return what was written, with the values that were changed in place; their keys join `changed`."""
+        """Return the writes, with the values that were changed in place; their keys join `changed`."""
         for key, (image, length) in seen.items():
             if key in written.puts or key in written.deletes or key not in store:
                 continue

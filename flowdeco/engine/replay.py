@@ -1,4 +1,4 @@
-"""What a run had done before it is resumed: asked for in one place, where a step begins.
+"""The history of a resumed run, consulted in one place: where a step begins.
 
 `History.recall` is that place. A step is known by its branch and its number in it, which depend on the definition alone
 and not on timing. A step that had ended is restored; one that had not is performed.
@@ -26,7 +26,7 @@ Steps = dict[str, dict[int, Outcome]]  # by branch and number
 
 
 class Left(NamedTuple):
-    """What a branch that did not end leaves behind in memory.
+    """The remains in memory of a branch that did not end.
 
     `unwinding` notes what layers wrote as the failure passed them, which a resume undoes. `unfinished` are the scopes
     that were open: the marks of their layers, to which another attempt goes back, and the result before them.
@@ -53,7 +53,7 @@ class Left(NamedTuple):
 
 
 class Log:
-    """The outcomes of scopes of a run in memory, without their effects: what it can be resumed from."""
+    """The outcomes of the scopes of a run in memory, without their effects, from which it can be resumed."""
 
     def __init__(self) -> None:
         self.steps: Steps = {}
@@ -117,7 +117,7 @@ class History:
         self._begun: dict[str, int] = {}  # how many streams each branch has begun
 
     def recall(self, branch: str, number: int, unit: Any, scope: Any, *, sealed: bool) -> Outcome | None:
-        """Return what a step came to, whether it had ended or not; None if it had not begun.
+        """Return the earlier outcome of a step, whether it had ended or not; None if it had not begun.
 
         `scope` is the unit around it; `sealed` says that it had ended. Raises what speaks against continuing.
         """
@@ -147,7 +147,7 @@ class History:
         )
 
     def check_begun(self, branch: str, number: int, unit: Any) -> None:
-        """Raise what speaks against a unit whose own end is not known: another stage was there."""
+        """Raise `CodeChangedError` for a unit whose own end is not known, where another stage was."""
         inside = self.steps.get(branch, {}).get(number + 1)
         if inside is None or type(unit) is Step:
             return
@@ -161,14 +161,14 @@ class History:
         self.drop_from(branch, number)
 
     def mismatch(self, branch: str, unit: Any, scope: Any, then: Outcome) -> BaseException:
-        """Return what speaks against a step that comes where there was another one."""
+        """Return the error of a step that comes where there was another one."""
         now, before = _described(unit, scope), _described(then.unit, scope, then)
         if _kind(then.unit) == "action":
             before = before.removeprefix("action ")
         return self.changed(f"{now} comes where the run had {before}")
 
     def new(self, unit: Any, scope: Any) -> BaseException:
-        """Return what speaks against a step in a scope that had ended without it."""
+        """Return the error of a step in a scope that had ended without it."""
         return self.changed(f"{_described(unit, scope)} is new, and what is around it has completed")
 
     def has(self, branch: str, number: int) -> bool:
@@ -180,7 +180,7 @@ class History:
         return branch in self.steps
 
     def ended(self, branch: str) -> BaseException | None:
-        """Return what speaks against a branch that ends here: it had more."""
+        """Return the error of a branch that ends here, and had more steps; else None."""
         mine = self.steps.get(branch, {})
         left = [mine[number] for number in sorted(mine) if mine[number].is_final]
         if not left:
@@ -190,7 +190,7 @@ class History:
         return self.changed(f"{who} ends where it had {_described(stage.unit, None, stage)}")
 
     def confirm(self, branch: str, then: Outcome, unit: Any, number: int) -> BaseException | None:
-        """Hear that a scope ends as it did before, with this as the next number; return what speaks against it."""
+        """Confirm that a scope ends as it did before, with this as the next number; return the error if it does not."""
         if then.end < 0 or then.end == number or not then.entered:
             return None
         left = self.steps.get(branch, {}).get(number)
@@ -199,7 +199,7 @@ class History:
         return self.changed(f"{_described(unit, None)} has completed, and ends elsewhere")
 
     def changed(self, change: str) -> BaseException:
-        """Return the error of what has changed; in the rehearsal it had not."""
+        """Return the error of a change that the rehearsal did not find."""
         return CodeChangedError.listing("", [f"{change}: what a stream gives must be the same every time"])
 
     def forget(self, cuts: Mapping[str, int]) -> None:
@@ -227,7 +227,7 @@ class History:
     # In memory.
 
     def left(self, branch: str) -> Left | None:
-        """Return what an unfinished branch has left behind."""
+        """Return the remains of an unfinished branch."""
         return self._left.get(branch)
 
     def unfinished(self, branch: str, number: int) -> tuple[list[Mark], Any]:
@@ -238,7 +238,7 @@ class History:
     # Streams: what a rehearsal has begun, the run takes over.
 
     def begun_stream(self, branch: str, stream: Stream, by: str | None, *, sealed: bool) -> Any:
-        """Return the stream that was begun in the rehearsal, or what speaks against beginning it again."""
+        """Return the stream that was begun in the rehearsal, or the error of beginning it again."""
         number = self._begun[branch] = self._begun.get(branch, -1) + 1
         if self.rehearses:
             self.check_pull(branch, sealed=sealed)
@@ -256,13 +256,13 @@ class History:
             self.streams[branch, self._begun[branch]] = begun
 
     def check_pull(self, branch: str, *, sealed: bool) -> None:
-        """End the rehearsal where a stream would give what had not run."""
+        """End the rehearsal where a stream would give units that had not run."""
         if self.rehearses and not (sealed or self.remains(branch)):
             raise self.end
 
 
 class Rehearsal(History):
-    """The first walk through a history: it finds what has changed since, and what of it holds.
+    """The first walk through a history: it finds changes since then, and the steps that still hold.
 
     `code` gives the fingerprint of a function; None compares no code. With `rerun` the history holds up to the first
     change; it never holds beyond a step that comes where there was another one, or beyond the stage `until`.
@@ -292,7 +292,7 @@ class Rehearsal(History):
         self._rerun = rerun
 
     def recall(self, branch: str, number: int, unit: Any, scope: Any, *, sealed: bool) -> Outcome | None:
-        """Return what a step came to; raises `end` where it would be performed."""
+        """Return the earlier outcome of a step; raises `end` where the step would be performed."""
         if self.until is not None and isinstance(unit, Stage):
             template = None if unit.template is None else unit.template.name
             if self.until in (unit.name, template):
@@ -323,7 +323,7 @@ class Rehearsal(History):
         return dropped
 
     def mismatch(self, branch: str, unit: Any, scope: Any, then: Outcome) -> BaseException:
-        """Return what speaks against a step that comes where there was another one."""
+        """Return the error of a step that comes where there was another one."""
         if branch == ROOT and not self.taken and isinstance(unit, Stage):
             names = _names_in(self._pipeline)
             if names.isdisjoint(outcome.name for outcome in self._all.get(ROOT, {}).values()):
@@ -373,7 +373,7 @@ class Rehearsal(History):
         }
 
     def reopened(self) -> list[tuple[str, Outcome]]:
-        """Return the scopes that had ended, and run on: some of what is in them still holds, and some does not."""
+        """Return the scopes that had ended and are to continue: some of their steps still hold, and some do not."""
         return [
             (branch, self._all[branch][number]._replace(status=Status.RUNNING, error=None, recovered=False))
             for branch, cut in self.cuts().items()
@@ -397,7 +397,7 @@ class Rehearsal(History):
 
 
 def in_memory(store: Store, log: Log, inputs: Mapping[str, Any]) -> tuple[Store, Steps, dict[str, Left]]:
-    """Return what a run in memory is resumed with: its store, its steps, and what its branches left behind."""
+    """Return the material to resume a run in memory: its store, its steps, and the remains of its branches."""
     revived = {branch: left.revived(inputs) for branch, left in log.left.items()}
     if ROOT in revived:
         return revived[ROOT].store, log.history(), revived

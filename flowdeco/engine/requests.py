@@ -1,4 +1,4 @@
-"""What evaluation asks of a driver, and what it is sent back: every way out of the engine is in this file.
+"""The requests that evaluation makes of a driver, and their answers: the only exits of the engine.
 
 A call of a function is the plain tuple `(step, args, kwargs)`, because it is what a run mostly consists of; everything
 else is one of the classes below. Whatever was asked, the answer is the value that came of it, or `Raised`: what a
@@ -65,7 +65,7 @@ class Gate:
 
 
 class Sleep:
-    """What a middleware yields to wait, in seconds: `time.sleep` in a sync run, `asyncio.sleep` in an async one."""
+    """A pause in seconds that a middleware yields: `time.sleep` in a sync run, `asyncio.sleep` in an async one."""
 
     __slots__ = ("seconds",)
 
@@ -114,7 +114,7 @@ class Save:
 
 
 class Forked(Protocol):
-    """A branch as those see it that run it beside others."""
+    """A branch, as its schedule sees it."""
 
     begun: bool  # before the run was resumed
     stopped: bool  # it is to begin nothing more
@@ -131,7 +131,7 @@ class Fork:
 
 
 class Ended(NamedTuple):
-    """The end of a `Fork`: what each evaluation ended with, which one ended the others, what interrupted them all."""
+    """The end of a `Fork`: the failure of each branch, the number of the one that ended the others, the interrupt."""
 
     failures: Sequence[Failure]
     ended_by: int | None
@@ -139,7 +139,7 @@ class Ended(NamedTuple):
 
 
 class _CaughtUp:
-    """What a branch of a resumed run says before it continues: what it had done is restored."""
+    """The request of a resumed branch that has restored its history."""
 
     __slots__ = ()
 

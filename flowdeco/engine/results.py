@@ -1,10 +1,10 @@
-"""What a returned value means: units to insert, or data to store.
+"""The meaning of a returned value: units to insert, or data to store.
 
 None                                 nothing
 a unit or a stream                   inserted
 a list or tuple that starts so       each of its elements is inserted, in order; all must be units
 an empty list                        nothing, where the annotation names units or the action is a generator; else data
-what a generator yielded             as if returned in a list; its own `return value` is data beside it
+what a generator yielded             as if returned in a list; its own `return value` is data as well
 a stage template, a mix              ReturnValueError
 anything else                        data
 """
@@ -31,7 +31,7 @@ Inserted = tuple["Unit | Stream", ...]
 
 
 class Yielded(list[Any]):
-    """What a generator yielded, and the `value` that it returned at its end."""
+    """The items that a generator yielded, and the `value` that it returned at its end."""
 
     value: Any = None
 
@@ -87,7 +87,7 @@ def _generated(step: Step, found: Yielded) -> tuple[Inserted, Any]:
         return units, data
     if data is not UNSET:
         raise ReturnValueError(
-            f"{_who(step)} yielded data and returned data beside it: yield units and return data, or collect what is data"
+            f"{_who(step)} yielded data and returned data as well: yield units and return data, or collect what is data"
         )
     extra, data = sort_out(step, found.value)
     return (*units, *extra), data

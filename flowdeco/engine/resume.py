@@ -38,7 +38,7 @@ class Journaled(NamedTuple):
 
 
 class Earlier(NamedTuple):
-    """What a run had done: its steps, and what they are compared with.
+    """The earlier part of a run: its steps, and the definition that they are compared with.
 
     `code` gives the fingerprint of a function. `over` says that the run had ended. In memory, `left` is what its
     branches left behind; otherwise, `journaled` is what its journal knows.
@@ -75,7 +75,7 @@ def resumed(run: Run, terms: Terms, use: tuple[Middleware, ...], earlier: Earlie
 def _rehearsed(
     run: Run, terms: Terms, use: tuple[Middleware, ...], earlier: Earlier
 ) -> Generator[Request, Any, Rehearsal]:
-    """Go through what the run had done, without performing anything."""
+    """Walk through the history of the run, without performing anything."""
     fork = None if earlier.journaled is None else earlier.journaled.fork
     rehearsal = Rehearsal(
         earlier.steps, pipeline=run.pipeline, code=None if earlier.on_change == "ignore" else earlier.code,
@@ -92,7 +92,7 @@ def _rehearsed(
 
 
 def _refusal(run: Run, terms: Terms, rehearsal: Rehearsal, earlier: Earlier) -> BaseException | None:
-    """Return what speaks against continuing."""
+    """Return the error that forbids continuing, or None."""
     error, journaled = rehearsal.error, earlier.journaled
     if error is not None and (terms.is_cancellation(error) or isinstance(error, DefinitionError)):
         return error
@@ -115,7 +115,7 @@ def _refusal(run: Run, terms: Terms, rehearsal: Rehearsal, earlier: Earlier) -> 
 def _brought_up_to_date(
     run: Run, terms: Terms, rehearsal: Rehearsal, known: Journaled
 ) -> Generator[Request, Any, BaseException | None]:
-    """Have the journal hold what holds: of this run, or of the new one that begins from a stage."""
+    """Have the journal hold the steps that still hold: of this run, or of the new one that begins from a stage."""
     journal, recorder, cuts, reopened = known.journal, terms.recorder, rehearsal.cuts(), rehearsal.reopened()
     answer: Any = None
     if known.fork is not None:

@@ -1,4 +1,4 @@
-"""What a run is when it is over: its status, its store, and a record of everything that ran."""
+"""A run: its status, its store, and a record of every step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class Resumption(NamedTuple):
-    """What a resume takes from a run: the options that it was started with, and its journal or its log in memory."""
+    """The origin of a resume: the options that the run was started with, and its journal or its log in memory."""
 
     use: tuple[Middleware, ...]
     skip: frozenset[str]
@@ -90,7 +90,7 @@ class Run:
     __iter__ = None  # not by numbers, as what has `__getitem__` would be: of keys there is `run.store`
 
     def ran(self) -> Ran:
-        """Return what ran, and who inserted it: a value that prints as text and shows itself in notebooks."""
+        """Return the steps that ran, and who inserted them, as a value that prints as text and shows itself in notebooks."""
         made: Ran = _running().ran(self)
         return made
 

@@ -126,7 +126,7 @@ class Schedule:
         return group
 
     def _caught_up(self, group: _Group) -> None:
-        """All tasks of a group that had begun have restored what they had done, or have ended with it."""
+        """All tasks of a group that had begun have restored their history, or have ended in it."""
         parent = group.parent
         if parent is None or not parent.group.catching_up or not group.waiting:
             self._fill(group)

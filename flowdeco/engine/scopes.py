@@ -1,4 +1,4 @@
-"""Scopes, which are pipelines and stages: opened, filled with what is inside, closed.
+"""Scopes, which are pipelines and stages: opened, filled with their contents, closed.
 
 A scope is on the agenda below what is inside it; when its turn comes, all of that has ended. Around it are its layers,
 entered as it opens and left as it closes; they may recover a failure, or ask for another attempt. A scope that had ended
@@ -56,7 +56,7 @@ def open_scope(
 
 
 def _recalled(branch: Branch, scope: OpenScope, then: Outcome | None, layers: int) -> Sequence[Delta] | None:
-    """Return what the layers of an unfinished scope wrote before the run was resumed; None if it had not begun.
+    """Return the earlier writes of an unfinished scope's layers; None if the scope had not begun before the resume.
 
     Of a run in memory that is nothing: its store has it.
     """
@@ -131,7 +131,7 @@ def _enter(branch: Branch, scope: OpenScope, layers: Layers) -> Walk:
 
 
 def fill_scope(branch: Branch, scope: OpenScope) -> None:
-    """Put what is inside a scope on the agenda."""
+    """Put the contents of a scope on the agenda."""
     unit = scope.unit
     if type(unit) is Stage:
         scope.is_quiet = branch.terms.is_quiet and not (scope.values or branch.switches or scope.is_skipped)
@@ -145,7 +145,7 @@ def end_scope(branch: Branch, scope: OpenScope, by: str | None) -> Walk | Failur
 
 
 def close_scope(branch: Branch, scope: OpenScope, error: Failure) -> Walk:
-    """Leave the layers of a scope, and finish it, or have what is inside run again."""
+    """Leave the layers of a scope, and finish it, or have its contents run again."""
     layers, store = scope.layers, branch.store
     if layers is None:
         return _finish(branch, scope, error)
@@ -170,7 +170,7 @@ def close_scope(branch: Branch, scope: OpenScope, error: Failure) -> Walk:
 def _finish(
     branch: Branch, scope: OpenScope, error: Failure, leaving: Delta | None = None, marks: Sequence[Mark] = ()
 ) -> Failure:
-    """Take note of what a scope came to, and have what was inserted run next."""
+    """Take note of the outcome of a scope, and have the inserted units run next."""
     branch.scope = scope.outer or branch.base
     if scope.then is not None:
         return _finish_restored(branch, scope, scope.then, error)
@@ -206,9 +206,9 @@ def _finish_plain(branch: Branch, scope: OpenScope) -> None:
 
 
 def _settle(branch: Branch, scope: OpenScope, error: Failure, marks: Sequence[Mark]) -> bool:
-    """Keep what a resume in memory needs of a scope that has failed, and let go of the rest.
+    """Keep the marks that a resume in memory needs of a failed scope, and let go of the rest.
 
-    Return whether a resume begins with what is inside the scope, and not with its layers.
+    Return whether a resume begins inside the scope, and not with its layers.
     """
     layers, is_begun = scope.layers, scope.mark is None
     if layers is not None:

@@ -62,7 +62,7 @@ def _begun(branch: Branch, stream: Stream, by: str | None) -> Generator[Request,
 
 
 def pull(branch: Branch, stream: OpenStream, by: str | None) -> Walk:
-    """Run next what a stream gives, before what is left of it."""
+    """Take the next unit of a stream, and run it before the rest of the stream."""
     past = branch.terms.past
     if stream.ahead and not (past is not None and past.rehearses):
         answer = stream.ahead.pop(0)
@@ -85,7 +85,7 @@ def pull(branch: Branch, stream: OpenStream, by: str | None) -> Walk:
 
 
 def _pulled(branch: Branch, stream: OpenStream, by: str | None, answer: Any) -> Failure:
-    """Take what a stream has given; `UNSET` is its end."""
+    """Put the given unit on the agenda; `UNSET` is the end of the stream."""
     if answer is UNSET:
         return None
     error = answer.error if type(answer) is Raised else None
