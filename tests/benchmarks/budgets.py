@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from measure import Pulse, fastest_import, loop_seconds, peak_memory, ratio
 
-from flowdeco import Stage, action, pipeline, stage, stream
+from flowdeco import Context, Stage, action, pipeline, stage, stream
 
 N = 1000  # items in a slice
 MANY = 1_000_000
@@ -41,6 +41,19 @@ ONE = Stage("one", [NOOP])
 
 def actions() -> float:
     return ratio(Stage("s", [NOOP] * N).run, N)
+
+
+def observed() -> float:
+    unit = Stage("s", [NOOP] * N)
+    return ratio(lambda: unit.run(observers=[lambda event: None]), N)
+
+
+def with_context() -> float:
+    @action
+    def asks(ctx: Context) -> None:
+        return None
+
+    return ratio(Stage("s", [asks] * N).run, N)
 
 
 def read_and_write() -> float:
@@ -144,7 +157,7 @@ def _flatness(run: Callable[[int, Pulse], float]) -> float:
 # Memory: the peak of a million above that of a thousand.
 
 _STREAMED = """
-from flowdeco import Stage, action, stream
+from flowdeco import Context, Stage, action, stream
 one = Stage("one", [action(name="noop")(lambda: None)])
 action(name="insert")(lambda: stream(one for _ in range({count}))).run(history=100)
 """
@@ -165,15 +178,17 @@ def import_time() -> float:
 
 
 ROWS = [
-    Row("no-op action in a stage", 6, "x", actions),
-    Row("action that reads one key and writes one", 8, "x", read_and_write),
-    Row("stage with one action, static", 18, "x", static),
-    Row("stage with one action, inserted", 18, "x", inserted),
-    Row("stage with one action, streamed", 18, "x", streamed),
-    Row("stage with one action, loop (returns itself)", 18, "x", looped),
-    Row("stage with one action, nested (inserts the next)", 18, "x", nested),
+    Row("no-op action in a stage", 5, "x", actions),
+    Row("action that reads one key and writes one", 6, "x", read_and_write),
+    Row("no-op action with an observer", 10, "x", observed),
+    Row("no-op action that asks for the context", 25, "x", with_context),
+    Row("stage with one action, static", 14, "x", static),
+    Row("stage with one action, inserted", 14, "x", inserted),
+    Row("stage with one action, streamed", 20, "x", streamed),
+    Row("stage with one action, loop (returns itself)", 20, "x", looped),
+    Row("stage with one action, nested (inserts the next)", 20, "x", nested),
     Row("calling a stage template", 80, "x", template),
-    Row("one middleware layer around an action, more", 4, "x", layer),
+    Row("one middleware layer around an action, more", 8, "x", layer),
     Row("flatness in a row: item of 10^6 to item of 10^3", 1.25, "x", lambda: _flatness(_in_a_row)),
     Row("flatness nested: item of 10^6 to item of 10^3", 1.25, "x", lambda: _flatness(_nested)),
     Row("memory of 10^6 streamed stages above 10^3", 5, "MiB", lambda: _memory(_STREAMED)),
