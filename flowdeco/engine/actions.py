@@ -89,7 +89,7 @@ def begin_action(branch: Branch, step: Step, by: str | None) -> Walk:
     """Return the walk of an action's call, with all that may be around it."""
     scope = branch.scope
     layers = scope.use_actions + step.use
-    if layers and scope.is_quiet and branch.terms.recorder is None and not branch.stopped:
+    if layers and scope.is_quiet and branch.terms.is_plain and not branch.stopped:
         return in_layers(branch, step, by, branch.next_number(), branch.terms.clock(), layers)
     return _begin(branch, step, by)
 
@@ -234,7 +234,7 @@ def is_plain(step: Step, value: Any) -> bool:
 
 
 def complete(branch: Branch, step: Step, by: str | None, number: int, started: float, value: Any) -> bool:
-    """Let a plain value take effect, where no observer is told; return False if more has to be looked at."""
+    """Let a plain value take effect; return False if more has to be looked at."""
     terms, scope = branch.terms, branch.scope
     inserted: tuple[Stage, ...] = ()
     if type(value) is Stage:
@@ -253,6 +253,9 @@ def complete(branch: Branch, step: Step, by: str | None, number: int, started: f
     if not (value is None or inserted):
         branch.result = value
         branch.store.put(step.writes, value)
+    if terms.notify is not None:
+        for event in did.events(terms.run_id, scope.unit.name):
+            terms.notify(event)
     scope.records.append(did)
     return True
 

@@ -47,12 +47,12 @@ class Terms:
     recorder: Recorder | None = None  # of a durable run
     log: Log | None = None  # of a run that can be resumed from memory
     past: History | None = None  # of a resumed run
-    is_quiet: bool = field(init=False)  # no selector, history or observer needs single steps
-    is_plain: bool = field(init=False)  # nor does a journal
+    is_quiet: bool = field(init=False)  # no selector or history needs single steps
+    is_plain: bool = field(init=False)  # nor does a journal or an observer
 
     def __post_init__(self) -> None:
-        self.is_quiet = not (self.skip or self.past or self.notify)
-        self.is_plain = self.is_quiet and self.recorder is None
+        self.is_quiet = not (self.skip or self.past)
+        self.is_plain = self.is_quiet and self.recorder is None and self.notify is None
 
 
 class Before(NamedTuple):
@@ -78,7 +78,7 @@ class OpenScope:
     mark: Mark | None = None  # set before its layers were entered
     before: Before | None = None
     held = 0  # how many rows the journal had not got yet when it began
-    is_quiet = False  # only middleware surrounds its actions, and no selector, history or observer needs them
+    is_quiet = False  # only middleware surrounds its actions, and no selector or history needs them
     is_atomic = False  # it is one step, and its rows are held back
     is_skipped = False  # all that is inside it, as far as it has not run yet
 

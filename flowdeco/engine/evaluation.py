@@ -34,7 +34,7 @@ from flowdeco.engine.runs import Run
 from flowdeco.engine.scopes import close_scope, end_scope, fill_scope, open_scope
 from flowdeco.engine.streams import close_stream, close_streams, open_stream, pull
 from flowdeco.errors import Bail, Suspend
-from flowdeco.events import RunFinished, RunStarted
+from flowdeco.events import ActionStarted, RunFinished, RunStarted
 from flowdeco.model.definitions import (
     Action,
     Parallel,
@@ -112,6 +112,8 @@ def evaluate(branch: Branch) -> Walk:
                 if args is None:
                     came = _begin(branch, unit, by)
                 else:
+                    if terms.notify is not None:
+                        terms.notify(ActionStarted(terms.run_id, branch.scope.unit.name, unit.name, by))
                     started = clock()
                     value = yield unit, args, None
                     came = finish_simple(branch, unit, by, started, value)
@@ -203,7 +205,7 @@ def _begin_stage(branch: Branch, stage: Stage, by: str | None) -> Walk | Failure
     if around.use_stages or stage.use:
         merge = (merging(stage),) if stage.has_data else ()
         return open_scope(branch, scope, (*around.use_stages, *merge, *stage.use), then)
-    if not is_quiet or stage.has_data:
+    if not is_quiet or stage.has_data or terms.notify is not None:
         return open_scope(branch, scope, (), then)
     scope.depth = len(branch.agenda)  # most stages need no more than that
     branch.agenda.append((scope, None))
