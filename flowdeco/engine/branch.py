@@ -346,7 +346,7 @@ class Branch:
             if self.unwinding is not None:
                 self.store.release(self.unwinding)
             self.unwinding = mark
-        elif self.unwinding is None:
+        else:
             self.unwinding = self.store.mark()
 
     def end_unwinding(self) -> None:
