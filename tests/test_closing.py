@@ -105,6 +105,31 @@ def test_writes_that_were_undone_do_not_come_back(durable):
     assert dict(run.store) == {"items": [3]}
 
 
+@pytest.mark.parametrize("durable", [False, True])
+@pytest.mark.parametrize("around", [[], [atomic]])
+def test_an_atomic_stage_may_fail_inside_a_pipeline_that_recovers(durable, around):
+    """Its steps have no rows: that is no gap in the journal."""
+
+    @action(name="first", returns="first")
+    def first():
+        return 1
+
+    @action(name="bad")
+    def bad():
+        raise OSError
+
+    inner = pipeline(
+        Stage("t", [first], use=[atomic]), Stage("u", [first, bad], use=[atomic]), use=[recover(on=OSError), *around]
+    )
+    run = resumed(inner >> fragile, durable=durable)
+    assert dict(run.store) == ({} if around else {"first": 1})
+    assert [(record.name, record.status) for record in run.stages] == [
+        ("t", "completed"),
+        ("u", "failed"),
+        ("fragile", "completed"),
+    ]
+
+
 class Unprintable:
     """Cannot be shown in an error."""
 

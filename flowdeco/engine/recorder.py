@@ -317,7 +317,10 @@ def _check_complete(found: Mapping[str, Mapping[int, Outcome]]) -> None:
             outcome = steps[number]
             if outcome.end < 0 or not outcome.is_final or number < checked:
                 continue
-            for inside in range(number + 1, outcome.end):
+            inside = number + 1 if outcome.entered else outcome.end
+            while inside < outcome.end:
                 if inside not in steps:
                     raise JournalError(f"the journal is damaged: branch {branch!r} has a gap before step {inside + 1}")
+                within = steps[inside]  # an atomic scope that has failed has no rows of its steps
+                inside = max(inside + 1, inside + 1 if within.entered else within.end)
             checked = outcome.end
