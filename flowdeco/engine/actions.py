@@ -14,7 +14,7 @@ from typing import Any, cast
 from flowdeco.engine.branch import Branch, OpenScope, OpenStream
 from flowdeco.engine.context import Context
 from flowdeco.engine.layers import Layers, enter, leave
-from flowdeco.engine.outcome import ActionRecord, Outcome, Status
+from flowdeco.engine.outcome import COMPLETED, ActionRecord, Outcome, Status
 from flowdeco.engine.recorder import ATOMS, Look
 from flowdeco.engine.requests import Await, Chore, Failure, Raised, Request, Walk
 from flowdeco.engine.results import PLAIN, SETTLED, Yielded, exhaust, sort_out
@@ -59,10 +59,10 @@ def simple_arguments(branch: Branch, step: Step) -> tuple[Any, ...] | None:
 
     Of a durable run, only if it cannot change them in place. Then it costs 5 x the loop, not 11 x.
     """
-    if not step.simple or step.use or branch.scope.use_actions or branch.stopped:
+    if not step.simple or step.use or branch.stopped:
         return None
     try:
-        args = tuple(map(branch.store.reader(), step.keys))
+        args = tuple(map(branch.read, step.keys))
     except KeyError:
         return None  # perhaps it has a default
     return args if branch.terms.recorder is None or ATOMS.issuperset(map(type, args)) else None
@@ -70,8 +70,9 @@ def simple_arguments(branch: Branch, step: Step) -> tuple[Any, ...] | None:
 
 def finish_simple(branch: Branch, step: Step, by: str | None, started: float, value: Any) -> Any:
     """Let the value take effect that such an action has returned."""
-    number, is_durable = branch.next_number(), branch.terms.recorder is not None
-    if is_plain(step, value) and complete(branch, step, by, number, started, value):
+    number, is_durable = branch.number, branch.terms.recorder is not None
+    branch.number = number + 1
+    if complete(branch, step, by, number, started, value):
         return branch.save() if is_durable else None
     act = Execution(step, by, number, started)
     act.mark = branch.store.mark() if is_durable else None
@@ -97,11 +98,12 @@ def begin_action(branch: Branch, step: Step, by: str | None) -> Walk:
 def _begin(branch: Branch, step: Step, by: str | None) -> Walk:
     """Perform an action, unless it is not to run, or has been performed before the run was resumed."""
     scope, terms, number = branch.scope, branch.terms, branch.next_number()
-    then = branch.recall(number, step)
-    if then is not None and branch.is_over(then):
-        return _restore(branch, then, step, by)
-    if scope.is_skipped or branch.is_off(lambda: action_selectors(scope.unit, step.action)):
-        return (yield from _skip(branch, step, by, number))
+    if not scope.is_quiet:
+        then = branch.recall(number, step)
+        if then is not None and branch.is_over(then):
+            return _restore(branch, then, step, by)
+        if scope.is_skipped or branch.is_off(lambda: action_selectors(scope.unit, step.action)):
+            return (yield from _skip(branch, step, by, number))
     if terms.past is not None:
         error = yield from branch.catch_up()
         if error is not None:
@@ -132,7 +134,7 @@ def in_layers(
     mark = store.mark()
     act: Execution | None = None
     error: Failure = None
-    is_simple, read = step.simple and terms.recorder is None, store.reader()
+    is_simple, read = step.simple and terms.recorder is None, branch.read
     again = True
     while again:
         act = None
@@ -164,10 +166,10 @@ def in_layers(
     value = around.given if error is None else Raised(error)
     if type(value) not in SETTLED:  # a layer has supplied it
         value = yield from settled(branch, step, value)
-    if scope.is_quiet and is_simple and act is None and not mark and around.is_plain() and is_plain(step, value):
+    if scope.is_quiet and is_simple and act is None and not mark and around.is_plain():
         store.release(mark)
-        complete(branch, step, by, number, started, value)
-        return None
+        if complete(branch, step, by, number, started, value):
+            return None
     act = act or Execution(step, by, number, started)
     act.value, act.layers, act.mark = value, around, mark
     return conclude(branch, act)
@@ -227,22 +229,18 @@ def _exhausted(branch: Branch, step: Step, generator: Any) -> Generator[Request,
 # The outcome, and its effect.
 
 
-def is_plain(step: Step, value: Any) -> bool:
-    """Whether an action has returned nothing, a stage, or plain data that is stored under one key."""
-    kind = cast("type[object]", type(value))
-    return value is None or kind is Stage or (kind in PLAIN and step.writes is not None)
-
-
 def complete(branch: Branch, step: Step, by: str | None, number: int, started: float, value: Any) -> bool:
-    """Let a plain value take effect; return False if more has to be looked at."""
-    terms, scope = branch.terms, branch.scope
+    """Let a plain value take effect: none, a stage, or data under one key; return False if there is more to look at."""
+    terms, scope, kind = branch.terms, branch.scope, cast("type[object]", type(value))
     inserted: tuple[Stage, ...] = ()
-    if type(value) is Stage:
+    if kind is Stage:
         inserted = (value,)
         if terms.recorder is not None or unmet(inserted, branch.store, terms.skip):
             return False
-    epoch, elapsed = terms.epoch, terms.clock() - started
-    did = ActionRecord(step.name, step.action, Status.COMPLETED, started + epoch, elapsed, by, number, inserted)
+    elif value is not None and (kind not in PLAIN or step.writes is None):
+        return False
+    elapsed = terms.clock() - started
+    did = ActionRecord(step.name, step.action, COMPLETED, started + terms.epoch, elapsed, by, number, inserted)
     if inserted:
         scope.inserted.append((value, f"{scope.unit.name}/{step.name}"))
     elif terms.recorder is not None:
@@ -250,7 +248,7 @@ def complete(branch: Branch, step: Step, by: str | None, number: int, started: f
         if row is None:
             return False
         branch.rows.append(row)
-    if not (value is None or inserted):
+    if value is not None and not inserted:
         branch.result = value
         branch.store.put(step.writes, value)
     if terms.notify is not None:
@@ -326,7 +324,7 @@ def _outcome(branch: Branch, act: Execution, error: Failure, writes: Delta | Non
     status, failure, attempts, recovered = branch.verdict(error, act.layers)
     return ActionRecord(
         step.name, step.action, status, act.started + terms.epoch, terms.clock() - act.started, act.by, act.number,
-        act.inserted, (), None, failure, attempts, recovered, act.switches, False, writes, (), act.result,
+        act.inserted, (), None, -1, failure, attempts, recovered, act.switches, False, writes, (), act.result,
     )  # fmt: skip
 
 
@@ -346,7 +344,7 @@ def take_effect(branch: Branch, scope: OpenScope, did: Outcome) -> None:
         branch.agenda.extend(reversed(steps))
     for selector, on in did.switches:
         branch.switch(selector, on)
-        scope.is_quiet = False
+        scope.is_quiet = scope.is_bare = False
 
 
 def _restore(branch: Branch, then: Outcome, step: Step, by: str | None) -> Failure:

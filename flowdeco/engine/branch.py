@@ -79,6 +79,7 @@ class OpenScope:
     before: Before | None = None
     held = 0  # how many rows the journal had not got yet when it began
     is_quiet = False  # only middleware surrounds its actions, and no selector or history needs them
+    is_bare = False  # nor does middleware
     is_atomic = False  # it is one step, and its rows are held back
     is_skipped = False  # all that is inside it, as far as it has not run yet
 
@@ -150,6 +151,7 @@ class Branch:
     ) -> None:
         self.terms = terms
         self.store = store
+        self.read = store.reader()
         self.base = self.scope = base
         self.parent = parent
         self.id = id

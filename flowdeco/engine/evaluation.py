@@ -108,9 +108,10 @@ def evaluate(branch: Branch) -> Walk:
                 came: Any = _fail(branch, error)
             else:
                 unit, by = agenda.pop()
-                args = simple_arguments(branch, unit) if type(unit) is Step and branch.scope.is_quiet else None
+                args = simple_arguments(branch, unit) if type(unit) is Step and branch.scope.is_bare else None
                 if args is None:
-                    came = _begin(branch, unit, by)
+                    begin = BEGIN[type(unit)] if not branch.stopped else _begin_stopped
+                    came = begin(branch, unit, by)
                 else:
                     if terms.notify is not None:
                         terms.notify(ActionStarted(terms.run_id, branch.scope.unit.name, unit.name, by))
@@ -130,10 +131,10 @@ def evaluate(branch: Branch) -> Walk:
     return error
 
 
-def _begin(branch: Branch, unit: Any, by: str | None) -> Any:
-    if branch.stopped and not (branch.restoring or branch.sealed or type(unit) is OpenScope):
-        return ended_by_another()
-    return BEGIN[type(unit)](branch, unit, by)
+def _begin_stopped(branch: Branch, unit: Any, by: str | None) -> Walk | Failure:
+    if branch.restoring or branch.sealed or type(unit) is OpenScope:
+        return BEGIN[type(unit)](branch, unit, by)
+    return ended_by_another()
 
 
 def _fail(branch: Branch, error: BaseException) -> Walk:

@@ -7,7 +7,7 @@ by a group, and applied once more when the run is resumed. Whatever is added to 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
@@ -18,6 +18,7 @@ from flowdeco.model.options import UNSET
 from flowdeco.model.store import Delta
 
 __all__ = [
+    "COMPLETED",
     "ROOT",
     "ActionRecord",
     "Outcome",
@@ -46,6 +47,7 @@ class Status(StrEnum):
     CANCELLED = "cancelled"
 
 
+COMPLETED: Final = Status.COMPLETED  # looking up a member takes a quarter of the loop
 _FINAL: Final = frozenset({Status.COMPLETED, Status.SKIPPED, Status.BAILED})
 
 
@@ -111,6 +113,7 @@ class Outcome(NamedTuple):
     inserted: tuple[Unit | Stream, ...] = ()
     actions: Sequence[ActionRecord] = ()
     scope: Scope | None = None
+    end: int = -1
     error: BaseException | None = None
     attempts: int = 1
     recovered: bool = False
@@ -119,7 +122,6 @@ class Outcome(NamedTuple):
     writes: Delta | None = None
     entering: Sequence[Delta] = ()
     result: Any = UNSET
-    end: int = -1
     entered: bool = True
     branches: int = 0
     fingerprint: str = ""
@@ -140,7 +142,7 @@ class Outcome(NamedTuple):
         """Return the record of a step that is restored: as it was, in the run as it is now."""
         return kind(
             self.name, unit, self.status, self.started, self.elapsed, by, self.number, self.inserted, actions, scope,
-            self.error, self.attempts, self.recovered, self.switches, True, end=self.end, entered=self.entered,
+            self.end, self.error, self.attempts, self.recovered, self.switches, True, entered=self.entered,
             branches=self.branches,
         )  # fmt: skip
 
@@ -150,20 +152,23 @@ class Outcome(NamedTuple):
             return self
         return self._replace(writes=None, entering=(), result=UNSET)
 
-    def events(self, run_id: str, stage: str | None) -> Iterator[Event]:
-        """Yield the events for observers; the end of a restored action is not an event."""
-        unit = self.unit
+    def events(self, run_id: str, stage: str | None) -> list[Event]:
+        """Return the events for observers."""
+        ended = self._ended(run_id, stage)
+        found: list[Event] = [] if ended is None else [ended]
         if self.inserted and (self.error is None or self.recovered):
-            names = tuple(each.name for each in self.inserted)
-            actions = sum(isinstance(each, Action) for each in self.inserted) if isinstance(unit, Action) else 0
-            action = self.name if isinstance(unit, Action) else None
-            place = self.name if isinstance(unit, Stage) else stage
-            yield UnitsInserted(run_id, place, action, names, stages_in(self.inserted) - actions)
-        how = self.status, self.error, self.elapsed, self.attempts, self.recovered
-        if isinstance(unit, Stage):
-            yield StageFinished(run_id, self.name, *how, self.restored)
-        elif isinstance(unit, Action) and not self.restored:
-            yield ActionFinished(run_id, stage or "", self.name, *how)
+            found.insert(0, self._inserted(run_id, stage))
+        return found
+
+    def _ended(self, run_id: str, stage: str | None) -> Event | None:
+        return None
+
+    def _inserted(self, run_id: str, stage: str | None) -> Event:
+        names = tuple(each.name for each in self.inserted)
+        actions = sum(isinstance(each, Action) for each in self.inserted) if isinstance(self.unit, Action) else 0
+        action = self.name if isinstance(self.unit, Action) else None
+        place = self.name if isinstance(self.unit, Stage) else stage
+        return UnitsInserted(run_id, place, action, names, stages_in(self.inserted) - actions)
 
     def __repr__(self) -> str:
         failed = f" with {type(self.error).__name__}" if self.error is not None else ""
@@ -184,6 +189,13 @@ class ActionRecord(Outcome):
         """The action itself."""
         return cast("Action[..., Any]", self.unit)
 
+    def _ended(self, run_id: str, stage: str | None) -> Event | None:
+        if self.restored:
+            return None
+        return ActionFinished(
+            run_id, stage or "", self.name, self.status, self.error, self.elapsed, self.attempts, self.recovered
+        )
+
 
 class StageRecord(Outcome):
     """The outcome of one stage, with the records of its actions."""
@@ -194,6 +206,10 @@ class StageRecord(Outcome):
     def stage(self) -> Stage:
         """The stage itself."""
         return cast("Stage", self.unit)
+
+    def _ended(self, run_id: str, stage: str | None) -> Event | None:
+        how = self.status, self.error, self.elapsed, self.attempts, self.recovered
+        return StageFinished(run_id, self.name, *how, self.restored)
 
 
 def status_of(error: BaseException | None, is_cancellation: Any) -> Status:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from flowdeco.engine.branch import Branch, OpenScope
 from flowdeco.engine.layers import Layers, enter, leave
-from flowdeco.engine.outcome import Outcome, Scope, StageRecord, Status
+from flowdeco.engine.outcome import COMPLETED, Outcome, Scope, StageRecord
 from flowdeco.engine.requests import Failure, Walk
 from flowdeco.errors import Bail, CodeChangedError
 from flowdeco.events import StageStarted
@@ -135,13 +135,16 @@ def fill_scope(branch: Branch, scope: OpenScope) -> None:
     unit = scope.unit
     if type(unit) is Stage:
         scope.is_quiet = branch.terms.is_quiet and not (scope.values or branch.switches or scope.is_skipped)
+        scope.is_bare = scope.is_quiet and not scope.use_actions
         branch.agenda.extend(steps_of(unit))
     else:
         branch.agenda.extend((part, scope.by) for part in reversed(unit.units))
 
 
 def end_scope(branch: Branch, scope: OpenScope, by: str | None) -> Walk | Failure:
-    return _finish(branch, scope, None) if scope.layers is None else close_scope(branch, scope, None)
+    if scope.layers is not None:
+        return close_scope(branch, scope, None)
+    return _finish_plain(branch, scope) if scope.is_quiet and branch.terms.is_plain else _finish(branch, scope, None)
 
 
 def close_scope(branch: Branch, scope: OpenScope, error: Failure) -> Walk:
@@ -176,9 +179,6 @@ def _finish(
         return _finish_restored(branch, scope, scope.then, error)
     if scope.number < 0:
         return error
-    if error is None and scope.is_quiet and scope.layers is None and branch.terms.is_plain:
-        _finish_plain(branch, scope)
-        return None
     if error is None:
         branch.recovered()
         error = branch.unsaved()
@@ -195,14 +195,16 @@ def _finish(
 def _finish_plain(branch: Branch, scope: OpenScope) -> None:
     """As for any scope, for a stage with nothing around it that nobody observes: 10 x the loop, not 20 x."""
     terms, unit = branch.terms, scope.unit
+    branch.scope = scope.outer or branch.base
     did = StageRecord(
-        unit.name, unit, Status.COMPLETED, scope.started + terms.epoch, terms.clock() - scope.started,
-        scope.by, scope.number, (), scope.records, scope.place, end=branch.number,
+        unit.name, unit, COMPLETED, scope.started + terms.epoch, terms.clock() - scope.started,
+        scope.by, scope.number, (), scope.records, scope.place, branch.number,
     )  # fmt: skip
     if branch.logged is not None:
         branch.logged[scope.number] = did
     branch.records.add(did)
-    branch.agenda.extend(reversed(scope.inserted))
+    if scope.inserted:
+        branch.agenda.extend(reversed(scope.inserted))
 
 
 def _settle(branch: Branch, scope: OpenScope, error: Failure, marks: Sequence[Mark]) -> bool:
@@ -237,8 +239,8 @@ def _outcome(branch: Branch, scope: OpenScope, error: Failure, entered: bool, le
     inserted = layers.inserted if layers is not None and error is None else ()
     return kind(
         scope.unit.name, scope.unit, status, scope.started + terms.epoch, terms.clock() - scope.started, scope.by,
-        scope.number, inserted, scope.records, scope.place, failure, attempts, recovered, (), False,
-        leaving, end=branch.number, entered=entered,
+        scope.number, inserted, scope.records, scope.place, branch.number, failure, attempts, recovered, (), False,
+        leaving, entered=entered,
     )  # fmt: skip
 
 

@@ -511,13 +511,12 @@ class View(Store):
     __slots__ = ("_added", "on_read")
 
     def __init__(self, base: Store) -> None:
-        super().__init__()
-        self.on_read: Callable[[str], object] | None = (
-            None  # called with the key of a value that is read, before it can be changed in place
-        )
+        # Called with the key of a value that is read, before it can be changed in place.
+        self.on_read: Callable[[str], object] | None = None
         self._data = _Layer(base._data)
+        self._owned = {}
+        self._marks = [Mark()]
         self._added: dict[str, list[Any]] = {}
-        self.mark()
 
     def _extend(self, name: str, items: Iterable[Any]) -> None:
         if name in self._added:
@@ -564,6 +563,8 @@ class View(Store):
 
     def delta(self) -> Delta:
         """Return the writes of the action."""
+        if not (self._marks[0] or self._added):
+            return NOTHING
         delta = super().delta()
         delta.appends.update(self._added)
         return delta
