@@ -65,12 +65,12 @@ def awaited(request):
 def side_by_side(fork, requests=None):
     """The end of branches, of which each request is answered before the next one is looked at."""
     schedule = Schedule(fork, count(1), evaluate)
-    while schedule.over is None:
+    while schedule.ended is None:
         ticket, request, context = schedule.begin.pop(0)
         if requests is not None:
             requests.append(request)
         schedule.deliver(ticket, context.run(performed, request))
-    return schedule.over
+    return schedule.ended
 
 
 def perform(walk, requests=None):

@@ -256,14 +256,14 @@ def interrupted(walk, number):
             answer = Raised(KeyboardInterrupt()) if here else performed(request)
             continue
         schedule = Schedule(request, count(1), evaluate)
-        while schedule.over is None:
+        while schedule.ended is None:
             if next(answers) == number:
                 came = True
                 schedule.interrupt(KeyboardInterrupt())
-            if schedule.over is None:
+            if schedule.ended is None:
                 ticket, asked, _ = schedule.begin.pop(0)
                 schedule.deliver(ticket, performed(asked))
-        answer = schedule.over
+        answer = schedule.ended
 
 
 def test_an_interrupt_inside_the_evaluation_unwinds_async_middleware_too():

@@ -1043,7 +1043,7 @@ def test_ctrl_c_before_anything_of_a_group_has_begun_begins_nothing():
     schedule.interrupt(KeyboardInterrupt())
     assert (schedule.begin, schedule.cancel) == ([], [])
     with pytest.raises(StopIteration):
-        walk.send(schedule.over)
+        walk.send(schedule.ended)
     assert statuses(ran) == [("a", "cancelled"), ("b", "cancelled")]
     assert ran.status == "cancelled"
 
@@ -1064,8 +1064,8 @@ def test_a_group_whose_beginning_is_written_while_the_group_around_it_ends_begin
     assert schedule.cancel == [saving]
     schedule.deliver(saving, None)
     write_all(schedule)
-    assert (schedule.begin, schedule.over is None) == ([], False)
-    assert isinstance(walk.send(schedule.over), Save)
+    assert (schedule.begin, schedule.ended is None) == ([], False)
+    assert isinstance(walk.send(schedule.ended), Save)
     with pytest.raises(StopIteration):
         walk.send(None)
     assert statuses(ran) == [("fails", "failed")]

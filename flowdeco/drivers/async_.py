@@ -184,9 +184,9 @@ class _Performer:
 
     async def _side_by_side(self, fork: Fork) -> Ended:
         schedule = Schedule(fork, self._in_flight.tickets, evaluate)
-        while schedule.over is None:
+        while schedule.ended is None:
             self._in_flight.begin(schedule)
-            if schedule.over is None and not self._reported:
+            if schedule.ended is None and not self._reported:
                 try:
                     await self._woken.wait()
                 except asyncio.CancelledError as cancelled:
@@ -194,7 +194,7 @@ class _Performer:
                 self._woken.clear()
                 self._waking = False  # before looking: what is reported later wakes again
             self._in_flight.deliver(self._reported, schedule)
-        return schedule.over
+        return schedule.ended
 
     def _soon(self, call: Callable[[], object]) -> None:
         with suppress(RuntimeError):  # the loop is closed: a call that was abandoned has ended at last

@@ -96,11 +96,11 @@ def _from_memory(
     options = options._replace(use=(*kept.use, *options.use), skip=(*kept.skip, *options.skip))
     start = _Start(flow, inputs, options, gate)
     given = dict(Store(inputs))
-    store, steps, left = in_memory(before.store, kept.log, given)
+    store, steps, remains = in_memory(before.store, kept.log, given)
     start.check(store)
     run = Run(before.id, flow, store)
     run.stages, run.resumption = before.stages, kept
-    earlier = Earlier(steps, _fingerprint(), on_change, left=left)
+    earlier = Earlier(steps, _fingerprint(), on_change, remains=remains)
     return run, start.resumed(run, start.terms(run), earlier)
 
 
@@ -116,8 +116,8 @@ def _from_journal(
     journal, fingerprint = _journal(options.journal)
     flow, codec = start.flow, journal.codec
     remembered = journal.open(run_id) if from_stage is None else journal.read(run_id)
-    over = from_stage is None and remembered.status in (Status.COMPLETED, Status.BAILED)
-    if over and on_change != "rerun":
+    finished = from_stage is None and remembered.status in (Status.COMPLETED, Status.BAILED)
+    if finished and on_change != "rerun":
         inputs = None  # it has ended without them
     try:
         given = [(rows, Store(codec.decode(payload))) for rows, payload in remembered.inputs]
@@ -140,7 +140,7 @@ def _from_journal(
     run = Run(run_id if from_stage is None else os.urandom(8).hex(), flow, store)
     recorder = Recorder(journal, run.id, fingerprint)
     known = Journaled(journal, remembered, more, sorted(start.skip), from_stage)
-    earlier = Earlier(steps, recorder.code, on_change, over, journaled=known)
+    earlier = Earlier(steps, recorder.code, on_change, finished, journaled=known)
     return run, start.resumed(run, start.terms(run, recorder), earlier)
 
 

@@ -161,14 +161,14 @@ class Performer:
         self.gate.open = False
         in_flight = self.in_flight()
         schedule = Schedule(fork, in_flight.tickets, evaluate)
-        while schedule.over is None:
+        while schedule.ended is None:
             in_flight.begin(schedule)
-            if schedule.over is None and not self.reported:
+            if schedule.ended is None and not self.reported:
                 interrupt = self._waited()
                 if interrupt is not None:
                     schedule.interrupt(interrupt)
             in_flight.deliver(self.reported, schedule)
-        return schedule.over
+        return schedule.ended
 
     def _waited(self) -> BaseException | None:
         """Wait until an answer is reported; return what interrupted that."""

@@ -17,7 +17,7 @@ from flowdeco.engine.layers import Layers, enter, leave
 from flowdeco.engine.outcome import COMPLETED, ActionRecord, Outcome, Status
 from flowdeco.engine.recorder import ATOMS, Look
 from flowdeco.engine.requests import Await, Chore, Failure, Raised, Request, Walk
-from flowdeco.engine.results import PLAIN, SETTLED, Yielded, exhaust, sort_out
+from flowdeco.engine.results import DATA, SETTLED, Yielded, exhaust, sort_out
 from flowdeco.errors import Bail, MissingInputError
 from flowdeco.events import ActionStarted
 from flowdeco.model.definitions import Action, Stage, Stream, Unit, action_selectors
@@ -33,21 +33,24 @@ __all__ = ["Execution", "begin_action", "check_insertion", "finish_simple", "sim
 class Execution:
     """The execution of an action: who inserted it, its place in the branch, its value and its effect so far."""
 
-    value: Any = UNSET  # that it returned, or `Raised`
-    context: Context | None = None
-    seen: Mapping[str, Look] | None = None  # how the values looked that it may change in place
-    layers: Layers | None = None
-    mark: Mark | None = None  # set before its layers were entered, or before it was called
-    # Its effect beyond what it wrote:
-    inserted: tuple[Unit | Stream, ...] = ()
-    switches: tuple[tuple[str, bool], ...] = ()
-    result: Any = UNSET
+    __slots__ = (
+        "by", "context", "inserted", "layers", "mark", "number", "result", "seen", "started", "step", "switches", "value",
+    )  # fmt: skip
 
     def __init__(self, step: Step, by: str | None, number: int, started: float) -> None:
         self.step = step
         self.by = by
         self.number = number
         self.started = started
+        self.value: Any = UNSET  # that it returned, or `Raised`
+        self.context: Context | None = None
+        self.seen: Mapping[str, Look] | None = None  # how the values looked that it may change in place
+        self.layers: Layers | None = None
+        self.mark: Mark | None = None  # set before its layers were entered, or before it was called
+        # Its effect beyond what it wrote:
+        self.inserted: tuple[Unit | Stream, ...] = ()
+        self.switches: tuple[tuple[str, bool], ...] = ()
+        self.result: Any = UNSET
 
     def forget(self) -> None:
         """Take back its effect: it was refused."""
@@ -90,8 +93,10 @@ def begin_action(branch: Branch, step: Step, by: str | None) -> Walk:
     """Return the walk of an action's call, with all that may be around it."""
     scope = branch.scope
     layers = scope.use_actions + step.use
-    if layers and scope.is_quiet and branch.terms.is_plain and not branch.stopped:
-        return in_layers(branch, step, by, branch.next_number(), branch.terms.clock(), layers)
+    if layers and scope.is_quiet and branch.terms.records_only and not branch.stopped:
+        number = branch.number
+        branch.number = number + 1
+        return in_layers(branch, step, by, number, branch.terms.clock(), layers)
     return _begin(branch, step, by)
 
 
@@ -99,9 +104,9 @@ def _begin(branch: Branch, step: Step, by: str | None) -> Walk:
     """Perform an action, unless it is not to run, or has been performed before the run was resumed."""
     scope, terms, number = branch.scope, branch.terms, branch.next_number()
     if not scope.is_quiet:
-        then = branch.recall(number, step)
-        if then is not None and branch.is_over(then):
-            return _restore(branch, then, step, by)
+        earlier = branch.recall(number, step)
+        if earlier is not None and branch.restores(earlier):
+            return _restore(branch, earlier, step, by)
         if scope.is_skipped or branch.is_off(lambda: action_selectors(scope.unit, step.action)):
             return (yield from _skip(branch, step, by, number))
     if terms.past is not None:
@@ -166,7 +171,7 @@ def in_layers(
     value = around.given if error is None else Raised(error)
     if type(value) not in SETTLED:  # a layer has supplied it
         value = yield from settled(branch, step, value)
-    if scope.is_quiet and is_simple and act is None and not mark and around.is_plain():
+    if scope.is_quiet and is_simple and act is None and not mark and around.stood_by():
         store.release(mark)
         if complete(branch, step, by, number, started, value):
             return None
@@ -237,14 +242,14 @@ def complete(branch: Branch, step: Step, by: str | None, number: int, started: f
         inserted = (value,)
         if terms.recorder is not None or unmet(inserted, branch.store, terms.skip):
             return False
-    elif value is not None and (kind not in PLAIN or step.writes is None):
+    elif value is not None and (kind not in DATA or step.writes is None):
         return False
     elapsed = terms.clock() - started
     did = ActionRecord(step.name, step.action, COMPLETED, started + terms.epoch, elapsed, by, number, inserted)
     if inserted:
         scope.inserted.append((value, f"{scope.unit.name}/{step.name}"))
     elif terms.recorder is not None:
-        row = terms.recorder.plain_row(branch.id, scope.unit.name, did, step, value)
+        row = terms.recorder.value_row(branch.id, scope.unit.name, did, step, value)
         if row is None:
             return False
         branch.rows.append(row)
@@ -321,7 +326,7 @@ def _writes(branch: Branch, mark: Mark, seen: Mapping[str, Look] | None) -> Delt
 
 def _outcome(branch: Branch, act: Execution, error: Failure, writes: Delta | None) -> ActionRecord:
     terms, step = branch.terms, act.step
-    status, failure, attempts, recovered = branch.verdict(error, act.layers)
+    status, failure, attempts, recovered = branch.ended_as(error, act.layers)
     return ActionRecord(
         step.name, step.action, status, act.started + terms.epoch, terms.clock() - act.started, act.by, act.number,
         act.inserted, (), None, -1, failure, attempts, recovered, act.switches, False, writes, (), act.result,
@@ -347,12 +352,12 @@ def take_effect(branch: Branch, scope: OpenScope, did: Outcome) -> None:
         scope.is_quiet = scope.is_bare = False
 
 
-def _restore(branch: Branch, then: Outcome, step: Step, by: str | None) -> Failure:
-    if then.writes is not None:
-        branch.store.apply(then.writes)
-    if then.result is not UNSET:
-        branch.result = then.result
-    did = then.again(ActionRecord, step.action, by)
+def _restore(branch: Branch, earlier: Outcome, step: Step, by: str | None) -> Failure:
+    if earlier.writes is not None:
+        branch.store.apply(earlier.writes)
+    if earlier.result is not UNSET:
+        branch.result = earlier.result
+    did = earlier.again(ActionRecord, step.action, by)
     error = branch.note(did)
     take_effect(branch, branch.scope, did)
     return error or (None if did.recovered else did.error)

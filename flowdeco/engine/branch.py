@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from flowdeco.engine.layers import Layers
 from flowdeco.engine.outcome import ROOT, ActionRecord, Outcome, Scope, StageRecord, Status, status_of
 from flowdeco.engine.recorder import Recorder
-from flowdeco.engine.replay import History, Left, Log
+from flowdeco.engine.replay import History, Log, Remains
 from flowdeco.engine.requests import CAUGHT_UP, Failure, Gate, Raised, Save, Walk, ended_by_another
 from flowdeco.errors import Bail, Suspend
 from flowdeco.events import Event
@@ -24,9 +24,10 @@ from flowdeco.model.options import UNSET, Middleware
 from flowdeco.model.store import NOTHING, Delta, Mark, Store
 from flowdeco.model.wiring import Step
 
-__all__ = ["Branch", "OpenScope", "OpenStream", "Records", "Terms"]
+__all__ = ["UNNUMBERED", "Branch", "OpenScope", "OpenStream", "Records", "Terms"]
 
 
+UNNUMBERED: Final = -1
 _WELL: Final = (Status.COMPLETED, None, 1, False)
 
 
@@ -48,11 +49,16 @@ class Terms:
     log: Log | None = None  # of a run that can be resumed from memory
     past: History | None = None  # of a resumed run
     is_quiet: bool = field(init=False)  # no selector or history needs single steps
-    is_plain: bool = field(init=False)  # nor does a journal or an observer
+    records_only: bool = field(init=False)  # nor does a journal or an observer
 
     def __post_init__(self) -> None:
         self.is_quiet = not (self.skip or self.past)
-        self.is_plain = self.is_quiet and self.recorder is None and self.notify is None
+        self.records_only = self.is_quiet and self.recorder is None and self.notify is None
+
+    @property
+    def rehearses(self) -> bool:
+        """Whether nothing is to be performed: the run is compared with its history."""
+        return self.past is not None and self.past.rehearses
 
 
 class Before(NamedTuple):
@@ -67,28 +73,44 @@ class Before(NamedTuple):
 class OpenScope:
     """An open pipeline or stage, or the base of a branch: the surroundings of the steps inside it."""
 
-    use_stages: tuple[Middleware, ...] = ()
-    use_actions: tuple[Middleware, ...] = ()
-    values: Mapping[str, Any] = {}  # that middleware supplies
-    number = -1  # its place in the branch; a scope without middleware that is not a stage has none
-    depth = 0  # its place on the agenda
-    place: Scope | None = None  # for the records of what is inside
-    layers: Layers | None = None
-    then: Outcome | None = None  # what it came to before the run was resumed
-    mark: Mark | None = None  # set before its layers were entered
-    before: Before | None = None
-    held = 0  # how many rows the journal had not got yet when it began
-    is_quiet = False  # only middleware surrounds its actions, and no selector or history needs them
-    is_bare = False  # nor does middleware
-    is_atomic = False  # it is one step, and its rows are held back
-    is_skipped = False  # all that is inside it, as far as it has not run yet
+    # With a dictionary for its attributes, a stage would cost 17 x the loop instead of 15.
+    __slots__ = (
+        "before", "by", "depth", "earlier", "held", "inserted", "is_atomic", "is_bare", "is_quiet", "is_skipped",
+        "layers", "mark", "number", "outer", "pipeline", "place", "records", "started", "unit", "use_actions",
+        "use_stages", "values",
+    )  # fmt: skip
 
-    def __init__(self, outer: OpenScope | None, unit: Pipeline | Stage | None, by: str | None, started: float) -> None:
+    def __init__(
+        self, outer: OpenScope | None, unit: Any, by: str | None, started: float, number: int = UNNUMBERED
+    ) -> None:
         self.outer = outer
-        self.unit: Any = unit
+        self.unit = unit
         self.by = by
         self.started = started
-        self.pipeline: Any = outer.pipeline if outer is not None and type(unit) is not Pipeline else unit
+        self.number = number  # its place in the branch; a scope without middleware that is not a stage has none
+        self.pipeline: Any = unit
+        self.place: Scope | None = None  # for the records of what is inside
+        self.values: Mapping[str, Any] = {}  # that middleware supplies
+        self.use_stages: tuple[Middleware, ...] = ()
+        self.use_actions: tuple[Middleware, ...] = ()
+        self.is_skipped = False  # all that is inside it, as far as it has not run yet
+        if outer is not None:
+            self.place = outer.place
+            self.values = outer.values
+            self.use_stages = outer.use_stages
+            self.use_actions = outer.use_actions
+            self.is_skipped = outer.is_skipped
+            if type(unit) is not Pipeline:
+                self.pipeline = outer.pipeline
+        self.depth = 0  # its place on the agenda
+        self.layers: Layers | None = None
+        self.earlier: Outcome | None = None  # what it came to before the run was resumed
+        self.mark: Mark | None = None  # set before its layers were entered
+        self.before: Before | None = None
+        self.held = 0  # how many rows the journal had not got yet when it began
+        self.is_quiet = False  # only middleware surrounds its actions, and no selector or history needs them
+        self.is_bare = False  # nor does middleware
+        self.is_atomic = False  # it is one step, and its rows are held back
         self.records: list[Any] = []  # of the actions of a stage
         self.inserted: list[tuple[Any, str]] = []  # by the actions of a stage, to run behind it
 
@@ -119,15 +141,15 @@ class Records:
     def add(self, record: Any) -> None:
         """Add one; they are forgotten in one go, whenever twice as many are there as are to be kept."""
         self.kept.append(record)
-        if self._most is not None and len(self.kept) > 2 * self._most:
-            self._forget(len(self.kept) - self._most)
+        if self._most is not None:
+            self._forget_old(self._most)
 
     def adopt(self, records: Records) -> None:
         """Add those of a branch."""
         self.forgotten += records.forgotten
         self.kept += records.kept
-        if self._most is not None and len(self.kept) > 2 * self._most:
-            self._forget(len(self.kept) - self._most)
+        if self._most is not None:
+            self._forget_old(self._most)
 
     def cut(self, count: int) -> None:
         """Drop those that came after the first so many."""
@@ -138,9 +160,11 @@ class Records:
         """Return those that are to be kept in the end."""
         return self.kept if self._most is None else self.kept[max(0, len(self.kept) - self._most) :]
 
-    def _forget(self, count: int) -> None:
-        del self.kept[:count]
-        self.forgotten += count
+    def _forget_old(self, most: int) -> None:
+        count = len(self.kept) - most
+        if count > most:
+            del self.kept[:count]
+            self.forgotten += count
 
 
 class Branch:
@@ -172,14 +196,14 @@ class Branch:
         self.changed: set[str] = set()  # with a journal: keys whose values were changed in place
         self.atomic: int = 0 if parent is None else parent.atomic  # open scopes that are one step: rows are held back
         self.unwinding: Mark | None = None  # in memory: set when a failure began to close scopes
-        self.left: dict[str, Left] = {}  # in memory: what unfinished groups leave behind, by branch
+        self.remains: dict[str, Remains] = {}  # in memory: what unfinished groups leave behind, by branch
         self.unfinished: dict[int, tuple[list[Mark], Any]] = {}  # in memory: scopes that failed, by number
         self.ended_early: bool = (
             parent is not None and parent.ended_early
         )  # in a group that had failed, before a resume
         self.stopped = False  # by the end of another branch of its group
-        self.restoring = terms.past is not None and terms.past.remains(id)
-        self.begun = self.restoring and not (terms.past is not None and terms.past.rehearses)
+        self.restoring = terms.past is not None and terms.past.has_more(id)
+        self.begun = self.restoring and not terms.rehearses
 
     # Numbers, and what the run had done before it was resumed.
 
@@ -205,19 +229,19 @@ class Branch:
     def _check_sealed(self, past: History, number: int, unit: Unit | Step) -> None:
         """Raise `CodeChangedError` for a step in a scope that had ended before it."""
         scope: OpenScope | None = self.scope
-        while scope is not None and scope.then is None and scope is not self.base:
+        while scope is not None and scope.earlier is None and scope is not self.base:
             scope = scope.outer
-        then = None if scope is None else scope.then
-        is_behind = then is not None and 0 <= then.end <= number
-        if is_behind and then is not None and then.error is None:
+        earlier = None if scope is None else scope.earlier
+        is_behind = earlier is not None and 0 <= earlier.end <= number
+        if is_behind and earlier is not None and earlier.error is None:
             raise past.new(unit, self.scope.unit)
         if is_behind or (self.ended_early and not past.has(self.id, number)):
             self.number = number
             raise past.early
 
-    def is_over(self, then: Outcome | None) -> bool:
+    def restores(self, earlier: Outcome | None) -> bool:
         """Whether a step is restored: it had ended well, or a scope around it has."""
-        return then is not None and (then.is_final or bool(self.sealed))
+        return earlier is not None and (earlier.is_final or bool(self.sealed))
 
     def catch_up(self) -> Walk:
         """Before anything new is done: say that all that had been done is restored; the group may have ended since."""
@@ -233,7 +257,7 @@ class Branch:
     def note(self, outcome: Outcome) -> Failure:
         """Take note of an outcome; return the error if it cannot be written to the journal."""
         terms = self.terms
-        if terms.is_plain and outcome.error is None and type(outcome) is ActionRecord:
+        if terms.records_only and outcome.error is None and type(outcome) is ActionRecord:
             return None
         stage = self.scope.unit if isinstance(outcome.unit, Action) else None
         name = None if stage is None else stage.name
@@ -313,7 +337,7 @@ class Branch:
         gone = [id for at, ids in self.forks if at >= number for id in ids]
         self.forks = [fork for fork in self.forks if fork[0] < number]
         self.number = number
-        self.left.clear()
+        self.remains.clear()
         self.unfinished = {at: left for at, left in self.unfinished.items() if at < number}
         cuts = {self.id: number, **dict.fromkeys(gone, 0)}
         if terms.past is not None:
@@ -331,7 +355,7 @@ class Branch:
                 recorder.unsaved = answer.error
         return recorder.unsaved
 
-    def forked(self, number: int, ids: list[str]) -> None:
+    def remember_branches(self, number: int, ids: list[str]) -> None:
         """Remember the branches of a group, as long as another attempt may have to forget them."""
         if self.revocable:
             self.forks.append((number, ids))
@@ -356,18 +380,18 @@ class Branch:
         if self.unwinding is not None:
             self.store.discard(self.unwinding)
 
-    def recovered(self) -> None:
-        """Note that there is no failure any more: nothing it has left behind is needed."""
+    def forget_failure(self) -> None:
+        """Forget what a failure left behind: an enclosing scope has recovered it."""
         if self.unwinding is not None:
             self.store.release(self.unwinding)
             self.unwinding = None
-        self.left.clear()
+        self.remains.clear()
         self.unfinished.clear()
 
     def forget_held(self, scope: OpenScope) -> None:
         """Forget the steps of an atomic scope that has failed: it runs again from its beginning."""
         del self.rows[scope.held :]
-        self.left.clear()
+        self.remains.clear()
         self.unfinished.clear()
         if self.terms.log is not None:
             gone = [id for at, ids in self.forks if at > scope.number for id in ids]
@@ -393,11 +417,11 @@ class Branch:
         latest = [on for selector, on in self.switches.items() if selector in known]
         return bool(latest) and not latest[-1]
 
-    def skips(self, unit: Unit, then: Outcome | None) -> bool:
+    def skips(self, unit: Unit, earlier: Outcome | None) -> bool:
         """Whether a unit is skipped as a whole, now or as it was before the run was resumed."""
         off = self.is_off(lambda: stage_selectors(unit))  # also where it is too late: the selector has matched
-        if then is not None and self.is_over(then):
-            return then.status is Status.SKIPPED and then.entered
+        if earlier is not None and self.restores(earlier):
+            return earlier.status is Status.SKIPPED and earlier.entered
         return off or self.scope.is_skipped
 
     # What is around, and what comes.
@@ -418,7 +442,7 @@ class Branch:
         """Return the time in POSIX seconds."""
         return self.terms.clock() + self.terms.epoch
 
-    def verdict(self, error: Failure, layers: Layers | None) -> tuple[Status, Failure, int, bool]:
+    def ended_as(self, error: Failure, layers: Layers | None) -> tuple[Status, Failure, int, bool]:
         """Return status, error, attempts and whether it was recovered, for the outcome of a step."""
         if layers is None:
             return _WELL if error is None else (status_of(error, self.terms.is_cancellation), error, 1, False)
@@ -429,9 +453,9 @@ class Branch:
             return Status.SKIPPED, None, attempts, False
         return status_of(error, self.terms.is_cancellation), error, attempts, False
 
-    def leaves(self) -> dict[str, Left]:
+    def all_remains(self) -> dict[str, Remains]:
         """Return the remains in memory of an unfinished branch, and of the branches in it."""
-        return {**self.left, self.id: Left(self.store, self.unwinding, self.result, self.unfinished)}
+        return {**self.remains, self.id: Remains(self.store, self.unwinding, self.result, self.unfinished)}
 
 
 def _place(outcome: Outcome, stage: str | None, pipeline: str) -> str:

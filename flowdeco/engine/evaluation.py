@@ -25,10 +25,10 @@ from types import GeneratorType
 from typing import Any, Final, NamedTuple, cast
 
 from flowdeco.engine.actions import begin_action, finish_simple, simple_arguments
-from flowdeco.engine.branch import Branch, OpenScope, OpenStream, Terms
+from flowdeco.engine.branch import UNNUMBERED, Branch, OpenScope, OpenStream, Terms
 from flowdeco.engine.groups import run_group
 from flowdeco.engine.layers import merging
-from flowdeco.engine.outcome import Outcome, Scope, StageRecord, Status, stages_in, status_of
+from flowdeco.engine.outcome import Outcome, Scope, Status, record_kind, stages_in, status_of
 from flowdeco.engine.requests import Failure, Request, Walk, ended_by_another
 from flowdeco.engine.runs import Run
 from flowdeco.engine.scopes import close_scope, end_scope, fill_scope, open_scope
@@ -65,16 +65,15 @@ def evaluate_run(run: Run, terms: Terms, use: tuple[Middleware, ...]) -> Generat
     run.started, run.status = started + terms.epoch, Status.RUNNING
     past, log = terms.past, terms.log
     branch = Branch(terms, run.store, OpenScope(None, run.pipeline, None, started))
-    branch.base.unit = None
     if past is not None:
-        branch.sealed = int(past.over)
-        left = past.left(branch.id)
-        branch.result = None if left is None else left.result
+        branch.sealed = int(past.finished)
+        remains = past.remains_of(branch.id)
+        branch.result = None if remains is None else remains.result
     if terms.notify is not None:
         terms.notify(RunStarted(run.id, run.pipeline.name, stages_in(run.pipeline.units)))
     branch.agenda.append((Opening(run.pipeline, use), None))
     error = yield from evaluate(branch)
-    if past is not None and not past.rehearses:
+    if past is not None and not terms.rehearses:
         yield from close_streams(past)
     if terms.recorder is not None:
         branch.atomic = 0
@@ -87,7 +86,7 @@ def evaluate_run(run: Run, terms: Terms, use: tuple[Middleware, ...]) -> Generat
     run.result = branch.result
     run.status = status_of(error, terms.is_cancellation)
     if log is not None and error is not None:
-        log.left = branch.leaves()
+        log.remains = branch.all_remains()
     if isinstance(error, (Bail, Suspend)):
         run.reason = error.reason
     elif error is not None:
@@ -170,21 +169,21 @@ def _begin_pipeline(
     scope.use_stages = around.use_stages + pipeline.use_stages
     scope.use_actions = around.use_actions + pipeline.use_actions
     scope.values, scope.is_skipped = around.values, around.is_skipped
-    outer = around if around.unit is not None and around.unit.units[-1:] == (pipeline,) else branch.scope
-    scope.place = outer.place
+    if isinstance(around.unit, Pipeline) and around.unit.units[-1:] == (pipeline,):
+        scope.place = around.place  # it is its last unit, and was not inserted behind it
     if not (pipeline.plain or is_run):
-        scope.place = Scope(pipeline.name, f"{branch.id}.{branch.next_place()}", None, by, outer.place)
-    then = None
+        scope.place = Scope(pipeline.name, f"{branch.id}.{branch.next_place()}", None, by, scope.place)
+    earlier = None
     if layers:
         scope.number = branch.next_number()
-        then = branch.recall(scope.number, pipeline)
-    if not is_run and branch.skips(pipeline, then):
-        return _skip(branch, scope, then)
-    return open_scope(branch, scope, layers, then)
+        earlier = branch.recall(scope.number, pipeline)
+    if not is_run and branch.skips(pipeline, earlier):
+        return _skip(branch, scope, earlier)
+    return open_scope(branch, scope, layers, earlier)
 
 
 def _is_bare(scope: OpenScope) -> bool:
-    return isinstance(scope.unit, Pipeline) and scope.number < 0 and not scope.is_skipped
+    return isinstance(scope.unit, Pipeline) and scope.number == UNNUMBERED and not scope.is_skipped
 
 
 def _begin_bare_action(branch: Branch, action: Action[..., Any], by: str | None) -> Walk | Failure:
@@ -192,22 +191,22 @@ def _begin_bare_action(branch: Branch, action: Action[..., Any], by: str | None)
 
 
 def _begin_stage(branch: Branch, stage: Stage, by: str | None) -> Walk | Failure:
-    terms, around, number, then = branch.terms, branch.scope, branch.next_number(), None
+    terms, around, number, earlier = branch.terms, branch.scope, branch.number, None
+    branch.number = number + 1
     is_quiet = terms.is_quiet and not (branch.switches or around.is_skipped)
     if terms.past is not None:
-        then = branch.recall(number, stage)
-        if by is not None and terms.past.in_store and not branch.is_over(then):
+        earlier = branch.recall(number, stage)
+        if by is not None and terms.past.in_store and not branch.restores(earlier):
             stage = reloaded(stage)
-    scope = OpenScope(around, stage, by, terms.clock())
-    scope.number, scope.place, scope.values = number, around.place, around.values
-    if not is_quiet and branch.skips(stage, then):
-        return _skip(branch, scope, then)
+    scope = OpenScope(around, stage, by, terms.clock(), number)
+    if not is_quiet and branch.skips(stage, earlier):
+        return _skip(branch, scope, earlier)
     scope.use_actions = around.use_actions + stage.use_actions
     if around.use_stages or stage.use:
         merge = (merging(stage),) if stage.has_data else ()
-        return open_scope(branch, scope, (*around.use_stages, *merge, *stage.use), then)
+        return open_scope(branch, scope, (*around.use_stages, *merge, *stage.use), earlier)
     if not is_quiet or stage.has_data or terms.notify is not None:
-        return open_scope(branch, scope, (), then)
+        return open_scope(branch, scope, (), earlier)
     scope.depth = len(branch.agenda)  # most stages need no more than that
     branch.agenda.append((scope, None))
     branch.scope = scope
@@ -216,13 +215,12 @@ def _begin_stage(branch: Branch, stage: Stage, by: str | None) -> Walk | Failure
 
 
 def _begin_group(branch: Branch, group: Parallel, by: str | None) -> Walk | Failure:
-    scope = OpenScope(branch.scope, None, by, branch.terms.clock())
-    scope.unit, scope.number = group, branch.next_number()
+    scope = OpenScope(branch.scope, group, by, branch.terms.clock(), branch.next_number())
     scope.place = Scope(group.name, f"{branch.id}.{scope.number}", None, by, branch.scope.place)
-    then = branch.recall(scope.number, group)
-    if branch.skips(group, then):
-        return _skip(branch, scope, then)
-    return run_group(branch, group, scope, then)
+    earlier = branch.recall(scope.number, group)
+    if branch.skips(group, earlier):
+        return _skip(branch, scope, earlier)
+    return run_group(branch, group, scope, earlier)
 
 
 # Units that are not to run.
@@ -234,14 +232,14 @@ class _Skipped(NamedTuple):
     scope: OpenScope
 
 
-def _skip(branch: Branch, scope: OpenScope, then: Outcome | None) -> Walk | Failure:
+def _skip(branch: Branch, scope: OpenScope, earlier: Outcome | None) -> Walk | Failure:
     """Record a unit and its contents as skipped, as far as they have not run before."""
     unit = scope.unit
-    kind = StageRecord if isinstance(unit, Stage) else Outcome
+    kind = record_kind(unit)
     past, terms = branch.terms.past, branch.terms
-    if then is not None and past is not None and branch.is_over(then):
-        did = then.again(kind, unit, scope.by, (), scope.place)
-        past.confirm(branch.id, then, unit, scope.number + 1)
+    if earlier is not None and past is not None and branch.restores(earlier):
+        did = earlier.again(kind, unit, scope.by, (), scope.place)
+        past.confirm(branch.id, earlier, unit, scope.number + 1)
     else:
         did = kind(
             unit.name, unit, Status.SKIPPED, branch.now(), 0.0, scope.by, scope.number, scope=scope.place,
@@ -251,13 +249,13 @@ def _skip(branch: Branch, scope: OpenScope, then: Outcome | None) -> Walk | Fail
             past.drop_from(branch.id, scope.number + 1)  # it had begun, and is not wanted any more
     if terms.skip:
         terms.unmatched.difference_update(stage_selectors(unit))
-    error = branch.note(did) if scope.number >= 0 else None
+    error = branch.note(did) if scope.number != UNNUMBERED else None
     if isinstance(unit, Stage):
         for action in unit if terms.skip else ():
             terms.unmatched.difference_update(action_selectors(unit, action))
         branch.records.add(did.kept())
         return error
-    scope.is_skipped, scope.number = True, -1
+    scope.is_skipped, scope.number = True, UNNUMBERED
     if isinstance(unit, Pipeline):
         return error or open_scope(branch, scope, (), None)
     for index, part in reversed(list(enumerate(cast("Parallel", unit).units))):

@@ -19,33 +19,33 @@ from flowdeco.errors import WAITING, Bail, Cancelled, CodeChangedError, Suspend,
 from flowdeco.model.definitions import Parallel, Stream, Unit
 from flowdeco.model.store import NOTHING, Delta, same
 
-__all__ = ["merged", "run_group", "verdict"]
+__all__ = ["failure_of", "merged", "run_group"]
 
 
-def run_group(branch: Branch, group: Parallel, scope: OpenScope, then: Outcome | None) -> Walk:
+def run_group(branch: Branch, group: Parallel, scope: OpenScope, earlier: Outcome | None) -> Walk:
     """Run the branches of a group, and let their merged outcome take effect; return the failure."""
     past = branch.terms.past
-    over = branch.is_over(then)
-    if not over:
-        error = (yield from branch.catch_up()) if then is None else None
+    is_restored = branch.restores(earlier)
+    if not is_restored:
+        error = (yield from branch.catch_up()) if earlier is None else None
         if error is not None:
             return error
         error = yield from _announce(branch, group, scope)
         if error is not None:
             return error
-    branch.sealed += over
-    forks = [_fork(branch, scope, index, unit, then) for index, unit in enumerate(group.units)]
+    branch.sealed += is_restored
+    forks = [_fork(branch, scope, index, unit, earlier) for index, unit in enumerate(group.units)]
     alive = forks
-    if over and then is not None and then.error is not None and past is not None:
-        alive = [fork for fork in forks if past.remains(fork.id)]  # the others had not begun
+    if is_restored and earlier is not None and earlier.error is not None and past is not None:
+        alive = [fork for fork in forks if past.has_more(fork.id)]  # the others had not begun
     ended: Any = yield Fork(alive, group.limit)
-    branch.sealed -= over
+    branch.sealed -= is_restored
     if type(ended) is Raised:
         ended = Ended([], None, ended.error)
     _collect(branch, scope, forks)
-    if over and then is not None and past is not None:
-        return _finish_restored_group(branch, past, scope, then, alive, ended)
-    if past is not None and past.rehearses:
+    if is_restored and earlier is not None and past is not None:
+        return _finish_restored_group(branch, past, scope, earlier, alive, ended)
+    if past is not None and branch.terms.rehearses:
         return next(
             (error for error in ended.failures if not isinstance(error, (Suspend, type(None)))),
             ended.interrupt or past.end,
@@ -60,7 +60,7 @@ def _collect(branch: Branch, scope: OpenScope, forks: list[Branch]) -> None:
         branch.records.adopt(fork.records)
         branch.rows += fork.rows
     ids = [id for fork in forks for id in (fork.id, *(id for _, ids in fork.forks for id in ids))]
-    branch.forked(scope.number, ids)
+    branch.remember_branches(scope.number, ids)
 
 
 def _announce(branch: Branch, group: Parallel, scope: OpenScope) -> Walk:
@@ -75,18 +75,17 @@ def _announce(branch: Branch, group: Parallel, scope: OpenScope) -> Walk:
     return (yield from branch.save())
 
 
-def _fork(branch: Branch, scope: OpenScope, index: int, unit: Unit | Stream, then: Outcome | None) -> Branch:
+def _fork(branch: Branch, scope: OpenScope, index: int, unit: Unit | Stream, earlier: Outcome | None) -> Branch:
     """Return the evaluation of a branch of a group."""
     id = branch_id(f"{branch.id}.{scope.number}", index)
     past = branch.terms.past
-    left = None if past is None or branch.sealed else past.left(id)
+    remains = None if past is None or branch.sealed else past.remains_of(id)
     around = branch.scope
     base = OpenScope(around, None, scope.by, scope.started)
-    base.use_stages, base.use_actions, base.values = around.use_stages, around.use_actions, around.values
     base.place = scope.place and scope.place.of(index)
-    fork = Branch(branch.terms, branch.store.fork() if left is None else left.store, base, branch, id)
-    fork.result = None if left is None else left.result
-    fork.ended_early |= branch.sealed > 0 and then is not None and then.error is not None
+    fork = Branch(branch.terms, branch.store.fork() if remains is None else remains.store, base, branch, id)
+    fork.result = None if remains is None else remains.result
+    fork.ended_early |= branch.sealed > 0 and earlier is not None and earlier.error is not None
     fork.agenda.append((unit, scope.by))
     return fork
 
@@ -94,7 +93,7 @@ def _fork(branch: Branch, scope: OpenScope, index: int, unit: Unit | Stream, the
 def _merge_branches(branch: Branch, group: Parallel, scope: OpenScope, forks: list[Branch], ended: Ended) -> Walk:
     """Merge the outcomes of the branches: of all, or after a `Bail` of that one; return the failure."""
     terms = branch.terms
-    error = verdict(group, ended, terms.is_cancellation)
+    error = failure_of(group, ended, terms.is_cancellation)
     taking = forks if error is None else []
     if isinstance(error, Bail):
         taking = [fork for fork, failure in zip(forks, ended.failures, strict=True) if failure is error]
@@ -106,7 +105,7 @@ def _merge_branches(branch: Branch, group: Parallel, scope: OpenScope, forks: li
     except BaseException as failure:  # a conflict, a reducer that raises, Ctrl-C in one
         terms.gate.open = False
         error, taking = failure, []
-    status, shown, _, _ = branch.verdict(error, None)
+    status, shown, _, _ = branch.ended_as(error, None)
     did = Outcome(
         group.name, group, status, scope.started + terms.epoch, terms.clock() - scope.started, scope.by,
         scope.number, scope=scope.place, error=shown, writes=_with_changes(branch, forks, writes),
@@ -122,7 +121,7 @@ def _merge_branches(branch: Branch, group: Parallel, scope: OpenScope, forks: li
     if error is not None and not isinstance(error, Bail):
         branch.unwind()
         for fork in forks:
-            branch.left.update(fork.leaves())
+            branch.remains.update(fork.all_remains())
     return error or (yield from branch.save())
 
 
@@ -143,20 +142,20 @@ def _with_changes(branch: Branch, forks: list[Branch], writes: Delta | None) -> 
 
 
 def _finish_restored_group(
-    branch: Branch, past: History, scope: OpenScope, then: Outcome, forks: list[Branch], ended: Ended
+    branch: Branch, past: History, scope: OpenScope, earlier: Outcome, forks: list[Branch], ended: Ended
 ) -> Failure:
     group = scope.unit
     for error in (*ended.failures, ended.interrupt):
-        is_met_again = error is None or error is then.error or error in getattr(then.error, "exceptions", ())
+        is_met_again = error is None or error is earlier.error or error in getattr(earlier.error, "exceptions", ())
         if not is_met_again and (error is past.end or isinstance(error, (CodeChangedError, KeyboardInterrupt))):
             return error
-    past.confirm(branch.id, then, group, scope.number + 1)
-    if then.writes is not None:
-        branch.store.apply(then.writes)
+    past.confirm(branch.id, earlier, group, scope.number + 1)
+    if earlier.writes is not None:
+        branch.store.apply(earlier.writes)
     ended_well = [fork for fork, failure in zip(forks, ended.failures, strict=True) if isinstance(failure, Bail)]
-    _adopt(branch, forks if then.error is None else ended_well[:1] if isinstance(then.error, Bail) else [])
-    did = then.again(Outcome, group, scope.by, (), scope.place)
-    return branch.note(did) or then.error
+    _adopt(branch, forks if earlier.error is None else ended_well[:1] if isinstance(earlier.error, Bail) else [])
+    did = earlier.again(Outcome, group, scope.by, (), scope.place)
+    return branch.note(did) or earlier.error
 
 
 def _adopt(branch: Branch, forks: list[Branch]) -> None:
@@ -171,7 +170,7 @@ def _adopt(branch: Branch, forks: list[Branch]) -> None:
 # How it ends.
 
 
-def verdict(group: Parallel, ended: Ended, is_cancellation: Callable[[BaseException], bool]) -> Failure:
+def failure_of(group: Parallel, ended: Ended, is_cancellation: Callable[[BaseException], bool]) -> Failure:
     """Return how the group ended: None, a failure (or the group of them), a signal."""
     interrupt = ended.interrupt
     if interrupt is not None and not isinstance(interrupt, Cancelled):

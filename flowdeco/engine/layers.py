@@ -63,7 +63,7 @@ FOLLOWS: Final = {
 Level: TypeAlias = Literal["pipeline", "stage", "action"]
 Layer: TypeAlias = "Generator[Any, Any, None] | AsyncGenerator[Any, Any]"
 Move: TypeAlias = "tuple[str, Any]"  # what a layer does, and what it yields or raises
-Verdict: TypeAlias = "tuple[bool, BaseException | None]"  # whether the target is to run (again), and the failure left
+Decision: TypeAlias = "tuple[bool, BaseException | None]"  # whether the target is to run (again), and the failure left
 Passage: TypeAlias = "Verdict | Generator[Request, Any, Verdict]"
 
 
@@ -76,12 +76,15 @@ class Call:
     from 1; `inserted` are the units that its middleware has inserted.
     """
 
-    # What is the same in most calls is a default of the class: a call is made for every wrapped action.
-    attempt: int = 1
-    given: Any = UNSET
-    inserted: tuple[Unit | Stream, ...] = ()
-    undoes = False
+    # With slots, a layer costs a tenth less; a middleware may add attributes of its own.
+    __slots__ = (
+        "__dict__", "action", "attempt", "given", "inserted", "pipeline", "run_id", "stage", "store", "undoes",
+    )  # fmt: skip
 
+    attempt: int
+    given: Any
+    inserted: tuple[Unit | Stream, ...]
+    undoes: bool
     run_id: str
     store: Store
     pipeline: Pipeline
@@ -137,15 +140,9 @@ Opened: TypeAlias = "tuple[Middleware, Any, Mark | None, int, Mapping[str, Any]]
 class Layers(Call):
     """The layers around one target: which of them are open, and their decisions; the layers see it as their `Call`."""
 
-    entered = False  # the target was begun
-    failure: BaseException | None = None  # the last one
-    recovered = False
-    values: Mapping[str, Any] = {}  # that the layers give to the target, with those from further outside
-    # Around a scope, so that it can be resumed: a mark from before its layers, what each of them writes as it is entered,
-    # and what each wrote before the run was resumed, which stays instead of what it writes now.
-    mark: Mark | None = None
-    entering: list[Delta] | None = None
-    recalled: Iterator[Delta] | None = None
+    __slots__ = (
+        "entered", "entering", "failure", "gate", "layers", "mark", "opened", "recalled", "recovered", "values",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -162,11 +159,24 @@ class Layers(Call):
         self.pipeline = pipeline
         self.stage = stage
         self.action = action
+        self.attempt = 1
+        self.given = UNSET
+        self.inserted = ()
+        self.undoes = False
         self.layers = layers
         self.gate = gate
         self.opened: list[Opened] = []
+        self.entered = False  # the target was begun
+        self.failure: BaseException | None = None  # the last one
+        self.recovered = False
+        self.values: Mapping[str, Any] = {}  # that the layers give to the target, with those from further outside
+        # Around a scope, so that it can be resumed: a mark from before its layers, what each of them writes as it is
+        # entered, and what each wrote before the run was resumed, which stays instead of what it writes now.
+        self.mark: Mark | None = None
+        self.entering: list[Delta] | None = None
+        self.recalled: Iterator[Delta] | None = None
 
-    def is_plain(self) -> bool:
+    def stood_by(self) -> bool:
         """Whether the layers did no more than stand around the first attempt."""
         return self.entered and not (self.recovered or self.inserted or self.attempt > 1)
 
@@ -177,7 +187,7 @@ class Layers(Call):
     def go_back(self, opened: Opened, inserted: int) -> None:
         """Forget a failed attempt, except for units that the layer itself has inserted since."""
         self.inserted = self.inserted[: opened[3]] + self.inserted[inserted:]
-        self.failure, self.recovered, self.given = None, False, UNSET
+        self.failure, self.recovered, self.given, self.entered = None, False, UNSET, False
         self.attempt += 1
 
     def open(self, layer: Middleware, generator: Any, values: Mapping[str, Any] | None) -> None:
@@ -208,14 +218,13 @@ class Layers(Call):
 
 _GENERATOR: Final[Any] = types.GeneratorType
 _END: Final[Any] = object()
-_DONE: Final[Verdict] = (False, None)
-_GO: Final[Verdict] = (True, None)
+_DONE: Final[Decision] = (False, None)
+_GO: Final[Decision] = (True, None)
 
 
 def enter(layers: Layers) -> Passage:
     """Open the layers that are not open yet; give whether the target is to run, and the failure of a layer."""
     gate, opened, store = layers.gate, layers.opened, layers.store
-    layers.entered = False
     generator: Any = None
     layer: Any = None
     try:
@@ -256,8 +265,8 @@ def _failed_to_open(layers: Layers, layer: Middleware, generator: Any, error: Ba
     return error
 
 
-def _enter(layers: Layers, layer: Middleware, generator: Layer, move: Move) -> Generator[Request, Any, Verdict]:
-    did, item = yield from _settled(layers, layer, generator, move, None)
+def _enter(layers: Layers, layer: Middleware, generator: Layer, move: Move) -> Generator[Request, Any, Decision]:
+    did, item = yield from _resolved(layers, layer, generator, move, None)
     if FOLLOWS[BEFORE, did] is not RUN:
         return False, item
     layers.open(layer, generator, item)
@@ -302,7 +311,7 @@ def leave(layers: Layers, error: BaseException | None) -> Passage:
     return _DONE
 
 
-def _leave(layers: Layers, error: BaseException | None, move: Move | None = None) -> Generator[Request, Any, Verdict]:
+def _leave(layers: Layers, error: BaseException | None, move: Move | None = None) -> Generator[Request, Any, Decision]:
     store = layers.store
     while layers.opened:
         opened = layers.opened.pop()
@@ -312,7 +321,7 @@ def _leave(layers: Layers, error: BaseException | None, move: Move | None = None
         if move is None:
             own = store.mark()  # what the layer itself writes from here on stays
             move = _resumed(layers, generator, layers.outcome, error)
-        did, item = yield from _settled(layers, layer, generator, move, error)
+        did, item = yield from _resolved(layers, layer, generator, move, error)
         move = None
         if own is not None:
             store.release(own)
@@ -364,7 +373,7 @@ def _resumed(layers: Layers, generator: Layer, outcome: Any, error: BaseExceptio
 _WAITS: Final = "waits"
 
 
-def _settled(
+def _resolved(
     layers: Layers, layer: Middleware, generator: Layer, move: Move, error: BaseException | None
 ) -> Generator[Request, Any, Move]:
     """Continue with a layer until it yields something other than a `Sleep`, returns or raises."""

@@ -26,6 +26,7 @@ __all__ = [
     "StageRecord",
     "Status",
     "branch_id",
+    "record_kind",
     "stages_in",
     "status_of",
     "step_id",
@@ -210,6 +211,11 @@ class StageRecord(Outcome):
     def _ended(self, run_id: str, stage: str | None) -> Event | None:
         how = self.status, self.error, self.elapsed, self.attempts, self.recovered
         return StageFinished(run_id, self.name, *how, self.restored)
+
+
+def record_kind(unit: Unit) -> type[Outcome]:
+    """Return the class of the outcomes of this unit."""
+    return StageRecord if isinstance(unit, Stage) else Outcome
 
 
 def status_of(error: BaseException | None, is_cancellation: Any) -> Status:

@@ -86,7 +86,7 @@ class Recorder:
         payload = self.codec.encode(parts, "")
         return Row(branch, outcome.number, row.kind, outcome.name, None, "running", outcome.started, 0.0, "", payload)
 
-    def plain_row(self, branch: str, stage: str, did: ActionRecord, step: Step, value: Any) -> Row | None:
+    def value_row(self, branch: str, stage: str, did: ActionRecord, step: Step, value: Any) -> Row | None:
         """Return the row of an action that did nothing but return a value, stored under one key; None if it has more to say.
 
         Most rows are such, and the long way takes twice as long.

@@ -20,12 +20,12 @@ from flowdeco.model.definitions import Parallel, Pipeline, Stage, Stream
 from flowdeco.model.store import Mark, Store
 from flowdeco.model.wiring import Step
 
-__all__ = ["History", "Left", "Log", "Rehearsal", "Steps", "in_memory"]
+__all__ = ["History", "Log", "Rehearsal", "Remains", "Steps", "in_memory"]
 
 Steps = dict[str, dict[int, Outcome]]  # by branch and number
 
 
-class Left(NamedTuple):
+class Remains(NamedTuple):
     """The remains in memory of a branch that did not end.
 
     `unwinding` notes what layers wrote as the failure passed them, which a resume undoes. `unfinished` are the scopes
@@ -37,7 +37,7 @@ class Left(NamedTuple):
     result: Any
     unfinished: Mapping[int, tuple[list[Mark], Any]]
 
-    def revived(self, inputs: Mapping[str, Any]) -> Left:
+    def revived(self, inputs: Mapping[str, Any]) -> Remains:
         """Return a copy to continue with, in which the failure has not passed any layer."""
         marks = [mark for marks, _ in self.unfinished.values() for mark in marks]
         unwinding = [] if self.unwinding is None else [self.unwinding]
@@ -49,7 +49,7 @@ class Left(NamedTuple):
             unfinished[number] = copies[: len(marks)], result
             del copies[: len(marks)]
         store.supply(inputs)
-        return Left(store, None, self.result, unfinished)
+        return Remains(store, None, self.result, unfinished)
 
 
 class Log:
@@ -57,7 +57,7 @@ class Log:
 
     def __init__(self) -> None:
         self.steps: Steps = {}
-        self.left: Mapping[str, Left] = {}
+        self.remains: Mapping[str, Remains] = {}
 
     def of(self, branch: str) -> dict[int, Outcome]:
         """Return the scopes of a branch, to be added to; the outcomes of actions are in that of their stage."""
@@ -93,8 +93,8 @@ def _forget(steps: Steps, cuts: Mapping[str, int]) -> None:
 class History:
     """The outcomes of a run before it was resumed.
 
-    With `in_store`, the store has their effects already: it is that of the earlier run in memory. `over` says that the
-    run had ended: then nothing is performed any more.
+    With `in_store`, the store has their effects already: it is that of the earlier run in memory. A run that is
+    `finished` performs nothing any more.
     """
 
     def __init__(
@@ -102,18 +102,18 @@ class History:
         steps: Steps,
         *,
         in_store: bool = False,
-        left: Mapping[str, Left] | None = None,
-        over: bool = False,
+        remains: Mapping[str, Remains] | None = None,
+        finished: bool = False,
         streams: dict[tuple[str, int], Any] | None = None,
     ) -> None:
         self.steps = {branch: dict(mine) for branch, mine in steps.items()}
         self.in_store = in_store
-        self.over = over
+        self.finished = finished
         self.rehearses = False
         self.end: BaseException = Suspend("this is as far as the run came")
         self.early: BaseException = Suspend("the scope, or the branch, had ended here")
         self.streams: dict[tuple[str, int], Any] = {} if streams is None else streams
-        self._left = dict(left or {})
+        self._remains = dict(remains or {})
         self._begun: dict[str, int] = {}  # how many streams each branch has begun
 
     def recall(self, branch: str, number: int, unit: Any, scope: Any, *, sealed: bool) -> Outcome | None:
@@ -122,19 +122,19 @@ class History:
         `scope` is the unit around it; `sealed` says that it had ended. Raises what speaks against continuing.
         """
         mine = self.steps.get(branch)
-        then = None if mine is None else mine.pop(number, None)
+        earlier = None if mine is None else mine.pop(number, None)
         if mine is not None and not mine:
             del self.steps[branch]
-        if then is None:
+        if earlier is None:
             if sealed:
                 raise self.new(unit, scope)
             self.check_begun(branch, number, unit)
             return None
-        if _is_same(unit, then):
-            return then
-        self.steps.setdefault(branch, {})[number] = then
+        if _is_same(unit, earlier):
+            return earlier
+        self.steps.setdefault(branch, {})[number] = earlier
         if sealed or self._holds(branch, number):
-            raise self.mismatch(branch, unit, scope, then)
+            raise self.mismatch(branch, unit, scope, earlier)
         self.drop_from(branch, number)  # it had begun, and nothing in it has ended
         return None
 
@@ -160,10 +160,10 @@ class History:
             raise self.mismatch(branch, unit, None, inside._replace(name=recorded.stage, unit=Recorded("stage", "")))
         self.drop_from(branch, number)
 
-    def mismatch(self, branch: str, unit: Any, scope: Any, then: Outcome) -> BaseException:
+    def mismatch(self, branch: str, unit: Any, scope: Any, earlier: Outcome) -> BaseException:
         """Return the error of a step that comes where there was another one."""
-        now, before = _described(unit, scope), _described(then.unit, scope, then)
-        if _kind(then.unit) == "action":
+        now, before = _described(unit, scope), _described(earlier.unit, scope, earlier)
+        if _kind(earlier.unit) == "action":
             before = before.removeprefix("action ")
         return self.changed(f"{now} comes where the run had {before}")
 
@@ -175,7 +175,7 @@ class History:
         """Whether a step has an outcome that was not recalled yet."""
         return number in self.steps.get(branch, {})
 
-    def remains(self, branch: str) -> bool:
+    def has_more(self, branch: str) -> bool:
         """Whether there is more to restore in a branch."""
         return branch in self.steps
 
@@ -189,9 +189,9 @@ class History:
         who = "the run" if branch == ROOT else "a branch"
         return self.changed(f"{who} ends where it had {_described(stage.unit, None, stage)}")
 
-    def confirm(self, branch: str, then: Outcome, unit: Any, number: int) -> BaseException | None:
+    def confirm(self, branch: str, earlier: Outcome, unit: Any, number: int) -> BaseException | None:
         """Confirm that a scope ends as it did before, with this as the next number; return the error if it does not."""
-        if then.end < 0 or then.end == number or not then.entered:
+        if earlier.end < 0 or earlier.end == number or not earlier.entered:
             return None
         left = self.steps.get(branch, {}).get(number)
         if isinstance(unit, Stage) and left is not None:
@@ -208,7 +208,7 @@ class History:
         for branch in [branch for branch in self.steps if not self.steps[branch]]:
             del self.steps[branch]
         for branch in [branch for branch, since in cuts.items() if since <= 0]:
-            self._left.pop(branch, None)
+            self._remains.pop(branch, None)
 
     def drop_from(self, branch: str, number: int) -> dict[str, int]:
         """Forget the steps of a branch from this number on, those of groups among them too; return from where."""
@@ -226,14 +226,14 @@ class History:
 
     # In memory.
 
-    def left(self, branch: str) -> Left | None:
+    def remains_of(self, branch: str) -> Remains | None:
         """Return the remains of an unfinished branch."""
-        return self._left.get(branch)
+        return self._remains.get(branch)
 
     def unfinished(self, branch: str, number: int) -> tuple[list[Mark], Any]:
         """Return the marks of the layers of an unfinished scope, and the result before it."""
-        left = self._left.get(branch)
-        return ([], None) if left is None else left.unfinished.get(number, ([], left.result))
+        remains = self._remains.get(branch)
+        return ([], None) if remains is None else remains.unfinished.get(number, ([], remains.result))
 
     # Streams: what a rehearsal has begun, the run takes over.
 
@@ -257,7 +257,7 @@ class History:
 
     def check_pull(self, branch: str, *, sealed: bool) -> None:
         """End the rehearsal where a stream would give units that had not run."""
-        if self.rehearses and not (sealed or self.remains(branch)):
+        if self.rehearses and not (sealed or self.has_more(branch)):
             raise self.end
 
 
@@ -299,20 +299,20 @@ class Rehearsal(History):
                 self.until = None
                 self.differs = True
                 raise self.end
-        then = super().recall(branch, number, unit, scope, sealed=sealed)
+        earlier = super().recall(branch, number, unit, scope, sealed=sealed)
         if type(unit) is not Step:
-            return then
-        if then is None or not (then.is_final or sealed):
+            return earlier
+        if earlier is None or not (earlier.is_final or sealed):
             raise self.end
-        self._check_code(unit, scope, then)
+        self._check_code(unit, scope, earlier)
         self.taken.add((branch, number))
-        return then
+        return earlier
 
-    def confirm(self, branch: str, then: Outcome, unit: Any, number: int) -> BaseException | None:
+    def confirm(self, branch: str, earlier: Outcome, unit: Any, number: int) -> BaseException | None:
         """Hear that a scope ends as it did before."""
-        changed = super().confirm(branch, then, unit, number)
+        changed = super().confirm(branch, earlier, unit, number)
         if changed is None:
-            self.taken.add((branch, then.number))
+            self.taken.add((branch, earlier.number))
         return changed
 
     def drop_from(self, branch: str, number: int) -> dict[str, int]:
@@ -322,15 +322,15 @@ class Rehearsal(History):
             self._dropped[each] = min(since, self._dropped.get(each, since))
         return dropped
 
-    def mismatch(self, branch: str, unit: Any, scope: Any, then: Outcome) -> BaseException:
+    def mismatch(self, branch: str, unit: Any, scope: Any, earlier: Outcome) -> BaseException:
         """Return the error of a step that comes where there was another one."""
         if branch == ROOT and not self.taken and isinstance(unit, Stage):
             names = _names_in(self._pipeline)
             if names.isdisjoint(outcome.name for outcome in self._all.get(ROOT, {}).values()):
-                began = f"the run began with {_described(then.unit, scope, then)}"
+                began = f"the run began with {_described(earlier.unit, scope, earlier)}"
                 begins = f"this one begins with {_described(unit, scope)}"
                 return self.changed(f"this looks like another pipeline: {began}, {begins}")
-        return super().mismatch(branch, unit, scope, then)
+        return super().mismatch(branch, unit, scope, earlier)
 
     def changed(self, change: str) -> BaseException:
         """Note a change; the rehearsal ends here."""
@@ -381,14 +381,14 @@ class Rehearsal(History):
             if number < cut and self._all[branch][number].is_final and (branch, number) not in self.taken
         ]
 
-    def _check_code(self, step: Step, scope: Any, then: Outcome) -> None:
-        if self._code is None or not then.is_final:
+    def _check_code(self, step: Step, scope: Any, earlier: Outcome) -> None:
+        if self._code is None or not earlier.is_final:
             return
-        if not isinstance(then.unit, Recorded):
-            before: Any = then.unit.__wrapped__
+        if not isinstance(earlier.unit, Recorded):
+            before: Any = earlier.unit.__wrapped__
             if before is step.function or self._code(before) == self._code(step.function):
                 return
-        elif self._code(step.function) == then.fingerprint:
+        elif self._code(step.function) == earlier.fingerprint:
             return
         change = f"action {scope.name}/{step.name} has completed, with other code"
         if self._rerun:
@@ -396,9 +396,9 @@ class Rehearsal(History):
         self.changes.append(change)
 
 
-def in_memory(store: Store, log: Log, inputs: Mapping[str, Any]) -> tuple[Store, Steps, dict[str, Left]]:
+def in_memory(store: Store, log: Log, inputs: Mapping[str, Any]) -> tuple[Store, Steps, dict[str, Remains]]:
     """Return the material to resume a run in memory: its store, its steps, and the remains of its branches."""
-    revived = {branch: left.revived(inputs) for branch, left in log.left.items()}
+    revived = {branch: remains.revived(inputs) for branch, remains in log.remains.items()}
     if ROOT in revived:
         return revived[ROOT].store, log.history(), revived
     mine, _ = store.twin()
@@ -411,11 +411,11 @@ def _branches_of(branch: str, number: int, outcome: Outcome) -> list[str]:
     return [branch_id(f"{branch}.{number}", index) for index in range(outcome.branches)]
 
 
-def _is_same(unit: Any, then: Outcome) -> bool:
+def _is_same(unit: Any, earlier: Outcome) -> bool:
     """Whether a step has the kind and name, a group also the number of branches, that it had."""
-    if then.name != _name(unit) or _kind(then.unit) != _kind(unit):
+    if earlier.name != _name(unit) or _kind(earlier.unit) != _kind(unit):
         return False
-    return not isinstance(unit, Parallel) or then.branches in (0, len(unit.units))
+    return not isinstance(unit, Parallel) or earlier.branches in (0, len(unit.units))
 
 
 def _kind(unit: Any) -> str:
@@ -428,9 +428,9 @@ def _name(unit: Any) -> str:
     return str(unit.name)
 
 
-def _described(unit: Any, scope: Any, then: Outcome | None = None) -> str:
+def _described(unit: Any, scope: Any, earlier: Outcome | None = None) -> str:
     kind = _kind(unit)
-    name = unit.name if then is None else then.name
+    name = unit.name if earlier is None else earlier.name
     if kind == "action":
         stage = unit.stage if isinstance(unit, Recorded) else "" if scope is None else scope.name
         return f"action {stage}/{name}"

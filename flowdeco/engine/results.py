@@ -23,8 +23,8 @@ from flowdeco.model.wiring import Step
 
 __all__ = ["PLAIN", "SETTLED", "Yielded", "exhaust", "sort_out"]
 
-PLAIN: Final = frozenset({str, int, float, bool, bytes, dict, set, frozenset, complex})
-SETTLED: Final = PLAIN | {types.NoneType, list, tuple, Action, Stage, Pipeline, Parallel, Stream, Raised}
+DATA: Final = frozenset({str, int, float, bool, bytes, dict, set, frozenset, complex})
+SETTLED: Final = DATA | {types.NoneType, list, tuple, Action, Stage, Pipeline, Parallel, Stream, Raised}
 _INSERTED: Final = (Unit, Stream, Template)
 
 Inserted = tuple["Unit | Stream", ...]

@@ -12,7 +12,7 @@ from flowdeco.engine.branch import Terms
 from flowdeco.engine.evaluation import evaluate_run
 from flowdeco.engine.journal import Journal, Remembered, Row
 from flowdeco.engine.outcome import Status
-from flowdeco.engine.replay import History, Left, Rehearsal, Steps
+from flowdeco.engine.replay import History, Rehearsal, Remains, Steps
 from flowdeco.engine.requests import Raised, Request, Save
 from flowdeco.engine.runs import Run
 from flowdeco.engine.streams import close_streams
@@ -40,15 +40,15 @@ class Journaled(NamedTuple):
 class Earlier(NamedTuple):
     """The earlier part of a run: its steps, and the definition that they are compared with.
 
-    `code` gives the fingerprint of a function. `over` says that the run had ended. In memory, `left` is what its
-    branches left behind; otherwise, `journaled` is what its journal knows.
+    `code` gives the fingerprint of a function. `finished` says that the run had ended. In memory, `remains` is
+    what its branches left behind; otherwise, `journaled` is what its journal knows.
     """
 
     steps: Steps
     code: Callable[[Any], str]
     on_change: str
-    over: bool = False
-    left: dict[str, Left] | None = None
+    finished: bool = False
+    remains: dict[str, Remains] | None = None
     journaled: Journaled | None = None
 
 
@@ -64,10 +64,10 @@ def resumed(run: Run, terms: Terms, use: tuple[Middleware, ...], earlier: Earlie
         yield from close_streams(rehearsal)
         return False
     terms.past = History(
-        rehearsal.held(), in_store=earlier.left is not None, left=earlier.left,
-        over=earlier.over and not rehearsal.differs, streams=rehearsal.streams,
+        rehearsal.held(), in_store=earlier.remains is not None, remains=earlier.remains,
+        finished=earlier.finished and not rehearsal.differs, streams=rehearsal.streams,
     )  # fmt: skip
-    terms.is_quiet = terms.is_plain = False
+    terms.is_quiet = terms.records_only = False
     yield from evaluate_run(run, terms, use)
     return True
 
@@ -79,7 +79,7 @@ def _rehearsed(
     fork = None if earlier.journaled is None else earlier.journaled.fork
     rehearsal = Rehearsal(
         earlier.steps, pipeline=run.pipeline, code=None if earlier.on_change == "ignore" else earlier.code,
-        rerun=earlier.on_change == "rerun", until=fork, over=earlier.over, in_store=earlier.left is not None,
+        rerun=earlier.on_change == "rerun", until=fork, finished=earlier.finished, in_store=earlier.remains is not None,
     )  # fmt: skip
     trial = Run(run.id, run.pipeline, Store(dict(run.store)))
     quiet = Terms(

@@ -2,7 +2,7 @@
 
 All branches of all groups, however they nest, are tasks of one schedule. A task waits for the answer to a request (it
 has a ticket), or for a group that it has forked. A driver takes what is to `begin` and to `cancel`, and delivers
-answers, until the schedule is `over`.
+answers, until the schedule has `ended`.
 
 1. At most `limit` tasks of a group are active; those that had begun before a resume come first.
 2. A task that ends with a failure or a `Bail` *stops* its group, and the groups inside it: no task and no action begins
@@ -83,12 +83,12 @@ class _Group:
 
 
 class Schedule:
-    """The branches of one `Fork`, and of all that they fork; when it is `over`, that is the answer."""
+    """The branches of one `Fork`, and of all that they fork; `ended` is the answer, once there is one."""
 
     def __init__(self, fork: Fork, tickets: Iterator[int], evaluate: Evaluate) -> None:
         self.begin: list[Begun] = []
         self.cancel: list[int] = []
-        self.over: Ended | None = None
+        self.ended: Ended | None = None
         self._tickets = tickets
         self._evaluate = evaluate
         self._waiting: dict[int, _Task] = {}
@@ -151,7 +151,7 @@ class Schedule:
             ready += self._next_of(task.inner) if task.inner is not None else [(task, None)]
         if not group.active:
             if group.parent is None:
-                self.over = group.answer()
+                self.ended = group.answer()
             else:
                 group.parent.inner = None
                 ready.append((group.parent, group.answer()))

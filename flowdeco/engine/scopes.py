@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flowdeco.engine.branch import Branch, OpenScope
+from flowdeco.engine.branch import UNNUMBERED, Branch, OpenScope
 from flowdeco.engine.layers import Layers, enter, leave
-from flowdeco.engine.outcome import COMPLETED, Outcome, Scope, StageRecord
+from flowdeco.engine.outcome import COMPLETED, Outcome, Scope, StageRecord, record_kind
 from flowdeco.engine.requests import Failure, Walk
 from flowdeco.errors import Bail, CodeChangedError
 from flowdeco.events import StageStarted
@@ -24,28 +24,28 @@ __all__ = ["close_scope", "end_scope", "fill_scope", "open_scope"]
 
 
 def open_scope(
-    branch: Branch, scope: OpenScope, layers: tuple[Middleware, ...], then: Outcome | None
+    branch: Branch, scope: OpenScope, layers: tuple[Middleware, ...], earlier: Outcome | None
 ) -> Walk | Failure:
     terms = branch.terms
     scope.depth = len(branch.agenda)
     branch.agenda.append((scope, None))
     branch.scope = scope
-    if then is not None and branch.is_over(then):
-        scope.then = then
+    if earlier is not None and branch.restores(earlier):
+        scope.earlier = earlier
         branch.sealed += 1
-        for written in then.entering:
+        for written in earlier.entering:
             branch.store.apply(written)
-        if then.entered:
+        if earlier.entered:
             fill_scope(branch, scope)
         return None
     is_stage = type(scope.unit) is Stage
     if is_stage and terms.notify is not None:
         terms.notify(StageStarted(terms.run_id, scope.unit.name, scope.by, _branches(scope.place)))
-    if layers and not (terms.past is not None and terms.past.rehearses):
-        return _begin_layers(branch, scope, layers, then)
+    if layers and not terms.rehearses:
+        return _begin_layers(branch, scope, layers, earlier)
     error = None
     if is_stage and scope.unit.has_data:
-        recalled = _recalled(branch, scope, then, 1)
+        recalled = _recalled(branch, scope, earlier, 1)
         if recalled is None:
             error = _merge(branch, scope)
         for written in recalled or ():
@@ -55,16 +55,16 @@ def open_scope(
     return error
 
 
-def _recalled(branch: Branch, scope: OpenScope, then: Outcome | None, layers: int) -> Sequence[Delta] | None:
+def _recalled(branch: Branch, scope: OpenScope, earlier: Outcome | None, layers: int) -> Sequence[Delta] | None:
     """Return the earlier writes of an unfinished scope's layers; None if the scope had not begun before the resume.
 
     Of a run in memory that is nothing: its store has it.
     """
     past = branch.terms.past
-    if past is None or not (past.has(branch.id, scope.number + 1) if then is None else then.entered):
+    if past is None or not (past.has(branch.id, scope.number + 1) if earlier is None else earlier.entered):
         return None
-    if then is not None and then.entering and not past.in_store:
-        return then.entering
+    if earlier is not None and earlier.entering and not past.in_store:
+        return earlier.entering
     return [NOTHING] * layers
 
 
@@ -85,13 +85,13 @@ def _merge(branch: Branch, scope: OpenScope) -> Failure:
     return refused
 
 
-def _begin_layers(branch: Branch, scope: OpenScope, layers: tuple[Middleware, ...], then: Outcome | None) -> Walk:
+def _begin_layers(branch: Branch, scope: OpenScope, layers: tuple[Middleware, ...], earlier: Outcome | None) -> Walk:
     terms, store = branch.terms, branch.store
-    if terms.past is not None and not terms.past.remains(branch.id):
+    if terms.past is not None and not terms.past.has_more(branch.id):
         error = yield from branch.catch_up()
         if error is not None:
             return error
-    recalled = _recalled(branch, scope, then, len(layers))
+    recalled = _recalled(branch, scope, earlier, len(layers))
     scope.mark = store.mark()
     scope.before = branch.before()
     scope.held = len(branch.rows)
@@ -144,7 +144,7 @@ def fill_scope(branch: Branch, scope: OpenScope) -> None:
 def end_scope(branch: Branch, scope: OpenScope, by: str | None) -> Walk | Failure:
     if scope.layers is not None:
         return close_scope(branch, scope, None)
-    return _finish_plain(branch, scope) if scope.is_quiet and branch.terms.is_plain else _finish(branch, scope, None)
+    return _finish_bare(branch, scope) if scope.is_quiet and branch.terms.records_only else _finish(branch, scope, None)
 
 
 def close_scope(branch: Branch, scope: OpenScope, error: Failure) -> Walk:
@@ -175,14 +175,14 @@ def _finish(
 ) -> Failure:
     """Take note of the outcome of a scope, and have the inserted units run next."""
     branch.scope = scope.outer or branch.base
-    if scope.then is not None:
-        return _finish_restored(branch, scope, scope.then, error)
-    if scope.number < 0:
+    if scope.earlier is not None:
+        return _finish_restored(branch, scope, scope.earlier, error)
+    if scope.number == UNNUMBERED:
         return error
     if error is None:
-        branch.recovered()
+        branch.forget_failure()
         error = branch.unsaved()
-    entered = _settle(branch, scope, error, marks)
+    entered = _let_go(branch, scope, error, marks)
     did = _outcome(branch, scope, error, entered, leaving)
     refused = branch.note(did)
     if refused is not None:
@@ -192,7 +192,7 @@ def _finish(
     return _finished(branch, scope, did, error)
 
 
-def _finish_plain(branch: Branch, scope: OpenScope) -> None:
+def _finish_bare(branch: Branch, scope: OpenScope) -> None:
     """As for any scope, for a stage with nothing around it that nobody observes: 10 x the loop, not 20 x."""
     terms, unit = branch.terms, scope.unit
     branch.scope = scope.outer or branch.base
@@ -207,7 +207,7 @@ def _finish_plain(branch: Branch, scope: OpenScope) -> None:
         branch.agenda.extend(reversed(scope.inserted))
 
 
-def _settle(branch: Branch, scope: OpenScope, error: Failure, marks: Sequence[Mark]) -> bool:
+def _let_go(branch: Branch, scope: OpenScope, error: Failure, marks: Sequence[Mark]) -> bool:
     """Keep the marks that a resume in memory needs of a failed scope, and let go of the rest.
 
     Return whether a resume begins inside the scope, and not with its layers.
@@ -233,9 +233,9 @@ def _settle(branch: Branch, scope: OpenScope, error: Failure, marks: Sequence[Ma
 
 
 def _outcome(branch: Branch, scope: OpenScope, error: Failure, entered: bool, leaving: Delta | None) -> Outcome:
-    kind = StageRecord if type(scope.unit) is Stage else Outcome
+    kind = record_kind(scope.unit)
     layers, terms = scope.layers, branch.terms
-    status, failure, attempts, recovered = branch.verdict(error, layers)
+    status, failure, attempts, recovered = branch.ended_as(error, layers)
     inserted = layers.inserted if layers is not None and error is None else ()
     return kind(
         scope.unit.name, scope.unit, status, scope.started + terms.epoch, terms.clock() - scope.started, scope.by,
@@ -244,21 +244,21 @@ def _outcome(branch: Branch, scope: OpenScope, error: Failure, entered: bool, le
     )  # fmt: skip
 
 
-def _finish_restored(branch: Branch, scope: OpenScope, then: Outcome, error: Failure) -> Failure:
+def _finish_restored(branch: Branch, scope: OpenScope, earlier: Outcome, error: Failure) -> Failure:
     past = branch.terms.past
     branch.sealed -= 1
     if past is None or error is past.end or isinstance(error, CodeChangedError):
         return error
-    if not then.entered:
-        branch.number = max(branch.number, then.end)
-    changed = past.confirm(branch.id, then, scope.unit, branch.number)
+    if not earlier.entered:
+        branch.number = max(branch.number, earlier.end)
+    changed = past.confirm(branch.id, earlier, scope.unit, branch.number)
     if changed is not None:
         return changed
-    if then.writes is not None:
-        branch.store.apply(then.writes)
-    error = None if then.recovered else then.error or error
-    kind = StageRecord if type(scope.unit) is Stage else Outcome
-    did = then.again(kind, scope.unit, scope.by, scope.records, scope.place)
+    if earlier.writes is not None:
+        branch.store.apply(earlier.writes)
+    error = None if earlier.recovered else earlier.error or error
+    kind = record_kind(scope.unit)
+    did = earlier.again(kind, scope.unit, scope.by, scope.records, scope.place)
     return _finished(branch, scope, did, branch.note(did) or error)
 
 

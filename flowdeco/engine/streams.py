@@ -64,7 +64,8 @@ def _begun(branch: Branch, stream: Stream, by: str | None) -> Generator[Request,
 def pull(branch: Branch, stream: OpenStream, by: str | None) -> Walk:
     """Take the next unit of a stream, and run it before the rest of the stream."""
     past = branch.terms.past
-    if stream.ahead and not (past is not None and past.rehearses):
+    rehearses = past is not None and past.rehearses
+    if stream.ahead and not rehearses:
         answer = stream.ahead.pop(0)
     else:
         if past is not None:
@@ -79,7 +80,7 @@ def pull(branch: Branch, stream: OpenStream, by: str | None) -> Walk:
                 answer = UNSET
         else:
             answer = yield _PULL, (iterator, UNSET), None
-        if past is not None and past.rehearses:
+        if rehearses:
             stream.ahead.append(answer)
     return _pulled(branch, stream, by, answer)
 
@@ -94,27 +95,24 @@ def _pulled(branch: Branch, stream: OpenStream, by: str | None, answer: Any) -> 
         try:
             is_stage = type(answer) is Stage
             units = (answer,) if is_stage else insertable((answer,), f"the stream inserted by {by}", "yielded")
-            past = branch.terms.past
-            if past is None or not past.rehearses:  # then, there are no values
+            if not branch.terms.rehearses:  # in a rehearsal there are no values
                 check_insertion(branch, units)
         except Exception as refused:
             error = refused
         else:
-            branch.agenda.extend((unit, by) for unit in reversed(units))
+            branch.agenda += [(unit, by) for unit in reversed(units)]
             return None
     branch.note_place(error, f"a stream inserted by {by!r}")
     return error
 
 
 def _caught_up(branch: Branch) -> Walk:
-    past = branch.terms.past
-    return None if past is None or past.rehearses else (yield from branch.catch_up())
+    return None if branch.terms.rehearses else (yield from branch.catch_up())
 
 
 def close_stream(branch: Branch, stream: OpenStream) -> Generator[Request, Any, None]:
     """Close a stream that is not pulled any more; in a rehearsal it is left open for the run."""
-    past = branch.terms.past
-    if past is None or not past.rehearses:
+    if not branch.terms.rehearses:
         yield from _closed(stream)
 
 

@@ -324,6 +324,9 @@ class Store(MutableMapping[str, Any]):
 
     def release(self, mark: Mark) -> None:
         """Remove a mark: its notes become part of the enclosing mark. A second time does nothing."""
+        if not mark and self._marks and self._marks[-1] is mark:  # of most layers
+            self._marks.pop()
+            return
         index = self._index(mark)
         if index is not None:
             del self._marks[index]

@@ -81,7 +81,11 @@ def check_run(flow: Pipeline, inputs: Collection[str], skip: frozenset[str], wra
 
 def unmet(units: Iterable[Unit | Stream], store: Store, skip: frozenset[str]) -> bool:
     """Whether units need a key that neither they nor the store have."""
-    return any(gap.wanted.key not in store for unit in units for gap in _needs(unit, skip))
+    for unit in units:
+        for gap in _needs(unit, skip):
+            if gap.wanted.key not in store:
+                return True
+    return False
 
 
 def check_inserted(coming: Iterable[tuple[Unit | Stream, bool]], store: Store, skip: frozenset[str]) -> None:

@@ -64,8 +64,8 @@ def known_values(run: Run, errors: Iterable[BaseException]) -> KnownValues:
 def _in_branches(run: Run) -> Iterator[tuple[str, Any]]:
     """Yield the contents of the stores of branches that were not merged."""
     log = None if run.resumption is None else run.resumption.log
-    for left in () if log is None else log.left.values():
-        yield from left.store.items()
+    for remains in () if log is None else log.remains.values():
+        yield from remains.store.items()
 
 
 def _template_arguments(stage: Stage) -> Iterator[tuple[str, Any]]:

@@ -309,7 +309,7 @@ def test_an_interrupt_in_the_rehearsal_of_a_group_that_had_ended_is_the_end_of_i
     schedule.interrupt(interrupt)
     schedule.deliver(pulling.ticket, Raised(Cancelled("withdrawn")))
     with pytest.raises(StopIteration):
-        walk.send(schedule.over)
+        walk.send(schedule.ended)
     assert run.error is interrupt
 
 

@@ -46,7 +46,7 @@ def layers_of(*layers, store=None, action=None, gate=None):
     return around
 
 
-def verdict(passage, requests=None):
+def decision(passage, requests=None):
     """What a passage comes to; its requests are performed, and noted."""
     if isinstance(passage, tuple):
         return passage
@@ -161,10 +161,10 @@ def test_what_follows_is_what_the_table_says(way, row):
     layer, runs, failure = ROWS[row]
     around = layers_of(way(layer))
     where, _ = row
-    found = verdict(enter(around))
+    found = decision(enter(around))
     if where is not BEFORE:
         assert found == (True, None)
-        found = verdict(leave(around, OOPS if where is FAILURE else None))
+        found = decision(leave(around, OOPS if where is FAILURE else None))
     if isinstance(failure, type):
         assert (found[0], type(found[1])) == (runs, failure)
     else:
@@ -173,8 +173,8 @@ def test_what_follows_is_what_the_table_says(way, row):
     assert len(around.opened) == (follows in (RUN, AGAIN))
     assert around.recovered == (follows is RECOVER)
     assert around.attempt == 1 + (follows is AGAIN)
-    assert around.entered is (where is not BEFORE or follows is RUN)
-    assert around.is_plain() is (around.entered and follows not in (RECOVER, AGAIN))
+    assert around.entered is (follows is not AGAIN and (where is not BEFORE or follows is RUN))
+    assert around.stood_by() is (around.entered and follows not in (RECOVER, AGAIN))
 
 
 def test_the_table_has_a_row_for_whatever_a_layer_may_do():
@@ -196,9 +196,9 @@ def test_what_a_layer_yields_is_given_to_the_target_only(way):
         yield {"k": 2, "other": 3}
 
     around = layers_of(way(yields), way(looks))
-    assert verdict(enter(around)) == (True, None)
+    assert decision(enter(around)) == (True, None)
     assert (inner, around.values) == ([{"outer": 1, "k": 1}], {"outer": 1, "k": 2, "other": 3})
-    assert verdict(leave(around, None)) == (False, None)
+    assert decision(leave(around, None)) == (False, None)
     assert around.values == {"outer": 1}
 
 
@@ -220,8 +220,8 @@ def test_layers_are_resumed_from_the_inside_out(way):
         return way(layer)
 
     around = layers_of(noted("a"), noted("b", recovers=True), noted("c"))
-    assert verdict(enter(around)) == (True, None)
-    assert verdict(leave(around, OOPS)) == (False, None)
+    assert decision(enter(around)) == (True, None)
+    assert decision(leave(around, OOPS)) == (False, None)
     assert log == ["+a", "+b", "+c", "!c", "!b", "-a"]
     assert (around.recovered, around.failure) == (True, OOPS)
 
@@ -238,9 +238,9 @@ def test_those_that_are_not_entered_are_not_resumed(way):
     for innermost, expected in ((returns, (False, None)), (raises, (False, BROKEN))):
         log.clear()
         around = layers_of(way(noted), way(innermost), way(noted))
-        assert verdict(enter(around)) == expected
+        assert decision(enter(around)) == expected
         assert not around.entered
-        assert verdict(leave(around, expected[1])) == expected
+        assert decision(leave(around, expected[1])) == expected
         assert log == (["+", "-"] if innermost is returns else ["+"])
 
 
@@ -264,18 +264,18 @@ def test_another_attempt_undoes_what_the_failed_one_wrote_and_inserted(way):
         yield
 
     around = layers_of(way(retries), way(writes), store=store)
-    assert verdict(enter(around)) == (True, None)
+    assert decision(enter(around)) == (True, None)
     store["a"] = 1
     store.append("xs", 1)
-    assert verdict(leave(around, OOPS)) == (True, None)
+    assert decision(leave(around, OOPS)) == (True, None)
     assert dict(store) == {"a": 0, "before": True, "retried": True}
     assert around.inserted == (STAGE, ACTION)
     assert around.values == {"outer": 1, "k": 2}
-    assert verdict(enter(around)) == (True, None)
+    assert decision(enter(around)) == (True, None)
     assert (around.attempt, "attempt 2" in store) == (2, True)
-    assert verdict(leave(around, None)) == (False, None)
+    assert decision(leave(around, None)) == (False, None)
     assert around.inserted == (STAGE, ACTION, PIPELINE)
-    assert (around.failure, around.recovered, around.is_plain()) == (None, False, False)
+    assert (around.failure, around.recovered, around.stood_by()) == (None, False, False)
 
 
 def test_a_layer_may_ask_for_as_many_attempts_as_it_likes(way):
@@ -293,11 +293,11 @@ def test_a_layer_may_ask_for_as_many_attempts_as_it_likes(way):
         yield
 
     around = layers_of(way(retries), way(inner))
-    assert verdict(enter(around)) == (True, None)
+    assert decision(enter(around)) == (True, None)
     for _ in range(2):
-        assert verdict(leave(around, OOPS)) == (True, None)
-        assert verdict(enter(around)) == (True, None)
-    assert verdict(leave(around, OOPS)) == (False, None)
+        assert decision(leave(around, OOPS)) == (True, None)
+        assert decision(enter(around)) == (True, None)
+    assert decision(leave(around, OOPS)) == (False, None)
     assert (entered, around.recovered) == ([1, 2, 3], True)
 
 
@@ -314,14 +314,14 @@ def test_the_outcome_is_sent_to_the_layer_and_may_be_replaced(way):
         raise BROKEN
 
     around = layers_of(way(replaces), way(replaces), action=ACTION)
-    verdict(enter(around))
+    decision(enter(around))
     around.outcome = "returned"
-    assert verdict(leave(around, None)) == (False, None)
+    assert decision(leave(around, None)) == (False, None)
     assert (seen, around.given) == (["returned", "replaced"], "replaced")
     around = layers_of(way(fails), action=ACTION)
-    verdict(enter(around))
+    decision(enter(around))
     around.outcome = "returned"
-    assert verdict(leave(around, None)) == (False, BROKEN)
+    assert decision(leave(around, None)) == (False, BROKEN)
     assert (around.given, around.outcome) == (UNSET, None)
 
 
@@ -334,7 +334,7 @@ def test_a_layer_that_skips_an_action_may_say_what_it_came_to(way):
         yield
 
     around = layers_of(way(cached), action=ACTION)
-    assert verdict(enter(around)) == (False, None)
+    assert decision(enter(around)) == (False, None)
     assert (around.given, around.entered) == ("cached", False)
 
 
@@ -351,12 +351,12 @@ def test_a_pause_is_asked_for_and_the_layer_continues_where_it_stood(way):
         yield Sleep(3)
 
     around, requests = layers_of(way(patient)), []
-    assert verdict(enter(around), requests) == (True, None)
+    assert decision(enter(around), requests) == (True, None)
     assert around.values["k"] == 1
-    assert verdict(leave(around, OOPS), requests) == (True, None)
+    assert decision(leave(around, OOPS), requests) == (True, None)
     assert around.values["k"] == 2
-    assert verdict(enter(around), requests) == (True, None)
-    assert verdict(leave(around, None), requests) == (False, None)
+    assert decision(enter(around), requests) == (True, None)
+    assert decision(leave(around, None), requests) == (False, None)
     assert [each for each in requests if isinstance(each, Sleep)] == [Sleep(1), Sleep(2), Sleep(3)]
 
 
@@ -399,12 +399,12 @@ def test_what_a_layer_may_not_yield_is_raised_at_its_yield(way, item):
         yield from wrong(call)
 
     around = layers_of(way(wrong))
-    runs, error = verdict(enter(around))
+    runs, error = decision(enter(around))
     assert (runs, str(error)) == (False, log[0])
     assert f"yielded {item!r}" in log[0]
     around = layers_of(way(wrong_later))
-    verdict(enter(around))
-    runs, error = verdict(leave(around, OOPS))
+    decision(enter(around))
+    runs, error = decision(leave(around, OOPS))
     assert (runs, str(error)) == (False, log[1])
 
 
@@ -422,11 +422,11 @@ def test_a_layer_that_swallows_its_misuse_has_failed_all_the_same(way):
         yield
 
     around = layers_of(way(wrong))
-    runs, error = verdict(enter(around))
+    runs, error = decision(enter(around))
     assert (runs, type(error)) == (False, MiddlewareError)
     around = layers_of(way(yields_on))
-    verdict(enter(around))
-    runs, error = verdict(leave(around, None))
+    decision(enter(around))
+    runs, error = decision(leave(around, None))
     assert (runs, type(error)) == (False, MiddlewareError)
     assert "runs again only after a failure" in str(error)
 
@@ -451,8 +451,8 @@ def test_a_failure_that_only_passes_through_stays_the_same(error, asynchronously
             call.store["closed"] = True
 
     around = layers_of(async_layer if asynchronously else layer)
-    verdict(enter(around))
-    assert verdict(leave(around, error)) == (False, error)
+    decision(enter(around))
+    assert decision(leave(around, error)) == (False, error)
     assert around.store["closed"]
 
 
@@ -469,8 +469,8 @@ def test_where_nothing_is_waited_for_the_answer_comes_at_once():
 def test_an_asynchronous_layer_is_resumed_by_the_driver():
     """Each time by one request."""
     around, requests = layers_of(asynchronous(returns_after)), []
-    assert verdict(enter(around), requests) == (True, None)
-    assert verdict(leave(around, None), requests) == (False, None)
+    assert decision(enter(around), requests) == (True, None)
+    assert decision(leave(around, None), requests) == (False, None)
     assert [type(each) for each in requests] == [Await, Await]
 
 
@@ -515,9 +515,9 @@ def test_the_gate_is_open_while_a_layer_runs_and_closed_otherwise(way):
     for error in (None, OOPS):
         opened.clear()
         around = layers_of(looks, gate=gate)
-        assert verdict(enter(around)) == (True, None)
+        assert decision(enter(around)) == (True, None)
         assert not gate.open
-        assert verdict(leave(around, error)) == (False, error)
+        assert decision(leave(around, error)) == (False, error)
         assert not gate.open
         assert opened == [True, True]
 
@@ -539,9 +539,9 @@ def test_ctrl_c_just_as_a_layer_has_answered_is_a_failure_of_it(moment, error):
             log.append("-")
 
     around = layers_of(noted, noted, gate=Interrupting(moment))
-    runs, entering = verdict(enter(around))
+    runs, entering = decision(enter(around))
     assert (runs, type(entering)) == ((True, type(None)) if moment > 2 else (False, KeyboardInterrupt))
-    again, left = verdict(leave(around, entering or error))
+    again, left = decision(leave(around, entering or error))
     assert (again, type(left)) == (False, KeyboardInterrupt)
     assert log.count("+") == log.count("-") == min(moment, 2)
     assert (around.opened, around.gate.open) == ([], False)
@@ -551,10 +551,10 @@ def test_ctrl_c_just_as_a_layer_has_answered_is_a_failure_of_it(moment, error):
 def test_ctrl_c_just_as_a_layer_has_failed_replaces_its_failure(layer):
     """It comes while the exception is being caught."""
     around = layers_of(layer, gate=Interrupting(1 if layer is raises else 2))
-    runs, error = verdict(enter(around))
+    runs, error = decision(enter(around))
     assert runs is (layer is not raises)
     if runs:
-        _, error = verdict(leave(around, None))
+        _, error = decision(leave(around, None))
     assert type(error) is KeyboardInterrupt
 
 
@@ -570,9 +570,9 @@ def test_ctrl_c_just_as_a_layer_yields_after_a_pause_is_heard_by_it():
             log.append("left")
 
     around = layers_of(patient, gate=Interrupting(2))
-    _, error = verdict(enter(around))
+    _, error = decision(enter(around))
     assert isinstance(error, KeyboardInterrupt)
-    verdict(leave(around, error))
+    decision(leave(around, error))
     assert log == ["left"]
 
 
@@ -661,7 +661,7 @@ def travelled(scripts, attempts, action, make):
     )
     turns, again, attempt = [], True, iter(attempts)
     while again:
-        runs, error = verdict(enter(around))
+        runs, error = decision(enter(around))
         turns.append((runs, told(error), dict(around.values), around.entered))
         if runs:
             fails = next(attempt, False)
@@ -672,11 +672,11 @@ def travelled(scripts, attempts, action, make):
                 error = ValueError("of the target")
             else:
                 around.outcome = "returned"
-        again, error = verdict(leave(around, error))
+        again, error = decision(leave(around, error))
         turns.append((again, told(error), dict(around.values), around.recovered, told(around.failure)))
     assert around.opened == []
     inserted = [each.name for each in around.inserted]
-    came_to = inserted, around.given, around.attempt, around.is_plain()
+    came_to = inserted, around.given, around.attempt, around.stood_by()
     delta = store.since(mark)
     now = {key: list(value) if isinstance(value, list) else value for key, value in store.items()}
     store.undo(mark)
@@ -728,7 +728,7 @@ def test_a_target_may_be_made_one_step():
         yield
 
     around = layers_of(yields, atomically)
-    assert (around.undoes, verdict(enter(around)), around.undoes) == (False, (True, None), True)
+    assert (around.undoes, decision(enter(around)), around.undoes) == (False, (True, None), True)
 
 
 def test_the_data_of_a_stage_is_merged_by_a_layer():
@@ -742,9 +742,9 @@ def test_the_data_of_a_stage_is_merged_by_a_layer():
         yield
 
     around = layers_of(retries, merging(Stage("s", data={"k": 1})), store=store)
-    assert verdict(enter(around)) == (True, None)
+    assert decision(enter(around)) == (True, None)
     assert dict(store) == {"k": 1}
-    assert verdict(leave(around, OOPS)) == (True, None)
+    assert decision(leave(around, OOPS)) == (True, None)
     assert dict(store) == {}
-    assert verdict(enter(around)) == (True, None)
+    assert decision(enter(around)) == (True, None)
     assert dict(store) == {"k": 1}

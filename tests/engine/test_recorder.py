@@ -209,7 +209,7 @@ def test_a_result_outlives_the_key_under_which_it_was_found():
 def test_the_short_form_says_the_same_as_the_long_one(codec):
     """Only a pickle has it: JSON is read by people, too."""
     recorder, did = recorder_of(codec), record(VALUE, Delta({"x": VALUE}, [], {}), number=0)
-    short, long = recorder.plain_row("0", "s", did, STEP, VALUE), recorder.row("0", "s", did)
+    short, long = recorder.value_row("0", "s", did, STEP, VALUE), recorder.row("0", "s", did)
     assert (short == long) is (codec.name == "json")
     (one,), (other,) = (read(each, codec=codec).values() for each in (short, long))
     assert one == other
@@ -220,14 +220,14 @@ def test_an_action_that_did_nothing_has_the_shortest_payload(codec):
     """It is the same for all of them, in either form."""
     recorder = recorder_of(codec)
     assert recorder.row("0", "s", record()).payload == codec.encode({}, "")
-    assert recorder.plain_row("0", "s", record(), STEP, None) == recorder.row("0", "s", record())
+    assert recorder.value_row("0", "s", record(), STEP, None) == recorder.row("0", "s", record())
 
 
 def test_there_is_no_short_form_of_what_was_inserted_or_cannot_be_encoded(codec):
     """The long one says who inserted it, or which key cannot be encoded."""
     recorder = recorder_of(codec)
-    assert recorder.plain_row("0", "s", record(inserted_by="s/other"), STEP, VALUE) is None
-    assert recorder.plain_row("0", "s", record(), STEP, UNWRITABLE) is None
+    assert recorder.value_row("0", "s", record(inserted_by="s/other"), STEP, VALUE) is None
+    assert recorder.value_row("0", "s", record(), STEP, UNWRITABLE) is None
 
 
 def test_a_codec_need_not_know_tuples():

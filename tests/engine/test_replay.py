@@ -11,7 +11,7 @@ from flowdeco import Stage, Store, action, parallel, pipeline, stage, stream
 from flowdeco.durable import MemoryJournal
 from flowdeco.engine.outcome import ActionRecord, Outcome, StageRecord, Status, branch_id
 from flowdeco.engine.recorder import Recorded
-from flowdeco.engine.replay import History, Left, Log, Rehearsal, in_memory
+from flowdeco.engine.replay import History, Log, Rehearsal, Remains, in_memory
 from flowdeco.errors import CodeChangedError, DefinitionError
 from flowdeco.middleware import recover
 from flowdeco.model.steps import step_of
@@ -63,12 +63,12 @@ def test_a_step_is_known_by_its_place():
 def test_a_branch_remains_until_all_of_it_is_recalled():
     """Then there is nothing more to restore."""
     history = History(steps(did(0, S, Status.FAILED), did(1, A)))
-    assert history.remains("0")
-    assert not history.remains("elsewhere")
+    assert history.has_more("0")
+    assert not history.has_more("elsewhere")
     history.recall("0", 0, S, None, sealed=False)
-    assert history.remains("0")
+    assert history.has_more("0")
     history.recall("0", 1, step_of(A), S, sealed=False)
-    assert not history.remains("0")
+    assert not history.has_more("0")
 
 
 @pytest.mark.parametrize(
@@ -402,7 +402,7 @@ def test_what_a_branch_left_behind_is_as_if_its_failure_had_passed_no_layer():
     store["given"] = "passed"
     store.discard(unwinding)
     store.release(layer)
-    left = Left(store, unwinding, "result", {0: ([layer], "before")})
+    left = Remains(store, unwinding, "result", {0: ([layer], "before")})
     revived = left.revived({"given": 5})
     assert dict(revived.store) == {"k": 1, "xs": [1, 2], "given": 5}
     assert dict(store) == {"k": "passed", "xs": [1, 2, 3], "given": "passed"}
@@ -419,7 +419,7 @@ def test_a_run_in_memory_continues_with_what_it_left_behind_or_else_with_its_sto
     log.of("0")[0] = did(0, S)
     mine, found, left = in_memory(store, log, {"given": 2})
     assert (dict(mine), list(found["0"]), left) == ({"k": 1, "given": 2}, [0], {})
-    log.left = {"0": Left(Store({"k": 3}), None, None, {}), INNER: Left(Store({"k": 4}), None, None, {})}
+    log.remains = {"0": Remains(Store({"k": 3}), None, None, {}), INNER: Remains(Store({"k": 4}), None, None, {})}
     mine, _, left = in_memory(store, log, {"given": 2})
     assert dict(mine) == {"k": 3, "given": 2}
     assert mine is left["0"].store
@@ -430,9 +430,9 @@ def test_a_run_in_memory_continues_with_what_it_left_behind_or_else_with_its_sto
 def test_of_what_was_left_behind_the_history_knows_marks_and_results():
     """For another attempt at a scope that was open."""
     marks = [Store().mark()]
-    history = History({}, left={"0": Left(Store(), None, "result", {3: (marks, "before")})})
-    assert history.left("0").result == "result"
-    assert history.left(INNER) is None
+    history = History({}, remains={"0": Remains(Store(), None, "result", {3: (marks, "before")})})
+    assert history.remains_of("0").result == "result"
+    assert history.remains_of(INNER) is None
     assert history.unfinished("0", 3) == (marks, "before")
     assert history.unfinished("0", 4) == ([], "result")
     assert history.unfinished(INNER, 3) == ([], None)
@@ -440,9 +440,9 @@ def test_of_what_was_left_behind_the_history_knows_marks_and_results():
 
 def test_with_its_steps_is_forgotten_what_a_branch_left_behind():
     """The next attempt at its group begins from the store as it is then."""
-    history = History(HISTORY, left={INNER: Left(Store(), None, "result", {})})
+    history = History(HISTORY, remains={INNER: Remains(Store(), None, "result", {})})
     history.forget({"0": 5, INNER: 0})
-    assert history.left(INNER) is None
+    assert history.remains_of(INNER) is None
 
 
 # -- in a run: a rehearsal leaves nothing behind

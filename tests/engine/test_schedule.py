@@ -74,8 +74,8 @@ class Scripted:
         return self.begun()
 
     @property
-    def over(self):
-        return self.schedule.over
+    def ended(self):
+        return self.schedule.ended
 
 
 def name_of(request):
@@ -102,15 +102,15 @@ def test_all_branches_begin_in_their_order_and_the_group_ends_with_the_last():
     assert scripted.answer("c", 3) == []
     assert scripted.answer("a", 1) == ["a2"]
     assert scripted.answer("a2", 2) == []
-    assert scripted.over is None
+    assert scripted.ended is None
     assert scripted.answer("b", 4) == []
-    assert scripted.over == Ended([None, None, None], None, None)
+    assert scripted.ended == Ended([None, None, None], None, None)
     assert log == [3, 1, 2, 4]
 
 
 def test_branches_that_ask_for_nothing_end_at_once():
     """The group, too."""
-    assert Scripted(walk([]), walk([])).over == Ended([None, None], None, None)
+    assert Scripted(walk([]), walk([])).ended == Ended([None, None], None, None)
 
 
 @pytest.mark.parametrize(("limit", "at_once"), [(1, 1), (2, 2), (3, 3), (4, 3), (None, 3)])
@@ -169,11 +169,11 @@ def test_a_branch_that_ends_with_a_failure_or_a_bail_stops_the_others(failure):
     assert scripted.answer("b", failure) == []
     assert scripted.cancelled() == ["a"]
     assert stopped(scripted.fork) == [0, 1, 2]
-    assert scripted.over is None
+    assert scripted.ended is None
     assert scripted.answer("a", Cancelled("cancelled")) == []
-    assert scripted.over.failures[1] is failure
-    assert kinds(scripted.over.failures) == [Cancelled, type(failure), NONE]
-    assert (scripted.over.ended_by, scripted.over.interrupt) == (1, None)
+    assert scripted.ended.failures[1] is failure
+    assert kinds(scripted.ended.failures) == [Cancelled, type(failure), NONE]
+    assert (scripted.ended.ended_by, scripted.ended.interrupt) == (1, None)
 
 
 def test_a_suspended_branch_stops_nothing():
@@ -186,7 +186,7 @@ def test_a_suspended_branch_stops_nothing():
     scripted.answer("a2")
     scripted.answer("c")
     assert scripted.cancelled() == []
-    assert scripted.over == Ended([None, suspended, None], None, None)
+    assert scripted.ended == Ended([None, suspended, None], None, None)
 
 
 def test_an_action_that_the_driver_has_not_begun_yet_is_withdrawn():
@@ -198,8 +198,8 @@ def test_an_action_that_the_driver_has_not_begun_yet_is_withdrawn():
     assert scripted.begun() == [save]
     assert scripted.cancelled() == [save]
     scripted.answer(save)
-    assert kinds(scripted.over.failures) == [Cancelled, NONE, ValueError]
-    assert scripted.over.ended_by == 2
+    assert kinds(scripted.ended.failures) == [Cancelled, NONE, ValueError]
+    assert scripted.ended.ended_by == 2
 
 
 def test_nothing_else_of_a_stopped_branch_begins():
@@ -223,7 +223,7 @@ def test_nothing_else_of_a_stopped_branch_begins():
     assert kinds(each.error for each in log[1:]) == [Cancelled, Cancelled]
     assert log[1].error is not log[2].error
     scripted.answer(save)
-    assert scripted.over.failures == [log[1].error, NO]
+    assert scripted.ended.failures == [log[1].error, NO]
 
 
 def test_of_two_failures_the_first_one_has_ended_the_group():
@@ -233,7 +233,7 @@ def test_of_two_failures_the_first_one_has_ended_the_group():
     scripted.begun()
     scripted.answer("b", NO)
     scripted.answer("a", other)
-    assert scripted.over == Ended([other, NO], 1, None)
+    assert scripted.ended == Ended([other, NO], 1, None)
 
 
 # -- interrupted
@@ -251,8 +251,8 @@ def test_an_interrupt_ends_all_of_it():
     scripted.schedule.interrupt(second)
     assert scripted.answer("b", Cancelled("cancelled")) == []
     assert scripted.answer("a2", "late") == []
-    assert scripted.over.interrupt is first
-    assert (kinds(scripted.over.failures), scripted.over.ended_by) == ([NONE, Cancelled, NONE], None)
+    assert scripted.ended.interrupt is first
+    assert (kinds(scripted.ended.failures), scripted.ended.ended_by) == ([NONE, Cancelled, NONE], None)
 
 
 def test_an_interrupt_after_a_failure_is_the_answer_as_well():
@@ -264,7 +264,7 @@ def test_an_interrupt_after_a_failure_is_the_answer_as_well():
     scripted.schedule.interrupt(interrupt)
     assert (scripted.cancelled(), stopped(scripted.fork)) == (["a"], [0, 1])
     scripted.answer("a", Cancelled("cancelled"))
-    assert (scripted.over.interrupt, scripted.over.ended_by) == (interrupt, 1)
+    assert (scripted.ended.interrupt, scripted.ended.ended_by) == (interrupt, 1)
 
 
 def test_an_interrupt_before_anything_has_begun_begins_nothing():
@@ -272,7 +272,7 @@ def test_an_interrupt_before_anything_has_begun_begins_nothing():
     scripted = Scripted(walk([], call("a")), walk([], call("b")), limit=1)
     scripted.schedule.interrupt(KeyboardInterrupt())
     assert (scripted.begun(), scripted.cancelled()) == ([], [])
-    assert kinds(scripted.over.failures) == [Cancelled, NONE]
+    assert kinds(scripted.ended.failures) == [Cancelled, NONE]
 
 
 def test_an_interrupt_reaches_the_groups_inside():
@@ -286,7 +286,7 @@ def test_an_interrupt_reaches_the_groups_inside():
     scripted.answer("a", Cancelled("cancelled"))
     (ended,) = log
     assert (kinds(ended.failures), type(ended.interrupt)) == ([Cancelled, NONE], Cancelled)
-    assert (scripted.over.failures, scripted.over.interrupt) == ([ended.interrupt], interrupt)
+    assert (scripted.ended.failures, scripted.ended.interrupt) == ([ended.interrupt], interrupt)
 
 
 # -- groups in groups
@@ -315,7 +315,7 @@ def test_groups_nest():
     assert log == [Ended([None, None], None, None)]
     scripted.answer("c")
     scripted.answer("after")
-    assert scripted.over == Ended([None, None], None, None)
+    assert scripted.ended == Ended([None, None], None, None)
 
 
 def test_the_limit_of_a_group_is_its_own():
@@ -344,7 +344,7 @@ def test_a_failure_inside_stops_the_group_inside_only():
     assert (log[0].failures[0], log[0].ended_by) == (NO, 0)
     scripted.answer("after")
     scripted.answer("c")
-    assert scripted.over == Ended([None, None], None, None)
+    assert scripted.ended == Ended([None, None], None, None)
 
 
 def test_a_failure_outside_stops_the_groups_inside_however_deep():
@@ -359,7 +359,7 @@ def test_a_failure_outside_stops_the_groups_inside_however_deep():
     scripted.answer("a", Cancelled("cancelled"))
     assert [type(ended.interrupt) for ended in log] == [Cancelled, Cancelled]
     assert log[0].interrupt is not log[1].interrupt
-    assert (scripted.over.failures[1], scripted.over.ended_by) == (NO, 1)
+    assert (scripted.ended.failures[1], scripted.ended.ended_by) == (NO, 1)
 
 
 def test_a_group_in_a_stopped_branch_begins_nothing():
@@ -373,7 +373,7 @@ def test_a_group_in_a_stopped_branch_begins_nothing():
     assert scripted.answer(save) == []
     (ended,) = log
     assert (ended.failures, type(ended.interrupt), stopped(inner)) == ([None], Cancelled, [0])
-    assert scripted.over.failures == [ended.interrupt, NO]
+    assert scripted.ended.failures == [ended.interrupt, NO]
 
 
 def test_a_group_in_a_branch_begins_in_the_context_variables_of_that_branch():
@@ -435,12 +435,12 @@ def test_a_branch_that_had_ended_is_no_longer_waited_for():
     assert scripted.begun() == ["b"]
     assert scripted.answer("b") == ["c"]
     scripted.answer("c")
-    assert scripted.over == Ended([None, None, None], None, None)
+    assert scripted.ended == Ended([None, None, None], None, None)
 
 
 def test_a_group_all_of_whose_branches_had_ended_ends():
     """Nothing is performed."""
-    assert Scripted(walk([]), walk([]), begun=[True, True]).over == Ended([None, None], None, None)
+    assert Scripted(walk([]), walk([]), begun=[True, True]).ended == Ended([None, None], None, None)
 
 
 def test_what_restores_a_failure_stops_the_group():
@@ -455,7 +455,7 @@ def test_what_restores_a_failure_stops_the_group():
     scripted = Scripted(restored(), walk([], failure=NO), walk([], call("c")), begun=[True, True, False])
     assert scripted.begun() == []
     assert kinds(each.error for each in log) == [Cancelled]
-    assert (scripted.over.failures[1], scripted.over.ended_by) == (NO, 1)
+    assert (scripted.ended.failures[1], scripted.ended.ended_by) == (NO, 1)
 
 
 def test_an_interrupt_while_branches_are_catching_up_lets_them_end():
@@ -471,8 +471,8 @@ def test_an_interrupt_while_branches_are_catching_up_lets_them_end():
     scripted.schedule.interrupt(interrupt)
     assert scripted.cancelled() == [chore]
     assert scripted.answer(chore, Cancelled("cancelled")) == []
-    assert kinds(scripted.over.failures) == [Cancelled, Cancelled, NONE]
-    assert scripted.over.interrupt is interrupt
+    assert kinds(scripted.ended.failures) == [Cancelled, Cancelled, NONE]
+    assert scripted.ended.interrupt is interrupt
 
 
 def test_groups_inside_catch_up_with_those_around_them():
