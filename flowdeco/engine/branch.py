@@ -254,18 +254,24 @@ class Branch:
 
     # Taking note.
 
-    def note(self, outcome: Outcome) -> Failure:
-        """Take note of an outcome; return the error if it cannot be written to the journal."""
-        terms = self.terms
+    def note(self, outcome: Outcome) -> tuple[Outcome, Failure]:
+        """Take note of an outcome: for the journal, for a resume in memory, for observers.
+
+        If the journal cannot take it, the step has failed. Return the outcome as noted, and that error.
+        """
+        terms, refused = self.terms, None
         if terms.records_only and outcome.error is None and type(outcome) is ActionRecord:
-            return None
+            return outcome, None
         stage = self.scope.unit if isinstance(outcome.unit, Action) else None
         name = None if stage is None else stage.name
         if terms.recorder is not None and not outcome.restored:
             try:
                 self.rows.append(terms.recorder.row(self.id, name, outcome))
-            except Exception as refused:
-                return refused
+            except Exception as error:
+                if outcome.is_final:  # a failure that is not written happens again
+                    refused, outcome = error, outcome.refused(error)
+                    with suppress(Exception):
+                        self.rows.append(terms.recorder.row(self.id, name, outcome))
         elif self.logged is not None and stage is None:
             self.logged[outcome.number] = outcome.kept()
         if outcome.error is not None:
@@ -273,7 +279,7 @@ class Branch:
         if terms.notify is not None:
             for event in outcome.events(terms.run_id, name):
                 terms.notify(event)
-        return None
+        return outcome, refused
 
     def note_entering(self, scope: OpenScope, entering: Sequence[Delta]) -> Failure:
         """Note the writes of a scope's layers as they were entered; return the error if the journal cannot take them."""

@@ -107,7 +107,8 @@ def evaluate(branch: Branch) -> Walk:
                 came: Any = _fail(branch, error)
             else:
                 unit, by = agenda.pop()
-                args = simple_arguments(branch, unit) if type(unit) is Step and branch.scope.is_bare else None
+                is_bare = type(unit) is Step and branch.scope.is_bare and not unit.use
+                args = simple_arguments(branch, unit) if is_bare else None
                 if args is None:
                     begin = BEGIN[type(unit)] if not branch.stopped else _begin_stopped
                     came = begin(branch, unit, by)
@@ -249,20 +250,20 @@ def _skip(branch: Branch, scope: OpenScope, earlier: Outcome | None) -> Walk | F
             past.drop_from(branch.id, scope.number + 1)  # it had begun, and is not wanted any more
     if terms.skip:
         terms.unmatched.difference_update(stage_selectors(unit))
-    error = branch.note(did) if scope.number != UNNUMBERED else None
+    refused = None if scope.number == UNNUMBERED else branch.note(did)[1]
     if isinstance(unit, Stage):
         for action in unit if terms.skip else ():
             terms.unmatched.difference_update(action_selectors(unit, action))
         branch.records.add(did.kept())
-        return error
+        return refused
     scope.is_skipped, scope.number = True, UNNUMBERED
     if isinstance(unit, Pipeline):
-        return error or open_scope(branch, scope, (), None)
+        return refused or open_scope(branch, scope, (), None)
     for index, part in reversed(list(enumerate(cast("Parallel", unit).units))):
         within = OpenScope(scope.outer, Pipeline((part,)), scope.by, scope.started)
         within.place, within.is_skipped = scope.place and scope.place.of(index), True
         branch.agenda.append((_Skipped(within), None))
-    return error
+    return refused
 
 
 def _begin_skipped(branch: Branch, skipped: _Skipped, by: str | None) -> Walk | Failure:

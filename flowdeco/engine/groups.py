@@ -7,14 +7,14 @@ branch counts; a `Suspend` waits for the others, and names all that they wait fo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from functools import reduce
 from typing import Any
 
 from flowdeco.engine.branch import Branch, OpenScope
 from flowdeco.engine.outcome import Outcome, Status, branch_id
 from flowdeco.engine.replay import History
-from flowdeco.engine.requests import Ended, Failure, Fork, Raised, Walk
+from flowdeco.engine.requests import Ended, Failure, Fork, Raised, Request, Walk
 from flowdeco.errors import WAITING, Bail, Cancelled, CodeChangedError, Suspend, WriteConflictError
 from flowdeco.model.definitions import Parallel, Stream, Unit
 from flowdeco.model.store import NOTHING, Delta, same
@@ -25,42 +25,60 @@ __all__ = ["failure_of", "merged", "run_group"]
 def run_group(branch: Branch, group: Parallel, scope: OpenScope, earlier: Outcome | None) -> Walk:
     """Run the branches of a group, and let their merged outcome take effect; return the failure."""
     past = branch.terms.past
-    is_restored = branch.restores(earlier)
-    if not is_restored:
-        error = (yield from branch.catch_up()) if earlier is None else None
-        if error is not None:
-            return error
-        error = yield from _announce(branch, group, scope)
-        if error is not None:
-            return error
-    branch.sealed += is_restored
-    forks = [_fork(branch, scope, index, unit, earlier) for index, unit in enumerate(group.units)]
-    alive = forks
-    if is_restored and earlier is not None and earlier.error is not None and past is not None:
-        alive = [fork for fork in forks if past.has_more(fork.id)]  # the others had not begun
-    ended: Any = yield Fork(alive, group.limit)
-    branch.sealed -= is_restored
-    if type(ended) is Raised:
-        ended = Ended([], None, ended.error)
-    _collect(branch, scope, forks)
-    if is_restored and earlier is not None and past is not None:
-        return _finish_restored_group(branch, past, scope, earlier, alive, ended)
-    if past is not None and branch.terms.rehearses:
-        return next(
-            (error for error in ended.failures if not isinstance(error, (Suspend, type(None)))),
-            ended.interrupt or past.end,
-        )
+    if past is not None and earlier is not None and branch.restores(earlier):
+        return (yield from _restore_group(branch, past, scope, earlier))
+    error = (yield from branch.catch_up()) if earlier is None else None
+    error = error or (yield from _announce(branch, group, scope))
+    if error is not None:
+        return error
+    forks = [_fork(branch, scope, index, unit) for index, unit in enumerate(group.units)]
+    ended = yield from _side_by_side(branch, scope, forks, forks)
+    if past is not None and past.rehearses:
+        failed = (error for error in ended.failures if error is not None and not isinstance(error, Suspend))
+        return next(failed, ended.interrupt or past.end)
     return (yield from _merge_branches(branch, group, scope, forks, ended))
 
 
-def _collect(branch: Branch, scope: OpenScope, forks: list[Branch]) -> None:
-    """Take over the records of branches that have ended, the rows that are held back, and the ids."""
+def _restore_group(branch: Branch, past: History, scope: OpenScope, earlier: Outcome) -> Walk:
+    """Restore a group that had ended: first what is in its branches, then what it came to."""
+    group: Parallel = scope.unit
+    branch.sealed += 1
+    forks = [_fork(branch, scope, index, unit) for index, unit in enumerate(group.units)]
+    alive = forks
+    if earlier.error is not None:
+        alive = [fork for fork in forks if past.has_more(fork.id)]  # the others had not begun
+    for fork in forks:
+        fork.ended_early |= earlier.error is not None
+    ended = yield from _side_by_side(branch, scope, forks, alive)
+    branch.sealed -= 1
+    for error in (*ended.failures, ended.interrupt):
+        is_met_again = error is None or error is earlier.error or error in getattr(earlier.error, "exceptions", ())
+        if not is_met_again and (error is past.end or isinstance(error, (CodeChangedError, KeyboardInterrupt))):
+            return error
+    past.confirm(branch.id, earlier, group, scope.number + 1)
+    if earlier.writes is not None:
+        branch.store.apply(earlier.writes)
+    bailed = [fork for fork, failure in zip(alive, ended.failures, strict=True) if isinstance(failure, Bail)]
+    _adopt(branch, alive if earlier.error is None else bailed[:1] if isinstance(earlier.error, Bail) else [])
+    branch.note(earlier.again(Outcome, group, scope.by, (), scope.place))
+    return earlier.error
+
+
+def _side_by_side(
+    branch: Branch, scope: OpenScope, forks: list[Branch], alive: list[Branch]
+) -> Generator[Request, Any, Ended]:
+    """Have those branches evaluated that are alive, and take over from all what counts however the group ends.
+
+    These are the records, the rows that are held back, and the ids.
+    """
+    ended: Any = yield Fork(alive, scope.unit.limit)
     for fork in forks:
         fork.end_unwinding()
         branch.records.adopt(fork.records)
         branch.rows += fork.rows
     ids = [id for fork in forks for id in (fork.id, *(id for _, ids in fork.forks for id in ids))]
     branch.remember_branches(scope.number, ids)
+    return Ended([], None, ended.error) if type(ended) is Raised else ended
 
 
 def _announce(branch: Branch, group: Parallel, scope: OpenScope) -> Walk:
@@ -75,7 +93,7 @@ def _announce(branch: Branch, group: Parallel, scope: OpenScope) -> Walk:
     return (yield from branch.save())
 
 
-def _fork(branch: Branch, scope: OpenScope, index: int, unit: Unit | Stream, earlier: Outcome | None) -> Branch:
+def _fork(branch: Branch, scope: OpenScope, index: int, unit: Unit | Stream) -> Branch:
     """Return the evaluation of a branch of a group."""
     id = branch_id(f"{branch.id}.{scope.number}", index)
     past = branch.terms.past
@@ -85,7 +103,6 @@ def _fork(branch: Branch, scope: OpenScope, index: int, unit: Unit | Stream, ear
     base.place = scope.place and scope.place.of(index)
     fork = Branch(branch.terms, branch.store.fork() if remains is None else remains.store, base, branch, id)
     fork.result = None if remains is None else remains.result
-    fork.ended_early |= branch.sealed > 0 and earlier is not None and earlier.error is not None
     fork.agenda.append((unit, scope.by))
     return fork
 
@@ -106,15 +123,13 @@ def _merge_branches(branch: Branch, group: Parallel, scope: OpenScope, forks: li
         terms.gate.open = False
         error, taking = failure, []
     status, shown, _, _ = branch.ended_as(error, None)
-    did = Outcome(
+    _, refused = branch.note(Outcome(
         group.name, group, status, scope.started + terms.epoch, terms.clock() - scope.started, scope.by,
         scope.number, scope=scope.place, error=shown, writes=_with_changes(branch, forks, writes),
         end=scope.number + 1, branches=len(forks),
-    )  # fmt: skip
-    refused = branch.note(did)
-    if refused is not None and error is None:
+    ))  # fmt: skip
+    if refused is not None:
         error, taking = refused, []
-        branch.note(did._replace(writes=None, status=Status.FAILED, error=error))
     if taking and writes is not None:
         branch.store.apply(writes)
     _adopt(branch, taking)
@@ -139,23 +154,6 @@ def _with_changes(branch: Branch, forks: list[Branch], writes: Delta | None) -> 
         value = branch.store[key]
         puts[key] = [*value, *appends.pop(key)] if key in appends else value
     return Delta(puts, writes.deletes, appends)
-
-
-def _finish_restored_group(
-    branch: Branch, past: History, scope: OpenScope, earlier: Outcome, forks: list[Branch], ended: Ended
-) -> Failure:
-    group = scope.unit
-    for error in (*ended.failures, ended.interrupt):
-        is_met_again = error is None or error is earlier.error or error in getattr(earlier.error, "exceptions", ())
-        if not is_met_again and (error is past.end or isinstance(error, (CodeChangedError, KeyboardInterrupt))):
-            return error
-    past.confirm(branch.id, earlier, group, scope.number + 1)
-    if earlier.writes is not None:
-        branch.store.apply(earlier.writes)
-    ended_well = [fork for fork, failure in zip(forks, ended.failures, strict=True) if isinstance(failure, Bail)]
-    _adopt(branch, forks if earlier.error is None else ended_well[:1] if isinstance(earlier.error, Bail) else [])
-    did = earlier.again(Outcome, group, scope.by, (), scope.place)
-    return branch.note(did) or earlier.error
 
 
 def _adopt(branch: Branch, forks: list[Branch]) -> None:

@@ -64,7 +64,7 @@ Level: TypeAlias = Literal["pipeline", "stage", "action"]
 Layer: TypeAlias = "Generator[Any, Any, None] | AsyncGenerator[Any, Any]"
 Move: TypeAlias = "tuple[str, Any]"  # what a layer does, and what it yields or raises
 Decision: TypeAlias = "tuple[bool, BaseException | None]"  # whether the target is to run (again), and the failure left
-Passage: TypeAlias = "Verdict | Generator[Request, Any, Verdict]"
+Passage: TypeAlias = "Decision | Generator[Request, Any, Decision]"
 
 
 class Call:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Any, Final, NamedTuple, TypeVar, cast
+from typing import Any, Final, NamedTuple, Self, TypeVar, cast
 
 from flowdeco.errors import Bail, Suspend
 from flowdeco.events import ActionFinished, Event, StageFinished, UnitsInserted
-from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream, Unit
+from flowdeco.model.definitions import Action, Stage, Stream, Unit
 from flowdeco.model.options import UNSET
 from flowdeco.model.store import Delta
+from flowdeco.model.units import every_unit
 
 __all__ = [
     "COMPLETED",
@@ -147,6 +148,12 @@ class Outcome(NamedTuple):
             branches=self.branches,
         )  # fmt: skip
 
+    def refused(self, error: BaseException) -> Self:
+        """Return the outcome of a step that has failed because its effect cannot be written to the journal."""
+        return self._replace(
+            status=Status.FAILED, error=error, recovered=False, inserted=(), switches=(), writes=None, result=UNSET
+        )
+
     def kept(self) -> Any:
         """Return the record of this outcome, to be kept after it was applied and written: it has no values."""
         if self.writes is None and not self.entering and self.result is UNSET:
@@ -231,11 +238,4 @@ def status_of(error: BaseException | None, is_cancellation: Any) -> Status:
 
 def stages_in(units: Sequence[Unit | Stream]) -> int:
     """Return how many stages are in these units, as far as one can know."""
-    stages, left = 0, list(units)
-    while left:
-        unit = left.pop()
-        if isinstance(unit, (Pipeline, Parallel)):
-            left.extend(unit.units)
-        else:
-            stages += type(unit) is not Stream
-    return stages
+    return sum(isinstance(unit, (Stage, Action)) for unit in every_unit(units))

@@ -21,9 +21,10 @@ from flowdeco.engine.recorder import Recorded, outcomes
 from flowdeco.engine.replay import Steps
 from flowdeco.engine.runs import Run
 from flowdeco.errors import JournalError, RunError, members_of, told
-from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, make_action, one_action_stage
+from flowdeco.model.definitions import Action, Pipeline, Stage, make_action, one_action_stage
 from flowdeco.model.options import UNSET
 from flowdeco.model.store import Store
+from flowdeco.model.units import every_unit
 
 __all__ = ["branch_of", "failed_steps", "read_outline", "read_run", "read_steps", "stage_records", "stages_by_name"]
 
@@ -157,12 +158,8 @@ def stage_records(steps: Steps, find: Find = lambda name: None) -> list[StageRec
 def stages_by_name(units: Iterable[Any]) -> dict[str, Stage]:
     """Return the stages that are in these units."""
     found: dict[str, Stage] = {}
-    left = list(units)
-    while left:
-        unit = left.pop()
-        if isinstance(unit, (Pipeline, Parallel)):
-            left.extend(unit.units)
-        elif isinstance(unit, Stage):
+    for unit in every_unit(units):
+        if isinstance(unit, Stage):
             found[unit.name] = unit
         elif isinstance(unit, Action):
             found[unit.name] = one_action_stage(cast("Action[..., Any]", unit))

@@ -17,7 +17,7 @@ from flowdeco.errors import Bail, DefinitionError, JournalError, RunError
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream
 from flowdeco.model.options import UNSET
 from flowdeco.model.steps import Step
-from flowdeco.model.store import MISSING, Delta, Store
+from flowdeco.model.store import MISSING, NOTHING, Delta, Store
 
 __all__ = ["ATOMS", "Recorded", "Recorder", "outcomes", "portable"]
 
@@ -254,7 +254,8 @@ def outcomes(rows: list[Row], codec: Codec, pins: Mapping[str, int]) -> dict[str
             parts = {"puts": {key: value}, "result": ("put", key)}
         outcome = _outcome(row, parts)
         outdated = {key for key, since in pins.items() if at < since}
-        if outdated:
+        written = (outcome.writes or NOTHING, *outcome.entering)
+        if outdated and any(not outdated.isdisjoint(delta.keys()) for delta in written):
             outcome = outcome._replace(
                 writes=outcome.writes and outcome.writes.without(outdated),
                 entering=tuple(delta.without(outdated) for delta in outcome.entering),
@@ -294,7 +295,10 @@ def _scope(inside: list[tuple[str, str, int | None, str | None]]) -> Scope | Non
 
 
 def _delta(parts: Mapping[str, Any]) -> Delta:
-    return Delta(parts.get("puts", {}), parts.get("deletes", []), parts.get("appends", {}))
+    puts, deletes, appends = parts.get("puts"), parts.get("deletes"), parts.get("appends")
+    if puts or deletes or appends:
+        return Delta(puts or NOTHING.puts, deletes or NOTHING.deletes, appends or NOTHING.appends)
+    return NOTHING
 
 
 def _result(where: Any, writes: Delta) -> Any:

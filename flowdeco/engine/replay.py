@@ -18,6 +18,7 @@ from flowdeco.engine.recorder import KINDS, Recorded
 from flowdeco.errors import CodeChangedError, DefinitionError, Suspend
 from flowdeco.model.definitions import Parallel, Pipeline, Stage, Stream
 from flowdeco.model.store import Mark, Store
+from flowdeco.model.units import every_unit
 from flowdeco.model.wiring import Step
 
 __all__ = ["History", "Log", "Rehearsal", "Remains", "Steps", "in_memory"]
@@ -325,7 +326,7 @@ class Rehearsal(History):
     def mismatch(self, branch: str, unit: Any, scope: Any, earlier: Outcome) -> BaseException:
         """Return the error of a step that comes where there was another one."""
         if branch == ROOT and not self.taken and isinstance(unit, Stage):
-            names = _names_in(self._pipeline)
+            names = {unit.name for unit in every_unit(self._pipeline.units)}
             if names.isdisjoint(outcome.name for outcome in self._all.get(ROOT, {}).values()):
                 began = f"the run began with {_described(earlier.unit, scope, earlier)}"
                 begins = f"this one begins with {_described(unit, scope)}"
@@ -413,19 +414,15 @@ def _branches_of(branch: str, number: int, outcome: Outcome) -> list[str]:
 
 def _is_same(unit: Any, earlier: Outcome) -> bool:
     """Whether a step has the kind and name, a group also the number of branches, that it had."""
-    if earlier.name != _name(unit) or _kind(earlier.unit) != _kind(unit):
+    if earlier.name != unit.name or _kind(earlier.unit) != _kind(unit):
         return False
-    return not isinstance(unit, Parallel) or earlier.branches in (0, len(unit.units))
+    return type(unit) is not Parallel or earlier.branches in (0, len(unit.units))
 
 
 def _kind(unit: Any) -> str:
     if isinstance(unit, Recorded):
         return unit.kind
     return "action" if type(unit) is Step else KINDS[type(unit)]
-
-
-def _name(unit: Any) -> str:
-    return str(unit.name)
 
 
 def _described(unit: Any, scope: Any, earlier: Outcome | None = None) -> str:
@@ -435,14 +432,3 @@ def _described(unit: Any, scope: Any, earlier: Outcome | None = None) -> str:
         stage = unit.stage if isinstance(unit, Recorded) else "" if scope is None else scope.name
         return f"action {stage}/{name}"
     return f"{'parallel group' if kind == 'group' else kind} {name!r}"
-
-
-def _names_in(pipeline: Pipeline) -> set[str]:
-    names: set[str] = set()
-    units: list[Any] = [*pipeline.units]
-    while units:
-        unit = units.pop()
-        names.add(unit.name)
-        if isinstance(unit, (Pipeline, Parallel)):
-            units.extend(unit.units)
-    return names

@@ -21,7 +21,7 @@ from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream
 from flowdeco.model.options import UNSET
 from flowdeco.model.wiring import Step
 
-__all__ = ["PLAIN", "SETTLED", "Yielded", "exhaust", "sort_out"]
+__all__ = ["DATA", "SETTLED", "Yielded", "exhaust", "sort_out"]
 
 DATA: Final = frozenset({str, int, float, bool, bytes, dict, set, frozenset, complex})
 SETTLED: Final = DATA | {types.NoneType, list, tuple, Action, Stage, Pipeline, Parallel, Stream, Raised}

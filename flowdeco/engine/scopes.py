@@ -112,6 +112,7 @@ def _enter(branch: Branch, scope: OpenScope, layers: Layers) -> Walk:
     """Enter the layers of a scope, and fill it."""
     past, resumes = branch.terms.past, layers.recalled is not None
     entered = enter(layers)
+    error: Failure
     runs, error = entered if isinstance(entered, tuple) else (yield from entered)
     layers.recalled = None
     if resumes and past is not None and past.in_store and scope.before is not None:
@@ -144,7 +145,10 @@ def fill_scope(branch: Branch, scope: OpenScope) -> None:
 def end_scope(branch: Branch, scope: OpenScope, by: str | None) -> Walk | Failure:
     if scope.layers is not None:
         return close_scope(branch, scope, None)
-    return _finish_bare(branch, scope) if scope.is_quiet and branch.terms.records_only else _finish(branch, scope, None)
+    if scope.is_quiet and branch.terms.records_only:
+        _finish_bare(branch, scope)
+        return None
+    return _finish(branch, scope, None)
 
 
 def close_scope(branch: Branch, scope: OpenScope, error: Failure) -> Walk:
@@ -183,13 +187,8 @@ def _finish(
         branch.forget_failure()
         error = branch.unsaved()
     entered = _let_go(branch, scope, error, marks)
-    did = _outcome(branch, scope, error, entered, leaving)
-    refused = branch.note(did)
-    if refused is not None:
-        error = refused if error is None or isinstance(error, Bail) else error
-        did = _outcome(branch, scope, error, entered, None)
-        branch.note(did)
-    return _finished(branch, scope, did, error)
+    did, refused = branch.note(_outcome(branch, scope, error, entered, leaving))
+    return _finished(branch, scope, did, refused or error)
 
 
 def _finish_bare(branch: Branch, scope: OpenScope) -> None:
@@ -258,8 +257,8 @@ def _finish_restored(branch: Branch, scope: OpenScope, earlier: Outcome, error: 
         branch.store.apply(earlier.writes)
     error = None if earlier.recovered else earlier.error or error
     kind = record_kind(scope.unit)
-    did = earlier.again(kind, scope.unit, scope.by, scope.records, scope.place)
-    return _finished(branch, scope, did, branch.note(did) or error)
+    did, _ = branch.note(earlier.again(kind, scope.unit, scope.by, scope.records, scope.place))
+    return _finished(branch, scope, did, error)
 
 
 def _finished(branch: Branch, scope: OpenScope, did: Outcome, error: Failure) -> Failure:

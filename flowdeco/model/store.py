@@ -376,6 +376,8 @@ class Store(MutableMapping[str, Any]):
 
     def apply(self, delta: Delta) -> None:
         """Repeat writes that were made to another store, or in an earlier run."""
+        if delta is NOTHING:
+            return
         for name, value in delta.puts.items():
             self[name] = value
         for name in delta.deletes:

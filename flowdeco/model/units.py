@@ -477,3 +477,13 @@ def parallel(
     Their writes are merged in branch order when all have finished, so that the result does not depend on timing.
     """
     return Parallel(units, name=name, limit=limit, merge=merge, tags=tags)
+
+
+def every_unit(units: Iterable[Any]) -> Iterator[Any]:
+    """Yield these units and all that are in them: the stages and actions of pipelines and groups, in any order."""
+    waiting = list(units)
+    while waiting:
+        unit = waiting.pop()
+        yield unit
+        if isinstance(unit, Composite):
+            waiting.extend(unit.units)
