@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, parallel, pipeline, stream
     from flowdeco.model.store import Key, Store
 else:
-    # Not before they are used. The command line, and the plugin that every session of pytest loads, begin without them:
+    # Not before they are used. The command line, and the plugin that every pytest session loads, start without them:
     # they take 115 ms, 100 of which are wrapt 2.5, which imports asyncio.
     __getattr__, __dir__ = lazily(
         __name__,

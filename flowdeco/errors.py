@@ -114,7 +114,7 @@ class ShippingError(RunError):
 
 
 class WorkerDiedError(RunError):
-    """A worker of an executor died while an action was with it."""
+    """A worker of an executor died while performing an action."""
 
 
 class JournalError(RunError):
@@ -167,7 +167,7 @@ class Suspend(_Signal):
     """Stop here until the run is resumed: the writes of the action are dropped, and it runs again on resume."""
 
 
-WAITING: Final = "waiting for "  # the beginning of the reason, if that is a value of the store
+WAITING: Final = "waiting for "  # the beginning of the reason, if the run waits for a value of the store
 
 
 class Cancelled(_Signal):
@@ -191,7 +191,7 @@ def told(error: BaseException | None) -> str:
 
 
 def members_of(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an exception and, of a group, all that are in it."""
+    """Yield an exception and, for a group, everything in it."""
     if error is not None:
         yield error
     if isinstance(error, BaseExceptionGroup):
@@ -200,7 +200,7 @@ def members_of(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def shortened(value: object, limit: int = 60) -> str:
-    """Return the repr of a value, cut where a message would drown in it."""
+    """Return the repr of a value, cut short for use in a message."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 

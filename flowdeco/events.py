@@ -22,7 +22,7 @@ __all__ = [
 
 
 class RunStarted(NamedTuple):
-    """A run begins; `stages` is how many are in its pipeline, those that are inserted later not counted."""
+    """A run begins; `stages` is the number in its pipeline, not counting those inserted later."""
 
     run_id: str
     pipeline: str

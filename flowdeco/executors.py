@@ -1,6 +1,6 @@
 """Executors: a serial one for tests, and the shipping of calls to other processes.
 
-Any `concurrent.futures.Executor` serves; only calls of functions go there, with their arguments. To a thread they go as
+Any `concurrent.futures.Executor` will do; only calls of functions go there, with their arguments. To threads they go as
 they are. To anything else (processes, interpreters, a cluster) they are pickled here, so that a value
 that cannot be pickled is named before anything is submitted. An action that asks for `ctx` receives a detached one,
 whose effects come back with the result.
@@ -65,7 +65,7 @@ def perform(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[s
     return exhaust(cast("Any", value)) if type(value) is types.GeneratorType else value
 
 
-# There.
+# In the other process.
 
 
 class _Home(NamedTuple):
@@ -77,7 +77,7 @@ class _Home(NamedTuple):
 
 
 def perform_shipped(payload: bytes, nonce: bytes) -> bytes:
-    """Perform a pickled call in another process; the result is pickled here, so that a part that cannot be is named here.
+    """Perform a pickled call in another process; the result is pickled there, so that an unpicklable part is named.
 
     Exceptions travel as values, too: with them come the events that the action reported before it failed.
     """
@@ -118,7 +118,7 @@ def _unpicklable_part(value: Any, effects: Effects | None) -> str:
 
 
 def _travelling(error: BaseException, dumps: Callable[[Any], bytes]) -> BaseException:
-    """Return an exception that survives the way home: itself, or else a description of it."""
+    """Return an exception that survives the way back: itself, or else a description of it."""
     told = "".join(traceback.format_exception(error)).rstrip()
     try:
         same = type(pickle.loads(dumps(error))) is type(error)
@@ -130,7 +130,7 @@ def _travelling(error: BaseException, dumps: Callable[[Any], bytes]) -> BaseExce
     return error
 
 
-# Here.
+# In this process.
 
 
 def ship(executor: Executor, step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Future[bytes]:

@@ -1,6 +1,6 @@
-"""The middleware that is shipped: `retry`, `recover` and `atomic`; and what one's own is written with.
+"""The built-in middleware `retry`, `recover` and `atomic`, and the names for writing your own.
 
-How middleware works stands in `engine.layers`.
+`engine.layers` explains how middleware works.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def retry(
     wait_max: float = 30.0,
     jitter: bool = True,
 ) -> Middleware:
-    """Return a middleware that runs its inside again after the exceptions in `on`, `attempts` times in all.
+    """Return a middleware that runs its target again after the exceptions in `on`, `attempts` times in all.
 
     Waits `wait` seconds before the second attempt, and twice as long before each further one, up to `wait_max`; with
     `jitter` a random time below that, drawn uniformly ("full jitter", M. Brooker, Exponential Backoff And Jitter, AWS
@@ -71,7 +71,7 @@ class Retry(NamedTuple):
 def recover(*, on: _Exceptions, outcome: Any = None) -> Middleware:
     """Return a middleware that lets the run continue after the exceptions in `on`.
 
-    The record stays `failed`, with `recovered` set. For an action, `outcome` counts as what it returned.
+    The record stays `failed`, with `recovered` set. For an action, `outcome` counts as its returned value.
     """
     _check_exceptions("recover", on)
     return cast("Middleware", Recover(on, outcome))
@@ -113,14 +113,14 @@ def atomic(call: Call) -> Generator[None, Any, None]:
     call.store.release(mark)
 
 
-# They give no values to what is inside, and write nothing: what is certain without them is certain with them (see
+# They give no values to their target, and write nothing: a key that is certain without them is certain with them (see
 # `model.wiring`).
 Retry.supplies = False  # type: ignore[attr-defined]
 atomic.supplies = False  # type: ignore[attr-defined]
 
 
 def _matches(error: BaseException, on: _Exceptions) -> bool:
-    """Whether it is one of these, or the failures of a parallel group, which are all of these."""
+    """Whether it is one of these, or a group of failures that all are."""
     if isinstance(error, on):
         return True
     failures = cast("BaseExceptionGroup[BaseException]", error) if isinstance(error, BaseExceptionGroup) else None

@@ -63,7 +63,7 @@ class Clock:
         return self.now
 
     def advance(self, seconds: float) -> None:
-        """Let so much time pass, at once."""
+        """Let this much time pass, at once."""
         if not seconds >= 0:
             raise ValueError(f"time goes forward: {seconds!r} seconds are not enough")
         self.now += seconds
@@ -80,12 +80,12 @@ class _Selector(selectors.DefaultSelector):
     def __init__(self, clock: Clock) -> None:
         super().__init__()
         self.clock = clock
-        self.elsewhere = 0  # calls in threads, which take the time that they take
+        self.elsewhere = 0  # calls in threads, which take real time
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None or timeout <= 0:
             return super().select(timeout)
-        # Of the loop itself there is one file, by which other threads wake it; any other one is of a real connection.
+        # The loop itself has one file, by which other threads wake it; any other belongs to a real connection.
         patience = timeout if self.elsewhere else 0.05 if len(self.get_map()) > 1 else 0
         events = super().select(min(timeout, patience))
         if not events:
@@ -234,7 +234,7 @@ class _Performer(sync.Performer):
 class Call:
     """A call of an action's function: `inputs` are its arguments by name, without a `ctx`.
 
-    `returned` is its result, of a generator the list of yielded values; `raised` the exception, if it raised one.
+    `returned` is its result, for a generator the list of yielded values; `raised` the exception, if it raised one.
     Each attempt of a retry is a call. Equal to another call of the same action with the same inputs.
     """
 
@@ -294,9 +294,9 @@ def _note_stage(event: Any) -> None:
 class FlowRunner:
     """Runs flows in tests: in the calling thread, one call after the other, by a clock of its own.
 
-    A `Sleep` of a middleware, so the waiting of a `retry`, takes no time; so do `asyncio.sleep` and the timeouts of
-    coroutines. The `timeout` of a sync action has expired when the clock was advanced so far while it was called. The
-    times in the records are those of the clock.
+    A `Sleep` of a middleware, such as the wait of a `retry`, takes no time; nor do `asyncio.sleep` and the timeouts of
+    coroutines. A sync action times out if the clock is advanced beyond its `timeout` during the call. The times in the
+    records are those of the clock.
 
     `calls` are the calls of actions in all runs so far, `slept` the waiting times of middleware, in seconds.
     """
@@ -307,7 +307,7 @@ class FlowRunner:
         self.slept: list[float] = []
 
     def run(self, flow: Unit, inputs: Mapping[str, Any] | None = None, /, **options: Any) -> Run:
-        """Evaluate a unit; the options are those of `flow.run`, but for `executor`."""
+        """Evaluate a unit; the options are those of `flow.run`, except `executor`."""
         __tracebackhide__ = True
         chosen = self._options(options)
 
@@ -323,7 +323,7 @@ class FlowRunner:
         self, flow: Unit, run: Run | str, inputs: Mapping[str, Any] | None = None, /, *, on_change: str = "error",
         from_stage: str | None = None, **options: Any,
     ) -> Run:  # fmt: skip
-        """Resume a run; the options are those of `flow.resume`, but for `executor`."""
+        """Resume a run; the options are those of `flow.resume`, except `executor`."""
         __tracebackhide__ = True
         chosen = self._options(options)
 
@@ -590,7 +590,7 @@ def _lines(patterns: list[str], ran: list[StageRecord], steps: list[int]) -> lis
 
 
 def _folded(items: list[str], most: int) -> list[str]:
-    """Return the items, of very many the first ones and the last."""
+    """Return the items; if there are very many, the first ones and the last."""
     if len(items) <= most + 1:
         return items
     return [*items[: most - 1], f"… {len(items) - most} more", items[-1]]

@@ -1,4 +1,4 @@
-"""A run of a journal put side by side with its pipeline, so that they can be compared: nothing of it runs.
+"""A run of a journal put side by side with its pipeline, so that they can be compared: no part of it runs.
 
 `engine.reading` reads the run; here its stages are found in the pipeline by their names. The rows of a run
 whose process was killed do not name the step that was under way. The pipeline does, as long as it has not changed: it is
@@ -57,7 +57,7 @@ def _crashed(part: Part) -> Part:
     return part._replace(status=status, parts=tuple(map(_crashed, part.parts)))
 
 
-_CRASHED: Final = cast("Status", "crashed")  # a word of those who look at journals: no run has this status
+_CRASHED: Final = cast("Status", "crashed")  # a word for readers of journals: no run has this status
 
 
 # The steps that were under way when the process ended.
@@ -72,15 +72,15 @@ class _Ahead(Rehearsal):
         self.begun = frozenset(steps)
         self.by_turns: set[str] = set()  # scopes of groups whose branches are not all under way
 
-    def recall(self, branch: str, number: int, unit: Any, scope: Any, *, sealed: bool) -> Outcome | None:
+    def recall(self, branch: str, number: int, unit: Any, around: Any, *, sealed: bool) -> Outcome | None:
         if isinstance(unit, Step):
             self.next[branch] = unit
         elif isinstance(unit, Parallel) and unit.limit is not None:
             self.by_turns.add(f"{branch}.{number}")
-        return super().recall(branch, number, unit, scope, sealed=sealed)
+        return super().recall(branch, number, unit, around, sealed=sealed)
 
     def begun_stream(self, branch: str, stream: Any, by: str | None, *, sealed: bool) -> Any:
-        return self.end
+        return self.stop
 
 
 def _with_next(run: Run, remembered: Remembered, codec: Codec) -> list[StageRecord]:
@@ -89,7 +89,7 @@ def _with_next(run: Run, remembered: Remembered, codec: Codec) -> list[StageReco
     ahead, read = _Ahead(steps, run.pipeline), list(run.stages)
     trial = Run(run.id, run.pipeline, store)
     terms = Terms(run.id, run.pipeline, lambda: 0.0, 0.0, lambda _: False, skip=frozenset(remembered.skip), past=ahead)
-    _drive(evaluate_run(trial, terms, ()), ahead.end)
+    _drive(evaluate_run(trial, terms, ()), ahead.stop)
     rows = {_key(record): record for record in read}
     if ahead.changes or trial.error is not None or not rows.keys() <= set(map(_key, trial.stages)):
         return read
@@ -130,7 +130,7 @@ def _takes_turns(scope: Scope | None, ahead: _Ahead) -> bool:
 
 
 def _drive(evaluation: Generator[Any, Any, Any], end: BaseException) -> Any:
-    """Go through an evaluation to its end; whatever it asks to be performed ends it, branches are gone through."""
+    """Walk an evaluation to its end: any request but a fork ends it, and branches are walked as well."""
     answer: Any = None
     while True:
         try:

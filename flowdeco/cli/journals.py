@@ -250,7 +250,7 @@ def _step_rows(step: Step, state: str, codec: durable.Codec) -> Iterator[TableRo
     if step.row is None:  # the end of a stage is written together with the step after it
         yield step.name, "crashed here or later" if state == "crashed" else state, ""
     else:
-        took = sum(action.elapsed for action in step.actions)  # all that a resume had left to do may be its end
+        took = sum(action.elapsed for action in step.actions)  # a resume may have had only its end left to do
         elapsed = "" if step.row.status == "skipped" else report.duration(max(step.row.elapsed, took))
         yield step.name, _with_attempts(step.actions[0] if alone else step.row, codec), elapsed
     for action in () if alone else step.actions:

@@ -18,7 +18,7 @@ __all__ = ["aresume", "arun", "resume", "run"]
 async def arun(flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions) -> Run:
     """Evaluate a pipeline in the running event loop."""
     __tracebackhide__ = True
-    from flowdeco.drivers import async_  # asyncio is loaded for those who use it
+    from flowdeco.drivers import async_  # asyncio is loaded only for async runs
 
     return await async_.run(flow, inputs, options)
 

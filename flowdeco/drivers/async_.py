@@ -48,7 +48,7 @@ async def resume(
 
 
 async def _begun(start: Callable[..., Evaluated | Run], *args: Any) -> Evaluated | Run:
-    """Begin in a thread, for the journal is opened there; a cancellation gives the run up again."""
+    """Begin in a thread, where the journal is opened; a cancellation abandons the run."""
     __tracebackhide__ = True
     evaluated, cancelled = await _finished(lambda done: call_in_thread(start, args, None, done))
     if cancelled is not None:
@@ -60,7 +60,7 @@ async def _begun(start: Callable[..., Evaluated | Run], *args: Any) -> Evaluated
 
 
 async def _finished(begin: Callable[[Callable[[Any], None]], object]) -> tuple[Any, BaseException | None]:
-    """Await a call in a thread to its end, however often the task is cancelled meanwhile; return that, too."""
+    """Await a call in a thread to its end, however often the task is cancelled meanwhile; return the cancellation, too."""
     __tracebackhide__ = True
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Any] = loop.create_future()
@@ -87,9 +87,9 @@ async def _performed(evaluated: Evaluated, options: RunOptions, gate: Gate) -> R
     run, evaluation = evaluated
     with ExitStack() as resources:
         if options.progress is not None:
-            resources.callback(evaluation.close)  # what shows it is closed, whatever happens to the run
+            resources.callback(evaluation.close)  # closes the display, whatever happens to the run
         await _drive(evaluation, _Performer(resources, options.executor, gate))
-    if gate.pending is not None:  # it came as the run was being closed
+    if gate.pending is not None:  # an interrupt that arrived as the run was being closed
         remember(run, gate.pending)
         raise gate.pending
     return end(run, options.check)
@@ -129,14 +129,14 @@ class _Performer:
         self._waking = False
 
     def interrupted(self, request: Request) -> Raised:
-        """Answer a request with what has come meanwhile."""
+        """Answer a request with the pending interrupt."""
         pending, self.gate.pending = self.gate.pending, None
         if isinstance(request, Await) and hasattr(request.awaitable, "close"):
             cast("Any", request.awaitable).close()
         return Raised(cast("BaseException", pending))
 
     async def perform(self, request: Request) -> Any:
-        """Do what is asked for; raises what comes of it."""
+        """Perform a request; return its result, or raise its exception."""
         if isinstance(request, Save):
             return await self._save(request)
         if isinstance(request, Sleep):
@@ -148,7 +148,7 @@ class _Performer:
         return await self._call(cast("FunctionCall", request))
 
     async def _call(self, request: FunctionCall) -> Any:
-        """Call in a thread, for as long as the call may take."""
+        """Call in a thread, for at most the timeout of the call."""
         step, args, kwargs = request
         finished: asyncio.Future[Any] = self._loop.create_future()
 
@@ -192,7 +192,7 @@ class _Performer:
                 except asyncio.CancelledError as cancelled:
                     schedule.interrupt(cancelled)
                 self._woken.clear()
-                self._waking = False  # before looking: what is reported later wakes again
+                self._waking = False  # before looking: a later report wakes it again
             self._in_flight.deliver(self._reported, schedule)
         return schedule.ended
 
@@ -204,7 +204,7 @@ class _Performer:
         self._reported.append((ticket, answer))
         self._woken.set()
 
-    # What the requests of branches need of a driver (`Worker`).
+    # The services for requests of branches (`Worker`).
 
     def report(self, ticket: int, answer: Any) -> None:
         """Take an answer, from any thread."""
@@ -214,12 +214,12 @@ class _Performer:
             self._soon(self._woken.set)
 
     def later(self, seconds: float, ticket: int, answer: Any) -> None:
-        """Report an answer when the time has come."""
+        """Report an answer after so many seconds."""
         self._loop.call_later(seconds, self._report_here, ticket, answer)
 
     def begin_await(
         self, ticket: int, request: Await | FunctionCall, context: contextvars.Context, claimed: Callable[[int], bool]
     ) -> Callable[[], object]:
-        """Begin to await, and return what cancels it."""
+        """Begin to await, and return the function that cancels it."""
         answered = answer(ticket, request, claimed, self._report_here)
         return self._loop.create_task(answered, name=f"flowdeco-{ticket}", context=context).cancel

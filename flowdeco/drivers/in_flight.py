@@ -1,10 +1,10 @@
 """Requests under way in parallel groups: the calls, awaitables and pauses that a `Schedule` began.
 
-A driver says how it awaits, how it is woken, and how it tells that the time is up; the rest is the same for both.
+A driver provides its ways to await, to be woken and to keep time (`Worker`); the rest is the same for both.
 
-A request that has begun waits until it is claimed: by a thread, by the event loop. Whoever takes its ticket out of
-`_waiting` answers it. So a request that is still waiting can be withdrawn, when its group ends or the run is
-interrupted, and any other answers by itself.
+A request that has begun waits until it is claimed: by a thread, by the event loop. The one that takes its ticket out of
+`_waiting` answers it. So a request that is still waiting can be withdrawn when its group ends or the run is
+interrupted; any other answers by itself.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["InFlight", "Worker"]
 
 
 class Worker(Protocol):
-    """What a driver brings."""
+    """The services of a driver."""
 
     gate: Gate
 
@@ -37,12 +37,12 @@ class Worker(Protocol):
         """Take an answer, from any thread."""
 
     def later(self, seconds: float, ticket: int, answer: Any) -> None:
-        """Report an answer when the time has come."""
+        """Report an answer after so many seconds."""
 
     def begin_await(
         self, ticket: int, request: Await | FunctionCall, context: Context, claimed: Callable[[int], bool]
     ) -> Callable[[], object]:
-        """Begin to await if the ticket can be claimed, report what comes of it, and return what cancels it."""
+        """Begin to await if the ticket can be claimed, report the result, and return the function that cancels it."""
         ...
 
 
@@ -50,7 +50,7 @@ class InFlight:
     """The requests of branches that are under way, by ticket."""
 
     def __init__(self, worker: Worker, executor: Executor | None, resources: ExitStack) -> None:
-        self.tickets = count(1)  # never used twice in a run: a call that was abandoned may report late
+        self.tickets = count(1)  # never used twice in a run: an abandoned call may report late
         self._worker = worker
         self._resources = resources
         self._threads: Threads | None = None
@@ -60,7 +60,7 @@ class InFlight:
         self._waiting: dict[int, Request] = {}
 
     def begin(self, schedule: Schedule) -> None:
-        """Begin and cancel what the schedule says."""
+        """Begin and cancel the requests that the schedule names."""
         begun, schedule.begin = schedule.begin, []
         for ticket, request, context in begun:
             self._waiting[ticket], self._open[ticket] = request, None
@@ -75,7 +75,7 @@ class InFlight:
                 cancel()
 
     def deliver(self, reported: deque[tuple[int, Any]], schedule: Schedule) -> None:
-        """Deliver the answers to what is still under way: a call that was abandoned may report late."""
+        """Deliver the answers to requests still under way: an abandoned call may report late."""
         while reported:
             ticket, answer = reported.popleft()
             if ticket in self._open:
@@ -109,7 +109,7 @@ class InFlight:
         elif isinstance(request, Sleep):
             self._worker.later(request.seconds, ticket, None)
         elif isinstance(request, Save):
-            del self._waiting[ticket]  # what is over is written, whatever becomes of the group
+            del self._waiting[ticket]  # a finished step is written, whatever becomes of the group
             self._save(ticket, request)
         else:
             assert isinstance(request, Await), "the schedule passes on what branches ask for, not their forks"
@@ -124,7 +124,7 @@ class InFlight:
             if waiting.pop(ticket, None) is None:
                 return
             try:
-                # Of an action, a generator is run to its end over there; that of a stream is left as it is.
+                # The generator of an action is run to its end there; that of a stream is left as it is.
                 if type(step) is Step:
                     answer = context.run(perform, step.function, args, kwargs)
                 else:
@@ -134,14 +134,14 @@ class InFlight:
             report(ticket, answer)
 
         if step.timeout is not None:
-            # A thread and a context of its own: given up, it must not keep others from ending, or be in their way.
+            # A thread and a context of its own: once abandoned, it must neither block other calls nor keep them from ending.
             context = context.copy()
             self._worker.later(step.timeout, ticket, Raised(timed_out(step.name, step.timeout)))
             call_in_thread(call, (), None, lambda answer: None)
         elif self._pool is not None:
             gate = self._worker.gate
             try:
-                gate.open = True  # of `serial()`, the call is made here
+                gate.open = True  # `serial()` makes the call here
                 future = self._pool.submit(call)
             finally:
                 gate.open = False
@@ -174,7 +174,7 @@ class InFlight:
         kwargs: Mapping[str, Any],
         context: Context,
     ) -> Callable[[], object]:
-        context = context.copy()  # the branch may be using its own when the call is over
+        context = context.copy()  # the branch may be using its own when the call ends
         future = context.run(ship, executor, step, args, kwargs)
         if step.timeout is not None:
             self._worker.later(step.timeout, ticket, Raised(timed_out(step.name, step.timeout)))
@@ -183,9 +183,9 @@ class InFlight:
         def done(future: Future[Any]) -> None:
             try:
                 answer = context.run(receive, step, future, (args, kwargs))
-            except BaseException as error:  # what came home cannot be unpickled here
+            except BaseException as error:  # the reply cannot be unpickled here
                 answer = Raised(error)
             self._worker.report(ticket, answer)
 
         future.add_done_callback(done)
-        return future.cancel  # takes back what waits in the executor's queue; a call that has begun continues
+        return future.cancel  # withdraws a call from the executor's queue; one that has begun continues

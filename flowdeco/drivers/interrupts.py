@@ -1,8 +1,8 @@
 """Ctrl-C in a sync run: it reaches the evaluation as an answer, never while an outcome takes effect.
 
-While code of the user runs, the gate is open, and the handler of a signal is called at once, as ever. At any other moment
-the signal waits until the driver asks. So it is with every signal that a program may have a handler for: that of
-SIGALRM, say, may raise a timeout.
+While user code runs, the gate is open, and the handler of a signal is called at once, as usual. At any other moment the
+signal waits until the driver asks. This holds for every signal that a program may have a handler for: that of SIGALRM,
+say, may raise a timeout.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SIGNALS: Final = tuple(getattr(signal, name) for name in _NAMES if hasattr(sign
 
 
 class _Waiting(BaseException):
-    """In the place of what the handler of a waiting signal will raise."""
+    """Stands in for the exception that the handler of a waiting signal will raise."""
 
 
 class Interrupts:
@@ -51,10 +51,10 @@ class Interrupts:
         for number, handler in self._handlers.items():
             if signal.getsignal(number) == self._handle:
                 signal.signal(number, handler)
-        self.raise_pending()  # what came too late for the run
+        self.raise_pending()  # the signals that came too late for the run
 
     def raise_pending(self) -> None:
-        """Raise what came while the gate was closed."""
+        """Raise the interrupt that came while the gate was closed, or call the handlers of waiting signals."""
         pending, self.gate.pending = self.gate.pending, None
         if pending is not None and not isinstance(pending, _Waiting):
             raise pending

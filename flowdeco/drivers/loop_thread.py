@@ -1,4 +1,4 @@
-"""A private event loop in a helper thread, and how what was asked for is awaited in any loop."""
+"""A private event loop in a helper thread, and the awaiting of requests in any loop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["LoopThread", "Variables", "answer", "awaited"]
 async def answer(
     ticket: int, request: Await | FunctionCall, claimed: Callable[[int], bool], report: Callable[[int, Any], object]
 ) -> None:
-    """Await, if the ticket can be claimed, and report what came of it."""
+    """Await, if the ticket can be claimed, and report the result."""
     if not claimed(ticket):
         return
     came: Any
@@ -35,7 +35,7 @@ async def answer(
 
 
 async def awaited(request: Await) -> Any:
-    """Await within the request's time, and return what came of it."""
+    """Await within the request's timeout, and return the result."""
     try:
         if request.timeout is None:
             return await request.awaitable
@@ -54,8 +54,8 @@ async def awaited(request: Await) -> Any:
 class LoopThread:
     """A private event loop in a helper thread, for the coroutines of a sync run.
 
-    What the run awaits one after the other is awaited in one task and one context, as it would be in `arun`: a timeout
-    or a context variable that a middleware sets before its `yield` is still there behind it.
+    Whatever the run awaits in sequence is awaited in one task and one context, as it would be in `arun`: a timeout or a
+    context variable that a middleware sets before its `yield` is still there after it.
     """
 
     def __enter__(self) -> LoopThread:
@@ -84,7 +84,7 @@ class LoopThread:
         while True:
             try:
                 served = await self._requests.get()
-            except asyncio.CancelledError:  # a timeout has expired between two requests: the next one hears of it
+            except asyncio.CancelledError:  # a timeout has expired between two requests: the next one receives it
                 task.uncancel()
                 cancelled = True
                 continue
@@ -102,11 +102,11 @@ class LoopThread:
             report((answer, contextvars.copy_context()))
 
     def soon(self, call: Callable[..., object], *args: Any) -> None:
-        """Have the loop call this, after what it is at now."""
+        """Have the loop call this, after its current work."""
         self._loop.call_soon_threadsafe(call, *args)
 
     def result_of(self, request: Await) -> Any:
-        """Await in the loop, and wait for what comes of it; Ctrl-C cancels, and waits for the clean-up."""
+        """Await in the loop, and wait for the result; Ctrl-C cancels this, and waits for the clean-up."""
         answers: SimpleQueue[tuple[Any, contextvars.Context]] = SimpleQueue()
         self.soon(self._requests.put_nowait, (request, contextvars.copy_context(), answers.put))
         try:

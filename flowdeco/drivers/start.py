@@ -1,4 +1,4 @@
-"""What both drivers do before and after a run."""
+"""The work of both drivers before and after a run."""
 
 from __future__ import annotations
 
@@ -176,12 +176,12 @@ class _Start:
         self.gate = gate or Gate()
 
     def check(self, store: Store) -> None:
-        """Raise `WiringError` for what nothing can supply."""
+        """Raise `WiringError` for parameters that nothing can supply."""
         __tracebackhide__ = True
         check_run(self.flow, store, self.skip, may_supply(self.use))
 
     def terms(self, run: Run, recorder: Recorder | None = None) -> Terms:
-        """Return the terms of a run, and have the run keep what it takes to resume it."""
+        """Return the terms of a run, and have the run keep the means to resume it."""
         log = Log() if recorder is None and self.history is None else None
         if recorder is not None or log is not None:
             run.resumption = Resumption(self.use, self.skip, log, None if recorder is None else recorder.journal)
@@ -220,11 +220,11 @@ class _Start:
         continued = yield from resumed(run, terms, self.use, earlier)
         if continued:
             yield from _closed(run, terms)
-        elif earlier.journaled is not None and earlier.journaled.fork is None:
+        elif earlier.journaled is not None and earlier.journaled.from_stage is None:
             yield Save(_give_back, earlier.journaled.journal, run.id, earlier.journaled.remembered)
 
     def _watched(self, evaluation: Evaluation) -> Evaluation:
-        """Close the progress display in the end."""
+        """Close the progress display at the end."""
         return evaluation if self.watcher is None else _closing(evaluation, self.watcher.close)
 
 
@@ -236,7 +236,7 @@ def _closing(evaluation: Evaluation, close: Callable[[], object]) -> Evaluation:
 
 
 def _closed(run: Run, terms: Terms) -> Evaluation:
-    """Do what is left to do when a run has ended."""
+    """Warn of unmatched selectors, and close the journal, when a run has ended."""
     if terms.unmatched and run.status is Status.COMPLETED:
         _logger(run.id).warning("run %s: skip=%s matched nothing. %s", run.id, *_unmatched(run, terms.unmatched))
     if terms.recorder is not None:
@@ -247,7 +247,7 @@ def _closed(run: Run, terms: Terms) -> Evaluation:
 
 
 def _unmatched(run: Run, selectors: set[str]) -> tuple[list[str], str]:
-    """Return selectors that matched nothing, and what they were probably meant to be."""
+    """Return selectors that matched nothing, and their probable corrections."""
     known = {name for record in run.stages for name in stage_selectors(record.stage)}
     ran = [(record.stage, each.action) for record in run.stages for each in record.actions]
     known |= {name for stage, action in ran for name in action_selectors(stage, action)}
@@ -256,20 +256,20 @@ def _unmatched(run: Run, selectors: set[str]) -> tuple[list[str], str]:
 
 
 def abandon(run: Run) -> None:
-    """Give up the lease of a run that was cancelled before it began."""
+    """Release the lease of a run that was cancelled before it began."""
     journal = None if run.resumption is None else run.resumption.journal
     if journal is not None:
         journal.close(run.id, str(Status.CANCELLED), None, None)
 
 
 def _fingerprint() -> Callable[[Any], str]:
-    from flowdeco.durable.fingerprint import fingerprint  # what it needs is loaded for those who resume
+    from flowdeco.durable.fingerprint import fingerprint  # its imports are loaded only for a resume
 
     return fingerprint
 
 
 def _journal(given: Any) -> tuple[Journal, Callable[[Any], str]]:
-    from flowdeco import durable  # sqlite3 is loaded for those who use it
+    from flowdeco import durable  # sqlite3 is loaded only if it is used
 
     return durable.as_journal(given), durable.fingerprint
 
@@ -279,13 +279,13 @@ def _encoded(journal: Journal, inputs: dict[str, Any]) -> bytes:
 
 
 def end(run: Run, check: bool) -> Run:
-    """Raise what the run failed with, if the caller wants that; a cancellation is always passed on."""
+    """Return the run, or raise its failure if the caller wants that; a cancellation is always passed on."""
     __tracebackhide__ = True
     error = run.error
     if error is None:
         return run
     remember(run, error)
-    with suppress(Exception):  # an exception that cannot be written to
+    with suppress(Exception):  # the exception may not allow it
         error.__traceback__ = _without_our_frames(error.__traceback__)
     if check or run.status is Status.CANCELLED:
         raise error
@@ -293,7 +293,7 @@ def end(run: Run, check: bool) -> Run:
 
 
 def is_cancellation(error: BaseException) -> bool:
-    """Whether it comes from outside: Ctrl-C, the cancellation of a task, of a branch by another one."""
+    """Whether it comes from outside: Ctrl-C, the cancellation of a task, or of a branch by another one."""
     asyncio = sys.modules.get("asyncio")
     return isinstance(error, (KeyboardInterrupt, Cancelled)) or (
         asyncio is not None and isinstance(error, asyncio.CancelledError)
@@ -301,7 +301,7 @@ def is_cancellation(error: BaseException) -> bool:
 
 
 def _without_our_frames(traceback: types.TracebackType | None) -> types.TracebackType | None:
-    """Return the traceback with the frames of user code only: how an action is called tells its author nothing."""
+    """Return the traceback with the frames of user code only: the way an action is called tells its author nothing."""
     kept: list[types.TracebackType] = []
     while traceback is not None:
         if not traceback.tb_frame.f_globals.get("__name__", "").startswith("flowdeco."):
@@ -337,7 +337,7 @@ def _notifier(observers: list[Callable[[Event], object]], run_id: str, gate: Gat
         for observer in list(listening):
             try:
                 observer(event)
-            except BaseException as error:  # it observes, and has no say in the run
+            except BaseException as error:  # an observer has no say in the run
                 if is_cancellation(error):
                     gate.pending = error
                     continue

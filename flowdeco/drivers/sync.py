@@ -1,8 +1,8 @@
 """Perform a run in the calling thread.
 
 Coroutines go to a private event loop in a helper thread, so that it works where a loop is running already; a call with
-a timeout goes to a worker thread, and is abandoned when the time is up. Of a parallel group the calls go to the
-executor, and this thread waits for what they report.
+a timeout goes to a worker thread, and is abandoned when the time is up. The calls of a parallel group go to the
+executor, and this thread waits for their reports.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def perform(
     options: RunOptions,
     make: Callable[[ExitStack, Interrupts, Any], Performer] | None = None,
 ) -> Run:
-    """Start a run, perform its evaluation, and return it, or raise what it failed with."""
+    """Start a run, perform its evaluation, and return it, or raise its failure."""
     __tracebackhide__ = True
     run: Run | None = None
     try:
@@ -65,7 +65,7 @@ def perform(
             run, evaluation = evaluated
             with ExitStack() as resources:
                 if options.progress is not None:
-                    resources.callback(evaluation.close)  # what shows it is closed, whatever happens to the run
+                    resources.callback(evaluation.close)  # closes the display, whatever happens to the run
                 _drive(evaluation, (make or Performer)(resources, interrupts, options.executor), interrupts)
     except KeyboardInterrupt as late:
         if run is not None:
@@ -81,7 +81,7 @@ def _drive(evaluation: Generator[Request, Any, Any], performer: Performer, inter
             return _answered(evaluation, answer, performer, interrupts)
         except KeyboardInterrupt as interrupt:  # as the exception of a call was being caught
             if getgeneratorstate(evaluation) == GEN_CREATED:
-                next(evaluation, None)  # it can be interrupted when it has begun
+                next(evaluation, None)  # it can be interrupted once it has begun
             if getgeneratorstate(evaluation) == GEN_CLOSED:  # it came too late: the run has ended
                 raise
             answer = Raised(interrupt)
@@ -97,7 +97,7 @@ def _answered(
         except StopIteration:
             return
         try:
-            if type(request) is Save:  # not interrupted: what was done and its row go together
+            if type(request) is Save:  # not interrupted: an effect and its row belong together
                 answer = request.write(*request.args)
                 continue
             gate.open = True
@@ -125,11 +125,11 @@ class Performer:
         self._executor = executor
         self._loop_thread: LoopThread | None = None
         self._in_flight: InFlight | None = None
-        self._wake = threading.Lock()  # locked as long as there is nothing new
+        self._wake = threading.Lock()  # locked while there is nothing new
         self._timers: list[tuple[float, int, Any]] = []
 
     def perform(self, request: Request) -> Any:
-        """Do what is asked for; raises what comes of it."""
+        """Perform a request; return its result, or raise its exception."""
         if isinstance(request, Sleep):
             return time.sleep(request.seconds)
         if isinstance(request, Await):
@@ -150,7 +150,7 @@ class Performer:
         return self._loop_thread
 
     def in_flight(self) -> InFlight:
-        """Return what performs the requests of branches."""
+        """Return the performer of the requests of branches."""
         if self._in_flight is None:
             from flowdeco.drivers.in_flight import InFlight
 
@@ -171,7 +171,7 @@ class Performer:
         return schedule.ended
 
     def _waited(self) -> BaseException | None:
-        """Wait until an answer is reported; return what interrupted that."""
+        """Wait until an answer is reported; return the interrupt that ended the wait, if any."""
         gate = self.gate
         try:
             try:
@@ -187,7 +187,7 @@ class Performer:
         return None
 
     def look(self) -> None:
-        """Wait until something is reported, or the time of a timer has come."""
+        """Wait until something is reported, or a timer expires."""
         timers = self._timers
         if not self.reported:
             self._wake.acquire(timeout=max(0.0, timers[0][0] - time.monotonic()) if timers else -1)
@@ -195,7 +195,7 @@ class Performer:
             self.reported.append(timers[0][1:])
             heappop(timers)
 
-    # What the requests of branches need of a driver (`Worker`).
+    # The services for requests of branches (`Worker`).
 
     def report(self, ticket: int, answer: Any) -> None:
         """Take an answer, from any thread."""
@@ -205,18 +205,18 @@ class Performer:
                 self._wake.release()
 
     def later(self, seconds: float, ticket: int, answer: Any) -> None:
-        """Report an answer when the time has come."""
+        """Report an answer after so many seconds."""
         heappush(self._timers, (time.monotonic() + seconds, ticket, answer))
 
     def begin_await(
         self, ticket: int, request: Await | FunctionCall, context: contextvars.Context, claimed: Callable[[int], bool]
     ) -> Callable[[], object]:
-        """Begin to await, and return what cancels it."""
+        """Begin to await, and return the function that cancels it."""
         from flowdeco.drivers.loop_thread import answer
 
         loop = self.loop()
 
         def report(ticket: int, came: Any) -> None:
-            loop.soon(self.report, ticket, came)  # when it has left the context, in which this thread continues
+            loop.soon(self.report, ticket, came)  # after it has left the context, in which this thread continues
 
         return loop.begin(lambda: answer(ticket, request, claimed, report), context)

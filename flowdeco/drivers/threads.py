@@ -1,4 +1,4 @@
-"""Calls in other threads: those of groups, and those that may be given up, each of them on a thread of its own."""
+"""Calls in other threads: those of groups, and those that may be abandoned, each on a thread of its own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ THREADS: Final = 32  # branches in threads mostly wait for something
 class Threads:
     """Threads that perform calls, made when they are needed and ended with the run.
 
-    They are what `ThreadPoolExecutor` would be without its futures, which are the larger part of what a call costs.
+    A `ThreadPoolExecutor` without its futures, which are the larger part of the cost of a call.
     """
 
     def __init__(self, most: int = THREADS) -> None:
@@ -31,7 +31,7 @@ class Threads:
         self._under_way = 0
 
     def begin(self, call: Callable[[], None]) -> None:
-        """Have it performed by the next thread that has nothing to do; it must not raise."""
+        """Have the call made by the next idle thread; it must not raise."""
         self._calls.put(call)
         with self._lock:
             self._under_way += 1
@@ -62,7 +62,7 @@ class Threads:
 def call_in_thread(
     function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any] | None, done: Callable[[Any], None]
 ) -> None:
-    """Start a call on a daemon thread, in a copy of the context variables; `done` receives what came of it."""
+    """Start a call on a daemon thread, in a copy of the context variables; `done` receives the answer."""
     context = contextvars.copy_context()
 
     def call() -> None:

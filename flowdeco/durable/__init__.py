@@ -67,7 +67,7 @@ def delete(journal: Any, run_id: str) -> None:
 
 
 def purge(journal: Any, older_than: float | timedelta, status: str | Iterable[str] | None = None) -> int:
-    """Delete the runs that were last updated so long ago (seconds, or a timedelta), and return how many.
+    """Delete the runs last updated at least so long ago (seconds, or a timedelta), and return how many.
 
     `status` restricts it to runs of these statuses. A run that a process works on stays.
     """

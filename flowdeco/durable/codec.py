@@ -27,7 +27,7 @@ _PROTOCOL: Final = 5
 class PickleCodec:
     """Pickle, protocol 5; definitions go by reference.
 
-    Things of `__main__` and notebooks that pickle itself cannot write, lambdas and local classes, are left to
+    Objects of `__main__` and notebooks that pickle itself cannot write, lambdas and local classes, are left to
     cloudpickle where that is installed. Classes and functions that `__main__` still has go by reference all the same: a
     resumed script finds its own classes, not copies of them.
     """

@@ -1,7 +1,7 @@
 """Fingerprints: a short hash of a function, which differs when the code of an action has changed.
 
 Where the source is available the syntax tree is hashed, without name, docstrings, decorators and places: that
-is the same in every version of Python, and wherever the function stands in its file. The source is only believed if it
+is the same in every version of Python, and wherever the function stands in its file. The source is only trusted if it
 compiles to the very code that is loaded: a file may have been edited since, or rewritten on import. Otherwise the code
 object is hashed. Defaults count; closures, bound values, and the functions that are called do not.
 """
@@ -44,7 +44,7 @@ def fingerprint(function: Any) -> str:
     if found is None:
         if len(_known) >= _KEPT:
             _known.clear()
-        held = code, defaults, named  # so that the ids stay theirs
+        held = code, defaults, named  # kept, so that their ids are not reused
         found = _known[key] = held, _hashed(_described(function))
     return found[1]
 
@@ -173,7 +173,7 @@ def _source_of(code: types.CodeType) -> _Source | None:
     codes: dict[str, list[types.CodeType]] = {}
     for compiled in _codes_in(module):
         codes.setdefault(compiled.co_qualname, []).append(compiled)
-    _sources[filename] = made = _Source(lines, tree, codes)  # when it is whole: other threads look for it there
+    _sources[filename] = made = _Source(lines, tree, codes)  # only when complete: other threads look for it there
     return made
 
 

@@ -15,7 +15,7 @@ _OPEN: Final = frozenset({"failed", "suspended", "cancelled"})
 
 
 class RunInfo(NamedTuple):
-    """A run of a journal: times in POSIX seconds, `steps` that are saved.
+    """A run of a journal: times in POSIX seconds, `steps` the number of saved steps.
 
     `owner` is the process that works on it, None where none does: a run that is `running` without one has crashed.
     `error` is the type and message of the exception that it failed with.

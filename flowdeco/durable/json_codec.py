@@ -43,7 +43,7 @@ _BIG: Final = 1 << 1024  # an int of more digits is written in hexadecimal: Pyth
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Nested:
-    """A kind of values that take the notation to be written and read: they decide which of their parts are values."""
+    """A kind of values that need the notation to be written and read: they decide which of their parts are values."""
 
     tag: str
     of: type | Callable[[Any], bool]

@@ -42,14 +42,14 @@ class MemoryJournal:
         self._lock = threading.Lock()
 
     def create(self, run_id: str, pipeline: str, inputs: bytes, skip: Sequence[str]) -> None:
-        """Begin a run; raises `RunBusyError` if there is one of that id."""
+        """Begin a run; raises `RunBusyError` if one with that id exists."""
         with self._lock:
             if run_id in self._runs:
                 raise RunBusyError(f"there is a run {run_id!r} already, {self._runs[run_id].status}: resume it")
             self._runs[run_id] = _Run(pipeline, inputs, skip)
 
     def open(self, run_id: str) -> Remembered:
-        """Take up a run again; raises `RunNotFoundError`, `RunBusyError`."""
+        """Reopen a run; raises `RunNotFoundError`, `RunBusyError`."""
         with self._lock:
             run = self._found(run_id)
             self._require_idle(run_id, run)
@@ -58,7 +58,7 @@ class MemoryJournal:
             return remembered
 
     def read(self, run_id: str) -> Remembered:
-        """Return a run without taking it up."""
+        """Return a run without opening it."""
         with self._lock:
             return self._remembered(run_id, self._found(run_id))
 

@@ -89,7 +89,7 @@ def _create(connection: sqlite3.Connection) -> None:
     connection.execute(f"PRAGMA user_version = {VERSION}")
 
 
-# A migration makes the tables of its own version: one that is changed later on keeps its old text here.
+# A migration makes the tables of its own version: one that changes later keeps its old text here.
 
 _LOG_2: Final = """
 CREATE TABLE log (
@@ -134,7 +134,7 @@ def _in_one_text(found: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _text(blob: bytes) -> str:
-    """Return a name; one that is no Unicode, of a file say, has lone surrogates."""
+    """Return a name; one that is not Unicode, say of a file, has lone surrogates."""
     try:
         return blob.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError:

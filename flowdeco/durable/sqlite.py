@@ -81,7 +81,7 @@ class Head(NamedTuple):
 
     @property
     def checksum(self) -> int:
-        """The checksum of all columns; those who wrote format 2 did not know of formats."""
+        """The checksum of all columns; rows of format 2 were written before there were formats."""
         return crc32(json.dumps(self[:-1] if self.format == 2 else self).encode())
 
     def agrees(self, checksum: object) -> bool:
@@ -94,7 +94,7 @@ _OWNER: Final = "owner, host, pid, place, born"
 
 
 class _Held:
-    """A run that this journal holds the lease of; `doubtful` where the last write may have happened or not.
+    """A run that this journal holds the lease of; `doubtful` if the last write may or may not have happened.
 
     `begun` are branches whose first row is marked in the file. Some may be missing: their next row is marked as well.
     """
@@ -118,7 +118,7 @@ class SqliteJournal:
     The file is made where it is missing, readable for its owner only. `synchronous="NORMAL"` survives a crash of the
     process, `"FULL"` a loss of power as well, at the price of waiting for the disk at every step. `lease` is how many
     seconds an owner on another host may be silent before the run can be taken over. `entry` is noted with the runs that
-    begin here: where their pipeline is found, as `"module:flow"` or `"file.py:flow"`, for who has nothing but the journal.
+    begin here: where their pipeline is found, as `"module:flow"` or `"file.py:flow"`, for those who have only the journal.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class SqliteJournal:
     # For a run.
 
     def create(self, run_id: str, pipeline: str, inputs: bytes, skip: Sequence[str]) -> None:
-        """Begin a run; raises `RunBusyError` if there is one of that id."""
+        """Begin a run; raises `RunBusyError` if one with that id exists."""
         if not isinstance(run_id, str):
             raise JournalError(f"a run_id must be a string, not {run_id!r}")
         now = time.time()
@@ -185,10 +185,10 @@ class SqliteJournal:
                 )
                 _insert_inputs(connection, number, 0, 0, inputs)
             self._start_heart()
-            self._held[run_id] = _Held(head, owner.token)  # last: who interrupts this has not got the run
+            self._held[run_id] = _Held(head, owner.token)  # last: an interrupted call does not hold the run
 
     def open(self, run_id: str) -> Remembered:
-        """Take up a run again; raises `RunNotFoundError`, `RunBusyError`."""
+        """Reopen a run; raises `RunNotFoundError`, `RunBusyError`."""
         owner = this_process(secrets.token_hex(8))
         with self._asked(f"run {run_id!r} cannot be taken up") as connection:
             with _transaction(connection):
@@ -214,7 +214,7 @@ class SqliteJournal:
         return remembered
 
     def read(self, run_id: str) -> Remembered:
-        """Return a run without taking it up."""
+        """Return a run without opening it."""
         with self._asked(f"run {run_id!r} cannot be read") as connection, _transaction(connection, "DEFERRED"):
             head = self._head(connection, run_id)
             self._require_readable(head)
@@ -266,7 +266,7 @@ class SqliteJournal:
             held.next += len(rows)
             held.saved += len(rows)
             held.last = rows[-1]
-            if len(begun) > _KEPT:  # a run may have new branches for ever
+            if len(begun) > _KEPT:  # a run may have new branches without end
                 begun.clear()
             for row in rows:
                 begun.add(row.branch)
@@ -564,7 +564,7 @@ class SqliteJournal:
             raise JournalError(f"the journal {self.path} cannot be made: {error.strerror or error}") from error
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        with _transaction(connection, "DEFERRED"):  # one state: another process may be making the tables just now
+        with _transaction(connection, "DEFERRED"):  # one state: another process may be making the tables right now
             version = self._version(connection)
         if version != VERSION:
             _use_wal(connection, self.path)
@@ -629,7 +629,7 @@ class SqliteJournal:
 
     def _start_heart(self) -> None:
         if self._heart is None:
-            # Nothing stops it when the journal goes: it may have been frozen with the lock of `stop`, as the process ends.
+            # No finalizer stops it: as the process ends, the thread may be frozen while it holds the lock of `stop`.
             stop = threading.Event()
             beating = (weakref.ref(self), stop, self.lease / 3)
             thread = threading.Thread(target=self._beat, args=beating, name="flowdeco lease", daemon=True)

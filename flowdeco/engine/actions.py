@@ -1,7 +1,7 @@
 """One action: from its step to its outcome.
 
-An action is called in its layers, and what it returned is settled: awaited, run to its end. Then it takes effect, all of
-it or nothing (L4): what it wrote, inserted and switched, and its result. If that is refused (a value that cannot be
+An action is called inside its layers, and its returned value is settled: awaited, or run to its end. Then its effect is
+applied, all of it or none (L4): its writes, insertions, switches and result. If that is refused (a value that cannot be
 journaled, an insertion that nothing can supply), the action has failed.
 """
 
@@ -11,7 +11,7 @@ import types
 from collections.abc import Generator, Mapping
 from typing import Any, cast
 
-from flowdeco.engine.branch import Branch, OpenScope, OpenStream
+from flowdeco.engine.branch import Branch, OpenScope
 from flowdeco.engine.context import Context
 from flowdeco.engine.layers import Layers, enter, leave
 from flowdeco.engine.outcome import COMPLETED, ActionRecord, Outcome, Status
@@ -42,12 +42,12 @@ class Execution:
         self.by = by
         self.number = number
         self.started = started
-        self.value: Any = UNSET  # that it returned, or `Raised`
+        self.value: Any = UNSET  # as returned, or `Raised`
         self.context: Context | None = None
-        self.seen: Mapping[str, Look] | None = None  # how the values looked that it may change in place
+        self.seen: Mapping[str, Look] | None = None  # the look of the values that it may change in place
         self.layers: Layers | None = None
         self.mark: Mark | None = None  # set before its layers were entered, or before it was called
-        # Its effect beyond what it wrote:
+        # Its effect beyond its writes:
         self.inserted: tuple[Unit | Stream, ...] = ()
         self.switches: tuple[tuple[str, bool], ...] = ()
         self.result: Any = UNSET
@@ -58,9 +58,9 @@ class Execution:
 
 
 def simple_arguments(branch: Branch, step: Step) -> tuple[Any, ...] | None:
-    """Return the arguments of an action if all of them are in the store, as it is for most.
+    """Return the arguments of an action if all of them are in the store, the common case.
 
-    Of a durable run, only if it cannot change them in place. Then an action costs 5 x the loop, not 11 x, and a layer
+    In a durable run, only if it cannot change them in place. With this, an action costs 5 x the loop, not 11 x, and a layer
     around it 8 x, not 9 x.
     """
     if not step.simple or branch.stopped:
@@ -68,12 +68,12 @@ def simple_arguments(branch: Branch, step: Step) -> tuple[Any, ...] | None:
     try:
         args = tuple(map(branch.read, step.keys))
     except KeyError:
-        return None  # perhaps it has a default
+        return None  # it may have a default
     return args if branch.terms.recorder is None or ATOMS.issuperset(map(type, args)) else None
 
 
 def finish_simple(branch: Branch, step: Step, by: str | None, started: float, value: Any) -> Any:
-    """Let the value take effect that such an action has returned."""
+    """Apply the value that a simple action returned."""
     number, is_durable = branch.number, branch.terms.recorder is not None
     branch.number = number + 1
     if complete(branch, step, by, number, started, value):
@@ -91,7 +91,7 @@ def _finish(branch: Branch, act: Execution) -> Walk:
 
 
 def begin_action(branch: Branch, step: Step, by: str | None) -> Walk:
-    """Return the walk of an action's call, with all that may be around it."""
+    """Return the walk of an action's call, with everything that may surround it."""
     scope = branch.scope
     layers = scope.use_actions + step.use
     if layers and scope.is_quiet and branch.terms.records_only and not branch.stopped:
@@ -102,7 +102,7 @@ def begin_action(branch: Branch, step: Step, by: str | None) -> Walk:
 
 
 def _begin(branch: Branch, step: Step, by: str | None) -> Walk:
-    """Perform an action, unless it is not to run, or has been performed before the run was resumed."""
+    """Perform an action, unless it is skipped, or was performed before the run was resumed."""
     scope, terms, number = branch.scope, branch.terms, branch.next_number()
     if not scope.is_quiet:
         earlier = branch.recall(number, step)
@@ -132,7 +132,7 @@ def _begin(branch: Branch, step: Step, by: str | None) -> Walk:
 def in_layers(
     branch: Branch, step: Step, by: str | None, number: int, started: float, layers: tuple[Middleware, ...]
 ) -> Walk:
-    """Call an action in its layers, as often as they ask for it; then let it take effect."""
+    """Call an action inside its layers, as often as they ask for it; then conclude it."""
     terms, scope, store = branch.terms, branch.scope, branch.store
     around = Layers(terms.run_id, store, scope.pipeline, scope.unit, step.action, layers, terms.gate)
     around.values = scope.values
@@ -162,7 +162,7 @@ def in_layers(
         again, error = left if isinstance(left, tuple) else (yield from left)
         error = error or bail
     value = around.given if error is None else Raised(error)
-    if type(value) not in SETTLED:  # a layer has supplied it
+    if type(value) not in SETTLED:  # supplied by a layer
         value = yield from settled(branch, step, value)
     if scope.is_quiet and terms.recorder is None and act is None and not mark and around.stood_by():
         store.release(mark)
@@ -228,7 +228,7 @@ def _exhausted(branch: Branch, step: Step, generator: Any) -> Generator[Request,
 
 
 def complete(branch: Branch, step: Step, by: str | None, number: int, started: float, value: Any) -> bool:
-    """Let a plain value take effect: none, a stage, or data under one key; return False if there is more to look at."""
+    """Apply a plain value: None, a stage, or data under one key; return False if it takes more than that."""
     terms, scope, kind = branch.terms, branch.scope, cast("type[object]", type(value))
     inserted: tuple[Stage, ...] = ()
     if kind is Stage:
@@ -257,10 +257,10 @@ def complete(branch: Branch, step: Step, by: str | None, number: int, started: f
 
 
 def conclude(branch: Branch, act: Execution) -> Failure:
-    """Make the outcome of an action, take note of it, and let it take effect; return the failure."""
+    """Make the outcome of an action, note it, and apply it; return the failure."""
     store, value = branch.store, act.value
     error = value.error if type(value) is Raised else None
-    own: Mark | None = None  # what the action itself writes is undone if it is refused
+    own: Mark | None = None  # undoes the action's own writes if they are refused
     if error is None or isinstance(error, Bail):
         try:
             inserted, data = ((), UNSET) if error is not None else sort_out(act.step, value)
@@ -293,7 +293,7 @@ def _let_write(branch: Branch, act: Execution, inserted: tuple[Unit | Stream, ..
     if layers is not None:
         inserted = (*layers.inserted, *inserted)
         if layers.recovered:
-            context = None  # what a failing action wrote, inserted or disabled is dropped
+            context = None  # the effects of a failed action are dropped
     if context is not None:
         effects = context.effects()
         inserted = (*effects.inserted, *inserted)
@@ -304,7 +304,7 @@ def _let_write(branch: Branch, act: Execution, inserted: tuple[Unit | Stream, ..
     if inserted:
         check_insertion(branch, inserted, is_action=True)
         if recorder is not None:
-            recorder.check_repeatable(inserted, act.step.name)
+            recorder.check_repeatable(inserted, f"action {act.step.name!r}")
     act.inserted, act.result = inserted, data
 
 
@@ -323,7 +323,7 @@ def _outcome(branch: Branch, act: Execution, error: Failure, writes: Delta | Non
 
 
 def take_effect(branch: Branch, scope: OpenScope, did: Outcome) -> None:
-    """Let the rest of an action's outcome take effect, whether it was performed just now or is restored."""
+    """Apply the rest of an action's outcome, whether it was just performed or is restored."""
     scope.records.append(did.kept())
     if did.result is not UNSET:
         branch.result = did.result
@@ -342,12 +342,7 @@ def take_effect(branch: Branch, scope: OpenScope, did: Outcome) -> None:
 
 
 def _restore(branch: Branch, earlier: Outcome, step: Step, by: str | None) -> Failure:
-    if earlier.writes is not None:
-        branch.store.apply(earlier.writes)
-    if earlier.result is not UNSET:
-        branch.result = earlier.result
-    did = earlier.again(ActionRecord, step.action, by)
-    branch.note(did)
+    did = branch.restore(earlier, step.action, by)
     take_effect(branch, branch.scope, did)
     return None if did.recovered else did.error
 
@@ -362,7 +357,7 @@ def _skip(branch: Branch, step: Step, by: str | None, number: int) -> Walk:
 
 
 def check_insertion(branch: Branch, units: tuple[Unit | Stream, ...], *, is_action: bool = False) -> None:
-    """Refuse units that need a key that certainly nothing supplies; where middleware may supply it, nothing is certain."""
+    """Refuse units that need a key that certainly nothing supplies; where middleware may supply it, that is not certain."""
     terms, scope = branch.terms, branch.scope
     if not unmet(units, branch.store, terms.skip) or _is_wrapped(branch):
         return
@@ -371,7 +366,7 @@ def check_insertion(branch: Branch, units: tuple[Unit | Stream, ...], *, is_acti
     else:
         coming = [(unit, True) for unit in units if type(unit) is Action]
         coming += [(step.action, False) for step, _ in reversed(branch.agenda[scope.depth + 1 :])]
-        coming += [(unit, False) for unit, _ in scope.inserted if not isinstance(unit, OpenStream)]
+        coming += [(unit, False) for unit, _ in scope.inserted]
         coming += [(unit, True) for unit in units if type(unit) is not Action]
     check_inserted(coming, branch.store, terms.skip)
 

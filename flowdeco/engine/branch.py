@@ -1,8 +1,11 @@
 """The state of an evaluation: of the run itself, or of a branch of a parallel group.
 
-A `Branch` has an *agenda*, a stack of what is left to do, the next thing on top: units, the steps of the open stage,
-and, below what is inside them, the scopes that are to be closed. It has a store of its own, numbers its steps, and takes
-note of what they came to: as a record, for observers, for the journal.
+A `Branch` has an *agenda*, a stack of the work left to do, the next item on top: units, the steps of the open stage,
+and, below their contents, the scopes still to be closed. It has a store of its own, numbers its steps, and notes their
+outcomes: as records, for observers, for the journal.
+
+In a resumed run a branch is *sealed* while it is inside a scope that had ended: everything there is restored, and
+nothing may be performed.
 """
 
 from __future__ import annotations
@@ -52,12 +55,17 @@ class Terms:
     records_only: bool = field(init=False)  # nor does a journal or an observer
 
     def __post_init__(self) -> None:
-        self.is_quiet = not (self.skip or self.past)
+        self.resume_from(self.past)
+
+    def resume_from(self, past: History | None) -> None:
+        """Set the history of a resumed run."""
+        self.past = past
+        self.is_quiet = not (self.skip or past)
         self.records_only = self.is_quiet and self.recorder is None and self.notify is None
 
     @property
     def rehearses(self) -> bool:
-        """Whether nothing is to be performed: the run is compared with its history."""
+        """Whether the run is only compared with its history, and nothing is performed."""
         return self.past is not None and self.past.rehearses
 
 
@@ -68,6 +76,7 @@ class Before(NamedTuple):
     switches: dict[str, bool]
     switched: dict[str, bool]
     result: Any
+    places: int
 
 
 class OpenScope:
@@ -89,11 +98,11 @@ class OpenScope:
         self.started = started
         self.number = number  # its place in the branch; a scope without middleware that is not a stage has none
         self.pipeline: Any = unit
-        self.place: Scope | None = None  # for the records of what is inside
-        self.values: Mapping[str, Any] = {}  # that middleware supplies
+        self.place: Scope | None = None  # for the records of its contents
+        self.values: Mapping[str, Any] = {}  # supplied by middleware
         self.use_stages: tuple[Middleware, ...] = ()
         self.use_actions: tuple[Middleware, ...] = ()
-        self.is_skipped = False  # all that is inside it, as far as it has not run yet
+        self.is_skipped = False  # with those of its contents that have not run yet
         if outer is not None:
             self.place = outer.place
             self.values = outer.values
@@ -104,19 +113,19 @@ class OpenScope:
                 self.pipeline = outer.pipeline
         self.depth = 0  # its place on the agenda
         self.layers: Layers | None = None
-        self.earlier: Outcome | None = None  # what it came to before the run was resumed
+        self.earlier: Outcome | None = None  # from before the run was resumed
         self.mark: Mark | None = None  # set before its layers were entered
         self.before: Before | None = None
-        self.held = 0  # how many rows the journal had not got yet when it began
+        self.held = 0  # the number of unwritten rows when it began
         self.is_quiet = False  # only middleware surrounds its actions, and no selector or history needs them
         self.is_bare = False  # nor does middleware
         self.is_atomic = False  # it is one step, and its rows are held back
         self.records: list[Any] = []  # of the actions of a stage
-        self.inserted: list[tuple[Any, str]] = []  # by the actions of a stage, to run behind it
+        self.inserted: list[tuple[Any, str]] = []  # by the actions of a stage, to run after it
 
 
 class OpenStream:
-    """A stream that has begun: its iterator, and the items that it gave in the rehearsal of a resumed run."""
+    """A stream that has begun: its iterator, and the items that it yielded in the rehearsal of a resumed run."""
 
     __slots__ = ("ahead", "is_async", "iterator", "stream")
 
@@ -128,7 +137,7 @@ class OpenStream:
 
 
 class Records:
-    """Records of stages, of which only the last so many are kept."""
+    """The records of stages; only the last `most` are kept."""
 
     def __init__(self, most: int | None) -> None:
         self.kept: list[StageRecord] = []
@@ -139,25 +148,25 @@ class Records:
         return len(self.kept) + self.forgotten
 
     def add(self, record: Any) -> None:
-        """Add one; they are forgotten in one go, whenever twice as many are there as are to be kept."""
+        """Add one; old ones are forgotten in one go, whenever there are more than twice as many as to keep."""
         self.kept.append(record)
         if self._most is not None:
             self._forget_old(self._most)
 
     def adopt(self, records: Records) -> None:
-        """Add those of a branch."""
+        """Add the records of a branch."""
         self.forgotten += records.forgotten
         self.kept += records.kept
         if self._most is not None:
             self._forget_old(self._most)
 
     def cut(self, count: int) -> None:
-        """Drop those that came after the first so many."""
+        """Drop all but the first `count`."""
         del self.kept[max(0, count - self.forgotten) :]
         self.forgotten = min(self.forgotten, count)
 
     def last(self) -> list[StageRecord]:
-        """Return those that are to be kept in the end."""
+        """Return those to keep at the end of the run."""
         return self.kept if self._most is None else self.kept[max(0, len(self.kept) - self._most) :]
 
     def _forget_old(self, most: int) -> None:
@@ -182,7 +191,7 @@ class Branch:
         self.agenda: list[tuple[Any, str | None]] = []
         self.number = 0  # of the next step
         self.logged = None if terms.log is None else terms.log.of(id)
-        self.places = 0  # of pipelines with options, which records refer to
+        self.places = 0  # of pipelines with options, to which records refer
         self.records = Records(terms.history)
         self.result: Any = None
         self.switches: dict[str, bool] = {} if parent is None else dict(parent.switches)  # the latest one last
@@ -192,11 +201,11 @@ class Branch:
         )  # open scopes that had ended before the run was resumed
         self.revocable: int = 0 if parent is None else parent.revocable  # open scopes that may ask for another attempt
         self.forks: list[tuple[int, list[str]]] = []  # groups inside those: number, and ids of all their branches
-        self.rows: list[Any] = []  # that the journal has not got yet
+        self.rows: list[Any] = []  # not yet written to the journal
         self.changed: set[str] = set()  # with a journal: keys whose values were changed in place
         self.atomic: int = 0 if parent is None else parent.atomic  # open scopes that are one step: rows are held back
         self.unwinding: Mark | None = None  # in memory: set when a failure began to close scopes
-        self.remains: dict[str, Remains] = {}  # in memory: what unfinished groups leave behind, by branch
+        self.remains: dict[str, Remains] = {}  # in memory: left behind by unfinished groups, by branch
         self.unfinished: dict[int, tuple[list[Mark], Any]] = {}  # in memory: scopes that failed, by number
         self.ended_early: bool = (
             parent is not None and parent.ended_early
@@ -205,7 +214,7 @@ class Branch:
         self.restoring = terms.past is not None and terms.past.has_more(id)
         self.begun = self.restoring and not terms.rehearses
 
-    # Numbers, and what the run had done before it was resumed.
+    # Numbers, and the history of a resumed run.
 
     def next_number(self) -> int:
         """Take the next number of the branch."""
@@ -213,7 +222,7 @@ class Branch:
         return self.number - 1
 
     def next_place(self) -> str:
-        """Return the id that tells the next pipeline with options apart from others of its name."""
+        """Return the id that distinguishes the next pipeline with options from others of its name."""
         self.places += 1
         return f"p{self.places}"
 
@@ -237,14 +246,14 @@ class Branch:
             raise past.new(unit, self.scope.unit)
         if is_behind or (self.ended_early and not past.has(self.id, number)):
             self.number = number
-            raise past.early
+            raise past.early_stop
 
     def restores(self, earlier: Outcome | None) -> bool:
-        """Whether a step is restored: it had ended well, or a scope around it has."""
+        """Whether a step is restored: it, or a scope around it, had ended well."""
         return earlier is not None and (earlier.is_final or bool(self.sealed))
 
     def catch_up(self) -> Walk:
-        """Before anything new is done: say that all that had been done is restored; the group may have ended since."""
+        """Report, before anything new runs, that the history is restored; return the error if the group has ended since."""
         if self.restoring:
             self.restoring = False
             if self.parent is not None and not self.sealed:
@@ -252,10 +261,10 @@ class Branch:
                 return ended_by_another() if self.stopped else None
         return None
 
-    # Taking note.
+    # Noting outcomes.
 
     def note(self, outcome: Outcome) -> tuple[Outcome, Failure]:
-        """Take note of an outcome: for the journal, for a resume in memory, for observers.
+        """Note an outcome for the journal, for a resume in memory, for observers.
 
         If the journal cannot take it, the step has failed. Return the outcome as noted, and that error.
         """
@@ -268,7 +277,7 @@ class Branch:
             try:
                 self.rows.append(terms.recorder.row(self.id, name, outcome))
             except Exception as error:
-                if outcome.is_final:  # a failure that is not written happens again
+                if outcome.is_final:  # a failure that is not written happens again on resume
                     refused, outcome = error, outcome.refused(error)
                     with suppress(Exception):
                         self.rows.append(terms.recorder.row(self.id, name, outcome))
@@ -280,6 +289,22 @@ class Branch:
             for event in outcome.events(terms.run_id, name):
                 terms.notify(event)
         return outcome, refused
+
+    def restore(
+        self,
+        earlier: Outcome,
+        unit: Any,
+        by: str | None,
+        actions: Sequence[ActionRecord] = (),
+        place: Scope | None = None,
+    ) -> Outcome:
+        """Let an earlier outcome take effect again, and note it; return its record."""
+        if earlier.writes is not None:
+            self.store.apply(earlier.writes)
+        if earlier.result is not UNSET:
+            self.result = earlier.result
+        did, _ = self.note(earlier.as_restored(unit, by, actions, place))
+        return did
 
     def note_entering(self, scope: OpenScope, entering: Sequence[Delta]) -> Failure:
         """Note the writes of a scope's layers as they were entered; return the error if the journal cannot take them."""
@@ -297,11 +322,11 @@ class Branch:
         return None
 
     def note_place(self, error: BaseException, where: str) -> None:
-        """Say once on an exception where in the run it came from."""
+        """Add a note to an exception, once, with its place in the run."""
         place = f"run {self.terms.run_id!r}"
         if isinstance(error, (Bail, Suspend)):
             return
-        with suppress(Exception):  # an exception that cannot be read, or written to
+        with suppress(Exception):  # the exception may allow neither reading nor writing
             if not any(note.endswith(place) for note in getattr(error, "__notes__", ())):
                 error.add_note(f"in {where}, {place}")
 
@@ -318,22 +343,22 @@ class Branch:
         return recorder.unsaved
 
     def unsaved(self) -> Failure:
-        """Return why the journal cannot be written: nobody recovers from that."""
+        """Return the error that keeps the journal from being written: no layer recovers it."""
         recorder = self.terms.recorder
         return None if recorder is None else recorder.unsaved
 
     # Another attempt.
 
     def before(self) -> Before:
-        return Before(len(self.records), dict(self.switches), dict(self.switched), self.result)
+        return Before(len(self.records), dict(self.switches), dict(self.switched), self.result, self.places)
 
     def go_back(self, scope: OpenScope) -> Walk:
         """Forget a failed attempt at a scope, here and in the journal; return the error if the journal fails."""
-        records, switches, switched, self.result = scope.before or self.before()
+        records, switches, switched, self.result, self.places = scope.before or self.before()
         self.records.cut(records)
         self.switches, self.switched = dict(switches), dict(switched)
         scope.records, scope.inserted = [], []
-        refused = yield from self.drop_from(scope.number)  # with the row of what its layers wrote as it began
+        refused = yield from self.drop_from(scope.number)  # with the row of its layers' writes on entry
         self.number = scope.number + 1
         return refused
 
@@ -369,7 +394,8 @@ class Branch:
     def unwind(self, mark: Mark | None = None) -> None:
         """Note that a failure begins to close scopes: a resume in memory undoes the writes of layers from here on.
 
-        Of a step that left nothing behind, `mark` was set when it began: what its layers had written is undone as well.
+        For a step that left nothing behind, `mark` was set when it began: the writes of its layers are undone as well.
+        A run that cannot be resumed from memory only lets go of that mark.
         """
         if self.terms.log is None:
             if mark is not None:
@@ -387,7 +413,7 @@ class Branch:
             self.store.discard(self.unwinding)
 
     def forget_failure(self) -> None:
-        """Forget what a failure left behind: an enclosing scope has recovered it."""
+        """Forget the remains of a failure: an enclosing scope has recovered it."""
         if self.unwinding is not None:
             self.store.release(self.unwinding)
             self.unwinding = None
@@ -406,13 +432,13 @@ class Branch:
     # Selectors.
 
     def switch(self, selector: str, on: bool) -> None:
-        """Note that the selected units are not, or again, to run from here on."""
+        """Note that the selected units are disabled, or enabled again, from here on."""
         for switches in (self.switches, self.switched):
             switches.pop(selector, None)
             switches[selector] = on
 
     def is_off(self, selectors: Callable[[], list[str]]) -> bool:
-        """Whether a unit with these selectors is not to run."""
+        """Whether a unit with these selectors is skipped or disabled."""
         if not (self.terms.skip or self.switches):
             return False
         known = selectors()
@@ -424,13 +450,13 @@ class Branch:
         return bool(latest) and not latest[-1]
 
     def skips(self, unit: Unit, earlier: Outcome | None) -> bool:
-        """Whether a unit is skipped as a whole, now or as it was before the run was resumed."""
-        off = self.is_off(lambda: stage_selectors(unit))  # also where it is too late: the selector has matched
+        """Whether a unit is skipped as a whole, now or before the run was resumed."""
+        off = self.is_off(lambda: stage_selectors(unit))  # even if too late: the selector has matched
         if earlier is not None and self.restores(earlier):
             return earlier.status is Status.SKIPPED and earlier.entered
         return off or self.scope.is_skipped
 
-    # What is around, and what comes.
+    # Surroundings.
 
     def upcoming(self) -> Iterator[Unit | Stream]:
         """Yield the units that run after the current stage."""

@@ -33,7 +33,7 @@ class Effects(NamedTuple):
 class Context:
     """The run as an action sees it; a parameter annotated `Context`, or an unannotated one named `ctx`, receives it.
 
-    What the action writes, inserts, disables and enables takes effect when it completes, and is dropped if it fails.
+    The action's writes, insertions and switches take effect when it completes, and are dropped if it fails.
     """
 
     __slots__ = (
@@ -95,7 +95,7 @@ class Context:
         self._inserted.extend(insertable(units, f"action {self.action.name!r}", "inserted"))
 
     def disable(self, *selectors: str) -> None:
-        """Do not run the selected units in this run, as far as they have not run yet."""
+        """Do not run the selected units in the rest of this run."""
         self._switches.extend((selector, False) for selector in checked_selectors(selectors, "disable"))
 
     def enable(self, *selectors: str) -> None:
@@ -110,7 +110,7 @@ class Context:
             self._notify(Message(self.run_id, self.stage.name, self.action.name, kind, payload))
 
     def progress(self, done: float, total: float | None = None) -> None:
-        """Tell the observers how far the action is, at once."""
+        """Report the progress of the action to the observers, at once."""
         if self._notify is not None:
             from flowdeco.events import Progress
 
@@ -126,7 +126,7 @@ class Context:
             return self.store[key]
         raise Suspend(f"{WAITING}{key_name(key)!r}")
 
-    # Detached, in another process: its view of the store travels there, and what it did comes back.
+    # Detached, in another process: its view of the store travels there, and its effects come back.
 
     def __reduce__(self) -> tuple[Any, ...]:
         known = (self.run_id, self._place, self.pipeline.name, _shadow(self.stage), self.action.name)
@@ -135,7 +135,7 @@ class Context:
     def __repr__(self) -> str:
         return f"<Context of {self.stage.name}/{self.action.name} in run {self.run_id}>"
 
-    # For the engine, and for the shipping of calls.
+    # For the engine, and for shipping calls.
 
     def effects(self) -> Effects:
         """Return the effects of the action through this context."""
@@ -154,7 +154,7 @@ class Context:
     def detached(
         cls, known: tuple[str, tuple[str, int], str, Stage, str], values: dict[str, Any], upcoming: list[Stage]
     ) -> Context:
-        """Return the copy that travels to another process, and keeps the messages to the observers."""
+        """Return the copy that travels to another process, and keeps the messages for the observers."""
         run_id, place, pipeline, stage, name = known
         action, waiting = make_action(_nothing, name=name), partial(iter, upcoming)
         context = cls(run_id, Pipeline(name=pipeline), stage, action, Store(values), waiting, None, place)
@@ -170,4 +170,4 @@ def _shadow(unit: Unit | Stream) -> Stage:
 
 
 def _nothing() -> None:
-    """Stand for the function of an action of which only the name is known."""
+    """Stand in for the function of an action known only by its name."""

@@ -1,21 +1,21 @@
 """The run loop: it decides which unit runs next, and performs nothing.
 
-1. There is one *agenda*: a stack of what is left to do, the next thing on top. Units are on it, the steps of the open
-   stage, and, below what is inside them, the *scopes* (pipelines, stages) that are to be closed.
-2. Insertions go on top: a stage's when it closes, an action's at once. So order is depth first (L6); putting n units
+1. There is one *agenda*: a stack of the work left to do, the next item on top. On it are units, the steps of the open
+   stage, and, below their contents, the *scopes* (pipelines, stages) still to be closed.
+2. Insertions go on top: stages when the open stage closes, actions at once. So order is depth first (L6); putting n units
    there costs n, whatever else is waiting; and since the agenda keeps no finished units, a stage that returns itself
    is a loop in constant memory.
 3. A failure closes scopes from the inside out, until the layers of one recover it or ask for another attempt (L7).
-4. A step comes to an `Outcome`, which takes effect all at once or not at all (L4). When a step begins, the evaluation
-   asks what it came to before the run was resumed: if it had ended, its outcome takes effect again, and nothing is
+4. A step ends in an `Outcome`, which takes effect all at once or not at all (L4). When a step begins, the evaluation
+   looks up its outcome from before the run was resumed: if it had ended, that takes effect again, and nothing is
    performed. From then on it makes no difference whether an outcome is new or remembered (L10).
 5. Each branch of a parallel group is an evaluation of its own, over a fork of the store (L9). A group is one request,
-   `Fork`; when all branches have ended, what they wrote is merged, and that is the group's outcome.
+   `Fork`; when all branches have ended, their writes are merged, and that is the group's outcome.
 
 Nothing here performs anything. Every call of a user's function, every wait, is a request that is yielded to a driver,
-and answered with what came of it (`requests`). An exception of a user is always passed on as a value, never raised
-through these generators, for which a `StopIteration` or a `GeneratorExit` would mean something else. An interrupt is an
-answer, too: it never comes while an outcome takes effect.
+and answered with its result (`requests`). A user's exception is always passed on as a value, never raised through
+these generators, for which a `StopIteration` or a `GeneratorExit` would mean something else. An interrupt is an answer,
+too: it never arrives while an outcome takes effect.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Opening(NamedTuple):
 
 
 def evaluate_run(run: Run, terms: Terms, use: tuple[Middleware, ...]) -> Generator[Request, Any, Branch]:
-    """Evaluate the pipeline of a run; all that came of it is in the run."""
+    """Evaluate the pipeline of a run, and note the outcome in the run."""
     started = terms.clock()
     run.started, run.status = started + terms.epoch, Status.RUNNING
     past, log = terms.past, terms.log
@@ -98,7 +98,7 @@ def evaluate_run(run: Run, terms: Terms, use: tuple[Middleware, ...]) -> Generat
 
 
 def evaluate(branch: Branch) -> Walk:
-    """Work through the agenda; return the failure or signal that nothing has recovered from."""
+    """Work through the agenda; return the failure or signal that nothing has recovered."""
     agenda, terms, clock = branch.agenda, branch.terms, branch.terms.clock
     error: Failure = None
     while agenda or (error is not None and branch.scope is not branch.base):
@@ -147,12 +147,12 @@ def _fail(branch: Branch, error: BaseException) -> Walk:
             yield from close_stream(branch, unit)
     if is_base:
         return error
-    if len(agenda) > scope.depth:  # it is not gone, as it would be if closing it had failed before
+    if len(agenda) > scope.depth:  # unless an earlier attempt to close it has failed
         agenda.pop()
     return (yield from close_scope(branch, scope, error))
 
 
-# Pipelines, stages, groups: what happens when their turn has come.
+# Beginning pipelines, stages and groups.
 
 
 def _begin_run(branch: Branch, opening: Opening, by: str | None) -> Walk | Failure:
@@ -163,15 +163,16 @@ def _begin_pipeline(
     branch: Branch, pipeline: Pipeline, by: str | None, use: tuple[Middleware, ...] = (), is_run: bool = False
 ) -> Walk | Failure:
     layers, around, agenda = use + pipeline.use, branch.scope, branch.agenda
-    while not layers and agenda and agenda[-1][0] is branch.scope and _is_bare(branch.scope):
-        agenda.pop()  # nothing is left to do in there: a pipeline that returns itself is a loop, too
+    while not layers and agenda and agenda[-1][0] is branch.scope and _is_transparent(branch.scope):
+        agenda.pop()  # it has nothing left to do: a pipeline that returns itself is a loop, too
         branch.scope = branch.scope.outer or branch.base
+        if around.unit == pipeline:
+            around = branch.scope
     scope = OpenScope(branch.scope, pipeline, by, branch.terms.clock())
     scope.use_stages = around.use_stages + pipeline.use_stages
     scope.use_actions = around.use_actions + pipeline.use_actions
-    scope.values, scope.is_skipped = around.values, around.is_skipped
     if isinstance(around.unit, Pipeline) and around.unit.units[-1:] == (pipeline,):
-        scope.place = around.place  # it is its last unit, and was not inserted behind it
+        scope.place = around.place  # it is its last unit, and not inserted after it
     if not (pipeline.plain or is_run):
         scope.place = Scope(pipeline.name, f"{branch.id}.{branch.next_place()}", None, by, scope.place)
     earlier = None
@@ -183,7 +184,7 @@ def _begin_pipeline(
     return open_scope(branch, scope, layers, earlier)
 
 
-def _is_bare(scope: OpenScope) -> bool:
+def _is_transparent(scope: OpenScope) -> bool:
     return isinstance(scope.unit, Pipeline) and scope.number == UNNUMBERED and not scope.is_skipped
 
 
@@ -208,7 +209,7 @@ def _begin_stage(branch: Branch, stage: Stage, by: str | None) -> Walk | Failure
         return open_scope(branch, scope, (*around.use_stages, *merge, *stage.use), earlier)
     if not is_quiet or stage.has_data or terms.notify is not None:
         return open_scope(branch, scope, (), earlier)
-    scope.depth = len(branch.agenda)  # most stages need no more than that
+    scope.depth = len(branch.agenda)  # most stages need no more
     branch.agenda.append((scope, None))
     branch.scope = scope
     fill_scope(branch, scope)
@@ -224,7 +225,7 @@ def _begin_group(branch: Branch, group: Parallel, by: str | None) -> Walk | Fail
     return run_group(branch, group, scope, earlier)
 
 
-# Units that are not to run.
+# Skipped units.
 
 
 class _Skipped(NamedTuple):
@@ -234,20 +235,19 @@ class _Skipped(NamedTuple):
 
 
 def _skip(branch: Branch, scope: OpenScope, earlier: Outcome | None) -> Walk | Failure:
-    """Record a unit and its contents as skipped, as far as they have not run before."""
+    """Record a unit, and those of its contents that have not run before, as skipped."""
     unit = scope.unit
-    kind = record_kind(unit)
     past, terms = branch.terms.past, branch.terms
     if earlier is not None and past is not None and branch.restores(earlier):
-        did = earlier.again(kind, unit, scope.by, (), scope.place)
+        did = earlier.as_restored(unit, scope.by, (), scope.place)
         past.confirm(branch.id, earlier, unit, scope.number + 1)
     else:
-        did = kind(
+        did = record_kind(unit)(
             unit.name, unit, Status.SKIPPED, branch.now(), 0.0, scope.by, scope.number, scope=scope.place,
             end=scope.number + 1,
         )  # fmt: skip
         if past is not None and not isinstance(unit, Pipeline):
-            past.drop_from(branch.id, scope.number + 1)  # it had begun, and is not wanted any more
+            past.drop_from(branch.id, scope.number + 1)  # it had begun, and is no longer wanted
     if terms.skip:
         terms.unmatched.difference_update(stage_selectors(unit))
     refused = None if scope.number == UNNUMBERED else branch.note(did)[1]

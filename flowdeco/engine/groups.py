@@ -1,8 +1,8 @@
 """Parallel groups: branches over forks of the store, and the merge of their outcomes into one (L9).
 
-Branches are merged in their order, whatever the order in which they ended. One failure is raised as itself, several as
+Branches are merged in their order, in whatever order they ended. One failure is raised as itself, several as
 an `ExceptionGroup`; a cancellation that the group itself asked for is not a failure. A `Bail` ends the run, and only its
-branch counts; a `Suspend` waits for the others, and names all that they wait for.
+branch counts; a `Suspend` waits for the others, and names everything that they wait for.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from flowdeco.engine.branch import Branch, OpenScope
 from flowdeco.engine.outcome import Outcome, Status, branch_id
 from flowdeco.engine.replay import History
 from flowdeco.engine.requests import Ended, Failure, Fork, Raised, Request, Walk
-from flowdeco.errors import WAITING, Bail, Cancelled, CodeChangedError, Suspend, WriteConflictError
+from flowdeco.errors import WAITING, Bail, Cancelled, Suspend, WriteConflictError
 from flowdeco.model.definitions import Parallel, Stream, Unit
 from flowdeco.model.store import NOTHING, Delta, same
 
@@ -23,7 +23,7 @@ __all__ = ["failure_of", "merged", "run_group"]
 
 
 def run_group(branch: Branch, group: Parallel, scope: OpenScope, earlier: Outcome | None) -> Walk:
-    """Run the branches of a group, and let their merged outcome take effect; return the failure."""
+    """Run the branches of a group, and apply their merged outcome; return the failure."""
     past = branch.terms.past
     if past is not None and earlier is not None and branch.restores(earlier):
         return (yield from _restore_group(branch, past, scope, earlier))
@@ -35,12 +35,12 @@ def run_group(branch: Branch, group: Parallel, scope: OpenScope, earlier: Outcom
     ended = yield from _side_by_side(branch, scope, forks, forks)
     if past is not None and past.rehearses:
         failed = (error for error in ended.failures if error is not None and not isinstance(error, Suspend))
-        return next(failed, ended.interrupt or past.end)
+        return next(failed, ended.interrupt or past.stop)
     return (yield from _merge_branches(branch, group, scope, forks, ended))
 
 
 def _restore_group(branch: Branch, past: History, scope: OpenScope, earlier: Outcome) -> Walk:
-    """Restore a group that had ended: first what is in its branches, then what it came to."""
+    """Restore a group that had ended: first the contents of its branches, then its outcome."""
     group: Parallel = scope.unit
     branch.sealed += 1
     forks = [_fork(branch, scope, index, unit) for index, unit in enumerate(group.units)]
@@ -51,23 +51,20 @@ def _restore_group(branch: Branch, past: History, scope: OpenScope, earlier: Out
         fork.ended_early |= earlier.error is not None
     ended = yield from _side_by_side(branch, scope, forks, alive)
     branch.sealed -= 1
-    for error in (*ended.failures, ended.interrupt):
-        is_met_again = error is None or error is earlier.error or error in getattr(earlier.error, "exceptions", ())
-        if not is_met_again and (error is past.end or isinstance(error, (CodeChangedError, KeyboardInterrupt))):
+    for error in (ended.interrupt, *ended.failures):
+        if not past.is_known(error):
             return error
     past.confirm(branch.id, earlier, group, scope.number + 1)
-    if earlier.writes is not None:
-        branch.store.apply(earlier.writes)
     bailed = [fork for fork, failure in zip(alive, ended.failures, strict=True) if isinstance(failure, Bail)]
     _adopt(branch, alive if earlier.error is None else bailed[:1] if isinstance(earlier.error, Bail) else [])
-    branch.note(earlier.again(Outcome, group, scope.by, (), scope.place))
+    branch.restore(earlier, group, scope.by, (), scope.place)
     return earlier.error
 
 
 def _side_by_side(
     branch: Branch, scope: OpenScope, forks: list[Branch], alive: list[Branch]
 ) -> Generator[Request, Any, Ended]:
-    """Have those branches evaluated that are alive, and take over from all what counts however the group ends.
+    """Have the live branches evaluated; take over from all of them the parts that count however the group ends.
 
     These are the records, the rows that are held back, and the ids.
     """
@@ -82,7 +79,7 @@ def _side_by_side(
 
 
 def _announce(branch: Branch, group: Parallel, scope: OpenScope) -> Walk:
-    """Have the journal note that a group begins, and all that was before it."""
+    """Have the journal note that a group begins, and everything before it."""
     if branch.terms.recorder is None:
         return None
     began = Outcome(
@@ -108,7 +105,7 @@ def _fork(branch: Branch, scope: OpenScope, index: int, unit: Unit | Stream) -> 
 
 
 def _merge_branches(branch: Branch, group: Parallel, scope: OpenScope, forks: list[Branch], ended: Ended) -> Walk:
-    """Merge the outcomes of the branches: of all, or after a `Bail` of that one; return the failure."""
+    """Merge the outcomes of the branches: of all, or after a `Bail` of that one alone; return the failure."""
     terms = branch.terms
     error = failure_of(group, ended, terms.is_cancellation)
     taking = forks if error is None else []
@@ -116,7 +113,7 @@ def _merge_branches(branch: Branch, group: Parallel, scope: OpenScope, forks: li
         taking = [fork for fork, failure in zip(forks, ended.failures, strict=True) if failure is error]
     writes: Delta | None = None
     try:
-        terms.gate.open = bool(group.merge)  # a reducer is a function of the user
+        terms.gate.open = bool(group.merge)  # a reducer is user code
         writes = merged(group, [fork.store.delta() for fork in taking])
         terms.gate.open = False
     except BaseException as failure:  # a conflict, a reducer that raises, Ctrl-C in one
@@ -141,9 +138,9 @@ def _merge_branches(branch: Branch, group: Parallel, scope: OpenScope, forks: li
 
 
 def _with_changes(branch: Branch, forks: list[Branch], writes: Delta | None) -> Delta | None:
-    """Return the merged writes, with the values of the store around the group that branches changed in place.
+    """Return the merged writes, with the values of the enclosing store that branches changed in place.
 
-    They are for the journal: the store has them already, and changing a value is no write that could conflict.
+    They are for the journal: the store has them already, and changing a value is not a write that could conflict.
     """
     changed = {key for fork in forks for key in fork.changed if key in branch.store}
     branch.changed |= changed
@@ -157,7 +154,7 @@ def _with_changes(branch: Branch, forks: list[Branch], writes: Delta | None) -> 
 
 
 def _adopt(branch: Branch, forks: list[Branch]) -> None:
-    """Let the switches and the result of branches count from here on."""
+    """Adopt the switches and the results of branches."""
     for fork in forks:
         for selector, on in fork.switched.items():
             branch.switch(selector, on)
@@ -165,11 +162,11 @@ def _adopt(branch: Branch, forks: list[Branch]) -> None:
             branch.result = fork.result
 
 
-# How it ends.
+# The failure of a group.
 
 
 def failure_of(group: Parallel, ended: Ended, is_cancellation: Callable[[BaseException], bool]) -> Failure:
-    """Return how the group ended: None, a failure (or the group of them), a signal."""
+    """Return how the group ended: None, a failure (or a group of several), or a signal."""
     interrupt = ended.interrupt
     if interrupt is not None and not isinstance(interrupt, Cancelled):
         return interrupt
@@ -180,7 +177,7 @@ def failure_of(group: Parallel, ended: Ended, is_cancellation: Callable[[BaseExc
         and not isinstance(error, (Bail, Suspend))
         and (index == ended.ended_by or not is_cancellation(error))  # a cancellation we asked for is not a failure
     ]
-    failed = list({id(error): error for error in failed}.values())  # several may end with one, of the journal
+    failed = list({id(error): error for error in failed}.values())  # several may end with one error, the journal's
     if len(failed) > 1:
         return BaseExceptionGroup(f"{len(failed)} branches of the parallel group {group.name!r} failed", failed)
     if failed:
@@ -192,7 +189,7 @@ def failure_of(group: Parallel, ended: Ended, is_cancellation: Callable[[BaseExc
 
 
 def _all_of(suspended: list[Suspend]) -> Suspend | None:
-    """Return the one signal that names all that these wait for; None for none."""
+    """Return one signal that names everything these wait for; None if there are none."""
     if len({each.reason for each in suspended}) < 2:
         return suspended[0] if suspended else None
     # The reason of a nested group may name several.

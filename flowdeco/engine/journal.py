@@ -1,8 +1,8 @@
 """The ports of a durable run: the protocols `Journal` and `Codec`, and the rows of a journal.
 
-A run is one *branch*, and a parallel group adds one for each of its branches. Within a branch everything happens one
-after the other, so a row's place is the branch and a number that counts up. What is written is final: a row is taken
-back only when a retry drops the attempt that it belongs to.
+A run is one *branch*, and a parallel group adds one for each of its branches. Within a branch everything happens in
+sequence, so a row's place is the branch and a number that counts up. A written row is final: it is dropped only when
+another attempt, or a resume with changed code, replaces it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Row(NamedTuple):
 
     `started` is in POSIX seconds, `elapsed` in seconds.
 
-    `payload` is what the step did, in the journal's codec; `fingerprint` that of the action's code.
+    `payload` describes the effect of the step, in the journal's codec; `fingerprint` the action's code.
     """
 
     branch: str
@@ -36,8 +36,8 @@ class Row(NamedTuple):
 class Remembered(NamedTuple):
     """A run as the journal has it.
 
-    `inputs` are the payloads of the inputs in the order in which they were given, each with the number of rows that
-    were there before: those of the run first, then those of every resume.
+    `inputs` are the payloads of the inputs in the order in which they were given, each with the number of rows
+    written before: those of the run first, then those of every resume.
     """
 
     run_id: str
@@ -52,7 +52,7 @@ class Remembered(NamedTuple):
 
 
 class Codec(Protocol):
-    """How values become bytes, and come back."""
+    """The conversion of values to bytes and back."""
 
     name: str
 
@@ -65,20 +65,20 @@ class Codec(Protocol):
 
 
 class Journal(Protocol):
-    """Where runs are remembered. One process at a time works on a run: it holds the run's lease from `create` or `open`
+    """A store of runs. One process at a time works on a run: it holds the run's lease from `create` or `open`
     to `close`."""
 
     codec: Codec
 
     def create(self, run_id: str, pipeline: str, inputs: bytes, skip: Sequence[str]) -> None:
-        """Begin a run; raises `RunBusyError` if there is one of that id."""
+        """Begin a run; raises `RunBusyError` if one with that id exists."""
 
     def open(self, run_id: str) -> Remembered:
-        """Take up a run again; raises `RunNotFoundError`, `RunBusyError`."""
+        """Reopen a run; raises `RunNotFoundError`, `RunBusyError`."""
         ...
 
     def read(self, run_id: str) -> Remembered:
-        """Return a run without taking it up."""
+        """Return a run without opening it."""
         ...
 
     def add_inputs(self, run_id: str, inputs: bytes) -> None:

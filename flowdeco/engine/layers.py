@@ -5,13 +5,13 @@
         yield                                   # run the target
         call.store["seconds"] = perf_counter() - started
 
-A layer stands in one of three places, does one of three things, and `FOLLOWS` says what comes of it. What it yields is
-None, or a mapping of values that are parameters in its target only; a `Sleep` it yields is waited for, and then it
-continues where it stood. A layer that returns before yielding skips its target, and may say by `call.outcome` what is to
-count as the outcome of an action.
+A layer is at one of three points and makes one of three moves; `FOLLOWS` gives the consequence. It yields None, or a
+mapping of values that are parameters in its target only; if it yields a `Sleep`, that is waited for, and then it
+continues from there. A layer that returns before yielding skips its target, and may set the outcome of an action by
+`call.outcome`.
 
 `enter` opens layers from the outside in, `leave` resumes them from the inside out; between the two, the evaluation runs
-the target. Where nothing has to be waited for, as mostly, they answer at once; otherwise they are generators of requests.
+the target. If there is nothing to wait for, as usual, they return at once; otherwise they return generators of requests.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 
 __all__ = ["FOLLOWS", "Call", "Layers", "enter", "leave", "merging"]
 
-# Where a layer stands
+# The point that a layer is at
 BEFORE: Final = "before its target"
 SUCCESS: Final = "after a success of its target"
 FAILURE: Final = "after a failure of its target"
-# What it does there
+# Its move
 YIELDS: Final = "yields"
 RETURNS: Final = "returns"
 RAISES: Final = "raises"
-# What follows
+# The consequence
 RUN: Final = "the target runs"
 SKIP: Final = "the target is skipped"
 PASS: Final = "the layers around it are resumed with the success"
@@ -62,7 +62,7 @@ FOLLOWS: Final = {
 
 Level: TypeAlias = Literal["pipeline", "stage", "action"]
 Layer: TypeAlias = "Generator[Any, Any, None] | AsyncGenerator[Any, Any]"
-Move: TypeAlias = "tuple[str, Any]"  # what a layer does, and what it yields or raises
+Move: TypeAlias = "tuple[str, Any]"  # the move of a layer, and the item it yields or raises
 Decision: TypeAlias = "tuple[bool, BaseException | None]"  # whether the target is to run (again), and the failure left
 Passage: TypeAlias = "Decision | Generator[Request, Any, Decision]"
 
@@ -71,7 +71,7 @@ class Call:
     """A middleware's view of its target, and of the run.
 
     `level` is "pipeline" (also for the run's own `use`), "stage" or "action"; `pipeline`, `stage` and `action` are None
-    where they do not apply. `store` is that of the enclosing scope: what a middleware writes there stays. `outcome` is
+    where they do not apply. `store` is that of the enclosing scope: a middleware's writes to it stay. `outcome` is
     the action's outcome, and can be replaced (`given` is the same, but `UNSET` as long as there is none); `attempt` counts
     from 1; `inserted` are the units that its middleware has inserted.
     """
@@ -133,12 +133,12 @@ class Call:
         return f"<Call of {self.level} {self.name!r}, attempt {self.attempt}>"
 
 
-# A layer that has yielded, and what another attempt goes back to: the store, how much was inserted, the values.
+# A layer that has yielded, and the state that another attempt restores: store, number of insertions, values.
 Opened: TypeAlias = "tuple[Middleware, Any, Mark | None, int, Mapping[str, Any]]"
 
 
 class Layers(Call):
-    """The layers around one target: which of them are open, and their decisions; the layers see it as their `Call`."""
+    """The layers around one target, those that are open, and their decisions; the layers see it as their `Call`."""
 
     __slots__ = (
         "entered", "entering", "failure", "gate", "layers", "mark", "opened", "recalled", "recovered", "values",
@@ -166,22 +166,22 @@ class Layers(Call):
         self.layers = layers
         self.gate = gate
         self.opened: list[Opened] = []
-        self.entered = False  # the target was begun
+        self.entered = False  # the target has begun
         self.failure: BaseException | None = None  # the last one
         self.recovered = False
-        self.values: Mapping[str, Any] = {}  # that the layers give to the target, with those from further outside
-        # Around a scope, so that it can be resumed: a mark from before its layers, what each of them writes as it is
-        # entered, and what each wrote before the run was resumed, which stays instead of what it writes now.
+        self.values: Mapping[str, Any] = {}  # given to the target by these layers and enclosing ones
+        # Around a scope, so that it can be resumed: a mark from before its layers, the writes of each as it is entered,
+        # and the writes of each before the run was resumed, which replace those it makes now.
         self.mark: Mark | None = None
         self.entering: list[Delta] | None = None
         self.recalled: Iterator[Delta] | None = None
 
     def stood_by(self) -> bool:
-        """Whether the layers did no more than stand around the first attempt."""
+        """Whether the layers did nothing but surround a single attempt."""
         return self.entered and not (self.recovered or self.inserted or self.attempt > 1)
 
     def failed(self, error: BaseException) -> None:
-        """Note how the target, or a layer, has failed."""
+        """Note the failure of the target, or of a layer."""
         self.failure, self.recovered, self.given = error, False, UNSET
 
     def go_back(self, opened: Opened, inserted: int) -> None:
@@ -196,7 +196,7 @@ class Layers(Call):
         if self.mark is not None:
             before = opened[-1][2] if opened else None
             self._entered(self.mark if before is None else before)
-        # Around an action, nothing but a further layer can write to the store before the action has ended.
+        # Around an action, only a further layer can write to the store before the action has ended.
         unwritten = self.action is not None and len(opened) + 1 == len(self.layers)
         mark = None if unwritten else self.store.mark()
         opened.append((layer, generator, mark, len(self.inserted), self.values))
@@ -209,7 +209,7 @@ class Layers(Call):
             self.store.take_back(since)
             self.store.apply(recalled)
         if self.entering is not None:
-            self.entering[len(self.opened) :] = [self.store.since(since)]  # of another attempt, instead of the first's
+            self.entering[len(self.opened) :] = [self.store.since(since)]  # another attempt replaces the first one's
 
     def marks(self) -> list[Mark]:
         """Return the marks that its open layers have set in the store, the outermost first."""
@@ -223,7 +223,7 @@ _GO: Final[Decision] = (True, None)
 
 
 def enter(layers: Layers) -> Passage:
-    """Open the layers that are not open yet; give whether the target is to run, and the failure of a layer."""
+    """Open the layers that are not open yet; return whether the target is to run, and the failure of a layer."""
     gate, opened, store = layers.gate, layers.opened, layers.store
     generator: Any = None
     layer: Any = None
@@ -259,7 +259,7 @@ def enter(layers: Layers) -> Passage:
 
 
 def _failed_to_open(layers: Layers, layer: Middleware, generator: Any, error: BaseException) -> BaseException:
-    """Return the failure; where it came just as the layer had yielded, the layer is open, and hears of it."""
+    """Return the failure; if it came just as the layer had yielded, the layer is open, and will receive it."""
     if type(generator) is _GENERATOR and generator.gi_suspended:
         layers.open(layer, generator, None)
     return error
@@ -275,9 +275,9 @@ def _enter(layers: Layers, layer: Middleware, generator: Layer, move: Move) -> G
 
 
 def leave(layers: Layers, error: BaseException | None) -> Passage:
-    """Resume the open layers; give whether the target is to run again, and the failure that is left.
+    """Resume the open layers; return whether the target is to run again, and the remaining failure.
 
-    This is the short way: when nothing failed, and every layer simply ends. `_leave` follows the table.
+    This is the short path: nothing failed, and every layer simply ends. `_leave` follows the table.
     """
     opened, gate, store = layers.opened, layers.gate, layers.store
     if error is not None:
@@ -293,7 +293,7 @@ def leave(layers: Layers, error: BaseException | None) -> Passage:
         try:
             try:
                 gate.open = True
-                # Most layers simply end, which costs less where no `StopIteration` has to be raised.
+                # Most layers simply end, which costs less if no `StopIteration` is raised.
                 item = next(generator, _END) if outcome is None or outcome is UNSET else generator.send(outcome)
                 gate.open = False
             except StopIteration:
@@ -319,7 +319,7 @@ def _leave(layers: Layers, error: BaseException | None, move: Move | None = None
         inserted = len(layers.inserted)
         own: Mark | None = None
         if move is None:
-            own = store.mark()  # what the layer itself writes from here on stays
+            own = store.mark()  # the layer's own writes from here on stay
             move = _resumed(layers, generator, layers.outcome, error)
         did, item = yield from _resolved(layers, layer, generator, move, error)
         move = None
@@ -347,7 +347,7 @@ def _leave(layers: Layers, error: BaseException | None, move: Move | None = None
 
 
 def _resumed(layers: Layers, generator: Layer, outcome: Any, error: BaseException | None) -> Move:
-    """Resume a layer once; an asynchronous one gives the request by which it is resumed."""
+    """Resume a layer once; for an asynchronous one, return the request that resumes it."""
     if not isinstance(generator, types.GeneratorType):
         layer = cast("AsyncGenerator[Any, Any]", generator)
         return _WAITS, Await(layer.asend(outcome) if error is None else layer.athrow(error))
@@ -405,7 +405,7 @@ def _awaited(answer: Any, error: BaseException | None) -> Move:
 
 
 def _reproached(layers: Layers, generator: Layer, misuse: MiddlewareError) -> Generator[Request, Any, None]:
-    """Raise its misuse at the layer's own `yield`, so that it can clean up, and the traceback points there."""
+    """Raise the misuse at the layer's own `yield`, so that it can clean up, and the traceback points there."""
     did, item = _resumed(layers, generator, None, misuse)
     if did is _WAITS:
         yield item

@@ -1,4 +1,4 @@
-"""The logger `flowdeco.run`, whose records say where in a run they come from; loaded when something is logged."""
+"""The logger `flowdeco.run`, whose records name their place in a run; loaded when something is logged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class RunLogger(logging.LoggerAdapter[logging.Logger]):
 
     # Before Python 3.13, an adapter drops the `extra` of the call.
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
-        """Merge both; a field that the call gives as well is the call's."""
+        """Merge both; the fields of the call take precedence."""
         given = kwargs.get("extra")
         kwargs["extra"] = {**self.extra, **given} if self.extra and given else self.extra
         return msg, kwargs

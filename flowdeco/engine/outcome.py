@@ -1,15 +1,15 @@
 """The outcome of a step, as one value.
 
-A step is an action, a stage, a pipeline with middleware, or a parallel group. Its `Outcome` is all there is to know of
-it: it is applied to the store, kept as the record (`run.stages`), reported as an event, written to the journal, merged
-by a group, and applied once more when the run is resumed. Whatever is added to a step is added here.
+A step is an action, a stage, a pipeline with middleware, or a parallel group. Its `Outcome` describes it completely:
+it is applied to the store, kept as the record (`run.stages`), reported as an event, written to the journal, merged by a
+group, and applied once more when the run is resumed. Any new property of a step is added here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Any, Final, NamedTuple, Self, TypeVar, cast
+from typing import Any, Final, NamedTuple, Self, cast
 
 from flowdeco.errors import Bail, Suspend
 from flowdeco.events import ActionFinished, Event, StageFinished, UnitsInserted
@@ -73,8 +73,8 @@ def _hashed(*parts: object) -> str:
 class Scope(NamedTuple):
     """Where a stage ran: in a pipeline with options, or in a branch of a parallel group.
 
-    `branch` is the place of the branch in its group, None for a pipeline. `id` tells those of one name apart; the
-    branches of a group have it in common. `outer` is the enclosing scope.
+    `branch` is the place of the branch in its group, None for a pipeline. `id` distinguishes those of one name; the
+    branches of a group share it. `outer` is the enclosing scope.
     """
 
     name: str
@@ -88,21 +88,18 @@ class Scope(NamedTuple):
         return Scope(self.name, self.id, branch, self.inserted_by, self.outer)
 
 
-Kind = TypeVar("Kind", bound="Outcome")
-
-
 class Outcome(NamedTuple):
     """The outcome of a step: `started` in POSIX seconds, `elapsed` in seconds.
 
     `inserted_by` is `"stage/action"`, None for a unit that was there from the start. `inserted` are the units that the
-    step inserted, `switches` the selectors that it disabled (False) and enabled. Of a stage, `actions` are the outcomes
-    of its actions, and `scope` says where it ran. `restored` means that a resume did not run it.
+    step inserted, `switches` the selectors that it disabled (False) and enabled. For a stage, `actions` are the outcomes
+    of its actions, and `scope` says where it ran. `restored` means that a resume did not run it again.
 
-    The step's effect is in `writes` (all that it wrote to the store, its result included; of a scope, what its
-    middleware wrote on the way out), `entering` (what a scope wrote before its first step, layer by layer) and `result`
-    (the data that an action returned). A record that is kept has none of them: it keeps no value alive. `number` is the
-    step's place in its branch, `end` that of the step behind it; `entered` says whether a scope got to its first step;
-    `branches` is the number of those of a group, `fingerprint` that of an action's code in a durable run.
+    The step's effect is in `writes` (all its writes to the store, its result included; for a scope, those of its
+    middleware on the way out), `entering` (a scope's writes before its first step, layer by layer) and `result` (the
+    data that an action returned). A record that is kept has none of them: it keeps no value alive. `number` is the
+    step's place in its branch, `end` that of the step after it; `entered` tells whether a scope reached its first step;
+    `branches` is the number of branches of a group, `fingerprint` that of an action's code in a durable run.
     """
 
     name: str
@@ -130,19 +127,14 @@ class Outcome(NamedTuple):
 
     @property
     def is_final(self) -> bool:
-        """Whether a resumed run takes it over; a failure only where an enclosing scope has recovered from it."""
+        """Whether a resumed run takes it over; a failure only if its own layers recovered it."""
         return self.status in _FINAL or self.recovered
 
-    def again(
-        self,
-        kind: type[Kind],
-        unit: Any,
-        by: str | None,
-        actions: Sequence[ActionRecord] = (),
-        scope: Scope | None = None,
-    ) -> Kind:
-        """Return the record of a step that is restored: as it was, in the run as it is now."""
-        return kind(
+    def as_restored(
+        self, unit: Any, by: str | None, actions: Sequence[ActionRecord] = (), scope: Scope | None = None
+    ) -> Outcome:
+        """Return the record of a restored step: the earlier outcome, with the unit and scope it has now."""
+        return record_kind(unit)(
             self.name, unit, self.status, self.started, self.elapsed, by, self.number, self.inserted, actions, scope,
             self.end, self.error, self.attempts, self.recovered, self.switches, True, entered=self.entered,
             branches=self.branches,
@@ -155,7 +147,7 @@ class Outcome(NamedTuple):
         )
 
     def kept(self) -> Any:
-        """Return the record of this outcome, to be kept after it was applied and written: it has no values."""
+        """Return the outcome without its values: the record to keep once it has been applied and written."""
         if self.writes is None and not self.entering and self.result is UNSET:
             return self
         return self._replace(writes=None, entering=(), result=UNSET)
@@ -222,7 +214,9 @@ class StageRecord(Outcome):
 
 def record_kind(unit: Unit) -> type[Outcome]:
     """Return the class of the outcomes of this unit."""
-    return StageRecord if isinstance(unit, Stage) else Outcome
+    if isinstance(unit, Stage):
+        return StageRecord
+    return ActionRecord if isinstance(unit, Action) else Outcome
 
 
 def status_of(error: BaseException | None, is_cancellation: Any) -> Status:
@@ -237,5 +231,5 @@ def status_of(error: BaseException | None, is_cancellation: Any) -> Status:
 
 
 def stages_in(units: Sequence[Unit | Stream]) -> int:
-    """Return how many stages are in these units, as far as one can know."""
+    """Return the number of stages that are known to be in these units."""
     return sum(isinstance(unit, (Stage, Action)) for unit in every_unit(units))

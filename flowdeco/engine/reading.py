@@ -1,11 +1,11 @@
-"""A run read from its journal, without its pipeline: nothing of it runs, and nobody has to stop working on it.
+"""A run read from its journal, without its pipeline: no part of it runs, and another process may be working on it.
 
 1. The rows of a branch, by their numbers, are its steps in the order of the run. A stage has the number before that of
    its first action, and its actions follow it without a gap.
 2. A scope that ended has a row. A stage whose row is missing is `running`, and so is one that had failed, if one of its
-   actions was written later than its own row: a resume has opened it again.
-3. The row of a step has the pipelines around it, that of a group the number of its branches, whose ids follow from it.
-4. The definitions of a run are not in its journal. Stages that are not found by their names have stand-ins, which have
+   actions was written later than its own row: a resume has reopened it.
+3. The row of a step names the pipelines around it; that of a group has the number of its branches, which gives their ids.
+4. The definitions of a run are not in its journal. Stages that are not found by their names get stand-ins with
    the actions that ran.
 """
 
@@ -33,9 +33,9 @@ _FAILED = frozenset({Status.FAILED, Status.CANCELLED})
 
 
 def read_run(remembered: Remembered, codec: Codec, find: Find = lambda name: None) -> Run:
-    """Return a run as its journal has it; `find` gives the stages of its pipeline by their names.
+    """Return a run as its journal has it; `find` returns the stages of its pipeline by name.
 
-    Its store has what a resume would begin with, and of a run that has ended what its layers wrote as they were left.
+    Its store is that with which a resume would begin; once the run has ended, with the writes of its layers on the way out.
     """
     store, steps = read_steps(remembered, codec)
     run = Run(remembered.run_id, Pipeline(name=remembered.pipeline), store)
@@ -53,10 +53,10 @@ def read_run(remembered: Remembered, codec: Codec, find: Find = lambda name: Non
 
 
 def read_outline(remembered: Remembered, codec: Codec) -> Run:
-    """Return a run without its values, for those who ask where it failed.
+    """Return a run without its values, to show where it failed.
 
     Only failures are decoded, which takes little memory and imports nothing that the values need. A payload that cannot
-    be decoded is left out, and so is what ran in groups that completed.
+    be decoded is left out, and so are the contents of completed groups.
     """
     nothing = codec.encode({}, "")
     rows = [row if row.status in _FAILED else row._replace(payload=nothing) for row in remembered.rows]
@@ -85,11 +85,11 @@ def read_steps(remembered: Remembered, codec: Codec) -> tuple[Store, Steps]:
     return store, outcomes(remembered.rows, codec, {key: rows for rows, values in given[1:] for key in values})
 
 
-# What it came to.
+# The state of the run.
 
 
 def _apply(steps: dict[int, Outcome], store: Store, *, has_ended: bool) -> None:
-    """Apply the writes of the steps of the run's own branch: of a scope when it begins, and when it ends."""
+    """Apply the writes of the steps of the run's own branch: for a scope, when it begins and when it ends."""
     open: list[Outcome] = []
     for number in [*sorted(steps), inf]:
         while open and number >= max(open[-1].end, open[-1].number + 1):
@@ -104,7 +104,7 @@ def _apply(steps: dict[int, Outcome], store: Store, *, has_ended: bool) -> None:
 
 
 def _result(steps: Steps, branch: str) -> Any:
-    """Return the last value that an action of a branch returned; of groups, that of their merged branches."""
+    """Return the last value that an action of a branch returned; for groups, that of their merged branches."""
     result: Any = UNSET
     for number, did in sorted(steps.get(branch, {}).items()):
         if did.unit.kind == "group" and did.is_final:
@@ -127,7 +127,7 @@ def _error(steps: dict[int, Outcome], remembered: Remembered) -> BaseException |
     text = remembered.error
     if remembered.status not in _FAILED:
         return None
-    within = -1  # the end of what has ended well
+    within = -1  # the end of the last step that ended well
     for number, did in sorted(steps.items()):
         if did.is_final:
             within = max(within, did.end)
@@ -139,7 +139,7 @@ def _error(steps: dict[int, Outcome], remembered: Remembered) -> BaseException |
 
 
 def _elapsed(rows: Iterable[Row]) -> float:
-    """Return for how long any step was running; the time between two legs of a run does not count."""
+    """Return the time during which any step was running; pauses before a resume do not count."""
     elapsed, until = 0.0, -inf
     for started, ended in sorted((row.started, row.started + row.elapsed) for row in rows):
         elapsed += max(0.0, ended - max(started, until))
@@ -147,7 +147,7 @@ def _elapsed(rows: Iterable[Row]) -> float:
     return elapsed
 
 
-# What ran.
+# The stages that ran.
 
 
 def stage_records(steps: Steps, find: Find = lambda name: None) -> list[StageRecord]:
@@ -156,7 +156,7 @@ def stage_records(steps: Steps, find: Find = lambda name: None) -> list[StageRec
 
 
 def stages_by_name(units: Iterable[Any]) -> dict[str, Stage]:
-    """Return the stages that are in these units."""
+    """Return the stages in these units, by name."""
     found: dict[str, Stage] = {}
     for unit in every_unit(units):
         if isinstance(unit, Stage):
@@ -223,7 +223,7 @@ class _Reader:
         )
 
     def _known(self, did: Outcome) -> tuple[Stage | None, str | None]:
-        """Return the stage of this name, and who inserted it; of one that has no row, that is taken from its name."""
+        """Return the stage of this name, and who inserted it; for one without a row, the name alone decides."""
         inserted, who = self._inserted.get(did.name, (None, None))
         if did.inserted_by is not None:
             return inserted or self._find(did.name), did.inserted_by
@@ -237,7 +237,7 @@ class _Reader:
 
 
 def _with_actions(steps: dict[int, Outcome]) -> Iterator[tuple[Outcome, list[Outcome]]]:
-    """Yield the scopes of a branch in their order, with their actions; a stage without a row is made from those."""
+    """Yield the scopes of a branch in their order, with their actions; a stage without a row is made from these."""
     scope: Outcome | None = None
     actions: list[Outcome] = []
     for number, did in sorted(steps.items()):
@@ -256,7 +256,7 @@ def _with_actions(steps: dict[int, Outcome]) -> Iterator[tuple[Outcome, list[Out
 
 
 def _unfinished(first: Outcome) -> Outcome:
-    """Return the record of a stage of which only actions were written."""
+    """Return the record of a stage that has rows for its actions only."""
     stage = Recorded("stage", first.unit.stage)
     return StageRecord(first.unit.stage, stage, Status.RUNNING, first.started, 0.0, number=first.number - 1)
 
@@ -274,7 +274,7 @@ def _within(scope: Scope | None, base: Scope | None) -> Scope | None:
 
 
 def _with_one_error(records: Iterable[StageRecord], errors: list[BaseException]) -> list[StageRecord]:
-    """Return the records with the errors of the run, where theirs are the same: each was written by itself."""
+    """Return the records with the errors of the run, where theirs are the same: each was written separately."""
     by_text = {told(error): error for error in reversed(errors)}
 
     def one(record: Any) -> Any:
@@ -289,4 +289,4 @@ def _stand_in(name: str) -> Action[..., Any]:
 
 
 def _unknown() -> None:
-    """Stands for the function of an action that is not known."""
+    """Stand in for the function of an unknown action."""

@@ -1,8 +1,8 @@
 """From outcomes to rows of the journal, and back.
 
 A row is an outcome in the journal's codec. Nothing here touches a file: the evaluation collects the rows of each branch,
-and asks its driver to write them before the next action of that branch begins. What cannot be encoded fails the action
-that wrote it.
+and asks its driver to write them before the next action of that branch begins. A value that cannot be encoded fails
+the action that wrote it.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ KINDS: Final = {Action: "action", Stage: "stage", Pipeline: "pipeline", Parallel
 _RECORDS: Final[dict[str, type[Outcome]]] = {"action": ActionRecord, "stage": StageRecord}
 ATOMS: Final = frozenset({str, int, float, bool, bytes, complex, type(None)})
 _STATUS: Final[dict[str, Status]] = {str(status): status for status in Status}
-_KEPT: Final = 1024  # fingerprints of functions; a run may make new functions for ever
+_KEPT: Final = 1024  # fingerprints of functions; a run may make new functions without end
 
 Fingerprint = Callable[[Any], str]
-Look = tuple[Any, int]  # how a value looked, and how long the list was
+Look = tuple[Any, int]  # the image of a value, and the length of a list
 
 
 class Recorded(NamedTuple):
-    """In the place of a step's unit, where only its row is known: its kind, and the stage that it is an action of."""
+    """Stands in for a step's unit where only its row is known: its kind, and the stage of an action."""
 
     kind: str
     stage: str
 
 
 class Recorder:
-    """Makes rows of the outcomes of a run; `unsaved` is why its journal cannot be written any more."""
+    """Makes rows of the outcomes of a run; `unsaved` is the error after which its journal is no longer written."""
 
     def __init__(self, journal: Journal, run_id: str, fingerprint: Fingerprint) -> None:
         self.journal = journal
@@ -58,7 +58,7 @@ class Recorder:
         return Save(self.journal.write, self.run_id, rows)
 
     def row(self, branch: str, stage: str | None, outcome: Outcome) -> Row:
-        """Return the row of an outcome; raises `SerializationError` naming key and path of the part that cannot be."""
+        """Return the row of an outcome; raises `SerializationError` naming the path of the part that cannot be encoded."""
         kind = KINDS[type(outcome.unit)]
         name = outcome.name
         what = f"action {name!r} of stage {stage!r}" if stage is not None else f"{kind} {name!r}"
@@ -76,20 +76,20 @@ class Recorder:
         )  # fmt: skip
 
     def reopening(self, branch: str, outcome: Outcome) -> Row:
-        """Return the row of a scope that had ended, and is open again."""
+        """Return the row of a scope that had ended, and is reopened."""
         row = Recorded("", "") if not isinstance(outcome.unit, Recorded) else outcome.unit
         parts = _place(branch, outcome)
         if outcome.branches:
-            parts["branches"] = outcome.branches  # which are where the steps of a group are found
+            parts["branches"] = outcome.branches  # they lead to the steps of a group
         if outcome.entering:
             parts["entering"] = [_of_delta(delta) for delta in outcome.entering]
         payload = self.codec.encode(parts, "")
         return Row(branch, outcome.number, row.kind, outcome.name, None, "running", outcome.started, 0.0, "", payload)
 
     def value_row(self, branch: str, stage: str, did: ActionRecord, step: Step, value: Any) -> Row | None:
-        """Return the row of an action that did nothing but return a value, stored under one key; None if it has more to say.
+        """Return the row of an action that did nothing but return a value, stored under one key; None if there is more.
 
-        Most rows are such, and the long way takes twice as long.
+        Most rows are such, and the general path takes twice as long.
         """
         if did.inserted_by is not None:
             return None
@@ -100,7 +100,7 @@ class Recorder:
                 payload = self._encode((step.writes, value), step.writes)
             else:
                 payload = self._encode({"puts": {step.writes: value}, "result": ("put", step.writes)}, step.writes)
-        except Exception:  # said when it is encoded with what is around it
+        except Exception:  # reported when the whole outcome is encoded
             return None
         code = self.code(step.function)
         return Row(branch, did.number, "action", stage, step.name, "completed", did.started, did.elapsed, code, payload)
@@ -138,19 +138,19 @@ class Recorder:
             known = self._fingerprints[id(function)] = function, self._fingerprint(function)
         return known[1]
 
-    def check_repeatable(self, inserted: Iterable[Any], name: str) -> None:
+    def check_repeatable(self, inserted: Iterable[Any], who: str) -> None:
         """Raise `DefinitionError` for a stream that a resumed run could not call again."""
         for unit in inserted:
             if isinstance(unit, Stream) and not callable(unit.source):
                 raise DefinitionError(
-                    f"action {name!r} inserted the {unit.name}, which cannot be called again on resume: "
+                    f"{who} inserted the {unit.name}, which cannot be called again on resume: "
                     f"in a durable run write stream(function, *args)"
                 )
 
     # Values that an action may change in place, though it only reads them.
 
     def seen(self, store: Store, keys: Iterable[str]) -> dict[str, Look]:
-        """Return how these values look now, and how long they are, but for those that cannot change."""
+        """Return the present look of these values, except those that cannot change."""
         found = {key: store[key] for key in keys if key in store}
         return {
             key: (self._image(key, value), len(cast("list[Any]", value)) if isinstance(value, list) else 0)
@@ -159,7 +159,7 @@ class Recorder:
         }
 
     def watching(self, store: Store, seen: dict[str, Look]) -> Callable[[str], None]:
-        """Return a callback that notes how a value looks when a context reads it."""
+        """Return a callback that notes the look of a value when a context reads it."""
 
         def on_read(name: str) -> None:
             if name not in seen:
@@ -184,12 +184,12 @@ class Recorder:
     def _image(self, key: str, value: Any) -> Any:
         try:
             return self.codec.encode(value, key)
-        except Exception:  # said when it is written
+        except Exception:  # reported when it is written
             return MISSING
 
 
 def portable(error: BaseException, codec: Codec) -> BaseException:
-    """Return an exception that comes back from the journal: itself, or else one that describes it."""
+    """Return an exception that survives the journal: itself, or else one that describes it."""
     try:
         same = type(codec.decode(codec.encode(error, "error"))) is type(error)
     except Exception:
@@ -200,7 +200,7 @@ def portable(error: BaseException, codec: Codec) -> BaseException:
 def _place(branch: str, outcome: Outcome) -> dict[str, Any]:
     """Return who inserted a step, and the scopes around it that began in its branch, the innermost first.
 
-    With them a run is read without its pipeline: a pipeline without middleware has no row of its own.
+    With these, a run can be read without its pipeline: a pipeline without middleware has no row of its own.
     """
     parts: dict[str, Any] = {}
     if outcome.inserted_by is not None:
@@ -223,7 +223,7 @@ def _of_delta(delta: Delta) -> dict[str, Any]:
 
 
 def _where(result: Any, writes: Delta | None) -> tuple[str, Any]:
-    """Return how a result is found again: under a key, as the last item of a list, or by itself."""
+    """Return where a result is found: under a key, as the last item of a list, or on its own."""
     if writes is not None:
         for key, value in writes.puts.items():
             if value is result:
@@ -234,16 +234,16 @@ def _where(result: Any, writes: Delta | None) -> tuple[str, Any]:
     return "value", result
 
 
-# And back.
+# From rows to outcomes.
 
 
 def outcomes(rows: list[Row], codec: Codec, pins: Mapping[str, int]) -> dict[str, dict[int, Outcome]]:
-    """Return the outcomes that rows describe, by branch and number; of two for one step, the later one.
+    """Return the outcomes that rows describe, by branch and number; the later one of two for one step.
 
-    Those of a branch are in the order of their writing.
+    Within a branch, they are in the order of writing.
 
-    `pins` are the keys that were given on a resume, each with the number of rows that were there before: what older
-    steps wrote there no longer counts. Raises `JournalError` if a step of a finished scope is missing.
+    `pins` are the keys that were given on a resume, each with the number of rows written before: older writes to them
+    no longer count. Raises `JournalError` if a step of a finished scope is missing.
     """
     found: dict[str, dict[int, Outcome]] = {}
     nothing, decode = codec.encode({}, ""), codec.decode
@@ -263,7 +263,7 @@ def outcomes(rows: list[Row], codec: Codec, pins: Mapping[str, int]) -> dict[str
         steps = found.setdefault(row.branch, {})
         before = steps.pop(row.number, None)
         if before is not None and before.entering and not outcome.entering:
-            outcome = outcome._replace(entering=before.entering)  # the row of its beginning has it
+            outcome = outcome._replace(entering=before.entering)  # only the row of its beginning has it
         steps[row.number] = outcome
     _check_complete(found)
     return found
@@ -314,7 +314,7 @@ def _result(where: Any, writes: Delta) -> Any:
 
 
 def _check_complete(found: Mapping[str, Mapping[int, Outcome]]) -> None:
-    """Raise `JournalError` if a step below a finished scope is missing: its row was lost, or taken away."""
+    """Raise `JournalError` if a step below a finished scope is missing: its row was lost or removed."""
     for branch, steps in found.items():
         checked = -1
         for number in sorted(steps):
@@ -325,6 +325,6 @@ def _check_complete(found: Mapping[str, Mapping[int, Outcome]]) -> None:
             while inside < outcome.end:
                 if inside not in steps:
                     raise JournalError(f"the journal is damaged: branch {branch!r} has a gap before step {inside + 1}")
-                within = steps[inside]  # an atomic scope that has failed has no rows of its steps
+                within = steps[inside]  # a failed atomic scope has no rows of its steps
                 inside = max(inside + 1, inside + 1 if within.entered else within.end)
             checked = outcome.end

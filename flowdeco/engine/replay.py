@@ -1,11 +1,12 @@
-"""The history of a resumed run, consulted in one place: where a step begins.
+"""The history of a resumed run, which decides for each step whether it is restored or performed.
 
-`History.recall` is that place. A step is known by its branch and its number in it, which depend on the definition alone
-and not on timing. A step that had ended is restored; one that had not is performed.
+`History.recall` decides it, when a step begins; the other methods compare how scopes and branches end. A step is
+identified by its branch and its number in it, which depend on the definition alone, and not on timing. A step that had
+ended is restored; one that had not is performed.
 
 A resume goes through the history twice, with the same evaluation. The first time is a rehearsal: nothing is performed,
-and it ends where the history does. It finds what has changed since (`changes`), and which steps still hold (`taken`).
-The second time what holds is restored, and the run continues.
+and it ends where the history does. It finds the changes since (`changes`), and the steps that still hold (`taken`).
+The second time, these are restored, and the run continues.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 
 from flowdeco.engine.outcome import ROOT, Outcome, Status, branch_id
 from flowdeco.engine.recorder import KINDS, Recorded
-from flowdeco.errors import CodeChangedError, DefinitionError, Suspend
+from flowdeco.errors import Cancelled, CodeChangedError, DefinitionError, Suspend
 from flowdeco.model.definitions import Parallel, Pipeline, Stage, Stream
 from flowdeco.model.store import Mark, Store
 from flowdeco.model.units import every_unit
@@ -29,8 +30,8 @@ Steps = dict[str, dict[int, Outcome]]  # by branch and number
 class Remains(NamedTuple):
     """The remains in memory of a branch that did not end.
 
-    `unwinding` notes what layers wrote as the failure passed them, which a resume undoes. `unfinished` are the scopes
-    that were open: the marks of their layers, to which another attempt goes back, and the result before them.
+    `unwinding` notes the writes of layers as the failure passed them: a resume undoes these. `unfinished` are the scopes
+    that were open: the marks of their layers, to which another attempt returns, and the result before them.
     """
 
     store: Store
@@ -39,7 +40,7 @@ class Remains(NamedTuple):
     unfinished: Mapping[int, tuple[list[Mark], Any]]
 
     def revived(self, inputs: Mapping[str, Any]) -> Remains:
-        """Return a copy to continue with, in which the failure has not passed any layer."""
+        """Return a copy to continue with, as if the failure had not passed any layer."""
         marks = [mark for marks, _ in self.unfinished.values() for mark in marks]
         unwinding = [] if self.unwinding is None else [self.unwinding]
         store, copies = self.store.twin(*unwinding, *marks)
@@ -61,7 +62,7 @@ class Log:
         self.remains: Mapping[str, Remains] = {}
 
     def of(self, branch: str) -> dict[int, Outcome]:
-        """Return the scopes of a branch, to be added to; the outcomes of actions are in that of their stage."""
+        """Return the scopes of a branch, a dict to add to; the outcomes of actions are in that of their stage."""
         return self.steps.setdefault(branch, {})
 
     def forget(self, cuts: Mapping[str, int]) -> None:
@@ -69,7 +70,7 @@ class Log:
         _forget(self.steps, cuts)
 
     def history(self) -> Steps:
-        """Return all steps, those of actions too."""
+        """Return all steps, including actions."""
         found: Steps = {}
         for branch, steps in self.steps.items():
             mine: dict[int, Outcome] = {}
@@ -95,7 +96,7 @@ class History:
     """The outcomes of a run before it was resumed.
 
     With `in_store`, the store has their effects already: it is that of the earlier run in memory. A run that is
-    `finished` performs nothing any more.
+    `finished` performs nothing more.
     """
 
     def __init__(
@@ -111,16 +112,18 @@ class History:
         self.in_store = in_store
         self.finished = finished
         self.rehearses = False
-        self.end: BaseException = Suspend("this is as far as the run came")
-        self.early: BaseException = Suspend("the scope, or the branch, had ended here")
+        # These end a walk through the history, and are recognised by identity.
+        self.stop: BaseException = Suspend("this is as far as the run came")
+        self.early_stop: BaseException = Suspend("the scope, or the branch, had ended here")
         self.streams: dict[tuple[str, int], Any] = {} if streams is None else streams
+        self._errors: list[BaseException] = []  # of the outcomes that were recalled
         self._remains = dict(remains or {})
-        self._begun: dict[str, int] = {}  # how many streams each branch has begun
+        self._begun: dict[str, int] = {}  # the number of the stream that each branch began last
 
-    def recall(self, branch: str, number: int, unit: Any, scope: Any, *, sealed: bool) -> Outcome | None:
+    def recall(self, branch: str, number: int, unit: Any, around: Any, *, sealed: bool) -> Outcome | None:
         """Return the earlier outcome of a step, whether it had ended or not; None if it had not begun.
 
-        `scope` is the unit around it; `sealed` says that it had ended. Raises what speaks against continuing.
+        `around` is the unit around it, which had ended if `sealed`. Raises the error that forbids continuing.
         """
         mine = self.steps.get(branch)
         earlier = None if mine is None else mine.pop(number, None)
@@ -128,19 +131,27 @@ class History:
             del self.steps[branch]
         if earlier is None:
             if sealed:
-                raise self.new(unit, scope)
+                raise self.new(unit, around)
             self.check_begun(branch, number, unit)
             return None
         if _is_same(unit, earlier):
+            if earlier.error is not None:
+                self._errors.append(earlier.error)
             return earlier
         self.steps.setdefault(branch, {})[number] = earlier
         if sealed or self._holds(branch, number):
-            raise self.mismatch(branch, unit, scope, earlier)
+            raise self.mismatch(branch, unit, around, earlier)
         self.drop_from(branch, number)  # it had begun, and nothing in it has ended
         return None
 
+    def is_known(self, error: BaseException | None) -> bool:
+        """Whether a restored scope may end with this: with nothing, or with an error that it had ended with before."""
+        if error is None or error is self.early_stop or isinstance(error, Cancelled):
+            return True
+        return any(error is each for each in self._errors)
+
     def _holds(self, branch: str, number: int) -> bool:
-        """Whether any step from this number on has ended, those of groups among them too."""
+        """Whether any step from this number on has ended, including those in groups among them."""
         steps = {at: outcome for at, outcome in self.steps.get(branch, {}).items() if at >= number}
         return any(
             outcome.is_final or any(self._holds(inner, 0) for inner in _branches_of(branch, at, outcome))
@@ -148,7 +159,7 @@ class History:
         )
 
     def check_begun(self, branch: str, number: int, unit: Any) -> None:
-        """Raise `CodeChangedError` for a unit whose own end is not known, where another stage was."""
+        """Raise `CodeChangedError` for a unit whose own end is not known, in the place of another stage."""
         inside = self.steps.get(branch, {}).get(number + 1)
         if inside is None or type(unit) is Step:
             return
@@ -161,19 +172,19 @@ class History:
             raise self.mismatch(branch, unit, None, inside._replace(name=recorded.stage, unit=Recorded("stage", "")))
         self.drop_from(branch, number)
 
-    def mismatch(self, branch: str, unit: Any, scope: Any, earlier: Outcome) -> BaseException:
-        """Return the error of a step that comes where there was another one."""
-        now, before = _described(unit, scope), _described(earlier.unit, scope, earlier)
+    def mismatch(self, branch: str, unit: Any, around: Any, earlier: Outcome) -> BaseException:
+        """Return the error of a step in the place of another one."""
+        now, before = _described(unit, around), _described(earlier.unit, around, earlier)
         if _kind(earlier.unit) == "action":
             before = before.removeprefix("action ")
         return self.changed(f"{now} comes where the run had {before}")
 
-    def new(self, unit: Any, scope: Any) -> BaseException:
+    def new(self, unit: Any, around: Any) -> BaseException:
         """Return the error of a step in a scope that had ended without it."""
-        return self.changed(f"{_described(unit, scope)} is new, and what is around it has completed")
+        return self.changed(f"{_described(unit, around)} is new, and what is around it has completed")
 
     def has(self, branch: str, number: int) -> bool:
-        """Whether a step has an outcome that was not recalled yet."""
+        """Whether a step has an outcome that has not been recalled yet."""
         return number in self.steps.get(branch, {})
 
     def has_more(self, branch: str) -> bool:
@@ -212,7 +223,7 @@ class History:
             self._remains.pop(branch, None)
 
     def drop_from(self, branch: str, number: int) -> dict[str, int]:
-        """Forget the steps of a branch from this number on, those of groups among them too; return from where."""
+        """Forget the steps of a branch from this number on, and of groups among them; return the cuts."""
         cuts = {branch: number}
         waiting = [branch]
         while waiting:
@@ -236,7 +247,7 @@ class History:
         remains = self._remains.get(branch)
         return ([], None) if remains is None else remains.unfinished.get(number, ([], remains.result))
 
-    # Streams: what a rehearsal has begun, the run takes over.
+    # Streams: the run takes over those begun in its rehearsal.
 
     def begun_stream(self, branch: str, stream: Stream, by: str | None, *, sealed: bool) -> Any:
         """Return the stream that was begun in the rehearsal, or the error of beginning it again."""
@@ -257,16 +268,16 @@ class History:
             self.streams[branch, self._begun[branch]] = begun
 
     def check_pull(self, branch: str, *, sealed: bool) -> None:
-        """End the rehearsal where a stream would give units that had not run."""
+        """End the rehearsal where a stream would yield units that have not run."""
         if self.rehearses and not (sealed or self.has_more(branch)):
-            raise self.end
+            raise self.stop
 
 
 class Rehearsal(History):
     """The first walk through a history: it finds changes since then, and the steps that still hold.
 
-    `code` gives the fingerprint of a function; None compares no code. With `rerun` the history holds up to the first
-    change; it never holds beyond a step that comes where there was another one, or beyond the stage `until`.
+    `code` returns the fingerprint of a function; with None, no code is compared. With `rerun` the history holds up to the
+    first change; it never holds beyond a step in the place of another one, or beyond the stage `until`.
     """
 
     def __init__(
@@ -282,8 +293,8 @@ class Rehearsal(History):
         super().__init__(steps, **more)
         self.rehearses = True
         self.changes: list[str] = []
-        self.error: BaseException | None = None  # that it ended with, if it was more than its end
-        self.differs = False  # from somewhere on, the history does not hold
+        self.error: BaseException | None = None  # the failure of the rehearsal itself
+        self.differs = False  # the history does not hold to its end
         self.until = until
         self.taken: set[tuple[str, int]] = set()
         self._dropped: dict[str, int] = {}
@@ -292,55 +303,55 @@ class Rehearsal(History):
         self._code = code
         self._rerun = rerun
 
-    def recall(self, branch: str, number: int, unit: Any, scope: Any, *, sealed: bool) -> Outcome | None:
-        """Return the earlier outcome of a step; raises `end` where the step would be performed."""
+    def recall(self, branch: str, number: int, unit: Any, around: Any, *, sealed: bool) -> Outcome | None:
+        """Return the earlier outcome of a step; raises `stop` where the step would be performed."""
         if self.until is not None and isinstance(unit, Stage):
             template = None if unit.template is None else unit.template.name
             if self.until in (unit.name, template):
                 self.until = None
                 self.differs = True
-                raise self.end
-        earlier = super().recall(branch, number, unit, scope, sealed=sealed)
+                raise self.stop
+        earlier = super().recall(branch, number, unit, around, sealed=sealed)
         if type(unit) is not Step:
             return earlier
         if earlier is None or not (earlier.is_final or sealed):
-            raise self.end
-        self._check_code(unit, scope, earlier)
+            raise self.stop
+        self._check_code(unit, around, earlier)
         self.taken.add((branch, number))
         return earlier
 
     def confirm(self, branch: str, earlier: Outcome, unit: Any, number: int) -> BaseException | None:
-        """Hear that a scope ends as it did before."""
+        """Confirm that a scope ends as it did before, and note that it still holds."""
         changed = super().confirm(branch, earlier, unit, number)
         if changed is None:
             self.taken.add((branch, earlier.number))
         return changed
 
     def drop_from(self, branch: str, number: int) -> dict[str, int]:
-        """Forget steps that had begun and are gone, or are not wanted any more."""
+        """Forget steps that had begun and are gone, or are no longer wanted."""
         dropped = super().drop_from(branch, number)
         for each, since in dropped.items():
             self._dropped[each] = min(since, self._dropped.get(each, since))
         return dropped
 
-    def mismatch(self, branch: str, unit: Any, scope: Any, earlier: Outcome) -> BaseException:
-        """Return the error of a step that comes where there was another one."""
+    def mismatch(self, branch: str, unit: Any, around: Any, earlier: Outcome) -> BaseException:
+        """Return the error of a step in the place of another one."""
         if branch == ROOT and not self.taken and isinstance(unit, Stage):
             names = {unit.name for unit in every_unit(self._pipeline.units)}
             if names.isdisjoint(outcome.name for outcome in self._all.get(ROOT, {}).values()):
-                began = f"the run began with {_described(earlier.unit, scope, earlier)}"
-                begins = f"this one begins with {_described(unit, scope)}"
+                began = f"the run began with {_described(earlier.unit, around, earlier)}"
+                begins = f"this one begins with {_described(unit, around)}"
                 return self.changed(f"this looks like another pipeline: {began}, {begins}")
-        return super().mismatch(branch, unit, scope, earlier)
+        return super().mismatch(branch, unit, around, earlier)
 
     def changed(self, change: str) -> BaseException:
         """Note a change; the rehearsal ends here."""
         self.changes.append(change)
         self.differs = True
-        return self.end
+        return self.stop
 
     def held(self) -> Steps:
-        """Return the steps that are left of the history, with those that had begun and not ended."""
+        """Return the steps of the history that still hold, with those that had begun but not ended."""
         held: Steps = {}
         cuts = self.cuts()
         for branch, mine in self._all.items():
@@ -358,7 +369,7 @@ class Rehearsal(History):
         return not outcome.is_final and (cut is None or outcome.number < cut)
 
     def cuts(self) -> dict[str, int]:
-        """Return, of the branches that have lost steps, from which number on the journal is to forget them."""
+        """Return, for the branches that lost steps, the number from which on the journal is to forget them."""
         last: dict[str, int] = {}
         for branch, number in self.taken:
             last[branch] = max(last.get(branch, -1), number)
@@ -382,7 +393,7 @@ class Rehearsal(History):
             if number < cut and self._all[branch][number].is_final and (branch, number) not in self.taken
         ]
 
-    def _check_code(self, step: Step, scope: Any, earlier: Outcome) -> None:
+    def _check_code(self, step: Step, around: Any, earlier: Outcome) -> None:
         if self._code is None or not earlier.is_final:
             return
         if not isinstance(earlier.unit, Recorded):
@@ -391,7 +402,7 @@ class Rehearsal(History):
                 return
         elif self._code(step.function) == earlier.fingerprint:
             return
-        change = f"action {scope.name}/{step.name} has completed, with other code"
+        change = f"action {around.name}/{step.name} has completed, with other code"
         if self._rerun:
             raise self.changed(change)
         self.changes.append(change)
@@ -413,7 +424,7 @@ def _branches_of(branch: str, number: int, outcome: Outcome) -> list[str]:
 
 
 def _is_same(unit: Any, earlier: Outcome) -> bool:
-    """Whether a step has the kind and name, a group also the number of branches, that it had."""
+    """Whether a step has the same kind and name as before, and a group the same number of branches."""
     if earlier.name != unit.name or _kind(earlier.unit) != _kind(unit):
         return False
     return type(unit) is not Parallel or earlier.branches in (0, len(unit.units))
@@ -425,10 +436,10 @@ def _kind(unit: Any) -> str:
     return "action" if type(unit) is Step else KINDS[type(unit)]
 
 
-def _described(unit: Any, scope: Any, earlier: Outcome | None = None) -> str:
+def _described(unit: Any, around: Any, earlier: Outcome | None = None) -> str:
     kind = _kind(unit)
     name = unit.name if earlier is None else earlier.name
     if kind == "action":
-        stage = unit.stage if isinstance(unit, Recorded) else "" if scope is None else scope.name
+        stage = unit.stage if isinstance(unit, Recorded) else "" if around is None else around.name
         return f"action {stage}/{name}"
     return f"{'parallel group' if kind == 'group' else kind} {name!r}"

@@ -1,11 +1,11 @@
 """The requests that evaluation makes of a driver, and their answers: the only exits of the engine.
 
-A call of a function is the plain tuple `(step, args, kwargs)`, because it is what a run mostly consists of; everything
-else is one of the classes below. Whatever was asked, the answer is the value that came of it, or `Raised`: what a
-user's function raises is handed over as a value, so that a `StopIteration` of theirs never ends the evaluation.
+A call of a function is the plain tuple `(step, args, kwargs)`, because a run consists mostly of calls; everything else
+is one of the classes below. The answer to any request is its result, or `Raised`: an exception of a user's function is
+passed on as a value, so that a user's `StopIteration` never ends the evaluation.
 
-An interrupt (Ctrl-C, the cancellation of a task) is such an answer too, and comes no other way: a driver lets it in
-while code of the user runs (`Gate`), or between two requests.
+An interrupt (Ctrl-C, the cancellation of a task) is such an answer too, and arrives in no other way: a driver lets it
+in while user code runs (`Gate`), or between two requests.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class Raised:
 
 
 class Gate:
-    """Open while code of the user runs: only then may a driver raise an interrupt, and it closes the gate as it does.
+    """Open while user code runs: only then may a driver raise an interrupt, and it closes the gate as it does.
 
-    One that comes while the gate is closed is `pending`, and is the answer to the next request.
+    One that arrives while the gate is closed is `pending`, and is the answer to the next request.
     """
 
     __slots__ = ("open", "pending")
@@ -85,7 +85,7 @@ class Sleep:
 
 
 class Await:
-    """Await this in the run's event loop, for at most so many seconds; `action` names the action that it belongs to."""
+    """Await this in the run's event loop, for at most `timeout` seconds; `action` is the name of its action."""
 
     __slots__ = ("action", "awaitable", "timeout")
 
@@ -96,7 +96,7 @@ class Await:
 
 
 class Chore(NamedTuple):
-    """A call that is not of an action, in the place of its step: pulling a stream, running a generator to its end."""
+    """A call that is not an action, in place of a step: pulling a stream, running a generator to its end."""
 
     function: Any
     name: str
@@ -117,7 +117,7 @@ class Forked(Protocol):
     """A branch, as its schedule sees it."""
 
     begun: bool  # before the run was resumed
-    stopped: bool  # it is to begin nothing more
+    stopped: bool  # it must begin nothing more
 
 
 class Fork:
@@ -149,9 +149,9 @@ CAUGHT_UP: Final = _CaughtUp()
 FunctionCall: TypeAlias = "tuple[Step | Chore, Sequence[Any], Mapping[str, Any] | None]"
 Request: TypeAlias = "FunctionCall | Sleep | Await | Save | Fork | _CaughtUp"
 
-Walk: TypeAlias = "Generator[Request, Any, Failure]"  # what asks for all this, and ends
+Walk: TypeAlias = "Generator[Request, Any, Failure]"  # yields requests, and returns the failure
 
 
 def ended_by_another() -> Cancelled:
-    """Return the error of a step that another branch has ended: one for each, since notes and causes are added to it."""
+    """Return the error of a step that another branch has ended: a new one for each, since notes and causes are added."""
     return Cancelled("the group has been ended by another branch")

@@ -2,9 +2,9 @@
 
 None                                 nothing
 a unit or a stream                   inserted
-a list or tuple that starts so       each of its elements is inserted, in order; all must be units
+a list or tuple starting with one    each of its elements is inserted, in order; all must be units
 an empty list                        nothing, where the annotation names units or the action is a generator; else data
-what a generator yielded             as if returned in a list; its own `return value` is data as well
+the items yielded by a generator     as if returned in a list; its own `return value` is data as well
 a stage template, a mix              ReturnValueError
 anything else                        data
 """
@@ -50,7 +50,7 @@ def exhaust(generator: Generator[Any, Any, Any]) -> Yielded:
 def sort_out(step: Step, value: Any) -> tuple[Inserted, Any]:
     """Return the units to insert, and the data (`UNSET` for none); raises `ReturnValueError`."""
     kind = cast("type[object]", type(value))
-    if value is None:
+    if value is None or value is UNSET:  # unset, if its layers supplied nothing
         return (), UNSET
     if kind is Stage:
         return (value,), UNSET

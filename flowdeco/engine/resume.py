@@ -1,4 +1,4 @@
-"""How a run continues: it is rehearsed, and then evaluated again from its beginning (`replay`).
+"""Continuing a run: it is rehearsed, then evaluated again from its beginning (`replay`).
 
 A refused resume leaves the run, and its journal, as they were.
 """
@@ -27,21 +27,21 @@ __all__ = ["Earlier", "Journaled", "check_fork", "resumed"]
 class Journaled(NamedTuple):
     """A run as its journal remembers it.
 
-    `more` are the inputs of this resume, `fork` is the stage that a new run begins from.
+    `more` are the inputs of this resume, `from_stage` that at which a new run begins.
     """
 
     journal: Journal
     remembered: Remembered
     more: bytes | None
     skip: list[str]
-    fork: str | None = None
+    from_stage: str | None = None
 
 
 class Earlier(NamedTuple):
-    """The earlier part of a run: its steps, and the definition that they are compared with.
+    """The earlier part of a run: its steps, and how the code now is compared with them.
 
-    `code` gives the fingerprint of a function. `finished` says that the run had ended. In memory, `remains` is
-    what its branches left behind; otherwise, `journaled` is what its journal knows.
+    `code` returns the fingerprint of a function. `finished` means that the run had ended. In memory, `remains` has
+    the remains of its branches; otherwise, `journaled` is the run in its journal.
     """
 
     steps: Steps
@@ -53,7 +53,7 @@ class Earlier(NamedTuple):
 
 
 def resumed(run: Run, terms: Terms, use: tuple[Middleware, ...], earlier: Earlier) -> Generator[Request, Any, bool]:
-    """Continue a run, or say in it why it cannot be; return whether it was continued."""
+    """Continue a run, or note the error that prevents this in it; return whether it was continued."""
     rehearsal = yield from _rehearsed(run, terms, use, earlier)
     error = _refusal(run, terms, rehearsal, earlier)
     if error is None and earlier.journaled is not None:
@@ -63,11 +63,10 @@ def resumed(run: Run, terms: Terms, use: tuple[Middleware, ...], earlier: Earlie
         run.status = Status.CANCELLED if terms.is_cancellation(error) else Status.FAILED
         yield from close_streams(rehearsal)
         return False
-    terms.past = History(
+    terms.resume_from(History(
         rehearsal.held(), in_store=earlier.remains is not None, remains=earlier.remains,
         finished=earlier.finished and not rehearsal.differs, streams=rehearsal.streams,
-    )  # fmt: skip
-    terms.is_quiet = terms.records_only = False
+    ))  # fmt: skip
     yield from evaluate_run(run, terms, use)
     return True
 
@@ -76,10 +75,11 @@ def _rehearsed(
     run: Run, terms: Terms, use: tuple[Middleware, ...], earlier: Earlier
 ) -> Generator[Request, Any, Rehearsal]:
     """Walk through the history of the run, without performing anything."""
-    fork = None if earlier.journaled is None else earlier.journaled.fork
+    from_stage = None if earlier.journaled is None else earlier.journaled.from_stage
     rehearsal = Rehearsal(
         earlier.steps, pipeline=run.pipeline, code=None if earlier.on_change == "ignore" else earlier.code,
-        rerun=earlier.on_change == "rerun", until=fork, finished=earlier.finished, in_store=earlier.remains is not None,
+        rerun=earlier.on_change == "rerun", until=from_stage, finished=earlier.finished,
+        in_store=earlier.remains is not None,
     )  # fmt: skip
     trial = Run(run.id, run.pipeline, Store(dict(run.store)))
     quiet = Terms(
@@ -115,10 +115,10 @@ def _refusal(run: Run, terms: Terms, rehearsal: Rehearsal, earlier: Earlier) -> 
 def _brought_up_to_date(
     run: Run, terms: Terms, rehearsal: Rehearsal, known: Journaled
 ) -> Generator[Request, Any, BaseException | None]:
-    """Have the journal hold the steps that still hold: of this run, or of the new one that begins from a stage."""
+    """Have the journal keep only the steps that still hold: of this run, or of the new one that begins at a stage."""
     journal, recorder, cuts, reopened = known.journal, terms.recorder, rehearsal.cuts(), rehearsal.reopened()
     answer: Any = None
-    if known.fork is not None:
+    if known.from_stage is not None:
         held, open_again = rehearsal.held(), {(branch, outcome.number) for branch, outcome in reopened}
         rows = [
             id(row)
@@ -150,7 +150,7 @@ def _unknown_stage(name: str, known: Iterable[str]) -> JournalError:
 
 
 def _write_fork(run: Run, known: Journaled, holds: set[int]) -> None:
-    """Begin a run with the rows of another one that hold."""
+    """Begin a run with those rows of another one that still hold."""
     journal, rows, written = known.journal, known.remembered.rows, 0
     (_, first), *given = known.remembered.inputs
     journal.create(run.id, run.pipeline.name, first, known.skip)

@@ -87,7 +87,7 @@ class Run:
     def __contains__(self, key: object) -> bool:
         return key in self.store
 
-    __iter__ = None  # not by numbers, as what has `__getitem__` would be: of keys there is `run.store`
+    __iter__ = None  # not by index, as `__getitem__` would imply; `run.store` has the keys
 
     def ran(self) -> Ran:
         """Return the steps that ran, and who inserted them, as a value that prints as text and shows itself in notebooks."""
@@ -97,9 +97,9 @@ class Run:
     def to_html(self, path: str | os.PathLike[str], *, values: bool = False) -> Path:
         """Write a page that shows the run, and return its path: one file, which loads nothing.
 
-        It has a timeline, every stage and action, errors with their tracebacks and notes, what differs from the plan,
+        It has a timeline, every stage and action, errors with their tracebacks and notes, the differences from the plan,
         and the keys of the store with types and sizes. Values of the store are in it only with `values=True`; without,
-        an error message that repeats a value that is known has the key in its place (`docs/see.md` says which are not).
+        known values in error messages are replaced by their keys (`docs/see.md` lists those that are not known).
         """
         written: Path = _running().write_page(self, path, values)
         return written
@@ -115,7 +115,7 @@ class Run:
 
 def remember(run: Run, error: BaseException) -> None:
     """Tie a run to an exception that leaves it, for `Run.of`; also to those in a group, which `except*` splits."""
-    with suppress(Exception):  # an exception that cannot be written to
+    with suppress(Exception):  # the exception may not allow it
         setattr(error, _ATTRIBUTE, run)
     if isinstance(error, BaseExceptionGroup):
         for member in cast("BaseExceptionGroup[BaseException]", error).exceptions:
@@ -132,7 +132,7 @@ def _run_behind(error: BaseException) -> Run | None:
 
 
 def _running() -> types.ModuleType:
-    # The import that points upwards: what shows a run is loaded when it is wanted.
+    # The import that points upwards: views are loaded when a run is shown.
     from flowdeco import running
 
     return running

@@ -1,13 +1,13 @@
-"""Branches side by side: which of their requests are under way, and which must not begin any more. It performs nothing.
+"""Branches side by side: which of their requests are under way, and which must no longer begin. It performs nothing.
 
 All branches of all groups, however they nest, are tasks of one schedule. A task waits for the answer to a request (it
-has a ticket), or for a group that it has forked. A driver takes what is to `begin` and to `cancel`, and delivers
+has a ticket), or for a group that it has forked. A driver takes the requests to `begin` and to `cancel`, and delivers
 answers, until the schedule has `ended`.
 
 1. At most `limit` tasks of a group are active; those that had begun before a resume come first.
-2. A task that ends with a failure or a `Bail` *stops* its group, and the groups inside it: no task and no action begins
-   there any more, and what is under way is cancelled where that is possible. A `Suspend` stops nothing.
-3. Before any task of a resumed group continues, all that had begun restore what they had done.
+2. A task that ends with a failure or a `Bail` *stops* its group, and the groups inside it: no further task or action
+   begins there, and requests under way are cancelled where that is possible. A `Suspend` stops nothing.
+3. Before any task of a resumed group continues, all that had begun restore their history.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Evaluate: TypeAlias = Callable[[Any], Walk]  # `evaluation.evaluate`
 
 
 class Begun(NamedTuple):
-    """A request to be performed now, in the context variables of its branch; its answer goes with the ticket."""
+    """A request to be performed now, in the context variables of its branch; its answer is delivered with the ticket."""
 
     ticket: int
     request: Any
@@ -53,7 +53,7 @@ class _Task:
     def __init__(self, branch: Any, walk: Walk, group: _Group) -> None:
         self.branch: Forked = branch
         self.send = walk.send
-        self.context = copy_context()  # what is set in a branch is seen in that branch only, in all of it
+        self.context = copy_context()  # a variable set in a branch is seen in all of it, and only there
         self.group = group
         self.ticket: int | None = None
         self.inner: _Group | None = None  # it waits for these branches of its own
@@ -83,7 +83,7 @@ class _Group:
 
 
 class Schedule:
-    """The branches of one `Fork`, and of all that they fork; `ended` is the answer, once there is one."""
+    """The branches of one `Fork`, and of all branches that they fork; `ended` is the answer, once there is one."""
 
     def __init__(self, fork: Fork, tickets: Iterator[int], evaluate: Evaluate) -> None:
         self.begin: list[Begun] = []
@@ -104,7 +104,7 @@ class Schedule:
         self._work()
 
     def interrupt(self, error: BaseException) -> None:
-        """End all of it, from outside; a second time is no more than the first."""
+        """End everything, from outside; a second call has no effect."""
         if self._root.interrupt is None:
             self._root.interrupt = error
             self._stop(self._root)
@@ -117,7 +117,7 @@ class Schedule:
     def _opened(self, fork: Fork, parent: _Task | None) -> _Group:
         if parent is None:
             group = _Group(fork, None, self._evaluate)
-        else:  # the tasks see the context variables of the branch that they are of
+        else:  # the tasks see the context variables of the branch that forked them
             group = parent.inner = parent.context.run(_Group, fork, parent, self._evaluate)
         if group.catching_up:
             self._ready.extend((task, None) for task in group.tasks if task.branch.begun)
@@ -126,7 +126,7 @@ class Schedule:
         return group
 
     def _caught_up(self, group: _Group) -> None:
-        """All tasks of a group that had begun have restored their history, or have ended in it."""
+        """Continue once all tasks of a group that had begun have restored their history, or have ended in it."""
         parent = group.parent
         if parent is None or not parent.group.catching_up or not group.waiting:
             self._fill(group)
@@ -139,7 +139,7 @@ class Schedule:
             self._caught_up(group)
 
     def _fill(self, group: _Group) -> None:
-        """Have as many tasks of a group at work as it may have; a nested group begins before the branches behind it."""
+        """Start as many tasks of a group as its limit allows; a nested group begins before the branches after it."""
         self._ready.extendleft(reversed(self._next_of(group)))
 
     def _next_of(self, group: _Group) -> list[tuple[_Task, Any]]:
@@ -211,7 +211,7 @@ class Schedule:
                     self._withdraw(task.ticket)
 
     def _withdraw(self, ticket: int) -> None:
-        """Answer for an action that the driver has not begun yet; have anything else that is under way cancelled."""
+        """Answer an action that the driver has not begun yet; have anything else that is under way cancelled."""
         for index, begun in enumerate(self.begin):
             if begun.ticket == ticket and _is_action(begun.request):
                 del self.begin[index]

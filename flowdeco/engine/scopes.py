@@ -1,19 +1,20 @@
 """Scopes, which are pipelines and stages: opened, filled with their contents, closed.
 
-A scope is on the agenda below what is inside it; when its turn comes, all of that has ended. Around it are its layers,
+A scope is on the agenda below its contents; when its turn comes, all of these have ended. Around it are its layers,
 entered as it opens and left as it closes; they may recover a failure, or ask for another attempt. A scope that had ended
-before the run was resumed opens without its layers: what is inside is restored, and then what it came to.
+before the run was resumed opens without its layers: its contents are restored, and then its outcome.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from flowdeco.engine.actions import check_insertion
 from flowdeco.engine.branch import UNNUMBERED, Branch, OpenScope
 from flowdeco.engine.layers import Layers, enter, leave
 from flowdeco.engine.outcome import COMPLETED, Outcome, Scope, StageRecord, record_kind
 from flowdeco.engine.requests import Failure, Walk
-from flowdeco.errors import Bail, CodeChangedError
+from flowdeco.errors import Bail
 from flowdeco.events import StageStarted
 from flowdeco.model.definitions import Stage
 from flowdeco.model.options import Middleware
@@ -26,6 +27,7 @@ __all__ = ["close_scope", "end_scope", "fill_scope", "open_scope"]
 def open_scope(
     branch: Branch, scope: OpenScope, layers: tuple[Middleware, ...], earlier: Outcome | None
 ) -> Walk | Failure:
+    """Put a scope on the agenda, and its contents on top of it, once its layers are entered."""
     terms = branch.terms
     scope.depth = len(branch.agenda)
     branch.agenda.append((scope, None))
@@ -58,7 +60,7 @@ def open_scope(
 def _recalled(branch: Branch, scope: OpenScope, earlier: Outcome | None, layers: int) -> Sequence[Delta] | None:
     """Return the earlier writes of an unfinished scope's layers; None if the scope had not begun before the resume.
 
-    Of a run in memory that is nothing: its store has it.
+    For a run in memory these are empty: its store has them.
     """
     past = branch.terms.past
     if past is None or not (past.has(branch.id, scope.number + 1) if earlier is None else earlier.entered):
@@ -74,7 +76,7 @@ def _merge(branch: Branch, scope: OpenScope) -> Failure:
     scope.mark = store.mark()
     try:
         store.update(scope.unit.data)
-    except BaseException as error:  # of the copying of a value
+    except BaseException as error:  # from copying a value
         return error
     refused = None
     if branch.terms.recorder is not None:
@@ -105,10 +107,10 @@ def _begin_layers(branch: Branch, scope: OpenScope, layers: tuple[Middleware, ..
         around.entering = []
     if recalled is not None:
         around.recalled = iter(recalled)
-    return (yield from _enter(branch, scope, around))
+    return (yield from _enter_and_fill(branch, scope, around))
 
 
-def _enter(branch: Branch, scope: OpenScope, layers: Layers) -> Walk:
+def _enter_and_fill(branch: Branch, scope: OpenScope, layers: Layers) -> Walk:
     """Enter the layers of a scope, and fill it."""
     past, resumes = branch.terms.past, layers.recalled is not None
     entered = enter(layers)
@@ -118,7 +120,7 @@ def _enter(branch: Branch, scope: OpenScope, layers: Layers) -> Walk:
     if resumes and past is not None and past.in_store and scope.before is not None:
         marks, result = past.unfinished(branch.id, scope.number)
         for mark, noted in zip(layers.marks(), marks, strict=False):
-            mark.update(noted)  # another attempt goes back to what the first one found
+            mark.update(noted)  # another attempt returns to the state that the first one found
         scope.before = scope.before._replace(result=result)
     scope.values = layers.values
     if layers.entering and error is None and not resumes:
@@ -143,10 +145,11 @@ def fill_scope(branch: Branch, scope: OpenScope) -> None:
 
 
 def end_scope(branch: Branch, scope: OpenScope, by: str | None) -> Walk | Failure:
+    """Close a scope whose turn has come: all of its contents have ended."""
     if scope.layers is not None:
         return close_scope(branch, scope, None)
     if scope.is_quiet and branch.terms.records_only:
-        _finish_bare(branch, scope)
+        _finish_quiet(branch, scope)
         return None
     return _finish(branch, scope, None)
 
@@ -166,7 +169,7 @@ def close_scope(branch: Branch, scope: OpenScope, error: Failure) -> Walk:
         unsaved = yield from branch.go_back(scope)
         branch.agenda.append((scope, None))
         branch.scope = scope
-        return unsaved or (yield from _enter(branch, scope, layers))
+        return unsaved or (yield from _enter_and_fill(branch, scope, layers))
     leaving = None
     if own is not None:
         leaving = store.since(own)
@@ -177,12 +180,13 @@ def close_scope(branch: Branch, scope: OpenScope, error: Failure) -> Walk:
 def _finish(
     branch: Branch, scope: OpenScope, error: Failure, leaving: Delta | None = None, marks: Sequence[Mark] = ()
 ) -> Failure:
-    """Take note of the outcome of a scope, and have the inserted units run next."""
+    """Note the outcome of a scope, and have the inserted units run next."""
     branch.scope = scope.outer or branch.base
     if scope.earlier is not None:
         return _finish_restored(branch, scope, scope.earlier, error)
     if scope.number == UNNUMBERED:
         return error
+    error = error or _refused_insertion(branch, scope)
     if error is None:
         branch.forget_failure()
         error = branch.unsaved()
@@ -191,8 +195,22 @@ def _finish(
     return _finished(branch, scope, did, refused or error)
 
 
-def _finish_bare(branch: Branch, scope: OpenScope) -> None:
-    """As for any scope, for a stage with nothing around it that nobody observes: 10 x the loop, not 20 x."""
+def _refused_insertion(branch: Branch, scope: OpenScope) -> Failure:
+    """Return why the insertions of its layers are refused, or None."""
+    layers, recorder = scope.layers, branch.terms.recorder
+    if layers is None or not layers.inserted:
+        return None
+    try:
+        check_insertion(branch, layers.inserted)
+        if recorder is not None:
+            recorder.check_repeatable(layers.inserted, f"a middleware of {layers.level} {layers.name!r}")
+    except Exception as error:
+        return error
+    return None
+
+
+def _finish_quiet(branch: Branch, scope: OpenScope) -> None:
+    """Finish a stage that nothing surrounds and nothing observes: 10 x the loop, not 20 x."""
     terms, unit = branch.terms, scope.unit
     branch.scope = scope.outer or branch.base
     did = StageRecord(
@@ -207,7 +225,7 @@ def _finish_bare(branch: Branch, scope: OpenScope) -> None:
 
 
 def _let_go(branch: Branch, scope: OpenScope, error: Failure, marks: Sequence[Mark]) -> bool:
-    """Keep the marks that a resume in memory needs of a failed scope, and let go of the rest.
+    """Keep the marks that a resume in memory needs of a failed scope, and release the rest.
 
     Return whether a resume begins inside the scope, and not with its layers.
     """
@@ -246,18 +264,15 @@ def _outcome(branch: Branch, scope: OpenScope, error: Failure, entered: bool, le
 def _finish_restored(branch: Branch, scope: OpenScope, earlier: Outcome, error: Failure) -> Failure:
     past = branch.terms.past
     branch.sealed -= 1
-    if past is None or error is past.end or isinstance(error, CodeChangedError):
+    if past is None or not past.is_known(error):
         return error
     if not earlier.entered:
         branch.number = max(branch.number, earlier.end)
     changed = past.confirm(branch.id, earlier, scope.unit, branch.number)
     if changed is not None:
         return changed
-    if earlier.writes is not None:
-        branch.store.apply(earlier.writes)
     error = None if earlier.recovered else earlier.error or error
-    kind = record_kind(scope.unit)
-    did, _ = branch.note(earlier.again(kind, scope.unit, scope.by, scope.records, scope.place))
+    did = branch.restore(earlier, scope.unit, scope.by, scope.records, scope.place)
     return _finished(branch, scope, did, error)
 
 
@@ -271,7 +286,7 @@ def _finished(branch: Branch, scope: OpenScope, did: Outcome, error: Failure) ->
 
 
 def _branches(place: Scope | None) -> str | None:
-    """Return where in parallel groups a scope is, for observers: "outer[1]/inner[0]"."""
+    """Return the place of a scope in parallel groups, for observers: "outer[1]/inner[0]"."""
     parts: list[str] = []
     while place is not None:
         if place.branch is not None:

@@ -1,6 +1,6 @@
-"""Streams: units that are pulled one at a time, each run before the next one is asked for.
+"""Streams: units that are pulled one at a time, each run before the next one is requested.
 
-A stream that a resumed run begins again was begun when the run was rehearsed, and gives once more what it gave then.
+A resumed run takes over the streams that its rehearsal began, and receives the same items from them again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PULL: Final = Chore(next, "stream")
 
 
 def open_stream(branch: Branch, stream: Stream, by: str | None) -> Walk:
-    """Begin a stream: call its function, if it is one, and ask for an iterator."""
+    """Begin a stream: call its source, if that is a function, and get an iterator."""
     past = branch.terms.past
     begun = None if past is None else past.begun_stream(branch.id, stream, by, sealed=bool(branch.sealed))
     if isinstance(begun, BaseException):
@@ -86,7 +86,7 @@ def pull(branch: Branch, stream: OpenStream, by: str | None) -> Walk:
 
 
 def _pulled(branch: Branch, stream: OpenStream, by: str | None, answer: Any) -> Failure:
-    """Put the given unit on the agenda; `UNSET` is the end of the stream."""
+    """Put the pulled unit on the agenda; `UNSET` is the end of the stream."""
     if answer is UNSET:
         return None
     error = answer.error if type(answer) is Raised else None
@@ -111,7 +111,7 @@ def _caught_up(branch: Branch) -> Walk:
 
 
 def close_stream(branch: Branch, stream: OpenStream) -> Generator[Request, Any, None]:
-    """Close a stream that is not pulled any more; in a rehearsal it is left open for the run."""
+    """Close a stream that is no longer pulled; in a rehearsal it is left open for the run."""
     if not branch.terms.rehearses:
         yield from _closed(stream)
 

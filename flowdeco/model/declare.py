@@ -322,7 +322,7 @@ def _shown(value: object) -> str:
 
 
 def _elided(text: str) -> str:
-    """Return both ends of a string, because paths differ at their ends, and a checksum of the whole for the rest."""
+    """Return both ends of a string, because paths differ at their ends, and a checksum of the whole in place of the rest."""
     from zlib import crc32  # not loaded for short names; it differs for strings that differ in a few characters
 
     checksum = f"~{crc32(text.encode('utf-8', 'surrogatepass')):08x}"

@@ -1,6 +1,6 @@
 """Actions and stages: frozen values, as pipelines and groups (`units`) are.
 
-Two definitions are equal when they would do the same: actions by function and options, stages by their actions (those
+Two definitions are equal when they would do the same thing: actions by function and options, stages by their actions (those
 of a template by its arguments), pipelines by their units. Nothing here knows how a run works, and no run ever changes a
 definition (L3).
 
@@ -356,7 +356,7 @@ class Stage(Value, Unit):
 
     `data` is copied here and merged into the store, as a fresh copy, whenever the stage begins (L5). `use` wraps the
     stage, `use_actions` each of its actions. Plain functions among the actions become actions. Data that cannot be
-    copied raises a `DefinitionError` that names its key. `has_data` is true if there is some; `memo` keeps facts that
+    copied raises a `DefinitionError` that names its key. `has_data` is true if there is any; `memo` keeps facts that
     were worked out once, and is not part of the value.
     """
 

@@ -14,11 +14,11 @@ __all__ = ["lazily"]
 def lazily(
     package: str, *modules: str, also: Iterable[str] = ()
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Return `__getattr__` and `__dir__` of a package that exports, in `__all__`, names of these modules of it.
+    """Return `__getattr__` and `__dir__` of a package whose `__all__` has names of these modules of it.
 
-    A module may be one of a sub-package, as "model.store". The modules and sub-packages are attributes of the package as
-    well, as if it had imported them, and so are the modules in `also`, which export nothing through it. From type
-    checkers, hide the first one: with it, every name is right.
+    A module may be in a sub-package: "model.store". The modules and sub-packages are attributes of the package as
+    well, as if it had imported them, and so are the modules in `also`, which export nothing through it. Hide
+    `__getattr__` from type checkers: with it, they accept any name.
     """
     attributes = {*also, *(module.partition(".")[0] for module in modules)}
 

@@ -27,7 +27,7 @@ def culprit(
 ) -> tuple[str, Exception] | None:
     """Return the path of the innermost part that the attempt fails for, and its error; None if it succeeds.
 
-    `parts` gives the parts of a value, each with what its path adds; by default items and attributes.
+    `parts` yields the parts of a value, each with its addition to the path; by default items and attributes.
 
     >>> culprit({"rows": [1, {2}]}, "report", __import__("json").dumps)
     ('report["rows"][1]', TypeError('Object of type set is not JSON serializable'))
@@ -54,14 +54,14 @@ def _culprit(
 
 
 def all_parts(value: Any) -> Iterator[tuple[str, Any]]:
-    """Give the items of a value, or its attributes."""
+    """Yield the items of a value, or its attributes."""
     yield from items(value)
     if not isinstance(value, (type, Mapping, list, tuple, deque, AbstractSet)):
         yield from _attributes(value)
 
 
 def items(value: Any) -> Iterator[tuple[str, Any]]:
-    """Give the elements of a collection, and the keys of a mapping."""
+    """Yield the elements of a collection, and the keys of a mapping."""
     if isinstance(value, Mapping):
         for key, part in cast("Mapping[Any, Any]", value).items():
             yield f"[{shown_key(key)}]", part

@@ -125,7 +125,7 @@ class Runnable:
         The run is an id in a journal, or a `Run` in memory. `inputs` are added to those it has. `on_change` decides
         where completed actions have different code now, or stages no longer match: "error" reports them, "ignore"
         continues all the same, "rerun" runs again from the first of them. `from_stage` forks a new run that continues
-        at that stage. The other options are those of `run`, but for `run_id`. Raises `RunNotFoundError`,
+        at that stage. The other options are those of `run`, except `run_id`. Raises `RunNotFoundError`,
         `RunBusyError`, `CodeChangedError`.
         """
         __tracebackhide__ = True
@@ -155,9 +155,9 @@ class Runnable:
         return problems
 
     def plan(self) -> Plan:
-        """Return the stages and actions that will run, as far as they are known without running anything.
+        """Return the stages and actions that will run, those that are known without running anything.
 
-        It prints as text, shows itself in notebooks, and gives `mermaid()` and `html()`; `plan.diff(run.ran())` lists
+        It prints as text, shows itself in notebooks, and has `mermaid()` and `html()`; `plan.diff(run.ran())` lists
         the differences of a run.
         """
         made: Plan = _running().plan(self)

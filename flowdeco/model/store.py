@@ -55,7 +55,7 @@ MISSING: Final = _Missing()
 class Key(Generic[T]):
     """A typed key of the store: `store[Key("user.id", int)]` is an `int`, to type checkers and at run time.
 
-    Of a generic type the origin is checked (of `list[int]`, the list), of a union its members. As in the typing
+    For a generic type, its origin is checked (for `list[int]`, the list); for a union, its members. As in the typing
     rules of numbers, an `int` is accepted where a `float` is declared.
     """
 
@@ -190,7 +190,7 @@ NOTHING: Final = Delta({}, [], {})
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values are equal, as far as they can be compared."""
+    """Whether two values are equal; False if they cannot be compared."""
     try:
         return one is other or bool(one == other)
     except Exception:  # values that cannot be compared as a whole, arrays for one
@@ -275,7 +275,7 @@ class Store(MutableMapping[str, Any]):
     def append(self, key: AnyKey, value: Any) -> None:
         """Append to the list under this key; the list is made when missing, and copied when it came from outside.
 
-        Raises `StoreTypeError` where the key holds something else than a list.
+        Raises `StoreTypeError` where the key holds something other than a list.
         """
         if isinstance(key, Key):
             key.check([value])
@@ -353,7 +353,7 @@ class Store(MutableMapping[str, Any]):
                 self._put_back(name, before)
 
     def _note_undone(self, marks: list[Mark], names: Iterable[str]) -> None:
-        """Have marks note what they are to lose: to whoever asks them, it has been written."""
+        """Have marks note the keys to be undone: they report these as written."""
         for mark in marks:
             for name in names:
                 before = mark.get(name, self._data.get(name, MISSING))

@@ -1,4 +1,4 @@
-"""Folding: long rows of similar parts are shown by the first of them, and by how many more there are."""
+"""Folding: long rows of similar parts are shown by the first of them, and the number of the rest."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Fold(NamedTuple):
 
 
 class Folding(NamedTuple):
-    """From how many similar parts on a row is folded, and how many of them are shown; `most` bounds all of them."""
+    """The number of similar parts from which on a row is folded, and of those shown; `most` bounds all parts."""
 
     dynamic: tuple[int, int] = (7, 3)
     branches: tuple[int, int] = (12, 5)

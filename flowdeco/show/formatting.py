@@ -42,7 +42,7 @@ _HARMLESS: Final = frozenset("\u200c\u200d\ufe0e\ufe0f")
 
 
 def printable(text: str) -> str:
-    """Return a name in one line: control characters, and those that turn the direction of text, are escaped."""
+    """Return a name in one line: control characters, and those that change the direction of text, are escaped."""
     if text.isprintable():
         return text
     return "".join(

@@ -1,7 +1,7 @@
-"""The values that a run is known to have had, as far as they can be found after it.
+"""The values that a run is known to have had, and that can be found after it.
 
-Nothing records the values that pass through a run. Found are the store as the run left it, and those of branches that
-were not merged; the data of stages, the arguments of templates, bound values and defaults; and the arguments of failed
+Nothing records the values that pass through a run. These can be found: the store as the run left it, and those of branches
+that were not merged; the data of stages, the arguments of templates, bound values and defaults; and the arguments of failed
 actions, as long as their traceback has the frame. `docs/see.md` lists the values that are missed.
 """
 

@@ -98,7 +98,7 @@ def frame(tally: Tally, height: int = 24, glyphs: Glyphs = FINE, width: int = 80
 
 
 def _worth_showing(tally: Tally, lines: int) -> list[Row]:
-    """Return the stages that finished last, after failures that they would hide."""
+    """Return the stages that finished last, preceded by failures that they would hide."""
     if lines <= 0:
         return []
     recent = list(tally.recent)
@@ -108,7 +108,7 @@ def _worth_showing(tally: Tally, lines: int) -> list[Row]:
 
 
 def _side_by_side(rows: list[Row]) -> list[Row]:
-    """Return the rows by the order of branches in their group, not of their stages in time."""
+    """Return the rows in the order of branches in their group, not in order of time."""
     return sorted(rows, key=lambda row: _branch_key(row.branch)) if any(row.branch for row in rows) else rows
 
 

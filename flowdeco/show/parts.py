@@ -18,7 +18,7 @@ class Part(NamedTuple):
     """An action, a stage, a pipeline, a parallel group or a branch of one, planned or run.
 
     `kind` is "action", "stage", "pipeline", "parallel" or "branch". A plan has `reads` and `writes` (keys of the store),
-    and `inserts`: its annotation says that it returns units. The others are of a run: `status` is `pending` for units
+    and `inserts`: its annotation says that it returns units. The other fields are of a run: `status` is `pending` for units
     that were inserted or begun, and never reached; `record` is the index of its record in `run.stages`, or among the
     actions of its stage. `unplanned` parts are missing from the plan although nothing inserted them.
     """

@@ -53,7 +53,7 @@ class _View:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Plan(PlanContent, _View):
-    """The stages that a unit will run, as far as they are known before: a frozen value, equal by content.
+    """The stages that a unit is known to run: a frozen value, equal by content.
 
     It has a `name`, `title` and `description`; `parts` are its stages, pipelines and groups in their order.
     """

@@ -1,4 +1,4 @@
-"""The parts of a plan, read from definitions: names, options and signatures. No code of the user is called."""
+"""The parts of a plan, read from definitions: names, options and signatures. No user code is called."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["planned_action", "planned_parts", "planned_stage", "stage_part", "te
 
 
 def planned_parts(units: Iterable[Unit | Stream], depth: int = 0) -> tuple[Part, ...]:
-    """Return the parts of these units; plain pipelines are replaced by their units, as `>>` does it."""
+    """Return the parts of these units; plain pipelines are replaced by their units, as `>>` does."""
     parts: list[Part] = []
     for unit in units:
         if isinstance(unit, Pipeline) and (unit.plain or depth >= DEEPEST):

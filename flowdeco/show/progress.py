@@ -117,7 +117,7 @@ class View(Protocol):
     pause: float
 
     def handle(self, event: Event) -> None:
-        """Show the begin or the end of the run, or the end of a stage; the tally has counted it already."""
+        """Show the beginning or the end of the run, or the end of a stage; the tally has counted it already."""
 
     def refresh(self) -> None:
         """Show the current state."""
@@ -162,7 +162,7 @@ class _Display:
 
 
 class _Ticker:
-    """A thread that refreshes a view: the higher the cost, the more rarely."""
+    """A thread that refreshes a view: the higher the cost, the less often."""
 
     def __init__(self, view: View, run_id: str) -> None:
         self._view = view
@@ -219,7 +219,7 @@ _SCREEN: Final = threading.Lock()
 class Lines:
     """One line for each finished stage, for logs: all of the first ones, then about one a second.
 
-    A stage that fails has its line in any case; a stage that takes long is mentioned, with its `ctx.progress`.
+    A stage that fails always has its line; a stage that takes long is mentioned, with its `ctx.progress`.
     """
 
     pause = 1.0
@@ -260,7 +260,7 @@ class Lines:
         self._print(f"{self._count()} {row.name} {row.status}{took}{inserted}{more}{error}")
 
     def refresh(self) -> None:
-        """Mention the running stages, if nothing has been printed for long."""
+        """Mention the running stages, if nothing has been printed for a while."""
         rows = list(self._tally.running)
         if not rows or self._clock() - self._latest < self._patience:
             return

@@ -1,7 +1,7 @@
 """The progress of a run, counted from its events.
 
 `known` counts the stages that are done, running, or known to come: those of the pipeline, and those inserted since.
-Stages that cannot be known before (of a stream, of another attempt at a pipeline) are counted when they begin. So `done`
+Stages that cannot be known beforehand (of a stream, of another attempt at a pipeline) are counted when they begin. So `done`
 never exceeds `known`, and both are equal at the end of a run that completes.
 """
 
@@ -31,7 +31,7 @@ FAILURES: Final = 5  # kept in sight however many stages follow, if the run surv
 
 
 class Row:
-    """A stage of the display; `done` and `total` are those that its action reported by `ctx.progress`."""
+    """A stage of the display; `done` and `total` are as its action reported them by `ctx.progress`."""
 
     # Defaults of the class, because a row is made for every stage.
     action: str | None = None

@@ -13,7 +13,7 @@ __all__ = ["Lanes", "Scale"]
 
 
 class Scale:
-    """Positions of moments between 0 and 1; long times without any stage, as before a resume, are cut short."""
+    """Positions of moments between 0 and 1; long gaps without any stage, as before a resume, are cut short."""
 
     CUT: Final = 0.04  # the width of such a gap
 

@@ -333,9 +333,9 @@ def test_the_fingerprint_of_a_function_is_worked_out_once(monkeypatch):
 def test_a_stream_must_be_a_function_that_can_be_called_again():
     """Else a resumed run could not go on with it."""
     recorder = recorder_of()
-    recorder.check_repeatable([STAGE, stream(list)], "act")
+    recorder.check_repeatable([STAGE, stream(list)], "action 'act'")
     with pytest.raises(DefinitionError, match="action 'act' inserted the stream .* cannot be called again on resume"):
-        recorder.check_repeatable([STAGE, stream([one([], "a")])], "act")
+        recorder.check_repeatable([STAGE, stream([one([], "a")])], "action 'act'")
 
 
 def test_what_was_changed_in_place_counts_as_written():

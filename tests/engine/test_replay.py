@@ -211,9 +211,9 @@ def test_the_rehearsal_ends_where_a_stream_would_give_what_has_not_run():
     history.check_pull("0", sealed=False)
     history.rehearses = True
     history.check_pull("0", sealed=True)
-    with pytest.raises(type(history.end)) as ended:
+    with pytest.raises(type(history.stop)) as ended:
         history.check_pull("0", sealed=False)
-    assert ended.value is history.end
+    assert ended.value is history.stop
 
 
 # -- rehearsed
@@ -269,9 +269,9 @@ def test_a_rehearsal_ends_where_an_action_would_be_performed():
     """One that had not begun, or not ended; in what has ended, all of it is met."""
     rehearsal = rehearsed(HISTORY)
     for number, unit in ((4, step_of(A)), (9, step_of(B))):
-        with pytest.raises(type(rehearsal.end)) as ended:
+        with pytest.raises(type(rehearsal.stop)) as ended:
             rehearsal.recall("0", number, unit, T, sealed=False)
-        assert ended.value is rehearsal.end
+        assert ended.value is rehearsal.stop
     assert rehearsal.changes == []
     again = rehearsed(HISTORY)
     assert again.recall("0", 4, step_of(A), T, sealed=True) is HISTORY["0"][4]
@@ -282,7 +282,7 @@ def test_a_change_is_noted_and_ends_the_rehearsal():
     """From there on, the history does not hold."""
     rehearsal = rehearsed(HISTORY)
     rehearsal.taken.add(("0", 1))
-    with pytest.raises(type(rehearsal.end)):
+    with pytest.raises(type(rehearsal.stop)):
         rehearsal.recall("0", 0, T, None, sealed=False)
     assert (rehearsal.changes, rehearsal.differs) == (["stage 't' comes where the run had stage 's'"], True)
 
@@ -301,7 +301,7 @@ def test_of_another_pipeline_nothing_that_ran_is_there():
     ):
         rehearsal = Rehearsal(HISTORY, pipeline=of, code=None)
         rehearsal.taken |= taken
-        with pytest.raises(type(rehearsal.end)):
+        with pytest.raises(type(rehearsal.stop)):
             rehearsal.recall("0", 0, other, None, sealed=False)
         assert rehearsal.changes == [expected]
 
@@ -311,7 +311,7 @@ def test_a_scope_that_ends_as_it_did_holds():
     rehearsal = rehearsed(HISTORY)
     assert rehearsal.confirm("0", HISTORY["0"][0], S, 3) is None
     assert rehearsal.taken == {("0", 0)}
-    assert rehearsal.confirm("0", HISTORY["0"][0], S, 7) is rehearsal.end
+    assert rehearsal.confirm("0", HISTORY["0"][0], S, 7) is rehearsal.stop
     assert rehearsal.changes == ["stage 's' has completed, and ends elsewhere"]
 
 
@@ -330,7 +330,7 @@ def test_a_fork_takes_the_history_up_to_a_stage(until):
         assert rehearsal.recall("0", 0, made, None, sealed=False) is not None
         assert (rehearsal.until, rehearsal.differs) == ("t", False)
     else:
-        with pytest.raises(type(rehearsal.end)):
+        with pytest.raises(type(rehearsal.stop)):
             rehearsal.recall("0", 0, made, None, sealed=False)
         assert (rehearsal.until, rehearsal.differs) == (None, True)
 
@@ -364,7 +364,7 @@ def test_other_code_of_what_has_completed_is_a_change():
             assert rehearsal.changes == ["action s/a has completed, with other code"] * changes
             assert not rehearsal.differs
     rehearsal = Rehearsal(steps(then), pipeline=pipeline(S), code=code, rerun=True)
-    with pytest.raises(type(rehearsal.end)):
+    with pytest.raises(type(rehearsal.stop)):
         rehearsal.recall("0", 1, step_of(made(other)), S, sealed=False)
     assert (rehearsal.differs, rehearsal.taken) == (True, set())
     failed = steps(then._replace(status=Status.FAILED))
