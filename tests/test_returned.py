@@ -8,6 +8,7 @@ import pytest
 from support import names, one, shown, step
 
 from flowdeco import Action, Key, Pipeline, Stage, action, parallel, pipeline, stage, stream
+from flowdeco.engine.requests import Raised
 from flowdeco.engine.results import Yielded, exhaust, sort_out
 from flowdeco.errors import ReturnValueError, StoreTypeError
 from flowdeco.model.options import UNSET
