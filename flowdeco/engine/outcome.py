@@ -136,8 +136,8 @@ class Outcome(NamedTuple):
         """Return the record of a restored step: the earlier outcome, with the unit and scope it has now."""
         return record_kind(unit)(
             self.name, unit, self.status, self.started, self.elapsed, by, self.number, self.inserted, actions, scope,
-            self.end, self.error, self.attempts, self.recovered, self.switches, True, entered=self.entered,
-            branches=self.branches,
+            self.end, self.error, self.attempts, self.recovered, self.switches, True, None, (), UNSET, self.entered,
+            self.branches,
         )  # fmt: skip
 
     def refused(self, error: BaseException) -> Self:

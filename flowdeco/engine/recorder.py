@@ -276,14 +276,14 @@ def _outcome(row: Row, parts: dict[str, Any]) -> Outcome:
         error = Bail(*parts["reason"])
     writes = _delta(parts)
     kind = _RECORDS.get(row.kind, Outcome)
+    scope = _scope(parts["in"]) if "in" in parts else None
+    switches = tuple((selector, on) for selector, on in parts["switches"]) if "switches" in parts else ()
+    entering = tuple(map(_delta, parts["entering"])) if "entering" in parts else ()
     return kind(
         row.action or row.stage, Recorded(row.kind, row.stage), _STATUS[row.status], row.started, row.elapsed,
-        inserted_by=get("by"), number=row.number, scope=None if "in" not in parts else _scope(parts["in"]),
-        error=error, attempts=get("attempts", 1), recovered=get("recovered", False),
-        inserted=tuple(get("inserted", ())), writes=writes,
-        switches=tuple((selector, on) for selector, on in get("switches", ())),
-        entering=tuple(_delta(each) for each in get("entering", ())), result=_result(get("result"), writes),
-        end=get("end", -1), entered=get("entered", True), branches=get("branches", 0), fingerprint=row.fingerprint,
+        get("by"), row.number, tuple(get("inserted", ())), (), scope, get("end", -1), error, get("attempts", 1),
+        get("recovered", False), switches, False, writes, entering, _result(get("result"), writes),
+        get("entered", True), get("branches", 0), row.fingerprint,
     )  # fmt: skip
 
 
