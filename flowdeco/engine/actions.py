@@ -23,8 +23,8 @@ from flowdeco.events import ActionStarted
 from flowdeco.model.definitions import Action, Stage, Stream, Unit, action_selectors
 from flowdeco.model.options import UNSET, Middleware
 from flowdeco.model.reload import reloaded
-from flowdeco.model.steps import Step, step_of
-from flowdeco.model.store import Delta, Mark
+from flowdeco.model.steps import Step, local_names, localized, step_of
+from flowdeco.model.store import Delta, Mark, Name
 from flowdeco.model.wiring import check_inserted, may_supply, note_suppliers, unmet
 
 __all__ = ["Execution", "begin_action", "check_insertion", "finish_simple", "simple_arguments", "take_effect"]
@@ -44,7 +44,7 @@ class Execution:
         self.started = started
         self.value: Any = UNSET  # as returned, or `Raised`
         self.context: Context | None = None
-        self.seen: Mapping[str, Look] | None = None  # the look of the values that it may change in place
+        self.seen: Mapping[Name, Look] | None = None  # the look of the values that it may change in place
         self.layers: Layers | None = None
         self.mark: Mark | None = None  # set before its layers were entered, or before it was called
         # Its effect beyond its writes:
@@ -116,6 +116,8 @@ def _begin(branch: Branch, step: Step, by: str | None) -> Walk:
             return error
         if terms.past.in_store and by is not None:
             step = step_of(reloaded(step.action))
+            if scope.local:
+                step = localized(step, scope.local)
     if terms.notify is not None:
         terms.notify(ActionStarted(terms.run_id, scope.unit.name, step.name, by))
     started, layers = terms.clock(), scope.use_actions + step.use
@@ -190,7 +192,8 @@ def _call(branch: Branch, act: Execution, values: Mapping[str, Any]) -> Generato
         args, kwargs = step.gather(store, values, act.context, stage.name)
     except Exception as error:
         if isinstance(error, MissingInputError):
-            ran = [each for record in branch.records.kept for each in record.actions] + branch.scope.records
+            earlier = [record for record in branch.records.kept if not record.stage.local]
+            ran = [each for record in earlier for each in record.actions] + branch.scope.records
             completed = [each.action for each in ran if each.status is Status.COMPLETED]
             note_suppliers(error, step, store, completed)
         return Raised(error)
@@ -308,7 +311,7 @@ def _let_write(branch: Branch, act: Execution, inserted: tuple[Unit | Stream, ..
     act.inserted, act.result = inserted, data
 
 
-def _writes(branch: Branch, mark: Mark, seen: Mapping[str, Look] | None) -> Delta | None:
+def _writes(branch: Branch, mark: Mark, seen: Mapping[Name, Look] | None) -> Delta | None:
     recorder, store = branch.terms.recorder, branch.store
     return None if recorder is None else recorder.with_changes(store, seen or {}, store.since(mark), branch.changed)
 
@@ -335,10 +338,21 @@ def take_effect(branch: Branch, scope: OpenScope, did: Outcome) -> None:
                 steps.append((step_of(unit), who))
             else:
                 scope.inserted.append((unit, who))
+        if scope.unit.local:
+            steps = _made_local(branch, scope, steps)
         branch.agenda.extend(reversed(steps))
     for selector, on in did.switches:
         branch.switch(selector, on)
         scope.is_quiet = scope.is_bare = False
+
+
+def _made_local(branch: Branch, scope: OpenScope, steps: list[tuple[Step, str]]) -> list[tuple[Step, str]]:
+    """Return inserted steps as steps of their stage; the names that they supply are local to all that follow them."""
+    names = scope.local | local_names(step for step, _ in steps)
+    if names != scope.local:
+        scope.local, behind = names, scope.depth + 1
+        branch.agenda[behind:] = [(localized(step, names), by) for step, by in branch.agenda[behind:]]
+    return [(localized(step, names), by) for step, by in steps]
 
 
 def _restore(branch: Branch, earlier: Outcome, step: Step, by: str | None) -> Failure:
@@ -368,7 +382,7 @@ def check_insertion(branch: Branch, units: tuple[Unit | Stream, ...], *, is_acti
         coming += [(step.action, False) for step, _ in reversed(branch.agenda[scope.depth + 1 :])]
         coming += [(unit, False) for unit, _ in scope.inserted]
         coming += [(unit, True) for unit in units if type(unit) is not Action]
-    check_inserted(coming, branch.store, terms.skip)
+    check_inserted(coming, branch.store, terms.skip, scope.unit if is_action else None)
 
 
 def _is_wrapped(branch: Branch) -> bool:

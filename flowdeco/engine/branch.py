@@ -85,7 +85,7 @@ class OpenScope:
     # With a dictionary for its attributes, a stage would cost 17 x the loop instead of 15.
     __slots__ = (
         "before", "by", "depth", "earlier", "held", "inserted", "is_atomic", "is_bare", "is_quiet", "is_skipped",
-        "layers", "mark", "number", "outer", "pipeline", "place", "records", "started", "unit", "use_actions",
+        "layers", "local", "mark", "number", "outer", "pipeline", "place", "records", "started", "unit", "use_actions",
         "use_stages", "values",
     )  # fmt: skip
 
@@ -120,6 +120,7 @@ class OpenScope:
         self.is_quiet = False  # only middleware surrounds its actions, and no selector or history needs them
         self.is_bare = False  # nor does middleware
         self.is_atomic = False  # it is one step, and its rows are held back
+        self.local: frozenset[str] = frozenset()  # names of results that are local to it
         self.records: list[Any] = []  # of the actions of a stage
         self.inserted: list[tuple[Any, str]] = []  # by the actions of a stage, to run after it
 
@@ -204,6 +205,7 @@ class Branch:
         self.rows: list[Any] = []  # not yet written to the journal
         self.changed: set[str] = set()  # with a journal: keys whose values were changed in place
         self.atomic: int = 0 if parent is None else parent.atomic  # open scopes that are one step: rows are held back
+        self.abandoned: dict[str, str] = {}  # local results of stages that failed, each with the name of its stage
         self.unwinding: Mark | None = None  # in memory: set when a failure began to close scopes
         self.remains: dict[str, Remains] = {}  # in memory: left behind by unfinished groups, by branch
         self.unfinished: dict[int, tuple[list[Mark], Any]] = {}  # in memory: scopes that failed, by number
@@ -417,6 +419,9 @@ class Branch:
         if self.unwinding is not None:
             self.store.release(self.unwinding)
             self.unwinding = None
+        for name, stage in self.abandoned.items():
+            self.store.drop_local((name,), stage)
+        self.abandoned.clear()
         self.remains.clear()
         self.unfinished.clear()
 

@@ -164,11 +164,11 @@ class Outcome(NamedTuple):
         return None
 
     def _inserted(self, run_id: str, stage: str | None) -> Event:
-        names = tuple(each.name for each in self.inserted)
-        actions = sum(isinstance(each, Action) for each in self.inserted) if isinstance(self.unit, Action) else 0
-        action = self.name if isinstance(self.unit, Action) else None
-        place = self.name if isinstance(self.unit, Stage) else stage
-        return UnitsInserted(run_id, place, action, names, stages_in(self.inserted) - actions)
+        names, stages = tuple(each.name for each in self.inserted), stages_in(self.inserted)
+        if not isinstance(self, ActionRecord):
+            return UnitsInserted(run_id, self.name if isinstance(self, StageRecord) else stage, None, names, stages)
+        actions = sum(isinstance(each, Action) for each in self.inserted)  # they run in this stage
+        return UnitsInserted(run_id, stage, self.name, names, stages - actions)
 
     def __repr__(self) -> str:
         failed = f" with {type(self.error).__name__}" if self.error is not None else ""

@@ -17,7 +17,7 @@ from flowdeco.errors import Bail, DefinitionError, JournalError, RunError
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream
 from flowdeco.model.options import UNSET
 from flowdeco.model.steps import Step
-from flowdeco.model.store import MISSING, NOTHING, Delta, Store
+from flowdeco.model.store import MISSING, NOTHING, Delta, Local, Name, Store
 
 __all__ = ["ATOMS", "Recorded", "Recorder", "outcomes", "portable"]
 
@@ -94,12 +94,15 @@ class Recorder:
         if did.inserted_by is not None:
             return None
         try:
+            key = step.writes
             if value is None:
                 payload = self._nothing
+            elif type(key) is Local:
+                payload = self._encode({"local": {key.name: value}, "result": ("local", key.name)}, key.name)
             elif self._terse:
-                payload = self._encode((step.writes, value), step.writes)
+                payload = self._encode((key, value), key)
             else:
-                payload = self._encode({"puts": {step.writes: value}, "result": ("put", step.writes)}, step.writes)
+                payload = self._encode({"puts": {key: value}, "result": ("put", key)}, key)
         except Exception:  # reported when the whole outcome is encoded
             return None
         code = self.code(step.function)
@@ -149,16 +152,17 @@ class Recorder:
 
     # Values that an action may change in place, though it only reads them.
 
-    def seen(self, store: Store, keys: Iterable[str]) -> dict[str, Look]:
+    def seen(self, store: Store, keys: Iterable[Name]) -> dict[Name, Look]:
         """Return the present look of these values, except those that cannot change."""
-        found = {key: store[key] for key in keys if key in store}
+        read = store.reader()
+        found = {key: read(key) for key in keys if key in store}
         return {
             key: (self._image(key, value), len(cast("list[Any]", value)) if isinstance(value, list) else 0)
             for key, value in found.items()
             if type(value) not in ATOMS
         }
 
-    def watching(self, store: Store, seen: dict[str, Look]) -> Callable[[str], None]:
+    def watching(self, store: Store, seen: dict[Name, Look]) -> Callable[[str], None]:
         """Return a callback that notes the look of a value when a context reads it."""
 
         def on_read(name: str) -> None:
@@ -167,23 +171,26 @@ class Recorder:
 
         return on_read
 
-    def with_changes(self, store: Store, seen: Mapping[str, Look], written: Delta, changed: set[str]) -> Delta:
+    def with_changes(self, store: Store, seen: Mapping[Name, Look], written: Delta, changed: set[str]) -> Delta:
         """Return the writes, with the values that were changed in place; their keys join `changed`."""
         for key, (image, length) in seen.items():
             if key in written.puts or key in written.deletes or key not in store:
                 continue
-            value = before = store[key]
-            if (appended := written.appends.get(key)) is not None:  # before or after it was read
+            value = before = store.reader()(key)
+            if (
+                isinstance(key, str) and (appended := written.appends.get(key)) is not None
+            ):  # before or after it was read
                 before = value[: max(length, len(value) - len(appended))]
             if self._image(key, before) != image:
                 written.puts[key] = value
-                written.appends.pop(key, None)
-                changed.add(key)
+                if isinstance(key, str):
+                    written.appends.pop(key, None)
+                    changed.add(key)
         return written
 
-    def _image(self, key: str, value: Any) -> Any:
+    def _image(self, key: Name, value: Any) -> Any:
         try:
-            return self.codec.encode(value, key)
+            return self.codec.encode(value, str(key))
         except Exception:  # reported when it is written
             return MISSING
 
@@ -218,7 +225,9 @@ def _place(branch: str, outcome: Outcome) -> dict[str, Any]:
 
 
 def _of_delta(delta: Delta) -> dict[str, Any]:
-    parts = {"puts": delta.puts, "deletes": delta.deletes, "appends": delta.appends}
+    local = {key.name: value for key, value in delta.puts.items() if type(key) is Local}
+    puts = {key: value for key, value in delta.puts.items() if type(key) is not Local} if local else delta.puts
+    parts = {"puts": puts, "deletes": delta.deletes, "appends": delta.appends, "local": local}
     return {name: part for name, part in parts.items() if part}
 
 
@@ -227,7 +236,7 @@ def _where(result: Any, writes: Delta | None) -> tuple[str, Any]:
     if writes is not None:
         for key, value in writes.puts.items():
             if value is result:
-                return "put", key
+                return ("local", key.name) if type(key) is Local else ("put", key)
         for key, items in writes.appends.items():
             if items and items[-1] is result:
                 return "appended", key
@@ -295,7 +304,10 @@ def _scope(inside: list[tuple[str, str, int | None, str | None]]) -> Scope | Non
 
 
 def _delta(parts: Mapping[str, Any]) -> Delta:
-    puts, deletes, appends = parts.get("puts"), parts.get("deletes"), parts.get("appends")
+    puts: dict[Name, Any] | None = parts.get("puts")
+    deletes, appends = parts.get("deletes"), parts.get("appends")
+    if "local" in parts:
+        puts = (puts or {}) | {Local(name): value for name, value in parts["local"].items()}
     if puts or deletes or appends:
         return Delta(puts or NOTHING.puts, deletes or NOTHING.deletes, appends or NOTHING.appends)
     return NOTHING
@@ -307,6 +319,8 @@ def _result(where: Any, writes: Delta) -> Any:
     how, key = where
     if how == "put":
         return writes.puts.get(key, UNSET)
+    if how == "local":
+        return writes.puts.get(Local(key), UNSET)
     if how == "appended":
         items = writes.appends.get(key) or [UNSET]
         return items[-1]

@@ -139,7 +139,10 @@ def fill_scope(branch: Branch, scope: OpenScope) -> None:
     if type(unit) is Stage:
         scope.is_quiet = branch.terms.is_quiet and not (scope.values or branch.switches or scope.is_skipped)
         scope.is_bare = scope.is_quiet and not scope.use_actions
-        branch.agenda.extend(steps_of(unit))
+        steps = steps_of(unit)
+        if unit.local and steps:
+            scope.local = steps[0][0].local
+        branch.agenda.extend(steps)
     else:
         branch.agenda.extend((part, scope.by) for part in reversed(unit.units))
 
@@ -220,6 +223,8 @@ def _finish_quiet(branch: Branch, scope: OpenScope) -> None:
     if branch.logged is not None:
         branch.logged[scope.number] = did
     branch.records.add(did)
+    if scope.local:
+        branch.store.drop_local(scope.local, unit.name)
     if scope.inserted:
         branch.agenda.extend(reversed(scope.inserted))
 
@@ -279,6 +284,10 @@ def _finish_restored(branch: Branch, scope: OpenScope, earlier: Outcome, error: 
 def _finished(branch: Branch, scope: OpenScope, did: Outcome, error: Failure) -> Failure:
     if isinstance(did, StageRecord):
         branch.records.add(did.kept())
+        if error is not None and not isinstance(error, Bail):
+            branch.abandoned.update(dict.fromkeys(scope.local, did.name))  # a resume may need them
+        elif scope.local:
+            branch.store.drop_local(scope.local, did.name)
     if error is None:
         scope.inserted.extend((unit, did.name) for unit in did.inserted)
         branch.agenda.extend(reversed(scope.inserted))

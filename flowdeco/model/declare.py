@@ -207,6 +207,7 @@ def stage(
     data: Mapping[str, Any] | None = None,
     use: Iterable[Middleware] = (),
     use_actions: Iterable[Middleware] = (),
+    local: bool | None = None,
     description: str | None = None,
 ) -> _StageDecorator: ...
 def stage(
@@ -219,20 +220,22 @@ def stage(
     data: Mapping[str, Any] | None = None,
     use: Iterable[Middleware] = (),
     use_actions: Iterable[Middleware] = (),
+    local: bool | None = None,
     description: str | None = None,
 ) -> Any:
     """Make a stage of the actions that the function's body evaluates, in definition order.
 
     Without parameters the body runs once, now, and the result is a `Stage`; with parameters the result is a
-    `StageTemplate`, and each call returns a stage. `data` is merged into the store when the stage begins. Raises
-    `EmptyStageError` if the body evaluates no action.
+    `StageTemplate`, and each call returns a stage. `data` is merged into the store when the stage begins. Results that
+    the actions of a template store under their own names are local to each of its stages: share them by `returns=` or
+    `collect=`, or all of them by `local=False`. Raises `EmptyStageError` if the body evaluates no action.
 
     >>> @stage(tags=["greeting"])
     ... def greet(name: str):
-    ...     @action
+    ...     @action(returns="greeting")
     ...     def hello():
     ...         return f"hello {name}"
-    >>> greet("you").name, greet("you").run()["hello"]
+    >>> greet("you").name, greet("you").run()["greeting"]
     ('greet[you]', 'hello you')
     """
     options = {
@@ -242,6 +245,7 @@ def stage(
         "data": data,
         "use": use,
         "use_actions": use_actions,
+        "local": local,
         "description": description,
     }
     return _StageDecorator(options) if function is None else _stage_of(function, options)
@@ -267,9 +271,11 @@ def _stage_of(function: Any, options: dict[str, Any]) -> Any:
     if description is None:
         description = first_paragraph(function.__doc__)
     # A stage without actions checks all options here, not only when a template is called.
-    given: dict[str, Any] = {**options, "name": name, "description": description}
+    is_template = bool(inspect.signature(function).parameters)
+    local = is_template if options["local"] is None else options["local"]
+    given: dict[str, Any] = {**options, "name": name, "description": description, "local": local}
     checked = options_of(Stage(**given))
-    if inspect.signature(function).parameters:
+    if is_template:
         return StageTemplate(function, checked)
     return _declared(name, function, checked, Imported(function.__module__, function.__qualname__))
 

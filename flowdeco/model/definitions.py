@@ -33,6 +33,7 @@ from flowdeco.model.functions import bindable, call_bound, function_name, signat
 from flowdeco.model.options import (
     UNSET,
     Middleware,
+    checked_flag,
     checked_key,
     checked_layers,
     checked_name,
@@ -314,7 +315,7 @@ def as_action(thing: Any) -> Action[..., Any]:
 # Stages.
 
 
-_STAGE_OPTIONS: Final = ("name", "title", "tags", "data", "use", "use_actions", "description")
+_STAGE_OPTIONS: Final = ("name", "title", "tags", "data", "use", "use_actions", "local", "description")
 _ATOMS: Final = (str, bytes, int, float, bool, complex, types.NoneType)
 
 
@@ -355,9 +356,10 @@ class Stage(Value, Unit):
     """A named, immutable sequence of actions, with tags, initial data and middleware.
 
     `data` is copied here and merged into the store, as a fresh copy, whenever the stage begins (L5). `use` wraps the
-    stage, `use_actions` each of its actions. Plain functions among the actions become actions. Data that cannot be
-    copied raises a `DefinitionError` that names its key. `has_data` is true if there is any; `memo` keeps facts that
-    were worked out once, and is not part of the value.
+    stage, `use_actions` each of its actions. With `local`, results that its actions store under their own names are
+    seen by later actions of the stage only, and are gone when it ends. Plain functions among the actions become
+    actions. Data that cannot be copied raises a `DefinitionError` that names its key. `has_data` is true if there is
+    any; `memo` keeps facts that were worked out once, and is not part of the value.
     """
 
     __slots__ = (
@@ -367,6 +369,7 @@ class Stage(Value, Unit):
         "_title",
         "actions",
         "has_data",
+        "local",
         "memo",
         "name",
         "tags",
@@ -379,6 +382,7 @@ class Stage(Value, Unit):
     use_actions: tuple[Middleware, ...]
     actions: tuple[Action[..., Any], ...]
     has_data: bool
+    local: bool
     _data: dict[str, Any]
     _origin: Origin | None
     _title: str | None
@@ -394,6 +398,7 @@ class Stage(Value, Unit):
         data: Mapping[str, Any] | None = None,
         use: Iterable[Middleware] = (),
         use_actions: Iterable[Middleware] = (),
+        local: bool = False,
         description: str = "",
     ) -> None:
         if isinstance(actions, (Unit, str)) or not isinstance(actions, Iterable):
@@ -407,6 +412,7 @@ class Stage(Value, Unit):
             use_actions=checked_layers(use_actions, "use_actions"),
             actions=tuple(as_action(action) for action in actions),
             has_data=bool(own),
+            local=checked_flag(local, "local"),
             _data=own,
             _title=checked_text(title, "title"),
             _description=checked_text(description, "description") or "",
@@ -433,7 +439,7 @@ class Stage(Value, Unit):
         return _copied(self._data, self.name)
 
     def with_options(self, **changes: Any) -> Stage:
-        """Return a copy with another name, title, tags, data, use, use_actions or description."""
+        """Return a copy with another name, title, tags, data, use, use_actions, local or description."""
         check_known(repr(self), _STAGE_OPTIONS, changes)
         made = Stage(**{**self._given(), **changes}, actions=self.actions)
         base, old = self._origin if isinstance(self._origin, Changed) else Changed(self, {})
@@ -447,6 +453,7 @@ class Stage(Value, Unit):
             "data": self._data,
             "use": self.use,
             "use_actions": self.use_actions,
+            "local": self.local,
             "description": self._description,
         }
 

@@ -57,6 +57,12 @@ def checked_text(text: object, option: str) -> str | None:
     return text
 
 
+def checked_flag(flag: object, option: str) -> bool:
+    if not isinstance(flag, bool):
+        raise DefinitionError(f"{option} is True or False, not {flag!r}")
+    return flag
+
+
 def checked_tags(tags: object, option: str = "tags") -> frozenset[str]:
     if isinstance(tags, str):
         raise DefinitionError(f"{option} is a collection of strings, not a string: write {option}=[{tags!r}]")

@@ -7,14 +7,14 @@ import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, cast, get_args, get_origin
 
-from flowdeco.errors import MissingInputError, ReturnValueError, suggestion
+from flowdeco.errors import MissingInputError, ReturnValueError
 from flowdeco.model.annotations import EMPTY, annotated_parameters, is_context, meaning, return_annotation
 from flowdeco.model.definitions import Action, Stage, action_options, bound_of, memo_of
 from flowdeco.model.functions import underlying
 from flowdeco.model.options import UNSET
-from flowdeco.model.store import MISSING, AnyKey, Key, Store, key_name
+from flowdeco.model.store import MISSING, AnyKey, Key, Local, Name, Store, key_name
 
-__all__ = ["Input", "Step", "step_of", "steps_of"]
+__all__ = ["Input", "Step", "local_names", "localized", "step_of", "steps_of"]
 
 
 class Input(NamedTuple):
@@ -42,11 +42,13 @@ class Step:
         "inserts",
         "is_async",
         "keys",
+        "local",
         "name",
         "names_units",
         "result_key",
         "simple",
         "supplies",
+        "supplies_own_name",
         "timeout",
         "use",
         "wants_context",
@@ -54,6 +56,7 @@ class Step:
     )
 
     def __init__(self, action: Action[..., Any]) -> None:
+        self.local: frozenset[str] = frozenset()  # names that are local to its stage
         self.action = action
         self.function: Any = action.__wrapped__
         self.name = action.name
@@ -65,7 +68,7 @@ class Step:
         self.wants_context = any(i.context and i.name not in self.bound for i in self.inputs)
         # The common case is read in one go: everything from the store, everything positional.
         self.simple = not self.bound and not any(i.context or i.by_keyword or i.typed for i in self.inputs)
-        self.keys = tuple(i.key for i in self.inputs)
+        self.keys: tuple[Name, ...] = tuple(i.key for i in self.inputs)
         self.collects = options.collect
         returns = options.returns
         if returns is UNSET:
@@ -91,6 +94,7 @@ class Step:
             if self.collects is not None:
                 keys.append(key_name(self.collects))
         self.supplies = tuple(keys)
+        self.supplies_own_name = data and returns == self.name and action_options(self.action).returns is UNSET
 
     def gather(
         self, store: Store, values: Mapping[str, Any], context: Any, stage: str
@@ -103,10 +107,11 @@ class Step:
                 pass  # perhaps it has a default
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
-        for wanted in self.inputs:
-            value = self._value(wanted, store, values, context)
+        for wanted, key in zip(self.inputs, self.keys, strict=True):
+            value = self._value(wanted, key, store, values, context)
             if value is MISSING:
-                raise MissingInputError(missing(self.name, stage, wanted.name, wanted.key, [*store, *values]))
+                hint = store.hint(wanted.key, [*store, *values, *store.local_names()])
+                raise MissingInputError(missing(self.name, stage, wanted, hint))
             if wanted.by_keyword:
                 kwargs[wanted.name] = value
             else:
@@ -116,7 +121,7 @@ class Step:
                 kwargs[name] = value
         return args, kwargs
 
-    def _value(self, wanted: Input, store: Store, values: Mapping[str, Any], context: Any) -> Any:
+    def _value(self, wanted: Input, key: Name, store: Store, values: Mapping[str, Any], context: Any) -> Any:
         if wanted.name in self.bound:
             return self.bound[wanted.name]
         if wanted.context:
@@ -124,8 +129,11 @@ class Step:
         for name in (wanted.key, wanted.name):
             if name in values:
                 return values[name]
-        if wanted.key in store:
-            return store[wanted.typed or wanted.key]
+        if key in store:
+            value = store.reader()(key)
+            if wanted.typed is not None:
+                wanted.typed.check(value)
+            return value
         return MISSING if wanted.default is EMPTY else wanted.default
 
     def deliver(self, value: Any, store: Store) -> None:
@@ -135,12 +143,23 @@ class Step:
             if isinstance(collects, Key):
                 collects.check([value])
             store.append(collects, value)
-        keys: AnyKey | tuple[AnyKey, ...] | None = self.result_key
-        if isinstance(keys, tuple):
+        keys: AnyKey | Local | tuple[AnyKey, ...] | None = self.result_key
+        if isinstance(keys, Local):
+            store.put(keys, value)
+        elif isinstance(keys, tuple):
             for key, part in zip(keys, self._parts(value, keys), strict=True):
                 store[key] = part
         elif keys is not None:
             store[keys] = value
+
+    def make_local(self, names: frozenset[str]) -> None:
+        """Have it read and write these names as results that are local to its stage."""
+        self.local = names
+        self.keys = tuple(Local(i.key) if i.key in names else i.key for i in self.inputs)
+        if self.supplies_own_name:
+            self.result_key = Local(self.name)
+            if self.writes is not None:
+                self.writes = self.result_key
 
     def _parts(self, value: Any, keys: tuple[Any, ...]) -> list[Any]:
         if not isinstance(value, (tuple, list)):
@@ -160,13 +179,12 @@ def _shown(keys: Iterable[Any]) -> str:
     return f"({', '.join(repr(key_name(key)) for key in keys)})"
 
 
-def missing(action: str, stage: str, parameter: str, key: str, known: Iterable[str]) -> str:
+def missing(action: str, stage: str, wanted: Input, hint: str) -> str:
     """Return the message for a parameter that nothing supplies."""
-    through = "" if parameter == key else f" (key {key!r})"
+    through = "" if wanted.name == wanted.key else f" (key {wanted.key!r})"
     return (
-        f"action {action!r} of stage {stage!r} needs {parameter!r}{through}, "
-        f"and no input, earlier action, stage data, middleware or default supplies it. "
-        f"{suggestion(key, known, 'Known keys')}"
+        f"action {action!r} of stage {stage!r} needs {wanted.name!r}{through}, "
+        f"and no input, earlier action, stage data, middleware or default supplies it. {hint}"
     )
 
 
@@ -187,9 +205,28 @@ def steps_of(stage: Stage) -> list[tuple[Step, str | None]]:
         return steps
     except AttributeError:
         pass
-    steps = [(step_of(action), None) for action in reversed(stage.actions)]
+    if stage.local:
+        made = [Step(action) for action in stage.actions]
+        names = local_names(made)
+        for step in made:
+            step.make_local(names)
+    else:
+        made = [step_of(action) for action in stage.actions]
+    steps = [(step, None) for step in reversed(made)]
     stage.memo.steps = steps
     return steps
+
+
+def local_names(steps: Iterable[Step]) -> frozenset[str]:
+    """Return the names of the results that are local to a stage with these steps."""
+    return frozenset(step.name for step in steps if step.supplies_own_name)
+
+
+def localized(step: Step, names: frozenset[str]) -> Step:
+    """Return the step of an action in a stage to which these names are local."""
+    made = Step(step.action)
+    made.make_local(names)
+    return made
 
 
 def _inputs(function: Any, name: str) -> tuple[Input, ...]:

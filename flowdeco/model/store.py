@@ -103,6 +103,15 @@ class Key(Generic[T]):
 AnyKey: TypeAlias = "str | Key[Any]"
 
 
+class Local(NamedTuple):
+    """The key of a result that is local to the open stage: never the key of a user, and never seen by one."""
+
+    name: str
+
+
+Name: TypeAlias = "str | Local"  # under which the store holds a value
+
+
 def key_name(key: object) -> str:
     """Return the name under which the store knows this key; keys are non-empty strings and `Key` objects."""
     if isinstance(key, str):
@@ -149,7 +158,7 @@ class _Grown(NamedTuple):
     before: Any
 
 
-class Mark(dict[str, Any]):
+class Mark(dict[Any, Any]):
     """A point in the life of a store: for each key that has changed since, the value before its first change.
 
     Compared by identity: two marks with the same notes are different marks.
@@ -169,7 +178,7 @@ class Mark(dict[str, Any]):
 class Delta(NamedTuple):
     """The writes to a store: whole values, removed keys, and the items appended to lists."""
 
-    puts: dict[str, Any]
+    puts: dict[Any, Any]  # by `Name`
     deletes: list[str]
     appends: dict[str, list[Any]]
 
@@ -204,12 +213,13 @@ class Store(MutableMapping[str, Any]):
     that is not of the type of its `Key` raises `StoreTypeError`, on writing and on reading.
     """
 
-    __slots__ = ("_data", "_marks", "_owned")
-    _data: MutableMapping[str, Any]
+    __slots__ = ("_data", "_dropped", "_marks", "_owned")
+    _data: MutableMapping[Any, Any]
 
     def __init__(self, mapping: Mapping[str, Any] | None = None) -> None:
         self._data = {}
-        self._owned: dict[str, list[Any]] = {}  # lists that the store has made, and may append to in place
+        self._dropped: dict[str, str] = {}  # names of results that were local, each with its stage
+        self._owned: dict[Name, list[Any]] = {}  # lists that the store has made, and may append to in place
         self._marks: list[Mark] = []
         if mapping is not None:
             self.update(mapping)
@@ -223,7 +233,7 @@ class Store(MutableMapping[str, Any]):
         try:
             value = self._data[name]
         except KeyError:
-            raise StoreKeyError(f"no key {name!r} in the store. {suggestion(name, self._data)}") from None
+            raise self._missing(name) from None
         if isinstance(key, Key):
             key.check(value)
         return value
@@ -243,10 +253,10 @@ class Store(MutableMapping[str, Any]):
         return name in self._data
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._data)
+        return (name for name in self._data if type(name) is not Local)
 
     def __len__(self) -> int:
-        return len(self._data)
+        return sum(1 for _ in self)
 
     @overload
     def __setitem__(self, key: Key[T], value: T) -> None: ...
@@ -263,7 +273,7 @@ class Store(MutableMapping[str, Any]):
     def __delitem__(self, key: AnyKey) -> None:
         name = key_name(key)
         if name not in self._data:
-            raise StoreKeyError(f"no key {name!r} in the store. {suggestion(name, self._data)}")
+            raise self._missing(name)
         if self._marks:
             self._note(name, self._data.get(name, MISSING))
         del self._data[name]
@@ -284,6 +294,9 @@ class Store(MutableMapping[str, Any]):
     def __repr__(self) -> str:
         return f"Store({dict(self)!r})"
 
+    def _missing(self, name: str) -> StoreKeyError:
+        return StoreKeyError(f"no key {name!r} in the store. {self.hint(name)}")
+
     def _extend(self, name: str, items: Iterable[Any]) -> None:
         before = self._data.get(name, MISSING)
         target = self._owned.get(name)
@@ -298,7 +311,7 @@ class Store(MutableMapping[str, Any]):
         self._owned[name] = self._data[name] = target
         target.extend(items)
 
-    def _note(self, name: str, before: Any) -> None:
+    def _note(self, name: Name, before: Any) -> None:
         owned = self._owned.get(name)
         if owned is not None and owned is before:  # it may be written back, and grow
             before = _Grown(owned, len(owned), owned)
@@ -306,11 +319,33 @@ class Store(MutableMapping[str, Any]):
 
     # For the evaluation: fast access, undoing, and descriptions of the writes.
 
-    def reader(self) -> Callable[[str], Any]:
+    def reader(self) -> Callable[[Name], Any]:
         """Return a function that looks a key up by its name, and raises a plain `KeyError`."""
         return self._data.__getitem__
 
-    def put(self, name: str, value: Any) -> None:
+    def hint(self, name: str, known: Iterable[str] | None = None) -> str:
+        """Return advice about a key that is missing: keys with similar names, or the stage that it was local to."""
+        if Local(name) in self._data:
+            return f"It is local to this stage: take it as a parameter, or share it by returns={name!r}"
+        if name in self._dropped:
+            return f"It was local to stage {self._dropped[name]!r}: write returns={name!r} there to share it"
+        return suggestion(name, self if known is None else known)
+
+    def drop_local(self, names: Iterable[str], stage: str) -> None:
+        """Remove the local results of a stage that has ended."""
+        for name in names:
+            self._dropped[name] = stage
+            key = Local(name)
+            if key in self._data:
+                if self._marks:
+                    self._note(key, self._data[key])
+                del self._data[key]
+
+    def local_names(self) -> list[str]:
+        """Return the names of the local results of the open stage."""
+        return [key.name for key in self._data if type(key) is Local]
+
+    def put(self, name: Name, value: Any) -> None:
         """Write under a name that has been checked."""
         if self._marks:
             self._note(name, self._data.get(name, MISSING))
@@ -379,7 +414,10 @@ class Store(MutableMapping[str, Any]):
         if delta is NOTHING:
             return
         for name, value in delta.puts.items():
-            self[name] = value
+            if type(name) is Local:
+                self.put(name, value)
+            else:
+                self[name] = value
         for name in delta.deletes:
             if name in self:
                 del self[name]
@@ -389,7 +427,7 @@ class Store(MutableMapping[str, Any]):
     def fork(self) -> Store:
         """Return a store with the same values, which knows the writes to it (`delta`)."""
         fork = Store()
-        fork._data = dict(self._data)
+        fork._data, fork._dropped = dict(self._data), self._dropped
         fork.mark()
         return fork
 
@@ -403,6 +441,7 @@ class Store(MutableMapping[str, Any]):
         The lists that this store has made are copied, so that neither sees items appended to the other.
         """
         twin = Store()
+        twin._dropped = self._dropped
         lists: dict[int, list[Any]] = {}
         twin._data = dict(self._data)
         for name, owned in self._owned.items():
@@ -518,7 +557,7 @@ class View(Store):
     def __init__(self, base: Store) -> None:
         # Called with the key of a value that is read, before it can be changed in place.
         self.on_read: Callable[[str], object] | None = None
-        self._data = _Layer(base._data)
+        self._data, self._dropped = _Layer(base._data), base._dropped
         self._owned = {}
         self._marks = [Mark()]
         self._added: dict[str, list[Any]] = {}

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, cast, get_args
 
-from flowdeco.errors import MissingInputError, Problem, WiringError
+from flowdeco.errors import MissingInputError, Problem, WiringError, suggestion
 from flowdeco.model.annotations import EMPTY, return_annotation
 from flowdeco.model.definitions import (
     Action,
@@ -35,14 +35,29 @@ __all__ = ["Input", "Problem", "Step", "check_inserted", "check_run", "step_of",
 class _Known:
     """The keys known to be in the store at some point, each with the step that declared a class for it."""
 
-    __slots__ = ("keys", "open")
+    __slots__ = ("keys", "local", "open")
 
     def __init__(self, keys: Mapping[str, Step | None], *, open: bool = False) -> None:
         self.keys = dict(keys)
         self.open = open
+        self.local: dict[str, str] = {}  # names of results that were local to a stage, each with its name
 
     def copy(self) -> _Known:
-        return _Known(self.keys, open=self.open)
+        made = _Known(self.keys, open=self.open)
+        made.local = dict(self.local)
+        return made
+
+    def add(self, other: _Known) -> None:
+        """Add all that is known at another point."""
+        self.keys.update(other.keys)
+        self.local.update(other.local)
+        self.open |= other.open
+
+    def hint(self, name: str) -> str:
+        """Return advice about a key that is missing."""
+        if name in self.local:
+            return f"It is local to stage {self.local[name]!r}: write returns={name!r} there to share it"
+        return suggestion(name, self.keys, "Known keys")
 
 
 class _Gap(NamedTuple):
@@ -53,6 +68,10 @@ class _Gap(NamedTuple):
     wanted: Input
     certain: bool
     producer: Step | None = None
+
+    def is_met(self, keys: Collection[str]) -> bool:
+        """Whether one of these keys of the store supplies the parameter: a local name hides a key."""
+        return self.wanted.key in keys and self.wanted.key not in self.step.local
 
 
 class _Around(NamedTuple):
@@ -73,7 +92,7 @@ def validate(unit: Unit, inputs: Iterable[str] | Mapping[str, Any] = ()) -> list
 def check_run(flow: Pipeline, inputs: Collection[str], skip: frozenset[str], wrapped: bool) -> None:
     """Raise `WiringError` before a run for parameters that certainly nothing supplies."""
     __tracebackhide__ = True
-    if wrapped or all(gap.wanted.key in inputs for gap in _needs(flow, skip)):
+    if wrapped or all(gap.is_met(inputs) for gap in _needs(flow, skip)):
         return
     known = _Known(dict.fromkeys(inputs))
     _refuse((gap for gap in _check(flow, known, _Around(), skip) if gap.certain), known)
@@ -83,19 +102,30 @@ def unmet(units: Iterable[Unit | Stream], store: Store, skip: frozenset[str]) ->
     """Whether units need a key that neither they nor the store have."""
     for unit in units:
         for gap in _needs(unit, skip):
-            if gap.wanted.key not in store:
+            if not gap.is_met(store):
                 return True
     return False
 
 
-def check_inserted(coming: Iterable[tuple[Unit | Stream, bool]], store: Store, skip: frozenset[str]) -> None:
+def check_inserted(
+    coming: Iterable[tuple[Unit | Stream, bool]], store: Store, skip: frozenset[str], stage: Stage | None = None
+) -> None:
     """Raise `WiringError` if inserted units need a key that neither the store nor anything before them supplies.
 
-    `coming` are the units that will run, in order, each with whether it has just been inserted and is to be checked.
+    `coming` are the units that will run, in order, each with whether it has just been inserted and is to be checked;
+    actions run in this stage, before all else.
     """
     known = _Known(dict.fromkeys(store))
-    gaps = ((gap, new) for unit, new in coming for gap in _check(unit, known, _Around(), skip))
-    _refuse((gap for gap, new in gaps if new and gap.certain), known)
+    inside = known
+    if stage is not None and stage.local:
+        inside = known.copy()
+        inside.keys.update(dict.fromkeys(store.local_names()))
+    gaps: list[_Gap] = []
+    for unit, is_new in coming:
+        found = list(_check(unit, inside if isinstance(unit, Action) else known, _Around(), skip))
+        gaps += [gap for gap in found if is_new and gap.certain]
+        known.open |= inside.open
+    _refuse(gaps, known)
 
 
 def note_suppliers(error: MissingInputError, step: Step, store: Store, ran: Iterable[Action[..., Any]]) -> None:
@@ -161,8 +191,7 @@ def _check(unit: Unit | Stream, known: _Known, around: _Around, skip: frozenset[
         for part, branch in zip(unit.units, branches, strict=True):
             yield from _check(part, branch, around, skip)
         for branch in branches:
-            known.keys.update(branch.keys)
-            known.open |= branch.open
+            known.add(branch)
     else:
         yield from _check_stage(cast("Stage", unit), known, around, skip)
 
@@ -171,9 +200,19 @@ def _check_stage(stage: Stage, known: _Known, around: _Around, skip: frozenset[s
     known.keys.update(dict.fromkeys(data_of(stage)))
     wrapped = around.stages or around.actions or may_supply(stage.use + stage.use_actions)
     known.open |= around.stages or may_supply(stage.use)
+    inside = known
+    if stage.local:  # its own names hide those of the store, and nobody else sees them
+        inside = known.copy()
+        names = [step.name for step, _ in steps_of(stage) if step.supplies_own_name]
+        for name in names:
+            inside.keys.pop(name, None)
+            known.local.setdefault(name, stage.name)
     for step, _ in reversed(steps_of(stage)):
         if not skip or skip.isdisjoint(action_selectors(stage, step.action)):
-            yield from _check_step(stage, step, known, wrapped or may_supply(step.use))
+            yield from _check_step(stage, step, inside, wrapped or may_supply(step.use))
+            own = step.name if stage.local and step.supplies_own_name else None
+            known.keys.update({key: inside.keys[key] for key in step.supplies if key != own})
+    known.open |= inside.open
 
 
 def _check_step(stage: Stage, step: Step, known: _Known, wrapped: bool) -> Iterator[_Gap]:
@@ -194,7 +233,7 @@ def _problems(gap: _Gap, known: _Known) -> Iterator[Problem]:
     """Yield the problem of a gap; none if it was only a suspicion about types."""
     stage, step, wanted, certain, producer = gap
     if producer is None:
-        message = missing(step.name, stage.name, wanted.name, wanted.key, known.keys)
+        message = missing(step.name, stage.name, wanted, known.hint(wanted.key))
     else:
         declared = _declared_class(producer)
         if not _disagree(declared, wanted.annotation):
