@@ -853,3 +853,16 @@ def test_middleware_is_part_of_the_value():
 def test_an_action_prints_as_what_it_is() -> None:
     """Not as its function."""
     assert str(action(len)) == repr(action(len)) == "<Action len>"
+
+
+@pytest.mark.parametrize("nest", [pipeline, parallel])
+def test_nesting_has_a_limit_that_is_named(nest):
+    unit = Stage("s")
+    for number in range(200):
+        unit = nest(unit, name=f"n{number}")
+    assert unit == pickle.loads(pickle.dumps(unit))
+    assert (hash(unit), len(unit.validate()), str(unit.plan())) is not None
+    assert unit.run().status == "completed"
+    with pytest.raises(DefinitionError, match="201 nested pipelines and groups, and at most 200"):
+        nest(unit, name="outermost")
+    assert len(unit >> unit) == 2

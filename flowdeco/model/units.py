@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Never, NoReturn, Self, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Never, NoReturn, Self, cast, overload
 
 from typing_extensions import TypeVar
 
@@ -32,6 +32,8 @@ from flowdeco.model.runnable import Runnable
 from flowdeco.model.store import key_name
 
 __all__ = ["Parallel", "Pipeline", "Unit", "parallel", "pipeline"]
+
+DEEPEST: Final = 200  # what walks a definition, or shows one, has Python's 1,000 frames
 
 
 class Unit(Runnable):
@@ -212,9 +214,10 @@ def member_named(owner: Unit, name: object, members: Sequence[U], what: str) -> 
 class Composite(Value, Unit):
     """An immutable sequence of units with options: the base of pipelines and parallel groups."""
 
-    __slots__ = ("_options", "memo", "units")
+    __slots__ = ("_options", "depth", "memo", "units")
     DEFAULTS: ClassVar[dict[str, Any]]  # its options, by name
     units: tuple[Unit, ...]
+    depth: int
     _options: dict[str, Any]
 
     if TYPE_CHECKING:
@@ -235,6 +238,16 @@ class Composite(Value, Unit):
     def plain(self) -> bool:
         """Whether no option was given."""
         return self._options == self.DEFAULTS
+
+    def _assign(self, units: tuple[Unit, ...], options: dict[str, Any]) -> None:
+        depth = max((unit.depth for unit in units if isinstance(unit, Composite)), default=0)
+        depth += type(self) is not Pipeline or options != self.DEFAULTS  # a plain pipeline becomes part of another
+        if depth > DEEPEST:
+            raise DefinitionError(
+                f"{options['name']!r} is the outermost of {depth} nested pipelines and groups, and at most {DEEPEST} can "
+                f"be nested: chain units with `>>`, or have an action return them"
+            )
+        assign(self, units=units, depth=depth, memo=Memo(), _options=options)
 
     @classmethod
     def _completed(cls, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -305,11 +318,9 @@ class Pipeline(Composite):
 
     def __init__(self, units: Iterable[Unit] = (), **options: Any) -> None:
         given = self._completed(options)
-        assign(
-            self,
-            units=checked_units(units, "pipeline"),
-            memo=Memo(),
-            _options={
+        self._assign(
+            checked_units(units, "pipeline"),
+            {
                 "name": checked_name(given["name"], "a pipeline"),
                 "title": checked_text(given["title"], "title"),
                 "tags": checked_tags(given["tags"]),
@@ -436,11 +447,9 @@ class Parallel(Composite):
             if not isinstance(unit, Unit):
                 raise DefinitionError(no_unit(unit, "parallel"))
             branches.append(unit)
-        assign(
-            self,
-            units=tuple(branches),
-            memo=Memo(),
-            _options={
+        self._assign(
+            tuple(branches),
+            {
                 "name": checked_name(given["name"], "a parallel group"),
                 "limit": limit,
                 "merge": {key_name(key): combine for key, combine in cast("Mapping[Any, Any]", merge).items()},
