@@ -50,18 +50,17 @@ class Retry(NamedTuple):
     jitter: bool
 
     def __call__(self, call: Call, /) -> Generator[Sleep | None, Any, None]:
-        pause = min(self.wait, self.wait_max)
-        for _ in range(self.attempts - 1):
+        for number in range(call.repeats_before, self.attempts - 1):
             try:
                 yield None
                 return
             except BaseException as error:
                 if not _matches(error, self.on):
                     raise
+                pause = min(self.wait * 2.0 ** min(number, 64), self.wait_max)
                 seconds = random.uniform(0, pause) if self.jitter else pause
                 call.logger.info("%s %r failed (%r): again in %.3f s", call.level, call.name, error, seconds)
                 yield Sleep(seconds)
-                pause = min(2 * pause, self.wait_max)
         yield None
 
     def __repr__(self) -> str:

@@ -104,6 +104,7 @@ def begin_action(branch: Branch, step: Step, by: str | None) -> Walk:
 def _begin(branch: Branch, step: Step, by: str | None) -> Walk:
     """Perform an action, unless it is skipped, or was performed before the run was resumed."""
     scope, terms, number = branch.scope, branch.terms, branch.next_number()
+    earlier: Outcome | None = None
     if not scope.is_quiet:
         earlier = branch.recall(number, step)
         if earlier is not None and branch.restores(earlier):
@@ -122,7 +123,7 @@ def _begin(branch: Branch, step: Step, by: str | None) -> Walk:
         terms.notify(ActionStarted(terms.run_id, scope.unit.name, step.name, by))
     started, layers = terms.clock(), scope.use_actions + step.use
     if layers:
-        error = yield from in_layers(branch, step, by, number, started, layers)
+        error = yield from in_layers(branch, step, by, number, started, layers, earlier)
     else:
         act = Execution(step, by, number, started)
         act.mark = None if terms.recorder is None else branch.store.mark()
@@ -132,12 +133,15 @@ def _begin(branch: Branch, step: Step, by: str | None) -> Walk:
 
 
 def in_layers(
-    branch: Branch, step: Step, by: str | None, number: int, started: float, layers: tuple[Middleware, ...]
-) -> Walk:
+    branch: Branch, step: Step, by: str | None, number: int, started: float, layers: tuple[Middleware, ...],
+    earlier: Outcome | None = None,
+) -> Walk:  # fmt: skip
     """Call an action inside its layers, as often as they ask for it; then conclude it."""
     terms, scope, store = branch.terms, branch.scope, branch.store
     around = Layers(terms.run_id, store, scope.pipeline, scope.unit, step.action, layers, terms.gate)
     around.values = scope.values
+    if earlier is not None:
+        around.continue_from(earlier)
     mark = store.mark()
     act: Execution | None = None
     error: Failure = None
@@ -163,6 +167,9 @@ def in_layers(
         left = leave(around, error if bail is None else None)
         again, error = left if isinstance(left, tuple) else (yield from left)
         error = error or bail
+        if again and terms.recorder is not None:
+            error = yield from _note_attempt(branch, Execution(step, by, number, started), around)
+            again = error is None
     value = around.given if error is None else Raised(error)
     if type(value) not in SETTLED:  # supplied by a layer
         value = yield from settled(branch, step, value)
@@ -173,6 +180,18 @@ def in_layers(
     act = act or Execution(step, by, number, started)
     act.value, act.layers, act.mark = value, around, mark
     return conclude(branch, act)
+
+
+def _note_attempt(branch: Branch, act: Execution, layers: Layers) -> Walk:
+    """Have the journal note that another attempt begins: it counts, should the process be killed."""
+    recorder, step = branch.terms.recorder, act.step
+    assert recorder is not None, "it is for durable runs"
+    began = ActionRecord(
+        step.name, step.action, Status.RUNNING, act.started + branch.terms.epoch, 0.0, act.by, act.number,
+        attempts=layers.attempt, repeats=layers.repeats,
+    )  # fmt: skip
+    branch.rows.append(recorder.row(branch.id, branch.scope.unit.name, began))
+    return (yield from branch.save())
 
 
 def _call(branch: Branch, act: Execution, values: Mapping[str, Any]) -> Generator[Request, Any, Any]:
@@ -322,6 +341,7 @@ def _outcome(branch: Branch, act: Execution, error: Failure, writes: Delta | Non
     return ActionRecord(
         step.name, step.action, status, act.started + terms.epoch, terms.clock() - act.started, act.by, act.number,
         act.inserted, (), None, -1, failure, attempts, recovered, act.switches, False, writes, (), act.result,
+        repeats=() if act.layers is None else act.layers.repeats,
     )  # fmt: skip
 
 

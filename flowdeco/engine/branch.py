@@ -308,14 +308,25 @@ class Branch:
         did, _ = self.note(earlier.as_restored(unit, by, actions, place))
         return did
 
-    def note_entering(self, scope: OpenScope, entering: Sequence[Delta]) -> Failure:
+    def note_entering(self, scope: OpenScope, entering: Sequence[Delta], layers: Layers | None = None) -> Failure:
         """Note the writes of a scope's layers as they were entered; return the error if the journal cannot take them."""
         recorder, unit = self.terms.recorder, scope.unit
-        if recorder is None or all(delta == NOTHING for delta in entering):
+        attempt, repeats = (1, ()) if layers is None else (layers.attempt, layers.repeats)
+        if recorder is None or (attempt == 1 and all(delta == NOTHING for delta in entering)):
             return None
         started = scope.started + self.terms.epoch
         began = Outcome(
-            unit.name, unit, Status.RUNNING, started, 0.0, scope.by, scope.number, scope=scope.place, entering=entering
+            unit.name,
+            unit,
+            Status.RUNNING,
+            started,
+            0.0,
+            scope.by,
+            scope.number,
+            scope=scope.place,
+            attempts=attempt,
+            entering=entering,
+            repeats=repeats,
         )
         try:
             self.rows.append(recorder.row(self.id, None, began))

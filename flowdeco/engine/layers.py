@@ -20,6 +20,7 @@ import types
 from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
 
+from flowdeco.engine.outcome import Outcome, Status
 from flowdeco.engine.requests import Await, Gate, Raised, Request, Sleep
 from flowdeco.errors import MiddlewareError
 from flowdeco.model.definitions import Action, Pipeline, Stage, Stream, Unit, insertable
@@ -122,6 +123,11 @@ class Call:
         self.undoes = True
 
     @property
+    def repeats_before(self) -> int:
+        """How often the layer that is being entered had asked for another attempt before the run was interrupted."""
+        return 0
+
+    @property
     def logger(self) -> RunLogger:
         """The logger `flowdeco.run`, with run, stage and action as `extra`."""
         from flowdeco.engine.logs import run_logger
@@ -141,7 +147,7 @@ class Layers(Call):
     """The layers around one target, those that are open, and their decisions; the layers see it as their `Call`."""
 
     __slots__ = (
-        "entered", "entering", "failure", "gate", "layers", "mark", "opened", "recalled", "recovered", "values",
+        "entered", "entering", "failure", "gate", "layers", "mark", "opened", "recalled", "recovered", "repeats", "values",
     )  # fmt: skip
 
     def __init__(
@@ -175,10 +181,21 @@ class Layers(Call):
         self.mark: Mark | None = None
         self.entering: list[Delta] | None = None
         self.recalled: Iterator[Delta] | None = None
+        self.repeats: tuple[int, ...] = ()  # of each layer, how often it has asked for another attempt
+
+    @property
+    def repeats_before(self) -> int:
+        """How often the layer that is being entered had asked for another attempt before the run was interrupted."""
+        return sum(self.repeats[len(self.opened) : len(self.opened) + 1])
 
     def stood_by(self) -> bool:
         """Whether the layers did nothing but surround a single attempt."""
         return self.entered and not (self.recovered or self.inserted or self.attempt > 1)
+
+    def continue_from(self, earlier: Outcome) -> None:
+        """Count on from the attempts before the run was interrupted; a resumed failure begins anew."""
+        if earlier.status is not Status.FAILED:
+            self.attempt, self.repeats = earlier.attempts, earlier.repeats
 
     def failed(self, error: BaseException) -> None:
         """Note the failure of the target, or of a layer."""
@@ -189,6 +206,8 @@ class Layers(Call):
         self.inserted = self.inserted[: opened[3]] + self.inserted[inserted:]
         self.failure, self.recovered, self.given, self.entered = None, False, UNSET, False
         self.attempt += 1
+        place, repeats = len(self.opened), [*self.repeats, *[0] * len(self.layers)]
+        self.repeats = (*repeats[:place], repeats[place] + 1)  # those inside it begin anew
 
     def open(self, layer: Middleware, generator: Any, values: Mapping[str, Any] | None) -> None:
         """Note that a layer has yielded."""

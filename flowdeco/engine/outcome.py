@@ -99,7 +99,8 @@ class Outcome(NamedTuple):
     middleware on the way out), `entering` (a scope's writes before its first step, layer by layer) and `result` (the
     data that an action returned). A record that is kept has none of them: it keeps no value alive. `number` is the
     step's place in its branch, `end` that of the step after it; `entered` tells whether a scope reached its first step;
-    `branches` is the number of branches of a group, `fingerprint` that of an action's code in a durable run.
+    `branches` is the number of branches of a group, `fingerprint` that of an action's code in a durable run; `repeats`
+    says how often each of its layers has asked for another attempt.
     """
 
     name: str
@@ -124,6 +125,7 @@ class Outcome(NamedTuple):
     entered: bool = True
     branches: int = 0
     fingerprint: str = ""
+    repeats: tuple[int, ...] = ()
 
     @property
     def is_final(self) -> bool:

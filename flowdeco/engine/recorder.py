@@ -123,7 +123,7 @@ class Recorder:
             if value := getattr(outcome, name):
                 parts[name] = value
         if outcome.attempts > 1:
-            parts["attempts"] = outcome.attempts
+            parts["attempts"], parts["repeats"] = outcome.attempts, list(outcome.repeats)
         if outcome.end >= 0:
             parts["end"] = outcome.end
         if not outcome.entered:
@@ -292,7 +292,7 @@ def _outcome(row: Row, parts: dict[str, Any]) -> Outcome:
         row.action or row.stage, Recorded(row.kind, row.stage), _STATUS[row.status], row.started, row.elapsed,
         get("by"), row.number, tuple(get("inserted", ())), (), scope, get("end", -1), error, get("attempts", 1),
         get("recovered", False), switches, False, writes, entering, _result(get("result"), writes),
-        get("entered", True), get("branches", 0), row.fingerprint,
+        get("entered", True), get("branches", 0), row.fingerprint, tuple(get("repeats", ())),
     )  # fmt: skip
 
 

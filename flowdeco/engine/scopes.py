@@ -101,6 +101,8 @@ def _begin_layers(branch: Branch, scope: OpenScope, layers: tuple[Middleware, ..
     stage = scope.unit if type(scope.unit) is Stage else None
     scope.layers = around = Layers(terms.run_id, store, scope.pipeline, stage, None, layers, terms.gate)
     around.values = scope.values
+    if earlier is not None:
+        around.continue_from(earlier)
     if terms.recorder is not None or recalled is not None:
         around.mark = scope.mark
     if terms.recorder is not None:
@@ -123,8 +125,10 @@ def _enter_and_fill(branch: Branch, scope: OpenScope, layers: Layers) -> Walk:
             mark.update(noted)  # another attempt returns to the state that the first one found
         scope.before = scope.before._replace(result=result)
     scope.values = layers.values
-    if layers.entering and error is None and not resumes:
-        error = branch.note_entering(scope, layers.entering)
+    if layers.entering is not None and error is None and not resumes:
+        error = branch.note_entering(scope, layers.entering, None if branch.atomic else layers)
+        if layers.attempt > 1:  # it counts, should the process be killed now
+            error = error or (yield from branch.save())
     if layers.undoes and not scope.is_atomic:
         scope.is_atomic = True
         branch.atomic += 1
@@ -262,7 +266,7 @@ def _outcome(branch: Branch, scope: OpenScope, error: Failure, entered: bool, le
     return kind(
         scope.unit.name, scope.unit, status, scope.started + terms.epoch, terms.clock() - scope.started, scope.by,
         scope.number, inserted, scope.records, scope.place, branch.number, failure, attempts, recovered, (), False,
-        leaving, entered=entered,
+        leaving, entered=entered, repeats=() if layers is None else layers.repeats,
     )  # fmt: skip
 
 
