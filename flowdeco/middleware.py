@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 
 from flowdeco.engine.layers import Call
 from flowdeco.engine.requests import Sleep
-from flowdeco.errors import Bail, DefinitionError, Suspend
+from flowdeco.errors import DefinitionError
 from flowdeco.model.options import Middleware
 
 __all__ = ["Call", "Middleware", "Sleep", "atomic", "recover", "retry"]
@@ -94,7 +94,7 @@ class Recover(NamedTuple):
 
 
 def atomic(call: Call) -> Generator[None, Any, None]:
-    """Make the target one step: if it fails, the store is as it was before; used as is: `use=[atomic]`.
+    """Make the target one step: if it fails or suspends, the store is as it was before; used as is: `use=[atomic]`.
 
     In a durable run its rows are written together when it completes. If it fails, is killed or suspended before that, it
     runs again from its beginning. A `Bail` is a success. Values changed in place are not undone.
@@ -103,9 +103,6 @@ def atomic(call: Call) -> Generator[None, Any, None]:
     call.undo_on_failure()
     try:
         yield
-    except (Bail, Suspend):
-        call.store.release(mark)
-        raise
     except BaseException:
         call.store.undo(mark)
         raise
