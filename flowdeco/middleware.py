@@ -6,78 +6,104 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator
 from typing import Any, NamedTuple, TypeAlias, cast
 
 from flowdeco.engine.layers import Call
 from flowdeco.engine.requests import Sleep
 from flowdeco.errors import DefinitionError
-from flowdeco.model.options import Middleware
+from flowdeco.model.options import Middleware, described
 
 __all__ = ["Call", "Middleware", "Sleep", "atomic", "recover", "retry"]
 
 _Exceptions: TypeAlias = "type[BaseException] | tuple[type[BaseException], ...]"
+_On: TypeAlias = "_Exceptions | Callable[[BaseException], bool]"
 
 
 def retry(
     *,
-    on: _Exceptions,
+    on: _On,
     attempts: int = 3,
-    wait: float = 0.1,
+    wait: float | Callable[[int], float] = 0.1,
     wait_max: float = 30.0,
     jitter: bool = True,
+    timeout: float | None = None,
 ) -> Middleware:
     """Return a middleware that runs its target again after the exceptions in `on`, `attempts` times in all.
 
-    Waits `wait` seconds before the second attempt, and twice as long before each further one, up to `wait_max`; with
-    `jitter` a random time below that, drawn uniformly ("full jitter", M. Brooker, Exponential Backoff And Jitter, AWS
-    Architecture Blog, 2015). The last failure propagates.
+    `on` is an exception class, a tuple of them, or a function that is given the exception. Waits `wait` seconds before
+    the second attempt, and twice as long before each further one, or `wait(n)` seconds after the n-th failure, up to
+    `wait_max`; with `jitter` a random time below that, drawn uniformly ("full jitter", M. Brooker, Exponential Backoff
+    And Jitter, AWS Architecture Blog, 2015). No attempt begins later than `timeout` seconds after the first one. The
+    last failure propagates.
     """
-    _check_exceptions("retry", on)
+    _check_on("retry", on)
     if isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1:
         raise DefinitionError(f"retry: attempts is a positive number of times, not {attempts!r}")
-    for name, seconds in (("wait", wait), ("wait_max", wait_max)):
-        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
+    for name, seconds in (("wait", wait), ("wait_max", wait_max), ("timeout", timeout)):
+        if not (
+            _is_seconds(seconds) or (name == "wait" and callable(seconds)) or (name == "timeout" and seconds is None)
+        ):
             raise DefinitionError(f"retry: {name} is a number of seconds that is not negative, not {seconds!r}")
-    return cast("Middleware", Retry(on, attempts, wait, wait_max, jitter))
+    return cast("Middleware", Retry(on, attempts, wait, wait_max, jitter, timeout))
 
 
 class Retry(NamedTuple):
-    on: _Exceptions
+    on: _On
     attempts: int
-    wait: float
+    wait: float | Callable[[int], float]
     wait_max: float
     jitter: bool
+    timeout: float | None = None
 
     def __call__(self, call: Call, /) -> Generator[Sleep | None, Any, None]:
-        for number in range(call.repeats_before, self.attempts - 1):
+        began, waited = time.monotonic(), 0.0
+        for number in range(call.repeats_before + 1, self.attempts):
             try:
                 yield None
                 return
             except BaseException as error:
                 if not _matches(error, self.on):
                     raise
-                pause = min(self.wait * 2.0 ** min(number, 64), self.wait_max)
-                seconds = random.uniform(0, pause) if self.jitter else pause
+                seconds = self._pause(number)
+                elapsed = max(waited, time.monotonic() - began)  # a test's clock jumps over what was waited
+                if self.timeout is not None and elapsed + seconds > self.timeout:
+                    raise
                 call.logger.info("%s %r failed (%r): again in %.3f s", call.level, call.name, error, seconds)
                 yield Sleep(seconds)
+                waited += seconds
         yield None
 
+    def _pause(self, number: int) -> float:
+        """Return how long to wait after the failure of this number."""
+        pause = self.wait(number) if callable(self.wait) else self.wait * 2.0 ** min(number - 1, 64)
+        if not _is_seconds(pause):
+            raise DefinitionError(f"retry: wait({number}) returned {pause!r}, not a number of seconds")
+        pause = min(pause, self.wait_max)
+        return random.uniform(0, pause) if self.jitter else pause
+
     def __repr__(self) -> str:
-        return f"retry(on={self.on!r}, attempts={self.attempts}, wait={self.wait}, wait_max={self.wait_max})"
+        given = {name: value for name, value in self._asdict().items() if name not in ("on", "jitter")}
+        options = ", ".join(f"{name}={described(value)}" for name, value in given.items() if value is not None)
+        return f"retry(on={described(self.on)}, {options})"
 
 
-def recover(*, on: _Exceptions, outcome: Any = None) -> Middleware:
-    """Return a middleware that lets the run continue after the exceptions in `on`.
+def _is_seconds(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+
+
+def recover(*, on: _On, outcome: Any = None) -> Middleware:
+    """Return a middleware that lets the run continue after the exceptions in `on`, as for `retry`.
 
     The record stays `failed`, with `recovered` set. For an action, `outcome` counts as its returned value.
     """
-    _check_exceptions("recover", on)
+    _check_on("recover", on)
     return cast("Middleware", Recover(on, outcome))
 
 
 class Recover(NamedTuple):
-    on: _Exceptions
+    on: _On
     outcome: Any
 
     def __call__(self, call: Call) -> Generator[None, Any, None]:
@@ -115,15 +141,20 @@ Retry.supplies = False  # type: ignore[attr-defined]
 atomic.supplies = False  # type: ignore[attr-defined]
 
 
-def _matches(error: BaseException, on: _Exceptions) -> bool:
+def _matches(error: BaseException, on: _On) -> bool:
     """Whether it is one of these, or a group of failures that all are."""
-    if isinstance(error, on):
-        return True
-    failures = cast("BaseExceptionGroup[BaseException]", error) if isinstance(error, BaseExceptionGroup) else None
-    return failures is not None and failures.split(on)[1] is None
+    if callable(on) and not isinstance(on, type):
+        is_one = isinstance(error, Exception) and on(error)
+    else:
+        is_one = isinstance(error, on)
+    if is_one or not isinstance(error, BaseExceptionGroup):
+        return is_one
+    return all(_matches(each, on) for each in cast("BaseExceptionGroup[BaseException]", error).exceptions)
 
 
-def _check_exceptions(name: str, on: object) -> None:
+def _check_on(name: str, on: object) -> None:
+    if callable(on) and not isinstance(on, type):
+        return
     classes = cast("tuple[object, ...]", on) if isinstance(on, tuple) else (on,)
     if not classes or not all(isinstance(cls, type) and issubclass(cls, BaseException) for cls in classes):
-        raise DefinitionError(f"{name}: `on` takes an exception class or a tuple of them, not {on!r}")
+        raise DefinitionError(f"{name}: `on` is an exception class, a tuple of them, or a function, not {on!r}")

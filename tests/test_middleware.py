@@ -25,9 +25,11 @@ from support import (
     text_of,
 )
 
-from flowdeco import Bail, Context, Run, Sleep, Stage, action, parallel, pipeline, stream
+from flowdeco import Bail, Context, Run, Sleep, Stage, Suspend, action, parallel, pipeline, stream
+from flowdeco.durable import JsonCodec, SqliteJournal
 from flowdeco.errors import DefinitionError, MiddlewareError, MissingInputError, StoreTypeError
 from flowdeco.middleware import atomic, recover, retry
+from flowdeco.testing import FlowRunner
 
 # -- the onion (L7)
 
@@ -1209,6 +1211,9 @@ def test_retry_logs_each_failure(run, caplog):
         {"on": ()},
         {"on": "ValueError"},
         {"on": (ValueError, int)},
+        {"on": ValueError, "timeout": -1},
+        {"on": ValueError, "timeout": "1"},
+        {"on": ValueError, "wait": None},
     ],
 )
 def test_wrong_options_of_retry_are_refused(options):
@@ -1223,6 +1228,69 @@ def test_retry_must_be_told_what_to_retry():
         retry()
     with pytest.raises(TypeError):
         recover()
+
+
+def busy(error):
+    return "busy" in str(error)
+
+
+def pauses(number):
+    return number * 0.25
+
+
+def test_retry_takes_functions(run):
+    """One says which failures, the other how long to wait."""
+    slept = []
+
+    def sleeps(call):
+        yield
+
+    for errors, calls in ((["busy", "busy"], 3), (["busy", "broken"], 2), (["broken"], 1)):
+        left = list(errors)
+
+        @action(name="a", use=[sleeps, retry(on=busy, wait=lambda number: slept.append(number) or 0)])
+        def shaky():
+            if left:
+                raise ValueError(left.pop(0))
+
+        record = run(shaky, check=False).stages[0].actions[0]
+        assert record.attempts == calls
+    assert slept == [1, 2, 1]
+
+
+def test_a_function_that_says_what_to_retry_is_not_asked_about_signals(run):
+    """A run that suspends, or ends early, has not failed; of a group all members count."""
+    layers = [retry(on=lambda error: True, wait=0)]
+    assert run(failing([], "a", Suspend("later"), use=layers)).status == "suspended"
+    assert run(failing([], "a", Bail("enough"), use=layers)).status == "bailed"
+    for group, attempts in ((["busy", "busy"], 2), (["busy", "broken"], 1)):
+        error = ExceptionGroup("two", [ValueError(text) for text in group])
+        finished = run(failing([], "a", error, use=[retry(on=busy, wait=0, attempts=2)]), check=False)
+        assert finished.stages[0].actions[0].attempts == attempts
+
+
+def test_retry_begins_no_attempt_after_its_timeout():
+    """The time that was waited counts, also where a test's clock jumps over it."""
+    runner = FlowRunner()
+    layers = [retry(on=ValueError, attempts=9, wait=pauses, jitter=False, timeout=1.0)]
+    finished = runner.run(failing([], "a", ValueError(), use=layers), check=False)
+    assert finished.stages[0].actions[0].attempts == 3  # after 0, 0.25 and 0.75 s; the next one would be after 1.5 s
+
+
+def test_a_wait_that_is_no_time_is_an_error():
+    """It names the function's result."""
+    with pytest.raises(DefinitionError, match=r"wait\(1\) returned 'soon'"):
+        failing([], "a", ValueError(), use=[retry(on=ValueError, wait=lambda number: "soon")]).run()
+
+
+@pytest.mark.parametrize("codec", ["pickle", JsonCodec().allow(busy, pauses)], ids=["pickle", "json"])
+def test_functions_of_a_retry_are_journaled_by_name(codec, tmp_path):
+    """With the stage that an action inserted; JSON refers to those that it is allowed to."""
+    inner = Stage("inner", use=[retry(on=busy, wait=pauses, timeout=5)])
+    flow = action(name="insert")(lambda: inner) >> failing([], "f", Suspend("later"))
+    journal = SqliteJournal(tmp_path / "runs.db", codec=codec)
+    flow.run(journal=journal, run_id="r")
+    assert flow.resume("r", journal=journal).stages[1].stage == inner
 
 
 def test_shipped_middleware_are_values():

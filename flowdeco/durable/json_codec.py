@@ -554,7 +554,8 @@ def _write_reducer(notation: Notation, reducer: Any) -> str:
 def _write_layer(notation: Notation, layer: Any) -> Any:
     args: Sequence[Any] = ()
     if type(layer) in _SHIPPED:
-        where, kwargs = _SHIPPED[type(layer)].__name__, layer._asdict()
+        where, defaults = _SHIPPED[type(layer)].__name__, layer._field_defaults
+        kwargs = {name: value for name, value in layer._asdict().items() if (name, value) not in defaults.items()}
     elif isinstance(layer, functools.partial):
         partial = cast("functools.partial[Any]", layer)
         where, args, kwargs = notation.function_written(partial.func), partial.args, partial.keywords
@@ -580,11 +581,13 @@ def _read_layer(notation: Notation, node: Any) -> Any:
 
 
 def _write_argument(notation: Notation, value: Any) -> Any:
-    """Write an argument of a middleware, which may be exception classes, as those of `retry`."""
+    """Write an argument of a middleware, which may be exception classes and functions, as those of `retry`."""
     if isinstance(value, type):
         return {"$class": reference(value, "exception")}
     if type(value) is tuple and value and all(isinstance(cls, type) for cls in cast("tuple[Any, ...]", value)):
         return {"$classes": [reference(cls, "exception") for cls in cast("tuple[Any, ...]", value)]}
+    if isinstance(value, types.FunctionType):
+        return {"$function": notation.function_written(value)}
     return notation.write(value)
 
 
@@ -594,6 +597,8 @@ def _read_argument(notation: Notation, node: Any) -> Any:
             return _exception_class(node["$class"])
         if "$classes" in node:
             return tuple(map(_exception_class, checked_list(node["$classes"])))
+        if "$function" in node:
+            return notation.function(checked_string(node["$function"]))
     return notation.read(node)
 
 
