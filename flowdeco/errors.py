@@ -17,8 +17,10 @@ __all__ = [
     "Bail",
     "Cancelled",
     "CodeChangedError",
+    "ContextEndedError",
     "DefinitionError",
     "EmptyStageError",
+    "ExecutorError",
     "FlowdecoError",
     "JournalError",
     "MiddlewareError",
@@ -105,6 +107,19 @@ class WriteConflictError(RunError):
     """Two branches of a parallel group wrote different values to one key."""
 
 
+class ContextEndedError(RunError):
+    """A `ctx` was used after its action had ended, when nothing that it is given takes effect any more."""
+
+    @classmethod
+    def of(cls, action: str, use: str) -> ContextEndedError:
+        """Return the error of an action's context for this use of it."""
+        return cls(
+            f"{use} after action {action!r} has ended would have no effect: its ctx is of use only while it runs. Wait in "
+            f"the action for the threads and tasks that it starts (a `with` block of an executor, a TaskGroup), or return "
+            f"what they need, and do the rest in a later action"
+        )
+
+
 class ActionTimeout(RunError, TimeoutError):
     """An attempt of an action took longer than its `timeout`."""
 
@@ -113,8 +128,12 @@ class ShippingError(RunError):
     """An action, an argument or a result cannot travel to another process or back; the message names the part."""
 
 
-class WorkerDiedError(RunError):
-    """A worker of an executor died while performing an action."""
+class ExecutorError(RunError, RuntimeError):
+    """An executor takes no calls, or has dropped one: it was shut down, or it is broken."""
+
+
+class WorkerDiedError(ExecutorError):
+    """A worker of an executor died while performing an action, or could not begin."""
 
 
 class JournalError(RunError):

@@ -8,26 +8,39 @@ whose effects come back with the result.
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import traceback
-import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from contextvars import ContextVar
+from functools import partial
 from importlib import import_module
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
+from flowdeco.drivers.threads import call_with_timeout
 from flowdeco.engine.context import Context, Effects
-from flowdeco.engine.requests import Chore, Raised
-from flowdeco.engine.results import exhaust
-from flowdeco.errors import Bail, Cancelled, RunError, ShippingError, Suspend, WorkerDiedError
-from flowdeco.model.definitions import Unit
+from flowdeco.engine.requests import Raised
+from flowdeco.engine.results import exhaust, is_awaited, is_generator
+from flowdeco.errors import (
+    ActionTimeout,
+    Bail,
+    ExecutorError,
+    RunError,
+    ShippingError,
+    Suspend,
+    UnreferencedError,
+    WorkerDiedError,
+    message_of,
+)
+from flowdeco.model.definitions import Action, Unit, action_options, bound_of, origin_of
 from flowdeco.model.paths import all_parts, culprit, shown_key
+from flowdeco.model.references import load
 from flowdeco.model.wiring import Step
 
-__all__ = ["is_local", "perform", "serial", "ship"]
+__all__ = ["broken", "died", "is_local", "perform", "receive", "refused", "serial", "shipped"]
 
 # Companions of calls to other processes: each returns a function, importable there, and an argument for it; called with
 # it, the function returns the context manager that is opened around the call. Set by observers.
@@ -62,17 +75,25 @@ def is_local(executor: Executor) -> bool:
 def perform(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Any:
     """Call, and run a generator to its end where it was made."""
     value = function(*args, **(kwargs or {}))
-    return exhaust(cast("Any", value)) if type(value) is types.GeneratorType else value
+    return exhaust(value) if is_generator(value) else value
 
 
 # In the other process.
+
+
+class _Thrown(NamedTuple):
+    """An exception on its way back: itself, pickled, if it arrives as it was, and its traceback."""
+
+    pickled: bytes | None
+    name: str
+    told: str
 
 
 class _Home(NamedTuple):
     """The reply of a call in another process: its value or its exception, and its effects on the context."""
 
     value: Any
-    raised: BaseException | None
+    raised: BaseException | _Thrown | None
     effects: Effects | None
 
 
@@ -82,24 +103,33 @@ def perform_shipped(payload: bytes, nonce: bytes) -> bytes:
     Exceptions travel as values, too: with them come the events that the action reported before it failed.
     """
     try:
-        name, function, by_value, args, kwargs, companions = pickle.loads(payload)
+        name, timeout, function, by_value, args, kwargs, companions = pickle.loads(payload)
     except Exception as error:
-        refused = ShippingError(f"the worker cannot load what was sent to it: {type(error).__name__}: {error}")
-        return pickle.dumps(_Home(None, refused, None))
-    dumps = import_module("cloudpickle").dumps if by_value else pickle.dumps
+        unloadable = ShippingError(f"the worker cannot load what was sent to it: {type(error).__name__}: {error}")
+        return pickle.dumps(_Home(None, unloadable, None))
+    dumps = partial(_dumps_by_value, homewards=True) if by_value else pickle.dumps
+    function = cast("Action[..., Any]", function).__wrapped__ if isinstance(function, Action) else function
     context = _context_among(args, kwargs)
     value: Any = None
-    raised: BaseException | None = None
+    raised: BaseException | _Thrown | None = None
     try:
         with ExitStack() as around:
             for companion, argument in companions:
                 around.enter_context(companion(argument))
-            value = perform(getattr(function, "__wrapped__", function), args, kwargs)
-    except (Bail, Suspend) as signal:
+            if timeout is None:
+                value = _awaited_here(function, args, kwargs)
+            else:
+                value = call_with_timeout(name, timeout, _awaited_here, (function, args, kwargs))
+                if type(value) is Raised:
+                    raise value.error
+    except (Bail, Suspend, ActionTimeout) as signal:
         raised = signal
     except BaseException as error:
-        raised = _travelling(error, dumps)
-    effects = context.effects() if context is not None else None
+        raised = _thrown(error, dumps)
+    effects: Effects | None = None
+    if context is not None:
+        context.store.ended = name
+        effects = context.effects() if raised is None or isinstance(raised, Bail) else context.messages_only()
     try:
         return bytes(dumps(_Home(value, raised, effects)))
     except Exception as error:
@@ -117,66 +147,140 @@ def _unpicklable_part(value: Any, effects: Effects | None) -> str:
     return next(filter(None, (_unpicklable(part, path) for part, path in parts)), "result")
 
 
-def _travelling(error: BaseException, dumps: Callable[[Any], bytes]) -> BaseException:
-    """Return an exception that survives the way back: itself, or else a description of it."""
+def _awaited_here(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Any:
+    """Perform a call, and await the coroutine that a plain function may return: it cannot travel."""
+    value = perform(function, args, kwargs)
+    if not is_awaited(value):
+        return value
+    import asyncio
+
+    async def awaited() -> Any:
+        return await value
+
+    return asyncio.run(awaited())
+
+
+def _thrown(error: BaseException, dumps: Callable[[Any], bytes]) -> _Thrown:
     told = "".join(traceback.format_exception(error)).rstrip()
-    try:
-        same = type(pickle.loads(dumps(error))) is type(error)
-    except Exception:
-        same = False
-    if not same:
-        return RunError(f"{type(error).__name__}: {error} (an exception that cannot be pickled)\n{told}")
-    error.add_note(f"in another process:\n{told}")
-    return error
+    found: bytes | None = None
+    # Many exceptions pass a message on to `Exception`, and are made again from it as if from their own arguments.
+    for candidate in (error, _Copied(error)):
+        try:
+            pickled = bytes(dumps(candidate))
+            copy = pickle.loads(pickled)
+        except Exception:
+            continue
+        if type(copy) is type(error):
+            found = found or pickled
+            if message_of(copy) == message_of(error):
+                return _Thrown(pickled, type(error).__name__, told)
+    return _Thrown(found, type(error).__name__, told)
+
+
+class _Copied:
+    """Stands for an exception, and is pickled by what it consists of, without its `__init__`."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _copied, (type(self.error), self.error.args, vars(self.error))
+
+
+def _copied(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
+    made = kind.__new__(kind, *args)
+    vars(made).update(state)
+    return made
 
 
 # In this process.
 
 
-def ship(executor: Executor, step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Future[bytes]:
-    """Submit a call that is to be performed elsewhere; raises `ShippingError` for a value that cannot be sent."""
-    payload = _packed(step, args, kwargs)
+def shipped(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return the function and the arguments to submit; raises `ShippingError` for a value that cannot be sent."""
     # Equal submissions count as one on Dask, where functions are taken for pure: the nonce keeps calls apart.
-    try:
-        return executor.submit(perform_shipped, payload, os.urandom(16))
-    except BrokenExecutor as error:
-        raise _died(step, error) from error
+    return perform_shipped, _packed(step, args, kwargs), os.urandom(16)
 
 
-def receive(step: Step | Chore, future: Future[Any], shipped: Arguments | None) -> Any:
-    """Return the outcome of a submitted call: its value, or `Raised`; a shipped one also updates its context here."""
-    if future.cancelled():
-        return Raised(Cancelled(f"the call of action {step.name!r} was cancelled before it began"))
-    error = future.exception()
-    if error is not None:
-        return Raised(_died(step, error) if _means_death(error) else error)
-    if shipped is None:
-        return future.result()
+def receive(step: Step, reply: bytes, sent: Arguments) -> Any:
+    """Return the outcome of a shipped call: its value, or `Raised`; its context is updated here."""
     try:
-        home: _Home = pickle.loads(future.result())
+        home: _Home = pickle.loads(reply)
     except Exception as error:
         raise ShippingError(f"the result of action {step.name!r} cannot be loaded here: {error}") from error
-    context = _context_among(*shipped)
+    context = _context_among(*sent)
     if context is not None and home.effects is not None:
         context.catch_up(home.effects)
-    return home.value if home.raised is None else Raised(home.raised)
+    if home.raised is None:
+        return home.value
+    return Raised(_caught(home.raised) if isinstance(home.raised, _Thrown) else home.raised)
+
+
+def _caught(thrown: _Thrown) -> BaseException:
+    """Return the exception of a call in another process, or else a description of it."""
+    try:
+        error = None if thrown.pickled is None else pickle.loads(thrown.pickled)
+    except Exception:
+        error = None
+    if not isinstance(error, BaseException):
+        return RunError(f"{thrown.told.splitlines()[-1]} (an exception that cannot be pickled)\n{thrown.told}")
+    # Not by `add_note`, which an exception that takes no attributes refuses.
+    vars(error)["__notes__"] = [*getattr(error, "__notes__", []), f"in another process:\n{thrown.told}"]
+    return error
+
+
+# Executors that end.
+
+
+def broken(executor: Executor | None, names: Sequence[str], error: BaseException | None) -> ExecutorError:
+    """Return the error of an executor that is broken (or has cancelled its calls: no error) while it had these."""
+    kind, calls = type(executor).__name__, _listed(names)
+    if error is None:
+        return ExecutorError(
+            f"the {kind} of the run has cancelled the calls of {calls}: was it shut down? It must stay open until the run "
+            f"has ended"
+        )
+    hint = (
+        "the exception of an initializer is in the log of concurrent.futures"
+        if executor is not None and is_local(executor)
+        else "if it is so at every start: is what starts the run behind `if __name__ == '__main__':`?"
+    )
+    ended = WorkerDiedError(
+        f"the {kind} of the run is broken: a worker died, or could not begin, while it had the calls of {calls}: "
+        f"{error} ({hint})"
+    )
+    ended.__cause__ = error
+    return ended
+
+
+def refused(executor: Executor, name: str, error: RuntimeError) -> ExecutorError:
+    """Return the error of an executor that takes no more calls."""
+    return ExecutorError(
+        f"the {type(executor).__name__} of the run does not take the call of action {name!r}: {error}. It must stay open "
+        f"until the run has ended"
+    )
+
+
+def died(name: str, error: BaseException) -> WorkerDiedError | None:
+    """Return the error of a call whose worker died, although its executor lives on; None for any other error."""
+    if type(error).__name__ != "KilledWorker":  # of dask.distributed
+        return None
+    lost = WorkerDiedError(f"a worker died while it had the call of action {name!r}: {error}")
+    lost.__cause__ = error
+    return lost
+
+
+_LISTED: Final = 5
+
+
+def _listed(names: Sequence[str]) -> str:
+    distinct = list(dict.fromkeys(names))
+    more = len(distinct) - _LISTED
+    return ", ".join(map(repr, distinct[:_LISTED])) + (f" and {more} more actions" if more > 0 else "")
 
 
 def _context_among(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Context | None:
     return next((value for value in (*args, *kwargs.values()) if isinstance(value, Context)), None)
-
-
-def _means_death(error: BaseException) -> bool:
-    return isinstance(error, BrokenExecutor) or type(error).__name__ == "KilledWorker"  # of dask.distributed
-
-
-def _died(step: Step | Chore, error: BaseException) -> WorkerDiedError:
-    died = WorkerDiedError(
-        f"a worker died while action {step.name!r} was with it: {error} "
-        f"(if it is so at every start: is what starts the run behind `if __name__ == '__main__':`?)"
-    )
-    died.__cause__ = error
-    return died
 
 
 def _packed(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
@@ -185,20 +289,51 @@ def _packed(step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes
     companions = [companion() for companion in COMPANIONS.get()]
     if getattr(step.function, "__module__", None) != "__main__":
         try:
-            return pickle.dumps((step.name, step.action, False, *rest, companions))
+            return pickle.dumps((step.name, step.timeout, step.action, False, *rest, companions))
         except Exception as error:
             raise _cannot_travel(step, rest, error) from error
     try:
-        cloudpickle: Any = import_module("cloudpickle")
+        import_module("cloudpickle")
     except ImportError as error:
         raise ShippingError(
             f"action {step.name!r} is defined in __main__ (a script or a notebook), which other processes do not import: "
             f"move it to a module, or pip install 'flowdeco[cloudpickle]' to send the function itself"
         ) from error
     try:
-        return bytes(cloudpickle.dumps((step.name, step.function, True, *rest, companions)))
+        return _dumps_by_value((step.name, step.timeout, step.function, True, *rest, companions))
     except Exception as error:
         raise _cannot_travel(step, rest, error) from error
+
+
+def _dumps_by_value(value: Any, *, homewards: bool = False) -> bytes:
+    """Pickle what `__main__` or a notebook defines by value; on the way home, its actions by reference."""
+    cloudpickle: Any = import_module("cloudpickle")
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        def reducer_override(self, obj: Any) -> Any:
+            if type(obj) is Action:  # cloudpickle would take it for its function
+                return _reduced(obj, homewards)
+            return super().reducer_override(obj)  # pyright: ignore
+
+    buffer = io.BytesIO()
+    Pickler(buffer, pickle.HIGHEST_PROTOCOL).dump(value)  # pyright: ignore
+    return buffer.getvalue()
+
+
+def _reduced(action: Action[..., Any], homewards: bool) -> tuple[Any, ...]:
+    function, options = action.__wrapped__, action_options(action)
+    try:
+        reduced = action.__reduce__()
+    except UnreferencedError:
+        return Action, (function, options, dict(bound_of(action)))
+    if homewards or origin_of(action) is not None or getattr(function, "__module__", None) != "__main__":
+        return reduced
+    # Other processes may have another `__main__`, or none; the action that comes home is the one that left.
+    return (_arrived, (function, options, reduced[1][0])) if reduced[0] is load else reduced
+
+
+def _arrived(function: Any, options: Any, reference: Any) -> Action[..., Any]:
+    return Action(function, options, origin=reference)
 
 
 def _cannot_travel(step: Step, rest: tuple[list[Any], dict[str, Any]], error: Exception) -> ShippingError:

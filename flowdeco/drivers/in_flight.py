@@ -12,17 +12,17 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import ExitStack
 from contextvars import Context
 from itertools import count
 from typing import Any, Protocol
 
-from flowdeco.drivers.threads import Threads, call_in_thread, timed_out
+from flowdeco.drivers.threads import Threads, call_with_timeout
 from flowdeco.engine.requests import Await, FunctionCall, Gate, Raised, Request, Save, Sleep
 from flowdeco.engine.schedule import Schedule
-from flowdeco.errors import Cancelled
-from flowdeco.executors import is_local, perform, receive, ship
+from flowdeco.errors import Cancelled, ExecutorError
+from flowdeco.executors import broken, died, is_local, perform, receive, refused, shipped
 from flowdeco.model.wiring import Step
 
 __all__ = ["InFlight", "Worker"]
@@ -58,6 +58,8 @@ class InFlight:
         self._elsewhere = executor if self._pool is None else None
         self._open: dict[int, Callable[[], object] | None] = {}
         self._waiting: dict[int, Request] = {}
+        self._with_executor: dict[int, str] = {}  # the actions whose calls it has, by ticket
+        self._broken: ExecutorError | None = None
 
     def begin(self, schedule: Schedule) -> None:
         """Begin and cancel the requests that the schedule names."""
@@ -81,6 +83,7 @@ class InFlight:
             if ticket in self._open:
                 del self._open[ticket]
                 self._waiting.pop(ticket, None)
+                self._with_executor.pop(ticket, None)
                 schedule.deliver(ticket, answer)
 
     def _claimed(self, ticket: int) -> bool:
@@ -94,7 +97,7 @@ class InFlight:
             close = getattr(request.awaitable, "close", None)
             if close is not None:
                 close()
-        self._worker.report(ticket, Raised(Cancelled("it was withdrawn before it began")))
+        self._worker.report(ticket, Raised(_withdrawn()))
         return True
 
     def _begin(self, ticket: int, request: Request, context: Context) -> Callable[[], object] | None:
@@ -119,35 +122,35 @@ class InFlight:
     def _call(self, ticket: int, request: FunctionCall, context: Context) -> None:
         step, args, kwargs = request
         report, waiting = self._worker.report, self._waiting
+        # The generator of an action is run to its end there; that of a stream is left as it is.
+        function, given = (perform, (step.function, args, kwargs)) if type(step) is Step else (step.function, args)
 
         def call() -> None:
             if waiting.pop(ticket, None) is None:
                 return
             try:
-                # The generator of an action is run to its end there; that of a stream is left as it is.
-                if type(step) is Step:
-                    answer = context.run(perform, step.function, args, kwargs)
+                if step.timeout is None:
+                    answer = context.run(function, *given)
                 else:
-                    answer = context.run(step.function, *args)
+                    answer = context.run(call_with_timeout, step.name, step.timeout, function, given)
             except BaseException as error:
                 answer = Raised(error)
             report(ticket, answer)
 
-        if step.timeout is not None:
-            # A thread and a context of its own: once abandoned, it must neither block other calls nor keep them from ending.
-            context = context.copy()
-            self._worker.later(step.timeout, ticket, Raised(timed_out(step.name, step.timeout)))
-            call_in_thread(call, (), None, lambda answer: None)
-        elif self._pool is not None:
-            gate = self._worker.gate
-            try:
-                gate.open = True  # `serial()` makes the call here
-                future = self._pool.submit(call)
-            finally:
-                gate.open = False
-            future.add_done_callback(lambda future: future.cancelled() and self._withdraw(ticket))
-        else:
+        def done(future: Future[Any]) -> None:
+            if waiting.pop(ticket, None) is not None:  # the pool has not made the call, and never will
+                report(ticket, Raised(self._lost(step.name, future)))
+
+        if self._pool is None:
             self._in_thread(call)
+            return
+        gate = self._worker.gate
+        try:
+            gate.open = True  # `serial()` makes the call here
+            future = self._submitted(ticket, step.name, self._pool, call)
+        finally:
+            gate.open = False
+        future.add_done_callback(done)
 
     def _save(self, ticket: int, request: Save) -> None:
         def call() -> None:
@@ -175,17 +178,54 @@ class InFlight:
         context: Context,
     ) -> Callable[[], object]:
         context = context.copy()  # the branch may be using its own when the call ends
-        future = context.run(ship, executor, step, args, kwargs)
-        if step.timeout is not None:
-            self._worker.later(step.timeout, ticket, Raised(timed_out(step.name, step.timeout)))
+        call = context.run(shipped, step, args, kwargs)
+        future: Future[bytes] = context.run(self._submitted, ticket, step.name, executor, *call)
         del self._waiting[ticket]
+        withdrawn = False
 
-        def done(future: Future[Any]) -> None:
+        def done(future: Future[bytes]) -> None:
             try:
-                answer = context.run(receive, step, future, (args, kwargs))
+                if not future.cancelled() and future.exception() is None:
+                    answer = context.run(receive, step, future.result(), (args, kwargs))
+                elif withdrawn:
+                    answer = Raised(_withdrawn())
+                else:
+                    answer = Raised(self._lost(step.name, future))
             except BaseException as error:  # the reply cannot be unpickled here
                 answer = Raised(error)
             self._worker.report(ticket, answer)
 
+        def cancel() -> None:  # withdraws a call from the executor's queue; one that has begun continues
+            nonlocal withdrawn
+            withdrawn = True
+            future.cancel()
+
         future.add_done_callback(done)
-        return future.cancel  # withdraws a call from the executor's queue; one that has begun continues
+        return cancel
+
+    def _submitted(self, ticket: int, name: str, executor: Executor, function: Any, *args: Any) -> Future[Any]:
+        self._with_executor[ticket] = name
+        try:
+            return executor.submit(function, *args)
+        except BrokenExecutor as error:
+            raise self._broken_by(error) from error
+        except RuntimeError as error:
+            raise refused(executor, name, error) from error
+
+    def _lost(self, name: str, future: Future[Any]) -> BaseException:
+        """Return the error of a call that its executor has dropped."""
+        error = None if future.cancelled() else future.exception()
+        if error is None or isinstance(error, BrokenExecutor):
+            return self._broken_by(error)
+        return died(name, error) or error
+
+    def _broken_by(self, error: BaseException | None) -> ExecutorError:
+        """Return the error of an executor that has ended, the same one for all calls: it is one failure."""
+        if self._broken is None:
+            executor = self._pool or self._elsewhere
+            self._broken = broken(executor, list(self._with_executor.values()), error)
+        return self._broken
+
+
+def _withdrawn() -> Cancelled:
+    return Cancelled("it was withdrawn before it began")

@@ -10,7 +10,8 @@ from queue import SimpleQueue
 from typing import Any, Final, TypeAlias, cast
 
 from flowdeco.drivers.threads import timed_out
-from flowdeco.engine.requests import Await, FunctionCall, Raised
+from flowdeco.engine.requests import Await, Awaited, FunctionCall, Raised
+from flowdeco.engine.results import SETTLED
 
 __all__ = ["LoopThread", "Variables", "answer", "awaited"]
 
@@ -29,6 +30,8 @@ async def answer(
             step, args, kwargs = request
             coroutine = step.function(*args, **kwargs) if kwargs else step.function(*args)
             came = await (coroutine if step.timeout is None else awaited(Await(coroutine, step.timeout, step.name)))
+            if type(came) not in SETTLED:
+                came = Awaited(came)
     except BaseException as error:
         came = Raised(error)
     report(ticket, came)

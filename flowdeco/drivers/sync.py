@@ -139,7 +139,9 @@ class Performer:
         assert type(request) is tuple, "a driver is not asked for anything else"
         from flowdeco.drivers.threads import call_with_timeout
 
-        return call_with_timeout(*request)
+        step, args, kwargs = request
+        assert step.timeout is not None, "any other call is made by `_answered`"
+        return call_with_timeout(step.name, step.timeout, step.function, args, kwargs)
 
     def loop(self) -> LoopThread:
         """Return the event loop, which starts when it is first needed."""
@@ -190,7 +192,8 @@ class Performer:
         """Wait until something is reported, or a timer expires."""
         timers = self._timers
         if not self.reported:
-            self._wake.acquire(timeout=max(0.0, timers[0][0] - time.monotonic()) if timers else -1)
+            seconds = max(0.0, timers[0][0] - time.monotonic()) if timers else -1
+            self._wake.acquire(timeout=min(seconds, threading.TIMEOUT_MAX))
         while timers and timers[0][0] <= time.monotonic():
             self.reported.append(timers[0][1:])
             heappop(timers)

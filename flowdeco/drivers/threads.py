@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
 from typing import Any, Final, Self
 
-from flowdeco.engine.requests import Chore, Raised
+from flowdeco.engine.requests import Raised
 from flowdeco.errors import ActionTimeout
-from flowdeco.model.wiring import Step
 
 __all__ = ["Threads", "call_in_thread", "call_with_timeout", "timed_out"]
 
@@ -72,11 +71,26 @@ def call_in_thread(
             answer = Raised(error)
         done(answer)
 
-    threading.Thread(target=call, name="flowdeco-timeout", daemon=True).start()
+    try:
+        thread = threading.Thread(target=call, name="flowdeco-timeout", daemon=True)
+    except RuntimeError:  # in an interpreter of its own, which has no daemon threads
+        thread = threading.Thread(target=call, name="flowdeco-timeout")
+    thread.start()
 
 
-def call_with_timeout(step: Step | Chore, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Any:
-    """Call, and raise `ActionTimeout` if it takes too long; the thread itself cannot be stopped."""
+def call_with_timeout(
+    name: str,
+    seconds: float,
+    function: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+) -> Any:
+    """Call, and raise `ActionTimeout` if it takes too long; the answer may be `Raised`.
+
+    The call has a thread of its own, because no thread can be stopped: it is abandoned when the time is up. This one, a
+    worker of an executor perhaps, only waits for it. So the time counts from where the call begins, no more calls run at
+    once than there are workers, and a worker is free again when the time is up.
+    """
     finished = threading.Event()
     answers: list[Any] = []
 
@@ -84,9 +98,9 @@ def call_with_timeout(step: Step | Chore, args: Sequence[Any], kwargs: Mapping[s
         answers.append(answer)
         finished.set()
 
-    call_in_thread(step.function, args, kwargs, done)
-    if not finished.wait(step.timeout):
-        raise timed_out(step.name, step.timeout)
+    call_in_thread(function, args, kwargs, done)
+    if not finished.wait(min(seconds, threading.TIMEOUT_MAX)):
+        raise timed_out(name, seconds)
     return answers[0]
 
 

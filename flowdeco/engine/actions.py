@@ -16,8 +16,8 @@ from flowdeco.engine.context import Context
 from flowdeco.engine.layers import Layers, enter, leave
 from flowdeco.engine.outcome import COMPLETED, ActionRecord, Outcome, Status
 from flowdeco.engine.recorder import ATOMS, Look
-from flowdeco.engine.requests import Await, Chore, Failure, Raised, Request, Walk
-from flowdeco.engine.results import DATA, SETTLED, Yielded, exhaust, sort_out
+from flowdeco.engine.requests import Await, Awaited, Chore, Failure, Raised, Request, Walk
+from flowdeco.engine.results import DATA, SETTLED, Yielded, exhaust, is_awaited, is_generator, sort_out
 from flowdeco.errors import Bail, MissingInputError
 from flowdeco.events import ActionStarted
 from flowdeco.model.definitions import Action, Stage, Stream, Unit, action_selectors
@@ -145,6 +145,7 @@ def in_layers(
     mark = store.mark()
     act: Execution | None = None
     error: Failure = None
+    value: Any = UNSET
     again = True
     while again:
         act = None
@@ -170,8 +171,8 @@ def in_layers(
         if again and terms.recorder is not None:
             error = yield from _note_attempt(branch, Execution(step, by, number, started), around)
             again = error is None
-    value = around.given if error is None else Raised(error)
-    if type(value) not in SETTLED:  # supplied by a layer
+    returned, value = value, around.given if error is None else Raised(error)
+    if type(value) not in SETTLED and value is not returned:  # supplied by a layer
         value = yield from settled(branch, step, value)
     if scope.is_quiet and terms.recorder is None and act is None and not mark and around.stood_by():
         store.release(mark)
@@ -217,20 +218,23 @@ def _call(branch: Branch, act: Execution, values: Mapping[str, Any]) -> Generato
             note_suppliers(error, step, store, completed)
         return Raised(error)
     value = yield step, args, kwargs
-    return value if type(value) in SETTLED else (yield from settled(branch, step, value))
+    if type(value) not in SETTLED:
+        value = yield from settled(branch, step, value)
+    if act.context is not None:
+        act.context.store.ended = step.name
+    return value
 
 
 def settled(branch: Branch, step: Step, value: Any) -> Generator[Request, Any, Any]:
-    """Await awaitables, and run generators to their end."""
-    while type(value) not in SETTLED:
-        if type(value) is types.GeneratorType:
-            value = yield Chore(exhaust, step.name, step.timeout), (value,), None
-        elif type(value) is types.AsyncGeneratorType:
-            value = yield from _exhausted(branch, step, value)
-        elif hasattr(cast("type[object]", type(value)), "__await__"):
-            value = yield Await(value, step.timeout, step.name)
-        else:
-            break
+    """Await what is to be awaited, and then run a generator to its end: each of them once."""
+    if type(value) is Awaited:
+        value = value.value
+    elif is_awaited(value):
+        value = yield Await(value, step.timeout, step.name)
+    if is_generator(value):
+        return (yield Chore(exhaust, step.name, step.timeout), (value,), None)
+    if type(value) is types.AsyncGeneratorType:
+        return (yield from _exhausted(branch, step, value))
     return value
 
 

@@ -7,10 +7,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 from flowdeco.engine.outcome import step_id
-from flowdeco.errors import WAITING, Suspend
+from flowdeco.errors import WAITING, ContextEndedError, Suspend
 from flowdeco.model.definitions import Action, Pipeline, Stage, Stream, Unit, insertable, make_action
 from flowdeco.model.options import checked_selectors
-from flowdeco.model.store import Delta, Key, Store, View, key_name
+from flowdeco.model.store import NOTHING, Delta, Key, Store, View, key_name
 
 if TYPE_CHECKING:
     from flowdeco.engine.logs import RunLogger
@@ -33,7 +33,8 @@ class Effects(NamedTuple):
 class Context:
     """The run as an action sees it; a parameter annotated `Context`, or an unannotated one named `ctx`, receives it.
 
-    The action's writes, insertions and switches take effect when it completes, and are dropped if it fails.
+    The action's writes, insertions and switches take effect when it completes, and are dropped if it fails. Once it has
+    ended, all of these raise `ContextEndedError`, in a thread that outlives it too.
     """
 
     __slots__ = (
@@ -92,18 +93,22 @@ class Context:
 
     def insert(self, *units: Unit | Stream) -> None:
         """Insert units as if the action had returned them, ahead of those it does return."""
+        self._check_open("ctx.insert")
         self._inserted.extend(insertable(units, f"action {self.action.name!r}", "inserted"))
 
     def disable(self, *selectors: str) -> None:
         """Do not run the selected units in the rest of this run."""
+        self._check_open("ctx.disable")
         self._switches.extend((selector, False) for selector in checked_selectors(selectors, "disable"))
 
     def enable(self, *selectors: str) -> None:
         """Undo `disable`; units that the caller of the run skips stay skipped."""
+        self._check_open("ctx.enable")
         self._switches.extend((selector, True) for selector in checked_selectors(selectors, "enable"))
 
     def emit(self, kind: str, **payload: Any) -> None:
         """Send a message to the observers, at once."""
+        self._check_open("ctx.emit")
         if self._notify is not None:
             from flowdeco.events import Message
 
@@ -111,6 +116,7 @@ class Context:
 
     def progress(self, done: float, total: float | None = None) -> None:
         """Report the progress of the action to the observers, at once."""
+        self._check_open("ctx.progress")
         if self._notify is not None:
             from flowdeco.events import Progress
 
@@ -122,9 +128,14 @@ class Context:
     def wait_for(self, key: str) -> Any: ...
     def wait_for(self, key: str | Key[Any]) -> Any:
         """Return the value of the key if the run has it, else suspend the run until it is resumed with one."""
+        self._check_open("ctx.wait_for")
         if key in self.store:
             return self.store[key]
         raise Suspend(f"{WAITING}{key_name(key)!r}")
+
+    def _check_open(self, use: str) -> None:
+        if self.store.ended is not None:
+            raise ContextEndedError.of(self.store.ended, use)
 
     # Detached, in another process: its view of the store travels there, and its effects come back.
 
@@ -141,8 +152,14 @@ class Context:
         """Return the effects of the action through this context."""
         return Effects(self.store.delta(), self._inserted, self._switches, self._messages)
 
+    def messages_only(self) -> Effects:
+        """Return the effects of an action that has failed: a copy, since an abandoned call may still be at work."""
+        return Effects(NOTHING, [], [], list(self._messages))
+
     def catch_up(self, effects: Effects) -> None:
-        """Repeat the effects of a detached copy."""
+        """Repeat the effects of a detached copy, unless the action has been abandoned meanwhile."""
+        if self.store.ended is not None:
+            return
         self.store.apply(effects.delta)
         self._inserted.extend(effects.inserted)
         self._switches.extend(effects.switches)

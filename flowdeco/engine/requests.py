@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CAUGHT_UP",
     "Await",
+    "Awaited",
     "Chore",
     "Ended",
     "Failure",
@@ -93,6 +94,12 @@ class Await:
         self.awaitable = awaitable
         self.timeout = timeout
         self.action = action
+
+
+class Awaited(NamedTuple):
+    """The answer to the call of a coroutine function that the driver has awaited: it is not awaited again."""
+
+    value: Any
 
 
 class Chore(NamedTuple):

@@ -12,7 +12,8 @@ anything else                        data
 from __future__ import annotations
 
 import types
-from collections.abc import Generator
+from collections.abc import Coroutine, Generator
+from inspect import CO_ITERABLE_COROUTINE
 from typing import Any, Final, cast
 
 from flowdeco.engine.requests import Raised
@@ -21,7 +22,7 @@ from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream
 from flowdeco.model.options import UNSET
 from flowdeco.model.wiring import Step
 
-__all__ = ["DATA", "SETTLED", "Yielded", "exhaust", "sort_out"]
+__all__ = ["DATA", "SETTLED", "Yielded", "exhaust", "is_awaited", "is_generator", "sort_out"]
 
 DATA: Final = frozenset({str, int, float, bool, bytes, dict, set, frozenset, complex})
 SETTLED: Final = DATA | {types.NoneType, list, tuple, Action, Stage, Pipeline, Parallel, Stream, Raised}
@@ -34,6 +35,25 @@ class Yielded(list[Any]):
     """The items that a generator yielded, and the `value` that it returned at its end."""
 
     value: Any = None
+
+
+def is_awaited(value: Any) -> bool:
+    """Whether a returned value is awaited: coroutines, asyncio's futures and tasks.
+
+    Anything else with `__await__` is a value (a client, a pool, a future of a cluster), whose `await` may mean anything.
+    """
+    kind = cast("type[object]", type(value))
+    if kind is types.GeneratorType:  # perhaps of `types.coroutine`
+        return bool(value.gi_code.co_flags & CO_ITERABLE_COROUTINE)
+    if not hasattr(kind, "__await__"):
+        return False
+    # The mark of a future, by which asyncio itself recognises one.
+    return isinstance(value, Coroutine) or getattr(kind, "_asyncio_future_blocking", None) is not None
+
+
+def is_generator(value: Any) -> bool:
+    """Whether a returned value is run to its end, and its items count as returned."""
+    return type(value) is types.GeneratorType and not is_awaited(value)
 
 
 def exhaust(generator: Generator[Any, Any, Any]) -> Yielded:

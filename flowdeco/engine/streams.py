@@ -6,12 +6,13 @@ A resumed run takes over the streams that its rehearsal began, and receives the 
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Generator, Iterable
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from flowdeco.engine.actions import check_insertion
 from flowdeco.engine.branch import Branch, OpenStream
 from flowdeco.engine.replay import History
 from flowdeco.engine.requests import Await, Chore, Failure, Raised, Request, Walk
+from flowdeco.engine.results import is_awaited
 from flowdeco.errors import ReturnValueError
 from flowdeco.model.definitions import Stage, Stream, insertable
 from flowdeco.model.options import UNSET
@@ -45,7 +46,7 @@ def _begun(branch: Branch, stream: Stream, by: str | None) -> Generator[Request,
     source: Any = stream.source
     if callable(source):
         source = yield Chore(source, "stream"), stream.args, None
-        if hasattr(cast("type[object]", type(source)), "__await__"):
+        if is_awaited(source):
             source = yield Await(source)
         if type(source) is Raised:
             return source

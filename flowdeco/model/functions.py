@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Mapping
+import types
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, cast
 
 from flowdeco.errors import DefinitionError
@@ -30,6 +32,65 @@ def signature_of(function: Any, name: str) -> inspect.Signature:
         raise DefinitionError(
             f"action {name!r} has no signature ({error}): wrap it in a function that names its parameters"
         ) from None
+
+
+def by_position(function: Any, parameters: Sequence[inspect.Parameter]) -> int:
+    """Return how many of these parameters can be passed by position, counted from the first.
+
+    All of those that the function takes so, unless it is decorated: a signature is that of the innermost function, and
+    a wrapper around it may take keywords only.
+    """
+    positional = [p for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+    wrappers = list(_wrappers(function))
+    least = sum(p.kind is inspect.Parameter.POSITIONAL_ONLY for p in positional)
+    for count in range(len(positional), least - 1, -1) if wrappers else ():
+        named = dict.fromkeys(p.name for p in parameters[count:])
+        if all(_binds(wrapper, [None] * count, named) for wrapper in wrappers):
+            return count
+    return len(positional)
+
+
+def _wrappers(function: Any) -> Iterator[inspect.Signature]:
+    """Yield the signatures of the decorators' wrappers around a function, from the outside in."""
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    while True:
+        function = underlying(function)
+        if isinstance(function, types.MethodType):
+            args, function = (function.__self__, *args), function.__func__
+        elif isinstance(function, functools.partial):
+            partial = cast("functools.partial[Any]", function)
+            args, kwargs, function = (*partial.args, *args), {**partial.keywords, **kwargs}, partial.func
+        else:
+            wrapped = getattr(function, "__wrapped__", None)
+            if wrapped is None and not hasattr(function, "__signature__"):
+                return
+            try:
+                yield inspect.signature(functools.partial(_bare(function), *args, **kwargs), follow_wrapped=False)
+            except (ValueError, TypeError):  # of a builtin, which has none
+                return
+            if wrapped is None:
+                return
+            function = wrapped
+
+
+def _bare(function: Any) -> Any:
+    """Return a function without its attributes: without the signature that it may pretend to have."""
+    if not isinstance(function, types.FunctionType):
+        return function
+    bare = types.FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+    bare.__kwdefaults__ = function.__kwdefaults__
+    return bare
+
+
+def _binds(signature: inspect.Signature, args: list[None], kwargs: dict[str, None]) -> bool:
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 _NAMED: Final = (

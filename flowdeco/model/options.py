@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Sequence
+from math import inf
 from typing import Any, Final, Protocol, TypeAlias, cast
 
 from flowdeco.errors import DefinitionError
@@ -139,11 +140,16 @@ def checked_key(key: Any, option: str) -> AnyKey:
 
 
 def checked_timeout(timeout: Any) -> float | None:
+    """Return the timeout in seconds; an infinite one is none."""
     if timeout is None:
         return None
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
         raise DefinitionError(f"timeout is a positive number of seconds, not {timeout!r}")
-    return float(timeout)
+    try:
+        seconds = float(timeout)
+    except OverflowError:  # an integer that no float can hold
+        return None
+    return None if seconds == inf else seconds
 
 
 def checked_selectors(selectors: object, option: str = "skip") -> tuple[str, ...]:

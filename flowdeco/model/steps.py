@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple, cast, get_args, get_origin
 from flowdeco.errors import MissingInputError, ReturnValueError
 from flowdeco.model.annotations import EMPTY, annotated_parameters, is_context, meaning, return_annotation
 from flowdeco.model.definitions import Action, Stage, action_options, bound_of, memo_of
-from flowdeco.model.functions import underlying
+from flowdeco.model.functions import by_position, underlying
 from flowdeco.model.options import UNSET
 from flowdeco.model.store import MISSING, AnyKey, Key, Local, Name, Store, key_name
 
@@ -231,14 +231,16 @@ def localized(step: Step, names: frozenset[str]) -> Step:
 
 def _inputs(function: Any, name: str) -> tuple[Input, ...]:
     target = underlying(function)
-    if type(target) is types.FunctionType and not hasattr(target, "__wrapped__"):
+    if type(target) is types.FunctionType and not target.__dict__:  # nor does it pretend to have another signature
         code = target.__code__
         if not (code.co_argcount or code.co_kwonlyargcount):
             return ()
-    return tuple(_input(parameter, annotation) for parameter, annotation in annotated_parameters(function, name))
+    found = list(annotated_parameters(function, name))
+    positional = by_position(function, [parameter for parameter, _ in found])
+    return tuple(_input(*each, by_keyword=place >= positional) for place, each in enumerate(found))
 
 
-def _input(parameter: inspect.Parameter, annotation: Any) -> Input:
+def _input(parameter: inspect.Parameter, annotation: Any, by_keyword: bool) -> Input:
     typed: Key[Any] | None = None
     key = parameter.name
     if get_origin(annotation) is Annotated:
@@ -253,5 +255,4 @@ def _input(parameter: inspect.Parameter, annotation: Any) -> Input:
                 break
         annotation = declared
     context = is_context(annotation) or (annotation is EMPTY and parameter.name == "ctx")
-    by_keyword = parameter.kind is parameter.KEYWORD_ONLY
     return Input(parameter.name, key, typed, parameter.default, context, by_keyword, annotation)

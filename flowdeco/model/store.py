@@ -26,7 +26,7 @@ from typing import (
     overload,
 )
 
-from flowdeco.errors import StoreKeyError, StoreTypeError, shortened, suggestion
+from flowdeco.errors import ContextEndedError, StoreKeyError, StoreTypeError, shortened, suggestion
 
 if TYPE_CHECKING:
     from typing_extensions import TypeForm
@@ -552,9 +552,10 @@ class View(Store):
     the same however many there are.
     """
 
-    __slots__ = ("_added", "on_read")
+    __slots__ = ("_added", "ended", "on_read")
 
     def __init__(self, base: Store) -> None:
+        self.ended: str | None = None  # the name of its action, once that has ended: it takes no more writes
         # Called with the key of a value that is read, before it can be changed in place.
         self.on_read: Callable[[str], object] | None = None
         self._data, self._dropped = _Layer(base._data), base._dropped
@@ -562,7 +563,12 @@ class View(Store):
         self._marks = [Mark()]
         self._added: dict[str, list[Any]] = {}
 
+    def _check_open(self) -> None:
+        if self.ended is not None:
+            raise ContextEndedError.of(self.ended, "a write to ctx.store")
+
     def _extend(self, name: str, items: Iterable[Any]) -> None:
+        self._check_open()
         if name in self._added:
             self._added[name].extend(items)
         elif name in self._marks[0] or not isinstance(self._data.get(name, []), list):
@@ -598,10 +604,12 @@ class View(Store):
         return super().__len__()
 
     def __setitem__(self, key: AnyKey, value: Any) -> None:
+        self._check_open()
         self._settle((key_name(key),))
         super().__setitem__(key, value)
 
     def __delitem__(self, key: AnyKey) -> None:
+        self._check_open()
         self._settle((key_name(key),))
         super().__delitem__(key)
 
