@@ -25,7 +25,6 @@ from flowdeco.engine.context import Context, Effects
 from flowdeco.engine.requests import Raised
 from flowdeco.engine.results import exhaust, is_awaited, is_generator
 from flowdeco.errors import (
-    ActionTimeout,
     Bail,
     ExecutorError,
     RunError,
@@ -112,6 +111,7 @@ def perform_shipped(payload: bytes, nonce: bytes) -> bytes:
     context = _context_among(args, kwargs)
     value: Any = None
     raised: BaseException | _Thrown | None = None
+    late = False
     try:
         with ExitStack() as around:
             for companion, argument in companions:
@@ -119,13 +119,13 @@ def perform_shipped(payload: bytes, nonce: bytes) -> bytes:
             if timeout is None:
                 value = _awaited_here(function, args, kwargs)
             else:
+                late = True
                 value = call_with_timeout(name, timeout, _awaited_here, (function, args, kwargs))
+                late = False
                 if type(value) is Raised:
                     raise value.error
-    except (Bail, Suspend, ActionTimeout) as signal:
-        raised = signal
     except BaseException as error:
-        raised = _thrown(error, dumps)
+        value, raised = None, error if late or isinstance(error, (Bail, Suspend)) else _thrown(error, dumps)
     effects: Effects | None = None
     if context is not None:
         context.store.ended = name

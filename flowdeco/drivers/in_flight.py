@@ -123,7 +123,8 @@ class InFlight:
         step, args, kwargs = request
         report, waiting = self._worker.report, self._waiting
         # The generator of an action is run to its end there; that of a stream is left as it is.
-        function, given = (perform, (step.function, args, kwargs)) if type(step) is Step else (step.function, args)
+        function: Callable[..., Any] = perform if type(step) is Step else step.function
+        given = (step.function, args, kwargs) if type(step) is Step else args
 
         def call() -> None:
             if waiting.pop(ticket, None) is None:
