@@ -64,14 +64,14 @@ def test_a_name_of_the_closure_that_is_not_assigned_yet_is_unknown(run):
     assert run(look, {"the.a": 1})["look"] == 1
 
 
-def test_an_unknown_name_cannot_be_called():
-    """It stands for a type only."""
+def test_a_type_that_cannot_be_evaluated_does_no_harm():
+    """The key next to it counts."""
 
     @action
     def look(a: "Annotated[OnlyForTheTypeChecker(3), 'the.a']"):  # noqa: F821
         pass
 
-    assert [i.key for i in step_of(look).inputs] == ["a"]
+    assert [i.key for i in step_of(look).inputs] == ["the.a"]
 
 
 def test_string_return_annotations_are_understood():

@@ -254,14 +254,14 @@ def _exhausted(branch: Branch, step: Step, generator: Any) -> Generator[Request,
 
 
 def complete(branch: Branch, step: Step, by: str | None, number: int, started: float, value: Any) -> bool:
-    """Apply a plain value: None, a stage, or data under one key; return False if it takes more than that."""
+    """Apply a plain value: nothing, a stage, or data under one key; return False if it takes more than that."""
     terms, scope, kind = branch.terms, branch.scope, cast("type[object]", type(value))
     inserted: tuple[Stage, ...] = ()
     if kind is Stage:
         inserted = (value,)
         if terms.recorder is not None or unmet(inserted, branch.store, terms.skip):
             return False
-    elif value is not None and (kind not in DATA or step.writes is None):
+    elif value is not step.nothing and (kind not in DATA or step.writes is None):
         return False
     elapsed = terms.clock() - started
     did = ActionRecord(step.name, step.action, COMPLETED, started + terms.epoch, elapsed, by, number, inserted)
@@ -272,8 +272,9 @@ def complete(branch: Branch, step: Step, by: str | None, number: int, started: f
         if row is None:
             return False
         branch.rows.append(row)
-    if value is not None and not inserted:
-        branch.result = value
+    if value is not step.nothing and not inserted:
+        if value is not None:
+            branch.result = value
         branch.store.put(step.writes, value)
     if terms.notify is not None:
         for event in did.events(terms.run_id, scope.unit.name):
@@ -331,7 +332,7 @@ def _let_write(branch: Branch, act: Execution, inserted: tuple[Unit | Stream, ..
         check_insertion(branch, inserted, is_action=True)
         if recorder is not None:
             recorder.check_repeatable(inserted, f"action {act.step.name!r}")
-    act.inserted, act.result = inserted, data
+    act.inserted, act.result = inserted, UNSET if data is None else data
 
 
 def _writes(branch: Branch, mark: Mark, seen: Mapping[Name, Look] | None) -> Delta | None:

@@ -95,7 +95,7 @@ class Recorder:
             return None
         try:
             key = step.writes
-            if value is None:
+            if value is step.nothing:
                 payload = self._nothing
             elif type(key) is Local:
                 payload = self._encode({"local": {key.name: value}, "result": ("local", key.name)}, key.name)
@@ -128,7 +128,7 @@ class Recorder:
             parts["end"] = outcome.end
         if not outcome.entered:
             parts["entered"] = False
-        if outcome.result is not UNSET and outcome.result is not None:
+        if outcome.result is not UNSET:
             parts["result"] = _where(outcome.result, outcome.writes)
         return parts
 
@@ -317,10 +317,9 @@ def _result(where: Any, writes: Delta) -> Any:
     if where is None:
         return UNSET
     how, key = where
-    if how == "put":
-        return writes.puts.get(key, UNSET)
-    if how == "local":
-        return writes.puts.get(Local(key), UNSET)
+    if how in ("put", "local"):
+        value = writes.puts.get(key if how == "put" else Local(key), UNSET)
+        return UNSET if value is None else value  # stored, and not a result
     if how == "appended":
         items = writes.appends.get(key) or [UNSET]
         return items[-1]

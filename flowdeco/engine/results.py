@@ -1,6 +1,6 @@
 """The meaning of a returned value: units to insert, or data to store.
 
-None                                 nothing
+None                                 data, if the annotation is `T | None` and T not a unit; else nothing
 a unit or a stream                   inserted
 a list or tuple starting with one    each of its elements is inserted, in order; all must be units
 an empty list                        nothing, where the annotation names units or the action is a generator; else data
@@ -24,8 +24,8 @@ from flowdeco.model.wiring import Step
 
 __all__ = ["DATA", "SETTLED", "Yielded", "exhaust", "is_awaited", "is_generator", "sort_out"]
 
-DATA: Final = frozenset({str, int, float, bool, bytes, dict, set, frozenset, complex})
-SETTLED: Final = DATA | {types.NoneType, list, tuple, Action, Stage, Pipeline, Parallel, Stream, Raised}
+DATA: Final = frozenset({str, int, float, bool, bytes, dict, set, frozenset, complex, types.NoneType})
+SETTLED: Final = DATA | {list, tuple, Action, Stage, Pipeline, Parallel, Stream, Raised}
 _INSERTED: Final = (Unit, Stream, Template)
 
 Inserted = tuple["Unit | Stream", ...]
@@ -70,7 +70,7 @@ def exhaust(generator: Generator[Any, Any, Any]) -> Yielded:
 def sort_out(step: Step, value: Any) -> tuple[Inserted, Any]:
     """Return the units to insert, and the data (`UNSET` for none); raises `ReturnValueError`."""
     kind = cast("type[object]", type(value))
-    if value is None or value is UNSET:  # unset, if its layers supplied nothing
+    if value is UNSET or value is step.nothing:  # unset, if its layers supplied nothing
         return (), UNSET
     if kind is Stage:
         return (value,), UNSET
@@ -103,7 +103,7 @@ def _sequence(step: Step, value: Any, *, drop_empty: bool) -> tuple[Inserted, An
 
 def _generated(step: Step, found: Yielded) -> tuple[Inserted, Any]:
     units, data = _sequence(step, list(found), drop_empty=True)
-    if found.value is None:
+    if found.value is None and (step.nothing is None or data is not UNSET or not step.generates):
         return units, data
     if data is not UNSET:
         raise ReturnValueError(

@@ -1,78 +1,334 @@
-"""The meaning of annotations: where a parameter is looked up, and whether a result may be data or units.
+"""The meaning of annotations: where a parameter is looked up, and what a result may be.
 
-Annotations that are strings are evaluated with the names visible to their function. A name that exists only for the type
-checker stands for itself: it is compared by its name.
+A key is found in `Annotated`, in every member of a union, and in the value of an alias; not in the elements of a list,
+which have no place in the store. Annotations that are strings mean the same as others: they are evaluated with the names
+visible where the function was defined. A name that exists only for the type checker stands for the object that it was
+imported as, if that has been loaded, and otherwise for a class of its own. A key must be known: one that cannot be
+evaluated is an error.
 """
 
 from __future__ import annotations
 
+import ast
 import builtins
 import functools
 import inspect
+import linecache
 import sys
 import types
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Final, Union, cast, get_args, get_origin
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, Final, ForwardRef, Literal, NamedTuple, NewType, TypeAlias, Union, cast, get_args, get_origin
 
+import typing_extensions
+
+from flowdeco.errors import DefinitionError
 from flowdeco.model.functions import signature_of, underlying
+from flowdeco.model.store import AnyKey, Key, alias_value, is_alias
 from flowdeco.model.streams import Stream
 from flowdeco.model.units import Unit
 
-__all__ = ["EMPTY", "annotated_parameters", "is_context", "meaning", "return_annotation"]
+__all__ = ["EMPTY", "NO_LOCALS", "Annotations", "Declared", "Meaning", "local_variables"]
 
 EMPTY: Final = inspect.Parameter.empty
+NO_LOCALS: Final[Mapping[str, Any]] = types.MappingProxyType({})
 
 
-def annotated_parameters(function: Any, name: str) -> Iterator[tuple[inspect.Parameter, Any]]:
-    """Yield the parameters that can be supplied, each with its evaluated annotation; `name` is the name of the action."""
-    home = _home(function)
-    annotations = _annotations(home)
-    for parameter in signature_of(function, name).parameters.values():
-        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            yield parameter, _evaluated(annotations.get(parameter.name, parameter.annotation), home)
+class Declared(NamedTuple):
+    """The annotation of a parameter without its metadata, the key in it, and whether it asks for the context."""
+
+    annotation: Any
+    key: AnyKey | None
+    context: bool
 
 
-def return_annotation(function: Any) -> Any:
-    """Return the evaluated annotation of the result; `EMPTY` for none."""
-    home = _home(function)
-    return _evaluated(_annotations(home).get("return", EMPTY), home)
+class Meaning(NamedTuple):
+    """What a result with some annotation may be; `none`: a None is among the values, as in `T | None`."""
+
+    data: bool
+    units: bool
+    none: bool = False
 
 
-def is_context(annotation: Any) -> bool:
-    """Whether a parameter with this annotation receives the context."""
+# What an annotation says.
+
+
+_QUALIFIERS: Final = frozenset(
+    getattr(module, name)
+    for module in (typing, typing_extensions)
+    for name in ("Final", "ClassVar", "Required", "NotRequired", "ReadOnly")
+    if hasattr(module, name)
+)
+_LITERALS: Final = (Literal, typing_extensions.Literal)
+_UNIT_NAMES: Final = frozenset({"Action", "Stage", "Pipeline", "Parallel", "Stream", "Unit"})
+_DEEPEST: Final = 5  # of nested aliases, unions and lists; recursive aliases have no end
+
+
+_ANYTHING: Final = Meaning(True, True)
+_DATA: Final = Meaning(True, False)
+
+
+class _KeyError(Exception):
+    """A key that cannot be evaluated, or two that exclude each other."""
+
+
+class _Unknown:
+    """A class whose name is known to the type checker only; a dotted name says where it is from."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def __call__(self, *args: Any) -> Any:  # typing accepts a callable as a type
+        raise TypeError(f"{self.name} is not known at run time")
+
+    def is_ours(self, names: Iterable[str]) -> bool:
+        """Whether it is one of these classes of flowdeco; of a name that is imported nowhere, nothing else is known."""
+        path, _, name = self.name.rpartition(".")
+        return name in names and (not path or path.partition(".")[0] == "flowdeco")
+
+
+class _Unresolved(NamedTuple):
+    """Stands for metadata that cannot be evaluated."""
+
+    text: str
+    error: str
+
+
+class _Either(NamedTuple):
+    """A union that `typing` does not make: of metadata that has no hash."""
+
+    members: tuple[Any, ...]
+
+
+def _members(annotation: Any) -> tuple[Any, ...] | None:
+    """Return the members of a union, None for anything else."""
+    if isinstance(annotation, _Either):
+        return annotation.members
+    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else None
+
+
+def _is_class(annotation: Any) -> bool:
+    return isinstance(annotation, type) and type(annotation) is not types.GenericAlias
+
+
+def _is_context(annotation: Any) -> bool:
     # Recognised by name, so that neither this layer nor users at run time have to import the context.
     if isinstance(annotation, _Unknown):
-        return annotation.name.rpartition(".")[2] == "Context"
+        return annotation.is_ours(("Context",))
     return isinstance(annotation, type) and (annotation.__module__, annotation.__name__) == (
         "flowdeco.engine.context",
         "Context",
     )
 
 
-_UNIT_NAMES: Final = frozenset({"Action", "Stage", "Pipeline", "Parallel", "Stream", "Unit"})
+def _key_among(metadata: Iterable[Any]) -> Any:
+    """Return the key: the first `Key`, else the first string or what cannot be evaluated; None for none."""
+    found = [item for item in metadata if isinstance(item, (str, Key, _Unresolved))]
+    return next((item for item in found if isinstance(item, Key)), found[0] if found else None)
 
 
-def meaning(annotation: Any) -> tuple[bool, bool]:
-    """Return whether a result with this annotation may be data, and whether it may be units."""
-    if annotation in (EMPTY, Any, object):
-        return True, True
-    if annotation in (None, types.NoneType):
-        return False, False
-    if isinstance(annotation, _Unknown):
-        return annotation.name.rpartition(".")[2] not in _UNIT_NAMES, True
-    origin = get_origin(annotation)
-    arguments = get_args(annotation)
-    if origin is Annotated:
-        return meaning(arguments[0])
-    if origin is Union or origin is types.UnionType:
-        data, units = zip(*map(meaning, arguments), strict=True)
-        return any(data), any(units)
-    cls = cast("type[Any]", origin or annotation)
-    if not isinstance(cls, type):
-        return True, True  # a type variable, a new type: anything
-    if issubclass(cls, (Unit, Stream)):
-        return False, True
-    return _meaning_of_elements(cls, arguments) if _iterates(cls) else (True, False)
+class Annotations:
+    """The annotations of a function, as they are to be read; `local` are the `local_variables` around it."""
+
+    def __init__(self, function: Any, local: Mapping[str, Any] = NO_LOCALS) -> None:
+        self._function = function
+        self._home = _home(function)
+        self._annotations = _annotations(self._home)
+        self._local = local
+        self._visible: _Names | None = None
+
+    def parameters(self, name: str) -> Iterator[tuple[inspect.Parameter, Declared]]:
+        """Yield the parameters that can be supplied, each with its declaration; `name` is the name of the action.
+
+        Raises `DefinitionError` for a key that cannot be evaluated.
+        """
+        for parameter in signature_of(self._function, name).parameters.values():
+            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                try:
+                    yield parameter, self._declared(self._annotations.get(parameter.name, parameter.annotation))
+                except _KeyError as error:
+                    raise DefinitionError(f"parameter {parameter.name!r} of action {name!r}: {error}") from None
+
+    def returned(self) -> tuple[Any, Meaning]:
+        """Return the evaluated annotation of the result (`EMPTY` for none), and its meaning."""
+        annotation = self._plain(self._annotations.get("return", EMPTY))
+        return annotation, self._meaning(annotation)
+
+    def _declared(self, annotation: Any) -> Declared:
+        annotation = self._plain(annotation)
+        if _is_class(annotation):
+            return Declared(annotation, None, _is_context(annotation))
+        key = self._key(annotation)
+        if key == "":
+            raise _KeyError("a key is a non-empty string, not ''")
+        if isinstance(key, _Unresolved):
+            raise _KeyError(
+                f"its key {key.text} cannot be evaluated ({key.error}). An annotation that is a string sees the module "
+                f"and the functions around it, but no import for the type checker only: import the name at run time, "
+                f"or write the key as a string"
+            )
+        while get_origin(annotation) is Annotated:
+            annotation = self._plain(get_args(annotation)[0])
+        members = _members(annotation) or (annotation,)
+        return Declared(annotation, key, any(map(_is_context, map(self._bare, members))))
+
+    def _bare(self, annotation: Any) -> Any:
+        annotation = self._plain(annotation)
+        return self._bare(get_args(annotation)[0]) if get_origin(annotation) is Annotated else annotation
+
+    def _key(self, annotation: Any, depth: int = 0) -> Any:
+        annotation = self._plain(annotation)
+        if depth > _DEEPEST:
+            return None
+        if get_origin(annotation) is Annotated:
+            declared, *metadata = get_args(annotation)
+            key = _key_among(metadata)
+            return key if key is not None else self._key(declared, depth + 1)
+        keys = [self._key(member, depth + 1) for member in _members(annotation) or ()]
+        found = list(dict.fromkeys(key for key in keys if key is not None))
+        if len(found) > 1:
+            raise _KeyError(f"it has the keys {' and '.join(map(repr, found))}, and is looked up under one: leave one")
+        return found[0] if found else None
+
+    def _meaning(self, annotation: Any, depth: int = 0) -> Meaning:
+        annotation = self._plain(annotation)
+        if annotation is EMPTY or annotation is Any or annotation is object or depth > _DEEPEST:
+            return _ANYTHING
+        if annotation is None or annotation is types.NoneType:
+            return Meaning(False, False, True)
+        if _is_class(annotation):
+            return self._of_class(annotation, (), depth)
+        if isinstance(annotation, _Unknown):
+            return Meaning(not annotation.is_ours(_UNIT_NAMES), True)
+        members, origin, arguments = _members(annotation), get_origin(annotation), get_args(annotation)
+        if members is not None:
+            return _either([self._meaning(member, depth + 1) for member in members])
+        if origin is Annotated:
+            return self._meaning(arguments[0], depth + 1)
+        if origin in _LITERALS:
+            return Meaning(any(value is not None for value in arguments), False, None in arguments)
+        if isinstance(annotation, NewType):
+            return self._meaning(annotation.__supertype__, depth + 1)
+        # A type variable may be anything.
+        return self._of_class(origin, arguments, depth) if isinstance(origin, type) else _ANYTHING
+
+    def _of_class(self, cls: type[Any], arguments: tuple[Any, ...], depth: int) -> Meaning:
+        if issubclass(cls, (Unit, Stream)):
+            return Meaning(False, True)
+        if cls.__name__ in _AWAITABLES and arguments:
+            return self._meaning(arguments[-1], depth + 1)
+        if not _iterates(cls):
+            return _DATA
+        if not arguments:
+            return _ANYTHING
+        data, units, _ = self._meaning(arguments[0], depth + 1)
+        if cls.__name__ == "Generator" and len(arguments) == 3:
+            end = self._meaning(arguments[2], depth + 1)
+            return Meaning(data or end.data, units or end.units, end.none and end.data)
+        return Meaning(data, units)
+
+    # Its value.
+
+    def _plain(self, annotation: Any) -> Any:
+        """Return an annotation as an object: not a string, an alias or a qualified one."""
+        if isinstance(annotation, str):
+            annotation = self._of_text(annotation)
+        for _ in range(_DEEPEST):
+            if _is_class(annotation):
+                break
+            origin = get_origin(annotation)
+            if isinstance(annotation, ForwardRef):
+                annotation = self._of_text(annotation.__forward_arg__)
+            elif is_alias(annotation) or is_alias(origin):
+                annotation = _aliased(annotation)
+            elif origin in _QUALIFIERS:
+                annotation = get_args(annotation)[0]
+            else:
+                break
+            if isinstance(annotation, str):
+                annotation = self._of_text(annotation)
+        return annotation
+
+    @property
+    def _names(self) -> _Names:
+        if self._visible is None:
+            self._visible = _Names(self._home, self._local)
+        return self._visible
+
+    def _of_text(self, text: str) -> Any:
+        node = _parsed(text)
+        if node is not None:
+            return self._value(node)
+        if "Annotated" in text:
+            return Annotated[Any, _Unresolved(repr(text), "it is not valid Python")]
+        return _Unknown(text)
+
+    def _value(self, node: ast.expr) -> Any:
+        """Return the value of an expression for a type; what cannot be evaluated in it is unknown."""
+        match node:
+            case ast.Constant(str(text)):
+                return self._plain(text)
+            case ast.BinOp(left, ast.BitOr(), right):
+                return _union(self._value(left), self._value(right))
+            case ast.Subscript(value, content):
+                return self._subscripted(self._value(value), node, content)
+            case ast.Attribute(value, name):
+                owner = self._value(value)
+                if isinstance(owner, _Unknown):
+                    return _Unknown(f"{owner.name}.{name}")
+                return getattr(owner, name, _Unknown(ast.unparse(node)))
+            case ast.Name(name):
+                return self._names[name]
+            case _:
+                try:
+                    return self._names.evaluated(node)
+                except Exception:
+                    return _Unknown(ast.unparse(node))
+
+    def _subscripted(self, generic: Any, node: ast.expr, content: ast.expr) -> Any:
+        if isinstance(generic, _Unknown):
+            return generic
+        try:
+            if generic in _LITERALS:
+                return self._names.evaluated(node)
+            parts = content.elts if isinstance(content, ast.Tuple) else [content]
+            if generic is Annotated:
+                return Annotated[(self._value(parts[0]), *map(self._metadata, parts[1:]))]
+            # A string may be an argument that is not a type, as in `Float[Array, "rows columns"]`.
+            values = [part.value if isinstance(part, ast.Constant) else self._value(part) for part in parts]
+            return generic[tuple(values) if isinstance(content, ast.Tuple) else values[0]]
+        except Exception:
+            return _Unknown(ast.unparse(node))
+
+    def _metadata(self, node: ast.expr) -> Any:
+        names = self._names.strict()
+        try:
+            return names.evaluated(node)
+        except Exception as error:
+            match node:  # the type of a key may be known to the type checker only
+                case ast.Call(function, [name, _]) if self._value(function) is Key and not _fails(names, name):
+                    return self._names.evaluated(node)
+                case _:
+                    return _Unresolved(ast.unparse(node), str(error) or type(error).__name__)
+
+
+def _fails(names: _Names, node: ast.expr) -> bool:
+    try:
+        names.evaluated(node)
+    except Exception:
+        return True
+    return False
+
+
+def _either(members: list[Meaning]) -> Meaning:
+    data, units, none = (any(found) for found in zip(*members, strict=True))
+    return Meaning(data, units, none and all(member.data or not member.units for member in members))
+
+
+_AWAITABLES: Final = frozenset({"Awaitable", "Coroutine", "Future", "Task"})
 
 
 def _iterates(cls: type[Any]) -> bool:
@@ -82,58 +338,263 @@ def _iterates(cls: type[Any]) -> bool:
     )  # fmt: skip
 
 
-def _meaning_of_elements(cls: type, arguments: tuple[Any, ...]) -> tuple[bool, bool]:
-    if not arguments:
-        return True, True
-    data, units = meaning(arguments[0])
-    if cls.__name__ == "Generator" and len(arguments) == 3 and arguments[2] not in (None, types.NoneType):
-        data = True
-    return data, units
+def _aliased(annotation: Any) -> Any:
+    try:
+        return alias_value(annotation)
+    except Exception:  # a name for the type checker
+        alias = annotation if is_alias(annotation) else get_origin(annotation)
+        return _Unknown(f"{alias.__module__}.{alias.__name__}")
 
 
-# Evaluation of annotations.
+def _union(one: Any, other: Any) -> Any:
+    try:
+        return Union[one, other]
+    except TypeError:
+        return _Either((one, other))
 
 
-class _Unknown:
-    """A name in a string annotation that exists only for the type checker."""
+# Names in annotations that are strings.
 
-    def __init__(self, name: str) -> None:
-        self.name = name
 
-    def __getattr__(self, name: str) -> _Unknown:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _Unknown(f"{self.name}.{name}")
+@functools.lru_cache(maxsize=1024)
+def _parsed(text: str) -> ast.expr | None:
+    try:
+        return ast.parse(f"({text.strip()}\n)", mode="eval").body
+    except (SyntaxError, ValueError):
+        return None
 
-    def __getitem__(self, item: Any) -> _Unknown:
-        return self
 
-    def __or__(self, other: Any) -> _Unknown:
-        return self
-
-    __ror__ = __or__
-
-    def __call__(self, *args: Any) -> Any:  # typing accepts a callable as a type
-        raise TypeError(f"{self.name} is not known at run time")
+@functools.lru_cache(maxsize=1024)
+def _compiled(node: ast.expr) -> types.CodeType:
+    return compile(ast.Expression(node), "<annotation>", "eval")
 
 
 class _Names(dict[str, Any]):
-    """The names visible to a function's annotations: its closure, its module, the builtins."""
+    """The names visible to a function's annotations; a missing one is unknown, or an error if it is `strict`."""
 
-    def __init__(self, function: Any) -> None:
-        super().__init__()
-        self._globals = getattr(function, "__globals__", {})
-        closure = getattr(function, "__closure__", None) or ()
-        for name, cell in zip(function.__code__.co_freevars if closure else (), closure, strict=True):
-            try:
-                self[name] = cell.cell_contents
-            except ValueError:  # not assigned yet
-                continue
+    def __init__(self, function: Any, local: Mapping[str, Any]) -> None:
+        super().__init__((parameter.__name__, parameter) for parameter in getattr(function, "__type_params__", ()))
+        self._function = function
+        self._globals: dict[str, Any] = getattr(function, "__globals__", {})
+        self._is_strict = False
+        for owner in (getattr(function, "__annotate__", None), function):  # the first is new in 3.14
+            self.update(_closure(owner))
+        self.update(local)
+
+    def strict(self) -> _Names:
+        """Return the same names, of which a missing one is an error."""
+        made = _Names(self._function, {})
+        made.update(self)
+        made._is_strict = True
+        return made
+
+    def evaluated(self, node: ast.expr) -> Any:
+        """Return the value of an expression."""
+        return eval(_compiled(node), self, self)
 
     def __missing__(self, name: str) -> Any:
         if name in self._globals:
             return self._globals[name]
-        return getattr(builtins, name, None) or _Unknown(name)
+        if hasattr(builtins, name):
+            return getattr(builtins, name)
+        found = self._for_checkers(name)
+        if isinstance(found, _Unknown) and self._is_strict:
+            raise NameError(f"name {name!r} is not defined")
+        return found
+
+    def _for_checkers(self, name: str) -> Any:
+        """Return the object of a name that only the type checker knows, if its module has been imported otherwise."""
+        bound = _bound_for_checkers(self._function).get(name)
+        if bound is None:
+            return _Unknown(name)
+        if isinstance(bound, ast.expr):
+            try:
+                return self.evaluated(bound)
+            except Exception:
+                return _Unknown(f"{self._globals.get('__name__')}.{name}")
+        found = sys.modules.get(bound.module)
+        if found is not None and bound.name:
+            # Another library may have a `__getattr__` that imports more, or warns.
+            is_ours = bound.module.partition(".")[0] == "flowdeco"
+            found = getattr(found, bound.name, None) if is_ours else vars(found).get(bound.name)
+        return _Unknown(".".join(filter(None, bound))) if found is None else found
+
+
+def _closure(function: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    cells = getattr(function, "__closure__", None) or ()
+    for name, cell in zip(function.__code__.co_freevars if cells else (), cells, strict=True):
+        try:
+            found[name] = cell.cell_contents
+        except ValueError:  # not assigned yet
+            continue
+    return found
+
+
+# Names for the type checker.
+
+
+class _Import(NamedTuple):
+    """The module that a name is imported from, and its name there; none for the module itself."""
+
+    module: str
+    name: str = ""
+
+
+_Bindings: TypeAlias = "dict[str, _Import | ast.expr]"
+_read: Final[dict[str, tuple[list[str], _Bindings]]] = {}  # by file: the lines, and the names found in them
+
+
+def _bound_for_checkers(function: Any) -> _Bindings:
+    """Return the names that the function's file binds under `if TYPE_CHECKING`, or tries to import."""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return {}
+    names: dict[str, Any] = function.__globals__
+    linecache.checkcache(code.co_filename)  # it may have been edited, and loaded again
+    lines = linecache.getlines(code.co_filename, names)
+    known = _read.get(code.co_filename)
+    if known is None or known[0] is not lines:
+        known = _read[code.co_filename] = lines, _bound_in("".join(lines), names.get("__package__") or "")
+    return known[1]
+
+
+def _bound_in(source: str, package: str) -> _Bindings:
+    found: _Bindings = {}
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):  # a cell of a notebook
+        return found
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Try) or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)):
+            for statement in _statements(node):
+                for name, bound in _bindings(statement, package):
+                    found.setdefault(name, bound)
+    return found
+
+
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield the statements in a compound one, those of functions and classes not included."""
+    for child in ast.iter_child_nodes(node):
+        yield child
+        if not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.expr)):
+            yield from _statements(child)
+
+
+def _bindings(statement: ast.AST, package: str) -> Iterator[tuple[str, _Import | ast.expr]]:
+    match statement:
+        case ast.Import(names):
+            for each in names:
+                yield each.asname or each.name.partition(".")[0], _Import(
+                    each.name if each.asname else each.name.partition(".")[0]
+                )
+        case ast.ImportFrom(module, names, level):
+            parents = package.split(".")[: -level + 1 or None] if level else []
+            path = ".".join([*parents, *([module] if module else [])])
+            for each in names:
+                yield each.asname or each.name, _Import(path, each.name)
+        case ast.ClassDef(name):
+            yield name, _Import(package or "__main__", name)
+        case ast.Assign([ast.Name(name)], value) | ast.AnnAssign(ast.Name(name), _, ast.expr() as value):
+            yield name, value
+        case _:
+            pass
+
+
+# Local variables of the enclosing functions.
+
+_MOST: Final = 1024
+_locals: Final[dict[int, tuple[types.CodeType, frozenset[str]]]] = {}  # by identity: the local names that it needs
+
+
+def local_variables(function: Any) -> Mapping[str, Any]:
+    """Return the variables of the functions (and classes) being executed around it that its string annotations name.
+
+    Otherwise they are lost: only names in its body are in its closure. Called where an action is made, so that an
+    annotation that is a string means what it would mean otherwise.
+    """
+    if type(function) is not types.FunctionType or hasattr(function, "__wrapped__"):
+        function = _home(function)
+        if type(function) is not types.FunctionType:
+            return NO_LOCALS
+    code = function.__code__
+    known = _locals.get(id(code))  # a template makes functions of the same code in each call
+    if known is not None and known[0] is code:
+        return _values(code, known[1], sys._getframe(1))[0] if known[1] else NO_LOCALS
+    if "." not in function.__qualname__:
+        return NO_LOCALS
+    wanted = frozenset().union(*map(_names_in, _texts(_annotations(function).values())))
+    values, names, is_whole = _values(code, wanted, sys._getframe(1))
+    if is_whole or wanted - names <= {*_closure(function), *function.__globals__, *vars(builtins)}:
+        if len(_locals) >= _MOST:
+            _locals.clear()
+        _locals[id(code)] = code, names
+    return values
+
+
+def _values(
+    code: types.CodeType, wanted: frozenset[str], frame: types.FrameType | None
+) -> tuple[Mapping[str, Any], frozenset[str], bool]:
+    """Return the present values of local names, those of the wanted names that are local, and whether all can be seen."""
+    values: dict[str, Any] = {}
+    local: frozenset[str] = frozenset()
+    is_whole = not wanted
+    for around in _enclosing(code, frame) if wanted else ():
+        inside = around.f_code
+        if inside.co_flags & inspect.CO_OPTIMIZED:
+            here = (wanted - local).intersection(inside.co_varnames + inside.co_cellvars + inside.co_freevars)
+        elif around.f_locals is around.f_globals:
+            break
+        else:  # the body of a class
+            here = (wanted - local).intersection(around.f_locals)
+        if here:
+            local |= here
+            now = around.f_locals
+            values.update((name, now[name]) for name in here if name in now)
+        is_whole = "<locals>" not in inside.co_qualname
+    return values, local, is_whole
+
+
+def _enclosing(code: types.CodeType, frame: types.FrameType | None) -> Iterator[types.FrameType]:
+    """Yield the frames of the functions in which a function was defined, the innermost first."""
+    while frame is not None:
+        if _defines(frame.f_code, code):
+            yield frame
+            code = frame.f_code
+        frame = frame.f_back
+
+
+def _defines(outer: types.CodeType, code: types.CodeType) -> bool:
+    for each in outer.co_consts:
+        if each is code:
+            return True
+        # From 3.12 on, one with type parameters is defined in a function of its own.
+        if isinstance(each, types.CodeType) and each.co_name.startswith("<generic parameters"):
+            if any(inner is code for inner in each.co_consts):
+                return True
+    return False
+
+
+def _texts(annotations: Iterable[Any]) -> Iterator[str]:
+    for annotation in annotations:
+        if isinstance(annotation, str):
+            yield annotation
+        elif isinstance(annotation, ForwardRef):
+            yield annotation.__forward_arg__
+        else:
+            yield from _texts(get_args(annotation))
+
+
+@functools.lru_cache(maxsize=1024)
+def _names_in(text: str) -> frozenset[str]:
+    node = _parsed(text)
+    names: set[str] = set()
+    for each in () if node is None else ast.walk(node):
+        if isinstance(each, ast.Name):
+            names.add(each.id)
+        elif isinstance(each, ast.Constant) and isinstance(each.value, str) and each.value != text:
+            names |= _names_in(each.value)
+    return frozenset(names)
 
 
 def _home(function: Any) -> Any:
@@ -164,12 +625,3 @@ def _annotations(function: Any) -> Mapping[str, Any]:
         except TypeError:
             return {}
     return cast("Mapping[str, Any]", getattr(function, "__annotations__", None) or {})
-
-
-def _evaluated(annotation: Any, function: Any) -> Any:
-    if not isinstance(annotation, str):
-        return annotation
-    try:
-        return eval(annotation, {}, _Names(function))
-    except Exception:
-        return _Unknown(annotation)

@@ -29,6 +29,7 @@ import wrapt
 from typing_extensions import ParamSpec, TypeVar
 
 from flowdeco.errors import DefinitionError, ReturnValueError, shortened, suggestion
+from flowdeco.model.annotations import NO_LOCALS, local_variables
 from flowdeco.model.functions import bindable, call_bound, function_name, signature_of
 from flowdeco.model.options import (
     UNSET,
@@ -146,6 +147,9 @@ class Action(Unit, _Proxy, Generic[P, R]):
         _self_bound: Mapping[str, Any]
         _self_origin: Origin | None
         _self_memo: Memo
+        _self_local: Mapping[str, Any]
+    else:
+        _self_local = NO_LOCALS
 
     def __init__(
         self,
@@ -153,12 +157,15 @@ class Action(Unit, _Proxy, Generic[P, R]):
         options: ActionOptions | None = None,
         bound: Mapping[str, Any] = types.MappingProxyType({}),
         origin: Origin | None = None,
+        local: Mapping[str, Any] = NO_LOCALS,
     ) -> None:
         _Proxy.__init__(self, function)
         self._self_remember("options", options or ActionOptions(function_name(function)))
         self._self_remember("bound", bound)
         self._self_remember("origin", origin)
         self._self_remember("memo", Memo())
+        if local:
+            self._self_remember("local", local)
 
     def _self_remember(self, name: str, value: Any) -> None:
         _Proxy.__setattr__(self, f"_self_{name}", value)
@@ -191,7 +198,7 @@ class Action(Unit, _Proxy, Generic[P, R]):
                 raise DefinitionError(f"action {self.name!r} has no parameter {name!r}. {suggestion(name, accepted)}")
         bound = {**self._self_bound, **values}
         base, old = self._self_origin if isinstance(self._self_origin, Bound) else Bound(self, {})
-        return Action(self.__wrapped__, self._self_options, bound, Bound(base, {**old, **values}))
+        return Action(self.__wrapped__, self._self_options, bound, Bound(base, {**old, **values}), self._self_local)
 
     def with_options(self, **changes: Any) -> Action[P, R]:
         """Return a copy with another name, description, tags, returns, collect, use or timeout."""
@@ -203,6 +210,7 @@ class Action(Unit, _Proxy, Generic[P, R]):
             self._self_options._replace(**checked),
             self._self_bound,
             Changed(base, {**old, **changes}),
+            self._self_local,
         )
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -218,7 +226,8 @@ class Action(Unit, _Proxy, Generic[P, R]):
         if bound is self.__wrapped__:
             return self
         method = isinstance(bound, types.MethodType) and bound.__self__ is instance
-        return Action(bound, self._self_options, self._self_bound, Method(self, instance) if method else None)
+        origin = Method(self, instance) if method else None
+        return Action(bound, self._self_options, self._self_bound, origin, self._self_local)
 
     def __eq__(self, other: object) -> bool:
         if self is other:
@@ -304,7 +313,7 @@ def make_action(function: Any, *, name: str | None = None, **options: Any) -> Ac
     )
     if type(function) is not types.FunctionType:
         signature_of(function, made.name)
-    return Action(function, made)
+    return Action(function, made, local=local_variables(function))
 
 
 def as_action(thing: Any) -> Action[..., Any]:
@@ -554,6 +563,11 @@ def action_options(action: Action[..., Any]) -> ActionOptions:
 def bound_of(action: Action[..., Any]) -> Mapping[str, Any]:
     """Return the values fixed with `bind`."""
     return action._self_bound
+
+
+def local_of(action: Action[..., Any]) -> Mapping[str, Any]:
+    """Return the local variables that its annotations name, of the functions around it."""
+    return action._self_local
 
 
 def data_of(stage: Stage) -> Mapping[str, Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple, cast, get_args, get_origin
+from typing import Any, NamedTuple, cast
 
 from flowdeco.errors import MissingInputError, ReturnValueError
-from flowdeco.model.annotations import EMPTY, annotated_parameters, is_context, meaning, return_annotation
-from flowdeco.model.definitions import Action, Stage, action_options, bound_of, memo_of
+from flowdeco.model.annotations import EMPTY, Annotations, Declared
+from flowdeco.model.definitions import Action, Stage, action_options, bound_of, local_of, memo_of
 from flowdeco.model.functions import by_position, underlying
 from flowdeco.model.options import UNSET
 from flowdeco.model.store import MISSING, AnyKey, Key, Local, Name, Store, key_name
@@ -45,7 +45,9 @@ class Step:
         "local",
         "name",
         "names_units",
+        "nothing",
         "result_key",
+        "returned",
         "simple",
         "supplies",
         "supplies_own_name",
@@ -64,7 +66,8 @@ class Step:
         options = action_options(action)
         self.use = options.use
         self.timeout = options.timeout
-        self.inputs = _inputs(self.function, self.name)
+        annotations = Annotations(self.function, local_of(action))
+        self.inputs = _inputs(self.function, self.name, annotations)
         self.wants_context = any(i.context and i.name not in self.bound for i in self.inputs)
         # The common case is read in one go: everything from the store, everything positional.
         self.simple = not self.bound and not any(i.context or i.by_keyword or i.typed for i in self.inputs)
@@ -75,17 +78,19 @@ class Step:
             returns = self.name if options.collect is None else None
         self.result_key: Any = returns
         self.writes: Any = returns if isinstance(returns, str) and self.collects is None else None
-        self._read_function(returns)
+        self._read_function(returns, annotations)
         if self.names_units:  # data would be a mistake, which `sort_out` reports
             self.writes = None
 
-    def _read_function(self, returns: Any) -> None:
+    def _read_function(self, returns: Any, annotations: Annotations) -> None:
         function = underlying(self.function)
         self.is_async = inspect.iscoroutinefunction(function)
         self.generates = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
-        data, units = meaning(return_annotation(function))
+        self.returned, (data, units, none) = annotations.returned()
         self.names_units = units and not data
         self.inserts = units
+        is_kept = self.collects is not None or isinstance(returns, (str, Key))
+        self.nothing: Any = UNSET if none and data and is_kept else None  # the value that is not stored
         keys: list[str] = []
         if data:
             if returns is not None:
@@ -147,6 +152,8 @@ class Step:
         if isinstance(keys, Local):
             store.put(keys, value)
         elif isinstance(keys, tuple):
+            if value is None:
+                return
             for key, part in zip(keys, self._parts(value, keys), strict=True):
                 store[key] = part
         elif keys is not None:
@@ -229,30 +236,20 @@ def localized(step: Step, names: frozenset[str]) -> Step:
     return made
 
 
-def _inputs(function: Any, name: str) -> tuple[Input, ...]:
+def _inputs(function: Any, name: str, annotations: Annotations) -> tuple[Input, ...]:
     target = underlying(function)
     if type(target) is types.FunctionType and not target.__dict__:  # nor does it pretend to have another signature
         code = target.__code__
         if not (code.co_argcount or code.co_kwonlyargcount):
             return ()
-    found = list(annotated_parameters(function, name))
+    found = list(annotations.parameters(name))
     positional = by_position(function, [parameter for parameter, _ in found])
     return tuple(_input(*each, by_keyword=place >= positional) for place, each in enumerate(found))
 
 
-def _input(parameter: inspect.Parameter, annotation: Any, by_keyword: bool) -> Input:
-    typed: Key[Any] | None = None
-    key = parameter.name
-    if get_origin(annotation) is Annotated:
-        declared, *metadata = get_args(annotation)
-        for item in metadata:
-            if isinstance(item, Key):
-                typed = cast("Key[Any]", item)
-                key = typed.name
-                break
-            if isinstance(item, str):
-                key = item
-                break
-        annotation = declared
-    context = is_context(annotation) or (annotation is EMPTY and parameter.name == "ctx")
-    return Input(parameter.name, key, typed, parameter.default, context, by_keyword, annotation)
+def _input(parameter: inspect.Parameter, declared: Declared, by_keyword: bool) -> Input:
+    annotation, key, asks_for_context = declared
+    typed = key if isinstance(key, Key) else None
+    context = asks_for_context or (annotation is EMPTY and parameter.name == "ctx")
+    name = parameter.name if key is None else key_name(key)
+    return Input(parameter.name, name, typed, parameter.default, context, by_keyword, annotation)

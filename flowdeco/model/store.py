@@ -11,12 +11,17 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
 from typing import (
+    IO,
     TYPE_CHECKING,
     Annotated,
     Any,
+    BinaryIO,
     Final,
     Generic,
+    Literal,
     NamedTuple,
+    NewType,
+    TextIO,
     TypeAlias,
     TypeVar,
     Union,
@@ -55,8 +60,8 @@ MISSING: Final = _Missing()
 class Key(Generic[T]):
     """A typed key of the store: `store[Key("user.id", int)]` is an `int`, to type checkers and at run time.
 
-    For a generic type, its origin is checked (for `list[int]`, the list); for a union, its members. As in the typing
-    rules of numbers, an `int` is accepted where a `float` is declared.
+    For a generic type, its origin is checked (for `list[int]`, the list); for a union, its members; for a TypedDict, the
+    dict; for a literal, the class. As in the typing rules of numbers, an `int` is accepted where a `float` is declared.
     """
 
     __slots__ = ("_classes", "name", "type")
@@ -123,21 +128,46 @@ def key_name(key: object) -> str:
     raise StoreTypeError(f"a key of the store is a non-empty string or a Key, not the {type(key).__name__} {key!r}")
 
 
+def is_alias(declared: object) -> bool:
+    """Whether this is an alias made by the `type` statement, or by the class in typing_extensions that precedes it."""
+    return type(declared).__name__ == "TypeAliasType"
+
+
+def alias_value(declared: Any) -> Any:
+    """Return the value of an alias, with its arguments in the places of its type parameters."""
+    alias = declared if is_alias(declared) else get_origin(declared)
+    value = alias.__value__
+    given = dict(zip(alias.__type_params__, get_args(declared), strict=False))
+    wanted = getattr(value, "__parameters__", ())
+    return value[tuple(given.get(parameter, parameter) for parameter in wanted)] if given and wanted else value
+
+
 def _runtime_classes(declared: Any) -> _Classes:
     """Return the classes by which `isinstance` checks a declared type; None if it cannot."""
     if declared is None:
         return (types.NoneType,)
     origin = get_origin(declared)
+    if is_alias(declared) or is_alias(origin):
+        try:
+            return _runtime_classes(alias_value(declared))
+        except NameError:  # of a name for the type checker
+            return None
     if origin is Annotated:
         return _runtime_classes(get_args(declared)[0])
     if origin is Union or origin is types.UnionType:
         members = [_runtime_classes(member) for member in get_args(declared)]
         return None if None in members else tuple(c for classes in members if classes for c in classes)
+    if origin is Literal:
+        return tuple(type(value) for value in get_args(declared))
+    if isinstance(declared, NewType):
+        return _runtime_classes(declared.__supertype__)
     cls = origin or declared
-    if cls is Any or not isinstance(cls, type):
+    if not isinstance(cls, type) or cls in (Any, IO, BinaryIO, TextIO):  # no file is an instance of the last three
         return None
-    if getattr(cls, "_is_protocol", False) and not getattr(cls, "_is_runtime_protocol", False):
-        return None
+    try:
+        isinstance(None, cls)
+    except TypeError:  # as a protocol does, and a TypedDict: its values are dicts
+        return (dict,) if dict in cls.__mro__ else None
     return accepted_classes(cls)
 
 

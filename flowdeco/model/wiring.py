@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, cast, get_args
 
 from flowdeco.errors import MissingInputError, Problem, WiringError, suggestion
-from flowdeco.model.annotations import EMPTY, return_annotation
+from flowdeco.model.annotations import EMPTY
 from flowdeco.model.definitions import (
     Action,
     Parallel,
@@ -136,7 +136,8 @@ def note_suppliers(error: MissingInputError, step: Step, store: Store, ran: Iter
         if empty:
             error.add_note(
                 f"action {action.name!r} has run, and returned nothing for {', '.join(map(repr, sorted(empty)))}: "
-                f"None, and a generator that yields nothing, are not stored. Give the parameter a default"
+                f"a generator that yields nothing, and None, are not stored. Give the parameter a default, "
+                f"or have the action store None by its annotation: `-> T | None`"
             )
 
 
@@ -246,7 +247,7 @@ def _problems(gap: _Gap, known: _Known) -> Iterator[Problem]:
 
 
 def _declared_class(step: Step) -> Any:
-    annotation = return_annotation(step.function)
+    annotation = step.returned
     return annotation if _is_plain_class(annotation) and not step.generates else None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, cast
 
-from flowdeco.model.annotations import EMPTY, return_annotation
+from flowdeco.model.annotations import EMPTY
 from flowdeco.model.definitions import (
     Action,
     Parallel,
@@ -111,7 +111,7 @@ def planned_action(action: Action[..., Any]) -> Part:
 def _returns_units(step: Step) -> bool:
     if step.names_units or not step.inserts:
         return step.names_units
-    return step.generates or return_annotation(step.function) not in (EMPTY, Any, object)
+    return step.generates or not any(step.returned is anything for anything in (EMPTY, Any, object))
 
 
 def _layer_names(*several: Iterable[Any]) -> tuple[str, ...]:
