@@ -18,7 +18,20 @@ import sys
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, Final, ForwardRef, Literal, NamedTuple, NewType, TypeAlias, Union, cast, get_args, get_origin
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    ForwardRef,
+    Literal,
+    NamedTuple,
+    NewType,
+    TypeAlias,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+)
 
 import typing_extensions
 
@@ -111,7 +124,7 @@ def _members(annotation: Any) -> tuple[Any, ...] | None:
 
 
 def _is_class(annotation: Any) -> bool:
-    return isinstance(annotation, type) and type(annotation) is not types.GenericAlias
+    return isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias)
 
 
 def _is_context(annotation: Any) -> bool:
@@ -126,8 +139,9 @@ def _is_context(annotation: Any) -> bool:
 
 def _key_among(metadata: Iterable[Any]) -> Any:
     """Return the key: the first `Key`, else the first string or what cannot be evaluated; None for none."""
-    found = [item for item in metadata if isinstance(item, (str, Key, _Unresolved))]
-    return next((item for item in found if isinstance(item, Key)), found[0] if found else None)
+    found: list[Any] = [item for item in metadata if isinstance(item, (str, Key, _Unresolved))]
+    typed: list[Any] = [item for item in found if isinstance(item, Key)]
+    return next(iter(typed or found), None)
 
 
 class Annotations:
@@ -166,9 +180,9 @@ class Annotations:
             raise _KeyError("a key is a non-empty string, not ''")
         if isinstance(key, _Unresolved):
             raise _KeyError(
-                f"its key {key.text} cannot be evaluated ({key.error}). An annotation that is a string sees the module "
-                f"and the functions around it, but no import for the type checker only: import the name at run time, "
-                f"or write the key as a string"
+                f"its key {key.text} cannot be evaluated ({key.error}). The annotation is a string: it sees the names of "
+                f"its module, and the variables of the functions around it if the action is made in them, but no import "
+                f"under `if TYPE_CHECKING`. Import the name at run time, or write the key as a string"
             )
         while get_origin(annotation) is Annotated:
             annotation = self._plain(get_args(annotation)[0])
@@ -188,10 +202,11 @@ class Annotations:
             key = _key_among(metadata)
             return key if key is not None else self._key(declared, depth + 1)
         keys = [self._key(member, depth + 1) for member in _members(annotation) or ()]
-        found = list(dict.fromkeys(key for key in keys if key is not None))
+        found = {getattr(key, "name", key): key for key in keys if key is not None}
         if len(found) > 1:
-            raise _KeyError(f"it has the keys {' and '.join(map(repr, found))}, and is looked up under one: leave one")
-        return found[0] if found else None
+            names = " and ".join(map(repr, found))
+            raise _KeyError(f"it has the keys {names}, and is looked up under one: leave one")
+        return next(iter(found.values()), None)
 
     def _meaning(self, annotation: Any, depth: int = 0) -> Meaning:
         annotation = self._plain(annotation)
@@ -235,92 +250,28 @@ class Annotations:
     def _plain(self, annotation: Any) -> Any:
         """Return an annotation as an object: not a string, an alias or a qualified one."""
         if isinstance(annotation, str):
-            annotation = self._of_text(annotation)
+            annotation = self._names.of_text(annotation)
         for _ in range(_DEEPEST):
             if _is_class(annotation):
                 break
             origin = get_origin(annotation)
             if isinstance(annotation, ForwardRef):
-                annotation = self._of_text(annotation.__forward_arg__)
+                annotation = self._names.of_text(annotation.__forward_arg__)
             elif is_alias(annotation) or is_alias(origin):
-                annotation = _aliased(annotation)
+                annotation = _aliased(annotation, getattr(self._home, "__globals__", {}))
             elif origin in _QUALIFIERS:
                 annotation = get_args(annotation)[0]
             else:
                 break
             if isinstance(annotation, str):
-                annotation = self._of_text(annotation)
+                annotation = self._names.of_text(annotation)
         return annotation
 
     @property
     def _names(self) -> _Names:
         if self._visible is None:
-            self._visible = _Names(self._home, self._local)
+            self._visible = _names_of(self._home, self._local)
         return self._visible
-
-    def _of_text(self, text: str) -> Any:
-        node = _parsed(text)
-        if node is not None:
-            return self._value(node)
-        if "Annotated" in text:
-            return Annotated[Any, _Unresolved(repr(text), "it is not valid Python")]
-        return _Unknown(text)
-
-    def _value(self, node: ast.expr) -> Any:
-        """Return the value of an expression for a type; what cannot be evaluated in it is unknown."""
-        match node:
-            case ast.Constant(str(text)):
-                return self._plain(text)
-            case ast.BinOp(left, ast.BitOr(), right):
-                return _union(self._value(left), self._value(right))
-            case ast.Subscript(value, content):
-                return self._subscripted(self._value(value), node, content)
-            case ast.Attribute(value, name):
-                owner = self._value(value)
-                if isinstance(owner, _Unknown):
-                    return _Unknown(f"{owner.name}.{name}")
-                return getattr(owner, name, _Unknown(ast.unparse(node)))
-            case ast.Name(name):
-                return self._names[name]
-            case _:
-                try:
-                    return self._names.evaluated(node)
-                except Exception:
-                    return _Unknown(ast.unparse(node))
-
-    def _subscripted(self, generic: Any, node: ast.expr, content: ast.expr) -> Any:
-        if isinstance(generic, _Unknown):
-            return generic
-        try:
-            if generic in _LITERALS:
-                return self._names.evaluated(node)
-            parts = content.elts if isinstance(content, ast.Tuple) else [content]
-            if generic is Annotated:
-                return Annotated[(self._value(parts[0]), *map(self._metadata, parts[1:]))]
-            # A string may be an argument that is not a type, as in `Float[Array, "rows columns"]`.
-            values = [part.value if isinstance(part, ast.Constant) else self._value(part) for part in parts]
-            return generic[tuple(values) if isinstance(content, ast.Tuple) else values[0]]
-        except Exception:
-            return _Unknown(ast.unparse(node))
-
-    def _metadata(self, node: ast.expr) -> Any:
-        names = self._names.strict()
-        try:
-            return names.evaluated(node)
-        except Exception as error:
-            match node:  # the type of a key may be known to the type checker only
-                case ast.Call(function, [name, _]) if self._value(function) is Key and not _fails(names, name):
-                    return self._names.evaluated(node)
-                case _:
-                    return _Unresolved(ast.unparse(node), str(error) or type(error).__name__)
-
-
-def _fails(names: _Names, node: ast.expr) -> bool:
-    try:
-        names.evaluated(node)
-    except Exception:
-        return True
-    return False
 
 
 def _either(members: list[Meaning]) -> Meaning:
@@ -338,22 +289,38 @@ def _iterates(cls: type[Any]) -> bool:
     )  # fmt: skip
 
 
-def _aliased(annotation: Any) -> Any:
-    try:
-        return alias_value(annotation)
-    except Exception:  # a name for the type checker
-        alias = annotation if is_alias(annotation) else get_origin(annotation)
-        return _Unknown(f"{alias.__module__}.{alias.__name__}")
-
-
 def _union(one: Any, other: Any) -> Any:
     try:
-        return Union[one, other]
+        return Union[one, other]  # noqa: UP007 - `|` takes classes only
     except TypeError:
         return _Either((one, other))
 
 
-# Names in annotations that are strings.
+# The value of an annotation that is a string, and the names in it.
+
+
+def _aliased(annotation: Any, names: dict[str, Any]) -> Any:
+    """Return the value of an alias; if a name in it is for the type checker only, that of the rest of its expression."""
+    try:
+        return alias_value(annotation)
+    except Exception:
+        alias = annotation if is_alias(annotation) else get_origin(annotation)
+    if alias.__module__ != names.get("__name__"):
+        names = vars(sys.modules.get(alias.__module__, types))
+    file = names.get("__file__") or ""
+    bound = _bound_for_checkers(file, names).get(alias.__name__)
+    if not isinstance(bound, ast.expr):
+        return _Unknown(f"{alias.__module__}.{alias.__name__}")
+    return _Names(names, file, {each.__name__: each for each in alias.__type_params__}).value(bound)
+
+
+def _names_of(function: Any, local: Mapping[str, Any]) -> _Names:
+    visible = {each.__name__: each for each in getattr(function, "__type_params__", ())}
+    for owner in (getattr(function, "__annotate__", None), function):  # the first is new in 3.14
+        visible.update(_closure(owner))
+    visible.update(local)
+    code = getattr(function, "__code__", None)
+    return _Names(getattr(function, "__globals__", {}), code.co_filename if code else "", visible)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -370,54 +337,102 @@ def _compiled(node: ast.expr) -> types.CodeType:
 
 
 class _Names(dict[str, Any]):
-    """The names visible to a function's annotations; a missing one is unknown, or an error if it is `strict`."""
+    """The names visible to an annotation; a missing one is unknown, or an error if they are `strict`."""
 
-    def __init__(self, function: Any, local: Mapping[str, Any]) -> None:
-        super().__init__((parameter.__name__, parameter) for parameter in getattr(function, "__type_params__", ()))
-        self._function = function
-        self._globals: dict[str, Any] = getattr(function, "__globals__", {})
-        self._is_strict = False
-        for owner in (getattr(function, "__annotate__", None), function):  # the first is new in 3.14
-            self.update(_closure(owner))
-        self.update(local)
-
-    def strict(self) -> _Names:
-        """Return the same names, of which a missing one is an error."""
-        made = _Names(self._function, {})
-        made.update(self)
-        made._is_strict = True
-        return made
-
-    def evaluated(self, node: ast.expr) -> Any:
-        """Return the value of an expression."""
-        return eval(_compiled(node), self, self)
+    def __init__(self, module: dict[str, Any], file: str, visible: Mapping[str, Any], *, strict: bool = False) -> None:
+        super().__init__(visible)
+        self._module = module
+        self._file = file
+        self._strict = strict
 
     def __missing__(self, name: str) -> Any:
-        if name in self._globals:
-            return self._globals[name]
+        if name in self._module:
+            return self._module[name]
         if hasattr(builtins, name):
             return getattr(builtins, name)
         found = self._for_checkers(name)
-        if isinstance(found, _Unknown) and self._is_strict:
+        if isinstance(found, _Unknown) and self._strict:
             raise NameError(f"name {name!r} is not defined")
         return found
 
     def _for_checkers(self, name: str) -> Any:
         """Return the object of a name that only the type checker knows, if its module has been imported otherwise."""
-        bound = _bound_for_checkers(self._function).get(name)
+        bound = _bound_for_checkers(self._file, self._module).get(name)
         if bound is None:
             return _Unknown(name)
         if isinstance(bound, ast.expr):
-            try:
-                return self.evaluated(bound)
-            except Exception:
-                return _Unknown(f"{self._globals.get('__name__')}.{name}")
+            return self._evaluated(bound) if self._strict else self.value(bound)
         found = sys.modules.get(bound.module)
         if found is not None and bound.name:
             # Another library may have a `__getattr__` that imports more, or warns.
             is_ours = bound.module.partition(".")[0] == "flowdeco"
             found = getattr(found, bound.name, None) if is_ours else vars(found).get(bound.name)
         return _Unknown(".".join(filter(None, bound))) if found is None else found
+
+    def of_text(self, text: str) -> Any:
+        """Return the value of an annotation that is a string."""
+        node = _parsed(text)
+        if node is not None:
+            return self.value(node)
+        if "Annotated" in text:
+            return Annotated[Any, _Unresolved(repr(text), "it is not valid Python")]
+        return _Unknown(text)
+
+    def value(self, node: ast.expr) -> Any:
+        """Return the value of an expression for a type; what cannot be evaluated in it is unknown."""
+        match node:
+            case ast.Constant(str(text)):
+                return self.of_text(text)
+            case ast.BinOp(left, ast.BitOr(), right):
+                return _union(self.value(left), self.value(right))
+            case ast.Subscript(value, content):
+                return self._subscripted(self.value(value), node, content)
+            case ast.Attribute(value, name):
+                owner = self.value(value)
+                if isinstance(owner, _Unknown):
+                    return _Unknown(f"{owner.name}.{name}")
+                return getattr(owner, name, _Unknown(ast.unparse(node)))
+            case ast.Name(name):
+                return self[name]
+            case _:
+                try:
+                    return self._evaluated(node)
+                except Exception:
+                    return _Unknown(ast.unparse(node))
+
+    def _subscripted(self, generic: Any, node: ast.expr, content: ast.expr) -> Any:
+        if isinstance(generic, _Unknown):
+            return generic
+        try:
+            if generic in _LITERALS:
+                return self._evaluated(node)
+            parts = content.elts if isinstance(content, ast.Tuple) else [content]
+            if generic is Annotated:
+                return Annotated[(self.value(parts[0]), *map(self._metadata, parts[1:]))]
+            # A string may be an argument that is not a type, as in `Float[Array, "rows columns"]`.
+            values = [part.value if isinstance(part, ast.Constant) else self.value(part) for part in parts]
+            return generic[tuple(values) if isinstance(content, ast.Tuple) else values[0]]
+        except Exception:
+            return _Unknown(ast.unparse(node))
+
+    def _metadata(self, node: ast.expr) -> Any:
+        strictly = _Names(self._module, self._file, self, strict=True)
+        try:
+            return strictly._evaluated(node)
+        except Exception as error:
+            failure = str(error) or type(error).__name__
+        try:
+            match node:  # the type of a key may be known to the type checker only
+                case ast.Call(function, [name, _]) if self.value(function) is Key and strictly._evaluated(name):
+                    return self._evaluated(node)
+                case _:
+                    pass
+        except Exception:
+            pass
+        return _Unresolved(ast.unparse(node), failure)
+
+    def _evaluated(self, node: ast.expr) -> Any:
+        return eval(_compiled(node), self, self)
 
 
 def _closure(function: Any) -> dict[str, Any]:
@@ -445,17 +460,13 @@ _Bindings: TypeAlias = "dict[str, _Import | ast.expr]"
 _read: Final[dict[str, tuple[list[str], _Bindings]]] = {}  # by file: the lines, and the names found in them
 
 
-def _bound_for_checkers(function: Any) -> _Bindings:
-    """Return the names that the function's file binds under `if TYPE_CHECKING`, or tries to import."""
-    code = getattr(function, "__code__", None)
-    if code is None:
-        return {}
-    names: dict[str, Any] = function.__globals__
-    linecache.checkcache(code.co_filename)  # it may have been edited, and loaded again
-    lines = linecache.getlines(code.co_filename, names)
-    known = _read.get(code.co_filename)
+def _bound_for_checkers(file: str, module: dict[str, Any]) -> _Bindings:
+    """Return the names that a file binds under `if TYPE_CHECKING` or tries to import, and the aliases in it."""
+    linecache.checkcache(file)  # it may have been edited, and loaded again
+    lines = linecache.getlines(file, module)
+    known = _read.get(file)
     if known is None or known[0] is not lines:
-        known = _read[code.co_filename] = lines, _bound_in("".join(lines), names.get("__package__") or "")
+        known = _read[file] = lines, _bound_in("".join(lines), module.get("__package__") or "")
     return known[1]
 
 
@@ -470,6 +481,9 @@ def _bound_in(source: str, package: str) -> _Bindings:
             for statement in _statements(node):
                 for name, bound in _bindings(statement, package):
                     found.setdefault(name, bound)
+        elif type(node).__name__ == "TypeAlias":  # new in 3.12
+            alias: Any = node
+            found.setdefault(alias.name.id, alias.value)
     return found
 
 
@@ -485,8 +499,9 @@ def _bindings(statement: ast.AST, package: str) -> Iterator[tuple[str, _Import |
     match statement:
         case ast.Import(names):
             for each in names:
-                yield each.asname or each.name.partition(".")[0], _Import(
-                    each.name if each.asname else each.name.partition(".")[0]
+                yield (
+                    each.asname or each.name.partition(".")[0],
+                    _Import(each.name if each.asname else each.name.partition(".")[0]),
                 )
         case ast.ImportFrom(module, names, level):
             parents = package.split(".")[: -level + 1 or None] if level else []
@@ -520,11 +535,12 @@ def local_variables(function: Any) -> Mapping[str, Any]:
     code = function.__code__
     known = _locals.get(id(code))  # a template makes functions of the same code in each call
     if known is not None and known[0] is code:
-        return _values(code, known[1], sys._getframe(1))[0] if known[1] else NO_LOCALS
+        return _values(code, known[1], inspect.currentframe())[0] if known[1] else NO_LOCALS
     if "." not in function.__qualname__:
         return NO_LOCALS
-    wanted = frozenset().union(*map(_names_in, _texts(_annotations(function).values())))
-    values, names, is_whole = _values(code, wanted, sys._getframe(1))
+    wanted: frozenset[str] = frozenset()
+    wanted = wanted.union(*map(_names_in, _texts(_annotations(function).values())))
+    values, names, is_whole = _values(code, wanted, inspect.currentframe())
     if is_whole or wanted - names <= {*_closure(function), *function.__globals__, *vars(builtins)}:
         if len(_locals) >= _MOST:
             _locals.clear()
@@ -569,9 +585,9 @@ def _defines(outer: types.CodeType, code: types.CodeType) -> bool:
         if each is code:
             return True
         # From 3.12 on, one with type parameters is defined in a function of its own.
-        if isinstance(each, types.CodeType) and each.co_name.startswith("<generic parameters"):
-            if any(inner is code for inner in each.co_consts):
-                return True
+        is_generic = isinstance(each, types.CodeType) and each.co_name.startswith("<generic parameters")
+        if is_generic and any(inner is code for inner in each.co_consts):
+            return True
     return False
 
 

@@ -89,7 +89,7 @@ class Step:
         self.returned, (data, units, none) = annotations.returned()
         self.names_units = units and not data
         self.inserts = units
-        is_kept = self.collects is not None or isinstance(returns, (str, Key))
+        is_kept = self.collects is not None or not (returns is None or isinstance(returns, tuple))
         self.nothing: Any = UNSET if none and data and is_kept else None  # the value that is not stored
         keys: list[str] = []
         if data:

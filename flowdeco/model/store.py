@@ -158,7 +158,7 @@ def _runtime_classes(declared: Any) -> _Classes:
         members = [_runtime_classes(member) for member in get_args(declared)]
         return None if None in members else tuple(c for classes in members if classes for c in classes)
     if origin is Literal:
-        return tuple(type(value) for value in get_args(declared))
+        return tuple(map(type, get_args(declared)))
     if isinstance(declared, NewType):
         return _runtime_classes(declared.__supertype__)
     cls = origin or declared
