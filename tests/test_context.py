@@ -14,7 +14,7 @@ from flowdeco.errors import DefinitionError, ReturnValueError, StoreTypeError
 from flowdeco.events import Message, Progress, UnitsInserted
 
 if TYPE_CHECKING:
-    from flowdeco import Context as OnlyForTheTypeChecker  # noqa: F401
+    from flowdeco import Context as OnlyForTheTypeChecker
 
 
 def asks(act, name="asks", **options):
@@ -67,7 +67,7 @@ def test_string_annotations_of_the_context_work(run):
         return type(c)
 
     @action
-    def unknown(c: "somewhere.Context"):  # noqa: F821
+    def unknown(c: "OnlyForTheTypeChecker"):
         return type(c)
 
     finished = run(plain >> dotted >> unknown)

@@ -1361,7 +1361,7 @@ def test_who_returned_nothing_is_named_where_it_is_missed(run):
     """The annotation promises a value; None is not stored, and neither is what a generator did not yield."""
 
     @action
-    def find() -> str | None:
+    def find() -> str:
         return None
 
     @action

@@ -4,13 +4,31 @@ import copy
 import operator
 import os
 import pickle
-from collections.abc import MutableMapping
-from typing import Annotated, Any, Generic, Literal, Optional, Protocol, TypeVar, Union, runtime_checkable
+import sys
+from collections.abc import Callable, MutableMapping
+from typing import (
+    IO,
+    Annotated,
+    Any,
+    Final,
+    Generic,
+    Literal,
+    Never,
+    NewType,
+    Optional,
+    Protocol,
+    TextIO,
+    TypedDict,
+    TypeVar,
+    Union,
+    runtime_checkable,
+)
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import again, flaky, shown, stage_record, step
+from typing_extensions import TypeAliasType
 
 from flowdeco import Context, Key, Stage, Store, action, parallel, pipeline
 from flowdeco.durable import MemoryJournal
@@ -906,3 +924,67 @@ def test_a_list_that_is_as_it_was_in_the_end_is_so_on_a_resume():
     resumed = flow.resume(broken)
     assert (broken["open"], resumed["open"]) == (["others"], ["others"])
     assert (attempts, stage_record(resumed, "s").attempts) == (["s", "s"], 2)
+
+
+# -- keys of types that `isinstance` does not know
+
+
+class Movie(TypedDict):
+    """A dict with known keys."""
+
+    name: str
+
+
+class Readable(Protocol):
+    """A protocol that is not checked at run time."""
+
+    def read(self) -> str: ...
+
+
+UserId = NewType("UserId", int)
+Recursive = TypeAliasType("Recursive", "dict[str, Recursive] | list[Recursive] | None")
+
+
+@pytest.mark.parametrize(
+    ("declared", "fitting", "other"),
+    [
+        (Movie, {"name": "x"}, 5),
+        (Movie | None, None, 5),
+        (list[Movie], [{}], 5),
+        (UserId, 5, "x"),
+        (NewType("AdminId", UserId), 5, "x"),
+        (Literal["r", "w"], "r", 5),
+        (TypeAliasType("MaybeId", UserId | None), None, "x"),
+        (Callable[[int], str], len, 5),
+        (type[int], int, 5),
+    ],
+)
+def test_a_key_checks_what_can_be_checked(declared, fitting, other):
+    """Of a TypedDict the dict, of a new type its base, of a literal the class, of an alias its value."""
+    # dagster-io/dagster#32728, stanfordnlp/dspy#10214
+    store = Store()
+    key = Key("key", declared)
+    store[key] = fitting
+    assert store[key] == fitting
+    with pytest.raises(StoreTypeError):
+        store[key] = other
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        Readable,
+        TypeVar("T"),
+        "Unheard",
+        TextIO,
+        IO[str],
+        Never,
+        Final[int],
+        Recursive,
+    ],
+)
+def test_a_key_accepts_anything_where_nothing_can_be_checked(declared):
+    """It does not fail."""
+    store = Store()
+    store[Key("key", declared)] = sys.stdout
+    assert "key" in store
