@@ -29,8 +29,8 @@ import wrapt
 from typing_extensions import ParamSpec, TypeVar
 
 from flowdeco.errors import DefinitionError, ReturnValueError, shortened, suggestion
-from flowdeco.model.annotations import NO_LOCALS, local_variables
 from flowdeco.model.functions import bindable, call_bound, function_name, signature_of
+from flowdeco.model.names import NO_LOCALS, local_variables
 from flowdeco.model.options import (
     UNSET,
     Middleware,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, cast
@@ -119,3 +120,34 @@ def call_bound(function: Any, bound: Mapping[str, Any], args: tuple[Any, ...], k
     leading = [bound[name] if name in bound else next(rest) for name in first]
     others = {name: value for name, value in bound.items() if name not in first}
     return function(*leading, *rest, **{**others, **kwargs})
+
+
+def as_written(function: Any) -> Any:
+    """Return the function as it was written: it has the annotations, and sees the names in them."""
+    while True:
+        function = inspect.unwrap(underlying(function))
+        if isinstance(function, functools.partial):
+            function = cast("functools.partial[Any]", function).func
+        elif isinstance(function, types.MethodType):
+            function = function.__func__
+        elif isinstance(function, (types.FunctionType, types.BuiltinFunctionType, type)):
+            return function
+        else:
+            call: object = getattr(cast("object", type(function)), "__call__", None)
+            return call if isinstance(call, types.FunctionType) else function
+
+
+def annotations_of(function: Any) -> Mapping[str, Any]:
+    """Return the annotations of a function, those that are strings as strings; empty if it has none."""
+    if sys.version_info >= (3, 14):  # pragma: no cover - annotations are evaluated on access
+        import annotationlib
+
+        try:
+            return cast("Mapping[str, Any]", annotationlib.get_annotations(function))
+        except NameError:
+            return cast(
+                "Mapping[str, Any]", annotationlib.get_annotations(function, format=annotationlib.Format.STRING)
+            )
+        except TypeError:
+            return {}
+    return cast("Mapping[str, Any]", getattr(function, "__annotations__", None) or {})
