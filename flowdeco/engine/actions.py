@@ -342,11 +342,11 @@ def _writes(branch: Branch, mark: Mark, seen: Mapping[Name, Look] | None) -> Del
 
 def _outcome(branch: Branch, act: Execution, error: Failure, writes: Delta | None) -> ActionRecord:
     terms, step = branch.terms, act.step
-    status, failure, attempts, recovered = branch.ended_as(error, act.layers)
+    status, failure, attempts, recovered, failures = branch.ended_as(error, act.layers)
     return ActionRecord(
         step.name, step.action, status, act.started + terms.epoch, terms.clock() - act.started, act.by, act.number,
         act.inserted, (), None, -1, failure, attempts, recovered, act.switches, False, writes, (), act.result,
-        repeats=() if act.layers is None else act.layers.repeats,
+        repeats=() if act.layers is None else act.layers.repeats, failures=failures,
     )  # fmt: skip
 
 

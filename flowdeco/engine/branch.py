@@ -31,7 +31,7 @@ __all__ = ["UNNUMBERED", "Branch", "OpenScope", "OpenStream", "Records", "Terms"
 
 
 UNNUMBERED: Final = -1
-_WELL: Final = (Status.COMPLETED, None, 1, False)
+_WELL: Final = (Status.COMPLETED, None, 1, False, ())
 
 
 @dataclass(slots=True)
@@ -138,11 +138,12 @@ class OpenStream:
 
 
 class Records:
-    """The records of stages; only the last `most` are kept."""
+    """The records of stages, and of pipelines that failed or were tried again; of stages only the last `most` are kept."""
 
     def __init__(self, most: int | None) -> None:
         self.kept: list[StageRecord] = []
         self.forgotten = 0
+        self.pipelines: list[tuple[int, Outcome]] = []  # each with the number of stages recorded before its end
         self._most = most
 
     def __len__(self) -> int:
@@ -154,8 +155,15 @@ class Records:
         if self._most is not None:
             self._forget_old(self._most)
 
+    def add_pipeline(self, record: Outcome) -> None:
+        """Add that of a pipeline, unless it simply completed."""
+        if record.error is not None or record.attempts > 1:
+            self.pipelines.append((len(self), record))
+
     def adopt(self, records: Records) -> None:
         """Add the records of a branch."""
+        count = len(self)
+        self.pipelines += [(count + at, record) for at, record in records.pipelines]
         self.forgotten += records.forgotten
         self.kept += records.kept
         if self._most is not None:
@@ -165,16 +173,24 @@ class Records:
         """Drop all but the first `count`."""
         del self.kept[max(0, count - self.forgotten) :]
         self.forgotten = min(self.forgotten, count)
+        while self.pipelines and self.pipelines[-1][0] > count:
+            self.pipelines.pop()
 
     def last(self) -> list[StageRecord]:
-        """Return those to keep at the end of the run."""
+        """Return those of stages to keep at the end of the run."""
         return self.kept if self._most is None else self.kept[max(0, len(self.kept) - self._most) :]
+
+    def last_pipelines(self) -> list[Outcome]:
+        """Return those of pipelines to keep at the end of the run."""
+        forgotten = len(self) - len(self.last())
+        return [record for at, record in self.pipelines if at > forgotten or not forgotten]
 
     def _forget_old(self, most: int) -> None:
         count = len(self.kept) - most
         if count > most:
             del self.kept[:count]
             self.forgotten += count
+            self.pipelines = [(at, record) for at, record in self.pipelines if at > self.forgotten]
 
 
 class Branch:
@@ -490,16 +506,18 @@ class Branch:
         """Return the time in POSIX seconds."""
         return self.terms.clock() + self.terms.epoch
 
-    def ended_as(self, error: Failure, layers: Layers | None) -> tuple[Status, Failure, int, bool]:
-        """Return status, error, attempts and whether it was recovered, for the outcome of a step."""
+    def ended_as(
+        self, error: Failure, layers: Layers | None
+    ) -> tuple[Status, Failure, int, bool, tuple[BaseException, ...]]:
+        """Return status, error, attempts, whether it was recovered, and earlier errors, for the outcome of a step."""
         if layers is None:
-            return _WELL if error is None else (status_of(error, self.terms.is_cancellation), error, 1, False)
-        attempts = layers.attempt
+            return _WELL if error is None else (status_of(error, self.terms.is_cancellation), error, 1, False, ())
+        attempts, failures = layers.attempt, layers.failures
         if error is None and layers.recovered:
-            return Status.FAILED, layers.failure, attempts, True
+            return Status.FAILED, layers.failure, attempts, True, failures
         if error is None and not layers.entered and layers.given is UNSET:
-            return Status.SKIPPED, None, attempts, False
-        return status_of(error, self.terms.is_cancellation), error, attempts, False
+            return Status.SKIPPED, None, attempts, False, failures
+        return status_of(error, self.terms.is_cancellation), error, attempts, False, failures
 
     def all_remains(self) -> dict[str, Remains]:
         """Return the remains in memory of an unfinished branch, and of the branches in it."""

@@ -81,7 +81,7 @@ def evaluate_run(run: Run, terms: Terms, use: tuple[Middleware, ...]) -> Generat
         error = unsaved if unsaved is not None and (error is None or isinstance(error, (Bail, Suspend))) else error
     branch.end_unwinding()
     run.elapsed = terms.clock() - started
-    run.stages = branch.records.last()
+    run.stages, run.pipelines = branch.records.last(), branch.records.last_pipelines()
     run.forgotten = len(branch.records) - len(run.stages)
     run.result = branch.result
     run.status = status_of(error, terms.is_cancellation)

@@ -119,7 +119,7 @@ def _merge_branches(branch: Branch, group: Parallel, scope: OpenScope, forks: li
     except BaseException as failure:  # a conflict, a reducer that raises, Ctrl-C in one
         terms.gate.open = False
         error, taking = failure, []
-    status, shown, _, _ = branch.ended_as(error, None)
+    status, shown, *_ = branch.ended_as(error, None)
     _, refused = branch.note(Outcome(
         group.name, group, status, scope.started + terms.epoch, terms.clock() - scope.started, scope.by,
         scope.number, scope=scope.place, error=shown, writes=_with_changes(branch, forks, writes),

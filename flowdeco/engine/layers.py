@@ -147,7 +147,8 @@ class Layers(Call):
     """The layers around one target, those that are open, and their decisions; the layers see it as their `Call`."""
 
     __slots__ = (
-        "entered", "entering", "failure", "gate", "layers", "mark", "opened", "recalled", "recovered", "repeats", "values",
+        "entered", "entering", "failure", "failures", "gate", "layers", "mark", "opened", "recalled", "recovered",
+        "repeats", "values",
     )  # fmt: skip
 
     def __init__(
@@ -174,6 +175,7 @@ class Layers(Call):
         self.opened: list[Opened] = []
         self.entered = False  # the target has begun
         self.failure: BaseException | None = None  # the last one
+        self.failures: tuple[BaseException, ...] = ()  # of earlier attempts
         self.recovered = False
         self.values: Mapping[str, Any] = {}  # given to the target by these layers and enclosing ones
         # Around a scope, so that it can be resumed: a mark from before its layers, the writes of each as it is entered,
@@ -204,6 +206,8 @@ class Layers(Call):
     def go_back(self, opened: Opened, inserted: int) -> None:
         """Forget a failed attempt, except for units that the layer itself has inserted since."""
         self.inserted = self.inserted[: opened[3]] + self.inserted[inserted:]
+        if self.failure is not None:
+            self.failures += (self.failure,)
         self.failure, self.recovered, self.given, self.entered = None, False, UNSET, False
         self.attempt += 1
         place, repeats = len(self.opened), [*self.repeats, *[0] * len(self.layers)]

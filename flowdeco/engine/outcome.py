@@ -93,7 +93,8 @@ class Outcome(NamedTuple):
 
     `inserted_by` is `"stage/action"`, None for a unit that was there from the start. `inserted` are the units that the
     step inserted, `switches` the selectors that it disabled (False) and enabled. For a stage, `actions` are the outcomes
-    of its actions, and `scope` says where it ran. `restored` means that a resume did not run it again.
+    of its actions, and `scope` says where it ran. `restored` means that a resume did not run it again. `failures` are the
+    errors of the attempts before the last one, in order.
 
     The step's effect is in `writes` (all its writes to the store, its result included; for a scope, those of its
     middleware on the way out), `entering` (a scope's writes before its first step, layer by layer) and `result` (the
@@ -126,6 +127,7 @@ class Outcome(NamedTuple):
     branches: int = 0
     fingerprint: str = ""
     repeats: tuple[int, ...] = ()
+    failures: Sequence[BaseException] = ()
 
     @property
     def is_final(self) -> bool:
@@ -139,7 +141,7 @@ class Outcome(NamedTuple):
         return record_kind(unit)(
             self.name, unit, self.status, self.started, self.elapsed, by, self.number, self.inserted, actions, scope,
             self.end, self.error, self.attempts, self.recovered, self.switches, True, None, (), UNSET, self.entered,
-            self.branches,
+            self.branches, failures=self.failures,
         )  # fmt: skip
 
     def refused(self, error: BaseException) -> Self:

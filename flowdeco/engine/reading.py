@@ -26,7 +26,7 @@ from flowdeco.model.options import UNSET
 from flowdeco.model.store import Store
 from flowdeco.model.units import every_unit
 
-__all__ = ["branch_of", "failed_steps", "read_outline", "read_run", "read_steps", "stage_records", "stages_by_name"]
+__all__ = ["branch_of", "failed_steps", "read_outline", "read_run", "read_steps", "stages_by_name"]
 
 Find: TypeAlias = "Callable[[str], Stage | None]"
 _FAILED = frozenset({Status.FAILED, Status.CANCELLED})
@@ -44,7 +44,8 @@ def read_run(remembered: Remembered, codec: Codec, find: Find = lambda name: Non
     result = _result(steps, ROOT)
     run.result = None if result is UNSET else result
     run.reason = remembered.reason
-    run.stages = stage_records(steps, find)
+    reader = _Reader(steps, find)
+    run.stages, run.pipelines = list(reader.branch(ROOT, None)), reader.pipelines
     run.error = _error(steps.get(ROOT, {}), remembered)
     if run.error is not None:
         run.stages = _with_one_error(run.stages, list(members_of(run.error)))
@@ -150,11 +151,6 @@ def _elapsed(rows: Iterable[Row]) -> float:
 # The stages that ran.
 
 
-def stage_records(steps: Steps, find: Find = lambda name: None) -> list[StageRecord]:
-    """Return the records of the stages, in the order of the run."""
-    return list(_Reader(steps, find).branch(ROOT, None))
-
-
 def stages_by_name(units: Iterable[Any]) -> dict[str, Stage]:
     """Return the stages in these units, by name."""
     found: dict[str, Stage] = {}
@@ -186,6 +182,7 @@ class _Reader:
         self._steps = steps
         self._find = find
         self._inserted: dict[str, tuple[Stage, str]] = {}  # so far: stages, and who inserted them
+        self.pipelines: list[Outcome] = []  # so far: those that did not simply complete
 
     def branch(self, id: str, base: Scope | None) -> Iterator[StageRecord]:
         """Yield the stages of a branch, and of the groups in it."""
@@ -201,6 +198,10 @@ class _Reader:
             elif kind == "stage":
                 reopened = not did.is_final and any(order[each.number] > order.get(did.number, -1) for each in actions)
                 yield self._stage(did._replace(status=Status.RUNNING, error=None) if reopened else did, actions, scope)
+            elif did.error is not None or did.attempts > 1:
+                inside = (order[number] for number in steps if did.number < number < did.end)
+                if did.is_final or all(at < order[did.number] for at in inside):
+                    self.pipelines.append(did.kept()._replace(unit=Pipeline(name=did.name), scope=scope))
             self._note_inserted(did, did.name)
 
     def _stage(self, did: Outcome, outcomes: list[Outcome], scope: Scope | None) -> StageRecord:

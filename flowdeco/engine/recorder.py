@@ -124,6 +124,8 @@ class Recorder:
                 parts[name] = value
         if outcome.attempts > 1:
             parts["attempts"], parts["repeats"] = outcome.attempts, list(outcome.repeats)
+        if outcome.failures:
+            parts["failures"] = [portable(each, self.codec) for each in outcome.failures]
         if outcome.end >= 0:
             parts["end"] = outcome.end
         if not outcome.entered:
@@ -292,7 +294,7 @@ def _outcome(row: Row, parts: dict[str, Any]) -> Outcome:
         row.action or row.stage, Recorded(row.kind, row.stage), _STATUS[row.status], row.started, row.elapsed,
         get("by"), row.number, tuple(get("inserted", ())), (), scope, get("end", -1), error, get("attempts", 1),
         get("recovered", False), switches, False, writes, entering, _result(get("result"), writes),
-        get("entered", True), get("branches", 0), row.fingerprint, tuple(get("repeats", ())),
+        get("entered", True), get("branches", 0), row.fingerprint, tuple(get("repeats", ())), tuple(get("failures", ())),
     )  # fmt: skip
 
 

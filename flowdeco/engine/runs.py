@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast, overload
 
 from flowdeco.engine.journal import Journal
-from flowdeco.engine.outcome import ActionRecord, Scope, StageRecord, Status
+from flowdeco.engine.outcome import ActionRecord, Outcome, Scope, StageRecord, Status
 from flowdeco.engine.replay import Log
 from flowdeco.model.definitions import Pipeline
 from flowdeco.model.options import Middleware
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from flowdeco.running import Ran
 
-__all__ = ["ActionRecord", "Resumption", "Run", "Scope", "StageRecord", "Status", "remember"]
+__all__ = ["WENT_ON", "ActionRecord", "Resumption", "Run", "Scope", "StageRecord", "Status", "is_recovered", "remember"]
 
 T = TypeVar("T")
 
@@ -35,6 +35,7 @@ class Resumption(NamedTuple):
 
 
 _ATTRIBUTE: Final = "__flowdeco_run__"
+WENT_ON: Final = frozenset({Status.COMPLETED, Status.BAILED, Status.SUSPENDED})  # every failure in it was recovered
 
 
 class Run:
@@ -49,6 +50,7 @@ class Run:
         "error": "The exception that ended the run, None if none did.",
         "reason": "What a `Bail` or `Suspend` said.",
         "stages": "The `StageRecord` of each stage, in the order of execution.",
+        "pipelines": "The `Outcome` of each pipeline that its middleware recovered or tried again, or that failed.",
         "started": "When it began, in POSIX seconds.",
         "elapsed": "How long it took, in seconds.",
         "forgotten": "How many stage records `history=` has dropped.",
@@ -64,6 +66,7 @@ class Run:
         self.error: BaseException | None = None
         self.reason: str | None = None
         self.stages: Sequence[StageRecord] = []
+        self.pipelines: Sequence[Outcome] = []
         self.forgotten = 0
         self.started = 0.0
         self.elapsed = 0.0
@@ -111,6 +114,19 @@ class Run:
         why = f": {self.reason}" if self.reason else ""
         failed = f" with {type(self.error).__name__}" if self.error is not None else ""
         return f"<Run {self.id} {self.status}{failed}{why}, {len(self.stages)} stages in {self.elapsed:.3f} s>"
+
+
+def is_recovered(run: Run, record: StageRecord) -> bool:
+    """Whether the failure of a stage was recovered: by its own layers, those of a pipeline around it, or of the run."""
+    if record.recovered or record.status is not Status.FAILED:
+        return record.recovered
+    if run.status in WENT_ON:
+        return True
+    around = {did.scope.id for did in run.pipelines if did.recovered and did.scope is not None}
+    scope = record.scope
+    while scope is not None and scope.id not in around:
+        scope = scope.outer
+    return scope is not None
 
 
 def remember(run: Run, error: BaseException) -> None:

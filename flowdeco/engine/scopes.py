@@ -261,12 +261,12 @@ def _let_go(branch: Branch, scope: OpenScope, error: Failure, marks: Sequence[Ma
 def _outcome(branch: Branch, scope: OpenScope, error: Failure, entered: bool, leaving: Delta | None) -> Outcome:
     kind = record_kind(scope.unit)
     layers, terms = scope.layers, branch.terms
-    status, failure, attempts, recovered = branch.ended_as(error, layers)
+    status, failure, attempts, recovered, failures = branch.ended_as(error, layers)
     inserted = layers.inserted if layers is not None and error is None else ()
     return kind(
         scope.unit.name, scope.unit, status, scope.started + terms.epoch, terms.clock() - scope.started, scope.by,
         scope.number, inserted, scope.records, scope.place, branch.number, failure, attempts, recovered, (), False,
-        leaving, entered=entered, repeats=() if layers is None else layers.repeats,
+        leaving, entered=entered, repeats=() if layers is None else layers.repeats, failures=failures,
     )  # fmt: skip
 
 
@@ -292,6 +292,8 @@ def _finished(branch: Branch, scope: OpenScope, did: Outcome, error: Failure) ->
             branch.abandoned.update(dict.fromkeys(scope.local, did.name))  # a resume may need them
         elif scope.local:
             branch.store.drop_local(scope.local, did.name)
+    else:
+        branch.records.add_pipeline(did.kept())
     if error is None:
         scope.inserted.extend((unit, did.name) for unit in did.inserted)
         branch.agenda.extend(reversed(scope.inserted))

@@ -202,16 +202,17 @@ def _group(part: Part, opened: bool, parent_inserted_by: str | None) -> str:
     tags = "".join(map(_tag, part.tags))
     if part.kind == "pipeline":
         columns = f'<div class="fd-col fd-all">{"".join(_parts(part.parts, opened, part.inserted_by))}</div>'
-        kind = "pipeline"
+        kind, notes = "pipeline", _notes(part, part) if part.recovered or part.attempts > 1 else ""
     else:
         columns = "".join(
             f'<div class="fd-col{_wide(column)}">{_column(column, opened, part.inserted_by)}</div>'
             for column in folded(part.parts, FOLDING)
         )
-        kind = f"parallel, {branch_counts(part)}"
+        kind, notes = f"parallel, {branch_counts(part)}", ""
     return (
         f'<div class="fd-group"><div class="fd-cap">{_named(part.name) if part.name != part.kind else ""}'
-        f'<span class="fd-note">{kind}</span>{tags}{by}<span class="fd-time">{duration(part.elapsed)}</span></div>'
+        f'<span class="fd-note">{kind}</span>{tags}{by}{notes}'
+        f'<span class="fd-time">{duration(part.elapsed)}</span></div>'
         f'<div class="fd-cols">{columns}</div></div>'
     )
 
@@ -259,7 +260,7 @@ def _notes(part: Part, action: Part) -> str:
         notes.append(f'<span class="fd-warn">{plural(attempts, "attempt")}</span>')
     error = text(action.error or part.error)
     if action.recovered or part.recovered:
-        notes.append(f'<span class="fd-warn">recovered from {error}</span>')
+        notes.append(f'<span class="fd-warn">recovered{f" from {error}" if error else ""}</span>')
     elif error and part.status is Status.FAILED:
         notes.append(f"<b>{error}</b>")
         css = "fd-note fd-why"

@@ -202,6 +202,10 @@
     return box;
   };
 
+  const attempts = (row, box) => (row.tries || []).forEach((number, index) => {
+    box.append(el("p", "notes", `Attempt ${index + 1} failed`), trouble(number));
+  });
+
   const detail = (row) => {
     const box = el("div", "detail");
     if (row.ti && row.ti !== row.n) box.append(el("p", "", row.ti));
@@ -216,6 +220,7 @@
       ["status", row.s === "pending" ? "not reached" : row.s], ["inserted by", by], ["started", row.at], ["took", row.t],
       ["attempts", row.a > 1 ? String(row.a) : undefined], ["inserted", row.ins], ["reads", row.reads], ["middleware", row.use], ["data", row.data],
     ]));
+    attempts(row, box);
     if (row.fail !== undefined) box.append(trouble(row.fail));
     const acts = row.acts || [];
     if (acts.length) {
@@ -224,6 +229,7 @@
       for (const act of acts) {
         const li = el("li", classes({ ...act, k: "stage" }));
         headline(act, li);
+        attempts(act, li);
         if (act.fail !== undefined && act.fail !== row.fail) li.append(trouble(act.fail));
         ol.append(li);
       }

@@ -101,9 +101,11 @@ def _unredacted(text: str) -> str:
 def _errors(run: Run) -> Iterator[BaseException]:
     if run.error is not None:
         yield run.error
-    for record in run.stages:
-        errors = (record.error, *(action.error for action in record.actions))
-        yield from (error for error in errors if error is not None)
+    stages_and_actions = (each for record in run.stages for each in (record, *record.actions))
+    for did in (*run.pipelines, *stages_and_actions):
+        yield from did.failures
+        if did.error is not None:
+            yield did.error
 
 
 # The head of the page.

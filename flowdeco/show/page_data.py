@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from flowdeco.engine.runs import Run, Status
+from flowdeco.engine.runs import ActionRecord, Run, StageRecord, Status
 from flowdeco.errors import members_of
 from flowdeco.show.failures import Failure
 from flowdeco.show.folding import Fold, Folding, folded
@@ -170,10 +170,13 @@ class PageData:
         if part.record is not None:
             record = self._run.stages[part.record]
             row["fail"] = self._failure(record.error)
+            row["tries"] = self._attempts(record)
             row["at"] = _clock(record.started, self._scale.zero)
             row["ins"] = _names([*(unit for one in record.actions for unit in one.inserted), *record.inserted])
             row["lane"] = self._lanes.of.get(part.record) or None
         shown_by_stage = part.is_bare and all(action.get("fail") in (None, row.get("fail")) for action in actions)
+        if shown_by_stage:
+            row["tries"] = [*row.get("tries", ()), *(each for action in actions for each in action.get("tries", ()))]
         row["acts"] = None if shown_by_stage else actions
         return row
 
@@ -192,13 +195,18 @@ class PageData:
     def _action(self, stage: Part, part: Part) -> Row:
         row = self._common(part)
         if part.record is not None and stage.record is not None:
-            row["fail"] = self._failure(self._run.stages[stage.record].actions[part.record].error)
+            record = self._run.stages[stage.record].actions[part.record]
+            row["fail"], row["tries"] = self._failure(record.error), self._attempts(record)
         return _without_empty(row)
 
     # Failures and counts.
 
     def _failure(self, error: BaseException | None) -> int | None:
         return None if error is None else self._failure_indexes.get(id(error))
+
+    def _attempts(self, record: StageRecord | ActionRecord) -> list[int]:
+        """Return the failures of the attempts before the last one."""
+        return [self._failure_indexes[id(error)] for error in record.failures]
 
     def _culprits(self) -> list[int]:
         """Return the failed stages with the error of the run; if there are none, the one that failed last."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from flowdeco.engine.runs import ActionRecord, Run, Scope, StageRecord, Status
+from flowdeco.engine.outcome import Outcome
+from flowdeco.engine.runs import WENT_ON, ActionRecord, Run, Scope, StageRecord, Status
 from flowdeco.errors import told as error_text
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream
 from flowdeco.show.parts import DEEPEST, Part, pending
@@ -31,6 +32,7 @@ class _Node:
     waiting: dict[str, deque[Any]] = field(
         default_factory=dict[str, Any]
     )  # inserted units that have not run yet, by whom
+    outcome: Outcome | None = None  # of a pipeline that did not simply complete
 
     def part(self) -> Part:
         parts = tuple(child.part() if isinstance(child, _Node) else child for child in self.children)
@@ -41,7 +43,7 @@ class _Node:
         started = min((start for start, _ in spans), default=None)
         ended = max((end for _, end in spans), default=0.0)
         first = parts[0] if self.kind == "branch" and parts else None  # a branch is named after its unit
-        return Part(
+        part = Part(
             self.kind,
             first.name if first else self.name,
             stem=first.stem if first else "",
@@ -52,6 +54,7 @@ class _Node:
             inserted_by=self.inserted_by,
             record=self.branch,
         )
+        return part if self.outcome is None else _with_outcome(part, self.outcome, None)
 
 
 # The first of these that one of the parts has is the status of the whole.
@@ -69,16 +72,26 @@ def ran_parts(run: Run) -> tuple[Part, ...]:
     """Return the parts of a run in the order of its records, with the inserted units that were never reached."""
     root = _Node("", "", 0)
     nodes: dict[object, _Node] = {None: root}
+    pipelines = {did.scope.id: did for did in run.pipelines if did.scope is not None}
     unfinished = run.status is not Status.COMPLETED
     for index, record in enumerate(run.stages):
-        node = _node_of(record.scope, nodes)
+        node = _node_of(record.scope, nodes, pipelines)
         if unfinished:
             _note_insertions(node, record)
         node.children.append(_ran_stage(index, record))
-    return root.part().parts
+    return tuple(_recovered(part, run.status in WENT_ON) for part in root.part().parts)
 
 
-def _node_of(scope: Scope | None, nodes: dict[object, _Node]) -> _Node:
+def _recovered(part: Part, recovered: bool) -> Part:
+    """Return a part with the failures in it as recovered, if something around it recovered them."""
+    inside = recovered or part.recovered
+    parts = tuple(_recovered(each, inside) for each in part.parts)
+    if inside and part.status is Status.FAILED:
+        return part._replace(recovered=True, parts=parts)
+    return part if parts == part.parts else part._replace(parts=parts)
+
+
+def _node_of(scope: Scope | None, nodes: dict[object, _Node], pipelines: Mapping[str, Outcome]) -> _Node:
     """Return the node of a scope; it and the nodes around it are made if they are missing."""
     missing: list[Scope] = []
     while scope is not None and (scope.id, scope.branch) not in nodes:
@@ -91,6 +104,7 @@ def _node_of(scope: Scope | None, nodes: dict[object, _Node]) -> _Node:
             continue
         if inner.branch is None:
             node = _add_child(node, "pipeline", inner)
+            node.outcome = pipelines.get(inner.id)
         else:
             group = nodes.get(inner.id)
             if group is None:
@@ -149,7 +163,7 @@ def _ran_action(index: int, record: ActionRecord) -> Part:
     return _with_outcome(part, record, index)
 
 
-def _with_outcome(part: Part, record: StageRecord | ActionRecord, index: int) -> Part:
+def _with_outcome(part: Part, record: Outcome, index: int | None) -> Part:
     return part._replace(
         name=record.name,
         status=record.status,

@@ -657,8 +657,9 @@ def without_times(record):
     inserted = [unit.name for unit in record.inserted]
     actions = [without_times(each) for each in record.actions]
     changed = record._replace(
-        started=0.0, elapsed=0.0, unit=None, inserted=inserted, actions=actions, error=repr(record.error)
-    )
+        started=0.0, elapsed=0.0, unit=None, inserted=inserted, actions=actions, error=repr(record.error),
+        failures=[*map(repr, record.failures)],
+    )  # fmt: skip
     return tuple(changed)
 
 
