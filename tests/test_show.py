@@ -485,9 +485,9 @@ def test_the_members_of_an_exception_group_are_told():
         "",
         "ExceptionGroup: 2 branches of the parallel group 'g' failed (2 sub-exceptions)",
         "  1. ValueError: one",
-        "     in action 'fails' of stage 'fails', pipeline 'pipeline', run 'r'",
+        "     in action 'fails' of stage 'fails', pipeline 'pipeline', branch 0 ('fails') of parallel group 'g', run 'r'",
         "  2. KeyError: 'two'",
-        "     in action 'fails' of stage 'fails', pipeline 'pipeline', run 'r'",
+        "     in action 'fails' of stage 'fails', pipeline 'pipeline', branch 1 ('fails') of parallel group 'g', run 'r'",
         "  in parallel group 'g', pipeline 'pipeline', run 'r'",
     ]
     assert "2. KeyError" in run.ran().html()

@@ -22,6 +22,7 @@ from flowdeco.engine.replay import History, Log, Remains
 from flowdeco.engine.requests import CAUGHT_UP, Failure, Gate, Raised, Save, Walk, ended_by_another
 from flowdeco.errors import Bail, Suspend
 from flowdeco.events import Event
+from flowdeco.model.declare import name_in_group
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream, Unit, stage_selectors
 from flowdeco.model.options import UNSET, Middleware
 from flowdeco.model.store import NOTHING, Delta, Mark, Store
@@ -204,6 +205,7 @@ class Branch:
         self.read = store.reader()
         self.base = self.scope = base
         self.parent = parent
+        self.unit: Any = None  # the branch of a group
         self.id = id
         self.agenda: list[tuple[Any, str | None]] = []
         self.number = 0  # of the next step
@@ -357,7 +359,16 @@ class Branch:
             return
         with suppress(Exception):  # the exception may allow neither reading nor writing
             if not any(note.endswith(place) for note in getattr(error, "__notes__", ())):
-                error.add_note(f"in {where}, {place}")
+                error.add_note(", ".join([f"in {where}", *self._branches(), place]))
+
+    def _branches(self) -> Iterator[str]:
+        """Yield the branches that this one is in, itself first: their places, and their units with bound values."""
+        branch = self
+        while branch.parent is not None:
+            place = branch.base.place
+            if place is not None:
+                yield f"branch {place.branch} ({name_in_group(branch.unit)!r}) of parallel group {place.name!r}"
+            branch = branch.parent
 
     def save(self) -> Walk:
         """Write the noted rows to the journal; once that has failed, nothing more is written."""

@@ -16,6 +16,7 @@ from flowdeco.engine.outcome import Outcome, Status, branch_id
 from flowdeco.engine.replay import History
 from flowdeco.engine.requests import Ended, Failure, Fork, Raised, Request, Walk
 from flowdeco.errors import WAITING, Bail, Cancelled, Suspend, WriteConflictError
+from flowdeco.model.declare import name_in_group
 from flowdeco.model.definitions import Parallel, Stream, Unit
 from flowdeco.model.store import NOTHING, Delta, same
 
@@ -99,6 +100,7 @@ def _fork(branch: Branch, scope: OpenScope, index: int, unit: Unit | Stream) -> 
     base = OpenScope(around, None, scope.by, scope.started)
     base.place = scope.place and scope.place.of(index)
     fork = Branch(branch.terms, branch.store.fork() if remains is None else remains.store, base, branch, id)
+    fork.unit = unit
     fork.result = None if remains is None else remains.result
     fork.agenda.append((unit, scope.by))
     return fork
@@ -227,7 +229,7 @@ def _agree(group: Parallel, key: str, written: list[Delta]) -> bool:
 
 
 def _conflict(group: Parallel, key: str, numbers: list[int]) -> WriteConflictError:
-    branches = " and ".join(f"{number} ({group.units[number].name!r})" for number in numbers)
+    branches = " and ".join(f"{number} ({name_in_group(group.units[number])!r})" for number in numbers)
     return WriteConflictError(
         f"the branches {branches} of the parallel group {group.name!r} wrote different values to the key {key!r}. "
         f"Write to different keys, contribute results with collect=, or combine them: "

@@ -26,7 +26,7 @@ from flowdeco.model.options import UNSET
 from flowdeco.model.store import Store
 from flowdeco.model.units import every_unit
 
-__all__ = ["branch_of", "failed_steps", "read_outline", "read_run", "read_steps", "stages_by_name"]
+__all__ = ["branch_of", "failed_steps", "in_branch", "read_outline", "read_run", "read_steps", "stages_by_name"]
 
 Find: TypeAlias = "Callable[[str], Stage | None]"
 _FAILED = frozenset({Status.FAILED, Status.CANCELLED})
@@ -167,6 +167,13 @@ def branch_of(scope: Scope | None) -> str:
     while scope is not None and scope.branch is None:
         scope = scope.outer
     return ROOT if scope is None else branch_id(scope.id, cast("int", scope.branch))
+
+
+def in_branch(scope: Scope | None) -> bool:
+    """Whether this is a branch of a group, or inside one."""
+    while scope is not None and scope.branch is None:
+        scope = scope.outer
+    return scope is not None
 
 
 def failed_steps(run: Run) -> Iterator[tuple[StageRecord, ActionRecord | None]]:

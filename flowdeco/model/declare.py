@@ -22,6 +22,7 @@ from flowdeco.model.definitions import (
     Stream,
     Template,
     Unit,
+    bound_of,
     make_action,
     no_unit,
     options_of,
@@ -32,7 +33,7 @@ from flowdeco.model.options import UNSET, Middleware, Returns, first_paragraph
 from flowdeco.model.references import Called, Imported, Member, load, require_importable
 from flowdeco.model.store import AnyKey
 
-__all__ = ["StageTemplate", "action", "stage"]
+__all__ = ["StageTemplate", "action", "bound_arguments", "name_in_group", "stage"]
 
 P = ParamSpec("P", default=...)
 R = TypeVar("R", default=Any)
@@ -313,6 +314,25 @@ def _declared(name: str, function: Any, options: dict[str, Any], origin: Importe
 
 
 _LONGEST: Final = 40
+
+
+def name_in_group(unit: Unit | Stream) -> str:
+    """Return the name of a unit that tells it from other branches of its group: with its bound values."""
+    bound = bound_arguments(unit)
+    return f"{unit.name}[{bound}]" if bound else unit.name
+
+
+def bound_arguments(unit: object) -> str:
+    """Return the bound values of an action, or of the only action of a stage, as stages of templates show theirs."""
+    if isinstance(unit, Stage) and len(unit.actions) == 1:
+        unit = unit.actions[0]
+    if not isinstance(unit, Action):
+        return ""
+    bound = bound_of(cast("Action[..., Any]", unit))
+    try:
+        return _shown_arguments((), bound)
+    except Exception:  # of a user's `__repr__`
+        return ", ".join(bound)
 
 
 def _shown_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:

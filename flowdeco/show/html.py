@@ -236,7 +236,7 @@ def _row(part: Part, parent_inserted_by: str | None = None, turn: bool = False) 
     return (
         f'<div class="fd-row fd-{part.kind} fd-{status or "planned"}{css}">'
         f'<span class="fd-mark">{MARKS[status].strip() or "•"}</span>'
-        f'<span class="fd-what">{_named(part.name, " fd-turn" if turn else "")}'
+        f'<span class="fd-what">{_named(part.label, " fd-turn" if turn else "")}'
         f"{tags}{_by(part, parent_inserted_by)}{_notes(part, action)}</span>"
         f'<span class="fd-time">{duration(part.elapsed) if part.elapsed else ""}</span></div>'
     )

@@ -108,7 +108,7 @@ class _Drawing:
         mark = MARKS[state(part)].strip()
         attempts = f" ({plural(action.attempts, 'attempt')})" if action.attempts > 1 else ""
         inserts = " → units" if action.inserts and part.status is None else ""
-        return f"{mark} {part.name}{attempts}{inserts}".strip()
+        return f"{mark} {part.label}{attempts}{inserts}".strip()
 
     def _classes(self, part: Part) -> Iterator[str]:
         if part.is_dynamic:

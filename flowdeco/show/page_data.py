@@ -134,7 +134,7 @@ class PageData:
 
     def _common(self, part: Part) -> Row:
         row: Row = {
-            "n": printable(part.name),
+            "n": printable(part.name) if part.label == part.name else self._redact(printable(part.label)),
             "s": state(part),
             "tags": [printable(tag) for tag in part.tags],
             "by": None if part.inserted_by is None else printable(part.inserted_by),

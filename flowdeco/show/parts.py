@@ -20,7 +20,8 @@ class Part(NamedTuple):
     `kind` is "action", "stage", "pipeline", "parallel" or "branch". A plan has `reads` and `writes` (keys of the store),
     and `inserts`: its annotation says that it returns units. The other fields are of a run: `status` is `pending` for units
     that were inserted or begun, and never reached; `record` is the index of its record in `run.stages`, or among the
-    actions of its stage. `unplanned` parts are missing from the plan although nothing inserted them.
+    actions of its stage. `unplanned` parts are missing from the plan although nothing inserted them. `bound` are the bound
+    values of an action that ran in a branch of a group.
     """
 
     kind: str
@@ -45,6 +46,13 @@ class Part(NamedTuple):
     error: str = ""
     record: int | None = None
     unplanned: bool = False
+    bound: str = ""
+
+    @property
+    def label(self) -> str:
+        """The name, with bound values, which tell the branches of a group apart."""
+        bound = self.parts[0].bound if self.is_bare else self.bound
+        return f"{self.name}[{bound}]" if bound else self.name
 
     @property
     def is_dynamic(self) -> bool:

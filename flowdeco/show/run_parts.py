@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from flowdeco.engine.outcome import Outcome
+from flowdeco.engine.reading import in_branch
 from flowdeco.engine.runs import WENT_ON, ActionRecord, Run, Scope, StageRecord, Status
 from flowdeco.errors import told as error_text
+from flowdeco.model.declare import bound_arguments
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream
 from flowdeco.show.parts import DEEPEST, Part, pending
 from flowdeco.show.plan_parts import planned_action, planned_parts, stage_part, text_or_empty
@@ -146,19 +148,21 @@ def _note_insertions(node: _Node, record: StageRecord) -> None:
 
 
 def _ran_stage(index: int, record: StageRecord) -> Part:
-    actions = [_ran_action(place, action) for place, action in enumerate(record.actions)]
+    inside = in_branch(record.scope)
+    actions = [_ran_action(place, action, inside) for place, action in enumerate(record.actions)]
     if record.status is not Status.COMPLETED and record.status is not Status.SKIPPED:
         actions.extend(_unreached_actions(record))
     return _with_outcome(stage_part(record.stage, tuple(actions)), record, index)
 
 
-def _ran_action(index: int, record: ActionRecord) -> Part:
+def _ran_action(index: int, record: ActionRecord, in_branch: bool) -> Part:
     action: Any = record.action  # None for one that failed before the run was resumed
     part = Part(
         "action",
         record.name,
         description="" if action is None else text_or_empty(action.description),
         tags=tuple(sorted(action.tags)) if action is not None and action.tags else (),
+        bound=bound_arguments(action) if in_branch else "",
     )
     return _with_outcome(part, record, index)
 

@@ -67,7 +67,7 @@ def _time(part: Part) -> str:
 
 
 def _name(part: Part) -> str:
-    name = printable(part.name)
+    name = printable(part.label)
     return f"{name} ({part.kind})" if part.kind in ("parallel", "pipeline") and name != part.kind else name
 
 
