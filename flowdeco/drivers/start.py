@@ -99,7 +99,8 @@ def _from_memory(
     store, steps, remains = in_memory(before.store, kept.log, given)
     start.check(store)
     run = Run(before.id, flow, store)
-    run.stages, run.resumption = before.stages, kept
+    run.stages, run.pipelines, run.resumption = before.stages, before.pipelines, kept
+    run.started, run.elapsed = before.started, before.elapsed
     earlier = Earlier(steps, _fingerprint(), on_change, remains=remains)
     return run, start.resumed(run, start.terms(run), earlier)
 
@@ -138,6 +139,8 @@ def _from_journal(
             _give_back(journal, run_id, remembered)
         raise
     run = Run(run_id if from_stage is None else os.urandom(8).hex(), flow, store)
+    if from_stage is None:
+        run.started, run.elapsed = remembered.started, remembered.total()
     recorder = Recorder(journal, run.id, fingerprint)
     known = Journaled(journal, remembered, more, sorted(start.skip), from_stage)
     earlier = Earlier(steps, recorder.code, on_change, finished, journaled=known)
@@ -241,7 +244,7 @@ def _closed(run: Run, terms: Terms) -> Evaluation:
         _logger(run.id).warning("run %s: skip=%s matched nothing. %s", run.id, *_unmatched(run, terms.unmatched))
     if terms.recorder is not None:
         error = None if run.error is None else told(run.error)
-        answer = yield Save(terms.recorder.journal.close, run.id, str(run.status), run.reason, error)
+        answer = yield Save(terms.recorder.journal.close, run.id, str(run.status), run.reason, error, run.elapsed)
         if type(answer) is Raised and run.error is None:
             run.error, run.status = answer.error, Status.FAILED
 

@@ -26,6 +26,7 @@ class _Run:
         self.inputs = [(0, inputs)]
         self.rows: dict[int, Row] = {}  # by the order of their writing
         self.written = 0
+        self.elapsed, self.timed = 0.0, 0  # and how many were written then
         self.busy = True
 
     status: str
@@ -83,12 +84,16 @@ class MemoryJournal:
             run = self._held(run_id)
             run.rows = {at: row for at, row in run.rows.items() if row.number < cuts.get(row.branch, row.number + 1)}
 
-    def close(self, run_id: str, status: str, reason: str | None, error: str | None) -> None:
+    def close(
+        self, run_id: str, status: str, reason: str | None, error: str | None, elapsed: float | None = None
+    ) -> None:
         """Note the outcome of the run."""
         with self._lock:
             run = self._held(run_id)
             run.status, run.reason, run.error, run.busy = str(status), reason, error, False
             run.updated = time.time()
+            if elapsed is not None:
+                run.elapsed, run.timed = elapsed, run.written
 
     def runs(self) -> list[RunInfo]:
         """Return all runs, the latest first."""
@@ -131,7 +136,10 @@ class MemoryJournal:
         positions = list(run.rows)
         inputs = [(bisect_left(positions, at), payload) for at, payload in run.inputs]
         rows = list(run.rows.values())
-        return Remembered(run_id, run.pipeline, run.status, run.reason, run.started, run.skip, inputs, rows, run.error)
+        return Remembered(
+            *(run_id, run.pipeline, run.status, run.reason, run.started, run.skip, inputs, rows, run.error),
+            *(run.elapsed, bisect_left(positions, run.timed)),
+        )
 
 
 def _owner() -> str:

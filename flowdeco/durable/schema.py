@@ -18,7 +18,7 @@ from zlib import crc32
 __all__ = ["APPLICATION", "MIGRATIONS", "VERSION"]
 
 APPLICATION: Final = 0x666C6F77  # "flow", in the header of the file
-VERSION: Final = 3
+VERSION: Final = 4
 FORMAT: Final = 3  # how a run numbers its steps: since this version of the schema, each has the number it began with
 
 _RUNS: Final = """
@@ -39,7 +39,9 @@ CREATE TABLE runs (
     given INTEGER NOT NULL,
     format INTEGER NOT NULL,
     checksum INTEGER NOT NULL,
-    owner TEXT, host TEXT, pid INTEGER, place TEXT, born TEXT, lease REAL
+    owner TEXT, host TEXT, pid INTEGER, place TEXT, born TEXT, lease REAL,
+    took REAL NOT NULL DEFAULT 0,
+    timed INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE inputs (
     run INTEGER NOT NULL,
@@ -157,9 +159,19 @@ def _from_version_2(connection: sqlite3.Connection) -> None:
     _execute(connection, _TO_VERSION_3)
 
 
+def _from_version_3(connection: sqlite3.Connection) -> None:
+    """From runs whose time is known by their steps only."""
+    known = {name for _, name, *_ in connection.execute("PRAGMA table_info(runs)")}
+    for column in ("took REAL", "timed INTEGER"):
+        if column.partition(" ")[0] not in known:
+            connection.execute(f"ALTER TABLE runs ADD COLUMN {column} NOT NULL DEFAULT 0")
+    connection.execute("PRAGMA user_version = 4")
+
+
 # From a version to the next.
 MIGRATIONS: Final[dict[int, Callable[[sqlite3.Connection], None]]] = {
     0: _create,
     1: _from_version_1,
     2: _from_version_2,
+    3: _from_version_3,
 }

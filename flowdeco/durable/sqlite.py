@@ -291,7 +291,9 @@ class SqliteJournal:
             if doomed:
                 held.head, held.saved = head, left
 
-    def close(self, run_id: str, status: str, reason: str | None, error: str | None) -> None:
+    def close(
+        self, run_id: str, status: str, reason: str | None, error: str | None, elapsed: float | None = None
+    ) -> None:
         """Note the outcome of the run, and release its lease.
 
         Raises nothing if a write has failed before: that error has been raised.
@@ -311,6 +313,9 @@ class SqliteJournal:
                         written=held.next,
                         dropped=held.next - held.saved,
                     )
+                    if elapsed is not None:
+                        timed = (elapsed, held.next, head.id, held.token)
+                        connection.execute("UPDATE runs SET took = ?, timed = ? WHERE id = ? AND owner = ?", timed)
                     if not self._release(connection, head, held.token):
                         raise self._lost(connection, head)
                 if self._moved():
@@ -467,9 +472,11 @@ class SqliteJournal:
             raise self._damaged(f"inputs of run {head.run_id!r} are missing")
         written = max(head.written, positions[-1] + 1 if positions else 0)
         skip = tuple(json.loads(head.skip))
+        elapsed, timed = connection.execute("SELECT took, timed FROM runs WHERE id = ?", (head.id,)).fetchone()
         remembered = Remembered(
-            head.run_id, head.pipeline, head.status, head.reason, head.started, skip, inputs, rows, head.error
-        )
+            head.run_id, head.pipeline, head.status, head.reason, head.started, skip, inputs, rows, head.error,
+            *((elapsed, bisect_left(positions, timed)) if (type(elapsed), type(timed)) == (float, int) else ()),
+        )  # fmt: skip
         return remembered, written
 
     def _steps(self, connection: sqlite3.Connection, head: Head) -> tuple[list[Row], Sequence[int]]:

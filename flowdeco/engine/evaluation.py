@@ -62,7 +62,8 @@ class Opening(NamedTuple):
 def evaluate_run(run: Run, terms: Terms, use: tuple[Middleware, ...]) -> Generator[Request, Any, Branch]:
     """Evaluate the pipeline of a run, and note the outcome in the run."""
     started = terms.clock()
-    run.started, run.status = started + terms.epoch, Status.RUNNING
+    run.started = run.started or started + terms.epoch
+    run.status = Status.RUNNING
     past, log = terms.past, terms.log
     branch = Branch(terms, run.store, OpenScope(None, run.pipeline, None, started))
     if past is not None:
@@ -80,7 +81,7 @@ def evaluate_run(run: Run, terms: Terms, use: tuple[Middleware, ...]) -> Generat
         unsaved = yield from branch.save()
         error = unsaved if unsaved is not None and (error is None or isinstance(error, (Bail, Suspend))) else error
     branch.end_unwinding()
-    run.elapsed = terms.clock() - started
+    run.elapsed += terms.clock() - started
     run.stages, run.pipelines = branch.records.last(), branch.records.last_pipelines()
     run.forgotten = len(branch.records) - len(run.stages)
     run.result = branch.result

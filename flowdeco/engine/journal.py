@@ -8,6 +8,7 @@ another attempt, or a resume with changed code, replaces it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Any, NamedTuple, Protocol
 
 __all__ = ["Codec", "Journal", "Remembered", "Row"]
@@ -37,7 +38,8 @@ class Remembered(NamedTuple):
     """A run as the journal has it.
 
     `inputs` are the payloads of the inputs in the order in which they were given, each with the number of rows
-    written before: those of the run first, then those of every resume.
+    written before: those of the run first, then those of every resume. `elapsed` is how long it took, in seconds, until
+    it last ended or was interrupted, and `timed` the number of rows that it had then.
     """
 
     run_id: str
@@ -49,6 +51,16 @@ class Remembered(NamedTuple):
     inputs: list[tuple[int, bytes]]
     rows: list[Row]
     error: str | None = None
+    elapsed: float = 0.0
+    timed: int = 0
+
+    def total(self) -> float:
+        """Return the seconds that the run was at work: the rows since it last ended are all that a crash has left."""
+        elapsed, until = self.elapsed, -inf
+        for started, ended in sorted((row.started, row.started + row.elapsed) for row in self.rows[self.timed :]):
+            elapsed += max(0.0, ended - max(started, until))
+            until = max(until, ended)
+        return elapsed
 
 
 class Codec(Protocol):
@@ -90,5 +102,7 @@ class Journal(Protocol):
     def drop(self, run_id: str, cuts: Mapping[str, int]) -> None:
         """Forget the rows of these branches from these numbers on."""
 
-    def close(self, run_id: str, status: str, reason: str | None, error: str | None) -> None:
-        """Note the status of the run, and release its lease."""
+    def close(
+        self, run_id: str, status: str, reason: str | None, error: str | None, elapsed: float | None = None
+    ) -> None:
+        """Note the status of the run and, unless it was left as it is, how long it took; release its lease."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from math import inf
 from typing import Any, TypeAlias, cast
 
-from flowdeco.engine.journal import Codec, Remembered, Row
+from flowdeco.engine.journal import Codec, Remembered
 from flowdeco.engine.outcome import ROOT, ActionRecord, Outcome, Scope, StageRecord, Status, branch_id
 from flowdeco.engine.recorder import Recorded, outcomes
 from flowdeco.engine.replay import Steps
@@ -49,7 +49,7 @@ def read_run(remembered: Remembered, codec: Codec, find: Find = lambda name: Non
     run.error = _error(steps.get(ROOT, {}), remembered)
     if run.error is not None:
         run.stages = _with_one_error(run.stages, list(members_of(run.error)))
-    run.started, run.elapsed = remembered.started, _elapsed(remembered.rows)
+    run.started, run.elapsed = remembered.started, remembered.total()
     return run
 
 
@@ -137,15 +137,6 @@ def _error(steps: dict[int, Outcome], remembered: Remembered) -> BaseException |
                 return did.error
             break
     return None if text is None else RunError(text)
-
-
-def _elapsed(rows: Iterable[Row]) -> float:
-    """Return the time during which any step was running; pauses before a resume do not count."""
-    elapsed, until = 0.0, -inf
-    for started, ended in sorted((row.started, row.started + row.elapsed) for row in rows):
-        elapsed += max(0.0, ended - max(started, until))
-        until = max(until, ended)
-    return elapsed
 
 
 # The stages that ran.

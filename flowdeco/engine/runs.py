@@ -51,8 +51,8 @@ class Run:
         "reason": "What a `Bail` or `Suspend` said.",
         "stages": "The `StageRecord` of each stage, in the order of execution.",
         "pipelines": "The `Outcome` of each pipeline that its middleware recovered or tried again, or that failed.",
-        "started": "When it began, in POSIX seconds.",
-        "elapsed": "How long it took, in seconds.",
+        "started": "When it began, in POSIX seconds; a resumed run, when it was started first.",
+        "elapsed": "How long it took, in seconds; a resumed run, all its legs together.",
         "forgotten": "How many stage records `history=` has dropped.",
         "resumption": "What it takes to resume it; None if it cannot be.",
     }
