@@ -12,8 +12,9 @@ from typing import Any, NamedTuple, TypeAlias, cast
 
 from flowdeco.engine.layers import Call
 from flowdeco.engine.requests import Sleep
-from flowdeco.errors import DefinitionError
+from flowdeco.errors import DefinitionError, MissingInputError
 from flowdeco.model.options import Middleware, described
+from flowdeco.model.supplying import Supplies
 
 __all__ = ["Call", "Middleware", "Sleep", "atomic", "recover", "retry"]
 
@@ -114,6 +115,14 @@ class Recover(NamedTuple):
                 raise
             call.logger.info("%s %r failed and is recovered: %r", call.level, call.name, error)
             call.outcome = self.outcome
+
+    @property
+    def supplies(self) -> Supplies:
+        return Supplies.NOTHING if self.outcome is None else Supplies.OUTCOME
+
+    @property
+    def recovers_missing_inputs(self) -> bool:
+        return _matches(MissingInputError(), self.on)
 
     def __repr__(self) -> str:
         return f"recover(on={self.on!r}, outcome={self.outcome!r})"

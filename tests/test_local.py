@@ -82,6 +82,11 @@ def test_local_results_end_with_their_stage(run):
     assert "sizes" in dict(pickle.loads(pickle.dumps(done.store)))
 
 
+def writes(call):
+    yield
+    call.store["written"] = 1
+
+
 def test_reading_one_elsewhere_says_where_it_was_local():
     done = per("a").run()
     for read in (lambda: done["rows"], lambda: done.store["rows"], lambda: done.store.pop("rows")):
@@ -91,7 +96,7 @@ def test_reading_one_elsewhere_says_where_it_was_local():
     with pytest.raises(WiringError, match=r"local to stage 'per\[a\]': write returns='rows'"):
         (per("a") >> reader).run()
     with pytest.raises(MissingInputError, match=r"local to stage 'sized\[a\]'") as raised:
-        (sized("a") >> reader).run()
+        (sized("a") >> reader).run(use=[writes])
     assert not any("returned nothing" in note for note in raised.value.__notes__)
     (problem,) = (per("a") >> reader).validate()
     assert (problem.certain, problem.key) == (True, "rows")

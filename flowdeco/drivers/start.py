@@ -24,7 +24,7 @@ from flowdeco.model.definitions import Pipeline, action_selectors, stage_selecto
 from flowdeco.model.options import checked_layers, checked_selectors
 from flowdeco.model.runnable import Options as RunOptions
 from flowdeco.model.store import Store
-from flowdeco.model.wiring import check_run, may_supply
+from flowdeco.model.wiring import check_run
 
 if TYPE_CHECKING:
     from flowdeco.engine.logs import RunLogger
@@ -181,7 +181,7 @@ class _Start:
     def check(self, store: Store) -> None:
         """Raise `WiringError` for parameters that nothing can supply."""
         __tracebackhide__ = True
-        check_run(self.flow, store, self.skip, may_supply(self.use))
+        check_run(self.flow, store, self.skip, self.use)
 
     def terms(self, run: Run, recorder: Recorder | None = None) -> Terms:
         """Return the terms of a run, and have the run keep the means to resume it."""

@@ -14,6 +14,7 @@ from typing import Any, cast
 from flowdeco.engine.branch import Branch, OpenScope
 from flowdeco.engine.context import Context
 from flowdeco.engine.layers import Layers, enter, leave
+from flowdeco.engine.missing import explain
 from flowdeco.engine.outcome import COMPLETED, ActionRecord, Outcome, Status
 from flowdeco.engine.recorder import ATOMS, Look
 from flowdeco.engine.requests import Await, Awaited, Chore, Failure, Raised, Request, Walk
@@ -25,7 +26,7 @@ from flowdeco.model.options import UNSET, Middleware
 from flowdeco.model.reload import reloaded
 from flowdeco.model.steps import Step, local_names, localized, step_of
 from flowdeco.model.store import Delta, Mark, Name
-from flowdeco.model.wiring import check_inserted, may_supply, note_suppliers, unmet
+from flowdeco.model.wiring import check_inserted, hides_gaps, unmet
 
 __all__ = ["Execution", "begin_action", "check_insertion", "finish_simple", "simple_arguments", "take_effect"]
 
@@ -212,10 +213,7 @@ def _call(branch: Branch, act: Execution, values: Mapping[str, Any]) -> Generato
         args, kwargs = step.gather(store, values, act.context, stage.name)
     except Exception as error:
         if isinstance(error, MissingInputError):
-            earlier = [record for record in branch.records.kept if not record.stage.local]
-            ran = [each for record in earlier for each in record.actions] + branch.scope.records
-            completed = [each.action for each in ran if each.status is Status.COMPLETED]
-            note_suppliers(error, step, store, completed)
+            explain(error, branch, step)
         return Raised(error)
     value = yield step, args, kwargs
     if type(value) not in SETTLED:
@@ -414,7 +412,7 @@ def _is_wrapped(branch: Branch) -> bool:
     scope: OpenScope | None = branch.scope
     while scope is not None:
         layers = () if scope.layers is None else scope.layers.layers
-        if may_supply(layers + scope.use_stages + scope.use_actions) or scope.values:
+        if hides_gaps(layers + scope.use_stages + scope.use_actions) or scope.values:
             return True
         scope = scope.outer
     return False

@@ -205,7 +205,8 @@ class Branch:
         self.read = store.reader()
         self.base = self.scope = base
         self.parent = parent
-        self.unit: Any = None  # the branch of a group
+        self.group: Parallel | None = None
+        self.unit: Any = None  # the branch of the group
         self.id = id
         self.agenda: list[tuple[Any, str | None]] = []
         self.number = 0  # of the next step

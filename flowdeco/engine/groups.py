@@ -100,7 +100,7 @@ def _fork(branch: Branch, scope: OpenScope, index: int, unit: Unit | Stream) -> 
     base = OpenScope(around, None, scope.by, scope.started)
     base.place = scope.place and scope.place.of(index)
     fork = Branch(branch.terms, branch.store.fork() if remains is None else remains.store, base, branch, id)
-    fork.unit = unit
+    fork.group, fork.unit = scope.unit, unit
     fork.result = None if remains is None else remains.result
     fork.agenda.append((unit, scope.by))
     return fork

@@ -197,8 +197,8 @@ class Annotations:
             return self._meaning(arguments[-1], depth + 1)
         if not _iterates(cls):
             return _DATA
-        if not arguments:
-            return _ANYTHING
+        if not arguments:  # of a generator function, perhaps units
+            return Meaning(True, "Iter" in cls.__name__ or "Generator" in cls.__name__)
         data, units, _ = self._meaning(arguments[0], depth + 1)
         if cls.__name__ == "Generator" and len(arguments) == 3:
             end = self._meaning(arguments[2], depth + 1)

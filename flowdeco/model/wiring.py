@@ -7,10 +7,10 @@ unit that may write unknown keys (through `ctx`, an insertion, middleware), a mi
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast, get_args
 
-from flowdeco.errors import MissingInputError, Problem, WiringError, suggestion
+from flowdeco.errors import Problem, WiringError, suggestion
 from flowdeco.model.annotations import EMPTY
 from flowdeco.model.definitions import (
     Action,
@@ -27,24 +27,39 @@ from flowdeco.model.definitions import (
 from flowdeco.model.options import Middleware
 from flowdeco.model.steps import Input, Step, missing, step_of, steps_of
 from flowdeco.model.store import Store, accepted_classes, key_name
+from flowdeco.model.supplying import Supplies, supplies_of
 from flowdeco.model.units import Memo, Value
 
-__all__ = ["Input", "Problem", "Step", "check_inserted", "check_run", "step_of", "steps_of", "unmet", "validate"]
+__all__ = [
+    "Input",
+    "Problem",
+    "Step",
+    "check_inserted",
+    "check_run",
+    "hides_gaps",
+    "step_of",
+    "steps_of",
+    "suppliers",
+    "unmet",
+    "validate",
+]
 
 
 class _Known:
     """The keys known to be in the store at some point, each with the step that declared a class for it."""
 
-    __slots__ = ("keys", "local", "open")
+    __slots__ = ("beside", "keys", "local", "open")
 
     def __init__(self, keys: Mapping[str, Step | None], *, open: bool = False) -> None:
         self.keys = dict(keys)
         self.open = open
         self.local: dict[str, str] = {}  # names of results that were local to a stage, each with its name
+        self.beside: tuple[tuple[Parallel, int], ...] = ()  # the groups around, innermost first, each with the branch
 
     def copy(self) -> _Known:
         made = _Known(self.keys, open=self.open)
         made.local = dict(self.local)
+        made.beside = self.beside
         return made
 
     def add(self, other: _Known) -> None:
@@ -52,12 +67,6 @@ class _Known:
         self.keys.update(other.keys)
         self.local.update(other.local)
         self.open |= other.open
-
-    def hint(self, name: str) -> str:
-        """Return advice about a key that is missing."""
-        if name in self.local:
-            return f"It is local to stage {self.local[name]!r}: write returns={name!r} there to share it"
-        return suggestion(name, self.keys, "Known keys")
 
 
 class _Gap(NamedTuple):
@@ -68,6 +77,7 @@ class _Gap(NamedTuple):
     wanted: Input
     certain: bool
     producer: Step | None = None
+    beside: tuple[tuple[Parallel, int], ...] = ()
 
     def is_met(self, keys: Collection[str]) -> bool:
         """Whether one of these keys of the store supplies the parameter: a local name hides a key."""
@@ -79,23 +89,70 @@ class _Around(NamedTuple):
 
     stages: bool = False
     actions: bool = False
+    outcomes: bool = False  # nothing else than the results of the actions
+    missing: bool = False  # or recover from missing parameters inside
+
+
+class _Flow(NamedTuple):
+    """The units that are checked, in order, with the selectors of those that are skipped."""
+
+    units: tuple[Unit | Stream, ...]
+    skip: frozenset[str]
+
+    def hint(self, gap: _Gap, known: _Known) -> str:
+        """Return advice about a missing key: why what supplies it does not do so here, or what else may be meant."""
+        name = gap.wanted.key
+        if name in known.local:
+            return f"It is local to stage {known.local[name]!r}: write returns={name!r} there to share it"
+        for group, index in gap.beside:
+            others = [unit for at, unit in enumerate(group.units) if at != index]
+            for stage, step in self._suppliers(others, gap):
+                return (
+                    f"Action {step.name!r} of stage {stage.name!r} supplies it in another branch of the parallel group "
+                    f"{group.name!r}, and branches do not see each other: let it run before the group"
+                )
+        skipped = ""
+        for stage, step in self._suppliers(self.units, gap):
+            who = f"Action {step.name!r} of stage {stage.name!r} supplies it"
+            if self.skip.isdisjoint((*stage_selectors(stage), *action_selectors(stage, step.action))):
+                return f"{who}, but comes later: let it run first"
+            skipped = skipped or f"{who}, but is skipped"
+        return skipped or suggestion(name, known.keys, "Known keys")
+
+    def _suppliers(self, units: Iterable[Unit | Stream], gap: _Gap) -> Iterator[tuple[Stage, Step]]:
+        for stage, step in suppliers(units, gap.wanted.key, gap.stage):
+            if step.function is not gap.step.function:
+                yield stage, step
+
+
+def suppliers(units: Iterable[Unit | Stream], key: str, stage: Stage | None = None) -> Iterator[tuple[Stage, Step]]:
+    """Yield the steps of these units that supply a key to actions of this stage, in order, each with its own stage."""
+    for unit in units:
+        if isinstance(unit, (Pipeline, Parallel)):
+            yield from suppliers(unit.units, key, stage)
+        elif not isinstance(unit, Stream):
+            own = cast("Stage", one_action_stage(cast("Any", unit)) if isinstance(unit, Action) else unit)
+            for step, _ in reversed(steps_of(own)):
+                is_hidden = own.local and own is not stage and step.supplies_own_name and step.name == key
+                if key in step.supplies and not is_hidden:
+                    yield own, step
 
 
 def validate(unit: Unit, inputs: Iterable[str] | Mapping[str, Any] = ()) -> list[Problem]:
     """Return the problems of a unit, certain or not, in the order of evaluation."""
     if isinstance(inputs, str):
         raise TypeError(f"inputs names keys: write [{inputs!r}]")
-    known = _Known(dict.fromkeys(map(key_name, inputs)))
-    return [problem for gap in _check(unit, known, _Around(), frozenset()) for problem in _problems(gap, known)]
+    known, flow = _Known(dict.fromkeys(map(key_name, inputs))), _Flow((unit,), frozenset())
+    return [problem for gap in _check(unit, known, _Around(), flow.skip) for problem in _problems(gap, known, flow)]
 
 
-def check_run(flow: Pipeline, inputs: Collection[str], skip: frozenset[str], wrapped: bool) -> None:
+def check_run(flow: Pipeline, inputs: Collection[str], skip: frozenset[str], use: tuple[Middleware, ...] = ()) -> None:
     """Raise `WiringError` before a run for parameters that certainly nothing supplies."""
     __tracebackhide__ = True
-    if wrapped or all(gap.is_met(inputs) for gap in _needs(flow, skip)):
+    if all(gap.is_met(inputs) for gap in _needs(flow, skip)) or hides_gaps(use):
         return
     known = _Known(dict.fromkeys(inputs))
-    _refuse((gap for gap in _check(flow, known, _Around(), skip) if gap.certain), known)
+    _refuse((gap for gap in _check(flow, known, _Around(), skip) if gap.certain), known, _Flow((flow,), skip))
 
 
 def unmet(units: Iterable[Unit | Stream], store: Store, skip: frozenset[str]) -> bool:
@@ -108,7 +165,7 @@ def unmet(units: Iterable[Unit | Stream], store: Store, skip: frozenset[str]) ->
 
 
 def check_inserted(
-    coming: Iterable[tuple[Unit | Stream, bool]], store: Store, skip: frozenset[str], stage: Stage | None = None
+    coming: Sequence[tuple[Unit | Stream, bool]], store: Store, skip: frozenset[str], stage: Stage | None = None
 ) -> None:
     """Raise `WiringError` if inserted units need a key that neither the store nor anything before them supplies.
 
@@ -125,25 +182,12 @@ def check_inserted(
         found = list(_check(unit, inside if isinstance(unit, Action) else known, _Around(), skip))
         gaps += [gap for gap in found if is_new and gap.certain]
         known.open |= inside.open
-    _refuse(gaps, known)
+    _refuse(gaps, known, _Flow(tuple(unit for unit, _ in coming), skip))
 
 
-def note_suppliers(error: MissingInputError, step: Step, store: Store, ran: Iterable[Action[..., Any]]) -> None:
-    """Add a note that names the actions which should have supplied the missing keys, and returned nothing."""
-    missing = {wanted.key for wanted in step.inputs if wanted.default is EMPTY and wanted.key not in store}
-    for action in ran:
-        empty = missing.intersection(step_of(action).supplies)
-        if empty:
-            error.add_note(
-                f"action {action.name!r} has run, and returned nothing for {', '.join(map(repr, sorted(empty)))}: "
-                f"a generator that yields nothing, and None, are not stored. Give the parameter a default, "
-                f"or have the action store None by its annotation: `-> T | None`"
-            )
-
-
-def _refuse(gaps: Iterable[_Gap], known: _Known) -> None:
+def _refuse(gaps: Iterable[_Gap], known: _Known, flow: _Flow) -> None:
     __tracebackhide__ = True
-    problems = [problem for gap in gaps for problem in _problems(gap, known)]
+    problems = [problem for gap in gaps for problem in _problems(gap, known, flow)]
     if problems:
         lines = "\n".join(f"  - {problem.message}" for problem in problems)
         raise WiringError(f"the wiring has {len(problems)} problem{'s' * (len(problems) > 1)}:\n{lines}", problems)
@@ -169,7 +213,16 @@ def _needs(unit: Unit | Stream, skip: frozenset[str]) -> tuple[_Gap, ...]:
 
 def may_supply(layers: tuple[Middleware, ...]) -> bool:
     """Whether middleware may supply values or write to the store; flowdeco's own middleware declares it."""
-    return any(getattr(layer, "supplies", True) for layer in layers)
+    return any(supplies_of(layer) is Supplies.ANYTHING for layer in layers)
+
+
+def hides_gaps(layers: tuple[Middleware, ...]) -> bool:
+    """Whether a parameter that is missing inside middleware may do no harm: it may be supplied there, or recovered."""
+    return may_supply(layers) or any(getattr(layer, "recovers_missing_inputs", False) for layer in layers)
+
+
+def _may_give_results(layers: tuple[Middleware, ...]) -> bool:
+    return any(supplies_of(layer) is Supplies.OUTCOME for layer in layers)
 
 
 def _check(unit: Unit | Stream, known: _Known, around: _Around, skip: frozenset[str]) -> Iterator[_Gap]:
@@ -183,12 +236,19 @@ def _check(unit: Unit | Stream, known: _Known, around: _Around, skip: frozenset[
         return
     if isinstance(unit, Pipeline):
         stages, actions = unit.use + unit.use_stages, unit.use_actions
-        inside = _Around(around.stages or may_supply(stages), around.actions or may_supply(actions))
+        inside = _Around(
+            around.stages or may_supply(stages),
+            around.actions or may_supply(actions),
+            around.outcomes or _may_give_results(actions),
+            around.missing or hides_gaps(stages + actions),
+        )
         known.open |= may_supply(unit.use)
         for part in unit.units:
             yield from _check(part, known, inside, skip)
     elif isinstance(unit, Parallel):
         branches = [known.copy() for _ in unit.units]
+        for index, branch in enumerate(branches):
+            branch.beside = ((unit, index), *known.beside)
         for part, branch in zip(unit.units, branches, strict=True):
             yield from _check(part, branch, around, skip)
         for branch in branches:
@@ -199,7 +259,8 @@ def _check(unit: Unit | Stream, known: _Known, around: _Around, skip: frozenset[
 
 def _check_stage(stage: Stage, known: _Known, around: _Around, skip: frozenset[str]) -> Iterator[_Gap]:
     known.keys.update(dict.fromkeys(data_of(stage)))
-    wrapped = around.stages or around.actions or may_supply(stage.use + stage.use_actions)
+    wrapped = around.actions or may_supply(stage.use_actions)
+    hidden = around.stages or around.missing or wrapped or hides_gaps(stage.use + stage.use_actions)
     known.open |= around.stages or may_supply(stage.use)
     inside = known
     if stage.local:  # its own names hide those of the store, and nobody else sees them
@@ -210,31 +271,34 @@ def _check_stage(stage: Stage, known: _Known, around: _Around, skip: frozenset[s
             known.local.setdefault(name, stage.name)
     for step, _ in reversed(steps_of(stage)):
         if not skip or skip.isdisjoint(action_selectors(stage, step.action)):
-            yield from _check_step(stage, step, inside, wrapped or may_supply(step.use))
+            yield from _check_step(stage, step, inside, hidden or hides_gaps(step.use))
+            inside.open |= wrapped or may_supply(step.use)
+            if not step.supplies and (around.outcomes or _may_give_results(stage.use_actions + step.use)):
+                inside.open = True
             own = step.name if stage.local and step.supplies_own_name else None
             known.keys.update({key: inside.keys[key] for key in step.supplies if key != own})
     known.open |= inside.open
 
 
-def _check_step(stage: Stage, step: Step, known: _Known, wrapped: bool) -> Iterator[_Gap]:
+def _check_step(stage: Stage, step: Step, known: _Known, hidden: bool) -> Iterator[_Gap]:
     for wanted in step.inputs:
         if wanted.context or wanted.name in step.bound:
             continue
         if wanted.key not in known.keys:
             if wanted.default is EMPTY:
-                yield _Gap(stage, step, wanted, not (known.open or wrapped))
+                yield _Gap(stage, step, wanted, not (known.open or hidden), None, known.beside)
         elif (producer := known.keys[wanted.key]) is not None:
             yield _Gap(stage, step, wanted, False, producer)
-    known.open |= step.wants_context or step.inserts or wrapped
+    known.open |= step.wants_context or step.inserts
     typed = step if len(step.supplies) == 1 and step.collects is None else None
     known.keys.update(dict.fromkeys(step.supplies, typed))
 
 
-def _problems(gap: _Gap, known: _Known) -> Iterator[Problem]:
+def _problems(gap: _Gap, known: _Known, flow: _Flow) -> Iterator[Problem]:
     """Yield the problem of a gap; none if it was only a suspicion about types."""
-    stage, step, wanted, certain, producer = gap
+    stage, step, wanted, certain, producer, _ = gap
     if producer is None:
-        message = missing(step.name, stage.name, wanted, known.hint(wanted.key))
+        message = missing(step.name, stage.name, wanted, flow.hint(gap, known))
     else:
         declared = _declared_class(producer)
         if not _disagree(declared, wanted.annotation):

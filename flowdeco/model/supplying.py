@@ -1,0 +1,135 @@
+"""Whether a middleware may supply values, read from its code, which is compiled: no source is needed.
+
+It supplies nothing if all it yields is None or a `Sleep`, and all it does with its call is to read harmless attributes.
+Whatever else it does may supply anything.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import inspect
+import types
+from enum import Enum
+from typing import Any, Final, cast
+
+from flowdeco.model.options import Middleware
+
+__all__ = ["Supplies", "supplies_of"]
+
+
+class Supplies(Enum):
+    """The effect of a middleware on what later actions find: none, a result of the action it wraps, or anything."""
+
+    NOTHING = 0
+    OUTCOME = 1
+    ANYTHING = 2
+
+
+_HARMLESS: Final = frozenset({
+    "action", "arguments", "attempt", "level", "logger", "name", "outcome", "pipeline", "run_id", "stage",
+    "undo_on_failure",
+})  # fmt: skip
+_REFLECTION: Final = frozenset({"_getframe", "currentframe", "eval", "exec", "locals", "vars"})
+_SLEEP: Final = "flowdeco.engine.requests", "Sleep"
+
+
+def supplies_of(layer: Middleware) -> Supplies:
+    """Return the effect of a middleware: the one that it declares as `supplies`, or that of its code."""
+    declared = getattr(layer, "supplies", None)
+    if isinstance(declared, Supplies):
+        return declared
+    if declared is not None:
+        return Supplies.ANYTHING if declared else Supplies.NOTHING
+    function, first = cast("Any", layer), 0
+    while isinstance(function, functools.partial):
+        first += len(function.args)
+        function = function.func
+    if not isinstance(function, (types.FunctionType, types.MethodType)):
+        function = getattr(cast("object", type(function)), "__call__", None)
+        first += 1
+    if isinstance(function, types.MethodType):
+        function, first = function.__func__, first + 1
+    code = getattr(function, "__code__", None)
+    if not isinstance(function, types.FunctionType) or not isinstance(code, types.CodeType):
+        return Supplies.ANYTHING
+    return _of_code(code, first, _sleeps(function))
+
+
+def _sleeps(function: types.FunctionType) -> frozenset[str]:
+    """Return the names that a function knows `Sleep` by."""
+    enclosed: dict[str, object] = {}
+    try:
+        enclosed = dict(inspect.getclosurevars(function).nonlocals)
+    except (TypeError, ValueError):
+        pass
+    names = {name: function.__globals__.get(name) for name in function.__code__.co_names} | enclosed
+    return frozenset(name for name, found in names.items() if _is_sleep(found))
+
+
+def _is_sleep(thing: object) -> bool:
+    return isinstance(thing, type) and (thing.__module__, thing.__qualname__) == _SLEEP
+
+
+@functools.lru_cache(maxsize=256)
+def _of_code(code: types.CodeType, first: int, sleeps: frozenset[str]) -> Supplies:
+    if first >= code.co_argcount or not _REFLECTION.isdisjoint(code.co_names):
+        return Supplies.ANYTHING
+    call = code.co_varnames[first]
+    if call in code.co_cellvars:  # a function inside uses it
+        return Supplies.ANYTHING
+    steps = [step for step in dis.get_instructions(code) if step.opname not in ("CACHE", "EXTENDED_ARG", "NOP")]
+    if not all(_yields_nothing(steps, at, sleeps) for at, step in enumerate(steps) if step.opname == "YIELD_VALUE"):
+        return Supplies.ANYTHING
+    found = Supplies.NOTHING
+    for at, step in enumerate(steps):
+        if step.opname == "GET_YIELD_FROM_ITER":
+            return Supplies.ANYTHING
+        if step.opcode in dis.haslocal and _names(step.argval, call):
+            use = _use(step, steps[at + 1], call)
+            if use is Supplies.ANYTHING:
+                return use
+            found = max(found, use, key=lambda each: each.value)
+    return found
+
+
+def _names(argval: Any, call: str) -> bool:
+    return argval == call or (isinstance(argval, tuple) and call in cast("tuple[object, ...]", argval))
+
+
+def _use(step: dis.Instruction, following: dis.Instruction, call: str) -> Supplies:
+    """Return the effect of one use of the call: an attribute that is read or set, or anything else."""
+    *before, last = (step.argval,) if isinstance(step.argval, str) else step.argval  # some instructions load two
+    if not step.opname.startswith("LOAD_FAST") or "STORE" in step.opname or last != call or call in before:
+        return Supplies.ANYTHING
+    name = following.argval
+    if following.opname in ("LOAD_ATTR", "LOAD_METHOD") and name in _HARMLESS:
+        return Supplies.NOTHING
+    return Supplies.OUTCOME if following.opname == "STORE_ATTR" and name == "outcome" else Supplies.ANYTHING
+
+
+def _yields_nothing(steps: list[dis.Instruction], at: int, sleeps: frozenset[str]) -> bool:
+    """Whether that instruction yields None or a `Sleep`, or waits for an awaitable."""
+    at -= 1
+    while steps[at].opname == "ASYNC_GEN_WRAP" or steps[at].opname == "CALL_INTRINSIC_1":
+        at -= 1
+    value = steps[at]
+    if value.opname == "SEND":  # `await`; `yield from` is looked for on its own
+        return True
+    if value.opname in ("LOAD_CONST", "RETURN_CONST"):
+        return value.argval is None
+    return value.opname == "CALL" and _called(steps, at) in sleeps
+
+
+def _called(steps: list[dis.Instruction], at: int) -> str | None:
+    """Return the name of the function that a call at this place calls; None if it is not a plain name."""
+    missing = 1  # values that the instructions from here on have to leave on the stack
+    for index in range(at, -1, -1):
+        step = steps[index]
+        if step.is_jump_target or step.opcode in dis.hasjrel or step.opcode in dis.hasjabs:
+            return None
+        missing -= dis.stack_effect(step.opcode, step.arg if step.opcode >= dis.HAVE_ARGUMENT else None, jump=False)
+        if missing <= 0:
+            begin = steps[index + 1] if step.opname == "PUSH_NULL" else step
+            return begin.argval if begin.opname in ("LOAD_GLOBAL", "LOAD_DEREF", "LOAD_NAME") else None
+    return None
