@@ -218,6 +218,20 @@ def members_of(error: BaseException | None) -> Iterator[BaseException]:
             yield from members_of(member)
 
 
+# Joiners and selectors of emoji: not printable by themselves, and harmless.
+_HARMLESS: Final = frozenset("\u200c\u200d\ufe0e\ufe0f")
+
+
+def printable(text: str) -> str:
+    """Return a text in one line: control characters, and those that change the direction of text, are escaped."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in _HARMLESS else c.encode("unicode_escape", "backslashreplace").decode()
+        for c in text
+    )
+
+
 def shortened(value: object, limit: int = 60) -> str:
     """Return the repr of a value, cut short for use in a message."""
     text = repr(value)

@@ -6,11 +6,9 @@ output, an error to the standard error, in one line.
 
 from __future__ import annotations
 
-import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable
-from contextlib import suppress
 from importlib import import_module
 from io import StringIO, TextIOWrapper
 from typing import Any, Final, cast
@@ -47,6 +45,7 @@ def perform(options: Namespace) -> int:
 
 def _report(error: Exception, options: Namespace) -> int:
     """Print an error, and return the exit code for it."""
+    from flowdeco.cli.process import discard_broken_output
     from flowdeco.cli.report import describe_error, print_error
 
     if isinstance(error, FlowdecoError):
@@ -58,7 +57,7 @@ def _report(error: Exception, options: Namespace) -> int:
     if error.filename is not None:
         print_error(error, options, f"{error.filename}: {error.strerror}")
         return USAGE
-    _discard_broken_output()
+    discard_broken_output()
     if not isinstance(error, BrokenPipeError):  # `flowdeco runs | head`
         print_error(error, options, error.strerror)
     return FAILED
@@ -71,12 +70,3 @@ def _escape_unencodable_output() -> None:
         sys.stdout = StringIO()
     elif isinstance(out, TextIOWrapper):
         cast("Any", out).reconfigure(errors="backslashreplace")
-
-
-def _discard_broken_output() -> None:
-    """Prevent a second failure of a broken output, when the process ends."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

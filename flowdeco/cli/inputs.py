@@ -5,17 +5,18 @@ from __future__ import annotations
 import re
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Iterator
+from ast import literal_eval
+from collections.abc import Collection, Iterable, Iterator
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Final, Union, get_args, get_origin
 
-from flowdeco.errors import FlowdecoError
+from flowdeco.errors import WAITING, FlowdecoError
 
 if TYPE_CHECKING:
     from flowdeco.engine.runs import ActionRecord, Run
     from flowdeco.model.wiring import Input
 
-__all__ = ["UsageError", "awaited_key", "input_warnings", "read_inputs"]
+__all__ = ["UsageError", "awaited_keys", "input_warnings", "read_inputs", "text_keys"]
 
 
 class UsageError(FlowdecoError):
@@ -26,6 +27,12 @@ def read_inputs(options: Namespace) -> dict[str, Any]:
     """Return the inputs of the file of `--inputs`, updated by those of `-i`."""
     inputs: dict[str, Any] = {} if options.inputs is None else _read_file(options.inputs)
     return inputs | dict(map(_parse_input, options.input))
+
+
+def text_keys(options: Namespace) -> frozenset[str]:
+    """Return the keys of the inputs that are given as text, not as JSON."""
+    given = {key.removesuffix(":"): not key.endswith(":") for key in (text.partition("=")[0] for text in options.input)}
+    return frozenset(key for key, is_text in given.items() if is_text)
 
 
 def _read_file(path: str) -> dict[str, Any]:
@@ -72,24 +79,27 @@ def _parse_json(text: str, problem: str) -> Any:
 _NOT_TEXT: Final = (int, float, bool, list, dict, tuple, set, frozenset, bytes, NoneType)
 
 
-def input_warnings(run: Run, inputs: Iterable[str], options: Namespace) -> Iterator[str]:
+def input_warnings(
+    run: Run, inputs: Iterable[str], options: Namespace, warned: Collection[str] = ()
+) -> Iterator[str]:
     """Yield warnings about inputs that resemble a missing key and were not taken, and about text that should be JSON.
 
-    For a failed run, only those about the action that failed.
+    For a failed run, only those about the action that failed; none about keys that are `warned` of already.
     """
     from difflib import get_close_matches
 
     wanted = {parameter.key: (record, parameter) for record, parameter in _parameters(run)}
     failed = run.status == "failed"
     relevant = {key for key, (record, _) in wanted.items() if not failed or record.error is run.error}
-    missing = {key for key in {*relevant, awaited_key(run.reason)} if key is not None and key not in run.store}
+    missing = {key for key in {*relevant, *awaited_keys(run.reason)} if key not in run.store}
     for key in inputs:
         close = [] if key in wanted else get_close_matches(key, missing, n=1)
         if close:
             yield f"nothing took the input {key!r}. Did you mean {close[0]!r}?"
     for text in options.input:
         key, _, value = text.partition("=")
-        if key in relevant and run.store.get(key) == value:
+        found = run.store.get(key)
+        if key in relevant and key not in warned and type(found) is str and found == value:
             record, parameter = wanted[key]
             if _excludes_text(parameter.annotation):
                 yield (
@@ -117,7 +127,16 @@ def _excludes_text(annotation: Any) -> bool:
     return any((get_origin(annotation) or annotation) is kind for kind in _NOT_TEXT)
 
 
-def awaited_key(reason: str | None) -> str | None:
-    """Return the key that a run waits for, read from the reason that `ctx.wait_for` gives."""
-    found = re.fullmatch("waiting for '(.+)'", reason or "")
-    return found[1] if found else None
+def awaited_keys(reason: str | None) -> list[str]:
+    """Return the keys that a run waits for, read from the reason that `ctx.wait_for` gives, or a group of branches."""
+    if not (reason or "").startswith(WAITING):
+        return []
+    rest = ", " + str(reason).removeprefix(WAITING)
+    keys: list[str] = []
+    while found := _QUOTED.match(rest):
+        keys.append(literal_eval(found[1]))
+        rest = rest[found.end() :]
+    return keys
+
+
+_QUOTED: Final = re.compile(r""", ('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")

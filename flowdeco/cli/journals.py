@@ -91,7 +91,7 @@ def runs(options: Namespace) -> int:
     elif infos:
         _print_runs(infos)
     else:
-        print(f"{path} has no {' or '.join(options.status)} runs".replace("  ", " "))
+        report.say(f"{path} has no {' or '.join(options.status)} runs".replace("  ", " "))
     return FINE
 
 
@@ -115,7 +115,7 @@ def purge(options: Namespace) -> int:
         _print_runs(deleted)
     verb = "would delete" if options.dry_run else "deleted"
     named = f": {', '.join(info.id for info in deleted)}" if options.run and deleted else ""
-    print(f"{verb} {report.plural(len(deleted), 'run')}{named}")
+    report.say(f"{verb} {report.plural(len(deleted), 'run')}{named}")
     return FINE
 
 
@@ -220,7 +220,7 @@ def show(options: Namespace) -> int:
     state = state_of(info)
     table = [row for step in steps(rows) for row in _step_rows(step, state, _codec(info))]
     if table:
-        print()
+        report.say()
         report.print_table(["STAGE", "STATUS", "TIME"], table, sys.stdout, right=["TIME"])
     report.print_resume_hint(info.id, state, info.reason, options, "" if info.entry else "FILE.py:FLOW ")
     return FINE
@@ -228,17 +228,18 @@ def show(options: Namespace) -> int:
 
 def _print_facts(info: RunInfo) -> None:
     why = info.error or info.reason
-    status = report.coloured(state_of(info), sys.stdout) + (f": {report.one_line(why)}" if why else "")
-    facts = [
+    owner = f" (by {info.owner})" if info.owner else ""
+    facts: list[tuple[str, str]] = [
         ("run", info.id),
         ("pipeline", info.pipeline),
         ("workflow", info.entry or "not known to the journal"),
-        ("status", f"{status} (by {info.owner})" if info.owner else status),
+        ("status", f"{f': {report.one_line(why)}' if why else ''}{owner}"),
         ("started", report.moment(info.started)),
         ("updated", f"{report.moment(info.updated)}, {report.duration(max(0.0, info.updated - info.started))} later"),
     ]
     for name, value in facts:
-        print(f"{name:<9} {value}")
+        status = [report.Coloured(state_of(info))] if name == "status" else []
+        report.say(f"{name:<9} ", *status, report.one_line(value))
 
 
 TableRow: TypeAlias = "tuple[str, str, str]"

@@ -24,7 +24,10 @@ def print_json(data: Any) -> None:
     import json  # most commands print none
 
     encodes_all = (sys.stdout.encoding or "utf-8").lower().replace("-", "") == "utf8"
-    print(json.dumps(data, indent=2, ensure_ascii=not encodes_all))
+    text = json.dumps(data, indent=2, ensure_ascii=not encodes_all)
+    if not text.replace("\n", "").isprintable():  # JSON itself escapes only some control characters
+        text = json.dumps(data, indent=2).replace("\x7f", "\\u007f")
+    print(text)
 
 
 def run_as_data(run: Run) -> dict[str, Any]:
@@ -99,18 +102,35 @@ _FORMS: tuple[tuple[Callable[[Any], bool], Callable[[Any], Any]], ...] = (
 )
 
 
+class Shown(str):
+    """The description of a value that cannot be shown; shown without quotes."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+_MOST_BITS: Final = 14_000  # Python refuses to write an int of more than 4,300 digits
+
+
 def plain(value: Any, above: frozenset[int] = frozenset()) -> Any:
     """Return a value for JSON; a value without a form in JSON becomes its repr."""
-    if type(value) in (NoneType, bool, int, str):
+    if type(value) in (NoneType, bool, str):
         return value
+    if type(value) is int:
+        return value if value.bit_length() <= _MOST_BITS else Shown(f"<an int of {value.bit_length():,} bits>")
     if id(value) in above:
         return "..."
     above |= {id(value)}
-    found: Any = next((form for fits, form in _FORMS if fits(value)), _shown)(value)
-    if isinstance(found, dict):
-        return {key: plain(item, above) for key, item in cast("dict[str, Any]", found).items()}
-    if isinstance(found, list):
-        return [plain(item, above) for item in cast("list[Any]", found)]
+    try:
+        found: Any = next((form for fits, form in _FORMS if fits(value)), _shown)(value)
+        if isinstance(found, dict):
+            return {key: plain(item, above) for key, item in cast("dict[str, Any]", found).items()}
+        if isinstance(found, list):
+            return [plain(item, above) for item in cast("list[Any]", found)]
+    except Exception:  # of its class
+        return _shown(value)
     return found
 
 
@@ -122,4 +142,4 @@ def _shown(value: object) -> str:
     try:
         return repr(value)
     except Exception as error:
-        return f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
+        return Shown(f"<{type(value).__name__} whose repr raises {type(error).__name__}>")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from html import escape
 from typing import Any
@@ -27,13 +26,13 @@ def validate(options: Namespace) -> int:
         return FAILED if errors else FINE
     explained: set[tuple[str, str]] = set()
     for problem in problems:
-        label = report.coloured("error" if problem in errors else "possible", sys.stdout)
+        label = "error" if problem in errors else "possible"
         needs, nothing, _ = problem.message.partition(", and no input")
         again = nothing and (problem.key, label) in explained  # the reason is printed once for each key
         explained.add((problem.key, label))
-        print(f"{label}: {f'{needs}, too' if again else problem.message}")
+        report.say(report.Coloured(label), ": ", f"{needs}, too" if again else problem.message)
     counts = f"{report.plural(len(errors), 'error')}, {len(problems) - len(errors)} possible"
-    print(f"{options.entry}: {counts if problems else 'no problems'}")
+    report.say(f"{options.entry}: {counts if problems else 'no problems'}")
     return FAILED if errors else FINE
 
 
@@ -78,8 +77,10 @@ def _draw(view: Any, title: str, options: Namespace) -> None:
     if options.output:
         with open(options.output, "w", encoding="utf-8") as file:
             file.write(text if text.endswith("\n") else f"{text}\n")
-    else:
+    elif options.format == "html":
         print(text.rstrip("\n"))
+    else:
+        report.say(text.rstrip("\n"))
 
 
 def _page(title: str, fragment: str) -> str:

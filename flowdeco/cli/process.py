@@ -11,14 +11,34 @@ from collections.abc import Generator
 from contextlib import contextmanager, redirect_stdout, suppress
 
 from flowdeco.cli.exit_codes import INTERRUPTED
+from flowdeco.cli.report import escaped
 
-__all__ = ["cancelling_on_interrupt", "configure_logging", "reserved_stdout"]
+__all__ = ["cancelling_on_interrupt", "configure_logging", "discard_broken_output", "reserved_stdout"]
 
 
 def configure_logging(verbosity: int) -> None:
     """Log warnings to the standard error; with -v infos as well, with -vv everything."""
     level = [logging.WARNING, logging.INFO, logging.DEBUG][min(verbosity, 2)]
-    logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=level, stream=sys.stderr)
+    for handler in logging.root.handlers:
+        if handler.formatter is not None and type(handler.formatter) is logging.Formatter:
+            handler.setFormatter(_Printable("%(levelname)s %(name)s: %(message)s"))
+
+
+class _Printable(logging.Formatter):
+    """Escapes control characters in messages."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return escaped(super().format(record))
+
+
+def discard_broken_output() -> None:
+    """Prevent a second failure of a broken output, when the process ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

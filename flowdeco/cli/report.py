@@ -9,17 +9,19 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final, TextIO, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TextIO, cast
 
-from flowdeco.cli.inputs import awaited_key
+from flowdeco.cli.inputs import awaited_keys
+from flowdeco.errors import message_of, printable, told
 
 if TYPE_CHECKING:
     from flowdeco.engine.runs import Run, Scope, StageRecord
 
 __all__ = [
-    "coloured",
+    "Coloured",
     "describe_error",
     "duration",
+    "escaped",
     "error_message",
     "failed_step",
     "moment",
@@ -29,6 +31,8 @@ __all__ = [
     "print_resume_hint",
     "print_stages",
     "print_table",
+    "print_warning",
+    "say",
     "shortened",
 ]
 
@@ -42,11 +46,27 @@ _MOST: Final = 20  # stages that are listed one by one
 # Text.
 
 
-def coloured(word: str, out: TextIO) -> str:
-    """Return a status in its colour, if the output is a terminal with colours."""
+class Coloured(NamedTuple):
+    """A status, printed in its colour if the output is a terminal with colours."""
+
+    word: str
+
+
+def say(*parts: str | Coloured, out: TextIO | None = None) -> None:
+    """Print a line, or several: whatever a name, an error or a value contains, nothing in it controls the terminal."""
+    out = out or sys.stdout
+    print(*(_in_colour(part.word, out) if isinstance(part, Coloured) else escaped(part) for part in parts), sep="", file=out)
+
+
+def escaped(text: str) -> str:
+    """Return the text with control characters escaped, except for the ends of its lines."""
+    return text if text.isprintable() else "\n".join(map(printable, text.split("\n")))
+
+
+def _in_colour(word: str, out: TextIO) -> str:
     colour = _COLOURS.get(word.strip().partition(",")[0])
     plain_output = not out.isatty() or "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
-    return word if colour is None or plain_output else f"\x1b[{colour}m{word}\x1b[0m"
+    return escaped(word) if colour is None or plain_output else f"\x1b[{colour}m{escaped(word)}\x1b[0m"
 
 
 def shortened(text: str, width: int) -> str:
@@ -85,7 +105,7 @@ def moment(posix: float) -> str:
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], out: TextIO, right: Iterable[str] = ()) -> None:
     """Print aligned columns: those named in `right` to the right, and the last one cut to the width of a terminal."""
-    table = [list(header), *([one_line(cell) for cell in row] for row in rows)]
+    table = [list(header), *([printable(one_line(cell)) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in table) for column in range(len(header))]
     aligned_right = {column for column, name in enumerate(header) if name in right}
     room = _width(out) - sum(widths[:-1]) - 2 * (len(widths) - 1)
@@ -96,7 +116,11 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], out: TextI
         ]
         if len(widths) - 1 not in aligned_right:
             cells[-1] = shortened(row[-1], max(room, 20))
-        print("  ".join(coloured(cell, out) for cell in cells).rstrip(), file=out)
+        while not cells[-1].strip():
+            cells.pop()
+        cells[-1] = cells[-1].rstrip()
+        separated: list[str | Coloured] = [part for cell in cells for part in ("  ", Coloured(cell))]
+        say(*separated[1:], out=out)
 
 
 def _width(out: TextIO) -> int:
@@ -108,13 +132,14 @@ def print_stages(run: Run, out: TextIO) -> None:
     header = ["STAGE", "STATUS", "TIME"]
     if any(record.inserted_by for record in run.stages):
         header.append("INSERTED BY")
-    rows = [[*row, "", "", ""][: len(header)] for row in _stage_rows(list(run.stages))]
+    rows = [[*row, "", "", ""][: len(header)] for row in _stage_rows(run)]
     if rows:
         print_table(header, rows, out, right=["TIME"])
 
 
-def _stage_rows(records: Sequence[StageRecord]) -> Iterator[list[str]]:
+def _stage_rows(run: Run) -> Iterator[list[str]]:
     """Yield a row for each stage that is listed, and before it one for each parallel group that it is the first of."""
+    records = list(run.stages)
     hidden = 0
     groups: list[Scope] = []
     for index, record in enumerate(records):
@@ -129,7 +154,7 @@ def _stage_rows(records: Sequence[StageRecord]) -> Iterator[list[str]]:
         for depth, group in enumerate(groups):
             if before[: depth + 1] != [each.id for each in groups[: depth + 1]]:
                 yield [f"{'  ' * depth}{group.name} (parallel)"]
-        name, *rest = _stage_row(record)
+        name, *rest = _stage_row(run, record)
         yield [f"{'  ' * len(groups)}{name}", *rest]
 
 
@@ -143,8 +168,10 @@ def _groups(scope: Scope | None) -> list[Scope]:
     return found
 
 
-def _stage_row(record: StageRecord) -> list[str]:
-    status = "recovered" if record.recovered else str(record.status)
+def _stage_row(run: Run, record: StageRecord) -> list[str]:
+    from flowdeco.engine.runs import is_recovered  # what reads a journal does without
+
+    status = "recovered" if is_recovered(run, record) else str(record.status)
     attempts = max([record.attempts, *(action.attempts for action in record.actions)])
     if attempts > 1:
         status += f", {attempts} attempts"
@@ -162,8 +189,13 @@ def print_error(error: BaseException, options: Namespace, text: str | None = Non
     if options.traceback:
         import traceback
 
-        traceback.print_exception(error, file=sys.stderr)
-    print(f"flowdeco: {coloured('error', sys.stderr)}: {one_line(text or error_message(error))}", file=sys.stderr)
+        say("".join(traceback.format_exception(error)).rstrip(), out=sys.stderr)
+    say("flowdeco: ", Coloured("error"), ": ", one_line(text or error_message(error)), out=sys.stderr)
+
+
+def print_warning(text: str) -> None:
+    """Print a warning to the standard error."""
+    say("flowdeco: ", Coloured("warning"), ": ", one_line(text), out=sys.stderr)
 
 
 def error_message(error: BaseException) -> str:
@@ -179,7 +211,7 @@ def error_message(error: BaseException) -> str:
             f"the definition has changed since the run was interrupted: {changes[0]}{more}. "
             f"Give --on-change ignore to resume all the same, or --on-change rerun to run again from the first change"
         )
-    return str(error) or type(error).__name__
+    return message_of(error) or type(error).__name__
 
 
 def describe_error(error: BaseException) -> str:
@@ -187,7 +219,7 @@ def describe_error(error: BaseException) -> str:
     if isinstance(error, BaseExceptionGroup):
         members: tuple[BaseException, ...] = cast("Any", error).exceptions
         return f"{error.message}: {'; '.join(map(describe_error, members))}"
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return told(error)
 
 
 def failed_step(run: Run) -> str:
@@ -204,6 +236,7 @@ def failed_step(run: Run) -> str:
 def print_resume_hint(run_id: str, status: str, reason: str | None, options: Namespace, entry: str = "") -> None:
     """Print the command that resumes a run, if it can be resumed."""
     if status in ("failed", "suspended", "cancelled", "crashed"):
-        value = f" -i {shlex.quote(awaited_key(reason) or 'KEY')}=VALUE" if status == "suspended" else ""
+        keys = (awaited_keys(reason) or ["KEY"]) if status == "suspended" else []
+        value = "".join(f" -i {shlex.quote(key)}=VALUE" for key in keys)
         journal = f" --journal {shlex.quote(options.journal)}" if options.journal else ""
-        print(f"flowdeco: to resume: flowdeco resume {entry}{shlex.quote(run_id)}{journal}{value}", file=sys.stderr)
+        say(f"flowdeco: to resume: flowdeco resume {entry}{shlex.quote(run_id)}{journal}{value}", out=sys.stderr)

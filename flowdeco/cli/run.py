@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from flowdeco.cli import report
 from flowdeco.cli.arguments import JOURNAL
 from flowdeco.cli.exit_codes import FAILED, FINE, INTERRUPTED, SUSPENDED
-from flowdeco.cli.inputs import UsageError, input_warnings, read_inputs
+from flowdeco.cli.inputs import UsageError, input_warnings, read_inputs, text_keys
 from flowdeco.cli.json_output import plain, print_json, run_as_data
-from flowdeco.cli.process import cancelling_on_interrupt, configure_logging, reserved_stdout
+from flowdeco.cli.process import cancelling_on_interrupt, configure_logging, discard_broken_output, reserved_stdout
 from flowdeco.cli.workflow import load_recorded_workflow, load_workflow, stand_in_for_main
 from flowdeco.engine.runs import Run
+from flowdeco.errors import message_of
+from flowdeco.model.definitions import Pipeline
 
 __all__ = ["resume", "run"]
 
@@ -27,6 +30,7 @@ def run(options: Namespace) -> int:
     inputs = read_inputs(options)
     workflow = load_workflow(options)
     flow = workflow.to_run(options)
+    inputs, warned = _converted(inputs, options, flow)
     path = None if options.no_journal else options.journal or os.environ.get(JOURNAL)
     journal: Any = None
     if path:
@@ -36,6 +40,7 @@ def run(options: Namespace) -> int:
     return _perform(
         options, path, inputs,
         lambda how: flow.run(inputs, skip=options.skip, journal=journal, run_id=options.run_id, **how),
+        warned=warned,
     )  # fmt: skip
 
 
@@ -47,6 +52,7 @@ def resume(options: Namespace) -> int:
     path = journal_path(options)
     workflow, info = load_recorded_workflow(options, path)
     flow = workflow.to_run(options)
+    inputs, warned = _converted(inputs, options, flow)
     stand_in_for_main(workflow.entry)
     journal = open_journal(path, info.codec, workflow.reference(options.only))
     finished = info.status in ("completed", "bailed") and options.on_change != "rerun" and not options.from_stage
@@ -56,18 +62,30 @@ def resume(options: Namespace) -> int:
             info.id, inputs, journal=journal, on_change=options.on_change, from_stage=options.from_stage,
             skip=options.skip, **how,
         ),
-        finished=finished,
+        warned=warned, finished=finished,
     )  # fmt: skip
+
+
+def _converted(inputs: dict[str, Any], options: Namespace, flow: Pipeline) -> tuple[dict[str, Any], Collection[str]]:
+    """Return the inputs as the actions take them, and the keys that were warned of."""
+    if not inputs:
+        return inputs, ()
+    from flowdeco.cli.conversion import converted, takers
+
+    made, warnings = converted(inputs, text_keys(options), takers(flow, frozenset(options.skip)))
+    for warning in warnings.values():
+        report.print_warning(warning)
+    return made, warnings
 
 
 def _perform(
     options: Namespace, path: str | None, inputs: Iterable[str], perform: Callable[[dict[str, Any]], Run],
-    *, finished: bool = False,
+    *, warned: Collection[str], finished: bool = False,
 ) -> int:  # fmt: skip
     """Run, report the outcome, and return the exit code; `finished` is a run that had completed before."""
     configure_logging(options.verbose)
-    if options.html and not os.path.isdir(os.path.dirname(options.html) or "."):
-        raise UsageError(f"--html {options.html}: there is no such directory")
+    if options.html:
+        _check_page(options.html)
     how: dict[str, Any] = {"check": False}
     if options.progress:
         how["progress"] = True
@@ -79,16 +97,38 @@ def _perform(
             run = Run.of(interrupt)
         except LookupError:
             return INTERRUPTED
-    _print_run(run, options, finished=finished)
-    _print_problems(run, options, path, inputs)
-    code = _CODES.get(str(run.status), FAILED)
+    with _showing("the run is not shown", options):
+        _print_run(run, options, finished=finished)
+    with _showing("the problems of the run are not shown", options):
+        _print_problems(run, options, path, inputs, warned)
     if options.html:
-        try:
+        with _showing("the page is not written", options):
             run.to_html(options.html)
-        except OSError as error:
-            report.print_error(error, options, f"the page is not written: {error}")
-            return code or FAILED
-    return code
+    return _CODES.get(str(run.status), FAILED)
+
+
+def _check_page(path: str) -> None:
+    """Refuse a page that cannot be written, before the run."""
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        raise UsageError(f"--html {path}: there is no such directory")
+    if os.path.isdir(path):
+        raise UsageError(f"--html {path}: it is a directory, where a file is expected")
+    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        raise UsageError(f"--html {path}: it cannot be written")
+
+
+@contextmanager
+def _showing(failure: str, options: Namespace) -> Generator[None, None, None]:
+    """Report an error while a run is shown, which has no influence on the exit code: the run is what it is."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:  # `flowdeco run ... | head`
+        discard_broken_output()
+    except Exception as error:
+        with suppress(OSError):
+            report.print_error(error, options, f"{failure}: {report.describe_error(error)}")
 
 
 def _print_run(run: Run, options: Namespace, *, finished: bool) -> None:
@@ -96,33 +136,34 @@ def _print_run(run: Run, options: Namespace, *, finished: bool) -> None:
     if options.json:
         print_json(run_as_data(run))
         return
-    status = report.coloured(str(run.status), sys.stdout)
+    status = report.Coloured(str(run.status))
     if finished and run.status in ("completed", "bailed"):
-        print(f"run {run.id} was {status} already: nothing to do")
+        report.say(f"run {run.id} was ", status, " already: nothing to do")
     else:
         if not (options.progress and sys.stdout.isatty()):  # the progress display has shown them
             report.print_stages(run, sys.stdout)
         why = f": {report.one_line(run.reason)}" if run.reason else ""
-        print(
-            f"\n{status}{why} ({report.plural(len(run.stages), 'stage')}, {report.duration(run.elapsed)}, run {run.id})"
-        )
+        counts = f"{report.plural(len(run.stages), 'stage')}, {report.duration(run.elapsed)}, run {run.id}"
+        report.say("\n", status, f"{why} ({counts})")
     if run.result is not None and run.status in ("completed", "bailed"):
-        print(f"result: {report.shortened(report.one_line(repr(plain(run.result))), 300)}")
+        report.say(f"result: {report.shortened(report.one_line(repr(plain(run.result))), 300)}")
 
 
-def _print_problems(run: Run, options: Namespace, path: str | None, inputs: Iterable[str]) -> None:
+def _print_problems(
+    run: Run, options: Namespace, path: str | None, inputs: Iterable[str], warned: Collection[str]
+) -> None:
     """Print why a run failed, doubtful inputs, and how to resume it."""
-    warnings = list(input_warnings(run, inputs, options))
+    warnings = list(input_warnings(run, inputs, options, warned))
     if run.status == "failed" and run.error is not None:
         report.print_error(
             run.error, options, _failure(run, run.error) + (f" ({'; '.join(warnings)})" if warnings else "")
         )
     else:
         for warning in warnings:
-            print(f"flowdeco: {report.coloured('warning', sys.stderr)}: {warning}", file=sys.stderr)
+            report.print_warning(warning)
     if path is None:
         if run.status == "suspended":
-            print("flowdeco: it has no --journal, and cannot be resumed", file=sys.stderr)
+            report.say("flowdeco: it has no --journal, and cannot be resumed", out=sys.stderr)
     elif not hasattr(run.error, "changes"):
         report.print_resume_hint(run.id, str(run.status), run.reason, options)
 
@@ -133,4 +174,5 @@ def _failure(run: Run, error: BaseException) -> str:
     text = report.error_message(error) if hasattr(error, "changes") else report.describe_error(error)
     if not step:
         return text
-    return str(error) if str(error).startswith(step) else f"{step} failed: {text}"
+    message = message_of(error)
+    return message if message.startswith(step) else f"{step} failed: {text}"

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from flowdeco.engine.runs import Status
+from flowdeco.errors import printable
 from flowdeco.show.folding import Fold
 from flowdeco.show.parts import Part
 
@@ -36,20 +37,6 @@ MARKS: Final[dict[str, str]] = {
     "running": "▸",
     "pending": "·",
 }
-
-# Joiners and selectors of emoji: not printable by themselves, and harmless.
-_HARMLESS: Final = frozenset("\u200c\u200d\ufe0e\ufe0f")
-
-
-def printable(text: str) -> str:
-    """Return a name in one line: control characters, and those that change the direction of text, are escaped."""
-    if text.isprintable():
-        return text
-    return "".join(
-        c if c.isprintable() or c in _HARMLESS else c.encode("unicode_escape", "backslashreplace").decode()
-        for c in text
-    )
-
 
 def plural(number: int, noun: str) -> str:
     """Return "1 stage", "2 stages", "3 branches"."""
