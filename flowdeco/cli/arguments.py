@@ -79,6 +79,34 @@ class _Parser(argparse.ArgumentParser):
         self.error(f"unrecognized arguments: {' '.join(rest)}{f'. {close}' if close.startswith('Did') else ''}")
 
 
+class _HelpWithInputs(argparse.Action):
+    """Prints the help and, of the workflow that is named before, the inputs that it takes."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        parser.print_help()
+        if getattr(namespace, "entry", None):
+            from flowdeco.cli.commands import report_error
+
+            try:
+                _print_inputs(namespace.entry)
+            except Exception as error:
+                parser.exit(report_error(error, argparse.Namespace(traceback=False)))
+        parser.exit()
+
+
+def _print_inputs(entry: str) -> None:
+    from flowdeco.cli.conversion import listed
+    from flowdeco.cli.entry_point import load
+    from flowdeco.cli.report import say
+
+    lines = list(listed(load(entry).unit))
+    say(f"\ninputs of {entry}:" if lines else f"\n{entry} takes no inputs")
+    for line in lines:
+        say(f"  {line}")
+
+
 def _one_or_more(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not int(text):
         raise argparse.ArgumentTypeError(f"expected a number of at least 1, not {text!r}")
@@ -99,7 +127,14 @@ def _parser() -> _Parser:
     )
 
     def command(name: str, help: str) -> _Parser:
-        made: _Parser = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
+        made: _Parser = commands.add_parser(
+            name, help=help, description=help[0].upper() + help[1:] + ".", add_help=name != "run"
+        )
+        if name == "run":
+            made.add_argument(
+                "-h", "--help", action=_HelpWithInputs, nargs=0, default=argparse.SUPPRESS,
+                help="show this help message, with the inputs of a workflow that is named before, and exit",
+            )  # fmt: skip
         made.add_argument("--traceback", action="store_true", help="show the traceback of an error")
         parser.commands[name] = made
         return made

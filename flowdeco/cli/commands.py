@@ -16,7 +16,7 @@ from typing import Any, Final, cast
 from flowdeco.cli.exit_codes import FAILED, USAGE
 from flowdeco.errors import FlowdecoError
 
-__all__ = ["COMMANDS", "perform"]
+__all__ = ["COMMANDS", "perform", "report_error"]
 
 # By module, which is imported when its command is used: help needs none of them.
 COMMANDS: Final = {
@@ -39,11 +39,11 @@ def perform(options: Namespace) -> int:
         code = command(options)
         sys.stdout.flush()
     except Exception as error:
-        return _report(error, options)
+        return report_error(error, options)
     return code
 
 
-def _report(error: Exception, options: Namespace) -> int:
+def report_error(error: Exception, options: Namespace) -> int:
     """Print an error, and return the exit code for it."""
     from flowdeco.cli.process import discard_broken_output
     from flowdeco.cli.report import describe_error, print_error

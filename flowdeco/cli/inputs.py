@@ -79,9 +79,7 @@ def _parse_json(text: str, problem: str) -> Any:
 _NOT_TEXT: Final = (int, float, bool, list, dict, tuple, set, frozenset, bytes, NoneType)
 
 
-def input_warnings(
-    run: Run, inputs: Iterable[str], options: Namespace, warned: Collection[str] = ()
-) -> Iterator[str]:
+def input_warnings(run: Run, inputs: Iterable[str], options: Namespace, warned: Collection[str] = ()) -> Iterator[str]:
     """Yield warnings about inputs that resemble a missing key and were not taken, and about text that should be JSON.
 
     For a failed run, only those about the action that failed; none about keys that are `warned` of already.

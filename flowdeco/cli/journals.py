@@ -253,17 +253,21 @@ def _step_rows(step: Step, state: str, codec: durable.Codec) -> Iterator[TableRo
     else:
         took = sum(action.elapsed for action in step.actions)  # a resume may have had only its end left to do
         elapsed = "" if step.row.status == "skipped" else report.duration(max(step.row.elapsed, took))
-        yield step.name, _with_attempts(step.actions[0] if alone else step.row, codec), elapsed
+        yield step.name, _with_attempts(step.actions[0] if alone else step.row, codec, state), elapsed
     for action in () if alone else step.actions:
-        yield f"  {action.action}", _with_attempts(action, codec), report.duration(action.elapsed)
+        yield f"  {action.action}", _with_attempts(action, codec, state), report.duration(action.elapsed)
 
 
-def _with_attempts(row: durable.Row, codec: durable.Codec) -> str:
-    """Return the status of a step, and of one that failed how many attempts it took."""
+def _with_attempts(row: durable.Row, codec: durable.Codec, state: str) -> str:
+    """Return the status of a step, and of one that failed whether it was recovered and how many attempts it took."""
     if row.status not in ("failed", "cancelled"):
         return row.status
+    went_on = row.status == "failed" and state in ("completed", "bailed", "suspended")
+    status = "recovered" if went_on else row.status
     try:
-        attempts = codec.decode(row.payload).get("attempts", 1)
+        parts = codec.decode(row.payload)
     except JournalError:  # of a codec that is not known here
-        return row.status
-    return f"{row.status}, {attempts} attempts" if attempts > 1 else row.status
+        return status
+    status = "recovered" if parts.get("recovered") else status
+    attempts = parts.get("attempts", 1)
+    return f"{status}, {attempts} attempts" if attempts > 1 else status

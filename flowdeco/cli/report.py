@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Coloured",
+    "coloured",
     "describe_error",
     "duration",
-    "escaped",
     "error_message",
+    "escaped",
     "failed_step",
     "moment",
     "one_line",
@@ -54,8 +55,8 @@ class Coloured(NamedTuple):
 
 def say(*parts: str | Coloured, out: TextIO | None = None) -> None:
     """Print a line, or several: whatever a name, an error or a value contains, nothing in it controls the terminal."""
-    out = out or sys.stdout
-    print(*(_in_colour(part.word, out) if isinstance(part, Coloured) else escaped(part) for part in parts), sep="", file=out)
+    to = sys.stdout if out is None else out
+    print("".join(coloured(part.word, to) if isinstance(part, Coloured) else escaped(part) for part in parts), file=to)
 
 
 def escaped(text: str) -> str:
@@ -63,7 +64,8 @@ def escaped(text: str) -> str:
     return text if text.isprintable() else "\n".join(map(printable, text.split("\n")))
 
 
-def _in_colour(word: str, out: TextIO) -> str:
+def coloured(word: str, out: TextIO) -> str:
+    """Return a status in its colour, with control characters escaped."""
     colour = _COLOURS.get(word.strip().partition(",")[0])
     plain_output = not out.isatty() or "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
     return escaped(word) if colour is None or plain_output else f"\x1b[{colour}m{escaped(word)}\x1b[0m"

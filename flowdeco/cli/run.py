@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Collection, Generator, Iterable
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Final
 
 from flowdeco.cli import report
@@ -97,13 +96,11 @@ def _perform(
             run = Run.of(interrupt)
         except LookupError:
             return INTERRUPTED
-    with _showing("the run is not shown", options):
-        _print_run(run, options, finished=finished)
-    with _showing("the problems of the run are not shown", options):
-        _print_problems(run, options, path, inputs, warned)
+    takes_more = _show(lambda: _print_run(run, options, finished=finished), "the run is not shown", options)
+    if takes_more:
+        _show(lambda: _print_problems(run, options, path, inputs, warned), "its problems are not shown", options)
     if options.html:
-        with _showing("the page is not written", options):
-            run.to_html(options.html)
+        _show(lambda: run.to_html(options.html), "the page is not written", options)
     return _CODES.get(str(run.status), FAILED)
 
 
@@ -118,17 +115,19 @@ def _check_page(path: str) -> None:
         raise UsageError(f"--html {path}: it cannot be written")
 
 
-@contextmanager
-def _showing(failure: str, options: Namespace) -> Generator[None, None, None]:
-    """Report an error while a run is shown, which has no influence on the exit code: the run is what it is."""
+def _show(show: Callable[[], object], failure: str, options: Namespace) -> bool:
+    """Show a run: no error meanwhile changes its exit code. Return whether the standard output takes more."""
     try:
-        yield
+        show()
         sys.stdout.flush()
-    except BrokenPipeError:  # `flowdeco run ... | head`
-        discard_broken_output()
     except Exception as error:
-        with suppress(OSError):
-            report.print_error(error, options, f"{failure}: {report.describe_error(error)}")
+        if isinstance(error, OSError) and error.filename is None:
+            discard_broken_output()
+            if not isinstance(error, BrokenPipeError):  # `flowdeco run ... | head`
+                report.print_error(error, options, error.strerror)
+            return False
+        report.print_error(error, options, f"{failure}: {report.describe_error(error)}")
+    return True
 
 
 def _print_run(run: Run, options: Namespace, *, finished: bool) -> None:

@@ -110,8 +110,9 @@ def _use(step: dis.Instruction, following: dis.Instruction, call: str) -> Suppli
 
 def _yields_nothing(steps: list[dis.Instruction], at: int, sleeps: frozenset[str]) -> bool:
     """Whether that instruction yields None or a `Sleep`, or waits for an awaitable."""
-    at -= 1
-    while steps[at].opname == "ASYNC_GEN_WRAP" or steps[at].opname == "CALL_INTRINSIC_1":
+    while steps[at].opname in ("YIELD_VALUE", "ASYNC_GEN_WRAP", "CALL_INTRINSIC_1"):
+        if steps[at].is_jump_target:  # there is another value
+            return False
         at -= 1
     value = steps[at]
     if value.opname == "SEND":  # `await`; `yield from` is looked for on its own

@@ -38,6 +38,7 @@ MARKS: Final[dict[str, str]] = {
     "pending": "·",
 }
 
+
 def plural(number: int, noun: str) -> str:
     """Return "1 stage", "2 stages", "3 branches"."""
     nouns = f"{noun}es" if noun.endswith("ch") else f"{noun}s"

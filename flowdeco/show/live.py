@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
+from flowdeco.errors import printable
 from flowdeco.show.formatting import MARKS
 from flowdeco.show.tally import Row, Tally, describe, duration
 
@@ -122,7 +123,7 @@ def _branch_key(branch: str | None) -> list[tuple[str, int]]:
 
 def _name(row: Row, glyphs: Glyphs) -> str:
     inserted = "" if row.inserted_by is None else glyphs.inserted
-    return inserted + (describe(row, glyphs.arrow) if row.status == "running" else row.name)
+    return inserted + printable(describe(row, glyphs.arrow) if row.status == "running" else row.name)
 
 
 def _line(row: Row, name: str, width: int, tally: Tally, glyphs: Glyphs) -> Line:
@@ -144,7 +145,7 @@ def _line(row: Row, name: str, width: int, tally: Tally, glyphs: Glyphs) -> Line
     if row.restored:
         line.append(("  restored", "dim"))
     if row.status not in ("running", "completed", "skipped"):
-        line.append((f"  {row.error or row.status}", style))
+        line.append((f"  {printable(row.error or row.status)}", style))
     return line
 
 
@@ -186,7 +187,13 @@ def _bar(share: float, width: int, glyphs: Glyphs) -> Line:
 def _total(tally: Tally, glyphs: Glyphs) -> Line:
     bar = _bar(tally.done / tally.known if tally.known else 0.0, BAR, glyphs)
     count = f" {tally.done}/{tally.known} stages"
-    return [(tally.pipeline, "bold"), (" ", ""), *bar, (count, "bold"), (f"  {duration(tally.seconds)}", "dim")]
+    return [
+        (printable(tally.pipeline), "bold"),
+        (" ", ""),
+        *bar,
+        (count, "bold"),
+        (f"  {duration(tally.seconds)}", "dim"),
+    ]
 
 
 def _summary(tally: Tally, glyphs: Glyphs) -> Line:
@@ -195,7 +202,7 @@ def _summary(tally: Tally, glyphs: Glyphs) -> Line:
     count = str(done) if done == tally.known else f"{done} of {tally.known}"
     rest = f": {count} stage{'s' * (tally.known != 1)} in {duration(tally.seconds)}"
     sign = glyphs.status.get(tally.status, "?")
-    return [(sign, style), (" ", ""), (tally.pipeline, "bold"), (f" {tally.status}", style), (rest, "")]
+    return [(sign, style), (" ", ""), (printable(tally.pipeline), "bold"), (f" {tally.status}", style), (rest, "")]
 
 
 class Terminal:

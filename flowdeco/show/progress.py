@@ -21,7 +21,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
 
 from flowdeco.engine.logs import run_logger
-from flowdeco.errors import DefinitionError
+from flowdeco.errors import DefinitionError, printable
 from flowdeco.events import Event, RunFinished, RunStarted, StageFinished, StageStarted, UnitsInserted, Watcher
 from flowdeco.model.options import Bar, Shown
 from flowdeco.show.tally import HANDLERS, Row, Tally, describe, duration
@@ -280,7 +280,7 @@ class Lines:
 
     def _print(self, line: str) -> None:
         self._latest = self._clock()
-        self._stream.write(line + "\n")
+        self._stream.write(printable(line) + "\n")
         self._stream.flush()
 
 

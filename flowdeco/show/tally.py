@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Final
 
+from flowdeco.errors import message_of
 from flowdeco.events import (
     ActionStarted,
     Event,
@@ -220,7 +221,7 @@ def _one_line(error: BaseException | None) -> str:
     """Return an exception in one line."""
     if error is None:
         return ""
-    message = str(error).strip().partition("\n")[0]
+    message = message_of(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
