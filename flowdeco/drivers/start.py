@@ -48,6 +48,7 @@ def begin(flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions,
         return run, start.evaluated(run, start.terms(run))
     journal, fingerprint = _journal(options.journal)
     recorder = Recorder(journal, run.id, fingerprint)
+    run.started = time.time()  # as the journal notes it, which may take a while to be made
     journal.create(run.id, flow.name, _encoded(journal, dict(store)), sorted(start.skip))
     return run, start.evaluated(run, start.terms(run, recorder))
 
