@@ -117,6 +117,19 @@ def test_bound_values_are_secrets_on_a_page(tmp_path):
     assert "hunter2secret" not in run.to_html(tmp_path / "run.html").read_text()
 
 
+def test_no_branch_gets_the_bound_values_of_another():
+    """A journal has only names, and nine branches of one action have one: then they are left out."""
+    from flowdeco.engine.reading import read_run, stages_by_name
+
+    flow = parallel(*(size.bind(file=f"part{n}") for n in range(3)), name="files")
+    journal = MemoryJournal()
+    run = flow.run(journal=journal)
+    read = read_run(journal.read(run.id), journal.codec, stages_by_name([flow]).get)
+    assert str(run.ran()).count("size[file=part") == 3
+    assert [record.name for record in read.stages] == ["size"] * 3
+    assert "part2" not in str(read.ran())
+
+
 # -- records
 
 

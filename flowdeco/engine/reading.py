@@ -143,14 +143,14 @@ def _error(steps: dict[int, Outcome], remembered: Remembered) -> BaseException |
 
 
 def stages_by_name(units: Iterable[Any]) -> dict[str, Stage]:
-    """Return the stages in these units, by name."""
+    """Return the stages in these units, by name; not those of which several have one name, as branches may."""
     found: dict[str, Stage] = {}
+    ambiguous: set[str] = set()
     for unit in every_unit(units):
-        if isinstance(unit, Stage):
-            found[unit.name] = unit
-        elif isinstance(unit, Action):
-            found[unit.name] = one_action_stage(cast("Action[..., Any]", unit))
-    return found
+        stage = one_action_stage(cast("Action[..., Any]", unit)) if isinstance(unit, Action) else unit
+        if isinstance(stage, Stage) and found.setdefault(stage.name, stage) != stage:
+            ambiguous.add(stage.name)
+    return {name: stage for name, stage in found.items() if name not in ambiguous}
 
 
 def branch_of(scope: Scope | None) -> str:
