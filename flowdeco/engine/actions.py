@@ -190,7 +190,7 @@ def _note_attempt(branch: Branch, act: Execution, layers: Layers) -> Walk:
     assert recorder is not None, "it is for durable runs"
     began = ActionRecord(
         step.name, step.action, Status.RUNNING, act.started + branch.terms.epoch, 0.0, act.by, act.number,
-        attempts=layers.attempt, repeats=layers.repeats,
+        attempts=layers.attempt, repeats=layers.repeats, failures=layers.failures,
     )  # fmt: skip
     branch.rows.append(recorder.row(branch.id, branch.scope.unit.name, began))
     return (yield from branch.save())

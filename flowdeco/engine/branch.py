@@ -330,23 +330,15 @@ class Branch:
     def note_entering(self, scope: OpenScope, entering: Sequence[Delta], layers: Layers | None = None) -> Failure:
         """Note the writes of a scope's layers as they were entered; return the error if the journal cannot take them."""
         recorder, unit = self.terms.recorder, scope.unit
-        attempt, repeats = (1, ()) if layers is None else (layers.attempt, layers.repeats)
-        if recorder is None or (attempt == 1 and all(delta == NOTHING for delta in entering)):
+        is_first = layers is None or layers.attempt == 1
+        if recorder is None or (is_first and all(delta == NOTHING for delta in entering)):
             return None
-        started = scope.started + self.terms.epoch
         began = Outcome(
-            unit.name,
-            unit,
-            Status.RUNNING,
-            started,
-            0.0,
-            scope.by,
-            scope.number,
-            scope=scope.place,
-            attempts=attempt,
-            entering=entering,
-            repeats=repeats,
-        )
+            unit.name, unit, Status.RUNNING, scope.started + self.terms.epoch, 0.0, scope.by, scope.number,
+            scope=scope.place, entering=entering,
+        )  # fmt: skip
+        if layers is not None:
+            began = began._replace(attempts=layers.attempt, repeats=layers.repeats, failures=layers.failures)
         try:
             self.rows.append(recorder.row(self.id, None, began))
         except Exception as refused:

@@ -197,7 +197,7 @@ class Layers(Call):
     def continue_from(self, earlier: Outcome) -> None:
         """Count on from the attempts before the run was interrupted; a resumed failure begins anew."""
         if earlier.status is not Status.FAILED:
-            self.attempt, self.repeats = earlier.attempts, earlier.repeats
+            self.attempt, self.repeats, self.failures = earlier.attempts, earlier.repeats, tuple(earlier.failures)
 
     def failed(self, error: BaseException) -> None:
         """Note the failure of the target, or of a layer."""

@@ -92,7 +92,7 @@ def _of_actions(branch: Branch, stage: Stage, records: Sequence[ActionRecord], k
         elif record.status is Status.COMPLETED:
             yield (
                 f"{who} has run, and returned nothing for {key!r}: None, and a generator that yields nothing, are not "
-                f"stored. Give the parameter a default"
+                f"stored. Give the parameter a default, or have the action store None by its annotation: `-> T | None`"
             )
 
 
