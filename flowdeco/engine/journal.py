@@ -19,7 +19,8 @@ class Row(NamedTuple):
 
     `started` is in POSIX seconds, `elapsed` in seconds.
 
-    `payload` describes the effect of the step, in the journal's codec; `fingerprint` the action's code.
+    `payload` describes the effect of the step, in the journal's codec; `fingerprint` the action's code: the
+    version of Python, a colon, and a hash that is the same for the same code in that version.
     """
 
     branch: str

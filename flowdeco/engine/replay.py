@@ -400,7 +400,7 @@ class Rehearsal(History):
             before: Any = earlier.unit.__wrapped__
             if before is step.function or self._code(before) == self._code(step.function):
                 return
-        elif self._code(step.function) == earlier.fingerprint:
+        elif _is_same_code(self._code(step.function), earlier.fingerprint):
             return
         change = f"action {around.name}/{step.name} has completed, with other code"
         if self._rerun:
@@ -428,6 +428,11 @@ def _is_same(unit: Any, earlier: Outcome) -> bool:
     if earlier.name != unit.name or _kind(earlier.unit) != _kind(unit):
         return False
     return type(unit) is not Parallel or earlier.branches in (0, len(unit.units))
+
+
+def _is_same_code(now: str, before: str) -> bool:
+    """Whether two fingerprints agree; those of different versions of Python (before the colon) cannot be compared."""
+    return now == before or now.rpartition(":")[0] != before.rpartition(":")[0]
 
 
 def _kind(unit: Any) -> str:

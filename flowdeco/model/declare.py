@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
+from enum import Enum
 from os import PathLike
 from typing import Any, Final, Generic, Never, NoReturn, cast, overload
 
 from typing_extensions import ParamSpec, TypeVar
 
-from flowdeco.errors import DefinitionError, EmptyStageError
+from flowdeco.errors import DefinitionError, EmptyStageError, suggestion
 from flowdeco.model.definitions import (
     Action,
     Stage,
@@ -29,6 +31,7 @@ from flowdeco.model.definitions import (
     origin_of,
     set_origin,
 )
+from flowdeco.model.identity import ATOMS, text_of
 from flowdeco.model.options import UNSET, Middleware, Returns, first_paragraph
 from flowdeco.model.references import Called, Imported, Member, load, require_importable
 from flowdeco.model.store import AnyKey
@@ -128,10 +131,16 @@ class StageTemplate(Template, Generic[P]):
     __qualname__: str
     __wrapped__: Callable[P, object]
     _options: dict[str, Any]
+    _filling: _Filling | None
 
-    def __init__(self, function: Callable[P, object], options: dict[str, Any]) -> None:
+    def __init__(self, function: Callable[P, object], options: dict[str, Any], filling: _Filling | None) -> None:
         copied: dict[str, Any] = {name: getattr(function, name, None) for name in functools.WRAPPER_ASSIGNMENTS}
-        self.__dict__.update(copied, __name__=options["name"], __wrapped__=function, _options=options)
+        name = options["name"]
+        if filling is not None and filling.names:
+            name = copied["__name__"] or name  # each of its stages has another name
+        elif filling is not None and "name" in filling.texts:
+            name = _filled(name, {}, str)  # without doubled braces
+        self.__dict__.update(copied, __name__=name, __wrapped__=function, _options=options, _filling=filling)
 
     @property
     def name(self) -> str:
@@ -145,12 +154,18 @@ class StageTemplate(Template, Generic[P]):
 
     @property
     def tags(self) -> frozenset[str]:
-        """The tags of all its stages."""
-        return frozenset(self._options["tags"])
+        """The tags of all its stages; those that name a parameter differ from stage to stage."""
+        own = frozenset[str](self._options["tags"])
+        return own if self._filling is None else own - self._filling.tags
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Stage:
-        name = f"{self.__name__}[{_shown_arguments(args, kwargs)}]"
-        return _declared(name, self.__wrapped__, self._options, Called(self, args, kwargs))
+        name, options = self.__name__, self._options
+        if self._filling is not None:
+            options = self._filling.filled(options, args, kwargs)
+            name = options["name"]
+        if self._filling is None or not self._filling.names:
+            name = f"{name}[{_shown_arguments(args, kwargs)}]"
+        return _declared(name, self.__wrapped__, options, Called(self, args, kwargs))
 
     def __rshift__(self, other: Never) -> NoReturn:
         raise DefinitionError(no_unit(self))
@@ -277,7 +292,7 @@ def _stage_of(function: Any, options: dict[str, Any]) -> Any:
     given: dict[str, Any] = {**options, "name": name, "description": description, "local": local}
     checked = options_of(Stage(**given))
     if is_template:
-        return StageTemplate(function, checked)
+        return StageTemplate(function, checked, _filling(function, options))
     return _declared(name, function, checked, Imported(function.__module__, function.__qualname__))
 
 
@@ -313,6 +328,85 @@ def _declared(name: str, function: Any, options: dict[str, Any], origin: Importe
     return made
 
 
+# Options of a template that name its parameters.
+
+
+class _Filling:
+    """The options of a template that have its parameters in braces, as for `str.format`: texts, and some of the tags.
+
+    `names` if its name is one of them: then it is the name of a stage, without the arguments behind it.
+    """
+
+    def __init__(self, signature: inspect.Signature, texts: dict[str, str], tags: frozenset[str], names: bool) -> None:
+        self.signature = signature
+        self.texts = texts
+        self.tags = tags
+        self.names = names
+
+    def filled(self, options: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the options for a call."""
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        named: dict[str, Any] = bound.arguments
+        texts = {option: _filled(text, named, _shown if option == "name" else _plain) for option, text in self.texts.items()}
+        tags = {_filled(tag, named, _plain) if tag in self.tags else tag for tag in options["tags"]}
+        return {**options, **texts, "tags": tags}
+
+
+def _filling(function: Any, options: dict[str, Any]) -> _Filling | None:
+    """Return which of these options are filled in, None for none; a `DefinitionError` for a name that is not a parameter."""
+    given = {option: options[option] for option in ("name", "title", "description")}
+    texts = {option: text for option, text in given.items() if text is not None and _has_braces(text)}
+    tags = frozenset(filter(_has_braces, options["tags"]))
+    if not (texts or tags):
+        return None
+    signature = inspect.signature(function)
+    found = {text: _named_in(text, signature.parameters) for text in (*texts.values(), *tags)}
+    return _Filling(signature, texts, tags, bool(found.get(given["name"])))
+
+
+def _has_braces(text: str) -> bool:
+    return "{" in text or "}" in text
+
+
+def _named_in(text: str, parameters: Iterable[str]) -> list[str]:
+    """Return the parameters in braces in an option."""
+    from string import Formatter  # not loaded for templates without them
+
+    found: list[str] = []
+    try:
+        parts = list(Formatter().parse(text))
+    except ValueError as error:
+        raise DefinitionError(f"{text!r} cannot be filled in ({error}): write {{{{ and }}}} for braces") from None
+    for _, field, spec, _ in parts:
+        if field is None:
+            continue
+        name = re.split(r"[.\[]", field, maxsplit=1)[0]
+        if name not in parameters:
+            raise DefinitionError(
+                f"{text!r} names {field!r} in braces, and the template has no such parameter. "
+                f"{suggestion(name, parameters)} Write {{{{ and }}}} for braces"
+            )
+        found += [name, *_named_in(spec or "", parameters)]
+    return found
+
+
+def _filled(text: str, arguments: Mapping[str, Any], shown: Callable[[Any], str]) -> str:
+    from string import Formatter
+
+    class Filling(Formatter):
+        def format_field(self, value: Any, format_spec: str) -> str:
+            return cast("str", super().format_field(value, format_spec)) if format_spec else shown(value)
+
+        def convert_field(self, value: Any, conversion: Any) -> Any:
+            return text_of(value) if conversion == "r" else super().convert_field(value, conversion)
+
+    return Filling().vformat(text, (), arguments)
+
+
+# Names of the stages of a template.
+
+
 _LONGEST: Final = 40
 
 
@@ -340,17 +434,40 @@ def _shown_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
 
 
 def _shown(value: object) -> str:
-    plain: object = cast("PathLike[Any]", value).__fspath__() if isinstance(value, PathLike) else value
-    text = plain if isinstance(plain, str) else repr(plain)
+    """Return an argument for a name: the same in every process, short, and in one line."""
+    text = _plain(value)
     if len(text) > _LONGEST:
-        text = _elided(text)
+        text = _last_parts(text) if issubclass(type(value), PathLike) else _elided(text)
     return text if text.isprintable() else repr(text)[1:-1]
 
 
-def _elided(text: str) -> str:
-    """Return both ends of a string, because paths differ at their ends, and a checksum of the whole in place of the rest."""
-    from zlib import crc32  # not loaded for short names; it differs for strings that differ in a few characters
+def _plain(value: Any) -> str:
+    kind = type(value)
+    if kind is str:
+        return cast("str", value)
+    if kind not in ATOMS:
+        if issubclass(kind, PathLike):
+            return str(value.__fspath__())
+        if issubclass(kind, str) and not issubclass(kind, Enum):
+            return str.__str__(value)
+    return text_of(value)
 
-    checksum = f"~{crc32(text.encode('utf-8', 'surrogatepass')):08x}"
+
+def _last_parts(path: str) -> str:
+    """Return the last parts of a path that there is room for, and a checksum of the whole."""
+    room = _LONGEST - len("…") - len(_checksum(path))
+    cut = next((at for at, letter in enumerate(path) if letter in "/\\" and len(path) - at <= room), None)
+    return _elided(path) if cut is None else f"…{path[cut:]}{_checksum(path)}"
+
+
+def _elided(text: str) -> str:
+    """Return both ends of a string, and a checksum of the whole in place of the rest."""
+    checksum = _checksum(text)
     head = _LONGEST // 3
     return f"{text[:head]}…{text[head + 1 + len(checksum) - _LONGEST :]}{checksum}"
+
+
+def _checksum(text: str) -> str:
+    from zlib import crc32  # not loaded for short names; it differs for strings that differ in a few characters
+
+    return f"~{crc32(text.encode('utf-8', 'surrogatepass')):08x}"

@@ -30,6 +30,7 @@ from typing_extensions import ParamSpec, TypeVar
 
 from flowdeco.errors import DefinitionError, ReturnValueError, shortened, suggestion
 from flowdeco.model.functions import bindable, call_bound, function_name, signature_of
+from flowdeco.model.identity import equal, keep_defaults
 from flowdeco.model.names import NO_LOCALS, local_variables
 from flowdeco.model.options import (
     UNSET,
@@ -234,11 +235,11 @@ class Action(Unit, _Proxy, Generic[P, R]):
             return True
         if type(other) is not Action:
             return NotImplemented
-        return (
-            self._self_identity() == other._self_identity()
-            and self._self_options == other._self_options
-            and self._self_bound == other._self_bound
-        )
+        mine, its = self._self_content(), other._self_content()
+        try:
+            return mine == its
+        except Exception:  # arrays and frames are not compared as wholes
+            return equal(mine, its)
 
     def __ne__(self, other: object) -> bool:
         return not self == other
@@ -250,6 +251,9 @@ class Action(Unit, _Proxy, Generic[P, R]):
         stage = one_action_stage(self)
         left = stage._selected(wanted, keep)
         return self if left is stage else left
+
+    def _self_content(self) -> tuple[Any, ...]:
+        return self._self_identity(), self._self_options, self._self_bound
 
     def _self_identity(self) -> Any:
         """Return the identity of the function: its place in the stage where a template makes a new one in each call."""
@@ -313,6 +317,9 @@ def make_action(function: Any, *, name: str | None = None, **options: Any) -> Ac
     )
     if type(function) is not types.FunctionType:
         signature_of(function, made.name)
+        keep_defaults(function)
+    elif function.__defaults__ or function.__kwdefaults__ or hasattr(function, "__wrapped__"):
+        keep_defaults(function)
     return Action(function, made, local=local_variables(function))
 
 

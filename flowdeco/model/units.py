@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Never, NoReturn, Self, c
 from typing_extensions import TypeVar
 
 from flowdeco.errors import DefinitionError, suggestion
+from flowdeco.model.identity import equal
 from flowdeco.model.options import (
     Middleware,
     checked_layers,
@@ -163,7 +164,11 @@ class Value:
             return True
         if type(other) is not type(self):
             return NotImplemented
-        return self._content() == cast("Value", other)._content()
+        mine, its = self._content(), cast("Value", other)._content()
+        try:
+            return mine == its
+        except Exception:  # arrays and frames are not compared as wholes
+            return equal(mine, its)
 
     def __copy__(self) -> Self:
         return self
