@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 from flowdeco.engine.outcome import step_id
 from flowdeco.errors import WAITING, ContextEndedError, Suspend
-from flowdeco.model.definitions import Action, Pipeline, Stage, Stream, Unit, insertable, make_action
+from flowdeco.model.definitions import Action, Pipeline, Stage, Stream, Unit, insertable, make_action, values_of
 from flowdeco.model.options import checked_selectors
 from flowdeco.model.store import NOTHING, Delta, Key, Store, View, key_name
 
@@ -60,7 +60,7 @@ class Context:
         store: Store,
         upcoming: Callable[[], Iterator[Unit | Stream]],
         notify: Callable[[Event], None] | None,
-        place: tuple[str, int],
+        place: tuple[str, int] | str,
     ) -> None:
         self.run_id = run_id
         self.pipeline = pipeline
@@ -77,7 +77,10 @@ class Context:
     @property
     def step_id(self) -> str:
         """The identity of this step in this run, the same over retries and resumes: for idempotency keys."""
-        return step_id(self.run_id, *self._place, self.action.name)
+        place, stage, action = self._place, self.stage, self.action
+        if isinstance(place, str):
+            return place  # in another process, the id itself
+        return step_id(self.run_id, *place, stage.name, action.name, values_of(stage), values_of(action))
 
     @property
     def logger(self) -> RunLogger:
@@ -140,7 +143,7 @@ class Context:
     # Detached, in another process: its view of the store travels there, and its effects come back.
 
     def __reduce__(self) -> tuple[Any, ...]:
-        known = (self.run_id, self._place, self.pipeline.name, _shadow(self.stage), self.action.name)
+        known = (self.run_id, self.step_id, self.pipeline.name, _shadow(self.stage), self.action.name)
         return Context.detached, (known, dict(self.store), [_shadow(unit) for unit in self._upcoming()])
 
     def __repr__(self) -> str:
@@ -169,7 +172,7 @@ class Context:
 
     @classmethod
     def detached(
-        cls, known: tuple[str, tuple[str, int], str, Stage, str], values: dict[str, Any], upcoming: list[Stage]
+        cls, known: tuple[str, str, str, Stage, str], values: dict[str, Any], upcoming: list[Stage]
     ) -> Context:
         """Return the copy that travels to another process, and keeps the messages for the observers."""
         run_id, place, pipeline, stage, name = known

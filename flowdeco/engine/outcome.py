@@ -58,9 +58,12 @@ def branch_id(group: str, branch: int) -> str:
     return _hashed(group, branch)
 
 
-def step_id(run_id: str, branch: str, number: int, name: str) -> str:
-    """Return the identity of a step: the same whenever, and however often, it is performed in this run."""
-    return _hashed(run_id, branch, number, name)
+def step_id(run_id: str, branch: str, number: int, *names: str) -> str:
+    """Return the identity of a step: the same whenever, and however often, it is performed in this run.
+
+    Its place does not tell it from others: another attempt may insert other stages there.
+    """
+    return _hashed(run_id, branch, number, *names)
 
 
 def _hashed(*parts: object) -> str:

@@ -30,7 +30,7 @@ from typing_extensions import ParamSpec, TypeVar
 
 from flowdeco.errors import DefinitionError, ReturnValueError, shortened, suggestion
 from flowdeco.model.functions import bindable, call_bound, function_name, signature_of
-from flowdeco.model.identity import equal, keep_defaults
+from flowdeco.model.identity import content_of, equal, keep_defaults
 from flowdeco.model.names import NO_LOCALS, local_variables
 from flowdeco.model.options import (
     UNSET,
@@ -476,10 +476,8 @@ class Stage(Value, Unit):
     @property
     def template(self) -> Template | None:
         """The template that made this stage, None for others."""
-        origin = self._origin
-        while isinstance(origin, (Changed, Narrowed)):
-            origin = origin.base._origin
-        return cast("Template", origin.template) if isinstance(origin, Called) else None
+        called = _called(self)
+        return None if called is None else cast("Template", called.template)
 
     def narrowed(self, places: tuple[int, ...]) -> Stage:
         """Return the stage with only the actions at these places."""
@@ -538,6 +536,14 @@ class Stage(Value, Unit):
         return _stage_of, (self.actions, self._given())
 
 
+def _called(stage: Stage) -> Called | None:
+    """Return the call of a template that a stage comes from."""
+    origin = stage._origin
+    while isinstance(origin, (Changed, Narrowed)):
+        origin = origin.base._origin
+    return origin if isinstance(origin, Called) else None
+
+
 def _stage_of(actions: tuple[Action[..., Any], ...], options: dict[str, Any]) -> Stage:
     return Stage(actions=actions, **options)
 
@@ -580,6 +586,25 @@ def local_of(action: Action[..., Any]) -> Mapping[str, Any]:
 def data_of(stage: Stage) -> Mapping[str, Any]:
     """Return the data of a stage itself, not a copy: it must not be changed."""
     return stage._data
+
+
+def values_of(unit: Action[..., Any] | Stage) -> str:
+    """Return a checksum of the values in a definition, which tells apart those of one name; worked out once.
+
+    For an action these are its bound values, for a stage its data and the arguments of its template.
+    """
+    memo = memo_of(unit)
+    found: str | None = getattr(memo, "values", None)
+    if found is None:
+        from hashlib import blake2b  # not loaded for runs that never ask for it
+
+        if isinstance(unit, Action):
+            values: Any = dict(bound_of(cast("Action[..., Any]", unit)))
+        else:
+            called = _called(unit)
+            values = unit._data, called and called[1:]
+        found = memo.values = blake2b(content_of(values).encode("utf-8", "backslashreplace"), digest_size=8).hexdigest()
+    return found
 
 
 def memo_of(unit: Unit) -> Memo:

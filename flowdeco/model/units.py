@@ -142,12 +142,13 @@ class Memo:
     of their facts are never needed.
     """
 
-    __slots__ = ("needs", "pipeline", "stage", "step", "steps")
+    __slots__ = ("needs", "pipeline", "stage", "step", "steps", "values")
     needs: Any  # in `wiring`
     pipeline: Pipeline  # `as_pipeline`
     stage: Any  # `one_action_stage`
     step: Any  # `step_of`
     steps: Any  # `steps_of`
+    values: str  # `values_of`
 
 
 class Value:
