@@ -28,9 +28,9 @@ from flowdeco.durable.lookup import find, lookup, place, reference
 from flowdeco.errors import JournalError, RunError
 from flowdeco.middleware import Recover, Retry, recover, retry
 from flowdeco.model.declare import StageTemplate
-from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream, options_of, origin_of
+from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream, home_in_module, options_of, origin_of
 from flowdeco.model.paths import items
-from flowdeco.model.references import Bound, Called, Changed, Imported, Member, Method, Narrowed
+from flowdeco.model.references import Bound, Called, Changed, Imported, Member, Method, Narrowed, Part
 from flowdeco.model.store import Key
 
 __all__ = ["JsonCodec"]
@@ -412,13 +412,31 @@ def _read_key(name: Any, declared: Any) -> Any:
 def _referred(value: Any) -> Any:
     """Return the reference that a definition is written as; the value itself if it has none."""
     cls = _class_of(value)
-    origin = origin_of(value) if issubclass(cls, (Action, Stage)) else None
-    if type(origin) is Imported and find(_address(origin)) != value:
+    if not issubclass(cls, (Action, Stage)):
+        return value
+    origin = origin_of(value)
+    if origin is None:
+        return value if not _is_lost(value, cls) else home_in_module(value) or value
+    stage = origin.stage if type(origin) is Member else origin
+    if type(stage) is not Imported or _is_stage_at(stage, value if stage is origin else None):
+        return origin
+    home = home_in_module(value)
+    if home is None:
         raise TypeError(
-            f"stage {value.name!r} cannot be referred to: {_address(origin)} is not this stage. "
+            f"{cls.__name__.lower()} {value.name!r} cannot be referred to: {_address(stage)} is not this stage. "
             f"Declare it at module level, or make it a stage template there"
         )
-    return value if origin is None else origin
+    return home
+
+
+def _is_lost(value: Any, cls: type) -> bool:
+    """Whether this is an action of a function that its name does not lead to."""
+    return issubclass(cls, Action) and type(value.__wrapped__) is types.FunctionType and find(place(value)) != value
+
+
+def _is_stage_at(where: Imported, wanted: Any) -> bool:
+    found = find(_address(where))
+    return isinstance(found, Stage) if wanted is None else found == wanted
 
 
 def _address(imported: Imported) -> str:
@@ -447,13 +465,34 @@ def _index(position: Any, stage: Stage) -> int:
     return position
 
 
+def _write_part(part: Part) -> list[Any]:
+    return [_address(part.base), *part.path]
+
+
+def _read_part(node: Any) -> Any:
+    where, *path = checked_list(node)
+    found: Any = lookup(where)
+    for step in path:
+        try:
+            found = found[step] if type(found) is dict else tuple(found)[step]
+        except (TypeError, LookupError):
+            raise JournalError(f"there is no {step!r} in {where}") from None
+    return found
+
+
 def _write_call(called: Called) -> list[Any]:
-    return [reference(called.template, "stage template"), list(called.args), called.kwargs]
+    template = called.template
+    home = home_in_module(template) if find(place(template)) is not template else None
+    where = _write_part(home) if home is not None else reference(template, "stage template")
+    return [where, list(called.args), called.kwargs]
 
 
 def _read_call(content: Any) -> Any:
     where, args, kwargs = checked_list(content, 3)
-    return _instance(where, StageTemplate)(*checked_list(args), **checked_dict(kwargs))
+    template = _instance(where, StageTemplate) if type(where) is str else _read_part(where)
+    if type(template) is not StageTemplate:
+        raise JournalError(f"{where} is not a StageTemplate")
+    return template(*checked_list(args), **checked_dict(kwargs))
 
 
 def _read_narrowed(stage: Any, places: Any) -> Any:
@@ -622,6 +661,7 @@ EXACT: Final[tuple[Kind | Nested, ...]] = (
     Nested("$dict", dict, _write_pairs, _read_pairs),
     # References to definitions.
     Kind("$stage", Imported, _address, lambda where: _instance(where, Stage)),
+    Kind("$part", Part, _write_part, lambda node: _unit(_read_part(node), Action, Stage)),
     Kind("$call", Called, _write_call, _read_call),
     Kind("$member", Member, list, of_two(lambda stage, at: list(_unit(stage, Stage))[_index(at, stage)])),
     Kind("$narrowed", Narrowed, lambda v: [v.base, list(v.places)], of_two(_read_narrowed)),

@@ -33,7 +33,7 @@ from flowdeco.model.definitions import (
 )
 from flowdeco.model.identity import ATOMS, text_of
 from flowdeco.model.options import UNSET, Middleware, Returns, first_paragraph
-from flowdeco.model.references import Called, Imported, Member, load, require_importable
+from flowdeco.model.references import Called, Imported, Member, importable, load
 from flowdeco.model.store import AnyKey
 
 __all__ = ["StageTemplate", "action", "bound_arguments", "name_in_group", "stage"]
@@ -185,9 +185,8 @@ class StageTemplate(Template, Generic[P]):
         return f"<StageTemplate {self.__name__}{inspect.signature(self.__wrapped__)}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        reference = Imported(self.__module__, self.__qualname__)
-        require_importable(reference, f"stage template {self.__name__!r}", lambda found: found is self)
-        return load, (reference,)
+        own = Imported(self.__module__, self.__qualname__)
+        return load, (importable(own, self, f"stage template {self.__name__!r}", (), lambda found: found is self),)
 
     def __copy__(self) -> StageTemplate[P]:
         return self

@@ -55,12 +55,15 @@ from flowdeco.model.references import (
     Method,
     Narrowed,
     Origin,
+    Part,
+    home_of,
+    importable,
     load,
-    require_importable,
 )
 from flowdeco.model.store import Key, key_name
 from flowdeco.model.streams import Stream, stream
 from flowdeco.model.units import (
+    Composite,
     Memo,
     Parallel,
     Pipeline,
@@ -284,16 +287,20 @@ class Action(Unit, _Proxy, Generic[P, R]):
     def __reduce__(self) -> tuple[Any, ...]:
         function: Any = self.__wrapped__
         origin = self._self_origin
-        if isinstance(origin, Member):
-            require_importable(origin.stage, f"action {self.name!r} of a stage", lambda found: isinstance(found, Stage))
+        if isinstance(origin, Member) and isinstance(origin.stage, Imported):
+            what = f"action {self.name!r} of a stage"
+            home = importable(origin.stage, self, what, _WITH_PARTS, lambda found: isinstance(found, Stage))
+            return load, (origin if home is origin.stage else home,)
         if origin is not None:
             return load, (origin,)
         if isinstance(function, types.MethodType):
             return getattr, (function.__self__, function.__func__.__name__)
         if not isinstance(function, types.FunctionType):
             return Action, (function, self._self_options)
-        reference = Imported(function.__module__, function.__qualname__)
-        require_importable(reference, f"action {self.name!r}", lambda found: found == self or found is function)
+        own = Imported(function.__module__, function.__qualname__)
+        reference = importable(
+            own, self, f"action {self.name!r}", _WITH_PARTS, lambda found: found == self or found is function
+        )
         return (load, (reference,)) if reference.load() == self else (Action, (function, self._self_options))
 
     def __copy__(self) -> Self:
@@ -530,10 +537,13 @@ class Stage(Value, Unit):
     def __reduce__(self) -> tuple[Any, ...]:
         origin = self._origin
         if isinstance(origin, Imported):
-            require_importable(origin, f"stage {self.name!r}", lambda found: found == self)
+            origin = importable(origin, self, f"stage {self.name!r}", _WITH_PARTS, lambda found: found == self)
         if origin is not None:
             return load, (origin,)
         return _stage_of, (self.actions, self._given())
+
+
+_WITH_PARTS: Final = (Stage, Composite)
 
 
 def _called(stage: Stage) -> Called | None:
@@ -615,6 +625,17 @@ def memo_of(unit: Unit) -> Memo:
 def origin_of(unit: Action[..., Any] | Stage) -> Origin | None:
     """Return the origin of an action or stage, None for one that was made directly."""
     return unit._self_origin if isinstance(unit, Action) else unit._origin
+
+
+def home_in_module(definition: Any) -> Part | None:
+    """Return where a loaded module has this action, stage or template, which a function made; None if none has."""
+    origin = origin_of(definition) if isinstance(definition, (Action, Stage)) else None
+    own = origin.stage if isinstance(origin, Member) else origin
+    module, name = own if isinstance(own, Imported) else (definition.__module__, definition.__qualname__)
+    if "<" not in str(name):
+        return None
+    home = home_of(definition, str(module), _WITH_PARTS)
+    return Part(home, ()) if isinstance(home, Imported) else home
 
 
 def set_origin(made: S, origin: Origin) -> S:

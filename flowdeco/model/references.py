@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from flowdeco.errors import UnreferencedError
 
@@ -21,6 +21,20 @@ class Imported(NamedTuple):
         found: Any = sys.modules[self.module]
         for part in self.qualname.split("."):
             found = getattr(found, part)
+        return found
+
+
+class Part(NamedTuple):
+    """A part of the definition, or the list or dict of definitions, at `module:qualname`: by places and keys."""
+
+    base: Imported
+    path: tuple[int | str, ...]
+
+    def load(self) -> Any:
+        """Import the definition, and get the part from it."""
+        found = self.base.load()
+        for step in self.path:
+            found = found[step] if isinstance(found, dict) else tuple(found)[cast("int", step)]
         return found
 
 
@@ -91,7 +105,7 @@ class Bound(NamedTuple):
         return self.base.bind(**self.values)
 
 
-Origin: TypeAlias = Imported | Called | Member | Method | Changed | Narrowed | Bound
+Origin: TypeAlias = Imported | Part | Called | Member | Method | Changed | Narrowed | Bound
 
 
 def load(origin: Origin) -> Any:
@@ -99,16 +113,22 @@ def load(origin: Origin) -> Any:
     return origin.load()
 
 
-def require_importable(origin: Imported | Called, what: str, accept: Callable[[Any], bool]) -> None:
-    """Raise `UnreferencedError` if an import does not lead back to the definition."""
-    if isinstance(origin, Called):
-        return  # the template is checked when it is pickled itself
+def importable(
+    origin: Imported, wanted: Any, what: str, kinds: tuple[type, ...], accept: Callable[[Any], bool]
+) -> Imported | Part:
+    """Return a reference that leads to the definition: its own name, or where a module has what a function made.
+
+    `kinds` are the classes of definitions that have parts. Raises `UnreferencedError` if there is no such reference.
+    """
     where = f"{origin.module}:{origin.qualname}"
-    if "<lambda>" in origin.qualname:
-        reason = "it is a lambda: define it with `def`"
-    elif "<locals>" in origin.qualname:
+    if "<" in origin.qualname:  # of a function that another one made, or of a lambda
+        home = home_of(wanted, origin.module, kinds)
+        if home is not None:
+            return home
         reason = (
-            f"it is defined inside a function ({where}): move it to module level, or make it a stage template there"
+            "it is a lambda: define it with `def`"
+            if "<lambda>" in origin.qualname
+            else f"it is defined inside a function ({where}): move it to module level, or make it a stage template there"
         )
     else:
         try:
@@ -117,6 +137,67 @@ def require_importable(origin: Imported | Called, what: str, accept: Callable[[A
             reason = f"{where} cannot be imported ({error})"
         else:
             if accept(found):
-                return
+                return origin
             reason = f"{where} is a different object now: give the two different names there"
     raise UnreferencedError(f"cannot pickle {what}: {reason}")
+
+
+# Definitions that a function made, and a module has under a name.
+
+
+_homes: dict[str, None] = {}  # modules in which some were found
+
+
+def home_of(wanted: Any, module: str, kinds: tuple[type, ...]) -> Imported | Part | None:
+    """Return where a loaded module has this very object: under a name, in a definition, a list or a dict.
+
+    The module of its function is searched first, `__main__` last: a script has names that other modules have, too.
+    """
+    names = dict.fromkeys((module, *_homes, *sys.modules))
+    if module != "__main__" and names.pop("__main__", 0) is None:
+        names["__main__"] = None
+    for name in names:
+        space: Any = getattr(sys.modules.get(name), "__dict__", None)
+        if type(space) is not dict:
+            continue
+        for qualname, value in _named(name, cast("dict[str, Any]", space)):
+            path = _path_to(wanted, value, kinds)
+            if path is not None:
+                _homes[name] = None
+                base = Imported(name, qualname)
+                return Part(base, path) if path else base
+    return None
+
+
+def _named(module: str, space: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield what a module has, and what its classes have."""
+    for name, value in list(space.items()):
+        yield name, value
+        if isinstance(value, type) and value.__dict__.get("__module__") == module and value.__qualname__ == name:
+            yield from ((f"{name}.{inner}", part) for inner, part in list(value.__dict__.items()))
+
+
+def _path_to(wanted: Any, value: Any, kinds: tuple[type, ...]) -> tuple[int | str, ...] | None:
+    if value is wanted:
+        return ()
+    items: Iterable[tuple[int | str, Any]] = ()
+    kind = type(value)
+    if kind is dict:
+        items = [(key, part) for key, part in cast("dict[Any, Any]", value).items() if type(key) is str]
+    elif kind in (list, tuple):
+        items = enumerate(cast("list[Any]", value)[:_MOST])
+    elif not issubclass(kind, kinds):
+        return None
+    else:
+        items = enumerate(value)
+    for step, part in items:
+        if part is wanted:
+            return (step,)
+        if issubclass(type(part), kinds):
+            path = _path_to(wanted, part, kinds)
+            if path is not None:
+                return (step, *path)
+    return None
+
+
+_MOST: Final = 10_000  # items of a list; it may be data
