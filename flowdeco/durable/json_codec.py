@@ -28,7 +28,7 @@ from flowdeco.durable.lookup import find, lookup, place, reference
 from flowdeco.errors import JournalError, RunError
 from flowdeco.middleware import Recover, Retry, recover, retry
 from flowdeco.model.declare import StageTemplate
-from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream, home_in_module, options_of, origin_of
+from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream, home_in_module, home_of_copy, options_of, origin_of
 from flowdeco.model.paths import items
 from flowdeco.model.references import Bound, Called, Changed, Imported, Member, Method, Narrowed, Part
 from flowdeco.model.store import Key
@@ -417,6 +417,8 @@ def _referred(value: Any) -> Any:
     origin = origin_of(value)
     if origin is None:
         return value if not _is_lost(value, cls) else home_in_module(value) or value
+    if issubclass(type(origin), (Changed, Bound, Narrowed)):
+        return home_of_copy(value) or origin
     stage = origin.stage if type(origin) is Member else origin
     if type(stage) is not Imported or _is_stage_at(stage, value if stage is origin else None):
         return origin

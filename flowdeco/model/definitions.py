@@ -292,7 +292,7 @@ class Action(Unit, _Proxy, Generic[P, R]):
             home = importable(origin.stage, self, what, _WITH_PARTS, lambda found: isinstance(found, Stage))
             return load, (origin if home is origin.stage else home,)
         if origin is not None:
-            return load, (origin,)
+            return load, (home_of_copy(self) or origin,)
         if isinstance(function, types.MethodType):
             return getattr, (function.__self__, function.__func__.__name__)
         if not isinstance(function, types.FunctionType):
@@ -539,7 +539,7 @@ class Stage(Value, Unit):
         if isinstance(origin, Imported):
             origin = importable(origin, self, f"stage {self.name!r}", _WITH_PARTS, lambda found: found == self)
         if origin is not None:
-            return load, (origin,)
+            return load, (home_of_copy(self) or origin,)
         return _stage_of, (self.actions, self._given())
 
 
@@ -636,6 +636,31 @@ def home_in_module(definition: Any) -> Part | None:
         return None
     home = home_of(definition, str(module), _WITH_PARTS)
     return Part(home, ()) if isinstance(home, Imported) else home
+
+
+def home_of_copy(unit: Action[..., Any] | Stage) -> Part | None:
+    """Return where a loaded module has this changed copy of what a function made, if it does not have the original."""
+    origin, root = origin_of(unit), unit
+    while isinstance(origin, (Changed, Bound, Narrowed)):
+        root = origin.base
+        origin = origin_of(root)
+    if root is unit or isinstance(origin, (Called, Method)) or _is_of_template(origin) or _is_importable(root, origin):
+        return None
+    if home_in_module(root) is not None:
+        return None
+    home = home_of(unit, "", _WITH_PARTS)
+    return Part(home, ()) if isinstance(home, Imported) else home
+
+
+def _is_of_template(origin: Origin | None) -> bool:
+    return isinstance(origin, Member) and isinstance(origin.stage, Called)
+
+
+def _is_importable(root: Action[..., Any] | Stage, origin: Origin | None) -> bool:
+    own = origin.stage if isinstance(origin, Member) else origin
+    if isinstance(own, Imported):
+        return "<" not in own.qualname
+    return not isinstance(root, Action) or "<" not in str(getattr(root.__wrapped__, "__qualname__", ""))
 
 
 def set_origin(made: S, origin: Origin) -> S:
