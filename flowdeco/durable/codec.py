@@ -22,6 +22,8 @@ from flowdeco.model.references import Called, Changed
 __all__ = ["OutlineCodec", "PickleCodec"]
 
 _PROTOCOL: Final = 5
+_CLASS: Final = pickle.STACK_GLOBAL  # a payload without this byte has only builtin values in it
+_CHECKED: Final = 1 << 16  # reading back an array of 100 MB would take longer than writing it
 
 
 class PickleCodec:
@@ -37,9 +39,13 @@ class PickleCodec:
     def encode(self, value: Any, what: str) -> bytes:
         """Return the value as bytes; raises `SerializationError` naming `what` and the path of the part that cannot."""
         try:
-            return pickle.dumps(value, _PROTOCOL)
+            payload = pickle.dumps(value, _PROTOCOL)
         except Exception as error:
             reason = error
+        else:
+            if _CLASS in payload and len(payload) < _CHECKED:
+                self._check_readable(value, what)
+            return payload
         by_value = None if isinstance(reason, (UnreferencedError, RecursionError)) else _by_value()
         attempt = by_value or _by_reference
         try:
@@ -47,6 +53,21 @@ class PickleCodec:
         except Exception as error:
             hint = "" if by_value else _hint(error)
             raise unserialisable(value, what, attempt, error, hint=hint, parts=_parts) from error
+
+    def _check_readable(self, value: Any, what: str) -> None:
+        """Raise `SerializationError` for an object that pickles and cannot be loaded again: an enum of objects, say."""
+        if type(value) is dict and "inserted" in value and what != "inputs":
+            value = {key: part for key, part in cast("dict[Any, Any]", value).items() if key != "inserted"}
+
+        def read_back(part: Any) -> None:
+            payload = pickle.dumps(part, _PROTOCOL)
+            if _CLASS in payload:
+                self.decode(payload)
+
+        try:
+            read_back(value)
+        except Exception as error:
+            raise unserialisable(value, what, read_back, error, parts=_parts) from error
 
     def decode(self, payload: bytes) -> Any:
         """Return the value; raises `JournalError` if the payload is damaged, or refers to code that is gone."""
