@@ -11,11 +11,12 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+from flowdeco.engine.adoption import Generation, generations
 from flowdeco.engine.branch import Terms
 from flowdeco.engine.evaluation import evaluate_run
-from flowdeco.engine.journal import Journal, Remembered
+from flowdeco.engine.journal import Codec, Journal, Remembered
 from flowdeco.engine.recorder import Recorder, outcomes
-from flowdeco.engine.replay import Log, in_memory
+from flowdeco.engine.replay import Log, Steps, in_memory
 from flowdeco.engine.requests import Gate, Raised, Request, Save
 from flowdeco.engine.resume import Earlier, Journaled, check_fork, resumed
 from flowdeco.engine.runs import Resumption, Run, Status, remember
@@ -117,22 +118,24 @@ def _from_journal(
     __tracebackhide__ = True
     journal, fingerprint = _journal(options.journal)
     flow, codec = start.flow, journal.codec
-    remembered = journal.open(run_id) if from_stage is None else journal.read(run_id)
+    whole = journal.open(run_id) if from_stage is None else journal.read(run_id)
+    *older, remembered = generations(whole)
     finished = from_stage is None and remembered.status in (Status.COMPLETED, Status.BAILED)
     if finished and on_change != "rerun":
         inputs = None  # it has ended without them
     try:
-        given = [(rows, Store(codec.decode(payload))) for rows, payload in remembered.inputs]
+        given = [Store(codec.decode(payload)) for _, payload in remembered.inputs]
         more = _encoded(journal, dict(Store(inputs))) if inputs else None
         if inputs:
-            given.append((len(remembered.rows), Store(inputs)))
-        pins = {key: rows for rows, values in given[1:] for key in values}
-        store = Store({key: value for _, values in given for key, value in values.items()})
+            given.append(Store(inputs))
+        store = Store({key: value for values in given for key, value in values.items()})
         start.skip = start.skip.union(remembered.skip)
-        start.check(store)
+        if not finished or on_change == "rerun":
+            start.check(store)
         if from_stage is not None:
             check_fork(from_stage, remembered, flow)
-        steps = outcomes(remembered.rows, codec, pins)
+        steps = _steps(remembered, codec, given)
+        archived = () if from_stage is not None else tuple(_steps(each, codec, given) for each in reversed(older))
         if from_stage is None and more is not None:
             journal.add_inputs(run_id, more)
     except BaseException:
@@ -143,9 +146,19 @@ def _from_journal(
     if from_stage is None:
         run.started, run.elapsed = remembered.started, remembered.total()
     recorder = Recorder(journal, run.id, fingerprint)
-    known = Journaled(journal, remembered, more, sorted(start.skip), from_stage)
-    earlier = Earlier(steps, recorder.code, on_change, finished, journaled=known)
-    return run, start.resumed(run, start.terms(run, recorder), earlier)
+    known = Journaled(journal, remembered, whole, more, sorted(start.skip), from_stage)
+    earlier = Earlier(steps, recorder.code, on_change, finished, journaled=known, older=archived)
+    terms = start.terms(run, recorder)
+    if from_stage is None:
+        recorder.journal = Generation.of(journal, whole)
+    return run, start.resumed(run, terms, earlier)
+
+
+def _steps(remembered: Remembered, codec: Codec, given: list[Store]) -> Steps:
+    """Return the steps of a run, or of a generation of it, without writes to keys that were given later."""
+    since = [rows for rows, _ in remembered.inputs] + [len(remembered.rows)]
+    pins = {key: rows for rows, values in zip(since[1:], given[1:], strict=False) for key in values}
+    return outcomes(remembered.rows, codec, pins)
 
 
 def _give_back(journal: Journal, run_id: str, before: Remembered) -> None:
@@ -245,7 +258,10 @@ def _closed(run: Run, terms: Terms) -> Evaluation:
         _logger(run.id).warning("run %s: skip=%s matched nothing. %s", run.id, *_unmatched(run, terms.unmatched))
     if terms.recorder is not None:
         error = None if run.error is None else told(run.error)
-        answer = yield Save(terms.recorder.journal.close, run.id, str(run.status), run.reason, error, run.elapsed)
+        journal = terms.recorder.journal
+        if isinstance(journal, Generation) and run.status in (Status.COMPLETED, Status.BAILED):
+            yield Save(journal.drop_older, run.id)
+        answer = yield Save(journal.close, run.id, str(run.status), run.reason, error, run.elapsed)
         if type(answer) is Raised and run.error is None:
             run.error, run.status = answer.error, Status.FAILED
 

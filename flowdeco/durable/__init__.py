@@ -13,6 +13,7 @@ from flowdeco.durable.info import STATUSES, RunInfo
 from flowdeco.durable.journal import as_journal
 from flowdeco.durable.memory import MemoryJournal
 from flowdeco.durable.sqlite import SqliteJournal
+from flowdeco.engine.adoption import present_rows
 from flowdeco.engine.journal import Codec, Journal, Remembered, Row
 from flowdeco.errors import DefinitionError, RunBusyError, RunNotFoundError, suggestion
 from flowdeco.model.lazy import lazily
@@ -55,7 +56,7 @@ def history(journal: Any, run_id: str) -> list[Row]:
     A step that was performed again on a resume is there once, as it was the last time.
     """
     latest: dict[tuple[str, int], Row] = {}
-    for row in as_journal(journal).history(run_id):
+    for row in present_rows(as_journal(journal).history(run_id)):
         latest.pop((row.branch, row.number), None)
         latest[row.branch, row.number] = row
     return list(latest.values())

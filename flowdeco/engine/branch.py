@@ -324,8 +324,17 @@ class Branch:
             self.store.apply(earlier.writes)
         if earlier.result is not UNSET:
             self.result = earlier.result
+        self.note_adopted(earlier, unit, by, place)
         did, _ = self.note(earlier.as_restored(unit, by, actions, place))
         return did
+
+    def note_adopted(self, earlier: Outcome, unit: Any, by: str | None, place: Scope | None) -> None:
+        """Note an outcome of an earlier generation of the run for the journal, in its present place."""
+        recorder, past = self.terms.recorder, self.terms.past
+        if recorder is not None and past is not None and past.has_adopted(self.id, earlier.number):
+            stage = self.scope.unit.name if isinstance(unit, Action) else None
+            adopted = earlier._replace(unit=unit, inserted_by=by, scope=place)
+            self.rows.append(recorder.row(self.id, stage, adopted))
 
     def note_entering(self, scope: OpenScope, entering: Sequence[Delta], layers: Layers | None = None) -> Failure:
         """Note the writes of a scope's layers as they were entered; return the error if the journal cannot take them."""

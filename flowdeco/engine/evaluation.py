@@ -240,6 +240,7 @@ def _skip(branch: Branch, scope: OpenScope, earlier: Outcome | None) -> Walk | F
     unit = scope.unit
     past, terms = branch.terms.past, branch.terms
     if earlier is not None and past is not None and branch.restores(earlier):
+        branch.note_adopted(earlier, unit, scope.by, scope.place)
         did = earlier.as_restored(unit, scope.by, (), scope.place)
         past.confirm(branch.id, earlier, unit, scope.number + 1)
     else:

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable, Iterator
 from math import inf
 from typing import Any, TypeAlias, cast
 
-from flowdeco.engine.journal import Codec, Remembered
+from flowdeco.engine.adoption import generations
+from flowdeco.engine.journal import Codec, Remembered, Row
 from flowdeco.engine.outcome import ROOT, ActionRecord, Outcome, Scope, StageRecord, Status, branch_id
 from flowdeco.engine.recorder import Recorded, outcomes
 from flowdeco.engine.replay import Steps
@@ -37,6 +38,7 @@ def read_run(remembered: Remembered, codec: Codec, find: Find = lambda name: Non
 
     Its store is that with which a resume would begin; once the run has ended, with the writes of its layers on the way out.
     """
+    remembered = generations(remembered)[-1]
     store, steps = read_steps(remembered, codec)
     run = Run(remembered.run_id, Pipeline(name=remembered.pipeline), store)
     run.status = Status(remembered.status)
@@ -81,6 +83,7 @@ class _Lenient:
 
 def read_steps(remembered: Remembered, codec: Codec) -> tuple[Store, Steps]:
     """Return the store with the inputs of a run, and its steps."""
+    remembered = generations(remembered)[-1]
     given = [(rows, Store(codec.decode(payload))) for rows, payload in remembered.inputs]
     store = Store({key: value for _, values in given for key, value in values.items()})
     return store, outcomes(remembered.rows, codec, {key: rows for rows, values in given[1:] for key in values})

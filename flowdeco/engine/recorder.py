@@ -69,7 +69,7 @@ class Recorder:
                 raise
             without = outcome._replace(writes=None)
             payload = self._encode(self._parts(branch, without), what)
-        code = self.code(outcome.unit.__wrapped__) if kind == "action" else ""
+        code = outcome.fingerprint or (self.code(outcome.unit.__wrapped__) if kind == "action" else "")
         return Row(
             branch, outcome.number, kind, stage or name, name if kind == "action" else None, str(outcome.status),
             outcome.started, outcome.elapsed, code, payload,

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from flowdeco.engine.adoption import Archive
 from flowdeco.engine.outcome import ROOT, Outcome, Status, branch_id
 from flowdeco.engine.recorder import KINDS, Recorded
 from flowdeco.errors import Cancelled, CodeChangedError, DefinitionError, Suspend
@@ -107,11 +108,13 @@ class History:
         remains: Mapping[str, Remains] | None = None,
         finished: bool = False,
         streams: dict[tuple[str, int], Any] | None = None,
+        archive: Archive | None = None,
     ) -> None:
         self.steps = {branch: dict(mine) for branch, mine in steps.items()}
         self.in_store = in_store
         self.finished = finished
         self.rehearses = False
+        self.archive = archive  # of a run whose pipeline has changed: steps that are found by name
         # These end a walk through the history, and are recognised by identity.
         self.stop: BaseException = Suspend("this is as far as the run came")
         self.early_stop: BaseException = Suspend("the scope, or the branch, had ended here")
@@ -125,6 +128,12 @@ class History:
 
         `around` is the unit around it, which had ended if `sealed`. Raises the error that forbids continuing.
         """
+        archive = self.archive
+        if archive is not None:
+            if not (sealed or self.has(branch, number)):
+                archive.adopt(self.steps, branch, number, unit, around)
+            if type(unit) is Parallel:
+                archive.begin_group(branch, number, unit)
         mine = self.steps.get(branch)
         earlier = None if mine is None else mine.pop(number, None)
         if mine is not None and not mine:
@@ -143,6 +152,10 @@ class History:
             raise self.mismatch(branch, unit, around, earlier)
         self.drop_from(branch, number)  # it had begun, and nothing in it has ended
         return None
+
+    def has_adopted(self, branch: str, number: int) -> bool:
+        """Whether a step is one of an earlier generation, which the journal does not have in its present place."""
+        return self.archive is not None and (branch, number) in self.archive.adopted
 
     def is_known(self, error: BaseException | None) -> bool:
         """Whether a restored scope may end with this: with nothing, or with an error that it had ended with before."""

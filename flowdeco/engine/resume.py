@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, NamedTuple
 
+from flowdeco.engine.adoption import Archive, Generation
 from flowdeco.engine.branch import Terms
 from flowdeco.engine.evaluation import evaluate_run
 from flowdeco.engine.journal import Journal, Remembered, Row
 from flowdeco.engine.outcome import Status
+from flowdeco.engine.reading import read_run, stages_by_name
 from flowdeco.engine.replay import History, Rehearsal, Remains, Steps
 from flowdeco.engine.requests import Raised, Request, Save
 from flowdeco.engine.runs import Run
@@ -27,11 +29,13 @@ __all__ = ["Earlier", "Journaled", "check_fork", "resumed"]
 class Journaled(NamedTuple):
     """A run as its journal remembers it.
 
-    `more` are the inputs of this resume, `from_stage` that at which a new run begins.
+    `remembered` is its present generation, of the `whole`. `more` are the inputs of this resume, `from_stage` is that at
+    which a new run begins.
     """
 
     journal: Journal
     remembered: Remembered
+    whole: Remembered
     more: bytes | None
     skip: list[str]
     from_stage: str | None = None
@@ -41,7 +45,8 @@ class Earlier(NamedTuple):
     """The earlier part of a run: its steps, and how the code now is compared with them.
 
     `code` returns the fingerprint of a function. `finished` means that the run had ended. In memory, `remains` has
-    the remains of its branches; otherwise, `journaled` is the run in its journal.
+    the remains of its branches; otherwise, `journaled` is the run in its journal, and `older` are the steps of its
+    earlier generations, the latest first.
     """
 
     steps: Steps
@@ -50,28 +55,78 @@ class Earlier(NamedTuple):
     finished: bool = False
     remains: dict[str, Remains] | None = None
     journaled: Journaled | None = None
+    older: tuple[Steps, ...] = ()
 
 
 def resumed(run: Run, terms: Terms, use: tuple[Middleware, ...], earlier: Earlier) -> Generator[Request, Any, bool]:
     """Continue a run, or note the error that prevents this in it; return whether it was continued."""
     rehearsal = yield from _rehearsed(run, terms, use, earlier)
+    if earlier.journaled is not None and _is_done(rehearsal, earlier):
+        yield from close_streams(rehearsal)
+        _read_into(run, earlier.journaled)
+        return False
     error = _refusal(run, terms, rehearsal, earlier)
-    if error is None and earlier.journaled is not None:
+    adopts = error is None and _adopts(rehearsal, earlier)
+    if error is None and earlier.journaled is not None and not adopts:
         error = yield from _brought_up_to_date(run, terms, rehearsal, earlier.journaled)
     if error is not None:
         run.error = error
         run.status = Status.CANCELLED if terms.is_cancellation(error) else Status.FAILED
+    if error is not None or adopts:
         yield from close_streams(rehearsal)
+    if error is not None:
         return False
-    terms.resume_from(History(
-        rehearsal.held(), in_store=earlier.remains is not None, remains=earlier.remains,
-        finished=earlier.finished and not rehearsal.differs, streams=rehearsal.streams,
-    ))  # fmt: skip
+    terms.resume_from(_next_generation(terms, earlier) if adopts else _history(rehearsal, earlier))
     elapsed = run.elapsed
     yield from evaluate_run(run, terms, use)
     if earlier.finished and not rehearsal.differs:
         run.elapsed = elapsed  # it has only been read
     return True
+
+
+def _history(rehearsal: Rehearsal, earlier: Earlier) -> History:
+    older = earlier.older if earlier.on_change != "rerun" else ()
+    return History(
+        rehearsal.held(), in_store=earlier.remains is not None, remains=earlier.remains,
+        finished=earlier.finished and not rehearsal.differs, streams=rehearsal.streams,
+        archive=Archive(older, earlier.steps) if older else None,
+    )  # fmt: skip
+
+
+# A pipeline that has changed.
+
+
+def _is_done(rehearsal: Rehearsal, earlier: Earlier) -> bool:
+    """Whether the run has ended, and is returned as it is: its pipeline has changed since, and nothing continues."""
+    if not earlier.finished or earlier.on_change == "rerun":
+        return False
+    return rehearsal.differs or bool(rehearsal.changes) or isinstance(rehearsal.error, DefinitionError)
+
+
+def _read_into(run: Run, journaled: Journaled) -> None:
+    """Let a run be as the journal has it."""
+    found = read_run(journaled.remembered, journaled.journal.codec, stages_by_name(run.pipeline.units).get)
+    for name in ("status", "store", "result", "error", "reason", "started", "elapsed"):
+        setattr(run, name, getattr(found, name))
+    run.stages = [
+        record._replace(restored=True, actions=[each._replace(restored=True) for each in record.actions])
+        for record in found.stages
+    ]
+
+
+def _adopts(rehearsal: Rehearsal, earlier: Earlier) -> bool:
+    """Whether the completed steps are to be found by name: they do not match the pipeline any more."""
+    journaled = earlier.journaled
+    is_same_run = journaled is not None and journaled.from_stage is None
+    return is_same_run and earlier.on_change == "ignore" and rehearsal.differs
+
+
+def _next_generation(terms: Terms, earlier: Earlier) -> History:
+    """Begin the run again, with what it had completed in an archive."""
+    journaled, recorder = earlier.journaled, terms.recorder
+    if journaled is not None and recorder is not None:
+        recorder.journal = Generation.after(journaled.journal, journaled.whole)
+    return History({}, archive=Archive((earlier.steps, *earlier.older)))
 
 
 def _rehearsed(
@@ -129,8 +184,8 @@ def _brought_up_to_date(
             if row.number in held.get(row.branch, {}) and (row.branch, row.number) not in open_again
         ]
         answer = yield Save(_write_fork, run, known, set(rows))
-    elif cuts:
-        answer = yield Save(journal.drop, run.id, cuts)
+    elif cuts and recorder is not None:
+        answer = yield Save(recorder.journal.drop, run.id, cuts)
     if reopened and recorder is not None and type(answer) is not Raised:
         answer = yield recorder.saving([recorder.reopening(branch, outcome) for branch, outcome in reopened])
     return answer.error if type(answer) is Raised else None

@@ -507,13 +507,13 @@ def test_reducers_are_not_called_before_all_of_the_history_is_known():
 
 
 def test_a_failure_that_nobody_recovers_any_more_is_not_the_end_of_the_run():
-    """What had failed is called again."""
+    """What had failed is called again, if that is asked for."""
     group = parallel(du.fragile, du.first, limit=1)
     BROKEN.add("fragile")
     journal = MemoryJournal()
     pipeline(pipeline(group, name="q", use=[recover(on=RuntimeError)]), name="p").run(journal=journal, run_id="r")
     du.clear()
-    resumed = pipeline(pipeline(group, name="q"), name="p").resume("r", journal=journal, on_change="ignore")
+    resumed = pipeline(pipeline(group, name="q"), name="p").resume("r", journal=journal, on_change="rerun")
     assert statuses(resumed) == [("fragile", "completed"), ("first", "completed")]
     assert CALLS == ["fragile", "first"]
 

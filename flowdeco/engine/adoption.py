@@ -1,0 +1,329 @@
+"""Steps that a run had completed before its pipeline changed: adopted by name, wherever they are now.
+
+`on_change="ignore"` keeps them. Steps are otherwise found by their numbers, and a changed pipeline numbers them anew:
+
+1. The run begins again, as a new *generation*. Its rows are those of branches with a suffix (`~1`, `~2`, ...), so that
+   the rows of earlier generations stay as they are, until the run has completed, and a crash loses nothing.
+2. Where a step of the new generation begins, the earlier ones are searched: for a stage, pipeline or group by kind and
+   name, for an action by its name and that of its stage. Each step is adopted once, in the order of the run, and one in
+   the same branch of the same group is preferred.
+3. A scope whose contents are the same is adopted as a whole. Any other one is opened anew, and its actions are adopted
+   one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias, cast
+
+from flowdeco.engine.journal import Codec, Journal, Remembered, Row
+from flowdeco.engine.outcome import ROOT, Outcome, Status, branch_id
+from flowdeco.engine.recorder import KINDS
+from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream, one_action_stage
+from flowdeco.model.steps import Step
+
+__all__ = ["Archive", "Generation", "generations", "present_rows"]
+
+Steps: TypeAlias = "dict[str, dict[int, Outcome]]"  # by branch and number
+Address: TypeAlias = "tuple[tuple[str, int], ...]"  # of a branch: the groups around it by name, and its place in each
+_MARK = "~"
+
+
+def generations(remembered: Remembered) -> list[Remembered]:
+    """Return a run as it was in each of its generations, the present one last, without the suffixes of branches."""
+    if not any(_MARK in row.branch for row in remembered.rows):
+        return [remembered]
+    rows: dict[int, list[tuple[int, Row]]] = {}
+    for at, row in enumerate(remembered.rows):
+        branch, _, number = row.branch.partition(_MARK)
+        rows.setdefault(int(number or 0), []).append((at, row._replace(branch=branch)))
+    return [
+        remembered._replace(
+            rows=[row for _, row in mine],
+            inputs=[(sum(at < since for at, _ in mine), payload) for since, payload in remembered.inputs],
+        )
+        for _, mine in sorted(rows.items())
+    ]
+
+
+def present_rows(rows: list[Row]) -> list[Row]:
+    """Return the rows of the present generation of a run, without the suffixes of branches."""
+    whole = Remembered("", "", "", None, 0.0, (), [], rows)
+    return generations(whole)[-1].rows
+
+
+class Generation:
+    """The journal of a run in a later generation; `older` are the branches of the earlier ones."""
+
+    def __init__(self, journal: Journal, number: int, older: Iterable[str]) -> None:
+        self.codec: Codec = journal.codec
+        self.number = number
+        self.older = frozenset(older)
+        self._journal = journal
+        self._suffix = f"{_MARK}{number}"
+        self.create, self.open, self.read = journal.create, journal.open, journal.read
+        self.add_inputs, self.close = journal.add_inputs, journal.close
+
+    @staticmethod
+    def of(journal: Journal, remembered: Remembered) -> Journal:
+        """Return the journal as the present generation of a run writes it."""
+        number = max((_number(row.branch) for row in remembered.rows), default=0)
+        return journal if number == 0 else Generation(journal, number, _older(remembered, number))
+
+    @staticmethod
+    def after(journal: Journal, remembered: Remembered) -> Generation:
+        """Return the journal of the next generation of a run."""
+        number = 1 + max((_number(row.branch) for row in remembered.rows), default=0)
+        return Generation(journal, number, _older(remembered, number))
+
+    def write(self, run_id: str, rows: Sequence[Row]) -> None:
+        """Remember steps."""
+        self._journal.write(run_id, [row._replace(branch=row.branch + self._suffix) for row in rows])
+
+    def drop(self, run_id: str, cuts: Mapping[str, int]) -> None:
+        """Forget the rows of these branches from these numbers on."""
+        self._journal.drop(run_id, {branch + self._suffix: since for branch, since in cuts.items()})
+
+    def drop_older(self, run_id: str) -> None:
+        """Forget the earlier generations."""
+        self._journal.drop(run_id, dict.fromkeys(self.older, 0))
+
+
+def _number(branch: str) -> int:
+    return int(branch.partition(_MARK)[2] or 0)
+
+
+def _older(remembered: Remembered, number: int) -> set[str]:
+    return {row.branch for row in remembered.rows if _number(row.branch) < number}
+
+
+class Archive:
+    """The steps of earlier generations that have not been adopted yet."""
+
+    def __init__(self, earlier: Iterable[Steps], present: Steps | None = None) -> None:
+        """Take the steps of these generations, the latest first; those of the present one have been adopted."""
+        self.adopted: set[tuple[str, int]] = set()  # the places that adopted steps have now
+        self._pasts = [_Past(steps) for steps in earlier]
+        self._addresses: dict[str, Address] = {ROOT: ()}
+        self._stages: dict[str, _Found | None] = {}  # by branch: the earlier stage that the open one continues
+        for newer, older in zip([_Past(present or {}), *self._pasts], self._pasts, strict=False):
+            _claim_adopted(newer, [older])
+
+    def begin_group(self, branch: str, number: int, group: Parallel) -> None:
+        """Note where the branches of a group are."""
+        address = self._addresses.get(branch, ())
+        for index in range(len(group.units)):
+            self._addresses[branch_id(f"{branch}.{number}", index)] = (*address, (group.name, index))
+
+    def adopt(self, steps: Steps, branch: str, number: int, unit: Any, around: Any) -> None:
+        """Put the earlier outcome of a step, and of everything in it, among these steps under its present numbers."""
+        found = self._found(branch, unit, around)
+        if type(unit) is Stage:
+            self._stages[branch] = found
+        if found is None:
+            return
+        past, old, at = found
+        outcome = past.steps[old].get(at)
+        past.left.discard((old, at))
+        if outcome is None or not outcome.is_final:
+            return
+        if type(unit) is Step:
+            self._move(steps, past, _Move(old, at, branch, number), 1)
+        elif _Comparison(past).is_same(unit, old, at):
+            self._move(steps, past, _Move(old, at, branch, number), max(1, outcome.end - at))
+
+    def _found(self, branch: str, unit: Any, around: Any) -> _Found | None:
+        if type(unit) is not Step:
+            return _first(self._pasts, (KINDS[type(unit)], unit.name), self._addresses.get(branch, ()))
+        stage = self._stages.get(branch)
+        if stage is None:
+            return _first(self._pasts, ("action", around.name, unit.name), self._addresses.get(branch, ()))
+        return stage.past.action_in(stage, unit.name)
+
+    def _move(self, steps: Steps, past: _Past, move: _Move, count: int) -> None:
+        old, at, branch, number = move
+        mine, shift = steps.setdefault(branch, {}), number - at
+        for place in sorted(n for n in past.steps[old] if at <= n < at + count):
+            outcome = past.steps[old][place]
+            end = outcome.end if outcome.end < 0 else outcome.end + shift
+            mine[place + shift] = outcome._replace(number=place + shift, end=end)
+            past.left.discard((old, place))
+            self.adopted.add((branch, place + shift))
+            for index in range(outcome.branches):
+                inner = branch_id(f"{old}.{place}", index)
+                if inner in past.steps:
+                    begin = _Move(inner, 0, branch_id(f"{branch}.{place + shift}", index), 0)
+                    self._move(steps, past, begin, 1 + max(past.steps[inner]))
+
+
+class _Move(NamedTuple):
+    """From a place in an earlier generation to one in this."""
+
+    old: str
+    at: int
+    branch: str
+    number: int
+
+
+class _Found(NamedTuple):
+    """A step of an earlier generation."""
+
+    past: _Past
+    branch: str
+    number: int
+
+
+class _Past:
+    """The steps of an earlier generation, and which of them are `left` to adopt.
+
+    A stage that had not ended has no row; it is found by its actions.
+    """
+
+    def __init__(self, steps: Steps) -> None:
+        self.steps = steps
+        self.left: set[tuple[str, int]] = set()
+        self.by_name: dict[tuple[str, ...], list[tuple[str, int]]] = {}  # in the order of the run
+        self.addresses: dict[str, Address] = {}
+        self.actions: dict[tuple[str, int], list[int]] = {}  # of each stage
+        self._read(ROOT, ())
+
+    def _read(self, branch: str, address: Address) -> None:
+        self.addresses[branch] = address
+        stage: list[int] | None = None
+        follows = -1
+        for number, did in sorted(self.steps.get(branch, {}).items()):
+            kind = did.unit.kind
+            if kind == "action":
+                if stage is None or number != follows:
+                    stage = self._add(("stage", did.unit.stage), branch, number - 1)
+                stage.append(number)
+                self._add(("action", did.unit.stage, did.name), branch, number)
+            else:
+                stage = self._add((kind, did.name), branch, number)
+            follows = number + 1
+            for index in range(did.branches):
+                self._read(branch_id(f"{branch}.{number}", index), (*address, (did.name, index)))
+
+    def _add(self, key: tuple[str, ...], branch: str, number: int) -> list[int]:
+        self.left.add((branch, number))
+        self.by_name.setdefault(key, []).append((branch, number))
+        return self.actions.setdefault((branch, number), [])
+
+    def first(self, key: tuple[str, ...], address: Address) -> tuple[str, int] | None:
+        """Return the first step of this name that is left, in a branch of this address if there is one."""
+        left = [place for place in self.by_name.get(key, ()) if place in self.left and self._counts(key, place)]
+        here = (place for place in left if self.addresses[place[0]] == address)
+        return next(here, left[0] if left else None)
+
+    def _counts(self, key: tuple[str, ...], place: tuple[str, int]) -> bool:
+        return key[0] != "action" or self.steps[place[0]][place[1]].is_final
+
+    def action_in(self, stage: _Found, name: str) -> _Found | None:
+        """Return the first action of this name in a stage that is left and had ended."""
+        steps = self.steps[stage.branch]
+        for number in self.actions[stage.branch, stage.number]:
+            if steps[number].name == name and steps[number].is_final and (stage.branch, number) in self.left:
+                return _Found(self, stage.branch, number)
+        return None
+
+
+def _first(pasts: Iterable[_Past], key: tuple[str, ...], address: Address) -> _Found | None:
+    for past in pasts:
+        place = past.first(key, address)
+        if place is not None:
+            return _Found(past, *place)
+    return None
+
+
+def _claim_adopted(newer: _Past, older: list[_Past]) -> None:
+    """Note the steps of earlier generations that a newer one has adopted: those of the same names, in order."""
+    for branch, mine in newer.steps.items():
+        address = newer.addresses.get(branch, ())
+        for number in sorted({at for of, at in newer.actions if of == branch and (of, at) in newer.left}):
+            did = mine.get(number)
+            if did is not None and did.unit.kind == "action":
+                continue
+            inside = [mine[at] for at in newer.actions[branch, number]]
+            key = (did.unit.kind, did.name) if did is not None else ("stage", inside[0].unit.stage)
+            found = _first(older, key, address)
+            for each in inside:
+                key = ("action", each.unit.stage, each.name)
+                action = _first(older, key, address) if found is None else found.past.action_in(found, each.name)
+                if action is not None and each.is_final:
+                    action.past.left.discard(action[1:])
+            if found is not None and did is not None and did.is_final:
+                found.past.left.discard(found[1:])
+
+
+class _Comparison:
+    """Compares a unit with the steps that it had, without evaluating anything: whether they are still the same."""
+
+    def __init__(self, past: _Past) -> None:
+        self._past = past
+
+    def is_same(self, unit: Any, branch: str, number: int) -> bool:
+        """Whether a stage, pipeline or group consists of the steps that begin at this number."""
+        outcome = self._past.steps[branch][number]
+        places = {(branch, at) for at in self._past.steps[branch] if number < at < outcome.end}
+        return places <= self._past.left and self._after(unit, branch, number) is not None
+
+    def _after(self, unit: Any, branch: str, number: int) -> tuple[int, list[Any]] | None:
+        """Return the number behind the steps of a unit, and the units that it inserted; None if it has other steps."""
+        if isinstance(unit, Pipeline) and not unit.use:
+            return self._in_a_row(unit.units, branch, number)
+        did = self._past.steps[branch].get(number)
+        if did is None or did.name != unit.name or did.unit.kind != KINDS[type(unit)]:
+            return None
+        if did.status is Status.SKIPPED or not did.entered:
+            return max(did.end, number + 1), []
+        if isinstance(unit, Parallel):
+            return (number + 1, []) if self._has_branches(unit, did, branch) else None
+        inside = self._stage if isinstance(unit, Stage) else self._pipeline
+        found = inside(unit, branch, number + 1)
+        if did.error is not None:  # it ended there: the rest of it had not begun
+            return max(did.end, number + 1), list(did.inserted)
+        if found is None or (did.end >= 0 and found[0] != did.end):
+            return None
+        return found[0], [*found[1], *did.inserted]
+
+    def _pipeline(self, unit: Pipeline, branch: str, number: int) -> tuple[int, list[Any]] | None:
+        return self._in_a_row(unit.units, branch, number)
+
+    def _in_a_row(self, units: Iterable[Any], branch: str, number: int) -> tuple[int, list[Any]] | None:
+        waiting = list(units)[::-1]
+        while waiting:
+            unit = waiting.pop()
+            if isinstance(unit, Stream):
+                return None  # it would have to be pulled
+            stage = one_action_stage(cast("Action[..., Any]", unit)) if isinstance(unit, Action) else unit
+            found = self._after(stage, branch, number)
+            if found is None:
+                return None
+            number, inserted = found
+            waiting += inserted[::-1]
+        return number, []
+
+    def _stage(self, stage: Stage, branch: str, number: int) -> tuple[int, list[Any]] | None:
+        inserted: list[Any] = []
+        waiting = list(stage.actions)[::-1]
+        while waiting:
+            did = self._past.steps[branch].get(number)
+            if did is None or did.unit.kind != "action" or did.name != waiting.pop().name:
+                return None
+            number += 1
+            waiting += [each for each in did.inserted if isinstance(each, Action)][::-1]
+            inserted += [each for each in did.inserted if not isinstance(each, Action)]
+        return number, inserted
+
+    def _has_branches(self, group: Parallel, did: Outcome, branch: str) -> bool:
+        if did.branches != len(group.units):
+            return False
+        for index, unit in enumerate(group.units):
+            inner = branch_id(f"{branch}.{did.number}", index)
+            steps = self._past.steps.get(inner, {})
+            if did.error is not None and not steps:
+                continue  # it had not begun
+            found = self._in_a_row([unit], inner, 0)
+            if found is None or (steps and found[0] <= max(steps)):
+                return False
+        return True
