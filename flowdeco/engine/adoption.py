@@ -13,7 +13,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, cast
 
 from flowdeco.engine.journal import Codec, Journal, Remembered, Row
@@ -123,28 +124,29 @@ class Archive:
         if found is None:
             return
         past, old, at = found
-        outcome = past.steps[old].get(at)
-        past.left.discard((old, at))
-        if outcome is None or not outcome.is_final:
-            return
         if type(unit) is Step:
             self._move(steps, past, _Move(old, at, branch, number), 1)
         elif _Comparison(past).is_same(unit, old, at):
-            self._move(steps, past, _Move(old, at, branch, number), max(1, outcome.end - at))
+            self._move(steps, past, _Move(old, at, branch, number), max(1, past.steps[old][at].end - at))
+        past.left.discard((old, at))
 
     def _found(self, branch: str, unit: Any, around: Any) -> _Found | None:
+        address = self._addresses.get(branch, ())
         if type(unit) is not Step:
-            return _first(self._pasts, (KINDS[type(unit)], unit.name), self._addresses.get(branch, ()))
+            key = KINDS[type(unit)], unit.name
+            return _first(self._pasts, key, address, lambda past, *place: _Comparison(past).likeness(unit, *place))
         stage = self._stages.get(branch)
         if stage is None:
-            return _first(self._pasts, ("action", around.name, unit.name), self._addresses.get(branch, ()))
+            return _first(self._pasts, ("action", around.name, unit.name), address)
         return stage.past.action_in(stage, unit.name)
 
     def _move(self, steps: Steps, past: _Past, move: _Move, count: int) -> None:
         old, at, branch, number = move
         mine, shift = steps.setdefault(branch, {}), number - at
-        for place in sorted(n for n in past.steps[old] if at <= n < at + count):
-            outcome = past.steps[old][place]
+        for place in range(at, at + count):
+            outcome = past.steps[old].get(place)
+            if outcome is None:
+                continue
             end = outcome.end if outcome.end < 0 else outcome.end + shift
             mine[place + shift] = outcome._replace(number=place + shift, end=end)
             past.left.discard((old, place))
@@ -173,6 +175,11 @@ class _Found(NamedTuple):
     number: int
 
 
+Likeness: TypeAlias = "Callable[[_Past, str, int], int]"
+_SAME = 1 << 30
+_LOOKED_AT = 100  # steps of one name; a loop may have made any number
+
+
 class _Past:
     """The steps of an earlier generation, and which of them are `left` to adopt.
 
@@ -182,10 +189,14 @@ class _Past:
     def __init__(self, steps: Steps) -> None:
         self.steps = steps
         self.left: set[tuple[str, int]] = set()
-        self.by_name: dict[tuple[str, ...], list[tuple[str, int]]] = {}  # in the order of the run
         self.addresses: dict[str, Address] = {}
-        self.actions: dict[tuple[str, int], list[int]] = {}  # of each stage
+        self.scopes: list[tuple[str, int]] = []
+        self.actions: dict[tuple[str, int], list[int]] = {}  # of each scope
+        # By name, and in a branch or in any: in the order of the run, the next one last.
+        self._named: dict[tuple[tuple[str, ...], Address | None], list[tuple[str, int]]] = {}
         self._read(ROOT, ())
+        for places in self._named.values():
+            places.reverse()
 
     def _read(self, branch: str, address: Address) -> None:
         self.addresses[branch] = address
@@ -195,28 +206,53 @@ class _Past:
             kind = did.unit.kind
             if kind == "action":
                 if stage is None or number != follows:
-                    stage = self._add(("stage", did.unit.stage), branch, number - 1)
+                    stage = self._add_scope(("stage", did.unit.stage), branch, number - 1)
                 stage.append(number)
-                self._add(("action", did.unit.stage, did.name), branch, number)
+                if did.is_final:
+                    self._add(("action", did.unit.stage, did.name), branch, number)
             else:
-                stage = self._add((kind, did.name), branch, number)
+                stage = self._add_scope((kind, did.name), branch, number)
             follows = number + 1
             for index in range(did.branches):
                 self._read(branch_id(f"{branch}.{number}", index), (*address, (did.name, index)))
 
-    def _add(self, key: tuple[str, ...], branch: str, number: int) -> list[int]:
-        self.left.add((branch, number))
-        self.by_name.setdefault(key, []).append((branch, number))
+    def _add_scope(self, key: tuple[str, ...], branch: str, number: int) -> list[int]:
+        self._add(key, branch, number)
+        self.scopes.append((branch, number))
         return self.actions.setdefault((branch, number), [])
 
-    def first(self, key: tuple[str, ...], address: Address) -> tuple[str, int] | None:
-        """Return the first step of this name that is left, in a branch of this address if there is one."""
-        left = [place for place in self.by_name.get(key, ()) if place in self.left and self._counts(key, place)]
-        here = (place for place in left if self.addresses[place[0]] == address)
-        return next(here, left[0] if left else None)
+    def _add(self, key: tuple[str, ...], branch: str, number: int) -> None:
+        self.left.add((branch, number))
+        for where in (self.addresses[branch], None):
+            self._named.setdefault((key, where), []).append((branch, number))
 
-    def _counts(self, key: tuple[str, ...], place: tuple[str, int]) -> bool:
-        return key[0] != "action" or self.steps[place[0]][place[1]].is_final
+    def first(self, key: tuple[str, ...], address: Address, likeness: Likeness | None) -> tuple[str, int] | None:
+        """Return the step of this name that is left and most alike, the first of several such.
+
+        One in a branch of this address is preferred.
+        """
+        for where in (address, None):
+            places = self._named.get((key, where), [])
+            while places and places[-1] not in self.left:
+                places.pop()
+            if places:
+                return places[-1] if likeness is None else self._most_alike(places, likeness)
+        return None
+
+    def _most_alike(self, places: list[tuple[str, int]], likeness: Likeness) -> tuple[str, int]:
+        best, most = places[-1], -1
+        for place in places[: -_LOOKED_AT - 1 : -1]:
+            if place in self.left:
+                found = likeness(self, *place)
+                if found > most:
+                    best, most = place, found
+                if found == _SAME:
+                    break
+        return best
+
+    def names_in(self, branch: str, number: int) -> list[str]:
+        """Return the names of the actions of a stage."""
+        return [self.steps[branch][at].name for at in self.actions[branch, number]]
 
     def action_in(self, stage: _Found, name: str) -> _Found | None:
         """Return the first action of this name in a stage that is left and had ended."""
@@ -227,32 +263,36 @@ class _Past:
         return None
 
 
-def _first(pasts: Iterable[_Past], key: tuple[str, ...], address: Address) -> _Found | None:
+def _first(
+    pasts: Iterable[_Past], key: tuple[str, ...], address: Address, likeness: Likeness | None = None
+) -> _Found | None:
     for past in pasts:
-        place = past.first(key, address)
+        place = past.first(key, address, likeness)
         if place is not None:
             return _Found(past, *place)
     return None
 
 
+def _overlap(some: Iterable[str], others: Iterable[str]) -> int:
+    return (Counter(some) & Counter(others)).total()
+
+
 def _claim_adopted(newer: _Past, older: list[_Past]) -> None:
     """Note the steps of earlier generations that a newer one has adopted: those of the same names, in order."""
-    for branch, mine in newer.steps.items():
-        address = newer.addresses.get(branch, ())
-        for number in sorted({at for of, at in newer.actions if of == branch and (of, at) in newer.left}):
-            did = mine.get(number)
-            if did is not None and did.unit.kind == "action":
-                continue
-            inside = [mine[at] for at in newer.actions[branch, number]]
-            key = (did.unit.kind, did.name) if did is not None else ("stage", inside[0].unit.stage)
-            found = _first(older, key, address)
-            for each in inside:
-                key = ("action", each.unit.stage, each.name)
-                action = _first(older, key, address) if found is None else found.past.action_in(found, each.name)
-                if action is not None and each.is_final:
-                    action.past.left.discard(action[1:])
-            if found is not None and did is not None and did.is_final:
-                found.past.left.discard(found[1:])
+    for branch, number in newer.scopes:
+        did = newer.steps[branch].get(number)
+        inside = [newer.steps[branch][at] for at in newer.actions[branch, number]]
+        key = (did.unit.kind, did.name) if did is not None else ("stage", inside[0].unit.stage)
+        names = newer.names_in(branch, number)
+        address = newer.addresses[branch]
+        found = _first(older, key, address, lambda past, *place: _overlap(past.names_in(*place), names))
+        for each in inside:
+            key = ("action", each.unit.stage, each.name)
+            action = _first(older, key, address) if found is None else found.past.action_in(found, each.name)
+            if action is not None and each.is_final:
+                action.past.left.discard(action[1:])
+        if found is not None and did is not None and did.is_final:
+            found.past.left.discard(found[1:])
 
 
 class _Comparison:
@@ -261,11 +301,22 @@ class _Comparison:
     def __init__(self, past: _Past) -> None:
         self._past = past
 
+    def likeness(self, unit: Any, branch: str, number: int) -> int:
+        """Return how much of a unit the steps that begin at this number are: `_SAME` if they are those of all of it."""
+        if self.is_same(unit, branch, number):
+            return _SAME
+        return _overlap((each.name for each in unit), self._past.names_in(branch, number))
+
     def is_same(self, unit: Any, branch: str, number: int) -> bool:
-        """Whether a stage, pipeline or group consists of the steps that begin at this number."""
-        outcome = self._past.steps[branch][number]
-        places = {(branch, at) for at in self._past.steps[branch] if number < at < outcome.end}
-        return places <= self._past.left and self._after(unit, branch, number) is not None
+        """Whether a stage, pipeline or group had ended, with the steps that it has now."""
+        past = self._past
+        outcome = past.steps[branch].get(number)
+        if outcome is None or not outcome.is_final:
+            return False
+        steps = past.steps[branch]
+        if any((branch, at) not in past.left for at in range(number, outcome.end) if at in steps and steps[at].is_final):
+            return False
+        return self._after(unit, branch, number) is not None
 
     def _after(self, unit: Any, branch: str, number: int) -> tuple[int, list[Any]] | None:
         """Return the number behind the steps of a unit, and the units that it inserted; None if it has other steps."""
