@@ -44,9 +44,9 @@ def _described(thing: Any) -> str:
         partial = cast("functools.partial[Any]", thing)
         return f"partial {len(partial.args)} {sorted(partial.keywords)}\n{_described(partial.func)}"
     target = function_behind(thing)
-    kind: Any = type(thing)
+    kind = cast("Any", type(thing))
     if not isinstance(target, types.FunctionType):
-        named, article = (target, "") if hasattr(target, "__qualname__") else (type(target), "a ")
+        named, article = (target, "") if hasattr(target, "__qualname__") else (kind, "a ")
         return f"{article}{getattr(named, '__module__', None)}:{named.__qualname__}"
     text = _function_described(target)
     return f"a {kind.__module__}:{kind.__qualname__}\n{text}" if target is getattr(kind, "__call__", None) else text

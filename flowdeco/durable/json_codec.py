@@ -28,7 +28,17 @@ from flowdeco.durable.lookup import find, lookup, place, reference
 from flowdeco.errors import JournalError, RunError
 from flowdeco.middleware import Recover, Retry, recover, retry
 from flowdeco.model.declare import StageTemplate
-from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream, home_in_module, home_of_copy, options_of, origin_of
+from flowdeco.model.definitions import (
+    Action,
+    Parallel,
+    Pipeline,
+    Stage,
+    Stream,
+    home_in_module,
+    home_of_copy,
+    options_of,
+    origin_of,
+)
 from flowdeco.model.paths import items
 from flowdeco.model.references import Bound, Called, Changed, Imported, Member, Method, Narrowed, Part
 from flowdeco.model.store import Key
@@ -416,7 +426,7 @@ def _referred(value: Any) -> Any:
         return value
     origin = origin_of(value)
     if origin is None:
-        return value if not _is_lost(value, cls) else home_in_module(value) or value
+        return value if not _is_lost(value) else home_in_module(value) or value
     if issubclass(type(origin), (Changed, Bound, Narrowed)):
         return home_of_copy(value) or origin
     stage = origin.stage if type(origin) is Member else origin
@@ -431,9 +441,13 @@ def _referred(value: Any) -> Any:
     return home
 
 
-def _is_lost(value: Any, cls: type) -> bool:
+def _is_lost(value: Any) -> bool:
     """Whether this is an action of a function that its name does not lead to."""
-    return issubclass(cls, Action) and type(value.__wrapped__) is types.FunctionType and find(place(value)) != value
+    return (
+        issubclass(_class_of(value), Action)
+        and type(value.__wrapped__) is types.FunctionType
+        and find(place(value)) != value
+    )
 
 
 def _is_stage_at(where: Imported, wanted: Any) -> bool:
@@ -475,10 +489,14 @@ def _read_part(node: Any) -> Any:
     where, *path = checked_list(node)
     found: Any = lookup(where)
     for step in path:
+        kind = _class_of(found)
+        parts: Any = tuple(found) if kind in (Stage, Pipeline, Parallel) else found  # no other object is iterated
+        if kind not in (dict, list, tuple, Stage, Pipeline, Parallel):
+            raise JournalError(f"{where} is not a definition, and has no part {step!r}")
         try:
-            found = found[step] if type(found) is dict else tuple(found)[step]
+            found = parts[step]
         except (TypeError, LookupError):
-            raise JournalError(f"there is no {step!r} in {where}") from None
+            raise JournalError(f"there is no part {step!r} in {where}") from None
     return found
 
 

@@ -134,7 +134,7 @@ class Archive:
         address = self._addresses.get(branch, ())
         if type(unit) is not Step:
             key = KINDS[type(unit)], unit.name
-            return _first(self._pasts, key, address, lambda past, *place: _Comparison(past).likeness(unit, *place))
+            return _first(self._pasts, key, address, lambda past, of, at: _Comparison(past).likeness(unit, of, at))
         stage = self._stages.get(branch)
         if stage is None:
             return _first(self._pasts, ("action", around.name, unit.name), address)
@@ -273,6 +273,10 @@ def _first(
     return None
 
 
+def _sharing(names: list[str]) -> Likeness:
+    return lambda past, branch, number: _overlap(past.names_in(branch, number), names)
+
+
 def _overlap(some: Iterable[str], others: Iterable[str]) -> int:
     return (Counter(some) & Counter(others)).total()
 
@@ -283,12 +287,11 @@ def _claim_adopted(newer: _Past, older: list[_Past]) -> None:
         did = newer.steps[branch].get(number)
         inside = [newer.steps[branch][at] for at in newer.actions[branch, number]]
         key = (did.unit.kind, did.name) if did is not None else ("stage", inside[0].unit.stage)
-        names = newer.names_in(branch, number)
         address = newer.addresses[branch]
-        found = _first(older, key, address, lambda past, *place: _overlap(past.names_in(*place), names))
+        found = _first(older, key, address, _sharing(newer.names_in(branch, number)))
         for each in inside:
-            key = ("action", each.unit.stage, each.name)
-            action = _first(older, key, address) if found is None else found.past.action_in(found, each.name)
+            own = "action", each.unit.stage, each.name
+            action = _first(older, own, address) if found is None else found.past.action_in(found, each.name)
             if action is not None and each.is_final:
                 action.past.left.discard(action[1:])
         if found is not None and did is not None and did.is_final:
@@ -314,7 +317,9 @@ class _Comparison:
         if outcome is None or not outcome.is_final:
             return False
         steps = past.steps[branch]
-        if any((branch, at) not in past.left for at in range(number, outcome.end) if at in steps and steps[at].is_final):
+        if any(
+            (branch, at) not in past.left for at in range(number, outcome.end) if at in steps and steps[at].is_final
+        ):
             return False
         return self._after(unit, branch, number) is not None
 
@@ -329,16 +334,13 @@ class _Comparison:
             return max(did.end, number + 1), []
         if isinstance(unit, Parallel):
             return (number + 1, []) if self._has_branches(unit, did, branch) else None
-        inside = self._stage if isinstance(unit, Stage) else self._pipeline
-        found = inside(unit, branch, number + 1)
+        is_stage = isinstance(unit, Stage)
+        found = self._stage(unit, branch, number + 1) if is_stage else self._in_a_row(unit.units, branch, number + 1)
         if did.error is not None:  # it ended there: the rest of it had not begun
             return max(did.end, number + 1), list(did.inserted)
         if found is None or (did.end >= 0 and found[0] != did.end):
             return None
         return found[0], [*found[1], *did.inserted]
-
-    def _pipeline(self, unit: Pipeline, branch: str, number: int) -> tuple[int, list[Any]] | None:
-        return self._in_a_row(unit.units, branch, number)
 
     def _in_a_row(self, units: Iterable[Any], branch: str, number: int) -> tuple[int, list[Any]] | None:
         waiting = list(units)[::-1]

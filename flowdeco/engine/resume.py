@@ -174,7 +174,7 @@ def _brought_up_to_date(
     run: Run, terms: Terms, rehearsal: Rehearsal, known: Journaled
 ) -> Generator[Request, Any, BaseException | None]:
     """Have the journal keep only the steps that still hold: of this run, or of the new one that begins at a stage."""
-    journal, recorder, cuts, reopened = known.journal, terms.recorder, rehearsal.cuts(), rehearsal.reopened()
+    recorder, cuts, reopened = terms.recorder, rehearsal.cuts(), rehearsal.reopened()
     answer: Any = None
     if known.from_stage is not None:
         held, open_again = rehearsal.held(), {(branch, outcome.number) for branch, outcome in reopened}

@@ -347,21 +347,23 @@ class _Filling:
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         named: dict[str, Any] = bound.arguments
-        texts = {option: _filled(text, named, _shown if option == "name" else _plain) for option, text in self.texts.items()}
+        texts = {
+            option: _filled(text, named, _shown if option == "name" else _plain) for option, text in self.texts.items()
+        }
         tags = {_filled(tag, named, _plain) if tag in self.tags else tag for tag in options["tags"]}
         return {**options, **texts, "tags": tags}
 
 
 def _filling(function: Any, options: dict[str, Any]) -> _Filling | None:
     """Return which of these options are filled in, None for none; a `DefinitionError` for a name that is not a parameter."""
-    given = {option: options[option] for option in ("name", "title", "description")}
+    given: dict[str, str | None] = {option: options[option] for option in ("name", "title", "description")}
     texts = {option: text for option, text in given.items() if text is not None and _has_braces(text)}
-    tags = frozenset(filter(_has_braces, options["tags"]))
+    tags = frozenset[str](filter(_has_braces, cast("Iterable[str]", options["tags"])))
     if not (texts or tags):
         return None
     signature = inspect.signature(function)
     found = {text: _named_in(text, signature.parameters) for text in (*texts.values(), *tags)}
-    return _Filling(signature, texts, tags, bool(found.get(given["name"])))
+    return _Filling(signature, texts, tags, bool(found.get(given["name"] or "")))
 
 
 def _has_braces(text: str) -> bool:
@@ -436,17 +438,17 @@ def _shown(value: object) -> str:
     """Return an argument for a name: the same in every process, short, and in one line."""
     text = _plain(value)
     if len(text) > _LONGEST:
-        text = _last_parts(text) if issubclass(type(value), PathLike) else _elided(text)
+        text = _last_parts(text) if isinstance(value, PathLike) else _elided(text)
     return text if text.isprintable() else repr(text)[1:-1]
 
 
 def _plain(value: Any) -> str:
-    kind = type(value)
+    kind = cast("Any", type(value))
     if kind is str:
         return cast("str", value)
     if kind not in ATOMS:
-        if issubclass(kind, PathLike):
-            return str(value.__fspath__())
+        if isinstance(value, PathLike):
+            return str(cast("PathLike[Any]", value).__fspath__())
         if issubclass(kind, str) and not issubclass(kind, Enum):
             return str.__str__(value)
     return text_of(value)

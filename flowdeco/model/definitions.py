@@ -609,7 +609,7 @@ def values_of(unit: Action[..., Any] | Stage) -> str:
         from hashlib import blake2b  # not loaded for runs that never ask for it
 
         if isinstance(unit, Action):
-            values: Any = dict(bound_of(cast("Action[..., Any]", unit)))
+            values: Any = dict(bound_of(unit))
         else:
             called = _called(unit)
             values = unit._data, called and called[1:]
@@ -629,7 +629,8 @@ def origin_of(unit: Action[..., Any] | Stage) -> Origin | None:
 
 def home_in_module(definition: Any) -> Part | None:
     """Return where a loaded module has this action, stage or template, which a function made; None if none has."""
-    origin = origin_of(definition) if isinstance(definition, (Action, Stage)) else None
+    is_unit = issubclass(cast("Any", type(definition)), (Action, Stage))
+    origin = origin_of(definition) if is_unit else None
     own = origin.stage if isinstance(origin, Member) else origin
     module, name = own if isinstance(own, Imported) else (definition.__module__, definition.__qualname__)
     if "<" not in str(name):

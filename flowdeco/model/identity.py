@@ -56,27 +56,27 @@ def _with_attributes(value: Any, inside: tuple[int, ...]) -> str:
     own = {
         name: part
         for name, part in attributes.items()
-        if name != "__weakref__" and not isinstance(getattr(type(value), name, None), functools.cached_property)
+        if name != "__weakref__" and not isinstance(getattr(_class_of(value), name, None), functools.cached_property)
     }
     return _fields(type(value).__qualname__, own.items(), _with_attributes, inside)
 
 
 def _text(value: Any, opaque: Opaque, inside: tuple[int, ...]) -> str:
-    kind: Any = type(value)
+    kind = _class_of(value)
     if kind in ATOMS:
         return repr(value)
     if id(value) in inside:
         return "…"
     described = _SHOWN.get(kind.__repr__)
-    if issubclass(kind, Enum):
+    if _extends(kind, Enum):
         return f"{kind.__qualname__}.{value.name}" if value.name else f"{kind.__qualname__}({value.value!r})"
     if described is not None:
         return described(value, kind, opaque, (*inside, id(value)))
-    if issubclass(kind, (type, *_CALLABLE)):
+    if _extends(kind, (type, *_CALLABLE)):
         return str(value.__qualname__)
-    if issubclass(kind, types.ModuleType):
+    if _extends(kind, types.ModuleType):
         return str(value.__name__)
-    if issubclass(kind, PathLike):
+    if _extends(kind, PathLike):
         return repr(value.__fspath__())
     if _is_date(kind):
         return str(value)
@@ -84,6 +84,14 @@ def _text(value: Any, opaque: Opaque, inside: tuple[int, ...]) -> str:
     if fields is not None:
         return _fields(kind.__qualname__, fields, opaque, (*inside, id(value)))
     return _own_text(value, kind)
+
+
+def _class_of(value: Any) -> Any:
+    return cast("Any", type(value))
+
+
+def _extends(kind: Any, of: Any) -> bool:
+    return issubclass(kind, of)  # the class of a proxy is its own, not that of its object, which `isinstance` takes
 
 
 def _own_text(value: Any, kind: Any) -> str:
@@ -111,7 +119,7 @@ _CALLABLE: Final = (
 
 def _is_date(kind: Any) -> bool:
     module = sys.modules.get("datetime")  # not loaded for this
-    return module is not None and issubclass(kind, (module.date, module.time))
+    return module is not None and _extends(kind, (module.date, module.time))
 
 
 # Values that consist of others.
@@ -174,33 +182,34 @@ def _of_object(value: Any, kind: Any, opaque: Opaque, inside: tuple[int, ...]) -
 
 
 def _of_namespace(value: Any, kind: Any, opaque: Opaque, inside: tuple[int, ...]) -> str:
-    return _fields(kind.__qualname__, vars(value).items(), opaque, inside)
+    return _fields(kind.__qualname__, list(value.__dict__.items()), opaque, inside)
 
 
 # By the `repr` that a class has or inherits: one with its own is not taken for what it extends.
-_SHOWN: Final[dict[Any, Callable[[Any, Any, Opaque, tuple[int, ...]], str]]] = {
-    list.__repr__: _of_list,
-    UserList.__repr__: _of_list,
-    deque.__repr__: _of_list,
-    tuple.__repr__: _of_tuple,
-    set.__repr__: _of_set,
-    frozenset.__repr__: _of_set,
-    dict.__repr__: _of_dict,
-    UserDict.__repr__: _of_dict,
-    OrderedDict.__repr__: _of_dict,
-    defaultdict.__repr__: _of_dict,
-    Counter.__repr__: _of_dict,
-    types.MappingProxyType.__repr__: _of_dict,
-    functools.partial.__repr__: _of_partial,
-    BaseException.__repr__: _of_error,
-    types.SimpleNamespace.__repr__: _of_namespace,
-    object.__repr__: _of_object,
+_CLASSES: Final[dict[Any, Callable[[Any, Any, Opaque, tuple[int, ...]], str]]] = {
+    list: _of_list,
+    UserList: _of_list,
+    deque: _of_list,
+    tuple: _of_tuple,
+    set: _of_set,
+    frozenset: _of_set,
+    dict: _of_dict,
+    UserDict: _of_dict,
+    OrderedDict: _of_dict,
+    defaultdict: _of_dict,
+    Counter: _of_dict,
+    types.MappingProxyType: _of_dict,
+    functools.partial: _of_partial,
+    BaseException: _of_error,
+    types.SimpleNamespace: _of_namespace,
+    object: _of_object,
 }
+_SHOWN: Final = {cls.__repr__: shown for cls, shown in _CLASSES.items()}
 
 
 def _shown_fields(value: Any, kind: Any) -> list[tuple[str, Any]] | None:
     """Return the fields that a generated `repr` shows, by name; None for one that was written."""
-    if issubclass(kind, tuple) and hasattr(kind, "_fields") and _is_generated(kind):
+    if _extends(kind, tuple) and hasattr(kind, "_fields") and _is_generated(kind):
         return list(zip(kind._fields, value, strict=False))
     fields: Any = getattr(kind, "__dataclass_fields__", None)
     if fields is not None and _is_generated(kind):
@@ -233,16 +242,17 @@ _DEEPEST: Final = 100  # decorators around decorators; some objects have every a
 
 
 def function_behind(function: Any) -> Any:
-    """Return the function that a decorator, a method, a partial or an object with `__call__` stands for, or the thing itself."""
+    """Return the function that a decorator, a method, a partial or an object with `__call__` calls, or the thing itself."""
     for _ in range(_DEEPEST):
-        if isinstance(function, types.FunctionType) and not hasattr(function, "__wrapped__"):
+        kind = _class_of(function)
+        if kind is types.FunctionType and not hasattr(function, "__wrapped__"):
             break
-        inner = getattr(function, "__wrapped__", None) or getattr(function, "__func__", None)
-        if inner is None and isinstance(function, functools.partial):
-            inner = cast("functools.partial[Any]", function).func
+        inner: Any = getattr(function, "__wrapped__", None) or getattr(function, "__func__", None)
+        if inner is None and _extends(kind, functools.partial):
+            inner = function.func
         if inner is None:
-            call = getattr(cast("Any", type(function)), "__call__", None)
-            return call if isinstance(call, types.FunctionType) and not isinstance(function, type) else function
+            call: Any = getattr(kind, "__call__", None)
+            return call if type(call) is types.FunctionType and kind is not types.FunctionType else function
         function = inner
     return function
 
@@ -285,16 +295,15 @@ def equal(one: Any, other: Any) -> bool:
     """Whether two values are equal, of which some part may not be comparable by `==` alone: an array, a frame."""
     if one is other:
         return True
-    if isinstance(one, (list, tuple)) and type(one) is type(other):
-        mine, its = cast("list[Any]", one), cast("list[Any]", other)
-        return len(mine) == len(its) and all(map(equal, mine, its))
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        left, right = cast("Mapping[Any, Any]", one), cast("Mapping[Any, Any]", other)
-        return left.keys() == right.keys() and all(equal(part, right[key]) for key, part in left.items())
+    kind = _class_of(one)
+    if _extends(kind, (list, tuple)) and kind is type(other):
+        return len(one) == len(other) and all(map(equal, one, other))
+    if _extends(kind, Mapping) and _extends(type(other), Mapping):
+        return one.keys() == other.keys() and all(equal(part, other[key]) for key, part in one.items())
     try:
         return _equal_as_wholes(one, other)
     except Exception:  # of a part that cannot be compared, in an object that compares its parts
-        return type(one) is type(other) and hasattr(one, "__dict__") and equal(vars(one), vars(other))
+        return kind is type(other) and hasattr(one, "__dict__") and equal(vars(one), vars(other))
 
 
 def _equal_as_wholes(one: Any, other: Any) -> bool:

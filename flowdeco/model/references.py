@@ -32,9 +32,9 @@ class Part(NamedTuple):
 
     def load(self) -> Any:
         """Import the definition, and get the part from it."""
-        found = self.base.load()
+        found: Any = self.base.load()
         for step in self.path:
-            found = found[step] if isinstance(found, dict) else tuple(found)[cast("int", step)]
+            found = found[step] if type(step) is str else tuple(found)[cast("int", step)]
         return found
 
 
@@ -181,19 +181,19 @@ def _path_to(wanted: Any, value: Any, kinds: tuple[type, ...]) -> tuple[int | st
     if value is wanted:
         return ()
     items: Iterable[tuple[int | str, Any]] = ()
-    kind = type(value)
+    kind = cast("Any", type(value))
     if kind is dict:
         items = [(key, part) for key, part in cast("dict[Any, Any]", value).items() if type(key) is str]
     elif kind in (list, tuple):
         items = enumerate(cast("list[Any]", value)[:_MOST])
-    elif not issubclass(kind, kinds):
-        return None
+    elif issubclass(kind, kinds):
+        items = enumerate(cast("Iterable[Any]", value))
     else:
-        items = enumerate(value)
+        return None
     for step, part in items:
         if part is wanted:
             return (step,)
-        if issubclass(type(part), kinds):
+        if issubclass(cast("Any", type(part)), kinds):
             path = _path_to(wanted, part, kinds)
             if path is not None:
                 return (step, *path)
