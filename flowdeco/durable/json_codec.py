@@ -443,11 +443,8 @@ def _referred(value: Any) -> Any:
 
 def _is_lost(value: Any) -> bool:
     """Whether this is an action of a function that its name does not lead to."""
-    return (
-        issubclass(_class_of(value), Action)
-        and type(value.__wrapped__) is types.FunctionType
-        and find(place(value)) != value
-    )
+    is_action = issubclass(_class_of(value), Action)
+    return is_action and type(value.__wrapped__) is types.FunctionType and find(place(value)) != value
 
 
 def _is_stage_at(where: Imported, wanted: Any) -> bool:

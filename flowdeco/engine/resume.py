@@ -146,6 +146,10 @@ def _rehearsed(
     )  # fmt: skip
     yield from evaluate_run(trial, quiet, use)
     rehearsal.error = trial.error
+    if earlier.journaled is not None:
+        before, name = earlier.journaled.remembered.pipeline, run.pipeline.name
+        if before not in (name, name.encode("utf-8", "backslashreplace").decode()):  # one that is not valid Unicode
+            rehearsal.changes.append(f"the run is one of pipeline {before!r}, and this is {name!r}")
     return rehearsal
 
 
@@ -154,10 +158,6 @@ def _refusal(run: Run, terms: Terms, rehearsal: Rehearsal, earlier: Earlier) -> 
     error, journaled = rehearsal.error, earlier.journaled
     if error is not None and (terms.is_cancellation(error) or isinstance(error, DefinitionError)):
         return error
-    if journaled is not None:
-        before, name = journaled.remembered.pipeline, run.pipeline.name
-        if before not in (name, name.encode("utf-8", "backslashreplace").decode()):  # one that is not valid Unicode
-            rehearsal.changes.append(f"the run is one of pipeline {before!r}, and this is {name!r}")
     if rehearsal.changes and earlier.on_change == "error":
         return CodeChangedError.listing(run.id, rehearsal.changes)
     if journaled is not None and rehearsal.until is not None:

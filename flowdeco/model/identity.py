@@ -150,7 +150,8 @@ def _of_tuple(value: Any, kind: Any, opaque: Opaque, inside: tuple[int, ...]) ->
 
 
 def _of_set(value: Any, kind: Any, opaque: Opaque, inside: tuple[int, ...]) -> str:
-    if frozenset(map(type, value)) in _SORTABLE:
+    kinds = frozenset(map(type, value))
+    if any(kinds <= sortable for sortable in _SORTABLE):
         parts = list(map(repr, sorted(value)))
     else:
         parts = sorted(_text(part, opaque, inside) for part in value)
