@@ -11,9 +11,9 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from flowdeco.engine.adoption import Generation, generations
 from flowdeco.engine.branch import Terms
 from flowdeco.engine.evaluation import evaluate_run
+from flowdeco.engine.generations import Generation, generations
 from flowdeco.engine.journal import Codec, Journal, Remembered
 from flowdeco.engine.recorder import Recorder, outcomes
 from flowdeco.engine.replay import Log, Steps, in_memory

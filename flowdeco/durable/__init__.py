@@ -13,7 +13,7 @@ from flowdeco.durable.info import STATUSES, RunInfo
 from flowdeco.durable.journal import as_journal
 from flowdeco.durable.memory import MemoryJournal
 from flowdeco.durable.sqlite import SqliteJournal
-from flowdeco.engine.adoption import present_rows
+from flowdeco.engine.generations import present_rows
 from flowdeco.engine.journal import Codec, Journal, Remembered, Row
 from flowdeco.errors import DefinitionError, RunBusyError, RunNotFoundError, suggestion
 from flowdeco.model.lazy import lazily

@@ -2,11 +2,10 @@
 
 `on_change="ignore"` keeps them. Steps are otherwise found by their numbers, and a changed pipeline numbers them anew:
 
-1. The run begins again, as a new *generation*. Its rows are those of branches with a suffix (`~1`, `~2`, ...), so that
-   the rows of earlier generations stay as they are, until the run has completed, and a crash loses nothing.
+1. The run begins again, as a new *generation* (`generations`).
 2. Where a step of the new generation begins, the earlier ones are searched: for a stage, pipeline or group by kind and
-   name, for an action by its name and that of its stage. Each step is adopted once, in the order of the run, and one in
-   the same branch of the same group is preferred.
+   name, for an action by its name and that of its stage. Each step is adopted once, in the order of the run; of several,
+   one in the same branch of the same group is preferred, then the one that is most alike.
 3. A scope whose contents are the same is adopted as a whole. Any other one is opened anew, and its actions are adopted
    one by one.
 """
@@ -14,88 +13,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeAlias, cast
 
-from flowdeco.engine.journal import Codec, Journal, Remembered, Row
 from flowdeco.engine.outcome import ROOT, Outcome, Status, branch_id
 from flowdeco.engine.recorder import KINDS
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream, one_action_stage
 from flowdeco.model.steps import Step
 
-__all__ = ["Archive", "Generation", "generations", "present_rows"]
+__all__ = ["Archive"]
 
 Steps: TypeAlias = "dict[str, dict[int, Outcome]]"  # by branch and number
 Address: TypeAlias = "tuple[tuple[str, int], ...]"  # of a branch: the groups around it by name, and its place in each
-_MARK = "~"
-
-
-def generations(remembered: Remembered) -> list[Remembered]:
-    """Return a run as it was in each of its generations, the present one last, without the suffixes of branches."""
-    if not any(_MARK in row.branch for row in remembered.rows):
-        return [remembered]
-    rows: dict[int, list[tuple[int, Row]]] = {}
-    for at, row in enumerate(remembered.rows):
-        branch, _, number = row.branch.partition(_MARK)
-        rows.setdefault(int(number or 0), []).append((at, row._replace(branch=branch)))
-    return [
-        remembered._replace(
-            rows=[row for _, row in mine],
-            inputs=[(sum(at < since for at, _ in mine), payload) for since, payload in remembered.inputs],
-        )
-        for _, mine in sorted(rows.items())
-    ]
-
-
-def present_rows(rows: list[Row]) -> list[Row]:
-    """Return the rows of the present generation of a run, without the suffixes of branches."""
-    whole = Remembered("", "", "", None, 0.0, (), [], rows)
-    return generations(whole)[-1].rows
-
-
-class Generation:
-    """The journal of a run in a later generation; `older` are the branches of the earlier ones."""
-
-    def __init__(self, journal: Journal, number: int, older: Iterable[str]) -> None:
-        self.codec: Codec = journal.codec
-        self.number = number
-        self.older = frozenset(older)
-        self._journal = journal
-        self._suffix = f"{_MARK}{number}"
-        self.create, self.open, self.read = journal.create, journal.open, journal.read
-        self.add_inputs, self.close = journal.add_inputs, journal.close
-
-    @staticmethod
-    def of(journal: Journal, remembered: Remembered) -> Journal:
-        """Return the journal as the present generation of a run writes it."""
-        number = max((_number(row.branch) for row in remembered.rows), default=0)
-        return journal if number == 0 else Generation(journal, number, _older(remembered, number))
-
-    @staticmethod
-    def after(journal: Journal, remembered: Remembered) -> Generation:
-        """Return the journal of the next generation of a run."""
-        number = 1 + max((_number(row.branch) for row in remembered.rows), default=0)
-        return Generation(journal, number, _older(remembered, number))
-
-    def write(self, run_id: str, rows: Sequence[Row]) -> None:
-        """Remember steps."""
-        self._journal.write(run_id, [row._replace(branch=row.branch + self._suffix) for row in rows])
-
-    def drop(self, run_id: str, cuts: Mapping[str, int]) -> None:
-        """Forget the rows of these branches from these numbers on."""
-        self._journal.drop(run_id, {branch + self._suffix: since for branch, since in cuts.items()})
-
-    def drop_older(self, run_id: str) -> None:
-        """Forget the earlier generations."""
-        self._journal.drop(run_id, dict.fromkeys(self.older, 0))
-
-
-def _number(branch: str) -> int:
-    return int(branch.partition(_MARK)[2] or 0)
-
-
-def _older(remembered: Remembered, number: int) -> set[str]:
-    return {row.branch for row in remembered.rows if _number(row.branch) < number}
 
 
 class Archive:

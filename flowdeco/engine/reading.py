@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from math import inf
 from typing import Any, TypeAlias, cast
 
-from flowdeco.engine.adoption import generations
+from flowdeco.engine.generations import generations
 from flowdeco.engine.journal import Codec, Remembered, Row
 from flowdeco.engine.outcome import ROOT, ActionRecord, Outcome, Scope, StageRecord, Status, branch_id
 from flowdeco.engine.recorder import Recorded, outcomes

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, NamedTuple
 
-from flowdeco.engine.adoption import Archive, Generation
+from flowdeco.engine.adoption import Archive
 from flowdeco.engine.branch import Terms
 from flowdeco.engine.evaluation import evaluate_run
+from flowdeco.engine.generations import Generation
 from flowdeco.engine.journal import Journal, Remembered, Row
 from flowdeco.engine.outcome import Status
 from flowdeco.engine.reading import read_run, stages_by_name
