@@ -324,7 +324,9 @@ class Branch:
             self.store.apply(earlier.writes)
         if earlier.result is not UNSET:
             self.result = earlier.result
-        self.note_adopted(earlier, unit, by, place)
+        past = self.terms.past
+        if past is not None and past.archive is not None:
+            self.note_adopted(earlier, unit, by, place)
         did, _ = self.note(earlier.as_restored(unit, by, actions, place))
         return did
 
