@@ -16,7 +16,7 @@ from math import inf
 from typing import Any, TypeAlias, cast
 
 from flowdeco.engine.generations import generations
-from flowdeco.engine.journal import Codec, Remembered, Row
+from flowdeco.engine.journal import Codec, Remembered
 from flowdeco.engine.outcome import ROOT, ActionRecord, Outcome, Scope, StageRecord, Status, branch_id
 from flowdeco.engine.recorder import Recorded, outcomes
 from flowdeco.engine.replay import Steps
