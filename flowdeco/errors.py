@@ -9,7 +9,7 @@ retry swallows them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final, NamedTuple, cast
 
 __all__ = [
@@ -250,3 +250,41 @@ def suggestion(wrong: str, known: Iterable[str], what: str = "There are", closen
         return f"Did you mean {' or '.join(map(repr, close))}?"
     shown = ", ".join(map(repr, names[:12]))
     return f"{what}: {shown}{', …' if len(names) > 12 else ''}."
+
+
+_TAG: Final = "tag:"
+
+
+def close_selectors(wrong: str, known: Iterable[str]) -> list[str]:
+    """Return the likely corrections of a selector, the best one first.
+
+    Tags are compared without their prefix, which would make all of them alike. Only if nothing of its kind is close, a
+    selector without the prefix is compared with tags, and with actions alone; one with it is compared with names.
+    """
+    from difflib import get_close_matches
+
+    prefix, colon, rest = wrong.partition(":")
+    is_tag = bool(colon) and bool(get_close_matches(prefix.strip().lower(), [_TAG[:-1]]))
+    meant = (rest if is_tag else wrong).strip().lower()
+    tags, names, actions = dict[str, str](), dict[str, str](), dict[str, str]()
+    for selector in sorted(set(known)):
+        if selector.startswith(_TAG):
+            tags[selector.removeprefix(_TAG).lower()] = selector
+        else:
+            names[selector.lower()] = selector
+            actions.setdefault(selector.lower().rpartition("/")[2], selector)
+    same, others = (tags, actions | names) if is_tag else (names, actions | tags)
+    if meant in others and meant not in same:
+        return [others[meant]]
+    close = [(kind, each) for kind in (same, others) for each in get_close_matches(meant, kind, n=3)]
+    return list(dict.fromkeys(kind[each] for kind, each in close if kind is close[0][0]))
+
+
+def selector_suggestion(wrong: Collection[str], known: Iterable[str]) -> str:
+    """Return a sentence for each selector that names its likely corrections, or else the known selectors."""
+    known, found = set(known), list[str]()
+    for selector in wrong:
+        if close := close_selectors(selector, known):
+            which = f" by {selector!r}" if len(wrong) > 1 else ""
+            found.append(f"Did you mean {' or '.join(map(repr, close))}{which}?")
+    return " ".join(found) or suggestion("", known)

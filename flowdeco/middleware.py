@@ -124,6 +124,11 @@ class Recover(NamedTuple):
     def recovers_missing_inputs(self) -> bool:
         return _matches(MissingInputError(), self.on)
 
+    @property
+    def inserts(self) -> bool:
+        """Whether its outcome may be units (see `model.selectors`)."""
+        return self.outcome is not None
+
     def __repr__(self) -> str:
         return f"recover(on={self.on!r}, outcome={self.outcome!r})"
 

@@ -6,23 +6,13 @@ import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from flowdeco.cli.entry_point import Entry, load
 from flowdeco.cli.inputs import UsageError
-from flowdeco.errors import suggestion
-from flowdeco.model.definitions import (
-    Action,
-    Parallel,
-    Pipeline,
-    Template,
-    Unit,
-    action_selectors,
-    as_pipeline,
-    one_action_stage,
-    stage_selectors,
-)
+from flowdeco.errors import close_selectors, selector_suggestion
+from flowdeco.model.definitions import Pipeline, Template, Unit, as_pipeline
+from flowdeco.model.units import selectors_in
 
 if TYPE_CHECKING:
     from flowdeco.durable import RunInfo
@@ -62,23 +52,23 @@ class Workflow(NamedTuple):
 
     def _check_planned(self, option: str, selectors: Sequence[str], flow: Pipeline) -> None:
         """Refuse selectors that match nothing in a pipeline before it is run."""
-        known = _selectors_of(flow)
+        known = selectors_in(flow.units)
         for selector in selectors:
             if selector in known:
                 continue
             problem = f"{option} {shlex.quote(selector)}: {self.name} has no such stage, action or tag"
             if _matches(selector, self._insertable_selectors() - known):
                 raise UsageError(f"{problem} before it runs, and later insertions cannot be selected by it")
-            raise UsageError(f"{problem}. {suggestion(selector, known)}")
+            raise UsageError(f"{problem}. {selector_suggestion((selector,), known)}")
 
     def _check_skip(self, selectors: Sequence[str], flow: Pipeline) -> None:
         """Refuse probable misspellings: the stage that was meant would run."""
-        known = _selectors_of(flow) | self._insertable_selectors()
+        known = selectors_in(flow.units) | self._insertable_selectors()
         for selector in selectors:
-            if not _matches(selector, known) and get_close_matches(selector, known, n=1):
+            if not _matches(selector, known) and close_selectors(selector, known):
                 raise UsageError(
                     f"--skip {shlex.quote(selector)}: {self.name} has no such stage, action or tag. "
-                    f"{suggestion(selector, known)} (If it is inserted later: --allow-unknown)"
+                    f"{selector_suggestion((selector,), known)} (If it is inserted later: --allow-unknown)"
                 )
 
     def _insertable_selectors(self) -> set[str]:
@@ -88,21 +78,13 @@ class Workflow(NamedTuple):
             if isinstance(value, Template):
                 known |= {value.name, *(f"tag:{tag}" for tag in cast("Any", value).tags)}
             elif isinstance(value, Unit):
-                known |= _selectors_of(value)
+                known |= selectors_in((value,))
         return known
 
 
 def _matches(selector: str, known: set[str]) -> bool:
     """Whether a selector is one of these, or names a stage of a template that is."""
     return not known.isdisjoint((selector, selector.partition("/")[0].partition("[")[0]))
-
-
-def _selectors_of(unit: Unit) -> set[str]:
-    """Return every selector that matches something in a unit before it is run."""
-    if isinstance(unit, (Pipeline, Parallel)):
-        return {*stage_selectors(unit), *(selector for part in unit.units for selector in _selectors_of(part))}
-    stage: Any = one_action_stage(cast("Any", unit)) if isinstance(unit, Action) else unit
-    return {*stage_selectors(stage), *(selector for action in stage for selector in action_selectors(stage, action))}
 
 
 def load_workflow(options: Namespace) -> Workflow:

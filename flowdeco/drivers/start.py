@@ -20,12 +20,14 @@ from flowdeco.engine.replay import Log, Steps, in_memory
 from flowdeco.engine.requests import Gate, Raised, Request, Save
 from flowdeco.engine.resume import Earlier, Journaled, check_fork, resumed
 from flowdeco.engine.runs import Resumption, Run, Status, remember
-from flowdeco.errors import Cancelled, DefinitionError, suggestion, told
-from flowdeco.model.definitions import Pipeline, action_selectors, stage_selectors
+from flowdeco.errors import Cancelled, DefinitionError, selector_suggestion, told
+from flowdeco.model.definitions import Pipeline, action_selectors
 from flowdeco.model.options import checked_layers, checked_selectors
 from flowdeco.model.runnable import Options as RunOptions
+from flowdeco.model.selectors import check_skip
 from flowdeco.model.store import Store
-from flowdeco.model.wiring import check_run
+from flowdeco.model.units import selectors_in
+from flowdeco.model.wiring import check_run, may_supply
 
 if TYPE_CHECKING:
     from flowdeco.engine.logs import RunLogger
@@ -43,6 +45,7 @@ def begin(flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions,
     __tracebackhide__ = True
     start = _Start(flow, inputs, options, gate)
     store = Store(inputs)
+    start.check_skip(start.skip)
     start.check(store)
     run = Run(options.run_id or os.urandom(8).hex(), flow, store)
     if options.journal is None:
@@ -95,8 +98,9 @@ def _from_memory(
     kept = before.resumption
     if kept is None or kept.log is None:
         raise DefinitionError(f"run {before.id!r} was run with history=..., and cannot be resumed from memory")
-    options = options._replace(use=(*kept.use, *options.use), skip=(*kept.skip, *options.skip))
-    start = _Start(flow, inputs, options, gate)
+    start = _Start(flow, inputs, options._replace(use=(*kept.use, *options.use)), gate)
+    start.check_skip(start.skip)
+    start.skip = start.skip.union(kept.skip)
     given = dict(Store(inputs))
     store, steps, remains = in_memory(before.store, kept.log, given)
     start.check(store)
@@ -129,6 +133,8 @@ def _from_journal(
         if inputs:
             given.append(Store(inputs))
         store = Store({key: value for values in given for key, value in values.items()})
+        if not finished:
+            start.check_skip(start.skip)
         start.skip = start.skip.union(remembered.skip)
         if not finished or on_change == "rerun":
             start.check(store)
@@ -184,6 +190,7 @@ class _Start:
         if executor is not None and (isinstance(executor, type) or not callable(getattr(executor, "submit", None))):
             raise DefinitionError(f"executor is a concurrent.futures.Executor, not {options.executor!r}")
         self.flow = flow
+        self.executor = executor
         self.use = checked_layers(options.use)
         self.skip = frozenset(checked_selectors(options.skip))
         self.history: int | None = history
@@ -191,6 +198,12 @@ class _Start:
         self.watcher = options.watcher() if options.watcher is not None else None
         self.clock = options.clock or time.perf_counter
         self.gate = gate or Gate()
+
+    def check_skip(self, given: frozenset[str]) -> None:
+        """Raise `DefinitionError` for a selector that can match nothing; those of an earlier leg were accepted then."""
+        __tracebackhide__ = True
+        if given:
+            check_skip(self.flow, given, self.use)
 
     def check(self, store: Store) -> None:
         """Raise `WiringError` for parameters that nothing can supply."""
@@ -231,14 +244,33 @@ class _Start:
 
     def _evaluated(self, run: Run, terms: Terms) -> Evaluation:
         yield from evaluate_run(run, terms, self.use)
-        yield from _closed(run, terms)
+        yield from self._closed(run, terms)
 
     def _resumed(self, run: Run, terms: Terms, earlier: Earlier) -> Evaluation:
         continued = yield from resumed(run, terms, self.use, earlier)
         if continued:
-            yield from _closed(run, terms)
+            yield from self._closed(run, terms)
         elif earlier.journaled is not None and earlier.journaled.from_stage is None:
             yield Save(_give_back, earlier.journaled.journal, run.id, earlier.journaled.remembered)
+
+    def _closed(self, run: Run, terms: Terms) -> Evaluation:
+        """Warn of options without effect, and close the journal, when a run has ended."""
+        if run.status is Status.COMPLETED:
+            if terms.unmatched or terms.idle:
+                _warn_of_selectors(run, terms)
+            if self.executor is not None and not terms.has_group:
+                _logger(run.id).warning(
+                    "run %s: executor=%r was not used: it performs the calls of parallel groups, and there was no group. "
+                    "Write parallel(...) for units that may run side by side", run.id, self.executor,
+                )  # fmt: skip
+        if terms.recorder is not None:
+            error = None if run.error is None else told(run.error)
+            journal = terms.recorder.journal
+            if isinstance(journal, Generation) and run.status in (Status.COMPLETED, Status.BAILED):
+                yield Save(journal.drop_older, run.id)
+            answer = yield Save(journal.close, run.id, str(run.status), run.reason, error, run.elapsed)
+            if type(answer) is Raised and run.error is None:
+                run.error, run.status = answer.error, Status.FAILED
 
     def _watched(self, evaluation: Evaluation) -> Evaluation:
         """Close the progress display at the end."""
@@ -252,27 +284,20 @@ def _closing(evaluation: Evaluation, close: Callable[[], object]) -> Evaluation:
         close()
 
 
-def _closed(run: Run, terms: Terms) -> Evaluation:
-    """Warn of unmatched selectors, and close the journal, when a run has ended."""
-    if terms.unmatched and run.status is Status.COMPLETED:
-        _logger(run.id).warning("run %s: skip=%s matched nothing. %s", run.id, *_unmatched(run, terms.unmatched))
-    if terms.recorder is not None:
-        error = None if run.error is None else told(run.error)
-        journal = terms.recorder.journal
-        if isinstance(journal, Generation) and run.status in (Status.COMPLETED, Status.BAILED):
-            yield Save(journal.drop_older, run.id)
-        answer = yield Save(journal.close, run.id, str(run.status), run.reason, error, run.elapsed)
-        if type(answer) is Raised and run.error is None:
-            run.error, run.status = answer.error, Status.FAILED
-
-
-def _unmatched(run: Run, selectors: set[str]) -> tuple[list[str], str]:
-    """Return selectors that matched nothing, and their probable corrections."""
-    known = {name for record in run.stages for name in stage_selectors(record.stage)}
-    ran = [(record.stage, each.action) for record in run.stages for each in record.actions]
-    known |= {name for stage, action in ran for name in action_selectors(stage, action)}
-    wrong = sorted(selectors)
-    return wrong, suggestion(wrong[0], known)
+def _warn_of_selectors(run: Run, terms: Terms) -> None:
+    """Log the selectors that selected nothing, each with its likely corrections."""
+    known = selectors_in((*run.pipeline.units, *(record.stage for record in run.stages)))
+    for record in run.stages:
+        known.update(name for each in record.actions for name in action_selectors(record.stage, each.action))
+    if terms.unmatched:
+        wrong = sorted(terms.unmatched)
+        _logger(run.id).warning("run %s: skip=%s matched nothing. %s", run.id, wrong, selector_suggestion(wrong, known))
+    for selector, (stage, action, on) in terms.idle.items():
+        verb, hint = "enabled" if on else "disabled", selector_suggestion((selector,), known)
+        _logger(run.id, stage, action).warning(
+            "run %s: action %s/%s %s %r, and nothing that ran after it matches. %s",
+            run.id, stage, action, verb, selector, hint,
+        )  # fmt: skip
 
 
 def abandon(run: Run) -> None:
@@ -368,7 +393,7 @@ def _notifier(observers: list[Callable[[Event], object]], run_id: str, gate: Gat
     return notify
 
 
-def _logger(run_id: str) -> RunLogger:
+def _logger(run_id: str, stage: str | None = None, action: str | None = None) -> RunLogger:
     from flowdeco.engine.logs import run_logger
 
-    return run_logger(run_id)
+    return run_logger(run_id, stage, action)

@@ -18,7 +18,18 @@ from flowdeco.engine.missing import explain
 from flowdeco.engine.outcome import COMPLETED, ActionRecord, Outcome, Status
 from flowdeco.engine.recorder import ATOMS, Look
 from flowdeco.engine.requests import Await, Awaited, Chore, Failure, Raised, Request, Walk
-from flowdeco.engine.results import DATA, SETTLED, Yielded, exhaust, is_awaited, is_generator, sort_out
+from flowdeco.engine.results import (
+    HOLDING,
+    SETTLED,
+    Begun,
+    Yielded,
+    exhaust,
+    is_awaited,
+    is_generator,
+    is_plain_iterator,
+    sort_out,
+    unit_in,
+)
 from flowdeco.errors import Bail, MissingInputError
 from flowdeco.events import ActionStarted
 from flowdeco.model.definitions import Action, Stage, Stream, Unit, action_selectors
@@ -107,10 +118,11 @@ def _begin(branch: Branch, step: Step, by: str | None) -> Walk:
     scope, terms, number = branch.scope, branch.terms, branch.next_number()
     earlier: Outcome | None = None
     if not scope.is_quiet:
+        off = branch.is_off(lambda: action_selectors(scope.unit, step.action))  # even if too late, as in `skips`
         earlier = branch.recall(number, step)
         if earlier is not None and branch.restores(earlier):
             return _restore(branch, earlier, step, by)
-        if scope.is_skipped or branch.is_off(lambda: action_selectors(scope.unit, step.action)):
+        if scope.is_skipped or off:
             return (yield from _skip(branch, step, by, number))
     if terms.past is not None:
         error = yield from branch.catch_up()
@@ -224,7 +236,7 @@ def _call(branch: Branch, act: Execution, values: Mapping[str, Any]) -> Generato
 
 
 def settled(branch: Branch, step: Step, value: Any) -> Generator[Request, Any, Any]:
-    """Await what is to be awaited, and then run a generator to its end: each of them once."""
+    """Await what is to be awaited, and then run a generator to its end, or begin an iterator: each of them once."""
     if type(value) is Awaited:
         value = value.value
     elif is_awaited(value):
@@ -233,6 +245,8 @@ def settled(branch: Branch, step: Step, value: Any) -> Generator[Request, Any, A
         return (yield Chore(exhaust, step.name, step.timeout), (value,), None)
     if type(value) is types.AsyncGeneratorType:
         return (yield from _exhausted(branch, step, value))
+    if is_plain_iterator(cast("type[object]", type(value))):  # it may have units in it
+        return (yield Chore(Begun, step.name, step.timeout), (value,), None)
     return value
 
 
@@ -259,7 +273,7 @@ def complete(branch: Branch, step: Step, by: str | None, number: int, started: f
         inserted = (value,)
         if terms.recorder is not None or unmet(inserted, branch.store, terms.skip):
             return False
-    elif value is not step.nothing and (kind not in DATA or step.writes is None):
+    elif value is not step.nothing and (step.writes is None or (kind not in ATOMS and not _is_plain(kind, value))):
         return False
     elapsed = terms.clock() - started
     did = ActionRecord(step.name, step.action, COMPLETED, started + terms.epoch, elapsed, by, number, inserted)
@@ -279,6 +293,10 @@ def complete(branch: Branch, step: Step, by: str | None, number: int, started: f
             terms.notify(event)
     scope.records.append(did)
     return True
+
+
+def _is_plain(kind: type[object], value: Any) -> bool:
+    return kind in HOLDING and unit_in(value) is None
 
 
 def conclude(branch: Branch, act: Execution) -> Failure:
@@ -366,6 +384,7 @@ def take_effect(branch: Branch, scope: OpenScope, did: Outcome) -> None:
         branch.agenda.extend(reversed(steps))
     for selector, on in did.switches:
         branch.switch(selector, on)
+        branch.terms.idle.setdefault(selector, (scope.unit.name, did.name, on))
         scope.is_quiet = scope.is_bare = False
 
 

@@ -10,7 +10,7 @@ nothing may be performed.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -25,6 +25,7 @@ from flowdeco.events import Event
 from flowdeco.model.declare import name_in_group
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream, Unit, stage_selectors
 from flowdeco.model.options import UNSET, Middleware
+from flowdeco.model.selectors import switched_off
 from flowdeco.model.store import NOTHING, Delta, Mark, Store
 from flowdeco.model.wiring import Step
 
@@ -48,6 +49,10 @@ class Terms:
     notify: Callable[[Event], None] | None = None
     skip: frozenset[str] = frozenset()
     unmatched: set[str] = field(default_factory=set[str])  # selectors of `skip` that have selected nothing so far
+    # Selectors that actions switched, each with stage, action and whether it was enabled; and those that selected something.
+    idle: dict[str, tuple[str, str, bool]] = field(default_factory=dict[str, tuple[str, str, bool]])
+    used: set[str] = field(default_factory=set[str])
+    has_group: bool = False  # the run came to a parallel group
     history: int | None = None  # how many records are kept
     recorder: Recorder | None = None  # of a durable run
     log: Log | None = None  # of a run that can be resumed from memory
@@ -485,16 +490,16 @@ class Branch:
             switches[selector] = on
 
     def is_off(self, selectors: Callable[[], list[str]]) -> bool:
-        """Whether a unit with these selectors is skipped or disabled."""
+        """Whether a unit with these selectors is skipped or disabled; they have selected something."""
         if not (self.terms.skip or self.switches):
             return False
         known = selectors()
-        skipped = self.terms.skip.intersection(known)
-        if skipped:
-            self.terms.unmatched.difference_update(skipped)
-            return True
-        latest = [on for selector, on in self.switches.items() if selector in known]
-        return bool(latest) and not latest[-1]
+        self.terms.unmatched.difference_update(known)
+        self.terms.used.update(self.switches.keys() & known)
+        return self._is_off(known)
+
+    def _is_off(self, known: list[str], more: Iterable[tuple[str, bool]] = ()) -> bool:
+        return not self.terms.skip.isdisjoint(known) or switched_off(known, (*self.switches.items(), *more))
 
     def skips(self, unit: Unit, earlier: Outcome | None) -> bool:
         """Whether a unit is skipped as a whole, now or before the run was resumed."""
@@ -505,8 +510,13 @@ class Branch:
 
     # Surroundings.
 
-    def upcoming(self) -> Iterator[Unit | Stream]:
-        """Yield the units that run after the current stage."""
+    def upcoming(self, more: Sequence[tuple[str, bool]] = ()) -> Iterator[Unit | Stream]:
+        """Yield the units that will run after the current stage, if these switches are added."""
+        for unit in self._waiting():
+            if not (isinstance(unit, Unit) and self._is_off(stage_selectors(unit), more)):
+                yield unit
+
+    def _waiting(self) -> Iterator[Unit | Stream]:
         yield from (unit for unit, _ in self.scope.inserted)
         branch: Branch | None = self
         while branch is not None:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 from flowdeco.engine.outcome import step_id
 from flowdeco.errors import WAITING, ContextEndedError, Suspend
-from flowdeco.model.definitions import Action, Pipeline, Stage, Stream, Unit, insertable, make_action, values_of
+from flowdeco.model.definitions import (
+    Action,
+    Pipeline,
+    Stage,
+    Stream,
+    Unit,
+    insertable,
+    make_action,
+    stage_selectors,
+    values_of,
+)
 from flowdeco.model.options import checked_selectors
+from flowdeco.model.selectors import switched_off
 from flowdeco.model.store import NOTHING, Delta, Key, Store, View, key_name
 
 if TYPE_CHECKING:
@@ -58,7 +69,7 @@ class Context:
         stage: Stage,
         action: Action[..., Any],
         store: Store,
-        upcoming: Callable[[], Iterator[Unit | Stream]],
+        upcoming: Callable[[Sequence[tuple[str, bool]]], Iterator[Unit | Stream]],
         notify: Callable[[Event], None] | None,
         place: tuple[str, int] | str,
     ) -> None:
@@ -91,8 +102,8 @@ class Context:
 
     @property
     def pending(self) -> list[Unit | Stream]:
-        """The units that will run after the current stage, in order."""
-        return list(self._upcoming())
+        """The units that will run after the current stage, in order; not those that are skipped or disabled."""
+        return list(self._upcoming(self._switches))
 
     def insert(self, *units: Unit | Stream) -> None:
         """Insert units as if the action had returned them, ahead of those it does return."""
@@ -144,7 +155,7 @@ class Context:
 
     def __reduce__(self) -> tuple[Any, ...]:
         known = (self.run_id, self.step_id, self.pipeline.name, _shadow(self.stage), self.action.name)
-        return Context.detached, (known, dict(self.store), [_shadow(unit) for unit in self._upcoming()])
+        return Context.detached, (known, dict(self.store), [_shadow(unit) for unit in self.pending])
 
     def __repr__(self) -> str:
         return f"<Context of {self.stage.name}/{self.action.name} in run {self.run_id}>"
@@ -176,10 +187,14 @@ class Context:
     ) -> Context:
         """Return the copy that travels to another process, and keeps the messages for the observers."""
         run_id, place, pipeline, stage, name = known
-        action, waiting = make_action(_nothing, name=name), partial(iter, upcoming)
+        action, waiting = make_action(_nothing, name=name), partial(_still_on, upcoming)
         context = cls(run_id, Pipeline(name=pipeline), stage, action, Store(values), waiting, None, place)
         context._notify = context._messages.append
         return context
+
+
+def _still_on(upcoming: list[Stage], switches: Sequence[tuple[str, bool]]) -> Iterator[Stage]:
+    return (unit for unit in upcoming if not switched_off(stage_selectors(unit), switches))
 
 
 def _shadow(unit: Unit | Stream) -> Stage:

@@ -21,6 +21,7 @@ too: it never arrives while an outcome takes effect.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from functools import partial
 from types import GeneratorType
 from typing import Any, Final, NamedTuple, cast
 
@@ -43,7 +44,6 @@ from flowdeco.model.definitions import (
     Stream,
     action_selectors,
     one_action_stage,
-    stage_selectors,
 )
 from flowdeco.model.options import Middleware
 from flowdeco.model.reload import reloaded
@@ -85,6 +85,7 @@ def evaluate_run(run: Run, terms: Terms, use: tuple[Middleware, ...]) -> Generat
     run.stages, run.pipelines = branch.records.last(), branch.records.last_pipelines()
     run.forgotten = len(branch.records) - len(run.stages)
     run.result = branch.result
+    terms.idle = {each: by for each, by in terms.idle.items() if each in branch.switches and each not in terms.used}
     run.status = status_of(error, terms.is_cancellation)
     if log is not None and error is not None:
         log.remains = branch.all_remains()
@@ -220,6 +221,7 @@ def _begin_stage(branch: Branch, stage: Stage, by: str | None) -> Walk | Failure
 def _begin_group(branch: Branch, group: Parallel, by: str | None) -> Walk | Failure:
     scope = OpenScope(branch.scope, group, by, branch.terms.clock(), branch.next_number())
     scope.place = Scope(group.name, f"{branch.id}.{scope.number}", None, by, branch.scope.place)
+    branch.terms.has_group = True
     earlier = branch.recall(scope.number, group)
     if branch.skips(group, earlier):
         return _skip(branch, scope, earlier)
@@ -238,7 +240,7 @@ class _Skipped(NamedTuple):
 def _skip(branch: Branch, scope: OpenScope, earlier: Outcome | None) -> Walk | Failure:
     """Record a unit, and those of its contents that have not run before, as skipped."""
     unit = scope.unit
-    past, terms = branch.terms.past, branch.terms
+    past = branch.terms.past
     if earlier is not None and past is not None and branch.restores(earlier):
         branch.note_adopted(earlier, unit, scope.by, scope.place)
         did = earlier.as_restored(unit, scope.by, (), scope.place)
@@ -250,12 +252,10 @@ def _skip(branch: Branch, scope: OpenScope, earlier: Outcome | None) -> Walk | F
         )  # fmt: skip
         if past is not None and not isinstance(unit, Pipeline):
             past.drop_from(branch.id, scope.number + 1)  # it had begun, and is no longer wanted
-    if terms.skip:
-        terms.unmatched.difference_update(stage_selectors(unit))
     refused = None if scope.number == UNNUMBERED else branch.note(did)[1]
     if isinstance(unit, Stage):
-        for action in unit if terms.skip else ():
-            terms.unmatched.difference_update(action_selectors(unit, action))
+        for action in unit:
+            branch.is_off(partial(action_selectors, unit, action))  # they have selected it
         branch.records.add(did.kept())
         return refused
     scope.is_skipped, scope.number = True, UNNUMBERED

@@ -15,10 +15,11 @@ from flowdeco.engine.branch import Branch, OpenScope
 from flowdeco.engine.outcome import Outcome, Status, branch_id
 from flowdeco.engine.replay import History
 from flowdeco.engine.requests import Ended, Failure, Fork, Raised, Request, Walk
-from flowdeco.errors import WAITING, Bail, Cancelled, Suspend, WriteConflictError
+from flowdeco.errors import WAITING, Bail, Cancelled, Suspend, WriteConflictError, suggestion
 from flowdeco.model.declare import name_in_group
 from flowdeco.model.definitions import Parallel, Stream, Unit
 from flowdeco.model.store import NOTHING, Delta, same
+from flowdeco.model.wiring import supplied_keys
 
 __all__ = ["failure_of", "merged", "run_group"]
 
@@ -131,6 +132,8 @@ def _merge_branches(branch: Branch, group: Parallel, scope: OpenScope, forks: li
         error, taking = refused, []
     if taking and writes is not None:
         branch.store.apply(writes)
+        if group.merge and error is None:
+            _warn_of_merge(terms.run_id, group, writes)
     _adopt(branch, taking)
     if error is not None and not isinstance(error, Bail):
         branch.unwind()
@@ -226,6 +229,29 @@ def merged(group: Parallel, deltas: list[Delta]) -> Delta:
 
 def _agree(group: Parallel, key: str, written: list[Delta]) -> bool:
     return key in group.merge or all(same(written[0].puts[key], delta.puts[key]) for delta in written[1:])
+
+
+def _warn_of_merge(run_id: str, group: Parallel, writes: Delta) -> None:
+    """Log the keys of `merge` whose functions are for nothing: misspelt ones, and those of collected items."""
+    unused = [key for key in group.merge if key not in writes.puts and key not in writes.deletes]
+    if not unused:
+        return
+    from flowdeco.engine.logs import run_logger
+
+    written = writes.keys()
+    declared, local = supplied_keys(group)
+    for key in unused:
+        if key in writes.appends:
+            why = "to which its branches collect: items are concatenated, and the function is not called"
+        elif key in declared:
+            continue  # a branch writes it on another day
+        elif key in local:
+            why = f"which is local to stage {local[key]!r}: write returns={key!r} there to share it"
+        else:
+            why = f"which no branch wrote. {suggestion(key, declared | written, 'They wrote')}"
+        run_logger(run_id).warning(
+            "run %s: merge of the parallel group %r has the key %r, %s", run_id, group.name, key, why
+        )
 
 
 def _conflict(group: Parallel, key: str, numbers: list[int]) -> WriteConflictError:

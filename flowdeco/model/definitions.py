@@ -29,7 +29,7 @@ import wrapt
 from typing_extensions import ParamSpec, TypeVar
 
 from flowdeco.errors import DefinitionError, ReturnValueError, shortened, suggestion
-from flowdeco.model.functions import bindable, call_bound, function_name, signature_of
+from flowdeco.model.functions import bindable, call_bound, function_name, is_same_function, signature_of
 from flowdeco.model.identity import content_of, equal, keep_defaults
 from flowdeco.model.names import NO_LOCALS, local_variables
 from flowdeco.model.options import (
@@ -45,6 +45,7 @@ from flowdeco.model.options import (
     checked_timeout,
     described,
     first_paragraph,
+    placed,
 )
 from flowdeco.model.references import (
     Bound,
@@ -250,6 +251,9 @@ class Action(Unit, _Proxy, Generic[P, R]):
     def _given(self) -> dict[str, Any]:
         return self._self_options._asdict()
 
+    def _all_selectors(self) -> list[str]:
+        return one_action_stage(self)._all_selectors()
+
     def _selected(self, wanted: frozenset[str], keep: bool) -> Unit | None:
         stage = one_action_stage(self)
         left = stage._selected(wanted, keep)
@@ -276,6 +280,9 @@ class Action(Unit, _Proxy, Generic[P, R]):
 
     def __str__(self) -> str:
         return repr(self)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*dir(self.__wrapped__), *(name for name in dir(Action) if not name.startswith("_"))})
 
     def __repr__(self) -> str:
         bound = "".join(f", {name}={value!r}" for name, value in self._self_bound.items())
@@ -356,6 +363,19 @@ def _checked_data(data: object, stage: str) -> dict[str, Any]:
     return _copied(found, stage)
 
 
+def _check_namesakes(actions: Iterable[Action[..., Any]], stage: str) -> None:
+    """Raise `DefinitionError` for two different functions under one name; one function may be there twice."""
+    known: dict[str, Any] = {}
+    for action in actions:
+        function = action.__wrapped__
+        other = known.setdefault(action.name, function)
+        if other is not function and not is_same_function(other, function):
+            raise DefinitionError(
+                f"stage {stage!r} has two actions named {action.name!r}, {placed(other)} and {placed(function)}: "
+                f"give one of them another name, by `def` or by @action(name=...)"
+            )
+
+
 def _copied(data: dict[str, Any], stage: str) -> dict[str, Any]:
     if all(type(value) in _ATOMS for value in data.values()):
         return dict(data)
@@ -427,13 +447,16 @@ class Stage(Value, Unit):
         if isinstance(actions, (Unit, str)) or not isinstance(actions, Iterable):
             raise DefinitionError(f"the actions of stage {name!r} are a list, not {actions!r}: write [...]")
         own = _checked_data(data, name)
+        members = tuple(as_action(action) for action in actions)
+        if len(members) > 1:
+            _check_namesakes(members, name)
         assign(
             self,
             name=checked_name(name, "a stage"),
             tags=checked_tags(tags),
             use=checked_layers(use),
             use_actions=checked_layers(use_actions, "use_actions"),
-            actions=tuple(as_action(action) for action in actions),
+            actions=members,
             has_data=bool(own),
             local=checked_flag(local, "local"),
             _data=own,
@@ -495,6 +518,9 @@ class Stage(Value, Unit):
         names = super()._selectors()
         return names if self.template is None else [*names, self.template.name]
 
+    def _all_selectors(self) -> list[str]:
+        return [*self._selectors(), *(name for action in self.actions for name in action_selectors(self, action))]
+
     def _selected(self, wanted: frozenset[str], keep: bool) -> Unit | None:
         if not wanted.isdisjoint(self._selectors()):
             return self if keep else None
@@ -511,6 +537,15 @@ class Stage(Value, Unit):
         if isinstance(origin, Narrowed) and self.template is not None:
             return origin.base._actions_content(), origin.places
         return origin if isinstance(origin, Called) else self.actions
+
+    if not TYPE_CHECKING:  # to type checkers, a stage is not callable
+
+        def __call__(self, *args: object, **kwargs: object) -> None:
+            made = f": it was made by calling {self.template.name}(...)" if self.template is not None else ""
+            raise DefinitionError(
+                f"the stage {self.name!r} is not a template and cannot be called{made}. Use it as it is, and write "
+                f"{self.name}.run() to run it. To make a template of a @stage function, give it parameters"
+            )
 
     def __iter__(self) -> Iterator[Action[..., Any]]:
         return iter(self.actions)
@@ -692,12 +727,19 @@ def as_pipeline(unit: Unit) -> Pipeline:
 
 
 def insertable(units: Iterable[Any], who: str, how: str = "returned") -> tuple[Unit | Stream, ...]:
-    """Return units as they are inserted, with plain pipelines flattened; raises `ReturnValueError` for anything else."""
+    """Return units as they are inserted, with plain pipelines flattened; raises `ReturnValueError` for anything else.
+
+    Actions join the current stage if there is nothing else; among other units they are stages, and keep their place.
+    """
+    units = tuple(units)
     flat: list[Unit | Stream] = []
+    is_mixed = not all(isinstance(unit, Action) for unit in units)
     for unit in units:
         if isinstance(unit, Pipeline) and unit.plain:
             flat.extend(map(_as_stage, unit.units))  # the units of a pipeline run after the stage, actions too
-        elif isinstance(unit, (Unit, Stream)):
+        elif isinstance(unit, Unit):
+            flat.append(_as_stage(unit) if is_mixed else unit)
+        elif isinstance(unit, Stream):
             flat.append(unit)
         else:
             raise ReturnValueError(f"{who} {how} {_not_insertable(unit, how)}")

@@ -25,6 +25,14 @@ def underlying(function: Any) -> Any:
     return cast("Any", function).__func__ if isinstance(function, (classmethod, staticmethod)) else function
 
 
+def is_same_function(one: Any, other: Any) -> bool:
+    """Whether two callables run the same code: equal, or one function bound to other objects or values."""
+    if one is other:
+        return True
+    first, second = (getattr(as_written(function), "__code__", None) for function in (one, other))
+    return first == second if first is not None else bool(one == other)
+
+
 def signature_of(function: Any, name: str) -> inspect.Signature:
     """Return the signature, without evaluating annotations; a `DefinitionError` if there is none."""
     try:
@@ -151,3 +159,39 @@ def annotations_of(function: Any) -> Mapping[str, Any]:
         except TypeError:
             return {}
     return cast("Mapping[str, Any]", getattr(function, "__annotations__", None) or {})
+
+
+def attributes_used(function: Any, parameter: str | None) -> frozenset[str] | None:
+    """Return the attributes of a parameter (None: of the first one) that the code of a function names.
+
+    None if that cannot be known: it passes the parameter on, keeps it in a closure, or is not a Python function.
+    """
+    import dis  # only for a selector that matches nothing
+
+    first = 0
+    if isinstance(function, types.MethodType):
+        function, first = function.__func__, 1
+    elif not isinstance(function, types.FunctionType):
+        function, first = getattr(cast("type[Any]", type(function)), "__call__", None), 1
+    code = getattr(cast("object", function), "__code__", None)
+    if not isinstance(function, types.FunctionType) or code is None:
+        return None
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    if parameter is None:
+        parameter = next(iter(names[first:]), None)
+    if parameter not in names or parameter in code.co_cellvars:
+        return None
+    used: set[str] = set()
+    instructions = [each for each in dis.get_instructions(code) if each.opname not in ("EXTENDED_ARG", "CACHE")]
+    for at, each in enumerate(instructions):
+        if "_FAST" not in each.opname:
+            continue
+        argument = cast("object", each.argval)
+        places = cast("tuple[str, ...]", argument if isinstance(argument, tuple) else (argument,))  # two, from 3.13 on
+        if parameter not in places:
+            continue
+        following = instructions[at + 1]
+        if places[-1] != parameter or not following.opname.endswith(("_ATTR", "_METHOD")):
+            return None
+        used.add(str(following.argval))
+    return frozenset(used)

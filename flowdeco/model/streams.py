@@ -9,7 +9,7 @@ from typing_extensions import ParamSpec
 
 from flowdeco.errors import DefinitionError
 from flowdeco.model.options import described
-from flowdeco.model.units import NotAUnit, Unit
+from flowdeco.model.units import NotAUnit, Unit, Value
 
 __all__ = ["Stream", "stream"]
 
@@ -55,6 +55,8 @@ def stream(source: Any, /, *args: Any, **kwargs: Any) -> Stream:
     """
     if kwargs:
         raise DefinitionError(f"stream takes positional arguments for its function, not {', '.join(kwargs)}=")
+    if isinstance(source, Value):  # a stage is callable only to say that it is not a template
+        source = tuple(cast("Iterable[Unit]", source))
     if callable(source):
         return Stream(source, args)
     kind = type(source).__name__

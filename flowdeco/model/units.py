@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Never, NoReturn, Self, c
 
 from typing_extensions import TypeVar
 
-from flowdeco.errors import DefinitionError, suggestion
+from flowdeco.errors import DefinitionError, selector_suggestion, shortened, suggestion
 from flowdeco.model.identity import equal
 from flowdeco.model.options import (
     Middleware,
@@ -59,6 +59,10 @@ class Unit(Runnable):
 
     def _selectors(self) -> list[str]:
         return [*(f"tag:{tag}" for tag in self.tags), self.name]
+
+    def _all_selectors(self) -> list[str]:
+        """Return every selector that names this unit or, for a stage, one of its actions."""
+        return self._selectors()
 
     def _selected(self, wanted: frozenset[str], keep: bool) -> Unit | None:
         """Return the unit with only the wanted parts, or (not `keep`) without them; None if nothing is left."""
@@ -378,15 +382,22 @@ class Pipeline(Composite):
         return self.units.index(member_named(self, edge, self.units, "unit")) if isinstance(edge, str) else edge
 
     def only(self, *selectors: str) -> Pipeline:
-        """Return the pipeline with only the parts that the selectors name."""
+        """Return the pipeline with only the parts that the selectors name; a `DefinitionError` for one that names none."""
         return self._filtered(selectors, keep=True)
 
     def without(self, *selectors: str) -> Pipeline:
-        """Return the pipeline without the parts that the selectors name."""
+        """Return the pipeline without the parts that the selectors name; a `DefinitionError` for one that names none."""
         return self._filtered(selectors, keep=False)
 
     def _filtered(self, selectors: tuple[str, ...], *, keep: bool) -> Pipeline:
         wanted = frozenset(checked_selectors(selectors, "selectors"))
+        known = selectors_in(self.units)
+        wrong = sorted(wanted - known)
+        if wrong:
+            raise DefinitionError(
+                f"{'only' if keep else 'without'}({', '.join(map(repr, wrong))}) matches nothing in {shortened(self)}. "
+                f"{selector_suggestion(wrong, known)}"
+            )
         parts = (unit._selected(wanted, keep) for unit in self.units)
         return self._with_units(part for part in parts if part is not None)
 
@@ -502,3 +513,8 @@ def every_unit(units: Iterable[Any]) -> Iterator[Any]:
         yield unit
         if isinstance(unit, Composite):
             waiting.extend(unit.units)
+
+
+def selectors_in(units: Iterable[Any]) -> set[str]:
+    """Return every selector that names one of these units, or anything in them."""
+    return {name for unit in every_unit(units) if isinstance(unit, Unit) for name in unit._all_selectors()}

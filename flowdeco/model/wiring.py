@@ -40,6 +40,7 @@ __all__ = [
     "step_of",
     "steps_of",
     "suppliers",
+    "supplied_keys",
     "unmet",
     "validate",
 ]
@@ -209,6 +210,14 @@ def _needs(unit: Unit | Stream, skip: frozenset[str]) -> tuple[_Gap, ...]:
     gaps = (gap for gap in _check(unit, _Known({}), _Around(), skip) if gap.certain)
     needs = memo.needs = tuple({gap.wanted.key: gap for gap in gaps}.values())
     return needs
+
+
+def supplied_keys(unit: Unit) -> tuple[set[str], dict[str, str]]:
+    """Return the keys that the stages of a unit supply by their definition, and the names local to one, with its name."""
+    known = _Known({})
+    for _ in _check(unit, known, _Around(), frozenset()):  # the gaps do not matter
+        pass
+    return set(known.keys), known.local
 
 
 def may_supply(layers: tuple[Middleware, ...]) -> bool:
