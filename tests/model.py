@@ -219,10 +219,13 @@ class Model:
                 self.collected.append(act.value)
             else:
                 self.put(act.name, act.value)
-        units = [*act.inserted, *act.returned, *([stage] if self.calls[act.name] <= act.loops else [])]
-        streamed = act.returned if act.how == "stream" else ()
-        now = [unit for unit in units if isinstance(unit, Act) and unit not in streamed]
-        return now, [unit for unit in units if unit not in now]
+        now, later = [], []
+        looped = [stage] if self.calls[act.name] <= act.loops else []
+        is_stream = act.how == "stream" and act.value is None
+        for units, joins in ((act.inserted, True), ([*act.returned, *looped], not is_stream)):
+            joins = joins and all(isinstance(unit, Act) for unit in units)  # a list of actions alone joins the stage
+            (now if joins else later).extend(units)
+        return now, later
 
     def take_effect(self, act):
         if act.writes:

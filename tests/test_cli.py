@@ -293,7 +293,7 @@ def test_a_misspelt_name_of_what_a_run_waits_for_is_told(flowdeco, journal):
 
 def test_where_it_failed_is_told_once(flowdeco):
     """Some errors say it themselves."""
-    _, _, err = flowdeco("run", "flows.py:gated", "-i", "kinds:=0", "--only", "report", "--skip", "zzz")
+    _, _, err = flowdeco("run", "flows.py:gated", "-i", "kinds:=0", "--only", "report")
     assert err == ""
     Path("needs.py").write_text(FLOWS.replace("processed: list[str] = []", "processed: list[str]"))
     code, _, err = flowdeco("run", "needs.py:flow", "-i", "kinds:=0")

@@ -120,7 +120,8 @@ def test_it_knows_its_place(run):
 
     def begin(ctx):
         look(ctx)
-        return [Stage("D", [asks(look, "d")]), asks(look, "x")]
+        ctx.insert(asks(look, "x"))
+        return Stage("D", [asks(look, "d")])
 
     run(pipeline(pipeline(Stage("s", [asks(begin, "a")]), name="inner"), name="outer"), run_id="run-1")
     assert seen == [("run-1", "inner", "s", "a"), ("run-1", "inner", "s", "x"), ("run-1", "inner", "D", "d")]
@@ -261,8 +262,8 @@ def test_insert_is_for_actions_that_also_return_data(run):
 
     finished = run(Stage("s", [asks(inserts), step(log, "b")]))
     assert finished["asks"] == "data"
-    assert log == ["a", "b", "S", "P1", "P2", "G", "T"]
-    assert names(finished) == ["s", "S", "P1", "P2", "G", "T"]
+    assert log == ["b", "S", "a", "P1", "P2", "G", "T"]
+    assert names(finished) == ["s", "S", "a", "P1", "P2", "G", "T"]
 
 
 def test_an_inserted_pipeline_of_actions_runs_after_the_stage(run):
@@ -373,7 +374,8 @@ def test_a_dynamic_action_can_be_disabled(run):
     log = []
 
     def inserts(ctx):
-        ctx.insert(step(log, "x", tags=["t"]), one(log, "X"))
+        ctx.insert(step(log, "x", tags=["t"]))
+        ctx.insert(one(log, "X"))
         ctx.disable("tag:t", "X")
 
     finished = run(Stage("s", [asks(inserts)]))

@@ -336,19 +336,25 @@ def test_inserted_actions_run_right_after_the_action(run):
     assert [a.inserted_by for a in finished.stages[0].actions] == [None, "s/first", "s/middle", "s/first", None]
 
 
-def test_inserted_actions_and_stages_of_one_list_go_to_their_places(run):
-    """Actions into the stage, stages behind it."""
+def test_actions_and_stages_of_one_list_keep_their_order(run):
+    """After the stage: each action is a stage of its own."""
     log = []
     mixed = step(log, "mixed", lambda: [one(log, "S1"), step(log, "x"), one(log, "S2"), step(log, "y")])
     run(Stage("s", [mixed, step(log, "z")]) >> one(log, "end"))
-    assert log == ["mixed", "x", "y", "z", "S1", "S2", "end"]
+    assert log == ["mixed", "z", "S1", "x", "S2", "y", "end"]
 
 
 def test_what_an_inserted_action_inserts_keeps_the_order_of_the_actions(run):
     """The stages of a dynamic action come after those of the action that inserted it."""
     log = []
     dynamic = step(log, "dynamic", lambda: one(log, "D2"))
-    static = step(log, "static", lambda: [dynamic, one(log, "D1")])
+
+    @action
+    def static(ctx: Context):
+        log.append("static")
+        ctx.insert(dynamic)
+        return one(log, "D1")
+
     run(Stage("s", [static, step(log, "other", lambda: one(log, "D3"))]))
     assert log == ["static", "dynamic", "other", "D1", "D2", "D3"]
 
@@ -364,7 +370,7 @@ def test_what_ctx_inserts_comes_before_what_is_returned(run):
         return [one(log, "returned"), step(log, "returned action")]
 
     run(both >> one(log, "end"))
-    assert log == ["inserted action", "returned action", "inserted", "inserted too", "returned", "end"]
+    assert log == ["inserted", "inserted action", "inserted too", "returned", "returned action", "end"]
 
 
 def test_an_inserted_pipeline_runs_its_units_in_order(run):
@@ -455,7 +461,8 @@ def test_records_say_who_inserted_what(run):
         ("A", None),
         ("D", "A/a"),
         ("E", "D/d"),
-        ("F", "A/b"),
+        ("b", "A/a"),
+        ("F", "b/b"),
         ("B", None),
     ]
 
@@ -1354,7 +1361,7 @@ def test_every_completed_action_is_counted_once(run):
     """Static and dynamic, over stages, groups and pipelines."""
     log = []
     flow = Stage("s", [step(log, "a", lambda: [step(log, "b"), one(log, "c")])]) >> parallel(one(log, "d"))
-    assert actions_run(run(flow)) == ["s/a", "s/b", "c/c", "d/d"]
+    assert actions_run(run(flow)) == ["s/a", "b/b", "c/c", "d/d"]
 
 
 def test_who_returned_nothing_is_named_where_it_is_missed(run):

@@ -54,12 +54,18 @@ def test_a_run_tells_when_it_its_stages_and_actions_begin_and_end(run):
 def test_events_say_what_they_are_of(run):
     """Run, pipeline, stage, action by name; who inserted it; error and time."""
     error = ValueError("no")
-    flow = pipeline(one([], "a", lambda: [one([], "D"), step([], "x")]), failing([], "f", error), name="p")
+
+    @action
+    def a(ctx):
+        ctx.insert(one([], "D"))
+        return step([], "x")
+
+    flow = pipeline(a, failing([], "f", error), name="p")
     found = seen(run, flow, run_id="run-1", check=False)
     assert {event.run_id for event in found} == {"run-1"}
     assert all(len(event) == len(event._fields) for event in found)
     assert found[0] == RunStarted("run-1", "p", 2)
-    assert UnitsInserted("run-1", "a", "a", ("D", "x"), 1) in found
+    assert UnitsInserted("run-1", "a", "a", ("D", "x"), 1) in found  # an action of the stage itself is no further one
     assert StageStarted("run-1", "D", "a/a") in found
     assert StageStarted("run-1", "a", None) in found
     assert ActionStarted("run-1", "a", "x", "a/a") in found
@@ -198,7 +204,7 @@ def test_what_a_middleware_inserts_is_told(run):
     flow = Stage("s", [step([], "a", use=[inserts])], use=[inserts])
     found = [event for event in seen(run, pipeline(flow, use=[inserts])) if isinstance(event, UnitsInserted)]
     assert [event[1:] for event in found] == [
-        ("s", "a", ("by action", "x"), 1),
+        ("s", "a", ("by action", "x"), 2),
         ("s", None, ("by stage", "x"), 2),
         (None, None, ("by pipeline", "x"), 2),
     ]

@@ -73,10 +73,15 @@ def test_the_onion_has_its_layers_in_the_documented_order(run, kind):
 def test_layers_stand_around_each_stage_and_action_also_dynamic_ones(run):
     """Those of the pipeline around all of them, those of a stage around its own."""
     log = []
-    dynamic = step(log, "b")
-    inserted = one(log, "D")
+
+    @action
+    def inserts(ctx):
+        log.append("a")
+        ctx.insert(step(log, "b"))
+        return one(log, "D")
+
     flow = pipeline(
-        Stage("s", [step(log, "a", lambda: [dynamic, inserted])], use_actions=[around(log, "s")]),
+        Stage("s", [inserts], use_actions=[around(log, "s")]),
         use_stages=[around(log, "S")],
         use_actions=[around(log, "A")],
     )
@@ -289,7 +294,7 @@ def test_an_outcome_counts_as_returned(run, instead):
         step([], "data", 0, use=[outcome_of(lambda: 5)]),
     )
     finished = run(flow)
-    assert log == ["x", "z", "y", "u", "v", "awaited"]
+    assert log == ["x", "y", "z", "u", "v", "awaited"]
     assert dict(finished.store) == {"data": 5}
 
 
@@ -388,7 +393,8 @@ def test_stage_values_are_not_for_the_stages_it_inserts(run):
     def optional(conn="default"):
         return conn
 
-    finished = run(Stage("s", [step([], "a", lambda: [needs, Stage("t", [optional])])], use=[provide(conn="c")]))
+    inserts = [step([], "a", lambda: needs), step([], "b", lambda: Stage("t", [optional]))]
+    finished = run(Stage("s", inserts, use=[provide(conn="c")]))
     assert (finished["needs"], finished["optional"]) == ("c", "default")
 
 
@@ -877,7 +883,12 @@ def test_middleware_inserts_units_right_after_what_it_stands_around(run, asynchr
         Stage(
             "s",
             [
-                step(log, "a", lambda: one(log, "returned"), use=[inserts(step(log, "x"), one(log, "X"))]),
+                step(
+                    log,
+                    "a",
+                    lambda: one(log, "returned"),
+                    use=[inserts(step(log, "x")), inserts(one(log, "X"), step(log, "z"))],
+                ),
                 step(log, "b"),
             ],
             use=[inserts(one(log, "Y"), step(log, "y"))],
@@ -887,8 +898,8 @@ def test_middleware_inserts_units_right_after_what_it_stands_around(run, asynchr
         name="inner",
     )
     finished = run(flow >> one(log, "end"))
-    assert log == ["a", "x", "b", "X", "returned", "Y", "y", "c", "Z", "end"]
-    assert names(finished) == ["s", "X", "returned", "Y", "y", "c", "Z", "end"]
+    assert log == ["a", "x", "b", "X", "z", "returned", "Y", "y", "c", "Z", "end"]
+    assert names(finished) == ["s", "X", "z", "returned", "Y", "y", "c", "Z", "end"]
     inserted_by = {r.name: r.inserted_by for r in finished.stages}
     assert inserted_by["X"] == inserted_by["returned"] == "s/a"
     assert inserted_by["c"] is inserted_by["end"] is None

@@ -93,8 +93,14 @@ def test_stages_are_counted_in_pipelines_and_groups(run):
 
 def test_what_is_inserted_is_known_at_once(run):
     """Stages, what is in pipelines, and what those insert; a dynamic action is no stage."""
+
+    @action
+    def a(ctx):
+        ctx.insert(step([], "x"))
+        return units
+
     units = [one([], "D", lambda: [one([], "E")]), pipeline(one([], "F"), one([], "G"), name="p")]
-    flow = one([], "a", lambda: [step([], "x"), *units]) >> one([], "b")
+    flow = a >> one([], "b")
     _, seen = counted(run, flow)
     assert seen == [(0, 2), (1, 5), (1, 5), (2, 6), (2, 6), (3, 6), (3, 6), (4, 6), (4, 6), (5, 6), (5, 6), (6, 6)]
 

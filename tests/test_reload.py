@@ -177,7 +177,7 @@ def test_what_has_not_changed_is_the_same_object():
         def inner():
             return n
 
-    other = action(name="divide")(lambda: 1)
+    other = action(name="other")(lambda: 1)
     by_hand = Stage("by hand", [divide, other, action(total.__wrapped__, name="also")])
     for unit in (measure(1), fixed_stage, divide.bind(n=1), local(2), by_hand, by_hand.with_options(tags=["x"]), other):
         assert reloaded(unit) is unit

@@ -299,7 +299,8 @@ def test_who_was_there_from_the_start_was_inserted_by_nobody(run):
     @action
     def begin(ctx: Context):
         ctx.insert(one(log, "by ctx"))
-        return [step(log, "dynamic"), stream([one(log, "streamed")])]
+        ctx.insert(step(log, "dynamic"))
+        return [stream([one(log, "streamed")])]
 
     finished = run(Stage("s", [begin, step(log, "static")]) >> one(log, "t"))
     assert {r.name: r.inserted_by for r in finished.stages} == {

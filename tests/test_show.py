@@ -264,7 +264,8 @@ def test_a_failing_run_says_what_was_inserted_and_never_reached(run):
 
     @action
     def more(ctx: Context):
-        ctx.insert(process("x"), GROUP, action(name="later")(lambda: None), broken)
+        ctx.insert(process("x"), GROUP)
+        ctx.insert(action(name="later")(lambda: None), broken)
 
     ran = run(Stage("first", [more, saved]), check=False).ran()
     (first, *rest) = ran.parts

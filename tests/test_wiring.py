@@ -291,7 +291,7 @@ def test_a_nested_pipeline_is_checked_in_its_place():
 
 def test_every_problem_is_reported():
     """In the order of evaluation."""
-    flow = Stage("s", [wants("a", "b", returns=None), wants("c", returns=None)]) >> wants("d")
+    flow = Stage("s", [wants("a", "b", returns=None), wants("c", returns=None, name="w")]) >> wants("d")
     assert [p[2] for p in problems(flow)] == ["a", "b", "c", "d"]
 
 
@@ -501,15 +501,22 @@ def test_what_may_be_supplied_unseen_does_not_refuse_insertions(run):
     assert run(Stage("s", [inserts(Stage("needs", [wants("x")])), writes])).status == "completed"
 
 
-def test_actions_run_before_stages_returned_ahead_of_them(run):
-    """The check knows the order in which they will run."""
+def test_actions_run_before_stages_inserted_ahead_of_them(run):
+    """The check knows the order in which they will run; a list keeps its own."""
 
     @action
     def x() -> int:
         return 1
 
-    finished = run(inserts(Stage("needs", [wants("x")]), x))
-    assert finished.status == "completed"
+    @action
+    def plan(ctx: Context):
+        ctx.insert(Stage("needs", [wants("x")]))
+        return x
+
+    assert run(plan).status == "completed"
+    assert run(inserts(x, Stage("needs", [wants("x")]))).status == "completed"
+    with pytest.raises(WiringError):
+        run(inserts(Stage("needs", [wants("x")]), x))
 
 
 def test_insertions_under_middleware_are_not_refused(run):

@@ -75,7 +75,12 @@ def test_the_agenda_is_what_is_left_to_do():
 
 def test_what_is_inserted_goes_on_top():
     """Of an action, actions at once, and the rest when its stage closes: so order is depth first."""
-    inserts = step([], "a", lambda: [step([], "now"), one([], "next"), pipeline(one([], "then"), name="p")])
+
+    @action(name="a")
+    def inserts(ctx):
+        ctx.insert(step([], "now"))
+        return [one([], "next"), pipeline(one([], "then"), name="p")]
+
     branch = branch_of(Stage("s", [inserts, step([], "b")]), one([], "end"))
     _, seen = followed(branch)
     assert seen == [
