@@ -27,7 +27,7 @@ from flowdeco.model.runnable import Options as RunOptions
 from flowdeco.model.selectors import check_skip
 from flowdeco.model.store import Store
 from flowdeco.model.units import selectors_in
-from flowdeco.model.wiring import check_run, may_supply
+from flowdeco.model.wiring import check_run
 
 if TYPE_CHECKING:
     from flowdeco.engine.logs import RunLogger

@@ -39,8 +39,8 @@ __all__ = [
     "hides_gaps",
     "step_of",
     "steps_of",
-    "suppliers",
     "supplied_keys",
+    "suppliers",
     "unmet",
     "validate",
 ]
