@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 from flowdeco.engine.layers import Call
 from flowdeco.engine.requests import Sleep
 from flowdeco.errors import DefinitionError, MissingInputError
+from flowdeco.model.contents import ATOMS
 from flowdeco.model.options import Middleware, described
 from flowdeco.model.supplying import Supplies
 
@@ -97,9 +98,11 @@ def _is_seconds(value: object) -> bool:
 def recover(*, on: _On, outcome: Any = None) -> Middleware:
     """Return a middleware that lets the run continue after the exceptions in `on`, as for `retry`.
 
-    The record stays `failed`, with `recovered` set. For an action, `outcome` counts as its returned value.
+    The record stays `failed`, with `recovered` set. For an action, `outcome` counts as its returned value; it is copied
+    each time, so that no run gets what another one has changed.
     """
     _check_on("recover", on)
+    _copied(outcome)
     return cast("Middleware", Recover(on, outcome))
 
 
@@ -114,7 +117,7 @@ class Recover(NamedTuple):
             if not _matches(error, self.on):
                 raise
             call.logger.info("%s %r failed and is recovered: %r", call.level, call.name, error)
-            call.outcome = self.outcome
+            call.outcome = _copied(self.outcome)
 
     @property
     def supplies(self) -> Supplies:
@@ -164,6 +167,20 @@ def _matches(error: BaseException, on: _On) -> bool:
     if is_one or not isinstance(error, BaseExceptionGroup):
         return is_one
     return all(_matches(each, on) for each in cast("BaseExceptionGroup[BaseException]", error).exceptions)
+
+
+def _copied(outcome: Any) -> Any:
+    if type(outcome) in ATOMS:
+        return outcome
+    import copy  # not loaded for plain outcomes
+
+    try:
+        return copy.deepcopy(outcome)
+    except Exception as error:
+        raise DefinitionError(
+            f"recover: `outcome` is copied each time, and a {type(outcome).__name__} cannot be ({error}). "
+            f"Supply it in a middleware of your own: call.outcome = ..."
+        ) from error
 
 
 def _check_on(name: str, on: object) -> None:

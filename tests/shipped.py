@@ -346,3 +346,20 @@ class Shop:
 
 SHOP = Shop(5)
 total_of_shop = SHOP.total
+
+
+class Score:
+    """A value without an `__eq__`."""
+
+    def __init__(self, value):
+        self.value = value
+
+
+@action(returns="score")
+def left_score():
+    return [float("nan"), Score(1)]
+
+
+@action(returns="score")
+def right_score():
+    return [float("nan"), Score(1)]

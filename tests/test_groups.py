@@ -39,6 +39,7 @@ from support import (
 from flowdeco import Bail, Context, Run, Sleep, Stage, Suspend, action, parallel, pipeline, stage, stream
 from flowdeco.drivers.sync import Performer
 from flowdeco.durable import MemoryJournal
+from flowdeco.durable.digests import digest
 from flowdeco.durable.fingerprint import fingerprint
 from flowdeco.engine.evaluation import evaluate
 from flowdeco.engine.recorder import Recorder
@@ -1053,7 +1054,7 @@ def test_a_group_whose_beginning_is_written_while_the_group_around_it_ends_begin
     journal = MemoryJournal()
     journal.create("run-1", "pipeline", journal.codec.encode({}, "inputs"), ())
     inner = parallel(step([], "a"), step([], "b"), name="inner")
-    ran, walk = evaluation(parallel(inner, step([], "fails")), recorder=Recorder(journal, "run-1", fingerprint))
+    ran, walk = evaluation(parallel(inner, step([], "fails")), recorder=Recorder(journal, "run-1", fingerprint, digest))
     assert isinstance(next(walk), Save)  # the outer one is to be written
     schedule = scheduled(walk)
     (saving,) = [each.ticket for each in schedule.begin if isinstance(each.request, Save)]

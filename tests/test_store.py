@@ -33,7 +33,7 @@ from typing_extensions import TypeAliasType
 from flowdeco import Context, Key, Stage, Store, action, parallel, pipeline
 from flowdeco.durable import MemoryJournal
 from flowdeco.errors import StoreKeyError, StoreTypeError
-from flowdeco.model.store import MISSING, NOTHING, Delta, View, key_name, same
+from flowdeco.model.store import MISSING, NOTHING, Delta, View, key_name
 
 T = TypeVar("T")
 
@@ -63,9 +63,6 @@ class Incomparable:
         raise ValueError("the truth value is ambiguous")
 
     __hash__ = None
-
-
-INCOMPARABLE = Incomparable()
 
 
 # -- keys
@@ -613,16 +610,6 @@ def test_what_evaluation_reads_and_puts_is_what_the_store_holds():
         read("c")
     store.undo(mark)
     assert dict(store) == {"a": 1, "b": 2}
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "expected"),
-    [(1, 1.0, True), (1, 2, False), (Incomparable(), Incomparable(), False), (INCOMPARABLE, INCOMPARABLE, True)],
-    ids=["equal", "different", "cannot be compared", "the same object"],
-)
-def test_values_are_the_same_as_far_as_they_can_be_compared(one, other, expected):
-    """What cannot be compared is the same as itself only."""
-    assert same(one, other) is expected
 
 
 # -- marks, for any sequence of writes: compared with copies of a dict

@@ -50,8 +50,8 @@ def begin(flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions,
     run = Run(options.run_id or os.urandom(8).hex(), flow, store)
     if options.journal is None:
         return run, start.evaluated(run, start.terms(run))
-    journal, fingerprint = _journal(options.journal)
-    recorder = Recorder(journal, run.id, fingerprint)
+    journal = _journal(options.journal)
+    recorder = _recorder(journal, run.id)
     run.started = time.time()  # as the journal notes it, which may take a while to be made
     journal.create(run.id, flow.name, _encoded(journal, dict(store)), sorted(start.skip))
     return run, start.evaluated(run, start.terms(run, recorder))
@@ -120,7 +120,7 @@ def _from_journal(
     from_stage: str | None,
 ) -> Evaluated:
     __tracebackhide__ = True
-    journal, fingerprint = _journal(options.journal)
+    journal = _journal(options.journal)
     flow, codec = start.flow, journal.codec
     whole = journal.open(run_id) if from_stage is None else journal.read(run_id)
     *older, remembered = generations(whole)
@@ -151,7 +151,7 @@ def _from_journal(
     run = Run(run_id if from_stage is None else os.urandom(8).hex(), flow, store)
     if from_stage is None:
         run.started, run.elapsed = remembered.started, remembered.total()
-    recorder = Recorder(journal, run.id, fingerprint)
+    recorder = _recorder(journal, run.id)
     known = Journaled(journal, remembered, whole, more, sorted(start.skip), from_stage)
     earlier = Earlier(steps, recorder.code, on_change, finished, journaled=known, older=archived)
     terms = start.terms(run, recorder)
@@ -313,10 +313,17 @@ def _fingerprint() -> Callable[[Any], str]:
     return fingerprint
 
 
-def _journal(given: Any) -> tuple[Journal, Callable[[Any], str]]:
+def _journal(given: Any) -> Journal:
     from flowdeco import durable  # sqlite3 is loaded only if it is used
 
-    return durable.as_journal(given), durable.fingerprint
+    journal: Journal = durable.as_journal(given)
+    return journal
+
+
+def _recorder(journal: Journal, run_id: str) -> Recorder:
+    from flowdeco import durable
+
+    return Recorder(journal, run_id, durable.fingerprint, durable.digest)
 
 
 def _encoded(journal: Journal, inputs: dict[str, Any]) -> bytes:

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from flowdeco.durable.codec import PickleCodec
+from flowdeco.durable.digests import digest
 from flowdeco.durable.fingerprint import fingerprint
 from flowdeco.durable.info import STATUSES, RunInfo
 from flowdeco.durable.journal import as_journal
@@ -36,6 +37,7 @@ __all__ = [
     "SqliteJournal",
     "as_journal",
     "delete",
+    "digest",
     "fingerprint",
     "history",
     "purge",

@@ -126,7 +126,7 @@ def _described(error: Exception) -> str:
 
 
 def _place(value: Any, what: str, attempt: Callable[[Any], object], parts: Parts) -> tuple[str, Exception] | None:
-    """Look for the culprit in a payload, in which the values under `puts` and `appends` are named by their key."""
+    """Look for the culprit in a payload, in which values that were written or changed are named by their key."""
     if type(value) is not dict or what == "inputs":
         return culprit(value, what or "value", attempt, parts)
     start = f"{what}: " if what else ""
@@ -142,7 +142,7 @@ def _sections(section: Any, content: Any) -> Iterable[tuple[str, Any]]:
     if section == "entering" and isinstance(content, list):
         entries = cast("list[Mapping[Any, Any]]", content)
         return [each for entry in entries for name, part in entry.items() for each in _sections(name, part)]
-    if section in {"puts", "appends"} and isinstance(content, Mapping):
+    if section in {"puts", "appends", "changes"} and isinstance(content, Mapping):
         return [(f"store[{shown_key(key)}]", part) for key, part in cast("Mapping[Any, Any]", content).items()]
     return [(section if isinstance(section, str) else f"[{section!r}]", content)]
 

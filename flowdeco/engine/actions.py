@@ -12,11 +12,11 @@ from collections.abc import Generator, Mapping
 from typing import Any, cast
 
 from flowdeco.engine.branch import Branch, OpenScope
+from flowdeco.engine.changes import Watch
 from flowdeco.engine.context import Context
 from flowdeco.engine.layers import Layers, enter, leave
 from flowdeco.engine.missing import explain
 from flowdeco.engine.outcome import COMPLETED, ActionRecord, Outcome, Status
-from flowdeco.engine.recorder import ATOMS, Look
 from flowdeco.engine.requests import Await, Awaited, Chore, Failure, Raised, Request, Walk
 from flowdeco.engine.results import (
     HOLDING,
@@ -32,11 +32,12 @@ from flowdeco.engine.results import (
 )
 from flowdeco.errors import Bail, MissingInputError
 from flowdeco.events import ActionStarted
+from flowdeco.model.contents import ATOMS
 from flowdeco.model.definitions import Action, Stage, Stream, Unit, action_selectors
 from flowdeco.model.options import UNSET, Middleware
 from flowdeco.model.reload import reloaded
 from flowdeco.model.steps import Step, local_names, localized, step_of
-from flowdeco.model.store import Delta, Mark, Name
+from flowdeco.model.store import Delta, Mark
 from flowdeco.model.wiring import check_inserted, hides_gaps, unmet
 
 __all__ = ["Execution", "begin_action", "check_insertion", "finish_simple", "simple_arguments", "take_effect"]
@@ -46,7 +47,7 @@ class Execution:
     """The execution of an action: who inserted it, its place in the branch, its value and its effect so far."""
 
     __slots__ = (
-        "by", "context", "inserted", "layers", "mark", "number", "result", "seen", "started", "step", "switches", "value",
+        "by", "context", "inserted", "layers", "mark", "number", "result", "started", "step", "switches", "value", "watch",
     )  # fmt: skip
 
     def __init__(self, step: Step, by: str | None, number: int, started: float) -> None:
@@ -56,7 +57,7 @@ class Execution:
         self.started = started
         self.value: Any = UNSET  # as returned, or `Raised`
         self.context: Context | None = None
-        self.seen: Mapping[Name, Look] | None = None  # the look of the values that it may change in place
+        self.watch: Watch | None = None  # with a journal: over the values that it may change in place
         self.layers: Layers | None = None
         self.mark: Mark | None = None  # set before its layers were entered, or before it was called
         # Its effect beyond its writes:
@@ -139,7 +140,9 @@ def _begin(branch: Branch, step: Step, by: str | None) -> Walk:
         error = yield from in_layers(branch, step, by, number, started, layers, earlier)
     else:
         act = Execution(step, by, number, started)
-        act.mark = None if terms.recorder is None else branch.store.mark()
+        if terms.recorder is not None:
+            act.mark = branch.store.mark()
+            act.watch = terms.recorder.looks.watch(branch.store, branch.changed)
         act.value = yield from _call(branch, act, scope.values)
         error = conclude(branch, act)
     return error if terms.recorder is None else ((yield from branch.save()) or error)
@@ -151,7 +154,12 @@ def in_layers(
 ) -> Walk:  # fmt: skip
     """Call an action inside its layers, as often as they ask for it; then conclude it."""
     terms, scope, store = branch.terms, branch.scope, branch.store
-    around = Layers(terms.run_id, store, scope.pipeline, scope.unit, step.action, layers, terms.gate)
+    watch: Watch | None = None
+    shown = store  # to the layers
+    if terms.recorder is not None:
+        watch = terms.recorder.looks.watch(store, branch.changed)
+        shown = watch.watched()
+    around = Layers(terms.run_id, shown, scope.pipeline, scope.unit, step.action, layers, terms.gate)
     around.values = scope.values
     if earlier is not None:
         around.continue_from(earlier)
@@ -170,6 +178,7 @@ def in_layers(
                 value = yield step, args, None
             else:
                 act = Execution(step, by, number, started)
+                act.watch = watch
                 value = yield from _call(branch, act, around.values)
             if type(value) not in SETTLED:
                 value = yield from settled(branch, step, value)
@@ -187,12 +196,12 @@ def in_layers(
     returned, value = value, around.given if error is None else Raised(error)
     if type(value) not in SETTLED and value is not returned:  # supplied by a layer
         value = yield from settled(branch, step, value)
-    if scope.is_quiet and terms.recorder is None and act is None and not mark and around.stood_by():
+    if scope.is_quiet and watch is None and act is None and not mark and around.stood_by():
         store.release(mark)
         if complete(branch, step, by, number, started, value):
             return None
     act = act or Execution(step, by, number, started)
-    act.value, act.layers, act.mark = value, around, mark
+    act.value, act.layers, act.mark, act.watch = value, around, mark, watch
     return conclude(branch, act)
 
 
@@ -210,17 +219,16 @@ def _note_attempt(branch: Branch, act: Execution, layers: Layers) -> Walk:
 
 def _call(branch: Branch, act: Execution, values: Mapping[str, Any]) -> Generator[Request, Any, Any]:
     """Call an action; return its settled value, or `Raised`."""
-    terms, store, stage, step = branch.terms, branch.store, branch.scope.unit, act.step
-    recorder = terms.recorder
-    act.seen = None if recorder is None else recorder.seen(store, step.keys)
+    terms, store, stage, step, watch = branch.terms, branch.store, branch.scope.unit, act.step, act.watch
+    if watch is not None:
+        watch.look(step.keys)
     if step.wants_context:
         place = branch.id, act.number
         act.context = Context(
             terms.run_id, branch.scope.pipeline, stage, step.action, store, branch.upcoming, terms.notify, place
         )
-        if recorder is not None:
-            act.seen = seen = dict(act.seen or {})
-            act.context.store.on_read = recorder.watching(store, seen)
+        if watch is not None:
+            act.context.store.on_read = watch.look_at
     try:
         args, kwargs = step.gather(store, values, act.context, stage.name)
     except Exception as error:
@@ -315,7 +323,7 @@ def conclude(branch: Branch, act: Execution) -> Failure:
             if own is not None:
                 store.undo(own)
             error = failure
-    writes = None if act.mark is None else _writes(branch, act.mark, act.seen)
+    writes = _writes(branch, act)
     did, refused = branch.note(_outcome(branch, act, error, writes))
     error = refused or error
     if refused is not None and own is not None:
@@ -351,9 +359,12 @@ def _let_write(branch: Branch, act: Execution, inserted: tuple[Unit | Stream, ..
     act.inserted, act.result = inserted, UNSET if data is None else data
 
 
-def _writes(branch: Branch, mark: Mark, seen: Mapping[Name, Look] | None) -> Delta | None:
-    recorder, store = branch.terms.recorder, branch.store
-    return None if recorder is None else recorder.with_changes(store, seen or {}, store.since(mark), branch.changed)
+def _writes(branch: Branch, act: Execution) -> Delta | None:
+    """Return the writes of an action and its layers, for the journal."""
+    if act.mark is None or branch.terms.recorder is None:
+        return None
+    written = branch.store.since(act.mark)
+    return written if act.watch is None else act.watch.with_changes(written)
 
 
 def _outcome(branch: Branch, act: Execution, error: Failure, writes: Delta | None) -> ActionRecord:

@@ -26,7 +26,7 @@ from flowdeco.model.declare import name_in_group
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream, Unit, stage_selectors
 from flowdeco.model.options import UNSET, Middleware
 from flowdeco.model.selectors import switched_off
-from flowdeco.model.store import NOTHING, Delta, Mark, Store
+from flowdeco.model.store import NOTHING, Delta, Mark, Name, Store
 from flowdeco.model.wiring import Step
 
 __all__ = ["UNNUMBERED", "Branch", "OpenScope", "OpenStream", "Records", "Terms"]
@@ -228,6 +228,9 @@ class Branch:
         self.forks: list[tuple[int, list[str]]] = []  # groups inside those: number, and ids of all their branches
         self.rows: list[Any] = []  # not yet written to the journal
         self.changed: set[str] = set()  # with a journal: keys whose values were changed in place
+        # Changed in place before a resume: the order of the last change, and the value after it.
+        self.revised: dict[Name, tuple[int, Any]] = {}
+        self.is_behind = parent is not None and terms.past is not None  # it may lack what other branches had changed
         self.atomic: int = 0 if parent is None else parent.atomic  # open scopes that are one step: rows are held back
         self.abandoned: dict[str, str] = {}  # local results of stages that failed, each with the name of its stage
         self.unwinding: Mark | None = None  # in memory: set when a failure began to close scopes
@@ -284,7 +287,10 @@ class Branch:
             self.restoring = False
             if self.parent is not None and not self.sealed:
                 yield CAUGHT_UP
-                return ended_by_another() if self.stopped else None
+                if self.stopped:
+                    return ended_by_another()
+        if self.is_behind:
+            self._catch_up_with_others()
         return None
 
     # Noting outcomes.
@@ -326,7 +332,7 @@ class Branch:
     ) -> Outcome:
         """Let an earlier outcome take effect again, and note it; return its record."""
         if earlier.writes is not None:
-            self.store.apply(earlier.writes)
+            self.reapply(earlier.writes)
         if earlier.result is not UNSET:
             self.result = earlier.result
         past = self.terms.past
@@ -342,6 +348,48 @@ class Branch:
             stage = self.scope.unit.name if isinstance(unit, Action) else None
             adopted = earlier._replace(unit=unit, inserted_by=by, scope=place)
             self.rows.append(recorder.row(self.id, stage, adopted))
+
+    def reapply(self, written: Delta) -> None:
+        """Let the writes of an earlier outcome take effect again, and its changes in place."""
+        if written.changes:
+            if not self.terms.rehearses:  # no user code has changed these values in a rehearsal
+                for key, value in written.changes.items():
+                    self._revise(key, value, written.order)
+            self.changed.update(key for key in written.changes if isinstance(key, str))
+            written = written._replace(changes={})
+        self.store.apply(written)
+
+    def _revise(self, key: Name, value: Any, order: int) -> None:
+        """Take a value as it was changed in place before a resume, here or in the enclosing branch that it is from.
+
+        Branches are restored one after the other, but may have changed it in turn: the latest change counts.
+        """
+        parent = self.parent
+        if parent is not None and isinstance(key, str) and key in parent.store and not self.store.has_written(key):
+            parent._revise(key, value, order)
+            self.store.revise(key, parent.store[key])
+            return
+        latest, known = self.revised.get(key, (order, value))
+        self.revised[key] = latest, value = (order, value) if order >= latest else (latest, known)
+        self.store.revise(key, value)
+
+    def _catch_up_with_others(self) -> None:
+        """Take the values that other branches had changed in place: all of them are restored now."""
+        parent, self.is_behind = self.parent, False
+        if parent is None:
+            return
+        if parent.is_behind:
+            parent._catch_up_with_others()
+        for key in parent.changed_before():
+            if key in parent.store and not self.store.has_written(key):
+                self.store.revise(key, parent.store[key])
+
+    def changed_before(self) -> Iterator[str]:
+        """Yield the keys of values that were changed in place before a resume, by any branch that has them."""
+        branch: Branch | None = self
+        while branch is not None:
+            yield from (key for key in branch.revised if isinstance(key, str))
+            branch = branch.parent
 
     def note_entering(self, scope: OpenScope, entering: Sequence[Delta], layers: Layers | None = None) -> Failure:
         """Note the writes of a scope's layers as they were entered; return the error if the journal cannot take them."""
@@ -411,6 +459,12 @@ class Branch:
         self.number = scope.number + 1
         return refused
 
+    def repeat_changes(self, layers: Layers) -> None:
+        """Have the journal note changes in place again: a failed attempt's are not undone, though its rows are dropped."""
+        changes = {key: self.store[key] for key in sorted(self.changed) if key in self.store}
+        if changes and layers.entering:
+            layers.entering[-1] = layers.entering[-1]._replace(changes={**layers.entering[-1].changes, **changes})
+
     def drop_from(self, number: int) -> Walk:
         """Forget all steps from this number on, and the branches of groups among them."""
         terms = self.terms
@@ -428,6 +482,7 @@ class Branch:
         recorder = terms.recorder
         if recorder is None or recorder.unsaved is not None:
             return self.unsaved()
+        recorder.looks.forget()  # the journal loses changes with these rows
         self.rows = [row for row in self.rows if row.number < cuts.get(row.branch, row.number + 1)]
         if not self.atomic:
             answer = yield Save(recorder.journal.drop, recorder.run_id, cuts)
@@ -475,6 +530,8 @@ class Branch:
     def forget_held(self, scope: OpenScope) -> None:
         """Forget the steps of an atomic scope that has failed: it runs again from its beginning."""
         del self.rows[scope.held :]
+        if self.terms.recorder is not None:
+            self.terms.recorder.looks.forget()
         self.remains.clear()
         self.unfinished.clear()
         if self.terms.log is not None:

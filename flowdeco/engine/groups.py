@@ -16,9 +16,10 @@ from flowdeco.engine.outcome import Outcome, Status, branch_id
 from flowdeco.engine.replay import History
 from flowdeco.engine.requests import Ended, Failure, Fork, Raised, Request, Walk
 from flowdeco.errors import WAITING, Bail, Cancelled, Suspend, WriteConflictError, suggestion
+from flowdeco.model.contents import agree
 from flowdeco.model.declare import name_in_group
 from flowdeco.model.definitions import Parallel, Stream, Unit
-from flowdeco.model.store import NOTHING, Delta, same
+from flowdeco.model.store import NOTHING, Delta
 from flowdeco.model.wiring import supplied_keys
 
 __all__ = ["failure_of", "merged", "run_group"]
@@ -151,11 +152,8 @@ def _with_changes(branch: Branch, forks: list[Branch], writes: Delta | None) -> 
     branch.changed |= changed
     if writes is None or not changed:
         return writes
-    puts, appends = dict(writes.puts), dict(writes.appends)
-    for key in sorted(changed - puts.keys() - set(writes.deletes)):
-        value = branch.store[key]
-        puts[key] = [*value, *appends.pop(key)] if key in appends else value
-    return Delta(puts, writes.deletes, appends)
+    kept = changed - writes.puts.keys() - set(writes.deletes)
+    return writes._replace(changes={key: branch.store[key] for key in sorted(kept)})
 
 
 def _adopt(branch: Branch, forks: list[Branch]) -> None:
@@ -209,7 +207,7 @@ def merged(group: Parallel, deltas: list[Delta]) -> Delta:
     """Return the writes of all branches as one delta; raises `WriteConflictError` where they disagree."""
     writers: dict[str, list[int]] = {}
     for number, delta in enumerate(deltas):
-        for part in delta if delta is not NOTHING else ():
+        for part in (delta.puts, delta.deletes, delta.appends) if delta is not NOTHING else ():
             for key in part:
                 writers.setdefault(key, []).append(number)
     whole = Delta({}, [], {})
@@ -228,7 +226,7 @@ def merged(group: Parallel, deltas: list[Delta]) -> Delta:
 
 
 def _agree(group: Parallel, key: str, written: list[Delta]) -> bool:
-    return key in group.merge or all(same(written[0].puts[key], delta.puts[key]) for delta in written[1:])
+    return key in group.merge or all(agree(written[0].puts[key], delta.puts[key]) for delta in written[1:])
 
 
 def _warn_of_merge(run_id: str, group: Parallel, writes: Delta) -> None:

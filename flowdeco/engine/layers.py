@@ -17,7 +17,7 @@ the target. If there is nothing to wait for, as usual, they return at once; othe
 from __future__ import annotations
 
 import types
-from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
 
 from flowdeco.engine.outcome import Outcome, Status
@@ -28,6 +28,7 @@ from flowdeco.model.options import UNSET, Middleware, placed
 from flowdeco.model.store import Delta, Mark, Store
 
 if TYPE_CHECKING:
+    from flowdeco.engine.changes import Watch
     from flowdeco.engine.logs import RunLogger
 
 __all__ = ["FOLLOWS", "Call", "Layers", "enter", "leave", "merging"]
@@ -148,8 +149,9 @@ class Layers(Call):
 
     __slots__ = (
         "entered", "entering", "failure", "failures", "gate", "layers", "mark", "opened", "recalled", "recovered",
-        "repeats", "values",
+        "repeats", "values", "watch",
     )  # fmt: skip
+    watch: Watch  # around a scope of a durable run: over the values that they may change in place
 
     def __init__(
         self,
@@ -179,10 +181,10 @@ class Layers(Call):
         self.recovered = False
         self.values: Mapping[str, Any] = {}  # given to the target by these layers and enclosing ones
         # Around a scope, so that it can be resumed: a mark from before its layers, the writes of each as it is entered,
-        # and the writes of each before the run was resumed, which replace those it makes now.
+        # and the functions that repeat the writes of each before the run was resumed, which replace those it makes now.
         self.mark: Mark | None = None
         self.entering: list[Delta] | None = None
-        self.recalled: Iterator[Delta] | None = None
+        self.recalled: Iterator[Callable[[], object]] | None = None
         self.repeats: tuple[int, ...] = ()  # of each layer, how often it has asked for another attempt
 
     @property
@@ -227,12 +229,14 @@ class Layers(Call):
             self.values = {**self.values, **values}
 
     def _entered(self, since: Mark) -> None:
-        recalled = None if self.recalled is None else next(self.recalled, None)
-        if recalled is not None:
+        reapply = None if self.recalled is None else next(self.recalled, None)
+        if reapply is not None:
             self.store.take_back(since)
-            self.store.apply(recalled)
+            reapply()
         if self.entering is not None:
-            self.entering[len(self.opened) :] = [self.store.since(since)]  # another attempt replaces the first one's
+            written = self.watch.with_changes(self.store.since(since))
+            self.entering[len(self.opened) :] = [written]  # another attempt replaces the first one's
+            self.watch.renew()
 
     def marks(self) -> list[Mark]:
         """Return the marks that its open layers have set in the store, the outermost first."""

@@ -10,25 +10,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple, cast
 
+from flowdeco.engine.changes import Looks
 from flowdeco.engine.journal import Codec, Journal, Row
 from flowdeco.engine.outcome import ActionRecord, Outcome, Scope, StageRecord, Status
 from flowdeco.engine.requests import Failure, Save
 from flowdeco.errors import Bail, DefinitionError, JournalError, RunError
+from flowdeco.model.contents import Digest
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream
 from flowdeco.model.options import UNSET
 from flowdeco.model.steps import Step
-from flowdeco.model.store import MISSING, NOTHING, Delta, Local, Name, Store
+from flowdeco.model.store import NOTHING, Delta, Local, Name
 
-__all__ = ["ATOMS", "Recorded", "Recorder", "outcomes", "portable"]
+__all__ = ["Recorded", "Recorder", "outcomes", "portable"]
 
 KINDS: Final = {Action: "action", Stage: "stage", Pipeline: "pipeline", Parallel: "group"}
 _RECORDS: Final[dict[str, type[Outcome]]] = {"action": ActionRecord, "stage": StageRecord}
-ATOMS: Final = frozenset({str, int, float, bool, bytes, complex, type(None)})
 _STATUS: Final[dict[str, Status]] = {str(status): status for status in Status}
 _KEPT: Final = 1024  # fingerprints of functions; a run may make new functions without end
 
 Fingerprint = Callable[[Any], str]
-Look = tuple[Any, int]  # the image of a value, and the length of a list
+Digester = Callable[[Any], Digest | None]
 
 
 class Recorded(NamedTuple):
@@ -39,13 +40,17 @@ class Recorded(NamedTuple):
 
 
 class Recorder:
-    """Makes rows of the outcomes of a run; `unsaved` is the error after which its journal is no longer written."""
+    """Makes rows of the outcomes of a run; `unsaved` is the error after which its journal is no longer written.
 
-    def __init__(self, journal: Journal, run_id: str, fingerprint: Fingerprint) -> None:
+    `fingerprint` describes the code of a function, `digest` the content of a value.
+    """
+
+    def __init__(self, journal: Journal, run_id: str, fingerprint: Fingerprint, digest: Digester) -> None:
         self.journal = journal
         self.codec: Codec = journal.codec
         self.run_id = run_id
         self.unsaved: Failure = None
+        self.looks = Looks(digest)
         self._encode = journal.codec.encode
         self._nothing = journal.codec.encode({}, "")
         self._fingerprint = fingerprint
@@ -62,9 +67,13 @@ class Recorder:
         kind = KINDS[type(outcome.unit)]
         name = outcome.name
         what = f"action {name!r} of stage {stage!r}" if stage is not None else f"{kind} {name!r}"
+        if self.looks.known:
+            for written in (outcome.writes or NOTHING, *outcome.entering):
+                self.looks.forget(written.keys())
         try:
             payload = self._encode(self._parts(branch, outcome), what)
         except Exception:
+            self.looks.forget()  # of changes that are not written
             if outcome.is_final or outcome.status is Status.RUNNING:
                 raise
             without = outcome._replace(writes=None)
@@ -105,6 +114,8 @@ class Recorder:
                 payload = self._encode({"puts": {key: value}, "result": ("put", key)}, key)
         except Exception:  # reported when the whole outcome is encoded
             return None
+        if self.looks.known:
+            self.looks.forget((key,))
         code = self.code(step.function)
         return Row(branch, did.number, "action", stage, step.name, "completed", did.started, did.elapsed, code, payload)
 
@@ -152,50 +163,6 @@ class Recorder:
                     f"in a durable run write stream(function, *args)"
                 )
 
-    # Values that an action may change in place, though it only reads them.
-
-    def seen(self, store: Store, keys: Iterable[Name]) -> dict[Name, Look]:
-        """Return the present look of these values, except those that cannot change."""
-        read = store.reader()
-        found = {key: read(key) for key in keys if key in store}
-        return {
-            key: (self._image(key, value), len(cast("list[Any]", value)) if isinstance(value, list) else 0)
-            for key, value in found.items()
-            if type(value) not in ATOMS
-        }
-
-    def watching(self, store: Store, seen: dict[Name, Look]) -> Callable[[str], None]:
-        """Return a callback that notes the look of a value when a context reads it."""
-
-        def on_read(name: str) -> None:
-            if name not in seen:
-                seen.update(self.seen(store, (name,)))
-
-        return on_read
-
-    def with_changes(self, store: Store, seen: Mapping[Name, Look], written: Delta, changed: set[str]) -> Delta:
-        """Return the writes, with the values that were changed in place; their keys join `changed`."""
-        for key, (image, length) in seen.items():
-            if key in written.puts or key in written.deletes or key not in store:
-                continue
-            value = before = store.reader()(key)
-            if (
-                isinstance(key, str) and (appended := written.appends.get(key)) is not None
-            ):  # before or after it was read
-                before = value[: max(length, len(value) - len(appended))]
-            if self._image(key, before) != image:
-                written.puts[key] = value
-                if isinstance(key, str):
-                    written.appends.pop(key, None)
-                    changed.add(key)
-        return written
-
-    def _image(self, key: Name, value: Any) -> Any:
-        try:
-            return self.codec.encode(value, str(key))
-        except Exception:  # reported when it is written
-            return MISSING
-
 
 def portable(error: BaseException, codec: Codec) -> BaseException:
     """Return an exception that survives the journal: itself, or else one that describes it."""
@@ -227,10 +194,19 @@ def _place(branch: str, outcome: Outcome) -> dict[str, Any]:
 
 
 def _of_delta(delta: Delta) -> dict[str, Any]:
-    local = {key.name: value for key, value in delta.puts.items() if type(key) is Local}
-    puts = {key: value for key, value in delta.puts.items() if type(key) is not Local} if local else delta.puts
-    parts = {"puts": puts, "deletes": delta.deletes, "appends": delta.appends, "local": local}
+    puts, local = _by_scope(delta.puts)
+    changes, local_changes = _by_scope(delta.changes)
+    parts = {
+        "puts": puts, "deletes": delta.deletes, "appends": delta.appends, "local": local,
+        "changes": changes, "local_changes": local_changes,
+    }  # fmt: skip
     return {name: part for name, part in parts.items() if part}
+
+
+def _by_scope(values: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], dict[str, Any]]:
+    """Return the values of the run, and those that are local to a stage."""
+    local = {key.name: value for key, value in values.items() if type(key) is Local}
+    return {key: value for key, value in values.items() if type(key) is not Local} if local else values, local
 
 
 def _where(result: Any, writes: Delta | None) -> tuple[str, Any]:
@@ -263,10 +239,10 @@ def outcomes(rows: list[Row], codec: Codec, pins: Mapping[str, int]) -> dict[str
         if isinstance(parts, tuple):
             key, value = cast("tuple[str, Any]", parts)
             parts = {"puts": {key: value}, "result": ("put", key)}
-        outcome = _outcome(row, parts)
+        outcome = _outcome(row, parts, at)
         outdated = {key for key, since in pins.items() if at < since}
         written = (outcome.writes or NOTHING, *outcome.entering)
-        if outdated and any(not outdated.isdisjoint(delta.keys()) for delta in written):
+        if outdated and any(not outdated.isdisjoint((*delta.keys(), *delta.changes)) for delta in written):
             outcome = outcome._replace(
                 writes=outcome.writes and outcome.writes.without(outdated),
                 entering=tuple(delta.without(outdated) for delta in outcome.entering),
@@ -280,16 +256,16 @@ def outcomes(rows: list[Row], codec: Codec, pins: Mapping[str, int]) -> dict[str
     return found
 
 
-def _outcome(row: Row, parts: dict[str, Any]) -> Outcome:
+def _outcome(row: Row, parts: dict[str, Any], order: int) -> Outcome:
     get = parts.get
     error = get("error")
     if error is None and "reason" in parts:
         error = Bail(*parts["reason"])
-    writes = _delta(parts)
+    writes = _delta(parts, order)
     kind = _RECORDS.get(row.kind, Outcome)
     scope = _scope(parts["in"]) if "in" in parts else None
     switches = tuple((selector, on) for selector, on in parts["switches"]) if "switches" in parts else ()
-    entering = tuple(map(_delta, parts["entering"])) if "entering" in parts else ()
+    entering = tuple(_delta(each, order) for each in parts["entering"]) if "entering" in parts else ()
     return kind(
         row.action or row.stage, Recorded(row.kind, row.stage), _STATUS[row.status], row.started, row.elapsed,
         get("by"), row.number, tuple(get("inserted", ())), (), scope, get("end", -1), error, get("attempts", 1),
@@ -305,14 +281,24 @@ def _scope(inside: list[tuple[str, str, int | None, str | None]]) -> Scope | Non
     return scope
 
 
-def _delta(parts: Mapping[str, Any]) -> Delta:
-    puts: dict[Name, Any] | None = parts.get("puts")
-    deletes, appends = parts.get("deletes"), parts.get("appends")
+def _delta(parts: Mapping[str, Any], order: int) -> Delta:
+    get = parts.get
+    puts, deletes, appends, changes = get("puts"), get("deletes"), get("appends"), get("changes")
     if "local" in parts:
-        puts = (puts or {}) | {Local(name): value for name, value in parts["local"].items()}
+        puts = _with_local(puts, parts["local"])
+    if "local_changes" in parts:
+        changes = _with_local(changes, parts["local_changes"])
+    if changes:
+        return Delta(puts or {}, deletes or [], appends or {}, changes, order)
     if puts or deletes or appends:
         return Delta(puts or NOTHING.puts, deletes or NOTHING.deletes, appends or NOTHING.appends)
     return NOTHING
+
+
+def _with_local(values: Mapping[str, Any] | None, local: Mapping[str, Any]) -> dict[Name, Any]:
+    whole: dict[Name, Any] = {Local(name): value for name, value in local.items()}
+    whole.update(values or {})
+    return whole
 
 
 def _result(where: Any, writes: Delta) -> Any:

@@ -19,9 +19,9 @@ from collections.abc import Coroutine, Generator, Iterable, Iterator
 from inspect import CO_ITERABLE_COROUTINE
 from typing import Any, Final, cast
 
-from flowdeco.engine.recorder import ATOMS
 from flowdeco.engine.requests import Raised
 from flowdeco.errors import ReturnValueError, shortened
+from flowdeco.model.contents import ATOMS
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream, Template, Unit, insertable
 from flowdeco.model.options import UNSET
 from flowdeco.model.wiring import Step

@@ -8,6 +8,7 @@ before the run was resumed opens without its layers: its contents are restored, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from flowdeco.engine.actions import check_insertion
 from flowdeco.engine.branch import UNNUMBERED, Branch, OpenScope
@@ -36,7 +37,7 @@ def open_scope(
         scope.earlier = earlier
         branch.sealed += 1
         for written in earlier.entering:
-            branch.store.apply(written)
+            branch.reapply(written)
         if earlier.entered:
             fill_scope(branch, scope)
         return None
@@ -51,7 +52,7 @@ def open_scope(
         if recalled is None:
             error = _merge(branch, scope)
         for written in recalled or ():
-            branch.store.apply(written)
+            branch.reapply(written)
     if error is None:
         fill_scope(branch, scope)
     return error
@@ -99,16 +100,18 @@ def _begin_layers(branch: Branch, scope: OpenScope, layers: tuple[Middleware, ..
     scope.held = len(branch.rows)
     branch.revocable += 1
     stage = scope.unit if type(scope.unit) is Stage else None
-    scope.layers = around = Layers(terms.run_id, store, scope.pipeline, stage, None, layers, terms.gate)
+    watch = None if terms.recorder is None else terms.recorder.looks.watch(store, branch.changed)
+    shown = store if watch is None else watch.watched()
+    scope.layers = around = Layers(terms.run_id, shown, scope.pipeline, stage, None, layers, terms.gate)
     around.values = scope.values
     if earlier is not None:
         around.continue_from(earlier)
     if terms.recorder is not None or recalled is not None:
         around.mark = scope.mark
-    if terms.recorder is not None:
-        around.entering = []
+    if watch is not None:
+        around.entering, around.watch = [], watch
     if recalled is not None:
-        around.recalled = iter(recalled)
+        around.recalled = (partial(branch.reapply, written) for written in recalled)
     return (yield from _enter_and_fill(branch, scope, around))
 
 
@@ -133,6 +136,8 @@ def _enter_and_fill(branch: Branch, scope: OpenScope, layers: Layers) -> Walk:
         scope.is_atomic = True
         branch.atomic += 1
     if runs and error is None:
+        if branch.terms.recorder is not None:
+            layers.watch.rest()
         fill_scope(branch, scope)
     return error
 
@@ -167,19 +172,23 @@ def close_scope(branch: Branch, scope: OpenScope, error: Failure) -> Walk:
     if layers is None:
         return _finish(branch, scope, error)
     marks = layers.marks()
-    own = store.mark() if branch.terms.recorder is not None else None
+    own: Mark | None = None
+    if branch.terms.recorder is not None:
+        own = store.mark()
+        layers.watch.resume()
     bail = error if isinstance(error, Bail) else None  # to middleware, a success
     left = leave(layers, None if bail is not None else error)
     again, error = left if isinstance(left, tuple) else (yield from left)
     if again:
         branch.unwinding = None
         unsaved = yield from branch.go_back(scope)
+        branch.repeat_changes(layers)
         branch.agenda.append((scope, None))
         branch.scope = scope
         return unsaved or (yield from _enter_and_fill(branch, scope, layers))
     leaving = None
     if own is not None:
-        leaving = store.since(own)
+        leaving = layers.watch.with_changes(store.since(own))
         store.release(own)
     return _finish(branch, scope, error or bail, leaving, marks)
 

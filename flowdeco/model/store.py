@@ -205,12 +205,21 @@ class Mark(dict[Any, Any]):
             self.setdefault(name, before)
 
 
+_UNCHANGED: Final[Mapping[Any, Any]] = {}
+
+
 class Delta(NamedTuple):
-    """The writes to a store: whole values, removed keys, and the items appended to lists."""
+    """The writes to a store: whole values, removed keys, and the items appended to lists.
+
+    `changes` are not writes, and there for the journal: values that were changed in place, as they were before anything was
+    appended to them. `order` is their place among the rows of a run.
+    """
 
     puts: dict[Any, Any]  # by `Name`
     deletes: list[str]
     appends: dict[str, list[Any]]
+    changes: Mapping[Any, Any] = _UNCHANGED
+    order: int = 0
 
     def keys(self) -> set[str]:
         """Return the keys that were written."""
@@ -222,18 +231,12 @@ class Delta(NamedTuple):
             {name: value for name, value in self.puts.items() if name not in keys},
             [name for name in self.deletes if name not in keys],
             {name: items for name, items in self.appends.items() if name not in keys},
+            {name: value for name, value in self.changes.items() if name not in keys},
+            self.order,
         )
 
 
 NOTHING: Final = Delta({}, [], {})
-
-
-def same(one: Any, other: Any) -> bool:
-    """Whether two values are equal; False if they cannot be compared."""
-    try:
-        return one is other or bool(one == other)
-    except Exception:  # values that cannot be compared as a whole, arrays for one
-        return False
 
 
 class Store(MutableMapping[str, Any]):
@@ -443,6 +446,8 @@ class Store(MutableMapping[str, Any]):
         """Repeat writes that were made to another store, or in an earlier run."""
         if delta is NOTHING:
             return
+        for name, value in delta.changes.items():
+            self.revise(name, value)
         for name, value in delta.puts.items():
             if type(name) is Local:
                 self.put(name, value)
@@ -453,6 +458,35 @@ class Store(MutableMapping[str, Any]):
                 del self[name]
         for name, items in delta.appends.items():
             self._extend(name, items)
+
+    def revise(self, name: Name, value: Any) -> None:
+        """Change a value in place, so that it is like this one; this is not a write, and no mark notes it.
+
+        A list, dict or set stays the object that it is: middleware, a mark or another store may have it. Anything else
+        is replaced.
+        """
+        held: Any = self._data.get(name)
+        if held is value:
+            return
+        if type(held) is not type(value) or type(held) not in (list, dict, set):
+            self._data[name] = value
+        elif type(held) is list:
+            held[:] = value
+        else:
+            held.clear()
+            held.update(value)
+
+    def holders(self, value: Any) -> list[Name]:
+        """Return the names under which the store holds this very object."""
+        return [name for name, held in self._data.items() if held is value]
+
+    def holds(self, name: Name, value: Any) -> bool:
+        """Whether the store holds this very object under this name."""
+        return self._data.get(name, MISSING) is value
+
+    def has_written(self, name: str) -> bool:
+        """Whether the name was written since the store was forked."""
+        return any(name in mark for mark in self._marks)
 
     def fork(self) -> Store:
         """Return a store with the same values, which knows the writes to it (`delta`)."""
@@ -650,3 +684,21 @@ class View(Store):
         delta = super().delta()
         delta.appends.update(self._added)
         return delta
+
+
+class Watched(Store):
+    """A store as middleware of a durable run sees it: the same one, which reports the key of every value that is read."""
+
+    __slots__ = ("_on_read",)
+
+    def __init__(self, base: Store, on_read: Callable[[str], object]) -> None:
+        self._data, self._dropped, self._owned, self._marks = base._data, base._dropped, base._owned, base._marks
+        self._on_read = on_read
+
+    @overload
+    def __getitem__(self, key: Key[T]) -> T: ...
+    @overload
+    def __getitem__(self, key: str) -> Any: ...
+    def __getitem__(self, key: AnyKey) -> Any:
+        self._on_read(key_name(key))
+        return super().__getitem__(key)

@@ -15,6 +15,7 @@ from support import actions_run, again, around, failing, flaky, one, statuses, s
 
 from flowdeco import Bail, Key, Stage, Store, Suspend, action, parallel, pipeline, stream
 from flowdeco.durable import MemoryJournal
+from flowdeco.durable.digests import digest
 from flowdeco.engine.branch import Branch, OpenScope, OpenStream, Records
 from flowdeco.engine.evaluation import evaluate
 from flowdeco.engine.outcome import ROOT, ActionRecord, Outcome, StageRecord, Status, branch_id
@@ -235,7 +236,7 @@ def recording(journal=None):
     """A recorder of a journal in which the run has begun."""
     journal = journal or MemoryJournal()
     journal.create("run-1", "pipeline", journal.codec.encode({}, "inputs"), ())
-    return Recorder(journal, "run-1", lambda function: "code")
+    return Recorder(journal, "run-1", lambda function: "code", digest)
 
 
 def test_a_group_whose_beginning_cannot_be_written_does_not_begin():
