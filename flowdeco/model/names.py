@@ -189,14 +189,14 @@ class Names(dict[str, Any]):
                 return self._evaluated(node)
             parts = content.elts if isinstance(content, ast.Tuple) else [content]
             if generic is Annotated:
-                return Annotated[(self.value(parts[0]), *map(self._metadata, parts[1:]))]
+                return Annotated[(self.value(parts[0]), *map(self._metadatum, parts[1:]))]
             # A string may be an argument that is not a type, as in `Float[Array, "rows columns"]`.
             values = [part.value if isinstance(part, ast.Constant) else self.value(part) for part in parts]
             return generic[tuple(values) if isinstance(content, ast.Tuple) else values[0]]
         except Exception:
             return Unknown(ast.unparse(node))
 
-    def _metadata(self, node: ast.expr) -> Any:
+    def _metadatum(self, node: ast.expr) -> Any:
         strictly = Names(self._module, self._file, self, strict=True)
         try:
             return strictly._evaluated(node)
