@@ -174,6 +174,12 @@ class _Signal(BaseException):
     """A signal that an action raises to end its run without failing."""
 
     def __init__(self, reason: str = "") -> None:
+        if not isinstance(reason, str):
+            name = type(self).__name__
+            raise TypeError(
+                f'the reason of {name} is a string, and {shortened(reason)} is not one: write {name}("why"), '
+                f"and put data into the store"
+            )
         super().__init__(reason)
         self.reason = reason
 
@@ -191,6 +197,35 @@ WAITING: Final = "waiting for "  # the beginning of the reason, if the run waits
 
 class Cancelled(_Signal):
     """A branch is abandoned because another one ended their parallel group."""
+
+
+def meant_by(error: BaseException) -> BaseException:
+    """Return the signal that an exception group consists of; any other exception as it is.
+
+    A task group wraps what its tasks raise. As in parallel groups, the first `Bail` counts, or all of `Suspend`
+    together; alongside a real failure, the failure counts.
+    """
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    members = members_of(cast("BaseException", error))
+    raised = [each for each in members if not isinstance(each, BaseExceptionGroup)]
+    signals = [each for each in raised if isinstance(each, _Signal)]
+    if len(signals) < len(raised):
+        return cast("BaseException", error)
+    bail = next((each for each in signals if isinstance(each, Bail)), None)
+    return bail or all_of([each for each in signals if isinstance(each, Suspend)]) or signals[0]
+
+
+def all_of(suspended: list[Suspend]) -> Suspend | None:
+    """Return one signal that names everything these wait for; None if there are none."""
+    if len({each.reason for each in suspended}) < 2:
+        return suspended[0] if suspended else None
+    # The reason of a nested group may name several.
+    reasons = [reason for each in suspended for reason in each.reason.split("; ") if reason]
+    waits = [reason.removeprefix(WAITING).split(", ") for reason in reasons if reason.startswith(WAITING)]
+    others = dict.fromkeys(reason for reason in reasons if not reason.startswith(WAITING))
+    keys = ", ".join(dict.fromkeys(key for several in waits for key in several))
+    return Suspend("; ".join([WAITING + keys, *others] if keys else others))
 
 
 def message_of(error: BaseException) -> str:

@@ -33,12 +33,13 @@ from flowdeco import running
 from flowdeco.drivers import sync
 from flowdeco.drivers.in_flight import InFlight
 from flowdeco.drivers.interrupts import Interrupts
-from flowdeco.drivers.loop_thread import LoopThread, Variables
+from flowdeco.drivers.loop_thread import LoopThread
 from flowdeco.drivers.start import Evaluated, begin
 from flowdeco.drivers.start import resume as continued
 from flowdeco.drivers.threads import timed_out
 from flowdeco.engine.requests import Await, Gate, Raised, Request, Sleep
 from flowdeco.engine.runs import Run, StageRecord, Status
+from flowdeco.engine.schedule import Task
 from flowdeco.errors import DefinitionError, suggestion
 from flowdeco.events import ActionStarted
 from flowdeco.model.definitions import Parallel, Pipeline, Template, Unit, as_pipeline
@@ -122,16 +123,11 @@ class _LoopHere(LoopThread):
         self.loop = _Loop(clock)
 
     def __enter__(self) -> LoopThread:
-        self._ready = threading.Event()
-        self._variables = Variables()
-        self._server = self.loop.create_task(self._serve(), context=contextvars.copy_context())
-        self.loop.run_until_complete(asyncio.sleep(0))  # it has begun to serve
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         try:
-            self.soon(self._requests.put_nowait, None)
-            self.loop.run_until_complete(self._server)
+            self.loop.run_until_complete(asyncio.sleep(0))  # lanes end
             left = asyncio.all_tasks(self.loop)
             for task in left:
                 task.cancel()
@@ -147,25 +143,6 @@ class _LoopHere(LoopThread):
         while not done():
             self.loop.run_forever()
 
-    def result_of(self, request: Await) -> Any:
-        answers: list[tuple[Any, contextvars.Context]] = []
-
-        def answered(answer: tuple[Any, contextvars.Context]) -> None:
-            answers.append(answer)
-            self.loop.stop()
-
-        self.soon(self._requests.put_nowait, (request, contextvars.copy_context(), answered))
-        try:
-            self.run_until(lambda: answers)
-        except KeyboardInterrupt:
-            self.soon(self._task.cancel)
-            self.run_until(lambda: answers)
-            self.soon(self._task.uncancel)
-            raise
-        answer, context = answers[0]
-        self._variables.take_over(context)
-        return answer
-
 
 class _InFlightHere(InFlight):
     """Performs the calls of branches in the calling thread, one after the other."""
@@ -174,8 +151,10 @@ class _InFlightHere(InFlight):
         super().__init__(performer, None, resources)
         self._performer = performer
 
-    def _begin(self, ticket: int, request: Request, context: contextvars.Context) -> Callable[[], object] | None:
-        return super()._begin(ticket, self._performer.observed(request), context)
+    def _begin(
+        self, ticket: int, request: Request, context: contextvars.Context, task: Task
+    ) -> Callable[[], object] | None:
+        return super()._begin(ticket, self._performer.observed(request), context, task)
 
     def _in_thread(self, call: Callable[[], None]) -> None:
         call()
@@ -189,6 +168,7 @@ class _Performer(sync.Performer):
         self._runner = runner
         self._clock = runner.clock
         self._calls = _InFlightHere(self, resources)
+        self._came: list[Any] = []
 
     def observed(self, request: Request) -> Request:
         """Return the request, with a call that the runner remembers, and that needs no thread."""
@@ -199,10 +179,25 @@ class _Performer(sync.Performer):
             self._runner.slept.append(request.seconds)
             if self._loop_thread is None:
                 return self._clock.advance(request.seconds)
-            return self.loop().result_of(
-                Await(asyncio.sleep(request.seconds))
-            )  # with the coroutines that run in the loop
         return super().perform(request)
+
+    def awaited(self, request: Await) -> Any:
+        loop, came = self.loop(), self._came
+        lane = self.run_lane(self._answered)
+        lane.ask(request)
+        try:
+            loop.run_until(lambda: came)
+        except KeyboardInterrupt:
+            lane.cancel()
+            loop.run_until(lambda: came)
+            came.clear()
+            raise
+        lane.take_over()
+        return came.pop()
+
+    def _answered(self, answer: Any) -> None:
+        self._came.append(answer)
+        self.loop().loop.stop()
 
     def loop(self) -> _LoopHere:
         if self._loop_thread is None:

@@ -261,7 +261,7 @@ def interrupted(walk, number):
                 came = True
                 schedule.interrupt(KeyboardInterrupt())
             if schedule.ended is None:
-                ticket, asked, _ = schedule.begin.pop(0)
+                ticket, asked, *_ = schedule.begin.pop(0)
                 schedule.deliver(ticket, performed(asked))
         answer = schedule.ended
 
@@ -273,7 +273,7 @@ def test_an_interrupt_inside_the_evaluation_unwinds_async_middleware_too():
 
     def awaited(request):
         try:
-            request.awaitable.send(None)
+            request.awaitable.__await__().send(None)
         except StopIteration as end:
             return end.value
         except BaseException as error:

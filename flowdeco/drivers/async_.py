@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Executor
@@ -11,14 +10,14 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from flowdeco.drivers.in_flight import InFlight
-from flowdeco.drivers.loop_thread import answer, awaited
+from flowdeco.drivers.lanes import Lane, awaited
 from flowdeco.drivers.start import Evaluated, abandon, begin, end
 from flowdeco.drivers.start import resume as continued
 from flowdeco.drivers.threads import Threads, call_in_thread, timed_out
 from flowdeco.engine.evaluation import evaluate
 from flowdeco.engine.requests import Await, Ended, Fork, FunctionCall, Gate, Raised, Request, Save, Sleep
 from flowdeco.engine.runs import remember
-from flowdeco.engine.schedule import Schedule
+from flowdeco.engine.schedule import Schedule, Task
 
 if TYPE_CHECKING:
     from flowdeco.engine.runs import Run
@@ -98,14 +97,16 @@ async def _performed(evaluated: Evaluated, options: RunOptions, gate: Gate) -> R
 async def _drive(evaluation: Generator[Request, Any, Any], performer: _Performer) -> None:
     answer: Any = None
     send, gate = evaluation.send, performer.gate
+    task: Any = asyncio.current_task()
     while True:
         try:
             request = send(answer)
         except StopIteration:
             return
         try:
-            if gate.pending is not None and type(request) is not Save:
-                answer = performer.interrupted(request)
+            # `_must_cancel`: it was cancelled in a call, and a run of calls that never wait would not notice.
+            if (gate.pending is not None or task._must_cancel) and type(request) is not Save:
+                answer = await performer.interrupted(request)
             elif type(request) is tuple and request[0].timeout is None:
                 step, args, kwargs = request
                 answer = step.function(*args, **kwargs) if kwargs else step.function(*args)
@@ -128,12 +129,14 @@ class _Performer:
         self._woken = asyncio.Event()
         self._waking = False
 
-    def interrupted(self, request: Request) -> Raised:
+    async def interrupted(self, request: Request) -> Raised:
         """Answer a request with the pending interrupt."""
+        if isinstance(request, Await):
+            request.discard()
         pending, self.gate.pending = self.gate.pending, None
-        if isinstance(request, Await) and hasattr(request.awaitable, "close"):
-            cast("Any", request.awaitable).close()
-        return Raised(cast("BaseException", pending))
+        if pending is None:
+            await asyncio.sleep(0)  # raises the cancellation of the task
+        return Raised(pending or asyncio.CancelledError())
 
     async def perform(self, request: Request) -> Any:
         """Perform a request; return its result, or raise its exception."""
@@ -150,6 +153,8 @@ class _Performer:
     async def _call(self, request: FunctionCall) -> Any:
         """Call in a thread, for at most the timeout of the call."""
         step, args, kwargs = request
+        if step.is_async:  # it only makes a coroutine, for which the timeout counts
+            return step.function(*args, **(kwargs or {}))
         finished: asyncio.Future[Any] = self._loop.create_future()
 
         def done(came: Any) -> None:
@@ -194,7 +199,17 @@ class _Performer:
                 self._woken.clear()
                 self._waking = False  # before looking: a later report wakes it again
             self._in_flight.deliver(self._reported, schedule)
+        if schedule.left:
+            self._in_flight.begin(schedule)
+            await self._turn()
         return schedule.ended
+
+    async def _turn(self) -> None:
+        """Let ended lanes return, so that their tasks do not outlive the run."""
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError as cancelled:
+            self.gate.pending = self.gate.pending or cancelled
 
     def _soon(self, call: Callable[[], object]) -> None:
         with suppress(RuntimeError):  # the loop is closed: a call that was abandoned has ended at last
@@ -217,9 +232,6 @@ class _Performer:
         """Report an answer after so many seconds."""
         self._loop.call_later(seconds, self._report_here, ticket, answer)
 
-    def begin_await(
-        self, ticket: int, request: Await | FunctionCall, context: contextvars.Context, claimed: Callable[[int], bool]
-    ) -> Callable[[], object]:
-        """Begin to await, and return the function that cancels it."""
-        answered = answer(ticket, request, claimed, self._report_here)
-        return self._loop.create_task(answered, name=f"flowdeco-{ticket}", context=context).cancel
+    def lane(self, task: Task) -> Lane:
+        """Return the lane of a branch."""
+        return Lane(self._loop, task.context, self._report_here, task)

@@ -2,14 +2,15 @@
 
 A driver provides its ways to await, to be woken and to keep time (`Worker`); the rest is the same for both.
 
-A request that has begun waits until it is claimed: by a thread, by the event loop. The one that takes its ticket out of
-`_waiting` answers it. So a request that is still waiting can be withdrawn when its group ends or the run is
-interrupted; any other answers by itself.
+A call that has begun waits until it is claimed by a thread. The one that takes its ticket out of `_waiting` answers it.
+So a request that is still waiting can be withdrawn when its group ends or the run is interrupted; any other answers by
+itself. Everything that a branch awaits goes to its lane.
 """
 
 from __future__ import annotations
 
 import inspect
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future
@@ -18,9 +19,10 @@ from contextvars import Context
 from itertools import count
 from typing import Any, Protocol
 
+from flowdeco.drivers.lanes import INTERRUPTED, Lane
 from flowdeco.drivers.threads import Threads, call_with_timeout
 from flowdeco.engine.requests import Await, FunctionCall, Gate, Raised, Request, Save, Sleep
-from flowdeco.engine.schedule import Schedule
+from flowdeco.engine.schedule import Schedule, Task
 from flowdeco.errors import Cancelled, ExecutorError
 from flowdeco.executors import broken, died, is_local, perform, receive, refused, shipped
 from flowdeco.model.wiring import Step
@@ -39,10 +41,8 @@ class Worker(Protocol):
     def later(self, seconds: float, ticket: int, answer: Any) -> None:
         """Report an answer after so many seconds."""
 
-    def begin_await(
-        self, ticket: int, request: Await | FunctionCall, context: Context, claimed: Callable[[int], bool]
-    ) -> Callable[[], object]:
-        """Begin to await if the ticket can be claimed, report the result, and return the function that cancels it."""
+    def lane(self, task: Task) -> Lane:
+        """Return a lane for a branch, which reports to this worker."""
         ...
 
 
@@ -60,21 +60,28 @@ class InFlight:
         self._waiting: dict[int, Request] = {}
         self._with_executor: dict[int, str] = {}  # the actions whose calls it has, by ticket
         self._broken: ExecutorError | None = None
+        self._lanes: set[Lane] = set()
+        self._has_lanes = False
+        self._instead: dict[int, BaseException] = {}  # the answers to calls whose branch was interrupted meanwhile
 
     def begin(self, schedule: Schedule) -> None:
-        """Begin and cancel the requests that the schedule names."""
+        """Begin and cancel the requests that the schedule names, and end the lanes of branches that have ended."""
         begun, schedule.begin = schedule.begin, []
-        for ticket, request, context in begun:
+        for ticket, request, context, task in begun:
             self._waiting[ticket], self._open[ticket] = request, None
             try:
-                self._open[ticket] = self._begin(ticket, request, context)
+                self._open[ticket] = self._begin(ticket, request, context, task)
             except BaseException as error:
                 self._worker.report(ticket, Raised(error))
+            if task.lane is not None and task.lane.interrupt is not None:
+                self._interrupt(schedule, task.lane)
         cancelled, schedule.cancel = schedule.cancel, []
         for ticket in cancelled:
-            cancel = self._open.get(ticket)
-            if not self._withdraw(ticket) and cancel is not None:
-                cancel()
+            self._cancel(ticket)
+        lanes, schedule.left = schedule.left, []
+        for lane in lanes:
+            self._lanes.discard(lane)
+            lane.end()
 
     def deliver(self, reported: deque[tuple[int, Any]], schedule: Schedule) -> None:
         """Deliver the answers to requests still under way: an abandoned call may report late."""
@@ -84,28 +91,64 @@ class InFlight:
                 del self._open[ticket]
                 self._waiting.pop(ticket, None)
                 self._with_executor.pop(ticket, None)
+                lane = schedule.task(ticket).lane if self._lanes else None
+                if self._instead and ticket in self._instead:
+                    answer = Raised(self._instead.pop(ticket))
                 schedule.deliver(ticket, answer)
+                if lane is not None and lane.interrupt is not None:
+                    self._interrupt(schedule, lane)
+            elif ticket == INTERRUPTED:
+                self._interrupt(schedule, answer)
 
-    def _claimed(self, ticket: int) -> bool:
-        return self._waiting.pop(ticket, None) is not None
+    def _interrupt(self, schedule: Schedule, lane: Lane) -> None:
+        """Have the cancellation of an idle lane end the group that its branch waits for, or the call, or the pause."""
+        error, task = lane.interrupt, lane.of
+        if error is None:  # it has reached the branch meanwhile
+            return
+        if task is None or task.inner is not None:
+            if schedule.interrupt(error, task):
+                lane.take()
+        elif task.ticket in self._open and self._open[task.ticket] not in (lane.cancel, _written):
+            if self._withdraw(task.ticket, error):
+                lane.take()
+            elif task.ticket not in self._instead:
+                self._instead[task.ticket] = lane.take()
+                self._cancel(task.ticket)
 
-    def _withdraw(self, ticket: int) -> bool:
-        request = self._waiting.pop(ticket, None)
-        if request is None:
+    def _cancel(self, ticket: int) -> None:
+        cancel = self._open.get(ticket)
+        if not self._withdraw(ticket) and cancel is not None:
+            cancel()
+
+    def _withdraw(self, ticket: int, error: BaseException | None = None) -> bool:
+        if self._waiting.pop(ticket, None) is None:
             return False
-        if isinstance(request, Await):
-            close = getattr(request.awaitable, "close", None)
-            if close is not None:
-                close()
-        self._worker.report(ticket, Raised(_withdrawn()))
+        self._worker.report(ticket, Raised(error or _withdrawn()))
         return True
 
-    def _begin(self, ticket: int, request: Request, context: Context) -> Callable[[], object] | None:
+    def _await(self, ticket: int, request: Await | FunctionCall, task: Task) -> Callable[[], object]:
+        """Await in the lane of the branch."""
+        del self._waiting[ticket]
+        lane: Lane | None = task.lane
+        if lane is None:
+            if not self._has_lanes:
+                self._has_lanes = True
+                self._resources.callback(self._end_lanes)
+            lane = task.lane = self._worker.lane(task)
+            self._lanes.add(lane)
+        lane.begin(ticket, request)
+        return lane.cancel
+
+    def _end_lanes(self) -> None:
+        for lane in self._lanes:  # of a run that was closed
+            lane.end()
+
+    def _begin(self, ticket: int, request: Request, context: Context, task: Task) -> Callable[[], object] | None:
         if type(request) is tuple:
             step, args, kwargs = request
             if isinstance(step, Step):
                 if step.is_async:
-                    return self._worker.begin_await(ticket, request, context, self._claimed)
+                    return self._await(ticket, request, task)
                 if self._elsewhere is not None and not inspect.isasyncgenfunction(step.function):
                     return self._ship(self._elsewhere, ticket, step, args, kwargs or {}, context)
             self._call(ticket, request, context)
@@ -114,9 +157,10 @@ class InFlight:
         elif isinstance(request, Save):
             del self._waiting[ticket]  # a finished step is written, whatever becomes of the group
             self._save(ticket, request)
+            return _written
         else:
             assert isinstance(request, Await), "the schedule passes on what branches ask for, not their forks"
-            return self._worker.begin_await(ticket, request, context, self._claimed)
+            return self._await(ticket, request, task)
         return None
 
     def _call(self, ticket: int, request: FunctionCall, context: Context) -> None:
@@ -125,16 +169,21 @@ class InFlight:
         # The generator of an action is run to its end there; that of a stream is left as it is.
         function: Callable[..., Any] = perform if type(step) is Step else step.function
         given = (step.function, args, kwargs) if type(step) is Step else args
+        here = None if self._pool is None else threading.get_ident()  # where `serial()` makes the call
 
         def call() -> None:
             if waiting.pop(ticket, None) is None:
                 return
+            gate = self._worker.gate if threading.get_ident() == here else Gate()
             try:
+                gate.open = True
                 if step.timeout is None:
                     answer = context.run(function, *given)
                 else:
                     answer = context.run(call_with_timeout, step.name, step.timeout, function, given)
+                gate.open = False
             except BaseException as error:
+                gate.open = False
                 answer = Raised(error)
             report(ticket, answer)
 
@@ -145,12 +194,7 @@ class InFlight:
         if self._pool is None:
             self._in_thread(call)
             return
-        gate = self._worker.gate
-        try:
-            gate.open = True  # `serial()` makes the call here
-            future = self._submitted(ticket, step.name, self._pool, call)
-        finally:
-            gate.open = False
+        future = self._submitted(ticket, step.name, self._pool, call)
         future.add_done_callback(done)
 
     def _save(self, ticket: int, request: Save) -> None:
@@ -230,3 +274,7 @@ class InFlight:
 
 def _withdrawn() -> Cancelled:
     return Cancelled("it was withdrawn before it began")
+
+
+def _written() -> None:
+    """Cancel a write: it is finished all the same."""

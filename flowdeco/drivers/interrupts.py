@@ -31,6 +31,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.gate = Gate()
+        self.wake: Callable[[], object] | None = None  # called by a signal that has to wait
         self._handlers: dict[int, Handler] = {}
         self._waiting: list[int] = []
 
@@ -74,3 +75,5 @@ class Interrupts:
         else:
             self._waiting.append(number)
             self.gate.pending = self.gate.pending or _Waiting()
+            if self.wake is not None:
+                self.wake()

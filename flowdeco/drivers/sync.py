@@ -7,7 +7,6 @@ executor, and this thread waits for their reports.
 
 from __future__ import annotations
 
-import contextvars
 import threading
 import time
 from collections import deque
@@ -17,19 +16,21 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from heapq import heappop, heappush
 from inspect import GEN_CLOSED, GEN_CREATED, getgeneratorstate
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from flowdeco.drivers.interrupts import Interrupts
 from flowdeco.drivers.start import Evaluated, begin, end
 from flowdeco.drivers.start import resume as continued
 from flowdeco.engine.evaluation import evaluate
-from flowdeco.engine.requests import Await, Ended, Fork, FunctionCall, Gate, Raised, Request, Save, Sleep
+from flowdeco.engine.requests import Await, Ended, Fork, Gate, Raised, Request, Save, Sleep
 from flowdeco.engine.runs import remember
-from flowdeco.engine.schedule import Schedule
+from flowdeco.engine.schedule import Schedule, Task
 
 if TYPE_CHECKING:
     from flowdeco.drivers.in_flight import InFlight
-    from flowdeco.drivers.loop_thread import LoopThread
+    from flowdeco.drivers.lanes import Lane
+    from flowdeco.drivers.loop_thread import LoopThread, RunLane
     from flowdeco.engine.runs import Run
     from flowdeco.model.definitions import Pipeline
     from flowdeco.model.runnable import Options as RunOptions
@@ -111,6 +112,8 @@ def _answered(
             gate.open = False
         except BaseException as error:
             gate.open = False
+            if type(request) is Await:
+                request.discard()
             answer = Raised(error)
 
 
@@ -124,6 +127,8 @@ class Performer:
         self.reported: deque[tuple[int, Any]] = deque()
         self._executor = executor
         self._loop_thread: LoopThread | None = None
+        self._lane: RunLane | None = None
+        self._answers: SimpleQueue[tuple[Any] | None] = SimpleQueue()  # of the lane; None for a signal
         self._in_flight: InFlight | None = None
         self._wake = threading.Lock()  # locked while there is nothing new
         self._timers: list[tuple[float, int, Any]] = []
@@ -131,15 +136,19 @@ class Performer:
     def perform(self, request: Request) -> Any:
         """Perform a request; return its result, or raise its exception."""
         if isinstance(request, Sleep):
-            return time.sleep(request.seconds)
+            if self._loop_thread is None:
+                return time.sleep(request.seconds)
+            request = self._loop_thread.pause(request)  # where a timeout of middleware ends it, too
         if isinstance(request, Await):
-            return self.loop().result_of(request)
+            return self.awaited(request)
         if isinstance(request, Fork):
             return self._side_by_side(request)
         assert type(request) is tuple, "a driver is not asked for anything else"
         from flowdeco.drivers.threads import call_with_timeout
 
         step, args, kwargs = request
+        if step.is_async:  # it only makes a coroutine, for which the timeout counts
+            return step.function(*args, **(kwargs or {}))
         assert step.timeout is not None, "any other call is made by `_answered`"
         return call_with_timeout(step.name, step.timeout, step.function, args, kwargs)
 
@@ -150,6 +159,37 @@ class Performer:
 
             self._loop_thread = self.resources.enter_context(LoopThread())
         return self._loop_thread
+
+    def awaited(self, request: Await) -> Any:
+        """Await in the loop; Ctrl-C cancels this, and waits for the clean-up."""
+        gate, interrupts, answers = self.gate, self.interrupts, self._answers
+        gate.open = False
+        lane = self.run_lane(lambda answer: answers.put((answer,)))
+        interrupts.wake = partial(answers.put, None)
+        lane.ask(request)
+        if gate.pending is not None:
+            interrupts.wake()
+        interrupt: BaseException | None = None
+        while (came := answers.get()) is None:
+            try:
+                interrupts.raise_pending()
+            except BaseException as error:
+                interrupt = error
+                lane.cancel()
+        interrupts.wake = None
+        lane.take_over()
+        if interrupt is not None:
+            raise interrupt
+        return came[0]
+
+    def run_lane(self, answered: Callable[[Any], object]) -> RunLane:
+        """Return the lane of the run, made when it is first needed."""
+        if self._lane is None:
+            from flowdeco.drivers.loop_thread import RunLane
+
+            self._lane = RunLane(self.loop().loop, answered, self.report)
+            self.resources.callback(self._lane.end)
+        return self._lane
 
     def in_flight(self) -> InFlight:
         """Return the performer of the requests of branches."""
@@ -163,6 +203,7 @@ class Performer:
         self.gate.open = False
         in_flight = self.in_flight()
         schedule = Schedule(fork, in_flight.tickets, evaluate)
+        in_flight.deliver(self.reported, schedule)  # a timeout of middleware that has expired since the last request
         while schedule.ended is None:
             in_flight.begin(schedule)
             if schedule.ended is None and not self.reported:
@@ -170,6 +211,7 @@ class Performer:
                 if interrupt is not None:
                     schedule.interrupt(interrupt)
             in_flight.deliver(self.reported, schedule)
+        in_flight.begin(schedule)  # ends the lanes that are left
         return schedule.ended
 
     def _waited(self) -> BaseException | None:
@@ -211,15 +253,8 @@ class Performer:
         """Report an answer after so many seconds."""
         heappush(self._timers, (time.monotonic() + seconds, ticket, answer))
 
-    def begin_await(
-        self, ticket: int, request: Await | FunctionCall, context: contextvars.Context, claimed: Callable[[int], bool]
-    ) -> Callable[[], object]:
-        """Begin to await, and return the function that cancels it."""
-        from flowdeco.drivers.loop_thread import answer
+    def lane(self, task: Task) -> Lane:
+        """Return the lane of a branch."""
+        from flowdeco.drivers.lanes import DistantLane
 
-        loop = self.loop()
-
-        def report(ticket: int, came: Any) -> None:
-            loop.soon(self.report, ticket, came)  # after it has left the context, in which this thread continues
-
-        return loop.begin(lambda: answer(ticket, request, claimed, report), context)
+        return DistantLane(self.loop().loop, task.context, self.report, task)

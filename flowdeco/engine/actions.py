@@ -22,7 +22,7 @@ from flowdeco.engine.results import (
     HOLDING,
     SETTLED,
     Begun,
-    Yielded,
+    Exhausting,
     exhaust,
     is_awaited,
     is_generator,
@@ -98,7 +98,7 @@ def finish_simple(branch: Branch, step: Step, by: str | None, started: float, va
 
 
 def _finish(branch: Branch, act: Execution) -> Walk:
-    act.value = yield from settled(branch, act.step, act.value)
+    act.value = yield from settled(act.step, act.value)
     error = conclude(branch, act)
     return (yield from branch.save()) or error
 
@@ -181,7 +181,7 @@ def in_layers(
                 act.watch = watch
                 value = yield from _call(branch, act, around.values)
             if type(value) not in SETTLED:
-                value = yield from settled(branch, step, value)
+                value = yield from settled(step, value)
             if type(value) is Raised:
                 error = value.error
             else:
@@ -195,7 +195,7 @@ def in_layers(
             again = error is None
     returned, value = value, around.given if error is None else Raised(error)
     if type(value) not in SETTLED and value is not returned:  # supplied by a layer
-        value = yield from settled(branch, step, value)
+        value = yield from settled(step, value)
     if scope.is_quiet and watch is None and act is None and not mark and around.stood_by():
         store.release(mark)
         if complete(branch, step, by, number, started, value):
@@ -237,13 +237,13 @@ def _call(branch: Branch, act: Execution, values: Mapping[str, Any]) -> Generato
         return Raised(error)
     value = yield step, args, kwargs
     if type(value) not in SETTLED:
-        value = yield from settled(branch, step, value)
+        value = yield from settled(step, value)
     if act.context is not None:
         act.context.store.ended = step.name
     return value
 
 
-def settled(branch: Branch, step: Step, value: Any) -> Generator[Request, Any, Any]:
+def settled(step: Step, value: Any) -> Generator[Request, Any, Any]:
     """Await what is to be awaited, and then run a generator to its end, or begin an iterator: each of them once."""
     if type(value) is Awaited:
         value = value.value
@@ -252,22 +252,10 @@ def settled(branch: Branch, step: Step, value: Any) -> Generator[Request, Any, A
     if is_generator(value):
         return (yield Chore(exhaust, step.name, step.timeout), (value,), None)
     if type(value) is types.AsyncGeneratorType:
-        return (yield from _exhausted(branch, step, value))
+        return (yield Await(Exhausting(cast("Any", value)), step.timeout, step.name))
     if is_plain_iterator(cast("type[object]", type(value))):  # it may have units in it
         return (yield Chore(Begun, step.name, step.timeout), (value,), None)
     return value
-
-
-def _exhausted(branch: Branch, step: Step, generator: Any) -> Generator[Request, Any, Any]:
-    clock = branch.terms.clock
-    deadline = None if step.timeout is None else clock() + step.timeout
-    items = Yielded()
-    while True:
-        left = None if deadline is None else max(0.0, deadline - clock())
-        answer = yield Await(anext(generator), left, step.name)
-        if type(answer) is Raised:
-            return items if isinstance(answer.error, StopAsyncIteration) else answer
-        items.append(answer)
 
 
 # The outcome, and its effect.
@@ -318,7 +306,7 @@ def conclude(branch: Branch, act: Execution) -> Failure:
             if data is not UNSET or act.context is not None:
                 own = store.mark()
             _let_write(branch, act, inserted, data)
-        except Exception as failure:
+        except BaseException as failure:  # whatever a user's `__deepcopy__` or `__eq__` raises
             act.forget()
             if own is not None:
                 store.undo(own)

@@ -308,10 +308,10 @@ class Branch:
         if terms.recorder is not None and not outcome.restored:
             try:
                 self.rows.append(terms.recorder.row(self.id, name, outcome))
-            except Exception as error:
+            except BaseException as error:  # whatever a user's `__reduce__` raises
                 if outcome.is_final:  # a failure that is not written happens again on resume
                     refused, outcome = error, outcome.refused(error)
-                    with suppress(Exception):
+                    with suppress(BaseException):
                         self.rows.append(terms.recorder.row(self.id, name, outcome))
         elif self.logged is not None and stage is None:
             self.logged[outcome.number] = outcome.kept()
@@ -405,7 +405,7 @@ class Branch:
             began = began._replace(attempts=layers.attempt, repeats=layers.repeats, failures=layers.failures)
         try:
             self.rows.append(recorder.row(self.id, None, began))
-        except Exception as refused:
+        except BaseException as refused:
             return refused
         return None
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from functools import partial
+from inspect import CO_GENERATOR
 from types import GeneratorType
 from typing import Any, Final, NamedTuple, cast
 
@@ -122,15 +123,23 @@ def evaluate(branch: Branch) -> Walk:
                     came = finish_simple(branch, unit, by, started, value)
             walk: Walk = came
             error = (yield from walk) if came.__class__ is GeneratorType else came
-        except GeneratorExit:
-            raise
         except BaseException as stray:  # of a user's `__eq__` or `__deepcopy__`, or the end of a rehearsal
+            if isinstance(stray, GeneratorExit) and _is_closing(stray):
+                raise
             error = stray
     if error is None and terms.past is not None:
         error = terms.past.ended(branch.id)
     if branch.rows and branch.parent is not None:  # the others of its group may take long
         error = (yield from branch.save()) or error
     return error
+
+
+def _is_closing(raised: GeneratorExit) -> bool:
+    """Whether this evaluation is being closed: then it was raised at the `yield` of a generator, and not in a call."""
+    at = raised.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    return at is not None and bool(at.tb_frame.f_code.co_flags & CO_GENERATOR)
 
 
 def _begin_stopped(branch: Branch, unit: Any, by: str | None) -> Walk | Failure:
@@ -146,7 +155,9 @@ def _fail(branch: Branch, error: BaseException) -> Walk:
     while len(agenda) > (0 if is_base else scope.depth + 1):
         unit, _ = agenda.pop()
         if isinstance(unit, OpenStream):
-            yield from close_stream(branch, unit)
+            interrupt = yield from close_stream(branch, unit)
+            if interrupt is not None and branch.parent is None:  # a branch is interrupted by its group
+                error = interrupt
     if is_base:
         return error
     if len(agenda) > scope.depth:  # unless an earlier attempt to close it has failed

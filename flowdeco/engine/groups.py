@@ -15,7 +15,7 @@ from flowdeco.engine.branch import Branch, OpenScope
 from flowdeco.engine.outcome import Outcome, Status, branch_id
 from flowdeco.engine.replay import History
 from flowdeco.engine.requests import Ended, Failure, Fork, Raised, Request, Walk
-from flowdeco.errors import WAITING, Bail, Cancelled, Suspend, WriteConflictError, suggestion
+from flowdeco.errors import Bail, Cancelled, Suspend, WriteConflictError, all_of, suggestion
 from flowdeco.model.contents import agree
 from flowdeco.model.declare import name_in_group
 from flowdeco.model.definitions import Parallel, Stream, Unit
@@ -188,19 +188,7 @@ def failure_of(group: Parallel, ended: Ended, is_cancellation: Callable[[BaseExc
     if interrupt is not None:
         return interrupt
     bail = next((error for error in ended.failures if isinstance(error, Bail)), None)
-    return bail or _all_of([error for error in ended.failures if isinstance(error, Suspend)])
-
-
-def _all_of(suspended: list[Suspend]) -> Suspend | None:
-    """Return one signal that names everything these wait for; None if there are none."""
-    if len({each.reason for each in suspended}) < 2:
-        return suspended[0] if suspended else None
-    # The reason of a nested group may name several.
-    reasons = [reason for each in suspended for reason in each.reason.split("; ") if reason]
-    waits = [reason.removeprefix(WAITING).split(", ") for reason in reasons if reason.startswith(WAITING)]
-    others = dict.fromkeys(reason for reason in reasons if not reason.startswith(WAITING))
-    keys = ", ".join(dict.fromkeys(key for several in waits for key in several))
-    return Suspend("; ".join([WAITING + keys, *others] if keys else others))
+    return bail or all_of([error for error in ended.failures if isinstance(error, Suspend)])
 
 
 def merged(group: Parallel, deltas: list[Delta]) -> Delta:

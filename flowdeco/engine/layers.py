@@ -21,8 +21,8 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mappi
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
 
 from flowdeco.engine.outcome import Outcome, Status
-from flowdeco.engine.requests import Await, Gate, Raised, Request, Sleep
-from flowdeco.errors import MiddlewareError
+from flowdeco.engine.requests import Await, Deferred, Gate, Raised, Request, Sleep
+from flowdeco.errors import MiddlewareError, meant_by
 from flowdeco.model.definitions import Action, Pipeline, Stage, Stream, Unit, insertable
 from flowdeco.model.options import UNSET, Middleware, placed
 from flowdeco.model.store import Delta, Mark, Store
@@ -289,7 +289,7 @@ def _failed_to_open(layers: Layers, layer: Middleware, generator: Any, error: Ba
     """Return the failure; if it came just as the layer had yielded, the layer is open, and will receive it."""
     if type(generator) is _GENERATOR and generator.gi_suspended:
         layers.open(layer, generator, None)
-    return error
+    return meant_by(error)
 
 
 def _enter(layers: Layers, layer: Middleware, generator: Layer, move: Move) -> Generator[Request, Any, Decision]:
@@ -328,7 +328,7 @@ def leave(layers: Layers, error: BaseException | None) -> Passage:
                 item = _END
             except BaseException as raised:
                 gate.open = False
-                return _leave(layers, None, (RAISES, raised))
+                return _leave(layers, None, (RAISES, meant_by(raised)))
         except KeyboardInterrupt as late:
             return _leave(layers, None, (RAISES, late))
         if item is not _END:
@@ -377,7 +377,7 @@ def _resumed(layers: Layers, generator: Layer, outcome: Any, error: BaseExceptio
     """Resume a layer once; for an asynchronous one, return the request that resumes it."""
     if not isinstance(generator, types.GeneratorType):
         layer = cast("AsyncGenerator[Any, Any]", generator)
-        return _WAITS, Await(layer.asend(outcome) if error is None else layer.athrow(error))
+        return _WAITS, Await(Deferred(layer.asend, outcome) if error is None else Deferred(layer.athrow, error))
     gate, traceback = layers.gate, error and error.__traceback__
     try:
         try:
@@ -407,7 +407,12 @@ def _resolved(
     did, item = move
     while True:
         if did is _WAITS:
-            did, item = _awaited((yield item), error)
+            answer = yield item
+            if type(answer) is Raised and _is_open(generator):  # an interrupt: it is raised at the layer's `yield`
+                error = answer.error
+                did, item = _resumed(layers, generator, None, error)
+            else:
+                did, item = _awaited(answer, error)
         elif did is not YIELDS or item is None:
             return did, item
         elif isinstance(item, Sleep):
@@ -422,6 +427,11 @@ def _resolved(
             return RAISES, misuse
 
 
+def _is_open(generator: Any) -> bool:
+    """Whether an asynchronous layer is still to be resumed, although its request has been answered."""
+    return getattr(generator, "ag_frame", None) is not None and not generator.ag_running
+
+
 def _awaited(answer: Any, error: BaseException | None) -> Move:
     if type(answer) is not Raised:
         return YIELDS, answer
@@ -431,15 +441,18 @@ def _awaited(answer: Any, error: BaseException | None) -> Move:
     return RAISES, _same(raised, error, error and error.__traceback__)
 
 
-def _reproached(layers: Layers, generator: Layer, misuse: MiddlewareError) -> Generator[Request, Any, None]:
+def _reproached(layers: Layers, generator: Layer, misuse: BaseException) -> Generator[Request, Any, None]:
     """Raise the misuse at the layer's own `yield`, so that it can clean up, and the traceback points there."""
     did, item = _resumed(layers, generator, None, misuse)
     if did is _WAITS:
-        yield item
+        answer = yield item
+        if type(answer) is Raised and _is_open(generator):
+            yield from _reproached(layers, generator, answer.error)
 
 
 def _same(raised: BaseException, error: BaseException | None, traceback: Any) -> BaseException:
     """Return the exception that was raised, or the error itself if it only passed through a layer."""
+    raised = meant_by(raised)
     if raised is error:
         return raised.with_traceback(traceback)
     # A StopIteration that passes through a generator comes out as the cause of a RuntimeError (PEP 479).

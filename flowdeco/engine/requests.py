@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 
-from flowdeco.errors import Cancelled, MiddlewareError
+from flowdeco.errors import Cancelled, MiddlewareError, meant_by
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -25,6 +25,7 @@ __all__ = [
     "Await",
     "Awaited",
     "Chore",
+    "Deferred",
     "Ended",
     "Failure",
     "Fork",
@@ -44,12 +45,12 @@ Failure: TypeAlias = "BaseException | None"
 
 
 class Raised:
-    """The answer to a request that ended with an exception."""
+    """The answer to a request that ended with an exception; a group of nothing but signals counts as the signal."""
 
     __slots__ = ("error",)
 
     def __init__(self, error: BaseException) -> None:
-        self.error = error
+        self.error = meant_by(error)
 
 
 class Gate:
@@ -95,6 +96,30 @@ class Await:
         self.timeout = timeout
         self.action = action
 
+    def discard(self) -> None:
+        """Close an awaitable that will not be awaited."""
+        close = getattr(self.awaitable, "close", None)
+        if close is not None:
+            close()
+
+
+class Deferred:
+    """An awaitable that is made when it is awaited.
+
+    A step of an asynchronous generator that is made and not awaited is a warning, and closing it may close the generator.
+    """
+
+    __slots__ = ("_args", "_function")
+
+    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
+        self._function = function
+        self._args = args
+
+    def __await__(self) -> Any:
+        awaitable = self._function(*self._args)
+        begin = getattr(awaitable, "__await__", None)
+        return awaitable if begin is None else begin()  # a coroutine may be a decorated generator
+
 
 class Awaited(NamedTuple):
     """The answer to the call of a coroutine function that the driver has awaited: it is not awaited again."""
@@ -108,6 +133,7 @@ class Chore(NamedTuple):
     function: Any
     name: str
     timeout: float | None = None
+    is_async: bool = False
 
 
 class Save:

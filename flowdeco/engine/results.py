@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import types
 from collections import deque
-from collections.abc import Coroutine, Generator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Coroutine, Generator, Iterable, Iterator
 from inspect import CO_ITERABLE_COROUTINE
 from typing import Any, Final, cast
 
@@ -27,8 +27,8 @@ from flowdeco.model.options import UNSET
 from flowdeco.model.wiring import Step
 
 __all__ = [
-    "HOLDING", "SETTLED", "Begun", "Yielded", "exhaust", "is_awaited", "is_generator", "is_plain_iterator", "sort_out",
-    "unit_in",
+    "HOLDING", "SETTLED", "Begun", "Exhausting", "Yielded", "exhaust", "is_awaited", "is_generator", "is_plain_iterator",
+    "sort_out", "unit_in",
 ]  # fmt: skip
 
 HOLDING: Final = frozenset({dict, set, frozenset})
@@ -98,6 +98,21 @@ def exhaust(generator: Generator[Any, Any, Any]) -> Yielded:
         except StopIteration as stop:
             found.value = stop.value
             return found
+
+
+class Exhausting:
+    """Awaited, it runs an asynchronous generator to its end: all of it in one task, and within one timeout."""
+
+    def __init__(self, generator: AsyncGenerator[Any, Any]) -> None:
+        self._generator = generator
+
+    def __await__(self) -> Generator[Any, Any, Yielded]:
+        found = Yielded()
+        while True:
+            try:
+                found.append((yield from anext(self._generator).__await__()))
+            except StopAsyncIteration:
+                return found
 
 
 def sort_out(step: Step, value: Any) -> tuple[Inserted, Any]:

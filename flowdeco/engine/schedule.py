@@ -31,7 +31,7 @@ from flowdeco.engine.requests import (
 )
 from flowdeco.errors import Suspend
 
-__all__ = ["Begun", "Schedule"]
+__all__ = ["Begun", "Schedule", "Task"]
 
 
 Evaluate: TypeAlias = Callable[[Any], Walk]  # `evaluation.evaluate`
@@ -43,12 +43,13 @@ class Begun(NamedTuple):
     ticket: int
     request: Any
     context: Context
+    task: Task
 
 
-class _Task:
+class Task:
     """A branch at work."""
 
-    __slots__ = ("branch", "context", "failure", "group", "inner", "send", "ticket")
+    __slots__ = ("branch", "context", "failure", "group", "inner", "lane", "send", "ticket")
 
     def __init__(self, branch: Any, walk: Walk, group: _Group) -> None:
         self.branch: Forked = branch
@@ -58,6 +59,7 @@ class _Task:
         self.ticket: int | None = None
         self.inner: _Group | None = None  # it waits for these branches of its own
         self.failure: Failure = None
+        self.lane: Any = None  # whatever a driver keeps for the branch until it ends
 
 
 class _Group:
@@ -65,12 +67,12 @@ class _Group:
 
     __slots__ = ("active", "catching_up", "ended_by", "interrupt", "limit", "parent", "stopped", "tasks", "waiting")
 
-    def __init__(self, fork: Fork, parent: _Task | None, evaluate: Evaluate) -> None:
+    def __init__(self, fork: Fork, parent: Task | None, evaluate: Evaluate) -> None:
         self.parent = parent
         self.stopped: bool = parent is not None and parent.branch.stopped
         self.interrupt: Failure = ended_by_another() if self.stopped else None
         self.ended_by: int | None = None
-        self.tasks = [_Task(branch, evaluate(branch), self) for branch in fork.branches]
+        self.tasks = [Task(branch, evaluate(branch), self) for branch in fork.branches]
         for branch in fork.branches if self.stopped else ():
             branch.stopped = True
         self.waiting = deque(sorted(self.tasks, key=lambda task: not task.branch.begun))
@@ -88,11 +90,12 @@ class Schedule:
     def __init__(self, fork: Fork, tickets: Iterator[int], evaluate: Evaluate) -> None:
         self.begin: list[Begun] = []
         self.cancel: list[int] = []
+        self.left: list[Any] = []  # the lanes of tasks that have ended
         self.ended: Ended | None = None
         self._tickets = tickets
         self._evaluate = evaluate
-        self._waiting: dict[int, _Task] = {}
-        self._ready: deque[tuple[_Task, Any]] = deque()
+        self._waiting: dict[int, Task] = {}
+        self._ready: deque[tuple[Task, Any]] = deque()
         self._root = self._opened(fork, None)
         self._work()
 
@@ -103,18 +106,25 @@ class Schedule:
         self._ready.append((task, answer))
         self._work()
 
-    def interrupt(self, error: BaseException) -> None:
-        """End everything, from outside; a second call has no effect."""
-        if self._root.interrupt is None:
-            self._root.interrupt = error
-            self._stop(self._root)
-            self._work()
+    def task(self, ticket: int) -> Task:
+        """Return the task that waits for the answer with this ticket."""
+        return self._waiting[ticket]
+
+    def interrupt(self, error: BaseException, task: Task | None = None) -> bool:
+        """End everything, or the group that a task waits for, from outside; return False if it is ending already."""
+        group = self._root if task is None else task.inner
+        if group is None or group.interrupt is not None:
+            return False
+        group.interrupt = error
+        self._stop(group)
+        self._work()
+        return True
 
     def _work(self) -> None:
         while self._ready:
             self._step(*self._ready.popleft())
 
-    def _opened(self, fork: Fork, parent: _Task | None) -> _Group:
+    def _opened(self, fork: Fork, parent: Task | None) -> _Group:
         if parent is None:
             group = _Group(fork, None, self._evaluate)
         else:  # the tasks see the context variables of the branch that forked them
@@ -142,9 +152,9 @@ class Schedule:
         """Start as many tasks of a group as its limit allows; a nested group begins before the branches after it."""
         self._ready.extendleft(reversed(self._next_of(group)))
 
-    def _next_of(self, group: _Group) -> list[tuple[_Task, Any]]:
+    def _next_of(self, group: _Group) -> list[tuple[Task, Any]]:
         """Return the tasks that can continue now, each with its answer; if none is left, the group has ended."""
-        ready: list[tuple[_Task, Any]] = []
+        ready: list[tuple[Task, Any]] = []
         while group.waiting and group.active < group.limit and (group.waiting[0].branch.begun or not group.stopped):
             task = group.waiting.popleft()
             group.active += 1
@@ -157,7 +167,7 @@ class Schedule:
                 ready.append((group.parent, group.answer()))
         return ready
 
-    def _step(self, task: _Task, answer: Any) -> None:
+    def _step(self, task: Task, answer: Any) -> None:
         """Send a task its answer, and take its next request."""
         while True:
             try:
@@ -179,11 +189,13 @@ class Schedule:
             answer = Raised(ended_by_another())
         task.ticket = next(self._tickets)
         self._waiting[task.ticket] = task
-        self.begin.append(Begun(task.ticket, request, task.context))
+        self.begin.append(Begun(task.ticket, request, task.context, task))
 
-    def _ended(self, task: _Task, failure: Failure) -> None:
+    def _ended(self, task: Task, failure: Failure) -> None:
         group = task.group
         task.failure = failure
+        if task.lane is not None:
+            self.left.append(task.lane)
         if failure is not None and not isinstance(failure, Suspend) and not group.stopped:
             group.ended_by = group.tasks.index(task)
             self._stop(group)

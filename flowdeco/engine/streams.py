@@ -11,7 +11,7 @@ from typing import Any, Final
 from flowdeco.engine.actions import check_insertion
 from flowdeco.engine.branch import Branch, OpenStream
 from flowdeco.engine.replay import History
-from flowdeco.engine.requests import Await, Chore, Failure, Raised, Request, Walk
+from flowdeco.engine.requests import Await, Chore, Deferred, Failure, Raised, Request, Walk
 from flowdeco.engine.results import is_awaited
 from flowdeco.errors import ReturnValueError
 from flowdeco.model.definitions import Stage, Stream, insertable
@@ -76,7 +76,7 @@ def pull(branch: Branch, stream: OpenStream, by: str | None) -> Walk:
                 return error
         iterator = stream.iterator
         if stream.is_async:
-            answer = yield Await(anext(iterator))
+            answer = yield Await(Deferred(anext, iterator))
             if type(answer) is Raised and isinstance(answer.error, StopAsyncIteration):
                 answer = UNSET
         else:
@@ -91,8 +91,8 @@ def _pulled(branch: Branch, stream: OpenStream, by: str | None, answer: Any) -> 
     if answer is UNSET:
         return None
     error = answer.error if type(answer) is Raised else None
+    branch.agenda.append((stream, by))  # after a failure, it is closed with the rest of the agenda
     if error is None:
-        branch.agenda.append((stream, by))
         try:
             is_stage = type(answer) is Stage
             units = (answer,) if is_stage else insertable((answer,), f"the stream inserted by {by}", "yielded")
@@ -111,10 +111,18 @@ def _caught_up(branch: Branch) -> Walk:
     return None if branch.terms.rehearses else (yield from branch.catch_up())
 
 
-def close_stream(branch: Branch, stream: OpenStream) -> Generator[Request, Any, None]:
-    """Close a stream that is no longer pulled; in a rehearsal it is left open for the run."""
-    if not branch.terms.rehearses:
-        yield from _closed(stream)
+def close_stream(branch: Branch, stream: OpenStream) -> Walk:
+    """Close a stream that is no longer pulled; in a rehearsal it is left open for the run. Return an interrupt."""
+    if branch.terms.rehearses:
+        return None
+    is_cancellation = branch.terms.is_cancellation
+    interrupt: Failure = None
+    for _ in range(2):  # an interrupt may have come before it was called
+        answer = yield from _closed(stream)
+        if type(answer) is not Raised or not is_cancellation(answer.error):
+            break
+        interrupt = answer.error
+    return interrupt
 
 
 def close_streams(past: History) -> Generator[Request, Any, None]:
@@ -124,8 +132,9 @@ def close_streams(past: History) -> Generator[Request, Any, None]:
     past.streams.clear()
 
 
-def _closed(stream: OpenStream) -> Generator[Request, Any, None]:
+def _closed(stream: OpenStream) -> Generator[Request, Any, Any]:
     if hasattr(stream.iterator, "aclose"):
-        yield Await(stream.iterator.aclose())
-    elif hasattr(stream.iterator, "close"):
-        yield Chore(stream.iterator.close, "stream"), (), None
+        return (yield Await(Deferred(stream.iterator.aclose)))
+    if hasattr(stream.iterator, "close"):
+        return (yield (Chore(stream.iterator.close, "stream"), (), None))
+    return None
