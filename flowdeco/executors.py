@@ -164,7 +164,7 @@ def _thrown(error: BaseException, dumps: Callable[[Any], bytes]) -> _Thrown:
     told = "".join(traceback.format_exception(error)).rstrip()
     found: bytes | None = None
     # Many exceptions pass a message on to `Exception`, and are made again from it as if from their own arguments.
-    for candidate in (error, _Copied(error)):
+    for candidate in (_Reduced(error), error, _Copied(error)):
         try:
             pickled = bytes(dumps(candidate))
             copy = pickle.loads(pickled)
@@ -175,6 +175,19 @@ def _thrown(error: BaseException, dumps: Callable[[Any], bytes]) -> _Thrown:
             if message_of(copy) == message_of(error):
                 return _Thrown(pickled, type(error).__name__, told)
     return _Thrown(found, type(error).__name__, told)
+
+
+class _Reduced:
+    """Stands for an exception, and is pickled by its own `__reduce_ex__`, whatever others have registered with `copyreg`.
+
+    What tblib registers, which Dask loads, loses the code of a `SystemExit` and the parts of a `UnicodeError`.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        return self.error.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
 
 
 class _Copied:
