@@ -28,6 +28,7 @@ __all__ = [
     "ReturnValueError",
     "RunBusyError",
     "RunError",
+    "RunExistsError",
     "RunNotFoundError",
     "SerializationError",
     "ShippingError",
@@ -142,6 +143,10 @@ class JournalError(RunError):
 
 class RunNotFoundError(JournalError, LookupError):
     """The journal has no run of that id."""
+
+
+class RunExistsError(JournalError):
+    """The journal has a run of that id already, and nobody works on it."""
 
 
 class RunBusyError(JournalError):

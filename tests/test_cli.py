@@ -668,10 +668,10 @@ def test_an_output_that_takes_no_more_is_one_line():
 
 def test_an_error_that_nobody_thought_of_is_one_line(flowdeco, monkeypatch):
     """With the way to its traceback."""
-    monkeypatch.setattr(durable, "runs", lambda path: 1 / 0)
+    monkeypatch.setattr(durable.SqliteJournal, "runs", lambda journal: 1 / 0)
     code, _, err = flowdeco("runs", "--journal", "flows.py")
     assert (code, err) == (1, "flowdeco: error: ZeroDivisionError: division by zero (--traceback shows where)\n")
-    assert "lambda path: 1 / 0" in flowdeco("runs", "--journal", "flows.py", "--traceback")[2]
+    assert "lambda journal: 1 / 0" in flowdeco("runs", "--journal", "flows.py", "--traceback")[2]
 
 
 def test_statuses_have_colours_in_a_terminal(monkeypatch):

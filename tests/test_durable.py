@@ -22,6 +22,7 @@ from flowdeco.errors import (
     DefinitionError,
     JournalError,
     RunBusyError,
+    RunExistsError,
     RunNotFoundError,
     SerializationError,
     WiringError,
@@ -1402,7 +1403,7 @@ def test_an_id_is_taken_once(kept):
     """A second run of that id is refused; the first one is as it was."""
     kept.run(du.line, run_id="monday")
     CALLS.clear()
-    with pytest.raises(RunBusyError, match="monday"):
+    with pytest.raises(RunExistsError, match="monday"):
         kept.run(du.line, run_id="monday")
     assert CALLS == []
     assert kept.resume(du.line, "monday")["third"] == 3
@@ -1504,7 +1505,7 @@ def test_what_was_run_again_is_what_is_remembered(kept):
     broken = interrupted(kept, versions(1))
     kept.resume(versions(2), broken, on_change="rerun")
     CALLS.clear()
-    assert kept.resume(versions(2), broken)["priced"] == 2
+    assert kept.resume(versions(2), broken, on_change="rerun")["priced"] == 2
     assert kept.resume(versions(1), broken)["priced"] == 2
     assert CALLS == []
     assert kept.resume(versions(1), broken, on_change="rerun")["priced"] == 1

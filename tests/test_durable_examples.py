@@ -87,7 +87,7 @@ def test_mistakes_are_told_in_one_line(shop: Callable[..., tuple[int, str, str]]
     shop("order", "42")
     code, output, complaints = shop("order", "42")
     assert (code, output) == (1, "")
-    assert re.fullmatch(r"RunBusyError: .* has a run 'order-42' already, suspended: resume it.*\n", complaints)
+    assert re.fullmatch(r"RunExistsError: .* has a run 'order-42' already, suspended: resume it.*\n", complaints)
     code, output, complaints = shop("approve", "order-41")
     assert (code, output) == (1, "")
     assert re.fullmatch(r"RunNotFoundError: .* has no run 'order-41'\. Did you mean 'order-42'\?\n", complaints)

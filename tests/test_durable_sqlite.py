@@ -23,9 +23,16 @@ import pytest
 
 import flowdeco
 from flowdeco import Stage, action, durable
-from flowdeco.durable import JsonCodec, MemoryJournal, Row, RunInfo, SqliteJournal, lease, schema
+from flowdeco.durable import JsonCodec, MemoryJournal, Row, RunInfo, SqliteJournal, file, lease, schema
 from flowdeco.durable import sqlite as module
-from flowdeco.errors import DefinitionError, JournalError, RunBusyError, RunNotFoundError, SerializationError
+from flowdeco.errors import (
+    DefinitionError,
+    JournalError,
+    RunBusyError,
+    RunExistsError,
+    RunNotFoundError,
+    SerializationError,
+)
 
 
 def row(number=0, branch="0", *, action="load", payload=b"did it", stage="fetch"):
@@ -108,13 +115,45 @@ def test_no_rows_are_no_work(either):
     assert either.read("r").rows == []
 
 
-def test_a_closed_run_says_how_it_ended_and_is_taken_up_as_it_is(either):
-    """What `open` returns is the state before; from then on the run is running."""
+CONTINUATIONS = {
+    "proceed": lambda journal: journal.proceed("r"),
+    "inputs": lambda journal: journal.proceed("r", b"more"),
+    "write": lambda journal: journal.write("r", [row(1)]),
+    "drop": lambda journal: journal.drop("r", {"0": 0}),
+    "add_inputs": lambda journal: journal.add_inputs("r", b"more"),
+}
+
+
+@pytest.mark.parametrize("act", CONTINUATIONS)
+def test_a_closed_run_is_opened_as_it_is_and_running_when_it_continues(either, act):
+    """`open` takes the lease, and changes nothing else; `release` after it returns to that state."""
     begun(either, rows=[row(0)]).close("r", "suspended", "approval", None)
+    [before] = durable.runs(either)
     found = either.open("r")
     assert (found.status, found.reason, places(found.rows)) == ("suspended", "approval", [("0", 0)])
-    assert either.read("r").status == "running"
-    assert either.read("r").reason is None
+    [opened] = durable.runs(either)
+    assert (opened._replace(owner=None), opened.owner is None) == (before, False)
+    either.release("r")
+    assert durable.runs(either) == [before]
+    either.release("r")  # it holds nothing
+    either.open("r")
+    CONTINUATIONS[act](either)
+    assert (either.read("r").status, either.read("r").reason) == ("running", None)
+    either.release("r")
+    assert (either.read("r").status, either.read("r").reason) == ("suspended", "approval")
+    either.open("r")
+
+
+def test_a_finished_run_is_opened_only_if_asked_for(either):
+    """No lease is taken of it: any number may read it."""
+    begun(either, rows=[row(0)]).close("r", "completed", None, None)
+    [before] = durable.runs(either)
+    assert either.open("r") == either.open("r") == either.read("r")
+    assert durable.runs(either) == [before]
+    either.open("r", finished=True)
+    with pytest.raises(RunBusyError):
+        either.open("r", finished=True)
+    assert either.open("r").status == "completed"
 
 
 def test_new_inputs_know_how_many_steps_were_there(either):
@@ -264,7 +303,7 @@ def test_what_a_retry_drops_is_gone_whatever_has_happened_before(either, seed):
 def test_a_journal_goes_without_waiting_for_its_thread(path):
     """At the end of a process that thread is frozen, perhaps with the lock of the event that it waits for."""
     journals = [begun(SqliteJournal(path))]
-    _, stop = journals[0]._heart
+    _, stop, _ = journals[0]._file._heart
 
     def forget():
         journals.clear()
@@ -280,8 +319,8 @@ def test_a_journal_goes_without_waiting_for_its_thread(path):
 def test_what_is_damaged_meanwhile_does_not_hold_up_a_retry(journal):
     """It is noticed when the run is read."""
     begun(journal, rows=[row(n) for n in range(4)])
-    journal._connection.execute("UPDATE log SET what = 'other' WHERE number = 1")
-    journal._connection.execute("UPDATE log SET what = x'ff' WHERE number = 2")
+    journal._file.connection.execute("UPDATE log SET what = 'other' WHERE number = 1")
+    journal._file.connection.execute("UPDATE log SET what = x'ff' WHERE number = 2")
     journal.drop("r", {"0": 3})
     with pytest.raises(JournalError, match="step 1 of run 'r' does not agree"):
         journal.read("r")
@@ -292,7 +331,7 @@ def test_dropping_costs_what_is_dropped_not_what_is_there(journal, monkeypatch):
     begun(journal, rows=[row(n) for n in range(5000)])
     journal.write("r", [row(0, "branch"), row(1, "branch")])
     steps = []
-    journal._connection.set_progress_handler(lambda: steps.append(1), 100)
+    journal._file.connection.set_progress_handler(lambda: steps.append(1), 100)
     journal.drop("r", {"0": 4999, "branch": 0, "empty": 0})
     assert len(steps) < 20
     assert len(journal.read("r").rows) == 4999
@@ -308,10 +347,10 @@ def retried(journal, loops):
             for branch in branches:
                 journal.write(f"{loops}", [row(2, branch), row(1, branch, action=None)._replace(kind="stage")])
         journal.write(f"{loops}", [row(number + 1), row(number + 2)])
-        journal._connection.set_progress_handler(lambda: steps.append(1), 10)
+        journal._file.connection.set_progress_handler(lambda: steps.append(1), 10)
         journal.drop(f"{loops}", {branches[1]: 1, "none": 0})
         journal.drop(f"{loops}", {"0": number + 1, branches[0]: 0, branches[1]: 0})
-        journal._connection.set_progress_handler(None, 0)
+        journal._file.connection.set_progress_handler(None, 0)
         rows = [row(2, branches[0]), row(number + 1), row(number + 2), row(number, action=None)._replace(kind="stage")]
         journal.write(f"{loops}", rows)
     assert len(journal.read(f"{loops}").rows) == 4 * loops
@@ -325,12 +364,12 @@ def test_a_run_of_many_retries_takes_time_in_proportion(journal):
 
 
 def test_a_second_run_of_that_id_is_refused(either):
-    """While it runs, and when it is over."""
+    """While it runs it is busy, and when it is over it exists."""
     begun(either)
     with pytest.raises(RunBusyError, match="'r'"):
         either.create("r", "flow", b"", ())
     either.close("r", "completed", None, None)
-    with pytest.raises(RunBusyError, match="has a run 'r' already, completed|a run 'r' already, completed"):
+    with pytest.raises(RunExistsError, match="has a run 'r' already, completed|a run 'r' already, completed"):
         either.create("r", "flow", b"", ())
 
 
@@ -384,6 +423,7 @@ def test_a_run_tells_where_its_pipeline_is_found(tmp_path):
     assert durable.runs(path)[0].entry == "flows.py:flow"
     moved = SqliteJournal(path, entry="new/flows.py:flow")
     moved.open("r")
+    moved.proceed("r")
     assert durable.runs(path)[0].entry == "new/flows.py:flow"
 
 
@@ -486,7 +526,7 @@ def test_synchronous_is_as_asked(path):
     for synchronous, number in ((None, 1), ("FULL", 2)):
         journal = SqliteJournal(path, **({"synchronous": synchronous} if synchronous else {}))
         begun(journal, str(number))
-        assert journal._connection.execute("PRAGMA synchronous").fetchone() == (number,)
+        assert journal._file.connection.execute("PRAGMA synchronous").fetchone() == (number,)
         journal.close(str(number), "completed", None, None)
 
 
@@ -636,7 +676,7 @@ def test_runs_of_an_earlier_version_are_kept_but_not_resumed(path, version):
     for call in (journal.open, journal.read):
         with pytest.raises(JournalError, match=f"run 'r' of .* {OLD}"):
             call("r")
-    with pytest.raises(RunBusyError, match="has a run 'r' already, failed: delete it, or take another run_id"):
+    with pytest.raises(RunExistsError, match="has a run 'r' already, failed: delete it, or take another run_id"):
         begun(journal)
     with pytest.raises(JournalError, match=OLD):
         Stage("s", [one]).resume("r", journal=path)
@@ -704,12 +744,12 @@ def test_a_file_of_version_1_is_migrated(path):
     assert journal.history("r") == rows
     with pytest.raises(JournalError, match="step 1 of run 'damaged' does not agree with its checksum"):
         journal.history("damaged")
-    assert journal._connection.execute("PRAGMA user_version").fetchone() == (schema.VERSION,)
-    assert journal._connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert journal._file.connection.execute("PRAGMA user_version").fetchone() == (schema.VERSION,)
+    assert journal._file.connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     names = (
         "SELECT group_concat(name, ' ') FROM (SELECT name FROM sqlite_master WHERE name NOT LIKE '%auto%' ORDER BY 1)"
     )
-    assert journal._connection.execute(names).fetchone() == ("branches history inputs log mine runs steps",)
+    assert journal._file.connection.execute(names).fetchone() == ("branches history inputs log mine runs steps",)
 
 
 def test_migrations_are_made_one_after_the_other(path, monkeypatch):
@@ -726,15 +766,17 @@ def test_migrations_are_made_one_after_the_other(path, monkeypatch):
 
         return migrate
 
-    monkeypatch.setattr(module, "VERSION", now + 2)
-    monkeypatch.setattr(module, "MIGRATIONS", {now: step(now + 1), now + 1: step(now + 2, broken=True)})
+    monkeypatch.setattr(file, "VERSION", now + 2)
+    monkeypatch.setattr(file, "MIGRATIONS", {now: step(now + 1), now + 1: step(now + 2, broken=True)})
     with pytest.raises(AssertionError):
         SqliteJournal(path).read("r")
-    monkeypatch.setattr(module, "MIGRATIONS", {now: step(now + 1), now + 1: step(now + 2)})
+    monkeypatch.setattr(file, "MIGRATIONS", {now: step(now + 1), now + 1: step(now + 2)})
     journal = SqliteJournal(path)
     assert journal.read("r").rows == [row()]
-    assert journal._connection.execute("PRAGMA user_version").fetchone() == (now + 2,)
-    assert journal._connection.execute(f"SELECT added_{now + 1}, added_{now + 2} FROM log").fetchall() == [(None, None)]
+    assert journal._file.connection.execute("PRAGMA user_version").fetchone() == (now + 2,)
+    assert journal._file.connection.execute(f"SELECT added_{now + 1}, added_{now + 2} FROM log").fetchall() == [
+        (None, None)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -781,7 +823,7 @@ def test_an_owner_that_was_changed_by_hand_holds_up_nobody(path, change):
     """No checksum covers who works on a run; the others of the file are listed all the same."""
     journal = begun(begun(SqliteJournal(path)), "other")
     journal.close("r", "failed", None, None)
-    journal._connection.execute(f"UPDATE runs SET owner = 'me', {change} WHERE run_id = 'r'")
+    journal._file.connection.execute(f"UPDATE runs SET owner = 'me', {change} WHERE run_id = 'r'")
     other = SqliteJournal(path)
     assert [run.id for run in other.runs()] == ["other", "r"]
     with contextlib.suppress(RunBusyError):  # where its host and process are those of somebody
@@ -803,9 +845,9 @@ def test_what_interrupts_the_beginning_of_a_transaction_leaves_none(journal):
 
         in_transaction = property(lambda self: self.connection.in_transaction)
 
-    with pytest.raises(KeyboardInterrupt), module._transaction(Interrupted(journal._connection)):
+    with pytest.raises(KeyboardInterrupt), file.transaction(Interrupted(journal._file.connection)):
         pass
-    assert not journal._connection.in_transaction
+    assert not journal._file.connection.in_transaction
 
 
 def test_a_damaged_run_is_listed_as_such_and_can_be_deleted(path):
@@ -832,7 +874,7 @@ def test_the_id_of_a_run_is_a_text(journal):
 def test_inputs_whose_writing_was_interrupted_do_no_damage(path, monkeypatch, written):
     """Whether they were written or not: the run is as whole as it was."""
     journal = begun(SqliteJournal(path))
-    transaction = module._transaction
+    transaction = module.transaction
 
     @contextlib.contextmanager
     def interrupted(connection, kind="IMMEDIATE"):
@@ -842,7 +884,7 @@ def test_inputs_whose_writing_was_interrupted_do_no_damage(path, monkeypatch, wr
                 raise KeyboardInterrupt
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_transaction", interrupted)
+    monkeypatch.setattr(module, "transaction", interrupted)
     with pytest.raises(KeyboardInterrupt):
         journal.add_inputs("r", b"more")
     monkeypatch.undo()
@@ -858,7 +900,7 @@ def test_the_inputs_of_a_resume_are_counted(path):
         journal.open("r")
         journal.add_inputs("r", payload)
     assert journal.read("r").inputs == [(0, b"inputs"), (0, b"more"), (0, b"and more")]
-    journal._connection.execute("DELETE FROM inputs WHERE number = 2")
+    journal._file.connection.execute("DELETE FROM inputs WHERE number = 2")
     with pytest.raises(JournalError, match="inputs of run 'r' are missing"):
         journal.read("r")
 
@@ -922,7 +964,7 @@ def frozen(tmp_path):
         journal.write(run_id, [row(n) for n in range(20, 25)])
         if run_id == "failed":
             journal.close(run_id, "failed", None, None)
-    journal._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    journal._file.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     for n in range(25, 30):
         journal.write("crashed", [row(n)])
     files = {suffix: Path(f"{path}{suffix}").read_bytes() for suffix in ("", "-wal")}
@@ -956,16 +998,16 @@ def test_a_torn_or_rotten_file_is_an_error_or_an_earlier_state_never_a_wrong_one
             assert actual._replace(rows=[]) == expected._replace(rows=[])
             assert actual.rows == expected.rows[: len(actual.rows)]
             assert run_id == "crashed" or actual.rows == expected.rows
-        journal._disconnect()
-        for file in tmp_path.glob("damaged*"):
-            file.unlink()
+        journal._file.disconnect()
+        for damaged in tmp_path.glob("damaged*"):
+            damaged.unlink()
 
 
 def test_a_file_that_is_deleted_under_a_run_is_noticed_when_it_ends(journal, path):
     """Its steps went where nobody finds them; the next run gets a new file."""
     begun(journal, rows=[row()])
-    for file in path.parent.iterdir():
-        file.unlink()
+    for each in path.parent.iterdir():
+        each.unlink()
     with pytest.raises(JournalError, match="deleted or replaced while run 'r' was at work"):
         journal.close("r", "completed", None, None)
     begun(journal)
@@ -979,7 +1021,7 @@ def test_a_file_that_is_deleted_under_a_run_is_noticed_when_it_ends(journal, pat
 def test_a_full_disk_says_what_was_saved_and_what_to_do(journal, path):
     """A step is there or not, never half; the error of the write is not told twice; then there is room again."""
     begun(journal, rows=[row(0), row(1, action="parse")])
-    journal._connection.execute("PRAGMA max_page_count = 20")
+    journal._file.connection.execute("PRAGMA max_page_count = 20")
     with pytest.raises(JournalError) as caught:
         for number in range(2, 100):
             journal.write("r", [row(number, action=f"a{number}", payload=bytes(3000))])
@@ -990,7 +1032,7 @@ def test_a_full_disk_says_what_was_saved_and_what_to_do(journal, path):
     assert f"{saved} steps of run 'r' are saved, up to 'fetch/a{saved - 1}'; 'fetch/a{saved}' is not" in message
     assert f"resume('r', journal='{path}')" in message
     journal.close("r", "failed", None, "JournalError")
-    journal._connection.execute("PRAGMA max_page_count = 100000")
+    journal._file.connection.execute("PRAGMA max_page_count = 100000")
     assert len(SqliteJournal(path).open("r").rows) == saved
 
 
@@ -1026,7 +1068,7 @@ def test_a_full_disk_at_any_moment_leaves_whole_steps(tmp_path):
 def test_a_read_only_file_says_so(journal, path):
     """The write fails; what is there can be read."""
     begun(journal, rows=[row()])
-    journal._connection.execute("PRAGMA query_only = 1")
+    journal._file.connection.execute("PRAGMA query_only = 1")
     with pytest.raises(JournalError, match="is read-only: give this user write access.* 1 step of run 'r' is saved"):
         journal.write("r", [row(1)])
     assert journal.read("r").rows == [row()]
@@ -1047,7 +1089,7 @@ def test_a_folder_is_no_journal(tmp_path):
 def test_a_value_too_large_for_the_file_is_refused(journal):
     """SQLite has a limit; the step before is there."""
     begun(journal, rows=[row(0)])
-    journal._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 10_000)
+    journal._file.connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 10_000)
     with pytest.raises(SerializationError, match=r"does not take a value of that size.*1 step .* 'fetch/load' is not"):
         journal.write("r", [row(1, payload=bytes(20_000))])
     journal.write("r", [row(1)])
@@ -1189,10 +1231,10 @@ def test_the_lease_is_renewed_while_a_run_is_open(path):
     before = threading.enumerate()
     journal = SqliteJournal(path, lease=0.3)
     begun(journal)
-    first = journal._connection.execute("SELECT lease FROM runs").fetchone()[0]
+    first = journal._file.connection.execute("SELECT lease FROM runs").fetchone()[0]
     for _ in range(500):
         time.sleep(0.01)
-        if journal._connection.execute("SELECT lease FROM runs").fetchone()[0] > first + 0.15:
+        if journal._file.connection.execute("SELECT lease FROM runs").fetchone()[0] > first + 0.15:
             break
     else:
         pytest.fail("the lease was not renewed")
@@ -1257,7 +1299,7 @@ def test_a_fork_goes_its_own_way(journal, path):
     if not pid:
         status = 1
         try:
-            with pytest.raises(JournalError, match="is not open"):
+            with pytest.raises(JournalError, match="at work in the process that forked this one"):
                 journal.write("r", [row(1)])
             with pytest.raises(RunBusyError):
                 journal.open("r")
@@ -1269,7 +1311,7 @@ def test_a_fork_goes_its_own_way(journal, path):
         journal.write("r", [row(number)])
     assert os.waitpid(pid, 0)[1] == 0
     assert len(journal.read("r").rows) == len(journal.read("child").rows) == 200
-    assert journal._heart is not None
+    assert journal._file._heart is not None
 
 
 def test_fifty_runs_of_four_processes_in_one_file_lose_nothing(path):
@@ -1301,10 +1343,9 @@ def test_fifty_runs_of_four_processes_in_one_file_lose_nothing(path):
     assert {(run.status, run.steps, run.owner) for run in found} == {("completed", 20, None)}
     journal = SqliteJournal(path)
     for run in found:
-        rows = journal.open(run.id).rows
+        rows = journal.read(run.id).rows
         assert places(rows) == [("0", n) for n in range(20)]
         assert {(row.action, row.payload) for row in rows} == {(run.id[4:], run.id[4:].encode())}
-        journal.close(run.id, "completed", None, None)
 
 
 def test_a_killed_writer_leaves_every_acknowledged_step(path):
@@ -1341,7 +1382,7 @@ def test_a_writer_waits_for_another_one(journal, path, monkeypatch):
     begun(journal)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        journal._connection.execute("PRAGMA busy_timeout = 50")
+        journal._file.connection.execute("PRAGMA busy_timeout = 50")
         with pytest.raises(JournalError, match="locked by another process.* 0 steps of run 'r' are saved"):
             journal.write("r", [row()])
         other.execute("ROLLBACK")
@@ -1352,4 +1393,4 @@ def test_a_writer_waits_for_another_one(journal, path, monkeypatch):
 def test_the_selectors_are_readable(journal):
     """As JSON, for people and programs."""
     begun(journal)
-    assert json.loads(journal._connection.execute("SELECT skip FROM runs").fetchone()[0]) == ["tag:slow"]
+    assert json.loads(journal._file.connection.execute("SELECT skip FROM runs").fetchone()[0]) == ["tag:slow"]

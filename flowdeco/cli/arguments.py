@@ -165,8 +165,14 @@ def _add_inputs(parser: _Parser) -> None:
     )
 
 
+def _path(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("an empty string is not the path of a file: write --journal runs.db")
+    return text
+
+
 def _add_journal(parser: _Parser, help: str) -> None:
-    parser.add_argument("--journal", metavar="PATH", help=f"{help} (default: ${JOURNAL})")
+    parser.add_argument("--journal", metavar="PATH", type=_path, help=f"{help} (default: ${JOURNAL})")
 
 
 def _add_only(parser: _Parser) -> None:

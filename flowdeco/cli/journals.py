@@ -49,9 +49,12 @@ def open_journal(path: str, codec: str, reference: str) -> durable.SqliteJournal
     return durable.SqliteJournal(path, codec=cast("Any", codec), entry=reference)
 
 
-def find_run(path: str, wanted: str, *, exact: bool = False) -> RunInfo:
-    """Return the run with this id or, unless it must be `exact`, the only one whose id begins with it."""
-    infos = durable.runs(path)
+def find_run(path: str, wanted: str) -> RunInfo:
+    """Return the run with this id, or the only one whose id begins with it."""
+    return _find_run(path, durable.runs(path), wanted)
+
+
+def _find_run(path: str, infos: list[RunInfo], wanted: str, *, exact: bool = False) -> RunInfo:
     if not infos:
         raise UsageError(f"{path} has no runs")
     by_id = {info.id: info for info in infos}
@@ -84,10 +87,11 @@ def state_of(info: RunInfo) -> str:
 def runs(options: Namespace) -> int:
     """List the runs of a journal."""
     path = journal_path(options)
+    journal = durable.SqliteJournal(path)
     _check_statuses(options.status)
-    infos = _with_status(durable.runs(path), options.status)[: options.limit]
+    infos = _with_status(journal.runs(), options.status)[: options.limit]
     if options.json:
-        print_json([_info_as_data(info, _failures(path, info)) for info in infos])
+        print_json([_info_as_data(info, _failures(journal, info)) for info in infos])
     elif infos:
         _print_runs(infos)
     else:
@@ -98,11 +102,12 @@ def runs(options: Namespace) -> int:
 def purge(options: Namespace) -> int:
     """Delete runs from a journal."""
     path = journal_path(options)
+    journal = durable.SqliteJournal(path)  # one connection for all of them
     deleted: list[RunInfo] = []
-    for info in _runs_to_delete(options, path):
+    for info in _runs_to_delete(options, path, journal):
         try:
             if not options.dry_run:
-                durable.delete(path, info.id)
+                journal.delete(info.id)
         except (RunBusyError, RunNotFoundError):  # another process resumed or deleted it meanwhile
             if options.run:
                 raise
@@ -119,16 +124,17 @@ def purge(options: Namespace) -> int:
     return FINE
 
 
-def _runs_to_delete(options: Namespace, path: str) -> list[RunInfo]:
+def _runs_to_delete(options: Namespace, path: str, journal: durable.SqliteJournal) -> list[RunInfo]:
     """Return the runs to delete; one that a process works on only where it was named."""
     _check_statuses(options.status)
     if bool(options.run) == (options.older_than is not None):
         raise UsageError(f"say which runs: their ids, or --older-than 30d{', but not both' if options.run else ''}")
     if options.run:
-        infos = [find_run(path, wanted, exact=True) for wanted in options.run]
+        known = journal.runs()
+        infos = [_find_run(path, known, wanted, exact=True) for wanted in options.run]
     else:
         before = time.time() - _seconds(options.older_than)
-        infos = [info for info in durable.runs(path) if info.updated <= before and info.owner is None]
+        infos = [info for info in journal.runs() if info.updated <= before and info.owner is None]
     return _with_status(infos, options.status)
 
 
@@ -173,14 +179,14 @@ def _info_as_data(info: RunInfo, failed: list[dict[str, Any]]) -> dict[str, Any]
     return {**info._asdict(), "status": state_of(info), "failed": failed}
 
 
-def _failures(path: str, info: RunInfo) -> list[dict[str, Any]]:
+def _failures(journal: Any, info: RunInfo) -> list[dict[str, Any]]:
     """Return where a run failed; nothing of one whose rows cannot be read."""
     from flowdeco.engine.reading import failed_steps
 
     if info.error is None:
         return []
     try:
-        run = _outline(info, durable.history(path, info.id))
+        run = _outline(info, durable.history(journal, info.id))
     except (JournalError, RunNotFoundError):
         return []
     return [_failure_as_data(run, stage, action) for stage, action in failed_steps(run)]

@@ -98,8 +98,11 @@ def duration(seconds: float) -> str:
 
 
 def moment(posix: float) -> str:
-    """Return a point in time in the local time zone."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(posix))
+    """Return a point in time in the local time zone; one that no calendar has, in seconds."""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(posix))
+    except (OverflowError, ValueError, OSError):  # of a damaged run
+        return f"{posix:g}"
 
 
 # Tables.

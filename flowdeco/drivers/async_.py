@@ -7,19 +7,21 @@ from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Executor
 from contextlib import ExitStack, suppress
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, cast
 
 from flowdeco.drivers.in_flight import InFlight
 from flowdeco.drivers.lanes import Lane, awaited
 from flowdeco.drivers.start import Evaluated, abandon, begin, end
 from flowdeco.drivers.start import resume as continued
-from flowdeco.drivers.threads import Threads, call_in_thread, timed_out
+from flowdeco.drivers.threads import Threads, call_in_thread, timed_out, writer
 from flowdeco.engine.evaluation import evaluate
 from flowdeco.engine.requests import Await, Ended, Fork, FunctionCall, Gate, Raised, Request, Save, Sleep
 from flowdeco.engine.runs import remember
 from flowdeco.engine.schedule import Schedule, Task
 
 if TYPE_CHECKING:
+    from flowdeco.engine.journal import Journal
     from flowdeco.engine.runs import Run
     from flowdeco.model.definitions import Pipeline
     from flowdeco.model.runnable import Options as RunOptions
@@ -31,9 +33,12 @@ async def run(flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOpti
     """Evaluate a pipeline in the running event loop."""
     __tracebackhide__ = True
     gate = Gate()
-    if options.journal is None:
-        return await _performed(begin(flow, inputs, options, gate), options, gate)
-    return await _performed(cast("Evaluated", await _begun(begin, flow, inputs, options, gate)), options, gate)
+    evaluated = (
+        begin(flow, inputs, options, gate)
+        if options.journal is None
+        else await _begun(begin, flow, inputs, options, gate)
+    )
+    return await _performed(evaluated, options, gate) if isinstance(evaluated, tuple) else evaluated
 
 
 async def resume(
@@ -49,24 +54,36 @@ async def resume(
 async def _begun(start: Callable[..., Evaluated | Run], *args: Any) -> Evaluated | Run:
     """Begin in a thread, where the journal is opened; a cancellation abandons the run."""
     __tracebackhide__ = True
-    evaluated, cancelled = await _finished(lambda done: call_in_thread(start, args, None, done))
+    evaluated, cancelled = await _finished(lambda done: call_in_thread(start, args, None, done), _abandon)
     if cancelled is not None:
-        if isinstance(evaluated, tuple):
-            run = cast("Evaluated", evaluated)[0]
-            await _finished(lambda done: call_in_thread(abandon, (run,), None, done))
+        await _finished(lambda done: call_in_thread(_abandon, (evaluated,), None, done))
         raise cancelled
+    if type(evaluated) is Raised:
+        raise evaluated.error
     return cast("Evaluated | Run", evaluated)
 
 
-async def _finished(begin: Callable[[Callable[[Any], None]], object]) -> tuple[Any, BaseException | None]:
-    """Await a call in a thread to its end, however often the task is cancelled meanwhile; return the cancellation, too."""
-    __tracebackhide__ = True
+def _abandon(evaluated: Any) -> None:
+    if isinstance(evaluated, tuple):
+        abandon(cast("Evaluated", evaluated)[0])
+
+
+async def _finished(
+    begin: Callable[[Callable[[Any], None]], object], closed: Callable[[Any], object] = lambda _: None
+) -> tuple[Any, BaseException | None]:
+    """Await a call in a thread to its end, however often the task is cancelled meanwhile; return the cancellation, too.
+
+    If the coroutine itself is closed, it can neither await nor return anything: the thread that closes it waits, and
+    `closed` receives the answer.
+    """
     loop = asyncio.get_running_loop()
-    future: asyncio.Future[Any] = loop.create_future()
+    future: asyncio.Future[None] = loop.create_future()
+    answers: SimpleQueue[Any] = SimpleQueue()
 
     def done(came: Any) -> None:
+        answers.put(came)
         with suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(future.set_result, came)
+            loop.call_soon_threadsafe(future.set_result, None)
 
     begin(done)
     cancelled: BaseException | None = None
@@ -75,10 +92,10 @@ async def _finished(begin: Callable[[Callable[[Any], None]], object]) -> tuple[A
             await asyncio.wait([future])
         except asyncio.CancelledError as error:
             cancelled = error
-    came = future.result()
-    if type(came) is Raised:
-        raise came.error
-    return came, cancelled
+        except GeneratorExit:
+            closed(answers.get())
+            raise
+    return answers.get(), cancelled
 
 
 async def _performed(evaluated: Evaluated, options: RunOptions, gate: Gate) -> Run:
@@ -87,7 +104,10 @@ async def _performed(evaluated: Evaluated, options: RunOptions, gate: Gate) -> R
     with ExitStack() as resources:
         if options.progress is not None:
             resources.callback(evaluation.close)  # closes the display, whatever happens to the run
-        await _drive(evaluation, _Performer(resources, options.executor, gate))
+        performer = _Performer(resources, options.executor, gate, run.resumption and run.resumption.journal)
+        await _drive(evaluation, performer)
+    if performer.closed:
+        raise GeneratorExit
     if gate.pending is not None:  # an interrupt that arrived as the run was being closed
         remember(run, gate.pending)
         raise gate.pending
@@ -113,16 +133,20 @@ async def _drive(evaluation: Generator[Request, Any, Any], performer: _Performer
             else:
                 answer = await performer.perform(request)
         except BaseException as error:
-            answer = Raised(error)
+            answer = performer.raised(error)
 
 
 class _Performer:
     """The state of an async run beyond plain calls, made when it is needed."""
 
-    def __init__(self, resources: ExitStack, executor: Executor | None, gate: Gate) -> None:
+    def __init__(self, resources: ExitStack, executor: Executor | None, gate: Gate, journal: Journal | None) -> None:
         self.gate = gate
+        self._journal = journal
         self._resources = resources
         self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self.closed = False  # nothing can be awaited any more
+        self._saved: list[Any] = []  # the answer to a request that was under way as the coroutine was closed
         self._in_flight = InFlight(self, executor, resources)
         self._writer: Threads | None = None
         self._reported: deque[tuple[int, Any]] = deque()
@@ -138,8 +162,27 @@ class _Performer:
             await asyncio.sleep(0)  # raises the cancellation of the task
         return Raised(pending or asyncio.CancelledError())
 
+    def raised(self, error: BaseException) -> Any:
+        """Return the answer to a request that raised this: a cancellation, if the coroutine of the run is closed."""
+        if type(error) is GeneratorExit and asyncio.current_task(self._loop) is not self._task:
+            self.closed = True
+            error = _closed()
+            if self._saved:
+                self.gate.pending = error
+                return self._saved.pop()
+        return Raised(error)
+
+    def _perform_closed(self, request: Request) -> Any:
+        if isinstance(request, Save):
+            return request.write(*request.args)
+        if isinstance(request, Await) and hasattr(request.awaitable, "close"):
+            cast("Any", request.awaitable).close()
+        raise _closed()
+
     async def perform(self, request: Request) -> Any:
         """Perform a request; return its result, or raise its exception."""
+        if self.closed:
+            return self._perform_closed(request)
         if isinstance(request, Save):
             return await self._save(request)
         if isinstance(request, Sleep):
@@ -170,8 +213,8 @@ class _Performer:
     async def _save(self, request: Save) -> Any:
         """Write in a thread; a cancellation waits until it is written."""
         if self._writer is None:
-            self._writer = self._resources.enter_context(Threads(1))
-        writer = self._writer
+            self._writer = self._resources.enter_context(writer(self._loop, self._journal))
+        threads = self._writer
 
         def begin(done: Callable[[Any], None]) -> None:
             def call() -> None:
@@ -181,9 +224,9 @@ class _Performer:
                     came = Raised(error)
                 done(came)
 
-            writer.begin(call)
+            threads.begin(call)
 
-        came, cancelled = await _finished(begin)
+        came, cancelled = await _finished(begin, self._saved.append)
         self.gate.pending = self.gate.pending or cancelled
         return came
 
@@ -235,3 +278,7 @@ class _Performer:
     def lane(self, task: Task) -> Lane:
         """Return the lane of a branch."""
         return Lane(self._loop, task.context, self._report_here, task)
+
+
+def _closed() -> asyncio.CancelledError:
+    return asyncio.CancelledError("the coroutine of the run was closed before it had ended")

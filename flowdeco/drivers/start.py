@@ -14,13 +14,22 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from flowdeco.engine.branch import Terms
 from flowdeco.engine.evaluation import evaluate_run
 from flowdeco.engine.generations import Generation, generations
-from flowdeco.engine.journal import Codec, Journal, Remembered
+from flowdeco.engine.journal import FINISHED, Codec, Journal, Remembered
+from flowdeco.engine.reading import given_inputs, read_run, stages_by_name
 from flowdeco.engine.recorder import Recorder, outcomes
 from flowdeco.engine.replay import Log, Steps, in_memory
 from flowdeco.engine.requests import Gate, Raised, Request, Save
 from flowdeco.engine.resume import Earlier, Journaled, check_fork, resumed
 from flowdeco.engine.runs import Resumption, Run, Status, remember
-from flowdeco.errors import Cancelled, DefinitionError, selector_suggestion, told
+from flowdeco.errors import (
+    Cancelled,
+    DefinitionError,
+    JournalError,
+    RunExistsError,
+    RunNotFoundError,
+    selector_suggestion,
+    told,
+)
 from flowdeco.model.definitions import Pipeline, action_selectors
 from flowdeco.model.options import checked_layers, checked_selectors
 from flowdeco.model.runnable import Options as RunOptions
@@ -40,11 +49,26 @@ Evaluation: TypeAlias = "Generator[Request, Any, None]"
 Evaluated: TypeAlias = "tuple[Run, Evaluation]"
 
 
-def begin(flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions, gate: Gate | None = None) -> Evaluated:
-    """Return a new run and its evaluation; raises `WiringError` or `DefinitionError` if it cannot run."""
+def begin(
+    flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions, gate: Gate | None = None
+) -> Evaluated | Run:
+    """Return a run and its evaluation; raises `WiringError` or `DefinitionError` if it cannot run.
+
+    It is a new one, except with `if_exists="resume"`.
+    """
     __tracebackhide__ = True
     start = _Start(flow, inputs, options, gate)
-    store = Store(inputs)
+    while options.if_exists == "resume":
+        with suppress(RunNotFoundError):
+            return _from_journal(start, cast("str", options.run_id), inputs, options, "error", None)
+        with suppress(RunExistsError):  # another process was faster
+            return _begun(start, inputs, options)
+    return _begun(start, inputs, options)
+
+
+def _begun(start: _Start, inputs: Mapping[str, Any] | None, options: RunOptions) -> Evaluated:
+    __tracebackhide__ = True
+    flow, store = start.flow, Store(inputs)
     start.check_skip(start.skip)
     start.check(store)
     run = Run(options.run_id or os.urandom(8).hex(), flow, store)
@@ -93,11 +117,15 @@ def _from_memory(
     gate: Gate | None,
 ) -> Evaluated | Run:
     __tracebackhide__ = True
-    if before.status in (Status.COMPLETED, Status.BAILED):
+    if before.status in FINISHED:
+        _ignore(before, Store(inputs))
         return before
     kept = before.resumption
     if kept is None or kept.log is None:
-        raise DefinitionError(f"run {before.id!r} was run with history=..., and cannot be resumed from memory")
+        raise DefinitionError(
+            f"run {before.id!r} cannot be resumed from memory: it was run with history=..., or its journal could not be "
+            f"pickled with it"
+        )
     start = _Start(flow, inputs, options._replace(use=(*kept.use, *options.use)), gate)
     start.check_skip(start.skip)
     start.skip = start.skip.union(kept.skip)
@@ -118,17 +146,19 @@ def _from_journal(
     options: RunOptions,
     on_change: str,
     from_stage: str | None,
-) -> Evaluated:
+) -> Evaluated | Run:
     __tracebackhide__ = True
     journal = _journal(options.journal)
     flow, codec = start.flow, journal.codec
     whole = journal.open(run_id) if from_stage is None else journal.read(run_id)
     *older, remembered = generations(whole)
-    finished = from_stage is None and remembered.status in (Status.COMPLETED, Status.BAILED)
-    if finished and on_change != "rerun":
-        inputs = None  # it has ended without them
+    finished = from_stage is None and remembered.status in FINISHED
     try:
-        given = [Store(codec.decode(payload)) for _, payload in remembered.inputs]
+        given = [values for _, values in given_inputs(remembered, codec)]
+        if finished or options.if_exists == "resume":
+            inputs = _new(Store(inputs), given, codec)
+        if finished and on_change != "rerun":
+            return _finished(start, whole, journal, inputs or {})
         more = _encoded(journal, dict(Store(inputs))) if inputs else None
         if inputs:
             given.append(Store(inputs))
@@ -136,19 +166,18 @@ def _from_journal(
         if not finished:
             start.check_skip(start.skip)
         start.skip = start.skip.union(remembered.skip)
-        if not finished or on_change == "rerun":
-            start.check(store)
+        start.check(store)
         if from_stage is not None:
             check_fork(from_stage, remembered, flow)
         steps = _steps(remembered, codec, given)
         archived = () if from_stage is not None else tuple(_steps(each, codec, given) for each in reversed(older))
-        if from_stage is None and more is not None:
-            journal.add_inputs(run_id, more)
     except BaseException:
-        if from_stage is None:
-            _give_back(journal, run_id, remembered)
+        if from_stage is None and not finished:
+            with suppress(JournalError):
+                journal.release(run_id)
         raise
     run = Run(run_id if from_stage is None else os.urandom(8).hex(), flow, store)
+    run.status = Status(remembered.status)
     if from_stage is None:
         run.started, run.elapsed = remembered.started, remembered.total()
     recorder = _recorder(journal, run.id)
@@ -167,9 +196,47 @@ def _steps(remembered: Remembered, codec: Codec, given: list[Store]) -> Steps:
     return outcomes(remembered.rows, codec, pins)
 
 
-def _give_back(journal: Journal, run_id: str, before: Remembered) -> None:
-    """Leave a run as it was."""
-    journal.close(run_id, before.status, before.reason, before.error)
+def _new(inputs: Store, given: list[Store], codec: Codec) -> dict[str, Any]:
+    """Return the inputs that a run does not have yet, or has with another value."""
+    known = {key: value for values in given for key, value in values.items()}
+    return {key: value for key, value in inputs.items() if key not in known or not _same(value, known[key], codec)}
+
+
+def _same(one: Any, other: Any, codec: Codec) -> bool:
+    """Whether two values are equal; those that do not tell, whether the journal writes them in the same way."""
+    if type(one) is not type(other):
+        return False
+    with suppress(Exception):
+        if one == other:
+            return True
+    try:
+        return codec.encode(one, "") == codec.encode(other, "")
+    except Exception:
+        return False
+
+
+def _ignore(run: Run, inputs: Mapping[str, Any]) -> None:
+    if inputs:
+        names = ", ".join(map(repr, inputs))
+        _logger(run.id).warning("run %s is %s: the new inputs are ignored: %s", run.id, run.status, names)
+
+
+def _finished(start: _Start, remembered: Remembered, journal: Journal, inputs: Mapping[str, Any]) -> Run:
+    """Return a run that has finished, as its journal has it: nothing is called, and nothing written."""
+    run = read_run(remembered, journal.codec, stages_by_name([start.flow]).get)
+    _ignore(run, inputs)
+    records = [_restored(stage)._replace(actions=list(map(_restored, stage.actions))) for stage in run.stages]
+    run.forgotten = 0 if start.history is None else max(0, len(records) - start.history)
+    run.stages = records[run.forgotten :]
+    run.pipeline = start.flow
+    run.resumption = Resumption(start.use, start.skip.union(remembered.skip), None, _at_rest(journal))
+    if start.watcher is not None:
+        start.watcher.close()
+    return run
+
+
+def _restored(record: Any) -> Any:
+    return record._replace(restored=True)
 
 
 class _Start:
@@ -183,6 +250,13 @@ class _Start:
             raise DefinitionError(f"inputs are a mapping of keys to values, not the {type(inputs).__name__} {inputs!r}")
         if options.run_id is not None and not isinstance(options.run_id, str):
             raise DefinitionError(f"run_id must be a string, not {options.run_id!r}")
+        if options.if_exists not in ("error", "resume"):
+            raise DefinitionError(f"if_exists is 'error' or 'resume', not {options.if_exists!r}")
+        if options.if_exists == "resume" and (options.journal is None or options.run_id is None):
+            raise DefinitionError(
+                "if_exists='resume' needs to know which run may exist: give a journal and a run_id, such as "
+                "run(journal='runs.db', run_id='monday', if_exists='resume')"
+            )
         history = options.history
         if history is not None and (isinstance(history, bool) or not isinstance(history, int) or history < 0):
             raise DefinitionError(f"history is how many stage records are kept, not {history!r}")
@@ -245,13 +319,22 @@ class _Start:
     def _evaluated(self, run: Run, terms: Terms) -> Evaluation:
         yield from evaluate_run(run, terms, self.use)
         yield from self._closed(run, terms)
+        _leave_journal(run, terms)
 
     def _resumed(self, run: Run, terms: Terms, earlier: Earlier) -> Evaluation:
         continued = yield from resumed(run, terms, self.use, earlier)
+        known = earlier.journaled
         if continued:
             yield from self._closed(run, terms)
-        elif earlier.journaled is not None and earlier.journaled.from_stage is None:
-            yield Save(_give_back, earlier.journaled.journal, run.id, earlier.journaled.remembered)
+        elif known is not None and known.from_stage is None:
+            if not earlier.finished:
+                yield Save(known.journal.release, run.id)
+            elif run.error is None:
+                ignored: dict[str, Any] = known.journal.codec.decode(known.more) if known.more else {}
+                found = _finished(self, known.whole, known.journal, ignored)
+                for name in Run.__slots__:
+                    setattr(run, name, getattr(found, name))
+        _leave_journal(run, terms)
 
     def _closed(self, run: Run, terms: Terms) -> Evaluation:
         """Warn of options without effect, and close the journal, when a run has ended."""
@@ -266,11 +349,11 @@ class _Start:
         if terms.recorder is not None:
             error = None if run.error is None else told(run.error)
             journal = terms.recorder.journal
-            if isinstance(journal, Generation) and run.status in (Status.COMPLETED, Status.BAILED):
+            if isinstance(journal, Generation) and run.status in FINISHED:
                 yield Save(journal.drop_older, run.id)
             answer = yield Save(journal.close, run.id, str(run.status), run.reason, error, run.elapsed)
-            if type(answer) is Raised and run.error is None:
-                run.error, run.status = answer.error, Status.FAILED
+            if type(answer) is Raised:
+                _note_unclosed(run, answer.error)
 
     def _watched(self, evaluation: Evaluation) -> Evaluation:
         """Close the progress display at the end."""
@@ -300,11 +383,35 @@ def _warn_of_selectors(run: Run, terms: Terms) -> None:
         )  # fmt: skip
 
 
+def _note_unclosed(run: Run, failure: BaseException) -> None:
+    """Report that the end of a run is not in its journal; if it has failed, with its error."""
+    if run.error is None:
+        run.error, run.status = failure, Status.FAILED
+        return
+    _logger(run.id).error("run %s: %s", run.id, failure)
+    with suppress(Exception):  # the exception may not allow it
+        run.error.add_note(str(failure))
+
+
+def _leave_journal(run: Run, terms: Terms) -> None:
+    """Have a run that has ended keep nothing open, nor the contexts and tracebacks that lead to its terms."""
+    kept = run.resumption
+    if kept is not None and kept.journal is not None:
+        journal = _at_rest(kept.journal)
+        run.resumption = kept._replace(journal=journal)
+        if terms.recorder is not None:
+            terms.recorder.journal = journal
+
+
 def abandon(run: Run) -> None:
-    """Release the lease of a run that was cancelled before it began."""
+    """Release the lease of a run that was cancelled before it began; one that was to be resumed stays as it was."""
     journal = None if run.resumption is None else run.resumption.journal
-    if journal is not None:
+    if journal is None:
+        return
+    if run.status is Status.PENDING:
         journal.close(run.id, str(Status.CANCELLED), None, None)
+    else:
+        journal.release(run.id)
 
 
 def _fingerprint() -> Callable[[Any], str]:
@@ -314,16 +421,21 @@ def _fingerprint() -> Callable[[Any], str]:
 
 
 def _journal(given: Any) -> Journal:
-    from flowdeco import durable  # sqlite3 is loaded only if it is used
+    from flowdeco.durable import journal  # sqlite3 is loaded only if it is used
 
-    journal: Journal = durable.as_journal(given)
-    return journal
+    return cast("Journal", journal.for_run(given))
 
 
 def _recorder(journal: Journal, run_id: str) -> Recorder:
     from flowdeco import durable
 
     return Recorder(journal, run_id, durable.fingerprint, durable.digest)
+
+
+def _at_rest(journal: Journal) -> Journal:
+    from flowdeco.durable.journal import at_rest
+
+    return cast("Journal", at_rest(journal))
 
 
 def _encoded(journal: Journal, inputs: dict[str, Any]) -> bytes:

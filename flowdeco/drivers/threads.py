@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextvars
+import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any, Final, Self
 
 from flowdeco.engine.requests import Raised
 from flowdeco.errors import ActionTimeout
 
-__all__ = ["Threads", "call_in_thread", "call_with_timeout", "timed_out"]
+__all__ = ["Threads", "call_in_thread", "call_with_timeout", "timed_out", "writer"]
 
 THREADS: Final = 32  # branches in threads mostly wait for something
 
@@ -56,6 +59,36 @@ class Threads:
         for thread in self._threads:
             if thread.is_alive():
                 thread.join()
+
+
+class _Shared:
+    """A thread, the process that it is in, and the number of runs that use it."""
+
+    def __init__(self) -> None:
+        self.threads = Threads(1)
+        self.pid = os.getpid()
+        self.users = 0
+
+
+_writers: Final[weakref.WeakKeyDictionary[Any, dict[Any, _Shared]]] = weakref.WeakKeyDictionary()  # by event loop
+
+
+@contextmanager
+def writer(loop: Any, journal: Any) -> Generator[Threads, None, None]:
+    """Give the thread that writes a journal, for all runs of an event loop; it ends with the last of them."""
+    of_loop, key = _writers.setdefault(loop, {}), getattr(journal, "path", id(journal))
+    shared = of_loop.get(key)
+    if shared is None or shared.pid != os.getpid():  # the threads of a process stay behind when it forks
+        shared = of_loop[key] = _Shared()
+    shared.users += 1
+    try:
+        yield shared.threads
+    finally:
+        shared.users -= 1
+        if not shared.users and of_loop.get(key) is shared:
+            del of_loop[key]
+            with shared.threads:
+                pass
 
 
 def call_in_thread(

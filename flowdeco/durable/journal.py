@@ -9,7 +9,7 @@ from flowdeco.durable.sqlite import SqliteJournal
 from flowdeco.engine.journal import Codec, Journal, Remembered, Row
 from flowdeco.errors import JournalError
 
-__all__ = ["Codec", "Journal", "Remembered", "Row", "as_journal"]
+__all__ = ["Codec", "Journal", "Remembered", "Row", "as_journal", "at_rest", "for_run"]
 
 
 def as_journal(journal: Any) -> Any:
@@ -21,3 +21,14 @@ def as_journal(journal: Any) -> Any:
     ):
         return journal
     raise JournalError(f"journal is a path or a journal, such as SqliteJournal(path), not {journal!r}")
+
+
+def for_run(journal: Any) -> Any:
+    """Return the journal for a run; one of a path has its file open only while the run is at work."""
+    found = as_journal(journal)
+    return found if found is journal else at_rest(found)
+
+
+def at_rest(journal: Any) -> Any:
+    """Return the journal for a run that has ended: it keeps nothing open until the run is resumed."""
+    return journal.brief() if isinstance(journal, SqliteJournal) else journal

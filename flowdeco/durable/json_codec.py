@@ -115,11 +115,22 @@ class Notation:
         self._exact: dict[Any, Kind | Nested] = {kind.of: kind for kind in EXACT}
         self._tags: dict[str, Kind | Nested] = {kind.tag: kind for kind in (*EXACT, *TESTED)}
         self._tags["$value"] = Kind("$value", object, list, of_two(self._read_registered))
+        self._given: list[tuple[Any, Callable[[Any], Any], Callable[[Any], Any]]] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Notation, (), (self.allowed, self._given)
+
+    def __setstate__(self, state: tuple[dict[str, Any], list[Any]]) -> None:
+        allowed, given = state
+        self.allowed.update(allowed)
+        for each in given:
+            self.register(*each)
 
     def register(self, cls: type, write: Callable[[Any], Any], read: Callable[[Any], Any]) -> None:
         """Add the kind of the values of exactly this class."""
         name = f"{cls.__module__}:{cls.__qualname__}"
         self._registered[name] = read
+        self._given.append((cls, write, read))
         self._exact[cls] = Kind("$value", cls, lambda value: [name, write(value)], of_two(self._read_registered))
 
     def write(self, value: Any) -> Any:

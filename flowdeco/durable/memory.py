@@ -10,9 +10,10 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 
 from flowdeco.durable.codec import PickleCodec
+from flowdeco.durable.forks import prepare_for_forks
 from flowdeco.durable.info import RunInfo
-from flowdeco.engine.journal import Codec, Remembered, Row
-from flowdeco.errors import JournalError, RunBusyError, RunNotFoundError, suggestion
+from flowdeco.engine.journal import FINISHED, Codec, Remembered, Row
+from flowdeco.errors import JournalError, RunBusyError, RunExistsError, RunNotFoundError, suggestion
 
 __all__ = ["MemoryJournal"]
 
@@ -28,10 +29,18 @@ class _Run:
         self.written = 0
         self.elapsed, self.timed = 0.0, 0  # and how many were written then
         self.busy = True
+        self.before: tuple[str, str | None, str | None] | None = None  # the state that `release` returns to
 
     status: str
     reason: str | None
     error: str | None
+
+    def proceed(self) -> None:
+        """Note that the run is running, once it has been opened again."""
+        if self.before is None:
+            self.before = self.status, self.reason, self.error
+            self.status, self.reason, self.error = "running", None, None
+            self.updated = time.time()
 
 
 class MemoryJournal:
@@ -41,22 +50,54 @@ class MemoryJournal:
         self.codec: Codec = PickleCodec() if codec is None else codec
         self._runs: dict[str, _Run] = {}
         self._lock = threading.Lock()
+        prepare_for_forks(self)
+
+    def before_fork(self) -> None:
+        """Hold the lock until the process has forked."""
+        self._lock.acquire()
+
+    def after_fork(self, *, in_child: bool) -> None:
+        """Let the lock go."""
+        self._lock.release()
 
     def create(self, run_id: str, pipeline: str, inputs: bytes, skip: Sequence[str]) -> None:
-        """Begin a run; raises `RunBusyError` if one with that id exists."""
+        """Begin a run; raises `RunExistsError` if one with that id exists, `RunBusyError` if it is at work."""
         with self._lock:
-            if run_id in self._runs:
-                raise RunBusyError(f"there is a run {run_id!r} already, {self._runs[run_id].status}: resume it")
-            self._runs[run_id] = _Run(pipeline, inputs, skip)
+            there = self._runs.get(run_id)
+            if there is not None:
+                self._require_idle(run_id, there)
+                raise RunExistsError(
+                    f"there is a run {run_id!r} already, {there.status}: resume it, or take another run_id. "
+                    f'run(..., if_exists="resume") starts, continues or returns it'
+                )
+            run = self._runs[run_id] = _Run(pipeline, inputs, skip)
+            run.before = run.status, None, None
 
-    def open(self, run_id: str) -> Remembered:
-        """Reopen a run; raises `RunNotFoundError`, `RunBusyError`."""
+    def open(self, run_id: str, *, finished: bool = False) -> Remembered:
+        """Take the lease of a run that has not finished, and return it; raises `RunNotFoundError`, `RunBusyError`."""
         with self._lock:
             run = self._found(run_id)
-            self._require_idle(run_id, run)
-            remembered = self._remembered(run_id, run)
-            run.status, run.reason, run.error, run.busy = "running", None, None, True
-            return remembered
+            if finished or run.status not in FINISHED:
+                self._require_idle(run_id, run)
+                run.busy, run.before = True, None
+            return self._remembered(run_id, run)
+
+    def proceed(self, run_id: str, inputs: bytes | None = None) -> None:
+        """Note that an opened run is running again, with these new inputs."""
+        with self._lock:
+            run = self._held(run_id)
+            run.proceed()
+            if inputs is not None:
+                run.inputs.append((run.written, inputs))
+
+    def release(self, run_id: str) -> None:
+        """Give the lease of an opened run back, and leave the run as it was; does nothing if it is not held."""
+        with self._lock:
+            run = self._runs.get(run_id)
+            if run is not None and run.busy:
+                run.busy = False
+                if run.before is not None:
+                    run.status, run.reason, run.error = run.before
 
     def read(self, run_id: str) -> Remembered:
         """Return a run without opening it."""
@@ -65,14 +106,13 @@ class MemoryJournal:
 
     def add_inputs(self, run_id: str, inputs: bytes) -> None:
         """Remember the inputs of a resume."""
-        with self._lock:
-            run = self._held(run_id)
-            run.inputs.append((run.written, inputs))
+        self.proceed(run_id, inputs)
 
     def write(self, run_id: str, rows: Sequence[Row]) -> None:
         """Remember steps."""
         with self._lock:
             run = self._held(run_id)
+            run.proceed()
             for row in rows:
                 run.rows[run.written] = row
                 run.written += 1
@@ -82,6 +122,7 @@ class MemoryJournal:
         """Forget the rows of these branches from these numbers on."""
         with self._lock:
             run = self._held(run_id)
+            run.proceed()
             run.rows = {at: row for at, row in run.rows.items() if row.number < cuts.get(row.branch, row.number + 1)}
 
     def close(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowdeco.durable.journal import as_journal
+from flowdeco.durable.journal import as_journal, at_rest
 from flowdeco.engine.reading import read_run
 from flowdeco.engine.runs import Resumption, Run
 
@@ -20,5 +20,5 @@ def read(journal: Any, run_id: str) -> Run:
     source = as_journal(journal)
     remembered = source.read(run_id)
     run = read_run(remembered, source.codec)
-    run.resumption = Resumption((), frozenset(remembered.skip), None, source)
+    run.resumption = Resumption((), frozenset(remembered.skip), None, at_rest(source))
     return run

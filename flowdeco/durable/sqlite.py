@@ -19,29 +19,35 @@ import os
 import secrets
 import sqlite3
 import struct
-import threading
 import time
-import weakref
 from bisect import bisect_left
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
-from urllib.parse import quote
+from contextlib import contextmanager
+from copy import copy
+from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias, cast
 from zlib import crc32
 
 from flowdeco.durable.codec import PickleCodec
-from flowdeco.durable.info import RunInfo
+from flowdeco.durable.file import PATIENCE, JournalFile, Lease, inode, is_held_here, journal_file, transaction
+from flowdeco.durable.info import STATUSES, RunInfo
 from flowdeco.durable.lease import Owner, is_dead, this_process
-from flowdeco.durable.schema import APPLICATION, FORMAT, MIGRATIONS, VERSION
-from flowdeco.engine.journal import Codec, Remembered, Row
-from flowdeco.errors import JournalError, RunBusyError, RunNotFoundError, SerializationError, suggestion
+from flowdeco.durable.schema import FORMAT
+from flowdeco.engine.journal import FINISHED, Codec, Remembered, Row
+from flowdeco.errors import (
+    JournalError,
+    RunBusyError,
+    RunExistsError,
+    RunNotFoundError,
+    SerializationError,
+    suggestion,
+)
 
 __all__ = ["SqliteJournal"]
 
-PATIENCE: Final = 60.0  # seconds to wait for other writers of the file
-WAL: Final = 4000  # pages that the log grows to, 16 MB: moving them into the file waits for the disk, so not too often
+LONGEST: Final = 86400.0  # seconds for which a lease is believed: one that ends later was written by a wrong clock
 
 _LAST: Final = 0xFFFFFFFF  # of the steps of a run
+_LAST_RUN: Final = 0x7FFFFFFF
 
 _FEW: Final = 8
 _KEPT: Final = 1024
@@ -85,31 +91,50 @@ class Head(NamedTuple):
         return crc32(json.dumps(self[:-1] if self.format == 2 else self).encode())
 
     def agrees(self, checksum: object) -> bool:
-        """Whether the columns are unchanged since they were written."""
-        return bytes not in map(type, self) and self.checksum == checksum
+        """Whether the columns are unchanged since they were written, and such as we write."""
+        return bytes not in map(type, self) and self.checksum == checksum and self._is_sound()
+
+    def _is_sound(self) -> bool:
+        types: tuple[Any, ...] = int, str, str, _TEXT, str, _TEXT, _TEXT, float, str, str, int, int, int, int
+        return (
+            all(isinstance(value, type) for value, type in zip(self, types, strict=True))
+            and 0 < self.id <= _LAST_RUN
+            and self.status in STATUSES
+            and math.isfinite(self.started)
+            and _selectors(self.skip) is not None
+        )
 
 
+_TEXT: Final = (str, type(None))
 _HEAD: Final = ", ".join(Head._fields)
 _OWNER: Final = "owner, host, pid, place, born"
 
 
-class _Held:
+class _Held(Lease):
     """A run that this journal holds the lease of; `doubtful` if the last write may or may not have happened.
 
-    `begun` are branches whose first row is marked in the file. Some may be missing: their next row is marked as well.
+    `before` is the head that it had when it was opened. `begun` are branches whose first row is marked in the file. Some
+    may be missing: their next row is marked as well.
     """
 
-    __slots__ = ("begun", "broken", "doubtful", "first", "head", "last", "next", "saved", "token")
+    __slots__ = ("before", "begun", "broken", "doubtful", "file", "first", "head", "last", "next", "saved")
 
-    def __init__(self, head: Head, token: str, last: Row | None = None) -> None:
-        self.head = head
-        self.token = token
+    def __init__(self, file: JournalFile, head: Head, token: str, seconds: float, before: Head | None = None) -> None:
+        super().__init__(head.id, token, seconds, noted=before is None)
+        self.file = file
+        self.before = head if before is None else before
         self.first = head.id << 32
+        self.begun: set[str] = set()
+        self.broken = False
+        self.last: Row | None = None
+        self.begins_with(head)
+        self.doubtful = before is not None  # the file does not say yet that it is running
+
+    def begins_with(self, head: Head) -> None:
+        """Continue after the steps of this head."""
+        self.head = head
         self.next = head.written
         self.saved = head.written - head.dropped
-        self.last = last
-        self.begun: set[str] = set()
-        self.broken = self.doubtful = False
 
 
 class SqliteJournal:
@@ -143,13 +168,19 @@ class SqliteJournal:
         self.synchronous = synchronous
         self.lease = float(lease)
         self.entry = None if entry is None else _plain(entry)
-        self._lock = threading.Lock()
-        self._connection: sqlite3.Connection | None = None
-        self._closing: weakref.finalize[..., Any] | None = None
-        self._inode: tuple[int, int] | None = None
         self._held: dict[str, _Held] = {}
-        self._heart: tuple[threading.Thread, threading.Event] | None = None
-        _live.add(self)
+        self._file: JournalFile | None = None
+        self._is_brief = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has nothing open, and holds no runs."""
+        return {**self.__dict__, "_held": {}, "_file": None}
+
+    def brief(self) -> Self:
+        """Return a copy that has the file open only while it works on a run."""
+        journal = copy(self)
+        journal._is_brief = True
+        return journal
 
     def __repr__(self) -> str:
         return f"SqliteJournal({self.path!r})"
@@ -157,91 +188,116 @@ class SqliteJournal:
     # For a run.
 
     def create(self, run_id: str, pipeline: str, inputs: bytes, skip: Sequence[str]) -> None:
-        """Begin a run; raises `RunBusyError` if one with that id exists."""
+        """Begin a run; raises `RunExistsError` if one with that id exists, `RunBusyError` if it is at work."""
         if not isinstance(run_id, str):
             raise JournalError(f"a run_id must be a string, not {run_id!r}")
         now = time.time()
         owner = this_process(secrets.token_hex(8))
-        with self._asked(f"run {run_id!r} cannot begin", make=True) as connection:
-            with _transaction(connection):
-                found = connection.execute(f"SELECT {_HEAD}, checksum FROM runs WHERE run_id = ?", (run_id,)).fetchone()
-                if found is not None:
-                    there = self._checked(found)
-                    self._require_idle(connection, there, owner)
-                    advice = "resume it" if there.format >= FORMAT else "delete it"
-                    raise RunBusyError(
-                        f"{self.path} has a run {run_id!r} already, {there.status}: {advice}, or take another run_id"
-                    )
-                number = connection.execute("SELECT coalesce(max(id), 0) + 1 FROM runs").fetchone()[0]
-                head = Head(
-                    *(number, run_id, _plain(pipeline), self.entry, "running", None, None, now),
-                    *(json.dumps(list(skip)), self.codec.name, 0, 0, 1, FORMAT),
-                )
-                columns = (*head, head.checksum, now, *owner, now + self.lease)
-                connection.execute(
-                    f"INSERT INTO runs ({_HEAD}, checksum, updated, {_OWNER}, lease) "
-                    f"VALUES ({', '.join('?' * len(columns))})",
-                    columns,
-                )
-                _insert_inputs(connection, number, 0, 0, inputs)
-            self._start_heart()
-            self._held[run_id] = _Held(head, owner.token)  # last: an interrupted call does not hold the run
-
-    def open(self, run_id: str) -> Remembered:
-        """Reopen a run; raises `RunNotFoundError`, `RunBusyError`."""
-        owner = this_process(secrets.token_hex(8))
-        with self._asked(f"run {run_id!r} cannot be taken up") as connection:
-            with _transaction(connection):
-                head = self._head(connection, run_id)
-                self._require_readable(head)
-                self._require_idle(connection, head, owner)
-                self._seize(connection, head, owner)
+        with self._asked(f"run {run_id!r} cannot begin", make=True) as (file, connection):
+            held: _Held | None = None
             try:
-                remembered, written = self._remembered(connection, head)
-                dropped = written - len(remembered.rows)
-                taken = head._replace(
-                    status="running", reason=None, error=None, written=written, dropped=dropped,
-                    entry=self.entry or head.entry,
-                )  # fmt: skip
-                with _transaction(connection):
-                    self._require_ours(connection, head, owner.token)
-                    self._seize(connection, taken, owner)
+                with transaction(connection):
+                    self._require_new(connection, run_id, owner)
+                    number = connection.execute(_NEXT_RUN).fetchone()[0]
+                    head = Head(
+                        *(number, run_id, _plain(pipeline), self.entry, "running", None, None, now),
+                        *(json.dumps(list(skip)), self.codec.name, 0, 0, 1, FORMAT),
+                    )
+                    columns = (*head, head.checksum, now, *owner, now + self.lease)
+                    connection.execute(
+                        f"INSERT INTO runs ({_HEAD}, checksum, updated, {_OWNER}, lease) "
+                        f"VALUES ({', '.join('?' * len(columns))})",
+                        columns,
+                    )
+                    _insert_inputs(connection, number, 0, 0, inputs)
+                    held = _Held(file, head, owner.token, self.lease)
+                    file.keep(held)
+                self._held[run_id] = held
             except BaseException:
-                self._release(connection, head, owner.token)
+                if held is not None:
+                    file.leave(held)
                 raise
-            self._start_heart()
-            self._held[run_id] = _Held(taken, owner.token, remembered.rows[-1] if remembered.rows else None)
+
+    def open(self, run_id: str, *, finished: bool = False) -> Remembered:
+        """Take the lease of a run that has not finished, and return it; raises `RunNotFoundError`, `RunBusyError`.
+
+        Nothing else changes: it is running from the first `proceed`, `write`, `drop` or `add_inputs` on. A finished run
+        is only read, unless `finished` asks for it.
+        """
+        with self._asked(f"run {run_id!r} cannot be taken up") as (file, connection):
+            with transaction(connection, "DEFERRED"):  # readers of a finished run wait for nobody
+                head = self._readable(connection, run_id)
+                if head.status in FINISHED and not finished:
+                    return self._remembered(connection, head)[0]
+            held, owner = None, this_process(secrets.token_hex(8))
+            try:
+                with transaction(connection):
+                    head = self._readable(connection, run_id)
+                    if head.status in FINISHED and not finished:
+                        return self._remembered(connection, head)[0]
+                    self._require_idle(connection, head, owner)
+                    running = head._replace(status="running", reason=None, error=None, entry=self.entry or head.entry)
+                    held = _Held(file, running, owner.token, self.lease, head)
+                    file.keep(held)
+                    connection.execute(
+                        "UPDATE runs SET owner = ?, host = ?, pid = ?, place = ?, born = ?, lease = ? WHERE id = ?",
+                        (*owner, time.time() + self.lease, head.id),
+                    )
+                remembered, written = self._remembered(connection, head)
+                held.begins_with(running._replace(written=written, dropped=written - len(remembered.rows)))
+                held.last = remembered.rows[-1] if remembered.rows else None
+                self._held[run_id] = held
+            except BaseException:
+                if held is not None:
+                    self._abandon(connection, held)
+                raise
         return remembered
 
-    def read(self, run_id: str) -> Remembered:
-        """Return a run without opening it."""
-        with self._asked(f"run {run_id!r} cannot be read") as connection, _transaction(connection, "DEFERRED"):
-            head = self._head(connection, run_id)
-            self._require_readable(head)
-            return self._remembered(connection, head)[0]
+    def release(self, run_id: str) -> None:
+        """Give the lease of an opened run back, and leave the run as it was; does nothing if it is not held."""
+        held = self._held.pop(run_id, None)
+        if held is not None:
+            with held.file.lock:
+                try:
+                    self._abandon(held.file.connection or held.file.connect(), held)
+                except sqlite3.Error as error:
+                    raise JournalError(f"run {run_id!r} cannot be given back: {self._told(error)}") from error
+                finally:
+                    self._let_go(held.file)
+
+    def proceed(self, run_id: str, inputs: bytes | None = None) -> None:
+        """Note that an opened run is running again, with these new inputs."""
+        with self._at_work(run_id, "its new inputs" if inputs is not None else "that it is running") as (
+            connection,
+            held,
+        ):
+            with transaction(connection):
+                self._require_ours(connection, held)
+                self._settle(connection, held)
+                head = held.head
+                if inputs is not None:
+                    head = head._replace(given=head.given + 1)
+                    _insert_inputs(connection, head.id, head.given - 1, held.next, inputs)
+                    self._note(connection, held, head)
+            held.head = head
 
     def add_inputs(self, run_id: str, inputs: bytes) -> None:
         """Remember the inputs of a resume."""
-        with self._at_work(run_id, "its new inputs") as (connection, held):
-            with _transaction(connection):
-                self._require_ours(connection, held.head, held.token)
-                self._settle(connection, held)
-                head = held.head._replace(given=held.head.given + 1)
-                _insert_inputs(connection, head.id, held.head.given, held.next, inputs)
-                connection.execute(
-                    "UPDATE runs SET given = ?, checksum = ?, updated = ? WHERE id = ?",
-                    (head.given, head.checksum, time.time(), head.id),
-                )
-            held.head = head
+        self.proceed(run_id, inputs)
+
+    def read(self, run_id: str) -> Remembered:
+        """Return a run without opening it."""
+        with self._asked(f"run {run_id!r} cannot be read") as (_, connection), transaction(connection, "DEFERRED"):
+            return self._remembered(connection, self._readable(connection, run_id))[0]
 
     def write(self, run_id: str, rows: Sequence[Row]) -> None:
         """Remember steps, all or none of them, durably."""
         if not rows:
             return
-        with self._lock:
-            held = self._held.get(run_id) or self._unheld(run_id)
+        held = self._held.get(run_id) or self._unheld(run_id)
+        with held.file.lock:
             try:
-                connection = self._connection or self._connect()
+                connection = held.file.connection or held.file.connect()
                 if held.doubtful:
                     self._settle(connection, held)
                 at, begun = held.first + held.next, held.begun
@@ -251,10 +307,10 @@ class SqliteJournal:
                     for index in range(1, len(rows)):
                         columns += _columns(at + index, rows[index], begun) + owner
                     if not connection.execute(_INSERTS[len(rows)], columns).rowcount:
-                        raise self._lost(connection, held.head)
+                        raise self._lost(connection, held)
                 else:
-                    with _transaction(connection):
-                        self._require_ours(connection, held.head, held.token)
+                    with transaction(connection):
+                        self._require_ours(connection, held)
                         many = (_columns(at + index, row, begun) + owner for index, row in enumerate(rows))
                         connection.executemany(_INSERTS[1], many)
             except (sqlite3.Error, JournalError, OverflowError) as error:
@@ -274,8 +330,8 @@ class SqliteJournal:
     def drop(self, run_id: str, cuts: Mapping[str, int]) -> None:
         """Forget the rows of these branches from these numbers on."""
         with self._at_work(run_id, "what a retry dropped") as (connection, held):
-            with _transaction(connection):
-                self._require_ours(connection, held.head, held.token)
+            with transaction(connection):
+                self._require_ours(connection, held)
                 self._settle(connection, held)
                 held.begun.difference_update(cuts)
                 doomed, first = _after(connection, held, cuts)
@@ -284,10 +340,7 @@ class SqliteJournal:
                 if doomed:
                     connection.executemany("DELETE FROM log WHERE id = ?", doomed)
                     connection.executemany("UPDATE log SET begins = 1 WHERE id = ?", first)
-                    connection.execute(
-                        "UPDATE runs SET written = ?, dropped = ?, checksum = ?, updated = ? WHERE id = ?",
-                        (head.written, head.dropped, head.checksum, time.time(), head.id),
-                    )
+                    self._note(connection, held, head)
             if doomed:
                 held.head, held.saved = head, left
 
@@ -298,13 +351,12 @@ class SqliteJournal:
 
         Raises nothing if a write has failed before: that error has been raised.
         """
-        with self._lock:
-            held = self._held.pop(run_id, None) or self._unheld(run_id)
-            if not self._held:
-                self._stop_heart()
+        held = self._held.pop(run_id, None) or self._unheld(run_id)
+        file = held.file
+        with file.lock:
             try:
-                connection = self._connection or self._connect()
-                with _transaction(connection):
+                connection = file.connection or file.connect()
+                with transaction(connection):
                     self._settle(connection, held)
                     head = held.head._replace(
                         status=str(status),
@@ -317,37 +369,42 @@ class SqliteJournal:
                         timed = (elapsed, held.next, head.id, held.token)
                         connection.execute("UPDATE runs SET took = ?, timed = ? WHERE id = ? AND owner = ?", timed)
                     if not self._release(connection, head, held.token):
-                        raise self._lost(connection, head)
-                if self._moved():
+                        raise self._lost(connection, held)
+                if file.has_moved():
                     raise JournalError(f"{self.path} was deleted or replaced while run {run_id!r} was at work")
             except (sqlite3.Error, JournalError) as failure:
                 if not held.broken:
                     raise self._unsaved(failure, held, f"that it is {status}") from failure
+            finally:
+                file.leave(held)
+                self._let_go(file)
 
     # For queries and maintenance.
 
     def runs(self) -> list[RunInfo]:
         """Return all runs, the latest first; one that is damaged has this as its status."""
         me = this_process("")
-        with self._asked("the runs cannot be listed") as connection, _transaction(connection, "DEFERRED"):
-            found = connection.execute(
-                f"SELECT {_HEAD}, checksum, updated, lease, {_OWNER} FROM runs ORDER BY started DESC, id DESC"
-            ).fetchall()
+        with self._asked("the runs cannot be listed") as (_, connection), transaction(connection, "DEFERRED"):
+            found = _all(
+                connection,
+                f"SELECT {_HEAD}, checksum, updated, lease, {_OWNER} FROM runs ORDER BY started DESC, id DESC",
+            )
             size = len(Head._fields) + 1
             return [self._info(connection, row[:size], row[size:], me) for row in found]
 
     def history(self, run_id: str) -> list[Row]:
         """Return the steps of a run, whatever the codec that they are written in."""
-        with self._asked(f"run {run_id!r} cannot be read") as connection, _transaction(connection, "DEFERRED"):
+        with self._asked(f"run {run_id!r} cannot be read") as (_, connection), transaction(connection, "DEFERRED"):
             return self._remembered(connection, self._head(connection, run_id))[0].rows
 
     def delete(self, run_id: str) -> None:
         """Forget a run; raises `RunNotFoundError`, and `RunBusyError` while a process works on it."""
-        with self._asked(f"run {run_id!r} cannot be deleted") as connection, _transaction(connection):
+        with self._asked(f"run {run_id!r} cannot be deleted") as (_, connection), transaction(connection):
             head = Head._make(self._found(connection, run_id)[:-1])  # a damaged run is deleted, too
             self._require_idle(connection, head, this_process(""))
-            first = head.id << 32
-            connection.execute("DELETE FROM log WHERE id BETWEEN ? AND ?", (first, first + _LAST))
+            if head.id <= _LAST_RUN:
+                first = head.id << 32
+                connection.execute("DELETE FROM log WHERE id BETWEEN ? AND ?", (first, first + _LAST))
             connection.execute("DELETE FROM inputs WHERE run = ?", (head.id,))
             connection.execute("DELETE FROM runs WHERE id = ?", (head.id,))
 
@@ -360,7 +417,9 @@ class SqliteJournal:
             started, updated = (at if isinstance(at, float) else math.inf for at in (head.started, rest[0]))
             run_id, pipeline = str(_untext(head.run_id)), str(_untext(head.pipeline))
             return RunInfo(run_id, pipeline, "damaged", None, started, updated, 0, text)
-        updated, lease, *owner = rest
+        updated, lease, *owner = rest  # which no checksum covers
+        if not isinstance(updated, float) or not math.isfinite(updated):
+            updated = head.started
         busy = owner[0] is not None and _is_busy(Owner._make(owner), lease, me)
         steps = head.written - head.dropped
         if head.status == "running":
@@ -384,7 +443,8 @@ class SqliteJournal:
             f"SELECT {_HEAD}, checksum FROM runs WHERE run_id = ?", (run_id,)
         ).fetchone()
         if found is None:
-            known = [name for (name,) in connection.execute("SELECT run_id FROM runs ORDER BY id DESC LIMIT 100")]
+            recent = connection.execute("SELECT CAST(run_id AS BLOB) FROM runs ORDER BY id DESC LIMIT 100")
+            known = [name.decode("utf-8", "replace") for (name,) in recent]
             raise RunNotFoundError(f"{self.path} has no run {run_id!r}. {suggestion(run_id, known)}")
         return found
 
@@ -392,6 +452,11 @@ class SqliteJournal:
         head = Head._make(found[:-1])
         if not head.agrees(found[-1]):
             raise self._damaged(f"what it says of run {head.run_id!r} does not agree with its checksum")
+        return head
+
+    def _readable(self, connection: sqlite3.Connection, run_id: str) -> Head:
+        head = self._head(connection, run_id)
+        self._require_readable(head)
         return head
 
     def _require_readable(self, head: Head) -> None:
@@ -407,6 +472,18 @@ class SqliteJournal:
                 f"{self.codec.name!r}: open it by SqliteJournal(path, codec={head.codec!r})"
             )
 
+    def _require_new(self, connection: sqlite3.Connection, run_id: str, me: Owner) -> None:
+        found = connection.execute(f"SELECT {_HEAD}, checksum FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+        if found is None:
+            return
+        there = self._checked(found)
+        self._require_idle(connection, there, me)
+        advice = "resume it" if there.format >= FORMAT else "delete it"
+        raise RunExistsError(
+            f"{self.path} has a run {run_id!r} already, {there.status}: {advice}, or take another run_id. "
+            f'run(..., if_exists="resume") starts, continues or returns it'
+        )
+
     def _require_idle(self, connection: sqlite3.Connection, head: Head, me: Owner) -> None:
         lease, *found = connection.execute(f"SELECT lease, {_OWNER} FROM runs WHERE id = ?", (head.id,)).fetchone()
         owner = Owner._make(found)
@@ -417,36 +494,51 @@ class SqliteJournal:
                 f"run {head.run_id!r} is being worked on by {owner}, {heard}: one at a time works on a run"
             )
 
-    def _require_ours(self, connection: sqlite3.Connection, head: Head, token: str) -> None:
-        if not connection.execute("SELECT 1 FROM runs WHERE id = ? AND owner = ?", (head.id, token)).fetchone():
-            raise self._lost(connection, head)
+    def _require_ours(self, connection: sqlite3.Connection, held: _Held) -> None:
+        if not connection.execute("SELECT 1 FROM runs WHERE id = ? AND owner = ?", (held.id, held.token)).fetchone():
+            raise self._lost(connection, held)
 
-    def _lost(self, connection: sqlite3.Connection, head: Head) -> JournalError:
-        found = connection.execute(f"SELECT {_OWNER} FROM runs WHERE id = ?", (head.id,)).fetchone()
+    def _lost(self, connection: sqlite3.Connection, held: _Held) -> JournalError:
+        run_id = held.head.run_id
+        if not held.token:
+            return JournalError(f"run {run_id!r} is at work in the process that forked this one, which cannot write it")
+        found = connection.execute(f"SELECT {_OWNER} FROM runs WHERE id = ?", (held.id,)).fetchone()
         if found is None:
-            return JournalError(f"run {head.run_id!r} was deleted from {self.path} while it was at work")
+            return JournalError(f"run {run_id!r} was deleted from {self.path} while it was at work")
         who = str(Owner._make(found)) if found[0] is not None else "another process, which has finished"
         return JournalError(
-            f"the lease of run {head.run_id!r} was lost: {who} took the run over. This process had not renewed its "
+            f"the lease of run {run_id!r} was lost: {who} took the run over. This process had not renewed its "
             f"lease in time; nothing that it did since is saved"
         )
 
-    def _seize(self, connection: sqlite3.Connection, head: Head, owner: Owner) -> None:
-        now = time.time()
-        connection.execute(
-            f"UPDATE runs SET {_STATE}, owner = ?, host = ?, pid = ?, place = ?, born = ?, lease = ? WHERE id = ?",
-            (*_state(head), now, *owner, now + self.lease, head.id),
-        )
+    def _note(self, connection: sqlite3.Connection, held: _Held, head: Head) -> None:
+        """Write the state of a run, if it is still ours."""
+        state = *_state(head), time.time(), held.id, held.token
+        connection.execute(f"UPDATE runs SET {_STATE} WHERE id = ? AND owner = ?", state)
 
     def _release(self, connection: sqlite3.Connection, head: Head, token: str) -> int:
-        nobody = "owner = NULL, host = NULL, pid = NULL, place = NULL, born = NULL, lease = NULL"
         return connection.execute(
-            f"UPDATE runs SET {_STATE}, {nobody} WHERE id = ? AND owner = ?",
+            f"UPDATE runs SET {_STATE}, {_NOBODY} WHERE id = ? AND owner = ?",
             (*_state(head), time.time(), head.id, token),
         ).rowcount
 
+    def _abandon(self, connection: sqlite3.Connection, held: _Held) -> None:
+        """Release the lease of a run, which stays as it was before it was opened."""
+        try:
+            if held.noted:
+                before = held.before
+                head = held.head._replace(status=before.status, reason=before.reason, error=before.error)
+                self._release(connection, head._replace(written=held.next, dropped=held.next - held.saved), held.token)
+            else:
+                connection.execute(f"UPDATE runs SET {_NOBODY} WHERE id = ? AND owner = ?", (held.id, held.token))
+        finally:
+            held.file.leave(held)
+
     def _settle(self, connection: sqlite3.Connection, held: _Held) -> None:
-        """Read the position of the last step, if an interrupted write may or may not have happened."""
+        """Read the position of the last step, if an interrupted write may or may not have happened.
+
+        And if the run was opened and has not written anything yet, note that it is running.
+        """
         if held.doubtful:
             last, held.saved = connection.execute(
                 "SELECT coalesce(max(id) + 1, 0), count(*) FROM log WHERE id BETWEEN ? AND ?",
@@ -454,7 +546,10 @@ class SqliteJournal:
             ).fetchone()
             held.next = max(held.head.written, last - held.first)
             given = "SELECT coalesce(max(given), 0) FROM runs WHERE id = ?"
-            held.head = held.head._replace(given=connection.execute(given, (held.head.id,)).fetchone()[0])
+            held.head = held.head._replace(given=connection.execute(given, (held.id,)).fetchone()[0])
+            if not held.noted:
+                self._note(connection, held, held.head)
+                held.noted = True
             held.doubtful = False
 
     def _remembered(self, connection: sqlite3.Connection, head: Head) -> tuple[Remembered, int]:
@@ -464,14 +559,18 @@ class SqliteJournal:
         for number, position, checksum, payload in connection.execute(
             "SELECT number, position, checksum, payload FROM inputs WHERE run = ? ORDER BY number", (head.id,)
         ):
-            agrees = type(payload) is bytes and checksum == _inputs_checksum(head.id, number, position, payload)
-            if number != len(inputs) or not agrees:
+            agrees = (
+                type(payload) is bytes
+                and type(position) is int
+                and checksum == _inputs_checksum(head.id, number, position, payload)
+            )
+            if number != len(inputs) or not agrees or type(position) is not int:
                 raise self._damaged(f"the inputs {number} of run {head.run_id!r} do not agree with their checksum")
             inputs.append((bisect_left(positions, position), payload))
         if len(inputs) != head.given:
             raise self._damaged(f"inputs of run {head.run_id!r} are missing")
         written = max(head.written, positions[-1] + 1 if positions else 0)
-        skip = tuple(json.loads(head.skip))
+        skip = _selectors(head.skip) or ()
         elapsed, timed = connection.execute("SELECT took, timed FROM runs WHERE id = ?", (head.id,)).fetchone()
         remembered = Remembered(
             head.run_id, head.pipeline, head.status, head.reason, head.started, skip, inputs, rows, head.error,
@@ -514,22 +613,39 @@ class SqliteJournal:
     # The connection, and its errors.
 
     @contextmanager
-    def _asked(self, failure: str, *, make: bool = False) -> Generator[sqlite3.Connection, None, None]:
-        """Give the connection; raises a `JournalError` that begins with `failure` if it fails."""
-        with self._lock:
+    def _asked(
+        self, failure: str, *, make: bool = False
+    ) -> Generator[tuple[JournalFile, sqlite3.Connection], None, None]:
+        """Give the file and its connection; raises a `JournalError` that begins with `failure` if it fails."""
+        file = self._shared()
+        with file.lock:
             try:
-                if self._connection is not None and self._moved():
-                    self._disconnect()
-                yield self._connection or self._connect(make=make)
+                if file.connection is not None and file.has_moved():
+                    file.disconnect()
+                file.users.add(self)
+                yield file, file.connection or file.connect(make=make)
             except (sqlite3.Error, UnicodeError, OverflowError, MemoryError) as error:
                 raise JournalError(f"{failure}: {self._told(error)}") from error
+            finally:
+                self._let_go(file)
+
+    def _shared(self) -> JournalFile:
+        file = self._file
+        if file is None or (not self._held and file.inode != inode(self.path)):  # a link may lead to another file now
+            file = self._file = journal_file(self.path, self.synchronous)
+        return file
+
+    def _let_go(self, file: JournalFile) -> None:
+        if self._is_brief and not self._held:
+            self._file = None
+            file.let_go(self)
 
     @contextmanager
     def _at_work(self, run_id: str, what: str) -> Generator[tuple[sqlite3.Connection, _Held], None, None]:
-        with self._lock:
-            held = self._held.get(run_id) or self._unheld(run_id)
+        held = self._held.get(run_id) or self._unheld(run_id)
+        with held.file.lock:
             try:
-                yield self._connection or self._connect(), held
+                yield held.file.connection or held.file.connect(), held
             except (sqlite3.Error, JournalError, OverflowError) as error:
                 held.broken = held.doubtful = True
                 raise self._unsaved(error, held, what) from error
@@ -539,70 +655,6 @@ class SqliteJournal:
 
     def _unheld(self, run_id: str) -> _Held:
         raise JournalError(f"run {run_id!r} is not open in {self!r}: `create` or `open` it first")
-
-    def _connect(self, *, make: bool = False) -> sqlite3.Connection:
-        if make:
-            self._make()
-        elif not os.path.exists(self.path):
-            raise RunNotFoundError(f"there is no journal {self.path}")
-        uri = f"file:{quote(self.path)}?mode=rw"
-        connection = sqlite3.connect(
-            uri, uri=True, timeout=PATIENCE, isolation_level=None, check_same_thread=False, cached_statements=32
-        )
-        try:
-            self._prepare(connection)
-        except BaseException:
-            connection.close()
-            raise
-        self._inode = _inode(self.path)
-        self._closing = weakref.finalize(self, connection.close)
-        self._connection = connection
-        return connection
-
-    def _make(self) -> None:
-        try:  # nothing but SQLite itself may open, and close, the file where it exists: that would undo its locks
-            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        except FileExistsError:
-            pass
-        except FileNotFoundError as error:
-            folder = os.path.dirname(self.path)
-            raise JournalError(f"the journal {self.path} cannot be made: there is no folder {folder}") from error
-        except OSError as error:
-            raise JournalError(f"the journal {self.path} cannot be made: {error.strerror or error}") from error
-
-    def _prepare(self, connection: sqlite3.Connection) -> None:
-        with _transaction(connection, "DEFERRED"):  # one state: another process may be making the tables right now
-            version = self._version(connection)
-        if version != VERSION:
-            _use_wal(connection, self.path)
-            with _transaction(connection):
-                while (version := self._version(connection)) < VERSION:
-                    MIGRATIONS[version](connection)
-        connection.execute(f"PRAGMA synchronous = {self.synchronous}")
-        connection.execute(f"PRAGMA wal_autocheckpoint = {WAL}")
-
-    def _version(self, connection: sqlite3.Connection) -> int:
-        """Return the version of the schema, 0 for an empty file."""
-        application = connection.execute("PRAGMA application_id").fetchone()[0]
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if application == version == 0 and not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
-            return 0
-        if application != APPLICATION or version < 1:
-            raise JournalError(f"{self.path} is a database, but no journal of flowdeco: give another path")
-        if version > VERSION:
-            raise JournalError(
-                f"{self.path} was written by a newer flowdeco (its schema has version {version}, this one knows "
-                f"{VERSION}): upgrade with pip install -U flowdeco"
-            )
-        return int(version)
-
-    def _disconnect(self) -> None:
-        if self._closing is not None:
-            self._closing()
-        self._connection = self._closing = None
-
-    def _moved(self) -> bool:
-        return _inode(self.path) != self._inode
 
     def _damaged(self, what: str) -> JournalError:
         return JournalError(
@@ -631,65 +683,6 @@ class SqliteJournal:
         told = self._told(error)
         kind = SerializationError if isinstance(error, (sqlite3.DataError, OverflowError)) else JournalError
         return kind(f"{told}. {saved}; {what} is not. Then resume it: resume({run_id!r}, journal={self.path!r})")
-
-    # The lease is renewed as long as a run is open.
-
-    def _start_heart(self) -> None:
-        if self._heart is None:
-            # No finalizer stops it: as the process ends, the thread may be frozen while it holds the lock of `stop`.
-            stop = threading.Event()
-            beating = (weakref.ref(self), stop, self.lease / 3)
-            thread = threading.Thread(target=self._beat, args=beating, name="flowdeco lease", daemon=True)
-            self._heart = thread, stop
-            thread.start()
-
-    def _stop_heart(self) -> threading.Thread | None:
-        if self._heart is None:
-            return None
-        thread, stop = self._heart
-        stop.set()
-        self._heart = None
-        return thread
-
-    def _renew(self) -> None:
-        with self._lock:
-            if self._connection is None:
-                return
-            now = time.time()
-            mine = [(now + self.lease, now, held.head.id, held.token) for held in self._held.values()]
-            with suppress(sqlite3.Error), _transaction(self._connection):  # the next write reports the error
-                self._connection.executemany("UPDATE runs SET lease = ?, updated = ? WHERE id = ? AND owner = ?", mine)
-
-    @staticmethod
-    def _beat(journal: weakref.ref[SqliteJournal], stop: threading.Event, interval: float) -> None:
-        while not stop.wait(interval):
-            alive = journal()
-            if alive is None:
-                return
-            alive._renew()
-            del alive
-
-    def owns(self, token: str) -> bool:
-        """Whether that is the token of a run that this journal works on."""
-        return any(held.token == token for held in list(self._held.values()))
-
-    # SQLite's connections, locks and threads must not cross over to another process.
-
-    def before_fork(self) -> None:
-        """Stop everything, and hold the lock until the process has forked."""
-        thread = self._stop_heart()
-        if thread is not None:
-            thread.join()
-        self._lock.acquire()
-        self._disconnect()
-
-    def after_fork(self, *, in_child: bool) -> None:
-        """Continue; the runs stay with the parent."""
-        if in_child:
-            self._held.clear()
-        if self._held:
-            self._start_heart()
-        self._lock.release()
 
 
 def named_codec(codec: str | Codec) -> Codec:
@@ -745,10 +738,41 @@ def _named(row: Row) -> str:
 
 
 def _state(head: Head) -> tuple[Any, ...]:
-    return head.status, head.reason, head.error, head.written, head.dropped, head.entry, head.checksum
+    state = head.status, head.reason, head.error, head.written, head.dropped, head.given, head.entry
+    return *state, head.checksum
 
 
-_STATE: Final = "status = ?, reason = ?, error = ?, written = ?, dropped = ?, entry = ?, checksum = ?, updated = ?"
+_STATE: Final = (
+    "status = ?, reason = ?, error = ?, written = ?, dropped = ?, given = ?, entry = ?, checksum = ?, updated = ?"
+)
+_NOBODY: Final = "owner = NULL, host = NULL, pid = NULL, place = NULL, born = NULL, lease = NULL"
+_NEXT_RUN: Final = f"SELECT coalesce(max(id), 0) + 1 FROM runs WHERE id < {_LAST_RUN}"
+
+
+def _selectors(text: str) -> tuple[str, ...] | None:
+    """Return the selectors of a run; None if these are not selectors."""
+    try:
+        found: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    is_list = isinstance(found, list) and all(isinstance(each, str) for each in cast("list[object]", found))
+    return tuple(cast("list[str]", found)) if is_list else None
+
+
+def _all(connection: sqlite3.Connection, query: str) -> list[tuple[Any, ...]]:
+    """Return the rows of a query; strings that are not valid Unicode as bytes."""
+    connection.text_factory = _text_or_bytes
+    try:
+        return connection.execute(query).fetchall()
+    finally:
+        connection.text_factory = str
+
+
+def _text_or_bytes(text: bytes) -> str | bytes:
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        return text
 
 
 def _inputs_checksum(run: int, number: int, position: int, payload: bytes) -> int:
@@ -794,7 +818,7 @@ def _after(
     return doomed, [(id,) for id in left.values()]
 
 
-# Connections.
+# Errors.
 
 
 _TROUBLES: Final = {
@@ -809,82 +833,14 @@ _TROUBLES: Final = {
 }
 
 
-@contextmanager
-def _transaction(connection: sqlite3.Connection, kind: str = "IMMEDIATE") -> Generator[None, None, None]:
-    try:
-        connection.execute(f"BEGIN {kind}")
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            with suppress(sqlite3.Error):
-                connection.execute("ROLLBACK")
-        raise
-
-
-def _use_wal(connection: sqlite3.Connection, path: str) -> None:
-    until = time.monotonic() + PATIENCE
-    while True:
-        try:
-            mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-        except sqlite3.OperationalError as error:  # two that do this at once do not wait for each other
-            if "locked" not in str(error) or time.monotonic() > until:
-                raise
-            time.sleep(0.01)
-        else:
-            if mode != "wal":
-                raise JournalError(f"the file system of {path} has no shared memory for SQLite: take a local disk")
-            return
-
-
-def _inode(path: str) -> tuple[int, int] | None:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-# The journals of this process: live owners, and the treatment of journals in a fork.
-
-
-_live: Final[weakref.WeakSet[SqliteJournal]] = weakref.WeakSet()
-_forking: Final[list[SqliteJournal]] = []
-
-
-def _journals() -> list[SqliteJournal]:
-    while True:
-        try:
-            return list(_live)
-        except RuntimeError:  # another thread has made one meanwhile
-            continue
+# Owners.
 
 
 def _is_busy(owner: Owner, lease: float, me: Owner) -> bool:
     if owner[1:] == me[1:]:
-        return any(journal.owns(owner.token) for journal in _journals())
+        return is_held_here(owner.token)
     try:
-        dead = is_dead(owner)
-        return lease > time.time() if dead is None else not dead
-    except TypeError:  # these columns were changed from outside; no checksum covers them
+        dead, now = is_dead(owner), time.time()
+        return now < lease <= now + LONGEST if dead is None else not dead
+    except (TypeError, ValueError, OverflowError):  # these columns were changed from outside; no checksum covers them
         return False
-
-
-def _before_fork() -> None:
-    for journal in _journals():
-        journal.before_fork()
-        _forking.append(journal)
-
-
-def _after_fork_in_parent() -> None:
-    while _forking:
-        _forking.pop().after_fork(in_child=False)
-
-
-def _after_fork_in_child() -> None:
-    while _forking:
-        _forking.pop().after_fork(in_child=True)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -48,6 +48,7 @@ class Generation:
         self._journal = journal
         self._suffix = f"{_MARK}{number}"
         self.create, self.open, self.read = journal.create, journal.open, journal.read
+        self.proceed, self.release = journal.proceed, journal.release
         self.add_inputs, self.close = journal.add_inputs, journal.close
 
     @staticmethod

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import inf
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
-__all__ = ["Codec", "Journal", "Remembered", "Row"]
+__all__ = ["FINISHED", "Codec", "Journal", "Remembered", "Row"]
+
+FINISHED: Final = frozenset({"completed", "bailed"})  # the statuses of runs that are read-only
 
 
 class Row(NamedTuple):
@@ -78,17 +80,26 @@ class Codec(Protocol):
 
 
 class Journal(Protocol):
-    """A store of runs. One process at a time works on a run: it holds the run's lease from `create` or `open`
-    to `close`."""
+    """A store of runs. One at a time works on a run: it holds the run's lease from `create` or `open` to `close` or
+    `release`."""
 
     codec: Codec
 
     def create(self, run_id: str, pipeline: str, inputs: bytes, skip: Sequence[str]) -> None:
-        """Begin a run; raises `RunBusyError` if one with that id exists."""
+        """Begin a run; raises `RunExistsError` if one with that id exists, `RunBusyError` if it is at work."""
 
-    def open(self, run_id: str) -> Remembered:
-        """Reopen a run; raises `RunNotFoundError`, `RunBusyError`."""
+    def open(self, run_id: str, *, finished: bool = False) -> Remembered:
+        """Take the lease of a run and return it; nothing else changes. Raises `RunNotFoundError`, `RunBusyError`.
+
+        Of a run that has finished no lease is taken, unless `finished` asks for it.
+        """
         ...
+
+    def proceed(self, run_id: str, inputs: bytes | None = None) -> None:
+        """Note that an opened run is running again, with these new inputs."""
+
+    def release(self, run_id: str) -> None:
+        """Give the lease of an opened run back, and leave the run as it was; does nothing if it is not held."""
 
     def read(self, run_id: str) -> Remembered:
         """Return a run without opening it."""

@@ -27,7 +27,16 @@ from flowdeco.model.options import UNSET
 from flowdeco.model.store import Store
 from flowdeco.model.units import every_unit
 
-__all__ = ["branch_of", "failed_steps", "in_branch", "read_outline", "read_run", "read_steps", "stages_by_name"]
+__all__ = [
+    "branch_of",
+    "failed_steps",
+    "given_inputs",
+    "in_branch",
+    "read_outline",
+    "read_run",
+    "read_steps",
+    "stages_by_name",
+]
 
 Find: TypeAlias = "Callable[[str], Stage | None]"
 _FAILED = frozenset({Status.FAILED, Status.CANCELLED})
@@ -84,9 +93,19 @@ class _Lenient:
 def read_steps(remembered: Remembered, codec: Codec) -> tuple[Store, Steps]:
     """Return the store with the inputs of a run, and its steps."""
     remembered = generations(remembered)[-1]
-    given = [(rows, Store(codec.decode(payload))) for rows, payload in remembered.inputs]
+    given = given_inputs(remembered, codec)
     store = Store({key: value for _, values in given for key, value in values.items()})
     return store, outcomes(remembered.rows, codec, {key: rows for rows, values in given[1:] for key in values})
+
+
+def given_inputs(remembered: Remembered, codec: Codec) -> list[tuple[int, Store]]:
+    """Return the inputs of a run and of its resumes, each with the number of rows before; raises `JournalError`."""
+    try:
+        return [(rows, Store(codec.decode(payload))) for rows, payload in remembered.inputs]
+    except (TypeError, ValueError) as error:
+        raise JournalError(
+            f"the journal is damaged: the inputs of run {remembered.run_id!r} are not a mapping"
+        ) from error
 
 
 # The state of the run.

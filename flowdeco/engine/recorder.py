@@ -233,13 +233,9 @@ def outcomes(rows: list[Row], codec: Codec, pins: Mapping[str, int]) -> dict[str
     no longer count. Raises `JournalError` if a step of a finished scope is missing.
     """
     found: dict[str, dict[int, Outcome]] = {}
-    nothing, decode = codec.encode({}, ""), codec.decode
+    nothing = codec.encode({}, "")
     for at, row in enumerate(rows):
-        parts: Any = {} if row.payload == nothing else decode(row.payload)
-        if isinstance(parts, tuple):
-            key, value = cast("tuple[str, Any]", parts)
-            parts = {"puts": {key: value}, "result": ("put", key)}
-        outcome = _outcome(row, parts, at)
+        outcome = _decoded(row, codec, nothing, at)
         outdated = {key for key, since in pins.items() if at < since}
         written = (outcome.writes or NOTHING, *outcome.entering)
         if outdated and any(not outdated.isdisjoint((*delta.keys(), *delta.changes)) for delta in written):
@@ -254,6 +250,20 @@ def outcomes(rows: list[Row], codec: Codec, pins: Mapping[str, int]) -> dict[str
         steps[row.number] = outcome
     _check_complete(found)
     return found
+
+
+def _decoded(row: Row, codec: Codec, nothing: bytes, order: int) -> Outcome:
+    parts: Any = {} if row.payload == nothing else codec.decode(row.payload)
+    try:
+        if isinstance(parts, tuple):
+            key, value = cast("tuple[str, Any]", parts)
+            parts = {"puts": {key: value}, "result": ("put", key)}
+        return _outcome(row, parts, order)
+    except (TypeError, ValueError, LookupError, AttributeError) as error:  # written by something else than us
+        raise JournalError(
+            f"the journal is damaged: step {row.number} of branch {row.branch!r} ({row.kind} {row.action or row.stage!r}) "
+            f"does not describe an outcome: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _outcome(row: Row, parts: dict[str, Any], order: int) -> Outcome:
@@ -291,6 +301,8 @@ def _delta(parts: Mapping[str, Any], order: int) -> Delta:
     if changes:
         return Delta(puts or {}, deletes or [], appends or {}, changes, order)
     if puts or deletes or appends:
+        if not isinstance(puts or {}, dict) or not isinstance(appends or {}, dict):
+            raise TypeError("its writes are not a mapping")
         return Delta(puts or NOTHING.puts, deletes or NOTHING.deletes, appends or NOTHING.appends)
     return NOTHING
 

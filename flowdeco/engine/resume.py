@@ -14,12 +14,11 @@ from flowdeco.engine.evaluation import evaluate_run
 from flowdeco.engine.generations import Generation
 from flowdeco.engine.journal import Journal, Remembered, Row
 from flowdeco.engine.outcome import Status
-from flowdeco.engine.reading import read_run, stages_by_name
 from flowdeco.engine.replay import History, Rehearsal, Remains, Steps
 from flowdeco.engine.requests import Raised, Request, Save
 from flowdeco.engine.runs import Run
 from flowdeco.engine.streams import close_streams
-from flowdeco.errors import CodeChangedError, DefinitionError, JournalError, suggestion
+from flowdeco.errors import CodeChangedError, DefinitionError, JournalError, RunBusyError, suggestion
 from flowdeco.model.definitions import Pipeline
 from flowdeco.model.options import Middleware
 from flowdeco.model.store import Store
@@ -60,16 +59,22 @@ class Earlier(NamedTuple):
 
 
 def resumed(run: Run, terms: Terms, use: tuple[Middleware, ...], earlier: Earlier) -> Generator[Request, Any, bool]:
-    """Continue a run, or note the error that prevents this in it; return whether it was continued."""
+    """Continue a run, or note the error that prevents this in it; return whether it was continued.
+
+    A run that had finished is continued only if something differs.
+    """
     rehearsal = yield from _rehearsed(run, terms, use, earlier)
-    if earlier.journaled is not None and _is_done(rehearsal, earlier):
-        yield from close_streams(rehearsal)
-        _read_into(run, earlier.journaled)
-        return False
     error = _refusal(run, terms, rehearsal, earlier)
     adopts = error is None and _adopts(rehearsal, earlier)
-    if error is None and earlier.journaled is not None and not adopts:
-        error = yield from _brought_up_to_date(run, terms, rehearsal, earlier.journaled)
+    if error is None and earlier.finished and not rehearsal.differs:
+        yield from close_streams(rehearsal)
+        return False
+    if error is None and earlier.journaled is not None:
+        error = yield from (
+            _saved(Save(_proceed, run.id, earlier.journaled, earlier.finished))
+            if adopts
+            else _brought_up_to_date(run, terms, rehearsal, earlier.journaled, finished=earlier.finished)
+        )
     if error is not None:
         run.error = error
         run.status = Status.CANCELLED if terms.is_cancellation(error) else Status.FAILED
@@ -78,41 +83,24 @@ def resumed(run: Run, terms: Terms, use: tuple[Middleware, ...], earlier: Earlie
     if error is not None:
         return False
     terms.resume_from(_next_generation(terms, earlier) if adopts else _history(rehearsal, earlier))
-    elapsed = run.elapsed
     yield from evaluate_run(run, terms, use)
-    if earlier.finished and not rehearsal.differs:
-        run.elapsed = elapsed  # it has only been read
     return True
+
+
+def _saved(save: Save) -> Generator[Request, Any, BaseException | None]:
+    answer = yield save
+    return answer.error if type(answer) is Raised else None
 
 
 def _history(rehearsal: Rehearsal, earlier: Earlier) -> History:
     older = earlier.older if earlier.on_change != "rerun" else ()
     return History(
         rehearsal.held(), in_store=earlier.remains is not None, remains=earlier.remains,
-        finished=earlier.finished and not rehearsal.differs, streams=rehearsal.streams,
-        archive=Archive(older, earlier.steps) if older else None,
+        streams=rehearsal.streams, archive=Archive(older, earlier.steps) if older else None,
     )  # fmt: skip
 
 
 # A pipeline that has changed.
-
-
-def _is_done(rehearsal: Rehearsal, earlier: Earlier) -> bool:
-    """Whether the run has ended, and is returned as it is: its pipeline has changed since, and nothing continues."""
-    if not earlier.finished or earlier.on_change == "rerun":
-        return False
-    return rehearsal.differs or bool(rehearsal.changes) or isinstance(rehearsal.error, DefinitionError)
-
-
-def _read_into(run: Run, journaled: Journaled) -> None:
-    """Let a run be as the journal has it."""
-    found = read_run(journaled.remembered, journaled.journal.codec, stages_by_name(run.pipeline.units).get)
-    for name in ("status", "store", "result", "error", "reason", "started", "elapsed"):
-        setattr(run, name, getattr(found, name))
-    run.stages = [
-        record._replace(restored=True, actions=[each._replace(restored=True) for each in record.actions])
-        for record in found.stages
-    ]
 
 
 def _adopts(rehearsal: Rehearsal, earlier: Earlier) -> bool:
@@ -172,7 +160,7 @@ def _refusal(run: Run, terms: Terms, rehearsal: Rehearsal, earlier: Earlier) -> 
 
 
 def _brought_up_to_date(
-    run: Run, terms: Terms, rehearsal: Rehearsal, known: Journaled
+    run: Run, terms: Terms, rehearsal: Rehearsal, known: Journaled, *, finished: bool
 ) -> Generator[Request, Any, BaseException | None]:
     """Have the journal keep only the steps that still hold: of this run, or of the new one that begins at a stage."""
     recorder, cuts, reopened = terms.recorder, rehearsal.cuts(), rehearsal.reopened()
@@ -185,11 +173,30 @@ def _brought_up_to_date(
             if row.number in held.get(row.branch, {}) and (row.branch, row.number) not in open_again
         ]
         answer = yield Save(_write_fork, run, known, set(rows))
-    elif cuts and recorder is not None:
-        answer = yield Save(recorder.journal.drop, run.id, cuts)
+    else:
+        answer = yield Save(_proceed, run.id, known, finished)
+        if type(answer) is Raised:
+            return answer.error
+        if cuts and recorder is not None:
+            answer = yield Save(recorder.journal.drop, run.id, cuts)
     if reopened and recorder is not None and type(answer) is not Raised:
         answer = yield recorder.saving([recorder.reopening(branch, outcome) for branch, outcome in reopened])
-    return answer.error if type(answer) is Raised else None
+    if type(answer) is not Raised:
+        return None
+    if finished:
+        yield Save(known.journal.release, run.id)
+    return answer.error
+
+
+def _proceed(run_id: str, known: Journaled, finished: bool) -> None:
+    """Note that the run is running again; of one that had `finished`, take the lease first."""
+    journal, before = known.journal, known.whole
+    if finished:
+        now = journal.open(run_id, finished=True)
+        if (now.status, now.inputs, now.rows) != (before.status, before.inputs, before.rows):
+            journal.release(run_id)
+            raise RunBusyError(f"run {run_id!r} was run again by another process meanwhile")
+    journal.proceed(run_id, known.more)
 
 
 # Forks.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast, overload
@@ -32,6 +33,15 @@ class Resumption(NamedTuple):
     skip: frozenset[str]
     log: Log | None = None
     journal: Journal | None = None
+
+    def to_pickle(self) -> Resumption | None:
+        """Return the part that can be pickled; None if the run could not be resumed with that."""
+        kept = self if self.journal is None else self._replace(use=())  # those of a durable run are given again
+        try:
+            pickle.dumps((kept.use, kept.journal))
+        except Exception:
+            return None
+        return kept
 
 
 _ATTRIBUTE: Final = "__flowdeco_run__"
@@ -71,6 +81,11 @@ class Run:
         self.started = 0.0
         self.elapsed = 0.0
         self.resumption: Resumption | None = None
+
+    def __getstate__(self) -> tuple[None, dict[str, Any]]:
+        state = {name: getattr(self, name) for name in self.__slots__}
+        kept = self.resumption
+        return None, {**state, "resumption": None if kept is None else kept.to_pickle()}
 
     @staticmethod
     def of(error: BaseException) -> Run:
@@ -129,10 +144,28 @@ def is_recovered(run: Run, record: StageRecord) -> bool:
     return scope is not None
 
 
+class _Link:
+    """The run behind an exception; it stays where it is when the exception is pickled or copied.
+
+    An attribute of the exception, because any table of exceptions and runs would keep both alive: a run has its error.
+    """
+
+    __slots__ = ("run",)
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def __reduce__(self) -> tuple[Any, tuple[()]]:
+        return type(None), ()
+
+    def __deepcopy__(self, memo: Any) -> _Link:
+        return self
+
+
 def remember(run: Run, error: BaseException) -> None:
     """Tie a run to an exception that leaves it, for `Run.of`; also to those in a group, which `except*` splits."""
-    with suppress(Exception):  # the exception may not allow it
-        setattr(error, _ATTRIBUTE, run)
+    with suppress(Exception):
+        BaseException.__setattr__(error, _ATTRIBUTE, _Link(run))  # also of a frozen one
     if isinstance(error, BaseExceptionGroup):
         for member in cast("BaseExceptionGroup[BaseException]", error).exceptions:
             remember(run, member)
@@ -140,11 +173,16 @@ def remember(run: Run, error: BaseException) -> None:
 
 def _run_behind(error: BaseException) -> Run | None:
     # A StopIteration cannot leave a coroutine: out of `arun` it comes as the cause of a RuntimeError (PEP 479).
-    found = getattr(error, _ATTRIBUTE, None) or getattr(error.__cause__, _ATTRIBUTE, None)
+    found = _linked(error) or _linked(error.__cause__)
     if found is None and isinstance(error, BaseExceptionGroup):  # a part of the group that was raised
         members = cast("BaseExceptionGroup[BaseException]", error).exceptions
         return next(filter(None, map(_run_behind, members)), None)
-    return found if isinstance(found, Run) else None
+    return found
+
+
+def _linked(error: BaseException | None) -> Run | None:
+    link = getattr(error, _ATTRIBUTE, None)
+    return link.run if isinstance(link, _Link) else None
 
 
 def _running() -> types.ModuleType:

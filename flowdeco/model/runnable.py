@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypedDict, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypedDict, cast
 
 from typing_extensions import Unpack
 
@@ -38,9 +38,10 @@ class ResumeOptions(TypedDict, total=False):
 
 
 class RunOptions(ResumeOptions, total=False):
-    """The keyword options of `run` and `arun`: those of `resume`, and the id of the new run."""
+    """The keyword options of `run` and `arun`: those of `resume`, and which run it is."""
 
     run_id: str | None
+    if_exists: Literal["error", "resume"]
 
 
 _TO_RESUME: Final = frozenset(ResumeOptions.__annotations__)
@@ -60,6 +61,7 @@ class Options(NamedTuple):
     executor: Executor | None = None
     journal: Any = None
     run_id: str | None = None
+    if_exists: str = "error"
     check: bool = True
     history: int | None = None
     progress: Shown = None
@@ -94,6 +96,8 @@ class Runnable:
         - `executor=None`: a `concurrent.futures.Executor` for the calls of parallel groups.
         - `journal=None`: a journal, or the path of one; the run can then be resumed after a crash.
         - `run_id=None`: the id of the run; by default a new one.
+        - `if_exists="error"`: with "resume", a run that the journal has under this `run_id` is continued, or returned
+          if it has finished; otherwise it is a `RunExistsError`.
         - `check=True`: with False, a failed run is returned with its `error` instead of raising it.
         - `history=None`: keep only the last N stage records.
         - `progress=None`: show the progress: True, a progress bar, or a function of `(done, known, current)`.
@@ -125,7 +129,7 @@ class Runnable:
         The run is an id in a journal, or a `Run` in memory. `inputs` are added to those it has. `on_change` decides
         where completed actions have different code now, or stages no longer match: "error" reports them, "ignore"
         continues all the same, "rerun" runs again from the first of them. `from_stage` forks a new run that continues
-        at that stage. The other options are those of `run`, except `run_id`. Raises `RunNotFoundError`,
+        at that stage. The other options are those of `run`, except `run_id` and `if_exists`. Raises `RunNotFoundError`,
         `RunBusyError`, `CodeChangedError`.
         """
         __tracebackhide__ = True

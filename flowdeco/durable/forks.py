@@ -1,0 +1,71 @@
+"""Locks and connections in a process that forks: they are put in order before, and belong to the parent after.
+
+A lock that another thread holds at that moment would stay locked in the child for ever, and SQLite's connections must
+not cross over at all: the child would take the locks of its parent for its own.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from typing import Final, Protocol
+
+__all__ = ["CLOSING", "GUARD", "Forking", "prepare_for_forks"]
+
+
+class Forking(Protocol):
+    """An object with something that must not be copied while it is in use."""
+
+    def before_fork(self) -> None:
+        """Finish the work under way, and hold the lock until the process has forked."""
+
+    def after_fork(self, *, in_child: bool) -> None:
+        """Let the lock go, and continue; in the child, without anything that is the parent's."""
+
+
+# In the order in which they are acquired: the guard, the locks of the objects, and the one under which connections are
+# closed. The garbage collector may close one at any moment, so these two can be acquired again by their thread.
+GUARD: Final = threading.RLock()
+CLOSING: Final = threading.RLock()
+
+_known: Final[weakref.WeakSet[Forking]] = weakref.WeakSet()
+_waiting: Final[list[Forking]] = []
+_under_way: Final[list[bool]] = []  # not empty between `_before` and `_after`
+
+
+def prepare_for_forks(thing: Forking) -> None:
+    """Have an object told of each fork of this process, as long as it lives."""
+    with GUARD:
+        _known.add(thing)
+
+
+def _before() -> None:
+    GUARD.acquire()
+    for thing in list(_known):
+        thing.before_fork()
+        _waiting.append(thing)
+    CLOSING.acquire()
+    _under_way.append(True)
+
+
+def _after(*, in_child: bool) -> None:
+    if not _under_way:  # this module was imported as the process forked
+        return
+    _under_way.clear()
+    CLOSING.release()
+    while _waiting:
+        _waiting.pop().after_fork(in_child=in_child)
+    GUARD.release()
+
+
+def _after_in_parent() -> None:
+    _after(in_child=False)
+
+
+def _after_in_child() -> None:
+    _after(in_child=True)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
