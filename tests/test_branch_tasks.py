@@ -12,12 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from flowdeco import Bail, Context, Run, Sleep, Stage, Suspend, action, parallel, pipeline, stream
+from flowdeco import Bail, Context, Run, Sleep, Stage, Store, Suspend, action, parallel, pipeline, stream
 from flowdeco.durable import MemoryJournal, SqliteJournal, runs
-from flowdeco.engine.requests import Raised
-from flowdeco.errors import all_of, meant_by, members_of
+from flowdeco.engine.layers import Call, Layers, enter
+from flowdeco.engine.requests import Gate, Raised
+from flowdeco.errors import MiddlewareError, all_of, meant_by, members_of
 from flowdeco.executors import serial
 from flowdeco.middleware import recover, retry
+from tests.scripted import evaluation
 from tests.support import around, names, one, step
 
 VARIABLE = contextvars.ContextVar("VARIABLE", default=None)
@@ -1068,3 +1070,139 @@ def test_a_durable_run_needs_no_thread_of_the_loop_s_executor():
         return await asyncio.gather(*(asyncio.to_thread(view, number) for number in range(2)))
 
     assert asyncio.run(main()) == ["completed", "completed"]
+
+
+# -- interrupts of what is closed
+
+
+class Stubborn:
+    """A stream that is interrupted whenever it is closed."""
+
+    def __init__(self, times):
+        self.times = times
+        self.closed = 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return step([], "fails", fails)
+
+    def close(self):
+        self.closed += 1
+        if self.closed <= self.times:
+            raise KeyboardInterrupt
+
+
+def fails():
+    raise OSError("gone")
+
+
+@pytest.mark.parametrize(("times", "closed"), [(0, 1), (1, 2), (2, 2), (9, 2)])
+def test_an_interrupt_as_a_stream_is_closed_is_the_end_of_the_run(times, closed):
+    """It is closed once more, since the interrupt may have come before that was called, and not again."""
+    source = Stubborn(times)
+    try:
+        finished = pipeline(action(name="opens")(lambda: stream(source))).run(check=False)
+    except KeyboardInterrupt as interrupt:
+        finished = Run.of(interrupt)
+    assert source.closed == closed
+    assert finished.status == ("cancelled" if times else "failed")
+
+
+def test_a_middleware_may_be_called_with_a_call_made_by_hand():
+    """As in a unit test of it: there is no earlier attempt."""
+    call = Call()
+    call.run_id, call.pipeline, call.stage, call.action, call.attempt = "r", pipeline(quick), None, None, 1
+    layer = retry(attempts=2, on=OSError, wait=0)(call)
+    assert next(layer) is None
+    assert layer.throw(OSError("gone")) in {None, Sleep(0)}
+    with pytest.raises(OSError, match="again"):
+        layer.throw(OSError("again"))
+
+
+@pytest.mark.parametrize("turns", range(12))
+def test_a_cancellation_as_a_layer_is_told_of_its_mistake(turns):
+    """In any turn of the loop: it is cleaned up, and the run ends by one of the two."""
+    log = []
+
+    async def mistaken(call):
+        try:
+            yield 5
+        finally:
+            log.append("closed")
+
+    async def main():
+        task = asyncio.create_task(Stage("s", [quick], use=[mistaken]).arun())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises((asyncio.CancelledError, MiddlewareError)):
+            await task
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(main())
+    assert log in ([], ["closed"])
+
+
+def test_an_interrupt_before_a_layer_is_told_of_its_mistake_is_raised_in_it():
+    """So that it can clean up all the same."""
+    log = []
+
+    async def mistaken(call):
+        try:
+            yield 5
+        except BaseException as error:
+            log.append(type(error))
+            raise
+
+    layers = Layers("r", Store(), pipeline(quick), Stage("s", [quick]), None, (mistaken,), Gate())
+    passage = enter(layers)
+
+    async def perform(request):
+        try:
+            return await request.awaitable
+        except BaseException as error:
+            return Raised(error)
+
+    async def main():
+        answer = await perform(next(passage))
+        passage.send(answer)  # the request to tell it is not performed
+        request = passage.send(Raised(KeyboardInterrupt()))
+        with pytest.raises(StopIteration) as end:
+            passage.send(await perform(request))
+        return end.value.value
+
+    again, error = asyncio.run(main())
+    assert (again, type(error), log) == (False, MiddlewareError, [KeyboardInterrupt])
+
+
+def test_an_evaluation_that_is_given_up_is_closed_and_no_failure():
+    """Wherever it waits: its layers are left without a word."""
+    log = []
+
+    def waits(call):
+        log.append("waits")
+        yield Sleep(1)
+        log.append("continues")
+
+    run, walk = evaluation(Stage("s", [quick], use=[waits]))
+    assert next(walk) == Sleep(1)
+    walk.close()
+    assert (log, run.error) == (["waits"], None)
+
+
+def test_a_generator_exit_that_is_raised_in_a_call_of_the_evaluation_is_a_failure():
+    """It is told from the end of the evaluation itself, which is raised at its own `yield`."""
+    moments = iter(range(100))
+
+    def clock():
+        if next(moments) == 2:  # as the stage begins
+            raise GeneratorExit
+        return 0.0
+
+    log = []
+    run, walk = evaluation(pipeline(quick, use=[around(log, "m")]), clock=clock)
+    with pytest.raises(StopIteration):
+        next(walk)
+    assert (run.status, type(run.error), log) == ("failed", GeneratorExit, ["+m", "-m"])

@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cached_property
+from pathlib import PurePosixPath
 from threading import Lock
 from typing import NamedTuple
 
 import pytest
 
+from flowdeco.model import identity
 from flowdeco.model.contents import agree, taken_apart
+from flowdeco.model.identity import defaults_of, function_behind, keep_defaults, text_of
 
 
 def nan():
@@ -174,6 +177,7 @@ DIFFERENT = {
     "items": ([1, 2], [2, 1]),
     "keys": ({"a": None}, {"b": None}),
     "sets": ({1, math.nan}, {2, math.nan}),
+    "sizes of sets": ({1}, {1, 2}),
     "numbers of NaN": ({nan(), 1, 2}, {nan(), nan(), 1}),
     "complex NaN": (complex(1, math.nan), complex(2, math.nan)),
     "NaN and a number": (math.nan, 1.0),
@@ -327,3 +331,99 @@ def test_frames_of_other_content_do_not_agree(library, make):
     one, other = make(pytest.importorskip(library))
     assert not agree(one, other)
     assert not agree(other, one)
+
+
+class Modelled(Lazy):
+    """As a model of pydantic: its state has the attributes under a name of their own."""
+
+    def __getstate__(self):
+        return {"__dict__": dict(vars(self)), "__pydantic_private__": None}
+
+
+def test_a_cache_in_the_state_of_a_model_is_no_content():
+    """Neither is it where the state has attributes inside another dict."""
+    looked = Modelled(1)
+    assert looked.twice
+    assert agree(Modelled(1), looked)
+    assert not agree(Modelled(2), looked)
+    assert taken_apart(looked).state["__dict__"] == {"x": 1}
+    assert taken_apart(looked).cached == 1
+
+
+def test_buffers_agree_by_their_bytes():
+    """They are what some arrays consist of; the buffers themselves have no `__eq__`."""
+    assert agree(pickle.PickleBuffer(b"a"), pickle.PickleBuffer(bytearray(b"a")))
+    assert not agree(pickle.PickleBuffer(b"a"), pickle.PickleBuffer(b"b"))
+
+
+def test_what_is_global_is_taken_apart_into_its_name():
+    """As `pickle` does with a value whose `__reduce__` returns a name."""
+    assert taken_apart(Ellipsis).maker == "Ellipsis"
+    assert agree([Ellipsis], [Ellipsis])
+
+
+def test_frames_of_polars_are_taken_apart_by_columns():
+    """Numbers without gaps are arrays of numpy, however they are laid out in chunks."""
+    pl, np = pytest.importorskip("polars"), pytest.importorskip("numpy")
+    whole = pl.DataFrame({"a": [1, 2], "b": ["x", None]})
+    schema, (numbers, texts) = taken_apart(whole).args
+    assert schema == [("a", "Int64"), ("b", "String")]
+    assert isinstance(numbers, np.ndarray)
+    assert agree((schema, [numbers, texts]), taken_apart(whole.clone()).args)
+    assert not agree(taken_apart(whole).args, taken_apart(whole[:1]).args)
+    chunked = pl.concat([whole["a"][:1], whole["a"][1:]], rechunk=False)
+    assert chunked.n_chunks() == 2
+    assert agree(taken_apart(whole["a"]).args, taken_apart(chunked).args)
+
+
+# -- values as text
+
+
+def test_a_path_is_shown_by_its_text():
+    """Whatever its class: it differs by operating system."""
+    assert text_of(PurePosixPath("a/b")) == "'a/b'"
+    assert text_of([PurePosixPath("a")]) == "['a']"
+
+
+def test_the_fields_that_other_libraries_show_are_shown():
+    """attrs and pydantic generate a `repr`: objects in the fields go without their addresses."""
+    scope = {}
+    exec(compile("def __repr__(self): return 'Made(...)'", "<attrs generated repr>", "exec"), scope)
+    fields = [type("Attribute", (), {"name": name, "repr": name != "hidden"}) for name in ("x", "hidden")]
+    made = type("Made", (Plain,), {"__repr__": scope["__repr__"], "__attrs_attrs__": fields, "hidden": 1})
+    assert text_of(made({"b", "a"})) == "Made(x={'a', 'b'})"
+
+    def shows(self):
+        return "Model(...)"
+
+    shows.__module__ = "pydantic._internal._repr"
+    model = type("Model", (Plain,), {"__repr__": shows, "__repr_args__": lambda self: [("x", self.x)]})
+    assert text_of(model({"b", "a"})) == "Model(x={'a', 'b'})"
+
+
+def test_an_object_with_every_attribute_ends_the_search_for_its_function():
+    """A mock has a `__wrapped__` that has a `__wrapped__`, and so on."""
+
+    class Every:
+        def __getattr__(self, name):
+            return self
+
+    every = Every()
+    assert function_behind(every) is every
+
+
+def test_defaults_are_remembered_however_many_functions_there_are(monkeypatch):
+    """The memory for calls of one function around others is bounded; what is known of a function is not forgotten."""
+    monkeypatch.setattr(identity, "_MOST", 1)
+
+    def first(items=[]):  # noqa: B006
+        items.append(1)
+
+    def second(items=[2]): ...  # noqa: B006
+
+    for function in (first, second):
+        keep_defaults(function)
+    first()
+    assert defaults_of(first) == "(([],), None)"
+    assert defaults_of(second) == "(([2],), None)"
+    assert len(identity._latest) == 1

@@ -4,6 +4,7 @@ import copy
 import doctest
 import functools
 import inspect
+import os
 import pickle
 import pydoc
 import sys
@@ -16,7 +17,7 @@ from support import around, names, one, provide, shown, step
 
 import flowdeco
 from flowdeco import Action, Context, Key, Parallel, Pipeline, Stage, action, parallel, pipeline, stage, stream
-from flowdeco.errors import DefinitionError, StoreTypeError
+from flowdeco.errors import DefinitionError, StoreTypeError, WriteConflictError
 from flowdeco.model.definitions import (
     Stream,
     action_options,
@@ -864,3 +865,33 @@ def test_nesting_has_a_limit_that_is_named(nest):
     with pytest.raises(DefinitionError, match="201 nested pipelines and groups, and at most 200"):
         nest(unit, name="outermost")
     assert len(unit >> unit) == 2
+
+
+def test_actions_with_arrays_are_compared_by_their_elements():
+    np = pytest.importorskip("numpy")
+    assert add.bind(x=np.arange(3)) == add.bind(x=np.arange(3))
+    assert add.bind(x=np.arange(3)) != add.bind(x=np.array([0, 1, 3]))
+
+
+def test_a_text_of_another_class_names_a_stage_as_a_string_does():
+    class Text(str):
+        def __repr__(self):
+            raise NotImplementedError
+
+        __str__ = __repr__
+
+    assert greet(Text("you")).name == "greet[you]"
+
+
+def test_a_bound_value_that_cannot_be_shown_does_not_hide_a_conflict(run):
+    """The message tells the branches by the names of the parameters."""
+
+    class Broken(os.PathLike):
+        def __fspath__(self):
+            raise ValueError("not today")
+
+        def __add__(self, other):
+            return 0
+
+    with pytest.raises(WriteConflictError, match=r"branches 0 \('total\[x\]'\) and 1 \('total\[x=1\]'\)"):
+        run(parallel(add.bind(x=Broken()), add.bind(x=1), name="g"), {"y": 2})

@@ -4,7 +4,7 @@ import functools
 import inspect
 
 import pytest
-from defined import Callable, Shop, add, plain
+from defined import Callable, Shop, add, double, plain
 from support import step
 
 from flowdeco import action
@@ -73,3 +73,47 @@ def test_a_middle_positional_only_parameter_can_be_bound():
 
     bound = action(three).bind(b="b")
     assert bound("a", "c") == "abc"
+
+
+def test_a_callable_around_a_function_may_have_no_signature(run):
+    """That of the function which it wraps is its own: here a builtin takes the values, by position."""
+
+    class Least:
+        __call__ = min
+
+        def __init__(self, wrapped):
+            functools.update_wrapper(self, wrapped)
+
+    def least(a, b, /):
+        raise NotImplementedError
+
+    assert run(action(Least(least)), {"a": 3, "b": 2})["least"] == 2
+
+
+class Layers:
+    """Middleware that is a method."""
+
+    def __init__(self):
+        self.seen = []
+
+    def watching(self, call):
+        """Insert nothing."""
+        self.seen.append(call.name)
+        yield
+
+    def inserting(self, call):
+        """Perhaps insert something."""
+        self.seen.append(call.name)
+        yield
+        call.insert()
+
+
+def test_a_method_for_middleware_shows_whether_it_inserts(caplog):
+    """A selector that matches nothing is an error where nothing can be inserted."""
+    layers = Layers()
+    with pytest.raises(DefinitionError, match=r"skip=\['later'\] matches nothing"):
+        double.bind(n=1).run(skip=["later"], use=[layers.watching])
+    with caplog.at_level("WARNING", "flowdeco.run"):
+        assert double.bind(n=1).run(skip=["later"], use=[layers.inserting])["double"] == 2
+    assert "matched nothing" in caplog.text
+    assert layers.seen == ["pipeline"]

@@ -21,8 +21,8 @@ import pytest
 import flowdeco
 from flowdeco import Context, Stage, StageTemplate, action, durable, parallel, pipeline, stage, stream
 from flowdeco.durable import MemoryJournal, SqliteJournal, fingerprint
-from flowdeco.errors import CodeChangedError, DefinitionError, SerializationError
-from flowdeco.middleware import recover, retry
+from flowdeco.errors import CodeChangedError, DefinitionError, RunBusyError, SerializationError
+from flowdeco.middleware import atomic, recover, retry
 from flowdeco.model.identity import content_of, text_of
 
 CALLS: list[Any] = []
@@ -1029,3 +1029,136 @@ def test_a_change_is_still_an_error_where_the_run_continues():
     run = (A >> finish).run(journal="runs.db", check=False)
     with pytest.raises(CodeChangedError, match="D"):
         (D >> finish).resume(run.id, journal="runs.db")
+
+
+# -- what a change keeps of runs that were recovered, skipped, interrupted, or partly kept
+
+
+def adopted(before, after, journal=None, **options):
+    """The run of `before` up to `finish`, which is down, as it continues with `after`; `CALLS` has what that called."""
+    journal = journal or SqliteJournal("runs.db")
+    DOWN.add("finish")
+    run = (before >> finish).run(journal=journal, check=False, **options)
+    assert run.status == "failed"
+    DOWN.discard("finish")
+    CALLS.clear()
+    return (after >> finish).resume(run.id, journal=journal, on_change="ignore")
+
+
+def test_a_pipeline_of_which_a_part_was_kept_elsewhere_is_not_kept_as_a_whole():
+    """Each step is kept once: the first `A` has the one that there was, the `A` in the pipeline is called."""
+    wrapped = pipeline(A, B, name="p", use=[layer])
+    again = adopted(wrapped, A >> wrapped)
+    assert CALLS == ["A", "finish"]
+    assert names(again) == [(name, [name]) for name in ["A", "A", "B", "finish"]]
+
+
+@pytest.mark.parametrize("inside", [(), (atomic,)], ids=["plain", "atomic"])
+def test_a_stage_that_recovered_itself_is_kept_as_it_ended(inside):
+    """With the actions that it had not reached, and also if its writes were undone."""
+    DOWN.add("B")
+    risky = within(A, B, C, use=[recover(on=ConnectionError, outcome="recovered"), *inside])
+    again = adopted(pipeline(risky), D >> risky)
+    assert CALLS == ["D", "finish"]
+    assert ("A" in again.store) is not bool(inside)
+    assert next(record for record in again.stages if record.name == "s").recovered
+
+
+def test_a_pipeline_that_recovered_from_an_atomic_stage_is_kept_without_the_steps_of_that():
+    """They were undone: the journal has nothing of them."""
+    DOWN.add("B")
+    risky = pipeline(C, within(A, B, use=[atomic]), E, name="p", use=[recover(on=ConnectionError, outcome="recovered")])
+    again = adopted(risky, D >> risky)
+    assert CALLS == ["D", "finish"]
+    assert list(again.store) == ["D", "C", "finish"]
+    assert [(record.name, record.status) for record in again.stages] == [
+        ("D", "completed"), ("C", "completed"), ("s", "failed"), ("finish", "completed"),
+    ]  # fmt: skip
+
+
+def test_a_stage_that_was_skipped_is_kept_as_skipped():
+    """Also in a pipeline that is kept as a whole."""
+    wrapped = pipeline(A, B, C, name="p", use=[layer])
+    again = adopted(wrapped, D >> wrapped, skip=["B"])
+    assert CALLS == ["D", "finish"]
+    assert [record.name for record in again.stages if record.status == "skipped"] == ["B"]
+    assert "B" not in again.store
+
+
+def test_a_pipeline_that_inserted_a_stream_is_opened_anew():
+    """Whether it is the same is known only when the stream is pulled; what was called is kept."""
+    wrapped = pipeline(pulls, name="p", use=[layer])
+    again = adopted(wrapped, D >> wrapped)
+    assert CALLS == ["D", "finish"]
+    assert names(again) == names((D >> wrapped >> finish).run())
+
+
+def test_a_group_that_recovered_is_kept_with_the_branches_that_had_not_begun():
+    """They are still not called."""
+    DOWN.add("A")
+    wrapped = pipeline(parallel(A, B, limit=1), name="p", use=[recover(on=ConnectionError, outcome="recovered")])
+    again = adopted(wrapped, D >> wrapped)
+    assert CALLS == ["D", "finish"]
+    assert "B" not in again.store
+
+
+class Breaking(MemoryJournal):
+    """A journal that can be written so many times, and then no more; or from which no more can be dropped."""
+
+    def __init__(self, left=10**6, *, drops=True):
+        super().__init__()
+        self.left = left
+        self.drops = drops
+
+    def write(self, run_id, rows):
+        if self.left == 0:
+            raise OSError("the disk is full")
+        self.left -= 1
+        super().write(run_id, rows)
+
+    def drop(self, run_id, cuts):
+        if not self.drops:
+            raise OSError("the disk is full")
+        super().drop(run_id, cuts)
+
+
+def test_the_actions_of_a_stage_that_had_not_ended_are_kept():
+    """As the process died in it, the journal has no row of the stage."""
+    journal = Breaking(1)
+    run = pipeline(within(A, B, C)).run(journal=journal, check=False)
+    assert isinstance(run.error, OSError)
+    assert [row.action for row in durable.history(journal, run.id)] == ["A"]
+    journal.left = 10**6
+    CALLS.clear()
+    again = pipeline(within(D, A, B, C)).resume(run.id, journal=journal, on_change="ignore")
+    assert CALLS == ["D", "B", "C"]
+    assert list(again.store) == ["D", "A", "B", "C"]
+
+
+def test_a_finished_run_is_let_go_if_its_journal_cannot_forget_what_changed():
+    """The error is that of the journal; afterwards the run can be run again."""
+    journal = Breaking()
+    run = (A >> B).run(journal=journal)
+    journal.drops = False
+    again = (A >> C).resume(run.id, journal=journal, on_change="rerun", check=False)
+    assert isinstance(again.error, OSError)
+    journal.drops = True
+    assert list((A >> C).resume(run.id, journal=journal, on_change="rerun").store) == ["A", "C"]
+
+
+def test_a_finished_run_that_another_process_has_run_again_meanwhile_is_busy():
+    """Between the look at it and the lease on it; what the other one did is kept, and the run is not held."""
+
+    class Raced(SqliteJournal):
+        def open(self, run_id, *, finished=False):
+            if finished and not meanwhile:
+                meanwhile.append((A >> D).resume(run_id, journal="runs.db", on_change="rerun"))
+            return super().open(run_id, finished=finished)
+
+    meanwhile = []
+    run = (A >> B).run(journal="runs.db")
+    again = (A >> C).resume(run.id, journal=Raced("runs.db"), on_change="rerun", check=False)
+    assert isinstance(again.error, RunBusyError)
+    assert "run again by another process" in str(again.error)
+    assert list(durable.read("runs.db", run.id).store) == ["A", "D"]
+    assert list((A >> C).resume(run.id, journal="runs.db", on_change="rerun").store) == ["A", "C"]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import importlib.util
+import linecache
 import sys
 import textwrap
 import weakref
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import pytest
+import typing_extensions
 
 from flowdeco import Key, Stage, action, stage
 from flowdeco.errors import DefinitionError
@@ -430,3 +432,130 @@ def test_a_type_statement_may_name_classes_for_the_type_checker(run, module):
     assert run(made.template("db"), {"rows.db": 5})["read"] == (5, 5)
     with pytest.raises(DefinitionError, match="its key KEY cannot be evaluated"):
         made.lost.run({"rows": 1})
+
+
+# -- what is read of names, aliases and texts in any version
+
+
+def test_a_type_that_nobody_knows_is_shown_by_its_name():
+    @action
+    def read(a: Model, b: other.Model, c: "Model | None", d: int["rows"]) -> None:  # noqa: F821, UP037
+        pass
+
+    known = {wanted.name: repr(wanted.annotation) for wanted in step_of(read).inputs}
+    assert (known["a"], known["b"], known["d"]) == ("nowhere.Model", "other.Model", "int['rows']")
+    assert known["c"] in ("typing.Optional[nowhere.Model]", "nowhere.Model | None")  # from 3.14 on
+
+
+class TypeAliasType:
+    """An alias whose value is evaluated when it is asked for, as that of the type statement."""
+
+    __type_params__ = ()
+
+    def __init__(self, name, module, value):
+        self.__name__ = name
+        self.__module__ = module
+        self._value = value
+
+    def __call__(self):
+        raise NotImplementedError
+
+    @property
+    def __value__(self):
+        return self._value()
+
+
+LAZY = """
+    from typing import TYPE_CHECKING, Annotated
+    from flowdeco import action
+    from test_keys_in_annotations import TypeAliasType
+    if TYPE_CHECKING:
+        from nowhere import Frame
+        Rows = Annotated[Frame, "the.rows"] | None
+    else:
+        Rows = TypeAliasType("Rows", __name__, lambda: Annotated[Frame, "the.rows"])
+
+    globals()["Lost"] = TypeAliasType("Lost", __name__, lambda: Frame)
+
+    @action
+    def read(rows: Rows, lost: Lost = 0) -> Rows:
+        return rows, lost
+"""
+
+
+def test_an_alias_that_names_classes_for_the_type_checker_has_its_key(run, module, monkeypatch):
+    """In its own module, and in another one; one whose source is not found is a class that nobody knows."""
+    aliases = module(LAZY, "aliases_of_a_test")
+    assert run(aliases.read, {"the.rows": 5, "lost": 6})["read"] == (5, 6)
+    assert [repr(wanted.annotation) for wanted in step_of(aliases.read).inputs][1] == "aliases_of_a_test.Lost"
+    monkeypatch.setitem(sys.modules, "aliases_of_a_test", aliases)
+    user = module("""
+        from flowdeco import action
+        from aliases_of_a_test import Rows
+
+        @action
+        def read(rows: Rows) -> Rows:
+            return rows
+    """)
+    assert run(user.read, {"the.rows": 5})["read"] == 5
+
+
+endless = typing_extensions.TypeAliasType("endless", "endless")
+endless_union = typing_extensions.TypeAliasType("endless_union", "endless_union | None")
+
+
+def test_an_alias_without_end_is_anything(run):
+    """It has no key: the value is looked up under the name of the parameter."""
+
+    @action
+    def read(one: endless, other: endless_union) -> endless_union:
+        return one, other
+
+    assert run(read, {"one": 1, "other": 2})["read"] == (1, 2)
+
+
+def test_a_source_that_is_not_python_may_have_annotations(run, monkeypatch):
+    """A cell of a notebook has magic in it: its names are those that exist, the others unknown."""
+    source = "%matplotlib inline\nfrom __future__ import annotations\n"
+    name = "<cell of a test>"
+    monkeypatch.setitem(linecache.cache, name, (len(source), None, source.splitlines(keepends=True), name))
+    cell = {"action": action, "Annotated": Annotated, "__name__": "__main__"}
+    text = "def read(rows: 'Frame', n: 'Annotated[Frame, \"the.n\"]') -> 'Frame': return rows, n"
+    exec(compile(text, name, "exec"), cell)
+    assert run(action(cell["read"]), {"rows": 1, "the.n": 2})["read"] == (1, 2)
+
+
+def test_local_names_in_a_reference_forward_are_seen(run):
+    """An annotation that is no string may have strings in it."""
+
+    def factory(kind):
+        Rows = Annotated[int, f"rows.{kind}"]  # noqa: F841, N806
+
+        def count(rows) -> int:
+            return rows
+
+        count.__annotations__["rows"] = Optional["Rows"]
+        return action(returns="read")(count)
+
+    assert run(factory("db"), {"rows.db": 5})["read"] == 5
+
+
+def test_what_is_known_of_local_names_has_a_limit(run, monkeypatch):
+    """It is forgotten then, and found again."""
+    monkeypatch.setattr("flowdeco.model.names._MOST", 1)
+
+    def one(key):
+        def count(rows: Annotated[int, key]) -> int:
+            return rows
+
+        return action(returns="read")(count)
+
+    def other(key):
+        def count(rows: Annotated[int, key]) -> int:
+            return rows
+
+        return action(returns="read")(count)
+
+    units = [one("rows.a"), other("rows.b"), one("rows.c"), other("rows.d")]
+    store = {"rows.a": 1, "rows.b": 2, "rows.c": 3, "rows.d": 4}
+    assert [run(unit, store)["read"] for unit in units] == [1, 2, 3, 4]

@@ -105,6 +105,26 @@ def test_reading_one_elsewhere_says_where_it_was_local():
         insert.run()
 
 
+def test_a_stage_that_a_template_inserts_hears_where_the_result_was_local():
+    needy = Stage("inner", [action(name="needs")(lambda rows: None)])
+
+    def inserting(how):
+        @stage
+        def outer(name: str) -> None:
+            action(name="rows")(lambda: name)
+
+            @action
+            def insert(ctx: Context):
+                return ctx.insert(needy) if how == "context" else needy if how == "stage" else stream(iter([needy]))
+
+        return outer("a")
+
+    later = inserting("stage").with_options(name="other")
+    for flow in (inserting("stage"), inserting("context"), inserting("stream"), per("b") >> later):
+        with pytest.raises(WiringError, match="local to stage '.*': write returns='rows' there to share it"):
+            flow.run()
+
+
 def test_the_view_of_an_action_is_that_of_the_store():
     @stage
     def looking(name: str) -> None:

@@ -10,10 +10,10 @@ from functools import partial, wraps
 import pytest
 from support import actions_run, names
 
-from flowdeco import Action, Context, Stage, action, parallel, pipeline, stage, stream
+from flowdeco import Action, Context, Sleep, Stage, action, parallel, pipeline, stage, stream
 from flowdeco.durable import MemoryJournal, SqliteJournal
 from flowdeco.durable.fingerprint import fingerprint
-from flowdeco.errors import DefinitionError, ReturnValueError, close_selectors
+from flowdeco.errors import DefinitionError, MissingInputError, ReturnValueError, WiringError, close_selectors
 from flowdeco.middleware import recover, retry
 from flowdeco.model.functions import attributes_used
 
@@ -838,3 +838,111 @@ def test_a_stage_as_a_default_counts_in_the_fingerprint():
 
     second.__code__ = first.__code__
     assert fingerprint(first) != fingerprint(second)
+
+
+# -- what middleware may supply, and hints at what supplies a key
+
+
+def given():
+    yield {"extract": 5}
+
+
+def passes_on_what_others_yield(call):
+    yield from given()
+
+
+def takes_everything(*calls):
+    yield {"extract": 5}
+
+
+def looks_at_its_frame(call):
+    vars()["call"].store["extract"] = 5
+    yield
+
+
+def forgets_its_call(call):
+    del call
+    yield
+
+
+def sleeps_by_what_it_sees(call):
+    try:
+        yield
+    except ValueError:
+        yield Sleep(0 if call.attempt else 1)
+        yield
+
+
+class Functionlike:
+    """As a function that was compiled to C: it has what one in Python has, but is no instance of its class."""
+
+    def __init__(self, function):
+        self.__name__ = function.__name__
+        self.__code__, self.__defaults__, self.__kwdefaults__ = function.__code__, None, None
+        self.__annotations__ = {}
+        self.function = function
+
+    @property
+    def __call__(self):
+        return self.function
+
+
+@pytest.mark.parametrize(
+    "layer", [passes_on_what_others_yield, takes_everything, looks_at_its_frame], ids=lambda layer: layer.__name__
+)
+def test_middleware_whose_use_of_the_call_is_not_seen_may_supply_anything(run, layer):
+    """By `yield from`, through `*args`, or through its frame: the flow is not refused, and the value is there."""
+    assert run(pipeline(load.with_options(returns="loaded"), use=[layer])).status == "completed"
+
+
+@pytest.mark.parametrize(
+    "layer", [forgets_its_call, sleeps_by_what_it_sees, Functionlike(watches)], ids=["forgets", "sleeps", "compiled"]
+)
+def test_a_gap_under_middleware_that_is_not_understood_shows_when_its_action_runs(run, layer):
+    """It is given the benefit of the doubt."""
+    with pytest.raises(MissingInputError, match="'extract'"):
+        run(pipeline(load, use=[layer]))
+
+
+def test_a_variable_without_a_value_does_not_keep_middleware_from_being_understood(run):
+    """A name of the function around it that is not bound yet."""
+
+    def layer(call):
+        yield
+        if call.attempt > 1:
+            later()
+
+    with pytest.raises(WiringError, match="'extract'"):
+        run(pipeline(load, use=[layer]))
+
+    def later(): ...
+
+
+def test_an_action_is_no_supplier_of_its_own_parameter(run):
+    """It would come later than itself."""
+
+    @action
+    def total(total: int) -> int:
+        return total
+
+    with pytest.raises(WiringError, match="'total'") as caught:
+        run(extract >> total)
+    assert "comes later" not in str(caught.value)
+
+
+def test_a_stream_between_a_gap_and_its_supplier_is_passed_over(run):
+    """What it yields is not known."""
+
+    @action
+    def plan(ctx: Context) -> None:
+        ctx.insert(Stage("early", [load]), stream(firsts), extract)
+
+    with pytest.raises(WiringError, match=r"'extract' of stage 'extract' supplies it, but comes later"):
+        run(plan)
+
+
+def test_a_merge_without_effect_is_a_warning_in_a_group_that_needs_keys(run, warnings):
+    """They come from before the group."""
+    run(extract >> parallel(load, one, merge={"extrct": operator.add}, name="g"))
+    (text,) = warnings()
+    assert "parallel group 'g' has the key 'extrct'" in text

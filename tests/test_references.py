@@ -1,6 +1,7 @@
 """Pickling by reference: what an importable definition comes back as, and what cannot be referenced."""
 
 import pickle
+import sys
 import types
 
 import pytest
@@ -166,3 +167,14 @@ def test_what_is_gone_from_its_module_cannot_be_referenced():
     made.__qualname__ = "gone"
     with pytest.raises(UnreferencedError, match="cannot be imported"):
         pickle.dumps(action(made))
+
+
+def test_what_a_function_made_in_a_script_is_found_under_its_name_there(monkeypatch):
+    """The module is `__main__`, and it is searched first."""
+
+    def inner(n): ...
+
+    inner.__module__ = "__main__"
+    made = action(inner)
+    monkeypatch.setattr(sys.modules["__main__"], "made_in_a_script", made, raising=False)
+    assert pickle.loads(pickle.dumps(made)) is made

@@ -1,5 +1,6 @@
 """What is reported: messages, records, views, and the command line."""
 
+import contextlib
 import datetime as dt
 import decimal
 import functools
@@ -701,6 +702,7 @@ TYPES = [
     "int | str", "list[list[bool]]", "'int'",
 ]  # fmt: skip
 KINDS = """
+import contextlib
 import datetime as dt
 import decimal
 import enum
@@ -1017,3 +1019,126 @@ def test_a_recovered_failure_is_no_failure_on_the_command_line(flowdeco):
     code, out, _ = flowdeco("run", "flow.py:flow", "--journal", "runs.db", "--run-id", "r")
     assert (code, "recovered" in line_of(out, "bad")) == (0, True)
     assert "recovered" in line_of(flowdeco("show", "r", "--journal", "runs.db")[1], "bad")
+
+
+def interrupted():
+    """The action `mean`, which is interrupted."""
+
+    @action(name="mean")
+    def interrupts() -> float:
+        raise KeyboardInterrupt
+
+    return interrupts
+
+
+def undeterred(call):
+    with contextlib.suppress(KeyboardInterrupt):
+        yield
+
+
+def test_a_pipeline_that_was_tried_again_and_completed_is_no_reason():
+    """Only what it left out is; what an action of it returned is told by the action itself."""
+    tries = []
+
+    @action
+    def succeeds_later() -> None:
+        tries.append(1)
+        if len(tries) == 1:
+            raise OSError("gone")
+
+    flow = pipeline(succeeds_later, nothing(), name="p", use=[retry(on=OSError, attempts=2)]) >> deviation
+    told = missing(flow)
+    assert "'mean' has run, and returned nothing for 'mean'" in told
+    assert "did not run" not in told
+
+
+def test_only_what_a_recovered_pipeline_left_out_did_not_run():
+    """An action of it that ran before the failure is told by itself."""
+    flow = pipeline(nothing(), bad, name="p", use=[recover(on=OSError)]) >> deviation
+    told = missing(flow)
+    assert "'mean' has run" in told
+    assert "did not run" not in told
+
+
+def test_a_missing_parameter_after_an_interrupt_that_was_caught():
+    """The interrupted action is not said to have returned nothing."""
+    told = missing(Stage("s", [interrupted()], use=[undeterred]) >> deviation)
+    assert "has run" not in told
+    assert "'mean'" in told
+
+
+def test_a_group_is_undone_by_a_failure_deep_in_another_branch():
+    """In a pipeline of that branch; not by one that was recovered elsewhere."""
+    elsewhere = pipeline(bad, name="elsewhere", use=[recover(on=OSError)])
+    deep = pipeline(bad, name="deep", use=[opens])
+    group = parallel(nothing(1.0), deep, name="g", limit=1)
+    told = missing(elsewhere >> pipeline(group, use=[recover(on=OSError)]) >> deviation)
+    assert "parallel group 'g' failed and was recovered: 'mean' was taken back" in told
+    told = missing(elsewhere >> parallel(nothing(), good, name="g") >> deviation)
+    assert "'mean' has run, and returned nothing for 'mean'" in told
+
+
+def test_a_missing_local_result_is_not_looked_for_elsewhere():
+    """It hides the key that others supply later: only what comes later in its own stage is named."""
+
+    @stage
+    def per(name: str) -> None:
+        @action
+        def length(rows: list) -> int:
+            return len(rows)
+
+        @action
+        def rows() -> list:
+            return []
+
+    with pytest.raises(errors.MissingInputError) as raised:
+        (per("b") >> action(name="rows")(lambda: [1])).run(use=[opens])
+    assert "comes later, in the same stage" in text_of(raised.value)
+
+    @stage
+    def own(name: str) -> None:
+        @action
+        def rows(rows: list) -> list:
+            return rows
+
+    with pytest.raises(errors.MissingInputError) as raised:
+        (own("b") >> action(name="rows")(lambda: [1])).run(use=[opens])
+    assert "comes later" not in text_of(raised.value)
+
+
+def test_an_action_that_reads_what_it_supplies_is_not_to_run_before_itself():
+    """Another one that supplies it is."""
+
+    @action(name="mean")
+    def smooth(mean: float) -> float:
+        return mean / 2
+
+    assert "comes later" not in missing(smooth >> smooth)
+    assert "'mean' of stage 'mean' supplies 'mean', but comes later" in missing(smooth >> smooth >> mean)
+
+
+def test_a_missing_parameter_in_a_branch_of_a_group_in_a_branch():
+    """A branch of the outer group supplies it."""
+    told = missing(parallel(parallel(deviation, good, name="inner"), mean, name="outer"))
+    assert "in another branch of the parallel group 'outer'" in told
+
+
+@pytest.mark.parametrize("around", ["action", "stage", "pipeline", "group"])
+def test_a_failure_names_the_bound_values_of_its_branch_however_deep_they_are(around):
+    @action
+    def load(file: str) -> None:
+        if file == "p3":
+            raise KeyError(file)
+
+    def branch(file):
+        bound = load.bind(file=file)
+        return {
+            "action": bound,
+            "stage": Stage("s", [action(name="before")(lambda: None), bound]),
+            "pipeline": pipeline(Stage("before"), bound, name="p"),
+            "group": parallel(bound, Stage("other"), name="inner"),
+        }[around]
+
+    with pytest.raises(KeyError) as raised:
+        parallel(*map(branch, ["p1", "p2", "p3"])).run()
+    assert any("[file=p3]" in note for note in raised.value.__notes__)

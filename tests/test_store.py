@@ -33,7 +33,7 @@ from typing_extensions import TypeAliasType
 from flowdeco import Context, Key, Stage, Store, action, parallel, pipeline
 from flowdeco.durable import MemoryJournal
 from flowdeco.errors import StoreKeyError, StoreTypeError
-from flowdeco.model.store import MISSING, NOTHING, Delta, View, key_name
+from flowdeco.model.store import MISSING, NOTHING, Delta, View, _Layer, key_name
 
 T = TypeVar("T")
 
@@ -975,3 +975,24 @@ def test_a_key_accepts_anything_where_nothing_can_be_checked(declared):
     store = Store()
     store[Key("key", declared)] = sys.stdout
     assert "key" in store
+
+
+class TypeAliasType:
+    """Stands in for an alias made by the `type` statement, which is evaluated when its value is asked for."""
+
+    @property
+    def __value__(self):
+        raise NameError("name 'Frame' is not defined")
+
+
+def test_an_alias_of_a_name_that_only_the_type_checker_knows_is_not_checked():
+    """As annotations with such names are not."""
+    Key("x", TypeAliasType()).check("anything")
+
+
+def test_a_layer_over_a_mapping_has_the_length_of_both():
+    """Without what was deleted; what is there twice counts once."""
+    layer = _Layer({"a": 1, "b": 2})
+    layer["b"], layer["c"] = 3, 4
+    del layer["a"]
+    assert (len(layer), dict(layer)) == (2, {"b": 3, "c": 4})

@@ -13,7 +13,7 @@ import pytest
 import shipped
 
 from flowdeco import Bail, Context, Stage, action, parallel, pipeline, stage
-from flowdeco.durable import JsonCodec, MemoryJournal, PickleCodec, history
+from flowdeco.durable import JsonCodec, MemoryJournal, PickleCodec, history, read
 from flowdeco.errors import DefinitionError, WriteConflictError
 from flowdeco.middleware import atomic, recover, retry
 
@@ -702,3 +702,37 @@ def test_recover_refuses_an_outcome_that_cannot_be_copied():
     """When it is made, and not when it is needed."""
     with pytest.raises(DefinitionError, match=r"recover: `outcome` is copied each time, and a lock cannot be"):
         recover(on=OSError, outcome=threading.Lock())
+
+
+def test_a_branch_that_had_written_the_key_keeps_its_own_value(codec):
+    """What another branch changed in place is the value of the enclosing store; this branch has a new one."""
+
+    def flow():
+        replaces = action(name="replaces", returns="log")(lambda: ["new"])
+        return parallel(takes("a"), pipeline(replaces, takes("b"), takes("c")), limit=1) >> takes("end")
+
+    assert check(flow, log, codec) == {"log": ["new", "b", "c", "end"]}
+
+
+def test_a_pipeline_that_is_run_again_is_not_read_as_failed(codec):
+    """Its row is that of the attempt before: what is in it is newer, and the process died before it ended."""
+
+    @action
+    def fragile():
+        if down:
+            raise ConnectionError
+
+    def layer(call):
+        yield
+
+    down, journal = [True], Failing(codec)
+    flow = pipeline(fragile, notes("a"), notes("b"), name="p", use=[layer])
+    run = flow.run(log(), journal=journal, check=False)
+    assert [each.status for each in read(journal, run.id).pipelines] == ["failed"]
+    down.clear()
+    journal.left = journal.written + 1
+    again = flow.resume(run.id, journal=journal, check=False)
+    assert isinstance(again.error, OSError)
+    assert read(journal, run.id).pipelines == []
+    journal.left = math.inf
+    assert flow.resume(run.id, journal=journal)["log"] == ["a", "b"]

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from flowdeco.engine.layers import Layers
 from flowdeco.engine.outcome import ROOT, ActionRecord, Outcome, Scope, StageRecord, Status, status_of
@@ -375,9 +375,7 @@ class Branch:
 
     def _catch_up_with_others(self) -> None:
         """Take the values that other branches had changed in place: all of them are restored now."""
-        parent, self.is_behind = self.parent, False
-        if parent is None:
-            return
+        parent, self.is_behind = cast("Branch", self.parent), False
         if parent.is_behind:
             parent._catch_up_with_others()
         for key in parent.changed_before():
@@ -422,9 +420,8 @@ class Branch:
         """Yield the branches that this one is in, itself first: their places, and their units with bound values."""
         branch = self
         while branch.parent is not None:
-            place = branch.base.place
-            if place is not None:
-                yield f"branch {place.branch} ({name_in_group(branch.unit)!r}) of parallel group {place.name!r}"
+            place = cast("Scope", branch.base.place)
+            yield f"branch {place.branch} ({name_in_group(branch.unit)!r}) of parallel group {place.name!r}"
             branch = branch.parent
 
     def save(self) -> Walk:

@@ -208,8 +208,7 @@ class Layers(Call):
     def go_back(self, opened: Opened, inserted: int) -> None:
         """Forget a failed attempt, except for units that the layer itself has inserted since."""
         self.inserted = self.inserted[: opened[3]] + self.inserted[inserted:]
-        if self.failure is not None:
-            self.failures += (self.failure,)
+        self.failures += (cast("BaseException", self.failure),)  # only a failure is followed by another attempt
         self.failure, self.recovered, self.given, self.entered = None, False, UNSET, False
         self.attempt += 1
         place, repeats = len(self.opened), [*self.repeats, *[0] * len(self.layers)]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any, Final
 
 from flowdeco.engine.branch import Branch
-from flowdeco.engine.outcome import ActionRecord, StageRecord, Status
+from flowdeco.engine.outcome import ActionRecord, Outcome, Scope, StageRecord, Status
 from flowdeco.errors import MissingInputError, told
 from flowdeco.model.annotations import EMPTY
 from flowdeco.model.definitions import Stage, Unit, action_selectors, stage_selectors
@@ -41,14 +41,18 @@ def _before(branch: Branch, step: Step, key: str) -> Iterator[str]:
             yield from _of_stage(branch, at, record, key)
         for _, did in at.records.pipelines:
             if did.recovered:
-                ran = {record.name for record in at.records.kept}
-                for missed, each in suppliers((did.unit,), key):
-                    if missed.name not in ran:
-                        yield (
-                            f"action {each.name!r} of stage {missed.name!r} supplies {key!r}, and did not run: pipeline "
-                            f"{did.name!r} failed before it, and was recovered"
-                        )
+                yield from _of_pipeline(at, did, key)
         at = at.parent
+
+
+def _of_pipeline(at: Branch, recovered: Outcome, key: str) -> Iterator[str]:
+    ran = {record.name for record in at.records.kept}
+    for missed, each in suppliers((recovered.unit,), key):
+        if missed.name not in ran:
+            yield (
+                f"action {each.name!r} of stage {missed.name!r} supplies {key!r}, and did not run: pipeline "
+                f"{recovered.name!r} failed before it, and was recovered"
+            )
 
 
 def _of_stage(branch: Branch, at: Branch, record: StageRecord, key: str) -> Iterator[str]:
@@ -98,17 +102,18 @@ def _of_actions(branch: Branch, stage: Stage, records: Sequence[ActionRecord], k
 
 def _failed_group(at: Branch, record: StageRecord) -> str:
     """Return the name of the group around a stage that merged nothing, since one of its branches failed; else ""."""
-    scope = record.scope
-    while scope is not None and scope != at.base.place:
-        if scope.branch is not None:
-            for other in at.records.kept:
-                inner = other.scope if other.status is Status.FAILED and not other.recovered else None
-                while inner is not None:
-                    if inner.id == scope.id:
-                        return scope.name
-                    inner = inner.outer
-        scope = scope.outer
+    failed = [other.scope for other in at.records.kept if other.status is Status.FAILED and not other.recovered]
+    broken = {scope.id for each in failed for scope in _around(each)}
+    for scope in takewhile(lambda scope: scope != at.base.place, _around(record.scope)):
+        if scope.branch is not None and scope.id in broken:
+            return scope.name
     return ""
+
+
+def _around(scope: Scope | None) -> Iterator[Scope]:
+    while scope is not None:
+        yield scope
+        scope = scope.outer
 
 
 def _how_skipped(branch: Branch, selectors: Sequence[str]) -> str:

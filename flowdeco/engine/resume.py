@@ -6,7 +6,7 @@ A refused resume leaves the run, and its journal, as they were.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from flowdeco.engine.adoption import Archive
 from flowdeco.engine.branch import Terms
@@ -14,6 +14,7 @@ from flowdeco.engine.evaluation import evaluate_run
 from flowdeco.engine.generations import Generation
 from flowdeco.engine.journal import Journal, Remembered, Row
 from flowdeco.engine.outcome import Status
+from flowdeco.engine.recorder import Recorder
 from flowdeco.engine.replay import History, Rehearsal, Remains, Steps
 from flowdeco.engine.requests import Raised, Request, Save
 from flowdeco.engine.runs import Run
@@ -112,9 +113,8 @@ def _adopts(rehearsal: Rehearsal, earlier: Earlier) -> bool:
 
 def _next_generation(terms: Terms, earlier: Earlier) -> History:
     """Begin the run again, with what it had completed in an archive."""
-    journaled, recorder = earlier.journaled, terms.recorder
-    if journaled is not None and recorder is not None:
-        recorder.journal = Generation.after(journaled.journal, journaled.whole)
+    journaled, recorder = cast("Journaled", earlier.journaled), cast("Recorder", terms.recorder)
+    recorder.journal = Generation.after(journaled.journal, journaled.whole)
     return History({}, archive=Archive((earlier.steps, *earlier.older)))
 
 

@@ -35,6 +35,7 @@ from flowdeco.model.identity import ATOMS, text_of
 from flowdeco.model.options import UNSET, Middleware, Returns, first_paragraph
 from flowdeco.model.references import Called, Imported, Member, importable, load
 from flowdeco.model.store import AnyKey
+from flowdeco.model.units import Parallel, every_unit
 
 __all__ = ["StageTemplate", "action", "bound_arguments", "name_in_group", "stage"]
 
@@ -413,8 +414,11 @@ _LONGEST: Final = 40
 
 def name_in_group(unit: Unit | Stream) -> str:
     """Return the name of a unit that tells it from other branches of its group: with its bound values."""
-    bound = bound_arguments(unit)
-    return f"{unit.name}[{bound}]" if bound else unit.name
+    actions: list[Any] = []
+    for each in every_unit(() if isinstance(unit, Parallel) else (unit,)):  # an inner group names its own branches
+        actions += each.actions if isinstance(each, Stage) else [each] if isinstance(each, Action) else []
+    found = [bound for bound in map(bound_arguments, actions) if bound]
+    return f"{unit.name}[{found[0]}]" if len(found) == 1 else unit.name
 
 
 def bound_arguments(unit: object) -> str:

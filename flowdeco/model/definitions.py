@@ -29,8 +29,9 @@ import wrapt
 from typing_extensions import ParamSpec, TypeVar
 
 from flowdeco.errors import DefinitionError, ReturnValueError, shortened, suggestion
+from flowdeco.model.contents import agree
 from flowdeco.model.functions import bindable, call_bound, function_name, is_same_function, signature_of
-from flowdeco.model.identity import content_of, equal, keep_defaults
+from flowdeco.model.identity import content_of, keep_defaults
 from flowdeco.model.names import NO_LOCALS, local_variables
 from flowdeco.model.options import (
     UNSET,
@@ -243,7 +244,7 @@ class Action(Unit, _Proxy, Generic[P, R]):
         try:
             return mine == its
         except Exception:  # arrays and frames are not compared as wholes
-            return equal(mine, its)
+            return agree(mine, its)
 
     def __ne__(self, other: object) -> bool:
         return not self == other
@@ -369,7 +370,7 @@ def _check_namesakes(actions: Iterable[Action[..., Any]], stage: str) -> None:
     for action in actions:
         function = action.__wrapped__
         other = known.setdefault(action.name, function)
-        if other is not function and not is_same_function(other, function):
+        if not is_same_function(other, function):
             raise DefinitionError(
                 f"stage {stage!r} has two actions named {action.name!r}, {placed(other)} and {placed(function)}: "
                 f"give one of them another name, by `def` or by @action(name=...)"
@@ -538,7 +539,7 @@ class Stage(Value, Unit):
             return origin.base._actions_content(), origin.places
         return origin if isinstance(origin, Called) else self.actions
 
-    if not TYPE_CHECKING:  # to type checkers, a stage is not callable
+    if not TYPE_CHECKING:  # pragma: no branch - to type checkers, a stage is not callable
 
         def __call__(self, *args: object, **kwargs: object) -> None:
             made = f": it was made by calling {self.template.name}(...)" if self.template is not None else ""

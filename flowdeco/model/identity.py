@@ -1,4 +1,4 @@
-"""Values as text, and values compared: the same in every process, whatever its addresses and its order of hashes.
+"""Values as text: the same in every process, whatever its addresses and its order of hashes.
 
 The text of a value is in names of stages, in fingerprints and in the ids of steps. It is that of `repr`, but for what
 `repr` takes from the process: sets are sorted, functions and classes go by their qualified names, and an object without
@@ -12,14 +12,14 @@ import re
 import sys
 import types
 from collections import Counter, OrderedDict, UserDict, UserList, defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from enum import Enum
 from inspect import unwrap
 from os import PathLike
 from typing import Any, Final, TypeAlias, cast
 from weakref import WeakKeyDictionary
 
-__all__ = ["ATOMS", "content_of", "defaults_of", "equal", "function_behind", "keep_defaults", "text_of"]
+__all__ = ["ATOMS", "content_of", "defaults_of", "function_behind", "keep_defaults", "text_of"]
 
 ATOMS: Final = frozenset({str, bytes, int, float, bool, complex, type(None), type(...)})
 _ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
@@ -287,32 +287,3 @@ def defaults_of(function: types.FunctionType) -> str:
 
 def _defaults_text(function: types.FunctionType) -> str:
     return _text((function.__defaults__, function.__kwdefaults__), _instance, ())
-
-
-# Equality by content.
-
-
-def equal(one: Any, other: Any) -> bool:
-    """Whether two values are equal, of which some part may not be comparable by `==` alone: an array, a frame."""
-    if one is other:
-        return True
-    kind = _class_of(one)
-    if _extends(kind, (list, tuple)) and kind is type(other):
-        return len(one) == len(other) and all(map(equal, one, other))
-    if _extends(kind, Mapping) and _extends(type(other), Mapping):
-        return one.keys() == other.keys() and all(equal(part, other[key]) for key, part in one.items())
-    try:
-        return _equal_as_wholes(one, other)
-    except Exception:  # of a part that cannot be compared, in an object that compares its parts
-        return kind is type(other) and hasattr(one, "__dict__") and equal(vars(one), vars(other))
-
-
-def _equal_as_wholes(one: Any, other: Any) -> bool:
-    if hasattr(one, "dtype") and hasattr(one, "tobytes"):
-        if type(one) is not type(other) or (one.dtype, one.shape) != (other.dtype, other.shape):
-            return False
-        return equal(one.tolist(), other.tolist()) if one.dtype.hasobject else bool(one.tobytes() == other.tobytes())
-    for name in ("equals", "equal"):  # of frames; of tensors
-        if callable(getattr(one, name, None)):
-            return type(one) is type(other) and bool(getattr(one, name)(other))
-    return bool(one == other)

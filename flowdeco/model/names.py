@@ -262,7 +262,7 @@ def _bound_in(source: str, package: str) -> _Bindings:
             for statement in _statements(node):
                 for name, bound in _bindings(statement, package):
                     found.setdefault(name, bound)
-        elif type(node).__name__ == "TypeAlias":  # new in 3.12
+        elif type(node).__name__ == "TypeAlias":  # pragma: no cover - the `type` statement is new in 3.12
             alias: Any = node
             found.setdefault(alias.name.id, alias.value)
     return found
@@ -365,10 +365,9 @@ def _defines(outer: types.CodeType, code: types.CodeType) -> bool:
     for each in outer.co_consts:
         if each is code:
             return True
-        # From 3.12 on, one with type parameters is defined in a function of its own.
         is_generic = isinstance(each, types.CodeType) and each.co_name.startswith("<generic parameters")
-        if is_generic and any(inner is code for inner in each.co_consts):
-            return True
+        if is_generic and any(inner is code for inner in each.co_consts):  # pragma: no cover - new in 3.12
+            return True  # one with type parameters is defined in a function of its own
     return False
 
 

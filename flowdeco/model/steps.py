@@ -164,9 +164,7 @@ class Step:
         self.local = names
         self.keys = tuple(Local(i.key) if i.key in names else i.key for i in self.inputs)
         if self.supplies_own_name:
-            self.result_key = Local(self.name)
-            if self.writes is not None:
-                self.writes = self.result_key
+            self.result_key = self.writes = Local(self.name)
 
     def _parts(self, value: Any, keys: tuple[Any, ...]) -> list[Any]:
         if not isinstance(value, (tuple, list)):

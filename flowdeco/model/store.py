@@ -374,6 +374,10 @@ class Store(MutableMapping[str, Any]):
                     self._note(key, self._data[key])
                 del self._data[key]
 
+    def dropped(self) -> dict[str, str]:
+        """Return the names of results that were local to stages, each with its stage."""
+        return dict(self._dropped)
+
     def local_names(self) -> list[str]:
         """Return the names of the local results of the open stage."""
         return [key.name for key in self._data if type(key) is Local]

@@ -125,12 +125,15 @@ def _yields_nothing(steps: list[dis.Instruction], at: int, sleeps: frozenset[str
 def _called(steps: list[dis.Instruction], at: int) -> str | None:
     """Return the name of the function that a call at this place calls; None if it is not a plain name."""
     missing = 1  # values that the instructions from here on have to leave on the stack
-    for index in range(at, -1, -1):
-        step = steps[index]
-        if step.is_jump_target or step.opcode in dis.hasjrel or step.opcode in dis.hasjabs:
-            return None
+    while at and not _jumps(steps[at]):  # the first instruction of a function belongs to no call
+        step = steps[at]
         missing -= dis.stack_effect(step.opcode, step.arg if step.opcode >= dis.HAVE_ARGUMENT else None, jump=False)
         if missing <= 0:
-            begin = steps[index + 1] if step.opname == "PUSH_NULL" else step
+            begin = steps[at + 1] if step.opname == "PUSH_NULL" else step
             return begin.argval if begin.opname in ("LOAD_GLOBAL", "LOAD_DEREF", "LOAD_NAME") else None
+        at -= 1
     return None
+
+
+def _jumps(step: dis.Instruction) -> bool:
+    return step.is_jump_target or step.opcode in dis.hasjrel or step.opcode in dis.hasjabs

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Never, NoReturn, Self, c
 from typing_extensions import TypeVar
 
 from flowdeco.errors import DefinitionError, selector_suggestion, shortened, suggestion
-from flowdeco.model.identity import equal
+from flowdeco.model.contents import agree
 from flowdeco.model.options import (
     Middleware,
     checked_layers,
@@ -173,7 +173,7 @@ class Value:
         try:
             return mine == its
         except Exception:  # arrays and frames are not compared as wholes
-            return equal(mine, its)
+            return agree(mine, its)
 
     def __copy__(self) -> Self:
         return self

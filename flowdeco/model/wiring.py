@@ -174,10 +174,12 @@ def check_inserted(
     actions run in this stage, before all else.
     """
     known = _Known(dict.fromkeys(store))
+    known.local = store.dropped()
     inside = known
     if stage is not None and stage.local:
         inside = known.copy()
         inside.keys.update(dict.fromkeys(store.local_names()))
+        known.local.update(dict.fromkeys(store.local_names(), stage.name))
     gaps: list[_Gap] = []
     for unit, is_new in coming:
         found = list(_check(unit, inside if isinstance(unit, Action) else known, _Around(), skip))
