@@ -12,6 +12,7 @@ from support import actions_run, names, one, shown, step
 
 from flowdeco import Action, Context, Key, Stage, StageTemplate, action, pipeline, stage, stream
 from flowdeco.errors import DefinitionError, EmptyStageError
+from flowdeco.model.declare import bound_arguments
 
 # -- what is pickled by reference is at module level
 
@@ -620,3 +621,15 @@ def test_long_names_are_told_apart_by_what_is_left_out():
     assert [str(record.status) for record in run.stages] == ["skipped", "completed"]
     shown = [f"/data/warehou…orth/file.parquet~{crc32(text.encode()):08x}" for text in paths[:2]]
     assert read(paths[0], "a", paths[1]).name == f"read[{shown[0]}, a, {shown[1]}]"
+
+
+def test_bound_values_are_shown_for_an_action_and_for_the_stage_of_one():
+    @action
+    def load(file):
+        return file
+
+    bound = load.bind(file="p3")
+    for unit in (bound, Stage("s", [bound])):
+        assert bound_arguments(unit) == "file=p3"
+    for unit in (load, Stage("s"), Stage("s", [bound, load.with_options(name="other")]), pipeline(bound)):
+        assert bound_arguments(unit) == ""
