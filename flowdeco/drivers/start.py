@@ -30,6 +30,7 @@ from flowdeco.errors import (
     selector_suggestion,
     told,
 )
+from flowdeco.model.contents import agree
 from flowdeco.model.definitions import Pipeline, action_selectors
 from flowdeco.model.options import checked_layers, checked_selectors
 from flowdeco.model.runnable import Options as RunOptions
@@ -156,7 +157,7 @@ def _from_journal(
     try:
         given = [values for _, values in given_inputs(remembered, codec)]
         if finished or options.if_exists == "resume":
-            inputs = _new(Store(inputs), given, codec)
+            inputs = _new(Store(inputs), given)
         if finished and on_change != "rerun":
             return _finished(start, whole, journal, inputs or {})
         more = _encoded(journal, dict(Store(inputs))) if inputs else None
@@ -196,23 +197,10 @@ def _steps(remembered: Remembered, codec: Codec, given: list[Store]) -> Steps:
     return outcomes(remembered.rows, codec, pins)
 
 
-def _new(inputs: Store, given: list[Store], codec: Codec) -> dict[str, Any]:
+def _new(inputs: Store, given: list[Store]) -> dict[str, Any]:
     """Return the inputs that a run does not have yet, or has with another value."""
     known = {key: value for values in given for key, value in values.items()}
-    return {key: value for key, value in inputs.items() if key not in known or not _same(value, known[key], codec)}
-
-
-def _same(one: Any, other: Any, codec: Codec) -> bool:
-    """Whether two values are equal; those that do not tell, whether the journal writes them in the same way."""
-    if type(one) is not type(other):
-        return False
-    with suppress(Exception):
-        if one == other:
-            return True
-    try:
-        return codec.encode(one, "") == codec.encode(other, "")
-    except Exception:
-        return False
+    return {key: value for key, value in inputs.items() if key not in known or not agree(value, known[key])}
 
 
 def _ignore(run: Run, inputs: Mapping[str, Any]) -> None:
