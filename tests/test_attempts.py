@@ -1,5 +1,6 @@
 """Attempts are counted over interruptions: a retry that is killed or suspended continues where it was."""
 
+import json
 import os
 import subprocess
 import sys
@@ -120,3 +121,22 @@ def test_attempts_are_counted_over_a_kill(where, tmp_path):
 
     assert script("run").returncode == 9
     assert script("resume").stdout == "completed [2, 3]\n"
+
+
+class Plain:
+    """A codec that knows no exceptions."""
+
+    name = "plain"
+
+    def encode(self, value, what):
+        return json.dumps(value).encode()
+
+    def decode(self, payload):
+        return json.loads(payload)
+
+
+@pytest.mark.parametrize("where", ["action", "stage", "pipeline", "group"])
+def test_a_codec_need_not_know_the_errors_of_attempts(where):
+    PLAN.update({1: OSError, 2: OSError})
+    run = flows(where).run(journal=MemoryJournal(codec=Plain()))
+    assert (run.status, SEEN) == ("completed", [1, 2, 3])

@@ -7,7 +7,7 @@ the action that wrote it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, cast
 
 from flowdeco.engine.changes import Looks
@@ -136,7 +136,7 @@ class Recorder:
         if outcome.attempts > 1:
             parts["attempts"], parts["repeats"] = outcome.attempts, list(outcome.repeats)
         if outcome.failures:
-            parts["failures"] = [portable(each, self.codec) for each in outcome.failures]
+            parts["failures"] = self._written_failures(outcome.failures)
         if outcome.end >= 0:
             parts["end"] = outcome.end
         if not outcome.entered:
@@ -144,6 +144,15 @@ class Recorder:
         if outcome.result is not UNSET:
             parts["result"] = _where(outcome.result, outcome.writes)
         return parts
+
+    def _written_failures(self, failures: Sequence[BaseException]) -> list[BaseException]:
+        """Return failures of earlier attempts as they are written; a codec that knows no exceptions drops them."""
+        made = [portable(each, self.codec) for each in failures]
+        try:
+            self._encode(made, "failures")
+        except Exception:
+            return []
+        return made
 
     def code(self, function: Any) -> str:
         """Return the fingerprint of a function, worked out once."""
