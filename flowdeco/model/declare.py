@@ -18,6 +18,7 @@ from typing import Any, Final, Generic, Never, NoReturn, cast, overload
 from typing_extensions import ParamSpec, TypeVar
 
 from flowdeco.errors import DefinitionError, EmptyStageError, suggestion
+from flowdeco.model.contents import ATOMS
 from flowdeco.model.definitions import (
     Action,
     Stage,
@@ -31,7 +32,7 @@ from flowdeco.model.definitions import (
     origin_of,
     set_origin,
 )
-from flowdeco.model.identity import ATOMS, text_of
+from flowdeco.model.identity import text_of
 from flowdeco.model.options import UNSET, Middleware, Returns, first_paragraph
 from flowdeco.model.references import Called, Imported, Member, importable, load
 from flowdeco.model.store import AnyKey

@@ -29,7 +29,7 @@ import wrapt
 from typing_extensions import ParamSpec, TypeVar
 
 from flowdeco.errors import DefinitionError, ReturnValueError, shortened, suggestion
-from flowdeco.model.contents import agree
+from flowdeco.model.contents import ATOMS, agree
 from flowdeco.model.functions import bindable, call_bound, function_name, is_same_function, signature_of
 from flowdeco.model.identity import content_of, keep_defaults
 from flowdeco.model.names import NO_LOCALS, local_variables
@@ -347,7 +347,6 @@ def as_action(thing: Any) -> Action[..., Any]:
 
 
 _STAGE_OPTIONS: Final = ("name", "title", "tags", "data", "use", "use_actions", "local", "description")
-_ATOMS: Final = (str, bytes, int, float, bool, complex, types.NoneType)
 
 
 def _checked_data(data: object, stage: str) -> dict[str, Any]:
@@ -378,7 +377,7 @@ def _check_namesakes(actions: Iterable[Action[..., Any]], stage: str) -> None:
 
 
 def _copied(data: dict[str, Any], stage: str) -> dict[str, Any]:
-    if all(type(value) in _ATOMS for value in data.values()):
+    if all(type(value) in ATOMS for value in data.values()):
         return dict(data)
     import copy  # not loaded for plain data
 

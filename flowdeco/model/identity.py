@@ -19,9 +19,10 @@ from os import PathLike
 from typing import Any, Final, TypeAlias, cast
 from weakref import WeakKeyDictionary
 
-__all__ = ["ATOMS", "content_of", "defaults_of", "function_behind", "keep_defaults", "text_of"]
+from flowdeco.model.contents import ATOMS
 
-ATOMS: Final = frozenset({str, bytes, int, float, bool, complex, type(None), type(...)})
+__all__ = ["content_of", "defaults_of", "function_behind", "keep_defaults", "text_of"]
+
 _ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
 _SORTABLE: Final = (frozenset({str}), frozenset({bytes}), frozenset({int, bool}))
 
