@@ -52,6 +52,7 @@ class StageFinished(NamedTuple):
     """A stage has ended: completed, failed, skipped…; `elapsed` is in seconds.
 
     A stage that a selector skips never began, nor did a `restored` one: it had ended before the run was resumed.
+    `recovered` tells whether its own middleware recovered its failure; that of a pipeline around it may yet do so.
     """
 
     run_id: str

@@ -100,6 +100,13 @@ class Call:
         self.recovered = False
 
 
+def recovered(record):
+    """Return the record of a stage with the failures in it as recovered."""
+    name, status, by, attempts, was_recovered, actions = record
+    actions = [(*action[:4], action[4] or action[1] == "failed") for action in actions]
+    return name, status, by, attempts, was_recovered or status == "failed", actions
+
+
 class Model:
     """The state of a run."""
 
@@ -180,6 +187,8 @@ class Model:
             raise
         finally:
             self.records.append((stage.name, status, by, call.attempt, call.recovered, actions))
+            if call.recovered:
+                self.records[-1:] = map(recovered, self.records[-1:])
         for unit, unit_by in behind:
             self.units([unit], unit_by, around)
 
@@ -246,6 +255,8 @@ class Model:
 
         call = Call()
         self.layered(pipe.use, inside, call)
+        if call.recovered:
+            self.records[begun_at:] = map(recovered, self.records[begun_at:])
 
     def skip_all(self, units, by):
         for unit in units:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flowdeco import Context, Stage, action, parallel, pipeline
+from flowdeco import Context, Stage, action, durable, parallel, pipeline, stage
 from flowdeco.durable import MemoryJournal, SqliteJournal
 from flowdeco.middleware import retry
 
@@ -140,3 +140,117 @@ def test_a_codec_need_not_know_the_errors_of_attempts(where):
     PLAN.update({1: OSError, 2: OSError})
     run = flows(where).run(journal=MemoryJournal(codec=Plain()))
     assert (run.status, SEEN) == ("completed", [1, 2, 3])
+
+
+# -- the errors of attempts at something around a step
+
+
+def within(where, *use):
+    """The shaky action in a stage, and around it something that is tried again."""
+    stage, use = Stage("s", [shaky]), [*use, retry(on=OSError, wait=0)]
+    return {
+        "stage": lambda: Stage("before") >> stage.with_options(use=use),
+        "pipeline": lambda: pipeline(Stage("before"), stage, name="p", use=use),
+        "group in a pipeline": lambda: pipeline(parallel(Stage("before"), stage), name="p", use=use),
+        "pipeline in a branch": lambda: parallel(Stage("before"), pipeline(stage, name="p", use=use)),
+        "inner and outer pipeline": lambda: pipeline(
+            Stage("before"),
+            pipeline(stage, name="inner", use=[retry(on=OSError, attempts=2, wait=0)]),
+            name="p",
+            use=use,
+        ),
+        "unnamed pipeline of all": lambda: pipeline(Stage("before"), stage, use=use),
+    }[where]()
+
+
+WITHIN = [
+    "stage", "pipeline", "group in a pipeline", "pipeline in a branch", "inner and outer pipeline",
+    "unnamed pipeline of all",
+]  # fmt: skip
+
+
+def failures(run):
+    """The errors of earlier attempts at the stage, and at its action; no other step has any."""
+    stage = next(record for record in run.stages if record.name == "s")
+    assert all(not record.failures for record in run.stages if record is not stage)
+    assert not stage.dropped
+    return [str(each) for each in stage.failures], [str(each) for each in stage.actions[0].failures]
+
+
+def numbered():
+    return OSError(f"attempt {len(CALLS)}")
+
+
+@pytest.mark.parametrize("where", WITHIN)
+@pytest.mark.parametrize("codec", [None, "pickle", "json"])
+def test_a_step_has_the_errors_of_attempts_at_what_is_around_it(where, codec, tmp_path):
+    """In memory, read from the journal, and restored, whatever was tried again."""
+    PLAN.update({1: numbered, 2: numbered})
+    journal = codec and SqliteJournal(tmp_path / "runs.db", codec=codec)
+    flow = within(where) >> Stage("after")
+    run = flow.run(journal=journal, run_id="r")
+    runs = [run] if journal is None else [run, durable.read(journal, "r"), flow.resume("r", journal=journal)]
+    for each in runs:
+        assert failures(each) == (["attempt 1", "attempt 2"],) * 2
+        stage = next(record for record in each.stages if record.name == "s")
+        assert (str(stage.status), stage.attempts) == ("completed", 3 if where == "stage" else 1)
+
+
+@pytest.mark.parametrize("where", WITHIN)
+@pytest.mark.parametrize("codec", [None, "pickle", "json"])
+def test_the_errors_of_earlier_attempts_outlast_a_suspension(where, codec, tmp_path):
+    """Those of attempts before it and after it."""
+    PLAN.update({1: numbered, 2: "wait", 3: numbered})
+    journal = codec and SqliteJournal(tmp_path / "runs.db", codec=codec)
+    flow = within(where) >> Stage("after")
+    run = flow.run(journal=journal, run_id="r")
+    assert (run.status, failures(run)) == ("suspended", (["attempt 1"],) * 2)
+    if journal is not None:
+        assert failures(durable.read(journal, "r")) == (["attempt 1"],) * 2
+    run = flow.resume(run if journal is None else "r", {"answer": 1}, journal=journal)
+    assert failures(run) == (["attempt 1", "attempt 3"],) * 2
+
+
+def test_the_failure_of_the_last_attempt_comes_after_those_before():
+    """It is the error of the record, and they are its failures."""
+    PLAN.update(dict.fromkeys(range(1, 9), numbered))
+    run = within("pipeline").run(check=False)
+    assert (run.status, failures(run)) == ("failed", (["attempt 1", "attempt 2"],) * 2)
+    assert str(run.stages[-1].error) == "attempt 3"
+
+
+def test_a_retry_of_the_run_counts_as_well():
+    PLAN.update({1: numbered})
+    run = Stage("s", [shaky]).run(use=[retry(on=OSError, wait=0)])
+    assert failures(run) == (["attempt 1"],) * 2
+
+
+def test_an_error_belongs_to_the_turn_of_a_loop_that_failed():
+    """Stages of one name are told apart by their place."""
+    PLAN.update({3: numbered})
+
+    @stage
+    def turn():
+        action(shaky)
+
+        @action
+        def repeat(ctx: Context):
+            ctx.store["turns"] = turns = ctx.store.get("turns", 0) + 1
+            return [turn] if turns < 4 else None
+
+    run = pipeline(turn, name="p", use=[retry(on=OSError, wait=0)]).run()
+    assert [[str(each) for each in record.failures] for record in run.stages] == [[], [], ["attempt 3"], []]
+
+
+def test_a_stage_without_another_attempt_leaves_its_error_to_the_pipeline():
+    """It has no record; nor is its error given to another stage in its place."""
+    other = Stage("other", [shaky])
+
+    @action
+    def choose():
+        return Stage("s", [shaky]) if not CALLS else other
+
+    PLAN.update({1: numbered})
+    run = pipeline(choose, name="p", use=[retry(on=OSError, wait=0)]).run()
+    assert [(record.name, record.failures) for record in run.stages] == [("choose", ()), ("other", ())]
+    assert [str(error) for error in run.pipelines[0].failures] == ["attempt 1"]

@@ -514,8 +514,8 @@ def test_a_failure_that_is_caught_is_recovered(run, level, asynchronous):
     recovered = action_record(finished, "s", "boom"), stage_record(finished, "s")
     assert [(r.status.value, r.recovered) for r in recovered] == {
         "action": [("failed", True), ("completed", False)],
-        "stage": [("failed", False), ("failed", True)],
-        "pipeline": [("failed", False), ("failed", False)],
+        "stage": [("failed", True), ("failed", True)],
+        "pipeline": [("failed", True), ("failed", True)],
     }[level]
 
 

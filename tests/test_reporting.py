@@ -1,5 +1,6 @@
 """What is reported: messages, records, views, and the command line."""
 
+import asyncio
 import contextlib
 import datetime as dt
 import decimal
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 from support import text_of
 
-from flowdeco import Context, Run, Stage, action, cli, durable, errors, parallel, pipeline, stage
+from flowdeco import Bail, Context, Run, Stage, action, cli, durable, errors, parallel, pipeline, stage
 from flowdeco.cli.inputs import awaited_keys
 from flowdeco.durable import JsonCodec, MemoryJournal, SqliteJournal
 from flowdeco.middleware import Sleep, atomic, recover, retry
@@ -252,6 +253,66 @@ def test_what_was_recovered_is_shown_so(flow, journaled):
     assert not flow().plan().diff(run).failed
 
 
+def around(*use):
+    return pipeline(Stage("inner", [bad]), name="p", use=use)
+
+
+UNFAILED = {
+    **RECOVERED,
+    "a nested pipeline": lambda: pipeline(around(), name="outer", use=[recover(on=OSError)]) >> Stage("after"),
+    "a pipeline in a branch": lambda: parallel(around(recover(on=OSError)), good),
+    "another attempt": lambda: around(recover(on=OSError), retry(on=OSError, attempts=2, wait=0)),
+    "a bail": lambda: around(gives_up),
+}
+
+
+def gives_up(call):
+    try:
+        yield
+    except OSError:
+        raise Bail("enough") from None
+
+
+def failed(run):
+    """The steps whose failures nothing has recovered."""
+    steps = (each for record in run.stages for each in (record, *record.actions))
+    return [step.name for step in steps if step.status == "failed" and not step.recovered]
+
+
+@pytest.mark.parametrize("flow", UNFAILED.values(), ids=UNFAILED)
+def test_a_run_that_did_not_fail_has_no_record_of_a_failure_that_was_not_recovered(flow):
+    """In memory, in the journal, and in a resumed run that had not finished."""
+    journal = MemoryJournal()
+    for use in ([], [recover(on=OSError)]):
+        run = flow().run(journal=journal, use=use)
+        for each in (run, durable.read(journal, run.id), flow().run(use=use)):
+            assert any(record.recovered for record in each.stages)
+            assert failed(each) == []
+    ask = action(name="ask")(lambda ctx: ctx.wait_for("answer"))
+    if run.status == "completed":
+        flow = flow() >> ask
+        waiting = flow.run(journal=journal), flow.run()
+        done = flow.resume(waiting[0].id, {"answer": 1}, journal=journal), flow.resume(waiting[1], {"answer": 1})
+        assert [failed(each) for each in (*waiting, *done)] == [[]] * 4
+        assert all(any(record.recovered for record in each.stages) for each in done)
+
+
+def test_the_run_recovers_as_pipelines_do():
+    """Middleware given with `use=`."""
+    run = Stage("s", [bad]).run(use=[recover(on=OSError)])
+    assert (run.status, run.stages[0].recovered, failed(run)) == ("completed", True, [])
+
+
+def test_a_failure_that_was_not_recovered_is_not_said_to_be():
+    """Although one before it was; in memory and read from the journal."""
+    journal = MemoryJournal()
+    flow = around(recover(on=OSError)) >> bad
+    run = flow.run(journal=journal, check=False)
+    for each in (run, durable.read(journal, run.id)):
+        assert [(record.name, record.recovered) for record in each.stages] == [("inner", True), ("bad", False)]
+        assert failed(each) == ["bad", "bad"]
+
+
 def test_a_recovered_pipeline_has_a_record():
     """With its status, its error and its attempts, in memory and in the journal."""
     inner = pipeline(bad, name="inner", use=[recover(on=OSError), retry(on=OSError, attempts=2, wait=0)])
@@ -427,6 +488,16 @@ def disables(*selectors):
     return disable
 
 
+@action(name="mean")
+async def slow_mean() -> float:
+    await asyncio.sleep(60)
+
+
+@action
+async def waits() -> None:
+    await asyncio.sleep(60)
+
+
 def skips(call):
     return
     yield
@@ -450,6 +521,14 @@ REASONS = {
         "was disabled (ctx.disable('s/mean'))",
     ),
     "skipped by middleware": (lambda: nothing(1.0).with_options(use=[skips]) >> deviation, "supplies 'mean', and was skipped"),
+    "cancelled": (
+        lambda: pipeline(parallel(slow_mean, bad, name="g"), use=[recover(on=OSError)]) >> deviation,
+        "supplies 'mean', and was cancelled: parallel group 'g' failed, and was recovered",
+    ),
+    "cancelled before it": (
+        lambda: pipeline(parallel(Stage("s", [waits, nothing(1.0)]), bad, name="g"), use=[recover(on=OSError)]) >> deviation,
+        "supplies 'mean', and did not run: its stage 's' was cancelled before it",
+    ),
     "undone": (
         lambda: Stage("s", [nothing(1.0), bad], use=[recover(on=OSError), atomic]) >> deviation,
         "stage 's' failed and was recovered: 'mean' was taken back",
@@ -702,6 +781,7 @@ TYPES = [
     "int | str", "list[list[bool]]", "'int'",
 ]  # fmt: skip
 KINDS = """
+import asyncio
 import contextlib
 import datetime as dt
 import decimal

@@ -174,9 +174,7 @@ def _groups(scope: Scope | None) -> list[Scope]:
 
 
 def _stage_row(run: Run, record: StageRecord) -> list[str]:
-    from flowdeco.engine.runs import is_recovered  # what reads a journal does without
-
-    status = "recovered" if is_recovered(run, record) else str(record.status)
+    status = "recovered" if record.recovered else str(record.status)
     attempts = max([record.attempts, *(action.attempts for action in record.actions)])
     if attempts > 1:
         status += f", {attempts} attempts"

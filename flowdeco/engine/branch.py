@@ -16,7 +16,17 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, cast
 
 from flowdeco.engine.layers import Layers
-from flowdeco.engine.outcome import ROOT, ActionRecord, Outcome, Scope, StageRecord, Status, status_of
+from flowdeco.engine.outcome import (
+    ROOT,
+    ActionRecord,
+    Outcome,
+    Scope,
+    StageRecord,
+    Status,
+    amended,
+    dropped_errors,
+    status_of,
+)
 from flowdeco.engine.recorder import Recorder
 from flowdeco.engine.replay import History, Log, Remains
 from flowdeco.engine.requests import CAUGHT_UP, Failure, Gate, Raised, Save, Walk, ended_by_another
@@ -175,12 +185,20 @@ class Records:
         if self._most is not None:
             self._forget_old(self._most)
 
-    def cut(self, count: int) -> None:
-        """Drop all but the first `count`."""
-        del self.kept[max(0, count - self.forgotten) :]
+    def amend(self, around: Outcome, since: int) -> None:
+        """Amend those of the stages in a pipeline, given its outcome and the number of records before it."""
+        at = max(0, since - self.forgotten)
+        self.kept[at:] = [amended(record, around) for record in self.kept[at:]]
+
+    def cut(self, count: int) -> list[StageRecord]:
+        """Drop all but the first `count`, and return the dropped ones."""
+        at = max(0, count - self.forgotten)
+        dropped = self.kept[at:]
+        del self.kept[at:]
         self.forgotten = min(self.forgotten, count)
         while self.pipelines and self.pipelines[-1][0] > count:
             self.pipelines.pop()
+        return dropped
 
     def last(self) -> list[StageRecord]:
         """Return those of stages to keep at the end of the run."""
@@ -401,6 +419,7 @@ class Branch:
         )  # fmt: skip
         if layers is not None:
             began = began._replace(attempts=layers.attempt, repeats=layers.repeats, failures=layers.failures)
+            began = began._replace(dropped=layers.dropped)
         try:
             self.rows.append(recorder.row(self.id, None, began))
         except BaseException as refused:
@@ -449,7 +468,10 @@ class Branch:
     def go_back(self, scope: OpenScope) -> Walk:
         """Forget a failed attempt at a scope, here and in the journal; return the error if the journal fails."""
         records, switches, switched, self.result, self.places = scope.before or self.before()
-        self.records.cut(records)
+        dropped: Sequence[Outcome] = self.records.cut(records)
+        if scope.layers is not None:
+            layers, dropped = scope.layers, scope.records if type(scope.unit) is Stage else dropped
+            layers.dropped = dropped_errors(dropped, scope.place, layers.dropped)
         self.switches, self.switched = dict(switches), dict(switched)
         scope.records, scope.inserted = [], []
         refused = yield from self.drop_from(scope.number)  # with the row of its layers' writes on entry

@@ -20,7 +20,7 @@ import types
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
 
-from flowdeco.engine.outcome import Outcome, Status
+from flowdeco.engine.outcome import NOTHING_DROPPED, Dropped, Outcome, Status
 from flowdeco.engine.requests import Await, Deferred, Gate, Raised, Request, Sleep
 from flowdeco.errors import MiddlewareError, meant_by
 from flowdeco.model.definitions import Action, Pipeline, Stage, Stream, Unit, insertable
@@ -148,7 +148,7 @@ class Layers(Call):
     """The layers around one target, those that are open, and their decisions; the layers see it as their `Call`."""
 
     __slots__ = (
-        "entered", "entering", "failure", "failures", "gate", "layers", "mark", "opened", "recalled", "recovered",
+        "dropped", "entered", "entering", "failure", "failures", "gate", "layers", "mark", "opened", "recalled", "recovered",
         "repeats", "values", "watch",
     )  # fmt: skip
     watch: Watch  # around a scope of a durable run: over the values that they may change in place
@@ -178,6 +178,7 @@ class Layers(Call):
         self.entered = False  # the target has begun
         self.failure: BaseException | None = None  # the last one
         self.failures: tuple[BaseException, ...] = ()  # of earlier attempts
+        self.dropped: Dropped = NOTHING_DROPPED  # those of the steps in them
         self.recovered = False
         self.values: Mapping[str, Any] = {}  # given to the target by these layers and enclosing ones
         # Around a scope, so that it can be resumed: a mark from before its layers, the writes of each as it is entered,
@@ -200,6 +201,7 @@ class Layers(Call):
         """Count on from the attempts before the run was interrupted; a resumed failure begins anew."""
         if earlier.status is not Status.FAILED:
             self.attempt, self.repeats, self.failures = earlier.attempts, earlier.repeats, tuple(earlier.failures)
+            self.dropped = earlier.dropped
 
     def failed(self, error: BaseException) -> None:
         """Note the failure of the target, or of a layer."""

@@ -67,12 +67,10 @@ def _of_stage(branch: Branch, at: Branch, record: StageRecord, key: str) -> Iter
     group = _failed_group(at, record)
     around = f"parallel group {group!r}" if group else f"stage {record.name!r}" if record.recovered else ""
     yield from _of_actions(branch, record.stage, record.actions, key, around)
-    if record.status is Status.FAILED:
+    how = {Status.FAILED: "failed before it, and was recovered", Status.CANCELLED: "was cancelled before it"}
+    if record.status in how:
         for name in sorted(supplying - {each.name for each in record.actions}):
-            yield (
-                f"action {name!r} supplies {key!r}, and did not run: its stage {record.name!r} failed before it, and "
-                f"was recovered"
-            )
+            yield (f"action {name!r} supplies {key!r}, and did not run: its stage {record.name!r} {how[record.status]}")
 
 
 def _of_actions(branch: Branch, stage: Stage, records: Sequence[ActionRecord], key: str, failed: str) -> Iterator[str]:
@@ -87,10 +85,15 @@ def _of_actions(branch: Branch, stage: Stage, records: Sequence[ActionRecord], k
         if record.status is Status.SKIPPED:
             how = _how_skipped(branch, [*stage_selectors(stage), *action_selectors(stage, record.action)])
             yield f"{who} supplies {key!r}, and {how}"
-        elif record.recovered:
-            yield f"{who} supplies {key!r}, and failed: it was recovered without an outcome ({told(record.error)})"
         elif record.status is Status.FAILED:
-            yield f"{who} supplies {key!r}, and failed: that was recovered around it ({told(record.error)})"
+            how = (
+                "that was recovered around it"
+                if failed or not record.recovered
+                else "it was recovered without an outcome"
+            )
+            yield f"{who} supplies {key!r}, and failed: {how} ({told(record.error)})"
+        elif record.status is Status.CANCELLED:
+            yield f"{who} supplies {key!r}, and was cancelled: {failed or 'something around it'} failed, and was recovered"
         elif record.status is Status.COMPLETED and failed:
             yield f"{who} has run, and {failed} failed and was recovered: {key!r} was taken back, or never returned"
         elif record.status is Status.COMPLETED:
@@ -102,7 +105,13 @@ def _of_actions(branch: Branch, stage: Stage, records: Sequence[ActionRecord], k
 
 def _failed_group(at: Branch, record: StageRecord) -> str:
     """Return the name of the group around a stage that merged nothing, since one of its branches failed; else ""."""
-    failed = [other.scope for other in at.records.kept if other.status is Status.FAILED and not other.recovered]
+    recovered = {did.scope.id for _, did in at.records.pipelines if did.recovered and did.scope is not None}
+    failed = [
+        other.scope
+        for other in at.records.kept
+        if other.status is Status.FAILED
+        and not (other.recovered and recovered.isdisjoint(scope.id for scope in _around(other.scope)))
+    ]
     broken = {scope.id for each in failed for scope in _around(each)}
     for scope in takewhile(lambda scope: scope != at.base.place, _around(record.scope)):
         if scope.branch is not None and scope.id in broken:

@@ -7,9 +7,9 @@ group, and applied once more when the run is resumed. Any new property of a step
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import Any, Final, NamedTuple, Self, cast
+from typing import Any, Final, NamedTuple, Self, TypeAlias, cast
 
 from flowdeco.errors import Bail, Suspend
 from flowdeco.events import ActionFinished, Event, StageFinished, UnitsInserted
@@ -20,13 +20,17 @@ from flowdeco.model.units import every_unit
 
 __all__ = [
     "COMPLETED",
+    "NOTHING_DROPPED",
     "ROOT",
     "ActionRecord",
+    "Dropped",
     "Outcome",
     "Scope",
     "StageRecord",
     "Status",
+    "amended",
     "branch_id",
+    "dropped_errors",
     "record_kind",
     "stages_in",
     "status_of",
@@ -34,6 +38,10 @@ __all__ = [
 ]
 
 ROOT: Final = "0"  # the branch that is the run itself
+
+# The errors of steps in dropped attempts: each step by its place (`_place`), its number there, and its name.
+Dropped: TypeAlias = "Mapping[tuple[str, int, str], tuple[BaseException, ...]]"
+NOTHING_DROPPED: Final[Dropped] = {}
 
 
 class Status(StrEnum):
@@ -97,14 +105,17 @@ class Outcome(NamedTuple):
     `inserted_by` is `"stage/action"`, None for a unit that was there from the start. `inserted` are the units that the
     step inserted, `switches` the selectors that it disabled (False) and enabled. For a stage, `actions` are the outcomes
     of its actions, and `scope` says where it ran. `restored` means that a resume did not run it again. `failures` are the
-    errors of the attempts before the last one, in order.
+    errors of the attempts before the last one, in order; the record of a step also has those of its attempts that another
+    attempt at something around it has dropped, and is `recovered` if something around it has recovered its failure.
+    `attempts` counts its own, within the last attempt at what is around it.
 
     The step's effect is in `writes` (all its writes to the store, its result included; for a scope, those of its
     middleware on the way out), `entering` (a scope's writes before its first step, layer by layer) and `result` (the
     data that an action returned). A record that is kept has none of them: it keeps no value alive. `number` is the
     step's place in its branch, `end` that of the step after it; `entered` tells whether a scope reached its first step;
     `branches` is the number of branches of a group, `fingerprint` that of an action's code in a durable run; `repeats`
-    says how often each of its layers has asked for another attempt.
+    says how often each of its layers has asked for another attempt, and `dropped` has the errors of steps inside it in the
+    attempts before the last one.
     """
 
     name: str
@@ -131,6 +142,7 @@ class Outcome(NamedTuple):
     fingerprint: str = ""
     repeats: tuple[int, ...] = ()
     failures: Sequence[BaseException] = ()
+    dropped: Dropped = NOTHING_DROPPED
 
     @property
     def is_final(self) -> bool:
@@ -144,7 +156,7 @@ class Outcome(NamedTuple):
         return record_kind(unit)(
             self.name, unit, self.status, self.started, self.elapsed, by, self.number, self.inserted, actions, scope,
             self.end, self.error, self.attempts, self.recovered, self.switches, True, None, (), UNSET, self.entered,
-            self.branches, failures=self.failures,
+            self.branches, failures=self.failures, dropped=self.dropped,
         )  # fmt: skip
 
     def refused(self, error: BaseException) -> Self:
@@ -217,6 +229,43 @@ class StageRecord(Outcome):
     def _ended(self, run_id: str, stage: str | None) -> Event | None:
         how = self.status, self.error, self.elapsed, self.attempts, self.recovered
         return StageFinished(run_id, self.name, *how, self.restored)
+
+
+def dropped_errors(records: Iterable[Outcome], scope: Scope | None, before: Dropped) -> Dropped:
+    """Return the errors of these steps, of an attempt that is dropped, after those of the attempts before it.
+
+    They are stages, or the actions of a stage that ran in this scope.
+    """
+    found = dict(before)
+    for record in records:
+        place = _place(record.scope or scope)
+        for did in (record, *record.actions):
+            errors = (*did.failures, did.error) if did.status is Status.FAILED else did.failures
+            if errors:
+                key = place, did.number, did.name
+                found[key] = (*found.get(key, ()), *cast("Any", errors))
+    return found
+
+
+def amended(record: StageRecord, around: Outcome) -> StageRecord:
+    """Return the record of a stage, given the outcome of a pipeline around it, or its own.
+
+    A failure that went no further than that has been recovered; and errors of earlier attempts at the stage and its
+    actions are theirs.
+    """
+    place, went_on = _place(record.scope), around.recovered or around.status in (Status.BAILED, Status.SUSPENDED)
+
+    def one(did: Any) -> Any:
+        errors = around.dropped.get((place, did.number, did.name), ())
+        recovered = did.recovered or (went_on and did.status is Status.FAILED)
+        return did._replace(recovered=recovered, failures=(*errors, *did.failures))
+
+    return cast("StageRecord", one(record)._replace(actions=list(map(one, record.actions)), dropped=NOTHING_DROPPED))
+
+
+def _place(scope: Scope | None) -> str:
+    """Return a scope in short: the numbers of its steps are unique there."""
+    return "" if scope is None else f"{scope.id}[{scope.branch}]"
 
 
 def record_kind(unit: Unit) -> type[Outcome]:

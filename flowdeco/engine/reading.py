@@ -12,12 +12,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import reduce
 from math import inf
 from typing import Any, TypeAlias, cast
 
 from flowdeco.engine.generations import generations
 from flowdeco.engine.journal import Codec, Remembered
-from flowdeco.engine.outcome import ROOT, ActionRecord, Outcome, Scope, StageRecord, Status, branch_id
+from flowdeco.engine.outcome import ROOT, ActionRecord, Outcome, Scope, StageRecord, Status, amended, branch_id
 from flowdeco.engine.recorder import Recorded, outcomes
 from flowdeco.engine.replay import Steps
 from flowdeco.engine.runs import Run
@@ -208,17 +209,22 @@ class _Reader:
         """Yield the stages of a branch, and of the groups in it."""
         steps = self._steps.get(id, {})
         order = {number: at for at, number in enumerate(steps)}
+        around: list[Outcome] = []  # pipelines that did not simply complete, the innermost first
         for did, actions in _with_actions(steps):
+            around = [each for each in around if not 0 <= each.end <= did.number]
             scope = _within(did.scope, base)
             kind = did.unit.kind
             if kind == "group":
                 group = Scope(did.name, f"{id}.{did.number}", None, did.inserted_by, scope)
                 for index in range(did.branches):
-                    yield from self.branch(branch_id(group.id, index), group.of(index))
+                    for record in self.branch(branch_id(group.id, index), group.of(index)):
+                        yield reduce(amended, around, record)
             elif kind == "stage":
                 reopened = not did.is_final and any(order[each.number] > order.get(did.number, -1) for each in actions)
-                yield self._stage(did._replace(status=Status.RUNNING, error=None) if reopened else did, actions, scope)
+                did = did._replace(status=Status.RUNNING, error=None) if reopened else did
+                yield reduce(amended, (did, *around), self._stage(did, actions, scope))
             elif did.error is not None or did.attempts > 1:
+                around.insert(0, did)
                 inside = (order[number] for number in steps if did.number < number < did.end)
                 if did.is_final or all(at < order[did.number] for at in inside):
                     self.pipelines.append(did.kept()._replace(unit=Pipeline(name=did.name), scope=scope))

@@ -137,6 +137,12 @@ class Recorder:
             parts["attempts"], parts["repeats"] = outcome.attempts, list(outcome.repeats)
         if outcome.failures:
             parts["failures"] = self._written_failures(outcome.failures)
+        if outcome.dropped:
+            parts["dropped"] = [
+                [*step, written]
+                for step, errors in outcome.dropped.items()
+                if (written := self._written_failures(errors))
+            ]
         if outcome.end >= 0:
             parts["end"] = outcome.end
         if not outcome.entered:
@@ -290,6 +296,7 @@ def _outcome(row: Row, parts: dict[str, Any], order: int) -> Outcome:
         get("by"), row.number, tuple(get("inserted", ())), (), scope, get("end", -1), error, get("attempts", 1),
         get("recovered", False), switches, False, writes, entering, _result(get("result"), writes),
         get("entered", True), get("branches", 0), row.fingerprint, tuple(get("repeats", ())), tuple(get("failures", ())),
+        {(place, number, name): tuple(errors) for place, number, name, errors in get("dropped", ())},
     )  # fmt: skip
 
 

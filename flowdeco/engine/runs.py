@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from flowdeco.running import Ran
 
-__all__ = ["WENT_ON", "ActionRecord", "Resumption", "Run", "Scope", "StageRecord", "Status", "is_recovered", "remember"]
+__all__ = ["ActionRecord", "Resumption", "Run", "Scope", "StageRecord", "Status", "remember"]
 
 T = TypeVar("T")
 
@@ -45,7 +45,6 @@ class Resumption(NamedTuple):
 
 
 _ATTRIBUTE: Final = "__flowdeco_run__"
-WENT_ON: Final = frozenset({Status.COMPLETED, Status.BAILED, Status.SUSPENDED})  # every failure in it was recovered
 
 
 class Run:
@@ -129,19 +128,6 @@ class Run:
         why = f": {self.reason}" if self.reason else ""
         failed = f" with {type(self.error).__name__}" if self.error is not None else ""
         return f"<Run {self.id} {self.status}{failed}{why}, {len(self.stages)} stages in {self.elapsed:.3f} s>"
-
-
-def is_recovered(run: Run, record: StageRecord) -> bool:
-    """Whether the failure of a stage was recovered: by its own layers, those of a pipeline around it, or of the run."""
-    if record.recovered or record.status is not Status.FAILED:
-        return record.recovered
-    if run.status in WENT_ON:
-        return True
-    around = {did.scope.id for did in run.pipelines if did.recovered and did.scope is not None}
-    scope = record.scope
-    while scope is not None and scope.id not in around:
-        scope = scope.outer
-    return scope is not None
 
 
 class _Link:

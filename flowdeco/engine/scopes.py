@@ -13,7 +13,7 @@ from functools import partial
 from flowdeco.engine.actions import check_insertion
 from flowdeco.engine.branch import UNNUMBERED, Branch, OpenScope
 from flowdeco.engine.layers import Layers, enter, leave
-from flowdeco.engine.outcome import COMPLETED, Outcome, Scope, StageRecord, record_kind
+from flowdeco.engine.outcome import COMPLETED, NOTHING_DROPPED, Outcome, Scope, StageRecord, amended, record_kind
 from flowdeco.engine.requests import Failure, Walk
 from flowdeco.errors import Bail
 from flowdeco.events import StageStarted
@@ -35,6 +35,7 @@ def open_scope(
     branch.scope = scope
     if earlier is not None and branch.restores(earlier):
         scope.earlier = earlier
+        scope.before = branch.before() if earlier.error is not None or earlier.dropped else None
         branch.sealed += 1
         for written in earlier.entering:
             branch.reapply(written)
@@ -276,6 +277,7 @@ def _outcome(branch: Branch, scope: OpenScope, error: Failure, entered: bool, le
         scope.unit.name, scope.unit, status, scope.started + terms.epoch, terms.clock() - scope.started, scope.by,
         scope.number, inserted, scope.records, scope.place, branch.number, failure, attempts, recovered, (), False,
         leaving, entered=entered, repeats=() if layers is None else layers.repeats, failures=failures,
+        dropped=NOTHING_DROPPED if layers is None else layers.dropped,
     )  # fmt: skip
 
 
@@ -296,13 +298,15 @@ def _finish_restored(branch: Branch, scope: OpenScope, earlier: Outcome, error: 
 
 def _finished(branch: Branch, scope: OpenScope, did: Outcome, error: Failure) -> Failure:
     if isinstance(did, StageRecord):
-        branch.records.add(did.kept())
+        branch.records.add(amended(did.kept(), did) if did.error is not None or did.dropped else did.kept())
         if error is not None and not isinstance(error, Bail):
             branch.abandoned.update(dict.fromkeys(scope.local, did.name))  # a resume may need them
         elif scope.local:
             branch.store.drop_local(scope.local, did.name)
     else:
         branch.records.add_pipeline(did.kept())
+        if scope.before is not None and (did.error is not None or did.dropped):
+            branch.records.amend(did, scope.before.records)
     if error is None:
         scope.inserted.extend((unit, did.name) for unit in did.inserted)
         branch.agenda.extend(reversed(scope.inserted))

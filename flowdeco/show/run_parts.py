@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from flowdeco.engine.outcome import Outcome
 from flowdeco.engine.reading import in_branch
-from flowdeco.engine.runs import WENT_ON, ActionRecord, Run, Scope, StageRecord, Status
+from flowdeco.engine.runs import ActionRecord, Run, Scope, StageRecord, Status
 from flowdeco.errors import told as error_text
 from flowdeco.model.declare import bound_arguments
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream
@@ -36,8 +36,10 @@ class _Node:
     )  # inserted units that have not run yet, by whom
     outcome: Outcome | None = None  # of a pipeline that did not simply complete
 
-    def part(self) -> Part:
-        parts = tuple(child.part() if isinstance(child, _Node) else child for child in self.children)
+    def part(self, recovered: bool) -> Part:
+        """Return the part; `recovered` tells whether failures that left it were recovered around it."""
+        inside = recovered or (self.outcome is not None and self.outcome.recovered)
+        parts = tuple(child.part(inside) if isinstance(child, _Node) else child for child in self.children)
         for inserted_by, units in self.waiting.items():
             coming = planned_parts((unit for unit in units if not isinstance(unit, Stream)), self.depth)
             parts += tuple(pending(coming, inserted_by))
@@ -45,12 +47,14 @@ class _Node:
         started = min((start for start, _ in spans), default=None)
         ended = max((end for _, end in spans), default=0.0)
         first = parts[0] if self.kind == "branch" and parts else None  # a branch is named after its unit
+        status = _status_of(parts, inside)
         part = Part(
             self.kind,
             first.name if first else self.name,
             stem=first.stem if first else "",
             parts=parts,
-            status=_status_of(parts),
+            status=status,
+            recovered=inside and status is Status.FAILED,
             started=started,
             elapsed=None if started is None else ended - started,
             inserted_by=self.inserted_by,
@@ -65,8 +69,8 @@ _GRAVITY = (
 )  # fmt: skip
 
 
-def _status_of(parts: Iterable[Part]) -> Status | None:
-    found = {Status.COMPLETED if part.recovered else part.status for part in parts}
+def _status_of(parts: Iterable[Part], recovered: bool) -> Status | None:
+    found = {Status.COMPLETED if part.recovered and not recovered else part.status for part in parts}
     return next((status for status in _GRAVITY if status in found), None)
 
 
@@ -81,16 +85,7 @@ def ran_parts(run: Run) -> tuple[Part, ...]:
         if unfinished:
             _note_insertions(node, record)
         node.children.append(_ran_stage(index, record))
-    return tuple(_recovered(part, run.status in WENT_ON) for part in root.part().parts)
-
-
-def _recovered(part: Part, recovered: bool) -> Part:
-    """Return a part with the failures in it as recovered, if something around it recovered them."""
-    inside = recovered or part.recovered
-    parts = tuple(_recovered(each, inside) for each in part.parts)
-    if inside and part.status is Status.FAILED:
-        return part._replace(recovered=True, parts=parts)
-    return part if parts == part.parts else part._replace(parts=parts)
+    return root.part(any(did.recovered for did in run.pipelines if did.scope is None)).parts
 
 
 def _node_of(scope: Scope | None, nodes: dict[object, _Node], pipelines: Mapping[str, Outcome]) -> _Node:
