@@ -9,8 +9,8 @@ retry swallows them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
-from typing import Final, NamedTuple, cast
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any, Final, NamedTuple, cast
 
 __all__ = [
     "ActionTimeout",
@@ -256,6 +256,22 @@ def members_of(error: BaseException | None) -> Iterator[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         for member in cast("BaseExceptionGroup[BaseException]", error).exceptions:
             yield from members_of(member)
+
+
+def portable(error: BaseException, copied: Callable[[BaseException], Any]) -> BaseException:
+    """Return an exception that can be copied in this way: itself, or else one that describes it."""
+    try:
+        if type(copied(error)) is type(error):
+            return error
+    except Exception:
+        pass
+    found: BaseException = RunError(told(error))
+    if isinstance(error, BaseExceptionGroup):
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        found = BaseExceptionGroup(group.message, [portable(member, copied) for member in group.exceptions])
+    for note in getattr(error, "__notes__", ()):
+        found.add_note(note)
+    return found
 
 
 # Joiners and selectors of emoji: not printable by themselves, and harmless.

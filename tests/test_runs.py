@@ -1,6 +1,7 @@
 """What a run is when it is over: status, store, result, records."""
 
 import dataclasses
+import pickle
 import re
 import threading
 import time
@@ -22,7 +23,8 @@ from support import (
 
 from flowdeco import Bail, Context, Key, Run, Stage, Status, Store, Suspend, action, parallel, pipeline, stream
 from flowdeco.engine.runs import ActionRecord, StageRecord
-from flowdeco.errors import WiringError
+from flowdeco.errors import RunError, WiringError
+from flowdeco.middleware import recover, retry
 
 # -- status
 
@@ -382,3 +384,80 @@ def test_records_have_short_reprs():
     run = Stage("s", [action(name="one")(lambda: 1), fails]).run(check=False)
     assert re.fullmatch(r"<StageRecord s failed with ZeroDivisionError in [\d.]+ s: one, fails>", repr(run.stages[0]))
     assert re.fullmatch(r"<ActionRecord one completed in [\d.]+ s>", repr(run.stages[0].actions[0]))
+
+
+# -- pickled
+
+
+class Picky(Exception):
+    """It takes other arguments than it passes on."""
+
+    def __init__(self, code, *, host):
+        super().__init__(f"code {code} from {host}")
+        self.code = code
+
+
+class Holding(Exception):
+    """It has something that cannot be pickled."""
+
+    def __init__(self, message):
+        super().__init__(message)
+        self.lock = threading.Lock()
+
+
+ERRORS = {
+    "picky": lambda: Picky(1, host="here"),
+    "holding": lambda: Holding("no"),
+    "a group": lambda: ExceptionGroup("both", [ValueError("fine"), Picky(1, host="here")]),
+}
+RAISES = []
+
+
+@action
+def troubled(ctx: Context) -> int:
+    if RAISES and RAISES[0] is not None:
+        raise RAISES.pop(0)()
+    return len(RAISES)
+
+
+TROUBLED = pipeline(Stage("s", [troubled]), name="p")
+TROUBLED_TWICE = TROUBLED.with_options(use=[retry(on=Exception, attempts=2, wait=0)])
+TROUBLED_ALIKE = parallel(TROUBLED, name="g")
+RECOVERED = TROUBLED.with_options(use=[recover(on=Exception)])
+
+
+def all_errors(run):
+    steps = [each for record in run.stages for each in (record, *record.actions)]
+    found = [run.error, *(each.error for each in (*steps, *run.pipelines))]
+    return found + [error for each in (*steps, *run.pipelines) for error in each.failures]
+
+
+@pytest.mark.parametrize(
+    "flow", [TROUBLED, TROUBLED_TWICE, TROUBLED_ALIKE, RECOVERED], ids=["", "twice", "group", "recovered"]
+)
+@pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
+def test_a_run_is_unpickled_whatever_its_error(run, flow, error):
+    """What cannot be is described, wherever it is in the run; the run itself keeps it. It can be resumed."""
+    RAISES[:] = [error, error]
+    finished = run(flow, check=False)
+    before = all_errors(finished)
+    found = pickle.loads(pickle.dumps(finished))
+    assert [None if each is None else text_of(each) for each in before] == [
+        None if each is None else text_of(each).replace("Picky: ", "").replace("Holding: ", "")
+        for each in all_errors(found)
+    ]
+    described = {type(each) for each in all_errors(found) if each is not None}
+    assert described == {ExceptionGroup if isinstance(error(), ExceptionGroup) else RunError}
+    assert all(one is other for one, other in zip(before, all_errors(finished), strict=True))
+    if found.error is not None:
+        assert found.error is found.stages[0].error
+        RAISES.clear()
+        assert flow.resume(found)["troubled"] == 0
+
+
+def test_an_error_that_can_be_unpickled_is_as_it_was(run):
+    """With its notes."""
+    RAISES[:] = [lambda: KeyError("key")]
+    found = pickle.loads(pickle.dumps(run(TROUBLED, check=False)))
+    assert (type(found.error), found.error.args) == (KeyError, ("key",))
+    assert "action 'troubled'" in found.error.__notes__[0]

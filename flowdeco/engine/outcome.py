@@ -7,8 +7,9 @@ group, and applied once more when the run is resumed. Any new property of a step
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
+from operator import is_
 from typing import Any, Final, NamedTuple, Self, TypeAlias, cast
 
 from flowdeco.errors import Bail, Suspend
@@ -170,6 +171,18 @@ class Outcome(NamedTuple):
         if self.writes is None and not self.entering and self.result is UNSET:
             return self
         return self._replace(writes=None, entering=(), result=UNSET)
+
+    def with_errors(self, of: Callable[[BaseException], BaseException]) -> Self:
+        """Return the outcome, and those of its actions, with each exception replaced by what the function returns for it."""
+        actions = [each.with_errors(of) for each in self.actions]
+        if self.error is None and not self.failures and not self.dropped and all(map(is_, actions, self.actions)):
+            return self
+        return self._replace(
+            error=self.error and of(self.error),
+            failures=tuple(map(of, self.failures)),
+            dropped={step: tuple(map(of, errors)) for step, errors in self.dropped.items()},
+            actions=actions,
+        )
 
     def events(self, run_id: str, stage: str | None) -> list[Event]:
         """Return the events for observers."""

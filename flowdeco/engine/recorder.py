@@ -14,14 +14,14 @@ from flowdeco.engine.changes import Looks
 from flowdeco.engine.journal import Codec, Journal, Row
 from flowdeco.engine.outcome import ActionRecord, Outcome, Scope, StageRecord, Status
 from flowdeco.engine.requests import Failure, Save
-from flowdeco.errors import Bail, DefinitionError, JournalError, RunError
+from flowdeco.errors import Bail, DefinitionError, JournalError, portable
 from flowdeco.model.contents import Digest
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream
 from flowdeco.model.options import UNSET
 from flowdeco.model.steps import Step
 from flowdeco.model.store import NOTHING, Delta, Local, Name
 
-__all__ = ["Recorded", "Recorder", "outcomes", "portable"]
+__all__ = ["Recorded", "Recorder", "outcomes"]
 
 KINDS: Final = {Action: "action", Stage: "stage", Pipeline: "pipeline", Parallel: "group"}
 _RECORDS: Final[dict[str, type[Outcome]]] = {"action": ActionRecord, "stage": StageRecord}
@@ -129,7 +129,7 @@ class Recorder:
         if isinstance(error, Bail):
             parts["reason"] = (error.reason,)
         elif error is not None:
-            parts["error"] = portable(error, self.codec)
+            parts["error"] = portable(error, self._copied)
         for name in ("inserted", "switches", "recovered", "branches"):
             if value := getattr(outcome, name):
                 parts[name] = value
@@ -153,12 +153,15 @@ class Recorder:
 
     def _written_failures(self, failures: Sequence[BaseException]) -> list[BaseException]:
         """Return failures of earlier attempts as they are written; a codec that knows no exceptions drops them."""
-        made = [portable(each, self.codec) for each in failures]
+        made = [portable(each, self._copied) for each in failures]
         try:
             self._encode(made, "failures")
         except Exception:
             return []
         return made
+
+    def _copied(self, error: BaseException) -> Any:
+        return self.codec.decode(self.codec.encode(error, "error"))
 
     def code(self, function: Any) -> str:
         """Return the fingerprint of a function, worked out once."""
@@ -177,15 +180,6 @@ class Recorder:
                     f"{who} inserted the {unit.name}, which cannot be called again on resume: "
                     f"in a durable run write stream(function, *args)"
                 )
-
-
-def portable(error: BaseException, codec: Codec) -> BaseException:
-    """Return an exception that survives the journal: itself, or else one that describes it."""
-    try:
-        same = type(codec.decode(codec.encode(error, "error"))) is type(error)
-    except Exception:
-        same = False
-    return error if same else RunError(f"{type(error).__name__}: {error}")
 
 
 def _place(branch: str, outcome: Outcome) -> dict[str, Any]:

@@ -70,6 +70,16 @@ class Log:
         """Forget the steps of these branches from these numbers on."""
         _forget(self.steps, cuts)
 
+    def with_errors(self, of: Callable[[BaseException], BaseException]) -> Log:
+        """Return a copy with each exception replaced by what the function returns for it."""
+        copied = Log()
+        copied.remains = self.remains
+        copied.steps = {
+            branch: {number: did.with_errors(of) for number, did in steps.items()}
+            for branch, steps in self.steps.items()
+        }
+        return copied
+
     def history(self) -> Steps:
         """Return all steps, including actions."""
         found: Steps = {}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast, overload
 
 from flowdeco.engine.journal import Journal
 from flowdeco.engine.outcome import ActionRecord, Outcome, Scope, StageRecord, Status
 from flowdeco.engine.replay import Log
+from flowdeco.errors import portable
 from flowdeco.model.definitions import Pipeline
 from flowdeco.model.options import Middleware
 from flowdeco.model.store import Key, Store
@@ -34,14 +35,14 @@ class Resumption(NamedTuple):
     log: Log | None = None
     journal: Journal | None = None
 
-    def to_pickle(self) -> Resumption | None:
-        """Return the part that can be pickled; None if the run could not be resumed with that."""
+    def to_pickle(self, of: Callable[[BaseException], BaseException]) -> Resumption | None:
+        """Return the part that can be pickled, its exceptions replaced; None if the run could not be resumed with that."""
         kept = self if self.journal is None else self._replace(use=())  # those of a durable run are given again
         try:
             pickle.dumps((kept.use, kept.journal))
         except Exception:
             return None
-        return kept
+        return kept._replace(log=kept.log and kept.log.with_errors(of))
 
 
 _ATTRIBUTE: Final = "__flowdeco_run__"
@@ -82,9 +83,20 @@ class Run:
         self.resumption: Resumption | None = None
 
     def __getstate__(self) -> tuple[None, dict[str, Any]]:
+        """Return the state to pickle: with errors that would not be unpickled replaced, each by one that describes it."""
+        known: dict[int, BaseException] = {}
+
+        def of(error: BaseException) -> BaseException:
+            if id(error) not in known:
+                known[id(error)] = portable(error, _copied)
+            return known[id(error)]
+
         state = {name: getattr(self, name) for name in self.__slots__}
+        state["error"] = self.error and of(self.error)
+        state["stages"] = [record.with_errors(of) for record in self.stages]
+        state["pipelines"] = [record.with_errors(of) for record in self.pipelines]
         kept = self.resumption
-        return None, {**state, "resumption": None if kept is None else kept.to_pickle()}
+        return None, {**state, "resumption": None if kept is None else kept.to_pickle(of)}
 
     @staticmethod
     def of(error: BaseException) -> Run:
@@ -128,6 +140,10 @@ class Run:
         why = f": {self.reason}" if self.reason else ""
         failed = f" with {type(self.error).__name__}" if self.error is not None else ""
         return f"<Run {self.id} {self.status}{failed}{why}, {len(self.stages)} stages in {self.elapsed:.3f} s>"
+
+
+def _copied(error: BaseException) -> Any:
+    return pickle.loads(pickle.dumps(error))
 
 
 class _Link:
