@@ -544,6 +544,31 @@ def test_a_context_travels_as_what_can_be_known_elsewhere(run):
     assert [event.kind for event in events if isinstance(event, Message)] == ["hello"]
 
 
+def test_a_context_elsewhere_gives_the_same_advice_about_local_results(run):
+    """Of its own stage, of one that has ended; and a name that is merely wrong."""
+
+    def asked_of(store):
+        told = []
+        for name in ("size", "early", "giben"):
+            with pytest.raises(KeyError) as raised:
+                store[name]
+            told.append(str(raised.value))
+        return told
+
+    def travels(ctx):
+        detached = pickle.loads(pickle.dumps(ctx))
+        assert "size" not in detached.store
+        assert sorted(detached.store) == ["given"]
+        assert detached.effects().delta == ctx.effects().delta
+        here, there = asked_of(ctx.store), asked_of(detached.store)
+        assert here == there
+        assert ["local to this stage" in here[0], "was local to stage 'first'" in here[1], "'given'" in here[2]] == [True] * 3
+
+    size = action(name="size")(lambda: 1)
+    first = Stage("first", [action(name="early")(lambda: 1)], local=True)
+    assert run(first >> Stage("s", [size, asks(travels)], local=True), {"given": 0}).status == "completed"
+
+
 def test_messages_brought_home_without_observers_are_nothing(run):
     """Nobody listens."""
 

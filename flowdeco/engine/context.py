@@ -155,7 +155,8 @@ class Context:
 
     def __reduce__(self) -> tuple[Any, ...]:
         known = (self.run_id, self.step_id, self.pipeline.name, _shadow(self.stage), self.action.name)
-        return Context.detached, (known, dict(self.store), [_shadow(unit) for unit in self.pending])
+        local = self.store.local_names(), self.store.dropped()
+        return Context.detached, (known, dict(self.store), local, [_shadow(unit) for unit in self.pending])
 
     def __repr__(self) -> str:
         return f"<Context of {self.stage.name}/{self.action.name} in run {self.run_id}>"
@@ -183,12 +184,18 @@ class Context:
 
     @classmethod
     def detached(
-        cls, known: tuple[str, str, str, Stage, str], values: dict[str, Any], upcoming: list[Stage]
+        cls,
+        known: tuple[str, str, str, Stage, str],
+        values: dict[str, Any],
+        local: tuple[list[str], dict[str, str]],
+        upcoming: list[Stage],
     ) -> Context:
         """Return the copy that travels to another process, and keeps the messages for the observers."""
         run_id, place, pipeline, stage, name = known
         action, waiting = make_action(_nothing, name=name), partial(_still_on, upcoming)
-        context = cls(run_id, Pipeline(name=pipeline), stage, action, Store(values), waiting, None, place)
+        store = Store(values)
+        store.know_local(*local)
+        context = cls(run_id, Pipeline(name=pipeline), stage, action, store, waiting, None, place)
         context._notify = context._messages.append
         return context
 

@@ -378,6 +378,11 @@ class Store(MutableMapping[str, Any]):
         """Return the names of results that were local to stages, each with its stage."""
         return dict(self._dropped)
 
+    def know_local(self, names: Iterable[str], dropped: Mapping[str, str]) -> None:
+        """Give advice about these names as another store does, without the values of its local results."""
+        self._data.update((Local(name), None) for name in names)
+        self._dropped.update(dropped)
+
     def local_names(self) -> list[str]:
         """Return the names of the local results of the open stage."""
         return [key.name for key in self._data if type(key) is Local]
