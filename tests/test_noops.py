@@ -743,6 +743,14 @@ def test_one_function_may_be_there_several_times():
                 return name
 
     assert looped.run()["names"] == ["a", "b"]
+
+    def made(number):
+        return action(name="made", collect="numbers")(lambda: number)
+
+    made_twice = Stage("s", [made(1), made(2)])
+    assert made_twice.run()["numbers"] == [1, 2]
+    with pytest.raises(KeyError, match="2 actions of .* are named 'made'"):
+        made_twice["made"]
     for actions in (
         [action(name="a")(Reader()), action(name="a")(Reader())],
         [action(name="a")(partial(firsts)), action(name="a")(partial(firsts))],
