@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from flowdeco.model import identity
-from flowdeco.model.contents import agree, taken_apart
+from flowdeco.model.contents import agree, mutable_parts, taken_apart
 from flowdeco.model.identity import defaults_of, function_behind, keep_defaults, text_of
 
 
@@ -427,3 +427,61 @@ def test_defaults_are_remembered_however_many_functions_there_are(monkeypatch):
     assert defaults_of(first) == "(([],), None)"
     assert defaults_of(second) == "(([2],), None)"
     assert len(identity._latest) == 1
+
+
+# -- the parts that may be changed in place
+
+
+class Slotted:
+    __slots__ = ("held",)
+
+    def __init__(self, held):
+        self.held = held
+
+
+class Holder:
+    def __init__(self, held):
+        self.held = held
+
+
+LIST = [1]
+
+
+def kind(value):
+    return type(value).__name__
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        LIST, [LIST], (LIST,), {"key": LIST}, {"key": ({1: LIST},)}, Holder(LIST), Slotted(LIST), deque([LIST]),
+        OrderedDict(key=LIST), defaultdict(list, key=LIST), [[], Holder([Slotted(LIST)])],
+    ],
+    ids=kind,
+)  # fmt: skip
+def test_a_list_is_found_wherever_it_is_in_a_value(value):
+    """In containers, in attributes, and as it is."""
+    assert id(LIST) in mutable_parts(value)
+    assert id(value) in mutable_parts(value) or type(value) is tuple
+
+
+def test_a_value_in_itself_has_parts():
+    """Each of them once."""
+    loop = [LIST]
+    loop.append(loop)
+    assert mutable_parts(loop) == {id(loop), id(LIST)}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [1, "text", (1, (2,)), frozenset([1]), Decimal(1), datetime.now(UTC), PurePosixPath("a"), len, int, Lock()],
+    ids=kind,
+)
+def test_a_value_that_cannot_be_changed_has_no_parts_that_can(value):
+    """Or that nobody can see into."""
+    assert mutable_parts(value) == frozenset()
+
+
+@pytest.mark.parametrize("value", [bytearray(b"a"), array("d", [1.0]), {1}, deque()], ids=kind)
+def test_buffers_and_sets_may_be_changed(value):
+    assert mutable_parts((value,)) == {id(value)}

@@ -562,7 +562,9 @@ def test_a_context_elsewhere_gives_the_same_advice_about_local_results(run):
         assert detached.effects().delta == ctx.effects().delta
         here, there = asked_of(ctx.store), asked_of(detached.store)
         assert here == there
-        assert ["local to this stage" in here[0], "was local to stage 'first'" in here[1], "'given'" in here[2]] == [True] * 3
+        assert ["local to this stage" in here[0], "was local to stage 'first'" in here[1], "'given'" in here[2]] == [
+            True
+        ] * 3
 
     size = action(name="size")(lambda: 1)
     first = Stage("first", [action(name="early")(lambda: 1)], local=True)

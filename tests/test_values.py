@@ -736,3 +736,96 @@ def test_a_pipeline_that_is_run_again_is_not_read_as_failed(codec):
     assert read(journal, run.id).pipelines == []
     journal.left = math.inf
     assert flow.resume(run.id, journal=journal)["log"] == ["a", "b"]
+
+
+# -- a part that several values share
+
+
+BROKEN = [True]
+
+
+@action(returns=("a", "b"))
+def shares():
+    part = [1]
+    return {"part": part}, {"part": part, "more": "text"}
+
+
+@action(returns=None)
+def ends():
+    if BROKEN:
+        raise OSError
+
+
+@action(name="changes", returns=None)
+def changes_part(a):
+    a["part"].append(2)
+
+
+@action(name="changes", returns="a")
+def returns_changed(a):
+    a["part"].append(2)
+    return a
+
+
+@action(name="changes", returns=None)
+def by_context(ctx: Context):
+    ctx.store["a"]["part"].append(2)
+
+
+@action(name="changes", returns=None)
+def by_the_other_key(b):
+    b["part"].append(2)
+
+
+@action(name="changes", returns=None)
+def reads_both(a, b):
+    a["part"].append(2)
+
+
+def by_middleware(call):
+    yield
+    call.store["a"]["part"].append(2)
+
+
+@action(returns=("a", "b"))
+def one_in_the_other():
+    part = [1]
+    return {"part": part}, [part, (part,)]
+
+
+SHARING = {
+    "an action": lambda: shares >> changes_part,
+    "returned": lambda: shares >> returns_changed,
+    "by the context": lambda: shares >> by_context,
+    "by the other key": lambda: shares >> by_the_other_key,
+    "read as well": lambda: shares >> reads_both,
+    "twice": lambda: shares >> changes_part >> changes_part.with_options(name="again"),
+    "middleware": lambda: shares >> Stage("s", use=[by_middleware]),
+    "in a branch": lambda: shares >> parallel(changes_part, Stage("other")),
+    "deep": lambda: one_in_the_other >> changes_part,
+}
+
+
+@pytest.mark.parametrize("flow", SHARING.values(), ids=SHARING)
+def test_a_change_of_a_part_that_two_values_share_is_in_both_after_a_resume(flow, codec):
+    """Whichever of them was read."""
+    BROKEN[:] = [True]
+    flow, journal = flow() >> ends, MemoryJournal(codec)
+    run = flow.run(journal=journal, check=False)
+    BROKEN.clear()
+    assert 2 in run["a"]["part"]
+    assert dict(flow.resume(run.id, journal=journal).store) == dict(run.store)
+
+
+def test_a_value_that_shares_nothing_is_not_written_again():
+    """Nor is one that shares only an object that cannot be changed."""
+
+    @action(returns=("a", "b", "c"))
+    def make():
+        key = (1, "text")
+        return {"part": [1], "key": key}, {"part": [1], "key": key}, [key]
+
+    journal = MemoryJournal()
+    run = (make >> changes_part).run(journal=journal)
+    payload = next(PickleCodec().decode(row.payload) for row in history(journal, run.id) if row.action == "changes")
+    assert list(payload["changes"]) == ["a"]

@@ -7,7 +7,9 @@ journal under every key that holds it. A look keeps a digest of the content, nev
 2. The digest of a value is remembered as long as the journal has the value in that state. So a value that is read many
    times is hashed once for each of them; and if anything else changed it in between, the next step that reads it
    reports the change.
-3. A change is not a write: it never conflicts, no mark notes it, and nothing undoes it.
+3. Another value may have a part in common with one that was changed. The journal gets it as well, read or not: both have
+   the change after a resume, in copies of that part.
+4. A change is not a write: it never conflicts, no mark notes it, and nothing undoes it.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, cast
 
-from flowdeco.model.contents import ATOMS, Digest
+from flowdeco.model.contents import ATOMS, Digest, mutable_parts
 from flowdeco.model.store import Delta, Name, Store, Watched
 
 __all__ = ["Looks", "Watch"]
@@ -38,6 +40,7 @@ class Looks:
     def __init__(self, digest: Callable[[Any], Digest | None]) -> None:
         self.digest = digest
         self.known: dict[Name, tuple[int, Digest]] = {}  # by key: the id of the value, and its digest
+        self.parts: dict[Name, tuple[int, frozenset[int]]] = {}  # and the ids of its parts, once something was changed
 
     def watch(self, store: Store, changed: set[str]) -> Watch:
         """Return the watch over a store during one step; `changed` receives the keys of values that it changed."""
@@ -60,9 +63,29 @@ class Looks:
         """Forget the digests under these keys, which were written (ids are used again); or all of them."""
         if keys is None:
             self.known.clear()
+            self.parts.clear()
         else:
             for key in keys:
                 self.known.pop(key, None)
+                self.parts.pop(key, None)
+
+    def sharing(self, changes: dict[Name, Any], store: Store) -> dict[Name, Any]:
+        """Return the other values that have a part in common with one of those that were changed."""
+        changed: set[int] = set()
+        for key, value in changes.items():
+            self.parts.pop(key, None)
+            changed |= mutable_parts(value)
+        found: dict[Name, Any] = {}
+        for key, value in store.everything():
+            if key in changes or type(value) in ATOMS:
+                continue
+            id_, parts = self.parts.get(key, (0, frozenset()))
+            if id_ != id(value):
+                self.parts[key] = id(value), (parts := mutable_parts(value))
+            if not parts.isdisjoint(changed):
+                found[key] = value
+        self.forget(found)
+        return found
 
 
 class Watch:
@@ -119,6 +142,13 @@ class Watch:
             if key in written.appends:
                 changes.update(self._grown(key, look, written.appends[cast("str", key)]))
             changes.update(self._changed_under(key, look, written))
+        others = written.keys()
+        returned = {
+            key: look.value for key, look in self._seen.items() if key in others and self._store.holds(key, look.value)
+        }
+        if changes or returned:
+            shared = self._looks.sharing({**changes, **returned}, self._store)
+            changes.update((key, value) for key, value in shared.items() if key not in others)
         if not changes:
             return written
         self._changed.update(key for key in changes if isinstance(key, str))

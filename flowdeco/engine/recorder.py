@@ -67,7 +67,7 @@ class Recorder:
         kind = KINDS[type(outcome.unit)]
         name = outcome.name
         what = f"action {name!r} of stage {stage!r}" if stage is not None else f"{kind} {name!r}"
-        if self.looks.known:
+        if self.looks.known or self.looks.parts:
             for written in (outcome.writes or NOTHING, *outcome.entering):
                 self.looks.forget(written.keys())
         try:
@@ -114,7 +114,7 @@ class Recorder:
                 payload = self._encode({"puts": {key: value}, "result": ("put", key)}, key)
         except Exception:  # reported when the whole outcome is encoded
             return None
-        if self.looks.known:
+        if self.looks.known or self.looks.parts:
             self.looks.forget((key,))
         code = self.code(step.function)
         return Row(branch, did.number, "action", stage, step.name, "completed", did.started, did.elapsed, code, payload)

@@ -489,6 +489,10 @@ class Store(MutableMapping[str, Any]):
         """Return the names under which the store holds this very object."""
         return [name for name, held in self._data.items() if held is value]
 
+    def everything(self) -> list[tuple[Name, Any]]:
+        """Return all names and values, local results included."""
+        return list(self._data.items())
+
     def holds(self, name: Name, value: Any) -> bool:
         """Whether the store holds this very object under this name."""
         return self._data.get(name, MISSING) is value
