@@ -432,7 +432,7 @@ def test_defaults_are_remembered_however_many_functions_there_are(monkeypatch):
 # -- the parts that may be changed in place
 
 
-class Slotted:
+class InSlots:
     __slots__ = ("held",)
 
     def __init__(self, held):
@@ -454,8 +454,8 @@ def kind(value):
 @pytest.mark.parametrize(
     "value",
     [
-        LIST, [LIST], (LIST,), {"key": LIST}, {"key": ({1: LIST},)}, Holder(LIST), Slotted(LIST), deque([LIST]),
-        OrderedDict(key=LIST), defaultdict(list, key=LIST), [[], Holder([Slotted(LIST)])],
+        LIST, [LIST], (LIST,), {"key": LIST}, {"key": ({1: LIST},)}, Holder(LIST), InSlots(LIST), deque([LIST]),
+        OrderedDict(key=LIST), defaultdict(list, key=LIST), [[], Holder([InSlots(LIST)])],
     ],
     ids=kind,
 )  # fmt: skip
