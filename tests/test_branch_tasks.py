@@ -805,9 +805,6 @@ def interrupted_at(moment, perform):
     return None, lines
 
 
-# From 3.12 on a signal raised in a tracer arrives later than at its line; an inner layer was then left open in some runs.
-# A known gap: the cause has not been found.
-@pytest.mark.skipif(sys.version_info >= (3, 12), reason="signals of a tracer arrive late: a known gap")
 @pytest.mark.parametrize("executor", [None, serial()], ids=["threads", "serial"])
 def test_ctrl_c_at_any_line_ends_a_durable_group(executor):
     """It is never lost, no request stays without an answer, layers are closed and the run has no owner."""

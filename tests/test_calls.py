@@ -23,6 +23,7 @@ from support import names, text_of
 
 import flowdeco
 from flowdeco import Context, Stage, action, parallel, pipeline, stage, stream
+from flowdeco.drivers.threads import call_with_timeout
 from flowdeco.errors import ActionTimeout, ContextEndedError, DefinitionError, ExecutorError, RunError, WorkerDiedError
 from flowdeco.events import Message
 from flowdeco.executors import serial
@@ -323,6 +324,32 @@ def test_a_timeout_may_be_as_long_as_you_like(run, seconds):
     assert dict(run(parallel(work, later, items)).store) == {"work": 1, "later": 2, "items": [3]}
     with processes() as pool:
         assert run(beside(sleeps.with_options(timeout=seconds).bind(seconds=0)), executor=pool)["done"] == [0]
+
+
+def test_ctrl_c_while_the_thread_of_a_timed_call_starts_is_that(monkeypatch):
+    """Python raises an error of the lock that it then releases, as if it had it."""
+
+    class Starting(threading.Thread):
+        def start(self):
+            try:
+                raise KeyboardInterrupt
+            finally:
+                threading.Lock().release()
+
+    monkeypatch.setattr(threading, "Thread", Starting)
+    with pytest.raises(KeyboardInterrupt):
+        call_with_timeout("a", 1.0, print, ())
+
+
+def test_a_timed_call_without_a_thread_fails(monkeypatch):
+    """The error says so."""
+
+    def full(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", full)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        call_with_timeout("a", 1.0, print, ())
 
 
 def test_an_infinite_timeout_is_none():

@@ -24,7 +24,7 @@ from support import action_record, around, completed, failing, names, one, provi
 
 import flowdeco
 from flowdeco import Run, Stage, action, parallel, pipeline
-from flowdeco.errors import ActionTimeout, RunError, ShippingError, WorkerDiedError
+from flowdeco.errors import ActionTimeout, ExecutorError, RunError, ShippingError, WorkerDiedError
 from flowdeco.executors import serial
 from flowdeco.middleware import recover, retry
 
@@ -653,13 +653,17 @@ def test_dask_tries_elsewhere_when_it_may(tmp_path):
 # -- executors that end, or are none
 
 
-def test_an_executor_that_was_shut_down_fails_the_branches(run):
-    """With its own error."""
-    executor = ThreadPoolExecutor(1)
+@pytest.mark.parametrize("method", ["threads", "fork"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_executor_that_was_shut_down_fails_all_branches_with_one_error(run, method, nested):
+    """It is one failure, however many calls it refused."""
+    executor = ThreadPoolExecutor(1) if method == "threads" else processes("fork", 1)
     executor.shutdown()
-    finished = run(parallel(step([], "a"), step([], "b")), executor=executor, check=False)
-    assert finished.status == "failed"
-    assert ["shutdown" in str(error) for error in finished.error.exceptions] == [True, True]
+    group = parallel(*[shipped.pid] * 3)
+    finished = run(parallel(group, shipped.pid) if nested else group, executor=executor, check=False)
+    assert (finished.status, type(finished.error)) == ("failed", ExecutorError)
+    assert "shutdown" in str(finished.error)
+    assert "does not take the call of action 'pid'" in str(finished.error)
 
 
 @pytest.mark.parametrize("method", ["threads", "fork"])

@@ -255,7 +255,9 @@ class InFlight:
         except BrokenExecutor as error:
             raise self._broken_by(error) from error
         except RuntimeError as error:
-            raise refused(executor, name, error) from error
+            if self._broken is None:
+                self._broken = refused(executor, name, error)
+            raise self._broken from error
 
     def _lost(self, name: str, future: Future[Any]) -> BaseException:
         """Return the error of a call that its executor has dropped."""

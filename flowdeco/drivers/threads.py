@@ -8,7 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Final, Self
 
 from flowdeco.engine.requests import Raised
@@ -108,7 +108,12 @@ def call_in_thread(
         thread = threading.Thread(target=call, name="flowdeco-timeout", daemon=True)
     except RuntimeError:  # in an interpreter of its own, which has no daemon threads
         thread = threading.Thread(target=call, name="flowdeco-timeout")
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:
+        if error.__context__ is None:  # there can be no more threads
+            raise
+        raise error.__context__ from None  # a signal as its lock was being acquired, which is then released all the same
 
 
 def call_with_timeout(
@@ -124,17 +129,12 @@ def call_with_timeout(
     worker of an executor perhaps, only waits for it. So the time counts from where the call begins, no more calls run at
     once than there are workers, and a worker is free again when the time is up.
     """
-    finished = threading.Event()
-    answers: list[Any] = []
-
-    def done(answer: Any) -> None:
-        answers.append(answer)
-        finished.set()
-
-    call_in_thread(function, args, kwargs, done)
-    if not finished.wait(min(seconds, threading.TIMEOUT_MAX)):
-        raise timed_out(name, seconds)
-    return answers[0]
+    answers: SimpleQueue[Any] = SimpleQueue()  # unlike an event, it may be interrupted at any moment
+    call_in_thread(function, args, kwargs, answers.put)
+    try:
+        return answers.get(timeout=min(seconds, threading.TIMEOUT_MAX))
+    except Empty:
+        raise timed_out(name, seconds) from None
 
 
 def timed_out(name: str, seconds: float | None) -> ActionTimeout:

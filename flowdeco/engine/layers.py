@@ -329,14 +329,22 @@ def leave(layers: Layers, error: BaseException | None) -> Passage:
                 item = _END
             except BaseException as raised:
                 gate.open = False
-                return _leave(layers, None, (RAISES, meant_by(raised)))
+                return _left_by(layers, generator, raised)
         except KeyboardInterrupt as late:
-            return _leave(layers, None, (RAISES, late))
+            return _left_by(layers, generator, late)
         if item is not _END:
             return _leave(layers, None, (YIELDS, item))
         opened.pop()
         layers.values = values
     return _DONE
+
+
+def _left_by(layers: Layers, generator: Any, raised: BaseException) -> Generator[Request, Any, Decision]:
+    """Leave the layers after an exception: of the innermost, or an interrupt just before that was resumed."""
+    if not generator.gi_suspended:
+        return _leave(layers, None, (RAISES, meant_by(raised)))
+    layers.failed(raised)
+    return _leave(layers, raised)
 
 
 def _leave(layers: Layers, error: BaseException | None, move: Move | None = None) -> Generator[Request, Any, Decision]:
@@ -369,8 +377,8 @@ def _leave(layers: Layers, error: BaseException | None, move: Move | None = None
             layers.failed(error)
         elif follows is MISUSE:
             error = _misused(layer, "yielded again after a success: its target runs again only after a failure")
+            error = yield from _reproached(layers, generator, error)
             layers.failed(error)
-            yield from _reproached(layers, generator, error)
     return False, error
 
 
@@ -424,8 +432,7 @@ def _resolved(
             return did, cast("Any", item)
         else:
             misuse = _misused(layer, f"yielded {item!r}: it may yield nothing, a mapping of values, or Sleep(seconds)")
-            yield from _reproached(layers, generator, misuse)
-            return RAISES, misuse
+            return RAISES, (yield from _reproached(layers, generator, misuse))
 
 
 def _is_open(generator: Any) -> bool:
@@ -442,13 +449,18 @@ def _awaited(answer: Any, error: BaseException | None) -> Move:
     return RAISES, _same(raised, error, error and error.__traceback__)
 
 
-def _reproached(layers: Layers, generator: Layer, misuse: BaseException) -> Generator[Request, Any, None]:
-    """Raise the misuse at the layer's own `yield`, so that it can clean up, and the traceback points there."""
+def _reproached(layers: Layers, generator: Layer, misuse: BaseException) -> Generator[Request, Any, BaseException]:
+    """Raise the misuse at the layer's own `yield`, so that it can clean up, and the traceback points there.
+
+    Return it, or an interrupt that came meanwhile.
+    """
     did, item = _resumed(layers, generator, None, misuse)
     if did is _WAITS:
         answer = yield item
         if type(answer) is Raised and _is_open(generator):
-            yield from _reproached(layers, generator, answer.error)
+            return (yield from _reproached(layers, generator, answer.error))
+        did, item = _awaited(answer, misuse)
+    return item if did is RAISES and not isinstance(item, Exception) else misuse
 
 
 def _same(raised: BaseException, error: BaseException | None, traceback: Any) -> BaseException:

@@ -478,14 +478,15 @@ def test_an_asynchronous_layer_is_resumed_by_the_driver():
 
 
 class Interrupting:
-    """A gate in which Ctrl-C arrives in the last moment before it is closed for the n-th time.
+    """A gate in which Ctrl-C arrives in the last moment before it is closed for the n-th time, or as it has been opened.
 
     This is when Python looks for signals: in the functions that are called, and as they return.
     """
 
-    def __init__(self, moment):
+    def __init__(self, moment, *, as_it_opens=False):
         self.left = moment
         self._open = False
+        self._as_it_opens = as_it_opens
 
     @property
     def open(self):
@@ -493,10 +494,10 @@ class Interrupting:
 
     @open.setter
     def open(self, value):
-        closes = self._open and not value
+        counts = self._open is not value and value is self._as_it_opens
         self._open = value
-        self.left -= closes
-        if closes and not self.left:
+        self.left -= counts
+        if counts and not self.left:
             raise KeyboardInterrupt
 
 
@@ -545,6 +546,76 @@ def test_ctrl_c_just_as_a_layer_has_answered_is_a_failure_of_it(moment, error):
     assert (again, type(left)) == (False, KeyboardInterrupt)
     assert log.count("+") == log.count("-") == min(moment, 2)
     assert (around.opened, around.gate.open) == ([], False)
+
+
+@pytest.mark.parametrize("error", [None, OOPS], ids=["after a success", "after a failure"])
+@pytest.mark.parametrize("moment", range(1, 5))
+def test_ctrl_c_just_as_a_layer_is_about_to_be_resumed_is_raised_at_its_yield(moment, error):
+    """What was entered is left."""
+    log = []
+
+    def noted(call):
+        log.append("+")
+        try:
+            yield
+        finally:
+            log.append("-")
+
+    around = layers_of(noted, noted, gate=Interrupting(moment, as_it_opens=True))
+    _, entering = decision(enter(around))
+    again, left = decision(leave(around, entering or error))
+    assert (again, type(left)) == (False, KeyboardInterrupt)
+    assert log.count("+") == log.count("-") == min(moment - 1, 2)
+    assert (around.opened, around.gate.open) == ([], False)
+
+
+@pytest.mark.parametrize("when", ["before its target", "after a success"])
+@pytest.mark.parametrize("swallows", [False, True])
+def test_an_interrupt_is_not_lost_as_a_layer_is_told_of_its_misuse(way, when, swallows):
+    """It comes while the layer cleans up; an error of its own does not replace the misuse."""
+
+    def wrong(call):
+        if when != "before its target":
+            yield
+        try:
+            yield 3
+        finally:
+            with suppress(KeyboardInterrupt if swallows else ()):
+                raise interrupt
+
+    for interrupt, left in ((KeyboardInterrupt(), KeyboardInterrupt), (OOPS, MiddlewareError)):
+        around = layers_of(way(wrong))
+        _, error = decision(enter(around))
+        if error is None:
+            _, error = decision(leave(around, None))
+        assert type(error) is (MiddlewareError if swallows else left)
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_an_interrupt_that_comes_before_an_async_layer_is_told_of_its_misuse_is_raised_in_it(later):
+    """It was about to be resumed: it can clean up, and the interrupt is what ends its target."""
+    log = []
+
+    async def wrong(call):
+        if later:
+            yield
+        try:
+            yield 3
+        except BaseException as error:
+            log.append(type(error))
+            raise
+
+    around = layers_of(wrong)
+    walk = enter(around)
+    if later:
+        assert decision(walk) == (True, None)
+        walk = leave(around, None)
+    assert performed(next(walk)) == 3
+    walk.send(3)
+    request = walk.send(Raised(KeyboardInterrupt()))
+    with pytest.raises(StopIteration) as ended:
+        walk.send(performed(request))
+    assert (ended.value.value[0], type(ended.value.value[1]), log) == (False, KeyboardInterrupt, [KeyboardInterrupt])
 
 
 @pytest.mark.parametrize("layer", [raises, raises_after, yields_twice])
