@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 import shipped
-from support import action_record, around, completed, failing, names, one, provide, statuses, step, text_of
+from support import action_record, around, completed, failing, names, one, provide, statuses, text_of
 
 import flowdeco
 from flowdeco import Run, Stage, action, parallel, pipeline
