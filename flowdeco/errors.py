@@ -269,7 +269,7 @@ def portable(error: BaseException, copied: Callable[[BaseException], Any]) -> Ba
     if isinstance(error, BaseExceptionGroup):
         group = cast("BaseExceptionGroup[BaseException]", error)
         found = BaseExceptionGroup(group.message, [portable(member, copied) for member in group.exceptions])
-    for note in getattr(error, "__notes__", ()):
+    for note in getattr(cast("Any", error), "__notes__", ()):
         found.add_note(note)
     return found
 

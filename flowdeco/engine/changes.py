@@ -143,7 +143,7 @@ class Watch:
                 changes.update(self._grown(key, look, written.appends[cast("str", key)]))
             changes.update(self._changed_under(key, look, written))
         others = written.keys()
-        returned = {
+        returned: dict[Name, Any] = {
             key: look.value for key, look in self._seen.items() if key in others and self._store.holds(key, look.value)
         }
         if changes or returned:

@@ -148,9 +148,10 @@ class Layers(Call):
     """The layers around one target, those that are open, and their decisions; the layers see it as their `Call`."""
 
     __slots__ = (
-        "dropped", "entered", "entering", "failure", "failures", "gate", "layers", "mark", "opened", "recalled", "recovered",
+        "entered", "entering", "failure", "failures", "gate", "layers", "mark", "opened", "recalled", "recovered",
         "repeats", "values", "watch",
     )  # fmt: skip
+    dropped: Dropped = NOTHING_DROPPED  # errors of steps inside, in earlier attempts
     watch: Watch  # around a scope of a durable run: over the values that they may change in place
 
     def __init__(
@@ -178,7 +179,6 @@ class Layers(Call):
         self.entered = False  # the target has begun
         self.failure: BaseException | None = None  # the last one
         self.failures: tuple[BaseException, ...] = ()  # of earlier attempts
-        self.dropped: Dropped = NOTHING_DROPPED  # those of the steps in them
         self.recovered = False
         self.values: Mapping[str, Any] = {}  # given to the target by these layers and enclosing ones
         # Around a scope, so that it can be resumed: a mark from before its layers, the writes of each as it is entered,

@@ -67,10 +67,12 @@ def _of_stage(branch: Branch, at: Branch, record: StageRecord, key: str) -> Iter
     group = _failed_group(at, record)
     around = f"parallel group {group!r}" if group else f"stage {record.name!r}" if record.recovered else ""
     yield from _of_actions(branch, record.stage, record.actions, key, around)
-    how = {Status.FAILED: "failed before it, and was recovered", Status.CANCELLED: "was cancelled before it"}
-    if record.status in how:
+    ended = {Status.FAILED: "failed before it, and was recovered", Status.CANCELLED: "was cancelled before it"}
+    if record.status in ended:
         for name in sorted(supplying - {each.name for each in record.actions}):
-            yield (f"action {name!r} supplies {key!r}, and did not run: its stage {record.name!r} {how[record.status]}")
+            yield (
+                f"action {name!r} supplies {key!r}, and did not run: its stage {record.name!r} {ended[record.status]}"
+            )
 
 
 def _of_actions(branch: Branch, stage: Stage, records: Sequence[ActionRecord], key: str, failed: str) -> Iterator[str]:

@@ -245,7 +245,7 @@ def mutable_parts(value: Any) -> frozenset[int]:
 
 def _inner(value: Any) -> tuple[Iterable[Any], bool]:
     """Return the values in an object, and whether it may be changed in place: if there is more to it than what made it."""
-    kind = type(value)
+    kind = cast("Any", type(value))
     if kind is bytearray or kind is array or _known(kind).library:
         return (), True
     try:
@@ -255,7 +255,7 @@ def _inner(value: Any) -> tuple[Iterable[Any], bool]:
     inner: list[Any] = [*parts.args, *(parts.items or ())]
     for key, item in parts.pairs or ():
         inner += (key, item)
-    states = cast("tuple[Any, ...]", parts.state if isinstance(parts.state, tuple) else (parts.state,))
+    states: Any = parts.state if isinstance(parts.state, tuple) else (parts.state,)
     for state in states:  # made for the occasion, perhaps: its own id is not one of the value
         inner += cast("dict[Any, Any]", state).values() if isinstance(state, dict) else (state,)
     return inner, parts[2:5] != (None, None, None)
