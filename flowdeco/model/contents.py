@@ -255,7 +255,8 @@ def _inner(value: Any) -> tuple[Iterable[Any], bool]:
     inner: list[Any] = [*parts.args, *(parts.items or ())]
     for key, item in parts.pairs or ():
         inner += (key, item)
-    states: Any = parts.state if isinstance(parts.state, tuple) else (parts.state,)
+    whole: Any = parts.state
+    states = cast("tuple[Any, ...]", whole) if isinstance(whole, tuple) else (whole,)
     for state in states:  # made for the occasion, perhaps: its own id is not one of the value
         inner += cast("dict[Any, Any]", state).values() if isinstance(state, dict) else (state,)
     return inner, parts[2:5] != (None, None, None)
