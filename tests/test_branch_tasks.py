@@ -1174,7 +1174,7 @@ def test_an_interrupt_before_a_layer_is_told_of_its_mistake_is_raised_in_it():
         return end.value.value
 
     again, error = asyncio.run(main())
-    assert (again, type(error), log) == (False, MiddlewareError, [KeyboardInterrupt])
+    assert (again, type(error), log) == (False, KeyboardInterrupt, [KeyboardInterrupt])
 
 
 def test_an_evaluation_that_is_given_up_is_closed_and_no_failure():

@@ -469,9 +469,10 @@ class Branch:
         """Forget a failed attempt at a scope, here and in the journal; return the error if the journal fails."""
         records, switches, switched, self.result, self.places = scope.before or self.before()
         dropped: Sequence[Outcome] = self.records.cut(records)
-        if scope.layers is not None:
-            layers, dropped = scope.layers, scope.records if type(scope.unit) is Stage else dropped
-            layers.dropped = dropped_errors(dropped, scope.place, layers.dropped)
+        layers = cast("Layers", scope.layers)
+        if type(scope.unit) is Stage:
+            dropped = scope.records
+        layers.dropped = dropped_errors(dropped, scope.place, layers.dropped)
         self.switches, self.switched = dict(switches), dict(switched)
         scope.records, scope.inserted = [], []
         refused = yield from self.drop_from(scope.number)  # with the row of its layers' writes on entry
