@@ -96,9 +96,9 @@ def _of_actions(branch: Branch, stage: Stage, records: Sequence[ActionRecord], k
             yield f"{who} supplies {key!r}, and failed: {how} ({told(record.error)})"
         elif record.status is Status.CANCELLED:
             yield f"{who} supplies {key!r}, and was cancelled: {failed or 'something around it'} failed, and was recovered"
-        elif record.status is Status.COMPLETED and failed:
+        elif failed:
             yield f"{who} has run, and {failed} failed and was recovered: {key!r} was taken back, or never returned"
-        elif record.status is Status.COMPLETED:
+        else:
             yield (
                 f"{who} has run, and returned nothing for {key!r}: None, and a generator that yields nothing, are not "
                 f"stored. Give the parameter a default, or have the action store None by its annotation: `-> T | None`"
