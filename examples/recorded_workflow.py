@@ -164,7 +164,7 @@ def seconds_of(workflow: dict[str, Any]) -> dict[str, float]:
 def check(parents: dict[str, tuple[str, ...]]) -> None:
     """Raise `InstanceError` for parents that are not tasks, and for tasks that wait for each other."""
     for id, needed in parents.items():
-        unknown = next((parent for parent in needed if parent not in parents), None)
+        unknown = next((parent for parent in needed if not isinstance(parent, str) or parent not in parents), None)
         if unknown is not None:
             raise InstanceError(f"task {id!r} has the parent {unknown!r}, which is not a task of the workflow")
     try:
@@ -188,7 +188,7 @@ def execute(path: Path, form: str, scale: float, journal: Path | None, resume: b
 
 def summary(run: Run) -> str:
     """Say how much there was to do, how much of it this process did, and what came of all of it."""
-    done = sum(not record.restored for record in run.stages if value_of(record.name) in run.store)
+    done = sum(did.name == "work" and not did.restored for record in run.stages for did in record.actions)
     workflow = load(run["instance"])
     whole = digest("all", (run[value_of(id)] for id in workflow))
     return f"{run.status}: {len(workflow)} tasks, {done} of them in this process; digest of all values: {whole}"
