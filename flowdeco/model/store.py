@@ -237,6 +237,7 @@ class Delta(NamedTuple):
 
 
 NOTHING: Final = Delta({}, [], {})
+COPIED: Final = 64  # values: up to here a copy costs a branch no more than a layer
 
 
 class Store(MutableMapping[str, Any]):
@@ -493,11 +494,21 @@ class Store(MutableMapping[str, Any]):
         return any(name in mark for mark in self._marks)
 
     def fork(self) -> Store:
-        """Return a store with the same values, which knows the writes to it (`delta`)."""
+        """Return a store with the same values, which knows the writes to it (`delta`).
+
+        Until it is `settled`, no value may be written here. A few values are copied; over more of them lies a layer, so
+        that a branch costs the same however many there are.
+        """
         fork = Store()
-        fork._data, fork._dropped = dict(self._data), self._dropped
+        fork._data, fork._dropped = _overlay(self._data), self._dropped
         fork.mark()
         return fork
+
+    def settled(self) -> Store:
+        """Return this store, which no longer depends on the one that it was forked from."""
+        if type(self._data) is _Layer:
+            self._data = dict(self._data)
+        return self
 
     def delta(self) -> Delta:
         """Return the writes since the store was forked, or the view was made."""
@@ -611,6 +622,17 @@ class _Layer(MutableMapping[str, Any]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+
+def _overlay(data: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Return a mapping with the same values, whose writes stay in it; layers do not pile up where groups are nested."""
+    if type(data) is not _Layer:
+        return dict(data) if len(data) <= COPIED else _Layer(data)
+    if len(data._own) > COPIED:
+        return _Layer(data)
+    layer = _Layer(data._base)
+    layer._own = dict(data._own)
+    return layer
 
 
 class View(Store):
