@@ -26,7 +26,7 @@ from pathlib import Path
 from time import sleep
 from typing import Any, NamedTuple
 
-from flowdeco import Context, Pipeline, Run, Stage, action, parallel, pipeline, stage
+from flowdeco import Context, Parallel, Pipeline, Run, Stage, action, parallel, pipeline, stage
 
 
 class Task(NamedTuple):
@@ -95,7 +95,7 @@ def levels(workflow: Workflow) -> Pipeline:
     """Return the form in which each level is a parallel group."""
     order = TopologicalSorter({id: known.parents for id, known in workflow.items()})
     order.prepare()
-    groups = []
+    groups: list[Parallel] = []
     while order.is_active():
         ready = order.get_ready()
         order.done(*ready)

@@ -21,6 +21,7 @@ from typing import (
     Literal,
     NamedTuple,
     NewType,
+    Self,
     TextIO,
     TypeAlias,
     TypeVar,
@@ -500,7 +501,9 @@ class Store(MutableMapping[str, Any]):
         that a branch costs the same however many there are.
         """
         fork = Store()
-        fork._data, fork._dropped = _overlay(self._data), self._dropped
+        data, is_layer = self._data, isinstance(self._data, _Layer)
+        fork._data = _Layer(data).raised() if is_layer or len(data) > COPIED else dict(data)
+        fork._dropped = self._dropped
         fork.mark()
         return fork
 
@@ -598,6 +601,13 @@ class _Layer(MutableMapping[str, Any]):
         self._base = base
         self._own: dict[str, Any] = {}
 
+    def raised(self) -> Self:
+        """Lay it over the base of its base, if few writes are between them: layers do not pile up in nested groups."""
+        base = self._base
+        if type(base) is type(self) and len(base._own) <= COPIED:
+            self._base, self._own = base._base, dict(base._own)
+        return self
+
     def __getitem__(self, name: str) -> Any:
         value = self._own.get(name, MISSING)
         if value is MISSING:
@@ -622,17 +632,6 @@ class _Layer(MutableMapping[str, Any]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
-
-
-def _overlay(data: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Return a mapping with the same values, whose writes stay in it; layers do not pile up where groups are nested."""
-    if type(data) is not _Layer:
-        return dict(data) if len(data) <= COPIED else _Layer(data)
-    if len(data._own) > COPIED:
-        return _Layer(data)
-    layer = _Layer(data._base)
-    layer._own = dict(data._own)
-    return layer
 
 
 class View(Store):
