@@ -5,6 +5,7 @@ import operator
 import os
 import pickle
 import sys
+import tracemalloc
 from collections.abc import Callable, MutableMapping
 from typing import (
     IO,
@@ -33,6 +34,7 @@ from typing_extensions import TypeAliasType
 from flowdeco import Context, Key, Stage, Store, action, parallel, pipeline
 from flowdeco.durable import MemoryJournal
 from flowdeco.errors import StoreKeyError, StoreTypeError
+from flowdeco.executors import serial
 from flowdeco.model.store import MISSING, NOTHING, Delta, View, _Layer, key_name
 
 T = TypeVar("T")
@@ -996,3 +998,95 @@ def test_a_layer_over_a_mapping_has_the_length_of_both():
     layer["b"], layer["c"] = 3, 4
     del layer["a"]
     assert (len(layer), dict(layer)) == (2, {"b": 3, "c": 4})
+
+
+# Forks of a store with many values.
+
+
+MANY = {f"key{number}": number for number in range(100)}
+NAMES = ["key1", "key2", "key3", "new"]
+WRITES = st.lists(
+    st.tuples(st.sampled_from([*NAMES, "fork"]), st.sampled_from(["put", "delete", "append"])), max_size=12
+)
+
+
+@given(writes=WRITES, more=st.sampled_from([0, 100]))
+def test_forks_of_forks_read_and_write_like_copies(writes, more):
+    """However many values lie below; a store is unchanged by what is written to its forks."""
+    store, model = Store(MANY), dict(MANY)
+    stores, models, deltas = [store], [model], []
+    for name, how in writes:
+        if name == "fork":
+            store.update({f"more{number}": number for number in range(more)})
+            model.update({f"more{number}": number for number in range(more)})
+            store, model = store.fork(), dict(model)
+            stores.append(store)
+            models.append(model)
+            deltas.append({})
+        elif how == "put":
+            store[name] = model[name] = [how]
+        elif how == "delete" and name in model:
+            del store[name], model[name]
+        elif how == "append" and not isinstance(model.get(name), int):
+            store.append(name, how)
+            model[name] = [*model.get(name, ()), how]
+    for store, model in zip(stores, models, strict=True):
+        assert model == dict(store)
+        assert [model.get(name) for name in NAMES] == [store.get(name) for name in NAMES]
+    for parent, fork in zip(stores, stores[1:], strict=False):
+        parent.apply(fork.delta())
+        assert dict(fork) == dict(parent)
+
+
+def test_a_settled_fork_does_not_depend_on_the_store_below():
+    """It keeps its values, and what it knows of its writes."""
+    store = Store(MANY)
+    fork = store.fork()
+    fork["new"] = 1
+    assert fork.settled() is fork
+    store["key1"] = store["other"] = "later"
+    assert {**MANY, "new": 1} == dict(fork)
+    assert Delta({"new": 1}, [], {}) == fork.delta()
+    assert store.settled() is store
+
+
+def test_a_branch_does_not_copy_a_large_store():
+    """Fifty branches over twenty thousand keys: some take a value, none takes the memory of all."""
+    inputs = {f"key{number}": number for number in range(20_000)}
+    group = parallel(*(action(name=f"a{number}")(lambda key7: key7) for number in range(50)))
+    group.run(inputs, executor=serial())
+    tracemalloc.start()
+    try:
+        run = group.run(inputs, executor=serial())
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert 7 == run["a49"]
+    assert peak < 5 * 2**20
+
+
+def test_a_branch_resumed_in_memory_does_not_see_what_was_written_after_it_failed():
+    """Middleware around the group writes on its way out: the branch continues with the values that it had."""
+    seen, broken = [], [True]
+
+    def after(call):
+        try:
+            yield
+        finally:
+            call.store["key1"] = "later"
+
+    @action
+    def read(key1):
+        seen.append(key1)
+
+    @action
+    def fail(key1):
+        if broken:
+            raise ValueError(key1)
+        seen.append(key1)
+
+    flow = pipeline(pipeline(parallel(Stage("s", [read, fail]), read), name="inner", use=[after]))
+    run = flow.run(MANY, check=False, executor=serial())
+    broken.clear()
+    assert flow.resume(run, executor=serial())["key1"] == "later"
+    assert {1} == set(seen)

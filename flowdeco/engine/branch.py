@@ -623,7 +623,7 @@ class Branch:
 
     def all_remains(self) -> dict[str, Remains]:
         """Return the remains in memory of an unfinished branch, and of the branches in it."""
-        return {**self.remains, self.id: Remains(self.store, self.unwinding, self.result, self.unfinished)}
+        return {**self.remains, self.id: Remains(self.store.settled(), self.unwinding, self.result, self.unfinished)}
 
 
 def _place(outcome: Outcome, stage: str | None, pipeline: str) -> str:

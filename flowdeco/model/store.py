@@ -21,6 +21,7 @@ from typing import (
     Literal,
     NamedTuple,
     NewType,
+    Self,
     TextIO,
     TypeAlias,
     TypeVar,
@@ -237,6 +238,7 @@ class Delta(NamedTuple):
 
 
 NOTHING: Final = Delta({}, [], {})
+COPIED: Final = 64  # values: up to here a copy costs a branch no more than a layer
 
 
 class Store(MutableMapping[str, Any]):
@@ -502,11 +504,23 @@ class Store(MutableMapping[str, Any]):
         return any(name in mark for mark in self._marks)
 
     def fork(self) -> Store:
-        """Return a store with the same values, which knows the writes to it (`delta`)."""
+        """Return a store with the same values, which knows the writes to it (`delta`).
+
+        Until it is `settled`, no value may be written here. A few values are copied; over more of them lies a layer, so
+        that a branch costs the same however many there are.
+        """
         fork = Store()
-        fork._data, fork._dropped = dict(self._data), self._dropped
+        data, is_layer = self._data, isinstance(self._data, _Layer)
+        fork._data = _Layer(data).raised() if is_layer or len(data) > COPIED else dict(data)
+        fork._dropped = self._dropped
         fork.mark()
         return fork
+
+    def settled(self) -> Store:
+        """Return this store, which no longer depends on the one that it was forked from."""
+        if type(self._data) is _Layer:
+            self._data = dict(self._data)
+        return self
 
     def delta(self) -> Delta:
         """Return the writes since the store was forked, or the view was made."""
@@ -595,6 +609,13 @@ class _Layer(MutableMapping[str, Any]):
     def __init__(self, base: Mapping[str, Any]) -> None:
         self._base = base
         self._own: dict[str, Any] = {}
+
+    def raised(self) -> Self:
+        """Lay it over the base of its base, if few writes are between them: layers do not pile up in nested groups."""
+        base = self._base
+        if type(base) is type(self) and len(base._own) <= COPIED:
+            self._base, self._own = base._base, dict(base._own)
+        return self
 
     def __getitem__(self, name: str) -> Any:
         value = self._own.get(name, MISSING)
