@@ -152,24 +152,27 @@ class Action(Unit, _Proxy, Generic[P, R]):
         _self_options: ActionOptions
         _self_bound: Mapping[str, Any]
         _self_origin: Origin | None
-        _self_memo: Memo
+        _self_memo: Memo | None
         _self_local: Mapping[str, Any]
-    else:
+    else:  # those that most actions have; an attribute of a proxy takes as long to set as the loop for one item
+        _self_bound = types.MappingProxyType({})
+        _self_origin = _self_memo = None
         _self_local = NO_LOCALS
 
     def __init__(
         self,
         function: Callable[P, R],
         options: ActionOptions | None = None,
-        bound: Mapping[str, Any] = types.MappingProxyType({}),
+        bound: Mapping[str, Any] | None = None,
         origin: Origin | None = None,
         local: Mapping[str, Any] = NO_LOCALS,
     ) -> None:
         _Proxy.__init__(self, function)
         self._self_remember("options", options or ActionOptions(function_name(function)))
-        self._self_remember("bound", bound)
-        self._self_remember("origin", origin)
-        self._self_remember("memo", Memo())
+        if bound:
+            self._self_remember("bound", bound)
+        if origin is not None:
+            self._self_remember("origin", origin)
         if local:
             self._self_remember("local", local)
 
@@ -332,10 +335,19 @@ def make_action(function: Any, *, name: str | None = None, **options: Any) -> Ac
     )
     if type(function) is not types.FunctionType:
         signature_of(function, made.name)
+    return action_like(function, made)
+
+
+def action_like(function: Any, options: ActionOptions) -> Action[..., Any]:
+    """Return an action of this function with options that were checked for one like it."""
+    if (
+        type(function) is not types.FunctionType
+        or function.__defaults__
+        or function.__kwdefaults__
+        or hasattr(function, "__wrapped__")
+    ):
         keep_defaults(function)
-    elif function.__defaults__ or function.__kwdefaults__ or hasattr(function, "__wrapped__"):
-        keep_defaults(function)
-    return Action(function, made, local=local_variables(function))
+    return Action(function, options, local=local_variables(function))
 
 
 def as_action(thing: Any) -> Action[..., Any]:
@@ -581,6 +593,27 @@ class Stage(Value, Unit):
 _WITH_PARTS: Final = (Stage, Composite)
 
 
+def stage_like(pattern: Stage, name: str, actions: tuple[Action[..., Any], ...]) -> Stage:
+    """Return a stage with these actions and the options of another one: they have been checked."""
+    if len(actions) > 1:
+        _check_namesakes(actions, name)
+    made = Stage.__new__(Stage)
+    put = object.__setattr__  # not `assign`, which takes twice as long
+    put(made, "name", name)
+    put(made, "actions", actions)
+    put(made, "tags", pattern.tags)
+    put(made, "use", pattern.use)
+    put(made, "use_actions", pattern.use_actions)
+    put(made, "has_data", pattern.has_data)
+    put(made, "local", pattern.local)
+    put(made, "_data", pattern._data)
+    put(made, "_title", pattern._title)
+    put(made, "_description", pattern._description)
+    put(made, "_origin", None)
+    put(made, "memo", Memo())
+    return made
+
+
 def _called(stage: Stage) -> Called | None:
     """Return the call of a template that a stage comes from."""
     origin = stage._origin
@@ -654,7 +687,13 @@ def values_of(unit: Action[..., Any] | Stage) -> str:
 
 def memo_of(unit: Unit) -> Memo:
     """Return the memo of a unit: facts that were worked out once, and are not part of its value."""
-    return unit._self_memo if isinstance(unit, Action) else cast("Value", unit).memo
+    if not isinstance(unit, Action):
+        return cast("Value", unit).memo
+    memo = unit._self_memo
+    if memo is None:
+        memo = Memo()
+        unit._self_remember("memo", memo)
+    return memo
 
 
 def origin_of(unit: Action[..., Any] | Stage) -> Origin | None:

@@ -1,0 +1,215 @@
+"""Facts that the calls of a stage template share, so that a call costs little more than its body.
+
+The body is run in each call, and makes new functions of the same code. A `Prototype` has what was found for the latest
+function of one code: its options, once checked, and its step, once read. Another function takes them over if everything
+that they came from is the same, object by object: its options, annotations, and the values of the names in them. A
+prototype belongs to its template, and refers neither to functions and their closures nor to the values of defaults.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import types
+from collections.abc import Mapping
+from operator import is_
+from typing import Annotated, Any, Final, NamedTuple, Union, cast, get_args, get_origin
+
+from flowdeco.model.contents import ATOMS
+from flowdeco.model.definitions import Action, ActionOptions, action_like, action_options, make_action
+from flowdeco.model.functions import annotations_of
+from flowdeco.model.names import LITERALS, NO_LOCALS, names_of, parsed
+from flowdeco.model.options import UNSET
+from flowdeco.model.store import MISSING, Key
+
+__all__ = ["Pattern", "Prototype", "Seen", "options_given"]
+
+_MOST: Final = 64  # prototypes of a template: its body may compile code
+_OPTIONS: Final = "name", "tags", "returns", "collect", "use", "timeout", "description"
+_GIVEN: Final = None, (), UNSET, None, (), None, None
+_COMPARED: Final = ATOMS | {tuple, list, Key, type(UNSET)}
+_UNIONS: Final = Union, types.UnionType
+
+
+class Prototype:
+    """The facts about the functions of one code: `checked` options, with the given ones, and what steps know."""
+
+    __slots__ = ("checked", "code", "read")
+
+    def __init__(self, code: types.CodeType) -> None:
+        self.code = code  # kept, so that its id is not reused
+        self.checked: tuple[str, tuple[Any, ...], ActionOptions] | None = None
+        self.read: Any = None  # in `steps`
+
+    def made(self, function: types.FunctionType, given: tuple[Any, ...]) -> Action[..., Any]:
+        """Return the action of a function with these options."""
+        known = self.checked
+        if known is not None and function.__name__ is known[0]:
+            if all(map(is_, given, known[1])) or all(map(_is_alike, given, known[1])):
+                return action_like(function, known[2])
+        action = make_action(function, **options_given(given))
+        if not given[4] and all(type(value) in _COMPARED for value in given):  # a layer may refer to anything
+            copied = tuple(list(cast("list[Any]", value)) if type(value) is list else value for value in given)
+            self.checked = function.__name__, copied, action_options(action)
+        return action
+
+
+def options_given(given: tuple[Any, ...]) -> dict[str, Any]:
+    """Return by name those options of an action that are not the defaults."""
+    return {name: value for name, value, default in zip(_OPTIONS, given, _GIVEN, strict=True) if value != default}
+
+
+def _is_alike(one: Any, other: Any) -> bool:
+    if type(one) is list and type(other) is list:  # it may have been changed, or be a new one
+        return len(one) == len(other) and all(map(is_, one, cast("list[Any]", other)))
+    return one is other
+
+
+class Pattern:
+    """What the stages of one template share: the prototypes of their actions, and what `steps` knows of the latest stage."""
+
+    __slots__ = ("layout", "prototypes")
+
+    def __init__(self) -> None:
+        self.prototypes: dict[int, Prototype] = {}  # by the id of the code
+        self.layout: Any = None
+
+    def of(self, function: Any) -> Prototype | None:
+        """Return the prototype of a plain function, None for anything else."""
+        if type(function) is not types.FunctionType or hasattr(function, "__wrapped__"):
+            return None
+        code = function.__code__
+        found = self.prototypes.get(id(code))
+        if found is None or found.code is not code:
+            if len(self.prototypes) >= _MOST:
+                self.prototypes = {}
+            found = self.prototypes[id(code)] = Prototype(code)
+        return found
+
+
+# What a step is read from.
+
+
+class Seen(NamedTuple):
+    """All that the reading of a function came from, apart from its code: `names` are those in annotations that are strings."""
+
+    module: dict[str, Any]
+    annotations: Mapping[str, Any]
+    names: tuple[tuple[tuple[str, ...], Any], ...]
+    defaults: int
+    keywords: tuple[str, ...]
+
+    @classmethod
+    def of(cls, function: types.FunctionType) -> Seen | None:
+        """Return what can be seen of a function, None if its annotations may mean something else in another call."""
+        found: list[tuple[str, ...]] = []
+        annotations = annotations_of(function)
+        if function.__dict__ or getattr(function, "__type_params__", ()):
+            return None
+        visible = names_of(function, NO_LOCALS)
+        for annotation in annotations.values():
+            value = annotation
+            if type(value) is str:
+                paths = _paths(parsed(value))
+                if paths is None or any(path[0] in visible for path in paths):
+                    return None
+                found += paths
+                value = visible.of_text(value)
+            if not _is_settled(value):
+                return None
+        names = tuple((path, _value(path, function.__globals__)) for path in found)
+        if any(value is MISSING for _, value in names):
+            return None
+        return cls(function.__globals__, dict(annotations), names, *_defaults(function))
+
+    def fits(self, function: types.FunctionType) -> bool:
+        """Whether the same can be seen of another function of the same code."""
+        if function.__globals__ is not self.module or function.__dict__:
+            return False
+        annotations = annotations_of(function)
+        return (
+            len(annotations) == len(self.annotations)
+            and all(
+                annotations.get(name, MISSING) is known or _is_same(annotations.get(name), known)
+                for name, known in self.annotations.items()
+            )
+            and all(_value(path, self.module) is known for path, known in self.names)
+            and _defaults(function) == (self.defaults, self.keywords)
+        )
+
+
+def _defaults(function: types.FunctionType) -> tuple[int, tuple[str, ...]]:
+    return len(function.__defaults__ or ()), tuple(function.__kwdefaults__ or ())
+
+
+def _value(path: tuple[str, ...], module: dict[str, Any]) -> Any:
+    name, *attributes = path
+    found = module.get(name, MISSING)
+    if found is MISSING:
+        found = getattr(builtins, name, MISSING)
+    for attribute in attributes:
+        found = getattr(found, attribute, MISSING)
+    return found
+
+
+def _paths(node: ast.AST | None) -> list[tuple[str, ...]] | None:
+    """Return the names in an annotation, with their attributes; None if it is more than names and subscripts."""
+    match node:
+        case ast.Constant(None):
+            return []
+        case ast.Name(name):
+            return [(name,)]
+        case ast.Attribute(owner, name):
+            paths = _paths(owner) if isinstance(owner, (ast.Name, ast.Attribute)) else None
+            return paths and [(*paths[0], name)]
+        case ast.BinOp(left, ast.BitOr(), right):
+            return _all_paths(left, right)
+        case ast.Subscript(generic, ast.Tuple([first, *rest])):  # a string is a key, or it is not settled
+            return _all_paths(generic, first, *(part for part in rest if not isinstance(part, ast.Constant)))
+        case ast.Subscript(generic, part):
+            return _all_paths(generic, part)
+        case _:
+            return None
+
+
+def _all_paths(*nodes: ast.AST) -> list[tuple[str, ...]] | None:
+    found = list(map(_paths, nodes))
+    return None if None in found else [path for paths in found for path in paths or ()]
+
+
+def _is_settled(annotation: Any) -> bool:
+    """Whether the meaning of an annotation is in itself, and does not depend on names, nor on a class of this call."""
+    if annotation is None or annotation is Any or annotation is ...:
+        return True
+    arguments = get_args(annotation)
+    if not arguments:
+        return isinstance(annotation, type) and "<locals>" not in annotation.__qualname__
+    origin = get_origin(annotation)
+    if origin in LITERALS:
+        return ATOMS.issuperset(map(type, arguments))
+    if origin is Annotated:
+        arguments, metadata = arguments[:1], arguments[1:]
+        if not all(type(each) is str or (type(each) is Key and _is_settled(each.type)) for each in metadata):
+            return False
+    elif not (isinstance(origin, type) or origin in _UNIONS):
+        return False
+    return all(map(_is_settled, arguments))
+
+
+def _is_same(one: Any, known: Any) -> bool:
+    """Whether an annotation means the same as one that is settled."""
+    if one is known:
+        return True
+    if type(one) is not type(known):
+        return False
+    if type(one) in ATOMS:
+        return bool(one == known)
+    if type(one) is Key:
+        return one.name == known.name and _is_same(one.type, known.type)
+    parts, others = get_args(one), get_args(known)
+    return (
+        bool(parts)
+        and len(parts) == len(others)
+        and get_origin(one) is get_origin(known)
+        and all(map(_is_same, parts, others))
+    )
