@@ -27,7 +27,6 @@ from flowdeco.model.definitions import (
     Unit,
     bound_of,
     make_action,
-    memo_of,
     no_unit,
     options_of,
     origin_of,
@@ -36,7 +35,7 @@ from flowdeco.model.definitions import (
 )
 from flowdeco.model.identity import text_of
 from flowdeco.model.options import UNSET, Middleware, Returns, first_paragraph
-from flowdeco.model.prototypes import Pattern, Prototype, options_given
+from flowdeco.model.prototypes import Likeness, Pattern, options_given
 from flowdeco.model.references import Called, Imported, Member, importable, load
 from flowdeco.model.store import AnyKey
 from flowdeco.model.units import Parallel, every_unit
@@ -59,11 +58,14 @@ class _ActionDecorator:
         collected = _collecting.get()
         if collected is None:
             return _made(function, self._given)
-        pattern = collected.pattern
+        pattern, actions = collected.pattern, collected.actions
         prototype = None if pattern is None else pattern.of(function)
-        made = _made(function, self._given) if prototype is None else prototype.made(cast("Any", function), self._given)
-        collected.actions.append(made)
-        collected.prototypes.append(prototype)
+        if prototype is None:
+            made, likeness = _made(function, self._given), None
+        else:
+            made, likeness = prototype.made(function, self._given, Member(collected.origin, len(actions)))
+        actions.append(made)
+        collected.likenesses.append(likeness)
         return made
 
 
@@ -76,14 +78,15 @@ def _made(function: Any, given: tuple[Any, ...]) -> Action[..., Any]:
 
 
 class _Collected:
-    """The actions that a body has evaluated so far; the calls of one template have one pattern."""
+    """The actions that a body has evaluated so far, each with its likeness; the calls of one template have one pattern."""
 
-    __slots__ = ("actions", "pattern", "prototypes")
+    __slots__ = ("actions", "likenesses", "origin", "pattern")
 
-    def __init__(self, pattern: Pattern | None) -> None:
-        self.actions: list[Action[..., Any]] = []
+    def __init__(self, origin: Imported | Called, pattern: Pattern | None) -> None:
+        self.origin = origin
         self.pattern = pattern
-        self.prototypes: list[Prototype | None] = []
+        self.actions: list[Action[..., Any]] = []
+        self.likenesses: list[Likeness | None] = []
 
 
 @overload
@@ -312,12 +315,32 @@ def _declared(
     name: str, function: Any, sample: Stage, origin: Imported | Called, pattern: Pattern | None = None
 ) -> Stage:
     """Run the body and return the stage of the actions that it evaluated, with the options of the sample."""
-    collected = _Collected(pattern)
+    collected = _Collected(origin, pattern)
     token = _collecting.set(collected)
     try:
         returned = function(*origin.args, **origin.kwargs) if isinstance(origin, Called) else function()
     finally:
         _collecting.reset(token)
+    if returned is not None:
+        _check_returned(returned, name)
+    actions = collected.actions
+    if not actions:
+        raise EmptyStageError(
+            f"stage {name!r} has no actions: decorate functions in its body with @action, "
+            f"or write Stage({name!r}) for a stage that only carries data"
+        )
+    made = stage_like(sample, name, tuple(actions), origin)
+    if pattern is not None:
+        made.memo.likenesses = pattern, collected.likenesses
+    for index, likeness in enumerate(collected.likenesses):
+        if likeness is None:
+            member = actions[index]
+            if origin_of(member) is None and "<locals>" in str(getattr(member.__wrapped__, "__qualname__", "")):
+                set_origin(member, Member(origin, index))
+    return made
+
+
+def _check_returned(returned: Any, name: str) -> None:
     first: Any = returned
     if isinstance(first, (list, tuple)) and first:
         first = cast("list[Any]", first)[0]
@@ -326,19 +349,6 @@ def _declared(
             f"the body of stage {name!r} returned units, and only units returned by an action are run: "
             f"move the `return` into an @action of the stage"
         )
-    actions = collected.actions
-    if not actions:
-        raise EmptyStageError(
-            f"stage {name!r} has no actions: decorate functions in its body with @action, "
-            f"or write Stage({name!r}) for a stage that only carries data"
-        )
-    made = set_origin(stage_like(sample, name, tuple(actions)), origin)
-    if pattern is not None:
-        memo_of(made).likeness = pattern, collected.prototypes
-    for index, member in enumerate(actions):
-        if origin_of(member) is None and "<locals>" in str(getattr(member.__wrapped__, "__qualname__", "")):
-            set_origin(member, Member(origin, index))
-    return made
 
 
 # Options of a template that name its parameters.
@@ -448,7 +458,10 @@ def bound_arguments(unit: object) -> str:
 
 
 def _shown_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    return ", ".join([*map(_shown, args), *(f"{name}={_shown(value)}" for name, value in kwargs.items())])
+    shown = list(map(_shown, args))
+    if kwargs:
+        shown += [f"{name}={_shown(value)}" for name, value in kwargs.items()]
+    return ", ".join(shown)
 
 
 def _shown(value: object) -> str:

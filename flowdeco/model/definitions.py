@@ -140,6 +140,8 @@ if TYPE_CHECKING:
 else:
     _Proxy = wrapt.ObjectProxy
 
+_remember: Final = _Proxy.__setattr__  # an attribute of the proxy, whose own `__setattr__` refuses
+
 
 class Action(Unit, _Proxy, Generic[P, R]):
     """A function that can be part of workflows: a transparent proxy, still called as the plain function.
@@ -168,16 +170,13 @@ class Action(Unit, _Proxy, Generic[P, R]):
         local: Mapping[str, Any] = NO_LOCALS,
     ) -> None:
         _Proxy.__init__(self, function)
-        self._self_remember("options", options or ActionOptions(function_name(function)))
+        _remember(self, "_self_options", options or ActionOptions(function_name(function)))
         if bound:
-            self._self_remember("bound", bound)
+            _remember(self, "_self_bound", bound)
         if origin is not None:
-            self._self_remember("origin", origin)
+            _remember(self, "_self_origin", origin)
         if local:
-            self._self_remember("local", local)
-
-    def _self_remember(self, name: str, value: Any) -> None:
-        _Proxy.__setattr__(self, f"_self_{name}", value)
+            _remember(self, "_self_local", local)
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -335,19 +334,10 @@ def make_action(function: Any, *, name: str | None = None, **options: Any) -> Ac
     )
     if type(function) is not types.FunctionType:
         signature_of(function, made.name)
-    return action_like(function, made)
-
-
-def action_like(function: Any, options: ActionOptions) -> Action[..., Any]:
-    """Return an action of this function with options that were checked for one like it."""
-    if (
-        type(function) is not types.FunctionType
-        or function.__defaults__
-        or function.__kwdefaults__
-        or hasattr(function, "__wrapped__")
-    ):
         keep_defaults(function)
-    return Action(function, options, local=local_variables(function))
+    elif function.__defaults__ or function.__kwdefaults__ or hasattr(function, "__wrapped__"):
+        keep_defaults(function)
+    return Action(function, made, local=local_variables(function))
 
 
 def as_action(thing: Any) -> Action[..., Any]:
@@ -593,23 +583,23 @@ class Stage(Value, Unit):
 _WITH_PARTS: Final = (Stage, Composite)
 
 
-def stage_like(pattern: Stage, name: str, actions: tuple[Action[..., Any], ...]) -> Stage:
-    """Return a stage with these actions and the options of another one: they have been checked."""
+def stage_like(sample: Stage, name: str, actions: tuple[Action[..., Any], ...], origin: Origin) -> Stage:
+    """Return a stage with these actions and the options of the sample, where they have been checked."""
     if len(actions) > 1:
         _check_namesakes(actions, name)
     made = Stage.__new__(Stage)
     put = object.__setattr__  # not `assign`, which takes twice as long
     put(made, "name", name)
     put(made, "actions", actions)
-    put(made, "tags", pattern.tags)
-    put(made, "use", pattern.use)
-    put(made, "use_actions", pattern.use_actions)
-    put(made, "has_data", pattern.has_data)
-    put(made, "local", pattern.local)
-    put(made, "_data", pattern._data)
-    put(made, "_title", pattern._title)
-    put(made, "_description", pattern._description)
-    put(made, "_origin", None)
+    put(made, "tags", sample.tags)
+    put(made, "use", sample.use)
+    put(made, "use_actions", sample.use_actions)
+    put(made, "has_data", sample.has_data)
+    put(made, "local", sample.local)
+    put(made, "_data", sample._data)
+    put(made, "_title", sample._title)
+    put(made, "_description", sample._description)
+    put(made, "_origin", origin)
     put(made, "memo", Memo())
     return made
 
@@ -692,7 +682,7 @@ def memo_of(unit: Unit) -> Memo:
     memo = unit._self_memo
     if memo is None:
         memo = Memo()
-        unit._self_remember("memo", memo)
+        _remember(unit, "_self_memo", memo)
     return memo
 
 
@@ -741,7 +731,7 @@ def _is_importable(root: Action[..., Any] | Stage, origin: Origin | None) -> boo
 def set_origin(made: S, origin: Origin) -> S:
     """Give a newly made action or stage its origin, and return it."""
     if isinstance(made, Action):
-        made._self_remember("origin", origin)
+        _remember(made, "_self_origin", origin)
     else:
         assign(made, _origin=origin)
     return made

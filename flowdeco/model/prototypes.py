@@ -13,16 +13,18 @@ import builtins
 import types
 from collections.abc import Mapping
 from operator import is_
-from typing import Annotated, Any, Final, NamedTuple, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Final, NamedTuple, TypeAlias, Union, cast, get_args, get_origin
 
 from flowdeco.model.contents import ATOMS
-from flowdeco.model.definitions import Action, ActionOptions, action_like, action_options, make_action
+from flowdeco.model.definitions import Action, ActionOptions, action_options, make_action
 from flowdeco.model.functions import annotations_of
-from flowdeco.model.names import LITERALS, NO_LOCALS, names_of, parsed
+from flowdeco.model.identity import keep_defaults
+from flowdeco.model.names import LITERALS, NO_LOCALS, local_variables, names_of, parsed
 from flowdeco.model.options import UNSET
+from flowdeco.model.references import Member
 from flowdeco.model.store import MISSING, Key
 
-__all__ = ["Pattern", "Prototype", "Seen", "options_given"]
+__all__ = ["Likeness", "Pattern", "Prototype", "Seen", "options_given"]
 
 _MOST: Final = 64  # prototypes of a template: its body may compile code
 _OPTIONS: Final = "name", "tags", "returns", "collect", "use", "timeout", "description"
@@ -41,17 +43,29 @@ class Prototype:
         self.checked: tuple[str, tuple[Any, ...], ActionOptions] | None = None
         self.read: Any = None  # in `steps`
 
-    def made(self, function: types.FunctionType, given: tuple[Any, ...]) -> Action[..., Any]:
-        """Return the action of a function with these options."""
-        known = self.checked
+    def made(
+        self, function: Any, given: tuple[Any, ...], origin: Member
+    ) -> tuple[Action[..., Any], Likeness | None]:
+        """Return the action of a function with these options, and its likeness to others, None if it has none."""
+        known, options = self.checked, None
         if known is not None and function.__name__ is known[0]:
             if all(map(is_, given, known[1])) or all(map(_is_alike, given, known[1])):
-                return action_like(function, known[2])
-        action = make_action(function, **options_given(given))
-        if not given[4] and all(type(value) in _COMPARED for value in given):  # a layer may refer to anything
-            copied = tuple(list(cast("list[Any]", value)) if type(value) is list else value for value in given)
-            self.checked = function.__name__, copied, action_options(action)
-        return action
+                options = known[2]
+        if options is None:
+            action = make_action(function, **options_given(given))
+            options = action_options(action)
+            if not given[4] and all(type(value) in _COMPARED for value in given):  # a layer may refer to anything
+                copied = tuple(list(cast("list[Any]", value)) if type(value) is list else value for value in given)
+                self.checked = function.__name__, copied, options
+        elif function.__defaults__ or function.__kwdefaults__:
+            keep_defaults(function)
+        local = local_variables(function)
+        if local or "<locals>" not in function.__qualname__:
+            return Action(function, options, local=local), None
+        return Action(function, options, origin=origin), (self, function, options)
+
+
+Likeness: TypeAlias = tuple[Prototype, types.FunctionType, ActionOptions]  # of an action
 
 
 def options_given(given: tuple[Any, ...]) -> dict[str, Any]:
@@ -96,8 +110,7 @@ class Seen(NamedTuple):
     module: dict[str, Any]
     annotations: Mapping[str, Any]
     names: tuple[tuple[tuple[str, ...], Any], ...]
-    defaults: int
-    keywords: tuple[str, ...]
+    defaults: tuple[Any, ...]  # their number and names, not their values
 
     @classmethod
     def of(cls, function: types.FunctionType) -> Seen | None:
@@ -120,34 +133,37 @@ class Seen(NamedTuple):
         names = tuple((path, _value(path, function.__globals__)) for path in found)
         if any(value is MISSING for _, value in names):
             return None
-        return cls(function.__globals__, dict(annotations), names, *_defaults(function))
+        return cls(function.__globals__, dict(annotations), names, _defaults(function))
 
     def fits(self, function: types.FunctionType) -> bool:
         """Whether the same can be seen of another function of the same code."""
         if function.__globals__ is not self.module or function.__dict__:
             return False
-        annotations = annotations_of(function)
-        return (
-            len(annotations) == len(self.annotations)
-            and all(
-                annotations.get(name, MISSING) is known or _is_same(annotations.get(name), known)
-                for name, known in self.annotations.items()
-            )
-            and all(_value(path, self.module) is known for path, known in self.names)
-            and _defaults(function) == (self.defaults, self.keywords)
-        )
+        if (function.__defaults__ or function.__kwdefaults__ or self.defaults) and _defaults(function) != self.defaults:
+            return False
+        annotations, known = annotations_of(function), self.annotations
+        if len(annotations) != len(known):
+            return False
+        for name, annotation in annotations.items():
+            if annotation is not known.get(name, MISSING) and not _is_same(annotation, known.get(name)):
+                return False
+        for path, value in self.names:
+            if _value(path, self.module) is not value:
+                return False
+        return True
 
 
-def _defaults(function: types.FunctionType) -> tuple[int, tuple[str, ...]]:
-    return len(function.__defaults__ or ()), tuple(function.__kwdefaults__ or ())
+def _defaults(function: types.FunctionType) -> tuple[Any, ...]:
+    positional, named = function.__defaults__, function.__kwdefaults__
+    return (len(positional or ()), *(named or ())) if positional or named else ()
 
 
 def _value(path: tuple[str, ...], module: dict[str, Any]) -> Any:
-    name, *attributes = path
+    name = path[0]
     found = module.get(name, MISSING)
     if found is MISSING:
         found = getattr(builtins, name, MISSING)
-    for attribute in attributes:
+    for attribute in path[1:]:
         found = getattr(found, attribute, MISSING)
     return found
 

@@ -5,20 +5,17 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, cast
 
 from flowdeco.errors import MissingInputError, ReturnValueError
 from flowdeco.model.annotations import EMPTY, Annotations, Declared, Meaning
 from flowdeco.model.definitions import Action, Stage, action_options, bound_of, local_of, memo_of
 from flowdeco.model.functions import by_position, underlying
 from flowdeco.model.options import UNSET
-from flowdeco.model.prototypes import Pattern, Prototype, Seen
+from flowdeco.model.prototypes import Likeness, Pattern, Seen
 from flowdeco.model.store import MISSING, AnyKey, Key, Local, Name, Store, key_name
 
 __all__ = ["Input", "Step", "local_names", "localized", "step_of", "steps_of"]
-
-
-Likeness: TypeAlias = "tuple[Pattern, list[Prototype | None]]"
 
 
 class Input(NamedTuple):
@@ -242,9 +239,9 @@ def steps_of(stage: Stage) -> list[tuple[Step, str | None]]:
         return steps
     except AttributeError:
         pass
-    likeness: Likeness | None = getattr(stage.memo, "likeness", None)
-    if likeness is not None:
-        made = _of_template(stage, likeness)
+    shared: tuple[Pattern, list[Likeness | None]] | None = getattr(stage.memo, "likenesses", None)
+    if shared is not None:
+        made = _of_template(stage, *shared)
     elif stage.local:
         made = [Step(action) for action in stage.actions]
         _make_all_local(made)
@@ -274,51 +271,66 @@ class Layout:
         self.steps = steps
         self.needs: Any = UNSET
 
+    def steps_of(self, stage: Stage, likenesses: list[Likeness | None]) -> list[Step] | None:
+        """Return the steps of a stage if it has the same in common, None if not."""
+        if len(likenesses) != len(self.blanks):
+            return None
+        made: list[Step] = []
+        for blank, step, likeness, action in zip(self.blanks, self.steps, likenesses, stage.actions, strict=True):
+            if likeness is None or _blank(likeness) is not blank:
+                return None
+            made.append(_filled(step, likeness, action))
+        stage.memo.layout = self
+        return made
 
-def _of_template(stage: Stage, likeness: Likeness) -> list[Step]:
-    pattern, prototypes = likeness
-    blanks = list(map(_blank, stage.actions, prototypes))
+
+def _of_template(stage: Stage, pattern: Pattern, likenesses: list[Likeness | None]) -> list[Step]:
     layout: Layout | None = pattern.layout
-    if layout is None or layout.blanks != blanks:
-        steps = [Step(action) if blank is None else blank.of(None) for blank, action in zip(blanks, stage.actions, strict=True)]
-        if stage.local:
-            _make_all_local(steps)
-        if any(blank is None or blank.use for blank in blanks):
-            return list(map(_filled, steps, stage.actions))
-        layout = pattern.layout = Layout(blanks, steps)
-    stage.memo.layout = layout
-    return list(map(_filled, layout.steps, stage.actions))
+    made = None if layout is None else layout.steps_of(stage, likenesses)
+    if made is not None:
+        return made
+    blanks = [None if likeness is None else _blank(likeness) for likeness in likenesses]
+    made = [
+        blank.of(None) if blank is not None else Step(action) if stage.local else step_of(action)
+        for blank, action in zip(blanks, stage.actions, strict=True)
+    ]
+    if stage.local:
+        _make_all_local(made)
+    if not any(blank is None or blank.use for blank in blanks):  # a layer may refer to anything
+        pattern.layout = stage.memo.layout = Layout(blanks, made)
+    filled = zip(made, likenesses, stage.actions, strict=True)
+    return [step if likeness is None else _filled(step, likeness, action) for step, likeness, action in filled]
 
 
-def _filled(blank: Step, action: Action[..., Any]) -> Step:
+def _filled(blank: Step, likeness: Likeness, action: Action[..., Any]) -> Step:
     """Return the step of an action that has nothing of its own but the values of its defaults."""
-    if blank.action is not None:
-        return blank
-    function: Any = action.__wrapped__
+    function = likeness[1]
     made = blank.of(action, function)
     if function.__defaults__ or function.__kwdefaults__:
         made.inputs = _with_defaults(made.inputs, function)
     return made
 
 
-def _blank(action: Action[..., Any], prototype: Prototype | None) -> Step | None:
-    """Return the step that actions of this prototype have in common; None if they may mean other things in each call."""
-    function: Any = action.__wrapped__
-    if prototype is None or local_of(action) or function.__code__ is not prototype.code:
+def _blank(likeness: Likeness) -> Step | None:
+    """Return the step that actions of this likeness have in common; None if they may mean other things in each call."""
+    prototype, function, options = likeness
+    if function.__code__ is not prototype.code:
         return None
-    options, known = action_options(action), prototype.read
-    if known is None or not known[1].fits(function):
+    blank: Step
+    known = prototype.read
+    if known is not None and known[1].fits(function):
+        seen, reading = known[1:3]
+        if known[0] is options:
+            blank = known[3]
+            return blank
+    else:
         seen = Seen.of(function)
         if seen is None:
             return None
-        reading = Reading.of(action)
+        reading = Reading.of(Action(function, options))
         reading = reading._replace(inputs=tuple(map(_without_default, reading.inputs)))
-    else:
-        checked, seen, reading, blank = known
-        if checked is options:
-            return cast("Step", blank)
-    blank = Step(action, reading).of(None)
-    if not options.use:  # a layer may refer to anything
+    blank = Step(Action(function, options), reading).of(None)
+    if not options.use:
         prototype.read = options, seen, reading, blank
     return blank
 

@@ -154,11 +154,16 @@ def check_run(flow: Pipeline, inputs: Collection[str], skip: frozenset[str], use
 
 def unmet(units: Iterable[Unit | Stream], store: Store, skip: frozenset[str]) -> bool:
     """Whether units need a key that neither they nor the store have."""
-    return not all(_has_all(store, _needs(unit, skip)) for unit in units)
+    for unit in units:
+        if not _has_all(store, _needs(unit, skip)):
+            return True
+    return False
 
 
 def _has_all(keys: Collection[str], needed: tuple[str, ...] | None) -> bool:
-    return needed is not None and all(key in keys for key in needed)
+    if needed:
+        return all(key in keys for key in needed)
+    return needed is not None
 
 
 def check_inserted(
@@ -196,7 +201,7 @@ def _needs(unit: Unit | Stream, skip: frozenset[str]) -> tuple[str, ...] | None:
     """Return the keys that a unit needs to be in the store; None if no store has them: local names hide keys."""
     if type(unit) is Action:
         unit = one_action_stage(unit)
-    if type(unit) is Stream:
+    elif type(unit) is Stream:
         return ()
     memo = Memo() if skip else cast("Value", unit).memo
     needs: tuple[str, ...] | None
