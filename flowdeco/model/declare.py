@@ -26,7 +26,6 @@ from flowdeco.model.definitions import (
     Template,
     Unit,
     bound_of,
-    make_action,
     no_unit,
     options_of,
     origin_of,
@@ -35,17 +34,17 @@ from flowdeco.model.definitions import (
 )
 from flowdeco.model.identity import text_of
 from flowdeco.model.options import UNSET, Middleware, Returns, first_paragraph
-from flowdeco.model.prototypes import Likeness, Pattern, options_given
+from flowdeco.model.prototypes import Body, Pattern, made_action
 from flowdeco.model.references import Called, Imported, Member, importable, load
 from flowdeco.model.store import AnyKey
-from flowdeco.model.units import Parallel, every_unit
+from flowdeco.model.units import Memo, Parallel, every_unit
 
 __all__ = ["StageTemplate", "action", "bound_arguments", "name_in_group", "stage"]
 
 P = ParamSpec("P", default=...)
 R = TypeVar("R", default=Any)
 
-_collecting: ContextVar[_Collected | None] = ContextVar("flowdeco.collecting", default=None)
+_running_body: ContextVar[Body | None] = ContextVar("flowdeco.body", default=None)
 
 
 class _ActionDecorator:
@@ -55,38 +54,9 @@ class _ActionDecorator:
         self._given = given
 
     def __call__(self, function: Callable[P, R]) -> Action[P, R]:
-        collected = _collecting.get()
-        if collected is None:
-            return _made(function, self._given)
-        pattern, actions = collected.pattern, collected.actions
-        prototype = None if pattern is None else pattern.of(function)
-        if prototype is None:
-            made, likeness = _made(function, self._given), None
-        else:
-            made, likeness = prototype.made(function, self._given, Member(collected.origin, len(actions)))
-        actions.append(made)
-        collected.likenesses.append(likeness)
+        body = _running_body.get()
+        made: Action[P, R] = made_action(function, self._given) if body is None else body.add(function, self._given)
         return made
-
-
-def _made(function: Any, given: tuple[Any, ...]) -> Action[..., Any]:
-    options = options_given(given)
-    if isinstance(function, Action):
-        existing = cast("Action[..., Any]", function)
-        return existing.with_options(**options) if options else existing
-    return make_action(function, **options)
-
-
-class _Collected:
-    """The actions that a body has evaluated so far, each with its likeness; the calls of one template have one pattern."""
-
-    __slots__ = ("actions", "likenesses", "origin", "pattern")
-
-    def __init__(self, origin: Imported | Called, pattern: Pattern | None) -> None:
-        self.origin = origin
-        self.pattern = pattern
-        self.actions: list[Action[..., Any]] = []
-        self.likenesses: list[Likeness | None] = []
 
 
 @overload
@@ -315,29 +285,28 @@ def _declared(
     name: str, function: Any, sample: Stage, origin: Imported | Called, pattern: Pattern | None = None
 ) -> Stage:
     """Run the body and return the stage of the actions that it evaluated, with the options of the sample."""
-    collected = _Collected(origin, pattern)
-    token = _collecting.set(collected)
+    body = Body(origin, pattern)
+    token = _running_body.set(body)
     try:
         returned = function(*origin.args, **origin.kwargs) if isinstance(origin, Called) else function()
     finally:
-        _collecting.reset(token)
+        _running_body.reset(token)
     if returned is not None:
         _check_returned(returned, name)
-    actions = collected.actions
+    actions, memo = tuple(body.actions), Memo()
     if not actions:
         raise EmptyStageError(
             f"stage {name!r} has no actions: decorate functions in its body with @action, "
             f"or write Stage({name!r}) for a stage that only carries data"
         )
-    made = stage_like(sample, name, tuple(actions), origin)
     if pattern is not None:
-        made.memo.likenesses = pattern, collected.likenesses
-    for index, likeness in enumerate(collected.likenesses):
+        memo.steps = body
+    for index, likeness in enumerate(body.likenesses):
         if likeness is None:
             member = actions[index]
             if origin_of(member) is None and "<locals>" in str(getattr(member.__wrapped__, "__qualname__", "")):
                 set_origin(member, Member(origin, index))
-    return made
+    return stage_like(sample, name, actions, origin, memo)
 
 
 def _check_returned(returned: Any, name: str) -> None:

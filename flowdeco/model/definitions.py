@@ -583,7 +583,9 @@ class Stage(Value, Unit):
 _WITH_PARTS: Final = (Stage, Composite)
 
 
-def stage_like(sample: Stage, name: str, actions: tuple[Action[..., Any], ...], origin: Origin) -> Stage:
+def stage_like(
+    sample: Stage, name: str, actions: tuple[Action[..., Any], ...], origin: Origin, memo: Memo
+) -> Stage:
     """Return a stage with these actions and the options of the sample, where they have been checked."""
     if len(actions) > 1:
         _check_namesakes(actions, name)
@@ -600,7 +602,7 @@ def stage_like(sample: Stage, name: str, actions: tuple[Action[..., Any], ...], 
     put(made, "_title", sample._title)
     put(made, "_description", sample._description)
     put(made, "_origin", origin)
-    put(made, "memo", Memo())
+    put(made, "memo", memo)
     return made
 
 
@@ -761,6 +763,8 @@ def insertable(units: Iterable[Any], who: str, how: str = "returned") -> tuple[U
     Actions join the current stage if there is nothing else; among other units they are stages, and keep their place.
     """
     units = tuple(units)
+    if {*map(type, units)} == {Stage}:  # most
+        return units
     flat: list[Unit | Stream] = []
     is_mixed = not all(isinstance(unit, Action) for unit in units)
     for unit in units:

@@ -21,10 +21,10 @@ from flowdeco.model.functions import annotations_of
 from flowdeco.model.identity import keep_defaults
 from flowdeco.model.names import LITERALS, NO_LOCALS, local_variables, names_of, parsed
 from flowdeco.model.options import UNSET
-from flowdeco.model.references import Member
+from flowdeco.model.references import Called, Imported, Member
 from flowdeco.model.store import MISSING, Key
 
-__all__ = ["Likeness", "Pattern", "Prototype", "Seen", "options_given"]
+__all__ = ["Body", "Likeness", "Pattern", "Prototype", "Seen", "made_action"]
 
 _MOST: Final = 64  # prototypes of a template: its body may compile code
 _OPTIONS: Final = "name", "tags", "returns", "collect", "use", "timeout", "description"
@@ -44,7 +44,7 @@ class Prototype:
         self.read: Any = None  # in `steps`
 
     def made(
-        self, function: Any, given: tuple[Any, ...], origin: Member
+        self, function: Any, given: tuple[Any, ...], origin: Imported | Called, index: int
     ) -> tuple[Action[..., Any], Likeness | None]:
         """Return the action of a function with these options, and its likeness to others, None if it has none."""
         known, options = self.checked, None
@@ -52,8 +52,7 @@ class Prototype:
             if all(map(is_, given, known[1])) or all(map(_is_alike, given, known[1])):
                 options = known[2]
         if options is None:
-            action = make_action(function, **options_given(given))
-            options = action_options(action)
+            options = action_options(made_action(function, given))
             if not given[4] and all(type(value) in _COMPARED for value in given):  # a layer may refer to anything
                 copied = tuple(list(cast("list[Any]", value)) if type(value) is list else value for value in given)
                 self.checked = function.__name__, copied, options
@@ -62,15 +61,20 @@ class Prototype:
         local = local_variables(function)
         if local or "<locals>" not in function.__qualname__:
             return Action(function, options, local=local), None
-        return Action(function, options, origin=origin), (self, function, options)
+        return Action(function, options, None, Member(origin, index)), (self, function, options)
 
 
 Likeness: TypeAlias = tuple[Prototype, types.FunctionType, ActionOptions]  # of an action
 
 
-def options_given(given: tuple[Any, ...]) -> dict[str, Any]:
-    """Return by name those options of an action that are not the defaults."""
-    return {name: value for name, value, default in zip(_OPTIONS, given, _GIVEN, strict=True) if value != default}
+def made_action(function: Any, given: tuple[Any, ...]) -> Action[..., Any]:
+    """Return a function as an action with these options; of an action, a copy with those that are not the defaults."""
+    named = zip(_OPTIONS, given, _GIVEN, strict=True)
+    options = {name: value for name, value, default in named if value != default}
+    if isinstance(function, Action):
+        existing = cast("Action[..., Any]", function)
+        return existing.with_options(**options) if options else existing
+    return make_action(function, **options)
 
 
 def _is_alike(one: Any, other: Any) -> bool:
@@ -88,11 +92,8 @@ class Pattern:
         self.prototypes: dict[int, Prototype] = {}  # by the id of the code
         self.layout: Any = None
 
-    def of(self, function: Any) -> Prototype | None:
-        """Return the prototype of a plain function, None for anything else."""
-        if type(function) is not types.FunctionType or hasattr(function, "__wrapped__"):
-            return None
-        code = function.__code__
+    def prototype(self, code: types.CodeType) -> Prototype:
+        """Return the prototype of the functions of this code."""
         found = self.prototypes.get(id(code))
         if found is None or found.code is not code:
             if len(self.prototypes) >= _MOST:
@@ -101,12 +102,40 @@ class Pattern:
         return found
 
 
+class Body:
+    """A body that is running: the actions that it has evaluated so far, and the likeness of each.
+
+    That of a template waits in the memo of its stage until the steps are read.
+    """
+
+    __slots__ = ("actions", "likenesses", "origin", "pattern")
+
+    def __init__(self, origin: Imported | Called, pattern: Pattern | None) -> None:
+        self.origin = origin
+        self.pattern = pattern
+        self.actions: list[Action[..., Any]] = []
+        self.likenesses: list[Likeness | None] = []
+
+    def add(self, function: Any, given: tuple[Any, ...]) -> Action[..., Any]:
+        """Make an action of a function with these options, unless it is one, and add it."""
+        pattern, actions = self.pattern, self.actions
+        likeness: Likeness | None = None
+        if pattern is None or type(function) is not types.FunctionType or hasattr(function, "__wrapped__"):
+            made = made_action(function, given)
+        else:
+            made, likeness = pattern.prototype(function.__code__).made(function, given, self.origin, len(actions))
+        actions.append(made)
+        self.likenesses.append(likeness)
+        return made
+
+
 # What a step is read from.
 
 
 class Seen(NamedTuple):
-    """All that the reading of a function came from, apart from its code: `names` are those in annotations that are strings."""
+    """All that the reading of a function came from: `names` are those in its annotations that are strings."""
 
+    code: types.CodeType
     module: dict[str, Any]
     annotations: Mapping[str, Any]
     names: tuple[tuple[tuple[str, ...], Any], ...]
@@ -133,11 +162,11 @@ class Seen(NamedTuple):
         names = tuple((path, _value(path, function.__globals__)) for path in found)
         if any(value is MISSING for _, value in names):
             return None
-        return cls(function.__globals__, dict(annotations), names, _defaults(function))
+        return cls(function.__code__, function.__globals__, dict(annotations), names, _defaults(function))
 
     def fits(self, function: types.FunctionType) -> bool:
         """Whether the same can be seen of another function of the same code."""
-        if function.__globals__ is not self.module or function.__dict__:
+        if function.__code__ is not self.code or function.__globals__ is not self.module or function.__dict__:
             return False
         if (function.__defaults__ or function.__kwdefaults__ or self.defaults) and _defaults(function) != self.defaults:
             return False

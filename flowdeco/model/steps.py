@@ -12,7 +12,7 @@ from flowdeco.model.annotations import EMPTY, Annotations, Declared, Meaning
 from flowdeco.model.definitions import Action, Stage, action_options, bound_of, local_of, memo_of
 from flowdeco.model.functions import by_position, underlying
 from flowdeco.model.options import UNSET
-from flowdeco.model.prototypes import Likeness, Pattern, Seen
+from flowdeco.model.prototypes import Body, Likeness, Pattern, Seen
 from flowdeco.model.store import MISSING, AnyKey, Key, Local, Name, Store, key_name
 
 __all__ = ["Input", "Step", "local_names", "localized", "step_of", "steps_of"]
@@ -235,13 +235,14 @@ def steps_of(stage: Stage) -> list[tuple[Step, str | None]]:
     """Return the steps of a stage, the last one first, each with the action that inserted it (None): a stack to run from."""
     steps: list[tuple[Step, str | None]]
     try:  # for each stage that runs; a default of `getattr` costs more
-        steps = stage.memo.steps
-        return steps
+        known = stage.memo.steps
     except AttributeError:
-        pass
-    shared: tuple[Pattern, list[Likeness | None]] | None = getattr(stage.memo, "likenesses", None)
-    if shared is not None:
-        made = _of_template(stage, *shared)
+        known = None
+    if type(known) is list:
+        steps = known
+        return steps
+    if type(known) is Body:
+        made = _of_template(stage, known)
     elif stage.local:
         made = [Step(action) for action in stage.actions]
         _make_all_local(made)
@@ -277,14 +278,19 @@ class Layout:
             return None
         made: list[Step] = []
         for blank, step, likeness, action in zip(self.blanks, self.steps, likenesses, stage.actions, strict=True):
-            if likeness is None or _blank(likeness) is not blank:
+            if likeness is None:
+                return None
+            prototype, function, options = likeness
+            known = prototype.read
+            if known is None or known[3] is not blank or known[0] is not options or not known[1].fits(function):
                 return None
             made.append(_filled(step, likeness, action))
         stage.memo.layout = self
         return made
 
 
-def _of_template(stage: Stage, pattern: Pattern, likenesses: list[Likeness | None]) -> list[Step]:
+def _of_template(stage: Stage, body: Body) -> list[Step]:
+    pattern, likenesses = cast("Pattern", body.pattern), body.likenesses
     layout: Layout | None = pattern.layout
     made = None if layout is None else layout.steps_of(stage, likenesses)
     if made is not None:
@@ -314,15 +320,11 @@ def _filled(blank: Step, likeness: Likeness, action: Action[..., Any]) -> Step:
 def _blank(likeness: Likeness) -> Step | None:
     """Return the step that actions of this likeness have in common; None if they may mean other things in each call."""
     prototype, function, options = likeness
-    if function.__code__ is not prototype.code:
-        return None
-    blank: Step
     known = prototype.read
     if known is not None and known[1].fits(function):
-        seen, reading = known[1:3]
-        if known[0] is options:
-            blank = known[3]
-            return blank
+        checked, seen, reading, blank = known
+        if checked is options:
+            return cast("Step", blank)
     else:
         seen = Seen.of(function)
         if seen is None:

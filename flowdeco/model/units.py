@@ -146,9 +146,8 @@ class Memo:
     of their facts are never needed.
     """
 
-    __slots__ = ("layout", "likenesses", "needs", "pipeline", "stage", "step", "steps", "values")
+    __slots__ = ("layout", "needs", "pipeline", "stage", "step", "steps", "values")
     layout: Any  # `steps_of`: shared with other stages of its template
-    likenesses: Any  # `declare`: the pattern of its template, and the likeness of each of its actions
     needs: Any  # in `wiring`
     pipeline: Pipeline  # `as_pipeline`
     stage: Any  # `one_action_stage`

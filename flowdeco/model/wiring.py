@@ -204,22 +204,26 @@ def _needs(unit: Unit | Stream, skip: frozenset[str]) -> tuple[str, ...] | None:
     elif type(unit) is Stream:
         return ()
     memo = Memo() if skip else cast("Value", unit).memo
-    needs: tuple[str, ...] | None
+    needs: Any = UNSET
     try:  # for each stage that is inserted, as in `steps_of`
         needs = memo.needs
-        return needs
     except AttributeError:
         pass
+    if needs is UNSET:
+        needs = memo.needs = _found_needs(unit, memo, skip)
+    return needs
+
+
+def _found_needs(unit: Unit, memo: Memo, skip: frozenset[str]) -> tuple[str, ...] | None:
     layout: Layout | None = None
     if type(unit) is Stage and not (skip or unit.use or unit.use_actions):
         steps_of(unit)
         layout = getattr(memo, "layout", None)
-    if layout is not None and layout.needs is not UNSET:
-        needs = memo.needs = layout.needs
-        return needs
+        if layout is not None and layout.needs is not UNSET:
+            return layout.needs
     gaps = [gap for gap in _check(unit, _Known({}), _Around(), skip) if gap.certain]
     is_hidden = any(gap.wanted.key in gap.step.local for gap in gaps)
-    needs = memo.needs = None if is_hidden else tuple(dict.fromkeys(gap.wanted.key for gap in gaps))
+    needs = None if is_hidden else tuple(dict.fromkeys(gap.wanted.key for gap in gaps))
     if layout is not None:
         layout.needs = needs
     return needs
