@@ -300,10 +300,9 @@ def _declared(
             f"or write Stage({name!r}) for a stage that only carries data"
         )
     if pattern is not None:
-        memo.steps = body
-    for index, likeness in enumerate(body.likenesses):
-        if likeness is None:
-            member = actions[index]
+        memo.steps, memo.needs = body, UNSET
+    if None in body.likenesses:
+        for index, member in enumerate(actions):
             if origin_of(member) is None and "<locals>" in str(getattr(member.__wrapped__, "__qualname__", "")):
                 set_origin(member, Member(origin, index))
     return stage_like(sample, name, actions, origin, memo)

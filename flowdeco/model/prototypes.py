@@ -171,10 +171,10 @@ class Seen(NamedTuple):
         if (function.__defaults__ or function.__kwdefaults__ or self.defaults) and _defaults(function) != self.defaults:
             return False
         annotations, known = annotations_of(function), self.annotations
-        if len(annotations) != len(known):
+        if annotations.keys() != known.keys():
             return False
         for name, annotation in annotations.items():
-            if annotation is not known.get(name, MISSING) and not _is_same(annotation, known.get(name)):
+            if annotation is not known[name] and not _is_same(annotation, known[name]):
                 return False
         for path, value in self.names:
             if _value(path, self.module) is not value:

@@ -176,7 +176,7 @@ class Step:
         elif keys is not None:
             store[keys] = value
 
-    def of(self, action: Any, function: Any = None) -> Step:
+    def of(self, action: Any, function: Any) -> Step:
         """Return the step of another action, with these facts: one by one, as a loop takes five times as long."""
         made = Step.__new__(Step)
         made.action, made.function = action, function
@@ -186,6 +186,8 @@ class Step:
         made.result_key, made.returned, made.simple = self.result_key, self.returned, self.simple
         made.supplies, made.supplies_own_name, made.timeout = self.supplies, self.supplies_own_name, self.timeout
         made.use, made.wants_context, made.writes = self.use, self.wants_context, self.writes
+        if function is not None and (function.__defaults__ or function.__kwdefaults__):
+            made.inputs = _with_defaults(made.inputs, function)
         return made
 
     def make_local(self, names: frozenset[str]) -> None:
@@ -242,13 +244,12 @@ def steps_of(stage: Stage) -> list[tuple[Step, str | None]]:
         steps = known
         return steps
     if type(known) is Body:
-        made = _of_template(stage, known)
-    elif stage.local:
-        made = [Step(action) for action in stage.actions]
-        _make_all_local(made)
+        steps = _of_template(stage, known)
     else:
-        made = [step_of(action) for action in stage.actions]
-    steps = [(step, None) for step in reversed(made)]
+        made = [Step(action) if stage.local else step_of(action) for action in stage.actions]
+        if stage.local:
+            _make_all_local(made)
+        steps = [(step, None) for step in reversed(made)]
     stage.memo.steps = steps
     return steps
 
@@ -272,11 +273,11 @@ class Layout:
         self.steps = steps
         self.needs: Any = UNSET
 
-    def steps_of(self, stage: Stage, likenesses: list[Likeness | None]) -> list[Step] | None:
-        """Return the steps of a stage if it has the same in common, None if not."""
+    def filled(self, stage: Stage, likenesses: list[Likeness | None]) -> list[tuple[Step, str | None]] | None:
+        """Return the steps of a stage if they are like these, None if not."""
         if len(likenesses) != len(self.blanks):
             return None
-        made: list[Step] = []
+        made: list[tuple[Step, str | None]] = []
         for blank, step, likeness, action in zip(self.blanks, self.steps, likenesses, stage.actions, strict=True):
             if likeness is None:
                 return None
@@ -284,37 +285,31 @@ class Layout:
             known = prototype.read
             if known is None or known[3] is not blank or known[0] is not options or not known[1].fits(function):
                 return None
-            made.append(_filled(step, likeness, action))
-        stage.memo.layout = self
+            made.append((step.of(action, function), None))
+        made.reverse()
         return made
 
 
-def _of_template(stage: Stage, body: Body) -> list[Step]:
+def _of_template(stage: Stage, body: Body) -> list[tuple[Step, str | None]]:
     pattern, likenesses = cast("Pattern", body.pattern), body.likenesses
     layout: Layout | None = pattern.layout
-    made = None if layout is None else layout.steps_of(stage, likenesses)
-    if made is not None:
-        return made
+    steps = None if layout is None else layout.filled(stage, likenesses)
+    if steps is not None:
+        stage.memo.layout = layout
+        return steps
     blanks = [None if likeness is None else _blank(likeness) for likeness in likenesses]
     made = [
-        blank.of(None) if blank is not None else Step(action) if stage.local else step_of(action)
+        blank.of(None, None) if blank is not None else Step(action) if stage.local else step_of(action)
         for blank, action in zip(blanks, stage.actions, strict=True)
     ]
     if stage.local:
         _make_all_local(made)
     if not any(blank is None or blank.use for blank in blanks):  # a layer may refer to anything
         pattern.layout = stage.memo.layout = Layout(blanks, made)
-    filled = zip(made, likenesses, stage.actions, strict=True)
-    return [step if likeness is None else _filled(step, likeness, action) for step, likeness, action in filled]
-
-
-def _filled(blank: Step, likeness: Likeness, action: Action[..., Any]) -> Step:
-    """Return the step of an action that has nothing of its own but the values of its defaults."""
-    function = likeness[1]
-    made = blank.of(action, function)
-    if function.__defaults__ or function.__kwdefaults__:
-        made.inputs = _with_defaults(made.inputs, function)
-    return made
+    found = zip(made, likenesses, blanks, stage.actions, strict=True)
+    steps = [(step if blank is None else step.of(action, likeness[1]), None) for step, likeness, blank, action in found]
+    steps.reverse()
+    return steps
 
 
 def _blank(likeness: Likeness) -> Step | None:
@@ -331,7 +326,7 @@ def _blank(likeness: Likeness) -> Step | None:
             return None
         reading = Reading.of(Action(function, options))
         reading = reading._replace(inputs=tuple(map(_without_default, reading.inputs)))
-    blank = Step(Action(function, options), reading).of(None)
+    blank = Step(Action(function, options), reading).of(None, None)
     if not options.use:
         prototype.read = options, seen, reading, blank
     return blank
