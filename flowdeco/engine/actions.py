@@ -380,8 +380,8 @@ def _outcome(branch: Branch, act: Execution, error: Failure, writes: Delta | Non
     status, failure, attempts, recovered, failures = branch.ended_as(error, act.layers)
     return ActionRecord(
         step.name, step.action, status, act.started + terms.epoch, terms.clock() - act.started, act.by, act.number,
-        act.inserted, (), None, -1, failure, attempts, recovered, act.switches, False, writes, (), act.result,
-        repeats=() if act.layers is None else act.layers.repeats, failures=failures,
+        act.inserted, (), None, -1, failure, attempts, recovered, act.switches, False, True, 0, "",
+        () if act.layers is None else act.layers.repeats, failures, writes, (), act.result,
     )  # fmt: skip
 
 

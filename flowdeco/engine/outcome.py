@@ -123,14 +123,14 @@ class Outcome(NamedTuple):
     recovered: bool = False
     switches: tuple[tuple[str, bool], ...] = ()
     restored: bool = False
-    writes: Delta | None = None
-    entering: Sequence[Delta] = ()
-    result: Any = UNSET
     entered: bool = True
     branches: int = 0
     fingerprint: str = ""
     repeats: tuple[int, ...] = ()
     failures: Sequence[BaseException] = ()
+    writes: Delta | None = None  # the effect is last, so that `kept` is quick
+    entering: Sequence[Delta] = ()
+    result: Any = UNSET
 
     @property
     def is_final(self) -> bool:
@@ -143,8 +143,8 @@ class Outcome(NamedTuple):
         """Return the record of a restored step: the earlier outcome, with the unit and scope it has now."""
         return record_kind(unit)(
             self.name, unit, self.status, self.started, self.elapsed, by, self.number, self.inserted, actions, scope,
-            self.end, self.error, self.attempts, self.recovered, self.switches, True, None, (), UNSET, self.entered,
-            self.branches, failures=self.failures,
+            self.end, self.error, self.attempts, self.recovered, self.switches, True, self.entered, self.branches,
+            failures=self.failures,
         )  # fmt: skip
 
     def refused(self, error: BaseException) -> Self:
@@ -157,7 +157,7 @@ class Outcome(NamedTuple):
         """Return the outcome without its values: the record to keep once it has been applied and written."""
         if self.writes is None and not self.entering and self.result is UNSET:
             return self
-        return self._replace(writes=None, entering=(), result=UNSET)
+        return type(self)(*self[:_EFFECT])
 
     def events(self, run_id: str, stage: str | None) -> list[Event]:
         """Return the events for observers."""
@@ -184,6 +184,9 @@ class Outcome(NamedTuple):
         if isinstance(self, StageRecord):
             inside = f": {', '.join(record.name for record in self.actions) or 'no actions'}"
         return f"<{type(self).__name__} {self.name} {self.status}{failed}{again} in {self.elapsed:.6f} s{inside}>"
+
+
+_EFFECT: Final = Outcome._fields.index("writes")
 
 
 class ActionRecord(Outcome):
