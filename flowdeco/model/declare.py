@@ -385,6 +385,11 @@ def _named_in(text: str, parameters: Iterable[str]) -> list[str]:
 
 
 def _filled(text: str, arguments: Mapping[str, Any], shown: Callable[[Any], str]) -> str:
+    return cast("str", _formatter(shown).vformat(text, (), arguments))
+
+
+@functools.cache  # of the three functions below
+def _formatter(shown: Callable[[Any], str]) -> Any:
     from string import Formatter
 
     class Filling(Formatter):
@@ -394,7 +399,7 @@ def _filled(text: str, arguments: Mapping[str, Any], shown: Callable[[Any], str]
         def convert_field(self, value: Any, conversion: Any) -> Any:
             return text_of(value) if conversion == "r" else super().convert_field(value, conversion)
 
-    return Filling().vformat(text, (), arguments)
+    return Filling()
 
 
 # Names of the stages of a template.

@@ -320,18 +320,23 @@ class Action(Unit, _Proxy, Generic[P, R]):
         return self
 
 
-def make_action(function: Any, *, name: str | None = None, **options: Any) -> Action[..., Any]:
-    """Return an action of this function with these options, which are checked here."""
+def checked_options(function: Any, *, name: str | None = None, **options: Any) -> ActionOptions:
+    """Return the options of an action of this function, which is checked as well."""
     method = isinstance(cast("object", function), (classmethod, staticmethod))
     if isinstance(function, (Unit, Template, type)) or not (method or callable(function)):
         raise DefinitionError(
             f"an action is made of a function, not of the {type(function).__name__} {described(function)}"
             f"{f': write @action(name={function!r})' if isinstance(function, str) else ''}"
         )
-    made = ActionOptions(
+    return ActionOptions(
         checked_name(function_name(function) if name is None else name, "an action"),
         **{option: _ACTION_CHECKS[option](value) for option, value in options.items()},
     )
+
+
+def make_action(function: Any, **options: Any) -> Action[..., Any]:
+    """Return an action of this function with these options, which are checked here."""
+    made = checked_options(function, **options)
     if type(function) is not types.FunctionType:
         signature_of(function, made.name)
         keep_defaults(function)

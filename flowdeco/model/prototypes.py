@@ -16,7 +16,7 @@ from operator import is_
 from typing import Annotated, Any, Final, NamedTuple, TypeAlias, Union, cast, get_args, get_origin
 
 from flowdeco.model.contents import ATOMS
-from flowdeco.model.definitions import Action, ActionOptions, action_options, make_action
+from flowdeco.model.definitions import Action, ActionOptions, checked_options, make_action
 from flowdeco.model.functions import annotations_of
 from flowdeco.model.identity import keep_defaults
 from flowdeco.model.names import LITERALS, NO_LOCALS, local_variables, names_of, parsed
@@ -52,16 +52,15 @@ class Prototype:
             if all(map(is_, given, known[1])) or all(map(_is_alike, given, known[1])):
                 options = known[2]
         if options is None:
-            options = action_options(made_action(function, given))
+            options = checked_options(function, **_named(given))
             if not given[4] and all(type(value) in _COMPARED for value in given):  # a layer may refer to anything
                 copied = tuple(list(cast("list[Any]", value)) if type(value) is list else value for value in given)
                 self.checked = function.__name__, copied, options
-        elif function.__defaults__ or function.__kwdefaults__:
+        if function.__defaults__ or function.__kwdefaults__:
             keep_defaults(function)
+        place = Member(origin, index) if "<locals>" in function.__qualname__ else None
         local = local_variables(function)
-        if local or "<locals>" not in function.__qualname__:
-            return Action(function, options, local=local), None
-        return Action(function, options, None, Member(origin, index)), (self, function, options)
+        return Action(function, options, None, place, local), None if local else (self, function, options)
 
 
 Likeness: TypeAlias = tuple[Prototype, types.FunctionType, ActionOptions]  # of an action
@@ -69,12 +68,15 @@ Likeness: TypeAlias = tuple[Prototype, types.FunctionType, ActionOptions]  # of 
 
 def made_action(function: Any, given: tuple[Any, ...]) -> Action[..., Any]:
     """Return a function as an action with these options; of an action, a copy with those that are not the defaults."""
-    named = zip(_OPTIONS, given, _GIVEN, strict=True)
-    options = {name: value for name, value, default in named if value != default}
+    options = _named(given)
     if isinstance(function, Action):
         existing = cast("Action[..., Any]", function)
         return existing.with_options(**options) if options else existing
     return make_action(function, **options)
+
+
+def _named(given: tuple[Any, ...]) -> dict[str, Any]:
+    return {name: value for name, value, default in zip(_OPTIONS, given, _GIVEN, strict=True) if value != default}
 
 
 def _is_alike(one: Any, other: Any) -> bool:

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple, cast
 
 from flowdeco.errors import MissingInputError, ReturnValueError
 from flowdeco.model.annotations import EMPTY, Annotations, Declared, Meaning
-from flowdeco.model.definitions import Action, Stage, action_options, bound_of, local_of, memo_of
+from flowdeco.model.definitions import Action, ActionOptions, Stage, action_options, bound_of, local_of, memo_of
 from flowdeco.model.functions import by_position, underlying
+from flowdeco.model.names import NO_LOCALS
 from flowdeco.model.options import UNSET
 from flowdeco.model.prototypes import Body, Likeness, Pattern, Seen
 from flowdeco.model.store import MISSING, AnyKey, Key, Local, Name, Store, key_name
@@ -40,11 +41,10 @@ class Reading(NamedTuple):
     meaning: Meaning
 
     @classmethod
-    def of(cls, action: Action[..., Any]) -> Reading:
-        """Read the function of an action."""
-        function: Any = action.__wrapped__
-        annotations = Annotations(function, local_of(action))
-        inputs, inner = _inputs(function, action.name, annotations), underlying(function)
+    def of(cls, function: Any, name: str, local: Mapping[str, Any] = NO_LOCALS) -> Reading:
+        """Read the function of an action of this name; `local` are the local variables that its annotations name."""
+        annotations = Annotations(function, local)
+        inputs, inner = _inputs(function, name, annotations), underlying(function)
         generates = inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner)
         return cls(inputs, inspect.iscoroutinefunction(inner), generates, *annotations.returned())
 
@@ -77,16 +77,14 @@ class Step:
         "writes",
     )
 
-    def __init__(self, action: Action[..., Any], reading: Reading | None = None) -> None:
+    def __init__(self, action: Any, function: Any, options: ActionOptions, reading: Reading) -> None:
         self.local: frozenset[str] = frozenset()  # names that are local to its stage
-        self.action = action
-        self.function: Any = action.__wrapped__
-        options = action_options(action)
+        self.action: Action[..., Any] = action
+        self.function = function
         self.name = options.name
-        self.bound = bound_of(action)
+        self.bound: Mapping[str, Any] = {} if action is None else bound_of(action)
         self.use = options.use
         self.timeout = options.timeout
-        reading = reading or Reading.of(action)
         self.inputs, self.is_async, self.generates, self.returned, meaning = reading
         self.wants_context = any(i.context and i.name not in self.bound for i in self.inputs)
         # The common case is read in one go: everything from the store, everything positional.
@@ -98,11 +96,17 @@ class Step:
             returns = self.name if options.collect is None else None
         self.result_key: Any = returns
         self.writes: Any = returns if isinstance(returns, str) and self.collects is None else None
-        self._mean(returns, meaning)
+        self._mean(returns, meaning, options.returns is UNSET)
         if self.names_units:  # data would be a mistake, which `sort_out` reports
             self.writes = None
 
-    def _mean(self, returns: Any, meaning: Meaning) -> None:
+    @classmethod
+    def read(cls, action: Action[..., Any]) -> Step:
+        """Return the step of an action, whose function is read now."""
+        function, options = action.__wrapped__, action_options(action)
+        return cls(action, function, options, Reading.of(function, options.name, local_of(action)))
+
+    def _mean(self, returns: Any, meaning: Meaning, by_default: bool) -> None:
         data, units, none = meaning
         self.names_units = units and not data
         self.inserts = units
@@ -116,7 +120,7 @@ class Step:
             if self.collects is not None:
                 keys.append(key_name(self.collects))
         self.supplies = tuple(keys)
-        self.supplies_own_name = data and returns == self.name and action_options(self.action).returns is UNSET
+        self.supplies_own_name = data and returns == self.name and by_default
 
     def gather(
         self, store: Store, values: Mapping[str, Any], context: Any, stage: str
@@ -229,7 +233,7 @@ def step_of(action: Action[..., Any]) -> Step:
     memo = memo_of(action)
     step: Step | None = getattr(memo, "step", None)
     if step is None:
-        step = memo.step = Step(action)
+        step = memo.step = Step.read(action)
     return step
 
 
@@ -246,7 +250,7 @@ def steps_of(stage: Stage) -> list[tuple[Step, str | None]]:
     if type(known) is Body:
         steps = _of_template(stage, known)
     else:
-        made = [Step(action) if stage.local else step_of(action) for action in stage.actions]
+        made = [Step.read(action) if stage.local else step_of(action) for action in stage.actions]
         if stage.local:
             _make_all_local(made)
         steps = [(step, None) for step in reversed(made)]
@@ -297,19 +301,24 @@ def _of_template(stage: Stage, body: Body) -> list[tuple[Step, str | None]]:
     if steps is not None:
         stage.memo.layout = layout
         return steps
-    blanks = [None if likeness is None else _blank(likeness) for likeness in likenesses]
-    made = [
-        blank.of(None, None) if blank is not None else Step(action) if stage.local else step_of(action)
-        for blank, action in zip(blanks, stage.actions, strict=True)
-    ]
+    blanks: list[Step | None] = []
+    made: list[Step] = []
+    for action, likeness in zip(stage.actions, likenesses, strict=True):
+        blank = None if likeness is None else _blank(likeness)
+        blanks.append(blank)
+        if blank is not None:
+            made.append(blank.of(None, None))
+        else:
+            made.append(Step.read(action) if stage.local else step_of(action))
     if stage.local:
         _make_all_local(made)
     if not any(blank is None or blank.use for blank in blanks):  # a layer may refer to anything
         pattern.layout = stage.memo.layout = Layout(blanks, made)
-    found = zip(made, likenesses, blanks, stage.actions, strict=True)
-    steps = [(step if blank is None else step.of(action, likeness[1]), None) for step, likeness, blank, action in found]
-    steps.reverse()
-    return steps
+    filled = [
+        step if likeness is None or step.action is not None else step.of(action, likeness[1])
+        for step, likeness, action in zip(made, likenesses, stage.actions, strict=True)
+    ]
+    return [(step, None) for step in reversed(filled)]
 
 
 def _blank(likeness: Likeness) -> Step | None:
@@ -324,9 +333,9 @@ def _blank(likeness: Likeness) -> Step | None:
         seen = Seen.of(function)
         if seen is None:
             return None
-        reading = Reading.of(Action(function, options))
+        reading = Reading.of(function, options.name)
         reading = reading._replace(inputs=tuple(map(_without_default, reading.inputs)))
-    blank = Step(Action(function, options), reading).of(None, None)
+    blank = Step(None, None, options, reading)
     if not options.use:
         prototype.read = options, seen, reading, blank
     return blank
@@ -350,7 +359,7 @@ def local_names(steps: Iterable[Step]) -> frozenset[str]:
 
 def localized(step: Step, names: frozenset[str]) -> Step:
     """Return the step of an action in a stage to which these names are local."""
-    made = Step(step.action)
+    made = Step.read(step.action)
     made.make_local(names)
     return made
 

@@ -215,12 +215,17 @@ def _needs(unit: Unit | Stream, skip: frozenset[str]) -> tuple[str, ...] | None:
 
 
 def _found_needs(unit: Unit, memo: Memo, skip: frozenset[str]) -> tuple[str, ...] | None:
+    needs: tuple[str, ...] | None
     layout: Layout | None = None
-    if type(unit) is Stage and not (skip or unit.use or unit.use_actions):
-        steps_of(unit)
-        layout = getattr(memo, "layout", None)
+    if type(unit) is Stage:
+        steps = steps_of(unit)
+        if not (skip or unit.use or unit.use_actions):
+            layout = getattr(memo, "layout", None)
         if layout is not None and layout.needs is not UNSET:
-            return layout.needs
+            needs = layout.needs
+            return needs
+        if not any(wanted.default is EMPTY and not wanted.context for step, _ in steps for wanted in step.inputs):
+            return ()
     gaps = [gap for gap in _check(unit, _Known({}), _Around(), skip) if gap.certain]
     is_hidden = any(gap.wanted.key in gap.step.local for gap in gaps)
     needs = None if is_hidden else tuple(dict.fromkeys(gap.wanted.key for gap in gaps))
