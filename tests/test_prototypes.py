@@ -6,8 +6,10 @@ import importlib
 import sys
 import threading
 import tracemalloc
+import typing
 import weakref
-from typing import Annotated, Any, Literal, Optional
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Optional
 
 import pytest
 from hypothesis import given, settings
@@ -19,6 +21,9 @@ from flowdeco.errors import DefinitionError, WiringError
 from flowdeco.model.definitions import action_options, bound_of, values_of
 from flowdeco.model.steps import Step, steps_of
 from flowdeco.model.wiring import unmet
+
+if TYPE_CHECKING:
+    from fractions import Fraction
 
 PORT = Annotated[int, "port"]
 SHARED: list[int] = []
@@ -69,6 +74,34 @@ def in_text(kind: Any) -> None:
     @action
     def told(a: "Annotated[int, 'port']" = 7, b: "Optional[Annotated[str, Key('k', str)]]" = None) -> "str | None":
         return f"{a}{b}"
+
+
+def in_plain_text(kind: Any) -> None:
+    @action
+    def told_plainly(
+        a: "Optional[Annotated[int, 'port']]" = 7, b: "typing.Any" = None, c: "dict[str, int] | None" = None
+    ) -> "None | str":
+        return f"{a}{b}{c}"
+
+
+def of_special_forms(kind: Any) -> None:
+    @action(returns="special")
+    def special(port: "Final[int]" = 1, c: Callable[[int], str] = str, d: tuple[int, ...] = ()) -> Literal["x", 1]:
+        return "x"
+
+    @action(returns="literal")
+    def literal(a: Literal["x", 1] = 1, b: "list[1]" = 1, c: "Annotated[int, 5]" = 1) -> "Literal['x', 1]":  # type: ignore
+        return "x"
+
+    @action(returns="plain literal")
+    def literally(a: Literal["x", 1] = 1) -> Literal["x", True]:
+        return "x"
+
+
+def known_to_checkers(kind: Any) -> None:
+    @action(returns=None)
+    def checked(a: "Fraction | None" = None) -> "Fraction | None":
+        return a
 
 
 def with_defaults(kind: Any) -> None:
@@ -202,7 +235,7 @@ def wrong_option(kind: Any) -> None:
 
 
 KINDS = [
-    plain, collecting, named, taking, in_text, with_defaults, with_a_shared_default, with_a_key, with_a_local_key,
+    plain, collecting, named, taking, in_text, in_plain_text, of_special_forms, known_to_checkers, with_defaults, with_a_shared_default, with_a_key, with_a_local_key,
     with_a_local_class, wrapped, others, asynchronous, contextual, inserting, nested, wrong_key, unknown_key,
     without_a_supplier, wrong_option,
 ]  # fmt: skip
@@ -291,6 +324,39 @@ def test_steps_are_shared_by_the_calls_of_a_template():
         assert one.function is not other.function
 
 
+def test_annotations_that_are_new_objects_in_each_call_are_the_same_if_their_parts_are():
+    """Those that `typing` has forgotten meanwhile, too; and another key is another one."""
+
+    @stage
+    def made(key: str) -> None:
+        @action(collect="found")
+        def find(a: Annotated[int, Key(key, int)], b: "int" = 1) -> list[Annotated[int, "port"]]:
+            return [a, b]
+
+    def keys_and_result(key: str) -> Any:
+        for n in range(200):
+            assert Annotated[int, f"{n}"]
+        unit = made(key)
+        ((step, _),) = steps_of(unit)
+        return step.keys, unit.run({"first": 1, "second": 2})["found"]
+
+    (one, first), (other, second), (last, _) = map(keys_and_result, ["first", "first", "second"])
+    assert one is other
+    assert (first, second, last) == ([[1, 1]], [[1, 1]], ("second", "b"))
+    for annotation in (Annotated[str, "first"], list[int], int):
+        changed = made("first")
+        changed["find"].__wrapped__.__annotations__["a"] = annotation
+        assert steps_of(changed)[0][0].inputs[0].key == ("a" if annotation is not Annotated[str, "first"] else "first")
+
+
+def test_stages_with_as_many_actions_of_other_kinds_are_not_alike():
+    """One whose steps can be shared, and one whose cannot."""
+    old = template()
+    for kinds in ([plain], [wrapped], [plain], [with_a_local_key], [collecting]):
+        expected = described(lambda kinds=kinds: template()(kinds, "a"))
+        assert described(lambda kinds=kinds: old(kinds, "a")) == expected
+
+
 @pytest.mark.parametrize("kind", [plain, collecting, with_defaults, in_text, with_a_key], ids=_ids)
 def test_equal_arguments_make_equal_stages(kind):
     """By value, as before."""
@@ -347,10 +413,10 @@ def test_a_global_that_is_rebound_counts_as_it_is_now(monkeypatch):
 def test_an_attribute_that_is_rebound_counts_as_it_is_now(monkeypatch):
     """Of a module or a class that an annotation names."""
 
-    class Names:
+    class Keys:
         key = "first"
 
-    monkeypatch.setitem(globals(), "Names", Names)
+    monkeypatch.setitem(globals(), "Names", Keys)
 
     @stage
     def made(kind: int) -> None:
@@ -360,9 +426,9 @@ def test_an_attribute_that_is_rebound_counts_as_it_is_now(monkeypatch):
 
     inputs = {"first": 1, "second": 2}
     assert made(1).run(inputs)["found"] == made(1).run(inputs)["found"] == [1]
-    Names.key = "second"
+    Keys.key = "second"
     assert made(1).run(inputs)["found"] == [2]
-    del Names.key
+    del Keys.key
     with pytest.raises(DefinitionError, match="cannot be evaluated"):
         made(1).run(inputs)
 
