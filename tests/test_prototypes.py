@@ -9,7 +9,7 @@ import tracemalloc
 import typing
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import pytest
 from hypothesis import given, settings
@@ -72,14 +72,14 @@ def taking(kind: Any) -> None:
 
 def in_text(kind: Any) -> None:
     @action
-    def told(a: "Annotated[int, 'port']" = 7, b: "Optional[Annotated[str, Key('k', str)]]" = None) -> "str | None":
+    def told(a: "Annotated[int, 'port']" = 7, b: "Annotated[str, Key('k', str)] | None" = None) -> "str | None":
         return f"{a}{b}"
 
 
 def in_plain_text(kind: Any) -> None:
     @action
     def told_plainly(
-        a: "Optional[Annotated[int, 'port']]" = 7, b: "typing.Any" = None, c: "dict[str, int] | None" = None
+        a: "Annotated[int, 'port'] | None" = 7, b: "typing.Any" = None, c: "dict[str, int] | None" = None
     ) -> "None | str":
         return f"{a}{b}{c}"
 
@@ -275,7 +275,9 @@ def described(call: Any) -> Any:
         run = made.run({"port": 80, "key.a": 1}, check=False)
     except Exception as error:
         return [*found, type(error), str(error)]
-    records = [(record.name, record.status, [(each.name, each.status) for each in record.actions]) for record in run.stages]
+    records = [
+        (record.name, record.status, [(each.name, each.status) for each in record.actions]) for record in run.stages
+    ]
     return [*found, records, dict(run.store), repr(run.error)]
 
 
@@ -421,7 +423,7 @@ def test_an_attribute_that_is_rebound_counts_as_it_is_now(monkeypatch):
     @stage
     def made(kind: int) -> None:
         @action(collect="found")
-        def find(a: "Annotated[int, Names.key]") -> int:
+        def find(a: "Annotated[int, Names.key]") -> int:  # noqa: F821
             return a
 
     inputs = {"first": 1, "second": 2}
@@ -623,7 +625,7 @@ def test_a_template_keeps_no_argument_alive(how):
             content = large
 
         @action(use=[own] if how == "layer" else [], collect="found")
-        def find(n: Own if how == "annotation" else int = large if how == "default" else 1) -> Any:  # noqa: RUF013
+        def find(n: Own if how == "annotation" else int = large if how == "default" else 1) -> Any:  # noqa: F821, RUF013
             return how if how != "closure" else str(type(large))
 
     first, last = Large(), Large()

@@ -157,7 +157,7 @@ class Outcome(NamedTuple):
         """Return the outcome without its values: the record to keep once it has been applied and written."""
         if self.writes is None and not self.entering and self.result is UNSET:
             return self
-        return type(self)(*self[:_EFFECT])
+        return type(self)(*cast("Any", self[:_EFFECT]))
 
     def events(self, run_id: str, stage: str | None) -> list[Event]:
         """Return the events for observers."""

@@ -55,8 +55,8 @@ class _ActionDecorator:
 
     def __call__(self, function: Callable[P, R]) -> Action[P, R]:
         body = _running_body.get()
-        made: Action[P, R] = made_action(function, self._given) if body is None else body.add(function, self._given)
-        return made
+        made: Any = made_action(function, self._given) if body is None else body.add(function, self._given)
+        return cast("Action[P, R]", made)
 
 
 @overload

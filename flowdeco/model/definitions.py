@@ -588,9 +588,7 @@ class Stage(Value, Unit):
 _WITH_PARTS: Final = (Stage, Composite)
 
 
-def stage_like(
-    sample: Stage, name: str, actions: tuple[Action[..., Any], ...], origin: Origin, memo: Memo
-) -> Stage:
+def stage_like(sample: Stage, name: str, actions: tuple[Action[..., Any], ...], origin: Origin, memo: Memo) -> Stage:
     """Return a stage with these actions and the options of the sample, where they have been checked."""
     if len(actions) > 1:
         _check_namesakes(actions, name)
@@ -692,7 +690,7 @@ def memo_of(unit: Unit) -> Memo:
     memo = unit._self_memo
     if memo is None:
         memo = Memo()
-        _remember(unit, "_self_memo", memo)
+        _remember(cast("Any", unit), "_self_memo", memo)
     return memo
 
 

@@ -95,7 +95,9 @@ def checked_layers(layers: object, option: str = "use") -> tuple[Middleware, ...
 
 def _is_plain_layer(layer: Any) -> bool:
     """Whether its code alone shows that it is middleware; `inspect` takes 30 times as long, in each call of a template."""
-    function, first = (layer, 0) if type(layer) is types.FunctionType else (getattr(type(layer), "__call__", None), 1)
+    function, first = (
+        (layer, 0) if type(layer) is types.FunctionType else (getattr(cast("object", type(layer)), "__call__", None), 1)
+    )
     if type(function) is not types.FunctionType or hasattr(layer, "__signature__"):
         return False
     code, named = function.__code__, function.__kwdefaults__

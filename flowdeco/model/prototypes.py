@@ -29,7 +29,7 @@ __all__ = ["Body", "Likeness", "Pattern", "Prototype", "Seen", "made_action"]
 _MOST: Final = 64  # prototypes of a template: its body may compile code
 _OPTIONS: Final = "name", "tags", "returns", "collect", "use", "timeout", "description"
 _GIVEN: Final = None, (), UNSET, None, (), None, None
-_COMPARED: Final = ATOMS | {tuple, list, Key, type(UNSET)}
+_COMPARED: Final[frozenset[Any]] = ATOMS | {tuple, list, Key, type(UNSET)}
 _UNIONS: Final = Union, types.UnionType
 
 
@@ -48,9 +48,12 @@ class Prototype:
     ) -> tuple[Action[..., Any], Likeness | None]:
         """Return the action of a function with these options, and its likeness to others, None if it has none."""
         known, options = self.checked, None
-        if known is not None and function.__name__ is known[0]:
-            if all(map(is_, given, known[1])) or all(map(_is_alike, given, known[1])):
-                options = known[2]
+        if (
+            known is not None
+            and function.__name__ is known[0]
+            and (all(map(is_, given, known[1])) or all(map(_is_alike, given, known[1])))
+        ):
+            options = known[2]
         if options is None:
             options = checked_options(function, **_named(given))
             if not given[4] and all(type(value) in _COMPARED for value in given):  # a layer may refer to anything
@@ -80,9 +83,10 @@ def _named(given: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def _is_alike(one: Any, other: Any) -> bool:
-    if type(one) is list and type(other) is list:  # it may have been changed, or be a new one
-        return len(one) == len(other) and all(map(is_, one, cast("list[Any]", other)))
-    return one is other
+    if type(one) is not list or type(other) is not list:
+        return one is other
+    items, others = cast("list[Any]", one), cast("list[Any]", other)  # it may have been changed, or be a new one
+    return len(items) == len(others) and all(map(is_, items, others))
 
 
 class Pattern:
@@ -148,7 +152,7 @@ class Seen(NamedTuple):
         """Return what can be seen of a function, None if its annotations may mean something else in another call."""
         found: list[tuple[str, ...]] = []
         annotations = annotations_of(function)
-        if function.__dict__ or getattr(function, "__type_params__", ()):
+        if function.__dict__ or getattr(cast("Any", function), "__type_params__", ()):
             return None
         visible = names_of(function, NO_LOCALS)
         for annotation in annotations.values():
@@ -178,7 +182,7 @@ class Seen(NamedTuple):
         for name, annotation in annotations.items():
             if annotation is not known[name] and not _is_same(annotation, known[name]):
                 return False
-        for path, value in self.names:
+        for path, value in self.names:  # noqa: SIM110 - for each action of each stage: without a generator
             if _value(path, self.module) is not value:
                 return False
         return True
@@ -252,7 +256,7 @@ def _is_same(one: Any, known: Any) -> bool:
     if type(one) in ATOMS:
         return bool(one == known)
     if type(one) is Key:
-        return one.name == known.name and _is_same(one.type, known.type)
+        return one.name == known.name and _is_same(cast("Any", one).type, known.type)
     parts, others = get_args(one), get_args(known)
     return (
         bool(parts)

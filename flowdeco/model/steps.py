@@ -239,14 +239,13 @@ def step_of(action: Action[..., Any]) -> Step:
 
 def steps_of(stage: Stage) -> list[tuple[Step, str | None]]:
     """Return the steps of a stage, the last one first, each with the action that inserted it (None): a stack to run from."""
-    steps: list[tuple[Step, str | None]]
+    known: Any = None
     try:  # for each stage that runs; a default of `getattr` costs more
         known = stage.memo.steps
     except AttributeError:
-        known = None
+        pass
     if type(known) is list:
-        steps = known
-        return steps
+        return cast("list[tuple[Step, str | None]]", known)
     if type(known) is Body:
         steps = _of_template(stage, known)
     else:
@@ -315,8 +314,8 @@ def _of_template(stage: Stage, body: Body) -> list[tuple[Step, str | None]]:
     if not any(blank is None or blank.use for blank in blanks):  # a layer may refer to anything
         pattern.layout = stage.memo.layout = Layout(blanks, made)
     filled = [
-        step if likeness is None or step.action is not None else step.of(action, likeness[1])
-        for step, likeness, action in zip(made, likenesses, stage.actions, strict=True)
+        step if blank is None or likeness is None else step.of(action, likeness[1])
+        for step, blank, likeness, action in zip(made, blanks, likenesses, stage.actions, strict=True)
     ]
     return [(step, None) for step in reversed(filled)]
 
@@ -349,7 +348,9 @@ def _with_defaults(inputs: tuple[Input, ...], function: types.FunctionType) -> t
     values, code = function.__defaults__ or (), function.__code__
     last = code.co_varnames[code.co_argcount - len(values) : code.co_argcount]
     named = {**dict(zip(last, values, strict=True)), **(function.__kwdefaults__ or {})}
-    return tuple(wanted if wanted.default is EMPTY else wanted._replace(default=named[wanted.name]) for wanted in inputs)
+    return tuple(
+        wanted if wanted.default is EMPTY else wanted._replace(default=named[wanted.name]) for wanted in inputs
+    )
 
 
 def local_names(steps: Iterable[Step]) -> frozenset[str]:

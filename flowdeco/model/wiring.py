@@ -154,7 +154,7 @@ def check_run(flow: Pipeline, inputs: Collection[str], skip: frozenset[str], use
 
 def unmet(units: Iterable[Unit | Stream], store: Store, skip: frozenset[str]) -> bool:
     """Whether units need a key that neither they nor the store have."""
-    for unit in units:
+    for unit in units:  # noqa: SIM110 - for each stage that is inserted: without a generator
         if not _has_all(store, _needs(unit, skip)):
             return True
     return False
@@ -210,8 +210,8 @@ def _needs(unit: Unit | Stream, skip: frozenset[str]) -> tuple[str, ...] | None:
     except AttributeError:
         pass
     if needs is UNSET:
-        needs = memo.needs = _found_needs(unit, memo, skip)
-    return needs
+        needs = memo.needs = _found_needs(cast("Unit", unit), memo, skip)
+    return cast("tuple[str, ...] | None", needs)
 
 
 def _found_needs(unit: Unit, memo: Memo, skip: frozenset[str]) -> tuple[str, ...] | None:
