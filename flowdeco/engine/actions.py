@@ -16,7 +16,7 @@ from flowdeco.engine.changes import Watch
 from flowdeco.engine.context import Context
 from flowdeco.engine.layers import Layers, enter, leave
 from flowdeco.engine.missing import explain
-from flowdeco.engine.outcome import COMPLETED, ActionRecord, Outcome, Status
+from flowdeco.engine.outcome import COMPLETED, NOTHING_DROPPED, ActionRecord, Outcome, Status
 from flowdeco.engine.requests import Await, Awaited, Chore, Failure, Raised, Request, Walk
 from flowdeco.engine.results import (
     HOLDING,
@@ -30,7 +30,7 @@ from flowdeco.engine.results import (
     sort_out,
     unit_in,
 )
-from flowdeco.errors import Bail, MissingInputError
+from flowdeco.errors import Bail, MissingInputError, StoreTypeError
 from flowdeco.events import ActionStarted
 from flowdeco.model.contents import ATOMS
 from flowdeco.model.definitions import Action, Stage, Stream, Unit, action_selectors
@@ -269,8 +269,11 @@ def complete(branch: Branch, step: Step, by: str | None, number: int, started: f
         inserted = (value,)
         if terms.recorder is not None or unmet(inserted, branch.store, terms.skip):
             return False
-    elif value is not step.nothing and (step.writes is None or (kind not in ATOMS and not _is_plain(kind, value))):
-        return False
+    elif value is not step.nothing:
+        if kind not in ATOMS and not _is_plain(kind, value):
+            return False
+        if step.writes is None and not _collect(branch, step, value):
+            return False
     elapsed = terms.clock() - started
     did = ActionRecord(step.name, step.action, COMPLETED, started + terms.epoch, elapsed, by, number, inserted)
     if inserted:
@@ -283,11 +286,28 @@ def complete(branch: Branch, step: Step, by: str | None, number: int, started: f
     if value is not step.nothing and not inserted:
         if value is not None:
             branch.result = value
-        branch.store.put(step.writes, value)
+        if step.writes is not None:
+            branch.store.put(step.writes, value)
     if terms.notify is not None:
         for event in did.events(terms.run_id, scope.unit.name):
             terms.notify(event)
     scope.records.append(did)
+    return True
+
+
+def _collect(branch: Branch, step: Step, value: Any) -> bool:
+    """Append a plain value to the list under a key, if that is all its step does with it: 8 x the loop, not 22 x."""
+    if (
+        step.result_key is not None
+        or type(step.collects) is not str
+        or step.names_units
+        or branch.terms.recorder is not None
+    ):
+        return False
+    try:
+        branch.store.append(step.collects, value)
+    except StoreTypeError:
+        return False
     return True
 
 
@@ -360,8 +380,8 @@ def _outcome(branch: Branch, act: Execution, error: Failure, writes: Delta | Non
     status, failure, attempts, recovered, failures = branch.ended_as(error, act.layers)
     return ActionRecord(
         step.name, step.action, status, act.started + terms.epoch, terms.clock() - act.started, act.by, act.number,
-        act.inserted, (), None, -1, failure, attempts, recovered, act.switches, False, writes, (), act.result,
-        repeats=() if act.layers is None else act.layers.repeats, failures=failures,
+        act.inserted, (), None, -1, failure, attempts, recovered, act.switches, False, True, 0, "",
+        () if act.layers is None else act.layers.repeats, failures, NOTHING_DROPPED, writes, (), act.result,
     )  # fmt: skip
 
 

@@ -79,7 +79,7 @@ def _of_actions(branch: Branch, stage: Stage, records: Sequence[ActionRecord], k
     """Yield why actions that have a record did not supply a key; `failed` is what failed around them."""
     own = {id(step.action): step for step, _ in steps_of(stage)}
     for record in records:
-        step = own.get(id(record.action)) or Step(record.action)
+        step = own.get(id(record.action)) or Step.read(record.action)
         is_hidden = stage.local and stage is not branch.scope.unit and step.supplies_own_name and step.name == key
         if key not in step.supplies or is_hidden:
             continue
@@ -139,7 +139,7 @@ def _after(branch: Branch, step: Step, key: str) -> Iterator[str]:
     """Yield where a key is supplied later, or in another branch."""
     scope = branch.scope
     rest: list[Any] = [unit.action for unit, _ in reversed(branch.agenda[scope.depth + 1 :]) if isinstance(unit, Step)]
-    inside = next((action for action in rest if key in Step(action).supplies), None)
+    inside = next((action for action in rest if key in Step.read(action).supplies), None)
     if inside is not None:
         yield f"action {inside.name!r} supplies {key!r}, but comes later, in the same stage: let it run first"
     if key in step.local:

@@ -135,15 +135,15 @@ class Outcome(NamedTuple):
     recovered: bool = False
     switches: tuple[tuple[str, bool], ...] = ()
     restored: bool = False
-    writes: Delta | None = None
-    entering: Sequence[Delta] = ()
-    result: Any = UNSET
     entered: bool = True
     branches: int = 0
     fingerprint: str = ""
     repeats: tuple[int, ...] = ()
     failures: Sequence[BaseException] = ()
     dropped: Dropped = NOTHING_DROPPED
+    writes: Delta | None = None  # the effect is last, so that `kept` is quick
+    entering: Sequence[Delta] = ()
+    result: Any = UNSET
 
     @property
     def is_final(self) -> bool:
@@ -156,8 +156,8 @@ class Outcome(NamedTuple):
         """Return the record of a restored step: the earlier outcome, with the unit and scope it has now."""
         return record_kind(unit)(
             self.name, unit, self.status, self.started, self.elapsed, by, self.number, self.inserted, actions, scope,
-            self.end, self.error, self.attempts, self.recovered, self.switches, True, None, (), UNSET, self.entered,
-            self.branches, failures=self.failures, dropped=self.dropped,
+            self.end, self.error, self.attempts, self.recovered, self.switches, True, self.entered, self.branches,
+            failures=self.failures, dropped=self.dropped,
         )  # fmt: skip
 
     def refused(self, error: BaseException) -> Self:
@@ -170,7 +170,7 @@ class Outcome(NamedTuple):
         """Return the outcome without its values: the record to keep once it has been applied and written."""
         if self.writes is None and not self.entering and self.result is UNSET:
             return self
-        return self._replace(writes=None, entering=(), result=UNSET)
+        return type(self)(*cast("Any", self[:_EFFECT]))
 
     def with_errors(self, of: Callable[[BaseException], BaseException]) -> Self:
         """Return the outcome, and those of its actions, with each exception replaced by what the function returns for it."""
@@ -209,6 +209,9 @@ class Outcome(NamedTuple):
         if isinstance(self, StageRecord):
             inside = f": {', '.join(record.name for record in self.actions) or 'no actions'}"
         return f"<{type(self).__name__} {self.name} {self.status}{failed}{again} in {self.elapsed:.6f} s{inside}>"
+
+
+_EFFECT: Final = Outcome._fields.index("writes")
 
 
 class ActionRecord(Outcome):

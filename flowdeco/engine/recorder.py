@@ -288,9 +288,10 @@ def _outcome(row: Row, parts: dict[str, Any], order: int) -> Outcome:
     return kind(
         row.action or row.stage, Recorded(row.kind, row.stage), _STATUS[row.status], row.started, row.elapsed,
         get("by"), row.number, tuple(get("inserted", ())), (), scope, get("end", -1), error, get("attempts", 1),
-        get("recovered", False), switches, False, writes, entering, _result(get("result"), writes),
-        get("entered", True), get("branches", 0), row.fingerprint, tuple(get("repeats", ())), tuple(get("failures", ())),
+        get("recovered", False), switches, False, get("entered", True), get("branches", 0), row.fingerprint,
+        tuple(get("repeats", ())), tuple(get("failures", ())),
         {(place, number, name): tuple(errors) for place, number, name, errors in get("dropped", ())},
+        writes, entering, _result(get("result"), writes),
     )  # fmt: skip
 
 

@@ -276,7 +276,7 @@ def _outcome(branch: Branch, scope: OpenScope, error: Failure, entered: bool, le
     return kind(
         scope.unit.name, scope.unit, status, scope.started + terms.epoch, terms.clock() - scope.started, scope.by,
         scope.number, inserted, scope.records, scope.place, branch.number, failure, attempts, recovered, (), False,
-        leaving, entered=entered, repeats=() if layers is None else layers.repeats, failures=failures,
+        entered, repeats=() if layers is None else layers.repeats, failures=failures, writes=leaving,
         dropped=NOTHING_DROPPED if layers is None else layers.dropped,
     )  # fmt: skip
 

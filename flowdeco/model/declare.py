@@ -26,49 +26,37 @@ from flowdeco.model.definitions import (
     Template,
     Unit,
     bound_of,
-    make_action,
     no_unit,
     options_of,
     origin_of,
     set_origin,
+    stage_like,
 )
 from flowdeco.model.identity import text_of
 from flowdeco.model.options import UNSET, Middleware, Returns, first_paragraph
+from flowdeco.model.prototypes import Body, Pattern, made_action
 from flowdeco.model.references import Called, Imported, Member, importable, load
 from flowdeco.model.store import AnyKey
-from flowdeco.model.units import Parallel, every_unit
+from flowdeco.model.units import Memo, Parallel, every_unit
 
 __all__ = ["StageTemplate", "action", "bound_arguments", "name_in_group", "stage"]
 
 P = ParamSpec("P", default=...)
 R = TypeVar("R", default=Any)
 
-_collecting: ContextVar[list[Action[..., Any]] | None] = ContextVar("flowdeco.collecting", default=None)
+_running_body: ContextVar[Body | None] = ContextVar("flowdeco.body", default=None)
 
 
 class _ActionDecorator:
     """The result of `@action(...)` with options; a class, so that the signature of the function is kept."""
 
-    def __init__(self, options: dict[str, Any]) -> None:
-        self._options = options
+    def __init__(self, given: tuple[Any, ...]) -> None:
+        self._given = given
 
     def __call__(self, function: Callable[P, R]) -> Action[P, R]:
-        made: Action[P, R] = _joined(_made(function, self._options))
-        return made
-
-
-def _made(function: Any, options: dict[str, Any]) -> Action[..., Any]:
-    if isinstance(function, Action):
-        existing = cast("Action[..., Any]", function)
-        return existing.with_options(**options) if options else existing
-    return make_action(function, **options)
-
-
-def _joined(made: Any) -> Any:
-    collected = _collecting.get()
-    if collected is not None:
-        collected.append(made)
-    return made
+        body = _running_body.get()
+        made: Any = made_action(function, self._given) if body is None else body.add(function, self._given)
+        return cast("Action[P, R]", made)
 
 
 @overload
@@ -109,17 +97,7 @@ def action(
     >>> double(21), double.run({"n": 4})["double"]
     (42, 8)
     """
-    given = {
-        "name": (name, None),
-        "tags": (tags, ()),
-        "returns": (returns, UNSET),
-        "collect": (collect, None),
-        "use": (use, ()),
-        "timeout": (timeout, None),
-        "description": (description, None),
-    }
-    options = {option: value for option, (value, default) in given.items() if value != default}
-    decorator = _ActionDecorator(options)
+    decorator = _ActionDecorator((name, tags, returns, collect, use, timeout, description))
     return decorator if function is None else decorator(function)
 
 
@@ -132,17 +110,20 @@ class StageTemplate(Template, Generic[P]):
     __name__: str
     __qualname__: str
     __wrapped__: Callable[P, object]
-    _options: dict[str, Any]
+    _sample: Stage
     _filling: _Filling | None
+    _pattern: Pattern
 
-    def __init__(self, function: Callable[P, object], options: dict[str, Any], filling: _Filling | None) -> None:
+    def __init__(self, function: Callable[P, object], sample: Stage, filling: _Filling | None) -> None:
         copied: dict[str, Any] = {name: getattr(function, name, None) for name in functools.WRAPPER_ASSIGNMENTS}
-        name = options["name"]
+        name = sample.name
         if filling is not None and filling.names:
             name = copied["__name__"] or name  # each of its stages has another name
         elif filling is not None and "name" in filling.texts:
             name = _filled(name, {}, str)  # without doubled braces
-        self.__dict__.update(copied, __name__=name, __wrapped__=function, _options=options, _filling=filling)
+        self.__dict__.update(
+            copied, __name__=name, __wrapped__=function, _sample=sample, _filling=filling, _pattern=Pattern()
+        )
 
     @property
     def name(self) -> str:
@@ -152,22 +133,22 @@ class StageTemplate(Template, Generic[P]):
     @property
     def description(self) -> str:
         """The explanation: by default, the first paragraph of the docstring."""
-        return cast("str", self._options["description"])
+        return self._sample.description
 
     @property
     def tags(self) -> frozenset[str]:
         """The tags of all its stages; those that name a parameter differ from stage to stage."""
-        own = frozenset[str](self._options["tags"])
+        own = self._sample.tags
         return own if self._filling is None else own - self._filling.tags
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Stage:
-        name, options = self.__name__, self._options
-        if self._filling is not None:
-            options = self._filling.filled(options, args, kwargs)
-            name = options["name"]
-        if self._filling is None or not self._filling.names:
+        name, sample, filling = self.__name__, self._sample, self._filling
+        if filling is not None:
+            sample = Stage(**filling.filled(options_of(sample), args, kwargs))
+            name = sample.name
+        if filling is None or not filling.names:
             name = f"{name}[{_shown_arguments(args, kwargs)}]"
-        return _declared(name, self.__wrapped__, options, Called(self, args, kwargs))
+        return _declared(name, self.__wrapped__, sample, Called(self, args, kwargs), self._pattern)
 
     def __rshift__(self, other: Never) -> NoReturn:
         raise DefinitionError(no_unit(self))
@@ -291,23 +272,43 @@ def _stage_of(function: Any, options: dict[str, Any]) -> Any:
     is_template = bool(inspect.signature(function).parameters)
     local = is_template if options["local"] is None else options["local"]
     given: dict[str, Any] = {**options, "name": name, "description": description, "local": local}
-    checked = options_of(Stage(**given))
+    sample = Stage(**given)
     if is_template:
-        return StageTemplate(function, checked, _filling(function, options))
-    return _declared(name, function, checked, Imported(function.__module__, function.__qualname__))
+        return StageTemplate(function, sample, _filling(function, options))
+    return _declared(name, function, sample, Imported(function.__module__, function.__qualname__))
 
 
 _NOT_PLAIN: Final = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
 
 
-def _declared(name: str, function: Any, options: dict[str, Any], origin: Imported | Called) -> Stage:
-    """Run the body and return the stage of the actions that it evaluated."""
-    collected: list[Action[..., Any]] = []
-    token = _collecting.set(collected)
+def _declared(
+    name: str, function: Any, sample: Stage, origin: Imported | Called, pattern: Pattern | None = None
+) -> Stage:
+    """Run the body and return the stage of the actions that it evaluated, with the options of the sample."""
+    body = Body(origin, pattern)
+    token = _running_body.set(body)
     try:
         returned = function(*origin.args, **origin.kwargs) if isinstance(origin, Called) else function()
     finally:
-        _collecting.reset(token)
+        _running_body.reset(token)
+    if returned is not None:
+        _check_returned(returned, name)
+    actions, memo = tuple(body.actions), Memo()
+    if not actions:
+        raise EmptyStageError(
+            f"stage {name!r} has no actions: decorate functions in its body with @action, "
+            f"or write Stage({name!r}) for a stage that only carries data"
+        )
+    if pattern is not None:
+        memo.steps, memo.needs = body, UNSET
+    if None in body.likenesses:
+        for index, member in enumerate(actions):
+            if origin_of(member) is None and "<locals>" in str(getattr(member.__wrapped__, "__qualname__", "")):
+                set_origin(member, Member(origin, index))
+    return stage_like(sample, name, actions, origin, memo)
+
+
+def _check_returned(returned: Any, name: str) -> None:
     first: Any = returned
     if isinstance(first, (list, tuple)) and first:
         first = cast("list[Any]", first)[0]
@@ -316,17 +317,6 @@ def _declared(name: str, function: Any, options: dict[str, Any], origin: Importe
             f"the body of stage {name!r} returned units, and only units returned by an action are run: "
             f"move the `return` into an @action of the stage"
         )
-    if not collected:
-        raise EmptyStageError(
-            f"stage {name!r} has no actions: decorate functions in its body with @action, "
-            f"or write Stage({name!r}) for a stage that only carries data"
-        )
-    named: dict[str, Any] = {**options, "name": name}
-    made = set_origin(Stage(actions=collected, **named), origin)
-    for index, member in enumerate(collected):
-        if origin_of(member) is None and "<locals>" in str(getattr(member.__wrapped__, "__qualname__", "")):
-            set_origin(member, Member(origin, index))
-    return made
 
 
 # Options of a template that name its parameters.
@@ -395,6 +385,11 @@ def _named_in(text: str, parameters: Iterable[str]) -> list[str]:
 
 
 def _filled(text: str, arguments: Mapping[str, Any], shown: Callable[[Any], str]) -> str:
+    return cast("str", _formatter(shown).vformat(text, (), arguments))
+
+
+@functools.cache  # of the three functions below
+def _formatter(shown: Callable[[Any], str]) -> Any:
     from string import Formatter
 
     class Filling(Formatter):
@@ -404,7 +399,7 @@ def _filled(text: str, arguments: Mapping[str, Any], shown: Callable[[Any], str]
         def convert_field(self, value: Any, conversion: Any) -> Any:
             return text_of(value) if conversion == "r" else super().convert_field(value, conversion)
 
-    return Filling().vformat(text, (), arguments)
+    return Filling()
 
 
 # Names of the stages of a template.
@@ -436,7 +431,10 @@ def bound_arguments(unit: object) -> str:
 
 
 def _shown_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    return ", ".join([*map(_shown, args), *(f"{name}={_shown(value)}" for name, value in kwargs.items())])
+    shown = list(map(_shown, args))
+    if kwargs:
+        shown += [f"{name}={_shown(value)}" for name, value in kwargs.items()]
+    return ", ".join(shown)
 
 
 def _shown(value: object) -> str:

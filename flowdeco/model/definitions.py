@@ -140,6 +140,8 @@ if TYPE_CHECKING:
 else:
     _Proxy = wrapt.ObjectProxy
 
+_remember: Final = _Proxy.__setattr__  # an attribute of the proxy, whose own `__setattr__` refuses
+
 
 class Action(Unit, _Proxy, Generic[P, R]):
     """A function that can be part of workflows: a transparent proxy, still called as the plain function.
@@ -152,29 +154,29 @@ class Action(Unit, _Proxy, Generic[P, R]):
         _self_options: ActionOptions
         _self_bound: Mapping[str, Any]
         _self_origin: Origin | None
-        _self_memo: Memo
+        _self_memo: Memo | None
         _self_local: Mapping[str, Any]
-    else:
+    else:  # those that most actions have; an attribute of a proxy takes as long to set as the loop for one item
+        _self_bound = types.MappingProxyType({})
+        _self_origin = _self_memo = None
         _self_local = NO_LOCALS
 
     def __init__(
         self,
         function: Callable[P, R],
         options: ActionOptions | None = None,
-        bound: Mapping[str, Any] = types.MappingProxyType({}),
+        bound: Mapping[str, Any] | None = None,
         origin: Origin | None = None,
         local: Mapping[str, Any] = NO_LOCALS,
     ) -> None:
         _Proxy.__init__(self, function)
-        self._self_remember("options", options or ActionOptions(function_name(function)))
-        self._self_remember("bound", bound)
-        self._self_remember("origin", origin)
-        self._self_remember("memo", Memo())
+        _remember(self, "_self_options", options or ActionOptions(function_name(function)))
+        if bound:
+            _remember(self, "_self_bound", bound)
+        if origin is not None:
+            _remember(self, "_self_origin", origin)
         if local:
-            self._self_remember("local", local)
-
-    def _self_remember(self, name: str, value: Any) -> None:
-        _Proxy.__setattr__(self, f"_self_{name}", value)
+            _remember(self, "_self_local", local)
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -318,18 +320,23 @@ class Action(Unit, _Proxy, Generic[P, R]):
         return self
 
 
-def make_action(function: Any, *, name: str | None = None, **options: Any) -> Action[..., Any]:
-    """Return an action of this function with these options, which are checked here."""
+def checked_options(function: Any, *, name: str | None = None, **options: Any) -> ActionOptions:
+    """Return the options of an action of this function, which is checked as well."""
     method = isinstance(cast("object", function), (classmethod, staticmethod))
     if isinstance(function, (Unit, Template, type)) or not (method or callable(function)):
         raise DefinitionError(
             f"an action is made of a function, not of the {type(function).__name__} {described(function)}"
             f"{f': write @action(name={function!r})' if isinstance(function, str) else ''}"
         )
-    made = ActionOptions(
+    return ActionOptions(
         checked_name(function_name(function) if name is None else name, "an action"),
         **{option: _ACTION_CHECKS[option](value) for option, value in options.items()},
     )
+
+
+def make_action(function: Any, **options: Any) -> Action[..., Any]:
+    """Return an action of this function with these options, which are checked here."""
+    made = checked_options(function, **options)
     if type(function) is not types.FunctionType:
         signature_of(function, made.name)
         keep_defaults(function)
@@ -581,6 +588,30 @@ class Stage(Value, Unit):
 _WITH_PARTS: Final = (Stage, Composite)
 
 
+def stage_like(sample: Stage, name: str, actions: tuple[Action[..., Any], ...], origin: Origin, memo: Memo) -> Stage:
+    """Return a stage with these actions and the options of the sample, where they have been checked."""
+    if len(actions) > 1:
+        _check_namesakes(actions, name)
+    made = Stage.__new__(Stage)
+    data, description, own, title, members, has_data, local, own_memo, own_name, tags, use, use_actions = _SETTERS
+    data(made, sample._data)
+    description(made, sample._description)
+    own(made, origin)
+    title(made, sample._title)
+    members(made, actions)
+    has_data(made, sample.has_data)
+    local(made, sample.local)
+    own_memo(made, memo)
+    own_name(made, name)
+    tags(made, sample.tags)
+    use(made, sample.use)
+    use_actions(made, sample.use_actions)
+    return made
+
+
+_SETTERS: Final = [getattr(Stage, slot).__set__ for slot in Stage.__slots__]  # `assign` takes three times as long
+
+
 def _called(stage: Stage) -> Called | None:
     """Return the call of a template that a stage comes from."""
     origin = stage._origin
@@ -654,7 +685,13 @@ def values_of(unit: Action[..., Any] | Stage) -> str:
 
 def memo_of(unit: Unit) -> Memo:
     """Return the memo of a unit: facts that were worked out once, and are not part of its value."""
-    return unit._self_memo if isinstance(unit, Action) else cast("Value", unit).memo
+    if not isinstance(unit, Action):
+        return cast("Value", unit).memo
+    memo = unit._self_memo
+    if memo is None:
+        memo = Memo()
+        _remember(cast("Any", unit), "_self_memo", memo)
+    return memo
 
 
 def origin_of(unit: Action[..., Any] | Stage) -> Origin | None:
@@ -702,7 +739,7 @@ def _is_importable(root: Action[..., Any] | Stage, origin: Origin | None) -> boo
 def set_origin(made: S, origin: Origin) -> S:
     """Give a newly made action or stage its origin, and return it."""
     if isinstance(made, Action):
-        made._self_remember("origin", origin)
+        _remember(made, "_self_origin", origin)
     else:
         assign(made, _origin=origin)
     return made
@@ -732,6 +769,8 @@ def insertable(units: Iterable[Any], who: str, how: str = "returned") -> tuple[U
     Actions join the current stage if there is nothing else; among other units they are stages, and keep their place.
     """
     units = tuple(units)
+    if {*map(type, units)} == {Stage}:  # most
+        return units
     flat: list[Unit | Stream] = []
     is_mixed = not all(isinstance(unit, Action) for unit in units)
     for unit in units:

@@ -158,7 +158,8 @@ def annotations_of(function: Any) -> Mapping[str, Any]:
             )
         except TypeError:
             return {}
-    return cast("Mapping[str, Any]", getattr(function, "__annotations__", None) or {})
+    found: Mapping[str, Any] = getattr(function, "__annotations__", None) or {}
+    return found
 
 
 def attributes_used(function: Any, parameter: str | None) -> frozenset[str] | None:

@@ -32,6 +32,7 @@ __all__ = [
     "aliased",
     "local_variables",
     "names_of",
+    "parsed",
     "union",
 ]
 
@@ -105,7 +106,8 @@ def names_of(function: Any, local: Mapping[str, Any]) -> Names:
 
 
 @functools.lru_cache(maxsize=1024)
-def _parsed(text: str) -> ast.expr | None:
+def parsed(text: str) -> ast.expr | None:
+    """Return the expression of an annotation that is a string, None if it is not valid."""
     try:
         return ast.parse(f"({text.strip()}\n)", mode="eval").body
     except (SyntaxError, ValueError):
@@ -152,7 +154,7 @@ class Names(dict[str, Any]):
 
     def of_text(self, text: str) -> Any:
         """Return the value of an annotation that is a string."""
-        node = _parsed(text)
+        node = parsed(text)
         if node is not None:
             return self.value(node)
         if "Annotated" in text:
@@ -383,7 +385,7 @@ def _texts(annotations: Iterable[Any]) -> Iterator[str]:
 
 @functools.lru_cache(maxsize=1024)
 def _names_in(text: str) -> frozenset[str]:
-    node = _parsed(text)
+    node = parsed(text)
     names: set[str] = set()
     for each in () if node is None else ast.walk(node):
         if isinstance(each, ast.Name):

@@ -8,10 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from flowdeco.errors import MissingInputError, ReturnValueError
-from flowdeco.model.annotations import EMPTY, Annotations, Declared
-from flowdeco.model.definitions import Action, Stage, action_options, bound_of, local_of, memo_of
+from flowdeco.model.annotations import EMPTY, Annotations, Declared, Meaning
+from flowdeco.model.definitions import Action, ActionOptions, Stage, action_options, bound_of, local_of, memo_of
 from flowdeco.model.functions import by_position, underlying
+from flowdeco.model.names import NO_LOCALS
 from flowdeco.model.options import UNSET
+from flowdeco.model.prototypes import Body, Likeness, Pattern, Seen
 from flowdeco.model.store import MISSING, AnyKey, Key, Local, Name, Store, key_name
 
 __all__ = ["Input", "Step", "local_names", "localized", "step_of", "steps_of"]
@@ -27,6 +29,24 @@ class Input(NamedTuple):
     context: bool
     by_keyword: bool
     annotation: Any
+
+
+class Reading(NamedTuple):
+    """The part of a step that is read from the function alone."""
+
+    inputs: tuple[Input, ...]
+    is_async: bool
+    generates: bool
+    returned: Any
+    meaning: Meaning
+
+    @classmethod
+    def of(cls, function: Any, name: str, local: Mapping[str, Any] = NO_LOCALS) -> Reading:
+        """Read the function of an action of this name; `local` are the local variables that its annotations name."""
+        annotations = Annotations(function, local)
+        inputs, inner = _inputs(function, name, annotations), underlying(function)
+        generates = inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner)
+        return cls(inputs, inspect.iscoroutinefunction(inner), generates, *annotations.returned())
 
 
 class Step:
@@ -57,17 +77,15 @@ class Step:
         "writes",
     )
 
-    def __init__(self, action: Action[..., Any]) -> None:
+    def __init__(self, action: Any, function: Any, options: ActionOptions, reading: Reading) -> None:
         self.local: frozenset[str] = frozenset()  # names that are local to its stage
-        self.action = action
-        self.function: Any = action.__wrapped__
-        self.name = action.name
-        self.bound = bound_of(action)
-        options = action_options(action)
+        self.action: Action[..., Any] = action
+        self.function = function
+        self.name = options.name
+        self.bound: Mapping[str, Any] = {} if action is None else bound_of(action)
         self.use = options.use
         self.timeout = options.timeout
-        annotations = Annotations(self.function, local_of(action))
-        self.inputs = _inputs(self.function, self.name, annotations)
+        self.inputs, self.is_async, self.generates, self.returned, meaning = reading
         self.wants_context = any(i.context and i.name not in self.bound for i in self.inputs)
         # The common case is read in one go: everything from the store, everything positional.
         self.simple = not self.bound and not any(i.context or i.by_keyword or i.typed for i in self.inputs)
@@ -78,15 +96,18 @@ class Step:
             returns = self.name if options.collect is None else None
         self.result_key: Any = returns
         self.writes: Any = returns if isinstance(returns, str) and self.collects is None else None
-        self._read_function(returns, annotations)
+        self._mean(returns, meaning, options.returns is UNSET)
         if self.names_units:  # data would be a mistake, which `sort_out` reports
             self.writes = None
 
-    def _read_function(self, returns: Any, annotations: Annotations) -> None:
-        function = underlying(self.function)
-        self.is_async = inspect.iscoroutinefunction(function)
-        self.generates = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
-        self.returned, (data, units, none) = annotations.returned()
+    @classmethod
+    def read(cls, action: Action[..., Any]) -> Step:
+        """Return the step of an action, whose function is read now."""
+        function, options = action.__wrapped__, action_options(action)
+        return cls(action, function, options, Reading.of(function, options.name, local_of(action)))
+
+    def _mean(self, returns: Any, meaning: Meaning, by_default: bool) -> None:
+        data, units, none = meaning
         self.names_units = units and not data
         self.inserts = units
         is_kept = self.collects is not None or not (returns is None or isinstance(returns, tuple))
@@ -99,7 +120,7 @@ class Step:
             if self.collects is not None:
                 keys.append(key_name(self.collects))
         self.supplies = tuple(keys)
-        self.supplies_own_name = data and returns == self.name and action_options(self.action).returns is UNSET
+        self.supplies_own_name = data and returns == self.name and by_default
 
     def gather(
         self, store: Store, values: Mapping[str, Any], context: Any, stage: str
@@ -159,6 +180,20 @@ class Step:
         elif keys is not None:
             store[keys] = value
 
+    def of(self, action: Any, function: Any) -> Step:
+        """Return the step of another action, with these facts: one by one, as a loop takes five times as long."""
+        made = Step.__new__(Step)
+        made.action, made.function = action, function
+        made.bound, made.collects, made.generates, made.inputs = self.bound, self.collects, self.generates, self.inputs
+        made.inserts, made.is_async, made.keys, made.local = self.inserts, self.is_async, self.keys, self.local
+        made.name, made.names_units, made.nothing = self.name, self.names_units, self.nothing
+        made.result_key, made.returned, made.simple = self.result_key, self.returned, self.simple
+        made.supplies, made.supplies_own_name, made.timeout = self.supplies, self.supplies_own_name, self.timeout
+        made.use, made.wants_context, made.writes = self.use, self.wants_context, self.writes
+        if function is not None and (function.__defaults__ or function.__kwdefaults__):
+            made.inputs = _with_defaults(made.inputs, function)
+        return made
+
     def make_local(self, names: frozenset[str]) -> None:
         """Have it read and write these names as results that are local to its stage."""
         self.local = names
@@ -198,28 +233,124 @@ def step_of(action: Action[..., Any]) -> Step:
     memo = memo_of(action)
     step: Step | None = getattr(memo, "step", None)
     if step is None:
-        step = memo.step = Step(action)
+        step = memo.step = Step.read(action)
     return step
 
 
 def steps_of(stage: Stage) -> list[tuple[Step, str | None]]:
     """Return the steps of a stage, the last one first, each with the action that inserted it (None): a stack to run from."""
-    steps: list[tuple[Step, str | None]]
+    known: Any = None
     try:  # for each stage that runs; a default of `getattr` costs more
-        steps = stage.memo.steps
-        return steps
+        known = stage.memo.steps
     except AttributeError:
         pass
-    if stage.local:
-        made = [Step(action) for action in stage.actions]
-        names = local_names(made)
-        for step in made:
-            step.make_local(names)
+    if type(known) is list:
+        return cast("list[tuple[Step, str | None]]", known)
+    if type(known) is Body:
+        steps = _of_template(stage, known)
     else:
-        made = [step_of(action) for action in stage.actions]
-    steps = [(step, None) for step in reversed(made)]
+        made = [Step.read(action) if stage.local else step_of(action) for action in stage.actions]
+        if stage.local:
+            _make_all_local(made)
+        steps = [(step, None) for step in reversed(made)]
     stage.memo.steps = steps
     return steps
+
+
+def _make_all_local(steps: Sequence[Step]) -> None:
+    names = local_names(steps)
+    for step in steps:
+        step.make_local(names)
+
+
+# The stages of a template have steps in common, without the action and the function of one call.
+
+
+class Layout:
+    """The steps that the stages of a template have in common, and the keys that they need, which `wiring` keeps here."""
+
+    __slots__ = ("blanks", "needs", "steps")
+
+    def __init__(self, blanks: list[Step | None], steps: list[Step]) -> None:
+        self.blanks = blanks
+        self.steps = steps
+        self.needs: Any = UNSET
+
+    def filled(self, stage: Stage, likenesses: list[Likeness | None]) -> list[tuple[Step, str | None]] | None:
+        """Return the steps of a stage if they are like these, None if not."""
+        if len(likenesses) != len(self.blanks):
+            return None
+        made: list[tuple[Step, str | None]] = []
+        for blank, step, likeness, action in zip(self.blanks, self.steps, likenesses, stage.actions, strict=True):
+            if likeness is None:
+                return None
+            prototype, function, options = likeness
+            known = prototype.read
+            if known is None or known[3] is not blank or known[0] is not options or not known[1].fits(function):
+                return None
+            made.append((step.of(action, function), None))
+        made.reverse()
+        return made
+
+
+def _of_template(stage: Stage, body: Body) -> list[tuple[Step, str | None]]:
+    pattern, likenesses = cast("Pattern", body.pattern), body.likenesses
+    layout: Layout | None = pattern.layout
+    steps = None if layout is None else layout.filled(stage, likenesses)
+    if steps is not None:
+        stage.memo.layout = layout
+        return steps
+    blanks: list[Step | None] = []
+    made: list[Step] = []
+    for action, likeness in zip(stage.actions, likenesses, strict=True):
+        blank = None if likeness is None else _blank(likeness)
+        blanks.append(blank)
+        if blank is not None:
+            made.append(blank.of(None, None))
+        else:
+            made.append(Step.read(action) if stage.local else step_of(action))
+    if stage.local:
+        _make_all_local(made)
+    if not any(blank is None or blank.use for blank in blanks):  # a layer may refer to anything
+        pattern.layout = stage.memo.layout = Layout(blanks, made)
+    filled = [
+        step if blank is None or likeness is None else step.of(action, likeness[1])
+        for step, blank, likeness, action in zip(made, blanks, likenesses, stage.actions, strict=True)
+    ]
+    return [(step, None) for step in reversed(filled)]
+
+
+def _blank(likeness: Likeness) -> Step | None:
+    """Return the step that actions of this likeness have in common; None if they may mean other things in each call."""
+    prototype, function, options = likeness
+    known = prototype.read
+    if known is not None and known[1].fits(function):
+        checked, seen, reading, blank = known
+        if checked is options:
+            return cast("Step", blank)
+    else:
+        seen = Seen.of(function)
+        if seen is None:
+            return None
+        reading = Reading.of(function, options.name)
+        reading = reading._replace(inputs=tuple(map(_without_default, reading.inputs)))
+    blank = Step(None, None, options, reading)
+    if not options.use:
+        prototype.read = options, seen, reading, blank
+    return blank
+
+
+def _without_default(wanted: Input) -> Input:
+    return wanted if wanted.default is EMPTY else wanted._replace(default=UNSET)
+
+
+def _with_defaults(inputs: tuple[Input, ...], function: types.FunctionType) -> tuple[Input, ...]:
+    values, code = function.__defaults__ or (), function.__code__
+    last = code.co_varnames[code.co_argcount - len(values) : code.co_argcount]
+    named = {**dict(zip(last, values, strict=True)), **(function.__kwdefaults__ or {})}
+    return tuple(
+        wanted if wanted.default is EMPTY else wanted._replace(default=named[wanted.name]) for wanted in inputs
+    )
 
 
 def local_names(steps: Iterable[Step]) -> frozenset[str]:
@@ -229,7 +360,7 @@ def local_names(steps: Iterable[Step]) -> frozenset[str]:
 
 def localized(step: Step, names: frozenset[str]) -> Step:
     """Return the step of an action in a stage to which these names are local."""
-    made = Step(step.action)
+    made = Step.read(step.action)
     made.make_local(names)
     return made
 

@@ -146,7 +146,8 @@ class Memo:
     of their facts are never needed.
     """
 
-    __slots__ = ("needs", "pipeline", "stage", "step", "steps", "values")
+    __slots__ = ("layout", "needs", "pipeline", "stage", "step", "steps", "values")
+    layout: Any  # `steps_of`: shared with other stages of its template
     needs: Any  # in `wiring`
     pipeline: Pipeline  # `as_pipeline`
     stage: Any  # `one_action_stage`

@@ -24,8 +24,8 @@ from flowdeco.model.definitions import (
     one_action_stage,
     stage_selectors,
 )
-from flowdeco.model.options import Middleware
-from flowdeco.model.steps import Input, Step, missing, step_of, steps_of
+from flowdeco.model.options import UNSET, Middleware
+from flowdeco.model.steps import Input, Layout, Step, missing, step_of, steps_of
 from flowdeco.model.store import Store, accepted_classes, key_name
 from flowdeco.model.supplying import Supplies, supplies_of
 from flowdeco.model.units import Memo, Value
@@ -79,10 +79,6 @@ class _Gap(NamedTuple):
     certain: bool
     producer: Step | None = None
     beside: tuple[tuple[Parallel, int], ...] = ()
-
-    def is_met(self, keys: Collection[str]) -> bool:
-        """Whether one of these keys of the store supplies the parameter: a local name hides a key."""
-        return self.wanted.key in keys and self.wanted.key not in self.step.local
 
 
 class _Around(NamedTuple):
@@ -150,7 +146,7 @@ def validate(unit: Unit, inputs: Iterable[str] | Mapping[str, Any] = ()) -> list
 def check_run(flow: Pipeline, inputs: Collection[str], skip: frozenset[str], use: tuple[Middleware, ...] = ()) -> None:
     """Raise `WiringError` before a run for parameters that certainly nothing supplies."""
     __tracebackhide__ = True
-    if all(gap.is_met(inputs) for gap in _needs(flow, skip)) or hides_gaps(use):
+    if _has_all(inputs, _needs(flow, skip)) or hides_gaps(use):
         return
     known = _Known(dict.fromkeys(inputs))
     _refuse((gap for gap in _check(flow, known, _Around(), skip) if gap.certain), known, _Flow((flow,), skip))
@@ -158,11 +154,16 @@ def check_run(flow: Pipeline, inputs: Collection[str], skip: frozenset[str], use
 
 def unmet(units: Iterable[Unit | Stream], store: Store, skip: frozenset[str]) -> bool:
     """Whether units need a key that neither they nor the store have."""
-    for unit in units:
-        for gap in _needs(unit, skip):
-            if not gap.is_met(store):
-                return True
+    for unit in units:  # noqa: SIM110 - for each stage that is inserted: without a generator
+        if not _has_all(store, _needs(unit, skip)):
+            return True
     return False
+
+
+def _has_all(keys: Collection[str], needed: tuple[str, ...] | None) -> bool:
+    if needed:
+        return all(key in keys for key in needed)
+    return needed is not None
 
 
 def check_inserted(
@@ -196,21 +197,40 @@ def _refuse(gaps: Iterable[_Gap], known: _Known, flow: _Flow) -> None:
         raise WiringError(f"the wiring has {len(problems)} problem{'s' * (len(problems) > 1)}:\n{lines}", problems)
 
 
-def _needs(unit: Unit | Stream, skip: frozenset[str]) -> tuple[_Gap, ...]:
-    """Return the gaps of a unit that are certain unless the store has the key, one for each key; worked out once."""
+def _needs(unit: Unit | Stream, skip: frozenset[str]) -> tuple[str, ...] | None:
+    """Return the keys that a unit needs to be in the store; None if no store has them: local names hide keys."""
     if type(unit) is Action:
         unit = one_action_stage(unit)
-    if type(unit) is Stream:
+    elif type(unit) is Stream:
         return ()
     memo = Memo() if skip else cast("Value", unit).memo
-    needs: tuple[_Gap, ...]
+    needs: Any = UNSET
     try:  # for each stage that is inserted, as in `steps_of`
         needs = memo.needs
-        return needs
     except AttributeError:
         pass
-    gaps = (gap for gap in _check(unit, _Known({}), _Around(), skip) if gap.certain)
-    needs = memo.needs = tuple({gap.wanted.key: gap for gap in gaps}.values())
+    if needs is UNSET:
+        needs = memo.needs = _found_needs(cast("Unit", unit), memo, skip)
+    return cast("tuple[str, ...] | None", needs)
+
+
+def _found_needs(unit: Unit, memo: Memo, skip: frozenset[str]) -> tuple[str, ...] | None:
+    needs: tuple[str, ...] | None
+    layout: Layout | None = None
+    if type(unit) is Stage:
+        steps = steps_of(unit)
+        if not (skip or unit.use or unit.use_actions):
+            layout = getattr(memo, "layout", None)
+        if layout is not None and layout.needs is not UNSET:
+            needs = layout.needs
+            return needs
+        if not any(wanted.default is EMPTY and not wanted.context for step, _ in steps for wanted in step.inputs):
+            return ()
+    gaps = [gap for gap in _check(unit, _Known({}), _Around(), skip) if gap.certain]
+    is_hidden = any(gap.wanted.key in gap.step.local for gap in gaps)
+    needs = None if is_hidden else tuple(dict.fromkeys(gap.wanted.key for gap in gaps))
+    if layout is not None:
+        layout.needs = needs
     return needs
 
 

@@ -104,6 +104,31 @@ def template() -> float:
     return ratio(lambda: [process(kind) for kind in range(200)], 200)
 
 
+def inserted_template() -> float:
+    @stage
+    def process(kind: int) -> None:
+        @action(collect="numbers")
+        def handle() -> int:
+            return kind
+
+    return ratio(action(name="insert")(lambda: [process(kind) for kind in range(N)]).run, N)
+
+
+def inserted_rich_template() -> float:
+    @stage(tags=["dynamic"])
+    def process(kind: int) -> None:
+        @action(tags=["slow"])
+        def read(ctx: Context) -> int:
+            return kind
+
+        @action(collect="numbers")
+        def handle(read: int) -> int:
+            return read
+
+    insert = action(name="insert")(lambda: [process(kind) for kind in range(N)])
+    return ratio(lambda: insert.run(observers=[lambda event: None]), N)
+
+
 def layer() -> float:
     def middleware(call: Any) -> Generator[None, Any, None]:
         yield
@@ -187,7 +212,9 @@ ROWS = [
     Row("stage with one action, streamed", 20, "x", streamed),
     Row("stage with one action, loop (returns itself)", 20, "x", looped),
     Row("stage with one action, nested (inserts the next)", 20, "x", nested),
-    Row("calling a stage template", 80, "x", template),
+    Row("calling a stage template", 30, "x", template),
+    Row("stage of a template, with call, wiring, run, collect", 50, "x", inserted_template),
+    Row("stage of a template: observer, Context, tags, 2 actions", 250, "x", inserted_rich_template),
     Row("one middleware layer around an action, more", 8, "x", layer),
     Row("flatness in a row: item of 10^6 to item of 10^3", 1.25, "x", lambda: _flatness(_in_a_row)),
     Row("flatness nested: item of 10^6 to item of 10^3", 1.25, "x", lambda: _flatness(_nested)),
