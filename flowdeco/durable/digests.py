@@ -130,7 +130,7 @@ def _hashed(value: Any, *, with_caches: bool) -> tuple[bytes, _Found]:
 _ENDLESS: Final = (ValueError, OverflowError)  # a value that contains itself, or the same parts over and over
 
 
-class _Unordered(Exception):  # noqa: N818
+class _Unordered(Exception):
     """There may be sets in the value, which must be sorted."""
 
 
@@ -165,7 +165,7 @@ class _Sink:
 
     def __init__(self) -> None:
         self.stream = hasher()[1]()
-        self.buffers = hasher()[1]()
+        self.buffers: Any = None
         self.left = _LONGEST
         self.may_have_sets = False
 
@@ -180,11 +180,14 @@ class _Sink:
 
     def take(self, buffer: pickle.PickleBuffer) -> None:
         view = buffer.raw()
+        if self.buffers is None:
+            self.buffers = hasher()[1]()
         self.buffers.update(view.nbytes.to_bytes(8, "little"))
         self.buffers.update(view)
 
     def hashed(self) -> bytes:
-        self.stream.update(self.buffers.digest())
+        if self.buffers is not None:
+            self.stream.update(self.buffers.digest())
         made: bytes = self.stream.digest()
         return made
 

@@ -279,7 +279,7 @@ def complete(branch: Branch, step: Step, by: str | None, number: int, started: f
         row = terms.recorder.value_row(branch.id, scope.unit.name, did, step, value)
         if row is None:
             return False
-        branch.rows.append(row)
+        branch.add_row(row)
     if value is not step.nothing and not inserted:
         if value is not None:
             branch.result = value
