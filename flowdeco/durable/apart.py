@@ -4,8 +4,8 @@ Buffers of arrays and frames leave the pickle by protocol 5, out of band. Long s
 `pickle` writes each of them on its own: they are cut out there. If anything large is left of a value that a step wrote, a
 list of a million numbers say, its pickle is a part as well, so that the same list of another step is stored once.
 
-The content of such a `Payload` is a list of nodes, the last one for all of it; each is its pickle (or the place of that among
-the parts), the positions and places of the strings to be put back, and the places of its buffers.
+The content of such a `Payload` is a list of nodes, the last one for all of it; each is its pickle (or the place of that
+among the parts), the positions and places of the strings to be put back, and the places of its buffers.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class _Apart:
     def with_refs(self, value: Any) -> Any:
         """Return what a step wrote, or inputs, with references to large values instead of these."""
         if type(value) is tuple:  # a key and a value
-            return tuple(map(self._placed, value))
+            return tuple(map(self._placed, cast("tuple[Any, ...]", value)))
         if type(value) is not dict:
             return value
         return {name: self._in_section(name, content) for name, content in cast("dict[Any, Any]", value).items()}
@@ -84,12 +84,12 @@ class _Apart:
     def _placed(self, value: Any) -> Any:
         """Return the value itself, or if its pickle is large without its large parts, a reference to a node for it."""
         if not isinstance(value, _COLLECTED) and not hasattr(cast("object", value), "__dict__"):
-            return value
+            return cast("Any", value)
         count = len(self.parts)
         content, cuts, buffers = self._node(value, self._plain)
         if len(cast("bytes", content)) < LARGE:
             del self.parts[count:]
-            return value
+            return cast("Any", value)
         self.parts.append(content)
         self.nodes.append((len(self.parts) - 1, cuts, buffers))
         return _Ref(len(self.nodes) - 1)

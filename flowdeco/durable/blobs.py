@@ -26,14 +26,20 @@ class Loaded(bytearray):
     """A large value that was loaded for one use, which may take its memory."""
 
 
-# `refs` has the blobs of each step, by place; its `step` is the id of a row of `log`, or of inputs as a negative number.
+# `refs` has the blobs of each step, by place; its `step` is the id of a row of `log`, of inputs as a negative number,
+# or that of an outcome of `cached`, which is less than 1 << 32.
 BLOBS: Final = """
-CREATE TABLE IF NOT EXISTS blobs (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, size INTEGER NOT NULL, checksum INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS blobs (
+    id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, size INTEGER NOT NULL, checksum INTEGER NOT NULL
+);
 CREATE TABLE IF NOT EXISTS chunks (id INTEGER PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS refs (
     step INTEGER NOT NULL, place INTEGER NOT NULL, blob INTEGER NOT NULL, PRIMARY KEY (step, place)
 ) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS referring ON refs (blob)"""
+CREATE INDEX IF NOT EXISTS referring ON refs (blob);
+CREATE TABLE IF NOT EXISTS outcomes (
+    id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, checksum INTEGER NOT NULL, payload BLOB NOT NULL
+)"""
 
 _CHUNKS: Final = 20  # bits of the number of a chunk within its blob
 

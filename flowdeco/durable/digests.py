@@ -21,7 +21,7 @@ import copyreg
 import pickle
 import re
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from enum import Enum
 from functools import lru_cache, partial
@@ -231,7 +231,7 @@ def _surely_without_sets(value: Any) -> bool:
             return True
         each = waiting.pop()
         if type(each) is dict:
-            items: Iterable[Any] = (*each, *each.values())
+            items: Any = (*each, *each.values())
         elif type(each) in (list, tuple):
             items = each
         elif type(each) in ATOMS:
@@ -267,7 +267,7 @@ class _ByPart:
 
     def _begin(self, part: Any) -> Iterator[Any] | None:
         """Hash a part, and return the parts inside it that are still to be hashed."""
-        kind, number = type(part), self.numbers.get(id(part))
+        kind, number = cast("Any", type(part)), self.numbers.get(id(part))
         if number is not None:
             self.stream.update(b"again %d\0" % number)
             return None
@@ -276,6 +276,7 @@ class _ByPart:
             return None
         self.numbers[id(part)] = len(self.numbers)
         self.kept.append(part)
+        inside: Any
         if kind is dict:
             inside = [each for pair in part.items() for each in pair]
         elif kind in _UNORDERED:

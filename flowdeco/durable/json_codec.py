@@ -28,7 +28,7 @@ from flowdeco.durable.kinds import STANDARD, ZONE, Kind, checked_dict, checked_l
 from flowdeco.durable.lookup import find, lookup, place, reference
 from flowdeco.engine.journal import Payload
 from flowdeco.errors import JournalError, RunError
-from flowdeco.middleware import Recover, Retry, recover, retry
+from flowdeco.middleware import Cached, Recover, Retry, recover, retry
 from flowdeco.model.declare import StageTemplate
 from flowdeco.model.definitions import (
     Action,
@@ -94,7 +94,7 @@ class JsonCodec:
             raise unserialisable(value, what, self._dumped, error, parts=_parts) from error
 
     def encode_apart(self, value: Any, what: str) -> bytes:
-        """Return the value as a `Payload` if there are large parts in it, each a JSON text, and otherwise as `encode` does."""
+        """Return the value as a `Payload` if there are large parts in it, each as JSON, and otherwise as `encode` does."""
         payload = self.encode(value, what)
         if len(payload) < LARGE:
             return payload
@@ -469,8 +469,9 @@ def _read_type(node: Any) -> Any:
     return _class(node)
 
 
-def _read_key(name: Any, declared: Any) -> Any:
-    return Key(checked_string(name)) if declared is None else Key(checked_string(name), _read_type(declared))
+def _read_key(content: Any) -> Any:
+    name, declared, *frozen = checked_list(content)
+    return Key(checked_string(name), Any if declared is None else _read_type(declared), frozen=frozen == [True])
 
 
 # Definitions: as the references that the model has for them, or by their parts.
@@ -672,6 +673,8 @@ def _write_layer(notation: Notation, layer: Any) -> Any:
     elif isinstance(layer, functools.partial):
         partial = cast("functools.partial[Any]", layer)
         where, args, kwargs = notation.function_written(partial.func), partial.args, partial.keywords
+    elif isinstance(layer, Cached):  # it loads pickles from a folder, which the file must not choose
+        raise TypeError(f"JSON does not refer to {layer!r}: use it in the definition, or in `use_actions` of its stage")
     else:
         return notation.function_written(layer)
     written = {name: _write_argument(notation, value) for name, value in kwargs.items()}
@@ -747,7 +750,7 @@ TESTED: Final[tuple[Kind | Nested, ...]] = (
     Kind("$enum", _is_member, lambda v: [reference(type(v), "enum"), v.name], of_two(_read_member)),
     Kind("$flag", _is(enum.Enum), _write_flag, of_two(_read_flag)),
     Nested("$exception", _is(BaseException), _write_exception, _read_exception),
-    Kind("$key", _is(Key), lambda v: [v.name, _write_type(v.type)], of_two(_read_key)),
+    Kind("$key", _is(Key), lambda v: [v.name, _write_type(v.type), *[True] * v.frozen], _read_key),
     Kind("$action", _is(Action), _write_action, lambda where: _instance(where, Action)),
     Nested("$made", _is(Stage, Pipeline, Parallel), _write_made, _read_made),
     Nested("$stream", _is(Stream), _write_stream, _read_stream),

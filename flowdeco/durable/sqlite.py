@@ -830,7 +830,7 @@ def _inputs_step(run: int, number: int) -> int:
     return -(run << 32) - number
 
 
-class _Stored(Sequence[Loaded]):
+class _Stored(Sequence[Any]):
     """The large parts of a payload in a journal, each loaded when it is used."""
 
     def __init__(self, journal: SqliteJournal, blobs: list[int]) -> None:
@@ -840,8 +840,8 @@ class _Stored(Sequence[Loaded]):
     def __len__(self) -> int:
         return len(self.blobs)
 
-    def __getitem__(self, place: Any) -> Any:
-        return self.journal.load(self.blobs[place])
+    def __getitem__(self, place: Any, /) -> Any:
+        return self.journal.load(cast("int", self.blobs[place]))
 
 
 def _after(

@@ -161,6 +161,7 @@ def in_layers(
         shown = watch.watched()
     around = Layers(terms.run_id, shown, scope.pipeline, scope.unit, step.action, layers, terms.gate)
     around.values = scope.values
+    around.step = step
     if earlier is not None:
         around.continue_from(earlier)
     mark = store.mark()
@@ -221,6 +222,7 @@ def _call(branch: Branch, act: Execution, values: Mapping[str, Any]) -> Generato
     """Call an action; return its settled value, or `Raised`."""
     terms, store, stage, step, watch = branch.terms, branch.store, branch.scope.unit, act.step, act.watch
     if watch is not None:
+        _note_frozen(branch, step)
         watch.look(step.keys)
     if step.wants_context:
         place = branch.id, act.number
@@ -340,6 +342,7 @@ def _let_write(branch: Branch, act: Execution, inserted: tuple[Unit | Stream, ..
         branch.store.apply(effects.delta)
     if data is not UNSET:
         act.step.deliver(data, branch.store)
+        _note_frozen(branch, act.step)
     if inserted:
         check_insertion(branch, inserted, is_action=True)
         if recorder is not None:
@@ -362,6 +365,7 @@ def _outcome(branch: Branch, act: Execution, error: Failure, writes: Delta | Non
         step.name, step.action, status, act.started + terms.epoch, terms.clock() - act.started, act.by, act.number,
         act.inserted, (), None, -1, failure, attempts, recovered, act.switches, False, writes, (), act.result,
         repeats=() if act.layers is None else act.layers.repeats, failures=failures,
+        cached=error is None and act.layers is not None and act.layers.cached,
     )  # fmt: skip
 
 
@@ -396,7 +400,14 @@ def _made_local(branch: Branch, scope: OpenScope, steps: list[tuple[Step, str]])
     return [(localized(step, names), by) for step, by in steps]
 
 
+def _note_frozen(branch: Branch, step: Step) -> None:
+    """Note the frozen keys of an action, whose values are not checked for changes from now on."""
+    if step.frozen and branch.terms.recorder is not None:
+        branch.terms.recorder.looks.frozen |= step.frozen
+
+
 def _restore(branch: Branch, earlier: Outcome, step: Step, by: str | None) -> Failure:
+    _note_frozen(branch, step)
     did = branch.restore(earlier, step.action, by)
     take_effect(branch, branch.scope, did)
     return None if did.recovered else did.error

@@ -85,7 +85,7 @@ class Payload(bytes):
 
 
 def encoder(journal: Journal) -> Callable[[Any, str], bytes]:
-    """Return the function that encodes values for a journal: with large parts aside, if both journal and codec allow that."""
+    """Return the function that encodes values for a journal: with large parts aside, if journal and codec allow that."""
     apart = getattr(journal.codec, "encode_apart", None) if getattr(journal, "takes_parts", False) else None
     return apart or journal.codec.encode
 

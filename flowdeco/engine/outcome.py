@@ -104,7 +104,7 @@ class Outcome(NamedTuple):
     data that an action returned). A record that is kept has none of them: it keeps no value alive. `number` is the
     step's place in its branch, `end` that of the step after it; `entered` tells whether a scope reached its first step;
     `branches` is the number of branches of a group, `fingerprint` that of an action's code in a durable run; `repeats`
-    says how often each of its layers has asked for another attempt.
+    says how often each of its layers has asked for another attempt. `cached` means that it was taken from a cache.
     """
 
     name: str
@@ -131,6 +131,7 @@ class Outcome(NamedTuple):
     fingerprint: str = ""
     repeats: tuple[int, ...] = ()
     failures: Sequence[BaseException] = ()
+    cached: bool = False
 
     @property
     def is_final(self) -> bool:
@@ -144,14 +145,15 @@ class Outcome(NamedTuple):
         return record_kind(unit)(
             self.name, unit, self.status, self.started, self.elapsed, by, self.number, self.inserted, actions, scope,
             self.end, self.error, self.attempts, self.recovered, self.switches, True, None, (), UNSET, self.entered,
-            self.branches, failures=self.failures,
+            self.branches, failures=self.failures, cached=self.cached,
         )  # fmt: skip
 
     def refused(self, error: BaseException) -> Self:
         """Return the outcome of a step that has failed because its effect cannot be written to the journal."""
         return self._replace(
-            status=Status.FAILED, error=error, recovered=False, inserted=(), switches=(), writes=None, result=UNSET
-        )
+            status=Status.FAILED, error=error, recovered=False, inserted=(), switches=(), writes=None, result=UNSET,
+            cached=False,
+        )  # fmt: skip
 
     def kept(self) -> Any:
         """Return the outcome without its values: the record to keep once it has been applied and written."""
@@ -200,7 +202,15 @@ class ActionRecord(Outcome):
         if self.restored:
             return None
         return ActionFinished(
-            run_id, stage or "", self.name, self.status, self.error, self.elapsed, self.attempts, self.recovered
+            run_id,
+            stage or "",
+            self.name,
+            self.status,
+            self.error,
+            self.elapsed,
+            self.attempts,
+            self.recovered,
+            self.cached,
         )
 
 

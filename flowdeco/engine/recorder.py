@@ -92,7 +92,7 @@ class Recorder:
         """Remember the digests of large values that the journal is about to get: the first step to read one need not."""
         if type(payload) is Payload:
             for key, value in values:
-                if type(value) not in ATOMS:
+                if type(value) not in ATOMS and not self.looks.is_frozen(key):
                     self.looks.note(key, value, self.looks.digest(value))
 
     def reopening(self, branch: str, outcome: Outcome) -> Row:
@@ -142,7 +142,7 @@ class Recorder:
             parts["reason"] = (error.reason,)
         elif error is not None:
             parts["error"] = portable(error, self.codec)
-        for name in ("inserted", "switches", "recovered", "branches"):
+        for name in ("inserted", "switches", "recovered", "branches", "cached"):
             if value := getattr(outcome, name):
                 parts[name] = value
         if outcome.attempts > 1:
@@ -302,6 +302,7 @@ def _outcome(row: Row, parts: dict[str, Any], order: int) -> Outcome:
         get("by"), row.number, tuple(get("inserted", ())), (), scope, get("end", -1), error, get("attempts", 1),
         get("recovered", False), switches, False, writes, entering, _result(get("result"), writes),
         get("entered", True), get("branches", 0), row.fingerprint, tuple(get("repeats", ())), tuple(get("failures", ())),
+        get("cached", False),
     )  # fmt: skip
 
 

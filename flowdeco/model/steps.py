@@ -36,6 +36,7 @@ class Step:
         "action",
         "bound",
         "collects",
+        "frozen",
         "function",
         "generates",
         "inputs",
@@ -77,6 +78,9 @@ class Step:
         if returns is UNSET:
             returns = self.name if options.collect is None else None
         self.result_key: Any = returns
+        declared = (self.collects, *(cast("tuple[Any, ...]", returns) if isinstance(returns, tuple) else (returns,)))
+        typed = [*declared, *(i.typed for i in self.inputs)]
+        self.frozen = frozenset(key.name for key in typed if isinstance(key, Key) and key.frozen)
         self.writes: Any = returns if isinstance(returns, str) and self.collects is None else None
         self._read_function(returns, annotations)
         if self.names_units:  # data would be a mistake, which `sort_out` reports
@@ -125,6 +129,14 @@ class Step:
             if not any(wanted.name == name for wanted in self.inputs):
                 kwargs[name] = value
         return args, kwargs
+
+    def arguments(self, store: Store, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments by the names of parameters, without the context and those that nothing supplies."""
+        found = {
+            wanted.name: self._value(wanted, key, store, values, MISSING)
+            for wanted, key in zip(self.inputs, self.keys, strict=True)
+        }
+        return {**self.bound, **{name: value for name, value in found.items() if value is not MISSING}}
 
     def _value(self, wanted: Input, key: Name, store: Store, values: Mapping[str, Any], context: Any) -> Any:
         if wanted.name in self.bound:
