@@ -10,7 +10,6 @@ import os
 import random
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import suppress
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, cast
 
@@ -206,14 +205,13 @@ class Cached(NamedTuple):
 
     def check_signature(self, name: str, function: Any) -> None:
         """Raise that error for an action that is being defined, unless it takes more than its signature to know."""
+        try:
+            annotations = [each.annotation for each in inspect.signature(function).parameters.values()]
+        except (TypeError, ValueError):
+            return
         known = getattr(function, "__globals__", {})
-        with suppress(TypeError, ValueError):
-            for parameter in inspect.signature(function).parameters.values():
-                annotation = parameter.annotation
-                if isinstance(annotation, str):
-                    annotation = known.get(annotation)
-                if annotation is Context:
-                    raise _uncachable(name)
+        if any((known.get(each) if isinstance(each, str) else each) is Context for each in annotations):
+            raise _uncachable(name)
 
     @property
     def inserts(self) -> bool:
@@ -261,7 +259,7 @@ class _Before(NamedTuple):
         if inside:
             return f"{inside[0]!r} is supplied inside of cached(...): put that middleware before it"
         if outcomes.key(call.step.function, call.arguments) != self.key:
-            return "it changes an argument in place, which would not happen if the outcome was taken from the cache"
+            return "it changes an argument, or a value that its function encloses, which the outcome would not do again"
         if isinstance(call.given, Iterator):
             return "it is an iterator, which can be read only once"
         return ""

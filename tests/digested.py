@@ -2,22 +2,26 @@
 
 # ruff: noqa: F401
 import sys
-from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
+from collections import Counter, OrderedDict, defaultdict, deque
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
-from enum import Enum, Flag
+from enum import Enum, Flag, StrEnum
 from fractions import Fraction
 from pathlib import PurePosixPath, PureWindowsPath
 from types import SimpleNamespace
+from typing import NamedTuple
 from uuid import UUID
 
 from flowdeco.durable.digests import lasting_digest
 
-Pair = namedtuple("Pair", "left right")
+
+class Pair(NamedTuple):
+    left: object
+    right: object
 
 
-class Colour(str, Enum):
+class Colour(StrEnum):
     RED = "red"
 
 

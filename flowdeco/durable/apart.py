@@ -15,7 +15,7 @@ import pickle
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
-from flowdeco.durable.blobs import LARGE, Loaded
+from flowdeco.durable.blobs import LARGE
 from flowdeco.durable.digests import is_frame
 from flowdeco.engine.journal import Payload
 
@@ -84,7 +84,7 @@ class _Apart:
     def _placed(self, value: Any) -> Any:
         """Return the value itself, or if its pickle is large without its large parts, a reference to a node for it."""
         if not isinstance(value, _COLLECTED) and not hasattr(cast("object", value), "__dict__"):
-            return cast("Any", value)
+            return value
         count = len(self.parts)
         content, cuts, buffers = self._node(value, self._plain)
         if len(cast("bytes", content)) < LARGE:
@@ -150,21 +150,18 @@ def load(payload: bytes, unpickler: type[Unpickler] = Unpickler) -> Any:
         return unpickler(io.BytesIO(payload)).load()
     nodes: list[Node] = pickle.loads(payload)
     parts = payload.parts
+    # Before it is written, a payload has a list of the buffers of its own value, which another one must not share.
+    loaded: Callable[[Any], Any] = bytearray if isinstance(parts, list) else lambda part: part
 
     def value_of(number: int) -> Any:
         content, cuts, buffers = nodes[number]
         pickled = parts[content] if isinstance(content, int) else content
         file = io.BufferedReader(_Spliced(memoryview(pickled), [(at, parts[place]) for at, place in cuts]))
-        reader = unpickler(file, buffers=(_writable(parts[place]) for place in buffers))
+        reader = unpickler(file, buffers=(loaded(parts[place]) for place in buffers))
         reader.node = value_of
         return reader.load()
 
     return value_of(len(nodes) - 1)
-
-
-def _writable(part: Any) -> Any:
-    """Return a buffer for a new value: not one of the value that a payload was made of."""
-    return part if type(part) is Loaded else bytearray(part)
 
 
 class _Spliced(io.RawIOBase):

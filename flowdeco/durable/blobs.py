@@ -16,15 +16,10 @@ from zlib import crc32
 from flowdeco.durable.digests import hasher
 from flowdeco.errors import JournalError
 
-__all__ = ["BLOBS", "LARGE", "Loaded", "drop_blobs", "load_blob", "place_blob", "refer", "referred"]
+__all__ = ["BLOBS", "LARGE", "drop_blobs", "load_blob", "place_blob", "refer", "referred"]
 
 LARGE: Final = 64 << 10  # bytes
-CHUNK: Final = 4 << 20  # bytes: SQLite takes no more than 1 GB at once, and copies what it takes
-
-
-class Loaded(bytearray):
-    """A large value that was loaded for one use, which may take its memory."""
-
+CHUNK: Final = 1 << 20  # bytes: SQLite takes no more than 1 GB at once, and copies what it takes
 
 # `refs` has the blobs of each step, by place; its `step` is the id of a row of `log`, of inputs as a negative number,
 # or that of an outcome of `cached`, which is less than 1 << 32.
@@ -69,6 +64,7 @@ def place_blob(connection: sqlite3.Connection, data: Any) -> int:
     new: Any = connection.execute(
         "INSERT INTO blobs (name, size, checksum) VALUES ('', ?, 0)", (view.nbytes,)
     ).lastrowid
+    _drop_chunks(connection, new)  # of a damaged file
     hashed, checksum = begin(), 0
     for number, start in enumerate(range(0, view.nbytes, CHUNK)):
         chunk = bytes(view[start : start + CHUNK])
@@ -89,10 +85,10 @@ def _named(connection: sqlite3.Connection, name: str) -> int | None:
     return None if found is None else int(found[0])
 
 
-def load_blob(connection: sqlite3.Connection, blob: int) -> Loaded:
+def load_blob(connection: sqlite3.Connection, blob: int) -> bytearray:
     """Return the content of a blob; raises `JournalError` if it is not what was written."""
     size, checksum = connection.execute("SELECT size, checksum FROM blobs WHERE id = ?", (blob,)).fetchone() or (-1, 0)
-    data, at, actual = Loaded(max(0, size)), 0, 0
+    data, at, actual = bytearray(max(0, size)), 0, 0
     for chunk in _chunks(connection, blob):
         data[at : at + len(chunk)] = chunk
         at += len(chunk)
@@ -119,6 +115,10 @@ def drop_blobs(connection: sqlite3.Connection) -> None:
 
 
 def _drop(connection: sqlite3.Connection, blob: int) -> None:
+    _drop_chunks(connection, blob)
+    connection.execute("DELETE FROM blobs WHERE id = ?", (blob,))
+
+
+def _drop_chunks(connection: sqlite3.Connection, blob: int) -> None:
     first = blob << _CHUNKS
     connection.execute("DELETE FROM chunks WHERE id BETWEEN ? AND ?", (first, first | _LAST))
-    connection.execute("DELETE FROM blobs WHERE id = ?", (blob,))

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["digest", "hasher", "is_frame", "lasting_digest"]
 
 _LONGEST: Final = 1 << 28  # bytes: beyond that, parts that occur many times are hashed once
-_FRAME: Final = 64 << 10  # bytes: pickle writes longer pieces, which are single strings, on their own
+_FRAME: Final = 64 << 10  # bytes: pickle writes single strings of this length on their own
 _SOME: Final = 1000  # containers that are searched for sets
 
 
@@ -152,7 +152,7 @@ def is_frame(data: Any) -> bool:
     """Whether pickle wrote these bytes as a frame, which has objects in it; otherwise they are a single long string."""
     start = 2 if data[:2] == b"\x80\x05" else 0
     size = int.from_bytes(data[start + 1 : start + 9], "little")
-    return len(data) <= _FRAME or (data[start : start + 1] == pickle.FRAME and size == len(data) - start - 9)
+    return len(data) < _FRAME or (data[start : start + 1] == pickle.FRAME and size == len(data) - start - 9)
 
 
 _SETS: Final = re.compile(rb"\x8f\(|\x91")  # the beginning of a set that is not empty, the end of a frozenset
@@ -287,7 +287,8 @@ class _ByPart:
             maker, args, state, items, pairs = self.found.parts_of(part)
             inside = (maker, args, state, list(items or ()), list(pairs or ()))
         self.stream.update(f"{kind.__name__} {len(inside)}\0".encode())
-        return iter(inside)
+        each_inside: Iterator[Any] = iter(inside)
+        return each_inside
 
     def _in_order(self, items: Any) -> list[Any]:
         try:

@@ -129,7 +129,7 @@ def _text(node: Any) -> bytes:
 
 
 _PLACE: Final = "$large"  # {"$large": n} stands for the n-th part
-_DEEPEST: Final = 6  # levels that are searched for large parts: an item of a list of a section, say, and what is in it
+_DEEPEST: Final = 16  # levels that are searched for large parts
 _MOST: Final = 1000  # items that are searched
 
 

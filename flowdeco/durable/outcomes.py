@@ -56,7 +56,7 @@ class Outcomes:
             if type(content) is not bytes or _checksum(key, content) != checksum:
                 raise JournalError("an outcome does not agree with its checksum")
             blobs = referred(connection, id, id).get(id, [])
-            payload = Payload(content, [load_blob(connection, blob) for blob in blobs]) if blobs else content
+            payload = Payload(content, tuple(load_blob(connection, blob) for blob in blobs)) if blobs else content
         return (self._codec.decode(payload),)
 
     def put(self, key: str, outcome: Any) -> None:
@@ -69,14 +69,14 @@ class Outcomes:
             gone = connection.execute("SELECT id FROM outcomes WHERE key = ?", (key,)).fetchall()
             connection.executemany("DELETE FROM refs WHERE step = ?", gone)
             connection.executemany("DELETE FROM outcomes WHERE id = ?", gone)
+            if gone:
+                drop_blobs(connection)  # which may be damaged
             row = key, _checksum(key, payload), payload
             id: Any = connection.execute(
                 "INSERT INTO outcomes (key, checksum, payload) VALUES (?, ?, ?)", row
             ).lastrowid
             if type(payload) is Payload:
                 refer(connection, id, [place_blob(connection, part) for part in payload.parts])
-            if gone:
-                drop_blobs(connection)
 
     @contextmanager
     def _open(self) -> Generator[sqlite3.Connection, None, None]:

@@ -27,7 +27,7 @@ from copy import copy
 from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias, cast
 from zlib import crc32
 
-from flowdeco.durable.blobs import Loaded, drop_blobs, load_blob, place_blob, refer, referred
+from flowdeco.durable.blobs import drop_blobs, load_blob, place_blob, refer, referred
 from flowdeco.durable.codec import PickleCodec
 from flowdeco.durable.file import PATIENCE, JournalFile, Lease, inode, is_held_here, journal_file, transaction
 from flowdeco.durable.info import STATUSES, RunInfo
@@ -440,7 +440,7 @@ class SqliteJournal:
             return parts.blobs
         return [place_blob(connection, part) for part in parts]
 
-    def load(self, blob: int) -> Loaded:
+    def load(self, blob: int) -> bytearray:
         """Return a large part of a payload."""
         with self._asked("a large value cannot be read") as (_, connection), transaction(connection, "DEFERRED"):
             try:

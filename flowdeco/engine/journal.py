@@ -69,7 +69,8 @@ class Remembered(NamedTuple):
 class Payload(bytes):
     """A payload with large parts of its values aside: buffers, which its codec refers to by their place in `parts`.
 
-    Until it is written, these are the buffers of the values themselves, which user code may change.
+    Until it is written, these are a list of the buffers of the values themselves, which user code may change. A journal
+    returns another sequence, which gives a new buffer (a `bytearray`) whenever an item is read.
     """
 
     parts: Sequence[Any]
