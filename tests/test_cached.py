@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 import os
 import sqlite3
 import subprocess
@@ -231,7 +230,7 @@ def test_attempts_of_a_retry_inside_or_outside(folder, calls):
     @action
     def flaky(n):
         called()
-        if len(calls) < 3:
+        if len(CALLS) < 3:
             raise ValueError
         return n
 
@@ -258,7 +257,12 @@ def test_an_outcome_that_cannot_be_pickled_is_not_cached(folder, calls, caplog):
 
 NOT = {
     "no content": (lambda x: len(calls_of(x)), Lock(), (), "the argument 'x' has no content that can be compared"),
-    "changed": (lambda x: len(calls_of(x.append(1))), [], (), "it changes an argument in place"),
+    "changed": (
+        lambda x: len(calls_of(x.append(1))),
+        [],
+        (),
+        "it changes an argument, or a value that its function encloses",
+    ),
     "an iterator": (lambda x: iter(calls_of([x])), 1, (), "it is an iterator, which can be read only once"),
 }
 

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowdeco import Context, Key, Stage, action, pipeline, stage
+from flowdeco import Context, Key, Stage, action, pipeline
 from flowdeco import durable as journals
 from flowdeco.durable import JsonCodec, MemoryJournal, PickleCodec, SqliteJournal, blobs, digests
 from flowdeco.engine.journal import Payload

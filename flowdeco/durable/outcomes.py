@@ -64,7 +64,6 @@ class Outcomes:
         payload = self._codec.encode_apart(outcome, "outcome")
         if type(payload) is bytes:
             self._codec.decode(payload)  # an outcome that cannot be read back is not kept
-        os.makedirs(self.folder, mode=0o700, exist_ok=True)
         with self._open() as connection, transaction(connection):
             gone = connection.execute("SELECT id FROM outcomes WHERE key = ?", (key,)).fetchall()
             connection.executemany("DELETE FROM refs WHERE step = ?", gone)
@@ -83,6 +82,7 @@ class Outcomes:
         file = self._file
         with file.lock:
             try:
+                os.makedirs(self.folder, mode=0o700, exist_ok=True)
                 if file.connection is not None and file.has_moved():
                     file.disconnect()
                 file.users.add(self)
