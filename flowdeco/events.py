@@ -75,7 +75,7 @@ class ActionStarted(NamedTuple):
 
 
 class ActionFinished(NamedTuple):
-    """An action has ended: completed, failed, skipped…; `elapsed` is in seconds."""
+    """An action has ended: completed, failed, skipped…; `elapsed` is in seconds. A `cached` one was not called."""
 
     run_id: str
     stage: str
@@ -85,6 +85,7 @@ class ActionFinished(NamedTuple):
     elapsed: float
     attempts: int = 1
     recovered: bool = False
+    cached: bool = False
 
 
 class UnitsInserted(NamedTuple):

@@ -1,23 +1,31 @@
-"""The built-in middleware `retry`, `recover` and `atomic`, and the names for writing your own.
+"""The built-in middleware `retry`, `recover`, `cached` and `atomic`, and the names for writing your own.
 
 `engine.layers` explains how middleware works.
 """
 
 from __future__ import annotations
 
+import inspect
+import os
 import random
 import time
-from collections.abc import Callable, Generator
-from typing import Any, NamedTuple, TypeAlias, cast
+from collections.abc import Callable, Generator, Iterator
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, cast
 
-from flowdeco.engine.layers import Call
+from flowdeco.engine.context import Context
+from flowdeco.engine.layers import Call, Layers
 from flowdeco.engine.requests import Sleep
-from flowdeco.errors import DefinitionError, MissingInputError
+from flowdeco.errors import DefinitionError, JournalError, MissingInputError, SerializationError
 from flowdeco.model.contents import ATOMS
-from flowdeco.model.options import Middleware, described
+from flowdeco.model.options import UNSET, Middleware, described
+from flowdeco.model.steps import Step
 from flowdeco.model.supplying import Supplies
 
-__all__ = ["Call", "Middleware", "Sleep", "atomic", "recover", "retry"]
+if TYPE_CHECKING:
+    from flowdeco.running import Outcomes
+
+__all__ = ["Call", "Middleware", "Sleep", "atomic", "cached", "recover", "retry"]
 
 _Exceptions: TypeAlias = "type[BaseException] | tuple[type[BaseException], ...]"
 _On: TypeAlias = "_Exceptions | Callable[[BaseException], bool]"
@@ -136,6 +144,133 @@ class Recover(NamedTuple):
         return f"recover(on={self.on!r}, outcome={self.outcome!r})"
 
 
+def cached(path: str | os.PathLike[str]) -> Middleware:
+    """Return a middleware that takes the outcome of an action from a folder, if its code and arguments were seen before.
+
+    The folder is made where it is missing; delete it to forget the outcomes. Any number of runs, threads and processes may
+    share it, and it is as trusted as code, because values are pickled. The code is that of the function and its defaults, as
+    for a resume, with what it encloses; arguments are compared by content. The outcome is the returned value, and so the
+    collected items and insertions; the record is `completed`, and `cached`.
+
+    Not cached, with a warning in the log of the run: outcomes that cannot be pickled; calls whose arguments have no content
+    to compare, are changed in place, or are supplied by middleware inside of this one. Failures are not cached either. An
+    action that takes a `Context` cannot be cached: `DefinitionError`.
+    """
+    folder: str = os.path.abspath(os.fspath(path))
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise DefinitionError(f"cached: path is a folder, and {os.fspath(path)!r} is a file")
+    return cast("Middleware", Cached(folder))
+
+
+class Cached(NamedTuple):
+    path: str
+
+    def __call__(self, call: Layers, /) -> Generator[None, Any, None]:
+        if call.action is None:
+            raise DefinitionError(
+                f"{self!r} goes around actions, not around the {call.level} {call.name!r}: {_INSTEAD}"
+            )
+        self.check_action(call.step)
+        outcomes = _running().outcomes(self.path)
+        before = _Before.of(call, outcomes)
+        if before.key is not None:
+            try:
+                found = outcomes.get(before.key)
+            except JournalError as error:
+                call.logger.warning("action %r runs, its cached outcome cannot be read: %s", call.name, error)
+                found = ()
+            if found:
+                call.take_cached(*found[0])
+                return
+        yield None
+        self._keep(call, outcomes, before)
+
+    def _keep(self, call: Layers, outcomes: Outcomes, before: _Before) -> None:
+        """Add the outcome of a call to the cache, unless it is not one that depends on the arguments alone."""
+        if call.given is UNSET or call.recovered:
+            return
+        why = before.doubt or before.doubt_after(call, outcomes)
+        if before.key is not None and not why:
+            try:
+                outcomes.put(before.key, (call.given, call.inserted[before.inserted :]))
+            except (JournalError, SerializationError, TypeError) as error:
+                why = str(error)
+        if why:
+            call.logger.warning("the outcome of action %r is not cached: %s", call.name, why)
+
+    def check_action(self, step: Step) -> None:
+        """Raise `DefinitionError` for an action that takes a `Context`."""
+        if step.wants_context:
+            raise _uncachable(step.name)
+
+    def check_signature(self, name: str, function: Any) -> None:
+        """Raise that error for an action that is being defined, unless it takes more than its signature to know."""
+        try:
+            annotations = [each.annotation for each in inspect.signature(function).parameters.values()]
+        except (TypeError, ValueError):
+            return
+        known = getattr(function, "__globals__", {})
+        if any((known.get(each) if isinstance(each, str) else each) is Context for each in annotations):
+            raise _uncachable(name)
+
+    @property
+    def inserts(self) -> bool:
+        """Nothing but what the action inserts itself (see `model.selectors`)."""
+        return False
+
+    def __repr__(self) -> str:
+        return f"cached({self.path!r})"
+
+
+def _uncachable(name: str) -> DefinitionError:
+    return DefinitionError(
+        f"action {name!r} takes a Context and cannot be cached: what it does by that is not in its returned value. "
+        f"Return the data and the units instead, or do without cached"
+    )
+
+
+_INSTEAD: Final = "write use_actions=[cached(...)], or @action(use=[cached(...)])"
+
+
+class _Before(NamedTuple):
+    """A call before it is made: its key, or the reason why it has none; and what middleware had supplied by then."""
+
+    key: str | None
+    doubt: str
+    inserted: int
+    supplied: int
+
+    @classmethod
+    def of(cls, call: Layers, outcomes: Outcomes) -> _Before:
+        arguments = call.arguments
+        lacking = [wanted.name for wanted in call.step.inputs if wanted.name not in arguments]
+        key = None if lacking else outcomes.key(call.step.function, arguments)
+        doubt = ""
+        if lacking:
+            doubt = f"{lacking[0]!r} is supplied inside of cached(...): put that middleware before it"
+        elif key is None:
+            doubt = f"{outcomes.opaque(arguments)} has no content that can be compared"
+        return cls(key, doubt, len(call.inserted), len(call.supplied))
+
+    def doubt_after(self, call: Layers, outcomes: Outcomes) -> str:
+        """Return the reason why its key does not stand for the call, now that it was made; "" if it does."""
+        wanted = {name for each in call.step.inputs for name in (each.name, each.key)}
+        inside = sorted(wanted.intersection(call.supplied[self.supplied :]))
+        if inside:
+            return f"{inside[0]!r} is supplied inside of cached(...): put that middleware before it"
+        if outcomes.key(call.step.function, call.arguments) != self.key:
+            return "it changes an argument, or a value that its function encloses, which the outcome would not do again"
+        if isinstance(call.given, Iterator):
+            return "it is an iterator, which can be read only once"
+        return ""
+
+
+def _running() -> ModuleType:
+    from flowdeco import running
+
+    return running
+
+
 def atomic(call: Call) -> Generator[None, Any, None]:
     """Make the target one step: if it fails or suspends, the store is as it was before; used as is: `use=[atomic]`.
 
@@ -155,6 +290,7 @@ def atomic(call: Call) -> Generator[None, Any, None]:
 # They give no values to their target, and write nothing: a key that is certain without them is certain with them (see
 # `model.wiring`).
 Retry.supplies = False  # type: ignore[attr-defined]
+Cached.supplies = False  # type: ignore[attr-defined]
 atomic.supplies = False  # type: ignore[attr-defined]
 
 

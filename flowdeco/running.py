@@ -17,6 +17,7 @@ from flowdeco.model.runnable import Options as RunOptions
 from flowdeco.model.wiring import validate
 
 if TYPE_CHECKING:
+    from flowdeco.durable.outcomes import Outcomes as Outcomes  # noqa: PLC0414  (so that `middleware` can import it from here)
     from flowdeco.show import Plan as Plan  # noqa: PLC0414  (so that definitions and runs can import it from here)
     from flowdeco.show import Ran as Ran  # noqa: PLC0414
 
@@ -25,6 +26,7 @@ __all__ = [
     "aresume",
     "arun",
     "html_of",
+    "outcomes",
     "plan",
     "ran",
     "resume",
@@ -90,6 +92,13 @@ def ran(run: Run) -> Ran:
     from flowdeco import show
 
     return show.ran(run)
+
+
+def outcomes(folder: str) -> Outcomes:
+    """Return the outcomes that are cached in a folder."""
+    from flowdeco.durable.outcomes import Outcomes  # sqlite3 is loaded only if it is used
+
+    return Outcomes(folder)
 
 
 def html_of(thing: Any) -> str:

@@ -38,10 +38,12 @@ IO = {
 }  # fmt: skip
 TYPES = "TYPE_CHECKING"  # stands for the function of an import that only type checkers see
 
-# A definition runs and shows itself, and a run shows itself. All imports that point up lead to `running`: a late one in
+# A definition runs and shows itself, a run shows itself, and `cached` stores outcomes. All imports that point up lead to `running`: a late one in
 # a function of its own, and one for the types that the methods return. Only these may close a cycle.
 DOORS = {
-    (module, "running", function) for module in ("model.runnable", "engine.runs") for function in ("_running", TYPES)
+    (module, "running", function)
+    for module in ("model.runnable", "engine.runs", "middleware")
+    for function in ("_running", TYPES)
 }
 
 # Where each library is imported: wrapt and typing_extensions always, pytest by its plugin, the extras when they are used.
@@ -52,6 +54,7 @@ LEAVES = {
     "opentelemetry": {"observers.otel"},
     "rich": {"show.live", "show.progress"},
     "IPython": {"show.live"},
+    "xxhash": {"durable.digests"},
     "pytest": {"pytest_plugin"},
 }
 MOST_ENTRIES = 16

@@ -1,18 +1,29 @@
 """Digests of content: what is the same, what has changed, and what is no change."""
 
+import copy
 import gc
 import math
+import os
+import shutil
+import subprocess
+import sys
 import time
 import tracemalloc
 from collections import OrderedDict, defaultdict, deque
 from dataclasses import dataclass
 from functools import cached_property
+from glob import glob
+from pathlib import Path
+from random import Random
 from threading import Lock
+from types import SimpleNamespace
 
+import digested
 import pytest
+import typing_extensions
 
 from flowdeco.durable import digests
-from flowdeco.durable.digests import digest
+from flowdeco.durable.digests import digest, lasting_digest
 
 
 @dataclass
@@ -226,3 +237,185 @@ def test_a_model_of_pydantic_is_hashed_without_its_caches():
     assert not before.differs(digest(order))
     order.rows.append(2)
     assert before.differs(digest(order))
+
+
+# The same in every process.
+
+TESTS = Path(__file__).parent
+HASHABLE = [
+    lambda r, make: repr(r.choice([None, True, r.randint(-9, 9), r.getrandbits(70), r.random(), -0.0])),
+    lambda r, make: repr("".join(r.choices("aé€\udc80\x91", k=r.randint(0, 4)))),
+    lambda r, make: repr(r.randbytes(r.randint(0, 4))),
+    lambda r, make: f"date(2024, {r.randint(1, 12)}, 1)",
+    lambda r, make: f"datetime(2024, 1, 1, tzinfo=timezone(timedelta(minutes={r.randint(0, 99)})))",
+    lambda r, make: f"Fraction({r.randint(-9, 9)}, {r.randint(1, 9)})",
+    lambda r, make: f"Decimal('{r.random()}')",
+    lambda r, make: f"UUID(int={r.getrandbits(128)})",
+    lambda r, make: r.choice(
+        ["Colour.RED", "Mode.READ | Mode.WRITE", "PurePosixPath('/a')", "PureWindowsPath('c:/x')"]
+    ),
+    lambda r, make: f"({''.join(make() + ', ' for _ in range(r.randint(0, 3)))})",
+    lambda r, make: f"frozenset([{', '.join(make() for _ in range(r.randint(0, 5)))}])",
+    lambda r, make: f"{r.choice(['Pair', 'Point'])}({make()}, {make()})",
+]
+ANY = [
+    lambda r, make: f"[{', '.join(make() for _ in range(r.randint(0, 3)))}]",
+    lambda r, make: f"{{*[{', '.join(literal(r, HASHABLE) for _ in range(r.randint(0, 6)))}]}}",
+    lambda r, make: f"dict([{', '.join(f'({literal(r, HASHABLE)}, {make()})' for _ in range(r.randint(0, 4)))}])",
+    lambda r, make: f"deque([{make()}])",
+    lambda r, make: f"OrderedDict(a={make()})",
+    lambda r, make: f"defaultdict(list, a={make()})",
+    lambda r, make: f"SimpleNamespace(a={make()})",
+    lambda r, make: f"Plain(a={make()}, b={{'x', 'y', 'z'}})",
+    lambda r, make: f"cyclic({make()})",
+    lambda r, make: f"bytearray({r.choice([5, 100_000])})",
+]
+
+
+def literal(random, kinds, depth=3):
+    """The text of some value of one of these kinds."""
+    kinds = random.choice([kinds, HASHABLE])
+    return random.choice(kinds if depth else HASHABLE[:9])(random, lambda: literal(random, kinds, depth - 1))
+
+
+def digests_in(python, seed, literals):
+    """The digests of these values in another process."""
+    paths = [
+        str(TESTS.parent),
+        str(Path(typing_extensions.__file__).parent),
+    ]  # these are not all compiled for one version
+    environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(paths)}
+    script = [python, str(TESTS / "digested.py"), digests.hasher()[0]]
+    done = subprocess.run(script, input="\n".join(literals), env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_equal_values_share_a_digest_across_processes_and_hash_seeds(seed):
+    """Whatever they consist of: values of the fuzzer's grammar."""
+    random = Random(seed)
+    literals = [literal(random, ANY) for _ in range(200)]
+    here = [str(lasting_digest(eval(literal, vars(digested)))) for literal in literals]
+    for hash_seed in "12":
+        there = digests_in(sys.executable, hash_seed, literals)
+        assert [one for one, *two in zip(literals, here, there, strict=True) if len(set(two)) > 1] == []
+
+
+EXAMPLES = [
+    "[1, True, 1.0, None, 'a', b'a', 2**100, 1j, ...]",
+    "{'b': 1, 'a': {'x', 'y', 'z'}, 'c': frozenset([(1, 'x'), (2, 'y'), None])}",
+    "[Colour.RED, Mode.READ, Mode.READ | Mode.WRITE, PurePosixPath('/a'), Fraction(1, 3), Decimal('1.0')]",
+    "[date(2024, 1, 2), datetime(2024, 1, 1, tzinfo=timezone.utc), time(1, 2), timedelta(1), UUID(int=5)]",
+    "[Pair(1, 2), Point(1, {'x', 'y'}), Plain(a=1), deque([1], 3), Counter('aab'), OrderedDict(a=1), range(3)]",
+    "cyclic({'x', 'y'}, [1])",
+    "bytearray(100_000)",
+]
+
+
+@pytest.mark.parametrize("minor", [11, 12, 13, 14])
+def test_equal_values_share_a_digest_across_versions_of_python(minor):
+    """Those of them that this machine has."""
+    name = f"python3.{minor}"
+    found = [shutil.which(name), *glob(str(Path.home() / f".pyenv/versions/3.{minor}.*/bin/{name}"))]
+    pythons = [each for each in found if each and not subprocess.run([each, "-c", ""], capture_output=True).returncode]
+    if not pythons:
+        pytest.skip(f"there is no Python 3.{minor}")
+    assert digests_in(pythons[0], "3", EXAMPLES) == digests_in(sys.executable, "0", EXAMPLES)
+
+
+def test_the_order_of_a_set_does_not_count_and_that_of_a_dict_does():
+    """A dict whose order has changed is iterated in another order."""
+    assert digest({"a", "b", (1, "c")}) == digest({(1, "c"), "b", "a"})
+    assert digest({"a": 1, "b": 2}).differs(digest({"b": 2, "a": 1}))
+    assert digest({frozenset({"a", "b"})}) == digest({frozenset({"b", "a"})})
+    assert digest({1, 2}).differs(digest(frozenset({1, 2})))
+
+
+def test_values_of_other_parts_have_other_digests(monkeypatch):
+    """Of the shapes that are hashed part by part, too: values that contain themselves, or parts over and over."""
+    monkeypatch.setattr(digests, "_LONGEST", 1 << 16)
+    values = [
+        "cyclic(1)", "cyclic(2)", "cyclic()", "[cyclic(1)]", "shared(40, [1])", "shared(40, [2])", "shared(41, [1])",
+        "{1, 2}", "{1, 3}", "[1, 2]", "(1, 2)", "frozenset([1, 2])", "frozenset([(1, 2), (3, 4)])",
+    ]  # fmt: skip
+    found = [lasting_digest(eval(value, vars(digested))) for value in values]
+    assert len(set(found)) == len(values)
+
+
+def test_a_value_that_contains_itself_is_hashed_part_by_part():
+    """Each of them once, however they refer to each other."""
+    people = [digested.Plain(name=name, friends=[]) for name in "abcdefghijklmnopqrst"]
+    for each in people:
+        each.friends += people
+    before = digest(people)
+    assert before == digest(copy.deepcopy(people)) is not None
+    people[7].name = "x"
+    assert before.differs(digest(people))
+    for each in people:
+        each.friends = {*people, "e"}
+    assert digest(people) == digest(people) is not None
+    assert lasting_digest(people) is None  # the order of sets whose items lead to each other is that of this process
+
+
+def test_functions_are_known_by_their_code_and_what_they_enclose():
+    """Two lambdas have one name."""
+
+    def made(n):
+        return lambda x: x + n
+
+    def counted():
+        return lambda: counted
+
+    assert digest(made(1)) == digest(made(1))
+    assert digest(made(1)).differs(digest(made(2)))
+    assert digest(lambda: 1).differs(digest(lambda: 2))
+    assert digest(counted()) == digest(counted())
+
+
+def test_a_part_without_content_has_no_lasting_digest():
+    """It would be the same as that of any other lock."""
+    assert lasting_digest([1, Lock()]) is None
+    assert lasting_digest(iter([])) is not None
+    assert lasting_digest(x for x in ()) is None
+    assert digest([1, Lock()]) == digest([1, Lock()])
+
+
+def test_arrays_with_the_same_items_share_a_digest():
+    """Whether their items are next to each other or not, in slices of any size, with gaps in their records or not."""
+    np = pytest.importorskip("numpy")
+    whole = np.arange(24.0).reshape(4, 6)
+    wide = np.zeros((8, 18))
+    wide[::2, ::3] = whole
+    assert digest(wide[::2, ::3]) == digest(whole)
+    assert digest(whole.T) == digest(whole.T.copy("F"))
+    aligned = np.zeros(3, np.dtype([("a", "i1"), ("b", "f8")], align=True))
+    filled = np.frombuffer(bytearray(b"\xff" * aligned.nbytes), aligned.dtype).copy()
+    filled["a"], filled["b"] = 0, 0
+    assert digest(filled) == digest(aligned)
+    assert digest(np.float64(1)) == digest(np.float64(1)) != digest(np.float32(1))
+    for array in (np.array(5), np.zeros((0, 3)), np.zeros((2, 0)), np.array(["a", "bc"]), np.zeros(2, "M8[ns]")):
+        assert digest(array) == digest(array.copy()) is not None
+    assert digest(np.zeros((2, 3))).differs(digest(np.zeros((3, 2))))
+    assert digest(np.zeros(2, "M8[ns]")).differs(digest(np.zeros(2, "M8[us]")))
+
+
+def test_the_hash_is_that_of_xxhash_where_it_is_installed(monkeypatch):
+    """And a digest that leaves the process says which one it is."""
+
+    class Sum:
+        def __init__(self, data=b""):
+            self.sum = sum(data)
+
+        def update(self, data):
+            self.sum += sum(memoryview(data))
+
+        def digest(self):
+            return self.sum.to_bytes(8, "big")
+
+    for installed, name in ((None, "blake2b"), (SimpleNamespace(xxh3_128=Sum), "xxh3")):
+        monkeypatch.setitem(sys.modules, "xxhash", installed)
+        digests.hasher.cache_clear()
+        assert lasting_digest([1]).startswith(f"{name}:")
+    monkeypatch.undo()
+    digests.hasher.cache_clear()

@@ -19,7 +19,7 @@ from flowdeco import Context, Key, Stage, action, stage
 from flowdeco.durable.fingerprint import fingerprint
 from flowdeco.errors import DefinitionError, WiringError
 from flowdeco.model.definitions import action_options, bound_of, values_of
-from flowdeco.model.steps import Step, steps_of
+from flowdeco.model.steps import Step, step_of, steps_of
 from flowdeco.model.wiring import unmet
 
 if TYPE_CHECKING:
@@ -693,3 +693,12 @@ def test_stages_that_hold_a_megabyte_each_need_the_memory_of_one():
         assert tracemalloc.get_traced_memory()[1] < 4 * 2**20
     finally:
         tracemalloc.stop()
+
+
+def test_a_step_made_from_another_one_has_all_its_facts() -> None:
+    """A fact that is added to steps is shared with those of other calls, too."""
+    step = step_of(action(lambda x: x, name="a", returns="b"))
+    made = step.of(step.action, step.function)
+    assert {name: getattr(made, name) for name in Step.__slots__} == {
+        name: getattr(step, name) for name in Step.__slots__
+    }

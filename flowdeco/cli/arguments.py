@@ -146,7 +146,7 @@ def _parser() -> _Parser:
     _show_options(command("show", "show the steps of a run"))
     _resume_options(command("resume", "resume a run that failed, was suspended, cancelled or killed"))
     _diff_options(command("diff", "compare a run with its plan"))
-    _purge_options(command("purge", "delete runs from a journal"))
+    _purge_options(command("purge", "delete runs from a journal, and the large values that no other run has"))
     return parser
 
 

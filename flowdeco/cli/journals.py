@@ -113,6 +113,8 @@ def purge(options: Namespace) -> int:
                 raise
         else:
             deleted.append(info)
+    if not options.dry_run:
+        journal.drop_unused()
     if options.json:
         print_json({"deleted": [info.id for info in deleted], "dry_run": options.dry_run})
         return FINE

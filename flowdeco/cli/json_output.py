@@ -76,6 +76,7 @@ def _record(record: Any) -> dict[str, Any]:
         "error": _error(record.error),
         "attempts": record.attempts,
         "recovered": record.recovered,
+        "cached": record.cached,
     }
 
 

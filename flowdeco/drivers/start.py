@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from flowdeco.engine.branch import Terms
 from flowdeco.engine.evaluation import evaluate_run
 from flowdeco.engine.generations import Generation, generations
-from flowdeco.engine.journal import FINISHED, Codec, Journal, Remembered
+from flowdeco.engine.journal import FINISHED, Codec, Journal, Remembered, encoder
 from flowdeco.engine.reading import given_inputs, read_run, stages_by_name
 from flowdeco.engine.recorder import Recorder, outcomes
 from flowdeco.engine.replay import Log, Steps, in_memory
@@ -78,7 +78,10 @@ def _begun(start: _Start, inputs: Mapping[str, Any] | None, options: RunOptions)
     journal = _journal(options.journal)
     recorder = _recorder(journal, run.id)
     run.started = time.time()  # as the journal notes it, which may take a while to be made
-    journal.create(run.id, flow.name, _encoded(journal, dict(store)), sorted(start.skip))
+    payload = _encoded(journal, dict(store))
+    journal.create(run.id, flow.name, payload, sorted(start.skip))
+    recorder.note_written(payload, store.items())
+    del payload  # it may hold values
     return run, start.evaluated(run, start.terms(run, recorder))
 
 
@@ -427,7 +430,7 @@ def _at_rest(journal: Journal) -> Journal:
 
 
 def _encoded(journal: Journal, inputs: dict[str, Any]) -> bytes:
-    return journal.codec.encode(inputs, "inputs")
+    return encoder(journal)(inputs, "inputs")
 
 
 def end(run: Run, check: bool) -> Run:

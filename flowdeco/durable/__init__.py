@@ -72,7 +72,8 @@ def delete(journal: Any, run_id: str) -> None:
 def purge(journal: Any, older_than: float | timedelta, status: str | Iterable[str] | None = None) -> int:
     """Delete the runs last updated at least so long ago (seconds, or a timedelta), and return how many.
 
-    `status` restricts it to runs of these statuses. A run that a process works on stays.
+    `status` restricts it to runs of these statuses. A run that a process works on stays. Large values that nothing refers
+    to any more are deleted as well. The file keeps its size: the space is used again.
     """
     if isinstance(older_than, timedelta):
         older_than = older_than.total_seconds()
@@ -90,4 +91,6 @@ def purge(journal: Any, older_than: float | timedelta, status: str | Iterable[st
                 count += 1
             except (RunBusyError, RunNotFoundError):  # another process was faster
                 continue
+    if hasattr(target, "drop_unused"):
+        target.drop_unused()
     return count

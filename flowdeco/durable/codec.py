@@ -12,8 +12,10 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
-from typing import Any, Final, cast
+from typing import Any, Final, TypeAlias, cast
 
+from flowdeco.durable.apart import Unpickler, is_large, load, set_apart
+from flowdeco.durable.blobs import LARGE
 from flowdeco.durable.lookup import current
 from flowdeco.errors import JournalError, RunError, SerializationError, UnreferencedError
 from flowdeco.model.paths import Parts, all_parts, culprit, shown_key
@@ -23,7 +25,6 @@ __all__ = ["OutlineCodec", "PickleCodec"]
 
 _PROTOCOL: Final = 5
 _CLASS: Final = pickle.STACK_GLOBAL  # a payload without this byte has only builtin values in it
-_CHECKED: Final = 1 << 16  # reading back an array of 100 MB would take longer than writing it
 
 
 class PickleCodec:
@@ -41,17 +42,42 @@ class PickleCodec:
         try:
             payload = pickle.dumps(value, _PROTOCOL)
         except Exception as error:
-            reason = error
-        else:
-            if _CLASS in payload and len(payload) < _CHECKED:
-                self._check_readable(value, what)
-            return payload
+            return self._encode_otherwise(value, what, error, _dumped)
+        if _CLASS in payload and len(payload) < LARGE:  # reading a larger one back would take longer than writing it
+            self._check_readable(value, what)
+        return payload
+
+    def encode_apart(self, value: Any, what: str) -> bytes:
+        """Return the value as a `Payload` if there are large parts in it, and otherwise as `encode` does."""
+        try:
+            if what != "inputs" and not (type(value) is tuple and is_large(value[-1])):
+                payload = pickle.dumps(value, _PROTOCOL, buffer_callback=_is_small)
+                if len(payload) < LARGE:
+                    if _CLASS in payload:
+                        self._check_readable(value, what)
+                    return payload
+        except _IsLarge:
+            pass
+        except SerializationError:
+            raise
+        except Exception as error:
+            return self._encode_otherwise(value, what, error, set_apart)
+        try:
+            return set_apart(value)
+        except Exception as error:
+            return self._encode_otherwise(value, what, error, set_apart)
+
+    def _encode_otherwise(self, value: Any, what: str, reason: Exception, dumps: _Dumps) -> bytes:
+        """Encode a value that pickle refuses: by cloudpickle, or without an error that cannot be pickled."""
         by_value = None if isinstance(reason, (UnreferencedError, RecursionError)) else _by_value()
-        attempt = by_value or _by_reference
+
+        def attempt(part: Any) -> bytes:
+            return dumps(part) if by_value is None else dumps(part, by_value)
+
         try:
             return attempt(_with_described_error(value, attempt))
         except Exception as error:
-            hint = "" if by_value else _hint(error)
+            hint = "" if by_value is not None else _hint(error)
             raise unserialisable(value, what, attempt, error, hint=hint, parts=_parts) from error
 
     def _check_readable(self, value: Any, what: str) -> None:
@@ -72,19 +98,35 @@ class PickleCodec:
     def decode(self, payload: bytes) -> Any:
         """Return the value; raises `JournalError` if the payload is damaged, or refers to code that is gone."""
         try:
-            return pickle.loads(payload)
+            return pickle.loads(payload) if type(payload) is bytes else load(payload)
         except (TypeError, AttributeError, ImportError):
             pass  # perhaps an exception whose `__init__` takes other arguments than it passes on, or a moved name
         except Exception as error:
             raise JournalError(_unloadable(error)) from error
         try:
-            return _Lenient(io.BytesIO(payload)).load()
+            return load(payload, _Lenient)
         except Exception as error:
             raise JournalError(_unloadable(error)) from error
 
 
-def _by_reference(value: Any) -> bytes:
-    return pickle.dumps(value, _PROTOCOL)
+def _dumped(value: Any, pickler: type[pickle.Pickler] = pickle.Pickler) -> bytes:
+    buffer = io.BytesIO()
+    pickler(buffer, _PROTOCOL).dump(value)
+    return buffer.getvalue()
+
+
+_Dumps: TypeAlias = "Callable[..., bytes]"
+
+
+class _IsLarge(Exception):
+    """A buffer is large."""
+
+
+def _is_small(buffer: pickle.PickleBuffer) -> bool:
+    """Let a buffer be in the pickle, unless it is large."""
+    if buffer.raw().nbytes >= LARGE:
+        raise _IsLarge
+    return True
 
 
 def _hint(error: Exception) -> str:
@@ -199,7 +241,7 @@ def _with_described_error(value: Any, attempt: Callable[[Any], object]) -> Any:
     return payload
 
 
-class _Lenient(pickle.Unpickler):
+class _Lenient(Unpickler):
     """Makes exceptions without their `__init__` where that refuses the arguments, and follows moved names."""
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
@@ -221,7 +263,7 @@ class OutlineCodec(PickleCodec):
     def decode(self, payload: bytes) -> Any:
         """Return the value; raises `JournalError` if the payload is damaged."""
         try:
-            return _WithStandIns(io.BytesIO(payload)).load()
+            return load(payload, _WithStandIns)
         except Exception as error:
             raise JournalError(_unloadable(error)) from error
 
@@ -237,7 +279,8 @@ class _WithStandIns(_Lenient):
 # By value, where there is cloudpickle.
 
 
-def _by_value() -> Callable[[Any], bytes] | None:
+def _by_value() -> Any:
+    """Return the pickler of cloudpickle; None where that is not installed."""
     try:
         cloudpickle: Any = import_module("cloudpickle")
     except ImportError:
@@ -252,12 +295,7 @@ def _by_value() -> Callable[[Any], bytes] | None:
                 return NotImplemented
             return super().reducer_override(obj)  # pyright: ignore
 
-    def dumps(value: Any) -> bytes:
-        buffer = io.BytesIO()
-        Pickler(buffer, _PROTOCOL).dump(value)  # pyright: ignore
-        return buffer.getvalue()
-
-    return dumps
+    return Pickler
 
 
 def _found(thing: Any) -> bool:

@@ -22,11 +22,13 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, Self, TypeVar, cast
 
+from flowdeco.durable.blobs import LARGE
 from flowdeco.durable.codec import described_error, remade_exception, unserialisable
 from flowdeco.durable.kinds import STANDARD, ZONE, Kind, checked_dict, checked_list, checked_string, of_two
 from flowdeco.durable.lookup import find, lookup, place, reference
+from flowdeco.engine.journal import Payload
 from flowdeco.errors import JournalError, RunError
-from flowdeco.middleware import Recover, Retry, recover, retry
+from flowdeco.middleware import Cached, Recover, Retry, recover, retry
 from flowdeco.model.declare import StageTemplate
 from flowdeco.model.definitions import (
     Action,
@@ -87,23 +89,67 @@ class JsonCodec:
     def encode(self, value: Any, what: str) -> bytes:
         """Return the value as bytes; raises `SerializationError` naming `what` and the path of the part that cannot."""
         try:
-            return self._dumped(value)
+            return _text(self._notation.write(value))
         except Exception as error:
             raise unserialisable(value, what, self._dumped, error, parts=_parts) from error
 
+    def encode_apart(self, value: Any, what: str) -> bytes:
+        """Return the value as a `Payload` if there are large parts in it, each as JSON, and otherwise as `encode` does."""
+        payload = self.encode(value, what)
+        if len(payload) < LARGE:
+            return payload
+        parts: list[bytes] = []
+        rest = _with_places(json.loads(payload.decode("utf-8", "surrogatepass")), parts, _DEEPEST)
+        return Payload(_text(rest), parts) if parts else payload
+
     def decode(self, payload: bytes) -> Any:
         """Return the value; raises `JournalError` if the payload is damaged, or refers to something absent."""
+
+        def loaded(text: bytes | bytearray) -> Any:
+            return json.loads(text.decode("utf-8", "surrogatepass"), parse_constant=_refuse_constant, object_hook=hook)
+
+        def put_back(node: dict[str, Any]) -> Any:
+            return loaded(parts[node[_PLACE]]) if _PLACE in node else node
+
+        parts: Sequence[Any] = payload.parts if isinstance(payload, Payload) else ()
+        hook = put_back if parts else None
         try:
-            return self._notation.read(
-                json.loads(payload.decode("utf-8", "surrogatepass"), parse_constant=_refuse_constant)
-            )
+            return self._notation.read(loaded(payload))
         except Exception as error:
             reason = error if isinstance(error, JournalError) else f"{type(error).__name__}: {error}"
             raise JournalError(f"a value of this run cannot be read back: {reason}") from error
 
     def _dumped(self, value: Any) -> bytes:
-        text = json.dumps(self._notation.write(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        return text.encode("utf-8", "surrogatepass")
+        return _text(self._notation.write(value))
+
+
+def _text(node: Any) -> bytes:
+    text = json.dumps(node, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.encode("utf-8", "surrogatepass")
+
+
+_PLACE: Final = "$large"  # {"$large": n} stands for the n-th part
+_DEEPEST: Final = 16  # levels that are searched for large parts
+_MOST: Final = 1000  # items that are searched
+
+
+def _with_places(node: Any, parts: list[bytes], depth: int) -> Any:
+    """Return JSON in which large nodes, the innermost ones, are parts instead."""
+    text = _text(node)
+    if len(text) < LARGE:
+        return node
+    rest: Any = node
+    if depth and isinstance(node, (dict, list)) and len(cast("list[Any]", node)) <= _MOST:
+        if isinstance(node, list):
+            rest = [_with_places(each, parts, depth - 1) for each in cast("list[Any]", node)]
+        else:
+            each_of = cast("dict[str, Any]", node).items()
+            rest = {key: _with_places(each, parts, depth - 1) for key, each in each_of}
+        text = _text(rest)
+        if len(text) < LARGE:
+            return rest
+    parts.append(text)
+    return {_PLACE: len(parts) - 1}
 
 
 class Notation:
@@ -423,8 +469,9 @@ def _read_type(node: Any) -> Any:
     return _class(node)
 
 
-def _read_key(name: Any, declared: Any) -> Any:
-    return Key(checked_string(name)) if declared is None else Key(checked_string(name), _read_type(declared))
+def _read_key(content: Any) -> Any:
+    name, declared, *frozen = checked_list(content)
+    return Key(checked_string(name), Any if declared is None else _read_type(declared), frozen=frozen == [True])
 
 
 # Definitions: as the references that the model has for them, or by their parts.
@@ -626,6 +673,8 @@ def _write_layer(notation: Notation, layer: Any) -> Any:
     elif isinstance(layer, functools.partial):
         partial = cast("functools.partial[Any]", layer)
         where, args, kwargs = notation.function_written(partial.func), partial.args, partial.keywords
+    elif isinstance(layer, Cached):  # it loads pickles from a folder, which the file must not choose
+        raise TypeError(f"JSON does not refer to {layer!r}: use it in the definition, or in `use_actions` of its stage")
     else:
         return notation.function_written(layer)
     written = {name: _write_argument(notation, value) for name, value in kwargs.items()}
@@ -701,7 +750,7 @@ TESTED: Final[tuple[Kind | Nested, ...]] = (
     Kind("$enum", _is_member, lambda v: [reference(type(v), "enum"), v.name], of_two(_read_member)),
     Kind("$flag", _is(enum.Enum), _write_flag, of_two(_read_flag)),
     Nested("$exception", _is(BaseException), _write_exception, _read_exception),
-    Kind("$key", _is(Key), lambda v: [v.name, _write_type(v.type)], of_two(_read_key)),
+    Kind("$key", _is(Key), lambda v: [v.name, _write_type(v.type), *[True] * v.frozen], _read_key),
     Kind("$action", _is(Action), _write_action, lambda where: _instance(where, Action)),
     Nested("$made", _is(Stage, Pipeline, Parallel), _write_made, _read_made),
     Nested("$stream", _is(Stream), _write_stream, _read_stream),

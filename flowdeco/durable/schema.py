@@ -15,10 +15,12 @@ from contextlib import suppress
 from typing import Any, Final
 from zlib import crc32
 
+from flowdeco.durable.blobs import BLOBS
+
 __all__ = ["APPLICATION", "MIGRATIONS", "VERSION"]
 
 APPLICATION: Final = 0x666C6F77  # "flow", in the header of the file
-VERSION: Final = 4
+VERSION: Final = 5
 FORMAT: Final = 3  # how a run numbers its steps: since this version of the schema, each has the number it began with
 
 _RUNS: Final = """
@@ -85,7 +87,7 @@ def _execute(connection: sqlite3.Connection, script: str) -> None:
 
 
 def _create(connection: sqlite3.Connection) -> None:
-    for script in (_RUNS, _LOG, _VIEWS):
+    for script in (_RUNS, _LOG, _VIEWS, BLOBS):
         _execute(connection, script)
     connection.execute(f"PRAGMA application_id = {APPLICATION}")
     connection.execute(f"PRAGMA user_version = {VERSION}")
@@ -168,10 +170,16 @@ def _from_version_3(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA user_version = 4")
 
 
+def _from_version_4(connection: sqlite3.Connection) -> None:
+    """From rows that have their large values in them. They stay as they are."""
+    _execute(connection, f"{BLOBS};\nPRAGMA user_version = 5")
+
+
 # From a version to the next.
 MIGRATIONS: Final[dict[int, Callable[[sqlite3.Connection], None]]] = {
     0: _create,
     1: _from_version_1,
     2: _from_version_2,
     3: _from_version_3,
+    4: _from_version_4,
 }

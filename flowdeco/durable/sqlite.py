@@ -27,12 +27,13 @@ from copy import copy
 from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias, cast
 from zlib import crc32
 
+from flowdeco.durable.blobs import drop_blobs, load_blob, place_blob, refer, referred
 from flowdeco.durable.codec import PickleCodec
 from flowdeco.durable.file import PATIENCE, JournalFile, Lease, inode, is_held_here, journal_file, transaction
 from flowdeco.durable.info import STATUSES, RunInfo
 from flowdeco.durable.lease import Owner, is_dead, this_process
 from flowdeco.durable.schema import FORMAT
-from flowdeco.engine.journal import FINISHED, Codec, Remembered, Row
+from flowdeco.engine.journal import FINISHED, Codec, Payload, Remembered, Row
 from flowdeco.errors import (
     JournalError,
     RunBusyError,
@@ -146,6 +147,8 @@ class SqliteJournal:
     begin here: where their pipeline is found, as `"module:flow"` or `"file.py:flow"`, for those who have only the journal.
     """
 
+    takes_parts = True  # of payloads
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -209,7 +212,7 @@ class SqliteJournal:
                         f"VALUES ({', '.join('?' * len(columns))})",
                         columns,
                     )
-                    _insert_inputs(connection, number, 0, 0, inputs)
+                    self._insert_inputs(connection, number, 0, 0, inputs)
                     held = _Held(file, head, owner.token, self.lease)
                     file.keep(held)
                 self._held[run_id] = held
@@ -277,7 +280,7 @@ class SqliteJournal:
                 head = held.head
                 if inputs is not None:
                     head = head._replace(given=head.given + 1)
-                    _insert_inputs(connection, head.id, head.given - 1, held.next, inputs)
+                    self._insert_inputs(connection, head.id, head.given - 1, held.next, inputs)
                     self._note(connection, held, head)
             held.head = head
 
@@ -302,7 +305,8 @@ class SqliteJournal:
                     self._settle(connection, held)
                 at, begun = held.first + held.next, held.begun
                 owner = held.head.id, held.token
-                if len(rows) <= _FEW:  # a statement on its own is a transaction
+                large = [index for index, row in enumerate(rows) if type(row.payload) is Payload]
+                if len(rows) <= _FEW and not large:  # a statement on its own is a transaction
                     columns = _columns(at, rows[0], begun) + owner
                     for index in range(1, len(rows)):
                         columns += _columns(at + index, rows[index], begun) + owner
@@ -313,6 +317,8 @@ class SqliteJournal:
                         self._require_ours(connection, held)
                         many = (_columns(at + index, row, begun) + owner for index, row in enumerate(rows))
                         connection.executemany(_INSERTS[1], many)
+                        for index in large:
+                            refer(connection, at + index, self._placed(connection, rows[index].payload))
             except (sqlite3.Error, JournalError, OverflowError) as error:
                 held.broken = held.doubtful = True
                 raise self._unsaved(error, held, _named(rows[0])) from error
@@ -339,6 +345,7 @@ class SqliteJournal:
                 head = held.head._replace(written=held.next, dropped=held.next - left)
                 if doomed:
                     connection.executemany("DELETE FROM log WHERE id = ?", doomed)
+                    connection.executemany("DELETE FROM refs WHERE step = ?", doomed)
                     connection.executemany("UPDATE log SET begins = 1 WHERE id = ?", first)
                     self._note(connection, held, head)
             if doomed:
@@ -405,8 +412,41 @@ class SqliteJournal:
             if head.id <= _LAST_RUN:
                 first = head.id << 32
                 connection.execute("DELETE FROM log WHERE id BETWEEN ? AND ?", (first, first + _LAST))
+                steps = first, first + _LAST, -first - _LAST, -first
+                connection.execute("DELETE FROM refs WHERE step BETWEEN ? AND ? OR step BETWEEN ? AND ?", steps)
+                drop_blobs(connection)
             connection.execute("DELETE FROM inputs WHERE run = ?", (head.id,))
             connection.execute("DELETE FROM runs WHERE id = ?", (head.id,))
+
+    def drop_unused(self) -> None:
+        """Delete the large values that no run refers to any more."""
+        with self._asked("unused values cannot be deleted") as (_, connection), transaction(connection):
+            drop_blobs(connection)
+
+    # Large values.
+
+    def _insert_inputs(
+        self, connection: sqlite3.Connection, run: int, number: int, position: int, payload: bytes
+    ) -> None:
+        checksum = _inputs_checksum(run, number, position, payload)
+        connection.execute("INSERT INTO inputs VALUES (?, ?, ?, ?, ?)", (run, number, position, checksum, payload))
+        if type(payload) is Payload:
+            refer(connection, _inputs_step(run, number), self._placed(connection, payload))
+
+    def _placed(self, connection: sqlite3.Connection, payload: bytes) -> list[int]:
+        """Return the ids of the large parts of a payload, which are written if they are new."""
+        parts = cast("Payload", payload).parts
+        if isinstance(parts, _Stored) and parts.journal.path == self.path:  # of another run in this file
+            return parts.blobs
+        return [place_blob(connection, part) for part in parts]
+
+    def load(self, blob: int) -> bytearray:
+        """Return a large part of a payload."""
+        with self._asked("a large value cannot be read") as (_, connection), transaction(connection, "DEFERRED"):
+            try:
+                return load_blob(connection, blob)
+            except JournalError as error:
+                raise self._damaged(str(error)) from error
 
     def _info(
         self, connection: sqlite3.Connection, found: tuple[Any, ...], rest: tuple[Any, ...], me: Owner
@@ -556,6 +596,7 @@ class SqliteJournal:
         """Return the run, verified, and how many steps it has ever written."""
         rows, positions = self._steps(connection, head)
         inputs: list[tuple[int, bytes]] = []
+        blobs = referred(connection, -(head.id << 32) - _LAST, -(head.id << 32))
         for number, position, checksum, payload in connection.execute(
             "SELECT number, position, checksum, payload FROM inputs WHERE run = ? ORDER BY number", (head.id,)
         ):
@@ -566,6 +607,8 @@ class SqliteJournal:
             )
             if number != len(inputs) or not agrees or type(position) is not int:
                 raise self._damaged(f"the inputs {number} of run {head.run_id!r} do not agree with their checksum")
+            step = _inputs_step(head.id, number)
+            payload = Payload(payload, _Stored(self, blobs[step])) if step in blobs else payload
             inputs.append((bisect_left(positions, position), payload))
         if len(inputs) != head.given:
             raise self._damaged(f"inputs of run {head.run_id!r} are missing")
@@ -585,6 +628,7 @@ class SqliteJournal:
         rows: list[Row] = []
         names: dict[str, Names] = {}
         add, known = rows.append, names.get
+        blobs = referred(connection, first, first + _LAST)
         found = connection.execute(_SELECT, (first, first + _LAST))
         for id, number, what, started, elapsed, checksum, payload in found:
             try:
@@ -599,6 +643,8 @@ class SqliteJournal:
                 told = None
             if told is None:
                 raise self._damaged(f"step {id - first} of run {head.run_id!r} does not agree with its checksum")
+            if id in blobs:
+                payload = Payload(payload, _Stored(self, blobs[id]))
             _, branch, kind, stage, action, status, fingerprint = told
             add(Row(branch, number, kind, stage, action, status, started, elapsed, fingerprint, payload))
         positions: Sequence[int] = range(len(rows))
@@ -779,9 +825,23 @@ def _inputs_checksum(run: int, number: int, position: int, payload: bytes) -> in
     return crc32(payload, crc32(f"{run} {number} {position}".encode()))
 
 
-def _insert_inputs(connection: sqlite3.Connection, run: int, number: int, position: int, payload: bytes) -> None:
-    checksum = _inputs_checksum(run, number, position, payload)
-    connection.execute("INSERT INTO inputs VALUES (?, ?, ?, ?, ?)", (run, number, position, checksum, payload))
+def _inputs_step(run: int, number: int) -> int:
+    """Return the number by which large parts of inputs are referred to."""
+    return -(run << 32) - number
+
+
+class _Stored(Sequence[Any]):
+    """The large parts of a payload in a journal, each loaded when it is used."""
+
+    def __init__(self, journal: SqliteJournal, blobs: list[int]) -> None:
+        self.journal = journal
+        self.blobs = blobs
+
+    def __len__(self) -> int:
+        return len(self.blobs)
+
+    def __getitem__(self, place: Any, /) -> Any:
+        return self.journal.load(cast("int", self.blobs[place]))
 
 
 def _after(

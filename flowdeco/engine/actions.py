@@ -161,6 +161,7 @@ def in_layers(
         shown = watch.watched()
     around = Layers(terms.run_id, shown, scope.pipeline, scope.unit, step.action, layers, terms.gate)
     around.values = scope.values
+    around.step = step
     if earlier is not None:
         around.continue_from(earlier)
     mark = store.mark()
@@ -221,6 +222,7 @@ def _call(branch: Branch, act: Execution, values: Mapping[str, Any]) -> Generato
     """Call an action; return its settled value, or `Raised`."""
     terms, store, stage, step, watch = branch.terms, branch.store, branch.scope.unit, act.step, act.watch
     if watch is not None:
+        _note_frozen(branch, step)
         watch.look(step.keys)
     if step.wants_context:
         place = branch.id, act.number
@@ -282,7 +284,7 @@ def complete(branch: Branch, step: Step, by: str | None, number: int, started: f
         row = terms.recorder.value_row(branch.id, scope.unit.name, did, step, value)
         if row is None:
             return False
-        branch.rows.append(row)
+        branch.add_row(row)
     if value is not step.nothing and not inserted:
         if value is not None:
             branch.result = value
@@ -360,6 +362,7 @@ def _let_write(branch: Branch, act: Execution, inserted: tuple[Unit | Stream, ..
         branch.store.apply(effects.delta)
     if data is not UNSET:
         act.step.deliver(data, branch.store)
+        _note_frozen(branch, act.step)
     if inserted:
         check_insertion(branch, inserted, is_action=True)
         if recorder is not None:
@@ -381,7 +384,8 @@ def _outcome(branch: Branch, act: Execution, error: Failure, writes: Delta | Non
     return ActionRecord(
         step.name, step.action, status, act.started + terms.epoch, terms.clock() - act.started, act.by, act.number,
         act.inserted, (), None, -1, failure, attempts, recovered, act.switches, False, True, 0, "",
-        () if act.layers is None else act.layers.repeats, failures, NOTHING_DROPPED, writes, (), act.result,
+        () if act.layers is None else act.layers.repeats, failures, NOTHING_DROPPED,
+        error is None and act.layers is not None and act.layers.cached, writes, (), act.result,
     )  # fmt: skip
 
 
@@ -416,7 +420,14 @@ def _made_local(branch: Branch, scope: OpenScope, steps: list[tuple[Step, str]])
     return [(localized(step, names), by) for step, by in steps]
 
 
+def _note_frozen(branch: Branch, step: Step) -> None:
+    """Note the frozen keys of an action, whose values are not checked for changes from now on."""
+    if step.frozen and branch.terms.recorder is not None:
+        branch.terms.recorder.looks.frozen |= step.frozen
+
+
 def _restore(branch: Branch, earlier: Outcome, step: Step, by: str | None) -> Failure:
+    _note_frozen(branch, step)
     did = branch.restore(earlier, step.action, by)
     take_effect(branch, branch.scope, did)
     return None if did.recovered else did.error

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, cast
 
+from flowdeco.engine.journal import Payload, Row
 from flowdeco.engine.layers import Layers
 from flowdeco.engine.outcome import (
     ROOT,
@@ -325,7 +326,7 @@ class Branch:
         name = None if stage is None else stage.name
         if terms.recorder is not None and not outcome.restored:
             try:
-                self.rows.append(terms.recorder.row(self.id, name, outcome))
+                self.add_row(terms.recorder.row(self.id, name, outcome))
             except BaseException as error:  # whatever a user's `__reduce__` raises
                 if outcome.is_final:  # a failure that is not written happens again on resume
                     refused, outcome = error, outcome.refused(error)
@@ -442,6 +443,12 @@ class Branch:
             place = cast("Scope", branch.base.place)
             yield f"branch {place.branch} ({name_in_group(branch.unit)!r}) of parallel group {place.name!r}"
             branch = branch.parent
+
+    def add_row(self, row: Row) -> None:
+        """Have a row written by the next `save`; one that an atomic scope holds back longer keeps its own values."""
+        if self.atomic and type(row.payload) is Payload:
+            row = row._replace(payload=row.payload.kept())
+        self.rows.append(row)
 
     def save(self) -> Walk:
         """Write the noted rows to the journal; once that has failed, nothing more is written."""

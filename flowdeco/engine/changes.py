@@ -3,7 +3,7 @@
 A value is looked at before user code gets it, and again when the step has ended: if its content differs, it goes to the
 journal under every key that holds it. A look keeps a digest of the content, never a copy.
 
-1. Only values that were read are looked at; immutable ones are not.
+1. Only values that were read are looked at; immutable ones are not, nor those of frozen keys.
 2. The digest of a value is remembered as long as the journal has the value in that state. So a value that is read many
    times is hashed once for each of them; and if anything else changed it in between, the next step that reads it
    reports the change.
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, cast
 
 from flowdeco.model.contents import ATOMS, Digest, mutable_parts
-from flowdeco.model.store import Delta, Name, Store, Watched
+from flowdeco.model.store import Delta, Local, Name, Store, Watched
 
 __all__ = ["Looks", "Watch"]
 
@@ -41,6 +41,7 @@ class Looks:
         self.digest = digest
         self.known: dict[Name, tuple[int, Digest]] = {}  # by key: the id of the value, and its digest
         self.parts: dict[Name, tuple[int, frozenset[int]]] = {}  # and the ids of its parts, once something was changed
+        self.frozen: set[str] = set()  # keys whose values are not looked at
 
     def watch(self, store: Store, changed: set[str]) -> Watch:
         """Return the watch over a store during one step; `changed` receives the keys of values that it changed."""
@@ -53,6 +54,10 @@ class Looks:
             digest = self.digest(value)
             self.note(key, value, digest)
         return _Look(value, digest, len(cast("list[Any]", value)) if isinstance(value, list) else 0)
+
+    def is_frozen(self, key: Name) -> bool:
+        """Whether the value under this key is never changed in place, by the promise of a `Key`."""
+        return bool(self.frozen) and (key.name if isinstance(key, Local) else key) in self.frozen
 
     def note(self, key: Name, value: Any, digest: Digest | None) -> None:
         """Remember the digest of a value that the journal has, or is about to get, in this state."""
@@ -77,7 +82,7 @@ class Looks:
             changed |= mutable_parts(value)
         found: dict[Name, Any] = {}
         for key, value in store.everything():
-            if key in changes or type(value) in ATOMS:
+            if key in changes or type(value) in ATOMS or self.is_frozen(key):
                 continue
             id_, parts = self.parts.get(key, (0, frozenset()))
             if id_ != id(value):
@@ -104,7 +109,7 @@ class Watch:
         """Look at these values, unless they were read before."""
         read, seen = self._store.reader(), self._seen
         for key in keys:
-            if key in seen:
+            if key in seen or self._looks.is_frozen(key):
                 continue
             try:
                 value = read(key)
@@ -113,7 +118,7 @@ class Watch:
             if type(value) not in ATOMS:
                 seen[key] = self._looks.of(key, value)
 
-    def look_at(self, name: str) -> None:
+    def look_at(self, name: Name) -> None:
         """Look at one value, which is about to be read."""
         self.look((name,))
 

@@ -43,6 +43,7 @@ class Generation:
 
     def __init__(self, journal: Journal, number: int, older: Iterable[str]) -> None:
         self.codec: Codec = journal.codec
+        self.takes_parts = getattr(journal, "takes_parts", False)
         self.number = number
         self.older = frozenset(older)
         self._journal = journal

@@ -7,11 +7,11 @@ another attempt, or a resume with changed code, replaces it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from typing import Any, Final, NamedTuple, Protocol
 
-__all__ = ["FINISHED", "Codec", "Journal", "Remembered", "Row"]
+__all__ = ["FINISHED", "Codec", "Journal", "Payload", "Remembered", "Row", "encoder"]
 
 FINISHED: Final = frozenset({"completed", "bailed"})  # the statuses of runs that are read-only
 
@@ -66,8 +66,37 @@ class Remembered(NamedTuple):
         return elapsed
 
 
+class Payload(bytes):
+    """A payload with large parts of its values aside: buffers, which its codec refers to by their place in `parts`.
+
+    Until it is written, these are a list of the buffers of the values themselves, which user code may change. A journal
+    returns another sequence, which gives a new buffer (a `bytearray`) whenever an item is read.
+    """
+
+    parts: Sequence[Any]
+
+    def __new__(cls, content: bytes, parts: Sequence[Any]) -> Payload:
+        made = super().__new__(cls, content)
+        made.parts = parts
+        return made
+
+    def kept(self) -> Payload:
+        """Return a copy that no user code can change."""
+        return Payload(self, [bytes(part) for part in self.parts])
+
+
+def encoder(journal: Journal) -> Callable[[Any, str], bytes]:
+    """Return the function that encodes values for a journal: with large parts aside, if journal and codec allow that."""
+    apart = getattr(journal.codec, "encode_apart", None) if getattr(journal, "takes_parts", False) else None
+    return apart or journal.codec.encode
+
+
 class Codec(Protocol):
-    """The conversion of values to bytes and back."""
+    """The conversion of values to bytes and back.
+
+    It may have a method `encode_apart` as well, like `encode`, which returns a `Payload` for a value with large parts:
+    for journals whose attribute `takes_parts` is true, because they store the parts and return them with the payload.
+    """
 
     name: str
 

@@ -25,7 +25,8 @@ from flowdeco.engine.requests import Await, Deferred, Gate, Raised, Request, Sle
 from flowdeco.errors import MiddlewareError, meant_by
 from flowdeco.model.definitions import Action, Pipeline, Stage, Stream, Unit, insertable
 from flowdeco.model.options import UNSET, Middleware, placed
-from flowdeco.model.store import Delta, Mark, Store
+from flowdeco.model.steps import Step
+from flowdeco.model.store import Delta, Mark, Store, Watched
 
 if TYPE_CHECKING:
     from flowdeco.engine.changes import Watch
@@ -78,9 +79,11 @@ class Call:
     from 1; `inserted` are the units that its middleware has inserted.
     """
 
+    cached = False  # the outcome was taken from a cache
+
     # With slots, a layer costs a tenth less; a middleware may add attributes of its own.
     __slots__ = (
-        "__dict__", "action", "attempt", "given", "inserted", "pipeline", "run_id", "stage", "store", "undoes",
+        "__dict__", "action", "attempt", "given", "inserted", "pipeline", "run_id", "stage", "step", "store", "undoes",
     )  # fmt: skip
 
     attempt: int
@@ -92,6 +95,8 @@ class Call:
     pipeline: Pipeline
     stage: Stage | None
     action: Action[..., Any] | None
+    step: Step  # of the action
+    values: Mapping[str, Any]  # that middleware has yielded so far
 
     @property
     def level(self) -> Level:
@@ -114,6 +119,20 @@ class Call:
     @outcome.setter
     def outcome(self, value: Any) -> None:
         self.given = value
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that the action is called with, by parameter: those known so far, and without its `Context`."""
+        if self.action is None:
+            return {}
+        if isinstance(self.store, Watched):
+            self.store.report(self.step.keys)
+        return self.step.arguments(self.store, self.values)
+
+    def take_cached(self, outcome: Any, inserted: tuple[Unit | Stream, ...]) -> None:
+        """Supply an outcome from a cache, with the units that middleware inserted when the action was called."""
+        self.given, self.cached = outcome, True
+        self.inserted += inserted
 
     def insert(self, *units: Unit | Stream) -> None:
         """Run these right after the target, as if an action had returned them."""
@@ -153,6 +172,7 @@ class Layers(Call):
     )  # fmt: skip
     dropped: Dropped = NOTHING_DROPPED  # errors of steps inside, in earlier attempts
     watch: Watch  # around a scope of a durable run: over the values that they may change in place
+    supplied: tuple[str, ...] = ()  # the names of values in the order in which they were yielded
 
     def __init__(
         self,
@@ -211,7 +231,7 @@ class Layers(Call):
         """Forget a failed attempt, except for units that the layer itself has inserted since."""
         self.inserted = self.inserted[: opened[3]] + self.inserted[inserted:]
         self.failures += (cast("BaseException", self.failure),)  # only a failure is followed by another attempt
-        self.failure, self.recovered, self.given, self.entered = None, False, UNSET, False
+        self.failure, self.recovered, self.given, self.entered, self.cached = None, False, UNSET, False, False
         self.attempt += 1
         place, repeats = len(self.opened), [*self.repeats, *[0] * len(self.layers)]
         self.repeats = (*repeats[:place], repeats[place] + 1)  # those inside it begin anew
@@ -228,6 +248,7 @@ class Layers(Call):
         opened.append((layer, generator, mark, len(self.inserted), self.values))
         if values:
             self.values = {**self.values, **values}
+            self.supplied += tuple(values)
 
     def _entered(self, since: Mark) -> None:
         reapply = None if self.recalled is None else next(self.recalled, None)

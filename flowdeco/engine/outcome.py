@@ -116,7 +116,7 @@ class Outcome(NamedTuple):
     step's place in its branch, `end` that of the step after it; `entered` tells whether a scope reached its first step;
     `branches` is the number of branches of a group, `fingerprint` that of an action's code in a durable run; `repeats`
     says how often each of its layers has asked for another attempt, and `dropped` has the errors of steps inside it in the
-    attempts before the last one.
+    attempts before the last one. `cached` means that it was taken from a cache.
     """
 
     name: str
@@ -141,6 +141,7 @@ class Outcome(NamedTuple):
     repeats: tuple[int, ...] = ()
     failures: Sequence[BaseException] = ()
     dropped: Dropped = NOTHING_DROPPED
+    cached: bool = False
     writes: Delta | None = None  # the effect is last, so that `kept` is quick
     entering: Sequence[Delta] = ()
     result: Any = UNSET
@@ -157,14 +158,15 @@ class Outcome(NamedTuple):
         return record_kind(unit)(
             self.name, unit, self.status, self.started, self.elapsed, by, self.number, self.inserted, actions, scope,
             self.end, self.error, self.attempts, self.recovered, self.switches, True, self.entered, self.branches,
-            failures=self.failures, dropped=self.dropped,
+            failures=self.failures, dropped=self.dropped, cached=self.cached,
         )  # fmt: skip
 
     def refused(self, error: BaseException) -> Self:
         """Return the outcome of a step that has failed because its effect cannot be written to the journal."""
         return self._replace(
-            status=Status.FAILED, error=error, recovered=False, inserted=(), switches=(), writes=None, result=UNSET
-        )
+            status=Status.FAILED, error=error, recovered=False, inserted=(), switches=(), writes=None, result=UNSET,
+            cached=False,
+        )  # fmt: skip
 
     def kept(self) -> Any:
         """Return the outcome without its values: the record to keep once it has been applied and written."""
@@ -228,7 +230,15 @@ class ActionRecord(Outcome):
         if self.restored:
             return None
         return ActionFinished(
-            run_id, stage or "", self.name, self.status, self.error, self.elapsed, self.attempts, self.recovered
+            run_id,
+            stage or "",
+            self.name,
+            self.status,
+            self.error,
+            self.elapsed,
+            self.attempts,
+            self.recovered,
+            self.cached,
         )
 
 

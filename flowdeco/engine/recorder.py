@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, cast
 
 from flowdeco.engine.changes import Looks
-from flowdeco.engine.journal import Codec, Journal, Row
+from flowdeco.engine.journal import Codec, Journal, Payload, Row, encoder
 from flowdeco.engine.outcome import ActionRecord, Outcome, Scope, StageRecord, Status
 from flowdeco.engine.requests import Failure, Save
 from flowdeco.errors import Bail, DefinitionError, JournalError, portable
-from flowdeco.model.contents import Digest
+from flowdeco.model.contents import ATOMS, Digest
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream
 from flowdeco.model.options import UNSET
 from flowdeco.model.steps import Step
@@ -51,7 +51,7 @@ class Recorder:
         self.run_id = run_id
         self.unsaved: Failure = None
         self.looks = Looks(digest)
-        self._encode = journal.codec.encode
+        self._encode = encoder(journal)
         self._nothing = journal.codec.encode({}, "")
         self._fingerprint = fingerprint
         self._fingerprints: dict[int, tuple[Any, str]] = {}
@@ -78,11 +78,22 @@ class Recorder:
                 raise
             without = outcome._replace(writes=None)
             payload = self._encode(self._parts(branch, without), what)
+        else:
+            self.note_written(payload, (outcome.writes or NOTHING).puts.items())
+        if kind != "action" and type(payload) is Payload:
+            payload = payload.kept()  # middleware runs before it is written
         code = outcome.fingerprint or (self.code(outcome.unit.__wrapped__) if kind == "action" else "")
         return Row(
             branch, outcome.number, kind, stage or name, name if kind == "action" else None, str(outcome.status),
             outcome.started, outcome.elapsed, code, payload,
         )  # fmt: skip
+
+    def note_written(self, payload: bytes, values: Iterable[tuple[Name, Any]]) -> None:
+        """Remember the digests of large values that the journal is about to get: the first step to read one need not."""
+        if type(payload) is Payload:
+            for key, value in values:
+                if type(value) not in ATOMS and not self.looks.is_frozen(key):
+                    self.looks.note(key, value, self.looks.digest(value))
 
     def reopening(self, branch: str, outcome: Outcome) -> Row:
         """Return the row of a scope that had ended, and is reopened."""
@@ -116,6 +127,7 @@ class Recorder:
             return None
         if self.looks.known or self.looks.parts:
             self.looks.forget((key,))
+        self.note_written(payload, ((key, value),))
         code = self.code(step.function)
         return Row(branch, did.number, "action", stage, step.name, "completed", did.started, did.elapsed, code, payload)
 
@@ -130,7 +142,7 @@ class Recorder:
             parts["reason"] = (error.reason,)
         elif error is not None:
             parts["error"] = portable(error, self._copied)
-        for name in ("inserted", "switches", "recovered", "branches"):
+        for name in ("inserted", "switches", "recovered", "branches", "cached"):
             if value := getattr(outcome, name):
                 parts[name] = value
         if outcome.attempts > 1:
@@ -291,7 +303,7 @@ def _outcome(row: Row, parts: dict[str, Any], order: int) -> Outcome:
         get("recovered", False), switches, False, get("entered", True), get("branches", 0), row.fingerprint,
         tuple(get("repeats", ())), tuple(get("failures", ())),
         {(place, number, name): tuple(errors) for place, number, name, errors in get("dropped", ())},
-        writes, entering, _result(get("result"), writes),
+        get("cached", False), writes, entering, _result(get("result"), writes),
     )  # fmt: skip
 
 

@@ -29,6 +29,7 @@ __all__ = ["ATOMS", "Digest", "Parts", "agree", "mutable_parts", "taken_apart"]
 ATOMS: Final = frozenset({str, int, float, bool, bytes, complex, type(None)})  # immutable, and without parts
 _KEPT: Final = 1024  # classes that are remembered
 _PROTOCOL: Final = 5  # of pickle: with it, buffers are not copied
+_SLICE: Final = 4 << 20  # bytes
 
 _Pairs: TypeAlias = "list[tuple[Any, Any]] | None"
 _Compare: TypeAlias = "Callable[[Any, Any], _Pairs]"
@@ -202,6 +203,8 @@ def taken_apart(value: Any, *, with_caches: bool = False) -> Parts:
     """Return the content of an object; raises as `pickle` would for one whose content cannot be seen."""
     kind = cast("Any", type(value))
     known = _known(kind)
+    if known.library == "numpy":
+        return _of_array(value)
     if known.library == "pandas":
         return _of_pandas(value)
     if known.library == "polars":
@@ -350,6 +353,26 @@ def _schema(value: Any) -> list[tuple[str, Any]]:
 
 
 _BY_LIBRARY: Final[dict[str, _Compare]] = {"numpy": _in_arrays, "polars": _in_polars}
+
+
+def _of_array(value: Any) -> Parts:
+    """Take an array apart: by fields, into a list of objects, or into slices of its buffer, so that only a slice is copied.
+
+    It has the parts of its copy: neither items between its own, nor the gaps in records, are among them.
+    """
+    if not hasattr(value, "__array_finalize__"):
+        value = value.reshape(1)  # a scalar
+    dtype, shape = value.dtype, value.shape
+    if dtype.names:
+        return Parts(type(value), (dtype.names, shape, [value[name] for name in dtype.names]))
+    if dtype.hasobject:
+        return Parts(type(value), (dtype.str, shape, value.tolist()))
+    turned = value.flags.f_contiguous and not value.flags.c_contiguous
+    rows = value.T if turned else value if shape else value.reshape(1)
+    step = max(1, _SLICE * len(rows) // max(1, rows.nbytes))
+    slices = (rows[at : at + step] for at in range(0, len(rows), step))
+    contents = [memoryview((each if each.flags.c_contiguous else each.copy()).view("u1")) for each in slices]
+    return Parts(type(value), (dtype.str, shape, turned, contents))
 
 
 def _of_pandas(value: Any) -> Parts:

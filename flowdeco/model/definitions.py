@@ -213,6 +213,7 @@ class Action(Unit, _Proxy, Generic[P, R]):
         check_known(repr(self), ActionOptions._fields, changes)
         checked = {option: _ACTION_CHECKS[option](value) for option, value in changes.items()}
         base, old = self._self_origin if isinstance(self._self_origin, Changed) else Changed(self, {})
+        _check_layers(self, checked.get("use", ()))
         return Action(
             self.__wrapped__,
             self._self_options._replace(**checked),
@@ -342,7 +343,17 @@ def make_action(function: Any, **options: Any) -> Action[..., Any]:
         keep_defaults(function)
     elif function.__defaults__ or function.__kwdefaults__ or hasattr(function, "__wrapped__"):
         keep_defaults(function)
-    return Action(function, made, local=local_variables(function))
+    found = Action(function, made, local=local_variables(function))
+    if made.use:
+        _check_layers(found, made.use)
+    return found
+
+
+def _check_layers(checked: Action[..., Any], layers: Iterable[Any]) -> None:
+    """Raise the `DefinitionError` of a layer that, as its signature shows, does not suit an action."""
+    for layer in layers:
+        if hasattr(layer, "check_signature"):
+            layer.check_signature(checked.name, checked.__wrapped__)
 
 
 def as_action(thing: Any) -> Action[..., Any]:

@@ -56,6 +56,7 @@ class Step:
         "action",
         "bound",
         "collects",
+        "frozen",
         "function",
         "generates",
         "inputs",
@@ -95,6 +96,9 @@ class Step:
         if returns is UNSET:
             returns = self.name if options.collect is None else None
         self.result_key: Any = returns
+        declared = (self.collects, *(cast("tuple[Any, ...]", returns) if isinstance(returns, tuple) else (returns,)))
+        typed = [*declared, *(i.typed for i in self.inputs)]
+        self.frozen = frozenset(key.name for key in typed if isinstance(key, Key) and key.frozen)
         self.writes: Any = returns if isinstance(returns, str) and self.collects is None else None
         self._mean(returns, meaning, options.returns is UNSET)
         if self.names_units:  # data would be a mistake, which `sort_out` reports
@@ -147,6 +151,14 @@ class Step:
                 kwargs[name] = value
         return args, kwargs
 
+    def arguments(self, store: Store, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments by the names of parameters, without the context and those that nothing supplies."""
+        found = {
+            wanted.name: self._value(wanted, key, store, values, MISSING)
+            for wanted, key in zip(self.inputs, self.keys, strict=True)
+        }
+        return {**self.bound, **{name: value for name, value in found.items() if value is not MISSING}}
+
     def _value(self, wanted: Input, key: Name, store: Store, values: Mapping[str, Any], context: Any) -> Any:
         if wanted.name in self.bound:
             return self.bound[wanted.name]
@@ -185,6 +197,7 @@ class Step:
         made = Step.__new__(Step)
         made.action, made.function = action, function
         made.bound, made.collects, made.generates, made.inputs = self.bound, self.collects, self.generates, self.inputs
+        made.frozen = self.frozen
         made.inserts, made.is_async, made.keys, made.local = self.inserts, self.is_async, self.keys, self.local
         made.name, made.names_units, made.nothing = self.name, self.names_units, self.nothing
         made.result_key, made.returned, made.simple = self.result_key, self.returned, self.simple

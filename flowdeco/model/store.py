@@ -63,19 +63,25 @@ class Key(Generic[T]):
 
     For a generic type, its origin is checked (for `list[int]`, the list); for a union, its members; for a TypedDict, the
     dict; for a literal, the class. As in the typing rules of numbers, an `int` is accepted where a `float` is declared.
+
+    `frozen` promises that nobody changes the value in place: durable runs do not look for changes, which takes a
+    millisecond for 10 MB, and lose one that is made all the same. Once an action has read or written the value under such a
+    key, that holds for all that follow.
     """
 
-    __slots__ = ("_classes", "name", "type")
+    __slots__ = ("_classes", "frozen", "name", "type")
     name: str
     type: TypeForm[T]
+    frozen: bool
     _classes: _Classes
 
     @overload
-    def __init__(self, name: str, type: TypeForm[T]) -> None: ...
+    def __init__(self, name: str, type: TypeForm[T], *, frozen: bool = False) -> None: ...
     @overload
-    def __init__(self: Key[Any], name: str) -> None: ...
-    def __init__(self, name: str, type: Any = Any) -> None:
+    def __init__(self: Key[Any], name: str, *, frozen: bool = False) -> None: ...
+    def __init__(self, name: str, type: Any = Any, *, frozen: bool = False) -> None:
         object.__setattr__(self, "name", key_name(name))
+        object.__setattr__(self, "frozen", frozen)
         object.__setattr__(self, "type", type)
         object.__setattr__(self, "_classes", _runtime_classes(type))
 
@@ -94,16 +100,21 @@ class Key(Generic[T]):
         if not isinstance(other, Key):
             return NotImplemented
         theirs = cast("Key[Any]", other)
-        return self.name == theirs.name and self.type == theirs.type
+        return (self.name, self.type, self.frozen) == (theirs.name, theirs.type, theirs.frozen)
 
     def __hash__(self) -> int:
         return hash((Key, self.name))
 
     def __repr__(self) -> str:
-        return f"Key({self.name!r})" if self.type is Any else f"Key({self.name!r}, {_type_name(self.type)})"
+        declared = "" if self.type is Any else f", {_type_name(self.type)}"
+        return f"Key({self.name!r}{declared}{', frozen=True' if self.frozen else ''})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Key, (self.name, self.type))
+        return (_key, (self.name, self.type, self.frozen)) if self.frozen else (Key, (self.name, self.type))
+
+
+def _key(name: str, type: Any, frozen: bool) -> Key[Any]:
+    return Key(name, type, frozen=frozen)
 
 
 AnyKey: TypeAlias = "str | Key[Any]"
@@ -686,7 +697,7 @@ class View(Store):
     def __getitem__(self, key: AnyKey) -> Any:
         name = key_name(key)
         self._settle((name,))
-        if self.on_read is not None:
+        if self.on_read is not None and not (isinstance(key, Key) and key.frozen):
             self.on_read(name)
         return super().__getitem__(key)
 
@@ -725,14 +736,20 @@ class Watched(Store):
 
     __slots__ = ("_on_read",)
 
-    def __init__(self, base: Store, on_read: Callable[[str], object]) -> None:
+    def __init__(self, base: Store, on_read: Callable[[Name], object]) -> None:
         self._data, self._dropped, self._owned, self._marks = base._data, base._dropped, base._owned, base._marks
         self._on_read = on_read
+
+    def report(self, names: Iterable[Name]) -> None:
+        """Report the names of values that are read in another way."""
+        for name in names:
+            self._on_read(name)
 
     @overload
     def __getitem__(self, key: Key[T]) -> T: ...
     @overload
     def __getitem__(self, key: str) -> Any: ...
     def __getitem__(self, key: AnyKey) -> Any:
-        self._on_read(key_name(key))
+        if not (isinstance(key, Key) and key.frozen):
+            self._on_read(key_name(key))
         return super().__getitem__(key)

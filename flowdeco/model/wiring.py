@@ -88,6 +88,7 @@ class _Around(NamedTuple):
     actions: bool = False
     outcomes: bool = False  # nothing else than the results of the actions
     missing: bool = False  # or recover from missing parameters inside
+    layers: tuple[Middleware, ...] = ()  # around actions
 
 
 class _Flow(NamedTuple):
@@ -272,6 +273,7 @@ def _check(unit: Unit | Stream, known: _Known, around: _Around, skip: frozenset[
             around.actions or may_supply(actions),
             around.outcomes or _may_give_results(actions),
             around.missing or hides_gaps(stages + actions),
+            around.layers + actions,
         )
         known.open |= may_supply(unit.use)
         for part in unit.units:
@@ -302,6 +304,8 @@ def _check_stage(stage: Stage, known: _Known, around: _Around, skip: frozenset[s
             known.local.setdefault(name, stage.name)
     for step, _ in reversed(steps_of(stage)):
         if not skip or skip.isdisjoint(action_selectors(stage, step.action)):
+            if around.layers or stage.use_actions or step.use:
+                _check_layers(step, around.layers + stage.use_actions + step.use)
             yield from _check_step(stage, step, inside, hidden or hides_gaps(step.use))
             inside.open |= wrapped or may_supply(step.use)
             if not step.supplies and (around.outcomes or _may_give_results(stage.use_actions + step.use)):
@@ -309,6 +313,14 @@ def _check_stage(stage: Stage, known: _Known, around: _Around, skip: frozenset[s
             own = step.name if stage.local and step.supplies_own_name else None
             known.keys.update({key: inside.keys[key] for key in step.supplies if key != own})
     known.open |= inside.open
+
+
+def _check_layers(step: Step, layers: tuple[Middleware, ...]) -> None:
+    """Raise the `DefinitionError` of a layer that does not suit the action (`cached`)."""
+    for layer in layers:
+        check = getattr(layer, "check_action", None)
+        if check is not None:
+            check(step)
 
 
 def _check_step(stage: Stage, step: Step, known: _Known, hidden: bool) -> Iterator[_Gap]:

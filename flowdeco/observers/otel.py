@@ -56,9 +56,9 @@ def spans(tracer_provider: TracerProvider | None = None) -> Callable[[Event], No
 
     Spans are named `run NAME`, `stage NAME`, `action NAME`. Attributes: `flowdeco.run`, `flowdeco.pipeline`,
     `flowdeco.stage`, `flowdeco.action`, `flowdeco.status`, where it applies `flowdeco.inserted_by`, `flowdeco.branch`,
-    `flowdeco.attempts`, `flowdeco.recovered`. A failure is recorded, and sets the status to ERROR, on each span that it
-    passes through. Insertions, skipped steps and messages of `ctx.emit` are events of the span in which they happen.
-    Restored steps of a resumed run have no span. One observer can serve any number of runs.
+    `flowdeco.attempts`, `flowdeco.recovered`, `flowdeco.cached`. A failure is recorded, and sets the status to ERROR, on
+    each span that it passes through. Insertions, skipped steps and messages of `ctx.emit` are events of the span in which
+    they happen. Restored steps of a resumed run have no span. One observer can serve any number of runs.
     """
     try:
         import opentelemetry.trace  # noqa: F401  # pyright: ignore[reportUnusedImport]
@@ -176,6 +176,8 @@ class _Spans:
                 span.set_attribute("flowdeco.attempts", event.attempts)
             if event.recovered:
                 span.set_attribute("flowdeco.recovered", True)
+            if isinstance(event, ActionFinished) and event.cached:
+                span.set_attribute("flowdeco.cached", True)
         if event.error is not None and event.status == "failed":
             span.record_exception(event.error)
             description = f"{type(event.error).__name__}: {event.error}"

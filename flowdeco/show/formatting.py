@@ -22,6 +22,7 @@ __all__ = [
     "state",
     "summary",
     "unusual_status",
+    "was_cached",
 ]
 
 MARKS: Final[dict[str, str]] = {
@@ -80,6 +81,11 @@ def unusual_status(part: Part) -> str:
     return "not reached" if part.status is Status.PENDING else str(part.status)
 
 
+def was_cached(part: Part) -> bool:
+    """Whether an action, or the only one of a stage that stands for it, was taken from a cache."""
+    return part.cached or (part.is_bare and part.parts[0].cached)
+
+
 def data_flow(part: Part) -> str:
     """Return the keys that an action reads and writes: "text → rows", "reads text", "writes rows"; "" for none."""
     reads = ", ".join(map(printable, part.reads))
@@ -118,6 +124,8 @@ def notes_of(part: Part, parent_inserted_by: str | None = None) -> Iterable[str]
         yield plural(part.attempts, "attempt")
     if unusual_status(part):
         yield unusual_status(part)
+    if was_cached(part):
+        yield "cached"
     if part.recovered:
         yield f"recovered from {printable(part.error)}" if part.error else "recovered"
     elif part.status is Status.FAILED:

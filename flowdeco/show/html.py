@@ -27,6 +27,7 @@ from flowdeco.show.formatting import (
     state,
     summary,
     unusual_status,
+    was_cached,
 )
 from flowdeco.show.parts import Part, PlanContent, RanContent, count_stages, walk
 from flowdeco.show.plan_parts import planned_action, planned_stage
@@ -266,6 +267,8 @@ def _notes(part: Part, action: Part) -> str:
         css = "fd-note fd-why"
     elif unusual_status(part):
         notes.append(unusual_status(part))
+    elif was_cached(part):
+        notes.append("cached")
     return f'<span class="{css}">{", ".join(notes)}</span>' if notes else ""
 
 

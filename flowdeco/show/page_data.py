@@ -23,6 +23,7 @@ from flowdeco.show.formatting import (
     printable,
     state,
     unusual_status,
+    was_cached,
 )
 from flowdeco.show.parts import Part
 from flowdeco.show.redaction import Redact
@@ -150,7 +151,9 @@ class PageData:
         if part.error and (part.recovered or part.status is Status.FAILED):
             error = self._redact(printable(part.error))
             return f"recovered from {error}" if part.recovered else error
-        return "not in the plan" if part.unplanned else unusual_status(part)
+        if part.unplanned:
+            return "not in the plan"
+        return unusual_status(part) or ("cached" if was_cached(part) else "")
 
     def _stage(self, part: Part) -> Row:
         row: Row = {

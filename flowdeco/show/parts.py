@@ -43,6 +43,7 @@ class Part(NamedTuple):
     inserted_by: str | None = None
     attempts: int = 1
     recovered: bool = False
+    cached: bool = False
     error: str = ""
     record: int | None = None
     unplanned: bool = False

@@ -171,6 +171,7 @@ def _with_outcome(part: Part, record: Outcome, index: int | None) -> Part:
         inserted_by=record.inserted_by,
         attempts=record.attempts,
         recovered=record.recovered,
+        cached=record.cached,
         error=_first_line(record.error),
         record=index,
     )
