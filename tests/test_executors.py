@@ -14,24 +14,18 @@ import threading
 import time
 from concurrent import futures
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import suppress
-from importlib import import_module
-from pathlib import Path
 
 import pytest
 import shipped
+from pools import PATHS, interpreter_pool
 from support import action_record, around, completed, failing, names, one, provide, statuses, step, text_of
 
-import flowdeco
 from flowdeco import Run, Stage, action, parallel, pipeline
 from flowdeco.errors import ActionTimeout, ExecutorError, RunError, ShippingError, WorkerDiedError
 from flowdeco.executors import serial
 from flowdeco.middleware import recover, retry
 
 PATIENCE = 20  # seconds after which a test gives up waiting for what must happen
-PATHS = os.pathsep.join(
-    filter(None, [str(Path(flowdeco.__file__).parents[1]), str(Path(__file__).parent), os.environ.get("PYTHONPATH")])
-)
 # Those that start processes by fork are warned that there are threads; the workers here do not mind.
 pytestmark = [pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")]
 
@@ -56,14 +50,6 @@ def spawned():
     with processes("spawn") as executor:
         list(executor.map(os.getenv, ["A", "B"]))
         yield executor
-
-
-def interpreter_pool():
-    """`InterpreterPoolExecutor` of Python 3.14, or for 3.13 what PyPI has; None where there is neither."""
-    found = getattr(futures, "InterpreterPoolExecutor", None)
-    with suppress(ImportError):
-        return found or import_module("interpreters_backport.concurrent.futures.interpreter").InterpreterPoolExecutor
-    return None
 
 
 @pytest.fixture(scope="module")

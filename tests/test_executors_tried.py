@@ -18,7 +18,7 @@ from support import text_of
 
 from flowdeco import parallel, pipeline
 from flowdeco.durable import SqliteJournal
-from flowdeco.errors import ActionTimeout, ExecutorError, WorkerDiedError
+from flowdeco.errors import ActionTimeout, WorkerDiedError
 from flowdeco.events import Message
 from flowdeco.executors import serial
 from flowdeco.middleware import retry
@@ -64,7 +64,9 @@ def test_a_group_of_template_stages_gives_what_serial_gives(run, executor):
     finished = run(tried.shops, tried.SIZES, executor=executor, observers=[heard.append])
     assert told(finished) == told(expected)
     assert finished["total"] == 3 * (6 + 0 + 21 + 1)
-    assert sorted(event.payload["shop"] for event in heard if isinstance(event, Message)) == sorted(tried.SIZES["sizes"])
+    assert sorted(event.payload["shop"] for event in heard if isinstance(event, Message)) == sorted(
+        tried.SIZES["sizes"]
+    )
 
 
 def test_nested_groups_end_on_two_workers(run, executor):
