@@ -39,7 +39,7 @@ from flowdeco.model.paths import all_parts, culprit, shown_key
 from flowdeco.model.references import load
 from flowdeco.model.wiring import Step
 
-__all__ = ["broken", "died", "is_local", "perform", "receive", "refused", "serial", "shipped"]
+__all__ = ["broken", "is_local", "lost", "perform", "receive", "refused", "serial", "shipped"]
 
 # Companions of calls to other processes: each returns a function, importable there, and an argument for it; called with
 # it, the function returns the context manager that is opened around the call. Set by observers.
@@ -266,21 +266,32 @@ def broken(executor: Executor | None, names: Sequence[str], error: BaseException
     return ended
 
 
-def refused(executor: Executor, name: str, error: RuntimeError) -> ExecutorError:
+def refused(executor: Executor, name: str, error: Exception) -> ExecutorError:
     """Return the error of an executor that takes no more calls."""
+    kind = "" if type(error) is RuntimeError else f"{type(error).__name__}: "
     return ExecutorError(
-        f"the {type(executor).__name__} of the run does not take the call of action {name!r}: {error}. It must stay open "
-        f"until the run has ended"
+        f"the {type(executor).__name__} of the run does not take the call of action {name!r}: {kind}{error}. It must stay "
+        f"open until the run has ended"
     )
 
 
-def died(name: str, error: BaseException) -> WorkerDiedError | None:
-    """Return the error of a call whose worker died, although its executor lives on; None for any other error."""
-    if type(error).__name__ != "KilledWorker":  # of dask.distributed
-        return None
-    lost = WorkerDiedError(f"a worker died while it had the call of action {name!r}: {error}")
-    lost.__cause__ = error
-    return lost
+# The errors of executors that continue without the worker that died: of Dask, Ray and executorlib.
+_DEATHS: Final = frozenset(
+    {"KilledWorker", "WorkerCrashedError", "OutOfMemoryError", "NodeDiedError", "ExecutorlibSocketError"}
+)
+
+
+def lost(executor: Executor | None, name: str, error: Exception) -> ExecutorError:
+    """Return the error of an executor that has lost a call, and lives on: what the call itself raises, it returns."""
+    if type(error).__name__ in _DEATHS:
+        ended: ExecutorError = WorkerDiedError(f"a worker died while it had the call of action {name!r}: {error}")
+    else:
+        ended = ExecutorError(
+            f"the {type(executor).__name__} of the run could not perform the call of action {name!r}, or return its "
+            f"result: {type(error).__name__}: {error}"
+        )
+    ended.__cause__ = error
+    return ended
 
 
 _LISTED: Final = 5

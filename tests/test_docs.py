@@ -26,7 +26,11 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINKING = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
 SHELL = {"sh", "bash", "shell", "console"}
-FENCE = re.compile(r"^(?P<fence>`{3,})(?P<language>[^\n`]*)\n(?P<code>.*?)^(?P=fence)[ ]*$", re.MULTILINE | re.DOTALL)
+# A block after `<!-- needs: loky -->` runs where that can be imported; a word that is no module keeps it from running.
+FENCE = re.compile(
+    r"^(?:<!-- needs: (?P<needs>[\w. -]+) -->\n)?^(?P<fence>`{3,})(?P<language>[^\n`]*)\n(?P<code>.*?)^(?P=fence)[ ]*$",
+    re.MULTILINE | re.DOTALL,
+)
 LINK = re.compile(r"\]\((?P<target>[^)#:\s]+)(?:#[^)\s]*)?\)")
 
 
@@ -36,6 +40,7 @@ class Block(NamedTuple):
     language: str
     code: str
     line: int
+    needs: str = ""
 
     @property
     def is_session(self) -> bool:
@@ -45,7 +50,7 @@ class Block(NamedTuple):
 def blocks_of(page: Path) -> list[Block]:
     text = page.read_text(encoding="utf-8")
     return [
-        Block(found["language"].strip(), found["code"], text.count("\n", 0, found.start("code")))
+        Block(found["language"].strip(), found["code"], text.count("\n", 0, found.start("code")), found["needs"] or "")
         for found in FENCE.finditer(text)
     ]
 
@@ -74,11 +79,22 @@ def run_block(block: Block, page: Path, namespace: dict[str, object]) -> None:
         pytest.fail(f"in {page.name}, block at line {block.line}:\n{traceback.format_exc()}", pytrace=False)
 
 
+def is_importable(name: str) -> bool:
+    """Whether a module of that name, or a name in a module, is there."""
+    module, _, attribute = name.rpartition(".")
+    try:
+        return hasattr(importlib.import_module(module), attribute) if module else bool(importlib.import_module(name))
+    except ImportError:
+        return False
+
+
 def run_page(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType(f"page_{page.stem.replace('-', '_')}")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.chdir(folder)
     for block in python_blocks_of(page):
+        if block.needs and not is_importable(block.needs):
+            continue
         if block.is_session:
             run_examples(examples_in(block, page, module.__dict__))
         else:

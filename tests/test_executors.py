@@ -14,24 +14,18 @@ import threading
 import time
 from concurrent import futures
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import suppress
-from importlib import import_module
-from pathlib import Path
 
 import pytest
 import shipped
+from pools import PATHS, interpreter_pool
 from support import action_record, around, completed, failing, names, one, provide, statuses, text_of
 
-import flowdeco
 from flowdeco import Run, Stage, action, parallel, pipeline
 from flowdeco.errors import ActionTimeout, ExecutorError, RunError, ShippingError, WorkerDiedError
 from flowdeco.executors import serial
 from flowdeco.middleware import recover, retry
 
 PATIENCE = 20  # seconds after which a test gives up waiting for what must happen
-PATHS = os.pathsep.join(
-    filter(None, [str(Path(flowdeco.__file__).parents[1]), str(Path(__file__).parent), os.environ.get("PYTHONPATH")])
-)
 # Those that start processes by fork are warned that there are threads; the workers here do not mind.
 pytestmark = [pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")]
 
@@ -56,14 +50,6 @@ def spawned():
     with processes("spawn") as executor:
         list(executor.map(os.getenv, ["A", "B"]))
         yield executor
-
-
-def interpreter_pool():
-    """`InterpreterPoolExecutor` of Python 3.14, or for 3.13 what PyPI has; None where there is neither."""
-    found = getattr(futures, "InterpreterPoolExecutor", None)
-    with suppress(ImportError):
-        return found or import_module("interpreters_backport.concurrent.futures.interpreter").InterpreterPoolExecutor
-    return None
 
 
 @pytest.fixture(scope="module")
@@ -837,3 +823,51 @@ def test_errors_of_shipping_can_be_pickled():
     for error in (ShippingError("a"), WorkerDiedError("b")):
         copy = pickle.loads(pickle.dumps(error))
         assert (type(copy), str(copy)) == (type(error), str(error))
+
+
+# -- executors that lose a call, or take none, in ways of their own
+
+
+class Losing(futures.Executor):
+    """A cluster that fails with an exception of its own, and lives on."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def submit(self, fn, /, *args, **kwargs):
+        future = futures.Future()
+        future.set_exception(self.error)
+        return future
+
+
+class Refusing(Losing):
+    def submit(self, fn, /, *args, **kwargs):
+        raise self.error
+
+
+@pytest.mark.parametrize("name", ["KilledWorker", "WorkerCrashedError", "OutOfMemoryError", "ExecutorlibSocketError"])
+def test_the_deaths_of_other_clusters_are_worker_died_errors(run, name):
+    """Of Dask, Ray and executorlib, known by name: none of them is imported."""
+    executor = Losing(type(name, (Exception,), {})("it is gone"))
+    finished = run(together(shipped.pid), executor=executor, check=False)
+    assert type(finished.error) is WorkerDiedError
+    assert "'pid'" in str(finished.error)
+    assert finished.error.__cause__ is executor.error
+
+
+def test_an_exception_of_the_executor_is_not_taken_for_one_of_the_action(run):
+    """A call returns what it raises: anything else is of the executor, and no retry on its type calls again."""
+    executor = Losing(ModuleNotFoundError("No module named 'flowdeco'"))
+    branch = Stage("s", [shipped.pid], use_actions=[retry(on=ImportError, wait=0)])
+    finished = run(together(branch), executor=executor, check=False)
+    assert type(finished.error) is ExecutorError
+    assert "the Losing of the run could not perform the call of action 'pid'" in str(finished.error)
+    assert "ModuleNotFoundError: No module named 'flowdeco'" in str(finished.error)
+    assert action_record(finished, "s", "pid").attempts == 1
+
+
+def test_an_executor_that_refuses_a_call_in_its_own_words(run):
+    """Whatever it raises: nobody can have the call performed."""
+    finished = run(together(shipped.pid), executor=Refusing(OSError("no route to the cluster")), check=False)
+    assert type(finished.error) is ExecutorError
+    assert "does not take the call of action 'pid': OSError: no route to the cluster" in str(finished.error)

@@ -24,7 +24,7 @@ from flowdeco.drivers.threads import Threads, call_with_timeout
 from flowdeco.engine.requests import Await, FunctionCall, Gate, Raised, Request, Save, Sleep
 from flowdeco.engine.schedule import Schedule, Task
 from flowdeco.errors import Cancelled, ExecutorError
-from flowdeco.executors import broken, died, is_local, perform, receive, refused, shipped
+from flowdeco.executors import broken, is_local, lost, perform, receive, refused, shipped
 from flowdeco.model.wiring import Step
 
 __all__ = ["InFlight", "Worker"]
@@ -254,17 +254,19 @@ class InFlight:
             return executor.submit(function, *args)
         except BrokenExecutor as error:
             raise self._broken_by(error) from error
-        except RuntimeError as error:
+        except RuntimeError as error:  # it was shut down: one failure of all calls
             if self._broken is None:
                 self._broken = refused(executor, name, error)
             raise self._broken from error
+        except Exception as error:
+            raise refused(executor, name, error) from error
 
     def _lost(self, name: str, future: Future[Any]) -> BaseException:
         """Return the error of a call that its executor has dropped."""
         error = None if future.cancelled() else future.exception()
         if error is None or isinstance(error, BrokenExecutor):
             return self._broken_by(error)
-        return died(name, error) or error
+        return lost(self._pool or self._elsewhere, name, error) if isinstance(error, Exception) else error
 
     def _broken_by(self, error: BaseException | None) -> ExecutorError:
         """Return the error of an executor that has ended, the same one for all calls: it is one failure."""
