@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 __all__ = [
     "ActionFinished",
     "ActionStarted",
+    "BranchesHeld",
     "Event",
     "Message",
     "Progress",
@@ -100,6 +101,15 @@ class UnitsInserted(NamedTuple):
     stages: int = 0
 
 
+class BranchesHeld(NamedTuple):
+    """A streamed group waits: `held` branches have ended, and cannot be merged before branch `first` ends; 0 when it goes on."""
+
+    run_id: str
+    group: str
+    held: int
+    first: int
+
+
 class Message(NamedTuple):
     """A message of an action to the observers, by `ctx.emit`."""
 
@@ -128,6 +138,7 @@ Event: TypeAlias = (
     | ActionStarted
     | ActionFinished
     | UnitsInserted
+    | BranchesHeld
     | Message
     | Progress
 )

@@ -7,8 +7,9 @@ group, and applied once more when the run is resumed. Any new property of a step
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Self, cast
 
 from flowdeco.errors import Bail, Suspend
@@ -19,11 +20,13 @@ from flowdeco.model.store import Delta
 from flowdeco.model.units import every_unit
 
 __all__ = [
+    "ALL",
     "COMPLETED",
     "ROOT",
     "ActionRecord",
     "Outcome",
     "Scope",
+    "Selection",
     "StageRecord",
     "Status",
     "branch_id",
@@ -91,6 +94,20 @@ class Scope(NamedTuple):
         return Scope(self.name, self.id, branch, self.inserted_by, self.outer)
 
 
+class Selection(NamedTuple):
+    """The branches of a group that do not count: those `lost`, with their errors, and all others but those `counted`."""
+
+    lost: Mapping[int, BaseException] = MappingProxyType({})
+    counted: frozenset[int] | None = None
+
+    def takes(self, index: int) -> bool:
+        """Whether this branch counts."""
+        return index not in self.lost and (self.counted is None or index in self.counted)
+
+
+ALL: Final = Selection()
+
+
 class Outcome(NamedTuple):
     """The outcome of a step: `started` in POSIX seconds, `elapsed` in seconds.
 
@@ -103,7 +120,8 @@ class Outcome(NamedTuple):
     middleware on the way out), `entering` (a scope's writes before its first step, layer by layer) and `result` (the
     data that an action returned). A record that is kept has none of them: it keeps no value alive. `number` is the
     step's place in its branch, `end` that of the step after it; `entered` tells whether a scope reached its first step;
-    `branches` is the number of branches of a group, `fingerprint` that of an action's code in a durable run; `repeats`
+    `branches` is the number of branches of a group (of a streamed one that has not ended, at most so many have begun),
+    `selection` tells which of them count, `fingerprint` that of an action's code in a durable run; `repeats`
     says how often each of its layers has asked for another attempt.
     """
 
@@ -131,6 +149,7 @@ class Outcome(NamedTuple):
     fingerprint: str = ""
     repeats: tuple[int, ...] = ()
     failures: Sequence[BaseException] = ()
+    selection: Selection = ALL
 
     @property
     def is_final(self) -> bool:
@@ -144,7 +163,7 @@ class Outcome(NamedTuple):
         return record_kind(unit)(
             self.name, unit, self.status, self.started, self.elapsed, by, self.number, self.inserted, actions, scope,
             self.end, self.error, self.attempts, self.recovered, self.switches, True, None, (), UNSET, self.entered,
-            self.branches, failures=self.failures,
+            self.branches, failures=self.failures, selection=self.selection,
         )  # fmt: skip
 
     def refused(self, error: BaseException) -> Self:

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, cast
 
 from flowdeco.engine.changes import Looks
 from flowdeco.engine.journal import Codec, Journal, Row
-from flowdeco.engine.outcome import ActionRecord, Outcome, Scope, StageRecord, Status
+from flowdeco.engine.outcome import ALL, ActionRecord, Outcome, Scope, Selection, StageRecord, Status
 from flowdeco.engine.requests import Failure, Save
 from flowdeco.errors import Bail, DefinitionError, JournalError, RunError
 from flowdeco.model.contents import Digest
@@ -92,6 +92,7 @@ class Recorder:
             parts["branches"] = outcome.branches  # they lead to the steps of a group
         if outcome.entering:
             parts["entering"] = [_of_delta(delta) for delta in outcome.entering]
+        parts.update(self._of_selection(outcome.selection._replace(counted=None)))
         payload = self.codec.encode(parts, "")
         return Row(branch, outcome.number, row.kind, outcome.name, None, "running", outcome.started, 0.0, "", payload)
 
@@ -133,6 +134,8 @@ class Recorder:
         for name in ("inserted", "switches", "recovered", "branches"):
             if value := getattr(outcome, name):
                 parts[name] = value
+        if outcome.selection is not ALL:
+            parts.update(self._of_selection(outcome.selection))
         if outcome.attempts > 1:
             parts["attempts"], parts["repeats"] = outcome.attempts, list(outcome.repeats)
         if outcome.failures:
@@ -143,6 +146,14 @@ class Recorder:
             parts["entered"] = False
         if outcome.result is not UNSET:
             parts["result"] = _where(outcome.result, outcome.writes)
+        return parts
+
+    def _of_selection(self, selection: Selection) -> dict[str, Any]:
+        parts: dict[str, Any] = {}
+        if selection.lost:
+            parts["lost"] = [[index, portable(error, self.codec)] for index, error in selection.lost.items()]
+        if selection.counted is not None:
+            parts["counted"] = sorted(selection.counted)
         return parts
 
     def _written_failures(self, failures: Sequence[BaseException]) -> list[BaseException]:
@@ -256,6 +267,10 @@ def outcomes(rows: list[Row], codec: Codec, pins: Mapping[str, int]) -> dict[str
         before = steps.pop(row.number, None)
         if before is not None and before.entering and not outcome.entering:
             outcome = outcome._replace(entering=before.entering)  # only the row of its beginning has it
+        if before is not None and before.selection.lost and outcome.status is Status.RUNNING:
+            lost: Any = before.selection.lost  # by now; each of these rows has only the latest
+            lost.update(outcome.selection.lost)
+            outcome = outcome._replace(selection=before.selection)
         steps[row.number] = outcome
     _check_complete(found)
     return found
@@ -290,7 +305,14 @@ def _outcome(row: Row, parts: dict[str, Any], order: int) -> Outcome:
         get("by"), row.number, tuple(get("inserted", ())), (), scope, get("end", -1), error, get("attempts", 1),
         get("recovered", False), switches, False, writes, entering, _result(get("result"), writes),
         get("entered", True), get("branches", 0), row.fingerprint, tuple(get("repeats", ())), tuple(get("failures", ())),
+        _selection(parts) if "lost" in parts or "counted" in parts else ALL,
     )  # fmt: skip
+
+
+def _selection(parts: Mapping[str, Any]) -> Selection:
+    counted = parts.get("counted")
+    lost = {index: error for index, error in parts.get("lost", ())}
+    return Selection(lost, None if counted is None else frozenset(counted))
 
 
 def _scope(inside: list[tuple[str, str, int | None, str | None]]) -> Scope | None:
