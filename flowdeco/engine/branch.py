@@ -224,7 +224,8 @@ class Branch:
         self.read = store.reader()
         self.base = self.scope = base
         self.parent = parent
-        self.conductor: Any = None  # of its group
+        self.group: Parallel | None = None
+        self.conductor: Any = None  # of the group
         self.index = 0  # its place in the group
         self.unit: Any = None  # the branch of the group
         self.id = id

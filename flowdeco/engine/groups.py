@@ -258,7 +258,7 @@ class _Conductor:
         base.place = scope.place and scope.place.of(index)
         store = branch.store.fork() if remains is None else remains.store_over(branch.store)
         fork = Branch(terms, store, base, branch, id)
-        fork.conductor, fork.index, fork.unit = self, index, unit
+        fork.group, fork.conductor, fork.index, fork.unit = self.group, self, index, unit
         fork.result = None if remains is None else remains.result
         if self.earlier is not None:
             fork.ended_early |= is_lost or (bool(branch.sealed) and not self._takes_all())

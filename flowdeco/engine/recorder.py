@@ -19,7 +19,8 @@ from flowdeco.model.contents import Digest
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream
 from flowdeco.model.options import UNSET
 from flowdeco.model.steps import Step
-from flowdeco.model.store import NOTHING, Delta, Local, Name
+from flowdeco.model.store import NOTHING, Delta, Local, Name, key_name
+from flowdeco.model.units import every_unit
 
 __all__ = ["Recorded", "Recorder", "outcomes", "portable"]
 
@@ -123,7 +124,9 @@ class Recorder:
     def _parts(self, branch: str, outcome: Outcome) -> dict[str, Any]:
         parts = _place(branch, outcome)
         if outcome.writes is not None:
-            parts.update(_of_delta(outcome.writes))
+            failures = outcome.unit.failures if type(outcome.unit) is Parallel else None
+            writes = outcome.writes if failures is None else self._portable(outcome.writes, key_name(failures))
+            parts.update(_of_delta(writes))
         if outcome.entering:
             parts["entering"] = [_of_delta(delta) for delta in outcome.entering]
         error = outcome.error
@@ -147,6 +150,13 @@ class Recorder:
         if outcome.result is not UNSET:
             parts["result"] = _where(outcome.result, outcome.writes)
         return parts
+
+    def _portable(self, writes: Delta, failures: str) -> Delta:
+        """Return writes whose list of failed branches has exceptions that survive the journal."""
+        if failures not in writes.puts:
+            return writes
+        listed = [(name, portable(error, self.codec)) for name, error in writes.puts[failures]]
+        return writes._replace(puts={**writes.puts, failures: listed})
 
     def _of_selection(self, selection: Selection) -> dict[str, Any]:
         parts: dict[str, Any] = {}
@@ -174,12 +184,13 @@ class Recorder:
             known = self._fingerprints[id(function)] = function, self._fingerprint(function)
         return known[1]
 
-    def check_repeatable(self, inserted: Iterable[Any], who: str) -> None:
-        """Raise `DefinitionError` for a stream that a resumed run could not call again."""
-        for unit in inserted:
-            if isinstance(unit, Stream) and not callable(unit.source):
+    def check_repeatable(self, units: Iterable[Any], who: str, how: str = "inserted") -> None:
+        """Raise `DefinitionError` for a stream that a resumed run could not call again, also that of a group."""
+        for unit in every_unit(units):
+            stream = unit.stream if isinstance(unit, Parallel) else unit
+            if isinstance(stream, Stream) and not callable(stream.source):
                 raise DefinitionError(
-                    f"{who} inserted the {unit.name}, which cannot be called again on resume: "
+                    f"{who} {how} the {stream.name}, which cannot be called again on resume: "
                     f"in a durable run write stream(function, *args)"
                 )
 

@@ -74,7 +74,7 @@ class Task:
 class _Group:
     """The branches of a `Fork`, and the task that waits for them; None for the run itself."""
 
-    __slots__ = ("active", "catching_up", "conductor", "interrupt", "is_parked", "parent", "stopped", "supply", "tasks",
+    __slots__ = ("active", "catching_up", "conductor", "has_ended", "interrupt", "is_parked", "parent", "stopped", "supply", "tasks",
                  "waiting")  # fmt: skip
 
     def __init__(self, fork: Fork, parent: Task | None) -> None:
@@ -86,6 +86,7 @@ class _Group:
         self.waiting: dict[Task, None] = {}  # of these: had begun before the run was resumed, and do not continue yet
         self.active = 0  # the others
         self.catching_up = int(conductor.resumes)  # tasks that have not restored their history, and the supply
+        self.has_ended = False
         self.is_parked = False  # the supply waits until another branch is wanted
         context = copy_context() if parent is None else parent.context
         self.supply: Task | None = Task(None, conductor.supply(), self, context)
@@ -151,7 +152,11 @@ class Schedule:
         group = _Group(fork, parent)
         if parent is not None:
             parent.inner = group
-        self._ready.appendleft((cast("Task", group.supply), None))
+        if group.stopped and not group.conductor.restores:
+            group.supply = None
+            self._fill(group)
+        else:
+            self._ready.appendleft((cast("Task", group.supply), None))
         return group
 
     def _one_caught_up(self, group: _Group) -> None:
@@ -173,14 +178,15 @@ class Schedule:
         """Return the tasks that can continue now, each with its answer; if none is left, the group has ended."""
         ready: list[tuple[Task, Any]] = []
         limit = group.conductor.limit
-        while group.waiting and group.active < limit:
+        while group.waiting and group.active < limit and not group.catching_up:
             task = next(iter(group.waiting))
             del group.waiting[task]
             group.active += 1
             ready += self._next_of(task.inner) if task.inner is not None else [(task, None)]
         supply = group.supply
         if supply is None:
-            if not group.active:
+            if not (group.active or group.has_ended):
+                group.has_ended = True
                 if group.parent is None:
                     self.ended = Ended(group.interrupt)
                 else:

@@ -6,7 +6,7 @@ from itertools import count
 import pytest
 
 from flowdeco import Bail, Suspend
-from flowdeco.engine.requests import CAUGHT_UP, Chore, Ended, Fork, Raised, Save, Sleep
+from flowdeco.engine.requests import CAUGHT_UP, Await, Begin, Chore, Ended, Fork, Raised, Save, Sleep
 from flowdeco.engine.schedule import Schedule
 from flowdeco.errors import Cancelled
 
@@ -35,22 +35,81 @@ class Branch:
         self.walk, self.begun, self.stopped = walk, begun, False
 
 
-def fork(*walks, limit=None, begun=None):
+class Conductor:
+    """Hands out branches in their order, those that had begun first; any failure but a Suspend is decisive."""
+
+    def __init__(self, walks, limit, begun, pulls=(), sealed=False):
+        self.branches = [Branch(*each) for each in zip(walks, begun or [False] * len(walks), strict=True)]
+        self.limit = limit or len(walks)
+        self.pulls = dict(pulls)  # requests before a branch is handed out, by its number
+        self.restores = begun is not None
+        self.resumes = self.restores and not sealed
+        self.has_room = self.is_open = True
+        self.is_enough = False
+        self.enough = None  # so many complete it
+        self.failures = [None] * len(walks)
+        self.ended_by = self.supply_failure = None
+        self.begins = []  # the numbers of branches handed out
+        self.wanted = []  # the answers to the supply
+
+    def supply(self):
+        for number, branch in sorted(enumerate(self.branches), key=lambda each: not each[1].begun):
+            if self.restores and not branch.begun:
+                self.restores = False
+                if self.resumes and (yield CAUGHT_UP) is False:
+                    return None
+            if number in self.pulls:
+                answer = yield self.pulls[number]
+                if type(answer) is Raised:
+                    return answer.error
+            self.begins.append(number)
+            self.wanted.append((yield Begin(branch)))
+            if not self.wanted[-1]:
+                return None
+        if self.restores:
+            self.restores = False
+            if self.resumes:
+                yield CAUGHT_UP
+        return None
+
+    def ended(self, branch, failure):
+        if branch is None:
+            self.supply_failure = failure
+            return True
+        number = self.branches.index(branch)
+        self.failures[number] = failure
+        if failure is None and self.enough is not None:
+            self.enough -= 1
+            self.is_enough = not self.enough
+            return self.is_enough
+        decisive = failure is not None and not isinstance(failure, Suspend)
+        if decisive and self.ended_by is None:
+            self.ended_by = number
+        return decisive
+
+
+def fork(*walks, limit=None, begun=None, **more):
     """The request to run these side by side."""
-    return Fork([Branch(*each) for each in zip(walks, begun or [False] * len(walks), strict=True)], limit)
+    return Fork(Conductor(walks, limit, begun, **more))
 
 
 def stopped(fork):
     """The numbers of the branches that are to begin nothing more."""
-    return [number for number, branch in enumerate(fork.branches) if branch.stopped]
+    return [number for number, branch in enumerate(fork.conductor.branches) if branch.stopped]
+
+
+def outcome(fork):
+    """What became of the branches, and which one ended the others."""
+    return fork.conductor.failures, fork.conductor.ended_by
 
 
 class Scripted:
     """A schedule, and the tickets of what is under way, by what was asked for."""
 
-    def __init__(self, *walks, limit=None, begun=None):
-        self.fork = fork(*walks, limit=limit, begun=begun)
-        self.schedule = Schedule(self.fork, count(1), lambda branch: branch.walk)
+    def __init__(self, *walks, most=None, **more):
+        self.fork = fork(*walks, **more)
+        self.conductor = self.fork.conductor
+        self.schedule = Schedule(self.fork, count(1), lambda branch: branch.walk, most)
         self.tickets = {}
 
     def begun(self):
@@ -76,6 +135,14 @@ class Scripted:
     @property
     def ended(self):
         return self.schedule.ended
+
+    @property
+    def failures(self):
+        return self.conductor.failures
+
+    @property
+    def ended_by(self):
+        return self.conductor.ended_by
 
 
 def name_of(request):
@@ -104,13 +171,13 @@ def test_all_branches_begin_in_their_order_and_the_group_ends_with_the_last():
     assert scripted.answer("a2", 2) == []
     assert scripted.ended is None
     assert scripted.answer("b", 4) == []
-    assert scripted.ended == Ended([None, None, None], None, None)
+    assert (scripted.ended, scripted.failures, scripted.ended_by) == (Ended(None), [None, None, None], None)
     assert log == [3, 1, 2, 4]
 
 
 def test_branches_that_ask_for_nothing_end_at_once():
     """The group, too."""
-    assert Scripted(walk([]), walk([])).ended == Ended([None, None], None, None)
+    assert Scripted(walk([]), walk([])).ended == Ended(None)
 
 
 @pytest.mark.parametrize(("limit", "at_once"), [(1, 1), (2, 2), (3, 3), (4, 3), (None, 3)])
@@ -168,12 +235,12 @@ def test_a_branch_that_ends_with_a_failure_or_a_bail_stops_the_others(failure):
     assert scripted.begun() == ["a", "b"]
     assert scripted.answer("b", failure) == []
     assert scripted.cancelled() == ["a"]
-    assert stopped(scripted.fork) == [0, 1, 2]
+    assert (stopped(scripted.fork), scripted.conductor.begins) == ([0], [0, 1])
     assert scripted.ended is None
     assert scripted.answer("a", Cancelled("cancelled")) == []
-    assert scripted.ended.failures[1] is failure
-    assert kinds(scripted.ended.failures) == [Cancelled, type(failure), NONE]
-    assert (scripted.ended.ended_by, scripted.ended.interrupt) == (1, None)
+    assert scripted.failures[1] is failure
+    assert kinds(scripted.failures) == [Cancelled, type(failure), NONE]
+    assert (scripted.ended_by, scripted.ended.interrupt) == (1, None)
 
 
 def test_a_suspended_branch_stops_nothing():
@@ -186,7 +253,7 @@ def test_a_suspended_branch_stops_nothing():
     scripted.answer("a2")
     scripted.answer("c")
     assert scripted.cancelled() == []
-    assert scripted.ended == Ended([None, suspended, None], None, None)
+    assert (scripted.ended, scripted.failures, scripted.ended_by) == (Ended(None), [None, suspended, None], None)
 
 
 def test_an_action_that_the_driver_has_not_begun_yet_is_withdrawn():
@@ -198,8 +265,8 @@ def test_an_action_that_the_driver_has_not_begun_yet_is_withdrawn():
     assert scripted.begun() == [save]
     assert scripted.cancelled() == [save]
     scripted.answer(save)
-    assert kinds(scripted.ended.failures) == [Cancelled, NONE, ValueError]
-    assert scripted.ended.ended_by == 2
+    assert kinds(scripted.failures) == [Cancelled, NONE, ValueError]
+    assert scripted.ended_by == 2
 
 
 def test_nothing_else_of_a_stopped_branch_begins():
@@ -223,7 +290,7 @@ def test_nothing_else_of_a_stopped_branch_begins():
     assert kinds(each.error for each in log[1:]) == [Cancelled, Cancelled]
     assert log[1].error is not log[2].error
     scripted.answer(save)
-    assert scripted.ended.failures == [log[1].error, NO]
+    assert scripted.failures == [log[1].error, NO]
 
 
 def test_of_two_failures_the_first_one_has_ended_the_group():
@@ -233,7 +300,7 @@ def test_of_two_failures_the_first_one_has_ended_the_group():
     scripted.begun()
     scripted.answer("b", NO)
     scripted.answer("a", other)
-    assert scripted.ended == Ended([other, NO], 1, None)
+    assert (scripted.ended, scripted.failures, scripted.ended_by) == (Ended(None), [other, NO], 1)
 
 
 # -- interrupted
@@ -252,7 +319,7 @@ def test_an_interrupt_ends_all_of_it():
     assert scripted.answer("b", Cancelled("cancelled")) == []
     assert scripted.answer("a2", "late") == []
     assert scripted.ended.interrupt is first
-    assert (kinds(scripted.ended.failures), scripted.ended.ended_by) == ([NONE, Cancelled, NONE], None)
+    assert (kinds(scripted.failures), scripted.conductor.begins) == ([NONE, Cancelled, NONE], [0, 1])
 
 
 def test_an_interrupt_after_a_failure_is_the_answer_as_well():
@@ -262,9 +329,9 @@ def test_an_interrupt_after_a_failure_is_the_answer_as_well():
     scripted.begun()
     scripted.answer("b", NO)
     scripted.schedule.interrupt(interrupt)
-    assert (scripted.cancelled(), stopped(scripted.fork)) == (["a"], [0, 1])
+    assert (scripted.cancelled(), stopped(scripted.fork)) == (["a"], [0])
     scripted.answer("a", Cancelled("cancelled"))
-    assert (scripted.ended.interrupt, scripted.ended.ended_by) == (interrupt, 1)
+    assert (scripted.ended.interrupt, scripted.ended_by) == (interrupt, 1)
 
 
 def test_an_interrupt_before_anything_has_begun_begins_nothing():
@@ -272,7 +339,7 @@ def test_an_interrupt_before_anything_has_begun_begins_nothing():
     scripted = Scripted(walk([], call("a")), walk([], call("b")), limit=1)
     scripted.schedule.interrupt(KeyboardInterrupt())
     assert (scripted.begun(), scripted.cancelled()) == ([], [])
-    assert kinds(scripted.ended.failures) == [Cancelled, NONE]
+    assert kinds(scripted.failures) == [Cancelled, NONE]
 
 
 def test_an_interrupt_reaches_the_groups_inside():
@@ -285,8 +352,8 @@ def test_an_interrupt_reaches_the_groups_inside():
     assert scripted.cancelled() == ["a"]
     scripted.answer("a", Cancelled("cancelled"))
     (ended,) = log
-    assert (kinds(ended.failures), type(ended.interrupt)) == ([Cancelled, NONE], Cancelled)
-    assert (scripted.ended.failures, scripted.ended.interrupt) == ([ended.interrupt], interrupt)
+    assert (kinds(inner.conductor.failures), type(ended.interrupt)) == ([Cancelled, NONE], Cancelled)
+    assert (scripted.failures, scripted.ended.interrupt) == ([ended.interrupt], interrupt)
 
 
 # -- groups in groups
@@ -297,7 +364,7 @@ def waiting(inner, log, *rest, before=()):
     yield from before
     ended = yield inner
     log.append(ended)
-    failure = ended.interrupt or next(filter(None, ended.failures), None)
+    failure = ended.interrupt or next(filter(None, inner.conductor.failures), None)
     if failure is not None:
         return failure
     return (yield from walk(log, *rest))
@@ -312,10 +379,10 @@ def test_groups_nest():
     assert scripted.begun() == ["a", "b", "c"]
     assert scripted.answer("b") == []
     assert scripted.answer("a") == ["after"]
-    assert log == [Ended([None, None], None, None)]
+    assert log == [Ended(None)]
     scripted.answer("c")
     scripted.answer("after")
-    assert scripted.ended == Ended([None, None], None, None)
+    assert (scripted.ended, scripted.failures, scripted.ended_by) == (Ended(None), [None, None], None)
 
 
 def test_the_limit_of_a_group_is_its_own():
@@ -332,8 +399,10 @@ def test_a_failure_inside_stops_the_group_inside_only():
     """What becomes of the outer one depends on the branch that waited for it."""
     log = []
 
+    inner = fork(walk([], call("a")), walk([], call("b")))
+
     def recovers():
-        log.append((yield fork(walk([], call("a")), walk([], call("b")))))
+        log.append((yield inner))
         return (yield from walk(log, call("after")))
 
     scripted = Scripted(recovers(), walk([], call("c")))
@@ -341,10 +410,10 @@ def test_a_failure_inside_stops_the_group_inside_only():
     assert scripted.answer("a", NO) == []
     assert scripted.cancelled() == ["b"]
     assert scripted.answer("b", Cancelled("cancelled")) == ["after"]
-    assert (log[0].failures[0], log[0].ended_by) == (NO, 0)
+    assert (inner.conductor.failures[0], inner.conductor.ended_by) == (NO, 0)
     scripted.answer("after")
     scripted.answer("c")
-    assert scripted.ended == Ended([None, None], None, None)
+    assert (scripted.ended, scripted.failures, scripted.ended_by) == (Ended(None), [None, None], None)
 
 
 def test_a_failure_outside_stops_the_groups_inside_however_deep():
@@ -355,11 +424,11 @@ def test_a_failure_outside_stops_the_groups_inside_however_deep():
     assert scripted.begun() == ["a", "c"]
     scripted.answer("c", NO)
     assert scripted.cancelled() == ["a"]
-    assert stopped(innermost) == stopped(scripted.fork) == [0, 1]
+    assert stopped(innermost) == stopped(scripted.fork) == [0]
     scripted.answer("a", Cancelled("cancelled"))
     assert [type(ended.interrupt) for ended in log] == [Cancelled, Cancelled]
     assert log[0].interrupt is not log[1].interrupt
-    assert (scripted.ended.failures[1], scripted.ended.ended_by) == (NO, 1)
+    assert (scripted.failures[1], scripted.ended_by) == (NO, 1)
 
 
 def test_a_group_in_a_stopped_branch_begins_nothing():
@@ -372,8 +441,8 @@ def test_a_group_in_a_stopped_branch_begins_nothing():
     assert scripted.cancelled() == [save]
     assert scripted.answer(save) == []
     (ended,) = log
-    assert (ended.failures, type(ended.interrupt), stopped(inner)) == ([None], Cancelled, [0])
-    assert scripted.ended.failures == [ended.interrupt, NO]
+    assert (inner.conductor.begins, type(ended.interrupt)) == ([], Cancelled)
+    assert scripted.failures == [ended.interrupt, NO]
 
 
 def test_a_group_in_a_branch_begins_in_the_context_variables_of_that_branch():
@@ -435,12 +504,12 @@ def test_a_branch_that_had_ended_is_no_longer_waited_for():
     assert scripted.begun() == ["b"]
     assert scripted.answer("b") == ["c"]
     scripted.answer("c")
-    assert scripted.ended == Ended([None, None, None], None, None)
+    assert (scripted.ended, scripted.failures, scripted.ended_by) == (Ended(None), [None, None, None], None)
 
 
 def test_a_group_all_of_whose_branches_had_ended_ends():
     """Nothing is performed."""
-    assert Scripted(walk([]), walk([]), begun=[True, True]).ended == Ended([None, None], None, None)
+    assert Scripted(walk([]), walk([]), begun=[True, True]).ended == Ended(None)
 
 
 def test_what_restores_a_failure_stops_the_group():
@@ -455,7 +524,7 @@ def test_what_restores_a_failure_stops_the_group():
     scripted = Scripted(restored(), walk([], failure=NO), walk([], call("c")), begun=[True, True, False])
     assert scripted.begun() == []
     assert kinds(each.error for each in log) == [Cancelled]
-    assert (scripted.ended.failures[1], scripted.ended.ended_by) == (NO, 1)
+    assert (scripted.failures[1], scripted.ended_by) == (NO, 1)
 
 
 def test_an_interrupt_while_branches_are_catching_up_lets_them_end():
@@ -471,7 +540,7 @@ def test_an_interrupt_while_branches_are_catching_up_lets_them_end():
     scripted.schedule.interrupt(interrupt)
     assert scripted.cancelled() == [chore]
     assert scripted.answer(chore, Cancelled("cancelled")) == []
-    assert kinds(scripted.ended.failures) == [Cancelled, Cancelled, NONE]
+    assert kinds(scripted.failures) == [Cancelled, Cancelled, NONE]
     assert scripted.ended.interrupt is interrupt
 
 
@@ -495,7 +564,7 @@ def test_groups_inside_catch_up_with_those_around_them():
 
 def test_a_group_inside_that_had_not_begun_waits_for_those_that_catch_up():
     """Its branch had come that far."""
-    inner = fork(walk([], call("a")), walk([], call("b")), limit=1)
+    inner = fork(walk([], call("a")), walk([], call("b")), limit=1, begun=[False, False])
     scripted = Scripted(waiting(inner, []), resumed([], "c", call("c")), begun=[True, True])
     assert sorted(scripted.begun()) == ["a", "c"]
     assert scripted.answer("a") == ["b"]
@@ -513,7 +582,7 @@ def test_a_group_inside_that_had_ended_is_followed_by_what_its_branch_restores_n
     log = []
 
     def branch():
-        log.append((yield fork(walk([]), walk([]), begun=[True, True])))
+        log.append((yield fork(walk([]), walk([]), begun=[True, True], sealed=True)))
         yield from resumed(log, "after", call("a"))
 
     def pulls():
@@ -521,7 +590,7 @@ def test_a_group_inside_that_had_ended_is_followed_by_what_its_branch_restores_n
         yield from resumed(log, "b", call("b"))
 
     scripted = Scripted(branch(), pulls(), begun=[True, True])
-    assert log == [Ended([None, None], None, None), "after restored"]
+    assert log == [Ended(None), "after restored"]
     (chore,) = scripted.begun()
     assert scripted.answer(chore) == ["a", "b"]
 
