@@ -102,7 +102,10 @@ class UnitsInserted(NamedTuple):
 
 
 class BranchesHeld(NamedTuple):
-    """A streamed group waits: `held` branches have ended, and cannot be merged before branch `first` ends; 0 when it goes on."""
+    """A streamed group pulls no more branches for now: too many come after `first`, which has not ended.
+
+    `held` of them have ended and wait to be merged; 0 means that the group continues.
+    """
 
     run_id: str
     group: str

@@ -111,6 +111,7 @@ class _Conductor:
         self.exceeded = False  # more branches failed than the group tolerates
         self.is_open = self.has_room = True
         self.is_enough = self.is_held_up = False
+        self.held = 0  # as observers know
         self.error: Failure = None  # of merging
         self.overlay = Overlay(group)
         self.switched: dict[str, bool] = {}
@@ -336,17 +337,17 @@ class _Conductor:
         return True
 
     def _look(self) -> None:
-        """See whether another branch may be pulled; observers are told of a window that is full, and of its end."""
+        """See whether another branch may be pulled; observers hear how many are held while it may not."""
         if self.group.stream is None:
             return
         self.has_room = bool(self.later) or self.count - self.turn <= _HELD * self.limit
-        if self.has_room is self.is_held_up:
+        if self.is_held_up or not self.has_room:
             self.is_held_up = not self.has_room
             self._tell(0 if self.has_room else len(self.over))
 
     def _tell(self, held: int) -> None:
-        terms = self.branch.terms
-        if terms.notify is not None:
+        terms, before, self.held = self.branch.terms, self.held, held
+        if terms.notify is not None and held != before:
             terms.notify(BranchesHeld(terms.run_id, self.group.name, held, self.turn))
 
     # The end of branches.
@@ -457,7 +458,8 @@ class _Conductor:
         counted = frozenset(self.counted) if group.enough is not None and error is None else None
         _, refused = branch.note(Outcome(
             group.name, group, status, scope.started + terms.epoch, terms.clock() - scope.started, scope.by,
-            scope.number, scope=scope.place, error=shown, writes=writes, end=scope.number + 1, branches=self.count,
+            scope.number, scope=scope.place, error=shown, writes=writes, end=scope.number + 1,
+            branches=self.count if group.stream is not None else len(group.units),
             selection=Selection({} if self.exceeded else self.lost, counted),
         ))  # fmt: skip
         error = refused or error
