@@ -39,7 +39,7 @@ from flowdeco.model.contents import agree
 from flowdeco.model.declare import name_in_group
 from flowdeco.model.definitions import Parallel, Unit, insertable
 from flowdeco.model.options import UNSET
-from flowdeco.model.store import NOTHING, Delta, Key, key_name
+from flowdeco.model.store import Delta, Key, key_name
 from flowdeco.model.wiring import supplied_keys
 
 __all__ = ["Overlay", "run_group"]
@@ -108,6 +108,8 @@ class _Conductor:
         self.ended_by: int | None = None
         self.bailed: Branch | None = None
         self.allowed = _allowed(group)
+        self.merges = bool(group.merge)
+        self.may_lose = group.enough is not None
         self.exceeded = False  # more branches failed than the group tolerates
         self.is_open = self.has_room = True
         self.is_enough = self.is_held_up = False
@@ -118,7 +120,8 @@ class _Conductor:
         self.result: Any = None
         self.changed: set[str] = set()  # keys of values that were changed in place, with a journal
         self.ids: list[str] = []
-        self.remains: dict[str, Remains] = {}
+        self.remains: dict[str, Remains] = {}  # in memory
+        self.merged: list[tuple[str, Any, Delta]] = []  # the same of merged branches: id, result, writes
         self.stream: OpenStream | None = None
         self.first_record = len(branch.records)
         self.bound = len(group.units) if group.stream is None else (_HELD + 1) * self.limit  # of `count`, as journaled
@@ -176,6 +179,7 @@ class _Conductor:
 
     def supply(self) -> Walk:
         """Hand out the branches: first those that had begun before a resume."""
+        units, is_streamed = self.group.units, self.group.stream is not None
         unit: Any = None
         while self.count < self.known and not _ends(unit):
             unit = yield from self._next()
@@ -195,11 +199,15 @@ class _Conductor:
         while wanted and not _ends(unit):
             if self.later:
                 index, unit = self.later.popleft()
-            else:
+            elif is_streamed:
                 unit = yield from self._next()
                 index = self.count - 1
+            else:
+                index = self.count
+                unit, self.count = (units[index], index + 1) if index < len(units) else (UNSET, index)
             if not _ends(unit):
-                self._look()
+                if is_streamed:
+                    self._look()
                 wanted = yield Begin(self._fork(index, unit))
         interrupt = None if self.stream is None else (yield from close_stream(self.branch, self.stream))
         return unit.error if type(unit) is Raised else interrupt
@@ -311,12 +319,13 @@ class _Conductor:
         if failure is not None:
             self.failures[index] = failure
         stops = self._decides(index, failure)
-        if self.ended_by is None and self.error is None:
+        if index == self.turn and self.ended_by is None and self.error is None:
             self._merge()
             if self.error is not None:
                 self.is_open = False
                 stops = stops or self.branch.terms.is_cancellation(self.error)
-        self._look()
+        if self.group.stream is not None:
+            self._look()
         return stops
 
     def _decides(self, index: int, failure: Failure) -> bool:
@@ -338,8 +347,6 @@ class _Conductor:
 
     def _look(self) -> None:
         """See whether another branch may be pulled; observers hear how many are held while it may not."""
-        if self.group.stream is None:
-            return
         self.has_room = bool(self.later) or self.count - self.turn <= _HELD * self.limit
         if self.is_held_up or not self.has_room:
             self.is_held_up = not self.has_room
@@ -362,8 +369,8 @@ class _Conductor:
             if index in self.failures and not is_lost and not to_the_end:
                 self.turn = index
                 return
-            fork, is_loser = self.over[index], not (is_lost or self._counts(index))
-            if is_loser and fork is not None:
+            is_loser = self.may_lose and not (is_lost or self._counts(index))
+            if is_loser and (fork := self.over[index]) is not None:
                 fork.records.cancel_last()
             try:
                 self._take(index, counts=not (is_lost or is_loser or index in self.failures))
@@ -387,10 +394,12 @@ class _Conductor:
         terms = branch.terms
         fork.end_unwinding()
         branch.records.adopt(fork.records)
-        branch.rows += fork.rows
+        if fork.rows:
+            branch.rows += fork.rows
         if branch.revocable and not (terms.recorder is None and terms.log is None):
             self.ids += (fork.id, *(id for _, ids in fork.forks for id in ids))
-        self.changed |= fork.changed
+        if fork.changed:
+            self.changed |= fork.changed
         if not counts:
             if isinstance(self.failures.get(index), Bail) and self.bailed is None:
                 self.bailed = fork
@@ -399,10 +408,11 @@ class _Conductor:
             return
         delta = fork.store.delta()
         if terms.log is not None:
-            self.remains[fork.id] = Remains(None, None, fork.result, {}, delta)
-        self._adopt(fork)
-        if self.is_live and delta is not NOTHING:
-            terms.gate.open = bool(self.group.merge)  # a reducer is user code
+            self.merged.append((fork.id, fork.result, delta))
+        if fork.switched or fork.result is not None:
+            self._adopt(fork)
+        if self.is_live:
+            terms.gate.open = self.merges  # a reducer is user code
             self.overlay.add(index, fork.unit, delta)
             terms.gate.open = False
 
@@ -465,12 +475,14 @@ class _Conductor:
         error = refused or error
         if takes and refused is None:
             branch.store.apply(writes._replace(changes={}))
-            if group.merge and error is None:
+            if self.merges and error is None:
                 _warn_of_merge(terms.run_id, group, writes)
         self.adopt(error)
         if error is not None and not isinstance(error, Bail):
             branch.unwind()
             branch.remains.update(self.remains)
+            for id, result, merged in self.merged:
+                branch.remains[id] = Remains(None, None, result, {}, merged)
         return error or (yield from branch.save())
 
     def _with_changes(self, writes: Delta) -> Delta:
@@ -564,11 +576,12 @@ class Overlay:
     def __init__(self, group: Parallel) -> None:
         self.delta = Delta({}, [], {})
         self._group = group
+        self._merge = group.merge
         self._writers: dict[Any, tuple[int, Unit]] = {}  # of each key, the first one
 
     def add(self, index: int, unit: Unit, delta: Delta) -> None:
         """Merge the writes of a branch; raises `WriteConflictError` where it disagrees with an earlier one."""
-        whole, writers, merge = self.delta, self._writers, self._group.merge
+        whole, writers, merge = self.delta, self._writers, self._merge
         for key, items in delta.appends.items():
             if key not in writers:
                 writers[key] = index, unit

@@ -143,10 +143,13 @@ class Schedule:
     def _work(self) -> None:
         while self._ready:
             task, answer = self._ready.popleft()
-            if answer is _MORE:
-                self._fill(task.group)
-            else:
+            if answer is not _MORE:
                 self._step(task, answer)
+            elif task.group.is_parked:
+                wanted = self._wants_more(task.group)
+                if wanted is not None:
+                    task.group.is_parked = False
+                    self._step(task, wanted)
 
     def _opened(self, fork: Fork, parent: Task | None) -> _Group:
         group = _Group(fork, parent)
@@ -289,7 +292,8 @@ class Schedule:
             self._one_caught_up(group)
         else:
             group.active -= task.branch is not None
-            self._fill(group)
+            if group.is_parked or group.waiting or not group.active:
+                self._fill(group)
 
     def _stop(self, group: _Group) -> None:
         discards = group.conductor.is_enough
