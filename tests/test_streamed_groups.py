@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 from support import names, statuses, text_of
 
-from flowdeco import Bail, Context, Stage, Status, Suspend, action, parallel, pipeline, stage, stream
+from flowdeco import Bail, Context, Status, Suspend, action, parallel, pipeline, stage, stream
 from flowdeco.durable import MemoryJournal, read
 from flowdeco.errors import (
     CodeChangedError,
@@ -498,7 +498,9 @@ def durable(count=6, limit=2):
 
 @pytest.mark.parametrize("broken", [0, 3, 5])
 @pytest.mark.parametrize("codec", ["pickle", "json"])
-def test_a_resume_calls_the_function_again_and_completed_branches_are_not_run_again(run, resume, tmp_path, broken, codec):
+def test_a_resume_calls_the_function_again_and_completed_branches_are_not_run_again(
+    run, resume, tmp_path, broken, codec
+):
     """The result is that of an uninterrupted run."""
     from flowdeco.durable import SqliteJournal
 

@@ -384,8 +384,10 @@ def test_options_are_part_of_the_value():
     import pickle
 
     one = group(False, 1, 2, tolerate=0.5, failures="lost", enough=1)
-    assert one == pickle.loads(pickle.dumps(one)) == group(False, 1, 2).with_options(
-        tolerate=0.5, failures="lost", enough=1
+    assert (
+        one
+        == pickle.loads(pickle.dumps(one))
+        == group(False, 1, 2).with_options(tolerate=0.5, failures="lost", enough=1)
     )
     assert (one.tolerate, one.failures, one.enough) == (0.5, "lost", 1)
     assert one != group(False, 1, 2)

@@ -255,7 +255,9 @@ class _Conductor:
 
     def _fewer(self) -> BaseException:
         past: Any = self.branch.terms.past
-        return cast("BaseException", past.changed(f"the parallel group {self.group.name!r} had more than {self.count} branches"))
+        return cast(
+            "BaseException", past.changed(f"the parallel group {self.group.name!r} had more than {self.count} branches")
+        )
 
     def _fork(self, index: int, unit: Unit) -> Branch:
         """Return the evaluation of a branch."""
@@ -430,7 +432,7 @@ class _Conductor:
         return [error for index, error in sorted(self.failures.items()) if index not in self.lost]
 
     def adopt(self, error: Failure) -> None:
-        """Adopt the switches and the results of the branches that count: of one alone after a `Bail`, else none after a failure."""
+        """Adopt the switches and results of the branches that count: after a `Bail` that one, after a failure none."""
         if error is not None:
             self.switched, self.result = {}, None
             if isinstance(error, Bail) and self.bailed is not None:
@@ -459,9 +461,11 @@ class _Conductor:
                 if self.bailed is not None:
                     overlay.add(self.bailed.index, self.bailed.unit, self.bailed.store.delta())
             elif error is None and group.failures is not None:
-                overlay.put_failures(group.failures, [(self.names[index], self.lost[index]) for index in sorted(self.lost)])
-        except Exception as refused:
-            error = refused
+                overlay.put_failures(
+                    group.failures, [(self.names[index], self.lost[index]) for index in sorted(self.lost)]
+                )
+        except Exception as conflict:
+            error = conflict
         takes = error is None or isinstance(error, Bail)
         writes = self._with_changes(overlay.delta if takes else Delta({}, [], {}))
         status, shown, *_ = branch.ended_as(error, None)
@@ -505,7 +509,9 @@ class _Conductor:
         failures = {index: error for index, error in self.failures.items() if index not in self.lost}
         if self.is_enough:
             self.exceeded = False
-            failures = {index: error for index, error in failures.items() if isinstance(error, (KeyboardInterrupt, SystemExit))}
+            failures = {
+                index: error for index, error in failures.items() if isinstance(error, (KeyboardInterrupt, SystemExit))
+            }
         if interrupt is None and not failures:
             few = self._too_few()
             if few is not None:
@@ -515,7 +521,9 @@ class _Conductor:
         failed = [error for index, error in sorted(failures.items()) if self._is_failure(index, error)]
         failed = list({id(error): error for error in failed}.values())  # several may end with one error, the journal's
         if len(failed) > 1:
-            return BaseExceptionGroup(f"{len(failed)} branches of the parallel group {self.group.name!r} failed", failed)
+            return BaseExceptionGroup(
+                f"{len(failed)} branches of the parallel group {self.group.name!r} failed", failed
+            )
         if failed:
             return failed[0]
         if interrupt is not None:
@@ -555,7 +563,11 @@ def _allowed(group: Parallel) -> int | None:
         if group.stream is not None:
             return None
         allowed = int(_share(allowed) * len(group.units))
-    return int(allowed) if group.enough is None or group.stream is not None else min(allowed, len(group.units) - group.enough)
+    return (
+        int(allowed)
+        if group.enough is None or group.stream is not None
+        else min(allowed, len(group.units) - group.enough)
+    )
 
 
 def _share(tolerate: float) -> Fraction:

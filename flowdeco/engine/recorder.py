@@ -322,8 +322,7 @@ def _outcome(row: Row, parts: dict[str, Any], order: int) -> Outcome:
 
 def _selection(parts: Mapping[str, Any]) -> Selection:
     counted = parts.get("counted")
-    lost = {index: error for index, error in parts.get("lost", ())}
-    return Selection(lost, None if counted is None else frozenset(counted))
+    return Selection(dict(parts.get("lost", ())), None if counted is None else frozenset(counted))
 
 
 def _scope(inside: list[tuple[str, str, int | None, str | None]]) -> Scope | None:

@@ -74,8 +74,10 @@ class Task:
 class _Group:
     """The branches of a `Fork`, and the task that waits for them; None for the run itself."""
 
-    __slots__ = ("active", "catching_up", "conductor", "has_ended", "interrupt", "is_parked", "parent", "stopped", "supply", "tasks",
-                 "waiting")  # fmt: skip
+    __slots__ = (
+        "active", "catching_up", "conductor", "has_ended", "interrupt", "is_parked", "parent", "stopped", "supply",
+        "tasks", "waiting",
+    )  # fmt: skip
 
     def __init__(self, fork: Fork, parent: Task | None) -> None:
         self.conductor = conductor = fork.conductor
@@ -85,7 +87,7 @@ class _Group:
         self.tasks: dict[Task, None] = {}  # that have begun, and not ended
         self.waiting: dict[Task, None] = {}  # of these: had begun before the run was resumed, and do not continue yet
         self.active = 0  # the others
-        self.catching_up = int(conductor.resumes)  # tasks that have not restored their history, and the supply
+        self.catching_up = int(conductor.resumes)  # the supply and tasks that have not restored their history
         self.has_ended = False
         self.is_parked = False  # the supply waits until another branch is wanted
         context = copy_context() if parent is None else parent.context
@@ -318,10 +320,10 @@ class Schedule:
                 self._withdraw(supply.ticket)
 
     def _withdraw(self, ticket: int) -> None:
-        """Answer an action that the driver has not begun yet; have anything else that is under way cancelled."""
+        """Answer a call that the driver has not begun yet; have anything else that is under way cancelled."""
         for waiting in (self.begin, self._queued):
             for begun in waiting:
-                if begun.ticket == ticket and (_is_action(begun.request) or waiting is self._queued):
+                if begun.ticket == ticket and _is_call(begun.request):
                     waiting.remove(begun)
                     task = self._waiting.pop(ticket)
                     task.ticket = None

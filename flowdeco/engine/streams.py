@@ -64,9 +64,7 @@ def _begun(branch: Branch, stream: Stream, where: str) -> Generator[Request, Any
         iterator = yield Chore(iter, "stream"), (source,), None
     else:
         found = type(source).__name__
-        return Raised(
-            ReturnValueError(f"the function of a stream {where} returned a {found}, not an iterable")
-        )
+        return Raised(ReturnValueError(f"the function of a stream {where} returned a {found}, not an iterable"))
     return iterator if type(iterator) is Raised else OpenStream(stream, iterator)
 
 

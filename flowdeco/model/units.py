@@ -497,9 +497,9 @@ class Parallel(Composite):
         return self._options["stream"]
 
     @property
-    def tolerate(self) -> int | float:
+    def tolerate(self) -> float:
         """How many branches may fail: a number, or a share of all branches, below 1."""
-        return cast("int | float", self._options["tolerate"])
+        return cast("float", self._options["tolerate"])
 
     @property
     def failures(self) -> AnyKey | None:
@@ -546,7 +546,7 @@ def _branches(units: Iterable[Any], stream: Any) -> tuple[tuple[Unit, ...], Any]
     return tuple(branches), None
 
 
-def _checked_tolerance(tolerate: Any) -> int | float:
+def _checked_tolerance(tolerate: Any) -> float:
     if isinstance(tolerate, bool) or not isinstance(tolerate, (int, float)):
         good = False
     else:
@@ -555,7 +555,7 @@ def _checked_tolerance(tolerate: Any) -> int | float:
         raise DefinitionError(
             f"tolerate is the number of branches that may fail, or a share of them below 1, as 0.1, not {tolerate!r}"
         )
-    return cast("int | float", tolerate)
+    return cast("float", tolerate)
 
 
 def parallel(
@@ -564,7 +564,7 @@ def parallel(
     limit: int | None = None,
     merge: Mapping[str, Callable[[Any, Any], Any]] | None = None,
     tags: Iterable[str] = (),
-    tolerate: int | float = 0,
+    tolerate: float = 0,
     failures: AnyKey | None = None,
     enough: int | None = None,
 ) -> Parallel:

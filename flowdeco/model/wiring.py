@@ -150,18 +150,16 @@ def validate(unit: Unit, inputs: Iterable[str] | Mapping[str, Any] = ()) -> list
 
 def _rivals(group: Parallel) -> Iterator[Problem]:
     """Yield a problem for each key that several branches of a group write, and that no reducer combines."""
-    writers: dict[str, tuple[int, Stage, Step]] = {}
+    writers: dict[str, int] = {}  # the first branch that writes each key
     for index, unit in enumerate(group.units):
         for key, (stage, step) in _writers(unit).items():
-            first, *writer = writers.setdefault(key, (index, stage, step))
-            if first == index or key in group.merge:
+            if writers.setdefault(key, index) == index or key in group.merge:
                 continue
-            writers[key] = (index, *writer)  # one problem for each further branch
             yield Problem(
                 stage.name, step.name, "", key, False,
-                f"action {step.name!r} of stage {stage.name!r} writes the key {key!r} in branch {index} of the parallel group "
-                f"{group.name!r}, and so does an earlier branch: they must agree, or write to different keys, or be combined "
-                f"by merge=",
+                f"action {step.name!r} of stage {stage.name!r} writes the key {key!r} in branch {index} of the parallel "
+                f"group {group.name!r}, and so does an earlier branch: they must agree, or write to different keys, or "
+                f"be combined by merge=",
             )  # fmt: skip
 
 

@@ -606,3 +606,177 @@ def test_pauses_and_chores_go_to_the_driver_like_calls():
     pause, chore = Sleep(1), (Chore(next, "stream"), (), None)
     scripted = Scripted(walk([], pause), walk([], chore))
     assert [each.request for each in scripted.schedule.begin] == [pause, chore]
+
+
+# -- the supply
+
+
+PULL = (Chore(next, "stream"), (), None)
+
+
+def test_a_branch_is_supplied_when_the_one_before_it_has_begun_and_there_is_room():
+    """Not while the conductor has none; the supply waits, and is told that another one is wanted."""
+    scripted = Scripted(*(walk([], call(name)) for name in "abcd"), limit=3)
+    conductor = scripted.conductor
+    assert (scripted.begun(), conductor.begins, conductor.wanted) == (["a", "b", "c"], [0, 1, 2], [True, True])
+    conductor.has_room = False
+    assert scripted.answer("a") == []
+    conductor.has_room = True
+    assert scripted.answer("b") == ["d"]
+    assert conductor.wanted == [True, True, True, True]
+
+
+def test_requests_of_the_supply_are_performed_like_those_of_branches():
+    """While others are at work."""
+    scripted = Scripted(walk([], call("a")), walk([], call("b")), pulls={1: PULL})
+    assert scripted.begun() == ["a", PULL[0]]
+    assert scripted.answer("a") == []
+    assert scripted.ended is None
+    assert scripted.answer(PULL[0]) == ["b"]
+    scripted.answer("b")
+    assert scripted.ended == Ended(None)
+
+
+def test_a_supply_that_fails_ends_the_group():
+    """As a branch would."""
+    scripted = Scripted(walk([], call("a")), walk([], call("b")), pulls={1: PULL})
+    scripted.begun()
+    scripted.answer(PULL[0], NO)
+    assert scripted.cancelled() == ["a"]
+    scripted.answer("a", Cancelled("cancelled"))
+    assert (scripted.ended, scripted.conductor.supply_failure, scripted.conductor.begins) == (Ended(None), NO, [0])
+
+
+def test_a_branch_that_is_supplied_to_a_stopped_group_does_not_begin():
+    """It was being pulled when another one failed; the supply is told that no more is wanted."""
+    scripted = Scripted(walk([], call("a")), walk([], call("b")), pulls={1: PULL})
+    scripted.begun()
+    scripted.answer("a", NO)
+    assert scripted.cancelled() == [PULL[0]]
+    assert scripted.ended is None
+    assert scripted.answer(PULL[0], "late") == []
+    assert (scripted.ended, scripted.conductor.wanted, stopped(scripted.fork)) == (Ended(None), [True, False], [1])
+
+
+def test_a_conductor_that_is_not_open_is_asked_for_no_more():
+    """Branches that have begun end first."""
+    scripted = Scripted(walk([], call("a"), call("a2")), walk([], call("b")), limit=1)
+    scripted.conductor.is_open = False
+    scripted.begun()
+    assert scripted.answer("a") == ["a2"]
+    assert scripted.answer("a2") == []
+    assert (scripted.ended, scripted.conductor.begins) == (Ended(None), [0])
+
+
+def test_an_interrupt_reaches_a_supply_that_waits():
+    """What it pulls is cancelled."""
+    scripted = Scripted(walk([], call("a")), pulls={0: PULL})
+    scripted.begun()
+    scripted.schedule.interrupt(KeyboardInterrupt())
+    assert scripted.cancelled() == [PULL[0]]
+    scripted.answer(PULL[0], Cancelled("cancelled"))
+    assert type(scripted.ended.interrupt) is KeyboardInterrupt
+
+
+def test_the_supply_of_a_group_in_a_branch_awaits_where_the_branch_does():
+    """And sees its context variables."""
+    variable = contextvars.ContextVar("variable", default="outside")
+    inner = fork(walk([], call("a")), pulls={0: PULL})
+
+    def sets():
+        variable.set("in the branch")
+        yield inner
+
+    scripted = Scripted(sets(), walk([], call("b")))
+    begun = {name_of(each.request): each for each in scripted.schedule.begin}
+    pull = begun[PULL[0]]
+    assert pull.task.branch is scripted.conductor.branches[0]
+    assert scripted.schedule.task(pull.ticket) is pull.task
+    assert pull.context.run(variable.get) == "in the branch"
+
+
+def test_the_lane_of_a_supply_ends_with_it():
+    """As that of a branch does."""
+    scripted = Scripted(pulls={})
+    assert scripted.ended == Ended(None)
+    scripted = Scripted(walk([]), pulls={0: PULL})
+    (begun,) = scripted.schedule.begin
+    begun.task.lane = "lane"
+    scripted.begun()
+    scripted.answer(PULL[0])
+    assert scripted.schedule.left == ["lane"]
+
+
+# -- enough
+
+
+def enough(count, *walks, **more):
+    """A group that is complete when so many branches are."""
+    given = fork(*walks, **more)
+    given.conductor.enough = count
+    return given
+
+
+def test_nothing_that_the_calls_of_losers_return_counts_any_more():
+    """They are cancelled; what is not a call is answered as usual."""
+    log = []
+    given = enough(1, walk([], call("a")), walk(log, call("b"), call("b2")), walk(log, PULL), walk(log, call("d")))
+    scripted = Scripted(waiting(given, []))
+    scripted.begun()
+    scripted.answer("a")
+    assert scripted.cancelled() == ["b", PULL[0], "d"]
+    scripted.answer("b", "late")
+    scripted.answer(PULL[0], "pulled")
+    scripted.answer("d", KeyboardInterrupt())
+    assert (type(log[0].error), log[1], type(log[2].error)) == (Cancelled, "pulled", KeyboardInterrupt)
+
+
+# -- a limit to calls
+
+
+def test_no_more_calls_than_the_limit_are_under_way():
+    """In all groups together; what is not a call does not count."""
+    inner = fork(walk([], call("a")), walk([], call("b")), walk([], PULL))
+    scripted = Scripted(waiting(inner, []), walk([], call("c"), call("c2")), most=2)
+    assert scripted.begun() == ["a", "b", PULL[0]]
+    assert scripted.answer("b") == ["c"]
+    assert scripted.answer("c") == ["c2"]
+    scripted.answer("a")
+    scripted.answer("c2")
+    scripted.answer(PULL[0])
+    assert scripted.ended == Ended(None)
+
+
+class Closed:
+    """An awaitable that notes that it was closed."""
+
+    closed = False
+
+    def close(self):
+        self.closed = True
+
+
+def test_calls_that_wait_for_their_turn_are_withdrawn():
+    """Also an awaitable that an action has returned: it is closed. Those not begun make room for others."""
+    later, log = Closed(), []
+    waits = Await(later, None, "waits")
+    inner = fork(walk(log, call("b")), walk(log, waits))
+    scripted = Scripted(walk([], call("a")), waiting(inner, []), walk(log, call("c")), most=1)
+    scripted.begun()
+    scripted.answer("a", NO)
+    assert later.closed
+    assert kinds(each.error for each in log) == [Cancelled] * 3
+    assert scripted.ended == Ended(None)
+
+
+def test_a_call_that_is_withdrawn_before_it_begins_makes_room():
+    """For one of a group that goes on."""
+    log = []
+    inner = fork(walk(log, call("b")), walk([], failure=NO))
+
+    def recovers():
+        yield inner
+
+    scripted = Scripted(recovers(), walk(log, call("c")), most=1)
+    assert scripted.begun() == ["c"]
+    assert kinds(each.error for each in log) == [Cancelled]
