@@ -79,7 +79,7 @@ class _Ahead(Rehearsal):
             self.by_turns.add(f"{branch}.{number}")
         return super().recall(branch, number, unit, around, sealed=sealed)
 
-    def begun_stream(self, branch: str, stream: Any, by: str | None, *, sealed: bool) -> Any:
+    def begun_stream(self, branch: str, stream: Any, where: str, *, sealed: bool) -> Any:
         return self.stop
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Self, cast
 
 from flowdeco.errors import Bail, Suspend
@@ -94,10 +93,13 @@ class Scope(NamedTuple):
         return Scope(self.name, self.id, branch, self.inserted_by, self.outer)
 
 
+_NONE: Final[Mapping[int, BaseException]] = {}
+
+
 class Selection(NamedTuple):
     """The branches of a group that do not count: those `lost`, with their errors, and all others but those `counted`."""
 
-    lost: Mapping[int, BaseException] = MappingProxyType({})
+    lost: Mapping[int, BaseException] = _NONE
     counted: frozenset[int] | None = None
 
     def takes(self, index: int) -> bool:
