@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 __all__ = [
     "ActionFinished",
     "ActionStarted",
+    "BranchesHeld",
     "Event",
     "Message",
     "Progress",
@@ -102,6 +103,18 @@ class UnitsInserted(NamedTuple):
     stages: int = 0
 
 
+class BranchesHeld(NamedTuple):
+    """A streamed group pulls no more branches for now: too many come after `first`, which has not ended.
+
+    `held` of them have ended and wait to be merged; 0 means that the group continues.
+    """
+
+    run_id: str
+    group: str
+    held: int
+    first: int
+
+
 class Message(NamedTuple):
     """A message of an action to the observers, by `ctx.emit`."""
 
@@ -130,6 +143,7 @@ Event: TypeAlias = (
     | ActionStarted
     | ActionFinished
     | UnitsInserted
+    | BranchesHeld
     | Message
     | Progress
 )

@@ -163,8 +163,8 @@ class _InFlightHere(InFlight):
 class _Performer(sync.Performer):
     """Performs everything in the calling thread, one after the other, and waits by the clock of the runner."""
 
-    def __init__(self, resources: ExitStack, interrupts: Interrupts, runner: FlowRunner) -> None:
-        super().__init__(resources, interrupts, None)
+    def __init__(self, resources: ExitStack, interrupts: Interrupts, options: RunOptions, runner: FlowRunner) -> None:
+        super().__init__(resources, interrupts, options)
         self._runner = runner
         self._clock = runner.clock
         self._calls = _InFlightHere(self, resources)
@@ -372,7 +372,9 @@ class FlowRunner:
             evaluated = start(gate)
             return (evaluated[0], self._watched(evaluated[1])) if isinstance(evaluated, tuple) else evaluated
 
-        return sync.perform(watched, options, lambda resources, interrupts, _: _Performer(resources, interrupts, self))
+        return sync.perform(
+            watched, options, lambda resources, interrupts, given: _Performer(resources, interrupts, given, self)
+        )
 
     def _watched(self, evaluation: Generator[Request, Any, None]) -> Generator[Request, Any, None]:
         answer: Any = None

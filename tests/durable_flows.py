@@ -186,7 +186,11 @@ LIMIT = 1  # of the groups that are made
 
 def par(part):
     """Return the parallel group."""
-    return parallel(*units(part.units), name=part.name, limit=LIMIT)
+    branches = [stream(units, part.units)] if part.streamed else units(part.units)
+    failures = f"{part.name} lost" if part.lists else None
+    return parallel(
+        *branches, name=part.name, limit=LIMIT, tolerate=part.tolerate, enough=part.enough or None, failures=failures
+    )
 
 
 MAKERS = {Act: act, Stg: stg, Pipe: pipe, Par: par}
@@ -216,7 +220,8 @@ def records(run):
 
 def came_to(run):
     """What a run came to."""
-    return str(run.status), dict(run.store), run.result, run.reason, records(run)
+    store = {key: repr(value) if key.endswith(" lost") else value for key, value in run.store.items()}
+    return str(run.status), store, run.result, run.reason, records(run)
 
 
 # -- flows by chance: as those of `test_laws`, from a seed, and of a kind whose outcome does not hang on when it was killed
@@ -272,7 +277,13 @@ def random_part(chance, depth, sure):
             use=some_layers(chance, "around", "retry", "swallow"),
             use_stages=some_layers(chance, "around", often=0.1),
         )
-    return Par(units=several(4))
+    return Par(
+        units=several(4),
+        streamed=chance.random() < 0.4,
+        tolerate=chance.choice([0, 0, 1, 2]),
+        enough=chance.choice([0, 0, 0, 1, 2]),
+        lists=chance.random() < 0.5,
+    )
 
 
 def random_flow(chance, sure):

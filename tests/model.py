@@ -57,6 +57,10 @@ class Par:
 
     name: str = ""
     units: tuple = ()
+    streamed: bool = False
+    tolerate: int = 0
+    enough: int = 0
+    lists: bool = False  # the failures, under a key of its own
 
 
 def named(part, numbers):
@@ -78,6 +82,8 @@ def named(part, numbers):
         changes["name"] = f"{type(part).__name__[0].lower()}{number}".replace(
             "p", "g" if isinstance(part, Par) else "p"
         )
+    if isinstance(part, Par) and not part.streamed:
+        changes["enough"] = min(part.enough, len(part.units))
     if isinstance(part, Act):
         changes["value"] = None if part.returned and part.how != "generator function" else part.value
         changes["loops"] = 0 if part.how == "stream" else part.loops
@@ -261,30 +267,51 @@ class Model:
     def skip_all(self, units, by):
         for unit in units:
             if isinstance(unit, (Pipe, Par)):
-                self.skip_all(unit.units, by)
+                self.skip_all(() if getattr(unit, "streamed", False) else unit.units, by)
             else:
                 self.records.append((unit.name, "skipped", by, 1, False, []))
 
     def par(self, group, by, around):
         if self.is_off(group.name):
-            self.skip_all(group.units, by)
+            self.skip_all([group], by)
             return
-        before = store, written, collected, off, result = self.snapshot()
-        overlays = []
+        before, overlays, lost, count = self.snapshot(), [], [], len(group.units)
+        allowed = min(group.tolerate, count - group.enough) if group.enough and not group.streamed else group.tolerate
         for unit in group.units:
             self.restore(before)
             self.written, self.collected, self.result = set(), [], None
+            begun_at = len(self.records)
             try:
                 self.units([unit], by, around)
             except Failed:
+                if len(lost) < allowed:
+                    lost.append((unit, begun_at, len(self.records)))
+                    continue
                 self.restore(before)
                 raise
             except Bailed:
-                overlays = [self.snapshot()]
-                self.merge(before, overlays)
+                self.recover(lost)
+                self.merge(before, [self.snapshot()])
                 raise
             overlays.append(self.snapshot())
+            if len(overlays) == group.enough:
+                break
+        if len(overlays) < group.enough:
+            self.restore(before)
+            if count < group.enough:
+                self.recover(lost)
+            raise Failed
+        self.recover(lost)
         self.merge(before, overlays)
+        if group.lists:
+            self.put(f"{group.name} lost", tuple(unit.name or "pipeline" for unit, *_ in lost))
+
+    def recover(self, lost):
+        """What failed in lost branches is recovered."""
+        for _, begin, end in lost:
+            for at in range(begin, end):
+                name, status, by, attempt, recovered, actions = self.records[at]
+                self.records[at] = (name, status, by, attempt, recovered or status == "failed", actions)
 
     def merge(self, before, overlays):
         self.restore(before)

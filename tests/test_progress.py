@@ -28,6 +28,7 @@ from flowdeco import Bail, Context, Stage, action, parallel, pipeline, stream
 from flowdeco.errors import DefinitionError, WiringError
 from flowdeco.events import (
     ActionStarted,
+    BranchesHeld,
     Progress,
     RunFinished,
     RunStarted,
@@ -465,6 +466,21 @@ def test_what_takes_long_is_mentioned():
         "[0/2] s/x 3/10 … 30.0 s",
         "[0/2] s/x 3/10 … 1:10",
     ]
+
+
+def test_how_many_branches_a_slow_one_holds_up_is_mentioned():
+    """As long as they wait, in lines and in frames."""
+    clock, out = Clock(), io.StringIO()
+    tally = Tally(clock)
+    view = Lines(tally, out, clock)
+    for event in (RunStarted("r", "p", 1), StageStarted("r", "s", None), BranchesHeld("r", "g", 8, 3)):
+        tally(event)
+    clock.now += 10
+    view.refresh()
+    assert out.getvalue().splitlines() == ["[0/1] s … 10.0 s; g: 8 finished branches wait for branch 3"]
+    assert "g: 8 finished branches wait for branch 3" in frame(tally).plain
+    tally(BranchesHeld("r", "g", 0, 4))
+    assert "wait" not in frame(tally).plain
 
 
 # -- frames

@@ -26,6 +26,7 @@ from flowdeco.model.definitions import (
     one_action_stage,
     stage_selectors,
 )
+from flowdeco.model.store import key_name
 from flowdeco.model.wiring import Input, Step, steps_of
 
 __all__ = ["Taker", "converted", "listed", "takers", "type_name"]
@@ -72,6 +73,7 @@ def _collect(unit: Any, skip: frozenset[str], known: set[str], found: dict[str, 
         for part, branch in zip(unit.units, branches, strict=True):
             _collect(part, skip, branch, found)
         known.update(*branches)
+        known.update(() if unit.failures is None else (key_name(unit.failures),))
     else:
         _collect_stage(unit, skip, known, found)
 

@@ -17,7 +17,7 @@ from flowdeco.engine.evaluation import evaluate, evaluate_run
 from flowdeco.engine.outcome import ActionRecord, Outcome, Scope, StageRecord, Status
 from flowdeco.engine.reading import branch_of, read_run, read_steps, stages_by_name
 from flowdeco.engine.replay import Rehearsal, Steps
-from flowdeco.engine.requests import Ended, Fork, Raised
+from flowdeco.engine.requests import Begin, Conductor, Ended, Fork, Raised
 from flowdeco.engine.runs import Run
 from flowdeco.errors import JournalError
 from flowdeco.model.definitions import Parallel, Pipeline
@@ -79,7 +79,7 @@ class _Ahead(Rehearsal):
             self.by_turns.add(f"{branch}.{number}")
         return super().recall(branch, number, unit, around, sealed=sealed)
 
-    def begun_stream(self, branch: str, stream: Any, by: str | None, *, sealed: bool) -> Any:
+    def begun_stream(self, branch: str, stream: Any, where: str, *, sealed: bool) -> Any:
         return self.stop
 
 
@@ -137,8 +137,24 @@ def _drive(evaluation: Generator[Any, Any, Any], end: BaseException) -> Any:
             request = evaluation.send(answer)
         except StopIteration as stop:
             return stop.value
-        answer = (
-            Ended([_drive(evaluate(cast("Branch", branch)), end) for branch in request.branches], None, None)
-            if isinstance(request, Fork)
-            else Raised(end)
-        )
+        answer = Raised(end)
+        if isinstance(request, Fork):
+            conductor = request.conductor
+            conductor.ended(None, _drive(_branches(conductor, end), end))
+            answer = Ended(None)
+
+
+def _branches(conductor: Conductor, end: BaseException) -> Generator[Any, Any, Any]:
+    """Walk the branches that a group is supplied with, one after the other."""
+    supply, answer = conductor.supply(), None
+    while True:
+        try:
+            request = supply.send(answer)
+        except StopIteration as stop:
+            return stop.value
+        if isinstance(request, Begin):
+            branch = cast("Branch", request.branch)
+            conductor.ended(branch, _drive(evaluate(branch), end))
+            answer = True
+        else:
+            answer = yield request

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
-from concurrent.futures import Executor
 from contextlib import ExitStack, suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, cast
@@ -104,7 +103,7 @@ async def _performed(evaluated: Evaluated, options: RunOptions, gate: Gate) -> R
     with ExitStack() as resources:
         if options.progress is not None:
             resources.callback(evaluation.close)  # closes the display, whatever happens to the run
-        performer = _Performer(resources, options.executor, gate, run.resumption and run.resumption.journal)
+        performer = _Performer(resources, options, gate, run.resumption and run.resumption.journal)
         await _drive(evaluation, performer)
     if performer.closed:
         raise GeneratorExit
@@ -139,7 +138,7 @@ async def _drive(evaluation: Generator[Request, Any, Any], performer: _Performer
 class _Performer:
     """The state of an async run beyond plain calls, made when it is needed."""
 
-    def __init__(self, resources: ExitStack, executor: Executor | None, gate: Gate, journal: Journal | None) -> None:
+    def __init__(self, resources: ExitStack, options: RunOptions, gate: Gate, journal: Journal | None) -> None:
         self.gate = gate
         self._journal = journal
         self._resources = resources
@@ -147,7 +146,8 @@ class _Performer:
         self._task = asyncio.current_task()
         self.closed = False  # nothing can be awaited any more
         self._saved: list[Any] = []  # the answer to a request that was under way as the coroutine was closed
-        self._in_flight = InFlight(self, executor, resources)
+        self._in_flight = InFlight(self, options.executor, resources)
+        self._limit = options.limit
         self._writer: Threads | None = None
         self._reported: deque[tuple[int, Any]] = deque()
         self._woken = asyncio.Event()
@@ -231,7 +231,7 @@ class _Performer:
         return came
 
     async def _side_by_side(self, fork: Fork) -> Ended:
-        schedule = Schedule(fork, self._in_flight.tickets, evaluate)
+        schedule = Schedule(fork, self._in_flight.tickets, evaluate, self._limit)
         while schedule.ended is None:
             self._in_flight.begin(schedule)
             if schedule.ended is None and not self._reported:

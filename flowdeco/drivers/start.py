@@ -32,7 +32,7 @@ from flowdeco.errors import (
 )
 from flowdeco.model.contents import agree
 from flowdeco.model.definitions import Pipeline, action_selectors
-from flowdeco.model.options import checked_layers, checked_selectors
+from flowdeco.model.options import checked_count, checked_layers, checked_selectors
 from flowdeco.model.runnable import Options as RunOptions
 from flowdeco.model.selectors import check_skip
 from flowdeco.model.store import Store
@@ -77,6 +77,7 @@ def _begun(start: _Start, inputs: Mapping[str, Any] | None, options: RunOptions)
         return run, start.evaluated(run, start.terms(run))
     journal = _journal(options.journal)
     recorder = _recorder(journal, run.id)
+    recorder.check_repeatable(flow.units, f"pipeline {flow.name!r}", "has")
     run.started = time.time()  # as the journal notes it, which may take a while to be made
     payload = _encoded(journal, dict(store))
     journal.create(run.id, flow.name, payload, sorted(start.skip))
@@ -254,6 +255,7 @@ class _Start:
         executor = options.executor
         if executor is not None and (isinstance(executor, type) or not callable(getattr(executor, "submit", None))):
             raise DefinitionError(f"executor is a concurrent.futures.Executor, not {options.executor!r}")
+        checked_count(options.limit, "limit", "calls that may be under way at once")
         self.flow = flow
         self.executor = executor
         self.use = checked_layers(options.use)

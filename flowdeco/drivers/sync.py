@@ -11,7 +11,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
-from concurrent.futures import Executor
 from contextlib import ExitStack, suppress
 from functools import partial
 from heapq import heappop, heappush
@@ -67,7 +66,7 @@ def perform(
             with ExitStack() as resources:
                 if options.progress is not None:
                     resources.callback(evaluation.close)  # closes the display, whatever happens to the run
-                _drive(evaluation, (make or Performer)(resources, interrupts, options.executor), interrupts)
+                _drive(evaluation, (make or Performer)(resources, interrupts, options), interrupts)
     except KeyboardInterrupt as late:
         if run is not None:
             remember(run, late)
@@ -120,12 +119,13 @@ def _answered(
 class Performer:
     """The state of a sync run beyond plain calls, made when it is needed."""
 
-    def __init__(self, resources: ExitStack, interrupts: Interrupts, executor: Executor | None) -> None:
+    def __init__(self, resources: ExitStack, interrupts: Interrupts, options: RunOptions) -> None:
         self.resources = resources
         self.interrupts = interrupts
         self.gate = interrupts.gate
         self.reported: deque[tuple[int, Any]] = deque()
-        self._executor = executor
+        self._executor = options.executor
+        self._limit = options.limit
         self._loop_thread: LoopThread | None = None
         self._lane: RunLane | None = None
         self._answers: SimpleQueue[tuple[Any] | None] = SimpleQueue()  # of the lane; None for a signal
@@ -202,7 +202,7 @@ class Performer:
     def _side_by_side(self, fork: Fork) -> Ended:
         self.gate.open = False
         in_flight = self.in_flight()
-        schedule = Schedule(fork, in_flight.tickets, evaluate)
+        schedule = Schedule(fork, in_flight.tickets, evaluate, self._limit)
         in_flight.deliver(self.reported, schedule)  # a timeout of middleware that has expired since the last request
         while schedule.ended is None:
             in_flight.begin(schedule)

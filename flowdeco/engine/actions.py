@@ -385,7 +385,8 @@ def _outcome(branch: Branch, act: Execution, error: Failure, writes: Delta | Non
         step.name, step.action, status, act.started + terms.epoch, terms.clock() - act.started, act.by, act.number,
         act.inserted, (), None, -1, failure, attempts, recovered, act.switches, False, True, 0, "",
         () if act.layers is None else act.layers.repeats, failures, NOTHING_DROPPED,
-        error is None and act.layers is not None and act.layers.cached, writes, (), act.result,
+        error is None and act.layers is not None and act.layers.cached,
+        writes=writes, result=act.result,
     )  # fmt: skip
 
 

@@ -39,11 +39,9 @@ class Archive:
         for newer, older in zip([_Past(present or {}), *self._pasts], self._pasts, strict=False):
             _claim_adopted(newer, [older])
 
-    def begin_group(self, branch: str, number: int, group: Parallel) -> None:
-        """Note where the branches of a group are."""
-        address = self._addresses.get(branch, ())
-        for index in range(len(group.units)):
-            self._addresses[branch_id(f"{branch}.{number}", index)] = (*address, (group.name, index))
+    def begin_branch(self, outer: str, branch: str, group: str, index: int) -> None:
+        """Note where a branch of a group is."""
+        self._addresses[branch] = (*self._addresses.get(outer, ()), (group, index))
 
     def adopt(self, steps: Steps, branch: str, number: int, unit: Any, around: Any) -> None:
         """Put the earlier outcome of a step, and of everything in it, among these steps under its present numbers."""
@@ -298,7 +296,7 @@ class _Comparison:
         return number, inserted
 
     def _has_branches(self, group: Parallel, did: Outcome, branch: str) -> bool:
-        if did.branches != len(group.units):
+        if group.stream is not None or did.branches != len(group.units):  # it would have to be pulled
             return False
         for index, unit in enumerate(group.units):
             inner = branch_id(f"{branch}.{did.number}", index)

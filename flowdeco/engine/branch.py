@@ -10,6 +10,7 @@ nothing may be performed.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -151,7 +152,7 @@ class OpenStream:
         self.stream = stream
         self.iterator = iterator
         self.is_async = isinstance(iterator, AsyncIterable)
-        self.ahead: list[Any] = []
+        self.ahead: deque[Any] = deque()
 
 
 class Records:
@@ -201,6 +202,19 @@ class Records:
             self.pipelines.pop()
         return dropped
 
+    def recover(self, since: int, is_inside: Callable[[Outcome], bool]) -> None:
+        """Have the failures since there were so many records count as recovered, inside lost branches."""
+        for at in range(max(0, since - self.forgotten), len(self.kept)):
+            self.kept[at] = _recovered(self.kept[at], is_inside)
+        for at, (count, record) in enumerate(self.pipelines):
+            if count >= since:
+                self.pipelines[at] = count, _recovered(record, is_inside)
+
+    def cancel_last(self) -> None:
+        """Have the last stage count as cancelled: its group was complete without it."""
+        if self.kept and self.kept[-1].status in (Status.COMPLETED, Status.SUSPENDED):
+            self.kept[-1] = self.kept[-1]._replace(status=Status.CANCELLED)
+
     def last(self) -> list[StageRecord]:
         """Return those of stages to keep at the end of the run."""
         return self.kept if self._most is None else self.kept[max(0, len(self.kept) - self._most) :]
@@ -230,6 +244,8 @@ class Branch:
         self.base = self.scope = base
         self.parent = parent
         self.group: Parallel | None = None
+        self.conductor: Any = None  # of the group
+        self.index = 0  # its place in the group
         self.unit: Any = None  # the branch of the group
         self.id = id
         self.agenda: list[tuple[Any, str | None]] = []
@@ -631,6 +647,13 @@ class Branch:
     def all_remains(self) -> dict[str, Remains]:
         """Return the remains in memory of an unfinished branch, and of the branches in it."""
         return {**self.remains, self.id: Remains(self.store.settled(), self.unwinding, self.result, self.unfinished)}
+
+
+def _recovered(record: Any, is_inside: Callable[[Outcome], bool]) -> Any:
+    if record.status is not Status.FAILED or not is_inside(record):
+        return record
+    actions = [each._replace(recovered=True) if each.status is Status.FAILED else each for each in record.actions]
+    return record._replace(recovered=True, actions=actions)
 
 
 def _place(outcome: Outcome, stage: str | None, pipeline: str) -> str:

@@ -129,8 +129,11 @@ def evaluate(branch: Branch) -> Walk:
             error = stray
     if error is None and terms.past is not None:
         error = terms.past.ended(branch.id)
-    if branch.rows and branch.parent is not None:  # the others of its group may take long
-        error = (yield from branch.save()) or error
+    if branch.parent is not None:
+        if error is not None:
+            branch.conductor.failed(branch, error)
+        if branch.rows:  # the others of its group may take long
+            error = (yield from branch.save()) or error
     return error
 
 

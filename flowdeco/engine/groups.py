@@ -1,220 +1,645 @@
 """Parallel groups: branches over forks of the store, and the merge of their outcomes into one (L9).
 
-Branches are merged in their order, in whatever order they ended. One failure is raised as itself, several as
-an `ExceptionGroup`; a cancellation that the group itself asked for is not a failure. A `Bail` ends the run, and only its
-branch counts; a `Suspend` waits for the others, and names everything that they wait for.
+A group's *conductor* supplies its branches, fixed ones or those that a stream yields, and decides on each that ends. They
+are merged in their order, whatever the order of their ends: each as soon as all before it are, into an overlay that
+reaches the store when the group completes. Until its turn comes, a branch that has ended is held; a stream waits while
+too many are.
+
+One failure is raised as itself, several as an `ExceptionGroup`; a cancellation that the group itself asked for is not a
+failure. A `Bail` ends the run, and only its branch counts; a `Suspend` waits for the others, and names everything that
+they wait for. A failed branch that the group tolerates is *lost*: it counts as little as one that has never begun.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from functools import reduce
-from typing import Any
+import sys
+from collections import deque
+from collections.abc import Generator
+from fractions import Fraction
+from typing import Any, Final, cast
 
-from flowdeco.engine.branch import Branch, OpenScope
-from flowdeco.engine.outcome import Outcome, Status, branch_id
-from flowdeco.engine.replay import History
-from flowdeco.engine.requests import Ended, Failure, Fork, Raised, Request, Walk
-from flowdeco.errors import Bail, Cancelled, Suspend, WriteConflictError, all_of, suggestion
+from flowdeco.engine.actions import check_insertion
+from flowdeco.engine.branch import Branch, OpenScope, OpenStream
+from flowdeco.engine.outcome import ALL, Outcome, Selection, Status, branch_id
+from flowdeco.engine.replay import Remains
+from flowdeco.engine.requests import CAUGHT_UP, Begin, Failure, Fork, Forked, Raised, Request, Walk
+from flowdeco.engine.streams import begin_stream, close_stream, next_unit
+from flowdeco.errors import (
+    Bail,
+    Cancelled,
+    CodeChangedError,
+    RunError,
+    Suspend,
+    WriteConflictError,
+    all_of,
+    suggestion,
+)
+from flowdeco.events import BranchesHeld
 from flowdeco.model.contents import agree
 from flowdeco.model.declare import name_in_group
-from flowdeco.model.definitions import Parallel, Stream, Unit
-from flowdeco.model.store import NOTHING, Delta
+from flowdeco.model.definitions import Parallel, Unit, insertable
+from flowdeco.model.options import UNSET
+from flowdeco.model.store import Delta, Key, key_name
 from flowdeco.model.wiring import supplied_keys
 
-__all__ = ["failure_of", "merged", "run_group"]
+__all__ = ["Overlay", "run_group"]
+
+_STREAMED: Final = 32  # branches of a stream that are at work at once
+_HELD: Final = 2  # times as many may wait to be merged
 
 
 def run_group(branch: Branch, group: Parallel, scope: OpenScope, earlier: Outcome | None) -> Walk:
     """Run the branches of a group, and apply their merged outcome; return the failure."""
     past = branch.terms.past
     if past is not None and earlier is not None and branch.restores(earlier):
-        return (yield from _restore_group(branch, past, scope, earlier))
+        return (yield from _restore_group(branch, group, scope, earlier))
     error = (yield from branch.catch_up()) if earlier is None else None
-    error = error or (yield from _announce(branch, group, scope))
+    conductor = _Conductor(branch, group, scope, earlier)
+    error = error or (yield from conductor.announce())
     if error is not None:
         return error
-    forks = [_fork(branch, scope, index, unit) for index, unit in enumerate(group.units)]
-    ended = yield from _side_by_side(branch, scope, forks, forks)
+    interrupt = yield from conductor.side_by_side()
     if past is not None and past.rehearses:
-        failed = (error for error in ended.failures if error is not None and not isinstance(error, Suspend))
-        return next(failed, ended.interrupt or past.stop)
-    return (yield from _merge_branches(branch, group, scope, forks, ended))
+        failed = (error for error in conductor.unexpected() if not isinstance(error, Suspend))
+        return next(failed, interrupt or past.stop)
+    return (yield from conductor.finish(interrupt))
 
 
-def _restore_group(branch: Branch, past: History, scope: OpenScope, earlier: Outcome) -> Walk:
+def _restore_group(branch: Branch, group: Parallel, scope: OpenScope, earlier: Outcome) -> Walk:
     """Restore a group that had ended: first the contents of its branches, then its outcome."""
-    group: Parallel = scope.unit
+    past: Any = branch.terms.past
     branch.sealed += 1
-    forks = [_fork(branch, scope, index, unit) for index, unit in enumerate(group.units)]
-    alive = forks
-    if earlier.error is not None:
-        alive = [fork for fork in forks if past.has_more(fork.id)]  # the others had not begun
-    for fork in forks:
-        fork.ended_early |= earlier.error is not None
-    ended = yield from _side_by_side(branch, scope, forks, alive)
+    conductor = _Conductor(branch, group, scope, earlier)
+    interrupt = yield from conductor.side_by_side()
     branch.sealed -= 1
-    for error in (ended.interrupt, *ended.failures):
+    for error in (interrupt, *conductor.unexpected()):
         if not past.is_known(error):
             return error
     past.confirm(branch.id, earlier, group, scope.number + 1)
-    bailed = [fork for fork, failure in zip(alive, ended.failures, strict=True) if isinstance(failure, Bail)]
-    _adopt(branch, alive if earlier.error is None else bailed[:1] if isinstance(earlier.error, Bail) else [])
+    conductor.adopt(earlier.error)
     branch.restore(earlier, group, scope.by, (), scope.place)
     return earlier.error
 
 
-def _side_by_side(
-    branch: Branch, scope: OpenScope, forks: list[Branch], alive: list[Branch]
-) -> Generator[Request, Any, Ended]:
-    """Have the live branches evaluated; take over from all of them the parts that count however the group ends.
+class _Conductor:
+    """The branches of a group, by number: which are to begin, which have ended, and what they come to.
 
-    These are the records, the rows that are held back, and the ids.
+    `count` are known so far; all before `turn` are merged; `over` are others that have ended, None for one that did not
+    begin. `failures` are how branches ended, and those of `lost` ones are tolerated.
     """
-    ended: Any = yield Fork(alive, scope.unit.limit)
-    for fork in forks:
+
+    def __init__(self, branch: Branch, group: Parallel, scope: OpenScope, earlier: Outcome | None) -> None:
+        self.branch = branch
+        self.group = group
+        self.scope = scope
+        self.earlier = earlier
+        self.id = f"{branch.id}.{scope.number}"
+        self.is_live = not (branch.sealed or branch.terms.rehearses)  # otherwise, everything is restored
+        self.limit: int = group.limit or (sys.maxsize if group.stream is None else _STREAMED)
+        self.count = 0
+        self.turn = 0
+        self.over: dict[int, Branch | None] = {}
+        self.later: deque[tuple[int, Unit]] = deque()  # known from before a resume, and not begun
+        self.failures: dict[int, BaseException] = {}
+        self.lost: dict[int, BaseException] = {}
+        self.names: dict[int, str] = {}  # of lost branches
+        self.completed = 0
+        self.counted: set[int] = set()  # of those, if not all are to complete
+        self.ended_by: int | None = None
+        self.bailed: Branch | None = None
+        self.allowed = _allowed(group)
+        self.merges = bool(group.merge)
+        self.may_lose = group.enough is not None
+        self.exceeded = False  # more branches failed than the group tolerates
+        self.is_open = self.has_room = True
+        self.is_enough = self.is_held_up = False
+        self.held = 0  # as observers know
+        self.error: Failure = None  # of merging
+        self.overlay = Overlay(group)
+        self.switched: dict[str, bool] = {}
+        self.result: Any = None
+        self.changed: set[str] = set()  # keys of values that were changed in place, with a journal
+        self.ids: list[str] = []
+        self.remains: dict[str, Remains] = {}  # in memory
+        self.merged: list[tuple[str, Any, Delta]] = []  # the same of merged branches: id, result, writes
+        self.stream: OpenStream | None = None
+        self.first_record = len(branch.records)
+        self.bound = len(group.units) if group.stream is None else (_HELD + 1) * self.limit  # of `count`, as journaled
+        self.known = 0  # those that had begun before a resume are among so many
+        self.restores = earlier is not None
+        self.resumes = self.restores and self.is_live
+        if earlier is not None:
+            self.lost.update(earlier.selection.lost)
+            self.bound = max(self.bound, earlier.branches)
+            begun = (index for index in reversed(range(earlier.branches)) if self._has_begun(index))
+            self.known = max(next(begun, -1), *self.lost, -1) + 1
+        elif branch.terms.rehearses:
+            self.known = len(group.units)  # of an empty history
+
+    def _has_begun(self, index: int) -> bool:
+        """Whether a branch is to be restored."""
+        branch, earlier = self.branch, self.earlier
+        if branch.terms.rehearses and not branch.sealed and self.group.stream is None:
+            return True  # as far as it comes, which may be nowhere
+        if branch.sealed and earlier is not None and earlier.error is None and earlier.selection.takes(index):
+            return True
+        return cast("bool", cast("Any", branch.terms.past).has_more(branch_id(self.id, index)))
+
+    def announce(self) -> Walk:
+        """Have the journal note that the group is running, and everything before it."""
+        recorder = self.branch.terms.recorder
+        if recorder is None:
+            return None
+        self.branch.rows.append(recorder.row(self.branch.id, None, self._running(ALL)))
+        return (yield from self.branch.save())
+
+    def _running(self, selection: Selection) -> Outcome:
+        scope = self.scope
+        return Outcome(
+            self.group.name, self.group, Status.RUNNING, scope.started + self.branch.terms.epoch, 0.0, scope.by,
+            scope.number, scope=scope.place, branches=self.bound, selection=selection,
+        )  # fmt: skip
+
+    def side_by_side(self) -> Generator[Request, Any, Failure]:
+        """Have the branches evaluated, and take over from all of them the parts that count however the group ends.
+
+        These are the records, the rows that are held back, and the ids. Return the interrupt.
+        """
+        ended: Any = yield Fork(self)
+        if self.is_held_up:
+            self._tell(0)
+        if not self.is_live or self.is_enough:
+            self._merge(to_the_end=True)
+        for index in sorted(self.over):
+            self._take(index, counts=False)
+        self.branch.remember_branches(self.scope.number, self.ids)
+        return cast("Failure", ended.error if type(ended) is Raised else ended.interrupt)
+
+    # The supply.
+
+    def supply(self) -> Walk:
+        """Hand out the branches: first those that had begun before a resume."""
+        units, is_streamed = self.group.units, self.group.stream is not None
+        unit: Any = None
+        while self.count < self.known and not _ends(unit):
+            unit = yield from self._next()
+            index = self.count - 1
+            if _ends(unit):
+                unit = Raised(self._fewer()) if unit is UNSET else unit
+            elif self._has_begun(index):
+                yield Begin(self._fork(index, unit))
+            elif self.is_live and index not in self.lost:
+                self.later.append((index, unit))
+            else:
+                self.over[index] = None
+        self.restores = False
+        wanted = self.is_live
+        if self.resumes and not _ends(unit):
+            wanted = (yield CAUGHT_UP) is not False
+        while wanted and not _ends(unit):
+            if self.later:
+                index, unit = self.later.popleft()
+            elif is_streamed:
+                unit = yield from self._next()
+                index = self.count - 1
+            else:
+                index = self.count
+                unit, self.count = (units[index], index + 1) if index < len(units) else (UNSET, index)
+            if not _ends(unit):
+                if is_streamed:
+                    self._look()
+                wanted = yield Begin(self._fork(index, unit))
+        interrupt = None if self.stream is None else (yield from close_stream(self.branch, self.stream))
+        return unit.error if type(unit) is Raised else interrupt
+
+    def _next(self) -> Generator[Request, Any, Any]:
+        """Return the unit of the next branch, which is counted; `UNSET` for none, or `Raised`."""
+        group, branch = self.group, self.branch
+        if group.stream is None:
+            if self.count == len(group.units):
+                return UNSET
+            self.count += 1
+            return group.units[self.count - 1]
+        where = f"of the parallel group {group.name!r}"
+        if self.stream is None:
+            begun = yield from begin_stream(branch, group.stream, where, sealed=self.restores)
+            if isinstance(begun, BaseException):
+                return Raised(begun)
+            self.stream = begun
+        unit = yield from next_unit(branch, self.stream)
+        if unit is UNSET:
+            self.stream = None
+            return unit
+        if type(unit) is not Raised:
+            unit = self._checked(unit, where)
+        if type(unit) is Raised:
+            branch.note_place(unit.error, f"the {group.stream.name} {where}")
+            return unit
+        self.count += 1
+        if self.count > self.bound:
+            self.bound *= 2
+            unsaved = yield from self.announce()
+            return unit if unsaved is None else Raised(unsaved)
+        return unit
+
+    def _checked(self, unit: Any, where: str) -> Any:
+        try:
+            if not isinstance(unit, Unit):
+                insertable((unit,), f"the {self.group.stream.name} {where}", "yielded")  # says why not
+                raise TypeError(f"the {self.group.stream.name} {where} yielded another stream")
+            if self.is_live:
+                check_insertion(self.branch, (unit,))
+        except Exception as refused:
+            return Raised(refused)
+        return unit
+
+    def _fewer(self) -> BaseException:
+        past: Any = self.branch.terms.past
+        return cast(
+            "BaseException", past.changed(f"the parallel group {self.group.name!r} had more than {self.count} branches")
+        )
+
+    def _fork(self, index: int, unit: Unit) -> Branch:
+        """Return the evaluation of a branch."""
+        branch, scope, id = self.branch, self.scope, branch_id(self.id, index)
+        terms, around, past = branch.terms, branch.scope, branch.terms.past
+        is_lost = index in self.lost
+        remains = None if past is None or branch.sealed or is_lost else past.remains_of(id)
+        base = OpenScope(around, None, scope.by, scope.started)
+        base.place = scope.place and scope.place.of(index)
+        store = branch.store.fork() if remains is None else remains.store_over(branch.store)
+        fork = Branch(terms, store, base, branch, id)
+        fork.group, fork.conductor, fork.index, fork.unit = self.group, self, index, unit
+        fork.result = None if remains is None else remains.result
+        if self.earlier is not None:
+            fork.ended_early |= is_lost or (bool(branch.sealed) and not self._takes_all())
+            fork.sealed += is_lost
+        if is_lost:
+            self.names[index] = unit.name
+        if past is not None and past.archive is not None:
+            past.archive.begin_branch(branch.id, id, self.group.name, index)
+        fork.agenda.append((unit, scope.by))
+        return fork
+
+    def _takes_all(self) -> bool:
+        earlier = cast("Outcome", self.earlier)
+        return earlier.error is None and earlier.selection == ALL
+
+    # Decisions.
+
+    def failed(self, fork: Branch, error: BaseException) -> None:
+        """Decide whether a failed branch is lost, and note it for the journal, together with the branch's last rows."""
+        terms = self.branch.terms
+        if not self._is_tolerable(fork, error):
+            return
+        if self.allowed is not None and len(self.lost) >= self.allowed:
+            self.exceeded = True
+            return
+        self.lost[fork.index], self.names[fork.index] = error, fork.unit.name
+        if terms.recorder is not None:
+            lost = self._running(Selection({fork.index: error}))
+            fork.rows.append(terms.recorder.row(self.branch.id, None, lost))
+
+    def _is_tolerable(self, fork: Branch, error: BaseException) -> bool:
+        terms = self.branch.terms
+        return (
+            self.is_live
+            and bool(self.group.tolerate)
+            and not (fork.stopped or fork.index in self.lost)
+            and isinstance(error, Exception)
+            and not isinstance(error, CodeChangedError)
+            and not terms.is_cancellation(error)
+            and error is not self.branch.unsaved()
+        )
+
+    def ended(self, branch: Forked | None, failure: Failure) -> bool:
+        """Note that a branch has ended, or the supply (None) failed; return whether this ends the group."""
+        fork = cast("Branch | None", branch)
+        index = self.count if fork is None else fork.index
+        if fork is not None:
+            self.over[index] = fork
+        if failure is not None:
+            self.failures[index] = failure
+        stops = self._decides(index, failure)
+        if index == self.turn and self.ended_by is None and self.error is None:
+            self._merge()
+            if self.error is not None:
+                self.is_open = False
+                stops = stops or self.branch.terms.is_cancellation(self.error)
+        if self.group.stream is not None:
+            self._look()
+        return stops
+
+    def _decides(self, index: int, failure: Failure) -> bool:
+        if not self.is_live or self.is_enough or self.ended_by is not None:
+            return False
+        if index in self.lost and (index < self.known or self.lost[index] is failure):
+            return False
+        if failure is None:
+            self.completed += 1
+            if self.group.enough is not None:
+                self.counted.add(index)
+                self.is_enough = self.completed == self.group.enough
+            return self.is_enough
+        if isinstance(failure, Suspend):
+            self.is_open = self.group.stream is None
+            return False
+        self.ended_by = index
+        return True
+
+    def _look(self) -> None:
+        """See whether another branch may be pulled; observers hear how many are held while it may not."""
+        self.has_room = bool(self.later) or self.count - self.turn <= _HELD * self.limit
+        if self.is_held_up or not self.has_room:
+            self.is_held_up = not self.has_room
+            self._tell(0 if self.has_room else len(self.over))
+
+    def _tell(self, held: int) -> None:
+        terms, before, self.held = self.branch.terms, self.held, held
+        if terms.notify is not None and held != before:
+            terms.notify(BranchesHeld(terms.run_id, self.group.name, held, self.turn))
+
+    # The end of branches.
+
+    def _merge(self, *, to_the_end: bool = False) -> None:
+        """Merge the branches whose turn has come."""
+        while self.turn in self.over or (to_the_end and self.turn < self.count):
+            index, self.turn = self.turn, self.turn + 1
+            if index not in self.over:
+                continue
+            is_lost = index in self.lost
+            if index in self.failures and not is_lost and not to_the_end:
+                self.turn = index
+                return
+            is_loser = self.may_lose and not (is_lost or self._counts(index))
+            if is_loser and (fork := self.over[index]) is not None:
+                fork.records.cancel_last()
+            try:
+                self._take(index, counts=not (is_lost or is_loser or index in self.failures))
+            except BaseException as failure:  # a conflict, a reducer that raises, Ctrl-C in one
+                self.branch.terms.gate.open = False
+                self.error = failure
+                return
+
+    def _counts(self, index: int) -> bool:
+        """Whether a branch is not one that the group was complete without."""
+        if self.is_live:
+            return self.group.enough is None or index in self.counted or not self.is_enough
+        counted = None if self.earlier is None else self.earlier.selection.counted
+        return counted is None or index in counted
+
+    def _take(self, index: int, *, counts: bool) -> None:
+        """Take over a branch that has ended: its records, rows and ids, and its effect if that counts."""
+        branch, fork = self.branch, self.over.pop(index)
+        if fork is None:
+            return
+        terms = branch.terms
         fork.end_unwinding()
         branch.records.adopt(fork.records)
-        branch.rows += fork.rows
-    ids = [id for fork in forks for id in (fork.id, *(id for _, ids in fork.forks for id in ids))]
-    branch.remember_branches(scope.number, ids)
-    return Ended([], None, ended.error) if type(ended) is Raised else ended
+        if fork.rows:
+            branch.rows += fork.rows
+        if branch.revocable and not (terms.recorder is None and terms.log is None):
+            self.ids += (fork.id, *(id for _, ids in fork.forks for id in ids))
+        if fork.changed:
+            self.changed |= fork.changed
+        if not counts:
+            if isinstance(self.failures.get(index), Bail) and self.bailed is None:
+                self.bailed = fork
+            if terms.log is not None:
+                self.remains.update(fork.all_remains())
+            return
+        delta = fork.store.delta()
+        if terms.log is not None:
+            self.merged.append((fork.id, fork.result, delta))
+        if fork.switched or fork.result is not None:
+            self._adopt(fork)
+        if self.is_live:
+            terms.gate.open = self.merges  # a reducer is user code
+            self.overlay.add(index, fork.unit, delta)
+            terms.gate.open = False
 
-
-def _announce(branch: Branch, group: Parallel, scope: OpenScope) -> Walk:
-    """Have the journal note that a group begins, and everything before it."""
-    if branch.terms.recorder is None:
-        return None
-    began = Outcome(
-        group.name, group, Status.RUNNING, scope.started + branch.terms.epoch, 0.0, scope.by, scope.number,
-        scope=scope.place, branches=len(group.units),
-    )  # fmt: skip
-    branch.rows.append(branch.terms.recorder.row(branch.id, None, began))
-    return (yield from branch.save())
-
-
-def _fork(branch: Branch, scope: OpenScope, index: int, unit: Unit | Stream) -> Branch:
-    """Return the evaluation of a branch of a group."""
-    id = branch_id(f"{branch.id}.{scope.number}", index)
-    past = branch.terms.past
-    remains = None if past is None or branch.sealed else past.remains_of(id)
-    around = branch.scope
-    base = OpenScope(around, None, scope.by, scope.started)
-    base.place = scope.place and scope.place.of(index)
-    fork = Branch(branch.terms, branch.store.fork() if remains is None else remains.store, base, branch, id)
-    fork.group, fork.unit = scope.unit, unit
-    fork.result = None if remains is None else remains.result
-    fork.agenda.append((unit, scope.by))
-    return fork
-
-
-def _merge_branches(branch: Branch, group: Parallel, scope: OpenScope, forks: list[Branch], ended: Ended) -> Walk:
-    """Merge the outcomes of the branches: of all, or after a `Bail` of that one alone; return the failure."""
-    terms = branch.terms
-    error = failure_of(group, ended, terms.is_cancellation)
-    taking = forks if error is None else []
-    if isinstance(error, Bail):
-        taking = [fork for fork, failure in zip(forks, ended.failures, strict=True) if failure is error]
-    writes: Delta | None = None
-    try:
-        terms.gate.open = bool(group.merge)  # a reducer is user code
-        writes = merged(group, [fork.store.delta() for fork in taking])
-        terms.gate.open = False
-    except BaseException as failure:  # a conflict, a reducer that raises, Ctrl-C in one
-        terms.gate.open = False
-        error, taking = failure, []
-    status, shown, *_ = branch.ended_as(error, None)
-    _, refused = branch.note(Outcome(
-        group.name, group, status, scope.started + terms.epoch, terms.clock() - scope.started, scope.by,
-        scope.number, scope=scope.place, error=shown, writes=_with_changes(branch, forks, writes),
-        end=scope.number + 1, branches=len(forks),
-    ))  # fmt: skip
-    if refused is not None:
-        error, taking = refused, []
-    if taking and writes is not None:
-        branch.store.apply(writes)
-        if group.merge and error is None:
-            _warn_of_merge(terms.run_id, group, writes)
-    _adopt(branch, taking)
-    if error is not None and not isinstance(error, Bail):
-        branch.unwind()
-        for fork in forks:
-            branch.remains.update(fork.all_remains())
-    return error or (yield from branch.save())
-
-
-def _with_changes(branch: Branch, forks: list[Branch], writes: Delta | None) -> Delta | None:
-    """Return the merged writes, with the values of the enclosing store that branches changed in place.
-
-    They are for the journal: the store has them already, and changing a value is not a write that could conflict.
-    """
-    changed = {key for fork in forks for key in fork.changed if key in branch.store}
-    branch.changed |= changed
-    if writes is None or not changed:
-        return writes
-    kept = changed - writes.puts.keys() - set(writes.deletes)
-    return writes._replace(changes={key: branch.store[key] for key in sorted(kept)})
-
-
-def _adopt(branch: Branch, forks: list[Branch]) -> None:
-    """Adopt the switches and the results of branches."""
-    for fork in forks:
+    def _adopt(self, fork: Branch) -> None:
         for selector, on in fork.switched.items():
-            branch.switch(selector, on)
+            self.switched.pop(selector, None)
+            self.switched[selector] = on
         if fork.result is not None:
-            branch.result = fork.result
+            self.result = fork.result
+
+    # The end of the group.
+
+    def unexpected(self) -> list[BaseException]:
+        """Return how branches ended that are restored, but for lost ones and those that did not count."""
+        return [error for index, error in sorted(self.failures.items()) if index not in self.lost]
+
+    def adopt(self, error: Failure) -> None:
+        """Adopt the switches and results of the branches that count: after a `Bail` that one, after a failure none."""
+        if error is not None:
+            self.switched, self.result = {}, None
+            if isinstance(error, Bail) and self.bailed is not None:
+                self._adopt(self.bailed)
+        for selector, on in self.switched.items():
+            self.branch.switch(selector, on)
+        if self.result is not None:
+            self.branch.result = self.result
+        if self.lost and not self.exceeded:
+            self.branch.records.recover(self.first_record, self._is_in_lost)
+
+    def _is_in_lost(self, record: Outcome) -> bool:
+        scope = record.scope
+        while scope is not None and scope.id != self.id:
+            scope = scope.outer
+        return scope is not None and scope.branch in self.lost
+
+    def finish(self, interrupt: Failure) -> Walk:
+        """Note and apply the outcome of the group: of all its branches, or after a `Bail` of that one alone."""
+        branch, group, scope, terms = self.branch, self.group, self.scope, self.branch.terms
+        error = self._failure(interrupt) or self.error
+        overlay = self.overlay
+        try:
+            if isinstance(error, Bail):
+                overlay = Overlay(group)
+                if self.bailed is not None:
+                    overlay.add(self.bailed.index, self.bailed.unit, self.bailed.store.delta())
+            elif error is None and group.failures is not None:
+                overlay.put_failures(
+                    group.failures, [(self.names[index], self.lost[index]) for index in sorted(self.lost)]
+                )
+        except Exception as conflict:
+            error = conflict
+        takes = error is None or isinstance(error, Bail)
+        writes = self._with_changes(overlay.delta if takes else Delta({}, [], {}))
+        status, shown, *_ = branch.ended_as(error, None)
+        counted = frozenset(self.counted) if group.enough is not None and error is None else None
+        _, refused = branch.note(Outcome(
+            group.name, group, status, scope.started + terms.epoch, terms.clock() - scope.started, scope.by,
+            scope.number, scope=scope.place, error=shown, writes=writes, end=scope.number + 1,
+            branches=self.count if group.stream is not None else len(group.units),
+            selection=Selection({} if self.exceeded else self.lost, counted),
+        ))  # fmt: skip
+        error = refused or error
+        if takes and refused is None:
+            branch.store.apply(writes._replace(changes={}))
+            if self.merges and error is None:
+                _warn_of_merge(terms.run_id, group, writes)
+        self.adopt(error)
+        if error is not None and not isinstance(error, Bail):
+            branch.unwind()
+            branch.remains.update(self.remains)
+            for id, result, merged in self.merged:
+                branch.remains[id] = Remains(None, None, result, {}, merged)
+        return error or (yield from branch.save())
+
+    def _with_changes(self, writes: Delta) -> Delta:
+        """Return the merged writes, with the values of the enclosing store that branches changed in place.
+
+        They are for the journal: the store has them already, and changing a value is not a write that could conflict.
+        """
+        branch = self.branch
+        changed = {key for key in self.changed if key in branch.store}
+        if not changed:
+            return writes
+        branch.changed |= changed
+        kept = changed - writes.puts.keys() - set(writes.deletes)
+        return writes._replace(changes={key: branch.store[key] for key in sorted(kept)})
+
+    def _failure(self, interrupt: Failure) -> Failure:
+        """Return how the group ended: None, a failure (or a group of several), or a signal."""
+        if interrupt is not None and not isinstance(interrupt, Cancelled):
+            return interrupt
+        failures = {index: error for index, error in self.failures.items() if index not in self.lost}
+        if self.is_enough:
+            self.exceeded = False
+            failures = {
+                index: error for index, error in failures.items() if isinstance(error, (KeyboardInterrupt, SystemExit))
+            }
+        if interrupt is None and not failures:
+            few = self._too_few()
+            if few is not None:
+                return few
+        if self.exceeded:
+            failures |= self.lost
+        failed = [error for index, error in sorted(failures.items()) if self._is_failure(index, error)]
+        failed = list({id(error): error for error in failed}.values())  # several may end with one error, the journal's
+        if len(failed) > 1:
+            return BaseExceptionGroup(
+                f"{len(failed)} branches of the parallel group {self.group.name!r} failed", failed
+            )
+        if failed:
+            return failed[0]
+        if interrupt is not None:
+            return interrupt
+        signals = [error for _, error in sorted(failures.items())]
+        bail = next((error for error in signals if isinstance(error, Bail)), None)
+        return bail or all_of([error for error in signals if isinstance(error, Suspend)])
+
+    def _is_failure(self, index: int, error: BaseException) -> bool:
+        if isinstance(error, (Bail, Suspend)):
+            return False
+        # A cancellation that the group asked for is not a failure.
+        return index == self.ended_by or self.is_enough or not self.branch.terms.is_cancellation(error)
+
+    def _too_few(self) -> Failure:
+        """See, once all branches have ended, whether too many were lost; return the error if there were too few."""
+        group, count = self.group, self.count
+        if self.allowed is None and len(self.lost) > _share(group.tolerate) * count:
+            self.exceeded = True
+        if group.enough is None or self.is_enough:
+            return None
+        if count >= group.enough:
+            self.exceeded = True
+            return None
+        return RunError(
+            f"the parallel group {group.name!r} completes when {group.enough} branches have, and its stream yielded {count}"
+        )
 
 
-# The failure of a group.
+# What a group tolerates.
 
 
-def failure_of(group: Parallel, ended: Ended, is_cancellation: Callable[[BaseException], bool]) -> Failure:
-    """Return how the group ended: None, a failure (or a group of several), or a signal."""
-    interrupt = ended.interrupt
-    if interrupt is not None and not isinstance(interrupt, Cancelled):
-        return interrupt
-    failed = [
-        error
-        for index, error in enumerate(ended.failures)
-        if error is not None
-        and not isinstance(error, (Bail, Suspend))
-        and (index == ended.ended_by or not is_cancellation(error))  # a cancellation we asked for is not a failure
-    ]
-    failed = list({id(error): error for error in failed}.values())  # several may end with one error, the journal's
-    if len(failed) > 1:
-        return BaseExceptionGroup(f"{len(failed)} branches of the parallel group {group.name!r} failed", failed)
-    if failed:
-        return failed[0]
-    if interrupt is not None:
-        return interrupt
-    bail = next((error for error in ended.failures if isinstance(error, Bail)), None)
-    return bail or all_of([error for error in ended.failures if isinstance(error, Suspend)])
+def _allowed(group: Parallel) -> int | None:
+    """Return how many branches may be lost; None if that is known at the end of the stream."""
+    allowed: float = group.tolerate
+    if not isinstance(allowed, int):
+        if group.stream is not None:
+            return None
+        allowed = int(_share(allowed) * len(group.units))
+    return (
+        int(allowed)
+        if group.enough is None or group.stream is not None
+        else min(allowed, len(group.units) - group.enough)
+    )
 
 
-def merged(group: Parallel, deltas: list[Delta]) -> Delta:
-    """Return the writes of all branches as one delta; raises `WriteConflictError` where they disagree."""
-    writers: dict[str, list[int]] = {}
-    for number, delta in enumerate(deltas):
-        for part in (delta.puts, delta.deletes, delta.appends) if delta is not NOTHING else ():
-            for key in part:
-                writers.setdefault(key, []).append(number)
-    whole = Delta({}, [], {})
-    for key, numbers in writers.items():
-        written = [deltas[number] for number in numbers]
-        if all(key in delta.appends for delta in written):
-            whole.appends[key] = [item for delta in written for item in delta.appends[key]]
-        elif all(key in delta.deletes for delta in written):
-            whole.deletes.append(key)
-        elif all(key in delta.puts for delta in written) and _agree(group, key, written):
-            values = [delta.puts[key] for delta in written]
-            whole.puts[key] = reduce(group.merge[key], values) if key in group.merge else values[0]
-        else:
-            raise _conflict(group, key, numbers)
-    return whole
+def _share(tolerate: float) -> Fraction:
+    return Fraction(str(float(tolerate)))  # as it was written: 0.29 of 100 are 29
 
 
-def _agree(group: Parallel, key: str, written: list[Delta]) -> bool:
-    return key in group.merge or all(agree(written[0].puts[key], delta.puts[key]) for delta in written[1:])
+def _ends(unit: Any) -> bool:
+    """Whether a supply ends here."""
+    return unit is UNSET or type(unit) is Raised
+
+
+# The merge.
+
+
+class Overlay:
+    """The writes of branches, merged one after the other."""
+
+    def __init__(self, group: Parallel) -> None:
+        self.delta = Delta({}, [], {})
+        self._group = group
+        self._merge = group.merge
+        self._writers: dict[Any, tuple[int, Unit]] = {}  # of each key, the first one
+
+    def add(self, index: int, unit: Unit, delta: Delta) -> None:
+        """Merge the writes of a branch; raises `WriteConflictError` where it disagrees with an earlier one."""
+        whole, writers, merge = self.delta, self._writers, self._merge
+        for key, items in delta.appends.items():
+            if key not in writers:
+                writers[key] = index, unit
+                whole.appends[key] = list(items)
+            elif key in whole.appends:
+                whole.appends[key] += items
+            else:
+                raise self._conflict(key, index, unit)
+        for key in delta.deletes:
+            if key not in writers:
+                writers[key] = index, unit
+                whole.deletes.append(key)
+            elif key in whole.puts or key in whole.appends:
+                raise self._conflict(key, index, unit)
+        for key, value in delta.puts.items():
+            if key not in writers:
+                writers[key] = index, unit
+                whole.puts[key] = value
+            elif key not in whole.puts:
+                raise self._conflict(key, index, unit)
+            elif key in merge:
+                whole.puts[key] = merge[key](whole.puts[key], value)
+            elif not agree(whole.puts[key], value):
+                raise self._conflict(key, index, unit)
+
+    def put_failures(self, key: Any, failures: list[tuple[str, BaseException]]) -> None:
+        """Write the list of failed branches."""
+        name = key_name(key)
+        if name in self._writers:
+            index, unit = self._writers[name]
+            raise WriteConflictError(
+                f"the branch {index} ({name_in_group(unit)!r}) of the parallel group {self._group.name!r} wrote to the key "
+                f"{name!r}, which is that of its failures: write to another key"
+            )
+        if isinstance(key, Key):
+            cast("Key[Any]", key).check(failures)
+        self.delta.puts[name] = failures
+
+    def _conflict(self, key: str, index: int, unit: Unit) -> WriteConflictError:
+        first, writer = self._writers[key]
+        return WriteConflictError(
+            f"the branches {first} ({name_in_group(writer)!r}) and {index} ({name_in_group(unit)!r}) of the parallel group "
+            f"{self._group.name!r} wrote different values to the key {key!r}. "
+            f"Write to different keys, contribute results with collect=, or combine them: "
+            f"parallel(..., merge={{{key!r}: function}})"
+        )
 
 
 def _warn_of_merge(run_id: str, group: Parallel, writes: Delta) -> None:
@@ -238,12 +663,3 @@ def _warn_of_merge(run_id: str, group: Parallel, writes: Delta) -> None:
         run_logger(run_id).warning(
             "run %s: merge of the parallel group %r has the key %r, %s", run_id, group.name, key, why
         )
-
-
-def _conflict(group: Parallel, key: str, numbers: list[int]) -> WriteConflictError:
-    branches = " and ".join(f"{number} ({name_in_group(group.units[number])!r})" for number in numbers)
-    return WriteConflictError(
-        f"the branches {branches} of the parallel group {group.name!r} wrote different values to the key {key!r}. "
-        f"Write to different keys, contribute results with collect=, or combine them: "
-        f"parallel(..., merge={{{key!r}: function}})"
-    )

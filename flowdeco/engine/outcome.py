@@ -20,6 +20,7 @@ from flowdeco.model.store import Delta
 from flowdeco.model.units import every_unit
 
 __all__ = [
+    "ALL",
     "COMPLETED",
     "NOTHING_DROPPED",
     "ROOT",
@@ -27,6 +28,7 @@ __all__ = [
     "Dropped",
     "Outcome",
     "Scope",
+    "Selection",
     "StageRecord",
     "Status",
     "amended",
@@ -100,6 +102,23 @@ class Scope(NamedTuple):
         return Scope(self.name, self.id, branch, self.inserted_by, self.outer)
 
 
+_NONE: Final[Mapping[int, BaseException]] = {}
+
+
+class Selection(NamedTuple):
+    """The branches of a group that do not count: those `lost`, with their errors, and all others but those `counted`."""
+
+    lost: Mapping[int, BaseException] = _NONE
+    counted: frozenset[int] | None = None
+
+    def takes(self, index: int) -> bool:
+        """Whether this branch counts."""
+        return index not in self.lost and (self.counted is None or index in self.counted)
+
+
+ALL: Final = Selection()
+
+
 class Outcome(NamedTuple):
     """The outcome of a step: `started` in POSIX seconds, `elapsed` in seconds.
 
@@ -114,9 +133,10 @@ class Outcome(NamedTuple):
     middleware on the way out), `entering` (a scope's writes before its first step, layer by layer) and `result` (the
     data that an action returned). A record that is kept has none of them: it keeps no value alive. `number` is the
     step's place in its branch, `end` that of the step after it; `entered` tells whether a scope reached its first step;
-    `branches` is the number of branches of a group, `fingerprint` that of an action's code in a durable run; `repeats`
-    says how often each of its layers has asked for another attempt, and `dropped` has the errors of steps inside it in the
-    attempts before the last one. `cached` means that it was taken from a cache.
+    `branches` is the number of branches of a group (of a streamed one that has not ended, at most so many have begun),
+    `selection` tells which of them count, `fingerprint` that of an action's code in a durable run; `repeats` says how often
+    each of its layers has asked for another attempt, and `dropped` has the errors of steps inside it in the attempts before
+    the last one. `cached` means that it was taken from a cache.
     """
 
     name: str
@@ -142,6 +162,7 @@ class Outcome(NamedTuple):
     failures: Sequence[BaseException] = ()
     dropped: Dropped = NOTHING_DROPPED
     cached: bool = False
+    selection: Selection = ALL
     writes: Delta | None = None  # the effect is last, so that `kept` is quick
     entering: Sequence[Delta] = ()
     result: Any = UNSET
@@ -158,7 +179,7 @@ class Outcome(NamedTuple):
         return record_kind(unit)(
             self.name, unit, self.status, self.started, self.elapsed, by, self.number, self.inserted, actions, scope,
             self.end, self.error, self.attempts, self.recovered, self.switches, True, self.entered, self.branches,
-            failures=self.failures, dropped=self.dropped, cached=self.cached,
+            failures=self.failures, dropped=self.dropped, cached=self.cached, selection=self.selection,
         )  # fmt: skip
 
     def refused(self, error: BaseException) -> Self:

@@ -16,6 +16,7 @@ from functools import reduce
 from math import inf
 from typing import Any, TypeAlias, cast
 
+from flowdeco.engine.branch import Records
 from flowdeco.engine.generations import generations
 from flowdeco.engine.journal import Codec, Remembered
 from flowdeco.engine.outcome import ROOT, ActionRecord, Outcome, Scope, StageRecord, Status, amended, branch_id
@@ -132,7 +133,8 @@ def _result(steps: Steps, branch: str) -> Any:
     result: Any = UNSET
     for number, did in sorted(steps.get(branch, {}).items()):
         if did.unit.kind == "group" and did.is_final:
-            inner = [branch_id(f"{branch}.{number}", index) for index in range(did.branches)]
+            counts = did.selection.takes
+            inner = [branch_id(f"{branch}.{number}", index) for index in range(did.branches) if counts(index)]
             if did.status is Status.BAILED:
                 inner = [id for id in inner if _has_bailed(steps, id)][:1]
             results = [found for id in inner if (found := _result(steps, id)) is not UNSET]
@@ -217,7 +219,7 @@ class _Reader:
             if kind == "group":
                 group = Scope(did.name, f"{id}.{did.number}", None, did.inserted_by, scope)
                 for index in range(did.branches):
-                    for record in self.branch(branch_id(group.id, index), group.of(index)):
+                    for record in self._branch(did, index, group.of(index)):
                         yield reduce(amended, around, record)
             elif kind == "stage":
                 reopened = not did.is_final and any(order[each.number] > order.get(did.number, -1) for each in actions)
@@ -229,6 +231,23 @@ class _Reader:
                 if did.is_final or all(at < order[did.number] for at in inside):
                     self.pipelines.append(did.kept()._replace(unit=Pipeline(name=did.name), scope=scope))
             self._note_inserted(did, did.name)
+
+    def _branch(self, did: Outcome, index: int, place: Scope) -> Iterator[StageRecord]:
+        """Yield the stages of a branch of a group, as the end of the group leaves them."""
+        found, since = self.branch(branch_id(place.id, index), place), len(self.pipelines)
+        selection = did.selection
+        if selection.takes(index):
+            yield from found
+            return
+        records = Records(None)
+        records.kept = list(found)
+        if index in selection.lost:
+            records.pipelines = [(0, record) for record in self.pipelines[since:]]
+            records.recover(0, lambda record: True)
+            self.pipelines[since:] = [record for _, record in records.pipelines]
+        else:
+            records.cancel_last()
+        yield from records.kept
 
     def _stage(self, did: Outcome, outcomes: list[Outcome], scope: Scope | None) -> StageRecord:
         stage, by = self._known(did)

@@ -12,14 +12,15 @@ from typing import Any, Final, NamedTuple, cast
 
 from flowdeco.engine.changes import Looks
 from flowdeco.engine.journal import Codec, Journal, Payload, Row, encoder
-from flowdeco.engine.outcome import ActionRecord, Outcome, Scope, StageRecord, Status
+from flowdeco.engine.outcome import ALL, ActionRecord, Outcome, Scope, Selection, StageRecord, Status
 from flowdeco.engine.requests import Failure, Save
 from flowdeco.errors import Bail, DefinitionError, JournalError, portable
 from flowdeco.model.contents import ATOMS, Digest
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream
 from flowdeco.model.options import UNSET
 from flowdeco.model.steps import Step
-from flowdeco.model.store import NOTHING, Delta, Local, Name
+from flowdeco.model.store import NOTHING, Delta, Local, Name, key_name
+from flowdeco.model.units import every_unit
 
 __all__ = ["Recorded", "Recorder", "outcomes"]
 
@@ -103,6 +104,7 @@ class Recorder:
             parts["branches"] = outcome.branches  # they lead to the steps of a group
         if outcome.entering:
             parts["entering"] = [_of_delta(delta) for delta in outcome.entering]
+        parts.update(self._of_selection(outcome.selection._replace(counted=None)))
         payload = self.codec.encode(parts, "")
         return Row(branch, outcome.number, row.kind, outcome.name, None, "running", outcome.started, 0.0, "", payload)
 
@@ -134,7 +136,9 @@ class Recorder:
     def _parts(self, branch: str, outcome: Outcome) -> dict[str, Any]:
         parts = _place(branch, outcome)
         if outcome.writes is not None:
-            parts.update(_of_delta(outcome.writes))
+            failures = outcome.unit.failures if type(outcome.unit) is Parallel else None
+            writes = outcome.writes if failures is None else self._portable(outcome.writes, key_name(failures))
+            parts.update(_of_delta(writes))
         if outcome.entering:
             parts["entering"] = [_of_delta(delta) for delta in outcome.entering]
         error = outcome.error
@@ -145,6 +149,8 @@ class Recorder:
         for name in ("inserted", "switches", "recovered", "branches", "cached"):
             if value := getattr(outcome, name):
                 parts[name] = value
+        if outcome.selection is not ALL:
+            parts.update(self._of_selection(outcome.selection))
         if outcome.attempts > 1:
             parts["attempts"], parts["repeats"] = outcome.attempts, list(outcome.repeats)
         if outcome.failures:
@@ -161,6 +167,21 @@ class Recorder:
             parts["entered"] = False
         if outcome.result is not UNSET:
             parts["result"] = _where(outcome.result, outcome.writes)
+        return parts
+
+    def _portable(self, writes: Delta, failures: str) -> Delta:
+        """Return writes whose list of failed branches has exceptions that survive the journal."""
+        if failures not in writes.puts:
+            return writes
+        listed = [(name, portable(error, self._copied)) for name, error in writes.puts[failures]]
+        return writes._replace(puts={**writes.puts, failures: listed})
+
+    def _of_selection(self, selection: Selection) -> dict[str, Any]:
+        parts: dict[str, Any] = {}
+        if selection.lost:
+            parts["lost"] = [[index, portable(error, self._copied)] for index, error in selection.lost.items()]
+        if selection.counted is not None:
+            parts["counted"] = sorted(selection.counted)
         return parts
 
     def _written_failures(self, failures: Sequence[BaseException]) -> list[BaseException]:
@@ -184,12 +205,13 @@ class Recorder:
             known = self._fingerprints[id(function)] = function, self._fingerprint(function)
         return known[1]
 
-    def check_repeatable(self, inserted: Iterable[Any], who: str) -> None:
-        """Raise `DefinitionError` for a stream that a resumed run could not call again."""
-        for unit in inserted:
-            if isinstance(unit, Stream) and not callable(unit.source):
+    def check_repeatable(self, units: Iterable[Any], who: str, how: str = "inserted") -> None:
+        """Raise `DefinitionError` for a stream that a resumed run could not call again, also that of a group."""
+        for unit in every_unit(units):
+            stream = unit.stream if isinstance(unit, Parallel) else unit
+            if isinstance(stream, Stream) and not callable(stream.source):
                 raise DefinitionError(
-                    f"{who} inserted the {unit.name}, which cannot be called again on resume: "
+                    f"{who} {how} the {stream.name}, which cannot be called again on resume: "
                     f"in a durable run write stream(function, *args)"
                 )
 
@@ -268,6 +290,10 @@ def outcomes(rows: list[Row], codec: Codec, pins: Mapping[str, int]) -> dict[str
         before = steps.pop(row.number, None)
         if before is not None and before.entering and not outcome.entering:
             outcome = outcome._replace(entering=before.entering)  # only the row of its beginning has it
+        if before is not None and before.selection.lost and outcome.status is Status.RUNNING:
+            lost: Any = before.selection.lost  # by now; each of these rows has only the latest
+            lost.update(outcome.selection.lost)
+            outcome = outcome._replace(selection=before.selection)
         steps[row.number] = outcome
     _check_complete(found)
     return found
@@ -303,8 +329,14 @@ def _outcome(row: Row, parts: dict[str, Any], order: int) -> Outcome:
         get("recovered", False), switches, False, get("entered", True), get("branches", 0), row.fingerprint,
         tuple(get("repeats", ())), tuple(get("failures", ())),
         {(place, number, name): tuple(errors) for place, number, name, errors in get("dropped", ())},
-        get("cached", False), writes, entering, _result(get("result"), writes),
+        get("cached", False), _selection(parts) if "lost" in parts or "counted" in parts else ALL,
+        writes, entering, _result(get("result"), writes),
     )  # fmt: skip
+
+
+def _selection(parts: Mapping[str, Any]) -> Selection:
+    counted = parts.get("counted")
+    return Selection(dict(parts.get("lost", ())), None if counted is None else frozenset(counted))
 
 
 def _scope(inside: list[tuple[str, str, int | None, str | None]]) -> Scope | None:

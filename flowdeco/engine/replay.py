@@ -12,14 +12,14 @@ The second time, these are restored, and the run continues.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from flowdeco.engine.adoption import Archive
 from flowdeco.engine.outcome import ROOT, Outcome, Status, branch_id
 from flowdeco.engine.recorder import KINDS, Recorded
 from flowdeco.errors import Cancelled, CodeChangedError, DefinitionError, Suspend
 from flowdeco.model.definitions import Parallel, Pipeline, Stage, Stream
-from flowdeco.model.store import Mark, Store
+from flowdeco.model.store import NOTHING, Delta, Mark, Store
 from flowdeco.model.units import every_unit
 from flowdeco.model.wiring import Step
 
@@ -32,16 +32,28 @@ class Remains(NamedTuple):
     """The remains in memory of a branch that did not end.
 
     `unwinding` notes the writes of layers as the failure passed them: a resume undoes these. `unfinished` are the scopes
-    that were open: the marks of their layers, to which another attempt returns, and the result before them.
+    that were open: the marks of their layers, to which another attempt returns, and the result before them. Of a branch that
+    did end, in a group that did not, there is no `store`, but its writes.
     """
 
-    store: Store
+    store: Store | None
     unwinding: Mark | None
     result: Any
     unfinished: Mapping[int, tuple[list[Mark], Any]]
+    writes: Delta = NOTHING
+
+    def store_over(self, outer: Store) -> Store:
+        """Return the store of a branch to continue with, over that of the enclosing branch."""
+        if self.store is not None:
+            return self.store
+        store = outer.fork()
+        store.apply(self.writes)
+        return store
 
     def revived(self, inputs: Mapping[str, Any]) -> Remains:
         """Return a copy to continue with, as if the failure had not passed any layer."""
+        if self.store is None:
+            return self._replace(writes=self.writes.without(inputs.keys()))
         marks = [mark for marks, _ in self.unfinished.values() for mark in marks]
         unwinding = [] if self.unwinding is None else [self.unwinding]
         store, copies = self.store.twin(*unwinding, *marks)
@@ -138,12 +150,8 @@ class History:
 
         `around` is the unit around it, which had ended if `sealed`. Raises the error that forbids continuing.
         """
-        archive = self.archive
-        if archive is not None:
-            if not (sealed or self.has(branch, number)):
-                archive.adopt(self.steps, branch, number, unit, around)
-            if type(unit) is Parallel:
-                archive.begin_group(branch, number, unit)
+        if self.archive is not None and not (sealed or self.has(branch, number)):
+            self.archive.adopt(self.steps, branch, number, unit, around)
         mine = self.steps.get(branch)
         earlier = None if mine is None else mine.pop(number, None)
         if mine is not None and not mine:
@@ -272,14 +280,14 @@ class History:
 
     # Streams: the run takes over those begun in its rehearsal.
 
-    def begun_stream(self, branch: str, stream: Stream, by: str | None, *, sealed: bool) -> Any:
+    def begun_stream(self, branch: str, stream: Stream, where: str, *, sealed: bool) -> Any:
         """Return the stream that was begun in the rehearsal, or the error of beginning it again."""
         number = self._begun[branch] = self._begun.get(branch, -1) + 1
         if self.rehearses:
             self.check_pull(branch, sealed=sealed)
             if isinstance(stream.source, (Iterator, AsyncIterator)):
                 return DefinitionError(
-                    f"the run cannot continue: the {stream.name} that was inserted by {by} is used up. "
+                    f"the run cannot continue: the {stream.name} {where} is used up. "
                     f"Write stream(function, *args), which can be called again"
                 )
             return None
@@ -435,7 +443,7 @@ def in_memory(store: Store, log: Log, inputs: Mapping[str, Any]) -> tuple[Store,
     """Return the material to resume a run in memory: its store, its steps, and the remains of its branches."""
     revived = {branch: remains.revived(inputs) for branch, remains in log.remains.items()}
     if ROOT in revived:
-        return revived[ROOT].store, log.history(), revived
+        return cast("Store", revived[ROOT].store), log.history(), revived
     mine, _ = store.twin()
     mine.supply(inputs)
     return mine, log.history(), revived
@@ -447,10 +455,10 @@ def _branches_of(branch: str, number: int, outcome: Outcome) -> list[str]:
 
 
 def _is_same(unit: Any, earlier: Outcome) -> bool:
-    """Whether a step has the same kind and name as before, and a group the same number of branches."""
+    """Whether a step has the same kind and name as before, and a group of fixed branches the same number of them."""
     if earlier.name != unit.name or _kind(earlier.unit) != _kind(unit):
         return False
-    return type(unit) is not Parallel or earlier.branches in (0, len(unit.units))
+    return type(unit) is not Parallel or unit.stream is not None or earlier.branches in (0, len(unit.units))
 
 
 def _is_same_code(now: str, before: str) -> bool:

@@ -24,7 +24,9 @@ __all__ = [
     "CAUGHT_UP",
     "Await",
     "Awaited",
+    "Begin",
     "Chore",
+    "Conductor",
     "Deferred",
     "Ended",
     "Failure",
@@ -153,21 +155,46 @@ class Forked(Protocol):
     stopped: bool  # it must begin nothing more
 
 
+class Conductor(Protocol):
+    """Decides which branches a fork has, and when it has had enough of them; its schedule asks, and reports."""
+
+    limit: int  # of branches at work
+    restores: bool  # the next branches had begun before the run was resumed, or their group had ended
+    resumes: bool  # its group had not: when these are restored, the supply catches up
+    has_room: bool  # another branch may begin, as far as those are concerned that wait to be merged
+    is_open: bool  # more branches are wanted
+    is_enough: bool  # the branches that count have completed: the calls of others count no more
+
+    def supply(self) -> Walk:
+        """Yield requests, and each branch in a `Begin`; after that, go on if the answer is true, or else end."""
+        ...
+
+    def ended(self, branch: Forked | None, failure: Failure) -> bool:
+        """Note that a branch has ended, or the supply (None) failed; return whether this ends the group."""
+        ...
+
+
 class Fork:
-    """Evaluate these branches side by side, at most `limit` at a time; the answer is `Ended`."""
+    """Evaluate branches side by side; the answer is `Ended`."""
 
-    __slots__ = ("branches", "limit")
+    __slots__ = ("conductor",)
 
-    def __init__(self, branches: Sequence[Forked], limit: int | None) -> None:
-        self.branches = branches
-        self.limit = limit
+    def __init__(self, conductor: Conductor) -> None:
+        self.conductor = conductor
+
+
+class Begin:
+    """Begin this branch; the answer comes when another one is wanted (True), or no more (False)."""
+
+    __slots__ = ("branch",)
+
+    def __init__(self, branch: Forked) -> None:
+        self.branch = branch
 
 
 class Ended(NamedTuple):
-    """The end of a `Fork`: the failure of each branch, the number of the one that ended the others, the interrupt."""
+    """The end of a `Fork`, with the interrupt that ended it."""
 
-    failures: Sequence[Failure]
-    ended_by: int | None
     interrupt: Failure
 
 
@@ -180,7 +207,7 @@ class _CaughtUp:
 CAUGHT_UP: Final = _CaughtUp()
 
 FunctionCall: TypeAlias = "tuple[Step | Chore, Sequence[Any], Mapping[str, Any] | None]"
-Request: TypeAlias = "FunctionCall | Sleep | Await | Save | Fork | _CaughtUp"
+Request: TypeAlias = "FunctionCall | Sleep | Await | Save | Fork | Begin | _CaughtUp"
 
 Walk: TypeAlias = "Generator[Request, Any, Failure]"  # yields requests, and returns the failure
 

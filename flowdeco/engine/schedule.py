@@ -4,10 +4,13 @@ All branches of all groups, however they nest, are tasks of one schedule. A task
 has a ticket), or for a group that it has forked. A driver takes the requests to `begin` and to `cancel`, and delivers
 answers, until the schedule has `ended`.
 
-1. At most `limit` tasks of a group are active; those that had begun before a resume come first.
-2. A task that ends with a failure or a `Bail` *stops* its group, and the groups inside it: no further task or action
-   begins there, and requests under way are cancelled where that is possible. A `Suspend` stops nothing.
+1. A group has a `Conductor`. Its supply is a task as well, which hands out one branch at a time: the next one when the
+   one before it has begun, fewer than `limit` are at work, and the conductor has room. Those that had begun before a
+   resume come first, all of them.
+2. A branch or a supply whose end the conductor finds decisive *stops* its group, and the groups inside it: no further
+   branch or action begins there, and requests under way are cancelled where that is possible.
 3. Before any task of a resumed group continues, all that had begun restore their history.
+4. At most `most` calls of actions are under way in all groups together.
 """
 
 from __future__ import annotations
@@ -15,10 +18,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextvars import Context, copy_context
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from flowdeco.engine.requests import (
     CAUGHT_UP,
+    Await,
+    Begin,
     Chore,
     Ended,
     Failure,
@@ -29,7 +34,6 @@ from flowdeco.engine.requests import (
     Walk,
     ended_by_another,
 )
-from flowdeco.errors import Suspend
 
 __all__ = ["Begun", "Schedule", "Task"]
 
@@ -38,7 +42,10 @@ Evaluate: TypeAlias = Callable[[Any], Walk]  # `evaluation.evaluate`
 
 
 class Begun(NamedTuple):
-    """A request to be performed now, in the context variables of its branch; its answer is delivered with the ticket."""
+    """A request to be performed now, in the context variables of its branch; its answer is delivered with the ticket.
+
+    `task` is the one whose lane awaits it: what a group is supplied with is awaited where its branch awaits.
+    """
 
     ticket: int
     request: Any
@@ -47,53 +54,64 @@ class Begun(NamedTuple):
 
 
 class Task:
-    """A branch at work."""
+    """A branch at work, or (`branch` is None) the supply of a group."""
 
-    __slots__ = ("branch", "context", "failure", "group", "inner", "lane", "send", "ticket")
+    __slots__ = ("asked", "branch", "context", "discards", "group", "inner", "lane", "send", "server", "ticket")
 
-    def __init__(self, branch: Any, walk: Walk, group: _Group) -> None:
-        self.branch: Forked = branch
+    def __init__(self, branch: Any, walk: Walk, group: _Group, context: Context) -> None:
+        self.branch: Forked | None = branch
         self.send = walk.send
-        self.context = copy_context()  # a variable set in a branch is seen in all of it, and only there
+        self.context = context
         self.group = group
+        self.asked: Any = None  # the request that it waits for
         self.ticket: int | None = None
         self.inner: _Group | None = None  # it waits for these branches of its own
-        self.failure: Failure = None
         self.lane: Any = None  # whatever a driver keeps for the branch until it ends
+        self.server = self
+        self.discards = False  # nothing that its calls return counts any more
 
 
 class _Group:
     """The branches of a `Fork`, and the task that waits for them; None for the run itself."""
 
-    __slots__ = ("active", "catching_up", "ended_by", "interrupt", "limit", "parent", "stopped", "tasks", "waiting")
+    __slots__ = (
+        "active", "catching_up", "conductor", "has_ended", "interrupt", "is_parked", "parent", "stopped", "supply",
+        "tasks", "waiting",
+    )  # fmt: skip
 
-    def __init__(self, fork: Fork, parent: Task | None, evaluate: Evaluate) -> None:
+    def __init__(self, fork: Fork, parent: Task | None) -> None:
+        self.conductor = conductor = fork.conductor
         self.parent = parent
-        self.stopped: bool = parent is not None and parent.branch.stopped
+        self.stopped: bool = parent is not None and cast("Forked", parent.branch).stopped
         self.interrupt: Failure = ended_by_another() if self.stopped else None
-        self.ended_by: int | None = None
-        self.tasks = [Task(branch, evaluate(branch), self) for branch in fork.branches]
-        for branch in fork.branches if self.stopped else ():
-            branch.stopped = True
-        self.waiting = deque(sorted(self.tasks, key=lambda task: not task.branch.begun))
-        self.limit = fork.limit or len(fork.branches)
-        self.active = 0
-        self.catching_up = sum(branch.begun for branch in fork.branches)
+        self.tasks: dict[Task, None] = {}  # that have begun, and not ended
+        self.waiting: dict[Task, None] = {}  # of these: had begun before the run was resumed, and do not continue yet
+        self.active = 0  # the others
+        self.catching_up = int(conductor.resumes)  # the supply and tasks that have not restored their history
+        self.has_ended = False
+        self.is_parked = False  # the supply waits until another branch is wanted
+        context = copy_context() if parent is None else parent.context
+        self.supply: Task | None = Task(None, conductor.supply(), self, context)
+        if parent is not None:
+            self.supply.server = parent.server
 
-    def answer(self) -> Ended:
-        return Ended([task.failure for task in self.tasks], self.ended_by, self.interrupt)
+
+_MORE: Final = object()  # instead of an answer: see whether the supply of the group is to go on
 
 
 class Schedule:
     """The branches of one `Fork`, and of all branches that they fork; `ended` is the answer, once there is one."""
 
-    def __init__(self, fork: Fork, tickets: Iterator[int], evaluate: Evaluate) -> None:
+    def __init__(self, fork: Fork, tickets: Iterator[int], evaluate: Evaluate, most: int | None = None) -> None:
         self.begin: list[Begun] = []
         self.cancel: list[int] = []
         self.left: list[Any] = []  # the lanes of tasks that have ended
         self.ended: Ended | None = None
         self._tickets = tickets
         self._evaluate = evaluate
+        self._most = most
+        self._calls = 0  # under way, if there is a limit to them
+        self._queued: deque[Begun] = deque()  # calls beyond it
         self._waiting: dict[int, Task] = {}
         self._ready: deque[tuple[Task, Any]] = deque()
         self._root = self._opened(fork, None)
@@ -103,12 +121,16 @@ class Schedule:
         """Take the answer to a request that was to begin."""
         task = self._waiting.pop(ticket)
         task.ticket = None
+        if self._most is not None and _is_call(task.asked):
+            self._call_ended()
+        if task.discards and _is_call(task.asked) and not _is_interrupt(answer):
+            answer = Raised(ended_by_another())
         self._ready.append((task, answer))
         self._work()
 
     def task(self, ticket: int) -> Task:
-        """Return the task that waits for the answer with this ticket."""
-        return self._waiting[ticket]
+        """Return the task in whose lane the request with this ticket is awaited."""
+        return self._waiting[ticket].server
 
     def interrupt(self, error: BaseException, task: Task | None = None) -> bool:
         """End everything, or the group that a task waits for, from outside; return False if it is ending already."""
@@ -122,31 +144,36 @@ class Schedule:
 
     def _work(self) -> None:
         while self._ready:
-            self._step(*self._ready.popleft())
+            task, answer = self._ready.popleft()
+            if answer is not _MORE:
+                self._step(task, answer)
+            elif task.group.is_parked:
+                wanted = self._wants_more(task.group)
+                if wanted is not None:
+                    task.group.is_parked = False
+                    self._step(task, wanted)
 
     def _opened(self, fork: Fork, parent: Task | None) -> _Group:
-        if parent is None:
-            group = _Group(fork, None, self._evaluate)
-        else:  # the tasks see the context variables of the branch that forked them
-            group = parent.inner = parent.context.run(_Group, fork, parent, self._evaluate)
-        if group.catching_up:
-            self._ready.extend((task, None) for task in group.tasks if task.branch.begun)
+        group = _Group(fork, parent)
+        if parent is not None:
+            parent.inner = group
+        if group.stopped and not group.conductor.restores:
+            group.supply = None
+            self._fill(group)
         else:
-            self._caught_up(group)
+            self._ready.appendleft((cast("Task", group.supply), None))
         return group
 
-    def _caught_up(self, group: _Group) -> None:
+    def _one_caught_up(self, group: _Group) -> None:
         """Continue once all tasks of a group that had begun have restored their history, or have ended in it."""
+        group.catching_up -= 1
+        if group.catching_up:
+            return
         parent = group.parent
-        if parent is None or not parent.group.catching_up or not group.waiting:
+        if parent is None or not parent.group.catching_up:
             self._fill(group)
         else:
             self._one_caught_up(parent.group)
-
-    def _one_caught_up(self, group: _Group) -> None:
-        group.catching_up -= 1
-        if not group.catching_up:
-            self._caught_up(group)
 
     def _fill(self, group: _Group) -> None:
         """Start as many tasks of a group as its limit allows; a nested group begins before the branches after it."""
@@ -155,17 +182,56 @@ class Schedule:
     def _next_of(self, group: _Group) -> list[tuple[Task, Any]]:
         """Return the tasks that can continue now, each with its answer; if none is left, the group has ended."""
         ready: list[tuple[Task, Any]] = []
-        while group.waiting and group.active < group.limit and (group.waiting[0].branch.begun or not group.stopped):
-            task = group.waiting.popleft()
+        limit = group.conductor.limit
+        while group.waiting and group.active < limit and not group.catching_up:
+            task = next(iter(group.waiting))
+            del group.waiting[task]
             group.active += 1
             ready += self._next_of(task.inner) if task.inner is not None else [(task, None)]
-        if not group.active:
-            if group.parent is None:
-                self.ended = group.answer()
-            else:
-                group.parent.inner = None
-                ready.append((group.parent, group.answer()))
+        supply = group.supply
+        if supply is None:
+            if not (group.active or group.has_ended):
+                group.has_ended = True
+                if group.parent is None:
+                    self.ended = Ended(group.interrupt)
+                else:
+                    group.parent.inner = None
+                    ready.append((group.parent, Ended(group.interrupt)))
+        elif group.is_parked:
+            wanted = self._wants_more(group)
+            if wanted is not None:
+                group.is_parked = False
+                ready.append((supply, wanted))
         return ready
+
+    def _wants_more(self, group: _Group) -> bool | None:
+        """Return whether the supply is to hand out another branch, or no more; None for not yet."""
+        conductor = group.conductor
+        if conductor.restores:
+            return True
+        if group.stopped or not conductor.is_open:
+            return False
+        return True if conductor.has_room and group.active < conductor.limit else None
+
+    def _begin(self, group: _Group, branch: Forked) -> None:
+        """Begin a branch that was supplied, and then have the supply go on."""
+        supply = cast("Task", group.supply)
+        group.is_parked = True
+        self._ready.appendleft((supply, _MORE))
+        if group.stopped:
+            branch.stopped = True
+            if not group.conductor.restores:
+                return
+        # A variable set in a branch is seen in all of it, and only there; all see those of the branch that forked them.
+        context = copy_context() if group.parent is None else group.parent.context.copy()
+        task = Task(branch, self._evaluate(branch), group, context)
+        group.tasks[task] = None
+        if group.catching_up:
+            group.catching_up += 1
+            group.waiting[task] = None
+        else:
+            group.active += 1
+        self._ready.appendleft((task, None))
 
     def _step(self, task: Task, answer: Any) -> None:
         """Send a task its answer, and take its next request."""
@@ -175,38 +241,64 @@ class Schedule:
             except StopIteration as end:
                 self._ended(task, end.value)
                 return
+            kind = type(request)
+            if kind is Begin:
+                self._begin(task.group, cast("Begin", request).branch)
+                return
             if request is CAUGHT_UP:
                 if not task.group.catching_up:
                     answer = None
                     continue
+                if task.branch is None:
+                    task.group.is_parked = True
                 self._one_caught_up(task.group)
                 return
-            if isinstance(request, Fork):
-                self._opened(request, task)
+            if kind is Fork:
+                self._opened(cast("Fork", request), task)
                 return
-            if not (task.branch.stopped and _is_action(request)):
+            if not (_is_action(request) and cast("Forked", task.branch).stopped):
                 break
             answer = Raised(ended_by_another())
-        task.ticket = next(self._tickets)
+        task.ticket, task.asked = next(self._tickets), request
         self._waiting[task.ticket] = task
-        self.begin.append(Begun(task.ticket, request, task.context, task))
+        begun = Begun(task.ticket, request, task.context, task.server)
+        if self._most is not None and _is_call(request):
+            if self._calls == self._most:
+                self._queued.append(begun)
+                return
+            self._calls += 1
+        self.begin.append(begun)
+
+    def _call_ended(self) -> None:
+        if self._queued:
+            self.begin.append(self._queued.popleft())
+        else:
+            self._calls -= 1
 
     def _ended(self, task: Task, failure: Failure) -> None:
         group = task.group
-        task.failure = failure
         if task.lane is not None:
             self.left.append(task.lane)
-        if failure is not None and not isinstance(failure, Suspend) and not group.stopped:
-            group.ended_by = group.tasks.index(task)
+        if task.branch is None:
+            group.supply = None
+            stops = failure is not None and group.conductor.ended(None, failure)
+        else:
+            del group.tasks[task]
+            stops = group.conductor.ended(task.branch, failure)
+        if stops and not group.stopped:
             self._stop(group)
-        if group.catching_up:
-            group.waiting.remove(task)
+        if task in group.waiting:
+            del group.waiting[task]
+            self._one_caught_up(group)
+        elif task.branch is None and group.catching_up:
             self._one_caught_up(group)
         else:
-            group.active -= 1
-            self._fill(group)
+            group.active -= task.branch is not None
+            if group.is_parked or group.waiting or not group.active:
+                self._fill(group)
 
     def _stop(self, group: _Group) -> None:
+        discards = group.conductor.is_enough
         groups = [group]
         while groups:
             stopped = groups.pop()
@@ -214,25 +306,44 @@ class Schedule:
             if stopped is not group:
                 stopped.interrupt = stopped.interrupt or ended_by_another()
             for task in stopped.tasks:
-                if task.branch.stopped:
+                task.discards |= discards
+                branch = cast("Forked", task.branch)
+                if branch.stopped:
                     continue
-                task.branch.stopped = True
+                branch.stopped = True
                 if task.inner is not None:
                     groups.append(task.inner)
                 elif task.ticket is not None:
                     self._withdraw(task.ticket)
+            supply = stopped.supply  # one that is parked ends with the next branch
+            if supply is not None and supply.ticket is not None:
+                self._withdraw(supply.ticket)
 
     def _withdraw(self, ticket: int) -> None:
-        """Answer an action that the driver has not begun yet; have anything else that is under way cancelled."""
-        for index, begun in enumerate(self.begin):
-            if begun.ticket == ticket and _is_action(begun.request):
-                del self.begin[index]
-                task = self._waiting.pop(ticket)
-                task.ticket = None
-                self._ready.append((task, Raised(ended_by_another())))
-                return
+        """Answer a call that the driver has not begun yet; have anything else that is under way cancelled."""
+        for waiting in (self.begin, self._queued):
+            for begun in waiting:
+                if begun.ticket == ticket and _is_call(begun.request):
+                    waiting.remove(begun)
+                    task = self._waiting.pop(ticket)
+                    task.ticket = None
+                    if isinstance(begun.request, Await):
+                        begun.request.discard()
+                    if self._most is not None and waiting is self.begin:
+                        self._call_ended()
+                    self._ready.append((task, Raised(ended_by_another())))
+                    return
         self.cancel.append(ticket)
 
 
-def _is_action(request: Request) -> bool:
+def _is_action(request: Any) -> bool:
     return type(request) is tuple and not isinstance(request[0], Chore)
+
+
+def _is_call(request: Any) -> bool:
+    """Whether this is the call of an action, or awaits what one has returned."""
+    return _is_action(request) or (isinstance(request, Await) and bool(request.action))
+
+
+def _is_interrupt(answer: Any) -> bool:
+    return type(answer) is Raised and isinstance(answer.error, (KeyboardInterrupt, SystemExit))

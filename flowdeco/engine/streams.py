@@ -1,4 +1,4 @@
-"""Streams: units that are pulled one at a time, each run before the next one is requested.
+"""Streams: units that are pulled one at a time, each run before the next one is requested, or as a branch of a group.
 
 A resumed run takes over the streams that its rehearsal began, and receives the same items from them again.
 """
@@ -6,7 +6,7 @@ A resumed run takes over the streams that its rehearsal began, and receives the 
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Generator, Iterable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from flowdeco.engine.actions import check_insertion
 from flowdeco.engine.branch import Branch, OpenStream
@@ -17,29 +17,37 @@ from flowdeco.errors import ReturnValueError
 from flowdeco.model.definitions import Stage, Stream, insertable
 from flowdeco.model.options import UNSET
 
-__all__ = ["close_stream", "close_streams", "open_stream", "pull"]
+__all__ = ["begin_stream", "close_stream", "close_streams", "next_unit", "open_stream", "pull"]
 
 _PULL: Final = Chore(next, "stream")
 
 
 def open_stream(branch: Branch, stream: Stream, by: str | None) -> Walk:
     """Begin a stream: call its source, if that is a function, and get an iterator."""
-    past = branch.terms.past
-    begun = None if past is None else past.begun_stream(branch.id, stream, by, sealed=bool(branch.sealed))
+    begun = yield from begin_stream(branch, stream, f"inserted by {by}", sealed=bool(branch.sealed))
     if isinstance(begun, BaseException):
         return begun
-    if begun is None:
-        begun = yield from _begun(branch, stream, by)
-        if type(begun) is Raised:
-            branch.note_place(begun.error, f"a stream inserted by {by!r}")
-            return begun.error
-        if past is not None:
-            past.keep_stream(branch.id, begun)
     branch.agenda.append((begun, by))
     return None
 
 
-def _begun(branch: Branch, stream: Stream, by: str | None) -> Generator[Request, Any, Any]:
+def begin_stream(
+    branch: Branch, stream: Stream, where: str, *, sealed: bool
+) -> Generator[Request, Any, OpenStream | BaseException]:
+    """Begin a stream, or take over the one that a rehearsal has begun; return the error if it cannot."""
+    past = branch.terms.past
+    begun = None if past is None else past.begun_stream(branch.id, stream, where, sealed=sealed)
+    if begun is None:
+        begun = yield from _begun(branch, stream, where)
+        if type(begun) is Raised:
+            branch.note_place(begun.error, f"the {stream.name} {where}")
+            return begun.error
+        if past is not None:
+            past.keep_stream(branch.id, begun)
+    return cast("OpenStream | BaseException", begun)
+
+
+def _begun(branch: Branch, stream: Stream, where: str) -> Generator[Request, Any, Any]:
     error = yield from _caught_up(branch)
     if error is not None:
         return Raised(error)
@@ -56,34 +64,37 @@ def _begun(branch: Branch, stream: Stream, by: str | None) -> Generator[Request,
         iterator = yield Chore(iter, "stream"), (source,), None
     else:
         found = type(source).__name__
-        return Raised(
-            ReturnValueError(f"the function of a stream inserted by {by} returned a {found}, not an iterable")
-        )
+        return Raised(ReturnValueError(f"the function of a stream {where} returned a {found}, not an iterable"))
     return iterator if type(iterator) is Raised else OpenStream(stream, iterator)
 
 
 def pull(branch: Branch, stream: OpenStream, by: str | None) -> Walk:
     """Take the next unit of a stream, and run it before the rest of the stream."""
     past = branch.terms.past
+    if past is not None and (past.rehearses or not stream.ahead):
+        past.check_pull(branch.id, sealed=bool(branch.sealed))
+    return _pulled(branch, stream, by, (yield from next_unit(branch, stream)))
+
+
+def next_unit(branch: Branch, stream: OpenStream) -> Generator[Request, Any, Any]:
+    """Return what a stream yields next: `UNSET` at its end, or `Raised`."""
+    past = branch.terms.past
     rehearses = past is not None and past.rehearses
     if stream.ahead and not rehearses:
-        answer = stream.ahead.pop(0)
+        return stream.ahead.popleft()
+    if past is not None:
+        error = yield from _caught_up(branch)
+        if error is not None:
+            return Raised(error)
+    if stream.is_async:
+        answer = yield Await(Deferred(anext, stream.iterator))
+        if type(answer) is Raised and isinstance(answer.error, StopAsyncIteration):
+            answer = UNSET
     else:
-        if past is not None:
-            past.check_pull(branch.id, sealed=bool(branch.sealed))
-            error = yield from _caught_up(branch)
-            if error is not None:
-                return error
-        iterator = stream.iterator
-        if stream.is_async:
-            answer = yield Await(Deferred(anext, iterator))
-            if type(answer) is Raised and isinstance(answer.error, StopAsyncIteration):
-                answer = UNSET
-        else:
-            answer = yield _PULL, (iterator, UNSET), None
-        if rehearses:
-            stream.ahead.append(answer)
-    return _pulled(branch, stream, by, answer)
+        answer = yield _PULL, (stream.iterator, UNSET), None
+    if rehearses:
+        stream.ahead.append(answer)
+    return answer
 
 
 def _pulled(branch: Branch, stream: OpenStream, by: str | None, answer: Any) -> Failure:

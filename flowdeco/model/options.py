@@ -59,6 +59,12 @@ def checked_text(text: object, option: str) -> str | None:
     return text
 
 
+def checked_count(count: Any, option: str, of: str) -> int | None:
+    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+        raise DefinitionError(f"{option} is a positive number of {of}, not {count!r}")
+    return count
+
+
 def checked_flag(flag: object, option: str) -> bool:
     if not isinstance(flag, bool):
         raise DefinitionError(f"{option} is True or False, not {flag!r}")

@@ -35,6 +35,7 @@ class ResumeOptions(TypedDict, total=False):
     check: bool
     history: int | None
     progress: Shown
+    limit: int | None
 
 
 class RunOptions(ResumeOptions, total=False):
@@ -65,6 +66,7 @@ class Options(NamedTuple):
     check: bool = True
     history: int | None = None
     progress: Shown = None
+    limit: int | None = None
     clock: Callable[[], float] | None = None
     watcher: Callable[[], Watcher | None] | None = None
 
@@ -101,6 +103,7 @@ class Runnable:
         - `check=True`: with False, a failed run is returned with its `error` instead of raising it.
         - `history=None`: keep only the last N stage records.
         - `progress=None`: show the progress: True, a progress bar, or a function of `(done, known, current)`.
+        - `limit=None`: how many calls of actions may be under way at once, in all parallel groups together.
         """
         __tracebackhide__ = True
         ran: Run = _running().run(self, inputs, run_options("run", options))

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from typing import Any, Final, cast
 
 from flowdeco.errors import DefinitionError, selector_suggestion
-from flowdeco.model.definitions import Action, Pipeline, Stage, Unit
+from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage
 from flowdeco.model.functions import attributes_used
 from flowdeco.model.options import Middleware
 from flowdeco.model.steps import Step, step_of, steps_of
@@ -49,7 +49,7 @@ def _inserts(unit: Any) -> bool:
     if isinstance(unit, Stage):
         layers = (*unit.use, *unit.use_actions)
         return any(map(_layer_inserts, layers)) or any(_step_inserts(step) for step, _ in steps_of(unit))
-    return not isinstance(unit, Unit)  # a stream
+    return isinstance(unit, Parallel) and unit.stream is not None
 
 
 def _step_inserts(step: Step) -> bool:

@@ -1,4 +1,4 @@
-"""Streams: units that are pulled one at a time, each when the one before it has finished."""
+"""Streams: units that are pulled one at a time, when they are to begin."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from typing import Any, cast, overload
 
 from typing_extensions import ParamSpec
 
-from flowdeco.errors import DefinitionError
+from flowdeco.errors import DefinitionError, shortened
+from flowdeco.model.contents import agree
 from flowdeco.model.options import described
-from flowdeco.model.units import NotAUnit, Unit, Value
+from flowdeco.model.units import Pulled, Unit, Value
 
 __all__ = ["Stream", "stream"]
 
 P = ParamSpec("P", default=...)
 
 
-class Stream(NotAUnit):
-    """Units that are pulled one at a time, each when the one before it has finished; made by `stream`."""
+class Stream(Pulled):
+    """Units that are pulled one at a time: to run one after the other, or as the branches of a group; made by `stream`."""
 
     __slots__ = ("args", "source")
 
@@ -28,11 +29,24 @@ class Stream(NotAUnit):
     @property
     def name(self) -> str:
         """The name in messages and among pending units."""
-        return f"stream of {described(self.source)}"
+        return f"stream of {described(self.source) if callable(self.source) else shortened(self.source)}"
 
     def instead(self) -> str:
         """Return the message: a stream is returned or inserted."""
-        return "a stream cannot be chained: return it from an action, or pass it to ctx.insert"
+        return (
+            "a stream cannot be chained: return it from an action, pass it to ctx.insert, or have its units run side by "
+            "side: parallel(stream(...))"
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Stream):
+            return NotImplemented
+        if self.source is not other.source and not (callable(self.source) and self.source == other.source):
+            return False  # iterables are not compared by their items
+        return agree(self.args, other.args)
+
+    def __hash__(self) -> int:
+        return hash((Stream, len(self.args)))
 
     def __repr__(self) -> str:
         return f"<{self.name}>"
@@ -48,7 +62,7 @@ def stream(
     source: Callable[P, Iterable[Unit] | AsyncIterable[Unit]], /, *args: P.args, **kwargs: P.kwargs
 ) -> Stream: ...
 def stream(source: Any, /, *args: Any, **kwargs: Any) -> Stream:
-    """Return units to be pulled lazily, one at a time, after the current stage.
+    """Return units to be pulled lazily, one at a time, after the current stage; or as the branches of a group.
 
     The source is an iterable (async or not), or a function that returns one, with its arguments. In a durable run it
     must be a function that returns the same units again: a resume calls it a second time.

@@ -22,6 +22,8 @@ from flowdeco.errors import DefinitionError, selector_suggestion, shortened, sug
 from flowdeco.model.contents import agree
 from flowdeco.model.options import (
     Middleware,
+    checked_count,
+    checked_key,
     checked_layers,
     checked_name,
     checked_selectors,
@@ -30,7 +32,7 @@ from flowdeco.model.options import (
     described,
 )
 from flowdeco.model.runnable import Runnable
-from flowdeco.model.store import key_name
+from flowdeco.model.store import AnyKey, key_name
 
 __all__ = ["Parallel", "Pipeline", "Unit", "parallel", "pipeline"]
 
@@ -86,6 +88,17 @@ class NotAUnit:
 
     def instead(self) -> str:
         """Return the message for one where a unit is expected: its name, and the correct way to write it."""
+        raise NotImplementedError
+
+
+class Pulled(NotAUnit):
+    """The base of streams, whose units may be the branches of a group."""
+
+    __slots__ = ()
+
+    @property
+    def name(self) -> str:
+        """The name in messages."""
         raise NotImplementedError
 
 
@@ -443,37 +456,61 @@ def pipeline(
 class Parallel(Composite):
     """Units that each start from the store as it is; their writes are merged in branch order when all have finished.
 
-    Made by `parallel`. `merge` maps a key to a function that combines the values that several branches wrote, two at a
-    time, in branch order; without one, different values raise a `WriteConflictError`.
+    Made by `parallel`. Its branches are its `units`, or those that its `stream` yields.
     """
 
     __slots__ = ()
-    DEFAULTS = {"name": "parallel", "limit": None, "merge": {}, "tags": frozenset()}
+    DEFAULTS = {
+        "name": "parallel", "limit": None, "merge": {}, "tags": frozenset(), "tolerate": 0, "failures": None,
+        "enough": None, "stream": None,
+    }  # fmt: skip
 
     def __init__(self, units: Iterable[Unit] = (), **options: Any) -> None:
         given = self._completed(options)
-        limit: Any = given["limit"]
         merge: Any = given["merge"] or {}
-        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-            raise DefinitionError(f"limit is a positive number of branches that run at once, not {limit!r}")
         if not isinstance(merge, Mapping) or not all(map(callable, cast("Mapping[Any, Any]", merge).values())):
             raise DefinitionError(
                 f"merge maps keys to functions of two values, as {{'key': operator.add}}, not {merge!r}"
             )
-        branches: list[Unit] = []
-        for unit in units:
-            if not isinstance(unit, Unit):
-                raise DefinitionError(no_unit(unit, "parallel"))
-            branches.append(unit)
+        branches, stream = _branches(units, given["stream"])
+        failures: Any = given["failures"]
         self._assign(
-            tuple(branches),
+            branches,
             {
                 "name": checked_name(given["name"], "a parallel group"),
-                "limit": limit,
+                "limit": checked_count(given["limit"], "limit", "branches that run at once"),
                 "merge": {key_name(key): combine for key, combine in cast("Mapping[Any, Any]", merge).items()},
                 "tags": checked_tags(given["tags"]),
+                "tolerate": _checked_tolerance(given["tolerate"]),
+                "failures": None if failures is None else checked_key(failures, "failures"),
+                "enough": checked_count(given["enough"], "enough", "branches that are to complete"),
+                "stream": stream,
             },
         )
+        if self.enough is not None and stream is None and self.enough > len(branches):
+            raise DefinitionError(
+                f"enough={self.enough} is more than the {len(branches)} branches of the parallel group {self.name!r}"
+            )
+
+    @property
+    def stream(self) -> Any:
+        """The `Stream` whose units are its branches; None for a group of fixed branches."""
+        return self._options["stream"]
+
+    @property
+    def tolerate(self) -> float:
+        """How many branches may fail: a number, or a share of all branches, below 1."""
+        return cast("float", self._options["tolerate"])
+
+    @property
+    def failures(self) -> AnyKey | None:
+        """The key of the list of failed branches."""
+        return cast("AnyKey | None", self._options["failures"])
+
+    @property
+    def enough(self) -> int | None:
+        """How many completed branches complete the group; None: all of them."""
+        return cast("int | None", self._options["enough"])
 
     @property
     def limit(self) -> int | None:
@@ -489,21 +526,65 @@ class Parallel(Composite):
         return self.units[where] if isinstance(where, int) else member_named(self, where, self.units, "unit")
 
     def __repr__(self) -> str:
-        return f"<Parallel {self.name}: {' | '.join(unit.name for unit in self.units) or 'empty'}>"
+        branches = " | ".join(unit.name for unit in self.units) or "empty"
+        return f"<Parallel {self.name}: {branches if self.stream is None else self.stream.name}>"
+
+
+def _branches(units: Iterable[Any], stream: Any) -> tuple[tuple[Unit, ...], Any]:
+    """Return the units of a group, or its stream."""
+    branches: list[Any] = [] if stream is None else [stream]
+    branches += units
+    for unit in branches:
+        if not isinstance(unit, (Unit, Pulled)):
+            raise DefinitionError(no_unit(unit, "parallel"))
+        if isinstance(unit, Pulled) and len(branches) > 1:
+            raise DefinitionError(
+                f"the {unit.name} stands alone in its parallel group, and there are {len(branches)} units: give the others "
+                f"a group of their own, or have the stream yield them"
+            )
+    if branches and isinstance(branches[0], Pulled):
+        return (), branches[0]
+    return tuple(branches), None
+
+
+def _checked_tolerance(tolerate: Any) -> float:
+    if isinstance(tolerate, bool) or not isinstance(tolerate, (int, float)):
+        good = False
+    else:
+        good = tolerate >= 0 if isinstance(tolerate, int) else 0 <= tolerate < 1
+    if not good:
+        raise DefinitionError(
+            f"tolerate is the number of branches that may fail, or a share of them below 1, as 0.1, not {tolerate!r}"
+        )
+    return cast("float", tolerate)
 
 
 def parallel(
-    *units: Unit,
+    *units: Unit | Pulled,
     name: str = "parallel",
     limit: int | None = None,
     merge: Mapping[str, Callable[[Any, Any], Any]] | None = None,
     tags: Iterable[str] = (),
+    tolerate: float = 0,
+    failures: AnyKey | None = None,
+    enough: int | None = None,
 ) -> Parallel:
     """Return a group whose units are branches: each starts from the store as it is, and does not see the others (L9).
 
-    Their writes are merged in branch order when all have finished, so that the result does not depend on timing.
+    Their writes are merged in branch order, so that the result does not depend on timing, and reach the store when all
+    have finished. `merge` maps a key to a function that combines the values that several branches wrote, two at a time;
+    without one, different values raise a `WriteConflictError`. At most `limit` branches run at once.
+
+    `parallel(stream(function, *args))` pulls its branches: one whenever one may begin, at most `limit` at once (32), and
+    no more than twice as many whose turn to be merged has not come.
+
+    `tolerate` branches may fail, a number or a share below 1: these merge nothing, and are listed under the key
+    `failures` as pairs of name and exception. The group completes when `enough` branches have, and ends the others.
     """
-    return Parallel(units, name=name, limit=limit, merge=merge, tags=tags)
+    return Parallel(
+        cast("Iterable[Any]", units), name=name, limit=limit, merge=merge, tags=tags, tolerate=tolerate,
+        failures=failures, enough=enough,
+    )  # fmt: skip
 
 
 def every_unit(units: Iterable[Any]) -> Iterator[Any]:

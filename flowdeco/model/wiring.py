@@ -28,7 +28,7 @@ from flowdeco.model.options import UNSET, Middleware
 from flowdeco.model.steps import Input, Layout, Step, missing, step_of, steps_of
 from flowdeco.model.store import Store, accepted_classes, key_name
 from flowdeco.model.supplying import Supplies, supplies_of
-from flowdeco.model.units import Memo, Value
+from flowdeco.model.units import Memo, Value, every_unit
 
 __all__ = [
     "Input",
@@ -141,7 +141,37 @@ def validate(unit: Unit, inputs: Iterable[str] | Mapping[str, Any] = ()) -> list
     if isinstance(inputs, str):
         raise TypeError(f"inputs names keys: write [{inputs!r}]")
     known, flow = _Known(dict.fromkeys(map(key_name, inputs))), _Flow((unit,), frozenset())
-    return [problem for gap in _check(unit, known, _Around(), flow.skip) for problem in _problems(gap, known, flow)]
+    found = [problem for gap in _check(unit, known, _Around(), flow.skip) for problem in _problems(gap, known, flow)]
+    return found + [problem for each in every_unit((unit,)) if isinstance(each, Parallel) for problem in _rivals(each)]
+
+
+def _rivals(group: Parallel) -> Iterator[Problem]:
+    """Yield a problem for each key that several branches of a group write, and that no reducer combines."""
+    writers: dict[str, int] = {}  # the first branch that writes each key
+    for index, unit in enumerate(group.units):
+        for key, (stage, step) in _writers(unit).items():
+            if writers.setdefault(key, index) == index or key in group.merge:
+                continue
+            yield Problem(
+                stage.name, step.name, "", key, False,
+                f"action {step.name!r} of stage {stage.name!r} writes the key {key!r} in branch {index} of the parallel "
+                f"group {group.name!r}, and so does an earlier branch: they must agree, or write to different keys, or "
+                f"be combined by merge=",
+            )  # fmt: skip
+
+
+def _writers(unit: Unit) -> dict[str, tuple[Stage, Step]]:
+    """Return the keys under which actions of a unit store their results, each with the first such action."""
+    found: dict[str, tuple[Stage, Step]] = {}
+    for each in every_unit((unit,)):
+        stage = one_action_stage(cast("Action[..., Any]", each)) if isinstance(each, Action) else each
+        for step, _ in reversed(steps_of(stage)) if isinstance(stage, Stage) else ():
+            collected = None if step.collects is None else key_name(step.collects)
+            own = step.name if stage.local and step.supplies_own_name else None
+            for key in step.supplies:
+                if key not in (collected, own):
+                    found.setdefault(key, (stage, step))
+    return found
 
 
 def check_run(flow: Pipeline, inputs: Collection[str], skip: frozenset[str], use: tuple[Middleware, ...] = ()) -> None:
@@ -286,6 +316,9 @@ def _check(unit: Unit | Stream, known: _Known, around: _Around, skip: frozenset[
             yield from _check(part, branch, around, skip)
         for branch in branches:
             known.add(branch)
+        known.open |= unit.stream is not None
+        if unit.failures is not None:
+            known.keys[key_name(unit.failures)] = None
     else:
         yield from _check_stage(cast("Stage", unit), known, around, skip)
 

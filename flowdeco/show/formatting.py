@@ -98,8 +98,11 @@ def data_flow(part: Part) -> str:
 
 
 def branch_counts(group: Part) -> str:
-    """Return "3 branches", "8 branches, 2 at a time"."""
-    return f"{plural(len(group.parts), 'branch')}{f', {group.limit} at a time' if group.limit else ''}"
+    """Return "3 branches", "8 branches, 2 at a time", "one branch for each unit of stream of rows, 16 at a time"."""
+    count = plural(len(group.parts), "branch")
+    if group.source and not group.parts:
+        count = f"a branch for each unit of the {printable(group.source)}"
+    return f"{count}{f', {group.limit} at a time' if group.limit else ''}"
 
 
 def fold_label(fold: Fold) -> str:

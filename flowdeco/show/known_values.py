@@ -65,7 +65,10 @@ def _in_branches(run: Run) -> Iterator[tuple[str, Any]]:
     """Yield the contents of the stores of branches that were not merged."""
     log = None if run.resumption is None else run.resumption.log
     for remains in () if log is None else log.remains.values():
-        yield from remains.store.items()
+        if remains.store is not None:
+            yield from remains.store.items()
+        yield from remains.writes.puts.items()
+        yield from remains.writes.appends.items()
 
 
 def _template_arguments(stage: Stage) -> Iterator[tuple[str, Any]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from flowdeco.errors import printable
 from flowdeco.show.formatting import MARKS
-from flowdeco.show.tally import Row, Tally, describe, duration
+from flowdeco.show.tally import Row, Tally, describe, duration, waiting
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
@@ -82,7 +82,7 @@ def frame(tally: Tally, height: int = 24, glyphs: Glyphs = FINE, width: int = 80
     """Return the display as it is now, in at most so many lines."""
     running = list(tally.running)
     finished = tally.elapsed is not None
-    room = max(1, height - 3)  # without the bar, and the two lines with the number of hidden stages
+    room = max(1, height - 3 - bool(tally.held))  # without the bar, and the two lines with the number of hidden stages
     shown = _side_by_side(running)[: max(1, room - 2)]
     most = ALL_OF if finished and tally.done <= ALL_OF else FINISHED
     rows = _worth_showing(tally, min(room - len(shown), most)) + shown
@@ -94,6 +94,8 @@ def frame(tally: Tally, height: int = 24, glyphs: Glyphs = FINE, width: int = 80
     lines.extend(_line(row, name, names, tally, glyphs) for row, name in named)
     if len(running) > len(shown):
         lines.append([(f" {glyphs.dots} {len(running) - len(shown)} more running", "dim")])
+    held = [] if finished else list(tally.held.values())
+    lines.extend([(f" {glyphs.dots} {printable(waiting(each))}", "yellow")] for each in held[:1])
     lines.append(_summary(tally, glyphs) if finished else _total(tally, glyphs))
     return Frame([_within(line, width, glyphs) for line in lines])
 

@@ -21,7 +21,7 @@ class Part(NamedTuple):
     and `inserts`: its annotation says that it returns units. The other fields are of a run: `status` is `pending` for units
     that were inserted or begun, and never reached; `record` is the index of its record in `run.stages`, or among the
     actions of its stage. `unplanned` parts are missing from the plan although nothing inserted them. `bound` are the bound
-    values of an action that ran in a branch of a group.
+    values of an action that ran in a branch of a group; `source` is the stream that yields the branches of a group.
     """
 
     kind: str
@@ -48,6 +48,7 @@ class Part(NamedTuple):
     record: int | None = None
     unplanned: bool = False
     bound: str = ""
+    source: str = ""
 
     @property
     def label(self) -> str:
@@ -159,5 +160,5 @@ def _merged(planned: Part, ran: Part) -> Part:
         inserts=planned.inserts,
         middleware=planned.middleware,
         data=planned.data,
-        parts=compared(planned.parts, ran.parts),
+        parts=ran.parts if planned.source else compared(planned.parts, ran.parts),
     )

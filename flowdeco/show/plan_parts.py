@@ -54,7 +54,9 @@ def _planned(unit: Unit | Stream, depth: int) -> Part:
             Part("branch", branch.name, parts=planned_parts((branch,), depth + 2), stem=_stem(branch), record=index)
             for index, branch in enumerate(unit.units)
         )
-        return Part("parallel", unit.name, tags=tuple(sorted(unit.tags)), parts=branches, limit=unit.limit)
+        source = "" if unit.stream is None else unit.stream.name
+        tags = tuple(sorted(unit.tags))
+        return Part("parallel", unit.name, tags=tags, parts=branches, limit=unit.limit, source=source)
     return Part("stage", unit.name)
 
 

@@ -24,7 +24,7 @@ from flowdeco.engine.logs import run_logger
 from flowdeco.errors import DefinitionError, printable
 from flowdeco.events import Event, RunFinished, RunStarted, StageFinished, StageStarted, UnitsInserted, Watcher
 from flowdeco.model.options import Bar, Shown
-from flowdeco.show.tally import HANDLERS, Row, Tally, describe, duration
+from flowdeco.show.tally import HANDLERS, Row, Tally, describe, duration, waiting
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -268,7 +268,8 @@ class Lines:
         names = ", ".join(describe(row) for row in rows[:3])
         more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
         longest = self._tally.clock() - min(row.started for row in rows)
-        self._print(f"{self._count()} {names}{more} … {duration(longest)}")
+        held = "".join(f"; {waiting(each)}" for each in list(self._tally.held.values())[:1])
+        self._print(f"{self._count()} {names}{more} … {duration(longest)}{held}")
 
     def end(self) -> None:
         """Flush the stream; the last line has been printed."""

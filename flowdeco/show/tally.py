@@ -16,6 +16,7 @@ from typing import Any, Final
 from flowdeco.errors import message_of
 from flowdeco.events import (
     ActionStarted,
+    BranchesHeld,
     Event,
     Progress,
     RunFinished,
@@ -25,7 +26,7 @@ from flowdeco.events import (
     UnitsInserted,
 )
 
-__all__ = ["HANDLERS", "Row", "Tally", "describe", "duration"]
+__all__ = ["HANDLERS", "Row", "Tally", "describe", "duration", "waiting"]
 
 RECENT: Final = 50  # finished stages: more than a terminal shows
 FAILURES: Final = 5  # kept in sight however many stages follow, if the run survives them
@@ -82,6 +83,7 @@ class Tally:
         self.running: dict[Row, None] = {}
         self.recent: deque[Row] = deque(maxlen=RECENT)
         self.failed: deque[Row] = deque(maxlen=FAILURES)
+        self.held: dict[str, BranchesHeld] = {}  # by group: branches that wait for a slow one
         self._unfinished = 0  # stages that failed or were stopped
         self._announced: dict[str | None, int] = {}  # stages that have not begun yet, by who inserted them
 
@@ -197,6 +199,13 @@ class Tally:
         if left > 0:
             self._announced[inserted_by] = left
 
+    def branches_held(self, event: BranchesHeld) -> None:
+        """Note how many branches of a streamed group wait to be merged."""
+        if event.held:
+            self.held[event.group] = event
+        else:
+            self.held.pop(event.group, None)
+
     def progress(self, event: Progress) -> None:
         """Note the progress of an action."""
         row = self._row(event.stage)
@@ -233,6 +242,11 @@ def describe(row: Row, arrow: str = "/") -> str:
     return f"{row.name}{action}{done}{total}"
 
 
+def waiting(event: BranchesHeld) -> str:
+    """Return how many branches a slow one holds up."""
+    return f"{event.group}: {event.held} finished branches wait for branch {event.first}"
+
+
 def duration(seconds: float) -> str:
     """Return a duration of at most seven characters: 12 ms, 0.12 s, 12.3 s, 1:02, 1:02:03."""
     if seconds < 0.0995:
@@ -254,5 +268,6 @@ HANDLERS: Final[dict[type, Callable[[Tally, Any], None]]] = {
     StageFinished: Tally.stage_finished,
     ActionStarted: Tally.action_started,
     UnitsInserted: Tally.units_inserted,
+    BranchesHeld: Tally.branches_held,
     Progress: Tally.progress,
 }

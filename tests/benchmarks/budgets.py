@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import statistics
 import sys
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
 
-from measure import Pulse, fastest_import, loop_seconds, peak_memory, ratio
+from measure import Pulse, cpu_seconds, fastest_import, loop_seconds, peak_memory, ratio
 
-from flowdeco import Context, Stage, action, pipeline, stage, stream
+from flowdeco import Context, Stage, action, parallel, pipeline, stage, stream
+from flowdeco.executors import serial
 
 N = 1000  # items in a slice
 MANY = 1_000_000
+MANY_BRANCHES = 100_000
 MEBIBYTE = 2**20
 HISTORY = 100
 
@@ -194,8 +197,27 @@ again.run(history=100)
 """
 
 
-def _memory(source: str) -> float:
-    return (peak_memory(source.format(count=MANY)) - peak_memory(source.format(count=1000))) / MEBIBYTE
+_BRANCHED = """
+from flowdeco import action, parallel, stream
+from flowdeco.executors import serial
+noop = action(name="noop")(lambda: None)
+parallel(stream(lambda: (noop for _ in range({count}))), limit=16).run(history=100, executor=serial())
+"""
+
+
+def branch_flatness() -> float:
+    """Return the time of a branch of 10^5 streamed ones, in that of one of 10^3: medians of CPU time."""
+    noop = action(name="noop")(lambda: None)
+
+    def each(count: int) -> float:
+        group = parallel(stream(lambda: (noop for _ in range(count))), limit=16)
+        return cpu_seconds(lambda: group.run(history=100, executor=serial())) / count
+
+    return each(MANY_BRANCHES) / statistics.median(each(1000) for _ in range(31))
+
+
+def _memory(source: str, many: int = MANY) -> float:
+    return (peak_memory(source.format(count=many)) - peak_memory(source.format(count=1000))) / MEBIBYTE
 
 
 def import_time() -> float:
@@ -220,6 +242,8 @@ ROWS = [
     Row("flatness nested: item of 10^6 to item of 10^3", 1.25, "x", lambda: _flatness(_nested)),
     Row("memory of 10^6 streamed stages above 10^3", 5, "MiB", lambda: _memory(_STREAMED)),
     Row("memory of 10^6 loop iterations above 10^3", 5, "MiB", lambda: _memory(_LOOPED)),
+    Row("flatness of branches: one of 10^5 streamed to one of 10^3", 1.25, "x", branch_flatness),
+    Row("memory of 10^5 streamed branches above 10^3", 5, "MiB", lambda: _memory(_BRANCHED, MANY_BRANCHES)),
     Row("from flowdeco import action, above its dependencies", 15, "ms", import_time),
 ]
 

@@ -227,8 +227,12 @@ def test_a_group_is_one_request():
     run, walk = evaluation(parallel(step([], "a", 1), step([], "b", 2), limit=1), {"k": 0})
     fork = next(walk)
     assert isinstance(fork, Fork)
-    assert ([branch.begun for branch in fork.branches], fork.limit) == ([False, False], 1)
-    assert [next(evaluate(branch))[0].name for branch in fork.branches] == ["a", "b"]
+    supply = fork.conductor.supply()
+    branches = [supply.send(answer).branch for answer in (None, True)]
+    assert ([branch.begun for branch in branches], fork.conductor.limit) == ([False, False], 1)
+    assert [next(evaluate(branch))[0].name for branch in branches] == ["a", "b"]
+    with pytest.raises(StopIteration):
+        supply.send(True)
     walk.close()
 
 

@@ -184,7 +184,7 @@ def test_a_stream_that_is_used_up_cannot_be_begun_again():
     """The rehearsal says so; a function can be called again."""
     history = History(HISTORY)
     history.rehearses = True
-    used_up = history.begun_stream("0", stream(iter([S])), "s/a", sealed=False)
+    used_up = history.begun_stream("0", stream(iter([S])), "inserted by s/a", sealed=False)
     assert isinstance(used_up, DefinitionError)
     assert "inserted by s/a is used up" in str(used_up)
     assert history.begun_stream("0", stream(lambda: [S]), "s/a", sealed=False) is None

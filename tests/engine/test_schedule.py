@@ -6,7 +6,7 @@ from itertools import count
 import pytest
 
 from flowdeco import Bail, Suspend
-from flowdeco.engine.requests import CAUGHT_UP, Chore, Ended, Fork, Raised, Save, Sleep
+from flowdeco.engine.requests import CAUGHT_UP, Await, Begin, Chore, Ended, Fork, Raised, Save, Sleep
 from flowdeco.engine.schedule import Schedule
 from flowdeco.errors import Cancelled
 
@@ -35,22 +35,81 @@ class Branch:
         self.walk, self.begun, self.stopped = walk, begun, False
 
 
-def fork(*walks, limit=None, begun=None):
+class Conductor:
+    """Hands out branches in their order, those that had begun first; any failure but a Suspend is decisive."""
+
+    def __init__(self, walks, limit, begun, pulls=(), sealed=False):
+        self.branches = [Branch(*each) for each in zip(walks, begun or [False] * len(walks), strict=True)]
+        self.limit = limit or len(walks)
+        self.pulls = dict(pulls)  # requests before a branch is handed out, by its number
+        self.restores = begun is not None
+        self.resumes = self.restores and not sealed
+        self.has_room = self.is_open = True
+        self.is_enough = False
+        self.enough = None  # so many complete it
+        self.failures = [None] * len(walks)
+        self.ended_by = self.supply_failure = None
+        self.begins = []  # the numbers of branches handed out
+        self.wanted = []  # the answers to the supply
+
+    def supply(self):
+        for number, branch in sorted(enumerate(self.branches), key=lambda each: not each[1].begun):
+            if self.restores and not branch.begun:
+                self.restores = False
+                if self.resumes and (yield CAUGHT_UP) is False:
+                    return None
+            if number in self.pulls:
+                answer = yield self.pulls[number]
+                if type(answer) is Raised:
+                    return answer.error
+            self.begins.append(number)
+            self.wanted.append((yield Begin(branch)))
+            if not self.wanted[-1]:
+                return None
+        if self.restores:
+            self.restores = False
+            if self.resumes:
+                yield CAUGHT_UP
+        return None
+
+    def ended(self, branch, failure):
+        if branch is None:
+            self.supply_failure = failure
+            return True
+        number = self.branches.index(branch)
+        self.failures[number] = failure
+        if failure is None and self.enough is not None:
+            self.enough -= 1
+            self.is_enough = not self.enough
+            return self.is_enough
+        decisive = failure is not None and not isinstance(failure, Suspend)
+        if decisive and self.ended_by is None:
+            self.ended_by = number
+        return decisive
+
+
+def fork(*walks, limit=None, begun=None, **more):
     """The request to run these side by side."""
-    return Fork([Branch(*each) for each in zip(walks, begun or [False] * len(walks), strict=True)], limit)
+    return Fork(Conductor(walks, limit, begun, **more))
 
 
 def stopped(fork):
     """The numbers of the branches that are to begin nothing more."""
-    return [number for number, branch in enumerate(fork.branches) if branch.stopped]
+    return [number for number, branch in enumerate(fork.conductor.branches) if branch.stopped]
+
+
+def outcome(fork):
+    """What became of the branches, and which one ended the others."""
+    return fork.conductor.failures, fork.conductor.ended_by
 
 
 class Scripted:
     """A schedule, and the tickets of what is under way, by what was asked for."""
 
-    def __init__(self, *walks, limit=None, begun=None):
-        self.fork = fork(*walks, limit=limit, begun=begun)
-        self.schedule = Schedule(self.fork, count(1), lambda branch: branch.walk)
+    def __init__(self, *walks, most=None, **more):
+        self.fork = fork(*walks, **more)
+        self.conductor = self.fork.conductor
+        self.schedule = Schedule(self.fork, count(1), lambda branch: branch.walk, most)
         self.tickets = {}
 
     def begun(self):
@@ -76,6 +135,14 @@ class Scripted:
     @property
     def ended(self):
         return self.schedule.ended
+
+    @property
+    def failures(self):
+        return self.conductor.failures
+
+    @property
+    def ended_by(self):
+        return self.conductor.ended_by
 
 
 def name_of(request):
@@ -104,13 +171,13 @@ def test_all_branches_begin_in_their_order_and_the_group_ends_with_the_last():
     assert scripted.answer("a2", 2) == []
     assert scripted.ended is None
     assert scripted.answer("b", 4) == []
-    assert scripted.ended == Ended([None, None, None], None, None)
+    assert (scripted.ended, scripted.failures, scripted.ended_by) == (Ended(None), [None, None, None], None)
     assert log == [3, 1, 2, 4]
 
 
 def test_branches_that_ask_for_nothing_end_at_once():
     """The group, too."""
-    assert Scripted(walk([]), walk([])).ended == Ended([None, None], None, None)
+    assert Scripted(walk([]), walk([])).ended == Ended(None)
 
 
 @pytest.mark.parametrize(("limit", "at_once"), [(1, 1), (2, 2), (3, 3), (4, 3), (None, 3)])
@@ -168,12 +235,12 @@ def test_a_branch_that_ends_with_a_failure_or_a_bail_stops_the_others(failure):
     assert scripted.begun() == ["a", "b"]
     assert scripted.answer("b", failure) == []
     assert scripted.cancelled() == ["a"]
-    assert stopped(scripted.fork) == [0, 1, 2]
+    assert (stopped(scripted.fork), scripted.conductor.begins) == ([0], [0, 1])
     assert scripted.ended is None
     assert scripted.answer("a", Cancelled("cancelled")) == []
-    assert scripted.ended.failures[1] is failure
-    assert kinds(scripted.ended.failures) == [Cancelled, type(failure), NONE]
-    assert (scripted.ended.ended_by, scripted.ended.interrupt) == (1, None)
+    assert scripted.failures[1] is failure
+    assert kinds(scripted.failures) == [Cancelled, type(failure), NONE]
+    assert (scripted.ended_by, scripted.ended.interrupt) == (1, None)
 
 
 def test_a_suspended_branch_stops_nothing():
@@ -186,7 +253,7 @@ def test_a_suspended_branch_stops_nothing():
     scripted.answer("a2")
     scripted.answer("c")
     assert scripted.cancelled() == []
-    assert scripted.ended == Ended([None, suspended, None], None, None)
+    assert (scripted.ended, scripted.failures, scripted.ended_by) == (Ended(None), [None, suspended, None], None)
 
 
 def test_an_action_that_the_driver_has_not_begun_yet_is_withdrawn():
@@ -198,8 +265,8 @@ def test_an_action_that_the_driver_has_not_begun_yet_is_withdrawn():
     assert scripted.begun() == [save]
     assert scripted.cancelled() == [save]
     scripted.answer(save)
-    assert kinds(scripted.ended.failures) == [Cancelled, NONE, ValueError]
-    assert scripted.ended.ended_by == 2
+    assert kinds(scripted.failures) == [Cancelled, NONE, ValueError]
+    assert scripted.ended_by == 2
 
 
 def test_nothing_else_of_a_stopped_branch_begins():
@@ -223,7 +290,7 @@ def test_nothing_else_of_a_stopped_branch_begins():
     assert kinds(each.error for each in log[1:]) == [Cancelled, Cancelled]
     assert log[1].error is not log[2].error
     scripted.answer(save)
-    assert scripted.ended.failures == [log[1].error, NO]
+    assert scripted.failures == [log[1].error, NO]
 
 
 def test_of_two_failures_the_first_one_has_ended_the_group():
@@ -233,7 +300,7 @@ def test_of_two_failures_the_first_one_has_ended_the_group():
     scripted.begun()
     scripted.answer("b", NO)
     scripted.answer("a", other)
-    assert scripted.ended == Ended([other, NO], 1, None)
+    assert (scripted.ended, scripted.failures, scripted.ended_by) == (Ended(None), [other, NO], 1)
 
 
 # -- interrupted
@@ -252,7 +319,7 @@ def test_an_interrupt_ends_all_of_it():
     assert scripted.answer("b", Cancelled("cancelled")) == []
     assert scripted.answer("a2", "late") == []
     assert scripted.ended.interrupt is first
-    assert (kinds(scripted.ended.failures), scripted.ended.ended_by) == ([NONE, Cancelled, NONE], None)
+    assert (kinds(scripted.failures), scripted.conductor.begins) == ([NONE, Cancelled, NONE], [0, 1])
 
 
 def test_an_interrupt_after_a_failure_is_the_answer_as_well():
@@ -262,9 +329,9 @@ def test_an_interrupt_after_a_failure_is_the_answer_as_well():
     scripted.begun()
     scripted.answer("b", NO)
     scripted.schedule.interrupt(interrupt)
-    assert (scripted.cancelled(), stopped(scripted.fork)) == (["a"], [0, 1])
+    assert (scripted.cancelled(), stopped(scripted.fork)) == (["a"], [0])
     scripted.answer("a", Cancelled("cancelled"))
-    assert (scripted.ended.interrupt, scripted.ended.ended_by) == (interrupt, 1)
+    assert (scripted.ended.interrupt, scripted.ended_by) == (interrupt, 1)
 
 
 def test_an_interrupt_before_anything_has_begun_begins_nothing():
@@ -272,7 +339,7 @@ def test_an_interrupt_before_anything_has_begun_begins_nothing():
     scripted = Scripted(walk([], call("a")), walk([], call("b")), limit=1)
     scripted.schedule.interrupt(KeyboardInterrupt())
     assert (scripted.begun(), scripted.cancelled()) == ([], [])
-    assert kinds(scripted.ended.failures) == [Cancelled, NONE]
+    assert kinds(scripted.failures) == [Cancelled, NONE]
 
 
 def test_an_interrupt_reaches_the_groups_inside():
@@ -285,8 +352,8 @@ def test_an_interrupt_reaches_the_groups_inside():
     assert scripted.cancelled() == ["a"]
     scripted.answer("a", Cancelled("cancelled"))
     (ended,) = log
-    assert (kinds(ended.failures), type(ended.interrupt)) == ([Cancelled, NONE], Cancelled)
-    assert (scripted.ended.failures, scripted.ended.interrupt) == ([ended.interrupt], interrupt)
+    assert (kinds(inner.conductor.failures), type(ended.interrupt)) == ([Cancelled, NONE], Cancelled)
+    assert (scripted.failures, scripted.ended.interrupt) == ([ended.interrupt], interrupt)
 
 
 # -- groups in groups
@@ -297,7 +364,7 @@ def waiting(inner, log, *rest, before=()):
     yield from before
     ended = yield inner
     log.append(ended)
-    failure = ended.interrupt or next(filter(None, ended.failures), None)
+    failure = ended.interrupt or next(filter(None, inner.conductor.failures), None)
     if failure is not None:
         return failure
     return (yield from walk(log, *rest))
@@ -312,10 +379,10 @@ def test_groups_nest():
     assert scripted.begun() == ["a", "b", "c"]
     assert scripted.answer("b") == []
     assert scripted.answer("a") == ["after"]
-    assert log == [Ended([None, None], None, None)]
+    assert log == [Ended(None)]
     scripted.answer("c")
     scripted.answer("after")
-    assert scripted.ended == Ended([None, None], None, None)
+    assert (scripted.ended, scripted.failures, scripted.ended_by) == (Ended(None), [None, None], None)
 
 
 def test_the_limit_of_a_group_is_its_own():
@@ -332,8 +399,10 @@ def test_a_failure_inside_stops_the_group_inside_only():
     """What becomes of the outer one depends on the branch that waited for it."""
     log = []
 
+    inner = fork(walk([], call("a")), walk([], call("b")))
+
     def recovers():
-        log.append((yield fork(walk([], call("a")), walk([], call("b")))))
+        log.append((yield inner))
         return (yield from walk(log, call("after")))
 
     scripted = Scripted(recovers(), walk([], call("c")))
@@ -341,10 +410,10 @@ def test_a_failure_inside_stops_the_group_inside_only():
     assert scripted.answer("a", NO) == []
     assert scripted.cancelled() == ["b"]
     assert scripted.answer("b", Cancelled("cancelled")) == ["after"]
-    assert (log[0].failures[0], log[0].ended_by) == (NO, 0)
+    assert (inner.conductor.failures[0], inner.conductor.ended_by) == (NO, 0)
     scripted.answer("after")
     scripted.answer("c")
-    assert scripted.ended == Ended([None, None], None, None)
+    assert (scripted.ended, scripted.failures, scripted.ended_by) == (Ended(None), [None, None], None)
 
 
 def test_a_failure_outside_stops_the_groups_inside_however_deep():
@@ -355,11 +424,11 @@ def test_a_failure_outside_stops_the_groups_inside_however_deep():
     assert scripted.begun() == ["a", "c"]
     scripted.answer("c", NO)
     assert scripted.cancelled() == ["a"]
-    assert stopped(innermost) == stopped(scripted.fork) == [0, 1]
+    assert stopped(innermost) == stopped(scripted.fork) == [0]
     scripted.answer("a", Cancelled("cancelled"))
     assert [type(ended.interrupt) for ended in log] == [Cancelled, Cancelled]
     assert log[0].interrupt is not log[1].interrupt
-    assert (scripted.ended.failures[1], scripted.ended.ended_by) == (NO, 1)
+    assert (scripted.failures[1], scripted.ended_by) == (NO, 1)
 
 
 def test_a_group_in_a_stopped_branch_begins_nothing():
@@ -372,8 +441,8 @@ def test_a_group_in_a_stopped_branch_begins_nothing():
     assert scripted.cancelled() == [save]
     assert scripted.answer(save) == []
     (ended,) = log
-    assert (ended.failures, type(ended.interrupt), stopped(inner)) == ([None], Cancelled, [0])
-    assert scripted.ended.failures == [ended.interrupt, NO]
+    assert (inner.conductor.begins, type(ended.interrupt)) == ([], Cancelled)
+    assert scripted.failures == [ended.interrupt, NO]
 
 
 def test_a_group_in_a_branch_begins_in_the_context_variables_of_that_branch():
@@ -435,12 +504,12 @@ def test_a_branch_that_had_ended_is_no_longer_waited_for():
     assert scripted.begun() == ["b"]
     assert scripted.answer("b") == ["c"]
     scripted.answer("c")
-    assert scripted.ended == Ended([None, None, None], None, None)
+    assert (scripted.ended, scripted.failures, scripted.ended_by) == (Ended(None), [None, None, None], None)
 
 
 def test_a_group_all_of_whose_branches_had_ended_ends():
     """Nothing is performed."""
-    assert Scripted(walk([]), walk([]), begun=[True, True]).ended == Ended([None, None], None, None)
+    assert Scripted(walk([]), walk([]), begun=[True, True]).ended == Ended(None)
 
 
 def test_what_restores_a_failure_stops_the_group():
@@ -455,7 +524,7 @@ def test_what_restores_a_failure_stops_the_group():
     scripted = Scripted(restored(), walk([], failure=NO), walk([], call("c")), begun=[True, True, False])
     assert scripted.begun() == []
     assert kinds(each.error for each in log) == [Cancelled]
-    assert (scripted.ended.failures[1], scripted.ended.ended_by) == (NO, 1)
+    assert (scripted.failures[1], scripted.ended_by) == (NO, 1)
 
 
 def test_an_interrupt_while_branches_are_catching_up_lets_them_end():
@@ -471,7 +540,7 @@ def test_an_interrupt_while_branches_are_catching_up_lets_them_end():
     scripted.schedule.interrupt(interrupt)
     assert scripted.cancelled() == [chore]
     assert scripted.answer(chore, Cancelled("cancelled")) == []
-    assert kinds(scripted.ended.failures) == [Cancelled, Cancelled, NONE]
+    assert kinds(scripted.failures) == [Cancelled, Cancelled, NONE]
     assert scripted.ended.interrupt is interrupt
 
 
@@ -495,7 +564,7 @@ def test_groups_inside_catch_up_with_those_around_them():
 
 def test_a_group_inside_that_had_not_begun_waits_for_those_that_catch_up():
     """Its branch had come that far."""
-    inner = fork(walk([], call("a")), walk([], call("b")), limit=1)
+    inner = fork(walk([], call("a")), walk([], call("b")), limit=1, begun=[False, False])
     scripted = Scripted(waiting(inner, []), resumed([], "c", call("c")), begun=[True, True])
     assert sorted(scripted.begun()) == ["a", "c"]
     assert scripted.answer("a") == ["b"]
@@ -513,7 +582,7 @@ def test_a_group_inside_that_had_ended_is_followed_by_what_its_branch_restores_n
     log = []
 
     def branch():
-        log.append((yield fork(walk([]), walk([]), begun=[True, True])))
+        log.append((yield fork(walk([]), walk([]), begun=[True, True], sealed=True)))
         yield from resumed(log, "after", call("a"))
 
     def pulls():
@@ -521,7 +590,7 @@ def test_a_group_inside_that_had_ended_is_followed_by_what_its_branch_restores_n
         yield from resumed(log, "b", call("b"))
 
     scripted = Scripted(branch(), pulls(), begun=[True, True])
-    assert log == [Ended([None, None], None, None), "after restored"]
+    assert log == [Ended(None), "after restored"]
     (chore,) = scripted.begun()
     assert scripted.answer(chore) == ["a", "b"]
 
@@ -537,3 +606,177 @@ def test_pauses_and_chores_go_to_the_driver_like_calls():
     pause, chore = Sleep(1), (Chore(next, "stream"), (), None)
     scripted = Scripted(walk([], pause), walk([], chore))
     assert [each.request for each in scripted.schedule.begin] == [pause, chore]
+
+
+# -- the supply
+
+
+PULL = (Chore(next, "stream"), (), None)
+
+
+def test_a_branch_is_supplied_when_the_one_before_it_has_begun_and_there_is_room():
+    """Not while the conductor has none; the supply waits, and is told that another one is wanted."""
+    scripted = Scripted(*(walk([], call(name)) for name in "abcd"), limit=3)
+    conductor = scripted.conductor
+    assert (scripted.begun(), conductor.begins, conductor.wanted) == (["a", "b", "c"], [0, 1, 2], [True, True])
+    conductor.has_room = False
+    assert scripted.answer("a") == []
+    conductor.has_room = True
+    assert scripted.answer("b") == ["d"]
+    assert conductor.wanted == [True, True, True, True]
+
+
+def test_requests_of_the_supply_are_performed_like_those_of_branches():
+    """While others are at work."""
+    scripted = Scripted(walk([], call("a")), walk([], call("b")), pulls={1: PULL})
+    assert scripted.begun() == ["a", PULL[0]]
+    assert scripted.answer("a") == []
+    assert scripted.ended is None
+    assert scripted.answer(PULL[0]) == ["b"]
+    scripted.answer("b")
+    assert scripted.ended == Ended(None)
+
+
+def test_a_supply_that_fails_ends_the_group():
+    """As a branch would."""
+    scripted = Scripted(walk([], call("a")), walk([], call("b")), pulls={1: PULL})
+    scripted.begun()
+    scripted.answer(PULL[0], NO)
+    assert scripted.cancelled() == ["a"]
+    scripted.answer("a", Cancelled("cancelled"))
+    assert (scripted.ended, scripted.conductor.supply_failure, scripted.conductor.begins) == (Ended(None), NO, [0])
+
+
+def test_a_branch_that_is_supplied_to_a_stopped_group_does_not_begin():
+    """It was being pulled when another one failed; the supply is told that no more is wanted."""
+    scripted = Scripted(walk([], call("a")), walk([], call("b")), pulls={1: PULL})
+    scripted.begun()
+    scripted.answer("a", NO)
+    assert scripted.cancelled() == [PULL[0]]
+    assert scripted.ended is None
+    assert scripted.answer(PULL[0], "late") == []
+    assert (scripted.ended, scripted.conductor.wanted, stopped(scripted.fork)) == (Ended(None), [True, False], [1])
+
+
+def test_a_conductor_that_is_not_open_is_asked_for_no_more():
+    """Branches that have begun end first."""
+    scripted = Scripted(walk([], call("a"), call("a2")), walk([], call("b")), limit=1)
+    scripted.conductor.is_open = False
+    scripted.begun()
+    assert scripted.answer("a") == ["a2"]
+    assert scripted.answer("a2") == []
+    assert (scripted.ended, scripted.conductor.begins) == (Ended(None), [0])
+
+
+def test_an_interrupt_reaches_a_supply_that_waits():
+    """What it pulls is cancelled."""
+    scripted = Scripted(walk([], call("a")), pulls={0: PULL})
+    scripted.begun()
+    scripted.schedule.interrupt(KeyboardInterrupt())
+    assert scripted.cancelled() == [PULL[0]]
+    scripted.answer(PULL[0], Cancelled("cancelled"))
+    assert type(scripted.ended.interrupt) is KeyboardInterrupt
+
+
+def test_the_supply_of_a_group_in_a_branch_awaits_where_the_branch_does():
+    """And sees its context variables."""
+    variable = contextvars.ContextVar("variable", default="outside")
+    inner = fork(walk([], call("a")), pulls={0: PULL})
+
+    def sets():
+        variable.set("in the branch")
+        yield inner
+
+    scripted = Scripted(sets(), walk([], call("b")))
+    begun = {name_of(each.request): each for each in scripted.schedule.begin}
+    pull = begun[PULL[0]]
+    assert pull.task.branch is scripted.conductor.branches[0]
+    assert scripted.schedule.task(pull.ticket) is pull.task
+    assert pull.context.run(variable.get) == "in the branch"
+
+
+def test_the_lane_of_a_supply_ends_with_it():
+    """As that of a branch does."""
+    scripted = Scripted(pulls={})
+    assert scripted.ended == Ended(None)
+    scripted = Scripted(walk([]), pulls={0: PULL})
+    (begun,) = scripted.schedule.begin
+    begun.task.lane = "lane"
+    scripted.begun()
+    scripted.answer(PULL[0])
+    assert scripted.schedule.left == ["lane"]
+
+
+# -- enough
+
+
+def enough(count, *walks, **more):
+    """A group that is complete when so many branches are."""
+    given = fork(*walks, **more)
+    given.conductor.enough = count
+    return given
+
+
+def test_nothing_that_the_calls_of_losers_return_counts_any_more():
+    """They are cancelled; what is not a call is answered as usual."""
+    log = []
+    given = enough(1, walk([], call("a")), walk(log, call("b"), call("b2")), walk(log, PULL), walk(log, call("d")))
+    scripted = Scripted(waiting(given, []))
+    scripted.begun()
+    scripted.answer("a")
+    assert scripted.cancelled() == ["b", PULL[0], "d"]
+    scripted.answer("b", "late")
+    scripted.answer(PULL[0], "pulled")
+    scripted.answer("d", KeyboardInterrupt())
+    assert (type(log[0].error), log[1], type(log[2].error)) == (Cancelled, "pulled", KeyboardInterrupt)
+
+
+# -- a limit to calls
+
+
+def test_no_more_calls_than_the_limit_are_under_way():
+    """In all groups together; what is not a call does not count."""
+    inner = fork(walk([], call("a")), walk([], call("b")), walk([], PULL))
+    scripted = Scripted(waiting(inner, []), walk([], call("c"), call("c2")), most=2)
+    assert scripted.begun() == ["a", "b", PULL[0]]
+    assert scripted.answer("b") == ["c"]
+    assert scripted.answer("c") == ["c2"]
+    scripted.answer("a")
+    scripted.answer("c2")
+    scripted.answer(PULL[0])
+    assert scripted.ended == Ended(None)
+
+
+class Closed:
+    """An awaitable that notes that it was closed."""
+
+    closed = False
+
+    def close(self):
+        self.closed = True
+
+
+def test_calls_that_wait_for_their_turn_are_withdrawn():
+    """Also an awaitable that an action has returned: it is closed. Those not begun make room for others."""
+    later, log = Closed(), []
+    waits = Await(later, None, "waits")
+    inner = fork(walk(log, call("b")), walk(log, waits))
+    scripted = Scripted(walk([], call("a")), waiting(inner, []), walk(log, call("c")), most=1)
+    scripted.begun()
+    scripted.answer("a", NO)
+    assert later.closed
+    assert kinds(each.error for each in log) == [Cancelled] * 3
+    assert scripted.ended == Ended(None)
+
+
+def test_a_call_that_is_withdrawn_before_it_begins_makes_room():
+    """For one of a group that goes on."""
+    log = []
+    inner = fork(walk(log, call("b")), walk([], failure=NO))
+
+    def recovers():
+        yield inner
+
+    scripted = Scripted(recovers(), walk(log, call("c")), most=1)
+    assert scripted.begun() == ["c"]
+    assert kinds(each.error for each in log) == [Cancelled]
