@@ -152,8 +152,7 @@ class Seen(NamedTuple):
         """Return what can be seen of a function, None if its annotations may mean something else in another call."""
         found: list[tuple[str, ...]] = []
         annotations = annotations_of(function)
-        generic: Any = getattr(function, "__type_params__", ())
-        if function.__dict__ or generic:
+        if function.__dict__ or getattr(cast("Any", function), "__type_params__", None):
             return None
         visible = names_of(function, NO_LOCALS)
         for annotation in annotations.values():

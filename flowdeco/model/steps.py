@@ -253,6 +253,7 @@ def step_of(action: Action[..., Any]) -> Step:
 def steps_of(stage: Stage) -> list[tuple[Step, str | None]]:
     """Return the steps of a stage, the last one first, each with the action that inserted it (None): a stack to run from."""
     known: Any = None
+    steps: list[tuple[Step, str | None]]
     try:  # for each stage that runs; a default of `getattr` costs more
         known = stage.memo.steps
     except AttributeError:
