@@ -104,7 +104,7 @@ def _fork(branch: Branch, scope: OpenScope, index: int, unit: Unit | Stream) -> 
     fork = Branch(branch.terms, branch.store.fork() if remains is None else remains.store, base, branch, id)
     fork.group, fork.unit = scope.unit, unit
     fork.result = None if remains is None else remains.result
-    fork.agenda.append((unit, scope.by))
+    fork.agenda.append((unit, scope.by and str(scope.by)))  # the number is that of a step in another branch
     return fork
 
 

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias, cast
 
 from flowdeco.engine.generations import generations
 from flowdeco.engine.journal import Codec, Remembered
-from flowdeco.engine.outcome import ROOT, ActionRecord, Outcome, Scope, StageRecord, Status, branch_id
+from flowdeco.engine.outcome import ROOT, ActionRecord, Outcome, Scope, StageRecord, Status, branch_id, inserter
 from flowdeco.engine.recorder import Recorded, outcomes
 from flowdeco.engine.replay import Steps
 from flowdeco.engine.runs import Run
@@ -222,7 +222,7 @@ class _Reader:
                 inside = (order[number] for number in steps if did.number < number < did.end)
                 if did.is_final or all(at < order[did.number] for at in inside):
                     self.pipelines.append(did.kept()._replace(unit=Pipeline(name=did.name), scope=scope))
-            self._note_inserted(did, did.name)
+            self._note_inserted(did, inserter(did.name, did.number))
 
     def _stage(self, did: Outcome, outcomes: list[Outcome], scope: Scope | None) -> StageRecord:
         stage, by = self._known(did)
@@ -236,7 +236,7 @@ class _Reader:
             action = _stand_in(each.name) if known is None else known
             actions.append(ActionRecord._make(each.kept())._replace(unit=action, error=error))
             named |= {unit.name: unit for unit in each.inserted if isinstance(unit, Action)}
-            self._note_inserted(each, f"{did.name}/{each.name}")
+            self._note_inserted(each, inserter(f"{did.name}/{each.name}", each.number))
         unit = stage if stage is not None else Stage(did.name, [each.action for each in actions])
         elapsed = did.elapsed or sum(each.elapsed for each in actions)
         return StageRecord._make(did.kept())._replace(

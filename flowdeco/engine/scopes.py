@@ -13,7 +13,7 @@ from functools import partial
 from flowdeco.engine.actions import check_insertion
 from flowdeco.engine.branch import UNNUMBERED, Branch, OpenScope
 from flowdeco.engine.layers import Layers, enter, leave
-from flowdeco.engine.outcome import COMPLETED, Outcome, Scope, StageRecord, record_kind
+from flowdeco.engine.outcome import COMPLETED, Outcome, Scope, StageRecord, inserter, record_kind
 from flowdeco.engine.requests import Failure, Walk
 from flowdeco.errors import Bail
 from flowdeco.events import StageStarted
@@ -304,7 +304,8 @@ def _finished(branch: Branch, scope: OpenScope, did: Outcome, error: Failure) ->
     else:
         branch.records.add_pipeline(did.kept())
     if error is None:
-        scope.inserted.extend((unit, did.name) for unit in did.inserted)
+        who = inserter(did.name, did.number)
+        scope.inserted.extend((unit, who) for unit in did.inserted)
         branch.agenda.extend(reversed(scope.inserted))
     return error
 
