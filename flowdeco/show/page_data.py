@@ -13,12 +13,12 @@ from typing import Any, Final
 from flowdeco.engine.runs import ActionRecord, Run, StageRecord, Status
 from flowdeco.errors import members_of
 from flowdeco.show.failures import Failure
-from flowdeco.show.folding import Fold, Folding, folded
+from flowdeco.show.tree import Collapsed, Node, collapsed, grown
 from flowdeco.show.formatting import (
     MARKS,
     branch_counts,
     duration,
-    fold_label,
+    rest_label,
     plural,
     printable,
     state,
@@ -30,7 +30,7 @@ from flowdeco.show.timeline import Lanes, Scale
 
 __all__ = ["PageData"]
 
-FOLDING: Final = Folding(dynamic=(30, 5), branches=(40, 10), others=(600, 100), most=10**9)
+MANY: Final = 30
 MOST_TAGS: Final = 10
 MOST_NAMES: Final = 20
 MOST_CULPRITS: Final = 10

@@ -47,6 +47,7 @@ class Part(NamedTuple):
     record: int | None = None
     unplanned: bool = False
     bound: str = ""
+    parent: int | None = None
 
     @property
     def label(self) -> str:
@@ -104,11 +105,11 @@ def count_stages(parts: Iterable[Part]) -> tuple[int, int]:
     return len(stages), sum(part.is_dynamic for part in stages)
 
 
-def pending(parts: Iterable[Part], inserted_by: str | None) -> Iterator[Part]:
+def pending(parts: Iterable[Part], inserted_by: str | None, parent: int | None = None) -> Iterator[Part]:
     """Yield planned parts as never reached; their own parts were not inserted by themselves."""
     for part in parts:
         inner = tuple(pending(part.parts, None))
-        yield part._replace(status=Status.PENDING, inserted_by=inserted_by, parts=inner)
+        yield part._replace(status=Status.PENDING, inserted_by=inserted_by, parent=parent, parts=inner)
 
 
 # The comparison.

@@ -1,0 +1,181 @@
+"""The insertion tree of a run: who inserted whom.
+
+Runs are recorded in the order of execution, which is depth first: a stage stands right before whatever it inserted. So a
+tree that puts each unit below its inserter is read from top to bottom in the order of the run.
+
+1. A unit that was there from the start, or whose inserter is not shown (`history=` has forgotten it), is a root.
+2. A stage that returns itself is a loop, and its turns stand side by side: a thousand are not nested a thousand deep.
+3. Rows of one template are collapsed, and only these; whatever failed is shown.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+from flowdeco.engine.outcome import Scope, StageRecord
+from flowdeco.engine.runs import Status
+from flowdeco.show.parts import Part, walk
+
+__all__ = ["Collapsed", "Inserters", "Node", "collapsed", "grown"]
+
+DEEPEST: Final = 16  # insertions that are nested deeper are shown at this level
+SHOWN: Final = 3  # of the rows of one template that are collapsed, for each status
+
+
+class Inserters:
+    """Finds the stage that inserted a unit, among the records of a run."""
+
+    def __init__(self, records: Sequence[StageRecord]) -> None:
+        self._indexes: dict[tuple[object, int], int] = {}  # by branch and number of a stage, or of one of its actions
+        for index, record in enumerate(records):
+            branch = _branch(record.scope)
+            for did in (record, *record.actions):
+                self._indexes[branch, did.number] = index
+
+    def find(self, by: str | None, scope: Scope | None) -> int | None:
+        """Return the index of the stage that inserted a unit of this scope; None if nobody did, or it is forgotten."""
+        while by is not None:
+            number = getattr(by, "number", None)
+            if number is not None:
+                return self._indexes.get((_branch(scope), number))
+            while scope is not None and scope.branch is None:
+                scope = scope.outer
+            if scope is None:
+                return None
+            by, scope = scope.inserted_by, scope.outer  # it came with its group
+        return None
+
+
+def _branch(scope: Scope | None) -> object:
+    while scope is not None and scope.branch is None:
+        scope = scope.outer
+    return None if scope is None else (scope.id, scope.branch)
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """A part, with the units that it inserted in the order of the run.
+
+    `by` is the inserter as far as the tree does not show it: an action of several, or one that it is not below.
+    """
+
+    part: Part
+    by: str | None = None
+    inserted: list[Node] = field(default_factory=list[Any])
+    again: Node | None = None  # the next turn of a loop
+
+
+def grown(parts: Sequence[Part], above: str | None = None) -> list[Node]:
+    """Return parts that ran in one pipeline, branch or stage as trees; `above` is who inserted that."""
+    roots: list[Node] = []
+    nodes: dict[int | None, Node] = {}
+    for part in parts:
+        inserter = None if part.parent is None else nodes.get(part.parent)
+        if inserter is None:
+            roots.append(Node(part, None if part.inserted_by == above else part.inserted_by))
+            node = roots[-1]
+        else:
+            node = Node(part, part.inserted_by if len(inserter.part.parts) > 1 else None)
+            inserter.inserted.append(node)
+        if part.kind in ("stage", "action") and part.record is not None:
+            nodes[part.record] = node
+    for node in nodes.values():
+        last = node.inserted[-1].part if node.inserted else None
+        if last is not None and (last.kind, last.name) == (node.part.kind, node.part.name):
+            node.again = node.inserted.pop()
+    return _nested(roots)
+
+
+def _nested(roots: list[Node]) -> list[Node]:
+    """Return the trees with the turns of loops side by side, and with what is nested too deep at the deepest level."""
+    levels: list[list[Node]] = [[]]
+    stack = [(0, node) for node in reversed(roots)]
+    while stack:
+        level, node = stack.pop()
+        if node.again is not None:
+            node.again.by = node.again.part.inserted_by
+            stack.append((level, node.again))
+        stack.extend((level + 1, child) for child in reversed(node.inserted))
+        if level > DEEPEST:
+            level, node.by = DEEPEST, node.part.inserted_by
+        node.again, node.inserted = None, []
+        del levels[level + 1 :]
+        levels[level].append(node)
+        levels.append(node.inserted)
+    return levels[0]
+
+
+# Rows of one template.
+
+
+class Collapsed(NamedTuple):
+    """Nodes in a row that are not shown one by one."""
+
+    nodes: tuple[Node, ...]
+
+    @property
+    def parts(self) -> list[Part]:
+        """Their parts, without those below them."""
+        return [node.part for node in self.nodes]
+
+    @property
+    def elapsed(self) -> float | None:
+        """How long they took together, None if none of them began."""
+        known = [part.elapsed for part in self.parts if part.elapsed is not None]
+        return sum(known) if known else None
+
+    @property
+    def label(self) -> str:
+        """How many they are, of which template, and how many stages are below them."""
+        names = Counter(f"{part.stem}[…]" if part.stem else part.name for part in self.parts)
+        below = sum(_count(node.inserted) for node in self.nodes)
+        more = f", with {below:,} below them" if below else ""
+        if len(names) == 1:
+            return f"{len(self.nodes):,} more, {next(iter(names))}{more}"
+        listed = ", ".join(f"{count:,} {name}" for name, count in names.most_common())
+        return f"{len(self.nodes):,} more{f': {listed}' if len(names) <= 3 else ''}{more}"
+
+
+def collapsed(nodes: Sequence[Node], limit: int | None, most: int = sys.maxsize) -> list[Node | Collapsed]:
+    """Return the nodes with those of one template collapsed from so many on, None for never.
+
+    Of other rows, a view that cannot show more than `most` shows the first. Failed ones are always shown.
+    """
+    counts = Counter(map(_template, nodes))
+    if len(nodes) <= most and (limit is None or max(counts.values(), default=0) < limit):
+        return list(nodes)
+    shown: list[Node | Collapsed] = []
+    seen: Counter[object] = Counter()
+    hidden: list[Node] = []
+    for node in nodes:
+        part, template = node.part, _template(node)
+        kind = template, part.status, part.recovered, part.attempts > 1
+        seen[kind] += 1
+        is_one_of_many = limit is not None and counts[template] >= limit and seen[kind] > SHOWN
+        if (is_one_of_many or len(shown) >= most) and not _has_failed(node):
+            hidden.append(node)
+            continue
+        if hidden:
+            shown.append(Collapsed(tuple(hidden)))
+            hidden = []
+        shown.append(node)
+    return [*shown, Collapsed(tuple(hidden))] if hidden else shown
+
+
+def _template(node: Node) -> tuple[str, str]:
+    """Return what rows that look alike have in common: a template, or the name of what runs again and again."""
+    return node.part.kind, node.part.stem or node.part.name
+
+
+def _count(nodes: Iterable[Node]) -> int:
+    return sum(1 + _count(node.inserted) for node in nodes)
+
+
+def _has_failed(node: Node) -> bool:
+    """Whether a part in a node or below it failed, and was not recovered."""
+    failed = any(each.status is Status.FAILED and not each.recovered for _, each in walk((node.part,)))
+    return failed or node.part.status is Status.CANCELLED or any(map(_has_failed, node.inserted))
