@@ -112,6 +112,8 @@ def notes_of(part: Part, by: str | None = None) -> Iterable[str]:
     """Yield notes on a part of a run; `by` is who inserted it, as far as a view does not show that otherwise."""
     if by is not None:
         yield f"inserted by {printable(by)}"
+    if part.restored:
+        yield "restored"
     if part.unplanned:
         yield "not in the plan"
     if part.attempts > 1:

@@ -259,6 +259,8 @@ def _notes(part: Part, action: Part) -> str:
     css = "fd-note"
     if action.status is None and data_flow(action):
         notes.append(name(data_flow(action), 40))
+    if part.restored:
+        notes.append("restored")
     if part.unplanned:
         notes.append("not in the plan")
     attempts = max(part.attempts, action.attempts)

@@ -33,8 +33,11 @@ MOST_KEYS: Final = 500
 SHORT_KEY: Final = 28
 
 
-def page(run: Run, diff: Diff, *, values: bool = False) -> str:
-    """Return the page; it shows the types and sizes of the values in the store, with `values` the values themselves."""
+def page(run: Run, diff: Diff, *, values: bool = False, resume: str = "") -> str:
+    """Return the page; it shows the types and sizes of the values in the store, with `values` the values themselves.
+
+    `resume` is the command that resumes the run.
+    """
     failures = {id(error): failure_of(error) for error in _errors(run)}
     redact = _unredacted if values else _redact_of(run, diff, failures.values())
     redacted = {exception: failure.redacted(redact) for exception, failure in failures.items()}
@@ -49,6 +52,7 @@ def page(run: Run, diff: Diff, *, values: bool = False) -> str:
             "FACTS": "".join(_facts(run, diff)),
             "ALARM": _alarm(run, redact),
             "LANES": f"{data.lanes} side by side" if data.lanes > 1 else "",
+            "RESUME": _resume(resume),
             "LEGEND": "".join(data.legend()),
             "DIFF": _differences(diff, redact),
             "STORE": _store(run, values),
@@ -147,6 +151,15 @@ def _alarm(run: Run, redact: Redact) -> str:
     return f'<p class="reason">{text(redact(str(run.reason)))}</p>' if run.reason else ""
 
 
+def _resume(command: str) -> str:
+    if not command:
+        return ""
+    return (
+        f'<section class="resume" aria-label="Resume">To resume: <code id="command">{text(command)}</code> '
+        f'<button type="button" class="link" id="copy">Copy</button></section>'
+    )
+
+
 # The differences between plan and run, and the store.
 
 
@@ -154,7 +167,7 @@ def _differences(diff: Diff, redact: Redact) -> str:
     kinds: dict[str, list[Change]] = {}
     for change in diff.changes:
         kinds.setdefault(change.what, []).append(change)
-    title = '<h2 id="h-diff">Plan and run<small>the differences</small></h2>'
+    title = '<h2 id="h-diff">Plan and run <small>the differences</small></h2>'
     head = f'<section id="diff" aria-labelledby="h-diff">{title}'
     if not kinds:
         return f'{head}<p class="changes">Everything ran as planned.</p></section>'
@@ -166,8 +179,8 @@ def _differences(diff: Diff, redact: Redact) -> str:
 def _changes_of(kind: str, changes: list[Change], redact: Redact) -> str:
     items: list[str] = []
     for change in changes[:MOST_CHANGES]:
-        by = f'<span class="by">by {text(change.by)}</span>' if change.by else ""
-        why = f'<span class="note">{text(redact(change.why))}</span>' if change.why else ""
+        by = f' <span class="by">by {text(change.by)}</span>' if change.by else ""
+        why = f' <span class="note">{text(redact(change.why))}</span>' if change.why else ""
         items.append(f'<li><span class="mono">{text(change.where)}</span>{by}{why}</li>')
     if len(changes) > MOST_CHANGES:
         items.append(f"<li>… {len(changes) - MOST_CHANGES:,} more: filter the stages above</li>")
@@ -179,7 +192,7 @@ def _changes_of(kind: str, changes: list[Change], redact: Redact) -> str:
 
 
 def _store(run: Run, values: bool) -> str:
-    hint = "" if values else "<small>types and sizes; values on request</small>"
+    hint = "" if values else " <small>types and sizes; values on request</small>"
     head = f'<section id="store" aria-labelledby="h-store"><h2 id="h-store">Store{hint}</h2><div class="wide">'
     if not len(run.store):
         return f"{head}<p>It is empty.</p></div></section>"

@@ -20,7 +20,7 @@ class Part(NamedTuple):
     `kind` is "action", "stage", "pipeline", "parallel" or "branch". A plan has `reads` and `writes` (keys of the store),
     and `inserts`: its annotation says that it returns units. The other fields are of a run: `status` is `pending` for units
     that were inserted or begun, and never reached; `record` is the index of its record in `run.stages`, or among the
-    actions of its stage. `unplanned` parts are missing from the plan although nothing inserted them. `bound` are the bound
+    actions of its stage. `restored` ones were not run again by a resume. `unplanned` parts are missing from the plan although nothing inserted them. `bound` are the bound
     values of an action that ran in a branch of a group.
     """
 
@@ -48,6 +48,7 @@ class Part(NamedTuple):
     unplanned: bool = False
     bound: str = ""
     parent: int | None = None
+    restored: bool = False
 
     @property
     def label(self) -> str:

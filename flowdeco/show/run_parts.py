@@ -192,6 +192,7 @@ def _with_outcome(part: Part, record: Outcome, index: int | None) -> Part:
         recovered=record.recovered,
         error=_first_line(record.error),
         record=index,
+        restored=record.restored,
     )
 
 
