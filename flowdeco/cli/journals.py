@@ -18,8 +18,9 @@ from flowdeco.cli.inputs import UsageError
 from flowdeco.cli.json_output import print_json
 from flowdeco.durable import RunInfo
 from flowdeco.durable.codec import OutlineCodec
+from flowdeco.durable.json_codec import OutlineJsonCodec
 from flowdeco.durable.info import STATUSES, Step, steps
-from flowdeco.errors import JournalError, RunBusyError, RunNotFoundError, suggestion, told
+from flowdeco.errors import JournalError, RunBusyError, RunNotFoundError, StoreTypeError, suggestion, told
 
 if TYPE_CHECKING:
     from flowdeco.engine.outcome import ActionRecord, StageRecord
@@ -206,16 +207,18 @@ def _outline(info: RunInfo, rows: list[durable.Row]) -> Run:
 
 
 def _codec(info: RunInfo) -> durable.Codec:
-    return durable.JsonCodec() if info.codec == "json" else OutlineCodec()
+    return OutlineJsonCodec() if info.codec == "json" else OutlineCodec()
 
 
 # One run.
 
 
 def show(options: Namespace) -> int:
-    """Show the steps of a run."""
+    """Show the steps of a run, or write its page."""
     path = journal_path(options)
     info = find_run(path, options.run or LATEST)
+    if options.html is not None:
+        return _write_page(path, info, options)
     rows = durable.history(path, info.id)
     if options.json:
         history = [{name: getattr(row, name) for name in _ROW_COLUMNS} | {"bytes": len(row.payload)} for row in rows]
@@ -224,11 +227,65 @@ def show(options: Namespace) -> int:
     latest = max((row.started + row.elapsed for row in rows), default=0.0)  # `updated` is not written at every step
     _print_facts(info._replace(updated=max(info.updated, latest)))
     state = state_of(info)
-    table = [row for step in steps(rows) for row in _step_rows(step, state, _codec(info))]
+    indents = _indents(path, info)
+    table = [
+        (f"{'  ' * indents.get(_place(step), 0)}{name}", *rest)
+        for step in steps(rows)
+        for name, *rest in _step_rows(step, state, _codec(info))
+    ]
     if table:
         report.say()
         report.print_table(["STAGE", "STATUS", "TIME"], table, sys.stdout, right=["TIME"])
     report.print_resume_hint(info.id, state, info.reason, options, "" if info.entry else "FILE.py:FLOW ")
+    return FINE
+
+
+def _whole(path: str, info: RunInfo) -> Run:
+    """Return a run as its journal has it, without importing its workflow."""
+    from flowdeco.engine.reading import read_outline
+
+    if info.codec not in ("pickle", "json"):
+        raise UsageError(f"the run is written in the codec {info.codec!r}, which only your program knows")
+    journal = durable.SqliteJournal(path, codec=cast("Any", info.codec))
+    return read_outline(journal.read(info.id), _codec(info), whole=True)
+
+
+def _indents(path: str, info: RunInfo) -> dict[tuple[str, int], int]:
+    """Return how many inserters are above each stage, by its branch and number; nothing where that cannot be read."""
+    from flowdeco.engine.reading import branch_of
+    from flowdeco.show.tree import depths
+
+    try:
+        records = _whole(path, info).stages
+    except (JournalError, UsageError, StoreTypeError):
+        return {}
+    places = [(branch_of(record.scope), record.number) for record in records]
+    return dict(zip(places, depths(records), strict=True))
+
+
+def _place(step: Step) -> tuple[str, int]:
+    return (step.actions[0].branch, step.actions[0].number - 1) if step.row is None else (step.row.branch, step.row.number)
+
+
+def _write_page(path: str, info: RunInfo, options: Namespace) -> int:
+    """Write the page of a run; one without a file gets `RUN.html`."""
+    from flowdeco import show
+    from flowdeco.cli.history import crashed
+    from flowdeco.cli.run import check_page
+
+    target = options.html or re.sub(r"[^-.=@+,\w]", "_", info.id) + ".html"
+    check_page(target)
+    if os.path.exists(target) and not options.force:
+        raise UsageError(f"{target} exists: give another file, or --force to overwrite it")
+    state, run = state_of(info), _whole(path, info)
+    ran = show.ran(run)
+    entry = "" if info.entry else "FILE.py:FLOW "
+    resume = report.resume_command(info.id, state, info.reason, path, entry)
+    show.write_page(run, target, False, of=crashed(ran) if state == "crashed" else ran, compared=False, resume=resume)
+    if options.json:
+        print_json({"id": info.id, "html": target})
+    else:
+        report.say(f"written: {target}")
     return FINE
 
 

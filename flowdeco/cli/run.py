@@ -19,7 +19,7 @@ from flowdeco.engine.runs import Run
 from flowdeco.errors import message_of
 from flowdeco.model.definitions import Pipeline
 
-__all__ = ["resume", "run"]
+__all__ = ["check_page", "resume", "run"]
 
 _CODES: Final = {"completed": FINE, "bailed": FINE, "suspended": SUSPENDED, "cancelled": INTERRUPTED}
 
@@ -84,7 +84,7 @@ def _perform(
     """Run, report the outcome, and return the exit code; `finished` is a run that had completed before."""
     configure_logging(options.verbose)
     if options.html:
-        _check_page(options.html)
+        check_page(options.html)
     how: dict[str, Any] = {"check": False}
     if options.progress:
         how["progress"] = True
@@ -100,11 +100,18 @@ def _perform(
     if takes_more:
         _show(lambda: _print_problems(run, options, path, inputs, warned), "its problems are not shown", options)
     if options.html:
-        _show(lambda: run.to_html(options.html), "the page is not written", options)
+        _show(lambda: _write_page(run, options, path), "the page is not written", options)
     return _CODES.get(str(run.status), FAILED)
 
 
-def _check_page(path: str) -> None:
+def _write_page(run: Run, options: Namespace, path: str | None) -> None:
+    from flowdeco.show import write_page
+
+    command = report.resume_command(run.id, str(run.status), run.reason, path) if path else ""
+    write_page(run, options.html, False, resume=command)
+
+
+def check_page(path: str) -> None:
     """Refuse a page that cannot be written, before the run."""
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):

@@ -22,7 +22,7 @@ from flowdeco.engine.recorder import Recorded, outcomes
 from flowdeco.engine.replay import Steps
 from flowdeco.engine.runs import Run
 from flowdeco.errors import JournalError, RunError, members_of, told
-from flowdeco.model.definitions import Action, Pipeline, Stage, make_action, one_action_stage
+from flowdeco.model.definitions import Action, Pipeline, Stage, Unit, make_action, one_action_stage
 from flowdeco.model.options import UNSET
 from flowdeco.model.store import Store
 from flowdeco.model.units import every_unit
@@ -64,19 +64,21 @@ def read_run(remembered: Remembered, codec: Codec, find: Find = lambda name: Non
     return run
 
 
-def read_outline(remembered: Remembered, codec: Codec) -> Run:
-    """Return a run without its values, to show where it failed.
+def read_outline(remembered: Remembered, codec: Codec, *, whole: bool = False) -> Run:
+    """Return a run without its values, to show where it failed; or the whole of it, with values as the codec reads them.
 
     Only failures are decoded, which takes little memory and imports nothing that the values need. A payload that cannot
     be decoded is left out, and so are the contents of completed groups.
     """
+    if whole:
+        return read_run(remembered, _Lenient(codec))
     nothing = codec.encode({}, "")
     rows = [row if row.status in _FAILED else row._replace(payload=nothing) for row in remembered.rows]
     return read_run(remembered._replace(inputs=[], rows=rows), _Lenient(codec))
 
 
 class _Lenient:
-    """A codec whose payloads are empty if they cannot be decoded."""
+    """A codec whose payloads are empty if they cannot be decoded, and inserted units left out that are not read."""
 
     def __init__(self, codec: Codec) -> None:
         self.name = codec.name
@@ -85,9 +87,13 @@ class _Lenient:
 
     def decode(self, payload: bytes) -> Any:
         try:
-            return self._decode(payload)
+            parts = self._decode(payload)
         except JournalError:
             return {}
+        if isinstance(parts, dict) and "inserted" in parts:
+            units: Iterable[Any] = cast("dict[str, Any]", parts)["inserted"]
+            parts["inserted"] = tuple(unit for unit in units if isinstance(unit, Unit))
+        return cast("Any", parts)
 
 
 def read_steps(remembered: Remembered, codec: Codec) -> tuple[Store, Steps]:

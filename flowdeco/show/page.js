@@ -153,7 +153,12 @@
     if (ahead(row)) { into.append(mark, " ", what, " ", el("span", "track"), " ", el("span", "time")); return; }
     if (row.kind) what.append(el("span", "kind", row.kind));
     for (const tag of row.tags || []) what.append(el("span", "tag", `#${tag}`));
-    if (row.via !== undefined || (order === "slow" && row.by !== undefined)) what.append(el("span", "by", `+ inserted by ${row.by}`));
+    if (row.by !== undefined) {
+      const up = rows[row.p] && rows[row.p].k === "stage" && order === "ran" ? rows[row.p] : undefined;
+      if (up && row.via !== undefined && row.by.startsWith(`${up.n}/`)) what.append(el("span", "by", `+ by ${row.by.slice(up.n.length + 1)}`));
+      else if (row.via !== undefined || order === "slow") what.append(el("span", "by", `+ inserted by ${row.by}`));
+      else what.append(el("span", "unseen", `inserted by ${row.by}`));
+    }
     if (row.kids && closed.has(row.i)) what.append(el("span", "by", `${row.kids.toLocaleString()} inserted`));
     if (row.re) what.append(el("span", "note", "restored"));
     if (row.a > 1) what.append(el("span", "note warn", `${row.a} attempts`));

@@ -20,7 +20,7 @@ from flowdeco.engine.outcome import Scope, StageRecord
 from flowdeco.engine.runs import Status
 from flowdeco.show.parts import Part, walk
 
-__all__ = ["Collapsed", "Inserters", "Node", "collapsed", "grown"]
+__all__ = ["Collapsed", "Inserters", "Node", "collapsed", "depths", "grown"]
 
 DEEPEST: Final = 16  # insertions that are nested deeper are shown at this level
 SHOWN: Final = 3  # of the rows of one template that are collapsed, for each status
@@ -48,6 +48,17 @@ class Inserters:
                 return None
             by, scope = scope.inserted_by, scope.outer  # it came with its group
         return None
+
+
+def depths(records: Sequence[StageRecord]) -> list[int]:
+    """Return how many inserters are above each stage of a run, for a list of stages; turns of a loop have one depth."""
+    inserters = Inserters(records)
+    found: list[int] = []
+    for record in records:
+        parent = inserters.find(record.inserted_by, record.scope)
+        above = 0 if parent is None else found[parent] + (records[parent].name != record.name)
+        found.append(min(above, DEEPEST))
+    return found
 
 
 def _branch(scope: Scope | None) -> object:
