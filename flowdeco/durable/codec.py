@@ -242,9 +242,9 @@ class StandIn(RunError):
         """Take an item of a list, and drop it."""
 
 
-def stand_in(name: str) -> type[StandIn]:
+def stand_in(module: str, name: str) -> type[StandIn]:
     """Return the class of the stand-ins for instances of the class of this name."""
-    return type(name.rpartition(".")[2], (StandIn,), {})
+    return type(name.rpartition(".")[2], (StandIn,), {"__module__": module})
 
 
 class _WithStandIns(pickle.Unpickler):
@@ -254,7 +254,7 @@ class _WithStandIns(pickle.Unpickler):
             if isinstance(found, type):
                 is_error = issubclass(found, BaseException) and found.__module__ != "builtins"
                 return cast("Any", functools.partial(_made, found) if is_error else found)
-        return stand_in(global_name)
+        return stand_in(module_name, global_name)
 
 
 # By value, where there is cloudpickle.

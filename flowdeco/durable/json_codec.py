@@ -134,7 +134,8 @@ def _outlined(node: Any) -> Any:
     if tag in ("$tuple", "$set", "$frozenset", "$deque"):
         return tuple(map(_outlined, content))
     name, args = (*content[:2], ())[:2] if isinstance(content, list) and content else (tag, ())
-    made = stand_in(str(name).rpartition(":")[2])
+    module, _, qualname = str(name).rpartition(":")
+    made = stand_in(module, qualname)
     return made(*map(_outlined, args)) if isinstance(args, (list, tuple)) else made()
 
 

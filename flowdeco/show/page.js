@@ -112,7 +112,8 @@
         if (closed.has(row.i)) hidden = row.d;
       }
     }
-    $("count").textContent = filtering() ? `${stages.toLocaleString()} of ${data.stages.toLocaleString()} match` : data.said;
+    $("count").textContent = filtering() ? `${stages.toLocaleString()} of ${data.stages.toLocaleString()} match`
+      : order === "slow" ? `${stages.toLocaleString()}, the slowest first` : data.said;
     done = 0;
     list.replaceChildren();
     if (!visible.length) list.append(el("li", "nothing", filtering() ? "No stage matches." : "Nothing has run."));
@@ -168,7 +169,7 @@
     into.append(mark, " ", what, " ", bar(row), " ", el("span", "time", row.t || ""));
   };
 
-  const classes = (row) => [row.s, row.by !== undefined ? "new" : "", row.k !== "stage" ? "container" : "", warned(row) ? "warned" : ""].filter(Boolean).join(" ");
+  const classes = (row) => [row.s, row.re ? "old" : "", row.by !== undefined ? "new" : "", row.k !== "stage" ? "container" : "", warned(row) ? "warned" : ""].filter(Boolean).join(" ");
 
   const item = (row) => {
     const li = el("li", `${classes(row)}${ahead(row) ? " ahead" : ""}${replaying() && row.r === step - 1 && row.k === "stage" ? " now" : ""}`);
@@ -475,7 +476,8 @@
     else run();
   });
   slider.addEventListener("input", () => { if (playing) stop(); go(Number(slider.value)); });
-  slider.max = slider.value = STEPS;
+  slider.max = STEPS;
+  slider.value = STEPS;
   if (STEPS < 2) $("replay").hidden = true;
 
   // The chart: a lane for each branch that ran at the same time.
@@ -510,7 +512,7 @@
     pen.setLineDash([]);
     const paint = { static: color("--static"), fresh: color("--new"), warn: color("--amber"), bad: color("--bad") };
     for (const row of bars) {
-      pen.fillStyle = row.s === "failed" || row.s === "cancelled" ? paint.bad : warned(row) ? paint.warn : row.by !== undefined ? paint.fresh : paint.static;
+      pen.fillStyle = ["failed", "cancelled", "crashed"].includes(row.s) ? paint.bad : warned(row) ? paint.warn : row.by !== undefined ? paint.fresh : paint.static;
       pen.globalAlpha = ahead(row) ? 0.12 : row.re ? 0.45 : 1;
       const long = Math.max(1.5, row.w * width - (row.w * width > 5 ? 1 : 0));
       const left = Math.min(row.x * width, width - long), top = (row.lane || 0) * lane;

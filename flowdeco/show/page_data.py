@@ -32,6 +32,7 @@ __all__ = ["PageData"]
 
 MANY: Final = 30  # rows of one template are collapsed
 ZOOMS: Final = (6, 24, 96)  # so many lines of the timeline, as it is enlarged
+BAD: Final = ("failed", "cancelled", "crashed")
 MOST_TAGS: Final = 10
 MOST_NAMES: Final = 20
 MOST_CULPRITS: Final = 10
@@ -64,13 +65,15 @@ class PageData:
         """Yield the meanings of the colours that the timeline has."""
         bars = [row for row in self._rows if row["k"] == "stage" and "x" in row and row["s"] != "skipped"]
         colours = set(map(_colour, bars))
-        bad = [status for status in ("failed", "cancelled") if any(row["s"] == status for row in bars)]
+        bad = [status for status in BAD if any(row["s"] == status for row in bars)]
         meanings = {
             "": "in the plan", "l-new": "inserted", "l-warn": "retried or recovered", "l-bad": " or ".join(bad),
         }  # fmt: skip
         for colour, meaning in meanings.items():
             if colour in colours:
                 yield f'<span><i class="{colour}"></i>{meaning}</span>'
+        if any("re" in row for row in bars):
+            yield '<span><i class="l-old"></i>restored</span>'
 
     def as_json(self) -> dict[str, Any]:
         """Return everything that the script of the page shows."""
@@ -260,7 +263,7 @@ def _counts(stages: Sequence[Row]) -> Iterator[str]:
 
 def _colour(row: Row) -> str:
     """Return the class of the bar of a stage, as the script chooses it."""
-    if row["s"] in ("failed", "cancelled"):
+    if row["s"] in BAD:
         return "l-bad"
     if "a" in row or "again" in row or row["s"] == "recovered":
         return "l-warn"
