@@ -7,10 +7,10 @@ import pytest
 from shown import EVIL, GROUP, broken, discover, evil, failing, flaky, full, many, ok, process, report, saved, tidy
 
 from flowdeco import Bail, Context, Run, Stage, Store, Suspend, action, parallel, pipeline, stream
-from flowdeco.show.folding import Fold, folded
 from flowdeco.show.formatting import duration, plural, printable
 from flowdeco.show.parts import DEEPEST, walk
 from flowdeco.show.run_parts import error_with_members
+from flowdeco.show.tree import Collapsed, collapsed, grown
 
 MANY = 1000
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -18,9 +19,8 @@ from flowdeco.cli.inputs import UsageError
 from flowdeco.cli.json_output import print_json
 from flowdeco.durable import RunInfo
 from flowdeco.durable.codec import OutlineCodec
-from flowdeco.durable.json_codec import OutlineJsonCodec
 from flowdeco.durable.info import STATUSES, Step, steps
-from flowdeco.errors import JournalError, RunBusyError, RunNotFoundError, StoreTypeError, suggestion, told
+from flowdeco.errors import JournalError, RunBusyError, RunNotFoundError, suggestion, told
 
 if TYPE_CHECKING:
     from flowdeco.engine.outcome import ActionRecord, StageRecord
@@ -30,6 +30,7 @@ __all__ = ["find_run", "journal_path", "open_journal", "purge", "runs", "show", 
 
 _ROW_COLUMNS: Final = ("branch", "number", "kind", "stage", "action", "status", "started", "elapsed")
 _STATES: Final = [*STATUSES, "crashed"]
+_DEEPEST: Final = 16  # stages whose insertions are nested deeper are indented like these
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -207,7 +208,11 @@ def _outline(info: RunInfo, rows: list[durable.Row]) -> Run:
 
 
 def _codec(info: RunInfo) -> durable.Codec:
-    return OutlineJsonCodec() if info.codec == "json" else OutlineCodec()
+    if info.codec != "json":
+        return OutlineCodec()
+    from flowdeco.durable.json_codec import OutlineJsonCodec
+
+    return OutlineJsonCodec()
 
 
 # One run.
@@ -227,7 +232,7 @@ def show(options: Namespace) -> int:
     latest = max((row.started + row.elapsed for row in rows), default=0.0)  # `updated` is not written at every step
     _print_facts(info._replace(updated=max(info.updated, latest)))
     state = state_of(info)
-    indents = _indents(path, info)
+    indents = _indents(rows, info.codec)
     table = [
         (f"{'  ' * indents.get(_place(step), 0)}{name}", *rest)
         for step in steps(rows)
@@ -250,17 +255,32 @@ def _whole(path: str, info: RunInfo) -> Run:
     return read_outline(journal.read(info.id), _codec(info), whole=True)
 
 
-def _indents(path: str, info: RunInfo) -> dict[tuple[str, int], int]:
-    """Return how many inserters are above each stage, by its branch and number; nothing where that cannot be read."""
-    from flowdeco.engine.reading import branch_of
-    from flowdeco.show.tree import depths
+def _indents(rows: Iterable[durable.Row], codec: str) -> dict[tuple[str, int], int]:
+    """Return how many inserters in its branch are above each stage, by branch and number.
 
+    They are read from the rows of stages, without the modules that read whole runs.
+    """
+    steps: dict[tuple[str, int], tuple[str, int]] = {}  # the name and depth of a stage, also by the numbers of its actions
+    found: dict[tuple[str, int], int] = {}
+    for row in sorted(rows, key=lambda row: (row.branch, row.number)):
+        key = row.branch, row.number
+        if row.kind == "stage":
+            name, above = steps.get((row.branch, _inserter_of(row, codec)), (row.stage, 0))
+            found[key] = min(above + (name != row.stage), _DEEPEST)
+            steps[key] = row.stage, found[key]
+        elif row.kind == "action":
+            steps[key] = steps.get((row.branch, row.number - 1), (row.stage, 0))
+    return found
+
+
+def _inserter_of(row: durable.Row, codec: str) -> int:
+    """Return the number of the step that inserted a stage, -1 for none."""
     try:
-        records = _whole(path, info).stages
-    except (JournalError, UsageError, StoreTypeError):
-        return {}
-    places = [(branch_of(record.scope), record.number) for record in records]
-    return dict(zip(places, depths(records), strict=True))
+        parts: Any = json.loads(row.payload) if codec == "json" else OutlineCodec().decode(row.payload)
+    except (JournalError, ValueError):
+        return -1
+    number = cast("dict[str, Any]", parts).get("by_number") if isinstance(parts, dict) else None
+    return number if isinstance(number, int) else -1
 
 
 def _place(step: Step) -> tuple[str, int]:
@@ -271,7 +291,7 @@ def _write_page(path: str, info: RunInfo, options: Namespace) -> int:
     """Write the page of a run; one without a file gets `RUN.html`."""
     from flowdeco import show
     from flowdeco.cli.history import crashed
-    from flowdeco.cli.run import check_page
+    from flowdeco.cli.inputs import check_page
 
     target = options.html or re.sub(r"[^-.=@+,\w]", "_", info.id) + ".html"
     check_page(target)

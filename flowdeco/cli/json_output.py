@@ -35,7 +35,7 @@ def run_as_data(run: Run) -> dict[str, Any]:
 
     `parent` is the place in `stages` of the stage that inserted a stage.
     """
-    from flowdeco.show.tree import Inserters  # most commands show no run
+    from flowdeco.engine.inserters import Inserters  # most commands show no run
 
     inserters = Inserters(run.stages)
     return {

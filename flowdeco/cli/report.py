@@ -145,7 +145,7 @@ def print_stages(run: Run, out: TextIO) -> None:
 
 def _stage_rows(run: Run) -> Iterator[list[str]]:
     """Yield a row for each stage that is listed, and before it one for each parallel group that it is the first of."""
-    from flowdeco.show.tree import depths
+    from flowdeco.engine.inserters import depths
 
     records = list(run.stages)
     below = depths(records)

@@ -11,7 +11,7 @@ from typing import Any, Final
 from flowdeco.cli import report
 from flowdeco.cli.arguments import JOURNAL
 from flowdeco.cli.exit_codes import FAILED, FINE, INTERRUPTED, SUSPENDED
-from flowdeco.cli.inputs import UsageError, input_warnings, read_inputs, text_keys
+from flowdeco.cli.inputs import check_page, input_warnings, read_inputs, text_keys
 from flowdeco.cli.json_output import plain, print_json, run_as_data
 from flowdeco.cli.process import cancelling_on_interrupt, configure_logging, discard_broken_output, reserved_stdout
 from flowdeco.cli.workflow import load_recorded_workflow, load_workflow, stand_in_for_main
@@ -19,7 +19,7 @@ from flowdeco.engine.runs import Run
 from flowdeco.errors import message_of
 from flowdeco.model.definitions import Pipeline
 
-__all__ = ["check_page", "resume", "run"]
+__all__ = ["resume", "run"]
 
 _CODES: Final = {"completed": FINE, "bailed": FINE, "suspended": SUSPENDED, "cancelled": INTERRUPTED}
 
@@ -109,17 +109,6 @@ def _write_page(run: Run, options: Namespace, path: str | None) -> None:
 
     command = report.resume_command(run.id, str(run.status), run.reason, path) if path else ""
     write_page(run, options.html, False, resume=command)
-
-
-def check_page(path: str) -> None:
-    """Refuse a page that cannot be written, before the run."""
-    folder = os.path.dirname(path) or "."
-    if not os.path.isdir(folder):
-        raise UsageError(f"--html {path}: there is no such directory")
-    if os.path.isdir(path):
-        raise UsageError(f"--html {path}: it is a directory, where a file is expected")
-    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
-        raise UsageError(f"--html {path}: it cannot be written")
 
 
 def _show(show: Callable[[], object], failure: str, options: Namespace) -> bool:

@@ -65,7 +65,7 @@ class _Drawing:
         before = ""
         for node in collapsed(nodes, self._limit, MOST):
             name = yield from self._unit(node, indent)
-            by = None if isinstance(node, Collapsed) else node.by
+            by = None if isinstance(node, Collapsed) else node.doubtful
             if before:
                 is_fresh = (node.nodes[0] if isinstance(node, Collapsed) else node).part.is_dynamic
                 yield f"{indent}{before} {_arrow(by) if is_fresh and by else '-.->' if is_fresh else '-->'} {name}"
@@ -81,7 +81,7 @@ class _Drawing:
         yield from self._part(node.part, name, indent)
         for child in collapsed(node.inserted, self._limit, MOST):
             below = yield from self._unit(child, indent)
-            yield f"{indent}{name} {_arrow(None if isinstance(child, Collapsed) else child.by)} {below}"
+            yield f"{indent}{name} {_arrow(None if isinstance(child, Collapsed) else child.doubtful)} {below}"
         return name
 
     def _part(self, part: Part, name: str, indent: str) -> Iterator[str]:

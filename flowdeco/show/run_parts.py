@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from flowdeco.engine.inserters import Inserters
 from flowdeco.engine.outcome import Outcome
 from flowdeco.engine.reading import in_branch
 from flowdeco.engine.runs import WENT_ON, ActionRecord, Run, Scope, StageRecord, Status
@@ -14,7 +15,6 @@ from flowdeco.model.declare import bound_arguments
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream
 from flowdeco.show.parts import DEEPEST, Part, pending
 from flowdeco.show.plan_parts import planned_action, planned_parts, stage_part, text_or_empty
-from flowdeco.show.tree import Inserters
 
 __all__ = ["error_with_members", "ran_parts"]
 

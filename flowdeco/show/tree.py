@@ -16,68 +16,33 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from flowdeco.engine.outcome import Scope, StageRecord
+from flowdeco.engine.inserters import DEEPEST
 from flowdeco.engine.runs import Status
 from flowdeco.show.parts import Part, walk
 
-__all__ = ["Collapsed", "Inserters", "Node", "collapsed", "depths", "grown"]
+__all__ = ["Collapsed", "Node", "collapsed", "grown"]
 
-DEEPEST: Final = 16  # insertions that are nested deeper are shown at this level
 SHOWN: Final = 3  # of the rows of one template that are collapsed, for each status
-
-
-class Inserters:
-    """Finds the stage that inserted a unit, among the records of a run."""
-
-    def __init__(self, records: Sequence[StageRecord]) -> None:
-        self._indexes: dict[tuple[object, int], int] = {}  # by branch and number of a stage, or of one of its actions
-        for index, record in enumerate(records):
-            branch = _branch(record.scope)
-            for did in (record, *record.actions):
-                self._indexes[branch, did.number] = index
-
-    def find(self, by: str | None, scope: Scope | None) -> int | None:
-        """Return the index of the stage that inserted a unit of this scope; None if nobody did, or it is forgotten."""
-        while by is not None:
-            number = getattr(by, "number", None)
-            if number is not None:
-                return self._indexes.get((_branch(scope), number))
-            while scope is not None and scope.branch is None:
-                scope = scope.outer
-            if scope is None:
-                return None
-            by, scope = scope.inserted_by, scope.outer  # it came with its group
-        return None
-
-
-def depths(records: Sequence[StageRecord]) -> list[int]:
-    """Return how many inserters are above each stage of a run, for a list of stages; turns of a loop have one depth."""
-    inserters = Inserters(records)
-    found: list[int] = []
-    for record in records:
-        parent = inserters.find(record.inserted_by, record.scope)
-        above = 0 if parent is None else found[parent] + (records[parent].name != record.name)
-        found.append(min(above, DEEPEST))
-    return found
-
-
-def _branch(scope: Scope | None) -> object:
-    while scope is not None and scope.branch is None:
-        scope = scope.outer
-    return None if scope is None else (scope.id, scope.branch)
 
 
 @dataclass(eq=False, slots=True)
 class Node:
     """A part, with the units that it inserted in the order of the run.
 
-    `by` is the inserter as far as the tree does not show it: an action of several, or one that it is not below.
+    `by` is who inserted it, None for a part of something that was inserted as a whole. The tree alone tells it if the part
+    is right below a stage that has one action: `is_clear`.
     """
 
     part: Part
     by: str | None = None
+    is_clear: bool = False
     inserted: list[Node] = field(default_factory=list[Any])
     again: Node | None = None  # the next turn of a loop
+
+    @property
+    def doubtful(self) -> str | None:
+        """Who inserted it, as far as the tree does not show it."""
+        return None if self.is_clear else self.by
 
 
 def grown(parts: Sequence[Part], above: str | None = None) -> list[Node]:
@@ -90,7 +55,7 @@ def grown(parts: Sequence[Part], above: str | None = None) -> list[Node]:
             roots.append(Node(part, None if part.inserted_by == above else part.inserted_by))
             node = roots[-1]
         else:
-            node = Node(part, part.inserted_by if len(inserter.part.parts) > 1 else None)
+            node = Node(part, part.inserted_by, len(inserter.part.parts) <= 1)
             inserter.inserted.append(node)
         if part.kind in ("stage", "action") and part.record is not None:
             nodes[part.record] = node
@@ -108,11 +73,11 @@ def _nested(roots: list[Node]) -> list[Node]:
     while stack:
         level, node = stack.pop()
         if node.again is not None:
-            node.again.by = node.again.part.inserted_by
+            node.again.is_clear = False
             stack.append((level, node.again))
         stack.extend((level + 1, child) for child in reversed(node.inserted))
         if level > DEEPEST:
-            level, node.by = DEEPEST, node.part.inserted_by
+            level, node.is_clear = DEEPEST, False
         node.again, node.inserted = None, []
         del levels[level + 1 :]
         levels[level].append(node)
