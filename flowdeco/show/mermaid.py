@@ -81,7 +81,8 @@ class _Drawing:
         yield from self._part(node.part, name, indent)
         for child in collapsed(node.inserted, self._limit, MOST):
             below = yield from self._unit(child, indent)
-            yield f"{indent}{name} {_arrow(None if isinstance(child, Collapsed) else child.doubtful)} {below}"
+            by = None if isinstance(child, Collapsed) else child.doubtful
+            yield f"{indent}{name} {_arrow(by and by.removeprefix(f'{node.part.name}/'))} {below}"
         return name
 
     def _part(self, part: Part, name: str, indent: str) -> Iterator[str]:
@@ -135,4 +136,4 @@ class _Drawing:
 
 
 def _arrow(by: str | None) -> str:
-    return "-.->" if by is None else f"-. {quoted(f'inserted by {by}')} .->"
+    return "-.->" if by is None else f"-. {quoted(f'by {by}')} .->"

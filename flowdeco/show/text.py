@@ -14,6 +14,7 @@ __all__ = ["table"]
 
 WIDEST = 56  # columns of a name, to which the others are aligned
 MANY: Final = 30  # rows of one template are collapsed
+MOST: Final = 200  # rows of other kinds
 
 LineOf: TypeAlias = "Callable[[Node], Line]"
 
@@ -73,7 +74,7 @@ def _name(part: Part) -> str:
 
 
 def _lines(nodes: Sequence[Node], line_of: LineOf) -> Iterator[Line]:
-    for node in collapsed(nodes, MANY):
+    for node in collapsed(nodes, MANY, MOST):
         if isinstance(node, Collapsed):
             yield _rest(node, line_of)
         elif node.part.kind == "branch":
@@ -93,7 +94,7 @@ def _inside(part: Part, line_of: LineOf) -> Iterator[Line]:
 
 def _inserted(nodes: Sequence[Node], line_of: LineOf) -> Iterator[Line]:
     """Yield the lines of inserted parts, each with a line of the tree that leads to it."""
-    shown = collapsed(nodes, MANY)
+    shown = collapsed(nodes, MANY, MOST)
     for node in shown:
         is_last = node is shown[-1]
         lines = iter([_rest(node, line_of)]) if isinstance(node, Collapsed) else _lines([node], line_of)

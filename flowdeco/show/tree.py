@@ -5,7 +5,7 @@ tree that puts each unit below its inserter is read from top to bottom in the or
 
 1. A unit that was there from the start, or whose inserter is not shown (`history=` has forgotten it), is a root.
 2. A stage that returns itself is a loop, and its turns stand side by side: a thousand are not nested a thousand deep.
-3. Rows of one template are collapsed, and only these; whatever failed is shown.
+3. Rows of one template are collapsed; others only where there are hundreds. Whatever failed is shown.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
 from flowdeco.engine.inserters import DEEPEST
@@ -22,6 +23,7 @@ from flowdeco.show.parts import Part, walk
 
 __all__ = ["Collapsed", "Node", "collapsed", "grown"]
 
+FIRST: Final = 25  # of the rows of other kinds, in a view that cannot show all of them
 SHOWN: Final = 3  # of the rows of one template that are collapsed, for each status
 
 
@@ -119,27 +121,38 @@ class Collapsed(NamedTuple):
 def collapsed(nodes: Sequence[Node], limit: int | None, most: int = sys.maxsize) -> list[Node | Collapsed]:
     """Return the nodes with those of one template collapsed from so many on, None for never.
 
-    Of other rows, a view that cannot show more than `most` shows the first. Failed ones are always shown.
+    Where more than `most` are left, the first few of them are shown. Failed ones are always shown.
     """
-    counts = Counter(map(_template, nodes))
-    if len(nodes) <= most and (limit is None or max(counts.values(), default=0) < limit):
-        return list(nodes)
+    hides = _hides(nodes, limit)
+    if len(nodes) - sum(hides) > most:
+        before = accumulate((not hidden for hidden in hides), initial=0)
+        hides = [hidden or count >= FIRST for hidden, count in zip(hides, before, strict=False)]
     shown: list[Node | Collapsed] = []
+    rest: list[Node] = []
+    for node, hidden in zip(nodes, hides, strict=True):
+        if hidden and not _has_failed(node):
+            rest.append(node)
+            continue
+        if rest:
+            shown.append(Collapsed(tuple(rest)))
+            rest = []
+        shown.append(node)
+    return [*shown, Collapsed(tuple(rest))] if rest else shown
+
+
+def _hides(nodes: Sequence[Node], limit: int | None) -> list[bool]:
+    """Return which nodes are behind the first ones of their template and status, if so many are of this template."""
+    counts = Counter(map(_template, nodes))
+    if limit is None or max(counts.values(), default=0) < limit:
+        return [False] * len(nodes)
     seen: Counter[object] = Counter()
-    hidden: list[Node] = []
+    hides: list[bool] = []
     for node in nodes:
         part, template = node.part, _template(node)
         kind = template, part.status, part.recovered, part.attempts > 1
         seen[kind] += 1
-        is_one_of_many = limit is not None and counts[template] >= limit and seen[kind] > SHOWN
-        if (is_one_of_many or len(shown) >= most) and not _has_failed(node):
-            hidden.append(node)
-            continue
-        if hidden:
-            shown.append(Collapsed(tuple(hidden)))
-            hidden = []
-        shown.append(node)
-    return [*shown, Collapsed(tuple(hidden))] if hidden else shown
+        hides.append(counts[template] >= limit and seen[kind] > SHOWN)
+    return hides
 
 
 def _template(node: Node) -> tuple[str, str]:
