@@ -251,7 +251,7 @@ def _row(node: Node, turn: bool = False) -> str:
 
 
 def _by(node: Node) -> str:
-    return "" if node.doubtful is None else f'<span class="fd-by">+ by {name(node.doubtful)}</span>'
+    return "" if node.via is None else f'<span class="fd-by">+ by {name(node.via)}</span>'
 
 
 def _notes(part: Part, action: Part) -> str:

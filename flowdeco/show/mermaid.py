@@ -65,7 +65,7 @@ class _Drawing:
         before = ""
         for node in collapsed(nodes, self._limit, MOST):
             name = yield from self._unit(node, indent)
-            by = None if isinstance(node, Collapsed) else node.doubtful
+            by = None if isinstance(node, Collapsed) else node.via
             if before:
                 is_fresh = (node.nodes[0] if isinstance(node, Collapsed) else node).part.is_dynamic
                 yield f"{indent}{before} {_arrow(by) if is_fresh and by else '-.->' if is_fresh else '-->'} {name}"
@@ -81,8 +81,8 @@ class _Drawing:
         yield from self._part(node.part, name, indent)
         for child in collapsed(node.inserted, self._limit, MOST):
             below = yield from self._unit(child, indent)
-            by = None if isinstance(child, Collapsed) else child.doubtful
-            yield f"{indent}{name} {_arrow(by and by.removeprefix(f'{node.part.name}/'))} {below}"
+            by = None if isinstance(child, Collapsed) else child.via
+            yield f"{indent}{name} {_arrow(by)} {below}"
         return name
 
     def _part(self, part: Part, name: str, indent: str) -> Iterator[str]:

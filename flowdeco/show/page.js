@@ -60,7 +60,7 @@
     if (up && up.k !== "stage" && row.r !== undefined) up.r = Math.min(up.r ?? Infinity, row.r);
   }
   const folds = new Map();
-  for (const row of rows) if (row.h !== undefined) folds.set(row.h, [...(folds.get(row.h) || []), row]);
+  for (const row of rows) if (row.h !== undefined) (folds.get(row.h) || folds.set(row.h, []).get(row.h)).push(row);
   const begun = (row) => row.r !== undefined && row.r < step;
   const ahead = (row) => replaying() && row.k !== "fold" && !begun(row);
   const unborn = (row) => replaying() && (row.k === "fold" ? !folds.get(row.f).some(begun) && row.fresh : !begun(row) && row.by !== undefined);
@@ -155,9 +155,8 @@
     if (row.kind) what.append(el("span", "kind", row.kind));
     for (const tag of row.tags || []) what.append(el("span", "tag", `#${tag}`));
     if (row.by !== undefined) {
-      const up = rows[row.p] && rows[row.p].k === "stage" && order === "ran" ? rows[row.p] : undefined;
-      if (up && row.via !== undefined && row.by.startsWith(`${up.n}/`)) what.append(el("span", "by", `+ by ${row.by.slice(up.n.length + 1)}`));
-      else if (row.via !== undefined || order === "slow") what.append(el("span", "by", `+ inserted by ${row.by}`));
+      if (order === "slow" || row.via === row.by) what.append(el("span", "by", `+ inserted by ${row.by}`));
+      else if (row.via !== undefined) what.append(el("span", "by", `+ by ${row.via}`));
       else what.append(el("span", "unseen", `inserted by ${row.by}`));
     }
     if (row.kids && closed.has(row.i)) what.append(el("span", "by", `${row.kids.toLocaleString()} inserted`));
@@ -291,7 +290,7 @@
 
   const nearest = (row) => {
     const up = rows[row.p];
-    if (row.via === undefined && up && up.k === "stage") return row.p;
+    if (row.via !== row.by && up && up.k === "stage") return row.p;
     const name = row.by.split("/")[0];
     for (let index = row.i - 1; index >= 0; index -= 1) {
       if (rows[index].k === "stage" && (rows[index].n === name || row.by.startsWith(`${rows[index].n}/`))) return index;

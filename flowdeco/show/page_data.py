@@ -127,7 +127,7 @@ class PageData:
             self._add_node(inside[0], parent, depth, fold, above)
             return
         row = self._common(part)
-        row.update(k=part.kind, d=depth, p=parent, h=fold, via=node.doubtful and printable(node.doubtful))
+        row.update(k=part.kind, d=depth, p=parent, h=fold, via=node.via and printable(node.via))
         if part.kind == "stage":
             row.update(self._stage(part))
         elif part.kind == "branch":

@@ -31,20 +31,22 @@ SHOWN: Final = 3  # of the rows of one template that are collapsed, for each sta
 class Node:
     """A part, with the units that it inserted in the order of the run.
 
-    `by` is who inserted it, None for a part of something that was inserted as a whole. The tree alone tells it if the part
-    is right below a stage that has one action: `is_clear`.
+    `by` is who inserted it, None for a part of something that was inserted as a whole; `above` is the part that it is
+    right below, if that inserted it.
     """
 
     part: Part
     by: str | None = None
-    is_clear: bool = False
+    above: Part | None = None
     inserted: list[Node] = field(default_factory=list[Any])
     again: Node | None = None  # the next turn of a loop
 
     @property
-    def doubtful(self) -> str | None:
-        """Who inserted it, as far as the tree does not show it."""
-        return None if self.is_clear else self.by
+    def via(self) -> str | None:
+        """Who inserted it, as far as the tree does not show it: which action of several, or the stage and the action."""
+        if self.above is None or self.by is None:
+            return self.by
+        return self.by.removeprefix(f"{self.above.name}/") if len(self.above.parts) > 1 else None
 
 
 def grown(parts: Sequence[Part], above: str | None = None) -> list[Node]:
@@ -57,7 +59,7 @@ def grown(parts: Sequence[Part], above: str | None = None) -> list[Node]:
             roots.append(Node(part, None if part.inserted_by == above else part.inserted_by))
             node = roots[-1]
         else:
-            node = Node(part, part.inserted_by, len(inserter.part.parts) <= 1)
+            node = Node(part, part.inserted_by, inserter.part)
             inserter.inserted.append(node)
         if part.kind in ("stage", "action") and part.record is not None:
             nodes[part.record] = node
@@ -75,11 +77,11 @@ def _nested(roots: list[Node]) -> list[Node]:
     while stack:
         level, node = stack.pop()
         if node.again is not None:
-            node.again.is_clear = False
+            node.again.above = None
             stack.append((level, node.again))
         stack.extend((level + 1, child) for child in reversed(node.inserted))
         if level > DEEPEST:
-            level, node.is_clear = DEEPEST, False
+            level, node.above = DEEPEST, None
         node.again, node.inserted = None, []
         del levels[level + 1 :]
         levels[level].append(node)
