@@ -2,7 +2,10 @@
 
 import pickle
 import re
+import runpy
 import threading
+from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from shown import EVIL, GROUP, broken, discover, evil, failing, flaky, full, many, ok, process, report, saved, tidy
@@ -877,3 +880,19 @@ def test_evil_names_are_shown_everywhere():
         assert EVIL[:9] in shown.text()
         assert "<script>" not in shown.mermaid()
         assert "<script>" not in shown.html()
+
+
+def test_the_picture_of_the_tree_is_of_a_run(tmp_path):
+    """`docs/draw_tree.py` draws it again, and nothing is loaded by it."""
+    root = Path(__file__).parents[1]
+    drawn = runpy.run_path(str(root / "docs" / "draw_tree.py"))["draw"](tmp_path / "tree.svg")
+    assert drawn == (tmp_path / "tree.svg").read_text(encoding="utf-8")
+    assert drawn == (root / "docs" / "_static" / "tree.svg").read_text(encoding="utf-8")
+    tree = ElementTree.fromstring(drawn)
+    names = [each.text for each in tree.iter("{http://www.w3.org/2000/svg}text") if each.text != "✓"]
+    assert names[2:] == [
+        "discover", "region[eu]", "server[eu-1]", "server[eu-2]", "repair[eu-2]", "region[us]", "server[us-1]", "report",
+    ]  # fmt: skip
+    assert len(list(tree.iter("{http://www.w3.org/2000/svg}path"))) == 8 + 6
+    assert not re.search(r"url\(|href|@import", drawn)
+    assert "prefers-reduced-motion" in drawn

@@ -587,7 +587,13 @@
   }
 
   if (!bars.length) $("timeline").hidden = true;
-  new IntersectionObserver((seen) => { if (seen[0].isIntersecting) append(); }, { rootMargin: "1500px" }).observe(more);
+  const watch = new IntersectionObserver((seen) => {
+    if (!seen[seen.length - 1].isIntersecting || done >= visible.length) return;
+    append();
+    watch.unobserve(more);  // asks again, if the end is still near
+    watch.observe(more);
+  }, { rootMargin: "1500px" });
+  watch.observe(more);
   label();
   select();
   arrive();

@@ -13,9 +13,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import cache
 from hashlib import sha256
+from shlex import quote
 from typing import Any, Final
 
-from flowdeco.engine.runs import Run
+from flowdeco.engine.runs import Run, Status
 from flowdeco.show.failures import Failure, failure_of
 from flowdeco.show.formatting import MARKS, duration, state
 from flowdeco.show.html import name, text
@@ -38,7 +39,8 @@ SHORT_KEY: Final = 28
 def page(run: Run, ran: Ran, diff: Diff | None, *, values: bool = False, resume: str = "") -> str:
     """Return the page; it shows the types and sizes of the values in the store, with `values` the values themselves.
 
-    `diff` compares the run with its plan, None where that is not known. `resume` is the command that resumes the run.
+    `diff` compares the run with its plan, None where that is not known. `resume` is the command that resumes the run, where
+    it is known better than the run knows it.
     """
     failures = {id(error): failure_of(error) for error in _errors(run)}
     parts = ran.parts if diff is None else diff.parts
@@ -55,7 +57,7 @@ def page(run: Run, ran: Ran, diff: Diff | None, *, values: bool = False, resume:
             "FACTS": "".join(_facts(run, ran)),
             "ALARM": _alarm(run, ran, redact),
             "LANES": f"{data.lanes} side by side" if data.lanes > 1 else "",
-            "RESUME": _resume(resume),
+            "RESUME": _resume(resume or _resume_command(run)),
             "LEGEND": "".join(data.legend()),
             "DIFF": "" if diff is None else _differences(diff, redact),
             "STORE": _store(run, values),
@@ -153,6 +155,16 @@ def _alarm(run: Run, ran: Ran, redact: Redact) -> str:
         )
     reason = "Its process ended while it was running." if ran.status == "crashed" else str(run.reason or "")
     return f'<p class="reason">{text(redact(reason))}</p>' if reason else ""
+
+
+def _resume_command(run: Run) -> str:
+    journal: Any = run.resumption.journal if run.resumption is not None else None
+    path = getattr(journal, "path", None)
+    if path is None or run.status not in (Status.FAILED, Status.SUSPENDED, Status.CANCELLED):
+        return ""
+    entry = "" if getattr(journal, "entry", None) else "FILE.py:FLOW "
+    value = " -i KEY=VALUE" if run.status is Status.SUSPENDED else ""
+    return f"flowdeco resume {entry}{quote(run.id)} --journal {quote(str(path))}{value}"
 
 
 def _resume(command: str) -> str:
