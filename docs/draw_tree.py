@@ -80,17 +80,18 @@ def rows_of(run: Run) -> list[Row]:
     return rows
 
 
-STYLE = f"""
-text {{ font: 15px ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; fill: #14181d; }}
-.soft {{ font: 13px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; fill: #56606b; }}
-.paper {{ fill: #fff; stroke: #dfe3e8; }} .line {{ stroke: #e6e9ed; }}
-.plan {{ fill: #2f6feb; }} .new {{ fill: #7a43e6; }} .done {{ fill: #1a7f37; font-weight: 700; }}
-.edge {{ fill: none; stroke: #b9a2e8; stroke-width: 2; stroke-dasharray: 1; }}
-.bar {{ transform-box: fill-box; transform-origin: left; }}
-@media (prefers-color-scheme: dark) {{
-text {{ fill: #e7ebf0; }} .soft {{ fill: #9ba6b2; }} .paper {{ fill: #161b22; stroke: #2c343e; }} .line {{ stroke: #2c343e; }}
-.plan {{ fill: #589bff; }} .new {{ fill: #ab8bff; }} .done {{ fill: #4ac26b; }} .edge {{ stroke: #6f58a8; }}
-}}
+STYLE = """
+text { font: 15px ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; fill: #14181d; }
+.soft { font: 13px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; fill: #56606b; }
+.paper { fill: #fff; stroke: #dfe3e8; } .line { stroke: #e6e9ed; }
+.plan { fill: #2f6feb; } .new { fill: #7a43e6; } .done { fill: #1a7f37; font-weight: 700; }
+.edge { fill: none; stroke: #b9a2e8; stroke-width: 2; stroke-dasharray: 1; }
+.bar { transform-box: fill-box; transform-origin: left; }
+@media (prefers-color-scheme: dark) {
+text { fill: #e7ebf0; } .soft { fill: #9ba6b2; } .paper { fill: #161b22; stroke: #2c343e; }
+.line { stroke: #2c343e; }
+.plan { fill: #589bff; } .new { fill: #ab8bff; } .done { fill: #4ac26b; } .edge { stroke: #6f58a8; }
+}
 """
 
 
@@ -99,17 +100,18 @@ def percent(part: float) -> str:
 
 
 def motion(row: Row, began: float, ended: float) -> Iterator[str]:
-    """Yield the keyframes of a stage: it appears, its bar grows, and it is done."""
+    """Yield the keyframes of a stage: a line leads to it, it appears, its bar grows, and it is done."""
     hidden = "opacity: 0" if row.parent is not None else "opacity: .4"
-    at, soon = percent(began), percent(began + 0.02)
-    yield f"@keyframes n{row.number} {{ 0%, {at} {{ {hidden} }} {soon}, 100% {{ opacity: 1 }} }}"
-    yield (
-        f"@keyframes b{row.number} {{ 0%, {at} {{ transform: scaleX(0) }} {percent(ended)}, 100% {{ transform: none }} }}"
-    )
-    yield f"@keyframes d{row.number} {{ 0%, {percent(ended)} {{ opacity: 0 }} {percent(ended + 0.01)}, 100% {{ opacity: 1 }} }}"
-    yield (
-        f"@keyframes e{row.number} {{ 0%, {percent(began - 0.02)} {{ stroke-dashoffset: 1 }} {soon}, 100% {{ stroke-dashoffset: 0 }} }}"
-    )
+    for kind, since, before, until, after in (
+        ("e", began - 0.02, "stroke-dashoffset: 1", began + 0.02, "stroke-dashoffset: 0"),
+        ("n", began, hidden, began + 0.02, "opacity: 1"),
+        ("b", began, "transform: scaleX(0)", ended, "transform: none"),
+        ("d", ended, "opacity: 0", ended + 0.01, "opacity: 1"),
+    ):
+        yield (
+            f"@keyframes {kind}{row.number} {{ 0%, {percent(since)} {{ {before} }} "
+            f"{percent(until)}, 100% {{ {after} }} }}"
+        )
 
 
 def drawn(row: Row, rows: Sequence[Row], began: float, ended: float) -> Iterator[str]:
@@ -122,9 +124,13 @@ def drawn(row: Row, rows: Sequence[Row], began: float, ended: float) -> Iterator
         path = f"M{start.x + 7} {start.y + 13}V{row.y - 8}q0 8 8 8H{row.x - 6}"
         yield f'<path class="edge" pathLength="1" style="animation-name: e{row.number}" d="{path}"/>'
     kind = "plan" if row.parent is None else "new"
-    yield f'<rect class="bar {kind}" style="animation-name: b{row.number}" x="{x:.1f}" y="{row.y - 6}" width="{width:.1f}" height="12" rx="3.5"/>'
+    place = f'x="{x:.1f}" y="{row.y - 6}" width="{width:.1f}" height="12" rx="3.5"'
+    yield f'<rect class="bar {kind}" style="animation-name: b{row.number}" {place}/>'
     yield f'<text class="done" style="animation-name: d{row.number}" x="{row.x}" y="{row.y + 5}">✓</text>'
     yield f'<text style="animation-name: n{row.number}" x="{row.x + 22}" y="{row.y + 5}">{escape(row.name)}</text>'
+
+
+TITLE = "A run of discover and report: discover inserts two regions, these insert servers, and one of them a repair"
 
 
 def draw(target: Path = TARGET) -> str:
@@ -138,15 +144,18 @@ def draw(target: Path = TARGET) -> str:
         now += took
     height = TOP + ROW * len(rows) + 2
     keyframes = "\n".join(line for row in rows for line in motion(row, *moments[row.number]))
-    still = "@media (prefers-reduced-motion: no-preference) { [style] { animation: linear infinite; animation-duration: "
+    moving = f"[style] {{ animation: linear infinite; animation-duration: {PERIOD}s; }}"
     body = "\n".join(line for row in rows for line in drawn(row, rows, *moments[row.number]))
-    svg = f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" role="img" aria-labelledby="title">
-<title id="title">A run of discover and report: discover inserts two regions, these insert servers, and one of them a repair</title>
+    size = f'viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"'
+    svg = f"""<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-labelledby="title">
+<title id="title">{TITLE}</title>
 <style>{STYLE}{keyframes}
-{still}{PERIOD}s; }} }}</style>
+@media (prefers-reduced-motion: no-preference) {{ {moving} }}</style>
 <rect class="paper" x=".5" y=".5" width="{WIDTH - 1}" height="{height - 1}" rx="10"/>
-<rect class="plan" x="28" y="18" width="11" height="11" rx="3"/><text class="soft" x="46" y="28">in the plan: discover &gt;&gt; report</text>
-<rect class="new" x="{BARS}" y="18" width="11" height="11" rx="3"/><text class="soft" x="{BARS + 18}" y="28">inserted by running stages</text>
+<rect class="plan" x="28" y="18" width="11" height="11" rx="3"/>
+<text class="soft" x="46" y="28">in the plan: discover &gt;&gt; report</text>
+<rect class="new" x="{BARS}" y="18" width="11" height="11" rx="3"/>
+<text class="soft" x="{BARS + 18}" y="28">inserted by running stages</text>
 {body}
 </svg>
 """

@@ -933,7 +933,7 @@ def test_a_page_is_made_of_any_run(flowdeco, journal, monkeypatch, codec):
     assert 'id="diff"' not in page
     rows = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])
     assert [(row["n"], row["s"], row["d"]) for row in rows["rows"]] == [
-        ("hosts", "completed", 0), ("host[db]", "completed", 1), ("table[users]", "completed", 2),
+        ("hosts", "completed", 0), ("host[db]", "completed", 1), ("table[users]", "crashed", 2),
     ]  # fmt: skip
     assert [failure["type"] for failure in rows["failures"]] == ["Offline"]
     assert ("nested.Account" if codec == "pickle" else "1 item") in page

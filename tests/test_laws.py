@@ -315,7 +315,9 @@ def test_every_stage_is_in_the_tree_once_below_its_inserter(flow, skip):
 
     look(grown(run.ran().parts), None)
     assert places == list(range(len(run.stages)))
-    loops = {at for at, parent in enumerate(found) if parent is not None and run.stages[at].name == run.stages[parent].name}
+    loops = {
+        at for at, parent in enumerate(found) if parent is not None and run.stages[at].name == run.stages[parent].name
+    }
     assert all(below[at] == found[at] for at in range(len(found)) if at not in loops and not loops & {found[at]})
 
 

@@ -260,7 +260,9 @@ def _indents(rows: Iterable[durable.Row], codec: str) -> dict[tuple[str, int], i
 
     They are read from the rows of stages, without the modules that read whole runs.
     """
-    steps: dict[tuple[str, int], tuple[str, int]] = {}  # the name and depth of a stage, also by the numbers of its actions
+    steps: dict[
+        tuple[str, int], tuple[str, int]
+    ] = {}  # the name and depth of a stage, also by the numbers of its actions
     found: dict[tuple[str, int], int] = {}
     for row in sorted(rows, key=lambda row: (row.branch, row.number)):
         key = row.branch, row.number
@@ -284,7 +286,9 @@ def _inserter_of(row: durable.Row, codec: str) -> int:
 
 
 def _place(step: Step) -> tuple[str, int]:
-    return (step.actions[0].branch, step.actions[0].number - 1) if step.row is None else (step.row.branch, step.row.number)
+    return (
+        (step.actions[0].branch, step.actions[0].number - 1) if step.row is None else (step.row.branch, step.row.number)
+    )
 
 
 def _write_page(path: str, info: RunInfo, options: Namespace) -> int:

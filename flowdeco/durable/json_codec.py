@@ -130,13 +130,13 @@ def _outlined(node: Any) -> Any:
     tag = next(iter(parts), "")
     if not tag.startswith("$"):
         return {key: _outlined(value) for key, value in parts.items()}
-    content = parts[tag]
+    content: Any = parts[tag]
     if tag in ("$tuple", "$set", "$frozenset", "$deque"):
         return tuple(map(_outlined, content))
-    name, args = (*content[:2], ())[:2] if isinstance(content, list) and content else (tag, ())
+    name, *args = cast("list[Any]", content) if isinstance(content, list) and content else (tag,)
     module, _, qualname = str(name).rpartition(":")
-    made = stand_in(module, qualname)
-    return made(*map(_outlined, args)) if isinstance(args, (list, tuple)) else made()
+    listed = cast("list[Any]", args[0]) if args and isinstance(args[0], list) else []
+    return stand_in(module, qualname)(*map(_outlined, listed))
 
 
 class Notation:

@@ -15,7 +15,13 @@ __all__ = ["Change", "Diff", "Plan", "Ran", "html_of", "plan", "ran", "write_pag
 
 
 def write_page(
-    run: Run, path: str | os.PathLike[str], values: bool, *, of: Ran | None = None, compared: bool = True, resume: str = ""
+    run: Run,
+    path: str | os.PathLike[str],
+    values: bool,
+    *,
+    of: Ran | None = None,
+    compared: bool = True,
+    resume: str = "",
 ) -> Path:
     """Write the page of a run, and return its path.
 

@@ -148,12 +148,15 @@ def _foot() -> str:
 
 def _alarm(run: Run, ran: Ran, redact: Redact) -> str:
     if run.error is not None:
-        error, verb = text(redact(type(run.error).__name__)), "was cancelled" if run.status == "cancelled" else run.status
+        error, verb = (
+            text(redact(type(run.error).__name__)),
+            "was cancelled" if run.status == "cancelled" else run.status,
+        )
         return (
             f'<section class="alarm" id="alarm" aria-labelledby="h-alarm"><h2 id="h-alarm">The run {verb}</h2>'
             f"<noscript><p>{error}</p></noscript></section>"
         )
-    reason = "Its process ended while it was running." if ran.status == "crashed" else str(run.reason or "")
+    reason = "Its process ended while it was running." if str(ran.status) == "crashed" else str(run.reason or "")
     return f'<p class="reason">{text(redact(reason))}</p>' if reason else ""
 
 
@@ -187,14 +190,18 @@ def _planned(nodes: Sequence[Node]) -> str:
         part = node.part
         inside = _planned(grown(part.parts)) if part.kind in ("pipeline", "parallel", "branch") else ""
         if part.kind == "branch":
-            items.append(f"<li>{inside}</li>" if len(part.parts) > 1 else inside.removeprefix("<ol>").removesuffix("</ol>"))
+            items.append(
+                f"<li>{inside}</li>" if len(part.parts) > 1 else inside.removeprefix("<ol>").removesuffix("</ol>")
+            )
             continue
         word = state(part)
         shown = text(part.name)
         if part.kind == "stage" and part.record is not None:
             shown = f'<a href="#stage-{part.record}">{shown}</a>'
-        kind = f' <span class="kind">{part.kind}</span>' if part.kind != "stage" and part.name != part.kind else ""
-        note = "" if word == "completed" else f' <span class="kind">{"not reached" if word == "pending" else word}</span>'
+        kind = f' <span class="kind">{part.kind}</span>' if part.kind not in ("stage", part.name) else ""
+        note = (
+            "" if word == "completed" else f' <span class="kind">{"not reached" if word == "pending" else word}</span>'
+        )
         fresh = f' <span class="by">+ {len(node.inserted):,} inserted</span>' if node.inserted else ""
         mark = f'<span class="mark {word}" aria-hidden="true">{MARKS[word].strip()}</span>'
         items.append(f'<li>{mark}<span class="name">{shown}</span>{kind}{note}{fresh}{inside}</li>')
@@ -208,7 +215,9 @@ def _differences(diff: Diff, redact: Redact) -> str:
     for change in diff.changes:
         kinds.setdefault(change.what, []).append(change)
     title = '<h2 id="h-diff">Plan and run</h2>'
-    head = f'<section id="diff" aria-labelledby="h-diff">{title}<div class="planned">{_planned(grown(diff.parts))}</div>'
+    head = (
+        f'<section id="diff" aria-labelledby="h-diff">{title}<div class="planned">{_planned(grown(diff.parts))}</div>'
+    )
     if not kinds:
         return f'{head}<p class="changes">Everything ran as planned.</p></section>'
     counts = "".join(f"<span><b>{len(changes):,}</b> {kind}</span>" for kind, changes in kinds.items())

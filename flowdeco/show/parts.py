@@ -18,10 +18,11 @@ class Part(NamedTuple):
     """An action, a stage, a pipeline, a parallel group or a branch of one, planned or run.
 
     `kind` is "action", "stage", "pipeline", "parallel" or "branch". A plan has `reads` and `writes` (keys of the store),
-    and `inserts`: its annotation says that it returns units. The other fields are of a run: `status` is `pending` for units
-    that were inserted or begun, and never reached; `record` is the index of its record in `run.stages`, or among the
-    actions of its stage. `restored` ones were not run again by a resume. `unplanned` parts are missing from the plan although nothing inserted them. `bound` are the bound
-    values of an action that ran in a branch of a group.
+    and `inserts`: its annotation says that it returns units. The other fields are of a run: `status` is `pending` for
+    units that were inserted or begun, and never reached; `record` is the index of its record in `run.stages`, or among the
+    actions of its stage, and `parent` that of the stage or action that inserted it. `restored` ones were not run again by
+    a resume; `unplanned` ones are missing from the plan although nothing inserted them. `bound` are the bound values of an
+    action that ran in a branch of a group.
     """
 
     kind: str

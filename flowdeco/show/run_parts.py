@@ -82,7 +82,9 @@ def ran_parts(run: Run) -> tuple[Part, ...]:
         parent = inserters.find(record.inserted_by, record.scope)
         if unfinished:
             _remove_waiting(node, parent, "stage", record.name)
-            node.waiting.update({index: units for units in [list(_units_after(record))] if units})
+            units = list(_units_after(record))
+            if units:
+                node.waiting[index] = units
         node.children.append(_ran_stage(index, record)._replace(parent=parent))
     return tuple(_recovered(part, run.status in WENT_ON) for part in root.part().parts)
 
@@ -116,9 +118,7 @@ def _node_of(
         else:
             group = nodes.get(inner.id)
             if group is None:
-                group = nodes[inner.id] = _add_child(
-                    node, "parallel", inner, _inserter_of(inner, record, inserters)
-                )
+                group = nodes[inner.id] = _add_child(node, "parallel", inner, _inserter_of(inner, record, inserters))
             node = _Node("branch", inner.name, group.depth + 1, None, inner.branch)
             group.children.append(node)
         nodes[inner.id, inner.branch] = node
@@ -153,8 +153,9 @@ def _remove_waiting(node: _Node, parent: int | None, kind: str, name: str) -> No
 
 def _units_after(record: StageRecord) -> Iterator[tuple[str, Any]]:
     """Yield the units that a stage inserted, and that run after it, with who inserted them."""
-    for did, who in (*((each, f"{record.name}/{each.name}") for each in record.actions), (record, record.name)):
-        yield from ((who, unit) for unit in did.inserted if not isinstance(unit, (Action, Stream)))
+    inserted = [(f"{record.name}/{action.name}", action.inserted) for action in record.actions]
+    for who, units in (*inserted, (record.name, record.inserted)):
+        yield from ((who, unit) for unit in units if not isinstance(unit, (Action, Stream)))
 
 
 def _ran_stage(index: int, record: StageRecord) -> Part:
