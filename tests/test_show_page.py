@@ -960,6 +960,20 @@ def test_the_command_that_resumes_a_run_is_copied(opened, tmp_path):
     assert sheet.page.locator("#command").inner_text() == "flowdeco resume r --journal runs.db"
 
 
+def test_a_durable_run_knows_how_it_is_resumed(tmp_path):
+    """By a command, if it can be resumed; what it waits for is to be given."""
+
+    @action
+    def ask(ctx: Context) -> None:
+        ctx.wait_for("approval")
+
+    path = tmp_path / "my runs.db"
+    source = page_of(ask.run(journal=path, run_id="one"), tmp_path)
+    assert f"flowdeco resume FILE.py:FLOW one --journal &#x27;{path}&#x27; -i approval=VALUE</code>" in source
+    assert 'id="command"' not in page_of(tidy.run(journal=path), tmp_path)
+    assert 'id="command"' not in page_of(broken.run(check=False), tmp_path)
+
+
 def test_failures_of_attempts_are_there(opened):
     """In the row that opens, one for each."""
     sheet = opened(flaky().run())

@@ -100,15 +100,8 @@ def _perform(
     if takes_more:
         _show(lambda: _print_problems(run, options, path, inputs, warned), "its problems are not shown", options)
     if options.html:
-        _show(lambda: _write_page(run, options, path), "the page is not written", options)
+        _show(lambda: run.to_html(options.html), "the page is not written", options)
     return _CODES.get(str(run.status), FAILED)
-
-
-def _write_page(run: Run, options: Namespace, path: str | None) -> None:
-    from flowdeco.show import write_page
-
-    command = report.resume_command(run.id, str(run.status), run.reason, path) if path else ""
-    write_page(run, options.html, False, resume=command)
 
 
 def _show(show: Callable[[], object], failure: str, options: Namespace) -> bool:

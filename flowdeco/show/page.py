@@ -166,8 +166,9 @@ def _resume_command(run: Run) -> str:
     if path is None or run.status not in (Status.FAILED, Status.SUSPENDED, Status.CANCELLED):
         return ""
     entry = "" if getattr(journal, "entry", None) else "FILE.py:FLOW "
-    value = " -i KEY=VALUE" if run.status is Status.SUSPENDED else ""
-    return f"flowdeco resume {entry}{quote(run.id)} --journal {quote(str(path))}{value}"
+    keys = re.findall(r"'([^']+)'", run.reason or "") or ["KEY"] if run.status is Status.SUSPENDED else []
+    values = "".join(f" -i {quote(key)}=VALUE" for key in keys)
+    return f"flowdeco resume {entry}{quote(run.id)} --journal {quote(str(path))}{values}"
 
 
 def _resume(command: str) -> str:
