@@ -98,6 +98,15 @@ class Bailed(Exception):
     """An action ended the run."""
 
 
+class By(str):
+    """Who inserted a unit, and the place of its stage in the records."""
+
+    def __new__(cls, name, place):
+        made = super().__new__(cls, name)
+        made.place = place
+        return made
+
+
 class Call:
     """One thing in its layers."""
 
@@ -195,8 +204,9 @@ class Model:
             self.records.append((stage.name, status, by, call.attempt, call.recovered, actions))
             if call.recovered:
                 self.records[-1:] = map(recovered, self.records[-1:])
+        place = len(self.records) - 1
         for unit, unit_by in behind:
-            self.units([unit], unit_by, around)
+            self.units([unit], By(unit_by, place), around)
 
     def action(self, act, by, stage, layers, records):
         """Run an action; return what it inserts right now, and what behind its stage."""
@@ -327,6 +337,11 @@ class Model:
             self.collected += collected
             self.off |= off
             self.result = self.result if result is None else result
+
+
+def parents(records):
+    """Return, for each stage, the place of the stage that inserted it."""
+    return [getattr(by, "place", None) for _, _, by, *_ in records]
 
 
 def predict(flow, skip):

@@ -873,6 +873,101 @@ def test_a_run_is_shown_with_its_steps(flowdeco, journal):
     ]
 
 
+NESTED = """
+import os
+from flowdeco import Context, Stage, action, stage
+from flowdeco.middleware import retry
+
+class Offline(Exception): ...
+class Account:
+    password = "hunter2"
+
+calls = []
+
+@stage
+def table(name):
+    @action(use=[retry(on=Offline, attempts=2, wait=0)])
+    def count(end=""):
+        calls.append(name)
+        if name == "orders" and end == "crash":
+            os._exit(9)
+        if name == "users" and len(calls) == 1:
+            raise Offline("no route")
+
+@stage
+def host(name):
+    @action(returns="account")
+    def login():
+        return Account() if os.environ.get("CODEC") != "json" else [1]
+
+    @action
+    def tables() -> list[Stage]:
+        return [table("users"), table("orders")]
+
+@action
+def hosts() -> list[Stage]:
+    return [host("db")]
+
+@action
+def approve(ctx: Context):
+    return ctx.wait_for("approval")
+
+flow = hosts >> approve
+"""
+
+
+@pytest.mark.parametrize("codec", ["pickle", "json"])
+def test_a_page_is_made_of_any_run(flowdeco, journal, monkeypatch, codec):
+    """Without its workflow; with the tree, the errors of attempts, and the command that resumes it."""
+    monkeypatch.setenv("CODEC", codec)
+    Path("nested.py").write_text(NESTED)
+    crash = ("-i", "end=crash", "--run-id", "dead", "--journal", "runs.db", "--codec", codec)
+    assert in_process("run", "nested.py:flow", *crash).returncode == 9
+    assert in_process("run", "nested.py:flow", *("--run-id", "waits"), *crash[4:]).returncode == 3
+    Path("nested.py").unlink()
+    assert flowdeco("show", "dead", "--html") == (0, "written: dead.html\n", "")
+    page = Path("dead.html").read_text(encoding="utf-8")
+    assert "crashed</span>" in page
+    assert "Its process ended while it was running." in page
+    assert "flowdeco resume dead --journal runs.db</code>" in page
+    assert 'id="diff"' not in page
+    rows = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])
+    assert [(row["n"], row["s"], row["d"]) for row in rows["rows"]] == [
+        ("hosts", "completed", 0), ("host[db]", "completed", 1), ("table[users]", "crashed", 2),
+    ]  # fmt: skip
+    assert [failure["type"] for failure in rows["failures"]] == ["Offline"]
+    assert ("nested.Account" if codec == "pickle" else "1 item") in page
+    assert flowdeco("show", "waits", "--html", "page.html")[0] == 0
+    assert "flowdeco resume waits --journal runs.db -i approval=VALUE</code>" in Path("page.html").read_text("utf-8")
+
+
+def test_a_page_is_never_overwritten_unless_that_is_wanted(flowdeco, journal):
+    """Nor is one written where it cannot be."""
+    flowdeco("run", "flows.py:flow", "-i", "kinds:=0", "--run-id", "a/b")
+    assert flowdeco("show", "--html")[1] == "written: a_b.html\n"
+    Path("a_b.html").write_text("mine")
+    code, out, err = flowdeco("show", "a/b", "--html")
+    assert (code, out, err) == (
+        2, "", "flowdeco: error: a_b.html exists: give another file, or --force to overwrite it\n"
+    )  # fmt: skip
+    assert Path("a_b.html").read_text() == "mine"
+    assert json.loads(flowdeco("show", "a/b", "--html", "--force", "--json")[1]) == {"id": "a/b", "html": "a_b.html"}
+    assert Path("a_b.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert "there is no such directory" in flowdeco("show", "a/b", "--html", "no/a.html")[2]
+
+
+def test_stages_stand_below_their_inserters(flowdeco, journal):
+    """In the tables of a run and of its steps; as JSON, by the place of their parent."""
+    Path("nested.py").write_text(NESTED)
+    _, out, _ = flowdeco("run", "nested.py:flow", "--run-id", "one")
+    names = ["hosts", "  host[db]", "    table[users]", "    table[orders]", "approve"]
+    assert [re.split(r"  +(?=[a-z]+ed)", line)[0] for line in out.splitlines()[1:6]] == names
+    shown = flowdeco("show", "one")[1].splitlines()
+    assert [line for line in (re.split(r"  +(?=[a-z]+ed)", line)[0] for line in shown) if line in names] == names
+    _, out, _ = flowdeco("run", "nested.py:flow", "--json", "--no-journal")
+    assert [stage["parent"] for stage in json.loads(out)["stages"]] == [None, 0, 1, 1, None]
+
+
 FAILS = """
 from flowdeco import action, parallel, stage
 from flowdeco.middleware import retry

@@ -10,10 +10,12 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from model import Act, Par, Pipe, Stg, predict
+from model import Act, Par, Pipe, Stg, parents, predict
 from support import again, around, swallow
 
 from flowdeco import Bail, Context, Stage, action, parallel, pipeline, stream
+from flowdeco.engine.inserters import Inserters
+from flowdeco.show.tree import grown
 
 # Thorough enough to find what the tests of the modules do not; the whole suite stays below a minute and a half.
 many = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
@@ -313,6 +315,35 @@ def test_groups_come_to_the_same_however_their_branches_are_timed(run, flow):
     _, other_trace, *side_by_side = observed(run, flow, frozenset(), limit=None)
     assert side_by_side == one_at_a_time
     assert sorted(other_trace) == sorted(trace)
+
+
+@many
+@given(flow=flows(), skip=SKIPS)
+def test_every_stage_is_in_the_tree_once_below_its_inserter(flow, skip):
+    """Read from top to bottom, the tree is the order of the run."""
+    run = run_sync(Builder().unit(flow), skip=skip, check=False)
+    inserters = Inserters(run.stages)
+    found = [inserters.find(record.inserted_by, record.scope) for record in run.stages]
+    assert found == parents(predict(flow, skip)[2])
+    places, below = [], {}
+
+    def look(nodes, inserter):
+        for node in nodes:
+            part = node.part
+            if part.kind == "stage":
+                if part.record is not None:
+                    places.append(part.record)
+                    below[part.record] = inserter
+            else:
+                look(grown(part.parts, part.inserted_by), part.parent if part.kind != "branch" else inserter)
+            look(node.inserted, part.record)
+
+    look(grown(run.ran().parts), None)
+    assert places == list(range(len(run.stages)))
+    loops = {
+        at for at, parent in enumerate(found) if parent is not None and run.stages[at].name == run.stages[parent].name
+    }
+    assert all(below[at] == found[at] for at in range(len(found)) if at not in loops and not loops & {found[at]})
 
 
 # -- the algebra

@@ -256,3 +256,32 @@ def test_a_run_that_was_read_is_pickled():
     """Its stand-ins are, too."""
     again = durable.read(killed(number >> broken, 9), "one")
     assert statuses(pickle.loads(pickle.dumps(again.stages)) and again) == statuses(again)
+
+
+class Placeholders:
+    """A codec that reads inserted units as something else, as where their code is not there."""
+
+    def __init__(self, codec):
+        self.encode, self.name, self._decode = codec.encode, codec.name, codec.decode
+
+    def decode(self, payload):
+        """Read a payload."""
+        parts = self._decode(payload)
+        if isinstance(parts, dict) and "inserted" in parts:
+            parts["inserted"] = tuple("?" for _ in parts["inserted"])
+        return parts
+
+
+def test_a_whole_outline_has_who_inserted_whom_without_the_units():
+    """A stage that was under way has no row: it is the next of those that were inserted last."""
+    journal = MemoryJournal()
+    run = (insert >> number).run(journal=journal, run_id="one")
+    codec, remembered = Placeholders(journal.codec), journal.read("one")
+    whole = read_outline(remembered, codec, whole=True)
+    assert [(each.name, each.inserted_by) for each in whole.stages] == [(s.name, s.inserted_by) for s in run.stages]
+    assert {each.inserted for record in whole.stages for each in record.actions} == {()}
+    for name, by in (("part[1]", "insert/insert"), ("part[2]", "insert/insert"), ("number", "None")):
+        ended = [record.number for record in run.stages if record.name == name][0]
+        rows = [row for row in remembered.rows if row.number <= ended + 1 and (row.kind, row.stage) != ("stage", name)]
+        last = read_outline(remembered._replace(rows=rows, status="running"), codec, whole=True).stages[-1]
+        assert (last.name, last.status, str(last.inserted_by)) == (name, "running", by)

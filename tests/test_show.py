@@ -1,16 +1,21 @@
 """Plans, what ran, and diffs: as values, as text, as mermaid."""
 
 import pickle
+import re
+import runpy
 import threading
+from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from shown import EVIL, GROUP, broken, discover, evil, failing, flaky, full, many, ok, process, report, saved, tidy
 
-from flowdeco import Bail, Context, Run, Stage, Store, Suspend, action, parallel, pipeline, stream
-from flowdeco.show.folding import Fold, folded
+from flowdeco import Bail, Context, Run, Stage, Store, Suspend, action, durable, parallel, pipeline, stage, stream
+from flowdeco.durable import SqliteJournal
 from flowdeco.show.formatting import duration, plural, printable
 from flowdeco.show.parts import DEEPEST, walk
 from flowdeco.show.run_parts import error_with_members
+from flowdeco.show.tree import Collapsed, collapsed, grown
 
 MANY = 1000
 
@@ -132,7 +137,7 @@ def test_what_ran_as_text(run):
     shown = [line.replace("full, run", "").split() for line in lines(ran)]
     assert "completed" in shown[0]
     text = str(ran)
-    assert "✓ + process[databases]" in text
+    assert "✓ + ├─ process[databases]" in text
     assert "inserted by discover/discover" in text
     assert "3 attempts" in text
     assert "recovered from ValueError: gone" in text
@@ -181,25 +186,32 @@ def test_a_thousand_dynamic_stages_are_folded():
     assert len(lines(ran)) < 20
 
 
-def test_what_failed_is_never_folded():
-    """It stands among the thousand, by itself."""
+def test_a_failed_stage_is_never_collapsed():
+    """It stands among the thousand, by itself; also a stage that inserted it."""
 
-    @action(collect="done", use=[])
-    def work(ctx: Context):
-        if ctx.stage.name == "s500":
-            raise ValueError("this one")
+    @stage
+    def deep(number):
+        @action(name="work")
+        def work() -> None:
+            if number == 500:
+                raise ValueError("this one")
+
+    @stage
+    def outer(number):
+        @action(name="insert")
+        def insert() -> Stage:
+            return deep(number)
 
     @action
-    def burst():
-        return [Stage(f"s{number}", [work]) for number in range(1000)]
+    def burst() -> list[Stage]:
+        return [outer(number) for number in range(1000)]
 
-    ran = burst.run(check=False).ran()
-    text = ran.text()
-    assert "✗ + s500" in text
-    assert "… 497 more" in text
+    text = burst.run(check=False).ran().text()
+    assert "✓ + ├─ outer[500]" in text
+    assert "✗ + │  └─ deep[500]" in text
+    assert "… 497 more, outer[…], with 497 below them" in text
     assert "ValueError: this one" in text
-    assert "…" in text
-    assert "s999" not in text
+    assert "outer[999]" not in text
 
 
 def test_skipped_ones_are_folded_as_well():
@@ -234,7 +246,7 @@ def test_a_loop_is_flat():
     loop = Stage("loop", [again])
     ran = loop.run().ran()
     assert len(ran.parts) == 10_000
-    assert "… 9,996 more" in ran.text()
+    assert "… 9,997 more, loop" in ran.text()
 
 
 def test_pipelines_that_are_nested_very_deep_are_cut():
@@ -364,16 +376,16 @@ def test_a_diff_as_text(run):
     assert lines(flow.plan().diff(finished)) == [
         "pipeline, plan and run r1 (failed): 3 inserted, 1 skipped, 1 failed, 1 not reached",
         "✓   discover",
-        "✓ + process[databases]  inserted by discover/discover",
-        "✓     handle",
-        "✓ + process[caches]     inserted by discover/discover",
-        "✓     handle",
-        "✓ + process[servers]    inserted by discover/discover",
-        "✓     handle",
+        "✓ + ├─ process[databases]  inserted by discover/discover",
+        "✓   │    handle",
+        "✓ + ├─ process[caches]     inserted by discover/discover",
+        "✓   │    handle",
+        "✓ + └─ process[servers]    inserted by discover/discover",
+        "✓        handle",
         "✓   tidy",
-        "⊘     sweep             skipped",
-        "✗   broken              RuntimeError: login failed with local",
-        "·   report              not reached",
+        "⊘     sweep                skipped",
+        "✗   broken                 RuntimeError: login failed with local",
+        "·   report                 not reached",
         "",
         "RuntimeError: login failed with local",
         "  in action 'broken' of stage 'broken', pipeline 'pipeline', run 'r1'",
@@ -532,10 +544,10 @@ flowchart TD
 
 
 def test_dynamic_stages_are_dashed_in_mermaid():
-    """The arrow says who inserted them."""
+    """An arrow leads to each from its inserter."""
     drawn = (discover >> broken >> tidy).run(check=False).ran().mermaid()
-    assert 'n1 -. "inserted by discover/discover" .-> n2' in drawn
-    assert "n2 -.-> n3" in drawn
+    assert [f"n1 -.-> n{child}" in drawn for child in (2, 3, 4)] == [True] * 3
+    assert "n1 --> n5" in drawn
     assert "class n2,n3,n4 dynamic" in drawn
     assert "class n5 failed" in drawn
 
@@ -625,13 +637,239 @@ def test_middleware_that_skips_or_inserts_is_shown(run):
     ]
 
 
-def test_folding_keeps_the_order_and_loses_nothing():
-    """Shown and folded parts are all parts."""
-    parts = (many(50) >> GROUP >> many(20)).run().ran().parts
+def test_collapsing_keeps_the_order_and_loses_nothing():
+    """Shown and collapsed nodes are all nodes."""
+    nodes = grown((many(50) >> GROUP >> many(20)).run().ran().parts)[0].inserted
     back = []
-    for one_ in folded(parts):
-        back.extend(one_.parts if isinstance(one_, Fold) else (one_,))
-    assert tuple(back) == parts
+    for each in collapsed(nodes, 30):
+        back.extend(each.nodes if isinstance(each, Collapsed) else (each,))
+    assert back == nodes
+    assert len(collapsed(nodes, 30)) == 4
+    assert collapsed(nodes, 51) == nodes
+
+
+# -- the insertion tree
+
+
+@stage
+def host(name):
+    """It inserts stages by two of its actions."""
+
+    @action
+    def tables() -> list[Stage]:
+        return [Stage(f"{name}.{number}") for number in range(2)]
+
+    @action
+    def checks() -> Stage:
+        return Stage(f"check {name}")
+
+
+@action
+def hosts() -> list[Stage]:
+    return [host("db"), host("web")]
+
+
+def test_a_tree_has_each_stage_below_its_inserter(run):
+    """On three levels; where a stage has several actions, the one that inserted is named."""
+    ran = run(hosts >> tidy).ran()
+    assert [re.sub(r" +[\d.]+ [µm]s *", "  ", line).rstrip() for line in lines(ran)[1:]] == [
+        "✓   hosts",
+        "✓ + ├─ host[db]  inserted by hosts/hosts",
+        "✓   │  │ tables",
+        "✓   │  │ checks",
+        "✓ + │  ├─ db.0  inserted by host[db]/tables",
+        "✓ + │  ├─ db.1  inserted by host[db]/tables",
+        "✓ + │  └─ check db  inserted by host[db]/checks",
+        "✓ + └─ host[web]  inserted by hosts/hosts",
+        "✓      │ tables",
+        "✓      │ checks",
+        "✓ +    ├─ web.0  inserted by host[web]/tables",
+        "✓ +    ├─ web.1  inserted by host[web]/tables",
+        "✓ +    └─ check web  inserted by host[web]/checks",
+        "✓   tidy",
+        "✓     sweep",
+    ]
+    drawn = ran.mermaid()
+    assert 'n2 -. "by tables" .-> n3' in drawn
+    assert 'n2 -. "by checks" .-> n5' in drawn
+    assert "n1 -.-> n6" in drawn
+    card = ran.html()
+    assert card.count('<div class="fd-tree">') == 3
+    assert "+ by checks" in card
+    assert "+ by hosts" not in card
+
+
+def test_thirteen_inserted_stages_are_all_shown():
+    """Only thirty of one template are too many; others are collapsed where there are hundreds."""
+    assert "more" not in many(29).run().ran().text()
+    assert "… 27 more, process[…]" in many(30).run().ran().text()
+    assert "more" not in pipeline(*[Stage(f"s{number}") for number in range(200)]).run().ran().text()
+
+
+def test_templates_that_alternate_are_collapsed_together():
+    """Their order stays, and how many there are of each."""
+
+    @action
+    def pairs() -> list[Stage]:
+        return [made for number in range(50) for made in (process(str(number)), host(str(number)))]
+
+    assert "… 94 more: 47 process[…], 47 host[…], with 141 below them" in pairs.run().ran().text()
+
+
+def test_mermaid_collapses_from_sixty_nodes_on():
+    """Below that, all of them are drawn."""
+    assert "more" not in many(57).run().ran().mermaid()
+    assert "56 more, process[…]" in many(59).run().ran().mermaid()
+
+
+def test_two_stages_of_one_name_have_their_own_children():
+    """The most recent one is not always the inserter."""
+    turns = []
+
+    @action
+    def again(ctx: Context):
+        turns.append(1)
+        return [ctx.stage, Stage("x")] if len(turns) == 1 else []
+
+    (root,) = grown(Stage("s", [again]).run().ran().parts)
+    assert [node.part.name for node in root.inserted] == ["s", "x"]
+
+
+def test_a_loop_with_other_insertions_is_flat(run):
+    """A turn has what it inserted below it, and the next turn beside it."""
+    turns = []
+
+    @action
+    def again(ctx: Context):
+        turns.append(1)
+        return [Stage(f"x{len(turns)}"), *([ctx.stage] if len(turns) % 3 else [])]
+
+    nodes = grown(run(Stage("s", [again])).ran().parts)
+    assert [(node.part.name, [each.part.name for each in node.inserted]) for node in nodes] == [
+        ("s", ["x1"]), ("s", ["x2"]), ("s", ["x3"]),
+    ]  # fmt: skip
+    assert [node.via for node in nodes] == [None, "s/again", "s/again"]
+
+
+def test_insertions_that_are_nested_a_thousand_deep_are_indented_as_far_as_one_can_read():
+    """Each is below the one before, until there is no room."""
+
+    @stage
+    def step(number):
+        @action(name="go")
+        def go() -> Stage | None:
+            return step(number + 1) if number < 1000 else None
+
+    ran = step(0).run().ran()
+    assert max(len(line) for line in lines(ran)) < 120
+    assert "… 982 more, step[…]" in ran.text()
+    assert ran.html()
+    assert ran.mermaid()
+
+
+def test_a_forgotten_inserter_is_named(run):
+    """Its stages stand at the left, with its name."""
+    ran = run(hosts, history=2).ran()
+    assert [(node.part.name, node.via) for node in grown(ran.parts)] == [
+        ("web.1", "host[web]/tables"), ("check web", "host[web]/checks"),
+    ]  # fmt: skip
+    assert "inserted by host[web]/tables" in ran.text()
+
+
+def test_a_group_and_a_pipeline_that_were_inserted_are_below_their_inserter(run):
+    """What is in them was inserted with them, as they say once; what that inserts is below it."""
+
+    def layer(call):
+        yield
+
+    @action
+    def insert():
+        return [parallel(hosts, tidy, name="g"), pipeline(hosts, name="p", use=[layer])]
+
+    (root, last) = grown(run(insert >> tidy).ran().parts)
+    group, inner = root.inserted
+    assert (group.part.name, inner.part.name, last.part.name) == ("g", "p", "tidy")
+    (first, second) = grown(group.part.parts, group.part.inserted_by)
+    assert [node.via for node in grown(first.part.parts, group.part.inserted_by)] == [None]
+    for part in (first.part, inner.part):
+        (top,) = grown(part.parts, group.part.inserted_by)
+        assert [node.part.name for node in top.inserted] == ["host[db]", "host[web]"]
+
+
+def test_inserted_actions_are_below_the_action_that_inserted_them(run):
+    """Also those that were never reached."""
+
+    @action
+    def more():
+        return [broken, action(name="later")(lambda: None)]
+
+    (part,) = run(Stage("s", [more, saved]), check=False).ran().parts
+    (first, last) = grown(part.parts)
+    assert [(node.part.name, str(node.part.status)) for node in first.inserted] == [
+        ("broken", "failed"), ("later", "pending"),
+    ]  # fmt: skip
+    assert (last.part.name, str(last.part.status)) == ("saved", "pending")
+
+
+def test_a_stream_has_its_stages_below_the_stage_that_returned_it(run):
+    """However long it takes."""
+
+    @action
+    def pull():
+        return stream(host(str(number)) for number in range(2))
+
+    (root,) = grown(run(pull).ran().parts)
+    assert [(node.part.name, len(node.inserted)) for node in root.inserted] == [("host[0]", 3), ("host[1]", 3)]
+
+
+@pytest.mark.parametrize("codec", ["pickle", "json"])
+def test_a_run_of_a_journal_has_the_same_tree(run, tmp_path, codec):
+    """Read without its pipeline, and resumed; restored steps are marked."""
+    journal = SqliteJournal(tmp_path / "runs.db", codec=codec)
+    flow = hosts_at_home >> parallel(hosts_at_home, Stage("alone"), name="g") >> Stage("wait", [ask])
+    run(flow, journal=journal, run_id="one")
+    read = durable.read(journal, "one").ran().parts
+    assert shape(read) == shape(run(flow).ran().parts)
+    resumed = flow.resume("one", {"answer": 1}, journal=journal).ran()
+    assert shape(resumed.parts) == shape(read)
+    assert [node.part.restored for node in grown(resumed.parts)] == [True, False, False]
+    assert "restored" in resumed.text()
+    assert "restored" in resumed.html()
+
+
+def shape(parts, above=None):
+    """Names, nested as the tree is."""
+    return [
+        (node.part.name, shape(node.part.parts, node.part.inserted_by), shape_of(node.inserted))
+        for node in grown(parts, above)
+    ]
+
+
+def shape_of(nodes):
+    return [(node.part.name, shape_of(node.inserted)) for node in nodes]
+
+
+@action
+def hosts_at_home() -> list[Stage]:
+    return [home("db"), home("web")]
+
+
+@stage
+def home(name):
+    @action
+    def rooms() -> list[Stage]:
+        return [room(name, "kitchen"), room(name, "hall")]
+
+
+@stage
+def room(house, name):
+    @action
+    def clean() -> None: ...
+
+
+@action
+def ask(ctx: Context) -> None:
+    ctx.wait_for("answer")
 
 
 def test_evil_names_are_shown_everywhere():
@@ -642,3 +880,19 @@ def test_evil_names_are_shown_everywhere():
         assert EVIL[:9] in shown.text()
         assert "<script>" not in shown.mermaid()
         assert "<script>" not in shown.html()
+
+
+def test_the_picture_of_the_tree_is_of_a_run(tmp_path):
+    """`docs/draw_tree.py` draws it again, and nothing is loaded by it."""
+    root = Path(__file__).parents[1]
+    drawn = runpy.run_path(str(root / "docs" / "draw_tree.py"))["draw"](tmp_path / "tree.svg")
+    assert drawn == (tmp_path / "tree.svg").read_text(encoding="utf-8")
+    assert drawn == (root / "docs" / "_static" / "tree.svg").read_text(encoding="utf-8")
+    tree = ElementTree.fromstring(drawn)
+    names = [each.text for each in tree.iter("{http://www.w3.org/2000/svg}text") if each.text != "✓"]
+    assert names[2:] == [
+        "discover", "region[eu]", "server[eu-1]", "server[eu-2]", "repair[eu-2]", "region[us]", "server[us-1]", "report",
+    ]  # fmt: skip
+    assert len(list(tree.iter("{http://www.w3.org/2000/svg}path"))) == 8 + 6
+    assert not re.search(r"url\(|href|@import", drawn)
+    assert "prefers-reduced-motion" in drawn

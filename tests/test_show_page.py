@@ -27,7 +27,7 @@ from shown import (
 )
 
 import flowdeco
-from flowdeco import Context, Key, Stage, action, parallel, pipeline, stage
+from flowdeco import Context, Key, Stage, action, parallel, pipeline, show, stage
 from flowdeco.middleware import retry
 from flowdeco.model.store import Store
 from flowdeco.show.failures import failure_of
@@ -65,7 +65,7 @@ def test_the_page_is_complete_in_itself(tmp_path):
     """It names no address, and forbids the browser to load anything or to run another script."""
     source = page_of(failing().run(check=False), tmp_path)
     checked = Checker(source)
-    assert checked.urls == ["data:,", "#stages"]
+    assert checked.urls == ["data:,", "#stages", *(f"#stage-{number}" for number in (0, 4, 5, 6))]
     assert not re.search(r"(?:https?:)?//[a-z]|url\(|@import", re.sub(r"(?m)^\s*//.*$", "", source))
     assert "default-src 'none'" in source
     assert "unsafe" not in source
@@ -648,7 +648,7 @@ def test_stages_are_filtered_by_name_and_tag(opened):
     sheet = opened(full().run())
     sheet.page.fill("#find", "PROCESS cach")
     settled(sheet, "2 of")
-    assert sheet.names() == ["process[caches]", "fetch", "branch 1", "process[caches]"]
+    assert sheet.names() == ["discover", "process[caches]", "fetch", "discover", "process[caches]"]
     sheet.page.fill("#find", "tag:reporting")
     settled(sheet, "1 of")
     assert sheet.names() == ["report"]
@@ -749,20 +749,20 @@ def test_five_thousand_stages_stay_responsive(opened):
     run = (discover >> many(4_990) >> report).run()
     sheet = opened(run)
     assert sheet.page.locator("#rows > li").count() < 60
-    assert "4,985 more, process[…]" in sheet.page.locator("#rows").inner_text()
+    assert "4,987 more, process[…]" in sheet.page.locator("#rows").inner_text()
     sheet.page.fill("#find", "process")
     settled(sheet, "4,993 of 4,996")
     assert sheet.page.locator("#rows > li").count() <= 600
     took = sheet.page.evaluate("""() => { const find = document.getElementById("find"); find.value = "process[4321]";
         const began = performance.now(); find.dispatchEvent(new Event("input"));
-        return new Promise((done) => { const look = () => document.querySelectorAll("#rows > li").length === 1
+        return new Promise((done) => { const look = () => document.querySelectorAll("#rows > li").length === 2
             ? done(performance.now() - began) : requestAnimationFrame(look); look(); }); }""")
     assert took < 5_000  # milliseconds; a few dozen on a machine that is not busy
-    assert sheet.names() == ["process[4321]"]
+    assert sheet.names() == ["many", "process[4321]"]
     sheet.page.fill("#find", "")
     settled(sheet, "4,996")
-    sheet.page.get_by_role("button", name="4,985 more").click()
-    assert sheet.focused() == "process[5]"
+    sheet.page.get_by_role("button", name="4,987 more").click()
+    assert sheet.focused() == "process[3]"
     sheet.page.keyboard.press("End")
     assert sheet.focused() == "report"
     assert sheet.page.locator("#rows > li").count() == 4_996
@@ -775,7 +775,7 @@ def test_the_list_grows_while_one_scrolls(opened):
     for _ in range(6):
         sheet.page.mouse.wheel(0, 20_000)
         sheet.page.wait_for_timeout(50)
-    sheet.page.wait_for_function("document.querySelectorAll('#rows > li').length === 500")
+    sheet.page.wait_for_function("() => document.querySelectorAll('#rows > li').length === 500")
 
 
 def test_the_timeline_leads_to_the_stage(opened):
@@ -791,6 +791,193 @@ def test_the_timeline_leads_to_the_stage(opened):
     assert "slow, " in sheet.page.locator("#tip").inner_text()
     sheet.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + 6)
     assert sheet.focused() == "slow"
+
+
+def go_to(sheet, step):
+    """Move the slider of the replay there."""
+    sheet.page.locator("#step").fill(str(step))
+    sheet.page.evaluate("() => new Promise(done => requestAnimationFrame(done))")
+
+
+def test_a_run_is_replayed_as_it_grew(opened):
+    """Stages of the plan are there from the start, inserted ones as they come; the last step is the whole run."""
+    sheet = opened((discover >> parallel(discover, tidy, name="g", limit=1) >> report).run())
+    whole = sheet.names()
+    assert sheet.page.locator("#step").input_value() == str(len(whole) - 1)
+    go_to(sheet, 0)
+    assert sheet.names() == ["discover", "g", "discover", "tidy", "report"]
+    assert sheet.page.locator("li.ahead").count() == 5
+    go_to(sheet, 2)
+    assert sheet.names() == ["discover", "process[databases]", "g", "discover", "tidy", "report"]
+    assert sheet.page.locator("li.now .name").inner_text() == "process[databases]"
+    assert sheet.page.locator("#step").get_attribute("aria-valuetext") == "2 of 10 stages, process[databases]"
+    assert "2 of 10 stages" in sheet.page.locator("#replay").inner_text()
+    go_to(sheet, 10)
+    assert sheet.names() == whole
+    assert sheet.page.locator("li.ahead").count() == 0
+
+
+def test_the_replay_plays(opened):
+    """From its beginning to its end, by a button that also stops it; the slider takes the keyboard."""
+    sheet = opened((discover >> report).run())
+    button = sheet.page.locator("#play")
+    button.click()
+    sheet.page.wait_for_selector("li.now")
+    assert button.inner_text() == "Pause"
+    button.click()
+    assert button.inner_text() == "Replay"
+    assert sheet.page.locator("li.ahead").count() >= 1
+    button.click()
+    sheet.page.wait_for_selector("#play:text('Replay')")
+    assert sheet.page.locator("li.ahead").count() == 0
+    sheet.page.locator("#step").press("Home")
+    assert sheet.page.locator("li.ahead").count() == 2
+    sheet.page.locator("#step").press("ArrowRight")
+    assert sheet.page.locator("li.now .name").inner_text() == "discover"
+
+
+def test_nothing_moves_by_itself_for_those_who_prefer_that(opened):
+    """The button goes one stage further each time."""
+    sheet = opened((discover >> report).run())
+    sheet.page.emulate_media(reduced_motion="reduce")
+    for expected in ([], ["discover"], ["process[databases]"]):
+        sheet.page.locator("#play").click()
+        assert sheet.page.locator("li.now .name").all_text_contents() == expected
+    assert sheet.page.locator("#play").inner_text() == "Next stage"
+
+
+def test_a_replay_counts_collapsed_stages(opened):
+    """As they come."""
+    sheet = opened(many(100).run())
+    go_to(sheet, 50)
+    assert sheet.page.locator(".fold").inner_text() == "… 46 more so far"
+    go_to(sheet, 2)
+    assert sheet.page.locator(".fold").count() == 0
+
+
+def test_what_a_stage_inserted_can_be_hidden(opened):
+    """By a click, and by the keyboard; the row says how much there is."""
+    sheet = opened((discover >> report).run())
+    sheet.page.get_by_role("button", name="Hide the stages that discover inserted").click()
+    assert sheet.names() == ["discover", "report"]
+    assert "3 inserted" in sheet.page.locator("#rows li").first.inner_text()
+    assert sheet.focused() == "discover"
+    sheet.page.keyboard.press("ArrowRight")
+    assert len(sheet.names()) == 5
+    sheet.page.keyboard.press("ArrowLeft")
+    assert sheet.names() == ["discover", "report"]
+
+
+def test_stages_are_sorted_by_their_time(opened):
+    """The slowest first, without the tree; each says who inserted it."""
+
+    @action
+    def slow() -> None:
+        time.sleep(0.03)
+
+    @action
+    def insert() -> list[Stage]:
+        return [Stage("quick"), Stage("slow", [slow])]
+
+    sheet = opened(insert.run())
+    sheet.page.locator("#order").select_option("slow")
+    assert sheet.names()[0] == "slow"
+    assert "inserted by insert/insert" in sheet.page.locator("#rows li").first.inner_text()
+    assert "the slowest first" in sheet.page.locator("#count").inner_text()
+
+
+def test_an_address_leads_to_a_stage(opened, chrome, tmp_path):
+    """It is that of the page with the number of the stage; opening a stage makes it."""
+    sheet = opened((discover >> report).run())
+    open_row(sheet, "process[caches]")
+    assert sheet.page.url.endswith("#stage-2")
+    assert sheet.page.locator(".here").inner_text() == "#stage-2"
+    page = chrome.new_page()
+    page.goto(sheet.page.url)
+    assert page.locator("li:has(> .detail) .name").first.inner_text() == "process[caches]"
+    page.locator("#diff .planned a", has_text="report").click()
+    page.wait_for_selector("li:has(> .detail) >> text=report")
+    page.close()
+
+
+def test_the_timeline_is_enlarged(opened):
+    """By buttons; it scrolls then, and a click still finds its stage."""
+    sheet = opened(full().run())
+    width = sheet.page.locator("#chart").bounding_box()["width"]
+    assert sheet.page.locator("#zoom-out").is_disabled()
+    sheet.page.locator("#zoom-in").click()
+    sheet.page.locator("#zoom-in").click()
+    assert sheet.page.locator("#chart").bounding_box()["width"] == pytest.approx(4 * width, rel=0.01)
+    assert sheet.page.evaluate("document.documentElement.scrollWidth") <= 1200
+    sheet.page.locator("#whole").click()
+    assert sheet.page.locator("#chart").bounding_box()["width"] == pytest.approx(width, rel=0.01)
+
+
+def test_rows_have_names_with_spaces(opened):
+    """As they are read to those who listen; with who inserted them."""
+    sheet = opened((discover >> report).run())
+    line = sheet.page.locator("#rows .line").nth(1)
+    assert line.evaluate("line => line.textContent.replace(/[\\d.]+ [µm]s/, 'T')") == (
+        "✓completed process[databases] #dynamic inserted by discover/discover  T"
+    )
+    assert sheet.page.locator(".chip").first.text_content() == "completed 5"
+
+
+def test_a_wide_screen_has_two_columns(opened):
+    """The plan stands beside the run; on others, below it."""
+    sheet = opened((discover >> report).run(), width=2200)
+    stages, diff = (sheet.page.locator(name).bounding_box() for name in ("#stages", "#diff"))
+    assert diff["x"] > stages["x"] + stages["width"]
+    assert stages["width"] > 1000
+    sheet.page.set_viewport_size({"width": 1300, "height": 900})
+    stages, diff = (sheet.page.locator(name).bounding_box() for name in ("#stages", "#diff"))
+    assert diff["y"] > stages["y"] + stages["height"]
+
+
+def test_bars_and_legend_are_printed(opened):
+    """With their colours, also by a dark browser; and they stay where a system has colours of its own."""
+    sheet = opened(full().run(), scheme="dark")
+    colour = "selector => getComputedStyle(document.querySelector(selector)).backgroundColor"
+    for media in ({"media": "print"}, {"media": "screen", "forced_colors": "active"}):
+        sheet.page.emulate_media(**media)
+        for selector in (".legend .l-new", "#rows .new .track i"):
+            assert sheet.page.evaluate(colour, selector) in ("rgb(122, 67, 230)", "rgb(160, 123, 255)")
+    sheet.page.emulate_media(media="print", forced_colors="none")
+    assert sheet.page.evaluate(colour, "section") == "rgb(255, 255, 255)"
+    assert not sheet.page.locator("#replay").is_visible()
+
+
+def test_the_command_that_resumes_a_run_is_copied(opened, tmp_path):
+    """Of a durable run that can be resumed."""
+    run = (tidy >> broken).run(check=False)
+    sheet = opened(run)
+    assert sheet.page.locator("#command").count() == 0
+    path = show.write_page(run, tmp_path / "durable.html", False, resume="flowdeco resume r --journal runs.db")
+    sheet.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    sheet.page.goto(path.as_uri())
+    sheet.page.locator("#copy").click()
+    sheet.page.wait_for_selector("#copy:text('Copied')")
+    assert sheet.page.locator("#command").inner_text() == "flowdeco resume r --journal runs.db"
+
+
+def test_a_durable_run_knows_how_it_is_resumed(tmp_path):
+    """By a command, if it can be resumed; what it waits for is to be given."""
+
+    @action
+    def ask(ctx: Context) -> None:
+        ctx.wait_for("approval")
+
+    path = tmp_path / "my runs.db"
+    source = page_of(ask.run(journal=path, run_id="one"), tmp_path)
+    assert f"flowdeco resume FILE.py:FLOW one --journal &#x27;{path}&#x27; -i approval=VALUE</code>" in source
+    assert 'id="command"' not in page_of(tidy.run(journal=path), tmp_path)
+    assert 'id="command"' not in page_of(broken.run(check=False), tmp_path)
+
+
+def test_failures_of_attempts_are_there(opened):
+    """In the row that opens, one for each."""
+    sheet = opened(flaky().run())
+    assert open_row(sheet, "flaky").locator(".trouble").count() == 2
 
 
 def test_values_are_shown_on_request(opened):

@@ -271,6 +271,14 @@ _ENTRY_AND_RUN: Final = f"{_RUN}; before it the workflow, if the journal does no
 
 def _show_options(parser: _Parser) -> None:
     _add_run(parser, "RUN", "?", f"{_RUN} (default: {LATEST})")
+    parser.add_argument(
+        "--html",
+        metavar="FILE",
+        nargs="?",
+        const="",
+        help="write the page of the run (default: RUN.html), and show nothing",
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite the page if it exists")
     _add_json(parser)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from argparse import Namespace
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from flowdeco.engine.runs import ActionRecord, Run
     from flowdeco.model.wiring import Input
 
-__all__ = ["UsageError", "awaited_keys", "input_warnings", "read_inputs", "text_keys"]
+__all__ = ["UsageError", "awaited_keys", "check_page", "input_warnings", "read_inputs", "text_keys"]
 
 
 class UsageError(FlowdecoError):
@@ -138,3 +139,14 @@ def awaited_keys(reason: str | None) -> list[str]:
 
 
 _QUOTED: Final = re.compile(r""", ('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")
+
+
+def check_page(path: str) -> None:
+    """Refuse a page that cannot be written, before the run."""
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        raise UsageError(f"--html {path}: there is no such directory")
+    if os.path.isdir(path):
+        raise UsageError(f"--html {path}: it is a directory, where a file is expected")
+    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        raise UsageError(f"--html {path}: it cannot be written")

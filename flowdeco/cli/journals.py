@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -29,6 +30,7 @@ __all__ = ["find_run", "journal_path", "open_journal", "purge", "runs", "show", 
 
 _ROW_COLUMNS: Final = ("branch", "number", "kind", "stage", "action", "status", "started", "elapsed")
 _STATES: Final = [*STATUSES, "crashed"]
+_DEEPEST: Final = 16  # stages whose insertions are nested deeper are indented like these
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -208,16 +210,22 @@ def _outline(info: RunInfo, rows: list[durable.Row]) -> Run:
 
 
 def _codec(info: RunInfo) -> durable.Codec:
-    return durable.JsonCodec() if info.codec == "json" else OutlineCodec()
+    if info.codec != "json":
+        return OutlineCodec()
+    from flowdeco.durable.json_codec import OutlineJsonCodec
+
+    return OutlineJsonCodec()
 
 
 # One run.
 
 
 def show(options: Namespace) -> int:
-    """Show the steps of a run."""
+    """Show the steps of a run, or write its page."""
     path = journal_path(options)
     info = find_run(path, options.run or LATEST)
+    if options.html is not None:
+        return _write_page(path, info, options)
     rows = durable.history(path, info.id)
     if options.json:
         history = [{name: getattr(row, name) for name in _ROW_COLUMNS} | {"bytes": len(row.payload)} for row in rows]
@@ -226,11 +234,84 @@ def show(options: Namespace) -> int:
     latest = max((row.started + row.elapsed for row in rows), default=0.0)  # `updated` is not written at every step
     _print_facts(info._replace(updated=max(info.updated, latest)))
     state = state_of(info)
-    table = [row for step in steps(rows) for row in _step_rows(step, state, _codec(info))]
+    indents = _indents(rows, info.codec)
+    table = [
+        (f"{'  ' * indents.get(_place(step), 0)}{name}", *rest)
+        for step in steps(rows)
+        for name, *rest in _step_rows(step, state, _codec(info))
+    ]
     if table:
         report.say()
         report.print_table(["STAGE", "STATUS", "TIME"], table, sys.stdout, right=["TIME"])
     report.print_resume_hint(info.id, state, info.reason, options, "" if info.entry else "FILE.py:FLOW ")
+    return FINE
+
+
+def _whole(path: str, info: RunInfo) -> Run:
+    """Return a run as its journal has it, without importing its workflow."""
+    from flowdeco.engine.reading import read_outline
+
+    if info.codec not in ("pickle", "json"):
+        raise UsageError(f"the run is written in the codec {info.codec!r}, which only your program knows")
+    journal = durable.SqliteJournal(path, codec=cast("Any", info.codec))
+    return read_outline(journal.read(info.id), _codec(info), whole=True)
+
+
+def _indents(rows: Iterable[durable.Row], codec: str) -> dict[tuple[str, int], int]:
+    """Return how many inserters in its branch are above each stage, by branch and number.
+
+    They are read from the rows of stages, without the modules that read whole runs.
+    """
+    steps: dict[
+        tuple[str, int], tuple[str, int]
+    ] = {}  # the name and depth of a stage, also by the numbers of its actions
+    found: dict[tuple[str, int], int] = {}
+    for row in sorted(rows, key=lambda row: (row.branch, row.number)):
+        key = row.branch, row.number
+        if row.kind == "stage":
+            name, above = steps.get((row.branch, _inserter_of(row, codec)), (row.stage, 0))
+            found[key] = min(above + (name != row.stage), _DEEPEST)
+            steps[key] = row.stage, found[key]
+        elif row.kind == "action":
+            steps[key] = steps.get((row.branch, row.number - 1), (row.stage, 0))
+    return found
+
+
+def _inserter_of(row: durable.Row, codec: str) -> int:
+    """Return the number of the step that inserted a stage, -1 for none."""
+    try:
+        parts: Any = json.loads(row.payload) if codec == "json" else OutlineCodec().decode(row.payload)
+    except (JournalError, ValueError):
+        return -1
+    number = cast("dict[str, Any]", parts).get("by_number") if isinstance(parts, dict) else None
+    return number if isinstance(number, int) else -1
+
+
+def _place(step: Step) -> tuple[str, int]:
+    return (
+        (step.actions[0].branch, step.actions[0].number - 1) if step.row is None else (step.row.branch, step.row.number)
+    )
+
+
+def _write_page(path: str, info: RunInfo, options: Namespace) -> int:
+    """Write the page of a run; one without a file gets `RUN.html`."""
+    from flowdeco import show
+    from flowdeco.cli.history import crashed
+    from flowdeco.cli.inputs import check_page
+
+    target = options.html or re.sub(r"[^-.=@+,\w]", "_", info.id) + ".html"
+    check_page(target)
+    if os.path.exists(target) and not options.force:
+        raise UsageError(f"{target} exists: give another file, or --force to overwrite it")
+    state, run = state_of(info), _whole(path, info)
+    ran = show.ran(run)
+    entry = "" if info.entry else "FILE.py:FLOW "
+    resume = report.resume_command(info.id, state, info.reason, path, entry)
+    show.write_page(run, target, False, of=crashed(ran) if state == "crashed" else ran, compared=False, resume=resume)
+    if options.json:
+        print_json({"id": info.id, "html": target})
+    else:
+        report.say(f"written: {target}")
     return FINE
 
 

@@ -31,7 +31,13 @@ def print_json(data: Any) -> None:
 
 
 def run_as_data(run: Run) -> dict[str, Any]:
-    """Return a run for JSON: the attributes of `Run`, of `StageRecord` and of `ActionRecord`."""
+    """Return a run for JSON: the attributes of `Run`, of `StageRecord` and of `ActionRecord`.
+
+    `parent` is the place in `stages` of the stage that inserted a stage.
+    """
+    from flowdeco.engine.inserters import Inserters  # most commands show no run
+
+    inserters = Inserters(run.stages)
     return {
         "id": run.id,
         "pipeline": run.pipeline.name,
@@ -42,7 +48,12 @@ def run_as_data(run: Run) -> dict[str, Any]:
         "started": run.started,
         "elapsed": run.elapsed,
         "stages": [
-            {**_record(record), "actions": [_record(action) for action in record.actions]} for record in run.stages
+            {
+                **_record(record),
+                "parent": inserters.find(record.inserted_by, record.scope),
+                "actions": [_record(action) for action in record.actions],
+            }
+            for record in run.stages
         ],
         "store": plain(dict(run.store)),
     }

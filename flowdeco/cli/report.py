@@ -33,6 +33,7 @@ __all__ = [
     "print_stages",
     "print_table",
     "print_warning",
+    "resume_command",
     "say",
     "shortened",
 ]
@@ -144,7 +145,10 @@ def print_stages(run: Run, out: TextIO) -> None:
 
 def _stage_rows(run: Run) -> Iterator[list[str]]:
     """Yield a row for each stage that is listed, and before it one for each parallel group that it is the first of."""
+    from flowdeco.engine.inserters import depths
+
     records = list(run.stages)
+    below = depths(records)
     hidden = 0
     groups: list[Scope] = []
     for index, record in enumerate(records):
@@ -158,9 +162,9 @@ def _stage_rows(run: Run) -> Iterator[list[str]]:
         before, groups = [group.id for group in groups], _groups(record.scope)
         for depth, group in enumerate(groups):
             if before[: depth + 1] != [each.id for each in groups[: depth + 1]]:
-                yield [f"{'  ' * depth}{group.name} (parallel)"]
+                yield [f"{'  ' * (depth + below[index])}{group.name} (parallel)"]
         name, *rest = _stage_row(run, record)
-        yield [f"{'  ' * len(groups)}{name}", *rest]
+        yield [f"{'  ' * (len(groups) + below[index])}{name}", *rest]
 
 
 def _groups(scope: Scope | None) -> list[Scope]:
@@ -240,8 +244,16 @@ def failed_step(run: Run) -> str:
 
 def print_resume_hint(run_id: str, status: str, reason: str | None, options: Namespace, entry: str = "") -> None:
     """Print the command that resumes a run, if it can be resumed."""
-    if status in ("failed", "suspended", "cancelled", "crashed"):
-        keys = (awaited_keys(reason) or ["KEY"]) if status == "suspended" else []
-        value = "".join(f" -i {shlex.quote(key)}=VALUE" for key in keys)
-        journal = f" --journal {shlex.quote(options.journal)}" if options.journal else ""
-        say(f"flowdeco: to resume: flowdeco resume {entry}{shlex.quote(run_id)}{journal}{value}", out=sys.stderr)
+    command = resume_command(run_id, status, reason, options.journal, entry)
+    if command:
+        say(f"flowdeco: to resume: {command}", out=sys.stderr)
+
+
+def resume_command(run_id: str, status: str, reason: str | None, path: str | None, entry: str = "") -> str:
+    """Return the command that resumes a run, "" if it cannot be resumed."""
+    if status not in ("failed", "suspended", "cancelled", "crashed"):
+        return ""
+    keys = (awaited_keys(reason) or ["KEY"]) if status == "suspended" else []
+    value = "".join(f" -i {shlex.quote(key)}=VALUE" for key in keys)
+    journal = f" --journal {shlex.quote(path)}" if path else ""
+    return f"flowdeco resume {entry}{shlex.quote(run_id)}{journal}{value}"

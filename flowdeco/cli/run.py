@@ -11,7 +11,7 @@ from typing import Any, Final
 from flowdeco.cli import report
 from flowdeco.cli.arguments import JOURNAL
 from flowdeco.cli.exit_codes import FAILED, FINE, INTERRUPTED, SUSPENDED
-from flowdeco.cli.inputs import UsageError, input_warnings, read_inputs, text_keys
+from flowdeco.cli.inputs import check_page, input_warnings, read_inputs, text_keys
 from flowdeco.cli.json_output import plain, print_json, run_as_data
 from flowdeco.cli.process import cancelling_on_interrupt, configure_logging, discard_broken_output, reserved_stdout
 from flowdeco.cli.workflow import load_recorded_workflow, load_workflow, stand_in_for_main
@@ -84,7 +84,7 @@ def _perform(
     """Run, report the outcome, and return the exit code; `finished` is a run that had completed before."""
     configure_logging(options.verbose)
     if options.html:
-        _check_page(options.html)
+        check_page(options.html)
     how: dict[str, Any] = {"check": False}
     if options.progress:
         how["progress"] = True
@@ -102,17 +102,6 @@ def _perform(
     if options.html:
         _show(lambda: run.to_html(options.html), "the page is not written", options)
     return _CODES.get(str(run.status), FAILED)
-
-
-def _check_page(path: str) -> None:
-    """Refuse a page that cannot be written, before the run."""
-    folder = os.path.dirname(path) or "."
-    if not os.path.isdir(folder):
-        raise UsageError(f"--html {path}: there is no such directory")
-    if os.path.isdir(path):
-        raise UsageError(f"--html {path}: it is a directory, where a file is expected")
-    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
-        raise UsageError(f"--html {path}: it cannot be written")
 
 
 def _show(show: Callable[[], object], failure: str, options: Namespace) -> bool:

@@ -21,7 +21,7 @@ from flowdeco.errors import JournalError, RunError, SerializationError, Unrefere
 from flowdeco.model.paths import Parts, all_parts, culprit, shown_key
 from flowdeco.model.references import Called, Changed
 
-__all__ = ["OutlineCodec", "PickleCodec"]
+__all__ = ["OutlineCodec", "PickleCodec", "stand_in"]
 
 _PROTOCOL: Final = 5
 _CLASS: Final = pickle.STACK_GLOBAL  # a payload without this byte has only builtin values in it
@@ -258,7 +258,7 @@ def _made(cls: type[BaseException], *args: Any) -> BaseException:
 
 
 class OutlineCodec(PickleCodec):
-    """Reads failures without the code of their run: an exception whose class cannot be imported has a stand-in."""
+    """Reads what happened in a run without importing its code: values of its own classes have stand-ins."""
 
     def decode(self, payload: bytes) -> Any:
         """Return the value; raises `JournalError` if the payload is damaged."""
@@ -268,12 +268,35 @@ class OutlineCodec(PickleCodec):
             raise JournalError(_unloadable(error)) from error
 
 
-class _WithStandIns(_Lenient):
+_KNOWN: Final = frozenset({"collections", "datetime", "decimal", "fractions", "pathlib", "uuid", "flowdeco.errors"})
+
+
+class StandIn(RunError):
+    """A value whose class is not imported: also an error, as which most are read."""
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            super().__setstate__({key: value for key, value in cast("dict[Any, Any]", state).items() if key != "args"})
+
+    def __setitem__(self, key: Any, value: Any) -> None: ...
+
+    def append(self, item: Any) -> None:
+        """Take an item of a list, and drop it."""
+
+
+def stand_in(module: str, name: str) -> type[StandIn]:
+    """Return the class of the stand-ins for instances of the class of this name."""
+    return type(name.rpartition(".")[2], (StandIn,), {"__module__": module})
+
+
+class _WithStandIns(Unpickler):
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        try:
-            return super().find_class(module_name, global_name)
-        except (ImportError, AttributeError):
-            return type(global_name.rpartition(".")[2], (RunError,), {"__module__": module_name})
+        if module_name == "builtins" or module_name in _KNOWN:
+            found: Any = super().find_class(module_name, global_name)
+            if isinstance(found, type):
+                is_error = issubclass(found, BaseException) and found.__module__ != "builtins"
+                return cast("Any", functools.partial(_made, found) if is_error else found)
+        return stand_in(module_name, global_name)
 
 
 # By value, where there is cloudpickle.

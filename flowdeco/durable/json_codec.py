@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, Self, TypeVar, cast
 
 from flowdeco.durable.blobs import LARGE
-from flowdeco.durable.codec import described_error, remade_exception, unserialisable
+from flowdeco.durable.codec import described_error, remade_exception, stand_in, unserialisable
 from flowdeco.durable.kinds import STANDARD, ZONE, Kind, checked_dict, checked_list, checked_string, of_two
 from flowdeco.durable.lookup import find, lookup, place, reference
 from flowdeco.engine.journal import Payload
@@ -45,7 +45,7 @@ from flowdeco.model.paths import items
 from flowdeco.model.references import Bound, Called, Changed, Imported, Member, Method, Narrowed, Part
 from flowdeco.model.store import Key
 
-__all__ = ["JsonCodec"]
+__all__ = ["JsonCodec", "OutlineJsonCodec"]
 
 T = TypeVar("T")
 
@@ -150,6 +150,39 @@ def _with_places(node: Any, parts: list[bytes], depth: int) -> Any:
             return rest
     parts.append(text)
     return {_PLACE: len(parts) - 1}
+
+
+class OutlineJsonCodec(JsonCodec):
+    """Reads what happened in a run without importing its code: values that need it have stand-ins."""
+
+    def decode(self, payload: bytes) -> Any:
+        """Return the value; raises `JournalError` if the payload is damaged."""
+        try:
+            return super().decode(payload)
+        except JournalError:
+            try:
+                return _outlined(json.loads(payload.decode("utf-8", "surrogatepass")))
+            except ValueError as error:
+                raise JournalError(f"a value of this run cannot be read back: {error}") from error
+
+
+def _outlined(node: Any) -> Any:
+    """Return a node of JSON as a value, with stand-ins for those whose tags are not those of lists and dicts."""
+    if isinstance(node, list):
+        return [_outlined(each) for each in cast("list[Any]", node)]
+    if not isinstance(node, dict):
+        return node
+    parts = cast("dict[str, Any]", node)
+    tag = next(iter(parts), "")
+    if not tag.startswith("$"):
+        return {key: _outlined(value) for key, value in parts.items()}
+    content: Any = parts[tag]
+    if tag in ("$tuple", "$set", "$frozenset", "$deque"):
+        return tuple(map(_outlined, content))
+    name, *args = cast("list[Any]", content) if isinstance(content, list) and content else (tag,)
+    module, _, qualname = str(name).rpartition(":")
+    listed = cast("list[Any]", args[0]) if args and isinstance(args[0], list) else []
+    return stand_in(module, qualname)(*map(_outlined, listed))
 
 
 class Notation:

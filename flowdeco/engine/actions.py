@@ -16,7 +16,7 @@ from flowdeco.engine.changes import Watch
 from flowdeco.engine.context import Context
 from flowdeco.engine.layers import Layers, enter, leave
 from flowdeco.engine.missing import explain
-from flowdeco.engine.outcome import COMPLETED, NOTHING_DROPPED, ActionRecord, Outcome, Status
+from flowdeco.engine.outcome import COMPLETED, NOTHING_DROPPED, ActionRecord, Outcome, Status, inserter
 from flowdeco.engine.requests import Await, Awaited, Chore, Failure, Raised, Request, Walk
 from flowdeco.engine.results import (
     HOLDING,
@@ -279,7 +279,7 @@ def complete(branch: Branch, step: Step, by: str | None, number: int, started: f
     elapsed = terms.clock() - started
     did = ActionRecord(step.name, step.action, COMPLETED, started + terms.epoch, elapsed, by, number, inserted)
     if inserted:
-        scope.inserted.append((value, f"{scope.unit.name}/{step.name}"))
+        scope.inserted.append((value, inserter(f"{scope.unit.name}/{step.name}", number)))
     elif terms.recorder is not None:
         row = terms.recorder.value_row(branch.id, scope.unit.name, did, step, value)
         if row is None:
@@ -396,7 +396,7 @@ def take_effect(branch: Branch, scope: OpenScope, did: Outcome) -> None:
     if did.result is not UNSET:
         branch.result = did.result
     if did.inserted:
-        who = f"{scope.unit.name}/{did.name}"
+        who = inserter(f"{scope.unit.name}/{did.name}", did.number)
         steps: list[tuple[Step, str]] = []
         for unit in did.inserted:
             if type(unit) is Action:

@@ -276,7 +276,7 @@ def _skip(branch: Branch, scope: OpenScope, earlier: Outcome | None) -> Walk | F
     if isinstance(unit, Pipeline):
         return refused or open_scope(branch, scope, (), None)
     for index, part in reversed(list(enumerate(cast("Parallel", unit).units))):
-        within = OpenScope(scope.outer, Pipeline((part,)), scope.by, scope.started)
+        within = OpenScope(scope.outer, Pipeline((part,)), scope.by and str(scope.by), scope.started)  # as in a branch
         within.place, within.is_skipped = scope.place and scope.place.of(index), True
         branch.agenda.append((_Skipped(within), None))
     return refused

@@ -278,7 +278,7 @@ class _Conductor:
             self.names[index] = unit.name
         if past is not None and past.archive is not None:
             past.archive.begin_branch(branch.id, id, self.group.name, index)
-        fork.agenda.append((unit, scope.by))
+        fork.agenda.append((unit, scope.by and str(scope.by)))  # the number is that of a step in another branch
         return fork
 
     def _takes_all(self) -> bool:

@@ -26,6 +26,7 @@ __all__ = [
     "ROOT",
     "ActionRecord",
     "Dropped",
+    "Inserter",
     "Outcome",
     "Scope",
     "Selection",
@@ -34,6 +35,7 @@ __all__ = [
     "amended",
     "branch_id",
     "dropped_errors",
+    "inserter",
     "record_kind",
     "stages_in",
     "status_of",
@@ -84,6 +86,20 @@ def _hashed(*parts: object) -> str:
     return blake2b("\0".join(map(str, parts)).encode(), digest_size=10).hexdigest()
 
 
+class Inserter(str):
+    """The step that inserted a unit, as "stage/action"; `number` is its place in its branch: several may have one name."""
+
+    __slots__ = ("number",)
+    number: int
+
+
+def inserter(name: str, number: int) -> Inserter:
+    """Return the step of this name and number, as the inserter of a unit."""
+    by = Inserter(name)
+    by.number = number
+    return by
+
+
 class Scope(NamedTuple):
     """Where a stage ran: in a pipeline with options, or in a branch of a parallel group.
 
@@ -122,7 +138,8 @@ ALL: Final = Selection()
 class Outcome(NamedTuple):
     """The outcome of a step: `started` in POSIX seconds, `elapsed` in seconds.
 
-    `inserted_by` is `"stage/action"`, None for a unit that was there from the start. `inserted` are the units that the
+    `inserted_by` is `"stage/action"` (an `Inserter`; within a branch whose group was inserted, the group's has the number),
+    None for a unit that was there from the start. `inserted` are the units that the
     step inserted, `switches` the selectors that it disabled (False) and enabled. For a stage, `actions` are the outcomes
     of its actions, and `scope` says where it ran. `restored` means that a resume did not run it again. `failures` are the
     errors of the attempts before the last one, in order; the record of a step also has those of its attempts that another

@@ -19,12 +19,23 @@ from typing import Any, TypeAlias, cast
 from flowdeco.engine.branch import Records
 from flowdeco.engine.generations import generations
 from flowdeco.engine.journal import Codec, Remembered
-from flowdeco.engine.outcome import ROOT, ActionRecord, Outcome, Scope, StageRecord, Status, amended, branch_id
+from flowdeco.engine.outcome import (
+    ROOT,
+    ActionRecord,
+    Inserter,
+    Outcome,
+    Scope,
+    StageRecord,
+    Status,
+    amended,
+    branch_id,
+    inserter,
+)
 from flowdeco.engine.recorder import Recorded, outcomes
 from flowdeco.engine.replay import Steps
 from flowdeco.engine.runs import Run
 from flowdeco.errors import JournalError, RunError, members_of, told
-from flowdeco.model.definitions import Action, Pipeline, Stage, make_action, one_action_stage
+from flowdeco.model.definitions import Action, Pipeline, Stage, Stream, Unit, make_action, one_action_stage
 from flowdeco.model.options import UNSET
 from flowdeco.model.store import Store
 from flowdeco.model.units import every_unit
@@ -66,12 +77,14 @@ def read_run(remembered: Remembered, codec: Codec, find: Find = lambda name: Non
     return run
 
 
-def read_outline(remembered: Remembered, codec: Codec) -> Run:
-    """Return a run without its values, to show where it failed.
+def read_outline(remembered: Remembered, codec: Codec, *, whole: bool = False) -> Run:
+    """Return a run without its values, to show where it failed; or the whole of it, with values as the codec reads them.
 
     Only failures are decoded, which takes little memory and imports nothing that the values need. A payload that cannot
     be decoded is left out, and so are the contents of completed groups.
     """
+    if whole:
+        return read_run(remembered, _Lenient(codec))
     nothing = codec.encode({}, "")
     rows = [row if row.status in _FAILED else row._replace(payload=nothing) for row in remembered.rows]
     return read_run(remembered._replace(inputs=[], rows=rows), _Lenient(codec))
@@ -205,6 +218,9 @@ class _Reader:
         self._steps = steps
         self._find = find
         self._inserted: dict[str, tuple[Stage, str]] = {}  # so far: stages, and who inserted them
+        self._left: dict[
+            tuple[str, int], tuple[Inserter, int]
+        ] = {}  # who inserted units not read, how many are to come
         self.pipelines: list[Outcome] = []  # so far: those that did not simply complete
 
     def branch(self, id: str, base: Scope | None) -> Iterator[StageRecord]:
@@ -216,6 +232,7 @@ class _Reader:
             around = [each for each in around if not 0 <= each.end <= did.number]
             scope = _within(did.scope, base)
             kind = did.unit.kind
+            self._note_begun(did.inserted_by)
             if kind == "group":
                 group = Scope(did.name, f"{id}.{did.number}", None, did.inserted_by, scope)
                 for index in range(did.branches):
@@ -230,7 +247,7 @@ class _Reader:
                 inside = (order[number] for number in steps if did.number < number < did.end)
                 if did.is_final or all(at < order[did.number] for at in inside):
                     self.pipelines.append(did.kept()._replace(unit=Pipeline(name=did.name), scope=scope))
-            self._note_inserted(did, did.name)
+            self._note_inserted(did, inserter(did.name, did.number))
 
     def _branch(self, did: Outcome, index: int, place: Scope) -> Iterator[StageRecord]:
         """Yield the stages of a branch of a group, as the end of the group leaves them."""
@@ -259,27 +276,48 @@ class _Reader:
             if error is not None and did.error is not None and told(error) == told(did.error):
                 error = did.error  # which has passed through the stage
             action = _stand_in(each.name) if known is None else known
-            actions.append(ActionRecord._make(each.kept())._replace(unit=action, error=error))
+            self._note_begun(each.inserted_by)
+            units = _units(each)
+            actions.append(ActionRecord._make(each.kept())._replace(unit=action, error=error, inserted=units))
             named |= {unit.name: unit for unit in each.inserted if isinstance(unit, Action)}
-            self._note_inserted(each, f"{did.name}/{each.name}")
+            self._note_inserted(each, inserter(f"{did.name}/{each.name}", each.number))
         unit = stage if stage is not None else Stage(did.name, [each.action for each in actions])
         elapsed = did.elapsed or sum(each.elapsed for each in actions)
         return StageRecord._make(did.kept())._replace(
-            unit=unit, elapsed=elapsed, inserted_by=by, actions=actions, scope=scope
+            unit=unit, elapsed=elapsed, inserted_by=by, actions=actions, scope=scope, inserted=_units(did)
         )
 
     def _known(self, did: Outcome) -> tuple[Stage | None, str | None]:
-        """Return the stage of this name, and who inserted it; for one without a row, the name alone decides."""
+        """Return the stage of this name, and who inserted it.
+
+        For one without a row the name alone decides; if no unit of its run could be read, it is taken for the next of
+        those that were inserted last.
+        """
         inserted, who = self._inserted.get(did.name, (None, None))
         if did.inserted_by is not None:
             return inserted or self._find(did.name), did.inserted_by
         found = self._find(did.name)
-        return (found, None) if found is not None or did.end >= 0 else (inserted, who)
+        if found is not None or did.end >= 0:
+            return found, None
+        return inserted, who or next((by for by, count in reversed(self._left.values()) if count > 0), None)
 
-    def _note_inserted(self, did: Outcome, who: str) -> None:
-        units = [unit for unit in did.inserted if did.unit.kind != "action" or not isinstance(unit, Action)]
+    def _note_begun(self, by: str | None) -> None:
+        if self._left and isinstance(by, Inserter) and (by, by.number) in self._left:
+            who, count = self._left[by, by.number]
+            self._left[by, by.number] = who, count - 1
+
+    def _note_inserted(self, did: Outcome, who: Inserter) -> None:
+        unread = sum(not isinstance(unit, (Unit, Stream)) for unit in did.inserted)
+        if unread:
+            self._left[who, who.number] = who, unread
+        units = [unit for unit in _units(did) if did.unit.kind != "action" or not isinstance(unit, Action)]
         for name, stage in stages_by_name(units).items():
             self._inserted[name] = stage, who
+
+
+def _units(did: Outcome) -> tuple[Unit | Stream, ...]:
+    """Return the units that a step inserted, as far as they could be read without importing their code."""
+    return tuple(unit for unit in did.inserted if isinstance(unit, (Unit, Stream)))
 
 
 def _with_actions(steps: dict[int, Outcome]) -> Iterator[tuple[Outcome, list[Outcome]]]:

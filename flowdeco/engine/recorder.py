@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, cast
 
 from flowdeco.engine.changes import Looks
 from flowdeco.engine.journal import Codec, Journal, Payload, Row, encoder
-from flowdeco.engine.outcome import ALL, ActionRecord, Outcome, Scope, Selection, StageRecord, Status
+from flowdeco.engine.outcome import ALL, ActionRecord, Outcome, Scope, Selection, StageRecord, Status, inserter
 from flowdeco.engine.requests import Failure, Save
 from flowdeco.errors import Bail, DefinitionError, JournalError, portable
 from flowdeco.model.contents import ATOMS, Digest
@@ -223,13 +223,16 @@ def _place(branch: str, outcome: Outcome) -> dict[str, Any]:
     """
     parts: dict[str, Any] = {}
     if outcome.inserted_by is not None:
-        parts["by"] = outcome.inserted_by
+        parts["by"] = str(outcome.inserted_by)
+        number = getattr(outcome.inserted_by, "number", None)
+        if number is not None:
+            parts["by_number"] = number
     scope = outcome.scope
     if scope is not None and isinstance(outcome.unit, Parallel):
         scope = scope.outer  # the first one is the group itself
     inside: list[list[Any]] = []
     while scope is not None and scope.id.startswith(f"{branch}."):
-        inside.append([scope.name, scope.id, scope.branch, scope.inserted_by])
+        inside.append([scope.name, scope.id, scope.branch, scope.inserted_by and str(scope.inserted_by)])
         scope = scope.outer
     if inside:
         parts["in"] = inside
@@ -325,7 +328,7 @@ def _outcome(row: Row, parts: dict[str, Any], order: int) -> Outcome:
     entering = tuple(_delta(each, order) for each in parts["entering"]) if "entering" in parts else ()
     return kind(
         row.action or row.stage, Recorded(row.kind, row.stage), _STATUS[row.status], row.started, row.elapsed,
-        get("by"), row.number, tuple(get("inserted", ())), (), scope, get("end", -1), error, get("attempts", 1),
+        _inserter(parts), row.number, tuple(get("inserted", ())), (), scope, get("end", -1), error, get("attempts", 1),
         get("recovered", False), switches, False, get("entered", True), get("branches", 0), row.fingerprint,
         tuple(get("repeats", ())), tuple(get("failures", ())),
         {(place, number, name): tuple(errors) for place, number, name, errors in get("dropped", ())},
@@ -337,6 +340,10 @@ def _outcome(row: Row, parts: dict[str, Any], order: int) -> Outcome:
 def _selection(parts: Mapping[str, Any]) -> Selection:
     counted = parts.get("counted")
     return Selection(dict(parts.get("lost", ())), None if counted is None else frozenset(counted))
+
+
+def _inserter(parts: Mapping[str, Any]) -> str | None:
+    return inserter(parts["by"], parts["by_number"]) if "by_number" in parts else parts.get("by")
 
 
 def _scope(inside: list[tuple[str, str, int | None, str | None]]) -> Scope | None:

@@ -13,7 +13,16 @@ from functools import partial
 from flowdeco.engine.actions import check_insertion
 from flowdeco.engine.branch import UNNUMBERED, Branch, OpenScope
 from flowdeco.engine.layers import Layers, enter, leave
-from flowdeco.engine.outcome import COMPLETED, NOTHING_DROPPED, Outcome, Scope, StageRecord, amended, record_kind
+from flowdeco.engine.outcome import (
+    COMPLETED,
+    NOTHING_DROPPED,
+    Outcome,
+    Scope,
+    StageRecord,
+    amended,
+    inserter,
+    record_kind,
+)
 from flowdeco.engine.requests import Failure, Walk
 from flowdeco.errors import Bail
 from flowdeco.events import StageStarted
@@ -308,7 +317,8 @@ def _finished(branch: Branch, scope: OpenScope, did: Outcome, error: Failure) ->
         if scope.before is not None and (did.error is not None or did.dropped):
             branch.records.amend(did, scope.before.records)
     if error is None:
-        scope.inserted.extend((unit, did.name) for unit in did.inserted)
+        who = inserter(did.name, did.number)
+        scope.inserted.extend((unit, who) for unit in did.inserted)
         branch.agenda.extend(reversed(scope.inserted))
     return error
 

@@ -7,18 +7,18 @@ from typing import Final
 
 from flowdeco.engine.runs import Status
 from flowdeco.errors import printable
-from flowdeco.show.folding import Fold
 from flowdeco.show.parts import Part
+from flowdeco.show.tree import Collapsed
 
 __all__ = [
     "MARKS",
     "branch_counts",
     "data_flow",
     "duration",
-    "fold_label",
     "notes_of",
     "plural",
     "printable",
+    "rest_label",
     "state",
     "summary",
     "unusual_status",
@@ -105,11 +105,11 @@ def branch_counts(group: Part) -> str:
     return f"{count}{f', {group.limit} at a time' if group.limit else ''}"
 
 
-def fold_label(fold: Fold) -> str:
-    """Return how many parts are folded, of which template, and their status unless they completed."""
-    first = fold.parts[0]
+def rest_label(rest: Collapsed) -> str:
+    """Return how many parts are collapsed, of which template, and their status unless they completed."""
+    first = rest.parts[0]
     status = "" if first.status in (None, Status.COMPLETED) else f", {state(first)}"
-    return f"… {printable(fold.label)}{status}"
+    return f"… {printable(rest.label)}{status}"
 
 
 def summary(counts: Mapping[str, int]) -> str:
@@ -117,10 +117,12 @@ def summary(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{number:,} {kind}" for kind, number in counts.items()) or "as planned"
 
 
-def notes_of(part: Part, parent_inserted_by: str | None = None) -> Iterable[str]:
-    """Yield notes on a part of a run; who inserted it, unless its parent was inserted together with it."""
-    if part.inserted_by is not None and part.inserted_by != parent_inserted_by:
-        yield f"inserted by {printable(part.inserted_by)}"
+def notes_of(part: Part, by: str | None = None) -> Iterable[str]:
+    """Yield notes on a part of a run; `by` is who inserted it, as far as a view does not show that otherwise."""
+    if by is not None:
+        yield f"inserted by {printable(by)}"
+    if part.restored:
+        yield "restored"
     if part.unplanned:
         yield "not in the plan"
     if part.attempts > 1:

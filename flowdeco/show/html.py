@@ -6,7 +6,7 @@ Every name that a user chose is escaped by `text` or `name`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from html import escape
 from itertools import islice
@@ -15,15 +15,14 @@ from typing import Any, Final
 from flowdeco.engine.runs import Run, Status
 from flowdeco.model.definitions import Action, Stage
 from flowdeco.model.wiring import step_of
-from flowdeco.show.folding import Fold, Folding, folded
 from flowdeco.show.formatting import (
     MARKS,
     branch_counts,
     data_flow,
     duration,
-    fold_label,
     plural,
     printable,
+    rest_label,
     state,
     summary,
     unusual_status,
@@ -32,11 +31,13 @@ from flowdeco.show.formatting import (
 from flowdeco.show.parts import Part, PlanContent, RanContent, count_stages, walk
 from flowdeco.show.plan_parts import planned_action, planned_stage
 from flowdeco.show.store_summary import summarize
+from flowdeco.show.tree import Collapsed, Node, collapsed, grown
 
 __all__ = ["action", "diff", "name", "plan", "ran", "run", "stage", "text"]
 
-FOLDING: Final = Folding(dynamic=(7, 3), branches=(8, 6), others=(60, 25), most=120)
-MOST_BEHIND_A_FOLD: Final = 100
+MANY: Final = 30  # rows of one template are collapsed
+MOST: Final = 100  # rows of other kinds
+MOST_BEHIND: Final = 100  # rows behind a collapsed one
 MOST_KEYS: Final = 100
 OPENED: Final = 24  # the number of stages up to which all of them are open
 
@@ -178,58 +179,65 @@ def _store(run: Run) -> str:
 
 def _list(parts: Sequence[Part]) -> str:
     few = sum(1 for _ in islice((part for _, part in walk(parts) if part.kind == "stage"), OPENED + 1)) <= OPENED
-    return f'<div class="fd-list">{"".join(_parts(parts, few))}</div>'
+    return f'<div class="fd-list">{"".join(_nodes(grown(parts), few))}</div>'
 
 
-def _parts(parts: Iterable[Part], opened: bool, parent_inserted_by: str | None = None) -> Iterator[str]:
-    for part in folded(tuple(parts), FOLDING):
-        if isinstance(part, Fold):
-            yield _fold(part)
-        elif part.kind in ("parallel", "pipeline"):
-            yield _group(part, opened, parent_inserted_by)
+def _nodes(nodes: Sequence[Node], opened: bool) -> Iterator[str]:
+    for node in collapsed(nodes, MANY, MOST):
+        if isinstance(node, Collapsed):
+            yield _rest(node)
+            continue
+        part = node.part
+        if part.kind in ("parallel", "pipeline"):
+            yield _group(node, opened)
         elif part.kind == "stage" and part.parts and not part.is_bare and part.status is not Status.PENDING:
             notable = any(inner.status not in (None, Status.COMPLETED) or inner.attempts > 1 for inner in part.parts)
             css = ' class="fd-new"' if part.is_dynamic else ""
             yield (
-                f"<details{css}{' open' if opened or notable else ''}><summary>{_row(part, parent_inserted_by, turn=True)}"
-                f'</summary><div class="fd-in">{"".join(_parts(part.parts, opened))}</div></details>'
+                f"<details{css}{' open' if opened or notable else ''}><summary>{_row(node, turn=True)}"
+                f'</summary><div class="fd-in">{"".join(_nodes(grown(part.parts), opened))}</div></details>'
             )
         else:
-            yield _row(part, parent_inserted_by)
+            yield _row(node)
+        if node.inserted:
+            yield f'<div class="fd-tree">{"".join(_nodes(node.inserted, opened))}</div>'
 
 
-def _group(part: Part, opened: bool, parent_inserted_by: str | None) -> str:
-    by = _by(part, parent_inserted_by)
+def _group(node: Node, opened: bool) -> str:
+    part = node.part
+    inside = grown(part.parts, part.inserted_by)
     tags = "".join(map(_tag, part.tags))
     if part.kind == "pipeline":
-        columns = f'<div class="fd-col fd-all">{"".join(_parts(part.parts, opened, part.inserted_by))}</div>'
+        columns = f'<div class="fd-col fd-all">{"".join(_nodes(inside, opened))}</div>'
         kind, notes = "pipeline", _notes(part, part) if part.recovered or part.attempts > 1 else ""
     else:
         columns = "".join(
             f'<div class="fd-col{_wide(column)}">{_column(column, opened, part.inserted_by)}</div>'
-            for column in folded(part.parts, FOLDING)
+            for column in collapsed(inside, MANY, MOST)
         )
         kind, notes = f"parallel, {branch_counts(part)}", ""
+    css = " fd-new" if part.is_dynamic else ""
     return (
-        f'<div class="fd-group"><div class="fd-cap">{_named(part.name) if part.name != part.kind else ""}'
-        f'<span class="fd-note">{kind}</span>{tags}{by}{notes}'
+        f'<div class="fd-group{css}"><div class="fd-cap">{_named(part.name) if part.name != part.kind else ""}'
+        f'<span class="fd-note">{kind}</span>{tags}{_by(node)}{notes}'
         f'<span class="fd-time">{duration(part.elapsed)}</span></div>'
         f'<div class="fd-cols">{columns}</div></div>'
     )
 
 
-def _wide(column: Part | Fold) -> str:
-    parts = column.parts if isinstance(column, Part) else ()
+def _wide(column: Node | Collapsed) -> str:
+    parts = () if isinstance(column, Collapsed) else column.part.parts
     return " fd-wide" if any(part.kind in ("parallel", "pipeline") for part in parts) else ""
 
 
-def _column(column: Part | Fold, opened: bool, parent_inserted_by: str | None) -> str:
-    if isinstance(column, Fold):
-        return _fold(column)
-    return "".join(_parts(column.parts, opened, parent_inserted_by)) or _row(column)
+def _column(column: Node | Collapsed, opened: bool, above: str | None) -> str:
+    if isinstance(column, Collapsed):
+        return _rest(column)
+    return "".join(_nodes(grown(column.part.parts, above), opened)) or _row(column)
 
 
-def _row(part: Part, parent_inserted_by: str | None = None, turn: bool = False) -> str:
+def _row(node: Node, turn: bool = False) -> str:
+    part = node.part
     action = part.parts[0] if part.is_bare else part
     status = state(action if action.recovered else part)
     css = " fd-new" if part.is_dynamic and not turn else ""
@@ -238,15 +246,13 @@ def _row(part: Part, parent_inserted_by: str | None = None, turn: bool = False) 
         f'<div class="fd-row fd-{part.kind} fd-{status or "planned"}{css}">'
         f'<span class="fd-mark">{MARKS[status].strip() or "•"}</span>'
         f'<span class="fd-what">{_named(part.label, " fd-turn" if turn else "")}'
-        f"{tags}{_by(part, parent_inserted_by)}{_notes(part, action)}</span>"
+        f"{tags}{_by(node)}{_notes(part, action)}</span>"
         f'<span class="fd-time">{duration(part.elapsed) if part.elapsed else ""}</span></div>'
     )
 
 
-def _by(part: Part, parent_inserted_by: str | None) -> str:
-    if part.inserted_by is None or part.inserted_by == parent_inserted_by:
-        return ""
-    return f'<span class="fd-by">+ by {name(part.inserted_by)}</span>'
+def _by(node: Node) -> str:
+    return "" if node.via is None else f'<span class="fd-by">+ by {name(node.via)}</span>'
 
 
 def _notes(part: Part, action: Part) -> str:
@@ -254,6 +260,8 @@ def _notes(part: Part, action: Part) -> str:
     css = "fd-note"
     if action.status is None and data_flow(action):
         notes.append(name(data_flow(action), 40))
+    if part.restored:
+        notes.append("restored")
     if part.unplanned:
         notes.append("not in the plan")
     attempts = max(part.attempts, action.attempts)
@@ -276,10 +284,10 @@ def _tag(tag: str) -> str:
     return f'<span class="fd-tag">#{text(tag)}</span>'
 
 
-def _fold(fold: Fold) -> str:
-    css = " fd-fresh" if fold.parts[0].is_dynamic else ""
-    rows = "".join(_row(part) for part in fold.parts[:MOST_BEHIND_A_FOLD])
-    hidden = len(fold.parts) - MOST_BEHIND_A_FOLD
+def _rest(rest: Collapsed) -> str:
+    css = " fd-fresh" if rest.parts[0].is_dynamic else ""
+    rows = "".join(_row(node) for node in rest.nodes[:MOST_BEHIND])
+    hidden = len(rest.nodes) - MOST_BEHIND
     if hidden > 0:
         rows += f'<div class="fd-rest">… and {hidden:,} that are not shown here: run.to_html(path) has them all</div>'
-    return f'<details class="fd-more{css}"><summary class="fd-turn">{text(fold_label(fold))}</summary>{rows}</details>'
+    return f'<details class="fd-more{css}"><summary class="fd-turn">{text(rest_label(rest))}</summary>{rows}</details>'

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from itertools import count
 from typing import Final
 
 from flowdeco.engine.runs import Status
-from flowdeco.show.folding import Fold, Folding, folded
 from flowdeco.show.formatting import MARKS, plural, printable, state
-from flowdeco.show.parts import Part
+from flowdeco.show.parts import Part, walk
+from flowdeco.show.tree import Collapsed, Node, collapsed, grown
 
 __all__ = ["flowchart"]
 
-# No renderer draws more than a few hundred nodes well, and mermaid refuses more than 500 edges.
-FOLDING: Final = Folding(dynamic=(5, 3), branches=(8, 5), others=(40, 20), most=60)
+MANY: Final = 60  # nodes: from here on, rows of one template are collapsed
+ALIKE: Final = 6  # so many of one template are a row
+MOST: Final = 200  # no renderer draws more well, and mermaid refuses more than 500 edges
+MOST_ACTIONS: Final = 20
 
 # Mid-tones with text colours of their own: legible on a light and on a dark page.
 CLASSES: Final = {
@@ -29,9 +31,9 @@ _PLAIN: Final = frozenset(" -_./,:+*=()'?!%@…→✓✗↻⊘⏏‖■▸·[]")
 
 
 def flowchart(parts: Sequence[Part]) -> str:
-    """Return a flowchart from top to bottom; inserted nodes are dashed, and reached by a dotted arrow."""
-    drawing = _Drawing()
-    body = list(drawing.chain(parts, "  "))
+    """Return a flowchart from top to bottom; inserted nodes are dashed, with a dotted arrow from their inserter."""
+    drawing = _Drawing(ALIKE if sum(part.kind != "action" for _, part in walk(parts)) >= MANY else None)
+    body = list(drawing.chain(grown(parts), "  "))
     used = [
         f"  {line}"
         for name, style in CLASSES.items()
@@ -53,54 +55,64 @@ def quoted(text: str) -> str:
 
 
 class _Drawing:
-    def __init__(self) -> None:
+    def __init__(self, limit: int | None) -> None:
+        self._limit = limit
         self._numbers = count(1)
         self.nodes_by_class: dict[str, list[str]] = {}
 
-    def chain(self, parts: Sequence[Part], indent: str) -> Iterator[str]:
-        """Yield the lines of parts that follow each other."""
-        before, previous = "", None
-        for part in folded(parts, FOLDING):
-            node = f"n{next(self._numbers)}"
-            yield from self._more(part, node, indent) if isinstance(part, Fold) else self._node(part, node, indent)
-            by = (part.parts[0] if isinstance(part, Fold) else part).inserted_by
+    def chain(self, nodes: Sequence[Node], indent: str) -> Iterator[str]:
+        """Yield the lines of parts that follow each other, each with the parts that it inserted."""
+        before = ""
+        for node in collapsed(nodes, self._limit, MOST):
+            name = yield from self._unit(node, indent)
+            by = None if isinstance(node, Collapsed) else node.via
             if before:
-                arrow = "-->" if by is None else "-.->" if by == previous else f"-. {quoted(f'inserted by {by}')} .->"
-                yield f"{indent}{before} {arrow} {node}"
-            before, previous = node, by
+                is_fresh = (node.nodes[0] if isinstance(node, Collapsed) else node).part.is_dynamic
+                yield f"{indent}{before} {_arrow(by) if is_fresh and by else '-.->' if is_fresh else '-->'} {name}"
+            before = name
 
-    def _more(self, fold: Fold, node: str, indent: str) -> Iterator[str]:
-        self._class(node, "more")
-        yield f"{indent}{node}([{quoted(fold.label)}])"
+    def _unit(self, node: Node | Collapsed, indent: str) -> Generator[str, None, str]:
+        """Yield the lines of a node and of those that it inserted, and return its name."""
+        name = f"n{next(self._numbers)}"
+        if isinstance(node, Collapsed):
+            self._class(name, "more")
+            yield f"{indent}{name}([{quoted(node.label)}])"
+            return name
+        yield from self._part(node.part, name, indent)
+        for child in collapsed(node.inserted, self._limit, MOST):
+            below = yield from self._unit(child, indent)
+            by = None if isinstance(child, Collapsed) else child.via
+            yield f"{indent}{name} {_arrow(by)} {below}"
+        return name
 
-    def _node(self, part: Part, node: str, indent: str) -> Iterator[str]:
+    def _part(self, part: Part, name: str, indent: str) -> Iterator[str]:
         if part.kind in ("pipeline", "parallel") and part.parts:
-            yield f"{indent}subgraph {node}[{quoted(part.name)}]"
+            yield f"{indent}subgraph {name}[{quoted(part.name)}]"
             yield f"{indent}  direction TB"  # places branches, which no arrow joins, side by side
             inner = self._branches(part, indent + "  ") if part.kind == "parallel" else None
-            yield from inner or self.chain(part.parts, indent + "  ")
+            yield from inner or self.chain(grown(part.parts, part.inserted_by), indent + "  ")
             yield f"{indent}end"
             return
         lines = [self._headline(part)]
         if not part.is_bare:
-            lines += [
-                self._headline(one) if isinstance(one, Part) else one.label for one in folded(part.parts, FOLDING)
-            ]
+            lines += [self._headline(one) for one in part.parts[:MOST_ACTIONS]]
+            lines += [f"… {len(part.parts) - MOST_ACTIONS:,} more"] if len(part.parts) > MOST_ACTIONS else []
         label = "<br/>".join(quoted(line)[1:-1] for line in lines)
-        self._class(node, *self._classes(part))
-        yield f'{indent}{node}["{label}"]'
+        self._class(name, *self._classes(part))
+        yield f'{indent}{name}["{label}"]'
 
-    def _branches(self, part: Part, indent: str) -> Iterator[str]:
-        for branch in folded(part.parts, FOLDING):
-            node = f"n{next(self._numbers)}"
-            if isinstance(branch, Fold):
-                yield from self._more(branch, node, indent)
-            elif len(branch.parts) == 1:
-                yield from self._node(branch.parts[0], node, indent)
-            elif branch.parts:
-                yield f"{indent}subgraph {node}[{quoted(f'branch {branch.record}')}]"
+    def _branches(self, group: Part, indent: str) -> Iterator[str]:
+        for node in collapsed(grown(group.parts), self._limit, MOST):
+            branch = node.nodes[0].part if isinstance(node, Collapsed) else node.part
+            inner = grown(branch.parts, group.inserted_by)
+            if isinstance(node, Collapsed):
+                yield from self._unit(node, indent)
+            elif len(inner) == 1:
+                yield from self._unit(inner[0], indent)
+            elif inner:
+                yield f"{indent}subgraph n{next(self._numbers)}[{quoted(f'branch {branch.record}')}]"
                 yield f"{indent}  direction TB"
-                yield from self.chain(branch.parts, indent + "  ")
+                yield from self.chain(inner, indent + "  ")
                 yield f"{indent}end"
 
     def _headline(self, part: Part) -> str:
@@ -121,3 +133,7 @@ class _Drawing:
     def _class(self, node: str, *names: str) -> None:
         for name in names:
             self.nodes_by_class.setdefault(name, []).append(node)
+
+
+def _arrow(by: str | None) -> str:
+    return "-.->" if by is None else f"-. {quoted(f'by {by}')} .->"

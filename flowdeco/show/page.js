@@ -26,6 +26,8 @@
   // What is shown: rows that match, with what they are in; what is folded or closed is left out.
 
   const unfolded = new Set(), closed = new Set(), opened = new Set();
+  const STEPS = data.turns;
+  let step = STEPS, order = "ran";
   const pressed = { state: new Set(), tag: new Set() };
   let visible = [], done = 0, current = -1;
 
@@ -36,13 +38,32 @@
     if (row.a > 1 || row.again !== undefined) found.push("retried");
     return found;
   };
+  // The pipeline, group or branch that a row is in: between the two are the stages that inserted it.
+  const inside = (row) => {
+    let at = rows[row.p];
+    while (at && at.k === "stage") at = rows[at.p];
+    return at;
+  };
   rows.forEach((row, index) => {
     const acts = row.acts || [];
     row.i = index;
     row.find = [row.n, row.ti || "", ...acts.map((act) => act.n)].join(" ").toLowerCase();
     // A tag is that of the stage, of what it is in, or of one of its actions.
-    row.all = [row.tags, row.p >= 0 ? rows[row.p].all : [], ...acts.map((act) => act.tags)].flatMap((some) => some || []);
+    const around = inside(row);
+    row.all = [row.tags, around ? around.all : [], ...acts.map((act) => act.tags)].flatMap((some) => some || []);
   });
+
+  // A replay shows the stages that had begun at one of its steps, and those of the plan that were still to come.
+  const replaying = () => step < STEPS;
+  for (let index = rows.length - 1; index >= 0; index -= 1) {
+    const row = rows[index], up = rows[row.p];
+    if (up && up.k !== "stage" && row.r !== undefined) up.r = Math.min(up.r ?? Infinity, row.r);
+  }
+  const folds = new Map();
+  for (const row of rows) if (row.h !== undefined) (folds.get(row.h) || folds.set(row.h, []).get(row.h)).push(row);
+  const begun = (row) => row.r !== undefined && row.r < step;
+  const ahead = (row) => replaying() && row.k !== "fold" && !begun(row);
+  const unborn = (row) => replaying() && (row.k === "fold" ? !folds.get(row.f).some(begun) && row.fresh : !begun(row) && row.by !== undefined);
 
   const filtering = () => find.value.trim() !== "" || pressed.state.size > 0 || pressed.tag.size > 0;
 
@@ -63,11 +84,15 @@
   const select = () => {
     visible = [];
     let stages = 0;
-    if (filtering()) {
+    if (order === "slow") {
+      const matches = matcher();
+      visible = rows.filter((row) => row.e !== undefined && matches(row) && !ahead(row)).sort((a, b) => b.e - a.e).map((row) => row.i);
+      stages = visible.length;
+    } else if (filtering()) {
       const matches = matcher();
       const wanted = new Set();
       for (const row of rows) {
-        if (!matches(row)) continue;
+        if (!matches(row) || unborn(row)) continue;
         stages += 1;
         for (let at = row; at && !wanted.has(at.i); at = rows[at.p]) wanted.add(at.i);
       }
@@ -78,6 +103,7 @@
         if (row.k === "stage") stages += 1;
         if (row.d > hidden) continue;
         hidden = Infinity;
+        if (unborn(row)) { hidden = row.d; continue; }
         if (row.k === "fold" ? unfolded.has(row.f) : row.h !== undefined && !unfolded.has(row.h)) {
           if (row.k !== "fold") hidden = row.d;
           continue;
@@ -86,7 +112,8 @@
         if (closed.has(row.i)) hidden = row.d;
       }
     }
-    $("count").textContent = filtering() ? `${stages.toLocaleString()} of ${data.stages.toLocaleString()} match` : data.said;
+    $("count").textContent = filtering() ? `${stages.toLocaleString()} of ${data.stages.toLocaleString()} match`
+      : order === "slow" ? `${stages.toLocaleString()}, the slowest first` : data.said;
     done = 0;
     list.replaceChildren();
     if (!visible.length) list.append(el("li", "nothing", filtering() ? "No stage matches." : "Nothing has run."));
@@ -118,28 +145,38 @@
 
   const headline = (row, into) => {
     const mark = el("span", `mark ${row.s}`);
-    const sign = el("span", "", MARKS[row.s] || "");
+    const sign = el("span", "", ahead(row) ? "·" : MARKS[row.s] || "");
     sign.setAttribute("aria-hidden", "true");
-    mark.append(sign, el("span", "unseen", row.s));
+    const status = ahead(row) ? "to come" : row.s;
+    mark.append(sign, el("span", "unseen", status));
     const what = el("span", "what");
     what.append(named(row.n));
+    if (ahead(row)) { into.append(mark, " ", what, " ", el("span", "track"), " ", el("span", "time")); return; }
     if (row.kind) what.append(el("span", "kind", row.kind));
     for (const tag of row.tags || []) what.append(el("span", "tag", `#${tag}`));
-    if (row.by !== undefined && !row.same) what.append(el("span", "by", `+ inserted by ${row.by}`));
+    if (row.by !== undefined) {
+      if (order === "slow" || row.via === row.by) what.append(el("span", "by", `+ inserted by ${row.by}`));
+      else if (row.via !== undefined) what.append(el("span", "by", `+ by ${row.via}`));
+      else what.append(el("span", "unseen", `inserted by ${row.by}`));
+    }
+    if (row.kids && closed.has(row.i)) what.append(el("span", "by", `${row.kids.toLocaleString()} inserted`));
+    if (row.re) what.append(el("span", "note", "restored"));
     if (row.a > 1) what.append(el("span", "note warn", `${row.a} attempts`));
     if (row.again !== undefined) what.append(el("span", "note warn", row.again));
     if (row.note) what.append(el("span", `note ${row.s === "recovered" ? "warn" : row.s === "failed" ? "bad" : ""}`, row.note));
-    into.append(mark, what, bar(row), el("span", "time", row.t || ""));
+    for (const part of [...what.children].slice(1)) part.before(" ");  // for those who listen
+    into.append(mark, " ", what, " ", bar(row), " ", el("span", "time", row.t || ""));
   };
 
-  const classes = (row) => [row.s, row.by !== undefined ? "new" : "", row.k !== "stage" ? "container" : "", warned(row) ? "warned" : ""].filter(Boolean).join(" ");
+  const classes = (row) => [row.s, row.re ? "old" : "", row.by !== undefined ? "new" : "", row.k !== "stage" ? "container" : "", warned(row) ? "warned" : ""].filter(Boolean).join(" ");
 
   const item = (row) => {
-    const li = el("li", classes(row));
-    li.style.setProperty("--d", Math.min(row.d, 12));
+    const li = el("li", `${classes(row)}${ahead(row) ? " ahead" : ""}${replaying() && row.r === step - 1 && row.k === "stage" ? " now" : ""}`);
+    li.style.setProperty("--d", order === "slow" ? 0 : Math.min(row.d, 24));
     li.dataset.i = row.i;
     if (row.k === "fold") {
-      const button = el("button", `fold${row.fresh ? "" : " plain"}`, row.n);
+      const so = replaying() ? folds.get(row.f).filter(begun).length : 0;
+      const button = el("button", `fold${row.fresh ? "" : " plain"}`, replaying() ? `… ${so.toLocaleString()} more so far` : row.n);
       button.type = "button";
       button.tabIndex = row.i === current ? 0 : -1;
       li.append(button);
@@ -151,6 +188,13 @@
     line.setAttribute("aria-expanded", String(row.k === "stage" ? opened.has(row.i) : !closed.has(row.i)));
     headline(row, line);
     li.append(line);
+    if (row.kids && order === "ran" && !filtering()) {
+      const twist = el("button", "twist", closed.has(row.i) ? "▸" : "▾");
+      twist.type = "button";
+      twist.tabIndex = -1;
+      twist.setAttribute("aria-label", `${closed.has(row.i) ? "Show" : "Hide"} the stages that ${row.n} inserted`);
+      li.append(twist);
+    }
     if (opened.has(row.i)) li.append(detail(row));
     return li;
   };
@@ -220,6 +264,12 @@
       ["status", row.s === "pending" ? "not reached" : row.s], ["inserted by", by], ["started", row.at], ["took", row.t],
       ["attempts", row.a > 1 ? String(row.a) : undefined], ["inserted", row.ins], ["reads", row.reads], ["middleware", row.use], ["data", row.data],
     ]));
+    if (row.id !== undefined) {
+      const link = el("a", "here", `#stage-${row.id}`);
+      link.href = `#stage-${row.id}`;
+      box.querySelector("dl").append(el("dt", "", "link"), Object.assign(el("dd"), {}));
+      box.querySelector("dl dd:last-child").append(link);
+    }
     attempts(row, box);
     if (row.fail !== undefined) box.append(trouble(row.fail));
     const acts = row.acts || [];
@@ -239,6 +289,8 @@
   };
 
   const nearest = (row) => {
+    const up = rows[row.p];
+    if (row.via !== row.by && up && up.k === "stage") return row.p;
     const name = row.by.split("/")[0];
     for (let index = row.i - 1; index >= 0; index -= 1) {
       if (rows[index].k === "stage" && (rows[index].n === name || row.by.startsWith(`${rows[index].n}/`))) return index;
@@ -262,9 +314,23 @@
       keepingPlace(() => select(), row.i);
       return;
     }
-    if (opened.has(row.i)) { opened.delete(row.i); li.querySelector(".detail").remove(); } else { opened.add(row.i); li.append(detail(row)); }
+    if (opened.has(row.i)) { opened.delete(row.i); li.querySelector(".detail").remove(); } else { opened.add(row.i); li.append(detail(row)); address(row); }
     line.setAttribute("aria-expanded", String(opened.has(row.i)));
   };
+
+  const twist = (row) => {
+    if (closed.has(row.i)) closed.delete(row.i); else closed.add(row.i);
+    keepingPlace(() => select(), row.i);
+  };
+
+  // The address of the page leads to the stage that was opened last.
+  const address = (row) => { if (row.id !== undefined) history.replaceState(null, "", `#stage-${row.id}`); };
+  const arrive = () => {
+    const found = location.hash.match(/^#stage-(\d+)$/);
+    const row = found && rows.find((one) => one.id === Number(found[1]));
+    if (row) jump(row.i);
+  };
+  addEventListener("hashchange", arrive);
 
   const keepingPlace = (change, index) => {
     const top = window.scrollY;
@@ -294,6 +360,8 @@
   const jump = (index) => {
     if (index < 0 || !rows[index]) return;
     find.value = "";
+    go(STEPS);
+    order = $("order").value = "ran";
     for (const kind of Object.values(pressed)) kind.clear();
     for (const chip of document.querySelectorAll(".chip")) chip.setAttribute("aria-pressed", "false");
     for (let at = rows[index]; at; at = rows[at.p]) { closed.delete(at.i); if (at.h !== undefined) unfolded.add(at.h); }
@@ -306,6 +374,8 @@
   };
 
   list.addEventListener("click", (event) => {
+    const small = event.target.closest("button.twist");
+    if (small) { twist(rows[Number(small.parentElement.dataset.i)]); return; }
     const line = event.target.closest("button.line, button.fold");
     if (line) { current = Number(line.parentElement.dataset.i); toggle(line.parentElement); }
   });
@@ -315,6 +385,7 @@
     if (!line) return;
     const li = line.parentElement;
     const expanded = line.getAttribute("aria-expanded");
+    const row = rows[Number(li.dataset.i)];
     const move = { ArrowDown: "nextElementSibling", ArrowUp: "previousElementSibling" }[event.key];
     if (move) {
       event.preventDefault();
@@ -324,6 +395,9 @@
       event.preventDefault();
       const last = event.key === "End" ? show(visible[visible.length - 1]) : list.firstElementChild;
       if (last) focus(last);
+    } else if (row.kids && ((event.key === "ArrowRight" && closed.has(row.i)) || (event.key === "ArrowLeft" && expanded === "false" && !closed.has(row.i)))) {
+      event.preventDefault();
+      twist(row);
     } else if ((event.key === "ArrowRight" && expanded === "false") || (event.key === "ArrowLeft" && expanded === "true")) {
       event.preventDefault();
       toggle(li);
@@ -345,7 +419,7 @@
     const button = el("button", "chip", label);
     button.type = "button";
     button.setAttribute("aria-pressed", "false");
-    button.append(el("small", "", count.toLocaleString()));
+    button.append(" ", el("small", "", count.toLocaleString()));
     button.addEventListener("click", () => {
       const on = !pressed[kind].has(value);
       if (on) pressed[kind].add(value); else pressed[kind].delete(value);
@@ -357,16 +431,66 @@
   for (const [state, count] of data.states) $("states").append(chip("state", state, state === "pending" ? "not reached" : state, count));
   for (const [tag, count] of data.tags) $("tags").append(chip("tag", tag, `#${tag}`, count));
 
+  $("order").addEventListener("change", () => { order = $("order").value; select(); });
+
+  // The replay of the run: a slider, and a button that moves it.
+
+  const slider = $("step"), play = $("play"), told = $("told");
+  const still = matchMedia("(prefers-reduced-motion: reduce)");
+  const turns = rows.filter((row) => row.k === "stage" && row.r !== undefined).sort((a, b) => a.r - b.r);
+  let playing = 0;
+  const label = () => {
+    const last = turns[step - 1];
+    told.textContent = replaying() ? `${step.toLocaleString()} of ${STEPS.toLocaleString()} stages` : "";
+    slider.setAttribute("aria-valuetext", `${step} of ${STEPS} stages${last ? `, ${last.n}` : ""}`);
+    play.textContent = playing ? "Pause" : still.matches && replaying() ? "Next stage" : "Replay";
+  };
+  const go = (to) => {
+    if (to === step) { label(); return; }
+    step = to;
+    slider.value = step;
+    label();
+    select();
+    draw();
+  };
+  const stop = () => { cancelAnimationFrame(playing); playing = 0; label(); };
+  const run = () => {
+    const from = replaying() ? step : 0, began = performance.now(), speed = STEPS / Math.min(8000, Math.max(2500, STEPS * 350));
+    const frame = (now) => {
+      const to = Math.min(STEPS, from + Math.floor((now - began) * speed));
+      playing = to < STEPS ? requestAnimationFrame(frame) : 0;
+      if (to !== step) {
+        go(to);
+        const newest = list.querySelector("li.now");
+        if (newest) newest.scrollIntoView({ block: "nearest", behavior: "instant" });
+      }
+      if (!playing) label();
+    };
+    playing = requestAnimationFrame(frame);
+    label();
+  };
+  play.addEventListener("click", () => {
+    if (playing) stop();
+    else if (still.matches) go(replaying() ? step + 1 : 0);  // nothing moves by itself
+    else run();
+  });
+  slider.addEventListener("input", () => { if (playing) stop(); go(Number(slider.value)); });
+  slider.max = STEPS;
+  slider.value = STEPS;
+  if (STEPS < 2) $("replay").hidden = true;
+
   // The chart: a lane for each branch that ran at the same time.
 
   const LANE = 16, AXIS = 22, bars = rows.filter((row) => row.x !== undefined && row.k === "stage" && row.s !== "skipped");
+  let zoom = 1;
   const draw = () => {
-    const width = chart.clientWidth, lanes = Math.max(1, data.lanes);
+    const width = chart.parentElement.clientWidth * zoom, lanes = Math.max(1, data.lanes);
     const lane = Math.max(3, Math.min(LANE, 480 / lanes));
     const height = lanes * lane + AXIS;
-    const ratio = window.devicePixelRatio || 1;
+    const ratio = Math.min(window.devicePixelRatio || 1, 30000 / width);  // no browser draws more
     const style = getComputedStyle(document.documentElement);
     const color = (name) => style.getPropertyValue(name).trim();
+    chart.style.width = `${width}px`;
     chart.style.height = `${height}px`;
     chart.width = Math.round(width * ratio);
     chart.height = Math.round(height * ratio);
@@ -375,7 +499,7 @@
     pen.font = "11.5px system-ui, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif";
     pen.textBaseline = "bottom";
     let free = -1;
-    for (const [x, label, broken] of data.ticks) {
+    for (const [x, label, broken] of data.ticks[zoom < 4 ? 0 : zoom < 16 ? 1 : 2]) {
       const at = Math.round(x * width) + 0.5;
       pen.strokeStyle = color("--line");
       pen.setLineDash(broken ? [2, 3] : []);
@@ -387,13 +511,31 @@
     pen.setLineDash([]);
     const paint = { static: color("--static"), fresh: color("--new"), warn: color("--amber"), bad: color("--bad") };
     for (const row of bars) {
-      pen.fillStyle = row.s === "failed" || row.s === "cancelled" ? paint.bad : warned(row) ? paint.warn : row.by !== undefined ? paint.fresh : paint.static;
+      pen.fillStyle = ["failed", "cancelled", "crashed"].includes(row.s) ? paint.bad : warned(row) ? paint.warn : row.by !== undefined ? paint.fresh : paint.static;
+      pen.globalAlpha = ahead(row) ? 0.12 : row.re ? 0.45 : 1;
       const long = Math.max(1.5, row.w * width - (row.w * width > 5 ? 1 : 0));
       const left = Math.min(row.x * width, width - long), top = (row.lane || 0) * lane;
       if (long > 5 && lane > 8) { pen.beginPath(); pen.roundRect(left, top + 1, long, lane - 3, 2.5); pen.fill(); } else pen.fillRect(left, top + 1, long, Math.max(1, lane - 3));
     }
+    pen.globalAlpha = 1;
     chart.dataset.lane = lane;
   };
+  const enlarge = (by) => {
+    const pane = chart.parentElement, middle = (pane.scrollLeft + pane.clientWidth / 2) / (pane.clientWidth * zoom);
+    zoom = Math.max(1, Math.min(64, by === 0 ? 1 : zoom * by));
+    draw();
+    pane.scrollLeft = middle * pane.clientWidth * zoom - pane.clientWidth / 2;
+    $("zoom-out").disabled = $("whole").disabled = zoom === 1;
+    $("zoom-in").disabled = zoom === 64;
+  };
+  $("zoom-in").addEventListener("click", () => enlarge(2));
+  $("zoom-out").addEventListener("click", () => enlarge(0.5));
+  $("whole").addEventListener("click", () => enlarge(0));
+  chart.addEventListener("wheel", (event) => {
+    if (!event.ctrlKey && !event.metaKey) return;
+    event.preventDefault();
+    enlarge(event.deltaY < 0 ? 2 : 0.5);
+  }, { passive: false });
   const under = (event) => {
     const box = chart.getBoundingClientRect();
     const x = (event.clientX - box.left) / box.width, lane = Math.floor((event.clientY - box.top) / Number(chart.dataset.lane));
@@ -416,7 +558,17 @@
   chart.addEventListener("pointerleave", () => { tip.hidden = true; });
   chart.addEventListener("click", (event) => { const row = under(event); if (row) jump(row.i); });
   new ResizeObserver(draw).observe(chart.parentElement);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  for (const kind of ["(prefers-color-scheme: dark)", "(forced-colors: active)", "print"]) matchMedia(kind).addEventListener("change", draw);
+  still.addEventListener("change", label);
+  addEventListener("beforeprint", () => { while (done < visible.length) append(); });
+
+  const copy = $("copy");
+  if (copy) copy.addEventListener("click", async () => {
+    const command = $("command");
+    try { await navigator.clipboard.writeText(command.textContent); copy.textContent = "Copied"; }
+    catch { getSelection().selectAllChildren(command); copy.textContent = "Selected"; }
+    setTimeout(() => { copy.textContent = "Copy"; }, 2000);
+  });
 
   // The failure of the run.
 
@@ -435,6 +587,14 @@
   }
 
   if (!bars.length) $("timeline").hidden = true;
-  new IntersectionObserver((seen) => { if (seen[0].isIntersecting) append(); }, { rootMargin: "1500px" }).observe(more);
+  const watch = new IntersectionObserver((seen) => {
+    if (!seen[seen.length - 1].isIntersecting || done >= visible.length) return;
+    append();
+    watch.unobserve(more);  // asks again, if the end is still near
+    watch.observe(more);
+  }, { rootMargin: "1500px" });
+  watch.observe(more);
+  label();
   select();
+  arrive();
 })();

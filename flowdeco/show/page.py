@@ -9,50 +9,59 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64encode
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import cache
 from hashlib import sha256
+from shlex import quote
 from typing import Any, Final
 
-from flowdeco.engine.runs import Run
+from flowdeco.engine.runs import Run, Status
 from flowdeco.show.failures import Failure, failure_of
-from flowdeco.show.formatting import MARKS, duration
+from flowdeco.show.formatting import MARKS, duration, state
 from flowdeco.show.html import name, text
 from flowdeco.show.known_values import known_values
 from flowdeco.show.page_data import PageData
-from flowdeco.show.parts import count_stages, walk
-from flowdeco.show.plan import Change, Diff
+from flowdeco.show.parts import Part, count_stages, walk
+from flowdeco.show.plan import Change, Diff, Ran
 from flowdeco.show.redaction import Redact, redactor
 from flowdeco.show.store_summary import summarize
+from flowdeco.show.tree import Node, grown
 
 __all__ = ["page"]
 
 MOST_CHANGES: Final = 100
 MOST_KEYS: Final = 500
+MOST_PLANNED: Final = 100
 SHORT_KEY: Final = 28
 
 
-def page(run: Run, diff: Diff, *, values: bool = False) -> str:
-    """Return the page; it shows the types and sizes of the values in the store, with `values` the values themselves."""
+def page(run: Run, ran: Ran, diff: Diff | None, *, values: bool = False, resume: str = "") -> str:
+    """Return the page; it shows the types and sizes of the values in the store, with `values` the values themselves.
+
+    `diff` compares the run with its plan, None where that is not known. `resume` is the command that resumes the run, where
+    it is known better than the run knows it.
+    """
     failures = {id(error): failure_of(error) for error in _errors(run)}
-    redact = _unredacted if values else _redact_of(run, diff, failures.values())
+    parts = ran.parts if diff is None else diff.parts
+    redact = _unredacted if values else _redact_of(run, parts, failures.values())
     redacted = {exception: failure.redacted(redact) for exception, failure in failures.items()}
-    data = PageData(run, diff.parts, redact, redacted)
+    data = PageData(run, parts, redact, redacted)
     return _filled(
         _asset("page.html"),
         {
             "TITLE": text(run.pipeline.title),
-            "STATUS": str(run.status),
-            "MARK": MARKS[run.status],
+            "STATUS": str(ran.status),
+            "MARK": MARKS[ran.status],
             "ABOUT": f'<p class="about">{text(run.pipeline.description)}</p>' if run.pipeline.description else "",
-            "FACTS": "".join(_facts(run, diff)),
-            "ALARM": _alarm(run, redact),
+            "FACTS": "".join(_facts(run, ran)),
+            "ALARM": _alarm(run, ran, redact),
             "LANES": f"{data.lanes} side by side" if data.lanes > 1 else "",
+            "RESUME": _resume(resume or _resume_command(run)),
             "LEGEND": "".join(data.legend()),
-            "DIFF": _differences(diff, redact),
+            "DIFF": "" if diff is None else _differences(diff, redact),
             "STORE": _store(run, values),
-            "TEXT": text(redact(diff.ran.text()), lines=True),
+            "TEXT": text(redact(ran.text()), lines=True),
             "FOOT": _foot(),
             "DATA": json_in_html(data.as_json()),
             "STYLE": _asset("page.css"),
@@ -87,9 +96,9 @@ def json_in_html(data: Any) -> str:
     return json.dumps(data, separators=(",", ":"), ensure_ascii=True).translate(_UNSAFE)
 
 
-def _redact_of(run: Run, diff: Diff, failures: Iterable[Failure]) -> Redact:
+def _redact_of(run: Run, parts: Iterable[Part], failures: Iterable[Failure]) -> Redact:
     known = known_values(run, _errors(run))
-    names = {word for _, part in walk(diff.parts) for word in (part.name, *part.tags)}
+    names = {word for _, part in walk(parts) for word in (part.name, *part.tags)}
     texts = (text for failure in failures for text in failure.texts())
     return redactor(known.values, {run.pipeline.name, *run.store, *names, *known.public}, (str(run.reason), *texts))
 
@@ -111,8 +120,8 @@ def _errors(run: Run) -> Iterator[BaseException]:
 # The head of the page.
 
 
-def _facts(run: Run, diff: Diff) -> Iterator[str]:
-    stages, inserted = count_stages(diff.ran.parts)
+def _facts(run: Run, ran: Ran) -> Iterator[str]:
+    stages, inserted = count_stages(ran.parts)
     note = f" <small>{inserted:,} inserted</small>" if inserted else ""
     yield _fact("Stages", f"{stages:,}{note}")
     yield _fact("Took", duration(run.elapsed))
@@ -137,25 +146,79 @@ def _foot() -> str:
     return f"Made by flowdeco {text(flowdeco.__version__)}. The page is complete in itself: it loads nothing."
 
 
-def _alarm(run: Run, redact: Redact) -> str:
+def _alarm(run: Run, ran: Ran, redact: Redact) -> str:
     if run.error is not None:
-        error = text(redact(f"{type(run.error).__name__}"))
+        error, verb = (
+            text(redact(type(run.error).__name__)),
+            "was cancelled" if run.status == "cancelled" else run.status,
+        )
         return (
-            f'<section class="alarm" id="alarm" aria-labelledby="h-alarm"><h2 id="h-alarm">The run {run.status}</h2>'
+            f'<section class="alarm" id="alarm" aria-labelledby="h-alarm"><h2 id="h-alarm">The run {verb}</h2>'
             f"<noscript><p>{error}</p></noscript></section>"
         )
-    return f'<p class="reason">{text(redact(str(run.reason)))}</p>' if run.reason else ""
+    reason = "Its process ended while it was running." if str(ran.status) == "crashed" else str(run.reason or "")
+    return f'<p class="reason">{text(redact(reason))}</p>' if reason else ""
 
 
-# The differences between plan and run, and the store.
+def _resume_command(run: Run) -> str:
+    journal: Any = run.resumption.journal if run.resumption is not None else None
+    path = getattr(journal, "path", None)
+    if path is None or run.status not in (Status.FAILED, Status.SUSPENDED, Status.CANCELLED):
+        return ""
+    entry = "" if getattr(journal, "entry", None) else "FILE.py:FLOW "
+    keys = re.findall(r"'([^']+)'", run.reason or "") or ["KEY"] if run.status is Status.SUSPENDED else []
+    values = "".join(f" -i {quote(key)}=VALUE" for key in keys)
+    return f"flowdeco resume {entry}{quote(run.id)} --journal {quote(str(path))}{values}"
+
+
+def _resume(command: str) -> str:
+    if not command:
+        return ""
+    return (
+        f'<section class="resume" aria-label="Resume">To resume: <code id="command">{text(command)}</code> '
+        f'<button type="button" class="link" id="copy">Copy</button></section>'
+    )
+
+
+# The plan, its differences from the run, and the store.
+
+
+def _planned(nodes: Sequence[Node]) -> str:
+    """Return the plan as a list, with what became of each unit, and how many units it inserted."""
+    items: list[str] = []
+    planned = [node for node in nodes if not node.part.is_dynamic]
+    for node in planned[:MOST_PLANNED]:
+        part = node.part
+        inside = _planned(grown(part.parts)) if part.kind in ("pipeline", "parallel", "branch") else ""
+        if part.kind == "branch":
+            items.append(
+                f"<li>{inside}</li>" if len(part.parts) > 1 else inside.removeprefix("<ol>").removesuffix("</ol>")
+            )
+            continue
+        word = state(part)
+        shown = text(part.name)
+        if part.kind == "stage" and part.record is not None:
+            shown = f'<a href="#stage-{part.record}">{shown}</a>'
+        kind = f' <span class="kind">{part.kind}</span>' if part.kind not in ("stage", part.name) else ""
+        note = (
+            "" if word == "completed" else f' <span class="kind">{"not reached" if word == "pending" else word}</span>'
+        )
+        fresh = f' <span class="by">+ {len(node.inserted):,} inserted</span>' if node.inserted else ""
+        mark = f'<span class="mark {word}" aria-hidden="true">{MARKS[word].strip()}</span>'
+        items.append(f'<li>{mark}<span class="name">{shown}</span>{kind}{note}{fresh}{inside}</li>')
+    if len(planned) > MOST_PLANNED:
+        items.append(f"<li>… {len(planned) - MOST_PLANNED:,} more</li>")
+    return f"<ol>{''.join(items)}</ol>"
 
 
 def _differences(diff: Diff, redact: Redact) -> str:
     kinds: dict[str, list[Change]] = {}
     for change in diff.changes:
         kinds.setdefault(change.what, []).append(change)
-    title = '<h2 id="h-diff">Plan and run<small>the differences</small></h2>'
-    head = f'<section id="diff" aria-labelledby="h-diff">{title}'
+    title = '<h2 id="h-diff">Plan and run</h2>'
+    head = (
+        f'<section id="diff" aria-labelledby="h-diff">{title}<div class="planned">{_planned(grown(diff.parts))}</div>'
+    )
     if not kinds:
         return f'{head}<p class="changes">Everything ran as planned.</p></section>'
     counts = "".join(f"<span><b>{len(changes):,}</b> {kind}</span>" for kind, changes in kinds.items())
@@ -166,8 +229,8 @@ def _differences(diff: Diff, redact: Redact) -> str:
 def _changes_of(kind: str, changes: list[Change], redact: Redact) -> str:
     items: list[str] = []
     for change in changes[:MOST_CHANGES]:
-        by = f'<span class="by">by {text(change.by)}</span>' if change.by else ""
-        why = f'<span class="note">{text(redact(change.why))}</span>' if change.why else ""
+        by = f' <span class="by">by {text(change.by)}</span>' if change.by else ""
+        why = f' <span class="note">{text(redact(change.why))}</span>' if change.why else ""
         items.append(f'<li><span class="mono">{text(change.where)}</span>{by}{why}</li>')
     if len(changes) > MOST_CHANGES:
         items.append(f"<li>… {len(changes) - MOST_CHANGES:,} more: filter the stages above</li>")
@@ -179,7 +242,7 @@ def _changes_of(kind: str, changes: list[Change], redact: Redact) -> str:
 
 
 def _store(run: Run, values: bool) -> str:
-    hint = "" if values else "<small>types and sizes; values on request</small>"
+    hint = "" if values else " <small>types and sizes; values on request</small>"
     head = f'<section id="store" aria-labelledby="h-store"><h2 id="h-store">Store{hint}</h2><div class="wide">'
     if not len(run.store):
         return f"{head}<p>It is empty.</p></div></section>"

@@ -13,14 +13,13 @@ from typing import Any, Final
 from flowdeco.engine.runs import ActionRecord, Run, StageRecord, Status
 from flowdeco.errors import members_of
 from flowdeco.show.failures import Failure
-from flowdeco.show.folding import Fold, Folding, folded
 from flowdeco.show.formatting import (
     MARKS,
     branch_counts,
     duration,
-    fold_label,
     plural,
     printable,
+    rest_label,
     state,
     unusual_status,
     was_cached,
@@ -28,10 +27,13 @@ from flowdeco.show.formatting import (
 from flowdeco.show.parts import Part
 from flowdeco.show.redaction import Redact
 from flowdeco.show.timeline import Lanes, Scale
+from flowdeco.show.tree import Collapsed, Node, collapsed, grown
 
 __all__ = ["PageData"]
 
-FOLDING: Final = Folding(dynamic=(30, 5), branches=(40, 10), others=(600, 100), most=10**9)
+MANY: Final = 30  # rows of one template are collapsed
+ZOOMS: Final = (6, 24, 96)  # so many lines of the timeline, as it is enlarged
+BAD: Final = ("failed", "cancelled", "crashed")
 MOST_TAGS: Final = 10
 MOST_NAMES: Final = 20
 MOST_CULPRITS: Final = 10
@@ -51,7 +53,9 @@ class PageData:
         self._lanes = Lanes(parts)
         self._rows: list[Row] = []
         self._folds = 0
-        self._add(parts, -1, 0)
+        begun = sorted((record.started, index) for index, record in enumerate(run.stages))
+        self._turns = {index: turn for turn, (_, index) in enumerate(begun)}
+        self._add(grown(parts), -1, 0, None)
 
     @property
     def lanes(self) -> int:
@@ -62,13 +66,15 @@ class PageData:
         """Yield the meanings of the colours that the timeline has."""
         bars = [row for row in self._rows if row["k"] == "stage" and "x" in row and row["s"] != "skipped"]
         colours = set(map(_colour, bars))
-        bad = [status for status in ("failed", "cancelled") if any(row["s"] == status for row in bars)]
+        bad = [status for status in BAD if any(row["s"] == status for row in bars)]
         meanings = {
             "": "in the plan", "l-new": "inserted", "l-warn": "retried or recovered", "l-bad": " or ".join(bad),
         }  # fmt: skip
         for colour, meaning in meanings.items():
             if colour in colours:
                 yield f'<span><i class="{colour}"></i>{meaning}</span>'
+        if any("re" in row for row in bars):
+            yield '<span><i class="l-old"></i>restored</span>'
 
     def as_json(self) -> dict[str, Any]:
         """Return everything that the script of the page shows."""
@@ -88,50 +94,52 @@ class PageData:
             "culprits": culprits[:MOST_CULPRITS],
             "more": max(0, len(culprits) - MOST_CULPRITS),
             "lanes": self.lanes,
-            "ticks": self._scale.ticks(),
+            "turns": len(self._turns),
+            "ticks": [self._scale.ticks(count) for count in ZOOMS],
             "marks": MARKS,
         }
 
     # Rows.
 
-    def _add(self, parts: Sequence[Part], parent: int, depth: int) -> None:
-        """Add the rows of these parts; folded ones come after the row of their fold."""
-        for part in folded(parts, FOLDING):
-            if not isinstance(part, Fold):
-                self._add_part(part, parent, depth, None)
+    def _add(self, nodes: Sequence[Node], parent: int, depth: int, above: str | None) -> None:
+        """Add the rows of these nodes; those that are collapsed come after the row that stands for them.
+
+        `above` is who inserted the pipeline or group that they are in.
+        """
+        for node in collapsed(nodes, MANY):
+            if not isinstance(node, Collapsed):
+                self._add_node(node, parent, depth, None, above)
                 continue
             self._folds += 1
             fold = self._folds
-            row: Row = {"k": "fold", "n": fold_label(part), "s": "", "d": depth, "p": parent, "f": fold}
-            self._add_row({**row, "fresh": 1 if part.parts[0].is_dynamic else None})
-            for one in part.parts:
-                self._add_part(one, parent, depth, fold)
+            row: Row = {"k": "fold", "n": rest_label(node), "s": "", "d": depth, "p": parent, "f": fold}
+            self._add_row({**row, "fresh": 1 if node.parts[0].is_dynamic else None})
+            for one in node.nodes:
+                self._add_node(one, parent, depth, fold, above)
 
     def _add_row(self, row: Row) -> None:
         self._rows.append(_without_empty(row))
 
-    def _add_part(self, part: Part, parent: int, depth: int, fold: int | None) -> None:
-        if part.kind == "branch" and len(part.parts) == 1:  # needs no row of its own
-            self._add_part(part.parts[0], parent, depth, fold)
+    def _add_node(self, node: Node, parent: int, depth: int, fold: int | None, above: str | None) -> None:
+        part = node.part
+        by = above if part.kind == "branch" else part.inserted_by
+        inside = grown(part.parts, by) if part.kind != "stage" else []
+        if part.kind == "branch" and len(inside) == 1:  # needs no row of its own
+            self._add_node(inside[0], parent, depth, fold, above)
             return
         row = self._common(part)
-        row.update(k=part.kind, d=depth, p=parent, h=fold, same=self._inserted_with_parent(row["by"], parent))
+        row.update(k=part.kind, d=depth, p=parent, h=fold, via=node.via and printable(node.via))
         if part.kind == "stage":
             row.update(self._stage(part))
-            self._add_row(row)
-            return
-        if part.kind == "branch":
+        elif part.kind == "branch":
             row.update(n=f"branch {part.record}", kind=printable(part.name))
         else:
             row["kind"] = _kind(part)
         self._add_row(row)
-        self._add(part.parts, len(self._rows) - 1, depth + 1)
-
-    def _inserted_with_parent(self, inserted_by: str | None, parent: int) -> int | None:
-        """Return 1 for a part that was inserted together with its pipeline or group: that is shown once."""
-        if parent >= 0 and self._rows[parent]["k"] == "branch":
-            parent = self._rows[parent]["p"]
-        return 1 if inserted_by is not None and parent >= 0 and self._rows[parent].get("by") == inserted_by else None
+        index = len(self._rows) - 1
+        self._add(inside or node.inserted, index, depth + 1, by)
+        if node.inserted:
+            self._rows[index]["kids"] = sum(row["k"] == "stage" for row in self._rows[index + 1 :])
 
     def _common(self, part: Part) -> Row:
         row: Row = {
@@ -141,6 +149,7 @@ class PageData:
             "by": None if part.inserted_by is None else printable(part.inserted_by),
             "a": part.attempts if part.attempts > 1 else None,
             "note": self._note(part),
+            "re": 1 if part.restored else None,
         }
         if part.started is not None and (part.status is not Status.SKIPPED or part.elapsed):
             row["t"] = duration(part.elapsed)
@@ -172,6 +181,7 @@ class PageData:
         actions = [self._action(part, action) for action in part.parts]
         if part.record is not None:
             record = self._run.stages[part.record]
+            row.update(id=part.record, r=self._turns[part.record], e=round(record.elapsed, 6))
             row["fail"] = self._failure(record.error)
             row["tries"] = self._attempts(record)
             row["at"] = _clock(record.started, self._scale.zero)
@@ -222,7 +232,8 @@ class PageData:
         tags = {tag for one in (row, *row.get("acts", ())) for tag in one.get("tags", ())}
         parent: int = row["p"]
         while parent >= 0:
-            tags.update(self._rows[parent].get("tags", ()))
+            if self._rows[parent]["k"] != "stage":
+                tags.update(self._rows[parent].get("tags", ()))
             parent = self._rows[parent]["p"]
         return tags
 
@@ -255,7 +266,7 @@ def _counts(stages: Sequence[Row]) -> Iterator[str]:
 
 def _colour(row: Row) -> str:
     """Return the class of the bar of a stage, as the script chooses it."""
-    if row["s"] in ("failed", "cancelled"):
+    if row["s"] in BAD:
         return "l-bad"
     if "a" in row or "again" in row or row["s"] == "recovered":
         return "l-warn"

@@ -20,8 +20,9 @@ class Part(NamedTuple):
     `kind` is "action", "stage", "pipeline", "parallel" or "branch". A plan has `reads` and `writes` (keys of the store),
     and `inserts`: its annotation says that it returns units. The other fields are of a run: `status` is `pending` for units
     that were inserted or begun, and never reached; `record` is the index of its record in `run.stages`, or among the
-    actions of its stage. `unplanned` parts are missing from the plan although nothing inserted them. `bound` are the bound
-    values of an action that ran in a branch of a group; `source` is the stream that yields the branches of a group.
+    actions of its stage, and `parent` that of the stage or action that inserted it. `restored` ones were not run again by
+    a resume; `unplanned` ones are missing from the plan although nothing inserted them. `bound` are the bound values of an
+    action that ran in a branch of a group; `source` is the stream that yields the branches of a group.
     """
 
     kind: str
@@ -49,6 +50,8 @@ class Part(NamedTuple):
     unplanned: bool = False
     bound: str = ""
     source: str = ""
+    parent: int | None = None
+    restored: bool = False
 
     @property
     def label(self) -> str:
@@ -106,11 +109,11 @@ def count_stages(parts: Iterable[Part]) -> tuple[int, int]:
     return len(stages), sum(part.is_dynamic for part in stages)
 
 
-def pending(parts: Iterable[Part], inserted_by: str | None) -> Iterator[Part]:
+def pending(parts: Iterable[Part], inserted_by: str | None, parent: int | None = None) -> Iterator[Part]:
     """Yield planned parts as never reached; their own parts were not inserted by themselves."""
     for part in parts:
         inner = tuple(pending(part.parts, None))
-        yield part._replace(status=Status.PENDING, inserted_by=inserted_by, parts=inner)
+        yield part._replace(status=Status.PENDING, inserted_by=inserted_by, parent=parent, parts=inner)
 
 
 # The comparison.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from flowdeco.engine.inserters import Inserters
 from flowdeco.engine.outcome import Outcome
 from flowdeco.engine.reading import in_branch
 from flowdeco.engine.runs import ActionRecord, Run, Scope, StageRecord, Status
@@ -31,18 +31,17 @@ class _Node:
     inserted_by: str | None = None
     branch: int | None = None
     children: list[_Node | Part] = field(default_factory=list[Any])
-    waiting: dict[str, deque[Any]] = field(
-        default_factory=dict[str, Any]
-    )  # inserted units that have not run yet, by whom
+    parent: int | None = None
+    waiting: dict[int, list[tuple[str, Any]]] = field(default_factory=dict[int, Any])  # not run yet, by inserter
     outcome: Outcome | None = None  # of a pipeline that did not simply complete
 
     def part(self, recovered: bool) -> Part:
         """Return the part; `recovered` tells whether failures that left it were recovered around it."""
         inside = recovered or (self.outcome is not None and self.outcome.recovered)
         parts = tuple(child.part(inside) if isinstance(child, _Node) else child for child in self.children)
-        for inserted_by, units in self.waiting.items():
-            coming = planned_parts((unit for unit in units if not isinstance(unit, Stream)), self.depth)
-            parts += tuple(pending(coming, inserted_by))
+        for parent, units in self.waiting.items():
+            for inserted_by, unit in units:
+                parts += tuple(pending(planned_parts((unit,), self.depth), inserted_by, parent))
         spans = [(part.started, part.started + (part.elapsed or 0.0)) for part in parts if part.started is not None]
         started = min((start for start, _ in spans), default=None)
         ended = max((end for _, end in spans), default=0.0)
@@ -59,6 +58,7 @@ class _Node:
             elapsed=None if started is None else ended - started,
             inserted_by=self.inserted_by,
             record=self.branch,
+            parent=self.parent,
         )
         return part if self.outcome is None else _with_outcome(part, self.outcome, None)
 
@@ -80,17 +80,25 @@ def ran_parts(run: Run) -> tuple[Part, ...]:
     nodes: dict[object, _Node] = {None: root}
     pipelines = {did.scope.id: did for did in run.pipelines if did.scope is not None}
     unfinished = run.status is not Status.COMPLETED
+    inserters = Inserters(run.stages)
     for index, record in enumerate(run.stages):
-        node = _node_of(record.scope, nodes, pipelines)
+        node = _node_of(record, nodes, pipelines, inserters)
+        parent = inserters.find(record.inserted_by, record.scope)
         if unfinished:
-            _note_insertions(node, record)
-        node.children.append(_ran_stage(index, record))
+            _remove_waiting(node, parent, "stage", record.name)
+            units = list(_units_after(record))
+            if units:
+                node.waiting[index] = units
+        node.children.append(_ran_stage(index, record)._replace(parent=parent))
     return root.part(any(did.recovered for did in run.pipelines if did.scope is None)).parts
 
 
-def _node_of(scope: Scope | None, nodes: dict[object, _Node], pipelines: Mapping[str, Outcome]) -> _Node:
-    """Return the node of a scope; it and the nodes around it are made if they are missing."""
+def _node_of(
+    record: StageRecord, nodes: dict[object, _Node], pipelines: Mapping[str, Outcome], inserters: Inserters
+) -> _Node:
+    """Return the node of the scope of a stage; it and the nodes around it are made if they are missing."""
     missing: list[Scope] = []
+    scope = record.scope
     while scope is not None and (scope.id, scope.branch) not in nodes:
         missing.append(scope)
         scope = scope.outer
@@ -100,51 +108,58 @@ def _node_of(scope: Scope | None, nodes: dict[object, _Node], pipelines: Mapping
             nodes[inner.id, inner.branch] = node
             continue
         if inner.branch is None:
-            node = _add_child(node, "pipeline", inner)
+            node = _add_child(node, "pipeline", inner, _inserter_of(inner, record, inserters))
             node.outcome = pipelines.get(inner.id)
         else:
             group = nodes.get(inner.id)
             if group is None:
-                group = nodes[inner.id] = _add_child(node, "parallel", inner)
+                group = nodes[inner.id] = _add_child(node, "parallel", inner, _inserter_of(inner, record, inserters))
             node = _Node("branch", inner.name, group.depth + 1, None, inner.branch)
             group.children.append(node)
         nodes[inner.id, inner.branch] = node
     return node
 
 
-def _add_child(node: _Node, kind: str, scope: Scope) -> _Node:
-    child = _Node(kind, scope.name, node.depth + 1, scope.inserted_by)
+def _inserter_of(scope: Scope, first: StageRecord, inserters: Inserters) -> int | None:
+    """Return who inserted a pipeline or group: it is who inserted its first stage, if a journal does not have the number."""
+    if hasattr(scope.inserted_by, "number"):
+        return inserters.find(scope.inserted_by, scope.outer)
+    return inserters.find(first.inserted_by, first.scope)
+
+
+def _add_child(node: _Node, kind: str, scope: Scope, parent: int | None) -> _Node:
+    child = _Node(kind, scope.name, node.depth + 1, scope.inserted_by, parent=parent)
     node.children.append(child)
-    _remove_waiting(node, scope.inserted_by, kind, scope.name)
+    _remove_waiting(node, parent, kind, scope.name)
     return child
 
 
 _KINDS: dict[object, str] = {Stage: "stage", Action: "stage", Pipeline: "pipeline", Parallel: "parallel"}
 
 
-def _remove_waiting(node: _Node, inserted_by: str | None, kind: str, name: str) -> None:
+def _remove_waiting(node: _Node, parent: int | None, kind: str, name: str) -> None:
     """Remove an inserted unit that has run from those that have not."""
-    units = node.waiting.get(inserted_by) if inserted_by is not None else None
-    if units:
-        for index, unit in enumerate(units):
-            if _KINDS.get(cast("object", type(unit))) == kind and unit.name == name:
-                del units[index]
-                return
+    units = node.waiting.get(parent, []) if parent is not None else []
+    for index, (_, unit) in enumerate(units):
+        if _KINDS.get(cast("object", type(unit))) == kind and unit.name == name:
+            del units[index]
+            return
 
 
-def _note_insertions(node: _Node, record: StageRecord) -> None:
-    """Note that a stage has run, and the units that it inserted."""
-    _remove_waiting(node, record.inserted_by, "stage", record.name)
+def _units_after(record: StageRecord) -> Iterator[tuple[str, Any]]:
+    """Yield the units that a stage inserted, and that run after it, with who inserted them."""
     inserted = [(f"{record.name}/{action.name}", action.inserted) for action in record.actions]
-    for inserted_by, units in (*inserted, (record.name, record.inserted)):
-        coming = [unit for unit in units if type(unit) is not Action]
-        if coming:
-            node.waiting.setdefault(inserted_by, deque()).extendleft(reversed(coming))
+    for who, units in (*inserted, (record.name, record.inserted)):
+        yield from ((who, unit) for unit in units if not isinstance(unit, (Action, Stream)))
 
 
 def _ran_stage(index: int, record: StageRecord) -> Part:
     inside = in_branch(record.scope)
-    actions = [_ran_action(place, action, inside) for place, action in enumerate(record.actions)]
+    parents = _parents(record)
+    actions = [
+        _ran_action(place, action, inside)._replace(parent=parents[place])
+        for place, action in enumerate(record.actions)
+    ]
     if record.status is not Status.COMPLETED and record.status is not Status.SKIPPED:
         actions.extend(_unreached_actions(record))
     return _with_outcome(stage_part(record.stage, tuple(actions)), record, index)
@@ -174,23 +189,27 @@ def _with_outcome(part: Part, record: Outcome, index: int | None) -> Part:
         cached=record.cached,
         error=_first_line(record.error),
         record=index,
+        restored=record.restored,
     )
 
 
 def _unreached_actions(record: StageRecord) -> Iterator[Part]:
     """Yield the actions of a stage that were never reached."""
     static = sum(action.inserted_by is None for action in record.actions)
-    waiting: dict[str, deque[Any]] = {}
-    for action in record.actions:
-        units = waiting.get(action.inserted_by or "")
-        if units:
-            units.popleft()
-        added = [unit for unit in action.inserted if type(unit) is Action]
-        if added:
-            waiting.setdefault(f"{record.name}/{action.name}", deque()).extendleft(reversed(added))
-    for inserted_by, units in waiting.items():
-        yield from pending(map(planned_action, units), inserted_by)
+    waiting: list[list[Any]] = []
+    for did, parent in zip(record.actions, _parents(record), strict=True):
+        if parent is not None and waiting[parent]:
+            del waiting[parent][0]
+        waiting.append([unit for unit in did.inserted if type(unit) is Action])
+    for place, units in enumerate(waiting):
+        yield from pending(map(planned_action, units), f"{record.name}/{record.actions[place].name}", place)
     yield from pending(map(planned_action, list(record.stage)[static:]), None)
+
+
+def _parents(record: StageRecord) -> list[int | None]:
+    """Return, for each action of a stage, the place of the action that inserted it."""
+    places = {each.number: place for place, each in enumerate(record.actions)}
+    return [places.get(getattr(each.inserted_by, "number", -2)) for each in record.actions]
 
 
 def _first_line(error: BaseException | None) -> str:

@@ -1,21 +1,22 @@
-"""Plans, runs and diffs as text: a line for each part, indented by its depth."""
+"""Plans, runs and diffs as text: a line for each part, in a tree of who inserted whom."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from flowdeco.engine.runs import Status
-from flowdeco.show.folding import Fold, folded
 from flowdeco.show.formatting import MARKS, branch_counts, data_flow, duration, notes_of, printable, state
 from flowdeco.show.parts import Part
+from flowdeco.show.tree import Collapsed, Node, collapsed, grown
 
 __all__ = ["table"]
 
 WIDEST = 56  # columns of a name, to which the others are aligned
+MANY: Final = 30  # rows of one template are collapsed
+MOST: Final = 200  # rows of other kinds
 
-
-LineOf: TypeAlias = "Callable[[Part, str | None], Line]"
+LineOf: TypeAlias = "Callable[[Node], Line]"
 
 
 class Line(NamedTuple):
@@ -29,7 +30,7 @@ class Line(NamedTuple):
 
 def table(parts: Sequence[Part], *, ran: bool, times: bool = True) -> str:
     """Return the lines of these parts, aligned; of a run with marks for the status, and "+" for inserted parts."""
-    lines = list(_lines(parts, "", _ran if ran else _planned))
+    lines = list(_lines(grown(parts), _ran if ran else _planned))
     name_width = max((len(line.name) for line in lines if len(line.name) <= WIDEST), default=0)
     time_width = max((len(line.time) for line in lines), default=0) if times else 0
     aligned: list[str] = []
@@ -39,7 +40,8 @@ def table(parts: Sequence[Part], *, ran: bool, times: bool = True) -> str:
     return "\n".join(aligned)
 
 
-def _planned(part: Part, _parent_inserted_by: str | None = None) -> Line:
+def _planned(node: Node) -> Line:
+    part = node.part
     action = part.parts[0] if part.is_bare else part
     notes = [branch_counts(part)] if part.kind == "parallel" else []
     notes.extend(filter(None, [data_flow(action)]))
@@ -47,18 +49,16 @@ def _planned(part: Part, _parent_inserted_by: str | None = None) -> Line:
     return Line("", _name(part), "", "  ".join(notes))
 
 
-def _ran(part: Part, parent_inserted_by: str | None = None) -> Line:
-    subject = part
+def _ran(node: Node) -> Line:
+    part = subject = node.part
     if part.is_bare and part.status is not Status.SKIPPED:
         (action,) = part.parts
         # The outcome of its only action is that of the stage: it is shown once.
         if state(action) != state(part):
             subject = action if part.status is Status.COMPLETED else part
-        subject = subject._replace(
-            attempts=max(part.attempts, action.attempts), error=part.error or action.error, inserted_by=part.inserted_by
-        )
+        subject = subject._replace(attempts=max(part.attempts, action.attempts), error=part.error or action.error)
     plus = "+" if part.is_dynamic else " "
-    notes = ", ".join(notes_of(subject, parent_inserted_by))
+    notes = ", ".join(notes_of(subject, node.by))
     return Line(f"{MARKS[state(subject)]} {plus} ", _name(part), _time(part), notes)
 
 
@@ -71,25 +71,40 @@ def _name(part: Part) -> str:
     return f"{name} ({part.kind})" if part.kind in ("parallel", "pipeline") and name != part.kind else name
 
 
-def _lines(
-    parts: Sequence[Part], indent: str, line_of: LineOf, parent_inserted_by: str | None = None
-) -> Iterator[Line]:
-    for part in folded(parts):
-        if isinstance(part, Fold):
-            first = part.parts[0]
-            marks = "    " if line_of is _ran else ""
-            status = state(first) if first.status not in (None, Status.COMPLETED, Status.FAILED) else ""
-            yield Line(marks, f"{indent}… {printable(part.label)}", duration(part.elapsed), status)
-        elif part.kind == "branch":
-            yield from _branch(part, indent, line_of, parent_inserted_by)
+def _lines(nodes: Sequence[Node], line_of: LineOf) -> Iterator[Line]:
+    for node in collapsed(nodes, MANY, MOST):
+        if isinstance(node, Collapsed):
+            yield _rest(node, line_of)
+        elif node.part.kind == "branch":
+            yield from _indented(_inside(node.part, line_of), "╷ ", "│ ")
         else:
-            line = line_of(part, parent_inserted_by)
-            yield line._replace(name=indent + line.name)
-            if not (part.is_bare or part.status is Status.PENDING):
-                yield from _lines(part.parts, f"{indent}  ", line_of, part.inserted_by)
+            yield line_of(node)
+            if not (node.part.is_bare or node.part.status is Status.PENDING):
+                below = "│ " if node.inserted and node.part.kind == "stage" else "  "
+                yield from _indented(_inside(node.part, line_of), below, below)
+            yield from _inserted(node.inserted, line_of)
 
 
-def _branch(part: Part, indent: str, line_of: LineOf, parent_inserted_by: str | None) -> Iterator[Line]:
-    """Yield the lines of a branch behind a bar; a break in the bar begins the next branch."""
-    for number, line in enumerate(_lines(part.parts, "", line_of, parent_inserted_by)):
-        yield line._replace(name=f"{indent}{'╷ ' if number == 0 else '│ '}{line.name}")
+def _inside(part: Part, line_of: LineOf) -> Iterator[Line]:
+    """Yield the lines of the contents of a part: of the actions of a stage, of the units of a pipeline or a branch."""
+    return _lines(grown(part.parts, part.inserted_by), line_of)
+
+
+def _inserted(nodes: Sequence[Node], line_of: LineOf) -> Iterator[Line]:
+    """Yield the lines of inserted parts, each with a line of the tree that leads to it."""
+    shown = collapsed(nodes, MANY, MOST)
+    for node in shown:
+        is_last = node is shown[-1]
+        lines = iter([_rest(node, line_of)]) if isinstance(node, Collapsed) else _lines([node], line_of)
+        yield from _indented(lines, *(("└─ ", "   ") if is_last else ("├─ ", "│  ")))
+
+
+def _indented(lines: Iterator[Line], first: str, others: str) -> Iterator[Line]:
+    for number, line in enumerate(lines):
+        yield line._replace(name=f"{others if number else first}{line.name}")
+
+
+def _rest(rest: Collapsed, line_of: LineOf) -> Line:
+    first = rest.parts[0]
+    status = state(first) if first.status not in (None, Status.COMPLETED, Status.FAILED) else ""
+    return Line("    " if line_of is _ran else "", f"… {printable(rest.label)}", duration(rest.elapsed), status)

@@ -43,11 +43,11 @@ class Scale:
         left = min(1.0, max(0.0, self.at(started)))
         return round(left, 5), round(max(0.0, min(1.0, self.at(started + elapsed)) - left), 5)
 
-    def ticks(self) -> list[tuple[float, str, int]]:
-        """Return the positions of lines, with their labels; at a cut, with 1 and the time that is left out."""
+    def ticks(self, count: int = 6) -> list[tuple[float, str, int]]:
+        """Return the positions of about so many lines, with labels; at a cut, with 1 and the time that is left out."""
         if not self.blocks:
             return []
-        step = _round_step(self.total / 6)
+        step = _round_step(self.total / count)
         found: list[tuple[float, str, int]] = [(0.0, "0", 0)]
         if len(self.blocks) == 1:
             found += [

@@ -1,0 +1,172 @@
+"""The insertion tree of a run: who inserted whom.
+
+Runs are recorded in the order of execution, which is depth first: a stage stands right before whatever it inserted. So a
+tree that puts each unit below its inserter is read from top to bottom in the order of the run.
+
+1. A unit that was there from the start, or whose inserter is not shown (`history=` has forgotten it), is a root.
+2. A stage that returns itself is a loop, and its turns stand side by side: a thousand are not nested a thousand deep.
+3. Rows of one template are collapsed; others only where there are hundreds. Whatever failed is shown.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any, Final, NamedTuple
+
+from flowdeco.engine.inserters import DEEPEST
+from flowdeco.engine.runs import Status
+from flowdeco.show.parts import Part, walk
+
+__all__ = ["Collapsed", "Node", "collapsed", "grown"]
+
+FIRST: Final = 25  # of the rows of other kinds, in a view that cannot show all of them
+SHOWN: Final = 3  # of the rows of one template that are collapsed, for each status
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """A part, with the units that it inserted in the order of the run.
+
+    `by` is who inserted it, None for a part of something that was inserted as a whole; `above` is the part that it is
+    right below, if that inserted it.
+    """
+
+    part: Part
+    by: str | None = None
+    above: Part | None = None
+    inserted: list[Node] = field(default_factory=list[Any])
+    again: Node | None = None  # the next turn of a loop
+
+    @property
+    def via(self) -> str | None:
+        """Who inserted it, as far as the tree does not show it: which action of several, or the stage and the action."""
+        if self.above is None or self.by is None:
+            return self.by
+        return self.by.removeprefix(f"{self.above.name}/") if len(self.above.parts) > 1 else None
+
+
+def grown(parts: Sequence[Part], above: str | None = None) -> list[Node]:
+    """Return parts that ran in one pipeline, branch or stage as trees; `above` is who inserted that."""
+    roots: list[Node] = []
+    nodes: dict[int | None, Node] = {}
+    for part in parts:
+        inserter = None if part.parent is None else nodes.get(part.parent)
+        if inserter is None:
+            roots.append(Node(part, None if part.inserted_by == above else part.inserted_by))
+            node = roots[-1]
+        else:
+            node = Node(part, part.inserted_by, inserter.part)
+            inserter.inserted.append(node)
+        if part.kind in ("stage", "action") and part.record is not None:
+            nodes[part.record] = node
+    for node in nodes.values():
+        last = node.inserted[-1].part if node.inserted else None
+        if last is not None and (last.kind, last.name) == (node.part.kind, node.part.name):
+            node.again = node.inserted.pop()
+    return _nested(roots)
+
+
+def _nested(roots: list[Node]) -> list[Node]:
+    """Return the trees with the turns of loops side by side, and with what is nested too deep at the deepest level."""
+    levels: list[list[Node]] = [[]]
+    stack = [(0, node) for node in reversed(roots)]
+    while stack:
+        level, node = stack.pop()
+        if node.again is not None:
+            node.again.above = None
+            stack.append((level, node.again))
+        stack.extend((level + 1, child) for child in reversed(node.inserted))
+        if level > DEEPEST:
+            level, node.above = DEEPEST, None
+        node.again, node.inserted = None, []
+        del levels[level + 1 :]
+        levels[level].append(node)
+        levels.append(node.inserted)
+    return levels[0]
+
+
+# Rows of one template.
+
+
+class Collapsed(NamedTuple):
+    """Nodes in a row that are not shown one by one."""
+
+    nodes: tuple[Node, ...]
+
+    @property
+    def parts(self) -> list[Part]:
+        """Their parts, without those below them."""
+        return [node.part for node in self.nodes]
+
+    @property
+    def elapsed(self) -> float | None:
+        """How long they took together, None if none of them began."""
+        known = [part.elapsed for part in self.parts if part.elapsed is not None]
+        return sum(known) if known else None
+
+    @property
+    def label(self) -> str:
+        """How many they are, of which template, and how many stages are below them."""
+        names = Counter(f"{part.stem}[…]" if part.stem else part.name for part in self.parts)
+        below = sum(_count(node.inserted) for node in self.nodes)
+        more = f", with {below:,} below them" if below else ""
+        if len(names) == 1:
+            return f"{len(self.nodes):,} more, {next(iter(names))}{more}"
+        listed = ", ".join(f"{count:,} {name}" for name, count in names.most_common())
+        return f"{len(self.nodes):,} more{f': {listed}' if len(names) <= 3 else ''}{more}"
+
+
+def collapsed(nodes: Sequence[Node], limit: int | None, most: int = sys.maxsize) -> list[Node | Collapsed]:
+    """Return the nodes with those of one template collapsed from so many on, None for never.
+
+    Where more than `most` are left, the first few of them are shown. Failed ones are always shown.
+    """
+    hides = _hides(nodes, limit)
+    if len(nodes) - sum(hides) > most:
+        before = accumulate((not hidden for hidden in hides), initial=0)
+        hides = [hidden or count >= FIRST for hidden, count in zip(hides, before, strict=False)]
+    shown: list[Node | Collapsed] = []
+    rest: list[Node] = []
+    for node, hidden in zip(nodes, hides, strict=True):
+        if hidden and not _has_failed(node):
+            rest.append(node)
+            continue
+        if rest:
+            shown.append(Collapsed(tuple(rest)))
+            rest = []
+        shown.append(node)
+    return [*shown, Collapsed(tuple(rest))] if rest else shown
+
+
+def _hides(nodes: Sequence[Node], limit: int | None) -> list[bool]:
+    """Return which nodes are behind the first ones of their template and status, if so many are of this template."""
+    counts = Counter(map(_template, nodes))
+    if limit is None or max(counts.values(), default=0) < limit:
+        return [False] * len(nodes)
+    seen: Counter[object] = Counter()
+    hides: list[bool] = []
+    for node in nodes:
+        part, template = node.part, _template(node)
+        kind = template, part.status, part.recovered, part.attempts > 1
+        seen[kind] += 1
+        hides.append(counts[template] >= limit and seen[kind] > SHOWN)
+    return hides
+
+
+def _template(node: Node) -> tuple[str, str]:
+    """Return what rows that look alike have in common: a template, or the name of what runs again and again."""
+    return node.part.kind, node.part.stem or node.part.name
+
+
+def _count(nodes: Iterable[Node]) -> int:
+    return sum(1 + _count(node.inserted) for node in nodes)
+
+
+def _has_failed(node: Node) -> bool:
+    """Whether a part in a node or below it failed, and was not recovered."""
+    failed = any(each.status is Status.FAILED and not each.recovered for _, each in walk((node.part,)))
+    return failed or node.part.status is Status.CANCELLED or any(map(_has_failed, node.inserted))
