@@ -407,7 +407,7 @@ def test_a_value_that_actions_read_is_hashed_once_for_each(path, monkeypatch):
 BIG = Key("big", frozen=True)
 
 
-@pytest.mark.parametrize("how", ["returns", "reads", "context", "tuple"])
+@pytest.mark.parametrize("how", ["returns", "reads", "context", "middleware", "tuple"])
 def test_a_value_under_a_frozen_key_is_not_checked_for_changes(path, how):
     """Once an action has said so: a change in place is lost by a resume, as the key promises that there is none."""
 
@@ -425,7 +425,13 @@ def test_a_value_under_a_frozen_key_is_not_checked_for_changes(path, how):
     def plain(big):
         big["n"] += 1
 
+    def layer(call):
+        call.store[BIG]["n"] += 1
+        yield
+
     change = action({"reads": reads, "context": context}.get(how, plain), name="change")
+    if how == "middleware":
+        change = action(lambda: None, name="change", use=[layer])
     run = (make >> change).run(journal=path, run_id="r")
     assert run["big"]["n"] == 1
     assert journals.read(path, "r").store["big"]["n"] == 0
