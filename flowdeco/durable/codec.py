@@ -11,6 +11,7 @@ import pickle
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, Final, TypeAlias, cast
 
@@ -49,23 +50,18 @@ class PickleCodec:
 
     def encode_apart(self, value: Any, what: str) -> bytes:
         """Return the value as a `Payload` if there are large parts in it, and otherwise as `encode` does."""
+        payload: bytes | None = None
         try:
             if what != "inputs" and not (type(value) is tuple and is_large(value[-1])):
-                payload = pickle.dumps(value, _PROTOCOL, buffer_callback=_is_small)
-                if len(payload) < LARGE:
-                    if _CLASS in payload:
-                        self._check_readable(value, what)
-                    return payload
-        except _IsLarge:
-            pass
-        except SerializationError:
-            raise
+                with suppress(_IsLarge):
+                    payload = pickle.dumps(value, _PROTOCOL, buffer_callback=_is_small)
+            if payload is None or len(payload) >= LARGE:
+                payload = set_apart(value)
         except Exception as error:
             return self._encode_otherwise(value, what, error, set_apart)
-        try:
-            return set_apart(value)
-        except Exception as error:
-            return self._encode_otherwise(value, what, error, set_apart)
+        if _CLASS in payload and len(payload) < LARGE and type(payload) is bytes:
+            self._check_readable(value, what)
+        return payload
 
     def _encode_otherwise(self, value: Any, what: str, reason: Exception, dumps: _Dumps) -> bytes:
         """Encode a value that pickle refuses: by cloudpickle, or without an error that cannot be pickled."""

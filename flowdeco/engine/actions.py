@@ -161,7 +161,8 @@ def in_layers(
         shown = watch.watched()
     around = Layers(terms.run_id, shown, scope.pipeline, scope.unit, step.action, layers, terms.gate)
     around.values = scope.values
-    around.step = step
+    if step.local:
+        around.localized = step
     if earlier is not None:
         around.continue_from(earlier)
     mark = store.mark()

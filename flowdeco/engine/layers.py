@@ -25,7 +25,7 @@ from flowdeco.engine.requests import Await, Deferred, Gate, Raised, Request, Sle
 from flowdeco.errors import MiddlewareError, meant_by
 from flowdeco.model.definitions import Action, Pipeline, Stage, Stream, Unit, insertable
 from flowdeco.model.options import UNSET, Middleware, placed
-from flowdeco.model.steps import Step
+from flowdeco.model.steps import Step, step_of
 from flowdeco.model.store import Delta, Mark, Store, Watched
 
 if TYPE_CHECKING:
@@ -80,10 +80,11 @@ class Call:
     """
 
     cached = False  # the outcome was taken from a cache
+    localized: Step | None = None  # the step of an action that reads results that are local to its stage
 
     # With slots, a layer costs a tenth less; a middleware may add attributes of its own.
     __slots__ = (
-        "__dict__", "action", "attempt", "given", "inserted", "pipeline", "run_id", "stage", "step", "store", "undoes",
+        "__dict__", "action", "attempt", "given", "inserted", "pipeline", "run_id", "stage", "store", "undoes",
     )  # fmt: skip
 
     attempt: int
@@ -95,7 +96,6 @@ class Call:
     pipeline: Pipeline
     stage: Stage | None
     action: Action[..., Any] | None
-    step: Step  # of the action
     values: Mapping[str, Any]  # that middleware has yielded so far
 
     @property
@@ -119,6 +119,11 @@ class Call:
     @outcome.setter
     def outcome(self, value: Any) -> None:
         self.given = value
+
+    @property
+    def step(self) -> Step:
+        """The action as it is read: its parameters, and the use of its result."""
+        return self.localized or step_of(cast("Action[..., Any]", self.action))
 
     @property
     def arguments(self) -> dict[str, Any]:
