@@ -409,6 +409,44 @@ def test_after_a_bail_only_the_bailing_branch_counts(run):
     assert PULLED == []
 
 
+def test_a_stream_may_bail_or_suspend_as_well(run):
+    """No branch counts then."""
+
+    def ends(signal):
+        yield square(1)
+        raise signal
+
+    bailed = run(parallel(stream(ends, Bail("enough")), limit=1))
+    assert (bailed.status, bailed.reason, dict(bailed.store)) == ("bailed", "enough", {})
+    suspended = run(parallel(stream(ends, Suspend("later")), limit=1))
+    assert (suspended.status, dict(suspended.store)) == ("suspended", {})
+
+
+@pytest.mark.parametrize("first", ["append", "put", "delete"])
+@pytest.mark.parametrize("second", ["append", "put", "delete"])
+def test_branches_that_do_different_things_to_a_key_disagree(run, first, second):
+    """Only the same is no conflict."""
+
+    def does(ctx, what):
+        if what == "append":
+            ctx.store.append("k", 1)
+        elif what == "put":
+            ctx.store["k"] = [0, 1]
+        else:
+            del ctx.store["k"]
+
+    def units():
+        for name, what in (("one", first), ("two", second)):
+            yield action(name=name)(lambda ctx, what=what: does(ctx, what)).bind(what=what)
+
+    flow = parallel(stream(units))
+    if first == second:
+        assert run(flow, {"k": [0]}).store.get("k") == {"append": [0, 1, 1], "put": [0, 1], "delete": None}[first]
+    else:
+        with pytest.raises(WriteConflictError, match=r"the branches 0 \('one.*'\) and 1 \('two.*'\)"):
+            run(flow, {"k": [0]})
+
+
 def test_after_a_suspend_no_more_branches_are_pulled(run):
     """Those that began finish."""
     result = run(parallel(stream(suspending, 50), limit=2), executor=serial())

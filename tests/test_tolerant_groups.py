@@ -501,6 +501,29 @@ def test_losers_that_never_began_have_no_record_after_a_resume(run, resume, jour
     assert result["squares"] == [0, 1]
 
 
+@both
+def test_branches_of_which_the_journal_has_nothing(resume, streamed):
+    """One that had not begun begins, in its place; a lost one stays lost."""
+    fail(0)
+    flow = group(streamed, *range(4), tolerate=1, failures="lost", limit=1)
+    whole = MemoryJournal()
+    flow.run(journal=whole, run_id="r")
+    rows = whole.history("r")
+    branches = list(dict.fromkeys(row.branch for row in rows if row.branch != "0"))
+    running = [row for row in rows if row.branch == "0" and row.status == "running"]
+    assert (len(branches), len(running)) == (4, 2 + streamed)  # as it began, lost a branch, had more than expected
+    left = [row for row in rows if row in running or row.branch == branches[3]]
+    journal = MemoryJournal()
+    journal.create("r", "pipeline", journal.codec.encode({}, "inputs"), ())
+    journal.write("r", left)
+    journal.close("r", "running", None, None)
+    FAIL.clear()
+    LOG.clear()
+    result = resume(flow, "r", journal=journal)
+    assert (LOG, result["squares"], names(result)) == ([1, 2], [1, 4, 9], ["square[1]", "square[2]", "square[3]"])
+    assert shown(result["lost"]) == [("square[0]", "ValueError", "no 0")]
+
+
 def test_an_error_that_cannot_be_written_is_listed_by_its_text(run, journal):
     """After a resume; the run has the exception itself."""
 

@@ -190,8 +190,10 @@ class _Conductor:
                 yield Begin(self._fork(index, unit))
             elif self.is_live and index not in self.lost:
                 self.later.append((index, unit))
-            else:
+            else:  # it never began, or nothing is left of it
                 self.over[index] = None
+            if index in self.lost and not _ends(unit):
+                self.names[index] = unit.name
         self.restores = False
         wanted = self.is_live
         if self.resumes and not _ends(unit):
@@ -215,9 +217,7 @@ class _Conductor:
     def _next(self) -> Generator[Request, Any, Any]:
         """Return the unit of the next branch, which is counted; `UNSET` for none, or `Raised`."""
         group, branch = self.group, self.branch
-        if group.stream is None:
-            if self.count == len(group.units):
-                return UNSET
+        if group.stream is None:  # of those that had begun
             self.count += 1
             return group.units[self.count - 1]
         where = f"of the parallel group {group.name!r}"
@@ -274,8 +274,6 @@ class _Conductor:
         if self.earlier is not None:
             fork.ended_early |= is_lost or (bool(branch.sealed) and not self._takes_all())
             fork.sealed += is_lost
-        if is_lost:
-            self.names[index] = unit.name
         if past is not None and past.archive is not None:
             past.archive.begin_branch(branch.id, id, self.group.name, index)
         fork.agenda.append((unit, scope.by and str(scope.by)))  # the number is that of a step in another branch

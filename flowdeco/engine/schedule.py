@@ -75,7 +75,7 @@ class _Group:
     """The branches of a `Fork`, and the task that waits for them; None for the run itself."""
 
     __slots__ = (
-        "active", "catching_up", "conductor", "has_ended", "interrupt", "is_parked", "parent", "stopped", "supply",
+        "active", "catching_up", "conductor", "interrupt", "is_parked", "parent", "stopped", "supply",
         "tasks", "waiting",
     )  # fmt: skip
 
@@ -88,7 +88,6 @@ class _Group:
         self.waiting: dict[Task, None] = {}  # of these: had begun before the run was resumed, and do not continue yet
         self.active = 0  # the others
         self.catching_up = int(conductor.resumes)  # the supply and tasks that have not restored their history
-        self.has_ended = False
         self.is_parked = False  # the supply waits until another branch is wanted
         context = copy_context() if parent is None else parent.context
         self.supply: Task | None = Task(None, conductor.supply(), self, context)
@@ -190,8 +189,7 @@ class Schedule:
             ready += self._next_of(task.inner) if task.inner is not None else [(task, None)]
         supply = group.supply
         if supply is None:
-            if not (group.active or group.has_ended):
-                group.has_ended = True
+            if not (group.active or group.waiting):
                 if group.parent is None:
                     self.ended = Ended(group.interrupt)
                 else:

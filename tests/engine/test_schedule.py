@@ -707,6 +707,34 @@ def test_the_lane_of_a_supply_ends_with_it():
     assert scripted.schedule.left == ["lane"]
 
 
+def test_a_supply_that_fails_while_branches_catch_up_ends_the_group():
+    """Those that have caught up end, without performing anything."""
+    log = []
+
+    def restored():
+        yield CAUGHT_UP
+        log.append((yield call("a")))
+        return log[0].error
+
+    scripted = Scripted(restored(), walk([], call("b")), begun=[True, True], pulls={1: PULL})
+    assert scripted.begun() == [PULL[0]]
+    scripted.answer(PULL[0], NO)
+    assert (scripted.ended, scripted.conductor.supply_failure, kinds(each.error for each in log)) == (
+        Ended(None), NO, [Cancelled],
+    )  # fmt: skip
+
+
+def test_a_group_that_had_ended_is_restored_even_in_a_branch_that_is_stopped():
+    """Its branches perform nothing."""
+    inner = fork(walk([]), walk([]), begun=[True, True], sealed=True)
+    scripted = Scripted(waiting(inner, [], before=[Save(print)]), walk([], call("c")))
+    (save, _) = scripted.begun()
+    scripted.answer("c", NO)
+    scripted.cancelled()
+    scripted.answer(save)
+    assert (inner.conductor.begins, stopped(inner)) == ([0, 1], [0, 1])
+
+
 # -- enough
 
 
