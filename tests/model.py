@@ -319,9 +319,7 @@ class Model:
     def recover(self, lost):
         """What failed in lost branches is recovered."""
         for _, begin, end in lost:
-            for at in range(begin, end):
-                name, status, by, attempt, recovered, actions = self.records[at]
-                self.records[at] = (name, status, by, attempt, recovered or status == "failed", actions)
+            self.records[begin:end] = map(recovered, self.records[begin:end])
 
     def merge(self, before, overlays):
         self.restore(before)

@@ -286,7 +286,7 @@ def test_who_sees_the_row_sees_the_lease(monkeypatch):
 def test_what_could_not_begin_is_not_held(monkeypatch):
     """A lease whose row was never committed is forgotten."""
     journal = SqliteJournal("runs.db")
-    monkeypatch.setattr("flowdeco.durable.sqlite._insert_inputs", lambda *args: 1 / 0)
+    monkeypatch.setattr("flowdeco.durable.sqlite.SqliteJournal._insert_inputs", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError) as kept:
         flow.run(journal=journal, run_id="r")
     monkeypatch.undo()
