@@ -319,7 +319,7 @@ class _Conductor:
         if failure is not None:
             self.failures[index] = failure
         stops = self._decides(index, failure)
-        if index == self.turn and self.ended_by is None and self.error is None:
+        if self.turn in self.over and self.ended_by is None and self.error is None:
             self._merge()
             if self.error is not None:
                 self.is_open = False
