@@ -749,7 +749,9 @@ def test_a_file_of_version_1_is_migrated(path):
     names = (
         "SELECT group_concat(name, ' ') FROM (SELECT name FROM sqlite_master WHERE name NOT LIKE '%auto%' ORDER BY 1)"
     )
-    assert journal._file.connection.execute(names).fetchone() == ("branches history inputs log mine runs steps",)
+    assert journal._file.connection.execute(names).fetchone() == (
+        "answers branches history inputs log mine runs steps waiting",
+    )
 
 
 def test_migrations_are_made_one_after_the_other(path, monkeypatch):

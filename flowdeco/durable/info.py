@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
-from collections.abc import Iterable
-from typing import Final, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple, cast
 
 from flowdeco.engine.journal import Row
+from flowdeco.errors import QUESTION, JournalError, Wait
 
-__all__ = ["STATUSES", "RunInfo", "Step", "steps"]
+__all__ = [
+    "STATUSES",
+    "Question",
+    "RunInfo",
+    "Step",
+    "finished_error",
+    "first_due",
+    "questions_in",
+    "steps",
+    "waits_as_json",
+]
 
 STATUSES: Final = frozenset({"running", "completed", "failed", "bailed", "suspended", "cancelled", "damaged"})
 _OPEN: Final = frozenset({"failed", "suspended", "cancelled"})
@@ -20,6 +32,9 @@ class RunInfo(NamedTuple):
     `owner` is the process that works on it, None where none does: a run that is `running` without one has crashed.
     `error` is the type and message of the exception that it failed with.
     `entry` is where its pipeline is found, if the journal that began it was given one; `codec` the codec of its steps.
+
+    A suspended run is `due` when the first of its sleeps ends, or the time to answer one of its `questions`, and `answered`
+    once it has been given an answer since it was suspended.
     """
 
     id: str
@@ -33,6 +48,60 @@ class RunInfo(NamedTuple):
     owner: str | None = None
     entry: str | None = None
     codec: str = "pickle"
+    due: float | None = None
+    questions: tuple[Question, ...] = ()
+    answered: bool = False
+
+
+class Question(NamedTuple):
+    """A question that a run waits for: its key, what it is `about`, the type of the answer, as text, the last moment.
+
+    `classes` are the classes that its answer is checked for, each as `module:qualname`.
+    """
+
+    key: str
+    about: Any = None
+    type: str | None = None
+    deadline: float | None = None
+    asked: float = 0.0
+    classes: tuple[str, ...] | None = None
+
+
+def finished_error(run_id: str, status: str) -> JournalError:
+    """Return the error of an answer to a run that has finished."""
+    return JournalError(f"run {run_id!r} has {status}, and asks nothing any more: an answer would have no effect")
+
+
+def first_due(waits: Sequence[Wait]) -> float | None:
+    """Return the time at which the first of these ends, None if none does by itself."""
+    return min((wait.due for wait in waits if wait.due is not None), default=None)
+
+
+def waits_as_json(waits: Sequence[Wait]) -> str:
+    """Return the questions among these as JSON, for lists of runs; `about` as text where it is nothing that JSON knows."""
+    questions = [wait for wait in waits if wait.kind == QUESTION]
+    return json.dumps([
+        [wait.key, _shown(wait.about), wait.type, wait.due, wait.asked, wait.classes] for wait in questions
+    ])  # fmt: skip
+
+
+def _shown(about: object) -> Any:
+    try:
+        return json.loads(json.dumps(about))
+    except (TypeError, ValueError, RecursionError):
+        return str(about)
+
+
+def questions_in(text: object) -> tuple[Question, ...]:
+    """Return the questions that are written so; none if it is damaged: no checksum covers them."""
+    try:
+        found: Any = json.loads(cast("str", text))
+        return tuple(
+            Question(str(key), about, kind, due, asked, classes and tuple(classes))
+            for key, about, kind, due, asked, classes in found
+        )
+    except (TypeError, ValueError, RecursionError):
+        return ()
 
 
 class Step(NamedTuple):

@@ -92,6 +92,7 @@ def evaluate_run(run: Run, terms: Terms, use: tuple[Middleware, ...]) -> Generat
         log.remains = branch.all_remains()
     if isinstance(error, (Bail, Suspend)):
         run.reason = error.reason
+        run.waits = error.waits if isinstance(error, Suspend) else ()
     elif error is not None:
         run.error = error
         branch.note_place(error, f"pipeline {run.pipeline.name!r}")

@@ -76,6 +76,8 @@ def _side_by_side(
         fork.end_unwinding()
         branch.records.adopt(fork.records)
         branch.rows += fork.rows
+        branch.held_waits += fork.held_waits
+        branch.answered += [(scope.number, place, waits) for _, place, waits in fork.answered]
     ids = [id for fork in forks for id in (fork.id, *(id for _, ids in fork.forks for id in ids))]
     branch.remember_branches(scope.number, ids)
     return Ended([], None, ended.error) if type(ended) is Raised else ended

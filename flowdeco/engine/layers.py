@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
 
 from flowdeco.engine.outcome import Outcome, Status
 from flowdeco.engine.requests import Await, Deferred, Gate, Raised, Request, Sleep
-from flowdeco.errors import MiddlewareError, meant_by
+from flowdeco.errors import MiddlewareError, Suspend, meant_by
 from flowdeco.model.definitions import Action, Pipeline, Stage, Stream, Unit, insertable
 from flowdeco.model.options import UNSET, Middleware, placed
 from flowdeco.model.store import Delta, Mark, Store
@@ -30,6 +30,7 @@ from flowdeco.model.store import Delta, Mark, Store
 if TYPE_CHECKING:
     from flowdeco.engine.changes import Watch
     from flowdeco.engine.logs import RunLogger
+    from flowdeco.engine.waits import Waits
 
 __all__ = ["FOLLOWS", "Call", "Layers", "enter", "leave", "merging"]
 
@@ -152,6 +153,9 @@ class Layers(Call):
         "repeats", "values", "watch",
     )  # fmt: skip
     watch: Watch  # around a scope of a durable run: over the values that they may change in place
+    # In a durable run. These are class attributes, because setting them costs every layer of every run.
+    waits: Callable[[], Waits] | None = None
+    pause: BaseException | None = None  # the signal of a pause before the next attempt
 
     def __init__(
         self,
@@ -352,13 +356,15 @@ def _leave(layers: Layers, error: BaseException | None, move: Move | None = None
         if own is not None:
             store.release(own)
         follows = FOLLOWS[SUCCESS if error is None else FAILURE, did]
-        if follows is AGAIN:
+        is_pause = item is not None and item is layers.pause
+        if follows is AGAIN or is_pause:
             if mark is not None:
                 store.undo(mark, keep=own or ())
             layers.go_back(opened, inserted)
+        if follows is AGAIN:
             layers.open(layer, generator, item)
             return _GO
-        if mark is not None:
+        if mark is not None and not is_pause:
             store.release(mark)
         if follows is RECOVER:
             layers.recovered, error = True, None
@@ -404,6 +410,7 @@ def _resolved(
 ) -> Generator[Request, Any, Move]:
     """Continue with a layer until it yields something other than a `Sleep`, returns or raises."""
     did, item = move
+    has_failed = error is not None
     while True:
         if did is _WAITS:
             answer = yield item
@@ -415,7 +422,8 @@ def _resolved(
         elif did is not YIELDS or item is None:
             return did, item
         elif isinstance(item, Sleep):
-            answer = yield item
+            asked = item if layers.waits is None else _slept(layers, layers.waits(), item, has_failed)
+            answer = (yield asked) if type(asked) is Sleep else asked
             error = answer.error if type(answer) is Raised else None
             did, item = _resumed(layers, generator, None, error)
         elif isinstance(item, Mapping) and all(isinstance(name, str) for name in cast("Mapping[Any, Any]", item)):
@@ -424,6 +432,18 @@ def _resolved(
             misuse = _misused(layer, f"yielded {item!r}: it may yield nothing, a mapping of values, or Sleep(seconds)")
             yield from _reproached(layers, generator, misuse)
             return RAISES, misuse
+
+
+def _slept(layers: Layers, waits: Waits, sleep: Sleep, has_failed: bool) -> Sleep | Raised:
+    """Return the sleep that is left for this leg of a durable run, or the signal that suspends it."""
+    who = len(layers.opened)
+    try:
+        return Sleep(waits.pausing(who, sleep.seconds) if has_failed else waits.sleep(who, sleep.seconds))
+    except Suspend as signal:
+        if has_failed:
+            waits.another_attempt(who)
+            layers.pause = signal
+        return Raised(signal)
 
 
 def _is_open(generator: Any) -> bool:

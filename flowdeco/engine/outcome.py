@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, Self, cast
 
-from flowdeco.errors import Bail, Suspend
+from flowdeco.errors import Bail, Suspend, Wait
 from flowdeco.events import ActionFinished, Event, StageFinished, UnitsInserted
 from flowdeco.model.definitions import Action, Stage, Stream, Unit
 from flowdeco.model.options import UNSET
@@ -104,7 +104,8 @@ class Outcome(NamedTuple):
     data that an action returned). A record that is kept has none of them: it keeps no value alive. `number` is the
     step's place in its branch, `end` that of the step after it; `entered` tells whether a scope reached its first step;
     `branches` is the number of branches of a group, `fingerprint` that of an action's code in a durable run; `repeats`
-    says how often each of its layers has asked for another attempt.
+    says how often each of its layers has asked for another attempt. An unfinished step has the `waits` that it has behind
+    it, or is in; a finished one the answers that it `used` up, by key and number.
     """
 
     name: str
@@ -131,6 +132,8 @@ class Outcome(NamedTuple):
     fingerprint: str = ""
     repeats: tuple[int, ...] = ()
     failures: Sequence[BaseException] = ()
+    waits: Sequence[Wait] = ()
+    used: Sequence[tuple[str, int]] = ()
 
     @property
     def is_final(self) -> bool:

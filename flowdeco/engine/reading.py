@@ -11,17 +11,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import inf
-from typing import Any, TypeAlias, cast
+from typing import Any, Final, TypeAlias, cast
 
 from flowdeco.engine.generations import generations
 from flowdeco.engine.journal import Codec, Remembered
 from flowdeco.engine.outcome import ROOT, ActionRecord, Outcome, Scope, StageRecord, Status, branch_id
-from flowdeco.engine.recorder import Recorded, outcomes
+from flowdeco.engine.recorder import Recorded, outcomes, portable
 from flowdeco.engine.replay import Steps
 from flowdeco.engine.runs import Run
-from flowdeco.errors import JournalError, RunError, members_of, told
+from flowdeco.engine.waits import Given, asked, settled
+from flowdeco.errors import PAUSE, SLEEP, JournalError, RunError, Wait, members_of, told
 from flowdeco.model.definitions import Action, Pipeline, Stage, make_action, one_action_stage
 from flowdeco.model.options import UNSET
 from flowdeco.model.store import Store
@@ -29,6 +30,7 @@ from flowdeco.model.units import every_unit
 
 __all__ = [
     "branch_of",
+    "encoded_inputs",
     "failed_steps",
     "given_inputs",
     "in_branch",
@@ -39,6 +41,7 @@ __all__ = [
 ]
 
 Find: TypeAlias = "Callable[[str], Stage | None]"
+_ERRORS: Final = ""
 _FAILED = frozenset({Status.FAILED, Status.CANCELLED})
 
 
@@ -55,6 +58,8 @@ def read_run(remembered: Remembered, codec: Codec, find: Find = lambda name: Non
     result = _result(steps, ROOT)
     run.result = None if result is UNSET else result
     run.reason = remembered.reason
+    if run.status is Status.SUSPENDED:
+        run.waits = current_waits(steps)
     reader = _Reader(steps, find)
     run.stages, run.pipelines = list(reader.branch(ROOT, None)), reader.pipelines
     run.error = _error(steps.get(ROOT, {}), remembered)
@@ -62,6 +67,11 @@ def read_run(remembered: Remembered, codec: Codec, find: Find = lambda name: Non
         run.stages = _with_one_error(run.stages, list(members_of(run.error)))
     run.started, run.elapsed = remembered.started, remembered.total()
     return run
+
+
+def current_waits(steps: Steps) -> list[Wait]:
+    """Return the times and the answers that a suspended run waits for, in branch order."""
+    return [wait for _, did in asked(steps) for wait in did.waits if wait.kind in (SLEEP, PAUSE) or wait.is_open]
 
 
 def read_outline(remembered: Remembered, codec: Codec) -> Run:
@@ -93,15 +103,25 @@ class _Lenient:
 def read_steps(remembered: Remembered, codec: Codec) -> tuple[Store, Steps]:
     """Return the store with the inputs of a run, and its steps."""
     remembered = generations(remembered)[-1]
-    given = given_inputs(remembered, codec)
-    store = Store({key: value for _, values in given for key, value in values.items()})
-    return store, outcomes(remembered.rows, codec, {key: rows for rows, values in given[1:] for key in values})
+    steps, store = settled(outcomes(remembered.rows, codec), given_inputs(remembered, codec))
+    return store, steps
 
 
-def given_inputs(remembered: Remembered, codec: Codec) -> list[tuple[int, Store]]:
-    """Return the inputs of a run and of its resumes, each with the number of rows before; raises `JournalError`."""
+def encoded_inputs(codec: Codec, values: Mapping[str, Any], errors: Mapping[str, BaseException] = {}) -> bytes:
+    """Return inputs and answers as they are written; errors are under the one key that no value can have."""
+    known = {key: portable(error, codec) for key, error in errors.items()}
+    return codec.encode({**values, _ERRORS: known} if known else dict(values), "inputs")
+
+
+def given_inputs(remembered: Remembered, codec: Codec) -> list[Given]:
+    """Return everything that a run was given, in order; raises `JournalError`."""
     try:
-        return [(rows, Store(codec.decode(payload))) for rows, payload in remembered.inputs]
+        found: list[Given] = []
+        for rows, payload in remembered.inputs:
+            values = dict(codec.decode(payload))
+            errors = values.pop(_ERRORS, {})
+            found.append(Given(rows, Store(values), errors))
+        return found
     except (TypeError, ValueError) as error:
         raise JournalError(
             f"the journal is damaged: the inputs of run {remembered.run_id!r} are not a mapping"

@@ -61,6 +61,8 @@ class Log:
     def __init__(self) -> None:
         self.steps: Steps = {}
         self.remains: Mapping[str, Remains] = {}
+        self.given: dict[str, int] = {}  # by key, the `id` of the value that the run was given
+        self.since = 0  # how often it was given something
 
     def of(self, branch: str) -> dict[int, Outcome]:
         """Return the scopes of a branch, a dict to add to; the outcomes of actions are in that of their stage."""
