@@ -193,6 +193,10 @@ OPEN: Final = "open"
 ANSWERED: Final = "answered"
 REFUSED: Final = "refused"  # answered by an exception
 EXPIRED: Final = "expired"
+FOUND: Final = "found"  # in the store
+
+NOT_GIVEN: Final = -1  # the number of an answer that there is not
+CONSUMED: Final = -2  # that of an input that was given in advance, and is in the store until it is consumed
 
 
 class _Signal(BaseException):
@@ -235,7 +239,7 @@ class Wait(NamedTuple):
     since: int = 0
     state: str = OPEN
     value: object = None
-    given: int = -1
+    given: int = NOT_GIVEN
     at: tuple[str, int] | None = None
 
     @property
@@ -262,10 +266,10 @@ class Suspend(_Signal):
 
 def utc(seconds: float) -> str:
     """Return a time in POSIX seconds as people read it; seconds are rounded up, as befits the end of a wait."""
-    from datetime import datetime, timezone  # not loaded for runs that do not wait
+    from datetime import UTC, datetime  # not loaded for runs that do not wait
 
     try:
-        return f"{datetime.fromtimestamp(-(-seconds // 1), timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
+        return f"{datetime.fromtimestamp(-(-seconds // 1), UTC):%Y-%m-%d %H:%M:%S} UTC"
     except (OverflowError, ValueError, OSError):
         return f"{seconds:g} s after 1970"
 

@@ -8,19 +8,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple, cast
 
 from flowdeco.engine.journal import Row
-from flowdeco.errors import QUESTION, JournalError, Wait
+from flowdeco.errors import QUESTION, JournalError, Wait, utc
 
 __all__ = [
-    "STATUSES",
-    "Question",
-    "RunInfo",
-    "Step",
-    "finished_error",
-    "first_due",
-    "questions_in",
-    "steps",
-    "waits_as_json",
-]
+    "STATUSES", "Question", "RunInfo", "Step", "as_text", "finished_error", "first_due", "questions_in", "questions_of",
+    "steps", "waits_as_json",
+]  # fmt: skip
 
 STATUSES: Final = frozenset({"running", "completed", "failed", "bailed", "suspended", "cancelled", "damaged"})
 _OPEN: Final = frozenset({"failed", "suspended", "cancelled"})
@@ -67,6 +60,21 @@ class Question(NamedTuple):
     classes: tuple[str, ...] | None = None
 
 
+def as_text(question: Question) -> str:
+    """Return a question as a line: its key, the type of its answer, what it is about, and until when."""
+    about = question.about if isinstance(question.about, str) else json.dumps(question.about, default=str)
+    kind = "" if question.type is None else f" ({question.type})"
+    said = "" if question.about is None else f": {about}"
+    until = "" if question.deadline is None else f", until {utc(question.deadline)}"
+    return f"{question.key!r}{kind}{said}{until}"
+
+
+def questions_of(waits: Iterable[Wait]) -> tuple[Question, ...]:
+    """Return the questions among these."""
+    asked = (wait for wait in waits if wait.kind == QUESTION)
+    return tuple(Question(w.key, _shown(w.about), w.type, w.due, w.asked, w.classes) for w in asked)
+
+
 def finished_error(run_id: str, status: str) -> JournalError:
     """Return the error of an answer to a run that has finished."""
     return JournalError(f"run {run_id!r} has {status}, and asks nothing any more: an answer would have no effect")
@@ -79,10 +87,7 @@ def first_due(waits: Sequence[Wait]) -> float | None:
 
 def waits_as_json(waits: Sequence[Wait]) -> str:
     """Return the questions among these as JSON, for lists of runs; `about` as text where it is nothing that JSON knows."""
-    questions = [wait for wait in waits if wait.kind == QUESTION]
-    return json.dumps([
-        [wait.key, _shown(wait.about), wait.type, wait.due, wait.asked, wait.classes] for wait in questions
-    ])  # fmt: skip
+    return json.dumps(questions_of(waits))
 
 
 def _shown(about: object) -> Any:

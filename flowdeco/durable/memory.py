@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from flowdeco.durable.codec import PickleCodec
 from flowdeco.durable.forks import prepare_for_forks
-from flowdeco.durable.info import Question, RunInfo, finished_error, first_due, questions_in, waits_as_json
+from flowdeco.durable.info import Question, RunInfo, finished_error, first_due, questions_of
 from flowdeco.engine.journal import FINISHED, Codec, Remembered, Row
 from flowdeco.errors import JournalError, RunBusyError, RunExistsError, RunNotFoundError, Wait, suggestion
 
@@ -48,7 +48,7 @@ class _Run:
         """Return when a suspended run is due, its questions, and whether it has been answered."""
         if self.status != "suspended":
             return None, (), False
-        return first_due(self.waits), questions_in(waits_as_json(self.waits)), len(self.inputs) > self.known
+        return first_due(self.waits), questions_of(self.waits), len(self.inputs) > self.known
 
 
 class MemoryJournal:

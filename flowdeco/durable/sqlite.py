@@ -418,8 +418,8 @@ class SqliteJournal:
     def runs(self, *, due: float | None = None, run_id: str | None = None) -> list[RunInfo]:
         """Return all runs, the latest first; one that is damaged has this as its status.
 
-        With `run_id`, only that one; with a time, only those that may be `due` then: suspended ones that are due or answered,
-        and running ones.
+        With `run_id`, only that one; with a time, only those that may be `due` then: suspended ones that are due or
+        answered, and running ones.
         """
         which, wanted = ("WHERE run_id = ?", (run_id,)) if run_id is not None else (_DUE, (due,)) if due else ("", ())
         me = this_process("")
@@ -469,12 +469,14 @@ class SqliteJournal:
             steps = connection.execute(
                 "SELECT count(*) FROM log WHERE id BETWEEN ? AND ?", (first, first + _LAST)
             ).fetchone()[0]
-        return RunInfo(
+        info = RunInfo(
             *(head.run_id, head.pipeline, head.status, head.reason, head.started, updated, steps),
             *(head.error, str(Owner._make(owner)) if busy else None, head.entry, head.codec),
-            *((due if isinstance(due, float) else None, questions_in(questions), answers != known)
-              if head.status == "suspended" else ()),
-        )  # fmt: skip
+        )
+        if head.status != "suspended":
+            return info
+        at = due if isinstance(due, float) else None
+        return info._replace(due=at, questions=questions_in(questions), answered=answers != known)
 
     # Runs, as rows.
 

@@ -21,7 +21,7 @@ from flowdeco.engine.recorder import Recorder
 from flowdeco.engine.replay import History, Log, Remains
 from flowdeco.engine.requests import CAUGHT_UP, Failure, Gate, Raised, Save, Sleep, Walk, ended_by_another
 from flowdeco.engine.waits import Waits, Wall, kept
-from flowdeco.errors import PAUSE, Bail, Suspend, Wait
+from flowdeco.errors import NOT_GIVEN, PAUSE, Bail, Suspend, Wait
 from flowdeco.events import Event
 from flowdeco.model.declare import name_in_group
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream, Unit, stage_selectors
@@ -247,6 +247,7 @@ class Branch:
         self.unfinished: dict[int, tuple[list[Mark], Any]] = {}  # in memory: scopes that failed, by number
         self.waits: dict[int, Waits] = {}  # of the steps at work
         self.held_waits: list[Wait] = []  # of the steps inside an atomic one
+        self.consumed: set[str] = set()  # keys of answers
         # Answers that another attempt at an open scope will need: number here, branch and number there.
         self.answered: list[tuple[int, tuple[str, int], list[Wait]]] = []
         self.ended_early: bool = (
@@ -332,7 +333,9 @@ class Branch:
         if self.revocable and (answers := kept(waits, only_answers=True)):
             self.answered.append((did.number, place, answers))
         if did.is_final:
-            return did._replace(used=[(wait.key, wait.given) for wait in waits if wait.given >= 0])
+            did = did._replace(used=[(wait.key, wait.given) for wait in waits if wait.given != NOT_GIVEN])
+            self.consumed.update(key for key, _ in did.used)
+            return did
         return did._replace(waits=waits)
 
     def is_given(self, name: str, value: object) -> bool:
@@ -395,6 +398,8 @@ class Branch:
             self.reapply(earlier.writes)
         if earlier.result is not UNSET:
             self.result = earlier.result
+        if earlier.used:
+            self.consumed.update(key for key, _ in earlier.used)
         past = self.terms.past
         if past is not None and past.archive is not None:
             self.note_adopted(earlier, unit, by, place)

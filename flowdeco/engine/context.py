@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast, overload
 
 from flowdeco.engine.outcome import step_id
-from flowdeco.engine.waits import FOUND, Nap, Surroundings, Waits, moment, seconds_of
+from flowdeco.engine.waits import Nap, Surroundings, Waits, moment, seconds_of
 from flowdeco.errors import (
     ANSWERED,
+    CONSUMED,
     EXPIRED,
+    FOUND,
+    NOT_GIVEN,
     OPEN,
     REFUSED,
     ContextEndedError,
@@ -193,15 +196,21 @@ class Context:
         elif default is not _NO_DEFAULT:
             raise DefinitionError("default= of ctx.wait_for is used after a timeout: give timeout=, in seconds")
         name = key_name(key)
-        wanted = key if type is None and isinstance(key, Key) else Key(name, Any if type is None else type)
+        wanted: Key[Any] = Key(name, Any if type is None else type)
+        if type is None and isinstance(key, Key):
+            wanted = cast("Key[Any]", key)
         waits = self._waits()
         wait = waits.question(wanted, about, timeout)
         if wait.state in (OPEN, FOUND) and name in self.store:
-            waits.note(wait, FOUND)
-            return self._found(wanted)
+            value = self.store[wanted]
+            is_given = self._around.is_given(name, value)
+            if is_given:
+                del self.store[name]
+            waits.noted.append(wait._replace(state=FOUND, given=CONSUMED if is_given else NOT_GIVEN))
+            return value
         if wait.state == OPEN and wait.due is not None and wait.due <= waits.wall.now():
             wait = wait._replace(state=EXPIRED)
-        waits.note(wait)
+        waits.noted.append(wait)
         if wait.state == ANSWERED:
             wanted.check(wait.value)
             return wait.value
@@ -215,13 +224,6 @@ class Context:
                 f"catch WaitTimeout"
             )
         return default
-
-    def _found(self, key: Key[Any]) -> Any:
-        """Return the value of a key, which is gone if the run was given it."""
-        value = self.store[key]
-        if self._around.is_given(key.name, value):
-            del self.store[key]
-        return value
 
     def sleep(self, seconds: float) -> Awaitable[None]:
         """Sleep; in a coroutine action, `await ctx.sleep(seconds)`.

@@ -77,6 +77,7 @@ def _side_by_side(
         branch.records.adopt(fork.records)
         branch.rows += fork.rows
         branch.held_waits += fork.held_waits
+        branch.consumed |= fork.consumed
         branch.answered += [(scope.number, place, waits) for _, place, waits in fork.answered]
     ids = [id for fork in forks for id in (fork.id, *(id for _, ids in fork.forks for id in ids))]
     branch.remember_branches(scope.number, ids)
@@ -120,7 +121,7 @@ def _merge_branches(branch: Branch, group: Parallel, scope: OpenScope, forks: li
     writes: Delta | None = None
     try:
         terms.gate.open = bool(group.merge)  # a reducer is user code
-        writes = merged(group, [fork.store.delta() for fork in taking])
+        writes = merged(group, _written(taking))
         terms.gate.open = False
     except BaseException as failure:  # a conflict, a reducer that raises, Ctrl-C in one
         terms.gate.open = False
@@ -143,6 +144,18 @@ def _merge_branches(branch: Branch, group: Parallel, scope: OpenScope, forks: li
         for fork in forks:
             branch.remains.update(fork.all_remains())
     return error or (yield from branch.save())
+
+
+def _written(forks: list[Branch]) -> list[Delta]:
+    """Return the writes of branches; an answer that one consumes is no conflict with what another one writes."""
+    deltas = [fork.store.delta() for fork in forks]
+    if not any(fork.consumed for fork in forks):
+        return deltas
+    kept = {key for delta in deltas for key in (*delta.puts, *delta.appends)}
+    return [
+        delta._replace(deletes=[key for key in delta.deletes if key not in fork.consumed & kept])
+        for fork, delta in zip(forks, deltas, strict=True)
+    ]
 
 
 def _with_changes(branch: Branch, forks: list[Branch], writes: Delta | None) -> Delta | None:

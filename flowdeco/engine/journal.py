@@ -43,8 +43,8 @@ class Remembered(NamedTuple):
     """A run as the journal has it.
 
     `inputs` are the payloads of the inputs in the order in which they were given, each with the number of rows
-    written before: those of the run first, then those of every resume, and answers between them. `elapsed` is how long it took, in seconds, until
-    it last ended or was interrupted, and `timed` the number of rows that it had then.
+    written before: those of the run first, then those of every resume, and the answers between them. `elapsed` is how
+    long it took, in seconds, until it last ended or was interrupted, and `timed` the number of rows that it had then.
     """
 
     run_id: str

@@ -356,7 +356,7 @@ def _leave(layers: Layers, error: BaseException | None, move: Move | None = None
         if own is not None:
             store.release(own)
         follows = FOLLOWS[SUCCESS if error is None else FAILURE, did]
-        is_pause = item is not None and item is layers.pause
+        is_pause = item is not None and item is layers.pause and error is not item  # not in a layer around it
         if follows is AGAIN or is_pause:
             if mark is not None:
                 store.undo(mark, keep=own or ())

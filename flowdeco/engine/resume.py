@@ -6,6 +6,7 @@ A refused resume leaves the run, and its journal, as they were.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple, cast
 
 from flowdeco.engine.adoption import Archive
@@ -96,8 +97,9 @@ def resumed(run: Run, terms: Terms, use: tuple[Middleware, ...], earlier: Earlie
 
 def _give_back(run: Run, terms: Terms, answers: Iterable[tuple[str, int]], given: Sequence[Given]) -> None:
     """Put answers into the store whose questions are gone with the steps that do not hold: they may be asked again."""
-    for key, number in answers:
-        if key in given[number].values:
+    for key, number in sorted(answers, key=itemgetter(1)):
+        later = given[number + 1 :]
+        if key in given[number].values and not any(key in each.values for each in later):
             value = given[number].values[key]
             run.store.supply({key: value})
             terms.given[key] = id(value)

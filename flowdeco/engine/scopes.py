@@ -192,7 +192,7 @@ def close_scope(branch: Branch, scope: OpenScope, error: Failure) -> Walk:
     bail = error if isinstance(error, Bail) else None  # to middleware, a success
     left = leave(layers, None if bail is not None else error)
     again, error = left if isinstance(left, tuple) else (yield from left)
-    is_pause = error is not None and error is layers.pause
+    is_pause, unsaved = error is not None and error is layers.pause, None
     if again or is_pause:
         unsaved = yield from branch.go_back(scope)
         branch.repeat_changes(layers)
@@ -332,7 +332,7 @@ def _finished(branch: Branch, scope: OpenScope, did: Outcome, error: Failure) ->
         branch.records.add(did.kept())
         if error is not None and not isinstance(error, Bail):
             branch.abandoned.update(dict.fromkeys(scope.local, did.name))  # a resume may need them
-        elif scope.local:
+        elif scope.local and not _has_left(branch, scope):
             branch.store.drop_local(scope.local, did.name)
     else:
         branch.records.add_pipeline(did.kept())
@@ -340,6 +340,12 @@ def _finished(branch: Branch, scope: OpenScope, did: Outcome, error: Failure) ->
         scope.inserted.extend((unit, did.name) for unit in did.inserted)
         branch.agenda.extend(reversed(scope.inserted))
     return error
+
+
+def _has_left(branch: Branch, scope: OpenScope) -> bool:
+    """Whether a stage had ended before a resume in memory: local results in the store are those of a later one."""
+    past = branch.terms.past
+    return past is not None and past.in_store and scope.earlier is not None
 
 
 def _branches(place: Scope | None) -> str | None:

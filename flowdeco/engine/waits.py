@@ -18,12 +18,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from math import inf, isfinite
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from flowdeco.engine.outcome import ROOT, Outcome, Status, branch_id
 from flowdeco.engine.recorder import pinned
 from flowdeco.errors import (
     ANSWERED,
+    FOUND,
     OVER,
     PAUSE,
     QUESTION,
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 __all__ = [
-    "FOUND",
     "Given",
     "Nap",
     "Surroundings",
@@ -58,8 +58,6 @@ __all__ = [
     "used",
     "waits_by_step",
 ]
-
-FOUND = "found"  # the state of a question whose key was in the store
 
 Steps = dict[str, dict[int, Outcome]]
 
@@ -116,9 +114,9 @@ class Waits:
         count = self._slept.get(who, 0)
         left = 0.0
         if count >= self._over.get(who, 0):
-            now = self.wall.now()
-            wait = self._next(who, "") or Wait(SLEEP, now + seconds if until is None else until, who)
-            left = max(0.0, (wait.due or 0.0) - now)
+            now, earlier = self.wall.now(), self._next(who, "")
+            wait = earlier or Wait(SLEEP, now + seconds if until is None else until, who)
+            left = seconds if earlier is None and until is None else max(0.0, (wait.due or 0.0) - now)
             if left > self.wall.suspend_after:
                 self.noted.append(wait)
                 raise Suspend.until(wait)
@@ -143,11 +141,6 @@ class Waits:
             QUESTION, due, key=key.name, about=about, type=key.described(), classes=key.references(), asked=now,
             since=self._since,
         )  # fmt: skip
-
-    def note(self, wait: Wait, state: str | None = None) -> Wait:
-        """Note a question in its state."""
-        self.noted.append(wait if state is None else wait._replace(state=state))
-        return self.noted[-1]
 
     def adopt(self, other: Waits) -> None:
         """Continue from what a copy of these has waited for in another process."""
@@ -268,7 +261,7 @@ def used(steps: Steps) -> set[tuple[str, int]]:
     for mine in steps.values():
         for outcome in mine.values():
             if outcome.is_final:
-                found.update(outcome.used)
+                found.update((key, number) for key, number in outcome.used if number >= 0)
             elif outcome.waits:
                 found.update((wait.key, wait.given) for wait in outcome.waits if wait.given >= 0)
     return found
@@ -328,7 +321,7 @@ def refusals(error: object, questions: Sequence[Wait], run_id: str) -> dict[str,
     names = ", ".join(map(repr, keys)) or "nothing"
     found: Mapping[Any, Any]
     if isinstance(error, Mapping):
-        found = error
+        found = cast("Mapping[Any, Any]", error)
     elif len(questions) == 1:
         found = {keys[0]: error}
     else:

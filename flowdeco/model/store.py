@@ -203,7 +203,7 @@ def _loaded_class(reference: str) -> type | None:
     module, _, qualname = reference.partition(":")
     found: Any = sys.modules.get(module)
     for part in qualname.split("."):
-        found = getattr(found, part, None)
+        found = getattr(found, part, None) if part != "NoneType" else types.NoneType
     return found if isinstance(found, type) else None
 
 

@@ -15,6 +15,7 @@ from functools import cache
 from hashlib import sha256
 from typing import Any, Final
 
+from flowdeco.durable.info import as_text, questions_of
 from flowdeco.engine.runs import Run
 from flowdeco.show.failures import Failure, failure_of
 from flowdeco.show.formatting import MARKS, duration
@@ -144,7 +145,8 @@ def _alarm(run: Run, redact: Redact) -> str:
             f'<section class="alarm" id="alarm" aria-labelledby="h-alarm"><h2 id="h-alarm">The run {run.status}</h2>'
             f"<noscript><p>{error}</p></noscript></section>"
         )
-    return f'<p class="reason">{text(redact(str(run.reason)))}</p>' if run.reason else ""
+    lines = [str(run.reason), *(f"asks for {as_text(each)}" for each in questions_of(run.waits))] if run.reason else []
+    return f'<p class="reason">{"<br>".join(text(redact(line)) for line in lines)}</p>' if lines else ""
 
 
 # The differences between plan and run, and the store.
