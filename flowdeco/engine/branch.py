@@ -20,8 +20,8 @@ from flowdeco.engine.outcome import ROOT, ActionRecord, Outcome, Scope, StageRec
 from flowdeco.engine.recorder import Recorder
 from flowdeco.engine.replay import History, Log, Remains
 from flowdeco.engine.requests import CAUGHT_UP, Failure, Gate, Raised, Save, Sleep, Walk, ended_by_another
-from flowdeco.engine.waits import Waits, Wall, kept
-from flowdeco.errors import NOT_GIVEN, PAUSE, Bail, Suspend, Wait
+from flowdeco.engine.waits import Waits, Wall, consumed, kept
+from flowdeco.errors import PAUSE, Bail, Suspend, Wait
 from flowdeco.events import Event
 from flowdeco.model.declare import name_in_group
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream, Unit, stage_selectors
@@ -333,8 +333,8 @@ class Branch:
         if self.revocable and (answers := kept(waits, only_answers=True)):
             self.answered.append((did.number, place, answers))
         if did.is_final:
-            did = did._replace(used=[(wait.key, wait.given) for wait in waits if wait.given != NOT_GIVEN])
-            self.consumed.update(key for key, _ in did.used)
+            did = did._replace(waits=consumed(waits))
+            self.consumed.update(wait.key for wait in did.waits)
             return did
         return did._replace(waits=waits)
 
@@ -398,8 +398,8 @@ class Branch:
             self.reapply(earlier.writes)
         if earlier.result is not UNSET:
             self.result = earlier.result
-        if earlier.used:
-            self.consumed.update(key for key, _ in earlier.used)
+        if earlier.waits:
+            self.consumed.update(wait.key for wait in earlier.waits)
         past = self.terms.past
         if past is not None and past.archive is not None:
             self.note_adopted(earlier, unit, by, place)

@@ -104,8 +104,8 @@ class Outcome(NamedTuple):
     data that an action returned). A record that is kept has none of them: it keeps no value alive. `number` is the
     step's place in its branch, `end` that of the step after it; `entered` tells whether a scope reached its first step;
     `branches` is the number of branches of a group, `fingerprint` that of an action's code in a durable run; `repeats`
-    says how often each of its layers has asked for another attempt. An unfinished step has the `waits` that it has behind
-    it, or is in; a finished one the answers that it `used` up, by key and number.
+    says how often each of its layers has asked for another attempt. `waits` are those of an unfinished step, over or not; of
+    a finished one, the questions that consumed an answer.
     """
 
     name: str
@@ -133,7 +133,6 @@ class Outcome(NamedTuple):
     repeats: tuple[int, ...] = ()
     failures: Sequence[BaseException] = ()
     waits: Sequence[Wait] = ()
-    used: Sequence[tuple[str, int]] = ()
 
     @property
     def is_final(self) -> bool:

@@ -139,8 +139,6 @@ class Recorder:
             parts["failures"] = self._written_failures(outcome.failures)
         if outcome.waits:
             parts["waits"] = [self._of_wait(wait) for wait in outcome.waits]
-        if outcome.used:
-            parts["used"] = [list(pair) for pair in outcome.used]
         if outcome.end >= 0:
             parts["end"] = outcome.end
         if not outcome.entered:
@@ -313,7 +311,7 @@ def _outcome(row: Row, parts: dict[str, Any], order: int) -> Outcome:
         get("by"), row.number, tuple(get("inserted", ())), (), scope, get("end", -1), error, get("attempts", 1),
         get("recovered", False), switches, False, writes, entering, _result(get("result"), writes),
         get("entered", True), get("branches", 0), row.fingerprint, tuple(get("repeats", ())), tuple(get("failures", ())),
-        tuple(map(_wait, get("waits", ()))), tuple((key, number) for key, number in get("used", ())),
+        tuple(map(_wait, get("waits", ()))),
     )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from flowdeco.engine.recorder import pinned
 from flowdeco.errors import (
     ANSWERED,
     FOUND,
+    NOT_GIVEN,
     OVER,
     PAUSE,
     QUESTION,
@@ -49,6 +50,7 @@ __all__ = [
     "answered",
     "asked",
     "check_answer",
+    "consumed",
     "kept",
     "moment",
     "open_questions",
@@ -255,16 +257,15 @@ def waits_by_step(steps: Steps) -> dict[tuple[str, int], Sequence[Wait]]:
     return dict(found)
 
 
+def consumed(waits: Iterable[Wait]) -> list[Wait]:
+    """Return what is left of the waits of a step that has finished: the questions that consumed an answer."""
+    return [Wait(QUESTION, key=wait.key, given=wait.given) for wait in waits if wait.given != NOT_GIVEN]
+
+
 def used(steps: Steps) -> set[tuple[str, int]]:
     """Return the answers that questions have used up, by key and number."""
-    found: set[tuple[str, int]] = set()
-    for mine in steps.values():
-        for outcome in mine.values():
-            if outcome.is_final:
-                found.update((key, number) for key, number in outcome.used if number >= 0)
-            elif outcome.waits:
-                found.update((wait.key, wait.given) for wait in outcome.waits if wait.given >= 0)
-    return found
+    outcomes = (outcome for mine in steps.values() for outcome in mine.values() if outcome.waits)
+    return {(wait.key, wait.given) for outcome in outcomes for wait in outcome.waits if wait.given >= 0}
 
 
 def answered(steps: Steps, given: Sequence[Given]) -> Steps:
