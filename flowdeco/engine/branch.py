@@ -333,10 +333,15 @@ class Branch:
         if self.revocable and (answers := kept(waits, only_answers=True)):
             self.answered.append((did.number, place, answers))
         if did.is_final:
-            did = did._replace(waits=consumed(waits))
+            did = did._replace(waits=consumed(waits, values=bool(self.revocable)))
             self.consumed.update(wait.key for wait in did.waits)
             return did
         return did._replace(waits=waits)
+
+    def not_reached(self, scope: OpenScope) -> Iterator[Wait]:
+        """Yield the waits of steps inside a scope that have not run again yet."""
+        for place in () if scope.layers is None else scope.layers.inside:
+            yield from (wait._replace(at=place) for wait in self.terms.waits.get(place, ()))
 
     def is_given(self, name: str, value: object) -> bool:
         """Whether a value of the store is the one that the run was given, as an input or an answer."""
@@ -400,6 +405,10 @@ class Branch:
             self.result = earlier.result
         if earlier.waits:
             self.consumed.update(wait.key for wait in earlier.waits)
+            if self.revocable:
+                self.answered.append(
+                    (earlier.number, (self.id, earlier.number), kept(earlier.waits, only_answers=True))
+                )
         past = self.terms.past
         if past is not None and past.archive is not None:
             self.note_adopted(earlier, unit, by, place)
@@ -466,7 +475,7 @@ class Branch:
         )  # fmt: skip
         if layers is not None:
             began = began._replace(attempts=layers.attempt, repeats=layers.repeats, failures=layers.failures)
-        began = began._replace(waits=self.waited(scope.number))
+        began = began._replace(waits=(*self.waited(scope.number), *self.not_reached(scope)))
         try:
             self.rows.append(recorder.row(self.id, None, began))
         except BaseException as refused:
@@ -518,6 +527,9 @@ class Branch:
         self.records.cut(records)
         self.switches, self.switched = dict(switches), dict(switched)
         scope.records, scope.inserted = [], []
+        if scope.layers is not None and self.answered:
+            again = (place for at, place, _ in self.answered if at >= scope.number)
+            scope.layers.inside = {*scope.layers.inside, *again}
         refused = yield from self.drop_from(scope.number)  # with the row of its layers' writes on entry
         self.number = scope.number + 1
         return refused

@@ -17,7 +17,7 @@ the target. If there is nothing to wait for, as usual, they return at once; othe
 from __future__ import annotations
 
 import types
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
 
 from flowdeco.engine.outcome import Outcome, Status
@@ -156,6 +156,7 @@ class Layers(Call):
     # In a durable run. These are class attributes, because setting them costs every layer of every run.
     waits: Callable[[], Waits] | None = None
     pause: BaseException | None = None  # the signal of a pause before the next attempt
+    inside: Collection[tuple[str, int]] = ()  # the steps in it that had waited, and run again
 
     def __init__(
         self,

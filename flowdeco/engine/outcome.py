@@ -20,6 +20,7 @@ from flowdeco.model.units import every_unit
 
 __all__ = [
     "COMPLETED",
+    "NOWHERE",
     "ROOT",
     "ActionRecord",
     "Outcome",
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 ROOT: Final = "0"  # the branch that is the run itself
+NOWHERE: Final = ""  # no branch: for the waits of steps that have not run again, in memory
 
 
 class Status(StrEnum):

@@ -138,7 +138,7 @@ class Recorder:
         if outcome.failures:
             parts["failures"] = self._written_failures(outcome.failures)
         if outcome.waits:
-            parts["waits"] = [self._of_wait(wait) for wait in outcome.waits]
+            parts["waits"] = [self._of_wait(wait, outcome.is_final) for wait in outcome.waits]
         if outcome.end >= 0:
             parts["end"] = outcome.end
         if not outcome.entered:
@@ -156,8 +156,12 @@ class Recorder:
             return []
         return made
 
-    def _of_wait(self, wait: Wait) -> dict[str, Any]:
-        """Return the fields of a wait that are not the usual ones; an `about` that cannot be encoded is described."""
+    def _of_wait(self, wait: Wait, is_over: bool) -> dict[str, Any]:
+        """Return the fields of a wait that are not the usual ones; an `about` that cannot be encoded is described.
+
+        The value of an answer that was consumed is among the inputs of the run.
+        """
+        wait = wait._replace(value=None) if is_over else wait
         usual, parts = Wait._field_defaults, wait._asdict()
         for name in ("classes", "at"):
             parts[name] = parts[name] and list(parts[name])

@@ -110,6 +110,7 @@ def _begin_layers(branch: Branch, scope: OpenScope, layers: tuple[Middleware, ..
     around.values = scope.values
     if earlier is not None:
         around.continue_from(earlier)
+        around.inside = {wait.at for wait in earlier.waits if wait.at is not None}
     if terms.recorder is not None or recalled is not None:
         around.mark = scope.mark
     if watch is not None:
@@ -235,10 +236,11 @@ def _finish(
 
 
 def _with_waits(branch: Branch, scope: OpenScope, outcome: Outcome) -> Outcome:
-    """Return the outcome of a scope with the waits of its layers; of an atomic one, with those of all steps inside."""
+    """Return the outcome of a scope with the waits of its layers, and those that steps inside it will need again."""
     outcome = branch.with_waits(outcome)
-    if scope.is_atomic and not outcome.is_final:
-        outcome = outcome._replace(waits=(*outcome.waits, *branch.held_waits))
+    if not outcome.is_final:
+        held = branch.held_waits if scope.is_atomic else ()
+        outcome = outcome._replace(waits=(*outcome.waits, *held, *branch.not_reached(scope)))
     if not branch.atomic:
         branch.held_waits = []
     return outcome

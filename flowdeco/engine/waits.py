@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, 
 from math import inf, isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
-from flowdeco.engine.outcome import ROOT, Outcome, Status, branch_id
+from flowdeco.engine.outcome import NOWHERE, ROOT, Outcome, Status, branch_id
 from flowdeco.engine.recorder import pinned
 from flowdeco.errors import (
     ANSWERED,
@@ -242,24 +242,34 @@ def asked(steps: Steps, branch: str = ROOT) -> Iterator[tuple[str, Outcome]]:
             yield from asked(steps, branch_id(f"{branch}.{number}", index))
 
 
+def all_asked(steps: Steps) -> Iterator[tuple[str, Outcome]]:
+    """Yield these of the whole run."""
+    yield from asked(steps)
+    yield from asked(steps, NOWHERE)
+
+
 def open_questions(steps: Steps) -> list[Wait]:
     """Return the questions without an answer, in branch order."""
-    return [wait for _, outcome in asked(steps) for wait in outcome.waits if wait.is_open]
+    return [wait for _, outcome in all_asked(steps) for wait in outcome.waits if wait.is_open]
 
 
 def waits_by_step(steps: Steps) -> dict[tuple[str, int], Sequence[Wait]]:
     """Return the earlier waits of each step, for when it runs again."""
     found: dict[tuple[str, int], list[Wait]] = {}
-    for branch, outcome in asked(steps):
+    for branch, outcome in all_asked(steps):
         waits = outcome.waits if outcome.status is not Status.FAILED else kept(outcome.waits)
         for wait in waits:
             found.setdefault(wait.at or (branch, outcome.number), []).append(wait)
     return dict(found)
 
 
-def consumed(waits: Iterable[Wait]) -> list[Wait]:
-    """Return what is left of the waits of a step that has finished: the questions that consumed an answer."""
-    return [Wait(QUESTION, key=wait.key, given=wait.given) for wait in waits if wait.given != NOT_GIVEN]
+def consumed(waits: Iterable[Wait], *, values: bool) -> list[Wait]:
+    """Return the rest of the waits of a step that has finished: the questions that consumed an answer."""
+    return [
+        Wait(QUESTION, key=wait.key, state=wait.state, value=wait.value if values else None, given=wait.given)
+        for wait in waits
+        if wait.given != NOT_GIVEN
+    ]
 
 
 def used(steps: Steps) -> set[tuple[str, int]]:
@@ -272,9 +282,27 @@ def answered(steps: Steps, given: Sequence[Given]) -> Steps:
     """Return the steps with the answers to their open questions; raises `StoreTypeError` for one of a wrong type."""
     gone = used(steps)
     found = dict(steps)
-    for branch, outcome in list(asked(steps)):
+    for branch, outcome in list(all_asked(steps)):
         waits = [_answered(wait, given, gone) if wait.is_open else wait for wait in outcome.waits]
         found[branch] = {**found[branch], outcome.number: outcome._replace(waits=waits)}
+    return found
+
+
+def _with_values(steps: Steps, given: Sequence[Given]) -> Steps:
+    """Return the steps with the values of the answers that they consumed: another attempt may need them."""
+
+    def valued(wait: Wait) -> Wait:
+        return wait._replace(value=given[wait.given].values.get(wait.key)) if wait.given >= 0 else wait
+
+    found = dict(steps)
+    for branch, mine in steps.items():
+        of = {
+            number: did._replace(waits=[*map(valued, did.waits)])
+            for number, did in mine.items()
+            if did.waits and did.is_final
+        }
+        if of:
+            found[branch] = {**mine, **of}
     return found
 
 
@@ -302,7 +330,7 @@ def settled(steps: Steps, given: Sequence[Given]) -> tuple[Steps, Store]:
 
     Older writes to keys that were given later do not count.
     """
-    steps = answered(steps, given)
+    steps = _with_values(answered(steps, given), given)
     last: dict[str, int] = {}
     for key, number in used(steps):
         last[key] = max(number, last.get(key, -1))
