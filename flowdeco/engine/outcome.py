@@ -148,7 +148,7 @@ class Outcome(NamedTuple):
         return record_kind(unit)(
             self.name, unit, self.status, self.started, self.elapsed, by, self.number, self.inserted, actions, scope,
             self.end, self.error, self.attempts, self.recovered, self.switches, True, None, (), UNSET, self.entered,
-            self.branches, failures=self.failures,
+            self.branches, failures=self.failures, waits=self.waits,
         )  # fmt: skip
 
     def refused(self, error: BaseException) -> Self:
