@@ -36,6 +36,8 @@ __all__ = [
     "StoreTypeError",
     "Suspend",
     "UnreferencedError",
+    "Wait",
+    "WaitTimeout",
     "WiringError",
     "WorkerDiedError",
     "WriteConflictError",
@@ -125,6 +127,10 @@ class ActionTimeout(RunError, TimeoutError):
     """An attempt of an action took longer than its `timeout`."""
 
 
+class WaitTimeout(RunError, TimeoutError):
+    """A question was not answered within its `timeout`, and has no default."""
+
+
 class ShippingError(RunError):
     """An action, an argument or a result cannot travel to another process or back; the message names the part."""
 
@@ -175,6 +181,24 @@ class SerializationError(JournalError, TypeError):
     """A value cannot be written to the journal; the message names the path of the part that cannot."""
 
 
+WAITING: Final = "waiting for "  # the beginning of the reason, if the run waits for an answer
+SLEEPING: Final = "sleeping until "
+
+# Kinds of waits, and the states of a question.
+QUESTION: Final = "question"
+SLEEP: Final = "sleep"
+PAUSE: Final = "pause"
+OVER: Final = "over"
+OPEN: Final = "open"
+ANSWERED: Final = "answered"
+REFUSED: Final = "refused"  # answered by an exception
+EXPIRED: Final = "expired"
+FOUND: Final = "found"  # in the store
+
+NOT_GIVEN: Final = -1  # the number of an answer that there is not
+CONSUMED: Final = -2  # that of an input that was given in advance, and is in the store until it is consumed
+
+
 class _Signal(BaseException):
     """A signal that an action raises to end its run without failing."""
 
@@ -193,11 +217,61 @@ class Bail(_Signal):
     """End the run now, successfully: its status is `bailed`, and the writes of the action are kept."""
 
 
+class Wait(NamedTuple):
+    """One wait of a step, as it is kept over resumes.
+
+    A *question* is a wait for a `key`; `due` is its deadline, if it has one. Any other wait is a *sleep* until `due`, a
+    *pause* before another attempt until then, or a number of sleeps (`times`) that are *over*. `who` is the layer that
+    waits, counted from outside, or -1 for the action itself. `given` is the number of the answer among everything that
+    the run was given, `since` the number of the first that may be the answer. `at` is the place of the step, if that
+    is another step of the same atomic one.
+    """
+
+    kind: str
+    due: float | None = None
+    who: int = -1
+    times: int = 0
+    key: str = ""
+    about: object = None
+    type: str | None = None
+    classes: tuple[str, ...] | None = None
+    asked: float = 0.0
+    since: int = 0
+    state: str = OPEN
+    value: object = None
+    given: int = NOT_GIVEN
+    at: tuple[str, int] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is a question that has no answer yet."""
+        return self.kind == QUESTION and self.state == OPEN
+
+
 class Suspend(_Signal):
     """Stop here until the run is resumed: the writes of the action are dropped, and it runs again on resume."""
 
+    waits: tuple[Wait, ...] = ()  # that of the step, or those of all branches, in their order
+    others: tuple[str, ...] = ()  # reasons of users, beside these
 
-WAITING: Final = "waiting for "  # the beginning of the reason, if the run waits for a value of the store
+    @classmethod
+    def until(cls, *waits: Wait, others: tuple[str, ...] = ()) -> Suspend:
+        """Return the signal of a run that waits for these."""
+        keys = ", ".join(dict.fromkeys(repr(wait.key) for wait in waits if wait.kind == QUESTION))
+        dues = dict.fromkeys(f"{SLEEPING}{utc(cast('float', wait.due))}" for wait in waits if wait.kind != QUESTION)
+        made = cls("; ".join([*([WAITING + keys] if keys else ()), *dues, *others]))
+        made.waits, made.others = waits, others
+        return made
+
+
+def utc(seconds: float) -> str:
+    """Return a time in POSIX seconds as people read it; seconds are rounded up, as befits the end of a wait."""
+    from datetime import UTC, datetime  # not loaded for runs that do not wait
+
+    try:
+        return f"{datetime.fromtimestamp(-(-seconds // 1), UTC):%Y-%m-%d %H:%M:%S} UTC"
+    except (OverflowError, ValueError, OSError):
+        return f"{seconds:g} s after 1970"
 
 
 class Cancelled(_Signal):
@@ -223,14 +297,11 @@ def meant_by(error: BaseException) -> BaseException:
 
 def all_of(suspended: list[Suspend]) -> Suspend | None:
     """Return one signal that names everything these wait for; None if there are none."""
-    if len({each.reason for each in suspended}) < 2:
+    if len(suspended) < 2:
         return suspended[0] if suspended else None
-    # The reason of a nested group may name several.
-    reasons = [reason for each in suspended for reason in each.reason.split("; ") if reason]
-    waits = [reason.removeprefix(WAITING).split(", ") for reason in reasons if reason.startswith(WAITING)]
-    others = dict.fromkeys(reason for reason in reasons if not reason.startswith(WAITING))
-    keys = ", ".join(dict.fromkeys(key for several in waits for key in several))
-    return Suspend("; ".join([WAITING + keys, *others] if keys else others))
+    waits = tuple(wait for each in suspended for wait in each.waits)
+    others = (reason for each in suspended for reason in (each.others if each.waits else (each.reason,)))
+    return Suspend.until(*waits, others=tuple(dict.fromkeys(reason for reason in others if reason)))
 
 
 def message_of(error: BaseException) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -109,6 +110,8 @@ def perform_shipped(payload: bytes, nonce: bytes) -> bytes:
     dumps = partial(_dumps_by_value, homewards=True) if by_value else pickle.dumps
     function = cast("Action[..., Any]", function).__wrapped__ if isinstance(function, Action) else function
     context = _context_among(args, kwargs)
+    if context is not None:
+        context.live_by(time.time, time.sleep)
     value: Any = None
     raised: BaseException | _Thrown | None = None
     late = False

@@ -21,7 +21,8 @@ import contextvars
 import copy
 import selectors
 import threading
-from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from functools import partial
 from inspect import isgenerator
@@ -58,6 +59,8 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = 0.0
+        self.epoch = time.time()  # in POSIX seconds, at its 0
+        self.slept: list[float] = []  # how long actions slept, by `ctx.sleep`
 
     def time(self) -> float:
         """Return the time, as `time.monotonic` does."""
@@ -69,7 +72,15 @@ class Clock:
             raise ValueError(f"time goes forward: {seconds!r} seconds are not enough")
         self.now += seconds
 
-    sleep = advance  # for tests, in place of time.sleep
+    def sleep(self, seconds: float) -> None:
+        """Let this much time pass, in place of `time.sleep`."""
+        self.advance(seconds)
+        self.slept.append(seconds)
+
+    def sleeping(self, seconds: float) -> Awaitable[None]:
+        """Let this much time pass when it is awaited, in the event loop of the runner."""
+        self.slept.append(seconds)
+        return asyncio.sleep(seconds)
 
     def __repr__(self) -> str:
         return f"<Clock at {self.now:g} s>"
@@ -293,13 +304,17 @@ class FlowRunner:
     coroutines. A sync action times out if the clock is advanced beyond its `timeout` during the call. The times in the
     records are those of the clock.
 
-    `calls` are the calls of actions in all runs so far, `slept` the waiting times of middleware, in seconds.
+    The clock jumps over all of this in a durable run, too, which no sleep suspends; a question does. Between two runs,
+    `clock.advance` lets its time to answer pass.
+
+    `calls` are the calls of actions in all runs so far, `slept` the waiting times of middleware and of `ctx.sleep`, in
+    seconds.
     """
 
     def __init__(self) -> None:
         self.clock = Clock()
         self.calls: list[Call] = []
-        self.slept: list[float] = []
+        self.slept = self.clock.slept
 
     def run(self, flow: Unit, inputs: Mapping[str, Any] | None = None, /, **options: Any) -> Run:
         """Evaluate a unit; the options are those of `flow.run`, except `executor`."""
@@ -320,7 +335,7 @@ class FlowRunner:
     ) -> Run:  # fmt: skip
         """Resume a run; the options are those of `flow.resume`, except `executor`."""
         __tracebackhide__ = True
-        chosen = self._options(options)
+        chosen = self._options(options, resumes=True)
 
         def resumed() -> Run:
             __tracebackhide__ = True
@@ -334,14 +349,15 @@ class FlowRunner:
         found = [call for call in self.calls if name in (call.action, f"{call.stage}/{call.action}")]
         return found or _NoCalls(name, self.calls)
 
-    def _options(self, options: dict[str, Any]) -> RunOptions:
+    def _options(self, options: dict[str, Any], *, resumes: bool = False) -> RunOptions:
         __tracebackhide__ = True
         for name in ("executor", "clock"):
             if name in options:
                 raise DefinitionError(
                     f"a FlowRunner takes no {name}: it calls one action after the other, by its own clock"
                 )
-        chosen = running.watched(run_options("run", options)._replace(clock=self.clock.time))
+        method = "resume" if resumes else "run"
+        chosen = running.watched(run_options(method, options, resumes=resumes)._replace(clock=self.clock))
         return chosen._replace(observers=[_note_stage, *chosen.observers])
 
     def _in_a_free_thread(self, perform: Callable[[], Run]) -> Run:

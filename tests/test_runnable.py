@@ -12,7 +12,7 @@ OPTIONS = set(RunOptions.__optional_keys__)
 
 def test_the_value_has_a_field_for_each_option():
     """And two that users do not give."""
-    assert set(Options._fields) == OPTIONS | {"clock", "watcher"}
+    assert set(Options._fields) == OPTIONS | set(ResumeOptions.__optional_keys__) | {"clock", "watcher"}
     assert OPTIONS - set(ResumeOptions.__optional_keys__) == {"run_id", "if_exists"}
 
 

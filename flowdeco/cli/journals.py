@@ -19,7 +19,7 @@ from flowdeco.cli.inputs import UsageError
 from flowdeco.cli.json_output import print_json
 from flowdeco.durable import RunInfo
 from flowdeco.durable.codec import OutlineCodec
-from flowdeco.durable.info import STATUSES, Step, steps
+from flowdeco.durable.info import STATUSES, Step, as_text, steps
 from flowdeco.errors import JournalError, RunBusyError, RunNotFoundError, suggestion, told
 
 if TYPE_CHECKING:
@@ -175,12 +175,15 @@ def _workflow_name(info: RunInfo) -> str:
 
 
 def _why(info: RunInfo) -> str:
-    why = info.error or info.reason or (f"by {info.owner}" if info.owner else "")
+    asked = [as_text(each) for each in info.questions if each.about is not None or each.deadline is not None]
+    waits = "; ".join(filter(None, (info.reason, *asked)))
+    why = info.error or waits or (f"by {info.owner}" if info.owner else "")
     return report.shortened(report.one_line(why), 80)
 
 
 def _info_as_data(info: RunInfo, failed: list[dict[str, Any]]) -> dict[str, Any]:
-    return {**info._asdict(), "status": state_of(info), "failed": failed}
+    questions = [question._asdict() for question in info.questions]
+    return {**info._asdict(), "questions": questions, "status": state_of(info), "failed": failed}
 
 
 def _failures(journal: Any, info: RunInfo) -> list[dict[str, Any]]:
@@ -326,6 +329,8 @@ def _print_facts(info: RunInfo) -> None:
         ("started", report.moment(info.started)),
         ("updated", f"{report.moment(info.updated)}, {report.duration(max(0.0, info.updated - info.started))} later"),
     ]
+    facts += [("asks", as_text(question)) for question in info.questions]
+    facts += [] if info.due is None else [("due", report.moment(info.due))]
     for name, value in facts:
         status = [report.Coloured(state_of(info))] if name == "status" else []
         report.say(f"{name:<9} ", *status, report.one_line(value))

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from flowdeco.durable.info import questions_of
+
 if TYPE_CHECKING:
     from flowdeco.engine.runs import Run
     from flowdeco.show import Plan
@@ -44,6 +46,8 @@ def run_as_data(run: Run) -> dict[str, Any]:
         "status": str(run.status),
         "result": plain(run.result),
         "reason": run.reason,
+        "due": run.due,
+        "questions": [question._asdict() for question in questions_of(run.waits)],
         "error": _error(run.error),
         "started": run.started,
         "elapsed": run.elapsed,

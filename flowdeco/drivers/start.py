@@ -7,20 +7,22 @@ import os
 import sys
 import time
 import types
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
+from math import inf
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from flowdeco.engine.branch import Terms
 from flowdeco.engine.evaluation import evaluate_run
 from flowdeco.engine.generations import Generation, generations
 from flowdeco.engine.journal import FINISHED, Codec, Journal, Remembered, encoder
-from flowdeco.engine.reading import given_inputs, read_run, stages_by_name
+from flowdeco.engine.reading import encoded_inputs, given_inputs, read_run, stages_by_name
 from flowdeco.engine.recorder import Recorder, outcomes
 from flowdeco.engine.replay import Log, Steps, in_memory
 from flowdeco.engine.requests import Gate, Raised, Request, Save
 from flowdeco.engine.resume import Earlier, Journaled, check_fork, resumed
 from flowdeco.engine.runs import Resumption, Run, Status, remember
+from flowdeco.engine.waits import Given, Wall, answered, open_questions, refusals, settled, used
 from flowdeco.errors import (
     Cancelled,
     DefinitionError,
@@ -74,16 +76,16 @@ def _begun(start: _Start, inputs: Mapping[str, Any] | None, options: RunOptions)
     start.check(store)
     run = Run(options.run_id or os.urandom(8).hex(), flow, store)
     if options.journal is None:
-        return run, start.evaluated(run, start.terms(run))
+        return run, start.evaluated(run, start.terms(run, given=store))
     journal = _journal(options.journal)
     recorder = _recorder(journal, run.id)
     recorder.check_repeatable(flow.units, f"pipeline {flow.name!r}", "has")
     run.started = time.time()  # as the journal notes it, which may take a while to be made
-    payload = _encoded(journal, dict(store))
+    payload = encoded_inputs(encoder(journal), journal.codec, store)
     journal.create(run.id, flow.name, payload, sorted(start.skip))
     recorder.note_written(payload, store.items())
     del payload  # it may hold values
-    return run, start.evaluated(run, start.terms(run, recorder))
+    return run, start.evaluated(run, start.terms(run, recorder, store, 1))
 
 
 def resume(
@@ -123,6 +125,7 @@ def _from_memory(
 ) -> Evaluated | Run:
     __tracebackhide__ = True
     if before.status in FINISHED:
+        _refuse_error(before.id, before.status, options)
         _ignore(before, Store(inputs))
         return before
     kept = before.resumption
@@ -134,14 +137,22 @@ def _from_memory(
     start = _Start(flow, inputs, options._replace(use=(*kept.use, *options.use)), gate)
     start.check_skip(start.skip)
     start.skip = start.skip.union(kept.skip)
-    given = dict(Store(inputs))
-    store, steps, remains = in_memory(before.store, kept.log, given)
+    log = kept.log
+    steps = log.history()
+    errors = refusals(options.error, open_questions(steps), before.id)
+    given = Given(0, Store(inputs), errors)
+    steps = answered(steps, [*[Given(0, {})] * log.since, given])
+    taken = {key for key, number in used(steps) if number == log.since}
+    more = {key: value for key, value in given.values.items() if key not in taken}
+    store, _, remains = in_memory(before.store, log, more)
     start.check(store)
     run = Run(before.id, flow, store)
     run.stages, run.pipelines, run.resumption = before.stages, before.pipelines, kept
     run.started, run.elapsed = before.started, before.elapsed
     earlier = Earlier(steps, _fingerprint(), on_change, remains=remains)
-    return run, start.resumed(run, start.terms(run), earlier)
+    terms = start.terms(run, given=more, since=log.since + 1)
+    terms.given.update({key: known for key, known in log.given.items() if key not in more})
+    return run, start.resumed(run, terms, earlier)
 
 
 def _from_journal(
@@ -159,22 +170,25 @@ def _from_journal(
     *older, remembered = generations(whole)
     finished = from_stage is None and remembered.status in FINISHED
     try:
-        given = [values for _, values in given_inputs(remembered, codec)]
+        given = given_inputs(remembered, codec)
         if finished or options.if_exists == "resume":
             inputs = _new(Store(inputs), given)
         if finished and on_change != "rerun":
+            _refuse_error(run_id, remembered.status, options)
             return _finished(start, whole, journal, inputs or {})
-        more = _encoded(journal, dict(Store(inputs))) if inputs else None
-        if inputs:
-            given.append(Store(inputs))
-        store = Store({key: value for values in given for key, value in values.items()})
+        found = outcomes(remembered.rows, codec)
+        errors = refusals(options.error, open_questions(found), run_id)
+        more = None
+        if inputs or errors:
+            given.append(Given(len(remembered.rows), Store(inputs), errors))
+            more = encoded_inputs(encoder(journal), codec, given[-1].values, errors)
+        steps, store = settled(found, given)
         if not finished:
             start.check_skip(start.skip)
         start.skip = start.skip.union(remembered.skip)
         start.check(store)
         if from_stage is not None:
             check_fork(from_stage, remembered, flow)
-        steps = _steps(remembered, codec, given)
         archived = () if from_stage is not None else tuple(_steps(each, codec, given) for each in reversed(older))
     except BaseException:
         if from_stage is None and not finished:
@@ -187,24 +201,28 @@ def _from_journal(
         run.started, run.elapsed = remembered.started, remembered.total()
     recorder = _recorder(journal, run.id)
     known = Journaled(journal, remembered, whole, more, sorted(start.skip), from_stage)
-    earlier = Earlier(steps, recorder.code, on_change, finished, journaled=known, older=archived)
-    terms = start.terms(run, recorder)
+    earlier = Earlier(steps, recorder.code, on_change, finished, None, known, archived, tuple(given))
+    terms = start.terms(run, recorder, store, len(given))
     if from_stage is None:
         recorder.journal = Generation.of(journal, whole)
     return run, start.resumed(run, terms, earlier)
 
 
-def _steps(remembered: Remembered, codec: Codec, given: list[Store]) -> Steps:
-    """Return the steps of a run, or of a generation of it, without writes to keys that were given later."""
-    since = [rows for rows, _ in remembered.inputs] + [len(remembered.rows)]
-    pins = {key: rows for rows, values in zip(since[1:], given[1:], strict=False) for key in values}
-    return outcomes(remembered.rows, codec, pins)
+def _steps(remembered: Remembered, codec: Codec, given: Sequence[Given]) -> Steps:
+    """Return the steps of an earlier generation of a run."""
+    mine = [each._replace(rows=rows) for each, (rows, _) in zip(given, remembered.inputs, strict=False)]
+    return settled(outcomes(remembered.rows, codec), mine)[0]
 
 
-def _new(inputs: Store, given: list[Store]) -> dict[str, Any]:
+def _new(inputs: Store, given: Sequence[Given]) -> dict[str, Any]:
     """Return the inputs that a run does not have yet, or has with another value."""
-    known = {key: value for values in given for key, value in values.items()}
+    known = {key: value for each in given for key, value in each.values.items()}
     return {key: value for key, value in inputs.items() if key not in known or not agree(value, known[key])}
+
+
+def _refuse_error(run_id: str, status: str, options: RunOptions) -> None:
+    if options.error is not None:
+        raise DefinitionError(f"run {run_id!r} has {status}, and asks nothing any more: error= has nothing to answer")
 
 
 def _ignore(run: Run, inputs: Mapping[str, Any]) -> None:
@@ -256,6 +274,11 @@ class _Start:
         if executor is not None and (isinstance(executor, type) or not callable(getattr(executor, "submit", None))):
             raise DefinitionError(f"executor is a concurrent.futures.Executor, not {options.executor!r}")
         checked_count(options.limit, "limit", "calls that may be under way at once")
+        seconds = options.suspend_after
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
+            raise DefinitionError(
+                f"suspend_after is a number of seconds that is not negative, or math.inf for never, not {seconds!r}"
+            )
         self.flow = flow
         self.executor = executor
         self.use = checked_layers(options.use)
@@ -263,7 +286,9 @@ class _Start:
         self.history: int | None = history
         self.observers = _observers(options.observers)
         self.watcher = options.watcher() if options.watcher is not None else None
-        self.clock = options.clock or time.perf_counter
+        self.suspend_after = seconds
+        self.given_clock = options.clock
+        self.clock = time.perf_counter if options.clock is None else options.clock.time
         self.gate = gate or Gate()
 
     def check_skip(self, given: frozenset[str]) -> None:
@@ -277,9 +302,19 @@ class _Start:
         __tracebackhide__ = True
         check_run(self.flow, store, self.skip, self.use)
 
-    def terms(self, run: Run, recorder: Recorder | None = None) -> Terms:
+    def wall(self, *, durable: bool) -> Wall:
+        """Return the wall clock of a run; that of a test jumps over sleeps, and suspends no run."""
+        clock = self.given_clock
+        if clock is not None:
+            return Wall(lambda: clock.time() + clock.epoch, clock.sleep, clock.sleeping)
+        return Wall(time.time, time.sleep, _sleeping, self.suspend_after if durable else inf)
+
+    def terms(self, run: Run, recorder: Recorder | None = None, given: Mapping[str, Any] = {}, since: int = 0) -> Terms:
         """Return the terms of a run, and have the run keep the means to resume it."""
         log = Log() if recorder is None and self.history is None else None
+        known = {key: id(value) for key, value in given.items()}
+        if log is not None:
+            log.given, log.since = known, since
         if recorder is not None or log is not None:
             run.resumption = Resumption(self.use, self.skip, log, None if recorder is None else recorder.journal)
         observers: list[Callable[[Event], object]] = [
@@ -290,7 +325,7 @@ class _Start:
             run.id,
             self.flow,
             self.clock,
-            time.time() - self.clock(),
+            time.time() - self.clock() if self.given_clock is None else self.given_clock.epoch,
             is_cancellation,
             self.gate,
             notify=_notifier(observers, run.id, self.gate),
@@ -299,6 +334,9 @@ class _Start:
             history=self.history,
             recorder=recorder,
             log=log,
+            wall=self.wall(durable=recorder is not None),
+            given=known,
+            since=since,
         )
 
     def evaluated(self, run: Run, terms: Terms) -> Evaluation:
@@ -344,7 +382,8 @@ class _Start:
             journal = terms.recorder.journal
             if isinstance(journal, Generation) and run.status in FINISHED:
                 yield Save(journal.drop_older, run.id)
-            answer = yield Save(journal.close, run.id, str(run.status), run.reason, error, run.elapsed)
+            waits = (run.waits,) if run.waits else ()
+            answer = yield Save(journal.close, run.id, str(run.status), run.reason, error, run.elapsed, *waits)
             if type(answer) is Raised:
                 _note_unclosed(run, answer.error)
 
@@ -431,8 +470,10 @@ def _at_rest(journal: Journal) -> Journal:
     return cast("Journal", at_rest(journal))
 
 
-def _encoded(journal: Journal, inputs: dict[str, Any]) -> bytes:
-    return encoder(journal)(inputs, "inputs")
+def _sleeping(seconds: float) -> Awaitable[None]:
+    import asyncio
+
+    return asyncio.sleep(seconds)
 
 
 def end(run: Run, check: bool) -> Run:

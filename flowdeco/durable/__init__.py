@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from datetime import timedelta
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from flowdeco.durable.codec import PickleCodec
 from flowdeco.durable.digests import digest
 from flowdeco.durable.fingerprint import fingerprint
-from flowdeco.durable.info import STATUSES, RunInfo
+from flowdeco.durable.info import STATUSES, Question, RunInfo
 from flowdeco.durable.journal import as_journal
 from flowdeco.durable.memory import MemoryJournal
 from flowdeco.durable.sqlite import SqliteJournal
@@ -21,7 +22,7 @@ from flowdeco.model.lazy import lazily
 
 if TYPE_CHECKING:
     from flowdeco.durable.json_codec import JsonCodec
-    from flowdeco.durable.reading import read
+    from flowdeco.durable.reading import answer, read
 else:  # every type that JSON can hold, and the definitions of a run: listing runs needs none of them
     __getattr__, __dir__ = lazily(__name__, "json_codec", "reading")
 
@@ -31,13 +32,16 @@ __all__ = [
     "JsonCodec",
     "MemoryJournal",
     "PickleCodec",
+    "Question",
     "Remembered",
     "Row",
     "RunInfo",
     "SqliteJournal",
+    "answer",
     "as_journal",
     "delete",
     "digest",
+    "due",
     "fingerprint",
     "history",
     "purge",
@@ -62,6 +66,25 @@ def history(journal: Any, run_id: str) -> list[Row]:
         latest.pop((row.branch, row.number), None)
         latest[row.branch, row.number] = row
     return list(latest.values())
+
+
+def due(journal: Any, now: float | None = None) -> list[RunInfo]:
+    """Return the runs that `wake` would resume, in due-time order: those that are due, answered, or have crashed.
+
+    A crashed run, and one that was answered before it is due, is due since it was last updated. `now` is in POSIX seconds.
+    """
+    at = time.time() if now is None else now
+    target = as_journal(journal)
+    found: list[RunInfo] = target.runs(due=at) if isinstance(target, SqliteJournal) else target.runs()
+    ready: list[tuple[float, RunInfo]] = []
+    for run in found:
+        if run.owner is not None:
+            continue
+        if run.due is not None and run.due <= at:
+            ready.append((run.due, run))
+        elif run.answered or run.status == "running":
+            ready.append((run.updated, run))
+    return [run for _, run in sorted(ready, key=itemgetter(0))]
 
 
 def delete(journal: Any, run_id: str) -> None:

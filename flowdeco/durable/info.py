@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
-from collections.abc import Iterable
-from typing import Final, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple, cast
 
 from flowdeco.engine.journal import Row
+from flowdeco.errors import QUESTION, JournalError, Wait, utc
 
-__all__ = ["STATUSES", "RunInfo", "Step", "steps"]
+__all__ = [
+    "STATUSES", "Question", "RunInfo", "Step", "as_text", "finished_error", "first_due", "questions_in", "questions_of",
+    "steps", "waits_as_json",
+]  # fmt: skip
 
 STATUSES: Final = frozenset({"running", "completed", "failed", "bailed", "suspended", "cancelled", "damaged"})
 _OPEN: Final = frozenset({"failed", "suspended", "cancelled"})
@@ -20,6 +25,9 @@ class RunInfo(NamedTuple):
     `owner` is the process that works on it, None where none does: a run that is `running` without one has crashed.
     `error` is the type and message of the exception that it failed with.
     `entry` is where its pipeline is found, if the journal that began it was given one; `codec` the codec of its steps.
+
+    A suspended run is `due` when the first of its sleeps ends, or the time to answer one of its `questions`, and `answered`
+    once it has been given an answer since it was suspended.
     """
 
     id: str
@@ -33,6 +41,72 @@ class RunInfo(NamedTuple):
     owner: str | None = None
     entry: str | None = None
     codec: str = "pickle"
+    due: float | None = None
+    questions: tuple[Question, ...] = ()
+    answered: bool = False
+
+
+class Question(NamedTuple):
+    """A question that a run waits for: its key, what it is `about`, the type of the answer, as text, the last moment.
+
+    `classes` are the classes that its answer is checked for, each as `module:qualname`.
+    """
+
+    key: str
+    about: Any = None
+    type: str | None = None
+    deadline: float | None = None
+    asked: float = 0.0
+    classes: tuple[str, ...] | None = None
+
+
+def as_text(question: Question) -> str:
+    """Return a question as a line: its key, the type of its answer, what it is about, and until when."""
+    about = question.about if isinstance(question.about, str) else json.dumps(question.about, default=str)
+    kind = "" if question.type is None else f" ({question.type})"
+    said = "" if question.about is None else f": {about}"
+    until = "" if question.deadline is None else f", until {utc(question.deadline)}"
+    return f"{question.key!r}{kind}{said}{until}"
+
+
+def questions_of(waits: Iterable[Wait]) -> tuple[Question, ...]:
+    """Return the questions among these."""
+    asked = (wait for wait in waits if wait.kind == QUESTION)
+    return tuple(Question(w.key, _shown(w.about), w.type, w.due, w.asked, w.classes) for w in asked)
+
+
+def finished_error(run_id: str, status: str) -> JournalError:
+    """Return the error of an answer to a run that has finished."""
+    return JournalError(f"run {run_id!r} has {status}, and asks nothing any more: an answer would have no effect")
+
+
+def first_due(waits: Sequence[Wait]) -> float | None:
+    """Return the time at which the first of these ends, None if none does by itself."""
+    return min((wait.due for wait in waits if wait.due is not None), default=None)
+
+
+def waits_as_json(waits: Sequence[Wait]) -> str:
+    """Return the questions among these as JSON, for lists of runs; `about` as text where it is nothing that JSON knows."""
+    return json.dumps(questions_of(waits))
+
+
+def _shown(about: object) -> Any:
+    try:
+        return json.loads(json.dumps(about))
+    except (TypeError, ValueError, RecursionError):
+        return str(about)
+
+
+def questions_in(text: object) -> tuple[Question, ...]:
+    """Return the questions that are written so; none if it is damaged: no checksum covers them."""
+    try:
+        found: Any = json.loads(cast("str", text))
+        return tuple(
+            Question(str(key), about, kind, due, asked, classes and tuple(classes))
+            for key, about, kind, due, asked, classes in found
+        )
+    except (TypeError, ValueError, RecursionError):
+        return ()
 
 
 class Step(NamedTuple):

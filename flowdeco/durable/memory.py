@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 
 from flowdeco.durable.codec import PickleCodec
 from flowdeco.durable.forks import prepare_for_forks
-from flowdeco.durable.info import RunInfo
+from flowdeco.durable.info import Question, RunInfo, finished_error, first_due, questions_of
 from flowdeco.engine.journal import FINISHED, Codec, Remembered, Row
-from flowdeco.errors import JournalError, RunBusyError, RunExistsError, RunNotFoundError, suggestion
+from flowdeco.errors import JournalError, RunBusyError, RunExistsError, RunNotFoundError, Wait, suggestion
 
 __all__ = ["MemoryJournal"]
 
@@ -28,6 +28,8 @@ class _Run:
         self.rows: dict[int, Row] = {}  # by the order of their writing
         self.written = 0
         self.elapsed, self.timed = 0.0, 0  # and how many were written then
+        self.waits: Sequence[Wait] = ()
+        self.known = 1  # inputs and answers that the present leg, or the last one, began with
         self.busy = True
         self.before: tuple[str, str | None, str | None] | None = None  # the state that `release` returns to
 
@@ -41,6 +43,12 @@ class _Run:
             self.before = self.status, self.reason, self.error
             self.status, self.reason, self.error = "running", None, None
             self.updated = time.time()
+
+    def waiting(self) -> tuple[float | None, tuple[Question, ...], bool]:
+        """Return when a suspended run is due, its questions, and whether it has been answered."""
+        if self.status != "suspended":
+            return None, (), False
+        return first_due(self.waits), questions_of(self.waits), len(self.inputs) > self.known
 
 
 class MemoryJournal:
@@ -79,7 +87,7 @@ class MemoryJournal:
             run = self._found(run_id)
             if finished or run.status not in FINISHED:
                 self._require_idle(run_id, run)
-                run.busy, run.before = True, None
+                run.busy, run.before, run.known = True, None, len(run.inputs)
             return self._remembered(run_id, run)
 
     def proceed(self, run_id: str, inputs: bytes | None = None) -> None:
@@ -89,6 +97,16 @@ class MemoryJournal:
             run.proceed()
             if inputs is not None:
                 run.inputs.append((run.written, inputs))
+                run.known += 1
+
+    def answer(self, run_id: str, answers: bytes) -> None:
+        """Remember answers, as further inputs, whoever is at work on the run; raises `JournalError` if it has finished."""
+        with self._lock:
+            run = self._found(run_id)
+            if run.status in FINISHED:
+                raise finished_error(run_id, run.status)
+            run.inputs.append((run.written, answers))
+            run.updated = time.time()
 
     def release(self, run_id: str) -> None:
         """Give the lease of an opened run back, and leave the run as it was; does nothing if it is not held."""
@@ -126,13 +144,14 @@ class MemoryJournal:
             run.rows = {at: row for at, row in run.rows.items() if row.number < cuts.get(row.branch, row.number + 1)}
 
     def close(
-        self, run_id: str, status: str, reason: str | None, error: str | None, elapsed: float | None = None
-    ) -> None:
+        self, run_id: str, status: str, reason: str | None, error: str | None, elapsed: float | None = None,
+        waits: Sequence[Wait] = (),
+    ) -> None:  # fmt: skip
         """Note the outcome of the run."""
         with self._lock:
             run = self._held(run_id)
             run.status, run.reason, run.error, run.busy = str(status), reason, error, False
-            run.updated = time.time()
+            run.updated, run.waits = time.time(), tuple(waits)
             if elapsed is not None:
                 run.elapsed, run.timed = elapsed, run.written
 
@@ -142,7 +161,7 @@ class MemoryJournal:
             return [
                 RunInfo(
                     *(run_id, run.pipeline, run.status, run.reason, run.started, run.updated, len(run.rows)),
-                    *(run.error, _owner() if run.busy else None, None, self.codec.name),
+                    *(run.error, _owner() if run.busy else None, None, self.codec.name, *run.waiting()),
                 )
                 for run_id, run in reversed(self._runs.items())
             ]

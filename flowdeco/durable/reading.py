@@ -1,14 +1,20 @@
-"""A run of a journal as a `Run`."""
+"""A run of a journal as a `Run`, and answers to its questions: both need the definitions of runs."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from flowdeco.durable.info import RunInfo
 from flowdeco.durable.journal import as_journal, at_rest
-from flowdeco.engine.reading import read_run
+from flowdeco.durable.sqlite import SqliteJournal
+from flowdeco.engine.reading import encoded_inputs, read_run
 from flowdeco.engine.runs import Resumption, Run
+from flowdeco.engine.waits import check_answer
+from flowdeco.errors import DefinitionError
+from flowdeco.model.store import Store
 
-__all__ = ["read"]
+__all__ = ["answer", "read"]
 
 
 def read(journal: Any, run_id: str) -> Run:
@@ -22,3 +28,19 @@ def read(journal: Any, run_id: str) -> Run:
     run = read_run(remembered, source.codec)
     run.resumption = Resumption((), frozenset(remembered.skip), None, at_rest(source))
     return run
+
+
+def answer(journal: Any, run_id: str, answers: Mapping[str, Any]) -> None:
+    """Record answers to the questions of a run, for its next resume, without resuming it; the last answer counts.
+
+    Keys that it does not ask for are inputs of that resume. Raises `StoreTypeError` for an answer of a wrong type,
+    as far as its classes are loaded, `RunNotFoundError`, and `JournalError` for a run that has finished.
+    """
+    if not isinstance(answers, Mapping) or not answers:
+        raise DefinitionError(f'answers are a mapping of keys to values, such as {{"approved": True}}, not {answers!r}')
+    given, target = dict(Store(answers)), as_journal(journal)
+    runs: list[RunInfo] = target.runs(run_id=run_id) if isinstance(target, SqliteJournal) else target.runs()
+    for question in (question for run in runs if run.id == run_id for question in run.questions):
+        if question.key in given:
+            check_answer(question, given[question.key])
+    target.answer(run_id, encoded_inputs(target.codec.encode, target.codec, given))

@@ -20,7 +20,7 @@ from flowdeco.durable.blobs import BLOBS
 __all__ = ["APPLICATION", "MIGRATIONS", "VERSION"]
 
 APPLICATION: Final = 0x666C6F77  # "flow", in the header of the file
-VERSION: Final = 5
+VERSION: Final = 6
 FORMAT: Final = 3  # how a run numbers its steps: since this version of the schema, each has the number it began with
 
 _RUNS: Final = """
@@ -43,7 +43,10 @@ CREATE TABLE runs (
     checksum INTEGER NOT NULL,
     owner TEXT, host TEXT, pid INTEGER, place TEXT, born TEXT, lease REAL,
     took REAL NOT NULL DEFAULT 0,
-    timed INTEGER NOT NULL DEFAULT 0
+    timed INTEGER NOT NULL DEFAULT 0,
+    due REAL,
+    questions TEXT,
+    answers INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE inputs (
     run INTEGER NOT NULL,
@@ -53,6 +56,19 @@ CREATE TABLE inputs (
     payload BLOB NOT NULL,
     PRIMARY KEY (run, number)
 )"""
+
+# Answers are inputs that anybody may add, whoever is at work on the run: `given` are the inputs before them.
+_ANSWERS: Final = """
+CREATE TABLE IF NOT EXISTS answers (
+    run INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    given INTEGER NOT NULL,
+    position INTEGER NOT NULL,
+    checksum INTEGER NOT NULL,
+    payload BLOB NOT NULL,
+    PRIMARY KEY (run, number)
+);
+CREATE INDEX IF NOT EXISTS waiting ON runs (due) WHERE status = 'suspended'"""
 
 _LOG: Final = """
 CREATE TABLE log (
@@ -87,7 +103,7 @@ def _execute(connection: sqlite3.Connection, script: str) -> None:
 
 
 def _create(connection: sqlite3.Connection) -> None:
-    for script in (_RUNS, _LOG, _VIEWS, BLOBS):
+    for script in (_RUNS, _ANSWERS, _LOG, _VIEWS, BLOBS):
         _execute(connection, script)
     connection.execute(f"PRAGMA application_id = {APPLICATION}")
     connection.execute(f"PRAGMA user_version = {VERSION}")
@@ -163,16 +179,26 @@ def _from_version_2(connection: sqlite3.Connection) -> None:
 
 def _from_version_3(connection: sqlite3.Connection) -> None:
     """From runs whose time is known by their steps only."""
-    known = {name for _, name, *_ in connection.execute("PRAGMA table_info(runs)")}
-    for column in ("took REAL", "timed INTEGER"):
-        if column.partition(" ")[0] not in known:
-            connection.execute(f"ALTER TABLE runs ADD COLUMN {column} NOT NULL DEFAULT 0")
+    _add_columns(connection, "took REAL NOT NULL DEFAULT 0", "timed INTEGER NOT NULL DEFAULT 0")
     connection.execute("PRAGMA user_version = 4")
 
 
 def _from_version_4(connection: sqlite3.Connection) -> None:
     """From rows that have their large values in them. They stay as they are."""
     _execute(connection, f"{BLOBS};\nPRAGMA user_version = 5")
+
+
+def _from_version_5(connection: sqlite3.Connection) -> None:
+    """From runs that wait for no time, and whose answers are inputs of their resumes."""
+    _add_columns(connection, "due REAL", "questions TEXT", "answers INTEGER NOT NULL DEFAULT 0")
+    _execute(connection, f"{_ANSWERS};\nPRAGMA user_version = 6")
+
+
+def _add_columns(connection: sqlite3.Connection, *columns: str) -> None:
+    known = {name for _, name, *_ in connection.execute("PRAGMA table_info(runs)")}
+    for column in columns:
+        if column.partition(" ")[0] not in known:
+            connection.execute(f"ALTER TABLE runs ADD COLUMN {column}")
 
 
 # From a version to the next.
@@ -182,4 +208,5 @@ MIGRATIONS: Final[dict[int, Callable[[sqlite3.Connection], None]]] = {
     2: _from_version_2,
     3: _from_version_3,
     4: _from_version_4,
+    5: _from_version_5,
 }

@@ -30,7 +30,14 @@ from zlib import crc32
 from flowdeco.durable.blobs import drop_blobs, load_blob, place_blob, refer, referred
 from flowdeco.durable.codec import PickleCodec
 from flowdeco.durable.file import PATIENCE, JournalFile, Lease, inode, is_held_here, journal_file, transaction
-from flowdeco.durable.info import STATUSES, RunInfo
+from flowdeco.durable.info import (
+    STATUSES,
+    RunInfo,
+    finished_error,
+    first_due,
+    questions_in,
+    waits_as_json,
+)
 from flowdeco.durable.lease import Owner, is_dead, this_process
 from flowdeco.durable.schema import FORMAT
 from flowdeco.engine.journal import FINISHED, Codec, Payload, Remembered, Row
@@ -40,6 +47,7 @@ from flowdeco.errors import (
     RunExistsError,
     RunNotFoundError,
     SerializationError,
+    Wait,
     suggestion,
 )
 
@@ -118,7 +126,7 @@ class _Held(Lease):
     may be missing: their next row is marked as well.
     """
 
-    __slots__ = ("before", "begun", "broken", "doubtful", "file", "first", "head", "last", "next", "saved")
+    __slots__ = ("answers", "before", "begun", "broken", "doubtful", "file", "first", "head", "last", "next", "saved")
 
     def __init__(self, file: JournalFile, head: Head, token: str, seconds: float, before: Head | None = None) -> None:
         super().__init__(head.id, token, seconds, noted=before is None)
@@ -127,6 +135,7 @@ class _Held(Lease):
         self.first = head.id << 32
         self.begun: set[str] = set()
         self.broken = False
+        self.answers = 0  # known to this leg of the run
         self.last: Row | None = None
         self.begins_with(head)
         self.doubtful = before is not None  # the file does not say yet that it is running
@@ -247,6 +256,7 @@ class SqliteJournal:
                         (*owner, time.time() + self.lease, head.id),
                     )
                 remembered, written = self._remembered(connection, head)
+                held.answers = len(remembered.inputs) - head.given
                 held.begins_with(running._replace(written=written, dropped=written - len(remembered.rows)))
                 held.last = remembered.rows[-1] if remembered.rows else None
                 self._held[run_id] = held
@@ -287,6 +297,26 @@ class SqliteJournal:
     def add_inputs(self, run_id: str, inputs: bytes) -> None:
         """Remember the inputs of a resume."""
         self.proceed(run_id, inputs)
+
+    def answer(self, run_id: str, answers: bytes) -> None:
+        """Remember answers, as further inputs, whoever is at work on the run; raises `JournalError` if it has finished."""
+        with self._asked(f"run {run_id!r} cannot be answered") as (_, connection), transaction(connection):
+            head = self._readable(connection, run_id)
+            if head.status in FINISHED:
+                raise finished_error(run_id, head.status)
+            first, counted = head.id << 32, "SELECT count(*) FROM {} WHERE run = ?"
+            number, given = (
+                connection.execute(counted.format(table), (head.id,)).fetchone()[0] for table in ("answers", "inputs")
+            )
+            position = connection.execute(
+                "SELECT max(?, coalesce(max(id) + 1 - ?, 0)) FROM log WHERE id BETWEEN ? AND ?",
+                (head.written, first, first, first + _LAST),
+            ).fetchone()[0]
+            checksum = _inputs_checksum(head.id, number, position, answers)
+            connection.execute(
+                "INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?)", (head.id, number, given, position, checksum, answers)
+            )
+            connection.execute("UPDATE runs SET updated = ? WHERE id = ?", (time.time(), head.id))
 
     def read(self, run_id: str) -> Remembered:
         """Return a run without opening it."""
@@ -352,8 +382,9 @@ class SqliteJournal:
                 held.head, held.saved = head, left
 
     def close(
-        self, run_id: str, status: str, reason: str | None, error: str | None, elapsed: float | None = None
-    ) -> None:
+        self, run_id: str, status: str, reason: str | None, error: str | None, elapsed: float | None = None,
+        waits: Sequence[Wait] = (),
+    ) -> None:  # fmt: skip
         """Note the outcome of the run, and release its lease.
 
         Raises nothing if a write has failed before: that error has been raised.
@@ -375,6 +406,9 @@ class SqliteJournal:
                     if elapsed is not None:
                         timed = (elapsed, held.next, head.id, held.token)
                         connection.execute("UPDATE runs SET took = ?, timed = ? WHERE id = ? AND owner = ?", timed)
+                    if status == "suspended":
+                        waiting = first_due(waits), waits_as_json(waits), held.answers, head.id, held.token
+                        connection.execute(_WAITS, waiting)
                     if not self._release(connection, head, held.token):
                         raise self._lost(connection, held)
                 if file.has_moved():
@@ -388,13 +422,20 @@ class SqliteJournal:
 
     # For queries and maintenance.
 
-    def runs(self) -> list[RunInfo]:
-        """Return all runs, the latest first; one that is damaged has this as its status."""
+    def runs(self, *, due: float | None = None, run_id: str | None = None) -> list[RunInfo]:
+        """Return all runs, the latest first; one that is damaged has this as its status.
+
+        With `run_id`, only that one; with a time, only those that may be `due` then: suspended ones that are due or
+        answered, and running ones.
+        """
+        which, wanted = ("WHERE run_id = ?", (run_id,)) if run_id is not None else (_DUE, (due,)) if due else ("", ())
         me = this_process("")
         with self._asked("the runs cannot be listed") as (_, connection), transaction(connection, "DEFERRED"):
             found = _all(
                 connection,
-                f"SELECT {_HEAD}, checksum, updated, lease, {_OWNER} FROM runs ORDER BY started DESC, id DESC",
+                f"SELECT {_HEAD}, checksum, updated, due, questions, answers, {_COUNTED}, lease, {_OWNER} FROM runs "
+                f"{which} ORDER BY started DESC, id DESC",
+                wanted,
             )
             size = len(Head._fields) + 1
             return [self._info(connection, row[:size], row[size:], me) for row in found]
@@ -415,7 +456,8 @@ class SqliteJournal:
                 steps = first, first + _LAST, -first - _LAST, -first
                 connection.execute("DELETE FROM refs WHERE step BETWEEN ? AND ? OR step BETWEEN ? AND ?", steps)
                 drop_blobs(connection)
-            connection.execute("DELETE FROM inputs WHERE run = ?", (head.id,))
+            for table in ("inputs", "answers"):
+                connection.execute(f"DELETE FROM {table} WHERE run = ?", (head.id,))
             connection.execute("DELETE FROM runs WHERE id = ?", (head.id,))
 
     def drop_unused(self) -> None:
@@ -457,7 +499,7 @@ class SqliteJournal:
             started, updated = (at if isinstance(at, float) else math.inf for at in (head.started, rest[0]))
             run_id, pipeline = str(_untext(head.run_id)), str(_untext(head.pipeline))
             return RunInfo(run_id, pipeline, "damaged", None, started, updated, 0, text)
-        updated, lease, *owner = rest  # which no checksum covers
+        updated, due, questions, known, answers, lease, *owner = rest  # which no checksum covers
         if not isinstance(updated, float) or not math.isfinite(updated):
             updated = head.started
         busy = owner[0] is not None and _is_busy(Owner._make(owner), lease, me)
@@ -467,10 +509,14 @@ class SqliteJournal:
             steps = connection.execute(
                 "SELECT count(*) FROM log WHERE id BETWEEN ? AND ?", (first, first + _LAST)
             ).fetchone()[0]
-        return RunInfo(
+        info = RunInfo(
             *(head.run_id, head.pipeline, head.status, head.reason, head.started, updated, steps),
             *(head.error, str(Owner._make(owner)) if busy else None, head.entry, head.codec),
         )
+        if head.status != "suspended":
+            return info
+        at = due if isinstance(due, float) else None
+        return info._replace(due=at, questions=questions_in(questions), answered=answers != known)
 
     # Runs, as rows.
 
@@ -612,6 +658,12 @@ class SqliteJournal:
             inputs.append((bisect_left(positions, position), payload))
         if len(inputs) != head.given:
             raise self._damaged(f"inputs of run {head.run_id!r} are missing")
+        for number, given, position, checksum, payload in connection.execute(
+            "SELECT number, given, position, checksum, payload FROM answers WHERE run = ? ORDER BY number", (head.id,)
+        ):
+            if type(payload) is not bytes or checksum != _inputs_checksum(head.id, number, position, payload):
+                raise self._damaged(f"the answers {number} of run {head.run_id!r} do not agree with their checksum")
+            inputs.insert(given + number, (bisect_left(positions, position), payload))  # each after those before it
         written = max(head.written, positions[-1] + 1 if positions else 0)
         skip = _selectors(head.skip) or ()
         elapsed, timed = connection.execute("SELECT took, timed FROM runs WHERE id = ?", (head.id,)).fetchone()
@@ -791,6 +843,9 @@ def _state(head: Head) -> tuple[Any, ...]:
 _STATE: Final = (
     "status = ?, reason = ?, error = ?, written = ?, dropped = ?, given = ?, entry = ?, checksum = ?, updated = ?"
 )
+_WAITS: Final = "UPDATE runs SET due = ?, questions = ?, answers = ? WHERE id = ? AND owner = ?"
+_COUNTED: Final = "(SELECT count(*) FROM answers WHERE run = runs.id)"
+_DUE: Final = f"WHERE status = 'running' OR (status = 'suspended' AND (due <= ? OR {_COUNTED} > answers))"
 _NOBODY: Final = "owner = NULL, host = NULL, pid = NULL, place = NULL, born = NULL, lease = NULL"
 _NEXT_RUN: Final = f"SELECT coalesce(max(id), 0) + 1 FROM runs WHERE id < {_LAST_RUN}"
 
@@ -805,11 +860,11 @@ def _selectors(text: str) -> tuple[str, ...] | None:
     return tuple(cast("list[str]", found)) if is_list else None
 
 
-def _all(connection: sqlite3.Connection, query: str) -> list[tuple[Any, ...]]:
+def _all(connection: sqlite3.Connection, query: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
     """Return the rows of a query; strings that are not valid Unicode as bytes."""
     connection.text_factory = _text_or_bytes
     try:
-        return connection.execute(query).fetchall()
+        return connection.execute(query, values).fetchall()
     finally:
         connection.text_factory = str
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Generator, Mapping
+from functools import partial
 from typing import Any, cast
 
 from flowdeco.engine.branch import Branch, OpenScope
@@ -127,6 +128,10 @@ def _begin(branch: Branch, step: Step, by: str | None) -> Walk:
             return (yield from _skip(branch, step, by, number))
     if terms.past is not None:
         error = yield from branch.catch_up()
+        if error is None and earlier is not None and terms.waits:
+            error = yield from branch.rest_of_pause(number)
+            if error is not None:
+                scope.records.append(earlier._replace(unit=step.action))
         if error is not None:
             return error
         if terms.past.in_store and by is not None:
@@ -163,6 +168,8 @@ def in_layers(
     around.values = scope.values
     if step.local:
         around.localized = step
+    if watch is not None:
+        around.waits = partial(branch.waits_of, number)
     if earlier is not None:
         around.continue_from(earlier)
     mark = store.mark()
@@ -192,6 +199,8 @@ def in_layers(
         left = leave(around, error if bail is None else None)
         again, error = left if isinstance(left, tuple) else (yield from left)
         error = error or bail
+        if again and branch.waits:
+            branch.waits_of(number).another_attempt(len(around.opened) - 1)
         if again and terms.recorder is not None:
             error = yield from _note_attempt(branch, Execution(step, by, number, started), around)
             again = error is None
@@ -213,7 +222,7 @@ def _note_attempt(branch: Branch, act: Execution, layers: Layers) -> Walk:
     assert recorder is not None, "it is for durable runs"
     began = ActionRecord(
         step.name, step.action, Status.RUNNING, act.started + branch.terms.epoch, 0.0, act.by, act.number,
-        attempts=layers.attempt, repeats=layers.repeats, failures=layers.failures,
+        attempts=layers.attempt, repeats=layers.repeats, failures=layers.failures, waits=branch.waited(act.number),
     )  # fmt: skip
     branch.rows.append(recorder.row(branch.id, branch.scope.unit.name, began))
     return (yield from branch.save())
@@ -228,7 +237,7 @@ def _call(branch: Branch, act: Execution, values: Mapping[str, Any]) -> Generato
     if step.wants_context:
         place = branch.id, act.number
         act.context = Context(
-            terms.run_id, branch.scope.pipeline, stage, step.action, store, branch.upcoming, terms.notify, place
+            terms.run_id, branch.scope.pipeline, stage, step.action, store, branch, terms.notify, place
         )
         if watch is not None:
             act.context.store.on_read = watch.look_at
@@ -335,7 +344,10 @@ def conclude(branch: Branch, act: Execution) -> Failure:
                 store.undo(own)
             error = failure
     writes = _writes(branch, act)
-    did, refused = branch.note(_outcome(branch, act, error, writes))
+    outcome = _outcome(branch, act, error, writes)
+    if branch.waits or branch.terms.waits:
+        outcome = branch.with_waits(outcome)
+    did, refused = branch.note(outcome)
     error = refused or error
     if refused is not None and own is not None:
         store.undo(own)

@@ -31,8 +31,9 @@ from flowdeco.engine.outcome import (
 )
 from flowdeco.engine.recorder import Recorder
 from flowdeco.engine.replay import History, Log, Remains
-from flowdeco.engine.requests import CAUGHT_UP, Failure, Gate, Raised, Save, Walk, ended_by_another
-from flowdeco.errors import Bail, Suspend
+from flowdeco.engine.requests import CAUGHT_UP, Failure, Gate, Raised, Save, Sleep, Walk, ended_by_another
+from flowdeco.engine.waits import Waits, Wall, consumed, kept
+from flowdeco.errors import PAUSE, Bail, Suspend, Wait
 from flowdeco.events import Event
 from flowdeco.model.declare import name_in_group
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream, Unit, stage_selectors
@@ -69,6 +70,14 @@ class Terms:
     recorder: Recorder | None = None  # of a durable run
     log: Log | None = None  # of a run that can be resumed from memory
     past: History | None = None  # of a resumed run
+    wall: Wall = field(default_factory=Wall)
+    given: dict[str, int] = field(
+        default_factory=dict[str, int]
+    )  # by key, the `id` of the value that the run was given
+    since: int = 0  # how often it was given something
+    waits: dict[tuple[str, int], Sequence[Wait]] = field(
+        default_factory=dict[tuple[str, int], Sequence[Wait]]
+    )  # earlier ones
     is_quiet: bool = field(init=False)  # no selector or history needs single steps
     records_only: bool = field(init=False)  # nor does a journal or an observer
 
@@ -271,6 +280,11 @@ class Branch:
         self.unwinding: Mark | None = None  # in memory: set when a failure began to close scopes
         self.remains: dict[str, Remains] = {}  # in memory: left behind by unfinished groups, by branch
         self.unfinished: dict[int, tuple[list[Mark], Any]] = {}  # in memory: scopes that failed, by number
+        self.waits: dict[int, Waits] = {}  # of the steps at work
+        self.held_waits: list[Wait] = []  # of the steps inside an atomic one
+        self.consumed: set[str] = set()  # keys of answers
+        # Answers that another attempt at an open scope will need: number here, branch and number there.
+        self.answered: list[tuple[int, tuple[str, int], list[Wait]]] = []
         self.ended_early: bool = (
             parent is not None and parent.ended_early
         )  # in a group that had failed, before a resume
@@ -328,6 +342,60 @@ class Branch:
             self._catch_up_with_others()
         return None
 
+    # Waiting.
+
+    def waits_of(self, number: int) -> Waits:
+        """Return the waits of a step at work."""
+        found = self.waits.get(number)
+        if found is None:
+            terms = self.terms
+            earlier = terms.waits.pop((self.id, number), ())
+            found = self.waits[number] = Waits(terms.wall, terms.since, earlier)
+        return found
+
+    def waited(self, number: int) -> tuple[Wait, ...]:
+        """Return everything that a step has waited for so far."""
+        waits = self.waits.get(number)
+        return tuple(self.terms.waits.get((self.id, number), ())) if waits is None else waits.recorded()
+
+    def with_waits(self, did: Outcome) -> Any:
+        """Return the outcome of a step with its waits, or with the answers that it used up."""
+        waits, place = self.waited(did.number), (self.id, did.number)
+        self.waits.pop(did.number, None)
+        self.terms.waits.pop(place, None)
+        if self.atomic:
+            self.held_waits += [wait._replace(at=wait.at or place) for wait in waits]
+        if self.revocable and (answers := kept(waits, only_answers=True)):
+            self.answered.append((did.number, place, answers))
+        if did.is_final:
+            did = did._replace(waits=consumed(waits, values=bool(self.revocable)))
+            self.consumed.update(wait.key for wait in did.waits)
+            return did
+        return did._replace(waits=waits)
+
+    def not_reached(self, scope: OpenScope) -> Iterator[Wait]:
+        """Yield the waits of steps inside a scope that have not run again yet."""
+        for place in () if scope.layers is None else scope.layers.inside:
+            yield from (wait._replace(at=place) for wait in self.terms.waits.get(place, ()))
+
+    def is_given(self, name: str, value: object) -> bool:
+        """Whether a value of the store is the one that the run was given, as an input or an answer."""
+        return self.terms.given.get(name) == id(value)
+
+    def rest_of_pause(self, number: int) -> Walk:
+        """Sleep until the next attempt at a step may begin; return the signal if that suspends the run again."""
+        terms, place = self.terms, (self.id, number)
+        waits = terms.waits.get(place, ())
+        for pause in [wait for wait in waits if wait.kind == PAUSE]:
+            left = (pause.due or 0.0) - terms.wall.now()
+            if left > terms.wall.suspend_after:
+                return Suspend.until(pause)
+            answer = (yield Sleep(left)) if left > 0 else None
+            if type(answer) is Raised:
+                return answer.error
+            terms.waits[place] = [wait for wait in waits if wait is not pause]
+        return None
+
     # Noting outcomes.
 
     def note(self, outcome: Outcome) -> tuple[Outcome, Failure]:
@@ -370,6 +438,12 @@ class Branch:
             self.reapply(earlier.writes)
         if earlier.result is not UNSET:
             self.result = earlier.result
+        if earlier.waits:
+            self.consumed.update(wait.key for wait in earlier.waits)
+            if self.revocable:
+                self.answered.append(
+                    (earlier.number, (self.id, earlier.number), kept(earlier.waits, only_answers=True))
+                )
         past = self.terms.past
         if past is not None and past.archive is not None:
             self.note_adopted(earlier, unit, by, place)
@@ -436,7 +510,9 @@ class Branch:
         )  # fmt: skip
         if layers is not None:
             began = began._replace(attempts=layers.attempt, repeats=layers.repeats, failures=layers.failures)
+        if layers is not None:
             began = began._replace(dropped=layers.dropped)
+        began = began._replace(waits=(*self.waited(scope.number), *self.not_reached(scope)))
         try:
             self.rows.append(recorder.row(self.id, None, began))
         except BaseException as refused:
@@ -498,6 +574,9 @@ class Branch:
         layers.dropped = dropped_errors(dropped, scope.place, layers.dropped)
         self.switches, self.switched = dict(switches), dict(switched)
         scope.records, scope.inserted = [], []
+        if scope.layers is not None and self.answered:
+            again = (place for at, place, _ in self.answered if at >= scope.number)
+            scope.layers.inside = {*scope.layers.inside, *again}
         refused = yield from self.drop_from(scope.number)  # with the row of its layers' writes on entry
         self.number = scope.number + 1
         return refused
@@ -516,6 +595,9 @@ class Branch:
         self.number = number
         self.remains.clear()
         self.unfinished = {at: left for at, left in self.unfinished.items() if at < number}
+        terms.waits.update({place: waits for at, place, waits in self.answered if at >= number})
+        self.answered = [each for each in self.answered if each[0] < number]
+        self.held_waits = [wait for wait in self.held_waits if not _is_cut(wait, self.id, number, gone)]
         cuts = {self.id: number, **dict.fromkeys(gone, 0)}
         if terms.past is not None:
             cuts = {**terms.past.drop_from(self.id, number), **cuts}
@@ -654,6 +736,11 @@ def _recovered(record: Any, is_inside: Callable[[Outcome], bool]) -> Any:
         return record
     actions = [each._replace(recovered=True) if each.status is Status.FAILED else each for each in record.actions]
     return record._replace(recovered=True, actions=actions)
+
+
+def _is_cut(wait: Wait, branch: str, number: int, gone: Sequence[str]) -> bool:
+    place = wait.at or (branch, -1)
+    return place[0] in gone or (place[0] == branch and place[1] >= number)
 
 
 def _place(outcome: Outcome, stage: str | None, pipeline: str) -> str:

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
+import inspect
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast, overload
 
 from flowdeco.engine.outcome import step_id
-from flowdeco.errors import WAITING, ContextEndedError, Suspend
+from flowdeco.engine.waits import Nap, Surroundings, Waits, moment, seconds_of
+from flowdeco.errors import (
+    ANSWERED,
+    CONSUMED,
+    EXPIRED,
+    FOUND,
+    NOT_GIVEN,
+    OPEN,
+    REFUSED,
+    ContextEndedError,
+    DefinitionError,
+    RunError,
+    Suspend,
+    WaitTimeout,
+    utc,
+)
 from flowdeco.model.definitions import (
     Action,
     Pipeline,
@@ -19,17 +34,25 @@ from flowdeco.model.definitions import (
     stage_selectors,
     values_of,
 )
+from flowdeco.model.functions import underlying
 from flowdeco.model.options import checked_selectors
 from flowdeco.model.selectors import switched_off
 from flowdeco.model.store import NOTHING, Delta, Key, Store, View, key_name
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
+    from typing_extensions import TypeForm
+
     from flowdeco.engine.logs import RunLogger
     from flowdeco.events import Event
 
 __all__ = ["Context", "Effects"]
 
 T = TypeVar("T")
+D = TypeVar("D")
+
+_NO_DEFAULT: Final[Any] = object()
 
 
 class Effects(NamedTuple):
@@ -39,6 +62,7 @@ class Effects(NamedTuple):
     inserted: list[Unit | Stream]
     switches: list[tuple[str, bool]]
     messages: list[Event]
+    waits: Waits | None = None  # of a detached context
 
 
 class Context:
@@ -49,12 +73,13 @@ class Context:
     """
 
     __slots__ = (
+        "_around",
         "_inserted",
         "_messages",
+        "_naps",
         "_notify",
         "_place",
         "_switches",
-        "_upcoming",
         "action",
         "pipeline",
         "run_id",
@@ -69,7 +94,7 @@ class Context:
         stage: Stage,
         action: Action[..., Any],
         store: Store,
-        upcoming: Callable[[Sequence[tuple[str, bool]]], Iterator[Unit | Stream]],
+        around: Surroundings,
         notify: Callable[[Event], None] | None,
         place: tuple[str, int] | str,
     ) -> None:
@@ -79,7 +104,8 @@ class Context:
         self.action = action
         self._place = place
         self.store = View(store)
-        self._upcoming = upcoming
+        self._around = around
+        self._naps: tuple[Nap, ...] = ()
         self._notify = notify
         self._inserted: list[Unit | Stream] = []
         self._switches: list[tuple[str, bool]] = []
@@ -103,7 +129,7 @@ class Context:
     @property
     def pending(self) -> list[Unit | Stream]:
         """The units that will run after the current stage, in order; not those that are skipped or disabled."""
-        return list(self._upcoming(self._switches))
+        return list(self._around.upcoming(self._switches))
 
     def insert(self, *units: Unit | Stream) -> None:
         """Insert units as if the action had returned them, ahead of those it does return."""
@@ -137,15 +163,97 @@ class Context:
             self._notify(Progress(self.run_id, self.stage.name, self.action.name, done, total))
 
     @overload
-    def wait_for(self, key: Key[T]) -> T: ...
+    def wait_for(self, key: Key[T], *, about: object = None, timeout: float | None = None) -> T: ...
     @overload
-    def wait_for(self, key: str) -> Any: ...
-    def wait_for(self, key: str | Key[Any]) -> Any:
-        """Return the value of the key if the run has it, else suspend the run until it is resumed with one."""
+    def wait_for(self, key: Key[T], *, about: object = None, timeout: float, default: D) -> T | D: ...
+    @overload
+    def wait_for(self, key: str, *, about: object = None, type: TypeForm[T], timeout: float | None = None) -> T: ...
+    @overload
+    def wait_for(self, key: str, *, about: object = None, type: TypeForm[T], timeout: float, default: D) -> T | D: ...
+    @overload
+    def wait_for(
+        self, key: str, *, about: object = None, type: Any = None, timeout: float | None = None, default: Any = ...
+    ) -> Any: ...
+    def wait_for(
+        self,
+        key: Any,
+        *,
+        about: object = None,
+        type: Any = None,
+        timeout: float | None = None,
+        default: Any = _NO_DEFAULT,
+    ) -> Any:
+        """Return the answer to a question: the value of the key, or else suspend the run until it is resumed with one.
+
+        `about` is shown to whoever is asked, and `type` checks the answer, as that of a `Key` does. `timeout` seconds
+        after it was asked first, the `default` is returned, or `WaitTimeout` raised. The wait consumes an answer or
+        input: when the action has completed, its key is gone from the store, and the next question of the same key is a
+        new one. Values that actions or stages wrote under the key stay.
+        """
         self._check_open("ctx.wait_for")
-        if key in self.store:
-            return self.store[key]
-        raise Suspend(f"{WAITING}{key_name(key)!r}")
+        if timeout is not None:
+            seconds_of(timeout, "timeout= of ctx.wait_for")
+        elif default is not _NO_DEFAULT:
+            raise DefinitionError("default= of ctx.wait_for is used after a timeout: give timeout=, in seconds")
+        name = key_name(key)
+        wanted: Key[Any] = Key(name, Any if type is None else type)
+        if type is None and isinstance(key, Key):
+            wanted = cast("Key[Any]", key)
+        waits = self._waits()
+        wait = waits.question(wanted, about, timeout)
+        if wait.state in (OPEN, FOUND) and name in self.store:
+            value = self.store[wanted]
+            is_given = self._around.is_given(name, value)
+            if is_given:
+                del self.store[name]
+            waits.noted.append(wait._replace(state=FOUND, given=CONSUMED if is_given else NOT_GIVEN))
+            return value
+        if wait.state == OPEN and wait.due is not None and wait.due <= waits.wall.now():
+            wait = wait._replace(state=EXPIRED)
+        waits.noted.append(wait)
+        if wait.state == ANSWERED:
+            wanted.check(wait.value)
+            return wait.value
+        if wait.state == REFUSED and isinstance(wait.value, BaseException):
+            raise wait.value
+        if wait.state != EXPIRED:
+            raise Suspend.until(wait)
+        if default is _NO_DEFAULT:
+            raise WaitTimeout(
+                f"nobody answered {name!r} within {timeout} s of {utc(wait.asked)}: give ctx.wait_for a default=, or "
+                f"catch WaitTimeout"
+            )
+        return default
+
+    def sleep(self, seconds: float) -> Awaitable[None]:
+        """Sleep; in a coroutine action, `await ctx.sleep(seconds)`.
+
+        In a durable run, a sleep longer than `suspend_after` suspends the run, and the journal keeps the time: the action
+        runs again from its beginning, and continues here when the time has come.
+        """
+        self._check_open("ctx.sleep")
+        return self._sleep(seconds_of(seconds, "the argument of ctx.sleep"), None)
+
+    def sleep_until(self, when: datetime | float) -> Awaitable[None]:
+        """Sleep until a time, which is an aware datetime or in POSIX seconds; otherwise as `sleep`."""
+        self._check_open("ctx.sleep_until")
+        return self._sleep(0.0, moment(when))
+
+    def _sleep(self, seconds: float, until: float | None) -> Nap:
+        waits = self._waits()
+        left, wall = waits.sleep(-1, seconds, until), waits.wall
+        function = underlying(self.action.__wrapped__)
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            nap = Nap(left, wall.sleeping)
+            self._naps += (nap,)
+            return nap
+        if left:
+            wall.sleep(left)
+        return Nap(0.0, None)
+
+    def _waits(self) -> Waits:
+        place = self._place
+        return self._around.waits_of(-1 if isinstance(place, str) else place[1])
 
     def _check_open(self, use: str) -> None:
         if self.store.ended is not None:
@@ -155,8 +263,11 @@ class Context:
 
     def __reduce__(self) -> tuple[Any, ...]:
         known = (self.run_id, self.step_id, self.pipeline.name, _shadow(self.stage), self.action.name)
+        values = dict(self.store)
+        given = [name for name, value in values.items() if self._around.is_given(name, value)]
+        around = _Elsewhere([_shadow(unit) for unit in self.pending], given, self._waits())
         local = self.store.local_names(), self.store.dropped()
-        return Context.detached, (known, dict(self.store), local, [_shadow(unit) for unit in self.pending])
+        return Context.detached, (known, values, local, around)
 
     def __repr__(self) -> str:
         return f"<Context of {self.stage.name}/{self.action.name} in run {self.run_id}>"
@@ -164,17 +275,37 @@ class Context:
     # For the engine, and for shipping calls.
 
     def effects(self) -> Effects:
-        """Return the effects of the action through this context."""
-        return Effects(self.store.delta(), self._inserted, self._switches, self._messages)
+        """Return the effects of the action through this context; raises `RunError` for a sleep that was not awaited."""
+        if self._naps:
+            self._check_awaited()
+        return Effects(self.store.delta(), self._inserted, self._switches, self._messages, self._detached_waits())
+
+    def _check_awaited(self) -> None:
+        forgotten = next((nap for nap in self._naps if not nap.begun), None)
+        if forgotten is not None:
+            raise RunError(
+                f"action {self.action.name!r} called ctx.sleep and did not await it, so that it has not slept "
+                f"{forgotten.seconds:g} s: write `await ctx.sleep(...)` in a coroutine action"
+            )
+
+    def _detached_waits(self) -> Waits | None:
+        return self._waits() if isinstance(self._around, _Elsewhere) else None
 
     def messages_only(self) -> Effects:
         """Return the effects of an action that has failed: a copy, since an abandoned call may still be at work."""
-        return Effects(NOTHING, [], [], list(self._messages))
+        return Effects(NOTHING, [], [], list(self._messages), self._detached_waits())
+
+    def live_by(self, now: Callable[[], float], sleep: Callable[[float], object]) -> None:
+        """Take the wall clock, and the sleep, of the process that it has been sent to."""
+        waits = self._waits()
+        waits.wall = waits.wall._replace(now=now, sleep=sleep)
 
     def catch_up(self, effects: Effects) -> None:
         """Repeat the effects of a detached copy, unless the action has been abandoned meanwhile."""
         if self.store.ended is not None:
             return
+        if effects.waits is not None:
+            self._waits().adopt(effects.waits)
         self.store.apply(effects.delta)
         self._inserted.extend(effects.inserted)
         self._switches.extend(effects.switches)
@@ -188,20 +319,34 @@ class Context:
         known: tuple[str, str, str, Stage, str],
         values: dict[str, Any],
         local: tuple[list[str], dict[str, str]],
-        upcoming: list[Stage],
+        around: _Elsewhere,
     ) -> Context:
         """Return the copy that travels to another process, and keeps the messages for the observers."""
         run_id, place, pipeline, stage, name = known
-        action, waiting = make_action(_nothing, name=name), partial(_still_on, upcoming)
+        action = make_action(_nothing, name=name)
         store = Store(values)
         store.know_local(*local)
-        context = cls(run_id, Pipeline(name=pipeline), stage, action, store, waiting, None, place)
+        context = cls(run_id, Pipeline(name=pipeline), stage, action, store, around, None, place)
         context._notify = context._messages.append
         return context
 
 
-def _still_on(upcoming: list[Stage], switches: Sequence[tuple[str, bool]]) -> Iterator[Stage]:
-    return (unit for unit in upcoming if not switched_off(stage_selectors(unit), switches))
+class _Elsewhere:
+    """The surroundings of a detached context: units that come, names of given values, and what it waits for."""
+
+    def __init__(self, coming: list[Stage], given: list[str], waits: Waits) -> None:
+        self._coming = coming
+        self._given = given
+        self._waits = waits
+
+    def upcoming(self, more: Sequence[tuple[str, bool]] = ()) -> Iterator[Stage]:
+        return (unit for unit in self._coming if not switched_off(stage_selectors(unit), more))
+
+    def waits_of(self, number: int) -> Waits:
+        return self._waits
+
+    def is_given(self, name: str, value: object) -> bool:
+        return name in self._given
 
 
 def _shadow(unit: Unit | Stream) -> Stage:

@@ -89,9 +89,10 @@ def evaluate_run(run: Run, terms: Terms, use: tuple[Middleware, ...]) -> Generat
     terms.idle = {each: by for each, by in terms.idle.items() if each in branch.switches and each not in terms.used}
     run.status = status_of(error, terms.is_cancellation)
     if log is not None and error is not None:
-        log.remains = branch.all_remains()
+        log.remains, log.waits = branch.all_remains(), terms.waits
     if isinstance(error, (Bail, Suspend)):
         run.reason = error.reason
+        run.waits = error.waits if isinstance(error, Suspend) else ()
     elif error is not None:
         run.error = error
         branch.note_place(error, f"pipeline {run.pipeline.name!r}")

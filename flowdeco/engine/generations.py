@@ -50,7 +50,7 @@ class Generation:
         self._suffix = f"{_MARK}{number}"
         self.create, self.open, self.read = journal.create, journal.open, journal.read
         self.proceed, self.release = journal.proceed, journal.release
-        self.add_inputs, self.close = journal.add_inputs, journal.close
+        self.add_inputs, self.answer, self.close = journal.add_inputs, journal.answer, journal.close
 
     @staticmethod
     def of(journal: Journal, remembered: Remembered) -> Journal:

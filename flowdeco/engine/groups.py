@@ -119,6 +119,7 @@ class _Conductor:
         self.switched: dict[str, bool] = {}
         self.result: Any = None
         self.changed: set[str] = set()  # keys of values that were changed in place, with a journal
+        self.used: set[str] = set()  # keys of answers that branches consumed
         self.ids: list[str] = []
         self.remains: dict[str, Remains] = {}  # in memory
         self.merged: list[tuple[str, Any, Delta]] = []  # the same of merged branches: id, result, writes
@@ -400,6 +401,10 @@ class _Conductor:
             self.ids += (fork.id, *(id for _, ids in fork.forks for id in ids))
         if fork.changed:
             self.changed |= fork.changed
+        if fork.held_waits or fork.consumed or fork.answered:
+            branch.held_waits += fork.held_waits
+            branch.consumed |= fork.consumed
+            branch.answered += [(self.scope.number, place, waits) for _, place, waits in fork.answered]
         if not counts:
             if isinstance(self.failures.get(index), Bail) and self.bailed is None:
                 self.bailed = fork
@@ -413,6 +418,9 @@ class _Conductor:
             self._adopt(fork)
         if self.is_live:
             terms.gate.open = self.merges  # a reducer is user code
+            if fork.consumed:  # no conflict with what another branch writes
+                self.used |= fork.consumed.intersection(delta.deletes)
+                delta = delta._replace(deletes=[key for key in delta.deletes if key not in fork.consumed])
             self.overlay.add(index, fork.unit, delta)
             terms.gate.open = False
 
@@ -458,10 +466,11 @@ class _Conductor:
                 overlay = Overlay(group)
                 if self.bailed is not None:
                     overlay.add(self.bailed.index, self.bailed.unit, self.bailed.store.delta())
-            elif error is None and group.failures is not None:
-                overlay.put_failures(
-                    group.failures, [(self.names[index], self.lost[index]) for index in sorted(self.lost)]
-                )
+            elif error is None:
+                overlay.use_up(self.used)
+                if group.failures is not None:
+                    lost = [(self.names[index], self.lost[index]) for index in sorted(self.lost)]
+                    overlay.put_failures(group.failures, lost)
         except Exception as conflict:
             error = conflict
         takes = error is None or isinstance(error, Bail)
@@ -616,6 +625,10 @@ class Overlay:
                 whole.puts[key] = merge[key](whole.puts[key], value)
             elif not agree(whole.puts[key], value):
                 raise self._conflict(key, index, unit)
+
+    def use_up(self, answers: set[str]) -> None:
+        """Delete the answers that branches consumed, unless one wrote to the key."""
+        self.delta.deletes.extend(sorted(answers - self.delta.keys()))
 
     def put_failures(self, key: Any, failures: list[tuple[str, BaseException]]) -> None:
         """Write the list of failed branches."""

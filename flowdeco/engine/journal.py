@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from typing import Any, Final, NamedTuple, Protocol
 
+from flowdeco.errors import Wait
+
 __all__ = ["FINISHED", "Codec", "Journal", "Payload", "Remembered", "Row", "encoder"]
 
 FINISHED: Final = frozenset({"completed", "bailed"})  # the statuses of runs that are read-only
@@ -41,8 +43,8 @@ class Remembered(NamedTuple):
     """A run as the journal has it.
 
     `inputs` are the payloads of the inputs in the order in which they were given, each with the number of rows
-    written before: those of the run first, then those of every resume. `elapsed` is how long it took, in seconds, until
-    it last ended or was interrupted, and `timed` the number of rows that it had then.
+    written before: those of the run first, then those of every resume, and the answers between them. `elapsed` is how
+    long it took, in seconds, until it last ended or was interrupted, and `timed` the number of rows that it had then.
     """
 
     run_id: str
@@ -137,6 +139,9 @@ class Journal(Protocol):
     def add_inputs(self, run_id: str, inputs: bytes) -> None:
         """Remember the inputs of a resume."""
 
+    def answer(self, run_id: str, answers: bytes) -> None:
+        """Remember answers, as further inputs, whoever is at work on the run; raises `JournalError` if it has finished."""
+
     def write(self, run_id: str, rows: Sequence[Row]) -> None:
         """Remember steps, all or none of them, durably."""
 
@@ -144,6 +149,10 @@ class Journal(Protocol):
         """Forget the rows of these branches from these numbers on."""
 
     def close(
-        self, run_id: str, status: str, reason: str | None, error: str | None, elapsed: float | None = None
-    ) -> None:
-        """Note the status of the run and, unless it was left as it is, how long it took; release its lease."""
+        self, run_id: str, status: str, reason: str | None, error: str | None, elapsed: float | None = None,
+        waits: Sequence[Wait] = (),
+    ) -> None:  # fmt: skip
+        """Note the status of the run and, unless it was left as it is, how long it took; release its lease.
+
+        `waits` are those of a suspended run, and given only if there are any.
+        """

@@ -17,12 +17,12 @@ the target. If there is nothing to wait for, as usual, they return at once; othe
 from __future__ import annotations
 
 import types
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
 
 from flowdeco.engine.outcome import NOTHING_DROPPED, Dropped, Outcome, Status
 from flowdeco.engine.requests import Await, Deferred, Gate, Raised, Request, Sleep
-from flowdeco.errors import MiddlewareError, meant_by
+from flowdeco.errors import MiddlewareError, Suspend, meant_by
 from flowdeco.model.definitions import Action, Pipeline, Stage, Stream, Unit, insertable
 from flowdeco.model.options import UNSET, Middleware, placed
 from flowdeco.model.steps import Step, step_of
@@ -31,6 +31,7 @@ from flowdeco.model.store import Delta, Mark, Store, Watched
 if TYPE_CHECKING:
     from flowdeco.engine.changes import Watch
     from flowdeco.engine.logs import RunLogger
+    from flowdeco.engine.waits import Waits
 
 __all__ = ["FOLLOWS", "Call", "Layers", "enter", "leave", "merging"]
 
@@ -178,6 +179,10 @@ class Layers(Call):
     dropped: Dropped = NOTHING_DROPPED  # errors of steps inside, in earlier attempts
     watch: Watch  # around a scope of a durable run: over the values that they may change in place
     supplied: tuple[str, ...] = ()  # the names of values in the order in which they were yielded
+    # In a durable run. These are class attributes, because setting them costs every layer of every run.
+    waits: Callable[[], Waits] | None = None
+    pause: BaseException | None = None  # the signal of a pause before the next attempt
+    inside: Collection[tuple[str, int]] = ()  # the steps in it that had waited, and run again
 
     def __init__(
         self,
@@ -388,13 +393,15 @@ def _leave(layers: Layers, error: BaseException | None, move: Move | None = None
         if own is not None:
             store.release(own)
         follows = FOLLOWS[SUCCESS if error is None else FAILURE, did]
-        if follows is AGAIN:
+        is_pause = item is not None and item is layers.pause and error is not item  # not in a layer around it
+        if follows is AGAIN or is_pause:
             if mark is not None:
                 store.undo(mark, keep=own or ())
             layers.go_back(opened, inserted)
+        if follows is AGAIN:
             layers.open(layer, generator, item)
             return _GO
-        if mark is not None:
+        if mark is not None and not is_pause:
             store.release(mark)
         if follows is RECOVER:
             layers.recovered, error = True, None
@@ -440,6 +447,7 @@ def _resolved(
 ) -> Generator[Request, Any, Move]:
     """Continue with a layer until it yields something other than a `Sleep`, returns or raises."""
     did, item = move
+    has_failed = error is not None
     while True:
         if did is _WAITS:
             answer = yield item
@@ -451,7 +459,8 @@ def _resolved(
         elif did is not YIELDS or item is None:
             return did, item
         elif isinstance(item, Sleep):
-            answer = yield item
+            asked = item if layers.waits is None else _slept(layers, layers.waits(), item, has_failed)
+            answer = (yield asked) if type(asked) is Sleep else asked
             error = answer.error if type(answer) is Raised else None
             did, item = _resumed(layers, generator, None, error)
         elif isinstance(item, Mapping) and all(isinstance(name, str) for name in cast("Mapping[Any, Any]", item)):
@@ -459,6 +468,18 @@ def _resolved(
         else:
             misuse = _misused(layer, f"yielded {item!r}: it may yield nothing, a mapping of values, or Sleep(seconds)")
             return RAISES, (yield from _reproached(layers, generator, misuse))
+
+
+def _slept(layers: Layers, waits: Waits, sleep: Sleep, has_failed: bool) -> Sleep | Raised:
+    """Return the sleep that is left for this leg of a durable run, or the signal that suspends it."""
+    who = len(layers.opened)
+    try:
+        return Sleep(waits.pausing(who, sleep.seconds) if has_failed else waits.sleep(who, sleep.seconds))
+    except Suspend as signal:
+        if has_failed:
+            waits.another_attempt(who)
+            layers.pause = signal
+        return Raised(signal)
 
 
 def _is_open(generator: Any) -> bool:

@@ -12,7 +12,7 @@ from enum import StrEnum
 from operator import is_
 from typing import Any, Final, NamedTuple, Self, TypeAlias, cast
 
-from flowdeco.errors import Bail, Suspend
+from flowdeco.errors import Bail, Suspend, Wait
 from flowdeco.events import ActionFinished, Event, StageFinished, UnitsInserted
 from flowdeco.model.definitions import Action, Stage, Stream, Unit
 from flowdeco.model.options import UNSET
@@ -23,6 +23,7 @@ __all__ = [
     "ALL",
     "COMPLETED",
     "NOTHING_DROPPED",
+    "NOWHERE",
     "ROOT",
     "ActionRecord",
     "Dropped",
@@ -43,6 +44,7 @@ __all__ = [
 ]
 
 ROOT: Final = "0"  # the branch that is the run itself
+NOWHERE: Final = ""  # no branch: for the waits of steps that have not run again, in memory
 
 # The errors of steps in dropped attempts: each step by its place (`_place`), its number there, and its name.
 Dropped: TypeAlias = "Mapping[tuple[str, int, str], tuple[BaseException, ...]]"
@@ -153,7 +155,8 @@ class Outcome(NamedTuple):
     `branches` is the number of branches of a group (of a streamed one that has not ended, at most so many have begun),
     `selection` tells which of them count, `fingerprint` that of an action's code in a durable run; `repeats` says how often
     each of its layers has asked for another attempt, and `dropped` has the errors of steps inside it in the attempts before
-    the last one. `cached` means that it was taken from a cache.
+    the last one. `cached` means that it was taken from a cache. `waits` are those of an unfinished step, over or not; of a
+    finished one, the questions that consumed an answer.
     """
 
     name: str
@@ -180,6 +183,7 @@ class Outcome(NamedTuple):
     dropped: Dropped = NOTHING_DROPPED
     cached: bool = False
     selection: Selection = ALL
+    waits: Sequence[Wait] = ()
     writes: Delta | None = None  # the effect is last, so that `kept` is quick
     entering: Sequence[Delta] = ()
     result: Any = UNSET
@@ -197,6 +201,7 @@ class Outcome(NamedTuple):
             self.name, unit, self.status, self.started, self.elapsed, by, self.number, self.inserted, actions, scope,
             self.end, self.error, self.attempts, self.recovered, self.switches, True, self.entered, self.branches,
             failures=self.failures, dropped=self.dropped, cached=self.cached, selection=self.selection,
+            waits=self.waits,
         )  # fmt: skip
 
     def refused(self, error: BaseException) -> Self:

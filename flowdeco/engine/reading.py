@@ -11,10 +11,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import reduce
 from math import inf
-from typing import Any, TypeAlias, cast
+from typing import Any, Final, TypeAlias, cast
 
 from flowdeco.engine.branch import Records
 from flowdeco.engine.generations import generations
@@ -34,7 +34,8 @@ from flowdeco.engine.outcome import (
 from flowdeco.engine.recorder import Recorded, outcomes
 from flowdeco.engine.replay import Steps
 from flowdeco.engine.runs import Run
-from flowdeco.errors import JournalError, RunError, members_of, told
+from flowdeco.engine.waits import Given, asked, settled
+from flowdeco.errors import PAUSE, SLEEP, JournalError, RunError, Wait, members_of, portable, told
 from flowdeco.model.definitions import Action, Pipeline, Stage, Stream, Unit, make_action, one_action_stage
 from flowdeco.model.options import UNSET
 from flowdeco.model.store import Store
@@ -42,6 +43,7 @@ from flowdeco.model.units import every_unit
 
 __all__ = [
     "branch_of",
+    "encoded_inputs",
     "failed_steps",
     "given_inputs",
     "in_branch",
@@ -52,6 +54,7 @@ __all__ = [
 ]
 
 Find: TypeAlias = "Callable[[str], Stage | None]"
+_ERRORS: Final = ""
 _FAILED = frozenset({Status.FAILED, Status.CANCELLED})
 
 
@@ -68,6 +71,8 @@ def read_run(remembered: Remembered, codec: Codec, find: Find = lambda name: Non
     result = _result(steps, ROOT)
     run.result = None if result is UNSET else result
     run.reason = remembered.reason
+    if run.status is Status.SUSPENDED:
+        run.waits = current_waits(steps)
     reader = _Reader(steps, find)
     run.stages, run.pipelines = list(reader.branch(ROOT, None)), reader.pipelines
     run.error = _error(steps.get(ROOT, {}), remembered)
@@ -75,6 +80,11 @@ def read_run(remembered: Remembered, codec: Codec, find: Find = lambda name: Non
         run.stages = _with_one_error(run.stages, list(members_of(run.error)))
     run.started, run.elapsed = remembered.started, remembered.total()
     return run
+
+
+def current_waits(steps: Steps) -> list[Wait]:
+    """Return the times and the answers that a suspended run waits for, in branch order."""
+    return [wait for _, did in asked(steps) for wait in did.waits if wait.kind in (SLEEP, PAUSE) or wait.is_open]
 
 
 def read_outline(remembered: Remembered, codec: Codec, *, whole: bool = False) -> Run:
@@ -108,15 +118,34 @@ class _Lenient:
 def read_steps(remembered: Remembered, codec: Codec) -> tuple[Store, Steps]:
     """Return the store with the inputs of a run, and its steps."""
     remembered = generations(remembered)[-1]
-    given = given_inputs(remembered, codec)
-    store = Store({key: value for _, values in given for key, value in values.items()})
-    return store, outcomes(remembered.rows, codec, {key: rows for rows, values in given[1:] for key in values})
+    steps, store = settled(outcomes(remembered.rows, codec), given_inputs(remembered, codec))
+    return store, steps
 
 
-def given_inputs(remembered: Remembered, codec: Codec) -> list[tuple[int, Store]]:
-    """Return the inputs of a run and of its resumes, each with the number of rows before; raises `JournalError`."""
+def encoded_inputs(
+    encode: Callable[[Any, str], bytes],
+    codec: Codec,
+    values: Mapping[str, Any],
+    errors: Mapping[str, BaseException] = {},
+) -> bytes:
+    """Return inputs and answers as they are written; errors are under the one key that no value can have."""
+
+    def copied(error: BaseException) -> Any:
+        return codec.decode(codec.encode(error, "error"))
+
+    known = {key: portable(error, copied) for key, error in errors.items()}
+    return encode({**values, _ERRORS: known} if known else dict(values), "inputs")
+
+
+def given_inputs(remembered: Remembered, codec: Codec) -> list[Given]:
+    """Return everything that a run was given, in order; raises `JournalError`."""
     try:
-        return [(rows, Store(codec.decode(payload))) for rows, payload in remembered.inputs]
+        found: list[Given] = []
+        for rows, payload in remembered.inputs:
+            values = dict(codec.decode(payload))
+            errors = values.pop(_ERRORS, {})
+            found.append(Given(rows, Store(values), errors))
+        return found
     except (TypeError, ValueError) as error:
         raise JournalError(
             f"the journal is damaged: the inputs of run {remembered.run_id!r} are not a mapping"

@@ -14,7 +14,7 @@ from flowdeco.engine.changes import Looks
 from flowdeco.engine.journal import Codec, Journal, Payload, Row, encoder
 from flowdeco.engine.outcome import ALL, ActionRecord, Outcome, Scope, Selection, StageRecord, Status, inserter
 from flowdeco.engine.requests import Failure, Save
-from flowdeco.errors import Bail, DefinitionError, JournalError, portable
+from flowdeco.errors import Bail, DefinitionError, JournalError, Suspend, Wait, portable, shortened
 from flowdeco.model.contents import ATOMS, Digest
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream
 from flowdeco.model.options import UNSET
@@ -22,7 +22,7 @@ from flowdeco.model.steps import Step
 from flowdeco.model.store import NOTHING, Delta, Local, Name, key_name
 from flowdeco.model.units import every_unit
 
-__all__ = ["Recorded", "Recorder", "outcomes"]
+__all__ = ["Recorded", "Recorder", "outcomes", "pinned"]
 
 KINDS: Final = {Action: "action", Stage: "stage", Pipeline: "pipeline", Parallel: "group"}
 _RECORDS: Final[dict[str, type[Outcome]]] = {"action": ActionRecord, "stage": StageRecord}
@@ -145,7 +145,7 @@ class Recorder:
         if isinstance(error, Bail):
             parts["reason"] = (error.reason,)
         elif error is not None:
-            parts["error"] = portable(error, self._copied)
+            parts["error"] = portable(Suspend(error.reason) if isinstance(error, Suspend) else error, self._copied)
         for name in ("inserted", "switches", "recovered", "branches", "cached"):
             if value := getattr(outcome, name):
                 parts[name] = value
@@ -161,6 +161,8 @@ class Recorder:
                 for step, errors in outcome.dropped.items()
                 if (written := self._written_failures(errors))
             ]
+        if outcome.waits:
+            parts["waits"] = [self._of_wait(wait, outcome.is_final) for wait in outcome.waits]
         if outcome.end >= 0:
             parts["end"] = outcome.end
         if not outcome.entered:
@@ -195,6 +197,23 @@ class Recorder:
 
     def _copied(self, error: BaseException) -> Any:
         return self.codec.decode(self.codec.encode(error, "error"))
+
+    def _of_wait(self, wait: Wait, is_over: bool) -> dict[str, Any]:
+        """Return the fields of a wait that are not the usual ones; an `about` that cannot be encoded is described.
+
+        The value of an answer that was consumed is among the inputs of the run.
+        """
+        wait = wait._replace(value=None) if is_over else wait
+        usual, parts = Wait._field_defaults, wait._asdict()
+        for name in ("classes", "at"):
+            parts[name] = parts[name] and list(parts[name])
+        if isinstance(wait.value, BaseException):
+            parts["value"] = portable(wait.value, self._copied)
+        try:
+            self._encode(wait.about, "about")
+        except Exception:
+            parts["about"] = shortened(wait.about)
+        return {name: value for name, value in parts.items() if name == "kind" or value is not usual[name]}
 
     def code(self, function: Any) -> str:
         """Return the fingerprint of a function, worked out once."""
@@ -270,25 +289,16 @@ def _where(result: Any, writes: Delta | None) -> tuple[str, Any]:
 # From rows to outcomes.
 
 
-def outcomes(rows: list[Row], codec: Codec, pins: Mapping[str, int]) -> dict[str, dict[int, Outcome]]:
+def outcomes(rows: list[Row], codec: Codec, pins: Mapping[str, int] = {}) -> dict[str, dict[int, Outcome]]:
     """Return the outcomes that rows describe, by branch and number; the later one of two for one step.
 
-    Within a branch, they are in the order of writing.
-
-    `pins` are the keys that were given on a resume, each with the number of rows written before: older writes to them
-    no longer count. Raises `JournalError` if a step of a finished scope is missing.
+    Within a branch, they are in the order of writing. `pins` are the keys that were given on a resume, as for `pinned`.
+    Raises `JournalError` if a step of a finished scope is missing.
     """
     found: dict[str, dict[int, Outcome]] = {}
     nothing = codec.encode({}, "")
     for at, row in enumerate(rows):
         outcome = _decoded(row, codec, nothing, at)
-        outdated = {key for key, since in pins.items() if at < since}
-        written = (outcome.writes or NOTHING, *outcome.entering)
-        if outdated and any(not outdated.isdisjoint((*delta.keys(), *delta.changes)) for delta in written):
-            outcome = outcome._replace(
-                writes=outcome.writes and outcome.writes.without(outdated),
-                entering=tuple(delta.without(outdated) for delta in outcome.entering),
-            )
         steps = found.setdefault(row.branch, {})
         before = steps.pop(row.number, None)
         if before is not None and before.entering and not outcome.entering:
@@ -299,7 +309,22 @@ def outcomes(rows: list[Row], codec: Codec, pins: Mapping[str, int]) -> dict[str
             outcome = outcome._replace(selection=before.selection)
         steps[row.number] = outcome
     _check_complete(found)
-    return found
+    return pinned(found, pins) if pins else found
+
+
+def pinned(steps: Mapping[str, Mapping[int, Outcome]], pins: Mapping[str, int]) -> dict[str, dict[int, Outcome]]:
+    """Return the steps without writes to these keys that are older than so many rows: they no longer count."""
+
+    def current(delta: Delta) -> Delta:
+        outdated = {key for key, rows in pins.items() if delta.order < rows}
+        return delta if outdated.isdisjoint((*delta.keys(), *delta.changes)) else delta.without(outdated)
+
+    def of(did: Outcome) -> Outcome:
+        if not (did.writes or did.entering):
+            return did
+        return did._replace(writes=did.writes and current(did.writes), entering=tuple(map(current, did.entering)))
+
+    return {branch: {number: of(did) for number, did in mine.items()} for branch, mine in steps.items()}
 
 
 def _decoded(row: Row, codec: Codec, nothing: bytes, order: int) -> Outcome:
@@ -333,8 +358,15 @@ def _outcome(row: Row, parts: dict[str, Any], order: int) -> Outcome:
         tuple(get("repeats", ())), tuple(get("failures", ())),
         {(place, number, name): tuple(errors) for place, number, name, errors in get("dropped", ())},
         get("cached", False), _selection(parts) if "lost" in parts or "counted" in parts else ALL,
-        writes, entering, _result(get("result"), writes),
+        tuple(map(_wait, get("waits", ()))), writes, entering, _result(get("result"), writes),
     )  # fmt: skip
+
+
+def _wait(parts: dict[str, Any]) -> Wait:
+    for name in ("classes", "at"):
+        if name in parts:
+            parts[name] = tuple(parts[name])
+    return Wait(**parts)
 
 
 def _selection(parts: Mapping[str, Any]) -> Selection:
@@ -365,7 +397,7 @@ def _delta(parts: Mapping[str, Any], order: int) -> Delta:
     if puts or deletes or appends:
         if not isinstance(puts or {}, dict) or not isinstance(appends or {}, dict):
             raise TypeError("its writes are not a mapping")
-        return Delta(puts or NOTHING.puts, deletes or NOTHING.deletes, appends or NOTHING.appends)
+        return Delta(puts or NOTHING.puts, deletes or NOTHING.deletes, appends or NOTHING.appends, order=order)
     return NOTHING
 
 

@@ -11,13 +11,13 @@ The second time, these are restored, and the run continues.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from flowdeco.engine.adoption import Archive
-from flowdeco.engine.outcome import ROOT, Outcome, Status, branch_id
+from flowdeco.engine.outcome import NOWHERE, ROOT, Outcome, Status, branch_id
 from flowdeco.engine.recorder import KINDS, Recorded
-from flowdeco.errors import Cancelled, CodeChangedError, DefinitionError, Suspend
+from flowdeco.errors import Cancelled, CodeChangedError, DefinitionError, Suspend, Wait
 from flowdeco.model.definitions import Parallel, Pipeline, Stage, Stream
 from flowdeco.model.store import NOTHING, Delta, Mark, Store
 from flowdeco.model.units import every_unit
@@ -73,6 +73,9 @@ class Log:
     def __init__(self) -> None:
         self.steps: Steps = {}
         self.remains: Mapping[str, Remains] = {}
+        self.given: dict[str, int] = {}  # by key, the `id` of the value that the run was given
+        self.since = 0  # how often it was given something
+        self.waits: Mapping[tuple[str, int], Sequence[Wait]] = {}  # of unfinished steps that have not run again
 
     def of(self, branch: str) -> dict[int, Outcome]:
         """Return the scopes of a branch, a dict to add to; the outcomes of actions are in that of their stage."""
@@ -103,6 +106,9 @@ class Log:
                 mine[number] = outcome
                 if outcome.entered:  # otherwise it runs again from its beginning
                     mine.update((action.number, action) for action in outcome.actions)
+        if self.waits:
+            waits = [wait._replace(at=place) for place, waits in self.waits.items() for wait in waits]
+            found[NOWHERE] = {0: Outcome("", None, Status.SUSPENDED, 0.0, 0.0, number=0, waits=waits)}
         return found
 
 

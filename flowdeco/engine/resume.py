@@ -5,7 +5,8 @@ A refused resume leaves the run, and its journal, as they were.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple, cast
 
 from flowdeco.engine.adoption import Archive
@@ -19,6 +20,7 @@ from flowdeco.engine.replay import History, Rehearsal, Remains, Steps
 from flowdeco.engine.requests import Raised, Request, Save
 from flowdeco.engine.runs import Run
 from flowdeco.engine.streams import close_streams
+from flowdeco.engine.waits import Given, used, waits_by_step
 from flowdeco.errors import CodeChangedError, DefinitionError, JournalError, RunBusyError, suggestion
 from flowdeco.model.definitions import Pipeline
 from flowdeco.model.options import Middleware
@@ -46,8 +48,8 @@ class Earlier(NamedTuple):
     """The earlier part of a run: its steps, and how the code now is compared with them.
 
     `code` returns the fingerprint of a function. `finished` means that the run had ended. In memory, `remains` has
-    the remains of its branches; otherwise, `journaled` is the run in its journal, and `older` are the steps of its
-    earlier generations, the latest first.
+    the remains of its branches; otherwise, `journaled` is the run in its journal, `older` are the steps of its
+    earlier generations, the latest first, and `given` is everything that it was given.
     """
 
     steps: Steps
@@ -57,6 +59,7 @@ class Earlier(NamedTuple):
     remains: dict[str, Remains] | None = None
     journaled: Journaled | None = None
     older: tuple[Steps, ...] = ()
+    given: tuple[Given, ...] = ()
 
 
 def resumed(run: Run, terms: Terms, use: tuple[Middleware, ...], earlier: Earlier) -> Generator[Request, Any, bool]:
@@ -83,9 +86,23 @@ def resumed(run: Run, terms: Terms, use: tuple[Middleware, ...], earlier: Earlie
         yield from close_streams(rehearsal)
     if error is not None:
         return False
-    terms.resume_from(_next_generation(terms, earlier) if adopts else _history(rehearsal, earlier))
+    history = _next_generation(terms, earlier) if adopts else _history(rehearsal, earlier)
+    terms.resume_from(history)
+    terms.waits = waits_by_step(history.steps)
+    if rehearsal.differs:
+        _give_back(run, terms, used(earlier.steps) - used(history.steps), earlier.given)
     yield from evaluate_run(run, terms, use)
     return True
+
+
+def _give_back(run: Run, terms: Terms, answers: Iterable[tuple[str, int]], given: Sequence[Given]) -> None:
+    """Put answers into the store whose questions are gone with the steps that do not hold: they may be asked again."""
+    for key, number in sorted(answers, key=itemgetter(1)):
+        later = given[number + 1 :]
+        if key in given[number].values and not any(key in each.values for each in later):
+            value = given[number].values[key]
+            run.store.supply({key: value})
+            terms.given[key] = id(value)
 
 
 def _saved(save: Save) -> Generator[Request, Any, BaseException | None]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast, overloa
 from flowdeco.engine.journal import Journal
 from flowdeco.engine.outcome import ActionRecord, Outcome, Scope, StageRecord, Status
 from flowdeco.engine.replay import Log
-from flowdeco.errors import portable
+from flowdeco.errors import Wait, portable
 from flowdeco.model.definitions import Pipeline
 from flowdeco.model.options import Middleware
 from flowdeco.model.store import Key, Store
@@ -64,6 +64,7 @@ class Run:
         "started": "When it began, in POSIX seconds; a resumed run, when it was started first.",
         "elapsed": "How long it took, in seconds; a resumed run, all its legs together.",
         "forgotten": "How many stage records `history=` has dropped.",
+        "waits": "What it waits for, in branch order, if it is suspended.",
         "resumption": "What it takes to resume it; None if it cannot be.",
     }
 
@@ -80,6 +81,7 @@ class Run:
         self.forgotten = 0
         self.started = 0.0
         self.elapsed = 0.0
+        self.waits: Sequence[Wait] = ()
         self.resumption: Resumption | None = None
 
     def __getstate__(self) -> tuple[None, dict[str, Any]]:
@@ -117,6 +119,11 @@ class Run:
         return key in self.store
 
     __iter__ = None  # not by index, as `__getitem__` would imply; `run.store` has the keys
+
+    @property
+    def due(self) -> float | None:
+        """When its sleep ends, or the time to answer: the earliest of them, in POSIX seconds."""
+        return min((wait.due for wait in self.waits if wait.due is not None), default=None)
 
     def ran(self) -> Ran:
         """Return the steps that ran, and who inserted them, as a value that prints as text and shows itself in notebooks."""

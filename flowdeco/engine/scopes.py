@@ -104,6 +104,10 @@ def _begin_layers(branch: Branch, scope: OpenScope, layers: tuple[Middleware, ..
         error = yield from branch.catch_up()
         if error is not None:
             return error
+    if earlier is not None and terms.waits:
+        error = yield from branch.rest_of_pause(scope.number)
+        if error is not None:
+            return _still_paused(branch, scope, earlier, error)
     recalled = _recalled(branch, scope, earlier, len(layers))
     scope.mark = store.mark()
     scope.before = branch.before()
@@ -116,13 +120,23 @@ def _begin_layers(branch: Branch, scope: OpenScope, layers: tuple[Middleware, ..
     around.values = scope.values
     if earlier is not None:
         around.continue_from(earlier)
+        around.inside = {wait.at for wait in earlier.waits if wait.at is not None}
     if terms.recorder is not None or recalled is not None:
         around.mark = scope.mark
     if watch is not None:
         around.entering, around.watch = [], watch
+        around.waits = partial(branch.waits_of, scope.number)
     if recalled is not None:
         around.recalled = (partial(branch.reapply, written) for written in recalled)
     return (yield from _enter_and_fill(branch, scope, around))
+
+
+def _still_paused(branch: Branch, scope: OpenScope, earlier: Outcome, error: BaseException) -> BaseException:
+    """Leave a scope as it is in the journal: its next attempt is not due."""
+    scope.number = UNNUMBERED
+    if isinstance(earlier, StageRecord):
+        branch.records.add(earlier._replace(unit=scope.unit, inserted_by=scope.by, scope=scope.place).kept())
+    return error
 
 
 def _enter_and_fill(branch: Branch, scope: OpenScope, layers: Layers) -> Walk:
@@ -189,13 +203,20 @@ def close_scope(branch: Branch, scope: OpenScope, error: Failure) -> Walk:
     bail = error if isinstance(error, Bail) else None  # to middleware, a success
     left = leave(layers, None if bail is not None else error)
     again, error = left if isinstance(left, tuple) else (yield from left)
-    if again:
-        branch.unwinding = None
+    is_pause, unsaved = error is not None and error is layers.pause, None
+    if again or is_pause:
         unsaved = yield from branch.go_back(scope)
         branch.repeat_changes(layers)
+    if again:
+        branch.unwinding = None
+        if scope.number in branch.waits:
+            branch.waits_of(scope.number).another_attempt(len(layers.opened) - 1)
         branch.agenda.append((scope, None))
         branch.scope = scope
         return unsaved or (yield from _enter_and_fill(branch, scope, layers))
+    if is_pause:  # the next attempt begins inside these layers
+        layers.entered = True
+        error = branch.note_entering(scope, layers.entering or [], layers) or unsaved or error
     leaving = None
     if own is not None:
         leaving = layers.watch.with_changes(store.since(own))
@@ -217,8 +238,22 @@ def _finish(
         branch.forget_failure()
         error = branch.unsaved()
     entered = _let_go(branch, scope, error, marks)
-    did, refused = branch.note(_outcome(branch, scope, error, entered, leaving))
+    outcome = _outcome(branch, scope, error, entered, leaving)
+    if branch.waits or branch.terms.waits or branch.held_waits:
+        outcome = _with_waits(branch, scope, outcome)
+    did, refused = branch.note(outcome)
     return _finished(branch, scope, did, refused or error)
+
+
+def _with_waits(branch: Branch, scope: OpenScope, outcome: Outcome) -> Outcome:
+    """Return the outcome of a scope with the waits of its layers, and those that steps inside it will need again."""
+    outcome = branch.with_waits(outcome)
+    if not outcome.is_final:
+        held = branch.held_waits if scope.is_atomic else ()
+        outcome = outcome._replace(waits=(*outcome.waits, *held, *branch.not_reached(scope)))
+    if not branch.atomic:
+        branch.held_waits = []
+    return outcome
 
 
 def _refused_insertion(branch: Branch, scope: OpenScope) -> Failure:
@@ -310,7 +345,7 @@ def _finished(branch: Branch, scope: OpenScope, did: Outcome, error: Failure) ->
         branch.records.add(amended(did.kept(), did) if did.error is not None or did.dropped else did.kept())
         if error is not None and not isinstance(error, Bail):
             branch.abandoned.update(dict.fromkeys(scope.local, did.name))  # a resume may need them
-        elif scope.local:
+        elif scope.local and not _has_left(branch, scope):
             branch.store.drop_local(scope.local, did.name)
     else:
         branch.records.add_pipeline(did.kept())
@@ -321,6 +356,12 @@ def _finished(branch: Branch, scope: OpenScope, did: Outcome, error: Failure) ->
         scope.inserted.extend((unit, who) for unit in did.inserted)
         branch.agenda.extend(reversed(scope.inserted))
     return error
+
+
+def _has_left(branch: Branch, scope: OpenScope) -> bool:
+    """Whether a stage had ended before a resume in memory: local results in the store are those of a later one."""
+    past = branch.terms.past
+    return past is not None and past.in_store and scope.earlier is not None
 
 
 def _branches(place: Scope | None) -> str | None:

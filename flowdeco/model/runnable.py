@@ -7,8 +7,8 @@ imported from below: late, when a method is called, and for the types that the m
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Coroutine, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypedDict, cast
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypedDict, cast
 
 from typing_extensions import Unpack
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
     from flowdeco.running import Plan, Run
 
-__all__ = ["Options", "ResumeOptions", "RunOptions", "Runnable", "run_options"]
+__all__ = ["ClockLike", "Options", "ResumeOptions", "RunOptions", "Runnable", "run_options"]
 
 
-class ResumeOptions(TypedDict, total=False):
-    """The keyword options of `resume` and `aresume`."""
+class _SharedOptions(TypedDict, total=False):
+    """The keyword options that `run` and `resume` share."""
 
     use: Iterable[Middleware]
     observers: Iterable[Callable[[Any], object]]
@@ -36,10 +36,17 @@ class ResumeOptions(TypedDict, total=False):
     history: int | None
     progress: Shown
     limit: int | None
+    suspend_after: float
 
 
-class RunOptions(ResumeOptions, total=False):
-    """The keyword options of `run` and `arun`: those of `resume`, and which run it is."""
+class ResumeOptions(_SharedOptions, total=False):
+    """The keyword options of `resume` and `aresume`."""
+
+    error: BaseException | Mapping[str, BaseException] | None
+
+
+class RunOptions(_SharedOptions, total=False):
+    """The keyword options of `run` and `arun`."""
 
     run_id: str | None
     if_exists: Literal["error", "resume"]
@@ -49,10 +56,27 @@ _TO_RESUME: Final = frozenset(ResumeOptions.__annotations__)
 _TO_RUN: Final = frozenset(RunOptions.__annotations__)
 
 
+class ClockLike(Protocol):
+    """A clock of tests: its time in seconds, in POSIX seconds when that was 0, and its ways to sleep."""
+
+    epoch: float
+
+    def time(self) -> float:
+        """Return the time."""
+        ...
+
+    def sleep(self, seconds: float, /) -> object:
+        """Let this much time pass."""
+
+    def sleeping(self, seconds: float, /) -> Awaitable[object]:
+        """Let this much time pass while it is awaited."""
+        ...
+
+
 class Options(NamedTuple):
     """The options of one run, with defaults for those not given.
 
-    Two are not for users: `clock` is the clock of its records, for tests; `watcher` makes the observer that shows the
+    Two are not for users: `clock` replaces the clock of the run, for tests; `watcher` makes the observer that shows the
     progress, which `running` knows and the drivers do not.
     """
 
@@ -67,7 +91,9 @@ class Options(NamedTuple):
     history: int | None = None
     progress: Shown = None
     limit: int | None = None
-    clock: Callable[[], float] | None = None
+    suspend_after: float = 60.0
+    error: BaseException | Mapping[str, BaseException] | None = None
+    clock: ClockLike | None = None
     watcher: Callable[[], Watcher | None] | None = None
 
 
@@ -104,6 +130,8 @@ class Runnable:
         - `history=None`: keep only the last N stage records.
         - `progress=None`: show the progress: True, a progress bar, or a function of `(done, known, current)`.
         - `limit=None`: how many calls of actions may be under way at once, in all parallel groups together.
+        - `suspend_after=60.0`: in a durable run, a longer sleep (`Sleep`, `ctx.sleep`) suspends the run, which is due
+          when the time has come.
         """
         __tracebackhide__ = True
         ran: Run = _running().run(self, inputs, run_options("run", options))
@@ -132,8 +160,9 @@ class Runnable:
         The run is an id in a journal, or a `Run` in memory. `inputs` are added to those it has. `on_change` decides
         where completed actions have different code now, or stages no longer match: "error" reports them, "ignore"
         continues all the same, "rerun" runs again from the first of them. `from_stage` forks a new run that continues
-        at that stage. The other options are those of `run`, except `run_id` and `if_exists`. Raises `RunNotFoundError`,
-        `RunBusyError`, `CodeChangedError`.
+        at that stage. `error` answers the open question (`ctx.wait_for`) with an exception, several of them as
+        `{key: exception}`. The other options are those of `run`, except `run_id` and `if_exists`. Raises
+        `RunNotFoundError`, `RunBusyError`, `CodeChangedError`, and `StoreTypeError` for an answer of a wrong type.
         """
         __tracebackhide__ = True
         chosen = run_options("resume", options, resumes=True)

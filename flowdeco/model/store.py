@@ -8,6 +8,7 @@ Without a mark, nothing is noted, and a write is as cheap as in a dict.
 
 from __future__ import annotations
 
+import sys
 import types
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
 from typing import (
@@ -92,6 +93,27 @@ class Key(Generic[T]):
                 f"the key {self.name!r} is declared as {_type_name(self.type)}, "
                 f"but its value is a {type(value).__name__}: {shortened(value)}"
             )
+
+    # For questions, whose types are kept in journals.
+
+    def described(self) -> str | None:
+        """Return the declared type as text, None where any value will do."""
+        return None if self._classes is None else _type_name(self.type)
+
+    def references(self) -> tuple[str, ...] | None:
+        """Return the classes that are checked, each as `module:qualname`."""
+        classes = self._classes
+        return None if classes is None else tuple(f"{each.__module__}:{each.__qualname__}" for each in classes)
+
+    @staticmethod
+    def of(name: str, described: str | None, references: Collection[str] | None) -> Key[Any]:
+        """Return a key with the type that is described so; where a class is not loaded, it checks nothing."""
+        key: Key[Any] = Key(name)
+        classes = [_loaded_class(each) for each in references or ()]
+        if classes and None not in classes:
+            object.__setattr__(key, "type", described)
+            object.__setattr__(key, "_classes", tuple(classes))
+        return key
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a Key is immutable: cannot set {name!r}")
@@ -186,6 +208,15 @@ def _runtime_classes(declared: Any) -> _Classes:
 def accepted_classes(declared: type) -> tuple[type, ...]:
     """Return the classes whose values pass for one that is declared: an `int` is a `float`, too (PEP 484)."""
     return {float: (float, int), complex: (complex, float, int)}.get(declared, (declared,))
+
+
+def _loaded_class(reference: str) -> type | None:
+    """Return the class at `module:qualname`; None if no loaded module has it: nothing is imported."""
+    module, _, qualname = reference.partition(":")
+    found: Any = sys.modules.get(module)
+    for part in qualname.split("."):
+        found = getattr(found, part, None) if part != "NoneType" else types.NoneType
+    return found if isinstance(found, type) else None
 
 
 def _type_name(declared: Any) -> str:

@@ -16,6 +16,7 @@ from hashlib import sha256
 from shlex import quote
 from typing import Any, Final
 
+from flowdeco.durable.info import as_text, questions_of
 from flowdeco.engine.runs import Run, Status
 from flowdeco.show.failures import Failure, failure_of
 from flowdeco.show.formatting import MARKS, duration, state
@@ -157,7 +158,8 @@ def _alarm(run: Run, ran: Ran, redact: Redact) -> str:
             f"<noscript><p>{error}</p></noscript></section>"
         )
     reason = "Its process ended while it was running." if str(ran.status) == "crashed" else str(run.reason or "")
-    return f'<p class="reason">{text(redact(reason))}</p>' if reason else ""
+    lines = [reason, *(f"asks for {as_text(each)}" for each in questions_of(run.waits))] if reason else []
+    return f'<p class="reason">{"<br>".join(text(redact(line)) for line in lines)}</p>' if lines else ""
 
 
 def _resume_command(run: Run) -> str:
@@ -166,7 +168,8 @@ def _resume_command(run: Run) -> str:
     if path is None or run.status not in (Status.FAILED, Status.SUSPENDED, Status.CANCELLED):
         return ""
     entry = "" if getattr(journal, "entry", None) else "FILE.py:FLOW "
-    keys = re.findall(r"'([^']+)'", run.reason or "") or ["KEY"] if run.status is Status.SUSPENDED else []
+    asked = [wait.key for wait in questions_of(run.waits)]
+    keys = asked or (["KEY"] if run.status is Status.SUSPENDED and run.due is None else [])
     values = "".join(f" -i {quote(key)}=VALUE" for key in keys)
     return f"flowdeco resume {entry}{quote(run.id)} --journal {quote(str(path))}{values}"
 
