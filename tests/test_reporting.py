@@ -883,9 +883,9 @@ def loads(v: str) -> float:
 def uses(v: float) -> None:
     print("used", v)
 
-@action
-def ask(ctx: Context) -> None:
-    ctx.wait_for("answer")
+@action(returns="answer")
+def ask(ctx: Context) -> int:
+    return ctx.wait_for("answer", type=int)
 
 @action
 def use(answer: int, other: int = 0) -> None:
@@ -923,12 +923,30 @@ def test_the_inputs_of_a_resume_are_converted_and_refused(flowdeco):
     assert (code, "answer 42" in out) == (0, True)
 
 
+def test_an_answer_is_converted_by_the_type_that_its_question_wants(flowdeco):
+    """Whatever parameters take the key; of a question without a type, it stays text."""
+    Path("flow.py").write_text(
+        "from flowdeco import Context, action\n"
+        "@action\n"
+        "def ask(ctx: Context) -> str:\n"
+        "    return repr([ctx.wait_for('many', type=int), ctx.wait_for('list', type=list), ctx.wait_for('any')])\n"
+        "flow = ask\n"
+    )
+    assert flowdeco("run", "flow.py:flow", "--journal", "runs.db", "--run-id", "r")[0] == 3
+    code, _, err = flowdeco("resume", "r", "--journal", "runs.db", "-i", "many=some")
+    assert (code, err) == (2, "flowdeco: error: the input 'many': the run takes it as int, and 'some' is not one\n")
+    assert flowdeco("resume", "r", "--journal", "runs.db", "-i", "many=7")[0] == 3
+    assert flowdeco("resume", "r", "--journal", "runs.db", "-i", "list=[1, 2]")[0] == 3
+    code, out, _ = flowdeco("resume", "r", "--journal", "runs.db", "-i", "any=7")
+    assert (code, "[7, [1, 2], '7']" in out) == (0, True)
+
+
 def test_help_lists_the_inputs_of_a_workflow(flowdeco):
     """Those that nothing supplies, with types and defaults."""
     Path("flow.py").write_text(TWO)
     code, out, _ = flowdeco("run", "flow.py:gated", "--help")
     assert code == 0
-    assert out.splitlines()[-3:] == ["inputs of flow.py:gated:", "  answer: int", "  other: int (default: 0)"]
+    assert out.splitlines()[-3:] == ["", "inputs of flow.py:gated:", "  other: int (default: 0)"]
     assert flowdeco("run", "--help")[0] == 0
     code, _, err = flowdeco("run", "flow.py:nowhere", "--help")
     assert (code, len(err.splitlines())) == (2, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Final
 
 from flowdeco.cli import report
@@ -15,6 +15,7 @@ from flowdeco.cli.inputs import check_page, input_warnings, read_inputs, text_ke
 from flowdeco.cli.json_output import plain, print_json, run_as_data
 from flowdeco.cli.process import cancelling_on_interrupt, configure_logging, discard_broken_output, reserved_stdout
 from flowdeco.cli.workflow import load_recorded_workflow, load_workflow, stand_in_for_main
+from flowdeco.durable.info import Question
 from flowdeco.engine.runs import Run
 from flowdeco.errors import message_of
 from flowdeco.model.definitions import Pipeline
@@ -51,7 +52,7 @@ def resume(options: Namespace) -> int:
     path = journal_path(options)
     workflow, info = load_recorded_workflow(options, path)
     flow = workflow.to_run(options)
-    inputs, warned = _converted(inputs, options, flow)
+    inputs, warned = _converted(inputs, options, flow, info.questions)
     stand_in_for_main(workflow.entry)
     journal = open_journal(path, info.codec, workflow.reference(options.only))
     finished = info.status in ("completed", "bailed") and options.on_change != "rerun" and not options.from_stage
@@ -65,13 +66,16 @@ def resume(options: Namespace) -> int:
     )  # fmt: skip
 
 
-def _converted(inputs: dict[str, Any], options: Namespace, flow: Pipeline) -> tuple[dict[str, Any], Collection[str]]:
-    """Return the inputs as the actions take them, and the keys that were warned of."""
+def _converted(
+    inputs: dict[str, Any], options: Namespace, flow: Pipeline, questions: Sequence[Question] = ()
+) -> tuple[dict[str, Any], Collection[str]]:
+    """Return the inputs as the actions take them, or the questions that they answer, and the keys that were warned of."""
     if not inputs:
         return inputs, ()
-    from flowdeco.cli.conversion import converted, takers
+    from flowdeco.cli.conversion import Asker, Taker, askers, converted, takers
 
-    made, warnings = converted(inputs, text_keys(options), takers(flow, frozenset(options.skip)))
+    taken: dict[str, Sequence[Taker | Asker]] = {**takers(flow, frozenset(options.skip)), **askers(questions)}
+    made, warnings = converted(inputs, text_keys(options), taken)
     for warning in warnings.values():
         report.print_warning(warning)
     return made, warnings
