@@ -855,6 +855,7 @@ def test_a_run_is_shown_with_its_steps(flowdeco, journal):
         "status suspended: waiting for 'approval'",
         "started WHEN",
         "updated WHEN, T later",
+        "asks 'approval'",
         "STAGE STATUS TIME",
         "discover completed T",
         "process[0] completed T",

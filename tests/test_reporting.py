@@ -805,7 +805,7 @@ def uses(v: float) -> None:
 
 @action
 def ask(ctx: Context) -> None:
-    ctx.wait_for("answer")
+    print("answer", ctx.wait_for("answer", type=int) + 1)
 
 @action
 def use(answer: int, other: int = 0) -> None:
@@ -814,7 +814,7 @@ def use(answer: int, other: int = 0) -> None:
 disagree = number >> text
 branches = parallel(number, text)
 becomes = loads >> uses
-gated = ask >> use
+gated = ask
 data = Stage("s", [text], data={"v": "data"}) >> number.with_options(name="after")
 """
 
@@ -846,9 +846,9 @@ def test_the_inputs_of_a_resume_are_converted_and_refused(flowdeco):
 def test_help_lists_the_inputs_of_a_workflow(flowdeco):
     """Those that nothing supplies, with types and defaults."""
     Path("flow.py").write_text(TWO)
-    code, out, _ = flowdeco("run", "flow.py:gated", "--help")
+    code, out, _ = flowdeco("run", "flow.py:use", "--help")
     assert code == 0
-    assert out.splitlines()[-3:] == ["inputs of flow.py:gated:", "  answer: int", "  other: int (default: 0)"]
+    assert out.splitlines()[-3:] == ["inputs of flow.py:use:", "  answer: int", "  other: int (default: 0)"]
     assert flowdeco("run", "--help")[0] == 0
     code, _, err = flowdeco("run", "flow.py:nowhere", "--help")
     assert (code, len(err.splitlines())) == (2, 1)

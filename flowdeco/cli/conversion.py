@@ -7,9 +7,11 @@ key; actions that are inserted later are not considered.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import reduce
+from operator import or_
 from types import NoneType, UnionType
-from typing import Any, Final, Literal, NamedTuple, Union, cast, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Union, cast, get_args, get_origin
 
 from flowdeco.cli.inputs import UsageError
 from flowdeco.errors import shortened
@@ -28,7 +30,10 @@ from flowdeco.model.definitions import (
 )
 from flowdeco.model.wiring import Input, Step, steps_of
 
-__all__ = ["Taker", "converted", "listed", "takers", "type_name"]
+if TYPE_CHECKING:
+    from flowdeco.durable.info import Question
+
+__all__ = ["Taker", "answers", "converted", "listed", "takers", "type_name"]
 
 UNCHANGED: Final[Any] = object()  # an annotation without an opinion
 
@@ -89,6 +94,27 @@ def _collect_stage(stage: Stage, skip: frozenset[str], known: set[str], found: d
 
 def _is_supplied(step: Step, wanted: Input, known: set[str]) -> bool:
     return wanted.context or wanted.name in step.bound or wanted.key in known or wanted.key in step.local
+
+
+def answers(
+    inputs: Mapping[str, Any], texts: frozenset[str], questions: Iterable[Question]
+) -> tuple[dict[str, Any], set[str]]:
+    """Return the inputs with the answers to these questions converted, and their keys; raises as `converted`."""
+    from flowdeco.durable.lookup import find
+
+    made, known = dict(inputs), set[str]()
+    for question in questions:
+        key = question.key
+        classes = [find(each) for each in question.classes or ()]
+        if key not in inputs or key in known or not classes or None in classes:
+            continue
+        known.add(key)
+        try:
+            result = _convert(inputs[key], reduce(or_, classes), key in texts)
+        except Misfit as misfit:
+            raise UsageError(f"the input {key!r}: the run asks for it as {question.type}, and {misfit}") from None
+        made[key] = inputs[key] if result is UNCHANGED else result
+    return made, known
 
 
 def converted(

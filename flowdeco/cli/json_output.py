@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterable, Mapping
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from flowdeco.durable.info import questions_of
-
 if TYPE_CHECKING:
     from flowdeco.engine.runs import Run
     from flowdeco.show import Plan
@@ -34,6 +32,8 @@ def print_json(data: Any) -> None:
 
 def run_as_data(run: Run) -> dict[str, Any]:
     """Return a run for JSON: the attributes of `Run`, of `StageRecord` and of `ActionRecord`."""
+    from flowdeco.durable.info import questions_of  # a run without a journal needs no database
+
     return {
         "id": run.id,
         "pipeline": run.pipeline.name,

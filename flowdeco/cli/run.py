@@ -6,7 +6,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Collection, Iterable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from flowdeco.cli import report
 from flowdeco.cli.arguments import JOURNAL
@@ -18,6 +18,9 @@ from flowdeco.cli.workflow import load_recorded_workflow, load_workflow, stand_i
 from flowdeco.engine.runs import Run
 from flowdeco.errors import message_of
 from flowdeco.model.definitions import Pipeline
+
+if TYPE_CHECKING:
+    from flowdeco.durable.info import Question
 
 __all__ = ["resume", "run"]
 
@@ -51,7 +54,7 @@ def resume(options: Namespace) -> int:
     path = journal_path(options)
     workflow, info = load_recorded_workflow(options, path)
     flow = workflow.to_run(options)
-    inputs, warned = _converted(inputs, options, flow)
+    inputs, warned = _converted(inputs, options, flow, info.questions)
     stand_in_for_main(workflow.entry)
     journal = open_journal(path, info.codec, workflow.reference(options.only))
     finished = info.status in ("completed", "bailed") and options.on_change != "rerun" and not options.from_stage
@@ -65,13 +68,17 @@ def resume(options: Namespace) -> int:
     )  # fmt: skip
 
 
-def _converted(inputs: dict[str, Any], options: Namespace, flow: Pipeline) -> tuple[dict[str, Any], Collection[str]]:
-    """Return the inputs as the actions take them, and the keys that were warned of."""
+def _converted(
+    inputs: dict[str, Any], options: Namespace, flow: Pipeline, questions: Iterable[Question] = ()
+) -> tuple[dict[str, Any], Collection[str]]:
+    """Return the inputs as the questions ask for them, or the actions take them, and the keys that were warned of."""
     if not inputs:
         return inputs, ()
-    from flowdeco.cli.conversion import converted, takers
+    from flowdeco.cli.conversion import answers, converted, takers
 
-    made, warnings = converted(inputs, text_keys(options), takers(flow, frozenset(options.skip)))
+    made, answered = answers(inputs, text_keys(options), questions)
+    taken = {key: each for key, each in takers(flow, frozenset(options.skip)).items() if key not in answered}
+    made, warnings = converted(made, text_keys(options), taken)
     for warning in warnings.values():
         report.print_warning(warning)
     return made, warnings
