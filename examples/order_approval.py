@@ -1,14 +1,17 @@
 """An order that waits for a person: the process ends, and another one goes on where it stopped.
 
     python order_approval.py order 42            # reserves, and stops: such an order needs an approval
-    python order_approval.py waiting             # what waits for somebody, and since when
-    python order_approval.py approve order-42    # goes on, in another process, on another day
+    python order_approval.py waiting             # the questions, and until when they may be answered
+    python order_approval.py approve order-42    # continues, in another process, on another day
     python order_approval.py refuse order-42 "too expensive"
+    python order_approval.py remind              # for cron: reminds, and refuses orders that nobody approves in time
 
-What has happened is in `orders.db` in the current folder, a journal. It is written as JSON: nobody who approves runs code
-that somebody else has put there.
+After two days without an answer a reminder is sent, after two more the order is refused. The state of an order is in
+`orders.db` in the current folder, a journal. It is written as JSON: nobody who approves runs code that somebody else has
+put there.
 """
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,12 +19,13 @@ from datetime import datetime
 from decimal import Decimal
 
 from flowdeco import Context, Run, Stage, action, pipeline, stage
-from flowdeco.durable import SqliteJournal, runs
+from flowdeco.durable import SqliteJournal, due, runs
 from flowdeco.errors import JournalError
 
 PRICES = {"desk": Decimal("349.00"), "chair": Decimal("129.50"), "lamp": Decimal("39.90")}
 ORDERS = {7: {"lamp": 2}, 42: {"desk": 2, "lamp": 1}, 43: {"chair": 6}}
 SMALL = Decimal(100)  # what costs less needs no approval
+PATIENCE = float(os.environ.get("PATIENCE", "172800"))  # seconds until the reminder, and from then until the refusal
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,28 @@ def reserve(order: Order) -> None:
 
 
 @action
-def decide(order: Order, ctx: Context) -> list[Stage]:
-    if order.total > SMALL and not ctx.wait_for("approved"):
-        return [cancel]
-    return [pay, *(ship(item, count) for item, count in order.items.items())]
+def first_answer(order: Order, ctx: Context) -> bool | None:
+    """Return the decision, None if it has not come before the reminder."""
+    if order.total <= SMALL:
+        return True
+    about = f"{order} for {order.total} EUR"
+    answer: bool | None = ctx.wait_for("approved", about=about, type=bool, timeout=PATIENCE, default=None)
+    return answer
+
+
+@action
+def remind(order: Order, first_answer: bool | None) -> None:
+    if first_answer is None:
+        print(f"reminder: {order} still needs an approval")
+
+
+@action
+def decide(order: Order, first_answer: bool | None, ctx: Context) -> list[Stage]:
+    answer = first_answer
+    if answer is None:
+        about = f"reminder: {order} for {order.total} EUR"
+        answer = ctx.wait_for("approved", about=about, type=bool, timeout=PATIENCE, default=False)
+    return [pay, *(ship(item, count) for item, count in order.items.items())] if answer else [cancel]
 
 
 @stage
@@ -79,11 +101,11 @@ def cancel() -> None:
 
 
 @action
-def conclude(parcels: Sequence[str] = (), reason: str = "") -> str:
+def conclude(parcels: Sequence[str] = (), reason: str = "nobody approved it in time") -> str:
     return f"{len(parcels)} parcels on their way" if parcels else f"refused: {reason}"
 
 
-flow = pipeline(look_up, reserve, decide, conclude, name="order")
+flow = pipeline(look_up, reserve, first_answer, remind, decide, conclude, name="order")
 
 
 def told(run: Run) -> str:
@@ -103,16 +125,22 @@ def refuse(journal: SqliteJournal, run_id: str, reason: str = "no reason given")
     return told(flow.resume(run_id, {"approved": False, "reason": reason}, journal=journal))
 
 
+def remind_all(journal: SqliteJournal) -> str:
+    return "\n".join(told(flow.resume(run.id, journal=journal)) for run in due(journal)) or "nothing is due"
+
+
 def waiting(journal: SqliteJournal) -> str:
     lines = [
-        f"{run.id}   {run.reason}   since {datetime.fromtimestamp(run.updated):%Y-%m-%d %H:%M}"
+        f"{run.id}   {question.about}   until {datetime.fromtimestamp(question.deadline or 0):%Y-%m-%d %H:%M}"
         for run in runs(journal)
-        if run.status == "suspended"
+        for question in run.questions
     ]
     return "\n".join(lines) or "nothing waits"
 
 
-COMMANDS: dict[str, Callable[..., str]] = {"order": order, "approve": approve, "refuse": refuse, "waiting": waiting}
+COMMANDS: dict[str, Callable[..., str]] = {
+    "order": order, "approve": approve, "refuse": refuse, "waiting": waiting, "remind": remind_all,
+}  # fmt: skip
 
 
 def main(command: str = "", *arguments: str) -> int:

@@ -75,11 +75,52 @@ def test_what_waits_is_listed(shop: Callable[..., tuple[int, str, str]]) -> None
     when = r"\d{4}-\d\d-\d\d \d\d:\d\d"
     assert (code, complaints) == (0, "")
     assert re.fullmatch(
-        rf"order-43   waiting for 'approved'   since {when}\norder-42   waiting for 'approved'   since {when}\n", output
+        rf"order-43   6 x chair for 777\.00 EUR   until {when}\n"
+        rf"order-42   2 x desk, 1 x lamp for 737\.90 EUR   until {when}\n",
+        output,
     )
     shop("approve", "order-43")
     shop("refuse", "order-42")
     assert shop("waiting") == (0, "nothing waits\n", "")
+
+
+def test_an_order_that_nobody_approves_is_refused_after_a_reminder(
+    shop: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time when it is due, and by whoever looks then."""
+    shop("order", "43")
+    assert shop("remind") == (0, "nothing is due\n", "")
+    monkeypatch.setenv("PATIENCE", "0.01")
+    shop("order", "42")
+    assert shop("remind") == (
+        0,
+        "reminder: 2 x desk, 1 x lamp still needs an approval\norder-42 suspended: waiting for 'approved'\n",
+        "",
+    )
+    code, output, complaints = shop("remind")
+    assert (code, complaints) == (0, "")
+    assert output == "released 2 x desk, 1 x lamp\norder-42 completed: refused: nobody approved it in time\n"
+
+
+def test_a_service_is_waited_for(tmp_path: Path) -> None:
+    """The run looks, sleeps in the journal, and looks again; when the service is down for long, it asks a person."""
+
+    def watched(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-W", "error", EXAMPLE.with_name("wait_for_service.py"), *arguments],
+            capture_output=True, check=False, cwd=tmp_path, text=True, timeout=60,
+            env={**os.environ, "PYTHONPATH": IMPORT_PATH, "PAUSE": "0.01"},
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    assert watched("start") == "look 1: the service is down\nsuspended: sleeping\n"
+    assert watched("wake") == "look 2: the service is down\nsuspended: sleeping\n"
+    assert watched("wake") == "look 3: the service is down\nsuspended: waiting for 'keep waiting'\n"
+    assert watched("wake") == "nothing is due\n"
+    assert watched("answer", "yes") == "recorded\n"
+    (tmp_path / "service.up").write_text("report")
+    assert watched("wake") == "look 4: the service is up\ncompleted: got report\n"
 
 
 def test_mistakes_are_told_in_one_line(shop: Callable[..., tuple[int, str, str]]) -> None:

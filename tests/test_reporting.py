@@ -883,9 +883,9 @@ def loads(v: str) -> float:
 def uses(v: float) -> None:
     print("used", v)
 
-@action(returns="answer")
-def ask(ctx: Context) -> int:
-    return ctx.wait_for("answer", type=int)
+@action
+def ask(ctx: Context) -> None:
+    print("answer", ctx.wait_for("answer", type=int) + 1)
 
 @action
 def use(answer: int, other: int = 0) -> None:
@@ -894,7 +894,7 @@ def use(answer: int, other: int = 0) -> None:
 disagree = number >> text
 branches = parallel(number, text)
 becomes = loads >> uses
-gated = ask >> use
+gated = ask
 data = Stage("s", [text], data={"v": "data"}) >> number.with_options(name="after")
 """
 
@@ -934,7 +934,7 @@ def test_an_answer_is_converted_by_the_type_that_its_question_wants(flowdeco):
     )
     assert flowdeco("run", "flow.py:flow", "--journal", "runs.db", "--run-id", "r")[0] == 3
     code, _, err = flowdeco("resume", "r", "--journal", "runs.db", "-i", "many=some")
-    assert (code, err) == (2, "flowdeco: error: the input 'many': the run takes it as int, and 'some' is not one\n")
+    assert (code, err) == (2, "flowdeco: error: the input 'many': the run asks for it as int, and 'some' is not one\n")
     assert flowdeco("resume", "r", "--journal", "runs.db", "-i", "many=7")[0] == 3
     assert flowdeco("resume", "r", "--journal", "runs.db", "-i", "list=[1, 2]")[0] == 3
     code, out, _ = flowdeco("resume", "r", "--journal", "runs.db", "-i", "any=7")
@@ -944,9 +944,9 @@ def test_an_answer_is_converted_by_the_type_that_its_question_wants(flowdeco):
 def test_help_lists_the_inputs_of_a_workflow(flowdeco):
     """Those that nothing supplies, with types and defaults."""
     Path("flow.py").write_text(TWO)
-    code, out, _ = flowdeco("run", "flow.py:gated", "--help")
+    code, out, _ = flowdeco("run", "flow.py:use", "--help")
     assert code == 0
-    assert out.splitlines()[-3:] == ["", "inputs of flow.py:gated:", "  other: int (default: 0)"]
+    assert out.splitlines()[-3:] == ["inputs of flow.py:use:", "  answer: int", "  other: int (default: 0)"]
     assert flowdeco("run", "--help")[0] == 0
     code, _, err = flowdeco("run", "flow.py:nowhere", "--help")
     assert (code, len(err.splitlines())) == (2, 1)

@@ -7,12 +7,13 @@ key; actions that are inserted later are not considered.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import reduce
+from operator import or_
 from types import NoneType, UnionType
-from typing import Any, Final, Literal, NamedTuple, Union, cast, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Union, cast, get_args, get_origin
 
 from flowdeco.cli.inputs import UsageError
-from flowdeco.durable.info import Question
 from flowdeco.errors import shortened
 from flowdeco.model.annotations import EMPTY
 from flowdeco.model.definitions import (
@@ -27,10 +28,13 @@ from flowdeco.model.definitions import (
     one_action_stage,
     stage_selectors,
 )
-from flowdeco.model.store import key_name, loaded_class
+from flowdeco.model.store import key_name
 from flowdeco.model.wiring import Input, Step, steps_of
 
-__all__ = ["Asker", "Taker", "askers", "converted", "listed", "takers", "type_name"]
+if TYPE_CHECKING:
+    from flowdeco.durable.info import Question
+
+__all__ = ["Taker", "answers", "converted", "listed", "takers", "type_name"]
 
 UNCHANGED: Final[Any] = object()  # an annotation without an opinion
 
@@ -47,33 +51,10 @@ class Taker(NamedTuple):
     wanted: Input
 
     @property
-    def who(self) -> str:
-        """Who takes it."""
-        return f"action {self.action!r} of stage {self.stage!r}"
-
-    @property
     def annotation(self) -> Any:
         """Its type, or that of its key."""
         annotation, typed = self.wanted.annotation, self.wanted.typed
         return typed.type if typed is not None and annotation in (EMPTY, Any) else annotation
-
-
-class Asker(NamedTuple):
-    """A question of a suspended run, which takes an input as its answer."""
-
-    annotation: Any
-    who: str = "the run"
-
-
-def askers(questions: Iterable[Question]) -> dict[str, Sequence[Asker]]:
-    """Return the questions whose type is known, by key: the first of each, which gets the answer."""
-    found: dict[str, Sequence[Asker]] = {}
-    for question in questions:
-        classes = [loaded_class(each) for each in question.classes or ()]
-        known = tuple(each for each in classes if each is not None)
-        if len(known) == len(classes) > 0:
-            found.setdefault(question.key, [Asker(Union[known])])  # noqa: UP007  # their number is not known
-    return found
 
 
 def takers(flow: Unit, skip: frozenset[str] = frozenset()) -> dict[str, list[Taker]]:
@@ -117,8 +98,29 @@ def _is_supplied(step: Step, wanted: Input, known: set[str]) -> bool:
     return wanted.context or wanted.name in step.bound or wanted.key in known or wanted.key in step.local
 
 
+def answers(
+    inputs: Mapping[str, Any], texts: frozenset[str], questions: Iterable[Question]
+) -> tuple[dict[str, Any], set[str]]:
+    """Return the inputs with the answers to these questions converted, and their keys; raises as `converted`."""
+    from flowdeco.durable.lookup import find
+
+    made, known = dict(inputs), set[str]()
+    for question in questions:
+        key = question.key
+        classes = [find(each) for each in question.classes or ()]
+        if key not in inputs or key in known or not classes or None in classes:
+            continue
+        known.add(key)
+        try:
+            result = _convert(inputs[key], reduce(or_, classes), key in texts)
+        except Misfit as misfit:
+            raise UsageError(f"the input {key!r}: the run asks for it as {question.type}, and {misfit}") from None
+        made[key] = inputs[key] if result is UNCHANGED else result
+    return made, known
+
+
 def converted(
-    inputs: Mapping[str, Any], texts: frozenset[str], taken: Mapping[str, Sequence[Taker | Asker]]
+    inputs: Mapping[str, Any], texts: frozenset[str], taken: Mapping[str, list[Taker]]
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the inputs converted, and warnings by their keys; raises `UsageError` for one that does not fit.
 
@@ -133,7 +135,8 @@ def converted(
                 result = _convert(value, taker.annotation, key in texts)
             except Misfit as misfit:
                 misfits.append(
-                    f"the input {key!r}: {taker.who} takes it as {type_name(taker.annotation)}, and {misfit}"
+                    f"the input {key!r}: action {taker.action!r} of stage {taker.stage!r} takes it as "
+                    f"{type_name(taker.annotation)}, and {misfit}"
                 )
                 continue
             if result is not UNCHANGED and not any(_same(result, other) for other in results):

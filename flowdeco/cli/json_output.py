@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterable, Mapping
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from flowdeco.durable.info import questions_of
-
 if TYPE_CHECKING:
     from flowdeco.engine.runs import Run
     from flowdeco.show import Plan
@@ -37,6 +35,7 @@ def run_as_data(run: Run) -> dict[str, Any]:
 
     `parent` is the place in `stages` of the stage that inserted a stage.
     """
+    from flowdeco.durable.info import questions_of  # a run without a journal needs no database
     from flowdeco.engine.inserters import Inserters  # most commands show no run
 
     inserters = Inserters(run.stages)

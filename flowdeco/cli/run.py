@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Collection, Iterable
+from typing import TYPE_CHECKING, Any, Final
 
 from flowdeco.cli import report
 from flowdeco.cli.arguments import JOURNAL
@@ -15,10 +15,12 @@ from flowdeco.cli.inputs import check_page, input_warnings, read_inputs, text_ke
 from flowdeco.cli.json_output import plain, print_json, run_as_data
 from flowdeco.cli.process import cancelling_on_interrupt, configure_logging, discard_broken_output, reserved_stdout
 from flowdeco.cli.workflow import load_recorded_workflow, load_workflow, stand_in_for_main
-from flowdeco.durable.info import Question
 from flowdeco.engine.runs import Run
 from flowdeco.errors import message_of
 from flowdeco.model.definitions import Pipeline
+
+if TYPE_CHECKING:
+    from flowdeco.durable.info import Question
 
 __all__ = ["resume", "run"]
 
@@ -67,15 +69,16 @@ def resume(options: Namespace) -> int:
 
 
 def _converted(
-    inputs: dict[str, Any], options: Namespace, flow: Pipeline, questions: Sequence[Question] = ()
+    inputs: dict[str, Any], options: Namespace, flow: Pipeline, questions: Iterable[Question] = ()
 ) -> tuple[dict[str, Any], Collection[str]]:
-    """Return the inputs as the actions take them, or the questions that they answer, and the keys that were warned of."""
+    """Return the inputs as the questions ask for them, or the actions take them, and the keys that were warned of."""
     if not inputs:
         return inputs, ()
-    from flowdeco.cli.conversion import Asker, Taker, askers, converted, takers
+    from flowdeco.cli.conversion import answers, converted, takers
 
-    taken: dict[str, Sequence[Taker | Asker]] = {**takers(flow, frozenset(options.skip)), **askers(questions)}
-    made, warnings = converted(inputs, text_keys(options), taken)
+    made, answered = answers(inputs, text_keys(options), questions)
+    taken = {key: each for key, each in takers(flow, frozenset(options.skip)).items() if key not in answered}
+    made, warnings = converted(made, text_keys(options), taken)
     for warning in warnings.values():
         report.print_warning(warning)
     return made, warnings

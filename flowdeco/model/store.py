@@ -109,7 +109,7 @@ class Key(Generic[T]):
     def of(name: str, described: str | None, references: Collection[str] | None) -> Key[Any]:
         """Return a key with the type that is described so; where a class is not loaded, it checks nothing."""
         key: Key[Any] = Key(name)
-        classes = [loaded_class(each) for each in references or ()]
+        classes = [_loaded_class(each) for each in references or ()]
         if classes and None not in classes:
             object.__setattr__(key, "type", described)
             object.__setattr__(key, "_classes", tuple(classes))
@@ -210,7 +210,7 @@ def accepted_classes(declared: type) -> tuple[type, ...]:
     return {float: (float, int), complex: (complex, float, int)}.get(declared, (declared,))
 
 
-def loaded_class(reference: str) -> type | None:
+def _loaded_class(reference: str) -> type | None:
     """Return the class at `module:qualname`; None if no loaded module has it: nothing is imported."""
     module, _, qualname = reference.partition(":")
     found: Any = sys.modules.get(module)
