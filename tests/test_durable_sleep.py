@@ -352,6 +352,46 @@ def test_a_failed_attempt_sleeps_again(way, clock):
     assert way.resume(naps).status == "completed"
 
 
+def test_a_retry_of_a_pipeline_waits_in_the_journal(way, clock):
+    """The same, although a pipeline has no record of its own."""
+    flow = pipeline(works, failing(1), use=[PAUSED])
+    way.run(flow)
+    assert way.resume(flow).due == clock.now + HOUR
+    clock.now += HOUR
+    assert way.resume(flow)["failing"] == "done"
+
+
+def test_a_middleware_inside_an_atomic_pipeline_sleeps(way, clock):
+    """Its sleep is kept with the pipeline, which is one step."""
+    flow = pipeline(Stage("s", [works], use=[sleeper(HOUR)]), use=[atomic])
+    way.run(flow)
+    clock.now += HOUR
+    assert (way.resume(flow).status, CALLS) == ("completed", ["enters", "enters", "works"])
+
+
+@pytest.mark.parametrize("level", ["action", "stage"])
+def test_the_rest_of_a_pause_can_be_cancelled(tmp_path, clock, level):
+    """The run is cancelled, and the pause stays as it was."""
+    flow = pipeline(failing(1, use=[PAUSED])) if level == "action" else Stage("s", [failing(1)], use=[PAUSED])
+    way = Way("async", SqliteJournal(tmp_path / "r.db"))
+    due = way.run(flow).due
+
+    async def cancelled():
+        task = asyncio.create_task(flow.aresume("r", journal=way.journal, suspend_after=math.inf))
+        while durable.runs(way.journal)[0].status != "running":
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancelled())
+    assert durable.runs(way.journal)[0].status == "cancelled"
+    assert way.resume(flow).due == due
+    clock.now = due
+    assert way.resume(flow)["failing"] == "done"
+
+
 # Groups.
 
 

@@ -2,8 +2,9 @@
 
 import asyncio
 import math
+import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from multiprocessing import get_context
 
 import pytest
@@ -612,6 +613,30 @@ def test_questions_of_another_process(tmp_path):
             assert dict(run.store) == {"in_a_process": [0, 2]}
 
 
+@action
+def asks_elsewhere(ctx: Context):
+    """Asks for an input, for its own write, and in vain."""
+    ctx.store["b"] = 2
+    return [ctx.wait_for("a"), ctx.wait_for("b"), ctx.wait_for("c", timeout=0, default=3)]
+
+
+class Elsewhere(Executor):
+    """An executor that is not local: each call is pickled, performed here, and its result pickled again."""
+
+    def submit(self, fn, /, *args, **kwargs):
+        """Perform a call at once."""
+        future = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+def test_an_input_that_was_consumed_elsewhere_is_gone_here(way):
+    """A question of a detached context, and what it wrote itself, which stays."""
+
+    run = way.run(parallel(asks_elsewhere, in_a_process), {"a": 1, "first": 1, "second": 2}, executor=Elsewhere())
+    assert dict(run.store) == {"asks_elsewhere": [1, 2, 3], "b": 2, "in_a_process": [1, 2]}
+
+
 # Forks and changed flows.
 
 
@@ -646,15 +671,17 @@ def test_what_a_run_asks_for_is_in_its_info(journal, clock):
     def asks(ctx: Context):
         ctx.wait_for("ok", about={"total": 120, "items": ["desk"]}, type=bool, timeout=60, default=False)
 
+    lock = threading.Lock()
+
     @action
     def odd(ctx: Context):
-        ctx.wait_for("odd", about=object)
+        ctx.wait_for("odd", about=lock)
 
     parallel(asks, odd).run(journal=journal, run_id="r")
     [info] = durable.runs(journal)
     ok, other = info.questions
     assert (ok.key, ok.about, ok.type, ok.deadline) == ("ok", {"total": 120, "items": ["desk"]}, "bool", clock.now + 60)
-    assert (other.key, other.about, other.type, other.deadline) == ("odd", str(object), None, None)
+    assert (other.key, other.about, other.type, other.deadline) == ("odd", str(lock), None, None)
     assert (info.due, info.answered) == (clock.now + 60, False)
     read = durable.read(journal, "r")
     assert ([wait.key for wait in read.waits], read.due, read.reason) == (["ok", "odd"], info.due, info.reason)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import reduce
-from operator import or_
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Union, cast, get_args, get_origin
 
@@ -112,7 +110,7 @@ def answers(
             continue
         known.add(key)
         try:
-            result = _convert(inputs[key], reduce(or_, classes), key in texts)
+            result = _convert(inputs[key], cast("Any", Union)[tuple(classes)], key in texts)
         except Misfit as misfit:
             raise UsageError(f"the input {key!r}: the run asks for it as {question.type}, and {misfit}") from None
         made[key] = inputs[key] if result is UNCHANGED else result
