@@ -76,7 +76,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", choices=[*PEERS, []], metavar="NAME", help=f"of: {', '.join(PEERS)}")
-    parser.add_argument("--steps", type=int, default=200, help="of each workload (200)")
+    parser.add_argument("--steps", type=int, default=100, help="of each workload (100)")
     parser.add_argument("--environments", help="a folder that keeps the environments for the next time")
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)}")
     return parser.parse_args()
