@@ -633,7 +633,10 @@ class Elsewhere(Executor):
 def test_an_input_that_was_consumed_elsewhere_is_gone_here(way):
     """A question of a detached context, and what it wrote itself, which stays."""
 
-    run = way.run(parallel(asks_elsewhere, in_a_process), {"a": 1, "first": 1, "second": 2}, executor=Elsewhere())
+    flow, pool = parallel(asks_elsewhere, in_a_process), Elsewhere()
+    run = way.run(flow, {"a": 1, "first": 1}, executor=pool)
+    assert run.reason == "waiting for 'second'"
+    run = way.resume(flow, run, {"second": 2}, executor=pool)
     assert dict(run.store) == {"asks_elsewhere": [1, 2, 3], "b": 2, "in_a_process": [1, 2]}
 
 

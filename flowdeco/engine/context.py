@@ -304,8 +304,7 @@ class Context:
         """Repeat the effects of a detached copy, unless the action has been abandoned meanwhile."""
         if self.store.ended is not None:
             return
-        if effects.waits is not None:
-            self._waits().adopt(effects.waits)
+        self._waits().adopt(cast("Waits", effects.waits))
         self.store.apply(effects.delta)
         self._inserted.extend(effects.inserted)
         self._switches.extend(effects.switches)
