@@ -98,7 +98,8 @@ def drawn(lines: list[Line]) -> str:
         moves.append(f".l{at}{{animation-name:l{at}}}@keyframes l{at}{{{frames}}}")
     label = "A terminal: " + "; ".join(line.text.strip("$ ") for line in lines)
     motion = f"text{{animation-duration:{length:.1f}s;animation-iteration-count:infinite}}{''.join(moves)}"
-    return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 {height + 16}" role="img" aria-label="{escape(label)}">
+    about = f'viewBox="0 0 720 {height + 16}" role="img" aria-label="{escape(label)}"'
+    return f"""<svg xmlns="http://www.w3.org/2000/svg" {about}>
 <style>
 rect{{fill:#14171f}} text{{font:15px ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;fill:#d5dae5}}
 .prompt{{fill:#ffffff;font-weight:600}} .killed{{fill:#ff7b72}}
