@@ -2,8 +2,18 @@
 
 import asyncio
 import signal
+from contextlib import suppress
 
 import pytest
+from hypothesis import settings
+
+with suppress(ImportError):  # on import, `distributed` has it change how all exceptions of the process are pickled
+    import tblib.pickling_support
+
+    tblib.pickling_support.install = lambda *exceptions, **options: None
+
+settings.register_profile("flowdeco", deadline=None)  # machines are noisy: no test is timed
+settings.load_profile("flowdeco")
 
 # A shell ignores Ctrl-C for what it runs in the background, and children inherit that: here, it is tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -281,7 +281,7 @@ def random_part(chance, depth, sure):
         units=several(4),
         streamed=chance.random() < 0.4,
         tolerate=chance.choice([0, 0, 1, 2]),
-        enough=chance.choice([0, 0, 0, 1, 2]),
+        enough=0 if sure else chance.choice([0, 0, 0, 1, 2]),  # which ones count depends on their timing
         lists=chance.random() < 0.5,
     )
 

@@ -890,20 +890,20 @@ class Account:
         self.name = name
 
 
-class Refused(Exception):
+class Declined(Exception):
     """An error of a class of the user's own."""
 
 
 def test_an_outline_imports_no_code(monkeypatch):
     """Values and errors of classes that are not loaded have stand-ins with their names; others are as they were."""
-    error = Refused("no")
+    error = Declined("no")
     error.add_note("a note")
     given = {"error": error, "puts": {"a": Account("x"), "b": [1, (2,)], "c": Decimal(3)}, "inserted": (Stage("s"),)}
     payload = PickleCodec().encode(given, "")
     monkeypatch.setattr("importlib.import_module", lambda name: pytest.fail(f"{name} is imported"))
     read = OutlineCodec().decode(payload)
-    assert (type(read["error"]).__name__, str(read["error"]), read["error"].__notes__) == ("Refused", "no", ["a note"])
-    assert not isinstance(read["error"], Refused)
+    assert (type(read["error"]).__name__, str(read["error"]), read["error"].__notes__) == ("Declined", "no", ["a note"])
+    assert not isinstance(read["error"], Declined)
     assert (type(read["puts"]["a"]).__name__, type(read["puts"]["a"]).__module__) == ("Account", __name__)
     assert (read["puts"]["b"], read["puts"]["c"]) == ([1, (2,)], Decimal(3))
     assert not isinstance(read["inserted"][0], Stage)
@@ -914,11 +914,11 @@ def test_an_outline_imports_no_code(monkeypatch):
 def test_an_outline_in_json_has_stand_ins_too():
     """For what its codec cannot read without the code."""
     payload = (
-        b'{"by":"a/b","error":{"$exception":["gone:Refused",["no"],{}]},"inserted":{"$tuple":[{"$call":["gone:stage",["x"]'
+        b'{"by":"a/b","error":{"$exception":["gone:Declined",["no"],{}]},"inserted":{"$tuple":[{"$call":["gone:stage",["x"]'
         b',{}]}]},"puts":{"a":{"$value":["Account",{"name":1}]},"b":[1,{"$tuple":[2]}],"c":{"$zone":"UTC"}}}'
     )
     read = OutlineJsonCodec().decode(payload)
-    assert (read["by"], type(read["error"]).__name__, str(read["error"])) == ("a/b", "Refused", "no")
+    assert (read["by"], type(read["error"]).__name__, str(read["error"])) == ("a/b", "Declined", "no")
     assert [type(unit).__name__ for unit in read["inserted"]] == ["stage"]
     assert (type(read["puts"]["a"]).__name__, read["puts"]["b"]) == ("Account", [1, (2,)])
     assert OutlineJsonCodec().decode(JsonCodec().encode({"a": 1}, "")) == {"a": 1}

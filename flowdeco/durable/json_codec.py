@@ -618,7 +618,12 @@ def _read_changed(notation: Notation, node: Any) -> Any:
 
 def _write_made(notation: Notation, unit: Any) -> list[Any]:
     name, parts = ("Stage", unit) if isinstance(unit, Stage) else (type(unit).__name__, unit.units)
-    return [name, [notation.write(part) for part in parts], _write_options(notation, options_of(unit))]
+    options = {key: each for key, each in options_of(unit).items() if each or key not in _NEWER}
+    return [name, [notation.write(part) for part in parts], _write_options(notation, options)]
+
+
+# Options that older versions do not know: they are written where they are used.
+_NEWER: Final = frozenset({"tolerate", "failures", "enough", "stream", "timeout"})
 
 
 def _read_made(notation: Notation, node: Any) -> Any:

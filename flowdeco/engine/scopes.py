@@ -149,7 +149,7 @@ def _enter_and_fill(branch: Branch, scope: OpenScope, layers: Layers) -> Walk:
     if resumes and past is not None and past.in_store and scope.before is not None:
         marks, result = past.unfinished(branch.id, scope.number)
         for mark, noted in zip(layers.marks(), marks, strict=False):
-            mark.update(noted)  # another attempt returns to the state that the first one found
+            mark.continue_from(noted)  # another attempt returns to the state that the first one found
         scope.before = scope.before._replace(result=result)
     scope.values = layers.values
     if layers.entering is not None and error is None and not resumes:

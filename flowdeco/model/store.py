@@ -234,10 +234,12 @@ class _Grown(NamedTuple):
 class Mark(dict[Any, Any]):
     """A point in the life of a store: for each key that has changed since, the value before its first change.
 
-    Compared by identity: two marks with the same notes are different marks.
+    Compared by identity: two marks with the same notes are different marks. One of a resumed run has the notes of an earlier
+    mark, which enclosing marks have as well.
     """
 
-    __slots__ = ()
+    __slots__ = ("is_continued",)
+    is_continued: bool
     __hash__ = object.__hash__  # type: ignore[assignment]
     __eq__ = object.__eq__
     __ne__ = object.__ne__
@@ -246,6 +248,17 @@ class Mark(dict[Any, Any]):
         """Add the notes of a later mark: for a key that both have noted, the earlier note counts."""
         for name, before in later.items():
             self.setdefault(name, before)
+
+    def continue_from(self, earlier: Mapping[str, Any]) -> None:
+        """Take the notes of an earlier mark, whose place this one takes in a resumed run."""
+        self.update(earlier)
+        self.is_continued = True
+
+    def drop(self, undone: Mapping[str, Any]) -> None:
+        """Drop the notes that are the same in a mark that was undone: nothing has changed since."""
+        for name, before in undone.items():
+            if name in self and _is_same_note(self[name], before):
+                del self[name]
 
 
 _UNCHANGED: Final[Mapping[Any, Any]] = {}
@@ -472,6 +485,9 @@ class Store(MutableMapping[str, Any]):
         for name, before in noted.items():
             if name not in keep:
                 self._put_back(name, before)
+        if getattr(mark, "is_continued", False):
+            for each in self._marks:
+                each.drop({name: before for name, before in noted.items() if name not in keep})
 
     def _note_undone(self, marks: list[Mark], names: Iterable[str]) -> None:
         """Have marks note the keys to be undone: they report these as written."""
@@ -631,6 +647,12 @@ class Store(MutableMapping[str, Any]):
             else:
                 puts[name] = now
         return Delta(puts, deletes, appends)
+
+
+def _is_same_note(one: Any, other: Any) -> bool:
+    if one is other or not (isinstance(one, _Grown) and isinstance(other, _Grown)):
+        return one is other
+    return one.items is other.items and one.length == other.length and one.before is other.before
 
 
 def _moved(before: Any, lists: Mapping[int, list[Any]]) -> Any:
