@@ -1,5 +1,6 @@
 """Resuming, step by step: whatever a run had written when it ended, it goes on from there, or says why it cannot."""
 
+import asyncio
 import threading
 
 import durable_units as du
@@ -9,7 +10,7 @@ from scripted import evaluation, perform
 from support import names, statuses
 from test_durable import FLOWS, outcome
 
-from flowdeco import Bail, Stage, action, parallel, pipeline, stream
+from flowdeco import Bail, Context, Stage, Suspend, action, parallel, pipeline, stream
 from flowdeco.durable import MemoryJournal
 from flowdeco.engine.recorder import outcomes
 from flowdeco.engine.replay import History
@@ -505,3 +506,44 @@ def test_what_was_skipped_from_the_start_stays_so(journal):
     BROKEN.clear()
     again = flow.resume(broken, skip=["p"])
     assert (again.status, again["notes"]) == ("completed", ["+pipeline q", "-pipeline q"])
+
+
+@pytest.mark.parametrize("kind", ["collected", "made and collected", "written", "deleted"])
+def test_an_attempt_dropped_after_a_resume_in_memory_leaves_no_write_in_its_branch(run, kind):
+    """It was interrupted, resumed, and failed: the other branch is in no conflict with what it had done."""
+    failures = [KeyError("interrupted"), ValueError("tried again")]
+
+    @action
+    def waits(ctx: Context):
+        if "go" not in ctx.store:
+            raise Suspend("x")
+        if kind == "collected":
+            ctx.store.append("k", 1)
+        else:
+            ctx.store["k"] = [1]
+
+    @action
+    def first(ctx: Context):
+        if len(failures) < 2 and kind != "collected":
+            return
+        if kind == "deleted":
+            del ctx.store["k"]
+        elif kind == "written":
+            ctx.store["k"] = [2]
+        else:
+            ctx.store.append("k", 2)
+
+    @action
+    def second():
+        if failures:
+            raise failures.pop(0)
+
+    given = {} if kind == "made and collected" else {"k": [0]}
+    flow = parallel(Stage("a", [waits]), Stage("b", [first, second], use=[retry(on=ValueError, wait=0)]))
+    kept = run(flow, given, check=False)
+    assert (kept.status, type(kept.error)) == ("failed", KeyError)
+    resume = flow.resume if run.__name__ == "run_sync" else lambda *args: asyncio.run(flow.aresume(*args))
+    kept = resume(kept)
+    assert kept.status == "suspended"
+    kept = resume(kept, {"go": True})
+    assert kept["k"] == ([0, 1, 2] if kind == "collected" else [1])
