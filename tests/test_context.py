@@ -9,6 +9,7 @@ import pytest
 from support import again, failing, names, one, provide, statuses, step, swallow
 
 import flowdeco
+import flowdeco.middleware
 from flowdeco import Action, Bail, Context, Key, Pipeline, Stage, Suspend, action, parallel, pipeline, stream
 from flowdeco.errors import DefinitionError, ReturnValueError, StoreTypeError
 from flowdeco.events import Message, Progress, UnitsInserted
@@ -587,3 +588,32 @@ def test_failing_is_not_hidden_by_the_context(run):
     error = ValueError("no")
     finished = run(failing([], "a", error), check=False)
     assert finished.error is error
+
+
+def test_the_attempt_counts_the_calls_of_an_action_by_its_own_middleware(run):
+    """As its record does: from 1, and anew within another attempt at its stage."""
+    seen = []
+
+    @action(use=[flowdeco.middleware.retry(on=ValueError, wait=0)])
+    def tries(ctx: Context):
+        seen.append(ctx.attempt)
+        if len(seen) < 3:
+            raise ValueError
+
+    plain = asks(lambda ctx: seen.append(ctx.attempt), name="plain")
+    assert run(pipeline(tries, plain)).stages[0].actions[0].attempts == 3
+    assert seen == [1, 2, 3, 1]
+
+
+def test_the_attempt_is_known_in_another_process(run):
+    """It travels with the context."""
+    seen = []
+
+    def keep(ctx):
+        context = pickle.loads(pickle.dumps(ctx))
+        seen.append(context.attempt)
+        if len(seen) < 2:
+            raise ValueError
+
+    run(asks(keep, use=[flowdeco.middleware.retry(on=ValueError, wait=0)]))
+    assert seen == [1, 2]

@@ -187,7 +187,7 @@ def in_layers(
                 value = yield step, args, None
             else:
                 act = Execution(step, by, number, started)
-                act.watch = watch
+                act.watch, act.layers = watch, around
                 value = yield from _call(branch, act, around.values)
             if type(value) not in SETTLED:
                 value = yield from settled(step, value)
@@ -239,6 +239,8 @@ def _call(branch: Branch, act: Execution, values: Mapping[str, Any]) -> Generato
         act.context = Context(
             terms.run_id, branch.scope.pipeline, stage, step.action, store, branch, terms.notify, place
         )
+        if act.layers is not None:
+            act.context.attempt = act.layers.attempt
         if watch is not None:
             act.context.store.on_read = watch.look_at
     try:

@@ -81,6 +81,7 @@ class Context:
         "_place",
         "_switches",
         "action",
+        "attempt",
         "pipeline",
         "run_id",
         "stage",
@@ -102,6 +103,7 @@ class Context:
         self.pipeline = pipeline
         self.stage = stage
         self.action = action
+        self.attempt = 1  # at this action, by its own middleware
         self._place = place
         self.store = View(store)
         self._around = around
@@ -262,7 +264,7 @@ class Context:
     # Detached, in another process: its view of the store travels there, and its effects come back.
 
     def __reduce__(self) -> tuple[Any, ...]:
-        known = (self.run_id, self.step_id, self.pipeline.name, _shadow(self.stage), self.action.name)
+        known = (self.run_id, self.step_id, self.pipeline.name, _shadow(self.stage), self.action.name, self.attempt)
         values = dict(self.store)
         given = [name for name, value in values.items() if self._around.is_given(name, value)]
         around = _Elsewhere([_shadow(unit) for unit in self.pending], given, self._waits())
@@ -315,18 +317,19 @@ class Context:
     @classmethod
     def detached(
         cls,
-        known: tuple[str, str, str, Stage, str],
+        known: tuple[str, str, str, Stage, str, int],
         values: dict[str, Any],
         local: tuple[list[str], dict[str, str]],
         around: _Elsewhere,
     ) -> Context:
         """Return the copy that travels to another process, and keeps the messages for the observers."""
-        run_id, place, pipeline, stage, name = known
+        run_id, place, pipeline, stage, name, attempt = known
         action = make_action(_nothing, name=name)
         store = Store(values)
         store.know_local(*local)
         context = cls(run_id, Pipeline(name=pipeline), stage, action, store, around, None, place)
         context._notify = context._messages.append
+        context.attempt = attempt
         return context
 
 
