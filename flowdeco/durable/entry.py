@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-from flowdeco.model.definitions import Action, Pipeline
+from flowdeco.model.definitions import Action, Pipeline, as_pipeline
 from flowdeco.model.units import every_unit
 
 __all__ = ["entry_of"]
@@ -20,7 +20,9 @@ def entry_of(flow: Pipeline) -> str | None:
 
     For a script it is `file.py:name`, provided that importing the file does not run it again.
     """
-    wanted = {id(flow)} if len(flow) != 1 else {id(flow), id(flow[0])}
+    wanted = [id(flow)]
+    if len(flow) == 1 and flow == as_pipeline(flow[0]):
+        wanted.append(id(flow[0]))
     functions = [unit.__wrapped__ for unit in every_unit([flow]) if isinstance(unit, Action)]
     near = dict.fromkeys(str(getattr(function, "__module__", None)) for function in functions)
     return _search(wanted, near) or _search(wanted, _own({name.partition(".")[0] for name in near}))
@@ -39,12 +41,13 @@ def _own(packages: set[str]) -> Iterator[str]:
 _STRANGERS: Final = sys.stdlib_module_names - {"__main__"} | {"flowdeco"}
 
 
-def _search(wanted: set[int], modules: Iterable[str]) -> str | None:
+def _search(wanted: list[int], modules: Iterable[str]) -> str | None:
     for module in modules:
         space: Any = getattr(sys.modules.get(module), "__dict__", None)
-        if type(space) is not dict or wanted.isdisjoint(map(id, list(space.values()))):
+        if type(space) is not dict or set(wanted).isdisjoint(map(id, list(space.values()))):
             continue
-        name = next(name for name, value in list(space.items()) if id(value) in wanted)
+        names = {id(value): name for name, value in reversed(list(space.items()))}
+        name = next(names[each] for each in wanted if each in names)
         place = module if module != "__main__" else _script(space)
         if place is not None and (module == "__main__" or space.get("__spec__") is not None):
             return f"{place}:{name}"
