@@ -196,7 +196,9 @@ class Performer:
         interrupts.wake = None
         lane.take_over()
         if interrupt is not None:
-            raise interrupt
+            if interrupt is not gate.cancelled or type(came[0]) is Raised:
+                raise interrupt
+            gate.pending = interrupt  # the coroutine has ended by itself
         return came[0]
 
     def run_lane(self, answered: Callable[[Any], object]) -> RunLane:
