@@ -275,7 +275,16 @@ def utc(seconds: float) -> str:
 
 
 class Cancelled(_Signal):
-    """A branch is abandoned because another one ended their parallel group."""
+    """A run was cancelled from outside, by `durable.cancel`; or a branch, because another one ended their group."""
+
+    of_run = False
+
+    @classmethod
+    def from_outside(cls, run_id: str) -> Cancelled:
+        """Return the signal that ends a run."""
+        made = cls(f"run {run_id!r} was cancelled by durable.cancel, or flowdeco cancel")
+        made.of_run = True
+        return made
 
 
 def meant_by(error: BaseException) -> BaseException:

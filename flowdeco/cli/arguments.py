@@ -113,6 +113,13 @@ def _one_or_more(text: str) -> int:
     return int(text)
 
 
+def _seconds(text: str) -> float:
+    with suppress(ValueError):
+        if (seconds := float(text)) >= 0:
+            return seconds
+    raise argparse.ArgumentTypeError(f"expected a number of seconds, or inf for never, not {text!r}")
+
+
 def _run_id(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("expected a name, not an empty string")
@@ -147,6 +154,8 @@ def _parser() -> _Parser:
     _resume_options(command("resume", "resume a run that failed, was suspended, cancelled or killed"))
     _diff_options(command("diff", "compare a run with its plan"))
     _purge_options(command("purge", "delete runs from a journal, and the large values that no other run has"))
+    _wake_options(command("wake", "resume the runs that are due, answered or have crashed"))
+    _cancel_options(command("cancel", "cancel a run: at its next step, or at once if it is not at work"))
     return parser
 
 
@@ -201,10 +210,18 @@ def _add_running(parser: _Parser) -> None:
         "--allow-unknown", action="store_true",
         help="accept a --skip that resembles a known name: it may be that of a stage that is inserted later",
     )  # fmt: skip
+    _add_suspend_after(parser)
     parser.add_argument("--progress", action="store_true", help="show the progress (extra: flowdeco[rich])")
     parser.add_argument("--html", metavar="FILE", help="write a page that shows the run")
     parser.add_argument("-v", "--verbose", action="count", default=0, help="show log messages; -vv: all of them")
     _add_json(parser)
+
+
+def _add_suspend_after(parser: _Parser) -> None:
+    parser.add_argument(
+        "--suspend-after", type=_seconds, default=60.0, metavar="SECONDS",
+        help="suspend a durable run in longer sleeps, until it is due (default: 60)",
+    )  # fmt: skip
 
 
 def _run_options(parser: _Parser) -> None:
@@ -307,6 +324,21 @@ def _purge_options(parser: _Parser) -> None:
     )
     _add_status(parser)
     parser.add_argument("--dry-run", action="store_true", help="delete nothing, only list them")
+    _add_json(parser)
+
+
+def _wake_options(parser: _Parser) -> None:
+    parser.add_argument("journal", metavar="JOURNAL", nargs="?", type=_path, help=f"the journal (default: ${JOURNAL})")
+    parser.add_argument("--watch", action="store_true", help="go on, and look every second, until SIGINT or SIGTERM")
+    _add_suspend_after(parser)
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="show log messages; -vv: all of them")
+    _add_json(parser)
+    parser.epilog = "In a crontab: * * * * * flowdeco wake /srv/shop/runs.db"
+
+
+def _cancel_options(parser: _Parser) -> None:
+    _completed_by(parser.add_argument("run", metavar="RUN", help=_RUN), _complete_run)
+    _add_journal(parser, "the journal")
     _add_json(parser)
 
 

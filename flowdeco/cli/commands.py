@@ -28,6 +28,8 @@ COMMANDS: Final = {
     "resume": "flowdeco.cli.run",
     "diff": "flowdeco.cli.plans",
     "purge": "flowdeco.cli.journals",
+    "wake": "flowdeco.cli.wake",
+    "cancel": "flowdeco.cli.journals",
 }
 
 

@@ -1,10 +1,11 @@
-"""The commands that read a journal, and need no workflow for it: `runs`, `show` and `purge`."""
+"""The commands that need a journal, and no workflow: `runs`, `show`, `cancel` and `purge`."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import shlex
 import sys
 import time
 from argparse import Namespace
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from flowdeco.engine.outcome import ActionRecord, StageRecord
     from flowdeco.engine.runs import Run
 
-__all__ = ["find_run", "journal_path", "open_journal", "purge", "runs", "show", "state_of"]
+__all__ = ["cancel", "find_run", "journal_path", "open_journal", "purge", "runs", "show", "state_of"]
 
 _ROW_COLUMNS: Final = ("branch", "number", "kind", "stage", "action", "status", "started", "elapsed")
 _STATES: Final = [*STATUSES, "crashed"]
@@ -83,7 +84,7 @@ def state_of(info: RunInfo) -> str:
     return "crashed" if info.status == "running" and info.owner is None else info.status
 
 
-# Listing and deleting.
+# Listing, cancelling and deleting.
 
 
 def runs(options: Namespace) -> int:
@@ -98,6 +99,21 @@ def runs(options: Namespace) -> int:
         _print_runs(infos)
     else:
         report.say(f"{path} has no {' or '.join(options.status)} runs".replace("  ", " "))
+    return FINE
+
+
+def cancel(options: Namespace) -> int:
+    """Cancel a run."""
+    path = journal_path(options)
+    info = find_run(path, options.run)
+    durable.cancel(path, info.id)
+    now = find_run(path, info.id)
+    if options.json:
+        print_json({"id": now.id, "status": now.status, "owner": now.owner})
+    elif now.owner is not None:
+        report.say(f"run {now.id} stops at its next step: {now.owner} works on it")
+    else:
+        report.say(f"run {now.id} is cancelled; to resume: flowdeco resume {shlex.quote(now.id)}")
     return FINE
 
 

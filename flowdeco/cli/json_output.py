@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 __all__ = ["plain", "plan_as_data", "print_json", "run_as_data"]
 
 
-def print_json(data: Any) -> None:
-    """Print data as JSON, with characters outside of ASCII escaped where the output may not have them."""
+def print_json(data: Any, indent: int | None = 2) -> None:
+    """Print data as JSON (in one line without `indent`), with characters outside of ASCII escaped where the output may not have them."""
     import json  # most commands print none
 
     encodes_all = (sys.stdout.encoding or "utf-8").lower().replace("-", "") == "utf8"
-    text = json.dumps(data, indent=2, ensure_ascii=not encodes_all)
+    text = json.dumps(data, indent=indent, ensure_ascii=not encodes_all)
     if not text.replace("\n", "").isprintable():  # JSON itself escapes only some control characters
-        text = json.dumps(data, indent=2).replace("\x7f", "\\u007f")
+        text = json.dumps(data, indent=indent).replace("\x7f", "\\u007f")
     print(text)
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import ExitStack, suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, cast
 
 from flowdeco.drivers.in_flight import InFlight
 from flowdeco.drivers.lanes import Lane, awaited
-from flowdeco.drivers.start import Evaluated, abandon, begin, end
+from flowdeco.drivers.start import Evaluated, abandon, begin, end, listen
 from flowdeco.drivers.start import resume as continued
 from flowdeco.drivers.threads import Threads, call_in_thread, timed_out, writer
 from flowdeco.engine.evaluation import evaluate
@@ -104,6 +104,8 @@ async def _performed(evaluated: Evaluated, options: RunOptions, gate: Gate) -> R
         if options.progress is not None:
             resources.callback(evaluation.close)  # closes the display, whatever happens to the run
         performer = _Performer(resources, options, gate, run.resumption and run.resumption.journal)
+        resources.callback(gate.drop_late)
+        resources.callback(listen(run, performer.interrupt))
         await _drive(evaluation, performer)
     if performer.closed:
         raise GeneratorExit
@@ -145,6 +147,8 @@ class _Performer:
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
         self.closed = False  # nothing can be awaited any more
+        self._awaits = False  # something that an interrupt ends
+        self._ends_wait = False  # an interrupt has cancelled the task for it
         self._saved: list[Any] = []  # the answer to a request that was under way as the coroutine was closed
         self._in_flight = InFlight(self, options.executor, resources)
         self._limit = options.limit
@@ -161,6 +165,37 @@ class _Performer:
         if pending is None:
             await asyncio.sleep(0)  # raises the cancellation of the task
         return Raised(pending or asyncio.CancelledError())
+
+    def interrupt(self, error: BaseException) -> bool:
+        """Interrupt the run, from another thread; return False if it is being interrupted already."""
+        heard = self.gate.interrupt(error)
+        if heard:
+            self._soon(self._end_wait)
+        return heard
+
+    def _end_wait(self) -> None:
+        """End what the run waits for: a group looks for itself, and a write ends by itself."""
+        self._woken.set()
+        if self._awaits and self.gate.pending is not None:
+            self._ends_wait = cast("Any", self._task).cancel()
+
+    async def _interruptible(self, awaitable: Awaitable[Any]) -> Any:
+        """Await this; an interrupt of another thread ends it."""
+        task = cast("Any", self._task)
+        before = task.cancelling()
+        self._awaits, self._ends_wait = True, False
+        try:
+            return await awaitable
+        except asyncio.CancelledError:
+            pending = self.gate.pending
+            if self._ends_wait and pending is not None and task.cancelling() == before + 1:
+                self.gate.pending = None
+                raise pending from None
+            raise  # the task was cancelled, too
+        finally:
+            self._awaits = False
+            if self._ends_wait:
+                task.uncancel()
 
     def raised(self, error: BaseException) -> Any:
         """Return the answer to a request that raised this: a cancellation, if the coroutine of the run is closed."""
@@ -185,13 +220,15 @@ class _Performer:
             return self._perform_closed(request)
         if isinstance(request, Save):
             return await self._save(request)
-        if isinstance(request, Sleep):
-            return await asyncio.sleep(request.seconds)
-        if isinstance(request, Await):
-            return await awaited(request)
         if isinstance(request, Fork):
             return await self._side_by_side(request)
-        return await self._call(cast("FunctionCall", request))
+        if isinstance(request, Sleep):
+            waiting: Awaitable[Any] = asyncio.sleep(request.seconds)
+        elif isinstance(request, Await):
+            waiting = awaited(request)
+        else:
+            waiting = self._call(cast("FunctionCall", request))
+        return await (waiting if self._journal is None else self._interruptible(waiting))
 
     async def _call(self, request: FunctionCall) -> Any:
         """Call in a thread, for at most the timeout of the call."""
@@ -239,6 +276,8 @@ class _Performer:
                     await self._woken.wait()
                 except asyncio.CancelledError as cancelled:
                     schedule.interrupt(cancelled)
+                if self.gate.pending is not None and schedule.interrupt(self.gate.pending):
+                    self.gate.pending = None
                 self._woken.clear()
                 self._waking = False  # before looking: a later report wakes it again
             self._in_flight.deliver(self._reported, schedule)

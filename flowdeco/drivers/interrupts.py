@@ -67,6 +67,13 @@ class Interrupts:
                 self.gate.pending = _Waiting() if self._waiting else None
                 raise
 
+    def interrupt(self, error: BaseException) -> bool:
+        """Interrupt the run, from another thread; return False if it is being interrupted already."""
+        heard = self.gate.interrupt(error)
+        if self.wake is not None:
+            self.wake()
+        return heard
+
     def _handle(self, number: int, frame: Any) -> None:
         if self.gate.open:
             self.gate.open = False

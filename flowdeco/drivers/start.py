@@ -9,8 +9,9 @@ import time
 import types
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from flowdeco.engine.branch import Terms
 from flowdeco.engine.evaluation import evaluate_run
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from flowdeco.engine.logs import RunLogger
     from flowdeco.events import Event
 
-__all__ = ["Evaluated", "abandon", "begin", "end", "is_cancellation", "resume"]
+__all__ = ["Evaluated", "abandon", "begin", "end", "is_cancellation", "listen", "resume"]
 
 
 Evaluation: TypeAlias = "Generator[Request, Any, None]"
@@ -82,7 +83,8 @@ def _begun(start: _Start, inputs: Mapping[str, Any] | None, options: RunOptions)
     recorder.check_repeatable(flow.units, f"pipeline {flow.name!r}", "has")
     run.started = time.time()  # as the journal notes it, which may take a while to be made
     payload = encoded_inputs(encoder(journal), journal.codec, store)
-    journal.create(run.id, flow.name, payload, sorted(start.skip))
+    entry = _entry(journal, flow)
+    journal.create(run.id, flow.name, payload, sorted(start.skip), *([] if entry is None else [entry]))
     recorder.note_written(payload, store.items())
     del payload  # it may hold values
     return run, start.evaluated(run, start.terms(run, recorder, store, 1))
@@ -200,7 +202,8 @@ def _from_journal(
     if from_stage is None:
         run.started, run.elapsed = remembered.started, remembered.total()
     recorder = _recorder(journal, run.id)
-    known = Journaled(journal, remembered, whole, more, sorted(start.skip), from_stage)
+    entry = None if from_stage is None else _entry(journal, flow)
+    known = Journaled(journal, remembered, whole, more, sorted(start.skip), from_stage, entry)
     earlier = Earlier(steps, recorder.code, on_change, finished, None, known, archived, tuple(given))
     terms = start.terms(run, recorder, store, len(given))
     if from_stage is None:
@@ -307,7 +310,8 @@ class _Start:
         clock = self.given_clock
         if clock is not None:
             return Wall(lambda: clock.time() + clock.epoch, clock.sleep, clock.sleeping)
-        return Wall(time.time, time.sleep, _sleeping, self.suspend_after if durable else inf)
+        sleep = partial(_sleep, self.gate) if durable else time.sleep
+        return Wall(time.time, sleep, _sleeping, self.suspend_after if durable else inf)
 
     def terms(self, run: Run, recorder: Recorder | None = None, given: Mapping[str, Any] = {}, since: int = 0) -> Terms:
         """Return the terms of a run, and have the run keep the means to resume it."""
@@ -378,6 +382,8 @@ class _Start:
                     "Write parallel(...) for units that may run side by side", run.id, self.executor,
                 )  # fmt: skip
         if terms.recorder is not None:
+            if run.status is Status.SUSPENDED and terms.gate.cancelled is not None:  # as it was being suspended
+                run.status, run.error, run.reason, run.waits = Status.CANCELLED, terms.gate.cancelled, None, ()
             error = None if run.error is None else told(run.error)
             journal = terms.recorder.journal
             if isinstance(journal, Generation) and run.status in FINISHED:
@@ -458,6 +464,15 @@ def _journal(given: Any) -> Journal:
     return cast("Journal", journal.for_run(given))
 
 
+def _entry(journal: Any, flow: Pipeline) -> str | None:
+    """Return where a pipeline is found, for a journal that notes it."""
+    if not getattr(journal, "takes_entry", False) or getattr(journal, "entry", None) is not None:
+        return None
+    from flowdeco.durable.entry import entry_of
+
+    return entry_of(flow)
+
+
 def _recorder(journal: Journal, run_id: str) -> Recorder:
     from flowdeco import durable
 
@@ -468,6 +483,17 @@ def _at_rest(journal: Journal) -> Journal:
     from flowdeco.durable.journal import at_rest
 
     return cast("Journal", at_rest(journal))
+
+
+def _sleep(gate: Gate, seconds: float) -> None:
+    """Sleep in an action, unless the run is cancelled."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        gate.raise_cancelled()
+        time.sleep(min(left, _LOOKS))
+
+
+_LOOKS: Final = 0.1  # seconds until a sleeping action sees that the run is cancelled
 
 
 def _sleeping(seconds: float) -> Awaitable[None]:
@@ -485,9 +511,24 @@ def end(run: Run, check: bool) -> Run:
     remember(run, error)
     with suppress(Exception):  # the exception may not allow it
         error.__traceback__ = _without_our_frames(error.__traceback__)
-    if check or run.status is Status.CANCELLED:
+    if check or (run.status is Status.CANCELLED and not isinstance(error, Cancelled)):
         raise error
     return run
+
+
+def listen(run: Run, cancel: Callable[[BaseException], bool]) -> Callable[[], object]:
+    """Have the journal of a run call this when the run is cancelled; return the function that ends it."""
+    journal: Any = None if run.resumption is None else run.resumption.journal
+    ask = getattr(journal, "on_cancel", None)
+    if ask is None:
+        return _nothing
+    error = Cancelled.from_outside(run.id)
+    ask(run.id, lambda: cancel(error))
+    return lambda: ask(run.id, None)
+
+
+def _nothing() -> None:
+    pass
 
 
 def is_cancellation(error: BaseException) -> bool:

@@ -19,7 +19,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from flowdeco.drivers.interrupts import Interrupts
-from flowdeco.drivers.start import Evaluated, begin, end
+from flowdeco.drivers.start import Evaluated, begin, end, listen
 from flowdeco.drivers.start import resume as continued
 from flowdeco.engine.evaluation import evaluate
 from flowdeco.engine.requests import Await, Ended, Fork, Gate, Raised, Request, Save, Sleep
@@ -64,8 +64,11 @@ def perform(
                 return evaluated
             run, evaluation = evaluated
             with ExitStack() as resources:
+                resources.callback(interrupts.gate.drop_late)
+                resources.callback(listen(run, interrupts.interrupt))
                 if options.progress is not None:
                     resources.callback(evaluation.close)  # closes the display, whatever happens to the run
+                options = options._replace(journal=run.resumption and run.resumption.journal)
                 _drive(evaluation, (make or Performer)(resources, interrupts, options), interrupts)
     except KeyboardInterrupt as late:
         if run is not None:
@@ -126,6 +129,7 @@ class Performer:
         self.reported: deque[tuple[int, Any]] = deque()
         self._executor = options.executor
         self._limit = options.limit
+        self._is_durable = options.journal is not None
         self._loop_thread: LoopThread | None = None
         self._lane: RunLane | None = None
         self._answers: SimpleQueue[tuple[Any] | None] = SimpleQueue()  # of the lane; None for a signal
@@ -137,7 +141,7 @@ class Performer:
         """Perform a request; return its result, or raise its exception."""
         if isinstance(request, Sleep):
             if self._loop_thread is None:
-                return time.sleep(request.seconds)
+                return self._sleep(request.seconds)
             request = self._loop_thread.pause(request)  # where a timeout of middleware ends it, too
         if isinstance(request, Await):
             return self.awaited(request)
@@ -151,6 +155,19 @@ class Performer:
             return step.function(*args, **(kwargs or {}))
         assert step.timeout is not None, "any other call is made by `_answered`"
         return call_with_timeout(step.name, step.timeout, step.function, args, kwargs)
+
+    def _sleep(self, seconds: float) -> None:
+        if not self._is_durable:
+            return time.sleep(seconds)
+        until = time.monotonic() + seconds
+        self.interrupts.wake = self._awake
+        while self.gate.pending is None and (left := until - time.monotonic()) > 0:
+            self._wake.acquire(timeout=min(left, threading.TIMEOUT_MAX))
+        self.interrupts.raise_pending()
+
+    def _awake(self) -> None:
+        with suppress(RuntimeError):  # another thread was faster
+            self._wake.release()
 
     def loop(self) -> LoopThread:
         """Return the event loop, which starts when it is first needed."""
@@ -179,7 +196,9 @@ class Performer:
         interrupts.wake = None
         lane.take_over()
         if interrupt is not None:
-            raise interrupt
+            if interrupt is not gate.cancelled or type(came[0]) is Raised:
+                raise interrupt
+            gate.pending = interrupt  # the coroutine has ended by itself
         return came[0]
 
     def run_lane(self, answered: Callable[[Any], object]) -> RunLane:
@@ -207,6 +226,7 @@ class Performer:
         while schedule.ended is None:
             in_flight.begin(schedule)
             if schedule.ended is None and not self.reported:
+                self.interrupts.wake = self._awake
                 interrupt = self._waited()
                 if interrupt is not None:
                     schedule.interrupt(interrupt)
@@ -246,8 +266,7 @@ class Performer:
         """Take an answer, from any thread."""
         self.reported.append((ticket, answer))
         if self._wake.locked():
-            with suppress(RuntimeError):  # another thread was faster
-                self._wake.release()
+            self._awake()
 
     def later(self, seconds: float, ticket: int, answer: Any) -> None:
         """Report an answer after so many seconds."""

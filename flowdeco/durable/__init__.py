@@ -17,7 +17,7 @@ from flowdeco.durable.memory import MemoryJournal
 from flowdeco.durable.sqlite import SqliteJournal
 from flowdeco.engine.generations import present_rows
 from flowdeco.engine.journal import Codec, Journal, Remembered, Row
-from flowdeco.errors import DefinitionError, RunBusyError, RunNotFoundError, suggestion
+from flowdeco.errors import DefinitionError, JournalError, RunBusyError, RunNotFoundError, suggestion
 from flowdeco.model.lazy import lazily
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ __all__ = [
     "SqliteJournal",
     "answer",
     "as_journal",
+    "cancel",
     "delete",
     "digest",
     "due",
@@ -85,6 +86,18 @@ def due(journal: Any, now: float | None = None) -> list[RunInfo]:
         elif run.answered or run.status == "running":
             ready.append((run.updated, run))
     return [run for _, run in sorted(ready, key=itemgetter(0))]
+
+
+def cancel(journal: Any, run_id: str) -> None:
+    """Cancel a run: one that no process works on at once, any other when its owner reaches its next step or heartbeat.
+
+    The owner's `run` raises `Cancelled`. A cancelled run can be resumed, and is left alone by `wake`. Raises
+    `RunNotFoundError`, and `JournalError` for a run that has finished.
+    """
+    target = as_journal(journal)
+    if not callable(getattr(target, "cancel", None)):
+        raise JournalError(f"{target!r} has no method `cancel`, with which to cancel run {run_id!r}")
+    target.cancel(run_id)
 
 
 def delete(journal: Any, run_id: str) -> None:

@@ -12,8 +12,9 @@ import stat
 import threading
 import time
 import weakref
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
+from math import inf
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -21,8 +22,10 @@ from flowdeco.durable.forks import CLOSING, GUARD, prepare_for_forks
 from flowdeco.durable.schema import APPLICATION, MIGRATIONS, VERSION
 from flowdeco.errors import JournalError, RunNotFoundError
 
-__all__ = ["PATIENCE", "JournalFile", "Lease", "inode", "is_held_here", "journal_file", "transaction"]
+__all__ = ["CANCELLED", "HEARTBEAT", "PATIENCE", "JournalFile", "Lease", "inode", "is_held_here", "journal_file", "transaction"]
 
+CANCELLED: Final = "!"  # follows the token of an owner whose run has been cancelled
+HEARTBEAT: Final = 1.0  # seconds until an owner that writes nothing notices that its run has been cancelled
 PATIENCE: Final = 60.0  # seconds to wait for other writers of the file
 WAL: Final = 4000  # pages that the log grows to, 16 MB: moving them into the file waits for the disk, so not too often
 
@@ -32,15 +35,39 @@ class Lease:
 
     `noted` tells whether the file says that the run is running: it does not before a resume is accepted. After a fork,
     the lease is the parent's: its copy in the child has no token.
+
+    A run is cancelled by changing its `owner` in the file, who notices this at the next write or heartbeat, changes it
+    here, and calls `on_cancel` until that returns True. So a write need not ask whether the run has been cancelled.
     """
 
-    __slots__ = ("__weakref__", "id", "noted", "seconds", "token")
+    __slots__ = ("__weakref__", "id", "is_told", "noted", "on_cancel", "owner", "seconds", "token")
 
     def __init__(self, id: int, token: str, seconds: float, *, noted: bool) -> None:
         self.id = id
-        self.token = token
+        self.token = self.owner = token
         self.seconds = seconds
         self.noted = noted
+        self.is_told = False
+        self.on_cancel: Callable[[], bool] | None = None
+
+    def is_cancelled(self, connection: sqlite3.Connection) -> bool:
+        """Whether the run has been cancelled since this was last asked."""
+        cancelled = self.token + CANCELLED
+        if not self.token or self.owner == cancelled:
+            return False
+        if not connection.execute(_IS_OWNER, (self.id, cancelled)).fetchone():
+            return False
+        self.owner = cancelled
+        self.tell()
+        return True
+
+    def tell(self) -> None:
+        """Have the driver cancel the run, if that was not possible before."""
+        if self.owner != self.token and not self.is_told and self.on_cancel is not None:
+            self.is_told = self.on_cancel()
+
+
+_IS_OWNER: Final = "SELECT 1 FROM runs WHERE id = ? AND owner = ?"
 
 
 _files: Final[weakref.WeakValueDictionary[tuple[str, str], JournalFile]] = weakref.WeakValueDictionary()
@@ -59,8 +86,8 @@ def journal_file(path: str, synchronous: str) -> JournalFile:
 
 
 def is_held_here(token: str) -> bool:
-    """Whether this process works on the run with this token."""
-    return token in _tokens
+    """Whether this process works on the run with this token, or that of a cancelled one."""
+    return token.removesuffix(CANCELLED) in _tokens
 
 
 class JournalFile:
@@ -80,6 +107,7 @@ class JournalFile:
         self._closing: weakref.finalize[..., Any] | None = None
         self._leases: weakref.WeakValueDictionary[str, Lease] = weakref.WeakValueDictionary()
         self._heart: tuple[threading.Thread, threading.Event, float] | None = None
+        self._renewal = inf  # when the leases are to be renewed, by the monotonic clock
         self._forks = False
 
     def connect(self, *, make: bool = False) -> sqlite3.Connection:
@@ -124,7 +152,8 @@ class JournalFile:
     def keep(self, lease: Lease) -> None:
         """Renew a lease from now on. Called before the transaction ends that writes it."""
         _tokens[lease.token] = self._leases[lease.token] = lease
-        if self._heart is not None and lease.seconds / 3 < self._heart[2]:
+        self._renewal = min(self._renewal, _renewal(lease))
+        if self._heart is not None and _interval(lease) < self._heart[2]:
             self._stop_heart()
         self._start_heart()
 
@@ -139,7 +168,7 @@ class JournalFile:
         if self._heart is None and not self._forks:
             # No finalizer stops it: as the process ends, the thread may be frozen while it holds the lock of `stop`.
             stop = threading.Event()
-            interval = min(lease.seconds for lease in self._leases.values()) / 3
+            interval = min(map(_interval, self._leases.values()))
             beating = (weakref.ref(self), stop, interval)
             thread = threading.Thread(target=self._beat, args=beating, name="flowdeco lease", daemon=True)
             thread.start()
@@ -157,26 +186,34 @@ class JournalFile:
     def _beat(file: weakref.ref[JournalFile], stop: threading.Event, interval: float) -> None:
         while not stop.wait(interval):
             alive = file()
-            if alive is None or not alive.renew():
+            if alive is None or not alive.beat():
                 return
             del alive
 
-    def renew(self) -> bool:
-        """Renew all leases; return whether there are any."""
+    def beat(self) -> bool:
+        """Look for runs that have been cancelled, and renew all leases in time; return whether there are any."""
         with self.lock:
             leases = list(self._leases.values())
             if not leases:
                 self._heart = None
                 return False
-            now = time.time()
-            renewed = [(now + each.seconds, now if each.noted else None, each.id, each.token) for each in leases]
             with suppress(sqlite3.Error, JournalError):  # the next write reports the error
                 connection = self.connection or self.connect()
-                with transaction(connection):
-                    connection.executemany(
-                        "UPDATE runs SET lease = ?, updated = coalesce(?, updated) WHERE id = ? AND owner = ?", renewed
-                    )
+                for each in leases:
+                    each.is_cancelled(connection)
+                    each.tell()
+                if time.monotonic() >= self._renewal:
+                    self._renew(connection, leases)
             return True
+
+    def _renew(self, connection: sqlite3.Connection, leases: list[Lease]) -> None:
+        now = time.time()
+        renewed = [(now + each.seconds, now if each.noted else None, each.id, each.owner) for each in leases]
+        with transaction(connection):
+            connection.executemany(
+                "UPDATE runs SET lease = ?, updated = coalesce(?, updated) WHERE id = ? AND owner = ?", renewed
+            )
+        self._renewal = min(map(_renewal, leases))
 
     # Forks.
 
@@ -197,7 +234,7 @@ class JournalFile:
         if in_child:
             for lease in list(self._leases.values()):
                 _tokens.pop(lease.token, None)
-                lease.token = ""
+                lease.token = lease.owner = ""
             self._leases.clear()
         if self._leases:
             self._start_heart()
@@ -256,6 +293,14 @@ def transaction(connection: sqlite3.Connection, kind: str = "IMMEDIATE") -> Gene
             with suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
         raise
+
+
+def _interval(lease: Lease) -> float:
+    return min(lease.seconds / 3, HEARTBEAT)
+
+
+def _renewal(lease: Lease) -> float:
+    return time.monotonic() + lease.seconds / 3 - HEARTBEAT / 2
 
 
 def inode(path: str) -> tuple[int, int] | None:

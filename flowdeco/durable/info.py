@@ -11,7 +11,8 @@ from flowdeco.engine.journal import Row
 from flowdeco.errors import QUESTION, JournalError, Wait, utc
 
 __all__ = [
-    "STATUSES", "Question", "RunInfo", "Step", "as_text", "finished_error", "first_due", "questions_in", "questions_of",
+    "STATUSES", "Question", "RunInfo", "Step", "as_text", "finished_error", "first_due", "nothing_to_cancel",
+    "questions_in", "questions_of",
     "steps", "waits_as_json",
 ]  # fmt: skip
 
@@ -78,6 +79,11 @@ def questions_of(waits: Iterable[Wait]) -> tuple[Question, ...]:
 def finished_error(run_id: str, status: str) -> JournalError:
     """Return the error of an answer to a run that has finished."""
     return JournalError(f"run {run_id!r} has {status}, and asks nothing any more: an answer would have no effect")
+
+
+def nothing_to_cancel(run_id: str, status: str) -> JournalError:
+    """Return the error of cancelling a run that has finished."""
+    return JournalError(f"run {run_id!r} has {status}: there is nothing to cancel")
 
 
 def first_due(waits: Sequence[Wait]) -> float | None:

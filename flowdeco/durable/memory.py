@@ -7,11 +7,12 @@ import socket
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from flowdeco.durable.codec import PickleCodec
 from flowdeco.durable.forks import prepare_for_forks
-from flowdeco.durable.info import Question, RunInfo, finished_error, first_due, questions_of
+from flowdeco.durable.file import HEARTBEAT
+from flowdeco.durable.info import Question, RunInfo, finished_error, first_due, nothing_to_cancel, questions_of
 from flowdeco.engine.journal import FINISHED, Codec, Remembered, Row
 from flowdeco.errors import JournalError, RunBusyError, RunExistsError, RunNotFoundError, Wait, suggestion
 
@@ -31,6 +32,8 @@ class _Run:
         self.waits: Sequence[Wait] = ()
         self.known = 1  # inputs and answers that the present leg, or the last one, began with
         self.busy = True
+        self.on_cancel: Callable[[], bool] | None = None
+        self.is_cancelled = False  # while it is busy
         self.before: tuple[str, str | None, str | None] | None = None  # the state that `release` returns to
 
     status: str
@@ -43,6 +46,11 @@ class _Run:
             self.before = self.status, self.reason, self.error
             self.status, self.reason, self.error = "running", None, None
             self.updated = time.time()
+
+    def tell(self) -> None:
+        """Have the driver cancel the run, if it was cancelled and the driver has not been told."""
+        if self.is_cancelled and self.busy and self.on_cancel is not None and self.on_cancel():
+            self.on_cancel = None
 
     def waiting(self) -> tuple[float | None, tuple[Question, ...], bool]:
         """Return when a suspended run is due, its questions, and whether it has been answered."""
@@ -87,7 +95,7 @@ class MemoryJournal:
             run = self._found(run_id)
             if finished or run.status not in FINISHED:
                 self._require_idle(run_id, run)
-                run.busy, run.before, run.known = True, None, len(run.inputs)
+                run.busy, run.before, run.known, run.is_cancelled = True, None, len(run.inputs), False
             return self._remembered(run_id, run)
 
     def proceed(self, run_id: str, inputs: bytes | None = None) -> None:
@@ -108,6 +116,34 @@ class MemoryJournal:
             run.inputs.append((run.written, answers))
             run.updated = time.time()
 
+    def on_cancel(self, run_id: str, call: Callable[[], bool] | None) -> None:
+        """Have this called, from any thread, when the run is cancelled while it is at work; again until it returns True."""
+        with self._lock:
+            run = self._runs.get(run_id)
+            if run is not None and (run.busy or call is None):
+                run.on_cancel = call
+                run.tell()
+
+    def cancel(self, run_id: str) -> None:
+        """Cancel a run: at once if nobody works on it; raises `JournalError` if it has finished."""
+        with self._lock:
+            run = self._found(run_id)
+            if run.status in FINISHED:
+                raise nothing_to_cancel(run_id, run.status)
+            if run.busy:
+                run.is_cancelled = True
+                threading.Thread(target=self._tell, args=(run,), name="flowdeco cancel", daemon=True).start()
+            else:
+                run.status, run.reason, run.error, run.updated = "cancelled", None, None, time.time()
+
+    def _tell(self, run: _Run) -> None:
+        while True:  # an action that awaits has as much time to end as with a file
+            time.sleep(HEARTBEAT)
+            with self._lock:
+                run.tell()
+                if run.on_cancel is None or not run.busy:
+                    return
+
     def release(self, run_id: str) -> None:
         """Give the lease of an opened run back, and leave the run as it was; does nothing if it is not held."""
         with self._lock:
@@ -116,6 +152,8 @@ class MemoryJournal:
                 run.busy = False
                 if run.before is not None:
                     run.status, run.reason, run.error = run.before
+                if run.is_cancelled:
+                    run.status, run.reason, run.error = "cancelled", None, None
 
     def read(self, run_id: str) -> Remembered:
         """Return a run without opening it."""
@@ -135,6 +173,7 @@ class MemoryJournal:
                 run.rows[run.written] = row
                 run.written += 1
             run.updated = time.time()
+            run.tell()
 
     def drop(self, run_id: str, cuts: Mapping[str, int]) -> None:
         """Forget the rows of these branches from these numbers on."""
@@ -150,6 +189,8 @@ class MemoryJournal:
         """Note the outcome of the run."""
         with self._lock:
             run = self._held(run_id)
+            if run.is_cancelled and status == "suspended":
+                status, reason = "cancelled", None
             run.status, run.reason, run.error, run.busy = str(status), reason, error, False
             run.updated, run.waits = time.time(), tuple(waits)
             if elapsed is not None:

@@ -46,7 +46,8 @@ CREATE TABLE runs (
     timed INTEGER NOT NULL DEFAULT 0,
     due REAL,
     questions TEXT,
-    answers INTEGER NOT NULL DEFAULT 0
+    answers INTEGER NOT NULL DEFAULT 0,
+    ready REAL
 );
 CREATE TABLE inputs (
     run INTEGER NOT NULL,
@@ -57,7 +58,8 @@ CREATE TABLE inputs (
     PRIMARY KEY (run, number)
 )"""
 
-# Answers are inputs that anybody may add, whoever is at work on the run: `given` are the inputs before them.
+# Answers are inputs that anybody may add, whoever is at work on the run: `given` are the inputs before them. A suspended
+# run is `ready` to be woken when it is due, or at once when it has been answered.
 _ANSWERS: Final = """
 CREATE TABLE IF NOT EXISTS answers (
     run INTEGER NOT NULL,
@@ -68,7 +70,8 @@ CREATE TABLE IF NOT EXISTS answers (
     payload BLOB NOT NULL,
     PRIMARY KEY (run, number)
 );
-CREATE INDEX IF NOT EXISTS waiting ON runs (due) WHERE status = 'suspended'"""
+CREATE INDEX IF NOT EXISTS waiting ON runs (ready) WHERE status = 'suspended';
+CREATE INDEX IF NOT EXISTS working ON runs (id) WHERE status = 'running'"""
 
 _LOG: Final = """
 CREATE TABLE log (
@@ -190,7 +193,7 @@ def _from_version_4(connection: sqlite3.Connection) -> None:
 
 def _from_version_5(connection: sqlite3.Connection) -> None:
     """From runs that wait for no time, and whose answers are inputs of their resumes."""
-    _add_columns(connection, "due REAL", "questions TEXT", "answers INTEGER NOT NULL DEFAULT 0")
+    _add_columns(connection, "due REAL", "questions TEXT", "answers INTEGER NOT NULL DEFAULT 0", "ready REAL")
     _execute(connection, f"{_ANSWERS};\nPRAGMA user_version = 6")
 
 

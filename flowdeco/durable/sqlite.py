@@ -21,7 +21,7 @@ import sqlite3
 import struct
 import time
 from bisect import bisect_left
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias, cast
@@ -29,12 +29,13 @@ from zlib import crc32
 
 from flowdeco.durable.blobs import drop_blobs, load_blob, place_blob, refer, referred
 from flowdeco.durable.codec import PickleCodec
-from flowdeco.durable.file import PATIENCE, JournalFile, Lease, inode, is_held_here, journal_file, transaction
+from flowdeco.durable.file import CANCELLED, PATIENCE, JournalFile, Lease, inode, is_held_here, journal_file, transaction
 from flowdeco.durable.info import (
     STATUSES,
     RunInfo,
     finished_error,
     first_due,
+    nothing_to_cancel,
     questions_in,
     waits_as_json,
 )
@@ -157,6 +158,7 @@ class SqliteJournal:
     """
 
     takes_parts = True  # of payloads
+    takes_entry = True
 
     def __init__(
         self,
@@ -181,12 +183,14 @@ class SqliteJournal:
         self.lease = float(lease)
         self.entry = None if entry is None else _plain(entry)
         self._held: dict[str, _Held] = {}
+        self._listening: dict[str, Callable[[], bool]] = {}
+        self._only_due = False
         self._file: JournalFile | None = None
         self._is_brief = False
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has nothing open, and holds no runs."""
-        return {**self.__dict__, "_held": {}, "_file": None}
+        return {**self.__dict__, "_held": {}, "_listening": {}, "_file": None}
 
     def brief(self) -> Self:
         """Return a copy that has the file open only while it works on a run."""
@@ -194,12 +198,20 @@ class SqliteJournal:
         journal._is_brief = True
         return journal
 
+    def only_due(self) -> Self:
+        """Return a copy that opens a run only if it is due, answered or has crashed: another waker may have been faster."""
+        journal = copy(self)
+        journal._only_due = True
+        return journal
+
     def __repr__(self) -> str:
         return f"SqliteJournal({self.path!r})"
 
     # For a run.
 
-    def create(self, run_id: str, pipeline: str, inputs: bytes, skip: Sequence[str]) -> None:
+    def create(
+        self, run_id: str, pipeline: str, inputs: bytes, skip: Sequence[str], entry: str | None = None
+    ) -> None:
         """Begin a run; raises `RunExistsError` if one with that id exists, `RunBusyError` if it is at work."""
         if not isinstance(run_id, str):
             raise JournalError(f"a run_id must be a string, not {run_id!r}")
@@ -212,7 +224,8 @@ class SqliteJournal:
                     self._require_new(connection, run_id, owner)
                     number = connection.execute(_NEXT_RUN).fetchone()[0]
                     head = Head(
-                        *(number, run_id, _plain(pipeline), self.entry, "running", None, None, now),
+                        *(number, run_id, _plain(pipeline), self.entry or (entry and _plain(entry)), "running", None, None),
+                        now,
                         *(json.dumps(list(skip)), self.codec.name, 0, 0, 1, FORMAT),
                     )
                     columns = (*head, head.checksum, now, *owner, now + self.lease)
@@ -224,6 +237,7 @@ class SqliteJournal:
                     self._insert_inputs(connection, number, 0, 0, inputs)
                     held = _Held(file, head, owner.token, self.lease)
                     file.keep(held)
+                held.on_cancel = self._listening.get(run_id)
                 self._held[run_id] = held
             except BaseException:
                 if held is not None:
@@ -248,6 +262,8 @@ class SqliteJournal:
                     if head.status in FINISHED and not finished:
                         return self._remembered(connection, head)[0]
                     self._require_idle(connection, head, owner)
+                    if self._only_due and not connection.execute(_IS_DUE, (head.id, time.time())).fetchone():
+                        raise RunBusyError(f"run {run_id!r} is not due any more: another process was faster")
                     running = head._replace(status="running", reason=None, error=None, entry=self.entry or head.entry)
                     held = _Held(file, running, owner.token, self.lease, head)
                     file.keep(held)
@@ -259,6 +275,7 @@ class SqliteJournal:
                 held.answers = len(remembered.inputs) - head.given
                 held.begins_with(running._replace(written=written, dropped=written - len(remembered.rows)))
                 held.last = remembered.rows[-1] if remembered.rows else None
+                held.on_cancel = self._listening.get(run_id)
                 self._held[run_id] = held
             except BaseException:
                 if held is not None:
@@ -277,6 +294,33 @@ class SqliteJournal:
                     raise JournalError(f"run {run_id!r} cannot be given back: {self._told(error)}") from error
                 finally:
                     self._let_go(held.file)
+
+    def on_cancel(self, run_id: str, call: Callable[[], bool] | None) -> None:
+        """Have this called, from any thread, when the run is cancelled while it is at work; again until it returns True."""
+        held = self._held.get(run_id)
+        if call is None:
+            self._listening.pop(run_id, None)
+        else:
+            self._listening[run_id] = call
+        if held is not None:
+            held.on_cancel = call
+            held.tell()
+
+    def cancel(self, run_id: str) -> None:
+        """Cancel a run: at once if no process works on it; raises `JournalError` if it has finished."""
+        with self._asked(f"run {run_id!r} cannot be cancelled") as (_, connection), transaction(connection):
+            head = self._head(connection, run_id)
+            if head.status in FINISHED:
+                raise nothing_to_cancel(run_id, head.status)
+            lease, *found = connection.execute(_LEASE, (head.id,)).fetchone()
+            owner = Owner._make(found)
+            if found[0] is not None and _is_busy(owner, lease, this_process("")):
+                called_off = owner.token.removesuffix(CANCELLED) + CANCELLED
+                connection.execute("UPDATE runs SET owner = ? WHERE id = ?", (called_off, head.id))
+            elif head.status != "cancelled":
+                gone = head._replace(status="cancelled", reason=None, error=None)
+                state = *_state(gone), time.time(), head.id
+                connection.execute(f"UPDATE runs SET {_STATE}, {_NOBODY} WHERE id = ?", state)
 
     def proceed(self, run_id: str, inputs: bytes | None = None) -> None:
         """Note that an opened run is running again, with these new inputs."""
@@ -316,7 +360,10 @@ class SqliteJournal:
             connection.execute(
                 "INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?)", (head.id, number, given, position, checksum, answers)
             )
-            connection.execute("UPDATE runs SET updated = ? WHERE id = ?", (time.time(), head.id))
+            connection.execute(
+                "UPDATE runs SET updated = ?, ready = CASE status WHEN 'suspended' THEN 0 END WHERE id = ?",
+                (time.time(), head.id),
+            )
 
     def read(self, run_id: str) -> Remembered:
         """Return a run without opening it."""
@@ -333,22 +380,7 @@ class SqliteJournal:
                 connection = held.file.connection or held.file.connect()
                 if held.doubtful:
                     self._settle(connection, held)
-                at, begun = held.first + held.next, held.begun
-                owner = held.head.id, held.token
-                large = [index for index, row in enumerate(rows) if type(row.payload) is Payload]
-                if len(rows) <= _FEW and not large:  # a statement on its own is a transaction
-                    columns = _columns(at, rows[0], begun) + owner
-                    for index in range(1, len(rows)):
-                        columns += _columns(at + index, rows[index], begun) + owner
-                    if not connection.execute(_INSERTS[len(rows)], columns).rowcount:
-                        raise self._lost(connection, held)
-                else:
-                    with transaction(connection):
-                        self._require_ours(connection, held)
-                        many = (_columns(at + index, row, begun) + owner for index, row in enumerate(rows))
-                        connection.executemany(_INSERTS[1], many)
-                        for index in large:
-                            refer(connection, at + index, self._placed(connection, rows[index].payload))
+                self._insert(connection, held, rows)
             except (sqlite3.Error, JournalError, OverflowError) as error:
                 held.broken = held.doubtful = True
                 raise self._unsaved(error, held, _named(rows[0])) from error
@@ -358,10 +390,31 @@ class SqliteJournal:
             held.next += len(rows)
             held.saved += len(rows)
             held.last = rows[-1]
+            begun = held.begun
             if len(begun) > _KEPT:  # a run may have new branches without end
                 begun.clear()
             for row in rows:
                 begun.add(row.branch)
+
+    def _insert(self, connection: sqlite3.Connection, held: _Held, rows: Sequence[Row]) -> None:
+        at, begun = held.first + held.next, held.begun
+        owner = held.head.id, held.owner
+        large = [index for index, row in enumerate(rows) if type(row.payload) is Payload]
+        if len(rows) <= _FEW and not large:  # a statement on its own is a transaction
+            columns = _columns(at, rows[0], begun) + owner
+            for index in range(1, len(rows)):
+                columns += _columns(at + index, rows[index], begun) + owner
+            if not connection.execute(_INSERTS[len(rows)], columns).rowcount:
+                self._require_ours(connection, held)  # raises, unless the run has just been cancelled
+                self._insert(connection, held, rows)
+            return
+        with transaction(connection):
+            self._require_ours(connection, held)
+            owner = held.head.id, held.owner
+            many = (_columns(at + index, row, begun) + owner for index, row in enumerate(rows))
+            connection.executemany(_INSERTS[1], many)
+            for index in large:
+                refer(connection, at + index, self._placed(connection, rows[index].payload))
 
     def drop(self, run_id: str, cuts: Mapping[str, int]) -> None:
         """Forget the rows of these branches from these numbers on."""
@@ -395,7 +448,11 @@ class SqliteJournal:
             try:
                 connection = file.connection or file.connect()
                 with transaction(connection):
+                    held.on_cancel = None  # it comes too late
+                    held.is_cancelled(connection)
                     self._settle(connection, held)
+                    if status == "suspended" and held.owner != held.token:
+                        status, reason = "cancelled", None
                     head = held.head._replace(
                         status=str(status),
                         reason=None if reason is None else _plain(reason),
@@ -404,12 +461,13 @@ class SqliteJournal:
                         dropped=held.next - held.saved,
                     )
                     if elapsed is not None:
-                        timed = (elapsed, held.next, head.id, held.token)
+                        timed = (elapsed, held.next, head.id, held.owner)
                         connection.execute("UPDATE runs SET took = ?, timed = ? WHERE id = ? AND owner = ?", timed)
                     if status == "suspended":
-                        waiting = first_due(waits), waits_as_json(waits), held.answers, head.id, held.token
+                        at = first_due(waits)
+                        waiting = at, waits_as_json(waits), held.answers, held.answers, at, head.id, held.owner
                         connection.execute(_WAITS, waiting)
-                    if not self._release(connection, head, held.token):
+                    if not self._release(connection, head, held.owner):
                         raise self._lost(connection, held)
                 if file.has_moved():
                     raise JournalError(f"{self.path} was deleted or replaced while run {run_id!r} was at work")
@@ -428,7 +486,9 @@ class SqliteJournal:
         With `run_id`, only that one; with a time, only those that may be `due` then: suspended ones that are due or
         answered, and running ones.
         """
-        which, wanted = ("WHERE run_id = ?", (run_id,)) if run_id is not None else (_DUE, (due,)) if due else ("", ())
+        which, wanted = ("WHERE run_id = ?", (run_id,)) if run_id is not None else ("", ())
+        if due is not None:
+            which, wanted = f"WHERE {_DUE}", (due,)
         me = this_process("")
         with self._asked("the runs cannot be listed") as (_, connection), transaction(connection, "DEFERRED"):
             found = _all(
@@ -513,6 +573,8 @@ class SqliteJournal:
             *(head.run_id, head.pipeline, head.status, head.reason, head.started, updated, steps),
             *(head.error, str(Owner._make(owner)) if busy else None, head.entry, head.codec),
         )
+        if not busy and str(owner[0]).endswith(CANCELLED):  # its owner has died before it noticed
+            return info._replace(status="cancelled")
         if head.status != "suspended":
             return info
         at = due if isinstance(due, float) else None
@@ -571,7 +633,7 @@ class SqliteJournal:
         )
 
     def _require_idle(self, connection: sqlite3.Connection, head: Head, me: Owner) -> None:
-        lease, *found = connection.execute(f"SELECT lease, {_OWNER} FROM runs WHERE id = ?", (head.id,)).fetchone()
+        lease, *found = connection.execute(_LEASE, (head.id,)).fetchone()
         owner = Owner._make(found)
         if found[0] is not None and _is_busy(owner, lease, me):
             ago = max(0.0, time.time() - (lease - self.lease)) if isinstance(lease, float) else math.inf
@@ -581,7 +643,8 @@ class SqliteJournal:
             )
 
     def _require_ours(self, connection: sqlite3.Connection, held: _Held) -> None:
-        if not connection.execute("SELECT 1 FROM runs WHERE id = ? AND owner = ?", (held.id, held.token)).fetchone():
+        ours = connection.execute("SELECT 1 FROM runs WHERE id = ? AND owner = ?", (held.id, held.owner)).fetchone()
+        if not ours and not held.is_cancelled(connection):
             raise self._lost(connection, held)
 
     def _lost(self, connection: sqlite3.Connection, held: _Held) -> JournalError:
@@ -599,7 +662,7 @@ class SqliteJournal:
 
     def _note(self, connection: sqlite3.Connection, held: _Held, head: Head) -> None:
         """Write the state of a run, if it is still ours."""
-        state = *_state(head), time.time(), held.id, held.token
+        state = *_state(head), time.time(), held.id, held.owner
         connection.execute(f"UPDATE runs SET {_STATE} WHERE id = ? AND owner = ?", state)
 
     def _release(self, connection: sqlite3.Connection, head: Head, token: str) -> int:
@@ -609,14 +672,21 @@ class SqliteJournal:
         ).rowcount
 
     def _abandon(self, connection: sqlite3.Connection, held: _Held) -> None:
-        """Release the lease of a run, which stays as it was before it was opened."""
+        """Release the lease of a run, which stays as it was before it was opened, unless it was cancelled meanwhile."""
         try:
-            if held.noted:
-                before = held.before
-                head = held.head._replace(status=before.status, reason=before.reason, error=before.error)
-                self._release(connection, head._replace(written=held.next, dropped=held.next - held.saved), held.token)
+            held.on_cancel = None
+            held.is_cancelled(connection)
+            if held.noted or held.owner != held.token:
+                status, reason, error = held.before.status, held.before.reason, held.before.error
+                if held.owner != held.token:
+                    status, reason, error = "cancelled", None, None
+                head = held.head if held.noted else held.before
+                head = head._replace(status=status, reason=reason, error=error)
+                if held.noted:
+                    head = head._replace(written=held.next, dropped=held.next - held.saved)
+                self._release(connection, head, held.owner)
             else:
-                connection.execute(f"UPDATE runs SET {_NOBODY} WHERE id = ? AND owner = ?", (held.id, held.token))
+                connection.execute(f"UPDATE runs SET {_NOBODY} WHERE id = ? AND owner = ?", (held.id, held.owner))
         finally:
             held.file.leave(held)
 
@@ -626,6 +696,7 @@ class SqliteJournal:
         And if the run was opened and has not written anything yet, note that it is running.
         """
         if held.doubtful:
+            held.is_cancelled(connection)
             last, held.saved = connection.execute(
                 "SELECT coalesce(max(id) + 1, 0), count(*) FROM log WHERE id BETWEEN ? AND ?",
                 (held.first, held.first + _LAST),
@@ -843,9 +914,14 @@ def _state(head: Head) -> tuple[Any, ...]:
 _STATE: Final = (
     "status = ?, reason = ?, error = ?, written = ?, dropped = ?, given = ?, entry = ?, checksum = ?, updated = ?"
 )
-_WAITS: Final = "UPDATE runs SET due = ?, questions = ?, answers = ? WHERE id = ? AND owner = ?"
 _COUNTED: Final = "(SELECT count(*) FROM answers WHERE run = runs.id)"
-_DUE: Final = f"WHERE status = 'running' OR (status = 'suspended' AND (due <= ? OR {_COUNTED} > answers))"
+_WAITS: Final = (
+    "UPDATE runs SET due = ?, questions = ?, answers = ?, "
+    f"ready = CASE WHEN {_COUNTED} > ? THEN 0 ELSE ? END WHERE id = ? AND owner = ?"
+)
+_DUE: Final = "(status = 'running' OR (status = 'suspended' AND ready <= ?))"
+_IS_DUE: Final = f"SELECT 1 FROM runs WHERE id = ? AND {_DUE} AND coalesce(substr(owner, -1), '') != '{CANCELLED}'"
+_LEASE: Final = f"SELECT lease, {_OWNER} FROM runs WHERE id = ?"
 _NOBODY: Final = "owner = NULL, host = NULL, pid = NULL, place = NULL, born = NULL, lease = NULL"
 _NEXT_RUN: Final = f"SELECT coalesce(max(id), 0) + 1 FROM runs WHERE id < {_LAST_RUN}"
 

@@ -511,7 +511,7 @@ class _Conductor:
 
     def _failure(self, interrupt: Failure) -> Failure:
         """Return how the group ended: None, a failure (or a group of several), or a signal."""
-        if interrupt is not None and not isinstance(interrupt, Cancelled):
+        if interrupt is not None and not (isinstance(interrupt, Cancelled) and not interrupt.of_run):
             return interrupt
         failures = {index: error for index, error in self.failures.items() if index not in self.lost}
         if self.is_enough:

@@ -112,11 +112,16 @@ class Codec(Protocol):
 
 class Journal(Protocol):
     """A store of runs. One at a time works on a run: it holds the run's lease from `create` or `open` to `close` or
-    `release`."""
+    `release`.
+
+    It may also have the methods `cancel(run_id)`, for `durable.cancel`, and `on_cancel(run_id, call)`, by which a driver
+    asks to be told of it: `call()` returns whether that was heard. If `takes_entry` is true, `create` has one more
+    argument: where the pipeline is found, or None.
+    """
 
     codec: Codec
 
-    def create(self, run_id: str, pipeline: str, inputs: bytes, skip: Sequence[str]) -> None:
+    def create(self, run_id: str, pipeline: str, inputs: bytes, skip: Sequence[str], *entry: str) -> None:
         """Begin a run; raises `RunExistsError` if one with that id exists, `RunBusyError` if it is at work."""
 
     def open(self, run_id: str, *, finished: bool = False) -> Remembered:

@@ -61,11 +61,30 @@ class Gate:
     One that arrives while the gate is closed is `pending`, and is the answer to the next request.
     """
 
-    __slots__ = ("open", "pending")
+    __slots__ = ("cancelled", "open", "pending")
 
     def __init__(self) -> None:
         self.open = False
         self.pending: BaseException | None = None
+        self.cancelled: BaseException | None = None  # the interrupt by which the run was cancelled from outside
+
+    def interrupt(self, error: BaseException) -> bool:
+        """Cancel the run by the answer to the next request; return False if that will be another interrupt."""
+        self.cancelled = error
+        if self.pending is None:
+            self.pending = error
+        return self.pending is error
+
+    def raise_cancelled(self) -> None:
+        """Raise the interrupt by which the run was cancelled, if it was, in an action that asks."""
+        if self.cancelled is not None:
+            self.drop_late()
+            raise self.cancelled
+
+    def drop_late(self) -> None:
+        """Forget the interrupt that the run was cancelled by, which has ended."""
+        if self.pending is self.cancelled:
+            self.pending = None
 
 
 class Sleep:

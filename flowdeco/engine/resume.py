@@ -33,7 +33,7 @@ class Journaled(NamedTuple):
     """A run as its journal remembers it.
 
     `remembered` is its present generation, of the `whole`. `more` are the inputs of this resume, `from_stage` is that at
-    which a new run begins.
+    which a new run begins, and `entry` where the pipeline of that is found.
     """
 
     journal: Journal
@@ -42,6 +42,7 @@ class Journaled(NamedTuple):
     more: bytes | None
     skip: list[str]
     from_stage: str | None = None
+    entry: str | None = None
 
 
 class Earlier(NamedTuple):
@@ -236,7 +237,7 @@ def _write_fork(run: Run, known: Journaled, holds: set[int]) -> None:
     """Begin a run with those rows of another one that still hold."""
     journal, rows, written = known.journal, known.remembered.rows, 0
     (_, first), *given = known.remembered.inputs
-    journal.create(run.id, run.pipeline.name, first, known.skip)
+    journal.create(run.id, run.pipeline.name, first, known.skip, *([] if known.entry is None else [known.entry]))
     for at, inputs in [*given, (len(rows), known.more)]:
         some: list[Row] = [row for row in rows[written:at] if id(row) in holds]
         journal.write(run.id, some)

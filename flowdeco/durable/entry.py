@@ -1,0 +1,67 @@
+"""The entry point of a run that a program started: the name of its pipeline, by which `wake` finds it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+from flowdeco.model.definitions import Action, Pipeline, as_pipeline
+from flowdeco.model.units import every_unit
+
+__all__ = ["entry_of"]
+
+
+def entry_of(flow: Pipeline) -> str | None:
+    """Return `module:name` of the module that has this very pipeline, or its only unit; None if none has.
+
+    For a script it is `file.py:name`, provided that importing the file does not run it again.
+    """
+    wanted = [id(flow)]
+    if len(flow) == 1 and flow == as_pipeline(flow[0]):
+        wanted.append(id(flow[0]))
+    functions = [unit.__wrapped__ for unit in every_unit([flow]) if isinstance(unit, Action)]
+    near = dict.fromkeys(str(getattr(function, "__module__", None)) for function in functions)
+    return _search(wanted, near) or _search(wanted, _own({name.partition(".")[0] for name in near}))
+
+
+def _own(packages: set[str]) -> Iterator[str]:
+    """Yield the modules of these packages, and those that nobody has installed: all others are very many."""
+    for name, module in list(sys.modules.items()):
+        package, file = name.partition(".")[0], getattr(module, "__file__", None)
+        if package in packages or (
+            package not in _STRANGERS and isinstance(file, str) and not ("site-packages" in file or "dist-packages" in file)
+        ):
+            yield name
+
+
+_STRANGERS: Final = sys.stdlib_module_names - {"__main__"} | {"flowdeco"}
+
+
+def _search(wanted: list[int], modules: Iterable[str]) -> str | None:
+    for module in modules:
+        space: Any = getattr(sys.modules.get(module), "__dict__", None)
+        if type(space) is not dict or set(wanted).isdisjoint(map(id, list(space.values()))):
+            continue
+        names = {id(value): name for name, value in reversed(list(space.items()))}
+        name = next(names[each] for each in wanted if each in names)
+        place = module if module != "__main__" else _script(space)
+        if place is not None and (module == "__main__" or space.get("__spec__") is not None):
+            return f"{place}:{name}"
+    return None
+
+
+def _script(space: dict[str, Any]) -> str | None:
+    """Return the file of the main module, None if it has none or is run as it is imported."""
+    path = space.get("__file__")
+    if not isinstance(path, str) or not path.endswith(".py"):
+        return None
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            guarded = re.search(r"^if __name__\s*==", file.read(), re.MULTILINE)
+    except OSError:
+        return None
+    return shlex.quote(os.path.abspath(path)) if guarded else None
