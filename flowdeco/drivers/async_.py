@@ -10,7 +10,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, cast
 
 from flowdeco.drivers.in_flight import InFlight
-from flowdeco.drivers.lanes import Lane, awaited
+from flowdeco.drivers.lanes import Lane, awaited, in_time
 from flowdeco.drivers.start import Evaluated, abandon, begin, end
 from flowdeco.drivers.start import resume as continued
 from flowdeco.drivers.threads import Threads, call_in_thread, timed_out, writer
@@ -185,6 +185,12 @@ class _Performer:
             return self._perform_closed(request)
         if isinstance(request, Save):
             return await self._save(request)
+        deadline = self.gate.deadline and self.gate.deadline.first()
+        if deadline is not None and not isinstance(request, Fork):  # whose branches are ended one by one
+            return await in_time(self._perform(request), deadline)
+        return await self._perform(request)
+
+    async def _perform(self, request: Request) -> Any:
         if isinstance(request, Sleep):
             return await asyncio.sleep(request.seconds)
         if isinstance(request, Await):
@@ -235,10 +241,14 @@ class _Performer:
         while schedule.ended is None:
             self._in_flight.begin(schedule)
             if schedule.ended is None and not self._reported:
+                left = self._in_flight.left()
+                alarm = None if left is None else self._loop.call_later(left, self._woken.set)
                 try:
                     await self._woken.wait()
                 except asyncio.CancelledError as cancelled:
                     schedule.interrupt(cancelled)
+                if alarm is not None:
+                    alarm.cancel()
                 self._woken.clear()
                 self._waking = False  # before looking: a later report wakes it again
             self._in_flight.deliver(self._reported, schedule)
