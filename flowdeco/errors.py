@@ -228,11 +228,10 @@ class Wait(NamedTuple):
     """One wait of a step, as it is kept over resumes.
 
     A *question* is a wait for a `key`; `due` is its deadline, if it has one. Any other wait is a *sleep* until `due`, a
-    *pause* before another attempt until then, a number of sleeps (`times`) that are *over*, or the seconds (`due`) of a timeout
-    that are *used*. `who` is the layer that
-    waits, counted from outside, or -1 for the action itself. `given` is the number of the answer among everything that
-    the run was given, `since` the number of the first that may be the answer. `at` is the place of the step, if that
-    is another step of the same atomic one.
+    *pause* before another attempt until then, a number of sleeps (`times`) that are *over*, or the seconds of a timeout
+    (`due`) that are *used*. `who` is the layer that waits, counted from outside, or -1 for the action itself. `given` is
+    the number of the answer among everything that the run was given, `since` the number of the first that may be the
+    answer. `at` is the place of the step, if that is another step of the same atomic one.
     """
 
     kind: str

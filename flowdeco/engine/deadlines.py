@@ -29,7 +29,7 @@ class Deadline:
 
     def __init__(self, what: str, seconds: float, owner: Any, *, used: float = 0.0, scope: Any = None) -> None:
         self._clock: Callable[[], float] = owner.terms.clock
-        self.at = self._clock() + seconds - used
+        self.at: float = self._clock() + seconds - used
         self.message = f"{what} took longer than its timeout of {seconds:g} s"
         self.owner = owner
         self.scope = scope

@@ -228,7 +228,8 @@ def stage(
     Without parameters the body runs once, now, and the result is a `Stage`; with parameters the result is a
     `StageTemplate`, and each call returns a stage. `data` is merged into the store when the stage begins. Results that
     the actions of a template store under their own names are local to each of its stages: share them by `returns=` or
-    `collect=`, or all of them by `local=False`. `timeout` is in seconds, for each attempt at the whole stage. Raises `EmptyStageError` if the body evaluates no action.
+    `collect=`, or all of them by `local=False`. `timeout` is in seconds, for each attempt at the whole stage. Raises
+    `EmptyStageError` if the body evaluates no action.
 
     >>> @stage(tags=["greeting"])
     ... def greet(name: str):

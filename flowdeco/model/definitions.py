@@ -418,9 +418,10 @@ class Stage(Value, Unit):
 
     `data` is copied here and merged into the store, as a fresh copy, whenever the stage begins (L5). `use` wraps the
     stage, `use_actions` each of its actions. With `local`, results that its actions store under their own names are
-    seen by later actions of the stage only, and are gone when it ends. `timeout` is in seconds, for the whole stage. Plain functions among the actions become
-    actions. Data that cannot be copied raises a `DefinitionError` that names its key. `has_data` is true if there is
-    any; `memo` keeps facts that were worked out once, and is not part of the value.
+    seen by later actions of the stage only, and are gone when it ends. `timeout` is in seconds, for each attempt at the
+    whole stage. Plain functions among the actions become actions. Data that cannot be copied raises a `DefinitionError`
+    that names its key. `has_data` is true if there is any; `memo` keeps facts that were worked out once, and is not part
+    of the value.
     """
 
     __slots__ = (

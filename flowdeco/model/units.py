@@ -441,7 +441,8 @@ def pipeline(
 ) -> Pipeline:
     """Return a pipeline of these units; without options the same as chaining them with `>>`.
 
-    `use` wraps the whole run of the pipeline, `use_stages` each of its stages, `use_actions` each action. `timeout` is in seconds, for each attempt at the whole of it.
+    `use` wraps the whole run of the pipeline, `use_stages` each of its stages, `use_actions` each action. `timeout` is
+    in seconds, for each attempt at the whole of it.
 
     >>> from flowdeco import Stage
     >>> pipeline(Stage("a"), Stage("b")) == Stage("a") >> Stage("b")

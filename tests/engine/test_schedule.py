@@ -33,6 +33,7 @@ class Branch:
 
     def __init__(self, walk, begun):
         self.walk, self.begun, self.stopped = walk, begun, False
+        self.deadline = None
 
 
 class Conductor:
