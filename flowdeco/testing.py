@@ -223,11 +223,12 @@ class _Performer(sync.Performer):
         if self.reported:
             return
         loop, left = self.loop(), self.in_flight().left()
-        alarm = None if left is None else loop.loop.call_later(left, loop.loop.stop)
-        is_late = alarm and (lambda: alarm.when() <= self._clock.now)
-        loop.run_until(lambda: self.reported or (is_late and is_late()))
-        if alarm is not None:
-            alarm.cancel()
+        if left is None:
+            loop.run_until(lambda: self.reported)
+            return
+        alarm = loop.loop.call_later(left, loop.loop.stop)
+        loop.run_until(lambda: self.reported or alarm.when() <= self._clock.now)
+        alarm.cancel()
 
     def report(self, ticket: int, answer: Any) -> None:
         self.reported.append((ticket, answer))

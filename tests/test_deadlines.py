@@ -149,7 +149,9 @@ def test_a_pipeline_with_a_timeout_is_not_flattened():
     assert len(inner >> Stage("c")) == 2
 
 
-@pytest.mark.parametrize("unit", [importable, template(1), pipeline(importable, timeout=5), importable.with_options(timeout=9)])
+@pytest.mark.parametrize(
+    "unit", [importable, template(1), pipeline(importable, timeout=5), importable.with_options(timeout=9)]
+)
 def test_a_timeout_is_pickled(unit):
     """By reference, or with the options."""
     assert pickle.loads(pickle.dumps(unit)) == unit

@@ -77,8 +77,7 @@ class InFlight:
         for ticket, request, context, task in begun:
             self._waiting[ticket], self._open[ticket] = request, None
             try:
-                if type(request) is tuple and isinstance(request[0], Step):
-                    _check_time(task)
+                _check_time(task, request)
                 self._open[ticket] = self._begin(ticket, request, context, task)
             except BaseException as error:
                 self._worker.report(ticket, Raised(error))
@@ -313,12 +312,13 @@ class InFlight:
         return self._broken
 
 
-def _check_time(task: Task) -> None:
-    """Raise if the time of its branch is up: the calls before it may have been made here, by `serial()`."""
+def _check_time(task: Task, request: Request) -> None:
+    """Raise if the time of an action is up: the calls before it may have been made here, by `serial()`."""
     deadline = None if task.branch is None else task.branch.deadline
-    refusal = None if deadline is None else deadline.refusal()
-    if refusal is not None:
-        raise refusal
+    if deadline is not None and type(request) is tuple and isinstance(request[0], Step):
+        refusal = deadline.refusal()
+        if refusal is not None:
+            raise refusal
 
 
 def _withdrawn() -> Cancelled:

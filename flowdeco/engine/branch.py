@@ -294,7 +294,7 @@ class Branch:
         self.deadline: Deadline | None = (
             None if parent is None else parent.deadline
         )  # of the innermost scope that has one
-        self._stopped = False
+        self.stopped = False  # by the end of another branch of its group
         self.guarded = (
             self.deadline is not None
         )  # perhaps the next step must not begin: it was stopped, or has a deadline
@@ -303,26 +303,20 @@ class Branch:
 
     # Whether another step may begin.
 
-    @property
-    def stopped(self) -> bool:
-        """Whether the end of another branch of its group has stopped it."""
-        return self._stopped
-
-    @stopped.setter
-    def stopped(self, stopped: bool) -> None:
-        self._stopped = stopped
-        self.live_by(self.deadline)
+    def stop(self) -> None:
+        """Begin nothing more: another branch has ended the group."""
+        self.stopped = self.guarded = True
 
     def live_by(self, deadline: Deadline | None) -> None:
         """Have this deadline, and those around it, count from here on."""
         self.deadline = deadline
-        self.guarded = self._stopped or deadline is not None
+        self.guarded = self.stopped or deadline is not None
         if self.parent is None:
             self.terms.gate.deadline = deadline
 
     def refusal(self) -> Failure:
         """Return the error of a step that must not begin."""
-        if self._stopped:
+        if self.stopped:
             return ended_by_another()
         return None if self.deadline is None else self.deadline.refusal()
 

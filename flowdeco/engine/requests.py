@@ -158,6 +158,9 @@ class Forked(Protocol):
     stopped: bool  # it must begin nothing more
     deadline: Deadline | None  # of its innermost scope that has one
 
+    def stop(self) -> None:
+        """Begin nothing more."""
+
 
 class Conductor(Protocol):
     """Decides which branches a fork has, and when it has had enough of them; its schedule asks, and reports."""

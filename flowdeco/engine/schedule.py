@@ -249,7 +249,7 @@ class Schedule:
         group.is_parked = True
         self._ready.appendleft((supply, _MORE))
         if group.stopped:
-            branch.stopped = True
+            branch.stop()
             if not group.conductor.restores:
                 return
         # A variable set in a branch is seen in all of it, and only there; all see those of the branch that forked them.
@@ -342,7 +342,7 @@ class Schedule:
                 branch = cast("Forked", task.branch)
                 if branch.stopped:
                     continue
-                branch.stopped = True
+                branch.stop()
                 if task.inner is not None:
                     groups.append(task.inner)
                 elif task.ticket is not None:

@@ -35,6 +35,9 @@ class Branch:
         self.walk, self.begun, self.stopped = walk, begun, False
         self.deadline = None
 
+    def stop(self):
+        self.stopped = True
+
 
 class Conductor:
     """Hands out branches in their order, those that had begun first; any failure but a Suspend is decisive."""
