@@ -300,6 +300,20 @@ def test_pauses_are_cut_short(run, of):
     assert "last" not in LOG
 
 
+def test_an_action_that_has_overrun_does_not_sleep(run):
+    """`ctx.sleep` ends it."""
+
+    @action
+    def naps_late(ctx: Context):
+        time.sleep(SOON * 1.5)
+        ctx.sleep(LONG)
+        LOG.append("slept")
+
+    for flow in Stage("s", [naps_late], timeout=SOON), parallel(Stage("s", [naps_late], timeout=SOON), Stage("t")):
+        assert type(failed(run, flow).error) is UnitTimeout
+    assert LOG == []
+
+
 def test_a_call_with_a_timeout_of_its_own_is_abandoned_at_the_first_of_both(run):
     """Its thread runs on."""
     go = threading.Event()

@@ -384,7 +384,7 @@ class Branch:
             terms = self.terms
             earlier, wall = terms.waits.pop((self.id, number), ()), terms.wall
             if self.deadline is not None:
-                wall = wall._replace(sleep=partial(self.deadline.sleep, wall.sleep))
+                wall = wall._replace(sleep=partial(self.deadline.sleep_in_action, wall.sleep))
             found = self.waits[number] = Waits(wall, terms.since, earlier)
         return found
 

@@ -74,6 +74,13 @@ class Deadline:
         sleep(max(0.0, first.left()))
         raise first.expire()
 
+    def sleep_in_action(self, sleep: Callable[[float], object], seconds: float) -> object:
+        """Sleep in an action, which may be under way after the time was up: then, do not begin."""
+        refused = self.refusal()
+        if refused is not None:
+            raise refused
+        return self.sleep(sleep, seconds)
+
     def close(self, error: BaseException | None) -> BaseException | None:
         """Return how its scope ends, which has ended inside with this error; an interrupt is always passed on."""
         is_late = self.expired or self.left() < 0
