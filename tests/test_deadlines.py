@@ -713,10 +713,11 @@ def test_the_cancellation_of_a_task_is_not_replaced():
 # -- resumed runs
 
 
-@pytest.fixture(params=["memory", "journal", "file"])
+@pytest.fixture(params=["memory", "journal", "json"])
 def kept(request, tmp_path):
     """The options of a run that can be resumed."""
-    journal = {"memory": None, "journal": MemoryJournal(), "file": SqliteJournal(tmp_path / "runs.db")}[request.param]
+    path = tmp_path / "runs.db"
+    journal = {"memory": None, "journal": MemoryJournal(), "json": SqliteJournal(path, codec="json")}[request.param]
     return {} if journal is None else {"journal": journal}
 
 
@@ -799,6 +800,23 @@ def test_the_time_of_a_suspension_does_not_count_and_the_time_before_does(kept, 
         found = runner.resume(flow, found.id if kept else found, {key: 1}, check=False, **kept)
     assert found.status == status
     assert type(found.error) is (UnitTimeout if status == "failed" else type(None))
+
+
+def test_an_inserted_stage_keeps_its_timeout(kept):
+    """When it runs in a resume."""
+
+    @action(returns=None)
+    def inserts(ctx: Context):
+        return importable.with_options(name="inserted")
+
+    @action(returns=None)
+    def asks(ctx: Context):
+        ctx.wait_for("a")
+
+    flow = Stage("s", [inserts, asks])
+    found = flow.run(**kept)
+    again = flow.resume(found.id if kept else found, {"a": 1}, **kept)
+    assert stage_record(again, "inserted").stage.timeout == SOON
 
 
 def test_another_attempt_does_not_continue_the_time_of_a_suspended_one(kept):
