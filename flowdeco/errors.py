@@ -25,6 +25,7 @@ __all__ = [
     "JournalError",
     "MiddlewareError",
     "MissingInputError",
+    "OutOfTime",
     "ReturnValueError",
     "RunBusyError",
     "RunError",
@@ -35,6 +36,7 @@ __all__ = [
     "StoreKeyError",
     "StoreTypeError",
     "Suspend",
+    "UnitTimeout",
     "UnreferencedError",
     "Wait",
     "WaitTimeout",
@@ -127,6 +129,10 @@ class ActionTimeout(RunError, TimeoutError):
     """An attempt of an action took longer than its `timeout`."""
 
 
+class UnitTimeout(RunError, TimeoutError):
+    """A stage, a pipeline or a run took longer than its `timeout`; its cause is an error that came of that, if any."""
+
+
 class WaitTimeout(RunError, TimeoutError):
     """A question was not answered within its `timeout`, and has no default."""
 
@@ -189,6 +195,7 @@ QUESTION: Final = "question"
 SLEEP: Final = "sleep"
 PAUSE: Final = "pause"
 OVER: Final = "over"
+USED: Final = "used"
 OPEN: Final = "open"
 ANSWERED: Final = "answered"
 REFUSED: Final = "refused"  # answered by an exception
@@ -221,10 +228,10 @@ class Wait(NamedTuple):
     """One wait of a step, as it is kept over resumes.
 
     A *question* is a wait for a `key`; `due` is its deadline, if it has one. Any other wait is a *sleep* until `due`, a
-    *pause* before another attempt until then, or a number of sleeps (`times`) that are *over*. `who` is the layer that
-    waits, counted from outside, or -1 for the action itself. `given` is the number of the answer among everything that
-    the run was given, `since` the number of the first that may be the answer. `at` is the place of the step, if that
-    is another step of the same atomic one.
+    *pause* before another attempt until then, a number of sleeps (`times`) that are *over*, or the seconds of a timeout
+    (`due`) that are *used*. `who` is the layer that waits, counted from outside, or -1 for the action itself. `given` is
+    the number of the answer among everything that the run was given, `since` the number of the first that may be the
+    answer. `at` is the place of the step, if that is another step of the same atomic one.
     """
 
     kind: str
@@ -285,6 +292,10 @@ class Cancelled(_Signal):
         made = cls(f"run {run_id!r} was cancelled by durable.cancel, or flowdeco cancel")
         made.of_run = True
         return made
+
+
+class OutOfTime(Cancelled):
+    """Inside a stage, pipeline or run whose `timeout` has passed: what was under way is cancelled, nothing more begins."""
 
 
 def meant_by(error: BaseException) -> BaseException:

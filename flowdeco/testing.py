@@ -188,9 +188,10 @@ class _Performer(sync.Performer):
     def perform(self, request: Request) -> Any:
         if isinstance(request, Sleep):
             self._runner.slept.append(request.seconds)
-            if self._loop_thread is None:
-                return self._clock.advance(request.seconds)
         return super().perform(request)
+
+    def sleep(self, seconds: float) -> None:
+        self._clock.advance(seconds)
 
     def awaited(self, request: Await) -> Any:
         loop, came = self.loop(), self._came
@@ -219,8 +220,15 @@ class _Performer(sync.Performer):
         return self._calls
 
     def look(self) -> None:
-        if not self.reported:
-            self.loop().run_until(lambda: self.reported)
+        if self.reported:
+            return
+        loop, left = self.loop(), self.in_flight().left()
+        if left is None:
+            loop.run_until(lambda: self.reported)
+            return
+        alarm = loop.loop.call_later(left, loop.loop.stop)
+        loop.run_until(lambda: self.reported or alarm.when() <= self._clock.now)
+        alarm.cancel()
 
     def report(self, ticket: int, answer: Any) -> None:
         self.reported.append((ticket, answer))

@@ -10,7 +10,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, cast
 
 from flowdeco.drivers.in_flight import InFlight
-from flowdeco.drivers.lanes import Lane, awaited
+from flowdeco.drivers.lanes import Lane, awaited, in_time
 from flowdeco.drivers.start import Evaluated, abandon, begin, end, listen
 from flowdeco.drivers.start import resume as continued
 from flowdeco.drivers.threads import Threads, call_in_thread, timed_out, writer
@@ -228,6 +228,9 @@ class _Performer:
             waiting = awaited(request)
         else:
             waiting = self._call(cast("FunctionCall", request))
+        deadline = self.gate.deadline and self.gate.deadline.first()
+        if deadline is not None:
+            waiting = in_time(waiting, deadline)
         return await (waiting if self._journal is None else self._interruptible(waiting))
 
     async def _call(self, request: FunctionCall) -> Any:
@@ -272,12 +275,16 @@ class _Performer:
         while schedule.ended is None:
             self._in_flight.begin(schedule)
             if schedule.ended is None and not self._reported:
+                left = self._in_flight.left()
+                alarm = None if left is None else self._loop.call_later(left, self._woken.set)
                 try:
                     await self._woken.wait()
                 except asyncio.CancelledError as cancelled:
                     schedule.interrupt(cancelled)
                 if self.gate.pending is not None and schedule.interrupt(self.gate.pending):
                     self.gate.pending = None
+                if alarm is not None:
+                    alarm.cancel()
                 self._woken.clear()
                 self._waking = False  # before looking: a later report wakes it again
             self._in_flight.deliver(self._reported, schedule)

@@ -16,11 +16,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import ExitStack
 from contextvars import Context
+from heapq import heapify, heappop, heappush
 from itertools import count
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from flowdeco.drivers.lanes import INTERRUPTED, Lane
 from flowdeco.drivers.threads import Threads, call_with_timeout
+from flowdeco.engine.deadlines import Deadline
 from flowdeco.engine.requests import Await, FunctionCall, Gate, Raised, Request, Save, Sleep
 from flowdeco.engine.schedule import Schedule, Task
 from flowdeco.errors import Cancelled, ExecutorError
@@ -28,6 +30,8 @@ from flowdeco.executors import broken, is_local, lost, perform, receive, refused
 from flowdeco.model.wiring import Step
 
 __all__ = ["InFlight", "Worker"]
+
+_SOON: Final = 1e-6  # in seconds: clocks differ, and so do sums of times
 
 
 class Worker(Protocol):
@@ -62,14 +66,18 @@ class InFlight:
         self._broken: ExecutorError | None = None
         self._lanes: set[Lane] = set()
         self._has_lanes = False
+        self._deadlines: dict[Deadline, Task | None] = {}  # each with the task of its branch; None for the run itself
+        self._by_time: list[tuple[float, int, Deadline]] = []  # with some that are closed
         self._instead: dict[int, BaseException] = {}  # the answers to calls whose branch was interrupted meanwhile
 
     def begin(self, schedule: Schedule) -> None:
         """Begin and cancel the requests that the schedule names, and end the lanes of branches that have ended."""
+        self._watch(schedule)
         begun, schedule.begin = schedule.begin, []
         for ticket, request, context, task in begun:
             self._waiting[ticket], self._open[ticket] = request, None
             try:
+                _check_time(task, request)
                 self._open[ticket] = self._begin(ticket, request, context, task)
             except BaseException as error:
                 self._worker.report(ticket, Raised(error))
@@ -99,6 +107,34 @@ class InFlight:
                     self._interrupt(schedule, lane)
             elif ticket == INTERRUPTED:
                 self._interrupt(schedule, answer)
+        while (left := self.left()) is not None and left <= _SOON:
+            deadline = heappop(self._by_time)[2]
+            schedule.expire(deadline.expire(), self._deadlines.pop(deadline))
+
+    def left(self) -> float | None:
+        """Return the seconds until the next deadline of a branch, or of the run; None if there are none."""
+        times = self._by_time
+        while times and times[0][2] not in self._deadlines:
+            heappop(times)
+        return times[0][2].left() if times else None
+
+    def _watch(self, schedule: Schedule) -> None:
+        """Have the deadlines count that apply to what is under way."""
+        limited, schedule.limited = schedule.limited, []
+        run = self._worker.gate.deadline
+        found = [(task.branch.deadline, task) for task in limited if task.branch is not None]
+        for innermost, task in [(run, None), *found] if run is not None else found:
+            deadline = innermost and innermost.first()
+            if deadline is None or deadline in self._deadlines:
+                continue
+            owner: Task | None = task
+            while owner is not None and owner.branch is not deadline.owner:
+                owner = owner.group.parent
+            self._deadlines[deadline], deadline.watched = owner, self._deadlines
+            if len(self._by_time) > 2 * len(self._deadlines) + 64:
+                self._by_time = [each for each in self._by_time if each[2] in self._deadlines]
+                heapify(self._by_time)
+            heappush(self._by_time, (deadline.at, next(self.tickets), deadline))
 
     def _interrupt(self, schedule: Schedule, lane: Lane) -> None:
         """Have the cancellation of an idle lane end the group that its branch waits for, or the call, or the pause."""
@@ -274,6 +310,15 @@ class InFlight:
             executor = self._pool or self._elsewhere
             self._broken = broken(executor, list(self._with_executor.values()), error)
         return self._broken
+
+
+def _check_time(task: Task, request: Request) -> None:
+    """Raise if the time of an action is up: the calls before it may have been made here, by `serial()`."""
+    deadline = None if task.branch is None else task.branch.deadline
+    if deadline is not None and type(request) is tuple and isinstance(request[0], Step):
+        refusal = deadline.refusal()
+        if refusal is not None:
+            raise refusal
 
 
 def _withdrawn() -> Cancelled:

@@ -8,15 +8,16 @@ cancellation that reaches it then does not wake it: the lane keeps it as its `in
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextvars import Context
 from typing import Any, Final
 
 from flowdeco.drivers.threads import timed_out
+from flowdeco.engine.deadlines import Deadline
 from flowdeco.engine.requests import Await, Awaited, FunctionCall, Raised
 from flowdeco.engine.results import SETTLED
 
-__all__ = ["INTERRUPTED", "DistantLane", "Lane", "awaited"]
+__all__ = ["INTERRUPTED", "DistantLane", "Lane", "awaited", "in_time"]
 
 INTERRUPTED: Final = 0  # in place of a ticket: a lane has been cancelled while its branch was elsewhere
 
@@ -36,6 +37,20 @@ async def awaited(request: Await) -> Any:
             raise
     except (KeyboardInterrupt, SystemExit) as error:  # out of a task, these would end the loop
         return Raised(error)
+
+
+async def in_time(awaitable: Awaitable[Any], deadline: Deadline) -> Any:
+    """Await, and cancel that when the deadline has passed."""
+    limit = asyncio.timeout(max(0.0, deadline.left()))
+    try:
+        async with limit:
+            return await awaitable
+    except TimeoutError:
+        if limit.expired():
+            raise deadline.expire() from None
+        raise
+    finally:
+        deadline.expired |= limit.expired()
 
 
 class Lane:

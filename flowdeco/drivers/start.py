@@ -35,7 +35,7 @@ from flowdeco.errors import (
 )
 from flowdeco.model.contents import agree
 from flowdeco.model.definitions import Pipeline, action_selectors
-from flowdeco.model.options import checked_count, checked_layers, checked_selectors
+from flowdeco.model.options import checked_count, checked_layers, checked_selectors, checked_timeout
 from flowdeco.model.runnable import Options as RunOptions
 from flowdeco.model.selectors import check_skip
 from flowdeco.model.store import Store
@@ -290,6 +290,7 @@ class _Start:
         self.observers = _observers(options.observers)
         self.watcher = options.watcher() if options.watcher is not None else None
         self.suspend_after = seconds
+        self.timeout = checked_timeout(options.timeout)
         self.given_clock = options.clock
         self.clock = time.perf_counter if options.clock is None else options.clock.time
         self.gate = gate or Gate()
@@ -341,6 +342,7 @@ class _Start:
             wall=self.wall(durable=recorder is not None),
             given=known,
             since=since,
+            timeout=self.timeout,
         )
 
     def evaluated(self, run: Run, terms: Terms) -> Evaluation:

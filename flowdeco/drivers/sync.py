@@ -22,9 +22,10 @@ from flowdeco.drivers.interrupts import Interrupts
 from flowdeco.drivers.start import Evaluated, begin, end, listen
 from flowdeco.drivers.start import resume as continued
 from flowdeco.engine.evaluation import evaluate
-from flowdeco.engine.requests import Await, Ended, Fork, Gate, Raised, Request, Save, Sleep
+from flowdeco.engine.requests import Await, Deferred, Ended, Fork, Gate, Raised, Request, Save, Sleep
 from flowdeco.engine.runs import remember
 from flowdeco.engine.schedule import Schedule, Task
+from flowdeco.errors import ActionTimeout
 
 if TYPE_CHECKING:
     from flowdeco.drivers.in_flight import InFlight
@@ -139,11 +140,17 @@ class Performer:
 
     def perform(self, request: Request) -> Any:
         """Perform a request; return its result, or raise its exception."""
+        deadline = self.gate.deadline and self.gate.deadline.first()
         if isinstance(request, Sleep):
             if self._loop_thread is None:
-                return self._sleep(request.seconds)
+                sleep, seconds = self.sleep, request.seconds
+                return sleep(seconds) if deadline is None else deadline.sleep(sleep, seconds)
             request = self._loop_thread.pause(request)  # where a timeout of middleware ends it, too
         if isinstance(request, Await):
+            if deadline is not None:
+                from flowdeco.drivers.lanes import awaited, in_time
+
+                request = Await(Deferred(in_time, Deferred(awaited, request), deadline))
             return self.awaited(request)
         if isinstance(request, Fork):
             return self._side_by_side(request)
@@ -154,11 +161,18 @@ class Performer:
         if step.is_async:  # it only makes a coroutine, for which the timeout counts
             return step.function(*args, **(kwargs or {}))
         assert step.timeout is not None, "any other call is made by `_answered`"
-        return call_with_timeout(step.name, step.timeout, step.function, args, kwargs)
+        if deadline is None or deadline.left() > step.timeout:
+            return call_with_timeout(step.name, step.timeout, step.function, args, kwargs)
+        try:
+            return call_with_timeout(step.name, max(0.0, deadline.left()), step.function, args, kwargs)
+        except ActionTimeout:  # not one of the action, whose errors are returned
+            raise deadline.expire() from None
 
-    def _sleep(self, seconds: float) -> None:
+    def sleep(self, seconds: float) -> None:
+        """Block for so long; in a durable run, until it is cancelled."""
         if not self._is_durable:
-            return time.sleep(seconds)
+            time.sleep(seconds)
+            return
         until = time.monotonic() + seconds
         self.interrupts.wake = self._awake
         while self.gate.pending is None and (left := until - time.monotonic()) > 0:
@@ -251,11 +265,13 @@ class Performer:
         return None
 
     def look(self) -> None:
-        """Wait until something is reported, or a timer expires."""
+        """Wait until something is reported, a timer expires, or a deadline passes."""
         timers = self._timers
         if not self.reported:
-            seconds = max(0.0, timers[0][0] - time.monotonic()) if timers else -1
-            self._wake.acquire(timeout=min(seconds, threading.TIMEOUT_MAX))
+            until = [timers[0][0] - time.monotonic()] if timers else []
+            left = self.in_flight().left()
+            until += [] if left is None else [left]
+            self._wake.acquire(timeout=min(max(0.0, min(until)), threading.TIMEOUT_MAX) if until else -1)
         while timers and timers[0][0] <= time.monotonic():
             self.reported.append(timers[0][1:])
             heappop(timers)

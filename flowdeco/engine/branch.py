@@ -14,8 +14,10 @@ from collections import deque
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, NamedTuple, cast
 
+from flowdeco.engine.deadlines import Deadline
 from flowdeco.engine.journal import Payload, Row
 from flowdeco.engine.layers import Layers
 from flowdeco.engine.outcome import (
@@ -78,6 +80,7 @@ class Terms:
     waits: dict[tuple[str, int], Sequence[Wait]] = field(
         default_factory=dict[tuple[str, int], Sequence[Wait]]
     )  # earlier ones
+    timeout: float | None = None  # of this leg of the run
     is_quiet: bool = field(init=False)  # no selector or history needs single steps
     records_only: bool = field(init=False)  # nor does a journal or an observer
 
@@ -288,9 +291,39 @@ class Branch:
         self.ended_early: bool = (
             parent is not None and parent.ended_early
         )  # in a group that had failed, before a resume
+        self.deadline: Deadline | None = (
+            None if parent is None else parent.deadline
+        )  # of the innermost scope that has one
         self.stopped = False  # by the end of another branch of its group
+        self.guarded = (
+            self.deadline is not None
+        )  # perhaps the next step must not begin: it was stopped, or has a deadline
         self.restoring = terms.past is not None and terms.past.has_more(id)
         self.begun = self.restoring and not terms.rehearses
+
+    # Whether another step may begin.
+
+    def stop(self) -> None:
+        """Begin nothing more: another branch has ended the group."""
+        self.stopped = self.guarded = True
+
+    def live_by(self, deadline: Deadline | None) -> None:
+        """Have this deadline, and those around it, count from here on."""
+        self.deadline = deadline
+        self.guarded = self.stopped or deadline is not None
+        if self.parent is None:
+            self.terms.gate.deadline = deadline
+
+    def refusal(self) -> Failure:
+        """Return the error of a step that must not begin."""
+        if self.stopped:
+            return ended_by_another()
+        return None if self.deadline is None else self.deadline.refusal()
+
+    def time_used(self, number: int, who: int) -> float:
+        """Return how much of its timeout a layer of a scope has used before the run was suspended."""
+        is_known = number in self.waits or (self.id, number) in self.terms.waits
+        return self.waits_of(number).time_used(who) if is_known else 0.0
 
     # Numbers, and the history of a resumed run.
 
@@ -349,8 +382,10 @@ class Branch:
         found = self.waits.get(number)
         if found is None:
             terms = self.terms
-            earlier = terms.waits.pop((self.id, number), ())
-            found = self.waits[number] = Waits(terms.wall, terms.since, earlier)
+            earlier, wall = terms.waits.pop((self.id, number), ()), terms.wall
+            if self.deadline is not None:
+                wall = wall._replace(sleep=partial(self.deadline.sleep_in_action, wall.sleep))
+            found = self.waits[number] = Waits(wall, terms.since, earlier)
         return found
 
     def waited(self, number: int) -> tuple[Wait, ...]:

@@ -28,12 +28,13 @@ from typing import Any, Final, NamedTuple, cast
 
 from flowdeco.engine.actions import begin_action, finish_simple, simple_arguments
 from flowdeco.engine.branch import UNNUMBERED, Branch, OpenScope, OpenStream, Terms
+from flowdeco.engine.deadlines import Deadline
 from flowdeco.engine.groups import run_group
 from flowdeco.engine.layers import merging
 from flowdeco.engine.outcome import Outcome, Scope, Status, record_kind, stages_in, status_of
-from flowdeco.engine.requests import Failure, Request, Walk, ended_by_another
+from flowdeco.engine.requests import Failure, Request, Walk
 from flowdeco.engine.runs import Run
-from flowdeco.engine.scopes import close_scope, end_scope, fill_scope, open_scope
+from flowdeco.engine.scopes import close_scope, end_scope, fill_scope, limited, open_scope
 from flowdeco.engine.streams import close_stream, close_streams, open_stream, pull
 from flowdeco.errors import Bail, Suspend
 from flowdeco.events import ActionStarted, RunFinished, RunStarted
@@ -74,7 +75,11 @@ def evaluate_run(run: Run, terms: Terms, use: tuple[Middleware, ...]) -> Generat
     if terms.notify is not None:
         terms.notify(RunStarted(run.id, run.pipeline.name, stages_in(run.pipeline.units)))
     branch.agenda.append((Opening(run.pipeline, use), None))
+    deadline = None
+    if terms.timeout is not None:
+        deadline = Deadline(f"run {run.id!r} of pipeline {run.pipeline.name!r}", terms.timeout, branch)
     error = yield from evaluate(branch)
+    error = error if deadline is None else deadline.close(error)
     if past is not None and not terms.rehearses:
         yield from close_streams(past)
     if terms.recorder is not None:
@@ -114,7 +119,7 @@ def evaluate(branch: Branch) -> Walk:
                 is_bare = type(unit) is Step and branch.scope.is_bare and not unit.use
                 args = simple_arguments(branch, unit) if is_bare else None
                 if args is None:
-                    begin = BEGIN[type(unit)] if not branch.stopped else _begin_stopped
+                    begin = BEGIN[type(unit)] if not branch.guarded else _begin_guarded
                     came = begin(branch, unit, by)
                 else:
                     if terms.notify is not None:
@@ -146,10 +151,18 @@ def _is_closing(raised: GeneratorExit) -> bool:
     return at is not None and bool(at.tb_frame.f_code.co_flags & CO_GENERATOR)
 
 
-def _begin_stopped(branch: Branch, unit: Any, by: str | None) -> Walk | Failure:
-    if branch.restoring or branch.sealed or type(unit) is OpenScope:
-        return BEGIN[type(unit)](branch, unit, by)
-    return ended_by_another()
+def _begin_guarded(branch: Branch, unit: Any, by: str | None) -> Walk | Failure:
+    """Begin a unit, unless its branch was stopped, or its time is up."""
+    refused: Failure = None
+    if type(unit) is OpenScope:
+        deadline = branch.deadline
+        if deadline is not None and deadline.scope is unit and not deadline.expired:
+            refused = branch.refusal()  # the layers in it are told, even if nothing was left to do
+    elif not (branch.restoring or branch.sealed):
+        refused = branch.refusal()
+        if refused is not None and type(unit) is OpenStream:
+            branch.agenda.append((unit, by))  # it is still to be closed
+    return BEGIN[type(unit)](branch, unit, by) if refused is None else refused
 
 
 def _fail(branch: Branch, error: BaseException) -> Walk:
@@ -179,8 +192,8 @@ def _begin_run(branch: Branch, opening: Opening, by: str | None) -> Walk | Failu
 def _begin_pipeline(
     branch: Branch, pipeline: Pipeline, by: str | None, use: tuple[Middleware, ...] = (), is_run: bool = False
 ) -> Walk | Failure:
-    layers, around, agenda = use + pipeline.use, branch.scope, branch.agenda
-    while not layers and agenda and agenda[-1][0] is branch.scope and _is_transparent(branch.scope):
+    around, agenda, is_plain = branch.scope, branch.agenda, not (use or pipeline.use or pipeline.timeout)
+    while is_plain and agenda and agenda[-1][0] is branch.scope and _is_transparent(branch.scope):
         agenda.pop()  # it has nothing left to do: a pipeline that returns itself is a loop, too
         branch.scope = branch.scope.outer or branch.base
         if around.unit == pipeline:
@@ -193,11 +206,12 @@ def _begin_pipeline(
     if not (pipeline.plain or is_run):
         scope.place = Scope(pipeline.name, f"{branch.id}.{branch.next_place()}", None, by, scope.place)
     earlier = None
-    if layers:
+    if not is_plain:
         scope.number = branch.next_number()
         earlier = branch.recall(scope.number, pipeline)
     if not is_run and branch.skips(pipeline, earlier):
         return _skip(branch, scope, earlier)
+    layers = () if is_plain else (*use, *limited(branch, scope, "pipeline"), *pipeline.use)
     return open_scope(branch, scope, layers, earlier)
 
 
@@ -221,9 +235,10 @@ def _begin_stage(branch: Branch, stage: Stage, by: str | None) -> Walk | Failure
     if not is_quiet and branch.skips(stage, earlier):
         return _skip(branch, scope, earlier)
     scope.use_actions = around.use_actions + stage.use_actions
-    if around.use_stages or stage.use:
+    if around.use_stages or stage.use or stage.timeout is not None:
         merge = (merging(stage),) if stage.has_data else ()
-        return open_scope(branch, scope, (*around.use_stages, *merge, *stage.use), earlier)
+        layers = (*around.use_stages, *limited(branch, scope, "stage"), *merge, *stage.use)
+        return open_scope(branch, scope, layers, earlier)
     if not is_quiet or stage.has_data or terms.notify is not None:
         return open_scope(branch, scope, (), earlier)
     scope.depth = len(branch.agenda)  # most stages need no more

@@ -28,6 +28,7 @@ from flowdeco.errors import (
     Bail,
     Cancelled,
     CodeChangedError,
+    OutOfTime,
     RunError,
     Suspend,
     WriteConflictError,
@@ -513,6 +514,8 @@ class _Conductor:
         """Return how the group ended: None, a failure (or a group of several), or a signal."""
         if interrupt is not None and not (isinstance(interrupt, Cancelled) and not interrupt.of_run):
             return interrupt
+        if isinstance(interrupt, OutOfTime):
+            self.ended_by = None  # no cancellation is a failure: it was the deadline's
         failures = {index: error for index, error in self.failures.items() if index not in self.lost}
         if self.is_enough:
             self.exceeded = False

@@ -18,6 +18,7 @@ from flowdeco.errors import Cancelled, MiddlewareError, meant_by
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from flowdeco.engine.deadlines import Deadline
     from flowdeco.model.wiring import Step
 
 __all__ = [
@@ -58,15 +59,17 @@ class Raised:
 class Gate:
     """Open while user code runs: only then may a driver raise an interrupt, and it closes the gate as it does.
 
-    One that arrives while the gate is closed is `pending`, and is the answer to the next request.
+    One that arrives while the gate is closed is `pending`, and is the answer to the next request. The `deadline`, if any,
+    is that of the run's own branch: a driver answers the request that is under way then.
     """
 
-    __slots__ = ("cancelled", "open", "pending")
+    __slots__ = ("cancelled", "deadline", "open", "pending")
 
     def __init__(self) -> None:
         self.open = False
         self.pending: BaseException | None = None
         self.cancelled: BaseException | None = None  # the interrupt by which the run was cancelled from outside
+        self.deadline: Deadline | None = None
 
     def interrupt(self, error: BaseException) -> bool:
         """Cancel the run by the answer to the next request; return False if that will be another interrupt."""
@@ -172,6 +175,10 @@ class Forked(Protocol):
 
     begun: bool  # before the run was resumed
     stopped: bool  # it must begin nothing more
+    deadline: Deadline | None  # of its innermost scope that has one
+
+    def stop(self) -> None:
+        """Begin nothing more."""
 
 
 class Conductor(Protocol):

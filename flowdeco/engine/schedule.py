@@ -10,7 +10,8 @@ answers, until the schedule has `ended`.
 2. A branch or a supply whose end the conductor finds decisive *stops* its group, and the groups inside it: no further
    branch or action begins there, and requests under way are cancelled where that is possible.
 3. Before any task of a resumed group continues, all that had begun restore their history.
-4. At most `most` calls of actions are under way in all groups together.
+4. When the deadline of a scope has passed, whatever its branch waits for is ended in the same way.
+5. At most `most` calls of actions are under way in all groups together.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from flowdeco.engine.requests import (
     Walk,
     ended_by_another,
 )
+from flowdeco.errors import Bail, Suspend
 
 __all__ = ["Begun", "Schedule", "Task"]
 
@@ -56,7 +58,19 @@ class Begun(NamedTuple):
 class Task:
     """A branch at work, or (`branch` is None) the supply of a group."""
 
-    __slots__ = ("asked", "branch", "context", "discards", "group", "inner", "lane", "send", "server", "ticket")
+    __slots__ = (
+        "asked",
+        "branch",
+        "context",
+        "discards",
+        "group",
+        "inner",
+        "lane",
+        "overdue",
+        "send",
+        "server",
+        "ticket",
+    )
 
     def __init__(self, branch: Any, walk: Walk, group: _Group, context: Context) -> None:
         self.branch: Forked | None = branch
@@ -69,6 +83,7 @@ class Task:
         self.lane: Any = None  # whatever a driver keeps for the branch until it ends
         self.server = self
         self.discards = False  # nothing that its calls return counts any more
+        self.overdue: Failure = None  # the answer to a request that is cancelled because its time is up
 
 
 class _Group:
@@ -99,11 +114,15 @@ _MORE: Final = object()  # instead of an answer: see whether the supply of the g
 
 
 class Schedule:
-    """The branches of one `Fork`, and of all branches that they fork; `ended` is the answer, once there is one."""
+    """The branches of one `Fork`, and of all branches that they fork; `ended` is the answer, once there is one.
+
+    `limited` are tasks that wait for something while a deadline counts.
+    """
 
     def __init__(self, fork: Fork, tickets: Iterator[int], evaluate: Evaluate, most: int | None = None) -> None:
         self.begin: list[Begun] = []
         self.cancel: list[int] = []
+        self.limited: list[Task] = []
         self.left: list[Any] = []  # the lanes of tasks that have ended
         self.ended: Ended | None = None
         self._tickets = tickets
@@ -124,6 +143,10 @@ class Schedule:
             self._call_ended()
         if task.discards and _is_call(task.asked) and not _is_interrupt(answer):
             answer = Raised(ended_by_another())
+        if task.overdue is not None:
+            if _is_cancelled(answer):
+                answer = Raised(task.overdue)
+            task.overdue = None
         self._ready.append((task, answer))
         self._work()
 
@@ -140,6 +163,15 @@ class Schedule:
         self._stop(group)
         self._work()
         return True
+
+    def expire(self, error: BaseException, task: Task | None) -> None:
+        """End whatever a task waits for, because its time is up; a call that cannot be cancelled ends by itself."""
+        if task is None or task.inner is not None:
+            self.interrupt(error, task)
+        elif task.ticket is not None:
+            task.overdue = error
+            self._withdraw(task.ticket)
+            self._work()
 
     def _work(self) -> None:
         while self._ready:
@@ -217,7 +249,7 @@ class Schedule:
         group.is_parked = True
         self._ready.appendleft((supply, _MORE))
         if group.stopped:
-            branch.stopped = True
+            branch.stop()
             if not group.conductor.restores:
                 return
         # A variable set in a branch is seen in all of it, and only there; all see those of the branch that forked them.
@@ -251,6 +283,8 @@ class Schedule:
                     task.group.is_parked = True
                 self._one_caught_up(task.group)
                 return
+            if task.branch is not None and task.branch.deadline is not None:
+                self.limited.append(task)
             if kind is Fork:
                 self._opened(cast("Fork", request), task)
                 return
@@ -308,7 +342,7 @@ class Schedule:
                 branch = cast("Forked", task.branch)
                 if branch.stopped:
                     continue
-                branch.stopped = True
+                branch.stop()
                 if task.inner is not None:
                     groups.append(task.inner)
                 elif task.ticket is not None:
@@ -329,7 +363,8 @@ class Schedule:
                         begun.request.discard()
                     if self._most is not None and waiting is self.begin:
                         self._call_ended()
-                    self._ready.append((task, Raised(ended_by_another())))
+                    self._ready.append((task, Raised(task.overdue or ended_by_another())))
+                    task.overdue = None
                     return
         self.cancel.append(ticket)
 
@@ -341,6 +376,12 @@ def _is_action(request: Any) -> bool:
 def _is_call(request: Any) -> bool:
     """Whether this is the call of an action, or awaits what one has returned."""
     return _is_action(request) or (isinstance(request, Await) and bool(request.action))
+
+
+def _is_cancelled(answer: Any) -> bool:
+    return type(answer) is Raised and not isinstance(
+        answer.error, (Exception, KeyboardInterrupt, SystemExit, Bail, Suspend)
+    )
 
 
 def _is_interrupt(answer: Any) -> bool:

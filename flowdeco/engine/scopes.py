@@ -7,11 +7,13 @@ before the run was resumed opens without its layers: its contents are restored, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from functools import partial
+from typing import Any
 
 from flowdeco.engine.actions import check_insertion
 from flowdeco.engine.branch import UNNUMBERED, Branch, OpenScope
+from flowdeco.engine.deadlines import Deadline
 from flowdeco.engine.layers import Layers, enter, leave
 from flowdeco.engine.outcome import (
     COMPLETED,
@@ -24,14 +26,14 @@ from flowdeco.engine.outcome import (
     record_kind,
 )
 from flowdeco.engine.requests import Failure, Walk
-from flowdeco.errors import Bail
+from flowdeco.errors import Bail, Suspend
 from flowdeco.events import StageStarted
 from flowdeco.model.definitions import Stage
 from flowdeco.model.options import Middleware
 from flowdeco.model.steps import steps_of
 from flowdeco.model.store import NOTHING, Delta, Mark
 
-__all__ = ["close_scope", "end_scope", "fill_scope", "open_scope"]
+__all__ = ["close_scope", "end_scope", "fill_scope", "limited", "open_scope"]
 
 
 def open_scope(
@@ -66,6 +68,30 @@ def open_scope(
     if error is None:
         fill_scope(branch, scope)
     return error
+
+
+def limited(branch: Branch, scope: OpenScope, level: str) -> tuple[Middleware, ...]:
+    """Return the layer that ends a scope when its time is up, if it has a timeout: around the unit's own middleware."""
+    unit = scope.unit
+    if unit.timeout is None:
+        return ()
+
+    def limit(call: Any) -> Generator[None, None, None]:
+        who, clock, error = len(call.opened), branch.terms.clock, None
+        used, began = branch.time_used(scope.number, who), clock()
+        deadline = Deadline(f"{level} {unit.name!r}", unit.timeout, branch, used=used, scope=scope)
+        try:
+            yield
+        except BaseException as failure:
+            error = failure
+        error = deadline.close(error)
+        if isinstance(error, Suspend):
+            branch.waits_of(scope.number).use_time(who, used + clock() - began)
+        if error is not None:
+            raise error
+
+    limit.supplies = False  # type: ignore[attr-defined]  # as that of `merging`
+    return (limit,)
 
 
 def _recalled(branch: Branch, scope: OpenScope, earlier: Outcome | None, layers: int) -> Sequence[Delta] | None:

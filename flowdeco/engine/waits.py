@@ -31,6 +31,7 @@ from flowdeco.errors import (
     QUESTION,
     REFUSED,
     SLEEP,
+    USED,
     DefinitionError,
     Suspend,
     Wait,
@@ -143,6 +144,15 @@ class Waits:
             QUESTION, due, key=key.name, about=about, type=key.described(), classes=key.references(), asked=now,
             since=self._since,
         )  # fmt: skip
+
+    def use_time(self, who: int, seconds: float) -> None:
+        """Note how much of its timeout the layer has used, as the run is suspended."""
+        self.noted.append(Wait(USED, seconds, who, key=USED))
+
+    def time_used(self, who: int) -> float:
+        """Return how much of its timeout the layer has used before the run was suspended."""
+        found = self._next(who, USED)
+        return 0.0 if found is None else found.due or 0.0
 
     def adopt(self, other: Waits) -> None:
         """Continue from what a copy of these has waited for in another process."""

@@ -206,6 +206,7 @@ def stage(
     use: Iterable[Middleware] = (),
     use_actions: Iterable[Middleware] = (),
     local: bool | None = None,
+    timeout: float | None = None,
     description: str | None = None,
 ) -> _StageDecorator: ...
 def stage(
@@ -219,6 +220,7 @@ def stage(
     use: Iterable[Middleware] = (),
     use_actions: Iterable[Middleware] = (),
     local: bool | None = None,
+    timeout: float | None = None,
     description: str | None = None,
 ) -> Any:
     """Make a stage of the actions that the function's body evaluates, in definition order.
@@ -226,7 +228,8 @@ def stage(
     Without parameters the body runs once, now, and the result is a `Stage`; with parameters the result is a
     `StageTemplate`, and each call returns a stage. `data` is merged into the store when the stage begins. Results that
     the actions of a template store under their own names are local to each of its stages: share them by `returns=` or
-    `collect=`, or all of them by `local=False`. Raises `EmptyStageError` if the body evaluates no action.
+    `collect=`, or all of them by `local=False`. `timeout` is in seconds, for each attempt at the whole stage. Raises
+    `EmptyStageError` if the body evaluates no action.
 
     >>> @stage(tags=["greeting"])
     ... def greet(name: str):
@@ -244,6 +247,7 @@ def stage(
         "use": use,
         "use_actions": use_actions,
         "local": local,
+        "timeout": timeout,
         "description": description,
     }
     return _StageDecorator(options) if function is None else _stage_of(function, options)

@@ -364,7 +364,7 @@ def as_action(thing: Any) -> Action[..., Any]:
 # Stages.
 
 
-_STAGE_OPTIONS: Final = ("name", "title", "tags", "data", "use", "use_actions", "local", "description")
+_STAGE_OPTIONS: Final = ("name", "title", "tags", "data", "use", "use_actions", "local", "timeout", "description")
 
 
 def _checked_data(data: object, stage: str) -> dict[str, Any]:
@@ -418,9 +418,10 @@ class Stage(Value, Unit):
 
     `data` is copied here and merged into the store, as a fresh copy, whenever the stage begins (L5). `use` wraps the
     stage, `use_actions` each of its actions. With `local`, results that its actions store under their own names are
-    seen by later actions of the stage only, and are gone when it ends. Plain functions among the actions become
-    actions. Data that cannot be copied raises a `DefinitionError` that names its key. `has_data` is true if there is
-    any; `memo` keeps facts that were worked out once, and is not part of the value.
+    seen by later actions of the stage only, and are gone when it ends. `timeout` is in seconds, for each attempt at the
+    whole stage. Plain functions among the actions become actions. Data that cannot be copied raises a `DefinitionError`
+    that names its key. `has_data` is true if there is any; `memo` keeps facts that were worked out once, and is not part
+    of the value.
     """
 
     __slots__ = (
@@ -434,6 +435,7 @@ class Stage(Value, Unit):
         "memo",
         "name",
         "tags",
+        "timeout",
         "use",
         "use_actions",
     )
@@ -444,6 +446,7 @@ class Stage(Value, Unit):
     actions: tuple[Action[..., Any], ...]
     has_data: bool
     local: bool
+    timeout: float | None
     _data: dict[str, Any]
     _origin: Origin | None
     _title: str | None
@@ -460,6 +463,7 @@ class Stage(Value, Unit):
         use: Iterable[Middleware] = (),
         use_actions: Iterable[Middleware] = (),
         local: bool = False,
+        timeout: float | None = None,
         description: str = "",
     ) -> None:
         if isinstance(actions, (Unit, str)) or not isinstance(actions, Iterable):
@@ -477,6 +481,7 @@ class Stage(Value, Unit):
             actions=members,
             has_data=bool(own),
             local=checked_flag(local, "local"),
+            timeout=checked_timeout(timeout),
             _data=own,
             _title=checked_text(title, "title"),
             _description=checked_text(description, "description") or "",
@@ -503,7 +508,7 @@ class Stage(Value, Unit):
         return _copied(self._data, self.name)
 
     def with_options(self, **changes: Any) -> Stage:
-        """Return a copy with another name, title, tags, data, use, use_actions, local or description."""
+        """Return a copy with another name, title, tags, data, use, use_actions, local, timeout or description."""
         check_known(repr(self), _STAGE_OPTIONS, changes)
         made = Stage(**{**self._given(), **changes}, actions=self.actions)
         base, old = self._origin if isinstance(self._origin, Changed) else Changed(self, {})
@@ -518,6 +523,7 @@ class Stage(Value, Unit):
             "use": self.use,
             "use_actions": self.use_actions,
             "local": self.local,
+            "timeout": self.timeout,
             "description": self._description,
         }
 
@@ -604,7 +610,9 @@ def stage_like(sample: Stage, name: str, actions: tuple[Action[..., Any], ...], 
     if len(actions) > 1:
         _check_namesakes(actions, name)
     made = Stage.__new__(Stage)
-    data, description, own, title, members, has_data, local, own_memo, own_name, tags, use, use_actions = _SETTERS
+    data, description, own, title, members, has_data, local, own_memo, own_name, tags, timeout, use, use_actions = (
+        _SETTERS
+    )
     data(made, sample._data)
     description(made, sample._description)
     own(made, origin)
@@ -615,6 +623,7 @@ def stage_like(sample: Stage, name: str, actions: tuple[Action[..., Any], ...], 
     own_memo(made, memo)
     own_name(made, name)
     tags(made, sample.tags)
+    timeout(made, sample.timeout)
     use(made, sample.use)
     use_actions(made, sample.use_actions)
     return made

@@ -36,6 +36,7 @@ class _SharedOptions(TypedDict, total=False):
     history: int | None
     progress: Shown
     limit: int | None
+    timeout: float | None
     suspend_after: float
 
 
@@ -91,6 +92,7 @@ class Options(NamedTuple):
     history: int | None = None
     progress: Shown = None
     limit: int | None = None
+    timeout: float | None = None
     suspend_after: float = 60.0
     error: BaseException | Mapping[str, BaseException] | None = None
     clock: ClockLike | None = None
@@ -130,6 +132,7 @@ class Runnable:
         - `history=None`: keep only the last N stage records.
         - `progress=None`: show the progress: True, a progress bar, or a function of `(done, known, current)`.
         - `limit=None`: how many calls of actions may be under way at once, in all parallel groups together.
+        - `timeout=None`: the seconds after which the run fails with a `TimeoutError`; a resume has its own.
         - `suspend_after=60.0`: in a durable run, a longer sleep (`Sleep`, `ctx.sleep`) suspends the run, which is due
           when the time has come.
         """

@@ -29,6 +29,7 @@ from flowdeco.model.options import (
     checked_selectors,
     checked_tags,
     checked_text,
+    checked_timeout,
     described,
 )
 from flowdeco.model.runnable import Runnable
@@ -338,6 +339,7 @@ class Pipeline(Composite):
         "use": (),
         "use_stages": (),
         "use_actions": (),
+        "timeout": None,
     }
 
     def __init__(self, units: Iterable[Unit] = (), **options: Any) -> None:
@@ -352,6 +354,7 @@ class Pipeline(Composite):
                 "use": checked_layers(given["use"]),
                 "use_stages": checked_layers(given["use_stages"], "use_stages"),
                 "use_actions": checked_layers(given["use_actions"], "use_actions"),
+                "timeout": checked_timeout(given["timeout"]),
             },
         )
 
@@ -379,6 +382,11 @@ class Pipeline(Composite):
     def use_actions(self) -> tuple[Middleware, ...]:
         """Middleware around each action."""
         return cast("tuple[Middleware, ...]", self._options["use_actions"])
+
+    @property
+    def timeout(self) -> float | None:
+        """The time for the whole run of the pipeline, in seconds."""
+        return cast("float | None", self._options["timeout"])
 
     @overload
     def __getitem__(self, where: int | str) -> Unit: ...
@@ -429,10 +437,12 @@ def pipeline(
     use: Iterable[Middleware] = (),
     use_stages: Iterable[Middleware] = (),
     use_actions: Iterable[Middleware] = (),
+    timeout: float | None = None,
 ) -> Pipeline:
     """Return a pipeline of these units; without options the same as chaining them with `>>`.
 
-    `use` wraps the whole run of the pipeline, `use_stages` each of its stages, `use_actions` each action.
+    `use` wraps the whole run of the pipeline, `use_stages` each of its stages, `use_actions` each action. `timeout` is
+    in seconds, for each attempt at the whole of it.
 
     >>> from flowdeco import Stage
     >>> pipeline(Stage("a"), Stage("b")) == Stage("a") >> Stage("b")
@@ -447,6 +457,7 @@ def pipeline(
         use=use,
         use_stages=use_stages,
         use_actions=use_actions,
+        timeout=timeout,
     )
 
 

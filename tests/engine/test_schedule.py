@@ -8,7 +8,7 @@ import pytest
 from flowdeco import Bail, Suspend
 from flowdeco.engine.requests import CAUGHT_UP, Await, Begin, Chore, Ended, Fork, Raised, Save, Sleep
 from flowdeco.engine.schedule import Schedule
-from flowdeco.errors import Cancelled
+from flowdeco.errors import Cancelled, OutOfTime
 
 NO = ValueError("no")
 
@@ -33,6 +33,10 @@ class Branch:
 
     def __init__(self, walk, begun):
         self.walk, self.begun, self.stopped = walk, begun, False
+        self.deadline = None
+
+    def stop(self):
+        self.stopped = True
 
 
 class Conductor:
@@ -808,3 +812,79 @@ def test_a_call_that_is_withdrawn_before_it_begins_makes_room():
     scripted = Scripted(recovers(), walk(log, call("c")), most=1)
     assert scripted.begun() == ["c"]
     assert kinds(each.error for each in log) == [Cancelled]
+
+
+# -- deadlines
+
+
+LATE = OutOfTime("late")
+
+
+def limited(*walks, **more):
+    """A schedule whose branches have a deadline, and its tasks."""
+    made = Scripted(*walks, **more)
+    return made, [made.schedule.task(each.ticket) for each in made.schedule.begin]
+
+
+def test_a_task_that_waits_while_a_deadline_counts_is_reported():
+    """With each of its requests, and its forks; not those without one."""
+    inner = fork(walk([], call("inner")))
+    requests = fork(walk([], call("a"), call("b")), walk([], inner), walk([], call("c")))
+    for branch in requests.conductor.branches[:2]:
+        branch.deadline = object()
+    schedule = Schedule(requests, count(1), lambda branch: branch.walk)
+    assert [task.branch for task in schedule.limited] == requests.conductor.branches[:2]
+    schedule.limited.clear()
+    schedule.deliver(schedule.begin[0].ticket, None)
+    assert [task.branch for task in schedule.limited] == requests.conductor.branches[:1]
+
+
+def test_a_request_whose_time_is_up_is_cancelled_and_ends_with_that_error():
+    """Whatever kind of cancellation its answer is."""
+    for answer in ended_by(KeyboardInterrupt), ended_by(ValueError), ended_by(Bail), Raised(GeneratorExit()), "value":
+        log = []
+        made, (task, _) = limited(walk(log, Sleep(5)), walk([], call("other")))
+        made.begun()
+        made.schedule.expire(LATE, task)
+        assert len(made.schedule.cancel) == 1
+        made.schedule.deliver(task.ticket, answer)
+        (came,) = log
+        is_cancelled = type(answer) is Raised and type(answer.error) is GeneratorExit
+        assert (came.error is LATE) if is_cancelled else (came is answer)
+
+
+def ended_by(kind):
+    return Raised(kind())
+
+
+def test_a_call_that_has_not_begun_is_answered_when_its_time_is_up():
+    """It never begins."""
+    log = []
+
+    def recovering():
+        log.append((yield call("a")))
+
+    made, (task, _) = limited(recovering(), walk([], call("b")))
+    made.schedule.expire(LATE, task)
+    assert log[0].error is LATE
+    assert made.begun() == ["b"]
+
+
+def test_the_group_that_a_task_waits_for_is_interrupted_when_its_time_is_up():
+    """And that of the run, if no task is named."""
+    log = []
+    inner = fork(walk([], call("inner")))
+    made, (one, _) = limited(walk(log, inner), walk([], call("other")))
+    made.schedule.expire(LATE, one.group.parent)
+    assert log == [Ended(LATE)]
+    made.schedule.expire(LATE, None)
+    assert made.schedule.ended == Ended(LATE)
+
+
+def test_a_task_that_waits_for_nothing_is_left_alone_when_its_time_is_up():
+    """It has been answered, and waits for others to catch up."""
+    made = Scripted(walk([], CAUGHT_UP, call("a")), walk([], call("b")), begun=[True, True])
+    made.begun()
+    (waiting,) = [task for task in made.schedule._root.tasks if task.ticket is None]
+    made.schedule.expire(LATE, waiting)
+    assert made.schedule.cancel == []
