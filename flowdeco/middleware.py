@@ -214,6 +214,11 @@ class Cached(NamedTuple):
             raise _uncachable(name)
 
     @property
+    def answers(self) -> bool:
+        """It may answer in place of the action: a step that is called again is called without it."""
+        return True
+
+    @property
     def inserts(self) -> bool:
         """Nothing but what the action inserts itself (see `model.selectors`)."""
         return False

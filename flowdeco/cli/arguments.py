@@ -146,6 +146,7 @@ def _parser() -> _Parser:
     _show_options(command("show", "show the steps of a run"))
     _resume_options(command("resume", "resume a run that failed, was suspended, cancelled or killed"))
     _diff_options(command("diff", "compare a run with its plan"))
+    _replay_options(command("replay", "call one recorded step again, and compare"))
     _purge_options(command("purge", "delete runs from a journal, and the large values that no other run has"))
     return parser
 
@@ -298,6 +299,16 @@ def _diff_options(parser: _Parser) -> None:
     _add_run(parser, "[FILE.py:FLOW] RUN", "+", _ENTRY_AND_RUN)
     _add_only(parser)
     _add_format(parser)
+
+
+def _replay_options(parser: _Parser) -> None:
+    _add_run(parser, "[FILE.py:FLOW] RUN STAGE/ACTION", "+", f"{_ENTRY_AND_RUN}; and the step")
+    parser.add_argument(
+        "--nth", type=_one_or_more, metavar="N", help="of several steps with this name, the N-th (default: the last)"
+    )
+    parser.add_argument("--pdb", action="store_true", help="debug it: stop at its first line, and where it raises")
+    parser.set_defaults(only=[])
+    _add_json(parser)
 
 
 def _purge_options(parser: _Parser) -> None:

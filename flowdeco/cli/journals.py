@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from flowdeco.engine.outcome import ActionRecord, StageRecord
     from flowdeco.engine.runs import Run
 
-__all__ = ["find_run", "journal_path", "open_journal", "purge", "runs", "show", "state_of"]
+__all__ = ["find_run", "journal_path", "open_journal", "purge", "require_known_codec", "runs", "show", "state_of"]
 
 _ROW_COLUMNS: Final = ("branch", "number", "kind", "stage", "action", "status", "started", "elapsed")
 _STATES: Final = [*STATUSES, "crashed"]
@@ -49,6 +49,13 @@ def open_journal(path: str, codec: str, reference: str) -> durable.SqliteJournal
     if codec not in ("pickle", "json"):
         raise UsageError(f"the run is written in the codec {codec!r}, which only your program knows: resume it there")
     return durable.SqliteJournal(path, codec=cast("Any", codec), entry=reference)
+
+
+def require_known_codec(info: RunInfo) -> Any:
+    """Return the codec of a run; raises `UsageError` for one that only the program of the user knows."""
+    if info.codec not in ("pickle", "json"):
+        raise UsageError(f"the run is written in the codec {info.codec!r}, which only your program knows")
+    return info.codec
 
 
 def find_run(path: str, wanted: str) -> RunInfo:
@@ -251,9 +258,7 @@ def _whole(path: str, info: RunInfo) -> Run:
     """Return a run as its journal has it, without importing its workflow."""
     from flowdeco.engine.reading import read_outline
 
-    if info.codec not in ("pickle", "json"):
-        raise UsageError(f"the run is written in the codec {info.codec!r}, which only your program knows")
-    journal = durable.SqliteJournal(path, codec=cast("Any", info.codec))
+    journal = durable.SqliteJournal(path, codec=require_known_codec(info))
     return read_outline(journal.read(info.id), _codec(info), whole=True)
 
 
@@ -326,9 +331,7 @@ def _print_facts(info: RunInfo) -> None:
         ("started", report.moment(info.started)),
         ("updated", f"{report.moment(info.updated)}, {report.duration(max(0.0, info.updated - info.started))} later"),
     ]
-    for name, value in facts:
-        status = [report.Coloured(state_of(info))] if name == "status" else []
-        report.say(f"{name:<9} ", *status, report.one_line(value))
+    report.print_facts(facts, report.Coloured(state_of(info)))
 
 
 TableRow: TypeAlias = "tuple[str, str, str]"

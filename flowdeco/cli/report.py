@@ -29,6 +29,7 @@ __all__ = [
     "one_line",
     "plural",
     "print_error",
+    "print_facts",
     "print_resume_hint",
     "print_stages",
     "print_table",
@@ -107,6 +108,13 @@ def moment(posix: float) -> str:
 
 
 # Tables.
+
+
+def print_facts(facts: Iterable[tuple[str, str]], status: Coloured | None = None) -> None:
+    """Print a line for each fact; `status` comes before that of the name."""
+    for name, value in facts:
+        first = [status] if status is not None and name == "status" else []
+        say(f"{name:<9} ", *first, one_line(value))
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], out: TextIO, right: Iterable[str] = ()) -> None:
