@@ -317,10 +317,10 @@ def _print(found: _Found, call: _Call, now: Outcome, differs: list[str], options
     report.print_facts([("step", f"{found.name}{which}"), ("run", found.remembered.run_id)])
     if call.shown:
         report.say()
-        report.print_table(["ARGUMENT", "VALUE"], list(call.shown.items()), sys.stdout)
+        report.print_table(["ARGUMENT", "VALUE"], list(call.shown.items()))
     report.say()
     rows = [("recorded", *_as_row(found.before)), ("now", *_as_row(now))]
-    report.print_table(["", "STATUS", "TIME", "RESULT"], rows, sys.stdout, right=["TIME"])
+    report.print_table(["", "STATUS", "TIME", "RESULT"], rows, right=["TIME"])
     verdict = f"different: {', '.join(differs)}" if differs else "the same failure" if now.error else "the same result"
     report.say("\n", verdict)
 

@@ -10,9 +10,9 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
-from flowdeco.errors import printable
+from flowdeco.errors import cut_middle, duration, printable
 from flowdeco.show.formatting import MARKS
-from flowdeco.show.tally import Row, Tally, describe, duration, waiting
+from flowdeco.show.tally import Row, Tally, describe, waiting
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
@@ -133,11 +133,11 @@ def _line(row: Row, name: str, width: int, tally: Tally, glyphs: Glyphs) -> Line
     style = STYLES.get(row.status, "")
     elapsed = tally.clock() - row.started if running else row.elapsed
     sign = glyphs.spinner[int(elapsed * 10) % len(glyphs.spinner)] if running else glyphs.status.get(row.status, "?")
-    name = fitted(name, width, glyphs)
+    name = fitted(_in_middle(name, width, glyphs), width, glyphs)
     time = "skipped" if skipped else duration(elapsed)
     line: Line = [(" ", ""), (sign, style), (" ", "")]
     line.append((name, "bold cyan" if running else "dim" if skipped or row.restored else ""))
-    line.append((f" {time:>8}", "dim"))
+    line.append((f" {time:>9}", "dim"))
     if row.branch is not None:
         line.append((f"  {row.branch}", "blue"))
     if row.inserted:
@@ -160,6 +160,14 @@ def fitted(text: str, width: int, glyphs: Glyphs) -> str:
     while cell_len(kept) > width - len(dots):
         kept = kept[:-1]
     return kept + dots + " " * (width - len(dots) - cell_len(kept))
+
+
+def _in_middle(name: str, width: int, glyphs: Glyphs) -> str:
+    """Return a name cut in its middle: its beginning and its end distinguish it."""
+    columns = width
+    while cell_len(name) > width and columns > 0:
+        name, columns = cut_middle(name, columns, glyphs.dots), columns - 1
+    return name
 
 
 def _within(line: Line, width: int, glyphs: Glyphs) -> Line:
@@ -195,6 +203,7 @@ def _total(tally: Tally, glyphs: Glyphs) -> Line:
         *bar,
         (count, "bold"),
         (f"  {duration(tally.seconds)}", "dim"),
+        (f", about {duration(tally.left)} left" if tally.left is not None else "", "dim"),
     ]
 
 
