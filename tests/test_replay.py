@@ -4,7 +4,7 @@ import builtins
 import io
 import json
 import os
-import sqlite3
+import subprocess
 import sys
 from pathlib import Path
 
@@ -126,6 +126,12 @@ def after(answer: str = "none") -> str:
 
 asking = after >> ask >> after
 stopping = stop >> chance
+
+@action
+def die() -> None:
+    os._exit(9)
+
+dying = grow >> die
 
 class Opaque:
     def __init__(self, value): self.value = value
@@ -444,12 +450,14 @@ def test_a_journal_in_json(flowdeco, recorded):
         assert flowdeco("replay", "one", step)[0] == 0
 
 
-def test_a_crashed_run(flowdeco, recorded):
-    """A run whose process was killed meanwhile: what it has recorded can be replayed."""
-    recorded("flow", *TABLES)
-    with sqlite3.connect("runs.db") as connection:
-        connection.execute("UPDATE runs SET status = 'running'")
-    assert flowdeco("replay", "one", "copy[users]/rows")[0] == 0
+def test_a_crashed_run(flowdeco):
+    """A run whose process was killed: what it has recorded can be replayed, and only that."""
+    path = os.pathsep.join([str(Path(cli.__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", "flowdeco", "run", "flows.py:dying", "-i", "items=[]", "--run-id", "dead"]
+    assert subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True).returncode == 9
+    assert flowdeco("replay", "dead", "grow/grow")[0] == 0
+    code, _, err = flowdeco("replay", "dead", "die/die")
+    assert (code, "run 'dead' has no finished step 'die/die'" in err) == (2, True)
 
 
 def test_a_pipeline_that_does_not_lead_there_any_more(flowdeco, recorded):

@@ -444,9 +444,10 @@ def _complete_input(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> I
     keys: list[str] = []
     with suppress(Exception):
         if run:
-            from flowdeco.cli.journals import find_run
+            from flowdeco.durable import runs
 
-            info = find_run(parsed_args.journal or os.environ[JOURNAL], run)
+            infos = runs(parsed_args.journal or os.environ[JOURNAL])
+            info = next(info for info in infos if run == LATEST or info.id.startswith(run))
             keys, entry = awaited_keys(info.reason), entry or (info.entry or "").partition(" ")[0]
     keys += parameters_in(entry.rpartition(":")[0] or entry)
     equals = "" if getattr(parsed_args, "command", "") == "validate" else "="

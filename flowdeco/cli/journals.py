@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterable, Iterator

@@ -126,9 +126,8 @@ def load_recorded_workflow(options: Namespace, path: str) -> tuple[Workflow, Run
 def _how_to_name_it(options: Namespace, run: str, path: str) -> str:
     """Return how to continue with a run whose workflow cannot be imported from where the journal has it."""
     journal = f" --journal {shlex.quote(options.journal)}" if options.journal else ""
-    named = f"name it, as in flowdeco {options.command} FILE.py:FLOW {shlex.quote(run)}{journal}"
-    in_program = f", or have the script call flow.resume({run!r}, journal={path!r})"
-    return f"{named}{in_program if options.command == 'resume' else ''}"
+    script = f"have the script call flow.resume({run!r}, journal={path!r}), or " if options.command == "resume" else ""
+    return f"{script}name it, as in flowdeco {options.command} file.py:flow {shlex.quote(run)}{journal}"
 
 
 def stand_in_for_main(entry: Entry) -> None:

@@ -134,7 +134,7 @@ def _line(row: Row, name: str, width: int, tally: Tally, glyphs: Glyphs) -> Line
     elapsed = tally.clock() - row.started if running else row.elapsed
     sign = glyphs.spinner[int(elapsed * 10) % len(glyphs.spinner)] if running else glyphs.status.get(row.status, "?")
     name = fitted(_in_middle(name, width, glyphs), width, glyphs)
-    time = "skipped" if skipped else duration(elapsed)
+    time = "skipped" if skipped else _took(elapsed, glyphs)
     line: Line = [(" ", ""), (sign, style), (" ", "")]
     line.append((name, "bold cyan" if running else "dim" if skipped or row.restored else ""))
     line.append((f" {time:>9}", "dim"))
@@ -160,6 +160,11 @@ def fitted(text: str, width: int, glyphs: Glyphs) -> str:
     while cell_len(kept) > width - len(dots):
         kept = kept[:-1]
     return kept + dots + " " * (width - len(dots) - cell_len(kept))
+
+
+def _took(seconds: float, glyphs: Glyphs) -> str:
+    """Return a duration in the characters of the display."""
+    return duration(seconds) if glyphs is FINE else duration(seconds).replace("µ", "u")
 
 
 def _in_middle(name: str, width: int, glyphs: Glyphs) -> str:
@@ -202,8 +207,8 @@ def _total(tally: Tally, glyphs: Glyphs) -> Line:
         (" ", ""),
         *bar,
         (count, "bold"),
-        (f"  {duration(tally.seconds)}", "dim"),
-        (f", about {duration(tally.left)} left" if tally.left is not None else "", "dim"),
+        (f"  {_took(tally.seconds, glyphs)}", "dim"),
+        (f", about {_took(tally.left, glyphs)} left" if tally.left is not None else "", "dim"),
     ]
 
 
@@ -211,7 +216,7 @@ def _summary(tally: Tally, glyphs: Glyphs) -> Line:
     style = STYLES.get(tally.status, "")
     done = tally.finished
     count = str(done) if done == tally.known else f"{done} of {tally.known}"
-    rest = f": {count} stage{'s' * (tally.known != 1)} in {duration(tally.seconds)}"
+    rest = f": {count} stage{'s' * (tally.known != 1)} in {_took(tally.seconds, glyphs)}"
     sign = glyphs.status.get(tally.status, "?")
     return [(sign, style), (" ", ""), (printable(tally.pipeline), "bold"), (f" {tally.status}", style), (rest, "")]
 

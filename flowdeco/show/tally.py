@@ -263,6 +263,7 @@ def waiting(event: BranchesHeld) -> str:
     return f"{event.group}: {event.held} finished branches wait for branch {event.first}"
 
 
+_A_PIPELINE: Final = "\0pipeline"  # stands for the middleware of one, which the event does not name
 HANDLERS: Final[dict[type, Callable[[Tally, Any], None]]] = {
     RunStarted: Tally.run_started,
     RunFinished: Tally.run_finished,
