@@ -294,9 +294,9 @@ def atomic(call: Call) -> Generator[None, Any, None]:
 
 # They give no values to their target, and write nothing: a key that is certain without them is certain with them (see
 # `model.wiring`).
-Retry.supplies = False  # type: ignore[attr-defined]
-Cached.supplies = False  # type: ignore[attr-defined]
-atomic.supplies = False  # type: ignore[attr-defined]
+Retry.supplies = False  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+Cached.supplies = False  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+atomic.supplies = False  # type: ignore[attr-defined]  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _matches(error: BaseException, on: _On) -> bool:

@@ -43,8 +43,8 @@ from flowdeco.engine.schedule import Task
 from flowdeco.errors import DefinitionError, suggestion
 from flowdeco.events import ActionStarted
 from flowdeco.model.definitions import Parallel, Pipeline, Template, Unit, as_pipeline
+from flowdeco.model.runnable import OnChange, run_options
 from flowdeco.model.runnable import Options as RunOptions
-from flowdeco.model.runnable import run_options
 from flowdeco.model.wiring import Step
 
 __all__ = ["Call", "Clock", "FlowRunner", "assert_ran"]
@@ -250,7 +250,7 @@ class Call:
         mine, theirs = (self.stage, self.action, self.inputs), (other.stage, other.action, other.inputs)
         return mine == theirs
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
 
     def __repr__(self) -> str:
         given = ", ".join(f"{name}={value!r}" for name, value in self.inputs.items())
@@ -315,7 +315,7 @@ class FlowRunner:
     __call__ = run
 
     def resume(
-        self, flow: Unit, run: Run | str, inputs: Mapping[str, Any] | None = None, /, *, on_change: str = "error",
+        self, flow: Unit, run: Run | str, inputs: Mapping[str, Any] | None = None, /, *, on_change: OnChange = "error",
         from_stage: str | None = None, **options: Any,
     ) -> Run:  # fmt: skip
         """Resume a run; the options are those of `flow.resume`, except `executor`."""

@@ -443,7 +443,9 @@ def test_of_many_stages_not_all_have_a_line():
     assert len(lines) < 70
     assert lines[1] == "[1/1000] s0 completed in 10.0 ms"
     assert lines[51] == "[150/1000] s149 completed in 10.0 ms, after 99 more"
-    assert re.sub(r"after \d+", "after N", lines[-2]) == "[999/1000] s998 failed in 10.0 ms, after N more: ValueError: no"
+    assert (
+        re.sub(r"after \d+", "after N", lines[-2]) == "[999/1000] s998 failed in 10.0 ms, after N more: ValueError: no"
+    )
     assert lines[-1] == "p completed: 1000 stages in 10.0 s"
 
 

@@ -404,7 +404,7 @@ def _complete(parser: _Parser) -> None:
 
 
 def _completed_by(argument: argparse.Action, completer: Callable[..., Iterator[str]]) -> None:
-    argument.completer = completer  # type: ignore[attr-defined]  # read by argcomplete
+    argument.completer = completer  # type: ignore[attr-defined]  # read by argcomplete  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _complete_entry(prefix: str, **_: Any) -> Iterator[str]:

@@ -80,8 +80,8 @@ class _Found(NamedTuple):
     """A recorded step: `place` is its own, `steps` and `given` what the run had when it was recorded."""
 
     name: str
-    which: int  # of `count` with this name
-    count: int
+    which: int  # of so many
+    of: int
     place: Place
     steps: Steps
     given: list[Store]
@@ -236,7 +236,7 @@ class _Call:
         try:
             bound: Mapping[str, Any] = inspect.signature(step.function).bind(*args, **kwargs).arguments
         except (TypeError, ValueError):
-            bound = dict(enumerate(args)) | dict(kwargs)  # type: ignore[assignment]
+            bound = dict(enumerate(args)) | dict(kwargs)  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
         given = {str(name): value for name, value in bound.items() if not isinstance(value, Context)}
         self.arguments = {name: plain(value) for name, value in given.items()}
         self.shown = {name: _in_one_line(value) for name, value in given.items()}
@@ -308,12 +308,12 @@ def _in_one_line(value: Any) -> str:
 def _print(found: _Found, call: _Call, now: Outcome, differs: list[str], options: Namespace) -> None:
     if options.json:
         print_json({
-            "id": found.remembered.run_id, "step": found.name, "nth": found.which, "of": found.count,
+            "id": found.remembered.run_id, "step": found.name, "nth": found.which, "of": found.of,
             "arguments": call.arguments, "recorded": _as_data(found.before), "now": _as_data(now),
             "same": not differs, "differences": differs,
         })  # fmt: skip
         return
-    which = f", {found.which} of {found.count}" if found.count > 1 else ""
+    which = f", {found.which} of {found.of}" if found.of > 1 else ""
     report.print_facts([("step", f"{found.name}{which}"), ("run", found.remembered.run_id)])
     if call.shown:
         report.say()

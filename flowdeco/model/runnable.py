@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypedDict, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, TypedDict, cast
 
 from typing_extensions import Unpack
 
@@ -17,11 +17,15 @@ from flowdeco.events import Watcher
 from flowdeco.model.options import Middleware, Shown
 
 if TYPE_CHECKING:
+    import os
     from concurrent.futures import Executor
 
-    from flowdeco.running import Plan, Run
+    from flowdeco.running import Journal, Plan, Run
 
-__all__ = ["Options", "ResumeOptions", "RunOptions", "Runnable", "run_options"]
+__all__ = ["OnChange", "Options", "ResumeOptions", "RunOptions", "Runnable", "run_options"]
+
+
+OnChange: TypeAlias = Literal["error", "ignore", "rerun"]
 
 
 class ResumeOptions(TypedDict, total=False):
@@ -31,7 +35,7 @@ class ResumeOptions(TypedDict, total=False):
     observers: Iterable[Callable[[Any], object]]
     skip: Iterable[str]
     executor: Executor | None
-    journal: Any
+    journal: Journal | str | os.PathLike[str] | None
     check: bool
     history: int | None
     progress: Shown
@@ -123,7 +127,7 @@ class Runnable:
         inputs: Mapping[str, Any] | None = None,
         /,
         *,
-        on_change: str = "error",
+        on_change: OnChange = "error",
         from_stage: str | None = None,
         **options: Unpack[ResumeOptions],
     ) -> Run:
@@ -146,7 +150,7 @@ class Runnable:
         inputs: Mapping[str, Any] | None = None,
         /,
         *,
-        on_change: str = "error",
+        on_change: OnChange = "error",
         from_stage: str | None = None,
         **options: Unpack[ResumeOptions],
     ) -> Coroutine[Any, Any, Run]:

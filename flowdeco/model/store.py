@@ -207,7 +207,7 @@ class Mark(dict[Any, Any]):
     """
 
     __slots__ = ()
-    __hash__ = object.__hash__  # type: ignore[assignment]
+    __hash__ = object.__hash__  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
     __eq__ = object.__eq__
     __ne__ = object.__ne__
 

@@ -16,12 +16,14 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Never, NoReturn, Self, cast, overload
 
-from typing_extensions import TypeVar
+from typing_extensions import TypeVar, Unpack
 
 from flowdeco.errors import DefinitionError, selector_suggestion, shortened, suggestion
 from flowdeco.model.contents import agree
 from flowdeco.model.options import (
     Middleware,
+    ParallelChanges,
+    PipelineChanges,
     checked_count,
     checked_key,
     checked_layers,
@@ -249,12 +251,12 @@ class Composite(Value, Unit):
         def __init__(self, units: Iterable[Unit] = (), **options: Any) -> None: ...
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
         """The name in records and messages."""
         return cast("str", self._options["name"])
 
     @property
-    def tags(self) -> frozenset[str]:  # type: ignore[override]
+    def tags(self) -> frozenset[str]:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
         """The tags, found by selectors such as `"tag:slow"`."""
         return cast("frozenset[str]", self._options["tags"])
 
@@ -278,8 +280,7 @@ class Composite(Value, Unit):
         check_known(cls.__name__, cls.DEFAULTS, options)
         return {**cls.DEFAULTS, **options}
 
-    def with_options(self, **changes: Any) -> Self:
-        """Return a copy with other options."""
+    def _changed(self, changes: Mapping[str, Any]) -> Self:
         check_known(repr(self), self.DEFAULTS, changes)
         return type(self)(self.units, **{**self._options, **changes})
 
@@ -354,6 +355,10 @@ class Pipeline(Composite):
                 "use_actions": checked_layers(given["use_actions"], "use_actions"),
             },
         )
+
+    def with_options(self, **changes: Unpack[PipelineChanges]) -> Pipeline:
+        """Return a copy with another name, title, tags, description, use, use_stages or use_actions."""
+        return self._changed(changes)
 
     @property
     def title(self) -> str:
@@ -491,6 +496,10 @@ class Parallel(Composite):
             raise DefinitionError(
                 f"enough={self.enough} is more than the {len(branches)} branches of the parallel group {self.name!r}"
             )
+
+    def with_options(self, **changes: Unpack[ParallelChanges]) -> Parallel:
+        """Return a copy with another name, limit, merge, tags, tolerate, failures or enough."""
+        return self._changed(changes)
 
     @property
     def stream(self) -> Any:
