@@ -293,11 +293,12 @@ class FlowRunner:
     coroutines. A sync action times out if the clock is advanced beyond its `timeout` during the call. The times in the
     records are those of the clock.
 
-    `calls` are the calls of actions in all runs so far, `slept` the waiting times of middleware, in seconds.
+    `runs` are all runs so far, `calls` the calls of their actions, `slept` the waiting times of middleware, in seconds.
     """
 
     def __init__(self) -> None:
         self.clock = Clock()
+        self.runs: list[Run] = []
         self.calls: list[Call] = []
         self.slept: list[float] = []
 
@@ -314,6 +315,11 @@ class FlowRunner:
 
     __call__ = run
 
+    async def arun(self, flow: Unit, inputs: Mapping[str, Any] | None = None, /, **options: Any) -> Run:
+        """Evaluate a unit in an async test, whose event loop meanwhile runs on; the actions have a loop of their own."""
+        __tracebackhide__ = True
+        return await asyncio.to_thread(partial(self.run, flow, inputs, **options))
+
     def resume(
         self, flow: Unit, run: Run | str, inputs: Mapping[str, Any] | None = None, /, *, on_change: OnChange = "error",
         from_stage: str | None = None, **options: Any,
@@ -328,6 +334,13 @@ class FlowRunner:
             return self._performed(start, chosen)
 
         return self._in_a_free_thread(resumed)
+
+    async def aresume(
+        self, flow: Unit, run: Run | str, inputs: Mapping[str, Any] | None = None, /, **options: Any
+    ) -> Run:
+        """Resume a run in an async test, as `arun` does."""
+        __tracebackhide__ = True
+        return await asyncio.to_thread(partial(self.resume, flow, run, inputs, **options))
 
     def calls_of(self, name: str) -> list[Call]:
         """Return the calls of an action, given as `"action"` or `"stage/action"`; if there were none, an empty list."""
@@ -370,7 +383,11 @@ class FlowRunner:
         def watched(gate: Gate) -> Evaluated | Run:
             __tracebackhide__ = True
             evaluated = start(gate)
-            return (evaluated[0], self._watched(evaluated[1])) if isinstance(evaluated, tuple) else evaluated
+            if not isinstance(evaluated, tuple):
+                self.runs.append(evaluated)
+                return evaluated
+            self.runs.append(evaluated[0])
+            return evaluated[0], self._watched(evaluated[1])
 
         return sync.perform(
             watched, options, lambda resources, interrupts, given: _Performer(resources, interrupts, given, self)

@@ -15,6 +15,7 @@ from typing_extensions import Unpack
 from flowdeco.errors import Problem, suggestion
 from flowdeco.events import Watcher
 from flowdeco.model.options import Middleware, Shown
+from flowdeco.model.store import Store
 
 if TYPE_CHECKING:
     import os
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from flowdeco.running import Journal, Plan, Run
 
-__all__ = ["OnChange", "Options", "ResumeOptions", "RunOptions", "Runnable", "run_options"]
+__all__ = ["OnChange", "Options", "ResumeOptions", "RunOptions", "Runnable", "Shows", "run_options"]
 
 
 OnChange: TypeAlias = Literal["error", "ignore", "rerun"]
@@ -85,7 +86,16 @@ def run_options(method: str, given: Mapping[str, Any], *, resumes: bool = False)
     return Options(**given)
 
 
-class Runnable:
+class Shows:
+    """Things that a notebook shows as cards."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        return cast("str", _running().html_of(self))
+
+
+class Runnable(Shows):
     """The methods by which a unit runs, resumes, checks, and shows itself."""
 
     __slots__ = ()
@@ -174,8 +184,13 @@ class Runnable:
         made: Plan = _running().plan(self)
         return made
 
-    def _repr_html_(self) -> str:
-        return cast("str", _running().html_of(self))  # in a notebook
+
+def _html(store: Store) -> str:
+    return cast("str", _running().html_of(store))
+
+
+# Here, since a store knows nothing of definitions, and so cannot reach the views.
+Store._repr_html_ = _html  # pyright: ignore[reportPrivateUsage]
 
 
 def _running() -> types.ModuleType:

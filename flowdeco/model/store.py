@@ -16,6 +16,7 @@ from typing import (
     Annotated,
     Any,
     BinaryIO,
+    ClassVar,
     Final,
     Generic,
     Literal,
@@ -261,6 +262,7 @@ class Store(MutableMapping[str, Any]):
 
     __slots__ = ("_data", "_dropped", "_marks", "_owned")
     _data: MutableMapping[Any, Any]
+    _repr_html_: ClassVar[Callable[[Any], str]]  # for notebooks, set by `runnable`
 
     def __init__(self, mapping: Mapping[str, Any] | None = None) -> None:
         self._data = {}

@@ -33,7 +33,7 @@ from flowdeco.model.options import (
     checked_text,
     described,
 )
-from flowdeco.model.runnable import Runnable
+from flowdeco.model.runnable import Runnable, Shows
 from flowdeco.model.store import AnyKey, key_name
 
 __all__ = ["Parallel", "Pipeline", "Unit", "parallel", "pipeline"]
@@ -104,7 +104,7 @@ class Pulled(NotAUnit):
         raise NotImplementedError
 
 
-class Template(NotAUnit):
+class Template(NotAUnit, Shows):
     """The base of stage templates, which make a stage when they are called."""
 
     __slots__ = ()
