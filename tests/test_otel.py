@@ -66,7 +66,9 @@ def test_durations_are_measured():
         return [copy("a"), copy("b")]
 
     measured = Measured()
-    (discover >> Stage("late", [one])).run(observers=[otel.metrics(measured.provider)], skip=["late"])
+    (discover >> Stage("late", [action(lambda: 1, name="a")])).run(
+        observers=[otel.metrics(measured.provider)], skip=["late"]
+    )
     assert measured.points() == {
         ("flowdeco.run.duration", "s", "completed", "pipeline"): 1,
         ("flowdeco.stage.duration", "s", "completed", "discover"): 1,
@@ -79,7 +81,7 @@ def test_durations_are_measured():
 def test_restored_stages_are_not_measured_again():
     """They took their time before the run was resumed."""
     measured = Measured()
-    flow = Stage("first", [one]) >> Stage("s", [failing([], "f", ValueError("no"))])
+    flow = Stage("first", [action(lambda: 1, name="a")]) >> Stage("s", [failing([], "f", ValueError("no"))])
     run = flow.run(check=False)
     flow.resume(run, observers=[otel.metrics(measured.provider)], check=False)
     assert [key[0] for key in measured.points() if "first" in key] == []
@@ -277,8 +279,8 @@ def test_parents_are_right_across_threads(run, traces, make):
     assert sorted(found) == [(number, f"g[{number}]") for number in range(8)]
     stages = [span for span in traces.finished if span.name == "stage same"]
     assert len({span.context.span_id for span in stages}) == 8
-    for stage in stages:
-        inside = [s.name for s in traces.finished if s.parent and s.parent.span_id == stage.context.span_id]
+    for span in stages:
+        inside = [s.name for s in traces.finished if s.parent and s.parent.span_id == span.context.span_id]
         assert sorted(inside) == ["action then", "action who"]
     assert {by_id[span.parent.span_id].name for span in stages} == {"run pipeline"}
 

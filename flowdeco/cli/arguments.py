@@ -54,7 +54,7 @@ EXAMPLES: Final = {
     "run": """
   flowdeco run flows.py:backup -i 'tables=["users", "orders"]' -i limit=3
   flowdeco run shop.flows:backup --inputs inputs.json --skip tag:slow
-  flowdeco run flows.py:backup --journal runs.db --run-id monday --html monday.html
+  flowdeco run flows.py:backup --journal runs.db --html run.html
   flowdeco run flows.py:backup --help
 """,
     "validate": """
