@@ -385,6 +385,35 @@ def shortened(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+_UNITS: Final = ((1e-3, 1e6, "µs"), (1.0, 1e3, "ms"), (60.0, 1.0, "s"))
+
+
+def duration(seconds: float | None) -> str:
+    """Return a duration with three digits: "0 µs", "1.24 ms", "12.3 s", "2 min 5 s", "3 h 20 min"."""
+    if seconds is None:
+        return ""
+    for below, factor, unit in _UNITS:
+        value = seconds * factor
+        if seconds < below:
+            digits = 0 if unit == "µs" or value >= 99.95 else 1 if value >= 9.995 else 2
+            if value < 999.5 and not (unit == "s" and value >= 59.95):
+                return f"{value:.{digits}f} {unit}"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86400:,} d {whole % 86400 // 3600} h"
+
+
+def cut_middle(text: str, width: int, dots: str = "…") -> str:
+    """Return a name cut to a width in its middle: its beginning and its end distinguish it."""
+    if len(text) <= width:
+        return text
+    kept = max(0, width - len(dots))
+    return text[: kept - kept // 2] + dots[:width] + text[len(text) - kept // 2 :]
+
+
 def suggestion(wrong: str, known: Iterable[str], what: str = "There are", closeness: float = 0.6) -> str:
     """Return a sentence that names the likely corrections of `wrong`, or else the known names."""
     from difflib import get_close_matches

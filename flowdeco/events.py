@@ -54,6 +54,7 @@ class StageFinished(NamedTuple):
 
     A stage that a selector skips never began, nor did a `restored` one: it had ended before the run was resumed.
     `recovered` tells whether its own middleware recovered its failure; that of a pipeline around it may yet do so.
+    `failures` are the errors of the attempts before the last one.
     """
 
     run_id: str
@@ -64,6 +65,7 @@ class StageFinished(NamedTuple):
     attempts: int = 1
     recovered: bool = False
     restored: bool = False
+    failures: tuple[BaseException, ...] = ()
 
 
 class ActionStarted(NamedTuple):
@@ -76,7 +78,10 @@ class ActionStarted(NamedTuple):
 
 
 class ActionFinished(NamedTuple):
-    """An action has ended: completed, failed, skipped…; `elapsed` is in seconds. A `cached` one was not called."""
+    """An action has ended: completed, failed, skipped…; `elapsed` is in seconds. A `cached` one was not called.
+
+    `failures` are the errors of the attempts before the last one.
+    """
 
     run_id: str
     stage: str
@@ -87,6 +92,7 @@ class ActionFinished(NamedTuple):
     attempts: int = 1
     recovered: bool = False
     cached: bool = False
+    failures: tuple[BaseException, ...] = ()
 
 
 class UnitsInserted(NamedTuple):

@@ -214,6 +214,11 @@ class Cached(NamedTuple):
             raise _uncachable(name)
 
     @property
+    def answers(self) -> bool:
+        """It may answer in place of the action: a step that is called again is called without it."""
+        return True
+
+    @property
     def inserts(self) -> bool:
         """Nothing but what the action inserts itself (see `model.selectors`)."""
         return False
@@ -289,9 +294,9 @@ def atomic(call: Call) -> Generator[None, Any, None]:
 
 # They give no values to their target, and write nothing: a key that is certain without them is certain with them (see
 # `model.wiring`).
-Retry.supplies = False  # type: ignore[attr-defined]
-Cached.supplies = False  # type: ignore[attr-defined]
-atomic.supplies = False  # type: ignore[attr-defined]
+Retry.supplies = False  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+Cached.supplies = False  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+atomic.supplies = False  # type: ignore[attr-defined]  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _matches(error: BaseException, on: _On) -> bool:

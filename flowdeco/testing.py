@@ -44,8 +44,8 @@ from flowdeco.engine.schedule import Task
 from flowdeco.errors import DefinitionError, suggestion
 from flowdeco.events import ActionStarted
 from flowdeco.model.definitions import Parallel, Pipeline, Template, Unit, as_pipeline
+from flowdeco.model.runnable import OnChange, run_options
 from flowdeco.model.runnable import Options as RunOptions
-from flowdeco.model.runnable import run_options
 from flowdeco.model.wiring import Step
 
 __all__ = ["Call", "Clock", "FlowRunner", "assert_ran"]
@@ -269,7 +269,7 @@ class Call:
         mine, theirs = (self.stage, self.action, self.inputs), (other.stage, other.action, other.inputs)
         return mine == theirs
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
 
     def __repr__(self) -> str:
         given = ", ".join(f"{name}={value!r}" for name, value in self.inputs.items())
@@ -315,12 +315,13 @@ class FlowRunner:
     The clock jumps over all of this in a durable run, too, which no sleep suspends; a question does. Between two runs,
     `clock.advance` lets its time to answer pass.
 
-    `calls` are the calls of actions in all runs so far, `slept` the waiting times of middleware and of `ctx.sleep`, in
-    seconds.
+    `runs` are all runs so far, `calls` the calls of their actions, `slept` the waiting times of middleware and of
+    `ctx.sleep`, in seconds.
     """
 
     def __init__(self) -> None:
         self.clock = Clock()
+        self.runs: list[Run] = []
         self.calls: list[Call] = []
         self.slept = self.clock.slept
 
@@ -337,8 +338,13 @@ class FlowRunner:
 
     __call__ = run
 
+    async def arun(self, flow: Unit, inputs: Mapping[str, Any] | None = None, /, **options: Any) -> Run:
+        """Evaluate a unit in an async test, whose event loop meanwhile runs on; the actions have a loop of their own."""
+        __tracebackhide__ = True
+        return await asyncio.to_thread(partial(self.run, flow, inputs, **options))
+
     def resume(
-        self, flow: Unit, run: Run | str, inputs: Mapping[str, Any] | None = None, /, *, on_change: str = "error",
+        self, flow: Unit, run: Run | str, inputs: Mapping[str, Any] | None = None, /, *, on_change: OnChange = "error",
         from_stage: str | None = None, **options: Any,
     ) -> Run:  # fmt: skip
         """Resume a run; the options are those of `flow.resume`, except `executor`."""
@@ -351,6 +357,13 @@ class FlowRunner:
             return self._performed(start, chosen)
 
         return self._in_a_free_thread(resumed)
+
+    async def aresume(
+        self, flow: Unit, run: Run | str, inputs: Mapping[str, Any] | None = None, /, **options: Any
+    ) -> Run:
+        """Resume a run in an async test, as `arun` does."""
+        __tracebackhide__ = True
+        return await asyncio.to_thread(partial(self.resume, flow, run, inputs, **options))
 
     def calls_of(self, name: str) -> list[Call]:
         """Return the calls of an action, given as `"action"` or `"stage/action"`; if there were none, an empty list."""
@@ -394,7 +407,11 @@ class FlowRunner:
         def watched(gate: Gate) -> Evaluated | Run:
             __tracebackhide__ = True
             evaluated = start(gate)
-            return (evaluated[0], self._watched(evaluated[1])) if isinstance(evaluated, tuple) else evaluated
+            if not isinstance(evaluated, tuple):
+                self.runs.append(evaluated)
+                return evaluated
+            self.runs.append(evaluated[0])
+            return evaluated[0], self._watched(evaluated[1])
 
         return sync.perform(
             watched, options, lambda resources, interrupts, given: _Performer(resources, interrupts, given, self)

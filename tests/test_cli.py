@@ -1,5 +1,6 @@
 """The command line: what it prints, where, and the exit code."""
 
+import io
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from flowdeco import cli, durable
+from flowdeco.cli.commands import COMMANDS
 from flowdeco.cli.entry_point import EntryError, load
 
 ROOT = Path(__file__).parents[1]
@@ -97,7 +99,7 @@ def in_process(*arguments, environment=(), **options):
 
 def bare(text):
     """The text without what differs from run to run: durations, ids, widths of columns."""
-    text = re.sub(r"\b\d+(\.\d)? (ms|s)\b", "T", text)
+    text = re.sub(r"\b\d+(\.\d+)? (µs|ms|s)\b", "T", text)
     text = re.sub(r"\b[0-9a-f]{16}\b", "ID", text)
     text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "WHEN", text)
     return re.sub(r"[ ]+", " ", text)
@@ -133,7 +135,7 @@ def test_the_columns_of_a_table_are_aligned(flowdeco):
     table = [line for line in out.splitlines() if line.startswith(("STAGE", "discover ", "process", "report"))]
     status, time_ends = {line.find("STATUS") if "STATUS" in line else line.find("completed") for line in table}, set()
     for line in table:
-        time_ends.add(line.find("TIME") + 4 if "TIME" in line else re.search(r"ms\b", line).end())
+        time_ends.add(line.find("TIME") + 4 if "TIME" in line else re.search(r"(ms|µs)\b", line).end())
     assert (len(status), len(time_ends)) == (1, 1)
 
 
@@ -569,7 +571,10 @@ def test_an_entry_point_is_no_unit_without_a_module():
     ("given", "complaint"),
     [
         (["rum"], "there is no command 'rum'. Did you mean 'run' or 'resume'? (see: flowdeco --help)"),
-        (["nonsense"], "there is no command 'nonsense'. There are: 'diff', 'plan', 'purge', 'resume', 'run', 'runs', "),
+        (
+            ["nonsense"],
+            "there is no command 'nonsense'. There are: 'diff', 'plan', 'purge', 'replay', 'resume', 'run', 'runs', ",
+        ),
         (["--verion"], "unrecognized arguments: --verion. Did you mean '--version'?"),
         (["--traceback", "run", "flows.py:flow"], "--traceback comes after the command (see: flowdeco --help)"),
         (
@@ -691,18 +696,6 @@ def test_statuses_have_colours_in_a_terminal(monkeypatch):
     assert coloured("failed", terminal) == "failed"
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.00001, "0.0 ms"), (0.0042, "4.2 ms"), (0.042, "42 ms"), (1.26, "1.3 s"), (61, "1 min 01 s"),
-     (59.97, "1 min 00 s"), (7384, "2 h 03 min")],
-)  # fmt: skip
-def test_durations_are_readable(seconds, text):
-    """In the unit that fits."""
-    from flowdeco.cli.report import duration
-
-    assert duration(seconds) == text
-
-
 # -- validate and plan
 
 
@@ -817,7 +810,7 @@ def test_a_crashed_run_is_told_as_far_as_it_came(flowdeco, journal):
     )
     assert in_process("run", "dies.py:flow", "--run-id", "dead", "--journal", "runs.db").returncode == 9
     shown = flowdeco("show", "dead")[1]
-    assert float(re.search(r", (\d+) ms later", shown)[1]) >= 50
+    assert float(re.search(r", ([\d.]+) ms later", shown)[1]) >= 50
     assert lines(shown)[-2:] == ["a crashed here or later", "wait completed T"]
     assert lines(flowdeco("diff", "dead")[1]) == [
         "pipeline, plan and run dead (crashed): 1 crashed, 1 not reached",
@@ -827,7 +820,7 @@ def test_a_crashed_run_is_told_as_far_as_it_came(flowdeco, journal):
     Path("dies.py").write_text(Path("dies.py").read_text().replace("os._exit(9)", "pass"))
     resumed = in_process("resume", "dead", "--journal", "runs.db", "--on-change", "ignore")
     for table in (resumed.stdout, flowdeco("show", "dead")[1]):
-        assert float(re.search(r"^a +completed +(\d+) ms", table, re.MULTILINE)[1]) >= 50
+        assert float(re.search(r"^a +completed +([\d.]+) ms", table, re.MULTILINE)[1]) >= 50
 
 
 def test_the_groups_of_a_run_are_seen(flowdeco):
@@ -856,9 +849,9 @@ def test_a_run_is_shown_with_its_steps(flowdeco, journal):
         "started WHEN",
         "updated WHEN, T later",
         "asks 'approval'",
-        "STAGE STATUS TIME",
+        "STAGE STATUS TIME INSERTED BY",
         "discover completed T",
-        "process[0] completed T",
+        "process[0] completed T discover/discover",
         "handle completed T",
         "approve suspended T",
     ]
@@ -1335,7 +1328,7 @@ def completions(line, **environment):
 
 def test_commands_and_options_are_completed():
     """By argcomplete, where it is installed."""
-    assert completions("flowdeco r") == ["resume", "run", "runs"]
+    assert completions("flowdeco r") == ["replay", "resume", "run", "runs"]
     assert "--journal" in completions("flowdeco run flows.py:flow --j")
 
 
@@ -1449,3 +1442,125 @@ def test_the_commands_of_the_documentation_print_what_it_shows(flowdeco, monkeyp
             assert words[0] == "flowdeco"
             code, out, err = flowdeco(*words[1:])
             assert (command, lines(out + err)) == (command, lines(shown))
+
+
+# -- help, formats, colours, completion of inputs
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_help_has_examples_exit_codes_and_variables(flowdeco, command):
+    """Of the whole, and of each command; in 80 columns."""
+    code, out, _ = flowdeco(*filter(None, [command]), "--help")
+    assert code == 0
+    for heading in ("examples:", "exit codes:", "environment variables:"):
+        assert f"\n{heading}\n" in out
+    assert f"  flowdeco {command or 'run'} " in out.partition("examples:")[2]
+    for word in ("  3    the run is suspended", "FLOWDECO_JOURNAL", "NO_COLOR", "FORCE_COLOR"):
+        assert word in out
+    assert max(map(len, out.partition("examples:")[2].splitlines())) <= 82
+
+
+def test_the_examples_of_help_are_valid():
+    """Each parses."""
+    from flowdeco.cli.arguments import EXAMPLES, parsed
+
+    for line in "".join(EXAMPLES.values()).splitlines():
+        if line.strip() and "--help" not in line:
+            parsed(shlex.split(line)[1:])
+
+
+@pytest.mark.parametrize(
+    ("file", "beginning"),
+    [
+        ("plan.html", "<!DOCTYPE html>"), ("plan.HTML", "<!DOCTYPE html>"), ("plan.mmd", "flowchart TD"),
+        ("plan.md", "```mermaid\nflowchart TD"), ("plan.txt", "pipeline: 3 stages"), ("plan", "pipeline: 3 stages"),
+    ],
+)  # fmt: skip
+def test_the_suffix_of_a_file_chooses_the_format(flowdeco, journal, file, beginning):
+    """For `plan` and for `diff`, unless an option does."""
+    assert flowdeco("plan", "flows.py:flow", "-o", file)[:2] == (0, "")
+    assert Path(file).read_text().startswith(beginning)
+    flowdeco("run", "flows.py:flow", "-i", "kinds=1", "--journal", "runs.db", "--run-id", "one")
+    flowdeco("diff", "one", "-o", file)
+    assert Path(file).read_text().startswith(beginning.partition(":")[0])
+    flowdeco("plan", "flows.py:flow", "-o", file, "--format", "text")
+    assert Path(file).read_text().startswith("pipeline: 3 stages")
+
+
+@pytest.mark.parametrize(
+    ("no_color", "force_color", "terminal", "coloured"),
+    [
+        (None, None, True, True), (None, None, False, False), ("1", None, True, False), ("", None, True, True),
+        (None, "1", False, True), (None, "", False, False), ("1", "1", True, False), ("", "1", False, True),
+        ("0", "1", False, False),
+    ],
+)  # fmt: skip
+def test_colours_follow_the_conventions(monkeypatch, no_color, force_color, terminal, coloured):
+    """A variable that is set and not empty counts, whatever its value; NO_COLOR wins."""
+    from flowdeco.cli import report
+
+    monkeypatch.setenv("TERM", "xterm")
+    for name, value in (("NO_COLOR", no_color), ("FORCE_COLOR", force_color)):
+        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+    out = io.StringIO()
+    out.isatty = lambda: terminal
+    assert report.coloured("failed", out) == ("\x1b[31mfailed\x1b[0m" if coloured else "failed")
+
+
+def test_a_table_is_cut_to_a_narrow_terminal(monkeypatch, capsys):
+    """Names in the middle, texts at their ends, and times and statuses not at all."""
+    from flowdeco.cli import report
+
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "50")
+    row = ["copy[a-long-name-of-a-table]", "completed", "12.3 ms", "list_tables/list_tables"]
+    report.print_steps([row])
+    report.print_table(["RUN", "WHY"], [["2f5e6a7b8c9d0e1f", "the server is offline, and so is the other one"]])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 50
+    assert lines[1].split("  ") == ["copy[a-l…-table]", "completed", "12.3 ms", "list_t…ables"]
+    assert lines[3] == "2f5e6a7b8c9d0e1f  the server is offline, and so i…"
+
+
+def test_the_inputs_of_a_workflow_are_completed(flowdeco, journal):
+    """Read from the source: the parameters that no action of the file supplies; of a run, the keys that it waits for."""
+    assert completions("flowdeco run flows.py:flow -i ") == ["fail=", "kinds=", "stop=", "title="]
+    assert completions("flowdeco run flows.py:flow -i ki") == ["kinds="]
+    assert completions("flowdeco validate flows.py:flow -i ki") == ["kinds"]
+    flowdeco("run", "flows.py:gated", "-i", "kinds=0", "--journal", "runs.db", "--run-id", "one")
+    assert "approval=" in completions("flowdeco resume one --journal runs.db -i ")
+    assert completions("flowdeco run nothing.py:flow -i ") == []
+
+
+def test_all_attributes_are_in_the_json(flowdeco, journal):
+    """Of the run, of its stages and of their actions; `show` has those of a recorded run."""
+    Path("retried.py").write_text(
+        "from flowdeco import *\nfrom flowdeco.middleware import retry\ntries = []\n"
+        "@action(use=[retry(on=OSError, wait=0)])\ndef a():\n    tries.append(1)\n"
+        "    if len(tries) < 3: raise OSError('offline')\n    return [Stage('b')]\n"
+        "flow = parallel(a, name='both') >> pipeline(Stage('c'), name='inner', title='x')\n"
+    )
+    code, out, _ = flowdeco("run", "retried.py:flow", "--json", "--journal", "runs.db", "--run-id", "one")
+    data = json.loads(out)
+    assert code == 0
+    first, second, third = data["stages"]
+    assert first["scope"] == [{"name": "both", "branch": 0, "inserted_by": None}]
+    assert first["actions"][0]["failures"] == ["OSError: offline"] * 2
+    assert (first["actions"][0]["inserted"], second["inserted_by"], second["parent"]) == (["b"], "a/a", 0)
+    assert [scope["name"] for scope in third["scope"]] == ["inner"]
+    assert (data["pipelines"], data["forgotten"]) == ([], 0)
+    shown = json.loads(flowdeco("show", "one", "--json")[1])
+    assert [stage["name"] for stage in shown["stages"]] == ["a", "b", "c"]
+    assert shown["stages"][0]["actions"][0]["failures"] == ["OSError: offline"] * 2
+
+
+def test_a_workflow_that_has_moved_is_named(flowdeco, journal):
+    """The error says how, and how a script resumes its run itself."""
+    flowdeco("run", "flows.py:gated", "-i", "kinds=0", "--journal", "runs.db", "--run-id", "one")
+    Path("flows.py").rename("moved.py")
+    del sys.modules["flows"]
+    code, _, err = flowdeco("resume", "one", "-i", "approval=yes")
+    assert code == 2
+    assert "have the script call flow.resume('one', journal='runs.db')" in err
+    assert "name it, as in flowdeco resume file.py:flow one)" in err
+    assert flowdeco("resume", "moved.py:gated", "one", "-i", "approval=yes")[0] == 0

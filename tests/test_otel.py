@@ -16,10 +16,81 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from support import again, failing, flaky, one, step, swallow
 from traced import own_span, tells, whose_child
 
-from flowdeco import Bail, Context, Stage, action, parallel, pipeline
+from flowdeco import Bail, Context, Stage, action, parallel, pipeline, stage
 from flowdeco.errors import DefinitionError
 from flowdeco.executors import COMPANIONS
 from flowdeco.observers import otel
+
+
+def test_each_failed_attempt_is_an_event(traces):
+    """Of the span of its step, numbered from 1, before the failure that remains."""
+    broken = Stage("s", [failing([], "f", ValueError("no"), use=[again(3)])])
+    broken.run(observers=[spans(traces)], check=False)
+    failed = traces.named("action f").events
+    assert [event.name for event in failed] == ["exception"] * 3
+    assert [event.attributes.get("flowdeco.attempt") for event in failed] == [1, 2, None]
+
+
+class Measured:
+    """Where the durations of a test go."""
+
+    def __init__(self):
+        from opentelemetry.sdk.metrics import MeterProvider
+        from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+        self.reader = InMemoryMetricReader()
+        self.provider = MeterProvider([self.reader])
+
+    def points(self):
+        """How many of what was measured, by name and attributes."""
+        (resource,) = self.reader.get_metrics_data().resource_metrics
+        return {
+            (metric.name, metric.unit, *sorted(point.attributes.values())): point.count
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+            for point in metric.data.data_points
+        }
+
+
+def test_durations_are_measured():
+    """Of runs, stages and actions that have begun; the stages of a template count together."""
+
+    @stage
+    def copy(table):
+        @action
+        def rows():
+            return table
+
+    @action
+    def discover():
+        return [copy("a"), copy("b")]
+
+    measured = Measured()
+    (discover >> Stage("late", [action(lambda: 1, name="a")])).run(
+        observers=[otel.metrics(measured.provider)], skip=["late"]
+    )
+    assert measured.points() == {
+        ("flowdeco.run.duration", "s", "completed", "pipeline"): 1,
+        ("flowdeco.stage.duration", "s", "completed", "discover"): 1,
+        ("flowdeco.stage.duration", "s", "completed", "copy"): 2,
+        ("flowdeco.action.duration", "s", "completed", "discover", "discover"): 1,
+        ("flowdeco.action.duration", "s", "completed", "copy", "rows"): 2,
+    }
+
+
+def test_restored_stages_are_not_measured_again():
+    """They took their time before the run was resumed."""
+    measured = Measured()
+    flow = Stage("first", [action(lambda: 1, name="a")]) >> Stage("s", [failing([], "f", ValueError("no"))])
+    run = flow.run(check=False)
+    flow.resume(run, observers=[otel.metrics(measured.provider)], check=False)
+    assert [key[0] for key in measured.points() if "first" in key] == []
+
+
+def test_metrics_take_a_meter_provider():
+    """A message for anything else."""
+    with pytest.raises(DefinitionError, match="takes a meter provider"):
+        otel.metrics(3)
 
 
 class Traces:
@@ -208,8 +279,8 @@ def test_parents_are_right_across_threads(run, traces, make):
     assert sorted(found) == [(number, f"g[{number}]") for number in range(8)]
     stages = [span for span in traces.finished if span.name == "stage same"]
     assert len({span.context.span_id for span in stages}) == 8
-    for stage in stages:
-        inside = [s.name for s in traces.finished if s.parent and s.parent.span_id == stage.context.span_id]
+    for span in stages:
+        inside = [s.name for s in traces.finished if s.parent and s.parent.span_id == span.context.span_id]
         assert sorted(inside) == ["action then", "action who"]
     assert {by_id[span.parent.span_id].name for span in stages} == {"run pipeline"}
 

@@ -39,7 +39,7 @@ from flowdeco.events import (
 from flowdeco.show.formatting import MARKS
 from flowdeco.show.live import FINE, PLAIN, frame, html
 from flowdeco.show.progress import Lines, watcher
-from flowdeco.show.tally import Tally, duration
+from flowdeco.show.tally import Tally
 
 ROOT = Path(__file__).parents[1]
 
@@ -396,7 +396,7 @@ def test_where_there_is_no_terminal_lines_are_printed(run, capsys):
     run(pipeline(inserts, failing([], "f", ValueError("no"), use=[swallow]), name="p"), progress=True, skip=["E"])
     out, err = capsys.readouterr()
     assert out == ""
-    assert re.sub(r"\d+ ms", "N ms", err).splitlines() == [
+    assert re.sub(r"\d+(\.\d+)? (ms|µs)", "N ms", err).splitlines() == [
         "p: 2 stages",
         "[1/4] a completed in N ms, inserted 2",
         "[2/4] D completed in N ms",
@@ -410,7 +410,7 @@ def test_a_failure_is_the_last_line(run, capsys):
     """With its message, and how far the run came."""
     with pytest.raises(ValueError):
         run(failing([], "f", ValueError("no\nmore")) >> one([], "b"), progress=True)
-    assert re.sub(r"\d+ ms", "N ms", capsys.readouterr().err).splitlines() == [
+    assert re.sub(r"\d+(\.\d+)? (ms|µs)", "N ms", capsys.readouterr().err).splitlines() == [
         "pipeline: 2 stages",
         "[1/2] f failed in N ms: ValueError: no",
         "pipeline failed: 0 of 2 stages in N ms; ValueError: no",
@@ -441,9 +441,11 @@ def test_of_many_stages_not_all_have_a_line():
     """The first ones have, then about one in a second; failures always."""
     lines = lines_of(1000, Clock(), 0.01)
     assert len(lines) < 70
-    assert lines[1] == "[1/1000] s0 completed in 10 ms"
-    assert lines[51] == "[150/1000] s149 completed in 10 ms, after 99 more"
-    assert re.sub(r"after \d+", "after N", lines[-2]) == "[999/1000] s998 failed in 10 ms, after N more: ValueError: no"
+    assert lines[1] == "[1/1000] s0 completed in 10.0 ms"
+    assert lines[51] == "[150/1000] s149 completed in 10.0 ms, after 99 more"
+    assert (
+        re.sub(r"after \d+", "after N", lines[-2]) == "[999/1000] s998 failed in 10.0 ms, after N more: ValueError: no"
+    )
     assert lines[-1] == "p completed: 1000 stages in 10.0 s"
 
 
@@ -464,7 +466,7 @@ def test_what_takes_long_is_mentioned():
         "p: 2 stages",
         "[0/2] s/x 3/10 … 10.0 s",
         "[0/2] s/x 3/10 … 30.0 s",
-        "[0/2] s/x 3/10 … 1:10",
+        "[0/2] s/x 3/10 … 1 min 10 s",
     ]
 
 
@@ -516,10 +518,10 @@ def test_a_frame_shows_what_is_over_what_runs_and_how_far_the_run_is():
         Progress("r", "b", "load", 3, 12),
         65.0,
     ) == [
-        " ✓ discover                       0.25 s  inserted 2",
-        " ✓ ↳ a                            1.50 s",
-        " ⠋ ↳ b › load 3/12                  1:05  ━━━─────────",
-        "daily ━━━━━━━━━━━─────────────────  2/5 stages  1:05".replace("  2/5", " 2/5"),
+        " ✓ discover                        250 ms  inserted 2",
+        " ✓ ↳ a                             1.50 s",
+        " ⠋ ↳ b › load 3/12              1 min 5 s  ━━━─────────",
+        "daily ━━━━━━━━━━━───────────────── 2/5 stages  1 min 5 s, about 1 min 19 s left",
     ]
 
 
@@ -582,8 +584,37 @@ def test_long_and_wide_names_are_cut_to_the_columns_they_take():
     from rich.cells import cell_len
 
     lines = drawn(RunStarted("r", "p", 2), *over("漢字" * 30), *over("x" * 100), width=60)
-    assert [cell_len(line[: line.index("0 ms")]) for line in lines[:2]] == [cell_len(" ✓ ") + 30 + 5] * 2
+    assert [cell_len(line[: line.index("0 µs")]) for line in lines[:2]] == [cell_len(" ✓ ") + 30 + 6] * 2
     assert "…" in lines[0]
+
+
+def test_long_names_are_cut_in_the_middle():
+    """Their beginnings and ends tell them apart."""
+    lines = drawn(RunStarted("r", "p", 2), *over("copy[a-very-long-name-of-a-table-2024]"), width=40)
+    assert lines[0].split()[1] == "copy[a-ver…ble-2024]"
+
+
+def test_the_time_that_is_left_is_estimated():
+    """By the stages that ran: not by those that were restored or skipped; from one second on, and not at the end."""
+    clock = Clock()
+    tally = Tally(clock)
+
+    def left(*events):
+        for event in events:
+            tally(event)
+        return tally.left
+
+    assert left(RunStarted("r", "p", 10)) is None
+    clock.now = 0.5
+    assert left(*over("a")) is None, "too early to tell"
+    clock.now = 10
+    assert left() == 90
+    assert left(*over("b", "skipped")) == 80
+    assert left(StageFinished("r", "c", "completed", None, 5.0, restored=True)) == 70
+    assert left(StageStarted("r", "d", None), ActionStarted("r", "d", "d", None), Progress("r", "d", "d", 1, 1)) == 30
+    assert left(StageFinished("r", "d", "completed", None, 5.0)) == 30
+    assert left(*(event for name in "efghij" for event in over(name))) is None
+    assert left(RunFinished("r", "p", "completed", None, 10.0)) is None
 
 
 def test_what_does_not_fit_ends_with_dots():
@@ -647,23 +678,6 @@ def test_a_frame_as_html_is_escaped():
         tally(event)
     assert "<script>" not in html(frame(tally))
     assert "&lt;script&gt;" in html(frame(tally))
-
-
-@pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [
-        (0, "0 ms"),
-        (0.0994, "99 ms"),
-        (0.25, "0.25 s"),
-        (9.999, "10.0 s"),
-        (59.99, "0:59"),
-        (61, "1:01"),
-        (3661, "1:01:01"),
-    ],
-)
-def test_durations_are_for_people(seconds, expected):
-    """Neither too precise nor too coarse."""
-    assert duration(seconds) == expected
 
 
 # -- the terminal

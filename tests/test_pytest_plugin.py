@@ -161,3 +161,68 @@ def test_what_is_installed_brings_the_plugin_and_the_command():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert project["project"]["entry-points"]["pytest11"] == {"flowdeco": "flowdeco.pytest_plugin"}
     assert project["project"]["scripts"] == {"flowdeco": "flowdeco.cli:main"}
+
+
+def test_a_failed_test_reports_what_ran(project):
+    """The runs of its runner, and the one behind its exception; a test that passes reports nothing."""
+    project.makepyfile(
+        test_flow="""
+        from flows import flow
+
+        def test_by_the_runner(flow_runner):
+            flow_runner(flow, {"kinds": ["a"]})
+            assert False
+
+        def test_by_an_exception():
+            flow.run({"kinds": ["b"], "fail": 9}, skip=["process"])
+            flow.run({"kinds": 5})
+
+        def test_in_a_failed_run(flow_runner):
+            flow_runner(flow, {"kinds": 7})
+
+        def test_without_any():
+            assert False
+
+        def test_that_passes(flow_runner):
+            flow_runner(flow, {"kinds": ["passing"]})
+        """
+    )
+    done = run(project)
+    done.assert_outcomes(failed=4, passed=1)
+    text = done.stdout.str()
+    assert text.count("flowdeco: what ran") == 3
+    assert "process[a]" in text
+    assert "process[passing]" not in text
+    assert text.count("TypeError: 'int' object is not iterable\n  in action 'discover'") == 2, "each run once"
+
+
+def test_a_flow_runs_in_an_async_test(project):
+    """By the clock of the runner, while the loop of the test runs on."""
+    project.makepyfile(
+        test_flow="""
+        import asyncio
+        import pytest
+        from flowdeco import action
+        from flows import flow
+
+        @action
+        async def patient():
+            await asyncio.sleep(3600)
+            return "done"
+
+        def test_it(flow_runner):
+            async def main():
+                run = await flow_runner.arun(flow, {"kinds": ["a"], "fail": 2})
+                assert (run.result, flow_runner.slept) == ("a", [600, 1200])
+                ran = await asyncio.gather(flow_runner.arun(patient), asyncio.sleep(0, "meanwhile"))
+                assert (ran[0].result, ran[1]) == ("done", "meanwhile")
+                with pytest.raises(TypeError) as raised:
+                    await flow_runner.arun(flow, {"kinds": 3})
+                assert flow_runner.runs[-1].error is raised.value
+                again = await flow_runner.aresume(flow, flow_runner.runs[-1], {"kinds": ["b"]})
+                assert again.result == "b"
+
+            asyncio.run(main())
+        """
+    )
+    run(project).assert_outcomes(passed=1)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -12,7 +13,7 @@ from shown import EVIL, GROUP, SECRET, Checker, broken, discover, evil, failing,
 from support import swallow
 
 import flowdeco
-from flowdeco import Context, Stage, action, parallel, pipeline
+from flowdeco import Context, Stage, Store, action, parallel, pipeline, stage
 from flowdeco.show.html import name
 
 
@@ -28,6 +29,8 @@ def shows():
         "group": GROUP,
         "plan": full().plan(),
         "run": run,
+        "template": process,
+        "store": run.store,
         "ran": run.ran(),
         "diff": flow.plan().diff(run),
     }
@@ -140,6 +143,7 @@ def test_a_loaded_notebook_library_is_not_needed():
     """Showing imports nothing but the standard library, and `import flowdeco` does not import what shows."""
     script = """
 import sys
+import time
 from flowdeco import Stage
 before = set(sys.modules)
 print([name for name in before if name.startswith("flowdeco.show")])
@@ -353,3 +357,41 @@ def test_groups_are_not_cut_and_words_not_broken(chrome, tmp_path, width, media)
         assert sheet.page.evaluate(CUT) == []
         assert sheet.page.evaluate(BROKEN) == []
         assert sheet.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_template_is_a_card():
+    """Its parameters, without running its body again, and its options."""
+
+    @stage(tags=["copying"])
+    def copy_table(table: str, limit: int = 5) -> None:
+        """Copy one table."""
+        action(lambda: table, name="rows")
+
+    text = Checker(copy_table._repr_html_()).text
+    for expected in ("copy_table", "stage template", "copy_table(table, limit=5)", "Copy one table.", "#copying"):
+        assert expected in text
+
+
+def test_a_store_is_a_card_without_values():
+    """Keys, types and sizes."""
+    card = Store({"token": SECRET, "rows": [1, 2], "<b>": 1})._repr_html_()
+    assert SECRET not in card
+    text = Checker(card).text
+    for expected in ("store", "3 keys", "token", "rows", "list, 2", "<b>"):
+        assert expected in text
+
+
+def test_a_run_has_a_timeline():
+    """A bar for each stage that took time, with its times in words; the longest of very many."""
+    flow = Stage("first", [action(lambda: time.sleep(0.002), name="a")]) >> Stage(
+        "second <b>", [action(lambda: 1, name="b")]
+    )
+    card = flow.run()._repr_html_()
+    text = Checker(card).text
+    assert "timeline: 2 stages" in text
+    assert card.count("fd-bar fd-completed") == 2
+    assert 'aria-label="second &lt;b&gt;: completed, ' in card
+    assert "timeline" not in Stage("alone").run()._repr_html_()
+    most = many(300).run()._repr_html_()
+    assert "timeline: the longest 100 of" in most
+    assert most.count("fd-bar fd-") == 100

@@ -27,7 +27,77 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments or ["--help"])
 
 
-class _Formatter(argparse.HelpFormatter):
+EXIT_CODES: Final = """\
+exit codes:
+  0    the run completed, or bailed; the command succeeded
+  1    the run failed; validate found an error; a replay differs;
+       the output could not be written
+  2    nothing was run: wrong usage, an unknown name, a pipeline that cannot run
+  3    the run is suspended
+  130  the run was cancelled by Ctrl-C
+"""
+
+ENVIRONMENT: Final = f"""\
+environment variables:
+  {JOURNAL}  the journal of commands without --journal
+  NO_COLOR          if not empty: no colours; it wins over FORCE_COLOR
+  FORCE_COLOR       if not empty: colours, even if the output is not a terminal
+"""
+
+# By command; None stands for all of them together.
+EXAMPLES: Final = {
+    None: """
+  flowdeco run flows.py:backup -i 'tables=["users", "orders"]' --journal runs.db
+  flowdeco show latest --journal runs.db
+  flowdeco COMMAND --help
+""",
+    "run": """
+  flowdeco run flows.py:backup -i 'tables=["users", "orders"]' -i limit=3
+  flowdeco run shop.flows:backup --inputs inputs.json --skip tag:slow
+  flowdeco run flows.py:backup --journal runs.db --html run.html
+  flowdeco run flows.py:backup --help
+""",
+    "validate": """
+  flowdeco validate flows.py:backup -i tables
+""",
+    "plan": """
+  flowdeco plan flows.py:backup
+  flowdeco plan flows.py:backup -o plan.html
+""",
+    "runs": """
+  flowdeco runs --journal runs.db --status failed --limit 10
+""",
+    "show": """
+  flowdeco show monday --journal runs.db
+  flowdeco show latest --html
+""",
+    "resume": """
+  flowdeco resume monday --journal runs.db
+  flowdeco resume monday -i approval=yes
+  flowdeco resume flows.py:backup monday --on-change rerun
+""",
+    "diff": """
+  flowdeco diff monday --journal runs.db
+  flowdeco diff monday -o monday.md
+""",
+    "replay": """
+  flowdeco replay monday publish/publish --journal runs.db
+  flowdeco replay latest 'copy[users]/rows' --pdb
+  flowdeco replay latest copy/rows --nth 2
+""",
+    "purge": """
+  flowdeco purge monday --journal runs.db
+  flowdeco purge --older-than 30d --status completed --dry-run
+""",
+}
+
+
+def _epilog(command: str | None) -> str:
+    """Return the end of a help: examples, exit codes, environment variables."""
+    return "\n".join([f"examples:{EXAMPLES.get(command, '')}".rstrip() + "\n", EXIT_CODES, ENVIRONMENT])
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
     """Shows an argument with several values as its metavar: `[FILE.py:FLOW] RUN`."""
 
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
@@ -127,7 +197,7 @@ def _run_id(text: str) -> str:
 
 
 def _parser() -> _Parser:
-    parser = _Parser(prog="flowdeco", description="Run staged workflows, and inspect their runs.")
+    parser = _Parser(prog="flowdeco", description="Run staged workflows, and inspect their runs.", epilog=_epilog(None))
     parser.add_argument("--version", action="version", version=f"flowdeco {flowdeco.__version__}")
     commands = parser.add_subparsers(
         title="commands", dest="command", metavar="COMMAND", required=True, parser_class=_Parser
@@ -135,8 +205,9 @@ def _parser() -> _Parser:
 
     def command(name: str, help: str) -> _Parser:
         made: _Parser = commands.add_parser(
-            name, help=help, description=help[0].upper() + help[1:] + ".", add_help=name != "run"
-        )
+            name, help=help, description=help[0].upper() + help[1:] + ".", add_help=name != "run",
+            epilog=_epilog(name),
+        )  # fmt: skip
         if name == "run":
             made.add_argument(
                 "-h", "--help", action=_HelpWithInputs, nargs=0, default=argparse.SUPPRESS,
@@ -153,6 +224,7 @@ def _parser() -> _Parser:
     _show_options(command("show", "show the steps of a run"))
     _resume_options(command("resume", "resume a run that failed, was suspended, cancelled or killed"))
     _diff_options(command("diff", "compare a run with its plan"))
+    _replay_options(command("replay", "call one recorded step again, and compare"))
     _purge_options(command("purge", "delete runs from a journal, and the large values that no other run has"))
     _wake_options(command("wake", "resume the runs that are due, answered or have crashed"))
     _cancel_options(command("cancel", "cancel a run: at its next step, or at once if it is not at work"))
@@ -165,10 +237,11 @@ def _add_entry(parser: _Parser) -> None:
 
 
 def _add_inputs(parser: _Parser) -> None:
-    parser.add_argument(
+    added = parser.add_argument(
         "-i", "--input", action="append", default=[], metavar="KEY=VALUE", dest="input",
-        help="an input: KEY=VALUE is text, KEY:=VALUE is JSON; can be repeated",
+        help="an input, converted by the annotation of the parameter that takes it; KEY:=VALUE is JSON; can be repeated",
     )  # fmt: skip
+    _completed_by(added, _complete_input)
     parser.add_argument(
         "--inputs", metavar="FILE", help="a JSON object of inputs, to which -i adds; - reads it from stdin"
     )
@@ -239,10 +312,11 @@ def _run_options(parser: _Parser) -> None:
 
 def _validate_options(parser: _Parser) -> None:
     _add_entry(parser)
-    parser.add_argument(
+    added = parser.add_argument(
         "-i", "--input", action="append", default=[], metavar="KEY", dest="input",
         help="the name of an input, with or without =VALUE; can be repeated",
     )  # fmt: skip
+    _completed_by(added, _complete_input)
     parser.add_argument("--inputs", metavar="FILE", help="a JSON object of inputs; - reads it from stdin")
     parser.add_argument("--strict", action="store_true", help="report possible problems as errors, too")
     _add_json(parser)
@@ -250,8 +324,9 @@ def _validate_options(parser: _Parser) -> None:
 
 def _add_format(parser: _Parser) -> None:
     parser.add_argument(
-        "--format", choices=["text", "mermaid", "html"], default="text", help="the format (default: text)"
-    )
+        "--format", choices=["text", "mermaid", "html"],
+        help="the format (default: by the suffix of the file, .html, .mmd or .md; otherwise text)",
+    )  # fmt: skip
     parser.add_argument("-o", "--output", metavar="FILE", help="write it to this file")
     _add_json(parser)
 
@@ -317,6 +392,16 @@ def _diff_options(parser: _Parser) -> None:
     _add_format(parser)
 
 
+def _replay_options(parser: _Parser) -> None:
+    _add_run(parser, "[FILE.py:FLOW] RUN STAGE/ACTION", "+", f"{_ENTRY_AND_RUN}; and the step")
+    parser.add_argument(
+        "--nth", type=_one_or_more, metavar="N", help="of several steps with this name, the N-th (default: the last)"
+    )
+    parser.add_argument("--pdb", action="store_true", help="debug it: stop at its first line, and where it raises")
+    parser.set_defaults(only=[])
+    _add_json(parser)
+
+
 def _purge_options(parser: _Parser) -> None:
     _add_run(parser, "RUN", "*", f"the run: its full id, or {LATEST}; can be several")
     parser.add_argument(
@@ -351,7 +436,7 @@ def _complete(parser: _Parser) -> None:
 
 
 def _completed_by(argument: argparse.Action, completer: Callable[..., Iterator[str]]) -> None:
-    argument.completer = completer  # type: ignore[attr-defined]  # read by argcomplete
+    argument.completer = completer  # type: ignore[attr-defined]  # read by argcomplete  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _complete_entry(prefix: str, **_: Any) -> Iterator[str]:
@@ -379,6 +464,26 @@ def _complete_run(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> Ite
     path = parsed_args.journal or os.environ.get(JOURNAL)
     with suppress(Exception):
         yield from (info.id for info in runs(path) if info.id.startswith(prefix))
+
+
+def _complete_input(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> Iterator[str]:
+    """Complete the keys that actions of the file take, and, of a run, those that it waits for."""
+    from flowdeco.cli.entry_point import parameters_in
+    from flowdeco.cli.inputs import awaited_keys
+
+    *named, run = getattr(parsed_args, "run", None) or [None]
+    entry = str(getattr(parsed_args, "entry", None) or next(iter(named), ""))
+    keys: list[str] = []
+    with suppress(Exception):
+        if run:
+            from flowdeco.durable import runs
+
+            infos = runs(parsed_args.journal or os.environ[JOURNAL])
+            info = next(info for info in infos if run == LATEST or info.id.startswith(run))
+            keys, entry = awaited_keys(info.reason), entry or (info.entry or "").partition(" ")[0]
+    keys += parameters_in(entry.rpartition(":")[0] or entry)
+    equals = "" if getattr(parsed_args, "command", "") == "validate" else "="
+    yield from dict.fromkeys(f"{key}{equals}" for key in keys if key.startswith(prefix))
 
 
 def _complete_status(prefix: str, **_: Any) -> Iterator[str]:

@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "show": "flowdeco.cli.journals",
     "resume": "flowdeco.cli.run",
     "diff": "flowdeco.cli.plans",
+    "replay": "flowdeco.cli.replay",
     "purge": "flowdeco.cli.journals",
     "wake": "flowdeco.cli.wake",
     "cancel": "flowdeco.cli.journals",

@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 
 from flowdeco.errors import FlowdecoError, suggestion
 
-__all__ = ["Entry", "EntryError", "load", "names_in"]
+__all__ = ["Entry", "EntryError", "load", "names_in", "parameters_in"]
 
 
 class EntryError(FlowdecoError):
@@ -235,6 +235,39 @@ def names_in(path: str) -> list[str]:
     except (OSError, SyntaxError, ValueError):
         return []
     return [name for name in dict.fromkeys(_defined(tree)) if not name.startswith("_")]
+
+
+def parameters_in(path: str) -> list[str]:
+    """Return the parameters of the actions that a file defines, also inside of stages, without those that others supply.
+
+    They are read from its source, as `names_in`: so these are guesses.
+    """
+    try:
+        tree = ast.parse(Path(path).read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return []
+    actions = [node for node in ast.walk(tree) if isinstance(node, _DEFINITIONS) and _is_action(node)]
+    supplied = {node.name for node in actions}
+    supplied |= {keyword.value.value for node in actions for keyword in _options(node)}
+    taken = [
+        each.arg
+        for node in actions
+        for each in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+        if each.annotation is None or "Context" not in ast.unparse(each.annotation)
+    ]
+    return [name for name in dict.fromkeys(taken) if name not in supplied]
+
+
+def _is_action(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    return any(ast.unparse(each).partition("(")[0].rpartition(".")[2] == "action" for each in node.decorator_list)
+
+
+def _options(node: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[Any]:
+    """Yield the options that name the keys to which an action writes."""
+    for call in node.decorator_list:
+        for keyword in call.keywords if isinstance(call, ast.Call) else ():
+            if keyword.arg in ("returns", "collect") and isinstance(keyword.value, ast.Constant):
+                yield keyword
 
 
 _DEFINITIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef)

@@ -6,10 +6,10 @@ import json
 import os
 import re
 import shlex
-import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from flowdeco import durable
@@ -17,7 +17,7 @@ from flowdeco.cli import report
 from flowdeco.cli.arguments import JOURNAL, LATEST
 from flowdeco.cli.exit_codes import FINE
 from flowdeco.cli.inputs import UsageError
-from flowdeco.cli.json_output import print_json
+from flowdeco.cli.json_output import print_json, run_as_data
 from flowdeco.durable import RunInfo
 from flowdeco.durable.codec import OutlineCodec
 from flowdeco.durable.info import STATUSES, Step, as_text, steps
@@ -27,7 +27,17 @@ if TYPE_CHECKING:
     from flowdeco.engine.outcome import ActionRecord, StageRecord
     from flowdeco.engine.runs import Run
 
-__all__ = ["cancel", "find_run", "journal_path", "open_journal", "purge", "runs", "show", "state_of"]
+__all__ = [
+    "cancel",
+    "find_run",
+    "journal_path",
+    "open_journal",
+    "purge",
+    "require_known_codec",
+    "runs",
+    "show",
+    "state_of",
+]
 
 _ROW_COLUMNS: Final = ("branch", "number", "kind", "stage", "action", "status", "started", "elapsed")
 _STATES: Final = [*STATUSES, "crashed"]
@@ -50,6 +60,13 @@ def open_journal(path: str, codec: str, reference: str) -> durable.SqliteJournal
     if codec not in ("pickle", "json"):
         raise UsageError(f"the run is written in the codec {codec!r}, which only your program knows: resume it there")
     return durable.SqliteJournal(path, codec=cast("Any", codec), entry=reference)
+
+
+def require_known_codec(info: RunInfo) -> Any:
+    """Return the codec of a run; raises `UsageError` for one that only the program of the user knows."""
+    if info.codec not in ("pickle", "json"):
+        raise UsageError(f"the run is written in the codec {info.codec!r}, which only your program knows")
+    return info.codec
 
 
 def find_run(path: str, wanted: str) -> RunInfo:
@@ -180,7 +197,7 @@ def _print_runs(infos: Iterable[RunInfo]) -> None:
         (info.id, _workflow_name(info), state_of(info), report.moment(info.started), str(info.steps), _why(info))
         for info in infos
     ]
-    report.print_table(["RUN", "WORKFLOW", "STATUS", "STARTED", "STEPS", "WHY"], rows, sys.stdout, right=["STEPS"])
+    report.print_table(["RUN", "WORKFLOW", "STATUS", "STARTED", "STEPS", "WHY"], rows, right=["STEPS"])
 
 
 def _workflow_name(info: RunInfo) -> str:
@@ -248,20 +265,23 @@ def show(options: Namespace) -> int:
     rows = durable.history(path, info.id)
     if options.json:
         history = [{name: getattr(row, name) for name in _ROW_COLUMNS} | {"bytes": len(row.payload)} for row in rows]
-        print_json({**_info_as_data(info, _failures(path, info)), "history": history})
+        data = {**_info_as_data(info, _failures(path, info)), "history": history}
+        with suppress(JournalError, UsageError):  # of a run that cannot be read as a whole, that is all
+            data["stages"] = run_as_data(_whole(path, info))["stages"]
+        print_json(data)
         return FINE
     latest = max((row.started + row.elapsed for row in rows), default=0.0)  # `updated` is not written at every step
     _print_facts(info._replace(updated=max(info.updated, latest)))
     state = state_of(info)
     indents = _indents(rows, info.codec)
     table = [
-        (f"{'  ' * indents.get(_place(step), 0)}{name}", *rest)
+        [f"{'  ' * indents.get(_place(step), 0)}{name}", *rest]
         for step in steps(rows)
         for name, *rest in _step_rows(step, state, _codec(info))
     ]
     if table:
         report.say()
-        report.print_table(["STAGE", "STATUS", "TIME"], table, sys.stdout, right=["TIME"])
+        report.print_steps(table)
     report.print_resume_hint(info.id, state, info.reason, options, "" if info.entry else "FILE.py:FLOW ")
     return FINE
 
@@ -270,9 +290,7 @@ def _whole(path: str, info: RunInfo) -> Run:
     """Return a run as its journal has it, without importing its workflow."""
     from flowdeco.engine.reading import read_outline
 
-    if info.codec not in ("pickle", "json"):
-        raise UsageError(f"the run is written in the codec {info.codec!r}, which only your program knows")
-    journal = durable.SqliteJournal(path, codec=cast("Any", info.codec))
+    journal = durable.SqliteJournal(path, codec=require_known_codec(info))
     return read_outline(journal.read(info.id), _codec(info), whole=True)
 
 
@@ -298,12 +316,17 @@ def _indents(rows: Iterable[durable.Row], codec: str) -> dict[tuple[str, int], i
 
 def _inserter_of(row: durable.Row, codec: str) -> int:
     """Return the number of the step that inserted a stage, -1 for none."""
+    number = _parts_of(row, codec).get("by_number")
+    return number if isinstance(number, int) else -1
+
+
+def _parts_of(row: durable.Row, codec: str) -> dict[str, Any]:
+    """Return the description of a step, as far as it can be read without the modules that it needs."""
     try:
         parts: Any = json.loads(row.payload) if codec == "json" else OutlineCodec().decode(row.payload)
     except (JournalError, ValueError):
-        return -1
-    number = cast("dict[str, Any]", parts).get("by_number") if isinstance(parts, dict) else None
-    return number if isinstance(number, int) else -1
+        return {}
+    return cast("dict[str, Any]", parts) if isinstance(parts, dict) else {}
 
 
 def _place(step: Step) -> tuple[str, int]:
@@ -347,25 +370,24 @@ def _print_facts(info: RunInfo) -> None:
     ]
     facts += [("asks", as_text(question)) for question in info.questions]
     facts += [] if info.due is None else [("due", report.moment(info.due))]
-    for name, value in facts:
-        status = [report.Coloured(state_of(info))] if name == "status" else []
-        report.say(f"{name:<9} ", *status, report.one_line(value))
+    report.print_facts(facts, report.Coloured(state_of(info)))
 
 
-TableRow: TypeAlias = "tuple[str, str, str]"
+TableRow: TypeAlias = "tuple[str, str, str, str]"
 
 
 def _step_rows(step: Step, state: str, codec: durable.Codec) -> Iterator[TableRow]:
     """Yield a row for a stage, and for each of its actions unless it has only one of the same name."""
     alone = [action.action for action in step.actions] == [step.name]
     if step.row is None:  # the end of a stage is written together with the step after it
-        yield step.name, "crashed here or later" if state == "crashed" else state, ""
+        yield step.name, "crashed here or later" if state == "crashed" else state, "", ""
     else:
         took = sum(action.elapsed for action in step.actions)  # a resume may have had only its end left to do
         elapsed = "" if step.row.status == "skipped" else report.duration(max(step.row.elapsed, took))
-        yield step.name, _with_attempts(step.actions[0] if alone else step.row, codec, state), elapsed
+        by = str(_parts_of(step.row, codec.name).get("by") or "")
+        yield step.name, _with_attempts(step.actions[0] if alone else step.row, codec, state), elapsed, by
     for action in () if alone else step.actions:
-        yield f"  {action.action}", _with_attempts(action, codec, state), report.duration(action.elapsed)
+        yield f"  {action.action}", _with_attempts(action, codec, state), report.duration(action.elapsed), ""
 
 
 def _with_attempts(row: durable.Row, codec: durable.Codec, state: str) -> str:

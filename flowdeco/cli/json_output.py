@@ -12,7 +12,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, Final, cast
 
 if TYPE_CHECKING:
-    from flowdeco.engine.runs import Run
+    from flowdeco.engine.runs import Run, Scope
     from flowdeco.show import Plan
     from flowdeco.show.parts import Part
 
@@ -50,14 +50,17 @@ def run_as_data(run: Run) -> dict[str, Any]:
         "error": _error(run.error),
         "started": run.started,
         "elapsed": run.elapsed,
+        "forgotten": run.forgotten,
         "stages": [
             {
                 **_record(record),
+                "scope": _scopes(record.scope),
                 "parent": inserters.find(record.inserted_by, record.scope),
                 "actions": [_record(action) for action in record.actions],
             }
             for record in run.stages
         ],
+        "pipelines": [{**_record(record), "scope": _scopes(record.scope)} for record in run.pipelines],
         "store": plain(dict(run.store)),
     }
 
@@ -91,7 +94,21 @@ def _record(record: Any) -> dict[str, Any]:
         "attempts": record.attempts,
         "recovered": record.recovered,
         "cached": record.cached,
+        "restored": record.restored,
+        "number": record.number,
+        "inserted": [unit.name for unit in record.inserted],
+        "switches": [{"selector": selector, "on": on} for selector, on in record.switches],
+        "failures": [_error(error) for error in record.failures],
     }
+
+
+def _scopes(scope: Scope | None) -> list[dict[str, Any]]:
+    """Return the pipelines with options and the branches of groups around a stage, the outermost first."""
+    found: list[dict[str, Any]] = []
+    while scope is not None:
+        found.insert(0, {"name": scope.name, "branch": scope.branch, "inserted_by": scope.inserted_by})
+        scope = scope.outer
+    return found
 
 
 def _error(error: BaseException | None) -> str | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from html import escape
-from typing import Any
+from typing import Any, Final
 
 from flowdeco.cli import report
 from flowdeco.cli.exit_codes import FAILED, FINE
@@ -69,15 +70,19 @@ def diff(options: Namespace) -> int:
     return FINE
 
 
+_FORMATS: Final = {".html": "html", ".htm": "html", ".mmd": "mermaid", ".mermaid": "mermaid", ".md": "markdown"}
+
+
 def _draw(view: Any, title: str, options: Namespace) -> None:
     """Print a view, or write it to a file, in the format of the options."""
-    text = str(getattr(view, options.format)())
-    if options.format == "html":
-        text = _page(title, text)
+    form = options.format or _FORMATS.get(os.path.splitext(options.output or "")[1].lower(), "text")
+    text = _page(title, view.html()) if form == "html" else view.text() if form == "text" else view.mermaid()
+    if form == "markdown":
+        text = f"```mermaid\n{text.rstrip()}\n```\n"
     if options.output:
         with open(options.output, "w", encoding="utf-8") as file:
             file.write(text if text.endswith("\n") else f"{text}\n")
-    elif options.format == "html":
+    elif form == "html":
         print(text.rstrip("\n"))
     else:
         report.say(text.rstrip("\n"))

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TextIO, cast
 
 from flowdeco.cli.inputs import awaited_keys
-from flowdeco.errors import message_of, printable, told
+from flowdeco.errors import cut_middle, duration, message_of, printable, told
 
 if TYPE_CHECKING:
     from flowdeco.engine.runs import Run, Scope, StageRecord
@@ -29,8 +29,10 @@ __all__ = [
     "one_line",
     "plural",
     "print_error",
+    "print_facts",
     "print_resume_hint",
     "print_stages",
+    "print_steps",
     "print_table",
     "print_warning",
     "resume_command",
@@ -39,7 +41,7 @@ __all__ = [
 ]
 
 _COLOURS: Final = {
-    "completed": "32", "failed": "31", "error": "31", "crashed": "31", "bailed": "36",
+    "completed": "32", "failed": "31", "error": "31", "crashed": "31", "damaged": "31", "bailed": "36",
     "suspended": "33", "cancelled": "33", "possible": "33", "warning": "33", "running": "34", "skipped": "2",
 }  # fmt: skip
 _MOST: Final = 20  # stages that are listed one by one
@@ -68,8 +70,14 @@ def escaped(text: str) -> str:
 def coloured(word: str, out: TextIO) -> str:
     """Return a status in its colour, with control characters escaped."""
     colour = _COLOURS.get(word.strip().partition(",")[0])
-    plain_output = not out.isatty() or "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
-    return escaped(word) if colour is None or plain_output else f"\x1b[{colour}m{escaped(word)}\x1b[0m"
+    return f"\x1b[{colour}m{escaped(word)}\x1b[0m" if colour is not None and _has_colours(out) else escaped(word)
+
+
+def _has_colours(out: TextIO) -> bool:
+    """Whether an output has colours; the variables count unless they are empty (no-color.org, force-color.org)."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or (out.isatty() and os.environ.get("TERM") != "dumb")
 
 
 def shortened(text: str, width: int) -> str:
@@ -87,17 +95,6 @@ def plural(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def duration(seconds: float) -> str:
-    """Return a duration for people: "0.7 ms", "16 ms", "2.5 s", "1 min 05 s", "2 h 03 min"."""
-    if seconds < 0.9995:
-        return f"{seconds * 1000:.1f} ms" if seconds < 0.00995 else f"{seconds * 1000:.0f} ms"
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
-
-
 def moment(posix: float) -> str:
     """Return a point in time in the local time zone; one that no calendar has, in seconds."""
     try:
@@ -109,38 +106,60 @@ def moment(posix: float) -> str:
 # Tables.
 
 
-def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], out: TextIO, right: Iterable[str] = ()) -> None:
-    """Print aligned columns: those named in `right` to the right, and the last one cut to the width of a terminal."""
+def print_facts(facts: Iterable[tuple[str, str]], status: Coloured | None = None) -> None:
+    """Print a line for each fact; `status` comes before that of the name."""
+    for name, value in facts:
+        first = [status] if status is not None and name == "status" else []
+        say(f"{name:<9} ", *first, one_line(value))
+
+
+_PROSE: Final = ("WHY", "RESULT", "VALUE")  # columns that are cut at their ends, to no less than 20 characters
+_NAMES: Final = ("INSERTED BY", "WORKFLOW", "STAGE")  # columns that are cut in the middle, to no less than 12
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[str] = ()) -> None:
+    """Print aligned columns, those named in `right` to the right; texts and names are cut to the width of a terminal."""
     table = [list(header), *([printable(one_line(cell)) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in table) for column in range(len(header))]
     aligned_right = {column for column, name in enumerate(header) if name in right}
-    room = _width(out) - sum(widths[:-1]) - 2 * (len(widths) - 1)
+    excess = sum(widths) + 2 * (len(widths) - 1) - _width()
+    for column in sorted(
+        range(len(header)), key=lambda column: (*_PROSE, *_NAMES, header[column]).index(header[column])
+    ):
+        least = 20 if header[column] in _PROSE else 12 if header[column] in _NAMES else widths[column]
+        narrower = max(0, min(excess, widths[column] - least))
+        excess -= narrower
+        widths[column] -= narrower
+        cut = shortened if header[column] in _PROSE else cut_middle
+        for row in table if narrower else ():
+            row[column] = cut(row[column], widths[column])
     for row in table:
         cells = [
             cell.rjust(width) if column in aligned_right else cell.ljust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
-        if len(widths) - 1 not in aligned_right:
-            cells[-1] = shortened(row[-1], max(room, 20))
         while not cells[-1].strip():
             cells.pop()
         cells[-1] = cells[-1].rstrip()
         separated: list[str | Coloured] = [part for cell in cells for part in ("  ", Coloured(cell))]
-        say(*separated[1:], out=out)
+        say(*separated[1:])
 
 
-def _width(out: TextIO) -> int:
-    return shutil.get_terminal_size().columns if out.isatty() else sys.maxsize
+def _width() -> int:
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
 
 
-def print_stages(run: Run, out: TextIO) -> None:
+def print_stages(run: Run) -> None:
     """Print the stages of a run; of very many, the first and the last, and those that did not complete."""
-    header = ["STAGE", "STATUS", "TIME"]
-    if any(record.inserted_by for record in run.stages):
-        header.append("INSERTED BY")
-    rows = [[*row, "", "", ""][: len(header)] for row in _stage_rows(run)]
+    print_steps([[*row, "", "", ""][:4] for row in _stage_rows(run)])
+
+
+def print_steps(rows: Sequence[Sequence[str]]) -> None:
+    """Print a line for each step of a run: name, status, time, and who inserted it."""
+    shown = 4 if any(row[3] for row in rows) else 3
     if rows:
-        print_table(header, rows, out, right=["TIME"])
+        header = ["STAGE", "STATUS", "TIME", "INSERTED BY"]
+        print_table(header[:shown], [row[:shown] for row in rows], right=["TIME"])
 
 
 def _stage_rows(run: Run) -> Iterator[list[str]]:

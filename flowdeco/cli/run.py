@@ -136,7 +136,7 @@ def _print_run(run: Run, options: Namespace, *, finished: bool) -> None:
         report.say(f"run {run.id} was ", status, " already: nothing to do")
     else:
         if not (options.progress and sys.stdout.isatty()):  # the progress display has shown them
-            report.print_stages(run, sys.stdout)
+            report.print_stages(run)
         why = f": {report.one_line(run.reason)}" if run.reason else ""
         counts = f"{report.plural(len(run.stages), 'stage')}, {report.duration(run.elapsed)}, run {run.id}"
         report.say("\n", status, f"{why} ({counts})")

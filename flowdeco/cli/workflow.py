@@ -8,7 +8,7 @@ from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from flowdeco.cli.entry_point import Entry, load
+from flowdeco.cli.entry_point import Entry, EntryError, load
 from flowdeco.cli.inputs import UsageError
 from flowdeco.errors import close_selectors, selector_suggestion
 from flowdeco.model.definitions import Pipeline, Template, Unit, as_pipeline
@@ -110,14 +110,24 @@ def load_recorded_workflow(options: Namespace, path: str) -> tuple[Workflow, Run
         entry = load(named[0])
     elif info.entry is None:
         raise UsageError(
-            f"the journal does not know where the workflow of run {info.id!r} is, because the run was not started by "
-            f"this command: name it, as in flowdeco resume file.py:flow {wanted}"
+            f"the journal does not know where the workflow of run {info.id!r} is, because the run was begun by a script: "
+            f"{_how_to_name_it(options, wanted, path)}"
         )
     else:
         reference, *only = shlex.split(info.entry)
         options.only = options.only or [selector.removeprefix("--only=") for selector in only]
-        entry = load(reference)
+        try:
+            entry = load(reference)
+        except EntryError as error:
+            raise UsageError(f"{error} ({_how_to_name_it(options, wanted, path)})") from error
     return Workflow(entry, entry.reference), info
+
+
+def _how_to_name_it(options: Namespace, run: str, path: str) -> str:
+    """Return how to continue with a run whose workflow cannot be imported from where the journal has it."""
+    journal = f" --journal {shlex.quote(options.journal)}" if options.journal else ""
+    script = f"have the script call flow.resume({run!r}, journal={path!r}), or " if options.command == "resume" else ""
+    return f"{script}name it, as in flowdeco {options.command} file.py:flow {shlex.quote(run)}{journal}"
 
 
 def stand_in_for_main(entry: Entry) -> None:

@@ -29,7 +29,16 @@ from zlib import crc32
 
 from flowdeco.durable.blobs import drop_blobs, load_blob, place_blob, refer, referred
 from flowdeco.durable.codec import PickleCodec
-from flowdeco.durable.file import CANCELLED, PATIENCE, JournalFile, Lease, inode, is_held_here, journal_file, transaction
+from flowdeco.durable.file import (
+    CANCELLED,
+    PATIENCE,
+    JournalFile,
+    Lease,
+    inode,
+    is_held_here,
+    journal_file,
+    transaction,
+)
 from flowdeco.durable.info import (
     STATUSES,
     RunInfo,
@@ -210,7 +219,7 @@ class SqliteJournal:
     # For a run.
 
     def create(
-        self, run_id: str, pipeline: str, inputs: bytes, skip: Sequence[str], entry: str | None = None
+        self, run_id: str, pipeline: str, inputs: bytes, skip: Sequence[str], *entry: str
     ) -> None:
         """Begin a run; raises `RunExistsError` if one with that id exists, `RunBusyError` if it is at work."""
         if not isinstance(run_id, str):
@@ -224,7 +233,7 @@ class SqliteJournal:
                     self._require_new(connection, run_id, owner)
                     number = connection.execute(_NEXT_RUN).fetchone()[0]
                     head = Head(
-                        *(number, run_id, _plain(pipeline), self.entry or (entry and _plain(entry)), "running", None, None),
+                        *(number, run_id, _plain(pipeline), self.entry or (_plain(*entry) if entry else None), "running", None, None),
                         now,
                         *(json.dumps(list(skip)), self.codec.name, 0, 0, 1, FORMAT),
                     )

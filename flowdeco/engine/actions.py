@@ -141,6 +141,8 @@ def _begin(branch: Branch, step: Step, by: str | None) -> Walk:
     if terms.notify is not None:
         terms.notify(ActionStarted(terms.run_id, scope.unit.name, step.name, by))
     started, layers = terms.clock(), scope.use_actions + step.use
+    if layers and terms.past is not None:
+        layers = terms.past.layers_of(layers)
     if layers:
         error = yield from in_layers(branch, step, by, number, started, layers, earlier)
     else:

@@ -531,5 +531,5 @@ def merging(stage: Stage) -> Middleware:
         call.store.update(stage.data)
         yield
 
-    merge.supplies = False  # type: ignore[attr-defined]  # nothing that an insertion could count on is missing before
+    merge.supplies = False  # type: ignore[attr-defined]  # nothing that an insertion could count on is missing before  # pyright: ignore[reportFunctionMemberAccess]
     return merge

@@ -282,6 +282,7 @@ class ActionRecord(Outcome):
             self.attempts,
             self.recovered,
             self.cached,
+            tuple(self.failures),
         )
 
 
@@ -297,7 +298,7 @@ class StageRecord(Outcome):
 
     def _ended(self, run_id: str, stage: str | None) -> Event | None:
         how = self.status, self.error, self.elapsed, self.attempts, self.recovered
-        return StageFinished(run_id, self.name, *how, self.restored)
+        return StageFinished(run_id, self.name, *how, self.restored, tuple(self.failures))
 
 
 def dropped_errors(records: Iterable[Outcome], scope: Scope | None, before: Dropped) -> Dropped:

@@ -19,11 +19,12 @@ from flowdeco.engine.outcome import NOWHERE, ROOT, Outcome, Status, branch_id
 from flowdeco.engine.recorder import KINDS, Recorded
 from flowdeco.errors import Cancelled, CodeChangedError, DefinitionError, Suspend, Wait
 from flowdeco.model.definitions import Parallel, Pipeline, Stage, Stream
+from flowdeco.model.options import Middleware
 from flowdeco.model.store import NOTHING, Delta, Mark, Store
 from flowdeco.model.units import every_unit
 from flowdeco.model.wiring import Step
 
-__all__ = ["History", "Log", "Rehearsal", "Remains", "Steps", "in_memory"]
+__all__ = ["History", "Log", "Rehearsal", "Remains", "Steps", "branches_of", "in_memory"]
 
 Steps = dict[str, dict[int, Outcome]]  # by branch and number
 
@@ -177,6 +178,10 @@ class History:
         self.drop_from(branch, number)  # it had begun, and nothing in it has ended
         return None
 
+    def layers_of(self, layers: tuple[Middleware, ...]) -> tuple[Middleware, ...]:
+        """Return the layers to enter around an action."""
+        return layers
+
     def has_adopted(self, branch: str, number: int) -> bool:
         """Whether a step is one of an earlier generation, which the journal does not have in its present place."""
         return self.archive is not None and (branch, number) in self.archive.adopted
@@ -191,7 +196,7 @@ class History:
         """Whether any step from this number on has ended, including those in groups among them."""
         steps = {at: outcome for at, outcome in self.steps.get(branch, {}).items() if at >= number}
         return any(
-            outcome.is_final or any(self._holds(inner, 0) for inner in _branches_of(branch, at, outcome))
+            outcome.is_final or any(self._holds(inner, 0) for inner in branches_of(branch, at, outcome))
             for at, outcome in steps.items()
         )
 
@@ -266,7 +271,7 @@ class History:
         while waiting:
             outer = waiting.pop()
             for at, outcome in self.steps.get(outer, {}).items():
-                inner = _branches_of(outer, at, outcome)
+                inner = branches_of(outer, at, outcome)
                 if at >= cuts[outer]:
                     cuts.update(dict.fromkeys(inner, 0))
                     waiting += inner
@@ -455,7 +460,7 @@ def in_memory(store: Store, log: Log, inputs: Mapping[str, Any]) -> tuple[Store,
     return mine, log.history(), revived
 
 
-def _branches_of(branch: str, number: int, outcome: Outcome) -> list[str]:
+def branches_of(branch: str, number: int, outcome: Outcome) -> list[str]:
     """Return the ids of the branches of a group."""
     return [branch_id(f"{branch}.{number}", index) for index in range(outcome.branches)]
 

@@ -26,7 +26,7 @@ from typing import (
 )
 
 import wrapt
-from typing_extensions import ParamSpec, TypeVar
+from typing_extensions import ParamSpec, TypeVar, Unpack
 
 from flowdeco.errors import DefinitionError, ReturnValueError, shortened, suggestion
 from flowdeco.model.contents import ATOMS, agree
@@ -35,7 +35,9 @@ from flowdeco.model.identity import content_of, keep_defaults
 from flowdeco.model.names import NO_LOCALS, local_variables
 from flowdeco.model.options import (
     UNSET,
+    ActionChanges,
     Middleware,
+    StageChanges,
     checked_flag,
     checked_key,
     checked_layers,
@@ -179,12 +181,12 @@ class Action(Unit, _Proxy, Generic[P, R]):
             _remember(self, "_self_local", local)
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
         """The name in records, selectors and, by default, the store."""
         return self._self_options.name
 
     @property
-    def __annotations__(self) -> dict[str, Any]:  # type: ignore[override]
+    def __annotations__(self) -> dict[str, Any]:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.__wrapped__.__annotations__
 
     @property
@@ -194,7 +196,7 @@ class Action(Unit, _Proxy, Generic[P, R]):
         return first_paragraph(getattr(self.__wrapped__, "__doc__", None)) if given is None else given
 
     @property
-    def tags(self) -> frozenset[str]:  # type: ignore[override]
+    def tags(self) -> frozenset[str]:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
         """The tags, found by selectors such as `"tag:slow"`."""
         return self._self_options.tags
 
@@ -208,7 +210,7 @@ class Action(Unit, _Proxy, Generic[P, R]):
         base, old = self._self_origin if isinstance(self._self_origin, Bound) else Bound(self, {})
         return Action(self.__wrapped__, self._self_options, bound, Bound(base, {**old, **values}), self._self_local)
 
-    def with_options(self, **changes: Any) -> Action[P, R]:
+    def with_options(self, **changes: Unpack[ActionChanges]) -> Action[P, R]:
         """Return a copy with another name, description, tags, returns, collect, use or timeout."""
         check_known(repr(self), ActionOptions._fields, changes)
         checked = {option: _ACTION_CHECKS[option](value) for option, value in changes.items()}
@@ -507,10 +509,10 @@ class Stage(Value, Unit):
         """A fresh copy of the data, which is merged into the store when the stage begins."""
         return _copied(self._data, self.name)
 
-    def with_options(self, **changes: Any) -> Stage:
+    def with_options(self, **changes: Unpack[StageChanges]) -> Stage:
         """Return a copy with another name, title, tags, data, use, use_actions, local, timeout or description."""
         check_known(repr(self), _STAGE_OPTIONS, changes)
-        made = Stage(**{**self._given(), **changes}, actions=self.actions)
+        made = Stage(**(self._given() | cast("dict[str, Any]", changes)), actions=self.actions)
         base, old = self._origin if isinstance(self._origin, Changed) else Changed(self, {})
         return set_origin(made, Changed(base, {**old, **changes}))
 

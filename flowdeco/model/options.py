@@ -5,15 +5,75 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from math import inf
-from typing import Any, Final, Protocol, TypeAlias, cast
+from typing import Any, Final, Protocol, TypeAlias, TypedDict, cast
 
 from flowdeco.errors import DefinitionError
 from flowdeco.model.store import AnyKey, Key
 
-Middleware: TypeAlias = Callable[[Any], Any]
 Returns: TypeAlias = "AnyKey | tuple[AnyKey, ...] | None"
+
+
+class Middleware(Protocol):
+    """A generator function of one argument, the `Call`, with a `yield` where its target runs; or an object like it."""
+
+    def __call__(self, call: Any, /) -> Iterator[Any] | AsyncIterator[Any]:
+        """Surround the target: yield once, or again after a failure."""
+        ...
+
+
+# The keyword options of `with_options`.
+
+
+class ActionChanges(TypedDict, total=False):
+    """The options of an action that a copy may have changed."""
+
+    name: str
+    description: str | None
+    tags: Iterable[str]
+    returns: Returns
+    collect: AnyKey | None
+    use: Iterable[Middleware]
+    timeout: float | None
+
+
+class _CommonChanges(TypedDict, total=False):
+    name: str
+    tags: Iterable[str]
+
+
+class StageChanges(_CommonChanges, total=False):
+    """The options of a stage that a copy may have changed."""
+
+    title: str | None
+    data: Mapping[str, Any] | None
+    use: Iterable[Middleware]
+    use_actions: Iterable[Middleware]
+    local: bool
+    timeout: float | None
+    description: str
+
+
+class PipelineChanges(_CommonChanges, total=False):
+    """The options of a pipeline that a copy may have changed."""
+
+    title: str | None
+    description: str
+    use: Iterable[Middleware]
+    use_stages: Iterable[Middleware]
+    use_actions: Iterable[Middleware]
+    timeout: float | None
+
+
+class ParallelChanges(_CommonChanges, total=False):
+    """The options of a parallel group that a copy may have changed."""
+
+    limit: int | None
+    merge: Mapping[str, Callable[[Any, Any], Any]] | None
+    tolerate: float
+    failures: AnyKey | None
+    enough: int | None
 
 
 class Bar(Protocol):

@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypedDict, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypeAlias, TypedDict, cast
 
 from typing_extensions import Unpack
 
 from flowdeco.errors import Problem, suggestion
 from flowdeco.events import Watcher
 from flowdeco.model.options import Middleware, Shown
+from flowdeco.model.store import Store
 
 if TYPE_CHECKING:
+    import os
     from concurrent.futures import Executor
 
-    from flowdeco.running import Plan, Run
+    from flowdeco.running import Journal, Plan, Run
 
-__all__ = ["ClockLike", "Options", "ResumeOptions", "RunOptions", "Runnable", "run_options"]
+__all__ = ["ClockLike", "OnChange", "Options", "ResumeOptions", "RunOptions", "Runnable", "Shows", "run_options"]
+
+
+OnChange: TypeAlias = Literal["error", "ignore", "rerun"]
 
 
 class _SharedOptions(TypedDict, total=False):
@@ -31,7 +36,7 @@ class _SharedOptions(TypedDict, total=False):
     observers: Iterable[Callable[[Any], object]]
     skip: Iterable[str]
     executor: Executor | None
-    journal: Any
+    journal: Journal | str | os.PathLike[str] | None
     check: bool
     history: int | None
     progress: Shown
@@ -109,7 +114,16 @@ def run_options(method: str, given: Mapping[str, Any], *, resumes: bool = False)
     return Options(**given)
 
 
-class Runnable:
+class Shows:
+    """Things that a notebook shows as cards."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        return cast("str", _running().html_of(self))
+
+
+class Runnable(Shows):
     """The methods by which a unit runs, resumes, checks, and shows itself."""
 
     __slots__ = ()
@@ -154,7 +168,7 @@ class Runnable:
         inputs: Mapping[str, Any] | None = None,
         /,
         *,
-        on_change: str = "error",
+        on_change: OnChange = "error",
         from_stage: str | None = None,
         **options: Unpack[ResumeOptions],
     ) -> Run:
@@ -178,7 +192,7 @@ class Runnable:
         inputs: Mapping[str, Any] | None = None,
         /,
         *,
-        on_change: str = "error",
+        on_change: OnChange = "error",
         from_stage: str | None = None,
         **options: Unpack[ResumeOptions],
     ) -> Coroutine[Any, Any, Run]:
@@ -202,8 +216,13 @@ class Runnable:
         made: Plan = _running().plan(self)
         return made
 
-    def _repr_html_(self) -> str:
-        return cast("str", _running().html_of(self))  # in a notebook
+
+def _html(store: Store) -> str:
+    return cast("str", _running().html_of(store))
+
+
+# Here, since a store knows nothing of definitions, and so cannot reach the views.
+Store._repr_html_ = _html  # pyright: ignore[reportPrivateUsage]
 
 
 def _running() -> types.ModuleType:

@@ -17,6 +17,7 @@ from typing import (
     Annotated,
     Any,
     BinaryIO,
+    ClassVar,
     Final,
     Generic,
     Literal,
@@ -240,7 +241,7 @@ class Mark(dict[Any, Any]):
 
     __slots__ = ("is_continued",)
     is_continued: bool
-    __hash__ = object.__hash__  # type: ignore[assignment]
+    __hash__ = object.__hash__  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
     __eq__ = object.__eq__
     __ne__ = object.__ne__
 
@@ -305,6 +306,7 @@ class Store(MutableMapping[str, Any]):
 
     __slots__ = ("_data", "_dropped", "_marks", "_owned")
     _data: MutableMapping[Any, Any]
+    _repr_html_: ClassVar[Callable[[Any], str]]  # for notebooks, set by `runnable`
 
     def __init__(self, mapping: Mapping[str, Any] | None = None) -> None:
         self._data = {}

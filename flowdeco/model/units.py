@@ -16,12 +16,14 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Never, NoReturn, Self, cast, overload
 
-from typing_extensions import TypeVar
+from typing_extensions import TypeVar, Unpack
 
 from flowdeco.errors import DefinitionError, selector_suggestion, shortened, suggestion
 from flowdeco.model.contents import agree
 from flowdeco.model.options import (
     Middleware,
+    ParallelChanges,
+    PipelineChanges,
     checked_count,
     checked_key,
     checked_layers,
@@ -32,7 +34,7 @@ from flowdeco.model.options import (
     checked_timeout,
     described,
 )
-from flowdeco.model.runnable import Runnable
+from flowdeco.model.runnable import Runnable, Shows
 from flowdeco.model.store import AnyKey, key_name
 
 __all__ = ["Parallel", "Pipeline", "Unit", "parallel", "pipeline"]
@@ -103,7 +105,7 @@ class Pulled(NotAUnit):
         raise NotImplementedError
 
 
-class Template(NotAUnit):
+class Template(NotAUnit, Shows):
     """The base of stage templates, which make a stage when they are called."""
 
     __slots__ = ()
@@ -250,12 +252,12 @@ class Composite(Value, Unit):
         def __init__(self, units: Iterable[Unit] = (), **options: Any) -> None: ...
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
         """The name in records and messages."""
         return cast("str", self._options["name"])
 
     @property
-    def tags(self) -> frozenset[str]:  # type: ignore[override]
+    def tags(self) -> frozenset[str]:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
         """The tags, found by selectors such as `"tag:slow"`."""
         return cast("frozenset[str]", self._options["tags"])
 
@@ -279,8 +281,7 @@ class Composite(Value, Unit):
         check_known(cls.__name__, cls.DEFAULTS, options)
         return {**cls.DEFAULTS, **options}
 
-    def with_options(self, **changes: Any) -> Self:
-        """Return a copy with other options."""
+    def _changed(self, changes: Mapping[str, Any]) -> Self:
         check_known(repr(self), self.DEFAULTS, changes)
         return type(self)(self.units, **{**self._options, **changes})
 
@@ -357,6 +358,10 @@ class Pipeline(Composite):
                 "timeout": checked_timeout(given["timeout"]),
             },
         )
+
+    def with_options(self, **changes: Unpack[PipelineChanges]) -> Pipeline:
+        """Return a copy with another name, title, tags, description, use, use_stages or use_actions."""
+        return self._changed(changes)
 
     @property
     def title(self) -> str:
@@ -502,6 +507,10 @@ class Parallel(Composite):
             raise DefinitionError(
                 f"enough={self.enough} is more than the {len(branches)} branches of the parallel group {self.name!r}"
             )
+
+    def with_options(self, **changes: Unpack[ParallelChanges]) -> Parallel:
+        """Return a copy with another name, limit, merge, tags, tolerate, failures or enough."""
+        return self._changed(changes)
 
     @property
     def stream(self) -> Any:

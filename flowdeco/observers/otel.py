@@ -1,8 +1,8 @@
-"""OpenTelemetry: a span for each run, stage and action, by an observer (extra `opentelemetry`).
+"""OpenTelemetry: spans and durations of runs, stages and actions, by observers (extra `opentelemetry`).
 
     from flowdeco.observers import otel
 
-    flow.run(observers=[otel.spans()])
+    flow.run(observers=[otel.spans(), otel.metrics()])
 
 The current span around `flow.run` is the parent of the run's span, the run's span that of its stages, a stage's that of
 its actions. Inside an action, its span is the current one: spans that the action opens become its children, and so does
@@ -44,9 +44,10 @@ from flowdeco.executors import COMPANIONS
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
+    from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import Span, TracerProvider
 
-__all__ = ["spans"]
+__all__ = ["metrics", "spans"]
 
 NAMES: Final = 100  # of inserted units, at most
 
@@ -172,6 +173,8 @@ class _Spans:
     def _finish(self, span: Span, event: RunFinished | StageFinished | ActionFinished) -> None:
         span.set_attribute("flowdeco.status", str(event.status))
         if not isinstance(event, RunFinished):
+            for attempt, error in enumerate(event.failures, 1):
+                span.record_exception(error, {"flowdeco.attempt": attempt})
             if event.attempts > 1:
                 span.set_attribute("flowdeco.attempts", event.attempts)
             if event.recovered:
@@ -205,6 +208,44 @@ _HANDLERS: Final[dict[type, Callable[[_Spans, Any], None]]] = {
     UnitsInserted: _Spans.units_inserted,
     Message: _Spans.message,
 }
+
+
+# Metrics.
+
+
+def metrics(meter_provider: MeterProvider | None = None) -> Callable[[Event], None]:
+    """Return an observer that records the durations of runs, stages and actions, by default for the global provider.
+
+    The histograms `flowdeco.run.duration`, `flowdeco.stage.duration` and `flowdeco.action.duration`, in seconds, have
+    the status as an attribute, and the pipeline, stage and action by name; all stages of a template count under its name.
+    """
+    try:
+        from opentelemetry import metrics as api
+    except ImportError as error:
+        raise DefinitionError("otel.metrics() needs OpenTelemetry: pip install 'flowdeco[opentelemetry]'") from error
+    if meter_provider is not None and not callable(getattr(meter_provider, "get_meter", None)):
+        raise DefinitionError(
+            f"metrics() takes a meter provider, or nothing, not {shortened(meter_provider)}: "
+            f"write observers=[otel.metrics()]"
+        )
+    meter = api.get_meter("flowdeco", flowdeco.__version__, meter_provider)
+    histograms = {
+        kind: meter.create_histogram(f"flowdeco.{name}.duration", "s", f"how long {name}s take")
+        for kind, name in ((RunFinished, "run"), (StageFinished, "stage"), (ActionFinished, "action"))
+    }
+
+    def observe(event: Event) -> None:
+        if not isinstance(event, (RunFinished, StageFinished, ActionFinished)) or event.status == "skipped":
+            return
+        if isinstance(event, StageFinished) and event.restored:
+            return
+        named = {"flowdeco.status": str(event.status)}
+        for name in ("pipeline", "stage", "action"):
+            if hasattr(event, name):
+                named[f"flowdeco.{name}"] = str(getattr(event, name)).partition("[")[0]
+        histograms[type(event)].record(event.elapsed, named)
+
+    return observe
 
 
 # Into other processes.

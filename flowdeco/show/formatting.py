@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from flowdeco.engine.runs import Status
-from flowdeco.errors import printable
+from flowdeco.errors import duration, printable
 from flowdeco.show.parts import Part
 from flowdeco.show.tree import Collapsed
 
@@ -44,27 +44,6 @@ def plural(number: int, noun: str) -> str:
     """Return "1 stage", "2 stages", "3 branches"."""
     nouns = f"{noun}es" if noun.endswith("ch") else f"{noun}s"
     return f"{number:,} {noun if number == 1 else nouns}"
-
-
-_UNITS: Final = ((1e-3, 1e6, "µs"), (1.0, 1e3, "ms"), (60.0, 1.0, "s"))
-
-
-def duration(seconds: float | None) -> str:
-    """Return a duration with three digits: "0 µs", "1.24 ms", "12.3 s", "2 min 5 s", "3 h 20 min"."""
-    if seconds is None:
-        return ""
-    for below, factor, unit in _UNITS:
-        value = seconds * factor
-        if seconds < below:
-            digits = 0 if unit == "µs" or value >= 99.95 else 1 if value >= 9.995 else 2
-            if value < 999.5 and not (unit == "s" and value >= 59.95):
-                return f"{value:.{digits}f} {unit}"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    if whole < 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60} min"
-    return f"{whole // 86400:,} d {whole % 86400 // 3600} h"
 
 
 def state(part: Part) -> str:

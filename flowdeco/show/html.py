@@ -12,8 +12,10 @@ from html import escape
 from itertools import islice
 from typing import Any, Final
 
-from flowdeco.engine.runs import Run, Status
+from flowdeco.engine.runs import Run, StageRecord, Status
+from flowdeco.model.declare import StageTemplate
 from flowdeco.model.definitions import Action, Stage
+from flowdeco.model.store import Store
 from flowdeco.model.wiring import step_of
 from flowdeco.show.formatting import (
     MARKS,
@@ -31,14 +33,16 @@ from flowdeco.show.formatting import (
 from flowdeco.show.parts import Part, PlanContent, RanContent, count_stages, walk
 from flowdeco.show.plan_parts import planned_action, planned_stage
 from flowdeco.show.store_summary import summarize
+from flowdeco.show.timeline import Scale
 from flowdeco.show.tree import Collapsed, Node, collapsed, grown
 
-__all__ = ["action", "diff", "name", "plan", "ran", "run", "stage", "text"]
+__all__ = ["action", "diff", "name", "plan", "ran", "run", "stage", "store", "template", "text"]
 
 MANY: Final = 30  # rows of one template are collapsed
 MOST: Final = 100  # rows of other kinds
 MOST_BEHIND: Final = 100  # rows behind a collapsed one
 MOST_KEYS: Final = 100
+MOST_BARS: Final = 100
 OPENED: Final = 24  # the number of stages up to which all of them are open
 
 
@@ -101,6 +105,23 @@ def action(action: Action[..., Any]) -> str:
     )
 
 
+def template(template: StageTemplate[...]) -> str:
+    """Return a stage template as HTML: its parameters; its stages are known once it is called."""
+    function: Any = template.__wrapped__
+    part = Part("stage", template.name, description=template.description, tags=tuple(sorted(template.tags)))
+    location = f"{function.__module__}:{function.__qualname__}"
+    called = f"{template.name}{_signature(function)}"
+    return _definition(part, ("function", location), ("called as", called), parts=(), meta=("stage template",))
+
+
+def _signature(function: Any) -> str:
+    """Return the parameters of a function, without annotations."""
+    import inspect
+
+    parameters = inspect.signature(function).parameters.values()
+    return str(inspect.Signature([each.replace(annotation=each.empty) for each in parameters]))
+
+
 def stage(stage: Stage) -> str:
     """Return a stage as HTML: its actions, with the keys that they read and write."""
     part = planned_stage(stage)
@@ -133,7 +154,36 @@ def diff(plan: PlanContent, ran: RanContent, parts: Sequence[Part], counts: Mapp
 
 def run(run: Run, ran: RanContent, parts: Sequence[Part]) -> str:
     """Return a run as HTML: its status, its error with the notes, its stages, reached or not, the keys of its store."""
-    return _card(_ran_head(ran), _error(ran), _forgotten(ran), _list(parts), _store(run))
+    return _card(_ran_head(ran), _error(ran), _forgotten(ran), _list(parts), _timeline(run), _store(run.store))
+
+
+def _timeline(run: Run) -> str:
+    """Return a bar for each stage that took time, the longest of very many."""
+    timed = [record for record in run.stages if record.elapsed > 0 and record.status is not Status.SKIPPED]
+    if len(timed) < 2:
+        return ""  # there is nothing to compare
+    scale = Scale((record.started, record.started + record.elapsed) for record in timed)
+    least = sorted((record.elapsed for record in timed), reverse=True)[:MOST_BARS][-1]
+    longest = [record for record in timed if record.elapsed >= least][:MOST_BARS]
+    which = (
+        f"the longest {MOST_BARS} of {len(timed):,} stages" if len(timed) > MOST_BARS else plural(len(timed), "stage")
+    )
+    return (
+        f'<details class="fd-foot"><summary class="fd-row fd-soft"><span class="fd-turn">timeline: {which}, '
+        f'{duration(run.elapsed)}</span></summary><div class="fd-times">{"".join(_bar(each, scale) for each in longest)}'
+        f"</div></details>"
+    )
+
+
+def _bar(record: StageRecord, scale: Scale) -> str:
+    left, width = scale.place(record.started, record.elapsed)
+    status = "recovered" if record.recovered else str(record.status)
+    label = f"{text(record.name)}: {status}, {duration(record.elapsed)}"
+    return (
+        f'{_named(record.name)}<span class="fd-track" role="img" aria-label="{label}" title="{label}">'
+        f'<span class="fd-bar fd-{status}" style="left:{left:.3%};width:{width:.3%}"></span></span>'
+        f'<span class="fd-soft">{duration(record.elapsed)}</span>'
+    )
 
 
 def _ran_head(ran: RanContent) -> str:
@@ -161,17 +211,25 @@ def _forgotten(ran: RanContent) -> str:
     return f'<div class="fd-text">{plural(ran.forgotten, "stage")} before these: forgotten, as history= says</div>'
 
 
-def _store(run: Run) -> str:
+def store(store: Store) -> str:
+    """Return a store as HTML: its keys with the types and sizes of their values, and no value."""
+    return _card(_head("store", "", plural(len(store), "key")), _keys(store))
+
+
+def _store(store: Store) -> str:
+    return (
+        f'<details class="fd-foot"><summary class="fd-row fd-soft"><span class="fd-turn">store: '
+        f"{plural(len(store), 'key')}</span></summary>{_keys(store)}</details>"
+    )
+
+
+def _keys(store: Store) -> str:
     keys = "".join(
         f'{_named(one.key)}<span class="fd-soft">{text(one.type)}{", " if one.size else ""}{one.size}</span>'
-        for one in islice(summarize(run.store), MOST_KEYS)
+        for one in islice(summarize(store), MOST_KEYS)
     )
-    more = f"<span>… {len(run.store) - MOST_KEYS:,} more</span>" if len(run.store) > MOST_KEYS else ""
-    count = plural(len(run.store), "key")
-    return (
-        f'<details class="fd-foot"><summary class="fd-row fd-soft"><span class="fd-turn">store: {count}</span></summary>'
-        f'<div class="fd-keys">{keys}{more}</div></details>'
-    )
+    more = f"<span>… {len(store) - MOST_KEYS:,} more</span>" if len(store) > MOST_KEYS else ""
+    return f'<div class="fd-keys">{keys}{more}</div>'
 
 
 # The list of parts.

@@ -10,9 +10,9 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
-from flowdeco.errors import printable
+from flowdeco.errors import cut_middle, duration, printable
 from flowdeco.show.formatting import MARKS
-from flowdeco.show.tally import Row, Tally, describe, duration, waiting
+from flowdeco.show.tally import Row, Tally, describe, waiting
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
@@ -133,11 +133,11 @@ def _line(row: Row, name: str, width: int, tally: Tally, glyphs: Glyphs) -> Line
     style = STYLES.get(row.status, "")
     elapsed = tally.clock() - row.started if running else row.elapsed
     sign = glyphs.spinner[int(elapsed * 10) % len(glyphs.spinner)] if running else glyphs.status.get(row.status, "?")
-    name = fitted(name, width, glyphs)
-    time = "skipped" if skipped else duration(elapsed)
+    name = fitted(_in_middle(name, width, glyphs), width, glyphs)
+    time = "skipped" if skipped else _took(elapsed, glyphs)
     line: Line = [(" ", ""), (sign, style), (" ", "")]
     line.append((name, "bold cyan" if running else "dim" if skipped or row.restored else ""))
-    line.append((f" {time:>8}", "dim"))
+    line.append((f" {time:>9}", "dim"))
     if row.branch is not None:
         line.append((f"  {row.branch}", "blue"))
     if row.inserted:
@@ -160,6 +160,19 @@ def fitted(text: str, width: int, glyphs: Glyphs) -> str:
     while cell_len(kept) > width - len(dots):
         kept = kept[:-1]
     return kept + dots + " " * (width - len(dots) - cell_len(kept))
+
+
+def _took(seconds: float, glyphs: Glyphs) -> str:
+    """Return a duration in the characters of the display."""
+    return duration(seconds) if glyphs is FINE else duration(seconds).replace("µ", "u")
+
+
+def _in_middle(name: str, width: int, glyphs: Glyphs) -> str:
+    """Return a name cut in its middle: its beginning and its end distinguish it."""
+    columns = width
+    while cell_len(name) > width and columns > 0:
+        name, columns = cut_middle(name, columns, glyphs.dots), columns - 1
+    return name
 
 
 def _within(line: Line, width: int, glyphs: Glyphs) -> Line:
@@ -194,7 +207,8 @@ def _total(tally: Tally, glyphs: Glyphs) -> Line:
         (" ", ""),
         *bar,
         (count, "bold"),
-        (f"  {duration(tally.seconds)}", "dim"),
+        (f"  {_took(tally.seconds, glyphs)}", "dim"),
+        (f", about {_took(tally.left, glyphs)} left" if tally.left is not None else "", "dim"),
     ]
 
 
@@ -202,7 +216,7 @@ def _summary(tally: Tally, glyphs: Glyphs) -> Line:
     style = STYLES.get(tally.status, "")
     done = tally.finished
     count = str(done) if done == tally.known else f"{done} of {tally.known}"
-    rest = f": {count} stage{'s' * (tally.known != 1)} in {duration(tally.seconds)}"
+    rest = f": {count} stage{'s' * (tally.known != 1)} in {_took(tally.seconds, glyphs)}"
     sign = glyphs.status.get(tally.status, "?")
     return [(sign, style), (" ", ""), (printable(tally.pipeline), "bold"), (f" {tally.status}", style), (rest, "")]
 

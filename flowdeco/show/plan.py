@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 from flowdeco.engine.runs import Run, Status
+from flowdeco.model.declare import StageTemplate
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Unit
+from flowdeco.model.store import Store
 from flowdeco.show import html
 from flowdeco.show.formatting import duration, plural, printable, summary
 from flowdeco.show.mermaid import flowchart
@@ -254,11 +256,15 @@ def ran(run: Run) -> Ran:
 _ran = ran
 
 
-def html_of(shown: Unit | Run) -> str:
-    """Return the HTML of a notebook for an action, a stage, a pipeline, a group or a run."""
+def html_of(shown: Any) -> str:
+    """Return the HTML of a notebook for an action, a stage, a template, a pipeline, a group, a store or a run."""
     if isinstance(shown, Run):
         diff = plan(shown.pipeline).diff(ran(shown))
         return html.run(shown, diff.ran, diff.parts)
+    if isinstance(shown, Store):
+        return html.store(shown)
+    if isinstance(shown, StageTemplate):
+        return html.template(shown)
     if isinstance(shown, Action):
         return html.action(cast("Action[..., Any]", shown))
     return html.stage(shown) if isinstance(shown, Stage) else html.plan(plan(shown))

@@ -21,10 +21,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
 
 from flowdeco.engine.logs import run_logger
-from flowdeco.errors import DefinitionError, printable
+from flowdeco.errors import DefinitionError, duration, printable
 from flowdeco.events import Event, RunFinished, RunStarted, StageFinished, StageStarted, UnitsInserted, Watcher
 from flowdeco.model.options import Bar, Shown
-from flowdeco.show.tally import HANDLERS, Row, Tally, describe, duration, waiting
+from flowdeco.show.tally import HANDLERS, Row, Tally, describe, waiting
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -26,9 +26,10 @@ from flowdeco.events import (
     UnitsInserted,
 )
 
-__all__ = ["HANDLERS", "Row", "Tally", "describe", "duration", "waiting"]
+__all__ = ["HANDLERS", "Row", "Tally", "describe", "waiting"]
 
 RECENT: Final = 50  # finished stages: more than a terminal shows
+SURE: Final = 1.0  # seconds, before which nothing is said about the time that is left
 FAILURES: Final = 5  # kept in sight however many stages follow, if the run survives them
 
 
@@ -84,6 +85,7 @@ class Tally:
         self.recent: deque[Row] = deque(maxlen=RECENT)
         self.failed: deque[Row] = deque(maxlen=FAILURES)
         self.held: dict[str, BranchesHeld] = {}  # by group: branches that wait for a slow one
+        self._ran = 0  # stages that took time: not those that were skipped or restored
         self._unfinished = 0  # stages that failed or were stopped
         self._announced: dict[str | None, int] = {}  # stages that have not begun yet, by who inserted them
 
@@ -108,6 +110,19 @@ class Tally:
     def seconds(self) -> float:
         """How long the run has taken so far, or in all."""
         return self.clock() - self.started if self.elapsed is None else self.elapsed
+
+    @property
+    def left(self) -> float | None:
+        """How long the known stages will probably take from now on, by those that ran so far; None without a basis.
+
+        The progress that running actions report counts for their stages.
+        """
+        running = list(self.running)
+        begun = sum(min(1.0, max(0.0, row.done / row.total)) for row in running if row.done is not None and row.total)
+        ran, to_come = self._ran + begun, self.known - self.done - begun
+        if self.elapsed is not None or ran <= 0 or to_come <= 0 or self.seconds < SURE:
+            return None
+        return self.seconds / ran * to_come
 
     def run_started(self, event: RunStarted) -> None:
         """Begin with the stages of the pipeline."""
@@ -160,6 +175,7 @@ class Tally:
             row.restored = True
         if event.error is not None:
             row.error = _one_line(event.error)
+        self._ran += not (event.restored or event.status == "skipped")
         self.recent.append(row)
         if event.status == "failed":
             self.failed.append(row)
@@ -245,19 +261,6 @@ def describe(row: Row, arrow: str = "/") -> str:
 def waiting(event: BranchesHeld) -> str:
     """Return how many branches a slow one holds up."""
     return f"{event.group}: {event.held} finished branches wait for branch {event.first}"
-
-
-def duration(seconds: float) -> str:
-    """Return a duration of at most seven characters: 12 ms, 0.12 s, 12.3 s, 1:02, 1:02:03."""
-    if seconds < 0.0995:
-        return f"{1000 * seconds:.0f} ms"
-    if seconds < 9.995:
-        return f"{seconds:.2f} s"
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 _A_PIPELINE: Final = "\0pipeline"  # stands for the middleware of one, which the event does not name
