@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import pickle
 import signal
 import threading
@@ -16,6 +17,7 @@ from support import actions_run, completed, names, stage_record, statuses
 
 from flowdeco import Bail, Context, Sleep, Stage, Suspend, action, parallel, pipeline, stage, stream
 from flowdeco.durable import MemoryJournal, SqliteJournal
+from flowdeco.engine.deadlines import Deadline
 from flowdeco.errors import DefinitionError, OutOfTime, UnitTimeout
 from flowdeco.executors import serial
 from flowdeco.middleware import atomic, recover, retry
@@ -357,6 +359,24 @@ def test_stages_inserted_in_a_pipeline_share_its_time(run):
     assert completed(run(Stage("a", [inserts_quick], timeout=SOON))) == ["a", "inserted"]
 
 
+def test_a_stream_is_closed_that_is_not_pulled_again(run):
+    """The last unit that it gave has overrun."""
+
+    def endless():
+        try:
+            while True:
+                yield Stage("x", [overruns])
+        finally:
+            LOG.append("closed")
+
+    @action
+    def pulls():
+        return stream(endless)
+
+    failed(run, pipeline(Stage("a", [pulls]), timeout=SOON))
+    assert LOG == ["overruns", "closed"]
+
+
 def test_streams_are_closed(run):
     """What a stream is pulled for inside is cancelled; a sync one is not pulled again."""
 
@@ -625,10 +645,33 @@ def test_a_stream_that_waits_is_cancelled(run):
     assert LOG == ["first"]
 
 
-def test_each_branch_of_a_stream_has_its_own_time(run):
-    """Thousands of timeouts are forgotten as their stages end."""
-    flow = parallel(stream(lambda: (Stage(f"s{n}", [first], timeout=LONG) for n in range(300))), limit=4)
-    assert len(run(flow).stages) == 300
+def test_each_branch_of_a_stream_has_its_own_time_and_forgets_it(run):
+    """However many there are, and even while one with an earlier deadline is at work."""
+    ended, known = threading.Event(), []
+
+    @action
+    async def holds_on():
+        while not ended.is_set():
+            await asyncio.sleep(0.001)
+
+    @action
+    async def yields():
+        await asyncio.sleep(0)
+
+    @action
+    async def ends():
+        gc.collect()
+        known.append(sum(type(each) is Deadline for each in gc.get_objects()))
+        ended.set()
+
+    def stages():
+        yield Stage("holds on", [holds_on], timeout=LONG - 1)
+        for n in range(300):
+            yield Stage(f"s{n}", [yields], timeout=LONG)
+        yield Stage("ends", [ends])
+
+    assert len(run(parallel(stream(stages), limit=400)).stages) == 302
+    assert known[0] < 150
 
 
 def test_queued_calls_are_withdrawn_from_an_executor(run):
