@@ -20,8 +20,8 @@ from typing import Any, Final, cast
 
 from flowdeco.engine.actions import check_insertion
 from flowdeco.engine.branch import Branch, OpenScope, OpenStream
-from flowdeco.engine.outcome import ALL, Outcome, Selection, Status, branch_id
-from flowdeco.engine.replay import Remains
+from flowdeco.engine.outcome import ALL, Outcome, Scope, Selection, Status, branch_id
+from flowdeco.engine.replay import History, Remains
 from flowdeco.engine.requests import CAUGHT_UP, Begin, Failure, Fork, Forked, Raised, Request, Walk
 from flowdeco.engine.streams import begin_stream, close_stream, next_unit
 from flowdeco.errors import (
@@ -93,7 +93,9 @@ class _Conductor:
         self.group = group
         self.scope = scope
         self.earlier = earlier
-        self.id = f"{branch.id}.{scope.number}"
+        self.place = cast("Scope", scope.place)
+        self.id = self.place.id
+        self.by = scope.by and str(scope.by)  # of branches: the number is that of a step in another branch
         self.is_live = not (branch.sealed or branch.terms.rehearses)  # otherwise, everything is restored
         self.limit: int = group.limit or (sys.maxsize if group.stream is None else _STREAMED)
         self.count = 0
@@ -121,7 +123,7 @@ class _Conductor:
         self.changed: set[str] = set()  # keys of values that were changed in place, with a journal
         self.ids: list[str] = []
         self.remains: dict[str, Remains] = {}  # in memory
-        self.merged: list[tuple[str, Any, Delta]] = []  # the same of merged branches: id, result, writes
+        self.merged: list[tuple[int, Any, Delta]] = []  # the same of merged branches: index, result, writes
         self.stream: OpenStream | None = None
         self.first_record = len(branch.records)
         self.bound = len(group.units) if group.stream is None else (_HELD + 1) * self.limit  # of `count`, as journaled
@@ -261,23 +263,28 @@ class _Conductor:
 
     def _fork(self, index: int, unit: Unit) -> Branch:
         """Return the evaluation of a branch."""
-        branch, scope, id = self.branch, self.scope, branch_id(self.id, index)
-        terms, around, past = branch.terms, branch.scope, branch.terms.past
+        branch, scope = self.branch, self.scope
+        base = OpenScope(branch.scope, None, scope.by, scope.started)
+        base.place = self.place.of(index)
+        fork = Branch(branch.terms, branch.store.fork(), base, branch, self, index)
+        fork.unit = unit
+        fork.agenda.append((unit, self.by))
+        if branch.terms.past is not None:
+            self._continue(fork, branch.terms.past)
+        return fork
+
+    def _continue(self, fork: Branch, past: History) -> None:
+        """Have a branch continue where it was before the run was resumed."""
+        branch, index = self.branch, fork.index
         is_lost = index in self.lost
-        remains = None if past is None or branch.sealed or is_lost else past.remains_of(id)
-        base = OpenScope(around, None, scope.by, scope.started)
-        base.place = scope.place and scope.place.of(index)
-        store = branch.store.fork() if remains is None else remains.store_over(branch.store)
-        fork = Branch(terms, store, base, branch, id)
-        fork.group, fork.conductor, fork.index, fork.unit = self.group, self, index, unit
-        fork.result = None if remains is None else remains.result
+        remains = None if branch.sealed or is_lost else past.remains_of(fork.id)
+        if remains is not None:
+            fork.continue_over(remains.store_over(branch.store), remains.result)
         if self.earlier is not None:
             fork.ended_early |= is_lost or (bool(branch.sealed) and not self._takes_all())
             fork.sealed += is_lost
-        if past is not None and past.archive is not None:
-            past.archive.begin_branch(branch.id, id, self.group.name, index)
-        fork.agenda.append((unit, scope.by and str(scope.by)))  # the number is that of a step in another branch
-        return fork
+        if past.archive is not None:
+            past.archive.begin_branch(branch.id, fork.id, self.group.name, index)
 
     def _takes_all(self) -> bool:
         earlier = cast("Outcome", self.earlier)
@@ -408,7 +415,7 @@ class _Conductor:
             return
         delta = fork.store.delta()
         if terms.log is not None:
-            self.merged.append((fork.id, fork.result, delta))
+            self.merged.append((index, fork.result, delta))
         if fork.switched or fork.result is not None:
             self._adopt(fork)
         if self.is_live:
@@ -483,8 +490,8 @@ class _Conductor:
         if error is not None and not isinstance(error, Bail):
             branch.unwind()
             branch.remains.update(self.remains)
-            for id, result, merged in self.merged:
-                branch.remains[id] = Remains(None, None, result, {}, merged)
+            for index, result, merged in self.merged:
+                branch.remains[branch_id(self.id, index)] = Remains(None, None, result, {}, merged)
         return error or (yield from branch.save())
 
     def _with_changes(self, writes: Delta) -> Delta:
