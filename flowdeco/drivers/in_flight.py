@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from contextvars import Context
 from functools import partial
 from itertools import count
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 
 from flowdeco.drivers.lanes import INTERRUPTED, Lane
 from flowdeco.drivers.threads import Threads, call_with_timeout
@@ -74,7 +74,8 @@ class InFlight:
         """Begin and cancel the requests that the schedule names, and end the lanes of branches that have ended."""
         begun, schedule.begin = schedule.begin, []
         for task in begun:
-            ticket, server = cast("int", task.ticket), task.server
+            ticket: Any = task.ticket
+            server = task.server
             self._waiting[ticket], self._open[ticket] = task.request, None
             try:
                 self._open[ticket] = self._begin(ticket, task.request, task.context, server)
@@ -172,14 +173,13 @@ class InFlight:
         return None
 
     def _call(self, ticket: int, request: FunctionCall, context: Context) -> None:
-        call = partial(self._made, ticket, request, context)
-        if self._pool is None:
-            self._in_thread(call)
-        elif self._is_serial:
-            call()
+        if self._is_serial:
+            self._made(ticket, request, context)
+        elif self._pool is None:
+            self._in_thread(partial(self._made, ticket, request, context))
         else:
             name = request[0].name
-            future = self._submitted(ticket, name, self._pool, call)
+            future = self._submitted(ticket, name, self._pool, self._made, ticket, request, context)
             future.add_done_callback(partial(self._dropped, ticket, name))
 
     def _made(self, ticket: int, request: FunctionCall, context: Context) -> None:

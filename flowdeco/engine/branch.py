@@ -181,8 +181,8 @@ class Records:
 
     def adopt(self, records: Records) -> None:
         """Add the records of a branch."""
-        count = len(self)
         if records.pipelines:
+            count = len(self)
             self.pipelines += [(count + at, record) for at, record in records.pipelines]
         self.forgotten += records.forgotten
         self.kept += records.kept
@@ -282,7 +282,7 @@ class Branch:
         self.unfinished: dict[int, tuple[list[Mark], Any]] = {}  # in memory: scopes that failed, by number
         if terms.log is not None:
             self.logged = terms.log.of(None if conductor is None else conductor.id, index)
-        if parent is not None:
+        if parent is not None and (parent.switches or parent.revocable or parent.atomic or terms.past is not None):
             self._inherit(parent)
         if terms.past is not None:
             self.is_behind = parent is not None
@@ -290,12 +290,9 @@ class Branch:
             self.begun = self.restoring and not terms.rehearses
 
     def _inherit(self, parent: Branch) -> None:
-        if parent.switches:
-            self.switches.update(parent.switches)
-        if parent.revocable or parent.atomic:
-            self.revocable, self.atomic = parent.revocable, parent.atomic
-        if parent.sealed or parent.ended_early:
-            self.sealed, self.ended_early = parent.sealed, parent.ended_early
+        self.switches.update(parent.switches)
+        self.revocable, self.atomic = parent.revocable, parent.atomic
+        self.sealed, self.ended_early = parent.sealed, parent.ended_early
 
     @property
     def id(self) -> str:

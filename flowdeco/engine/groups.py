@@ -39,7 +39,7 @@ from flowdeco.model.contents import agree
 from flowdeco.model.declare import name_in_group
 from flowdeco.model.definitions import Parallel, Unit, insertable
 from flowdeco.model.options import UNSET
-from flowdeco.model.store import Delta, Key, key_name
+from flowdeco.model.store import NOTHING, Delta, Key, key_name
 from flowdeco.model.wiring import supplied_keys
 
 __all__ = ["Overlay", "run_group"]
@@ -200,19 +200,19 @@ class _Conductor:
         wanted = self.is_live
         if self.resumes and not _ends(unit):
             wanted = (yield CAUGHT_UP) is not False
-        while wanted and not _ends(unit):
-            if self.later:
-                index, unit = self.later.popleft()
-            elif is_streamed:
-                unit = yield from self._next()
-                index = self.count - 1
-            else:
-                index = self.count
-                unit, self.count = (units[index], index + 1) if index < len(units) else (UNSET, index)
+        while wanted and self.later and not _ends(unit):
+            index, unit = self.later.popleft()
+            if is_streamed:
+                self._look()
+            wanted = yield Begin(self._fork(index, unit))
+        while wanted and is_streamed and not _ends(unit):
+            unit = yield from self._next()
             if not _ends(unit):
-                if is_streamed:
-                    self._look()
-                wanted = yield Begin(self._fork(index, unit))
+                self._look()
+                wanted = yield Begin(self._fork(self.count - 1, unit))
+        while wanted and self.count < len(units):
+            index, self.count = self.count, self.count + 1
+            wanted = yield Begin(self._fork(index, units[index]))
         interrupt = None if self.stream is None else (yield from close_stream(self.branch, self.stream))
         return unit.error if type(unit) is Raised else interrupt
 
@@ -319,8 +319,8 @@ class _Conductor:
 
     def ended(self, branch: Forked | None, failure: Failure) -> bool:
         """Note that a branch has ended, or the supply (None) failed; return whether this ends the group."""
-        fork = cast("Branch | None", branch)
-        index = self.count if fork is None else fork.index
+        fork: Any = branch
+        index: int = self.count if fork is None else fork.index
         if fork is not None:
             self.over[index] = fork
         if failure is not None:
@@ -342,7 +342,7 @@ class _Conductor:
             return False
         if failure is None:
             self.completed += 1
-            if self.group.enough is not None:
+            if self.may_lose:
                 self.counted.add(index)
                 self.is_enough = self.completed == self.group.enough
             return self.is_enough
@@ -399,7 +399,8 @@ class _Conductor:
         if fork is None:
             return
         terms = branch.terms
-        fork.end_unwinding()
+        if fork.unwinding is not None:
+            fork.end_unwinding()
         branch.records.adopt(fork.records)
         if fork.rows:
             branch.rows += fork.rows
@@ -418,7 +419,7 @@ class _Conductor:
             self.merged.append((index, fork.result, delta))
         if fork.switched or fork.result is not None:
             self._adopt(fork)
-        if self.is_live:
+        if self.is_live and delta is not NOTHING:
             terms.gate.open = self.merges  # a reducer is user code
             self.overlay.add(index, fork.unit, delta)
             terms.gate.open = False

@@ -534,7 +534,7 @@ class Store(MutableMapping[str, Any]):
 
     def delta(self) -> Delta:
         """Return the writes since the store was forked, or the view was made."""
-        return self.since(self._marks[0]) if any(self._marks) else NOTHING
+        return self._changes(self._noted(0)) if any(self._marks) else NOTHING
 
     def twin(self, *marks: Mark) -> tuple[Store, list[Mark]]:
         """Return a store of its own with the same values and its first mark, and copies of these marks for it.
