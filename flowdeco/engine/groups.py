@@ -97,7 +97,8 @@ class _Conductor:
         self.id = self.place.id
         self.by = scope.by and str(scope.by)  # of branches: the number is that of a step in another branch
         self.is_live = not (branch.sealed or branch.terms.rehearses)  # otherwise, everything is restored
-        self.limit: int = group.limit or (sys.maxsize if group.stream is None else _STREAMED)
+        self.is_streamed = group.stream is not None
+        self.limit: int = group.limit or (_STREAMED if self.is_streamed else sys.maxsize)
         self.count = 0
         self.turn = 0
         self.over: dict[int, Branch | None] = {}
@@ -126,7 +127,7 @@ class _Conductor:
         self.merged: list[tuple[int, Any, Delta]] = []  # the same of merged branches: index, result, writes
         self.stream: OpenStream | None = None
         self.first_record = len(branch.records)
-        self.bound = len(group.units) if group.stream is None else (_HELD + 1) * self.limit  # of `count`, as journaled
+        self.bound = (_HELD + 1) * self.limit if self.is_streamed else len(group.units)  # of `count`, as journaled
         self.known = 0  # those that had begun before a resume are among so many
         self.restores = earlier is not None
         self.resumes = self.restores and self.is_live
@@ -181,7 +182,7 @@ class _Conductor:
 
     def supply(self) -> Walk:
         """Hand out the branches: first those that had begun before a resume."""
-        units, is_streamed = self.group.units, self.group.stream is not None
+        units, is_streamed = self.group.units, self.is_streamed
         unit: Any = None
         while self.count < self.known and not _ends(unit):
             unit = yield from self._next()
@@ -331,7 +332,7 @@ class _Conductor:
             if self.error is not None:
                 self.is_open = False
                 stops = stops or self.branch.terms.is_cancellation(self.error)
-        if self.group.stream is not None:
+        if self.is_streamed:
             self._look()
         return stops
 

@@ -116,8 +116,9 @@ class Schedule:
             self._call_ended()
         if task.discards and _is_call(task.request) and not _is_interrupt(answer):
             answer = Raised(ended_by_another())
-        self._ready.append((task, answer))
-        self._work()
+        self._step(task, answer)
+        if self._ready:
+            self._work()
 
     def task(self, ticket: int) -> Task:
         """Return the task in whose lane the request with this ticket is awaited."""
@@ -221,7 +222,7 @@ class Schedule:
             group.waiting[task] = None
         else:
             group.active += 1
-        self._ready.appendleft((task, None))
+        self._step(task, None)
 
     def _step(self, task: Task, answer: Any) -> None:
         """Send a task its answer, and take its next request."""

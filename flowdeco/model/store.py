@@ -520,10 +520,9 @@ class Store(MutableMapping[str, Any]):
         Until it is `settled`, no value may be written here. A few values are copied; over more of them lies a layer, so
         that a branch costs the same however many there are.
         """
-        fork, data = Store(), self._data
+        fork, data = Store.__new__(Store), self._data
         fork._data = _Layer(data).raised() if type(data) is not dict or len(data) > COPIED else data.copy()
-        fork._dropped = self._dropped
-        fork._marks.append(Mark())
+        fork._dropped, fork._owned, fork._marks = self._dropped, {}, [Mark()]
         return fork
 
     def settled(self) -> Store:
