@@ -40,7 +40,7 @@ from flowdeco.model.paths import all_parts, culprit, shown_key
 from flowdeco.model.references import load
 from flowdeco.model.wiring import Step
 
-__all__ = ["broken", "is_local", "lost", "perform", "receive", "refused", "serial", "shipped"]
+__all__ = ["broken", "is_local", "is_serial", "lost", "perform", "receive", "refused", "serial", "shipped"]
 
 # Companions of calls to other processes: each returns a function, importable there, and an argument for it; called with
 # it, the function returns the context manager that is opened around the call. Set by observers.
@@ -70,6 +70,11 @@ def is_local(executor: Executor) -> bool:
     """Whether calls share the memory of this interpreter."""
     isolated = type(executor).__name__ == "InterpreterPoolExecutor"  # a thread pool by inheritance only
     return isinstance(executor, (ThreadPoolExecutor, _Serial)) and not isolated
+
+
+def is_serial(executor: Executor) -> bool:
+    """Whether calls are made at once, so that nothing needs to be submitted."""
+    return isinstance(executor, _Serial)
 
 
 def perform(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Any:

@@ -66,10 +66,10 @@ def side_by_side(fork, requests=None):
     """The end of branches, of which each request is answered before the next one is looked at."""
     schedule = Schedule(fork, count(1), evaluate)
     while schedule.ended is None:
-        ticket, request, context, _ = schedule.begin.pop(0)
+        task = schedule.begin.pop(0)
         if requests is not None:
-            requests.append(request)
-        schedule.deliver(ticket, context.run(performed, request))
+            requests.append(task.request)
+        schedule.deliver(task.ticket, task.context.run(performed, task.request))
     return schedule.ended
 
 

@@ -261,8 +261,8 @@ def interrupted(walk, number):
                 came = True
                 schedule.interrupt(KeyboardInterrupt())
             if schedule.ended is None:
-                ticket, asked, *_ = schedule.begin.pop(0)
-                schedule.deliver(ticket, performed(asked))
+                task = schedule.begin.pop(0)
+                schedule.deliver(task.ticket, performed(task.request))
         answer = schedule.ended
 
 

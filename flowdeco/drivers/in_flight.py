@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import ExitStack
 from contextvars import Context
+from functools import partial
 from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Any, Final, Protocol
@@ -26,12 +27,15 @@ from flowdeco.engine.deadlines import Deadline
 from flowdeco.engine.requests import Await, FunctionCall, Gate, Raised, Request, Save, Sleep
 from flowdeco.engine.schedule import Schedule, Task
 from flowdeco.errors import Cancelled, ExecutorError
-from flowdeco.executors import broken, is_local, lost, perform, receive, refused, shipped
+from flowdeco.executors import broken, is_local, is_serial, lost, perform, receive, refused, shipped
 from flowdeco.model.wiring import Step
 
 __all__ = ["InFlight", "Worker"]
 
 _SOON: Final = 1e-6  # in seconds: clocks differ, and so do sums of times
+
+
+_ELSEWHERE: Final = Gate()  # of calls in other threads: no interrupt arrives there
 
 
 class Worker(Protocol):
@@ -60,6 +64,8 @@ class InFlight:
         self._threads: Threads | None = None
         self._pool = executor if executor is not None and is_local(executor) else None
         self._elsewhere = executor if self._pool is None else None
+        self._is_serial = executor is not None and is_serial(executor)
+        self._here = threading.get_ident()  # where `serial()` makes its calls
         self._open: dict[int, Callable[[], object] | None] = {}
         self._waiting: dict[int, Request] = {}
         self._with_executor: dict[int, str] = {}  # the actions whose calls it has, by ticket
@@ -74,15 +80,17 @@ class InFlight:
         """Begin and cancel the requests that the schedule names, and end the lanes of branches that have ended."""
         self._watch(schedule)
         begun, schedule.begin = schedule.begin, []
-        for ticket, request, context, task in begun:
-            self._waiting[ticket], self._open[ticket] = request, None
+        for task in begun:
+            ticket: Any = task.ticket
+            server = task.server
+            self._waiting[ticket], self._open[ticket] = task.request, None
             try:
-                _check_time(task, request)
-                self._open[ticket] = self._begin(ticket, request, context, task)
+                _check_time(server, task.request)
+                self._open[ticket] = self._begin(ticket, task.request, task.context, server)
             except BaseException as error:
                 self._worker.report(ticket, Raised(error))
-            if task.lane is not None and task.lane.interrupt is not None:
-                self._interrupt(schedule, task.lane)
+            if server.lane is not None and server.lane.interrupt is not None:
+                self._interrupt(schedule, server.lane)
         cancelled, schedule.cancel = schedule.cancel, []
         for ticket in cancelled:
             self._cancel(ticket)
@@ -98,7 +106,8 @@ class InFlight:
             if ticket in self._open:
                 del self._open[ticket]
                 self._waiting.pop(ticket, None)
-                self._with_executor.pop(ticket, None)
+                if self._with_executor:
+                    self._with_executor.pop(ticket, None)
                 lane = schedule.task(ticket).lane if self._lanes else None
                 if self._instead and ticket in self._instead:
                     answer = Raised(self._instead.pop(ticket))
@@ -200,38 +209,40 @@ class InFlight:
         return None
 
     def _call(self, ticket: int, request: FunctionCall, context: Context) -> None:
+        if self._is_serial:
+            self._made(ticket, request, context)
+        elif self._pool is None:
+            self._in_thread(partial(self._made, ticket, request, context))
+        else:
+            name = request[0].name
+            future = self._submitted(ticket, name, self._pool, self._made, ticket, request, context)
+            future.add_done_callback(partial(self._dropped, ticket, name))
+
+    def _made(self, ticket: int, request: FunctionCall, context: Context) -> None:
+        """Make a call, in any thread, and report its answer."""
+        if self._waiting.pop(ticket, None) is None:
+            return
         step, args, kwargs = request
-        report, waiting = self._worker.report, self._waiting
         # The generator of an action is run to its end there; that of a stream is left as it is.
         function: Callable[..., Any] = perform if type(step) is Step else step.function
         given = (step.function, args, kwargs) if type(step) is Step else args
-        here = None if self._pool is None else threading.get_ident()  # where `serial()` makes the call
+        gate = self._worker.gate if threading.get_ident() == self._here else _ELSEWHERE
+        try:
+            gate.open = True
+            if step.timeout is None:
+                answer = context.run(function, *given)
+            else:
+                answer = context.run(call_with_timeout, step.name, step.timeout, function, given)
+            gate.open = False
+        except BaseException as error:
+            gate.open = False
+            answer = Raised(error)
+        self._worker.report(ticket, answer)
 
-        def call() -> None:
-            if waiting.pop(ticket, None) is None:
-                return
-            gate = self._worker.gate if threading.get_ident() == here else Gate()
-            try:
-                gate.open = True
-                if step.timeout is None:
-                    answer = context.run(function, *given)
-                else:
-                    answer = context.run(call_with_timeout, step.name, step.timeout, function, given)
-                gate.open = False
-            except BaseException as error:
-                gate.open = False
-                answer = Raised(error)
-            report(ticket, answer)
-
-        def done(future: Future[Any]) -> None:
-            if waiting.pop(ticket, None) is not None:  # the pool has not made the call, and never will
-                report(ticket, Raised(self._lost(step.name, future)))
-
-        if self._pool is None:
-            self._in_thread(call)
-            return
-        future = self._submitted(ticket, step.name, self._pool, call)
-        future.add_done_callback(done)
+    def _dropped(self, ticket: int, name: str, future: Future[Any]) -> None:
+        """Answer a call that the pool has not made, and never will."""
+        if self._waiting.pop(ticket, None) is not None:
+            self._worker.report(ticket, Raised(self._lost(name, future)))
 
     def _save(self, ticket: int, request: Save) -> None:
         def call() -> None:

@@ -6,6 +6,7 @@ import contextvars
 import os
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
@@ -29,16 +30,16 @@ class Threads:
         self._most = most
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
-        self._lock = threading.Lock()
-        self._under_way = 0
+        self._idle: deque[None] = deque()  # one for each thread that waits for a call, while there may be more threads
 
     def begin(self, call: Callable[[], None]) -> None:
         """Have the call made by the next idle thread; it must not raise."""
         self._calls.put(call)
-        with self._lock:
-            self._under_way += 1
-            wanted = self._under_way > len(self._threads) < self._most
-        if wanted:
+        if len(self._threads) == self._most:
+            return
+        try:
+            self._idle.pop()
+        except IndexError:
             thread = threading.Thread(target=self._serve, name=f"flowdeco-{len(self._threads)}", daemon=True)
             self._threads.append(thread)
             thread.start()
@@ -46,9 +47,9 @@ class Threads:
     def _serve(self) -> None:
         while (call := self._calls.get()) is not None:
             call()
-            with self._lock:
-                self._under_way -= 1
             del call
+            if len(self._threads) < self._most:
+                self._idle.append(None)
 
     def __enter__(self) -> Self:
         return self

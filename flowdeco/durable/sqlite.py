@@ -232,8 +232,9 @@ class SqliteJournal:
                 with transaction(connection):
                     self._require_new(connection, run_id, owner)
                     number = connection.execute(_NEXT_RUN).fetchone()[0]
+                    where = self.entry or (_plain(*entry) if entry else None)
                     head = Head(
-                        *(number, run_id, _plain(pipeline), self.entry or (_plain(*entry) if entry else None), "running", None, None),
+                        *(number, run_id, _plain(pipeline), where, "running", None, None),
                         now,
                         *(json.dumps(list(skip)), self.codec.name, 0, 0, 1, FORMAT),
                     )

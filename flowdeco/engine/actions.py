@@ -284,7 +284,8 @@ def settled(step: Step, value: Any) -> Generator[Request, Any, Any]:
 
 def complete(branch: Branch, step: Step, by: str | None, number: int, started: float, value: Any) -> bool:
     """Apply a plain value: nothing, a stage, or data under one key; return False if it takes more than that."""
-    terms, scope, kind = branch.terms, branch.scope, cast("type[object]", type(value))
+    terms, scope = branch.terms, branch.scope
+    kind: Any = type(value)
     inserted: tuple[Stage, ...] = ()
     if kind is Stage:
         inserted = (value,)

@@ -28,6 +28,7 @@ from flowdeco.engine.outcome import (
     StageRecord,
     Status,
     amended,
+    branch_id,
     dropped_errors,
     status_of,
 )
@@ -192,8 +193,9 @@ class Records:
 
     def adopt(self, records: Records) -> None:
         """Add the records of a branch."""
-        count = len(self)
-        self.pipelines += [(count + at, record) for at, record in records.pipelines]
+        if records.pipelines:
+            count = len(self)
+            self.pipelines += [(count + at, record) for at, record in records.pipelines]
         self.forgotten += records.forgotten
         self.kept += records.kept
         if self._most is not None:
@@ -245,42 +247,51 @@ class Records:
 
 
 class Branch:
-    """One line of evaluation, over a store of its own."""
+    """One line of evaluation, over a store of its own.
+
+    `conductor` decides on it, and `index` is its place in the group: None and 0 for the run itself.
+    """
+
+    # The defaults cost a branch nothing; each of them set for each branch would take as long as an action.
+    unit: Any = None  # the branch of the group
+    number = 0  # of the next step
+    places = 0  # of pipelines with options, to which records refer
+    result: Any = None
+    sealed = 0  # open scopes that had ended before the run was resumed
+    revocable = 0  # open scopes that may ask for another attempt
+    atomic = 0  # open scopes that are one step: rows are held back
+    unwinding: Mark | None = None  # in memory: set when a failure began to close scopes
+    ended_early = False  # in a group that had failed, before a resume
+    stopped = False  # by the end of another branch of its group
+    deadline: Deadline | None = None  # of the innermost scope that has one
+    guarded = False  # perhaps the next step must not begin: it was stopped, or has a deadline
+    is_behind = False  # it may lack what other branches had changed in place before a resume
+    restoring = False
+    begun = False
+    logged: dict[int, Outcome] | None = None  # in memory: the outcomes of its scopes
+    _id: str | None = None
 
     def __init__(
-        self, terms: Terms, store: Store, base: OpenScope, parent: Branch | None = None, id: str = ROOT
-    ) -> None:
+        self, terms: Terms, store: Store, base: OpenScope, parent: Branch | None = None, conductor: Any = None,
+        index: int = 0,
+    ) -> None:  # fmt: skip
         self.terms = terms
         self.store = store
         self.read = store.reader()
         self.base = self.scope = base
         self.parent = parent
-        self.group: Parallel | None = None
-        self.conductor: Any = None  # of the group
-        self.index = 0  # its place in the group
-        self.unit: Any = None  # the branch of the group
-        self.id = id
+        self.conductor = conductor
+        self.index = index
         self.agenda: list[tuple[Any, str | None]] = []
-        self.number = 0  # of the next step
-        self.logged = None if terms.log is None else terms.log.of(id)
-        self.places = 0  # of pipelines with options, to which records refer
         self.records = Records(terms.history)
-        self.result: Any = None
-        self.switches: dict[str, bool] = {} if parent is None else dict(parent.switches)  # the latest one last
+        self.switches: dict[str, bool] = {}  # the latest one last
         self.switched: dict[str, bool] = {}  # those of this branch
-        self.sealed: int = (
-            0 if parent is None else parent.sealed
-        )  # open scopes that had ended before the run was resumed
-        self.revocable: int = 0 if parent is None else parent.revocable  # open scopes that may ask for another attempt
-        self.forks: list[tuple[int, list[str]]] = []  # groups inside those: number, and ids of all their branches
+        self.forks: list[tuple[int, list[str]]] = []  # groups in revocable scopes: number, and ids of all their branches
         self.rows: list[Any] = []  # not yet written to the journal
         self.changed: set[str] = set()  # with a journal: keys whose values were changed in place
         # Changed in place before a resume: the order of the last change, and the value after it.
         self.revised: dict[Name, tuple[int, Any]] = {}
-        self.is_behind = parent is not None and terms.past is not None  # it may lack what other branches had changed
-        self.atomic: int = 0 if parent is None else parent.atomic  # open scopes that are one step: rows are held back
         self.abandoned: dict[str, str] = {}  # local results of stages that failed, each with the name of its stage
-        self.unwinding: Mark | None = None  # in memory: set when a failure began to close scopes
         self.remains: dict[str, Remains] = {}  # in memory: left behind by unfinished groups, by branch
         self.unfinished: dict[int, tuple[list[Mark], Any]] = {}  # in memory: scopes that failed, by number
         self.waits: dict[int, Waits] = {}  # of the steps at work
@@ -288,18 +299,28 @@ class Branch:
         self.consumed: set[str] = set()  # keys of answers
         # Answers that another attempt at an open scope will need: number here, branch and number there.
         self.answered: list[tuple[int, tuple[str, int], list[Wait]]] = []
-        self.ended_early: bool = (
-            parent is not None and parent.ended_early
-        )  # in a group that had failed, before a resume
-        self.deadline: Deadline | None = (
-            None if parent is None else parent.deadline
-        )  # of the innermost scope that has one
-        self.stopped = False  # by the end of another branch of its group
-        self.guarded = (
-            self.deadline is not None
-        )  # perhaps the next step must not begin: it was stopped, or has a deadline
-        self.restoring = terms.past is not None and terms.past.has_more(id)
-        self.begun = self.restoring and not terms.rehearses
+        if terms.log is not None:
+            self.logged = terms.log.of(None if conductor is None else conductor.id, index)
+        if parent is not None and (parent.switches or parent.revocable or parent.atomic or terms.past is not None):
+            self._inherit(parent)
+        if parent is not None and parent.deadline is not None:
+            self.deadline, self.guarded = parent.deadline, True
+        if terms.past is not None:
+            self.is_behind = parent is not None
+            self.restoring = terms.past.has_more(self.id)
+            self.begun = self.restoring and not terms.rehearses
+
+    def _inherit(self, parent: Branch) -> None:
+        self.switches.update(parent.switches)
+        self.revocable, self.atomic = parent.revocable, parent.atomic
+        self.sealed, self.ended_early = parent.sealed, parent.ended_early
+
+    @property
+    def id(self) -> str:
+        """Its identity in logs and journals, worked out when it is needed: that takes as long as an action."""
+        if self._id is None:
+            self._id = ROOT if self.conductor is None else branch_id(self.conductor.id, self.index)
+        return self._id
 
     # Whether another step may begin.
 
@@ -326,6 +347,10 @@ class Branch:
         return self.waits_of(number).time_used(who) if is_known else 0.0
 
     # Numbers, and the history of a resumed run.
+
+    def continue_over(self, store: Store, result: Any) -> None:
+        """Continue with the store and the result that the branch had before the run was resumed."""
+        self.store, self.read, self.result = store, store.reader(), result
 
     def next_number(self) -> int:
         """Take the next number of the branch."""

@@ -20,8 +20,8 @@ from typing import Any, Final, cast
 
 from flowdeco.engine.actions import check_insertion
 from flowdeco.engine.branch import Branch, OpenScope, OpenStream
-from flowdeco.engine.outcome import ALL, Outcome, Selection, Status, branch_id
-from flowdeco.engine.replay import Remains
+from flowdeco.engine.outcome import ALL, Outcome, Scope, Selection, Status, branch_id
+from flowdeco.engine.replay import History, Remains
 from flowdeco.engine.requests import CAUGHT_UP, Begin, Failure, Fork, Forked, Raised, Request, Walk
 from flowdeco.engine.streams import begin_stream, close_stream, next_unit
 from flowdeco.errors import (
@@ -40,7 +40,7 @@ from flowdeco.model.contents import agree
 from flowdeco.model.declare import name_in_group
 from flowdeco.model.definitions import Parallel, Unit, insertable
 from flowdeco.model.options import UNSET
-from flowdeco.model.store import Delta, Key, key_name
+from flowdeco.model.store import NOTHING, Delta, Key, key_name
 from flowdeco.model.wiring import supplied_keys
 
 __all__ = ["Overlay", "run_group"]
@@ -94,9 +94,12 @@ class _Conductor:
         self.group = group
         self.scope = scope
         self.earlier = earlier
-        self.id = f"{branch.id}.{scope.number}"
+        self.place = cast("Scope", scope.place)
+        self.id = self.place.id
+        self.by = scope.by and str(scope.by)  # of branches: the number is that of a step in another branch
         self.is_live = not (branch.sealed or branch.terms.rehearses)  # otherwise, everything is restored
-        self.limit: int = group.limit or (sys.maxsize if group.stream is None else _STREAMED)
+        self.is_streamed = group.stream is not None
+        self.limit: int = group.limit or (_STREAMED if self.is_streamed else sys.maxsize)
         self.count = 0
         self.turn = 0
         self.over: dict[int, Branch | None] = {}
@@ -123,10 +126,10 @@ class _Conductor:
         self.used: set[str] = set()  # keys of answers that branches consumed
         self.ids: list[str] = []
         self.remains: dict[str, Remains] = {}  # in memory
-        self.merged: list[tuple[str, Any, Delta]] = []  # the same of merged branches: id, result, writes
+        self.merged: list[tuple[int, Any, Delta]] = []  # the same of merged branches: index, result, writes
         self.stream: OpenStream | None = None
         self.first_record = len(branch.records)
-        self.bound = len(group.units) if group.stream is None else (_HELD + 1) * self.limit  # of `count`, as journaled
+        self.bound = (_HELD + 1) * self.limit if self.is_streamed else len(group.units)  # of `count`, as journaled
         self.known = 0  # those that had begun before a resume are among so many
         self.restores = earlier is not None
         self.resumes = self.restores and self.is_live
@@ -181,7 +184,7 @@ class _Conductor:
 
     def supply(self) -> Walk:
         """Hand out the branches: first those that had begun before a resume."""
-        units, is_streamed = self.group.units, self.group.stream is not None
+        units, is_streamed = self.group.units, self.is_streamed
         unit: Any = None
         while self.count < self.known and not _ends(unit):
             unit = yield from self._next()
@@ -200,19 +203,19 @@ class _Conductor:
         wanted = self.is_live
         if self.resumes and not _ends(unit):
             wanted = (yield CAUGHT_UP) is not False
-        while wanted and not _ends(unit):
-            if self.later:
-                index, unit = self.later.popleft()
-            elif is_streamed:
-                unit = yield from self._next()
-                index = self.count - 1
-            else:
-                index = self.count
-                unit, self.count = (units[index], index + 1) if index < len(units) else (UNSET, index)
+        while wanted and self.later and not _ends(unit):
+            index, unit = self.later.popleft()
+            if is_streamed:
+                self._look()
+            wanted = yield Begin(self._fork(index, unit))
+        while wanted and is_streamed and not _ends(unit):
+            unit = yield from self._next()
             if not _ends(unit):
-                if is_streamed:
-                    self._look()
-                wanted = yield Begin(self._fork(index, unit))
+                self._look()
+                wanted = yield Begin(self._fork(self.count - 1, unit))
+        while wanted and self.count < len(units):
+            index, self.count = self.count, self.count + 1
+            wanted = yield Begin(self._fork(index, units[index]))
         interrupt = None if self.stream is None else (yield from close_stream(self.branch, self.stream))
         return unit.error if type(unit) is Raised else interrupt
 
@@ -263,23 +266,28 @@ class _Conductor:
 
     def _fork(self, index: int, unit: Unit) -> Branch:
         """Return the evaluation of a branch."""
-        branch, scope, id = self.branch, self.scope, branch_id(self.id, index)
-        terms, around, past = branch.terms, branch.scope, branch.terms.past
+        branch, scope = self.branch, self.scope
+        base = OpenScope(branch.scope, None, scope.by, scope.started)
+        base.place = self.place.of(index)
+        fork = Branch(branch.terms, branch.store.fork(), base, branch, self, index)
+        fork.unit = unit
+        fork.agenda.append((unit, self.by))
+        if branch.terms.past is not None:
+            self._continue(fork, branch.terms.past)
+        return fork
+
+    def _continue(self, fork: Branch, past: History) -> None:
+        """Have a branch continue where it was before the run was resumed."""
+        branch, index = self.branch, fork.index
         is_lost = index in self.lost
-        remains = None if past is None or branch.sealed or is_lost else past.remains_of(id)
-        base = OpenScope(around, None, scope.by, scope.started)
-        base.place = scope.place and scope.place.of(index)
-        store = branch.store.fork() if remains is None else remains.store_over(branch.store)
-        fork = Branch(terms, store, base, branch, id)
-        fork.group, fork.conductor, fork.index, fork.unit = self.group, self, index, unit
-        fork.result = None if remains is None else remains.result
+        remains = None if branch.sealed or is_lost else past.remains_of(fork.id)
+        if remains is not None:
+            fork.continue_over(remains.store_over(branch.store), remains.result)
         if self.earlier is not None:
             fork.ended_early |= is_lost or (bool(branch.sealed) and not self._takes_all())
             fork.sealed += is_lost
-        if past is not None and past.archive is not None:
-            past.archive.begin_branch(branch.id, id, self.group.name, index)
-        fork.agenda.append((unit, scope.by and str(scope.by)))  # the number is that of a step in another branch
-        return fork
+        if past.archive is not None:
+            past.archive.begin_branch(branch.id, fork.id, self.group.name, index)
 
     def _takes_all(self) -> bool:
         earlier = cast("Outcome", self.earlier)
@@ -314,8 +322,8 @@ class _Conductor:
 
     def ended(self, branch: Forked | None, failure: Failure) -> bool:
         """Note that a branch has ended, or the supply (None) failed; return whether this ends the group."""
-        fork = cast("Branch | None", branch)
-        index = self.count if fork is None else fork.index
+        fork: Any = branch
+        index: int = self.count if fork is None else fork.index
         if fork is not None:
             self.over[index] = fork
         if failure is not None:
@@ -326,7 +334,7 @@ class _Conductor:
             if self.error is not None:
                 self.is_open = False
                 stops = stops or self.branch.terms.is_cancellation(self.error)
-        if self.group.stream is not None:
+        if self.is_streamed:
             self._look()
         return stops
 
@@ -337,7 +345,7 @@ class _Conductor:
             return False
         if failure is None:
             self.completed += 1
-            if self.group.enough is not None:
+            if self.may_lose:
                 self.counted.add(index)
                 self.is_enough = self.completed == self.group.enough
             return self.is_enough
@@ -394,7 +402,8 @@ class _Conductor:
         if fork is None:
             return
         terms = branch.terms
-        fork.end_unwinding()
+        if fork.unwinding is not None:
+            fork.end_unwinding()
         branch.records.adopt(fork.records)
         if fork.rows:
             branch.rows += fork.rows
@@ -414,10 +423,10 @@ class _Conductor:
             return
         delta = fork.store.delta()
         if terms.log is not None:
-            self.merged.append((fork.id, fork.result, delta))
+            self.merged.append((index, fork.result, delta))
         if fork.switched or fork.result is not None:
             self._adopt(fork)
-        if self.is_live:
+        if self.is_live and delta is not NOTHING:
             terms.gate.open = self.merges  # a reducer is user code
             if fork.consumed:  # no conflict with what another branch writes
                 self.used |= fork.consumed.intersection(delta.deletes)
@@ -493,8 +502,8 @@ class _Conductor:
         if error is not None and not isinstance(error, Bail):
             branch.unwind()
             branch.remains.update(self.remains)
-            for id, result, merged in self.merged:
-                branch.remains[id] = Remains(None, None, result, {}, merged)
+            for index, result, merged in self.merged:
+                branch.remains[branch_id(self.id, index)] = Remains(None, None, result, {}, merged)
         return error or (yield from branch.save())
 
     def _with_changes(self, writes: Delta) -> Delta:

@@ -10,7 +10,7 @@ from flowdeco.engine.branch import Branch
 from flowdeco.engine.outcome import ActionRecord, Outcome, Scope, StageRecord, Status
 from flowdeco.errors import MissingInputError, told
 from flowdeco.model.annotations import EMPTY
-from flowdeco.model.definitions import Stage, Unit, action_selectors, stage_selectors
+from flowdeco.model.definitions import Parallel, Stage, Unit, action_selectors, stage_selectors
 from flowdeco.model.steps import Step, steps_of
 from flowdeco.model.wiring import suppliers
 
@@ -149,10 +149,11 @@ def _after(branch: Branch, step: Step, key: str) -> Iterator[str]:
         if each.function is not step.function:
             yield f"action {each.name!r} of stage {stage.name!r} supplies {key!r}, but comes later: let it run first"
     at = branch
-    while at.parent is not None and at.group is not None:
-        for stage, each in suppliers((unit for unit in at.group.units if unit is not at.unit), key):
+    while at.parent is not None and at.conductor is not None:
+        group: Parallel = at.conductor.group
+        for stage, each in suppliers((unit for unit in group.units if unit is not at.unit), key):
             yield (
                 f"action {each.name!r} of stage {stage.name!r} supplies {key!r} in another branch of the parallel group "
-                f"{at.group.name!r}, and branches do not see each other: let it run before the group"
+                f"{group.name!r}, and branches do not see each other: let it run before the group"
             )
         at = at.parent

@@ -70,7 +70,7 @@ _FINAL: Final = frozenset({Status.COMPLETED, Status.SKIPPED, Status.BAILED})
 
 def branch_id(group: str, branch: int) -> str:
     """Return the identity of a branch of a group: of constant size, however deep groups are nested."""
-    return _hashed(group, branch)
+    return _hashed(f"{group}\0{branch}")
 
 
 def step_id(run_id: str, branch: str, number: int, *names: str) -> str:
@@ -78,14 +78,14 @@ def step_id(run_id: str, branch: str, number: int, *names: str) -> str:
 
     Its place does not tell it from others: another attempt may insert other stages there.
     """
-    return _hashed(run_id, branch, number, *names)
+    return _hashed("\0".join((run_id, branch, str(number), *names)))
 
 
-def _hashed(*parts: object) -> str:
+def _hashed(parts: str) -> str:
     # Not loaded for runs without groups and journals: it takes 2 of the 15 ms of our import.
     from hashlib import blake2b
 
-    return blake2b("\0".join(map(str, parts)).encode(), digest_size=10).hexdigest()
+    return blake2b(parts.encode(), digest_size=10).hexdigest()
 
 
 class Inserter(str):
@@ -117,7 +117,8 @@ class Scope(NamedTuple):
 
     def of(self, branch: int) -> Scope:
         """Return the scope of this branch of the group."""
-        return Scope(self.name, self.id, branch, self.inserted_by, self.outer)
+        name, id, _, by, outer = self
+        return Scope(name, id, branch, by, outer)
 
 
 _NONE: Final[Mapping[int, BaseException]] = {}

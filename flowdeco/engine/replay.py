@@ -72,15 +72,26 @@ class Log:
     """The outcomes of the scopes of a run in memory, without their effects, from which it can be resumed."""
 
     def __init__(self) -> None:
-        self.steps: Steps = {}
         self.remains: Mapping[str, Remains] = {}
         self.given: dict[str, int] = {}  # by key, the `id` of the value that the run was given
         self.since = 0  # how often it was given something
         self.waits: Mapping[tuple[str, int], Sequence[Wait]] = {}  # of unfinished steps that have not run again
+        self._steps: Steps = {}
+        self._added: list[tuple[str | None, int, dict[int, Outcome]]] = []
 
-    def of(self, branch: str) -> dict[int, Outcome]:
+    def of(self, group: str | None = None, index: int = 0) -> dict[int, Outcome]:
         """Return the scopes of a branch, a dict to add to; the outcomes of actions are in that of their stage."""
-        return self.steps.setdefault(branch, {})
+        steps: dict[int, Outcome] = {}
+        self._added.append((group, index, steps))
+        return steps
+
+    @property
+    def steps(self) -> Steps:
+        """All scopes, by branch; the ids are worked out here, because most runs are never resumed."""
+        for group, index, steps in self._added:
+            self._steps[ROOT if group is None else branch_id(group, index)] = steps
+        self._added.clear()
+        return self._steps
 
     def forget(self, cuts: Mapping[str, int]) -> None:
         """Forget the steps of these branches from these numbers on."""
@@ -90,7 +101,7 @@ class Log:
         """Return a copy with each exception replaced by what the function returns for it."""
         copied = Log()
         copied.remains = self.remains
-        copied.steps = {
+        copied._steps = {
             branch: {number: did.with_errors(of) for number, did in steps.items()}
             for branch, steps in self.steps.items()
         }

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextvars import Context, copy_context
-from typing import Any, Final, NamedTuple, TypeAlias, cast
+from typing import Any, Final, TypeAlias, cast
 
 from flowdeco.engine.requests import (
     CAUGHT_UP,
@@ -37,48 +37,30 @@ from flowdeco.engine.requests import (
 )
 from flowdeco.errors import Bail, Suspend
 
-__all__ = ["Begun", "Schedule", "Task"]
+__all__ = ["Schedule", "Task"]
 
 
 Evaluate: TypeAlias = Callable[[Any], Walk]  # `evaluation.evaluate`
 
 
-class Begun(NamedTuple):
-    """A request to be performed now, in the context variables of its branch; its answer is delivered with the ticket.
+class Task:
+    """A branch at work, or (`branch` is None) the supply of a group.
 
-    `task` is the one whose lane awaits it: what a group is supplied with is awaited where its branch awaits.
+    It waits for the answer to its `request`, which is performed in its `context` variables, and delivered with the `ticket`.
+    Awaitables are awaited in the lane of its `server`: those of a supply where the branch of the group awaits.
     """
 
-    ticket: int
-    request: Any
-    context: Context
-    task: Task
-
-
-class Task:
-    """A branch at work, or (`branch` is None) the supply of a group."""
-
     __slots__ = (
-        "asked",
-        "branch",
-        "context",
-        "discards",
-        "group",
-        "inner",
-        "lane",
-        "overdue",
-        "send",
-        "server",
-        "ticket",
-    )
+        "branch", "context", "discards", "group", "inner", "lane", "overdue", "request", "send", "server", "ticket",
+    )  # fmt: skip
 
     def __init__(self, branch: Any, walk: Walk, group: _Group, context: Context) -> None:
-        self.branch: Forked | None = branch
+        self.branch = branch
         self.send = walk.send
         self.context = context
         self.group = group
-        self.asked: Any = None  # the request that it waits for
-        self.ticket: int | None = None
+        self.request: Any = None
+        self.ticket: int | None = None  # None while nothing is under way
         self.inner: _Group | None = None  # it waits for these branches of its own
         self.lane: Any = None  # whatever a driver keeps for the branch until it ends
         self.server = self
@@ -120,7 +102,7 @@ class Schedule:
     """
 
     def __init__(self, fork: Fork, tickets: Iterator[int], evaluate: Evaluate, most: int | None = None) -> None:
-        self.begin: list[Begun] = []
+        self.begin: list[Task] = []
         self.cancel: list[int] = []
         self.limited: list[Task] = []
         self.left: list[Any] = []  # the lanes of tasks that have ended
@@ -129,9 +111,9 @@ class Schedule:
         self._evaluate = evaluate
         self._most = most
         self._calls = 0  # under way, if there is a limit to them
-        self._queued: deque[Begun] = deque()  # calls beyond it
+        self._queued: deque[Task] = deque()  # with calls beyond it
         self._waiting: dict[int, Task] = {}
-        self._ready: deque[tuple[Task, Any]] = deque()
+        self._ready: deque[tuple[Any, Any]] = deque()
         self._root = self._opened(fork, None)
         self._work()
 
@@ -139,16 +121,17 @@ class Schedule:
         """Take the answer to a request that was to begin."""
         task = self._waiting.pop(ticket)
         task.ticket = None
-        if self._most is not None and _is_call(task.asked):
+        if self._most is not None and _is_call(task.request):
             self._call_ended()
-        if task.discards and _is_call(task.asked) and not _is_interrupt(answer):
+        if task.discards and _is_call(task.request) and not _is_interrupt(answer):
             answer = Raised(ended_by_another())
         if task.overdue is not None:
             if _is_cancelled(answer):
                 answer = Raised(task.overdue)
             task.overdue = None
-        self._ready.append((task, answer))
-        self._work()
+        self._step(task, answer)
+        if self._ready:
+            self._work()
 
     def task(self, ticket: int) -> Task:
         """Return the task in whose lane the request with this ticket is awaited."""
@@ -245,7 +228,7 @@ class Schedule:
 
     def _begin(self, group: _Group, branch: Forked) -> None:
         """Begin a branch that was supplied, and then have the supply go on."""
-        supply = cast("Task", group.supply)
+        supply: Any = group.supply
         group.is_parked = True
         self._ready.appendleft((supply, _MORE))
         if group.stopped:
@@ -261,7 +244,7 @@ class Schedule:
             group.waiting[task] = None
         else:
             group.active += 1
-        self._ready.appendleft((task, None))
+        self._step(task, None)
 
     def _step(self, task: Task, answer: Any) -> None:
         """Send a task its answer, and take its next request."""
@@ -271,9 +254,13 @@ class Schedule:
             except StopIteration as end:
                 self._ended(task, end.value)
                 return
-            kind = type(request)
-            if kind is Begin:
-                self._begin(task.group, cast("Begin", request).branch)
+            if type(request) is tuple:
+                if isinstance(request[0], Chore) or not task.branch.stopped:
+                    break
+                answer = Raised(ended_by_another())
+                continue
+            if type(request) is Begin:
+                self._begin(task.group, request.branch)
                 return
             if request is CAUGHT_UP:
                 if not task.group.catching_up:
@@ -283,23 +270,22 @@ class Schedule:
                     task.group.is_parked = True
                 self._one_caught_up(task.group)
                 return
+            if type(request) is not Fork:
+                break
             if task.branch is not None and task.branch.deadline is not None:
                 self.limited.append(task)
-            if kind is Fork:
-                self._opened(cast("Fork", request), task)
-                return
-            if not (_is_action(request) and cast("Forked", task.branch).stopped):
-                break
-            answer = Raised(ended_by_another())
-        task.ticket, task.asked = next(self._tickets), request
+            self._opened(request, task)
+            return
+        if task.branch is not None and task.branch.deadline is not None:
+            self.limited.append(task)
+        task.ticket, task.request = next(self._tickets), request
         self._waiting[task.ticket] = task
-        begun = Begun(task.ticket, request, task.context, task.server)
         if self._most is not None and _is_call(request):
             if self._calls == self._most:
-                self._queued.append(begun)
+                self._queued.append(task)
                 return
             self._calls += 1
-        self.begin.append(begun)
+        self.begin.append(task)
 
     def _call_ended(self) -> None:
         if self._queued:
@@ -326,7 +312,9 @@ class Schedule:
             self._one_caught_up(group)
         else:
             group.active -= task.branch is not None
-            if group.is_parked or group.waiting or not group.active:
+            if group.is_parked and not group.waiting:
+                self._ready.appendleft((group.supply, _MORE))
+            elif group.waiting or not group.active:
                 self._fill(group)
 
     def _stop(self, group: _Group) -> None:
@@ -339,10 +327,9 @@ class Schedule:
                 stopped.interrupt = stopped.interrupt or ended_by_another()
             for task in stopped.tasks:
                 task.discards |= discards
-                branch = cast("Forked", task.branch)
-                if branch.stopped:
+                if task.branch.stopped:
                     continue
-                branch.stop()
+                task.branch.stop()
                 if task.inner is not None:
                     groups.append(task.inner)
                 elif task.ticket is not None:
@@ -354,13 +341,13 @@ class Schedule:
     def _withdraw(self, ticket: int) -> None:
         """Answer a call that the driver has not begun yet; have anything else that is under way cancelled."""
         for waiting in (self.begin, self._queued):
-            for begun in waiting:
-                if begun.ticket == ticket and _is_call(begun.request):
-                    waiting.remove(begun)
-                    task = self._waiting.pop(ticket)
+            for task in waiting:
+                if task.ticket == ticket and _is_call(task.request):
+                    waiting.remove(task)
+                    del self._waiting[ticket]
                     task.ticket = None
-                    if isinstance(begun.request, Await):
-                        begun.request.discard()
+                    if isinstance(task.request, Await):
+                        task.request.discard()
                     if self._most is not None and waiting is self.begin:
                         self._call_ended()
                     self._ready.append((task, Raised(task.overdue or ended_by_another())))

@@ -569,11 +569,9 @@ class Store(MutableMapping[str, Any]):
         Until it is `settled`, no value may be written here. A few values are copied; over more of them lies a layer, so
         that a branch costs the same however many there are.
         """
-        fork = Store()
-        data, is_layer = self._data, isinstance(self._data, _Layer)
-        fork._data = _Layer(data).raised() if is_layer or len(data) > COPIED else dict(data)
-        fork._dropped = self._dropped
-        fork.mark()
+        fork, data = Store.__new__(Store), self._data
+        fork._data = _Layer(data).raised() if type(data) is not dict or len(data) > COPIED else data.copy()
+        fork._dropped, fork._owned, fork._marks = self._dropped, {}, [Mark()]
         return fork
 
     def settled(self) -> Store:
@@ -584,7 +582,7 @@ class Store(MutableMapping[str, Any]):
 
     def delta(self) -> Delta:
         """Return the writes since the store was forked, or the view was made."""
-        return self.since(self._marks[0])
+        return self._changes(self._noted(0)) if any(self._marks) else NOTHING
 
     def twin(self, *marks: Mark) -> tuple[Store, list[Mark]]:
         """Return a store of its own with the same values and its first mark, and copies of these marks for it.
@@ -781,7 +779,7 @@ class View(Store):
         """Return the writes of the action."""
         if not (self._marks[0] or self._added):
             return NOTHING
-        delta = super().delta()
+        delta = self.since(self._marks[0])
         delta.appends.update(self._added)
         return delta
 

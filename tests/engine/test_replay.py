@@ -380,9 +380,10 @@ def test_a_log_has_scopes_and_its_history_has_their_actions_as_well():
     """Those of a scope that was never entered run again from its beginning."""
     log = Log()
     first, second = did(1, A), did(2, B)
-    log.of("0")[0] = did(0, S, actions=[first, second])
-    log.of("0")[3] = did(3, T, Status.FAILED, actions=[did(4, A)], entered=False)
-    log.of("elsewhere")
+    scopes = log.of()
+    scopes[0] = did(0, S, actions=[first, second])
+    scopes[3] = did(3, T, Status.FAILED, actions=[did(4, A)], entered=False)
+    log.of("0.1", 2)
     assert {branch: list(mine) for branch, mine in log.history().items()} == {"0": [0, 1, 2, 3]}
     assert log.history()["0"][2] is second
     log.forget({"0": 3, "unknown": 0})
@@ -416,7 +417,7 @@ def test_what_a_branch_left_behind_is_as_if_its_failure_had_passed_no_layer():
 def test_a_run_in_memory_continues_with_what_it_left_behind_or_else_with_its_store():
     """Either is a copy."""
     store, log = Store({"k": 1}), Log()
-    log.of("0")[0] = did(0, S)
+    log.of()[0] = did(0, S)
     mine, found, left = in_memory(store, log, {"given": 2})
     assert (dict(mine), list(found["0"]), left) == ({"k": 1, "given": 2}, [0], {})
     log.remains = {"0": Remains(Store({"k": 3}), None, None, {}), INNER: Remains(Store({"k": 4}), None, None, {})}

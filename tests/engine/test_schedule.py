@@ -694,8 +694,8 @@ def test_the_supply_of_a_group_in_a_branch_awaits_where_the_branch_does():
     scripted = Scripted(sets(), walk([], call("b")))
     begun = {name_of(each.request): each for each in scripted.schedule.begin}
     pull = begun[PULL[0]]
-    assert pull.task.branch is scripted.conductor.branches[0]
-    assert scripted.schedule.task(pull.ticket) is pull.task
+    assert pull.server.branch is scripted.conductor.branches[0]
+    assert scripted.schedule.task(pull.ticket) is pull.server
     assert pull.context.run(variable.get) == "in the branch"
 
 
@@ -705,7 +705,7 @@ def test_the_lane_of_a_supply_ends_with_it():
     assert scripted.ended == Ended(None)
     scripted = Scripted(walk([]), pulls={0: PULL})
     (begun,) = scripted.schedule.begin
-    begun.task.lane = "lane"
+    begun.server.lane = "lane"
     scripted.begun()
     scripted.answer(PULL[0])
     assert scripted.schedule.left == ["lane"]
