@@ -593,7 +593,8 @@ class Stage(Value, Unit):
 
     def __repr__(self) -> str:
         tags = f" tags={sorted(self.tags)}" if self.tags else ""
-        return f"<Stage {self.name}: {', '.join(a.name for a in self.actions) or 'no actions'}{tags}>"
+        timeout = f" timeout={self.timeout:g}" if self.timeout is not None else ""
+        return f"<Stage {self.name}: {', '.join(a.name for a in self.actions) or 'no actions'}{tags}{timeout}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         origin = self._origin

@@ -430,7 +430,8 @@ class Pipeline(Composite):
 
     def __repr__(self) -> str:
         names = " >> ".join(unit.name for unit in self.units) or "empty"
-        return f"<Pipeline {names}>" if self.plain else f"<Pipeline {self.name}: {names}>"
+        timeout = f" timeout={self.timeout:g}" if self.timeout is not None else ""
+        return f"<Pipeline {names}>" if self.plain else f"<Pipeline {self.name}: {names}{timeout}>"
 
 
 def pipeline(
