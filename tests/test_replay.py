@@ -18,7 +18,7 @@ import itertools
 import os
 import random
 from pathlib import Path
-from flowdeco import Bail, Context, action, parallel, stage, stream
+from flowdeco import Bail, Context, Stage, action, parallel, stage, stream
 from flowdeco.middleware import atomic, cached, recover, retry
 
 def note(text):
@@ -126,6 +126,15 @@ def after(answer: str = "none") -> str:
 
 asking = after >> ask >> after
 stopping = stop >> chance
+
+@action
+def switch(ctx: Context) -> None:
+    del ctx.store["items"]
+    ctx.disable("grow")
+
+switching = switch >> grow
+continuing = (grow >> risky).with_options(use=[recover(on=ConnectionError)]) >> left
+staged = Stage("both", [grow, risky])
 
 @action
 def die() -> None:
@@ -333,6 +342,9 @@ def test_nobody_waits_for_another_attempt(flowdeco, recorded, monkeypatch, flow,
     monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("it sleeps"))
     assert flowdeco("replay", "one", "risky/risky")[0] == 0
     assert len(called()) == calls
+    change("attempts=2", "attempts=9")
+    assert flowdeco("replay", "one", "risky/risky")[0] == 0
+    assert len(called()) == 2 * calls
 
 
 def test_steps_of_an_atomic_scope(flowdeco, recorded):
@@ -436,6 +448,35 @@ def test_insertions_are_compared(flowdeco, recorded):
     assert flowdeco("replay", "one", "lines")[1].endswith("different: the inserted units\n")
 
 
+def test_deleted_keys_and_switches_are_compared(flowdeco, recorded):
+    """Everything that an action does by its context."""
+    recorded("switching", "-i", "items=[]")
+    assert flowdeco("replay", "one", "switch")[0] == 0
+    change('del ctx.store["items"]', "pass")
+    assert flowdeco("replay", "one", "switch")[1].endswith("different: the deleted keys\n")
+    change('ctx.disable("grow")', "pass")
+    assert flowdeco("replay", "one", "switch")[1].endswith("different: the deleted keys, the switched selectors\n")
+
+
+def test_nothing_after_the_step_runs(flowdeco, recorded, monkeypatch):
+    """Although a pipeline around it recovers its failure, or inserts more."""
+    monkeypatch.setenv("BROKEN", "1")
+    assert recorded("continuing", "-i", "items=[]")[0] == 0
+    assert flowdeco("replay", "one", "risky")[0] == 0
+    assert called() == ["risky [0]"]
+
+
+def test_another_action_in_its_place(flowdeco, recorded):
+    """It is not called."""
+    recorded("staged", "-i", "items=[]")
+    change('Stage("both", [grow, risky])', 'Stage("both", [grow, left])')
+    code, _, err = flowdeco("replay", "one", "both/risky")
+    assert (code, called()) == (2, [])
+    assert "action both/left comes where the run had both/risky" in err
+    change('Stage("both", [grow, left])', 'Stage("other", [parallel, risky])')
+    assert flowdeco("replay", "one", "both/grow")[0] == 2
+
+
 def test_a_loop(flowdeco, recorded):
     """An action that inserts itself."""
     recorded("endless")
@@ -512,7 +553,7 @@ def test_the_debugger_stops_at_the_first_line(flowdeco, recorded, monkeypatch, s
     _answers(monkeypatch, "p 'here', table", "c")
     code, out, _ = flowdeco("replay", "one", step, "--pdb")
     assert (code, "('here', 'orders')" in out) == (0, True)
-    assert sys.gettrace() is None or "pdb" not in repr(sys.gettrace())
+    assert "pdb" not in repr(sys.gettrace())
 
 
 def test_the_debugger_stops_where_it_raises(flowdeco, recorded, monkeypatch):

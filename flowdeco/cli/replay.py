@@ -253,7 +253,7 @@ class _Call:
         import bdb
         import pdb
 
-        debugger = pdb.Pdb()
+        debugger, before = pdb.Pdb(), sys.gettrace()
 
         @contextmanager
         def debugging() -> Generator[None, None, None]:
@@ -268,6 +268,8 @@ class _Call:
                 report.say(f"{told(error)}: the debugger is where it was raised")
                 pdb.post_mortem(error.__traceback__)
                 raise
+            finally:
+                sys.settrace(before)  # of the debugger, or of a tool that measures coverage
 
         # Tracing begins just before the call, and ends just after it: otherwise, it would stop in here.
         def called(*args: Any, **kwargs: Any) -> Any:
@@ -276,7 +278,7 @@ class _Call:
                     sys.settrace(debugger.trace_dispatch)
                     result = function(*args, **kwargs)
                 finally:
-                    sys.settrace(None)
+                    sys.settrace(before)
             return iterated(result) if inspect.isgenerator(result) else result
 
         def iterated(result: Any) -> Any:
@@ -285,7 +287,7 @@ class _Call:
                     sys.settrace(debugger.trace_dispatch)
                     yield from result
                 finally:
-                    sys.settrace(None)
+                    sys.settrace(before)
 
         async def awaited(*args: Any, **kwargs: Any) -> Any:
             with debugging():
@@ -293,7 +295,7 @@ class _Call:
                     sys.settrace(debugger.trace_dispatch)
                     return await function(*args, **kwargs)
                 finally:
-                    sys.settrace(None)
+                    sys.settrace(before)
 
         return awaited if inspect.iscoroutinefunction(function) else called
 

@@ -47,10 +47,7 @@ class OneStep(History):
         if self.called is not None:
             raise self.stop
         if (branch, number) != self.place:
-            earlier = super().recall(branch, number, unit, around, sealed=sealed)
-            if earlier is None and type(unit) is Step:
-                raise self.new(unit, around)
-            return earlier
+            return super().recall(branch, number, unit, around, sealed=sealed)
         if type(unit) is not Step or (around.name, unit.name) != (self._recorded.unit.stage, self._recorded.name):
             raise self.mismatch(branch, unit, around, self._recorded)
         self.called = unit
