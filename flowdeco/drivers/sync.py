@@ -158,7 +158,8 @@ class Performer:
 
     def _sleep(self, seconds: float) -> None:
         if not self._is_durable:
-            return time.sleep(seconds)
+            time.sleep(seconds)
+            return
         until = time.monotonic() + seconds
         self.interrupts.wake = self._awake
         while self.gate.pending is None and (left := until - time.monotonic()) > 0:

@@ -10,8 +10,8 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 
 from flowdeco.durable.codec import PickleCodec
-from flowdeco.durable.forks import prepare_for_forks
 from flowdeco.durable.file import HEARTBEAT
+from flowdeco.durable.forks import prepare_for_forks
 from flowdeco.durable.info import Question, RunInfo, finished_error, first_due, nothing_to_cancel, questions_of
 from flowdeco.engine.journal import FINISHED, Codec, Remembered, Row
 from flowdeco.errors import JournalError, RunBusyError, RunExistsError, RunNotFoundError, Wait, suggestion
