@@ -56,7 +56,6 @@ class Way:
     def cancelled_in(self, seconds, flow, **options):
         """Start it, and cancel it after a while; return the run, and how long it took."""
 
-
         def cancel():
             while not has_begun(self.journal):
                 time.sleep(0.01)

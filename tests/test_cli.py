@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 FLOWS = """
 from typing import Annotated
-from flowdeco import Bail, Context, Stage, action, parallel, stage
+from flowdeco import Bail, Context, Stage, action, parallel, pipeline, stage
 
 @stage(tags=["dynamic"])
 def process(kind: str) -> None:
@@ -571,10 +571,7 @@ def test_an_entry_point_is_no_unit_without_a_module():
     ("given", "complaint"),
     [
         (["rum"], "there is no command 'rum'. Did you mean 'run' or 'resume'? (see: flowdeco --help)"),
-        (
-            ["nonsense"],
-            "there is no command 'nonsense'. There are: 'diff', 'plan', 'purge', 'replay', 'resume', 'run', 'runs', ",
-        ),
+        (["nonsense"], "there is no command 'nonsense'. There are: 'cancel', 'diff', 'plan', 'purge', 'replay', "),
         (["--verion"], "unrecognized arguments: --verion. Did you mean '--version'?"),
         (["--traceback", "run", "flows.py:flow"], "--traceback comes after the command (see: flowdeco --help)"),
         (
@@ -1081,7 +1078,7 @@ def test_a_run_is_resumed_by_its_id_alone(flowdeco, journal, wanted):
 
 def test_a_run_is_resumed_with_its_entry_point(flowdeco, journal):
     """Where the journal does not know it; it does from then on."""
-    load("flows.py:gated").unit.run({"kinds": 0}, journal="runs.db", run_id="one")
+    pipeline(*load("flows.py:gated").unit).run({"kinds": 0}, journal="runs.db", run_id="one")  # no module has it
     code, _, err = flowdeco("resume", "one", "-i", "approval:=true")
     assert code == 2
     assert "the journal does not know where the workflow of run 'one' is" in err

@@ -182,7 +182,7 @@ def test_every_python_block_shows_something_that_is_checked(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_code_block_of_a_page_says_its_language(page: Path) -> None:
     """A block of Python under another name would escape the tests."""
-    known = {"python", "pycon", "text", "{eval-rst}", "{toctree}", *SHELL}
+    known = {"python", "pycon", "text", "ini", "{eval-rst}", "{toctree}", *SHELL}
     assert {block.language for block in blocks_of(page)} <= known
 
 

@@ -20,7 +20,10 @@ __all__ = ["plain", "plan_as_data", "print_json", "run_as_data"]
 
 
 def print_json(data: Any, indent: int | None = 2) -> None:
-    """Print data as JSON (in one line without `indent`), with characters outside of ASCII escaped where the output may not have them."""
+    """Print data as JSON, in one line if `indent` is None.
+
+    Characters outside of ASCII are escaped where the output may not have them.
+    """
     import json  # most commands print none
 
     encodes_all = (sys.stdout.encoding or "utf-8").lower().replace("-", "") == "utf8"

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import get_all_start_methods, get_context
 from threading import Event
@@ -53,7 +53,7 @@ def wake(options: Namespace) -> int:
         if options.watch:
             _watch(path, options, stop)
             return FINE
-        woken = []
+        woken: list[Woken] = []
         for each in _round(path, durable.due(path), options, stop):
             woken.append(each)
             if not options.json:
@@ -210,7 +210,7 @@ class _Worker:
 
 
 @contextmanager
-def _signals_held() -> Iterator[None]:
+def _signals_held() -> Generator[None]:
     """Hold signals back: a process that begins here takes them once it has its handlers."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -247,7 +247,7 @@ def _serve(pipe: Any, theirs: Any, path: str, entry: str, how: dict[str, Any]) -
     theirs.close()
     at_work = _AtWork()
     signal.signal(signal.SIGTERM, at_work.handle)
-    signal.signal(signal.SIGINT, lambda *_: None)  # a Ctrl-C in a terminal reaches all of its processes
+    signal.signal(signal.SIGINT, _ignore)  # a Ctrl-C in a terminal reaches all of its processes
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     configure_logging(how["verbose"])
@@ -264,6 +264,10 @@ def _serve(pipe: Any, theirs: Any, path: str, entry: str, how: dict[str, Any]) -
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()
             pipe.send(came)
+
+
+def _ignore(number: int, frame: object) -> None:
+    """Ignore a signal, without having the programs that a workflow starts ignore it."""
 
 
 def _found(entry: str) -> Any:
@@ -295,8 +299,9 @@ def _resumed(flow: Any, path: str, run_id: str, codec: Any, how: dict[str, Any],
         return Woken(run_id, "lost", error=report.error_message(error))
     finally:
         at_work.resumes = False
-    error = None if run.error is None else report.describe_error(run.error)
-    if run.error is not None and run.status == "failed" and getattr(run.error, "changes", None):
+    if run.error is None:
+        return Woken(run_id, str(run.status), run.reason, due=run.due)
+    if getattr(run.error, "changes", None):
         return Woken(run_id, "lost", error=report.error_message(run.error))
-    step = report.failed_step(run)
-    return Woken(run_id, str(run.status), run.reason, f"{step} failed: {error}" if step and error else error, run.due)
+    step, why = report.failed_step(run), report.describe_error(run.error)
+    return Woken(run_id, str(run.status), error=f"{step} failed: {why}" if step and run.status == "failed" else why)

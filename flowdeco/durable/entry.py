@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from flowdeco.model.definitions import Action, Pipeline, as_pipeline
 from flowdeco.model.units import every_unit
@@ -33,7 +33,9 @@ def _own(packages: set[str]) -> Iterator[str]:
     for name, module in list(sys.modules.items()):
         package, file = name.partition(".")[0], getattr(module, "__file__", None)
         if package in packages or (
-            package not in _STRANGERS and isinstance(file, str) and not ("site-packages" in file or "dist-packages" in file)
+            package not in _STRANGERS
+            and isinstance(file, str)
+            and not ("site-packages" in file or "dist-packages" in file)
         ):
             yield name
 
@@ -44,19 +46,22 @@ _STRANGERS: Final = sys.stdlib_module_names - {"__main__"} | {"flowdeco"}
 def _search(wanted: list[int], modules: Iterable[str]) -> str | None:
     for module in modules:
         space: Any = getattr(sys.modules.get(module), "__dict__", None)
-        if type(space) is not dict or set(wanted).isdisjoint(map(id, list(space.values()))):
+        if type(space) is not dict:
             continue
-        names = {id(value): name for name, value in reversed(list(space.items()))}
+        named = list(cast("dict[str, object]", space).items())
+        names = {id(value): name for name, value in reversed(named)}
+        if names.keys().isdisjoint(wanted):
+            continue
         name = next(names[each] for each in wanted if each in names)
-        place = module if module != "__main__" else _script(space)
-        if place is not None and (module == "__main__" or space.get("__spec__") is not None):
+        found = dict(named)
+        place = _script(found.get("__file__")) if module == "__main__" else found.get("__spec__") and module
+        if place is not None:
             return f"{place}:{name}"
     return None
 
 
-def _script(space: dict[str, Any]) -> str | None:
+def _script(path: object) -> str | None:
     """Return the file of the main module, None if it has none or is run as it is imported."""
-    path = space.get("__file__")
     if not isinstance(path, str) or not path.endswith(".py"):
         return None
     try:

@@ -22,7 +22,17 @@ from flowdeco.durable.forks import CLOSING, GUARD, prepare_for_forks
 from flowdeco.durable.schema import APPLICATION, MIGRATIONS, VERSION
 from flowdeco.errors import JournalError, RunNotFoundError
 
-__all__ = ["CANCELLED", "HEARTBEAT", "PATIENCE", "JournalFile", "Lease", "inode", "is_held_here", "journal_file", "transaction"]
+__all__ = [
+    "CANCELLED",
+    "HEARTBEAT",
+    "PATIENCE",
+    "JournalFile",
+    "Lease",
+    "inode",
+    "is_held_here",
+    "journal_file",
+    "transaction",
+]
 
 CANCELLED: Final = "!"  # follows the token of an owner whose run has been cancelled
 HEARTBEAT: Final = 1.0  # seconds until an owner that writes nothing notices that its run has been cancelled

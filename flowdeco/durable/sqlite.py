@@ -218,9 +218,7 @@ class SqliteJournal:
 
     # For a run.
 
-    def create(
-        self, run_id: str, pipeline: str, inputs: bytes, skip: Sequence[str], *entry: str
-    ) -> None:
+    def create(self, run_id: str, pipeline: str, inputs: bytes, skip: Sequence[str], *entry: str) -> None:
         """Begin a run; raises `RunExistsError` if one with that id exists, `RunBusyError` if it is at work."""
         if not isinstance(run_id, str):
             raise JournalError(f"a run_id must be a string, not {run_id!r}")
@@ -496,9 +494,10 @@ class SqliteJournal:
         With `run_id`, only that one; with a time, only those that may be `due` then: suspended ones that are due or
         answered, and running ones.
         """
-        which, wanted = ("WHERE run_id = ?", (run_id,)) if run_id is not None else ("", ())
+        wanted: tuple[Any, ...]
+        which, wanted = ("", ()) if run_id is None else ("WHERE run_id = ?", (run_id,))
         if due is not None:
-            which, wanted = f"WHERE {_DUE}", (due,)
+            which, wanted = f"WHERE id IN ({_DUE})", (due,)
         me = this_process("")
         with self._asked("the runs cannot be listed") as (_, connection), transaction(connection, "DEFERRED"):
             found = _all(
@@ -929,8 +928,13 @@ _WAITS: Final = (
     "UPDATE runs SET due = ?, questions = ?, answers = ?, "
     f"ready = CASE WHEN {_COUNTED} > ? THEN 0 ELSE ? END WHERE id = ? AND owner = ?"
 )
-_DUE: Final = "(status = 'running' OR (status = 'suspended' AND ready <= ?))"
-_IS_DUE: Final = f"SELECT 1 FROM runs WHERE id = ? AND {_DUE} AND coalesce(substr(owner, -1), '') != '{CANCELLED}'"
+_DUE: Final = (  # each by its index
+    "SELECT id FROM runs WHERE status = 'running' UNION ALL SELECT id FROM runs WHERE status = 'suspended' AND ready <= ?"
+)
+_IS_DUE: Final = (
+    "SELECT 1 FROM runs WHERE id = ? AND (status = 'running' OR (status = 'suspended' AND ready <= ?)) "
+    f"AND coalesce(substr(owner, -1), '') != '{CANCELLED}'"
+)
 _LEASE: Final = f"SELECT lease, {_OWNER} FROM runs WHERE id = ?"
 _NOBODY: Final = "owner = NULL, host = NULL, pid = NULL, place = NULL, born = NULL, lease = NULL"
 _NEXT_RUN: Final = f"SELECT coalesce(max(id), 0) + 1 FROM runs WHERE id < {_LAST_RUN}"
