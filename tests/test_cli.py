@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from flowdeco import cli, durable
+from flowdeco import cli, durable, pipeline
 from flowdeco.cli.commands import COMMANDS
 from flowdeco.cli.entry_point import EntryError, load
 

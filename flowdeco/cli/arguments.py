@@ -85,6 +85,14 @@ EXAMPLES: Final = {
   flowdeco replay latest 'copy[users]/rows' --pdb
   flowdeco replay latest copy/rows --nth 2
 """,
+    "wake": """
+  flowdeco wake runs.db
+  flowdeco wake runs.db --watch
+  * * * * * flowdeco wake /srv/shop/runs.db          # in a crontab
+""",
+    "cancel": """
+  flowdeco cancel monday --journal runs.db
+""",
     "purge": """
   flowdeco purge monday --journal runs.db
   flowdeco purge --older-than 30d --status completed --dry-run
@@ -414,11 +422,10 @@ def _purge_options(parser: _Parser) -> None:
 
 def _wake_options(parser: _Parser) -> None:
     parser.add_argument("journal", metavar="JOURNAL", nargs="?", type=_path, help=f"the journal (default: ${JOURNAL})")
-    parser.add_argument("--watch", action="store_true", help="go on, and look every second, until SIGINT or SIGTERM")
+    parser.add_argument("--watch", action="store_true", help="continue, and look every second, until SIGINT or SIGTERM")
     _add_suspend_after(parser)
     parser.add_argument("-v", "--verbose", action="count", default=0, help="show log messages; -vv: all of them")
     _add_json(parser)
-    parser.epilog = "In a crontab: * * * * * flowdeco wake /srv/shop/runs.db"
 
 
 def _cancel_options(parser: _Parser) -> None:
