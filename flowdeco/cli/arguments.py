@@ -88,7 +88,6 @@ EXAMPLES: Final = {
     "wake": """
   flowdeco wake runs.db
   flowdeco wake runs.db --watch
-  * * * * * flowdeco wake /srv/shop/runs.db          # in a crontab
 """,
     "cancel": """
   flowdeco cancel monday --journal runs.db
