@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from flowdeco import cli, durable
+from flowdeco import cli, durable, pipeline
 from flowdeco.cli.entry_point import EntryError, load
 
 ROOT = Path(__file__).parents[1]
 
 FLOWS = """
 from typing import Annotated
-from flowdeco import Bail, Context, Stage, action, parallel, pipeline, stage
+from flowdeco import Bail, Context, Stage, action, parallel, stage
 
 @stage(tags=["dynamic"])
 def process(kind: str) -> None:
