@@ -286,7 +286,9 @@ class Branch:
         self.records = Records(terms.history)
         self.switches: dict[str, bool] = {}  # the latest one last
         self.switched: dict[str, bool] = {}  # those of this branch
-        self.forks: list[tuple[int, list[str]]] = []  # groups in revocable scopes: number, and ids of all their branches
+        self.forks: list[
+            tuple[int, list[str]]
+        ] = []  # groups in revocable scopes: number, and ids of all their branches
         self.rows: list[Any] = []  # not yet written to the journal
         self.changed: set[str] = set()  # with a journal: keys whose values were changed in place
         # Changed in place before a resume: the order of the last change, and the value after it.
