@@ -242,7 +242,7 @@ def _call(branch: Branch, act: Execution, values: Mapping[str, Any]) -> Generato
         _note_frozen(branch, step)
         watch.look(step.keys)
     if step.wants_context:
-        place = branch.id, act.number
+        place = branch, act.number
         act.context = Context(
             terms.run_id, branch.scope.pipeline, stage, step.action, store, branch, terms.notify, place
         )
@@ -284,8 +284,7 @@ def settled(step: Step, value: Any) -> Generator[Request, Any, Any]:
 
 def complete(branch: Branch, step: Step, by: str | None, number: int, started: float, value: Any) -> bool:
     """Apply a plain value: nothing, a stage, or data under one key; return False if it takes more than that."""
-    terms, scope = branch.terms, branch.scope
-    kind: Any = type(value)
+    terms, scope, kind = branch.terms, branch.scope, cast("type[object]", type(value))
     inserted: tuple[Stage, ...] = ()
     if kind is Stage:
         inserted = (value,)

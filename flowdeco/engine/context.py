@@ -97,7 +97,7 @@ class Context:
         store: Store,
         around: Surroundings,
         notify: Callable[[Event], None] | None,
-        place: tuple[str, int] | str,
+        place: tuple[Any, int] | str,
     ) -> None:
         self.run_id = run_id
         self.pipeline = pipeline
@@ -119,7 +119,8 @@ class Context:
         place, stage, action = self._place, self.stage, self.action
         if isinstance(place, str):
             return place  # in another process, the id itself
-        return step_id(self.run_id, *place, stage.name, action.name, values_of(stage), values_of(action))
+        branch, number = place
+        return step_id(self.run_id, branch.id, number, stage.name, action.name, values_of(stage), values_of(action))
 
     @property
     def logger(self) -> RunLogger:

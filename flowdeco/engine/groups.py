@@ -15,35 +15,26 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Generator
-from fractions import Fraction
 from typing import Any, Final, cast
 
 from flowdeco.engine.actions import check_insertion
 from flowdeco.engine.branch import Branch, OpenScope, OpenStream
 from flowdeco.engine.outcome import ALL, Outcome, Scope, Selection, Status, branch_id
+from flowdeco.engine.overlay import Overlay, warn_of_merge
 from flowdeco.engine.replay import History, Remains
 from flowdeco.engine.requests import CAUGHT_UP, Begin, Failure, Fork, Forked, Raised, Request, Walk
 from flowdeco.engine.streams import begin_stream, close_stream, next_unit
+from flowdeco.engine.verdicts import Verdicts
 from flowdeco.errors import (
     Bail,
-    Cancelled,
-    CodeChangedError,
-    OutOfTime,
-    RunError,
     Suspend,
-    WriteConflictError,
-    all_of,
-    suggestion,
 )
 from flowdeco.events import BranchesHeld
-from flowdeco.model.contents import agree
-from flowdeco.model.declare import name_in_group
 from flowdeco.model.definitions import Parallel, Unit, insertable
 from flowdeco.model.options import UNSET
-from flowdeco.model.store import NOTHING, Delta, Key, key_name
-from flowdeco.model.wiring import supplied_keys
+from flowdeco.model.store import NOTHING, Delta
 
-__all__ = ["Overlay", "run_group"]
+__all__ = ["run_group"]
 
 _STREAMED: Final = 32  # branches of a stream that are at work at once
 _HELD: Final = 2  # times as many may wait to be merged
@@ -61,7 +52,7 @@ def run_group(branch: Branch, group: Parallel, scope: OpenScope, earlier: Outcom
         return error
     interrupt = yield from conductor.side_by_side()
     if past is not None and past.rehearses:
-        failed = (error for error in conductor.unexpected() if not isinstance(error, Suspend))
+        failed = (error for error in conductor.verdicts.unexpected() if not isinstance(error, Suspend))
         return next(failed, interrupt or past.stop)
     return (yield from conductor.finish(interrupt))
 
@@ -73,7 +64,7 @@ def _restore_group(branch: Branch, group: Parallel, scope: OpenScope, earlier: O
     conductor = _Conductor(branch, group, scope, earlier)
     interrupt = yield from conductor.side_by_side()
     branch.sealed -= 1
-    for error in (interrupt, *conductor.unexpected()):
+    for error in (interrupt, *conductor.verdicts.unexpected()):
         if not past.is_known(error):
             return error
     past.confirm(branch.id, earlier, group, scope.number + 1)
@@ -104,19 +95,13 @@ class _Conductor:
         self.turn = 0
         self.over: dict[int, Branch | None] = {}
         self.later: deque[tuple[int, Unit]] = deque()  # known from before a resume, and not begun
-        self.failures: dict[int, BaseException] = {}
-        self.lost: dict[int, BaseException] = {}
+        self.verdicts = Verdicts(group, branch.terms.is_cancellation, earlier, is_live=self.is_live)
+        self.lost = self.verdicts.lost
         self.names: dict[int, str] = {}  # of lost branches
-        self.completed = 0
-        self.counted: set[int] = set()  # of those, if not all are to complete
-        self.ended_by: int | None = None
         self.bailed: Branch | None = None
-        self.allowed = _allowed(group)
         self.merges = bool(group.merge)
-        self.may_lose = group.enough is not None
-        self.exceeded = False  # more branches failed than the group tolerates
         self.is_open = self.has_room = True
-        self.is_enough = self.is_held_up = False
+        self.is_held_up = False
         self.held = 0  # as observers know
         self.error: Failure = None  # of merging
         self.overlay = Overlay(group)
@@ -130,16 +115,19 @@ class _Conductor:
         self.stream: OpenStream | None = None
         self.first_record = len(branch.records)
         self.bound = (_HELD + 1) * self.limit if self.is_streamed else len(group.units)  # of `count`, as journaled
-        self.known = 0  # those that had begun before a resume are among so many
         self.restores = earlier is not None
         self.resumes = self.restores and self.is_live
         if earlier is not None:
-            self.lost.update(earlier.selection.lost)
             self.bound = max(self.bound, earlier.branches)
             begun = (index for index in reversed(range(earlier.branches)) if self._has_begun(index))
-            self.known = max(next(begun, -1), *self.lost, -1) + 1
+            self.verdicts.known = max(next(begun, -1), *self.lost, -1) + 1
         elif branch.terms.rehearses:
-            self.known = len(group.units)  # of an empty history
+            self.verdicts.known = len(group.units)  # of an empty history
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether the branches that count have completed."""
+        return self.verdicts.is_enough
 
     def _has_begun(self, index: int) -> bool:
         """Whether a branch is to be restored."""
@@ -186,7 +174,7 @@ class _Conductor:
         """Hand out the branches: first those that had begun before a resume."""
         units, is_streamed = self.group.units, self.is_streamed
         unit: Any = None
-        while self.count < self.known and not _ends(unit):
+        while self.count < self.verdicts.known and not _ends(unit):
             unit = yield from self._next()
             index = self.count - 1
             if _ends(unit):
@@ -298,27 +286,12 @@ class _Conductor:
     def failed(self, fork: Branch, error: BaseException) -> None:
         """Decide whether a failed branch is lost, and note it for the journal, together with the branch's last rows."""
         terms = self.branch.terms
-        if not self._is_tolerable(fork, error):
+        if fork.stopped or error is self.branch.unsaved() or not self.verdicts.loses(fork.index, error):
             return
-        if self.allowed is not None and len(self.lost) >= self.allowed:
-            self.exceeded = True
-            return
-        self.lost[fork.index], self.names[fork.index] = error, fork.unit.name
+        self.names[fork.index] = fork.unit.name
         if terms.recorder is not None:
             lost = self._running(Selection({fork.index: error}))
             fork.rows.append(terms.recorder.row(self.branch.id, None, lost))
-
-    def _is_tolerable(self, fork: Branch, error: BaseException) -> bool:
-        terms = self.branch.terms
-        return (
-            self.is_live
-            and bool(self.group.tolerate)
-            and not (fork.stopped or fork.index in self.lost)
-            and isinstance(error, Exception)
-            and not isinstance(error, CodeChangedError)
-            and not terms.is_cancellation(error)
-            and error is not self.branch.unsaved()
-        )
 
     def ended(self, branch: Forked | None, failure: Failure) -> bool:
         """Note that a branch has ended, or the supply (None) failed; return whether this ends the group."""
@@ -326,10 +299,11 @@ class _Conductor:
         index: int = self.count if fork is None else fork.index
         if fork is not None:
             self.over[index] = fork
-        if failure is not None:
-            self.failures[index] = failure
-        stops = self._decides(index, failure)
-        if self.turn in self.over and self.ended_by is None and self.error is None:
+        verdicts = self.verdicts
+        stops = verdicts.ended(index, failure)
+        if self.is_streamed and isinstance(failure, Suspend) and index not in self.lost:
+            self.is_open = False
+        if self.turn in self.over and verdicts.ended_by is None and self.error is None:
             self._merge()
             if self.error is not None:
                 self.is_open = False
@@ -337,23 +311,6 @@ class _Conductor:
         if self.is_streamed:
             self._look()
         return stops
-
-    def _decides(self, index: int, failure: Failure) -> bool:
-        if not self.is_live or self.is_enough or self.ended_by is not None:
-            return False
-        if index in self.lost and (index < self.known or self.lost[index] is failure):
-            return False
-        if failure is None:
-            self.completed += 1
-            if self.may_lose:
-                self.counted.add(index)
-                self.is_enough = self.completed == self.group.enough
-            return self.is_enough
-        if isinstance(failure, Suspend):
-            self.is_open = self.group.stream is None
-            return False
-        self.ended_by = index
-        return True
 
     def _look(self) -> None:
         """See whether another branch may be pulled; observers hear how many are held while it may not."""
@@ -371,30 +328,24 @@ class _Conductor:
 
     def _merge(self, *, to_the_end: bool = False) -> None:
         """Merge the branches whose turn has come."""
+        verdicts = self.verdicts
         while self.turn in self.over or (to_the_end and self.turn < self.count):
             index, self.turn = self.turn, self.turn + 1
             if index not in self.over:
                 continue
-            is_lost = index in self.lost
-            if index in self.failures and not is_lost and not to_the_end:
+            is_lost, has_failed = index in self.lost, index in verdicts.failures
+            if has_failed and not is_lost and not to_the_end:
                 self.turn = index
                 return
-            is_loser = self.may_lose and not (is_lost or self._counts(index))
+            is_loser = verdicts.chooses and not (is_lost or verdicts.counts(index))
             if is_loser and (fork := self.over[index]) is not None:
                 fork.records.cancel_last()
             try:
-                self._take(index, counts=not (is_lost or is_loser or index in self.failures))
+                self._take(index, counts=not (is_lost or is_loser or has_failed))
             except BaseException as failure:  # a conflict, a reducer that raises, Ctrl-C in one
                 self.branch.terms.gate.open = False
                 self.error = failure
                 return
-
-    def _counts(self, index: int) -> bool:
-        """Whether a branch is not one that the group was complete without."""
-        if self.is_live:
-            return self.group.enough is None or index in self.counted or not self.is_enough
-        counted = None if self.earlier is None else self.earlier.selection.counted
-        return counted is None or index in counted
 
     def _take(self, index: int, *, counts: bool) -> None:
         """Take over a branch that has ended: its records, rows and ids, and its effect if that counts."""
@@ -416,7 +367,7 @@ class _Conductor:
             branch.consumed |= fork.consumed
             branch.answered += [(self.scope.number, place, waits) for _, place, waits in fork.answered]
         if not counts:
-            if isinstance(self.failures.get(index), Bail) and self.bailed is None:
+            if isinstance(self.verdicts.failures.get(index), Bail) and self.bailed is None:
                 self.bailed = fork
             if terms.log is not None:
                 self.remains.update(fork.all_remains())
@@ -443,10 +394,6 @@ class _Conductor:
 
     # The end of the group.
 
-    def unexpected(self) -> list[BaseException]:
-        """Return how branches ended that are restored, but for lost ones and those that did not count."""
-        return [error for index, error in sorted(self.failures.items()) if index not in self.lost]
-
     def adopt(self, error: Failure) -> None:
         """Adopt the switches and results of the branches that count: after a `Bail` that one, after a failure none."""
         if error is not None:
@@ -457,7 +404,7 @@ class _Conductor:
             self.branch.switch(selector, on)
         if self.result is not None:
             self.branch.result = self.result
-        if self.lost and not self.exceeded:
+        if self.lost and not self.verdicts.is_exceeded:
             self.branch.records.recover(self.first_record, self._is_in_lost)
 
     def _is_in_lost(self, record: Outcome) -> bool:
@@ -469,7 +416,7 @@ class _Conductor:
     def finish(self, interrupt: Failure) -> Walk:
         """Note and apply the outcome of the group: of all its branches, or after a `Bail` of that one alone."""
         branch, group, scope, terms = self.branch, self.group, self.scope, self.branch.terms
-        error = self._failure(interrupt) or self.error
+        error = self.verdicts.failure(interrupt, self.count) or self.error
         overlay = self.overlay
         try:
             if isinstance(error, Bail):
@@ -486,18 +433,17 @@ class _Conductor:
         takes = error is None or isinstance(error, Bail)
         writes = self._with_changes(overlay.delta if takes else Delta({}, [], {}))
         status, shown, *_ = branch.ended_as(error, None)
-        counted = frozenset(self.counted) if group.enough is not None and error is None else None
         _, refused = branch.note(Outcome(
             group.name, group, status, scope.started + terms.epoch, terms.clock() - scope.started, scope.by,
             scope.number, scope=scope.place, error=shown, writes=writes, end=scope.number + 1,
             branches=self.count if group.stream is not None else len(group.units),
-            selection=Selection({} if self.exceeded else self.lost, counted),
+            selection=self.verdicts.selection(error),
         ))  # fmt: skip
         error = refused or error
         if takes and refused is None:
             branch.store.apply(writes._replace(changes={}))
             if self.merges and error is None:
-                _warn_of_merge(terms.run_id, group, writes)
+                warn_of_merge(terms.run_id, group, writes)
         self.adopt(error)
         if error is not None and not isinstance(error, Bail):
             branch.unwind()
@@ -519,170 +465,7 @@ class _Conductor:
         kept = changed - writes.puts.keys() - set(writes.deletes)
         return writes._replace(changes={key: branch.store[key] for key in sorted(kept)})
 
-    def _failure(self, interrupt: Failure) -> Failure:
-        """Return how the group ended: None, a failure (or a group of several), or a signal."""
-        if interrupt is not None and not (isinstance(interrupt, Cancelled) and not interrupt.of_run):
-            return interrupt
-        if isinstance(interrupt, OutOfTime):
-            self.ended_by = None  # no cancellation is a failure: it was the deadline's
-        failures = {index: error for index, error in self.failures.items() if index not in self.lost}
-        if self.is_enough:
-            self.exceeded = False
-            failures = {
-                index: error for index, error in failures.items() if isinstance(error, (KeyboardInterrupt, SystemExit))
-            }
-        if interrupt is None and not failures:
-            few = self._too_few()
-            if few is not None:
-                return few
-        if self.exceeded:
-            failures |= self.lost
-        failed = [error for index, error in sorted(failures.items()) if self._is_failure(index, error)]
-        failed = list({id(error): error for error in failed}.values())  # several may end with one error, the journal's
-        if len(failed) > 1:
-            return BaseExceptionGroup(
-                f"{len(failed)} branches of the parallel group {self.group.name!r} failed", failed
-            )
-        if failed:
-            return failed[0]
-        if interrupt is not None:
-            return interrupt
-        signals = [error for _, error in sorted(failures.items())]
-        bail = next((error for error in signals if isinstance(error, Bail)), None)
-        return bail or all_of([error for error in signals if isinstance(error, Suspend)])
-
-    def _is_failure(self, index: int, error: BaseException) -> bool:
-        if isinstance(error, (Bail, Suspend)):
-            return False
-        # A cancellation that the group asked for is not a failure.
-        return index == self.ended_by or self.is_enough or not self.branch.terms.is_cancellation(error)
-
-    def _too_few(self) -> Failure:
-        """See, once all branches have ended, whether too many were lost; return the error if there were too few."""
-        group, count = self.group, self.count
-        if self.allowed is None and len(self.lost) > _share(group.tolerate) * count:
-            self.exceeded = True
-        if group.enough is None or self.is_enough:
-            return None
-        if count >= group.enough:
-            self.exceeded = True
-            return None
-        return RunError(
-            f"the parallel group {group.name!r} completes when {group.enough} branches have, and its stream yielded {count}"
-        )
-
-
-# What a group tolerates.
-
-
-def _allowed(group: Parallel) -> int | None:
-    """Return how many branches may be lost; None if that is known at the end of the stream."""
-    allowed: float = group.tolerate
-    if not isinstance(allowed, int):
-        if group.stream is not None:
-            return None
-        allowed = int(_share(allowed) * len(group.units))
-    return (
-        int(allowed)
-        if group.enough is None or group.stream is not None
-        else min(allowed, len(group.units) - group.enough)
-    )
-
-
-def _share(tolerate: float) -> Fraction:
-    return Fraction(str(float(tolerate)))  # as it was written: 0.29 of 100 are 29
-
 
 def _ends(unit: Any) -> bool:
     """Whether a supply ends here."""
     return unit is UNSET or type(unit) is Raised
-
-
-# The merge.
-
-
-class Overlay:
-    """The writes of branches, merged one after the other."""
-
-    def __init__(self, group: Parallel) -> None:
-        self.delta = Delta({}, [], {})
-        self._group = group
-        self._merge = group.merge
-        self._writers: dict[Any, tuple[int, Unit]] = {}  # of each key, the first one
-
-    def add(self, index: int, unit: Unit, delta: Delta) -> None:
-        """Merge the writes of a branch; raises `WriteConflictError` where it disagrees with an earlier one."""
-        whole, writers, merge = self.delta, self._writers, self._merge
-        for key, items in delta.appends.items():
-            if key not in writers:
-                writers[key] = index, unit
-                whole.appends[key] = list(items)
-            elif key in whole.appends:
-                whole.appends[key] += items
-            else:
-                raise self._conflict(key, index, unit)
-        for key in delta.deletes:
-            if key not in writers:
-                writers[key] = index, unit
-                whole.deletes.append(key)
-            elif key in whole.puts or key in whole.appends:
-                raise self._conflict(key, index, unit)
-        for key, value in delta.puts.items():
-            if key not in writers:
-                writers[key] = index, unit
-                whole.puts[key] = value
-            elif key not in whole.puts:
-                raise self._conflict(key, index, unit)
-            elif key in merge:
-                whole.puts[key] = merge[key](whole.puts[key], value)
-            elif not agree(whole.puts[key], value):
-                raise self._conflict(key, index, unit)
-
-    def use_up(self, answers: set[str]) -> None:
-        """Delete the answers that branches consumed, unless one wrote to the key."""
-        self.delta.deletes.extend(sorted(answers - self.delta.keys()))
-
-    def put_failures(self, key: Any, failures: list[tuple[str, BaseException]]) -> None:
-        """Write the list of failed branches."""
-        name = key_name(key)
-        if name in self._writers:
-            index, unit = self._writers[name]
-            raise WriteConflictError(
-                f"the branch {index} ({name_in_group(unit)!r}) of the parallel group {self._group.name!r} wrote to the key "
-                f"{name!r}, which is that of its failures: write to another key"
-            )
-        if isinstance(key, Key):
-            cast("Key[Any]", key).check(failures)
-        self.delta.puts[name] = failures
-
-    def _conflict(self, key: str, index: int, unit: Unit) -> WriteConflictError:
-        first, writer = self._writers[key]
-        return WriteConflictError(
-            f"the branches {first} ({name_in_group(writer)!r}) and {index} ({name_in_group(unit)!r}) of the parallel group "
-            f"{self._group.name!r} wrote different values to the key {key!r}. "
-            f"Write to different keys, contribute results with collect=, or combine them: "
-            f"parallel(..., merge={{{key!r}: function}})"
-        )
-
-
-def _warn_of_merge(run_id: str, group: Parallel, writes: Delta) -> None:
-    """Log the keys of `merge` whose functions are for nothing: misspelt ones, and those of collected items."""
-    unused = [key for key in group.merge if key not in writes.puts and key not in writes.deletes]
-    if not unused:
-        return
-    from flowdeco.engine.logs import run_logger
-
-    written = writes.keys()
-    declared, local = supplied_keys(group)
-    for key in unused:
-        if key in writes.appends:
-            why = "to which its branches collect: items are concatenated, and the function is not called"
-        elif key in declared:
-            continue  # a branch writes it on another day
-        elif key in local:
-            why = f"which is local to stage {local[key]!r}: write returns={key!r} there to share it"
-        else:
-            why = f"which no branch wrote. {suggestion(key, declared | written, 'They wrote')}"
-        run_logger(run_id).warning(
-            "run %s: merge of the parallel group %r has the key %r, %s", run_id, group.name, key, why
-        )

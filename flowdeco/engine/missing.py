@@ -149,7 +149,7 @@ def _after(branch: Branch, step: Step, key: str) -> Iterator[str]:
         if each.function is not step.function:
             yield f"action {each.name!r} of stage {stage.name!r} supplies {key!r}, but comes later: let it run first"
     at = branch
-    while at.parent is not None and at.conductor is not None:
+    while at.parent is not None:
         group: Parallel = at.conductor.group
         for stage, each in suppliers((unit for unit in group.units if unit is not at.unit), key):
             yield (

@@ -189,7 +189,11 @@ class Conductor(Protocol):
     resumes: bool  # its group had not: when these are restored, the supply catches up
     has_room: bool  # another branch may begin, as far as those are concerned that wait to be merged
     is_open: bool  # more branches are wanted
-    is_enough: bool  # the branches that count have completed: the calls of others count no more
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether the branches that count have completed: the calls of others count no more."""
+        ...
 
     def supply(self) -> Walk:
         """Yield requests, and each branch in a `Begin`; after that, go on if the answer is true, or else end."""

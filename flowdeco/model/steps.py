@@ -259,7 +259,7 @@ def steps_of(stage: Stage) -> list[tuple[Step, str | None]]:
     except AttributeError:
         pass
     if type(known) is list:
-        return cast("list[tuple[Step, str | None]]", known)
+        return known  # pyright: ignore[reportUnknownVariableType]
     if type(known) is Body:
         steps = _of_template(stage, known)
     else:

@@ -570,7 +570,8 @@ class Store(MutableMapping[str, Any]):
         that a branch costs the same however many there are.
         """
         fork, data = Store.__new__(Store), self._data
-        fork._data = _Layer(data).raised() if type(data) is not dict or len(data) > COPIED else data.copy()
+        is_small = type(data) is not _Layer and len(data) <= COPIED
+        fork._data = dict(data) if is_small else _Layer(data).raised()
         fork._dropped, fork._owned, fork._marks = self._dropped, {}, [Mark()]
         return fork
 
