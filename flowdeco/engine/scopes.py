@@ -90,7 +90,7 @@ def limited(branch: Branch, scope: OpenScope, level: str) -> tuple[Middleware, .
         if error is not None:
             raise error
 
-    limit.supplies = False  # type: ignore[attr-defined]  # as that of `merging`
+    limit.supplies = False  # type: ignore[attr-defined]  # pyright: ignore[reportFunctionMemberAccess]
     return (limit,)
 
 

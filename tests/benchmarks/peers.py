@@ -105,7 +105,8 @@ def _measured(name: str, environments: Path, steps: int) -> Result:
 def _page(results: Mapping[str, Result], steps: int) -> str:
     ours = results.get("flowdeco", Result("", {})).micros
     rows = [_row(PEERS[name], result, ours) for name, result in results.items()]
-    system = f"CPython {platform.python_version()} on {platform.system()}, {os.cpu_count()} cores"
+    load = f"{os.getloadavg()[0]:.0f}" if hasattr(os, "getloadavg") else "unknown"
+    system = f"CPython {platform.python_version()} on {platform.system()}, {os.cpu_count()} cores, load average {load}"
     table = "\n".join(rows)
     return f"""# Benchmarks
 
@@ -125,7 +126,8 @@ fits.
 
 ## Method
 
-Measured with {system}, by one command, in one go:
+Measured with {system}, by one command, in one go. If the load is higher than the
+number of cores, the figures are orders of magnitude.
 
 ```sh
 python tests/benchmarks/peers.py --write
