@@ -306,7 +306,7 @@ class _Conductor:
         if self.turn in self.over and verdicts.ended_by is None and self.error is None:
             self._merge()
             if self.error is not None:
-                self.is_open = False
+                self.is_open = self.is_open and not self.is_streamed  # how many have begun depends on their timing
                 stops = stops or self.branch.terms.is_cancellation(self.error)
         if self.is_streamed:
             self._look()
