@@ -2027,3 +2027,18 @@ def test_a_run_that_was_interrupted_in_a_reducer_is_resumed(interrupt):
     with pytest.raises(KeyboardInterrupt) as caught:
         flow.run()
     assert (flow.resume(Run.of(caught.value))["after"], calls) == (2, ["a", "b", "interrupted"])
+
+
+def test_a_conflict_leaves_no_branch_out(run):
+    """Whatever its branches do and when: each of a fixed group has begun when two of them disagree."""
+    ran = []
+
+    @action(returns="third")
+    def third():
+        ran.append("third")
+
+    group = parallel(Stage("a", data={"k": 1}), Stage("b", data={"k": 2}), Stage("c", [third]))
+    found = run(group, check=False)
+    assert isinstance(found.error, WriteConflictError)
+    assert ran == ["third"]
+    assert [record.name for record in found.stages] == ["a", "b", "c"]
