@@ -19,7 +19,7 @@ release = version = flowdeco.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 exclude_patterns = ["_build"]
 myst_heading_anchors = 3
-suppress_warnings = ["config.cache"]
+suppress_warnings = ["config.cache", "ref.python"]  # the annotation `type`, where a class has an attribute of that name
 
 html_theme = "furo"
 html_title = f"flowdeco {release}"

@@ -188,7 +188,7 @@ class Context:
     ) -> Any:
         """Return the answer to a question: the value of the key, or else suspend the run until it is resumed with one.
 
-        `about` is shown to whoever is asked, and `type` checks the answer, as that of a `Key` does. `timeout` seconds
+        `about` is shown to whoever is asked, and ``type=`` checks the answer, as that of a `Key` does. `timeout` seconds
         after it was asked first, the `default` is returned, or `WaitTimeout` raised. The wait consumes an answer or
         input: when the action has completed, its key is gone from the store, and the next question of the same key is a
         new one. Values that actions or stages wrote under the key stay.
