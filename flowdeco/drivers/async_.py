@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from flowdeco.drivers.in_flight import InFlight
 from flowdeco.drivers.lanes import Lane, awaited, in_time
-from flowdeco.drivers.start import Evaluated, abandon, begin, end, listen
+from flowdeco.drivers.start import Evaluated, abandon, begin, end
 from flowdeco.drivers.start import resume as continued
 from flowdeco.drivers.threads import Threads, call_in_thread, timed_out, writer
 from flowdeco.engine.evaluation import evaluate
@@ -105,7 +105,6 @@ async def _performed(evaluated: Evaluated, options: RunOptions, gate: Gate) -> R
             resources.callback(evaluation.close)  # closes the display, whatever happens to the run
         performer = _Performer(resources, options, gate, run.resumption and run.resumption.journal)
         resources.callback(gate.drop_late)
-        resources.callback(listen(run, performer.interrupt))
         await _drive(evaluation, performer)
     if performer.closed:
         raise GeneratorExit
@@ -147,6 +146,7 @@ class _Performer:
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
         self.closed = False  # nothing can be awaited any more
+        gate.wake = lambda: self._soon(self._end_wait)
         self._awaits = False  # something that an interrupt ends
         self._ends_wait = False  # an interrupt has cancelled the task for it
         self._saved: list[Any] = []  # the answer to a request that was under way as the coroutine was closed
@@ -165,13 +165,6 @@ class _Performer:
         if pending is None:
             await asyncio.sleep(0)  # raises the cancellation of the task
         return Raised(pending or asyncio.CancelledError())
-
-    def interrupt(self, error: BaseException) -> bool:
-        """Interrupt the run, from another thread; return False if it is being interrupted already."""
-        heard = self.gate.interrupt(error)
-        if heard:
-            self._soon(self._end_wait)
-        return heard
 
     def _end_wait(self) -> None:
         """End what the run waits for: a group looks for itself, and a write ends by itself."""

@@ -31,7 +31,6 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.gate = Gate()
-        self.wake: Callable[[], object] | None = None  # called by a signal that has to wait
         self._handlers: dict[int, Handler] = {}
         self._waiting: list[int] = []
 
@@ -67,13 +66,6 @@ class Interrupts:
                 self.gate.pending = _Waiting() if self._waiting else None
                 raise
 
-    def interrupt(self, error: BaseException) -> bool:
-        """Interrupt the run, from another thread; return False if it is being interrupted already."""
-        heard = self.gate.interrupt(error)
-        if self.wake is not None:
-            self.wake()
-        return heard
-
     def _handle(self, number: int, frame: Any) -> None:
         if self.gate.open:
             self.gate.open = False
@@ -82,5 +74,5 @@ class Interrupts:
         else:
             self._waiting.append(number)
             self.gate.pending = self.gate.pending or _Waiting()
-            if self.wake is not None:
-                self.wake()
+            if self.gate.wake is not None:
+                self.gate.wake()

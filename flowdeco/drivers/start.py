@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from flowdeco.engine.logs import RunLogger
     from flowdeco.events import Event
 
-__all__ = ["Evaluated", "abandon", "begin", "end", "is_cancellation", "listen", "resume"]
+__all__ = ["Evaluated", "abandon", "begin", "end", "is_cancellation", "resume"]
 
 
 Evaluation: TypeAlias = "Generator[Request, Any, None]"
@@ -85,6 +85,7 @@ def _begun(start: _Start, inputs: Mapping[str, Any] | None, options: RunOptions)
     payload = encoded_inputs(encoder(journal), journal.codec, store)
     entry = _entry(journal, flow)
     journal.create(run.id, flow.name, payload, sorted(start.skip), *([] if entry is None else [entry]))
+    _listen(journal, run.id, start.gate)
     recorder.note_written(payload, store.items())
     del payload  # it may hold values
     return run, start.evaluated(run, start.terms(run, recorder, store, 1))
@@ -203,7 +204,8 @@ def _from_journal(
         run.started, run.elapsed = remembered.started, remembered.total()
     recorder = _recorder(journal, run.id)
     entry = None if from_stage is None else _entry(journal, flow)
-    known = Journaled(journal, remembered, whole, more, sorted(start.skip), from_stage, entry)
+    listen = partial(_listen, journal, run.id, start.gate)
+    known = Journaled(journal, remembered, whole, more, sorted(start.skip), from_stage, entry, listen)
     earlier = Earlier(steps, recorder.code, on_change, finished, None, known, archived, tuple(given))
     terms = start.terms(run, recorder, store, len(given))
     if from_stage is None:
@@ -518,19 +520,10 @@ def end(run: Run, check: bool) -> Run:
     return run
 
 
-def listen(run: Run, cancel: Callable[[BaseException], bool]) -> Callable[[], object]:
-    """Have the journal of a run call this when the run is cancelled; return the function that ends it."""
-    journal: Any = None if run.resumption is None else run.resumption.journal
-    ask = getattr(journal, "on_cancel", None)
-    if ask is None:
-        return _nothing
-    error = Cancelled.from_outside(run.id)
-    ask(run.id, lambda: cancel(error))
-    return lambda: ask(run.id, None)
-
-
-def _nothing() -> None:
-    pass
+def _listen(journal: Any, run_id: str, gate: Gate) -> None:
+    """Have the journal interrupt a run when it is cancelled."""
+    if hasattr(journal, "on_cancel"):
+        journal.on_cancel(run_id, partial(gate.interrupt, Cancelled.from_outside(run_id)))
 
 
 def is_cancellation(error: BaseException) -> bool:

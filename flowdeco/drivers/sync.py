@@ -19,7 +19,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from flowdeco.drivers.interrupts import Interrupts
-from flowdeco.drivers.start import Evaluated, begin, end, listen
+from flowdeco.drivers.start import Evaluated, begin, end
 from flowdeco.drivers.start import resume as continued
 from flowdeco.engine.evaluation import evaluate
 from flowdeco.engine.requests import Await, Deferred, Ended, Fork, Gate, Raised, Request, Save, Sleep
@@ -66,7 +66,6 @@ def perform(
             run, evaluation = evaluated
             with ExitStack() as resources:
                 resources.callback(interrupts.gate.drop_late)
-                resources.callback(listen(run, interrupts.interrupt))
                 if options.progress is not None:
                     resources.callback(evaluation.close)  # closes the display, whatever happens to the run
                 options = options._replace(journal=run.resumption and run.resumption.journal)
@@ -174,7 +173,7 @@ class Performer:
             time.sleep(seconds)
             return
         until = time.monotonic() + seconds
-        self.interrupts.wake = self._awake
+        self.gate.wake = self._awake
         while self.gate.pending is None and (left := until - time.monotonic()) > 0:
             self._wake.acquire(timeout=min(left, threading.TIMEOUT_MAX))
         self.interrupts.raise_pending()
@@ -196,10 +195,10 @@ class Performer:
         gate, interrupts, answers = self.gate, self.interrupts, self._answers
         gate.open = False
         lane = self.run_lane(lambda answer: answers.put((answer,)))
-        interrupts.wake = partial(answers.put, None)
+        gate.wake = partial(answers.put, None)
         lane.ask(request)
         if gate.pending is not None:
-            interrupts.wake()
+            gate.wake()
         interrupt: BaseException | None = None
         while (came := answers.get()) is None:
             try:
@@ -207,7 +206,7 @@ class Performer:
             except BaseException as error:
                 interrupt = error
                 lane.cancel()
-        interrupts.wake = None
+        gate.wake = None
         lane.take_over()
         if interrupt is not None:
             if interrupt is not gate.cancelled or type(came[0]) is Raised:
@@ -240,7 +239,7 @@ class Performer:
         while schedule.ended is None:
             in_flight.begin(schedule)
             if schedule.ended is None and not self.reported:
-                self.interrupts.wake = self._awake
+                self.gate.wake = self._awake
                 interrupt = self._waited()
                 if interrupt is not None:
                     schedule.interrupt(interrupt)

@@ -116,13 +116,12 @@ class MemoryJournal:
             run.inputs.append((run.written, answers))
             run.updated = time.time()
 
-    def on_cancel(self, run_id: str, call: Callable[[], bool] | None) -> None:
+    def on_cancel(self, run_id: str, call: Callable[[], bool]) -> None:
         """Have this called, from any thread, when the run is cancelled while it is at work; again until it returns True."""
         with self._lock:
-            run = self._runs.get(run_id)
-            if run is not None and (run.busy or call is None):
-                run.on_cancel = call
-                run.tell()
+            run = self._held(run_id)
+            run.on_cancel = call
+            run.tell()
 
     def cancel(self, run_id: str) -> None:
         """Cancel a run: at once if nobody works on it; raises `JournalError` if it has finished."""

@@ -192,14 +192,13 @@ class SqliteJournal:
         self.lease = float(lease)
         self.entry = None if entry is None else _plain(entry)
         self._held: dict[str, _Held] = {}
-        self._listening: dict[str, Callable[[], bool]] = {}
         self._only_due = False
         self._file: JournalFile | None = None
         self._is_brief = False
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has nothing open, and holds no runs."""
-        return {**self.__dict__, "_held": {}, "_listening": {}, "_file": None}
+        return {**self.__dict__, "_held": {}, "_file": None}
 
     def brief(self) -> Self:
         """Return a copy that has the file open only while it works on a run."""
@@ -245,7 +244,6 @@ class SqliteJournal:
                     self._insert_inputs(connection, number, 0, 0, inputs)
                     held = _Held(file, head, owner.token, self.lease)
                     file.keep(held)
-                held.on_cancel = self._listening.get(run_id)
                 self._held[run_id] = held
             except BaseException:
                 if held is not None:
@@ -283,7 +281,6 @@ class SqliteJournal:
                 held.answers = len(remembered.inputs) - head.given
                 held.begins_with(running._replace(written=written, dropped=written - len(remembered.rows)))
                 held.last = remembered.rows[-1] if remembered.rows else None
-                held.on_cancel = self._listening.get(run_id)
                 self._held[run_id] = held
             except BaseException:
                 if held is not None:
@@ -303,16 +300,11 @@ class SqliteJournal:
                 finally:
                     self._let_go(held.file)
 
-    def on_cancel(self, run_id: str, call: Callable[[], bool] | None) -> None:
+    def on_cancel(self, run_id: str, call: Callable[[], bool]) -> None:
         """Have this called, from any thread, when the run is cancelled while it is at work; again until it returns True."""
-        held = self._held.get(run_id)
-        if call is None:
-            self._listening.pop(run_id, None)
-        else:
-            self._listening[run_id] = call
-        if held is not None:
-            held.on_cancel = call
-            held.tell()
+        held = self._held.get(run_id) or self._unheld(run_id)
+        held.on_cancel = call
+        held.tell()
 
     def cancel(self, run_id: str) -> None:
         """Cancel a run: at once if no process works on it; raises `JournalError` if it has finished."""

@@ -115,8 +115,8 @@ class Journal(Protocol):
     `release`.
 
     It may also have the methods `cancel(run_id)`, for `durable.cancel`, and `on_cancel(run_id, call)`, by which a driver
-    asks to be told of it: `call()` returns whether that was heard. If `takes_entry` is true, `create` has one more
-    argument: where the pipeline is found, or None.
+    that holds the lease asks to be told of it: `call()`, from any thread, returns whether that was heard. If `takes_entry`
+    is true, `create` has one more argument, where the pipeline is found, if that is known.
     """
 
     codec: Codec

@@ -63,20 +63,24 @@ class Gate:
     is that of the run's own branch: a driver answers the request that is under way then.
     """
 
-    __slots__ = ("cancelled", "deadline", "open", "pending")
+    __slots__ = ("cancelled", "deadline", "open", "pending", "wake")
 
     def __init__(self) -> None:
         self.open = False
         self.pending: BaseException | None = None
         self.cancelled: BaseException | None = None  # the interrupt by which the run was cancelled from outside
         self.deadline: Deadline | None = None
+        self.wake: Callable[[], object] | None = None  # has a waiting driver look for an interrupt, from any thread
 
     def interrupt(self, error: BaseException) -> bool:
         """Cancel the run by the answer to the next request; return False if that will be another interrupt."""
         self.cancelled = error
         if self.pending is None:
             self.pending = error
-        return self.pending is error
+        heard, wake = self.pending is error, self.wake
+        if wake is not None:
+            wake()
+        return heard
 
     def raise_cancelled(self) -> None:
         """Raise the interrupt by which the run was cancelled, if it was, in an action that asks."""

@@ -33,7 +33,8 @@ class Journaled(NamedTuple):
     """A run as its journal remembers it.
 
     `remembered` is its present generation, of the `whole`. `more` are the inputs of this resume, `from_stage` is that at
-    which a new run begins, and `entry` where the pipeline of that is found.
+    which a new run begins, and `entry` where the pipeline of that is found. `listen` asks the journal, once it holds the
+    lease, to interrupt the run if it is cancelled.
     """
 
     journal: Journal
@@ -43,6 +44,7 @@ class Journaled(NamedTuple):
     skip: list[str]
     from_stage: str | None = None
     entry: str | None = None
+    listen: Callable[[], object] = object
 
 
 class Earlier(NamedTuple):
@@ -214,6 +216,7 @@ def _proceed(run_id: str, known: Journaled, finished: bool) -> None:
         if (now.status, now.inputs, now.rows) != (before.status, before.inputs, before.rows):
             journal.release(run_id)
             raise RunBusyError(f"run {run_id!r} was run again by another process meanwhile")
+    known.listen()
     journal.proceed(run_id, known.more)
 
 
@@ -238,6 +241,7 @@ def _write_fork(run: Run, known: Journaled, holds: set[int]) -> None:
     journal, rows, written = known.journal, known.remembered.rows, 0
     (_, first), *given = known.remembered.inputs
     journal.create(run.id, run.pipeline.name, first, known.skip, *([] if known.entry is None else [known.entry]))
+    known.listen()
     for at, inputs in [*given, (len(rows), known.more)]:
         some: list[Row] = [row for row in rows[written:at] if id(row) in holds]
         journal.write(run.id, some)
