@@ -1,4 +1,4 @@
-"""Wait for a service that is down: look, sleep in the journal, look again; after three looks, ask whether to go on.
+"""Wait for a service that is down: look, sleep in the journal, look again; after three looks, ask whether to continue.
 
     python wait_for_service.py start         # looks for the first time; no process stays behind
     python wait_for_service.py wake          # for cron: looks again if the time has come, or somebody has answered

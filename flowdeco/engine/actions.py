@@ -233,9 +233,8 @@ def _note_attempt(branch: Branch, act: Execution, layers: Layers) -> Walk:
 def _call(branch: Branch, act: Execution, values: Mapping[str, Any]) -> Generator[Request, Any, Any]:
     """Call an action; return its settled value, or `Raised`."""
     terms, store, stage, step, watch = branch.terms, branch.store, branch.scope.unit, act.step, act.watch
-    refused = (
-        branch.refusal() if branch.guarded else None
-    )  # layers may have taken their time, or ask for another attempt
+    # Layers may have taken their time, or ask for another attempt.
+    refused = branch.refusal() if branch.guarded else None
     if refused is not None:
         return Raised(refused)
     if watch is not None:

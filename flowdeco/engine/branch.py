@@ -74,13 +74,11 @@ class Terms:
     log: Log | None = None  # of a run that can be resumed from memory
     past: History | None = None  # of a resumed run
     wall: Wall = field(default_factory=Wall)
-    given: dict[str, int] = field(
-        default_factory=dict[str, int]
-    )  # by key, the `id` of the value that the run was given
+    # By key, the `id` of the value that the run was given.
+    given: dict[str, int] = field(default_factory=dict[str, int])
     since: int = 0  # how often it was given something
-    waits: dict[tuple[str, int], Sequence[Wait]] = field(
-        default_factory=dict[tuple[str, int], Sequence[Wait]]
-    )  # earlier ones
+    # Those of steps before the run was resumed.
+    waits: dict[tuple[str, int], Sequence[Wait]] = field(default_factory=dict[tuple[str, int], Sequence[Wait]])
     timeout: float | None = None  # of this leg of the run
     is_quiet: bool = field(init=False)  # no selector or history needs single steps
     records_only: bool = field(init=False)  # nor does a journal or an observer
@@ -286,9 +284,8 @@ class Branch:
         self.records = Records(terms.history)
         self.switches: dict[str, bool] = {}  # the latest one last
         self.switched: dict[str, bool] = {}  # those of this branch
-        self.forks: list[
-            tuple[int, list[str]]
-        ] = []  # groups in revocable scopes: number, and ids of all their branches
+        # Groups in revocable scopes: the number of each, and the ids of all its branches.
+        self.forks: list[tuple[int, list[str]]] = []
         self.rows: list[Any] = []  # not yet written to the journal
         self.changed: set[str] = set()  # with a journal: keys whose values were changed in place
         # Changed in place before a resume: the order of the last change, and the value after it.

@@ -171,7 +171,7 @@ class _Conductor:
     # The supply.
 
     def supply(self) -> Walk:
-        """Hand out the branches: first those that had begun before a resume."""
+        """Supply the branches: first those that had begun before a resume."""
         units, is_streamed = self.group.units, self.is_streamed
         unit: Any = None
         while self.count < self.verdicts.known and not _ends(unit):
@@ -313,7 +313,7 @@ class _Conductor:
         return stops
 
     def _look(self) -> None:
-        """See whether another branch may be pulled; observers hear how many are held while it may not."""
+        """See whether another branch may be pulled; observers receive the number of held ones while it may not."""
         self.has_room = bool(self.later) or self.count - self.turn <= _HELD * self.limit
         if self.is_held_up or not self.has_room:
             self.is_held_up = not self.has_room

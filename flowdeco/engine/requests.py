@@ -200,7 +200,7 @@ class Conductor(Protocol):
         ...
 
     def supply(self) -> Walk:
-        """Yield requests, and each branch in a `Begin`; after that, go on if the answer is true, or else end."""
+        """Yield requests, and each branch in a `Begin`; after that, continue if the answer is true, or else end."""
         ...
 
     def ended(self, branch: Forked | None, failure: Failure) -> bool:

@@ -92,7 +92,7 @@ class _Group:
             self.supply.server = parent.server
 
 
-_MORE: Final = object()  # instead of an answer: see whether the supply of the group is to go on
+_MORE: Final = object()  # instead of an answer: see whether the supply of the group continues
 
 
 class Schedule:
@@ -218,7 +218,7 @@ class Schedule:
         return ready
 
     def _wants_more(self, group: _Group) -> bool | None:
-        """Return whether the supply is to hand out another branch, or no more; None for not yet."""
+        """Return whether the supply is to yield another branch, or no more; None for not yet."""
         conductor = group.conductor
         if conductor.restores:
             return True
@@ -227,7 +227,7 @@ class Schedule:
         return True if conductor.has_room and group.active < conductor.limit else None
 
     def _begin(self, group: _Group, branch: Forked) -> None:
-        """Begin a branch that was supplied, and then have the supply go on."""
+        """Begin a branch that was supplied, and then continue the supply."""
         supply: Any = group.supply
         group.is_parked = True
         self._ready.appendleft((supply, _MORE))

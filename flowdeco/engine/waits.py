@@ -6,7 +6,7 @@ that of the record. A sleep keeps its due time, a question its deadline and its 
 
 1. A sleep longer than `suspend_after` suspends a durable run; the rest of it is slept, or suspends again.
 2. A middleware that sleeps after a failure begins a *pause*: the attempt has failed and is recorded, and the next
-   attempt begins when the pause is over, without the layers that lead to it.
+   attempt begins when the pause has ended, without the layers that lead to it.
 3. Everything that a run is given has a number. An open question takes the last value of its key that was given
    since it was asked, the first question in branch order. That value is used up, and never in the store; values given in
    advance are in the store, from which the first wait removes them.
