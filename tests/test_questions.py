@@ -704,3 +704,82 @@ def test_a_plain_suspend_asks_nothing_and_can_be_answered(journal):
     durable.answer(journal, "r", {"x": 1})
     assert len(durable.due(journal)) == 1
     assert asks.resume("r", journal=journal).status == "completed"
+
+
+# -- what counts as given
+
+
+@pytest.mark.parametrize("durable", [False, True], ids=["in memory", "in a journal"])
+@pytest.mark.parametrize("writer", ["action", "ctx", "data", "group", "restored"])
+def test_a_value_that_a_step_wrote_stays_although_an_input_was_the_same_object(run, tmp_path, writer, durable):
+    """Small numbers are one object wherever they come from: who wrote it last decides."""
+
+    @action(returns="k")
+    def writes() -> int:
+        return 1
+
+    @action(name="ctx")
+    def by_ctx(ctx: Context) -> None:
+        ctx.store["k"] = 1
+
+    @action
+    def asks(ctx: Context) -> int:
+        if writer == "restored" and "go" not in ctx.store:
+            raise Suspend("later")
+        return ctx.wait_for("k")
+
+    first = {"action": writes, "ctx": by_ctx, "data": Stage("s", data={"k": 1}), "restored": writes}
+    flow = first.get(writer, parallel(writes, Stage("other"))) >> asks
+    options = {"journal": tmp_path / "runs.db", "run_id": "r"} if durable else {}
+    found = run(flow, {"k": 1}, **options)
+    if writer == "restored":
+        found = (
+            flow.resume("r", {"go": True}, journal=tmp_path / "runs.db")
+            if durable
+            else flow.resume(found, {"go": True})
+        )
+    assert (found["asks"], found.store.get("k")) == (1, 1)
+
+
+def test_an_input_is_given_again_when_an_attempt_that_overwrote_it_is_dropped(run):
+    """The next attempt finds it as it was."""
+    attempts = []
+
+    @action(name="writes")
+    def writes(ctx: Context) -> None:
+        attempts.append(1)
+        if len(attempts) == 1:
+            ctx.store["k"] = 2
+
+    @action
+    def fails() -> None:
+        if len(attempts) == 1:
+            raise ValueError
+
+    @action
+    def asks(ctx: Context) -> int:
+        return ctx.wait_for("k")
+
+    found = run(Stage("s", [writes, fails, asks], use=[retry(on=ValueError, wait=0)]), {"k": 1})
+    assert (found["asks"], "k" in found.store) == (1, False)
+
+
+def test_an_answer_after_a_write_is_given(run):
+    """The latest one who wrote counts, and that is whoever answered."""
+
+    @action(returns="k")
+    def writes() -> int:
+        return 1
+
+    @action
+    def pauses(ctx: Context) -> None:
+        if "go" not in ctx.store:
+            raise Suspend("later")
+
+    @action
+    def asks(ctx: Context) -> int:
+        return ctx.wait_for("k")
+
+    flow = writes >> pauses >> asks
+    found = flow.resume(run(flow), {"go": True, "k": 5})
+    assert (found["asks"], "k" in found.store) == (5, False)

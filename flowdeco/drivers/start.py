@@ -72,12 +72,13 @@ def begin(
 
 def _begun(start: _Start, inputs: Mapping[str, Any] | None, options: RunOptions) -> Evaluated:
     __tracebackhide__ = True
-    flow, store = start.flow, Store(inputs)
+    flow, store = start.flow, Store()
+    store.supply(Store(inputs))
     start.check_skip(start.skip)
     start.check(store)
     run = Run(options.run_id or os.urandom(8).hex(), flow, store)
     if options.journal is None:
-        return run, start.evaluated(run, start.terms(run, given=store))
+        return run, start.evaluated(run, start.terms(run))
     journal = _journal(options.journal)
     recorder = _recorder(journal, run.id)
     recorder.check_repeatable(flow.units, f"pipeline {flow.name!r}", "has")
@@ -88,7 +89,7 @@ def _begun(start: _Start, inputs: Mapping[str, Any] | None, options: RunOptions)
     _listen(journal, run.id, start.gate)
     recorder.note_written(payload, store.items())
     del payload  # it may hold values
-    return run, start.evaluated(run, start.terms(run, recorder, store, 1))
+    return run, start.evaluated(run, start.terms(run, recorder, 1))
 
 
 def resume(
@@ -153,9 +154,7 @@ def _from_memory(
     run.stages, run.pipelines, run.resumption = before.stages, before.pipelines, kept
     run.started, run.elapsed = before.started, before.elapsed
     earlier = Earlier(steps, _fingerprint(), on_change, remains=remains)
-    terms = start.terms(run, given=more, since=log.since + 1)
-    terms.given.update({key: known for key, known in log.given.items() if key not in more})
-    return run, start.resumed(run, terms, earlier)
+    return run, start.resumed(run, start.terms(run, since=log.since + 1), earlier)
 
 
 def _from_journal(
@@ -207,7 +206,7 @@ def _from_journal(
     listen = partial(_listen, journal, run.id, start.gate)
     known = Journaled(journal, remembered, whole, more, sorted(start.skip), from_stage, entry, listen)
     earlier = Earlier(steps, recorder.code, on_change, finished, None, known, archived, tuple(given))
-    terms = start.terms(run, recorder, store, len(given))
+    terms = start.terms(run, recorder, len(given))
     if from_stage is None:
         recorder.journal = Generation.of(journal, whole)
     return run, start.resumed(run, terms, earlier)
@@ -316,12 +315,11 @@ class _Start:
         sleep = partial(_sleep, self.gate) if durable else time.sleep
         return Wall(time.time, sleep, _sleeping, self.suspend_after if durable else inf)
 
-    def terms(self, run: Run, recorder: Recorder | None = None, given: Mapping[str, Any] = {}, since: int = 0) -> Terms:
+    def terms(self, run: Run, recorder: Recorder | None = None, since: int = 0) -> Terms:
         """Return the terms of a run, and have the run keep the means to resume it."""
         log = Log() if recorder is None and self.history is None else None
-        known = {key: id(value) for key, value in given.items()}
         if log is not None:
-            log.given, log.since = known, since
+            log.since = since
         if recorder is not None or log is not None:
             run.resumption = Resumption(self.use, self.skip, log, None if recorder is None else recorder.journal)
         observers: list[Callable[[Event], object]] = [
@@ -342,7 +340,6 @@ class _Start:
             recorder=recorder,
             log=log,
             wall=self.wall(durable=recorder is not None),
-            given=known,
             since=since,
             timeout=self.timeout,
         )

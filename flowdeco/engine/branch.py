@@ -74,8 +74,6 @@ class Terms:
     log: Log | None = None  # of a run that can be resumed from memory
     past: History | None = None  # of a resumed run
     wall: Wall = field(default_factory=Wall)
-    # By key, the `id` of the value that the run was given.
-    given: dict[str, int] = field(default_factory=dict[str, int])
     since: int = 0  # how often it was given something
     # Those of steps before the run was resumed.
     waits: dict[tuple[str, int], Sequence[Wait]] = field(default_factory=dict[tuple[str, int], Sequence[Wait]])
@@ -436,10 +434,6 @@ class Branch:
         """Yield the waits of steps inside a scope that have not run again yet."""
         for place in () if scope.layers is None else scope.layers.inside:
             yield from (wait._replace(at=place) for wait in self.terms.waits.get(place, ()))
-
-    def is_given(self, name: str, value: object) -> bool:
-        """Whether a value of the store is the one that the run was given, as an input or an answer."""
-        return self.terms.given.get(name) == id(value)
 
     def rest_of_pause(self, number: int) -> Walk:
         """Sleep until the next attempt at a step may begin; return the signal if that suspends the run again."""

@@ -206,7 +206,7 @@ class Context:
         wait = waits.question(wanted, about, timeout)
         if wait.state in (OPEN, FOUND) and name in self.store:
             value = self.store[wanted]
-            is_given = self._around.is_given(name, value)
+            is_given = self.store.is_given(name)
             if is_given:
                 del self.store[name]
             waits.noted.append(wait._replace(state=FOUND, given=CONSUMED if is_given else NOT_GIVEN))
@@ -267,10 +267,10 @@ class Context:
     def __reduce__(self) -> tuple[Any, ...]:
         known = (self.run_id, self.step_id, self.pipeline.name, _shadow(self.stage), self.action.name, self.attempt)
         values = dict(self.store)
-        given = [name for name, value in values.items() if self._around.is_given(name, value)]
-        around = _Elsewhere([_shadow(unit) for unit in self.pending], given, self._waits())
+        given = list(filter(self.store.is_given, values))
+        around = _Elsewhere([_shadow(unit) for unit in self.pending], self._waits())
         local = self.store.local_names(), self.store.dropped()
-        return Context.detached, (known, values, local, around)
+        return Context.detached, (known, values, given, local, around)
 
     def __repr__(self) -> str:
         return f"<Context of {self.stage.name}/{self.action.name} in run {self.run_id}>"
@@ -320,6 +320,7 @@ class Context:
         cls,
         known: tuple[str, str, str, Stage, str, int],
         values: dict[str, Any],
+        given: list[str],
         local: tuple[list[str], dict[str, str]],
         around: _Elsewhere,
     ) -> Context:
@@ -327,6 +328,7 @@ class Context:
         run_id, place, pipeline, stage, name, attempt = known
         action = make_action(_nothing, name=name)
         store = Store(values)
+        store.give(given)
         store.know_local(*local)
         context = cls(run_id, Pipeline(name=pipeline), stage, action, store, around, None, place)
         context._notify = context._messages.append
@@ -335,11 +337,10 @@ class Context:
 
 
 class _Elsewhere:
-    """The surroundings of a detached context: units that come, names of given values, and what it waits for."""
+    """The surroundings of a detached context: units that come, and its waits."""
 
-    def __init__(self, coming: list[Stage], given: list[str], waits: Waits) -> None:
+    def __init__(self, coming: list[Stage], waits: Waits) -> None:
         self._coming = coming
-        self._given = given
         self._waits = waits
 
     def upcoming(self, more: Sequence[tuple[str, bool]] = ()) -> Iterator[Stage]:
@@ -347,9 +348,6 @@ class _Elsewhere:
 
     def waits_of(self, number: int) -> Waits:
         return self._waits
-
-    def is_given(self, name: str, value: object) -> bool:
-        return name in self._given
 
 
 def _shadow(unit: Unit | Stream) -> Stage:

@@ -73,7 +73,6 @@ class Log:
 
     def __init__(self) -> None:
         self.remains: Mapping[str, Remains] = {}
-        self.given: dict[str, int] = {}  # by key, the `id` of the value that the run was given
         self.since = 0  # how often it was given something
         self.waits: Mapping[tuple[str, int], Sequence[Wait]] = {}  # of unfinished steps that have not run again
         self._steps: Steps = {}

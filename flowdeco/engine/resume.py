@@ -93,19 +93,17 @@ def resumed(run: Run, terms: Terms, use: tuple[Middleware, ...], earlier: Earlie
     terms.resume_from(history)
     terms.waits = waits_by_step(history.steps)
     if rehearsal.differs:
-        _give_back(run, terms, used(earlier.steps) - used(history.steps), earlier.given)
+        _give_back(run, used(earlier.steps) - used(history.steps), earlier.given)
     yield from evaluate_run(run, terms, use)
     return True
 
 
-def _give_back(run: Run, terms: Terms, answers: Iterable[tuple[str, int]], given: Sequence[Given]) -> None:
+def _give_back(run: Run, answers: Iterable[tuple[str, int]], given: Sequence[Given]) -> None:
     """Put answers into the store whose questions are gone with the steps that do not hold: they may be asked again."""
     for key, number in sorted(answers, key=itemgetter(1)):
         later = given[number + 1 :]
         if key in given[number].values and not any(key in each.values for each in later):
-            value = given[number].values[key]
-            run.store.supply({key: value})
-            terms.given[key] = id(value)
+            run.store.supply({key: given[number].values[key]})
 
 
 def _saved(save: Save) -> Generator[Request, Any, BaseException | None]:

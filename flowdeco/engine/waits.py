@@ -195,10 +195,6 @@ class Surroundings(Protocol):
         """Return the waits of a step."""
         ...
 
-    def is_given(self, name: str, value: object) -> bool:
-        """Whether a value of the store is the one that the run was given, as an input or an answer."""
-        ...
-
 
 def seconds_of(seconds: object, what: str) -> float:
     """Return a number of seconds, checked."""
@@ -347,7 +343,8 @@ def settled(steps: Steps, given: Sequence[Given]) -> tuple[Steps, Store]:
     live: dict[str, int] = {
         key: number for number, each in enumerate(given) for key in each.values if number > last.get(key, -1)
     }
-    store = Store({key: given[number].values[key] for key, number in live.items()})
+    store = Store()
+    store.supply({key: given[number].values[key] for key, number in live.items()})
     pins = {key: given[number].rows for key, number in live.items() if number}
     return pinned(steps, pins) if pins else steps, store
 

@@ -304,7 +304,7 @@ class Store(MutableMapping[str, Any]):
     that is not of the type of its `Key` raises `StoreTypeError`, on writing and on reading.
     """
 
-    __slots__ = ("_data", "_dropped", "_marks", "_owned")
+    __slots__ = ("_data", "_dropped", "_given", "_marks", "_owned", "_rewritten")
     _data: MutableMapping[Any, Any]
     _repr_html_: ClassVar[Callable[[Any], str]]  # for notebooks, set by `runnable`
 
@@ -313,6 +313,8 @@ class Store(MutableMapping[str, Any]):
         self._dropped: dict[str, str] = {}  # names of results that were local, each with its stage
         self._owned: dict[Name, list[Any]] = {}  # lists that the store has made, and may append to in place
         self._marks: list[Mark] = []
+        self._given: Mapping[Name, int] = {}  # inputs and answers: by name, the `id` of the value
+        self._rewritten: set[Name] = set()  # those of them that were written since
         if mapping is not None:
             self.update(mapping)
 
@@ -360,6 +362,8 @@ class Store(MutableMapping[str, Any]):
             key.check(value)
         if self._marks:
             self._note(name, self._data.get(name, MISSING))
+        if name in self._given:
+            self._rewritten.add(name)
         self._data[name] = value
 
     def __delitem__(self, key: AnyKey) -> None:
@@ -400,6 +404,8 @@ class Store(MutableMapping[str, Any]):
             target = [] if before is MISSING else list(cast("list[Any]", before))
         if self._marks:
             self._note(name, _Grown(target, len(target), before))
+        if name in self._given:
+            self._rewritten.add(name)
         self._owned[name] = self._data[name] = target
         target.extend(items)
 
@@ -450,6 +456,8 @@ class Store(MutableMapping[str, Any]):
         """Write under a name that has been checked."""
         if self._marks:
             self._note(name, self._data.get(name, MISSING))
+        if name in self._given:
+            self._rewritten.add(name)
         self._data[name] = value
 
     def mark(self) -> Mark:
@@ -573,6 +581,7 @@ class Store(MutableMapping[str, Any]):
         is_small = type(data) is not _Layer and len(data) <= COPIED
         fork._data = dict(data) if is_small else _Layer(data).raised()
         fork._dropped, fork._owned, fork._marks = self._dropped, {}, [Mark()]
+        fork._given, fork._rewritten = self._given, set(self._rewritten)
         return fork
 
     def settled(self) -> Store:
@@ -591,7 +600,7 @@ class Store(MutableMapping[str, Any]):
         The lists that this store has made are copied, so that neither sees items appended to the other.
         """
         twin = Store()
-        twin._dropped = self._dropped
+        twin._dropped, twin._given, twin._rewritten = self._dropped, self._given, set(self._rewritten)
         lists: dict[int, list[Any]] = {}
         twin._data = dict(self._data)
         for name, owned in self._owned.items():
@@ -605,8 +614,18 @@ class Store(MutableMapping[str, Any]):
         return twin, [copied(mark) for mark in marks]
 
     def supply(self, values: Mapping[str, Any]) -> None:
-        """Write values as if they had been there from the start: no mark notes them."""
+        """Write values that the run is given, as if they had been there from the start: no mark notes them."""
         self._data.update(values)
+        self.give(values)
+
+    def give(self, names: Iterable[str]) -> None:
+        """Note that the run was given the values under these names, as inputs or answers."""
+        self._given = {**self._given, **{name: id(self._data[name]) for name in names}}
+        self._rewritten.difference_update(names)
+
+    def is_given(self, name: str) -> bool:
+        """Whether the value is the one that the run was given, and no step wrote it."""
+        return name in self._given and name not in self._rewritten
 
     def _index(self, mark: Mark) -> int | None:
         marks = self._marks
@@ -633,6 +652,8 @@ class Store(MutableMapping[str, Any]):
             self._data.pop(name, None)
         else:
             self._data[name] = before
+            if self._given.get(name) == id(before):
+                self._rewritten.discard(name)
 
     def _changes(self, noted: Mark) -> Delta:
         puts: dict[str, Any] = {}
@@ -722,6 +743,7 @@ class View(Store):
         # Called with the key of a value that is read, before it can be changed in place.
         self.on_read: Callable[[str], object] | None = None
         self._data, self._dropped = _Layer(base._data), base._dropped
+        self._given, self._rewritten = base._given, set(base._rewritten)
         self._owned = {}
         self._marks = [Mark()]
         self._added: dict[str, list[Any]] = {}
@@ -792,6 +814,7 @@ class Watched(Store):
 
     def __init__(self, base: Store, on_read: Callable[[Name], object]) -> None:
         self._data, self._dropped, self._owned, self._marks = base._data, base._dropped, base._owned, base._marks
+        self._given, self._rewritten = base._given, base._rewritten
         self._on_read = on_read
 
     def report(self, names: Iterable[Name]) -> None:
