@@ -4,12 +4,12 @@ import os
 
 import coverage
 
-del os.environ["PYTEST_ADDOPTS"]  # not in the processes that tests start
-_measured = coverage.Coverage()
+os.environ.pop("PYTEST_ADDOPTS", None)  # not in the processes that tests start
+_measured = coverage.Coverage(data_suffix=True)  # each worker writes a file of its own
 _measured.start()
 
 
 def pytest_unconfigure():
-    """Write down what was measured, for `coverage report`."""
+    """Write down what was measured, for `coverage combine`."""
     _measured.stop()
     _measured.save()

@@ -1235,10 +1235,10 @@ def test_a_retry_around_a_group_repeats_all_branches(run):
     """Its records are those of the last attempt; what failed in several branches is one failure to it."""
     log = []
     group = parallel(flaky(log, "f", 2), flaky(log, "g", 1), step(log, "x", 1, collect="xs"))
-    finished = run(pipeline(group, use=[retry(on=(ValueError, ExceptionGroup), wait=0)]))
+    finished = run(pipeline(group, use=[retry(on=(ValueError, ExceptionGroup), attempts=4, wait=0)]))
     assert finished["xs"] == [1]
     assert names(finished) == ["f", "g", "x"]
-    assert log.count("f") == 3
+    assert log.count("f") in (3, 4)  # whether `g` fails in an attempt of its own depends on who is first
 
 
 def test_a_retry_does_not_take_a_stopped_branch_for_a_failed_one(run):

@@ -69,8 +69,8 @@ def risky(items: list) -> int:
 
 growing = grow >> grow >> risky >> grow
 tolerant = grow >> risky.with_options(use=[recover(on=ConnectionError, outcome=-1)])
-repeated = grow >> risky.with_options(use=[retry(on=ConnectionError, attempts=3, wait=600)])
-around = (grow >> risky).with_options(use=[retry(on=ConnectionError, attempts=2, wait=600, jitter=False)])
+repeated = grow >> risky.with_options(use=[retry(on=ConnectionError, attempts=3, wait=0)])
+around = (grow >> risky).with_options(use=[retry(on=ConnectionError, attempts=2, wait=0)])
 whole = (grow >> risky >> grow).with_options(use=[atomic])
 remembered = grow >> risky.with_options(use=[cached("cache")])
 
@@ -121,8 +121,8 @@ def ask(ctx: Context) -> str:
     return ctx.wait_for("answer")
 
 @action
-def after(answer: str = "none") -> str:
-    return answer
+def after(note: str = "none") -> str:
+    return note
 
 asking = after >> ask >> after
 stopping = stop >> chance
@@ -336,9 +336,9 @@ def test_a_recovered_failure(flowdeco, recorded, monkeypatch):
 @pytest.mark.parametrize(("flow", "calls"), [("repeated", 3), ("around", 1)])
 def test_nobody_waits_for_another_attempt(flowdeco, recorded, monkeypatch, flow, calls):
     """The attempts of the action itself are part of the step, without the pauses; those of scopes around it are not."""
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
     monkeypatch.setenv("BROKEN", "1")
     assert recorded(flow, "-i", "items=[]")[0] == 1
+    change("wait=0", "wait=600")
     monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("it sleeps"))
     assert flowdeco("replay", "one", "risky/risky")[0] == 0
     assert len(called()) == calls
@@ -422,12 +422,12 @@ def test_a_bail_is_the_same_failure(flowdeco, recorded):
 def test_inputs_that_were_given_later_are_not_there_yet(flowdeco, recorded):
     """Those of a resume: a step before it is called without them, one after it with them."""
     recorded("asking")
-    assert flowdeco("resume", "one", "-i", "answer=yes")[0] == 0
-    for nth, answer in (("1", "'none'"), ("2", "'yes'")):
+    assert flowdeco("resume", "one", "-i", "answer=yes", "-i", "note=late")[0] == 0
+    for nth, note in (("1", "'none'"), ("2", "'late'")):
         code, out, _ = flowdeco("replay", "one", "after", "--nth", nth)
         assert code == 0
-        arguments = [line.split()[1] for line in out.splitlines() if line.startswith("answer")]
-        assert arguments == [answer]
+        arguments = [line.split()[1] for line in out.splitlines() if line.startswith("note")]
+        assert arguments == [note]
     assert flowdeco("replay", "one", "ask")[0] == 0
 
 

@@ -136,9 +136,7 @@ def _chosen(
         raise UsageError(f"--nth {nth}: the run has {report.plural(len(places), 'such step')}")
     place = places[which - 1]
     at, row = ended[place]
-    # Inputs that were given later were not there yet.
-    given = [each for each in given_inputs(remembered, codec) if each.rows <= at]
-    steps, store = settled(outcomes(remembered.rows, codec), given)
+    steps, store = settled(outcomes(remembered.rows, codec), given_inputs(remembered, codec), rows=at)
     return _Found(f"{row.stage}/{row.action}", which, len(places), place, steps, store, remembered)
 
 

@@ -331,8 +331,8 @@ def check_answer(wait: Any, value: object) -> None:
     Key.of(wait.key, wait.type, wait.classes).check(value)
 
 
-def settled(steps: Steps, given: Sequence[Given]) -> tuple[Steps, Store]:
-    """Return the steps with their answers, and the store with which the run begins again.
+def settled(steps: Steps, given: Sequence[Given], rows: float = inf) -> tuple[Steps, Store]:
+    """Return the steps with their answers, and the store with which the run begins again, or had begun at so many rows.
 
     Older writes to keys that were given later do not count.
     """
@@ -341,7 +341,11 @@ def settled(steps: Steps, given: Sequence[Given]) -> tuple[Steps, Store]:
     for key, number in used(steps):
         last[key] = max(number, last.get(key, -1))
     live: dict[str, int] = {
-        key: number for number, each in enumerate(given) for key in each.values if number > last.get(key, -1)
+        key: number
+        for number, each in enumerate(given)
+        if each.rows <= rows
+        for key in each.values
+        if number > last.get(key, -1)
     }
     store = Store()
     store.supply({key: given[number].values[key] for key, number in live.items()})
