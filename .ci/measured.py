@@ -4,7 +4,8 @@ import os
 
 import coverage
 
-os.environ.pop("PYTEST_ADDOPTS", None)  # not in the processes that tests start
+if "PYTEST_XDIST_WORKER" in os.environ:  # the processes that tests start are not measured
+    del os.environ["PYTEST_ADDOPTS"]
 _measured = coverage.Coverage(data_suffix=True)  # each worker writes a file of its own
 _measured.start()
 

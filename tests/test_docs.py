@@ -197,7 +197,7 @@ def test_the_readme_has_exactly_two_set_up_commands() -> None:
     commands = [block.code.strip() for block in blocks_of(ROOT / "README.md") if block.language in SHELL]
     assert commands == [
         "python3 -m venv .venv && .venv/bin/pip install -q . && .venv/bin/python examples/stdlib_census.py",
-        "python3 -m venv .venv && .venv/bin/pip install -q -e '.[test]' && .venv/bin/python -m pytest",
+        "python3 -m venv .venv && .venv/bin/pip install -q -e '.[test]' && .venv/bin/python -m pytest -n auto",
     ]
 
 
