@@ -167,49 +167,59 @@ def _from_journal(
 ) -> Evaluated | Run:
     __tracebackhide__ = True
     journal = _journal(options.journal)
-    flow, codec = start.flow, journal.codec
-    whole = journal.open(run_id) if from_stage is None else journal.read(run_id)
+    is_fork = from_stage is not None
+    whole = journal.read(run_id) if is_fork else journal.open(run_id)
     *older, remembered = generations(whole)
-    finished = from_stage is None and remembered.status in FINISHED
+    finished = not is_fork and remembered.status in FINISHED
     try:
-        given = given_inputs(remembered, codec)
+        given = given_inputs(remembered, journal.codec)
         if finished or options.if_exists == "resume":
             inputs = _new(Store(inputs), given)
         if finished and on_change != "rerun":
             _refuse_error(run_id, remembered.status, options)
             return _finished(start, whole, journal, inputs or {})
-        found = outcomes(remembered.rows, codec)
-        errors = refusals(options.error, open_questions(found), run_id)
-        more = None
-        if inputs or errors:
-            given.append(Given(len(remembered.rows), Store(inputs), errors))
-            more = encoded_inputs(encoder(journal), codec, given[-1].values, errors)
-        steps, store = settled(found, given)
+        steps, store, more = _taken_up(remembered, journal, given, inputs, options)
         if not finished:
             start.check_skip(start.skip)
         start.skip = start.skip.union(remembered.skip)
         start.check(store)
         if from_stage is not None:
-            check_fork(from_stage, remembered, flow)
-        archived = () if from_stage is not None else tuple(_steps(each, codec, given) for each in reversed(older))
+            check_fork(from_stage, remembered, start.flow)
+        archived = () if is_fork else tuple(_steps(each, journal.codec, given) for each in reversed(older))
     except BaseException:
-        if from_stage is None and not finished:
+        if not (is_fork or finished):
             with suppress(JournalError):
                 journal.release(run_id)
         raise
-    run = Run(run_id if from_stage is None else os.urandom(8).hex(), flow, store)
+    run = Run(os.urandom(8).hex() if is_fork else run_id, start.flow, store)
     run.status = Status(remembered.status)
-    if from_stage is None:
-        run.started, run.elapsed = remembered.started, remembered.total()
     recorder = _recorder(journal, run.id)
-    entry = None if from_stage is None else _entry(journal, flow)
     listen = partial(_listen, journal, run.id, start.gate)
+    entry = _entry(journal, start.flow) if is_fork else None
     known = Journaled(journal, remembered, whole, more, sorted(start.skip), from_stage, entry, listen)
     earlier = Earlier(steps, recorder.code, on_change, finished, None, known, archived, tuple(given))
     terms = start.terms(run, recorder, len(given))
-    if from_stage is None:
+    if not is_fork:
+        run.started, run.elapsed = remembered.started, remembered.total()
         recorder.journal = Generation.of(journal, whole)
     return run, start.resumed(run, terms, earlier)
+
+
+def _taken_up(
+    remembered: Remembered,
+    journal: Any,
+    given: list[Given],
+    inputs: Mapping[str, Any] | None,
+    options: RunOptions,
+) -> tuple[Steps, Store, Any]:
+    """Return the steps with their answers, the store, and the payload of what the run is given now, which `given` gains."""
+    found = outcomes(remembered.rows, journal.codec)
+    errors = refusals(options.error, open_questions(found), remembered.run_id)
+    more = None
+    if inputs or errors:
+        given.append(Given(len(remembered.rows), Store(inputs), errors))
+        more = encoded_inputs(encoder(journal), journal.codec, given[-1].values, errors)
+    return *settled(found, given), more
 
 
 def _steps(remembered: Remembered, codec: Codec, given: Sequence[Given]) -> Steps:
@@ -253,6 +263,34 @@ def _restored(record: Any) -> Any:
     return record._replace(restored=True)
 
 
+def _check(inputs: Mapping[str, Any] | None, options: RunOptions) -> None:
+    """Raise `DefinitionError` for an option that is not what it should be."""
+    __tracebackhide__ = True
+    if inputs is not None and not isinstance(inputs, Mapping):
+        raise DefinitionError(f"inputs are a mapping of keys to values, not the {type(inputs).__name__} {inputs!r}")
+    if options.run_id is not None and not isinstance(options.run_id, str):
+        raise DefinitionError(f"run_id must be a string, not {options.run_id!r}")
+    if options.if_exists not in ("error", "resume"):
+        raise DefinitionError(f"if_exists is 'error' or 'resume', not {options.if_exists!r}")
+    if options.if_exists == "resume" and (options.journal is None or options.run_id is None):
+        raise DefinitionError(
+            "if_exists='resume' needs to know which run may exist: give a journal and a run_id, such as "
+            "run(journal='runs.db', run_id='monday', if_exists='resume')"
+        )
+    history = options.history
+    if history is not None and (isinstance(history, bool) or not isinstance(history, int) or history < 0):
+        raise DefinitionError(f"history is how many stage records are kept, not {history!r}")
+    executor = options.executor
+    if executor is not None and (isinstance(executor, type) or not callable(getattr(executor, "submit", None))):
+        raise DefinitionError(f"executor is a concurrent.futures.Executor, not {options.executor!r}")
+    checked_count(options.limit, "limit", "calls that may be under way at once")
+    seconds = options.suspend_after
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
+        raise DefinitionError(
+            f"suspend_after is a number of seconds that is not negative, or math.inf for never, not {seconds!r}"
+        )
+
+
 class _Start:
     """The options that a run is started with, checked."""
 
@@ -260,37 +298,15 @@ class _Start:
         self, flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions, gate: Gate | None
     ) -> None:
         __tracebackhide__ = True
-        if inputs is not None and not isinstance(inputs, Mapping):
-            raise DefinitionError(f"inputs are a mapping of keys to values, not the {type(inputs).__name__} {inputs!r}")
-        if options.run_id is not None and not isinstance(options.run_id, str):
-            raise DefinitionError(f"run_id must be a string, not {options.run_id!r}")
-        if options.if_exists not in ("error", "resume"):
-            raise DefinitionError(f"if_exists is 'error' or 'resume', not {options.if_exists!r}")
-        if options.if_exists == "resume" and (options.journal is None or options.run_id is None):
-            raise DefinitionError(
-                "if_exists='resume' needs to know which run may exist: give a journal and a run_id, such as "
-                "run(journal='runs.db', run_id='monday', if_exists='resume')"
-            )
-        history = options.history
-        if history is not None and (isinstance(history, bool) or not isinstance(history, int) or history < 0):
-            raise DefinitionError(f"history is how many stage records are kept, not {history!r}")
-        executor = options.executor
-        if executor is not None and (isinstance(executor, type) or not callable(getattr(executor, "submit", None))):
-            raise DefinitionError(f"executor is a concurrent.futures.Executor, not {options.executor!r}")
-        checked_count(options.limit, "limit", "calls that may be under way at once")
-        seconds = options.suspend_after
-        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
-            raise DefinitionError(
-                f"suspend_after is a number of seconds that is not negative, or math.inf for never, not {seconds!r}"
-            )
+        _check(inputs, options)
         self.flow = flow
-        self.executor = executor
+        self.executor = options.executor
         self.use = checked_layers(options.use)
         self.skip = frozenset(checked_selectors(options.skip))
-        self.history: int | None = history
+        self.history = options.history
         self.observers = _observers(options.observers)
         self.watcher = options.watcher() if options.watcher is not None else None
-        self.suspend_after = seconds
+        self.suspend_after = options.suspend_after
         self.timeout = checked_timeout(options.timeout)
         self.given_clock = options.clock
         self.clock = time.perf_counter if options.clock is None else options.clock.time

@@ -126,23 +126,16 @@ def _begin(branch: Branch, step: Step, by: str | None) -> Walk:
             return _restore(branch, earlier, step, by)
         if scope.is_skipped or off:
             return (yield from _skip(branch, step, by, number))
+    layers = scope.use_actions + step.use
     if terms.past is not None:
-        error = yield from branch.catch_up()
-        if error is None and earlier is not None and terms.waits:
-            error = yield from branch.rest_of_pause(number)
-            if error is not None:
-                scope.records.append(earlier._replace(unit=step.action))
+        error = yield from _catch_up(branch, earlier, step, number)
         if error is not None:
             return error
-        if terms.past.in_store and by is not None:
-            step = step_of(reloaded(step.action))
-            if scope.local:
-                step = localized(step, scope.local)
+        step = _renewed(step, scope) if terms.past.in_store and by is not None else step
+        layers = terms.past.layers_of(scope.use_actions + step.use)
     if terms.notify is not None:
         terms.notify(ActionStarted(terms.run_id, scope.unit.name, step.name, by))
-    started, layers = terms.clock(), scope.use_actions + step.use
-    if layers and terms.past is not None:
-        layers = terms.past.layers_of(layers)
+    started = terms.clock()
     if layers:
         error = yield from in_layers(branch, step, by, number, started, layers, earlier)
     else:
@@ -155,26 +148,29 @@ def _begin(branch: Branch, step: Step, by: str | None) -> Walk:
     return error if terms.recorder is None else ((yield from branch.save()) or error)
 
 
+def _catch_up(branch: Branch, earlier: Outcome | None, step: Step, number: int) -> Walk:
+    """Wait until all that was performed before the resume is restored, and until an attempt may begin."""
+    error = yield from branch.catch_up()
+    if error is None and earlier is not None and branch.terms.waits:
+        error = yield from branch.rest_of_pause(number)
+        if error is not None:
+            branch.scope.records.append(earlier._replace(unit=step.action))
+    return error
+
+
+def _renewed(step: Step, scope: OpenScope) -> Step:
+    """Return the step of an inserted action with the code that its module has now."""
+    step = step_of(reloaded(step.action))
+    return localized(step, scope.local) if scope.local else step
+
+
 def in_layers(
     branch: Branch, step: Step, by: str | None, number: int, started: float, layers: tuple[Middleware, ...],
     earlier: Outcome | None = None,
 ) -> Walk:  # fmt: skip
     """Call an action inside its layers, as often as they ask for it; then conclude it."""
-    terms, scope, store = branch.terms, branch.scope, branch.store
-    watch: Watch | None = None
-    shown = store  # to the layers
-    if terms.recorder is not None:
-        watch = terms.recorder.looks.watch(store, branch.changed)
-        shown = watch.watched()
-    around = Layers(terms.run_id, shown, scope.pipeline, scope.unit, step.action, layers, terms.gate)
-    around.values = scope.values
-    if step.local:
-        around.localized = step
-    if watch is not None:
-        around.waits = partial(branch.waits_of, number)
-    if earlier is not None:
-        around.continue_from(earlier)
-    mark = store.mark()
+    around, watch = _layers_around(branch, step, number, layers, earlier)
+    mark = branch.store.mark()
     act: Execution | None = None
     error: Failure = None
     value: Any = UNSET
@@ -201,16 +197,14 @@ def in_layers(
         left = leave(around, error if bail is None else None)
         again, error = left if isinstance(left, tuple) else (yield from left)
         error = error or bail
-        if again and branch.waits:
-            branch.waits_of(number).another_attempt(len(around.opened) - 1)
-        if again and terms.recorder is not None:
-            error = yield from _note_attempt(branch, Execution(step, by, number, started), around)
+        if again:
+            error = yield from _another_attempt(branch, Execution(step, by, number, started), around)
             again = error is None
     returned, value = value, around.given if error is None else Raised(error)
     if type(value) not in SETTLED and value is not returned:  # supplied by a layer
         value = yield from settled(step, value)
-    if scope.is_quiet and watch is None and act is None and not mark and around.stood_by():
-        store.release(mark)
+    if act is None and watch is None and _did_nothing(branch, around, mark):
+        branch.store.release(mark)
         if complete(branch, step, by, number, started, value):
             return None
     act = act or Execution(step, by, number, started)
@@ -218,10 +212,41 @@ def in_layers(
     return conclude(branch, act)
 
 
-def _note_attempt(branch: Branch, act: Execution, layers: Layers) -> Walk:
-    """Have the journal note that another attempt begins: it counts, should the process be killed."""
+def _did_nothing(branch: Branch, layers: Layers, mark: Mark) -> bool:
+    """Whether the layers only surrounded the call, in a scope that leaves it alone as well."""
+    return not mark and branch.scope.is_quiet and layers.stood_by()
+
+
+def _layers_around(
+    branch: Branch, step: Step, number: int, layers: tuple[Middleware, ...], earlier: Outcome | None
+) -> tuple[Layers, Watch | None]:
+    """Return the layers of an action, and with a journal what they and the action may change in place."""
+    terms, scope, shown = branch.terms, branch.scope, branch.store
+    watch: Watch | None = None
+    if terms.recorder is not None:
+        watch = terms.recorder.looks.watch(shown, branch.changed)
+        shown = watch.watched()
+    around = Layers(terms.run_id, shown, scope.pipeline, scope.unit, step.action, layers, terms.gate)
+    around.values = scope.values
+    if step.local:
+        around.localized = step
+    if watch is not None:
+        around.waits = partial(branch.waits_of, number)
+    if earlier is not None:
+        around.continue_from(earlier)
+    return around, watch
+
+
+def _another_attempt(branch: Branch, act: Execution, layers: Layers) -> Walk:
+    """Forget the waits of an attempt that has failed; have the journal note that another one begins.
+
+    It counts, should the process be killed.
+    """
     recorder, step = branch.terms.recorder, act.step
-    assert recorder is not None, "it is for durable runs"
+    if branch.waits:
+        branch.waits_of(act.number).another_attempt(len(layers.opened) - 1)
+    if recorder is None:
+        return None
     began = ActionRecord(
         step.name, step.action, Status.RUNNING, act.started + branch.terms.epoch, 0.0, act.by, act.number,
         attempts=layers.attempt, repeats=layers.repeats, failures=layers.failures, waits=branch.waited(act.number),

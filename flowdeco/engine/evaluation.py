@@ -66,7 +66,7 @@ def evaluate_run(run: Run, terms: Terms, use: tuple[Middleware, ...]) -> Generat
     started = terms.clock()
     run.started = run.started or started + terms.epoch
     run.status = Status.RUNNING
-    past, log = terms.past, terms.log
+    past = terms.past
     branch = Branch(terms, run.store, OpenScope(None, run.pipeline, None, started))
     if past is not None:
         branch.sealed = int(past.finished)
@@ -88,6 +88,13 @@ def evaluate_run(run: Run, terms: Terms, use: tuple[Middleware, ...]) -> Generat
         error = unsaved if unsaved is not None and (error is None or isinstance(error, (Bail, Suspend))) else error
     branch.end_unwinding()
     run.elapsed += terms.clock() - started
+    _note_end(run, branch, error)
+    return branch
+
+
+def _note_end(run: Run, branch: Branch, error: Failure) -> None:
+    """Note in the run what came of it."""
+    terms, log = branch.terms, branch.terms.log
     run.stages, run.pipelines = branch.records.last(), branch.records.last_pipelines()
     run.forgotten = len(branch.records) - len(run.stages)
     run.result = branch.result
@@ -103,7 +110,6 @@ def evaluate_run(run: Run, terms: Terms, use: tuple[Middleware, ...]) -> Generat
         branch.note_place(error, f"pipeline {run.pipeline.name!r}")
     if terms.notify is not None:
         terms.notify(RunFinished(run.id, run.pipeline.name, run.status, run.error, run.elapsed))
-    return branch
 
 
 def evaluate(branch: Branch) -> Walk:
@@ -135,12 +141,14 @@ def evaluate(branch: Branch) -> Walk:
             error = stray
     if error is None and terms.past is not None:
         error = terms.past.ended(branch.id)
-    if branch.parent is not None:
-        if error is not None:
-            branch.conductor.failed(branch, error)
-        if branch.rows:  # the others of its group may take long
-            error = (yield from branch.save()) or error
-    return error
+    return error if branch.parent is None else (yield from _end_branch(branch, error))
+
+
+def _end_branch(branch: Branch, error: Failure) -> Walk:
+    """Have the group decide on a failure, and the journal note the end: the other branches may take long."""
+    if error is not None:
+        branch.conductor.failed(branch, error)
+    return ((yield from branch.save()) or error) if branch.rows else error
 
 
 def _is_closing(raised: GeneratorExit) -> bool:

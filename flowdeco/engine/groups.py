@@ -172,40 +172,48 @@ class _Conductor:
 
     def supply(self) -> Walk:
         """Supply the branches: first those that had begun before a resume."""
-        units, is_streamed = self.group.units, self.is_streamed
-        unit: Any = None
-        while self.count < self.verdicts.known and not _ends(unit):
-            unit = yield from self._next()
-            index = self.count - 1
+        unit: Any = yield from self._begun_before()
+        self.restores = False
+        wanted = unit is None and self.is_live
+        if wanted and self.resumes:
+            wanted = (yield CAUGHT_UP) is not False
+        while wanted:
+            index, unit = yield from self._another()
             if _ends(unit):
-                unit = Raised(self._fewer()) if unit is UNSET else unit
-            elif self._has_begun(index):
+                break
+            if self.is_streamed:
+                self._look()
+            wanted = yield Begin(self._fork(index, unit))
+        interrupt = None if self.stream is None else (yield from close_stream(self.branch, self.stream))
+        return unit.error if type(unit) is Raised else interrupt
+
+    def _begun_before(self) -> Generator[Request, Any, Any]:
+        """Supply the branches that are known from before a resume; return `Raised` if there are fewer of them now."""
+        while self.count < self.verdicts.known:
+            index, unit = self.count, (yield from self._next())
+            if _ends(unit):
+                return Raised(self._fewer()) if unit is UNSET else unit
+            if index in self.lost:
+                self.names[index] = unit.name
+            if self._has_begun(index):
                 yield Begin(self._fork(index, unit))
             elif self.is_live and index not in self.lost:
                 self.later.append((index, unit))
             else:  # it never began, or nothing is left of it
                 self.over[index] = None
-            if index in self.lost and not _ends(unit):
-                self.names[index] = unit.name
-        self.restores = False
-        wanted = self.is_live
-        if self.resumes and not _ends(unit):
-            wanted = (yield CAUGHT_UP) is not False
-        while wanted and self.later and not _ends(unit):
-            index, unit = self.later.popleft()
-            if is_streamed:
-                self._look()
-            wanted = yield Begin(self._fork(index, unit))
-        while wanted and is_streamed and not _ends(unit):
-            unit = yield from self._next()
-            if not _ends(unit):
-                self._look()
-                wanted = yield Begin(self._fork(self.count - 1, unit))
-        while wanted and self.count < len(units):
-            index, self.count = self.count, self.count + 1
-            wanted = yield Begin(self._fork(index, units[index]))
-        interrupt = None if self.stream is None else (yield from close_stream(self.branch, self.stream))
-        return unit.error if type(unit) is Raised else interrupt
+        return None
+
+    def _another(self) -> Generator[Request, Any, tuple[int, Any]]:
+        """Return the index and the unit of the next branch to begin; the unit is `UNSET` for none, or `Raised`."""
+        if self.later:
+            return self.later.popleft()
+        index, units = self.count, self.group.units
+        if self.is_streamed:
+            return index, (yield from self._next())
+        if index == len(units):
+            return index, UNSET
+        self.count += 1
+        return index, units[index]
 
     def _next(self) -> Generator[Request, Any, Any]:
         """Return the unit of the next branch, which is counted; `UNSET` for none, or `Raised`."""
@@ -348,11 +356,22 @@ class _Conductor:
                 return
 
     def _take(self, index: int, *, counts: bool) -> None:
-        """Take over a branch that has ended: its records, rows and ids, and its effect if that counts."""
-        branch, fork = self.branch, self.over.pop(index)
+        """Take a branch that has ended: its records, rows and ids, and its effect if that counts."""
+        fork = self.over.pop(index)
         if fork is None:
             return
-        terms = branch.terms
+        self._take_over(fork)
+        if counts:
+            self._count_in(fork)
+            return
+        if isinstance(self.verdicts.failures.get(index), Bail) and self.bailed is None:
+            self.bailed = fork
+        if self.branch.terms.log is not None:
+            self.remains.update(fork.all_remains())
+
+    def _take_over(self, fork: Branch) -> None:
+        """Take over the parts that count however the branch ended: records, rows, ids, changed values and waits."""
+        branch, terms = self.branch, self.branch.terms
         if fork.unwinding is not None:
             fork.end_unwinding()
         branch.records.adopt(fork.records)
@@ -366,15 +385,12 @@ class _Conductor:
             branch.held_waits += fork.held_waits
             branch.consumed |= fork.consumed
             branch.answered += [(self.scope.number, place, waits) for _, place, waits in fork.answered]
-        if not counts:
-            if isinstance(self.verdicts.failures.get(index), Bail) and self.bailed is None:
-                self.bailed = fork
-            if terms.log is not None:
-                self.remains.update(fork.all_remains())
-            return
-        delta = fork.store.delta()
+
+    def _count_in(self, fork: Branch) -> None:
+        """Merge the effect of a branch: its writes, its switches, its result."""
+        terms, delta = self.branch.terms, fork.store.delta()
         if terms.log is not None:
-            self.merged.append((index, fork.result, delta))
+            self.merged.append((fork.index, fork.result, delta))
         if fork.switched or fork.result is not None:
             self._adopt(fork)
         if self.is_live and delta is not NOTHING:
@@ -382,7 +398,7 @@ class _Conductor:
             if fork.consumed:  # no conflict with what another branch writes
                 self.used |= fork.consumed.intersection(delta.deletes)
                 delta = delta._replace(deletes=[key for key in delta.deletes if key not in fork.consumed])
-            self.overlay.add(index, fork.unit, delta)
+            self.overlay.add(fork.index, fork.unit, delta)
             terms.gate.open = False
 
     def _adopt(self, fork: Branch) -> None:

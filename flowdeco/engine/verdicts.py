@@ -5,7 +5,7 @@ Nothing here knows of branches but their numbers, and how they ended.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 from flowdeco.engine.outcome import Outcome, Selection
@@ -109,25 +109,24 @@ class Verdicts:
             failures = {
                 index: error for index, error in failures.items() if isinstance(error, (KeyboardInterrupt, SystemExit))
             }
-        if interrupt is None and not failures:
-            few = self._too_few(count)
-            if few is not None:
-                return few
+        few = self._too_few(count) if interrupt is None and not failures else None
+        if few is not None:
+            return few
         if self.is_exceeded:
             failures |= self.lost
-        failed = [error for index, error in sorted(failures.items()) if self._is_failure(index, error)]
+        in_order = [(index, failures[index]) for index in sorted(failures)]
+        failed = self._as_one([error for index, error in in_order if self._is_failure(index, error)])
+        if failed is not None or interrupt is not None:
+            return interrupt if failed is None else failed
+        bail = next((error for _, error in in_order if isinstance(error, Bail)), None)
+        return bail or all_of([error for _, error in in_order if isinstance(error, Suspend)])
+
+    def _as_one(self, failed: Sequence[BaseException]) -> Failure:
+        """Return one failure as itself, and several as a group."""
         failed = list({id(error): error for error in failed}.values())  # several may end with one error, the journal's
-        if len(failed) > 1:
-            return BaseExceptionGroup(
-                f"{len(failed)} branches of the parallel group {self.group.name!r} failed", failed
-            )
-        if failed:
-            return failed[0]
-        if interrupt is not None:
-            return interrupt
-        signals = [error for _, error in sorted(failures.items())]
-        bail = next((error for error in signals if isinstance(error, Bail)), None)
-        return bail or all_of([error for error in signals if isinstance(error, Suspend)])
+        if len(failed) < 2:
+            return failed[0] if failed else None
+        return BaseExceptionGroup(f"{len(failed)} branches of the parallel group {self.group.name!r} failed", failed)
 
     def _is_failure(self, index: int, error: BaseException) -> bool:
         if isinstance(error, (Bail, Suspend)):

@@ -328,24 +328,27 @@ def _check_stage(stage: Stage, known: _Known, around: _Around, skip: frozenset[s
     wrapped = around.actions or may_supply(stage.use_actions)
     hidden = around.stages or around.missing or wrapped or hides_gaps(stage.use + stage.use_actions)
     known.open |= around.stages or may_supply(stage.use)
-    inside = known
-    if stage.local:  # its own names hide those of the store, and nobody else sees them
-        inside = known.copy()
-        names = [step.name for step, _ in steps_of(stage) if step.supplies_own_name]
-        for name in names:
-            inside.keys.pop(name, None)
-            known.local.setdefault(name, stage.name)
+    inside = _inside(stage, known) if stage.local else known
     for step, _ in reversed(steps_of(stage)):
-        if not skip or skip.isdisjoint(action_selectors(stage, step.action)):
-            if around.layers or stage.use_actions or step.use:
-                _check_layers(step, around.layers + stage.use_actions + step.use)
-            yield from _check_step(stage, step, inside, hidden or hides_gaps(step.use))
-            inside.open |= wrapped or may_supply(step.use)
-            if not step.supplies and (around.outcomes or _may_give_results(stage.use_actions + step.use)):
-                inside.open = True
-            own = step.name if stage.local and step.supplies_own_name else None
-            known.keys.update({key: inside.keys[key] for key in step.supplies if key != own})
+        if skip and not skip.isdisjoint(action_selectors(stage, step.action)):
+            continue
+        use = stage.use_actions + step.use
+        _check_layers(step, around.layers + use)
+        yield from _check_step(stage, step, inside, hidden or hides_gaps(step.use))
+        inside.open |= wrapped or may_supply(step.use)
+        inside.open |= not step.supplies and (around.outcomes or _may_give_results(use))
+        own = step.name if stage.local and step.supplies_own_name else None
+        known.keys.update({key: inside.keys[key] for key in step.supplies if key != own})
     known.open |= inside.open
+
+
+def _inside(stage: Stage, known: _Known) -> _Known:
+    """Return the keys that the actions of a stage see: its own names hide those of the store, and nobody else sees them."""
+    inside = known.copy()
+    for name in [step.name for step, _ in steps_of(stage) if step.supplies_own_name]:
+        inside.keys.pop(name, None)
+        known.local.setdefault(name, stage.name)
+    return inside
 
 
 def _check_layers(step: Step, layers: tuple[Middleware, ...]) -> None:
