@@ -992,6 +992,19 @@ def test_an_alias_of_a_name_that_only_the_type_checker_knows_is_not_checked():
     Key("x", TypeAliasType()).check("anything")
 
 
+def test_a_key_that_came_and_went_was_not_written():
+    """However it came: nothing is left to conflict with what another branch writes."""
+    store = Store({"old": [1]})
+    mark = store.mark()
+    store["put"] = 1
+    store.append("grown", 1)
+    store.append("grown", 2)
+    store.append("old", 2)
+    for key in ("put", "grown", "old"):
+        del store[key]
+    assert store.since(mark).deletes == ["old"]
+
+
 def test_a_layer_over_a_mapping_has_the_length_of_both():
     """Without what was deleted; what is there twice counts once."""
     layer = _Layer({"a": 1, "b": 2})

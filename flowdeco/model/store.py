@@ -662,7 +662,7 @@ class Store(MutableMapping[str, Any]):
         for name, before in noted.items():
             now = self._data.get(name, MISSING)
             if now is MISSING:
-                if before is not MISSING:
+                if (before.before if isinstance(before, _Grown) else before) is not MISSING:
                     deletes.append(name)
             elif isinstance(before, _Grown) and now is before.items:
                 appends[name] = now[before.length :]
