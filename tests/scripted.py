@@ -8,10 +8,10 @@ from itertools import count
 
 from flowdeco import Run, Store
 from flowdeco.drivers.start import is_cancellation
-from flowdeco.engine.branch import Terms
 from flowdeco.engine.evaluation import evaluate, evaluate_run
 from flowdeco.engine.requests import Await, Fork, Raised, Save
 from flowdeco.engine.schedule import Schedule
+from flowdeco.engine.terms import Terms
 from flowdeco.model.definitions import as_pipeline
 
 

@@ -12,8 +12,8 @@ from test_durable import FLOWS, outcome
 
 from flowdeco import Bail, Context, Stage, Suspend, action, parallel, pipeline, stream
 from flowdeco.durable import MemoryJournal
+from flowdeco.engine.history import History
 from flowdeco.engine.recorder import outcomes
-from flowdeco.engine.replay import History
 from flowdeco.errors import CodeChangedError, JournalError, SerializationError
 from flowdeco.middleware import atomic, recover, retry
 

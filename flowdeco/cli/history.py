@@ -12,13 +12,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from flowdeco.durable import RunInfo, SqliteJournal
-from flowdeco.engine.branch import Branch, Terms
+from flowdeco.engine.branch import Branch
 from flowdeco.engine.evaluation import evaluate, evaluate_run
-from flowdeco.engine.outcome import ActionRecord, Outcome, Scope, StageRecord, Status
+from flowdeco.engine.history import Rehearsal
+from flowdeco.engine.outcome import ActionRecord, Outcome, Scope, StageRecord, Status, Steps
 from flowdeco.engine.reading import branch_of, read_run, read_steps, stages_by_name
-from flowdeco.engine.replay import Rehearsal, Steps
 from flowdeco.engine.requests import Begin, Conductor, Ended, Fork, Raised
 from flowdeco.engine.runs import Run
+from flowdeco.engine.terms import Terms
 from flowdeco.errors import JournalError
 from flowdeco.model.definitions import Parallel, Pipeline
 from flowdeco.model.wiring import Step

@@ -24,18 +24,18 @@ from flowdeco.cli.workflow import load_recorded_workflow, stand_in_for_main
 from flowdeco.drivers.interrupts import Interrupts
 from flowdeco.drivers.start import is_cancellation
 from flowdeco.drivers.sync import Performer
-from flowdeco.engine.again import OneStep, Place, Witness, differences
-from flowdeco.engine.branch import Branch, Terms
+from flowdeco.engine.branch import Branch
 from flowdeco.engine.context import Context
 from flowdeco.engine.evaluation import evaluate, evaluate_run
 from flowdeco.engine.generations import generations
 from flowdeco.engine.journal import Codec, Remembered, Row
-from flowdeco.engine.outcome import Outcome, Status
+from flowdeco.engine.one_step import OneStep, Place, Witness, differences
+from flowdeco.engine.outcome import Outcome, Status, Steps
 from flowdeco.engine.reading import given_inputs
 from flowdeco.engine.recorder import outcomes
-from flowdeco.engine.replay import Steps
 from flowdeco.engine.requests import CAUGHT_UP, Begin, Conductor, Ended, Fork, Raised, Request, Save, Sleep
 from flowdeco.engine.runs import Run
+from flowdeco.engine.terms import Terms
 from flowdeco.engine.waits import settled
 from flowdeco.errors import suggestion, told
 from flowdeco.model.definitions import Pipeline

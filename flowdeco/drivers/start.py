@@ -13,16 +13,17 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
-from flowdeco.engine.branch import Terms
 from flowdeco.engine.evaluation import evaluate_run
 from flowdeco.engine.generations import Generation, generations
 from flowdeco.engine.journal import FINISHED, Codec, Journal, Remembered, encoder
+from flowdeco.engine.memory import Log, in_memory
+from flowdeco.engine.outcome import Steps
 from flowdeco.engine.reading import encoded_inputs, given_inputs, read_run, stages_by_name
 from flowdeco.engine.recorder import Recorder, outcomes
-from flowdeco.engine.replay import Log, Steps, in_memory
 from flowdeco.engine.requests import Gate, Raised, Request, Save
 from flowdeco.engine.resume import Earlier, Journaled, check_fork, resumed
 from flowdeco.engine.runs import Resumption, Run, Status, remember
+from flowdeco.engine.terms import Terms
 from flowdeco.engine.waits import Given, Wall, answered, open_questions, refusals, settled, used
 from flowdeco.errors import (
     Cancelled,

@@ -12,11 +12,12 @@ from collections.abc import Generator, Mapping
 from functools import partial
 from typing import Any, cast
 
-from flowdeco.engine.branch import Branch, OpenScope
+from flowdeco.engine.branch import Branch
 from flowdeco.engine.changes import Watch
 from flowdeco.engine.context import Context
 from flowdeco.engine.layers import Layers, enter, leave
 from flowdeco.engine.missing import explain
+from flowdeco.engine.open_scopes import OpenScope
 from flowdeco.engine.outcome import COMPLETED, NOTHING_DROPPED, ActionRecord, Outcome, Status, inserter
 from flowdeco.engine.requests import Await, Awaited, Chore, Failure, Raised, Request, Walk
 from flowdeco.engine.results import (

@@ -10,236 +10,43 @@ nothing may be performed.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, cast
 
 from flowdeco.engine.deadlines import Deadline
+from flowdeco.engine.history import History
 from flowdeco.engine.journal import Payload, Row
 from flowdeco.engine.layers import Layers
+from flowdeco.engine.memory import Remains
+from flowdeco.engine.open_scopes import Before, OpenScope, OpenStream
 from flowdeco.engine.outcome import (
     ROOT,
     ActionRecord,
     Outcome,
     Scope,
-    StageRecord,
     Status,
-    amended,
     branch_id,
     dropped_errors,
     status_of,
 )
-from flowdeco.engine.recorder import Recorder
-from flowdeco.engine.replay import History, Log, Remains
-from flowdeco.engine.requests import CAUGHT_UP, Failure, Gate, Raised, Save, Sleep, Walk, ended_by_another
-from flowdeco.engine.waits import Waits, Wall, consumed, kept
+from flowdeco.engine.records import Records
+from flowdeco.engine.requests import CAUGHT_UP, Failure, Raised, Save, Sleep, Walk, ended_by_another
+from flowdeco.engine.terms import Terms
+from flowdeco.engine.waits import Waits, consumed, kept
 from flowdeco.errors import PAUSE, Bail, Suspend, Wait
-from flowdeco.events import Event
 from flowdeco.model.declare import name_in_group
-from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream, Unit, stage_selectors
-from flowdeco.model.options import UNSET, Middleware
+from flowdeco.model.definitions import Action, Parallel, Stage, Stream, Unit, stage_selectors
+from flowdeco.model.options import UNSET
 from flowdeco.model.selectors import switched_off
 from flowdeco.model.store import NOTHING, Delta, Mark, Name, Store
 from flowdeco.model.wiring import Step
 
-__all__ = ["UNNUMBERED", "Branch", "OpenScope", "OpenStream", "Records", "Terms"]
+__all__ = ["Branch"]
 
 
-UNNUMBERED: Final = -1
 _WELL: Final = (Status.COMPLETED, None, 1, False, ())
-
-
-@dataclass(slots=True)
-class Terms:
-    """Settings shared by all branches of a run."""
-
-    run_id: str
-    pipeline: Pipeline
-    clock: Callable[[], float]
-    epoch: float  # in POSIX seconds, when the clock was at 0
-    is_cancellation: Callable[[BaseException], bool]
-    gate: Gate = field(default_factory=Gate)
-    notify: Callable[[Event], None] | None = None
-    skip: frozenset[str] = frozenset()
-    unmatched: set[str] = field(default_factory=set[str])  # selectors of `skip` that have selected nothing so far
-    # Selectors that actions switched, each with stage, action and whether it was enabled; and those that selected something.
-    idle: dict[str, tuple[str, str, bool]] = field(default_factory=dict[str, tuple[str, str, bool]])
-    used: set[str] = field(default_factory=set[str])
-    has_group: bool = False  # the run came to a parallel group
-    history: int | None = None  # how many records are kept
-    recorder: Recorder | None = None  # of a durable run
-    log: Log | None = None  # of a run that can be resumed from memory
-    past: History | None = None  # of a resumed run
-    wall: Wall = field(default_factory=Wall)
-    since: int = 0  # how often it was given something
-    # Those of steps before the run was resumed.
-    waits: dict[tuple[str, int], Sequence[Wait]] = field(default_factory=dict[tuple[str, int], Sequence[Wait]])
-    timeout: float | None = None  # of this leg of the run
-    is_quiet: bool = field(init=False)  # no selector or history needs single steps
-    records_only: bool = field(init=False)  # nor does a journal or an observer
-
-    def __post_init__(self) -> None:
-        self.resume_from(self.past)
-
-    def resume_from(self, past: History | None) -> None:
-        """Set the history of a resumed run."""
-        self.past = past
-        self.is_quiet = not (self.skip or past)
-        self.records_only = self.is_quiet and self.recorder is None and self.notify is None
-
-    @property
-    def rehearses(self) -> bool:
-        """Whether the run is only compared with its history, and nothing is performed."""
-        return self.past is not None and self.past.rehearses
-
-
-class Before(NamedTuple):
-    """The state that another attempt at a scope restores."""
-
-    records: int
-    switches: dict[str, bool]
-    switched: dict[str, bool]
-    result: Any
-    places: int
-
-
-class OpenScope:
-    """An open pipeline or stage, or the base of a branch: the surroundings of the steps inside it."""
-
-    # With a dictionary for its attributes, a stage would cost 17 x the loop instead of 15.
-    __slots__ = (
-        "before", "by", "depth", "earlier", "held", "inserted", "is_atomic", "is_bare", "is_quiet", "is_skipped",
-        "layers", "local", "mark", "number", "outer", "pipeline", "place", "records", "started", "unit", "use_actions",
-        "use_stages", "values",
-    )  # fmt: skip
-
-    def __init__(
-        self, outer: OpenScope | None, unit: Any, by: str | None, started: float, number: int = UNNUMBERED
-    ) -> None:
-        self.outer = outer
-        self.unit = unit
-        self.by = by
-        self.started = started
-        self.number = number  # its place in the branch; a scope without middleware that is not a stage has none
-        self.pipeline: Any = unit
-        self.place: Scope | None = None  # for the records of its contents
-        self.values: Mapping[str, Any] = {}  # supplied by middleware
-        self.use_stages: tuple[Middleware, ...] = ()
-        self.use_actions: tuple[Middleware, ...] = ()
-        self.is_skipped = False  # with those of its contents that have not run yet
-        if outer is not None:
-            self.place = outer.place
-            self.values = outer.values
-            self.use_stages = outer.use_stages
-            self.use_actions = outer.use_actions
-            self.is_skipped = outer.is_skipped
-            if type(unit) is not Pipeline:
-                self.pipeline = outer.pipeline
-        self.depth = 0  # its place on the agenda
-        self.layers: Layers | None = None
-        self.earlier: Outcome | None = None  # from before the run was resumed
-        self.mark: Mark | None = None  # set before its layers were entered
-        self.before: Before | None = None
-        self.held = 0  # the number of unwritten rows when it began
-        self.is_quiet = False  # only middleware surrounds its actions, and no selector or history needs them
-        self.is_bare = False  # nor does middleware
-        self.is_atomic = False  # it is one step, and its rows are held back
-        self.local: frozenset[str] = frozenset()  # names of results that are local to it
-        self.records: list[Any] = []  # of the actions of a stage
-        self.inserted: list[tuple[Any, str]] = []  # by the actions of a stage, to run after it
-
-
-class OpenStream:
-    """A stream that has begun: its iterator, and the items that it yielded in the rehearsal of a resumed run."""
-
-    __slots__ = ("ahead", "is_async", "iterator", "stream")
-
-    def __init__(self, stream: Stream, iterator: Any) -> None:
-        self.stream = stream
-        self.iterator = iterator
-        self.is_async = isinstance(iterator, AsyncIterable)
-        self.ahead: deque[Any] = deque()
-
-
-class Records:
-    """The records of stages, and of pipelines that failed or were tried again; of stages only the last `most` are kept."""
-
-    def __init__(self, most: int | None) -> None:
-        self.kept: list[StageRecord] = []
-        self.forgotten = 0
-        self.pipelines: list[tuple[int, Outcome]] = []  # each with the number of stages recorded before its end
-        self._most = most
-
-    def __len__(self) -> int:
-        return len(self.kept) + self.forgotten
-
-    def add(self, record: Any) -> None:
-        """Add one; old ones are forgotten in one go, whenever there are more than twice as many as to keep."""
-        self.kept.append(record)
-        if self._most is not None:
-            self._forget_old(self._most)
-
-    def add_pipeline(self, record: Outcome) -> None:
-        """Add that of a pipeline, unless it simply completed."""
-        if record.error is not None or record.attempts > 1:
-            self.pipelines.append((len(self), record))
-
-    def adopt(self, records: Records) -> None:
-        """Add the records of a branch."""
-        if records.pipelines:
-            count = len(self)
-            self.pipelines += [(count + at, record) for at, record in records.pipelines]
-        self.forgotten += records.forgotten
-        self.kept += records.kept
-        if self._most is not None:
-            self._forget_old(self._most)
-
-    def amend(self, around: Outcome, since: int) -> None:
-        """Amend those of the stages in a pipeline, given its outcome and the number of records before it."""
-        at = max(0, since - self.forgotten)
-        self.kept[at:] = [amended(record, around) for record in self.kept[at:]]
-
-    def cut(self, count: int) -> list[StageRecord]:
-        """Drop all but the first `count`, and return the dropped ones."""
-        at = max(0, count - self.forgotten)
-        dropped = self.kept[at:]
-        del self.kept[at:]
-        self.forgotten = min(self.forgotten, count)
-        while self.pipelines and self.pipelines[-1][0] > count:
-            self.pipelines.pop()
-        return dropped
-
-    def recover(self, since: int, is_inside: Callable[[Outcome], bool]) -> None:
-        """Have the failures since there were so many records count as recovered, inside lost branches."""
-        for at in range(max(0, since - self.forgotten), len(self.kept)):
-            self.kept[at] = _recovered(self.kept[at], is_inside)
-        for at, (count, record) in enumerate(self.pipelines):
-            if count >= since:
-                self.pipelines[at] = count, _recovered(record, is_inside)
-
-    def cancel_last(self) -> None:
-        """Have the last stage count as cancelled: its group was complete without it."""
-        if self.kept and self.kept[-1].status in (Status.COMPLETED, Status.SUSPENDED):
-            self.kept[-1] = self.kept[-1]._replace(status=Status.CANCELLED)
-
-    def last(self) -> list[StageRecord]:
-        """Return those of stages to keep at the end of the run."""
-        return self.kept if self._most is None else self.kept[max(0, len(self.kept) - self._most) :]
-
-    def last_pipelines(self) -> list[Outcome]:
-        """Return those of pipelines to keep at the end of the run."""
-        forgotten = len(self) - len(self.last())
-        return [record for at, record in self.pipelines if at > forgotten or not forgotten]
-
-    def _forget_old(self, most: int) -> None:
-        count = len(self.kept) - most
-        if count > most:
-            del self.kept[:count]
-            self.forgotten += count
-            self.pipelines = [(at, record) for at, record in self.pipelines if at > self.forgotten]
 
 
 class Branch:
@@ -782,13 +589,6 @@ class Branch:
     def all_remains(self) -> dict[str, Remains]:
         """Return the remains in memory of an unfinished branch, and of the branches in it."""
         return {**self.remains, self.id: Remains(self.store.settled(), self.unwinding, self.result, self.unfinished)}
-
-
-def _recovered(record: Any, is_inside: Callable[[Outcome], bool]) -> Any:
-    if record.status is not Status.FAILED or not is_inside(record):
-        return record
-    actions = [each._replace(recovered=True) if each.status is Status.FAILED else each for each in record.actions]
-    return record._replace(recovered=True, actions=actions)
 
 
 def _is_cut(wait: Wait, branch: str, number: int, gone: Sequence[str]) -> bool:

@@ -27,15 +27,17 @@ from types import GeneratorType
 from typing import Any, Final, NamedTuple, cast
 
 from flowdeco.engine.actions import begin_action, finish_simple, simple_arguments
-from flowdeco.engine.branch import UNNUMBERED, Branch, OpenScope, OpenStream, Terms
+from flowdeco.engine.branch import Branch
 from flowdeco.engine.deadlines import Deadline
 from flowdeco.engine.groups import run_group
 from flowdeco.engine.layers import merging
+from flowdeco.engine.open_scopes import UNNUMBERED, OpenScope, OpenStream
 from flowdeco.engine.outcome import Outcome, Scope, Status, record_kind, stages_in, status_of
 from flowdeco.engine.requests import Failure, Request, Walk
 from flowdeco.engine.runs import Run
 from flowdeco.engine.scopes import close_scope, end_scope, fill_scope, limited, open_scope
 from flowdeco.engine.streams import close_stream, close_streams, open_stream, pull
+from flowdeco.engine.terms import Terms
 from flowdeco.errors import Bail, Suspend
 from flowdeco.events import ActionStarted, RunFinished, RunStarted
 from flowdeco.model.definitions import (

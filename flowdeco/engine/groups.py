@@ -18,10 +18,12 @@ from collections.abc import Generator
 from typing import Any, Final, cast
 
 from flowdeco.engine.actions import check_insertion
-from flowdeco.engine.branch import Branch, OpenScope, OpenStream
+from flowdeco.engine.branch import Branch
+from flowdeco.engine.history import History
+from flowdeco.engine.memory import Remains
+from flowdeco.engine.open_scopes import OpenScope, OpenStream
 from flowdeco.engine.outcome import ALL, Outcome, Scope, Selection, Status, branch_id
 from flowdeco.engine.overlay import Overlay, warn_of_merge
-from flowdeco.engine.replay import History, Remains
 from flowdeco.engine.requests import CAUGHT_UP, Begin, Failure, Fork, Forked, Raised, Request, Walk
 from flowdeco.engine.streams import begin_stream, close_stream, next_unit
 from flowdeco.engine.verdicts import Verdicts

@@ -68,6 +68,17 @@ COMPLETED: Final = Status.COMPLETED  # looking up a member takes a quarter of th
 _FINAL: Final = frozenset({Status.COMPLETED, Status.SKIPPED, Status.BAILED})
 
 
+Steps: TypeAlias = "dict[str, dict[int, Outcome]]"  # by branch and number
+
+
+def cut_steps(steps: Steps, cuts: Mapping[str, int]) -> None:
+    """Forget the steps of these branches from these numbers on."""
+    for branch, since in cuts.items():
+        mine = steps.get(branch, {})
+        for number in [number for number in mine if number >= since]:
+            del mine[number]
+
+
 def branch_id(group: str, branch: int) -> str:
     """Return the identity of a branch of a group: of constant size, however deep groups are nested."""
     return _hashed(f"{group}\0{branch}")

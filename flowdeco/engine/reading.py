@@ -16,7 +16,6 @@ from functools import reduce
 from math import inf
 from typing import Any, Final, TypeAlias, cast
 
-from flowdeco.engine.branch import Records
 from flowdeco.engine.generations import generations
 from flowdeco.engine.journal import Codec, Remembered
 from flowdeco.engine.outcome import (
@@ -27,12 +26,13 @@ from flowdeco.engine.outcome import (
     Scope,
     StageRecord,
     Status,
+    Steps,
     amended,
     branch_id,
     inserter,
 )
 from flowdeco.engine.recorder import Recorded, outcomes
-from flowdeco.engine.replay import Steps
+from flowdeco.engine.records import Records
 from flowdeco.engine.runs import Run
 from flowdeco.engine.waits import Given, asked, settled
 from flowdeco.errors import PAUSE, SLEEP, JournalError, RunError, Wait, members_of, portable, told

@@ -10,16 +10,17 @@ from operator import itemgetter
 from typing import Any, NamedTuple, cast
 
 from flowdeco.engine.adoption import Archive
-from flowdeco.engine.branch import Terms
 from flowdeco.engine.evaluation import evaluate_run
 from flowdeco.engine.generations import Generation
+from flowdeco.engine.history import History, Rehearsal
 from flowdeco.engine.journal import Journal, Remembered, Row
-from flowdeco.engine.outcome import Status
+from flowdeco.engine.memory import Remains
+from flowdeco.engine.outcome import Status, Steps
 from flowdeco.engine.recorder import Recorder
-from flowdeco.engine.replay import History, Rehearsal, Remains, Steps
 from flowdeco.engine.requests import Raised, Request, Save
 from flowdeco.engine.runs import Run
 from flowdeco.engine.streams import close_streams
+from flowdeco.engine.terms import Terms
 from flowdeco.engine.waits import Given, used, waits_by_step
 from flowdeco.errors import CodeChangedError, DefinitionError, JournalError, RunBusyError, suggestion
 from flowdeco.model.definitions import Pipeline

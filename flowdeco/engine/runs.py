@@ -8,8 +8,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast, overload
 
 from flowdeco.engine.journal import Journal
+from flowdeco.engine.memory import Log
 from flowdeco.engine.outcome import ActionRecord, Outcome, Scope, StageRecord, Status
-from flowdeco.engine.replay import Log
 from flowdeco.errors import Wait, portable
 from flowdeco.model.definitions import Pipeline
 from flowdeco.model.options import Middleware

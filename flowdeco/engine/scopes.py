@@ -12,9 +12,10 @@ from functools import partial
 from typing import Any
 
 from flowdeco.engine.actions import check_insertion
-from flowdeco.engine.branch import UNNUMBERED, Branch, OpenScope
+from flowdeco.engine.branch import Branch
 from flowdeco.engine.deadlines import Deadline
 from flowdeco.engine.layers import Layers, enter, leave
+from flowdeco.engine.open_scopes import UNNUMBERED, OpenScope
 from flowdeco.engine.outcome import (
     COMPLETED,
     NOTHING_DROPPED,

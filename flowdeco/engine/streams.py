@@ -9,8 +9,9 @@ from collections.abc import AsyncIterable, Generator, Iterable
 from typing import Any, Final, cast
 
 from flowdeco.engine.actions import check_insertion
-from flowdeco.engine.branch import Branch, OpenStream
-from flowdeco.engine.replay import History
+from flowdeco.engine.branch import Branch
+from flowdeco.engine.history import History
+from flowdeco.engine.open_scopes import OpenStream
 from flowdeco.engine.requests import Await, Chore, Deferred, Failure, Raised, Request, Walk
 from flowdeco.engine.results import is_awaited
 from flowdeco.errors import ReturnValueError

@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, 
 from math import inf, isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
-from flowdeco.engine.outcome import NOWHERE, ROOT, Outcome, Status, branch_id
+from flowdeco.engine.outcome import NOWHERE, ROOT, Outcome, Status, Steps, branch_id
 from flowdeco.engine.recorder import pinned
 from flowdeco.errors import (
     ANSWERED,
@@ -61,8 +61,6 @@ __all__ = [
     "used",
     "waits_by_step",
 ]
-
-Steps = dict[str, dict[int, Outcome]]
 
 
 class Wall(NamedTuple):

@@ -16,11 +16,13 @@ from support import actions_run, again, around, failing, flaky, one, statuses, s
 from flowdeco import Bail, Key, Stage, Store, Suspend, action, parallel, pipeline, stream
 from flowdeco.durable import MemoryJournal
 from flowdeco.durable.digests import digest
-from flowdeco.engine.branch import Branch, OpenScope, OpenStream, Records
+from flowdeco.engine.branch import Branch
 from flowdeco.engine.evaluation import evaluate
+from flowdeco.engine.history import History, Rehearsal
+from flowdeco.engine.open_scopes import OpenScope, OpenStream
 from flowdeco.engine.outcome import ROOT, ActionRecord, Outcome, StageRecord, Status, branch_id
 from flowdeco.engine.recorder import Recorder
-from flowdeco.engine.replay import History, Rehearsal
+from flowdeco.engine.records import Records
 from flowdeco.engine.requests import Chore, Fork, Raised, Save
 from flowdeco.engine.schedule import Schedule
 from flowdeco.errors import Cancelled, CodeChangedError, SerializationError, StoreTypeError, WiringError

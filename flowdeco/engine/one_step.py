@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from flowdeco.engine.history import History, branches_of
 from flowdeco.engine.journal import Journal, Row
-from flowdeco.engine.outcome import ALL, Outcome, Status
+from flowdeco.engine.outcome import ALL, Outcome, Status, Steps
 from flowdeco.engine.recorder import Recorder
-from flowdeco.engine.replay import History, Steps, branches_of
 from flowdeco.errors import CodeChangedError, told
 from flowdeco.model.contents import Digest, agree
 from flowdeco.model.options import Middleware

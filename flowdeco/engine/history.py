@@ -11,125 +11,21 @@ The second time, these are restored, and the run continues.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any
 
 from flowdeco.engine.adoption import Archive
-from flowdeco.engine.outcome import NOWHERE, ROOT, Outcome, Status, branch_id
+from flowdeco.engine.memory import Remains
+from flowdeco.engine.outcome import ROOT, Outcome, Status, Steps, branch_id, cut_steps
 from flowdeco.engine.recorder import KINDS, Recorded
-from flowdeco.errors import Cancelled, CodeChangedError, DefinitionError, Suspend, Wait
+from flowdeco.errors import Cancelled, CodeChangedError, DefinitionError, Suspend
 from flowdeco.model.definitions import Parallel, Pipeline, Stage, Stream
 from flowdeco.model.options import Middleware
-from flowdeco.model.store import NOTHING, Delta, Mark, Store
+from flowdeco.model.store import Mark
 from flowdeco.model.units import every_unit
 from flowdeco.model.wiring import Step
 
-__all__ = ["History", "Log", "Rehearsal", "Remains", "Steps", "branches_of", "in_memory"]
-
-Steps = dict[str, dict[int, Outcome]]  # by branch and number
-
-
-class Remains(NamedTuple):
-    """The remains in memory of a branch that did not end.
-
-    `unwinding` notes the writes of layers as the failure passed them: a resume undoes these. `unfinished` are the scopes
-    that were open: the marks of their layers, to which another attempt returns, and the result before them. Of a branch that
-    did end, in a group that did not, there is no `store`, but its writes.
-    """
-
-    store: Store | None
-    unwinding: Mark | None
-    result: Any
-    unfinished: Mapping[int, tuple[list[Mark], Any]]
-    writes: Delta = NOTHING
-
-    def store_over(self, outer: Store) -> Store:
-        """Return the store of a branch to continue with, over that of the enclosing branch."""
-        if self.store is not None:
-            return self.store
-        store = outer.fork()
-        store.apply(self.writes)
-        return store
-
-    def revived(self, inputs: Mapping[str, Any]) -> Remains:
-        """Return a copy to continue with, as if the failure had not passed any layer."""
-        if self.store is None:
-            return self._replace(writes=self.writes.without(inputs.keys()))
-        marks = [mark for marks, _ in self.unfinished.values() for mark in marks]
-        unwinding = [] if self.unwinding is None else [self.unwinding]
-        store, copies = self.store.twin(*unwinding, *marks)
-        if unwinding:
-            store.undo(copies.pop(0))
-        unfinished: dict[int, tuple[list[Mark], Any]] = {}
-        for number, (marks, result) in self.unfinished.items():
-            unfinished[number] = copies[: len(marks)], result
-            del copies[: len(marks)]
-        store.supply(inputs)
-        return Remains(store, None, self.result, unfinished)
-
-
-class Log:
-    """The outcomes of the scopes of a run in memory, without their effects, from which it can be resumed."""
-
-    def __init__(self) -> None:
-        self.remains: Mapping[str, Remains] = {}
-        self.since = 0  # how often it was given something
-        self.waits: Mapping[tuple[str, int], Sequence[Wait]] = {}  # of unfinished steps that have not run again
-        self._steps: Steps = {}
-        self._added: list[tuple[str | None, int, dict[int, Outcome]]] = []
-
-    def of(self, group: str | None = None, index: int = 0) -> dict[int, Outcome]:
-        """Return the scopes of a branch, a dict to add to; the outcomes of actions are in that of their stage."""
-        steps: dict[int, Outcome] = {}
-        self._added.append((group, index, steps))
-        return steps
-
-    @property
-    def steps(self) -> Steps:
-        """All scopes, by branch; the ids are worked out here, because most runs are never resumed."""
-        for group, index, steps in self._added:
-            self._steps[ROOT if group is None else branch_id(group, index)] = steps
-        self._added.clear()
-        return self._steps
-
-    def forget(self, cuts: Mapping[str, int]) -> None:
-        """Forget the steps of these branches from these numbers on."""
-        _forget(self.steps, cuts)
-
-    def with_errors(self, of: Callable[[BaseException], BaseException]) -> Log:
-        """Return a copy with each exception replaced by what the function returns for it."""
-        copied = Log()
-        copied.remains = self.remains
-        copied._steps = {
-            branch: {number: did.with_errors(of) for number, did in steps.items()}
-            for branch, steps in self.steps.items()
-        }
-        return copied
-
-    def history(self) -> Steps:
-        """Return all steps, including actions."""
-        found: Steps = {}
-        for branch, steps in self.steps.items():
-            mine: dict[int, Outcome] = {}
-            if steps:
-                found[branch] = mine
-            for number, outcome in steps.items():
-                mine[number] = outcome
-                if outcome.entered:  # otherwise it runs again from its beginning
-                    mine.update((action.number, action) for action in outcome.actions)
-        if self.waits:
-            waits = [wait._replace(at=place) for place, waits in self.waits.items() for wait in waits]
-            found[NOWHERE] = {0: Outcome("", None, Status.SUSPENDED, 0.0, 0.0, number=0, waits=waits)}
-        return found
-
-
-def _forget(steps: Steps, cuts: Mapping[str, int]) -> None:
-    for branch, since in cuts.items():
-        mine = steps.get(branch)
-        if mine is None:
-            continue
-        for number in [number for number in mine if number >= since]:
-            del mine[number]
+__all__ = ["History", "Rehearsal", "branches_of"]
 
 
 class History:
@@ -268,7 +164,7 @@ class History:
 
     def forget(self, cuts: Mapping[str, int]) -> None:
         """Forget the steps of these branches from these numbers on: another attempt has begun."""
-        _forget(self.steps, cuts)
+        cut_steps(self.steps, cuts)
         for branch in [branch for branch in self.steps if not self.steps[branch]]:
             del self.steps[branch]
         for branch in [branch for branch, since in cuts.items() if since <= 0]:
@@ -458,16 +354,6 @@ class Rehearsal(History):
         if self._rerun:
             raise self.changed(change)
         self.changes.append(change)
-
-
-def in_memory(store: Store, log: Log, inputs: Mapping[str, Any]) -> tuple[Store, Steps, dict[str, Remains]]:
-    """Return the material to resume a run in memory: its store, its steps, and the remains of its branches."""
-    revived = {branch: remains.revived(inputs) for branch, remains in log.remains.items()}
-    if ROOT in revived:
-        return cast("Store", revived[ROOT].store), log.history(), revived
-    mine, _ = store.twin()
-    mine.supply(inputs)
-    return mine, log.history(), revived
 
 
 def branches_of(branch: str, number: int, outcome: Outcome) -> list[str]:

@@ -9,9 +9,10 @@ from support import flaky, statuses, step
 
 from flowdeco import Stage, Store, action, parallel, pipeline, stage, stream
 from flowdeco.durable import MemoryJournal
+from flowdeco.engine.history import History, Rehearsal
+from flowdeco.engine.memory import Log, Remains, in_memory
 from flowdeco.engine.outcome import ActionRecord, Outcome, StageRecord, Status, branch_id
 from flowdeco.engine.recorder import Recorded
-from flowdeco.engine.replay import History, Log, Rehearsal, Remains, in_memory
 from flowdeco.errors import CodeChangedError, DefinitionError
 from flowdeco.middleware import recover
 from flowdeco.model.steps import step_of

@@ -1,0 +1,95 @@
+"""The records of a branch, in the order of execution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from flowdeco.engine.outcome import Outcome, StageRecord, Status, amended
+
+__all__ = ["Records"]
+
+
+class Records:
+    """The records of stages, and of pipelines that failed or were tried again; of stages only the last `most` are kept."""
+
+    def __init__(self, most: int | None) -> None:
+        self.kept: list[StageRecord] = []
+        self.forgotten = 0
+        self.pipelines: list[tuple[int, Outcome]] = []  # each with the number of stages recorded before its end
+        self._most = most
+
+    def __len__(self) -> int:
+        return len(self.kept) + self.forgotten
+
+    def add(self, record: Any) -> None:
+        """Add one; old ones are forgotten in one go, whenever there are more than twice as many as to keep."""
+        self.kept.append(record)
+        if self._most is not None:
+            self._forget_old(self._most)
+
+    def add_pipeline(self, record: Outcome) -> None:
+        """Add that of a pipeline, unless it simply completed."""
+        if record.error is not None or record.attempts > 1:
+            self.pipelines.append((len(self), record))
+
+    def adopt(self, records: Records) -> None:
+        """Add the records of a branch."""
+        if records.pipelines:
+            count = len(self)
+            self.pipelines += [(count + at, record) for at, record in records.pipelines]
+        self.forgotten += records.forgotten
+        self.kept += records.kept
+        if self._most is not None:
+            self._forget_old(self._most)
+
+    def amend(self, around: Outcome, since: int) -> None:
+        """Amend those of the stages in a pipeline, given its outcome and the number of records before it."""
+        at = max(0, since - self.forgotten)
+        self.kept[at:] = [amended(record, around) for record in self.kept[at:]]
+
+    def cut(self, count: int) -> list[StageRecord]:
+        """Drop all but the first `count`, and return the dropped ones."""
+        at = max(0, count - self.forgotten)
+        dropped = self.kept[at:]
+        del self.kept[at:]
+        self.forgotten = min(self.forgotten, count)
+        while self.pipelines and self.pipelines[-1][0] > count:
+            self.pipelines.pop()
+        return dropped
+
+    def recover(self, since: int, is_inside: Callable[[Outcome], bool]) -> None:
+        """Have the failures since there were so many records count as recovered, inside lost branches."""
+        for at in range(max(0, since - self.forgotten), len(self.kept)):
+            self.kept[at] = _recovered(self.kept[at], is_inside)
+        for at, (count, record) in enumerate(self.pipelines):
+            if count >= since:
+                self.pipelines[at] = count, _recovered(record, is_inside)
+
+    def cancel_last(self) -> None:
+        """Have the last stage count as cancelled: its group was complete without it."""
+        if self.kept and self.kept[-1].status in (Status.COMPLETED, Status.SUSPENDED):
+            self.kept[-1] = self.kept[-1]._replace(status=Status.CANCELLED)
+
+    def last(self) -> list[StageRecord]:
+        """Return those of stages to keep at the end of the run."""
+        return self.kept if self._most is None else self.kept[max(0, len(self.kept) - self._most) :]
+
+    def last_pipelines(self) -> list[Outcome]:
+        """Return those of pipelines to keep at the end of the run."""
+        forgotten = len(self) - len(self.last())
+        return [record for at, record in self.pipelines if at > forgotten or not forgotten]
+
+    def _forget_old(self, most: int) -> None:
+        count = len(self.kept) - most
+        if count > most:
+            del self.kept[:count]
+            self.forgotten += count
+            self.pipelines = [(at, record) for at, record in self.pipelines if at > self.forgotten]
+
+
+def _recovered(record: Any, is_inside: Callable[[Outcome], bool]) -> Any:
+    if record.status is not Status.FAILED or not is_inside(record):
+        return record
+    actions = [each._replace(recovered=True) if each.status is Status.FAILED else each for each in record.actions]
+    return record._replace(recovered=True, actions=actions)

@@ -1,0 +1,61 @@
+"""The settings of a run, which all of its branches share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from flowdeco.engine.history import History
+from flowdeco.engine.memory import Log
+from flowdeco.engine.recorder import Recorder
+from flowdeco.engine.requests import Gate
+from flowdeco.engine.waits import Wall
+from flowdeco.errors import Wait
+from flowdeco.events import Event
+from flowdeco.model.definitions import Pipeline
+
+__all__ = ["Terms"]
+
+
+@dataclass(slots=True)
+class Terms:
+    """Settings shared by all branches of a run."""
+
+    run_id: str
+    pipeline: Pipeline
+    clock: Callable[[], float]
+    epoch: float  # in POSIX seconds, when the clock was at 0
+    is_cancellation: Callable[[BaseException], bool]
+    gate: Gate = field(default_factory=Gate)
+    notify: Callable[[Event], None] | None = None
+    skip: frozenset[str] = frozenset()
+    unmatched: set[str] = field(default_factory=set[str])  # selectors of `skip` that have selected nothing so far
+    # Selectors that actions switched, each with stage, action and whether it was enabled; and those that selected something.
+    idle: dict[str, tuple[str, str, bool]] = field(default_factory=dict[str, tuple[str, str, bool]])
+    used: set[str] = field(default_factory=set[str])
+    has_group: bool = False  # the run came to a parallel group
+    history: int | None = None  # how many records are kept
+    recorder: Recorder | None = None  # of a durable run
+    log: Log | None = None  # of a run that can be resumed from memory
+    past: History | None = None  # of a resumed run
+    wall: Wall = field(default_factory=Wall)
+    since: int = 0  # how often it was given something
+    # Those of steps before the run was resumed.
+    waits: dict[tuple[str, int], Sequence[Wait]] = field(default_factory=dict[tuple[str, int], Sequence[Wait]])
+    timeout: float | None = None  # of this leg of the run
+    is_quiet: bool = field(init=False)  # no selector or history needs single steps
+    records_only: bool = field(init=False)  # nor does a journal or an observer
+
+    def __post_init__(self) -> None:
+        self.resume_from(self.past)
+
+    def resume_from(self, past: History | None) -> None:
+        """Set the history of a resumed run."""
+        self.past = past
+        self.is_quiet = not (self.skip or past)
+        self.records_only = self.is_quiet and self.recorder is None and self.notify is None
+
+    @property
+    def rehearses(self) -> bool:
+        """Whether the run is only compared with its history, and nothing is performed."""
+        return self.past is not None and self.past.rehearses
