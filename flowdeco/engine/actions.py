@@ -17,6 +17,7 @@ from flowdeco.engine.changes import Watch
 from flowdeco.engine.context import Context
 from flowdeco.engine.layers import Layers, enter, leave
 from flowdeco.engine.missing import explain
+from flowdeco.engine.noting import ended_as, note, restore
 from flowdeco.engine.open_scopes import OpenScope
 from flowdeco.engine.outcome import COMPLETED, NOTHING_DROPPED, ActionRecord, Outcome, Status, inserter
 from flowdeco.engine.requests import Await, Awaited, Chore, Failure, Raised, Request, Walk
@@ -32,6 +33,8 @@ from flowdeco.engine.results import (
     sort_out,
     unit_in,
 )
+from flowdeco.engine.resuming import catch_up, recall
+from flowdeco.engine.waiting import rest_of_pause, waited, with_waits
 from flowdeco.errors import Bail, MissingInputError, StoreTypeError
 from flowdeco.events import ActionStarted
 from flowdeco.model.contents import ATOMS
@@ -122,7 +125,7 @@ def _begin(branch: Branch, step: Step, by: str | None) -> Walk:
     earlier: Outcome | None = None
     if not scope.is_quiet:
         off = branch.is_off(lambda: action_selectors(scope.unit, step.action))  # even if too late, as in `skips`
-        earlier = branch.recall(number, step)
+        earlier = recall(branch, number, step)
         if earlier is not None and branch.restores(earlier):
             return _restore(branch, earlier, step, by)
         if scope.is_skipped or off:
@@ -151,9 +154,9 @@ def _begin(branch: Branch, step: Step, by: str | None) -> Walk:
 
 def _catch_up(branch: Branch, earlier: Outcome | None, step: Step, number: int) -> Walk:
     """Wait until all that was performed before the resume is restored, and until an attempt may begin."""
-    error = yield from branch.catch_up()
+    error = yield from catch_up(branch)
     if error is None and earlier is not None and branch.terms.waits:
-        error = yield from branch.rest_of_pause(number)
+        error = yield from rest_of_pause(branch, number)
         if error is not None:
             branch.scope.records.append(earlier._replace(unit=step.action))
     return error
@@ -250,7 +253,7 @@ def _another_attempt(branch: Branch, act: Execution, layers: Layers) -> Walk:
         return None
     began = ActionRecord(
         step.name, step.action, Status.RUNNING, act.started + branch.terms.epoch, 0.0, act.by, act.number,
-        attempts=layers.attempt, repeats=layers.repeats, failures=layers.failures, waits=branch.waited(act.number),
+        attempts=layers.attempt, repeats=layers.repeats, failures=layers.failures, waits=waited(branch, act.number),
     )  # fmt: skip
     branch.rows.append(recorder.row(branch.id, branch.scope.unit.name, began))
     return (yield from branch.save())
@@ -380,15 +383,15 @@ def conclude(branch: Branch, act: Execution) -> Failure:
     writes = _writes(branch, act)
     outcome = _outcome(branch, act, error, writes)
     if branch.waits or branch.terms.waits:
-        outcome = branch.with_waits(outcome)
-    did, refused = branch.note(outcome)
+        outcome = with_waits(branch, outcome)
+    did, refused = note(branch, outcome)
     error = refused or error
     if refused is not None and own is not None:
         store.undo(own)
     elif own is not None:
         store.release(own)
     if error is not None and not isinstance(error, Bail):
-        branch.unwind(act.mark)
+        branch.left.unwind(branch.store, act.mark)
     elif act.mark is not None:
         store.release(act.mark)
     take_effect(branch, branch.scope, did)
@@ -427,7 +430,7 @@ def _writes(branch: Branch, act: Execution) -> Delta | None:
 
 def _outcome(branch: Branch, act: Execution, error: Failure, writes: Delta | None) -> ActionRecord:
     terms, step = branch.terms, act.step
-    status, failure, attempts, recovered, failures = branch.ended_as(error, act.layers)
+    status, failure, attempts, recovered, failures = ended_as(branch, error, act.layers)
     return ActionRecord(
         step.name, step.action, status, act.started + terms.epoch, terms.clock() - act.started, act.by, act.number,
         act.inserted, (), None, -1, failure, attempts, recovered, act.switches, False, True, 0, "",
@@ -476,13 +479,13 @@ def _note_frozen(branch: Branch, step: Step) -> None:
 
 def _restore(branch: Branch, earlier: Outcome, step: Step, by: str | None) -> Failure:
     _note_frozen(branch, step)
-    did = branch.restore(earlier, step.action, by)
+    did = restore(branch, earlier, step.action, by)
     take_effect(branch, branch.scope, did)
     return None if did.recovered else did.error
 
 
 def _skip(branch: Branch, step: Step, by: str | None, number: int) -> Walk:
-    did, refused = branch.note(ActionRecord(step.name, step.action, Status.SKIPPED, branch.now(), 0.0, by, number))
+    did, refused = note(branch, ActionRecord(step.name, step.action, Status.SKIPPED, branch.now(), 0.0, by, number))
     branch.scope.records.append(did)
     return refused or (yield from branch.save())
 

@@ -31,9 +31,11 @@ from flowdeco.engine.branch import Branch
 from flowdeco.engine.deadlines import Deadline
 from flowdeco.engine.groups import run_group
 from flowdeco.engine.layers import merging
+from flowdeco.engine.noting import note, note_adopted, note_place
 from flowdeco.engine.open_scopes import UNNUMBERED, OpenScope, OpenStream
 from flowdeco.engine.outcome import Outcome, Scope, Status, record_kind, stages_in, status_of
 from flowdeco.engine.requests import Failure, Request, Walk
+from flowdeco.engine.resuming import recall
 from flowdeco.engine.runs import Run
 from flowdeco.engine.scopes import close_scope, end_scope, fill_scope, limited, open_scope
 from flowdeco.engine.streams import close_stream, close_streams, open_stream, pull
@@ -88,7 +90,7 @@ def evaluate_run(run: Run, terms: Terms, use: tuple[Middleware, ...]) -> Generat
         branch.atomic = 0
         unsaved = yield from branch.save()
         error = unsaved if unsaved is not None and (error is None or isinstance(error, (Bail, Suspend))) else error
-    branch.end_unwinding()
+    branch.left.end_unwinding(branch.store)
     run.elapsed += terms.clock() - started
     _note_end(run, branch, error)
     return branch
@@ -103,13 +105,13 @@ def _note_end(run: Run, branch: Branch, error: Failure) -> None:
     terms.idle = {each: by for each, by in terms.idle.items() if each in branch.switches and each not in terms.used}
     run.status = status_of(error, terms.is_cancellation)
     if log is not None and error is not None:
-        log.remains, log.waits = branch.all_remains(), terms.waits
+        log.remains, log.waits = branch.left.all_remains(branch.id, branch.store, branch.result), terms.waits
     if isinstance(error, (Bail, Suspend)):
         run.reason = error.reason
         run.waits = error.waits if isinstance(error, Suspend) else ()
     elif error is not None:
         run.error = error
-        branch.note_place(error, f"pipeline {run.pipeline.name!r}")
+        note_place(branch, error, f"pipeline {run.pipeline.name!r}")
     if terms.notify is not None:
         terms.notify(RunFinished(run.id, run.pipeline.name, run.status, run.error, run.elapsed))
 
@@ -218,7 +220,7 @@ def _begin_pipeline(
     earlier = None
     if not is_plain:
         scope.number = branch.next_number()
-        earlier = branch.recall(scope.number, pipeline)
+        earlier = recall(branch, scope.number, pipeline)
     if not is_run and branch.skips(pipeline, earlier):
         return _skip(branch, scope, earlier)
     layers = () if is_plain else (*use, *limited(branch, scope, "pipeline"), *pipeline.use)
@@ -238,7 +240,7 @@ def _begin_stage(branch: Branch, stage: Stage, by: str | None) -> Walk | Failure
     branch.number = number + 1
     is_quiet = terms.is_quiet and not (branch.switches or around.is_skipped)
     if terms.past is not None:
-        earlier = branch.recall(number, stage)
+        earlier = recall(branch, number, stage)
         if by is not None and terms.past.in_store and not branch.restores(earlier):
             stage = reloaded(stage)
     scope = OpenScope(around, stage, by, terms.clock(), number)
@@ -262,7 +264,7 @@ def _begin_group(branch: Branch, group: Parallel, by: str | None) -> Walk | Fail
     scope = OpenScope(branch.scope, group, by, branch.terms.clock(), branch.next_number())
     scope.place = Scope(group.name, f"{branch.id}.{scope.number}", None, by, branch.scope.place)
     branch.terms.has_group = True
-    earlier = branch.recall(scope.number, group)
+    earlier = recall(branch, scope.number, group)
     if branch.skips(group, earlier):
         return _skip(branch, scope, earlier)
     return run_group(branch, group, scope, earlier)
@@ -282,7 +284,7 @@ def _skip(branch: Branch, scope: OpenScope, earlier: Outcome | None) -> Walk | F
     unit = scope.unit
     past = branch.terms.past
     if earlier is not None and past is not None and branch.restores(earlier):
-        branch.note_adopted(earlier, unit, scope.by, scope.place)
+        note_adopted(branch, earlier, unit, scope.by, scope.place)
         did = earlier.as_restored(unit, scope.by, (), scope.place)
         past.confirm(branch.id, earlier, unit, scope.number + 1)
     else:
@@ -292,7 +294,7 @@ def _skip(branch: Branch, scope: OpenScope, earlier: Outcome | None) -> Walk | F
         )  # fmt: skip
         if past is not None and not isinstance(unit, Pipeline):
             past.drop_from(branch.id, scope.number + 1)  # it had begun, and is no longer wanted
-    refused = None if scope.number == UNNUMBERED else branch.note(did)[1]
+    refused = None if scope.number == UNNUMBERED else note(branch, did)[1]
     if isinstance(unit, Stage):
         for action in unit:
             branch.is_off(partial(action_selectors, unit, action))  # they have selected it

@@ -21,10 +21,12 @@ from flowdeco.engine.actions import check_insertion
 from flowdeco.engine.branch import Branch
 from flowdeco.engine.history import History
 from flowdeco.engine.memory import Remains
+from flowdeco.engine.noting import ended_as, note, note_place, restore
 from flowdeco.engine.open_scopes import OpenScope, OpenStream
 from flowdeco.engine.outcome import ALL, Outcome, Scope, Selection, Status, branch_id
 from flowdeco.engine.overlay import Overlay, warn_of_merge
 from flowdeco.engine.requests import CAUGHT_UP, Begin, Failure, Fork, Forked, Raised, Request, Walk
+from flowdeco.engine.resuming import catch_up
 from flowdeco.engine.streams import begin_stream, close_stream, next_unit
 from flowdeco.engine.verdicts import Verdicts
 from flowdeco.errors import (
@@ -47,7 +49,7 @@ def run_group(branch: Branch, group: Parallel, scope: OpenScope, earlier: Outcom
     past = branch.terms.past
     if past is not None and earlier is not None and branch.restores(earlier):
         return (yield from _restore_group(branch, group, scope, earlier))
-    error = (yield from branch.catch_up()) if earlier is None else None
+    error = (yield from catch_up(branch)) if earlier is None else None
     conductor = _Conductor(branch, group, scope, earlier)
     error = error or (yield from conductor.announce())
     if error is not None:
@@ -71,7 +73,7 @@ def _restore_group(branch: Branch, group: Parallel, scope: OpenScope, earlier: O
             return error
     past.confirm(branch.id, earlier, group, scope.number + 1)
     conductor.adopt(earlier.error)
-    branch.restore(earlier, group, scope.by, (), scope.place)
+    restore(branch, earlier, group, scope.by, (), scope.place)
     return earlier.error
 
 
@@ -236,7 +238,7 @@ class _Conductor:
         if type(unit) is not Raised:
             unit = self._checked(unit, where)
         if type(unit) is Raised:
-            branch.note_place(unit.error, f"the {group.stream.name} {where}")
+            note_place(branch, unit.error, f"the {group.stream.name} {where}")
             return unit
         self.count += 1
         if self.count > self.bound:
@@ -369,13 +371,13 @@ class _Conductor:
         if isinstance(self.verdicts.failures.get(index), Bail) and self.bailed is None:
             self.bailed = fork
         if self.branch.terms.log is not None:
-            self.remains.update(fork.all_remains())
+            self.remains.update(fork.left.all_remains(fork.id, fork.store, fork.result))
 
     def _take_over(self, fork: Branch) -> None:
         """Take over the parts that count however the branch ended: records, rows, ids, changed values and waits."""
         branch, terms = self.branch, self.branch.terms
-        if fork.unwinding is not None:
-            fork.end_unwinding()
+        if fork.left.unwinding is not None:
+            fork.left.end_unwinding(fork.store)
         branch.records.adopt(fork.records)
         if fork.rows:
             branch.rows += fork.rows
@@ -450,8 +452,8 @@ class _Conductor:
             error = conflict
         takes = error is None or isinstance(error, Bail)
         writes = self._with_changes(overlay.delta if takes else Delta({}, [], {}))
-        status, shown, *_ = branch.ended_as(error, None)
-        _, refused = branch.note(Outcome(
+        status, shown, *_ = ended_as(branch, error, None)
+        _, refused = note(branch, Outcome(
             group.name, group, status, scope.started + terms.epoch, terms.clock() - scope.started, scope.by,
             scope.number, scope=scope.place, error=shown, writes=writes, end=scope.number + 1,
             branches=self.count if group.stream is not None else len(group.units),
@@ -464,10 +466,10 @@ class _Conductor:
                 warn_of_merge(terms.run_id, group, writes)
         self.adopt(error)
         if error is not None and not isinstance(error, Bail):
-            branch.unwind()
-            branch.remains.update(self.remains)
+            branch.left.unwind(branch.store)
+            branch.left.remains.update(self.remains)
             for index, result, merged in self.merged:
-                branch.remains[branch_id(self.id, index)] = Remains(None, None, result, {}, merged)
+                branch.left.remains[branch_id(self.id, index)] = Remains(None, None, result, {}, merged)
         return error or (yield from branch.save())
 
     def _with_changes(self, writes: Delta) -> Delta:

@@ -9,7 +9,7 @@ from flowdeco.engine.outcome import NOWHERE, ROOT, Outcome, Status, Steps, branc
 from flowdeco.errors import Wait
 from flowdeco.model.store import NOTHING, Delta, Mark, Store
 
-__all__ = ["Log", "Remains", "in_memory"]
+__all__ = ["Leftovers", "Log", "Remains", "in_memory"]
 
 
 class Remains(NamedTuple):
@@ -49,6 +49,63 @@ class Remains(NamedTuple):
             del copies[: len(marks)]
         store.supply(inputs)
         return Remains(store, None, self.result, unfinished)
+
+
+class Leftovers:
+    """What a failure leaves behind in a branch, for a resume in memory to continue from.
+
+    `unwinding` is set when the failure begins to close scopes; `unfinished` are these, by number; `abandoned` are local
+    results of stages, each with the name of its stage; `remains` are those of the branches of unfinished groups.
+    """
+
+    __slots__ = ("abandoned", "is_kept", "remains", "unfinished", "unwinding")
+
+    def __init__(self, *, is_kept: bool) -> None:
+        self.is_kept = is_kept
+        self.unwinding: Mark | None = None
+        self.unfinished: dict[int, tuple[list[Mark], Any]] = {}
+        self.abandoned: dict[str, str] = {}
+        self.remains: dict[str, Remains] = {}
+
+    def unwind(self, store: Store, mark: Mark | None = None) -> None:
+        """Note that a failure begins to close scopes: a resume undoes the writes of layers from here on.
+
+        For a step that left nothing behind, `mark` was set when it began: the writes of its layers are undone as well.
+        A run that cannot be resumed from memory only lets go of that mark.
+        """
+        if not self.is_kept:
+            if mark is not None:
+                store.release(mark)
+        elif mark is None:
+            self.unwinding = store.mark()
+        else:
+            if self.unwinding is not None:
+                store.release(self.unwinding)
+            self.unwinding = mark
+
+    def end_unwinding(self, store: Store) -> None:
+        """Stop noting the writes of layers after a failure."""
+        if self.unwinding is not None:
+            store.discard(self.unwinding)
+
+    def recover(self, store: Store) -> None:
+        """Forget the failure: an enclosing scope has recovered it."""
+        if self.unwinding is not None:
+            store.release(self.unwinding)
+            self.unwinding = None
+        for name, stage in self.abandoned.items():
+            store.drop_local((name,), stage)
+        self.abandoned.clear()
+        self.cut(0)
+
+    def cut(self, number: int) -> None:
+        """Forget what steps from this number on have left."""
+        self.remains.clear()
+        self.unfinished = {at: left for at, left in self.unfinished.items() if at < number}
+
+    def all_remains(self, branch: str, store: Store, result: Any) -> dict[str, Remains]:
+        """Return the remains of an unfinished branch, and of the branches in it."""
+        return {**self.remains, branch: Remains(store.settled(), self.unwinding, result, self.unfinished)}
 
 
 class Log:

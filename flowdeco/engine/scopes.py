@@ -12,9 +12,11 @@ from functools import partial
 from typing import Any
 
 from flowdeco.engine.actions import check_insertion
+from flowdeco.engine.attempts import forget_attempt, forget_held, repeat_changes, state_before
 from flowdeco.engine.branch import Branch
 from flowdeco.engine.deadlines import Deadline
 from flowdeco.engine.layers import Layers, enter, leave
+from flowdeco.engine.noting import ended_as, note, note_entering, restore
 from flowdeco.engine.open_scopes import UNNUMBERED, OpenScope
 from flowdeco.engine.outcome import (
     COMPLETED,
@@ -27,6 +29,8 @@ from flowdeco.engine.outcome import (
     record_kind,
 )
 from flowdeco.engine.requests import Failure, Walk
+from flowdeco.engine.resuming import catch_up, reapply
+from flowdeco.engine.waiting import not_reached, rest_of_pause, time_used, with_waits
 from flowdeco.errors import Bail, Suspend
 from flowdeco.events import StageStarted
 from flowdeco.model.definitions import Stage
@@ -47,10 +51,10 @@ def open_scope(
     branch.scope = scope
     if earlier is not None and branch.restores(earlier):
         scope.earlier = earlier
-        scope.before = branch.before() if earlier.error is not None or earlier.dropped else None
+        scope.before = state_before(branch) if earlier.error is not None or earlier.dropped else None
         branch.sealed += 1
         for written in earlier.entering:
-            branch.reapply(written)
+            reapply(branch, written)
         if earlier.entered:
             fill_scope(branch, scope)
         return None
@@ -65,7 +69,7 @@ def open_scope(
         if recalled is None:
             error = _merge(branch, scope)
         for written in recalled or ():
-            branch.reapply(written)
+            reapply(branch, written)
     if error is None:
         fill_scope(branch, scope)
     return error
@@ -79,7 +83,7 @@ def limited(branch: Branch, scope: OpenScope, level: str) -> tuple[Middleware, .
 
     def limit(call: Any) -> Generator[None, None, None]:
         who, clock, error = len(call.opened), branch.terms.clock, None
-        used, began = branch.time_used(scope.number, who), clock()
+        used, began = time_used(branch, scope.number, who), clock()
         deadline = Deadline(f"{level} {unit.name!r}", unit.timeout, branch, used=used, scope=scope)
         try:
             yield
@@ -118,7 +122,7 @@ def _merge(branch: Branch, scope: OpenScope) -> Failure:
         return error
     refused = None
     if branch.terms.recorder is not None:
-        refused = branch.note_entering(scope, [store.since(scope.mark)])
+        refused = note_entering(branch, scope, [store.since(scope.mark)])
     if refused is None:
         store.release(scope.mark)
         scope.mark = None
@@ -128,16 +132,16 @@ def _merge(branch: Branch, scope: OpenScope) -> Failure:
 def _begin_layers(branch: Branch, scope: OpenScope, layers: tuple[Middleware, ...], earlier: Outcome | None) -> Walk:
     terms, store = branch.terms, branch.store
     if terms.past is not None and not terms.past.has_more(branch.id):
-        error = yield from branch.catch_up()
+        error = yield from catch_up(branch)
         if error is not None:
             return error
     if earlier is not None and terms.waits:
-        error = yield from branch.rest_of_pause(scope.number)
+        error = yield from rest_of_pause(branch, scope.number)
         if error is not None:
             return _still_paused(branch, scope, earlier, error)
     recalled = _recalled(branch, scope, earlier, len(layers))
     scope.mark = store.mark()
-    scope.before = branch.before()
+    scope.before = state_before(branch)
     scope.held = len(branch.rows)
     branch.revocable += 1
     stage = scope.unit if type(scope.unit) is Stage else None
@@ -154,7 +158,7 @@ def _begin_layers(branch: Branch, scope: OpenScope, layers: tuple[Middleware, ..
         around.entering, around.watch = [], watch
         around.waits = partial(branch.waits_of, scope.number)
     if recalled is not None:
-        around.recalled = (partial(branch.reapply, written) for written in recalled)
+        around.recalled = (partial(reapply, branch, written) for written in recalled)
     return (yield from _enter_and_fill(branch, scope, around))
 
 
@@ -180,7 +184,7 @@ def _enter_and_fill(branch: Branch, scope: OpenScope, layers: Layers) -> Walk:
         scope.before = scope.before._replace(result=result)
     scope.values = layers.values
     if layers.entering is not None and error is None and not resumes:
-        error = branch.note_entering(scope, layers.entering, None if branch.atomic else layers)
+        error = note_entering(branch, scope, layers.entering, None if branch.atomic else layers)
         if layers.attempt > 1:  # it counts, should the process be killed now
             error = error or (yield from branch.save())
     if layers.undoes and not scope.is_atomic:
@@ -232,10 +236,10 @@ def close_scope(branch: Branch, scope: OpenScope, error: Failure) -> Walk:
     again, error = left if isinstance(left, tuple) else (yield from left)
     is_pause, unsaved = error is not None and error is layers.pause, None
     if again or is_pause:
-        unsaved = yield from branch.go_back(scope)
-        branch.repeat_changes(layers)
+        unsaved = yield from forget_attempt(branch, scope)
+        repeat_changes(branch, layers)
     if again:
-        branch.unwinding = None
+        branch.left.unwinding = None
         if scope.number in branch.waits:
             branch.waits_of(scope.number).another_attempt(len(layers.opened) - 1)
         branch.agenda.append((scope, None))
@@ -243,7 +247,7 @@ def close_scope(branch: Branch, scope: OpenScope, error: Failure) -> Walk:
         return unsaved or (yield from _enter_and_fill(branch, scope, layers))
     if is_pause:  # the next attempt begins inside these layers
         layers.entered = True
-        error = branch.note_entering(scope, layers.entering or [], layers) or unsaved or error
+        error = note_entering(branch, scope, layers.entering or [], layers) or unsaved or error
     leaving = None
     if own is not None:
         leaving = layers.watch.with_changes(store.since(own))
@@ -262,22 +266,22 @@ def _finish(
         return error
     error = error or _refused_insertion(branch, scope)
     if error is None:
-        branch.forget_failure()
+        branch.left.recover(branch.store)
         error = branch.unsaved()
     entered = _let_go(branch, scope, error, marks)
     outcome = _outcome(branch, scope, error, entered, leaving)
     if branch.waits or branch.terms.waits or branch.held_waits:
         outcome = _with_waits(branch, scope, outcome)
-    did, refused = branch.note(outcome)
+    did, refused = note(branch, outcome)
     return _finished(branch, scope, did, refused or error)
 
 
 def _with_waits(branch: Branch, scope: OpenScope, outcome: Outcome) -> Outcome:
     """Return the outcome of a scope with the waits of its layers, and those that steps inside it will need again."""
-    outcome = branch.with_waits(outcome)
+    outcome = with_waits(branch, outcome)
     if not outcome.is_final:
         held = branch.held_waits if scope.is_atomic else ()
-        outcome = outcome._replace(waits=(*outcome.waits, *held, *branch.not_reached(scope)))
+        outcome = outcome._replace(waits=(*outcome.waits, *held, *not_reached(branch, scope)))
     if not branch.atomic:
         branch.held_waits = []
     return outcome
@@ -326,12 +330,12 @@ def _let_go(branch: Branch, scope: OpenScope, error: Failure, marks: Sequence[Ma
     has_failed = error is not None and not isinstance(error, Bail)
     if has_failed and (scope.is_atomic or not is_begun):
         is_begun = False
-        branch.unwind(scope.mark)
+        branch.left.unwind(branch.store, scope.mark)
         if scope.is_atomic:
-            branch.forget_held(scope)
+            forget_held(branch, scope)
     elif scope.mark is not None:
         if error is not None:
-            branch.unfinished[scope.number] = list(marks), scope.before and scope.before.result
+            branch.left.unfinished[scope.number] = list(marks), scope.before and scope.before.result
         branch.store.release(scope.mark)
     if not branch.revocable:
         branch.forks.clear()
@@ -342,7 +346,7 @@ def _let_go(branch: Branch, scope: OpenScope, error: Failure, marks: Sequence[Ma
 def _outcome(branch: Branch, scope: OpenScope, error: Failure, entered: bool, leaving: Delta | None) -> Outcome:
     kind = record_kind(scope.unit)
     layers, terms = scope.layers, branch.terms
-    status, failure, attempts, recovered, failures = branch.ended_as(error, layers)
+    status, failure, attempts, recovered, failures = ended_as(branch, error, layers)
     inserted = layers.inserted if layers is not None and error is None else ()
     return kind(
         scope.unit.name, scope.unit, status, scope.started + terms.epoch, terms.clock() - scope.started, scope.by,
@@ -363,7 +367,7 @@ def _finish_restored(branch: Branch, scope: OpenScope, earlier: Outcome, error: 
     if changed is not None:
         return changed
     error = None if earlier.recovered else earlier.error or error
-    did = branch.restore(earlier, scope.unit, scope.by, scope.records, scope.place)
+    did = restore(branch, earlier, scope.unit, scope.by, scope.records, scope.place)
     return _finished(branch, scope, did, error)
 
 
@@ -371,7 +375,7 @@ def _finished(branch: Branch, scope: OpenScope, did: Outcome, error: Failure) ->
     if isinstance(did, StageRecord):
         branch.records.add(amended(did.kept(), did) if did.error is not None or did.dropped else did.kept())
         if error is not None and not isinstance(error, Bail):
-            branch.abandoned.update(dict.fromkeys(scope.local, did.name))  # a resume may need them
+            branch.left.abandoned.update(dict.fromkeys(scope.local, did.name))  # a resume may need them
         elif scope.local and not _has_left(branch, scope):
             branch.store.drop_local(scope.local, did.name)
     else:

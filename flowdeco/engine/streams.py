@@ -11,9 +11,11 @@ from typing import Any, Final, cast
 from flowdeco.engine.actions import check_insertion
 from flowdeco.engine.branch import Branch
 from flowdeco.engine.history import History
+from flowdeco.engine.noting import note_place
 from flowdeco.engine.open_scopes import OpenStream
 from flowdeco.engine.requests import Await, Chore, Deferred, Failure, Raised, Request, Walk
 from flowdeco.engine.results import is_awaited
+from flowdeco.engine.resuming import catch_up
 from flowdeco.errors import ReturnValueError
 from flowdeco.model.definitions import Stage, Stream, insertable
 from flowdeco.model.options import UNSET
@@ -41,7 +43,7 @@ def begin_stream(
     if begun is None:
         begun = yield from _begun(branch, stream, where)
         if type(begun) is Raised:
-            branch.note_place(begun.error, f"the {stream.name} {where}")
+            note_place(branch, begun.error, f"the {stream.name} {where}")
             return begun.error
         if past is not None:
             past.keep_stream(branch.id, begun)
@@ -115,12 +117,12 @@ def _pulled(branch: Branch, stream: OpenStream, by: str | None, answer: Any) -> 
         else:
             branch.agenda += [(unit, by) for unit in reversed(units)]
             return None
-    branch.note_place(error, f"a stream inserted by {by!r}")
+    note_place(branch, error, f"a stream inserted by {by!r}")
     return error
 
 
 def _caught_up(branch: Branch) -> Walk:
-    return None if branch.terms.rehearses else (yield from branch.catch_up())
+    return None if branch.terms.rehearses else (yield from catch_up(branch))
 
 
 def close_stream(branch: Branch, stream: OpenStream) -> Walk:

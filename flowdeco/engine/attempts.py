@@ -1,0 +1,89 @@
+"""Another attempt at a scope: the failed one is forgotten, here and in the journal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from flowdeco.engine.branch import Branch
+from flowdeco.engine.layers import Layers
+from flowdeco.engine.open_scopes import Before, OpenScope
+from flowdeco.engine.outcome import Outcome, dropped_errors
+from flowdeco.engine.requests import Raised, Save, Walk
+from flowdeco.errors import Wait
+from flowdeco.model.definitions import Stage
+
+__all__ = ["forget_attempt", "forget_held", "repeat_changes", "state_before"]
+
+
+def state_before(branch: Branch) -> Before:
+    return Before(len(branch.records), dict(branch.switches), dict(branch.switched), branch.result, branch.places)
+
+
+def forget_attempt(branch: Branch, scope: OpenScope) -> Walk:
+    """Forget a failed attempt at a scope, here and in the journal; return the error if the journal fails."""
+    records, switches, switched, branch.result, branch.places = scope.before or state_before(branch)
+    dropped: Sequence[Outcome] = branch.records.cut(records)
+    layers = cast("Layers", scope.layers)
+    if type(scope.unit) is Stage:
+        dropped = scope.records
+    layers.dropped = dropped_errors(dropped, scope.place, layers.dropped)
+    branch.switches, branch.switched = dict(switches), dict(switched)
+    scope.records, scope.inserted = [], []
+    if scope.layers is not None and branch.answered:
+        again = (place for at, place, _ in branch.answered if at >= scope.number)
+        scope.layers.inside = {*scope.layers.inside, *again}
+    refused = yield from _drop_from(branch, scope.number)  # with the row of its layers' writes on entry
+    branch.number = scope.number + 1
+    return refused
+
+
+def repeat_changes(branch: Branch, layers: Layers) -> None:
+    """Have the journal note changes in place again: a failed attempt's are not undone, though its rows are dropped."""
+    changes = {key: branch.store[key] for key in sorted(branch.changed) if key in branch.store}
+    if changes and layers.entering:
+        layers.entering[-1] = layers.entering[-1]._replace(changes={**layers.entering[-1].changes, **changes})
+
+
+def forget_held(branch: Branch, scope: OpenScope) -> None:
+    """Forget the steps of an atomic scope that has failed: it runs again from its beginning."""
+    del branch.rows[scope.held :]
+    if branch.terms.recorder is not None:
+        branch.terms.recorder.looks.forget()
+    branch.left.cut(0)
+    if branch.terms.log is not None:
+        gone = [id for at, ids in branch.forks if at > scope.number for id in ids]
+        branch.terms.log.forget({branch.id: scope.number + 1, **dict.fromkeys(gone, 0)})
+
+
+def _drop_from(branch: Branch, number: int) -> Walk:
+    """Forget all steps from this number on, and the branches of groups among them."""
+    terms = branch.terms
+    gone = [id for at, ids in branch.forks if at >= number for id in ids]
+    branch.forks = [fork for fork in branch.forks if fork[0] < number]
+    branch.number = number
+    branch.left.cut(number)
+    terms.waits.update({place: waits for at, place, waits in branch.answered if at >= number})
+    branch.answered = [each for each in branch.answered if each[0] < number]
+    branch.held_waits = [wait for wait in branch.held_waits if not _is_cut(wait, branch.id, number, gone)]
+    cuts = {branch.id: number, **dict.fromkeys(gone, 0)}
+    if terms.past is not None:
+        cuts = {**terms.past.drop_from(branch.id, number), **cuts}
+        terms.past.forget(cuts)
+    if terms.log is not None:
+        terms.log.forget(cuts)
+    recorder = terms.recorder
+    if recorder is None or recorder.unsaved is not None:
+        return branch.unsaved()
+    recorder.looks.forget()  # the journal loses changes with these rows
+    branch.rows = [row for row in branch.rows if row.number < cuts.get(row.branch, row.number + 1)]
+    if not branch.atomic:
+        answer = yield Save(recorder.journal.drop, recorder.run_id, cuts)
+        if type(answer) is Raised:
+            recorder.unsaved = answer.error
+    return recorder.unsaved
+
+
+def _is_cut(wait: Wait, branch: str, number: int, gone: Sequence[str]) -> bool:
+    place = wait.at or (branch, -1)
+    return place[0] in gone or (place[0] == branch and place[1] >= number)

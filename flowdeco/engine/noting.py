@@ -1,0 +1,156 @@
+"""The outcomes of steps are noted: for the journal, for a resume in memory, for observers.
+
+An outcome that was restored takes effect again, and is noted as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any, Final, cast
+
+from flowdeco.engine.branch import Branch
+from flowdeco.engine.layers import Layers
+from flowdeco.engine.open_scopes import OpenScope
+from flowdeco.engine.outcome import ActionRecord, Outcome, Scope, Status, status_of
+from flowdeco.engine.requests import Failure
+from flowdeco.engine.resuming import reapply
+from flowdeco.engine.waiting import not_reached, waited
+from flowdeco.engine.waits import kept
+from flowdeco.errors import Bail, Suspend
+from flowdeco.model.declare import name_in_group
+from flowdeco.model.definitions import Action, Parallel, Stage
+from flowdeco.model.options import UNSET
+from flowdeco.model.store import NOTHING, Delta
+
+__all__ = ["ended_as", "note", "note_adopted", "note_entering", "note_place", "restore"]
+
+_WELL: Final = (Status.COMPLETED, None, 1, False, ())
+
+
+def note(branch: Branch, outcome: Outcome) -> tuple[Outcome, Failure]:
+    """Note an outcome for the journal, for a resume in memory, for observers.
+
+    If the journal cannot take it, the step has failed. Return the outcome as noted, and that error.
+    """
+    terms, refused = branch.terms, None
+    if terms.records_only and outcome.error is None and type(outcome) is ActionRecord:
+        return outcome, None
+    stage = branch.scope.unit if isinstance(outcome.unit, Action) else None
+    name = None if stage is None else stage.name
+    if terms.recorder is not None and not outcome.restored:
+        try:
+            branch.add_row(terms.recorder.row(branch.id, name, outcome))
+        except BaseException as error:  # whatever a user's `__reduce__` raises
+            if outcome.is_final:  # a failure that is not written happens again on resume
+                refused, outcome = error, outcome.refused(error)
+                with suppress(BaseException):
+                    branch.rows.append(terms.recorder.row(branch.id, name, outcome))
+    elif branch.logged is not None and stage is None:
+        branch.logged[outcome.number] = outcome.kept()
+    if outcome.error is not None:
+        note_place(branch, outcome.error, _place(outcome, name, branch.scope.pipeline.name))
+    if terms.notify is not None:
+        for event in outcome.events(terms.run_id, name):
+            terms.notify(event)
+    return outcome, refused
+
+
+def restore(
+    branch: Branch,
+    earlier: Outcome,
+    unit: Any,
+    by: str | None,
+    actions: Sequence[ActionRecord] = (),
+    place: Scope | None = None,
+) -> Outcome:
+    """Let an earlier outcome take effect again, and note it; return its record."""
+    if earlier.writes is not None:
+        reapply(branch, earlier.writes)
+    if earlier.result is not UNSET:
+        branch.result = earlier.result
+    if earlier.waits:
+        branch.consumed.update(wait.key for wait in earlier.waits)
+        if branch.revocable:
+            branch.answered.append(
+                (earlier.number, (branch.id, earlier.number), kept(earlier.waits, only_answers=True))
+            )
+    past = branch.terms.past
+    if past is not None and past.archive is not None:
+        note_adopted(branch, earlier, unit, by, place)
+    did, _ = note(branch, earlier.as_restored(unit, by, actions, place))
+    return did
+
+
+def note_adopted(branch: Branch, earlier: Outcome, unit: Any, by: str | None, place: Scope | None) -> None:
+    """Note an outcome of an earlier generation of the run for the journal, in its present place."""
+    recorder, past = branch.terms.recorder, branch.terms.past
+    if recorder is not None and past is not None and past.has_adopted(branch.id, earlier.number):
+        stage = branch.scope.unit.name if isinstance(unit, Action) else None
+        adopted = earlier._replace(unit=unit, inserted_by=by, scope=place)
+        branch.rows.append(recorder.row(branch.id, stage, adopted))
+
+
+def note_entering(branch: Branch, scope: OpenScope, entering: Sequence[Delta], layers: Layers | None = None) -> Failure:
+    """Note the writes of a scope's layers as they were entered; return the error if the journal cannot take them."""
+    recorder, unit = branch.terms.recorder, scope.unit
+    is_first = layers is None or layers.attempt == 1
+    if recorder is None or (is_first and all(delta == NOTHING for delta in entering)):
+        return None
+    began = Outcome(
+        unit.name, unit, Status.RUNNING, scope.started + branch.terms.epoch, 0.0, scope.by, scope.number,
+        scope=scope.place, entering=entering,
+    )  # fmt: skip
+    if layers is not None:
+        began = began._replace(attempts=layers.attempt, repeats=layers.repeats, failures=layers.failures)
+    if layers is not None:
+        began = began._replace(dropped=layers.dropped)
+    began = began._replace(waits=(*waited(branch, scope.number), *not_reached(branch, scope)))
+    try:
+        branch.rows.append(recorder.row(branch.id, None, began))
+    except BaseException as refused:
+        return refused
+    return None
+
+
+def ended_as(
+    branch: Branch, error: Failure, layers: Layers | None
+) -> tuple[Status, Failure, int, bool, tuple[BaseException, ...]]:
+    """Return status, error, attempts, whether it was recovered, and earlier errors, for the outcome of a step."""
+    if layers is None:
+        return _WELL if error is None else (status_of(error, branch.terms.is_cancellation), error, 1, False, ())
+    attempts, failures = layers.attempt, layers.failures
+    if error is None and layers.recovered:
+        return Status.FAILED, layers.failure, attempts, True, failures
+    if error is None and not layers.entered and layers.given is UNSET:
+        return Status.SKIPPED, None, attempts, False, failures
+    return status_of(error, branch.terms.is_cancellation), error, attempts, False, failures
+
+
+def note_place(branch: Branch, error: BaseException, where: str) -> None:
+    """Add a note to an exception, once, with its place in the run."""
+    place = f"run {branch.terms.run_id!r}"
+    if isinstance(error, (Bail, Suspend)):
+        return
+    with suppress(Exception):  # the exception may allow neither reading nor writing
+        if not any(note.endswith(place) for note in getattr(error, "__notes__", ())):
+            error.add_note(", ".join([f"in {where}", *_branches(branch), place]))
+
+
+def _branches(branch: Branch) -> Iterator[str]:
+    """Yield the branches that this one is in, itself first: their places, and their units with bound values."""
+    while branch.parent is not None:
+        place = cast("Scope", branch.base.place)
+        yield f"branch {place.branch} ({name_in_group(branch.unit)!r}) of parallel group {place.name!r}"
+        branch = branch.parent
+
+
+def _place(outcome: Outcome, stage: str | None, pipeline: str) -> str:
+    unit = outcome.unit
+    if isinstance(unit, Action):
+        return f"action {outcome.name!r} of stage {stage!r}, pipeline {pipeline!r}"
+    if isinstance(unit, Stage):
+        return f"stage {outcome.name!r}, pipeline {pipeline!r}"
+    if isinstance(unit, Parallel):
+        return f"parallel group {outcome.name!r}, pipeline {pipeline!r}"
+    return f"pipeline {outcome.name!r}"

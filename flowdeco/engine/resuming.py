@@ -1,0 +1,97 @@
+"""A branch in a resumed run: which of its steps are restored, and the values that had been changed in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+from flowdeco.engine.branch import Branch
+from flowdeco.engine.history import History
+from flowdeco.engine.open_scopes import OpenScope
+from flowdeco.engine.outcome import Outcome
+from flowdeco.engine.requests import CAUGHT_UP, Walk, ended_by_another
+from flowdeco.model.definitions import Unit
+from flowdeco.model.store import Delta, Name
+from flowdeco.model.wiring import Step
+
+__all__ = ["catch_up", "reapply", "recall"]
+
+
+def recall(branch: Branch, number: int, unit: Unit | Step) -> Outcome | None:
+    """Return the earlier outcome of a step, whether it counts or not; None if the step had not begun."""
+    past = branch.terms.past
+    if past is None:
+        return None
+    if branch.sealed:
+        _check_sealed(branch, past, number, unit)
+    return past.recall(branch.id, number, unit, branch.scope.unit, sealed=bool(branch.sealed))
+
+
+def _check_sealed(branch: Branch, past: History, number: int, unit: Unit | Step) -> None:
+    """Raise `CodeChangedError` for a step in a scope that had ended before it."""
+    scope: OpenScope | None = branch.scope
+    while scope is not None and scope.earlier is None and scope is not branch.base:
+        scope = scope.outer
+    earlier = None if scope is None else scope.earlier
+    is_behind = earlier is not None and 0 <= earlier.end <= number
+    if is_behind and earlier is not None and earlier.error is None:
+        raise past.new(unit, branch.scope.unit)
+    if is_behind or (branch.ended_early and not past.has(branch.id, number)):
+        branch.number = number
+        raise past.early_stop
+
+
+def catch_up(branch: Branch) -> Walk:
+    """Report, before anything new runs, that the history is restored; return the error if the group has ended since."""
+    if branch.restoring:
+        branch.restoring = False
+        if branch.parent is not None and not branch.sealed:
+            yield CAUGHT_UP
+            if branch.stopped:
+                return ended_by_another()
+    if branch.is_behind:
+        _catch_up_with_others(branch)
+    return None
+
+
+def reapply(branch: Branch, written: Delta) -> None:
+    """Let the writes of an earlier outcome take effect again, and its changes in place."""
+    if written.changes:
+        if not branch.terms.rehearses:  # no user code has changed these values in a rehearsal
+            for key, value in written.changes.items():
+                _revise(branch, key, value, written.order)
+        branch.changed.update(key for key in written.changes if isinstance(key, str))
+        written = written._replace(changes={})
+    branch.store.apply(written)
+
+
+def _revise(branch: Branch, key: Name, value: Any, order: int) -> None:
+    """Take a value as it was changed in place before a resume, here or in the enclosing branch that it is from.
+
+    Branches are restored one after the other, but may have changed it in turn: the latest change counts.
+    """
+    parent = branch.parent
+    if parent is not None and isinstance(key, str) and key in parent.store and not branch.store.has_written(key):
+        _revise(parent, key, value, order)
+        branch.store.revise(key, parent.store[key])
+        return
+    latest, known = branch.revised.get(key, (order, value))
+    branch.revised[key] = latest, value = (order, value) if order >= latest else (latest, known)
+    branch.store.revise(key, value)
+
+
+def _catch_up_with_others(branch: Branch) -> None:
+    """Take the values that other branches had changed in place: all of them are restored now."""
+    parent, branch.is_behind = cast("Branch", branch.parent), False
+    if parent.is_behind:
+        _catch_up_with_others(parent)
+    for key in _changed_before(parent):
+        if key in parent.store and not branch.store.has_written(key):
+            branch.store.revise(key, parent.store[key])
+
+
+def _changed_before(branch: Branch | None) -> Iterator[str]:
+    """Yield the keys of values that were changed in place before a resume, by any branch that has them."""
+    while branch is not None:
+        yield from (key for key in branch.revised if isinstance(key, str))
+        branch = branch.parent
