@@ -172,6 +172,41 @@ def test_the_failures_of_a_group_are_told_together(flowdeco):
     assert "ConnectionError: the server is offline" in err
 
 
+DOZING = """
+import asyncio
+from flowdeco import Stage, action
+
+@action
+async def slow(seconds: float) -> str:
+    await asyncio.sleep(seconds)
+    return "awake"
+
+flow = slow >> Stage("after")
+"""
+
+
+def test_a_run_that_times_out_has_failed(flowdeco, journal):
+    """Exit code 1; a resume has its own time."""
+    Path("dozing.py").write_text(DOZING)
+    code, out, err = flowdeco("run", "dozing.py:flow", "-i", "seconds=30", "--run-id", "one", "--timeout", "0.05")
+    assert (code, "after" in out) == (1, False)
+    first, hint = err.splitlines()
+    assert first.startswith("flowdeco: error: ")
+    assert "took longer than its timeout of 0.05 s" in first
+    assert hint.startswith("flowdeco: to resume: flowdeco resume one")
+    assert flowdeco("resume", "one", "-i", "seconds=30", "--timeout", "0.05")[0] == 1
+    assert flowdeco("resume", "one", "-i", "seconds=0", "--timeout", "inf")[0] == 0
+
+
+@pytest.mark.parametrize("wrong", ["0", "-1", "soon", "nan", ""])
+def test_a_timeout_is_a_positive_number(flowdeco, wrong):
+    """Anything else is wrong usage."""
+    for command in ("run", "resume"):
+        code, out, err = flowdeco(command, "flows.py:flow", f"--timeout={wrong}")
+        assert (code, out) == (2, "")
+        assert f"--timeout: expected a positive number of seconds, not {wrong!r}" in err
+
+
 def test_a_bailed_run_is_fine(flowdeco):
     """Exit code 0, with the reason."""
     code, out, _ = flowdeco("run", "flows.py:flow", "-i", "kinds:=0", "-i", "stop:=true")
@@ -589,7 +624,7 @@ def test_an_entry_point_is_no_unit_without_a_module():
         (["run", "flows.py:flow", "more"], "unrecognized arguments: more"),
         (["run", "flows.py:flow", "n=1"], "unrecognized arguments: n=1. Did you mean -i n=1? (see"),
         (["plan", "flows.py:flow", "n=1"], "unrecognized arguments: n=1 (see"),
-        (["run", "flows.py:flow", "--timeout", "3"], "unrecognized arguments: --timeout 3 (see"),
+        (["run", "flows.py:flow", "--tineout", "3"], "unrecognized arguments: --tineout 3. Did you mean '--timeout'"),
         (
             ["run", "flows.py:flow", "--only", "tag:dynamic"],
             "flows.py:flow has no such stage, action or tag before it runs, and later insertions cannot be",

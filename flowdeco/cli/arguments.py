@@ -197,6 +197,13 @@ def _seconds(text: str) -> float:
     raise argparse.ArgumentTypeError(f"expected a number of seconds, or inf for never, not {text!r}")
 
 
+def _positive_seconds(text: str) -> float:
+    with suppress(ValueError):
+        if (seconds := float(text)) > 0:
+            return seconds
+    raise argparse.ArgumentTypeError(f"expected a positive number of seconds, not {text!r}")
+
+
 def _run_id(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("expected a name, not an empty string")
@@ -291,6 +298,10 @@ def _add_running(parser: _Parser) -> None:
         help="accept a --skip that resembles a known name: it may be that of a stage that is inserted later",
     )  # fmt: skip
     _add_suspend_after(parser)
+    parser.add_argument(
+        "--timeout", type=_positive_seconds, metavar="SECONDS",
+        help="the run fails if it takes longer: running coroutines are cancelled, and nothing more begins",
+    )  # fmt: skip
     parser.add_argument("--progress", action="store_true", help="show the progress (extra: flowdeco[rich])")
     parser.add_argument("--html", metavar="FILE", help="write a page that shows the run")
     parser.add_argument("-v", "--verbose", action="count", default=0, help="show log messages; -vv: all of them")

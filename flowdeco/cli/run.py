@@ -92,7 +92,7 @@ def _perform(
     configure_logging(options.verbose)
     if options.html:
         check_page(options.html)
-    how: dict[str, Any] = {"check": False, "suspend_after": options.suspend_after}
+    how: dict[str, Any] = {"check": False, "suspend_after": options.suspend_after, "timeout": options.timeout}
     if options.progress:
         how["progress"] = True
     try:
