@@ -241,7 +241,7 @@ class Wait(NamedTuple):
     key: str = ""
     about: object = None
     type: str | None = None
-    classes: tuple[str, ...] | None = None
+    classes: tuple[Any, ...] | None = None
     asked: float = 0.0
     since: int = 0
     state: str = OPEN

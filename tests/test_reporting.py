@@ -9,6 +9,7 @@ import json
 import pathlib
 import re
 import shlex
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -940,6 +941,121 @@ def test_an_answer_is_converted_by_the_type_that_its_question_wants(flowdeco):
     assert flowdeco("resume", "r", "--journal", "runs.db", "-i", "list=[1, 2]")[0] == 3
     code, out, _ = flowdeco("resume", "r", "--journal", "runs.db", "-i", "any=7")
     assert (code, "[7, [1, 2], '7']" in out) == (0, True)
+
+
+ASKING = """
+from datetime import date
+from decimal import Decimal
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Literal, NewType, Optional, TypedDict
+from flowdeco import Context, Key, action
+
+class Colour(Enum):
+    RED = 1
+    BLUE = "b"
+
+class Outer:
+    class Size(Enum):
+        SMALL = "s"
+
+class Movie(TypedDict):
+    year: int
+
+Port = NewType("Port", int)
+
+@action
+def ask(ctx: Context) -> str:
+    return "got " + repr(ctx.wait_for("x", type={declared}))
+
+flow = ask
+"""
+
+
+@pytest.mark.parametrize(
+    ("declared", "given", "expected", "wrong"),
+    [
+        ("int", "x=3", "3", "x=many"),
+        ("list[int]", 'x=[1, "2"]', "[1, 2]", 'x=[1, "b"]'),
+        ("list[list[Outer.Size]]", 'x:=[["s"], ["SMALL"]]', "[[<Size.SMALL: 's'>], [<Size.SMALL: 's'>]]", "x:=[[2]]"),
+        ("dict[str, float]", 'x={"a": 1, "b": "2.5"}', "{'a': 1.0, 'b': 2.5}", 'x={"a": "b"}'),
+        (
+            "dict[Colour, date]",
+            'x={"RED": "2025-01-31"}',
+            "{<Colour.RED: 1>: datetime.date(2025, 1, 31)}",
+            'x={"b": 1}',
+        ),
+        ("Literal['a', 2]", "x=2", "2", "x=b"),
+        ("Literal['a', Colour.RED]", "x=RED", "<Colour.RED: 1>", "x=BLUE"),
+        ("list[Literal[True]] | None", "x=[true]", "[True]", "x=[false]"),
+        ("Optional[int]", "x=null", "None", "x=b"),
+        ("list[Optional[int]]", 'x=[null, "1"]', "[None, 1]", "x=[1.5]"),
+        ("Colour", "x=b", "<Colour.BLUE: 'b'>", "x=red"),
+        ("Decimal", "x=0.1", "Decimal('0.1')", "x=b"),
+        ("date | int", "x=2025-01-31", "datetime.date(2025, 1, 31)", "x=b"),
+        ("bool", "x=No", "False", "x=off"),
+        ("float", "x:=3", "3.0", "x:=true"),
+        ("Path", "x=a", "PosixPath('a')", "x:=1"),
+        ("Annotated[Port, 'of a server']", "x=80", "80", "x=http"),
+        ("Movie", 'x={"year": 1}', "{'year': 1}", "x=[]"),
+        ("list[Movie]", 'x=[{"year": 1}]', "[{'year': 1}]", "x=[1]"),
+        ("list", "x=[1]", "[1]", "x=1"),
+        ("str", "x=3", "'3'", "x:=3"),
+    ],
+)
+@pytest.mark.parametrize("codec", ["pickle", "json"])
+def test_answers_are_converted_as_inputs_are(flowdeco, declared, given, expected, wrong, codec):
+    """By the type of the question with that of its items; what does not fit is wrong usage, and changes nothing."""
+    Path("asking.py").write_text(ASKING.format(declared=declared))
+    assert flowdeco("run", "asking.py:flow", "--journal", "runs.db", "--run-id", "r", "--codec", codec)[0] == 3
+    before = durable.runs("runs.db")
+    sys.modules.pop("asking", None)  # as in another process
+    code, out, err = flowdeco("resume", "r", "--journal", "runs.db", "-i", wrong)
+    assert (code, out) == (2, "")
+    assert err.startswith("flowdeco: error: the input 'x': the run asks for it as ")
+    assert durable.runs("runs.db") == before
+    code, out, err = flowdeco("resume", "r", "--journal", "runs.db", "-i", given)
+    assert (code, f'"got {expected}"' in out or f"'got {expected}'" in out) == (0, True), out + err
+
+
+def test_an_answer_to_a_script_is_converted_by_its_classes(flowdeco):
+    """It was the main module when it asked."""
+    Path("asking.py").write_text(
+        ASKING.format(declared="list[Colour]") + "if __name__ == '__main__':\n    ask.run(journal='r.db', run_id='r')\n"
+    )
+    subprocess.run([sys.executable, "asking.py"], check=True)
+    assert flowdeco("resume", "r", "--journal", "r.db", "-i", "x=[3]")[0] == 2
+    code, out, err = flowdeco("resume", "r", "--journal", "r.db", "-i", 'x=["RED"]')
+    assert (code, "got [<Colour.RED: 1>]" in out) == (0, True), err
+
+
+@pytest.mark.parametrize("ended", ["cancelled", "crashed", "failed"])
+def test_answers_to_the_questions_of_any_unfinished_run_are_converted(flowdeco, ended):
+    """Not only of one that is suspended."""
+    Path("asking.py").write_text(
+        "from flowdeco import Context, action, parallel\n"
+        "from pathlib import Path\n"
+        "@action\n"
+        "def ask(ctx: Context) -> str:\n"
+        "    return repr(ctx.wait_for('x', type=list[int]))\n"
+        "@action\n"
+        "def breaks() -> None:\n"
+        "    if Path('broken').exists():\n"
+        "        raise ValueError('broken')\n"
+        "flow = parallel(ask, breaks)\n"
+    )
+    if ended == "failed":
+        Path("broken").touch()
+    flowdeco("run", "asking.py:flow", "--journal", "runs.db", "--run-id", "r")
+    Path("broken").unlink(missing_ok=True)
+    if ended == "cancelled":
+        durable.cancel("runs.db", "r")
+    elif ended == "crashed":
+        opened = "j = flowdeco.durable.SqliteJournal('runs.db'); j.open('r'); j.proceed('r'); os._exit(0)"
+        subprocess.run([sys.executable, "-c", f"import os, flowdeco.durable; {opened}"], check=True)
+        assert durable.runs("runs.db")[0].status == "running"
+    code, out, err = flowdeco("resume", "r", "--journal", "runs.db", "-i", "x=[1, 2]")
+    assert (code, "result: '[1, 2]'" in out) == (0, True), out + err
 
 
 def test_help_lists_the_inputs_of_a_workflow(flowdeco):

@@ -1,12 +1,15 @@
 """The shared state of a run: typed keys, the store, and what has changed in it since a mark."""
 
 import copy
+import json
 import operator
 import os
 import pickle
 import sys
 import tracemalloc
 from collections.abc import Callable, MutableMapping
+from enum import Enum
+from types import NoneType, UnionType
 from typing import (
     IO,
     Annotated,
@@ -22,6 +25,8 @@ from typing import (
     TypedDict,
     TypeVar,
     Union,
+    get_args,
+    get_origin,
     runtime_checkable,
 )
 
@@ -35,7 +40,7 @@ from flowdeco import Context, Key, Stage, Store, action, parallel, pipeline
 from flowdeco.durable import MemoryJournal
 from flowdeco.errors import StoreKeyError, StoreTypeError
 from flowdeco.executors import serial
-from flowdeco.model.store import MISSING, NOTHING, Delta, View, _Layer, key_name
+from flowdeco.model.store import MISSING, NOTHING, Delta, View, _Layer, key_name, type_of
 
 T = TypeVar("T")
 
@@ -795,6 +800,142 @@ def test_deleting_and_writing_again_in_a_view_is_a_write():
     view["a"] = 3
     assert dict(view) == {"a": 3, "b": 2}
     assert view.delta() == Delta({"a": 3}, [], {})
+
+
+# -- types in journals
+
+
+class Colour(Enum):
+    """An enum of this module."""
+
+    RED = 1
+    BLUE = "b"
+
+
+class Film(TypedDict):
+    """A dict of this module."""
+
+    year: int
+
+
+class Unusual(Protocol):
+    """A protocol that `isinstance` does not check."""
+
+
+leaves = st.sampled_from([int, float, str, bool, bytes, list, dict, set, None, Colour, Key]) | st.lists(
+    st.sampled_from(["a", "=", 1, True, None, Colour.RED, Colour.BLUE]), min_size=1
+).map(lambda values: Literal[tuple(values)])
+declared_types = st.recursive(
+    leaves,
+    lambda inner: (
+        inner.map(lambda one: list[one])
+        | st.tuples(inner, inner).map(lambda two: dict[two])
+        | st.lists(inner, min_size=1, max_size=3).map(lambda several: Union[tuple(several)])  # noqa: UP007
+    ),
+    max_leaves=8,
+)
+
+
+@given(declared_types)
+def test_a_type_comes_from_a_journal_as_it_was_declared(declared):
+    """As far as `get_args` tells, in JSON as well; it checks the same classes, and has the same description."""
+    key = Key("k", declared)
+    references = json.loads(json.dumps(key.references()))
+    found = type_of(references)
+
+    def plain(kind):
+        if get_origin(kind) is Literal:
+            return {(type(value), value) for value in get_args(kind)}
+        if get_origin(kind) in (Union, UnionType):
+            return set().union(*(plain(each) for each in get_args(kind)))
+        return {(get_origin(kind) or kind or NoneType, *(frozenset(plain(each)) for each in get_args(kind)))}
+
+    assert plain(found) == plain(declared)
+    copied = Key.of("k", key.described(), references)
+    for value in (1, 1.5, "a", True, None, [], {}, b"", Colour.RED, key, object()):
+        outcomes = []
+        for each in (key, copied):
+            try:
+                each.check(value)
+                outcomes.append(None)
+            except StoreTypeError as error:
+                outcomes.append(str(error))
+        assert outcomes[0] == outcomes[1]
+
+
+@pytest.mark.parametrize(
+    ("declared", "kept"),
+    [
+        (Annotated[NewType("Port", int), "x"], int),
+        (TypeAliasType("Ints", list[int]), list[int]),
+        (list[TypeAliasType("Ints", list[int])], list[list[int]]),
+        (Film, dict),
+        (list[Film], list[dict]),
+        (tuple[int, ...], tuple),
+        (MutableMapping[str, int], MutableMapping),
+        (list[Unusual], list[Any]),
+        (dict[str, Any], dict[str, Any]),
+        (Literal[b"x", 1], Literal[1] | bytes),
+        (Literal["a"] | int, Literal["a"] | int),
+        (Unusual, Any),
+        (int | Unusual, Any),
+        (Any, Any),
+    ],
+)
+def test_a_journal_keeps_of_a_type_what_can_be_found_again(declared, kept):
+    """Aliases and annotations are gone; of other generic types than lists and dicts, only the class is kept."""
+    assert type_of(Key("k", declared).references()) == kept
+
+
+def test_an_alias_that_contains_itself_is_kept_to_some_depth():
+    """As `type Nested = int | list[Nested]` does."""
+
+    class TypeAliasType:
+        __type_params__ = ()
+
+        def __hash__(self):
+            return 1
+
+    nested = TypeAliasType()
+    TypeAliasType.__value__ = Union[int, list[nested]]  # noqa: UP007
+    kept = type_of(Key("k", nested).references())
+    for _ in range(9):
+        number, items = get_args(kept)
+        assert number is int
+        [kept] = get_args(items)
+    assert kept is Any
+
+
+def test_a_type_of_an_older_journal_is_a_list_of_classes():
+    """In one that knew only these."""
+    assert type_of(("builtins:int", "builtins:NoneType")) == int | None
+
+
+def test_a_class_that_is_not_loaded_is_unknown():
+    """Of items, only the list is checked; so it is with names that lead to something else."""
+    assert type_of(("nowhere:Colour",)) is Any
+    assert type_of(("builtins:int", "nowhere:Colour")) is Any
+    assert type_of((("builtins:list", ("nowhere:Colour",)),)) == list[Any]
+    assert type_of((f"{__name__}:Colour.GREEN",)) is Any
+    assert type_of(("builtins:print",)) is Any
+    assert type_of((("builtins:int", ("builtins:int",)),)) is int
+
+
+@settings(max_examples=40)
+@given(
+    st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.text()
+        | st.sampled_from(["=", "builtins:list", "builtins:dict"]),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        max_leaves=6,
+    )
+)
+def test_damaged_references_are_an_unknown_type(references):
+    """Or any other, but no error: no checksum covers the list of questions."""
+    Key.of("k", "int", references)
 
 
 # -- in a run

@@ -26,11 +26,11 @@ from flowdeco.model.definitions import (
     one_action_stage,
     stage_selectors,
 )
-from flowdeco.model.store import key_name
+from flowdeco.model.store import key_name, type_of
 from flowdeco.model.wiring import Input, Step, steps_of
 
 if TYPE_CHECKING:
-    from flowdeco.durable.info import Question
+    from flowdeco.errors import Wait
 
 __all__ = ["Taker", "answers", "converted", "listed", "takers", "type_name"]
 
@@ -97,20 +97,17 @@ def _is_supplied(step: Step, wanted: Input, known: set[str]) -> bool:
 
 
 def answers(
-    inputs: Mapping[str, Any], texts: frozenset[str], questions: Iterable[Question]
+    inputs: Mapping[str, Any], texts: frozenset[str], questions: Iterable[Wait]
 ) -> tuple[dict[str, Any], set[str]]:
     """Return the inputs with the answers to these questions converted, and their keys; raises as `converted`."""
-    from flowdeco.durable.lookup import find
-
     made, known = dict(inputs), set[str]()
     for question in questions:
-        key = question.key
-        classes = [find(each) for each in question.classes or ()]
-        if key not in inputs or key in known or not classes or None in classes:
+        key, wanted = question.key, type_of(question.classes)
+        if key not in inputs or key in known or wanted is Any:
             continue
         known.add(key)
         try:
-            result = _convert(inputs[key], cast("Any", Union)[tuple(classes)], key in texts)
+            result = _convert(inputs[key], wanted, key in texts)
         except Misfit as misfit:
             raise UsageError(f"the input {key!r}: the run asks for it as {question.type}, and {misfit}") from None
         made[key] = inputs[key] if result is UNCHANGED else result

@@ -16,11 +16,13 @@ from flowdeco.cli.json_output import plain, print_json, run_as_data
 from flowdeco.cli.process import cancelling_on_interrupt, configure_logging, discard_broken_output, reserved_stdout
 from flowdeco.cli.workflow import load_recorded_workflow, load_workflow, stand_in_for_main
 from flowdeco.engine.runs import Run
+from flowdeco.engine.waits import open_questions
 from flowdeco.errors import message_of
 from flowdeco.model.definitions import Pipeline
 
 if TYPE_CHECKING:
-    from flowdeco.durable.info import Question
+    from flowdeco.durable import SqliteJournal
+    from flowdeco.errors import Wait
 
 __all__ = ["resume", "run"]
 
@@ -54,9 +56,9 @@ def resume(options: Namespace) -> int:
     path = journal_path(options)
     workflow, info = load_recorded_workflow(options, path)
     flow = workflow.to_run(options)
-    inputs, warned = _converted(inputs, options, flow, info.questions)
     stand_in_for_main(workflow.entry)
     journal = open_journal(path, info.codec, workflow.reference(options.only))
+    inputs, warned = _converted(inputs, options, flow, _questions(journal, info.id) if inputs else ())
     finished = info.status in ("completed", "bailed") and options.on_change != "rerun" and not options.from_stage
     return _perform(
         options, path, inputs,
@@ -68,8 +70,16 @@ def resume(options: Namespace) -> int:
     )  # fmt: skip
 
 
+def _questions(journal: SqliteJournal, run_id: str) -> list[Wait]:
+    """Return the open questions of a run, whatever its status."""
+    from flowdeco.engine.generations import generations
+    from flowdeco.engine.recorder import outcomes
+
+    return open_questions(outcomes(generations(journal.read(run_id))[-1].rows, journal.codec))
+
+
 def _converted(
-    inputs: dict[str, Any], options: Namespace, flow: Pipeline, questions: Iterable[Question] = ()
+    inputs: dict[str, Any], options: Namespace, flow: Pipeline, questions: Iterable[Wait] = ()
 ) -> tuple[dict[str, Any], Collection[str]]:
     """Return the inputs as the questions ask for them, or the actions take them, and the keys that were warned of."""
     if not inputs:

@@ -50,7 +50,7 @@ class RunInfo(NamedTuple):
 class Question(NamedTuple):
     """A question that a run waits for: its key, what it is `about`, the type of the answer, as text, the last moment.
 
-    `classes` are the classes that its answer is checked for, each as `module:qualname`.
+    `classes` is that type for programs, as `model.store.type_of` reads it: the classes that an answer is checked for.
     """
 
     key: str
@@ -58,7 +58,7 @@ class Question(NamedTuple):
     type: str | None = None
     deadline: float | None = None
     asked: float = 0.0
-    classes: tuple[str, ...] | None = None
+    classes: tuple[Any, ...] | None = None
 
 
 def as_text(question: Question) -> str:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from enum import Enum
 from typing import (
     IO,
     TYPE_CHECKING,
@@ -101,19 +102,16 @@ class Key(Generic[T]):
         """Return the declared type as text, None where any value will do."""
         return None if self._classes is None else _type_name(self.type)
 
-    def references(self) -> tuple[str, ...] | None:
-        """Return the classes that are checked, each as `module:qualname`."""
-        classes = self._classes
-        return None if classes is None else tuple(f"{each.__module__}:{each.__qualname__}" for each in classes)
+    def references(self) -> tuple[Any, ...] | None:
+        """Return the declared type as journals keep it (`type_of`), None where any value will do."""
+        return None if self._classes is None else _references(self.type)
 
     @staticmethod
-    def of(name: str, described: str | None, references: Collection[str] | None) -> Key[Any]:
+    def of(name: str, described: str | None, references: Collection[Any] | None) -> Key[Any]:
         """Return a key with the type that is described so; where a class is not loaded, it checks nothing."""
-        key: Key[Any] = Key(name)
-        classes = [_loaded_class(each) for each in references or ()]
-        if classes and None not in classes:
+        key: Key[Any] = Key(name, type_of(references))
+        if key._classes is not None:
             object.__setattr__(key, "type", described)
-            object.__setattr__(key, "_classes", tuple(classes))
         return key
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -179,31 +177,101 @@ def alias_value(declared: Any) -> Any:
 
 def _runtime_classes(declared: Any) -> _Classes:
     """Return the classes by which `isinstance` checks a declared type; None if it cannot."""
-    if declared is None:
-        return (types.NoneType,)
+    found: list[type] = []
+    for member in _members(declared):
+        cls = _class_of(member)
+        if get_origin(member) is Literal:
+            found += map(type, get_args(member))
+        elif cls is None:
+            return None
+        else:
+            found += accepted_classes(cls)
+    return tuple(found)
+
+
+def _members(declared: Any) -> list[Any]:
+    """Return the members of a type, each without aliases and annotations; `Any` for one that only a type checker knows."""
     origin = get_origin(declared)
     if is_alias(declared) or is_alias(origin):
         try:
-            return _runtime_classes(alias_value(declared))
-        except NameError:  # of a name for the type checker
-            return None
+            return _members(alias_value(declared))
+        except NameError:
+            return [Any]
     if origin is Annotated:
-        return _runtime_classes(get_args(declared)[0])
+        return _members(get_args(declared)[0])
     if origin is Union or origin is types.UnionType:
-        members = [_runtime_classes(member) for member in get_args(declared)]
-        return None if None in members else tuple(c for classes in members if classes for c in classes)
-    if origin is Literal:
-        return tuple(map(type, get_args(declared)))
+        return [each for member in get_args(declared) for each in _members(member)]
     if isinstance(declared, NewType):
-        return _runtime_classes(declared.__supertype__)
-    cls = origin or declared
+        return _members(declared.__supertype__)
+    return [types.NoneType if declared is None else declared]
+
+
+def _class_of(member: Any) -> type | None:
+    """Return the class of which the values of a type are instances; None if there is none, or it is not known."""
+    cls = get_origin(member) or member
     if not isinstance(cls, type) or cls in (Any, IO, BinaryIO, TextIO):  # no file is an instance of the last three
         return None
     try:
         isinstance(None, cls)
     except TypeError:  # as a protocol does, and a TypedDict: its values are dicts
-        return (dict,) if dict in cls.__mro__ else None
-    return accepted_classes(cls)
+        return dict if dict in cls.__mro__ else None
+    return cls
+
+
+def _references(declared: Any, depth: int = 0) -> tuple[Any, ...] | None:
+    if depth == _DEEPEST:
+        return None
+    found: list[Any] = []
+    for member in _members(declared):
+        cls, arguments = _class_of(member), get_args(member)
+        if get_origin(member) is Literal:
+            found += _options(arguments)
+        elif cls is None:
+            return None
+        elif cls in _WITH_ITEMS and arguments:
+            found.append((_place(cls), *(_references(each, depth + 1) for each in arguments)))
+        else:
+            found.append(_place(cls))
+    return tuple(found)
+
+
+def _options(values: Sequence[Any]) -> Iterator[Any]:
+    """Yield references to the values of a literal; to the class of a value that JSON does not know."""
+    plain = [value for value in values if type(value) in _PLAIN]
+    if plain:
+        yield ("=", *plain)
+    for value in values:
+        if type(value) not in _PLAIN:
+            where = _place(type(value))
+            yield f"{where}.{value.name}" if isinstance(value, Enum) else where
+
+
+def _place(cls: Any) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+_DEEPEST: Final = 9  # levels of items: an alias may contain itself
+_PLAIN: Final = (str, int, bool, types.NoneType)
+_WITH_ITEMS: Final[tuple[Any, ...]] = (list, dict)  # types whose arguments are kept
+
+
+def type_of(references: Any) -> Any:
+    """Return a type that is kept as a list of its members; `Any` if a class is not loaded, or this is no such list.
+
+    A member is `module:qualname` of a class or of the member of an enum, `("=", value, ...)` of a literal, or, for lists and
+    dicts, `(module:qualname, type, ...)`, where an argument is again a type, or None.
+    """
+    found: list[Any] = []
+    try:
+        for member in references or ():
+            where, *arguments = (member,) if isinstance(member, str) else member
+            kind: Any = Literal[tuple(arguments)] if where == "=" else _loaded(where)
+            if kind is None:
+                return Any
+            found.append(kind[tuple(map(type_of, arguments))] if kind in _WITH_ITEMS and arguments else kind)
+    except (AttributeError, TypeError, ValueError):
+        return Any
+    return cast("Any", Union)[tuple(found)] if found else Any
 
 
 def accepted_classes(declared: type) -> tuple[type, ...]:
@@ -211,13 +279,13 @@ def accepted_classes(declared: type) -> tuple[type, ...]:
     return {float: (float, int), complex: (complex, float, int)}.get(declared, (declared,))
 
 
-def _loaded_class(reference: str) -> type | None:
-    """Return the class at `module:qualname`; None if no loaded module has it: nothing is imported."""
+def _loaded(reference: str) -> Any:
+    """Return the class at `module:qualname`, or the literal of an enum's member; None if no loaded module has it."""
     module, _, qualname = reference.partition(":")
     found: Any = sys.modules.get(module)
     for part in qualname.split("."):
         found = getattr(found, part, None) if part != "NoneType" else types.NoneType
-    return found if isinstance(found, type) else None
+    return Literal[found] if isinstance(found, Enum) else found if isinstance(found, type) else None
 
 
 def _type_name(declared: Any) -> str:
