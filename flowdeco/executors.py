@@ -116,7 +116,7 @@ def perform_shipped(payload: bytes, nonce: bytes) -> bytes:
     function = cast("Action[..., Any]", function).__wrapped__ if isinstance(function, Action) else function
     context = _context_among(args, kwargs)
     if context is not None:
-        context.live_by(time.time, time.sleep)
+        context.live_by(time.time, time.sleep, time.monotonic)
     value: Any = None
     raised: BaseException | _Thrown | None = None
     late = False

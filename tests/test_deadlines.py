@@ -7,8 +7,9 @@ import pickle
 import signal
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import count
+from multiprocessing import get_context
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,6 +20,7 @@ from flowdeco import Bail, Context, Sleep, Stage, Suspend, action, parallel, pip
 from flowdeco.durable import MemoryJournal, SqliteJournal
 from flowdeco.engine.deadlines import Deadline
 from flowdeco.errors import DefinitionError, OutOfTime, UnitTimeout, WiringError
+from flowdeco.events import Message
 from flowdeco.executors import serial
 from flowdeco.middleware import atomic, recover, retry
 from flowdeco.testing import FlowRunner
@@ -70,6 +72,11 @@ def template(n: int):
     @action
     async def waits():
         await asyncio.sleep(LONG)
+
+
+@action
+def importable_constant():
+    return 1
 
 
 @action
@@ -302,6 +309,37 @@ def test_pauses_are_cut_short(run, of):
         assert type(error) is UnitTimeout
         assert time.perf_counter() - began < 5
     assert "last" not in LOG
+
+
+@action
+def sleeps_elsewhere(ctx: Context):
+    """Sleep in another process, which may be late."""
+    time.sleep(ctx.store["begins"])
+    ctx.sleep(0.001)
+    try:
+        ctx.sleep(LONG)
+    finally:
+        ctx.emit("woken")
+
+
+@pytest.mark.parametrize("begins", [0.0, SOON * 4])
+@pytest.mark.parametrize("of", ["stage", "pipeline", "run", "group"])
+def test_a_sleep_in_another_process_is_cut_short(run, of, begins):
+    """So that its worker is free again; one that would begin when the time is up does not."""
+    stage = Stage("s", [sleeps_elsewhere, last], timeout=SOON * 2 if of == "stage" else LONG)
+    whole = pipeline(parallel(stage, last), timeout=SOON * 2 if of == "pipeline" else LONG)
+    if of == "group":
+        whole = parallel(pipeline(parallel(stage), timeout=SOON * 2), last)
+    messages = []
+    started = time.monotonic()
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
+        limits = {"timeout": SOON * 2} if of == "run" else {}
+        found = failed(run, whole, {"begins": begins}, executor=pool, observers=[messages.append], **limits)
+        assert type(found.error) is UnitTimeout
+        assert f"{SOON * 2:g} s" in str(found.error)
+        assert run(parallel(importable_constant), executor=pool)["importable_constant"] == 1
+    assert time.monotonic() - started < LONG / 3
+    assert [each.kind for each in messages if isinstance(each, Message)] == (["woken"] if begins == 0 else [])
 
 
 def test_an_action_that_has_overrun_does_not_sleep(run):

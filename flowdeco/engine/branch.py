@@ -11,7 +11,6 @@ nothing may be performed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 from flowdeco.engine.deadlines import Deadline
@@ -153,7 +152,7 @@ class Branch:
             terms = self.terms
             earlier, wall = terms.waits.pop((self.id, number), ()), terms.wall
             if self.deadline is not None:
-                wall = wall._replace(sleep=partial(self.deadline.sleep_in_action, wall.sleep))
+                wall = wall._replace(deadline=self.deadline)
             found = self.waits[number] = Waits(wall, terms.since, earlier)
         return found
 

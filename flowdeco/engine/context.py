@@ -251,7 +251,7 @@ class Context:
             self._naps += (nap,)
             return nap
         if left:
-            wall.sleep(left)
+            wall.pause(left)
         return Nap(0.0, None)
 
     def _waits(self) -> Waits:
@@ -298,10 +298,14 @@ class Context:
         """Return the effects of an action that has failed: a copy, since an abandoned call may still be at work."""
         return Effects(NOTHING, [], [], list(self._messages), self._detached_waits())
 
-    def live_by(self, now: Callable[[], float], sleep: Callable[[float], object]) -> None:
-        """Take the wall clock, and the sleep, of the process that it has been sent to."""
+    def live_by(
+        self, now: Callable[[], float], sleep: Callable[[float], object], clock: Callable[[], float]
+    ) -> None:
+        """Take the wall clock, the sleep, and the clock for deadlines, of the process that it has been sent to."""
         waits = self._waits()
         waits.wall = waits.wall._replace(now=now, sleep=sleep)
+        if waits.wall.deadline is not None:
+            waits.wall.deadline.begin_elsewhere(clock)
 
     def catch_up(self, effects: Effects) -> None:
         """Repeat the effects of a detached copy, unless the action has been abandoned meanwhile."""

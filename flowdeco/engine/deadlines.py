@@ -81,6 +81,17 @@ class Deadline:
             raise refused
         return self.sleep(sleep, seconds)
 
+    # Detached, in another process: the first deadline of the chain, with the time that was left when the call was sent.
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        first = self.first() or self
+        return _elsewhere, (first.message, first.left())
+
+    def begin_elsewhere(self, clock: Callable[[], float]) -> None:
+        """Have the time that is left count from here, by the clock of the process that it has been sent to."""
+        self._clock = clock
+        self.at += clock()
+
     def close(self, error: BaseException | None) -> BaseException | None:
         """Return how its scope ends, which has ended inside with this error; an interrupt is always passed on."""
         is_late = self.expired or self.left() < 0
@@ -92,3 +103,10 @@ class Deadline:
         late = UnitTimeout(self.message)
         late.__cause__ = error if isinstance(error, Exception) else None
         return late
+
+
+def _elsewhere(message: str, left: float) -> Deadline:
+    deadline = Deadline.__new__(Deadline)
+    deadline.message, deadline.at = message, left
+    deadline.outer, deadline.expired = None, False
+    return deadline

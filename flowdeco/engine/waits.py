@@ -42,6 +42,8 @@ from flowdeco.model.store import Key, Store
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from flowdeco.engine.deadlines import Deadline
+
 __all__ = [
     "Given",
     "Nap",
@@ -73,6 +75,14 @@ class Wall(NamedTuple):
     sleep: Callable[[float], object] = float
     sleeping: Callable[[float], Awaitable[object]] | None = None
     suspend_after: float = inf
+    deadline: Deadline | None = None  # of the scopes around the action that sleeps
+
+    def pause(self, seconds: float) -> None:
+        """Sleep in an action, until its time is up."""
+        if self.deadline is None:
+            self.sleep(seconds)
+        else:
+            self.deadline.sleep_in_action(self.sleep, seconds)
 
 
 class Nap:
@@ -179,7 +189,7 @@ class Waits:
 
     def __getstate__(self) -> tuple[None, dict[str, Any]]:
         state = {name: getattr(self, name) for name in self.__slots__}
-        return None, {**state, "wall": Wall(suspend_after=self.wall.suspend_after)}
+        return None, {**state, "wall": Wall(suspend_after=self.wall.suspend_after, deadline=self.wall.deadline)}
 
 
 class Surroundings(Protocol):

@@ -1,5 +1,7 @@
 """Deadlines, by a clock that a test sets, and evaluations under one, driven by script."""
 
+import pickle
+
 import pytest
 from scripted import evaluation, perform
 
@@ -88,6 +90,26 @@ def test_a_sleep_lasts_as_long_as_there_is_time(owner):
     again = Deadline("t", 10, Owner())
     again.sleep_in_action(slept.append, 9)
     assert slept[3:] == [9]
+
+
+def test_in_another_process_the_first_deadline_counts_from_when_it_arrives(owner):
+    """By the clock there: for as long as was left when it was sent."""
+    outer, inner = Deadline("outer", 10, owner), Deadline("inner", 20, owner)
+    owner.clock.now += 4
+    there = Clock()
+    there.now = 5000.0
+    copy = pickle.loads(pickle.dumps(inner))
+    copy.begin_elsewhere(there)
+    assert (copy.left(), copy.message, copy.outer) == (6, outer.message, None)
+    slept = []
+    copy.sleep_in_action(slept.append, 5)
+    there.now += 5
+    with pytest.raises(OutOfTime, match="outer took longer than its timeout of 10 s"):
+        copy.sleep_in_action(slept.append, 2)
+    assert slept == [5, 1]
+    outer.expire()
+    inner.expire()
+    assert pickle.loads(pickle.dumps(inner)).message == inner.message
 
 
 @pytest.mark.parametrize("late", [False, True])
