@@ -10,16 +10,33 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Any, Final, cast
 
 from flowdeco.engine.requests import Gate
 
-__all__ = ["Interrupts"]
+__all__ = ["Interrupts", "pause"]
 
 Handler = Callable[[int, Any], Any]
 
 _NAMES: Final = ("SIGINT", "SIGTERM", "SIGALRM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 _SIGNALS: Final = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+
+
+def pause(gate: Gate, look: Callable[[], object], seconds: float) -> None:
+    """Sleep until the run is interrupted from outside; `look` raises the interrupt."""
+    woken: SimpleQueue[None] = SimpleQueue()  # unlike an event, it may be interrupted at any moment
+    wake = partial(woken.put, None)
+    gate.sleepers.append(wake)
+    try:
+        look()
+        with suppress(Empty):
+            woken.get(timeout=min(seconds, threading.TIMEOUT_MAX))
+        look()
+    finally:
+        gate.sleepers.remove(wake)
 
 
 class _Waiting(BaseException):

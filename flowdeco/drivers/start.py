@@ -11,8 +11,9 @@ from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, S
 from contextlib import suppress
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+from flowdeco.drivers.interrupts import pause
 from flowdeco.engine.evaluation import evaluate_run
 from flowdeco.engine.generations import Generation, generations
 from flowdeco.engine.journal import FINISHED, Codec, Journal, Remembered, encoder
@@ -329,7 +330,7 @@ class _Start:
         clock = self.given_clock
         if clock is not None:
             return Wall(lambda: clock.time() + clock.epoch, clock.sleep, clock.sleeping)
-        sleep = partial(_sleep, self.gate) if durable else time.sleep
+        sleep = partial(pause, self.gate, self.gate.raise_cancelled) if durable else time.sleep
         return Wall(time.time, sleep, _sleeping, self.suspend_after if durable else inf)
 
     def terms(self, run: Run, recorder: Recorder | None = None, since: int = 0) -> Terms:
@@ -501,17 +502,6 @@ def _at_rest(journal: Journal) -> Journal:
     from flowdeco.durable.journal import at_rest
 
     return cast("Journal", at_rest(journal))
-
-
-def _sleep(gate: Gate, seconds: float) -> None:
-    """Sleep in an action, unless the run is cancelled."""
-    until = time.monotonic() + seconds
-    while (left := until - time.monotonic()) > 0:
-        gate.raise_cancelled()
-        time.sleep(min(left, _LOOKS))
-
-
-_LOOKS: Final = 0.1  # seconds until a sleeping action sees that the run is cancelled
 
 
 def _sleeping(seconds: float) -> Awaitable[None]:

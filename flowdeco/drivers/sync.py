@@ -18,7 +18,7 @@ from inspect import GEN_CLOSED, GEN_CREATED, getgeneratorstate
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from flowdeco.drivers.interrupts import Interrupts
+from flowdeco.drivers.interrupts import Interrupts, pause
 from flowdeco.drivers.start import Evaluated, begin, end
 from flowdeco.drivers.start import resume as continued
 from flowdeco.engine.evaluation import evaluate
@@ -169,14 +169,10 @@ class Performer:
 
     def sleep(self, seconds: float) -> None:
         """Block for so long; in a durable run, until it is cancelled."""
-        if not self._is_durable:
+        if self._is_durable:
+            pause(self.gate, self.interrupts.raise_pending, seconds)
+        else:
             time.sleep(seconds)
-            return
-        until = time.monotonic() + seconds
-        self.gate.wake = self._awake
-        while self.gate.pending is None and (left := until - time.monotonic()) > 0:
-            self._wake.acquire(timeout=min(left, threading.TIMEOUT_MAX))
-        self.interrupts.raise_pending()
 
     def _awake(self) -> None:
         with suppress(RuntimeError):  # another thread was faster

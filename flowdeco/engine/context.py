@@ -298,9 +298,7 @@ class Context:
         """Return the effects of an action that has failed: a copy, since an abandoned call may still be at work."""
         return Effects(NOTHING, [], [], list(self._messages), self._detached_waits())
 
-    def live_by(
-        self, now: Callable[[], float], sleep: Callable[[float], object], clock: Callable[[], float]
-    ) -> None:
+    def live_by(self, now: Callable[[], float], sleep: Callable[[float], object], clock: Callable[[], float]) -> None:
         """Take the wall clock, the sleep, and the clock for deadlines, of the process that it has been sent to."""
         waits = self._waits()
         waits.wall = waits.wall._replace(now=now, sleep=sleep)

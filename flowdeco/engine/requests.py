@@ -63,7 +63,7 @@ class Gate:
     is that of the run's own branch: a driver answers the request that is under way then.
     """
 
-    __slots__ = ("cancelled", "deadline", "open", "pending", "wake")
+    __slots__ = ("cancelled", "deadline", "open", "pending", "sleepers", "wake")
 
     def __init__(self) -> None:
         self.open = False
@@ -71,6 +71,7 @@ class Gate:
         self.cancelled: BaseException | None = None  # the interrupt by which the run was cancelled from outside
         self.deadline: Deadline | None = None
         self.wake: Callable[[], object] | None = None  # has a waiting driver look for an interrupt, from any thread
+        self.sleepers: list[Callable[[], object]] = []  # the same for sleeping actions and layers, in any threads
 
     def interrupt(self, error: BaseException) -> bool:
         """Cancel the run by the answer to the next request; return False if that will be another interrupt."""
@@ -78,8 +79,8 @@ class Gate:
         if self.pending is None:
             self.pending = error
         heard, wake = self.pending is error, self.wake
-        if wake is not None:
-            wake()
+        for each in [*self.sleepers, *([] if wake is None else [wake])]:
+            each()
         return heard
 
     def raise_cancelled(self) -> None:
