@@ -307,8 +307,8 @@ class Mark(dict[Any, Any]):
     mark, which enclosing marks have as well.
     """
 
-    __slots__ = ("is_continued",)
-    is_continued: bool
+    __slots__ = ()
+    is_continued: ClassVar = False
     __hash__ = object.__hash__  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
     __eq__ = object.__eq__
     __ne__ = object.__ne__
@@ -321,13 +321,20 @@ class Mark(dict[Any, Any]):
     def continue_from(self, earlier: Mapping[str, Any]) -> None:
         """Take the notes of an earlier mark, whose place this one takes in a resumed run."""
         self.update(earlier)
-        self.is_continued = True
+        self.__class__ = _Continued  # pyright: ignore[reportAttributeAccessIssue]
 
     def drop(self, undone: Mapping[str, Any]) -> None:
         """Drop the notes that are the same in a mark that was undone: nothing has changed since."""
         for name, before in undone.items():
             if name in self and _is_same_note(self[name], before):
                 del self[name]
+
+
+class _Continued(Mark):
+    """A mark that has taken the notes of an earlier one: a class of its own, so that no other mark pays for an attribute."""
+
+    __slots__ = ()
+    is_continued = True
 
 
 _UNCHANGED: Final[Mapping[Any, Any]] = {}
@@ -563,7 +570,7 @@ class Store(MutableMapping[str, Any]):
         for name, before in noted.items():
             if name not in keep:
                 self._put_back(name, before)
-        if getattr(mark, "is_continued", False):
+        if mark.is_continued:
             for each in self._marks:
                 each.drop({name: before for name, before in noted.items() if name not in keep})
 
