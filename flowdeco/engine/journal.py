@@ -114,9 +114,11 @@ class Journal(Protocol):
     """A store of runs. One at a time works on a run: it holds the run's lease from `create` or `open` to `close` or
     `release`.
 
-    It may also have the methods `cancel(run_id)`, for `durable.cancel`, and `on_cancel(run_id, call)`, by which a driver
-    that holds the lease asks to be told of it: `call()`, from any thread, returns whether that was heard. If `takes_entry`
-    is true, `create` has one more argument, where the pipeline is found, if that is known.
+    It may also have the following, each of which may be missing. The methods `cancel(run_id)`, for `durable.cancel`, and
+    `on_cancel(run_id, call)`, by which a driver that holds the lease asks to be told of it: `call()`, from any thread,
+    returns whether that was heard. The methods `runs()`, `history(run_id)` and `delete(run_id)`, for the functions of
+    `flowdeco.durable` that are called so, and `drop_unused()`, for `purge`. `takes_entry`: if it is true, `create` has one
+    more argument, where the pipeline is found, if that is known. `takes_parts`: if it is true, payloads may be a `Payload`.
     """
 
     codec: Codec
