@@ -386,6 +386,113 @@ def test_a_resumed_run_began_when_it_began(tmp_path, kind):
         assert flow.resume(run.id, journal=journal).elapsed == pytest.approx(done.elapsed)
 
 
+@action
+def naps(ctx: Context) -> None:
+    """Take 0.05 s."""
+    time.sleep(0.05)
+
+
+@action(returns=None)
+def naps_and_asks(ctx: Context) -> None:
+    """Take 0.05 s in each leg."""
+    time.sleep(0.05)
+    ctx.wait_for("answer")
+
+
+class Dies(BaseException):
+    """The end of a process."""
+
+
+class Dying(MemoryJournal):
+    """A journal whose process dies when an action of this name would be written."""
+
+    dies_at = ""
+
+    def write(self, run_id, rows):
+        """Write, or leave the run as a killed process does."""
+        if any(row.action == self.dies_at for row in rows):
+            self._runs[run_id].busy = False
+            raise Dies
+        super().write(run_id, rows)
+
+    def close(self, run_id, *args, **kwargs):
+        """Note nothing after that."""
+        if self._runs[run_id].busy:
+            super().close(run_id, *args, **kwargs)
+
+
+def stage_of(run, name="s"):
+    """The record of a stage."""
+    return next(record for record in run.stages if record.name == name)
+
+
+SPANNING = {
+    "plain": Stage("s", [naps, naps_and_asks, naps.with_options(name="last")]),
+    "with data": Stage("s", [naps, naps_and_asks, naps.with_options(name="last")], data={"k": 1}),
+    "with middleware": Stage("s", [naps, naps_and_asks, naps.with_options(name="last")], use=[retry(on=OSError)]),
+    "with a timeout": Stage("s", [naps, naps_and_asks, naps.with_options(name="last")], timeout=10),
+}
+
+
+@pytest.mark.parametrize("unit", SPANNING.values(), ids=SPANNING)
+@pytest.mark.parametrize("kind", ["memory", "MemoryJournal", "SqliteJournal"])
+def test_a_stage_that_spans_legs_has_the_times_of_all(tmp_path, unit, kind):
+    """It began when it began, and took the sum of them."""
+    journal = {"memory": None, "MemoryJournal": MemoryJournal(), "SqliteJournal": tmp_path / "runs.db"}[kind]
+    run = unit.run(journal=journal)
+    legs = [stage_of(run)]
+    for answers, naps in ({}, 1), ({"answer": 1}, 2):
+        time.sleep(0.05)
+        began = time.perf_counter()
+        run = unit.resume(run if journal is None else run.id, answers, journal=journal)
+        took = time.perf_counter() - began
+        legs.append(stage_of(run))
+        assert legs[-1].started == legs[0].started
+        assert legs[-2].elapsed + 0.05 * naps <= legs[-1].elapsed < legs[-2].elapsed + took
+        if journal is not None:
+            read = stage_of(durable.read(journal, run.id))
+            assert (read.started, read.elapsed) == (legs[-1].started, pytest.approx(legs[-1].elapsed))
+    assert 0.1 <= legs[0].elapsed
+    assert legs[2].elapsed <= run.elapsed
+
+
+@pytest.mark.parametrize("unit", SPANNING.values(), ids=SPANNING)
+def test_a_stage_whose_process_was_killed_has_the_times_of_its_actions(unit):
+    """Nothing else is known of that leg; those of legs that ended count as a whole."""
+    journal = Dying()
+    run = unit.run(journal=journal, check=False, run_id="r")
+    suspended = stage_of(run)
+    journal.dies_at = "last"
+    with pytest.raises(Dies):
+        unit.resume("r", {"answer": 1}, journal=journal)
+    killed = stage_of(durable.read(journal, "r"))
+    assert (killed.status, killed.started) == ("running", suspended.started)
+    assert killed.elapsed == pytest.approx(suspended.elapsed + killed.actions[1].elapsed)
+    journal.dies_at = ""
+    time.sleep(0.05)
+    began = time.perf_counter()
+    done = stage_of(unit.resume("r", journal=journal))
+    assert (done.status, done.started) == ("completed", suspended.started)
+    assert killed.elapsed + 0.05 <= done.elapsed < killed.elapsed + time.perf_counter() - began
+
+
+@pytest.mark.parametrize("unit", SPANNING.values(), ids=SPANNING)
+def test_a_stage_whose_first_process_was_killed_began_then(unit):
+    """It has a record only of its actions, or of its beginning."""
+    journal = Dying()
+    journal.dies_at = "naps_and_asks"
+    with pytest.raises(Dies):
+        unit.run({"answer": 1}, journal=journal, run_id="r")
+    killed = stage_of(durable.read(journal, "r"))
+    assert killed.elapsed == pytest.approx(killed.actions[0].elapsed)
+    journal.dies_at = ""
+    time.sleep(0.05)
+    began = time.perf_counter()
+    done = stage_of(unit.resume("r", journal=journal))
+    assert done.started == killed.started
+    assert killed.elapsed + 0.1 <= done.elapsed < killed.elapsed + time.perf_counter() - began
+
+
 def test_a_leg_that_crashed_counts_by_its_rows():
     """Nothing else is known of it."""
     journal = MemoryJournal()

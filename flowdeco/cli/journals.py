@@ -382,8 +382,7 @@ def _step_rows(step: Step, state: str, codec: durable.Codec) -> Iterator[TableRo
     if step.row is None:  # the end of a stage is written together with the step after it
         yield step.name, "crashed here or later" if state == "crashed" else state, "", ""
     else:
-        took = sum(action.elapsed for action in step.actions)  # a resume may have had only its end left to do
-        elapsed = "" if step.row.status == "skipped" else report.duration(max(step.row.elapsed, took))
+        elapsed = "" if step.row.status == "skipped" else report.duration(step.row.elapsed)
         by = str(_parts_of(step.row, codec.name).get("by") or "")
         yield step.name, _with_attempts(step.actions[0] if alone else step.row, codec, state), elapsed, by
     for action in () if alone else step.actions:

@@ -289,6 +289,9 @@ def _where(result: Any, writes: Delta | None) -> tuple[str, Any]:
 # From rows to outcomes.
 
 
+_NO_STAGE: Final = (-1, 0.0)
+
+
 def outcomes(rows: list[Row], codec: Codec, pins: Mapping[str, int] = {}) -> dict[str, dict[int, Outcome]]:
     """Return the outcomes that rows describe, by branch and number; the later one of two for one step.
 
@@ -296,6 +299,7 @@ def outcomes(rows: list[Row], codec: Codec, pins: Mapping[str, int] = {}) -> dic
     Raises `JournalError` if a step of a finished scope is missing.
     """
     found: dict[str, dict[int, Outcome]] = {}
+    later: dict[str, tuple[int, float]] = {}  # by branch: its last stage, and the time of the actions written after it
     nothing = codec.encode({}, "")
     for at, row in enumerate(rows):
         outcome = _decoded(row, codec, nothing, at)
@@ -308,6 +312,15 @@ def outcomes(rows: list[Row], codec: Codec, pins: Mapping[str, int] = {}) -> dic
             lost.update(outcome.selection.lost)
             outcome = outcome._replace(selection=before.selection)
         steps[row.number] = outcome
+        if row.kind != "action":
+            later[row.branch] = (row.number, 0.0) if row.kind == "stage" else _NO_STAGE
+        elif row.branch in later:
+            number, elapsed = later[row.branch]
+            later[row.branch] = number, elapsed + row.elapsed
+    for branch, (number, elapsed) in later.items():
+        did = found[branch].get(number)
+        if did is not None and not did.is_final:  # its process was killed before it ended
+            found[branch][number] = did._replace(elapsed=did.elapsed + elapsed)
     _check_complete(found)
     return pinned(found, pins) if pins else found
 

@@ -58,6 +58,8 @@ def open_scope(
         if earlier.entered:
             fill_scope(branch, scope)
         return None
+    if earlier is not None and terms.past is not None:
+        terms.past.reopen(branch.id, earlier)
     is_stage = type(scope.unit) is Stage
     if is_stage and terms.notify is not None:
         terms.notify(StageStarted(terms.run_id, scope.unit.name, scope.by, _branches(scope.place)))
@@ -348,8 +350,12 @@ def _outcome(branch: Branch, scope: OpenScope, error: Failure, entered: bool, le
     layers, terms = scope.layers, branch.terms
     status, failure, attempts, recovered, failures = ended_as(branch, error, layers)
     inserted = layers.inserted if layers is not None and error is None else ()
+    started, elapsed = scope.started + terms.epoch, terms.clock() - scope.started
+    before = None if terms.past is None else terms.past.time_before(branch.id, scope.number, scope.records)
+    if before is not None:
+        started, elapsed = before[0], before[1] + elapsed
     return kind(
-        scope.unit.name, scope.unit, status, scope.started + terms.epoch, terms.clock() - scope.started, scope.by,
+        scope.unit.name, scope.unit, status, started, elapsed, scope.by,
         scope.number, inserted, scope.records, scope.place, branch.number, failure, attempts, recovered, (), False,
         entered, repeats=() if layers is None else layers.repeats, failures=failures, writes=leaving,
         dropped=NOTHING_DROPPED if layers is None else layers.dropped,
