@@ -101,8 +101,7 @@ def _with_next(run: Run, remembered: Remembered, codec: Codec) -> list[StageReco
             records.append(known)
         elif record.status is Status.COMPLETED and not record.stage.use:  # its end is written with the next step
             actions = [each._replace(restored=False) for each in record.actions]
-            elapsed = sum(each.elapsed for each in actions)
-            records.append(record._replace(elapsed=elapsed, actions=actions, restored=False))
+            records.append(record._replace(actions=actions, restored=False))
         elif known is not None or not _takes_turns(record.scope, ahead):
             records.append(_under_way(record, known, ahead.next.get(_key(record)[0])))
     return records

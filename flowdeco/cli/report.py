@@ -203,9 +203,7 @@ def _stage_row(run: Run, record: StageRecord) -> list[str]:
         status += f", {attempts} attempts"
     if record.actions and all(action.cached for action in record.actions):
         status += ", cached"
-    # The end of a stage may be all that was left of it when its run was resumed.
-    took = max(record.elapsed, sum(action.elapsed for action in record.actions))
-    elapsed = "" if record.status == "skipped" else duration(took)
+    elapsed = "" if record.status == "skipped" else duration(record.elapsed)
     return [record.name, status, elapsed, record.inserted_by or ""]
 
 
