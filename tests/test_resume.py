@@ -14,7 +14,7 @@ from flowdeco import Bail, Context, Stage, Suspend, action, parallel, pipeline, 
 from flowdeco.durable import MemoryJournal
 from flowdeco.engine.history import History
 from flowdeco.engine.recorder import outcomes
-from flowdeco.errors import CodeChangedError, JournalError, SerializationError
+from flowdeco.errors import CodeChangedError, DefinitionError, JournalError, SerializationError
 from flowdeco.middleware import atomic, recover, retry
 
 
@@ -245,6 +245,21 @@ def test_a_change_in_a_stage_that_is_unfinished_is_reported():
     resumed = Stage("s", [du.first, du.nothing, du.fragile]).resume("r", journal=journal, on_change="rerun")
     assert CALLS == ["nothing", "fragile"]
     assert "items" not in resumed.store
+
+
+@pytest.mark.parametrize("on_change", ["ignore", "rerun"])
+def test_in_memory_nothing_is_undone_for_a_changed_pipeline(on_change):
+    """The resume is refused, and says what it would take; the run stays as it was."""
+    BROKEN.add("fragile")
+    run = (du.first >> du.pair >> du.fragile).run(check=False)
+    before, stages = dict(run.store), statuses(run)
+    with pytest.raises(
+        DefinitionError, match=rf"on_change='{on_change}' needs it: run it with journal=.* stage 'pair' comes"
+    ):
+        (du.pair >> du.first >> du.fragile).resume(run, on_change=on_change)
+    assert (run.status, dict(run.store), statuses(run)) == ("failed", before, stages)
+    BROKEN.clear()
+    assert (du.first >> du.pair >> du.fragile).resume(run).status == "completed"
 
 
 def test_a_recovered_failure_is_none_any_more_if_what_recovered_it_is_run_again():

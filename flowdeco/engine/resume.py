@@ -172,8 +172,9 @@ def _refusal(run: Run, terms: Terms, rehearsal: Rehearsal, earlier: Earlier) -> 
         return _unknown_stage(rehearsal.until, {row.stage for row in journaled.remembered.rows if row.kind == "stage"})
     if journaled is None and rehearsal.differs:
         return DefinitionError(
-            f"run {run.id!r} is in memory only, where the steps since a change cannot be undone: run it "
-            f"with journal=... to run it again from there. What has changed: {'; '.join(rehearsal.changes)}"
+            f"run {run.id!r} is in memory only, where the steps since a change cannot be undone, as on_change="
+            f"{earlier.on_change!r} needs it: run it with journal=... next time. What has changed: "
+            f"{'; '.join(rehearsal.changes)}"
         )
     return None
 
