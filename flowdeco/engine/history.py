@@ -11,7 +11,7 @@ The second time, these are restored, and the run continues.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from flowdeco.engine.adoption import Archive
