@@ -151,7 +151,7 @@ def _unpicklable_part(value: Any, effects: Effects | None) -> str:
     parts: list[tuple[Any, str]] = [(value, "result")]
     if effects is not None:
         written = {**effects.delta.puts, **effects.delta.appends}
-        parts += [(written, "ctx.store"), (effects.inserted, "ctx.insert"), (effects.messages, "ctx.emit")]
+        parts += [(written, "ctx.store"), (effects.inserted, "ctx.insert"), (effects.events, "ctx.emit")]
     return next(filter(None, (_unpicklable(part, path) for part, path in parts)), "result")
 
 

@@ -8,7 +8,7 @@ journaled, an insertion that nothing can supply), the action has failed.
 from __future__ import annotations
 
 import types
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from flowdeco.engine.branch import Branch
 from flowdeco.engine.changes import Watch
 from flowdeco.engine.context import Context
 from flowdeco.engine.layers import Layers, enter, leave
+from flowdeco.engine.messages import MessageRecord, Messages, cut, interleaved
 from flowdeco.engine.missing import explain
 from flowdeco.engine.noting import ended_as, note, restore
 from flowdeco.engine.open_scopes import OpenScope
@@ -35,7 +36,7 @@ from flowdeco.engine.results import (
 )
 from flowdeco.engine.resuming import catch_up, recall
 from flowdeco.engine.waiting import rest_of_pause, waited, with_waits
-from flowdeco.errors import Bail, MissingInputError, StoreTypeError
+from flowdeco.errors import Bail, MissingInputError, StoreTypeError, Suspend, told
 from flowdeco.events import ActionStarted
 from flowdeco.model.contents import ATOMS
 from flowdeco.model.definitions import Action, Stage, Stream, Unit, action_selectors
@@ -52,7 +53,7 @@ class Execution:
     """The execution of an action: who inserted it, its place in the branch, its value and its effect so far."""
 
     __slots__ = (
-        "by", "context", "inserted", "layers", "mark", "number", "result", "started", "step", "switches", "value", "watch",
+        "by", "context", "inserted", "layers", "mark", "messages", "number", "result", "started", "step", "switches", "value", "watch",
     )  # fmt: skip
 
     def __init__(self, step: Step, by: str | None, number: int, started: float) -> None:
@@ -64,6 +65,7 @@ class Execution:
         self.context: Context | None = None
         self.watch: Watch | None = None  # with a journal: over the values that it may change in place
         self.layers: Layers | None = None
+        self.messages: Messages | None = None  # unless its layers have them
         self.mark: Mark | None = None  # set before its layers were entered, or before it was called
         # Its effect beyond its writes:
         self.inserted: tuple[Unit | Stream, ...] = ()
@@ -144,6 +146,8 @@ def _begin(branch: Branch, step: Step, by: str | None) -> Walk:
         error = yield from in_layers(branch, step, by, number, started, layers, earlier)
     else:
         act = Execution(step, by, number, started)
+        if earlier is not None:
+            act.messages = _after(earlier)
         if terms.recorder is not None:
             act.mark = branch.store.mark()
             act.watch = terms.recorder.looks.watch(branch.store, branch.changed)
@@ -238,6 +242,7 @@ def _layers_around(
         around.waits = partial(branch.waits_of, number)
     if earlier is not None:
         around.continue_from(earlier)
+        around.messages = _after(earlier)
     return around, watch
 
 
@@ -254,6 +259,7 @@ def _another_attempt(branch: Branch, act: Execution, layers: Layers) -> Walk:
     began = ActionRecord(
         step.name, step.action, Status.RUNNING, act.started + branch.terms.epoch, 0.0, act.by, act.number,
         attempts=layers.attempt, repeats=layers.repeats, failures=layers.failures, waits=waited(branch, act.number),
+        messages=_messages(layers),
     )  # fmt: skip
     branch.rows.append(recorder.row(branch.id, branch.scope.unit.name, began))
     return (yield from branch.save())
@@ -274,8 +280,9 @@ def _call(branch: Branch, act: Execution, values: Mapping[str, Any]) -> Generato
         act.context = Context(
             terms.run_id, branch.scope.pipeline, stage, step.action, store, branch, terms.notify, place
         )
+        act.context.messages = act.messages
         if act.layers is not None:
-            act.context.attempt = act.layers.attempt
+            act.context.attempt, act.context.messages = act.layers.attempt, act.layers.messages
         if watch is not None:
             act.context.store.on_read = watch.look_at
     try:
@@ -289,7 +296,29 @@ def _call(branch: Branch, act: Execution, values: Mapping[str, Any]) -> Generato
         value = yield from settled(step, value)
     if act.context is not None:
         act.context.store.ended = step.name
+        if act.context.messages is not None:
+            (act.layers or act).messages = act.context.messages
     return value
+
+
+def _after(earlier: Outcome) -> Messages | None:
+    """Return the messages of an action that ended early before the run was resumed, with the reason why it did."""
+    error, before, count = earlier.error, list(earlier.messages), len(earlier.failures)
+
+    def ended(failure: BaseException) -> MessageRecord:
+        payload = {"status": str(earlier.status), "error": cut(told(failure))}
+        return MessageRecord("ended", earlier.started + earlier.elapsed, payload, count)
+
+    if earlier.status is Status.FAILED:  # its attempts no longer count
+        attempts, count = interleaved(before, earlier.failures), 0
+        before = [each._replace(failures=0) if isinstance(each, MessageRecord) else ended(each) for each in attempts]
+    if error is not None and (before or not isinstance(error, Suspend)):
+        before.append(ended(error))
+    return Messages(before) if before else None
+
+
+def _messages(keeper: Layers | Execution) -> Sequence[MessageRecord]:
+    return () if keeper.messages is None else keeper.messages.recorded()
 
 
 def settled(step: Step, value: Any) -> Generator[Request, Any, Any]:
@@ -436,7 +465,7 @@ def _outcome(branch: Branch, act: Execution, error: Failure, writes: Delta | Non
         act.inserted, (), None, -1, failure, attempts, recovered, act.switches, False, True, 0, "",
         () if act.layers is None else act.layers.repeats, failures, NOTHING_DROPPED,
         error is None and act.layers is not None and act.layers.cached,
-        writes=writes, result=act.result,
+        messages=_messages(act.layers or act), writes=writes, result=act.result,
     )  # fmt: skip
 
 

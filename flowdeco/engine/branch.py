@@ -16,6 +16,7 @@ from typing import Any
 from flowdeco.engine.deadlines import Deadline
 from flowdeco.engine.journal import Payload, Row
 from flowdeco.engine.memory import Leftovers
+from flowdeco.engine.messages import MOST_SHOWN
 from flowdeco.engine.open_scopes import OpenScope, OpenStream
 from flowdeco.engine.outcome import ROOT, Outcome, Status, branch_id
 from flowdeco.engine.records import Records
@@ -237,3 +238,10 @@ class Branch:
     def now(self) -> float:
         """Return the time in POSIX seconds."""
         return self.terms.clock() + self.terms.epoch
+
+    def has_room(self, size: int) -> bool:
+        """Whether the run may keep a shown value of this size in addition to those it has."""
+        if self.terms.shown + size > MOST_SHOWN:
+            return False
+        self.terms.shown += size
+        return True

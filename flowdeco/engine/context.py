@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast, overload
 
+from flowdeco.engine.messages import MOST_SHOWN, MessageRecord, Messages, as_payload, cut
 from flowdeco.engine.outcome import step_id
 from flowdeco.engine.waits import Nap, Surroundings, Waits, moment, seconds_of
 from flowdeco.errors import (
@@ -61,8 +62,9 @@ class Effects(NamedTuple):
     delta: Delta
     inserted: list[Unit | Stream]
     switches: list[tuple[str, bool]]
-    messages: list[Event]
+    events: Sequence[Event] = ()  # of a detached context, for the observers
     waits: Waits | None = None  # of a detached context
+    messages: Sequence[MessageRecord] = ()  # of a detached context
 
 
 class Context:
@@ -74,14 +76,15 @@ class Context:
 
     __slots__ = (
         "_around",
+        "_events",
         "_inserted",
-        "_messages",
         "_naps",
         "_notify",
         "_place",
         "_switches",
         "action",
         "attempt",
+        "messages",
         "pipeline",
         "run_id",
         "stage",
@@ -111,7 +114,8 @@ class Context:
         self._notify = notify
         self._inserted: list[Unit | Stream] = []
         self._switches: list[tuple[str, bool]] = []
-        self._messages: list[Event] = []
+        self._events: list[Event] | None = None  # of a detached one
+        self.messages: Messages | None = None  # of the step, those of earlier attempts included
 
     @property
     def step_id(self) -> str:
@@ -124,10 +128,10 @@ class Context:
 
     @property
     def logger(self) -> RunLogger:
-        """The logger `flowdeco.run`, with run, stage and action as `extra`."""
+        """The logger `flowdeco.run`, with run, stage and action as `extra`; the run keeps messages at INFO and above."""
         from flowdeco.engine.logs import run_logger
 
-        return run_logger(self.run_id, self.stage.name, self.action.name)
+        return run_logger(self.run_id, self.stage.name, self.action.name, self._keep_log)
 
     @property
     def pending(self) -> list[Unit | Stream]:
@@ -150,8 +154,9 @@ class Context:
         self._switches.extend((selector, True) for selector in checked_selectors(selectors, "enable"))
 
     def emit(self, kind: str, **payload: Any) -> None:
-        """Send a message to the observers, at once."""
+        """Send a message to the observers, at once; the run keeps it, values that are not plain as their repr."""
         self._check_open("ctx.emit")
+        self._keep("emit", {"kind": cut(kind), "payload": as_payload(payload)})
         if self._notify is not None:
             from flowdeco.events import Message
 
@@ -164,6 +169,27 @@ class Context:
             from flowdeco.events import Progress
 
             self._notify(Progress(self.run_id, self.stage.name, self.action.name, done, total))
+
+    def show(self, value: object) -> None:
+        """Show a value on the page of the run: a frame, a figure, an image, a string of Markdown; anything else by its repr.
+
+        It is rendered at once, and not kept itself; of more than 1 MB the rest is cut.
+        """
+        self._check_open("ctx.show")
+        from flowdeco import running  # the import that points upwards: rendering belongs to the views
+
+        self._keep("show", running.rendered(value))
+
+    def _keep(self, kind: str, payload: Mapping[str, Any], time: float | None = None) -> None:
+        if kind == "show" and not self._around.has_room(len(payload["content"])):
+            payload = {**payload, "content": "", "note": f"not kept: the run has shown {MOST_SHOWN / 1e6:.0f} MB before"}
+        if self.messages is None:
+            self.messages = Messages()
+        self.messages.add(MessageRecord(kind, self._around.now() if time is None else time, payload, self.attempt - 1))
+
+    def _keep_log(self, level: str, text: str) -> None:
+        if self.store.ended is None:
+            self._keep("log", {"level": level, "text": cut(text)})
 
     @overload
     def wait_for(self, key: Key[T], *, about: object = None, timeout: float | None = None) -> T: ...
@@ -281,7 +307,7 @@ class Context:
         """Return the effects of the action through this context; raises `RunError` for a sleep that was not awaited."""
         if self._naps:
             self._check_awaited()
-        return Effects(self.store.delta(), self._inserted, self._switches, self._messages, self._detached_waits())
+        return Effects(self.store.delta(), self._inserted, self._switches, *self._detached())
 
     def _check_awaited(self) -> None:
         forgotten = next((nap for nap in self._naps if not nap.begun), None)
@@ -291,12 +317,15 @@ class Context:
                 f"{forgotten.seconds:g} s: write `await ctx.sleep(...)` in a coroutine action"
             )
 
-    def _detached_waits(self) -> Waits | None:
-        return self._waits() if isinstance(self._around, _Elsewhere) else None
+    def _detached(self) -> tuple[Any, ...]:
+        """Return the effects of a detached one only: copies, since an abandoned call may still be at work."""
+        if self._events is None:
+            return ()
+        return list(self._events), self._waits(), () if self.messages is None else self.messages.recorded()
 
     def messages_only(self) -> Effects:
-        """Return the effects of an action that has failed: a copy, since an abandoned call may still be at work."""
-        return Effects(NOTHING, [], [], list(self._messages), self._detached_waits())
+        """Return the effects of an action that has failed."""
+        return Effects(NOTHING, [], [], *self._detached())
 
     def live_by(self, now: Callable[[], float], sleep: Callable[[float], object], clock: Callable[[], float]) -> None:
         """Take the wall clock, the sleep, and the clock for deadlines, of the process that it has been sent to."""
@@ -313,9 +342,11 @@ class Context:
         self.store.apply(effects.delta)
         self._inserted.extend(effects.inserted)
         self._switches.extend(effects.switches)
-        for message in effects.messages:
+        for event in effects.events:
             if self._notify is not None:
-                self._notify(message)
+                self._notify(event)
+        for message in effects.messages:
+            self._keep(message.kind, message.payload, message.time)
 
     @classmethod
     def detached(
@@ -333,7 +364,8 @@ class Context:
         store.give(given)
         store.know_local(*local)
         context = cls(run_id, Pipeline(name=pipeline), stage, action, store, around, None, place)
-        context._notify = context._messages.append
+        context._events = []
+        context._notify = context._events.append
         context.attempt = attempt
         return context
 
@@ -344,12 +376,22 @@ class _Elsewhere:
     def __init__(self, coming: list[Stage], waits: Waits) -> None:
         self._coming = coming
         self._waits = waits
+        self._shown = 0
 
     def upcoming(self, more: Sequence[tuple[str, bool]] = ()) -> Iterator[Stage]:
         return (unit for unit in self._coming if not switched_off(stage_selectors(unit), more))
 
     def waits_of(self, number: int) -> Waits:
         return self._waits
+
+    def now(self) -> float:
+        return self._waits.wall.now()
+
+    def has_room(self, size: int) -> bool:
+        if self._shown + size > MOST_SHOWN:
+            return False
+        self._shown += size
+        return True
 
 
 def _shadow(unit: Unit | Stream) -> Stage:

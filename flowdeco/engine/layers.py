@@ -31,6 +31,7 @@ from flowdeco.model.store import Delta, Mark, Store, Watched
 if TYPE_CHECKING:
     from flowdeco.engine.changes import Watch
     from flowdeco.engine.logs import RunLogger
+    from flowdeco.engine.messages import Messages
     from flowdeco.engine.waits import Waits
 
 __all__ = ["FOLLOWS", "Call", "Layers", "enter", "leave", "merging"]
@@ -178,6 +179,7 @@ class Layers(Call):
     )  # fmt: skip
     dropped: Dropped = NOTHING_DROPPED  # errors of steps inside, in earlier attempts
     watch: Watch  # around a scope of a durable run: over the values that they may change in place
+    messages: Messages | None = None  # of an action, in all its attempts so far
     supplied: tuple[str, ...] = ()  # the names of values in the order in which they were yielded
     # In a durable run. These are class attributes, because setting them costs every layer of every run.
     waits: Callable[[], Waits] | None = None

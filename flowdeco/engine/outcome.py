@@ -12,6 +12,7 @@ from enum import StrEnum
 from operator import is_
 from typing import Any, Final, NamedTuple, Self, TypeAlias, cast
 
+from flowdeco.engine.messages import MessageRecord, interleaved, joined
 from flowdeco.errors import Bail, Suspend, Wait
 from flowdeco.events import ActionFinished, Event, StageFinished, UnitsInserted
 from flowdeco.model.definitions import Action, Stage, Stream, Unit
@@ -46,8 +47,9 @@ __all__ = [
 ROOT: Final = "0"  # the branch that is the run itself
 NOWHERE: Final = ""  # no branch: for the waits of steps that have not run again, in memory
 
-# The errors of steps in dropped attempts: each step by its place (`_place`), its number there, and its name.
-Dropped: TypeAlias = "Mapping[tuple[str, int, str], tuple[BaseException, ...]]"
+# The messages and errors of steps in dropped attempts, in order: each step by its place (`_place`), its number there, and
+# its name.
+Dropped: TypeAlias = "Mapping[tuple[str, int, str], Sequence[MessageRecord | BaseException]]"
 NOTHING_DROPPED: Final[Dropped] = {}
 
 
@@ -166,9 +168,10 @@ class Outcome(NamedTuple):
     step's place in its branch, `end` that of the step after it; `entered` tells whether a scope reached its first step;
     `branches` is the number of branches of a group (of a streamed one that has not ended, at most so many have begun),
     `selection` tells which of them count, `fingerprint` that of an action's code in a durable run; `repeats` says how often
-    each of its layers has asked for another attempt, and `dropped` has the errors of steps inside it in the attempts before
-    the last one. `cached` means that it was taken from a cache. `waits` are those of an unfinished step, over or not; of a
-    finished one, the questions that consumed an answer.
+    each of its layers has asked for another attempt, and `dropped` has the messages and errors of steps inside it in the
+    attempts before the last one. `cached` means that it was taken from a cache. `waits` are those of an unfinished step, over or not; of a
+    finished one, the questions that consumed an answer. `messages` are those of an action, also of its earlier attempts,
+    and of its failures before the run was resumed.
     """
 
     name: str
@@ -196,6 +199,7 @@ class Outcome(NamedTuple):
     cached: bool = False
     selection: Selection = ALL
     waits: Sequence[Wait] = ()
+    messages: Sequence[MessageRecord] = ()
     writes: Delta | None = None  # the effect is last, so that `kept` is quick
     entering: Sequence[Delta] = ()
     result: Any = UNSET
@@ -213,7 +217,7 @@ class Outcome(NamedTuple):
             self.name, unit, self.status, self.started, self.elapsed, by, self.number, self.inserted, actions, scope,
             self.end, self.error, self.attempts, self.recovered, self.switches, True, self.entered, self.branches,
             failures=self.failures, dropped=self.dropped, cached=self.cached, selection=self.selection,
-            waits=self.waits,
+            waits=self.waits, messages=self.messages,
         )  # fmt: skip
 
     def refused(self, error: BaseException) -> Self:
@@ -237,7 +241,10 @@ class Outcome(NamedTuple):
         return self._replace(
             error=self.error and of(self.error),
             failures=tuple(map(of, self.failures)),
-            dropped={step: tuple(map(of, errors)) for step, errors in self.dropped.items()},
+            dropped={
+                step: [of(each) if isinstance(each, BaseException) else each for each in attempts]
+                for step, attempts in self.dropped.items()
+            },
             actions=actions,
         )
 
@@ -314,7 +321,7 @@ class StageRecord(Outcome):
 
 
 def dropped_errors(records: Iterable[Outcome], scope: Scope | None, before: Dropped) -> Dropped:
-    """Return the errors of these steps, of an attempt that is dropped, after those of the attempts before it.
+    """Return messages and errors of these steps, of an attempt that is dropped, after those of the attempts before it.
 
     They are stages, or the actions of a stage that ran in this scope.
     """
@@ -323,9 +330,10 @@ def dropped_errors(records: Iterable[Outcome], scope: Scope | None, before: Drop
         place = _place(record.scope or scope)
         for did in (record, *record.actions):
             errors = (*did.failures, did.error) if did.status is Status.FAILED else did.failures
-            if errors:
+            if errors or did.messages:
                 key = place, did.number, did.name
-                found[key] = (*found.get(key, ()), *cast("Any", errors))
+                messages, earlier = joined(found.get(key, ()), did.messages, cast("Any", errors))
+                found[key] = interleaved(messages, earlier)
     return found
 
 
@@ -338,9 +346,12 @@ def amended(record: StageRecord, around: Outcome) -> StageRecord:
     place, went_on = _place(record.scope), around.recovered or around.status in (Status.BAILED, Status.SUSPENDED)
 
     def one(did: Any) -> Any:
-        errors = around.dropped.get((place, did.number, did.name), ())
+        before = around.dropped.get((place, did.number, did.name), ())
         recovered = did.recovered or (went_on and did.status is Status.FAILED)
-        return did._replace(recovered=recovered, failures=(*errors, *did.failures))
+        if before:
+            messages, failures = joined(before, did.messages, did.failures)
+            did = did._replace(messages=messages, failures=failures)
+        return did._replace(recovered=recovered)
 
     return cast("StageRecord", one(record)._replace(actions=list(map(one, record.actions)), dropped=NOTHING_DROPPED))
 

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple, cast
 
 from flowdeco.engine.changes import Looks
 from flowdeco.engine.journal import Codec, Journal, Payload, Row, encoder
+from flowdeco.engine.messages import MessageRecord
 from flowdeco.engine.outcome import ALL, ActionRecord, Outcome, Scope, Selection, StageRecord, Status, inserter
 from flowdeco.engine.requests import Failure, Save
 from flowdeco.errors import Bail, DefinitionError, JournalError, Suspend, Wait, portable, shortened
@@ -158,9 +159,11 @@ class Recorder:
         if outcome.dropped:
             parts["dropped"] = [
                 [*step, written]
-                for step, errors in outcome.dropped.items()
-                if (written := self._written_failures(errors))
+                for step, attempts in outcome.dropped.items()
+                if (written := self._written_attempts(attempts))
             ]
+        if outcome.messages:
+            parts["messages"] = list(map(list, outcome.messages))
         if outcome.waits:
             parts["waits"] = [self._of_wait(wait, outcome.is_final) for wait in outcome.waits]
         if outcome.end >= 0:
@@ -194,6 +197,13 @@ class Recorder:
         except Exception:
             return []
         return made
+
+    def _written_attempts(self, attempts: Iterable[MessageRecord | BaseException]) -> list[Any]:
+        """Return messages and failures of earlier attempts as they are written."""
+        written: list[Any] = []
+        for each in attempts:
+            written += [list(each)] if isinstance(each, MessageRecord) else self._written_failures([each])
+        return written
 
     def _copied(self, error: BaseException) -> Any:
         return self.codec.decode(self.codec.encode(error, "error"))
@@ -369,10 +379,19 @@ def _outcome(row: Row, parts: dict[str, Any], order: int) -> Outcome:
         _inserter(parts), row.number, tuple(get("inserted", ())), (), scope, get("end", -1), error, get("attempts", 1),
         get("recovered", False), switches, False, get("entered", True), get("branches", 0), row.fingerprint,
         tuple(get("repeats", ())), tuple(get("failures", ())),
-        {(place, number, name): tuple(errors) for place, number, name, errors in get("dropped", ())},
+        {(place, number, name): tuple(map(_attempt, found)) for place, number, name, found in get("dropped", ())},
         get("cached", False), _selection(parts) if "lost" in parts or "counted" in parts else ALL,
-        tuple(map(_wait, get("waits", ()))), writes, entering, _result(get("result"), writes),
+        tuple(map(_wait, get("waits", ()))), tuple(map(_message, get("messages", ()))), writes, entering,
+        _result(get("result"), writes),
     )  # fmt: skip
+
+
+def _message(parts: Any) -> MessageRecord:
+    return MessageRecord(*parts)
+
+
+def _attempt(parts: Any) -> MessageRecord | BaseException:
+    return parts if isinstance(parts, BaseException) else _message(parts)
 
 
 def _wait(parts: dict[str, Any]) -> Wait:

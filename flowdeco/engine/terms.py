@@ -43,6 +43,7 @@ class Terms:
     # Those of steps before the run was resumed.
     waits: dict[tuple[str, int], Sequence[Wait]] = field(default_factory=dict[tuple[str, int], Sequence[Wait]])
     timeout: float | None = None  # of this leg of the run
+    shown: int = 0  # the size of the values that actions have shown
     is_quiet: bool = field(init=False)  # no selector or history needs single steps
     records_only: bool = field(init=False)  # nor does a journal or an observer
 

@@ -203,6 +203,14 @@ class Surroundings(Protocol):
         """Return the waits of a step."""
         ...
 
+    def now(self) -> float:
+        """Return the time in POSIX seconds."""
+        ...
+
+    def has_room(self, size: int) -> bool:
+        """Whether the run may keep a shown value of this size in addition to those it has."""
+        ...
+
 
 def seconds_of(seconds: object, what: str) -> float:
     """Return a number of seconds, checked."""
