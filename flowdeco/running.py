@@ -30,7 +30,6 @@ __all__ = [
     "outcomes",
     "plan",
     "ran",
-    "rendered",
     "resume",
     "run",
     "validate",
@@ -94,13 +93,6 @@ def ran(run: Run) -> Ran:
     from flowdeco import show
 
     return show.ran(run)
-
-
-def rendered(value: object) -> dict[str, str]:
-    """Return a value that an action shows, as a message keeps it."""
-    from flowdeco.show.values import rendered
-
-    return rendered(value)
 
 
 def outcomes(folder: str) -> Outcomes:

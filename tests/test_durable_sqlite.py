@@ -750,7 +750,7 @@ def test_a_file_of_version_1_is_migrated(path):
         "SELECT group_concat(name, ' ') FROM (SELECT name FROM sqlite_master WHERE name NOT LIKE '%auto%' ORDER BY 1)"
     )
     assert journal._file.connection.execute(names).fetchone() == (
-        "answers blobs branches chunks history inputs log mine outcomes referring refs runs steps waiting working",
+        "answers blobs branches chunks history inputs legs log mine outcomes referring refs runs steps waiting working",
     )
 
 

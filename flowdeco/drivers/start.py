@@ -154,7 +154,7 @@ def _from_memory(
     start.check(store)
     run = Run(before.id, flow, store)
     run.stages, run.pipelines, run.resumption = before.stages, before.pipelines, kept
-    run.started, run.elapsed = before.started, before.elapsed
+    run.started, run.elapsed, run.resumed = before.started, before.elapsed, before.resumed
     earlier = Earlier(steps, _fingerprint(), on_change, remains=remains)
     return run, start.resumed(run, start.terms(run, since=log.since + 1), earlier)
 
@@ -203,6 +203,7 @@ def _from_journal(
     terms = start.terms(run, recorder, len(given))
     if not is_fork:
         run.started, run.elapsed = remembered.started, remembered.total()
+        run.resumed = [started for _, started in remembered.legs]
         recorder.journal = Generation.of(journal, whole)
     return run, start.resumed(run, terms, earlier)
 

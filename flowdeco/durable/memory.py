@@ -29,6 +29,7 @@ class _Run:
         self.rows: dict[int, Row] = {}  # by the order of their writing
         self.written = 0
         self.elapsed, self.timed = 0.0, 0  # and how many were written then
+        self.legs: list[tuple[int, float]] = []  # how many were written at each resume, and when that was
         self.waits: Sequence[Wait] = ()
         self.known = 1  # inputs and answers that the present leg, or the last one, began with
         self.busy = True
@@ -46,6 +47,7 @@ class _Run:
             self.before = self.status, self.reason, self.error
             self.status, self.reason, self.error = "running", None, None
             self.updated = time.time()
+            self.legs.append((self.written, self.updated))
 
     def tell(self) -> None:
         """Have the driver cancel the run, if it was cancelled and the driver has not been told."""
@@ -239,6 +241,7 @@ class MemoryJournal:
         return Remembered(
             *(run_id, run.pipeline, run.status, run.reason, run.started, run.skip, inputs, rows, run.error),
             *(run.elapsed, bisect_left(positions, run.timed)),
+            [(bisect_left(positions, at), started) for at, started in run.legs],
         )
 
 

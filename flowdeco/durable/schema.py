@@ -20,7 +20,7 @@ from flowdeco.durable.blobs import BLOBS
 __all__ = ["APPLICATION", "MIGRATIONS", "VERSION"]
 
 APPLICATION: Final = 0x666C6F77  # "flow", in the header of the file
-VERSION: Final = 6
+VERSION: Final = 7
 FORMAT: Final = 3  # how a run numbers its steps: since this version of the schema, each has the number it began with
 
 _RUNS: Final = """
@@ -73,6 +73,16 @@ CREATE TABLE IF NOT EXISTS answers (
 CREATE INDEX IF NOT EXISTS waiting ON runs (ready) WHERE status = 'suspended';
 CREATE INDEX IF NOT EXISTS working ON runs (id) WHERE status = 'running'"""
 
+# When a run was resumed, each time, and how many steps it had written by then.
+_LEGS: Final = """
+CREATE TABLE IF NOT EXISTS legs (
+    run INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    position INTEGER NOT NULL,
+    started REAL NOT NULL,
+    PRIMARY KEY (run, number)
+)"""
+
 _LOG: Final = """
 CREATE TABLE log (
     id INTEGER PRIMARY KEY,
@@ -106,7 +116,7 @@ def _execute(connection: sqlite3.Connection, script: str) -> None:
 
 
 def _create(connection: sqlite3.Connection) -> None:
-    for script in (_RUNS, _ANSWERS, _LOG, _VIEWS, BLOBS):
+    for script in (_RUNS, _ANSWERS, _LEGS, _LOG, _VIEWS, BLOBS):
         _execute(connection, script)
     connection.execute(f"PRAGMA application_id = {APPLICATION}")
     connection.execute(f"PRAGMA user_version = {VERSION}")
@@ -197,6 +207,11 @@ def _from_version_5(connection: sqlite3.Connection) -> None:
     _execute(connection, f"{_ANSWERS};\nPRAGMA user_version = 6")
 
 
+def _from_version_6(connection: sqlite3.Connection) -> None:
+    """From runs of which nobody knows when they were resumed."""
+    _execute(connection, f"{_LEGS};\nPRAGMA user_version = 7")
+
+
 def _add_columns(connection: sqlite3.Connection, *columns: str) -> None:
     known = {name for _, name, *_ in connection.execute("PRAGMA table_info(runs)")}
     for column in columns:
@@ -212,4 +227,5 @@ MIGRATIONS: Final[dict[int, Callable[[sqlite3.Connection], None]]] = {
     3: _from_version_3,
     4: _from_version_4,
     5: _from_version_5,
+    6: _from_version_6,
 }

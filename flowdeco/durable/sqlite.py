@@ -517,7 +517,7 @@ class SqliteJournal:
                 steps = first, first + _LAST, -first - _LAST, -first
                 connection.execute("DELETE FROM refs WHERE step BETWEEN ? AND ? OR step BETWEEN ? AND ?", steps)
                 drop_blobs(connection)
-            for table in ("inputs", "answers"):
+            for table in ("inputs", "answers", "legs"):
                 connection.execute(f"DELETE FROM {table} WHERE run = ?", (head.id,))
             connection.execute("DELETE FROM runs WHERE id = ?", (head.id,))
 
@@ -707,6 +707,9 @@ class SqliteJournal:
             held.head = held.head._replace(given=connection.execute(given, (held.id,)).fetchone()[0])
             if not held.noted:
                 self._note(connection, held, held.head)
+                number = "(SELECT count(*) FROM legs WHERE run = ?)"
+                leg = held.id, held.id, held.next, time.time()
+                connection.execute(f"INSERT INTO legs VALUES (?, {number}, ?, ?)", leg)
                 held.noted = True
             held.doubtful = False
 
@@ -738,10 +741,18 @@ class SqliteJournal:
             inputs.insert(given + number, (bisect_left(positions, position), payload))  # each after those before it
         written = max(head.written, positions[-1] + 1 if positions else 0)
         skip = _selectors(head.skip) or ()
+        legs = [
+            (bisect_left(positions, position), started)
+            for position, started in connection.execute(
+                "SELECT position, started FROM legs WHERE run = ? ORDER BY number", (head.id,)
+            )
+            if (type(position), type(started)) == (int, float)  # without a checksum, since nothing depends on them
+        ]
         elapsed, timed = connection.execute("SELECT took, timed FROM runs WHERE id = ?", (head.id,)).fetchone()
         remembered = Remembered(
             head.run_id, head.pipeline, head.status, head.reason, head.started, skip, inputs, rows, head.error,
-            *((elapsed, bisect_left(positions, timed)) if (type(elapsed), type(timed)) == (float, int) else ()),
+            *((elapsed, bisect_left(positions, timed)) if (type(elapsed), type(timed)) == (float, int) else (0.0, 0)),
+            legs,
         )  # fmt: skip
         return remembered, written
 

@@ -176,9 +176,9 @@ class Context:
         It is rendered at once, and not kept itself; of more than 1 MB the rest is cut.
         """
         self._check_open("ctx.show")
-        from flowdeco import running  # the import that points upwards: rendering belongs to the views
+        from flowdeco.engine.shown import rendered
 
-        self._keep("show", running.rendered(value))
+        self._keep("show", rendered(value))
 
     def _keep(self, kind: str, payload: Mapping[str, Any], time: float | None = None) -> None:
         if kind == "show" and not self._around.has_room(len(payload["content"])):

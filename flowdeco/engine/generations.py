@@ -27,6 +27,7 @@ def generations(remembered: Remembered) -> list[Remembered]:
         remembered._replace(
             rows=[row for _, row in mine],
             inputs=[(sum(at < since for at, _ in mine), payload) for since, payload in remembered.inputs],
+            legs=[(sum(at < since for at, _ in mine), started) for since, started in remembered.legs],
         )
         for _, mine in sorted(rows.items())
     ]

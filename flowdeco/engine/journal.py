@@ -45,6 +45,7 @@ class Remembered(NamedTuple):
     `inputs` are the payloads of the inputs in the order in which they were given, each with the number of rows
     written before: those of the run first, then those of every resume, and the answers between them. `elapsed` is how
     long it took, in seconds, until it last ended or was interrupted, and `timed` the number of rows that it had then.
+    `legs` are its resumes: the number of rows that each began with, and when it began, in POSIX seconds.
     """
 
     run_id: str
@@ -58,6 +59,7 @@ class Remembered(NamedTuple):
     error: str | None = None
     elapsed: float = 0.0
     timed: int = 0
+    legs: Sequence[tuple[int, float]] = ()
 
     def total(self) -> float:
         """Return the seconds that the run was at work: the rows since it last ended are all that a crash has left."""

@@ -73,13 +73,30 @@ def read_run(remembered: Remembered, codec: Codec, find: Find = lambda name: Non
     run.reason = remembered.reason
     if run.status is Status.SUSPENDED:
         run.waits = current_waits(steps)
-    reader = _Reader(steps, find)
+    reader = _Reader(_marked(steps, remembered), find)
     run.stages, run.pipelines = list(reader.branch(ROOT, None)), reader.pipelines
     run.error = _error(steps.get(ROOT, {}), remembered)
     if run.error is not None:
         run.stages = _with_one_error(run.stages, list(members_of(run.error)))
     run.started, run.elapsed = remembered.started, remembered.total()
+    run.resumed = [started for _, started in remembered.legs]
     return run
+
+
+def _marked(steps: Steps, remembered: Remembered) -> Steps:
+    """Return the steps of a run, those marked as restored that had ended before it was resumed last."""
+    if not remembered.legs:
+        return steps
+    since, _ = remembered.legs[-1]
+    old, new = ({(row.branch, row.number) for row in rows} for rows in (remembered.rows[:since], remembered.rows[since:]))
+    restored = old - new
+    return {
+        branch: {
+            number: did._replace(restored=True) if did.is_final and (branch, number) in restored else did
+            for number, did in mine.items()
+        }
+        for branch, mine in steps.items()
+    }
 
 
 def current_waits(steps: Steps) -> list[Wait]:

@@ -95,6 +95,7 @@ def resumed(run: Run, terms: Terms, use: tuple[Middleware, ...], earlier: Earlie
     terms.waits = waits_by_step(history.steps)
     if rehearsal.differs:
         _give_back(run, used(earlier.steps) - used(history.steps), earlier.given)
+    run.resumed = (*run.resumed, terms.clock() + terms.epoch)
     yield from evaluate_run(run, terms, use)
     return True
 

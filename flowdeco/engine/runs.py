@@ -63,6 +63,7 @@ class Run:
         "pipelines": "The `Outcome` of each pipeline that its middleware recovered or tried again, or that failed.",
         "started": "When it began, in POSIX seconds; a resumed run, when it was started first.",
         "elapsed": "How long it took, in seconds; a resumed run, all its legs together.",
+        "resumed": "When it was resumed, each time, in POSIX seconds.",
         "forgotten": "How many stage records `history=` has dropped.",
         "waits": "What it waits for, in branch order, if it is suspended.",
         "resumption": "What it takes to resume it; None if it cannot be.",
@@ -81,6 +82,7 @@ class Run:
         self.forgotten = 0
         self.started = 0.0
         self.elapsed = 0.0
+        self.resumed: Sequence[float] = ()
         self.waits: Sequence[Wait] = ()
         self.resumption: Resumption | None = None
 
