@@ -282,8 +282,29 @@ def show(options: Namespace) -> int:
     if table:
         report.say()
         report.print_steps(table)
+    if options.messages:
+        _print_messages(_whole(path, info))
     report.print_resume_hint(info.id, state, info.reason, options, "" if info.entry else "FILE.py:FLOW ")
     return FINE
+
+
+def _print_messages(run: Run) -> None:
+    """Print the messages of each action, with the errors of its failed attempts between them."""
+    from flowdeco.engine.messages import MessageRecord, interleaved
+    from flowdeco.show.messages import message_line
+
+    for record in run.stages:
+        for action in record.actions:
+            told = interleaved(action.messages, action.failures)
+            for number, each in enumerate(told):
+                if not number:
+                    report.say(f"\n{record.name}/{action.name}")
+                if isinstance(each, MessageRecord):
+                    when = time.strftime("%H:%M:%S", time.localtime(each.time))
+                    text = message_line(each).replace("\n", f"\n{' ' * 12}")
+                    report.say(f"  {when}  {text}")
+                else:
+                    report.say(f"  failed    {report.describe_error(each)}")
 
 
 def _whole(path: str, info: RunInfo) -> Run:

@@ -102,6 +102,7 @@ def _record(record: Any) -> dict[str, Any]:
         "inserted": [unit.name for unit in record.inserted],
         "switches": [{"selector": selector, "on": on} for selector, on in record.switches],
         "failures": [_error(error) for error in record.failures],
+        "messages": [message._asdict() for message in record.messages],
     }
 
 

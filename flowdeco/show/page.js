@@ -163,6 +163,8 @@
     if (row.re) what.append(el("span", "note", "restored"));
     if (row.a > 1) what.append(el("span", "note warn", `${row.a} attempts`));
     if (row.again !== undefined) what.append(el("span", "note warn", row.again));
+    const said = [row, ...(row.acts || [])].reduce((sum, one) => sum + (one.log || []).length, 0);
+    if (said) what.append(el("span", "note", said === 1 ? "1 message" : `${said.toLocaleString()} messages`));
     if (row.note) what.append(el("span", `note ${row.s === "recovered" ? "warn" : row.s === "failed" ? "bad" : ""}`, row.note));
     for (const part of [...what.children].slice(1)) part.before(" ");  // for those who listen
     into.append(mark, " ", what, " ", bar(row), " ", el("span", "time", row.t || ""));
@@ -246,9 +248,64 @@
     return box;
   };
 
-  const attempts = (row, box) => (row.tries || []).forEach((number, index) => {
-    box.append(el("p", "notes", `Attempt ${index + 1} failed`), trouble(number));
-  });
+  // Messages of an action, and the errors of its attempts between them.
+
+  const TAGS = new Set(["h3", "h4", "h5", "h6", "p", "em", "strong", "del", "code", "pre", "ul", "ol", "li", "blockquote", "table", "thead", "tbody", "tr", "th", "td", "hr", "br", "a"]);
+  const built = ([tag, ...inside]) => {
+    if (!TAGS.has(tag)) return "";
+    const made = el(tag);
+    if (tag === "a") {
+      made.href = inside.shift();
+      made.rel = "noopener noreferrer";
+    }
+    made.append(...inside.map((each) => typeof each === "string" ? each : built(each)));
+    return made;
+  };
+
+  const value = (told, name) => {
+    const box = el("div", "shown");
+    if (told.md) { box.classList.add("prose"); box.append(...told.md.map(built)); }
+    if (told.text) box.append(el("pre", "", told.text));
+    if (told.src) box.append(Object.assign(el("img"), { src: told.src, alt: `Image shown by ${name}`, decoding: "async" }));
+    if (told.html) {
+      const frame = Object.assign(el("iframe"), { title: `Value shown by ${name}`, srcdoc: told.html });
+      frame.setAttribute("sandbox", "");  // no scripts, and no access to this page
+      frame.style.height = `${told.high}px`;
+      box.append(frame);
+    }
+    if (told.note) box.append(el("p", "notes", told.note));
+    return box;
+  };
+
+  const message = (told, name) => {
+    const li = el("li", `m-${told.k}`);
+    const time = el("time", "", told.t);
+    time.title = told.d;
+    const what = el("div");
+    if (told.k === "show") what.append(value(told, name));
+    else if (told.k === "emit") {
+      what.append(el("b", "", told.n));
+      for (const [key, content] of told.of) what.append(" ", el("span", "key", key), "\u00a0", el("span", "value", content));
+    } else if (told.k === "log") {
+      what.append(el("span", `level ${told.l.toLowerCase()}`, told.l), " ", el("span", "told", told.text));
+    } else if (told.k === "ended") {
+      const [mark, done] = told.s === "failed" ? ["failed", "failed; the run was resumed"] : ["suspended", `${told.s}; the run was resumed`];
+      what.append(el("span", `mark ${mark}`, MARKS[mark]), " ", el("span", "told", told.text), " ", el("span", "notes", done));
+    } else what.append(el("span", "notes", told.text));
+    li.append(time, " ", what);
+    return li;
+  };
+
+  const attempts = (row, box) => {
+    const log = row.log || [], tries = row.tries || [];
+    for (let number = 0, at = 0; number <= tries.length; number += 1) {
+      const ol = el("ol", "log");
+      ol.setAttribute("aria-label", `Messages of ${row.n}`);
+      for (; at < log.length && (log[at].a <= number || number === tries.length); at += 1) ol.append(message(log[at], row.n));
+      if (ol.children.length) box.append(ol);
+      if (number < tries.length) box.append(el("p", "notes", `Attempt ${number + 1} failed`), trouble(tries[number]));
+    }
+  };
 
   const detail = (row) => {
     const box = el("div", "detail");

@@ -22,6 +22,7 @@ from flowdeco.show.failures import Failure, failure_of
 from flowdeco.show.formatting import MARKS, duration, state
 from flowdeco.show.html import name, text
 from flowdeco.show.known_values import known_values
+from flowdeco.show.messages import has_html, texts_of
 from flowdeco.show.page_data import PageData
 from flowdeco.show.parts import Part, count_stages, walk
 from flowdeco.show.plan import Change, Diff, Ran
@@ -48,6 +49,7 @@ def page(run: Run, ran: Ran, diff: Diff | None, *, values: bool = False, resume:
     redact = _unredacted if values else _redact_of(run, parts, failures.values())
     redacted = {exception: failure.redacted(redact) for exception, failure in failures.items()}
     data = PageData(run, parts, redact, redacted)
+    styles = "'unsafe-inline'" if has_html(run) else f"'sha256-{_hash(_asset('page.css'))}'"  # a frame inherits it
     return _filled(
         _asset("page.html"),
         {
@@ -66,7 +68,7 @@ def page(run: Run, ran: Ran, diff: Diff | None, *, values: bool = False, resume:
             "FOOT": _foot(),
             "DATA": json_in_html(data.as_json()),
             "STYLE": _asset("page.css"),
-            "STYLE_HASH": _hash(_asset("page.css")),
+            "STYLES": styles,
             "SCRIPT": _asset("page.js"),
             "SCRIPT_HASH": _hash(_asset("page.js")),
         },
@@ -101,7 +103,8 @@ def _redact_of(run: Run, parts: Iterable[Part], failures: Iterable[Failure]) -> 
     known = known_values(run, _errors(run))
     names = {word for _, part in walk(parts) for word in (part.name, *part.tags)}
     texts = (text for failure in failures for text in failure.texts())
-    return redactor(known.values, {run.pipeline.name, *run.store, *names, *known.public}, (str(run.reason), *texts))
+    public = {run.pipeline.name, *run.store, *names, *known.public}
+    return redactor(known.values, public, (str(run.reason), *texts, *texts_of(run)))
 
 
 def _unredacted(text: str) -> str:
@@ -128,6 +131,9 @@ def _facts(run: Run, ran: Ran) -> Iterator[str]:
     yield _fact("Took", duration(run.elapsed))
     if run.started:
         yield _fact("Started", _moment(run.started))
+    if run.resumed:
+        times = f" <small>{len(run.resumed):,} times</small>" if len(run.resumed) > 1 else ""
+        yield _fact("Resumed", f"{_moment(run.resumed[-1])}{times}")
     yield _fact("Run", f'<span class="mono">{text(run.id)}</span>')
     if run.forgotten:
         yield _fact("Forgotten", f"{run.forgotten:,} <small>earlier stages, as history= says</small>")

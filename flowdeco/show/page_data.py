@@ -24,6 +24,7 @@ from flowdeco.show.formatting import (
     unusual_status,
     was_cached,
 )
+from flowdeco.show.messages import PageMessages
 from flowdeco.show.parts import Part
 from flowdeco.show.redaction import Redact
 from flowdeco.show.timeline import Lanes, Scale
@@ -49,6 +50,7 @@ class PageData:
         self._redact = redact
         self._failures = list(failures.values())
         self._failure_indexes = {exception: index for index, exception in enumerate(failures)}
+        self._messages = PageMessages(redact)
         self._scale = Scale((record.started, record.started + record.elapsed) for record in run.stages)
         self._lanes = Lanes(parts)
         self._rows: list[Row] = []
@@ -189,9 +191,17 @@ class PageData:
             row["lane"] = self._lanes.of.get(part.record) or None
         shown_by_stage = part.is_bare and all(action.get("fail") in (None, row.get("fail")) for action in actions)
         if shown_by_stage:
-            row["tries"] = [*row.get("tries", ()), *(each for action in actions for each in action.get("tries", ()))]
+            row.update(self._attempts_of_both(row.get("tries", []), actions))
         row["acts"] = None if shown_by_stage else actions
         return row
+
+    def _attempts_of_both(self, tries: list[int], actions: Sequence[Row]) -> Row:
+        """Return errors and messages of the attempts at a stage and its only action; the error of both is shown once."""
+        inner: list[int] = [each for action in actions for each in action.get("tries", ())]
+        known = [self._failures[each] for each in inner]
+        outer = [each for each in tries if self._failures[each] not in known]
+        messages: list[Row] = [each for action in actions for each in action.get("log", ())]
+        return {"tries": outer + inner, "log": [{**each, "a": each["a"] + len(outer)} for each in messages]}
 
     def _bare_stage(self, part: Part, action: Part) -> Row:
         """Return the columns in which a stage shows its only action."""
@@ -200,6 +210,7 @@ class PageData:
             "tags": [printable(tag) for tag in sorted({*part.tags, *action.tags})],
             "a": attempts if attempts > 1 else None,
             "reads": printable(", ".join(action.reads)),
+            "re": 1 if part.restored or action.restored else None,
         }
         if action.recovered and not part.recovered:
             row.update(s="recovered", note=self._note(action))
@@ -210,6 +221,7 @@ class PageData:
         if part.record is not None and stage.record is not None:
             record = self._run.stages[stage.record].actions[part.record]
             row["fail"], row["tries"] = self._failure(record.error), self._attempts(record)
+            row["log"] = self._messages.of(record)
         return _without_empty(row)
 
     # Failures and counts.

@@ -56,7 +56,11 @@ def _ran(node: Node) -> Line:
         # The outcome of its only action is that of the stage: it is shown once.
         if state(action) != state(part):
             subject = action if part.status is Status.COMPLETED else part
-        subject = subject._replace(attempts=max(part.attempts, action.attempts), error=part.error or action.error)
+        subject = subject._replace(
+            attempts=max(part.attempts, action.attempts),
+            error=part.error or action.error,
+            restored=part.restored or action.restored,
+        )
     plus = "+" if part.is_dynamic else " "
     notes = ", ".join(notes_of(subject, node.by))
     return Line(f"{MARKS[state(subject)]} {plus} ", _name(part), _time(part), notes)
