@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from json import dumps
+from os.path import commonprefix
 from pathlib import PurePath
 from typing import Any, Final, NamedTuple, cast
 from urllib.parse import quote, quote_plus
@@ -19,6 +20,8 @@ __all__ = ["Doubtful", "Redact", "redactor"]
 SHORTEST: Final = 4  # characters: a shorter value reveals nothing, and is part of too many words
 LINE: Final = 8  # characters: nor does a shorter line of a longer string
 LONG: Final = 12  # characters: a value as long as that is not part of another word by chance
+LONG_REPORT: Final = 100_000
+BRANCHINGS: Final = 8
 MOST_LEAVES: Final = 20_000
 MOST_STEPS: Final = 100_000  # through one value
 DEEPEST: Final = 8
@@ -40,18 +43,18 @@ def redactor(values: Iterable[tuple[str, Any]], public: Iterable[str], texts: It
     allowed = {word.lower() for word in public}
     report = "\n".join(texts).lower()  # most values are in none of the texts
     report = f"{report}\n{printable(report)}"
+    may_have = _filter_of(report)
     names: dict[str, str] = {}
     for number, (name, text) in enumerate(_leaves(distinct.values())):
         if number >= MOST_LEAVES:
             break
         if SHORTEST <= len(text) <= len(report) and text.lower() not in allowed:
             for written in _forms(text):
-                if written.lower() in report:
+                if may_have(written.lower()) and written.lower() in report:
                     names.setdefault(written.lower(), name)
     if not names:
         return _without_declared_values
-    longest_first = sorted(names, key=len, reverse=True)
-    pattern = re.compile("|".join(map(_pattern, longest_first)), re.IGNORECASE)
+    pattern = re.compile(_any_of(names), re.IGNORECASE)
     return lambda text: pattern.sub(
         lambda found: f"‹{names.get(found[0].lower(), '…')}›", _without_declared_values(text)
     )
@@ -69,12 +72,45 @@ def _forms(text: str) -> set[str]:
     return forms | {quote(safe), quote(safe, safe=""), quote_plus(safe)}
 
 
-def _pattern(text: str) -> str:
-    """Return a pattern that matches a string, but not as part of a longer word."""
-    if len(text) >= LONG and not text.isalpha():
-        return re.escape(text)
-    before = r"(?:(?<!\w)|(?<=%[0-9a-f][0-9a-f])|(?<=\\[nrt]))" if _is_word_character(text[0]) else ""
-    return before + re.escape(text) + (r"(?!\w)" if _is_word_character(text[-1]) else "")
+def _filter_of(report: str) -> Callable[[str], bool]:
+    """Return whether a string may be in a long report: it takes a second to look through one for ten thousand strings."""
+    if len(report) < LONG_REPORT:
+        return lambda text: True
+    pieces = {report[at : at + SHORTEST] for at in range(len(report) - SHORTEST + 1)}
+    return lambda text: all(text[at : at + SHORTEST] in pieces for at in range(0, len(text) - SHORTEST + 1, SHORTEST))
+
+
+_BEFORE: Final = r"(?:(?<!\w)|(?<=%[0-9a-f][0-9a-f])|(?<=\\[nrt]))"
+
+
+def _any_of(texts: Iterable[str]) -> str:
+    """Return a pattern that matches each of these strings, but not as part of a longer word, unless it is long itself."""
+    inside, words = list[tuple[str, str]](), list[tuple[str, str]]()
+    for text in texts:
+        is_long = len(text) >= LONG and not text.isalpha()
+        end = r"(?!\w)" if _is_word_character(text[-1]) and not is_long else ""
+        (words if _is_word_character(text[0]) and not is_long else inside).append((text, end))
+    found = [_alternatives(inside, BRANCHINGS)] if inside else []
+    return "|".join([*found, f"{_BEFORE}(?:{_alternatives(words, BRANCHINGS)})"] if words else found)
+
+
+def _alternatives(texts: list[tuple[str, str]], depth: int) -> str:
+    """Return a pattern for strings, each with the pattern of its end; the longest match counts.
+
+    Their common beginnings are compared once: of thousands of strings, `re` would try each at every place.
+    """
+    if not depth or len(texts) < 8:
+        return "|".join(re.escape(text) + end for text, end in sorted(texts, key=lambda one: len(one[0]), reverse=True))
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for text, end in texts:
+        groups.setdefault(text[:1], []).append((text, end))
+    ended = groups.pop("", [])
+    found: list[str] = []
+    for group in groups.values():
+        start = commonprefix([text for text, _ in group])
+        rest = _alternatives([(text[len(start) :], end) for text, end in group], depth - 1)
+        found.append(f"{re.escape(start)}(?:{rest})")
+    return "|".join([*found, *(end for _, end in ended)])
 
 
 def _is_word_character(character: str) -> bool:
