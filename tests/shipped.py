@@ -155,6 +155,11 @@ def talks(ctx: Context):
 
 
 @action
+def shows(ctx: Context):
+    ctx.show({1})
+
+
+@action
 def talks_and_fails(ctx: Context):
     ctx.emit("hello")
     ctx.store["left"] = 1
