@@ -967,6 +967,47 @@ def test_a_page_is_made_of_any_run(flowdeco, journal, monkeypatch, codec):
     assert "flowdeco resume waits --journal runs.db -i approval=VALUE</code>" in Path("page.html").read_text("utf-8")
 
 
+TALKS = """
+from flowdeco import Context, action
+from flowdeco.middleware import retry
+
+
+@action(use=[retry(on=ValueError, wait=0)])
+def talks(ctx: Context):
+    ctx.emit("rows", count=3)
+    ctx.logger.info("two\\nlines")
+    ctx.show("*shown*")
+    if ctx.attempt == 1:
+        raise ValueError("first")
+
+
+@action
+def quiet():
+    pass
+
+
+flow = talks >> quiet
+"""
+
+
+@pytest.mark.parametrize("codec", ["pickle", "json"])
+def test_the_messages_of_a_run_are_shown_on_request(flowdeco, journal, codec):
+    """With the errors of failed attempts between them; as JSON always; without the workflow."""
+    Path("talking.py").write_text(TALKS)
+    flowdeco("run", "talking.py:flow", "--run-id", "one", "--codec", codec)
+    Path("talking.py").unlink()
+    assert "rows" not in flowdeco("show", "one")[1]
+    out = re.sub(r"(?m)^  [0-9:]{8} ", "  TIME ", flowdeco("show", "one", "--messages")[1])
+    one = ["  TIME  rows, count=3", "  TIME  INFO two", "            lines", "  TIME  showed text/markdown, 0.0 kB"]
+    assert out.splitlines()[-10:] == ["talks/talks", *one, "  failed    ValueError: first", *one]
+    (talks, _) = json.loads(flowdeco("show", "one", "--json")[1])["stages"]
+    assert [(each["kind"], each["failures"]) for each in talks["actions"][0]["messages"]] == [
+        ("emit", 0), ("log", 0), ("show", 0), ("emit", 1), ("log", 1), ("show", 1)
+    ]  # fmt: skip
+    assert flowdeco("show", "one", "--html")[0] == 0
+    assert "two\\nlines" in Path("one.html").read_text(encoding="utf-8")
+
+
 def test_a_page_is_never_overwritten_unless_that_is_wanted(flowdeco, journal):
     """Nor is one written where it cannot be."""
     flowdeco("run", "flows.py:flow", "-i", "kinds:=0", "--run-id", "a/b")

@@ -606,6 +606,22 @@ def test_a_file_of_a_newer_version_asks_for_an_upgrade(path):
         SqliteJournal(path).read("r")
 
 
+def test_a_file_of_version_6_is_migrated(path):
+    """Its runs are read and resumed; nobody knows when they were resumed before."""
+    begun(SqliteJournal(path), rows=[row()]).close("r", "failed", None, "no")
+    gc.collect()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.executescript("DROP TABLE legs; PRAGMA user_version = 6")
+    journal = SqliteJournal(path)
+    assert (journal.read("r").rows, journal.read("r").legs) == ([row()], [])
+    journal.open("r")
+    journal.proceed("r")
+    journal.write("r", [row(number=1)])
+    journal.close("r", "completed", None, None)
+    ((rows, started),) = journal.read("r").legs
+    assert (rows, started) == (1, pytest.approx(time.time(), abs=60))
+
+
 VERSION_1 = """
 CREATE TABLE steps (
     id INTEGER PRIMARY KEY, branch TEXT NOT NULL, number INTEGER NOT NULL, kind TEXT NOT NULL, stage TEXT NOT NULL,
