@@ -73,7 +73,9 @@ def test_an_action_says_things_in_order(run):
     """With their times; plain values of `emit` as they are, others by their repr."""
 
     def tells(ctx):
-        ctx.emit("row", number=3, share=0.5, ok=True, none=None, text="three", list=[1, 2], big=10**30, nan=float("nan"))
+        ctx.emit(
+            "row", number=3, share=0.5, ok=True, none=None, text="three", list=[1, 2], big=10**30, nan=float("nan")
+        )
         ctx.logger.info("read %d rows", 3)
         ctx.show("*done*")
 
@@ -172,7 +174,9 @@ def test_the_messages_of_all_attempts_are_kept(run):
         if len(calls) == 1:
             raise ValueError("one")
 
-    stage = Stage("s", [asks(lambda ctx: ctx.emit("first"), "first"), asks(fails_once, "b")], use=[retry(on=ValueError, wait=0)])
+    stage = Stage(
+        "s", [asks(lambda ctx: ctx.emit("first"), "first"), asks(fails_once, "b")], use=[retry(on=ValueError, wait=0)]
+    )
     finished = run(stage)
     assert said(finished) == {
         "first": [(0, "emit", "first", {})] * 2,
@@ -329,7 +333,12 @@ def call(number, failures):
     ]
 
 
-EARLIER = [*call(1, 0), (0, "ended", "failed", "ValueError: first"), *call(2, 0), (0, "ended", "failed", "OSError: second")]
+EARLIER = [
+    *call(1, 0),
+    (0, "ended", "failed", "ValueError: first"),
+    *call(2, 0),
+    (0, "ended", "failed", "OSError: second"),
+]
 
 
 def test_messages_are_journaled_and_come_back(run, journal):

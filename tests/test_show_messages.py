@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import time
+from pathlib import Path
 
 import pytest
 from browser import Sheet, started
@@ -18,6 +19,7 @@ from flowdeco.show.markdown import elements
 from flowdeco.show.messages import redacted_html
 from flowdeco.show.redaction import redactor
 
+PAGE_SCRIPT = (Path(module.__file__).parent / "page.js").read_text(encoding="utf-8")
 SECRET = "hunter2-of-the-store"
 TABLE = f'<style>table {{ color: red }}</style><table class="table" title="{SECRET}"><tr><td>{SECRET} &lt;table&gt;</td></tr></table>'
 SVG = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><text x="1">{SECRET}</text></svg>'
@@ -58,7 +60,9 @@ def page_of(run, tmp_path, **options):
 
 def rows_of(source):
     """The rows that the page's script is given."""
-    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', source, re.DOTALL)[1])["rows"]
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', source, re.DOTALL)[1])[
+        "rows"
+    ]
 
 
 def log_of(source, row=0):
@@ -114,7 +118,13 @@ def test_errors_of_attempts_are_among_the_messages(tmp_path):
 
     def fails(ctx):
         ctx.emit("try")
-        raise ValueError("first") if not calls.append(1) and len(calls) == 1 else KeyError("second") if len(calls) == 2 else Done
+        raise (
+            ValueError("first")
+            if not calls.append(1) and len(calls) == 1
+            else KeyError("second")
+            if len(calls) == 2
+            else Done
+        )
 
     class Done(Exception):
         """No more failures."""
@@ -234,7 +244,7 @@ def test_markdown_becomes_elements(source, expected):
     assert elements(source) == expected
 
 
-TAGS = set("h3 h4 h5 h6 p em strong del code pre ul ol li blockquote table thead tbody tr th td hr br a".split())
+TAGS = {*re.findall(r'"(\w+)"', re.search(r"TAGS = new Set\((.*?)\)", PAGE_SCRIPT)[1])}
 
 
 @given(st.text(alphabet="ab*_`~#>-+1.)|[](<>:/\\ \n", max_size=200))
@@ -315,7 +325,9 @@ def say_everything(ctx):
     ctx.logger.info("read %d rows", 3)
     ctx.logger.error("one is missing")
     ctx.emit("rows", count=3)
-    ctx.show("# Title\n**bold** <img src=x onerror='parent.hacked=1'> [link](https://example.com)\n\n| a |\n|---|\n| 1 |\n\n- x\n\n> q")
+    ctx.show(
+        "# Title\n**bold** <img src=x onerror='parent.hacked=1'> [link](https://example.com)\n\n| a |\n|---|\n| 1 |\n\n- x\n\n> q"
+    )
     ctx.show(Html("<script>parent.hacked = 1; document.title = 'hacked'</script><p id='in'>inside</p>"
                   "<img src='https://example.com/x.png' onerror='parent.hacked = 1'><form action='https://example.com'></form>"))  # fmt: skip
     ctx.show(Svg(SVG))
@@ -337,7 +349,9 @@ def test_messages_are_in_the_details_of_their_action(chrome, tmp_path, scheme):
         assert [log.locator("li[class^=m-]").count() for log in logs.all()] == [7, 7]
         assert "ValueError: first" in detail.inner_text()
         words = logs.first.inner_text()
-        assert all(each in words for each in ("INFO", "read 3 rows", "rows", "count", "<img src=x onerror", "{'plain': 1}"))
+        assert all(
+            each in words for each in ("INFO", "read 3 rows", "rows", "count", "<img src=x onerror", "{'plain': 1}")
+        )
         assert logs.first.locator(".prose h3").inner_text() == "Title"
         assert logs.first.locator(".prose strong").inner_text() == "bold"
         assert logs.first.locator(".prose a").get_attribute("href") == "https://example.com"

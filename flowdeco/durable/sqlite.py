@@ -749,10 +749,11 @@ class SqliteJournal:
             if (type(position), type(started)) == (int, float)  # without a checksum, since nothing depends on them
         ]
         elapsed, timed = connection.execute("SELECT took, timed FROM runs WHERE id = ?", (head.id,)).fetchone()
+        if (type(elapsed), type(timed)) != (float, int):
+            elapsed, timed = 0.0, 0
         remembered = Remembered(
             head.run_id, head.pipeline, head.status, head.reason, head.started, skip, inputs, rows, head.error,
-            *((elapsed, bisect_left(positions, timed)) if (type(elapsed), type(timed)) == (float, int) else (0.0, 0)),
-            legs,
+            elapsed, bisect_left(positions, timed), legs,
         )  # fmt: skip
         return remembered, written
 

@@ -53,7 +53,8 @@ class Execution:
     """The execution of an action: who inserted it, its place in the branch, its value and its effect so far."""
 
     __slots__ = (
-        "by", "context", "inserted", "layers", "mark", "messages", "number", "result", "started", "step", "switches", "value", "watch",
+        "by", "context", "inserted", "layers", "mark", "messages", "number", "result", "started", "step", "switches",
+        "value", "watch",
     )  # fmt: skip
 
     def __init__(self, step: Step, by: str | None, number: int, started: float) -> None:

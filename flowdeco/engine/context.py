@@ -182,7 +182,11 @@ class Context:
 
     def _keep(self, kind: str, payload: Mapping[str, Any], time: float | None = None) -> None:
         if kind == "show" and not self._around.has_room(len(payload["content"])):
-            payload = {**payload, "content": "", "note": f"not kept: the run has shown {MOST_SHOWN / 1e6:.0f} MB before"}
+            payload = {
+                **payload,
+                "content": "",
+                "note": f"not kept: the run has shown {MOST_SHOWN / 1e6:.0f} MB before",
+            }
         if self.messages is None:
             self.messages = Messages()
         self.messages.add(MessageRecord(kind, self._around.now() if time is None else time, payload, self.attempt - 1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, MutableMapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from flowdeco.errors import told
 
@@ -49,12 +49,10 @@ def _text(msg: object, args: tuple[Any, ...], exc_info: Any) -> str:
         text = f"{msg} {args}"
     if exc_info and not isinstance(exc_info, (BaseException, tuple)):
         exc_info = sys.exc_info()
-    error = exc_info[1] if isinstance(exc_info, tuple) else exc_info
+    error: object = cast("tuple[object, ...]", exc_info)[1] if isinstance(exc_info, tuple) else exc_info
     return f"{text}\n{told(error)}" if isinstance(error, BaseException) else text
 
 
-def run_logger(
-    run_id: str, stage: str | None = None, action: str | None = None, keep: Keep | None = None
-) -> RunLogger:
+def run_logger(run_id: str, stage: str | None = None, action: str | None = None, keep: Keep | None = None) -> RunLogger:
     """Return the logger for a place in a run; `keep` is given what is logged there."""
     return RunLogger(logging.getLogger("flowdeco.run"), {"run": run_id, "stage": stage, "action": action}, keep)

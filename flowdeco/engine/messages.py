@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 __all__ = ["HALF", "MOST_SHOWN", "MOST_TEXT", "MessageRecord", "Messages", "as_payload", "cut", "interleaved", "joined"]
 
@@ -99,7 +99,7 @@ def as_payload(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    kind = type(value)
+    kind = cast("type[object]", type(value))
     if value is None or kind is bool or (kind is float and math.isfinite(value)):
         return value
     if kind is int and value.bit_length() <= 64:

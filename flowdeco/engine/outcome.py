@@ -169,9 +169,9 @@ class Outcome(NamedTuple):
     `branches` is the number of branches of a group (of a streamed one that has not ended, at most so many have begun),
     `selection` tells which of them count, `fingerprint` that of an action's code in a durable run; `repeats` says how often
     each of its layers has asked for another attempt, and `dropped` has the messages and errors of steps inside it in the
-    attempts before the last one. `cached` means that it was taken from a cache. `waits` are those of an unfinished step, over or not; of a
-    finished one, the questions that consumed an answer. `messages` are those of an action, also of its earlier attempts,
-    and of its failures before the run was resumed.
+    attempts before the last one. `cached` means that it was taken from a cache. `waits` are those of an unfinished step,
+    over or not; of a finished one, the questions that consumed an answer. `messages` are those of an action, also of its
+    earlier attempts, and of those before the run was resumed.
     """
 
     name: str

@@ -88,7 +88,9 @@ def _marked(steps: Steps, remembered: Remembered) -> Steps:
     if not remembered.legs:
         return steps
     since, _ = remembered.legs[-1]
-    old, new = ({(row.branch, row.number) for row in rows} for rows in (remembered.rows[:since], remembered.rows[since:]))
+    old, new = (
+        {(row.branch, row.number) for row in rows} for rows in (remembered.rows[:since], remembered.rows[since:])
+    )
     restored = old - new
     return {
         branch: {

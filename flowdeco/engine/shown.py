@@ -9,7 +9,7 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from io import BytesIO
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from flowdeco.engine.messages import shown
 
@@ -18,6 +18,7 @@ __all__ = ["LARGEST", "rendered", "size"]
 LARGEST: Final = 1_000_000  # bytes of one value
 
 _IMAGES: Final = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif"}
+_BYTES: Final[Any] = (bytes, bytearray, memoryview)
 _METHODS: Final = {
     "_repr_html_": "text/html", "_repr_svg_": "image/svg+xml", "_repr_png_": "image/png", "_repr_jpeg_": "image/jpeg",
     "_repr_markdown_": "text/markdown",
@@ -31,8 +32,8 @@ def rendered(value: object) -> dict[str, str]:
     for kind, content in _forms(value):
         if isinstance(content, str):
             return _as_text(kind, content) if kind != "image/svg+xml" else _as_image(kind, content.encode())
-        if isinstance(content, (bytes, bytearray, memoryview)) and _image_type(content):
-            return _as_image(kind, bytes(content))
+        if isinstance(content, _BYTES) and _image_type(content):
+            return _as_image(kind, bytes(cast("bytes", content)))
     return _as_text("text/plain", shown(value))
 
 
@@ -43,7 +44,7 @@ def size(count: int) -> str:
 
 def _forms(value: Any) -> Iterator[tuple[str, Any]]:
     """Yield the forms that a value has, the best first; a method that fails has none to offer."""
-    if isinstance(value, (bytes, bytearray, memoryview)):
+    if isinstance(value, _BYTES):
         yield _image_type(value), value
         return
     if isinstance(value, type):
@@ -88,5 +89,9 @@ def _as_text(kind: str, text: str) -> dict[str, str]:
 
 def _as_image(kind: str, content: bytes) -> dict[str, str]:
     if len(content) > LARGEST:
-        return {"type": kind, "content": "", "note": f"an image of {size(len(content))} is not kept: {size(LARGEST)} at most"}
+        return {
+            "type": kind,
+            "content": "",
+            "note": f"an image of {size(len(content))} is not kept: {size(LARGEST)} at most",
+        }
     return {"type": kind, "content": b64encode(content).decode(), "note": ""}

@@ -7,7 +7,7 @@ children; a link has its address in front of them. Text is a string, which a pag
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, TypeAlias
 
 __all__ = ["Element", "elements"]
@@ -66,8 +66,8 @@ def _blocks(lines: Sequence[str], depth: int) -> Iterator[Element]:
             end = _end(lines, at, lambda each: bool(each.strip()))
             yield ["blockquote", *_blocks([_QUOTE.sub("", each, count=1) for each in lines[at:end]], depth + 1)]
             at = end
-        elif depth < DEEPEST and _ITEM.match(line):
-            at, block = _listed(lines, at, depth)
+        elif depth < DEEPEST and (item := _ITEM.match(line)):
+            at, block = _listed(lines, at, item, depth)
             yield block
         elif _begins_table(lines, at):
             end = _end(lines, at + 2, lambda each: "|" in each)
@@ -81,7 +81,7 @@ def _blocks(lines: Sequence[str], depth: int) -> Iterator[Element]:
             at = end
 
 
-def _end(lines: Sequence[str], at: int, belongs: Any) -> int:
+def _end(lines: Sequence[str], at: int, belongs: Callable[[str], bool]) -> int:
     while at < len(lines) and belongs(lines[at]):
         at += 1
     return at
@@ -99,10 +99,9 @@ def _fenced(lines: Sequence[str], at: int) -> tuple[int, Element]:
     return end + 1, ["pre", "\n".join(lines[at + 1 : end])]
 
 
-def _listed(lines: Sequence[str], at: int, depth: int) -> tuple[int, Element]:
+def _listed(lines: Sequence[str], at: int, first: re.Match[str], depth: int) -> tuple[int, Element]:
     """Return the list that begins here; deeper lines belong to the item above them."""
-    first = _ITEM.match(lines[at])
-    indent, is_numbered = len(first[1]) if first else 0, bool(first) and first[2][0].isdigit()
+    indent, is_numbered = len(first[1]), first[2][0].isdigit()
     items: list[list[str]] = []
     while at < len(lines):
         line = lines[at]
@@ -111,15 +110,21 @@ def _listed(lines: Sequence[str], at: int, depth: int) -> tuple[int, Element]:
             if found[2][0].isdigit() != is_numbered or len(found[1]) < indent:
                 break
             items.append([line[found.end() :]])
-        elif line.strip() and len(line) - len(line.lstrip()) > indent:
+        elif _continues(lines, at, indent):
             items[-1].append(line)
-        elif line.strip() or at + 1 == len(lines) or not lines[at + 1].startswith(" " * (indent + 2)):
-            if line.strip() or at + 1 == len(lines) or not _ITEM.match(lines[at + 1]):
-                break
         else:
-            items[-1].append("")
+            break
         at += 1
     return at, ["ol" if is_numbered else "ul", *(["li", *_item(item, depth)] for item in items)]
+
+
+def _continues(lines: Sequence[str], at: int, indent: int) -> bool:
+    """Whether a line belongs to an item above it: it is deeper, or empty with another one or a deeper line after it."""
+    line = lines[at]
+    if line.strip():
+        return len(line) - len(line.lstrip()) > indent
+    after = lines[at + 1] if at + 1 < len(lines) else ""
+    return bool(_ITEM.match(after)) or after.startswith(" " * (indent + 2))
 
 
 def _item(lines: list[str], depth: int) -> Iterator[Any]:
@@ -137,7 +142,9 @@ def _begins_table(lines: Sequence[str], at: int) -> bool:
 
 
 def _table(lines: Sequence[str]) -> Element:
-    head, *rows = ([each.strip().replace("\\|", "|") for each in _CELL.split(line.strip().strip("|"))] for line in lines)
+    head, *rows = (
+        [each.strip().replace("\\|", "|") for each in _CELL.split(line.strip().strip("|"))] for line in lines
+    )
     return [
         "table",
         ["thead", ["tr", *(["th", *_inline(cell, 0)] for cell in head)]],

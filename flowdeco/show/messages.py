@@ -25,9 +25,11 @@ __all__ = ["PageMessages", "has_html", "message_line", "texts_of"]
 FRAME: Final = """<!doctype html><meta charset="utf-8"><style>
 :root { color-scheme: light dark; --fg: #14181d; --soft: #56606b; --line: #dfe3e8; }
 @media (prefers-color-scheme: dark) { :root { --fg: #e7ebf0; --soft: #9ba6b2; --line: #2c343e; } }
-html { overflow: auto; } body { margin: 0; color: var(--fg); font: 13.5px/1.5 system-ui, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
-table { border-collapse: collapse; border: 0; } th, td { padding: .2rem .8rem .2rem 0; border: 0; border-bottom: 1px solid var(--line); text-align: right; font-variant-numeric: tabular-nums; }
-th { font-weight: 500; color: var(--soft); } p { margin: .4rem 0 0; color: var(--soft); } img, svg { max-width: 100%; height: auto; }
+body { margin: 0; color: var(--fg); font: 13.5px/1.5 system-ui, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
+table { border-collapse: collapse; border: 0; } th { font-weight: 500; color: var(--soft); }
+th, td { padding: .2rem .8rem .2rem 0; border: 0; border-bottom: 1px solid var(--line); }
+th, td { text-align: right; font-variant-numeric: tabular-nums; }
+p { margin: .4rem 0 0; color: var(--soft); } img, svg { max-width: 100%; height: auto; }
 </style>"""
 HIGHEST: Final = 440  # pixels of a frame
 
@@ -52,7 +54,9 @@ class PageMessages:
         payload = message.payload
         if message.kind == "emit":
             values = payload["payload"].items()
-            data.update(n=self._text(payload["kind"]), of=[[self._text(name), self._text(value)] for name, value in values])
+            data.update(
+                n=self._text(payload["kind"]), of=[[self._text(name), self._text(value)] for name, value in values]
+            )
         elif message.kind == "log":
             data.update(l=printable(payload["level"]), text=self._text(payload["text"]))
         elif message.kind == "show":
@@ -69,7 +73,9 @@ class PageMessages:
     def _shown(self, payload: Any) -> dict[str, Any]:
         kind, content, note = payload["type"], payload["content"], payload["note"]
         if len(content) > self._room:
-            return {"note": f"{size(len(content))} are not in the page: it has {MOST_SHOWN / 1e6:.0f} MB of values before"}
+            return {
+                "note": f"{size(len(content))} are not in the page: it has {MOST_SHOWN / 1e6:.0f} MB of values before"
+            }
         self._room -= len(content)
         data = {"note": note} if note else {}
         if not content:

@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from json import dumps
-from os.path import commonprefix
 from pathlib import PurePath
 from typing import Any, Final, NamedTuple, cast
 from urllib.parse import quote, quote_plus
@@ -107,9 +106,10 @@ def _alternatives(texts: list[tuple[str, str]], depth: int) -> str:
     ended = groups.pop("", [])
     found: list[str] = []
     for group in groups.values():
-        start = commonprefix([text for text, _ in group])
-        rest = _alternatives([(text[len(start) :], end) for text, end in group], depth - 1)
-        found.append(f"{re.escape(start)}(?:{rest})")
+        first, last = min(group)[0], max(group)[0]  # all others share what these two do
+        same = next((at for at, (one, two) in enumerate(zip(first, last, strict=False)) if one != two), len(first))
+        rest = _alternatives([(text[same:], end) for text, end in group], depth - 1)
+        found.append(f"{re.escape(first[:same])}(?:{rest})")
     return "|".join([*found, *(end for _, end in ended)])
 
 
