@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from flowdeco import Run, Stage, action, stage
+from flowdeco import Context, Run, Stage, action, stage
 
 Inventory = dict[str, dict[str, dict[str, Any]]]
 
@@ -83,6 +83,11 @@ def report() -> None:
     def summary(findings: list[Finding], title: Annotated[str, "report.title"]) -> str:
         concerns = [f"{finding.name} ({finding.what})" for finding in findings if not finding.fine]
         return f"{title}: {len(findings)} checked, {len(concerns)} to look at: {', '.join(concerns)}"
+
+    @action
+    def table(findings: list[Finding], ctx: Context) -> None:
+        rows = [f"| {one.name} | {one.what} | {'fine' if one.fine else '**look at it**'} |" for one in findings]
+        ctx.show("\n".join(["| resource | found | |", "| --- | --- | --- |", *rows]))  # on the page of the run
 
 
 flow = discover >> report

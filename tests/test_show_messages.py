@@ -278,6 +278,7 @@ def test_any_text_is_markdown(source):
         ("a &lt; secret", "a &lt; ‹key›"),
         ("se&#99;ret", "‹key›"),
         ("<a title='x>secret'>", "<a title='x>‹key›&#x27;&gt;"),
+        ('<img src="data:image/png;base64,x/secret+">', '<img src="data:image/png;base64,x/secret+">'),
         ("1 < 2 secret", "1 &lt; 2 ‹key›"),
     ],
 )

@@ -135,6 +135,7 @@ def _messages(run: Run) -> Iterator[MessageRecord]:
 
 _TOKEN: Final = re.compile(r"(<!--.*?(?:-->|\Z)|<style\b.*?(?:</style\s*>|\Z)|<[^>]*>)", re.DOTALL | re.IGNORECASE)
 _ATTRIBUTE: Final = re.compile(r"""([^\s"'<>/=]+)(\s*=\s*)("[^"]*"|'[^']*'|[^\s"'<>]+)""")
+_IMAGE: Final = re.compile(r"\s*data:image/[\w.+-]+;base64,")
 _LAYOUT: Final = frozenset({"class", "style", "id", "align", "valign"})  # attributes that have words of CSS
 
 
@@ -157,7 +158,8 @@ def _redacted_attribute(found: re.Match[str], redact: Redact) -> str:
     name, equals, value = found.groups()
     quote = value[0] if value[0] in "\"'" else ""
     inner = value.strip(quote) if quote else value
-    changed = inner if name.lower() in _LAYOUT else _redacted_text(inner, redact)
+    is_fixed = name.lower() in _LAYOUT or _IMAGE.match(inner)
+    changed = inner if is_fixed else _redacted_text(inner, redact)
     return found[0] if changed == inner else f'{name}{equals}"{changed}"'
 
 
@@ -167,12 +169,13 @@ def _redacted_text(text: str, redact: Redact) -> str:
     return text if changed == plain else escape(changed)
 
 
-_LINES: Final = re.compile(r"<(?:br|p|li|h[1-6]|pre|tr)\b|(?<=</div>)", re.IGNORECASE)
+_LINES: Final = re.compile(r"<(?:br|p|li|h[1-6]|pre|tr|div)\b", re.IGNORECASE)
 _PICTURE: Final = re.compile(r"<(?:img|svg|canvas)\b", re.IGNORECASE)
 
 
 def _height(html: str) -> int:
     """Return the height of the frame of this HTML, in pixels; nothing outside of the frame can measure it."""
-    lines: list[str] = _LINES.findall(html[:200_000])
-    high = 8 + sum(28 if each[:3].lower() == "<tr" else 21 for each in lines)
+    tags: list[str] = [tag[1:].lower() for tag in _LINES.findall(html[:200_000])]
+    is_table = "tr" in tags  # in some `div`, which has no height of its own
+    high = 8 + sum({"tr": 28, "div": 0 if is_table else 21}.get(tag, 21) for tag in tags)
     return max(48, min(HIGHEST, max(high, 340) if _PICTURE.search(html) else high))
