@@ -11,7 +11,7 @@ from support import again, failing, names, one, provide, statuses, step, swallow
 import flowdeco
 import flowdeco.middleware
 from flowdeco import Action, Bail, Context, Key, Pipeline, Stage, Suspend, action, parallel, pipeline, stream
-from flowdeco.errors import DefinitionError, ReturnValueError, StoreTypeError
+from flowdeco.errors import DefinitionError, OutOfTime, ReturnValueError, StoreTypeError
 from flowdeco.events import Message, Progress, UnitsInserted
 
 if TYPE_CHECKING:
@@ -543,6 +543,25 @@ def test_a_context_travels_as_what_can_be_known_elsewhere(run):
     assert dict(finished.store) == {"given": 0, "mine": 1, "there": 2, "xs": [1]}
     assert statuses(finished) == [("s", "completed"), ("inserted", "completed"), ("b", "skipped"), ("c", "completed")]
     assert [event.kind for event in events if isinstance(event, Message)] == ["hello"]
+
+
+@pytest.mark.parametrize("timeout", [None, 60])
+def test_a_context_elsewhere_sleeps_for_as_long_as_its_stage_has_time(run, timeout):
+    """By the clocks there."""
+    slept = []
+
+    def travels(ctx):
+        detached = pickle.loads(pickle.dumps(ctx))
+        detached.live_by(lambda: 2e9, slept.append, lambda: 5000.0)
+        detached.sleep(59)
+        if timeout is None:
+            detached.sleep(61)
+        else:
+            with pytest.raises(OutOfTime, match="stage 's' took longer than its timeout of 60 s"):
+                detached.sleep(61)
+
+    run(Stage("s", [asks(travels)], timeout=timeout))
+    assert slept == [59, pytest.approx(61 if timeout is None else 60, abs=1)]
 
 
 def test_a_context_elsewhere_gives_the_same_advice_about_local_results(run):
