@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
+from contextlib import redirect_stdout
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
 from sphinx.pycode import ModuleAnalyzer
+from sphinx.util.docutils import SphinxDirective
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # this tree, installed or not
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]  # this tree, installed or not
+
+from python_names import write_inventory
 
 import flowdeco
+from flowdeco.cli import main
+from flowdeco.model.runnable import Options, ResumeOptions, RunOptions
 
 project = "flowdeco"
 author = "the flowdeco authors"
 release = version = flowdeco.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.intersphinx", "sphinx.ext.viewcode"]
+if find_spec("sphinx_copybutton"):  # in the extra `docs`; only the buttons are missing without it
+    extensions.append("sphinx_copybutton")
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
 exclude_patterns = ["_build"]
 myst_heading_anchors = 3
+
+INVENTORY = HERE / "_build" / "python.inv"
+write_inventory(INVENTORY)
+intersphinx_mapping = {"python": ("https://docs.python.org/3", str(INVENTORY))}
+intersphinx_disabled_reftypes = ["std:*"]
+
 suppress_warnings = ["config.cache", "ref.python"]  # the annotation `type`, where a class has an attribute of that name
 
 html_theme = "furo"
@@ -52,13 +73,49 @@ def tidied(_app: Any, _what: str, _name: str, _thing: Any, _options: Any, lines:
     lines[:] = shown
 
 
-def only_for_those_who_call(
+def signature_of_run(method: str) -> str:
+    """Return the signature of `run` or `resume` with all options, which are typed as `**options`."""
+    resumes = method.endswith("resume")
+    first = ["run", "inputs=None", "/", "*", "on_change='error'", "from_stage=None"] if resumes else ["inputs=None", "/", "*"]
+    names = ResumeOptions.__annotations__ if resumes else RunOptions.__annotations__
+    return f"({', '.join([*first, *(f'{name}={Options._field_defaults[name]!r}' for name in names)])})"
+
+
+def shown_signature(
     _app: Any, what: str, name: str, _thing: Any, _options: Any, signature: str, returned: str
 ) -> tuple[str, str] | None:
-    """Show the signature of a class where users make its objects; of the others they are given them."""
+    """Show the signature of a class only if users call it, and the options of a run one by one."""
+    method = name.rpartition(".")[2]
+    if what == "method" and method in ("run", "arun", "resume", "aresume") and ".Unit." in name:
+        return signature_of_run(method), "Run"
     made = {"flowdeco.Key", "flowdeco.Sleep", "flowdeco.Stage", "flowdeco.Store"}
     made |= {f"flowdeco.durable.{name}" for name in ("JsonCodec", "MemoryJournal", "PickleCodec", "SqliteJournal")}
     return ("", "") if what == "class" and name not in made else None
+
+
+class FlowdecoHelp(SphinxDirective):
+    """The help of the command line, and of each of its commands, in a section of its own."""
+
+    def run(self) -> list[nodes.Node]:
+        whole = help_of()
+        listed = whole.partition("commands:\n  COMMAND\n")[2].partition("\n\n")[0]
+        commands = [line.split()[0] for line in listed.splitlines() if line.startswith("    ") and line[4] != " "]
+        return [*shown_help("flowdeco", whole), *(
+            node for name in commands for node in shown_help(f"flowdeco {name}", help_of(name).partition("\nexit codes:")[0])
+        )]
+
+
+def shown_help(title: str, text: str) -> list[nodes.Node]:
+    section = nodes.section("", nodes.title("", title), ids=[nodes.make_id(title)])
+    section += nodes.literal_block("", text.rstrip(), language="text")
+    return [section]
+
+
+def help_of(*command: str) -> str:
+    os.environ["COLUMNS"] = "90"
+    with redirect_stdout(io.StringIO()) as out:
+        main([*command, "--help"])
+    return out.getvalue()
 
 
 def setup(app: Any) -> None:
@@ -67,4 +124,5 @@ def setup(app: Any) -> None:
     analyzer.analyze()
     analyzer.overloads.pop("stream", None)  # its ParamSpec would be shown as `*args: ~typing.~P`
     app.connect("autodoc-process-docstring", tidied)
-    app.connect("autodoc-process-signature", only_for_those_who_call)
+    app.connect("autodoc-process-signature", shown_signature)
+    app.add_directive("flowdeco-help", FlowdecoHelp)
