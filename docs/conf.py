@@ -75,10 +75,16 @@ def tidied(_app: Any, _what: str, _name: str, _thing: Any, _options: Any, lines:
 
 def signature_of_run(method: str) -> str:
     """Return the signature of `run` or `resume` with all options, which are typed as `**options`."""
-    resumes = method.endswith("resume")
-    first = ["run", "inputs=None", "/", "*", "on_change='error'", "from_stage=None"] if resumes else ["inputs=None", "/", "*"]
-    names = ResumeOptions.__annotations__ if resumes else RunOptions.__annotations__
-    return f"({', '.join([*first, *(f'{name}={Options._field_defaults[name]!r}' for name in names)])})"
+    options = {"run": RunOptions, "resume": ResumeOptions}.get(method)
+    own = "on_change='error', from_stage=None, " if "resume" in method else ""
+    listed = (
+        ", ".join(f"{name}={Options._field_defaults[name]!r}" for name in options.__annotations__) if options else ""
+    )
+    return (
+        f"({'run, ' if own else ''}inputs=None, /, *, {own}{listed})"
+        if options
+        else (f"({'run, ' if own else ''}inputs=None, /, **options)")
+    )
 
 
 def shown_signature(
@@ -100,9 +106,14 @@ class FlowdecoHelp(SphinxDirective):
         whole = help_of()
         listed = whole.partition("commands:\n  COMMAND\n")[2].partition("\n\n")[0]
         commands = [line.split()[0] for line in listed.splitlines() if line.startswith("    ") and line[4] != " "]
-        return [*shown_help("flowdeco", whole), *(
-            node for name in commands for node in shown_help(f"flowdeco {name}", help_of(name).partition("\nexit codes:")[0])
-        )]
+        return [
+            *shown_help("flowdeco", whole),
+            *(
+                node
+                for name in commands
+                for node in shown_help(f"flowdeco {name}", help_of(name).partition("\nexit codes:")[0])
+            ),
+        ]
 
 
 def shown_help(title: str, text: str) -> list[nodes.Node]:

@@ -10,7 +10,7 @@ import time
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from flowdeco import durable
 from flowdeco.cli import report
@@ -275,9 +275,9 @@ def show(options: Namespace) -> int:
     state = state_of(info)
     indents = _indents(rows, info.codec)
     table = [
-        [f"{'  ' * indents.get(_place(step), 0)}{name}", *rest]
+        row._replace(depth=row.depth + indents.get(_place(step), 0))
         for step in steps(rows)
-        for name, *rest in _step_rows(step, state, _codec(info))
+        for row in _step_rows(step, state, _codec(info))
     ]
     if table:
         report.say()
@@ -394,20 +394,19 @@ def _print_facts(info: RunInfo) -> None:
     report.print_facts(facts, report.Coloured(state_of(info)))
 
 
-TableRow: TypeAlias = "tuple[str, str, str, str]"
-
-
-def _step_rows(step: Step, state: str, codec: durable.Codec) -> Iterator[TableRow]:
+def _step_rows(step: Step, state: str, codec: durable.Codec) -> Iterator[report.StepRow]:
     """Yield a row for a stage, and for each of its actions unless it has only one of the same name."""
     alone = [action.action for action in step.actions] == [step.name]
     if step.row is None:  # the end of a stage is written together with the step after it
-        yield step.name, "crashed here or later" if state == "crashed" else state, "", ""
+        yield report.StepRow(0, step.name, "crashed here or later" if state == "crashed" else state)
     else:
         elapsed = "" if step.row.status == "skipped" else report.duration(step.row.elapsed)
         by = str(_parts_of(step.row, codec.name).get("by") or "")
-        yield step.name, _with_attempts(step.actions[0] if alone else step.row, codec, state), elapsed, by
+        status = _with_attempts(step.actions[0] if alone else step.row, codec, state)
+        yield report.StepRow(0, step.name, status, elapsed, by)
     for action in () if alone else step.actions:
-        yield f"  {action.action}", _with_attempts(action, codec, state), report.duration(action.elapsed), ""
+        status = _with_attempts(action, codec, state)
+        yield report.StepRow(1, str(action.action), status, report.duration(action.elapsed))
 
 
 def _with_attempts(row: durable.Row, codec: durable.Codec, state: str) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, redirect_stdout
 from html import escape
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from flowdeco.cli import report
 from flowdeco.cli.exit_codes import FAILED, FINE
@@ -13,6 +15,11 @@ from flowdeco.cli.inputs import read_inputs
 from flowdeco.cli.json_output import plan_as_data, print_json
 from flowdeco.cli.workflow import load_recorded_workflow, load_workflow, stand_in_for_main
 from flowdeco.model.definitions import as_pipeline
+
+if TYPE_CHECKING:
+    from flowdeco.show import Diff
+    from flowdeco.show.parts import Part
+    from flowdeco.show.tree import Node
 
 __all__ = ["diff", "plan", "validate"]
 
@@ -47,7 +54,7 @@ def plan(options: Namespace) -> int:
     if options.json:
         print_json(plan_as_data(plan))
     else:
-        _draw(plan, f"plan of {options.entry}", options)
+        _draw(plan, f"plan of {options.entry}", options, lambda plan: report.say(plan.text().rstrip("\n")))
     return FINE
 
 
@@ -66,26 +73,70 @@ def diff(options: Namespace) -> int:
         changes = [change._asdict() for change in diff.changes]
         print_json({"id": info.id, "status": state_of(info), "counts": diff.counts(), "changes": changes})
     else:
-        _draw(diff, f"plan and run {info.id}", options)
+        _draw(diff, f"plan and run {info.id}", options, _print_diff)
     return FINE
+
+
+def _print_diff(diff: Diff) -> None:
+    """Print a diff as the table of a run, with how each step differs from the plan."""
+    from flowdeco.show.formatting import summary
+
+    ran = diff.ran
+    report.say(f"{diff.plan.name}, plan and run {ran.run_id} ({ran.status}): {summary(diff.counts())}")
+    report.print_steps(list(_rows(diff.parts, 0)), "DIFFERENCE")
+    if ran.error:
+        report.say("\n".join(["", ran.error, *(f"  {note}" for note in ran.notes)]))
+
+
+def _rows(parts: Sequence[Part], depth: int, above: str | None = None) -> Iterator[report.StepRow]:
+    from flowdeco.show.tree import grown
+
+    for node in grown(parts, above):
+        yield from _rows_of(node, depth)
+
+
+def _rows_of(node: Node, depth: int) -> Iterator[report.StepRow]:
+    """Yield the row of a part, and those of its own parts and of the parts that it inserted, below it."""
+    part = node.part
+    if part.kind != "branch":
+        yield _row(node, depth)
+        depth += 1
+    if not (part.is_bare or part.status == "pending"):
+        yield from _rows(part.parts, depth, part.inserted_by)
+    for inserted in node.inserted:
+        yield from _rows_of(inserted, depth)
+
+
+def _row(node: Node, depth: int) -> report.StepRow:
+    from flowdeco.show.formatting import notes_of, state, unusual_status
+    from flowdeco.show.text import subject
+
+    part = subject(node.part)
+    kind = f" ({part.kind})" if part.kind in ("parallel", "pipeline") else ""
+    status = unusual_status(part) or state(part)
+    attempts = f", {part.attempts} attempts" if part.attempts > 1 else ""
+    known = {status, f"{part.attempts} attempts"}
+    notes = [note for note in notes_of(part, node.by) if note not in known]
+    time = report.duration(node.part.elapsed) if node.part.status not in ("skipped", "pending") else ""
+    return report.StepRow(depth, f"{node.part.label}{kind}", f"{status}{attempts}", time, ", ".join(notes))
 
 
 _FORMATS: Final = {".html": "html", ".htm": "html", ".mmd": "mermaid", ".mermaid": "mermaid", ".md": "markdown"}
 
 
-def _draw(view: Any, title: str, options: Namespace) -> None:
+def _draw(view: Any, title: str, options: Namespace, print_text: Callable[[Any], None]) -> None:
     """Print a view, or write it to a file, in the format of the options."""
     form = options.format or _FORMATS.get(os.path.splitext(options.output or "")[1].lower(), "text")
-    text = _page(title, view.html()) if form == "html" else view.text() if form == "text" else view.mermaid()
-    if form == "markdown":
-        text = f"```mermaid\n{text.rstrip()}\n```\n"
-    if options.output:
-        with open(options.output, "w", encoding="utf-8") as file:
-            file.write(text if text.endswith("\n") else f"{text}\n")
-    elif form == "html":
-        print(text.rstrip("\n"))
-    else:
-        report.say(text.rstrip("\n"))
+    with ExitStack() as stack:
+        if options.output:
+            stack.enter_context(redirect_stdout(stack.enter_context(open(options.output, "w", encoding="utf-8"))))
+        if form == "text":
+            print_text(view)
+        elif form == "html":
+            print(_page(title, view.html()))
+        else:
+            text = view.mermaid().rstrip("\n")
+            report.say(f"```mermaid\n{text}\n```" if form == "markdown" else text)
 
 
 def _page(title: str, fragment: str) -> str:

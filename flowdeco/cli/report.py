@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TextIO, cast
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Coloured",
+    "StepRow",
     "coloured",
     "describe_error",
     "duration",
@@ -44,7 +46,9 @@ _COLOURS: Final = {
     "completed": "32", "failed": "31", "error": "31", "crashed": "31", "damaged": "31", "bailed": "36",
     "suspended": "33", "cancelled": "33", "possible": "33", "warning": "33", "running": "34", "skipped": "2",
 }  # fmt: skip
-_MOST: Final = 20  # stages that are listed one by one
+_MANY: Final = 30  # from so many on, siblings of one template are collapsed
+_SHOWN: Final = 3  # of these, for each status
+_MOST: Final = 200  # siblings of different names that are listed
 
 
 # Text.
@@ -113,8 +117,9 @@ def print_facts(facts: Iterable[tuple[str, str]], status: Coloured | None = None
         say(f"{name:<9} ", *first, one_line(value))
 
 
-_PROSE: Final = ("WHY", "RESULT", "VALUE")  # columns that are cut at their ends, to no less than 20 characters
-_NAMES: Final = ("INSERTED BY", "WORKFLOW", "STAGE")  # columns that are cut in the middle, to no less than 12
+_PROSE: Final = ("WHY", "DIFFERENCE", "RESULT", "VALUE")  # columns that are cut at their ends
+_NAMES: Final = ("INSERTED BY", "WORKFLOW", "STAGE")  # columns that are cut in the middle
+_NARROW: Final = ((_PROSE, 20), (_NAMES, 12), (_PROSE, 8), (_NAMES, 8))  # how far, one after the other
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[str] = ()) -> None:
@@ -123,15 +128,13 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], right: Ite
     widths = [max(len(row[column]) for row in table) for column in range(len(header))]
     aligned_right = {column for column, name in enumerate(header) if name in right}
     excess = sum(widths) + 2 * (len(widths) - 1) - _width()
-    for column in sorted(
-        range(len(header)), key=lambda column: (*_PROSE, *_NAMES, header[column]).index(header[column])
-    ):
-        least = 20 if header[column] in _PROSE else 12 if header[column] in _NAMES else widths[column]
-        narrower = max(0, min(excess, widths[column] - least))
+    for column, least in ((header.index(name), least) for kind, least in _NARROW for name in kind if name in header):
+        narrower = max(0, min(excess, widths[column] - max(least, len(header[column]))))
         excess -= narrower
         widths[column] -= narrower
-        cut = shortened if header[column] in _PROSE else cut_middle
-        for row in table if narrower else ():
+    for column, name in enumerate(header):
+        cut = shortened if name in _PROSE else cut_middle
+        for row in table:
             row[column] = cut(row[column], widths[column])
     for row in table:
         cells = [
@@ -149,41 +152,81 @@ def _width() -> int:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
 
 
+class StepRow(NamedTuple):
+    """A row of the table of a run: a step, how far it is indented, and who inserted it, or how it differs."""
+
+    depth: int
+    name: str
+    status: str = ""
+    time: str = ""
+    note: str = ""
+
+    @property
+    def template(self) -> str:
+        """The part of the name that rows of one template have in common."""
+        return f"{self.name.partition('[')[0]}[…]" if self.name.endswith("]") else self.name
+
+
 def print_stages(run: Run) -> None:
-    """Print the stages of a run; of very many, the first and the last, and those that did not complete."""
-    print_steps([[*row, "", "", ""][:4] for row in _stage_rows(run)])
+    """Print the stages of a run."""
+    print_steps(list(_stage_rows(run)))
 
 
-def print_steps(rows: Sequence[Sequence[str]]) -> None:
-    """Print a line for each step of a run: name, status, time, and who inserted it."""
-    shown = 4 if any(row[3] for row in rows) else 3
-    if rows:
-        header = ["STAGE", "STATUS", "TIME", "INSERTED BY"]
-        print_table(header[:shown], [row[:shown] for row in rows], right=["TIME"])
+def print_steps(rows: Sequence[StepRow], note: str = "INSERTED BY") -> None:
+    """Print a line for each step of a run: name, status, time, and a note; rows of one template are collapsed."""
+    shown = list(_collapsed(rows))
+    columns = 4 if any(row.note for row in shown) else 3
+    if shown:
+        table = [[f"{'  ' * row.depth}{row.name}", *row[2:]][:columns] for row in shown]
+        print_table(["STAGE", "STATUS", "TIME", note][:columns], table, right=["TIME"])
 
 
-def _stage_rows(run: Run) -> Iterator[list[str]]:
-    """Yield a row for each stage that is listed, and before it one for each parallel group that it is the first of."""
+def _collapsed(rows: Sequence[StepRow]) -> Iterator[StepRow]:
+    """Yield the rows of siblings, each with those below it; of many of one template the first ones and all that failed."""
+    if not rows:
+        return
+    starts = [index for index, row in enumerate(rows) if row.depth <= rows[0].depth]
+    alike = Counter(rows[start].template for start in starts)
+    seen: Counter[tuple[str, str]] = Counter()
+    hidden: list[StepRow] = []
+    for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
+        row, below = rows[start], rows[start + 1 : end]
+        seen[row.template, row.status] += 1
+        many = alike[row.template] >= _MANY and seen[row.template, row.status] > _SHOWN
+        if (many or len(seen) > _MOST) and not any(_is_failure(each) for each in (row, *below)):
+            hidden.append(row)
+            continue
+        yield from _rest(hidden)
+        hidden.clear()
+        yield row
+        yield from _collapsed(below)
+    yield from _rest(hidden)
+
+
+def _is_failure(row: StepRow) -> bool:
+    return row.status.partition(",")[0].partition(" ")[0] in ("failed", "cancelled", "crashed")
+
+
+def _rest(hidden: Sequence[StepRow]) -> Iterator[StepRow]:
+    if hidden:
+        templates = {row.template for row in hidden}
+        named = f", {templates.pop()}" if len(templates) == 1 else ""
+        yield StepRow(hidden[0].depth, f"… {len(hidden):,} more{named}")
+
+
+def _stage_rows(run: Run) -> Iterator[StepRow]:
+    """Yield a row for each stage, and before it one for each parallel group that it is the first of."""
     from flowdeco.engine.inserters import depths
 
     records = list(run.stages)
     below = depths(records)
-    hidden = 0
     groups: list[Scope] = []
-    for index, record in enumerate(records):
-        at_the_ends = index < _MOST // 2 or index >= len(records) - _MOST // 2
-        if not (at_the_ends or len(records) <= _MOST or record.status not in ("completed", "skipped")):
-            hidden += 1
-            continue
-        if hidden:
-            yield [f"… {hidden} more"]
-            hidden = 0
+    for record, depth in zip(records, below, strict=True):
         before, groups = [group.id for group in groups], _groups(record.scope)
-        for depth, group in enumerate(groups):
-            if before[: depth + 1] != [each.id for each in groups[: depth + 1]]:
-                yield [f"{'  ' * (depth + below[index])}{group.name} (parallel)"]
-        name, *rest = _stage_row(run, record)
-        yield [f"{'  ' * (len(groups) + below[index])}{name}", *rest]
+        for level, group in enumerate(groups):
+            if before[: level + 1] != [each.id for each in groups[: level + 1]]:
+                yield StepRow(level + depth, f"{group.name} (parallel)")
+        yield _stage_row(len(groups) + depth, record)
 
 
 def _groups(scope: Scope | None) -> list[Scope]:
@@ -196,7 +239,7 @@ def _groups(scope: Scope | None) -> list[Scope]:
     return found
 
 
-def _stage_row(run: Run, record: StageRecord) -> list[str]:
+def _stage_row(depth: int, record: StageRecord) -> StepRow:
     status = "recovered" if record.recovered else str(record.status)
     attempts = max([record.attempts, *(action.attempts for action in record.actions)])
     if attempts > 1:
@@ -204,7 +247,7 @@ def _stage_row(run: Run, record: StageRecord) -> list[str]:
     if record.actions and all(action.cached for action in record.actions):
         status += ", cached"
     elapsed = "" if record.status == "skipped" else duration(record.elapsed)
-    return [record.name, status, elapsed, record.inserted_by or ""]
+    return StepRow(depth, record.name, status, elapsed, record.inserted_by or "")
 
 
 # Errors.

@@ -10,7 +10,7 @@ from flowdeco.show.formatting import MARKS, branch_counts, data_flow, duration, 
 from flowdeco.show.parts import Part
 from flowdeco.show.tree import Collapsed, Node, collapsed, grown
 
-__all__ = ["table"]
+__all__ = ["subject", "table"]
 
 WIDEST = 56  # columns of a name, to which the others are aligned
 MANY: Final = 30  # rows of one template are collapsed
@@ -49,21 +49,25 @@ def _planned(node: Node) -> Line:
     return Line("", _name(part), "", "  ".join(notes))
 
 
+def subject(part: Part) -> Part:
+    """Return the part to describe in one line: of a stage that stands for its only action, whichever says more."""
+    if not part.is_bare or part.status is Status.SKIPPED:
+        return part
+    (action,) = part.parts
+    # The outcome of its only action is that of the stage: it is shown once.
+    shown = action if state(action) != state(part) and part.status is Status.COMPLETED else part
+    return shown._replace(
+        attempts=max(part.attempts, action.attempts),
+        error=part.error or action.error,
+        restored=part.restored or action.restored,
+    )
+
+
 def _ran(node: Node) -> Line:
-    part = subject = node.part
-    if part.is_bare and part.status is not Status.SKIPPED:
-        (action,) = part.parts
-        # The outcome of its only action is that of the stage: it is shown once.
-        if state(action) != state(part):
-            subject = action if part.status is Status.COMPLETED else part
-        subject = subject._replace(
-            attempts=max(part.attempts, action.attempts),
-            error=part.error or action.error,
-            restored=part.restored or action.restored,
-        )
+    part = node.part
     plus = "+" if part.is_dynamic else " "
-    notes = ", ".join(notes_of(subject, node.by))
-    return Line(f"{MARKS[state(subject)]} {plus} ", _name(part), _time(part), notes)
+    notes = ", ".join(notes_of(subject(part), node.by))
+    return Line(f"{MARKS[state(subject(part))]} {plus} ", _name(part), _time(part), notes)
 
 
 def _time(part: Part) -> str:
