@@ -14,8 +14,8 @@ from docutils import nodes
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]  # this tree, installed or not
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this tree, installed or not
 
 from python_names import write_inventory
 
@@ -35,7 +35,7 @@ copybutton_prompt_is_regexp = True
 exclude_patterns = ["_build"]
 myst_heading_anchors = 3
 
-INVENTORY = HERE / "_build" / "python.inv"
+INVENTORY = Path(__file__).parent / "_build" / "python.inv"
 write_inventory(INVENTORY)
 intersphinx_mapping = {"python": ("https://docs.python.org/3", str(INVENTORY))}
 intersphinx_disabled_reftypes = ["std:*"]

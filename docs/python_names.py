@@ -42,6 +42,9 @@ def _lines() -> Iterator[str]:
 
 def write_inventory(path: Path) -> None:
     """Write the inventory in the format of Sphinx, version 2."""
-    head = "# Sphinx inventory version 2\n# Project: Python\n# Version: 3\n# The remainder of this file is compressed using zlib.\n"
+    head = (
+        "# Sphinx inventory version 2\n# Project: Python\n# Version: 3\n"
+        "# The remainder of this file is compressed using zlib.\n"
+    )
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(head.encode() + zlib.compress("\n".join([*_lines(), ""]).encode()))
