@@ -119,7 +119,7 @@ class ContextEndedError(RunError):
     def of(cls, action: str, use: str) -> ContextEndedError:
         """Return the error of an action's context for this use of it."""
         return cls(
-            f"{use} after action {action!r} has ended would have no effect: its ctx is of use only while it runs. Wait in "
+            f"{use} after action {action!r} has ended would have no effect: its ctx can be used only while it runs. Wait in "
             f"the action for the threads and tasks that it starts (a `with` block of an executor, a TaskGroup), or return "
             f"what they need, and do the rest in a later action"
         )
@@ -329,7 +329,7 @@ def message_of(error: BaseException) -> str:
     try:
         return str(error)
     except Exception as failure:
-        return f"<its message cannot be had: {type(failure).__name__}>"
+        return f"<its message cannot be read: {type(failure).__name__}>"
 
 
 def told(error: BaseException | None) -> str:

@@ -143,7 +143,7 @@ def perform_shipped(payload: bytes, nonce: bytes) -> bytes:
     except Exception as error:
         if raised is None or isinstance(raised, Bail):
             part = _unpicklable_part(value, effects)
-            raised = ShippingError(f"the result of action {name!r} cannot travel home ({part}): {error}")
+            raised = ShippingError(f"the result of action {name!r} cannot travel back ({part}): {error}")
         return bytes(dumps(_Home(None, raised, None)))
 
 

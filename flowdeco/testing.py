@@ -69,7 +69,7 @@ class Clock:
     def advance(self, seconds: float) -> None:
         """Let this much time pass, at once."""
         if not seconds >= 0:
-            raise ValueError(f"time goes forward: {seconds!r} seconds are not enough")
+            raise ValueError(f"the clock only moves forward: {seconds!r} seconds are not enough")
         self.now += seconds
 
     def sleep(self, seconds: float) -> None:
@@ -375,7 +375,7 @@ class FlowRunner:
         for name in ("executor", "clock"):
             if name in options:
                 raise DefinitionError(
-                    f"a FlowRunner takes no {name}: it calls one action after the other, by its own clock"
+                    f"a FlowRunner takes no {name}: it calls one action after another, by its own clock"
                 )
         method = "resume" if resumes else "run"
         chosen = running.watched(run_options(method, options, resumes=resumes)._replace(clock=self.clock))

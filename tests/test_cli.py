@@ -1213,7 +1213,7 @@ def test_changed_code_is_refused_in_one_line(flowdeco, journal):
     os.utime("flows.py", (time.time() + 5,) * 2)
     code, _, err = flowdeco("resume", "one", "-i", "approval:=1")
     assert (code, len(err.splitlines())) == (1, 1)
-    assert "action discover/discover has completed, with other code. Give --on-change ignore to resume" in err
+    assert "action discover/discover has completed, with different code. Give --on-change ignore to resume" in err
     assert flowdeco("resume", "one", "-i", "approval:=1", "--on-change", "ignore")[0] == 0
 
 

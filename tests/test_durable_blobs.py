@@ -250,7 +250,7 @@ def test_a_damaged_or_missing_value_is_reported(path):
             connection.execute(change)
             connection.commit()
         with pytest.raises(
-            JournalError, match="damaged: a large value is missing, or does not agree with its checksum"
+            JournalError, match="damaged: a large value is missing, or does not match its checksum"
         ):
             journals.read(path, "r")
 

@@ -636,7 +636,7 @@ def test_damaged_payloads_are_journal_errors(either, payload):
 def test_pickle_says_what_code_is_gone():
     """By its name, and what to do."""
     payload = pickle.dumps(Money(1)).replace(b"Money", b"Honey")
-    with pytest.raises(JournalError, match="refers to code that is not there: .*Honey.* To resume, put it back"):
+    with pytest.raises(JournalError, match="refers to code that no longer exists: .*Honey.* To resume, put it back"):
         PickleCodec().decode(payload)
 
 

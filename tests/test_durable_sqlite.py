@@ -1094,7 +1094,7 @@ def test_a_read_only_file_says_so(journal, path):
 
 def test_a_directory_that_is_not_there_is_named(tmp_path):
     """It is not made: the path may be mistyped."""
-    with pytest.raises(JournalError, match=f"runs.db cannot be made: there is no folder {tmp_path / 'missing'}$"):
+    with pytest.raises(JournalError, match=f"runs.db cannot be created: there is no folder {tmp_path / 'missing'}$"):
         begun(SqliteJournal(tmp_path / "missing" / "runs.db"))
 
 

@@ -164,7 +164,7 @@ def measure(n):
         return 0
 """
     )
-    with pytest.raises(CodeChangedError, match=r"action measure\[0\]/begins has completed, with other code"):
+    with pytest.raises(CodeChangedError, match=r"action measure\[0\]/begins has completed, with different code"):
         flow.resume(run)
 
 

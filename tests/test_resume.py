@@ -191,7 +191,7 @@ def test_a_stage_that_is_new_in_a_completed_pipeline_is_a_change():
     """It would never run."""
     journal = completed(pipeline(du.first, name="p", use=[du.watched]))
     (change,) = changes(journal, pipeline(du.first, du.item, name="p", use=[du.watched]))
-    assert change == "stage 'item' is new, and what is around it has completed"
+    assert change == "stage 'item' is new, and the unit around it has completed"
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -200,7 +200,7 @@ def test_a_run_of_another_pipeline_is_told_as_such(kept):
     BROKEN.add("fragile")
     journal = MemoryJournal() if kept else None
     run = pipeline(du.first, du.item, du.fragile).run(journal=journal, check=False)
-    other = "this looks like another pipeline: the run began with stage 'first', this one begins with stage 'nothing'"
+    other = "this looks like a different pipeline: the run began with stage 'first', this one begins with stage 'nothing'"
     with pytest.raises(CodeChangedError, match=other):
         (du.nothing >> du.line[1:]).resume(run, {"first": 1})
     with pytest.raises(CodeChangedError, match="stage 'nothing' comes where the run had stage 'first'"):
@@ -211,7 +211,7 @@ def test_a_stage_that_is_new_in_a_branch_of_a_completed_group_is_a_change():
     """So is one that is gone from it."""
     journal = completed(parallel(du.first, du.item, limit=1), du.nothing)
     (change,) = changes(journal, parallel(du.first >> du.second, du.item, limit=1), du.nothing)
-    assert change == "stage 'second' is new, and what is around it has completed"
+    assert change == "stage 'second' is new, and the unit around it has completed"
     (change,) = changes(journal, parallel(du.first, pipeline(), limit=1), du.nothing)
     assert change == "a branch ends where it had stage 'item'"
 

@@ -614,7 +614,7 @@ def test_a_message_that_cannot_be_had_is_no_second_failure():
     def fails():
         raise Odd
 
-    assert "Odd: <its message cannot be had: TypeError>" in fails.run(check=False).ran().text()
+    assert "Odd: <its message cannot be read: TypeError>" in fails.run(check=False).ran().text()
 
 
 def test_middleware_that_skips_or_inserts_is_shown(run):

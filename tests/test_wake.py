@@ -449,7 +449,7 @@ def test_a_signal_suspends_the_run_at_work_which_is_due_at_once(flows, watch):
     process.send_signal(signal.SIGTERM)
     out, error = process.communicate(timeout=20)
     assert (process.returncode, out) == (0, "run r suspended: flowdeco wake was stopped\n")
-    assert error == "flowdeco: suspending the run at work... (Ctrl-C again kills it; it is resumed later)\n"
+    assert error == "flowdeco: suspending the active run... (Ctrl-C again kills it; it is resumed later)\n"
     assert [info.id for info in durable.due("r.db")] == ["r"]
     Path("go").touch()
     assert main(["wake", "r.db"]) == 0

@@ -40,8 +40,8 @@ exit codes:
 ENVIRONMENT: Final = f"""\
 environment variables:
   {JOURNAL}  the journal of commands without --journal
-  NO_COLOR          if not empty: no colours; it wins over FORCE_COLOR
-  FORCE_COLOR       if not empty: colours, even if the output is not a terminal
+  NO_COLOR          if not empty: no colors; it wins over FORCE_COLOR
+  FORCE_COLOR       if not empty: colors, even if the output is not a terminal
 """
 
 # By command; None stands for all of them together.
@@ -225,23 +225,23 @@ def _parser() -> _Parser:
         if name == "run":
             made.add_argument(
                 "-h", "--help", action=_HelpWithInputs, nargs=0, default=argparse.SUPPRESS,
-                help="show this help message, with the inputs of a workflow that is named before, and exit",
+                help="show this help message and exit; after FILE.py:FLOW, list its inputs as well",
             )  # fmt: skip
         made.add_argument("--traceback", action="store_true", help="show the traceback of an error")
         parser.commands[name] = made
         return made
 
     _run_options(command("run", "run a workflow"))
-    _validate_options(command("validate", "look for parameters that nothing supplies, without running anything"))
+    _validate_options(command("validate", "check for parameters that nothing supplies, without running anything"))
     _plan_options(command("plan", "show the stages that a workflow would run"))
     _runs_options(command("runs", "list the runs of a journal"))
     _show_options(command("show", "show the steps of a run"))
     _resume_options(command("resume", "resume a run that failed, was suspended, cancelled or killed"))
     _diff_options(command("diff", "compare a run with its plan"))
-    _replay_options(command("replay", "call one recorded step again, and compare"))
+    _replay_options(command("replay", "call one recorded step again, and compare the outcomes"))
     _purge_options(command("purge", "delete runs from a journal, and the large values that no other run has"))
-    _wake_options(command("wake", "resume the runs that are due, answered or have crashed"))
-    _cancel_options(command("cancel", "cancel a run: at its next step, or at once if it is not at work"))
+    _wake_options(command("wake", "resume the runs that are due, answered or crashed"))
+    _cancel_options(command("cancel", "cancel a run: at its next step, or at once if it is not active"))
     return parser
 
 
@@ -295,15 +295,15 @@ def _add_running(parser: _Parser) -> None:
     _add_skip(parser)
     parser.add_argument(
         "--allow-unknown", action="store_true",
-        help="accept a --skip that resembles a known name: it may be that of a stage that is inserted later",
+        help="accept a --skip that resembles a known name: the stage may be inserted later",
     )  # fmt: skip
     _add_suspend_after(parser)
     parser.add_argument(
         "--timeout", type=_positive_seconds, metavar="SECONDS",
         help="the run fails if it takes longer: running coroutines are cancelled, and nothing more begins",
     )  # fmt: skip
-    parser.add_argument("--progress", action="store_true", help="show the progress (extra: flowdeco[rich])")
-    parser.add_argument("--html", metavar="FILE", help="write a page that shows the run")
+    parser.add_argument("--progress", action="store_true", help="show a live display (extra: flowdeco[rich])")
+    parser.add_argument("--html", metavar="FILE", help="write an HTML page of the run")
     parser.add_argument("-v", "--verbose", action="count", default=0, help="show log messages; -vv: all of them")
     _add_json(parser)
 
@@ -311,7 +311,7 @@ def _add_running(parser: _Parser) -> None:
 def _add_suspend_after(parser: _Parser) -> None:
     parser.add_argument(
         "--suspend-after", type=_seconds, default=60.0, metavar="SECONDS",
-        help="suspend a durable run in longer sleeps, until it is due (default: 60)",
+        help="suspend a durable run for sleeps longer than this (default: 60)",
     )  # fmt: skip
 
 
@@ -375,8 +375,8 @@ def _add_run(parser: _Parser, metavar: str, nargs: str, help: str) -> None:
     _add_journal(parser, "the journal")
 
 
-_RUN: Final = f"the run: its id, the beginning of one, or {LATEST}"
-_ENTRY_AND_RUN: Final = f"{_RUN}; before it the workflow, if the journal does not know it"
+_RUN: Final = f"the run: its id, the beginning of its id, or {LATEST}"
+_ENTRY_AND_RUN: Final = f"{_RUN}; preceded by the workflow, if the journal does not know it"
 
 
 def _show_options(parser: _Parser) -> None:
@@ -414,7 +414,7 @@ def _diff_options(parser: _Parser) -> None:
 def _replay_options(parser: _Parser) -> None:
     _add_run(parser, "[FILE.py:FLOW] RUN STAGE/ACTION", "+", f"{_ENTRY_AND_RUN}; and the step")
     parser.add_argument(
-        "--nth", type=_one_or_more, metavar="N", help="of several steps with this name, the N-th (default: the last)"
+        "--nth", type=_one_or_more, metavar="N", help="the N-th of several steps with this name (default: the last)"
     )
     parser.add_argument("--pdb", action="store_true", help="debug it: stop at its first line, and where it raises")
     parser.set_defaults(only=[])
@@ -422,9 +422,9 @@ def _replay_options(parser: _Parser) -> None:
 
 
 def _purge_options(parser: _Parser) -> None:
-    _add_run(parser, "RUN", "*", f"the run: its full id, or {LATEST}; can be several")
+    _add_run(parser, "RUN", "*", f"the run: its full id, or {LATEST}; one or more")
     parser.add_argument(
-        "--older-than", metavar="AGE", help="all runs without an update for so long: 90s, 45m, 12h, 30d, 2w"
+        "--older-than", metavar="AGE", help="all runs not updated for this long: 90s, 45m, 12h, 30d, 2w"
     )
     _add_status(parser)
     parser.add_argument("--dry-run", action="store_true", help="delete nothing, only list them")
@@ -433,7 +433,7 @@ def _purge_options(parser: _Parser) -> None:
 
 def _wake_options(parser: _Parser) -> None:
     parser.add_argument("journal", metavar="JOURNAL", nargs="?", type=_path, help=f"the journal (default: ${JOURNAL})")
-    parser.add_argument("--watch", action="store_true", help="continue, and look every second, until SIGINT or SIGTERM")
+    parser.add_argument("--watch", action="store_true", help="keep running, and look every second, until SIGINT or SIGTERM")
     _add_suspend_after(parser)
     parser.add_argument("-v", "--verbose", action="count", default=0, help="show log messages; -vv: all of them")
     _add_json(parser)

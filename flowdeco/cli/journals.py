@@ -128,7 +128,7 @@ def cancel(options: Namespace) -> int:
     if options.json:
         print_json({"id": now.id, "status": now.status, "owner": now.owner})
     elif now.owner is not None:
-        report.say(f"run {now.id} stops at its next step: {now.owner} works on it")
+        report.say(f"run {now.id} stops at its next step: {now.owner} is working on it")
     else:
         report.say(f"run {now.id} is cancelled; to resume: flowdeco resume {shlex.quote(now.id)}")
     return FINE

@@ -65,7 +65,7 @@ def replay(options: Namespace) -> int:
     if is_cancellation(cast("Any", run.error)):
         return INTERRUPTED
     if call.is_quit:
-        report.say("the debugger was quit: nothing is compared")
+        report.say("you quit the debugger: nothing was compared")
         return FAILED
     if now is None:
         raise run.error if run.error is not None else UsageError(f"the pipeline does not lead to {found.name} any more")
@@ -263,7 +263,7 @@ class _Call:
                 self.is_quit = True
                 raise
             except Exception as error:
-                report.say(f"{told(error)}: the debugger is where it was raised")
+                report.say(f"{told(error)}: the debugger has stopped where it was raised")
                 pdb.post_mortem(error.__traceback__)
                 raise
             finally:

@@ -155,7 +155,7 @@ class _Stop:
         self.signal = self.signal or number
         if worker is not None:
             worker.end(kill=again and number == signal.SIGINT)
-            text = "killed" if again else "suspending the run at work... (Ctrl-C again kills it; it is resumed later)"
+            text = "killed" if again else "suspending the active run... (Ctrl-C again kills it; it is resumed later)"
             with suppress(OSError):
                 os.write(2, f"flowdeco: {text}\n".encode())
         self.asked.set()

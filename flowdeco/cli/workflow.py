@@ -110,7 +110,7 @@ def load_recorded_workflow(options: Namespace, path: str) -> tuple[Workflow, Run
         entry = load(named[0])
     elif info.entry is None:
         raise UsageError(
-            f"the journal does not know where the workflow of run {info.id!r} is, because the run was begun by a script: "
+            f"the journal does not know where the workflow of run {info.id!r} is, because the run was started by a script: "
             f"{_how_to_name_it(options, wanted, path)}"
         )
     else:

@@ -239,7 +239,7 @@ def _new(inputs: Store, given: Sequence[Given]) -> dict[str, Any]:
 
 def _refuse_error(run_id: str, status: str, options: RunOptions) -> None:
     if options.error is not None:
-        raise DefinitionError(f"run {run_id!r} has {status}, and asks nothing any more: error= has nothing to answer")
+        raise DefinitionError(f"run {run_id!r} has {status} and no longer asks anything: error= has nothing to answer")
 
 
 def _ignore(run: Run, inputs: Mapping[str, Any]) -> None:
@@ -282,11 +282,11 @@ def _check(inputs: Mapping[str, Any] | None, options: RunOptions) -> None:
         )
     history = options.history
     if history is not None and (isinstance(history, bool) or not isinstance(history, int) or history < 0):
-        raise DefinitionError(f"history is how many stage records are kept, not {history!r}")
+        raise DefinitionError(f"history is the number of stage records to keep, not {history!r}")
     executor = options.executor
     if executor is not None and (isinstance(executor, type) or not callable(getattr(executor, "submit", None))):
         raise DefinitionError(f"executor is a concurrent.futures.Executor, not {options.executor!r}")
-    checked_count(options.limit, "limit", "calls that may be under way at once")
+    checked_count(options.limit, "limit", "concurrent calls")
     seconds = options.suspend_after
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
         raise DefinitionError(
@@ -399,7 +399,7 @@ class _Start:
             if self.executor is not None and not terms.has_group:
                 _logger(run.id).warning(
                     "run %s: executor=%r was not used: it performs the calls of parallel groups, and there was no group. "
-                    "Write parallel(...) for units that may run side by side", run.id, self.executor,
+                    "Write parallel(...) for units that may run in parallel", run.id, self.executor,
                 )  # fmt: skip
         if terms.recorder is not None:
             if run.status is Status.SUSPENDED and terms.gate.cancelled is not None:  # as it was being suspended
@@ -562,7 +562,7 @@ def _observers(observers: Any) -> list[Callable[[Event], object]]:
             raise DefinitionError(f"an observer is a callable that takes an event, not {observer!r}")
         if inspect.iscoroutinefunction(observer):
             raise DefinitionError(
-                f"an observer is a plain function, and {observer!r} is `async def`: nobody would await it"
+                f"an observer is a plain function, and {observer!r} is `async def`: nothing would await it"
             )
     return listening
 

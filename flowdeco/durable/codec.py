@@ -136,7 +136,7 @@ def _unloadable(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name == "cloudpickle":
         return "a value of this run was written with cloudpickle, which is missing: pip install 'flowdeco[cloudpickle]'"
     if isinstance(error, (AttributeError, ImportError)):
-        return f"a value of this run refers to code that is not there: {error}. To resume, put it back under its name"
+        return f"a value of this run refers to code that no longer exists: {error}. To resume, put it back under its name"
     return f"a value of this run cannot be read back: {type(error).__name__}: {error}"
 
 

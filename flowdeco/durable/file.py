@@ -259,7 +259,7 @@ class JournalFile:
             pass
         except FileNotFoundError as error:
             folder = os.path.dirname(self.path)
-            raise JournalError(f"the journal {self.path} cannot be made: there is no folder {folder}") from error
+            raise JournalError(f"the journal {self.path} cannot be created: there is no folder {folder}") from error
         except OSError as error:
             raise JournalError(f"the journal {self.path} cannot be made: {error.strerror or error}") from error
 
@@ -282,7 +282,7 @@ class JournalFile:
         if application == version == 0 and not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
             return 0
         if application != APPLICATION or version < 1:
-            raise JournalError(f"{self.path} is a database, but no journal of flowdeco: give another path")
+            raise JournalError(f"{self.path} is a database, but not a journal of flowdeco: give another path")
         if version > VERSION:
             raise JournalError(
                 f"{self.path} was written by a newer flowdeco (its schema has version {version}, this one knows "
@@ -352,5 +352,5 @@ def _use_wal(connection: sqlite3.Connection, path: str) -> None:
             time.sleep(0.01)
         else:
             if mode != "wal":
-                raise JournalError(f"the file system of {path} has no shared memory for SQLite: take a local disk")
+                raise JournalError(f"the file system of {path} has no shared memory for SQLite: use a local disk")
             return

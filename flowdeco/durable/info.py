@@ -78,7 +78,7 @@ def questions_of(waits: Iterable[Wait]) -> tuple[Question, ...]:
 
 def finished_error(run_id: str, status: str) -> JournalError:
     """Return the error of an answer to a run that has finished."""
-    return JournalError(f"run {run_id!r} has {status}, and asks nothing any more: an answer would have no effect")
+    return JournalError(f"run {run_id!r} has {status} and no longer asks anything: an answer would have no effect")
 
 
 def nothing_to_cancel(run_id: str, status: str) -> JournalError:

@@ -286,7 +286,7 @@ class Notation:
         if "<locals>" in where or "<lambda>" in where:
             raise TypeError(f"{where} cannot be referred to: define it by `def` at module level")
         if self.function(where) is not function:
-            raise TypeError(f"{where} is another function now: define it once, at module level")
+            raise TypeError(f"{where} is a different function now: define it once, at module level")
         return where
 
 

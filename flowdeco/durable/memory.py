@@ -85,7 +85,7 @@ class MemoryJournal:
             if there is not None:
                 self._require_idle(run_id, there)
                 raise RunExistsError(
-                    f"there is a run {run_id!r} already, {there.status}: resume it, or take another run_id. "
+                    f"there is a run {run_id!r} already, {there.status}: resume it, or use another run_id. "
                     f'run(..., if_exists="resume") starts, continues or returns it'
                 )
             run = self._runs[run_id] = _Run(pipeline, inputs, skip)
@@ -232,7 +232,7 @@ class MemoryJournal:
 
     def _require_idle(self, run_id: str, run: _Run) -> None:
         if run.busy:
-            raise RunBusyError(f"run {run_id!r} is being worked on by {_owner()}: one at a time works on a run")
+            raise RunBusyError(f"run {run_id!r} is being worked on by {_owner()}: only one at a time can work on a run")
 
     def _remembered(self, run_id: str, run: _Run) -> Remembered:
         positions = list(run.rows)

@@ -179,7 +179,7 @@ class SqliteJournal:
         entry: str | None = None,
     ) -> None:
         if not os.fspath(path) or os.fspath(path) == ":memory:":
-            raise JournalError(f"a journal is a file, and {os.fspath(path)!r} is none: MemoryJournal() keeps none")
+            raise JournalError(f"a journal is a file, and {os.fspath(path)!r} is not one: MemoryJournal() keeps runs in memory")
         if os.path.isdir(path):
             raise JournalError(f"{os.fspath(path)!r} is a folder: give the path of a file, such as 'runs.db'")
         if synchronous not in {"NORMAL", "FULL"}:
@@ -256,7 +256,7 @@ class SqliteJournal:
         Nothing else changes: it is running from the first `proceed`, `write`, `drop` or `add_inputs` on. A finished run
         is only read, unless `finished` asks for it.
         """
-        with self._asked(f"run {run_id!r} cannot be taken up") as (file, connection):
+        with self._asked(f"run {run_id!r} cannot be resumed") as (file, connection):
             with transaction(connection, "DEFERRED"):  # readers of a finished run wait for nobody
                 head = self._readable(connection, run_id)
                 if head.status in FINISHED and not finished:
@@ -269,7 +269,7 @@ class SqliteJournal:
                         return self._remembered(connection, head)[0]
                     self._require_idle(connection, head, owner)
                     if self._only_due and not connection.execute(_IS_DUE, (head.id, time.time())).fetchone():
-                        raise RunBusyError(f"run {run_id!r} is not due any more: another process was faster")
+                        raise RunBusyError(f"run {run_id!r} is no longer due: another process was faster")
                     running = head._replace(status="running", reason=None, error=None, entry=self.entry or head.entry)
                     held = _Held(file, running, owner.token, self.lease, head)
                     file.keep(held)
@@ -296,7 +296,7 @@ class SqliteJournal:
                 try:
                     self._abandon(held.file.connection or held.file.connect(), held)
                 except sqlite3.Error as error:
-                    raise JournalError(f"run {run_id!r} cannot be given back: {self._told(error)}") from error
+                    raise JournalError(f"run {run_id!r} cannot be released: {self._told(error)}") from error
                 finally:
                     self._let_go(held.file)
 
@@ -470,7 +470,7 @@ class SqliteJournal:
                     if not self._release(connection, head, held.owner):
                         raise self._lost(connection, held)
                 if file.has_moved():
-                    raise JournalError(f"{self.path} was deleted or replaced while run {run_id!r} was at work")
+                    raise JournalError(f"{self.path} was deleted or replaced while run {run_id!r} was running")
             except (sqlite3.Error, JournalError) as failure:
                 if not held.broken:
                     raise self._unsaved(failure, held, f"that it is {status}") from failure
@@ -556,7 +556,7 @@ class SqliteJournal:
     ) -> RunInfo:
         head = Head._make(found[:-1])
         if not head.agrees(found[-1]):  # the list must still show the others
-            text = "what it says does not agree with its checksum: delete it, or restore the file from a backup"
+            text = "its contents do not match its checksum: delete it, or restore the file from a backup"
             started, updated = (at if isinstance(at, float) else math.inf for at in (head.started, rest[0]))
             run_id, pipeline = str(_untext(head.run_id)), str(_untext(head.pipeline))
             return RunInfo(run_id, pipeline, "damaged", None, started, updated, 0, text)
@@ -600,7 +600,7 @@ class SqliteJournal:
     def _checked(self, found: tuple[Any, ...]) -> Head:
         head = Head._make(found[:-1])
         if not head.agrees(found[-1]):
-            raise self._damaged(f"what it says of run {head.run_id!r} does not agree with its checksum")
+            raise self._damaged(f"its row of run {head.run_id!r} does not match its checksum")
         return head
 
     def _readable(self, connection: sqlite3.Connection, run_id: str) -> Head:
@@ -612,7 +612,7 @@ class SqliteJournal:
         if head.format < FORMAT:
             raise JournalError(
                 f"run {head.run_id!r} of {self.path} was written by an earlier version of flowdeco, which numbered "
-                f"steps differently: it can be listed and shown, not resumed. Start it anew, or finish it with that "
+                f"steps differently: it can be listed and shown, not resumed. Start it again, or finish it with that "
                 f"version, in a copy of the file from before the upgrade"
             )
         if head.codec != self.codec.name:
@@ -629,7 +629,7 @@ class SqliteJournal:
         self._require_idle(connection, there, me)
         advice = "resume it" if there.format >= FORMAT else "delete it"
         raise RunExistsError(
-            f"{self.path} has a run {run_id!r} already, {there.status}: {advice}, or take another run_id. "
+            f"{self.path} has a run {run_id!r} already, {there.status}: {advice}, or use another run_id. "
             f'run(..., if_exists="resume") starts, continues or returns it'
         )
 
@@ -640,7 +640,7 @@ class SqliteJournal:
             ago = max(0.0, time.time() - (lease - self.lease)) if isinstance(lease, float) else math.inf
             heard = "which is this one" if owner[1:] == me[1:] else f"which was last heard of {ago:.0f} s ago"
             raise RunBusyError(
-                f"run {head.run_id!r} is being worked on by {owner}, {heard}: one at a time works on a run"
+                f"run {head.run_id!r} is being worked on by {owner}, {heard}: only one at a time can work on a run"
             )
 
     def _require_ours(self, connection: sqlite3.Connection, held: _Held) -> None:
@@ -651,14 +651,14 @@ class SqliteJournal:
     def _lost(self, connection: sqlite3.Connection, held: _Held) -> JournalError:
         run_id = held.head.run_id
         if not held.token:
-            return JournalError(f"run {run_id!r} is at work in the process that forked this one, which cannot write it")
+            return JournalError(f"run {run_id!r} is active in the process that forked this one, which cannot write to it")
         found = connection.execute(f"SELECT {_OWNER} FROM runs WHERE id = ?", (held.id,)).fetchone()
         if found is None:
-            return JournalError(f"run {run_id!r} was deleted from {self.path} while it was at work")
+            return JournalError(f"run {run_id!r} was deleted from {self.path} while it was running")
         who = str(Owner._make(found)) if found[0] is not None else "another process, which has finished"
         return JournalError(
-            f"the lease of run {run_id!r} was lost: {who} took the run over. This process had not renewed its "
-            f"lease in time; nothing that it did since is saved"
+            f"the lease of run {run_id!r} was lost: {who} took over the run. This process did not renew its "
+            f"lease in time; nothing that it has done since is saved"
         )
 
     def _note(self, connection: sqlite3.Connection, held: _Held, head: Head) -> None:
@@ -727,7 +727,7 @@ class SqliteJournal:
                 and checksum == _inputs_checksum(head.id, number, position, payload)
             )
             if number != len(inputs) or not agrees or type(position) is not int:
-                raise self._damaged(f"the inputs {number} of run {head.run_id!r} do not agree with their checksum")
+                raise self._damaged(f"the inputs {number} of run {head.run_id!r} do not match their checksum")
             step = _inputs_step(head.id, number)
             payload = Payload(payload, _Stored(self, blobs[step])) if step in blobs else payload
             inputs.append((bisect_left(positions, position), payload))
@@ -737,7 +737,7 @@ class SqliteJournal:
             "SELECT number, given, position, checksum, payload FROM answers WHERE run = ? ORDER BY number", (head.id,)
         ):
             if type(payload) is not bytes or checksum != _inputs_checksum(head.id, number, position, payload):
-                raise self._damaged(f"the answers {number} of run {head.run_id!r} do not agree with their checksum")
+                raise self._damaged(f"the answers {number} of run {head.run_id!r} do not match their checksum")
             inputs.insert(given + number, (bisect_left(positions, position), payload))  # each after those before it
         written = max(head.written, positions[-1] + 1 if positions else 0)
         skip = _selectors(head.skip) or ()
@@ -778,7 +778,7 @@ class SqliteJournal:
             except (TypeError, ValueError, RecursionError, struct.error):
                 told = None
             if told is None:
-                raise self._damaged(f"step {id - first} of run {head.run_id!r} does not agree with its checksum")
+                raise self._damaged(f"step {id - first} of run {head.run_id!r} does not match its checksum")
             if id in blobs:
                 payload = Payload(payload, _Stored(self, blobs[id]))
             _, branch, kind, stage, action, status, fingerprint = told
@@ -841,7 +841,7 @@ class SqliteJournal:
     def _damaged(self, what: str) -> JournalError:
         return JournalError(
             f"the journal {self.path} is damaged: {what}. Restore it from a backup, or delete the run with "
-            f"flowdeco.durable.delete and start anew"
+            f"flowdeco.durable.delete and start again"
         )
 
     def _told(self, error: Exception) -> str:
@@ -1032,13 +1032,13 @@ def _after(
 
 _TROUBLES: Final = {
     "SQLITE_FULL": "cannot grow, the disk is full: make room",
-    "SQLITE_IOERR": "cannot be read or written: look after the disk, or whether the file may grow",
+    "SQLITE_IOERR": "cannot be read or written: check the disk, and whether the file may grow",
     "SQLITE_READONLY": "is read-only: give this user write access to the file and its directory",
-    "SQLITE_PERM": "is out of reach: give this user access to the file",
-    "SQLITE_CANTOPEN": "cannot be opened: look whether its directory is there and writable",
-    "SQLITE_BUSY": f"has been locked by another process for {PATIENCE:.0f} s: look who holds it",
-    "SQLITE_CORRUPT": "is damaged: restore it from a backup, or take another path",
-    "SQLITE_NOTADB": "is no journal, or a damaged one: restore it from a backup, or take another path",
+    "SQLITE_PERM": "cannot be accessed: give this user access to the file",
+    "SQLITE_CANTOPEN": "cannot be opened: check that its directory exists and is writable",
+    "SQLITE_BUSY": f"has been locked by another process for {PATIENCE:.0f} s: find the process that holds it",
+    "SQLITE_CORRUPT": "is damaged: restore it from a backup, or use another path",
+    "SQLITE_NOTADB": "is not a journal, or is damaged: restore it from a backup, or use another path",
 }
 
 

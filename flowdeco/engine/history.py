@@ -145,7 +145,7 @@ class History:
 
     def new(self, unit: Any, around: Any) -> BaseException:
         """Return the error of a step in a scope that had ended without it."""
-        return self.changed(f"{_described(unit, around)} is new, and what is around it has completed")
+        return self.changed(f"{_described(unit, around)} is new, and the unit around it has completed")
 
     def has(self, branch: str, number: int) -> bool:
         """Whether a step has an outcome that has not been recalled yet."""
@@ -171,12 +171,12 @@ class History:
             return None
         left = self.steps.get(branch, {}).get(number)
         if isinstance(unit, Stage) and left is not None:
-            return self.changed(f"action {unit.name}/{left.name} has completed, and is gone")
+            return self.changed(f"action {unit.name}/{left.name} has completed, and no longer exists")
         return self.changed(f"{_described(unit, None)} has completed, and ends elsewhere")
 
     def changed(self, change: str) -> BaseException:
         """Return the error of a change that the rehearsal did not find."""
-        return CodeChangedError.listing("", [f"{change}: what a stream gives must be the same every time"])
+        return CodeChangedError.listing("", [f"{change}: a stream must yield the same units every time"])
 
     def forget(self, cuts: Mapping[str, int]) -> None:
         """Forget the steps of these branches from these numbers on: another attempt has begun."""
@@ -305,7 +305,7 @@ class Rehearsal(History):
             if names.isdisjoint(outcome.name for outcome in self._all.get(ROOT, {}).values()):
                 began = f"the run began with {_described(earlier.unit, around, earlier)}"
                 begins = f"this one begins with {_described(unit, around)}"
-                return self.changed(f"this looks like another pipeline: {began}, {begins}")
+                return self.changed(f"this looks like a different pipeline: {began}, {begins}")
         return super().mismatch(branch, unit, around, earlier)
 
     def changed(self, change: str) -> BaseException:
@@ -366,7 +366,7 @@ class Rehearsal(History):
                 return
         elif _is_same_code(self._code(step.function), earlier.fingerprint):
             return
-        change = f"action {around.name}/{step.name} has completed, with other code"
+        change = f"action {around.name}/{step.name} has completed, with different code"
         if self._rerun:
             raise self.changed(change)
         self.changes.append(change)

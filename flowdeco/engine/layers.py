@@ -51,7 +51,7 @@ PASS: Final = "the layers around it are resumed with the success"
 FAIL: Final = "the layers around it are resumed with what it raised"
 RECOVER: Final = "the failure is recovered"
 AGAIN: Final = "the target runs again; all that the failed attempt wrote and inserted is dropped"
-MISUSE: Final = "the layer is told, by an exception at its yield, that this was a mistake"
+MISUSE: Final = "the layer gets an exception at its yield, which names the mistake"
 
 FOLLOWS: Final = {
     (BEFORE, YIELDS): RUN,

@@ -97,7 +97,7 @@ def _of_actions(branch: Branch, stage: Stage, records: Sequence[ActionRecord], k
         elif record.status is Status.CANCELLED:
             yield f"{who} supplies {key!r}, and was cancelled: {failed or 'something around it'} failed, and was recovered"
         elif failed:
-            yield f"{who} has run, and {failed} failed and was recovered: {key!r} was taken back, or never returned"
+            yield f"{who} has run, and {failed} failed and was recovered: {key!r} was dropped, or never returned"
         else:
             yield (
                 f"{who} has run, and returned nothing for {key!r}: None, and a generator that yields nothing, are not "

@@ -59,7 +59,7 @@ class OneStep(History):
 
     def changed(self, change: str) -> BaseException:
         """Return the error of a pipeline that does not lead to the step any more."""
-        return CodeChangedError(f"the pipeline does not lead to this step any more: {change}")
+        return CodeChangedError(f"the pipeline no longer leads to this step: {change}")
 
 
 def _way_to(steps: Steps, place: Place) -> dict[str, int]:

@@ -241,7 +241,7 @@ class Recorder:
             if isinstance(stream, Stream) and not callable(stream.source):
                 raise DefinitionError(
                     f"{who} {how} the {stream.name}, which cannot be called again on resume: "
-                    f"in a durable run write stream(function, *args)"
+                    f"in a durable run, write stream(function, *args)"
                 )
 
 

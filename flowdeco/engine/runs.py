@@ -52,21 +52,21 @@ class Run:
     """One evaluation of a pipeline; `run["key"]` reads its store."""
 
     __slots__ = {  # noqa: RUF023  in the order of a reader
-        "id": "What the run is called in logs, events and journals.",
+        "id": "The id of the run in logs, events and journals.",
         "pipeline": "The pipeline that was run.",
-        "status": "What became of it.",
-        "store": "The store as the run left it.",
+        "status": "Its status.",
+        "store": "The final store.",
         "result": "The last data value (not None) that an action returned.",
         "error": "The exception that ended the run, None if none did.",
-        "reason": "What a `Bail` or `Suspend` said.",
+        "reason": "The reason of a `Bail` or `Suspend`.",
         "stages": "The `StageRecord` of each stage, in the order of execution.",
         "pipelines": "The `Outcome` of each pipeline that its middleware recovered or tried again, or that failed.",
-        "started": "When it began, in POSIX seconds; a resumed run, when it was started first.",
-        "elapsed": "How long it took, in seconds; a resumed run, all its legs together.",
-        "resumed": "When it was resumed, each time, in POSIX seconds.",
-        "forgotten": "How many stage records `history=` has dropped.",
-        "waits": "What it waits for, in branch order, if it is suspended.",
-        "resumption": "What it takes to resume it; None if it cannot be.",
+        "started": "Its start in POSIX seconds; that of a resumed run is the start of its first leg.",
+        "elapsed": "Its duration in seconds; that of a resumed run includes all legs.",
+        "resumed": "The start of each later leg, in POSIX seconds.",
+        "forgotten": "The number of stage records that `history=` has dropped.",
+        "waits": "The waits of a suspended run, in branch order.",
+        "resumption": "The state needed to resume it, None if it cannot be resumed.",
     }
 
     def __init__(self, id: str, pipeline: Pipeline, store: Store) -> None:

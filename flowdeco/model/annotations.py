@@ -165,7 +165,7 @@ class Annotations:
         found = {getattr(key, "name", key): key for key in keys if key is not None}
         if len(found) > 1:
             names = " and ".join(map(repr, found))
-            raise _KeyError(f"it has the keys {names}, and is looked up under one: leave one")
+            raise _KeyError(f"it has the keys {names}, and can have only one: keep one")
         return next(iter(found.values()), None)
 
     def _meaning(self, annotation: Any, depth: int = 0) -> Meaning:

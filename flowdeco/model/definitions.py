@@ -328,7 +328,7 @@ def checked_options(function: Any, *, name: str | None = None, **options: Any) -
     method = isinstance(cast("object", function), (classmethod, staticmethod))
     if isinstance(function, (Unit, Template, type)) or not (method or callable(function)):
         raise DefinitionError(
-            f"an action is made of a function, not of the {type(function).__name__} {described(function)}"
+            f"an action is made from a function, not from the {type(function).__name__} {described(function)}"
             f"{f': write @action(name={function!r})' if isinstance(function, str) else ''}"
         )
     return ActionOptions(

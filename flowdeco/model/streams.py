@@ -34,8 +34,8 @@ class Stream(Pulled):
     def instead(self) -> str:
         """Return the message: a stream is returned or inserted."""
         return (
-            "a stream cannot be chained: return it from an action, pass it to ctx.insert, or have its units run side by "
-            "side: parallel(stream(...))"
+            "a stream cannot be chained: return it from an action, pass it to ctx.insert, or have its units run in "
+            "parallel: parallel(stream(...))"
         )
 
     def __eq__(self, other: object) -> bool:

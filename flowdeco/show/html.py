@@ -208,7 +208,7 @@ def _error(ran: RanContent) -> str:
 def _forgotten(ran: RanContent) -> str:
     if not ran.forgotten:
         return ""
-    return f'<div class="fd-text">{plural(ran.forgotten, "stage")} before these: forgotten, as history= says</div>'
+    return f'<div class="fd-text">{plural(ran.forgotten, "stage")} before these were dropped (history=)</div>'
 
 
 def store(store: Store) -> str:
@@ -347,5 +347,5 @@ def _rest(rest: Collapsed) -> str:
     rows = "".join(_row(node) for node in rest.nodes[:MOST_BEHIND])
     hidden = len(rest.nodes) - MOST_BEHIND
     if hidden > 0:
-        rows += f'<div class="fd-rest">… and {hidden:,} that are not shown here: run.to_html(path) has them all</div>'
+        rows += f'<div class="fd-rest">… and {hidden:,} more: run.to_html(path) has them all</div>'
     return f'<details class="fd-more{css}"><summary class="fd-turn">{text(rest_label(rest))}</summary>{rows}</details>'

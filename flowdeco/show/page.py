@@ -136,7 +136,7 @@ def _facts(run: Run, ran: Ran) -> Iterator[str]:
         yield _fact("Resumed", f"{_moment(run.resumed[-1])}{times}")
     yield _fact("Run", f'<span class="mono">{text(run.id)}</span>')
     if run.forgotten:
-        yield _fact("Forgotten", f"{run.forgotten:,} <small>earlier stages, as history= says</small>")
+        yield _fact("Forgotten", f"{run.forgotten:,} <small>earlier stages were dropped (history=)</small>")
 
 
 def _fact(name: str, value: str) -> str:
@@ -150,7 +150,7 @@ def _moment(seconds: float) -> str:
 def _foot() -> str:
     import flowdeco  # the package, which is fully imported by now
 
-    return f"Made by flowdeco {text(flowdeco.__version__)}. The page is complete in itself: it loads nothing."
+    return f"Made by flowdeco {text(flowdeco.__version__)}. This page is self-contained: it loads nothing."
 
 
 def _alarm(run: Run, ran: Ran, redact: Redact) -> str:

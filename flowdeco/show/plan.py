@@ -288,7 +288,7 @@ def _headlines(ran: Ran) -> Iterator[str]:
     if ran.reason:
         yield f"  {printable(ran.reason)}"
     if ran.forgotten:
-        yield f"  … {ran.forgotten:,} before these are forgotten (history=)"
+        yield f"  … {ran.forgotten:,} before these were dropped (history=)"
 
 
 def _error_text(ran: Ran) -> str:

@@ -85,7 +85,7 @@ def test_another_step_than_the_run_had_is_an_error(number, unit, scope, change):
     """Of another name, or of another kind."""
     with pytest.raises(CodeChangedError) as changed:
         History(HISTORY).recall("0", number, unit, scope, sealed=False)
-    assert changed.value.changes == (f"{change}: what a stream gives must be the same every time",)
+    assert changed.value.changes == (f"{change}: a stream must yield the same units every time",)
 
 
 def test_another_number_of_branches_is_an_error():
@@ -96,7 +96,7 @@ def test_another_number_of_branches_is_an_error():
 
 def test_a_step_that_is_new_in_what_has_ended_is_an_error():
     """It would never run."""
-    with pytest.raises(CodeChangedError, match="stage 't' is new, and what is around it has completed"):
+    with pytest.raises(CodeChangedError, match="stage 't' is new, and the unit around it has completed"):
         History(HISTORY).recall("0", 9, T, None, sealed=True)
 
 
@@ -139,7 +139,7 @@ def test_an_unfinished_stage_is_known_by_its_actions():
     ("branch", "number", "unit", "scope", "expected"),
     [
         ("0", 3, S, None, None),
-        ("0", 2, S, None, "action s/b has completed, and is gone"),
+        ("0", 2, S, None, "action s/b has completed, and no longer exists"),
         ("0", 4, S, None, "stage 's' has completed, and ends elsewhere"),
     ],
 )
@@ -295,7 +295,7 @@ def test_of_another_pipeline_nothing_that_ran_is_there():
         (
             pipeline(other),
             set(),
-            "this looks like another pipeline: the run began with stage 's', this one begins with stage 'other'",
+            "this looks like a different pipeline: the run began with stage 's', this one begins with stage 'other'",
         ),
         (pipeline(other, parallel(T, name="x")), set(), "stage 'other' comes where the run had stage 's'"),
         (pipeline(other), {("0", 1)}, "stage 'other' comes where the run had stage 's'"),
@@ -362,7 +362,7 @@ def test_other_code_of_what_has_completed_is_a_change():
         for function, changes in ((one, 0), (same, 0), (other, 1)):
             rehearsal = Rehearsal(steps(before), pipeline=pipeline(S), code=code)
             assert rehearsal.recall("0", 1, step_of(made(function)), S, sealed=False) is before
-            assert rehearsal.changes == ["action s/a has completed, with other code"] * changes
+            assert rehearsal.changes == ["action s/a has completed, with different code"] * changes
             assert not rehearsal.differs
     rehearsal = Rehearsal(steps(then), pipeline=pipeline(S), code=code, rerun=True)
     with pytest.raises(type(rehearsal.stop)):
