@@ -47,11 +47,11 @@ __all__ = [
 
 
 class FlowdecoError(Exception):
-    """The root of all errors of flowdeco."""
+    """The base class of all flowdeco errors."""
 
 
 class DefinitionError(FlowdecoError, TypeError):
-    """A definition is wrong; also a `TypeError`, as a wrong call of a plain function is."""
+    """A definition is wrong; also a `TypeError`, like a wrong call of a plain function."""
 
 
 class EmptyStageError(DefinitionError):
@@ -59,11 +59,11 @@ class EmptyStageError(DefinitionError):
 
 
 class UnreferencedError(DefinitionError):
-    """A definition must be pickled, and no import leads to it."""
+    """A definition must be pickled, but cannot be imported."""
 
 
 class Problem(NamedTuple):
-    """A parameter that nothing supplies, or (not certain) that perhaps nothing supplies, or not as this type."""
+    """A parameter that nothing supplies (`certain`), or that possibly nothing supplies, or with another type."""
 
     stage: str
     action: str
@@ -74,7 +74,7 @@ class Problem(NamedTuple):
 
 
 class WiringError(DefinitionError):
-    """Some parameters can be supplied by nothing; `problems` lists them."""
+    """Nothing can supply some parameters; `problems` lists them."""
 
     def __init__(self, message: str, problems: Iterable[Problem] = ()) -> None:
         super().__init__(message)
@@ -82,15 +82,15 @@ class WiringError(DefinitionError):
 
 
 class RunError(FlowdecoError):
-    """A run went wrong in a way that is not the user's own exception."""
+    """A run failed for a reason other than the user's own exception."""
 
 
 class MissingInputError(RunError, LookupError):
-    """An action asks for a value that nothing supplied."""
+    """An action needs a value that nothing supplied."""
 
 
 class ReturnValueError(RunError, TypeError):
-    """An action returned a value without a meaning: a template, a mix of units and data, a sequence of the wrong length."""
+    """An action returned a value without meaning: a template, a mix of units and data, a sequence of the wrong length."""
 
 
 class MiddlewareError(RunError):
@@ -98,14 +98,14 @@ class MiddlewareError(RunError):
 
 
 class StoreKeyError(RunError, KeyError):
-    """A key that the store does not have."""
+    """The store does not have this key."""
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
 
 
 class StoreTypeError(RunError, TypeError):
-    """A value, or a key, is not of the type that was declared."""
+    """A value or a key does not have the declared type."""
 
 
 class WriteConflictError(RunError):
@@ -113,7 +113,7 @@ class WriteConflictError(RunError):
 
 
 class ContextEndedError(RunError):
-    """A `ctx` was used after its action had ended, when nothing that it is given takes effect any more."""
+    """A `ctx` was used after its action had ended, and could no longer take effect."""
 
     @classmethod
     def of(cls, action: str, use: str) -> ContextEndedError:
@@ -130,7 +130,7 @@ class ActionTimeout(RunError, TimeoutError):
 
 
 class UnitTimeout(RunError, TimeoutError):
-    """A stage, a pipeline or a run took longer than its `timeout`; its cause is an error that came of that, if any."""
+    """A stage, a pipeline or a run took longer than its `timeout`; its cause is an error that resulted from that, if any."""
 
 
 class WaitTimeout(RunError, TimeoutError):
@@ -142,11 +142,11 @@ class ShippingError(RunError):
 
 
 class ExecutorError(RunError, RuntimeError):
-    """An executor takes no calls, or has dropped one: it was shut down, or it is broken."""
+    """An executor accepts no calls, or dropped one: it was shut down, or is broken."""
 
 
 class WorkerDiedError(ExecutorError):
-    """A worker of an executor died while performing an action, or could not begin."""
+    """A worker of an executor died while performing an action, or could not start."""
 
 
 class JournalError(RunError):
@@ -154,19 +154,19 @@ class JournalError(RunError):
 
 
 class RunNotFoundError(JournalError, LookupError):
-    """The journal has no run of that id."""
+    """The journal has no run with that id."""
 
 
 class RunExistsError(JournalError):
-    """The journal has a run of that id already, and nobody works on it."""
+    """The journal already has a run with that id, which no process is working on."""
 
 
 class RunBusyError(JournalError):
-    """Another process is at work on the run; the message names its host and pid."""
+    """Another process is working on the run; the message names its host and pid."""
 
 
 class CodeChangedError(JournalError):
-    """The completed part of a run does not match the code now; `changes` lists the differences, one line each."""
+    """The completed part of a run does not match the present code; `changes` lists the differences, one line each."""
 
     def __init__(self, message: str, changes: Iterable[str] = ()) -> None:
         super().__init__(message)
@@ -184,7 +184,7 @@ class CodeChangedError(JournalError):
 
 
 class SerializationError(JournalError, TypeError):
-    """A value cannot be written to the journal; the message names the path of the part that cannot."""
+    """A value cannot be written to the journal; the message has the path of the part that cannot."""
 
 
 WAITING: Final = "waiting for "  # the beginning of the reason, if the run waits for an answer
@@ -295,7 +295,7 @@ class Cancelled(_Signal):
 
 
 class OutOfTime(Cancelled):
-    """Inside a stage, pipeline or run whose `timeout` has passed: what was under way is cancelled, nothing more begins."""
+    """Inside a stage, pipeline or run whose `timeout` has passed: active work is cancelled, and nothing more begins."""
 
 
 def meant_by(error: BaseException) -> BaseException:

@@ -31,7 +31,7 @@ class RunStarted(NamedTuple):
 
 
 class RunFinished(NamedTuple):
-    """A run has ended, in whatever way; `elapsed` is in seconds."""
+    """A run has ended, whatever its status; `elapsed` is in seconds."""
 
     run_id: str
     pipeline: str
@@ -53,7 +53,7 @@ class StageFinished(NamedTuple):
     """A stage has ended: completed, failed, skipped…; `elapsed` is in seconds.
 
     A stage that a selector skips never began, nor did a `restored` one: it had ended before the run was resumed.
-    `recovered` tells whether its own middleware recovered its failure; that of a pipeline around it may yet do so.
+    `recovered` means that its own middleware recovered its failure; that of an enclosing pipeline may still do so.
     `failures` are the errors of the attempts before the last one.
     """
 
@@ -122,7 +122,7 @@ class BranchesHeld(NamedTuple):
 
 
 class Message(NamedTuple):
-    """A message of an action to the observers, by `ctx.emit`."""
+    """A message from an action to the observers, sent by `ctx.emit`."""
 
     run_id: str
     stage: str
@@ -132,7 +132,7 @@ class Message(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """How far an action is, by `ctx.progress`."""
+    """The progress of an action, reported by `ctx.progress`."""
 
     run_id: str
     stage: str
@@ -156,7 +156,7 @@ Event: TypeAlias = (
 
 
 class Watcher(Protocol):
-    """An observer that is closed when the run has ended, in whatever way."""
+    """An observer that is closed when the run has ended, whatever its status."""
 
     def __call__(self, event: Event, /) -> object:
         """Take an event."""

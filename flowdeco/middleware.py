@@ -42,7 +42,7 @@ def retry(
 ) -> Middleware:
     """Return a middleware that runs its target again after the exceptions in `on`, `attempts` times in all.
 
-    `on` is an exception class, a tuple of them, or a function that is given the exception. Waits `wait` seconds before
+    `on` is an exception class, a tuple of them, or a function of the exception. Waits `wait` seconds before
     the second attempt, and twice as long before each further one, or `wait(n)` seconds after the n-th failure, up to
     `wait_max`; with `jitter` a random time below that, drawn uniformly ("full jitter", M. Brooker, Exponential Backoff
     And Jitter, AWS Architecture Blog, 2015). No attempt begins later than `timeout` seconds after the first one. The
@@ -107,7 +107,7 @@ def recover(*, on: _On, outcome: Any = None) -> Middleware:
     """Return a middleware that lets the run continue after the exceptions in `on`, as for `retry`.
 
     The record stays `failed`, with `recovered` set. For an action, `outcome` counts as its returned value; it is copied
-    each time, so that no run gets what another one has changed.
+    each time, so that no run sees another run's changes.
     """
     _check_on("recover", on)
     _copied(outcome)
@@ -145,15 +145,15 @@ class Recover(NamedTuple):
 
 
 def cached(path: str | os.PathLike[str]) -> Middleware:
-    """Return a middleware that takes the outcome of an action from a folder, if its code and arguments were seen before.
+    """Return a middleware that reuses the outcome of an earlier call with the same code and arguments, from a folder.
 
-    The folder is made where it is missing; delete it to forget the outcomes. Any number of runs, threads and processes may
+    The folder is created if missing; delete it to clear the cache. Any number of runs, threads and processes may
     share it, and it is as trusted as code, because values are pickled. The code is that of the function and its defaults, as
-    for a resume, with what it encloses; arguments are compared by content. The outcome is the returned value, and so the
-    collected items and insertions; the record is `completed`, and `cached`.
+    for a resume, and the values it closes over; arguments are compared by content. The outcome includes collected items and
+    insertions; the record is `completed`, and `cached`.
 
     Not cached, with a warning in the log of the run: outcomes that cannot be pickled; calls whose arguments have no content
-    to compare, are changed in place, or are supplied by middleware inside of this one. Failures are not cached either. An
+    to compare, are changed in place, or are supplied by middleware inside this one. Failures are not cached either. An
     action that takes a `Context` cannot be cached: `DefinitionError`.
     """
     folder: str = os.path.abspath(os.fspath(path))

@@ -1,4 +1,4 @@
-"""Tools for tests of flows: a runner with a clock of its own, and a comparison of the stages that ran with expected ones.
+"""Tools for tests of flows: a runner with its own clock, and a comparison of the stages that ran with expected ones.
 
 With pytest, the runner is the fixture `flow_runner`. Nothing here needs pytest.
 
@@ -55,7 +55,7 @@ __all__ = ["Call", "Clock", "FlowRunner", "assert_ran"]
 
 
 class Clock:
-    """A clock that stands still until it is advanced: `now` is in seconds, from 0."""
+    """A clock that moves only when it is advanced: `now` is in seconds, from 0."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -306,14 +306,14 @@ def _note_stage(event: Any) -> None:
 
 
 class FlowRunner:
-    """Runs flows in tests: in the calling thread, one call after the other, by a clock of its own.
+    """Runs flows in tests: in the calling thread, one call after another, on its own clock.
 
     A `Sleep` of a middleware, such as the wait of a `retry`, takes no time; nor do `asyncio.sleep` and the timeouts of
     coroutines. A sync action times out if the clock is advanced beyond its `timeout` during the call. The times in the
     records are those of the clock.
 
-    The clock jumps over all of this in a durable run, too, which no sleep suspends; a question does. Between two runs,
-    `clock.advance` lets its time to answer pass.
+    In a durable run, too, the clock jumps over sleeps instead of suspending the run; questions suspend it. Between two runs,
+    `clock.advance` lets the time to answer pass.
 
     `runs` are all runs so far, `calls` the calls of their actions, `slept` the waiting times of middleware and of
     `ctx.sleep`, in seconds.
@@ -339,7 +339,7 @@ class FlowRunner:
     __call__ = run
 
     async def arun(self, flow: Unit, inputs: Mapping[str, Any] | None = None, /, **options: Any) -> Run:
-        """Evaluate a unit in an async test, whose event loop meanwhile runs on; the actions have a loop of their own."""
+        """Evaluate a unit in an async test, without blocking its event loop; the actions have their own loop."""
         __tracebackhide__ = True
         return await asyncio.to_thread(partial(self.run, flow, inputs, **options))
 
@@ -494,10 +494,10 @@ def _tee(generator: Generator[Any, Any, Any], items: list[Any]) -> Generator[Any
 
 
 def assert_ran(run: Run, expected: Iterable[Any]) -> None:
-    """Raise an `AssertionError` that shows the difference, unless just these stages ran, in this order.
+    """Raise an `AssertionError` that shows the difference, unless exactly these stages ran, in this order.
 
     `expected` are names of stages, or units: pipelines and groups stand for the stages in them. A `*` in a name
-    matches any text, and such a name one or more stages in a row: `"process[*]"` all stages of the template
+    matches any text, and such a name matches one or more consecutive stages: `"process[*]"` all stages of the template
     `process`, `"*"` any stages. Everything else is taken literally, brackets too. A stage that was skipped
     did not run; one that failed did.
     """

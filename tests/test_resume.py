@@ -200,7 +200,9 @@ def test_a_run_of_another_pipeline_is_told_as_such(kept):
     BROKEN.add("fragile")
     journal = MemoryJournal() if kept else None
     run = pipeline(du.first, du.item, du.fragile).run(journal=journal, check=False)
-    other = "this looks like a different pipeline: the run began with stage 'first', this one begins with stage 'nothing'"
+    other = (
+        "this looks like a different pipeline: the run began with stage 'first', this one begins with stage 'nothing'"
+    )
     with pytest.raises(CodeChangedError, match=other):
         (du.nothing >> du.line[1:]).resume(run, {"first": 1})
     with pytest.raises(CodeChangedError, match="stage 'nothing' comes where the run had stage 'first'"):

@@ -433,7 +433,9 @@ def _purge_options(parser: _Parser) -> None:
 
 def _wake_options(parser: _Parser) -> None:
     parser.add_argument("journal", metavar="JOURNAL", nargs="?", type=_path, help=f"the journal (default: ${JOURNAL})")
-    parser.add_argument("--watch", action="store_true", help="keep running, and look every second, until SIGINT or SIGTERM")
+    parser.add_argument(
+        "--watch", action="store_true", help="keep running, and look every second, until SIGINT or SIGTERM"
+    )
     _add_suspend_after(parser)
     parser.add_argument("-v", "--verbose", action="count", default=0, help="show log messages; -vv: all of them")
     _add_json(parser)

@@ -1,4 +1,4 @@
-"""Journals: they remember runs, which survive the end of their process."""
+"""Journals, which record runs so that they survive the end of their process."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def runs(journal: Any) -> list[RunInfo]:
 def history(journal: Any, run_id: str) -> list[Row]:
     """Return the steps of a run in the order in which they finished, with their payloads undecoded.
 
-    A step that was performed again on a resume is there once, as it was the last time.
+    A step that a resume performed again appears once, as recorded the last time.
     """
     latest: dict[tuple[str, int], Row] = {}
     for row in present_rows(as_journal(journal).history(run_id)):
@@ -70,7 +70,7 @@ def history(journal: Any, run_id: str) -> list[Row]:
 
 
 def due(journal: Any, now: float | None = None) -> list[RunInfo]:
-    """Return the runs that `wake` would resume, in due-time order: those that are due, answered, or have crashed.
+    """Return the runs that `wake` would resume, in due-time order: those that are due, answered or crashed.
 
     A crashed run, and one that was answered before it is due, is due since it was last updated. `now` is in POSIX seconds.
     """
@@ -89,7 +89,7 @@ def due(journal: Any, now: float | None = None) -> list[RunInfo]:
 
 
 def cancel(journal: Any, run_id: str) -> None:
-    """Cancel a run: one that no process works on at once, any other when its owner reaches its next step or heartbeat.
+    """Cancel a run: at once if no process works on it, otherwise when its owner reaches its next step or heartbeat.
 
     The owner's `run` raises `Cancelled`. A cancelled run can be resumed, and is left alone by `wake`. Raises
     `RunNotFoundError`, and `JournalError` for a run that has finished.
@@ -106,7 +106,7 @@ def delete(journal: Any, run_id: str) -> None:
 
 
 def purge(journal: Any, older_than: float | timedelta, status: str | Iterable[str] | None = None) -> int:
-    """Delete the runs last updated at least so long ago (seconds, or a timedelta), and return how many.
+    """Delete the runs last updated at least this long ago (seconds, or a timedelta), and return their number.
 
     `status` restricts it to runs of these statuses. A run that a process works on stays. Large values that nothing refers
     to any more are deleted as well. The file keeps its size: the space is used again.

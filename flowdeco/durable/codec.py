@@ -32,7 +32,7 @@ class PickleCodec:
     """Pickle, protocol 5; definitions go by reference.
 
     Objects of `__main__` and notebooks that pickle itself cannot write, lambdas and local classes, are left to
-    cloudpickle where that is installed. Classes and functions that `__main__` still has go by reference all the same: a
+    cloudpickle if that is installed. Classes and functions that `__main__` still has go by reference all the same: a
     resumed script finds its own classes, not copies of them.
     """
 
@@ -136,7 +136,9 @@ def _unloadable(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name == "cloudpickle":
         return "a value of this run was written with cloudpickle, which is missing: pip install 'flowdeco[cloudpickle]'"
     if isinstance(error, (AttributeError, ImportError)):
-        return f"a value of this run refers to code that no longer exists: {error}. To resume, put it back under its name"
+        return (
+            f"a value of this run refers to code that no longer exists: {error}. To resume, put it back under its name"
+        )
     return f"a value of this run cannot be read back: {type(error).__name__}: {error}"
 
 

@@ -52,7 +52,7 @@ def hasher() -> tuple[str, Any]:
 
 
 def digest(value: Any) -> Digest | None:
-    """Return the digest of a value; None if its content cannot be seen: it is nested too deeply, or changes meanwhile."""
+    """Return the digest of a value; None if its content cannot be read: it is nested too deeply, or changes meanwhile."""
     try:
         content, found = _hashed(value, with_caches=False)
         whole = _hashed(value, with_caches=True)[0] if found.cached else content

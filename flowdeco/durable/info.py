@@ -23,9 +23,9 @@ _OPEN: Final = frozenset({"failed", "suspended", "cancelled"})
 class RunInfo(NamedTuple):
     """A run of a journal: times in POSIX seconds, `steps` the number of saved steps.
 
-    `owner` is the process that works on it, None where none does: a run that is `running` without one has crashed.
+    `owner` is the process that works on it, if any: a run that is `running` without one has crashed.
     `error` is the type and message of the exception that it failed with.
-    `entry` is where its pipeline is found, if the journal that began it was given one; `codec` the codec of its steps.
+    `entry` is the entry point of its pipeline, if known; `codec` the codec of its steps.
 
     A suspended run is `due` when the first of its sleeps ends, or the time to answer one of its `questions`, and `answered`
     once it has been given an answer since it was suspended.

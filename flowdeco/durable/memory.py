@@ -62,7 +62,7 @@ class _Run:
 
 
 class MemoryJournal:
-    """Runs that are remembered as long as this object: encoded, so that tests see values as a file would return them."""
+    """Runs that are kept as long as this object: encoded, so that tests see values as a file would return them."""
 
     def __init__(self, codec: Codec | None = None) -> None:
         self.codec: Codec = PickleCodec() if codec is None else codec

@@ -160,10 +160,10 @@ class _Held(Lease):
 class SqliteJournal:
     """Runs in one SQLite file, which any number of runs, threads and processes can share.
 
-    The file is made where it is missing, readable for its owner only. `synchronous="NORMAL"` survives a crash of the
-    process, `"FULL"` a loss of power as well, at the price of waiting for the disk at every step. `lease` is how many
-    seconds an owner on another host may be silent before the run can be taken over. `entry` is noted with the runs that
-    begin here: where their pipeline is found, as `"module:flow"` or `"file.py:flow"`, for those who have only the journal.
+    The file is created if missing, readable only by its owner. `synchronous="NORMAL"` survives a crash of the
+    process, `"FULL"` a loss of power as well, at the cost of waiting for the disk at every step. `lease` is how many
+    seconds an owner on another host may be silent before the run can be taken over. `entry` is stored with the runs that
+    begin here: the entry point of their pipeline, `"module:flow"` or `"file.py:flow"`, for `wake` and the command line.
     """
 
     takes_parts = True  # of payloads
@@ -179,7 +179,8 @@ class SqliteJournal:
         entry: str | None = None,
     ) -> None:
         if not os.fspath(path) or os.fspath(path) == ":memory:":
-            raise JournalError(f"a journal is a file, and {os.fspath(path)!r} is not one: MemoryJournal() keeps runs in memory")
+            given = os.fspath(path)
+            raise JournalError(f"a journal is a file, and {given!r} is not one: MemoryJournal() keeps runs in memory")
         if os.path.isdir(path):
             raise JournalError(f"{os.fspath(path)!r} is a folder: give the path of a file, such as 'runs.db'")
         if synchronous not in {"NORMAL", "FULL"}:
@@ -651,7 +652,9 @@ class SqliteJournal:
     def _lost(self, connection: sqlite3.Connection, held: _Held) -> JournalError:
         run_id = held.head.run_id
         if not held.token:
-            return JournalError(f"run {run_id!r} is active in the process that forked this one, which cannot write to it")
+            return JournalError(
+                f"run {run_id!r} is active in the process that forked this one, which cannot write to it"
+            )
         found = connection.execute(f"SELECT {_OWNER} FROM runs WHERE id = ?", (held.id,)).fetchone()
         if found is None:
             return JournalError(f"run {run_id!r} was deleted from {self.path} while it was running")

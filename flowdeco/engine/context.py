@@ -71,7 +71,7 @@ class Context:
     """The run as an action sees it; a parameter annotated `Context`, or an unannotated one named `ctx`, receives it.
 
     The action's writes, insertions and switches take effect when it completes, and are dropped if it fails. Once it has
-    ended, all of these raise `ContextEndedError`, in a thread that outlives it too.
+    ended, all of these raise `ContextEndedError`, also in a thread that outlives it.
     """
 
     __slots__ = (
@@ -119,7 +119,7 @@ class Context:
 
     @property
     def step_id(self) -> str:
-        """The identity of this step in this run, the same over retries and resumes: for idempotency keys."""
+        """The identity of this step in this run, the same across retries and resumes: for idempotency keys."""
         place, stage, action = self._place, self.stage, self.action
         if isinstance(place, str):
             return place  # in another process, the id itself
@@ -139,7 +139,7 @@ class Context:
         return list(self._around.upcoming(self._switches))
 
     def insert(self, *units: Unit | Stream) -> None:
-        """Insert units as if the action had returned them, ahead of those it does return."""
+        """Insert units as if the action had returned them, before those it does return."""
         self._check_open("ctx.insert")
         self._inserted.extend(insertable(units, f"action {self.action.name!r}", "inserted"))
 
@@ -216,12 +216,12 @@ class Context:
         timeout: float | None = None,
         default: Any = _NO_DEFAULT,
     ) -> Any:
-        """Return the answer to a question: the value of the key, or else suspend the run until it is resumed with one.
+        """Return the answer to a question: the value of the key; if there is none, suspend the run until it is given.
 
-        `about` is shown to whoever is asked, and ``type=`` checks the answer, as that of a `Key` does. `timeout` seconds
-        after it was asked first, the `default` is returned, or `WaitTimeout` raised. The wait consumes an answer or
-        input: when the action has completed, its key is gone from the store, and the next question of the same key is a
-        new one. Values that actions or stages wrote under the key stay.
+        `about` describes the question to the person asked, and ``type=`` checks the answer, like that of a `Key`.
+        `timeout` seconds after the question was first asked, the `default` is returned, or `WaitTimeout` raised. The
+        wait consumes an answer or input: when the action has completed, its key is gone from the store, and the next
+        wait for the same key is a new question. Values that actions or stages wrote under the key stay.
         """
         self._check_open("ctx.wait_for")
         if timeout is not None:

@@ -40,7 +40,7 @@ class Row(NamedTuple):
 
 
 class Remembered(NamedTuple):
-    """A run as the journal has it.
+    """A run as recorded in the journal.
 
     `inputs` are the payloads of the inputs in the order in which they were given, each with the number of rows
     written before: those of the run first, then those of every resume, and the answers between them. `elapsed` is how
@@ -113,14 +113,14 @@ class Codec(Protocol):
 
 
 class Journal(Protocol):
-    """A store of runs. One at a time works on a run: it holds the run's lease from `create` or `open` to `close` or
+    """A store of runs. Only one process at a time works on a run: it holds the lease from `create` or `open` to `close` or
     `release`.
 
-    It may also have the following, each of which may be missing. The methods `cancel(run_id)`, for `durable.cancel`, and
-    `on_cancel(run_id, call)`, by which a driver that holds the lease asks to be told of it: `call()`, from any thread,
-    returns whether that was heard. The methods `runs()`, `history(run_id)` and `delete(run_id)`, for the functions of
-    `flowdeco.durable` that are called so, and `drop_unused()`, for `purge`. `takes_entry`: if it is true, `create` has one
-    more argument, where the pipeline is found, if that is known. `takes_parts`: if it is true, payloads may be a `Payload`.
+    It may also have any of the following. The methods `cancel(run_id)`, for `durable.cancel`, and `on_cancel(run_id, call)`,
+    by which a driver that holds the lease is notified: `call()`, from any thread, returns whether it was heard. The methods
+    `runs()`, `history(run_id)` and `delete(run_id)`, for the functions of `flowdeco.durable` of these names, and
+    `drop_unused()`, for `purge`. `takes_entry`: if it is true, `create` has one more argument, the entry point of the
+    pipeline, if known. `takes_parts`: if it is true, payloads may be a `Payload`.
     """
 
     codec: Codec

@@ -124,11 +124,11 @@ class Run:
 
     @property
     def due(self) -> float | None:
-        """When its sleep ends, or the time to answer: the earliest of them, in POSIX seconds."""
+        """The earliest end of a sleep or deadline of a question, in POSIX seconds."""
         return min((wait.due for wait in self.waits if wait.due is not None), default=None)
 
     def ran(self) -> Ran:
-        """Return the steps that ran, and who inserted them, as a value that prints as text and shows itself in notebooks."""
+        """Return the steps that ran, and who inserted them, as a value that prints as text and renders in notebooks."""
         made: Ran = _running().ran(self)
         return made
 

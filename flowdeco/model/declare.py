@@ -84,7 +84,7 @@ def action(
     timeout: float | None = None,
     description: str | None = None,
 ) -> Any:
-    """Make a function part of workflows; it is still called as before.
+    """Make a function an action of workflows; it is still called as before.
 
     Parameters are read from the store by name, or by the key in `Annotated[T, "dotted.key"]`. The result is stored
     under `returns` (default: the name; a tuple of keys unpacks; None discards), or appended to the list under

@@ -115,7 +115,7 @@ def run_options(method: str, given: Mapping[str, Any], *, resumes: bool = False)
 
 
 class Shows:
-    """Things that a notebook shows as cards."""
+    """Things that a notebook renders as cards."""
 
     __slots__ = ()
 
@@ -140,15 +140,15 @@ class Runnable(Shows):
         - `executor=None`: a `concurrent.futures.Executor` for the calls of parallel groups.
         - `journal=None`: a journal, or the path of one; the run can then be resumed after a crash.
         - `run_id=None`: the id of the run; by default a new one.
-        - `if_exists="error"`: with "resume", a run that the journal has under this `run_id` is continued, or returned
+        - `if_exists="error"`: with "resume", a run that already has this `run_id` in the journal is continued, or returned
           if it has finished; otherwise it is a `RunExistsError`.
         - `check=True`: with False, a failed run is returned with its `error` instead of raising it.
-        - `history=None`: keep only the last N stage records.
+        - `history=None`: the number of stage records to keep, the latest ones.
         - `progress=None`: show the progress: True, a progress bar, or a function of `(done, known, current)`.
-        - `limit=None`: how many calls of actions may be under way at once, in all parallel groups together.
-        - `timeout=None`: the seconds after which the run fails with a `TimeoutError`; a resume has its own.
-        - `suspend_after=60.0`: in a durable run, a longer sleep (`Sleep`, `ctx.sleep`) suspends the run, which is due
-          when the time has come.
+        - `limit=None`: the number of action calls that may run at once, in all parallel groups together.
+        - `timeout=None`: seconds after which the run fails with a `TimeoutError`; pass it again on resume.
+        - `suspend_after=60.0`: in a durable run, a longer sleep (`Sleep`, `ctx.sleep`) suspends the run
+          until it is due.
         """
         __tracebackhide__ = True
         ran: Run = _running().run(self, inputs, run_options("run", options))
@@ -174,8 +174,8 @@ class Runnable(Shows):
     ) -> Run:
         """Continue a run that failed, was suspended, cancelled or killed; completed actions are not called again.
 
-        The run is an id in a journal, or a `Run` in memory. `inputs` are added to those it has. `on_change` decides
-        where completed actions have different code now, or stages no longer match: "error" reports them, "ignore"
+        The run is an id in a journal, or a `Run` in memory. `inputs` are added to those it has. `on_change` applies
+        if completed actions have different code now, or stages no longer match: "error" reports them, "ignore"
         continues all the same, "rerun" runs again from the first of them. `from_stage` forks a new run that continues
         at that stage. `error` answers the open question (`ctx.wait_for`) with an exception, several of them as
         `{key: exception}`. The other options are those of `run`, except `run_id` and `if_exists`. Raises
@@ -208,9 +208,9 @@ class Runnable(Shows):
         return problems
 
     def plan(self) -> Plan:
-        """Return the stages and actions that will run, those that are known without running anything.
+        """Return the stages and actions that will run, as far as they are known without running anything.
 
-        It prints as text, shows itself in notebooks, and has `mermaid()` and `html()`; `plan.diff(run.ran())` lists
+        It prints as text, renders in notebooks, and has `mermaid()` and `html()`; `plan.diff(run.ran())` lists
         the differences of a run.
         """
         made: Plan = _running().plan(self)

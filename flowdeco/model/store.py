@@ -67,8 +67,8 @@ class Key(Generic[T]):
     For a generic type, its origin is checked (for `list[int]`, the list); for a union, its members; for a TypedDict, the
     dict; for a literal, the class. As in the typing rules of numbers, an `int` is accepted where a `float` is declared.
 
-    `frozen` promises that nobody changes the value in place: durable runs do not look for changes, which takes a
-    millisecond for 10 MB, and lose one that is made all the same. Once an action has read or written the value under such a
+    `frozen` promises that the value is never changed in place: durable runs do not look for changes, which takes a
+    millisecond for 10 MB, and lose a change made all the same. Once an action has read or written the value under such a
     key, that holds for all that follow.
     """
 
@@ -373,7 +373,7 @@ COPIED: Final = 64  # values: up to here a copy costs a branch no more than a la
 
 
 class Store(MutableMapping[str, Any]):
-    """The key-value state of a run: keys are non-empty strings, dotted by habit, or typed `Key` objects.
+    """The key-value state of a run: keys are non-empty strings, dotted by convention, or typed `Key` objects.
 
     Values are taken by reference. A missing key raises `StoreKeyError`, a `KeyError` that names close matches; a value
     that is not of the type of its `Key` raises `StoreTypeError`, on writing and on reading.
@@ -414,7 +414,7 @@ class Store(MutableMapping[str, Any]):
     @overload
     def get(self, key: str, default: Any = None, /) -> Any: ...
     def get(self, key: AnyKey, default: Any = None, /) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Return the value of the key, or the default where the key is missing."""
+        """Return the value of the key, or the default if the key is missing."""
         return self[key] if key in self else default
 
     def __contains__(self, key: object) -> bool:
@@ -454,9 +454,9 @@ class Store(MutableMapping[str, Any]):
     @overload
     def append(self, key: str, value: Any) -> None: ...
     def append(self, key: AnyKey, value: Any) -> None:
-        """Append to the list under this key; the list is made when missing, and copied when it came from outside.
+        """Append to the list under this key; the list is created if missing, and copied if it was passed in from outside.
 
-        Raises `StoreTypeError` where the key holds something other than a list.
+        Raises `StoreTypeError` if the key holds something other than a list.
         """
         if isinstance(key, Key):
             key.check([value])

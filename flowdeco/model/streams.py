@@ -18,7 +18,7 @@ P = ParamSpec("P", default=...)
 
 
 class Stream(Pulled):
-    """Units that are pulled one at a time: to run one after the other, or as the branches of a group; made by `stream`."""
+    """Units that are pulled one at a time, to run in sequence or as the branches of a group; made by `stream`."""
 
     __slots__ = ("args", "source")
 

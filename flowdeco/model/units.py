@@ -409,11 +409,11 @@ class Pipeline(Composite):
         return self.units.index(member_named(self, edge, self.units, "unit")) if isinstance(edge, str) else edge
 
     def only(self, *selectors: str) -> Pipeline:
-        """Return the pipeline with only the parts that the selectors name; a `DefinitionError` for one that names none."""
+        """Return the pipeline with only the selected parts; a selector that matches nothing is a `DefinitionError`."""
         return self._filtered(selectors, keep=True)
 
     def without(self, *selectors: str) -> Pipeline:
-        """Return the pipeline without the parts that the selectors name; a `DefinitionError` for one that names none."""
+        """Return the pipeline without the selected parts; a selector that matches nothing is a `DefinitionError`."""
         return self._filtered(selectors, keep=False)
 
     def _filtered(self, selectors: tuple[str, ...], *, keep: bool) -> Pipeline:
@@ -520,7 +520,7 @@ class Parallel(Composite):
 
     @property
     def tolerate(self) -> float:
-        """How many branches may fail: a number, or a share of all branches, below 1."""
+        """The number of branches that may fail, or their share of all branches, below 1."""
         return cast("float", self._options["tolerate"])
 
     @property
@@ -530,12 +530,12 @@ class Parallel(Composite):
 
     @property
     def enough(self) -> int | None:
-        """How many completed branches complete the group; None: all of them."""
+        """The number of completed branches that completes the group, None for all of them."""
         return cast("int | None", self._options["enough"])
 
     @property
     def limit(self) -> int | None:
-        """How many branches may run at once; None: all of them."""
+        """The number of branches that may run at once, None for all of them."""
         return cast("int | None", self._options["limit"])
 
     @property
@@ -596,8 +596,8 @@ def parallel(
     have finished. `merge` maps a key to a function that combines the values that several branches wrote, two at a time;
     without one, different values raise a `WriteConflictError`. At most `limit` branches run at once.
 
-    `parallel(stream(function, *args))` pulls its branches: one whenever one may begin, at most `limit` at once (32), and
-    no more than twice as many whose turn to be merged has not come.
+    `parallel(stream(function, *args))` pulls a branch whenever one may begin: at most `limit` at once (32 by default), and
+    no more than twice as many that wait to be merged.
 
     `tolerate` branches may fail, a number or a share below 1: these merge nothing, and are listed under the key
     `failures` as pairs of name and exception. The group completes when `enough` branches have, and ends the others.

@@ -56,7 +56,7 @@ def spans(tracer_provider: TracerProvider | None = None) -> Callable[[Event], No
     """Return an observer that makes spans, with the global tracer provider if none is given.
 
     Spans are named `run NAME`, `stage NAME`, `action NAME`. Attributes: `flowdeco.run`, `flowdeco.pipeline`,
-    `flowdeco.stage`, `flowdeco.action`, `flowdeco.status`, where it applies `flowdeco.inserted_by`, `flowdeco.branch`,
+    `flowdeco.stage`, `flowdeco.action`, `flowdeco.status`, and if they apply `flowdeco.inserted_by`, `flowdeco.branch`,
     `flowdeco.attempts`, `flowdeco.recovered`, `flowdeco.cached`. A failure is recorded, and sets the status to ERROR, on
     each span that it passes through. Insertions, skipped steps and messages of `ctx.emit` are events of the span in which
     they happen. Restored steps of a resumed run have no span. One observer can serve any number of runs.

@@ -61,7 +61,7 @@ class Part(NamedTuple):
 
     @property
     def is_dynamic(self) -> bool:
-        """Whether it was inserted while the run was under way."""
+        """Whether it was inserted during the run."""
         return self.inserted_by is not None
 
     @property

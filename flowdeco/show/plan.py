@@ -32,7 +32,7 @@ class _View:
     parts: tuple[Part, ...]
 
     def text(self) -> str:
-        """Return it as text of a few dozen lines: rows of similar parts are folded."""
+        """Return it as text of a few dozen lines: rows of similar parts are collapsed."""
         raise NotImplementedError
 
     def mermaid(self) -> str:
