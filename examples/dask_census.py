@@ -1,8 +1,8 @@
-"""The census of the standard library on a Dask cluster: a parallel group of branches that nobody knew before.
+"""The census of the standard library on a Dask cluster: a parallel group whose branches are discovered at run time.
 
-`discover` looks for the packages, as in `stdlib_census.py`, and returns one parallel group with a branch for each. What
-a branch calls is performed by one of two worker processes; all that travels is the name of a package there, and its
-counts back. They are collected in branch order, so that the result is that of a run in one process.
+`discover` finds the packages, as in `stdlib_census.py`, and returns one parallel group with a branch for each. The calls
+of the branches run in two worker processes, which receive the name of a package and return its counts. These are
+collected in branch order, so the result is the same as in one process.
 
     pip install 'flowdeco[dask]'
     python examples/dask_census.py
@@ -20,7 +20,7 @@ from flowdeco import Parallel, action, parallel, stage
 
 @stage
 def counted(package: str) -> None:
-    """Count what is in one package, all in one call: its sources do not leave the worker."""
+    """Count one package in a single call, so that its sources do not leave the worker."""
 
     @action(collect="counts")
     def count() -> Count:
@@ -34,7 +34,7 @@ def counted(package: str) -> None:
 
 @action
 def discover() -> Parallel:
-    """Find the packages: the group that is returned runs right after this stage."""
+    """Find the packages; the returned group runs right after this stage."""
     return parallel(*(counted(package) for package in packages(STDLIB)), name="packages")
 
 
@@ -46,7 +46,7 @@ def main() -> None:
         from distributed import Client, LocalCluster
     except ImportError:
         sys.exit("This example needs Dask: pip install 'flowdeco[dask]'")
-    # The dashboard may have any port that is free.
+    # The dashboard may use any free port.
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster) as client,

@@ -1,14 +1,13 @@
-"""An order that waits for a person: the process ends, and another one goes on where it stopped.
+"""An order that waits for a person: the process ends, and another one continues where it stopped.
 
-    python order_approval.py order 42            # reserves, and stops: such an order needs an approval
-    python order_approval.py waiting             # the questions, and until when they may be answered
+    python order_approval.py order 42            # reserves, and stops: this order needs an approval
+    python order_approval.py waiting             # the open questions, and their deadlines
     python order_approval.py approve order-42    # continues, in another process, on another day
     python order_approval.py refuse order-42 "too expensive"
     python order_approval.py remind              # for cron: reminds, and refuses orders that nobody approves in time
 
-After two days without an answer a reminder is sent, after two more the order is refused. The state of an order is in
-`orders.db` in the current folder, a journal. It is written as JSON: nobody who approves runs code that somebody else has
-put there.
+After two days without an answer a reminder is sent; after two more the order is refused. The state of each order is in
+`orders.db` in the current folder, a journal. It is written as JSON, so that opening it runs no code from it.
 """
 
 import os
@@ -30,7 +29,7 @@ PATIENCE = float(os.environ.get("PATIENCE", "172800"))  # seconds until the remi
 
 @dataclass(frozen=True)
 class Order:
-    """What somebody wants, and what it costs."""
+    """The items of an order, and their price."""
 
     number: int
     items: dict[str, int]
@@ -53,7 +52,7 @@ def reserve(order: Order) -> None:
 
 @action
 def first_answer(order: Order, ctx: Context) -> bool | None:
-    """Return the decision, None if it has not come before the reminder."""
+    """Return the decision, None if there is none before the reminder."""
     if order.total <= SMALL:
         return True
     about = f"{order} for {order.total} EUR"
@@ -80,7 +79,7 @@ def decide(order: Order, first_answer: bool | None, ctx: Context) -> list[Stage]
 def pay() -> None:
     @action
     def charge(order: Order, ctx: Context) -> str:
-        # The same key whenever this step is tried again: a payment service takes the money once.
+        # The key is the same whenever this step is repeated: a payment service charges once.
         print(f"charged {order.total} EUR, idempotency key {ctx.step_id}")
         return ctx.step_id
 
@@ -109,7 +108,7 @@ flow = pipeline(look_up, reserve, first_answer, remind, decide, conclude, name="
 
 
 def told(run: Run) -> str:
-    """Say what became of a run."""
+    """Describe the state of a run."""
     return f"{run.id} {run.status}: {run.reason or run['conclude']}"
 
 
@@ -149,7 +148,7 @@ def main(command: str = "", *arguments: str) -> int:
         return 2
     try:
         print(COMMANDS[command](SqliteJournal("orders.db", codec="json"), *arguments))
-    except JournalError as error:  # no such run, taken by somebody else, ...
+    except JournalError as error:  # no such run, in use by another process, ...
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0

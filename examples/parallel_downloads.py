@@ -1,10 +1,10 @@
-"""Download many files at a time: by plain functions in threads, and by coroutines in an event loop.
+"""Download many files at a time: with plain functions in threads, and with coroutines in an event loop.
 
-The example starts an HTTP server on this machine that takes its time for each answer. `index` finds out which files
-there are, and returns a parallel group with a branch for each of them; `total` adds up what the branches collected.
-Both kinds of download run in the same pipeline, and give the same.
+The example starts a slow HTTP server on this machine. `index` lists the files, and returns a parallel group with a branch
+for each of them; `total` adds up the collected sizes. Both kinds of download run in the same pipeline, and give the same
+result.
 
-    python examples/parallel_downloads.py [how many files]
+    python examples/parallel_downloads.py [number of files]
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ AT_ONCE = 16  # downloads at a time
 
 
 class Download(NamedTuple):
-    """What is known of a file when it has been downloaded."""
+    """A downloaded file."""
 
     name: str
     size: int
@@ -42,7 +42,7 @@ class Download(NamedTuple):
 
 @stage
 def blocking(name: str) -> None:
-    """Download one file, and wait for it: in a group, in a thread."""
+    """Download one file, blocking; in a group, this runs in a thread."""
 
     @action(collect="downloads")
     def download(server: str) -> Download:
@@ -53,7 +53,7 @@ def blocking(name: str) -> None:
 
 @stage
 def awaiting(name: str) -> None:
-    """Download one file, and let others go on meanwhile: a task in the event loop."""
+    """Download one file without blocking: a task in the event loop."""
 
     @action(collect="downloads")
     async def download(server: str) -> Download:
@@ -62,7 +62,7 @@ def awaiting(name: str) -> None:
 
 
 async def get(url: str) -> bytes:
-    """Return what is found under a URL; a real program would use a library for that."""
+    """Return the content of a URL; a real program would use a library for that."""
     address = urlsplit(url)
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
     try:
@@ -80,7 +80,7 @@ async def get(url: str) -> bytes:
 
 
 def downloads_by(way: Callable[[str], Stage]) -> Pipeline:
-    """Return the pipeline that downloads whatever the server has."""
+    """Return the pipeline that downloads all files of the server."""
 
     @action
     def index(server: str) -> Parallel:
@@ -93,7 +93,7 @@ def downloads_by(way: Callable[[str], Stage]) -> Pipeline:
 
 @action
 def total(downloads: list[Download]) -> str:
-    """Add up; what branches collect is in the order of the branches, not in that of time."""
+    """Add up the sizes, which are collected in branch order, whatever the timing."""
     checksum = zlib.crc32(repr(downloads).encode())
     return f"{len(downloads)} files, {sum(download.size for download in downloads):,} bytes, checksum {checksum:08x}"
 
@@ -103,7 +103,7 @@ def total(downloads: list[Download]) -> str:
 
 @contextmanager
 def serving(count: int) -> Iterator[str]:
-    """Serve so many files on this machine; give the address."""
+    """Serve this many files on this machine; yield the address."""
     files = {f"/file-{number:03}.txt": f"{number}\n".encode() * (100 * number + 1) for number in range(count)}
     files["/index.json"] = json.dumps([path.strip("/") for path in files]).encode()
 

@@ -1,8 +1,8 @@
 """Wait for something without blocking: a stage that returns itself until it is done.
 
-A subprocess packs a package of the standard library into a zip archive; `watch` looks at it again and again, each time
-as a stage of its own, and the event loop is free in between. Middleware around the whole pipeline starts the process,
-and sees to it that none is left behind, whatever happens.
+A subprocess packs a package of the standard library into a zip archive. `watch` polls it, each time as a separate stage,
+and the event loop is free in between. Middleware around the whole pipeline starts the process, and makes sure that it
+ends, whatever happens.
 
     python examples/polling.py
 """
@@ -25,7 +25,7 @@ PACKED = Path(encodings.__file__).parent
 
 
 async def packing(call: Call) -> AsyncIterator[dict[str, Process | Path]]:
-    """Start the process, give it to the actions inside, and end it if it still runs when they are over."""
+    """Start the process, pass it to the actions, and end it if it is still running when they have finished."""
     with TemporaryDirectory() as folder:
         archive = Path(folder, "packed.zip")
         packer = await asyncio.create_subprocess_exec(sys.executable, "-m", "zipfile", "-c", archive, PACKED)
@@ -39,7 +39,7 @@ async def packing(call: Call) -> AsyncIterator[dict[str, Process | Path]]:
 
 @stage
 def watch() -> None:
-    """Look whether the process is done; if it is not, wait a moment and come back."""
+    """Check whether the process has finished; if not, wait a moment and check again."""
 
     @action
     async def look(packer: Process, archive: Path) -> Stage | None:

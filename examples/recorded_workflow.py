@@ -1,10 +1,10 @@
 """Run a recorded scientific workflow: any instance in WfFormat 1.5, as collected in WfInstances.
 
-A task waits as long as it took when it was recorded, times `--scale`, and its value is a digest of its id and of the
-values of its parents. There are two forms, which give the same values:
+A task waits for its recorded duration times `--scale`, and its value is a digest of its id and of the values of its
+parents. There are two forms, which give the same values:
 
-- `levels`: the tasks that depend on nothing unfinished are a parallel group, then those that depend on these, and so on;
-- `discovered`: nothing is laid out; a task that has finished inserts those of its children that it was the last to delay.
+- `levels`: the tasks without unfinished parents form a parallel group, then those that depend on these, and so on;
+- `discovered`: there is no layout; a task that finishes inserts its children whose other parents have finished.
 
 With a journal, a run that was killed continues where it stopped:
 
@@ -30,7 +30,7 @@ from flowdeco import Context, Parallel, Pipeline, Run, Stage, action, parallel, 
 
 
 class Task(NamedTuple):
-    """What an instance says of a task."""
+    """A task, as described in an instance."""
 
     parents: tuple[str, ...]
     children: tuple[str, ...]
@@ -55,7 +55,7 @@ def value_of(id: str) -> str:
 
 @stage(name="{id}")
 def task(id: str, parents: Sequence[str], seconds: float, discovers: bool = False) -> None:
-    """Do the work of a task; if it discovers, insert the children that are ready then."""
+    """Do the work of a task; in the discovered form, insert the children that are now ready."""
 
     @action(returns=value_of(id))
     def work(scale: float, ctx: Context) -> str:
@@ -150,7 +150,7 @@ def field(owner: Any, where: str, name: str, kind: type | tuple[type, ...]) -> A
 
 
 def seconds_of(workflow: dict[str, Any]) -> dict[str, float]:
-    """Return how long each task took, as far as that was recorded: a workflow need not have been executed."""
+    """Return the duration of each task, if it was recorded: a workflow need not have been executed."""
     if "execution" not in workflow:
         return {}
     executed = field(field(workflow, "workflow", "execution", dict), "workflow.execution", "tasks", list)
@@ -187,7 +187,7 @@ def execute(path: Path, form: str, scale: float, journal: Path | None, resume: b
 
 
 def summary(run: Run) -> str:
-    """Say how much there was to do, how much of it this process did, and what came of all of it."""
+    """Summarize the number of tasks, how many of them this process ran, and the result."""
     done = sum(did.name == "work" and not did.restored for record in run.stages for did in record.actions)
     workflow = load(run["instance"])
     whole = digest("all", (run[value_of(id)] for id in workflow))
@@ -198,8 +198,8 @@ def main() -> None:
     parser = ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("instance", type=Path, help="a file in WfFormat 1.5")
     parser.add_argument("--form", choices=FORMS, default="levels")
-    parser.add_argument("--scale", type=float, default=0.0, help="wait so much of the time that a task took (0)")
-    parser.add_argument("--journal", type=Path, help="the file to note in what was done")
+    parser.add_argument("--scale", type=float, default=0.0, help="wait for this fraction of a task's recorded duration (0)")
+    parser.add_argument("--journal", type=Path, help="the journal file")
     parser.add_argument("--resume", action="store_true", help="continue the run of the journal, if there is one")
     options = parser.parse_args()
     if options.resume and not options.journal:

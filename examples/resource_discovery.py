@@ -1,8 +1,8 @@
-"""Discover resources, and do for each what it needs: stages that insert stages that insert stages.
+"""Discover resources and check each of them: stages that insert stages that insert stages.
 
-`discover` reads an inventory and returns a stage for each kind of resource; that one returns a stage for each resource
-of the kind, and that one a stage for each of its replicas. What they find is collected, and reported at the end. The
-second run skips what is tagged "slow", although none of it existed when the run began.
+`discover` reads an inventory and returns a stage for each kind of resource, which returns a stage for each resource of
+that kind, which returns a stage for each of its replicas. The findings are collected, and reported at the end. The second
+run skips stages tagged "slow", although none of them existed when the run began.
 
     python examples/resource_discovery.py [inventory.toml]
 """
@@ -21,7 +21,7 @@ Inventory = dict[str, dict[str, dict[str, Any]]]
 
 
 class Finding(NamedTuple):
-    """What is known of a resource, and whether that is fine."""
+    """A finding about a resource, and whether it is fine."""
 
     name: str
     what: str
@@ -77,7 +77,7 @@ def replication(kind: str, name: str, replica: str) -> None:
 
 @stage(tags=["reporting"], data={"report.title": "Resources"})
 def report() -> None:
-    """Put what was found into words."""
+    """Summarize the findings."""
 
     @action
     def summary(findings: list[Finding], title: Annotated[str, "report.title"]) -> str:
@@ -94,7 +94,7 @@ flow = discover >> report
 
 
 def show(run: Run) -> None:
-    """Print the summary, and what ran in which order, each stage below the one that inserted it."""
+    """Print the summary, and the stages in execution order, each below the one that inserted it."""
     print(run["summary"])
     depths: dict[str, int] = {}
     for record in run.stages:

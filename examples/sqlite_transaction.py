@@ -1,8 +1,8 @@
 """A stage in a database transaction: middleware opens the connection, and commits or rolls back.
 
-`transaction` is a generator with one `yield`: what stands before it happens before the stage, what stands after it when
-the stage is over. The connection that it yields is what the actions get for their parameter `conn`, in this stage only.
-The first run completes and is committed; the second fails half way, and leaves the database as it was.
+`transaction` is a generator with one `yield`: the code before it runs before the stage, the code after it when the stage
+has ended. Actions of this stage get the yielded connection as their parameter `conn`. The first run completes and is
+committed; the second fails halfway, and leaves the database unchanged.
 
     python examples/sqlite_transaction.py
 """
@@ -26,7 +26,7 @@ SCHEMA = """
 
 
 def transaction(call: Call) -> Iterator[dict[str, sqlite3.Connection]]:
-    """Give the actions inside a connection; commit if they complete, roll back if one of them fails."""
+    """Give the actions a connection; commit if they complete, roll back if one of them fails."""
     with closing(sqlite3.connect(call.store["database"])) as conn, conn:
         yield {"conn": conn}
 
@@ -49,13 +49,13 @@ def transfer() -> None:
 
 
 def create(database: Path) -> None:
-    """Make a database with two accounts."""
+    """Create a database with two accounts."""
     with closing(sqlite3.connect(database)) as conn:
         conn.executescript(SCHEMA)
 
 
 def contents(database: Path) -> str:
-    """Return what is in the database: the balances, and how many transfers were noted."""
+    """Return the contents of the database: the balances, and the number of recorded transfers."""
     with closing(sqlite3.connect(database)) as conn:
         balances = conn.execute("SELECT owner, balance FROM account ORDER BY owner").fetchall()
         (transfers,) = conn.execute("SELECT count(*) FROM transfer").fetchone()

@@ -1,7 +1,7 @@
-"""A census of the standard library: a workflow that finds out what it has to do while it runs.
+"""A census of the standard library: a workflow that discovers its work as it runs.
 
-`discover` looks for the packages in the standard library of the running Python, and returns a stage for each of them.
-They run right after it, and count what is in their package; `report` adds up what they collected.
+`discover` finds the packages in the standard library of the running Python, and returns a stage for each of them. They run
+right after it and count modules, lines, functions and classes; `report` adds up the results.
 
     python examples/stdlib_census.py
 """
@@ -23,7 +23,7 @@ LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
 
 
 class Count(NamedTuple):
-    """What there is in one package, or in several."""
+    """The counts of one package, or of several."""
 
     name: str
     modules: int
@@ -34,7 +34,7 @@ class Count(NamedTuple):
 
 @stage(tags=["census"])
 def census(package: str) -> None:
-    """Count what is in one package, without the packages below it."""
+    """Count one package, without its subpackages."""
 
     @action(returns="sources")
     def read() -> list[bytes]:
@@ -50,12 +50,12 @@ def census(package: str) -> None:
 
 @action
 def discover() -> list[Stage]:
-    """Find the packages: the stages that are returned run right after this one."""
+    """Find the packages; the returned stages run right after this one."""
     return [census(package) for package in packages(STDLIB)]
 
 
 def packages(folder: Path, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted names of the packages in a folder, and of those in them."""
+    """Yield the dotted names of the packages in a folder, with their subpackages."""
     for init in sorted(folder.glob("*/__init__.py")):
         if init.parent.name not in LEFT_OUT:
             yield prefix + init.parent.name
@@ -64,7 +64,7 @@ def packages(folder: Path, prefix: str = "") -> Iterator[str]:
 
 @stage(tags=["reporting"])
 def report() -> None:
-    """Print a table: the largest packages, the others, and all together."""
+    """Print a table: the largest packages, the others, and the total."""
 
     @action
     def rows(counts: list[Count], top: int = 10) -> list[Count]:

@@ -1,11 +1,11 @@
-"""Wait for a service that is down: look, sleep in the journal, look again; after three looks, ask whether to continue.
+"""Wait for a service that is down: check, sleep in the journal, check again; after three checks, ask whether to continue.
 
-    python wait_for_service.py start         # looks for the first time; no process stays behind
-    python wait_for_service.py wake          # for cron: looks again if the time has come, or somebody has answered
+    python wait_for_service.py start         # checks for the first time; no process stays behind
+    python wait_for_service.py wake          # for cron: checks again if it is time, or if there is an answer
     python wait_for_service.py answer yes    # the answer to "keep waiting?"
 
-The service is up when there is a file `service.up`. Each look is a turn of a loop: a stage that inserts itself. What has
-happened is in `service.db` in the current folder.
+The service is up when there is a file `service.up`. Each check is an iteration of a loop: a stage that inserts itself. The
+state is in `service.db` in the current folder.
 """
 
 import os
@@ -15,13 +15,13 @@ from pathlib import Path
 from flowdeco import Bail, Context, Run, Stage, action, pipeline, stage
 from flowdeco.durable import SqliteJournal, answer, due
 
-PAUSE = float(os.environ.get("PAUSE", "600"))  # seconds between two looks
-PATIENCE = 3  # looks until a person is asked
+PAUSE = float(os.environ.get("PAUSE", "600"))  # seconds between two checks
+PATIENCE = 3  # checks until a person is asked
 
 
 @stage
 def look(turn: int) -> None:
-    """Look whether the service is up; if it is not, wait, and look again."""
+    """Check whether the service is up; if it is not, wait, and check again."""
 
     @action
     def at_service() -> bool:
@@ -52,7 +52,7 @@ JOURNAL = SqliteJournal("service.db", codec="json")
 
 
 def told(run: Run) -> str:
-    """Say what became of a run."""
+    """Describe the state of a run."""
     reason = (run.reason or "").partition(" until")[0]
     return f"{run.status}: {reason or 'got ' + run['fetch']}"
 
