@@ -651,7 +651,7 @@ def test_an_entry_point_is_no_unit_without_a_module():
         (["plan", "flows.py:flow", "--skip", "chek"], "--skip chek: flows.py:flow has no such stage, action or tag."),
         (["runs"], "name the journal: --journal runs.db, or FLOWDECO_JOURNAL=runs.db in the environment"),
         (["runs", "--journal", "nowhere.db"], "there is no journal nowhere.db"),
-        (["runs", "--journal", "flows.py"], "flows.py is no journal, or a damaged one"),
+        (["runs", "--journal", "flows.py"], "flows.py is not a journal, or is damaged"),
         (["purge", "--journal", "flows.py"], "say which runs: their ids, or --older-than 30d"),
         (["purge", "a", "--older-than", "3d", "--journal", "flows.py"], "or --older-than 30d, but not both"),
         (["resume", "one", "flows.py:flow", "--journal", "x.db"], "comes last: flowdeco resume flows.py:flow one"),

@@ -585,13 +585,13 @@ def test_the_connection_is_closed_with_the_journal(path):
 def test_a_file_of_something_else_is_refused(path):
     """Text, and databases of other programs, which stay as they are."""
     path.write_bytes(b"this is no database, but it is long enough to be one" * 100)
-    with pytest.raises(JournalError, match="is no journal, or a damaged one"):
+    with pytest.raises(JournalError, match="is not a journal, or is damaged"):
         begun(SqliteJournal(path))
     path.unlink()
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE mine (x)")
     before = path.read_bytes()
-    with pytest.raises(JournalError, match="no journal of flowdeco"):
+    with pytest.raises(JournalError, match="not a journal of flowdeco"):
         begun(SqliteJournal(path))
     assert path.read_bytes() == before
 
@@ -674,7 +674,7 @@ def as_version_1(path):
             connection.execute(f"INSERT INTO steps VALUES ({', '.join('?' * 12)})", columns)
 
 
-OLD = "written by an earlier version of flowdeco.*listed and shown, not resumed. Start it anew, or finish it with that"
+OLD = "written by an earlier version of flowdeco.*listed and shown, not resumed. Start it again, or finish it with that"
 
 
 @pytest.mark.parametrize("version", [as_version_1, as_version_2])
@@ -692,7 +692,7 @@ def test_runs_of_an_earlier_version_are_kept_but_not_resumed(path, version):
     for call in (journal.open, journal.read):
         with pytest.raises(JournalError, match=f"run 'r' of .* {OLD}"):
             call("r")
-    with pytest.raises(RunExistsError, match="has a run 'r' already, failed: delete it, or take another run_id"):
+    with pytest.raises(RunExistsError, match="has a run 'r' already, failed: delete it, or use another run_id"):
         begun(journal)
     with pytest.raises(JournalError, match=OLD):
         Stage("s", [one]).resume("r", journal=path)
@@ -1026,7 +1026,7 @@ def test_a_file_that_is_deleted_under_a_run_is_noticed_when_it_ends(journal, pat
     begun(journal, rows=[row()])
     for each in path.parent.iterdir():
         each.unlink()
-    with pytest.raises(JournalError, match="deleted or replaced while run 'r' was at work"):
+    with pytest.raises(JournalError, match="deleted or replaced while run 'r' was running"):
         journal.close("r", "completed", None, None)
     begun(journal)
     assert path.exists()
@@ -1141,7 +1141,7 @@ def test_a_live_run_is_refused_naming_host_and_pid(journal, path):
     begun(journal)
     with pytest.raises(RunBusyError, match=f"process {os.getpid()} on host {socket.gethostname()}"):
         SqliteJournal(path).open("r")
-    with pytest.raises(RunBusyError, match=f"process {os.getpid()} on host .*, which is this one: one at a time"):
+    with pytest.raises(RunBusyError, match=f"process {os.getpid()} on host .*, which is this one: only one at a time"):
         SqliteJournal(path).create("r", "flow", b"", ())
 
 
@@ -1317,7 +1317,7 @@ def test_a_fork_goes_its_own_way(journal, path):
     if not pid:
         status = 1
         try:
-            with pytest.raises(JournalError, match="at work in the process that forked this one"):
+            with pytest.raises(JournalError, match="active in the process that forked this one"):
                 journal.write("r", [row(1)])
             with pytest.raises(RunBusyError):
                 journal.open("r")

@@ -923,7 +923,7 @@ def test_a_run_continues_when_its_process_has_forked():
                 signal.alarm(20)
                 with pytest.raises(RunBusyError):
                     job.resume("r", journal=journal)
-                with pytest.raises(JournalError, match="at work in the process that forked this one"):
+                with pytest.raises(JournalError, match="active in the process that forked this one"):
                     journal.write("r", [Row("0", 9, "action", "s", "a", "completed", 1.0, 1.0, "", b"")])
                 status = int(du.line.run(journal="runs.db", run_id="child").status != "completed")
             os._exit(status)
@@ -1163,10 +1163,10 @@ def test_a_run_whose_journal_is_deleted_says_so(error, caplog):
     run = delete.run(journal="runs.db", run_id="r", check=False)
     assert run.status == "failed"
     if error is None:
-        assert "was deleted or replaced while run 'r' was at work" in str(run.error)
+        assert "was deleted or replaced while run 'r' was running" in str(run.error)
     else:
         assert run.error is error
-        assert "was deleted or replaced while run 'r' was at work" in caplog.text
+        assert "was deleted or replaced while run 'r' was running" in caplog.text
         assert isinstance(error, Frozen) or "was deleted or replaced" in text_of(error)
 
 

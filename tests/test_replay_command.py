@@ -507,7 +507,7 @@ def test_a_pipeline_that_does_not_lead_there_any_more(flowdeco, recorded):
     change("growing = grow >> grow >> risky >> grow", "growing = grow >> risky >> grow")
     code, _, err = flowdeco("replay", "one", "risky/risky")
     assert (code, called()) == (2, [])
-    assert "does not lead to this step any more" in err
+    assert "no longer leads to this step" in err
 
 
 def test_json_for_programs(flowdeco, recorded):

@@ -313,7 +313,7 @@ def test_history_says_how_many_are_forgotten(run):
     """Those before the ones that are kept; in branches, too."""
     finished = run(many(100) >> parallel(ok("a") >> ok("b"), ok("c")), history=2)
     assert finished.forgotten == 102
-    assert "102 before these are forgotten" in finished.ran().text()
+    assert "102 before these were dropped" in finished.ran().text()
     assert run(ok("a")).forgotten == 0
 
 

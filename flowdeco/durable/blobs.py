@@ -94,7 +94,7 @@ def load_blob(connection: sqlite3.Connection, blob: int) -> bytearray:
         at += len(chunk)
         actual = crc32(chunk, actual)
     if (at, len(data), actual) != (size, size, checksum):
-        raise JournalError("a large value is missing, or does not match its checksum")
+        raise JournalError("a large value is missing, or does not agree with its checksum")
     return data
 
 

@@ -54,7 +54,7 @@ class Outcomes:
                 return ()
             id, checksum, content = row
             if type(content) is not bytes or _checksum(key, content) != checksum:
-                raise JournalError("an outcome does not match its checksum")
+                raise JournalError("an outcome does not agree with its checksum")
             blobs = referred(connection, id, id).get(id, [])
             payload = Payload(content, tuple(load_blob(connection, blob) for blob in blobs)) if blobs else content
         return (self._codec.decode(payload),)

@@ -557,7 +557,7 @@ class SqliteJournal:
     ) -> RunInfo:
         head = Head._make(found[:-1])
         if not head.agrees(found[-1]):  # the list must still show the others
-            text = "its contents do not match its checksum: delete it, or restore the file from a backup"
+            text = "its row does not agree with its checksum: delete it, or restore the file from a backup"
             started, updated = (at if isinstance(at, float) else math.inf for at in (head.started, rest[0]))
             run_id, pipeline = str(_untext(head.run_id)), str(_untext(head.pipeline))
             return RunInfo(run_id, pipeline, "damaged", None, started, updated, 0, text)
@@ -601,7 +601,7 @@ class SqliteJournal:
     def _checked(self, found: tuple[Any, ...]) -> Head:
         head = Head._make(found[:-1])
         if not head.agrees(found[-1]):
-            raise self._damaged(f"its row of run {head.run_id!r} does not match its checksum")
+            raise self._damaged(f"its row of run {head.run_id!r} does not agree with its checksum")
         return head
 
     def _readable(self, connection: sqlite3.Connection, run_id: str) -> Head:
@@ -660,7 +660,7 @@ class SqliteJournal:
             return JournalError(f"run {run_id!r} was deleted from {self.path} while it was running")
         who = str(Owner._make(found)) if found[0] is not None else "another process, which has finished"
         return JournalError(
-            f"the lease of run {run_id!r} was lost: {who} took over the run. This process did not renew its "
+            f"the lease of run {run_id!r} was lost: {who} took the run over. This process did not renew its "
             f"lease in time; nothing that it has done since is saved"
         )
 
@@ -730,7 +730,7 @@ class SqliteJournal:
                 and checksum == _inputs_checksum(head.id, number, position, payload)
             )
             if number != len(inputs) or not agrees or type(position) is not int:
-                raise self._damaged(f"the inputs {number} of run {head.run_id!r} do not match their checksum")
+                raise self._damaged(f"the inputs {number} of run {head.run_id!r} do not agree with their checksum")
             step = _inputs_step(head.id, number)
             payload = Payload(payload, _Stored(self, blobs[step])) if step in blobs else payload
             inputs.append((bisect_left(positions, position), payload))
@@ -740,7 +740,7 @@ class SqliteJournal:
             "SELECT number, given, position, checksum, payload FROM answers WHERE run = ? ORDER BY number", (head.id,)
         ):
             if type(payload) is not bytes or checksum != _inputs_checksum(head.id, number, position, payload):
-                raise self._damaged(f"the answers {number} of run {head.run_id!r} do not match their checksum")
+                raise self._damaged(f"the answers {number} of run {head.run_id!r} do not agree with their checksum")
             inputs.insert(given + number, (bisect_left(positions, position), payload))  # each after those before it
         written = max(head.written, positions[-1] + 1 if positions else 0)
         skip = _selectors(head.skip) or ()
@@ -781,7 +781,7 @@ class SqliteJournal:
             except (TypeError, ValueError, RecursionError, struct.error):
                 told = None
             if told is None:
-                raise self._damaged(f"step {id - first} of run {head.run_id!r} does not match its checksum")
+                raise self._damaged(f"step {id - first} of run {head.run_id!r} does not agree with its checksum")
             if id in blobs:
                 payload = Payload(payload, _Stored(self, blobs[id]))
             _, branch, kind, stage, action, status, fingerprint = told

@@ -110,38 +110,37 @@ def _page(results: Mapping[str, Result], steps: int) -> str:
     table = "\n".join(rows)
     return f"""# Benchmarks
 
-Time per step of small workloads, in flowdeco and in its peers: the price of having a step at all. Where a step takes a
-second, none of these figures matters; where it takes a millisecond, they decide whether it can be a step.
+Overhead per step in small workloads, for flowdeco and its peers. If your steps take a second, none of these figures matter;
+if they take a millisecond, these figures decide whether they can be steps at all.
 
 | | version | chain | fan-out | durable chain | keeps |
 | --- | --- | ---: | ---: | ---: | --- |
 {table}
 
-Microseconds per step; in brackets, how many times as long as in flowdeco. A dash: the peer has no such thing, or none that
-fits.
+Microseconds per step; in parentheses, the multiple of flowdeco's figure. A dash means that the peer has no equivalent.
 
-- **chain**: {steps} steps, one after the other, each adding one to the result of the one before.
+- **chain**: {steps} steps in sequence, each adding one to the result of the previous one.
 - **fan-out**: {steps} independent steps, each squaring a number, and their sum; threads, or the peer's own default.
-- **durable chain**: the chain, such that it would resume after a crash; the last column says what is kept and where.
+- **durable chain**: the chain, set up to resume after a crash; the last column is what is saved, and where.
 
 ## Method
 
-Measured with {system}, by one command, in one go. If the load is higher than the
-number of cores, the figures are orders of magnitude.
+Measured with {system}, by one command. If the load average exceeds the
+number of cores, the figures are only orders of magnitude.
 
 ```sh
 python tests/benchmarks/peers.py --write
 ```
 
-It installs the newest version of each peer into an environment of its own, and runs its program from
-`tests/benchmarks/peers/`, which is written as the peer's documentation would have it. Each workload runs twice; the second
-time is reported, and its result is checked. Compiling or building a graph that is built once is not counted. The programs
-are short: corrections by those who know a peer better are welcome.
+It installs the latest version of each peer into a separate environment, and runs its program from `tests/benchmarks/peers/`,
+which follows the peer's documentation. Each workload runs twice; the second time is reported, and its result is checked.
+Compiling or building a graph once is not counted. The programs are short, and corrections from people who know a peer better
+are welcome.
 
-Airflow and Temporal are missing, because they do not run without their servers. So are all engines that are not Python.
+Airflow and Temporal are missing, because they need their servers. So are all engines that are not written in Python.
 
-Peers do things for their time that flowdeco leaves out, such as scheduling, a central server with a history of all runs, and
-lineage: [a comparison](compared.md). What flowdeco costs in detail is part of [the design](design.md#costs).
+In that time, peers do things that flowdeco leaves out, such as scheduling, a central server with a history of all runs, and
+lineage: see the [comparison](compared.md). The costs of flowdeco itself are broken down in [the design](design.md#costs).
 """
 
 
