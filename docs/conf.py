@@ -13,6 +13,7 @@ from typing import Any
 from docutils import nodes
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
+from sphinx.util.nodes import make_refnode
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this tree, installed or not
@@ -50,6 +51,7 @@ html_static_path = ["_static"]
 html_css_files = ["flowdeco.css"]
 pygments_style = "friendly"
 
+add_module_names = False  # the title of a page has it
 default_role = "py:obj"  # `name` in a docstring: a link where there is something to link to, else code
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
@@ -99,6 +101,17 @@ def shown_signature(
     return ("", "") if what == "class" and name not in made else None
 
 
+def found_in_another_module(app: Any, env: Any, node: Any, content: Any) -> Any:
+    """Link names that a docstring of one module uses and another public module defines, such as `DefinitionError`."""
+    if node.get("refdomain") != "py":
+        return None
+    objects = env.get_domain("py").objects
+    for module in ("flowdeco", "flowdeco.errors", "flowdeco.middleware", "flowdeco.durable", "flowdeco.events"):
+        if found := objects.get(f"{module}.{node['reftarget']}"):
+            return make_refnode(app.builder, node["refdoc"], found.docname, found.node_id, content)
+    return None
+
+
 class FlowdecoHelp(SphinxDirective):
     """The help of the command line, and of each of its commands, in a section of its own."""
 
@@ -136,4 +149,5 @@ def setup(app: Any) -> None:
     analyzer.overloads.pop("stream", None)  # its ParamSpec would be shown as `*args: ~typing.~P`
     app.connect("autodoc-process-docstring", tidied)
     app.connect("autodoc-process-signature", shown_signature)
+    app.connect("missing-reference", found_in_another_module)
     app.add_directive("flowdeco-help", FlowdecoHelp)

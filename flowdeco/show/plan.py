@@ -36,7 +36,7 @@ class _View:
         raise NotImplementedError
 
     def mermaid(self) -> str:
-        """Return it as a mermaid flowchart: inserted nodes are dashed, and coloured by their status."""
+        """Return it as a mermaid flowchart: inserted nodes are dashed, and colored by their status."""
         return flowchart(self.parts)
 
     def html(self) -> str:
