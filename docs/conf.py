@@ -96,9 +96,14 @@ def shown_signature(
     method = name.rpartition(".")[2]
     if what == "method" and method in ("run", "arun", "resume", "aresume") and ".Unit." in name:
         return signature_of_run(method), "Run"
-    made = {"flowdeco.Key", "flowdeco.Sleep", "flowdeco.Stage", "flowdeco.Store"}
+    made = {"flowdeco.Bail", "flowdeco.Suspend", "flowdeco.Key", "flowdeco.Sleep", "flowdeco.Stage", "flowdeco.Store"}
     made |= {f"flowdeco.durable.{name}" for name in ("JsonCodec", "MemoryJournal", "PickleCodec", "SqliteJournal")}
-    return ("", "") if what == "class" and name not in made else None
+    return ("", "") if signature and what in ("class", "exception") and name not in made else None
+
+
+def shown_bases(_app: Any, _name: str, _thing: Any, _options: Any, bases: list[Any]) -> None:
+    """Name the public base of a class."""
+    bases[:] = [BaseException if base.__name__.startswith("_") else base for base in bases]
 
 
 def found_in_another_module(app: Any, env: Any, node: Any, content: Any) -> Any:
@@ -149,5 +154,6 @@ def setup(app: Any) -> None:
     analyzer.overloads.pop("stream", None)  # its ParamSpec would be shown as `*args: ~typing.~P`
     app.connect("autodoc-process-docstring", tidied)
     app.connect("autodoc-process-signature", shown_signature)
+    app.connect("autodoc-process-bases", shown_bases)
     app.connect("missing-reference", found_in_another_module)
     app.add_directive("flowdeco-help", FlowdecoHelp)

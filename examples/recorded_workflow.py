@@ -198,7 +198,9 @@ def main() -> None:
     parser = ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("instance", type=Path, help="a file in WfFormat 1.5")
     parser.add_argument("--form", choices=FORMS, default="levels")
-    parser.add_argument("--scale", type=float, default=0.0, help="wait for this fraction of a task's recorded duration (0)")
+    parser.add_argument(
+        "--scale", type=float, default=0.0, help="wait for this fraction of a task's recorded duration (0)"
+    )
     parser.add_argument("--journal", type=Path, help="the journal file")
     parser.add_argument("--resume", action="store_true", help="continue the run of the journal, if there is one")
     options = parser.parse_args()

@@ -249,7 +249,9 @@ def test_a_damaged_or_missing_value_is_reported(path):
         with contextlib.closing(sqlite3.connect(path)) as connection:
             connection.execute(change)
             connection.commit()
-        with pytest.raises(JournalError, match="damaged: a large value is missing, or does not agree with its checksum"):
+        with pytest.raises(
+            JournalError, match="damaged: a large value is missing, or does not agree with its checksum"
+        ):
             journals.read(path, "r")
 
 
