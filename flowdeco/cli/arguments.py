@@ -92,6 +92,10 @@ EXAMPLES: Final = {
     "cancel": """
   flowdeco cancel monday --journal runs.db
 """,
+    "ui": """
+  flowdeco ui runs.db
+  flowdeco ui runs.db --port 8080 --no-open
+""",
     "purge": """
   flowdeco purge monday --journal runs.db
   flowdeco purge --older-than 30d --status completed --dry-run
@@ -190,6 +194,12 @@ def _one_or_more(text: str) -> int:
     return int(text)
 
 
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 65535, not {text!r}")
+    return int(text)
+
+
 def _seconds(text: str) -> float:
     with suppress(ValueError):
         if (seconds := float(text)) >= 0:
@@ -241,6 +251,7 @@ def _parser() -> _Parser:
     _replay_options(command("replay", "call one recorded step again, and compare the outcomes"))
     _purge_options(command("purge", "delete runs from a journal, and the large values that no other run has"))
     _wake_options(command("wake", "resume the runs that are due, answered or crashed"))
+    _ui_options(command("ui", "show the runs of a journal in the browser, live; answer, cancel and resume them"))
     _cancel_options(command("cancel", "cancel a run: at its next step, or at once if it is not active"))
     return parser
 
@@ -431,8 +442,30 @@ def _purge_options(parser: _Parser) -> None:
     _add_json(parser)
 
 
-def _wake_options(parser: _Parser) -> None:
+def _add_positional_journal(parser: _Parser) -> None:
     parser.add_argument("journal", metavar="JOURNAL", nargs="?", type=_path, help=f"the journal (default: ${JOURNAL})")
+
+
+def _ui_options(parser: _Parser) -> None:
+    _add_positional_journal(parser)
+    parser.add_argument(
+        "--host", default="127.0.0.1", metavar="ADDRESS", help="the address to listen on (default: only this machine)"
+    )
+    parser.add_argument(
+        "--port", type=_port, metavar="N", help="the port; 0 for any (default: 8347, or the next one that is free)"
+    )
+    parser.add_argument(
+        "--open", action=argparse.BooleanOptionalAction,
+        help="open the page in a browser (default: on a terminal of this machine)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--unpickle", action="store_true",
+        help="load the values of pickle journals, which runs code: only for journals that you trust like code",
+    )  # fmt: skip
+
+
+def _wake_options(parser: _Parser) -> None:
+    _add_positional_journal(parser)
     parser.add_argument(
         "--watch", action="store_true", help="keep running, and look every second, until SIGINT or SIGTERM"
     )

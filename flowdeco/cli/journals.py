@@ -29,14 +29,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "cancel",
+    "command_to_resume",
     "find_run",
     "journal_path",
     "open_journal",
     "purge",
+    "read_whole",
     "require_known_codec",
     "runs",
     "show",
     "state_of",
+    "workflow_name",
 ]
 
 _ROW_COLUMNS: Final = ("branch", "number", "kind", "stage", "action", "status", "started", "elapsed")
@@ -194,13 +197,13 @@ def _with_status(infos: Iterable[RunInfo], wanted: list[str]) -> list[RunInfo]:
 
 def _print_runs(infos: Iterable[RunInfo]) -> None:
     rows = [
-        (info.id, _workflow_name(info), state_of(info), report.moment(info.started), str(info.steps), _why(info))
+        (info.id, workflow_name(info), state_of(info), report.moment(info.started), str(info.steps), _why(info))
         for info in infos
     ]
     report.print_table(["RUN", "WORKFLOW", "STATUS", "STARTED", "STEPS", "WHY"], rows, right=["STEPS"])
 
 
-def _workflow_name(info: RunInfo) -> str:
+def workflow_name(info: RunInfo) -> str:
     """Return the file of a workflow, if that is known and the pipeline has no name of its own."""
     if info.entry is None or info.pipeline != "pipeline":
         return info.pipeline
@@ -267,7 +270,7 @@ def show(options: Namespace) -> int:
         history = [{name: getattr(row, name) for name in _ROW_COLUMNS} | {"bytes": len(row.payload)} for row in rows]
         data = {**_info_as_data(info, _failures(path, info)), "history": history}
         with suppress(JournalError, UsageError):  # of a run that cannot be read as a whole, that is all
-            data["stages"] = run_as_data(_whole(path, info))["stages"]
+            data["stages"] = run_as_data(read_whole(path, info))["stages"]
         print_json(data)
         return FINE
     latest = max((row.started + row.elapsed for row in rows), default=0.0)  # `updated` is not written at every step
@@ -283,7 +286,7 @@ def show(options: Namespace) -> int:
         report.say()
         report.print_steps(table)
     if options.messages:
-        _print_messages(_whole(path, info))
+        _print_messages(read_whole(path, info))
     report.print_resume_hint(info.id, state, info.reason, options, "" if info.entry else "FILE.py:FLOW ")
     return FINE
 
@@ -307,12 +310,15 @@ def _print_messages(run: Run) -> None:
                     report.say(f"  failed    {report.describe_error(each)}")
 
 
-def _whole(path: str, info: RunInfo) -> Run:
-    """Return a run as its journal has it, without importing its workflow."""
+def read_whole(path: str, info: RunInfo, *, values: bool = False) -> Run:
+    """Return a run as its journal has it, without importing its workflow.
+
+    Values of its classes have stand-ins; with `values` they are loaded, which runs code that the journal names.
+    """
     from flowdeco.engine.reading import read_outline
 
     journal = durable.SqliteJournal(path, codec=require_known_codec(info))
-    return read_outline(journal.read(info.id), _codec(info), whole=True)
+    return read_outline(journal.read(info.id), journal.codec if values else _codec(info), whole=True)
 
 
 def _indents(rows: Iterable[durable.Row], codec: str) -> dict[tuple[str, int], int]:
@@ -366,16 +372,20 @@ def _write_page(path: str, info: RunInfo, options: Namespace) -> int:
     check_page(target)
     if os.path.exists(target) and not options.force:
         raise UsageError(f"{target} exists: give another file, or --force to overwrite it")
-    state, run = state_of(info), _whole(path, info)
+    run = read_whole(path, info)
     ran = show.ran(run)
-    entry = "" if info.entry else "FILE.py:FLOW "
-    resume = report.resume_command(info.id, state, info.reason, path, entry)
-    show.write_page(run, target, False, of=crashed(ran) if state == "crashed" else ran, compared=False, resume=resume)
+    shown = crashed(ran) if state_of(info) == "crashed" else ran
+    show.write_page(run, target, False, of=shown, compared=False, resume=command_to_resume(path, info))
     if options.json:
         print_json({"id": info.id, "html": target})
     else:
         report.say(f"written: {target}")
     return FINE
+
+
+def command_to_resume(path: str, info: RunInfo) -> str:
+    """Return the command that resumes a run, "" if it cannot be resumed."""
+    return report.resume_command(info.id, state_of(info), info.reason, path, "" if info.entry else "FILE.py:FLOW ")
 
 
 def _print_facts(info: RunInfo) -> None:

@@ -26,7 +26,7 @@ from flowdeco.cli.json_output import print_json
 from flowdeco.durable import RunInfo
 from flowdeco.errors import SLEEP, RunBusyError, RunNotFoundError, Suspend, Wait
 
-__all__ = ["wake"]
+__all__ = ["wake", "why_not"]
 
 POLL: Final = 1.0  # seconds
 _UNRESUMED: Final = ("lost", "crashed")
@@ -102,7 +102,7 @@ def _round(path: str, infos: list[RunInfo], options: Namespace, stop: _Stop) -> 
         for info in infos:
             if stop.asked.is_set():
                 return
-            problem = _problem(info)
+            problem = why_not(info)
             if problem is not None:
                 yield Woken(info.id, "lost", error=problem)
                 continue
@@ -120,7 +120,8 @@ def _round(path: str, infos: list[RunInfo], options: Namespace, stop: _Stop) -> 
                 yield came
 
 
-def _problem(info: RunInfo) -> str | None:
+def why_not(info: RunInfo) -> str | None:
+    """Return why a run cannot be resumed by whoever has only the journal, None if it can."""
     if info.codec not in ("pickle", "json"):
         return f"it is written in the codec {info.codec!r}, which only your program knows"
     if info.entry is None:

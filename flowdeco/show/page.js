@@ -26,8 +26,7 @@
   // What is shown: rows that match, with what they are in; what is folded or closed is left out.
 
   const unfolded = new Set(), closed = new Set(), opened = new Set();
-  const STEPS = data.turns;
-  let step = STEPS, order = "ran";
+  let STEPS = data.turns, step = STEPS, order = "ran";
   const pressed = { state: new Set(), tag: new Set() };
   let visible = [], done = 0, current = -1;
 
@@ -44,23 +43,33 @@
     while (at && at.k === "stage") at = rows[at.p];
     return at;
   };
-  rows.forEach((row, index) => {
-    const acts = row.acts || [];
-    row.i = index;
-    row.find = [row.n, row.ti || "", ...acts.map((act) => act.n)].join(" ").toLowerCase();
-    // A tag is that of the stage, of what it is in, or of one of its actions.
-    const around = inside(row);
-    row.all = [row.tags, around ? around.all : [], ...acts.map((act) => act.tags)].flatMap((some) => some || []);
-  });
+  const folds = new Map(), turns = [], bars = [];
+  const prepare = () => {
+    rows.forEach((row, index) => {
+      const acts = row.acts || [];
+      row.i = index;
+      row.find = [row.n, row.ti || "", ...acts.map((act) => act.n)].join(" ").toLowerCase();
+      // A tag is that of the stage, of what it is in, or of one of its actions.
+      const around = inside(row);
+      row.all = [row.tags, around ? around.all : [], ...acts.map((act) => act.tags)].flatMap((some) => some || []);
+    });
+    for (let index = rows.length - 1; index >= 0; index -= 1) {
+      const row = rows[index], up = rows[row.p];
+      if (up && up.k !== "stage" && row.r !== undefined) up.r = Math.min(up.r ?? Infinity, row.r);
+    }
+    folds.clear();
+    turns.length = bars.length = 0;
+    for (const row of rows) {
+      if (row.h !== undefined) (folds.get(row.h) || folds.set(row.h, []).get(row.h)).push(row);
+      if (row.k === "stage" && row.r !== undefined) turns.push(row);
+      if (row.k === "stage" && row.x !== undefined && row.s !== "skipped") bars.push(row);
+    }
+    turns.sort((a, b) => a.r - b.r);
+  };
+  prepare();
 
   // A replay shows the stages that had begun at one of its steps, and those of the plan that were still to come.
   const replaying = () => step < STEPS;
-  for (let index = rows.length - 1; index >= 0; index -= 1) {
-    const row = rows[index], up = rows[row.p];
-    if (up && up.k !== "stage" && row.r !== undefined) up.r = Math.min(up.r ?? Infinity, row.r);
-  }
-  const folds = new Map();
-  for (const row of rows) if (row.h !== undefined) (folds.get(row.h) || folds.set(row.h, []).get(row.h)).push(row);
   const begun = (row) => row.r !== undefined && row.r < step;
   const ahead = (row) => replaying() && row.k !== "fold" && !begun(row);
   const unborn = (row) => replaying() && (row.k === "fold" ? !folds.get(row.f).some(begun) && row.fresh : !begun(row) && row.by !== undefined);
@@ -81,7 +90,7 @@
     };
   };
 
-  const select = () => {
+  const choose = () => {
     visible = [];
     let stages = 0;
     if (order === "slow") {
@@ -114,15 +123,22 @@
     }
     $("count").textContent = filtering() ? `${stages.toLocaleString()} of ${data.stages.toLocaleString()} match`
       : order === "slow" ? `${stages.toLocaleString()}, the slowest first` : data.said;
-    done = 0;
-    list.replaceChildren();
-    if (!visible.length) list.append(el("li", "nothing", filtering() ? "No stage matches." : "Nothing has run."));
+  };
+
+  const select = () => {
+    choose();
     current = visible.length ? visible[0] : -1;
-    append();
+    list.replaceChildren(first(BATCH));
+  };
+
+  const first = (count) => {
+    const piece = document.createDocumentFragment();
+    if (!visible.length) piece.append(el("li", "nothing", filtering() ? "No stage matches." : "Nothing has run."));
+    for (done = 0; done < Math.min(visible.length, count); done += 1) piece.append(item(rows[visible[done]]));
+    return piece;
   };
 
   const append = () => {
-    if (done >= visible.length) return;
     const piece = document.createDocumentFragment();
     const until = Math.min(visible.length, done + BATCH);
     for (; done < until; done += 1) piece.append(item(rows[visible[done]]));
@@ -475,7 +491,8 @@
   const chip = (kind, value, label, count) => {
     const button = el("button", "chip", label);
     button.type = "button";
-    button.setAttribute("aria-pressed", "false");
+    button.setAttribute("aria-pressed", String(pressed[kind].has(value)));
+    button.dataset.key = value;
     button.append(" ", el("small", "", count.toLocaleString()));
     button.addEventListener("click", () => {
       const on = !pressed[kind].has(value);
@@ -485,8 +502,11 @@
     });
     return button;
   };
-  for (const [state, count] of data.states) $("states").append(chip("state", state, state === "pending" ? "not reached" : state, count));
-  for (const [tag, count] of data.tags) $("tags").append(chip("tag", tag, `#${tag}`, count));
+  const chips = {
+    states: () => data.states.map(([state, count]) => chip("state", state, state === "pending" ? "not reached" : state, count)),
+    tags: () => data.tags.map(([tag, count]) => chip("tag", tag, `#${tag}`, count)),
+  };
+  for (const [id, made] of Object.entries(chips)) $(id).append(...made());
 
   $("order").addEventListener("change", () => { order = $("order").value; select(); });
 
@@ -494,7 +514,6 @@
 
   const slider = $("step"), play = $("play"), told = $("told");
   const still = matchMedia("(prefers-reduced-motion: reduce)");
-  const turns = rows.filter((row) => row.k === "stage" && row.r !== undefined).sort((a, b) => a.r - b.r);
   let playing = 0;
   const label = () => {
     const last = turns[step - 1];
@@ -532,13 +551,10 @@
     else run();
   });
   slider.addEventListener("input", () => { if (playing) stop(); go(Number(slider.value)); });
-  slider.max = STEPS;
-  slider.value = STEPS;
-  if (STEPS < 2) $("replay").hidden = true;
 
   // The chart: a lane for each branch that ran at the same time.
 
-  const LANE = 16, AXIS = 22, bars = rows.filter((row) => row.x !== undefined && row.k === "stage" && row.s !== "skipped");
+  const LANE = 16, AXIS = 22;
   let zoom = 1;
   const draw = () => {
     const width = chart.parentElement.clientWidth * zoom, lanes = Math.max(1, data.lanes);
@@ -629,21 +645,81 @@
 
   // The failure of the run.
 
-  const alarm = $("alarm");
-  if (alarm && data.fail !== undefined) {
+  const blame = () => {
+    const alarm = $("alarm");
+    if (!alarm || data.fail === undefined || alarm.querySelector(".said")) return;
     alarm.append(failure(data.failures[data.fail]));
     const acts = el("div", "acts");
-    for (const index of data.culprits) {
-      const go = el("button", "link", `Show the stage ${rows[index].n}`);
+    for (const row of data.culprits.map((index) => rows[index])) {
+      const go = el("button", "link", `Show the stage ${row.n}`);
       go.type = "button";
-      go.addEventListener("click", () => jump(index));
+      go.addEventListener("click", () => jump(row.i));
       acts.append(go);
     }
     if (data.more) acts.append(el("span", "notes", `and ${data.more.toLocaleString()} more that failed`));
     alarm.append(acts);
-  }
+  };
 
-  if (!bars.length) $("timeline").hidden = true;
+  const ready = () => {
+    blame();
+    slider.max = STEPS;
+    slider.value = step;
+    $("replay").hidden = STEPS < 2;
+    $("timeline").hidden = !bars.length;
+    label();
+  };
+
+  // A server that shows a run as it grows gives its new data, and the function that patches elements. A row stays the
+  // same object, and its element the same element; they are recognized by the names of the rows above and their turn.
+
+  const known = new Map();
+  const keyed = () => {
+    const turn = new Map(), found = new Map();
+    for (const row of rows) {
+      const up = rows[row.p], name = `${up ? up.key : ""}/${row.k === "fold" ? "" : row.n}`;
+      turn.set(name, (turn.get(name) || 0) + 1);
+      const whole = `${name}/${turn.get(name)}`;
+      if (!known.has(whole)) known.set(whole, known.size);
+      row.key = known.get(whole);
+      found.set(row.key, row);
+    }
+    return found;
+  };
+
+  const update = (fresh, patch) => {
+    const old = keyed(), focused = rows[current], was = replaying() ? step : Infinity;
+    const sets = [[opened, "i"], [closed, "i"], [unfolded, "f"]].map(([set, at]) => [set, at, rows.filter((row) => row[at] !== undefined && set.has(row[at]))]);
+    for (const li of list.children) if (li.dataset.i !== undefined) li.dataset.key = rows[li.dataset.i].key;
+    rows.length = 0;
+    for (const row of fresh.rows) rows.push(row);
+    keyed();
+    rows.forEach((row, index) => {
+      const same = old.get(row.key);
+      if (!same) return;
+      for (const name of Object.keys(same)) delete same[name];
+      rows[index] = Object.assign(same, row);
+    });
+    Object.assign(data, fresh, { rows });
+    prepare();
+    for (const [set, at, those] of sets) {
+      set.clear();
+      for (const row of those) if (rows[row.i] === row && row[at] !== undefined) set.add(row[at]);
+    }
+    for (const index of opened) for (let at = rows[index]; at; at = rows[at.p]) if (at.h !== undefined) unfolded.add(at.h);
+    STEPS = data.turns;
+    step = Math.min(STEPS, was);
+    for (const [id, made] of Object.entries(chips)) patch($(id), made());
+    const shown = Math.max(done, BATCH);
+    choose();
+    current = focused && visible.includes(focused.i) ? focused.i : visible.length ? visible[0] : -1;
+    const drawn = [...first(shown).children];
+    for (const li of drawn) if (li.dataset.i !== undefined) li.dataset.key = rows[li.dataset.i].key;
+    patch(list, drawn);
+    ready();
+    draw();
+  };
+  document.addEventListener("flowdeco:update", (event) => update(event.detail.data, event.detail.patch));
+
   const watch = new IntersectionObserver((seen) => {
     if (!seen[seen.length - 1].isIntersecting || done >= visible.length) return;
     append();
@@ -651,7 +727,7 @@
     watch.observe(more);
   }, { rootMargin: "1500px" });
   watch.observe(more);
-  label();
+  ready();
   select();
   arrive();
 })();

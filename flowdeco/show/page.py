@@ -14,7 +14,7 @@ from datetime import datetime
 from functools import cache
 from hashlib import sha256
 from shlex import quote
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from flowdeco.durable.info import as_text, questions_of
 from flowdeco.engine.runs import Run, Status
@@ -30,7 +30,7 @@ from flowdeco.show.redaction import Redact, redactor
 from flowdeco.show.store_summary import summarize
 from flowdeco.show.tree import Node, grown
 
-__all__ = ["page"]
+__all__ = ["Served", "asset", "page", "policy"]
 
 MOST_CHANGES: Final = 100
 MOST_KEYS: Final = 500
@@ -38,20 +38,29 @@ MOST_PLANNED: Final = 100
 SHORT_KEY: Final = 28
 
 
-def page(run: Run, ran: Ran, diff: Diff | None, *, values: bool = False, resume: str = "") -> str:
+class Served(NamedTuple):
+    """HTML that a server adds to a page: in its head, in the line above its title, and below its status."""
+
+    head: str
+    above: str
+    actions: str
+
+
+def page(
+    run: Run, ran: Ran, diff: Diff | None, *, values: bool = False, resume: str = "", served: Served | None = None
+) -> str:
     """Return the page; it shows the types and sizes of the values in the store, with `values` the values themselves.
 
     `diff` compares the run with its plan, None where that is not known. `resume` is the command that resumes the run, where
-    it is known better than the run knows it.
+    it is known better than the run knows it. `served` makes it a page that a server updates.
     """
     failures = {id(error): failure_of(error) for error in _errors(run)}
     parts = ran.parts if diff is None else diff.parts
     redact = _unredacted if values else _redact_of(run, parts, failures.values())
     redacted = {exception: failure.redacted(redact) for exception, failure in failures.items()}
     data = PageData(run, parts, redact, redacted)
-    styles = "'unsafe-inline'" if has_html(run) else f"'sha256-{_hash(_asset('page.css'))}'"  # a frame inherits it
     return _filled(
-        _asset("page.html"),
+        asset("page.html"),
         {
             "TITLE": text(run.pipeline.title),
             "STATUS": str(ran.status),
@@ -65,18 +74,35 @@ def page(run: Run, ran: Ran, diff: Diff | None, *, values: bool = False, resume:
             "DIFF": "" if diff is None else _differences(diff, redact),
             "STORE": _store(run, values),
             "TEXT": text(redact(ran.text()), lines=True),
-            "FOOT": _foot(),
+            "FOOT": _foot(served is not None),
+            "POLICY": policy(served=served is not None, frames=has_html(run)),
+            "HEAD": served.head if served else "",
+            "ABOVE": served.above if served else "flowdeco run",
+            "ACTIONS": served.actions if served else "",
             "DATA": json_in_html(data.as_json()),
-            "STYLE": _asset("page.css"),
-            "STYLES": styles,
-            "SCRIPT": _asset("page.js"),
-            "SCRIPT_HASH": _hash(_asset("page.js")),
+            "STYLE": asset("page.css"),
+            "SCRIPT": asset("page.js"),
         },
     )
 
 
 @cache
-def _asset(name: str) -> str:
+def policy(*, served: bool = False, frames: bool = False) -> str:
+    """Return the content security policy of a page; one that is served may use files and forms of its server.
+
+    The frame of a value that is HTML inherits it, and has styles of its own. A page that is served may get one later.
+    """
+    own, forms = (" 'self'", "form-action 'self'; connect-src 'self'") if served else ("", "form-action 'none'")
+    style = "'unsafe-inline'" if served or frames else f"'sha256-{_hash(asset('page.css'))}'"
+    script = f"'sha256-{_hash(asset('page.js'))}'"
+    return (
+        f"default-src 'none'; style-src {style}{own}; script-src {script}{own}; img-src data:; base-uri 'none'; {forms}"
+    )
+
+
+@cache
+def asset(name: str) -> str:
+    """Return the content of a file of this folder."""
     from importlib.resources import files
 
     return files("flowdeco.show").joinpath(name).read_text(encoding="utf-8")
@@ -147,10 +173,11 @@ def _moment(seconds: float) -> str:
     return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z").strip()
 
 
-def _foot() -> str:
+def _foot(served: bool) -> str:
     import flowdeco  # the package, which is fully imported by now
 
-    return f"Made by flowdeco {text(flowdeco.__version__)}. This page is self-contained: it loads nothing."
+    note = "This page follows the run." if served else "This page is self-contained: it loads nothing."
+    return f"Made by flowdeco {text(flowdeco.__version__)}. {note}"
 
 
 def _alarm(run: Run, ran: Ran, redact: Redact) -> str:
