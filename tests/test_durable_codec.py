@@ -33,6 +33,7 @@ from flowdeco import Key, Stage, Status, action, parallel, pipeline, stage, stre
 from flowdeco.durable import Codec, JsonCodec, PickleCodec, codec
 from flowdeco.durable.codec import OutlineCodec
 from flowdeco.durable.json_codec import OutlineJsonCodec
+from flowdeco.engine.journal import Payload
 from flowdeco.engine.results import Yielded
 from flowdeco.errors import JournalError, Problem, RunError, SerializationError
 from flowdeco.middleware import atomic, recover, retry
@@ -909,6 +910,25 @@ def test_an_outline_imports_no_code(monkeypatch):
     assert not isinstance(read["inserted"][0], Stage)
     with pytest.raises(JournalError):
         OutlineCodec().decode(b"?")
+
+
+def test_an_outline_runs_no_code_of_a_journal(tmp_path):
+    """Neither a function, nor a class that a harmless module imports, nor the list of the parts of a large value."""
+    victim = tmp_path / "victim"
+    victim.write_text("safe")
+
+    def calling(module, name, argument):
+        names = b"".join(b"\x8c" + bytes([len(each)]) + each.encode() for each in (module, name))
+        text = b"X" + len(argument).to_bytes(4, "little") + argument.encode()
+        return b"\x80\x05" + names + b"\x93" + text + b"X\x01\x00\x00\x00w\x86R."
+
+    for module, name in [("pathlib", "io.FileIO"), ("builtins", "open"), ("os", "mkdir"), ("pathlib", "os.mkdir")]:
+        payload = calling(module, name, str(victim))
+        OutlineCodec().decode(payload)
+        assert victim.read_text() == "safe"
+        with pytest.raises(JournalError):
+            OutlineCodec().decode(Payload(payload, []))
+        assert victim.read_text() == "safe"
 
 
 def test_an_outline_in_json_has_stand_ins_too():

@@ -148,7 +148,7 @@ def load(payload: bytes, unpickler: type[Unpickler] = Unpickler) -> Any:
     """Return the value of a pickle, or of a `Payload` that `set_apart` has made."""
     if type(payload) is not Payload:
         return unpickler(io.BytesIO(payload)).load()
-    nodes: list[Node] = pickle.loads(payload)
+    nodes: list[Node] = unpickler(io.BytesIO(payload)).load()
     parts = payload.parts
     # Before it is written, a payload has a list of the buffers of its own value, which another one must not share.
     loaded: Callable[[Any], Any] = bytearray if isinstance(parts, list) else lambda part: part

@@ -288,10 +288,12 @@ def stand_in(module: str, name: str) -> type[StandIn]:
 
 
 class _WithStandIns(Unpickler):
+    """Calls nothing but classes of these modules: not those that they import, by a name such as `pathlib:io.FileIO`."""
+
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        if module_name == "builtins" or module_name in _KNOWN:
+        if "." not in global_name and (module_name == "builtins" or module_name in _KNOWN):
             found: Any = super().find_class(module_name, global_name)
-            if isinstance(found, type):
+            if isinstance(found, type) and found.__module__.partition(".")[0] == module_name.partition(".")[0]:
                 is_error = issubclass(found, BaseException) and found.__module__ != "builtins"
                 return cast("Any", functools.partial(_made, found) if is_error else found)
         return stand_in(module_name, global_name)

@@ -114,7 +114,6 @@ def list_page(listing: Listing, version: str) -> str:
         f'value="{text(listing.search)}" placeholder="Search by name or id  (press /)" aria-label="Search runs by name or '
         f'id" autocomplete="off" spellcheck="false">'
         f'{_hidden("status", listing.status) if listing.status else ""}'
-        f'<button class="link">Search</button>'
         f'<div class="chips" role="group" aria-label="Filter by status">{"".join(_chips(listing))}</div></form></div>'
         f"{_table(listing.infos)}{_pages(listing)}</section></main>\n"
         f"<footer>This page follows the journal: new runs appear by themselves.</footer>"
@@ -337,7 +336,7 @@ def _about(about: Any) -> str:
 
 def _until(deadline: float) -> str:
     left = deadline - time.time()
-    return f"until {_time(deadline)}" + (f", in {text(duration(left))}" if left > 0 else ", which has passed")
+    return f"until {_time(-(-deadline // 1))}" + (f", in {text(duration(left))}" if left > 0 else ", which has passed")
 
 
 # A run whose page cannot be made.

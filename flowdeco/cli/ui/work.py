@@ -122,8 +122,10 @@ class Resumer:
         """Resume a run, unless it is being resumed."""
         with self._lock:
             child = self._children.get(run_id)
-            if child is not None and child.process.poll() is None:
-                return
+            if child is not None:
+                if child.process.poll() is None:
+                    return
+                child.output.close()
             output = TemporaryFile()  # noqa: SIM115  # for as long as the child
             command = [sys.executable, "-m", "flowdeco", "resume", "--journal", self._path, "--", run_id]
             process = subprocess.Popen(
