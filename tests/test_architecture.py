@@ -54,6 +54,8 @@ LEAVES = {
     "opentelemetry": {"observers.otel"},
     "rich": {"show.live", "show.progress"},
     "IPython": {"show.live"},
+    "starlette": {"cli.ui.server"},
+    "uvicorn": {"cli.ui.server"},
     "xxhash": {"durable.digests"},
     "pytest": {"pytest_plugin"},
 }

@@ -31,7 +31,7 @@ COMMANDS: Final = {
     "purge": "flowdeco.cli.journals",
     "wake": "flowdeco.cli.wake",
     "cancel": "flowdeco.cli.journals",
-    "ui": "flowdeco.cli.ui",
+    "ui": "flowdeco.cli.ui.command",
 }
 
 

@@ -129,7 +129,10 @@ def _equal(given: str, expected: str) -> bool:
 def _is_own(headers: Mapping[str, str]) -> bool:
     """Whether a request comes from a page of this server, as its browser states."""
     host, origin = headers.get("host", ""), headers.get("origin", "")
-    return origin in (f"http://{host}", f"https://{host}") and headers.get("sec-fetch-site", "same-origin") == "same-origin"
+    return (
+        origin in (f"http://{host}", f"https://{host}")
+        and headers.get("sec-fetch-site", "same-origin") == "same-origin"
+    )
 
 
 def _refused(status: int, title: str, text: str) -> Reply:

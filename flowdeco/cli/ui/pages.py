@@ -113,7 +113,7 @@ def list_page(listing: Listing, version: str) -> str:
         f'<form class="find" role="search" method="get" action="/"><input id="search" type="search" name="q" '
         f'value="{text(listing.search)}" placeholder="Search by name or id  (press /)" aria-label="Search runs by name or '
         f'id" autocomplete="off" spellcheck="false">'
-        f'{_hidden("status", listing.status) if listing.status else ""}'
+        f"{_hidden('status', listing.status) if listing.status else ''}"
         f'<div class="chips" role="group" aria-label="Filter by status">{"".join(_chips(listing))}</div></form></div>'
         f"{_table(listing.infos)}{_pages(listing)}</section></main>\n"
         f"<footer>This page follows the journal: new runs appear by themselves.</footer>"
@@ -122,7 +122,12 @@ def list_page(listing: Listing, version: str) -> str:
 
 
 def _list_url(listing: Listing, **changed: Any) -> str:
-    fields = {"q": listing.search, "status": listing.status, "page": listing.page if listing.page > 1 else "", **changed}
+    fields = {
+        "q": listing.search,
+        "status": listing.status,
+        "page": listing.page if listing.page > 1 else "",
+        **changed,
+    }
     query = urlencode({key: value for key, value in fields.items() if value}, quote_via=quote, errors="replace")
     return f"/?{query}" if query else "/"
 
@@ -235,7 +240,11 @@ def served(
     if buttons or why:
         parts.append(f'<section class="acts" aria-label="Actions">{"".join(buttons)}{why}</section>')
     above = f'<a href="/">{text(journal)}</a> <span aria-hidden="true">›</span> run'
-    return Served(_head(run_url(info.id), version), above, f'<div id="acts"><p class="unseen" id="live" role="status"></p>{"".join(parts)}</div>')
+    return Served(
+        _head(run_url(info.id), version),
+        above,
+        f'<div id="acts"><p class="unseen" id="live" role="status"></p>{"".join(parts)}</div>',
+    )
 
 
 def _notice(said: str, *, bad: bool = False) -> str:
@@ -266,7 +275,11 @@ def _form(info: RunInfo, attempt: Attempt | None, *, can_resume: bool) -> str:
     fields = "".join(_question(number, each, attempt) for number, each in enumerate(questions))
     problem = attempt.problem if attempt is not None else None
     general = f'<p class="wrong" role="alert">{text(problem.text)}</p>' if problem and problem.key is None else ""
-    note = '<p class="soft">It has been answered, and not resumed since. The last answer counts.</p>' if info.answered else ""
+    note = (
+        '<p class="soft">It has been answered, and not resumed since. The last answer counts.</p>'
+        if info.answered
+        else ""
+    )
     resume = '<button class="main" name="then" value="resume">Answer and resume</button>' if can_resume else ""
     return (
         f'<section class="ask" aria-labelledby="h-ask"><h2 id="h-ask">{title}</h2>{note}'
@@ -287,7 +300,9 @@ def _question(number: int, question: Question, attempt: Attempt | None) -> str:
     shared += ' aria-invalid="true"' if wrong else ""
     label = f'<span class="mono">{name(key)}</span>'
     label += f' <span class="kind">{text(question.type)}</span>' if question.type else ""
-    about = f'<div class="about" id="about-{number}">{_about(question.about)}</div>' if question.about is not None else ""
+    about = (
+        f'<div class="about" id="about-{number}">{_about(question.about)}</div>' if question.about is not None else ""
+    )
     until = "" if question.deadline is None else f'<p class="soft" id="until-{number}">{_until(question.deadline)}</p>'
     error = f'<p class="wrong" id="wrong-{number}">{text(attempt.problem.text)}</p>' if attempt and wrong else ""
     if question.classes == ("builtins:bool",):
@@ -296,7 +311,9 @@ def _question(number: int, question: Question, attempt: Attempt | None) -> str:
             f"{' checked' if value == word else ''}> {word}</label>"
             for word in ("yes", "no")
         )
-        control = f'<fieldset{shared}><legend>{label}</legend>{about}{until}<div class="radios">{options}</div></fieldset>'
+        control = (
+            f'<fieldset{shared}><legend>{label}</legend>{about}{until}<div class="radios">{options}</div></fieldset>'
+        )
         return f'<div class="question" data-key="{text(key)}">{control}{error}</div>'
     return (
         f'<div class="question" data-key="{text(key)}"><label for="value-{number}">{label}</label>{about}{until}'
@@ -324,7 +341,8 @@ def _input(number: int, question: Question, value: str, shared: str, as_json: bo
     checked = " checked" if as_json else ""
     return (
         f'{area}<label class="json"><input type="checkbox" name="json:{_attribute(question.key)}" value="1"{checked}> '
-        f"it is JSON, not text</label>"
+        f"it is JSON, not text (an empty text is "
+        ")</label>"
     )
 
 

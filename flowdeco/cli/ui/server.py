@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 from contextlib import suppress
@@ -56,13 +57,11 @@ def bound(host: str, port: int | None) -> socket.socket:
 
 def application(site: Site, guard: Guard) -> Any:
     """Return the ASGI application."""
-    from starlette.applications import Starlette
-    from starlette.concurrency import run_in_threadpool
-    from starlette.requests import Request
-    from starlette.responses import Response
-    from starlette.routing import Route
+    starlette: Any = import_module("starlette.applications")
+    responses: Any = import_module("starlette.responses")
+    routing: Any = import_module("starlette.routing")
 
-    async def form(request: Request) -> list[tuple[str, str]] | None:
+    async def form(request: Any) -> list[tuple[str, str]] | None:
         body = b""
         async for piece in request.stream():
             body += piece
@@ -70,7 +69,7 @@ def application(site: Site, guard: Guard) -> Any:
                 return None
         return parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=_MOST_FIELDS)
 
-    async def reply(request: Request) -> Reply:
+    async def reply(request: Any) -> Reply:
         asked = Asked(
             request.method, request.scope["path"], request.query_params.multi_items(), request.headers, request.cookies
         )
@@ -82,19 +81,19 @@ def application(site: Site, guard: Guard) -> Any:
             if fields is None:
                 return Reply("The form is too large.", 413, "text/plain")
             asked = asked._replace(fields=fields)
-        return await run_in_threadpool(site.reply, asked)
+        return await asyncio.to_thread(site.reply, asked)
 
-    async def respond(request: Request) -> Response:
+    async def respond(request: Any) -> Any:
         try:
             found = await reply(request)
         except ValueError:  # of `parse_qsl`
             found = Reply("The form has too many fields.", 413, "text/plain")
         # Half of a surrogate pair, which cannot be encoded, is shown as its number.
         body = found.body.encode("utf-8", "backslashreplace")
-        return Response(body, found.status, headers=found.with_headers())
+        return responses.Response(body, found.status, headers=found.with_headers())
 
     every = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
-    return Starlette(routes=[Route("/{path:path}", respond, methods=every)])
+    return starlette.Starlette(routes=[routing.Route("/{path:path}", respond, methods=every)])
 
 
 def serve(site: Site, guard: Guard, listening: socket.socket, *, opens: bool) -> None:
@@ -102,18 +101,21 @@ def serve(site: Site, guard: Guard, listening: socket.socket, *, opens: bool) ->
 
     uvicorn runs in a thread of its own: in the main thread it would raise the signal again after its end.
     """
-    from uvicorn import Config, Server
-
-    config = Config(
+    uvicorn: Any = import_module("uvicorn")
+    config = uvicorn.Config(
         application(site, guard), lifespan="off", ws="none", loop="asyncio", http="h11", log_level="warning",
         access_log=False, server_header=False, proxy_headers=False, timeout_graceful_shutdown=2,
     )  # fmt: skip
-    server = Server(config)
+    server = uvicorn.Server(config)
     asked = Event()
-    before: dict[int, Any] = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
+    before: dict[signal.Signals, Any] = {}
+
+    def end(number: int, frame: object) -> None:
+        asked.set()
+
+    for each in (signal.SIGINT, signal.SIGTERM):
         with suppress(ValueError):  # not in the main thread
-            before[number] = signal.signal(number, lambda *_: asked.set())
+            before[each] = signal.signal(each, end)
     working = Thread(target=server.run, kwargs={"sockets": [listening]}, name="flowdeco-ui")
     working.start()
     try:

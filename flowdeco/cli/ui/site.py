@@ -126,7 +126,7 @@ class Site:
         if problem is not None:
             return Reply(self._page(info, attempt=Attempt(given, as_json, problem)), 422)
         if asked.field("then") == "resume" and why_not(info) is None:
-            self.resumer.start(info.id)
+            self.resumer.start(info)
             return _to(pages.run_url(info.id, said="resuming"))
         return _to(pages.run_url(info.id, said="answered"))
 
@@ -137,7 +137,7 @@ class Site:
         if info.status != "suspended":
             return Problem(f"the run is {state_of(info)}, and asks nothing")
         if not given:
-            return Problem("give an answer; an empty text is written as JSON, as two quotes")
+            return Problem("Nothing was answered.")
         values: dict[str, Any] = {}
         for key, value in given.items():
             if key not in {question.key for question in info.questions}:
@@ -159,7 +159,7 @@ class Site:
         problem = why_not(info)
         if problem is not None:
             return _told("It cannot be resumed from here", problem, 409)
-        self.resumer.start(info.id)
+        self.resumer.start(info)
         return _to(pages.run_url(info.id, said="resuming"))
 
 

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from tempfile import TemporaryFile
 from threading import Lock
-from typing import IO, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from flowdeco import durable
+from flowdeco.cli.exit_codes import FINE, SUSPENDED
 from flowdeco.durable import RunInfo
 from flowdeco.errors import FlowdecoError
 
@@ -38,10 +39,10 @@ def answer(path: str, info: RunInfo, values: Mapping[str, Any], texts: frozenset
     """
     asked = {"path": path, "run": info.id, "values": dict(values), "texts": list(texts), "entry": info.entry}
     try:
+        command = [sys.executable, "-c", f"from {__name__} import reply; reply()"]
         done = subprocess.run(
-            [sys.executable, "-c", f"from {__name__} import reply; reply()"], input=json.dumps(asked).encode(), stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, timeout=PATIENCE, check=False,
-        )  # fmt: skip
+            command, input=json.dumps(asked).encode(), capture_output=True, timeout=PATIENCE, check=False
+        )
         found = json.loads(done.stdout)
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
         return Problem(f"the process that converts the answers ended without a reply ({type(error).__name__})")
@@ -104,59 +105,64 @@ def _flow(entry: str) -> Any:
 # Runs that are resumed.
 
 
-class _Child(NamedTuple):
-    process: subprocess.Popen[bytes]
-    output: IO[bytes]
-    began: float
+class _Child:
+    """A process that resumes a run, and outlives this one."""
+
+    def __init__(self, path: str, run_id: str) -> None:
+        self.began = time.time()
+        self._output = TemporaryFile()  # noqa: SIM115  # for as long as the process
+        self._error = ""
+        command = [sys.executable, "-m", "flowdeco", "resume", "--journal", path, "--", run_id]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=self._output, stderr=self._output, start_new_session=True
+        )
+
+    def error(self) -> str | None:
+        """Return the error that it ended with, "" for none, None while it works."""
+        code = self._process.poll()
+        if code is None:
+            return None
+        if not self._output.closed:
+            with self._output as output:
+                output.seek(0)
+                lines = output.read().decode("utf-8", "replace").splitlines()
+            errors = [line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR)]
+            self._error = "" if code in (FINE, SUSPENDED) else (errors or lines or [f"exit code {code}"])[-1]
+        return self._error
+
+    def wait(self) -> None:
+        """Wait for its end, which is near."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(PATIENCE)
+        self.error()
 
 
 class Resumer:
-    """Starts `flowdeco resume` in processes that outlive this one, and knows why one refused its run."""
+    """Resumes runs in processes of their own, and knows why one was refused."""
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._children: dict[str, _Child] = {}
         self._lock = Lock()
 
-    def start(self, run_id: str) -> None:
-        """Resume a run, unless it is being resumed."""
-        with self._lock:
-            child = self._children.get(run_id)
-            if child is not None:
-                if child.process.poll() is None:
-                    return
-                child.output.close()
-            output = TemporaryFile()  # noqa: SIM115  # for as long as the child
-            command = [sys.executable, "-m", "flowdeco", "resume", "--journal", self._path, "--", run_id]
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-            )
-            self._children[run_id] = _Child(process, output, time.time())
-
-    def note(self, info: RunInfo) -> tuple[bool, str]:
-        """Whether a run is about to be resumed, and the error of the last attempt that did not reach it."""
+    def start(self, info: RunInfo) -> None:
+        """Resume a run, unless it is being resumed: as `info` was before it was answered."""
         with self._lock:
             child = self._children.get(info.id)
-            if child is None:
-                return False, ""
-            if child.process.poll() is None:
-                return info.owner is None, ""
-            if info.updated >= child.began or child.process.returncode in (0, 3):
-                return False, ""
-            child.output.seek(0)
-            lines = child.output.read().decode("utf-8", "replace").splitlines()
-            errors = [line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR)]
-            return False, (errors or lines or [f"exit code {child.process.returncode}"])[-1]
+            if child is not None and child.error() is None:
+                if info.owner is not None or info.updated < child.began:
+                    return
+                child.wait()  # it has suspended the run again, and is about to end
+            self._children[info.id] = _Child(self._path, info.id)
 
-    def close(self) -> None:
-        """Forget the processes; they continue."""
+    def note(self, info: RunInfo) -> tuple[bool, str]:
+        """Return whether a run is about to be resumed, and the error of the last attempt if that did not reach it."""
         with self._lock:
-            for child in self._children.values():
-                child.output.close()
-                with suppress(subprocess.TimeoutExpired):
-                    child.process.wait(0)
-                child.process.returncode = child.process.returncode or 0  # no warning that it is still running
-            self._children.clear()
+            child = self._children.get(info.id)
+            error = "" if child is None else child.error()
+            if error is None:
+                return info.owner is None, ""
+            return False, "" if child is None or info.updated >= child.began else error
 
 
 _ERROR: Final = "flowdeco: error: "
