@@ -708,6 +708,24 @@ def test_it_ends_cleanly(journal, serving, number):
     assert said == "flowdeco: Ctrl-C ends it; runs that it has resumed continue\n"
 
 
+def test_a_browser_is_given_a_token_of_its_own(journal, capsys, monkeypatch):
+    """Good once: others can read the command line of a browser."""
+    seen = []
+
+    def opened(url):
+        seen.append(url)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("webbrowser.open", opened)
+    handlers = signal.getsignal(signal.SIGTERM)
+    assert main(["ui", "r.db", "--port", "0", "--open"]) == 0
+    [url] = seen
+    printed = capsys.readouterr().out.split(": ", 1)[1].strip()
+    assert url != printed
+    assert url.partition("token=")[0] == printed.partition("token=")[0]
+    assert signal.getsignal(signal.SIGTERM) is handlers
+
+
 def test_a_port_that_is_taken(journal, serving, capsys):
     """The next one is used; one that was named is an error."""
     with socket.socket() as taken:
@@ -894,6 +912,22 @@ def test_a_page_follows_its_run(tmp_path, monkeypatch, serving, browser):
         for _ in range(100):
             Turnstile.gate.release()
         thread.join()
+
+
+def test_a_failed_run_is_resumed_in_view(flows, serving, browser):
+    """Its failure disappears, and so does the button."""
+    flows.failing.run(journal="r.db", run_id="-f", check=False)
+    _, url = serving("r.db", "--port", "0")
+    Path("mended").touch()
+    with Tabs(browser, url) as tabs:
+        page = tabs.open("run?id=-f")
+        assert page.locator("#alarm .said").inner_text() == "RuntimeError: no bread"
+        page.get_by_text("Resume the run").click()
+        page.wait_for_selector(".pill.completed")
+        assert page.locator("#alarm").count() == page.locator("button.main").count() == 0
+        assert page.locator("#rows .line .failed").count() == 0
+        assert page.url == f"{tabs.base}run?id=-f"
+        assert tabs.said == []
 
 
 def test_two_tabs(flows, serving, browser):

@@ -645,9 +645,12 @@
 
   // The failure of the run.
 
+  let blamed = "";
   const blame = () => {
-    const alarm = $("alarm");
-    if (!alarm || data.fail === undefined || alarm.querySelector(".said")) return;
+    const alarm = $("alarm"), said = JSON.stringify([data.failures[data.fail], data.culprits]);
+    if (!alarm || data.fail === undefined || (said === blamed && alarm.querySelector(".said"))) return;
+    blamed = said;
+    alarm.querySelectorAll(":scope > div").forEach((old) => old.remove());
     alarm.append(failure(data.failures[data.fail]));
     const acts = el("div", "acts");
     for (const row of data.culprits.map((index) => rows[index])) {

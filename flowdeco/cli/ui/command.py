@@ -9,7 +9,7 @@ from ipaddress import ip_address
 
 from flowdeco import durable
 from flowdeco.cli import report
-from flowdeco.cli.exit_codes import FINE
+from flowdeco.cli.exit_codes import FAILED, FINE
 from flowdeco.cli.journals import journal_path
 from flowdeco.cli.ui.guard import Guard
 from flowdeco.cli.ui.server import bound, require_extra, serve
@@ -38,8 +38,8 @@ def ui(options: Namespace) -> int:
         report.say("flowdeco: Ctrl-C ends it; runs that it has resumed continue", out=sys.stderr)
         sys.stdout.flush()
         opens = _has_browser() if options.open is None else options.open
-        serve(Site(path, unpickle=options.unpickle), guard, listening, opens=opens)
-    return FINE
+        ended = serve(Site(path, unpickle=options.unpickle), guard, listening, opens=opens)
+    return FINE if ended else FAILED
 
 
 def _is_loopback(host: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import sys
 from contextlib import suppress
 from importlib import import_module
 from threading import Event, Thread
@@ -43,7 +44,8 @@ def bound(host: str, port: int | None) -> socket.socket:
     for each in wanted:
         listening = socket.socket(family, socket.SOCK_STREAM)
         try:
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if sys.platform != "win32":  # where it would let two processes listen
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind((address[0], each, *address[2:]))
             listening.listen()
         except OSError as error:
@@ -96,8 +98,8 @@ def application(site: Site, guard: Guard) -> Any:
     return starlette.Starlette(routes=[routing.Route("/{path:path}", respond, methods=every)])
 
 
-def serve(site: Site, guard: Guard, listening: socket.socket, *, opens: bool) -> None:
-    """Serve until SIGINT or SIGTERM; `opens` the page in a browser.
+def serve(site: Site, guard: Guard, listening: socket.socket, *, opens: bool) -> bool:
+    """Serve until SIGINT or SIGTERM, and return whether one came; `opens` the page in a browser.
 
     uvicorn runs in a thread of its own: in the main thread it would raise the signal again after its end.
     """
@@ -130,3 +132,4 @@ def serve(site: Site, guard: Guard, listening: socket.socket, *, opens: bool) ->
         working.join()
         for number, handler in before.items():
             signal.signal(number, handler)
+    return asked.is_set()

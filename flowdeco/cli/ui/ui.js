@@ -8,7 +8,7 @@
   const FASTEST = 1000, SHARE = 8;  // milliseconds between two requests; and how many times as long as one takes
   // Elements whose content is made by a script, or by the reader.
   const DRAWN = "script, style, noscript, canvas, #count, #replay, #states, #tags, #rows, #tip, #alarm, #find, #order, #copy, .zoom, #live, #offline";
-  let url = live.content, version = live.dataset.version, timer = 0;
+  let url = live.content, version = live.dataset.version, timer = 0, turn = 0;
 
   // A form that was refused, or that led here with a notice, must not be the address of this page.
   if (new URL(url, location.href).href !== location.href.split("#")[0]) history.replaceState(null, "", url + location.hash);
@@ -50,7 +50,12 @@
     const data = made.getElementById("data");
     document.title = made.title;
     patch(document.body, [...made.body.childNodes]);
-    if (data) document.dispatchEvent(new CustomEvent("flowdeco:update", { detail: { data: JSON.parse(data.textContent), patch } }));
+    if (data) {
+      const count = $("count");
+      count.setAttribute("aria-live", "off");  // not each new stage is announced
+      document.dispatchEvent(new CustomEvent("flowdeco:update", { detail: { data: JSON.parse(data.textContent), patch } }));
+      setTimeout(() => count.removeAttribute("aria-live"), 300);
+    }
     if (focused !== document.activeElement && focused.isConnected) focused.focus({ preventScroll: true });
     if (before !== status() && $("live")) $("live").textContent = `The run is ${status().replace(/^\S+\s+/, "")}`;
   };
@@ -67,21 +72,27 @@
     document.querySelector("main").prepend(made);
   };
 
+  const TROUBLE = {
+    401: "This page is not signed in any more: open the address that flowdeco ui has printed last.",
+    404: "This run is not there any more: it has been deleted.",
+    500: "The server failed: its terminal shows why.",
+  };
+
   const ask = async () => {
     clearTimeout(timer);
     if (document.hidden) return;
-    const began = performance.now(), asked = url;
+    const began = performance.now(), mine = turn += 1;
     try {
       const reply = await fetch(url, { cache: "no-store", headers: { "If-None-Match": `"${version}"` } });
       const html = reply.status === 200 ? await reply.text() : "";
-      if (asked !== url) return;  // the answer to the next question comes
-      offline({ 401: "This page is not signed in any more: open the address that flowdeco ui has printed last.", 404: "This run is not there any more: it has been deleted.", 500: "The server failed: its terminal shows why." }[reply.status]);
+      if (mine !== turn) return;  // the answer to a later question comes
+      offline(TROUBLE[reply.status] ?? (html || reply.status === 304 ? "" : "This page cannot be shown any more: reload it to see why."));
       if (html) {
         version = (reply.headers.get("ETag") || "").replaceAll('"', "");
         take(html);
       }
     } catch {
-      if (asked !== url) return;
+      if (mine !== turn) return;
       offline("flowdeco ui does not answer any more. This page shows what it knew last, and asks again.");
     }
     timer = setTimeout(ask, Math.max(FASTEST, SHARE * (performance.now() - began)));
