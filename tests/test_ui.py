@@ -334,6 +334,19 @@ def test_the_list_shows_each_run(flows):
     assert time.strftime("%Y-%m-%d") in text
 
 
+def test_a_crashed_run_is_recognized(flows):
+    """Its process is gone; how long it took is on its page, which names the step."""
+    program = "import os, flows; flows.pipeline(flows.discover, flows.action(lambda: os._exit(1), name='dies'))"
+    program += ".run(journal='r.db', run_id='r')"
+    subprocess.run([sys.executable, "-c", program], check=False)
+    client = Client()
+    assert "its process ended" in client.get(status="crashed").text
+    page = client.page("r")
+    assert '<span class="pill crashed">' in page
+    assert "Cancel the run" in page
+    assert "It cannot be resumed from here" in page
+
+
 def test_two_thousand_runs(tmp_path, monkeypatch):
     """Pages, a search and filters, each in well under a second."""
     monkeypatch.chdir(tmp_path)

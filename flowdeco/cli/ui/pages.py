@@ -180,8 +180,9 @@ def _time(posix: float) -> str:
 
 
 def _took(info: RunInfo) -> str:
-    until = time.time() if state_of(info) == "running" else info.updated
-    taken = until - info.started
+    if state_of(info) == "crashed":  # `updated` is not written at every step
+        return ""
+    taken = (time.time() if info.status == "running" else info.updated) - info.started
     return text(duration(max(0.0, taken))) if taken < 1e12 else ""
 
 
@@ -192,7 +193,8 @@ def _why(info: RunInfo) -> str:
         done = '<span class="why">answered</span> ' if info.answered else ""
         asked = ", ".join(dict.fromkeys(each.key for each in info.questions))
         return f'{done}<span class="why warn">asks for {text(_cut(asked))}</span>'
-    return f'<span class="why">{text(_cut(info.reason or ""))}</span>'
+    why = "its process ended" if state_of(info) == "crashed" else info.reason or ""
+    return f'<span class="why">{text(_cut(why))}</span>'
 
 
 def _cut(said: str) -> str:
