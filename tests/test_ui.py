@@ -466,6 +466,9 @@ def test_a_pickle_journal_is_shown_without_its_code(tmp_path, monkeypatch):
     assert Trap.sprung == 0
     assert "Trap" in Checker(Client(unpickle=True).page("r")).text
     assert Trap.sprung
+    monkeypatch.delattr(sys.modules[__name__], "Trap")  # which cannot be loaded any more
+    page = Client(unpickle=True).page("r")
+    assert ('"n":"traps"' in page, "Trap" in Checker(page).text) == (True, True)
 
 
 class Own(durable.PickleCodec):

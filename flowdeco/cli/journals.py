@@ -313,12 +313,27 @@ def _print_messages(run: Run) -> None:
 def read_whole(path: str, info: RunInfo, *, values: bool = False) -> Run:
     """Return a run as its journal has it, without importing its workflow.
 
-    Values of its classes have stand-ins; with `values` they are loaded, which runs code that the journal names.
+    Values of its classes have stand-ins; with `values` those that can be are loaded, which runs code that the journal names.
     """
     from flowdeco.engine.reading import read_outline
 
-    journal = durable.SqliteJournal(path, codec=require_known_codec(info))
-    return read_outline(journal.read(info.id), journal.codec if values else _codec(info), whole=True)
+    journal, outline = durable.SqliteJournal(path, codec=require_known_codec(info)), _codec(info)
+    return read_outline(journal.read(info.id), _Loading(journal.codec, outline) if values else outline, whole=True)
+
+
+class _Loading:
+    """A codec that loads payloads, and reads those that it cannot load as an outline."""
+
+    def __init__(self, codec: durable.Codec, outline: durable.Codec) -> None:
+        self.name, self.encode = codec.name, codec.encode
+        self._decoders = codec.decode, outline.decode
+
+    def decode(self, payload: bytes) -> Any:
+        load, read = self._decoders
+        try:
+            return load(payload)
+        except JournalError:
+            return read(payload)
 
 
 def _indents(rows: Iterable[durable.Row], codec: str) -> dict[tuple[str, int], int]:

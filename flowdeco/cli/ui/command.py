@@ -34,6 +34,7 @@ def ui(options: Namespace) -> int:
             )
         if options.unpickle:
             report.print_warning("--unpickle: whoever can write the journal can run code in this process")
+            sys.path.insert(0, os.getcwd())  # where `flowdeco resume` finds modules, too
         report.say(f"{os.path.basename(path)}: {guard.address(guard.token)}")
         report.say("flowdeco: Ctrl-C ends it; runs that it has resumed continue", out=sys.stderr)
         sys.stdout.flush()
