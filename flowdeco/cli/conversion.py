@@ -30,6 +30,7 @@ from flowdeco.model.store import key_name, type_of
 from flowdeco.model.wiring import Input, Step, steps_of
 
 if TYPE_CHECKING:
+    from flowdeco.durable import Question
     from flowdeco.errors import Wait
 
 __all__ = ["Taker", "answers", "converted", "listed", "takers", "type_name"]
@@ -97,7 +98,7 @@ def _is_supplied(step: Step, wanted: Input, known: set[str]) -> bool:
 
 
 def answers(
-    inputs: Mapping[str, Any], texts: frozenset[str], questions: Iterable[Wait]
+    inputs: Mapping[str, Any], texts: frozenset[str], questions: Iterable[Wait | Question]
 ) -> tuple[dict[str, Any], set[str]]:
     """Return the inputs with the answers to these questions converted, and their keys; raises as `converted`."""
     made, known = dict(inputs), set[str]()

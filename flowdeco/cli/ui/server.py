@@ -110,7 +110,7 @@ def serve(site: Site, guard: Guard, listening: socket.socket, *, opens: bool) ->
     )  # fmt: skip
     server = uvicorn.Server(config)
     asked = Event()
-    before: dict[signal.Signals, Any] = {}
+    before: dict[int, Any] = {}
 
     def end(number: int, frame: object) -> None:
         asked.set()
