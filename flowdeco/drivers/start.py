@@ -140,7 +140,7 @@ def _from_memory(
             f"run {before.id!r} cannot be resumed from memory: it was run with history=..., or its journal could not be "
             f"pickled with it"
         )
-    start = _Start(flow, inputs, options._replace(use=(*kept.use, *options.use)), gate)
+    start = _Start(flow, inputs, options if options.use != () else options._replace(use=kept.use), gate)
     start.check_skip(start.skip)
     start.skip = start.skip.union(kept.skip)
     log = kept.log

@@ -254,7 +254,7 @@ def _another_attempt(branch: Branch, act: Execution, layers: Layers) -> Walk:
     """
     recorder, step = branch.terms.recorder, act.step
     if branch.waits:
-        branch.waits_of(act.number).another_attempt(len(layers.opened) - 1)
+        branch.waits_of(act.number).another_attempt(layers.who - 1)
     if recorder is None:
         return None
     began = ActionRecord(

@@ -33,7 +33,7 @@ from flowdeco.engine.groups import run_group
 from flowdeco.engine.layers import merging
 from flowdeco.engine.noting import note, note_adopted, note_place
 from flowdeco.engine.open_scopes import UNNUMBERED, OpenScope, OpenStream
-from flowdeco.engine.outcome import Outcome, Scope, Status, record_kind, stages_in, status_of
+from flowdeco.engine.outcome import RUN, Outcome, Scope, Status, record_kind, stages_in, status_of
 from flowdeco.engine.requests import Failure, Request, Walk
 from flowdeco.engine.resuming import recall
 from flowdeco.engine.runs import Run
@@ -218,13 +218,26 @@ def _begin_pipeline(
     if not (pipeline.plain or is_run):
         scope.place = Scope(pipeline.name, f"{branch.id}.{branch.next_place()}", None, by, scope.place)
     earlier = None
-    if not is_plain:
+    if is_run and not (pipeline.use or pipeline.timeout):
+        earlier = _recall_run(branch, scope, is_plain)
+    elif not is_plain:
         scope.number = branch.next_number()
         earlier = recall(branch, scope.number, pipeline)
     if not is_run and branch.skips(pipeline, earlier):
         return _skip(branch, scope, earlier)
     layers = () if is_plain else (*use, *limited(branch, scope, "pipeline"), *pipeline.use)
     return open_scope(branch, scope, layers, earlier)
+
+
+def _recall_run(branch: Branch, scope: OpenScope, is_plain: bool) -> Outcome | None:
+    """Number the scope of the caller's layers, apart from the steps of the run: a resume may come without them."""
+    past = branch.terms.past
+    number = None if past is None else past.number_of_run(scope.unit)
+    scope.number = (UNNUMBERED if is_plain else RUN) if number is None else number
+    if number is None:
+        return None
+    branch.number = number + 1
+    return recall(branch, number, scope.unit)
 
 
 def _is_transparent(scope: OpenScope) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 
 from flowdeco.engine.adoption import Archive
 from flowdeco.engine.memory import Remains
-from flowdeco.engine.outcome import ROOT, Outcome, Status, Steps, branch_id, cut_steps
+from flowdeco.engine.outcome import ROOT, RUN, Outcome, Status, Steps, branch_id, cut_steps
 from flowdeco.engine.recorder import KINDS, Recorded
 from flowdeco.errors import Cancelled, CodeChangedError, DefinitionError, Suspend
 from flowdeco.model.definitions import Parallel, Pipeline, Stage, Stream
@@ -84,6 +84,24 @@ class History:
             raise self.mismatch(branch, unit, around, earlier)
         self.drop_from(branch, number)  # it had begun, and nothing in it has ended
         return None
+
+    def number_of_run(self, pipeline: Pipeline) -> int | None:
+        """Return the number of the scope of the caller's layers; None if there was none.
+
+        Journals of earlier versions counted it among the steps, as the first. If it has no row there, the number of the
+        first stage shows whether they did.
+        """
+        mine = self.steps.get(ROOT, {})
+        first = min(mine, default=None)
+        if first is None or first == RUN:
+            return first
+        kind, around = _kind(mine[first].unit), 0
+        if first == 0:
+            return 0 if kind == "pipeline" and mine[0].scope is None else None
+        while pipeline.units and isinstance(pipeline.units[0], Pipeline):
+            pipeline = pipeline.units[0]
+            around += bool(pipeline.use or pipeline.timeout)
+        return 0 if first - (kind == "action") > around else None
 
     def reopen(self, branch: str, earlier: Outcome) -> None:
         """Note that a scope continues which had begun in an earlier leg."""

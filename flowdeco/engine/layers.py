@@ -17,12 +17,12 @@ the target. If there is nothing to wait for, as usual, they return at once; othe
 from __future__ import annotations
 
 import types
-from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
 
 from flowdeco.engine.outcome import NOTHING_DROPPED, Dropped, Outcome, Status
 from flowdeco.engine.requests import Await, Deferred, Gate, Raised, Request, Sleep
-from flowdeco.errors import MiddlewareError, Suspend, meant_by
+from flowdeco.errors import MiddlewareError, Suspend, Wait, meant_by
 from flowdeco.model.definitions import Action, Pipeline, Stage, Stream, Unit, insertable
 from flowdeco.model.options import UNSET, Middleware, placed
 from flowdeco.model.steps import Step, step_of
@@ -185,6 +185,8 @@ class Layers(Call):
     waits: Callable[[], Waits] | None = None
     pause: BaseException | None = None  # the signal of a pause before the next attempt
     inside: Collection[tuple[str, int]] = ()  # the steps in it that had waited, and run again
+    has_more = False  # it is that of a resumed run, which had fewer
+    base = 0  # the number of the outermost layer; around a run, they are counted from the inside, down from -2
 
     def __init__(
         self,
@@ -217,13 +219,27 @@ class Layers(Call):
         # and the functions that repeat the writes of each before the run was resumed, which replace those it makes now.
         self.mark: Mark | None = None
         self.entering: list[Delta] | None = None
-        self.recalled: Iterator[Callable[[], object]] | None = None
+        self.recalled: Iterator[Callable[[], object] | None] | None = None
         self.repeats: tuple[int, ...] = ()  # of each layer, how often it has asked for another attempt
 
     @property
     def repeats_before(self) -> int:
         """How often the layer that is being entered had asked for another attempt before the run was interrupted."""
         return sum(self.repeats[len(self.opened) : len(self.opened) + 1])
+
+    @property
+    def who(self) -> int:
+        """The number of the layer that is being entered or left."""
+        return self.base + len(self.opened)
+
+    def count_from_inside(self, waits: dict[tuple[str, int], Sequence[Wait]], place: tuple[str, int]) -> None:
+        """Number the layers so that those of the pipeline keep their numbers, however many the caller of a run gives.
+
+        Among the earlier waits, those at its place may have the numbers that journals had before.
+        """
+        self.base = base = -1 - len(self.layers)
+        if place in waits:
+            waits[place] = [each._replace(who=each.who + base) if each.who >= 0 else each for each in waits[place]]
 
     def stood_by(self) -> bool:
         """Whether the layers did nothing but surround a single attempt."""
@@ -234,6 +250,8 @@ class Layers(Call):
         if earlier.status is not Status.FAILED:
             self.attempt, self.repeats, self.failures = earlier.attempts, earlier.repeats, tuple(earlier.failures)
             self.dropped = earlier.dropped
+            if self.base:
+                self.repeats = (*[0] * len(self.layers), *self.repeats)[-len(self.layers) :]
 
     def failed(self, error: BaseException) -> None:
         """Note the failure of the target, or of a layer."""
@@ -245,8 +263,9 @@ class Layers(Call):
         self.failures += (cast("BaseException", self.failure),)  # only a failure is followed by another attempt
         self.failure, self.recovered, self.given, self.entered, self.cached = None, False, UNSET, False, False
         self.attempt += 1
-        place, repeats = len(self.opened), [*self.repeats, *[0] * len(self.layers)]
-        self.repeats = (*repeats[:place], repeats[place] + 1)  # those inside it begin anew
+        place, count = len(self.opened), len(self.layers)
+        repeats = [*self.repeats, *[0] * count]
+        self.repeats = (*repeats[:place], repeats[place] + 1, *[0] * (count - place - 1))  # those inside it begin anew
 
     def open(self, layer: Middleware, generator: Any, values: Mapping[str, Any] | None) -> None:
         """Note that a layer has yielded."""
@@ -474,7 +493,7 @@ def _resolved(
 
 def _slept(layers: Layers, waits: Waits, sleep: Sleep, has_failed: bool) -> Sleep | Raised:
     """Return the sleep that is left for this leg of a durable run, or the signal that suspends it."""
-    who = len(layers.opened)
+    who = layers.who
     try:
         return Sleep(waits.pausing(who, sleep.seconds) if has_failed else waits.sleep(who, sleep.seconds))
     except Suspend as signal:

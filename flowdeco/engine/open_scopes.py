@@ -14,7 +14,7 @@ from flowdeco.model.store import Mark
 
 __all__ = ["UNNUMBERED", "Before", "OpenScope", "OpenStream"]
 
-UNNUMBERED: Final = -1
+UNNUMBERED: Final = -2
 
 
 class Before(NamedTuple):

@@ -26,6 +26,7 @@ __all__ = [
     "NOTHING_DROPPED",
     "NOWHERE",
     "ROOT",
+    "RUN",
     "ActionRecord",
     "Dropped",
     "Inserter",
@@ -45,6 +46,7 @@ __all__ = [
 ]
 
 ROOT: Final = "0"  # the branch that is the run itself
+RUN: Final = -1  # the number in it of the scope of the caller's layers, which a resume may leave out
 NOWHERE: Final = ""  # no branch: for the waits of steps that have not run again, in memory
 
 # The messages and errors of steps in dropped attempts, in order: each step by its place (`_place`), its number there, and

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from flowdeco.engine.actions import check_insertion
 from flowdeco.engine.attempts import forget_attempt, forget_held, repeat_changes, state_before
@@ -70,8 +70,12 @@ def open_scope(
         recalled = _recalled(branch, scope, earlier, 1)
         if recalled is None:
             error = _merge(branch, scope)
-        for written in recalled or ():
-            reapply(branch, written)
+        for before in recalled or ():
+            reapply(branch, cast("Delta", before))
+    elif earlier is not None and not (layers or is_stage):  # the run has lost its layers; what they wrote stays
+        terms.waits.pop((branch.id, scope.number), None)
+        for before in _recalled(branch, scope, earlier, 0) or ():
+            reapply(branch, cast("Delta", before))
     if error is None:
         fill_scope(branch, scope)
     return error
@@ -84,7 +88,7 @@ def limited(branch: Branch, scope: OpenScope, level: str) -> tuple[Middleware, .
         return ()
 
     def limit(call: Any) -> Generator[None, None, None]:
-        who, clock, error = len(call.opened), branch.terms.clock, None
+        who, clock, error = call.who, branch.terms.clock, None
         used, began = time_used(branch, scope.number, who), clock()
         deadline = Deadline(f"{level} {unit.name!r}", unit.timeout, branch, used=used, scope=scope)
         try:
@@ -101,7 +105,7 @@ def limited(branch: Branch, scope: OpenScope, level: str) -> tuple[Middleware, .
     return (limit,)
 
 
-def _recalled(branch: Branch, scope: OpenScope, earlier: Outcome | None, layers: int) -> Sequence[Delta] | None:
+def _recalled(branch: Branch, scope: OpenScope, earlier: Outcome | None, layers: int) -> Sequence[Delta | None] | None:
     """Return the earlier writes of an unfinished scope's layers; None if the scope had not begun before the resume.
 
     For a run in memory these are empty: its store has them.
@@ -151,6 +155,11 @@ def _begin_layers(branch: Branch, scope: OpenScope, layers: tuple[Middleware, ..
     shown = store if watch is None else watch.watched()
     scope.layers = around = Layers(terms.run_id, shown, scope.pipeline, stage, None, layers, terms.gate)
     around.values = scope.values
+    if scope.outer is branch.base and branch.parent is None:  # the run's own, with its caller's layers
+        around.count_from_inside(terms.waits, (branch.id, scope.number))
+        if terms.past is not None and terms.past.in_store and recalled is not None:
+            recalled = [NOTHING] * len(terms.past.unfinished(branch.id, scope.number)[0])
+        recalled = _from_inside(branch, None if earlier is None else recalled, len(layers))
     if earlier is not None:
         around.continue_from(earlier)
         around.inside = {wait.at for wait in earlier.waits if wait.at is not None}
@@ -160,8 +169,19 @@ def _begin_layers(branch: Branch, scope: OpenScope, layers: tuple[Middleware, ..
         around.entering, around.watch = [], watch
         around.waits = partial(branch.waits_of, scope.number)
     if recalled is not None:
-        around.recalled = (partial(reapply, branch, written) for written in recalled)
+        around.recalled = (written and partial(reapply, branch, written) for written in recalled)
+        around.has_more = None in recalled
     return (yield from _enter_and_fill(branch, scope, around))
+
+
+def _from_inside(branch: Branch, recalled: Sequence[Delta | None] | None, count: int) -> Sequence[Delta | None] | None:
+    """Return the earlier writes of so many layers around a run, None for each that is new; apply those of lost ones."""
+    if recalled is None:
+        return None
+    kept = max(0, len(recalled) - count)
+    for written in recalled[:kept]:
+        reapply(branch, cast("Delta", written))
+    return [*[None] * (count - len(recalled)), *recalled[kept:]]
 
 
 def _still_paused(branch: Branch, scope: OpenScope, earlier: Outcome, error: BaseException) -> BaseException:
@@ -181,11 +201,11 @@ def _enter_and_fill(branch: Branch, scope: OpenScope, layers: Layers) -> Walk:
     layers.recalled = None
     if resumes and past is not None and past.in_store and scope.before is not None:
         marks, result = past.unfinished(branch.id, scope.number)
-        for mark, noted in zip(layers.marks(), marks, strict=False):
+        for mark, noted in zip(layers.marks()[::-1], marks[::-1], strict=False):
             mark.continue_from(noted)  # another attempt returns to the state that the first one found
         scope.before = scope.before._replace(result=result)
     scope.values = layers.values
-    if layers.entering is not None and error is None and not resumes:
+    if layers.entering is not None and error is None and (layers.has_more or not resumes):
         error = note_entering(branch, scope, layers.entering, None if branch.atomic else layers)
         if layers.attempt > 1:  # it counts, should the process be killed now
             error = error or (yield from branch.save())
@@ -243,7 +263,7 @@ def close_scope(branch: Branch, scope: OpenScope, error: Failure) -> Walk:
     if again:
         branch.left.unwinding = None
         if scope.number in branch.waits:
-            branch.waits_of(scope.number).another_attempt(len(layers.opened) - 1)
+            branch.waits_of(scope.number).another_attempt(layers.who - 1)
         branch.agenda.append((scope, None))
         branch.scope = scope
         return unsaved or (yield from _enter_and_fill(branch, scope, layers))

@@ -171,9 +171,9 @@ class Waits:
         """Forget everything of the attempt that has failed but its answers; layers up to this one have not begun anew."""
         for wait in reversed(kept(self.noted, only_answers=True)):
             self._earlier.setdefault((wait.who, wait.key), deque()).appendleft(wait)
-        self.noted = [wait for wait in self.noted if 0 <= wait.who <= who]
+        self.noted = [wait for wait in self.noted if _is_layer(wait.who, who)]
         for counted in (self._slept, self._over):
-            for each in [each for each in counted if not 0 <= each <= who]:
+            for each in [each for each in counted if not _is_layer(each, who)]:
                 del counted[each]
 
     def recorded(self) -> tuple[Wait, ...]:
@@ -190,6 +190,11 @@ class Waits:
     def __getstate__(self) -> tuple[None, dict[str, Any]]:
         state = {name: getattr(self, name) for name in self.__slots__}
         return None, {**state, "wall": Wall(suspend_after=self.wall.suspend_after, deadline=self.wall.deadline)}
+
+
+def _is_layer(each: int, until: int) -> bool:
+    """Whether this is the number of a layer, and that of this other one or one around it."""
+    return each != -1 and each <= until
 
 
 class Surroundings(Protocol):
