@@ -297,10 +297,10 @@ def test_recorded_answers_wait_for_the_next_resume(journal):
 def test_answering_a_finished_run_is_an_error(journal):
     """It has nothing to ask any more; nor has it with `error=`."""
     run = both.run({"first": True, "second": []}, journal=journal, run_id="r")
-    with pytest.raises(JournalError, match="'r' has completed, and asks nothing any more"):
+    with pytest.raises(JournalError, match="'r' has completed and no longer asks anything"):
         durable.answer(journal, "r", {"first": True})
     for options in ({"journal": journal}, {}):
-        with pytest.raises(DefinitionError, match="has completed, and asks nothing any more"):
+        with pytest.raises(DefinitionError, match="has completed and no longer asks anything"):
             both.resume(run, error=ValueError(), **options)
 
 
