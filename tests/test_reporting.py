@@ -640,11 +640,11 @@ REASONS = {
     ),
     "undone": (
         lambda: Stage("s", [nothing(1.0), bad], use=[recover(on=OSError), atomic]) >> deviation,
-        "stage 's' failed and was recovered: 'mean' was taken back",
+        "stage 's' failed and was recovered: 'mean' was dropped",
     ),
     "a group undone": (
         lambda: pipeline(parallel(nothing(1.0), bad, name="g", limit=1), use=[recover(on=OSError)]) >> deviation,
-        "parallel group 'g' failed and was recovered: 'mean' was taken back",
+        "parallel group 'g' failed and was recovered: 'mean' was dropped",
     ),
     "later": (lambda: deviation >> mean, "'mean' of stage 'mean' supplies 'mean', but comes later"),
     "later in the stage": (lambda: Stage("s", [deviation, mean]), "supplies 'mean', but comes later, in the same stage"),
@@ -1395,7 +1395,7 @@ def test_a_group_is_undone_by_a_failure_deep_in_another_branch():
     deep = pipeline(bad, name="deep", use=[opens])
     group = parallel(nothing(1.0), deep, name="g", limit=1)
     told = missing(elsewhere >> pipeline(group, use=[recover(on=OSError)]) >> deviation)
-    assert "parallel group 'g' failed and was recovered: 'mean' was taken back" in told
+    assert "parallel group 'g' failed and was recovered: 'mean' was dropped" in told
     told = missing(elsewhere >> parallel(nothing(), good, name="g") >> deviation)
     assert "'mean' has run, and returned nothing for 'mean'" in told
 
