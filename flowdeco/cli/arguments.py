@@ -400,7 +400,7 @@ def _show_options(parser: _Parser) -> None:
         help="write the page of the run (default: RUN.html), and show nothing",
     )
     parser.add_argument("--force", action="store_true", help="overwrite the page if it exists")
-    parser.add_argument("--messages", action="store_true", help="show the messages of the actions as well")
+    parser.add_argument("--messages", action="store_true", help="also show the messages of the actions")
     _add_json(parser)
 
 
