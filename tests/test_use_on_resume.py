@@ -243,7 +243,9 @@ def units(depth):
     """Draw parts of flows; each of their actions appends its name, or its answer, to one list."""
     names = st.integers(0, 10**9).map(str)
     parts = names.flatmap(
-        lambda name: st.sampled_from([counted, asking]).map(lambda part: part.bind(name=name).with_options(name=f"a{name}"))
+        lambda name: st.sampled_from([counted, asking]).map(
+            lambda part: part.bind(name=name).with_options(name=f"a{name}")
+        )
     )
     if depth == 0:
         return parts

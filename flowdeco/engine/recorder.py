@@ -343,8 +343,6 @@ def pinned(steps: Mapping[str, Mapping[int, Outcome]], pins: Mapping[str, int]) 
         return delta if outdated.isdisjoint((*delta.keys(), *delta.changes)) else delta.without(outdated)
 
     def of(did: Outcome) -> Outcome:
-        if not (did.writes or did.entering):
-            return did
         return did._replace(writes=did.writes and current(did.writes), entering=tuple(map(current, did.entering)))
 
     return {branch: {number: of(did) for number, did in mine.items()} for branch, mine in steps.items()}
