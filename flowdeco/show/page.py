@@ -75,7 +75,7 @@ def page(
             "STORE": _store(run, values),
             "TEXT": text(redact(ran.text()), lines=True),
             "FOOT": _foot(served is not None),
-            "POLICY": policy(served=served is not None, frames=has_html(run)),
+            "POLICY": policy(served=served is not None, frames=served is not None or has_html(run)),
             "HEAD": served.head if served else "",
             "ABOVE": served.above if served else "flowdeco run",
             "ACTIONS": served.actions if served else "",
@@ -90,10 +90,10 @@ def page(
 def policy(*, served: bool = False, frames: bool = False) -> str:
     """Return the content security policy of a page; one that is served may use files and forms of its server.
 
-    The frame of a value that is HTML inherits it, and has styles of its own. A page that is served may get one later.
+    The frame of a value that is HTML inherits it, and has styles of its own. A run that is served may get one later.
     """
     own, forms = (" 'self'", "form-action 'self'; connect-src 'self'") if served else ("", "form-action 'none'")
-    style = "'unsafe-inline'" if served or frames else f"'sha256-{_hash(asset('page.css'))}'"
+    style = "'unsafe-inline'" if frames else f"'sha256-{_hash(asset('page.css'))}'"
     script = f"'sha256-{_hash(asset('page.js'))}'"
     return (
         f"default-src 'none'; style-src {style}{own}; script-src {script}{own}; img-src data:; base-uri 'none'; {forms}"

@@ -6,6 +6,7 @@ Every string from a journal is escaped by `text`, and every one in a URL by `quo
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -63,9 +64,13 @@ def asset_of(name: str) -> str:
     return files("flowdeco.cli.ui").joinpath(name).read_text(encoding="utf-8")
 
 
-def strict() -> str:
-    """Return the content security policy of all pages."""
-    return f"{policy(served=True)}; frame-ancestors 'none'"
+_POLICY: Final = re.compile(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">')
+
+
+def strict(html: str = "") -> str:
+    """Return the content security policy of a response: that of its page, if it states one, and no frame around it."""
+    stated = _POLICY.search(html)
+    return f"{stated[1] if stated else policy(served=True)}; frame-ancestors 'none'"
 
 
 def run_url(run_id: str, **more: str) -> str:

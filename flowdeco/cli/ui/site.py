@@ -58,7 +58,7 @@ class Site:
             reply = handlers[asked.path](asked)
         except FlowdecoError as error:
             return _told("That did not work", error_message(error), 409)
-        return reply._replace(headers={**reply.headers, "Content-Security-Policy": pages.strict()})
+        return reply._replace(headers={**reply.headers, "Content-Security-Policy": pages.strict(reply.body)})
 
     # Pages.
 
