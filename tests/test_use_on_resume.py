@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowdeco import Context, Sleep, action, durable, parallel, pipeline, stage
+from flowdeco import Context, Sleep, Stage, Suspend, action, durable, parallel, pipeline, stage
 from flowdeco.durable import MemoryJournal
+from flowdeco.errors import CodeChangedError
 from flowdeco.middleware import atomic, retry
 
 CALLS = []
@@ -268,3 +269,40 @@ def test_steps_do_not_depend_on_the_middleware_of_the_caller(parts, uses):
     names = [each.name for each in run.stages]
     assert [f"a{name}" for name in run["log"]] == names
     assert legs == 1 + len(names) - len(CALLS)
+
+
+# Another pipeline.
+
+
+@action
+def stops():
+    raise Suspend("stopped")
+
+
+WAITING = [
+    (ask, pre, "this looks like another pipeline: the run began with stage 'ask', this one begins with stage 'pre'"),
+    (nap, pre, "this looks like another pipeline"),
+    (stops, pre, "this looks like another pipeline"),
+    (ask, pre >> ask, "stage 'pre' comes where the run had stage 'ask'"),
+    (pre >> ask, pre, "the run ends where it had stage 'ask'"),
+    (ask, pipeline(), "the run ends where it had stage 'ask'"),
+    (ask, pipeline(pipeline(ask, name="inner", use=[plain])), "pipeline 'inner' comes where the run had stage 'ask'"),
+    (Stage("s", [pre, ask]), Stage("s", [pre]), "the run ends where it had action"),
+    (Stage("s", [ask]), Stage("s", [pre, ask]), "action s/pre comes where the run had s/ask"),
+    (parallel(review("a"), review("b")), parallel(review("a")), "parallel group 'parallel' comes where"),
+]
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "message", "memory"),
+    [(*each, memory) for each in WAITING for memory in (True, False) if not (memory and each[0] is nap)],
+)
+def test_a_waiting_step_is_not_dropped_for_another_one(was, now, message, memory):
+    """Somebody may have been asked: the resume is refused, and the run still waits."""
+    kept = {} if memory else {"journal": MemoryJournal()}
+    run = pipeline(was, name="p").run(run_id="r", **kept)
+    with pytest.raises(CodeChangedError, match=message):
+        pipeline(now, name="p").resume(run, {"go": "yes"}, **kept)
+    if not memory:
+        assert durable.read(kept["journal"], "r").reason == run.reason
+        assert pipeline(now, name="p").resume("r", {"go": 1, "a": 1}, on_change="ignore", **kept).error is None

@@ -136,9 +136,13 @@ class History:
         """Whether any step from this number on has ended, including those in groups among them."""
         steps = {at: outcome for at, outcome in self.steps.get(branch, {}).items() if at >= number}
         return any(
-            outcome.is_final or any(self._holds(inner, 0) for inner in branches_of(branch, at, outcome))
+            self._counts(outcome) or any(self._holds(inner, 0) for inner in branches_of(branch, at, outcome))
             for at, outcome in steps.items()
         )
+
+    def _counts(self, outcome: Outcome) -> bool:
+        """Whether a step must not be dropped for another one."""
+        return outcome.is_final
 
     def check_begun(self, branch: str, number: int, unit: Any) -> None:
         """Raise `CodeChangedError` for a unit whose own end is not known, in the place of another stage."""
@@ -176,7 +180,7 @@ class History:
     def ended(self, branch: str) -> BaseException | None:
         """Return the error of a branch that ends here, and had more steps; else None."""
         mine = self.steps.get(branch, {})
-        left = [mine[number] for number in sorted(mine) if mine[number].is_final]
+        left = [mine[number] for number in sorted(mine) if self._counts(mine[number])]
         if not left:
             return None
         stage = next((each for each in left if _kind(each.unit) != "action"), left[0])
@@ -302,6 +306,10 @@ class Rehearsal(History):
         self.taken.add((branch, number))
         return earlier
 
+    def _counts(self, outcome: Outcome) -> bool:
+        """Whether a step must not be dropped for another one: it has ended, or somebody may have been asked."""
+        return outcome.is_final or outcome.status is Status.SUSPENDED
+
     def confirm(self, branch: str, earlier: Outcome, unit: Any, number: int) -> BaseException | None:
         """Confirm that a scope ends as it did before, and note that it still holds."""
         changed = super().confirm(branch, earlier, unit, number)
@@ -418,5 +426,5 @@ def _described(unit: Any, around: Any, earlier: Outcome | None = None) -> str:
     name = unit.name if earlier is None else earlier.name
     if kind == "action":
         stage = unit.stage if isinstance(unit, Recorded) else "" if around is None else around.name
-        return f"action {stage}/{name}"
+        return f"action {stage}/{name}" if stage else f"action {name}"
     return f"{'parallel group' if kind == 'group' else kind} {name!r}"
