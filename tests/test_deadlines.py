@@ -26,6 +26,7 @@ from flowdeco.middleware import atomic, recover, retry
 from flowdeco.testing import FlowRunner
 
 SOON = 0.05
+LATER = 0.4  # where something is to come to its end before that
 LONG = 30.0
 LOG = []
 
@@ -322,21 +323,21 @@ def sleeps_elsewhere(ctx: Context):
         ctx.emit("woken")
 
 
-@pytest.mark.parametrize("begins", [0.0, SOON * 4])
+@pytest.mark.parametrize("begins", [0.0, LATER * 1.5])
 @pytest.mark.parametrize("of", ["stage", "pipeline", "run", "group"])
 def test_a_sleep_in_another_process_is_cut_short(run, of, begins):
     """So that its worker is free again; one that would begin when the time is up does not."""
-    stage = Stage("s", [sleeps_elsewhere, last], timeout=SOON * 2 if of == "stage" else LONG)
-    whole = pipeline(parallel(stage, last), timeout=SOON * 2 if of == "pipeline" else LONG)
+    stage = Stage("s", [sleeps_elsewhere, last], timeout=LATER if of == "stage" else LONG)
+    whole = pipeline(parallel(stage, last), timeout=LATER if of == "pipeline" else LONG)
     if of == "group":
-        whole = parallel(pipeline(parallel(stage), timeout=SOON * 2), last)
+        whole = parallel(pipeline(parallel(stage), timeout=LATER), last)
     messages = []
     started = time.monotonic()
     with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
-        limits = {"timeout": SOON * 2} if of == "run" else {}
+        limits = {"timeout": LATER} if of == "run" else {}
         found = failed(run, whole, {"begins": begins}, executor=pool, observers=[messages.append], **limits)
         assert type(found.error) is UnitTimeout
-        assert f"{SOON * 2:g} s" in str(found.error)
+        assert f"{LATER:g} s" in str(found.error)
         assert run(parallel(importable_constant), executor=pool)["importable_constant"] == 1
     assert time.monotonic() - started < LONG / 3
     assert [each.kind for each in messages if isinstance(each, Message)] == (["woken"] if begins == 0 else [])
@@ -683,7 +684,7 @@ def test_a_pipeline_in_a_branch_ends_the_group_inside_it(run):
 
 def test_enough_branches_complete_a_group_in_time(run):
     """Those with a timeout may be lost on the way."""
-    branches = [Stage(f"s{n}", [hangs if n else first], timeout=SOON) for n in range(3)]
+    branches = [Stage(f"s{n}", [hangs if n else first], timeout=LATER) for n in range(3)]
     assert run(parallel(*branches, enough=1, tolerate=2)).status == "completed"
 
 
@@ -697,7 +698,7 @@ def test_a_streamed_group_ends(run):
         finally:
             LOG.append("closed")
 
-    flow = pipeline(parallel(stream(endless), limit=2), timeout=SOON)
+    flow = pipeline(parallel(stream(endless), limit=2), timeout=LATER)
     assert type(failed(run, flow).error) is UnitTimeout
     assert LOG.count("hangs") == LOG.count("cancelled") <= 2
     assert LOG[-1] == "closed"
@@ -710,7 +711,7 @@ def test_a_stream_that_waits_is_cancelled(run):
         yield Stage("x", [first])
         await asyncio.sleep(LONG)
 
-    flow = pipeline(parallel(stream(waiting)), timeout=SOON)
+    flow = pipeline(parallel(stream(waiting)), timeout=LATER)
     assert type(failed(run, flow).error) is UnitTimeout
     assert LOG == ["first"]
 
@@ -845,7 +846,7 @@ def test_a_run_that_ran_out_of_time_is_resumed(kept, of):
             await asyncio.sleep(LONG)
         return 2
 
-    limit = dict.fromkeys(["stage", "pipeline", "run"]) | {of: SOON}
+    limit = dict.fromkeys(["stage", "pipeline", "run"]) | {of: LATER}
     one = Stage("s", [first, slow_at_first], timeout=limit["stage"])
     flow = pipeline(one, Stage("after", [last]), timeout=limit["pipeline"])
     found = flow.run(check=False, timeout=limit["run"], **kept)

@@ -147,7 +147,7 @@ def test_calls_that_wait_for_their_turn_do_not_begin_when_their_group_ends(run):
 @pytest.mark.parametrize("limit", [0, -1, True, 1.5, "2"])
 def test_wrong_limits_are_refused_before_the_run(run, limit):
     """With the sentence of other counts."""
-    with pytest.raises(DefinitionError, match="limit is a positive number of calls"):
+    with pytest.raises(DefinitionError, match="limit is a positive number of concurrent calls"):
         run(parallel(action(name="a")(lambda: None)), limit=limit)
 
 
