@@ -1212,9 +1212,69 @@ def test_changed_code_is_refused_in_one_line(flowdeco, journal):
     Path("flows.py").write_text(FLOWS.replace('print("discovering")', 'print("looking")'))
     os.utime("flows.py", (time.time() + 5,) * 2)
     code, _, err = flowdeco("resume", "one", "-i", "approval:=1")
-    assert (code, len(err.splitlines())) == (1, 1)
+    assert (code, len(err.splitlines())) == (2, 1)  # nothing was run
     assert "action discover/discover has completed, with different code. Give --on-change ignore to resume" in err
+    assert flowdeco("resume", "one", "-i", "approval:=1", "--json")[:2] == (2, "")
+    assert flowdeco("show", "one", "--json")[1].count('"suspended"')
     assert flowdeco("resume", "one", "-i", "approval:=1", "--on-change", "ignore")[0] == 0
+
+
+REVIEWS = """
+from flowdeco import Context, action, parallel, stage
+
+@stage
+def review(who: str):
+    @action(collect="verdicts")
+    def verdict(ctx: Context):
+        return ctx.wait_for(f"verdict.{who}", type=str)
+
+flow = parallel(review("legal1"), review("legal2"))
+
+@action
+def nums(): return 3
+
+@action
+def first(): return 1
+
+@action
+def second(): return 1
+
+@action
+def asks(ctx: Context): return ctx.wait_for("n")
+
+steps = first >> second >> asks
+"""
+
+
+def test_an_answer_that_was_taken_is_not_warned_of(flowdeco, journal):
+    """Although a question with a similar key is still open."""
+    Path("reviews.py").write_text(REVIEWS)
+    flowdeco("run", "reviews.py:flow", "--run-id", "one")
+    code, _, err = flowdeco("resume", "one", "-i", "verdict.legal1=yes")
+    assert (code, "warning" in err) == (3, False)
+    assert "Did you mean 'verdict.legal2'?" in flowdeco("resume", "one", "-i", "verdict.legal3=yes")[2]
+
+
+def test_a_waiting_run_is_not_resumed_by_another_pipeline(flowdeco, journal):
+    """It still waits, for its own."""
+    Path("reviews.py").write_text(REVIEWS)
+    flowdeco("run", "reviews.py:flow", "--run-id", "one")
+    code, out, err = flowdeco("resume", "reviews.py:nums", "one")
+    assert (code, out) == (2, "")
+    assert "this looks like another pipeline" in err
+    assert flowdeco("resume", "one", "-i", "verdict.legal1=y", "-i", "verdict.legal2=y")[0] == 0
+
+
+def test_all_changes_are_listed(flowdeco, journal):
+    """In one line."""
+    Path("reviews.py").write_text(REVIEWS)
+    flowdeco("run", "reviews.py:steps", "--run-id", "one")
+    del sys.modules["reviews"]
+    Path("reviews.py").write_text(REVIEWS.replace("return 1", "return 2"))
+    os.utime("reviews.py", (time.time() + 5,) * 2)
+    code, _, err = flowdeco("resume", "one")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "first/first has completed, with other code; action second/second has completed, with other code" in err
 
 
 def test_a_fork_goes_on_from_a_stage(flowdeco, journal):

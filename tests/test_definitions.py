@@ -895,3 +895,10 @@ def test_a_bound_value_that_cannot_be_shown_does_not_hide_a_conflict(run):
 
     with pytest.raises(WriteConflictError, match=r"branches 0 \('total\[x\]'\) and 1 \('total\[x=1\]'\)"):
         run(parallel(add.bind(x=Broken()), add.bind(x=1), name="g"), {"y": 2})
+
+
+@pytest.mark.parametrize("unit", [parallel(Stage("x")), Stage("x"), pipeline(Stage("x"), name="p")])
+def test_a_stage_contains_actions_only(unit):
+    """The message says how units are put together."""
+    with pytest.raises(DefinitionError, match=r"A stage contains actions: chain units with `>>` or pipeline\(...\)"):
+        Stage("s", [unit])

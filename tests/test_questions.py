@@ -4,8 +4,10 @@ import asyncio
 import math
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from multiprocessing import get_context
+from typing import Any, ForwardRef, Literal, TypeVar
 
 import pytest
 
@@ -783,3 +785,100 @@ def test_an_answer_after_a_write_is_given(run):
     flow = writes >> pauses >> asks
     found = flow.resume(run(flow), {"go": True, "k": 5})
     assert (found["asks"], "k" in found.store) == (5, False)
+
+
+# Late answers.
+
+
+@action
+def approved(ctx: Context):
+    return ctx.wait_for("approved", type=bool)
+
+
+@action
+def receipt(ctx: Context):
+    return ctx.wait_for("receipt")
+
+
+def test_a_second_answer_to_a_question_is_refused_once_the_first_is_used(journal):
+    """It would replace what came of the first, unchecked; until a resume has used the first, the last one counts."""
+    flow = approved >> receipt
+    flow.run(journal=journal, run_id="r")
+    durable.answer(journal, "r", {"approved": False})
+    durable.answer(journal, "r", {"approved": True})
+    flow.resume("r", journal=journal)
+    with pytest.raises(JournalError, match="used an answer to 'approved' already, and waits for 'receipt' now"):
+        durable.answer(journal, "r", {"receipt": 7, "approved": "no way"})
+    assert not durable.runs(journal)[0].answered
+    durable.answer(journal, "r", {"receipt": 7, "remark": "an input"})
+    assert dict(flow.resume("r", journal=journal).store) == {"approved": True, "receipt": 7, "remark": "an input"}
+
+
+def test_an_input_in_advance_is_an_answer_that_was_used(journal):
+    """As one that was given later."""
+    flow = approved >> receipt
+    flow.run({"approved": True}, journal=journal, run_id="r")
+    with pytest.raises(JournalError, match="used an answer to 'approved' already"):
+        durable.answer(journal, "r", {"approved": False})
+
+
+def test_a_loop_that_asks_again_is_answered_again(journal):
+    """Its key has been used, and is asked for now."""
+
+    @action
+    def twice(ctx: Context):
+        return [ctx.wait_for("n"), ctx.wait_for("n")]
+
+    twice.run(journal=journal, run_id="r")
+    for number in (1, 2):
+        durable.answer(journal, "r", {"n": number})
+        run = twice.resume("r", journal=journal)
+    assert run["twice"] == [1, 2]
+
+
+def test_an_input_for_a_used_key_is_warned_of(way, caplog):
+    """A resume may replace what a step has written, but not silently."""
+    flow = approved >> receipt
+    run = way.run(flow)
+    run = way.resume(flow, run, {"approved": True})
+    assert not caplog.records
+    way.resume(flow, run, {"approved": False, "receipt": 1})
+    assert "has used an answer to 'approved' already" in caplog.text
+
+
+@pytest.mark.parametrize("wrong", ["bool", 3, (int, str), [int], len, "list[int]", list | ForwardRef("x")])
+def test_a_type_that_is_not_one_is_refused_at_once(wrong):
+    """For keys and questions alike; the name of a type, as a string, is not one."""
+    with pytest.raises(DefinitionError, match="is a type, such as int"):
+        Key("n", wrong)
+    asks = action(lambda ctx: ctx.wait_for("n", type=wrong), name="asks")
+    with pytest.raises(DefinitionError, match="is a type, such as int"):
+        asks.run()
+
+
+@pytest.mark.parametrize(
+    "right", [None, Any, list, list[int], int | None, Callable, Callable[[int], str], TypeVar("T"), Literal[1]]
+)
+def test_forms_of_types_are_taken(right):
+    """Classes, generic types, unions and the forms of `typing`."""
+    assert Key("n", right).type == right
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda j, r: durable.answer(j, r, {"a": 1}),
+        durable.cancel,
+        durable.read,
+        durable.delete,
+        lambda j, r: approved.resume(r, journal=j),
+    ],
+)
+def test_a_run_is_named_by_its_id(journal, use):
+    """Not by a run, a number, or None."""
+    approved.run(journal=journal, run_id="r")
+    [info] = durable.runs(journal)
+    with pytest.raises(DefinitionError, match=r"named by its id, a string, not by the RunInfo .*: write its .id"):
+        use(journal, info)
+    with pytest.raises(DefinitionError, match="a string, not by the NoneType None"):
+        use(journal, None)

@@ -135,7 +135,6 @@ def test_keys_are_non_empty_strings(wrong):
         (T, [3], []),
         (Named, ["unchecked"], []),
         (Closeable, [Opened()], [3]),
-        ("int", [3, "unchecked"], []),
     ],
     ids=shown,
 )
@@ -1105,7 +1104,6 @@ def test_a_key_checks_what_can_be_checked(declared, fitting, other):
     [
         Readable,
         TypeVar("T"),
-        "Unheard",
         TextIO,
         IO[str],
         Never,

@@ -685,3 +685,36 @@ def test_plans_and_pages_show_the_stream(tmp_path):
     assert flow.plan().diff(result.ran()) is not None
     assert "square[2]" in result.to_html(tmp_path / "run.html").read_text(encoding="utf-8")
     assert result.status is Status.COMPLETED
+
+
+# -- iterators, which can be gone through once
+
+
+async def later():
+    """Yield a unit, asynchronously."""
+    yield square(1)
+
+
+@pytest.mark.parametrize("source", [lambda: (square(n) for n in range(3)), lambda: iter([square(1)]), later])
+def test_a_used_up_iterator_is_an_error_of_the_second_run(run, source):
+    """It would silently do nothing; also where the first run left some of it."""
+    flow = parallel(stream(source()), limit=1)
+    assert run(flow).status == "completed"
+    again = run(flow, check=False)
+    assert isinstance(again.error, DefinitionError)
+    assert "is used up: an iterator can be gone through once. Write stream(function, *args)" in str(again.error)
+
+
+def test_a_list_and_a_function_can_be_streamed_again(run):
+    """Each run goes through them anew."""
+    for source in ([square(1), square(2)], lambda: [square(1), square(2)]):
+        flow = parallel(stream(source))
+        assert run(flow)["squares"] == run(flow)["squares"] == of([1, 2])
+
+
+def test_a_retry_of_a_group_does_not_lose_the_branches_of_an_iterator(run):
+    """The second attempt would have had none, and would have succeeded."""
+    FAIL.add(1)
+    flow = pipeline(parallel(stream(iter([square(1)]))), use=[retry(on=ValueError, attempts=2, wait=0)])
+    failed = run(flow, check=False)
+    assert failed.status == "failed"

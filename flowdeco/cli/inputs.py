@@ -92,7 +92,7 @@ def input_warnings(run: Run, inputs: Iterable[str], options: Namespace, warned: 
     relevant = {key for key, (record, _) in wanted.items() if not failed or record.error is run.error}
     missing = {key for key in {*relevant, *awaited_keys(run.reason)} if key not in run.store}
     for key in inputs:
-        close = [] if key in wanted else get_close_matches(key, missing, n=1)
+        close = [] if key in wanted or key not in run.store else get_close_matches(key, missing, n=1)
         if close:
             yield f"nothing took the input {key!r}. Did you mean {close[0]!r}?"
     for text in options.input:

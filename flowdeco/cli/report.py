@@ -268,16 +268,15 @@ def print_warning(text: str) -> None:
 
 
 def error_message(error: BaseException) -> str:
-    """Return the message of an error of ours; of several problems or changes the first, and how many there are."""
+    """Return the message of an error of ours in one line, with all changes; of several problems the first, and how many."""
     problems: Sequence[Any] = getattr(error, "problems", ())
     if problems:
         more = f" ({len(problems) - 1} more: see flowdeco validate)" if len(problems) > 1 else ""
         return f"{problems[0].message} If it is an input: -i {problems[0].key}=VALUE{more}"
     changes: Sequence[str] = getattr(error, "changes", ())
     if changes:
-        more = f", and {len(changes) - 1} more" if len(changes) > 1 else ""
         return (
-            f"the definition has changed since the run was interrupted: {changes[0]}{more}. "
+            f"the definition has changed since the run was interrupted: {'; '.join(changes)}. "
             f"Give --on-change ignore to resume all the same, or --on-change rerun to run again from the first change"
         )
     return message_of(error) or type(error).__name__

@@ -17,7 +17,7 @@ from flowdeco.cli.process import cancelling_on_interrupt, configure_logging, dis
 from flowdeco.cli.workflow import load_recorded_workflow, load_workflow, stand_in_for_main
 from flowdeco.engine.runs import Run
 from flowdeco.engine.waits import open_questions
-from flowdeco.errors import message_of
+from flowdeco.errors import CodeChangedError, message_of
 from flowdeco.model.definitions import Pipeline
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def resume(options: Namespace) -> int:
     inputs, warned = _converted(inputs, options, flow, _questions(journal, info.id) if inputs else ())
     finished = info.status in ("completed", "bailed") and options.on_change != "rerun" and not options.from_stage
     return _perform(
-        options, path, inputs,
+        options, path, inputs.keys() - {question.key for question in info.questions},
         lambda how: flow.resume(
             info.id, inputs, journal=journal, on_change=options.on_change, from_stage=options.from_stage,
             skip=options.skip, **how,
@@ -113,6 +113,8 @@ def _perform(
             run = Run.of(interrupt)
         except LookupError:
             return INTERRUPTED
+    if isinstance(run.error, CodeChangedError) and not run.stages:
+        raise run.error  # nothing ran, and the run is as it was
     takes_more = _show(lambda: _print_run(run, options, finished=finished), "the run is not shown", options)
     if takes_more:
         _show(lambda: _print_problems(run, options, path, inputs, warned), "its problems are not shown", options)

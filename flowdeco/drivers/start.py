@@ -37,7 +37,7 @@ from flowdeco.errors import (
 )
 from flowdeco.model.contents import agree
 from flowdeco.model.definitions import Pipeline, action_selectors
-from flowdeco.model.options import checked_count, checked_layers, checked_selectors, checked_timeout
+from flowdeco.model.options import check_run_id, checked_count, checked_layers, checked_selectors, checked_timeout
 from flowdeco.model.runnable import Options as RunOptions
 from flowdeco.model.selectors import check_skip
 from flowdeco.model.store import Store
@@ -111,6 +111,8 @@ def resume(
         raise DefinitionError(f"on_change is 'error', 'ignore' or 'rerun', not {on_change!r}")
     if isinstance(what, Run) and options.journal is None and what.resumption is not None:
         options = options._replace(journal=what.resumption.journal)
+    if not isinstance(what, Run):
+        check_run_id(what)
     if options.journal is not None:
         run_id = what.id if isinstance(what, Run) else what
         return _from_journal(_Start(flow, inputs, options, gate), run_id, inputs, options, on_change, from_stage)
@@ -147,6 +149,7 @@ def _from_memory(
     steps = log.history()
     errors = refusals(options.error, open_questions(steps), before.id)
     given = Given(0, Store(inputs), errors)
+    _warn_of_used(before.id, given.values, steps)
     steps = answered(steps, [*[Given(0, {})] * log.since, given])
     taken = {key for key, number in used(steps) if number == log.since}
     more = {key: value for key, value in given.values.items() if key not in taken}
@@ -222,7 +225,19 @@ def _taken_up(
     if inputs or errors:
         given.append(Given(len(remembered.rows), Store(inputs), errors))
         more = encoded_inputs(encoder(journal), journal.codec, given[-1].values, errors)
+        _warn_of_used(remembered.run_id, given[-1].values, found)
     return *settled(found, given), more
+
+
+def _warn_of_used(run_id: str, inputs: Mapping[str, Any], steps: Steps) -> None:
+    """Log the inputs that would have been answers: their questions are answered, and the steps have gone on."""
+    late = {key for key, _ in used(steps)}.difference(wait.key for wait in open_questions(steps)).intersection(inputs)
+    if late:
+        _logger(run_id).warning(
+            "run %s has used an answer to %s already, and does not ask for it now: the new value is an input, which "
+            "replaces what steps have written under that key, but they do not run again. For that, resume with from_stage=",
+            run_id, ", ".join(map(repr, sorted(late))),
+        )  # fmt: skip
 
 
 def _steps(remembered: Remembered, codec: Codec, given: Sequence[Given]) -> Steps:

@@ -19,6 +19,7 @@ from flowdeco.engine.generations import present_rows
 from flowdeco.engine.journal import Codec, Journal, Remembered, Row
 from flowdeco.errors import DefinitionError, JournalError, RunBusyError, RunNotFoundError, suggestion
 from flowdeco.model.lazy import lazily
+from flowdeco.model.options import check_run_id
 
 if TYPE_CHECKING:
     from flowdeco.durable.json_codec import JsonCodec
@@ -94,6 +95,7 @@ def cancel(journal: Any, run_id: str) -> None:
     The owner's `run` raises `Cancelled`. A cancelled run can be resumed, and is left alone by `wake`. Raises
     `RunNotFoundError`, and `JournalError` for a run that has finished.
     """
+    check_run_id(run_id)
     target = as_journal(journal)
     if not callable(getattr(target, "cancel", None)):
         raise JournalError(f"{target!r} has no method `cancel`, with which to cancel run {run_id!r}")
@@ -102,6 +104,7 @@ def cancel(journal: Any, run_id: str) -> None:
 
 def delete(journal: Any, run_id: str) -> None:
     """Delete a run; raises `RunNotFoundError`, and `RunBusyError` while a process works on it."""
+    check_run_id(run_id)
     as_journal(journal).delete(run_id)
 
 

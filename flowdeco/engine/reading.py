@@ -35,7 +35,7 @@ from flowdeco.engine.recorder import Recorded, outcomes
 from flowdeco.engine.records import Records
 from flowdeco.engine.runs import Run
 from flowdeco.engine.waits import Given, asked, settled
-from flowdeco.errors import PAUSE, SLEEP, JournalError, RunError, Wait, members_of, portable, told
+from flowdeco.errors import NOT_GIVEN, PAUSE, SLEEP, JournalError, RunError, Wait, members_of, portable, told
 from flowdeco.model.definitions import Action, Pipeline, Stage, Stream, Unit, make_action, one_action_stage
 from flowdeco.model.options import UNSET
 from flowdeco.model.store import Store
@@ -51,6 +51,7 @@ __all__ = [
     "read_run",
     "read_steps",
     "stages_by_name",
+    "used_keys",
 ]
 
 Find: TypeAlias = "Callable[[str], Stage | None]"
@@ -139,6 +140,13 @@ def read_steps(remembered: Remembered, codec: Codec) -> tuple[Store, Steps]:
     remembered = generations(remembered)[-1]
     steps, store = settled(outcomes(remembered.rows, codec), given_inputs(remembered, codec))
     return store, steps
+
+
+def used_keys(remembered: Remembered, codec: Codec) -> set[str]:
+    """Return the keys whose answers or inputs questions have used, as far as the payloads can be decoded."""
+    steps = outcomes(generations(remembered)[-1].rows, _Lenient(codec))
+    waits = (wait for mine in steps.values() for did in mine.values() for wait in did.waits)
+    return {wait.key for wait in waits if wait.given != NOT_GIVEN}
 
 
 def encoded_inputs(

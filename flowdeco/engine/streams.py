@@ -5,7 +5,7 @@ A resumed run takes over the streams that its rehearsal began, and receives the 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Generator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterable, Iterator
 from typing import Any, Final, cast
 
 from flowdeco.engine.actions import check_insertion
@@ -16,7 +16,7 @@ from flowdeco.engine.open_scopes import OpenStream
 from flowdeco.engine.requests import Await, Chore, Deferred, Failure, Raised, Request, Walk
 from flowdeco.engine.results import is_awaited
 from flowdeco.engine.resuming import catch_up
-from flowdeco.errors import ReturnValueError
+from flowdeco.errors import DefinitionError, ReturnValueError
 from flowdeco.model.definitions import Stage, Stream, insertable
 from flowdeco.model.options import UNSET
 
@@ -55,7 +55,16 @@ def _begun(branch: Branch, stream: Stream, where: str) -> Generator[Request, Any
     if error is not None:
         return Raised(error)
     source: Any = stream.source
-    if callable(source):
+    if isinstance(source, (Iterator, AsyncIterator)):
+        if stream.begun:
+            return Raised(
+                DefinitionError(
+                    f"the {stream.name} {where} is used up: an iterator can be gone through once. Write "
+                    f"stream(function, *args), which can be called again, or give it a list"
+                )
+            )
+        stream.begun = True
+    elif callable(source):
         source = yield Chore(source, "stream"), stream.args, None
         if is_awaited(source):
             source = yield Await(source)

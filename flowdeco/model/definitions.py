@@ -327,8 +327,11 @@ def checked_options(function: Any, *, name: str | None = None, **options: Any) -
     """Return the options of an action of this function, which is checked as well."""
     method = isinstance(cast("object", function), (classmethod, staticmethod))
     if isinstance(function, (Unit, Template, type)) or not (method or callable(function)):
+        hint = ""
+        if isinstance(function, (Unit, Template)):
+            hint = ". A stage contains actions: chain units with `>>` or pipeline(...), or have an action return them"
         raise DefinitionError(
-            f"an action is made from a function, not from the {type(function).__name__} {described(function)}"
+            f"an action is made from a function, not from the {type(function).__name__} {described(function)}{hint}"
             f"{f': write @action(name={function!r})' if isinstance(function, str) else ''}"
         )
     return ActionOptions(

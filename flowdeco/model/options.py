@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from math import inf
 from typing import Any, Final, Protocol, TypeAlias, TypedDict, cast
 
-from flowdeco.errors import DefinitionError
+from flowdeco.errors import DefinitionError, shortened
 from flowdeco.model.store import AnyKey, Key
 
 Returns: TypeAlias = "AnyKey | tuple[AnyKey, ...] | None"
@@ -238,3 +238,12 @@ def checked_timeout(timeout: Any) -> float | None:
 def checked_selectors(selectors: object, option: str = "skip") -> tuple[str, ...]:
     """Return the selectors as a tuple; a bare string is an error."""
     return tuple(sorted(checked_tags(selectors, option)))
+
+
+def check_run_id(run_id: object) -> None:
+    """Raise `DefinitionError` for anything but the id of a run."""
+    if not isinstance(run_id, str):
+        hint = ": write its .id" if isinstance(getattr(run_id, "id", None), str) else ""
+        raise DefinitionError(
+            f"a run is named by its id, a string, not by the {type(run_id).__name__} {shortened(run_id)}{hint}"
+        )

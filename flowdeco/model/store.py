@@ -35,7 +35,7 @@ from typing import (
     overload,
 )
 
-from flowdeco.errors import ContextEndedError, StoreKeyError, StoreTypeError, shortened, suggestion
+from flowdeco.errors import ContextEndedError, DefinitionError, StoreKeyError, StoreTypeError, shortened, suggestion
 
 if TYPE_CHECKING:
     from typing_extensions import TypeForm
@@ -194,9 +194,10 @@ def _members(declared: Any) -> list[Any]:
     origin = get_origin(declared)
     if is_alias(declared) or is_alias(origin):
         try:
-            return _members(alias_value(declared))
-        except NameError:
+            value = alias_value(declared)
+        except NameError:  # of a name for the type checker
             return [Any]
+        return [Any] if isinstance(value, str) else _members(value)
     if origin is Annotated:
         return _members(get_args(declared)[0])
     if origin is Union or origin is types.UnionType:
@@ -209,6 +210,11 @@ def _members(declared: Any) -> list[Any]:
 def _class_of(member: Any) -> type | None:
     """Return the class of which the values of a type are instances; None if there is none, or it is not known."""
     cls = get_origin(member) or member
+    if not (isinstance(cls, type) or _is_form(cls)):
+        raise DefinitionError(
+            f"the type of a key, or of an answer, is a type, such as int or list[str], not the {type(member).__name__} "
+            f"{member!r}"
+        )
     if not isinstance(cls, type) or cls in (Any, IO, BinaryIO, TextIO):  # no file is an instance of the last three
         return None
     try:
@@ -272,6 +278,12 @@ def type_of(references: Any) -> Any:
     except (AttributeError, TypeError, ValueError):
         return Any
     return cast("Any", Union)[tuple(found)] if found else Any
+
+
+def _is_form(declared: Any) -> bool:
+    """Whether this is a form of `typing` that is not a class; the name of a type, as a string, is none."""
+    made_by = type(declared)
+    return made_by.__module__ in ("typing", "typing_extensions") and made_by.__name__ != "ForwardRef"
 
 
 def accepted_classes(declared: type) -> tuple[type, ...]:

@@ -20,11 +20,12 @@ P = ParamSpec("P", default=...)
 class Stream(Pulled):
     """Units that are pulled one at a time, to run in sequence or as the branches of a group; made by `stream`."""
 
-    __slots__ = ("args", "source")
+    __slots__ = ("args", "begun", "source")
 
     def __init__(self, source: Any, args: tuple[Any, ...]) -> None:
         self.source = source
         self.args = args
+        self.begun = False  # which an iterator can be once
 
     @property
     def name(self) -> str:
