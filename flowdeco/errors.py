@@ -229,7 +229,8 @@ class Wait(NamedTuple):
 
     A *question* is a wait for a `key`; `due` is its deadline, if it has one. Any other wait is a *sleep* until `due`, a
     *pause* before another attempt until then, a number of sleeps (`times`) that are *over*, or the seconds of a timeout
-    (`due`) that are *used*. `who` is the layer that waits, counted from outside, or -1 for the action itself. `given` is
+    (`due`) that are *used*. `who` is the layer that waits, counted from outside, or -1 for the action itself; around a run,
+    the innermost is -2, the next one -3. `given` is
     the number of the answer among everything that the run was given, `since` the number of the first that may be the
     answer. `at` is the place of the step, if that is another step of the same atomic one.
     """

@@ -71,11 +71,11 @@ def open_scope(
         if recalled is None:
             error = _merge(branch, scope)
         for before in recalled or ():
-            reapply(branch, cast("Delta", before))
+            reapply(branch, before)
     elif earlier is not None and not (layers or is_stage):  # the run has lost its layers; what they wrote stays
         terms.waits.pop((branch.id, scope.number), None)
         for before in _recalled(branch, scope, earlier, 0) or ():
-            reapply(branch, cast("Delta", before))
+            reapply(branch, before)
     if error is None:
         fill_scope(branch, scope)
     return error
@@ -105,7 +105,7 @@ def limited(branch: Branch, scope: OpenScope, level: str) -> tuple[Middleware, .
     return (limit,)
 
 
-def _recalled(branch: Branch, scope: OpenScope, earlier: Outcome | None, layers: int) -> Sequence[Delta | None] | None:
+def _recalled(branch: Branch, scope: OpenScope, earlier: Outcome | None, layers: int) -> Sequence[Delta] | None:
     """Return the earlier writes of an unfinished scope's layers; None if the scope had not begun before the resume.
 
     For a run in memory these are empty: its store has them.
@@ -145,7 +145,7 @@ def _begin_layers(branch: Branch, scope: OpenScope, layers: tuple[Middleware, ..
         error = yield from rest_of_pause(branch, scope.number)
         if error is not None:
             return _still_paused(branch, scope, earlier, error)
-    recalled = _recalled(branch, scope, earlier, len(layers))
+    recalled: Sequence[Delta | None] | None = _recalled(branch, scope, earlier, len(layers))
     scope.mark = store.mark()
     scope.before = state_before(branch)
     scope.held = len(branch.rows)
