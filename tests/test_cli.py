@@ -1265,6 +1265,13 @@ def test_a_waiting_run_is_not_resumed_by_another_pipeline(flowdeco, journal):
     assert flowdeco("resume", "one", "-i", "verdict.legal1=y", "-i", "verdict.legal2=y")[0] == 0
 
 
+def test_a_sleeping_run_is_resumed_without_an_input(flowdeco, journal):
+    """It is not asked for one; when it is due is in its status."""
+    Path("naps.py").write_text("from flowdeco import action\n@action\ndef nap(ctx):\n    ctx.sleep(1000)\n")
+    code, out, err = flowdeco("run", "naps.py:nap", "--run-id", "one")
+    assert (code, "sleeping until" in out, "resume one" in err, "-i" in err) == (3, True, True, False)
+
+
 def test_all_changes_are_listed(flowdeco, journal):
     """In one line."""
     Path("reviews.py").write_text(REVIEWS)

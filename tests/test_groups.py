@@ -2042,3 +2042,21 @@ def test_a_conflict_leaves_no_branch_out(run):
     assert isinstance(found.error, WriteConflictError)
     assert ran == ["third"]
     assert [record.name for record in found.stages] == ["a", "b", "c"]
+
+
+def test_a_conflict_shows_the_values(run):
+    """Shortened: 1 and True look alike in a store; and how a branch that writes no value disagrees."""
+    made = [action(lambda value=value: value, name=f"a{value!r:.3}", returns="k") for value in (1, True)]
+    with pytest.raises(WriteConflictError, match="wrote different values to the key 'k': 1 and True"):
+        run(parallel(*made))
+    collects = action(lambda: 1, name="collects", collect="k")
+    with pytest.raises(WriteConflictError, match="one of them collects or deletes"):
+        run(parallel(made[0], collects))
+
+
+def test_a_failing_merge_function_is_placed(run):
+    """By its key and the branches whose values it was given."""
+    made = [action(lambda value=value: value, name=f"a{value}", returns="k") for value in (1, 0)]
+    with pytest.raises(ZeroDivisionError) as raised:
+        run(parallel(*made, merge={"k": lambda one, other: one // other}))
+    assert "in merge= of the key 'k', for the branches 0 ('a1') and 1 ('a0')" in raised.value.__notes__[0]

@@ -882,3 +882,10 @@ def test_a_run_is_named_by_its_id(journal, use):
         use(journal, info)
     with pytest.raises(DefinitionError, match="a string, not by the NoneType None"):
         use(journal, None)
+
+
+def test_a_time_in_milliseconds_is_refused(journal):
+    """It would be long after the year 9999."""
+    sleeps = action(lambda ctx: ctx.sleep_until(1_900_000_000_000_000), name="sleeps")
+    with pytest.raises(DefinitionError, match="are these milliseconds"):
+        sleeps.run(journal=journal)

@@ -42,3 +42,9 @@ def test_the_docstring_lists_the_options():
     """For `help`, which shows `**options`; the signature names the type that declares them."""
     assert all(f"`{option}=" in Stage.run.__doc__ for option in OPTIONS)
     assert inspect.signature(Stage.run).parameters["options"].annotation == "Unpack[RunOptions]"
+
+
+def test_an_unknown_option_may_be_meant_as_an_input():
+    """Inputs are a mapping."""
+    with pytest.raises(TypeError, match=r"If it is an input, write run\(\{'n': \.\.\.\}\)"):
+        Stage("s").run(n=1)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TextIO, cast
 
 from flowdeco.cli.inputs import awaited_keys
-from flowdeco.errors import cut_middle, duration, message_of, printable, told
+from flowdeco.errors import SLEEPING, cut_middle, duration, message_of, printable, told
 
 if TYPE_CHECKING:
     from flowdeco.engine.runs import Run, Scope, StageRecord
@@ -312,7 +312,7 @@ def resume_command(run_id: str, status: str, reason: str | None, path: str | Non
     """Return the command that resumes a run, "" if it cannot be resumed."""
     if status not in ("failed", "suspended", "cancelled", "crashed"):
         return ""
-    keys = (awaited_keys(reason) or ["KEY"]) if status == "suspended" else []
+    keys = (awaited_keys(reason) or ([] if SLEEPING in (reason or "") else ["KEY"])) if status == "suspended" else []
     value = "".join(f" -i {shlex.quote(key)}=VALUE" for key in keys)
     journal = f" --journal {shlex.quote(path)}" if path else ""
     return f"flowdeco resume {entry}{shlex.quote(run_id)}{journal}{value}"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, cast
 
-from flowdeco.errors import WriteConflictError, suggestion
+from flowdeco.errors import WriteConflictError, shortened, suggestion
 from flowdeco.model.contents import agree
 from flowdeco.model.declare import name_in_group
 from flowdeco.model.definitions import Parallel, Unit
@@ -33,23 +35,23 @@ class Overlay:
             elif key in whole.appends:
                 whole.appends[key] += items
             else:
-                raise self._conflict(key, index, unit)
+                raise self._conflict(key, index, unit, "one of them collects or deletes")
         for key in delta.deletes:
             if key not in writers:
                 writers[key] = index, unit
                 whole.deletes.append(key)
             elif key in whole.puts or key in whole.appends:
-                raise self._conflict(key, index, unit)
+                raise self._conflict(key, index, unit, "one of them collects or deletes")
         for key, value in delta.puts.items():
             if key not in writers:
                 writers[key] = index, unit
                 whole.puts[key] = value
             elif key not in whole.puts:
-                raise self._conflict(key, index, unit)
+                raise self._conflict(key, index, unit, "one of them collects or deletes")
             elif key in merge:
-                whole.puts[key] = merge[key](whole.puts[key], value)
+                whole.puts[key] = self._combined(key, index, unit, merge[key], value)
             elif not agree(whole.puts[key], value):
-                raise self._conflict(key, index, unit)
+                raise self._conflict(key, index, unit, f"{shortened(whole.puts[key])} and {shortened(value)}")
 
     def use_up(self, answers: set[str]) -> None:
         """Delete the answers that branches consumed, unless one wrote to the key."""
@@ -68,11 +70,24 @@ class Overlay:
             cast("Key[Any]", key).check(failures)
         self.delta.puts[name] = failures
 
-    def _conflict(self, key: str, index: int, unit: Unit) -> WriteConflictError:
+    def _combined(self, key: str, index: int, unit: Unit, merge: Callable[[Any, Any], Any], value: Any) -> Any:
+        try:
+            return merge(self.delta.puts[key], value)
+        except BaseException as error:
+            with suppress(Exception):  # the exception may not allow it
+                error.add_note(f"in merge= of the key {key!r}, for {self._branches(key, index, unit)}")
+            raise
+
+    def _branches(self, key: str, index: int, unit: Unit) -> str:
         first, writer = self._writers[key]
-        return WriteConflictError(
+        return (
             f"the branches {first} ({name_in_group(writer)!r}) and {index} ({name_in_group(unit)!r}) of the parallel group "
-            f"{self._group.name!r} wrote different values to the key {key!r}. "
+            f"{self._group.name!r}"
+        )
+
+    def _conflict(self, key: str, index: int, unit: Unit, how: str) -> WriteConflictError:
+        return WriteConflictError(
+            f"{self._branches(key, index, unit)} wrote different values to the key {key!r}: {how}. "
             f"Write to different keys, contribute results with collect=, or combine them: "
             f"parallel(..., merge={{{key!r}: function}})"
         )

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from math import inf, isfinite
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast
 
 from flowdeco.engine.outcome import NOWHERE, ROOT, Outcome, Status, Steps, branch_id
 from flowdeco.engine.recorder import pinned
@@ -224,9 +224,16 @@ def seconds_of(seconds: object, what: str) -> float:
     return seconds
 
 
+_LAST: Final = 253_402_300_799.0  # the last second that a datetime can hold
+
+
 def moment(when: datetime | float) -> float:
     """Return a time in POSIX seconds; raises `DefinitionError` for one without a time zone."""
     if isinstance(when, (int, float)) and not isinstance(when, bool) and isfinite(when):
+        if when > _LAST:
+            raise DefinitionError(
+                f"ctx.sleep_until takes POSIX seconds, and {when!r} is after the year 9999: are these milliseconds?"
+            )
         return float(when)
     given: Any = when
     if not callable(getattr(when, "utcoffset", None)) or not callable(getattr(when, "timestamp", None)):
@@ -379,7 +386,9 @@ def refusals(error: object, questions: Sequence[Wait], run_id: str) -> dict[str,
     if error is None:
         return {}
     keys = list(dict.fromkeys(wait.key for wait in questions))
-    names = ", ".join(map(repr, keys)) or "nothing"
+    names = ", ".join(map(repr, keys))
+    if not keys:
+        raise DefinitionError(f"error= answers a question, and run {run_id!r} waits for nothing now: leave it out")
     found: Mapping[Any, Any]
     if isinstance(error, Mapping):
         found = cast("Mapping[Any, Any]", error)

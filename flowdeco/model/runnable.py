@@ -110,7 +110,8 @@ def run_options(method: str, given: Mapping[str, Any], *, resumes: bool = False)
     known = _TO_RESUME if resumes else _TO_RUN
     for name in given:
         if name not in known:
-            raise TypeError(f"{method}() has no option {name!r}. {suggestion(name, known)}")
+            inputs = f" If it is an input, write {method}({{{name!r}: ...}})"
+            raise TypeError(f"{method}() has no option {name!r}. {suggestion(name, known)}{inputs}")
     return Options(**given)
 
 
