@@ -426,5 +426,5 @@ def _described(unit: Any, around: Any, earlier: Outcome | None = None) -> str:
     name = unit.name if earlier is None else earlier.name
     if kind == "action":
         stage = unit.stage if isinstance(unit, Recorded) else "" if around is None else around.name
-        return f"action {stage}/{name}" if stage else f"action {name}"
+        return f"action {stage}/{name}"
     return f"{'parallel group' if kind == 'group' else kind} {name!r}"
