@@ -532,8 +532,8 @@ def test_an_answer_is_converted(flows, flow, key, text, expected):
         ("paints", {"value:colour": "GREEN"}, "'GREEN' is not one"),
         ("notes", {"value:note": "{", "json:note": "1"}, "it is not valid JSON"),
         ("counts", {"value:count": '"x"', "json:count": "1"}, "is not one"),
-        ("counts", {"value:count": ""}, "Nothing was answered."),
-        ("counts", {}, "Nothing was answered."),
+        ("counts", {"value:count": ""}, "No answer was given."),
+        ("counts", {}, "No answer was given."),
         ("counts", {"value:other": "1"}, "the run does not ask for 'other' any more"),
     ],
 )

@@ -27,8 +27,8 @@ __all__ = ["Attempt", "Listing", "asset_of", "list_page", "message", "run_url", 
 
 _SAID: Final = {
     "answered": "The answer is recorded. The run has it as soon as it is resumed.",
-    "resuming": "A process has been started that resumes the run.",
-    "cancelled": "The run is cancelled; one that is at work stops at its next step.",
+    "resuming": "A process was started to resume the run.",
+    "cancelled": "The run was cancelled. If it is running, it stops at its next step.",
 }
 
 
@@ -283,7 +283,7 @@ def _form(info: RunInfo, attempt: Attempt | None, *, can_resume: bool) -> str:
     problem = attempt.problem if attempt is not None else None
     general = f'<p class="wrong" role="alert">{text(problem.text)}</p>' if problem and problem.key is None else ""
     note = (
-        '<p class="soft">It has been answered, and not resumed since. The last answer counts.</p>'
+        '<p class="soft">It was answered, and has not been resumed yet. The last answer counts.</p>'
         if info.answered
         else ""
     )

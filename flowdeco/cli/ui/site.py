@@ -137,7 +137,7 @@ class Site:
         if info.status != "suspended":
             return Problem(f"the run is {state_of(info)}, and asks nothing")
         if not given:
-            return Problem("Nothing was answered.")
+            return Problem("No answer was given.")
         values: dict[str, Any] = {}
         for key, value in given.items():
             if key not in {question.key for question in info.questions}:
