@@ -1195,11 +1195,11 @@ def test_a_settled_fork_does_not_depend_on_the_store_below():
     store = Store(MANY)
     fork = store.fork()
     fork["new"] = 1
-    assert fork.settled() is fork
+    assert fork.detached() is fork
     store["key1"] = store["other"] = "later"
     assert {**MANY, "new": 1} == dict(fork)
     assert Delta({"new": 1}, [], {}) == fork.delta()
-    assert store.settled() is store
+    assert store.detached() is store
 
 
 def test_a_branch_does_not_copy_a_large_store():

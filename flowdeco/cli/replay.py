@@ -36,7 +36,7 @@ from flowdeco.engine.recorder import outcomes
 from flowdeco.engine.requests import CAUGHT_UP, Begin, Conductor, Ended, Fork, Raised, Request, Save, Sleep
 from flowdeco.engine.runs import Run
 from flowdeco.engine.terms import Terms
-from flowdeco.engine.waits import settled
+from flowdeco.engine.waits import starting_point
 from flowdeco.errors import suggestion, told
 from flowdeco.model.definitions import Pipeline
 from flowdeco.model.options import UNSET
@@ -136,7 +136,7 @@ def _chosen(
         raise UsageError(f"--nth {nth}: the run has {report.plural(len(places), 'such step')}")
     place = places[which - 1]
     at, row = ended[place]
-    steps, store = settled(outcomes(remembered.rows, codec), given_inputs(remembered, codec), rows=at)
+    steps, store = starting_point(outcomes(remembered.rows, codec), given_inputs(remembered, codec), rows=at)
     return _Found(f"{row.stage}/{row.action}", which, len(places), place, steps, store, remembered)
 
 

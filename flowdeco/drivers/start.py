@@ -25,7 +25,7 @@ from flowdeco.engine.requests import Gate, Raised, Request, Save
 from flowdeco.engine.resume import Earlier, Journaled, check_fork, resumed
 from flowdeco.engine.runs import Resumption, Run, Status, remember
 from flowdeco.engine.terms import Terms
-from flowdeco.engine.waits import Given, Wall, answered, open_questions, refusals, settled, used
+from flowdeco.engine.waits import Given, Wall, answered, open_questions, refusals, starting_point, used
 from flowdeco.errors import (
     Cancelled,
     DefinitionError,
@@ -226,7 +226,7 @@ def _taken_up(
         given.append(Given(len(remembered.rows), Store(inputs), errors))
         more = encoded_inputs(encoder(journal), journal.codec, given[-1].values, errors)
         _warn_of_used(remembered.run_id, given[-1].values, found)
-    return *settled(found, given), more
+    return *starting_point(found, given), more
 
 
 def _warn_of_used(run_id: str, inputs: Mapping[str, Any], steps: Steps) -> None:
@@ -243,7 +243,7 @@ def _warn_of_used(run_id: str, inputs: Mapping[str, Any], steps: Steps) -> None:
 def _steps(remembered: Remembered, codec: Codec, given: Sequence[Given]) -> Steps:
     """Return the steps of an earlier generation of a run."""
     mine = [each._replace(rows=rows) for each, (rows, _) in zip(given, remembered.inputs, strict=False)]
-    return settled(outcomes(remembered.rows, codec), mine)[0]
+    return starting_point(outcomes(remembered.rows, codec), mine)[0]
 
 
 def _new(inputs: Store, given: Sequence[Given]) -> dict[str, Any]:

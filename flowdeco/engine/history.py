@@ -62,7 +62,8 @@ class History:
     def recall(self, branch: str, number: int, unit: Any, around: Any, *, sealed: bool) -> Outcome | None:
         """Return the earlier outcome of a step, whether it had ended or not; None if it had not begun.
 
-        `around` is the unit around it, which had ended if `sealed`. Raises the error that forbids continuing.
+        Each is returned once: `has` and `has_more` ask for what is left. `around` is the unit around the step, which had
+        ended if `sealed`. Raises the error that forbids continuing.
         """
         if self.archive is not None and not (sealed or self.has(branch, number)):
             self.archive.adopt(self.steps, branch, number, unit, around)

@@ -105,7 +105,7 @@ class Leftovers:
 
     def all_remains(self, branch: str, store: Store, result: Any) -> dict[str, Remains]:
         """Return the remains of an unfinished branch, and of the branches in it."""
-        return {**self.remains, branch: Remains(store.settled(), self.unwinding, result, self.unfinished)}
+        return {**self.remains, branch: Remains(store.detached(), self.unwinding, result, self.unfinished)}
 
 
 class Log:

@@ -49,7 +49,7 @@ def note(branch: Branch, outcome: Outcome) -> tuple[Outcome, Failure]:
     elif branch.logged is not None and stage is None:
         branch.logged[outcome.number] = outcome.kept()
     if outcome.error is not None:
-        note_place(branch, outcome.error, _place(outcome, name, branch.scope.pipeline.name))
+        note_place(branch, outcome.error, _in_words(outcome, name, branch.scope.pipeline.name))
     if terms.notify is not None:
         for event in outcome.events(terms.run_id, name):
             terms.notify(event)
@@ -145,7 +145,7 @@ def _branches(branch: Branch) -> Iterator[str]:
         branch = branch.parent
 
 
-def _place(outcome: Outcome, stage: str | None, pipeline: str) -> str:
+def _in_words(outcome: Outcome, stage: str | None, pipeline: str) -> str:
     unit = outcome.unit
     if isinstance(unit, Action):
         return f"action {outcome.name!r} of stage {stage!r}, pipeline {pipeline!r}"

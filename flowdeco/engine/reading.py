@@ -34,7 +34,7 @@ from flowdeco.engine.outcome import (
 from flowdeco.engine.recorder import Recorded, outcomes
 from flowdeco.engine.records import Records
 from flowdeco.engine.runs import Run
-from flowdeco.engine.waits import Given, asked, settled
+from flowdeco.engine.waits import Given, asked, starting_point
 from flowdeco.errors import NOT_GIVEN, PAUSE, SLEEP, JournalError, RunError, Wait, members_of, portable, told
 from flowdeco.model.definitions import Action, Pipeline, Stage, Stream, Unit, make_action, one_action_stage
 from flowdeco.model.options import UNSET
@@ -138,7 +138,7 @@ class _Lenient:
 def read_steps(remembered: Remembered, codec: Codec) -> tuple[Store, Steps]:
     """Return the store with the inputs of a run, and its steps."""
     remembered = generations(remembered)[-1]
-    steps, store = settled(outcomes(remembered.rows, codec), given_inputs(remembered, codec))
+    steps, store = starting_point(outcomes(remembered.rows, codec), given_inputs(remembered, codec))
     return store, steps
 
 

@@ -100,7 +100,7 @@ class Recorder:
     def reopening(self, branch: str, outcome: Outcome) -> Row:
         """Return the row of a scope that had ended, and is reopened."""
         row = Recorded("", "") if not isinstance(outcome.unit, Recorded) else outcome.unit
-        parts = _place(branch, outcome)
+        parts = _surroundings(branch, outcome)
         if outcome.branches:
             parts["branches"] = outcome.branches  # they lead to the steps of a group
         if outcome.entering:
@@ -135,7 +135,7 @@ class Recorder:
         return Row(branch, did.number, "action", stage, step.name, "completed", did.started, did.elapsed, code, payload)
 
     def _parts(self, branch: str, outcome: Outcome) -> dict[str, Any]:
-        parts = _place(branch, outcome)
+        parts = _surroundings(branch, outcome)
         if outcome.writes is not None:
             failures = outcome.unit.failures if type(outcome.unit) is Parallel else None
             writes = outcome.writes if failures is None else self._portable(outcome.writes, key_name(failures))
@@ -245,7 +245,7 @@ class Recorder:
                 )
 
 
-def _place(branch: str, outcome: Outcome) -> dict[str, Any]:
+def _surroundings(branch: str, outcome: Outcome) -> dict[str, Any]:
     """Return who inserted a step, and the scopes around it that began in its branch, the innermost first.
 
     With these, a run can be read without its pipeline: a pipeline without middleware has no row of its own.

@@ -59,7 +59,7 @@ __all__ = [
     "open_questions",
     "refusals",
     "seconds_of",
-    "settled",
+    "starting_point",
     "used",
     "waits_by_step",
 ]
@@ -359,7 +359,7 @@ def check_answer(wait: Any, value: object) -> None:
     Key.of(wait.key, wait.type, wait.classes).check(value)
 
 
-def settled(steps: Steps, given: Sequence[Given], rows: float = inf) -> tuple[Steps, Store]:
+def starting_point(steps: Steps, given: Sequence[Given], rows: float = inf) -> tuple[Steps, Store]:
     """Return the steps with their answers, and the store with which the run begins again, or had begun at so many rows.
 
     Older writes to keys that were given later do not count.

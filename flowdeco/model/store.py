@@ -661,7 +661,7 @@ class Store(MutableMapping[str, Any]):
     def fork(self) -> Store:
         """Return a store with the same values, which knows the writes to it (`delta`).
 
-        Until it is `settled`, no value may be written here. A few values are copied; over more of them lies a layer, so
+        Until it is `detached`, no value may be written here. A few values are copied; over more of them lies a layer, so
         that a branch costs the same however many there are.
         """
         fork, data = Store.__new__(Store), self._data
@@ -671,7 +671,7 @@ class Store(MutableMapping[str, Any]):
         fork._given, fork._rewritten = self._given, set(self._rewritten)
         return fork
 
-    def settled(self) -> Store:
+    def detached(self) -> Store:
         """Return this store, which no longer depends on the one that it was forked from."""
         if type(self._data) is _Layer:
             self._data = dict(self._data)

@@ -156,7 +156,7 @@ def test_a_run_must_not_end_before_its_history():
     """Of what had ended well the first scope is named; what had failed may be gone."""
     assert "the run ends where it had stage 's'" in str(History(HISTORY).ended("0"))
     assert "a branch ends where it had stage 's'" in str(History(HISTORY).ended(INNER))
-    assert "the run ends where it had action a" in str(History(steps(did(1, A))).ended("0"))
+    assert "the run ends where it had action /a" in str(History(steps(did(1, A))).ended("0"))
     assert History(steps(did(0, T, Status.FAILED))).ended("0") is None
     assert History({}).ended("0") is None
 
