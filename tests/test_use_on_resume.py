@@ -280,9 +280,13 @@ def stops():
 
 
 WAITING = [
-    (ask, pre, "this looks like another pipeline: the run began with stage 'ask', this one begins with stage 'pre'"),
-    (nap, pre, "this looks like another pipeline"),
-    (stops, pre, "this looks like another pipeline"),
+    (
+        ask,
+        pre,
+        "this looks like a different pipeline: the run began with stage 'ask', this one begins with stage 'pre'",
+    ),
+    (nap, pre, "this looks like a different pipeline"),
+    (stops, pre, "this looks like a different pipeline"),
     (ask, pre >> ask, "stage 'pre' comes where the run had stage 'ask'"),
     (pre >> ask, pre, "the run ends where it had stage 'ask'"),
     (ask, pipeline(), "the run ends where it had stage 'ask'"),

@@ -152,16 +152,8 @@ class Recorder:
                 parts[name] = value
         if outcome.selection is not ALL:
             parts.update(self._of_selection(outcome.selection))
-        if outcome.attempts > 1:
-            parts["attempts"], parts["repeats"] = outcome.attempts, list(outcome.repeats)
-        if outcome.failures:
-            parts["failures"] = self._written_failures(outcome.failures)
-        if outcome.dropped:
-            parts["dropped"] = [
-                [*step, written]
-                for step, attempts in outcome.dropped.items()
-                if (written := self._written_attempts(attempts))
-            ]
+        if outcome.attempts > 1 or outcome.failures or outcome.dropped:
+            parts.update(self._of_attempts(outcome))
         if outcome.messages:
             parts["messages"] = list(map(list, outcome.messages))
         if outcome.waits:
@@ -180,6 +172,20 @@ class Recorder:
             return writes
         listed = [(name, portable(error, self._copied)) for name, error in writes.puts[failures]]
         return writes._replace(puts={**writes.puts, failures: listed})
+
+    def _of_attempts(self, outcome: Outcome) -> dict[str, Any]:
+        parts: dict[str, Any] = {}
+        if outcome.attempts > 1:
+            parts["attempts"], parts["repeats"] = outcome.attempts, list(outcome.repeats)
+        if outcome.failures:
+            parts["failures"] = self._written_failures(outcome.failures)
+        if outcome.dropped:
+            parts["dropped"] = [
+                [*step, written]
+                for step, attempts in outcome.dropped.items()
+                if (written := self._written_attempts(attempts))
+            ]
+        return parts
 
     def _of_selection(self, selection: Selection) -> dict[str, Any]:
         parts: dict[str, Any] = {}

@@ -49,17 +49,12 @@ def open_scope(
     scope.depth = len(branch.agenda)
     branch.agenda.append((scope, None))
     branch.scope = scope
-    if earlier is not None and branch.restores(earlier):
-        scope.earlier = earlier
-        scope.before = state_before(branch) if earlier.error is not None or earlier.dropped else None
-        branch.sealed += 1
-        for written in earlier.entering:
-            reapply(branch, written)
-        if earlier.entered:
-            fill_scope(branch, scope)
-        return None
-    if earlier is not None and terms.past is not None:
-        terms.past.reopen(branch.id, earlier)
+    if earlier is not None:
+        if branch.restores(earlier):
+            _seal(branch, scope, earlier)
+            return None
+        if terms.past is not None:
+            terms.past.reopen(branch.id, earlier)
     is_stage = type(scope.unit) is Stage
     if is_stage and terms.notify is not None:
         terms.notify(StageStarted(terms.run_id, scope.unit.name, scope.by, _branches(scope.place)))
@@ -79,6 +74,17 @@ def open_scope(
     if error is None:
         fill_scope(branch, scope)
     return error
+
+
+def _seal(branch: Branch, scope: OpenScope, earlier: Outcome) -> None:
+    """Open a scope that had ended before the run was resumed: its contents are restored, and then its outcome."""
+    scope.earlier = earlier
+    scope.before = state_before(branch) if earlier.error is not None or earlier.dropped else None
+    branch.sealed += 1
+    for written in earlier.entering:
+        reapply(branch, written)
+    if earlier.entered:
+        fill_scope(branch, scope)
 
 
 def limited(branch: Branch, scope: OpenScope, level: str) -> tuple[Middleware, ...]:
@@ -136,7 +142,7 @@ def _merge(branch: Branch, scope: OpenScope) -> Failure:
 
 
 def _begin_layers(branch: Branch, scope: OpenScope, layers: tuple[Middleware, ...], earlier: Outcome | None) -> Walk:
-    terms, store = branch.terms, branch.store
+    terms = branch.terms
     if terms.past is not None and not terms.past.has_more(branch.id):
         error = yield from catch_up(branch)
         if error is not None:
@@ -146,15 +152,7 @@ def _begin_layers(branch: Branch, scope: OpenScope, layers: tuple[Middleware, ..
         if error is not None:
             return _still_paused(branch, scope, earlier, error)
     recalled: Sequence[Delta | None] | None = _recalled(branch, scope, earlier, len(layers))
-    scope.mark = store.mark()
-    scope.before = state_before(branch)
-    scope.held = len(branch.rows)
-    branch.revocable += 1
-    stage = scope.unit if type(scope.unit) is Stage else None
-    watch = None if terms.recorder is None else terms.recorder.looks.watch(store, branch.changed)
-    shown = store if watch is None else watch.watched()
-    scope.layers = around = Layers(terms.run_id, shown, scope.pipeline, stage, None, layers, terms.gate)
-    around.values = scope.values
+    around = _layers_around(branch, scope, layers)
     if scope.outer is branch.base and branch.parent is None:  # the run's own, with its caller's layers
         around.count_from_inside(terms.waits, (branch.id, scope.number))
         if terms.past is not None and terms.past.in_store and recalled is not None:
@@ -165,13 +163,28 @@ def _begin_layers(branch: Branch, scope: OpenScope, layers: tuple[Middleware, ..
         around.inside = {wait.at for wait in earlier.waits if wait.at is not None}
     if terms.recorder is not None or recalled is not None:
         around.mark = scope.mark
-    if watch is not None:
-        around.entering, around.watch = [], watch
-        around.waits = partial(branch.waits_of, scope.number)
     if recalled is not None:
         around.recalled = (written and partial(reapply, branch, written) for written in recalled)
         around.has_more = None in recalled
     return (yield from _enter_and_fill(branch, scope, around))
+
+
+def _layers_around(branch: Branch, scope: OpenScope, layers: tuple[Middleware, ...]) -> Layers:
+    """Note the state to which another attempt returns; return the layers of the scope, not yet entered."""
+    terms, store = branch.terms, branch.store
+    scope.mark = store.mark()
+    scope.before = state_before(branch)
+    scope.held = len(branch.rows)
+    branch.revocable += 1
+    stage = scope.unit if type(scope.unit) is Stage else None
+    watch = None if terms.recorder is None else terms.recorder.looks.watch(store, branch.changed)
+    shown = store if watch is None else watch.watched()
+    scope.layers = around = Layers(terms.run_id, shown, scope.pipeline, stage, None, layers, terms.gate)
+    around.values = scope.values
+    if watch is not None:
+        around.entering, around.watch = [], watch
+        around.waits = partial(branch.waits_of, scope.number)
+    return around
 
 
 def _from_inside(branch: Branch, recalled: Sequence[Delta | None] | None, count: int) -> Sequence[Delta | None] | None:
