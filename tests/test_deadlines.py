@@ -26,7 +26,7 @@ from flowdeco.middleware import atomic, recover, retry
 from flowdeco.testing import FlowRunner
 
 SOON = 0.05
-LATER = 0.4  # where something is to come to its end before that
+LATER = 0.8  # where something is to come to its end before that
 LONG = 30.0
 LOG = []
 
@@ -701,7 +701,7 @@ def test_a_streamed_group_ends(run):
     flow = pipeline(parallel(stream(endless), limit=2), timeout=LATER)
     assert type(failed(run, flow).error) is UnitTimeout
     assert LOG.count("hangs") == LOG.count("cancelled") <= 2
-    assert LOG[-1] == "closed"
+    assert LOG.count("closed") == 1
 
 
 def test_a_stream_that_waits_is_cancelled(run):
