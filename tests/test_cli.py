@@ -323,6 +323,60 @@ def test_inputs_that_are_hardly_meant_are_told(flowdeco, given, doubt):
     assert len(err.splitlines()) == bool(doubt)
 
 
+LATER = """
+from datetime import date
+from flowdeco import Stage, action, pipeline, stage
+
+@stage
+def work(n: int) -> None:
+    @action
+    def go(day: date, label: str = "") -> str:
+        return f"{day!r} {label}"
+
+@action
+def plan() -> list[Stage]:
+    return [work(1)]
+
+@action
+def direct(day: date) -> str:
+    return repr(day)
+
+@action
+def plain(x: int) -> int:
+    return x
+
+only = pipeline(plan, name="only")
+both = plan >> direct
+"""
+
+
+def test_an_input_of_an_inserted_stage_that_stays_text_is_told(flowdeco):
+    """Unless an action of the plan takes it, too, or it is to be text."""
+    Path("later.py").write_text(LATER)
+    code, _, err = flowdeco("run", "later.py:only", "-i", "day=2026-11-30", "-i", "label=x")
+    assert code == 0
+    assert err == (
+        "flowdeco: warning: the input 'day' stays text: action 'go' of stage 'work[1]', which takes it as date, was "
+        "inserted, and inputs are converted only for what is planned. "
+        "Let an action of the workflow take it, too, or convert it in 'go'\n"
+    )
+    assert flowdeco("run", "later.py:both", "-i", "day=2026-11-30")[2] == ""
+
+
+@pytest.mark.parametrize(
+    ("flow", "last"),
+    [
+        ("only", ["", "later.py:only takes no inputs; inserted stages may take more"]),
+        ("both", ["  day: date", "  (inserted stages may take more, which are not converted)"]),
+        ("plain", ["inputs of later.py:plain:", "  x: int"]),
+    ],
+)
+def test_help_says_where_inserted_stages_may_take_more_inputs(flowdeco, flow, last):
+    """Where something can be inserted."""
+    Path("later.py").write_text(LATER)
+    assert flowdeco("run", f"later.py:{flow}", "--help")[1].splitlines()[-2:] == last
+
+
 def test_what_may_be_the_reason_of_a_failure_is_told_with_it(flowdeco):
     """In the same line, if the action that failed takes it."""
     Path("doubtful.py").write_text(DOUBTFUL.replace("n * 2", "sum(pair) + 2"))

@@ -181,11 +181,17 @@ def _print_inputs(entry: str) -> None:
     from flowdeco.cli.conversion import listed
     from flowdeco.cli.entry_point import load
     from flowdeco.cli.report import say
+    from flowdeco.model.selectors import may_insert
+    from flowdeco.model.units import every_unit
 
-    lines = list(listed(load(entry).unit))
-    say(f"\ninputs of {entry}:" if lines else f"\n{entry} takes no inputs")
+    unit = load(entry).unit
+    lines = list(listed(unit))
+    more = "inserted stages may take more" if may_insert(every_unit((unit,))) else ""
+    say(f"\ninputs of {entry}:" if lines else f"\n{entry} takes no inputs{more and f'; {more}'}")
     for line in lines:
         say(f"  {line}")
+    if lines and more:
+        say(f"  ({more}, which are not converted)")
 
 
 def _one_or_more(text: str) -> int:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from flowdeco.durable import Question
     from flowdeco.errors import Wait
 
-__all__ = ["Taker", "answers", "converted", "listed", "takers", "type_name"]
+__all__ = ["Taker", "answers", "converted", "is_convertible", "listed", "takers", "type_name"]
 
 UNCHANGED: Final[Any] = object()  # an annotation without an opinion
 
@@ -145,6 +145,15 @@ def converted(
             kinds = dict.fromkeys(type_name(taker.annotation) for taker in taken[key])
             warnings[key] = f"the input {key!r} stays as it was given: actions take it as {' and as '.join(kinds)}"
     return made, warnings
+
+
+def is_convertible(text: str, annotation: Any) -> bool:
+    """Whether a text would become something else as an input of this type, or be refused."""
+    try:
+        result = _convert(text, annotation, True)
+    except Misfit:
+        return True
+    return result is not UNCHANGED and not _same(result, text)
 
 
 def _same(one: Any, other: Any) -> bool:

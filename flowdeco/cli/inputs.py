@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Union, get_args, get_origin
 from flowdeco.errors import WAITING, FlowdecoError
 
 if TYPE_CHECKING:
-    from flowdeco.engine.runs import ActionRecord, Run
+    from flowdeco.engine.runs import ActionRecord, Run, StageRecord
     from flowdeco.model.wiring import Input
 
 __all__ = ["UsageError", "awaited_keys", "check_page", "input_warnings", "read_inputs", "text_keys"]
@@ -87,9 +87,9 @@ def input_warnings(run: Run, inputs: Iterable[str], options: Namespace, warned: 
     """
     from difflib import get_close_matches
 
-    wanted = {parameter.key: (record, parameter) for record, parameter in _parameters(run)}
+    wanted = {parameter.key: (stage, record, parameter) for stage, record, parameter in _parameters(run)}
     failed = run.status == "failed"
-    relevant = {key for key, (record, _) in wanted.items() if not failed or record.error is run.error}
+    relevant = {key for key, (_, record, _) in wanted.items() if not failed or record.error is run.error}
     missing = {key for key in {*relevant, *awaited_keys(run.reason)} if key not in run.store}
     for key in inputs:
         close = [] if key in wanted or key not in run.store else get_close_matches(key, missing, n=1)
@@ -99,21 +99,33 @@ def input_warnings(run: Run, inputs: Iterable[str], options: Namespace, warned: 
         key, _, value = text.partition("=")
         found = run.store.get(key)
         if key in relevant and key not in warned and type(found) is str and found == value:
-            record, parameter = wanted[key]
+            stage, record, parameter = wanted[key]
             if _excludes_text(parameter.annotation):
                 yield (
                     f"the input {key!r} is text, and action {record.name!r} expects {_type_name(parameter.annotation)}: "
                     f"-i {key}:=VALUE gives JSON"
                 )
+            elif stage.inserted_by and _is_convertible(value, parameter.annotation):
+                yield (
+                    f"the input {key!r} stays text: action {record.name!r} of stage {stage.name!r}, which takes it as "
+                    f"{_type_name(parameter.annotation)}, was inserted, and inputs are converted only for what is planned. "
+                    f"Let an action of the workflow take it, too, or convert it in {record.name!r}"
+                )
 
 
-def _parameters(run: Run) -> Iterator[tuple[ActionRecord, Input]]:
-    """Yield the parameters of the actions of a run, each with the record of its action."""
+def _is_convertible(text: str, annotation: Any) -> bool:
+    from flowdeco.cli.conversion import is_convertible  # it imports this module
+
+    return is_convertible(text, annotation)
+
+
+def _parameters(run: Run) -> Iterator[tuple[StageRecord, ActionRecord, Input]]:
+    """Yield the parameters of the actions of a run, each with the records of its stage and its action."""
     from flowdeco.model.wiring import step_of
 
     for stage in run.stages:
         for record in stage.actions:
-            yield from ((record, each) for each in step_of(record.action).inputs if not each.context)
+            yield from ((stage, record, each) for each in step_of(record.action).inputs if not each.context)
 
 
 def _type_name(annotation: Any) -> str:

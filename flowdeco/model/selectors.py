@@ -12,7 +12,7 @@ from flowdeco.model.options import Middleware
 from flowdeco.model.steps import Step, step_of, steps_of
 from flowdeco.model.units import every_unit, selectors_in
 
-__all__ = ["check_skip", "switched_off"]
+__all__ = ["check_skip", "may_insert", "switched_off"]
 
 _INSERTING: Final = frozenset({"insert", "inserted", "outcome", "given"})  # attributes by which units are inserted
 
@@ -33,11 +33,16 @@ def check_skip(flow: Pipeline, skip: Iterable[str], use: Iterable[Middleware]) -
     units = list(every_unit((flow,)))
     has_actions = any(isinstance(unit, Action) or (isinstance(unit, Stage) and unit.actions) for unit in units)
     # Where no action runs, the warning at the end of the run will do.
-    if has_actions and not (any(map(_layer_inserts, use)) or any(map(_inserts, units))):
+    if has_actions and not (any(map(_layer_inserts, use)) or may_insert(units)):
         raise DefinitionError(
             f"skip={wrong} matches nothing in pipeline {flow.name!r}, and nothing can be inserted there. "
             f"{selector_suggestion(wrong, known)}"
         )
+
+
+def may_insert(units: Iterable[Any]) -> bool:
+    """Whether one of these units may insert others; those in it are not looked at."""
+    return any(map(_inserts, units))
 
 
 def _inserts(unit: Any) -> bool:
