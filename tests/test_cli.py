@@ -1040,6 +1040,42 @@ def test_a_page_is_made_of_any_run(flowdeco, journal, monkeypatch, codec):
     assert "flowdeco resume waits --journal runs.db -i approval=VALUE</code>" in Path("page.html").read_text("utf-8")
 
 
+REGIONS = """
+from flowdeco import Context, Stage, action, stage
+
+@stage
+def index(name: str) -> None:
+    @action
+    def fetch(ctx: Context, token: str) -> None:
+        ctx.show(f"the rows of {name}, with {token}")
+
+@action
+def flow(regions: list[str], token: str) -> list[Stage]:
+    return [index(name) for name in regions] + [index(name="to hammerfest")]
+"""
+
+
+@pytest.mark.parametrize("codec", ["pickle", "json"])
+def test_a_page_of_a_journal_redacts_what_the_page_of_the_run_does(flowdeco, journal, codec):
+    """Arguments that are in the name of a stage are shown, and other values are not, unless it is asked for them."""
+    Path("regions.py").write_text(REGIONS)
+    given = ("-i", "regions:=[\"Lofoten\", \"to hammerfest\"]", "-i", "token=s3cret-9d2f")
+    code, _, err = flowdeco("run", "regions.py", *given, "--codec", codec, "--html", "run.html")
+    assert code == 0, err
+    assert flowdeco("show", "--html", "show.html")[0] == 0
+    for page in ("run.html", "show.html"):
+        data = Path(page).read_text("utf-8")
+        assert "the rows of Lofoten, with \\u2039token\\u203a" in data, page
+        assert "the rows of to hammerfest, with \\u2039token\\u203a" in data, page
+        assert "s3cret" not in data, page
+    assert flowdeco("run", "regions.py", *given, "--codec", codec, "--html", "run.html", "--values")[0] == 0
+    assert flowdeco("show", "--html", "show.html", "--values", "--force")[0] == 0
+    for page in ("run.html", "show.html"):
+        assert "the rows of Lofoten, with s3cret-9d2f" in Path(page).read_text("utf-8"), page
+    code, _, err = flowdeco("show", "--values")
+    assert (code, "--values shows the values on the page: give --html, too" in err) == (2, True)
+
+
 TALKS = """
 from flowdeco import Context, action
 from flowdeco.middleware import retry

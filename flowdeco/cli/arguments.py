@@ -321,8 +321,13 @@ def _add_running(parser: _Parser) -> None:
     )  # fmt: skip
     parser.add_argument("--progress", action="store_true", help="show a live display (extra: flowdeco[rich])")
     parser.add_argument("--html", metavar="FILE", help="write an HTML page of the run")
+    _add_values(parser)
     parser.add_argument("-v", "--verbose", action="count", default=0, help="show log messages; -vv: all of them")
     _add_json(parser)
+
+
+def _add_values(parser: _Parser) -> None:
+    parser.add_argument("--values", action="store_true", help="show values on the page, and redact nothing")
 
 
 def _add_suspend_after(parser: _Parser) -> None:
@@ -405,6 +410,7 @@ def _show_options(parser: _Parser) -> None:
         const="",
         help="write the page of the run (default: RUN.html), and show nothing",
     )
+    _add_values(parser)
     parser.add_argument("--force", action="store_true", help="overwrite the page if it exists")
     parser.add_argument("--messages", action="store_true", help="also show the messages of the actions")
     _add_json(parser)

@@ -153,8 +153,12 @@ def awaited_keys(reason: str | None) -> list[str]:
 _QUOTED: Final = re.compile(r""", ('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")
 
 
-def check_page(path: str) -> None:
-    """Refuse a page that cannot be written, before the run."""
+def check_page(path: str | None, *, values: bool) -> None:
+    """Refuse a page that cannot be written, before the run, and `--values` without a page."""
+    if not path:
+        if values:
+            raise UsageError("--values shows the values on the page: give --html, too")
+        return
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):
         raise UsageError(f"--html {path}: there is no such directory")

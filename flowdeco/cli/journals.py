@@ -16,7 +16,7 @@ from flowdeco import durable
 from flowdeco.cli import report
 from flowdeco.cli.arguments import JOURNAL, LATEST
 from flowdeco.cli.exit_codes import FINE
-from flowdeco.cli.inputs import UsageError
+from flowdeco.cli.inputs import UsageError, check_page
 from flowdeco.cli.json_output import print_json, run_as_data
 from flowdeco.durable import RunInfo
 from flowdeco.durable.codec import OutlineCodec
@@ -265,6 +265,7 @@ def show(options: Namespace) -> int:
     info = find_run(path, options.run or LATEST)
     if options.html is not None:
         return _write_page(path, info, options)
+    check_page(None, values=options.values)
     rows = durable.history(path, info.id)
     if options.json:
         history = [{name: getattr(row, name) for name in _ROW_COLUMNS} | {"bytes": len(row.payload)} for row in rows]
@@ -381,16 +382,15 @@ def _write_page(path: str, info: RunInfo, options: Namespace) -> int:
     """Write the page of a run; one without a file gets `RUN.html`."""
     from flowdeco import show
     from flowdeco.cli.history import crashed
-    from flowdeco.cli.inputs import check_page
 
     target = options.html or re.sub(r"[^-.=@+,\w]", "_", info.id) + ".html"
-    check_page(target)
+    check_page(target, values=options.values)
     if os.path.exists(target) and not options.force:
         raise UsageError(f"{target} exists: give another file, or --force to overwrite it")
     run = read_whole(path, info)
     ran = show.ran(run)
     shown = crashed(ran) if state_of(info) == "crashed" else ran
-    show.write_page(run, target, False, of=shown, compared=False, resume=command_to_resume(path, info))
+    show.write_page(run, target, options.values, of=shown, compared=False, resume=command_to_resume(path, info))
     if options.json:
         print_json({"id": info.id, "html": target})
     else:

@@ -100,8 +100,7 @@ def _perform(
 ) -> int:  # fmt: skip
     """Run, report the outcome, and return the exit code; `finished` is a run that had completed before."""
     configure_logging(options.verbose)
-    if options.html:
-        check_page(options.html)
+    check_page(options.html, values=options.values)
     how: dict[str, Any] = {"check": False, "suspend_after": options.suspend_after, "timeout": options.timeout}
     if options.progress:
         how["progress"] = True
@@ -119,7 +118,7 @@ def _perform(
     if takes_more:
         _show(lambda: _print_problems(run, options, path, inputs, warned), "its problems are not shown", options)
     if options.html:
-        _show(lambda: run.to_html(options.html), "the page is not written", options)
+        _show(lambda: run.to_html(options.html, values=options.values), "the page is not written", options)
     return _CODES.get(str(run.status), FAILED)
 
 

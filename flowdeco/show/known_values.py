@@ -8,6 +8,7 @@ actions, as long as their traceback has the frame. `docs/see.md` lists the value
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple, cast
 
@@ -43,7 +44,10 @@ def known_values(run: Run, errors: Iterable[BaseException]) -> KnownValues:
         actions.update((id(action), action) for action in found if action is not None)
     for stage in stages.values():
         known.values.extend(data_of(stage).items())
-        for name, value in _template_arguments(stage):
+        arguments = list(_template_arguments(stage))
+        if not arguments:  # of a stage read from a journal, its name is all that is known
+            known.public.update(_arguments_in(stage.name))
+        for name, value in arguments:
             known.public.update({value} if isinstance(value, str) and value in stage.name else ())
             known.values.append((name, value))
         actions.update((id(action), action) for action in stage)
@@ -82,6 +86,20 @@ def _template_arguments(stage: Stage) -> Iterator[tuple[str, Any]]:
         names.extend([name] * len(origin.args))  # for the values of `*args`
         yield from zip(names, origin.args, strict=False)
         yield from origin.kwargs.items()
+
+
+_ARGUMENTS: Final = re.compile(r"[^\[]*\[(.+)\]")
+_KEYWORD: Final = re.compile(r"[^\W\d]\w*=")
+
+
+def _arguments_in(name: str) -> Iterator[str]:
+    """Yield the words of a name like `copy the[users, to=disk]` that may be arguments of its template."""
+    found = _ARGUMENTS.fullmatch(name)
+    if found is None:
+        yield from name.split()
+    else:
+        yield found[1]
+        yield from (_KEYWORD.sub("", each, count=1) for each in found[1].split(", "))
 
 
 def _codes(function: Any) -> Iterator[Any]:
