@@ -1059,7 +1059,7 @@ def flow(regions: list[str], token: str) -> list[Stage]:
 def test_a_page_of_a_journal_redacts_what_the_page_of_the_run_does(flowdeco, journal, codec):
     """Arguments that are in the name of a stage are shown, and other values are not, unless it is asked for them."""
     Path("regions.py").write_text(REGIONS)
-    given = ("-i", "regions:=[\"Lofoten\", \"to hammerfest\"]", "-i", "token=s3cret-9d2f")
+    given = ("-i", 'regions:=["Lofoten", "to hammerfest"]', "-i", "token=s3cret-9d2f")
     code, _, err = flowdeco("run", "regions.py", *given, "--codec", codec, "--html", "run.html")
     assert code == 0, err
     assert flowdeco("show", "--html", "show.html")[0] == 0
@@ -1074,6 +1074,55 @@ def test_a_page_of_a_journal_redacts_what_the_page_of_the_run_does(flowdeco, jou
         assert "the rows of Lofoten, with s3cret-9d2f" in Path(page).read_text("utf-8"), page
     code, _, err = flowdeco("show", "--values")
     assert (code, "--values shows the values on the page: give --html, too" in err) == (2, True)
+
+
+GROUPED = """
+from flowdeco import action, parallel, stage
+from flowdeco.middleware import recover, retry
+
+tried = []
+
+@stage
+def repair(what: str) -> None:
+    @action(use=[retry(on=OSError, attempts=3, wait=0)])
+    def fix() -> None:
+        tried.append(what)
+        if what == "b" and tried.count("b") < 3:
+            raise OSError(what)
+
+@action
+def sides() -> object:
+    return parallel(*map(repair, "ab"), name="sides")
+
+@action(use=[recover(on=ValueError)])
+def flaky() -> int:
+    raise ValueError("not important")
+
+@action
+def last() -> None: ...
+
+flow = sides >> parallel(flaky, last, name="end")
+"""
+
+
+@pytest.mark.parametrize("codec", ["pickle", "json"])
+def test_show_agrees_with_run(flowdeco, journal, codec):
+    """On groups and their places, the number of attempts, and what was recovered."""
+    Path("grouped.py").write_text(GROUPED)
+    shown = lambda out: [(len(line) - len(line.lstrip()), *bare(line).split(" T")[:1]) for line in out.splitlines()]
+    code, out, err = flowdeco("run", "grouped.py:flow", "--codec", codec)
+    assert code == 0, err
+    ran = [
+        (0, "STAGE STATUS"), (0, "sides completed"), (2, " sides (parallel)"),
+        (4, " repair[a] completed"), (4, " repair[b] completed, 3 attempts"), (0, "end (parallel)"),
+        (2, " flaky recovered"), (2, " last completed"),
+    ]  # fmt: skip
+    assert shown(out)[:8] == ran
+    code, out, _ = flowdeco("show")
+    assert shown(out)[7:] == [
+        *ran[:4], (6, " fix completed"), (4, " repair[b] completed"),
+        (6, " fix completed, 3 attempts"), *ran[5:],
+    ]  # fmt: skip
 
 
 TALKS = """

@@ -8,7 +8,7 @@ import re
 import shlex
 import time
 from argparse import Namespace
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -44,6 +44,7 @@ __all__ = [
 
 _ROW_COLUMNS: Final = ("branch", "number", "kind", "stage", "action", "status", "started", "elapsed")
 _STATES: Final = [*STATUSES, "crashed"]
+_ROOT: Final = "0"  # the branch of the run itself
 _DEEPEST: Final = 16  # stages whose insertions are nested deeper are indented like these
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
@@ -277,12 +278,7 @@ def show(options: Namespace) -> int:
     latest = max((row.started + row.elapsed for row in rows), default=0.0)  # `updated` is not written at every step
     _print_facts(info._replace(updated=max(info.updated, latest)))
     state = state_of(info)
-    indents = _indents(rows, info.codec)
-    table = [
-        row._replace(depth=row.depth + indents.get(_place(step), 0))
-        for step in steps(rows)
-        for row in _step_rows(step, state, _codec(info))
-    ]
+    table = list(_table(rows, state, info))
     if table:
         report.say()
         report.print_steps(table)
@@ -290,6 +286,17 @@ def show(options: Namespace) -> int:
         _print_messages(read_whole(path, info))
     report.print_resume_hint(info.id, state, info.reason, options, "" if info.entry else "FILE.py:FLOW ")
     return FINE
+
+
+def _table(rows: list[durable.Row], state: str, info: RunInfo) -> Iterator[report.StepRow]:
+    """Yield the rows of a run in its order, with a row for each group before its stages."""
+    places = _Places(rows, info.codec)
+    found: list[tuple[str, int, Iterable[report.StepRow]]] = [
+        (row.branch, row.number, [report.StepRow(0, f"{row.stage} (parallel)")]) for row in places.groups
+    ]
+    found += [(*_place(step), _step_rows(step, state, _codec(info))) for step in steps(rows)]
+    for branch, number, made in sorted(found, key=lambda each: places.path(each[0], each[1])):
+        yield from (row._replace(depth=row.depth + places.depth(branch, number)) for row in made)
 
 
 def _print_messages(run: Run) -> None:
@@ -337,24 +344,51 @@ class _Loading:
             return read(payload)
 
 
-def _indents(rows: Iterable[durable.Row], codec: str) -> dict[tuple[str, int], int]:
-    """Return how many inserters in its branch are above each stage, by branch and number.
+class _Places:
+    """Where the stages and groups of a run are: their order, and how far they are indented, as in the table of a run.
 
-    They are read from the rows of stages, without the modules that read whole runs.
+    They are read from the rows, without the modules that read whole runs.
     """
-    steps: dict[
-        tuple[str, int], tuple[str, int]
-    ] = {}  # the name and depth of a stage, also by the numbers of its actions
-    found: dict[tuple[str, int], int] = {}
-    for row in sorted(rows, key=lambda row: (row.branch, row.number)):
-        key = row.branch, row.number
-        if row.kind == "stage":
-            name, above = steps.get((row.branch, _inserter_of(row, codec)), (row.stage, 0))
-            found[key] = min(above + (name != row.stage), _DEEPEST)
-            steps[key] = row.stage, found[key]
-        elif row.kind == "action":
-            steps[key] = steps.get((row.branch, row.number - 1), (row.stage, 0))
-    return found
+
+    def __init__(self, rows: Sequence[durable.Row], codec: str) -> None:
+        self.groups = [row for row in rows if row.kind == "group"]
+        self._around = dict(_branches(self.groups, codec))  # the group of a branch, and the number of the branch in it
+        self._others: dict[str, int] = {}  # branches of groups that have no row yet
+        self.depths: dict[tuple[str, int], int] = {}
+        steps: dict[tuple[str, int], tuple[str, int]] = {}  # the name and depth of a stage, also for its actions
+        for row in sorted(rows, key=lambda row: self.path(row.branch, row.number)):
+            key = row.branch, row.number
+            if row.kind in ("stage", "group"):
+                inserter = steps.get((row.branch, _inserter_of(row, codec)))
+                name, above = inserter or (row.stage, self.depth(*key))
+                is_below = name != row.stage or (row.kind == "group" and inserter is not None)
+                self.depths[key] = min(above + is_below, _DEEPEST)
+                steps[key] = row.stage, self.depths[key]
+            elif row.kind == "action":
+                steps[key] = steps.get((row.branch, row.number - 1), (row.stage, 0))
+
+    def path(self, branch: str, number: int) -> tuple[int, ...]:
+        """Return the place of a step in the order of the run."""
+        around = self._around.get(branch)
+        if around is not None:
+            return *self.path(around[0].branch, around[0].number), around[1], number
+        return (0 if branch == _ROOT else self._others.setdefault(branch, len(self._others) + 1)), number
+
+    def depth(self, branch: str, number: int) -> int:
+        """Return how far a step is indented."""
+        around = self._around.get(branch)
+        outside = 0 if around is None else self.depth(around[0].branch, around[0].number) + 1
+        return self.depths.get((branch, number), outside)
+
+
+def _branches(groups: Iterable[durable.Row], codec: str) -> Iterator[tuple[str, tuple[durable.Row, int]]]:
+    """Yield the branches of groups that have ended, each with its group and its number there."""
+    for row in groups:
+        from flowdeco.engine.outcome import branch_id  # most runs need nothing of it
+
+        count = _parts_of(row, codec).get("branches")
+        for index in range(count if isinstance(count, int) else 0):
+            yield branch_id(f"{row.branch}.{row.number}", index), (row, index)
 
 
 def _inserter_of(row: durable.Row, codec: str) -> int:
@@ -436,7 +470,7 @@ def _step_rows(step: Step, state: str, codec: durable.Codec) -> Iterator[report.
 
 def _with_attempts(row: durable.Row, codec: durable.Codec, state: str) -> str:
     """Return the status of a step, and of one that failed whether it was recovered and how many attempts it took."""
-    if row.status not in ("failed", "cancelled"):
+    if row.status not in ("failed", "cancelled") and b"attempts" not in row.payload:  # it need not be read
         return row.status
     went_on = row.status == "failed" and state in ("completed", "bailed", "suspended")
     status = "recovered" if went_on else row.status

@@ -240,7 +240,9 @@ def _groups(scope: Scope | None) -> list[Scope]:
 
 
 def _stage_row(depth: int, record: StageRecord) -> StepRow:
-    status = "recovered" if record.recovered else str(record.status)
+    alone = [action.name for action in record.actions] == [record.name]  # its row is that of the stage as well
+    is_recovered = record.recovered or (alone and record.actions[0].recovered)
+    status = "recovered" if is_recovered else str(record.status)
     attempts = max([record.attempts, *(action.attempts for action in record.actions)])
     if attempts > 1:
         status += f", {attempts} attempts"
