@@ -1109,7 +1109,10 @@ flow = sides >> parallel(flaky, last, name="end")
 def test_show_agrees_with_run(flowdeco, journal, codec):
     """On groups and their places, the number of attempts, and what was recovered."""
     Path("grouped.py").write_text(GROUPED)
-    shown = lambda out: [(len(line) - len(line.lstrip()), *bare(line).split(" T")[:1]) for line in out.splitlines()]
+
+    def shown(out):
+        return [(len(line) - len(line.lstrip()), *bare(line).split(" T")[:1]) for line in out.splitlines()]
+
     code, out, err = flowdeco("run", "grouped.py:flow", "--codec", codec)
     assert code == 0, err
     ran = [

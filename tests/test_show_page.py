@@ -53,6 +53,35 @@ def data_of(source):
 # -- the file
 
 
+def test_the_counts_of_inserted_stages_agree(tmp_path):
+    """Those of groups, of what inserted stages inserted in turn, and the turns of a loop: in the head and in the plan."""
+    turns = []
+
+    @action
+    def leaf() -> None: ...
+
+    @stage
+    def inner(n: str) -> None:
+        @action
+        def go() -> Stage:
+            return Stage("deep", [leaf])
+
+    @action
+    def sides() -> object:
+        return parallel(inner("a"), inner("b"), name="both")
+
+    @stage
+    def again() -> None:
+        @action
+        def step() -> Stage | None:
+            turns.append(1)
+            return again if len(turns) < 3 else None
+
+    page = page_of((sides >> again >> leaf).run(), tmp_path)
+    assert "<small>6 inserted</small>" in page
+    assert re.findall(r"\+ (\d+) inserted</span>", page) == ["4", "2"]
+
+
 def test_the_page_is_written_where_it_is_wanted(tmp_path):
     """Its path comes back; a string will do."""
     run = report.run({"processed": []})

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import cache
 from hashlib import sha256
+from itertools import islice
 from shlex import quote
 from typing import Any, Final, NamedTuple
 
@@ -220,10 +221,11 @@ def _resume(command: str) -> str:
 
 
 def _planned(nodes: Sequence[Node]) -> str:
-    """Return the plan as a list, with what became of each unit, and how many units it inserted."""
+    """Return the plan as a list, with what became of each unit, and how many stages it inserted, and these in turn."""
     items: list[str] = []
-    planned = [node for node in nodes if not node.part.is_dynamic]
-    for node in planned[:MOST_PLANNED]:
+    planned = [at for at, node in enumerate(nodes) if not node.part.is_dynamic]
+    for at, after in islice(zip(planned, [*planned[1:], len(nodes)], strict=True), MOST_PLANNED):
+        node = nodes[at]
         part = node.part
         inside = _planned(grown(part.parts)) if part.kind in ("pipeline", "parallel", "branch") else ""
         if part.kind == "branch":
@@ -239,12 +241,21 @@ def _planned(nodes: Sequence[Node]) -> str:
         note = (
             "" if word == "completed" else f' <span class="kind">{"not reached" if word == "pending" else word}</span>'
         )
-        fresh = f' <span class="by">+ {len(node.inserted):,} inserted</span>' if node.inserted else ""
+        turns = [each for each in nodes[at + 1 : after] if (each.part.kind, each.part.name) == (part.kind, part.name)]
+        inserted = count_stages([*_below(node), *(part for each in turns for part in (each.part, *_below(each)))])[1]
+        fresh = f' <span class="by">+ {inserted:,} inserted</span>' if inserted else ""
         mark = f'<span class="mark {word}" aria-hidden="true">{MARKS[word].strip()}</span>'
         items.append(f'<li>{mark}<span class="name">{shown}</span>{kind}{note}{fresh}{inside}</li>')
     if len(planned) > MOST_PLANNED:
         items.append(f"<li>… {len(planned) - MOST_PLANNED:,} more</li>")
     return f"<ol>{''.join(items)}</ol>"
+
+
+def _below(node: Node) -> Iterator[Part]:
+    """Yield the parts that a part inserted, and those that they did."""
+    for each in node.inserted:
+        yield each.part
+        yield from _below(each)
 
 
 def _differences(diff: Diff, redact: Redact) -> str:
