@@ -323,6 +323,58 @@ def test_inputs_that_are_hardly_meant_are_told(flowdeco, given, doubt):
     assert len(err.splitlines()) == bool(doubt)
 
 
+CHOICES = """
+from decimal import Decimal
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Literal, NewType, Optional
+from flowdeco import action
+
+Size = Enum("Size", {"SMALL": "s", "LARGE": "l"})
+Account = NewType("Account", str)
+
+@action
+def mail(
+    size: Size, mode: Literal["fast", "slow"], sizes: Optional[dict[str, Size]] = None, least: Size = Size.SMALL,
+    out: Path = Path("."), price: Decimal = Decimal(1), account: Account | None = None, to: Annotated[str, "who"] = "x",
+    pairs: tuple[int, ...] = (), only: Literal[Size.LARGE, 1] = 1,
+) -> None: ...
+"""
+
+
+def test_help_lists_types_as_they_are_written(flowdeco):
+    """With the choices of an enumeration, and defaults as they are given."""
+    Path("choices.py").write_text(CHOICES)
+    code, out, _ = flowdeco("run", "choices.py", "--help")
+    assert code == 0
+    assert out.partition("inputs of choices.py:\n")[2].splitlines() == [
+        "  size: Size, one of SMALL, LARGE",
+        "  mode: Literal['fast', 'slow']",
+        "  sizes: dict[str, Size] | None (default: None)",
+        "  least: Size, one of SMALL, LARGE (default: SMALL)",
+        "  out: Path (default: .)",
+        "  price: Decimal (default: 1)",
+        "  account: Account | None (default: None)",
+        "  who: str (default: 'x')",
+        "  pairs: tuple[int, ...] (default: ())",
+        "  only: Literal[Size.LARGE, 1] (default: 1)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ("size=medium", "takes it as Size, and 'medium' is not one of SMALL, LARGE"),
+        ("mode=medium", "takes it as Literal['fast', 'slow'], and 'medium' is not one of these"),
+    ],
+)
+def test_an_input_that_does_not_fit_is_told_with_the_choices(flowdeco, given, why):
+    """Of an enumeration by their names."""
+    Path("choices.py").write_text(CHOICES)
+    code, _, err = flowdeco("run", "choices.py", "-i", given)
+    assert (code, why in err) == (2, True), err
+
+
 LATER = """
 from datetime import date
 from flowdeco import Stage, action, pipeline, stage
@@ -367,7 +419,10 @@ def test_an_input_of_an_inserted_stage_that_stays_text_is_told(flowdeco):
     ("flow", "last"),
     [
         ("only", ["", "later.py:only takes no inputs; inserted stages may take more"]),
-        ("both", ["  day: date", "  (inserted stages may take more, which are not converted)"]),
+        (
+            "both",
+            ["  day: date (unless the run supplies it)", "  (inserted stages may take more, which are not converted)"],
+        ),
         ("plain", ["inputs of later.py:plain:", "  x: int"]),
     ],
 )

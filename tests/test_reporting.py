@@ -1250,7 +1250,7 @@ def test_a_value_that_cannot_be_shown_is_no_failure(flowdeco, name, expected, op
 def test_a_page_that_cannot_be_made_changes_no_exit_code(flowdeco, monkeypatch):
     """Nor does anything else that is shown."""
     Path("flow.py").write_text(SHOWN)
-    monkeypatch.setattr(Run, "to_html", lambda run, path: 1 / 0)
+    monkeypatch.setattr(Run, "to_html", lambda run, path, values: 1 / 0)
     code, out, err = flowdeco("run", "flow.py:nasty", "--html", "page.html")
     assert (code, "completed (1 stage" in out) == (0, True)
     assert err == "flowdeco: error: the page is not written: ZeroDivisionError: division by zero\n"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Union, cast, get_args, get_origin
 
-from flowdeco.cli.inputs import UsageError
+from flowdeco.cli.inputs import UsageError, type_name
 from flowdeco.errors import shortened
 from flowdeco.model.annotations import EMPTY
 from flowdeco.model.definitions import (
@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from flowdeco.durable import Question
     from flowdeco.errors import Wait
 
-__all__ = ["Taker", "answers", "converted", "is_convertible", "listed", "takers", "type_name"]
+__all__ = ["Taker", "answers", "converted", "is_convertible", "listed", "takers"]
 
+_CHOICES: Final = 20  # members that are listed
 UNCHANGED: Final[Any] = object()  # an annotation without an opinion
 
 
@@ -160,11 +161,6 @@ def _same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and repr(one) == repr(other)
 
 
-def type_name(annotation: Any) -> str:
-    """Return the name of an annotation for people."""
-    return annotation.__name__ if isinstance(annotation, type) and get_origin(annotation) is None else str(annotation)
-
-
 # Values.
 
 
@@ -186,8 +182,14 @@ def _convert(value: Any, annotation: Any, is_text: bool) -> Any:
             try:
                 return convert(value, kind, is_text)
             except (ValueError, ArithmeticError, TypeError, KeyError):
-                raise Misfit(f"{shortened(value)} is not one") from None
+                raise Misfit(f"{shortened(value)} is not one{_choices(kind)}") from None
     return UNCHANGED
+
+
+def _choices(kind: Any) -> str:
+    """Return the names of the members of an enumeration."""
+    names = list(getattr(kind, "__members__", ()))
+    return f" of {', '.join(names[:_CHOICES])}{', …' if len(names) > _CHOICES else ''}" if names else ""
 
 
 def _plain(annotation: Any) -> Any:
@@ -351,8 +353,23 @@ _TABLE: Final[tuple[tuple[Callable[[type[Any]], bool], Callable[[Any, Any, bool]
 
 def listed(flow: Unit) -> Iterator[str]:
     """Yield a line for each input that a workflow takes: its name, type and default."""
+    problems = flow.validate({})
+    maybe = {problem.key for problem in problems} - {problem.key for problem in problems if problem.certain}
     for key, known in takers(flow).items():
-        kinds = dict.fromkeys(type_name(each.annotation) for each in known if each.annotation is not EMPTY)
+        types = {type_name(each.annotation): each.annotation for each in known if each.annotation is not EMPTY}
+        kinds = [f"{named}{_choices(kind).replace(' of', ', one of', 1)}" for named, kind in types.items()]
         defaults = [each.wanted.default for each in known]
-        optional = "" if EMPTY in defaults else f" (default: {shortened(defaults[0])})"
+        optional = f" (default: {_default(defaults[0])})"
+        if EMPTY in defaults:
+            optional = " (unless the run supplies it)" if key in maybe else ""
         yield f"{key}{': ' if kinds else ''}{' and '.join(kinds)}{optional}"
+
+
+def _default(value: Any) -> str:
+    """Return a default as it is given on the command line, texts in quotes."""
+    if hasattr(type(value), "__members__"):
+        return str(value.name)
+    as_text = any(
+        fits(type(value)) and convert in (_from_string, _from_isoformat, _of_decimal) for fits, convert in _TABLE
+    )
+    return str(value) if as_text else shortened(value)

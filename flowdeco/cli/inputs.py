@@ -9,7 +9,7 @@ from argparse import Namespace
 from ast import literal_eval
 from collections.abc import Collection, Iterable, Iterator
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Final, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 from flowdeco.errors import WAITING, FlowdecoError
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from flowdeco.engine.runs import ActionRecord, Run, StageRecord
     from flowdeco.model.wiring import Input
 
-__all__ = ["UsageError", "awaited_keys", "check_page", "input_warnings", "read_inputs", "text_keys"]
+__all__ = ["UsageError", "awaited_keys", "check_page", "input_warnings", "read_inputs", "text_keys", "type_name"]
 
 
 class UsageError(FlowdecoError):
@@ -102,13 +102,13 @@ def input_warnings(run: Run, inputs: Iterable[str], options: Namespace, warned: 
             stage, record, parameter = wanted[key]
             if _excludes_text(parameter.annotation):
                 yield (
-                    f"the input {key!r} is text, and action {record.name!r} expects {_type_name(parameter.annotation)}: "
+                    f"the input {key!r} is text, and action {record.name!r} expects {type_name(parameter.annotation)}: "
                     f"-i {key}:=VALUE gives JSON"
                 )
             elif stage.inserted_by and _is_convertible(value, parameter.annotation):
                 yield (
                     f"the input {key!r} stays text: action {record.name!r} of stage {stage.name!r}, which takes it as "
-                    f"{_type_name(parameter.annotation)}, was inserted, and inputs are converted only for what is planned. "
+                    f"{type_name(parameter.annotation)}, was inserted, and inputs are converted only for what is planned. "
                     f"Let an action of the workflow take it, too, or convert it in {record.name!r}"
                 )
 
@@ -128,8 +128,25 @@ def _parameters(run: Run) -> Iterator[tuple[StageRecord, ActionRecord, Input]]:
             yield from ((stage, record, each) for each in step_of(record.action).inputs if not each.context)
 
 
-def _type_name(annotation: Any) -> str:
-    return annotation.__name__ if isinstance(annotation, type) and get_origin(annotation) is None else str(annotation)
+def type_name(annotation: Any) -> str:
+    """Return a type as it is written in the source: `Literal['a', 'b']`, `list[date] | None`."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return type_name(arguments[0])
+    if origin in (Union, UnionType):
+        return " | ".join(map(type_name, arguments))
+    if origin is Literal:
+        return f"Literal[{', '.join(map(_written, arguments))}]"
+    if annotation is NoneType or annotation is Ellipsis:
+        return "None" if annotation is NoneType else "..."
+    if isinstance(origin, type) and arguments and not any(isinstance(each, list) for each in arguments):
+        return f"{origin.__name__}[{', '.join(map(type_name, arguments))}]"
+    is_named = isinstance(annotation, type) or hasattr(annotation, "__supertype__")
+    return annotation.__name__ if is_named and origin is None else str(annotation)
+
+
+def _written(value: Any) -> str:
+    return f"{type(value).__name__}.{value.name}" if hasattr(type(value), "__members__") else repr(value)
 
 
 def _excludes_text(annotation: Any) -> bool:
