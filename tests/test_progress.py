@@ -767,6 +767,41 @@ def test_in_a_terminal_the_display_is_live_and_leaves_it_clean(run, monkeypatch)
     assert screen.lines[5:] == ["afterwards"]
 
 
+def test_what_is_logged_stands_above_the_display(run, monkeypatch):
+    """Also by handlers that held the stream before; they hold it again afterwards, and so do those made meanwhile."""
+    logger, later, made = logging.getLogger("test_progress"), logging.getLogger("later"), []
+
+    @action
+    def logs(ctx):
+        for number in range(3):
+            logger.warning("line %d", number)
+            print("printed", number)
+            deadline, drawn = time.monotonic() + 10, screen.raw.count(b"logs")
+            while screen.raw.count(b"logs") == drawn and time.monotonic() < deadline:
+                time.sleep(0.01)
+        made.append(logging.StreamHandler())
+        later.addHandler(made[0])
+        ctx.logger.warning("of the run")
+        later.warning("later")
+
+    with terminal(monkeypatch) as screen:
+        handler = logging.StreamHandler()
+        loggers = logger, logging.getLogger("flowdeco.run")
+        for each in loggers:
+            each.addHandler(handler)
+        try:
+            run(pipeline(logs, name="p"), progress=True)
+            assert [each.stream for each in (handler, *made)] == [sys.stderr, sys.stderr]
+            logger.warning("afterwards")
+        finally:
+            for each in loggers:
+                each.removeHandler(handler)
+            later.removeHandler(made[0])
+    lines = [f"{how} {number}" for number in range(3) for how in ("line", "printed")]
+    assert screen.lines[:8] == [*lines, "of the run", "later"]
+    assert [line.split()[:2] for line in screen.lines[8:]] == [["✓", "logs"], ["✓", "p"], ["afterwards"]]
+
+
 @pytest.mark.parametrize("error", [ValueError("the disk is full"), KeyboardInterrupt()])
 def test_errors_leave_the_terminal_clean(run, monkeypatch, error):
     """The last frame says what failed."""

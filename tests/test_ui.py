@@ -1,6 +1,7 @@
 """`flowdeco ui`: who is answered, the pages, the forms; and in a real browser."""
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -155,6 +156,11 @@ def ended(client):
     """Wait for the end of the process that resumed the latest run."""
     info = durable.runs("r.db")[0]._replace(owner=None)
     until(lambda: not client.site.resumer.note(info)[0])
+
+
+def data_of(page):
+    """The data of a page for its script."""
+    return json.loads(re.search(r'<script type="application/json"[^>]*>(.*?)</script>', page, re.DOTALL)[1])
 
 
 def status_of(run_id, path="r.db"):
@@ -651,6 +657,39 @@ def test_a_run_is_cancelled(flows):
     assert (
         "There is no run" in client.post("/cancel", run="gone").text or client.post("/cancel", run="gone").status == 409
     )
+
+
+def test_a_stage_that_waited_is_cancelled_with_its_run(flows, capsys):
+    """On the page, in `show` and in its data; the row of the journal stays as it is."""
+    flows.asks.run(journal="r.db", run_id="r")
+    client = Client()
+    client.post("/cancel", run="r")
+    [row] = data_of(client.page("r"))["rows"]
+    assert row["s"] == "cancelled"
+    main(["show", "r", "--journal", "r.db"])
+    assert re.search(r"^asks +cancelled ", capsys.readouterr().out, re.MULTILINE)
+    main(["show", "r", "--journal", "r.db", "--json"])
+    [shown] = json.loads(capsys.readouterr().out)["stages"]
+    assert (shown["status"], [each["status"] for each in shown["actions"]]) == ("cancelled", ["cancelled"])
+
+
+def test_of_a_run_at_work_no_step_is_told_to_run_that_has_ended(tmp_path, monkeypatch, capsys):
+    """An action that stands alone has ended; of a stage with other actions, the rows do not tell."""
+    monkeypatch.chdir(tmp_path)
+    seen = []
+
+    @action
+    def looks():
+        seen.append([(row["n"], row["s"], row.get("note")) for row in data_of(Client().page("r"))["rows"]])
+        main(["show", "r", "--journal", "r.db"])
+        seen.append([re.split("  +", line)[:2] for line in capsys.readouterr().out.splitlines()[-2:]])
+
+    pipeline(nothing, looks, Stage("several", [nothing]), looks).run(journal="r.db", run_id="r")
+    assert seen[:2] == [[("nothing", "completed", None)], [["STAGE", "STATUS"], ["nothing", "completed"]]]
+    assert seen[2:] == [
+        [("nothing", "completed", None), ("looks", "completed", None), ("several", "running", "running here or later")],
+        [["several", "running here or later"], ["", "nothing"]],
+    ]
 
 
 def test_a_run_is_resumed_in_a_process_of_its_own(flows):

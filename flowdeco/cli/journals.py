@@ -326,7 +326,29 @@ def read_whole(path: str, info: RunInfo, *, values: bool = False) -> Run:
     from flowdeco.engine.reading import read_outline
 
     journal, outline = durable.SqliteJournal(path, codec=require_known_codec(info)), _codec(info)
-    return read_outline(journal.read(info.id), _Loading(journal.codec, outline) if values else outline, whole=True)
+    run = read_outline(journal.read(info.id), _Loading(journal.codec, outline) if values else outline, whole=True)
+    run.stages = [_as_it_is(record, state_of(info)) for record in run.stages]
+    return run
+
+
+def _as_it_is(record: StageRecord, state: str) -> StageRecord:
+    """Return a stage as the state of its run leaves it: the rows are those of the steps that ended.
+
+    The end of a stage is written with the step after it. One that stands for its action has ended when that has.
+    """
+    if state == "running" and record.status == "running":
+        alone = [(each.name, str(each.status)) for each in record.actions] == [(record.name, "completed")]
+        return record._replace(status=record.actions[0].status) if alone else record
+    if state == "cancelled":  # while it waited
+        actions = [_called_off(action) for action in record.actions]
+        return _called_off(record)._replace(actions=actions)
+    return record
+
+
+def _called_off(record: Any) -> Any:
+    from flowdeco.engine.runs import Status
+
+    return record._replace(status=Status.CANCELLED) if record.status == "suspended" else record
 
 
 class _Loading:
@@ -457,7 +479,11 @@ def _step_rows(step: Step, state: str, codec: durable.Codec) -> Iterator[report.
     """Yield a row for a stage, and for each of its actions unless it has only one of the same name."""
     alone = [action.action for action in step.actions] == [step.name]
     if step.row is None:  # the end of a stage is written together with the step after it
-        yield report.StepRow(0, step.name, "crashed here or later" if state == "crashed" else state)
+        ended = step.actions[0] if alone and state == "running" and step.actions[0].status == "completed" else None
+        if ended is not None:
+            yield report.StepRow(0, step.name, "completed", report.duration(ended.elapsed))
+        else:
+            yield report.StepRow(0, step.name, f"{state} here or later" if state in ("crashed", "running") else state)
     else:
         elapsed = "" if step.row.status == "skipped" else report.duration(step.row.elapsed)
         by = str(_parts_of(step.row, codec.name).get("by") or "")
@@ -470,6 +496,8 @@ def _step_rows(step: Step, state: str, codec: durable.Codec) -> Iterator[report.
 
 def _with_attempts(row: durable.Row, codec: durable.Codec, state: str) -> str:
     """Return the status of a step, and of one that failed whether it was recovered and how many attempts it took."""
+    if row.status == "suspended" and state == "cancelled":
+        return "cancelled"
     if row.status not in ("failed", "cancelled") and b"attempts" not in row.payload:  # it need not be read
         return row.status
     went_on = row.status == "failed" and state in ("completed", "bailed", "suspended")

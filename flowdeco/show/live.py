@@ -6,8 +6,9 @@ run.
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from flowdeco.errors import cut_middle, duration, printable
@@ -241,7 +242,10 @@ class Terminal:
             redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
             vertical_overflow="crop",
         )
+        before = sys.stdout, sys.stderr
         self._live.start()
+        self._streams = list(zip(before, (sys.stdout, sys.stderr), strict=True))
+        _move_logging(self._streams)
 
     def _frame(self) -> Frame:
         width, height = self._console.size
@@ -263,7 +267,17 @@ class Terminal:
             try:
                 self._live.stop()
             finally:
+                _move_logging((after, before) for before, after in self._streams)
                 self._release()
+
+
+def _move_logging(streams: Iterable[tuple[Any, Any]]) -> None:
+    """Have handlers of the logging system write to other streams: they hold those that were there before the display."""
+    new = {id(before): after for before, after in streams if before is not after}
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+    for handler in [each for logger in loggers for each in getattr(logger, "handlers", ())]:
+        if isinstance(handler, logging.StreamHandler) and id(handler.stream) in new:
+            handler.setStream(new[id(handler.stream)])
 
 
 class Notebook:

@@ -164,6 +164,8 @@ class PageData:
             return f"recovered from {error}" if part.recovered else error
         if part.unplanned:
             return "not in the plan"
+        if part.status is Status.RUNNING:  # the end of a stage is written with the step after it
+            return "running here or later"
         return unusual_status(part) or ("cached" if was_cached(part) else "")
 
     def _stage(self, part: Part) -> Row:
