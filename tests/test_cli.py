@@ -1214,7 +1214,7 @@ def test_the_messages_of_a_run_are_shown_on_request(flowdeco, journal, codec):
     Path("talking.py").unlink()
     assert "rows" not in flowdeco("show", "one")[1]
     out = re.sub(r"(?m)^  [0-9:]{8} ", "  TIME ", flowdeco("show", "one", "--messages")[1])
-    one = ["  TIME  rows, count=3", "  TIME  INFO two", "            lines", "  TIME  showed text/markdown, 0.0 kB"]
+    one = ["  TIME  rows, count=3", "  TIME  INFO two", "            lines", "  TIME  showed text/markdown, 7 bytes"]
     assert out.splitlines()[-10:] == ["talks/talks", *one, "  failed    ValueError: first", *one]
     (talks, _) = json.loads(flowdeco("show", "one", "--json")[1])["stages"]
     assert [(each["kind"], each["failures"]) for each in talks["actions"][0]["messages"]] == [

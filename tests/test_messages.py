@@ -529,7 +529,7 @@ def test_a_large_image_is_not_kept():
     """A part of it would be no image."""
     note = "an image of 1.0 MB is not kept: 1.0 MB at most"
     assert rendered(PNG + bytes(LARGEST)) == {"type": "image/png", "content": "", "note": note}
-    assert size(2_500) == "2.5 kB"
+    assert list(map(size, (1, 999, 1_000, 2_500))) == ["1 byte", "999 bytes", "1.0 kB", "2.5 kB"]
 
 
 def test_frames_are_shown_as_html():

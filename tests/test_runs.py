@@ -115,7 +115,7 @@ def test_a_run_reads_its_store(run):
 
 def test_a_run_has_a_repr(run):
     """With what came of it."""
-    assert repr(run(Stage("s"), run_id="run-1")).startswith("<Run run-1 completed, 1 stages in ")
+    assert repr(run(Stage("s"), run_id="run-1")).startswith("<Run run-1 completed, 1 stage in ")
     assert "failed with ValueError" in repr(run(raises(ValueError()), check=False))
     assert "bailed: enough" in repr(run(raises(Bail("enough"))))
 

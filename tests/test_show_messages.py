@@ -175,7 +175,7 @@ def test_a_page_holds_so_many_values(tmp_path, monkeypatch):
 
     log = log_of(page_of(asks(shows).run(), tmp_path))
     assert [each.get("md") for each in log] == [[["p", "xxxxxx"]], None, [["p", "xxxx"]]]
-    assert log[1]["note"] == "0.0 kB are not in the page: it has 0 MB of values before"
+    assert log[1]["note"] == "6 bytes are not in the page: it has 0 MB of values before"
 
 
 def test_what_was_cut_is_noted(tmp_path):
@@ -232,9 +232,10 @@ def test_long_pages_are_redacted_in_time(tmp_path):
         ("- a\n", [["ul", ["li", "a"]]]),
         ("t\n| a | b\\|c |\n|:--|--:|\n| *1* |\n| 2 | 3 | 4 |\nend", [
             ["p", "t"],
-            ["table", ["thead", ["tr", ["th", "a"], ["th", "b|c"]]], ["tbody", ["tr", ["td", ["em", "1"]]], ["tr", ["td", "2"], ["td", "3"]]]],
+            ["table", ["thead", ["tr", ["th", "a"], ["th.right", "b|c"]]], ["tbody", ["tr", ["td", ["em", "1"]]], ["tr", ["td", "2"], ["td.right", "3"]]]],
             ["p", "end"],
         ]),
+        ("a|b\n:-:|-", [["table", ["thead", ["tr", ["th.center", "a"], ["th", "b"]]], ["tbody"]]]),
         ("*a" * 20_000, [["p", "*a" * 20_000]]),
         (">" * 12 + "a", [["blockquote"] * 1 and elements(">" * 12 + "a")[0]]),
     ],
@@ -253,7 +254,7 @@ def test_any_text_is_markdown(source):
 
     def check(element):
         tag, *inside = element
-        assert tag in TAGS
+        assert tag.removesuffix(".right").removesuffix(".center") in TAGS
         for each in inside:
             letters.append(each) if isinstance(each, str) else check(each)
 
@@ -367,6 +368,25 @@ def test_messages_are_in_the_details_of_their_action(chrome, tmp_path, scheme):
         assert [url for url in sheet.asked if not url.startswith(("file:", "data:"))] == []
         blocked = [text for text in sheet.said if "Blocked" in text or "violates" in text or "Content Security" in text]
         assert blocked == sheet.said  # the browser says what it refused, and nothing else
+
+
+def test_values_are_printed_dark_on_light(chrome, tmp_path):
+    """Whatever the theme of the system; and the columns of a table are aligned as its author said."""
+
+    def shows(ctx):
+        ctx.show(Html("<p>content</p>"))
+        ctx.show("a | b\n--- | --:\none | 2")
+
+    with Sheet(chrome, asks(shows).run().to_html(tmp_path / "run.html"), scheme="dark") as sheet:
+        sheet.page.locator("#rows .line").click()
+        looks = "(it) => [getComputedStyle(it).colorScheme, getComputedStyle(document.body).color]"
+        root = sheet.page.locator("iframe").content_frame.locator("html")
+        assert root.evaluate(looks) == ["light dark", "rgb(231, 235, 240)"]
+        sheet.page.emulate_media(media="print", color_scheme="dark")
+        assert root.evaluate(looks) == ["light", "rgb(20, 24, 29)"]
+        assert sheet.page.locator("iframe").evaluate("(it) => getComputedStyle(it).colorScheme") == "light"
+        sides = sheet.page.locator(".prose td").evaluate_all("(all) => all.map((it) => getComputedStyle(it).textAlign)")
+        assert sides == ["start", "right"]
 
 
 def test_a_frame_has_the_height_of_its_table(chrome, tmp_path):

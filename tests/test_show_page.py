@@ -580,9 +580,21 @@ def test_an_error_is_shown_with_traceback_and_notes(opened):
     assert "RuntimeError: login failed with local" in alarm.inner_text()
     assert "in action 'broken' of stage 'broken', pipeline 'failing'" in alarm.inner_text()
     assert 'raise RuntimeError(f"login failed with {local}")' in alarm.locator(".trace").first.inner_text()
-    alarm.get_by_role("button", name="Show the stage broken").click()
+    button = alarm.get_by_role("button", name="Show the stage broken")
+    assert button.locator(".name").inner_text() == "broken"
+    button.click()
     assert sheet.focused() == "broken"
     assert "shown.py" in sheet.page.locator(".detail .trace").first.inner_text()
+
+
+def test_the_order_stands_beside_the_filters(opened):
+    """However many there are: they take a second line."""
+    tags = {f"a tag that is long {number}" for number in range(10)}
+    sheet = opened(pipeline(Stage("a", tags=tags), Stage("b", tags=tags), flaky()).run(skip=["b"]))
+    sheet.page.set_viewport_size({"width": 1280, "height": 800})
+    middle = "(it) => { const box = it.getBoundingClientRect(); return box.top + box.height / 2; }"
+    places = [sheet.page.locator(each).evaluate(middle) for each in ("#find", "#order")]
+    assert abs(places[0] - places[1]) < 4
 
 
 def test_every_failed_branch_can_be_reached(opened):

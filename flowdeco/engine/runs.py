@@ -148,7 +148,8 @@ class Run:
     def __repr__(self) -> str:
         why = f": {self.reason}" if self.reason else ""
         failed = f" with {type(self.error).__name__}" if self.error is not None else ""
-        return f"<Run {self.id} {self.status}{failed}{why}, {len(self.stages)} stages in {self.elapsed:.3f} s>"
+        count = f"{len(self.stages)} stage{'s' * (len(self.stages) != 1)}"
+        return f"<Run {self.id} {self.status}{failed}{why}, {count} in {self.elapsed:.3f} s>"
 
 
 def _copied(error: BaseException) -> Any:

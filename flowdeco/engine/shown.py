@@ -39,6 +39,8 @@ def rendered(value: object) -> dict[str, str]:
 
 def size(count: int) -> str:
     """Return a number of bytes for people."""
+    if count < 1e3:
+        return f"{count} byte{'s' * (count != 1)}"
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 

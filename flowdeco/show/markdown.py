@@ -1,13 +1,15 @@
 """Markdown as a tree of elements for a page: a small subset, and no HTML of its author.
 
 Headings, paragraphs, emphasis, code, quotes, lists, tables, rules and links. An element is a list: its tag, then its
-children; a link has its address in front of them. Text is a string, which a page shows as it is.
+children; a link has its address in front of them, and a cell how it is aligned after its tag ("td.right"). Text is a
+string, which a page shows as it is.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
 from typing import Any, Final, TypeAlias
 
 __all__ = ["Element", "elements"]
@@ -71,7 +73,7 @@ def _blocks(lines: Sequence[str], depth: int) -> Iterator[Element]:
             yield block
         elif _begins_table(lines, at):
             end = _end(lines, at + 2, lambda each: "|" in each)
-            yield _table([lines[at], *lines[at + 2 : end]])
+            yield _table([lines[at], *lines[at + 2 : end]], lines[at + 1])
             at = end
         else:
             end = at + 1
@@ -141,15 +143,29 @@ def _begins_table(lines: Sequence[str], at: int) -> bool:
     return "|" in lines[at] and at + 1 < len(lines) and bool(_COLUMNS.match(lines[at + 1]))
 
 
-def _table(lines: Sequence[str]) -> Element:
+def _table(lines: Sequence[str], rules: str) -> Element:
+    sides = [_side(each) for each in rules.strip().strip("|").split("|")]
     head, *rows = (
         [each.strip().replace("\\|", "|") for each in _CELL.split(line.strip().strip("|"))] for line in lines
     )
     return [
         "table",
-        ["thead", ["tr", *(["th", *_inline(cell, 0)] for cell in head)]],
-        ["tbody", *(["tr", *(["td", *_inline(cell, 0)] for cell in row[: len(head)])] for row in rows)],
+        ["thead", _row("th", head, sides)],
+        ["tbody", *(_row("td", row[: len(head)], sides) for row in rows)],
     ]
+
+
+def _row(tag: str, cells: Sequence[str], sides: Sequence[str]) -> Element:
+    return [
+        "tr",
+        *([f"{tag}{side}", *_inline(cell, 0)] for cell, side in zip_longest(cells, sides[: len(cells)], fillvalue="")),
+    ]
+
+
+def _side(rule: str) -> str:
+    """Return how the column of this rule is aligned."""
+    rule = rule.strip()
+    return "" if not rule.endswith(":") else ".center" if rule.startswith(":") else ".right"
 
 
 def _inline(source: str, depth: int) -> list[Any]:

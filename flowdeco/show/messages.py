@@ -25,6 +25,7 @@ __all__ = ["PageMessages", "has_html", "message_line", "texts_of"]
 FRAME: Final = """<!doctype html><meta charset="utf-8"><style>
 :root { color-scheme: light dark; --fg: #14181d; --soft: #56606b; --line: #dfe3e8; }
 @media (prefers-color-scheme: dark) { :root { --fg: #e7ebf0; --soft: #9ba6b2; --line: #2c343e; } }
+@media print { :root { color-scheme: light; --fg: #14181d; --soft: #56606b; --line: #dfe3e8; } }
 body { margin: 0; color: var(--fg); font: 13.5px/1.5 system-ui, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
 table { border-collapse: collapse; border: 0; } th { font-weight: 500; color: var(--soft); }
 th, td { padding: .2rem .8rem .2rem 0; border: 0; border-bottom: 1px solid var(--line); }

@@ -267,9 +267,10 @@
   // Messages of an action, and the errors of its attempts between them.
 
   const TAGS = new Set(["h3", "h4", "h5", "h6", "p", "em", "strong", "del", "code", "pre", "ul", "ol", "li", "blockquote", "table", "thead", "tbody", "tr", "th", "td", "hr", "br", "a"]);
-  const built = ([tag, ...inside]) => {
+  const built = ([kind, ...inside]) => {
+    const [tag, side] = kind.split(".");
     if (!TAGS.has(tag)) return "";
-    const made = el(tag);
+    const made = el(tag, side || "");
     if (tag === "a") {
       made.href = inside.shift();
       made.rel = "noopener noreferrer";
@@ -654,7 +655,8 @@
     alarm.append(failure(data.failures[data.fail]));
     const acts = el("div", "acts");
     for (const row of data.culprits.map((index) => rows[index])) {
-      const go = el("button", "link", `Show the stage ${row.n}`);
+      const go = el("button", "link", "Show the stage ");
+      go.append(el("span", "name", row.n));
       go.type = "button";
       go.addEventListener("click", () => jump(row.i));
       acts.append(go);
