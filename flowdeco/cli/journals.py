@@ -340,8 +340,7 @@ def _as_it_is(record: StageRecord, state: str) -> StageRecord:
         alone = [(each.name, str(each.status)) for each in record.actions] == [(record.name, "completed")]
         return record._replace(status=record.actions[0].status) if alone else record
     if state == "cancelled":  # while it waited
-        actions = [_called_off(action) for action in record.actions]
-        return _called_off(record)._replace(actions=actions)
+        record = _called_off(record._replace(actions=list(map(_called_off, record.actions))))
     return record
 
 
