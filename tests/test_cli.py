@@ -1458,7 +1458,7 @@ def test_a_waiting_run_is_not_resumed_by_another_pipeline(flowdeco, journal):
     flowdeco("run", "reviews.py:flow", "--run-id", "one")
     code, out, err = flowdeco("resume", "reviews.py:nums", "one")
     assert (code, out) == (2, "")
-    assert "this looks like another pipeline" in err
+    assert "this looks like a different pipeline" in err
     assert flowdeco("resume", "one", "-i", "verdict.legal1=y", "-i", "verdict.legal2=y")[0] == 0
 
 
@@ -1478,7 +1478,7 @@ def test_all_changes_are_listed(flowdeco, journal):
     os.utime("reviews.py", (time.time() + 5,) * 2)
     code, _, err = flowdeco("resume", "one")
     assert (code, len(err.splitlines())) == (2, 1)
-    assert "first/first has completed, with other code; action second/second has completed, with other code" in err
+    assert "first/first has completed, with different code; action second/second has completed, with different code" in err
 
 
 def test_a_fork_goes_on_from_a_stage(flowdeco, journal):

@@ -577,7 +577,7 @@ def test_a_question_is_shown_with_all_it_has(flows):
     assert re.search(r'>bool</span>.*until <time datetime="[^"]+">[^<]+</time>, in \d', page, re.DOTALL)
     assert 'type="radio"' in page
     client.post("/answer", run="r", **{"value:approval": "no"})
-    assert "It has been answered, and not resumed since." in client.page("r")
+    assert "It was answered, and has not been resumed yet." in client.page("r")
     assert "Resume the run" in client.page("r")
     flows.paints.run(journal="r.db", run_id="s")
     assert '{ "of": "the page" }' in re.sub(r"\s+", " ", Checker(client.page("s")).text)
@@ -653,7 +653,7 @@ def test_a_run_is_cancelled(flows):
     assert client.post("/cancel", run="r").headers["location"] == "/run?id=r&said=cancelled"
     assert status_of("r") == "cancelled"
     page = client.get("/run", id="r", said="cancelled").text
-    assert ("The run is cancelled" in page, "Cancel the run" in page, "Resume the run" in page) == (True, False, True)
+    assert ("The run was cancelled" in page, "Cancel the run" in page, "Resume the run" in page) == (True, False, True)
     assert (
         "There is no run" in client.post("/cancel", run="gone").text or client.post("/cancel", run="gone").status == 409
     )
@@ -1002,7 +1002,7 @@ def test_two_tabs(flows, serving, browser):
         one.get_by_label("count").fill("7")
         one.get_by_text("Record the answer").click()
         one.wait_for_selector("text=The answer is recorded")
-        two.wait_for_selector("text=It has been answered")
+        two.wait_for_selector("text=It was answered")
         assert two.get_by_label("count").input_value() == "8"
         assert two.evaluate("document.activeElement.id") == "value-0"
         overview.wait_for_selector("td >> text=answered")
