@@ -423,6 +423,7 @@ def suggestion(wrong: str, known: Iterable[str], what: str = "There are", closen
     if not names:
         return f"{what}: none."
     close = get_close_matches(wrong, names, n=3, cutoff=closeness)
+    close = close or [name for name in names if name.lower() == wrong.lower()]
     if close:
         return f"Did you mean {' or '.join(map(repr, close))}?"
     shown = ", ".join(map(repr, names[:12]))

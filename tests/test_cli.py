@@ -1183,6 +1183,33 @@ def test_show_agrees_with_run(flowdeco, journal, codec):
     ]  # fmt: skip
 
 
+ASKS = """
+from decimal import Decimal
+from flowdeco import Context, action
+
+@action
+def price(ctx: Context, given: tuple[int, ...] = (1, 2), rate: Decimal = Decimal(1)) -> tuple[Decimal, str]:
+    return rate * 2, "EUR"
+
+@action
+def approve(ctx: Context) -> bool:
+    return ctx.wait_for("approved", about="Publish the new index?", type=bool)
+
+flow = price >> approve
+"""
+
+
+def test_a_question_is_listed_once_and_replayed_values_are_as_in_the_source(flowdeco, journal):
+    """With its key, its type, and what it is about; a tuple is no list."""
+    Path("asks.py").write_text(ASKS)
+    assert flowdeco("run", "asks.py:flow")[0] == 3
+    assert lines(flowdeco("runs")[1])[1].endswith(" waiting for 'approved' (bool): Publish the new index?")
+    code, out, _ = flowdeco("replay", "latest", "price")
+    told = lines(out)
+    assert (code, told[3:5]) == (0, ["given (1, 2)", "rate Decimal('1')"]), out
+    assert told[7].endswith("(Decimal('2'), 'EUR')")
+
+
 TALKS = """
 from flowdeco import Context, action
 from flowdeco.middleware import retry

@@ -633,3 +633,25 @@ def test_bound_values_are_shown_for_an_action_and_for_the_stage_of_one():
         assert bound_arguments(unit) == "file=p3"
     for unit in (load, Stage("s"), Stage("s", [bound, load.with_options(name="other")]), pipeline(bound)):
         assert bound_arguments(unit) == ""
+
+
+def test_functions_that_are_no_actions_are_named():
+    """Those that the body defines, and no classes."""
+
+    @stage
+    def forgot(n: int) -> None:
+        def first(): ...
+
+        class Nothing: ...
+
+        def second():
+            return [first, Nothing, lambda: n]
+
+    with pytest.raises(EmptyStageError, match=r"has no actions: decorate functions \('first', 'second'\) in its body"):
+        forgot(3)
+
+    @stage
+    def empty(n: int) -> None: ...
+
+    with pytest.raises(EmptyStageError, match="has no actions: decorate functions in its body with @action, or"):
+        empty(3)

@@ -578,3 +578,24 @@ def test_middleware_that_supplies_nothing_leaves_the_check_certain():
     assert [certain(use=[each]) for each in (retry(on=OSError), atomic, own, recover(on=Exception))] == [
         [True], [True], [False], [False],
     ]  # fmt: skip
+
+
+def test_a_single_problem_is_told_in_one_line(run):
+    """Several have a line each."""
+    with pytest.raises(WiringError, match=r"^the wiring has 1 problem: action 'wants' of stage 's' needs 'x', [^\n]*$"):
+        run(Stage("s", [wants("x")]))
+    with pytest.raises(WiringError, match=r"^the wiring has 2 problems:\n  - action 'wants' of stage 's' needs 'x'"):
+        run(Stage("s", [wants("x", "y")]))
+
+
+def test_what_is_hardly_meant_as_a_key_is_told(run):
+    """A key in other letters, a context without an annotation."""
+
+    @action
+    def act(context):
+        context.emit("x")
+
+    with pytest.raises(WiringError, match="annotate it: `context: Context`$"):
+        run(act)
+    with pytest.raises(WiringError, match=r"Did you mean 'X'\?$"):
+        run(wants("x"), {"X": 1})

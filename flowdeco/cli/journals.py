@@ -16,12 +16,12 @@ from flowdeco import durable
 from flowdeco.cli import report
 from flowdeco.cli.arguments import JOURNAL, LATEST
 from flowdeco.cli.exit_codes import FINE
-from flowdeco.cli.inputs import UsageError, check_page
+from flowdeco.cli.inputs import UsageError, awaited_keys, check_page
 from flowdeco.cli.json_output import print_json, run_as_data
 from flowdeco.durable import RunInfo
 from flowdeco.durable.codec import OutlineCodec
 from flowdeco.durable.info import STATUSES, Step, as_text, steps
-from flowdeco.errors import JournalError, RunBusyError, RunNotFoundError, suggestion, told
+from flowdeco.errors import WAITING, JournalError, RunBusyError, RunNotFoundError, suggestion, told
 
 if TYPE_CHECKING:
     from flowdeco.engine.outcome import ActionRecord, StageRecord
@@ -213,7 +213,10 @@ def workflow_name(info: RunInfo) -> str:
 
 def _why(info: RunInfo) -> str:
     asked = [as_text(each) for each in info.questions if each.about is not None or each.deadline is not None]
-    waits = "; ".join(filter(None, (info.reason, *asked)))
+    reason = info.reason
+    if asked and awaited_keys(reason) == [each.key for each in info.questions] and len(asked) == len(info.questions):
+        reason, asked[0] = None, f"{WAITING}{asked[0]}"  # the questions have the keys
+    waits = "; ".join(filter(None, (reason, *asked)))
     why = info.error or waits or (f"by {info.owner}" if info.owner else "")
     return report.shortened(report.one_line(why), 80)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from flowdeco.show import Plan
     from flowdeco.show.parts import Part
 
-__all__ = ["plain", "plan_as_data", "print_json", "run_as_data"]
+__all__ = ["plain", "plan_as_data", "print_json", "repr_of", "run_as_data"]
 
 
 def print_json(data: Any, indent: int | None = 2) -> None:
@@ -160,13 +160,13 @@ def plain(value: Any, above: frozenset[int] = frozenset()) -> Any:
         return "..."
     above |= {id(value)}
     try:
-        found: Any = next((form for fits, form in _FORMS if fits(value)), _shown)(value)
+        found: Any = next((form for fits, form in _FORMS if fits(value)), repr_of)(value)
         if isinstance(found, dict):
             return {key: plain(item, above) for key, item in cast("dict[str, Any]", found).items()}
         if isinstance(found, list):
             return [plain(item, above) for item in cast("list[Any]", found)]
     except Exception:  # of its class
-        return _shown(value)
+        return repr_of(value)
     return found
 
 
@@ -174,7 +174,8 @@ def _member(key: object) -> str:
     return key if isinstance(key, str) else repr(key)
 
 
-def _shown(value: object) -> str:
+def repr_of(value: object) -> str:
+    """Return the repr of a value, or what is wrong with it."""
     try:
         return repr(value)
     except Exception as error:

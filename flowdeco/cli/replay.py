@@ -18,7 +18,7 @@ from flowdeco.cli import report
 from flowdeco.cli.exit_codes import FAILED, FINE, INTERRUPTED
 from flowdeco.cli.inputs import UsageError
 from flowdeco.cli.journals import journal_path, require_known_codec
-from flowdeco.cli.json_output import plain, print_json
+from flowdeco.cli.json_output import plain, print_json, repr_of
 from flowdeco.cli.process import cancelling_on_interrupt, reserved_stdout
 from flowdeco.cli.workflow import load_recorded_workflow, stand_in_for_main
 from flowdeco.drivers.interrupts import Interrupts
@@ -302,7 +302,7 @@ class _Call:
 
 
 def _in_one_line(value: Any) -> str:
-    return report.shortened(report.one_line(repr(plain(value))), 300)
+    return report.shortened(report.one_line(repr_of(value)), 300)
 
 
 def _print(found: _Found, call: _Call, now: Outcome, differs: list[str], options: Namespace) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from enum import Enum
 from os import PathLike
+from types import CodeType
 from typing import Any, Final, Generic, Never, NoReturn, cast, overload
 
 from typing_extensions import ParamSpec, TypeVar
@@ -300,7 +301,7 @@ def _declared(
     actions, memo = tuple(body.actions), Memo()
     if not actions:
         raise EmptyStageError(
-            f"stage {name!r} has no actions: decorate functions in its body with @action, "
+            f"stage {name!r} has no actions: decorate {_functions_in(function)} in its body with @action, "
             f"or write Stage({name!r}) for a stage that only carries data"
         )
     if pattern is not None:
@@ -310,6 +311,17 @@ def _declared(
             if origin_of(member) is None and "<locals>" in str(getattr(member.__wrapped__, "__qualname__", "")):
                 set_origin(member, Member(origin, index))
     return stage_like(sample, name, actions, origin, memo)
+
+
+def _functions_in(function: Any) -> str:
+    """Return the names of the functions that a body defines, as far as its code tells."""
+    inner = [
+        each for each in getattr(getattr(function, "__code__", None), "co_consts", ()) if isinstance(each, CodeType)
+    ]
+    names = [
+        repr(code.co_name) for code in inner if code.co_flags & inspect.CO_OPTIMIZED and code.co_name.isidentifier()
+    ]
+    return f"functions ({', '.join(names)})" if names else "functions"
 
 
 def _check_returned(returned: Any, name: str) -> None:

@@ -100,6 +100,8 @@ class _Flow(NamedTuple):
     def hint(self, gap: _Gap, known: _Known) -> str:
         """Return advice about a missing key: why what supplies it does not do so here, or what else may be meant."""
         name = gap.wanted.key
+        if name == "context" and gap.wanted.annotation is EMPTY:
+            return "If it is to be the context of the action, annotate it: `context: Context`"
         if name in known.local:
             return f"It is local to stage {known.local[name]!r}: write returns={name!r} there to share it"
         for group, index in gap.beside:
@@ -224,8 +226,10 @@ def _refuse(gaps: Iterable[_Gap], known: _Known, flow: _Flow) -> None:
     __tracebackhide__ = True
     problems = [problem for gap in gaps for problem in _problems(gap, known, flow)]
     if problems:
+        if len(problems) == 1:
+            raise WiringError(f"the wiring has 1 problem: {problems[0].message}", problems)
         lines = "\n".join(f"  - {problem.message}" for problem in problems)
-        raise WiringError(f"the wiring has {len(problems)} problem{'s' * (len(problems) > 1)}:\n{lines}", problems)
+        raise WiringError(f"the wiring has {len(problems)} problems:\n{lines}", problems)
 
 
 def _needs(unit: Unit | Stream, skip: frozenset[str]) -> tuple[str, ...] | None:
