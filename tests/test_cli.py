@@ -1722,6 +1722,9 @@ def test_entry_points_are_completed_without_running_them():
     assert completions("flowdeco run flo") == ["flows.py:"]
     assert completions("flowdeco run flows.py:f") == ["flows.py:flow"]
     assert completions("flowdeco run flows.py:flow --skip re") == ["report"]
+    assert completions("flowdeco run flows.py:flow --skip tag") == ["tag:dynamic", "tag:reporting", "tag:slow"]
+    assert completions("flowdeco run flows.py:flow --skip pro") == ["process"]
+    assert completions("flowdeco run flows.py:pro") == []
 
 
 def test_runs_are_completed(flowdeco, journal):
@@ -1730,6 +1733,14 @@ def test_runs_are_completed(flowdeco, journal):
     for run in ("nightly-1", "nightly-2", "daily"):
         flowdeco("run", "flows.py:flow", "-i", "kinds:=0", "--run-id", run)
     assert completions("flowdeco show nig", FLOWDECO_JOURNAL="runs.db") == ["nightly-1", "nightly-2"]
+    steps = ["check/check", "discover/discover", "report/summary"]
+    proposed = completions("flowdeco replay nightly-1 ", FLOWDECO_JOURNAL="runs.db")
+    assert [each for each in proposed if not each.startswith("-")] == steps
+    assert completions("flowdeco replay flows.py:flow latest re", FLOWDECO_JOURNAL="runs.db") == steps[2:]
+    assert completions("flowdeco replay flows.py:flow nightly", FLOWDECO_JOURNAL="runs.db") == [
+        "nightly-1",
+        "nightly-2",
+    ]
 
 
 # -- starting

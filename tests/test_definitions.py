@@ -537,6 +537,13 @@ def test_what_is_no_unit_cannot_be_chained(wrong):
             make(A, wrong)
 
 
+def test_units_are_not_combined_by_or():
+    """The message says what to write."""
+    for unit in (double, A, A >> B, parallel(A)):
+        with pytest.raises(TypeError, match=r"write a >> b, or parallel\(a, b\)"):
+            unit | A
+
+
 def test_a_plain_function_in_a_chain_is_told_to_become_an_action():
     """The cure is in the message."""
     with pytest.raises(DefinitionError, match="plain.*@action"):

@@ -509,7 +509,7 @@ def _complete_entry(prefix: str, **_: Any) -> Iterator[str]:
 
     where, colon, _name = prefix.rpartition(":")
     if colon:
-        yield from (f"{where}:{name}" for name in names_in(where))
+        yield from (f"{where}:{name}" for name in names_in(where, templates=False))
         return
     directory, _slash, beginning = prefix.rpartition("/")
     with suppress(OSError), os.scandir(directory or ".") as found:
@@ -524,11 +524,18 @@ def _complete_entry(prefix: str, **_: Any) -> Iterator[str]:
 
 
 def _complete_run(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> Iterator[str]:
-    from flowdeco.durable import runs
+    from flowdeco.durable import history, runs
 
     path = parsed_args.journal or os.environ.get(JOURNAL)
+    given = parsed_args.run if isinstance(parsed_args.run, list) else []
     with suppress(Exception):
-        yield from (info.id for info in runs(path) if info.id.startswith(prefix))
+        infos = runs(path)
+        run = next((info.id for info in infos if given and given[-1] in (info.id, LATEST)), None)
+        if run is not None and parsed_args.command == "replay":
+            steps = (f"{row.stage}/{row.action}" for row in history(path, run) if row.kind == "action")
+            yield from dict.fromkeys(step for step in steps if step.startswith(prefix))
+        else:
+            yield from (info.id for info in infos if info.id.startswith(prefix))
 
 
 def _complete_input(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> Iterator[str]:
@@ -558,7 +565,7 @@ def _complete_status(prefix: str, **_: Any) -> Iterator[str]:
 
 
 def _complete_selector(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> Iterator[str]:
-    from flowdeco.cli.entry_point import names_in
+    from flowdeco.cli.entry_point import names_in, tags_in
 
     where = str(getattr(parsed_args, "entry", "") or "").rpartition(":")[0]
-    yield from (name for name in names_in(where) if name.startswith(prefix))
+    yield from (name for name in (*names_in(where), *tags_in(where)) if name.startswith(prefix))

@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 
 from flowdeco.errors import FlowdecoError, suggestion
 
-__all__ = ["Entry", "EntryError", "load", "names_in", "parameters_in"]
+__all__ = ["Entry", "EntryError", "load", "names_in", "parameters_in", "tags_in"]
 
 
 class EntryError(FlowdecoError):
@@ -228,13 +228,24 @@ def _member(module: ModuleType, where: str, name: str) -> Any:
     )
 
 
-def names_in(path: str) -> list[str]:
+def names_in(path: str, *, templates: bool = True) -> list[str]:
     """Return the names that the top level of a file defines, read from its source: completion runs no code."""
     try:
         tree = ast.parse(Path(path).read_bytes())
     except (OSError, SyntaxError, ValueError):
         return []
-    return [name for name in dict.fromkeys(_defined(tree)) if not name.startswith("_")]
+    return [name for name in dict.fromkeys(_defined(tree, templates)) if not name.startswith("_")]
+
+
+def tags_in(path: str) -> list[str]:
+    """Return the selectors of the tags in a file, as far as its source has them as texts."""
+    try:
+        tree = ast.parse(Path(path).read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return []
+    given = [node.value for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == "tags"]
+    texts = (each.value for node in given for each in ast.walk(node) if isinstance(each, ast.Constant))
+    return [f"tag:{text}" for text in dict.fromkeys(texts) if isinstance(text, str)]
 
 
 def parameters_in(path: str) -> list[str]:
@@ -246,7 +257,7 @@ def parameters_in(path: str) -> list[str]:
         tree = ast.parse(Path(path).read_bytes())
     except (OSError, SyntaxError, ValueError):
         return []
-    actions = [node for node in ast.walk(tree) if isinstance(node, _DEFINITIONS) and _is_action(node)]
+    actions = [node for node in ast.walk(tree) if isinstance(node, _DEFINITIONS) and _has(node, "action")]
     supplied = {node.name for node in actions}
     supplied |= {keyword.value.value for node in actions for keyword in _options(node)}
     taken = [
@@ -258,8 +269,8 @@ def parameters_in(path: str) -> list[str]:
     return [name for name in dict.fromkeys(taken) if name not in supplied]
 
 
-def _is_action(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    return any(ast.unparse(each).partition("(")[0].rpartition(".")[2] == "action" for each in node.decorator_list)
+def _has(node: ast.FunctionDef | ast.AsyncFunctionDef, decorator: str) -> bool:
+    return any(ast.unparse(each).partition("(")[0].rpartition(".")[2] == decorator for each in node.decorator_list)
 
 
 def _options(node: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[Any]:
@@ -273,10 +284,11 @@ def _options(node: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[Any]:
 _DEFINITIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-def _defined(tree: ast.Module) -> Iterator[str]:
+def _defined(tree: ast.Module, templates: bool) -> Iterator[str]:
     for node in tree.body:
         if isinstance(node, _DEFINITIONS):
-            if node.decorator_list:
+            is_template = _has(node, "stage") and bool(ast.unparse(node.args))
+            if node.decorator_list and (templates or not is_template):
                 yield node.name
         elif isinstance(node, (ast.Assign, ast.AnnAssign)):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]

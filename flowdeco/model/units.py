@@ -59,6 +59,9 @@ class Unit(Runnable):
     def __rrshift__(self, other: Never) -> NoReturn:
         raise DefinitionError(no_unit(other))
 
+    def __or__(self, other: Never) -> NoReturn:
+        raise DefinitionError("units are not combined by `|`: write a >> b, or parallel(a, b)")
+
     def _given(self) -> dict[str, Any]:
         raise NotImplementedError
 
