@@ -1505,7 +1505,9 @@ def test_all_changes_are_listed(flowdeco, journal):
     os.utime("reviews.py", (time.time() + 5,) * 2)
     code, _, err = flowdeco("resume", "one")
     assert (code, len(err.splitlines())) == (2, 1)
-    assert "first/first has completed, with different code; action second/second has completed, with different code" in err
+    assert (
+        "first/first has completed, with different code; action second/second has completed, with different code" in err
+    )
 
 
 def test_a_fork_goes_on_from_a_stage(flowdeco, journal):
