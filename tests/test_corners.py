@@ -55,3 +55,5 @@ def test_a_stream_equals_no_other_object():
     """Python asks the other one, too."""
     assert stream([]) != 1
     assert stream([]).__eq__(1) is NotImplemented
+    numbers = [1, 2]
+    assert len({stream(numbers), stream(numbers)}) == 1

@@ -206,8 +206,9 @@ class Names(dict[str, Any]):
             failure = str(error) or type(error).__name__
         try:
             match node:  # the type of a key may be known to the type checker only
-                case ast.Call(function, [name, _]) if self.value(function) is Key and strictly._evaluated(name):
-                    return self._evaluated(node)
+                case ast.Call(function, [name, declared]) if self.value(function) is Key:
+                    known = self.value(declared)
+                    return Key(strictly._evaluated(name), Any if isinstance(known, Unknown) else known)
                 case _:
                     pass
         except Exception:
