@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from importlib import import_module
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, cast
 
 import flowdeco
 from flowdeco.cli.exit_codes import USAGE
@@ -527,12 +527,13 @@ def _complete_run(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> Ite
     from flowdeco.durable import history, runs
 
     path = parsed_args.journal or os.environ.get(JOURNAL)
-    given = parsed_args.run if isinstance(parsed_args.run, list) else []
+    run: Any = parsed_args.run
+    given = cast("list[str]", run) if isinstance(run, list) else []
     with suppress(Exception):
         infos = runs(path)
-        run = next((info.id for info in infos if given and given[-1] in (info.id, LATEST)), None)
-        if run is not None and parsed_args.command == "replay":
-            steps = (f"{row.stage}/{row.action}" for row in history(path, run) if row.kind == "action")
+        chosen = next((info.id for info in infos if given and given[-1] in (info.id, LATEST)), None)
+        if chosen is not None and parsed_args.command == "replay":
+            steps = (f"{row.stage}/{row.action}" for row in history(path, chosen) if row.kind == "action")
             yield from dict.fromkeys(step for step in steps if step.startswith(prefix))
         else:
             yield from (info.id for info in infos if info.id.startswith(prefix))

@@ -367,9 +367,8 @@ def listed(flow: Unit) -> Iterator[str]:
 
 def _default(value: Any) -> str:
     """Return a default as it is given on the command line, texts in quotes."""
-    if hasattr(type(value), "__members__"):
+    kind = cast("Any", type(value))
+    if hasattr(kind, "__members__"):
         return str(value.name)
-    as_text = any(
-        fits(type(value)) and convert in (_from_string, _from_isoformat, _of_decimal) for fits, convert in _TABLE
-    )
+    as_text = any(fits(kind) and convert in (_from_string, _from_isoformat, _of_decimal) for fits, convert in _TABLE)
     return str(value) if as_text else shortened(value)

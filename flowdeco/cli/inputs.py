@@ -7,7 +7,7 @@ import re
 import sys
 from argparse import Namespace
 from ast import literal_eval
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Union, get_args, get_origin
 
@@ -80,7 +80,10 @@ def _parse_json(text: str, problem: str) -> Any:
 _NOT_TEXT: Final = (int, float, bool, list, dict, tuple, set, frozenset, bytes, NoneType)
 
 
-def input_warnings(run: Run, inputs: Iterable[str], options: Namespace, warned: Collection[str] = ()) -> Iterator[str]:
+def input_warnings(
+    run: Run, inputs: Iterable[str], options: Namespace, warned: Collection[str],
+    is_convertible: Callable[[str, Any], bool],
+) -> Iterator[str]:  # fmt: skip
     """Yield warnings about inputs that resemble a missing key and were not taken, and about text that should be JSON.
 
     For a failed run, only those about the action that failed; none about keys that are `warned` of already.
@@ -105,18 +108,12 @@ def input_warnings(run: Run, inputs: Iterable[str], options: Namespace, warned: 
                     f"the input {key!r} is text, and action {record.name!r} expects {type_name(parameter.annotation)}: "
                     f"-i {key}:=VALUE gives JSON"
                 )
-            elif stage.inserted_by and _is_convertible(value, parameter.annotation):
+            elif stage.inserted_by and is_convertible(value, parameter.annotation):
                 yield (
                     f"the input {key!r} stays text: action {record.name!r} of stage {stage.name!r}, which takes it as "
                     f"{type_name(parameter.annotation)}, was inserted, and inputs are converted only for what is planned. "
                     f"Let an action of the workflow take it, too, or convert it in {record.name!r}"
                 )
-
-
-def _is_convertible(text: str, annotation: Any) -> bool:
-    from flowdeco.cli.conversion import is_convertible  # it imports this module
-
-    return is_convertible(text, annotation)
 
 
 def _parameters(run: Run) -> Iterator[tuple[StageRecord, ActionRecord, Input]]:
@@ -146,7 +143,7 @@ def type_name(annotation: Any) -> str:
 
 
 def _written(value: Any) -> str:
-    return f"{type(value).__name__}.{value.name}" if hasattr(type(value), "__members__") else repr(value)
+    return f"{type(value).__name__}.{value.name}" if hasattr(value, "_value_") else repr(value)
 
 
 def _excludes_text(annotation: Any) -> bool:

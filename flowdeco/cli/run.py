@@ -159,7 +159,7 @@ def _print_problems(
     run: Run, options: Namespace, path: str | None, inputs: Iterable[str], warned: Collection[str]
 ) -> None:
     """Print why a run failed, doubtful inputs, and how to resume it."""
-    warnings = list(input_warnings(run, inputs, options, warned))
+    warnings = list(input_warnings(run, inputs, options, warned, _is_convertible))
     if run.status == "failed" and run.error is not None:
         report.print_error(
             run.error, options, _failure(run, run.error) + (f" ({'; '.join(warnings)})" if warnings else "")
@@ -172,6 +172,12 @@ def _print_problems(
             report.say("flowdeco: it has no --journal, and cannot be resumed", out=sys.stderr)
     elif not hasattr(run.error, "changes"):
         report.print_resume_hint(run.id, str(run.status), run.reason, options)
+
+
+def _is_convertible(text: str, annotation: Any) -> bool:
+    from flowdeco.cli.conversion import is_convertible  # most runs need nothing of it
+
+    return is_convertible(text, annotation)
 
 
 def _failure(run: Run, error: BaseException) -> str:
