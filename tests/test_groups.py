@@ -897,6 +897,26 @@ def test_failures_of_a_nested_group_count(run):
     assert [type(error) for error in finished.error.exceptions] == [ValueError, KeyError]
 
 
+def test_a_call_that_is_withdrawn_with_its_group_is_no_failure():
+    """It waits for a thread while the group around its group ends; another branch of its own group does fail."""
+    for _ in range(5):  # without the rule, two of three went wrong
+        begun, release = threading.Event(), threading.Event()
+
+        def also_fails(begun=begun, release=release):
+            begun.set()
+            assert release.wait(PATIENCE)
+            raise KeyError("inner")
+
+        def fails(begun=begun, release=release):
+            assert begun.wait(PATIENCE)
+            threading.Timer(0.01, release.set).start()
+            raise ValueError("outer")
+
+        inner = parallel(act(also_fails), *[one([], f"waits{n}") for n in range(60)], name="inner")
+        finished = parallel(act(fails), inner).run(check=False)
+        assert [type(error) for error in finished.error.exceptions] == [ValueError, KeyError]
+
+
 def test_a_failure_stops_the_groups_inside_and_around_its_own(run):
     """Everything that is awaited is cancelled, whichever group it belongs to."""
     log = []

@@ -75,8 +75,8 @@ class Verdicts:
                 self.counted.add(index)
                 self.is_enough = self._completed == self.group.enough
             return self.is_enough
-        if isinstance(failure, Suspend):
-            return False
+        if isinstance(failure, Suspend) or (type(failure) is Cancelled and not failure.of_run):
+            return False  # the latter was stopped, with the group itself
         self.ended_by = index
         return True
 
