@@ -561,17 +561,18 @@ def test_a_resume_calls_the_function_again_and_completed_branches_are_not_run_ag
 
 def test_a_suspended_group_is_resumed(run, resume):
     """From memory, and from a journal."""
-    flow = parallel(stream(suspending, 6), limit=2)
+    flow = parallel(stream(suspending, 40), limit=2)
+    numbers = [number for number in range(40) if number != 2]
     for journal in (None, MemoryJournal()):
         LOG.clear()
         first = run(flow, journal=journal, executor=serial())
         assert first.status == "suspended"
         done = list(LOG)
         result = resume(flow, first, {"approval": "yes"}, executor=serial())
-        assert result["squares"] == of([0, 1, 3, 4, 5])
-        assert names(result) == ["square[0]", "square[1]", "asks", "square[3]", "square[4]", "square[5]"]
-        assert sorted(LOG) == [0, 1, 3, 4, 5]
-        assert len(done) < 5
+        assert result["squares"] == of(numbers)
+        assert names(result) == ["square[0]", "square[1]", "asks", *(f"square[{n}]" for n in numbers[2:])]
+        assert sorted(LOG) == numbers
+        assert len(done) < len(numbers)
 
 
 def test_a_failed_group_is_resumed_from_memory(run, resume):
