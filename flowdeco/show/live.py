@@ -275,8 +275,9 @@ def _move_logging(streams: Iterable[tuple[Any, Any]]) -> None:
     """Have handlers of the logging system write to other streams: they hold those that were there before the display."""
     new = {id(before): after for before, after in streams if before is not after}
     loggers = [logging.root, *logging.root.manager.loggerDict.values()]
-    for handler in [each for logger in loggers for each in getattr(logger, "handlers", ())]:
-        if isinstance(handler, logging.StreamHandler) and id(handler.stream) in new:
+    for each in [each for logger in loggers for each in getattr(logger, "handlers", ())]:
+        handler: Any = each
+        if isinstance(each, logging.StreamHandler) and id(handler.stream) in new:
             handler.setStream(new[id(handler.stream)])
 
 
