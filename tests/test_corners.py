@@ -18,7 +18,8 @@ def test_a_group_that_tolerates_leaves_failures_before_it_alone():
     """A pipeline that had failed, and was recovered, is not in the group."""
     early = pipeline(fails, name="early", use=[recover(on=ValueError)])
     late = pipeline(fails, name="late", use=[recover(on=ValueError)])
-    run = (early >> parallel(late >> fails, action(name="fine")(lambda: 1), tolerate=1)).run()
+    between = action(name="between")(lambda: 1)
+    run = (early >> between >> parallel(late >> fails, action(name="fine")(lambda: 1), tolerate=1)).run()
     assert [(record.name, record.recovered) for record in run.pipelines] == [("early", True), ("late", True)]
 
 

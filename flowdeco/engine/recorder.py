@@ -152,7 +152,7 @@ class Recorder:
                 parts[name] = value
         if outcome.selection is not ALL:
             parts.update(self._of_selection(outcome.selection))
-        if outcome.attempts > 1 or outcome.failures or outcome.dropped:
+        if outcome.attempts > 1:
             parts.update(self._of_attempts(outcome))
         if outcome.messages:
             parts["messages"] = list(map(list, outcome.messages))
@@ -174,11 +174,11 @@ class Recorder:
         return writes._replace(puts={**writes.puts, failures: listed})
 
     def _of_attempts(self, outcome: Outcome) -> dict[str, Any]:
-        parts: dict[str, Any] = {}
-        if outcome.attempts > 1:
-            parts["attempts"], parts["repeats"] = outcome.attempts, list(outcome.repeats)
-        if outcome.failures:
-            parts["failures"] = self._written_failures(outcome.failures)
+        parts: dict[str, Any] = {
+            "attempts": outcome.attempts,
+            "repeats": list(outcome.repeats),
+            "failures": self._written_failures(outcome.failures),
+        }
         if outcome.dropped:
             parts["dropped"] = [
                 [*step, written]

@@ -15,6 +15,7 @@ from flowdeco.engine.actions import check_insertion
 from flowdeco.engine.attempts import forget_attempt, forget_held, repeat_changes, state_before
 from flowdeco.engine.branch import Branch
 from flowdeco.engine.deadlines import Deadline
+from flowdeco.engine.history import History
 from flowdeco.engine.layers import Layers, enter, leave
 from flowdeco.engine.noting import ended_as, note, note_entering, restore
 from flowdeco.engine.open_scopes import UNNUMBERED, OpenScope
@@ -53,8 +54,7 @@ def open_scope(
         if branch.restores(earlier):
             _seal(branch, scope, earlier)
             return None
-        if terms.past is not None:
-            terms.past.reopen(branch.id, earlier)
+        cast("History", terms.past).reopen(branch.id, earlier)
     is_stage = type(scope.unit) is Stage
     if is_stage and terms.notify is not None:
         terms.notify(StageStarted(terms.run_id, scope.unit.name, scope.by, _branches(scope.place)))
