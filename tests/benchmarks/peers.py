@@ -155,7 +155,10 @@ def _cell(micros: float | None, ours: float | None) -> str:
     if micros is None:
         return "–"
     shown = f"{micros:,.0f}" if micros >= 10 else f"{micros:.1f}"
-    return shown if not ours or micros == ours else f"{shown} ({micros / ours:,.0f} ×)"
+    if not ours or micros == ours:
+        return shown
+    times = micros / ours
+    return f"{shown} ({times:.2f} ×)" if times < 1 else f"{shown} ({times:,.0f} ×)"
 
 
 if __name__ == "__main__":
