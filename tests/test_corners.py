@@ -1,4 +1,4 @@
-"""Corners that no larger test comes to."""
+"""Corner cases that larger tests do not reach."""
 
 import pytest
 

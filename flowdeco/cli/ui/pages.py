@@ -79,13 +79,12 @@ def run_url(run_id: str, **more: str) -> str:
 
 
 def message(title: str, said: str) -> str:
-    """Return a page that needs nothing from the server, for those who are not answered."""
-    return (
-        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, '
-        f'initial-scale=1"><title>{text(title)}: flowdeco</title><link rel="icon" href="data:,"><style>{asset("page.css")}'
-        f'</style></head><body><header><p class="eyebrow">flowdeco ui</p><h1>{text(title)}</h1></header>'
-        f'<main><p class="about">{text(said)}</p></main></body></html>'
+    """Return a page that needs nothing else from the server, for those who have no access."""
+    body = (
+        f'<header><p class="eyebrow">flowdeco ui</p><h1>{text(title)}</h1></header>'
+        f'<main><p class="about">{text(said)}</p></main>'
     )
+    return _document(f"{title}: flowdeco", "", body, style=f"<style>{asset('page.css')}</style>")
 
 
 def _head(url: str, version: str) -> str:
@@ -95,12 +94,15 @@ def _head(url: str, version: str) -> str:
     )
 
 
-def _document(title: str, head: str, body: str) -> str:
+_LINKED: Final = '<link rel="stylesheet" href="/assets/page.css">'
+
+
+def _document(title: str, head: str, body: str, *, style: str = _LINKED) -> str:
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta name="color-scheme" content="light dark">\n<title>{text(title)}</title>\n<link rel="icon" href="data:,">\n'
-        f'<link rel="stylesheet" href="/assets/page.css">{head}\n</head>\n<body>\n{body}\n</body>\n</html>\n'
+        f"{style}{head}\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 
 
