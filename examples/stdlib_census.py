@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import platform
 import sysconfig
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,4 +91,6 @@ if __name__ == "__main__":
     print(f"The standard library of {platform.python_implementation()} {platform.python_version()}\n")
     run = flow.run({"top": 12})
     found = [record for record in run.stages if record.inserted_by == "discover/discover"]
-    print(f"\n{len(run.stages)} stages ran in {run.elapsed:.1f} s, {len(found)} of them inserted by discover.")
+    print(f"\n{len(run.stages)} stages ran in {run.elapsed:.1f} s, {len(found)} of them inserted by discover.\n")
+    print(run.ran())
+    print(f"\nIts page: {run.to_html(Path(tempfile.mkdtemp(), 'census.html'))}")
