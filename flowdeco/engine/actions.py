@@ -210,7 +210,7 @@ def in_layers(
             error = yield from _another_attempt(branch, Execution(step, by, number, started), around)
             again = error is None
     returned, value = value, around.given if error is None else Raised(error)
-    if type(value) not in SETTLED and value is not returned:  # supplied by a layer
+    if value is not returned and type(value) not in SETTLED:  # supplied by a layer
         value = yield from settled(step, value)
     if act is None and watch is None and _did_nothing(branch, around, mark):
         branch.store.release(mark)

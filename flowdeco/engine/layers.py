@@ -82,17 +82,17 @@ class Call:
     """
 
     cached = False  # the outcome was taken from a cache
+    undoes = False  # the target is one step
     localized: Step | None = None  # the step of an action that reads results that are local to its stage
 
     # With slots, a layer costs a tenth less; a middleware may add attributes of its own.
     __slots__ = (
-        "__dict__", "action", "attempt", "given", "inserted", "pipeline", "run_id", "stage", "store", "undoes",
+        "__dict__", "action", "attempt", "given", "inserted", "pipeline", "run_id", "stage", "store",
     )  # fmt: skip
 
     attempt: int
     given: Any
     inserted: tuple[Unit | Stream, ...]
-    undoes: bool
     run_id: str
     store: Store
     pipeline: Pipeline
@@ -173,15 +173,23 @@ Opened: TypeAlias = "tuple[Middleware, Any, Mark | None, int, Mapping[str, Any]]
 class Layers(Call):
     """The layers around one target, those that are open, and their decisions; the layers see it as their `Call`."""
 
-    __slots__ = (
-        "entered", "entering", "failure", "failures", "gate", "layers", "mark", "opened", "recalled", "recovered",
-        "repeats", "values", "watch",
-    )  # fmt: skip
+    __slots__ = ("entered", "gate", "layers", "opened", "values")
+
+    # Most layers need nothing more: to set all of these costs an action in a layer a tenth.
+    failure: BaseException | None = None  # the last one
+    failures: tuple[BaseException, ...] = ()  # of earlier attempts
+    recovered = False
+    repeats: tuple[int, ...] = ()  # of each layer, how often it has asked for another attempt
     dropped: Dropped = NOTHING_DROPPED  # errors of steps inside, in earlier attempts
-    watch: Watch  # around a scope of a durable run: over the values that they may change in place
     messages: Messages | None = None  # of an action, in all its attempts so far
     supplied: tuple[str, ...] = ()  # the names of values in the order in which they were yielded
-    # In a durable run. These are class attributes, because setting them costs every layer of every run.
+    # Around a scope, so that it can be resumed: a mark from before its layers, the writes of each as it is entered,
+    # and the functions that repeat the writes of each before the run was resumed, which replace those it makes now.
+    mark: Mark | None = None
+    entering: list[Delta] | None = None
+    recalled: Iterator[Callable[[], object] | None] | None = None
+    # In a durable run.
+    watch: Watch  # around a scope: over the values that they may change in place
     waits: Callable[[], Waits] | None = None
     pause: BaseException | None = None  # the signal of a pause before the next attempt
     inside: Collection[tuple[str, int]] = ()  # the steps in it that had waited, and run again
@@ -206,21 +214,11 @@ class Layers(Call):
         self.attempt = 1
         self.given = UNSET
         self.inserted = ()
-        self.undoes = False
         self.layers = layers
         self.gate = gate
         self.opened: list[Opened] = []
         self.entered = False  # the target has begun
-        self.failure: BaseException | None = None  # the last one
-        self.failures: tuple[BaseException, ...] = ()  # of earlier attempts
-        self.recovered = False
         self.values: Mapping[str, Any] = {}  # given to the target by these layers and enclosing ones
-        # Around a scope, so that it can be resumed: a mark from before its layers, the writes of each as it is entered,
-        # and the functions that repeat the writes of each before the run was resumed, which replace those it makes now.
-        self.mark: Mark | None = None
-        self.entering: list[Delta] | None = None
-        self.recalled: Iterator[Callable[[], object] | None] | None = None
-        self.repeats: tuple[int, ...] = ()  # of each layer, how often it has asked for another attempt
 
     @property
     def repeats_before(self) -> int:

@@ -117,15 +117,16 @@ def _pulled(branch: Branch, stream: OpenStream, by: str | None, answer: Any) -> 
     branch.agenda.append((stream, by))  # after a failure, it is closed with the rest of the agenda
     if error is None:
         try:
-            is_stage = type(answer) is Stage
-            units = (answer,) if is_stage else insertable((answer,), f"the stream inserted by {by}", "yielded")
+            units = (answer,)
+            if type(answer) is not Stage:
+                units = insertable(units, f"the stream inserted by {by}", "yielded")
             if not branch.terms.rehearses:  # in a rehearsal there are no values
                 check_insertion(branch, units)
+            for unit in units[::-1]:
+                branch.agenda.append((unit, by))
+            return None
         except Exception as refused:
             error = refused
-        else:
-            branch.agenda += [(unit, by) for unit in reversed(units)]
-            return None
     note_place(branch, error, f"a stream inserted by {by!r}")
     return error
 
