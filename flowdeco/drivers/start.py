@@ -153,7 +153,7 @@ def _from_memory(
     steps = answered(steps, [*[Given(0, {})] * log.since, given])
     taken = {key for key, number in used(steps) if number == log.since}
     more = {key: value for key, value in given.values.items() if key not in taken}
-    store, _, remains = in_memory(before.store, log, more)
+    store, remains = in_memory(before.store, log, more)
     start.check(store)
     run = Run(before.id, flow, store)
     run.stages, run.pipelines, run.resumption = before.stages, before.pipelines, kept
@@ -202,7 +202,7 @@ def _from_journal(
     listen = partial(_listen, journal, run.id, start.gate)
     entry = _entry(journal, start.flow) if is_fork else None
     known = Journaled(journal, remembered, whole, more, sorted(start.skip), from_stage, entry, listen)
-    earlier = Earlier(steps, recorder.code, on_change, finished, None, known, archived, tuple(given))
+    earlier = Earlier(steps, recorder.code, on_change, finished, journaled=known, older=archived, given=tuple(given))
     terms = start.terms(run, recorder, len(given))
     if not is_fork:
         run.started, run.elapsed = remembered.started, remembered.total()

@@ -341,7 +341,10 @@ def settled(step: Step, value: Any) -> Generator[Request, Any, Any]:
 
 
 def complete(branch: Branch, step: Step, by: str | None, number: int, started: float, value: Any) -> bool:
-    """Apply a plain value: nothing, a stage, or data under one key; return False if it takes more than that."""
+    """Apply a plain value: nothing, a stage, or data under one key; return False if it takes more than that.
+
+    It is the short form of `conclude` and `take_effect`.
+    """
     terms, scope, kind = branch.terms, branch.scope, cast("type[object]", type(value))
     inserted: tuple[Stage, ...] = ()
     if kind is Stage:
@@ -349,7 +352,7 @@ def complete(branch: Branch, step: Step, by: str | None, number: int, started: f
         if terms.recorder is not None or unmet(inserted, branch.store, terms.skip):
             return False
     elif value is not step.nothing:
-        if kind not in ATOMS and not _is_plain(kind, value):
+        if kind not in ATOMS and not _is_plain(kind, value):  # `Raised` as well
             return False
         if step.writes is None and not _collect(branch, step, value):
             return False

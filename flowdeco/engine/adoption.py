@@ -16,14 +16,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeAlias, cast
 
-from flowdeco.engine.outcome import ROOT, Outcome, Status, branch_id
+from flowdeco.engine.outcome import ROOT, Outcome, Status, Steps, branch_id
 from flowdeco.engine.recorder import KINDS
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream, one_action_stage
 from flowdeco.model.steps import Step
 
 __all__ = ["Archive"]
 
-Steps: TypeAlias = "dict[str, dict[int, Outcome]]"  # by branch and number
 Address: TypeAlias = "tuple[tuple[str, int], ...]"  # of a branch: the groups around it by name, and its place in each
 
 

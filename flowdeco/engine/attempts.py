@@ -21,21 +21,18 @@ def state_before(branch: Branch) -> Before:
 
 
 def forget_attempt(branch: Branch, scope: OpenScope) -> Walk:
-    """Forget a failed attempt at a scope, here and in the journal; return the error if the journal fails."""
-    records, switches, switched, branch.result, branch.places = scope.before or state_before(branch)
+    """Forget a failed attempt at a scope, all but its writes (`layers`); return the error if the journal fails."""
+    layers, before = cast("Layers", scope.layers), cast("Before", scope.before)
+    records, switches, switched, branch.result, branch.places = before
     dropped: Sequence[Outcome] = branch.records.cut(records)
-    layers = cast("Layers", scope.layers)
     if type(scope.unit) is Stage:
         dropped = scope.records
     layers.dropped = dropped_errors(dropped, scope.place, layers.dropped)
     branch.switches, branch.switched = dict(switches), dict(switched)
     scope.records, scope.inserted = [], []
-    if scope.layers is not None and branch.answered:
-        again = (place for at, place, _ in branch.answered if at >= scope.number)
-        scope.layers.inside = {*scope.layers.inside, *again}
-    refused = yield from _drop_from(branch, scope.number)  # with the row of its layers' writes on entry
+    layers.inside = {*layers.inside, *(place for at, place, _ in branch.answered if at >= scope.number)}
     branch.number = scope.number + 1
-    return refused
+    return (yield from _drop_from(branch, scope.number))  # with the row of its layers' writes on entry
 
 
 def repeat_changes(branch: Branch, layers: Layers) -> None:
@@ -61,7 +58,6 @@ def _drop_from(branch: Branch, number: int) -> Walk:
     terms = branch.terms
     gone = [id for at, ids in branch.forks if at >= number for id in ids]
     branch.forks = [fork for fork in branch.forks if fork[0] < number]
-    branch.number = number
     branch.left.cut(number)
     terms.waits.update({place: waits for at, place, waits in branch.answered if at >= number})
     branch.answered = [each for each in branch.answered if each[0] < number]

@@ -51,7 +51,6 @@ class Branch:
     guarded = False  # perhaps the next step must not begin: it was stopped, or has a deadline
     is_behind = False  # it may lack what other branches had changed in place before a resume
     restoring = False
-    begun = False
     logged: dict[int, Outcome] | None = None  # in memory: the outcomes of its scopes
     _id: str | None = None
 
@@ -70,7 +69,7 @@ class Branch:
         self.records = Records(terms.history)
         self.switches: dict[str, bool] = {}  # the latest one last
         self.switched: dict[str, bool] = {}  # those of this branch
-        # Groups in revocable scopes: the number of each, and the ids of all its branches.
+        # Groups that another attempt may have to forget: the number of each, and the ids of all its branches.
         self.forks: list[tuple[int, list[str]]] = []
         self.rows: list[Any] = []  # not yet written to the journal
         self.changed: set[str] = set()  # with a journal: keys whose values were changed in place
@@ -91,7 +90,6 @@ class Branch:
         if terms.past is not None:
             self.is_behind = parent is not None
             self.restoring = terms.past.has_more(self.id)
-            self.begun = self.restoring and not terms.rehearses
 
     def _inherit(self, parent: Branch) -> None:
         self.switches.update(parent.switches)
@@ -185,7 +183,7 @@ class Branch:
     # Another attempt.
 
     def remember_branches(self, number: int, ids: list[str]) -> None:
-        """Remember the branches of a group, as long as another attempt may have to forget them."""
+        """Remember the branches of a group that has ended, in `forks`."""
         if self.revocable:
             self.forks.append((number, ids))
 

@@ -129,8 +129,8 @@ def evaluate(branch: Branch) -> Walk:
                 is_bare = type(unit) is Step and branch.scope.is_bare and not unit.use
                 args = simple_arguments(branch, unit) if is_bare else None
                 if args is None:
-                    begin = BEGIN[type(unit)] if not branch.guarded else _begin_guarded
-                    came = begin(branch, unit, by)
+                    take = TAKE[type(unit)] if not branch.guarded else _take_guarded
+                    came = take(branch, unit, by)
                 else:
                     if terms.notify is not None:
                         terms.notify(ActionStarted(terms.run_id, branch.scope.unit.name, unit.name, by))
@@ -151,7 +151,7 @@ def evaluate(branch: Branch) -> Walk:
 def _end_branch(branch: Branch, error: Failure) -> Walk:
     """Have the group decide on a failure, and the journal note the end: the other branches may take long."""
     if error is not None:
-        branch.conductor.failed(branch, error)
+        branch.conductor.lose_if_tolerated(branch, error)
     return ((yield from branch.save()) or error) if branch.rows else error
 
 
@@ -163,8 +163,8 @@ def _is_closing(raised: GeneratorExit) -> bool:
     return at is not None and bool(at.tb_frame.f_code.co_flags & CO_GENERATOR)
 
 
-def _begin_guarded(branch: Branch, unit: Any, by: str | None) -> Walk | Failure:
-    """Begin a unit, unless its branch was stopped, or its time is up."""
+def _take_guarded(branch: Branch, unit: Any, by: str | None) -> Walk | Failure:
+    """Take an entry, unless its branch was stopped, or its time is up."""
     refused: Failure = None
     if type(unit) is OpenScope:
         deadline = branch.deadline
@@ -174,7 +174,7 @@ def _begin_guarded(branch: Branch, unit: Any, by: str | None) -> Walk | Failure:
         refused = branch.refusal()
         if refused is not None and type(unit) is OpenStream:
             branch.agenda.append((unit, by))  # it is still to be closed
-    return BEGIN[type(unit)](branch, unit, by) if refused is None else refused
+    return TAKE[type(unit)](branch, unit, by) if refused is None else refused
 
 
 def _fail(branch: Branch, error: BaseException) -> Walk:
@@ -251,20 +251,20 @@ def _begin_bare_action(branch: Branch, action: Action[..., Any], by: str | None)
 def _begin_stage(branch: Branch, stage: Stage, by: str | None) -> Walk | Failure:
     terms, around, number, earlier = branch.terms, branch.scope, branch.number, None
     branch.number = number + 1
-    is_quiet = terms.is_quiet and not (branch.switches or around.is_skipped)
+    cannot_skip = terms.is_quiet and not (branch.switches or around.is_skipped)
     if terms.past is not None:
         earlier = recall(branch, number, stage)
         if by is not None and terms.past.in_store and not branch.restores(earlier):
             stage = reloaded(stage)
     scope = OpenScope(around, stage, by, terms.clock(), number)
-    if not is_quiet and branch.skips(stage, earlier):
+    if not cannot_skip and branch.skips(stage, earlier):
         return _skip(branch, scope, earlier)
     scope.use_actions = around.use_actions + stage.use_actions
     if around.use_stages or stage.use or stage.timeout is not None:
         merge = (merging(stage),) if stage.has_data else ()
         layers = (*around.use_stages, *limited(branch, scope, "stage"), *merge, *stage.use)
         return open_scope(branch, scope, layers, earlier)
-    if not is_quiet or stage.has_data or terms.notify is not None:
+    if not cannot_skip or stage.has_data or terms.notify is not None:
         return open_scope(branch, scope, (), earlier)
     scope.depth = len(branch.agenda)  # most stages need no more
     branch.agenda.append((scope, None))
@@ -274,6 +274,7 @@ def _begin_stage(branch: Branch, stage: Stage, by: str | None) -> Walk | Failure
 
 
 def _begin_group(branch: Branch, group: Parallel, by: str | None) -> Walk | Failure:
+    """Run a group: it has no layers of its own, and its scope, which says where its branches are, is never on the agenda."""
     scope = OpenScope(branch.scope, group, by, branch.terms.clock(), branch.next_number())
     scope.place = Scope(group.name, f"{branch.id}.{scope.number}", None, by, branch.scope.place)
     branch.terms.has_group = True
@@ -327,8 +328,8 @@ def _begin_skipped(branch: Branch, skipped: _Skipped, by: str | None) -> Walk | 
     return open_scope(branch, skipped.scope, (), None)
 
 
-# How each kind of agenda entry begins.
-BEGIN: Final[dict[type, Callable[..., Walk | Failure]]] = {
+# What taking an entry from the agenda comes to, for each kind: units and steps begin, an open scope ends.
+TAKE: Final[dict[type, Callable[..., Walk | Failure]]] = {
     Step: begin_action,
     Stage: _begin_stage,
     Action: _begin_bare_action,

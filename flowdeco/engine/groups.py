@@ -119,8 +119,8 @@ class _Conductor:
         self.stream: OpenStream | None = None
         self.first_record = len(branch.records)
         self.bound = (_HELD + 1) * self.limit if self.is_streamed else len(group.units)  # of `count`, as journaled
-        self.restores = earlier is not None
-        self.resumes = self.restores and self.is_live
+        self.is_restoring = earlier is not None
+        self.had_begun = self.is_restoring and self.is_live
         if earlier is not None:
             self.bound = max(self.bound, earlier.branches)
             begun = (index for index in reversed(range(earlier.branches)) if self._has_begun(index))
@@ -177,9 +177,9 @@ class _Conductor:
     def supply(self) -> Walk:
         """Supply the branches: first those that had begun before a resume."""
         unit: Any = yield from self._begun_before()
-        self.restores = False
+        self.is_restoring = False
         wanted = unit is None and self.is_live
-        if wanted and self.resumes:
+        if wanted and self.had_begun:
             wanted = (yield CAUGHT_UP) is not False
         while wanted:
             index, unit = yield from self._another()
@@ -227,7 +227,7 @@ class _Conductor:
             return group.units[self.count - 1]
         where = f"of the parallel group {group.name!r}"
         if self.stream is None:
-            begun = yield from begin_stream(branch, group.stream, where, sealed=self.restores)
+            begun = yield from begin_stream(branch, group.stream, where, sealed=self.is_restoring)
             if isinstance(begun, BaseException):
                 return Raised(begun)
             self.stream = begun
@@ -295,8 +295,8 @@ class _Conductor:
 
     # Decisions.
 
-    def failed(self, fork: Branch, error: BaseException) -> None:
-        """Decide whether a failed branch is lost, and note it for the journal, together with the branch's last rows."""
+    def lose_if_tolerated(self, fork: Branch, error: BaseException) -> None:
+        """Decide whether a branch that is about to end is lost, and note it for the journal, with the branch's last rows."""
         terms = self.branch.terms
         if fork.stopped or error is self.branch.unsaved() or not self.verdicts.loses(fork.index, error):
             return

@@ -50,7 +50,8 @@ class History:
         self.finished = finished
         self.rehearses = False
         self.archive = archive  # of a run whose pipeline has changed: steps that are found by name
-        # These end a walk through the history, and are recognised by identity.
+        # These end a walk through the history, and are recognised by identity: raised where a step begins, caught by
+        # `evaluate` as any other failure, and passed on by groups.
         self.stop: BaseException = Suspend("this is as far as the run came")
         self.early_stop: BaseException = Suspend("the scope, or the branch, had ended here")
         self.streams: dict[tuple[str, int], Any] = {} if streams is None else streams

@@ -45,7 +45,7 @@ YIELDS: Final = "yields"
 RETURNS: Final = "returns"
 RAISES: Final = "raises"
 # The consequence
-RUN: Final = "the target runs"
+RUNS: Final = "the target runs"
 SKIP: Final = "the target is skipped"
 PASS: Final = "the layers around it are resumed with the success"
 FAIL: Final = "the layers around it are resumed with what it raised"
@@ -54,7 +54,7 @@ AGAIN: Final = "the target runs again; all that the failed attempt wrote and ins
 MISUSE: Final = "the layer gets an exception at its yield, which names the mistake"
 
 FOLLOWS: Final = {
-    (BEFORE, YIELDS): RUN,
+    (BEFORE, YIELDS): RUNS,
     (BEFORE, RETURNS): SKIP,
     (BEFORE, RAISES): FAIL,
     (SUCCESS, YIELDS): MISUSE,
@@ -345,7 +345,7 @@ def _failed_to_open(layers: Layers, layer: Middleware, generator: Any, error: Ba
 
 def _enter(layers: Layers, layer: Middleware, generator: Layer, move: Move) -> Generator[Request, Any, Decision]:
     did, item = yield from _resolved(layers, layer, generator, move, None)
-    if FOLLOWS[BEFORE, did] is not RUN:
+    if FOLLOWS[BEFORE, did] is not RUNS:
         return False, item
     layers.open(layer, generator, item)
     entered = enter(layers)

@@ -163,11 +163,11 @@ class Log:
         return found
 
 
-def in_memory(store: Store, log: Log, inputs: Mapping[str, Any]) -> tuple[Store, Steps, dict[str, Remains]]:
-    """Return the material to resume a run in memory: its store, its steps, and the remains of its branches."""
+def in_memory(store: Store, log: Log, inputs: Mapping[str, Any]) -> tuple[Store, dict[str, Remains]]:
+    """Return the material to resume a run in memory: its store, and the remains of its branches."""
     revived = {branch: remains.revived(inputs) for branch, remains in log.remains.items()}
     if ROOT in revived:
-        return cast("Store", revived[ROOT].store), log.history(), revived
+        return cast("Store", revived[ROOT].store), revived
     mine, _ = store.twin()
     mine.supply(inputs)
-    return mine, log.history(), revived
+    return mine, revived

@@ -102,9 +102,9 @@ def note_entering(branch: Branch, scope: OpenScope, entering: Sequence[Delta], l
         scope=scope.place, entering=entering,
     )  # fmt: skip
     if layers is not None:
-        began = began._replace(attempts=layers.attempt, repeats=layers.repeats, failures=layers.failures)
-    if layers is not None:
-        began = began._replace(dropped=layers.dropped)
+        began = began._replace(
+            attempts=layers.attempt, repeats=layers.repeats, failures=layers.failures, dropped=layers.dropped
+        )
     began = began._replace(waits=(*waited(branch, scope.number), *not_reached(branch, scope)))
     try:
         branch.rows.append(recorder.row(branch.id, None, began))

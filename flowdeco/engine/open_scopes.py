@@ -65,12 +65,16 @@ class OpenScope:
         self.mark: Mark | None = None  # set before its layers were entered
         self.before: Before | None = None
         self.held = 0  # the number of unwritten rows when it began
-        self.is_quiet = False  # only middleware surrounds its actions, and no selector or history needs them
+        # Only middleware surrounds its actions, and no selector or history needs them: set by `fill_scope`, until an action
+        # switches a selector.
+        self.is_quiet = False
         self.is_bare = False  # nor does middleware
         self.is_atomic = False  # it is one step, and its rows are held back
         self.local: frozenset[str] = frozenset()  # names of results that are local to it
         self.records: list[Any] = []  # of the actions of a stage
-        self.inserted: list[tuple[Any, str]] = []  # by the actions of a stage, to run after it
+        self.inserted: list[
+            tuple[Any, str]
+        ] = []  # by its actions and layers: `scopes` puts them on the agenda as it ends
 
 
 class OpenStream:

@@ -178,7 +178,6 @@ class Save:
 class Forked(Protocol):
     """A branch, as its schedule sees it."""
 
-    begun: bool  # before the run was resumed
     stopped: bool  # it must begin nothing more
     deadline: Deadline | None  # of its innermost scope that has one
 
@@ -190,8 +189,8 @@ class Conductor(Protocol):
     """Decides which branches a fork has, and when it has had enough of them; its schedule asks, and reports."""
 
     limit: int  # of branches at work
-    restores: bool  # the next branches had begun before the run was resumed, or their group had ended
-    resumes: bool  # its group had not: when these are restored, the supply catches up
+    is_restoring: bool  # the next branches had begun before the run was resumed, or their group had ended
+    had_begun: bool  # its group had not ended: when these are restored, the supply catches up
     has_room: bool  # another branch may begin, as far as those are concerned that wait to be merged
     is_open: bool  # more branches are wanted
 

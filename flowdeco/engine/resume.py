@@ -1,4 +1,4 @@
-"""Continuing a run: it is rehearsed, then evaluated again from its beginning (`replay`).
+"""Continuing a run: it is rehearsed, then evaluated again from its beginning (`history`, `resuming`).
 
 A refused resume leaves the run, and its journal, as they were.
 """
@@ -73,23 +73,18 @@ def resumed(run: Run, terms: Terms, use: tuple[Middleware, ...], earlier: Earlie
     """
     rehearsal = yield from _rehearsed(run, terms, use, earlier)
     error = _refusal(run, terms, rehearsal, earlier)
-    adopts = error is None and _adopts(rehearsal, earlier)
-    if error is None and earlier.finished and not rehearsal.differs:
-        yield from close_streams(rehearsal)
-        return False
-    if error is None and earlier.journaled is not None:
-        error = yield from (
-            _saved(Save(_proceed, run.id, earlier.journaled, earlier.finished))
-            if adopts
-            else _brought_up_to_date(run, terms, rehearsal, earlier.journaled, finished=earlier.finished)
-        )
     if error is not None:
-        run.error = error
-        run.status = Status.CANCELLED if terms.is_cancellation(error) else Status.FAILED
-    if error is not None or adopts:
-        yield from close_streams(rehearsal)
+        return (yield from _not_continued(run, terms, rehearsal, error))
+    if earlier.finished and not rehearsal.differs:
+        return (yield from _not_continued(run, terms, rehearsal, None))
+    adopts = _adopts(rehearsal, earlier)
+    if earlier.journaled is not None:
+        begin_again = Save(_proceed, run.id, earlier.journaled, earlier.finished)
+        error = yield from (_saved(begin_again) if adopts else _brought_up_to_date(run, terms, rehearsal, earlier))
     if error is not None:
-        return False
+        return (yield from _not_continued(run, terms, rehearsal, error))
+    if adopts:  # its streams are called again, as everything is
+        yield from close_streams(rehearsal)
     history = _next_generation(terms, earlier) if adopts else _history(rehearsal, earlier)
     terms.resume_from(history)
     terms.waits = waits_by_step(history.steps)
@@ -98,6 +93,17 @@ def resumed(run: Run, terms: Terms, use: tuple[Middleware, ...], earlier: Earlie
     run.resumed = (*run.resumed, terms.clock() + terms.epoch)
     yield from evaluate_run(run, terms, use)
     return True
+
+
+def _not_continued(
+    run: Run, terms: Terms, rehearsal: Rehearsal, error: BaseException | None
+) -> Generator[Request, Any, bool]:
+    """Leave a run as it was: note the error that prevents it from continuing, if it is not just finished."""
+    if error is not None:
+        run.error = error
+        run.status = Status.CANCELLED if terms.is_cancellation(error) else Status.FAILED
+    yield from close_streams(rehearsal)
+    return False
 
 
 def _give_back(run: Run, answers: Iterable[tuple[str, int]], given: Sequence[Given]) -> None:
@@ -181,9 +187,10 @@ def _refusal(run: Run, terms: Terms, rehearsal: Rehearsal, earlier: Earlier) -> 
 
 
 def _brought_up_to_date(
-    run: Run, terms: Terms, rehearsal: Rehearsal, known: Journaled, *, finished: bool
+    run: Run, terms: Terms, rehearsal: Rehearsal, earlier: Earlier
 ) -> Generator[Request, Any, BaseException | None]:
     """Have the journal keep only the steps that still hold: of this run, or of the new one that begins at a stage."""
+    known, finished = cast("Journaled", earlier.journaled), earlier.finished
     recorder, cuts, reopened = terms.recorder, rehearsal.cuts(), rehearsal.reopened()
     answer: Any = None
     if known.from_stage is not None:

@@ -72,8 +72,8 @@ class _Group:
     """The branches of a `Fork`, and the task that waits for them; None for the run itself."""
 
     __slots__ = (
-        "active", "catching_up", "conductor", "interrupt", "is_parked", "parent", "stopped", "supply",
-        "tasks", "waiting",
+        "active", "catching_up", "conductor", "interrupt", "is_parked", "parent", "restored", "stopped", "supply",
+        "tasks",
     )  # fmt: skip
 
     def __init__(self, fork: Fork, parent: Task | None) -> None:
@@ -82,9 +82,9 @@ class _Group:
         self.stopped: bool = parent is not None and cast("Forked", parent.branch).stopped
         self.interrupt: Failure = ended_by_another() if self.stopped else None
         self.tasks: dict[Task, None] = {}  # that have begun, and not ended
-        self.waiting: dict[Task, None] = {}  # of these: had begun before the run was resumed, and do not continue yet
+        self.restored: dict[Task, None] = {}  # of these: had begun before the run was resumed, and do not continue yet
         self.active = 0  # the others
-        self.catching_up = int(conductor.resumes)  # the supply and tasks that have not restored their history
+        self.catching_up = int(conductor.had_begun)  # the supply and tasks that have not restored their history
         self.is_parked = False  # the supply waits until another branch is wanted
         context = copy_context() if parent is None else parent.context
         self.supply: Task | None = Task(None, conductor.supply(), self, context)
@@ -112,14 +112,14 @@ class Schedule:
         self._most = most
         self._calls = 0  # under way, if there is a limit to them
         self._queued: deque[Task] = deque()  # with calls beyond it
-        self._waiting: dict[int, Task] = {}
+        self._under_way: dict[int, Task] = {}
         self._ready: deque[tuple[Any, Any]] = deque()
         self._root = self._opened(fork, None)
         self._work()
 
     def deliver(self, ticket: int, answer: Any) -> None:
         """Take the answer to a request that was to begin."""
-        task = self._waiting.pop(ticket)
+        task = self._under_way.pop(ticket)
         task.ticket = None
         if self._most is not None and _is_call(task.request):
             self._call_ended()
@@ -135,7 +135,7 @@ class Schedule:
 
     def task(self, ticket: int) -> Task:
         """Return the task in whose lane the request with this ticket is awaited."""
-        return self._waiting[ticket].server
+        return self._under_way[ticket].server
 
     def interrupt(self, error: BaseException, task: Task | None = None) -> bool:
         """End everything, or the group that a task waits for, from outside; return False if it is ending already."""
@@ -161,17 +161,14 @@ class Schedule:
             task, answer = self._ready.popleft()
             if answer is not _MORE:
                 self._step(task, answer)
-            elif task.group.is_parked:
-                wanted = self._wants_more(task.group)
-                if wanted is not None:
-                    task.group.is_parked = False
-                    self._step(task, wanted)
+            elif (wanted := self._unparked(task.group)) is not None:
+                self._step(task, wanted)
 
     def _opened(self, fork: Fork, parent: Task | None) -> _Group:
         group = _Group(fork, parent)
         if parent is not None:
             parent.inner = group
-        if group.stopped and not group.conductor.restores:
+        if group.stopped and not group.conductor.is_restoring:
             group.supply = None
             self._fill(group)
         else:
@@ -197,34 +194,36 @@ class Schedule:
         """Return the tasks that can continue now, each with its answer; if none is left, the group has ended."""
         ready: list[tuple[Task, Any]] = []
         limit = group.conductor.limit
-        while group.waiting and group.active < limit and not group.catching_up:
-            task = next(iter(group.waiting))
-            del group.waiting[task]
+        while group.restored and group.active < limit and not group.catching_up:
+            task = next(iter(group.restored))
+            del group.restored[task]
             group.active += 1
             ready += self._next_of(task.inner) if task.inner is not None else [(task, None)]
         supply = group.supply
         if supply is None:
-            if not (group.active or group.waiting):
+            if not (group.active or group.restored):
                 if group.parent is None:
                     self.ended = Ended(group.interrupt)
                 else:
                     group.parent.inner = None
                     ready.append((group.parent, Ended(group.interrupt)))
-        elif group.is_parked:
-            wanted = self._wants_more(group)
-            if wanted is not None:
-                group.is_parked = False
-                ready.append((supply, wanted))
+        elif (wanted := self._unparked(group)) is not None:
+            ready.append((supply, wanted))
         return ready
 
-    def _wants_more(self, group: _Group) -> bool | None:
-        """Return whether the supply is to yield another branch, or no more; None for not yet."""
-        conductor = group.conductor
-        if conductor.restores:
-            return True
-        if group.stopped or not conductor.is_open:
-            return False
-        return True if conductor.has_room and group.active < conductor.limit else None
+    def _unparked(self, group: _Group) -> bool | None:
+        """Have a parked supply continue: return whether it is to yield another branch, or no more; None for not yet."""
+        conductor, wanted = group.conductor, False
+        if not group.is_parked:
+            return None
+        if conductor.is_restoring:
+            wanted = True
+        elif not group.stopped and conductor.is_open:
+            if not (conductor.has_room and group.active < conductor.limit):
+                return None
+            wanted = True
+        group.is_parked = False
+        return wanted
 
     def _begin(self, group: _Group, branch: Forked) -> None:
         """Begin a branch that was supplied, and then continue the supply."""
@@ -233,7 +232,7 @@ class Schedule:
         self._ready.appendleft((supply, _MORE))
         if group.stopped:
             branch.stop()
-            if not group.conductor.restores:
+            if not group.conductor.is_restoring:
                 return
         # A variable set in a branch is seen in all of it, and only there; all see those of the branch that forked them.
         context = copy_context() if group.parent is None else group.parent.context.copy()
@@ -241,7 +240,7 @@ class Schedule:
         group.tasks[task] = None
         if group.catching_up:
             group.catching_up += 1
-            group.waiting[task] = None
+            group.restored[task] = None
         else:
             group.active += 1
         self._step(task, None)
@@ -279,7 +278,7 @@ class Schedule:
         if task.branch is not None and task.branch.deadline is not None:
             self.limited.append(task)
         task.ticket, task.request = next(self._tickets), request
-        self._waiting[task.ticket] = task
+        self._under_way[task.ticket] = task
         if self._most is not None and _is_call(request):
             if self._calls == self._most:
                 self._queued.append(task)
@@ -305,16 +304,16 @@ class Schedule:
             stops = group.conductor.ended(task.branch, failure)
         if stops and not group.stopped:
             self._stop(group)
-        if task in group.waiting:
-            del group.waiting[task]
+        if task in group.restored:
+            del group.restored[task]
             self._one_caught_up(group)
         elif task.branch is None and group.catching_up:
             self._one_caught_up(group)
         else:
             group.active -= task.branch is not None
-            if group.is_parked and not group.waiting:
+            if group.is_parked and not group.restored:
                 self._ready.appendleft((group.supply, _MORE))
-            elif group.waiting or not group.active:
+            elif group.restored or not group.active:
                 self._fill(group)
 
     def _stop(self, group: _Group) -> None:
@@ -344,7 +343,7 @@ class Schedule:
             for task in waiting:
                 if task.ticket == ticket and _is_call(task.request):
                     waiting.remove(task)
-                    del self._waiting[ticket]
+                    del self._under_way[ticket]
                     task.ticket = None
                     if isinstance(task.request, Await):
                         task.request.discard()

@@ -257,7 +257,10 @@ def end_scope(branch: Branch, scope: OpenScope, by: str | None) -> Walk | Failur
 
 
 def close_scope(branch: Branch, scope: OpenScope, error: Failure) -> Walk:
-    """Leave the layers of a scope, and finish it, or have its contents run again."""
+    """Leave the layers of a scope, and finish it, or have its contents run again.
+
+    When a layer asks for another attempt, it is open again: only those inside it are still to be entered.
+    """
     layers, store = scope.layers, branch.store
     if layers is None:
         return _finish(branch, scope, error)

@@ -117,7 +117,7 @@ def _pulled(branch: Branch, stream: OpenStream, by: str | None, answer: Any) -> 
     branch.agenda.append((stream, by))  # after a failure, it is closed with the rest of the agenda
     if error is None:
         try:
-            units = (answer,)
+            units: tuple[Any, ...] = (answer,)
             if type(answer) is not Stage:
                 units = insertable(units, f"the stream inserted by {by}", "yielded")
             if not branch.terms.rehearses:  # in a rehearsal there are no values

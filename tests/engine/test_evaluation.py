@@ -231,7 +231,7 @@ def test_a_group_is_one_request():
     assert isinstance(fork, Fork)
     supply = fork.conductor.supply()
     branches = [supply.send(answer).branch for answer in (None, True)]
-    assert ([branch.begun for branch in branches], fork.conductor.limit) == ([False, False], 1)
+    assert fork.conductor.limit == 1
     assert [next(evaluate(branch))[0].name for branch in branches] == ["a", "b"]
     with pytest.raises(StopIteration):
         supply.send(True)

@@ -419,10 +419,10 @@ def test_a_run_in_memory_continues_with_what_it_left_behind_or_else_with_its_sto
     """Either is a copy."""
     store, log = Store({"k": 1}), Log()
     log.of()[0] = did(0, S)
-    mine, found, left = in_memory(store, log, {"given": 2})
-    assert (dict(mine), list(found["0"]), left) == ({"k": 1, "given": 2}, [0], {})
+    mine, left = in_memory(store, log, {"given": 2})
+    assert (dict(mine), left) == ({"k": 1, "given": 2}, {})
     log.remains = {"0": Remains(Store({"k": 3}), None, None, {}), INNER: Remains(Store({"k": 4}), None, None, {})}
-    mine, _, left = in_memory(store, log, {"given": 2})
+    mine, left = in_memory(store, log, {"given": 2})
     assert dict(mine) == {"k": 3, "given": 2}
     assert mine is left["0"].store
     assert dict(left[INNER].store) == {"k": 4, "given": 2}

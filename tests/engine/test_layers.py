@@ -21,7 +21,7 @@ from flowdeco.engine.layers import (
     RAISES,
     RECOVER,
     RETURNS,
-    RUN,
+    RUNS,
     SUCCESS,
     YIELDS,
     Layers,
@@ -170,10 +170,10 @@ def test_what_follows_is_what_the_table_says(way, row):
     else:
         assert found == (runs, failure)
     follows = FOLLOWS[row]
-    assert len(around.opened) == (follows in (RUN, AGAIN))
+    assert len(around.opened) == (follows in (RUNS, AGAIN))
     assert around.recovered == (follows is RECOVER)
     assert around.attempt == 1 + (follows is AGAIN)
-    assert around.entered is (follows is not AGAIN and (where is not BEFORE or follows is RUN))
+    assert around.entered is (follows is not AGAIN and (where is not BEFORE or follows is RUNS))
     assert around.stood_by() is (around.entered and follows not in (RECOVER, AGAIN))
 
 

@@ -46,8 +46,8 @@ class Conductor:
         self.branches = [Branch(*each) for each in zip(walks, begun or [False] * len(walks), strict=True)]
         self.limit = limit or len(walks)
         self.pulls = dict(pulls)  # requests before a branch is handed out, by its number
-        self.restores = begun is not None
-        self.resumes = self.restores and not sealed
+        self.is_restoring = begun is not None
+        self.had_begun = self.is_restoring and not sealed
         self.has_room = self.is_open = True
         self.is_enough = False
         self.enough = None  # so many complete it
@@ -58,9 +58,9 @@ class Conductor:
 
     def supply(self):
         for number, branch in sorted(enumerate(self.branches), key=lambda each: not each[1].begun):
-            if self.restores and not branch.begun:
-                self.restores = False
-                if self.resumes and (yield CAUGHT_UP) is False:
+            if self.is_restoring and not branch.begun:
+                self.is_restoring = False
+                if self.had_begun and (yield CAUGHT_UP) is False:
                     return None
             if number in self.pulls:
                 answer = yield self.pulls[number]
@@ -70,9 +70,9 @@ class Conductor:
             self.wanted.append((yield Begin(branch)))
             if not self.wanted[-1]:
                 return None
-        if self.restores:
-            self.restores = False
-            if self.resumes:
+        if self.is_restoring:
+            self.is_restoring = False
+            if self.had_begun:
                 yield CAUGHT_UP
         return None
 
