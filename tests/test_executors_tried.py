@@ -151,13 +151,14 @@ def test_ctrl_c_unwinds_the_run(kind, tmp_path):
         start_new_session=True,
         env={**os.environ, "PYTHONPATH": pools.PATHS},
     )
-    try:
-        while not marker.exists() and process.poll() is None and time.monotonic() < begun + PATIENCE:
-            time.sleep(0.02)
-        time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGINT)
-        output, errors = process.communicate(timeout=PATIENCE)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+    with process:
+        try:
+            while not marker.exists() and process.poll() is None and time.monotonic() < begun + PATIENCE:
+                time.sleep(0.02)
+            time.sleep(0.1)
+            os.killpg(process.pid, signal.SIGINT)
+            output, errors = process.communicate(timeout=PATIENCE)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
     assert output.split() == ["unwound", "cancelled"], errors

@@ -3,6 +3,7 @@
 import asyncio
 import sys
 import time
+from concurrent.futures import wait
 from pathlib import Path
 
 from flowdeco import Context, action, parallel, pipeline, stage
@@ -129,6 +130,13 @@ def begins_and_works(path: str) -> None:
     time.sleep(1)
 
 
+def meet(path: str, name: str) -> None:
+    """Wait for the other one."""
+    Path(f"{path}.{name}").touch()
+    while not all(Path(f"{path}.{each}").exists() for each in "ab"):
+        time.sleep(0.01)
+
+
 def main(kind: str, path: str) -> None:
     """Run until somebody interrupts it, and say how it ended."""
     import tried  # the workers do not know this `__main__`
@@ -144,6 +152,8 @@ def main(kind: str, path: str) -> None:
 
     flow = parallel(*[tried.begins_and_works] * 60)
     with opened(kind) as executor:
+        # Both workers have started: Ctrl-C in one that is still importing leaves a pool of the standard library hanging.
+        wait([executor.submit(tried.meet, path, name) for name in "ab"])
         try:
             flow.run({"path": path}, executor=executor, use=[middleware])
         except KeyboardInterrupt as error:
