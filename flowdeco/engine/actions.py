@@ -202,10 +202,8 @@ def in_layers(
                 error = value.error
             else:
                 around.given = value
-        bail = error if isinstance(error, Bail) else None  # to middleware, a success
-        left = leave(around, error if bail is None else None)
+        left = leave(around, error)
         again, error = left if isinstance(left, tuple) else (yield from left)
-        error = error or bail
         if again:
             error = yield from _another_attempt(branch, Execution(step, by, number, started), around)
             again = error is None

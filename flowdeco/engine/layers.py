@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
 
 from flowdeco.engine.outcome import NOTHING_DROPPED, Dropped, Outcome, Status
 from flowdeco.engine.requests import Await, Deferred, Gate, Raised, Request, Sleep
-from flowdeco.errors import MiddlewareError, Suspend, Wait, meant_by
+from flowdeco.errors import Bail, MiddlewareError, Suspend, Wait, meant_by
 from flowdeco.model.definitions import Action, Pipeline, Stage, Stream, Unit, insertable
 from flowdeco.model.options import UNSET, Middleware, placed
 from flowdeco.model.steps import Step, step_of
@@ -359,6 +359,8 @@ def leave(layers: Layers, error: BaseException | None) -> Passage:
     """
     opened, gate, store = layers.opened, layers.gate, layers.store
     if error is not None:
+        if isinstance(error, Bail):
+            return _leave_after(layers, error)
         layers.failed(error)
         return _leave(layers, error) if opened else (False, error)
     while opened:
@@ -387,6 +389,13 @@ def leave(layers: Layers, error: BaseException | None) -> Passage:
         opened.pop()
         layers.values = values
     return _DONE
+
+
+def _leave_after(layers: Layers, bail: Bail) -> Generator[Request, Any, Decision]:
+    """Leave the layers after a `Bail`: to them, it is a success."""
+    left = leave(layers, None)
+    again, error = left if isinstance(left, tuple) else (yield from left)
+    return again, error if again or error is not None else bail
 
 
 def _left_by(layers: Layers, generator: Any, raised: BaseException) -> Generator[Request, Any, Decision]:

@@ -269,8 +269,7 @@ def close_scope(branch: Branch, scope: OpenScope, error: Failure) -> Walk:
     if branch.terms.recorder is not None:
         own = store.mark()
         layers.watch.resume()
-    bail = error if isinstance(error, Bail) else None  # to middleware, a success
-    left = leave(layers, None if bail is not None else error)
+    left = leave(layers, error)
     again, error = left if isinstance(left, tuple) else (yield from left)
     is_pause, unsaved = error is not None and error is layers.pause, None
     if again or is_pause:
@@ -290,7 +289,7 @@ def close_scope(branch: Branch, scope: OpenScope, error: Failure) -> Walk:
     if own is not None:
         leaving = layers.watch.with_changes(store.since(own))
         store.release(own)
-    return _finish(branch, scope, error or bail, leaving, marks)
+    return _finish(branch, scope, error, leaving, marks)
 
 
 def _finish(
