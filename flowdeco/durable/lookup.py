@@ -8,11 +8,11 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from flowdeco.errors import JournalError
 
-__all__ = ["current", "find", "lookup", "place", "reference"]
+__all__ = ["class_of", "current", "find", "lookup", "lookup_class", "lookup_instance", "place", "reference"]
 
 # The present places of objects that older journals refer to, by the old module, or by module and name.
 _MODEL: Final = "annotations declare definitions functions options paths references store wiring"
@@ -55,6 +55,27 @@ def lookup(where: Any) -> Any:
         found = space[part]
         space = type.__dict__["__dict__"].__get__(found) if issubclass(type(found), type) else {}
     return found
+
+
+def lookup_class(where: Any, base: type = object, what: str = "a class", meta: type = type) -> Any:
+    """Return the class at `module:qualname`, one that is derived from `base`."""
+    found = lookup(where)
+    if not (issubclass(type(found), meta) and issubclass(found, base)):
+        raise JournalError(f"{where} is not {what}")
+    return found
+
+
+def lookup_instance(where: Any, kind: type) -> Any:
+    """Return the instance of a class at `module:qualname`."""
+    found = lookup(where)
+    if not issubclass(type(found), kind):
+        raise JournalError(f"{where} is not an instance of {kind.__name__}")
+    return found
+
+
+def class_of(value: Any) -> Any:
+    """Return the class of a value, whatever its `__class__` says."""
+    return cast("Any", type(value))
 
 
 def find(where: str) -> Any:
