@@ -13,8 +13,9 @@ from collections.abc import Callable, Generator, Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, cast
 
+from flowdeco.engine.call import Call
 from flowdeco.engine.context import Context
-from flowdeco.engine.layers import Call, Layers
+from flowdeco.engine.layers import Layers
 from flowdeco.engine.requests import Sleep
 from flowdeco.errors import DefinitionError, JournalError, MissingInputError, SerializationError
 from flowdeco.model.contents import ATOMS

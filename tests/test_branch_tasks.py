@@ -14,7 +14,8 @@ import pytest
 
 from flowdeco import Bail, Context, Run, Sleep, Stage, Store, Suspend, action, parallel, pipeline, stream
 from flowdeco.durable import MemoryJournal, SqliteJournal, runs
-from flowdeco.engine.layers import Call, Layers, enter
+from flowdeco.engine.call import Call
+from flowdeco.engine.layers import Layers, enter
 from flowdeco.engine.requests import Gate, Raised
 from flowdeco.errors import MiddlewareError, all_of, meant_by, members_of
 from flowdeco.executors import serial

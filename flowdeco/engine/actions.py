@@ -15,6 +15,7 @@ from typing import Any, cast
 from flowdeco.engine.branch import Branch
 from flowdeco.engine.changes import Watch
 from flowdeco.engine.context import Context
+from flowdeco.engine.insertions import check_insertion
 from flowdeco.engine.layers import Layers, enter, leave
 from flowdeco.engine.messages import MessageRecord, Messages, cut, interleaved
 from flowdeco.engine.missing import explain
@@ -44,9 +45,9 @@ from flowdeco.model.options import UNSET, Middleware
 from flowdeco.model.reload import reloaded
 from flowdeco.model.steps import Step, local_names, localized, step_of
 from flowdeco.model.store import Delta, Mark
-from flowdeco.model.wiring import check_inserted, hides_gaps, unmet
+from flowdeco.model.wiring import unmet
 
-__all__ = ["Execution", "begin_action", "check_insertion", "finish_simple", "simple_arguments", "take_effect"]
+__all__ = ["begin_action", "finish_simple", "simple_arguments"]
 
 
 class Execution:
@@ -519,31 +520,3 @@ def _skip(branch: Branch, step: Step, by: str | None, number: int) -> Walk:
     did, refused = note(branch, ActionRecord(step.name, step.action, Status.SKIPPED, branch.now(), 0.0, by, number))
     branch.scope.records.append(did)
     return refused or (yield from branch.save())
-
-
-# Insertions.
-
-
-def check_insertion(branch: Branch, units: tuple[Unit | Stream, ...], *, is_action: bool = False) -> None:
-    """Refuse units that need a key that certainly nothing supplies; where middleware may supply it, that is not certain."""
-    terms, scope = branch.terms, branch.scope
-    if not unmet(units, branch.store, terms.skip) or _is_wrapped(branch):
-        return
-    if not is_action:
-        coming = [(unit, True) for unit in units]
-    else:
-        coming = [(unit, True) for unit in units if type(unit) is Action]
-        coming += [(step.action, False) for step, _ in reversed(branch.agenda[scope.depth + 1 :])]
-        coming += [(unit, False) for unit, _ in scope.inserted]
-        coming += [(unit, True) for unit in units if type(unit) is not Action]
-    check_inserted(coming, branch.store, terms.skip, scope.unit if is_action else None)
-
-
-def _is_wrapped(branch: Branch) -> bool:
-    scope: OpenScope | None = branch.scope
-    while scope is not None:
-        layers = () if scope.layers is None else scope.layers.layers
-        if hides_gaps(layers + scope.use_stages + scope.use_actions) or scope.values:
-            return True
-        scope = scope.outer
-    return False

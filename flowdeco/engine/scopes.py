@@ -11,11 +11,11 @@ from collections.abc import Generator, Sequence
 from functools import partial
 from typing import Any, cast
 
-from flowdeco.engine.actions import check_insertion
 from flowdeco.engine.attempts import forget_attempt, forget_held, repeat_changes, state_before
 from flowdeco.engine.branch import Branch
 from flowdeco.engine.deadlines import Deadline
 from flowdeco.engine.history import History
+from flowdeco.engine.insertions import check_insertion
 from flowdeco.engine.layers import Layers, enter, leave
 from flowdeco.engine.noting import ended_as, note, note_entering, restore
 from flowdeco.engine.open_scopes import UNNUMBERED, OpenScope

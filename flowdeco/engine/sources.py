@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import Any, TypeAlias
 
-from flowdeco.engine.actions import check_insertion
 from flowdeco.engine.branch import Branch
+from flowdeco.engine.insertions import check_insertion
 from flowdeco.engine.noting import note_place
 from flowdeco.engine.open_scopes import OpenStream
 from flowdeco.engine.requests import Failure, Raised, Request, Walk

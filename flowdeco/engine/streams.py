@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterable, Iterator
 from typing import Any, Final, cast
 
-from flowdeco.engine.actions import check_insertion
 from flowdeco.engine.branch import Branch
 from flowdeco.engine.history import History
+from flowdeco.engine.insertions import check_insertion
 from flowdeco.engine.noting import note_place
 from flowdeco.engine.open_scopes import OpenStream
 from flowdeco.engine.requests import Await, Chore, Deferred, Failure, Raised, Request, Walk
