@@ -19,7 +19,7 @@ from flowdeco.engine.layers import Layers
 from flowdeco.engine.requests import Sleep
 from flowdeco.errors import DefinitionError, JournalError, MissingInputError, SerializationError
 from flowdeco.model.contents import ATOMS
-from flowdeco.model.options import UNSET, Middleware, described
+from flowdeco.model.options import UNSET, Duration, Middleware, described, in_seconds
 from flowdeco.model.steps import Step
 from flowdeco.model.supplying import Supplies
 
@@ -36,10 +36,10 @@ def retry(
     *,
     on: _On,
     attempts: int = 3,
-    wait: float | Callable[[int], float] = 0.1,
-    wait_max: float = 30.0,
+    wait: Duration | Callable[[int], Duration] = 0.1,
+    wait_max: Duration = 30.0,
     jitter: bool = True,
-    timeout: float | None = None,
+    timeout: Duration | None = None,
 ) -> Middleware:
     """Return a middleware that runs its target again after the exceptions in `on`, `attempts` times in all.
 
@@ -47,23 +47,25 @@ def retry(
     the second attempt, and twice as long before each further one, or `wait(n)` seconds after the n-th failure, up to
     `wait_max`; with `jitter` a random time below that, drawn uniformly ("full jitter", M. Brooker, Exponential Backoff
     And Jitter, AWS Architecture Blog, 2015). No attempt begins later than `timeout` seconds after the first one. The
-    last failure propagates.
+    last failure propagates. Times are in seconds, or a `timedelta`.
     """
     _check_on("retry", on)
     if isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1:
         raise DefinitionError(f"retry: attempts is a positive number of times, not {attempts!r}")
-    for name, seconds in (("wait", wait), ("wait_max", wait_max), ("timeout", timeout)):
+    given = {"wait": wait, "wait_max": wait_max, "timeout": timeout}
+    times: dict[str, Any] = {name: in_seconds(each) for name, each in given.items()}
+    for name, seconds in times.items():
         if not (
             _is_seconds(seconds) or (name == "wait" and callable(seconds)) or (name == "timeout" and seconds is None)
         ):
             raise DefinitionError(f"retry: {name} is a number of seconds that is not negative, not {seconds!r}")
-    return cast("Middleware", Retry(on, attempts, wait, wait_max, jitter, timeout))
+    return cast("Middleware", Retry(on, attempts, jitter=jitter, **times))
 
 
 class Retry(NamedTuple):
     on: _On
     attempts: int
-    wait: float | Callable[[int], float]
+    wait: float | Callable[[int], Duration]
     wait_max: float
     jitter: bool
     timeout: float | None = None
@@ -88,7 +90,7 @@ class Retry(NamedTuple):
 
     def _pause(self, number: int) -> float:
         """Return how long to wait after the failure of this number."""
-        pause = self.wait(number) if callable(self.wait) else self.wait * 2.0 ** min(number - 1, 64)
+        pause = in_seconds(self.wait(number)) if callable(self.wait) else self.wait * 2.0 ** min(number - 1, 64)
         if not _is_seconds(pause):
             raise DefinitionError(f"retry: wait({number}) returned {pause!r}, not a number of seconds")
         pause = min(pause, self.wait_max)

@@ -44,6 +44,7 @@ from flowdeco.engine.schedule import Task
 from flowdeco.errors import DefinitionError, suggestion
 from flowdeco.events import ActionStarted
 from flowdeco.model.definitions import Parallel, Pipeline, Template, Unit, as_pipeline
+from flowdeco.model.options import Duration, in_seconds
 from flowdeco.model.runnable import OnChange, run_options
 from flowdeco.model.runnable import Options as RunOptions
 from flowdeco.model.wiring import Step
@@ -66,11 +67,12 @@ class Clock:
         """Return the time, as `time.monotonic` does."""
         return self.now
 
-    def advance(self, seconds: float) -> None:
-        """Let this much time pass, at once."""
-        if not seconds >= 0:
+    def advance(self, seconds: Duration) -> None:
+        """Let this much time pass at once, in seconds or as a `timedelta`."""
+        passed = in_seconds(seconds)
+        if not passed >= 0:
             raise ValueError(f"the clock only moves forward: {seconds!r} seconds are not enough")
-        self.now += seconds
+        self.now += passed
 
     def sleep(self, seconds: float) -> None:
         """Let this much time pass, in place of `time.sleep`."""

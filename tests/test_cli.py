@@ -1580,7 +1580,7 @@ def test_the_progress_is_shown_on_request():
     assert "process[1]" in done.stderr
 
 
-# -- Ctrl-C
+# -- Ctrl-C and SIGTERM
 
 
 SLOW = """
@@ -1622,7 +1622,7 @@ flow = many >> Stage("waiting", [wait], use=[closing]) >> total
 """
 
 
-def interrupted(*inputs, pause=0.0, times=1, gap=0.1):
+def interrupted(*inputs, pause=0.0, times=1, gap=0.1, by=signal.SIGINT):
     """Run the slow flow in a process, and interrupt it once it is at work."""
     Path("slow.py").write_text(SLOW)
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -1639,20 +1639,21 @@ def interrupted(*inputs, pause=0.0, times=1, gap=0.1):
     for turn in range(times):
         if turn:
             time.sleep(gap)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(by)
     out, err = process.communicate(timeout=50)
     # Python gives up its handlers when it ends: what comes then ends it as a signal, which shells call 130 as well.
-    code = 130 if process.returncode == -signal.SIGINT else process.returncode
+    code = 128 + by if process.returncode == -by else process.returncode
     return code, "".join(seen) + out, err
 
 
-def test_ctrl_c_cancels_the_run_and_cleans_up(flowdeco):
-    """Exit code 130; the run is cancelled, its middleware unwound, and it can be resumed."""
-    code, out, err = interrupted("-i", "count:=5", "-i", "seconds:=60", pause=0.5)
-    assert code == 130
+@pytest.mark.parametrize(("by", "name", "expected"), [(signal.SIGINT, "Ctrl-C", 130), (signal.SIGTERM, "SIGTERM", 143)])
+def test_a_signal_cancels_the_run_and_cleans_up(flowdeco, by, name, expected):
+    """The exit code is that of the signal; the run is cancelled, its middleware unwound, and it can be resumed."""
+    code, out, err = interrupted("-i", "count:=5", "-i", "seconds:=60", pause=0.5, by=by)
+    assert code == expected
     assert "cleaning\nclean\n" in out
     assert "cancelled (7 stages" in out
-    assert "flowdeco: cancelling... (Ctrl-C again ends it at once, without clean-up)" in err
+    assert f"flowdeco: cancelling... ({name} again ends it at once, without clean-up)" in err
     assert "flowdeco: to resume: flowdeco resume one --journal runs.db" in err
     assert "Traceback" not in err
     assert durable.runs("runs.db")[0].status == "cancelled"
@@ -1680,6 +1681,46 @@ def test_ctrl_c_twice_never_corrupts_a_journal(flowdeco, pause, gap):
     code, out, _ = flowdeco("resume", "one", "--journal", "runs.db", "-i", "seconds:=0", "--json")
     assert (code, json.loads(out)["result"]) == (0, sum(range(1000)))
     assert len(durable.history("runs.db", "one")) > steps > 3
+
+
+def test_sigterm_twice_ends_it_at_once(flowdeco):
+    """As the second Ctrl-C does, with its own exit code."""
+    slow = ("-i", "count:=5", "-i", "seconds:=60", "-i", "cleaning:=60")
+    code, out, _ = interrupted(*slow, pause=0.5, times=2, gap=0.5, by=signal.SIGTERM)
+    assert (code, "clean\n" in out.replace("cleaning\n", "")) == (143, False)
+
+
+FORKING = """
+import os, signal, time
+from flowdeco import action, parallel
+
+@action
+def stopped() -> int:
+    pid = os.fork()
+    if pid == 0:
+        print("child", flush=True)
+        time.sleep(60)
+        os._exit(1)
+    time.sleep(0.2)
+    os.kill(pid, signal.SIGTERM)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+@action
+def other() -> None: pass
+
+flow = parallel(stopped, other) >> stopped
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
+def test_workers_that_a_workflow_forks_end_on_sigterm():
+    """As before: those who stop them, such as pools, wait for their end. From a thread, and from the main one."""
+    Path("forking.py").write_text(FORKING)
+    command = [sys.executable, "-W", "ignore", "-m", "flowdeco", "run", "forking.py:flow", "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=30)
+    assert (done.returncode, json.loads(done.stdout)["result"]) == (0, -signal.SIGTERM)
+    assert done.stderr == "child\nchild\n"
 
 
 def test_a_page_shows_the_run(flowdeco):

@@ -34,7 +34,8 @@ exit codes:
        the output could not be written
   2    nothing was run: wrong usage, an unknown name, a pipeline that cannot run
   3    the run is suspended
-  130  the run was cancelled by Ctrl-C
+  130  the run was cancelled: by Ctrl-C, or flowdeco cancel
+  143  the run was cancelled by SIGTERM
 """
 
 ENVIRONMENT: Final = f"""\

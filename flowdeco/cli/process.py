@@ -1,4 +1,4 @@
-"""Settings of the process while a command runs a workflow: Ctrl-C, logging, the standard output."""
+"""Settings of the process while a command runs a workflow: Ctrl-C and SIGTERM, logging, the standard output."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import sys
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager, redirect_stdout, suppress
+from typing import Any, Final
 
 from flowdeco.cli.exit_codes import INTERRUPTED
 from flowdeco.cli.report import escaped
 
-__all__ = ["cancelling_on_interrupt", "configure_logging", "discard_broken_output", "reserved_stdout"]
+__all__ = ["Cancelling", "configure_logging", "discard_broken_output", "reserved_stdout"]
 
 
 def configure_logging(verbosity: int) -> None:
@@ -64,31 +65,44 @@ def reserved_stdout(wanted: bool) -> Generator[None, None, None]:
         os.close(kept)
 
 
-@contextmanager
-def cancelling_on_interrupt() -> Generator[None, None, None]:
-    """Cancel the run on the first Ctrl-C and wait for its clean-up; end the process at once on the second.
+class Cancelling:
+    """Cancels the run on the first Ctrl-C or SIGTERM and waits for its clean-up; the second ends the process at once.
 
-    A journal keeps everything written by then, as after any end of a process.
+    A journal keeps everything written by then, as after any end of a process. `code` is the exit code of a cancelled run.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    interrupted = False
 
-    def interrupt(signum: int, frame: object) -> None:
-        nonlocal interrupted
-        if interrupted:
+    def __init__(self) -> None:
+        self.code = INTERRUPTED
+        self._before: dict[int, Any] = {}
+        self._came = False
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._handle) for number in _NAMES}
+            if hasattr(os, "register_at_fork"):
+                os.register_at_fork(after_in_child=self._in_child)
+
+    def __exit__(self, *exc_info: object) -> None:
+        if not self._came:  # else the process is about to end, and its report must not be interrupted
+            while self._before:
+                signal.signal(*self._before.popitem())
+
+    def _handle(self, number: int, frame: object) -> None:
+        self.code = 128 + number  # as shells have it
+        if self._came:
             if sys.stderr.isatty():
                 os.write(2, b"\x1b[?25h\x1b[0m")  # a progress display may have hidden the cursor
-            os._exit(INTERRUPTED)
-        interrupted = True
+            os._exit(self.code)
+        self._came = True
         with suppress(OSError):
-            os.write(2, b"\nflowdeco: cancelling... (Ctrl-C again ends it at once, without clean-up)\n")
-        raise KeyboardInterrupt
+            again = f"cancelling... ({_NAMES[number]} again ends it at once, without clean-up)"
+            os.write(2, f"\nflowdeco: {again}\n".encode())
+        raise KeyboardInterrupt if number == signal.SIGINT else KeyboardInterrupt(_NAMES[number])
 
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    finally:
-        if not interrupted:  # else the process is about to end, and its report must not be interrupted
-            signal.signal(signal.SIGINT, before)
+    def _in_child(self) -> None:
+        """Have workers that the workflow forks end on SIGTERM, as those who stop them expect."""
+        if self._before:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+_NAMES: Final[dict[int, str]] = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple, cast
 
 from flowdeco import durable
 from flowdeco.cli import report
-from flowdeco.cli.exit_codes import FAILED, FINE, INTERRUPTED
+from flowdeco.cli.exit_codes import FAILED, FINE
 from flowdeco.cli.inputs import UsageError
 from flowdeco.cli.journals import journal_path, require_known_codec
 from flowdeco.cli.json_output import plain, print_json, repr_of
-from flowdeco.cli.process import cancelling_on_interrupt, reserved_stdout
+from flowdeco.cli.process import Cancelling, reserved_stdout
 from flowdeco.cli.workflow import load_recorded_workflow, stand_in_for_main
 from flowdeco.drivers.interrupts import Interrupts
 from flowdeco.drivers.start import is_cancellation
@@ -59,11 +59,11 @@ def replay(options: Namespace) -> int:
     stand_in_for_main(workflow.entry)
     journal = durable.SqliteJournal(path, codec=codec)
     found = _find(journal.read(info.id), journal.codec, wanted, options.nth, info.id)
-    call = _Call(options.pdb)
-    with cancelling_on_interrupt(), reserved_stdout(options.json):
+    call, cancelling = _Call(options.pdb), Cancelling()
+    with cancelling, reserved_stdout(options.json):
         run, now = _performed(found, flow, journal, call)
     if is_cancellation(cast("Any", run.error)):
-        return INTERRUPTED
+        return cancelling.code
     if call.is_quit:
         report.say("you quit the debugger: nothing was compared")
         return FAILED

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flowdeco.cli import report
 from flowdeco.cli.arguments import JOURNAL
-from flowdeco.cli.exit_codes import FAILED, FINE, INTERRUPTED, SUSPENDED
+from flowdeco.cli.exit_codes import FAILED, FINE, SUSPENDED
 from flowdeco.cli.inputs import check_page, input_warnings, read_inputs, text_keys
 from flowdeco.cli.json_output import plain, print_json, run_as_data
-from flowdeco.cli.process import cancelling_on_interrupt, configure_logging, discard_broken_output, reserved_stdout
+from flowdeco.cli.process import Cancelling, configure_logging, discard_broken_output, reserved_stdout
 from flowdeco.cli.workflow import load_recorded_workflow, load_workflow, stand_in_for_main
 from flowdeco.engine.runs import Run
 from flowdeco.engine.waits import open_questions
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["resume", "run"]
 
-_CODES: Final = {"completed": FINE, "bailed": FINE, "suspended": SUSPENDED, "cancelled": INTERRUPTED}
+_CODES: Final = {"completed": FINE, "bailed": FINE, "suspended": SUSPENDED}
 
 
 def run(options: Namespace) -> int:
@@ -104,14 +104,15 @@ def _perform(
     how: dict[str, Any] = {"check": False, "suspend_after": options.suspend_after, "timeout": options.timeout}
     if options.progress:
         how["progress"] = True
+    cancelling = Cancelling()
     try:
-        with cancelling_on_interrupt(), reserved_stdout(options.json):
+        with cancelling, reserved_stdout(options.json):
             run = perform(how)
     except KeyboardInterrupt as interrupt:
         try:
             run = Run.of(interrupt)
         except LookupError:
-            return INTERRUPTED
+            return cancelling.code
     if isinstance(run.error, CodeChangedError) and not run.stages:
         raise run.error  # nothing ran, and the run is as it was
     takes_more = _show(lambda: _print_run(run, options, finished=finished), "the run is not shown", options)
@@ -119,7 +120,7 @@ def _perform(
         _show(lambda: _print_problems(run, options, path, inputs, warned), "its problems are not shown", options)
     if options.html:
         _show(lambda: run.to_html(options.html, values=options.values), "the page is not written", options)
-    return _CODES.get(str(run.status), FAILED)
+    return cancelling.code if run.status == "cancelled" else _CODES.get(str(run.status), FAILED)
 
 
 def _show(show: Callable[[], object], failure: str, options: Namespace) -> bool:

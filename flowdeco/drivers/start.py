@@ -37,7 +37,14 @@ from flowdeco.errors import (
 )
 from flowdeco.model.contents import agree
 from flowdeco.model.definitions import Pipeline, action_selectors
-from flowdeco.model.options import check_run_id, checked_count, checked_layers, checked_selectors, checked_timeout
+from flowdeco.model.options import (
+    check_run_id,
+    checked_count,
+    checked_layers,
+    checked_selectors,
+    checked_timeout,
+    in_seconds,
+)
 from flowdeco.model.runnable import Options as RunOptions
 from flowdeco.model.selectors import check_skip
 from flowdeco.model.store import Store
@@ -302,10 +309,10 @@ def _check(inputs: Mapping[str, Any] | None, options: RunOptions) -> None:
     if executor is not None and (isinstance(executor, type) or not callable(getattr(executor, "submit", None))):
         raise DefinitionError(f"executor is a concurrent.futures.Executor, not {options.executor!r}")
     checked_count(options.limit, "limit", "concurrent calls")
-    seconds = options.suspend_after
+    seconds = in_seconds(options.suspend_after)
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
         raise DefinitionError(
-            f"suspend_after is a number of seconds that is not negative, or math.inf for never, not {seconds!r}"
+            f"suspend_after is a number of seconds that is not negative, a timedelta, or math.inf for never, not {options.suspend_after!r}"
         )
 
 
@@ -324,7 +331,7 @@ class _Start:
         self.history = options.history
         self.observers = _observers(options.observers)
         self.watcher = options.watcher() if options.watcher is not None else None
-        self.suspend_after = options.suspend_after
+        self.suspend_after: float = in_seconds(options.suspend_after)
         self.timeout = checked_timeout(options.timeout)
         self.given_clock = options.clock
         self.clock = time.perf_counter if options.clock is None else options.clock.time

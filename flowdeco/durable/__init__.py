@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from datetime import timedelta
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from flowdeco.engine.generations import present_rows
 from flowdeco.engine.journal import Codec, Journal, Remembered, Row
 from flowdeco.errors import DefinitionError, JournalError, RunBusyError, RunNotFoundError, suggestion
 from flowdeco.model.lazy import lazily
-from flowdeco.model.options import check_run_id
+from flowdeco.model.options import Duration, check_run_id, in_seconds
 
 if TYPE_CHECKING:
     from flowdeco.durable.json_codec import JsonCodec
@@ -108,17 +107,15 @@ def delete(journal: Any, run_id: str) -> None:
     as_journal(journal).delete(run_id)
 
 
-def purge(journal: Any, older_than: float | timedelta, status: str | Iterable[str] | None = None) -> int:
+def purge(journal: Any, older_than: Duration, status: str | Iterable[str] | None = None) -> int:
     """Delete the runs last updated at least this long ago (seconds, or a timedelta), and return their number.
 
     `status` restricts it to runs of these statuses. A run that a process works on stays. Large values that nothing refers
     to any more are deleted as well. The file keeps its size: the space is used again.
     """
-    if isinstance(older_than, timedelta):
-        older_than = older_than.total_seconds()
-    if isinstance(older_than, bool) or not isinstance(older_than, (int, float)):
+    seconds = in_seconds(older_than)
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
         raise DefinitionError(f"older_than is seconds or a timedelta, not {older_than!r}")
-    seconds = float(older_than)
     wanted = None if status is None else {status} if isinstance(status, str) else set(status)
     for unknown in sorted((wanted or set()) - STATUSES):
         raise DefinitionError(f"no run has the status {unknown!r}. {suggestion(unknown, STATUSES)}")

@@ -60,6 +60,7 @@ from flowdeco.errors import (
     Wait,
     suggestion,
 )
+from flowdeco.model.options import Duration, in_seconds
 
 __all__ = ["SqliteJournal"]
 
@@ -175,7 +176,7 @@ class SqliteJournal:
         *,
         codec: Literal["pickle", "json"] | Codec = "pickle",
         synchronous: Literal["NORMAL", "FULL"] = "NORMAL",
-        lease: float = 30.0,
+        lease: Duration = 30.0,
         entry: str | None = None,
     ) -> None:
         if not os.fspath(path) or os.fspath(path) == ":memory:":
@@ -185,12 +186,13 @@ class SqliteJournal:
             raise JournalError(f"{os.fspath(path)!r} is a folder: give the path of a file, such as 'runs.db'")
         if synchronous not in {"NORMAL", "FULL"}:
             raise JournalError(f"synchronous is 'NORMAL' or 'FULL', not {synchronous!r}")
-        if isinstance(lease, bool) or not isinstance(lease, (int, float)) or not lease > 0:
-            raise JournalError(f"lease is a positive number of seconds, not {lease!r}")
+        seconds = in_seconds(lease)
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
+            raise JournalError(f"lease is a positive number of seconds, or a timedelta, not {lease!r}")
         self.path: str = os.path.abspath(os.fspath(path))
         self.codec: Codec = named_codec(codec)
         self.synchronous = synchronous
-        self.lease = float(lease)
+        self.lease = float(seconds)
         self.entry = None if entry is None else _plain(entry)
         self._held: dict[str, _Held] = {}
         self._only_due = False

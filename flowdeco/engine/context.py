@@ -36,7 +36,7 @@ from flowdeco.model.definitions import (
     values_of,
 )
 from flowdeco.model.functions import underlying
-from flowdeco.model.options import checked_selectors
+from flowdeco.model.options import Duration, checked_selectors
 from flowdeco.model.selectors import switched_off
 from flowdeco.model.store import NOTHING, Delta, Key, Store, View, key_name
 
@@ -196,16 +196,16 @@ class Context:
             self._keep("log", {"level": level, "text": cut(text)})
 
     @overload
-    def wait_for(self, key: Key[T], *, about: object = None, timeout: float | None = None) -> T: ...
+    def wait_for(self, key: Key[T], *, about: object = None, timeout: Duration | None = None) -> T: ...
     @overload
-    def wait_for(self, key: Key[T], *, about: object = None, timeout: float, default: D) -> T | D: ...
+    def wait_for(self, key: Key[T], *, about: object = None, timeout: Duration, default: D) -> T | D: ...
     @overload
-    def wait_for(self, key: str, *, about: object = None, type: TypeForm[T], timeout: float | None = None) -> T: ...
+    def wait_for(self, key: str, *, about: object = None, type: TypeForm[T], timeout: Duration | None = None) -> T: ...
     @overload
-    def wait_for(self, key: str, *, about: object = None, type: TypeForm[T], timeout: float, default: D) -> T | D: ...
+    def wait_for(self, key: str, *, about: object = None, type: TypeForm[T], timeout: Duration, default: D) -> T | D: ...
     @overload
     def wait_for(
-        self, key: str, *, about: object = None, type: Any = None, timeout: float | None = None, default: Any = ...
+        self, key: str, *, about: object = None, type: Any = None, timeout: Duration | None = None, default: Any = ...
     ) -> Any: ...
     def wait_for(
         self,
@@ -213,27 +213,26 @@ class Context:
         *,
         about: object = None,
         type: Any = None,
-        timeout: float | None = None,
+        timeout: Duration | None = None,
         default: Any = _NO_DEFAULT,
     ) -> Any:
         """Return the answer to a question: the value of the key; if there is none, suspend the run until it is given.
 
         `about` describes the question to the person asked, and ``type=`` checks the answer, like that of a `Key`.
-        `timeout` seconds after the question was first asked, the `default` is returned, or `WaitTimeout` raised. The
-        wait consumes an answer or input: when the action has completed, its key is gone from the store, and the next
-        wait for the same key is a new question. Values that actions or stages wrote under the key stay.
+        `timeout` (seconds, or a `timedelta`) after the question was first asked, the `default` is returned, or
+        `WaitTimeout` raised. The wait consumes an answer or input: when the action has completed, its key is gone from the
+        store, and the next wait for the same key is a new question. Values that actions or stages wrote under the key stay.
         """
         self._check_open("ctx.wait_for")
-        if timeout is not None:
-            seconds_of(timeout, "timeout= of ctx.wait_for")
-        elif default is not _NO_DEFAULT:
+        seconds = None if timeout is None else seconds_of(timeout, "timeout= of ctx.wait_for")
+        if seconds is None and default is not _NO_DEFAULT:
             raise DefinitionError("default= of ctx.wait_for is used after a timeout: give timeout=, in seconds")
         name = key_name(key)
         wanted: Key[Any] = Key(name, Any if type is None else type)
         if type is None and isinstance(key, Key):
             wanted = cast("Key[Any]", key)
         waits = self._waits()
-        wait = waits.question(wanted, about, timeout)
+        wait = waits.question(wanted, about, seconds)
         if wait.state in (OPEN, FOUND) and name in self.store:
             value = self.store[wanted]
             is_given = self.store.is_given(name)
@@ -253,13 +252,13 @@ class Context:
             raise Suspend.until(wait)
         if default is _NO_DEFAULT:
             raise WaitTimeout(
-                f"nobody answered {name!r} within {timeout} s of {utc(wait.asked)}: give ctx.wait_for a default=, or "
+                f"nobody answered {name!r} within {seconds} s of {utc(wait.asked)}: give ctx.wait_for a default=, or "
                 f"catch WaitTimeout"
             )
         return default
 
-    def sleep(self, seconds: float) -> Awaitable[None]:
-        """Sleep; in a coroutine action, `await ctx.sleep(seconds)`.
+    def sleep(self, seconds: Duration) -> Awaitable[None]:
+        """Sleep for so many seconds, or a `timedelta`; in a coroutine action, `await ctx.sleep(seconds)`.
 
         In a durable run, a sleep longer than `suspend_after` suspends the run, and the journal keeps the time: the action
         runs again from its beginning, and continues here when the time has come.

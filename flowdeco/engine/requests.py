@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 
 from flowdeco.errors import Cancelled, MiddlewareError, meant_by
+from flowdeco.model.options import Duration, in_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -100,10 +101,11 @@ class Sleep:
 
     __slots__ = ("seconds",)
 
-    def __init__(self, seconds: float) -> None:
-        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
-            raise MiddlewareError(f"Sleep takes a number of seconds that is not negative, not {seconds!r}")
-        self.seconds = seconds
+    def __init__(self, seconds: Duration) -> None:
+        length = in_seconds(seconds)
+        if isinstance(length, bool) or not isinstance(length, (int, float)) or not length >= 0:
+            raise MiddlewareError(f"Sleep takes a number of seconds that is not negative, or a timedelta, not {seconds!r}")
+        self.seconds: float = length
 
     def __repr__(self) -> str:
         return f"Sleep({self.seconds!r})"

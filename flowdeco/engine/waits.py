@@ -37,6 +37,7 @@ from flowdeco.errors import (
     Wait,
     suggestion,
 )
+from flowdeco.model.options import Duration, in_seconds
 from flowdeco.model.store import Key, Store
 
 if TYPE_CHECKING:
@@ -217,10 +218,11 @@ class Surroundings(Protocol):
         ...
 
 
-def seconds_of(seconds: object, what: str) -> float:
-    """Return a number of seconds, checked."""
+def seconds_of(duration: Duration, what: str) -> float:
+    """Return a duration in seconds, checked."""
+    seconds = in_seconds(duration)
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not (seconds >= 0 and isfinite(seconds)):
-        raise DefinitionError(f"{what} is a number of seconds that is not negative, not {seconds!r}")
+        raise DefinitionError(f"{what} is a number of seconds that is not negative, or a timedelta, not {duration!r}")
     return seconds
 
 

@@ -34,7 +34,7 @@ from flowdeco.model.definitions import (
     stage_like,
 )
 from flowdeco.model.identity import text_of
-from flowdeco.model.options import UNSET, Middleware, Returns, first_paragraph
+from flowdeco.model.options import UNSET, Duration, Middleware, Returns, first_paragraph
 from flowdeco.model.prototypes import Body, Pattern, made_action
 from flowdeco.model.references import Called, Imported, Member, importable, load
 from flowdeco.model.store import AnyKey
@@ -70,7 +70,7 @@ def action(
     returns: Returns = ...,
     collect: AnyKey | None = None,
     use: Iterable[Middleware] = (),
-    timeout: float | None = None,
+    timeout: Duration | None = None,
     description: str | None = None,
 ) -> _ActionDecorator: ...
 def action(
@@ -82,7 +82,7 @@ def action(
     returns: Returns = UNSET,
     collect: AnyKey | None = None,
     use: Iterable[Middleware] = (),
-    timeout: float | None = None,
+    timeout: Duration | None = None,
     description: str | None = None,
 ) -> Any:
     """Make a function an action of workflows; it is still called as before.
@@ -207,7 +207,7 @@ def stage(
     use: Iterable[Middleware] = (),
     use_actions: Iterable[Middleware] = (),
     local: bool | None = None,
-    timeout: float | None = None,
+    timeout: Duration | None = None,
     description: str | None = None,
 ) -> _StageDecorator: ...
 def stage(
@@ -221,7 +221,7 @@ def stage(
     use: Iterable[Middleware] = (),
     use_actions: Iterable[Middleware] = (),
     local: bool | None = None,
-    timeout: float | None = None,
+    timeout: Duration | None = None,
     description: str | None = None,
 ) -> Any:
     """Make a stage of the actions that the function's body evaluates, in definition order.

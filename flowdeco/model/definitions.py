@@ -36,6 +36,7 @@ from flowdeco.model.names import NO_LOCALS, local_variables
 from flowdeco.model.options import (
     UNSET,
     ActionChanges,
+    Duration,
     Middleware,
     StageChanges,
     checked_flag,
@@ -468,7 +469,7 @@ class Stage(Value, Unit):
         use: Iterable[Middleware] = (),
         use_actions: Iterable[Middleware] = (),
         local: bool = False,
-        timeout: float | None = None,
+        timeout: Duration | None = None,
         description: str = "",
     ) -> None:
         if isinstance(actions, (Unit, str)) or not isinstance(actions, Iterable):

@@ -7,12 +7,16 @@ import inspect
 import types
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from math import inf
-from typing import Any, Final, Protocol, TypeAlias, TypedDict, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypedDict, cast
 
 from flowdeco.errors import DefinitionError, shortened
 from flowdeco.model.store import AnyKey, Key
 
+if TYPE_CHECKING:
+    from datetime import timedelta
+
 Returns: TypeAlias = "AnyKey | tuple[AnyKey, ...] | None"
+Duration: TypeAlias = "float | timedelta"  # a number is one of seconds
 
 
 class Middleware(Protocol):
@@ -35,7 +39,7 @@ class ActionChanges(TypedDict, total=False):
     returns: Returns
     collect: AnyKey | None
     use: Iterable[Middleware]
-    timeout: float | None
+    timeout: Duration | None
 
 
 class _CommonChanges(TypedDict, total=False):
@@ -51,7 +55,7 @@ class StageChanges(_CommonChanges, total=False):
     use: Iterable[Middleware]
     use_actions: Iterable[Middleware]
     local: bool
-    timeout: float | None
+    timeout: Duration | None
     description: str
 
 
@@ -63,7 +67,7 @@ class PipelineChanges(_CommonChanges, total=False):
     use: Iterable[Middleware]
     use_stages: Iterable[Middleware]
     use_actions: Iterable[Middleware]
-    timeout: float | None
+    timeout: Duration | None
 
 
 class ParallelChanges(_CommonChanges, total=False):
@@ -222,14 +226,20 @@ def checked_key(key: Any, option: str) -> AnyKey:
     return cast("AnyKey", key)
 
 
+def in_seconds(duration: Any) -> Any:
+    """Return the seconds of a `timedelta`; anything else as it is, for the caller to check."""
+    return duration.total_seconds() if hasattr(duration, "total_seconds") else duration
+
+
 def checked_timeout(timeout: Any) -> float | None:
     """Return the timeout in seconds; an infinite one is none."""
-    if timeout is None:
+    seconds = in_seconds(timeout)
+    if seconds is None:
         return None
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
-        raise DefinitionError(f"timeout is a positive number of seconds, not {timeout!r}")
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
+        raise DefinitionError(f"timeout is a positive number of seconds, or a timedelta, not {timeout!r}")
     try:
-        seconds = float(timeout)
+        seconds = float(seconds)
     except OverflowError:  # an integer that no float can hold
         return None
     return None if seconds == inf else seconds

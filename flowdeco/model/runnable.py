@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 
 from flowdeco.errors import Problem, suggestion
 from flowdeco.events import Watcher
-from flowdeco.model.options import Middleware, Shown
+from flowdeco.model.options import Duration, Middleware, Shown
 from flowdeco.model.store import Store
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ class _SharedOptions(TypedDict, total=False):
     history: int | None
     progress: Shown
     limit: int | None
-    timeout: float | None
-    suspend_after: float
+    timeout: Duration | None
+    suspend_after: Duration
 
 
 class ResumeOptions(_SharedOptions, total=False):
@@ -97,8 +97,8 @@ class Options(NamedTuple):
     history: int | None = None
     progress: Shown = None
     limit: int | None = None
-    timeout: float | None = None
-    suspend_after: float = 60.0
+    timeout: Duration | None = None
+    suspend_after: Duration = 60.0
     error: BaseException | Mapping[str, BaseException] | None = None
     clock: ClockLike | None = None
     watcher: Callable[[], Watcher | None] | None = None
@@ -147,7 +147,7 @@ class Runnable(Shows):
         - `history=None`: the number of stage records to keep, the latest ones.
         - `progress=None`: show the progress: True, a progress bar, or a function of `(done, known, current)`.
         - `limit=None`: the number of action calls that may run at once, in all parallel groups together.
-        - `timeout=None`: seconds after which the run fails with a `TimeoutError`; pass it again on resume.
+        - `timeout=None`: seconds, or a `timedelta`, after which the run fails with a `TimeoutError`; pass it again on resume.
         - `suspend_after=60.0`: in a durable run, a longer sleep (`Sleep`, `ctx.sleep`) suspends the run
           until it is due.
         """

@@ -21,6 +21,7 @@ from typing_extensions import TypeVar, Unpack
 from flowdeco.errors import DefinitionError, selector_suggestion, shortened, suggestion
 from flowdeco.model.contents import agree
 from flowdeco.model.options import (
+    Duration,
     Middleware,
     ParallelChanges,
     PipelineChanges,
@@ -446,7 +447,7 @@ def pipeline(
     use: Iterable[Middleware] = (),
     use_stages: Iterable[Middleware] = (),
     use_actions: Iterable[Middleware] = (),
-    timeout: float | None = None,
+    timeout: Duration | None = None,
 ) -> Pipeline:
     """Return a pipeline of these units; without options the same as chaining them with `>>`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, assert_type
 
@@ -265,7 +266,9 @@ def in_context(ctx: Context) -> None:
     assert_type(ctx.wait_for("approval", about={"total": 120}, type=bool), bool)
     assert_type(ctx.wait_for("approval", type=bool, timeout=60, default=None), bool | None)
     assert_type(ctx.wait_for(USER_ID, timeout=60, default="nobody"), int | str)
+    assert_type(ctx.wait_for("approval", type=bool, timeout=timedelta(hours=1), default=None), bool | None)
     ctx.sleep(3)
+    ctx.sleep(timedelta(hours=1))
     assert_type(ctx.run_id, str)
     assert_type(ctx.stage, Stage)
     assert_type(ctx.action, Action[..., Any])
