@@ -934,9 +934,9 @@ def test_runs_are_listed(flowdeco, journal):
     assert code == 0
     assert lines(out) == [
         "RUN WORKFLOW STATUS STARTED STEPS WHY",
-        "three flows.py:gated suspended WHEN 4 waiting for 'approval'",
-        "two flows.py:flow failed WHEN 4 ConnectionError: the server is offline",
-        "one flows.py:flow completed WHEN 11",
+        "three flows.py:gated suspended WHEN 1 waiting for 'approval'",
+        "two flows.py:flow failed WHEN 2 ConnectionError: the server is offline",
+        "one flows.py:flow completed WHEN 5",
     ]
     assert [line.split()[0] for line in lines(flowdeco("runs", "--limit", "1")[1])[1:]] == ["three"]
     found = json.loads(flowdeco("runs", "--status", "failed", "--status", "completed", "--json")[1])
@@ -1379,7 +1379,7 @@ def test_an_error_without_a_message_has_no_colon(flowdeco, journal):
     """Ctrl-C, for one."""
     Path("fails.py").write_text(FAILS)
     flowdeco("run", "fails.py:alone", "-i", "why=stop", "--run-id", "one")
-    assert lines(flowdeco("runs")[1])[1].endswith("cancelled WHEN 4 KeyboardInterrupt")
+    assert lines(flowdeco("runs")[1])[1].endswith("cancelled WHEN 2 KeyboardInterrupt")
     assert "status cancelled: KeyboardInterrupt" in lines(flowdeco("show")[1])
 
 

@@ -115,9 +115,9 @@ def runs(options: Namespace) -> int:
     _check_statuses(options.status)
     infos = _with_status(journal.runs(), options.status)[: options.limit]
     if options.json:
-        print_json([_info_as_data(info, _failures(journal, info)) for info in infos])
+        print_json([_info_as_data(journal, info) for info in infos])
     elif infos:
-        _print_runs(infos)
+        _print_runs(journal, infos)
     else:
         report.say(f"{path} has no {' or '.join(options.status)} runs".replace("  ", " "))
     return FINE
@@ -158,7 +158,7 @@ def purge(options: Namespace) -> int:
         print_json({"deleted": [info.id for info in deleted], "dry_run": options.dry_run})
         return FINE
     if options.dry_run and deleted:
-        _print_runs(deleted)
+        _print_runs(journal, deleted)
     verb = "would delete" if options.dry_run else "deleted"
     named = f": {', '.join(info.id for info in deleted)}" if options.run and deleted else ""
     report.say(f"{verb} {report.plural(len(deleted), 'run')}{named}")
@@ -196,11 +196,11 @@ def _with_status(infos: Iterable[RunInfo], wanted: list[str]) -> list[RunInfo]:
     return [info for info in infos if not wanted or state_of(info) in wanted]
 
 
-def _print_runs(infos: Iterable[RunInfo]) -> None:
-    rows = [
-        (info.id, workflow_name(info), state_of(info), report.moment(info.started), str(info.steps), _why(info))
-        for info in infos
-    ]
+def _print_runs(journal: durable.SqliteJournal, infos: Iterable[RunInfo]) -> None:
+    rows: list[tuple[str, ...]] = []
+    for info in infos:
+        steps = str(journal.ended_actions(info.id))
+        rows.append((info.id, workflow_name(info), state_of(info), report.moment(info.started), steps, _why(info)))
     report.print_table(["RUN", "WORKFLOW", "STATUS", "STARTED", "STEPS", "WHY"], rows, right=["STEPS"])
 
 
@@ -217,16 +217,26 @@ def _why(info: RunInfo) -> str:
     if asked and awaited_keys(reason) == [each.key for each in info.questions] and len(asked) == len(info.questions):
         reason, asked[0] = None, f"{WAITING}{asked[0]}"  # the questions have the keys
     waits = "; ".join(filter(None, (reason, *asked)))
-    why = info.error or waits or (f"by {info.owner}" if info.owner else "")
+    why = info.error or waits or _owner(info)
     return report.shortened(report.one_line(why), 80)
 
 
-def _info_as_data(info: RunInfo, failed: list[dict[str, Any]]) -> dict[str, Any]:
-    questions = [question._asdict() for question in info.questions]
-    return {**info._asdict(), "questions": questions, "status": state_of(info), "failed": failed}
+def _owner(info: RunInfo) -> str:
+    """Return who works on a run, "" for nobody, and whether it is to stop."""
+    return f"{'cancel pending, ' if info.cancelling else ''}by {info.owner}" if info.owner else ""
 
 
-def _failures(journal: Any, info: RunInfo) -> list[dict[str, Any]]:
+def _info_as_data(journal: durable.SqliteJournal, info: RunInfo) -> dict[str, Any]:
+    return {
+        **info._asdict(),
+        "questions": [question._asdict() for question in info.questions],
+        "status": state_of(info),
+        "steps": journal.ended_actions(info.id),
+        "failed": _failures(journal, info),
+    }
+
+
+def _failures(journal: durable.SqliteJournal, info: RunInfo) -> list[dict[str, Any]]:
     """Return where a run failed; nothing of one whose rows cannot be read."""
     from flowdeco.engine.reading import failed_steps
 
@@ -273,7 +283,7 @@ def show(options: Namespace) -> int:
     rows = durable.history(path, info.id)
     if options.json:
         history = [{name: getattr(row, name) for name in _ROW_COLUMNS} | {"bytes": len(row.payload)} for row in rows]
-        data = {**_info_as_data(info, _failures(path, info)), "history": history}
+        data = {**_info_as_data(durable.SqliteJournal(path), info), "history": history}
         with suppress(JournalError, UsageError):  # of a run that cannot be read as a whole, that is all
             data["stages"] = run_as_data(read_whole(path, info))["stages"]
         print_json(data)
@@ -297,7 +307,10 @@ def _table(rows: list[durable.Row], state: str, info: RunInfo) -> Iterator[repor
     found: list[tuple[str, int, Iterable[report.StepRow]]] = [
         (row.branch, row.number, [report.StepRow(0, f"{row.stage} (parallel)")]) for row in places.groups
     ]
-    found += [(*_place(step), _step_rows(step, state, _codec(info))) for step in steps(rows)]
+    found += [
+        (*_place(step), _step_rows(step, state, _codec(info), places.inserters.get(_place(step), "")))
+        for step in steps(rows)
+    ]
     for branch, number, made in sorted(found, key=lambda each: places.path(each[0], each[1])):
         yield from (row._replace(depth=row.depth + places.depth(branch, number)) for row in made)
 
@@ -375,21 +388,42 @@ class _Places:
     """
 
     def __init__(self, rows: Sequence[durable.Row], codec: str) -> None:
+        self._codec = codec
         self.groups = [row for row in rows if row.kind == "group"]
         self._around = dict(_branches(self.groups, codec))  # the group of a branch, and the number of the branch in it
         self._others: dict[str, int] = {}  # branches of groups that have no row yet
         self.depths: dict[tuple[str, int], int] = {}
-        steps: dict[tuple[str, int], tuple[str, int]] = {}  # the name and depth of a stage, also for its actions
+        self.inserters: dict[tuple[str, int], str] = {}  # of stages at work, whose rows are written when they have ended
+        self._steps: dict[tuple[str, int], tuple[str, int]] = {}  # the name and depth of a stage, also for its actions
+        left: dict[tuple[str, int], tuple[str, int]] = {}  # who inserted units, and how many of these have not begun
         for row in sorted(rows, key=lambda row: self.path(row.branch, row.number)):
-            key = row.branch, row.number
+            branch, number = key = row.branch, row.number
+            by = branch, _inserter_of(row, codec)
+            if by in left:
+                left[by] = left[by][0], left[by][1] - 1
             if row.kind in ("stage", "group"):
-                inserter = steps.get((row.branch, _inserter_of(row, codec)))
-                name, above = inserter or (row.stage, self.depth(*key))
-                is_below = name != row.stage or (row.kind == "group" and inserter is not None)
-                self.depths[key] = min(above + is_below, _DEEPEST)
-                steps[key] = row.stage, self.depths[key]
+                self._put(key, row.stage, by, is_group=row.kind == "group")
             elif row.kind == "action":
-                steps[key] = steps.get((row.branch, row.number - 1), (row.stage, 0))
+                if (branch, number - 1) not in self._steps:
+                    by = next((at for at, (_, count) in reversed(left.items()) if at[0] == branch and count > 0), by)
+                    self._put((branch, number - 1), row.stage, by)
+                    self.inserters[branch, number - 1] = left[by][0] if by in left else self._inserter_of_group(branch)
+                self._steps[key] = self._steps[branch, number - 1]
+                if b"inserted" in row.payload:
+                    units: Any = _parts_of(row, codec).get("inserted", ())
+                    left[key] = f"{row.stage}/{row.action}", len(units["$tuple"] if isinstance(units, dict) else units)
+
+    def _put(self, key: tuple[str, int], stage: str, by: tuple[str, int], *, is_group: bool = False) -> None:
+        """Note the name and the depth of a stage or group; `by` is the action that inserted it."""
+        inserter = self._steps.get(by)
+        name, above = inserter or (stage, self.depth(*key))
+        is_below = name != stage or (is_group and inserter is not None)
+        self.depths[key] = min(above + is_below, _DEEPEST)
+        self._steps[key] = stage, self.depths[key]
+
+    def _inserter_of_group(self, branch: str) -> str:
+        row, _ = self._around.get(branch, (None, 0))
+        return "" if row is None else str(_parts_of(row, self._codec).get("by") or "")
 
     def path(self, branch: str, number: int) -> tuple[int, ...]:
         """Return the place of a step in the order of the run."""
@@ -416,8 +450,8 @@ def _branches(groups: Iterable[durable.Row], codec: str) -> Iterator[tuple[str, 
 
 
 def _inserter_of(row: durable.Row, codec: str) -> int:
-    """Return the number of the step that inserted a stage, -1 for none."""
-    number = _parts_of(row, codec).get("by_number")
+    """Return the number of the step that inserted a step, -1 for none."""
+    number = _parts_of(row, codec).get("by_number") if b"by_number" in row.payload else None
     return number if isinstance(number, int) else -1
 
 
@@ -463,7 +497,7 @@ def command_to_resume(path: str, info: RunInfo) -> str:
 
 def _print_facts(info: RunInfo) -> None:
     why = info.error or info.reason
-    owner = f" (by {info.owner})" if info.owner else ""
+    owner = f" ({_owner(info)})" if info.owner else ""
     facts: list[tuple[str, str]] = [
         ("run", info.id),
         ("pipeline", info.pipeline),
@@ -477,15 +511,19 @@ def _print_facts(info: RunInfo) -> None:
     report.print_facts(facts, report.Coloured(state_of(info)))
 
 
-def _step_rows(step: Step, state: str, codec: durable.Codec) -> Iterator[report.StepRow]:
-    """Yield a row for a stage, and for each of its actions unless it has only one of the same name."""
+def _step_rows(step: Step, state: str, codec: durable.Codec, by: str) -> Iterator[report.StepRow]:
+    """Yield a row for a stage, and for each of its actions unless it has only one of the same name.
+
+    `by` is who inserted a stage that is at work.
+    """
     alone = [action.action for action in step.actions] == [step.name]
     if step.row is None:  # the end of a stage is written together with the step after it
         ended = step.actions[0] if alone and state == "running" and step.actions[0].status == "completed" else None
         if ended is not None:
-            yield report.StepRow(0, step.name, "completed", report.duration(ended.elapsed))
+            yield report.StepRow(0, step.name, "completed", report.duration(ended.elapsed), by)
         else:
-            yield report.StepRow(0, step.name, f"{state} here or later" if state in ("crashed", "running") else state)
+            status = f"{state} here or later" if state in ("crashed", "running") else state
+            yield report.StepRow(0, step.name, status, "", by)
     else:
         elapsed = "" if step.row.status == "skipped" else report.duration(step.row.elapsed)
         by = str(_parts_of(step.row, codec.name).get("by") or "")

@@ -21,9 +21,10 @@ _OPEN: Final = frozenset({"failed", "suspended", "cancelled"})
 
 
 class RunInfo(NamedTuple):
-    """A run of a journal: times in POSIX seconds, `steps` the number of saved steps.
+    """A run of a journal: times in POSIX seconds, `steps` the number of rows saved: of actions, stages, and others.
 
-    `owner` is the process that works on it, if any: a run that is `running` without one has crashed.
+    `owner` is the process that works on it, if any: a run that is `running` without one has crashed. It is `cancelling` from
+    `cancel` until its owner has stopped.
     `error` is the type and message of the exception that it failed with.
     `entry` is the entry point of its pipeline, if known; `codec` the codec of its steps.
 
@@ -45,6 +46,7 @@ class RunInfo(NamedTuple):
     due: float | None = None
     questions: tuple[Question, ...] = ()
     answered: bool = False
+    cancelling: bool = False
 
 
 class Question(NamedTuple):

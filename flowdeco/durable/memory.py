@@ -204,6 +204,7 @@ class MemoryJournal:
                 RunInfo(
                     *(run_id, run.pipeline, run.status, run.reason, run.started, run.updated, len(run.rows)),
                     *(run.error, _owner() if run.busy else None, None, self.codec.name, *run.waiting()),
+                    cancelling=run.busy and run.is_cancelled,
                 )
                 for run_id, run in reversed(self._runs.items())
             ]

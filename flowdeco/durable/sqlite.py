@@ -509,6 +509,12 @@ class SqliteJournal:
         with self._asked(f"run {run_id!r} cannot be read") as (_, connection), transaction(connection, "DEFERRED"):
             return self._remembered(connection, self._head(connection, run_id))[0].rows
 
+    def ended_actions(self, run_id: str) -> int:
+        """Return the number of actions of a run that have ended, as far as its rows can be read."""
+        with self._asked("the steps cannot be counted") as (_, connection), transaction(connection, "DEFERRED"):
+            found = connection.execute(_ENDED, (run_id,)).fetchone()
+            return 0 if found is None else int(found[0])
+
     def delete(self, run_id: str) -> None:
         """Forget a run; raises `RunNotFoundError`, and `RunBusyError` while a process works on it."""
         with self._asked(f"run {run_id!r} cannot be deleted") as (_, connection), transaction(connection):
@@ -576,6 +582,7 @@ class SqliteJournal:
         info = RunInfo(
             *(head.run_id, head.pipeline, head.status, head.reason, head.started, updated, steps),
             *(head.error, str(Owner._make(owner)) if busy else None, head.entry, head.codec),
+            cancelling=busy and str(owner[0]).endswith(CANCELLED),
         )
         if not busy and str(owner[0]).endswith(CANCELLED):  # its owner has died before it noticed
             return info._replace(status="cancelled")
@@ -945,6 +952,16 @@ _IS_DUE: Final = (
     f"AND coalesce(substr(owner, -1), '') != '{CANCELLED}'"
 )
 _LEASE: Final = f"SELECT lease, {_OWNER} FROM runs WHERE id = ?"
+# Of the latest generation (its branches have a number after `~`), each once: a resume may have performed it again.
+_ENDED: Final = """
+SELECT count(DISTINCT branch || ' ' || number), CAST(substr(branch, instr(branch || '~', '~') + 1) AS INTEGER) AS since
+FROM (
+    SELECT log.number, json_extract(names, '$[0]') AS branch, json_extract(names, '$[4]') AS status
+    FROM (SELECT id, number, CASE json_valid(what) WHEN 1 THEN what ELSE '[]' END AS names FROM log) AS log
+    JOIN runs ON log.id BETWEEN runs.id << 32 AND (runs.id << 32) + 4294967295
+    WHERE run_id = ? AND json_extract(names, '$[1]') = 'action'
+)
+WHERE status NOT IN ('running', 'suspended', 'skipped') GROUP BY since ORDER BY since DESC LIMIT 1"""
 _NOBODY: Final = "owner = NULL, host = NULL, pid = NULL, place = NULL, born = NULL, lease = NULL"
 _NEXT_RUN: Final = f"SELECT coalesce(max(id), 0) + 1 FROM runs WHERE id < {_LAST_RUN}"
 
