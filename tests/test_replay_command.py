@@ -4,6 +4,7 @@ import builtins
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -554,6 +555,18 @@ def test_the_debugger_stops_at_the_first_line(flowdeco, recorded, monkeypatch, s
     code, out, _ = flowdeco("replay", "one", step, "--pdb")
     assert (code, "('here', 'orders')" in out) == (0, True)
     assert "pdb" not in repr(sys.gettrace())
+
+
+@pytest.mark.parametrize("step", ["copy[orders]/rows", "copy[orders]/store"])
+def test_stepping_over_the_end_of_an_action_does_not_lead_into_flowdeco(flowdeco, recorded, monkeypatch, step):
+    """Nor into its context managers."""
+    recorded("flow", *TABLES)
+    _answers(monkeypatch, "p 'here'", *["s"] * 30, "c")
+    code, out, _ = flowdeco("replay", "one", step, "--pdb")
+    assert (code, "'here'" in out) == (0, True)
+    stops = set(re.findall(r"^> (.*)\(\d+\)", out, re.MULTILINE))
+    assert not [path for path in stops if path.endswith(("contextlib.py", "replay.py"))]
+    assert any(path.endswith("flows.py") for path in stops)
 
 
 def test_the_debugger_stops_where_it_raises(flowdeco, recorded, monkeypatch):

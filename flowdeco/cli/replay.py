@@ -251,49 +251,38 @@ class _Call:
         import bdb
         import pdb
 
-        debugger, before = pdb.Pdb(), sys.gettrace()
+        debugger, before = pdb.Pdb(skip=["contextlib", __name__]), sys.gettrace()  # it does not stop in here
 
         @contextmanager
         def debugging() -> Generator[None, None, None]:
-            """Show what is raised, where it was raised."""
+            """Trace the calls of the block, and show what is raised where it was raised."""
             try:
                 debugger.reset()
+                sys.settrace(debugger.trace_dispatch)
                 yield
             except bdb.BdbQuit:
                 self.is_quit = True
                 raise
             except Exception as error:
+                sys.settrace(before)
                 report.say(f"{told(error)}: the debugger has stopped where it was raised")
                 pdb.post_mortem(error.__traceback__)
                 raise
             finally:
                 sys.settrace(before)  # of the debugger, or of a tool that measures coverage
 
-        # Tracing begins just before the call, and ends just after it: otherwise, it would stop in here.
         def called(*args: Any, **kwargs: Any) -> Any:
             with debugging():
-                try:
-                    sys.settrace(debugger.trace_dispatch)
-                    result = function(*args, **kwargs)
-                finally:
-                    sys.settrace(before)
+                result = function(*args, **kwargs)
             return iterated(result) if inspect.isgenerator(result) else result
 
         def iterated(result: Any) -> Any:
             with debugging():
-                try:
-                    sys.settrace(debugger.trace_dispatch)
-                    yield from result
-                finally:
-                    sys.settrace(before)
+                yield from result
 
         async def awaited(*args: Any, **kwargs: Any) -> Any:
             with debugging():
-                try:
-                    sys.settrace(debugger.trace_dispatch)
-                    return await function(*args, **kwargs)
-                finally:
-                    sys.settrace(before)
+                return await function(*args, **kwargs)
 
         return awaited if inspect.iscoroutinefunction(function) else called
 
