@@ -90,6 +90,10 @@ EXAMPLES: Final = {
   flowdeco wake runs.db
   flowdeco wake runs.db --watch
 """,
+    "answer": """
+  flowdeco answer monday approval=yes --journal runs.db
+  flowdeco answer monday 'tables:=["users"]' --error 'approval=nobody is there'
+""",
     "cancel": """
   flowdeco cancel monday --journal runs.db
 """,
@@ -259,6 +263,7 @@ def _parser() -> _Parser:
     _purge_options(command("purge", "delete runs from a journal, and the large values that no other run has"))
     _wake_options(command("wake", "resume the runs that are due, answered or crashed"))
     _ui_options(command("ui", "show the runs of a journal in the browser, live; answer, cancel and resume them"))
+    _answer_options(command("answer", "record answers to the questions of a run, without resuming it"))
     _cancel_options(command("cancel", "cancel a run: at its next step, or at once if it is not active"))
     return parser
 
@@ -393,9 +398,11 @@ def _runs_options(parser: _Parser) -> None:
     _add_json(parser)
 
 
-def _add_run(parser: _Parser, metavar: str, nargs: str, help: str) -> None:
-    _completed_by(parser.add_argument("run", metavar=metavar, nargs=nargs, help=help), _complete_run)
+def _add_run(parser: _Parser, metavar: str, nargs: str, help: str) -> argparse.Action:
+    added = parser.add_argument("run", metavar=metavar, nargs=nargs, help=help)
+    _completed_by(added, _complete_run)
     _add_journal(parser, "the journal")
+    return added
 
 
 _RUN: Final = f"the run: its id, the beginning of its id, or {LATEST}"
@@ -425,7 +432,9 @@ def _resume_options(parser: _Parser) -> None:
         "--on-change", choices=["error", "ignore", "rerun"], default="error",
         help="how to treat completed actions whose code has changed (default: error)",
     )  # fmt: skip
-    parser.add_argument("--from-stage", metavar="STAGE", help="make a new run that continues from this stage")
+    added = parser.add_argument("--from-stage", metavar="STAGE", help="make a new run that continues from this stage")
+    _completed_by(added, _complete_stage)
+    _add_error(parser)
     _add_running(parser)
 
 
@@ -487,6 +496,24 @@ def _wake_options(parser: _Parser) -> None:
     _add_json(parser)
 
 
+def _add_error(parser: _Parser) -> None:
+    added = parser.add_argument(
+        "--error", action="append", default=[], metavar="KEY=TEXT",
+        help="answer this question with a failure, a RuntimeError; can be repeated",
+    )  # fmt: skip
+    _completed_by(added, _complete_answer)
+
+
+def _answer_options(parser: _Parser) -> None:
+    added = _add_run(
+        parser, "RUN KEY=VALUE ...", "+",
+        f"{_RUN}; and the answers, converted by the type of their question; KEY:=VALUE is JSON",
+    )  # fmt: skip
+    _completed_by(added, _complete_answer)
+    _add_error(parser)
+    _add_json(parser)
+
+
 def _cancel_options(parser: _Parser) -> None:
     _completed_by(parser.add_argument("run", metavar="RUN", help=_RUN), _complete_run)
     _add_journal(parser, "the journal")
@@ -524,20 +551,52 @@ def _complete_entry(prefix: str, **_: Any) -> Iterator[str]:
                 yield f"{path}:"
 
 
-def _complete_run(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> Iterator[str]:
-    from flowdeco.durable import history, runs
+def _named_runs(parsed_args: argparse.Namespace) -> tuple[Any, list[Any], Any]:
+    """Return the journal, its runs, and the one that the line names already, None if there is none."""
+    from flowdeco.durable import runs
 
-    path = parsed_args.journal or os.environ.get(JOURNAL)
-    run: Any = parsed_args.run
+    path, run = parsed_args.journal or os.environ[JOURNAL], parsed_args.run
     given = cast("list[str]", run) if isinstance(run, list) else []
+    infos = runs(path)
+    chosen = (info for info in infos for name in given if name == info.id)
+    return path, infos, next(chosen, infos[0] if LATEST in given else None)
+
+
+def _complete_run(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> Iterator[str]:
     with suppress(Exception):
-        infos = runs(path)
-        chosen = next((info.id for info in infos if given and given[-1] in (info.id, LATEST)), None)
+        path, infos, chosen = _named_runs(parsed_args)
         if chosen is not None and parsed_args.command == "replay":
-            steps = (f"{row.stage}/{row.action}" for row in history(path, chosen) if row.kind == "action")
-            yield from dict.fromkeys(step for step in steps if step.startswith(prefix))
+            yield from _names(prefix, path, chosen, "action")
         else:
             yield from (info.id for info in infos if info.id.startswith(prefix))
+
+
+def _complete_stage(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> Iterator[str]:
+    with suppress(Exception):
+        path, _infos, chosen = _named_runs(parsed_args)
+        yield from _names(prefix, path, chosen, "stage")
+
+
+def _names(prefix: str, path: str, info: Any, kind: str) -> Iterator[str]:
+    """Yield the names of the stages or actions of a run; of a long run none, because a shell should not wait."""
+    from flowdeco.durable import history
+
+    if info.steps <= _MOST_STEPS:
+        found = (row for row in history(path, info.id) if row.kind == kind)
+        names = (f"{row.stage}/{row.action}" if row.action else row.stage for row in found)
+        yield from dict.fromkeys(name for name in names if name.startswith(prefix))
+
+
+_MOST_STEPS: Final = 20_000
+
+
+def _complete_answer(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> Iterator[str]:
+    """Complete a run that asks something, or, after it, the keys that it asks for."""
+    with suppress(Exception):
+        _path, infos, chosen = _named_runs(parsed_args)
+        asking = (info.id for info in infos if info.questions)
+        keys = asking if chosen is None else (f"{question.key}=" for question in chosen.questions)
+        yield from dict.fromkeys(key for key in keys if key.startswith(prefix))
 
 
 def _complete_input(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> Iterator[str]:

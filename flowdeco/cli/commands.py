@@ -31,6 +31,7 @@ COMMANDS: Final = {
     "purge": "flowdeco.cli.journals",
     "wake": "flowdeco.cli.wake",
     "cancel": "flowdeco.cli.journals",
+    "answer": "flowdeco.cli.answers",
     "ui": "flowdeco.cli.ui.command",
 }
 

@@ -17,7 +17,17 @@ if TYPE_CHECKING:
     from flowdeco.engine.runs import ActionRecord, Run, StageRecord
     from flowdeco.model.wiring import Input
 
-__all__ = ["UsageError", "awaited_keys", "check_page", "input_warnings", "read_inputs", "text_keys", "type_name"]
+__all__ = [
+    "UsageError",
+    "awaited_keys",
+    "check_page",
+    "input_warnings",
+    "parse_inputs",
+    "read_errors",
+    "read_inputs",
+    "text_keys",
+    "type_name",
+]
 
 
 class UsageError(FlowdecoError):
@@ -27,7 +37,25 @@ class UsageError(FlowdecoError):
 def read_inputs(options: Namespace) -> dict[str, Any]:
     """Return the inputs of the file of `--inputs`, updated by those of `-i`."""
     inputs: dict[str, Any] = {} if options.inputs is None else _read_file(options.inputs)
-    return inputs | dict(map(_parse_input, options.input))
+    return inputs | parse_inputs(options.input, "-i ")
+
+
+def parse_inputs(texts: Iterable[str], option: str) -> dict[str, Any]:
+    """Return the values of texts such as KEY=VALUE or KEY:=JSON; `option` comes before each."""
+    return dict(_parse_input(text, option) for text in texts)
+
+
+def read_errors(options: Namespace, answers: Collection[str]) -> dict[str, Exception]:
+    """Return the exceptions of `--error`, by key; refuses those of keys that have an answer as well."""
+    found: dict[str, Exception] = {}
+    for text in options.error:
+        key, equals, said = text.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--error takes KEY=TEXT, not {text!r}")
+        if key in answers:
+            raise UsageError(f"{key!r} has an answer, and an --error: give one of them")
+        found[key] = RuntimeError(said)
+    return found
 
 
 def text_keys(options: Namespace) -> frozenset[str]:
@@ -54,16 +82,17 @@ def _read_file(path: str) -> dict[str, Any]:
     return content  # pyright: ignore[reportUnknownVariableType]  # the keys of a JSON object are strings
 
 
-def _parse_input(text: str) -> tuple[str, Any]:
+def _parse_input(text: str, option: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     as_json = key.endswith(":")
     key = key.removesuffix(":")
     if not equals or not key:
-        raise UsageError(f"-i takes KEY=VALUE, or KEY:=VALUE for JSON, not {text!r}")
+        expected = f"{option}takes" if option else "an answer is"
+        raise UsageError(f"{expected} KEY=VALUE, or KEY:=VALUE for JSON, not {text!r}")
     if not as_json:
         return key, value
     shown = value if len(value) < 60 else f"{value[:59]}…"
-    return key, _parse_json(value, f"-i {key}:={shown} is not valid JSON (as text: -i {key}={shown})")
+    return key, _parse_json(value, f"{option}{key}:={shown} is not valid JSON (as text: {option}{key}={shown})")
 
 
 def _parse_json(text: str, problem: str) -> Any:

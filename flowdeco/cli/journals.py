@@ -216,7 +216,7 @@ def _why(info: RunInfo) -> str:
     reason = info.reason
     if asked and awaited_keys(reason) == [each.key for each in info.questions] and len(asked) == len(info.questions):
         reason, asked[0] = None, f"{WAITING}{asked[0]}"  # the questions have the keys
-    waits = "; ".join(filter(None, (reason, *asked)))
+    waits = "; ".join(filter(None, ("answered" if info.answered else "", reason, *asked)))
     why = info.error or waits or _owner(info)
     return report.shortened(report.one_line(why), 80)
 
@@ -393,7 +393,9 @@ class _Places:
         self._around = dict(_branches(self.groups, codec))  # the group of a branch, and the number of the branch in it
         self._others: dict[str, int] = {}  # branches of groups that have no row yet
         self.depths: dict[tuple[str, int], int] = {}
-        self.inserters: dict[tuple[str, int], str] = {}  # of stages at work, whose rows are written when they have ended
+        self.inserters: dict[
+            tuple[str, int], str
+        ] = {}  # of stages at work, whose rows are written when they have ended
         self._steps: dict[tuple[str, int], tuple[str, int]] = {}  # the name and depth of a stage, also for its actions
         left: dict[tuple[str, int], tuple[str, int]] = {}  # who inserted units, and how many of these have not begun
         for row in sorted(rows, key=lambda row: self.path(row.branch, row.number)):
@@ -411,7 +413,7 @@ class _Places:
                 self._steps[key] = self._steps[branch, number - 1]
                 if b"inserted" in row.payload:
                     units: Any = _parts_of(row, codec).get("inserted", ())
-                    left[key] = f"{row.stage}/{row.action}", len(units["$tuple"] if isinstance(units, dict) else units)
+                    left[key] = f"{row.stage}/{row.action}", len(units["$tuple"] if hasattr(units, "keys") else units)
 
     def _put(self, key: tuple[str, int], stage: str, by: tuple[str, int], *, is_group: bool = False) -> None:
         """Note the name and the depth of a stage or group; `by` is the action that inserted it."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from flowdeco.cli import report
 from flowdeco.cli.arguments import JOURNAL
 from flowdeco.cli.exit_codes import FAILED, FINE, SUSPENDED
-from flowdeco.cli.inputs import check_page, input_warnings, read_inputs, text_keys
+from flowdeco.cli.inputs import check_page, input_warnings, read_errors, read_inputs, text_keys
 from flowdeco.cli.json_output import plain, print_json, run_as_data
 from flowdeco.cli.process import Cancelling, configure_logging, discard_broken_output, reserved_stdout
 from flowdeco.cli.workflow import load_recorded_workflow, load_workflow, stand_in_for_main
@@ -53,6 +53,7 @@ def resume(options: Namespace) -> int:
     from flowdeco.cli.journals import journal_path, open_journal
 
     inputs = read_inputs(options)
+    errors = read_errors(options, inputs)
     path = journal_path(options)
     workflow, info = load_recorded_workflow(options, path)
     flow = workflow.to_run(options)
@@ -64,7 +65,7 @@ def resume(options: Namespace) -> int:
         options, path, inputs.keys() - {question.key for question in info.questions},
         lambda how: flow.resume(
             info.id, inputs, journal=journal, on_change=options.on_change, from_stage=options.from_stage,
-            skip=options.skip, **how,
+            skip=options.skip, error=errors or None, **how,
         ),
         warned=warned, finished=finished,
     )  # fmt: skip

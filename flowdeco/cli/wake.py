@@ -244,6 +244,7 @@ class _AtWork:
 def _serve(pipe: Any, theirs: Any, path: str, entry: str, how: dict[str, Any]) -> None:
     """Resume the runs that are asked for, until the pipe is closed."""
     from flowdeco.cli.process import configure_logging, reserved_stdout
+    from flowdeco.cli.workflow import recorded_flow
 
     theirs.close()
     at_work = _AtWork()
@@ -257,7 +258,7 @@ def _serve(pipe: Any, theirs: Any, path: str, entry: str, how: dict[str, Any]) -
         while not at_work.ends:
             run_id, codec = pipe.recv()
             try:
-                found = found or _found(entry)
+                found = found or recorded_flow(entry)
             except BaseException as error:
                 came = Woken(run_id, "lost", error=report.describe_error(error))
             else:
@@ -269,20 +270,6 @@ def _serve(pipe: Any, theirs: Any, path: str, entry: str, how: dict[str, Any]) -
 
 def _ignore(number: int, frame: object) -> None:
     """Ignore a signal, without having the programs that a workflow starts ignore it."""
-
-
-def _found(entry: str) -> Any:
-    """Return the pipeline of an entry point, and what the journal is to note of it."""
-    import shlex
-
-    from flowdeco.cli.entry_point import load
-    from flowdeco.cli.workflow import Workflow, stand_in_for_main
-
-    reference, *only = shlex.split(entry)
-    workflow = Workflow(load(reference), reference)
-    flow = workflow.only([selector.removeprefix("--only=") for selector in only])
-    stand_in_for_main(workflow.entry)
-    return flow
 
 
 def _resumed(flow: Any, path: str, run_id: str, codec: Any, how: dict[str, Any], at_work: _AtWork) -> Woken:

@@ -17,7 +17,7 @@ from flowdeco.model.units import selectors_in
 if TYPE_CHECKING:
     from flowdeco.durable import RunInfo
 
-__all__ = ["Workflow", "load_recorded_workflow", "load_workflow", "stand_in_for_main"]
+__all__ = ["Workflow", "load_recorded_workflow", "load_workflow", "recorded_flow", "stand_in_for_main"]
 
 
 class Workflow(NamedTuple):
@@ -121,6 +121,14 @@ def load_recorded_workflow(options: Namespace, path: str) -> tuple[Workflow, Run
         except EntryError as error:
             raise UsageError(f"{error} ({_how_to_name_it(options, wanted, path)})") from error
     return Workflow(entry, entry.reference), info
+
+
+def recorded_flow(entry: str) -> Pipeline:
+    """Return the pipeline of an entry that a journal has noted; its module stands in for that of a script."""
+    reference, *only = shlex.split(entry)
+    workflow = Workflow(load(reference), reference)
+    stand_in_for_main(workflow.entry)
+    return workflow.only([selector.removeprefix("--only=") for selector in only])
 
 
 def _how_to_name_it(options: Namespace, run: str, path: str) -> str:

@@ -312,7 +312,8 @@ def _check(inputs: Mapping[str, Any] | None, options: RunOptions) -> None:
     seconds = in_seconds(options.suspend_after)
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
         raise DefinitionError(
-            f"suspend_after is a number of seconds that is not negative, a timedelta, or math.inf for never, not {options.suspend_after!r}"
+            f"suspend_after is a number of seconds that is not negative, a timedelta, or math.inf for never, "
+            f"not {options.suspend_after!r}"
         )
 
 

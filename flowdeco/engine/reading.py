@@ -34,7 +34,7 @@ from flowdeco.engine.outcome import (
 from flowdeco.engine.recorder import Recorded, outcomes
 from flowdeco.engine.records import Records
 from flowdeco.engine.runs import Run
-from flowdeco.engine.waits import Given, asked, starting_point
+from flowdeco.engine.waits import Given, asked, open_questions, starting_point
 from flowdeco.errors import NOT_GIVEN, PAUSE, SLEEP, JournalError, RunError, Wait, members_of, portable, told
 from flowdeco.model.definitions import Action, Pipeline, Stage, Stream, Unit, make_action, one_action_stage
 from flowdeco.model.options import UNSET
@@ -47,11 +47,11 @@ __all__ = [
     "failed_steps",
     "given_inputs",
     "in_branch",
+    "questions_and_used_keys",
     "read_outline",
     "read_run",
     "read_steps",
     "stages_by_name",
-    "used_keys",
 ]
 
 Find: TypeAlias = "Callable[[str], Stage | None]"
@@ -142,11 +142,11 @@ def read_steps(remembered: Remembered, codec: Codec) -> tuple[Store, Steps]:
     return store, steps
 
 
-def used_keys(remembered: Remembered, codec: Codec) -> set[str]:
-    """Return the keys whose answers or inputs questions have used, as far as the payloads can be decoded."""
+def questions_and_used_keys(remembered: Remembered, codec: Codec) -> tuple[list[Wait], set[str]]:
+    """Return the open questions, and the keys whose answers or inputs were used, as far as payloads can be decoded."""
     steps = outcomes(generations(remembered)[-1].rows, _Lenient(codec))
     waits = (wait for mine in steps.values() for did in mine.values() for wait in did.waits)
-    return {wait.key for wait in waits if wait.given != NOT_GIVEN}
+    return open_questions(steps), {wait.key for wait in waits if wait.given != NOT_GIVEN}
 
 
 def encoded_inputs(

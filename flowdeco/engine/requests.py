@@ -104,7 +104,9 @@ class Sleep:
     def __init__(self, seconds: Duration) -> None:
         length = in_seconds(seconds)
         if isinstance(length, bool) or not isinstance(length, (int, float)) or not length >= 0:
-            raise MiddlewareError(f"Sleep takes a number of seconds that is not negative, or a timedelta, not {seconds!r}")
+            raise MiddlewareError(
+                f"Sleep takes a number of seconds that is not negative, or a timedelta, not {seconds!r}"
+            )
         self.seconds: float = length
 
     def __repr__(self) -> str:

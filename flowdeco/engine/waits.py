@@ -383,7 +383,7 @@ def starting_point(steps: Steps, given: Sequence[Given], rows: float = inf) -> t
     return pinned(steps, pins) if pins else steps, store
 
 
-def refusals(error: object, questions: Sequence[Wait], run_id: str) -> dict[str, BaseException]:
+def refusals(error: object, questions: Sequence[Any], run_id: str) -> dict[str, BaseException]:
     """Return the errors by which questions are answered, by key; raises `DefinitionError` if it is not clear which."""
     if error is None:
         return {}

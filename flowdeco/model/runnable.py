@@ -147,7 +147,7 @@ class Runnable(Shows):
         - `history=None`: the number of stage records to keep, the latest ones.
         - `progress=None`: show the progress: True, a progress bar, or a function of `(done, known, current)`.
         - `limit=None`: the number of action calls that may run at once, in all parallel groups together.
-        - `timeout=None`: seconds, or a `timedelta`, after which the run fails with a `TimeoutError`; pass it again on resume.
+        - `timeout=None`: seconds, or a `timedelta`, until the run fails with a `TimeoutError`; pass it again on resume.
         - `suspend_after=60.0`: in a durable run, a longer sleep (`Sleep`, `ctx.sleep`) suspends the run
           until it is due.
         """

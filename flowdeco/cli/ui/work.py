@@ -37,7 +37,7 @@ def answer(path: str, info: RunInfo, values: Mapping[str, Any], texts: frozenset
 
     `texts` are the keys whose values are text, not JSON.
     """
-    asked = {"path": path, "run": info.id, "values": dict(values), "texts": list(texts), "entry": info.entry}
+    asked = {"path": path, "run": info.id, "values": dict(values), "texts": list(texts)}
     try:
         command = [sys.executable, "-c", f"from {__name__} import reply; reply()"]
         done = subprocess.run(
@@ -55,51 +55,19 @@ def reply() -> None:
 
     asked = json.loads(sys.stdin.buffer.read())
     with reserved_stdout(True):
-        problem = _answer(asked["path"], asked["run"], asked["values"], frozenset(asked["texts"]), asked["entry"])
+        problem = _answer(asked["path"], asked["run"], asked["values"], frozenset(asked["texts"]))
     json.dump(problem, sys.stdout)
 
 
-def _answer(
-    path: str, run_id: str, values: Mapping[str, Any], texts: frozenset[str], entry: str | None
-) -> Problem | None:
-    from flowdeco.cli.conversion import answers, converted, takers
-    from flowdeco.cli.journals import open_journal, require_known_codec
+def _answer(path: str, run_id: str, values: Mapping[str, Any], texts: frozenset[str]) -> Problem | None:
+    from flowdeco.cli.answers import AnswerError, record
     from flowdeco.cli.report import error_message
 
-    missing, taken = "the journal does not know where that is", {}
     try:
-        taken = takers(_flow(entry)) if entry else {}
-    except FlowdecoError as error:  # the answer may be one of a known type
-        missing = error_message(error)
-    try:
-        info = durable.SqliteJournal(path).runs(run_id=run_id)[0]
-        typed = {question.key: question.type for question in info.questions if question.classes}
-        made: dict[str, Any] = {}
-        for key, value in values.items():
-            try:
-                one, known = answers({key: value}, texts, info.questions)
-                made |= converted(one, texts, {} if known else {key: taken.get(key, [])})[0]
-            except FlowdecoError as error:
-                return Problem(error_message(error), key)
-            if key in typed and not known:
-                return Problem(f"it is to be a {typed[key]}, which the workflow defines: {missing}", key)
-        durable.answer(open_journal(path, require_known_codec(info), ""), run_id, made)
+        record(path, durable.SqliteJournal(path).runs(run_id=run_id)[0], values, texts)
     except FlowdecoError as error:
-        return Problem(error_message(error))
+        return Problem(error_message(error), error.key if isinstance(error, AnswerError) else None)
     return None
-
-
-def _flow(entry: str) -> Any:
-    """Return the workflow of a run; its classes are loaded then."""
-    import shlex
-
-    from flowdeco.cli.entry_point import load
-    from flowdeco.cli.workflow import Workflow, stand_in_for_main
-
-    reference, *only = shlex.split(entry)
-    workflow = Workflow(load(reference), reference)
-    stand_in_for_main(workflow.entry)
-    return workflow.only([selector.removeprefix("--only=") for selector in only])
 
 
 # Runs that are resumed.

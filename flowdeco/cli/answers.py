@@ -1,0 +1,104 @@
+"""The command `answer`, and the conversion of answers without a resume, which `ui` uses as well."""
+
+from __future__ import annotations
+
+import shlex
+from argparse import Namespace
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flowdeco import durable
+from flowdeco.cli import report
+from flowdeco.cli.conversion import answers, converted, takers
+from flowdeco.cli.exit_codes import FINE
+from flowdeco.cli.inputs import UsageError, parse_inputs, read_errors, text_keys
+from flowdeco.cli.journals import find_run, journal_path, open_journal, require_known_codec, state_of
+from flowdeco.cli.json_output import print_json
+from flowdeco.cli.workflow import recorded_flow
+from flowdeco.durable import RunInfo
+from flowdeco.durable.info import finished_error
+from flowdeco.engine.journal import FINISHED
+from flowdeco.errors import SLEEPING, WAITING, FlowdecoError, suggestion
+
+__all__ = ["AnswerError", "answer", "record"]
+
+
+class AnswerError(UsageError):
+    """An answer that does not fit its question, which has this `key`."""
+
+    def __init__(self, text: str, key: str) -> None:
+        super().__init__(text)
+        self.key = key
+
+
+def answer(options: Namespace) -> int:
+    """Record answers to the questions of a run, without resuming it."""
+    wanted, *options.input = options.run
+    path = journal_path(options)
+    info = find_run(path, wanted)
+    values = parse_inputs(options.input, "")
+    errors = read_errors(options, values)
+    _check_asked(info, [*values, *errors])
+    for warning in record(path, info, values, text_keys(options), errors):
+        report.print_warning(warning)
+    asked = dict.fromkeys(question.key for question in info.questions)
+    left = [key for key in asked if key not in values and key not in errors]
+    if options.json:
+        print_json({"id": info.id, "answered": [*values, *errors], "asks": left})
+        return FINE
+    report.say(f"run {info.id} has its answer to {_listed([*values, *errors])} at its next resume")
+    reason = f"{WAITING}{_listed(left)}" if left else SLEEPING
+    report.print_resume_hint(info.id, "suspended", reason, options, "" if info.entry else "FILE.py:FLOW ")
+    return FINE
+
+
+def _listed(keys: Iterable[str]) -> str:
+    return ", ".join(map(repr, keys))
+
+
+def _check_asked(info: RunInfo, keys: list[str]) -> None:
+    """Refuse answers that no question of the run takes."""
+    if info.status in FINISHED:
+        raise finished_error(info.id, info.status)
+    asked = [question.key for question in info.questions]
+    if not asked:
+        why = info.reason if info.status == "suspended" else state_of(info)
+        inputs = "" if info.owner else f". To give it inputs: flowdeco resume {shlex.quote(info.id)} -i KEY=VALUE"
+        raise UsageError(f"run {info.id!r} asks nothing now: it is {why}{inputs}")
+    if not keys:
+        raise UsageError(f"give an answer: flowdeco answer {shlex.quote(info.id)} {shlex.quote(asked[0])}=VALUE")
+    for key in keys:
+        if key not in asked:
+            raise UsageError(f"run {info.id!r} does not ask for {key!r}. {suggestion(key, asked, 'It asks for')}")
+
+
+def record(
+    path: str, info: RunInfo, values: Mapping[str, Any], texts: frozenset[str],
+    errors: Mapping[str, Exception] = {},
+) -> list[str]:  # fmt: skip
+    """Record answers, converted as those of `resume -i`; return warnings.
+
+    `texts` are the keys whose values are text, not JSON. The workflow is imported if the journal knows it. Raises
+    `AnswerError`, and the errors of `durable.answer`; then nothing is recorded.
+    """
+    journal = open_journal(path, require_known_codec(info), "")
+    missing, taken = "the journal does not know where that is", {}
+    try:
+        taken = takers(recorded_flow(info.entry)) if info.entry and values else {}
+    except FlowdecoError as error:  # the answer may be one of a known type
+        missing = report.error_message(error)
+    typed = {question.key: question.type for question in info.questions if question.classes}
+    made: dict[str, Any] = {}
+    warnings: list[str] = []
+    for key, value in values.items():
+        try:
+            one, known = answers({key: value}, texts, info.questions)
+            one, warned = converted(one, texts, {} if known else {key: taken.get(key, [])})
+        except UsageError as error:
+            raise AnswerError(str(error), key) from None
+        if key in typed and not known:
+            raise AnswerError(f"the answer {key!r} is a {typed[key]}, which the workflow defines: {missing}", key)
+        made |= one
+        warnings += warned.values()
+    durable.answer(journal, info.id, made, error=errors)
+    return warnings
