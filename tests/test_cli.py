@@ -1784,6 +1784,37 @@ def test_runs_are_completed(flowdeco, journal):
         "nightly-1",
         "nightly-2",
     ]
+    for command in ("resume flows.py:flow", "cancel"):
+        assert completions(f"flowdeco {command} da", FLOWDECO_JOURNAL="runs.db") == ["daily"]
+    assert completions("flowdeco resume latest --from-stage ", FLOWDECO_JOURNAL="runs.db") == [
+        "check",
+        "discover",
+        "report",
+    ]
+    assert completions("flowdeco resume flows.py:flow nightly-1 --from-stage re", FLOWDECO_JOURNAL="runs.db") == [
+        "report"
+    ]
+
+
+def test_questions_are_completed(flowdeco, journal):
+    """Runs that ask something, then the keys that these ask for."""
+    flowdeco("run", "flows.py:flow", "-i", "kinds:=0", "--run-id", "done")
+    flowdeco("run", "flows.py:gated", "-i", "kinds:=0", "--run-id", "asking")
+    for line, proposed in [
+        ("answer ", ["asking"]), ("answer asking ", ["approval="]), ("resume latest --error a", ["approval="]),
+        ("answer done ", []),
+    ]:  # fmt: skip
+        found = completions(f"flowdeco {line}", FLOWDECO_JOURNAL="runs.db")
+        assert [each for each in found if not each.startswith("-")] == proposed, line
+
+
+@pytest.mark.parametrize("journal", [None, "none.db", "flows.py"])
+def test_nothing_is_completed_without_a_journal(journal):
+    """Nor is there an error, which a shell would print over the line."""
+    lines = ["resume r --from-stage ", "answer r ", "cancel "]
+    environment = {"FLOWDECO_JOURNAL": journal} if journal else {}
+    for line in lines[: 3 if journal is None else 1]:
+        assert [each for each in completions(f"flowdeco {line}", **environment) if not each.startswith("-")] == []
 
 
 # -- starting

@@ -200,7 +200,13 @@ def _why(info: RunInfo) -> str:
         done = '<span class="why">answered</span> ' if info.answered else ""
         asked = ", ".join(dict.fromkeys(each.key for each in info.questions))
         return f'{done}<span class="why warn">asks for {text(_cut(asked))}</span>'
-    why = "its process ended" if state_of(info) == "crashed" else info.reason or ""
+    why = (
+        "its process ended"
+        if state_of(info) == "crashed"
+        else "cancel pending"
+        if info.cancelling
+        else info.reason or ""
+    )
     return f'<span class="why">{text(_cut(why))}</span>'
 
 
@@ -243,7 +249,7 @@ def served(
     buttons: list[str] = []
     if resumable and not unresumable and (info.answered or not asks):
         buttons.append(_button("/resume", info.id, "Resume the run", main=not asks))
-    if state in ("running", "suspended", "crashed"):
+    if state in ("running", "suspended", "crashed") and not info.cancelling:
         buttons.append(_button("/cancel", info.id, "Cancel the run"))
     why = f"<p>It cannot be resumed from here: {text(unresumable)}</p>" if resumable and unresumable else ""
     if buttons or why:
