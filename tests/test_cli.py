@@ -734,7 +734,10 @@ def test_an_entry_point_is_no_unit_without_a_module():
     ("given", "complaint"),
     [
         (["rum"], "there is no command 'rum'. Did you mean 'run' or 'resume'? (see: flowdeco --help)"),
-        (["nonsense"], "there is no command 'nonsense'. There are: 'answer', 'cancel', 'diff', 'plan', 'purge', 'replay', "),
+        (
+            ["nonsense"],
+            "there is no command 'nonsense'. There are: 'answer', 'cancel', 'diff', 'plan', 'purge', 'replay', ",
+        ),
         (["--verion"], "unrecognized arguments: --verion. Did you mean '--version'?"),
         (["--traceback", "run", "flows.py:flow"], "--traceback comes after the command (see: flowdeco --help)"),
         (
