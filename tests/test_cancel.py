@@ -138,6 +138,52 @@ def test_the_running_action_ends_and_the_next_never_begins(way):
     assert (way.info.status, way.info.owner) == ("cancelled", None)
 
 
+def noting(call):
+    """A middleware that notes its target."""
+    CALLS.append(f"enters {call.level} {call.name}")
+    yield
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        lambda first: pipeline(first, following, use_stages=[noting], use_actions=[noting]),
+        lambda first: pipeline(Stage("s", [first, following]), use_stages=[noting], use_actions=[noting]),
+        lambda first: pipeline(first, parallel(following, following), use_stages=[noting]),
+        lambda first: pipeline(
+            parallel(pipeline(first, following), name="g"), use_stages=[noting], use_actions=[noting]
+        ),
+        lambda first: pipeline(first, pipeline(following, use=[noting]), use_actions=[noting]),
+    ],
+    ids=["stages", "actions", "group", "in a group", "pipeline"],
+)
+def test_the_next_step_leaves_no_trace(way, shape):
+    """It has no record, no event, and its middleware is not entered."""
+    events = []
+    run = way.run(shape(cancelling(way)), check=False, observers=[events.append])
+    named = [event.stage for event in events if hasattr(event, "stage")]
+    assert run.status == "cancelled"
+    assert "following" not in str([*CALLS, *named, *run.stages, *(each.actions for each in run.stages)])
+
+
+def swallowing(call):
+    """A middleware that catches everything."""
+    try:
+        yield
+    except BaseException as error:
+        CALLS.append(type(error).__name__)
+
+
+@pytest.mark.parametrize("around", ["stage", "pipeline", "group"])
+def test_middleware_that_swallows_it_does_not_keep_the_run_going(way, around):
+    """Nothing more begins."""
+    inner = Stage("s", [cancelling(way), following], use=[swallowing] if around == "stage" else [])
+    if around == "group":
+        inner = parallel(pipeline(inner, use=[swallowing]))
+    run = way.run(pipeline(inner, use=[swallowing] if around == "pipeline" else []) >> following, check=False)
+    assert (run.status, CALLS) == ("cancelled", ["cancels", "Cancelled"])
+
+
 def test_without_check_the_run_is_returned(way):
     """And has the error."""
     run = way.run(cancelling(way) >> following, check=False)

@@ -48,7 +48,7 @@ class Branch:
     ended_early = False  # in a group that had failed, before a resume
     stopped = False  # by the end of another branch of its group
     deadline: Deadline | None = None  # of the innermost scope that has one
-    guarded = False  # perhaps the next step must not begin: it was stopped, or has a deadline
+    guarded = False  # perhaps the next step must not begin: it was stopped, the run was cancelled, or it has a deadline
     is_behind = False  # it may lack what other branches had changed in place before a resume
     restoring = False
     logged: dict[int, Outcome] | None = None  # in memory: the outcomes of its scopes
@@ -112,7 +112,7 @@ class Branch:
     def live_by(self, deadline: Deadline | None) -> None:
         """Have this deadline, and those around it, count from here on."""
         self.deadline = deadline
-        self.guarded = self.stopped or deadline is not None
+        self.guarded = self.stopped or deadline is not None or self.terms.gate.cancelled is not None
         if self.parent is None:
             self.terms.gate.deadline = deadline
 
@@ -120,6 +120,10 @@ class Branch:
         """Return the error of a step that must not begin."""
         if self.stopped:
             return ended_by_another()
+        gate = self.terms.gate
+        if gate.cancelled is not None:
+            gate.drop_late()
+            return gate.cancelled
         return None if self.deadline is None else self.deadline.refusal()
 
     # Numbers, and the history of a resumed run.
@@ -173,6 +177,8 @@ class Branch:
             answer = yield recorder.saving(rows)
             if type(answer) is Raised:
                 recorder.unsaved = answer.error
+        if self.terms.gate.cancelled is not None:
+            self.guarded = True
         return recorder.unsaved
 
     def unsaved(self) -> Failure:
