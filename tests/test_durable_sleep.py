@@ -462,6 +462,21 @@ def test_the_limit_is_a_number(wrong):
         works.run(suspend_after=wrong)
 
 
+@pytest.mark.parametrize("nap", [lambda ctx: ctx.sleep(0.001), lambda ctx: ctx.sleep_until(0)], ids=["sleep", "until"])
+@pytest.mark.parametrize("how", ["run", "arun"])
+@pytest.mark.parametrize("codec", ["pickle", "json", None])
+def test_a_sleep_that_is_returned_is_no_data(tmp_path, nap, how, codec):
+    """As in a lambda: middleware sees None, and nothing is stored."""
+    seen = []
+
+    def watching(call):
+        seen.append((yield))
+
+    flow, journal = action(nap, name="naps", use=[watching]), codec and SqliteJournal(tmp_path / "runs.db", codec=codec)
+    run = flow.run(journal=journal) if how == "run" else asyncio.run(flow.arun(journal=journal))
+    assert (run.status, dict(run.store), run.result, seen) == ("completed", {}, None, [None])
+
+
 # `ctx.sleep` and `ctx.sleep_until`.
 
 

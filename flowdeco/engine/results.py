@@ -20,6 +20,7 @@ from inspect import CO_ITERABLE_COROUTINE
 from typing import Any, Final, cast
 
 from flowdeco.engine.requests import Raised
+from flowdeco.engine.waits import Nap
 from flowdeco.errors import ReturnValueError, shortened
 from flowdeco.model.contents import ATOMS
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream, Template, Unit, insertable
@@ -71,7 +72,7 @@ SETTLED: Final = ATOMS | HOLDING | {list, tuple, Action, Stage, Pipeline, Parall
 
 
 def is_awaited(value: Any) -> bool:
-    """Whether a returned value is awaited: coroutines, asyncio's futures and tasks.
+    """Whether a returned value is awaited: coroutines, asyncio's futures and tasks, and `ctx.sleep(...)`.
 
     Anything else with `__await__` is a value (a client, a pool, a future of a cluster), whose `await` may mean anything.
     """
@@ -81,7 +82,7 @@ def is_awaited(value: Any) -> bool:
     if not hasattr(kind, "__await__"):
         return False
     # The mark of a future, by which asyncio itself recognises one.
-    return isinstance(value, Coroutine) or getattr(kind, "_asyncio_future_blocking", None) is not None
+    return isinstance(value, (Coroutine, Nap)) or getattr(kind, "_asyncio_future_blocking", None) is not None
 
 
 def is_generator(value: Any) -> bool:
