@@ -127,6 +127,19 @@ def reviewer(name: str):
         return [name, ctx.wait_for("verdict")]
 
 
+def asks_until(name: str, attempt: int):
+    """A reviewer whose first attempts fail after the answer."""
+
+    @action(name=name, collect="verdicts", use=[retry(on=ValueError, wait=0)])
+    def review(ctx: Context) -> list[object]:
+        verdict = ctx.wait_for("verdict")
+        if ctx.attempt < attempt:
+            raise ValueError(ctx.attempt)
+        return [name, verdict]
+
+    return review
+
+
 def test_an_action_gets_the_answers_it_had_and_asks_the_next_question(way):
     """It is called from its beginning; the answers are gone from the store when it has completed."""
     run = way.run(both)
@@ -181,6 +194,28 @@ def test_of_two_branches_that_wait_for_one_key_the_first_gets_the_answer(way):
         assert run.status == "suspended"
         run = way.resume(flow, run, {"verdict": answer})
     assert dict(run.store) == {"verdicts": [["ada", 1], ["bob", 2], ["cyd", 3]]}
+
+
+def test_a_value_given_in_advance_is_for_one_branch(way):
+    """The first that asks has it, also after a resume; the others ask."""
+    flow = pipeline(parallel(*map(reviewer, ("ada", "bob", "cyd"))), parallel(reviewer("dan")))
+    run = way.run(flow, {"verdict": 0})
+    assert [wait.key for wait in run.waits] == ["verdict"] * 2
+    run = way.resume(flow, run)
+    assert [wait.key for wait in run.waits] == ["verdict"] * 2
+    for answer in (1, 2, 3):
+        run = way.resume(flow, run, {"verdict": answer})
+    assert sorted(answer for _, answer in run["verdicts"]) == [0, 1, 2, 3]
+    assert "verdict" not in run.store
+
+
+def test_a_branch_has_its_value_in_another_attempt_too(way):
+    """Nested groups as well."""
+    flow = pipeline(parallel(parallel(asks_until("third", 3)), reviewer("bob")))
+    run = way.run(flow, {"verdict": 0})
+    assert [wait.key for wait in run.waits] == ["verdict"]
+    run = way.resume(flow, run, {"verdict": 1})
+    assert sorted(answer for _, answer in run["verdicts"]) == [0, 1]
 
 
 def test_a_branch_may_consume_what_another_one_writes(way):

@@ -159,6 +159,15 @@ class Branch:
             found = self.waits[number] = Waits(wall, terms.since, earlier)
         return found
 
+    def may_take(self, key: str) -> bool:
+        """Whether a step here may take the value that was given under a key: no other branch of a group around it has."""
+        branch, claims = self, self.terms.claims
+        while branch.parent is not None:
+            if claims.setdefault((branch.conductor.id, key), branch.index) != branch.index:
+                return False
+            branch = branch.parent
+        return True
+
     # Noting outcomes.
 
     def add_row(self, row: Row) -> None:

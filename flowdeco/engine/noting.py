@@ -17,7 +17,7 @@ from flowdeco.engine.requests import Failure
 from flowdeco.engine.resuming import reapply
 from flowdeco.engine.waiting import not_reached, waited
 from flowdeco.engine.waits import kept
-from flowdeco.errors import Bail, Suspend
+from flowdeco.errors import FOUND, Bail, Suspend
 from flowdeco.model.declare import name_in_group
 from flowdeco.model.definitions import Action, Parallel, Stage
 from flowdeco.model.options import UNSET
@@ -71,6 +71,9 @@ def restore(
         branch.result = earlier.result
     if earlier.waits:
         branch.consumed.update(wait.key for wait in earlier.waits)
+        for wait in earlier.waits:
+            if wait.state == FOUND:
+                branch.may_take(wait.key)  # from now on, no other branch may
         if branch.revocable:
             branch.answered.append(
                 (earlier.number, (branch.id, earlier.number), kept(earlier.waits, only_answers=True))

@@ -42,6 +42,8 @@ class Terms:
     since: int = 0  # how often it was given something
     # Those of steps before the run was resumed.
     waits: dict[tuple[str, int], Sequence[Wait]] = field(default_factory=dict[tuple[str, int], Sequence[Wait]])
+    # Which branch of a group takes a given value: by the group's id and the key, the place of the first one that asked.
+    claims: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
     timeout: float | None = None  # of this leg of the run
     shown: int = 0  # the size of the values that actions have shown
     is_quiet: bool = field(init=False)  # no selector or history needs single steps

@@ -209,6 +209,10 @@ class Surroundings(Protocol):
         """Return the waits of a step."""
         ...
 
+    def may_take(self, key: str) -> bool:
+        """Whether no other branch has taken the value that was given under a key."""
+        ...
+
     def now(self) -> float:
         """Return the time in POSIX seconds."""
         ...
