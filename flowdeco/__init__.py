@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from flowdeco.model.store import Key, Store
 else:
     # Not before they are used. The command line, and the plugin that every pytest session loads, start without them:
-    # they take 115 ms, 100 of which are wrapt 2.5, which imports asyncio.
+    # they take 115 ms, 100 of which are wrapt 2.5, which imports asyncio. A module that defines actions loads no engine.
     __getattr__, __dir__ = lazily(
         __name__,
-        "engine.context",
+        "errors",
+        "model.store",
+        "model.definitions",
+        "model.declare",
         "engine.requests",
         "engine.runs",
-        "errors",
-        "model.declare",
-        "model.definitions",
-        "model.store",
+        "engine.context",
         also=("durable", "events", "executors", "middleware", "testing"),
     )
 

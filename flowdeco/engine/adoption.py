@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 from flowdeco.engine.outcome import ROOT, Outcome, Status, Steps, branch_id
 from flowdeco.engine.recorder import KINDS
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream, one_action_stage
 from flowdeco.model.steps import Step
+from flowdeco.model.tuples import NamedTuple
 
 __all__ = ["Archive"]
 

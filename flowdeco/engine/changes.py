@@ -15,10 +15,11 @@ journal under every key that holds it. A look keeps a digest of the content, nev
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from flowdeco.model.contents import ATOMS, Digest, mutable_parts
 from flowdeco.model.store import Delta, Local, Name, Store, Watched
+from flowdeco.model.tuples import NamedTuple
 
 __all__ = ["Looks", "Watch"]
 

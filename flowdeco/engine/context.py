@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
 
 from flowdeco.engine.messages import MOST_SHOWN, MessageRecord, Messages, as_payload, cut
 from flowdeco.engine.outcome import step_id
@@ -39,6 +39,7 @@ from flowdeco.model.functions import underlying
 from flowdeco.model.options import Duration, checked_selectors
 from flowdeco.model.selectors import switched_off
 from flowdeco.model.store import NOTHING, Delta, Key, Store, View, key_name
+from flowdeco.model.tuples import NamedTuple
 
 if TYPE_CHECKING:
     from datetime import datetime

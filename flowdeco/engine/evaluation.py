@@ -24,7 +24,7 @@ from collections.abc import Callable, Generator
 from functools import partial
 from inspect import CO_GENERATOR
 from types import GeneratorType
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, cast
 
 from flowdeco.engine.actions import begin_action, finish_simple, simple_arguments
 from flowdeco.engine.branch import Branch
@@ -54,6 +54,7 @@ from flowdeco.model.definitions import (
 from flowdeco.model.options import Middleware
 from flowdeco.model.reload import reloaded
 from flowdeco.model.steps import Step
+from flowdeco.model.tuples import NamedTuple
 
 __all__ = ["Opening", "evaluate", "evaluate_run"]
 

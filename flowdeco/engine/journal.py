@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 from flowdeco.errors import Wait
+from flowdeco.model.tuples import NamedTuple
 
 __all__ = ["FINISHED", "Codec", "Journal", "Payload", "Remembered", "Row", "encoder"]
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from flowdeco.engine.outcome import NOWHERE, ROOT, Outcome, Status, Steps, branch_id, cut_steps
 from flowdeco.errors import Wait
 from flowdeco.model.store import NOTHING, Delta, Mark, Store
+from flowdeco.model.tuples import NamedTuple
 
 __all__ = ["Leftovers", "Log", "Remains", "in_memory"]
 

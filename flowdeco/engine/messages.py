@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, cast
+
+from flowdeco.model.tuples import NamedTuple
 
 __all__ = ["HALF", "MOST_SHOWN", "MOST_TEXT", "MessageRecord", "Messages", "as_payload", "cut", "interleaved", "joined"]
 

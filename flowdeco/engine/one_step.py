@@ -8,7 +8,7 @@ everything after it is refused. Other branches of the groups around it have no p
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from flowdeco.engine.history import History, branches_of
 from flowdeco.engine.journal import Journal, Row
@@ -18,6 +18,7 @@ from flowdeco.errors import CodeChangedError, told
 from flowdeco.model.contents import Digest, agree
 from flowdeco.model.options import Middleware
 from flowdeco.model.store import NOTHING, Local
+from flowdeco.model.tuples import NamedTuple
 from flowdeco.model.wiring import Step
 
 __all__ = ["OneStep", "Place", "Witness", "differences"]

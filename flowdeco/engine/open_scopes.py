@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from flowdeco.engine.layers import Layers
 from flowdeco.engine.outcome import Outcome, Scope
 from flowdeco.model.definitions import Pipeline, Stream
 from flowdeco.model.options import Middleware
 from flowdeco.model.store import Mark
+from flowdeco.model.tuples import NamedTuple
 
 __all__ = ["UNNUMBERED", "Before", "OpenScope", "OpenStream"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from operator import is_
-from typing import Any, Final, NamedTuple, Self, TypeAlias, cast
+from typing import Any, Final, Self, TypeAlias, cast
 
 from flowdeco.engine.messages import MessageRecord, interleaved, joined
 from flowdeco.errors import Bail, Suspend, Wait
@@ -18,6 +18,7 @@ from flowdeco.events import ActionFinished, Event, StageFinished, UnitsInserted
 from flowdeco.model.definitions import Action, Stage, Stream, Unit
 from flowdeco.model.options import UNSET
 from flowdeco.model.store import Delta
+from flowdeco.model.tuples import NamedTuple
 from flowdeco.model.units import every_unit
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "branch_id",
     "dropped_errors",
     "inserter",
+    "pinned",
     "record_kind",
     "stages_in",
     "status_of",
@@ -81,6 +83,19 @@ def cut_steps(steps: Steps, cuts: Mapping[str, int]) -> None:
         mine = steps.get(branch, {})
         for number in [number for number in mine if number >= since]:
             del mine[number]
+
+
+def pinned(steps: Mapping[str, Mapping[int, Outcome]], pins: Mapping[str, int]) -> Steps:
+    """Return the steps without writes to these keys that are older than so many rows: they no longer count."""
+
+    def current(delta: Delta) -> Delta:
+        outdated = {key for key, rows in pins.items() if delta.order < rows}
+        return delta if outdated.isdisjoint((*delta.keys(), *delta.changes)) else delta.without(outdated)
+
+    def of(did: Outcome) -> Outcome:
+        return did._replace(writes=did.writes and current(did.writes), entering=tuple(map(current, did.entering)))
+
+    return {branch: {number: of(did) for number, did in mine.items()} for branch, mine in steps.items()}
 
 
 def branch_id(group: str, branch: int) -> str:

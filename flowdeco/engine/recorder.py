@@ -8,12 +8,22 @@ the action that wrote it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, cast
 
 from flowdeco.engine.changes import Looks
 from flowdeco.engine.journal import Codec, Journal, Payload, Row, encoder
 from flowdeco.engine.messages import MessageRecord
-from flowdeco.engine.outcome import ALL, ActionRecord, Outcome, Scope, Selection, StageRecord, Status, inserter
+from flowdeco.engine.outcome import (
+    ALL,
+    ActionRecord,
+    Outcome,
+    Scope,
+    Selection,
+    StageRecord,
+    Status,
+    inserter,
+    pinned,
+)
 from flowdeco.engine.requests import Failure, Save
 from flowdeco.errors import Bail, DefinitionError, JournalError, Suspend, Wait, portable, shortened
 from flowdeco.model.contents import ATOMS, Digest
@@ -21,9 +31,10 @@ from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream
 from flowdeco.model.options import UNSET
 from flowdeco.model.steps import Step
 from flowdeco.model.store import NOTHING, Delta, Local, Name, key_name
+from flowdeco.model.tuples import NamedTuple
 from flowdeco.model.units import every_unit
 
-__all__ = ["Recorded", "Recorder", "outcomes", "pinned"]
+__all__ = ["Recorded", "Recorder", "outcomes"]
 
 KINDS: Final = {Action: "action", Stage: "stage", Pipeline: "pipeline", Parallel: "group"}
 _RECORDS: Final[dict[str, type[Outcome]]] = {"action": ActionRecord, "stage": StageRecord}
@@ -339,19 +350,6 @@ def outcomes(rows: list[Row], codec: Codec, pins: Mapping[str, int] = {}) -> dic
             found[branch][number] = did._replace(elapsed=did.elapsed + elapsed)
     _check_complete(found)
     return pinned(found, pins) if pins else found
-
-
-def pinned(steps: Mapping[str, Mapping[int, Outcome]], pins: Mapping[str, int]) -> dict[str, dict[int, Outcome]]:
-    """Return the steps without writes to these keys that are older than so many rows: they no longer count."""
-
-    def current(delta: Delta) -> Delta:
-        outdated = {key for key, rows in pins.items() if delta.order < rows}
-        return delta if outdated.isdisjoint((*delta.keys(), *delta.changes)) else delta.without(outdated)
-
-    def of(did: Outcome) -> Outcome:
-        return did._replace(writes=did.writes and current(did.writes), entering=tuple(map(current, did.entering)))
-
-    return {branch: {number: of(did) for number, did in mine.items()} for branch, mine in steps.items()}
 
 
 def _decoded(row: Row, codec: Codec, nothing: bytes, order: int) -> Outcome:

@@ -11,10 +11,11 @@ in while user code runs (`Gate`), or between two requests.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from flowdeco.errors import Cancelled, MiddlewareError, meant_by
 from flowdeco.model.options import Duration, in_seconds
+from flowdeco.model.tuples import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Generator

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from operator import itemgetter
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from flowdeco.engine.adoption import Archive
 from flowdeco.engine.evaluation import evaluate_run
@@ -26,6 +26,7 @@ from flowdeco.errors import CodeChangedError, DefinitionError, JournalError, Run
 from flowdeco.model.definitions import Pipeline
 from flowdeco.model.options import Middleware
 from flowdeco.model.store import Store
+from flowdeco.model.tuples import NamedTuple
 
 __all__ = ["Earlier", "Journaled", "check_fork", "resumed"]
 

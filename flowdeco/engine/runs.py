@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
 
-from flowdeco.engine.journal import Journal
 from flowdeco.engine.memory import Log
 from flowdeco.engine.outcome import ActionRecord, Outcome, Scope, StageRecord, Status
 from flowdeco.errors import Wait, portable
 from flowdeco.model.definitions import Pipeline
 from flowdeco.model.options import Middleware
 from flowdeco.model.store import Key, Store
+from flowdeco.model.tuples import NamedTuple
 
 if TYPE_CHECKING:
     import os
     import types
     from pathlib import Path
 
+    from flowdeco.engine.journal import Journal
     from flowdeco.running import Ran
 
 __all__ = ["ActionRecord", "Resumption", "Run", "Scope", "StageRecord", "Status", "remember"]
@@ -38,6 +38,8 @@ class Resumption(NamedTuple):
     def to_pickle(self, of: Callable[[BaseException], BaseException]) -> Resumption | None:
         """Return the part that can be pickled, its exceptions replaced; None if the run could not be resumed with that."""
         kept = self if self.journal is None else self._replace(use=())  # those of a durable run are given again
+        import pickle  # not loaded for runs that are not pickled
+
         try:
             pickle.dumps((kept.use, kept.journal))
         except Exception:
@@ -153,6 +155,8 @@ class Run:
 
 
 def _copied(error: BaseException) -> Any:
+    import pickle
+
     return pickle.loads(pickle.dumps(error))
 
 

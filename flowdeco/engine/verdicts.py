@@ -6,12 +6,15 @@ Nothing here knows of branches but their numbers, and how they ended.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from fractions import Fraction
+from typing import TYPE_CHECKING
 
 from flowdeco.engine.outcome import Outcome, Selection
 from flowdeco.engine.requests import Failure
 from flowdeco.errors import Bail, Cancelled, CodeChangedError, OutOfTime, RunError, Suspend, all_of
 from flowdeco.model.definitions import Parallel
+
+if TYPE_CHECKING:
+    from fractions import Fraction
 
 __all__ = ["Verdicts"]
 
@@ -164,4 +167,6 @@ def _allowed(group: Parallel) -> int | None:
 
 
 def _share(tolerate: float) -> Fraction:
+    from fractions import Fraction  # not loaded for runs without such a group: it takes 1.5 ms
+
     return Fraction(str(float(tolerate)))  # as it was written: 0.29 of 100 are 29

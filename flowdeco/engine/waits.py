@@ -18,10 +18,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from math import inf, isfinite
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
-from flowdeco.engine.outcome import NOWHERE, ROOT, Outcome, Status, Steps, branch_id
-from flowdeco.engine.recorder import pinned
+from flowdeco.engine.outcome import NOWHERE, ROOT, Outcome, Status, Steps, branch_id, pinned
 from flowdeco.errors import (
     ANSWERED,
     FOUND,
@@ -39,6 +38,7 @@ from flowdeco.errors import (
 )
 from flowdeco.model.options import Duration, in_seconds
 from flowdeco.model.store import Key, Store
+from flowdeco.model.tuples import NamedTuple
 
 if TYPE_CHECKING:
     from datetime import datetime

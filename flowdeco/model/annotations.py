@@ -18,7 +18,6 @@ from typing import (
     Any,
     Final,
     ForwardRef,
-    NamedTuple,
     NewType,
     Union,
     get_args,
@@ -32,6 +31,7 @@ from flowdeco.model.functions import annotations_of, as_written, signature_of
 from flowdeco.model.names import LITERALS, NO_LOCALS, Either, Names, Unknown, Unresolved, aliased, names_of
 from flowdeco.model.store import AnyKey, Key, is_alias
 from flowdeco.model.streams import Stream
+from flowdeco.model.tuples import NamedTuple
 from flowdeco.model.units import Unit
 
 __all__ = ["EMPTY", "Annotations", "Declared", "Meaning"]

@@ -19,10 +19,11 @@ from array import array
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
-from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from math import isnan
-from typing import Any, Final, NamedTuple, TypeAlias, cast
+from typing import Any, Final, TypeAlias, cast
+
+from flowdeco.model.tuples import NamedTuple
 
 __all__ = ["ATOMS", "Digest", "Parts", "agree", "mutable_parts", "taken_apart"]
 
@@ -73,7 +74,7 @@ def _parts(one: Any, other: Any) -> _Pairs:
         by_item = _BY_ITEM.get(equal) or _BY_LIBRARY.get(_known(kind).library)
         if by_item is not None:
             return by_item(one, other)
-        if _is_generated(equal) and is_dataclass(kind):
+        if _is_generated(equal) and hasattr(kind, "__dataclass_fields__"):
             return _in_fields(one, other)
         if equal is not object.__eq__ and _says_equal(one, other):
             return []
@@ -88,6 +89,8 @@ def _parts(one: Any, other: Any) -> _Pairs:
 
 
 def _in_fields(one: Any, other: Any) -> _Pairs:
+    from dataclasses import fields  # which the program has loaded, if it has dataclasses
+
     return [(getattr(one, each.name), getattr(other, each.name)) for each in fields(one) if each.compare]
 
 

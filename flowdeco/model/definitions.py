@@ -20,7 +20,6 @@ from typing import (
     Any,
     Final,
     Generic,
-    NamedTuple,
     Self,
     cast,
 )
@@ -67,6 +66,7 @@ from flowdeco.model.references import (
 )
 from flowdeco.model.store import Key, key_name
 from flowdeco.model.streams import Stream, stream
+from flowdeco.model.tuples import NamedTuple
 from flowdeco.model.units import (
     Composite,
     Memo,

@@ -16,7 +16,8 @@ def lazily(
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return `__getattr__` and `__dir__` of a package whose `__all__` has names of these modules of it.
 
-    A module may be in a sub-package: "model.store". The modules and sub-packages are attributes of the package as
+    A module may be in a sub-package: "model.store". They are imported in this order until one has the name, so each
+    should follow those that it imports itself. The modules and sub-packages are attributes of the package as
     well, as if it had imported them, and so are the modules in `also`, which export nothing through it. Hide
     `__getattr__` from type checkers: with it, they accept any name.
     """

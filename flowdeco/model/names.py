@@ -15,12 +15,13 @@ import linecache
 import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, Final, ForwardRef, Literal, NamedTuple, TypeAlias, Union, get_args, get_origin
+from typing import Annotated, Any, Final, ForwardRef, Literal, TypeAlias, Union, get_args, get_origin
 
 import typing_extensions
 
 from flowdeco.model.functions import annotations_of, as_written
 from flowdeco.model.store import Key, alias_value, is_alias
+from flowdeco.model.tuples import NamedTuple
 
 __all__ = [
     "LITERALS",

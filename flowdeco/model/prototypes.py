@@ -13,7 +13,7 @@ import builtins
 import types
 from collections.abc import Mapping
 from operator import is_
-from typing import Annotated, Any, Final, NamedTuple, TypeAlias, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Final, TypeAlias, Union, cast, get_args, get_origin
 
 from flowdeco.model.contents import ATOMS
 from flowdeco.model.definitions import Action, ActionOptions, checked_options, make_action
@@ -23,6 +23,7 @@ from flowdeco.model.names import LITERALS, NO_LOCALS, local_variables, names_of,
 from flowdeco.model.options import UNSET
 from flowdeco.model.references import Called, Imported, Member
 from flowdeco.model.store import MISSING, Key
+from flowdeco.model.tuples import NamedTuple
 
 __all__ = ["Body", "Likeness", "Pattern", "Prototype", "Seen", "made_action"]
 

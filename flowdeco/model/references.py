@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final, NamedTuple, TypeAlias, cast
+from typing import Any, Final, TypeAlias, cast
 
 from flowdeco.errors import UnreferencedError
+from flowdeco.model.tuples import NamedTuple
 
 
 class Imported(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypeAlias, TypedDict, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias, TypedDict, cast
 
 from typing_extensions import Unpack
 
@@ -16,6 +16,7 @@ from flowdeco.errors import Problem, suggestion
 from flowdeco.events import Watcher
 from flowdeco.model.options import Duration, Middleware, Shown
 from flowdeco.model.store import Store
+from flowdeco.model.tuples import NamedTuple
 
 if TYPE_CHECKING:
     import os

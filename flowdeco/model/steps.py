@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from flowdeco.errors import MissingInputError, ReturnValueError
 from flowdeco.model.annotations import EMPTY, Annotations, Declared, Meaning
@@ -15,6 +15,7 @@ from flowdeco.model.names import NO_LOCALS
 from flowdeco.model.options import UNSET
 from flowdeco.model.prototypes import Body, Likeness, Pattern, Seen
 from flowdeco.model.store import MISSING, AnyKey, Key, Local, Name, Store, key_name
+from flowdeco.model.tuples import NamedTuple
 
 __all__ = ["Input", "Step", "local_names", "localized", "step_of", "steps_of"]
 

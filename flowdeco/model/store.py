@@ -22,7 +22,6 @@ from typing import (
     Final,
     Generic,
     Literal,
-    NamedTuple,
     NewType,
     Self,
     TextIO,
@@ -36,6 +35,7 @@ from typing import (
 )
 
 from flowdeco.errors import ContextEndedError, DefinitionError, StoreKeyError, StoreTypeError, shortened, suggestion
+from flowdeco.model.tuples import NamedTuple
 
 if TYPE_CHECKING:
     from typing_extensions import TypeForm

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, cast, get_args
+from typing import Any, cast, get_args
 
 from flowdeco.errors import Problem, WiringError, suggestion
 from flowdeco.model.annotations import EMPTY
@@ -28,6 +28,7 @@ from flowdeco.model.options import UNSET, Middleware
 from flowdeco.model.steps import Input, Layout, Step, missing, step_of, steps_of
 from flowdeco.model.store import Store, accepted_classes, key_name
 from flowdeco.model.supplying import Supplies, supplies_of
+from flowdeco.model.tuples import NamedTuple
 from flowdeco.model.units import Memo, Value, every_unit
 
 __all__ = [
