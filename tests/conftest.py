@@ -1,18 +1,25 @@
-"""One suite over both drivers, and a time limit for every test."""
+"""One suite over both drivers, a time limit for every test, and an end for the process of the tests."""
 
 import asyncio
+import gc
+import os
 import signal
+import sys
+import threading
+import time
+import traceback
 from contextlib import suppress
 
 import pytest
 from hypothesis import settings
+from support import examples
 
 with suppress(ImportError):  # on import, `distributed` has it change how all exceptions of the process are pickled
     import tblib.pickling_support
 
     tblib.pickling_support.install = lambda *exceptions, **options: None
 
-settings.register_profile("flowdeco", deadline=None)  # machines are noisy: no test is timed
+settings.register_profile("flowdeco", deadline=None, max_examples=examples(60))  # machines are noisy: no test is timed
 settings.load_profile("flowdeco")
 
 # A shell ignores Ctrl-C for what it runs in the background, and children inherit that: here, it is tested.
@@ -35,6 +42,13 @@ def run(request):
     return request.param
 
 
+@pytest.fixture(autouse=True, scope="module")
+def older_objects_are_not_collected():
+    """By the end of the suite, a full collection would take half a second, and look at nothing that its test has made."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def no_test_hangs():
     """A test that takes a minute has failed: a deadlock must not hang the suite."""
@@ -47,3 +61,47 @@ def no_test_hangs():
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
+
+
+# -- what a test leaves behind
+
+
+def at_work():
+    """Threads that this process would wait for at its end, and where they are; idle ones of pools end by themselves."""
+    frames = sys._current_frames()
+    found = {}
+    for thread in threading.enumerate():
+        frame = frames.get(thread.ident)
+        if frame is None or thread.daemon or thread is threading.main_thread():
+            continue
+        if frame.f_code.co_name != "_worker" and type(thread).__name__ != "_ExecutorManagerThread":
+            found[thread] = frame
+    return found
+
+
+stuck = []  # the threads that have failed a test
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left_at_work():
+    """A process ends with its last thread: one that waits for ever would keep the process of all tests."""
+    before = {*at_work(), *stuck}
+    yield
+    patience = time.monotonic() + 10
+    while (left := {thread: frame for thread, frame in at_work().items() if thread not in before}) and (
+        time.monotonic() < patience
+    ):
+        time.sleep(0.01)
+    if left:
+        stuck.extend(left)
+        stacks = ["".join([f"{thread}\n", *traceback.format_stack(frame)]) for thread, frame in left.items()]
+        pytest.fail("the test has ended, but not these threads of it:\n" + "\n".join(stacks), pytrace=False)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config):
+    """Do not wait for threads that have failed their tests: everything has been reported."""
+    if any(thread.is_alive() for thread in stuck):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(pytest.ExitCode.TESTS_FAILED)

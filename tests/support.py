@@ -1,5 +1,6 @@
 """What the tests share: makers of definitions, and small readers of a run."""
 
+import os
 import re
 from contextlib import suppress
 from typing import Any
@@ -8,6 +9,15 @@ from flowdeco import Action, Parallel, Pipeline, Stage, StageTemplate, action
 from flowdeco.model.definitions import Stream
 
 UNITS = (Action, Stage, Pipeline, Parallel, StageTemplate, Stream)
+
+
+NIGHTLY = bool(os.environ.get("FLOWDECO_NIGHTLY"))
+FEW = bool(os.environ.get("FLOWDECO_FEW_EXAMPLES"))  # as in .ci/run, on other versions of Python than the first
+
+
+def examples(usual, nightly=None):
+    """How many examples a law is tried with; it has no need of all of them on each version of Python."""
+    return nightly if NIGHTLY and nightly else max(10, usual // 3) if FEW else usual
 
 
 # -- readers of a run

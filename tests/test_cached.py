@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import examples
 
 from flowdeco import Bail, Context, Stage, Status, Suspend, action, parallel, pipeline, stage, stream
 from flowdeco.durable import SqliteJournal, read
@@ -518,7 +519,7 @@ def typed(value):
     return repr(value)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(values=st.lists(VALUES, max_size=8))
 def test_it_is_a_dict_of_calls(tmp_path_factory, values):
     """The model: a memo by the text of the arguments."""

@@ -12,11 +12,11 @@ import durable_flows
 import durable_units
 import pytest
 from crash import Job, Kill
+from support import NIGHTLY
 
 from flowdeco.durable import SqliteJournal
 from flowdeco.errors import JournalError, RunBusyError, RunNotFoundError
 
-NIGHTLY = bool(os.environ.get("FLOWDECO_NIGHTLY"))
 SEED = int(os.environ.get("FLOWDECO_SEED", "1"))
 KILLS = 100 if NIGHTLY else 8  # of each kind
 

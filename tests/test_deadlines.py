@@ -14,7 +14,7 @@ from multiprocessing import get_context
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support import actions_run, completed, stage_record, statuses
+from support import actions_run, completed, examples, stage_record, statuses
 
 from flowdeco import Bail, Context, Sleep, Stage, Suspend, action, parallel, pipeline, stage, stream
 from flowdeco.durable import MemoryJournal, SqliteJournal
@@ -1125,7 +1125,7 @@ def made(unit, clock, began):
     return calls
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=examples(40), suppress_health_check=[HealthCheck.too_slow])
 @given(unit=units(), whole=st.none() | st.integers(5, 40))
 def test_any_flow_ends_when_the_model_says(unit, whole):
     """Which steps begin, when the run ends, and by which timeout."""

@@ -20,6 +20,7 @@ from typing import Annotated
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import examples
 
 from flowdeco import Context, Key, Stage, action, pipeline
 from flowdeco import durable as journals
@@ -170,7 +171,7 @@ PARTS = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(
     PARTS,
     st.sampled_from(["inputs", "x", "pair", "puts", "appends", "entering"]),

@@ -1,7 +1,6 @@
 """L10 for any flow: interrupted anywhere, any number of times, and resumed, it comes to what it would have come to."""
 
 import asyncio
-import os
 import random
 import signal
 from collections import Counter
@@ -11,14 +10,14 @@ import pytest
 from durable_flows import World, came_to
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from support import NIGHTLY, examples
 from test_laws import SKIPS, flows
 
 from flowdeco import Pipeline, pipeline
 from flowdeco.durable import MemoryJournal
 from flowdeco.events import StageFinished
 
-NIGHTLY = bool(os.environ.get("FLOWDECO_NIGHTLY"))
-law = settings(max_examples=2000 if NIGHTLY else 60, deadline=None, suppress_health_check=list(HealthCheck))
+law = settings(max_examples=examples(40, 2000), deadline=None, suppress_health_check=list(HealthCheck))
 
 
 class Interrupted(BaseException):

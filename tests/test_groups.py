@@ -24,6 +24,7 @@ from support import (
     around,
     async_around,
     completed,
+    examples,
     failing,
     flaky,
     names,
@@ -1902,7 +1903,7 @@ def flattened(tree, found):
     return found
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=examples(30), suppress_health_check=[HealthCheck.too_slow])
 @given(tree=st.tuples(st.just("row"), st.lists(UNITS, min_size=1, max_size=4)))
 def test_random_workflows_equal_the_sequential_model(tree):
     """Nested groups, insertions, collects, removals, random delays: in threads and in a loop, the same as one by one."""
@@ -1999,7 +2000,7 @@ calls = st.tuples(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(60))
 @given(branches=st.lists(calls, min_size=1, max_size=4), history=st.sampled_from([None, 0, 2]))
 def test_a_branch_that_is_a_single_call_is_like_any_other(branches, history):
     """Whoever looks on sees the same: it is the observer who makes the evaluator take the long way."""

@@ -11,15 +11,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from model import Act, Par, Pipe, Stg, parents, predict
-from support import again, around, swallow
+from support import again, around, examples, swallow
 
 from flowdeco import Bail, Context, Stage, action, parallel, pipeline, stream
 from flowdeco.engine.inserters import Inserters
 from flowdeco.show.tree import grown
 
 # Thorough enough to find what the tests of the modules do not; the whole suite stays below a minute and a half.
-many = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-some = settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+many = settings(max_examples=examples(60), deadline=None, suppress_health_check=list(HealthCheck))
+some = settings(max_examples=examples(30), deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(autouse=True)
@@ -417,10 +417,10 @@ def rounds_of(make, rounds):
 @pytest.mark.parametrize(
     ("make", "rounds"),
     [
-        (lambda act: Stage("loop", [act]), 100_000),
-        (lambda act: act, 10_000),
-        (lambda act: pipeline(act, name="loop"), 50_000),
-        (lambda act: Stage("s", [act]) >> Stage("t"), 5_000),
+        (lambda act: Stage("loop", [act]), 10_000),
+        (lambda act: act, 3_000),
+        (lambda act: pipeline(act, name="loop"), 10_000),
+        (lambda act: Stage("s", [act]) >> Stage("t"), 2_000),
         (lambda act: parallel(Stage("s")) >> act, 500),
     ],
     ids=["stage", "action", "named pipeline", "pipeline", "with a group"],
@@ -436,7 +436,7 @@ def test_a_unit_may_return_itself_for_long(make, rounds):
 
 def test_arun_loops_for_long_as_well():
     """Without recursion."""
-    unit, left = rounds_of(lambda act: Stage("loop", [act]), 20_000)
+    unit, left = rounds_of(lambda act: Stage("loop", [act]), 5_000)
     asyncio.run(unit.arun(history=1))
     assert left == [0]
 
@@ -458,7 +458,7 @@ def peak_of(run):
 def test_a_loop_runs_in_constant_memory(make):
     """With a bounded history."""
     short = peak_of(lambda: rounds_of(make, 1_000)[0].run(history=100))
-    long = peak_of(lambda: rounds_of(make, 8_000)[0].run(history=100))
+    long = peak_of(lambda: rounds_of(make, 4_000)[0].run(history=100))
     assert long < short + 100_000
 
 
@@ -469,18 +469,18 @@ def test_a_stream_runs_in_constant_memory():
         return action(name="a")(lambda: stream(Stage("s") for _ in range(length)))
 
     short = peak_of(lambda: streaming(1_000).run(history=100))
-    long = peak_of(lambda: streaming(8_000).run(history=100))
+    long = peak_of(lambda: streaming(4_000).run(history=100))
     assert long < short + 100_000
 
 
 @pytest.mark.parametrize(
     ("wrap", "depth"),
     [
-        (lambda unit: unit, 20_000),
+        (lambda unit: unit, 5_000),
         (lambda unit: [unit], 2_000),
         (lambda unit: (one for one in [unit]), 2_000),
         (lambda unit: stream([unit]), 2_000),
-        (lambda unit: pipeline(unit, name="p"), 5_000),
+        (lambda unit: pipeline(unit, name="p"), 2_000),
     ],
     ids=["stage", "list", "generator", "stream", "named pipeline"],
 )
@@ -507,16 +507,16 @@ def test_a_long_chain_of_dynamic_actions_is_no_recursion():
     def descend(level):
         def body():
             reached.append(level)
-            return descend(level + 1) if level < 10_000 else None
+            return descend(level + 1) if level < 3_000 else None
 
         return action(name="descend")(body)
 
     finished = Stage("s", [descend(0)]).run()
-    assert len(finished.stages[0].actions) == len(reached) == 10_001
+    assert len(finished.stages[0].actions) == len(reached) == 3_001
 
 
 def test_a_wide_insertion_is_as_cheap_as_a_deep_one():
-    """50,000 stages at once, in order."""
-    made = [Stage(f"s{number}") for number in range(1000)] * 50
+    """10,000 stages at once, in order."""
+    made = [Stage(f"s{number}") for number in range(1000)] * 10
     finished = action(name="a")(lambda: made).run()
     assert [record.stage for record in finished.stages[1:]] == made

@@ -83,13 +83,12 @@ def test_nothing_is_imported_before_it_is_used():
 import sys, flowdeco, flowdeco.errors
 from flowdeco.model import store
 print(flowdeco.__version__ and hasattr(flowdeco, "Nope"), "action" in dir(flowdeco))
-print(sorted(name for name in sys.modules if name.startswith(("flowdeco", "wrapt", "asyncio"))))
+print(*sorted(name for name in sys.modules if name.startswith(("flowdeco", "wrapt", "asyncio"))))
 print(flowdeco.action is sys.modules["flowdeco.model.declare"].action, "wrapt" in sys.modules, "action" in vars(flowdeco))
 """
     assert in_process(script).splitlines() == [
         "False True",
-        "['flowdeco', 'flowdeco.errors', 'flowdeco.model', 'flowdeco.model.lazy', 'flowdeco.model.store', "
-        "'flowdeco.model.tuples']",
+        "flowdeco flowdeco.errors flowdeco.model flowdeco.model.lazy flowdeco.model.store flowdeco.model.tuples",
         "True True True",
     ]
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import examples
 
 from flowdeco import Context, Key, Stage, action, stage
 from flowdeco.durable.fingerprint import fingerprint
@@ -288,7 +289,7 @@ def step_described(step: Any) -> Any:
     return facts, step.action.name, step.function is step.action.__wrapped__
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(
     st.lists(st.tuples(st.lists(st.sampled_from(KINDS), max_size=4), st.sampled_from(["a", "b", 1, True])), max_size=6),
     st.sampled_from([

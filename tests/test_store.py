@@ -3,7 +3,6 @@
 import copy
 import json
 import operator
-import os
 import pickle
 import sys
 import tracemalloc
@@ -33,7 +32,7 @@ from typing import (
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import again, flaky, shown, stage_record, step
+from support import again, examples, flaky, shown, stage_record, step
 from typing_extensions import TypeAliasType
 
 from flowdeco import Context, Key, Stage, Store, action, parallel, pipeline
@@ -692,7 +691,7 @@ class Written:
             assert dict(twin) == then
 
 
-@settings(max_examples=2000 if os.environ.get("FLOWDECO_NIGHTLY") else 300, deadline=None)
+@settings(max_examples=examples(200, 2000), deadline=None)
 @given(
     values=st.dictionaries(KEYS, st.one_of(st.integers(0, 9), st.lists(st.integers(0, 9), max_size=2))),
     steps=st.lists(st.one_of(WRITES, WRITES, MARKS), max_size=30),
@@ -920,7 +919,7 @@ def test_a_class_that_is_not_loaded_is_unknown():
     assert type_of((("builtins:int", ("builtins:int",)),)) is int
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(
     st.recursive(
         st.none()

@@ -5,6 +5,7 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import examples
 
 from flowdeco import Context, Sleep, Stage, Suspend, action, durable, parallel, pipeline, stage
 from flowdeco.durable import MemoryJournal
@@ -254,7 +255,7 @@ def units(depth):
     return parts | st.builds(lambda of, use, name: pipeline(*of, use=use, name=f"p{name}"), inner, LAYERS, names)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(st.lists(units(2), min_size=1, max_size=4, unique_by=lambda unit: unit.name), st.lists(LAYERS, min_size=1))
 def test_steps_do_not_depend_on_the_middleware_of_the_caller(parts, uses):
     """The model is the order of the actions: each is called once, and each answer is given once."""

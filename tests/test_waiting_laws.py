@@ -5,7 +5,6 @@ answer.
 """
 
 import asyncio
-import os
 import random
 import time
 from collections import Counter
@@ -14,15 +13,15 @@ from itertools import count
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from support import examples
 
 from flowdeco import Context, Sleep, Stage, action, durable, parallel, pipeline, stage
 from flowdeco.durable import MemoryJournal
 from flowdeco.middleware import atomic, retry
 from flowdeco.testing import FlowRunner
 
-NIGHTLY = bool(os.environ.get("FLOWDECO_NIGHTLY"))
 law = settings(
-    max_examples=1000 if NIGHTLY else 25,
+    max_examples=examples(20, 1000),
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )

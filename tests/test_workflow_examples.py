@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support import examples
 
 import flowdeco
 from flowdeco import Run
@@ -34,7 +35,7 @@ SCRIPT = Path(__file__).parents[1] / "examples" / "recorded_workflow.py"
 IMPORT_PATH = os.pathsep.join(filter(None, [str(Path(flowdeco.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
 INSTANCES = sorted((Path(__file__).parent / "data" / "wfinstances").glob("*.json"))
 FORMS = ["levels", "discovered"]
-law = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+law = settings(max_examples=examples(30), deadline=None, suppress_health_check=list(HealthCheck))
 
 every_form = pytest.mark.parametrize("form", FORMS)
 every_instance = pytest.mark.parametrize("path", INSTANCES, ids=[path.name.partition("-")[0] for path in INSTANCES])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import types
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, TypeAlias, cast
 
 from flowdeco.errors import UnreferencedError
@@ -172,26 +173,35 @@ def home_of(wanted: Any, module: str, kinds: tuple[type, ...]) -> Imported | Par
 
 def _named(module: str, space: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield what a module has, and what its classes have."""
-    for name, value in list(space.items()):
+    for name, value in _held(space):
         yield name, value
         if isinstance(value, type) and value.__dict__.get("__module__") == module and value.__qualname__ == name:
-            yield from ((f"{name}.{inner}", part) for inner, part in list(value.__dict__.items()))
+            yield from ((f"{name}.{inner}", part) for inner, part in _held(value.__dict__))
+
+
+def _held(space: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [pair for pair in list(space.items()) if type(pair[1]) not in _PLAIN]
 
 
 def _path_to(wanted: Any, value: Any, kinds: tuple[type, ...]) -> tuple[int | str, ...] | None:
     if value is wanted:
         return ()
-    items: Iterable[tuple[int | str, Any]] = ()
     kind = cast("Any", type(value))
+    parts: list[Any]
     if kind is dict:
-        items = [(key, part) for key, part in cast("dict[Any, Any]", value).items() if type(key) is str]
+        parts = list(value.values())
     elif kind in (list, tuple):
-        items = enumerate(cast("list[Any]", value)[:_MOST])
+        parts = value[:_MOST]
     elif issubclass(kind, kinds):
-        items = enumerate(cast("Iterable[Any]", value))
+        parts = list(value)
     else:
         return None
-    for step, part in items:
+    within = set(map(type, parts))
+    if type(wanted) not in within and not any(issubclass(each, kinds) for each in within):  # as in almost all of them
+        return None
+    for step, part in zip(list(value) if kind is dict else range(len(parts)), parts, strict=False):
+        if kind is dict and type(step) is not str:
+            continue
         if part is wanted:
             return (step,)
         if issubclass(cast("Any", type(part)), kinds):
@@ -202,3 +212,6 @@ def _path_to(wanted: Any, value: Any, kinds: tuple[type, ...]) -> tuple[int | st
 
 
 _MOST: Final = 10_000  # items of a list; it may be data
+_PLAIN: Final = frozenset(
+    {types.FunctionType, types.BuiltinFunctionType, property, classmethod, staticmethod, str, int}
+)

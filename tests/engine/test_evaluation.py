@@ -1,6 +1,5 @@
 """What runs next, driven by script: the agenda, failures, what is restored; and the short ways compared with the long one."""
 
-import os
 import types
 from dataclasses import dataclass
 from itertools import count
@@ -11,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scripted import evaluation, perform, performed, side_by_side, terms_of
-from support import actions_run, again, around, failing, flaky, one, statuses, step, swallow, wants
+from support import actions_run, again, around, examples, failing, flaky, one, statuses, step, swallow, wants
 
 from flowdeco import Bail, Key, Stage, Store, Suspend, action, parallel, pipeline, stream
 from flowdeco.durable import MemoryJournal
@@ -676,7 +675,7 @@ def without_times(record):
 
 
 @settings(
-    max_examples=3000 if os.environ.get("FLOWDECO_NIGHTLY") else 150,
+    max_examples=examples(150, 3000),
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )

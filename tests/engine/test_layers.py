@@ -1,6 +1,5 @@
 """Layers, driven by script: each row of the table, and the short way compared with the one that follows the table."""
 
-import os
 from contextlib import suppress
 from dataclasses import dataclass
 from types import GeneratorType
@@ -9,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import performed
-from support import shown, step
+from support import examples, shown, step
 
 from flowdeco import Sleep, Stage, Store, pipeline
 from flowdeco.engine import layers as engine
@@ -755,7 +754,7 @@ def travelled(scripts, attempts, action, make):
     return log, turns, came_to, delta, now
 
 
-@settings(max_examples=2000 if os.environ.get("FLOWDECO_NIGHTLY") else 150, deadline=None)
+@settings(max_examples=examples(150, 2000), deadline=None)
 @given(
     scripts=st.lists(SCRIPTS, max_size=3),
     attempts=st.lists(st.booleans(), max_size=4),
