@@ -1,6 +1,7 @@
 """One suite over both drivers, a time limit for every test, and an end for the process of the tests."""
 
 import asyncio
+import faulthandler
 import gc
 import os
 import signal
@@ -98,9 +99,28 @@ def no_thread_is_left_at_work():
         pytest.fail("the test has ended, but not these threads of it:\n" + "\n".join(stacks), pytrace=False)
 
 
+# -- what hangs between two tests, or at the end
+
+
+def pytest_configure(config):
+    """Keep the real standard error, which tests are captured from."""
+    config.stderr = os.dup(2)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item):
+    """Without a test for this long, all threads are shown and the process ends: the limits of a test are over by then."""
+    faulthandler.cancel_dump_traceback_later()
+    result = yield
+    faulthandler.dump_traceback_later(300, exit=True, file=item.config.stderr)
+    return result
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config):
     """Do not wait for threads that have failed their tests: everything has been reported."""
+    if hasattr(config, "workerinput"):  # a worker waits for the others now
+        faulthandler.cancel_dump_traceback_later()
     if any(thread.is_alive() for thread in stuck):
         sys.stdout.flush()
         sys.stderr.flush()

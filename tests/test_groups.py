@@ -527,7 +527,7 @@ def test_the_data_of_a_stage_in_a_branch_is_for_that_branch(run):
 
 def test_records_are_in_branch_order_and_tell_when_things_ran(run):
     """The second branch ran while the first one did."""
-    first, second = later(0.05, "first"), later(0.01, "second", asynchronous=True)
+    first, second = later(0.25, "first"), later(0.01, "second", asynchronous=True)
     finished = run(parallel(first, second) >> one([], "end"))
     one_record, two_record, _ = finished.stages
     assert names(finished) == ["first", "second", "end"]
