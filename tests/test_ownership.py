@@ -30,6 +30,7 @@ import flowdeco
 from flowdeco import Bail, Run, Stage, action, durable, parallel, pipeline, stage
 from flowdeco.cli import main
 from flowdeco.durable import JsonCodec, MemoryJournal, PickleCodec, Row, SqliteJournal, file, runs
+from flowdeco.durable.forks import prepare_for_forks
 from flowdeco.durable.sqlite import LONGEST, Head
 from flowdeco.errors import (
     CodeChangedError,
@@ -945,6 +946,40 @@ def test_a_run_continues_when_its_process_has_forked():
         ("child", "completed", None),
     }
     assert no_lease_is_renewed()
+
+
+@forks
+@pytest.mark.parametrize("journal", [SqliteJournal, MemoryJournal])
+def test_an_interrupt_while_the_process_forks_leaves_nothing_locked(tmp_path, monkeypatch, journal):
+    """Python forks all the same: threads may begin runs afterwards, and the journal continues."""
+    used = journal() if journal is MemoryJournal else journal(tmp_path / "runs.db", lease=0.2)
+
+    @action
+    def interrupted_fork():
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "unraisablehook", lambda unraisable: dropped.append(unraisable.exc_type))
+            pid = os.fork()
+            if not pid:
+                os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+
+    class Interrupted:
+        def before_fork(self):
+            raise KeyboardInterrupt
+
+        def after_fork(self, *, in_child):
+            after.append(in_child)
+
+    dropped, after, found = [], [], []
+    last = Interrupted()
+    prepare_for_forks(last)
+    (interrupted_fork >> du.first).run(journal=used, run_id="r")
+    other = threading.Thread(target=lambda: found.append(du.line.run(journal=used)), daemon=True)
+    other.start()
+    other.join(20)
+    assert [run.status for run in found] == ["completed"]
+    assert (dropped, after) == ([KeyboardInterrupt], [False])
+    assert {run.status for run in runs(used)} == {"completed"}
 
 
 # Runs and exceptions, elsewhere.

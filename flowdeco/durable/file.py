@@ -232,9 +232,11 @@ class JournalFile:
         with self.lock:  # a heartbeat is started under it
             self._forks = True
             thread = self._stop_heart()
-        if thread is not None:
-            thread.join()
-        self.lock.acquire()
+        try:
+            if thread is not None:
+                thread.join()
+        finally:
+            self.lock.acquire()
         with suppress(sqlite3.Error):
             self.disconnect()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Final, Protocol
 
 __all__ = ["CLOSING", "GUARD", "Forking", "prepare_for_forks"]
@@ -18,7 +19,7 @@ class Forking(Protocol):
     """An object with something that must not be copied while it is in use."""
 
     def before_fork(self) -> None:
-        """Finish the work under way, and hold the lock until the process has forked."""
+        """Finish the work under way, and hold the lock until the process has forked, also if this is interrupted."""
 
     def after_fork(self, *, in_child: bool) -> None:
         """Let the lock go, and continue; in the child, without anything that is the parent's."""
@@ -30,8 +31,7 @@ GUARD: Final = threading.RLock()
 CLOSING: Final = threading.RLock()
 
 _known: Final[weakref.WeakSet[Forking]] = weakref.WeakSet()
-_waiting: Final[list[Forking]] = []
-_under_way: Final[list[bool]] = []  # not empty between `_before` and `_after`
+_held: Final[list[Callable[..., object]]] = []  # what lets go of each thing that is held for a fork, in their order
 
 
 def prepare_for_forks(thing: Forking) -> None:
@@ -41,22 +41,21 @@ def prepare_for_forks(thing: Forking) -> None:
 
 
 def _before() -> None:
+    # Python drops what is raised here, such as an interrupt, and forks: what is held by then must be let go all the same.
     GUARD.acquire()
+    _held.append(lambda in_child: GUARD.release())
     for thing in list(_known):
-        thing.before_fork()
-        _waiting.append(thing)
+        try:
+            thing.before_fork()
+        finally:
+            _held.append(thing.after_fork)
     CLOSING.acquire()
-    _under_way.append(True)
+    _held.append(lambda in_child: CLOSING.release())
 
 
 def _after(*, in_child: bool) -> None:
-    if not _under_way:  # this module was imported as the process forked
-        return
-    _under_way.clear()
-    CLOSING.release()
-    while _waiting:
-        _waiting.pop().after_fork(in_child=in_child)
-    GUARD.release()
+    while _held:  # nothing, if this module was imported as the process forked
+        _held.pop()(in_child=in_child)
 
 
 def _after_in_parent() -> None:
