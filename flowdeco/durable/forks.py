@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable
 from typing import Final, Protocol
 
 __all__ = ["CLOSING", "GUARD", "Forking", "prepare_for_forks"]
@@ -31,7 +30,20 @@ GUARD: Final = threading.RLock()
 CLOSING: Final = threading.RLock()
 
 _known: Final[weakref.WeakSet[Forking]] = weakref.WeakSet()
-_held: Final[list[Callable[..., object]]] = []  # what lets go of each thing that is held for a fork, in their order
+_held: Final[list[Forking]] = []  # for the fork that is under way, in the order in which they were told
+
+
+class _Held:
+    """A lock that is held while the process forks."""
+
+    def __init__(self, lock: threading.RLock) -> None:
+        self._lock = lock
+
+    def before_fork(self) -> None:
+        self._lock.acquire()
+
+    def after_fork(self, *, in_child: bool) -> None:
+        self._lock.release()
 
 
 def prepare_for_forks(thing: Forking) -> None:
@@ -41,21 +53,22 @@ def prepare_for_forks(thing: Forking) -> None:
 
 
 def _before() -> None:
-    # Python drops what is raised here, such as an interrupt, and forks: what is held by then must be let go all the same.
-    GUARD.acquire()
-    _held.append(lambda in_child: GUARD.release())
+    _hold(_Held(GUARD))
     for thing in list(_known):
-        try:
-            thing.before_fork()
-        finally:
-            _held.append(thing.after_fork)
-    CLOSING.acquire()
-    _held.append(lambda in_child: CLOSING.release())
+        _hold(thing)
+    _hold(_Held(CLOSING))
+
+
+def _hold(thing: Forking) -> None:
+    try:
+        thing.before_fork()
+    finally:  # what is raised here, such as an interrupt, Python drops, and forks
+        _held.append(thing)
 
 
 def _after(*, in_child: bool) -> None:
     while _held:  # nothing, if this module was imported as the process forked
-        _held.pop()(in_child=in_child)
+        _held.pop().after_fork(in_child=in_child)
 
 
 def _after_in_parent() -> None:

@@ -186,6 +186,7 @@ def _held(space: Mapping[str, Any]) -> list[tuple[str, Any]]:
 def _path_to(wanted: Any, value: Any, kinds: tuple[type, ...]) -> tuple[int | str, ...] | None:
     if value is wanted:
         return ()
+    steps: Any
     kind = cast("Any", type(value))
     parts: list[Any]
     if kind is dict:
@@ -199,7 +200,8 @@ def _path_to(wanted: Any, value: Any, kinds: tuple[type, ...]) -> tuple[int | st
     within = set(map(type, parts))
     if type(wanted) not in within and not any(issubclass(each, kinds) for each in within):  # as in almost all of them
         return None
-    for step, part in zip(list(value) if kind is dict else range(len(parts)), parts, strict=False):
+    steps = list(value) if kind is dict else range(len(parts))
+    for step, part in zip(steps, parts, strict=False):
         if kind is dict and type(step) is not str:
             continue
         if part is wanted:
