@@ -11,7 +11,6 @@ import pickle
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from importlib import import_module
 from typing import Any, Final, TypeAlias, cast
 
@@ -50,12 +49,14 @@ class PickleCodec:
 
     def encode_apart(self, value: Any, what: str) -> bytes:
         """Return the value as a `Payload` if there are large parts in it, and otherwise as `encode` does."""
-        payload: bytes | None = None
+        payload = b""
         try:
             if what != "inputs" and not (type(value) is tuple and is_large(value[-1])):
-                with suppress(_IsLarge):
+                try:
                     payload = pickle.dumps(value, _PROTOCOL, buffer_callback=_is_small)
-            if payload is None or len(payload) >= LARGE:
+                except _IsLarge:
+                    payload = b""
+            if not 0 < len(payload) < LARGE:
                 payload = set_apart(value)
         except Exception as error:
             return self._encode_otherwise(value, what, error, set_apart)

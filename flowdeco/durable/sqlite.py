@@ -24,6 +24,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
+from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias, cast
 from zlib import crc32
 
@@ -774,17 +775,11 @@ class SqliteJournal:
         first = head.id << 32
         id = first - 1
         rows: list[Row] = []
-        names: dict[str, Names] = {}
-        add, known = rows.append, names.get
         blobs = referred(connection, first, first + _LAST)
         found = connection.execute(_SELECT, (first, first + _LAST))
         for id, number, what, started, elapsed, checksum, payload in found:
             try:
-                told = known(what)
-                if told is None:
-                    if len(names) >= _KEPT:
-                        names.clear()
-                    told = names[what] = _names(what)
+                told: Names | None = _names(what)
                 if crc32(_PACKED(id, number, started, elapsed) + payload, told[0]) != checksum:
                     told = None
             except (TypeError, ValueError, RecursionError, struct.error):
@@ -794,7 +789,7 @@ class SqliteJournal:
             if id in blobs:
                 payload = Payload(payload, _Stored(self, blobs[id]))
             _, branch, kind, stage, action, status, fingerprint = told
-            add(Row(branch, number, kind, stage, action, status, started, elapsed, fingerprint, payload))
+            rows.append(Row(branch, number, kind, stage, action, status, started, elapsed, fingerprint, payload))
         positions: Sequence[int] = range(len(rows))
         if id - first >= len(rows):  # without gaps, the last one is one less than their number
             positions = [id - first for (id,) in connection.execute(_IDS, (first, first + _LAST))]
@@ -901,14 +896,22 @@ Names: TypeAlias = "tuple[int, str, str, str, str | None, str, str]"  # checksum
 def _columns(id: int, row: Row, begun: set[str]) -> tuple[Any, ...]:
     """Return the columns of a step."""
     branch, number, kind, stage, action, status, started, elapsed, fingerprint, payload = row
-    # Only the names of users need quotes; the others are our own words.
-    what = f'["{branch}","{kind}",{_quoted(stage)},{_quoted(action or "")},"{status}","{fingerprint}"]'
-    checksum = crc32(_PACKED(id, number, started, elapsed) + payload, crc32(what.encode()))
+    what, checksum = _joined(branch, kind, stage, action, status, fingerprint)
+    checksum = crc32(_PACKED(id, number, started, elapsed) + payload, checksum)
     return id, number, what, started, elapsed, checksum, payload, branch not in begun
 
 
+@lru_cache(_KEPT)
+def _joined(branch: str, kind: str, stage: str, action: str | None, status: str, fingerprint: str) -> tuple[str, int]:
+    """Return the names of a step as one, and the checksum of that; most runs have a few that come again and again."""
+    # Only the names of users need quotes; the others are our own words.
+    what = f'["{branch}","{kind}",{_quoted(stage)},{_quoted(action or "")},"{status}","{fingerprint}"]'
+    return what, crc32(what.encode())
+
+
+@lru_cache(_KEPT)
 def _names(what: str) -> Names:
-    """Return the names that `_columns` has joined."""
+    """Return the names that `_joined` has joined."""
     # Without a backslash, there is no quote within a name.
     parts: Any = json.loads(what) if "\\" in what else what[2:-2].split('","')
     branch, kind, stage, action, status, fingerprint = parts
