@@ -24,7 +24,7 @@ from flowdeco.model.references import Called, Changed
 __all__ = ["OutlineCodec", "PickleCodec", "stand_in"]
 
 _PROTOCOL: Final = 5
-_CLASS: Final = pickle.STACK_GLOBAL  # a payload without this byte has only builtin values in it
+_CLASS: Final = pickle.STACK_GLOBAL[0]  # a payload without this byte, an `int`, has only builtin values in it
 
 
 class PickleCodec:
@@ -60,7 +60,7 @@ class PickleCodec:
                 payload = set_apart(value)
         except Exception as error:
             return self._encode_otherwise(value, what, error, set_apart)
-        if _CLASS in payload and len(payload) < LARGE and type(payload) is bytes:
+        if type(payload) is bytes and _CLASS in payload and len(payload) < LARGE:
             self._check_readable(value, what)
         return payload
 

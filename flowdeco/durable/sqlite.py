@@ -401,24 +401,28 @@ class SqliteJournal:
                 begun.add(row.branch)
 
     def _insert(self, connection: sqlite3.Connection, held: _Held, rows: Sequence[Row]) -> None:
-        at, begun = held.first + held.next, held.begun
-        owner = held.head.id, held.owner
-        large = [index for index, row in enumerate(rows) if type(row.payload) is Payload]
-        if len(rows) <= _FEW and not large:  # a statement on its own is a transaction
-            columns = _columns(at, rows[0], begun) + owner
-            for index in range(1, len(rows)):
-                columns += _columns(at + index, rows[index], begun) + owner
-            if not connection.execute(_INSERTS[len(rows)], columns).rowcount:
-                self._require_ours(connection, held)  # raises, unless the run has just been cancelled
-                self._insert(connection, held, rows)
+        large = False
+        for row in rows:
+            large = large or type(row.payload) is Payload
+        if large or len(rows) > _FEW:
+            self._insert_many(connection, held, rows)
             return
+        at = held.first + held.next
+        columns = _columns(at, rows[0], held)
+        for index in range(1, len(rows)):
+            columns += _columns(at + index, rows[index], held)
+        if not connection.execute(_INSERTS[len(rows)], columns).rowcount:  # a statement on its own is a transaction
+            self._require_ours(connection, held)  # raises, unless the run has just been cancelled
+            self._insert(connection, held, rows)
+
+    def _insert_many(self, connection: sqlite3.Connection, held: _Held, rows: Sequence[Row]) -> None:
+        at = held.first + held.next
         with transaction(connection):
             self._require_ours(connection, held)
-            owner = held.head.id, held.owner
-            many = (_columns(at + index, row, begun) + owner for index, row in enumerate(rows))
-            connection.executemany(_INSERTS[1], many)
-            for index in large:
-                refer(connection, at + index, self._placed(connection, rows[index].payload))
+            connection.executemany(_INSERTS[1], (_columns(at + index, row, held) for index, row in enumerate(rows)))
+            for index, row in enumerate(rows):
+                if type(row.payload) is Payload:
+                    refer(connection, at + index, self._placed(connection, row.payload))
 
     def drop(self, run_id: str, cuts: Mapping[str, int]) -> None:
         """Forget the rows of these branches from these numbers on."""
@@ -893,12 +897,12 @@ def named_codec(codec: str | Codec) -> Codec:
 Names: TypeAlias = "tuple[int, str, str, str, str | None, str, str]"  # checksum, then as in a row
 
 
-def _columns(id: int, row: Row, begun: set[str]) -> tuple[Any, ...]:
-    """Return the columns of a step."""
+def _columns(id: int, row: Row, held: _Held) -> tuple[Any, ...]:
+    """Return the columns of a step, and those of its run that must not have changed."""
     branch, number, kind, stage, action, status, started, elapsed, fingerprint, payload = row
     what, checksum = _joined(branch, kind, stage, action, status, fingerprint)
     checksum = crc32(_PACKED(id, number, started, elapsed) + payload, checksum)
-    return id, number, what, started, elapsed, checksum, payload, branch not in begun
+    return id, number, what, started, elapsed, checksum, payload, branch not in held.begun, held.id, held.owner
 
 
 @lru_cache(_KEPT)

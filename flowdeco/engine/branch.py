@@ -20,7 +20,7 @@ from flowdeco.engine.messages import MOST_SHOWN
 from flowdeco.engine.open_scopes import OpenScope, OpenStream
 from flowdeco.engine.outcome import ROOT, Outcome, Status, branch_id
 from flowdeco.engine.records import Records
-from flowdeco.engine.requests import Failure, Raised, Walk, ended_by_another
+from flowdeco.engine.requests import Failure, Raised, Save, Walk, ended_by_another
 from flowdeco.engine.terms import Terms
 from flowdeco.engine.waits import Waits
 from flowdeco.errors import Wait
@@ -183,7 +183,7 @@ class Branch:
             return None
         if self.rows and recorder.unsaved is None and not self.atomic:
             rows, self.rows = self.rows, []
-            answer = yield recorder.saving(rows)
+            answer = yield Save(recorder.journal.write, recorder.run_id, rows)
             if type(answer) is Raised:
                 recorder.unsaved = answer.error
         if self.terms.gate.cancelled is not None:

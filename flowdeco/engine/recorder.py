@@ -139,9 +139,11 @@ class Recorder:
                 payload = self._encode({"puts": {key: value}, "result": ("put", key)}, key)
         except Exception:  # reported when the whole outcome is encoded
             return None
-        if self.looks.known or self.looks.parts:
-            self.looks.forget((key,))
-        self.note_written(payload, ((key, value),))
+        looks = self.looks
+        if looks.known or looks.parts:
+            looks.forget((key,))
+        if type(payload) is Payload:
+            self.note_written(payload, ((key, value),))
         code = self.code(step.function)
         return Row(branch, did.number, "action", stage, step.name, "completed", did.started, did.elapsed, code, payload)
 
