@@ -112,28 +112,27 @@ def _finish(branch: Branch, act: Execution) -> Walk:
     return (yield from branch.save()) or error
 
 
-def begin_action(branch: Branch, step: Step, by: str | None) -> Walk:
-    """Return the walk of an action's call, with everything that may surround it."""
+def begin_action(branch: Branch, step: Step, by: str | None) -> Walk | Failure:
+    """Return the walk of an action's call, with everything that may surround it, unless it was performed before a resume."""
     scope = branch.scope
     layers = scope.use_actions + step.use
     if layers and scope.is_quiet and branch.terms.records_only and not branch.guarded:
         number = branch.number
         branch.number = number + 1
         return in_layers(branch, step, by, number, branch.terms.clock(), layers)
-    return _begin(branch, step, by)
-
-
-def _begin(branch: Branch, step: Step, by: str | None) -> Walk:
-    """Perform an action, unless it is skipped, or was performed before the run was resumed."""
-    scope, terms, number = branch.scope, branch.terms, branch.next_number()
-    earlier: Outcome | None = None
+    number, earlier = branch.next_number(), None
     if not scope.is_quiet:
         off = branch.is_off(lambda: action_selectors(scope.unit, step.action))  # even if too late, as in `skips`
         earlier = recall(branch, number, step)
         if earlier is not None and branch.restores(earlier):
             return _restore(branch, earlier, step, by)
         if scope.is_skipped or off:
-            return (yield from _skip(branch, step, by, number))
+            return _skip(branch, step, by, number)
+    return _perform(branch, step, by, number, earlier)
+
+
+def _perform(branch: Branch, step: Step, by: str | None, number: int, earlier: Outcome | None) -> Walk:
+    scope, terms = branch.scope, branch.terms
     layers = scope.use_actions + step.use
     if terms.past is not None:
         error = yield from _catch_up(branch, earlier, step, number)
@@ -474,7 +473,8 @@ def _outcome(branch: Branch, act: Execution, error: Failure, writes: Delta | Non
 
 def take_effect(branch: Branch, scope: OpenScope, did: Outcome) -> None:
     """Apply the rest of an action's outcome, whether it was just performed or is restored."""
-    scope.records.append(did.kept())
+    if not branch.terms.rehearses:
+        scope.records.append(did.kept())
     if did.result is not UNSET:
         branch.result = did.result
     if did.inserted:

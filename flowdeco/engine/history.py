@@ -344,37 +344,31 @@ class Rehearsal(History):
 
     def held(self) -> Steps:
         """Return the steps of the history that still hold, with those that had begun but not ended."""
-        held: Steps = {}
-        cuts = self.cuts()
-        for branch, mine in self._all.items():
-            cut = cuts.get(branch)
-            kept = {number: outcome for number, outcome in mine.items() if self._holds_still(branch, outcome, cut)}
-            if kept:
-                held[branch] = kept
+        held = dict(self._all)
+        for branch, cut in self.cuts().items():
+            mine = self._all.get(branch, {})
+            held[branch] = {number: outcome for number, outcome in mine.items() if self._holds_still(branch, outcome, cut)}
         for branch, outcome in self.reopened():
             held[branch][outcome.number] = outcome
-        return held
+        return {branch: mine for branch, mine in held.items() if mine}
 
-    def _holds_still(self, branch: str, outcome: Outcome, cut: int | None) -> bool:
-        if (branch, outcome.number) in self.taken:
-            return True
-        return not outcome.is_final and (cut is None or outcome.number < cut)
+    def _holds_still(self, branch: str, outcome: Outcome, cut: int) -> bool:
+        return (branch, outcome.number) in self.taken or (not outcome.is_final and outcome.number < cut)
 
     def cuts(self) -> dict[str, int]:
         """Return, for the branches that lost steps, the number from which on the journal is to forget them."""
-        last: dict[str, int] = {}
-        for branch, number in self.taken:
-            last[branch] = max(last.get(branch, -1), number)
-        gone = {
-            branch: since
-            for branch, since in self._dropped.items()
-            if any(number >= since for number in self._all.get(branch, ()))
+        taken, found = self.taken, self._all
+        lost = {
+            branch: 0
+            for branch, mine in found.items()
+            if any((branch, number) not in taken and outcome.is_final for number, outcome in mine.items())
         }
-        return gone | {
-            branch: last.get(branch, -1) + 1
-            for branch, mine in self._all.items()
-            if any(outcome.is_final and (branch, number) not in self.taken for number, outcome in mine.items())
-        }
+        for branch, number in taken if lost else ():
+            if branch in lost:
+                lost[branch] = max(lost[branch], number + 1)
+        dropped = self._dropped.items()
+        gone = {branch: since for branch, since in dropped if any(at >= since for at in found.get(branch, ()))}
+        return gone | lost
 
     def reopened(self) -> list[tuple[str, Outcome]]:
         """Return the scopes that had ended and are to continue: some of their steps still hold, and some do not."""

@@ -64,7 +64,9 @@ def restore(
     actions: Sequence[ActionRecord] = (),
     place: Scope | None = None,
 ) -> Outcome:
-    """Let an earlier outcome take effect again, and note it; return its record."""
+    """Let an earlier outcome take effect again, and note it; return its record. In a rehearsal, no effect is needed."""
+    if branch.terms.rehearses:
+        return earlier
     if earlier.writes is not None:
         reapply(branch, earlier.writes)
     if earlier.result is not UNSET:

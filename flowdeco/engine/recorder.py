@@ -8,6 +8,7 @@ the action that wrote it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final, cast
 
 from flowdeco.engine.changes import Looks
@@ -16,6 +17,7 @@ from flowdeco.engine.messages import MessageRecord
 from flowdeco.engine.outcome import (
     ALL,
     ActionRecord,
+    Dropped,
     Outcome,
     Scope,
     Selection,
@@ -369,29 +371,36 @@ def _decoded(row: Row, codec: Codec, nothing: bytes, order: int) -> Outcome:
 
 
 def _outcome(row: Row, parts: dict[str, Any], order: int) -> Outcome:
-    get = parts.get
-    error = get("error")
-    if error is None and "reason" in parts:
-        error = Bail(*parts["reason"])
+    more: dict[str, Any] = {name: _READ[name](parts[name]) for name in parts if name in _READ}
     writes = _delta(parts, order)
-    kind = _RECORDS.get(row.kind, Outcome)
-    scope = _scope(parts["in"]) if "in" in parts else None
-    switches = tuple((selector, on) for selector, on in parts["switches"]) if "switches" in parts else ()
-    entering = tuple(_delta(each, order) for each in parts["entering"]) if "entering" in parts else ()
-    return kind(
-        row.action or row.stage, Recorded(row.kind, row.stage), _STATUS[row.status], row.started, row.elapsed,
-        _inserter(parts), row.number, tuple(get("inserted", ())), (), scope, get("end", -1), error, get("attempts", 1),
-        get("recovered", False), switches, False, get("entered", True), get("branches", 0), row.fingerprint,
-        tuple(get("repeats", ())), tuple(get("failures", ())),
-        {(place, number, name): tuple(map(_attempt, found)) for place, number, name, found in get("dropped", ())},
-        get("cached", False), _selection(parts) if "lost" in parts or "counted" in parts else ALL,
-        tuple(map(_wait, get("waits", ()))), tuple(map(_message, get("messages", ()))), writes, entering,
-        _result(get("result"), writes),
+    if "reason" in parts and more.get("error") is None:
+        more["error"] = Bail(*parts["reason"])
+    if "in" in parts:
+        more["scope"] = _scope(parts["in"])
+    if "entering" in parts:
+        more["entering"] = tuple(_delta(each, order) for each in parts["entering"])
+    if "lost" in parts or "counted" in parts:
+        more["selection"] = _selection(parts)
+    if "by" in parts:
+        more["inserted_by"] = _inserter(parts)
+    if "result" in parts:
+        more["result"] = _result(parts["result"], writes)
+    return _RECORDS.get(row.kind, Outcome)(
+        row.action or row.stage, _recorded(row.kind, row.stage), _STATUS[row.status], row.started, row.elapsed,
+        number=row.number, fingerprint=row.fingerprint, writes=writes, **more,
     )  # fmt: skip
+
+
+_recorded: Final = lru_cache(_KEPT)(Recorded)
+_inserted_by: Final = lru_cache(_KEPT)(inserter)
 
 
 def _message(parts: Any) -> MessageRecord:
     return MessageRecord(*parts)
+
+
+def _dropped(parts: Any) -> Dropped:
+    return {(place, number, name): tuple(map(_attempt, found)) for place, number, name, found in parts}
 
 
 def _attempt(parts: Any) -> MessageRecord | BaseException:
@@ -410,8 +419,19 @@ def _selection(parts: Mapping[str, Any]) -> Selection:
     return Selection(dict(parts.get("lost", ())), None if counted is None else frozenset(counted))
 
 
+# The fields of an outcome that are in a row by their own names.
+_READ: Final[dict[str, Callable[[Any], Any]]] = {
+    **dict.fromkeys(("error", "end", "attempts", "recovered", "entered", "branches", "cached"), lambda part: part),
+    **dict.fromkeys(("inserted", "repeats", "failures"), tuple),
+    "switches": lambda part: tuple((selector, on) for selector, on in part),
+    "dropped": _dropped,
+    "waits": lambda part: tuple(map(_wait, part)),
+    "messages": lambda part: tuple(map(_message, part)),
+}
+
+
 def _inserter(parts: Mapping[str, Any]) -> str | None:
-    return inserter(parts["by"], parts["by_number"]) if "by_number" in parts else parts.get("by")
+    return _inserted_by(parts["by"], parts["by_number"]) if "by_number" in parts else parts["by"]
 
 
 def _scope(inside: list[tuple[str, str, int | None, str | None]]) -> Scope | None:

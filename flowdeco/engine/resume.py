@@ -192,7 +192,8 @@ def _brought_up_to_date(
 ) -> Generator[Request, Any, BaseException | None]:
     """Have the journal keep only the steps that still hold: of this run, or of the new one that begins at a stage."""
     known, finished = cast("Journaled", earlier.journaled), earlier.finished
-    recorder, cuts, reopened = terms.recorder, rehearsal.cuts(), rehearsal.reopened()
+    recorder, cuts = terms.recorder, rehearsal.cuts()
+    reopened = rehearsal.reopened() if cuts else []
     answer: Any = None
     if known.from_stage is not None:
         held, open_again = rehearsal.held(), {(branch, outcome.number) for branch, outcome in reopened}

@@ -55,11 +55,12 @@ def catch_up(branch: Branch) -> Walk:
 
 
 def reapply(branch: Branch, written: Delta) -> None:
-    """Let the writes of an earlier outcome take effect again, and its changes in place."""
+    """Let the writes of an earlier outcome take effect again, and its changes in place; in a rehearsal, nothing reads them."""
+    if branch.terms.rehearses:
+        return
     if written.changes:
-        if not branch.terms.rehearses:  # no user code has changed these values in a rehearsal
-            for key, value in written.changes.items():
-                _revise(branch, key, value, written.order)
+        for key, value in written.changes.items():
+            _revise(branch, key, value, written.order)
         branch.changed.update(key for key in written.changes if isinstance(key, str))
         written = written._replace(changes={})
     branch.store.apply(written)

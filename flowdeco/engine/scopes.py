@@ -413,7 +413,9 @@ def _finish_restored(branch: Branch, scope: OpenScope, earlier: Outcome, error: 
 
 
 def _finished(branch: Branch, scope: OpenScope, did: Outcome, error: Failure) -> Failure:
-    if isinstance(did, StageRecord):
+    if branch.terms.rehearses:
+        pass
+    elif isinstance(did, StageRecord):
         branch.records.add(amended(did.kept(), did) if did.error is not None or did.dropped else did.kept())
         if error is not None and not isinstance(error, Bail):
             branch.left.abandoned.update(dict.fromkeys(scope.local, did.name))  # a resume may need them
@@ -424,8 +426,9 @@ def _finished(branch: Branch, scope: OpenScope, did: Outcome, error: Failure) ->
         if scope.before is not None and (did.error is not None or did.dropped):
             branch.records.amend(did, scope.before.records)
     if error is None:
-        who = inserter(did.name, did.number)
-        scope.inserted.extend((unit, who) for unit in did.inserted)
+        if did.inserted:
+            who = inserter(did.name, did.number)
+            scope.inserted.extend((unit, who) for unit in did.inserted)
         branch.agenda.extend(reversed(scope.inserted))
     return error
 

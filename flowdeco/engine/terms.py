@@ -46,6 +46,7 @@ class Terms:
     claims: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
     timeout: float | None = None  # of this leg of the run
     shown: int = 0  # the size of the values that actions have shown
+    rehearses: bool = field(init=False)  # the run is only compared with its history: nothing is performed or applied
     is_quiet: bool = field(init=False)  # no selector or history needs single steps
     records_only: bool = field(init=False)  # nor does a journal or an observer
 
@@ -55,10 +56,6 @@ class Terms:
     def resume_from(self, past: History | None) -> None:
         """Set the history of a resumed run."""
         self.past = past
+        self.rehearses = past is not None and past.rehearses
         self.is_quiet = not (self.skip or past)
         self.records_only = self.is_quiet and self.recorder is None and self.notify is None
-
-    @property
-    def rehearses(self) -> bool:
-        """Whether the run is only compared with its history, and nothing is performed."""
-        return self.past is not None and self.past.rehearses

@@ -275,7 +275,9 @@ class Given(NamedTuple):
 
 def asked(steps: Steps, branch: str = ROOT) -> Iterator[tuple[str, Outcome]]:
     """Yield the unfinished steps that have waited for something, with their branches, in branch order."""
-    for number, outcome in sorted(steps.get(branch, {}).items()):
+    mine = steps.get(branch, {})
+    for number in sorted(number for number, outcome in mine.items() if outcome.waits or outcome.branches):
+        outcome = mine[number]
         if outcome.waits and not outcome.is_final:
             yield branch, outcome
         for index in range(outcome.branches):
