@@ -31,7 +31,12 @@ _PYTHON: Final = (sys.implementation.cache_tag or "").removeprefix("cpython-") +
 
 def fingerprint(function: Any) -> str:
     """Return a short string that differs when the code, its constants or its defaults differ."""
-    return f"{_PYTHON}:{_hashed(_described(function))}"
+    return _of_described(_described(function))
+
+
+@functools.lru_cache(_KEPT)  # a template makes functions of the same code without end
+def _of_described(text: str) -> str:
+    return f"{_PYTHON}:{_hashed(text)}"
 
 
 def _hashed(text: str) -> str:

@@ -782,8 +782,9 @@ class SqliteJournal:
         blobs = referred(connection, first, first + _LAST)
         found = connection.execute(_SELECT, (first, first + _LAST))
         for id, number, what, started, elapsed, checksum, payload in found:
+            told: Names | None
             try:
-                told: Names | None = _names(what)
+                told = _names(what)
                 if crc32(_PACKED(id, number, started, elapsed) + payload, told[0]) != checksum:
                     told = None
             except (TypeError, ValueError, RecursionError, struct.error):

@@ -19,7 +19,7 @@ from flowdeco.engine.memory import Remains
 from flowdeco.engine.outcome import ROOT, RUN, Outcome, Status, Steps, branch_id, cut_steps
 from flowdeco.engine.recorder import KINDS, Recorded
 from flowdeco.errors import Cancelled, CodeChangedError, DefinitionError, Suspend
-from flowdeco.model.definitions import Parallel, Pipeline, Stage, Stream
+from flowdeco.model.definitions import Pipeline, Stage, Stream
 from flowdeco.model.options import Middleware
 from flowdeco.model.store import Mark
 from flowdeco.model.units import every_unit
@@ -347,7 +347,9 @@ class Rehearsal(History):
         held = dict(self._all)
         for branch, cut in self.cuts().items():
             mine = self._all.get(branch, {})
-            held[branch] = {number: outcome for number, outcome in mine.items() if self._holds_still(branch, outcome, cut)}
+            held[branch] = {
+                number: outcome for number, outcome in mine.items() if self._holds_still(branch, outcome, cut)
+            }
         for branch, outcome in self.reopened():
             held[branch][outcome.number] = outcome
         return {branch: mine for branch, mine in held.items() if mine}
@@ -401,9 +403,10 @@ def branches_of(branch: str, number: int, outcome: Outcome) -> list[str]:
 
 def _is_same(unit: Any, earlier: Outcome) -> bool:
     """Whether a step has the same kind and name as before, and a group of fixed branches the same number of them."""
-    if earlier.name != unit.name or _kind(earlier.unit) != _kind(unit):
+    kind = _kind(unit)
+    if earlier.name != unit.name or _kind(earlier.unit) != kind:
         return False
-    return type(unit) is not Parallel or unit.stream is not None or earlier.branches in (0, len(unit.units))
+    return kind != "group" or unit.stream is not None or earlier.branches in (0, len(unit.units))
 
 
 def _is_same_code(now: str, before: str) -> bool:
@@ -412,9 +415,7 @@ def _is_same_code(now: str, before: str) -> bool:
 
 
 def _kind(unit: Any) -> str:
-    if isinstance(unit, Recorded):
-        return unit.kind
-    return "action" if type(unit) is Step else KINDS[type(unit)]
+    return unit.kind if type(unit) is Recorded else "action" if type(unit) is Step else KINDS[type(unit)]
 
 
 def _described(unit: Any, around: Any, earlier: Outcome | None = None) -> str:

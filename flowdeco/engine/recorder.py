@@ -357,12 +357,15 @@ def outcomes(rows: list[Row], codec: Codec, pins: Mapping[str, int] = {}) -> dic
 
 
 def _decoded(row: Row, codec: Codec, nothing: bytes, order: int) -> Outcome:
-    parts: Any = {} if row.payload == nothing else codec.decode(row.payload)
+    if row.payload == nothing:
+        return _outcome(row, {"writes": NOTHING})
+    parts: Any = codec.decode(row.payload)
     try:
-        if isinstance(parts, tuple):
-            key, value = cast("tuple[str, Any]", parts)
-            parts = {"puts": {key: value}, "result": ("put", key)}
-        return _outcome(row, parts, order)
+        if not isinstance(parts, tuple):
+            return _outcome(row, _fields(parts, order))
+        key, value = cast("tuple[str, Any]", parts)
+        writes = Delta({key: value}, NOTHING.deletes, NOTHING.appends, order=order)
+        return _outcome(row, {"writes": writes, "result": UNSET if value is None else value})
     except (TypeError, ValueError, LookupError, AttributeError) as error:  # written by something else than us
         raise JournalError(
             f"the journal is damaged: step {row.number} of branch {row.branch!r} ({row.kind} {row.action or row.stage!r}) "
@@ -370,25 +373,31 @@ def _decoded(row: Row, codec: Codec, nothing: bytes, order: int) -> Outcome:
         ) from error
 
 
-def _outcome(row: Row, parts: dict[str, Any], order: int) -> Outcome:
-    more: dict[str, Any] = {name: _READ[name](parts[name]) for name in parts if name in _READ}
-    writes = _delta(parts, order)
-    if "reason" in parts and more.get("error") is None:
-        more["error"] = Bail(*parts["reason"])
-    if "in" in parts:
-        more["scope"] = _scope(parts["in"])
-    if "entering" in parts:
-        more["entering"] = tuple(_delta(each, order) for each in parts["entering"])
-    if "lost" in parts or "counted" in parts:
-        more["selection"] = _selection(parts)
-    if "by" in parts:
-        more["inserted_by"] = _inserter(parts)
-    if "result" in parts:
-        more["result"] = _result(parts["result"], writes)
-    return _RECORDS.get(row.kind, Outcome)(
-        row.action or row.stage, _recorded(row.kind, row.stage), _STATUS[row.status], row.started, row.elapsed,
-        number=row.number, fingerprint=row.fingerprint, writes=writes, **more,
+def _outcome(row: Row, fields: dict[str, Any]) -> Outcome:
+    _, number, kind, stage, action, status, started, elapsed, fingerprint, _ = row
+    return _RECORDS.get(kind, Outcome)(
+        action or stage, _recorded(kind, stage), _STATUS[status], started, elapsed, number=number,
+        fingerprint=fingerprint, **fields,
     )  # fmt: skip
+
+
+def _fields(parts: dict[str, Any], order: int) -> dict[str, Any]:
+    """Return the fields of an outcome that its payload describes."""
+    fields: dict[str, Any] = {name: _READ[name](parts[name]) for name in parts if name in _READ}
+    fields["writes"] = writes = _delta(parts, order)
+    if "reason" in parts and fields.get("error") is None:
+        fields["error"] = Bail(*parts["reason"])
+    if "in" in parts:
+        fields["scope"] = _scope(parts["in"])
+    if "entering" in parts:
+        fields["entering"] = tuple(_delta(each, order) for each in parts["entering"])
+    if "lost" in parts or "counted" in parts:
+        fields["selection"] = _selection(parts)
+    if "by" in parts:
+        fields["inserted_by"] = _inserter(parts)
+    if "result" in parts:
+        fields["result"] = _result(parts["result"], writes)
+    return fields
 
 
 _recorded: Final = lru_cache(_KEPT)(Recorded)

@@ -55,7 +55,7 @@ def catch_up(branch: Branch) -> Walk:
 
 
 def reapply(branch: Branch, written: Delta) -> None:
-    """Let the writes of an earlier outcome take effect again, and its changes in place; in a rehearsal, nothing reads them."""
+    """Let the writes of an earlier outcome take effect again, and its changes in place: not in a rehearsal."""
     if branch.terms.rehearses:
         return
     if written.changes:
