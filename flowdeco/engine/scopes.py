@@ -413,9 +413,18 @@ def _finish_restored(branch: Branch, scope: OpenScope, earlier: Outcome, error: 
 
 
 def _finished(branch: Branch, scope: OpenScope, did: Outcome, error: Failure) -> Failure:
-    if branch.terms.rehearses:
-        pass
-    elif isinstance(did, StageRecord):
+    if not branch.terms.rehearses:
+        _keep_record(branch, scope, did, error)
+    if error is None:
+        if did.inserted:
+            who = inserter(did.name, did.number)
+            scope.inserted.extend((unit, who) for unit in did.inserted)
+        branch.agenda.extend(reversed(scope.inserted))
+    return error
+
+
+def _keep_record(branch: Branch, scope: OpenScope, did: Outcome, error: Failure) -> None:
+    if isinstance(did, StageRecord):
         branch.records.add(amended(did.kept(), did) if did.error is not None or did.dropped else did.kept())
         if error is not None and not isinstance(error, Bail):
             branch.left.abandoned.update(dict.fromkeys(scope.local, did.name))  # a resume may need them
@@ -425,12 +434,6 @@ def _finished(branch: Branch, scope: OpenScope, did: Outcome, error: Failure) ->
         branch.records.add_pipeline(did.kept())
         if scope.before is not None and (did.error is not None or did.dropped):
             branch.records.amend(did, scope.before.records)
-    if error is None:
-        if did.inserted:
-            who = inserter(did.name, did.number)
-            scope.inserted.extend((unit, who) for unit in did.inserted)
-        branch.agenda.extend(reversed(scope.inserted))
-    return error
 
 
 def _has_left(branch: Branch, scope: OpenScope) -> bool:
