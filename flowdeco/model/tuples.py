@@ -1,7 +1,7 @@
 """Named tuples that are made three times as fast as those of `typing`.
 
 There are some sixty of them in a run, each made as its module is imported. `typing` compiles the annotation of every
-field in case somebody evaluates it: that alone were 4 of the 15 ms that an import of flowdeco may take.
+field in case somebody evaluates it: that alone was 4 of the 15 ms that an import of flowdeco may take.
 """
 
 from __future__ import annotations
