@@ -103,10 +103,10 @@ def finish_simple(branch: Branch, step: Step, by: str | None, started: float, va
     act = Execution(step, by, number, started)
     act.mark = branch.store.mark() if is_durable else None
     act.value = value
-    return _finish(branch, act) if is_durable or type(value) not in SETTLED else conclude(branch, act)
+    return _settle_and_conclude(branch, act) if is_durable or type(value) not in SETTLED else conclude(branch, act)
 
 
-def _finish(branch: Branch, act: Execution) -> Walk:
+def _settle_and_conclude(branch: Branch, act: Execution) -> Walk:
     act.value = yield from settled(act.step, act.value)
     error = conclude(branch, act)
     return (yield from branch.save()) or error
@@ -422,7 +422,7 @@ def conclude(branch: Branch, act: Execution) -> Failure:
     elif own is not None:
         store.release(own)
     if error is not None and not isinstance(error, Bail):
-        branch.left.unwind(branch.store, act.mark)
+        branch.leftovers.unwind(branch.store, act.mark)
     elif act.mark is not None:
         store.release(act.mark)
     take_effect(branch, branch.scope, did)

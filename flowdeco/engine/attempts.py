@@ -47,7 +47,7 @@ def forget_held(branch: Branch, scope: OpenScope) -> None:
     del branch.rows[scope.held :]
     if branch.terms.recorder is not None:
         branch.terms.recorder.looks.forget()
-    branch.left.cut(0)
+    branch.leftovers.cut(0)
     if branch.terms.log is not None:
         gone = [id for at, ids in branch.forks if at > scope.number for id in ids]
         branch.terms.log.forget({branch.id: scope.number + 1, **dict.fromkeys(gone, 0)})
@@ -58,7 +58,7 @@ def _drop_from(branch: Branch, number: int) -> Walk:
     terms = branch.terms
     gone = [id for at, ids in branch.forks if at >= number for id in ids]
     branch.forks = [fork for fork in branch.forks if fork[0] < number]
-    branch.left.cut(number)
+    branch.leftovers.cut(number)
     terms.waits.update({place: waits for at, place, waits in branch.answered if at >= number})
     branch.answered = [each for each in branch.answered if each[0] < number]
     branch.held_waits = [wait for wait in branch.held_waits if not _is_cut(wait, branch.id, number, gone)]

@@ -50,7 +50,7 @@ class Branch:
     deadline: Deadline | None = None  # of the innermost scope that has one
     guarded = False  # perhaps the next step must not begin: it was stopped, the run was cancelled, or it has a deadline
     is_behind = False  # it may lack what other branches had changed in place before a resume
-    restoring = False
+    is_catching_up = False  # it has history left to restore; `catch_up` reports the end
     logged: dict[int, Outcome] | None = None  # in memory: the outcomes of its scopes
     _id: str | None = None
 
@@ -75,7 +75,7 @@ class Branch:
         self.changed: set[str] = set()  # with a journal: keys whose values were changed in place
         # Changed in place before a resume: the order of the last change, and the value after it.
         self.revised: dict[Name, tuple[int, Any]] = {}
-        self.left = Leftovers(is_kept=terms.log is not None)
+        self.leftovers = Leftovers(is_kept=terms.log is not None)
         self.waits: dict[int, Waits] = {}  # of the steps at work
         self.held_waits: list[Wait] = []  # of the steps inside an atomic one
         self.consumed: set[str] = set()  # keys of answers
@@ -89,7 +89,7 @@ class Branch:
             self.deadline, self.guarded = parent.deadline, True
         if terms.past is not None:
             self.is_behind = parent is not None
-            self.restoring = terms.past.has_more(self.id)
+            self.is_catching_up = terms.past.has_more(self.id)
 
     def _inherit(self, parent: Branch) -> None:
         self.switches.update(parent.switches)

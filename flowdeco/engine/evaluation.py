@@ -91,7 +91,7 @@ def evaluate_run(run: Run, terms: Terms, use: tuple[Middleware, ...]) -> Generat
         branch.atomic = 0
         unsaved = yield from branch.save()
         error = unsaved if unsaved is not None and (error is None or isinstance(error, (Bail, Suspend))) else error
-    branch.left.end_unwinding(branch.store)
+    branch.leftovers.end_unwinding(branch.store)
     run.elapsed += terms.clock() - started
     _note_end(run, branch, error)
     return branch
@@ -106,7 +106,7 @@ def _note_end(run: Run, branch: Branch, error: Failure) -> None:
     terms.idle = {each: by for each, by in terms.idle.items() if each in branch.switches and each not in terms.used}
     run.status = status_of(error, terms.is_cancellation)
     if log is not None and error is not None:
-        log.remains, log.waits = branch.left.all_remains(branch.id, branch.store, branch.result), terms.waits
+        log.remains, log.waits = branch.leftovers.all_remains(branch.id, branch.store, branch.result), terms.waits
     if isinstance(error, (Bail, Suspend)):
         run.reason = error.reason
         run.waits = error.waits if isinstance(error, Suspend) else ()
@@ -171,7 +171,7 @@ def _take_guarded(branch: Branch, unit: Any, by: str | None) -> Walk | Failure:
         deadline = branch.deadline
         if deadline is not None and deadline.scope is unit and not deadline.expired:
             refused = branch.refusal()  # the layers in it are told, even if nothing was left to do
-    elif not (branch.restoring or branch.sealed):
+    elif not (branch.is_catching_up or branch.sealed):
         refused = branch.refusal()
         if refused is not None and type(unit) is OpenStream:
             branch.agenda.append((unit, by))  # it is still to be closed
@@ -252,7 +252,7 @@ def _begin_bare_action(branch: Branch, action: Action[..., Any], by: str | None)
 def _begin_stage(branch: Branch, stage: Stage, by: str | None) -> Walk | Failure:
     terms, around, number, earlier = branch.terms, branch.scope, branch.number, None
     branch.number = number + 1
-    cannot_skip = terms.is_quiet and not (branch.switches or around.is_skipped)
+    cannot_skip = terms.looks_nothing_up and not (branch.switches or around.is_skipped)
     if terms.past is not None:
         earlier = recall(branch, number, stage)
         if by is not None and terms.past.in_store and not branch.restores(earlier):

@@ -43,6 +43,7 @@ def run_group(branch: Branch, group: Parallel, scope: OpenScope, earlier: Outcom
     past = branch.terms.past
     if past is not None and earlier is not None and branch.restores(earlier):
         return (yield from _restore_group(branch, group, scope, earlier))
+    # One that had begun catches up through its branches (`Schedule._one_caught_up`).
     error = (yield from catch_up(branch)) if earlier is None else None
     conductor = _Conductor(branch, group, scope, earlier)
     error = error or (yield from conductor.announce())
@@ -74,9 +75,9 @@ def _restore_group(branch: Branch, group: Parallel, scope: OpenScope, earlier: O
 class _Conductor:
     """Decides which branches of a group begin, and what each that ends means for the group.
 
-    Of the branches of a resumed group, those before `known` may have begun: the supply begins with them. It `is_live`
-    unless everything in it is restored; it `is_restoring` until the supply is past what had begun. `later` are units that
-    are among those, and have not begun.
+    Of the branches of a resumed group, those before `verdicts.known` may have begun: the supply begins with them. It
+    `is_live` unless everything in it is restored; it `is_restoring` until the supply is past what had begun. `later` are
+    units that are among those, and have not begun.
     """
 
     def __init__(self, branch: Branch, group: Parallel, scope: OpenScope, earlier: Outcome | None) -> None:
@@ -99,7 +100,7 @@ class _Conductor:
         self.held = 0  # as observers know, while the supply is held up
         self.is_held_up = False
         self.is_restoring = earlier is not None
-        self.had_begun = self.is_restoring and self.is_live
+        self.must_catch_up = self.is_restoring and self.is_live
         self.source = self._source()
         if earlier is not None:
             self.source.bound = max(self.source.bound, earlier.branches)
@@ -160,7 +161,7 @@ class _Conductor:
         unit: Any = yield from self._begun_before()
         self.is_restoring = False
         wanted = unit is None and self.is_live
-        if wanted and self.had_begun:
+        if wanted and self.must_catch_up:
             wanted = (yield CAUGHT_UP) is not False
         while wanted:
             if self.later:

@@ -61,7 +61,9 @@ class History:
         self._unfinished: dict[tuple[str, int], Outcome] = {}  # scopes that are open again
 
     def recall(self, branch: str, number: int, unit: Any, around: Any, *, sealed: bool) -> Outcome | None:
-        """Return the earlier outcome of a step, whether it had ended or not; None if it had not begun.
+        """Return the earlier outcome of a step, whether it had ended or not; None if it has no row.
+
+        Then it had not begun, or its process was killed before it ended (`check_begun`).
 
         Each is returned once: `has` and `has_more` ask for what is left. `around` is the unit around the step, which had
         ended if `sealed`. Raises the error that forbids continuing.

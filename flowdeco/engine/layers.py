@@ -97,7 +97,7 @@ class Layers(Call):
     waits: Callable[[], Waits] | None = None
     pause: BaseException | None = None  # the signal of a pause before the next attempt
     inside: Collection[tuple[str, int]] = ()  # the steps in it that had waited, and run again
-    has_more = False  # it is that of a resumed run, which had fewer
+    has_new_layers = False  # it is that of a resumed run, which had fewer
     base = 0  # the number of the outermost layer; around a run, they are counted from the inside, down from -2
 
     def __init__(

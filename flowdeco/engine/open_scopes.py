@@ -66,10 +66,10 @@ class OpenScope:
         self.mark: Mark | None = None  # set before its layers were entered
         self.before: Before | None = None
         self.held = 0  # the number of unwritten rows when it began
-        # Only middleware surrounds its actions, and no selector or history needs them: set by `fill_scope`, until an action
-        # switches a selector.
+        # No selector, history or supplied value needs its actions one by one; middleware may surround them. Set by
+        # `fill_scope`, until an action switches a selector.
         self.is_quiet = False
-        self.is_bare = False  # nor does middleware
+        self.is_bare = False  # it is quiet, and has no `use_actions`
         self.is_atomic = False  # it is one step, and its rows are held back
         self.local: frozenset[str] = frozenset()  # names of results that are local to it
         self.records: list[Any] = []  # of the actions of a stage

@@ -195,7 +195,7 @@ class Conductor(Protocol):
 
     limit: int  # of branches at work
     is_restoring: bool  # the next branches had begun before the run was resumed, or their group had ended
-    had_begun: bool  # its group had not ended: when these are restored, the supply catches up
+    must_catch_up: bool  # its group had not ended: the supply and its branches say when they are past their history
     has_room: bool  # another branch may begin, as far as those are concerned that wait to be merged
     is_open: bool  # more branches are wanted
 

@@ -18,7 +18,7 @@ __all__ = ["catch_up", "reapply", "recall"]
 
 
 def recall(branch: Branch, number: int, unit: Unit | Step) -> Outcome | None:
-    """Return the earlier outcome of a step, whether it counts or not; None if the step had not begun."""
+    """Return the earlier outcome of a step, whether it counts or not; None if it has no row (see `History.recall`)."""
     past = branch.terms.past
     if past is None:
         return None
@@ -43,8 +43,8 @@ def _check_sealed(branch: Branch, past: History, number: int, unit: Unit | Step)
 
 def catch_up(branch: Branch) -> Walk:
     """Report, before anything new runs, that the history is restored; return the error if the group has ended since."""
-    if branch.restoring:
-        branch.restoring = False
+    if branch.is_catching_up:
+        branch.is_catching_up = False
         if branch.parent is not None and not branch.sealed:
             yield CAUGHT_UP
             if branch.stopped:

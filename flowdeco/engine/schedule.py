@@ -84,7 +84,7 @@ class _Group:
         self.tasks: dict[Task, None] = {}  # that have begun, and not ended
         self.restored: dict[Task, None] = {}  # of these: had begun before the run was resumed, and do not continue yet
         self.active = 0  # the others
-        self.catching_up = int(conductor.had_begun)  # the supply and tasks that have not restored their history
+        self.catching_up = int(conductor.must_catch_up)  # the supply and tasks that have not restored their history
         self.is_parked = False  # the supply waits until another branch is wanted
         context = copy_context() if parent is None else parent.context
         self.supply: Task | None = Task(None, conductor.supply(), self, context)
@@ -333,7 +333,7 @@ class Schedule:
                     groups.append(task.inner)
                 elif task.ticket is not None:
                     self._withdraw(task.ticket)
-            supply = stopped.supply  # one that is parked ends with the next branch
+            supply = stopped.supply  # one that is parked is told to end as the next branch ends (`_ended`, `_unparked`)
             if supply is not None and supply.ticket is not None:
                 self._withdraw(supply.ticket)
 

@@ -165,7 +165,7 @@ def _begin_layers(branch: Branch, scope: OpenScope, layers: tuple[Middleware, ..
         around.mark = scope.mark
     if recalled is not None:
         around.recalled = (written and partial(reapply, branch, written) for written in recalled)
-        around.has_more = None in recalled
+        around.has_new_layers = None in recalled
     return (yield from _enter_and_fill(branch, scope, around))
 
 
@@ -218,7 +218,7 @@ def _enter_and_fill(branch: Branch, scope: OpenScope, layers: Layers) -> Walk:
             mark.continue_from(noted)  # another attempt returns to the state that the first one found
         scope.before = scope.before._replace(result=result)
     scope.values = layers.values
-    if layers.entering is not None and error is None and (layers.has_more or not resumes):
+    if layers.entering is not None and error is None and (layers.has_new_layers or not resumes):
         error = note_entering(branch, scope, layers.entering, None if branch.atomic else layers)
         if layers.attempt > 1:  # it counts, should the process be killed now
             error = error or (yield from branch.save())
@@ -236,7 +236,7 @@ def fill_scope(branch: Branch, scope: OpenScope) -> None:
     """Put the contents of a scope on the agenda."""
     unit = scope.unit
     if type(unit) is Stage:
-        scope.is_quiet = branch.terms.is_quiet and not (scope.values or branch.switches or scope.is_skipped)
+        scope.is_quiet = branch.terms.looks_nothing_up and not (scope.values or branch.switches or scope.is_skipped)
         scope.is_bare = scope.is_quiet and not scope.use_actions
         steps = steps_of(unit)
         if unit.local and steps:
@@ -265,9 +265,9 @@ def close_scope(branch: Branch, scope: OpenScope, error: Failure) -> Walk:
     if layers is None:
         return _finish(branch, scope, error)
     marks = layers.marks()
-    own: Mark | None = None
+    leaving_mark: Mark | None = None  # for another attempt, `Store.undo` removes it
     if branch.terms.recorder is not None:
-        own = store.mark()
+        leaving_mark = store.mark()
         layers.watch.resume()
     left = leave(layers, error)
     again, error = left if isinstance(left, tuple) else (yield from left)
@@ -276,7 +276,7 @@ def close_scope(branch: Branch, scope: OpenScope, error: Failure) -> Walk:
         unsaved = yield from forget_attempt(branch, scope)
         repeat_changes(branch, layers)
     if again:
-        branch.left.unwinding = None
+        branch.leftovers.undone()
         if scope.number in branch.waits:
             branch.waits_of(scope.number).another_attempt(layers.who - 1)
         branch.agenda.append((scope, None))
@@ -286,9 +286,9 @@ def close_scope(branch: Branch, scope: OpenScope, error: Failure) -> Walk:
         layers.entered = True
         error = note_entering(branch, scope, layers.entering or [], layers) or unsaved or error
     leaving = None
-    if own is not None:
-        leaving = layers.watch.with_changes(store.since(own))
-        store.release(own)
+    if leaving_mark is not None:
+        leaving = layers.watch.with_changes(store.since(leaving_mark))
+        store.release(leaving_mark)
     return _finish(branch, scope, error, leaving, marks)
 
 
@@ -303,14 +303,14 @@ def _finish(
         return error
     error = error or _refused_insertion(branch, scope)
     if error is None:
-        branch.left.recover(branch.store)
+        branch.leftovers.recover(branch.store)
         error = branch.unsaved()
     entered = _let_go(branch, scope, error, marks)
     outcome = _outcome(branch, scope, error, entered, leaving)
     if branch.waits or branch.terms.waits or branch.held_waits:
         outcome = _with_waits(branch, scope, outcome)
     did, refused = note(branch, outcome)
-    return _finished(branch, scope, did, refused or error)
+    return _take_effect(branch, scope, did, refused or error)
 
 
 def _with_waits(branch: Branch, scope: OpenScope, outcome: Outcome) -> Outcome:
@@ -367,12 +367,12 @@ def _let_go(branch: Branch, scope: OpenScope, error: Failure, marks: Sequence[Ma
     has_failed = error is not None and not isinstance(error, Bail)
     if has_failed and (scope.is_atomic or not is_begun):
         is_begun = False
-        branch.left.unwind(branch.store, scope.mark)
+        branch.leftovers.unwind(branch.store, scope.mark)
         if scope.is_atomic:
             forget_held(branch, scope)
     elif scope.mark is not None:
         if error is not None:
-            branch.left.unfinished[scope.number] = list(marks), scope.before and scope.before.result
+            branch.leftovers.unfinished[scope.number] = list(marks), scope.before and scope.before.result
         branch.store.release(scope.mark)
     if not branch.revocable:
         branch.forks.clear()
@@ -409,10 +409,10 @@ def _finish_restored(branch: Branch, scope: OpenScope, earlier: Outcome, error: 
         return changed
     error = None if earlier.recovered else earlier.error or error
     did = restore(branch, earlier, scope.unit, scope.by, scope.records, scope.place)
-    return _finished(branch, scope, did, error)
+    return _take_effect(branch, scope, did, error)
 
 
-def _finished(branch: Branch, scope: OpenScope, did: Outcome, error: Failure) -> Failure:
+def _take_effect(branch: Branch, scope: OpenScope, did: Outcome, error: Failure) -> Failure:
     if not branch.terms.rehearses:
         _keep_record(branch, scope, did, error)
     if error is None:
@@ -427,7 +427,7 @@ def _keep_record(branch: Branch, scope: OpenScope, did: Outcome, error: Failure)
     if isinstance(did, StageRecord):
         branch.records.add(amended(did.kept(), did) if did.error is not None or did.dropped else did.kept())
         if error is not None and not isinstance(error, Bail):
-            branch.left.abandoned.update(dict.fromkeys(scope.local, did.name))  # a resume may need them
+            branch.leftovers.abandoned.update(dict.fromkeys(scope.local, did.name))  # a resume may need them
         elif scope.local and not _has_left(branch, scope):
             branch.store.drop_local(scope.local, did.name)
     else:

@@ -47,8 +47,8 @@ class Terms:
     timeout: float | None = None  # of this leg of the run
     shown: int = 0  # the size of the values that actions have shown
     rehearses: bool = field(init=False)  # the run is only compared with its history: nothing is performed or applied
-    is_quiet: bool = field(init=False)  # no selector or history needs single steps
-    records_only: bool = field(init=False)  # nor does a journal or an observer
+    looks_nothing_up: bool = field(init=False)  # neither selectors to skip nor a history
+    records_only: bool = field(init=False)  # nor a journal, nor an observer
 
     def __post_init__(self) -> None:
         self.resume_from(self.past)
@@ -57,5 +57,5 @@ class Terms:
         """Set the history of a resumed run."""
         self.past = past
         self.rehearses = past is not None and past.rehearses
-        self.is_quiet = not (self.skip or past)
-        self.records_only = self.is_quiet and self.recorder is None and self.notify is None
+        self.looks_nothing_up = not (self.skip or past)
+        self.records_only = self.looks_nothing_up and self.recorder is None and self.notify is None

@@ -47,7 +47,7 @@ class Conductor:
         self.limit = limit or len(walks)
         self.pulls = dict(pulls)  # requests before a branch is handed out, by its number
         self.is_restoring = begun is not None
-        self.had_begun = self.is_restoring and not sealed
+        self.must_catch_up = self.is_restoring and not sealed
         self.has_room = self.is_open = True
         self.is_enough = False
         self.enough = None  # so many complete it
@@ -60,7 +60,7 @@ class Conductor:
         for number, branch in sorted(enumerate(self.branches), key=lambda each: not each[1].begun):
             if self.is_restoring and not branch.begun:
                 self.is_restoring = False
-                if self.had_begun and (yield CAUGHT_UP) is False:
+                if self.must_catch_up and (yield CAUGHT_UP) is False:
                     return None
             if number in self.pulls:
                 answer = yield self.pulls[number]
@@ -72,7 +72,7 @@ class Conductor:
                 return None
         if self.is_restoring:
             self.is_restoring = False
-            if self.had_begun:
+            if self.must_catch_up:
                 yield CAUGHT_UP
         return None
 
