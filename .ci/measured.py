@@ -1,6 +1,7 @@
 """A plugin of pytest that measures coverage from its start, so that the tests need not be run a second time for it."""
 
 import os
+import sys
 import threading
 
 import coverage
@@ -12,16 +13,33 @@ _measured.start()
 _trace = threading.gettrace()
 
 
+_bootstrap = threading.Thread._bootstrap
+
+
 def _trace_thread(frame, event, arg):
-    """Measure a thread. Where two begin at once, coverage may fail in one, which would end before it has begun."""
+    """Measure a thread, or try again at its next call."""
     try:
         return _trace(frame, event, arg)
     except Exception:
         return None
 
 
+def _begin(thread):
+    """Begin a thread, measured if that can be: `threading.settrace` would end it, unseen, if it cannot.
+
+    Python installs one trace function at a time, and raises in a thread that begins while another one does.
+    Whoever waited for the thread would hang.
+    """
+    try:
+        sys.settrace(_trace_thread)
+    except RuntimeError:
+        pass
+    _bootstrap(thread)
+
+
 if _trace is not None:
-    threading.settrace(_trace_thread)
+    threading.settrace(None)
+    threading.Thread._bootstrap = _begin
 
 
 def pytest_unconfigure():

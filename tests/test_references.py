@@ -178,3 +178,18 @@ def test_what_a_function_made_in_a_script_is_found_under_its_name_there(monkeypa
     made = action(inner)
     monkeypatch.setattr(sys.modules["__main__"], "made_in_a_script", made, raising=False)
     assert pickle.loads(pickle.dumps(made)) is made
+
+
+def made_by(name):
+    """An action that a function has made."""
+    return action(name=name)(lambda: name)
+
+
+HELD = {1: made_by("one"), "two": made_by("two")}
+
+
+def test_what_a_module_holds_in_a_dict_is_found_there_by_a_name():
+    """Other keys are none."""
+    assert pickle.loads(pickle.dumps(HELD["two"])) is HELD["two"]
+    with pytest.raises(UnreferencedError, match="cannot pickle action 'one'"):
+        pickle.dumps(HELD[1])
