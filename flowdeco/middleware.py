@@ -24,7 +24,7 @@ from flowdeco.model.steps import Step
 from flowdeco.model.supplying import Supplies
 
 if TYPE_CHECKING:
-    from flowdeco.running import Outcomes
+    from flowdeco.running import Inputs, Outcomes
 
 __all__ = ["Call", "Middleware", "Sleep", "atomic", "cached", "recover", "retry"]
 
@@ -185,17 +185,18 @@ class Cached(NamedTuple):
             if found:
                 call.take_cached(*found[0])
                 return
-        yield None
+        with before.inputs.enclosed:
+            yield None
         self._keep(call, outcomes, before)
 
     def _keep(self, call: Layers, outcomes: Outcomes, before: _Before) -> None:
         """Add the outcome of a call to the cache, unless it is not one that depends on the arguments alone."""
         if call.given is UNSET or call.recovered:
             return
-        why = before.doubt or before.doubt_after(call, outcomes)
-        if before.key is not None and not why:
+        why = before.doubt or before.doubt_after(call)
+        if not why:
             try:
-                outcomes.put(before.key, (call.given, call.inserted[before.inserted :]))
+                outcomes.put(cast("str", before.inputs.key()), (call.given, call.inserted[before.inserted :]))
             except (JournalError, SerializationError, TypeError) as error:
                 why = str(error)
         if why:
@@ -241,8 +242,9 @@ _INSTEAD: Final = "write use_actions=[cached(...)], or @action(use=[cached(...)]
 
 
 class _Before(NamedTuple):
-    """A call before it is made: its key, or the reason why it has none; and what middleware had supplied by then."""
+    """A call before it is made: what it depends on, its key or the reason why it has none, and what middleware supplied."""
 
+    inputs: Inputs
     key: str | None
     doubt: str
     inserted: int
@@ -251,26 +253,27 @@ class _Before(NamedTuple):
     @classmethod
     def of(cls, call: Layers, outcomes: Outcomes) -> _Before:
         arguments = call.arguments
+        inputs = outcomes.inputs(call.step.function, arguments)
         lacking = [wanted.name for wanted in call.step.inputs if wanted.name not in arguments]
-        key = None if lacking else outcomes.key(call.step.function, arguments)
+        key = None if lacking else inputs.key()
         doubt = ""
         if lacking:
             doubt = f"{lacking[0]!r} is supplied inside of cached(...): put that middleware before it"
         elif key is None:
-            doubt = f"{outcomes.opaque(arguments)} has no content that can be compared"
-        return cls(key, doubt, len(call.inserted), len(call.supplied))
+            doubt = inputs.doubt()
+        return cls(inputs, key, doubt, len(call.inserted), len(call.supplied))
 
-    def doubt_after(self, call: Layers, outcomes: Outcomes) -> str:
+    def doubt_after(self, call: Layers) -> str:
         """Return the reason why its key does not stand for the call, now that it was made; "" if it does."""
         wanted = {name for each in call.step.inputs for name in (each.name, each.key)}
         inside = sorted(wanted.intersection(call.supplied[self.supplied :]))
         if inside:
             return f"{inside[0]!r} is supplied inside of cached(...): put that middleware before it"
-        if outcomes.key(call.step.function, call.arguments) != self.key:
-            return "it changes an argument, or a value that its function encloses, which the outcome would not do again"
+        if self.inputs.have_changed():
+            return "it changes an argument, which the outcome would not do again"
         if isinstance(call.given, Iterator):
             return "it is an iterator, which can be read only once"
-        return ""
+        return "" if self.inputs.key() is not None else self.inputs.doubt()
 
 
 def _running() -> ModuleType:

@@ -17,6 +17,7 @@ from flowdeco.model.runnable import Options as RunOptions
 from flowdeco.model.wiring import validate
 
 if TYPE_CHECKING:
+    from flowdeco.durable.outcomes import Inputs as Inputs  # noqa: PLC0414
     from flowdeco.durable.outcomes import Outcomes as Outcomes  # noqa: PLC0414  (so that `middleware` can import it from here)
     from flowdeco.engine.journal import Journal as Journal  # noqa: PLC0414  (so that definitions can import it from here)
     from flowdeco.show import Plan as Plan  # noqa: PLC0414  (so that definitions and runs can import it from here)

@@ -262,7 +262,7 @@ NOT = {
         lambda x: len(calls_of(x.append(1))),
         [],
         (),
-        "it changes an argument, or a value that its function encloses",
+        "it changes an argument, which the outcome would not do again",
     ),
     "an iterator": (lambda x: iter(calls_of([x])), 1, (), "it is an iterator, which can be read only once"),
 }

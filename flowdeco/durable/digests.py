@@ -61,13 +61,16 @@ def digest(value: Any) -> Digest | None:
     return Digest(content, found.cached, whole)
 
 
-def lasting_digest(value: Any) -> str | None:
-    """Return a digest that means the same in every process; None if a part of the value has no content to be seen."""
+def lasting_digest(value: Any, *, with_opaque: bool = False) -> str | None:
+    """Return a digest that means the same in every process; None if a part of the value has no content to be seen.
+
+    With `with_opaque`, only the class of such a part counts.
+    """
     try:
         content, found = _hashed(value, with_caches=False)
     except Exception:
         return None
-    return None if found.opaque else f"{hasher()[0]}:{content.hex()}"
+    return None if found.opaque and not with_opaque else f"{hasher()[0]}:{content.hex()}"
 
 
 class _Found:
@@ -106,11 +109,24 @@ class _Found:
 
 
 def _described(thing: Any) -> tuple[Any, ...]:
-    """Return the parts of a class or function."""
+    """Return the parts of a class, function or action."""
     if not isinstance(thing, types.FunctionType):
         return _name(thing), (), None, None, None
     cells = [cell.cell_contents for cell in thing.__closure__ or () if cell != types.CellType()]
-    return _name(thing), (fingerprint(thing), cells), None, None, None
+    content: tuple[Any, ...] = (fingerprint(thing), cells)
+    if type(cast("Any", thing)) is not types.FunctionType:  # a proxy
+        content = (*content, _options_of(thing))
+    return _name(thing), content, None, None, None
+
+
+def _options_of(proxy: Any) -> Any:
+    """Return the options and bound values of an action; None for the proxy of another library."""
+    from flowdeco.model.definitions import Action, action_options, bound_of  # not loaded for a journal without any
+
+    if not isinstance(proxy, Action):
+        return None
+    action = cast("Action[..., Any]", proxy)
+    return tuple(action_options(action)), dict(bound_of(action))
 
 
 def _hashed(value: Any, *, with_caches: bool) -> tuple[bytes, _Found]:

@@ -1,15 +1,13 @@
 """The outcomes of actions that `flowdeco.middleware.cached` remembers: a file of the kind of a journal, in a folder.
 
-An outcome is found by its key: the digest of the action's code and of everything that its call depends on. Values are
-stored as in a journal, large ones once per content. The file is open only while it is used.
+An outcome is found by its key: the digest of the action's code and of everything that its call depends on (`Inputs`).
+Values are stored as in a journal, large ones once per content. The file is open only while it is used.
 """
 
 from __future__ import annotations
 
-import functools
 import os
 import sqlite3
-import types
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -18,12 +16,39 @@ from zlib import crc32
 from flowdeco.durable.blobs import drop_blobs, load_blob, place_blob, refer, referred
 from flowdeco.durable.codec import PickleCodec
 from flowdeco.durable.digests import lasting_digest
+from flowdeco.durable.enclosed import Enclosed
 from flowdeco.durable.file import journal_file, transaction
-from flowdeco.durable.fingerprint import fingerprint
 from flowdeco.engine.journal import Payload
 from flowdeco.errors import JournalError
 
-__all__ = ["Outcomes"]
+__all__ = ["Inputs", "Outcomes"]
+
+
+class Inputs:
+    """What a call depends on, as it was before it: the code, the values that it encloses, the arguments."""
+
+    def __init__(self, function: Any, arguments: Mapping[str, Any]) -> None:
+        self.enclosed = Enclosed(function)
+        self._arguments = arguments
+        self._digest = self._read()
+
+    def key(self) -> str | None:
+        """Return the key of the call; None if the content of something that it depends on cannot be seen."""
+        enclosed = self.enclosed.counted()
+        return None if None in (enclosed, self._digest) else lasting_digest([enclosed, self._digest])
+
+    def doubt(self) -> str:
+        """Return why there is no key: which of the things that the call depends on has no content that can be seen."""
+        names = [name for name, value in self._arguments.items() if lasting_digest(value) is None]
+        what = f"the argument {names[0]!r}" if names else "a value that its function encloses"
+        return f"{what} has no content that can be compared"
+
+    def have_changed(self) -> bool:
+        """Whether the arguments have other content now."""
+        return self._read() != self._digest
+
+    def _read(self) -> str | None:
+        return lasting_digest(sorted(self._arguments.items()))
 
 
 class Outcomes:
@@ -34,14 +59,9 @@ class Outcomes:
         self._file = journal_file(os.path.join(folder, "outcomes.db"), "NORMAL")
         self._codec = PickleCodec()
 
-    def key(self, function: Any, arguments: Mapping[str, Any]) -> str | None:
-        """Return the key of a call; None if the content of something that it depends on cannot be seen."""
-        return lasting_digest([fingerprint(function), _enclosed(function), sorted(arguments.items())])
-
-    def opaque(self, arguments: Mapping[str, Any]) -> str:
-        """Return which of the things that a call depends on has no content that can be seen."""
-        names = [name for name, value in arguments.items() if lasting_digest(value) is None]
-        return f"the argument {names[0]!r}" if names else "a value that its function encloses"
+    def inputs(self, function: Any, arguments: Mapping[str, Any]) -> Inputs:
+        """Return what a call depends on."""
+        return Inputs(function, arguments)
 
     def get(self, key: str) -> Any:
         """Return the outcome as a tuple of one, or of none if there is none; raises `JournalError` if it is damaged."""
@@ -95,19 +115,3 @@ class Outcomes:
 
 def _checksum(key: str, payload: bytes) -> int:
     return crc32(payload, crc32(key.encode()))
-
-
-def _enclosed(function: Any) -> list[Any]:
-    """Return what a call depends on besides the code and the arguments: cells of closures, bound arguments, an object."""
-    if isinstance(function, functools.partial):
-        return [function.args, function.keywords, *_enclosed(function.func)]
-    if isinstance(function, types.MethodType):
-        return [function.__self__, *_enclosed(function.__func__)]
-    if isinstance(function, types.FunctionType):
-        cells = [cell.cell_contents for cell in function.__closure__ or () if cell != types.CellType()]
-        wrapped = function.__dict__.get("__wrapped__")
-        return [cells, *(() if wrapped is None else _enclosed(wrapped))]
-    if isinstance(function, (types.BuiltinFunctionType, type)):
-        owner = getattr(function, "__self__", None)
-        return [] if owner is None or isinstance(owner, types.ModuleType) else [owner]
-    return [function]
