@@ -19,6 +19,7 @@ from flowdeco.engine.layers import Layers
 from flowdeco.engine.requests import Sleep
 from flowdeco.errors import DefinitionError, JournalError, MissingInputError, SerializationError
 from flowdeco.model.contents import ATOMS
+from flowdeco.model.definitions import Action, bound_of
 from flowdeco.model.options import UNSET, Duration, Middleware, described, in_seconds
 from flowdeco.model.steps import Step
 from flowdeco.model.supplying import Supplies
@@ -207,15 +208,19 @@ class Cached(NamedTuple):
         if step.wants_context:
             raise _uncachable(step.name)
 
-    def check_signature(self, name: str, function: Any) -> None:
+    def check_signature(self, action: Action[..., Any]) -> None:
         """Raise that error for an action that is being defined, unless it takes more than its signature to know."""
+        function: Any = action.__wrapped__
         try:
-            annotations = [each.annotation for each in inspect.signature(function).parameters.values()]
+            parameters = inspect.signature(function).parameters.values()
         except (TypeError, ValueError):
             return
         known = getattr(function, "__globals__", {})
-        if any((known.get(each) if isinstance(each, str) else each) is Context for each in annotations):
-            raise _uncachable(name)
+        for each in parameters:
+            annotation = known.get(each.annotation) if isinstance(each.annotation, str) else each.annotation
+            is_context = annotation is Context or (annotation is each.empty and each.name == "ctx")
+            if is_context and each.name not in bound_of(action):
+                raise _uncachable(action.name)
 
     @property
     def answers(self) -> bool:

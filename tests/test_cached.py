@@ -325,32 +325,48 @@ def test_units_that_middleware_inside_inserts_are_part_of_the_outcome(folder, ca
     assert run.stages[0].actions[0].cached
 
 
-def test_an_action_that_takes_a_context_cannot_be_cached(folder):
-    """That is a definition error: where it is defined, or before anything runs."""
-    message = "action 'f' takes a Context and cannot be cached"
+def with_context(ctx: Context):
+    called()
 
-    def f(ctx: Context):
-        called()
 
-    def written(ctx: "Context"):
-        called()
+def with_context_as_text(ctx: "Context"):
+    called()
 
-    def unannotated(ctx):
-        called()
 
-    for function in (f, written):
-        with pytest.raises(DefinitionError, match=message):
-            action(function, name="f", use=[cached(folder)])
-        with pytest.raises(DefinitionError, match=message):
-            action(function, name="f").with_options(use=[cached(folder)])
-    for flow in (
-        action(unannotated, name="f", use=[cached(folder)]),
-        later >> Stage("s", [action(f)], use_actions=[cached(folder)]),
-        pipeline(later, parallel(action(f), later), use_actions=[cached(folder)]),
-        pipeline(action(lambda: action(f), name="insert"), use_actions=[cached(folder)]),
+def with_context_by_name(ctx):
+    called()
+
+
+@pytest.mark.parametrize("function", [with_context, with_context_as_text, with_context_by_name])
+def test_an_action_that_takes_a_context_cannot_be_cached(folder, function):
+    """That is an error where it is defined, whichever option says that it is to be cached."""
+    f, layers = action(function, name="f"), [cached(folder)]
+    inside = pipeline(later, parallel(later, Stage("s", [f]) >> later))
+
+    @stage(use_actions=layers)
+    def template(kind: str):
+        action(function, name="f")
+
+    for define in (
+        lambda: action(function, name="f", use=layers),
+        lambda: f.with_options(use=layers),
+        lambda: Stage("s", [later, f], use_actions=layers),
+        lambda: Stage("s", [f]).with_options(use_actions=layers),
+        lambda: pipeline(f, use_actions=layers),
+        lambda: inside.with_options(use_actions=layers),
+        lambda: template("a").run(),
     ):
-        with pytest.raises(DefinitionError, match=message):
-            flow.run()
+        with pytest.raises(DefinitionError, match="action 'f' takes a Context and cannot be cached: what it does by"):
+            define()
+    assert f.bind(ctx=1).with_options(use=layers).run().stages[0].actions[0].cached is False
+    assert CALLS == [()]
+
+
+def test_an_inserted_action_that_takes_a_context_cannot_be_cached(folder):
+    """That is an error before it is called."""
+    flow = pipeline(action(lambda: action(with_context, name="f"), name="insert"), use_actions=[cached(folder)])
+    with pytest.raises(DefinitionError, match="action 'f' takes a Context and cannot be cached"):
+        flow.run()
     assert CALLS == []
 
 

@@ -74,6 +74,7 @@ from flowdeco.model.units import (
     Pipeline,
     Template,
     Unit,
+    check_layers,
     Value,
     assign,
     check_known,
@@ -216,7 +217,7 @@ class Action(Unit, _Proxy, Generic[P, R]):
         check_known(repr(self), ActionOptions._fields, changes)
         checked = {option: _ACTION_CHECKS[option](value) for option, value in changes.items()}
         base, old = self._self_origin if isinstance(self._self_origin, Changed) else Changed(self, {})
-        _check_layers(self, checked.get("use", ()))
+        check_layers(checked.get("use", ()), [self])
         return Action(
             self.__wrapped__,
             self._self_options._replace(**checked),
@@ -260,6 +261,9 @@ class Action(Unit, _Proxy, Generic[P, R]):
 
     def _all_selectors(self) -> list[str]:
         return one_action_stage(self)._all_selectors()
+
+    def _actions(self) -> tuple[Any, ...]:
+        return (self,)
 
     def _selected(self, wanted: frozenset[str], keep: bool) -> Unit | None:
         stage = one_action_stage(self)
@@ -351,15 +355,8 @@ def make_action(function: Any, **options: Any) -> Action[..., Any]:
         keep_defaults(function)
     found = Action(function, made, local=local_variables(function))
     if made.use:
-        _check_layers(found, made.use)
+        check_layers(made.use, [found])
     return found
-
-
-def _check_layers(checked: Action[..., Any], layers: Iterable[Any]) -> None:
-    """Raise the `DefinitionError` of a layer that, as its signature shows, does not suit an action."""
-    for layer in layers:
-        if hasattr(layer, "check_signature"):
-            layer.check_signature(checked.name, checked.__wrapped__)
 
 
 def as_action(thing: Any) -> Action[..., Any]:
@@ -475,6 +472,7 @@ class Stage(Value, Unit):
         if isinstance(actions, (Unit, str)) or not isinstance(actions, Iterable):
             raise DefinitionError(f"the actions of stage {name!r} are a list, not {actions!r}: write [...]")
         own = _checked_data(data, name)
+        around = checked_layers(use_actions, "use_actions")
         members = tuple(as_action(action) for action in actions)
         if len(members) > 1:
             _check_namesakes(members, name)
@@ -483,7 +481,7 @@ class Stage(Value, Unit):
             name=checked_name(name, "a stage"),
             tags=checked_tags(tags),
             use=checked_layers(use),
-            use_actions=checked_layers(use_actions, "use_actions"),
+            use_actions=around,
             actions=members,
             has_data=bool(own),
             local=checked_flag(local, "local"),
@@ -494,6 +492,8 @@ class Stage(Value, Unit):
             _origin=None,
             memo=Memo(),
         )
+        if around:
+            check_layers(around, [self])
 
     @property
     def title(self) -> str:
@@ -547,6 +547,9 @@ class Stage(Value, Unit):
     def _selectors(self) -> list[str]:
         names = super()._selectors()
         return names if self.template is None else [*names, self.template.name]
+
+    def _actions(self) -> tuple[Any, ...]:
+        return self.actions
 
     def _all_selectors(self) -> list[str]:
         return [*self._selectors(), *(name for action in self.actions for name in action_selectors(self, action))]

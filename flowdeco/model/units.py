@@ -73,6 +73,10 @@ class Unit(Runnable):
         """Return every selector that names this unit or, for a stage, one of its actions."""
         return self._selectors()
 
+    def _actions(self) -> tuple[Any, ...]:
+        """Return the actions of a stage, or an action itself."""
+        return ()
+
     def _selected(self, wanted: frozenset[str], keep: bool) -> Unit | None:
         """Return the unit with only the wanted parts, or (not `keep`) without them; None if nothing is left."""
         raise NotImplementedError
@@ -348,9 +352,9 @@ class Pipeline(Composite):
     }
 
     def __init__(self, units: Iterable[Unit] = (), **options: Any) -> None:
-        given = self._completed(options)
+        given, flat = self._completed(options), checked_units(units, "pipeline")
         self._assign(
-            checked_units(units, "pipeline"),
+            flat,
             {
                 "name": checked_name(given["name"], "a pipeline"),
                 "title": checked_text(given["title"], "title"),
@@ -362,6 +366,7 @@ class Pipeline(Composite):
                 "timeout": checked_timeout(given["timeout"]),
             },
         )
+        check_layers(self.use_actions, flat)
 
     def with_options(self, **changes: Unpack[PipelineChanges]) -> Pipeline:
         """Return a copy with another name, title, tags, description, use, use_stages or use_actions."""
@@ -620,6 +625,15 @@ def every_unit(units: Iterable[Any]) -> Iterator[Any]:
         yield unit
         if isinstance(unit, Composite):
             waiting.extend(unit.units)
+
+
+def check_layers(layers: Iterable[Any], units: Iterable[Unit]) -> None:
+    """Raise the `DefinitionError` of a layer that does not suit an action in these units, as its signature shows."""
+    checks = [layer.check_signature for layer in layers if hasattr(layer, "check_signature")]
+    for unit in every_unit(units) if checks else ():
+        for action in unit._actions():
+            for check in checks:
+                check(action)
 
 
 def selectors_in(units: Iterable[Any]) -> set[str]:
