@@ -382,7 +382,10 @@ def printable(text: str) -> str:
 
 def shortened(value: object, limit: int = 60) -> str:
     """Return the repr of a value, cut short for use in a message."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # of an integer with more digits than Python converts
+        text = f"{value:#x}" if isinstance(value, int) else f"a {type(value).__name__}"
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

@@ -20,7 +20,7 @@ from flowdeco.engine.requests import Sleep
 from flowdeco.errors import DefinitionError, JournalError, MissingInputError, SerializationError
 from flowdeco.model.contents import ATOMS
 from flowdeco.model.definitions import Action, bound_of
-from flowdeco.model.options import UNSET, Duration, Middleware, described, in_seconds
+from flowdeco.model.options import UNSET, Duration, Middleware, checked_path, described, in_seconds
 from flowdeco.model.steps import Step
 from flowdeco.model.supplying import Supplies
 
@@ -153,16 +153,18 @@ def cached(path: str | os.PathLike[str]) -> Middleware:
 
     The folder is created if missing; delete it to clear the cache. Any number of runs, threads and processes may
     share it, and it is as trusted as code, because values are pickled. The code is that of the function and its defaults, as
-    for a resume, and the values it closes over; arguments are compared by content. The outcome includes collected items and
-    insertions; the record is `completed`, and `cached`.
+    for a resume. Arguments are compared by content, and so are the values that the function closes over, except for those that
+    the call changes, such as a counter. The outcome includes collected items and insertions; the record is `completed`, and
+    `cached`.
 
     Not cached, with a warning in the log of the run: outcomes that cannot be pickled; calls whose arguments have no content
     to compare, are changed in place, or are supplied by middleware inside this one. Failures are not cached either. An
     action that takes a `Context` cannot be cached: `DefinitionError`.
     """
-    folder: str = os.path.abspath(os.fspath(path))
+    given = checked_path(path, "the folder of cached(...)")
+    folder = os.path.abspath(given)
     if os.path.exists(folder) and not os.path.isdir(folder):
-        raise DefinitionError(f"cached: path is a folder, and {os.fspath(path)!r} is a file")
+        raise DefinitionError(f"cached: path is a folder, and {given!r} is a file")
     return cast("Middleware", Cached(folder))
 
 

@@ -604,7 +604,7 @@ def test_the_command_cancels_a_run_of_another_process(program, capsys):
     assert out == "run 'r' was cancelled by durable.cancel, or flowdeco cancel\n"
     assert durable.runs("r.db")[0].status == "cancelled"
     assert main(["cancel", "r", "--journal", "r.db"]) == 0
-    assert "run r is cancelled; to resume: flowdeco resume r" in capsys.readouterr().out
+    assert "run r is cancelled; to resume: flowdeco resume r --journal r.db\n" in capsys.readouterr().out
 
 
 def test_killed_before_it_noticed_it_is_cancelled_all_the_same(program):

@@ -1829,7 +1829,7 @@ def test_on_change_is_one_of_three_words(way):
 
 def test_ids_and_names_are_texts(way):
     """Said before there is a run."""
-    with pytest.raises(DefinitionError, match="run_id must be a string, not 3"):
+    with pytest.raises(DefinitionError, match="run_id is a non-empty string, or None for a new one, not 3"):
         way.run(du.gate("a"), run_id=3)
     run = way.run(du.gate("a"))
     with pytest.raises(DefinitionError, match="from_stage is the name of a stage, not \\['a'\\]"):

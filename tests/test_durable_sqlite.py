@@ -452,16 +452,23 @@ def test_purge_deletes_old_runs_but_never_running_ones(either):
         begun(either, run_id).close(run_id, status, None, None)
     begun(either, "live")
     assert durable.purge(either, older_than=3600) == 0
-    assert durable.purge(either, older_than=timedelta(seconds=-60), status="failed") == 1
-    assert durable.purge(either, older_than=-60, status=["completed", "bailed"]) == 2
+    assert durable.purge(either, older_than=timedelta(0), status="failed") == 1
+    assert durable.purge(either, older_than=0, status=["completed", "bailed"]) == 2
     assert [run.id for run in durable.runs(either)] == ["live"]
+
+
+_SECONDS = "older_than is a number of seconds that is not negative, or a timedelta, not "
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"older_than": "30 days"}, "older_than is seconds or a timedelta, not '30 days'"),
-        ({"older_than": True}, "older_than is seconds or a timedelta, not True"),
+        ({"older_than": "30 days"}, _SECONDS + "'30 days'"),
+        ({"older_than": True}, _SECONDS + "True"),
+        ({"older_than": -5}, _SECONDS + "-5"),
+        ({"older_than": timedelta(seconds=-5)}, _SECONDS + "datetime.timedelta("),
+        ({"older_than": 0, "status": 5}, "status is a collection of strings, not 5"),
+        ({"older_than": 0, "status": [5]}, "status is a collection of non-empty strings; 5 is not one"),
         ({"older_than": 0, "status": "faild"}, "no run has the status 'faild'. Did you mean 'failed'"),
     ],
 )
@@ -698,7 +705,7 @@ def test_runs_of_an_earlier_version_are_kept_but_not_resumed(path, version):
         Stage("s", [one]).resume("r", journal=path)
     assert [run.owner for run in durable.runs(path)] == [None] * 3
     durable.delete(path, "r")
-    assert durable.purge(path, older_than=-60, status="failed") == 2
+    assert durable.purge(path, older_than=0, status="failed") == 2
     begun(journal, rows=rows).close("r", "suspended", "x", None)
     assert journal.open("r").rows == rows
     journal.drop("r", {"0": 1, "b": 0})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import time
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
@@ -134,7 +133,7 @@ def cancel(options: Namespace) -> int:
     elif now.owner is not None:
         report.say(f"run {now.id} stops at its next step: {now.owner} is working on it")
     else:
-        report.say(f"run {now.id} is cancelled; to resume: flowdeco resume {shlex.quote(now.id)}")
+        report.say(f"run {now.id} is cancelled; to resume: {command_to_resume(options.journal, now)}")
     return FINE
 
 

@@ -293,8 +293,8 @@ def _check(inputs: Mapping[str, Any] | None, options: RunOptions) -> None:
     __tracebackhide__ = True
     if inputs is not None and not isinstance(inputs, Mapping):
         raise DefinitionError(f"inputs are a mapping of keys to values, not the {type(inputs).__name__} {inputs!r}")
-    if options.run_id is not None and not isinstance(options.run_id, str):
-        raise DefinitionError(f"run_id must be a string, not {options.run_id!r}")
+    if options.run_id is not None and not (isinstance(options.run_id, str) and options.run_id):
+        raise DefinitionError(f"run_id is a non-empty string, or None for a new one, not {options.run_id!r}")
     if options.if_exists not in ("error", "resume"):
         raise DefinitionError(f"if_exists is 'error' or 'resume', not {options.if_exists!r}")
     if options.if_exists == "resume" and (options.journal is None or options.run_id is None):

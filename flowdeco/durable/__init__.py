@@ -16,9 +16,10 @@ from flowdeco.durable.memory import MemoryJournal
 from flowdeco.durable.sqlite import SqliteJournal
 from flowdeco.engine.generations import present_rows
 from flowdeco.engine.journal import Codec, Journal, Remembered, Row
+from flowdeco.engine.waits import seconds_of
 from flowdeco.errors import DefinitionError, JournalError, RunBusyError, RunNotFoundError, suggestion
 from flowdeco.model.lazy import lazily
-from flowdeco.model.options import Duration, check_run_id, in_seconds
+from flowdeco.model.options import Duration, check_run_id, checked_tags
 
 if TYPE_CHECKING:
     from flowdeco.durable.json_codec import JsonCodec
@@ -62,6 +63,7 @@ def history(journal: Any, run_id: str) -> list[Row]:
 
     A step that a resume performed again appears once, as recorded the last time.
     """
+    check_run_id(run_id)
     latest: dict[tuple[str, int], Row] = {}
     for row in present_rows(as_journal(journal).history(run_id)):
         latest.pop((row.branch, row.number), None)
@@ -74,6 +76,8 @@ def due(journal: Any, now: float | None = None) -> list[RunInfo]:
 
     A crashed run, and one that was answered before it is due, is due since it was last updated. `now` is in POSIX seconds.
     """
+    if now is not None and (isinstance(now, bool) or not isinstance(now, (int, float))):
+        raise DefinitionError(f"now is a time in POSIX seconds, as that of time.time(), not {now!r}")
     at = time.time() if now is None else now
     target = as_journal(journal)
     found: list[RunInfo] = target.runs(due=at) if isinstance(target, SqliteJournal) else target.runs()
@@ -113,11 +117,9 @@ def purge(journal: Any, older_than: Duration, status: str | Iterable[str] | None
     `status` restricts it to runs of these statuses. A run that a process works on stays. Large values that nothing refers
     to any more are deleted as well. The file keeps its size: the space is used again.
     """
-    seconds = in_seconds(older_than)
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-        raise DefinitionError(f"older_than is seconds or a timedelta, not {older_than!r}")
-    wanted = None if status is None else {status} if isinstance(status, str) else set(status)
-    for unknown in sorted((wanted or set()) - STATUSES):
+    seconds = seconds_of(older_than, "older_than")
+    wanted = None if status is None else checked_tags([status] if isinstance(status, str) else status, "status")
+    for unknown in sorted((wanted or frozenset()) - STATUSES):
         raise DefinitionError(f"no run has the status {unknown!r}. {suggestion(unknown, STATUSES)}")
     target, before, count = as_journal(journal), time.time() - seconds, 0
     for run in target.runs():

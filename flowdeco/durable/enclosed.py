@@ -237,9 +237,10 @@ def _state(value: Any) -> tuple[dict[Any, Any] | None, Any]:
         parts = taken_apart(value)
     except Exception:
         return getattr(value, "__dict__", None), cast("object", type(value))
-    if not isinstance(parts.state, dict) or parts.items is not None or parts.pairs is not None:
+    state: Any = parts.state
+    if not isinstance(state, dict) or parts.items is not None or parts.pairs is not None:
         return None, None
-    return cast("dict[Any, Any]", parts.state), [parts.maker, parts.args]
+    return cast("dict[Any, Any]", state), [parts.maker, parts.args]
 
 
 def _of_function(value: Any) -> tuple[Any, _Holds]:

@@ -61,7 +61,7 @@ from flowdeco.errors import (
     Wait,
     suggestion,
 )
-from flowdeco.model.options import Duration, in_seconds
+from flowdeco.model.options import Duration, checked_path, in_seconds
 
 __all__ = ["SqliteJournal"]
 
@@ -180,17 +180,19 @@ class SqliteJournal:
         lease: Duration = 30.0,
         entry: str | None = None,
     ) -> None:
-        if not os.fspath(path) or os.fspath(path) == ":memory:":
-            given = os.fspath(path)
+        given = checked_path(path, "the file of a journal", JournalError)
+        if not given or given == ":memory:":
             raise JournalError(f"a journal is a file, and {given!r} is not one: MemoryJournal() keeps runs in memory")
-        if os.path.isdir(path):
-            raise JournalError(f"{os.fspath(path)!r} is a folder: give the path of a file, such as 'runs.db'")
+        if os.path.isdir(given):
+            raise JournalError(f"{given!r} is a folder: give the path of a file, such as 'runs.db'")
         if synchronous not in {"NORMAL", "FULL"}:
             raise JournalError(f"synchronous is 'NORMAL' or 'FULL', not {synchronous!r}")
         seconds = in_seconds(lease)
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
             raise JournalError(f"lease is a positive number of seconds, or a timedelta, not {lease!r}")
-        self.path: str = os.path.abspath(os.fspath(path))
+        if not (entry is None or isinstance(entry, str)):
+            raise JournalError(f"entry is the entry point of a pipeline, such as 'module:flow', not {entry!r}")
+        self.path: str = os.path.abspath(given)
         self.codec: Codec = named_codec(codec)
         self.synchronous = synchronous
         self.lease = float(seconds)
@@ -887,7 +889,7 @@ def named_codec(codec: str | Codec) -> Codec:
         from flowdeco.durable.json_codec import JsonCodec
 
         return JsonCodec()
-    if isinstance(codec, str):
+    if isinstance(codec, (str, type)) or not all(hasattr(codec, each) for each in ("name", "encode", "decode")):
         raise JournalError(f"codec is 'pickle', 'json' or a Codec, not {codec!r}")
     return codec
 

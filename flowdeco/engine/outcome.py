@@ -13,7 +13,7 @@ from operator import is_
 from typing import Any, Final, Self, TypeAlias, cast
 
 from flowdeco.engine.messages import MessageRecord, interleaved, joined
-from flowdeco.errors import Bail, Suspend, Wait
+from flowdeco.errors import Bail, Suspend, Wait, printable
 from flowdeco.events import ActionFinished, Event, StageFinished, UnitsInserted
 from flowdeco.model.definitions import Action, Stage, Stream, Unit
 from flowdeco.model.options import UNSET
@@ -289,7 +289,8 @@ class Outcome(NamedTuple):
         inside = ""
         if isinstance(self, StageRecord):
             inside = f": {', '.join(record.name for record in self.actions) or 'no actions'}"
-        return f"<{type(self).__name__} {self.name} {self.status}{failed}{again} in {self.elapsed:.6f} s{inside}>"
+        text = f"<{type(self).__name__} {self.name} {self.status}{failed}{again} in {self.elapsed:.6f} s{inside}>"
+        return printable(text)
 
 
 _EFFECT: Final = Outcome._fields.index("writes")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
 
 from flowdeco.engine.memory import Log
 from flowdeco.engine.outcome import ActionRecord, Outcome, Scope, StageRecord, Status
-from flowdeco.errors import Wait, portable
+from flowdeco.errors import Wait, portable, printable
 from flowdeco.model.definitions import Pipeline
 from flowdeco.model.options import Middleware
 from flowdeco.model.store import Key, Store
@@ -151,7 +151,7 @@ class Run:
         why = f": {self.reason}" if self.reason else ""
         failed = f" with {type(self.error).__name__}" if self.error is not None else ""
         count = f"{len(self.stages)} stage{'s' * (len(self.stages) != 1)}"
-        return f"<Run {self.id} {self.status}{failed}{why}, {count} in {self.elapsed:.3f} s>"
+        return printable(f"<Run {self.id} {self.status}{failed}{why}, {count} in {self.elapsed:.3f} s>")
 
 
 def _copied(error: BaseException) -> Any:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from math import inf, isfinite
+from math import inf
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from flowdeco.engine.outcome import NOWHERE, ROOT, Outcome, Status, Steps, branch_id, pinned
@@ -34,6 +34,7 @@ from flowdeco.errors import (
     DefinitionError,
     Suspend,
     Wait,
+    shortened,
     suggestion,
 )
 from flowdeco.model.options import Duration, in_seconds
@@ -225,8 +226,14 @@ class Surroundings(Protocol):
 def seconds_of(duration: Duration, what: str) -> float:
     """Return a duration in seconds, checked."""
     seconds = in_seconds(duration)
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not (seconds >= 0 and isfinite(seconds)):
-        raise DefinitionError(f"{what} is a number of seconds that is not negative, or a timedelta, not {duration!r}")
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
+        raise DefinitionError(
+            f"{what} is a number of seconds that is not negative, or a timedelta, not {shortened(duration)}"
+        )
+    if seconds > _LAST:  # an integer may be larger than any float
+        raise DefinitionError(
+            f"{what} is a number of seconds, and {shortened(duration)} of them would end after the year 9999"
+        )
     return seconds
 
 
@@ -235,15 +242,15 @@ _LAST: Final = 253_402_300_799.0  # the last second that a datetime can hold
 
 def moment(when: datetime | float) -> float:
     """Return a time in POSIX seconds; raises `DefinitionError` for one without a time zone."""
-    if isinstance(when, (int, float)) and not isinstance(when, bool) and isfinite(when):
+    if isinstance(when, (int, float)) and not isinstance(when, bool) and when >= -_LAST:
         if when > _LAST:
             raise DefinitionError(
-                f"ctx.sleep_until takes POSIX seconds, and {when!r} is after the year 9999: are these milliseconds?"
+                f"ctx.sleep_until takes POSIX seconds, and {shortened(when)} is after the year 9999: are these milliseconds?"
             )
         return float(when)
     given: Any = when
     if not callable(getattr(when, "utcoffset", None)) or not callable(getattr(when, "timestamp", None)):
-        raise DefinitionError(f"ctx.sleep_until takes an aware datetime or POSIX seconds, not {when!r}")
+        raise DefinitionError(f"ctx.sleep_until takes an aware datetime or POSIX seconds, not {shortened(when)}")
     if given.utcoffset() is None:
         raise DefinitionError(
             f"ctx.sleep_until takes an aware datetime, and {when!r} has no time zone, so that its meaning would depend on "

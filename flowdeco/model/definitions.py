@@ -27,7 +27,7 @@ from typing import (
 import wrapt
 from typing_extensions import ParamSpec, TypeVar, Unpack
 
-from flowdeco.errors import DefinitionError, ReturnValueError, shortened, suggestion
+from flowdeco.errors import DefinitionError, ReturnValueError, printable, shortened, suggestion
 from flowdeco.model.contents import ATOMS, agree
 from flowdeco.model.functions import bindable, call_bound, function_name, is_same_function, signature_of
 from flowdeco.model.identity import content_of, keep_defaults
@@ -74,10 +74,10 @@ from flowdeco.model.units import (
     Pipeline,
     Template,
     Unit,
-    check_layers,
     Value,
     assign,
     check_known,
+    check_layers,
     member_named,
     no_unit,
     options_of,
@@ -297,7 +297,7 @@ class Action(Unit, _Proxy, Generic[P, R]):
 
     def __repr__(self) -> str:
         bound = "".join(f", {name}={value!r}" for name, value in self._self_bound.items())
-        return f"<Action {self.name}{bound}>"
+        return printable(f"<Action {self.name}{bound}>")
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return self.__reduce__()
@@ -601,7 +601,8 @@ class Stage(Value, Unit):
     def __repr__(self) -> str:
         tags = f" tags={sorted(self.tags)}" if self.tags else ""
         timeout = f" timeout={self.timeout:g}" if self.timeout is not None else ""
-        return f"<Stage {self.name}: {', '.join(a.name for a in self.actions) or 'no actions'}{tags}{timeout}>"
+        names = ", ".join(each.name for each in self.actions) or "no actions"
+        return printable(f"<Stage {self.name}: {names}{tags}{timeout}>")
 
     def __reduce__(self) -> tuple[Any, ...]:
         origin = self._origin

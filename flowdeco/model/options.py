@@ -7,9 +7,10 @@ import inspect
 import types
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from math import inf
+from os import PathLike, fsdecode
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypedDict, cast
 
-from flowdeco.errors import DefinitionError, shortened
+from flowdeco.errors import DefinitionError, FlowdecoError, shortened
 from flowdeco.model.store import AnyKey, Key
 
 if TYPE_CHECKING:
@@ -109,6 +110,13 @@ class _Unset:
 
 
 UNSET: Final[Any] = _Unset()
+
+
+def checked_path(path: object, what: str, error: type[FlowdecoError] = DefinitionError) -> str:
+    """Return a path as a string."""
+    if not isinstance(path, (str, bytes, PathLike)):
+        raise error(f"{what} is a path, such as 'runs' or Path('runs'), not {shortened(path)}")
+    return fsdecode(cast("str", path))
 
 
 def checked_name(name: object, what: str) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Never, NoReturn, Self, c
 
 from typing_extensions import TypeVar, Unpack
 
-from flowdeco.errors import DefinitionError, selector_suggestion, shortened, suggestion
+from flowdeco.errors import DefinitionError, printable, selector_suggestion, shortened, suggestion
 from flowdeco.model.contents import agree
 from flowdeco.model.options import (
     Duration,
@@ -440,7 +440,7 @@ class Pipeline(Composite):
     def __repr__(self) -> str:
         names = " >> ".join(unit.name for unit in self.units) or "empty"
         timeout = f" timeout={self.timeout:g}" if self.timeout is not None else ""
-        return f"<Pipeline {names}>" if self.plain else f"<Pipeline {self.name}: {names}{timeout}>"
+        return printable(f"<Pipeline {names}>" if self.plain else f"<Pipeline {self.name}: {names}{timeout}>")
 
 
 def pipeline(
@@ -557,7 +557,7 @@ class Parallel(Composite):
 
     def __repr__(self) -> str:
         branches = " | ".join(unit.name for unit in self.units) or "empty"
-        return f"<Parallel {self.name}: {branches if self.stream is None else self.stream.name}>"
+        return printable(f"<Parallel {self.name}: {branches if self.stream is None else self.stream.name}>")
 
 
 def _branches(units: Iterable[Any], stream: Any) -> tuple[tuple[Unit, ...], Any]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 from flowdeco.engine.runs import Run, Status
+from flowdeco.errors import DefinitionError, shortened
 from flowdeco.model.declare import StageTemplate
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Unit
 from flowdeco.model.store import Store
@@ -62,6 +63,8 @@ class Plan(PlanContent, _View):
 
     def diff(self, ran: Ran | Run) -> Diff:
         """Return the differences of a run: inserted (and by whom), skipped, failed, recovered and unreached parts."""
+        if not isinstance(ran, (Run, Ran)):
+            raise DefinitionError(f"diff takes a run, or the view that its ran() returns, not {shortened(ran)}")
         done = _ran(ran) if isinstance(ran, Run) else ran
         return Diff(self, done, compared(self.parts, done.parts))
 

@@ -1,0 +1,137 @@
+"""Options that are not what they should be: an error where they are given, which says what to write."""
+
+import re
+
+import pytest
+
+from flowdeco import Context, Stage, action, durable, parallel, pipeline
+from flowdeco.durable import SqliteJournal
+from flowdeco.errors import DefinitionError, JournalError
+from flowdeco.middleware import cached
+
+HUGE = 10**400
+
+
+@action
+def one():
+    return 1
+
+
+@action
+def sleep(ctx: Context, seconds):
+    ctx.sleep(seconds)
+
+
+@action
+def sleep_until(ctx: Context, when):
+    ctx.sleep_until(when)
+
+
+class Half:
+    """No codec: it has no `decode`."""
+
+    name = "half"
+
+    def encode(self, value, what):
+        return b""
+
+
+REFUSED = {
+    "a folder that is no path": (lambda: cached(5), DefinitionError, "the folder of cached(...) is a path, such as"),
+    "a file that is no path": (lambda: SqliteJournal(5), JournalError, "the file of a journal is a path, such as"),
+    "an entry that is no string": (
+        lambda: SqliteJournal("q.db", entry=5),
+        JournalError,
+        "entry is the entry point of a pipeline, such as 'module:flow', not 5",
+    ),
+    "a codec that is a number": (
+        lambda: SqliteJournal("q.db", codec=5),
+        JournalError,
+        "codec is 'pickle', 'json' or a Codec, not 5",
+    ),
+    "a codec that cannot decode": (
+        lambda: SqliteJournal("q.db", codec=Half()),
+        JournalError,
+        "codec is 'pickle', 'json' or a Codec, not <",
+    ),
+    "a diff with a number": (
+        lambda: one.plan().diff(5),
+        DefinitionError,
+        "diff takes a run, or the view that its ran() returns, not 5",
+    ),
+    "the history of a number": (
+        lambda: durable.history("q.db", 5),
+        DefinitionError,
+        "a run is named by its id, a string, not by the int 5",
+    ),
+    "a time that is a string": (
+        lambda: durable.due("q.db", now="x"),
+        DefinitionError,
+        "now is a time in POSIX seconds, as that of time.time(), not 'x'",
+    ),
+    "an empty id": (
+        lambda: one.run(run_id=""),
+        DefinitionError,
+        "run_id is a non-empty string, or None for a new one, not ''",
+    ),
+    "an endless sleep": (
+        lambda: sleep.run({"seconds": HUGE}),
+        DefinitionError,
+        "the argument of ctx.sleep is a number of seconds, and 1000",
+    ),
+    "an unprintable sleep": (
+        lambda: sleep.run({"seconds": 1 << 20000}),
+        DefinitionError,
+        "the argument of ctx.sleep is a number of seconds, and 0x1000",
+    ),
+    "an infinite sleep": (
+        lambda: sleep.run({"seconds": float("inf")}),
+        DefinitionError,
+        "the argument of ctx.sleep is a number of seconds, and inf of them would end after the year 9999",
+    ),
+    "no sleep at all": (
+        lambda: sleep.run({"seconds": float("nan")}),
+        DefinitionError,
+        "the argument of ctx.sleep is a number of seconds that is not negative, or a timedelta, not nan",
+    ),
+    "a time that never comes": (
+        lambda: sleep_until.run({"when": HUGE}),
+        DefinitionError,
+        "ctx.sleep_until takes POSIX",
+    ),
+    "a time that never was": (
+        lambda: sleep_until.run({"when": -HUGE}),
+        DefinitionError,
+        "ctx.sleep_until takes an aware datetime or POSIX seconds, not -1000",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_it_is_refused_where_it_is_given(tmp_path, monkeypatch, what):
+    """With the class of error of its neighbours, and without a trace in the folder."""
+    monkeypatch.chdir(tmp_path)
+    call, error, message = REFUSED[what]
+    with pytest.raises(error, match=re.escape(message)):
+        call()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_repr_is_one_line_whatever_the_names():
+    """Control characters are escaped, as in every view."""
+    f = action(lambda: 1, name="f\x1b[31m\n")
+    stage = Stage("s\a\u202e", [f])
+    run = stage.run(run_id="r\n")
+    things = [
+        f,
+        stage,
+        pipeline(f, stage),
+        pipeline(f, name="p\n"),
+        parallel(f, stage),
+        run,
+        run.stages,
+        run.stages[0].actions,
+    ]
+    assert [repr(each) for each in things if not repr(each).isprintable()] == []
+    assert repr(f) == "<Action f\\x1b[31m\\n>"
+    assert repr(run.stages[0]).startswith("<StageRecord s\\x07\\u202e completed in ")
