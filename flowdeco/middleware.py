@@ -154,8 +154,8 @@ def cached(path: str | os.PathLike[str]) -> Middleware:
     The folder is created if missing; delete it to clear the cache. Any number of runs, threads and processes may
     share it, and it is as trusted as code, because values are pickled. The code is that of the function and its defaults, as
     for a resume. Arguments are compared by content, and so are the values that the function closes over, except for those
-    that the call changes, such as a counter. The outcome includes collected items and insertions; the record is `completed`, and
-    `cached`.
+    that the call changes, such as a counter. The outcome includes collected items and insertions; the record is
+    `completed`, and `cached`.
 
     Not cached, with a warning in the log of the run: outcomes that cannot be pickled; calls whose arguments have no content
     to compare, are changed in place, or are supplied by middleware inside this one. Failures are not cached either. An
