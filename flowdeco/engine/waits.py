@@ -242,7 +242,7 @@ _LAST: Final = 253_402_300_799.0  # the last second that a datetime can hold
 
 def moment(when: datetime | float) -> float:
     """Return a time in POSIX seconds; raises `DefinitionError` for one without a time zone."""
-    if isinstance(when, (int, float)) and not isinstance(when, bool) and when >= -_LAST:
+    if isinstance(when, (int, float)) and not isinstance(when, bool) and -_LAST <= when < inf:
         if when > _LAST:
             raise DefinitionError(
                 f"ctx.sleep_until takes POSIX seconds, and {shortened(when)} is after the year 9999: are these milliseconds?"
