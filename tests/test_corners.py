@@ -1,5 +1,7 @@
 """Corner cases that larger tests do not reach."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from flowdeco import Stage, action, parallel, pipeline, stream
@@ -38,7 +40,7 @@ def test_a_time_beyond_the_calendar_is_told_in_seconds():
 def test_an_action_without_a_signature_can_be_cached(tmp_path):
     """Whether it takes a `Context` is seen when it is read, not when it is defined."""
     function = type("Odd", (), {"__call__": lambda self: 1, "__signature__": "none", "__name__": "odd"})()
-    cached(tmp_path).check_signature("odd", function)
+    cached(tmp_path).check_signature(SimpleNamespace(name="odd", __wrapped__=function))
 
 
 def test_a_selector_of_a_later_stage_is_checked_behind_a_cache(tmp_path):

@@ -9,10 +9,9 @@ from math import inf
 import pytest
 
 from flowdeco import Context, Stage, action, durable, pipeline, stage
-from flowdeco.engine.waits import seconds_of
 from flowdeco.errors import ActionTimeout, DefinitionError, MiddlewareError, UnitTimeout, WaitTimeout
 from flowdeco.middleware import Sleep, retry
-from flowdeco.model.options import in_seconds
+from flowdeco.model.options import in_seconds, seconds_of
 from flowdeco.testing import FlowRunner
 
 MINUTE = timedelta(minutes=1)

@@ -16,10 +16,9 @@ from flowdeco.durable.memory import MemoryJournal
 from flowdeco.durable.sqlite import SqliteJournal
 from flowdeco.engine.generations import present_rows
 from flowdeco.engine.journal import Codec, Journal, Remembered, Row
-from flowdeco.engine.waits import seconds_of
 from flowdeco.errors import DefinitionError, JournalError, RunBusyError, RunNotFoundError, suggestion
 from flowdeco.model.lazy import lazily
-from flowdeco.model.options import Duration, check_run_id, checked_tags
+from flowdeco.model.options import Duration, check_run_id, checked_tags, seconds_of
 
 if TYPE_CHECKING:
     from flowdeco.durable.json_codec import JsonCodec

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
 
 from flowdeco.engine.messages import MOST_SHOWN, MessageRecord, Messages, as_payload, cut
 from flowdeco.engine.outcome import step_id
-from flowdeco.engine.waits import Nap, Surroundings, Waits, moment, seconds_of
+from flowdeco.engine.waits import Nap, Surroundings, Waits, moment
 from flowdeco.errors import (
     ANSWERED,
     CONSUMED,
@@ -36,7 +36,7 @@ from flowdeco.model.definitions import (
     values_of,
 )
 from flowdeco.model.functions import underlying
-from flowdeco.model.options import Duration, checked_selectors
+from flowdeco.model.options import Duration, checked_selectors, seconds_of
 from flowdeco.model.selectors import switched_off
 from flowdeco.model.store import NOTHING, Delta, Key, Store, View, key_name
 from flowdeco.model.tuples import NamedTuple

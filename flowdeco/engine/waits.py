@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from math import inf
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from flowdeco.engine.outcome import NOWHERE, ROOT, Outcome, Status, Steps, branch_id, pinned
 from flowdeco.errors import (
@@ -37,7 +37,7 @@ from flowdeco.errors import (
     shortened,
     suggestion,
 )
-from flowdeco.model.options import Duration, in_seconds
+from flowdeco.model.options import LAST_SECOND
 from flowdeco.model.store import Key, Store
 from flowdeco.model.tuples import NamedTuple
 
@@ -60,7 +60,6 @@ __all__ = [
     "moment",
     "open_questions",
     "refusals",
-    "seconds_of",
     "starting_point",
     "used",
     "waits_by_step",
@@ -223,27 +222,10 @@ class Surroundings(Protocol):
         ...
 
 
-def seconds_of(duration: Duration, what: str) -> float:
-    """Return a duration in seconds, checked."""
-    seconds = in_seconds(duration)
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
-        raise DefinitionError(
-            f"{what} is a number of seconds that is not negative, or a timedelta, not {shortened(duration)}"
-        )
-    if seconds > _LAST:  # an integer may be larger than any float
-        raise DefinitionError(
-            f"{what} is a number of seconds, and {shortened(duration)} of them would end after the year 9999"
-        )
-    return seconds
-
-
-_LAST: Final = 253_402_300_799.0  # the last second that a datetime can hold
-
-
 def moment(when: datetime | float) -> float:
     """Return a time in POSIX seconds; raises `DefinitionError` for one without a time zone."""
-    if isinstance(when, (int, float)) and not isinstance(when, bool) and -_LAST <= when < inf:
-        if when > _LAST:
+    if isinstance(when, (int, float)) and not isinstance(when, bool) and -LAST_SECOND <= when < inf:
+        if when > LAST_SECOND:
             raise DefinitionError(
                 f"ctx.sleep_until takes POSIX seconds, and {shortened(when)} is after the year 9999: are these milliseconds?"
             )

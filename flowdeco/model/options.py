@@ -112,6 +112,23 @@ class _Unset:
 UNSET: Final[Any] = _Unset()
 
 
+LAST_SECOND: Final = 253_402_300_799.0  # that a datetime can hold
+
+
+def seconds_of(duration: Duration, what: str) -> float:
+    """Return a duration in seconds, checked."""
+    seconds = in_seconds(duration)
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
+        raise DefinitionError(
+            f"{what} is a number of seconds that is not negative, or a timedelta, not {shortened(duration)}"
+        )
+    if seconds > LAST_SECOND:  # an integer may be larger than any float
+        raise DefinitionError(
+            f"{what} is a number of seconds, and {shortened(duration)} of them would end after the year 9999"
+        )
+    return seconds
+
+
 def checked_path(path: object, what: str, error: type[FlowdecoError] = DefinitionError) -> str:
     """Return a path as a string."""
     if not isinstance(path, (str, bytes, PathLike)):
