@@ -9,6 +9,7 @@ retry swallows them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Final, NamedTuple, cast
 
@@ -47,7 +48,10 @@ __all__ = [
 
 
 class FlowdecoError(Exception):
-    """The base class of all flowdeco errors."""
+    """The base class of all flowdeco errors. A message shows no addresses, whatever values it shows."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(without_addresses(each) if isinstance(each, str) else each for each in args))
 
 
 class DefinitionError(FlowdecoError, TypeError):
@@ -380,10 +384,18 @@ def printable(text: str) -> str:
     )
 
 
+_ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
+
+
+def without_addresses(text: str) -> str:
+    """Return the repr of a value, or a text that has it, without the addresses of objects."""
+    return _ADDRESS.sub("", text)
+
+
 def shortened(value: object, limit: int = 60) -> str:
-    """Return the repr of a value, cut short for use in a message."""
+    """Return the repr of a value, without addresses and cut short, for use in a message."""
     try:
-        text = repr(value)
+        text = without_addresses(repr(value))
     except ValueError:  # of an integer with more digits than Python converts
         text = f"{value:#x}" if isinstance(value, int) else f"a {type(value).__name__}"
     return text if len(text) <= limit else text[: limit - 1] + "…"
@@ -422,7 +434,7 @@ def suggestion(wrong: str, known: Iterable[str], what: str = "There are", closen
     """Return a sentence that names the likely corrections of `wrong`, or else the known names."""
     from difflib import get_close_matches
 
-    names = sorted(set(known))
+    names = sorted(set(known) - {wrong})
     if not names:
         return f"{what}: none."
     close = get_close_matches(wrong, names, n=3, cutoff=closeness)

@@ -17,7 +17,7 @@ from flowdeco.engine.call import Call
 from flowdeco.engine.context import Context
 from flowdeco.engine.layers import Layers
 from flowdeco.engine.requests import Sleep
-from flowdeco.errors import DefinitionError, JournalError, MissingInputError, SerializationError
+from flowdeco.errors import DefinitionError, JournalError, MissingInputError, SerializationError, without_addresses
 from flowdeco.model.contents import ATOMS
 from flowdeco.model.definitions import Action, bound_of
 from flowdeco.model.options import UNSET, Duration, Middleware, checked_path, described, in_seconds
@@ -145,7 +145,7 @@ class Recover(NamedTuple):
         return self.outcome is not None
 
     def __repr__(self) -> str:
-        return f"recover(on={self.on!r}, outcome={self.outcome!r})"
+        return without_addresses(f"recover(on={self.on!r}, outcome={self.outcome!r})")
 
 
 def cached(path: str | os.PathLike[str]) -> Middleware:

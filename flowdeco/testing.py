@@ -41,7 +41,7 @@ from flowdeco.drivers.threads import timed_out
 from flowdeco.engine.requests import Await, Gate, Raised, Request, Sleep
 from flowdeco.engine.runs import Run, StageRecord, Status
 from flowdeco.engine.schedule import Task
-from flowdeco.errors import DefinitionError, suggestion
+from flowdeco.errors import DefinitionError, shortened, suggestion, without_addresses
 from flowdeco.events import ActionStarted
 from flowdeco.model.definitions import Parallel, Pipeline, Template, Unit, as_pipeline
 from flowdeco.model.options import Duration, in_seconds
@@ -276,7 +276,7 @@ class Call:
     def __repr__(self) -> str:
         given = ", ".join(f"{name}={value!r}" for name, value in self.inputs.items())
         came = f"raised {self.raised!r}" if self.raised is not None else repr(self.returned)
-        return f"<{self.stage}/{self.action}({given}): {came}>"
+        return without_addresses(f"<{self.stage}/{self.action}({given}): {came}>")
 
 
 class _NoCalls(list[Call]):
@@ -524,7 +524,7 @@ def _patterns(expected: Any) -> Iterator[str]:
         return
     name = expected if isinstance(expected, str) else getattr(expected, "name", None)
     if not isinstance(name, str):
-        raise TypeError(f"assert_ran expects names of stages, or units, not {expected!r}")
+        raise TypeError(f"assert_ran expects names of stages, or units, not {shortened(expected)}")
     if isinstance(expected, Template):
         raise TypeError(f"{name} is a stage template: write '{name}[*]' for its stages, or {name}(...) for one of them")
     yield name

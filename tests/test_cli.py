@@ -637,7 +637,7 @@ def test_a_name_that_may_come_is_accepted_on_request(flowdeco):
         ("flows:flwo", "flows has no 'flwo'. Did you mean 'flow'?"),
         (
             "flows.py:process",
-            "must be called to give a stage: write one = process(...) in flows.py, and name that: flows.py:one",
+            "gives a stage when you call it: write one = process(...) in flows.py, and name that: flows.py:one",
         ),
         ("flows.py:process('a')", "write one = process(...) in flows.py, and name that: flows.py:one"),
         ("flows.py:process[a:b]", "flows.py:process[a:b]: an entry point is a name, not a call"),

@@ -583,7 +583,7 @@ def test_a_template_says_that_it_must_be_called_first():
         def there():
             return place
 
-    with pytest.raises(AttributeError, match=r"'visit' must be called to give a stage: write visit\(...\).run"):
+    with pytest.raises(AttributeError, match=r"'visit' gives a stage when you call it: write visit\(...\).run"):
         visit.run()
     assert not hasattr(visit, "units")
 

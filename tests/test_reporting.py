@@ -632,7 +632,7 @@ REASONS = {
     "skipped by middleware": (lambda: nothing(1.0).with_options(use=[skips]) >> deviation, "supplies 'mean', and was skipped"),
     "cancelled": (
         lambda: pipeline(parallel(slow_mean, bad, name="g"), use=[recover(on=OSError)]) >> deviation,
-        "supplies 'mean', and was cancelled: parallel group 'g' failed, and was recovered",
+        "supplies 'mean', and was cancelled: parallel group 'g' failed and was recovered",
     ),
     "cancelled before it": (
         lambda: pipeline(parallel(Stage("s", [waits, nothing(1.0)]), bad, name="g"), use=[recover(on=OSError)]) >> deviation,

@@ -212,7 +212,7 @@ def _member(module: ModuleType, where: str, name: str) -> Any:
         return found
     if isinstance(found, Template):
         raise EntryError(
-            f"the stage template {name!r} must be called to give a stage: "
+            f"the stage template {name!r} gives a stage when you call it: "
             f"write one = {name}(...) in {where}, and name that: {where}:one"
         )
     if isinstance(found, Stream):

@@ -33,6 +33,7 @@ from flowdeco.errors import (
     RunExistsError,
     RunNotFoundError,
     selector_suggestion,
+    shortened,
     told,
 )
 from flowdeco.model.contents import agree
@@ -421,8 +422,8 @@ class _Start:
                 _warn_of_selectors(run, terms)
             if self.executor is not None and not terms.has_group:
                 _logger(run.id).warning(
-                    "run %s: executor=%r was not used: it performs the calls of parallel groups, and there was no group. "
-                    "Write parallel(...) for units that may run in parallel", run.id, self.executor,
+                    "run %s: executor=%s was not used: it performs the calls of parallel groups, and there was no group. "
+                    "Write parallel(...) for units that may run in parallel", run.id, shortened(self.executor),
                 )  # fmt: skip
         if terms.recorder is not None:
             if run.status is Status.SUSPENDED and terms.gate.cancelled is not None:  # as it was being suspended
@@ -455,13 +456,21 @@ def _warn_of_selectors(run: Run, terms: Terms) -> None:
         known.update(name for each in record.actions for name in action_selectors(record.stage, each.action))
     if terms.unmatched:
         wrong = sorted(terms.unmatched)
-        _logger(run.id).warning("run %s: skip=%s matched nothing. %s", run.id, wrong, selector_suggestion(wrong, known))
+        _logger(run.id).warning("run %s: skip=%s matched nothing. %s", run.id, wrong, _meant(wrong, known))
     for selector, (stage, action, on) in terms.idle.items():
-        verb, hint = "enabled" if on else "disabled", selector_suggestion((selector,), known)
+        verb, hint = "enabled" if on else "disabled", _meant([selector], known)
         _logger(run.id, stage, action).warning(
             "run %s: action %s/%s %s %r, and nothing that ran after it matches. %s",
             run.id, stage, action, verb, selector, hint,
         )  # fmt: skip
+
+
+def _meant(selectors: list[str], known: set[str]) -> str:
+    """Return the likely corrections of selectors, and which of them name something that did not begin after all."""
+    right = [selector for selector in selectors if selector in known]
+    wrong = [selector for selector in selectors if selector not in known]
+    there = f"{', '.join(map(repr, right))} had begun before, or the run did not come to it." if right else ""
+    return " ".join(filter(None, (there, selector_suggestion(wrong, known) if wrong else "")))
 
 
 def _note_unclosed(run: Run, failure: BaseException) -> None:
@@ -605,7 +614,7 @@ def _notifier(observers: list[Callable[[Event], object]], run_id: str, gate: Gat
                     continue
                 with suppress(ValueError):  # it raised in another thread at the same time
                     listening.remove(observer)
-                _logger(run_id).exception("run %s: the observer %r raised and is dropped", run_id, observer)
+                _logger(run_id).exception("run %s: the observer %s raised and is dropped", run_id, shortened(observer))
 
     return notify
 

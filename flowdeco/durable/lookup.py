@@ -10,7 +10,7 @@ import types
 from collections.abc import Mapping
 from typing import Any, Final, cast
 
-from flowdeco.errors import JournalError
+from flowdeco.errors import JournalError, shortened
 
 __all__ = ["class_of", "current", "find", "lookup", "lookup_class", "lookup_instance", "place", "reference"]
 
@@ -90,7 +90,7 @@ def place(thing: Any) -> str:
     """Return the `module:qualname` that a class or function states; it may lead to another object."""
     module, qualname = getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)
     if not (isinstance(module, str) and isinstance(qualname, str)):
-        raise TypeError(f"the {type(thing).__qualname__} has no name to refer to it by: {thing!r}")
+        raise TypeError(f"the {type(thing).__qualname__} has no name to refer to it by: {shortened(thing)}")
     return f"{module}:{qualname}"
 
 

@@ -22,6 +22,7 @@ from flowdeco.errors import (
     RunError,
     Suspend,
     WaitTimeout,
+    shortened,
     utc,
 )
 from flowdeco.model.definitions import (
@@ -157,6 +158,11 @@ class Context:
     def emit(self, kind: str, **payload: Any) -> None:
         """Send a message to the observers, at once; the run keeps it, values that are not plain as their repr."""
         self._check_open("ctx.emit")
+        if not isinstance(cast("object", kind), str):
+            raise DefinitionError(
+                f"ctx.emit takes the kind of the message, a string, and then values by name, as in "
+                f'ctx.emit("loaded", rows=3), not {shortened(kind)}'
+            )
         self._keep("emit", {"kind": cut(kind), "payload": as_payload(payload)})
         if self._notify is not None:
             from flowdeco.events import Message

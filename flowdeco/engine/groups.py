@@ -68,8 +68,14 @@ def _restore_group(branch: Branch, group: Parallel, scope: OpenScope, earlier: O
             return error
     past.confirm(branch.id, earlier, group, scope.number + 1)
     conductor.merger.adopt(earlier.error)
-    restore(branch, earlier, group, scope.by, (), scope.place)
+    _keep(branch, restore(branch, earlier, group, scope.by, (), scope.place))
     return earlier.error
+
+
+def _keep(branch: Branch, did: Outcome) -> None:
+    """Keep the record of a group, unless all of its branches count."""
+    if did.error is None:
+        branch.records.add_scope(did.kept())
 
 
 class _Conductor:
@@ -283,11 +289,12 @@ class _Conductor:
         takes = error is None or isinstance(error, Bail)
         writes = merger.with_changes(writes)
         status, shown, *_ = ended_as(branch, error, None)
-        _, refused = note(branch, Outcome(
+        did, refused = note(branch, Outcome(
             group.name, group, status, scope.started + terms.epoch, terms.clock() - scope.started, scope.by,
             scope.number, scope=scope.place, error=shown, writes=writes, end=scope.number + 1,
             branches=count if self.is_streamed else len(group.units), selection=self.verdicts.selection(error),
         ))  # fmt: skip
+        _keep(branch, did)
         error = refused or error
         if takes and refused is None:
             branch.store.apply(writes._replace(changes={}))

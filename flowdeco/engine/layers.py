@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 from flowdeco.engine.call import Call
 from flowdeco.engine.outcome import NOTHING_DROPPED, Dropped, Outcome, Status
 from flowdeco.engine.requests import Await, Deferred, Gate, Raised, Request, Sleep
-from flowdeco.errors import Bail, MiddlewareError, Suspend, Wait, meant_by
+from flowdeco.errors import Bail, MiddlewareError, StoreTypeError, Suspend, Wait, meant_by
 from flowdeco.model.definitions import Action, Pipeline, Stage
 from flowdeco.model.options import UNSET, Middleware, placed
-from flowdeco.model.store import Delta, Mark, Store
+from flowdeco.model.store import AnyKey, Delta, Key, Mark, Store
 
 if TYPE_CHECKING:
     from flowdeco.engine.changes import Watch
@@ -395,11 +395,26 @@ def _resolved(
             answer = (yield asked) if type(asked) is Sleep else asked
             error = answer.error if type(answer) is Raised else None
             did, item = _resumed(layers, generator, None, error)
-        elif isinstance(item, Mapping) and all(isinstance(name, str) for name in cast("Mapping[Any, Any]", item)):
-            return did, cast("Any", item)
         else:
-            misuse = _misused(layer, f"yielded {item!r}: it may yield nothing, a mapping of values, or Sleep(seconds)")
-            return RAISES, (yield from _reproached(layers, generator, misuse))
+            values = _by_name(layer, item)
+            if not isinstance(values, Exception):
+                return did, values
+            return RAISES, (yield from _reproached(layers, generator, values))
+
+
+def _by_name(layer: Middleware, item: Any) -> Mapping[str, Any] | Exception:
+    """Return the values that a layer yields by their names, or the error of anything else."""
+    if not isinstance(item, Mapping) or not all(isinstance(key, (str, Key)) for key in cast("Mapping[Any, Any]", item)):
+        return _misused(layer, f"yielded {item!r}: it may yield nothing, a mapping of values, or Sleep(seconds)")
+    values: dict[str, Any] = {}
+    try:
+        for key, value in cast("Mapping[AnyKey, Any]", item).items():
+            if isinstance(key, Key):
+                key.check(value)
+            values[key.name if isinstance(key, Key) else key] = value
+    except StoreTypeError as error:
+        return error
+    return values
 
 
 def _slept(layers: Layers, waits: Waits, sleep: Sleep, has_failed: bool) -> Sleep | Raised:

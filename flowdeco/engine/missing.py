@@ -8,75 +8,105 @@ from typing import Any, Final
 
 from flowdeco.engine.branch import Branch
 from flowdeco.engine.outcome import ActionRecord, Outcome, Scope, StageRecord, Status
-from flowdeco.errors import MissingInputError, told
+from flowdeco.errors import MissingInputError, WiringError, told
 from flowdeco.model.annotations import EMPTY
 from flowdeco.model.definitions import Parallel, Stage, Unit, action_selectors, stage_selectors
 from flowdeco.model.steps import Step, steps_of
-from flowdeco.model.wiring import suppliers
+from flowdeco.model.wiring import Supplier, beside, suppliers
 
-__all__ = ["explain"]
+__all__ = ["MOST_UNITS", "explain", "explain_refusal"]
 
 MOST_UNITS: Final = 10_000  # that are looked through
 MOST_NOTES: Final = 3
+
+_NONE: Final = frozenset[str]()
 
 
 def explain(error: MissingInputError, branch: Branch, step: Step) -> None:
     """Add notes to the error of a missing parameter: why actions before it did not supply it, or that it comes later."""
     for wanted, key in zip(step.inputs, step.keys, strict=True):
         if wanted.default is EMPTY and not wanted.context and wanted.name not in step.bound and key not in branch.store:
-            reasons = list(islice(_before(branch, step, wanted.key), MOST_NOTES))
+            reasons = list(islice(_before(branch, wanted.key, step.local), MOST_NOTES))
             for reason in dict.fromkeys(reasons or islice(_after(branch, step, wanted.key), 1)):
                 error.add_note(reason)
 
 
-def _before(branch: Branch, step: Step, key: str) -> Iterator[str]:
+def explain_refusal(error: WiringError, branch: Branch) -> None:
+    """Add notes to the error of a refused insertion: why actions that ran before it did not supply a key."""
+    for key in dict.fromkeys(problem.key for problem in error.problems):
+        for reason in dict.fromkeys(islice(_before(branch, key), MOST_NOTES)):
+            error.add_note(reason)
+
+
+def _before(branch: Branch, key: str, local: frozenset[str] = _NONE) -> Iterator[str]:
     """Yield why the actions that ran before, or should have run, did not supply a key."""
-    stage: Stage = branch.scope.unit
-    yield from _of_actions(branch, stage, branch.scope.records, key, "")
-    if key in step.local:  # which hides what others supply
+    scope = branch.scope
+    if isinstance(scope.unit, Stage):
+        yield from _of_actions(branch, scope.unit, scope.records, key, "")
+    if key in local:  # which hides what others supply
         return
     at: Branch | None = branch
     while at is not None:
         for record in reversed(at.records.kept):
             yield from _of_stage(branch, at, record, key)
-        for _, did in at.records.pipelines:
-            if did.recovered:
-                yield from _of_pipeline(at, did, key)
+        for _, did in at.records.scopes:
+            yield from _of_scope(at, did, key)
         at = at.parent
 
 
-def _of_pipeline(at: Branch, recovered: Outcome, key: str) -> Iterator[str]:
-    ran = {record.name for record in at.records.kept}
-    for missed, each in suppliers((recovered.unit,), key):
-        if missed.name not in ran:
-            yield (
-                f"action {each.name!r} of stage {missed.name!r} supplies {key!r}, and did not run: pipeline "
-                f"{recovered.name!r} failed before it, and was recovered"
-            )
+def _of_scope(at: Branch, did: Outcome, key: str) -> Iterator[str]:
+    """Yield what supplies the key in those parts of a pipeline or group that did not run."""
+    parts: list[tuple[int | None, tuple[Unit, ...]]] = []
+    if isinstance(did.unit, Parallel):
+        parts = [(index, (unit,)) for index, unit in enumerate(did.unit.units) if not did.selection.takes(index)]
+    elif did.recovered or did.status is Status.SKIPPED:
+        parts = [(None, did.unit.units)]
+    for index, units in parts:
+        ran = {record.name for record in at.records.kept if _is_in(record.scope, did.scope, index)}
+        for missed in suppliers(units, key):
+            if missed.stage.name not in ran:
+                yield f"{missed.says(repr(key))}, and did not run: {_how_lost(did, index)}"
+
+
+def _is_in(scope: Scope | None, outer: Scope | None, branch: int | None) -> bool:
+    return outer is None or any(each.id == outer.id and each.branch == branch for each in _around(scope))
+
+
+def _how_lost(did: Outcome, index: int | None) -> str:
+    """Return why a branch of a group, or a pipeline, did not run to its end, or does not count."""
+    if index is None:
+        how = "was skipped by its middleware" if did.status is Status.SKIPPED else "failed before it, and was recovered"
+        return f"pipeline {did.name!r} {how}"
+    if index in did.selection.lost:
+        return f"branch {index} of the parallel group {did.name!r} failed, and was tolerated"
+    return f"the parallel group {did.name!r} was complete without its branch {index}"
 
 
 def _of_stage(branch: Branch, at: Branch, record: StageRecord, key: str) -> Iterator[str]:
-    supplying = {each.name for _, each in suppliers((record.stage,), key)}
-    if not supplying and not any(each.inserted_by for each in record.actions):
+    found = list(suppliers((record.stage,), key))
+    if not found and not any(each.inserted_by for each in record.actions):
         return
     if record.status is Status.SKIPPED and not record.actions:
-        for name in sorted(supplying):
-            how = _how_skipped(branch, stage_selectors(record.stage))
-            yield f"action {name!r} supplies {key!r}, and its stage {record.name!r} {how}"
+        how = _how_skipped(branch, stage_selectors(record.stage))
+        for each in found:
+            stage = "" if each.step is None else f"its stage {record.name!r} "
+            yield f"{_says(each, key)}, and {stage}{how}"
         return
-    group = _failed_group(at, record)
-    around = f"parallel group {group!r}" if group else f"stage {record.name!r}" if record.recovered else ""
-    yield from _of_actions(branch, record.stage, record.actions, key, around)
+    yield from _of_actions(branch, record.stage, record.actions, key, _dropped(at, record))
     ended = {Status.FAILED: "failed before it, and was recovered", Status.CANCELLED: "was cancelled before it"}
     if record.status in ended:
-        for name in sorted(supplying - {each.name for each in record.actions}):
-            yield (
-                f"action {name!r} supplies {key!r}, and did not run: its stage {record.name!r} {ended[record.status]}"
-            )
+        ran = {each.name for each in record.actions}
+        for each in found:
+            if each.step is not None and each.step.name not in ran:
+                yield f"{_says(each, key)}, and did not run: its stage {record.name!r} {ended[record.status]}"
 
 
-def _of_actions(branch: Branch, stage: Stage, records: Sequence[ActionRecord], key: str, failed: str) -> Iterator[str]:
-    """Yield why actions that have a record did not supply a key; `failed` is what failed around them."""
+def _says(supplier: Supplier, key: str) -> str:
+    return supplier.says(repr(key)) if supplier.step is None else f"action {supplier.step.name!r} supplies {key!r}"
+
+
+def _of_actions(branch: Branch, stage: Stage, records: Sequence[ActionRecord], key: str, dropped: str) -> Iterator[str]:
+    """Yield why actions that have a record did not supply a key; `dropped` is why what they did does not count."""
     own = {id(step.action): step for step, _ in steps_of(stage)}
     for record in records:
         step = own.get(id(record.action)) or Step.read(record.action)
@@ -90,14 +120,19 @@ def _of_actions(branch: Branch, stage: Stage, records: Sequence[ActionRecord], k
         elif record.status is Status.FAILED:
             how = (
                 "that was recovered around it"
-                if failed or not record.recovered
+                if dropped or not record.recovered
                 else "it was recovered without an outcome"
             )
             yield f"{who} supplies {key!r}, and failed: {how} ({told(record.error)})"
         elif record.status is Status.CANCELLED:
-            yield f"{who} supplies {key!r}, and was cancelled: {failed or 'something around it'} failed, and was recovered"
-        elif failed:
-            yield f"{who} has run, and {failed} failed and was recovered: {key!r} was dropped, or never returned"
+            yield f"{who} supplies {key!r}, and was cancelled: {dropped or 'something around it failed and was recovered'}"
+        elif dropped:
+            yield f"{who} has run, and {dropped}: {key!r} was dropped, or never returned"
+        elif branch.store.was_deleted(key):
+            yield f"{who} has run, and {key!r} was deleted from the store"
+        elif record.inserted:
+            names = ", ".join(repr(each.name) for each in record.inserted)
+            yield f"{who} has run, and inserted {names}: it returned no data for {key!r}"
         else:
             yield (
                 f"{who} has run, and returned nothing for {key!r}: None, and a generator that yields nothing, are not "
@@ -105,9 +140,12 @@ def _of_actions(branch: Branch, stage: Stage, records: Sequence[ActionRecord], k
             )
 
 
-def _failed_group(at: Branch, record: StageRecord) -> str:
-    """Return the name of the group around a stage that merged nothing, since one of its branches failed; else ""."""
-    recovered = {did.scope.id for _, did in at.records.pipelines if did.recovered and did.scope is not None}
+def _dropped(at: Branch, record: StageRecord) -> str:
+    """Return why the effect of a stage does not count: something around it failed, or is complete without it; else ""."""
+    chosen = {
+        did.scope.id: did for _, did in at.records.scopes if did.scope is not None and isinstance(did.unit, Parallel)
+    }
+    recovered = {did.scope.id for _, did in at.records.scopes if did.recovered and did.scope is not None}
     failed = [
         other.scope
         for other in at.records.kept
@@ -116,9 +154,14 @@ def _failed_group(at: Branch, record: StageRecord) -> str:
     ]
     broken = {scope.id for each in failed for scope in _around(each)}
     for scope in takewhile(lambda scope: scope != at.base.place, _around(record.scope)):
-        if scope.branch is not None and scope.id in broken:
-            return scope.name
-    return ""
+        if scope.branch is None:
+            continue
+        group = chosen.get(scope.id)
+        if group is not None and not group.selection.takes(scope.branch):
+            return _how_lost(group, scope.branch)
+        if scope.id in broken:
+            return f"parallel group {scope.name!r} failed and was recovered"
+    return f"stage {record.name!r} failed and was recovered" if record.recovered else ""
 
 
 def _around(scope: Scope | None) -> Iterator[Scope]:
@@ -145,15 +188,12 @@ def _after(branch: Branch, step: Step, key: str) -> Iterator[str]:
     if key in step.local:
         return
     coming = (unit for unit in islice(branch.upcoming(), MOST_UNITS) if isinstance(unit, Unit))
-    for stage, each in suppliers(coming, key):
-        if each.function is not step.function:
-            yield f"action {each.name!r} of stage {stage.name!r} supplies {key!r}, but comes later: let it run first"
+    for each in suppliers(coming, key):
+        if each.step is None or each.step.function is not step.function:
+            yield f"{each.says(repr(key))}, but comes later: let it run first"
     at = branch
     while at.parent is not None:
         group: Parallel = at.conductor.group
-        for stage, each in suppliers((unit for unit in group.units if unit is not at.unit), key):
-            yield (
-                f"action {each.name!r} of stage {stage.name!r} supplies {key!r} in another branch of the parallel group "
-                f"{group.name!r}, and branches do not see each other: let it run before the group"
-            )
+        for each in suppliers((unit for unit in group.units if unit is not at.unit), key):
+            yield f"{each.says(repr(key))} {beside(group)}"
         at = at.parent

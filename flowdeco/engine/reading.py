@@ -315,9 +315,9 @@ class _Reader:
         records = Records(None)
         records.kept = list(found)
         if index in selection.lost:
-            records.pipelines = [(0, record) for record in self.pipelines[since:]]
+            records.scopes = [(0, record) for record in self.pipelines[since:]]
             records.recover(0, lambda record: True)
-            self.pipelines[since:] = [record for _, record in records.pipelines]
+            self.pipelines[since:] = [record for _, record in records.scopes]
         else:
             records.cancel_last()
         yield from records.kept

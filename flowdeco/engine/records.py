@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from flowdeco.engine.outcome import Outcome, StageRecord, Status, amended
+from flowdeco.engine.outcome import ALL, Outcome, StageRecord, Status, amended
+from flowdeco.model.definitions import Pipeline
 
 __all__ = ["Records"]
 
 
 class Records:
-    """The records of stages, and of pipelines that failed or were tried again; of stages only the last `most` are kept."""
+    """The records of stages, of which only the last `most` are kept, and of `scopes`: pipelines and groups.
+
+    Those are kept that failed, were tried again or skipped by middleware, and groups some of whose branches do not count.
+    """
 
     def __init__(self, most: int | None) -> None:
         self.kept: list[StageRecord] = []
         self.forgotten = 0
-        self.pipelines: list[tuple[int, Outcome]] = []  # each with the number of stages recorded before its end
+        self.scopes: list[tuple[int, Outcome]] = []  # each with the number of stages recorded before its end
         self._most = most
 
     def __len__(self) -> int:
@@ -28,16 +32,16 @@ class Records:
         if self._most is not None:
             self._forget_old(self._most)
 
-    def add_pipeline(self, record: Outcome) -> None:
-        """Add that of a pipeline, unless it simply completed."""
-        if record.error is not None or record.attempts > 1:
-            self.pipelines.append((len(self), record))
+    def add_scope(self, record: Outcome) -> None:
+        """Add that of a pipeline or group, unless it simply completed."""
+        if _has_ended_oddly(record) or record.status is Status.SKIPPED or record.selection != ALL:
+            self.scopes.append((len(self), record))
 
     def adopt(self, records: Records) -> None:
         """Add the records of a branch."""
-        if records.pipelines:
+        if records.scopes:
             count = len(self)
-            self.pipelines += [(count + at, record) for at, record in records.pipelines]
+            self.scopes += [(count + at, record) for at, record in records.scopes]
         self.forgotten += records.forgotten
         self.kept += records.kept
         if self._most is not None:
@@ -54,17 +58,17 @@ class Records:
         dropped = self.kept[at:]
         del self.kept[at:]
         self.forgotten = min(self.forgotten, count)
-        while self.pipelines and self.pipelines[-1][0] > count:
-            self.pipelines.pop()
+        while self.scopes and self.scopes[-1][0] > count:
+            self.scopes.pop()
         return dropped
 
     def recover(self, since: int, is_inside: Callable[[Outcome], bool]) -> None:
         """Have the failures since there were so many records count as recovered, inside lost branches."""
         for at in range(max(0, since - self.forgotten), len(self.kept)):
             self.kept[at] = _recovered(self.kept[at], is_inside)
-        for at, (count, record) in enumerate(self.pipelines):
+        for at, (count, record) in enumerate(self.scopes):
             if count >= since:
-                self.pipelines[at] = count, _recovered(record, is_inside)
+                self.scopes[at] = count, _recovered(record, is_inside)
 
     def cancel_last(self) -> None:
         """Have the last stage count as cancelled: its group was complete without it."""
@@ -78,14 +82,19 @@ class Records:
     def last_pipelines(self) -> list[Outcome]:
         """Return those of pipelines to keep at the end of the run."""
         forgotten = len(self) - len(self.last())
-        return [record for at, record in self.pipelines if at > forgotten or not forgotten]
+        kept = [record for at, record in self.scopes if at > forgotten or not forgotten]
+        return [record for record in kept if isinstance(record.unit, Pipeline) and _has_ended_oddly(record)]
 
     def _forget_old(self, most: int) -> None:
         count = len(self.kept) - most
         if count > most:
             del self.kept[:count]
             self.forgotten += count
-            self.pipelines = [(at, record) for at, record in self.pipelines if at > self.forgotten]
+            self.scopes = [(at, record) for at, record in self.scopes if at > self.forgotten]
+
+
+def _has_ended_oddly(record: Outcome) -> bool:
+    return record.error is not None or record.attempts > 1
 
 
 def _recovered(record: Any, is_inside: Callable[[Outcome], bool]) -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
 
 from flowdeco.engine.memory import Log
 from flowdeco.engine.outcome import ActionRecord, Outcome, Scope, StageRecord, Status
-from flowdeco.errors import Wait, portable, printable
+from flowdeco.errors import DefinitionError, Wait, portable, printable, shortened
 from flowdeco.model.definitions import Pipeline
 from flowdeco.model.options import Middleware
 from flowdeco.model.store import Key, Store
@@ -107,6 +107,8 @@ class Run:
     @staticmethod
     def of(error: BaseException) -> Run:
         """Return the run behind a raised exception; a `LookupError` for one that no run raised."""
+        if not isinstance(cast("object", error), BaseException):
+            raise DefinitionError(f"Run.of takes an exception that a run raised, not {shortened(error)}")
         run = _run_behind(error)
         if run is None:
             raise LookupError(f"no run raised this {type(error).__name__}: {error}")

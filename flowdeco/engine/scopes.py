@@ -431,7 +431,7 @@ def _keep_record(branch: Branch, scope: OpenScope, did: Outcome, error: Failure)
         elif scope.local and not _has_left(branch, scope):
             branch.store.drop_local(scope.local, did.name)
     else:
-        branch.records.add_pipeline(did.kept())
+        branch.records.add_scope(did.kept())
         if scope.before is not None and (did.error is not None or did.dropped):
             branch.records.amend(did, scope.before.records)
 

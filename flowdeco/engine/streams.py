@@ -17,8 +17,9 @@ from flowdeco.engine.requests import Await, Chore, Deferred, Failure, Raised, Re
 from flowdeco.engine.results import is_awaited
 from flowdeco.engine.resuming import catch_up
 from flowdeco.errors import DefinitionError, ReturnValueError
-from flowdeco.model.definitions import Stage, Stream, insertable
+from flowdeco.model.definitions import Stage, Stream, Unit, insertable
 from flowdeco.model.options import UNSET
+from flowdeco.model.streams import not_iterated
 
 __all__ = ["begin_stream", "close_stream", "close_streams", "next_unit", "open_stream", "pull"]
 
@@ -70,6 +71,10 @@ def _begun(branch: Branch, stream: Stream, where: str) -> Generator[Request, Any
             source = yield Await(source)
         if type(source) is Raised:
             return source
+    if isinstance(source, Unit):
+        return Raised(
+            ReturnValueError(f"the function of a stream {where} returned a single unit: {not_iterated(source)}")
+        )
     if isinstance(source, AsyncIterable):
         iterator = yield Chore(aiter, "stream"), (source,), None
     elif isinstance(source, Iterable):

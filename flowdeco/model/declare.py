@@ -18,7 +18,7 @@ from typing import Any, Final, Generic, Never, NoReturn, cast, overload
 
 from typing_extensions import ParamSpec, TypeVar
 
-from flowdeco.errors import DefinitionError, EmptyStageError, suggestion
+from flowdeco.errors import DefinitionError, EmptyStageError, shortened, suggestion, told
 from flowdeco.model.contents import ATOMS
 from flowdeco.model.definitions import (
     Action,
@@ -34,7 +34,7 @@ from flowdeco.model.definitions import (
     stage_like,
 )
 from flowdeco.model.identity import text_of
-from flowdeco.model.options import UNSET, Duration, Middleware, Returns, first_paragraph
+from flowdeco.model.options import UNSET, Duration, Middleware, Returns, described, first_paragraph
 from flowdeco.model.prototypes import Body, Pattern, made_action
 from flowdeco.model.references import Called, Imported, Member, importable, load
 from flowdeco.model.store import AnyKey
@@ -255,14 +255,14 @@ def stage(
 
 
 def _stage_of(function: Any, options: dict[str, Any]) -> Any:
-    described = getattr(function, "__qualname__", repr(function))
+    who = described(function)
     if isinstance(function, type):
-        raise DefinitionError(f"@stage goes on a function, not on the class {described}: write `def {described}():`")
+        raise DefinitionError(f"@stage goes on a function, not on the class {who}: write `def {who}():`")
     if isinstance(function, (Unit, Template)) or not callable(function):
         raise DefinitionError(f"@stage goes on a function, not on the {type(function).__name__} {function!r}")
     if any(is_other(function) for is_other in _NOT_PLAIN):
         raise DefinitionError(
-            f"@stage goes on a plain function, and {described} is not one: its body only declares actions. "
+            f"@stage goes on a plain function, and {who} is not one: its body only declares actions. "
             f"Write `def`; the actions in it may be `async def` or yield"
         )
     name = options["name"]
@@ -344,8 +344,9 @@ class _Filling:
     `names` if its name is one of them: then it is the name of a stage, without the arguments behind it.
     """
 
-    def __init__(self, signature: inspect.Signature, texts: dict[str, str], tags: frozenset[str], names: bool) -> None:
-        self.signature = signature
+    def __init__(self, function: Any, texts: dict[str, str], tags: frozenset[str], names: bool) -> None:
+        self.function = function
+        self.signature = inspect.signature(function)
         self.texts = texts
         self.tags = tags
         self.names = names
@@ -355,11 +356,18 @@ class _Filling:
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         named: dict[str, Any] = bound.arguments
-        texts = {
-            option: _filled(text, named, _shown if option == "name" else _plain) for option, text in self.texts.items()
-        }
-        tags = {_filled(tag, named, _plain) if tag in self.tags else tag for tag in options["tags"]}
+        texts = {option: self._filled(option, text, named) for option, text in self.texts.items()}
+        tags = {self._filled("tag", tag, named) if tag in self.tags else tag for tag in options["tags"]}
         return {**options, **texts, "tags": tags}
+
+    def _filled(self, option: str, text: str, named: Mapping[str, Any]) -> str:
+        try:
+            return _filled(text, named, _shown if option == "name" else _plain)
+        except Exception as error:
+            raise DefinitionError(
+                f"the {option} {text!r} of the stage template {described(self.function)} cannot be filled in with "
+                f"{', '.join(f'{name}={shortened(value)}' for name, value in named.items())} ({told(error)})"
+            ) from error
 
 
 def _filling(function: Any, options: dict[str, Any]) -> _Filling | None:
@@ -369,9 +377,9 @@ def _filling(function: Any, options: dict[str, Any]) -> _Filling | None:
     tags = frozenset[str](filter(_has_braces, cast("Iterable[str]", options["tags"])))
     if not (texts or tags):
         return None
-    signature = inspect.signature(function)
-    found = {text: _named_in(text, signature.parameters) for text in (*texts.values(), *tags)}
-    return _Filling(signature, texts, tags, bool(found.get(given["name"] or "")))
+    parameters = inspect.signature(function).parameters
+    found = {text: _named_in(text, parameters) for text in (*texts.values(), *tags)}
+    return _Filling(function, texts, tags, bool(found.get(given["name"] or "")))
 
 
 def _has_braces(text: str) -> bool:

@@ -27,7 +27,7 @@ from typing import (
 import wrapt
 from typing_extensions import ParamSpec, TypeVar, Unpack
 
-from flowdeco.errors import DefinitionError, ReturnValueError, printable, shortened, suggestion
+from flowdeco.errors import DefinitionError, ReturnValueError, printable, shortened, suggestion, without_addresses
 from flowdeco.model.contents import ATOMS, agree
 from flowdeco.model.functions import bindable, call_bound, function_name, is_same_function, signature_of
 from flowdeco.model.identity import content_of, keep_defaults
@@ -296,7 +296,7 @@ class Action(Unit, _Proxy, Generic[P, R]):
         return sorted({*dir(self.__wrapped__), *(name for name in dir(Action) if not name.startswith("_"))})
 
     def __repr__(self) -> str:
-        bound = "".join(f", {name}={value!r}" for name, value in self._self_bound.items())
+        bound = "".join(f", {name}={without_addresses(repr(value))}" for name, value in self._self_bound.items())
         return printable(f"<Action {self.name}{bound}>")
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:

@@ -8,7 +8,6 @@ a `repr` of its own by its type.
 from __future__ import annotations
 
 import functools
-import re
 import sys
 import types
 from collections import Counter, OrderedDict, UserDict, UserList, defaultdict, deque
@@ -19,11 +18,11 @@ from os import PathLike
 from typing import Any, Final, TypeAlias, cast
 from weakref import WeakKeyDictionary
 
+from flowdeco.errors import without_addresses
 from flowdeco.model.contents import ATOMS
 
 __all__ = ["content_of", "defaults_of", "function_behind", "keep_defaults", "text_of"]
 
-_ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
 _SORTABLE: Final = (frozenset({str}), frozenset({bytes}), frozenset({int, bool}))
 
 Opaque: TypeAlias = "Callable[[Any, tuple[int, ...]], str]"
@@ -101,7 +100,7 @@ def _own_text(value: Any, kind: Any) -> str:
         text = repr(value)
     except Exception:
         return str(kind.__qualname__)
-    return _ADDRESS.sub("", text).replace(hex(id(value)), "").replace(str(id(value)), "")
+    return without_addresses(text).replace(hex(id(value)), "").replace(str(id(value)), "")
 
 
 _CALLABLE: Final = (

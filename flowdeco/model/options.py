@@ -10,7 +10,7 @@ from math import inf
 from os import PathLike, fsdecode
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypedDict, cast
 
-from flowdeco.errors import DefinitionError, FlowdecoError, shortened
+from flowdeco.errors import DefinitionError, FlowdecoError, shortened, without_addresses
 from flowdeco.model.store import AnyKey, Key
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ def _takes_one(layer: Any) -> bool:
 
 
 def described(thing: object) -> str:
-    return str(getattr(thing, "__qualname__", None) or repr(thing))
+    return str(getattr(thing, "__qualname__", None) or without_addresses(repr(thing)))
 
 
 def placed(function: Any) -> str:

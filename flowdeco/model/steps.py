@@ -17,7 +17,7 @@ from flowdeco.model.prototypes import Body, Likeness, Pattern, Seen
 from flowdeco.model.store import MISSING, AnyKey, Key, Local, Name, Store, key_name
 from flowdeco.model.tuples import NamedTuple
 
-__all__ = ["Input", "Step", "local_names", "localized", "step_of", "steps_of"]
+__all__ = ["Input", "Step", "hidden", "local_names", "localized", "step_of", "steps_of"]
 
 
 class Input(NamedTuple):
@@ -141,7 +141,11 @@ class Step:
         for wanted, key in zip(self.inputs, self.keys, strict=True):
             value = self._value(wanted, key, store, values, context)
             if value is MISSING:
-                hint = store.hint(wanted.key, [*store, *values, *store.local_names()])
+                hint = (
+                    hidden(wanted.key)
+                    if wanted.key in store
+                    else store.hint(wanted.key, [*store, *values, *store.local_names()])
+                )
                 raise MissingInputError(missing(self.name, stage, wanted, hint))
             if wanted.by_keyword:
                 kwargs[wanted.name] = value
@@ -167,6 +171,8 @@ class Step:
             return context
         for name in (wanted.key, wanted.name):
             if name in values:
+                if wanted.typed is not None:
+                    wanted.typed.check(values[name])
                 return values[name]
         if key in store:
             value = store.reader()(key)
@@ -240,6 +246,11 @@ def missing(action: str, stage: str, wanted: Input, hint: str) -> str:
         f"action {action!r} of stage {stage!r} needs {wanted.name!r}{through}, "
         f"and no input, earlier action, stage data, middleware or default supplies it. {hint}"
     )
+
+
+def hidden(key: str) -> str:
+    """Return advice about a key that the store has, and that an action of the stage hides."""
+    return f"The store has {key!r}, but action {key!r} of this stage hides it: in the stage, the name is that of its result"
 
 
 def step_of(action: Action[..., Any]) -> Step:

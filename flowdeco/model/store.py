@@ -381,6 +381,7 @@ class Delta(NamedTuple):
 
 
 NOTHING: Final = Delta({}, [], {})
+_MOST_DROPPED: Final = 10_000  # names that are remembered
 COPIED: Final = 64  # values: up to here a copy costs a branch no more than a layer
 
 
@@ -397,7 +398,7 @@ class Store(MutableMapping[str, Any]):
 
     def __init__(self, mapping: Mapping[str, Any] | None = None) -> None:
         self._data = {}
-        self._dropped: dict[str, str] = {}  # names of results that were local, each with its stage
+        self._dropped: dict[str, str] = {}  # names of results that were local, each with its stage; "" for deleted keys
         self._owned: dict[Name, list[Any]] = {}  # lists that the store has made, and may append to in place
         self._marks: list[Mark] = []
         self._given: Mapping[Name, int] = {}  # inputs and answers: by name, the `id` of the value
@@ -460,6 +461,8 @@ class Store(MutableMapping[str, Any]):
         if self._marks:
             self._note(name, self._data.get(name, MISSING))
         del self._data[name]
+        if len(self._dropped) < _MOST_DROPPED:
+            self._dropped[name] = ""
 
     @overload
     def append(self, key: Key[list[T]], value: T) -> None: ...
@@ -512,6 +515,8 @@ class Store(MutableMapping[str, Any]):
         """Return advice about a key that is missing: keys with similar names, or the stage that it was local to."""
         if Local(name) in self._data:
             return f"It is local to this stage: take it as a parameter, or share it by returns={name!r}"
+        if self.was_deleted(name):
+            return f"It was in the store, and was deleted. {suggestion(name, self if known is None else known)}"
         if name in self._dropped:
             return f"It was local to stage {self._dropped[name]!r}: write returns={name!r} there to share it"
         return suggestion(name, self if known is None else known)
@@ -527,8 +532,12 @@ class Store(MutableMapping[str, Any]):
                 del self._data[key]
 
     def dropped(self) -> dict[str, str]:
-        """Return the names of results that were local to stages, each with its stage."""
+        """Return the names of results that were local to stages, each with its stage; "" for deleted keys."""
         return dict(self._dropped)
+
+    def was_deleted(self, name: str) -> bool:
+        """Whether the store had the key, and an action or middleware deleted it."""
+        return self._dropped.get(name) == ""
 
     def know_local(self, names: Iterable[str], dropped: Mapping[str, str]) -> None:
         """Give advice about these names as another store does, without the values of its local results."""

@@ -10,9 +10,9 @@ from typing_extensions import ParamSpec
 from flowdeco.errors import DefinitionError, shortened
 from flowdeco.model.contents import agree
 from flowdeco.model.options import described
-from flowdeco.model.units import Pulled, Unit, Value
+from flowdeco.model.units import Pulled, Template, Unit, Value
 
-__all__ = ["Stream", "stream"]
+__all__ = ["Stream", "not_iterated", "stream"]
 
 P = ParamSpec("P", default=...)
 
@@ -56,6 +56,20 @@ class Stream(Pulled):
         return Stream, (self.source, self.args)
 
 
+def not_iterated(unit: Unit | Template) -> str:
+    """Return the message for one unit, or a template of stages, where a stream takes several: its parts are not units."""
+    what = (
+        f"the stage template {unit.name!r}"
+        if isinstance(unit, Template)
+        else f"the {type(unit).__name__} {unit.name!r}"
+    )
+    call = "(...)" if isinstance(unit, Template) else ""
+    return (
+        f"a stream takes an iterable of units, or a function that returns one, and {what} is not: "
+        f"put it in a list, as in stream([{unit.name}{call}]), or return it without stream"
+    )
+
+
 @overload
 def stream(source: Iterable[Unit] | AsyncIterable[Unit], /) -> Stream: ...
 @overload
@@ -70,8 +84,8 @@ def stream(source: Any, /, *args: Any, **kwargs: Any) -> Stream:
     """
     if kwargs:
         raise DefinitionError(f"stream takes positional arguments for its function, not {', '.join(kwargs)}=")
-    if isinstance(source, Value):  # a stage is callable only to say that it is not a template
-        source = tuple(cast("Iterable[Unit]", source))
+    if isinstance(source, (Value, Template)):
+        raise DefinitionError(not_iterated(cast("Unit | Template", source)))
     if callable(source):
         return Stream(source, args)
     kind = type(source).__name__

@@ -125,7 +125,7 @@ class Template(NotAUnit, Shows):
 
     def instead(self) -> str:
         """Return the message: a template must be called."""
-        return f"the stage template {self.name!r} must be called to give a stage: write {self.name}(...)"
+        return f"the stage template {self.name!r} gives a stage when you call it: write {self.name}(...)"
 
 
 def no_unit(thing: object, place: str = "`>>`") -> str:

@@ -25,7 +25,7 @@ from flowdeco.model.definitions import (
     stage_selectors,
 )
 from flowdeco.model.options import UNSET, Middleware
-from flowdeco.model.steps import Input, Layout, Step, missing, step_of, steps_of
+from flowdeco.model.steps import Input, Layout, Step, hidden, missing, step_of, steps_of
 from flowdeco.model.store import Store, accepted_classes, key_name
 from flowdeco.model.supplying import Supplies, supplies_of
 from flowdeco.model.tuples import NamedTuple
@@ -33,8 +33,11 @@ from flowdeco.model.units import Memo, Value, every_unit
 
 __all__ = [
     "Input",
+    "Place",
     "Problem",
     "Step",
+    "Supplier",
+    "beside",
     "check_inserted",
     "check_run",
     "hides_gaps",
@@ -92,51 +95,104 @@ class _Around(NamedTuple):
     layers: tuple[Middleware, ...] = ()  # around actions
 
 
-class _Flow(NamedTuple):
-    """The units that are checked, in order, with the selectors of those that are skipped."""
+class Supplier(NamedTuple):
+    """A place that supplies a key: an action of a stage, or the data of the stage itself (no step)."""
 
-    units: tuple[Unit | Stream, ...]
+    stage: Stage
+    step: Step | None
+    selectors: tuple[str, ...]  # those that skip it, with the ones of the units around it
+
+    def says(self, what: str) -> str:
+        """Return that it supplies this, as the beginning of a sentence."""
+        if self.step is None:
+            return f"stage {self.stage.name!r} supplies {what} by its data"
+        return f"action {self.step.name!r} of stage {self.stage.name!r} supplies {what}"
+
+
+class _Flow(NamedTuple):
+    """The units that are checked, in order, with the selectors of those that are skipped.
+
+    Before them come the other `steps` of an open stage.
+    """
+
+    units: Iterable[Unit | Stream]
     skip: frozenset[str]
+    stage: Stage | None = None
+    steps: tuple[Step, ...] = ()
 
     def hint(self, gap: _Gap, known: _Known) -> str:
         """Return advice about a missing key: why what supplies it does not do so here, or what else may be meant."""
         name = gap.wanted.key
         if name == "context" and gap.wanted.annotation is EMPTY:
             return "If it is to be the context of the action, annotate it: `context: Context`"
+        is_local = name in gap.step.local
+        for group, index in () if is_local else gap.beside:
+            others = [unit for at, unit in enumerate(group.units) if at != index]
+            for supplier in _others(suppliers(others, name, gap.stage), gap.step):
+                return _sentence(f"{supplier.says('it')} {beside(group)}")
+        skipped = ""
+        for supplier in _others(self._visible(gap), gap.step):
+            if self.skip.isdisjoint(supplier.selectors):
+                return _sentence(f"{supplier.says('it')}, but comes later: let it run first")
+            skipped = skipped or _sentence(f"{supplier.says('it')}, but is skipped")
+        if skipped:
+            return skipped
+        if is_local:
+            return hidden(name) if name in known.keys else suggestion(name, known.keys, "Known keys")
         if name in known.local:
             return f"It is local to stage {known.local[name]!r}: write returns={name!r} there to share it"
-        for group, index in gap.beside:
-            others = [unit for at, unit in enumerate(group.units) if at != index]
-            for stage, step in self._suppliers(others, gap):
-                return (
-                    f"Action {step.name!r} of stage {stage.name!r} supplies it in another branch of the parallel group "
-                    f"{group.name!r}, and branches do not see each other: let it run before the group"
-                )
-        skipped = ""
-        for stage, step in self._suppliers(self.units, gap):
-            who = f"Action {step.name!r} of stage {stage.name!r} supplies it"
-            if self.skip.isdisjoint((*stage_selectors(stage), *action_selectors(stage, step.action))):
-                return f"{who}, but comes later: let it run first"
-            skipped = skipped or f"{who}, but is skipped"
-        return skipped or suggestion(name, known.keys, "Known keys")
+        return suggestion(name, known.keys, "Known keys")
 
-    def _suppliers(self, units: Iterable[Unit | Stream], gap: _Gap) -> Iterator[tuple[Stage, Step]]:
-        for stage, step in suppliers(units, gap.wanted.key, gap.stage):
-            if step.function is not gap.step.function:
-                yield stage, step
+    def _visible(self, gap: _Gap) -> Iterator[Supplier]:
+        """Yield what supplies the key where it can be seen: a name that is local to the stage comes from there alone."""
+        name = gap.wanted.key
+        if name in gap.step.local:
+            own = suppliers((gap.stage,), name, gap.stage)
+            yield from (each for each in own if each.step is not None and each.step.supplies_own_name)
+            return
+        if self.stage is not None:
+            yield from _in_stage(self.stage, self.steps, name, gap.stage)
+        yield from suppliers(self.units, name, gap.stage)
 
 
-def suppliers(units: Iterable[Unit | Stream], key: str, stage: Stage | None = None) -> Iterator[tuple[Stage, Step]]:
-    """Yield the steps of these units that supply a key to actions of this stage, in order, each with its own stage."""
+def _others(found: Iterable[Supplier], step: Step) -> Iterator[Supplier]:
+    """Yield those that are not the action itself."""
+    return (each for each in found if each.step is None or each.step.function is not step.function)
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def beside(group: Parallel) -> str:
+    """Return why an action of another branch of a group does not supply a key, after what it supplies."""
+    return (
+        f"in another branch of the parallel group {group.name!r}, and branches do not see each other: "
+        f"let it run before the group"
+    )
+
+
+def suppliers(
+    units: Iterable[Unit | Stream], key: str, stage: Stage | None = None, around: tuple[str, ...] = ()
+) -> Iterator[Supplier]:
+    """Yield what supplies a key to actions of this stage, in order; `around` are the selectors of the units around."""
     for unit in units:
         if isinstance(unit, (Pipeline, Parallel)):
-            yield from suppliers(unit.units, key, stage)
+            yield from suppliers(unit.units, key, stage, (*around, *stage_selectors(unit)))
         elif not isinstance(unit, Stream):
             own = cast("Stage", one_action_stage(cast("Any", unit)) if isinstance(unit, Action) else unit)
-            for step, _ in reversed(steps_of(own)):
-                is_hidden = own.local and own is not stage and step.supplies_own_name and step.name == key
-                if key in step.supplies and not is_hidden:
-                    yield own, step
+            if key in data_of(own):
+                yield Supplier(own, None, (*around, *stage_selectors(own)))
+            yield from _in_stage(own, (step for step, _ in reversed(steps_of(own))), key, stage, around)
+
+
+def _in_stage(
+    own: Stage, steps: Iterable[Step], key: str, stage: Stage | None, around: tuple[str, ...] = ()
+) -> Iterator[Supplier]:
+    for step in steps:
+        is_hidden = own.local and own is not stage and step.supplies_own_name and step.name == key
+        if key in step.supplies and not is_hidden:
+            yield Supplier(own, step, (*around, *stage_selectors(own), *action_selectors(own, step.action)))
 
 
 def validate(unit: Unit, inputs: Iterable[str] | Mapping[str, Any] = ()) -> list[Problem]:
@@ -200,27 +256,42 @@ def _has_all(keys: Collection[str], needed: tuple[str, ...] | None) -> bool:
     return needed is not None
 
 
+class Place(NamedTuple):
+    """The place of an insertion: the open stage, the units after it, and the groups around it, innermost first."""
+
+    stage: Stage | None = None
+    later: Iterable[Unit | Stream] = ()
+    groups: tuple[tuple[Parallel, int], ...] = ()  # each with the branch
+
+
 def check_inserted(
-    coming: Sequence[tuple[Unit | Stream, bool]], store: Store, skip: frozenset[str], stage: Stage | None = None
+    coming: Sequence[tuple[Unit | Stream, bool]], store: Store, skip: frozenset[str], place: Place
 ) -> None:
     """Raise `WiringError` if inserted units need a key that neither the store nor anything before them supplies.
 
     `coming` are the units that will run, in order, each with whether it has just been inserted and is to be checked;
-    actions run in this stage, before all else.
+    actions run in the open stage, before all else.
     """
     known = _Known(dict.fromkeys(store))
-    known.local = store.dropped()
-    inside = known
+    known.local = {name: stage for name, stage in store.dropped().items() if stage}
+    known.beside = place.groups
+    inside, stage = known, place.stage
     if stage is not None and stage.local:
         inside = known.copy()
         inside.keys.update(dict.fromkeys(store.local_names()))
         known.local.update(dict.fromkeys(store.local_names(), stage.name))
     gaps: list[_Gap] = []
+    steps: list[Step] = []
     for unit, is_new in coming:
-        found = list(_check(unit, inside if isinstance(unit, Action) else known, _Around(), skip))
+        if stage is not None and isinstance(unit, Action):
+            steps.append(step_of(cast("Action[..., Any]", unit)))
+            found = list(_check_action(stage, steps[-1], known, inside, _Around(), skip))
+        else:
+            found = list(_check(unit, known, _Around(), skip))
         gaps += [gap for gap in found if is_new and gap.certain]
         known.open |= inside.open
-    _refuse(gaps, known, _Flow(tuple(unit for unit, _ in coming), skip))
+    units = [unit for unit, _ in coming if stage is None or not isinstance(unit, Action)]
+    _refuse(gaps, known, _Flow([*units, *place.later] if gaps else (), skip, stage, tuple(steps)))
 
 
 def _refuse(gaps: Iterable[_Gap], known: _Known, flow: _Flow) -> None:
@@ -330,21 +401,33 @@ def _check(unit: Unit | Stream, known: _Known, around: _Around, skip: frozenset[
 
 def _check_stage(stage: Stage, known: _Known, around: _Around, skip: frozenset[str]) -> Iterator[_Gap]:
     known.keys.update(dict.fromkeys(data_of(stage)))
-    wrapped = around.actions or may_supply(stage.use_actions)
-    hidden = around.stages or around.missing or wrapped or hides_gaps(stage.use + stage.use_actions)
     known.open |= around.stages or may_supply(stage.use)
+    actions = stage.use_actions
+    around = _Around(
+        around.stages,
+        around.actions or may_supply(actions),
+        around.outcomes or _may_give_results(actions),
+        around.stages or around.missing or hides_gaps(stage.use + actions),
+        around.layers + actions,
+    )
     inside = _inside(stage, known) if stage.local else known
     for step, _ in reversed(steps_of(stage)):
-        if skip and not skip.isdisjoint(action_selectors(stage, step.action)):
-            continue
-        use = stage.use_actions + step.use
-        _check_layers(step, around.layers + use)
-        yield from _check_step(stage, step, inside, hidden or hides_gaps(step.use))
-        inside.open |= wrapped or may_supply(step.use)
-        inside.open |= not step.supplies and (around.outcomes or _may_give_results(use))
-        own = step.name if stage.local and step.supplies_own_name else None
-        known.keys.update({key: inside.keys[key] for key in step.supplies if key != own})
+        yield from _check_action(stage, step, known, inside, around, skip)
     known.open |= inside.open
+
+
+def _check_action(
+    stage: Stage, step: Step, known: _Known, inside: _Known, around: _Around, skip: frozenset[str]
+) -> Iterator[_Gap]:
+    """Yield the gaps of an action, which sees the keys `inside` its stage."""
+    if skip and not skip.isdisjoint(action_selectors(stage, step.action)):
+        return
+    _check_layers(step, around.layers + step.use)
+    yield from _check_step(stage, step, inside, around.missing or around.actions or hides_gaps(step.use))
+    inside.open |= around.actions or may_supply(step.use)
+    inside.open |= not step.supplies and (around.outcomes or _may_give_results(step.use))
+    own = step.name if stage.local and step.supplies_own_name else None
+    known.keys.update({key: inside.keys[key] for key in step.supplies if key != own})
 
 
 def _inside(stage: Stage, known: _Known) -> _Known:
