@@ -636,3 +636,11 @@ def test_the_attempt_is_known_in_another_process(run):
 
     run(asks(keep, use=[flowdeco.middleware.retry(on=ValueError, wait=0)]))
     assert seen == [1, 2]
+
+
+@pytest.mark.parametrize("kind", [3, None, {"rows": 1}])
+def test_the_kind_of_a_message_is_a_string(run, kind):
+    """The error says how to emit values."""
+    error = run(action(name="e")(lambda ctx: ctx.emit(kind)), check=False).error
+    assert isinstance(error, DefinitionError)
+    assert f'as in ctx.emit("loaded", rows=3), not {kind!r}' in str(error)

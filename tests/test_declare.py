@@ -655,3 +655,36 @@ def test_functions_that_are_no_actions_are_named():
 
     with pytest.raises(EmptyStageError, match="has no actions: decorate functions in its body with @action, or"):
         empty(3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "p-{kind.x}"}, r"the name 'p-\{kind.x\}' of the stage template .*per cannot be filled in with kind='a' \(AttributeError"),
+        ({"title": "p-{kind[x]}"}, r"the title 'p-\{kind\[x\]\}' of the stage template .*per cannot .* \(TypeError"),
+        ({"description": "{kind:%Y}"}, r"the description '\{kind:%Y\}' of the stage template .*per cannot .* \(ValueError"),
+        ({"tags": ["{kind:d}"]}, r"the tag '\{kind:d\}' of the stage template .*per cannot .* \(ValueError"),
+    ],
+)  # fmt: skip
+def test_an_option_that_does_not_fit_the_argument_is_an_error_of_the_definition(options, message):
+    """It names the template, the option, and the arguments."""
+
+    @stage(**options)
+    def per(kind):
+        action(name="q")(lambda: 1)
+
+    with pytest.raises(DefinitionError, match=message):
+        per("a")
+
+
+def test_a_template_that_is_returned_is_to_be_called(run):
+    """The message says so."""
+
+    @stage
+    def per(kind):
+        action(name="q")(lambda: 1)
+
+    error = run(action(name="a")(lambda: per), check=False).error
+    assert str(error) == (
+        "action 'a' returned no stage: the stage template 'per' gives a stage when you call it: write per(...)"
+    )

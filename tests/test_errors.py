@@ -4,8 +4,9 @@ import inspect
 import pickle
 
 import pytest
+from support import text_of
 
-from flowdeco import Bail, Suspend, errors
+from flowdeco import Bail, Run, Stage, Suspend, action, errors, parallel, stage, stream
 from flowdeco.errors import (
     ActionTimeout,
     DefinitionError,
@@ -22,6 +23,8 @@ from flowdeco.errors import (
     WriteConflictError,
     suggestion,
 )
+from flowdeco.middleware import recover, retry
+from flowdeco.testing import assert_ran
 
 
 @pytest.mark.parametrize("error", [EmptyStageError, UnreferencedError, WiringError])
@@ -107,3 +110,53 @@ def test_a_suggestion_names_what_was_probably_meant():
     assert "k099" not in many
     assert "…" in many
     assert suggestion("zzz", [])
+
+
+def test_messages_have_no_addresses():
+    """Whatever value they show: functions, generators, objects without a repr of their own."""
+
+    class Plain:
+        """With the repr of `object`."""
+
+    plain = Plain()
+    raising = [
+        lambda: stage(plain),
+        lambda: action(name="a", timeout=plain)(len),
+        lambda: action(name="a", use=plain)(len),
+        lambda: action(name="a", use=[plain])(len),
+        lambda: Stage("s", data=plain),
+        lambda: Stage("s", tags=[plain]),
+        lambda: parallel(len, merge=plain),
+        lambda: retry(on=plain),
+        lambda: retry(on=OSError, attempts=plain),
+        lambda: recover(on=plain),
+        lambda: action(name="a")(plain),
+        lambda: stream(plain),
+        lambda: Run.of(plain),
+        lambda: action(len).run(journal=plain),
+        lambda: action(len).run(observers=[plain]),
+        lambda: action(name="a")(lambda ctx: ctx.emit(plain)).run(),
+        lambda: action(name="a")(lambda ctx: ctx.sleep(plain)).run(),
+        lambda: action(name="a")(lambda: [Stage("s"), plain]).run(),
+        lambda: action(name="a", use=[lambda call: (yield plain)])(lambda: 1).run(),
+        lambda: action(name="a", use=[lambda call: (yield {"x": 1}, plain)])(lambda: 1).run(),
+        lambda: assert_ran(action(name="a")(lambda: 1).run(), [plain]),
+    ]
+    for each in raising:
+        with pytest.raises((FlowdecoError, TypeError)) as caught:
+            each()
+        assert isinstance(caught.value, FlowdecoError) or each is raising[-1], caught.value
+        assert " at 0x" not in text_of(caught.value)
+    shown = [
+        action(name="a")(lambda x: x).bind(x=plain),
+        recover(on=lambda error: True),
+        stream(iter([])),
+        retry(on=plain.__eq__),
+    ]
+    assert not [each for each in map(repr, shown) if " at 0x" in each]
+
+
+def test_an_error_keeps_arguments_that_are_not_text():
+    """And an empty one has none."""
+    assert RunError("a", 1).args == ("a", 1)
+    assert RunError().args == ()

@@ -6,6 +6,7 @@ import logging
 import pickle
 import time
 from contextlib import suppress
+from typing import Annotated
 
 import pytest
 from support import (
@@ -25,7 +26,7 @@ from support import (
     text_of,
 )
 
-from flowdeco import Bail, Context, Run, Sleep, Stage, Suspend, action, parallel, pipeline, stream
+from flowdeco import Bail, Context, Key, Run, Sleep, Stage, Suspend, action, parallel, pipeline, stream
 from flowdeco.durable import JsonCodec, SqliteJournal
 from flowdeco.errors import DefinitionError, MiddlewareError, MissingInputError, StoreTypeError
 from flowdeco.middleware import atomic, recover, retry
@@ -1507,3 +1508,61 @@ def test_retry_and_recover_take_a_group_of_failures_that_are_all_of_theirs(run):
     assert (record.attempts, record.status) == (3, "failed")
     mixed = raises(OSError("a"), ValueError("b"))
     assert run(mixed.with_options(use=[recover(on=OSError)]), check=False).status == "failed"
+
+
+DB = Key("db", int)
+
+
+def test_middleware_yields_values_under_keys(run):
+    """As everywhere else: by the name of the key, and checked against its type."""
+
+    def gives(call):
+        yield {DB: 3, "plain": 4}
+
+    async def gives_later(call):
+        yield {DB: 3, "plain": 4}
+
+    @action
+    def use(db: Annotated[int, DB], plain):
+        return db + plain
+
+    for layer in (gives, gives_later):
+        assert run(use.with_options(use=[layer])).result == 7
+        assert run(Stage("s", [use], use=[layer])).result == 7
+
+
+def test_a_value_of_middleware_has_the_type_of_its_key(run):
+    """The error is raised at the `yield` if that names the key, and at the reading action if that does."""
+    seen = []
+
+    def wrong_key(call):
+        try:
+            yield {DB: "text"}
+        except StoreTypeError as error:
+            seen.append(str(error))
+            raise
+
+    def wrong_value(call):
+        yield {"db": "text"}
+
+    @action
+    def use(db: Annotated[int, DB]):
+        return db
+
+    expected = "the key 'db' is declared as int, but its value is a str: 'text'"
+    for layer in (wrong_key, wrong_value):
+        failed = run(use.with_options(use=[layer]), check=False)
+        assert isinstance(failed.error, StoreTypeError)
+        assert str(failed.error) == expected
+    assert set(seen) == {expected}
+
+
+def test_values_under_anything_but_strings_and_keys_are_misuse(run):
+    """The message shows them."""
+
+    def gives(call):
+        yield {1: 3}
+
+    error = run(action(name="a", use=[gives])(lambda: 1), check=False).error
+    assert isinstance(error, MiddlewareError)
+    assert "yielded {1: 3}: it may yield nothing, a mapping of values" in str(error)

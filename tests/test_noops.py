@@ -217,6 +217,26 @@ def test_where_something_may_be_inserted_it_is_a_warning_at_the_end(flow, run, w
     assert len(warnings()) == 1
 
 
+def test_a_selector_that_came_too_late_is_not_proposed_again(run, warnings):
+    """A stage that disables itself: the selector is right, and what is wrong beside it is still corrected."""
+    run(Stage("S", [action(name="x")(lambda ctx: ctx.disable("S", "T"))]) >> Stage("T2"))
+    too_late, wrong = warnings()
+    assert too_late.endswith("nothing that ran after it matches. 'S' had begun before, or the run did not come to it.")
+    assert wrong.endswith("Did you mean 'T2'?")
+
+
+def test_a_skipped_unit_that_the_run_did_not_come_to_is_not_proposed_again(run, warnings):
+    """The middleware of the pipeline around it had skipped it already."""
+
+    def nothing(call):
+        return
+        yield
+
+    run(pipeline(Stage("later"), name="p", use=[nothing]) >> between, skip=["later", "latter"], use=[inserts])
+    (text,) = warnings()
+    assert text.endswith("'later' had begun before, or the run did not come to it. Did you mean 'later'?")
+
+
 def test_the_middleware_of_the_caller_may_insert_as_well(run, warnings):
     """It is among those that are looked at."""
     run(between, use=[inserts], skip=["first"])
@@ -654,11 +674,6 @@ def test_a_stage_of_an_inserted_action_survives_json(tmp_path):
     fails.clear()
     finished = flow.resume(failed.id, journal=journal)
     assert actions_run(finished) == ["plan/plan", "between/between", "first/one", "end/end"]
-
-
-def test_a_stream_of_a_stage_is_one_of_its_actions(run):
-    """As it is iterable; that a stage can be called does not make it a function."""
-    assert actions_run(run(action(name="plan")(lambda: stream(FIRST)))) == ["plan/plan", "one/one"]
 
 
 def test_each_call_of_insert_is_a_list_of_its_own(run):

@@ -23,7 +23,7 @@ from support import (
 
 from flowdeco import Bail, Context, Key, Run, Stage, Status, Store, Suspend, action, parallel, pipeline, stream
 from flowdeco.engine.runs import ActionRecord, StageRecord
-from flowdeco.errors import RunError, WiringError
+from flowdeco.errors import DefinitionError, RunError, WiringError
 from flowdeco.middleware import recover, retry
 
 # -- status
@@ -461,3 +461,10 @@ def test_an_error_that_can_be_unpickled_is_as_it_was(run):
     found = pickle.loads(pickle.dumps(run(TROUBLED, check=False)))
     assert (type(found.error), found.error.args) == (KeyError, ("key",))
     assert "action 'troubled'" in found.error.__notes__[0]
+
+
+@pytest.mark.parametrize("thing", [3, None, "text", OSError])
+def test_only_exceptions_have_a_run_behind_them(thing):
+    """Anything else is a mistake of the caller."""
+    with pytest.raises(DefinitionError, match="Run.of takes an exception that a run raised, not"):
+        Run.of(thing)

@@ -719,3 +719,48 @@ def test_a_retry_of_a_group_does_not_lose_the_branches_of_an_iterator(run):
     flow = pipeline(parallel(stream(iter([square(1)]))), use=[retry(on=ValueError, attempts=2, wait=0)])
     failed = run(flow, check=False)
     assert failed.status == "failed"
+
+
+@stage(data={"k": 1})
+def named(kind):
+    action(name="x", collect="out")(lambda: kind)
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (
+            lambda: stream(named, "a"),
+            r"the stage template 'named' is not: put it in a list, as in stream\(\[named\(...\)\]\)",
+        ),
+        (lambda: stream(named("a")), r"the Stage 'named\[a\]' is not: put it in a list"),
+        (lambda: stream(pipeline(square(1), name="p")), "the Pipeline 'p' is not"),
+        (lambda: stream(parallel(square(1), name="g")), "the Parallel 'g' is not"),
+    ],
+    ids=["template", "stage", "pipeline", "group"],
+)
+def test_a_single_unit_is_not_streamed(make, what):
+    """Its parts would run without it: name, data and middleware would be lost."""
+    with pytest.raises(DefinitionError, match=what):
+        make()
+
+
+def test_a_function_that_returns_a_single_unit_is_not_streamed(run):
+    """It may also be the call of a template; in a list, all of the unit is there."""
+    insert = action(name="insert")
+    for make in (lambda: named("a"), lambda: pipeline(square(1), name="p")):
+        for unit in (parallel(stream(make)), insert(lambda make=make: stream(make))):
+            error = run(unit, check=False).error
+            assert "returned a single unit" in str(error)
+            assert "put it in a list" in str(error)
+    finished = run(insert(lambda: stream([named("a")])))
+    assert (names(finished), dict(finished.store)) == (["insert", "named[a]"], {"k": 1, "out": ["a"]})
+
+
+def test_the_stream_of_a_generator_is_named_without_its_address(run):
+    """In the error of the second run, and in its note."""
+    flow = parallel(stream(square(n) for n in range(2)))
+    run(flow)
+    error = run(flow, check=False).error
+    assert "stream of <generator object test_the_stream_of" in str(error)
+    assert " at 0x" not in str(error) + "".join(error.__notes__)

@@ -599,3 +599,99 @@ def test_what_is_hardly_meant_as_a_key_is_told(run):
         run(act)
     with pytest.raises(WiringError, match=r"Did you mean 'X'\?$"):
         run(wants("x"), {"X": 1})
+
+
+# -- what is said of a key that nothing supplies
+
+
+def refused(run, flow, *args, **options):
+    """The message of the only problem."""
+    with pytest.raises(WiringError) as caught:
+        run(flow, *args, **options)
+    (problem,) = caught.value.problems
+    return problem.message
+
+
+def in_order(*functions, **options):
+    """A stage of a template with these actions."""
+
+    @stage(name="t", **options)
+    def template(kind):
+        for each in functions:
+            action(each)
+
+    return template("x")
+
+
+def need(val):
+    return val
+
+
+def val() -> int:
+    return 1
+
+
+LATER = "Action 'val' of stage 't[x]' supplies it, but comes later: let it run first"
+
+
+@pytest.mark.parametrize("options", [{}, {"local": True}, {"local": False}], ids=["template", "local", "shared"])
+def test_a_result_of_the_stage_itself_comes_later_or_is_skipped(run, options):
+    """To share it would not help: the reader is in its stage."""
+    assert refused(run, in_order(need, val, **options)).endswith(LATER)
+    assert refused(run, in_order(val, need, **options), skip=["t/val"]).endswith("supplies it, but is skipped")
+
+
+def test_another_stage_cannot_supply_a_name_that_is_local(run):
+    """That key is hidden in the stage: it is not said to come later."""
+    shared = action(name="other", returns="val")(val)
+    text = refused(run, in_order(val, need) >> shared, skip=["t/val"])
+    assert text.endswith("Action 'val' of stage 't[x]' supplies it, but is skipped")
+
+    def renamed(val):
+        return val
+
+    itself = in_order(action(renamed, name="val"))
+    assert refused(run, itself, {"val": 1}).endswith("in the stage, the name is that of its result")
+    assert "Did you mean" not in refused(run, itself, {"val": 1})
+    assert refused(run, itself).endswith("Known keys: none.")
+
+
+def test_units_that_are_skipped_with_the_unit_around_them_do_not_come_later(run):
+    """Nor does their data."""
+    for unit in (
+        pipeline(action(val), name="N"),
+        parallel(action(val), name="N"),
+        pipeline(Stage("d", data={"val": 1}), name="N"),
+    ):
+        assert refused(run, unit >> action(need), skip=["N"]).endswith("but is skipped")
+
+
+def test_later_data_is_said_to_come_later(run):
+    """By what supplies it: a stage, not an action."""
+    text = refused(run, action(need) >> Stage("d", data={"val": 1}))
+    assert text.endswith("Stage 'd' supplies it by its data, but comes later: let it run first")
+
+
+def test_an_inserted_action_is_in_the_stage_that_it_was_inserted_into(run):
+    """So is one that comes later."""
+    plan = action(name="plan")(lambda: action(need))
+    assert refused(run, Stage("report", [plan])).startswith("action 'need' of stage 'report' needs 'val'")
+    text = refused(run, Stage("report", [plan, val]))
+    assert text.endswith("Action 'val' of stage 'report' supplies it, but comes later: let it run first")
+    assert run(Stage("report", [plan]), skip=["report/need"]).status == "completed"
+
+
+def test_what_comes_after_an_insertion_is_said_to_come_later(run):
+    """A static unit, data, an action of the open local stage; or it is in another branch."""
+    inserts_stage = action(name="plan")(lambda: Stage("n", [need]))
+    later = "supplies it, but comes later: let it run first"
+    assert refused(run, inserts_stage >> action(val)).endswith(f"Action 'val' of stage 'val' {later}")
+    assert refused(run, inserts_stage >> parallel(action(val))).endswith(f"Action 'val' of stage 'val' {later}")
+    assert refused(run, inserts_stage >> Stage("d", data={"val": 1})).endswith(later.replace("it,", "it by its data,"))
+    assert refused(run, in_order(lambda_plan, val)).endswith(LATER)
+    text = refused(run, parallel(inserts_stage, action(val), name="g"))
+    assert "in another branch of the parallel group 'g', and branches do not see each other" in text
+
+
+def lambda_plan():
+    return action(need)

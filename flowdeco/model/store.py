@@ -532,8 +532,8 @@ class Store(MutableMapping[str, Any]):
                 del self._data[key]
 
     def dropped(self) -> dict[str, str]:
-        """Return the names of results that were local to stages, each with its stage; "" for deleted keys."""
-        return dict(self._dropped)
+        """Return the names of results that were local to stages, each with its stage."""
+        return {name: stage for name, stage in self._dropped.items() if stage}
 
     def was_deleted(self, name: str) -> bool:
         """Whether the store had the key, and an action or middleware deleted it."""

@@ -126,6 +126,8 @@ class _Flow(NamedTuple):
         if name == "context" and gap.wanted.annotation is EMPTY:
             return "If it is to be the context of the action, annotate it: `context: Context`"
         is_local = name in gap.step.local
+        if name in known.local and not is_local:
+            return f"It is local to stage {known.local[name]!r}: write returns={name!r} there to share it"
         for group, index in () if is_local else gap.beside:
             others = [unit for at, unit in enumerate(group.units) if at != index]
             for supplier in _others(suppliers(others, name, gap.stage), gap.step):
@@ -137,10 +139,8 @@ class _Flow(NamedTuple):
             skipped = skipped or _sentence(f"{supplier.says('it')}, but is skipped")
         if skipped:
             return skipped
-        if is_local:
-            return hidden(name) if name in known.keys else suggestion(name, known.keys, "Known keys")
-        if name in known.local:
-            return f"It is local to stage {known.local[name]!r}: write returns={name!r} there to share it"
+        if is_local and name in known.keys:
+            return hidden(name)
         return suggestion(name, known.keys, "Known keys")
 
     def _visible(self, gap: _Gap) -> Iterator[Supplier]:
@@ -273,7 +273,7 @@ def check_inserted(
     actions run in the open stage, before all else.
     """
     known = _Known(dict.fromkeys(store))
-    known.local = {name: stage for name, stage in store.dropped().items() if stage}
+    known.local = store.dropped()
     known.beside = place.groups
     inside, stage = known, place.stage
     if stage is not None and stage.local:
