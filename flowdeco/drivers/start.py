@@ -44,6 +44,7 @@ from flowdeco.model.options import (
     checked_layers,
     checked_selectors,
     checked_timeout,
+    described,
     in_seconds,
 )
 from flowdeco.model.runnable import Options as RunOptions
@@ -614,7 +615,7 @@ def _notifier(observers: list[Callable[[Event], object]], run_id: str, gate: Gat
                     continue
                 with suppress(ValueError):  # it raised in another thread at the same time
                     listening.remove(observer)
-                _logger(run_id).exception("run %s: the observer %s raised and is dropped", run_id, shortened(observer))
+                _logger(run_id).exception("run %s: the observer %s raised and is dropped", run_id, described(observer))
 
     return notify
 

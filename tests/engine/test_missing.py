@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from support import text_of
 
-from flowdeco import Context, Stage, action, parallel, pipeline, stage
+from flowdeco import Context, Stage, Store, action, parallel, pipeline, stage
 from flowdeco.durable import SqliteJournal
 from flowdeco.engine.outcome import Outcome, Selection, StageRecord, Status
 from flowdeco.engine.records import Records
@@ -200,3 +200,12 @@ def test_reasons_are_not_kept_where_old_records_are_forgotten():
         records.add(StageRecord(f"s{number}", DATA, Status.COMPLETED, 0.0, 0.0))
     assert len(records.scopes) <= 4
     assert records.last_pipelines() == []
+
+
+def test_so_many_deleted_keys_are_remembered_and_no_more(monkeypatch):
+    """A loop that deletes the keys it has written costs no memory."""
+    monkeypatch.setattr("flowdeco.model.store._MOST_DROPPED", 2)
+    store = Store({"a": 1, "b": 1, "c": 1})
+    for key in "abc":
+        del store[key]
+    assert [key for key in "abc" if store.was_deleted(key)] == ["a", "b"]
