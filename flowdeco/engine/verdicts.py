@@ -52,11 +52,7 @@ class Verdicts:
     def loses(self, index: int, error: BaseException) -> bool:
         """Decide whether a branch that failed is lost, and note it."""
         tolerable = isinstance(error, Exception) and not isinstance(error, CodeChangedError)
-        if (
-            not (self.is_live and self.group.tolerate and tolerable)
-            or index in self.lost
-            or self._is_cancellation(error)
-        ):
+        if not (self.is_live and self.group.tolerate and tolerable) or index in self.lost:
             return False
         if self._allowed is not None and len(self.lost) >= self._allowed:
             self.is_exceeded = True
