@@ -6,6 +6,7 @@ import operator
 import pickle
 import sys
 import tracemalloc
+from collections import OrderedDict
 from collections.abc import Callable, MutableMapping
 from enum import Enum
 from types import NoneType, UnionType
@@ -14,6 +15,7 @@ from typing import (
     Annotated,
     Any,
     Final,
+    ForwardRef,
     Generic,
     Literal,
     Never,
@@ -37,11 +39,13 @@ from typing_extensions import TypeAliasType
 
 from flowdeco import Context, Key, Stage, Store, action, parallel, pipeline
 from flowdeco.durable import MemoryJournal
-from flowdeco.errors import StoreKeyError, StoreTypeError
+from flowdeco.errors import ContextEndedError, DefinitionError, StoreKeyError, StoreTypeError, WriteConflictError
 from flowdeco.executors import serial
-from flowdeco.model.store import MISSING, NOTHING, Delta, View, _Layer, key_name, type_of
+from flowdeco.middleware import retry
+from flowdeco.model.store import MISSING, NOTHING, Delta, Local, View, Watched, _Layer, alias_value, key_name, type_of
 
 T = TypeVar("T")
+K = TypeVar("K")
 
 
 class Named(Protocol):
@@ -89,6 +93,64 @@ def test_a_key_has_a_name_and_a_type():
     assert pickle.loads(pickle.dumps(key)) == copy.deepcopy(key) == key
     with pytest.raises(AttributeError, match="immutable"):
         key.name = "other"
+
+
+def test_a_frozen_key_is_a_value_as_well():
+    """Another one than the key that is not."""
+    key = Key("k", int, frozen=True)
+    assert (key.frozen, Key("k", int).frozen) == (True, False)
+    assert key != Key("k", int)
+    assert repr(key) == "Key('k', int, frozen=True)"
+    assert pickle.loads(pickle.dumps(key)) == key
+    assert hash(Key("a")) != hash(Key("b"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ("", "a key of the store is a non-empty string, not ''"),
+        (3, "a key of the store is a non-empty string or a Key, not the int 3"),
+    ],
+)
+def test_the_error_says_what_a_key_is(wrong, why):
+    """And what this is."""
+    with pytest.raises(StoreTypeError) as caught:
+        key_name(wrong)
+    assert str(caught.value) == why
+
+
+@pytest.mark.parametrize("wrong", ["int", ForwardRef("int"), 5], ids=["string", "reference", "value"])
+def test_the_type_of_a_key_is_a_type(wrong):
+    """The name of one is not, and no value is."""
+    with pytest.raises(DefinitionError) as caught:
+        Key("k", wrong)
+    assert str(caught.value) == (
+        "the type of a key, or of an answer, is a type, such as int or list[str], not the "
+        f"{type(wrong).__name__} {wrong!r}"
+    )
+
+
+def test_a_key_describes_its_type_where_it_checks_it():
+    """As text, and as journals keep it."""
+    assert (Key("k", list[int]).described(), Key("k").described()) == ("list[int]", None)
+    assert Key("k", int).references() == ("builtins:int",)
+    assert Key("k").references() is Key("k", int | Any).references() is None
+
+
+@pytest.mark.parametrize(
+    ("declared", "kept"),
+    [
+        (TypeAliasType("Pair", dict[K, T], type_params=(K, T))[str, int], dict[str, int]),
+        (TypeAliasType("Maybe", T | None, type_params=(T,))[int], int | None),
+        (TypeAliasType("Half", dict[K, T], type_params=(K,))[str], dict[str, T]),
+        (TypeAliasType("Same", int, type_params=(T,))[str], int),
+        (TypeAliasType("Bare", list[T], type_params=(T,)), list[T]),
+    ],
+    ids=shown,
+)
+def test_the_arguments_of_an_alias_take_the_places_of_its_parameters(declared, kept):
+    """Those that are not given stay."""
+    assert alias_value(declared) == kept
 
 
 @pytest.mark.parametrize("wrong", ["", 3, None, b"k", ("k",)])
@@ -678,11 +740,13 @@ class Written:
             store.undo(mark, keep)
             kept = {key: self.dict[key] for key in keep if key in self.dict}
             self.dict = {**{key: value for key, value in then.items() if key not in keep}, **kept}
+            for each in self.marks[index + 1 :]:
+                if not keep or each is self.marks[-1]:
+                    self.check_since(*each)  # though it was removed as well
+                store.take_back(each[0])  # it is not set any more
             del self.marks[index:]
         elif what == "since":
-            other = Store(copy.deepcopy(then))
-            other.apply(store.since(mark))
-            assert dict(other) == self.dict
+            self.check_since(mark, then)
         else:
             twin, copies = store.twin(*(mark for mark, _ in self.marks[index:]))
             assert dict(twin) == self.dict
@@ -690,10 +754,19 @@ class Written:
                 twin.undo(copied)
             assert dict(twin) == then
 
+    def check_since(self, mark, then):
+        """The changes since a mark, made to what was there then, lead to what is there now."""
+        other = Store(copy.deepcopy(then))
+        other.apply(self.store.since(mark))
+        assert dict(other) == self.dict
+
+
+VALUES = st.dictionaries(KEYS, st.one_of(st.integers(0, 9), st.lists(st.integers(0, 9), max_size=2)))
+
 
 @settings(max_examples=examples(200, 2000), deadline=None)
 @given(
-    values=st.dictionaries(KEYS, st.one_of(st.integers(0, 9), st.lists(st.integers(0, 9), max_size=2))),
+    values=VALUES,
     steps=st.lists(st.one_of(WRITES, WRITES, MARKS), max_size=30),
 )
 def test_marks_do_what_copies_would(values, steps):
@@ -706,7 +779,258 @@ def test_marks_do_what_copies_would(values, steps):
         assert dict(written.store) == then
 
 
+@settings(max_examples=2000 if os.environ.get("FLOWDECO_NIGHTLY") else 200, deadline=None)
+@given(values=VALUES, writes=st.lists(st.lists(WRITES, max_size=4), min_size=3, max_size=3), inner=st.integers(1, 2))
+def test_marks_continue_in_a_resumed_run(values, writes, inner):
+    """Undone there, they leave what they would have left here: values, and which keys count as written."""
+    here, failed = Written(values), Written(values)
+    for each in (here, failed):
+        for some in writes:
+            each.do("mark", None, None)
+            for write in some:
+                each.do(*write)
+    here.store.undo(here.marks[inner][0])
+
+    for mark, _ in reversed(failed.marks):
+        failed.store.release(mark)
+    store, copies = failed.store.twin(*(mark for mark, _ in failed.marks))
+    marks = []
+    for copied in copies:
+        marks.append(store.mark())
+        marks[-1].continue_from(copied)
+    store.undo(marks[inner])
+
+    assert dict(store) == dict(here.store) == here.marks[inner][1]
+    for mark, (same, _) in zip(marks[:inner], here.marks, strict=False):
+        assert store.since(mark).keys() == here.store.since(same).keys()
+    store.undo(marks[0])
+    assert dict(store) == values
+
+
+def test_a_write_of_the_same_object_outlasts_a_second_attempt_in_a_resumed_run():
+    """It is a write of the branch, though the failed attempt wrote that object as well: the branches conflict."""
+    attempts = []
+
+    @action
+    def zero(ctx: Context) -> None:
+        ctx.store["k"] = 0
+
+    @action
+    def sometimes_zero(ctx: Context) -> None:
+        attempts.append("begun")
+        if len(attempts) == 2:  # the last one before the run is resumed
+            ctx.store["k"] = 0
+
+    shaky = flaky([], "shaky", 3, "done")
+    branch = pipeline(zero, Stage("s", [sometimes_zero, shaky], use=[retry(attempts=2, on=ValueError)]))
+    flow = pipeline(parallel(branch, step([], "seven", 7, returns="k"), limit=1))
+    broken = flow.run({"k": 0}, check=False)
+    assert isinstance(broken.error, ValueError)
+    assert isinstance(flow.resume(broken, check=False).error, WriteConflictError)
+    assert len(attempts) == 3
+
+
+# -- what a run was given, and local results
+
+
+WAYS = {
+    "set": lambda store: operator.setitem(store, "xs", [2]),
+    "put": lambda store: store.put("xs", [2]),
+    "append": lambda store: store.append("xs", 2),
+}
+
+
+@pytest.mark.parametrize("write", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("of", [lambda store: store, Store.fork, View, lambda store: store.twin()[0]])
+def test_a_value_is_given_until_it_is_written(write, of):
+    """Also in a fork, a view and a twin; it is given again once that is undone, or it is given anew."""
+    store = Store({"xs": [1], "other": 1})
+    store.give(["xs"])
+    store = of(store)
+    assert (store.is_given("xs"), store.is_given("other")) == (True, False)
+    mark = store.mark()
+    store["other"] = 2
+    assert store.is_given("xs")
+    write(store)
+    assert store["xs"] in ([2], [1, 2])
+    assert not store.is_given("xs")
+    assert not of(store).is_given("xs")
+    store.undo(mark)
+    assert store.is_given("xs")
+    write(store)
+    store.give(["xs"])
+    assert (store.is_given("xs"), store.is_given("other")) == (True, False)
+
+
+def test_a_value_that_was_written_before_a_mark_stays_written_when_that_is_undone():
+    """The one that is put back is not the one that was given."""
+    store = Store()
+    store.supply({"k": 1})
+    store["k"] = 2
+    mark = store.mark()
+    store["k"] = 3
+    store.undo(mark)
+    assert (store["k"], store.is_given("k")) == (2, False)
+
+
+def test_a_fork_does_not_change_what_its_store_knows_of_given_values():
+    """Nor a view, nor a twin."""
+    store = Store()
+    store.supply({"k": 1})
+    for other in (store.fork(), View(store), store.twin()[0]):
+        other["k"] = 2
+        assert store.is_given("k")
+
+
+def test_local_results_are_known_to_the_evaluation_alone():
+    """They are no keys; marks note them, and a hint tells where they were."""
+    store = Store({"shown": 1})
+    store.put(Local("mine"), 2)
+    store.put(Local("kept"), 3)
+    assert (dict(store), len(store), store.local_names()) == ({"shown": 1}, 1, ["mine", "kept"])
+    assert store.everything() == [("shown", 1), (Local("mine"), 2), (Local("kept"), 3)]
+    assert store.hint("mine") == "It is local to this stage: take it as a parameter, or share it by returns='mine'"
+    assert store.reader()(Local("mine")) == 2
+
+    mark = store.mark()
+    store.drop_local(["mine", "never returned"], "s")
+    assert (store.local_names(), store.dropped()) == (["kept"], {"mine": "s", "never returned": "s"})
+    assert store.hint("mine") == "It was local to stage 's': write returns='mine' there to share it"
+    assert store.since(mark) == Delta({}, [Local("mine")], {})
+    store.undo(mark)
+    assert store.reader()(Local("mine")) == 2
+    store.drop_local(["kept"], "s")
+    assert store.local_names() == ["mine"]
+
+    other = Store()
+    other.know_local(store.local_names(), store.dropped())
+    assert (other.everything(), other.dropped()) == ([(Local("mine"), None)], store.dropped())
+    store.dropped().clear()
+    assert store.dropped()
+
+
+def test_a_hint_names_close_keys_of_the_store_or_of_those_given():
+    """Which a caller may know better."""
+    store = Store({"price": 1})
+    assert store.hint("prise") == "Did you mean 'price'?"
+    assert store.hint("prise", ["prize"]) == "Did you mean 'prize'?"
+
+
+@pytest.mark.parametrize(
+    ("held", "value"), [([1, 2], [3]), ({"a": 1, "b": 2}, {"c": 3}), ({1, 2}, {3})], ids=["list", "dict", "set"]
+)
+def test_a_container_is_revised_in_place(held, value):
+    """Others may hold it; that is not a write."""
+    store = Store({"k": held})
+    mark = store.mark()
+    store.revise("k", value)
+    assert (store["k"], value) == (held, type(value)(value))
+    assert store["k"] is held
+    assert not store.since(mark).keys()
+    store.revise("k", held)
+    assert store["k"] == value
+
+
+@pytest.mark.parametrize(("held", "value"), [(1, 2), ([1], (1,)), ({"a": 1}, [1]), (OrderedDict(a=1), OrderedDict())])
+def test_anything_else_is_replaced_when_it_is_revised(held, value):
+    """Or added."""
+    store = Store({"k": held})
+    store.revise("k", value)
+    store.revise("new", value)
+    assert store["k"] is store["new"] is value
+    assert held
+
+
+def test_the_store_knows_where_it_holds_an_object():
+    """That very object, not an equal one; None is one."""
+    one, equal = [1], [1]
+    store = Store({"a": one, "b": equal, "c": one, "none": None})
+    store.put(Local("d"), one)
+    assert store.holders(one) == ["a", "c", Local("d")]
+    assert [store.holds("a", value) for value in (one, equal)] == [True, False]
+    assert (store.holds("none", None), store.holds("gone", None), store.holds(None, MISSING)) == (True, False, True)
+
+
+def test_writes_are_applied_with_changes_and_local_results():
+    """Changes are made first, and are not writes."""
+    held = [1]
+    store = Store({"held": held})
+    mark = store.mark()
+    store.apply(Delta({Local("mine"): 1, "put": 2}, [], {"held": [3]}, {"held": [2], "changed": 4}))
+    assert store.everything() == [("held", [2, 3]), ("changed", 4), (Local("mine"), 1), ("put", 2)]
+    assert held == [2]
+    assert store.since(mark).keys() == {Local("mine"), "put", "held"}
+
+
+def test_some_keys_may_be_taken_out_of_a_delta():
+    """Whatever was done to them."""
+    delta = Delta({"a": 1, "b": 1}, ["a", "c"], {"a": [1], "d": [1]}, {"a": 1, "e": 1}, 7)
+    assert delta.without({"a"}) == Delta({"b": 1}, ["c"], {"d": [1]}, {"e": 1}, 7)
+    assert delta.keys() == {"a", "b", "c", "d"}
+
+
+def test_a_fork_knows_what_was_written_to_it():
+    """Under whichever of its marks; without a write, nothing at all."""
+    fork = Store({"a": 1}).fork()
+    assert fork.delta() is NOTHING
+    fork["a"] = 2
+    fork.mark()
+    fork["b"] = 2
+    assert [fork.has_written(name) for name in ("a", "b", "c")] == [True, True, False]
+
+
+def test_the_twin_has_only_the_first_mark_of_a_store():
+    """And not even that if a copy of it is asked for."""
+    fork = Store({"a": 1}).fork()
+    mark = fork.mark()
+    fork["a"] = 2
+    twin, _ = fork.twin()
+    assert twin.delta() is NOTHING
+    fork["b"] = 2
+    fork.release(mark)
+    assert fork.twin()[0].delta() == Delta({"a": 2, "b": 2}, [], {})
+    inner = fork.mark()
+    assert fork.twin(inner)[0].delta() == Delta({"a": 2, "b": 2}, [], {})
+
+
 # -- views (L4)
+
+
+def test_a_view_reports_what_is_read_before_it_can_be_changed():
+    """By its name; not under keys whose values nobody changes. The store that middleware sees does the same."""
+    store, read = Store({"a": [1], "b": [2]}), []
+    view = View(store)
+    view["a"]
+    view.on_read = read.append
+    for seen in (view, Watched(store, read.append)):
+        assert (seen["a"], seen[Key("b", list)], seen[Key("a", frozen=True)]) == ([1], [2], [1])
+    assert read == ["a", "b"] * 2
+    seen.report(["a", Local("c")])
+    assert read[4:] == ["a", Local("c")]
+    seen["new"] = 1
+    assert store["new"] == 1
+
+
+def test_a_view_of_an_action_that_has_ended_takes_no_more_writes():
+    """However it is written to; the error names the action."""
+    view = View(Store({"xs": []}))
+    view.ended = "late"
+    for write in (WAYS["set"], WAYS["append"], lambda store: operator.delitem(store, "xs")):
+        with pytest.raises(ContextEndedError, match="^a write to ctx.store after action 'late' has ended"):
+            write(view)
+    assert view.delta() is NOTHING
+
+
+def test_a_view_does_not_copy_a_list_that_it_appends_to():
+    """Contributing one result costs the same however many there are."""
+    store = Store({"xs": list(range(100_000))})
+    view = View(store)
+    tracemalloc.start()
+    view.append("xs", 1)
+    view.append("xs", 2)
+    assert tracemalloc.get_traced_memory()[1] < 10_000
+    tracemalloc.stop()
+    assert view.delta() == Delta({}, [], {"xs": [1, 2]})
 
 
 def test_a_view_reads_through_and_keeps_its_writes():

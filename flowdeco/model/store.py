@@ -305,7 +305,10 @@ def _type_name(declared: Any) -> str:
 
 
 class _Grown(NamedTuple):
-    """The note of a mark about a list that the store has appended to in place."""
+    """The note of a mark about a list that the store has appended to in place.
+
+    With an empty list of its own, it notes any value as one object, which tells notes of the same value apart.
+    """
 
     items: list[Any]
     length: int
@@ -330,15 +333,21 @@ class Mark(dict[Any, Any]):
         for name, before in later.items():
             self.setdefault(name, before)
 
+    def share(self, later: Mark) -> None:
+        """Add the notes of a later mark, so that both have the same object for a key that only that one had noted."""
+        for name, before in later.items():
+            if name not in self:
+                self[name] = later[name] = before if isinstance(before, _Grown) else _Grown([], 0, before)
+
     def continue_from(self, earlier: Mapping[str, Any]) -> None:
         """Take the notes of an earlier mark, whose place this one takes in a resumed run."""
         self.update(earlier)
         self.__class__ = _Continued  # pyright: ignore[reportAttributeAccessIssue]
 
     def drop(self, undone: Mapping[str, Any]) -> None:
-        """Drop the notes that are the same in a mark that was undone: nothing has changed since."""
+        """Drop the notes that were those of a mark that was undone: nothing has changed since."""
         for name, before in undone.items():
-            if name in self and _is_same_note(self[name], before):
+            if isinstance(before, _Grown) and self.get(name) is before:
                 del self[name]
 
 
@@ -459,7 +468,7 @@ class Store(MutableMapping[str, Any]):
         if name not in self._data:
             raise self._missing(name)
         if self._marks:
-            self._note(name, self._data.get(name, MISSING))
+            self._note(name, self._data[name])
         del self._data[name]
         if len(self._dropped) < _MOST_DROPPED:
             self._dropped[name] = ""
@@ -571,7 +580,7 @@ class Store(MutableMapping[str, Any]):
         if index is not None:
             del self._marks[index]
             if index and mark:
-                self._marks[index - 1].adopt(mark)
+                self._marks[index - 1].share(mark)
 
     def discard(self, mark: Mark) -> None:
         """Remove a mark with its notes: those changes can be undone by this mark alone."""
@@ -703,8 +712,13 @@ class Store(MutableMapping[str, Any]):
             if self._data.get(name) is owned:
                 lists[id(owned)] = twin._data[name] = twin._owned[name] = list(owned)
 
+        moved: dict[int, _Grown] = {}  # marks that have the same note do so in the twin
+
+        def note(before: Any) -> Any:
+            return moved.setdefault(id(before), _moved(before, lists)) if isinstance(before, _Grown) else before
+
         def copied(mark: Mark) -> Mark:
-            return Mark((name, _moved(before, lists)) for name, before in mark.items())
+            return Mark((name, note(before)) for name, before in mark.items())
 
         twin._marks = [copied(mark) for mark in self._marks[:1] if not any(mark is each for each in marks)]
         return twin, [copied(mark) for mark in marks]
@@ -767,20 +781,12 @@ class Store(MutableMapping[str, Any]):
         return Delta(puts, deletes, appends)
 
 
-def _is_same_note(one: Any, other: Any) -> bool:
-    if one is other or not (isinstance(one, _Grown) and isinstance(other, _Grown)):
-        return one is other
-    return one.items is other.items and one.length == other.length and one.before is other.before
-
-
-def _moved(before: Any, lists: Mapping[int, list[Any]]) -> Any:
+def _moved(note: _Grown, lists: Mapping[int, list[Any]]) -> _Grown:
     """Return the note of a mark as it reads in a store whose lists are copies."""
-    if not isinstance(before, _Grown):
-        return before
-    items = lists.get(id(before.items))
+    items, before = lists.get(id(note.items)), note.before
     if items is not None:
-        return _Grown(items, before.length, items if before.before is before.items else before.before)
-    return MISSING if before.before is MISSING else list(before.items[: before.length])
+        return _Grown(items, note.length, items if before is note.items else before)
+    return _Grown([], 0, note.items[: note.length] if before is note.items else before)
 
 
 class _Layer(MutableMapping[str, Any]):
