@@ -11,7 +11,7 @@ from flowdeco.engine.branch import Branch
 from flowdeco.engine.history import History
 from flowdeco.engine.memory import Log
 from flowdeco.engine.open_scopes import OpenScope
-from flowdeco.engine.outcome import ActionRecord, Outcome, Scope, StageRecord, branch_id
+from flowdeco.engine.outcome import RUN, ActionRecord, Outcome, Scope, StageRecord, branch_id
 from flowdeco.engine.recorder import Recorded
 from flowdeco.engine.requests import Raised, Save
 from flowdeco.errors import Wait
@@ -62,7 +62,7 @@ def in_an_attempt(unit=UNIT, **terms):
     branch.switch("b", False)
     branch.result, branch.places = "since", 2
     branch.forks = [(1, ["g1"]), (2, ["g2"]), (5, ["g5", "g6"])]
-    branch.left.unfinished = {number: ([], None) for number in (1, 2, 5)}
+    branch.left.unfinished = {number: ([], None) for number in (0, 2, 5)}
     branch.answered = [(number, ("0", number), [Wait("question", key=str(number))]) for number in (1, 2, 5)]
     places = [("0", 1), ("0", 2), ("0", 5), ("g1", 9), ("g6", 0), None]
     branch.held_waits = [Wait("sleep", at=place) for place in places]
@@ -90,7 +90,7 @@ def test_a_branch_is_as_it_was_before_the_attempt():
     assert (branch.result, branch.places, branch.number) == ("before", 1, 3)
     assert (scope.records, scope.inserted) == ([], [])
     assert branch.forks == [(1, ["g1"])]
-    assert list(branch.left.unfinished) == [1]
+    assert list(branch.left.unfinished) == [0]
     branch.switch("a", True)
     branch.switch("c", True)
     assert driven(forget_attempt(branch, scope)) == ([], None)
@@ -124,6 +124,10 @@ def test_steps_that_run_again_find_their_answers_again():
     assert [number for number, _, _ in branch.answered] == [1]
     assert scope.layers.inside == {("x", 0), ("0", 2), ("0", 5)}
     assert [wait.at for wait in branch.held_waits] == [("0", 1), ("g1", 9), None]
+    for number, left in ((0, [None]), (RUN, [])):
+        scope.number = number
+        driven(forget_attempt(branch, scope))
+        assert [wait.at for wait in branch.held_waits] == left
 
 
 def test_log_and_history_forget_the_steps_as_well():
@@ -202,10 +206,7 @@ def test_changes_in_place_are_noted_again():
     branch.changed = {"b", "a", "gone"}
     repeat_changes(branch, scope.layers)
     assert scope.layers.entering == []
-    outer, inner = Delta({"x": 1}, [], {}), Delta({"y": 1}, [], {}, {"b": "earlier", "d": 4})
-    scope.layers.entering = [outer, inner]
+    outer, inner = [Delta({"x": 1}, [], {})] * 2, Delta({"y": 1}, [], {}, {"b": "earlier", "d": 4})
+    scope.layers.entering = [*outer, inner]
     repeat_changes(branch, scope.layers)
-    assert scope.layers.entering == [outer, inner._replace(changes={"b": [2], "d": 4, "a": [1]})]
-    branch.changed = set()
-    repeat_changes(branch, scope.layers)
-    assert scope.layers.entering[0] is outer
+    assert scope.layers.entering == [*outer, inner._replace(changes={"b": [2], "d": 4, "a": [1]})]

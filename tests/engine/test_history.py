@@ -10,7 +10,7 @@ from support import flaky, statuses, step
 from flowdeco import Stage, Store, action, parallel, pipeline, stage, stream
 from flowdeco.durable import MemoryJournal
 from flowdeco.engine.history import History, Rehearsal
-from flowdeco.engine.memory import Log, Remains, in_memory
+from flowdeco.engine.memory import Remains
 from flowdeco.engine.outcome import ActionRecord, Outcome, StageRecord, Status, branch_id
 from flowdeco.engine.recorder import Recorded
 from flowdeco.errors import CodeChangedError, DefinitionError
@@ -375,58 +375,6 @@ def test_other_code_of_what_has_completed_is_a_change():
 
 
 # -- in memory
-
-
-def test_a_log_has_scopes_and_its_history_has_their_actions_as_well():
-    """Those of a scope that was never entered run again from its beginning."""
-    log = Log()
-    first, second = did(1, A), did(2, B)
-    scopes = log.of()
-    scopes[0] = did(0, S, actions=[first, second])
-    scopes[3] = did(3, T, Status.FAILED, actions=[did(4, A)], entered=False)
-    log.of("0.1", 2)
-    assert {branch: list(mine) for branch, mine in log.history().items()} == {"0": [0, 1, 2, 3]}
-    assert log.history()["0"][2] is second
-    log.forget({"0": 3, "unknown": 0})
-    assert list(log.history()["0"]) == [0, 1, 2]
-
-
-def test_what_a_branch_left_behind_is_as_if_its_failure_had_passed_no_layer():
-    """In a copy: the run that failed stays as it is; the marks of its layers come along."""
-    store = Store({"k": 0})
-    store.append("xs", 1)
-    layer = store.mark()
-    store["k"] = 1
-    store.append("xs", 2)
-    unwinding = store.mark()
-    store["k"] = "passed"
-    store.append("xs", 3)
-    store["given"] = "passed"
-    store.discard(unwinding)
-    store.release(layer)
-    left = Remains(store, unwinding, "result", {0: ([layer], "before")})
-    revived = left.revived({"given": 5})
-    assert dict(revived.store) == {"k": 1, "xs": [1, 2], "given": 5}
-    assert dict(store) == {"k": "passed", "xs": [1, 2, 3], "given": "passed"}
-    (mark,), result = revived.unfinished[0]
-    assert (revived.unwinding, revived.result, result) == (None, "result", "before")
-    revived.store.undo(mark)
-    assert dict(revived.store) == {"k": 0, "xs": [1], "given": 5}
-    assert dict(store) == {"k": "passed", "xs": [1, 2, 3], "given": "passed"}
-
-
-def test_a_run_in_memory_continues_with_what_it_left_behind_or_else_with_its_store():
-    """Either is a copy."""
-    store, log = Store({"k": 1}), Log()
-    log.of()[0] = did(0, S)
-    mine, left = in_memory(store, log, {"given": 2})
-    assert (dict(mine), left) == ({"k": 1, "given": 2}, {})
-    log.remains = {"0": Remains(Store({"k": 3}), None, None, {}), INNER: Remains(Store({"k": 4}), None, None, {})}
-    mine, left = in_memory(store, log, {"given": 2})
-    assert dict(mine) == {"k": 3, "given": 2}
-    assert mine is left["0"].store
-    assert dict(left[INNER].store) == {"k": 4, "given": 2}
-    assert dict(store) == {"k": 1}
 
 
 def test_of_what_was_left_behind_the_history_knows_marks_and_results():

@@ -1,10 +1,14 @@
 """What a run in memory leaves behind: tried on a store, without an evaluation."""
 
 from flowdeco import Stage, Store
-from flowdeco.engine.memory import Leftovers, Log, Remains
+from flowdeco.engine.memory import Leftovers, Log, Remains, in_memory
 from flowdeco.engine.outcome import NOWHERE, ActionRecord, Outcome, StageRecord, Status, branch_id
 from flowdeco.errors import Wait
 from flowdeco.model.store import Delta, Local
+
+
+def did(number, error=None, **more):
+    return StageRecord("s", Stage("s"), Status.COMPLETED, 0.0, 0.0, number=number, error=error, **more)
 
 
 def marked(**values):
@@ -68,9 +72,11 @@ def test_a_failure_that_was_recovered_leaves_nothing():
     left.unwind(store)
     store["k"] = 1
     left.abandoned["mine"] = "s"
-    left.unfinished[3] = [], None
+    left.unfinished[0] = [], None
     left.remains["b"] = Remains(None, None, None, {})
     left.recover(store)
+    store["later"] = 1
+    assert "later" in mark
     assert (left.unwinding, left.abandoned, left.unfinished, left.remains) == (None, {}, {}, {})
     assert (store.local_names(), store.dropped()) == ([], {"mine": "s"})
     store.undo(mark)
@@ -128,13 +134,62 @@ def test_the_marks_of_each_unfinished_scope_come_along():
     assert store["k"] == 3
 
 
-def did(number, error=None, **more):
-    return StageRecord("s", Stage("s"), Status.COMPLETED, 0.0, 0.0, number=number, error=error, **more)
+def test_what_a_branch_left_behind_is_as_if_its_failure_had_passed_no_layer():
+    """In a copy: the run that failed stays as it is; the marks of its layers come along."""
+    store = Store({"k": 0})
+    store.append("xs", 1)
+    layer = store.mark()
+    store["k"] = 1
+    store.append("xs", 2)
+    unwinding = store.mark()
+    store["k"] = "passed"
+    store.append("xs", 3)
+    store["given"] = "passed"
+    store.discard(unwinding)
+    store.release(layer)
+    left = Remains(store, unwinding, "result", {0: ([layer], "before")})
+    revived = left.revived({"given": 5})
+    assert dict(revived.store) == {"k": 1, "xs": [1, 2], "given": 5}
+    assert dict(store) == {"k": "passed", "xs": [1, 2, 3], "given": "passed"}
+    (mark,), result = revived.unfinished[0]
+    assert (revived.unwinding, revived.result, result) == (None, "result", "before")
+    revived.store.undo(mark)
+    assert dict(revived.store) == {"k": 0, "xs": [1], "given": 5}
+    assert dict(store) == {"k": "passed", "xs": [1, 2, 3], "given": "passed"}
+
+
+def test_a_run_in_memory_continues_with_what_it_left_behind_or_else_with_its_store():
+    """Either is a copy."""
+    store, log = Store({"k": 1}), Log()
+    log.of()[0] = did(0)
+    mine, left = in_memory(store, log, {"given": 2})
+    assert (dict(mine), left) == ({"k": 1, "given": 2}, {})
+    log.remains = {"0": Remains(Store({"k": 3}), None, None, {}), "inner": Remains(Store({"k": 4}), None, None, {})}
+    mine, left = in_memory(store, log, {"given": 2})
+    assert dict(mine) == {"k": 3, "given": 2}
+    assert mine is left["0"].store
+    assert dict(left["inner"].store) == {"k": 4, "given": 2}
+    assert dict(store) == {"k": 1}
+
+
+def test_a_log_has_scopes_and_its_history_has_their_actions_as_well():
+    """Those of a scope that was never entered run again from its beginning."""
+    log = Log()
+    first, second = [ActionRecord("a", None, Status.COMPLETED, 0.0, 0.0, number=number) for number in (1, 2)]
+    scopes = log.of()
+    scopes[0] = did(0, actions=[first, second])
+    scopes[3] = did(3, actions=[first._replace(number=4)], entered=False)
+    log.of("0.1", 2)
+    assert {branch: list(mine) for branch, mine in log.history().items()} == {"0": [0, 1, 2, 3]}
+    assert log.history()["0"][2] is second
+    log.forget({"0": 3, "unknown": 0})
+    assert list(log.history()["0"]) == [0, 1, 2]
 
 
 def test_a_log_knows_each_branch_by_its_group_and_index():
     """Whenever it is asked."""
     log = Log()
+    assert (log.steps, log.remains, log.waits, log.since) == ({}, {}, {}, 0)
     log.of()[0] = did(0)
     log.of("g")[1] = did(1)
     log.of("g", 1)[2] = did(2)
