@@ -32,7 +32,7 @@ from typing import (
 )
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support import again, examples, flaky, shown, stage_record, step
 from typing_extensions import TypeAliasType
@@ -743,6 +743,8 @@ class Written:
             for each in self.marks[index + 1 :]:
                 if not keep or each is self.marks[-1]:
                     self.check_since(*each)  # though it was removed as well
+                if not keep:
+                    self.check_way_back(*each)
                 store.take_back(each[0])  # it is not set any more
             del self.marks[index:]
         elif what == "since":
@@ -753,6 +755,12 @@ class Written:
             for copied in reversed(copies):
                 twin.undo(copied)
             assert dict(twin) == then
+
+    def check_way_back(self, mark, then):
+        """A mark leads back to what was there when it was set, as does its copy in a twin."""
+        twin, (copied,) = self.store.twin(mark)
+        twin.undo(copied)
+        assert dict(twin) == then
 
     def check_since(self, mark, then):
         """The changes since a mark, made to what was there then, lead to what is there now."""
@@ -769,6 +777,11 @@ VALUES = st.dictionaries(KEYS, st.one_of(st.integers(0, 9), st.lists(st.integers
     values=VALUES,
     steps=st.lists(st.one_of(WRITES, WRITES, MARKS), max_size=30),
 )
+@example(
+    values={},  # both marks note a list that is cut in place, or only the outer one does
+    steps=[*[("append", "a", 0), ("mark", None, None)] * 2, ("append", "a", 2), ("undo", 0, set())],
+)
+@example(values={}, steps=[*[("append", "a", 0), ("mark", None, None)] * 2, ("undo", 0, set())])
 def test_marks_do_what_copies_would(values, steps):
     """Written to, marked, released, taken back and undone in any order, the store holds what a dict would hold."""
     written = Written(values)

@@ -131,7 +131,7 @@ class Key(Generic[T]):
         return f"Key({self.name!r}{declared}{', frozen=True' if self.frozen else ''})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_key, (self.name, self.type, self.frozen)) if self.frozen else (Key, (self.name, self.type))
+        return _key, (self.name, self.type, self.frozen)
 
 
 def _key(name: str, type: Any, frozen: bool) -> Key[Any]:
