@@ -792,7 +792,7 @@ def test_marks_do_what_copies_would(values, steps):
         assert dict(written.store) == then
 
 
-@settings(max_examples=2000 if os.environ.get("FLOWDECO_NIGHTLY") else 200, deadline=None)
+@settings(max_examples=examples(100, 2000), deadline=None)
 @given(values=VALUES, writes=st.lists(st.lists(WRITES, max_size=4), min_size=3, max_size=3), inner=st.integers(1, 2))
 def test_marks_continue_in_a_resumed_run(values, writes, inner):
     """Undone there, they leave what they would have left here: values, and which keys count as written."""

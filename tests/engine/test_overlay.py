@@ -62,7 +62,7 @@ def came_to(key, done):
     return kind, None if kind == "deletes" else sum(values[1:], values[0])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.lists(st.dictionaries(st.sampled_from(["a", "b", "summed"]), ONE_KEY), max_size=4))
 def test_each_key_is_merged_on_its_own(branches):
     """Items are joined, deletions and equal values happen once, a reducer combines, and everything else conflicts."""

@@ -127,7 +127,7 @@ def groups_and_ends(draw):
     return group, [(index, KINDS[kinds[index]]()) for index in order]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(drawn=groups_and_ends(), make=st.sampled_from(INTERRUPTS))
 def test_a_group_ends_as_its_branches_decide(drawn, make):
     """The first losses are tolerated, the first decisive end ends the group, and the result names what is left."""
