@@ -11,9 +11,9 @@ from flowdeco import Stage, Store, action, parallel, pipeline, stage, stream
 from flowdeco.durable import MemoryJournal
 from flowdeco.engine.history import History, Rehearsal
 from flowdeco.engine.memory import Remains
-from flowdeco.engine.outcome import ActionRecord, Outcome, StageRecord, Status, branch_id
+from flowdeco.engine.outcome import RUN, ActionRecord, Outcome, Scope, StageRecord, Status, branch_id
 from flowdeco.engine.recorder import Recorded
-from flowdeco.errors import CodeChangedError, DefinitionError
+from flowdeco.errors import Cancelled, CodeChangedError, DefinitionError
 from flowdeco.middleware import recover
 from flowdeco.model.steps import step_of
 
@@ -34,7 +34,7 @@ INNER = branch_id("0.5", 0)
 def did(number, unit, status=Status.COMPLETED, **more):
     """What a step came to."""
     kind = {type(A): ActionRecord, Stage: StageRecord}.get(type(unit), Outcome)
-    return kind(unit.name, unit, status, 1.0, 1.0, number=number, **more)
+    return kind(unit.name, unit, status, **{"started": 1.0, "elapsed": 1.0, "number": number, **more})
 
 
 def steps(*outcomes, branch="0"):
@@ -372,6 +372,112 @@ def test_other_code_of_what_has_completed_is_a_change():
     rehearsal = Rehearsal(failed, pipeline=pipeline(S), code=code)
     assert rehearsal.recall("0", 1, step_of(made(other)), S, sealed=True) is failed["0"][1]
     assert rehearsal.changes == []
+
+
+# -- what it knows of places, errors and times
+
+
+def test_a_history_is_one_of_a_journal_unless_it_says_otherwise():
+    """It rehearses nothing, and its walks end with signals that say why."""
+    history = History({})
+    assert (history.in_store, history.finished, history.rehearses) == (False, False, False)
+    assert str(history.stop) == "this is as far as the run came"
+    assert str(history.early_stop) == "the scope, or the branch, had ended here"
+
+
+def test_a_step_that_is_not_in_its_place_may_be_adopted():
+    """From a pipeline that has changed since; not in what had ended, and not where there is a step."""
+    adopted = []
+
+    class Archive:
+        adopted = {("0", 3)}
+
+        def adopt(self, steps, *place):
+            adopted.append(place)
+            steps.setdefault("0", {})[3] = did(3, S)
+
+    history = History(steps(did(0, S)), archive=Archive())
+    assert history.recall("0", 0, S, None, sealed=False).number == 0
+    with pytest.raises(CodeChangedError):
+        history.recall("0", 2, T, S, sealed=True)
+    assert adopted == []
+    assert history.recall("0", 3, S, T, sealed=False) == did(3, S)
+    assert adopted == [("0", 3, S, T)]
+    assert [history.has_adopted("0", number) for number in (3, 4)] == [True, False]
+    assert not History({}).has_adopted("0", 3)
+
+
+def test_a_restored_scope_ends_with_errors_of_the_history_only():
+    """With nothing, with those of steps that were recalled, or as it was stopped."""
+    no = ValueError("no")
+    history = History(steps(did(0, S, Status.FAILED, error=no), did(1, T)))
+    assert not history.is_known(no)
+    for number, unit in enumerate((S, T)):
+        history.recall("0", number, unit, None, sealed=False)
+    assert all(map(history.is_known, (None, no, history.early_stop, Cancelled())))
+    assert not history.is_known(ValueError("no"))
+
+
+def test_the_time_of_a_scope_goes_on_where_it_had_been():
+    """By its own record; else by its restored actions; not at all if it begins now. It is told once."""
+    history = History({})
+    history.reopen("0", did(4, S)._replace(started=7.0, elapsed=3.0))
+    assert history.time_before("0", 5, []) is None
+    assert history.time_before("0", 4, []) == (7.0, 3.0)
+    actions = [did(6, A, restored=True, elapsed=float(seconds)) for seconds in (1, 2)]
+    actions[1] = actions[1]._replace(started=9.0)
+    assert history.time_before("0", 4, [did(5, A), *actions]) == (1.0, 3.0)
+    assert history.time_before("0", 4, [did(5, A)]) is None
+
+
+P = pipeline(S, name="p")
+OPEN = pipeline(P, name="open", timeout=1)  # its layers have a number
+IN_P = Scope("p", "p1", None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("flow", "first", "expected"),
+    [
+        (P, None, None),
+        (P, did(RUN, P), RUN),
+        (P, did(0, P), 0),
+        (P, did(0, P, scope=IN_P), None),
+        (P, did(0, S), None),
+        (P, did(1, S), 0),
+        (P, did(1, A), None),
+        (P, did(2, A), 0),
+        (pipeline(OPEN), did(1, S), None),
+        (pipeline(OPEN), did(2, S), 0),
+        (pipeline(OPEN), did(2, A), None),
+        (pipeline(OPEN), did(3, A), 0),
+        (pipeline(pipeline(OPEN, use=[recover(on=ValueError)]), S), did(2, S), None),
+        (pipeline(pipeline(OPEN, use=[recover(on=ValueError)]), S), did(3, S), 0),
+        (pipeline(S, OPEN), did(1, S), 0),
+        (pipeline(), did(1, S), 0),
+    ],
+)
+def test_journals_of_earlier_versions_numbered_the_layers_of_the_caller(flow, first, expected):
+    """Their first stage comes one later than its pipelines with layers account for."""
+    history = History({} if first is None else steps(first, did(9, T)) | steps(did(5, S), branch=INNER))
+    assert history.number_of_run(flow) == expected
+
+
+def test_the_errors_of_changes_describe_both_sides():
+    """The step there, and the step here."""
+    for unit, around, expected in (
+        (step_of(B), S, "action s/b is new, and the unit around it has completed: a stream must yield the same units"),
+        (GROUP, None, "parallel group 'g' is new, and the unit around it has completed: a stream must yield the same"),
+    ):
+        assert expected in str(History({}).new(unit, around).changes[0])
+
+
+def test_a_step_is_there_until_it_is_recalled():
+    """In its branch."""
+    history = History(steps(did(0, S)))
+    assert [history.has("0", 0), history.has("0", 1), history.has(INNER, 0)] == [True, False, False]
+    assert [history.has_more("0"), history.has_more(INNER)] == [True, False]
+    history.recall("0", 0, S, None, sealed=False)
+    assert not history.has("0", 0)
 
 
 # -- in memory

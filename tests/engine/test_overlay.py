@@ -5,6 +5,7 @@ import logging
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import examples
 
 from flowdeco import Key, Stage, action, parallel, stage
 from flowdeco.engine.overlay import Overlay, warn_of_merge

@@ -7,6 +7,7 @@ from fractions import Fraction
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import examples
 
 from flowdeco import Bail, Stage, Status, Suspend, parallel, stream
 from flowdeco.engine.outcome import Outcome, Selection
