@@ -480,6 +480,80 @@ def test_a_step_is_there_until_it_is_recalled():
     assert not history.has("0", 0)
 
 
+def recorded(number, name, stage="", kind="action"):
+    """A step as a journal has it: without its unit."""
+    return did(number, A)._replace(name=name, unit=Recorded(kind, stage), end=-1)
+
+
+def test_a_step_of_a_journal_is_named_in_errors_by_its_record():
+    """By its stage, too; of several, the first scope is named, else the first action."""
+    left = steps(recorded(4, "x", "u"), recorded(5, "y", "u"))
+    assert "the run ends where it had action u/x" in str(History(left).ended("0"))
+    left["0"][6] = recorded(6, "u", kind="stage")
+    assert "the run ends where it had stage 'u'" in str(History(left).ended("0"))
+    rehearsal = Rehearsal(steps(recorded(0, "x", "u")), pipeline=pipeline(T), code=None)
+    with pytest.raises(type(rehearsal.stop)):
+        rehearsal.recall("0", 0, T, None, sealed=False)
+    assert rehearsal.changes == [
+        "this looks like a different pipeline: the run began with action u/x, this one begins with stage 't'"
+    ]
+
+
+def test_a_changed_history_lists_its_changes_alone():
+    """One line each, under the usual words."""
+    error = History({}).changed("x")
+    assert error.changes == ("x: a stream must yield the same units every time",)
+    assert str(error) == str(CodeChangedError.listing("", error.changes))
+
+
+def test_a_branch_that_begins_anew_keeps_nothing_another_one_all():
+    """What is left of a branch holds as long as its first step does."""
+    history = History({}, remains={INNER: Remains(Store(), None, "result", {})})
+    history.forget({INNER: 1})
+    assert history.remains_of(INNER) is not None
+    history.forget({INNER: 0})
+    assert history.remains_of(INNER) is None
+
+
+def test_the_branches_of_several_groups_are_forgotten():
+    """Those of groups inside them as well, each in its turn."""
+    outer = [did(number, parallel(S, name=f"g{number}"), branches=1) for number in (1, 2)]
+    branches = {}
+    for number in (1, 2):
+        inner = branch_id(f"0.{number}", 0)
+        branches |= steps(did(0, parallel(S, name="h"), branches=1), branch=inner)
+        branches |= steps(did(0, S), branch=branch_id(f"{inner}.0", 0))
+    history = History(steps(*outer) | branches)
+    assert set(history.drop_from("0", 1)) == {"0", *branches}
+    assert history.steps == {}
+
+
+def test_each_branch_is_cut_behind_its_own_last_step():
+    """Wherever the others are, and from its beginning if none of its steps holds."""
+    numbers = {"0": 5, INNER: 1, "gone": 0, "b": 0}
+    history = {}
+    for branch, last in numbers.items():
+        history |= steps(*(did(number, S) for number in range(last + 2)), branch=branch)
+    rehearsal = rehearsed(history, *((branch, last) for branch, last in numbers.items() if branch != "gone"))
+    assert rehearsal.cuts() == {"0": 6, INNER: 2, "gone": 0, "b": 1}
+    (recovered,) = rehearsed(
+        steps(did(0, S, error=ValueError("no"), recovered=True, end=3), did(1, A), did(2, B)), ("0", 1)
+    ).reopened()
+    assert recovered[1] == did(0, S, Status.RUNNING, end=3)
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "same"),
+    [("3.11:a", "3.11:a", 1), ("3.11:a", "3.11:b", 0), ("3.11:a", "3.12:b", 1), ("a", "b", 0)],
+)
+def test_fingerprints_of_one_version_are_compared(now, before, same):
+    """Those of different ones say nothing of each other."""
+    then = did(1, A, fingerprint=before)._replace(unit=Recorded("action", "s"))
+    rehearsal = Rehearsal(steps(then), pipeline=pipeline(S), code=lambda function: now)
+    rehearsal.recall("0", 1, step_of(A), S, sealed=False)
+    assert len(rehearsal.changes) == 1 - same
+
+
 # -- in memory
 
 
