@@ -452,12 +452,12 @@ def test_purge_deletes_old_runs_but_never_running_ones(either):
         begun(either, run_id).close(run_id, status, None, None)
     begun(either, "live")
     assert durable.purge(either, older_than=3600) == 0
-    assert durable.purge(either, older_than=timedelta(0), status="failed") == 1
-    assert durable.purge(either, older_than=0, status=["completed", "bailed"]) == 2
+    assert durable.purge(either, older_than=timedelta(seconds=-60), status="failed") == 1
+    assert durable.purge(either, older_than=-60, status=["completed", "bailed"]) == 2
     assert [run.id for run in durable.runs(either)] == ["live"]
 
 
-_SECONDS = "older_than is a number of seconds that is not negative, or a timedelta, not "
+_SECONDS = "older_than is a number of seconds, or a timedelta, not "
 
 
 @pytest.mark.parametrize(
@@ -465,8 +465,6 @@ _SECONDS = "older_than is a number of seconds that is not negative, or a timedel
     [
         ({"older_than": "30 days"}, _SECONDS + "'30 days'"),
         ({"older_than": True}, _SECONDS + "True"),
-        ({"older_than": -5}, _SECONDS + "-5"),
-        ({"older_than": timedelta(seconds=-5)}, _SECONDS + "datetime.timedelta("),
         ({"older_than": 0, "status": 5}, "status is a collection of strings, not 5"),
         ({"older_than": 0, "status": [5]}, "status is a collection of non-empty strings; 5 is not one"),
         ({"older_than": 0, "status": "faild"}, "no run has the status 'faild'. Did you mean 'failed'"),

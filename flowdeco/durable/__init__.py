@@ -16,9 +16,9 @@ from flowdeco.durable.memory import MemoryJournal
 from flowdeco.durable.sqlite import SqliteJournal
 from flowdeco.engine.generations import present_rows
 from flowdeco.engine.journal import Codec, Journal, Remembered, Row
-from flowdeco.errors import DefinitionError, JournalError, RunBusyError, RunNotFoundError, suggestion
+from flowdeco.errors import DefinitionError, JournalError, RunBusyError, RunNotFoundError, shortened, suggestion
 from flowdeco.model.lazy import lazily
-from flowdeco.model.options import Duration, check_run_id, checked_tags, seconds_of
+from flowdeco.model.options import Duration, check_run_id, checked_tags, in_seconds
 
 if TYPE_CHECKING:
     from flowdeco.durable.json_codec import JsonCodec
@@ -113,10 +113,13 @@ def delete(journal: Any, run_id: str) -> None:
 def purge(journal: Any, older_than: Duration, status: str | Iterable[str] | None = None) -> int:
     """Delete the runs last updated at least this long ago (seconds, or a timedelta), and return their number.
 
-    `status` restricts it to runs of these statuses. A run that a process works on stays. Large values that nothing refers
-    to any more are deleted as well. The file keeps its size: the space is used again.
+    `status` restricts it to runs of these statuses; a negative age takes all of them, whatever the clocks say. A run that a
+    process works on stays. Large values that nothing refers to any more are deleted as well. The file keeps its size: the
+    space is used again.
     """
-    seconds = seconds_of(older_than, "older_than")
+    seconds = in_seconds(older_than)
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise DefinitionError(f"older_than is a number of seconds, or a timedelta, not {shortened(older_than)}")
     wanted = None if status is None else checked_tags([status] if isinstance(status, str) else status, "status")
     for unknown in sorted((wanted or frozenset()) - STATUSES):
         raise DefinitionError(f"no run has the status {unknown!r}. {suggestion(unknown, STATUSES)}")
