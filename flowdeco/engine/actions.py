@@ -473,7 +473,7 @@ def _outcome(branch: Branch, act: Execution, error: Failure, writes: Delta | Non
 
 def take_effect(branch: Branch, scope: OpenScope, did: Outcome) -> None:
     """Apply the rest of an action's outcome, whether it was just performed or is restored."""
-    if not branch.terms.rehearses:
+    if branch.terms.keeps_records:
         scope.records.append(did.kept())
     if did.result is not UNSET:
         branch.result = did.result

@@ -64,8 +64,8 @@ def restore(
     actions: Sequence[ActionRecord] = (),
     place: Scope | None = None,
 ) -> Outcome:
-    """Let an earlier outcome take effect again, and note it; return its record. In a rehearsal, no effect is needed."""
-    if branch.terms.rehearses:
+    """Let an earlier outcome take effect again, and note it; return its record."""
+    if not branch.terms.keeps_records:
         return earlier
     if earlier.writes is not None:
         reapply(branch, earlier.writes)

@@ -413,7 +413,7 @@ def _finish_restored(branch: Branch, scope: OpenScope, earlier: Outcome, error: 
 
 
 def _take_effect(branch: Branch, scope: OpenScope, did: Outcome, error: Failure) -> Failure:
-    if not branch.terms.rehearses:
+    if branch.terms.keeps_records:
         _keep_record(branch, scope, did, error)
     if error is None:
         if did.inserted:

@@ -47,6 +47,7 @@ class Terms:
     timeout: float | None = None  # of this leg of the run
     shown: int = 0  # the size of the values that actions have shown
     rehearses: bool = field(init=False)  # the run is only compared with its history: nothing is performed or applied
+    keeps_records: bool = field(init=False)  # not in the rehearsal of a resume: nobody would read them
     looks_nothing_up: bool = field(init=False)  # neither selectors to skip nor a history
     records_only: bool = field(init=False)  # nor a journal, nor an observer
 
@@ -57,5 +58,6 @@ class Terms:
         """Set the history of a resumed run."""
         self.past = past
         self.rehearses = past is not None and past.rehearses
+        self.keeps_records = not (self.rehearses and self.history == 0)
         self.looks_nothing_up = not (self.skip or past)
         self.records_only = self.looks_nothing_up and self.recorder is None and self.notify is None
