@@ -345,6 +345,22 @@ def test_nested_groups_of_losers_are_cancelled(run):
     assert [status for _, status in statuses(result)] == ["cancelled", "cancelled", "completed"]
 
 
+def test_a_share_is_not_judged_once_enough_have_completed(run):
+    """It is one of all branches of a stream, most of which have not been pulled."""
+
+    def units():
+        yield action(name="bad")(failing)
+        yield from [action(name="good", collect="good")(lambda: 1)] * 50
+
+    done = run(parallel(stream(units), limit=1, tolerate=0.1, enough=2, failures="failed"))
+    assert (done.status, done["good"], [name for name, _ in done["failed"]]) == ("completed", [1, 1], ["bad"])
+    assert [(stage.name, stage.recovered) for stage in done.stages[:1]] == [("bad", True)]
+
+
+def failing():
+    raise ValueError("bad")
+
+
 def test_a_streamed_group_that_has_enough_closes_its_stream(run):
     """It is not pulled any more."""
     closed = []

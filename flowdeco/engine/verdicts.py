@@ -136,9 +136,11 @@ class Verdicts:
     def _too_few(self, count: int) -> Failure:
         """See, once all branches have ended, whether too many were lost; return the error if there were too few."""
         group = self.group
+        if self.is_enough:
+            return None
         if self._allowed is None and len(self.lost) > _share(group.tolerate) * count:
             self.is_exceeded = True
-        if group.enough is None or self.is_enough:
+        if group.enough is None:
             return None
         if count >= group.enough:
             self.is_exceeded = True
