@@ -63,7 +63,7 @@ class EmptyStageError(DefinitionError):
 
 
 class UnreferencedError(DefinitionError):
-    """A definition must be pickled, but cannot be imported."""
+    """A definition must be pickled, but it, or a value in it, cannot be; or the stand-in for such a one was called."""
 
 
 class Problem(NamedTuple):
@@ -188,7 +188,7 @@ class CodeChangedError(JournalError):
 
 
 class SerializationError(JournalError, TypeError):
-    """A value cannot be written to the journal; the message has the path of the part that cannot."""
+    """A value cannot be written to the journal, or pickled with its run; the message has the path of the part."""
 
 
 WAITING: Final = "waiting for "  # the beginning of the reason, if the run waits for an answer

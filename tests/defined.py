@@ -1,6 +1,7 @@
 """Definitions that can be imported: a pickle of one refers to this module, and finds it here again."""
 
 import functools
+import threading
 from typing import Generic, NewType, TypeVar
 
 from flowdeco import Key, action, parallel, stage
@@ -54,6 +55,25 @@ PARTIAL = action(name="partial")(functools.partial(plain, 3))
 
 
 BUILTIN = action(len)
+
+
+@functools.lru_cache
+def _cached(n):
+    return n
+
+
+CACHED = action(name="cached")(_cached)
+
+
+class Shelf:
+    """It has an action of an object, which has a lock."""
+
+    @action(name="locked")
+    @functools.partial
+    def locked(n=threading.Lock()):
+        return n
+
+    held = action(name="held")(functools.partial(plain, threading.Lock()))
 
 
 @stage(tags=["static"])

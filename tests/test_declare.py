@@ -477,6 +477,45 @@ def test_templates_and_their_stages_pickle_by_reference():
         assert pickle.loads(pickle.dumps(made)) == made
 
 
+@stage
+def sized(kind, size=1, *more, scale=2, **others):
+    @action(collect="sized")
+    def handle():
+        return kind
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: sized(kind="a"), lambda: sized("a", 1), lambda: sized("a", size=1), lambda: sized(size=1, kind="a"),
+        lambda: sized("a", scale=2), lambda: sized("a", 1, scale=2),
+    ],
+)  # fmt: skip
+def test_equal_arguments_give_equal_stages_however_they_are_written(call):
+    """Their names show the call as it was written: journals have them."""
+    assert call() == sized("a")
+    assert hash(call()) == hash(sized("a"))
+    assert call()["handle"] == sized("a")["handle"]
+    assert call().with_options(tags=["t"]) == sized("a").with_options(tags=["t"])
+    assert call().with_options(name="n") == sized("a").with_options(name="n") != sized("a")
+    assert pickle.loads(pickle.dumps(call())) == sized("a")
+    assert call() >> call() == sized("a") >> sized("a")
+
+
+def test_other_arguments_give_other_stages():
+    """Arrays are compared by content."""
+    np = pytest.importorskip("numpy")
+    a = sized("a")
+    for other in (sized("b"), sized("a", 2), sized("a", 1, 2), sized("a", scale=3), sized("a", x=1)):
+        assert a != other
+        assert a["handle"] != other["handle"]
+    assert a != sized("a", True)
+    assert sized(np.ones(3)) == sized(kind=np.ones(3)) != sized(kind=np.zeros(3))
+    assert (sized("a").name, sized(kind="a").name, sized("a", 2, scale=3).name) == (
+        *("sized[a]", "sized[kind=a]", "sized[a, 2, scale=3]"),
+    )
+
+
 def test_positional_only_and_keyword_only_parameters_of_templates_work(run):
     """As of any function."""
 

@@ -37,7 +37,7 @@ from flowdeco.engine.journal import Payload
 from flowdeco.engine.results import Yielded
 from flowdeco.errors import JournalError, Problem, RunError, SerializationError
 from flowdeco.middleware import atomic, recover, retry
-from flowdeco.model.definitions import Stream
+from flowdeco.model.definitions import Stream, bound_of
 from flowdeco.model.options import UNSET
 from flowdeco.model.store import MISSING
 
@@ -865,9 +865,25 @@ def test_without_cloudpickle_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setattr(codec, "_by_value", lambda: None)
     with pytest.raises(SerializationError, match=r"store\[\"f\"\].*pip install 'flowdeco\[cloudpickle\]'"):
         PickleCodec().encode({"puts": {"f": lambda: 1}}, "x")
-    with pytest.raises(SerializationError) as caught:
-        PickleCodec().encode({"puts": {"f": lock()}}, "x")
-    assert "pip" not in str(caught.value)
+    with pytest.raises(SerializationError, match=r"x: inserted\[0\]\[\"rows\"\]: Can't pickle .*pip install"):
+        PickleCodec().encode({"inserted": [load.bind(rows=lambda: 1)]}, "x")
+    with pytest.raises(
+        SerializationError, match=r"inserted\[0\]: cannot pickle action 'load': its option 'use'\[0\]: .*pip"
+    ):
+        PickleCodec().encode({"inserted": [load.with_options(use=[lambda call: (yield)])]}, "x")
+    for value in (lock(), load.bind(rows=lock())):
+        with pytest.raises(SerializationError) as caught:
+            PickleCodec().encode({"puts": {"f": value}}, "x")
+        assert "pip" not in str(caught.value)
+
+
+def test_values_in_definitions_are_left_to_cloudpickle():
+    """As values in the store are."""
+    pytest.importorskip("cloudpickle")
+    payload = PickleCodec().encode({"inserted": [load.bind(rows=lambda: 7), process(lambda: 8)]}, "x")
+    bound, made = PickleCodec().decode(payload)["inserted"]
+    assert bound_of(bound)["rows"]() == 7
+    assert made.template is process
 
 
 def test_a_payload_of_cloudpickle_says_if_it_is_missing(monkeypatch):

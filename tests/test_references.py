@@ -1,8 +1,14 @@
 """Pickling by reference: what an importable definition comes back as, and what cannot be referenced."""
 
+import copy
+import functools
+import os
 import pickle
+import subprocess
 import sys
+import threading
 import types
+from pathlib import Path
 
 import pytest
 from defined import (
@@ -10,10 +16,12 @@ from defined import (
     BOTH,
     BOUND,
     BUILTIN,
+    CACHED,
     CHANGED,
     FLOW,
     OBJECT,
     PARTIAL,
+    Shelf,
     Shop,
     add,
     counting,
@@ -24,8 +32,11 @@ from defined import (
 )
 from support import shown
 
+import flowdeco
 from flowdeco import Stage, action, parallel, pipeline, stage, stream
 from flowdeco.errors import UnreferencedError
+
+MADE = [action(name="made")(functools.partial(plain, threading.Lock()))]
 
 
 @pytest.mark.parametrize(
@@ -86,18 +97,112 @@ def test_what_has_been_pickled_still_runs(run):
     assert dict(run(pickle.loads(pickle.dumps(FLOW)), inputs).store) == dict(run(FLOW, inputs).store)
 
 
-def test_an_object_that_can_be_pickled_carries_its_action():
+@pytest.mark.parametrize("made", [OBJECT, PARTIAL, Shelf.held, Shelf.locked, MADE[0]], ids=shown)
+def test_an_action_of_an_object_pickles_by_the_name_that_a_module_has_for_it(made):
+    """A partial, a callable object; it may be in a list or a class, and need not be picklable itself."""
+    assert pickle.loads(pickle.dumps(made)) is made
+    changed = made.with_options(name="changed")
+    assert pickle.loads(pickle.dumps(changed)) == changed
+
+
+def test_an_action_of_an_object_that_no_module_has_is_pickled_with_it():
     """By value."""
-    for definition, expected in ((OBJECT, 2), (PARTIAL.with_options(name="object"), 3)):
-        found = pickle.loads(pickle.dumps(definition))
-        assert (found.name, found.tags) == ("object", frozenset())
-        assert (found(1) if definition is OBJECT else found()) == expected
+    made = action(name="partial", tags=["t"])(functools.partial(plain, 3))
+    found = pickle.loads(pickle.dumps(made))
+    assert (found.name, found.tags, found()) == ("partial", {"t"}, 3)
+    assert found == made != made.with_options(name="other")
+    assert found != action(name="partial", tags=["t"])(functools.partial(plain, 4))
+
+
+def test_what_pickles_by_its_own_name_does_not_depend_on_the_module_that_uses_it():
+    """Other processes may be unable to import that."""
+    assert b"defined" not in pickle.dumps(BUILTIN)
+    assert pickle.loads(pickle.dumps([BUILTIN, CACHED])) == [BUILTIN, CACHED]
+
+
+def test_an_action_of_an_object_of_a_script_is_sent_if_it_can_be(tmp_path):
+    """Other processes have another `__main__`; what cannot be pickled is found there."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import functools, pickle, threading\n"
+        "from flowdeco import action\n"
+        "sent = action(name='sent')(functools.partial(divmod, 1))\n"
+        "held = action(name='held')(functools.partial(divmod, threading.Lock()))\n"
+        "assert b'__main__' not in pickle.dumps(sent) and pickle.loads(pickle.dumps(sent)) == sent\n"
+        "assert pickle.loads(pickle.dumps(held)) is held\n"
+    )
+    root = str(Path(flowdeco.__file__).parent.parent)
+    subprocess.run([sys.executable, str(script)], check=True, timeout=50, env={**os.environ, "PYTHONPATH": root})
 
 
 def test_a_stream_of_a_function_pickles():
     """With its arguments."""
     found = pickle.loads(pickle.dumps(stream(plain, 3)))
     assert (found.source, found.args) == (plain, (3,))
+
+
+LOCK = threading.Lock()
+
+
+def local_layer(call):
+    yield
+
+
+local_layer.__qualname__ = "main.<locals>.layer"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: double.bind(n=LOCK), "action 'double': its value 'n': cannot pickle '_thread.lock' object"),
+        (lambda: double.bind(n=lambda: 1), "action 'double': its value 'n': Can't pickle"),
+        (lambda: double.bind(n={"rows": [1, LOCK]}).with_options(name="x"), "'double': its value 'n'[\"rows\"][1]: cannot"),
+        (lambda: double.with_options(use=[local_layer]), "action 'double': its option 'use'[0]: Can't pickle"),
+        (lambda: greet(LOCK), "]': its argument 'name': cannot pickle '_thread.lock' object"),
+        (lambda: greet("x", loud=LOCK)["hello"], "action 'hello': its argument 'loud': cannot pickle"),
+        (lambda: greet("x").with_options(use=[local_layer]), "stage 'greet[x]': its option 'use'[0]: Can't pickle"),
+        (lambda: Stage("s", use_actions=[local_layer]), "stage 's': its option 'use_actions'[0]: Can't pickle"),
+        (lambda: Stage("s", data={"f": lambda: 1}), "stage 's': its option 'data'[\"f\"]: Can't pickle"),
+        (lambda: pipeline(double, name="p", use=[local_layer]), "pipeline 'p': its option 'use'[0]: Can't pickle"),
+        (lambda: parallel(double, merge={"k": lambda a, b: a}), "parallel 'parallel': its option 'merge'[\"k\"]: Can't"),
+        (lambda: parallel(stream(plain, LOCK)), "the stream of plain: its arguments[0]: cannot pickle '_thread.lock'"),
+        (lambda: stream(lambda: [double]), "its source: Can't pickle"),
+        (lambda: action(name="x")(functools.partial(plain, LOCK)), "action 'x': its function.args[0]: cannot pickle"),
+        (lambda: Holder().method, "action 'method': its object.lock: cannot pickle '_thread.lock' object"),
+        (lambda: action(Holder().plain), "action 'plain': its object.lock: cannot pickle"),
+        (lambda: double >> parallel(double.bind(n=LOCK)), "action 'double': its value 'n': cannot pickle"),
+        (lambda: double.bind(n=double.bind(n=LOCK)), "action 'double': its value 'n': cannot pickle action 'double': its value"),
+    ],
+)  # fmt: skip
+def test_a_value_of_a_definition_that_cannot_be_pickled_is_named(make, message):
+    """With the definition, the parameter or option, and the reason."""
+    for protocol in (2, pickle.HIGHEST_PROTOCOL):
+        with pytest.raises(UnreferencedError, match="^cannot pickle ") as caught:
+            pickle.dumps([make()], protocol)
+        assert message in str(caught.value)
+    assert copy.copy(made := make()) == copy.deepcopy(made) == made
+
+
+class Holder:
+    """An object with a lock."""
+
+    def __init__(self):
+        self.lock = LOCK
+
+    @action
+    def method(self):
+        pass
+
+    def plain(self):
+        pass
+
+
+def test_cloudpickle_writes_values_that_pickle_refuses():
+    """Its own error counts, if it cannot."""
+    cloudpickle = pytest.importorskip("cloudpickle")
+    assert pickle.loads(cloudpickle.dumps(greet(lambda: 1)))["hello"].name == "hello"
+    with pytest.raises(TypeError, match="^cannot pickle '_thread.lock' object"):
+        cloudpickle.dumps(greet(LOCK))
 
 
 def local_function():

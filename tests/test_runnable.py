@@ -1,10 +1,11 @@
 """The options of a run: declared once, checked by name; the methods that take them."""
 
 import inspect
+import pydoc
 
 import pytest
 
-from flowdeco import Stage
+from flowdeco import Stage, action, parallel
 from flowdeco.model.runnable import Options, ResumeOptions, RunOptions, run_options
 
 OPTIONS = set(RunOptions.__optional_keys__)
@@ -39,9 +40,38 @@ def test_a_resumed_run_keeps_its_id():
 
 
 def test_the_docstring_lists_the_options():
-    """For `help`, which shows `**options`; the signature names the type that declares them."""
+    """For `help`."""
     assert all(f"`{option}=" in Stage.run.__doc__ for option in OPTIONS)
-    assert inspect.signature(Stage.run).parameters["options"].annotation == "Unpack[RunOptions]"
+
+
+@action
+def act():
+    pass
+
+
+@pytest.mark.parametrize("unit", [act, Stage("s"), Stage("s") >> Stage("t"), parallel(act)], ids=lambda unit: unit.name)
+def test_the_signature_has_the_options_with_their_defaults(unit):
+    """Of every unit, and of all four methods: those that are declared, no others."""
+    shared = dict.fromkeys(("executor", "journal", "history", "progress", "limit", "timeout"))
+    shared |= {"use": (), "observers": (), "skip": (), "check": True, "suspend_after": 60.0}
+    for method, first, own in (
+        ("run", ["inputs"], {"run_id": None, "if_exists": "error"}),
+        ("resume", ["run", "inputs"], {"on_change": "error", "from_stage": None, "error": None}),
+    ):
+        for name in (method, f"a{method}"):
+            parameters = inspect.signature(getattr(unit, name)).parameters.values()
+            assert [each.name for each in parameters if each.kind is each.POSITIONAL_ONLY] == first
+            named = {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
+            assert named == {**shared, **own}
+            assert len(parameters) == len(first) + len(named)
+
+
+def test_help_shows_the_options():
+    """In the order of the documentation, with their types."""
+    start = "run(inputs: 'Mapping[str, Any] | None' = None, /, *, use: 'Iterable[Middleware]' = (), observers: "
+    shown = pydoc.render_doc(Stage("s").run, renderer=pydoc.plaintext)
+    assert start in shown
+    assert "suspend_after: 'Duration' = 60.0) -> 'Run'" in shown
 
 
 def test_an_unknown_option_may_be_meant_as_an_input():

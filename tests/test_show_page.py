@@ -27,7 +27,7 @@ from shown import (
 )
 
 import flowdeco
-from flowdeco import Context, Key, Stage, action, parallel, pipeline, show, stage
+from flowdeco import Context, Key, Stage, action, parallel, pipeline, show, stage, stream
 from flowdeco.middleware import retry
 from flowdeco.model.store import Store
 from flowdeco.show.failures import failure_of
@@ -113,6 +113,13 @@ def test_the_page_says_what_happened(tmp_path):
         "not reached",
     ):
         assert part in text
+
+
+def test_a_group_that_was_not_reached_has_no_branches_if_it_is_a_stream(tmp_path):
+    """Nothing is known of its units."""
+    fails = action(name="fails")(lambda: 1 / 0)
+    run = (fails >> parallel(stream(list), name="group")).run(check=False)
+    assert "group" in Checker(page_of(run, tmp_path)).text
 
 
 @pytest.mark.parametrize("values", [False, True])

@@ -148,8 +148,8 @@ def _from_memory(
     kept = before.resumption
     if kept is None or kept.log is None:
         raise DefinitionError(
-            f"run {before.id!r} cannot be resumed from memory: it was run with history=..., or its journal could not be "
-            f"pickled with it"
+            f"run {before.id!r} cannot be resumed from memory: it was run with history=..., or its middleware, a value or "
+            f"its journal could not be pickled with it"
         )
     start = _Start(flow, inputs, options if options.use != () else options._replace(use=kept.use), gate)
     start.check_skip(start.skip)

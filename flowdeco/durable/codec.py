@@ -66,7 +66,7 @@ class PickleCodec:
 
     def _encode_otherwise(self, value: Any, what: str, reason: Exception, dumps: _Dumps) -> bytes:
         """Encode a value that pickle refuses: by cloudpickle, or without an error that cannot be pickled."""
-        by_value = None if isinstance(reason, (UnreferencedError, RecursionError)) else _by_value()
+        by_value = None if isinstance(_root(reason), (UnreferencedError, RecursionError)) else _by_value()
 
         def attempt(part: Any) -> bytes:
             return dumps(part) if by_value is None else dumps(part, by_value)
@@ -126,7 +126,15 @@ def _is_small(buffer: pickle.PickleBuffer) -> bool:
     return True
 
 
-def _hint(error: Exception) -> str:
+def _root(error: BaseException) -> BaseException:
+    """Return the error of the value in a definition that cannot be pickled; that of the definition if it is to blame."""
+    while isinstance(error, UnreferencedError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _hint(error: BaseException) -> str:
+    error = _root(error)
     text = str(error)
     if any(sign in text for sign in ("<locals>", "<lambda>", "__main__")) and not isinstance(error, UnreferencedError):
         return ". Move it to module level, or: pip install 'flowdeco[cloudpickle]'"

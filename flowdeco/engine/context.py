@@ -32,13 +32,13 @@ from flowdeco.model.definitions import (
     Stream,
     Unit,
     insertable,
-    make_action,
     stage_selectors,
     values_of,
 )
 from flowdeco.model.functions import underlying
 from flowdeco.model.options import Duration, checked_selectors, seconds_of
 from flowdeco.model.selectors import switched_off
+from flowdeco.model.stand_ins import missing_action, outline
 from flowdeco.model.store import NOTHING, Delta, Key, Store, View, key_name
 from flowdeco.model.tuples import NamedTuple
 
@@ -303,10 +303,10 @@ class Context:
     # Detached, in another process: its view of the store travels there, and its effects come back.
 
     def __reduce__(self) -> tuple[Any, ...]:
-        known = (self.run_id, self.step_id, self.pipeline.name, _shadow(self.stage), self.action.name, self.attempt)
+        known = (self.run_id, self.step_id, self.pipeline.name, outline(self.stage), self.action.name, self.attempt)
         values = dict(self.store)
         given = list(filter(self.store.is_given, values))
-        around = _Elsewhere([_shadow(unit) for unit in self.pending], self._waits())
+        around = _Elsewhere([outline(unit) for unit in self.pending], self._waits())
         local = self.store.local_names(), self.store.dropped()
         return Context.detached, (known, values, given, local, around)
 
@@ -371,7 +371,7 @@ class Context:
     ) -> Context:
         """Return the copy that travels to another process, and keeps the messages for the observers."""
         run_id, place, pipeline, stage, name, attempt = known
-        action = make_action(_nothing, name=name)
+        action = missing_action(name)
         store = Store(values)
         store.give(given)
         store.know_local(*local)
@@ -407,14 +407,3 @@ class _Elsewhere:
             return False
         self._shown += size
         return True
-
-
-def _shadow(unit: Unit | Stream) -> Stage:
-    """Return a stand-in for a unit in another process, with its name and tags but no actions."""
-    if isinstance(unit, Stage):
-        return Stage(unit.name, title=unit.title, tags=unit.tags, description=unit.description)
-    return Stage(unit.name, tags=getattr(unit, "tags", ()))
-
-
-def _nothing() -> None:
-    """Stand in for the function of an action known only by its name."""

@@ -21,6 +21,7 @@ from flowdeco.engine.recorder import KINDS, Recorded
 from flowdeco.errors import Cancelled, CodeChangedError, DefinitionError, Suspend
 from flowdeco.model.definitions import Pipeline, Stage, Stream
 from flowdeco.model.options import Middleware
+from flowdeco.model.stand_ins import Missing
 from flowdeco.model.store import Mark
 from flowdeco.model.units import every_unit
 from flowdeco.model.wiring import Step
@@ -388,7 +389,11 @@ class Rehearsal(History):
             return
         if not isinstance(earlier.unit, Recorded):
             before: Any = earlier.unit.__wrapped__
-            if before is step.function or self._code(before) == self._code(step.function):
+            if (
+                before is step.function
+                or isinstance(before, Missing)
+                or self._code(before) == self._code(step.function)
+            ):
                 return
         elif _is_same_code(self._code(step.function), earlier.fingerprint):
             return

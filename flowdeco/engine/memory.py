@@ -141,13 +141,13 @@ class Log:
         """Forget the steps of these branches from these numbers on."""
         cut_steps(self.steps, cuts)
 
-    def with_errors(self, of: Callable[[BaseException], BaseException]) -> Log:
-        """Return a copy with each exception replaced by what the function returns for it."""
+    def portable(self, of: Callable[[Any], Any]) -> Log:
+        """Return a copy with outcomes and waits as the function returns them."""
         copied = Log()
-        copied.remains = self.remains
+        copied.remains, copied.since = self.remains, self.since
+        copied.waits = {place: list(map(of, waits)) for place, waits in self.waits.items()}
         copied._steps = {
-            branch: {number: did.with_errors(of) for number, did in steps.items()}
-            for branch, steps in self.steps.items()
+            branch: {number: of(did) for number, did in steps.items()} for branch, steps in self.steps.items()
         }
         return copied
 

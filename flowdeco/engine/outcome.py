@@ -250,19 +250,20 @@ class Outcome(NamedTuple):
             return self
         return type(self)(*cast("Any", self[:_EFFECT]))
 
-    def with_errors(self, of: Callable[[BaseException], BaseException]) -> Self:
-        """Return the outcome, and those of its actions, with each exception replaced by what the function returns for it."""
-        actions = [each.with_errors(of) for each in self.actions]
-        if self.error is None and not self.failures and not self.dropped and all(map(is_, actions, self.actions)):
-            return self
-        return self._replace(
-            error=self.error and of(self.error),
-            failures=tuple(map(of, self.failures)),
-            dropped={
-                step: [of(each) if isinstance(each, BaseException) else each for each in attempts]
-                for step, attempts in self.dropped.items()
-            },
-            actions=actions,
+    def portable(self, of: Callable[[Any], Any]) -> Self:
+        """Return the outcome with its exceptions, units, waits and actions as `of` returns them."""
+        dropped = {
+            step: [of(each) if isinstance(each, BaseException) else each for each in attempts]
+            for step, attempts in self.dropped.items()
+        }
+        changes: dict[str, Any] = {
+            "unit": of(self.unit),
+            "error": self.error and of(self.error),
+            "dropped": dropped or self.dropped,
+            **{name: _mapped(of, getattr(self, name)) for name in ("inserted", "failures", "waits", "actions")},
+        }
+        return (
+            self if all(value is getattr(self, name) for name, value in changes.items()) else self._replace(**changes)
         )
 
     def events(self, run_id: str, stage: str | None) -> list[Event]:
@@ -291,6 +292,12 @@ class Outcome(NamedTuple):
             inside = f": {', '.join(record.name for record in self.actions) or 'no actions'}"
         text = f"<{type(self).__name__} {self.name} {self.status}{failed}{again} in {self.elapsed:.6f} s{inside}>"
         return printable(text)
+
+
+def _mapped(of: Callable[[Any], Any], items: Sequence[Any]) -> Sequence[Any]:
+    """Return what the function returns for the items; the same sequence if these are the items themselves."""
+    made = tuple(map(of, items))
+    return items if all(map(is_, made, items)) else made
 
 
 _EFFECT: Final = Outcome._fields.index("writes")

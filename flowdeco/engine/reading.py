@@ -36,8 +36,9 @@ from flowdeco.engine.records import Records
 from flowdeco.engine.runs import Run
 from flowdeco.engine.waits import Given, asked, open_questions, starting_point
 from flowdeco.errors import NOT_GIVEN, PAUSE, SLEEP, JournalError, RunError, Wait, members_of, portable, told
-from flowdeco.model.definitions import Action, Pipeline, Stage, Stream, Unit, make_action, one_action_stage
+from flowdeco.model.definitions import Action, Pipeline, Stage, Stream, Unit, one_action_stage
 from flowdeco.model.options import UNSET
+from flowdeco.model.stand_ins import missing_action
 from flowdeco.model.store import Store
 from flowdeco.model.units import every_unit
 
@@ -331,7 +332,7 @@ class _Reader:
             error = each.error
             if error is not None and did.error is not None and told(error) == told(did.error):
                 error = did.error  # which has passed through the stage
-            action = _stand_in(each.name) if known is None else known
+            action = missing_action(each.name) if known is None else known
             self._note_begun(each.inserted_by)
             units = _units(each)
             actions.append(ActionRecord._make(each.kept())._replace(unit=action, error=error, inserted=units))
@@ -422,11 +423,3 @@ def _with_one_error(records: Iterable[StageRecord], errors: list[BaseException])
         return record if error is None else record._replace(error=error)
 
     return [one(record)._replace(actions=list(map(one, record.actions))) for record in records]
-
-
-def _stand_in(name: str) -> Action[..., Any]:
-    return make_action(_unknown, name=name)
-
-
-def _unknown() -> None:
-    """Stand in for the function of an unknown action."""

@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
 
 from flowdeco.engine.memory import Log
 from flowdeco.engine.outcome import ActionRecord, Outcome, Scope, StageRecord, Status
-from flowdeco.errors import DefinitionError, Wait, portable, printable, shortened
+from flowdeco.errors import DefinitionError, SerializationError, Wait, portable, printable, shortened
+from flowdeco.model import stand_ins
 from flowdeco.model.definitions import Pipeline
 from flowdeco.model.options import Middleware
+from flowdeco.model.paths import culprit, shown_key
+from flowdeco.model.references import searched_once
 from flowdeco.model.store import Key, Store
 from flowdeco.model.tuples import NamedTuple
+from flowdeco.model.units import can_pickle, pickles
 
 if TYPE_CHECKING:
     import os
@@ -35,16 +39,10 @@ class Resumption(NamedTuple):
     log: Log | None = None
     journal: Journal | None = None
 
-    def to_pickle(self, of: Callable[[BaseException], BaseException]) -> Resumption | None:
-        """Return the part that can be pickled, its exceptions replaced; None if the run could not be resumed with that."""
-        kept = self if self.journal is None else self._replace(use=())  # those of a durable run are given again
-        import pickle  # not loaded for runs that are not pickled
-
-        try:
-            pickle.dumps((kept.use, kept.journal))
-        except Exception:
-            return None
-        return kept._replace(log=kept.log and kept.log.with_errors(of))
+    def portable(self, of: Callable[[Any], Any]) -> Resumption:
+        """Return the part to pickle, with outcomes and waits as the function returns them."""
+        use = self.use if self.journal is None else ()  # those of a durable run are given again
+        return self._replace(use=use, log=self.log and self.log.portable(of))
 
 
 _ATTRIBUTE: Final = "__flowdeco_run__"
@@ -89,20 +87,51 @@ class Run:
         self.resumption: Resumption | None = None
 
     def __getstate__(self) -> tuple[None, dict[str, Any]]:
-        """Return the state to pickle: with errors that would not be unpickled replaced, each by one that describes it."""
-        known: dict[int, BaseException] = {}
+        """Return the state to pickle: errors and definitions that would not be unpickled have stand-ins."""
+        state = self._portable(_Portable(units=False))
+        if not can_pickle(state):
+            self._check_values()
+            with searched_once():
+                state = self._portable(_Portable(units=True))
+            if not can_pickle(state):
+                state["resumption"] = None
+        return None, state
 
-        def of(error: BaseException) -> BaseException:
-            if id(error) not in known:
-                known[id(error)] = portable(error, _copied)
-            return known[id(error)]
-
+    def _portable(self, of: _Portable) -> dict[str, Any]:
         state = {name: getattr(self, name) for name in self.__slots__}
+        state["pipeline"] = of(self.pipeline)
+        state["waits"] = list(map(of, self.waits))
         state["error"] = self.error and of(self.error)
-        state["stages"] = [record.with_errors(of) for record in self.stages]
-        state["pipelines"] = [record.with_errors(of) for record in self.pipelines]
+        state["stages"] = list(map(of, self.stages))
+        state["pipelines"] = list(map(of, self.pipelines))
         kept = self.resumption
-        return None, {**state, "resumption": None if kept is None else kept.to_pickle(of)}
+        return {**state, "resumption": None if kept is None else kept.portable(of)}
+
+    def _check_values(self) -> None:
+        """Raise the `SerializationError` of a value that cannot be pickled."""
+        try:
+            pickles((self.store, self.result))
+        except Exception as error:
+            named = (
+                *((f"store[{shown_key(key)}]", value) for key, value in self.store.items()),
+                ("result", self.result),
+            )
+            found = (culprit(value, name, pickles) for name, value in named)
+            path, reason = next(filter(None, found), ("store", error))
+            raise SerializationError(f"cannot pickle run {self.id!r}: {path}: {reason}") from reason
+
+    def __copy__(self) -> Run:
+        made = Run(self.id, self.pipeline, self.store)
+        for name in self.__slots__:
+            setattr(made, name, getattr(self, name))
+        return made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Run:
+        import copy  # rarely
+
+        made = copy.copy(self)  # records and definitions are never changed
+        made.store, made.result = copy.deepcopy((self.store, self.result), memo)
+        return made
 
     @staticmethod
     def of(error: BaseException) -> Run:
@@ -154,6 +183,28 @@ class Run:
         failed = f" with {type(self.error).__name__}" if self.error is not None else ""
         count = f"{len(self.stages)} stage{'s' * (len(self.stages) != 1)}"
         return printable(f"<Run {self.id} {self.status}{failed}{why}, {count} in {self.elapsed:.3f} s>")
+
+
+class _Portable:
+    """Returns errors, waits, outcomes and (if `units`) definitions as they are pickled: one object stays one."""
+
+    def __init__(self, *, units: bool) -> None:
+        self._units = units
+        self._known: dict[int, Any] = {}
+
+    def __call__(self, thing: Any) -> Any:
+        if id(thing) not in self._known:
+            self._known[id(thing)] = self._made(thing)
+        return self._known[id(thing)]
+
+    def _made(self, thing: Any) -> Any:
+        if isinstance(thing, Outcome):
+            return thing.portable(self)
+        if isinstance(thing, BaseException):
+            return portable(thing, _copied)
+        if isinstance(thing, Wait):
+            return thing if can_pickle(thing.about) else thing._replace(about=shortened(thing.about))
+        return stand_ins.portable(thing, self) if self._units else thing
 
 
 def _copied(error: BaseException) -> Any:

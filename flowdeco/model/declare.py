@@ -112,10 +112,13 @@ class StageTemplate(Template, Generic[P]):
     __qualname__: str
     __wrapped__: Callable[P, object]
     _sample: Stage
+    _signature: inspect.Signature
     _filling: _Filling | None
     _pattern: Pattern
 
-    def __init__(self, function: Callable[P, object], sample: Stage, filling: _Filling | None) -> None:
+    def __init__(
+        self, function: Callable[P, object], signature: inspect.Signature, sample: Stage, filling: _Filling | None
+    ) -> None:
         copied: dict[str, Any] = {name: getattr(function, name, None) for name in functools.WRAPPER_ASSIGNMENTS}
         name = sample.name
         if filling is not None and filling.names:
@@ -123,8 +126,9 @@ class StageTemplate(Template, Generic[P]):
         elif filling is not None and "name" in filling.texts:
             name = _filled(name, {}, str)  # without doubled braces
         self.__dict__.update(
-            copied, __name__=name, __wrapped__=function, _sample=sample, _filling=filling, _pattern=Pattern()
-        )
+            copied, __name__=name, __wrapped__=function, _signature=signature, _sample=sample, _filling=filling,
+            _pattern=Pattern(),
+        )  # fmt: skip
 
     @property
     def name(self) -> str:
@@ -145,11 +149,21 @@ class StageTemplate(Template, Generic[P]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Stage:
         name, sample, filling = self.__name__, self._sample, self._filling
         if filling is not None:
-            sample = Stage(**filling.filled(options_of(sample), args, kwargs))
+            sample = Stage(**filling.filled(options_of(sample), self.arguments(args, kwargs)))
             name = sample.name
         if filling is None or not filling.names:
             name = f"{name}[{_shown_arguments(args, kwargs)}]"
         return _declared(name, self.__wrapped__, sample, Called(self, args, kwargs), self._pattern)
+
+    def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of a call by name, defaults included."""
+        bound = self._signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return bound.arguments
+
+    def named(self, arguments: Mapping[str, Any]) -> str:
+        """Return the name of a stage with these arguments, by name."""
+        return f"{self.__name__}[{_shown_arguments((), arguments)}]"
 
     def __rshift__(self, other: Never) -> NoReturn:
         raise DefinitionError(no_unit(self))
@@ -274,12 +288,13 @@ def _stage_of(function: Any, options: dict[str, Any]) -> Any:
     if description is None:
         description = first_paragraph(function.__doc__)
     # A stage without actions checks all options here, not only when a template is called.
-    is_template = bool(inspect.signature(function).parameters)
+    signature = inspect.signature(function)
+    is_template = bool(signature.parameters)
     local = is_template if options["local"] is None else options["local"]
     given: dict[str, Any] = {**options, "name": name, "description": description, "local": local}
     sample = Stage(**given)
     if is_template:
-        return StageTemplate(function, sample, _filling(function, options))
+        return StageTemplate(function, signature, sample, _filling(function, signature, options))
     return _declared(name, function, sample, Imported(function.__module__, function.__qualname__))
 
 
@@ -346,16 +361,12 @@ class _Filling:
 
     def __init__(self, function: Any, texts: dict[str, str], tags: frozenset[str], names: bool) -> None:
         self.function = function
-        self.signature = inspect.signature(function)
         self.texts = texts
         self.tags = tags
         self.names = names
 
-    def filled(self, options: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Return the options for a call."""
-        bound = self.signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        named: dict[str, Any] = bound.arguments
+    def filled(self, options: dict[str, Any], named: dict[str, Any]) -> dict[str, Any]:
+        """Return the options for a call with these arguments, by name."""
         texts = {option: self._filled(option, text, named) for option, text in self.texts.items()}
         tags = {self._filled("tag", tag, named) if tag in self.tags else tag for tag in options["tags"]}
         return {**options, **texts, "tags": tags}
@@ -370,15 +381,14 @@ class _Filling:
             ) from error
 
 
-def _filling(function: Any, options: dict[str, Any]) -> _Filling | None:
+def _filling(function: Any, signature: inspect.Signature, options: dict[str, Any]) -> _Filling | None:
     """Return which of these options are filled in, None for none; a `DefinitionError` for a name that is not a parameter."""
     given: dict[str, str | None] = {option: options[option] for option in ("name", "title", "description")}
     texts = {option: text for option, text in given.items() if text is not None and _has_braces(text)}
     tags = frozenset[str](filter(_has_braces, cast("Iterable[str]", options["tags"])))
     if not (texts or tags):
         return None
-    parameters = inspect.signature(function).parameters
-    found = {text: _named_in(text, parameters) for text in (*texts.values(), *tags)}
+    found = {text: _named_in(text, signature.parameters) for text in (*texts.values(), *tags)}
     return _Filling(function, texts, tags, bool(found.get(given["name"] or "")))
 
 

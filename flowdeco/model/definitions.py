@@ -63,6 +63,9 @@ from flowdeco.model.references import (
     home_of,
     importable,
     load,
+    module_at_work,
+    named,
+    values_in,
 )
 from flowdeco.model.store import Key, key_name
 from flowdeco.model.streams import Stream, stream
@@ -78,6 +81,7 @@ from flowdeco.model.units import (
     assign,
     check_known,
     check_layers,
+    check_pickles,
     member_named,
     no_unit,
     options_of,
@@ -160,10 +164,12 @@ class Action(Unit, _Proxy, Generic[P, R]):
         _self_origin: Origin | None
         _self_memo: Memo | None
         _self_local: Mapping[str, Any]
+        _self_module: str
     else:  # those that most actions have; an attribute of a proxy takes as long to set as the loop for one item
         _self_bound = types.MappingProxyType({})
         _self_origin = _self_memo = None
         _self_local = NO_LOCALS
+        _self_module = ""  # where one of an object was made
 
     def __init__(
         self,
@@ -278,7 +284,10 @@ class Action(Unit, _Proxy, Generic[P, R]):
         origin = self._self_origin
         while isinstance(origin, (Changed, Bound)):
             origin = origin.base._self_origin
-        return origin if isinstance(origin, Member) and isinstance(origin.stage, Called) else self.__wrapped__
+        if isinstance(origin, Member) and isinstance(origin.stage, Called):
+            return Member(origin.stage.normalised(), origin.position)
+        function: Any = self.__wrapped__
+        return (function.func, function.args, function.keywords) if type(function) is functools.partial else function
 
     def __hash__(self) -> int:
         return hash((Action, self.name, getattr(self.__wrapped__, "__qualname__", None)))
@@ -304,22 +313,27 @@ class Action(Unit, _Proxy, Generic[P, R]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         function: Any = self.__wrapped__
-        origin = self._self_origin
+        origin, what = self._self_origin, f"action {self.name!r}"
         if isinstance(origin, Member) and isinstance(origin.stage, Imported):
-            what = f"action {self.name!r} of a stage"
-            home = importable(origin.stage, self, what, _WITH_PARTS, lambda found: isinstance(found, Stage))
+            home = importable(
+                origin.stage, self, f"{what} of a stage", _WITH_PARTS, lambda found: isinstance(found, Stage)
+            )
             return load, (origin if home is origin.stage else home,)
         if origin is not None:
-            return load, (home_of_copy(self) or origin,)
+            return _reference(self, origin, what)
         if isinstance(function, types.MethodType):
+            check_pickles(what, {"object": function.__self__})
             return getattr, (function.__self__, function.__func__.__name__)
-        if not isinstance(function, types.FunctionType):
-            return Action, (function, self._self_options)
-        own = Imported(function.__module__, function.__qualname__)
-        reference = importable(
-            own, self, f"action {self.name!r}", _WITH_PARTS, lambda found: found == self or found is function
-        )
-        return (load, (reference,)) if reference.load() == self else (Action, (function, self._self_options))
+        if isinstance(function, types.FunctionType):
+            own = Imported(function.__module__, function.__qualname__)
+            reference: Any = importable(own, self, what, _WITH_PARTS, lambda found: found == self or found is function)
+            reference = reference if reference.load() == self else None
+        else:
+            reference = _home_of_object(self)
+        if reference is not None:
+            return load, (reference,)
+        check_pickles(what, {"function": function, **named("option", self._given())})
+        return Action, (function, self._self_options)
 
     def __copy__(self) -> Self:
         return self
@@ -354,6 +368,8 @@ def make_action(function: Any, **options: Any) -> Action[..., Any]:
     elif function.__defaults__ or function.__kwdefaults__ or hasattr(function, "__wrapped__"):
         keep_defaults(function)
     found = Action(function, made, local=local_variables(function))
+    if type(function) is not types.FunctionType:
+        _remember(cast("Any", found), "_self_module", module_at_work())
     if made.use:
         check_layers(made.use, [found])
     return found
@@ -539,6 +555,16 @@ class Stage(Value, Unit):
         called = _called(self)
         return None if called is None else cast("Template", called.template)
 
+    def _identity(self) -> str:
+        """Return the name; if it is that of a call, the same for all ways to write the call."""
+        root = _root(self)
+        called = root._origin
+        if not isinstance(called, Called) or root.name != self.name:
+            return self.name
+        if not hasattr(root.memo, "called"):
+            root.memo.called = called.template.named(called.normalised().kwargs)
+        return root.memo.called
+
     def narrowed(self, places: tuple[int, ...]) -> Stage:
         """Return the stage with only the actions at these places."""
         made = Stage(actions=[self.actions[place] for place in places], **self._given())
@@ -569,7 +595,7 @@ class Stage(Value, Unit):
             return origin.base._actions_content()
         if isinstance(origin, Narrowed) and self.template is not None:
             return origin.base._actions_content(), origin.places
-        return origin if isinstance(origin, Called) else self.actions
+        return origin.normalised() if isinstance(origin, Called) else self.actions
 
     if not TYPE_CHECKING:  # pragma: no branch - to type checkers, a stage is not callable
 
@@ -593,10 +619,10 @@ class Stage(Value, Unit):
         return member_named(self, name, self.actions, "action")
 
     def _content(self) -> tuple[Any, ...]:
-        return (self._actions_content(), self._given(), self.title)
+        return (self._actions_content(), {**self._given(), "name": self._identity()})
 
     def __hash__(self) -> int:
-        return hash((Stage, self.name, self.tags))
+        return hash((Stage, self._identity(), self.tags))
 
     def __repr__(self) -> str:
         tags = f" tags={sorted(self.tags)}" if self.tags else ""
@@ -605,15 +631,24 @@ class Stage(Value, Unit):
         return printable(f"<Stage {self.name}: {names}{tags}{timeout}>")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        origin = self._origin
+        origin, what = self._origin, f"stage {self.name!r}"
         if isinstance(origin, Imported):
-            origin = importable(origin, self, f"stage {self.name!r}", _WITH_PARTS, lambda found: found == self)
+            origin = importable(origin, self, what, _WITH_PARTS, lambda found: found == self)
         if origin is not None:
-            return load, (home_of_copy(self) or origin,)
+            return _reference(self, origin, what)
+        check_pickles(what, named("option", self._given()))
         return _stage_of, (self.actions, self._given())
 
 
 _WITH_PARTS: Final = (Stage, Composite)
+
+
+def _reference(unit: Action[..., Any] | Stage, origin: Origin, what: str) -> tuple[Any, ...]:
+    """Return how a unit that was not made directly is pickled; raises `UnreferencedError`."""
+    home = home_of_copy(unit)
+    if home is None:
+        check_pickles(what, values_in(origin))
+    return load, (home or origin,)
 
 
 def stage_like(sample: Stage, name: str, actions: tuple[Action[..., Any], ...], origin: Origin, memo: Memo) -> Stage:
@@ -645,10 +680,15 @@ _SETTERS: Final = [getattr(Stage, slot).__set__ for slot in Stage.__slots__]  # 
 
 def _called(stage: Stage) -> Called | None:
     """Return the call of a template that a stage comes from."""
-    origin = stage._origin
-    while isinstance(origin, (Changed, Narrowed)):
-        origin = origin.base._origin
+    origin = _root(stage)._origin
     return origin if isinstance(origin, Called) else None
+
+
+def _root(stage: Stage) -> Stage:
+    """Return the stage of which this one is a changed copy, or itself."""
+    while isinstance(stage._origin, (Changed, Narrowed)):
+        stage = stage._origin.base
+    return stage
 
 
 def _stage_of(actions: tuple[Action[..., Any], ...], options: dict[str, Any]) -> Stage:
@@ -740,6 +780,21 @@ def home_in_module(definition: Any) -> Part | None:
         return None
     home = home_of(definition, str(module), _WITH_PARTS)
     return Part(home, ()) if isinstance(home, Imported) else home
+
+
+def _home_of_object(made: Action[..., Any]) -> Imported | Part | None:
+    """Return where its module has this action of an object; None if the object itself comes back from a pickle.
+
+    Other processes have another `__main__`, so that its objects are sent if they can be.
+    """
+    import pickle
+
+    function, module = made.__wrapped__, made._self_module
+    try:
+        comes_back = (pickle.loads(pickle.dumps(function)) == function) is True or module == "__main__"
+    except Exception:
+        comes_back = False
+    return None if comes_back or not module else home_of(made, module, _WITH_PARTS, everywhere=False)
 
 
 def home_of_copy(unit: Action[..., Any] | Stage) -> Part | None:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Final, TypeAlias, cast
 
 from flowdeco.errors import UnreferencedError
+from flowdeco.model.contents import ATOMS
 from flowdeco.model.tuples import NamedTuple
+
+
+class Referenced:
+    """The base of definitions, which are pickled by reference."""
+
+    __slots__ = ()
 
 
 class Imported(NamedTuple):
@@ -43,13 +53,17 @@ class Part(NamedTuple):
 class Called(NamedTuple):
     """The stage that a template makes for these arguments."""
 
-    template: Callable[..., Any]
+    template: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
     def load(self) -> Any:
         """Call the template."""
         return self.template(*self.args, **self.kwargs)
+
+    def normalised(self) -> Called:
+        """Return the call with all arguments by name, defaults included."""
+        return Called(self.template, (), self.template.arguments(self.args, self.kwargs))
 
 
 class Member(NamedTuple):
@@ -115,6 +129,29 @@ def load(origin: Origin) -> Any:
     return origin.load()
 
 
+def values_in(origin: Origin) -> Mapping[str, Any]:
+    """Return the values that a reference carries, by their description in messages; not those that surely pickle."""
+    match origin:
+        case Called(_, args, kwargs) | Member(Called(_, args, kwargs)):
+            if ATOMS.issuperset(map(type, (*args, *kwargs.values()))):
+                return {}
+            called = origin.stage if isinstance(origin, Member) else origin
+            return named("argument", cast("Called", called).normalised().kwargs)
+        case Bound(_, values):
+            return named("value", values)
+        case Changed(_, changes):
+            return named("option", changes)
+        case Method(_, instance):
+            return {"object": instance}
+        case _:
+            return {}
+
+
+def named(what: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values by their description in messages."""
+    return {f"{what} {name!r}": value for name, value in values.items()}
+
+
 def importable(
     origin: Imported, wanted: Any, what: str, kinds: tuple[type, ...], accept: Callable[[Any], bool]
 ) -> Imported | Part:
@@ -150,70 +187,97 @@ def importable(
 _homes: dict[str, None] = {}  # modules in which some were found
 
 
-def home_of(wanted: Any, module: str, kinds: tuple[type, ...]) -> Imported | Part | None:
+def module_at_work() -> str:
+    """Return the module being executed: an action of an object, which has no module of its own, may get a name there."""
+    frame = cast("types.FrameType", inspect.currentframe())
+    while frame.f_code.co_name != "<module>" and frame.f_back is not None:
+        frame = frame.f_back
+    return str(frame.f_globals.get("__name__"))
+
+
+def home_of(wanted: Any, module: str, kinds: tuple[type, ...], *, everywhere: bool = True) -> Imported | Part | None:
     """Return where a loaded module has this very object: under a name, in a definition, a list or a dict.
 
     The module of its function is searched first, `__main__` last: a script has names that other modules have, too.
+    Not `everywhere`: only this module, because a search of all may take 0.1 s.
     """
-    names = dict.fromkeys((module, *_homes, *sys.modules))
-    if module != "__main__" and names.pop("__main__", 0) is None:
-        names["__main__"] = None
-    for name in names:
-        space: Any = getattr(sys.modules.get(name), "__dict__", None)
-        if type(space) is not dict:
-            continue
-        for qualname, value in _named(name, cast("dict[str, Any]", space)):
-            path = _path_to(wanted, value, kinds)
-            if path is not None:
-                _homes[name] = None
-                base = Imported(name, qualname)
-                return Part(base, path) if path else base
-    return None
+    indexes = _indexes.get()
+    if indexes is None:
+        names = dict.fromkeys((module, *_homes, *sys.modules) if everywhere else (module,))
+        if module != "__main__" and names.pop("__main__", 0) is None:
+            names["__main__"] = None
+        found = next((place for place, part in _places(names, kinds) if part is wanted), None)
+    else:
+        if kinds not in indexes:
+            indexes[kinds] = {id(part): place for place, part in _places(["__main__", *reversed(sys.modules)], kinds)}
+        found = indexes[kinds].get(id(wanted))
+    if found is None:
+        return None
+    name, qualname, path = found
+    _homes[name] = None
+    base = Imported(name, qualname)
+    return Part(base, path) if path else base
+
+
+_Path: TypeAlias = "tuple[int | str, ...]"
+_Place: TypeAlias = "tuple[str, str, _Path]"  # the module, the name there, the path from that
+_indexes: ContextVar[dict[Any, dict[int, _Place]] | None] = ContextVar("flowdeco.indexes", default=None)
+
+
+@contextmanager
+def searched_once() -> Generator[None]:
+    """Have modules searched once for all definitions that are pickled in this block, and not for each of them."""
+    token = _indexes.set({})
+    try:
+        yield
+    finally:
+        _indexes.reset(token)
+
+
+def _places(modules: Iterable[str], kinds: tuple[type, ...]) -> Iterator[tuple[_Place, Any]]:
+    """Yield the definitions that modules have, each with its place."""
+    for module in modules:
+        space: Any = getattr(sys.modules.get(module), "__dict__", None)
+        if type(space) is dict:
+            for qualname, value in _named(module, cast("dict[str, Any]", space)):
+                for path, part in _inside(value, kinds):
+                    yield (module, qualname, path), part
 
 
 def _named(module: str, space: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield what a module has, and what its classes have."""
-    for name, value in _held(space):
-        yield name, value
-        if isinstance(value, type) and value.__dict__.get("__module__") == module and value.__qualname__ == name:
-            yield from ((f"{name}.{inner}", part) for inner, part in _held(value.__dict__))
+    """Yield the definitions and collections that a module has, and that its classes have."""
+    for name, value in list(space.items()):
+        if isinstance(value, type):
+            if value.__dict__.get("__module__") == module and value.__qualname__ == name:
+                yield from ((f"{name}.{inner}", part) for inner, part in list(value.__dict__.items()) if _may_be(part))
+        elif _may_be(value):
+            yield name, value
 
 
-def _held(space: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return [pair for pair in list(space.items()) if type(pair[1]) not in _PLAIN]
+def _may_be(value: Any) -> bool:
+    return issubclass(cast("Any", type(value)), (Referenced, dict, list, tuple))
 
 
-def _path_to(wanted: Any, value: Any, kinds: tuple[type, ...]) -> tuple[int | str, ...] | None:
-    if value is wanted:
-        return ()
-    steps: Any
+def _inside(value: Any, kinds: tuple[type, ...]) -> Iterator[tuple[_Path, Any]]:
+    """Yield a definition and those in it, or those in a collection, each with the path to it."""
+    items: Iterable[tuple[int | str, Any]] = ()
     kind = cast("Any", type(value))
-    parts: list[Any]
-    if kind is dict:
-        parts = list(value.values())
-    elif kind in (list, tuple):
-        parts = value[:_MOST]
-    elif issubclass(kind, kinds):
-        parts = list(value)
-    else:
-        return None
-    within = set(map(type, parts))
-    if type(wanted) not in within and not any(issubclass(each, kinds) for each in within):  # as in almost all of them
-        return None
-    steps = list(value) if kind is dict else range(len(parts))
-    for step, part in zip(steps, parts, strict=False):
-        if kind is dict and type(step) is not str:
-            continue
-        if part is wanted:
-            return (step,)
-        if issubclass(cast("Any", type(part)), kinds):
-            path = _path_to(wanted, part, kinds)
-            if path is not None:
-                return (step, *path)
-    return None
+    if issubclass(kind, Referenced):
+        yield (), value
+        items = enumerate(cast("Iterable[Any]", value)) if issubclass(kind, kinds) else ()
+    elif kind is dict and _has_some(list(value.values())):
+        items = [(key, part) for key, part in cast("dict[Any, Any]", value).items() if type(key) is str]
+    elif kind in (list, tuple) and _has_some(value[:_MOST]):
+        items = enumerate(cast("list[Any]", value)[:_MOST])
+    for step, part in items:
+        if issubclass(cast("Any", type(part)), Referenced):
+            for path, inner in _inside(part, kinds):
+                yield (step, *path), inner
+
+
+def _has_some(parts: Iterable[Any]) -> bool:
+    """Whether there are definitions among them; in almost all collections there are none."""
+    return any(issubclass(kind, Referenced) for kind in set(map(type, parts)))
 
 
 _MOST: Final = 10_000  # items of a list; it may be data
-_PLAIN: Final = frozenset(
-    {types.FunctionType, types.BuiltinFunctionType, property, classmethod, staticmethod, str, int}
-)

@@ -6,7 +6,7 @@ as a run read from a journal does.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from flowdeco.model.definitions import Action, Stage, options_of, origin_of
 from flowdeco.model.references import Bound, Called, Changed, Imported, Member, Method, Narrowed
@@ -47,7 +47,7 @@ def _stage(stage: Any) -> Any:
 def _member(action: Any, stage: Imported | Called, position: int) -> Any:
     if isinstance(stage, Imported):
         return action  # it is declared with its stage, which is reloaded itself
-    template = cast("Any", stage.template)
+    template = stage.template
     found = _found(template.__module__, template.__qualname__, template)
     return action if found is template else Member(stage._replace(template=found), position).load()
 

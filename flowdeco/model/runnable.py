@@ -6,6 +6,7 @@ imported from below: late, when a method is called, and for the types that the m
 
 from __future__ import annotations
 
+import inspect
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias, TypedDict, cast
@@ -217,6 +218,23 @@ class Runnable(Shows):
         """
         made: Plan = _running().plan(self)
         return made
+
+
+def _show_options(method: Any, declared: type[Any]) -> None:
+    """Have a method show its options by name, with their defaults, in `help` and editors."""
+    signature = inspect.signature(method)
+    named = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
+    for name, default in Options._field_defaults.items():
+        if name in declared.__annotations__:
+            text: str = declared.__annotations__[name].__forward_arg__
+            named.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=text))
+    method.__signature__ = signature.replace(parameters=named)
+
+
+_show_options(Runnable.run, RunOptions)
+_show_options(Runnable.arun, RunOptions)
+_show_options(Runnable.resume, ResumeOptions)
+_show_options(Runnable.aresume, ResumeOptions)
 
 
 def _html(store: Store) -> str:

@@ -10,7 +10,7 @@ from typing_extensions import ParamSpec
 from flowdeco.errors import DefinitionError, shortened
 from flowdeco.model.contents import agree
 from flowdeco.model.options import described
-from flowdeco.model.units import Pulled, Template, Unit, Value
+from flowdeco.model.units import Pulled, Template, Unit, Value, check_pickles
 
 __all__ = ["Stream", "not_iterated", "stream"]
 
@@ -53,7 +53,16 @@ class Stream(Pulled):
         return f"<{self.name}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
+        check_pickles(f"the {self.name}", {"source": self.source, "arguments": self.args})
         return Stream, (self.source, self.args)
+
+    def __copy__(self) -> Stream:
+        return Stream(self.source, self.args)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Stream:
+        import copy  # rarely
+
+        return Stream(*copy.deepcopy((self.source, self.args), memo))
 
 
 def not_iterated(unit: Unit | Template) -> str:

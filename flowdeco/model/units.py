@@ -12,14 +12,15 @@ Each kind of unit has its own methods for the selectors that name it, and for se
 
 from __future__ import annotations
 
+import inspect
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Never, NoReturn, Self, cast, overload
 
 from typing_extensions import TypeVar, Unpack
 
-from flowdeco.errors import DefinitionError, printable, selector_suggestion, shortened, suggestion
-from flowdeco.model.contents import agree
+from flowdeco.errors import DefinitionError, UnreferencedError, printable, selector_suggestion, shortened, suggestion
+from flowdeco.model.contents import ATOMS, agree
 from flowdeco.model.options import (
     Duration,
     Middleware,
@@ -35,6 +36,8 @@ from flowdeco.model.options import (
     checked_timeout,
     described,
 )
+from flowdeco.model.paths import all_parts, culprit
+from flowdeco.model.references import Referenced, named
 from flowdeco.model.runnable import Runnable, Shows
 from flowdeco.model.store import AnyKey, key_name
 
@@ -43,7 +46,7 @@ __all__ = ["Parallel", "Pipeline", "Unit", "parallel", "pipeline"]
 DEEPEST: Final = 200  # what walks a definition, or shows one, has Python's 1,000 frames
 
 
-class Unit(Runnable):
+class Unit(Runnable, Referenced):
     """A part of a pipeline: an action, a stage, a pipeline, a parallel group."""
 
     __slots__ = ()
@@ -92,7 +95,7 @@ def stage_selectors(unit: Unit) -> list[str]:
     return unit._selectors()
 
 
-class NotAUnit:
+class NotAUnit(Referenced):
     """The base of values that users take for units; `instead` is the correction."""
 
     __slots__ = ()
@@ -121,6 +124,14 @@ class Template(NotAUnit, Shows):
     @property
     def name(self) -> str:
         """The name that selects all its stages."""
+        raise NotImplementedError
+
+    def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of a call by name, defaults included."""
+        raise NotImplementedError
+
+    def named(self, arguments: Mapping[str, Any]) -> str:
+        """Return the name of a stage with these arguments, by name."""
         raise NotImplementedError
 
     def instead(self) -> str:
@@ -170,7 +181,8 @@ class Memo:
     of their facts are never needed.
     """
 
-    __slots__ = ("layout", "needs", "pipeline", "stage", "step", "steps", "values")
+    __slots__ = ("called", "layout", "needs", "pipeline", "stage", "step", "steps", "values")
+    called: str  # `Stage._content`
     layout: Any  # `steps_of`: shared with other stages of its template
     needs: Any  # in `wiring`
     pipeline: Pipeline  # `as_pipeline`
@@ -224,6 +236,56 @@ def check_known(what: str, known: Iterable[str], options: Iterable[str]) -> None
     for name in options:
         if name not in known:
             raise DefinitionError(f"{what} has no option {name!r}. {suggestion(name, known)}")
+
+
+def check_pickles(what: str, values: Mapping[str, Any]) -> None:
+    """Raise `UnreferencedError` for a value of a definition that cannot be pickled, given their descriptions.
+
+    Not where cloudpickle is at work, which writes more, and has errors of its own.
+    """
+    for name, value in values.items():
+        if type(value) in ATOMS:
+            continue
+        found = culprit(value, name, pickles, _parts)
+        if found is not None and not _is_by_value():
+            path, error = found
+            raise UnreferencedError(f"cannot pickle {what}: its {path}: {error}") from error
+
+
+def pickles(value: Any) -> None:
+    """Raise the error with which `pickle` refuses a value; nothing of it is kept, and large buffers are not copied."""
+    import pickle
+
+    pickle.Pickler(cast("Any", _Nowhere), 5, buffer_callback=lambda buffer: None).dump(value)
+
+
+def can_pickle(value: Any) -> bool:
+    """Whether a value can be pickled."""
+    try:
+        pickles(value)
+    except Exception:
+        return False
+    return True
+
+
+class _Nowhere:
+    """A file that forgets what is written."""
+
+    @staticmethod
+    def write(data: object) -> None: ...
+
+
+def _parts(value: Any) -> Iterable[tuple[str, Any]]:
+    return () if isinstance(value, (Unit, NotAUnit)) else all_parts(value)  # their own errors name the part
+
+
+def _is_by_value() -> bool:
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "cloudpickle.cloudpickle":
+            return True
+        frame = frame.f_back
+    return False
 
 
 U = TypeVar("U", bound=Unit)
@@ -325,6 +387,7 @@ class Composite(Value, Unit):
         return hash((type(self), self.units, self.name))
 
     def __reduce__(self) -> tuple[Any, ...]:
+        check_pickles(f"{type(self).__name__.lower()} {self.name!r}", named("option", self._options))
         return _composite_of, (type(self), self.units, self._options)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import cache
 from hashlib import sha256
-from itertools import islice
+from itertools import islice, pairwise
 from shlex import quote
 from typing import Any, Final, NamedTuple
 
@@ -224,7 +224,7 @@ def _planned(nodes: Sequence[Node]) -> str:
     """Return the plan as a list, with what became of each unit, and how many stages it inserted, and these in turn."""
     items: list[str] = []
     planned = [at for at, node in enumerate(nodes) if not node.part.is_dynamic]
-    for at, after in islice(zip(planned, [*planned[1:], len(nodes)], strict=True), MOST_PLANNED):
+    for at, after in islice(pairwise([*planned, len(nodes)]), MOST_PLANNED):
         node = nodes[at]
         part = node.part
         inside = _planned(grown(part.parts)) if part.kind in ("pipeline", "parallel", "branch") else ""
