@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
 from flowdeco.engine.memory import Log
 from flowdeco.engine.outcome import ActionRecord, Outcome, Scope, StageRecord, Status
 from flowdeco.errors import DefinitionError, SerializationError, Wait, portable, printable, shortened
-from flowdeco.model import stand_ins
 from flowdeco.model.definitions import Pipeline
 from flowdeco.model.options import Middleware
 from flowdeco.model.paths import culprit, shown_key
@@ -204,7 +203,11 @@ class _Portable:
             return portable(thing, _copied)
         if isinstance(thing, Wait):
             return thing if can_pickle(thing.about) else thing._replace(about=shortened(thing.about))
-        return stand_ins.portable(thing, self) if self._units else thing
+        if not self._units:
+            return thing
+        from flowdeco.model import stand_ins  # not loaded for runs that are not pickled
+
+        return stand_ins.portable(thing, self)
 
 
 def _copied(error: BaseException) -> Any:

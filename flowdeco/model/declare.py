@@ -161,7 +161,7 @@ class StageTemplate(Template, Generic[P]):
         bound.apply_defaults()
         return bound.arguments
 
-    def named(self, arguments: Mapping[str, Any]) -> str:
+    def stage_name(self, arguments: Mapping[str, Any]) -> str:
         """Return the name of a stage with these arguments, by name."""
         return f"{self.__name__}[{_shown_arguments((), arguments)}]"
 

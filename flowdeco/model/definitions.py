@@ -562,7 +562,7 @@ class Stage(Value, Unit):
         if not isinstance(called, Called) or root.name != self.name:
             return self.name
         if not hasattr(root.memo, "called"):
-            root.memo.called = called.template.named(called.normalised().kwargs)
+            root.memo.called = called.template.stage_name(called.normalised().kwargs)
         return root.memo.called
 
     def narrowed(self, places: tuple[int, ...]) -> Stage:

@@ -130,7 +130,7 @@ class Template(NotAUnit, Shows):
         """Return the arguments of a call by name, defaults included."""
         raise NotImplementedError
 
-    def named(self, arguments: Mapping[str, Any]) -> str:
+    def stage_name(self, arguments: Mapping[str, Any]) -> str:
         """Return the name of a stage with these arguments, by name."""
         raise NotImplementedError
 
