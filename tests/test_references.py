@@ -213,6 +213,14 @@ def local_function():
     return local
 
 
+RENAMED = local_function().with_options(name="renamed")
+
+
+def test_a_changed_copy_that_a_module_has_is_found_there():
+    """Also if it does not have the original."""
+    assert pickle.loads(pickle.dumps(RENAMED)) is RENAMED
+
+
 def local_stage():
     @stage
     def local():
