@@ -203,13 +203,21 @@ def test_a_log_knows_each_branch_by_its_group_and_index():
 
 
 def test_the_errors_of_a_log_can_be_replaced():
-    """In a copy, with the remains."""
+    """In a copy, with the remains, and what it was given."""
+
+    def of(thing):
+        if isinstance(thing, Outcome):
+            return thing.portable(of)
+        return KeyError(str(thing)) if isinstance(thing, BaseException) else thing
+
     log, error = Log(), ValueError("no")
     log.of()[0] = did(0, error)
     log.remains = {"0": Remains(None, None, None, {})}
-    copied = log.with_errors(lambda error: KeyError(str(error)))
+    log.since, log.waits = 2, {("0", 4): [Wait("sleep", 1.0)]}
+    copied = log.portable(of)
     assert isinstance(copied.steps["0"][0].error, KeyError)
     assert copied.remains is log.remains
+    assert (copied.since, copied.waits) == (2, log.waits)
     assert log.steps["0"][0].error is error
 
 
