@@ -357,10 +357,10 @@ def outcomes(rows: list[Row], codec: Codec, pins: Mapping[str, int] = {}) -> dic
 
 
 def _decoded(row: Row, codec: Codec, nothing: bytes, order: int) -> Outcome:
-    if row.payload == nothing:
-        return _outcome(row, {"writes": NOTHING})
-    parts: Any = codec.decode(row.payload)
+    parts: Any = None if row.payload == nothing else codec.decode(row.payload)
     try:
+        if parts is None:
+            return _outcome(row, {"writes": NOTHING})
         if not isinstance(parts, tuple):
             return _outcome(row, _fields(parts, order))
         key, value = cast("tuple[str, Any]", parts)
