@@ -242,12 +242,12 @@ class Context:
             wanted = cast("Key[Any]", key)
         waits = self._waits()
         wait = waits.question(wanted, about, seconds)
-        is_given = self.store.is_given(name)
-        if wait.state in (OPEN, FOUND) and name in self.store and (not is_given or self._around.may_take(name)):
-            value = self.store[wanted]
-            if is_given:
+        if wait.state in (OPEN, FOUND) and self._has_answer(name):
+            value, given = self.store[wanted], NOT_GIVEN
+            if self.store.is_given(name):
                 del self.store[name]
-            waits.noted.append(wait._replace(state=FOUND, given=CONSUMED if is_given else NOT_GIVEN))
+                given = CONSUMED
+            waits.noted.append(wait._replace(state=FOUND, given=given))
             return value
         if wait.state == OPEN and wait.due is not None and wait.due <= waits.wall.now():
             wait = wait._replace(state=EXPIRED)
@@ -265,6 +265,10 @@ class Context:
                 f"catch WaitTimeout"
             )
         return default
+
+    def _has_answer(self, name: str) -> bool:
+        """Whether the value under a key may be taken: a given one is for one branch."""
+        return name in self.store and (not self.store.is_given(name) or self._around.may_take(name))
 
     def sleep(self, seconds: Duration) -> Awaitable[None]:
         """Sleep for so many seconds, or a `timedelta`; in a coroutine action, `await ctx.sleep(seconds)`.

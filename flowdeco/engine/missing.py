@@ -114,31 +114,32 @@ def _of_actions(branch: Branch, stage: Stage, records: Sequence[ActionRecord], k
         is_hidden = stage.local and stage is not branch.scope.unit and step.supplies_own_name and step.name == key
         if key not in step.supplies or is_hidden:
             continue
-        who = f"action {record.name!r}"
-        if record.status is Status.SKIPPED:
-            how = _how_skipped(branch, [*stage_selectors(stage), *action_selectors(stage, record.action)])
-            yield f"{who} supplies {key!r}, and {how}"
-        elif record.status is Status.FAILED:
-            how = (
-                "that was recovered around it"
-                if dropped or not record.recovered
-                else "it was recovered without an outcome"
-            )
-            yield f"{who} supplies {key!r}, and failed: {how} ({told(record.error)})"
-        elif record.status is Status.CANCELLED:
-            yield f"{who} supplies {key!r}, and was cancelled: {dropped or 'something around it failed and was recovered'}"
-        elif dropped:
-            yield f"{who} has run, and {dropped}: {key!r} was dropped, or never returned"
-        elif branch.store.was_deleted(key):
-            yield f"{who} has run, and {key!r} was deleted from the store"
-        elif record.inserted:
-            names = ", ".join(repr(each.name) for each in record.inserted)
-            yield f"{who} has run, and inserted {names}: it returned no data for {key!r}"
-        else:
-            yield (
-                f"{who} has run, and returned nothing for {key!r}: None, and a generator that yields nothing, are not "
-                f"stored. Give the parameter a default, or have the action store None by its annotation: `-> T | None`"
-            )
+        yield f"action {record.name!r} {_why(branch, stage, record, key, dropped)}"
+
+
+def _why(branch: Branch, stage: Stage, record: ActionRecord, key: str, dropped: str) -> str:
+    """Return how an action that should have supplied a key did not."""
+    supplies = f"supplies {key!r}, and"
+    if record.status is Status.SKIPPED:
+        selectors = [*stage_selectors(stage), *action_selectors(stage, record.action)]
+        return f"{supplies} {_how_skipped(branch, selectors)}"
+    if record.status is Status.FAILED:
+        is_around = dropped or not record.recovered
+        how = "that was recovered around it" if is_around else "it was recovered without an outcome"
+        return f"{supplies} failed: {how} ({told(record.error)})"
+    if record.status is Status.CANCELLED:
+        return f"{supplies} was cancelled: {dropped or 'something around it failed and was recovered'}"
+    if dropped:
+        return f"has run, and {dropped}: {key!r} was dropped, or never returned"
+    if branch.store.was_deleted(key):
+        return f"has run, and {key!r} was deleted from the store"
+    if record.inserted:
+        names = ", ".join(repr(each.name) for each in record.inserted)
+        return f"has run, and inserted {names}: it returned no data for {key!r}"
+    return (
+        f"has run, and returned nothing for {key!r}: None, and a generator that yields nothing, are not stored. Give the "
+        f"parameter a default, or have the action store None by its annotation: `-> T | None`"
+    )
 
 
 def _dropped(at: Branch, record: StageRecord) -> str:
