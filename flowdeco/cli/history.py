@@ -69,6 +69,7 @@ class _Ahead(Rehearsal):
 
     def __init__(self, steps: Steps, flow: Pipeline) -> None:
         super().__init__(steps, pipeline=flow, code=None)
+        self.keeps_records = True
         self.next: dict[str, Step] = {}  # the last action asked for, by branch
         self.begun = frozenset(steps)
         self.by_turns: set[str] = set()  # scopes of groups whose branches are not all under way

@@ -153,7 +153,7 @@ def _performed(
     with Interrupts() as interrupts, ExitStack() as resources:
         terms = Terms(
             run_id, flow, time.perf_counter, time.time() - time.perf_counter(), is_cancellation, interrupts.gate,
-            skip=frozenset(found.remembered.skip), history=0, recorder=witness, past=past,
+            skip=frozenset(found.remembered.skip), most_records=0, recorder=witness, past=past,
             waits={found.place: found.before.waits},  # it gets the answers that it had
         )  # fmt: skip
         walk = _Walk(past, Performer(resources, interrupts, Options()), call)

@@ -22,7 +22,7 @@ from flowdeco.engine.outcome import Steps
 from flowdeco.engine.reading import encoded_inputs, given_inputs, read_run, stages_by_name
 from flowdeco.engine.recorder import Recorder, outcomes
 from flowdeco.engine.requests import Gate, Raised, Request, Save
-from flowdeco.engine.resume import Earlier, Journaled, check_fork, resumed
+from flowdeco.engine.resume import Earlier, Journaled, check_fork, continue_run
 from flowdeco.engine.runs import Resumption, Run, Status, remember
 from flowdeco.engine.terms import Terms
 from flowdeco.engine.waits import Given, Wall, answered, open_questions, refusals, starting_point, used
@@ -89,7 +89,7 @@ def _begun(start: _Start, inputs: Mapping[str, Any] | None, options: RunOptions)
     start.check(store)
     run = Run(options.run_id or os.urandom(8).hex(), flow, store)
     if options.journal is None:
-        return run, start.evaluated(run, start.terms(run))
+        return run, start.watched(start.new_run(run, start.terms(run)))
     journal = _journal(options.journal)
     recorder = _recorder(journal, run.id)
     recorder.check_repeatable(flow.units, f"pipeline {flow.name!r}", "has")
@@ -100,7 +100,7 @@ def _begun(start: _Start, inputs: Mapping[str, Any] | None, options: RunOptions)
     _listen(journal, run.id, start.gate)
     recorder.note_written(payload, store.items())
     del payload  # it may hold values
-    return run, start.evaluated(run, start.terms(run, recorder, 1))
+    return run, start.watched(start.new_run(run, start.terms(run, recorder, 1)))
 
 
 def resume(
@@ -168,7 +168,7 @@ def _from_memory(
     run.stages, run.pipelines, run.resumption = before.stages, before.pipelines, kept
     run.started, run.elapsed, run.resumed = before.started, before.elapsed, before.resumed
     earlier = Earlier(steps, _fingerprint(), on_change, remains=remains)
-    return run, start.resumed(run, start.terms(run, since=log.since + 1), earlier)
+    return run, start.watched(start.earlier_run(run, start.terms(run, since=log.since + 1), earlier))
 
 
 def _from_journal(
@@ -217,7 +217,7 @@ def _from_journal(
         run.started, run.elapsed = remembered.started, remembered.total()
         run.resumed = [started for _, started in remembered.legs]
         recorder.journal = Generation.of(journal, whole)
-    return run, start.resumed(run, terms, earlier)
+    return run, start.watched(start.earlier_run(run, terms, earlier))
 
 
 def _taken_up(
@@ -380,7 +380,7 @@ class _Start:
             notify=_notifier(observers, run.id, self.gate),
             skip=self.skip,
             unmatched=set(self.skip),
-            history=self.history,
+            most_records=self.history,
             recorder=recorder,
             log=log,
             wall=self.wall(durable=recorder is not None),
@@ -388,21 +388,15 @@ class _Start:
             timeout=self.timeout,
         )
 
-    def evaluated(self, run: Run, terms: Terms) -> Evaluation:
+    def new_run(self, run: Run, terms: Terms) -> Evaluation:
         """Evaluate a new run."""
-        return self._watched(self._evaluated(run, terms))
-
-    def resumed(self, run: Run, terms: Terms, earlier: Earlier) -> Evaluation:
-        """Continue a run."""
-        return self._watched(self._resumed(run, terms, earlier))
-
-    def _evaluated(self, run: Run, terms: Terms) -> Evaluation:
         yield from evaluate_run(run, terms, self.use)
         yield from self._closed(run, terms)
         _leave_journal(run, terms)
 
-    def _resumed(self, run: Run, terms: Terms, earlier: Earlier) -> Evaluation:
-        continued = yield from resumed(run, terms, self.use, earlier)
+    def earlier_run(self, run: Run, terms: Terms, earlier: Earlier) -> Evaluation:
+        """Continue a run that began earlier."""
+        continued = yield from continue_run(run, terms, self.use, earlier)
         known = earlier.journaled
         if continued:
             yield from self._closed(run, terms)
@@ -438,7 +432,7 @@ class _Start:
             if type(answer) is Raised:
                 _note_unclosed(run, answer.error)
 
-    def _watched(self, evaluation: Evaluation) -> Evaluation:
+    def watched(self, evaluation: Evaluation) -> Evaluation:
         """Close the progress display at the end."""
         return evaluation if self.watcher is None else _closing(evaluation, self.watcher.close)
 

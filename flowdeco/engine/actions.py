@@ -68,7 +68,9 @@ class Execution:
         self.watch: Watch | None = None  # with a journal: over the values that it may change in place
         self.layers: Layers | None = None
         self.messages: Messages | None = None  # unless its layers have them
-        self.mark: Mark | None = None  # set before its layers were entered, or before it was called
+        self.mark: Mark | None = (
+            None  # set before its layers were entered, before it was called, or after a simple call
+        )
         # Its effect beyond its writes:
         self.inserted: tuple[Unit | Stream, ...] = ()
         self.switches: tuple[tuple[str, bool], ...] = ()
@@ -252,7 +254,7 @@ def _another_attempt(branch: Branch, act: Execution, layers: Layers) -> Walk:
     """
     recorder, step = branch.terms.recorder, act.step
     if branch.waits:
-        branch.waits_of(act.number).another_attempt(layers.who - 1)
+        branch.waits_of(act.number).another_attempt(layers.reopened)
     if recorder is None:
         return None
     began = ActionRecord(

@@ -66,7 +66,7 @@ class Branch:
         self.conductor = conductor
         self.index = index
         self.agenda: list[tuple[Any, str | None]] = []
-        self.records = Records(terms.history)
+        self.records = Records(terms.most_records)
         self.switches: dict[str, bool] = {}  # the latest one last
         self.switched: dict[str, bool] = {}  # those of this branch
         # Groups that another attempt may have to forget: the number of each, and the ids of all its branches.

@@ -190,7 +190,7 @@ def _fail(branch: Branch, error: BaseException) -> Walk:
                 error = interrupt
     if is_base:
         return error
-    if len(agenda) > scope.depth:  # unless an earlier attempt to close it has failed
+    if len(agenda) > scope.depth:  # unless it was being closed: then it is off the agenda
         agenda.pop()
     return (yield from close_scope(branch, scope, error))
 

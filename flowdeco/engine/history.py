@@ -50,6 +50,7 @@ class History:
         self.in_store = in_store
         self.finished = finished
         self.rehearses = False
+        self.keeps_records = True
         self.archive = archive  # of a run whose pipeline has changed: steps that are found by name
         # These end a walk through the history, and are recognised by identity: raised where a step begins, caught by
         # `evaluate` as any other failure, and passed on by groups.
@@ -283,6 +284,7 @@ class Rehearsal(History):
     ) -> None:
         super().__init__(steps, **more)
         self.rehearses = True
+        self.keeps_records = False  # nobody reads them
         self.changes: list[str] = []
         self.error: BaseException | None = None  # the failure of the rehearsal itself
         self.differs = False  # the history does not hold to its end

@@ -134,6 +134,11 @@ class Layers(Call):
         """The number of the layer that is being entered or left."""
         return self.base + len(self.opened)
 
+    @property
+    def reopened(self) -> int:
+        """The number of the layer that has just asked for another attempt."""
+        return self.who - 1
+
     def count_from_inside(self, waits: dict[tuple[str, int], Sequence[Wait]], place: tuple[str, int]) -> None:
         """Number the layers so that those of the pipeline keep their numbers, however many the caller of a run gives.
 

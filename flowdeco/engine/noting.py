@@ -64,7 +64,7 @@ def restore(
     actions: Sequence[ActionRecord] = (),
     place: Scope | None = None,
 ) -> Outcome:
-    """Let an earlier outcome take effect again, and note it; return its record."""
+    """Let an earlier outcome take effect again, and note it; return its record. In the rehearsal of a resume: neither."""
     if not branch.terms.keeps_records:
         return earlier
     if earlier.writes is not None:

@@ -28,7 +28,7 @@ from flowdeco.model.options import Middleware
 from flowdeco.model.store import Store
 from flowdeco.model.tuples import NamedTuple
 
-__all__ = ["Earlier", "Journaled", "check_fork", "resumed"]
+__all__ = ["Earlier", "Journaled", "check_fork", "continue_run"]
 
 
 class Journaled(NamedTuple):
@@ -67,7 +67,9 @@ class Earlier(NamedTuple):
     given: tuple[Given, ...] = ()
 
 
-def resumed(run: Run, terms: Terms, use: tuple[Middleware, ...], earlier: Earlier) -> Generator[Request, Any, bool]:
+def continue_run(
+    run: Run, terms: Terms, use: tuple[Middleware, ...], earlier: Earlier
+) -> Generator[Request, Any, bool]:
     """Continue a run, or note the error that prevents this in it; return whether it was continued.
 
     A run that had finished is continued only if something differs.
@@ -158,7 +160,7 @@ def _rehearsed(
     trial = Run(run.id, run.pipeline, Store(dict(run.store)))
     quiet = Terms(
         run.id, run.pipeline, terms.clock, terms.epoch, terms.is_cancellation, terms.gate, skip=terms.skip,
-        history=0, past=rehearsal,
+        most_records=0, past=rehearsal,
     )  # fmt: skip
     yield from evaluate_run(trial, quiet, use)
     rehearsal.error = trial.error

@@ -72,7 +72,7 @@ class _Group:
     """The branches of a `Fork`, and the task that waits for them; None for the run itself."""
 
     __slots__ = (
-        "active", "catching_up", "conductor", "interrupt", "is_parked", "parent", "restored", "stopped", "supply",
+        "active", "catching_up", "conductor", "held_back", "interrupt", "is_parked", "parent", "stopped", "supply",
         "tasks",
     )  # fmt: skip
 
@@ -82,7 +82,7 @@ class _Group:
         self.stopped: bool = parent is not None and cast("Forked", parent.branch).stopped
         self.interrupt: Failure = ended_by_another() if self.stopped else None
         self.tasks: dict[Task, None] = {}  # that have begun, and not ended
-        self.restored: dict[Task, None] = {}  # of these: had begun before the run was resumed, and do not continue yet
+        self.held_back: dict[Task, None] = {}  # of these: had begun before the run was resumed, and do not continue yet
         self.active = 0  # the others
         self.catching_up = int(conductor.must_catch_up)  # the supply and tasks that have not restored their history
         self.is_parked = False  # the supply waits until another branch is wanted
@@ -161,7 +161,7 @@ class Schedule:
             task, answer = self._ready.popleft()
             if answer is not _MORE:
                 self._step(task, answer)
-            elif (wanted := self._unparked(task.group)) is not None:
+            elif (wanted := self._answer_to_supply(task.group)) is not None:
                 self._step(task, wanted)
 
     def _opened(self, fork: Fork, parent: Task | None) -> _Group:
@@ -194,24 +194,24 @@ class Schedule:
         """Return the tasks that can continue now, each with its answer; if none is left, the group has ended."""
         ready: list[tuple[Task, Any]] = []
         limit = group.conductor.limit
-        while group.restored and group.active < limit and not group.catching_up:
-            task = next(iter(group.restored))
-            del group.restored[task]
+        while group.held_back and group.active < limit and not group.catching_up:
+            task = next(iter(group.held_back))
+            del group.held_back[task]
             group.active += 1
             ready += self._next_of(task.inner) if task.inner is not None else [(task, None)]
         supply = group.supply
         if supply is None:
-            if not (group.active or group.restored):
+            if not (group.active or group.held_back):
                 if group.parent is None:
                     self.ended = Ended(group.interrupt)
                 else:
                     group.parent.inner = None
                     ready.append((group.parent, Ended(group.interrupt)))
-        elif (wanted := self._unparked(group)) is not None:
+        elif (wanted := self._answer_to_supply(group)) is not None:
             ready.append((supply, wanted))
         return ready
 
-    def _unparked(self, group: _Group) -> bool | None:
+    def _answer_to_supply(self, group: _Group) -> bool | None:
         """Have a parked supply continue: return whether it is to yield another branch, or no more; None for not yet."""
         conductor, wanted = group.conductor, False
         if not group.is_parked:
@@ -240,7 +240,7 @@ class Schedule:
         group.tasks[task] = None
         if group.catching_up:
             group.catching_up += 1
-            group.restored[task] = None
+            group.held_back[task] = None
         else:
             group.active += 1
         self._step(task, None)
@@ -261,7 +261,7 @@ class Schedule:
             if type(request) is Begin:
                 self._begin(task.group, request.branch)
                 return
-            if request is CAUGHT_UP:
+            if request is CAUGHT_UP:  # answered by `_next_of`, once nothing in the group is catching up
                 if not task.group.catching_up:
                     answer = None
                     continue
@@ -304,16 +304,16 @@ class Schedule:
             stops = group.conductor.ended(task.branch, failure)
         if stops and not group.stopped:
             self._stop(group)
-        if task in group.restored:
-            del group.restored[task]
+        if task in group.held_back:
+            del group.held_back[task]
             self._one_caught_up(group)
         elif task.branch is None and group.catching_up:
             self._one_caught_up(group)
         else:
             group.active -= task.branch is not None
-            if group.is_parked and not group.restored:
+            if group.is_parked and not group.held_back:
                 self._ready.appendleft((group.supply, _MORE))
-            elif group.restored or not group.active:
+            elif group.held_back or not group.active:
                 self._fill(group)
 
     def _stop(self, group: _Group) -> None:
@@ -333,7 +333,9 @@ class Schedule:
                     groups.append(task.inner)
                 elif task.ticket is not None:
                     self._withdraw(task.ticket)
-            supply = stopped.supply  # one that is parked is told to end as the next branch ends (`_ended`, `_unparked`)
+            supply = (
+                stopped.supply
+            )  # one that is parked is told to end as the next branch ends (`_ended`, `_answer_to_supply`)
             if supply is not None and supply.ticket is not None:
                 self._withdraw(supply.ticket)
 

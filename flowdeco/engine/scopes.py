@@ -152,7 +152,7 @@ def _begin_layers(branch: Branch, scope: OpenScope, layers: tuple[Middleware, ..
         if error is not None:
             return _still_paused(branch, scope, earlier, error)
     recalled: Sequence[Delta | None] | None = _recalled(branch, scope, earlier, len(layers))
-    around = _layers_around(branch, scope, layers)
+    around = _scope_layers(branch, scope, layers)
     if scope.outer is branch.base and branch.parent is None:  # the run's own, with its caller's layers
         around.count_from_inside(terms.waits, (branch.id, scope.number))
         if terms.past is not None and terms.past.in_store and recalled is not None:
@@ -169,7 +169,7 @@ def _begin_layers(branch: Branch, scope: OpenScope, layers: tuple[Middleware, ..
     return (yield from _enter_and_fill(branch, scope, around))
 
 
-def _layers_around(branch: Branch, scope: OpenScope, layers: tuple[Middleware, ...]) -> Layers:
+def _scope_layers(branch: Branch, scope: OpenScope, layers: tuple[Middleware, ...]) -> Layers:
     """Note the state to which another attempt returns; return the layers of the scope, not yet entered."""
     terms, store = branch.terms, branch.store
     scope.mark = store.mark()
@@ -278,7 +278,7 @@ def close_scope(branch: Branch, scope: OpenScope, error: Failure) -> Walk:
     if again:
         branch.leftovers.undone()
         if scope.number in branch.waits:
-            branch.waits_of(scope.number).another_attempt(layers.who - 1)
+            branch.waits_of(scope.number).another_attempt(layers.reopened)
         branch.agenda.append((scope, None))
         branch.scope = scope
         return unsaved or (yield from _enter_and_fill(branch, scope, layers))
@@ -306,11 +306,11 @@ def _finish(
         branch.leftovers.recover(branch.store)
         error = branch.unsaved()
     entered = _let_go(branch, scope, error, marks)
-    outcome = _outcome(branch, scope, error, entered, leaving)
+    outcome = _scope_outcome(branch, scope, error, entered, leaving)
     if branch.waits or branch.terms.waits or branch.held_waits:
         outcome = _with_waits(branch, scope, outcome)
     did, refused = note(branch, outcome)
-    return _take_effect(branch, scope, did, refused or error)
+    return _run_inserted_next(branch, scope, did, refused or error)
 
 
 def _with_waits(branch: Branch, scope: OpenScope, outcome: Outcome) -> Outcome:
@@ -380,7 +380,7 @@ def _let_go(branch: Branch, scope: OpenScope, error: Failure, marks: Sequence[Ma
     return is_begun
 
 
-def _outcome(branch: Branch, scope: OpenScope, error: Failure, entered: bool, leaving: Delta | None) -> Outcome:
+def _scope_outcome(branch: Branch, scope: OpenScope, error: Failure, entered: bool, leaving: Delta | None) -> Outcome:
     kind = record_kind(scope.unit)
     layers, terms = scope.layers, branch.terms
     status, failure, attempts, recovered, failures = ended_as(branch, error, layers)
@@ -409,10 +409,11 @@ def _finish_restored(branch: Branch, scope: OpenScope, earlier: Outcome, error: 
         return changed
     error = None if earlier.recovered else earlier.error or error
     did = restore(branch, earlier, scope.unit, scope.by, scope.records, scope.place)
-    return _take_effect(branch, scope, did, error)
+    return _run_inserted_next(branch, scope, did, error)
 
 
-def _take_effect(branch: Branch, scope: OpenScope, did: Outcome, error: Failure) -> Failure:
+def _run_inserted_next(branch: Branch, scope: OpenScope, did: Outcome, error: Failure) -> Failure:
+    """Keep the record of a scope, and put inserted units on the agenda: those of its actions, then those of its layers."""
     if branch.terms.keeps_records:
         _keep_record(branch, scope, did, error)
     if error is None:

@@ -34,7 +34,7 @@ class Terms:
     idle: dict[str, tuple[str, str, bool]] = field(default_factory=dict[str, tuple[str, str, bool]])
     used: set[str] = field(default_factory=set[str])
     has_group: bool = False  # the run came to a parallel group
-    history: int | None = None  # how many records are kept
+    most_records: int | None = None  # so many are kept
     recorder: Recorder | None = None  # of a durable run
     log: Log | None = None  # of a run that can be resumed from memory
     past: History | None = None  # of a resumed run
@@ -58,6 +58,6 @@ class Terms:
         """Set the history of a resumed run."""
         self.past = past
         self.rehearses = past is not None and past.rehearses
-        self.keeps_records = not (self.rehearses and self.history == 0)
+        self.keeps_records = past is None or past.keeps_records
         self.looks_nothing_up = not (self.skip or past)
         self.records_only = self.looks_nothing_up and self.recorder is None and self.notify is None

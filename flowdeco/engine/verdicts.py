@@ -22,8 +22,8 @@ __all__ = ["Verdicts"]
 class Verdicts:
     """How branches ended, by number: those of `lost` ones are tolerated. `earlier` is the group before a resume.
 
-    With `chooses`, not all branches are to complete, and those of them that did are `counted`. Unless it `is_live`,
-    everything is restored, and decided already.
+    With `chooses`, not all branches are to complete, and those of them that did are `counted`. Unless it
+    `is_live` (in a rehearsal, or if the group had ended), it decides nothing.
     """
 
     def __init__(

@@ -128,7 +128,7 @@ def loops(make, times):
 )
 def test_what_returns_itself_is_a_loop_in_constant_memory(make):
     """The agenda forgets what has run, and so do the scopes."""
-    branch = branch_of(loops(make, 100), one([], "end"), history=0)
+    branch = branch_of(loops(make, 100), one([], "end"), most_records=0)
     error, seen = followed(branch)
     assert error is None
     assert len(seen) == 102
