@@ -61,6 +61,8 @@ def flows(tmp_path, monkeypatch):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "__main__", sys)
     Path("flows.py").write_text(FLOWS)
+    yield
+    sys.modules.pop("flows", None)
 
 
 @pytest.fixture
