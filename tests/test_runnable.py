@@ -2,6 +2,7 @@
 
 import inspect
 import pydoc
+import re
 
 import pytest
 
@@ -68,10 +69,9 @@ def test_the_signature_has_the_options_with_their_defaults(unit):
 
 def test_help_shows_the_options():
     """In the order of the documentation, with their types."""
-    start = "run(inputs: 'Mapping[str, Any] | None' = None, /, *, use: 'Iterable[Middleware]' = (), observers: "
-    shown = pydoc.render_doc(Stage("s").run, renderer=pydoc.plaintext)
-    assert start in shown
-    assert "suspend_after: 'Duration' = 60.0) -> 'Run'" in shown
+    shown = "".join(pydoc.render_doc(Stage("s").run, renderer=pydoc.plaintext).split())  # in one line, or many
+    assert "run(inputs:'Mapping[str,Any]|None'=None,/,*,use:'Iterable[Middleware]'=(),observers:" in shown
+    assert re.search(r"suspend_after:'Duration'=60\.0,?\)->'Run'", shown)
 
 
 def test_an_unknown_option_may_be_meant_as_an_input():
