@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from flowdeco.drivers.in_flight import InFlight
 from flowdeco.drivers.lanes import Lane, awaited, in_time
 from flowdeco.drivers.start import Evaluated, abandon, begin, end
-from flowdeco.drivers.start import resume as continued
+from flowdeco.drivers.start import resume as resume_run
 from flowdeco.drivers.threads import Threads, call_in_thread, timed_out, writer
 from flowdeco.engine.evaluation import evaluate
 from flowdeco.engine.requests import Await, Ended, Fork, FunctionCall, Gate, Raised, Request, Save, Sleep
@@ -46,7 +46,7 @@ async def resume(
     """Continue the evaluation of a pipeline in the running event loop."""
     __tracebackhide__ = True
     gate = Gate()
-    evaluated = await _begun(continued, flow, what, inputs, options, *how, gate)
+    evaluated = await _begun(resume_run, flow, what, inputs, options, *how, gate)
     return await _performed(evaluated, options, gate) if isinstance(evaluated, tuple) else evaluated
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowdeco.drivers.interrupts import Interrupts, pause
 from flowdeco.drivers.start import Evaluated, begin, end
-from flowdeco.drivers.start import resume as continued
+from flowdeco.drivers.start import resume as resume_run
 from flowdeco.engine.evaluation import evaluate
 from flowdeco.engine.requests import Await, Deferred, Ended, Fork, Gate, Raised, Request, Save, Sleep
 from flowdeco.engine.runs import remember
@@ -47,7 +47,7 @@ def run(flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions) -
 def resume(flow: Pipeline, what: Run | str, inputs: Mapping[str, Any] | None, options: RunOptions, *how: Any) -> Run:
     """Continue the evaluation of a pipeline."""
     __tracebackhide__ = True
-    return perform(partial(continued, flow, what, inputs, options, *how), options)
+    return perform(partial(resume_run, flow, what, inputs, options, *how), options)
 
 
 def perform(

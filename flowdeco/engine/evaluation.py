@@ -208,7 +208,7 @@ def _begin_pipeline(
     around, agenda, is_plain = branch.scope, branch.agenda, not (use or pipeline.use or pipeline.timeout)
     while is_plain and agenda and agenda[-1][0] is branch.scope and _is_transparent(branch.scope):
         agenda.pop()  # it has nothing left to do: a pipeline that returns itself is a loop, too
-        branch.scope = branch.scope.outer or branch.base
+        branch.scope = branch.scope.outer
         if around.unit == pipeline:
             around = branch.scope
     scope = OpenScope(branch.scope, pipeline, by, branch.terms.clock())

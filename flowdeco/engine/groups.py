@@ -50,7 +50,9 @@ def run_group(branch: Branch, group: Parallel, scope: OpenScope, earlier: Outcom
     if error is not None:
         return error
     interrupt = yield from conductor.side_by_side()
-    if past is not None and past.rehearses:
+    if (
+        past is not None and past.rehearses
+    ):  # it ends here: the branches of a group that had not ended end in `past.stop`
         failed = (error for error in conductor.verdicts.unexpected() if not isinstance(error, Suspend))
         return next(failed, interrupt or past.stop)
     return (yield from conductor.finish(interrupt))
@@ -207,6 +209,7 @@ class _Conductor:
     def _fork(self, index: int, unit: Unit) -> Branch:
         """Return the evaluation of a branch."""
         branch, scope = self.branch, self.scope
+        # What is outside lends values and layers; a failure of the branch stops at its base.
         base = OpenScope(branch.scope, None, scope.by, scope.started)
         base.place = self.place.of(index)
         fork = Branch(branch.terms, branch.store.fork(), base, branch, self, index)

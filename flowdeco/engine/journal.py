@@ -22,7 +22,8 @@ FINISHED: Final = frozenset({"completed", "bailed"})  # the statuses of runs tha
 class Row(NamedTuple):
     """A step that has ended, or a group or scope that is running: `kind` is "action", "stage", "pipeline" or "group".
 
-    `started` is in POSIX seconds, `elapsed` in seconds.
+    Before its end, a group always has a row; a scope only if its layers or data wrote, or if it was tried again; an action
+    only from its second attempt on. `started` is in POSIX seconds, `elapsed` in seconds.
 
     `payload` describes the effect of the step, in the journal's codec; `fingerprint` the action's code: the
     version of Python, a colon, and a hash that is the same for the same code in that version.

@@ -69,7 +69,7 @@ class Merger:
                 return
 
     def take_the_rest(self) -> None:
-        """Take the branches that were not merged, whose effect does not count."""
+        """Take the branches that were not merged, without their effect; the enclosing branch remembers the ids of all."""
         for index in sorted(self.over):
             self._take(index, counts=False)
         self._branch.remember_branches(self._scope.number, self._ids)

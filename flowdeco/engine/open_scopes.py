@@ -41,7 +41,7 @@ class OpenScope:
     def __init__(
         self, outer: OpenScope | None, unit: Any, by: str | None, started: float, number: int = UNNUMBERED
     ) -> None:
-        self.outer = outer
+        self.outer: Any = outer  # None for the base of the run, which never ends
         self.unit = unit
         self.by = by
         self.started = started

@@ -238,7 +238,10 @@ class Ended(NamedTuple):
 
 
 class _CaughtUp:
-    """The request of a resumed branch that has restored its history."""
+    """The request of a resumed branch or supply that has restored its history.
+
+    It is answered when all in its group have; False tells a supply that no more branches are wanted.
+    """
 
     __slots__ = ()
 

@@ -187,7 +187,7 @@ class Schedule:
             self._one_caught_up(parent.group)
 
     def _fill(self, group: _Group) -> None:
-        """Start as many tasks of a group as its limit allows; a nested group begins before the branches after it."""
+        """Start as many tasks of a group as its limit allows, or end it if none is left; a nested group begins at once."""
         self._ready.extendleft(reversed(self._next_of(group)))
 
     def _next_of(self, group: _Group) -> list[tuple[Task, Any]]:

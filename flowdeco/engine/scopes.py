@@ -241,7 +241,7 @@ def fill_scope(branch: Branch, scope: OpenScope) -> None:
         steps = steps_of(unit)
         if unit.local and steps:
             scope.local = steps[0][0].local
-        branch.agenda.extend(steps)
+        branch.agenda.extend(steps)  # the last one first already
     else:
         branch.agenda.extend((part, scope.by) for part in reversed(unit.units))
 
@@ -296,7 +296,7 @@ def _finish(
     branch: Branch, scope: OpenScope, error: Failure, leaving: Delta | None = None, marks: Sequence[Mark] = ()
 ) -> Failure:
     """Note the outcome of a scope, and have the inserted units run next."""
-    branch.scope = scope.outer or branch.base
+    branch.scope = scope.outer
     if scope.earlier is not None:
         return _finish_restored(branch, scope, scope.earlier, error)
     if scope.number == UNNUMBERED:
@@ -341,7 +341,7 @@ def _refused_insertion(branch: Branch, scope: OpenScope) -> Failure:
 def _finish_quiet(branch: Branch, scope: OpenScope) -> None:
     """Finish a stage that nothing surrounds and nothing observes: 10 x the loop, not 20 x."""
     terms, unit = branch.terms, scope.unit
-    branch.scope = scope.outer or branch.base
+    branch.scope = scope.outer
     did = StageRecord(
         unit.name, unit, COMPLETED, scope.started + terms.epoch, terms.clock() - scope.started,
         scope.by, scope.number, (), scope.records, scope.place, branch.number,
