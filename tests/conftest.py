@@ -2,7 +2,6 @@
 
 import asyncio
 import faulthandler
-import gc
 import os
 import signal
 import sys
@@ -41,13 +40,6 @@ def run_async(flow, inputs=None, **options):
 def run(request):
     """Evaluate a unit, once by `run` and once by `arun`: what holds for the one holds for the other (L8)."""
     return request.param
-
-
-@pytest.fixture(autouse=True, scope="module")
-def older_objects_are_not_collected():
-    """By the end of the suite, a full collection would take half a second, and look at nothing that its test has made."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
