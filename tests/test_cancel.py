@@ -18,6 +18,7 @@ from flowdeco.durable import MemoryJournal, SqliteJournal, memory
 from flowdeco.durable.file import CANCELLED
 from flowdeco.engine.requests import Gate
 from flowdeco.errors import Cancelled, JournalError, RunNotFoundError
+from flowdeco.middleware import atomic
 
 CALLS = []
 LONG = 20.0
@@ -182,6 +183,23 @@ def test_middleware_that_swallows_it_does_not_keep_the_run_going(way, around):
         inner = parallel(pipeline(inner, use=[swallowing]))
     run = way.run(pipeline(inner, use=[swallowing] if around == "pipeline" else []) >> following, check=False)
     assert (run.status, CALLS) == ("cancelled", ["cancels", "Cancelled"])
+
+
+def test_an_atomic_stage_is_recorded_as_it_ends(way):
+    """Before the next action begins: a kill there does not repeat what was committed, and a cancellation is noticed."""
+    noted = []
+
+    @action
+    def looks(ctx: Context):
+        noted.extend((row.kind, row.status) for row in durable.history(way.journal, ctx.run_id))
+
+    whole = Stage("s", [following, following], use=[atomic])
+    way.run(whole >> looks)
+    assert noted == [("action", "completed"), ("action", "completed"), ("stage", "completed")]
+    durable.delete(way.journal, "r")
+    CALLS.clear()
+    run = way.run(Stage("s", [cancelling(way), following], use=[atomic]) >> looks, check=False)
+    assert (run.status, CALLS, [stage.name for stage in run.stages]) == ("cancelled", ["cancels", "following"], ["s"])
 
 
 def test_without_check_the_run_is_returned(way):

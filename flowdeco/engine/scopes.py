@@ -289,7 +289,10 @@ def close_scope(branch: Branch, scope: OpenScope, error: Failure) -> Walk:
     if leaving_mark is not None:
         leaving = layers.watch.with_changes(store.since(leaving_mark))
         store.release(leaving_mark)
-    return _finish(branch, scope, error, leaving, marks)
+    error = _finish(branch, scope, error, leaving, marks)
+    if not scope.is_atomic:
+        return error
+    return (yield from branch.save()) or error  # whatever its layers have committed is not done again
 
 
 def _finish(
