@@ -569,6 +569,9 @@ def test_a_process_that_dies_fails_its_branch(run, tmp_path):
     assert statuses(finished)[2] == ("dies", "failed")
 
 
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+)  # of the pool itself, as in test_calls
 def test_all_that_was_with_a_broken_pool_fails(run):
     """The pool cannot tell whose process it was."""
     with processes("fork", 2) as executor:
