@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import gc
 import itertools
 import operator
 import os
@@ -9,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -2081,3 +2083,30 @@ def test_a_failing_merge_function_is_placed(run):
     with pytest.raises(ZeroDivisionError) as raised:
         run(parallel(*made, merge={"k": lambda one, other: one // other}))
     assert "in merge= of the key 'k', for the branches 0 ('a1') and 1 ('a0')" in raised.value.__notes__[0]
+
+
+@pytest.mark.parametrize("run", [lambda flow: flow.run(), lambda flow: asyncio.run(flow.arun())], ids=["run", "arun"])
+def test_a_branch_that_has_ended_is_freed_at_once(run):
+    """Without waiting for a garbage collection: a million branches need the memory of those at work."""
+    alive: list[int] = []
+    seen: weakref.WeakSet[Large] = weakref.WeakSet()
+
+    class Large:
+        pass
+
+    def work():
+        large = Large()
+        seen.add(large)
+        alive.append(len(seen))
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = sum(type(each).__name__ == "Branch" for each in gc.get_objects())
+        kept = run(parallel(*[action(name="work")(work)] * 50, limit=1))
+        after = sum(type(each).__name__ == "Branch" for each in gc.get_objects())
+    finally:
+        gc.enable()
+    assert len(kept.stages) == 50
+    assert max(alive) == 1
+    assert after - before <= 2  # that of the run itself

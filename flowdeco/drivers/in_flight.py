@@ -82,7 +82,7 @@ class InFlight:
         begun, schedule.begin = schedule.begin, []
         for task in begun:
             ticket: Any = task.ticket
-            server = task.server
+            server = task.server or task
             self._waiting[ticket], self._open[ticket] = task.request, None
             try:
                 _check_time(server, task.request)

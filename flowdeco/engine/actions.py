@@ -424,7 +424,7 @@ def conclude(branch: Branch, act: Execution) -> Failure:
     elif own is not None:
         store.release(own)
     if error is not None and not isinstance(error, Bail):
-        branch.leftovers.unwind(branch.store, act.mark)
+        branch.left_behind().unwind(branch.store, act.mark)
     elif act.mark is not None:
         store.release(act.mark)
     take_effect(branch, branch.scope, did)

@@ -17,18 +17,17 @@ __all__ = ["forget_attempt", "forget_held", "repeat_changes", "state_before"]
 
 
 def state_before(branch: Branch) -> Before:
-    return Before(len(branch.records), dict(branch.switches), dict(branch.switched), branch.result, branch.places)
+    return Before(len(branch.records), branch.switches, branch.switched, branch.result, branch.places)
 
 
 def forget_attempt(branch: Branch, scope: OpenScope) -> Walk:
     """Forget a failed attempt at a scope, all but its writes (`layers`); return the error if the journal fails."""
     layers, before = cast("Layers", scope.layers), cast("Before", scope.before)
-    records, switches, switched, branch.result, branch.places = before
+    records, branch.switches, branch.switched, branch.result, branch.places = before
     dropped: Sequence[Outcome] = branch.records.cut(records)
     if type(scope.unit) is Stage:
         dropped = scope.records
     layers.dropped = dropped_errors(dropped, scope.place, layers.dropped)
-    branch.switches, branch.switched = dict(switches), dict(switched)
     scope.records, scope.inserted = [], []
     layers.inside = {*layers.inside, *(place for at, place, _ in branch.answered if at >= scope.number)}
     branch.number = scope.number + 1
@@ -47,7 +46,7 @@ def forget_held(branch: Branch, scope: OpenScope) -> None:
     del branch.rows[scope.held :]
     if branch.terms.recorder is not None:
         branch.terms.recorder.looks.forget()
-    branch.leftovers.cut(0)
+    branch.left_behind().cut(0)
     if branch.terms.log is not None:
         gone = [id for at, ids in branch.forks if at > scope.number for id in ids]
         branch.terms.log.forget({branch.id: scope.number + 1, **dict.fromkeys(gone, 0)})
@@ -58,10 +57,10 @@ def _drop_from(branch: Branch, number: int) -> Walk:
     terms = branch.terms
     gone = [id for at, ids in branch.forks if at >= number for id in ids]
     branch.forks = [fork for fork in branch.forks if fork[0] < number]
-    branch.leftovers.cut(number)
+    branch.left_behind().cut(number)
     terms.waits.update({place: waits for at, place, waits in branch.answered if at >= number})
-    branch.answered = [each for each in branch.answered if each[0] < number]
-    branch.held_waits = [wait for wait in branch.held_waits if not _is_cut(wait, branch.id, number, gone)]
+    branch.answered = tuple(each for each in branch.answered if each[0] < number)
+    branch.held_waits = tuple(wait for wait in branch.held_waits if not _is_cut(wait, branch.id, number, gone))
     cuts = {branch.id: number, **dict.fromkeys(gone, 0)}
     if terms.past is not None:
         cuts = {**terms.past.drop_from(branch.id, number), **cuts}

@@ -10,12 +10,12 @@ nothing may be performed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
 
 from flowdeco.engine.deadlines import Deadline
 from flowdeco.engine.journal import Payload, Row
-from flowdeco.engine.memory import Leftovers
+from flowdeco.engine.memory import Leftovers, Remains
 from flowdeco.engine.messages import MOST_SHOWN
 from flowdeco.engine.open_scopes import OpenScope, OpenStream
 from flowdeco.engine.outcome import ROOT, Outcome, Status, branch_id
@@ -29,6 +29,8 @@ from flowdeco.model.selectors import switched_off
 from flowdeco.model.store import Name, Store
 
 __all__ = ["Branch"]
+
+_NO_SWITCHES: Final[Mapping[str, bool]] = {}
 
 
 class Branch:
@@ -52,6 +54,14 @@ class Branch:
     is_behind = False  # it may lack what other branches had changed in place before a resume
     is_catching_up = False  # it has history left to restore; `catch_up` reports the end
     logged: dict[int, Outcome] | None = None  # in memory: the outcomes of its scopes
+    # Few branches have these; they are replaced, and never changed in place.
+    switches: Mapping[str, bool] = _NO_SWITCHES  # the latest one last
+    switched: Mapping[str, bool] = _NO_SWITCHES  # those of this branch
+    consumed: frozenset[str] = frozenset()  # keys of answers
+    held_waits: tuple[Wait, ...] = ()  # of the steps inside an atomic one
+    # Answers that another attempt at an open scope will need: number here, branch and number there.
+    answered: tuple[tuple[int, tuple[str, int], list[Wait]], ...] = ()
+    leftovers: Leftovers | None = None  # of failures, once there was one
     _id: str | None = None
 
     def __init__(
@@ -67,20 +77,13 @@ class Branch:
         self.index = index
         self.agenda: list[tuple[Any, str | None]] = []
         self.records = Records(terms.most_records)
-        self.switches: dict[str, bool] = {}  # the latest one last
-        self.switched: dict[str, bool] = {}  # those of this branch
         # Groups that another attempt may have to forget: the number of each, and the ids of all its branches.
         self.forks: list[tuple[int, list[str]]] = []
         self.rows: list[Any] = []  # not yet written to the journal
         self.changed: set[str] = set()  # with a journal: keys whose values were changed in place
         # Changed in place before a resume: the order of the last change, and the value after it.
         self.revised: dict[Name, tuple[int, Any]] = {}
-        self.leftovers = Leftovers(is_kept=terms.log is not None)
         self.waits: dict[int, Waits] = {}  # of the steps at work
-        self.held_waits: list[Wait] = []  # of the steps inside an atomic one
-        self.consumed: set[str] = set()  # keys of answers
-        # Answers that another attempt at an open scope will need: number here, branch and number there.
-        self.answered: list[tuple[int, tuple[str, int], list[Wait]]] = []
         if terms.log is not None:
             self.logged = terms.log.of(None if conductor is None else conductor.id, index)
         if parent is not None and (parent.switches or parent.revocable or parent.atomic or terms.past is not None):
@@ -92,7 +95,7 @@ class Branch:
             self.is_catching_up = terms.past.has_more(self.id)
 
     def _inherit(self, parent: Branch) -> None:
-        self.switches.update(parent.switches)
+        self.switches = parent.switches
         self.revocable, self.atomic = parent.revocable, parent.atomic
         self.sealed, self.ended_early = parent.sealed, parent.ended_early
 
@@ -195,7 +198,22 @@ class Branch:
         recorder = self.terms.recorder
         return None if recorder is None else recorder.unsaved
 
-    # Another attempt.
+    # After a failure, and before another attempt.
+
+    def left_behind(self) -> Leftovers:
+        """Return what failures have left here so far, to add to it."""
+        if self.leftovers is None:
+            self.leftovers = Leftovers(is_kept=self.terms.log is not None)
+        return self.leftovers
+
+    def end_unwinding(self) -> None:
+        """Stop noting the writes of layers after a failure: the branch has ended."""
+        if self.leftovers is not None:
+            self.leftovers.end_unwinding(self.store)
+
+    def remains(self) -> dict[str, Remains]:
+        """Return the remains of the branch, which has failed, and of the branches in it."""
+        return self.left_behind().all_remains(self.id, self.store, self.result)
 
     def remember_branches(self, number: int, ids: list[str]) -> None:
         """Remember the branches of a group that has ended, in `forks`."""
@@ -206,9 +224,10 @@ class Branch:
 
     def switch(self, selector: str, on: bool) -> None:
         """Note that the selected units are disabled, or enabled again, from here on."""
-        for switches in (self.switches, self.switched):
-            switches.pop(selector, None)
-            switches[selector] = on
+        self.switches, self.switched = (
+            {**{each: is_on for each, is_on in switches.items() if each != selector}, selector: on}
+            for switches in (self.switches, self.switched)
+        )
 
     def is_off(self, selectors: Callable[[], list[str]]) -> bool:
         """Whether a unit with these selectors is skipped or disabled; they have selected something."""

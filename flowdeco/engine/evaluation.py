@@ -91,7 +91,7 @@ def evaluate_run(run: Run, terms: Terms, use: tuple[Middleware, ...]) -> Generat
         branch.atomic = 0
         unsaved = yield from branch.save()
         error = unsaved if unsaved is not None and (error is None or isinstance(error, (Bail, Suspend))) else error
-    branch.leftovers.end_unwinding(branch.store)
+    branch.end_unwinding()
     run.elapsed += terms.clock() - started
     _note_end(run, branch, error)
     return branch
@@ -106,7 +106,7 @@ def _note_end(run: Run, branch: Branch, error: Failure) -> None:
     terms.idle = {each: by for each, by in terms.idle.items() if each in branch.switches and each not in terms.used}
     run.status = status_of(error, terms.is_cancellation)
     if log is not None and error is not None:
-        log.remains, log.waits = branch.leftovers.all_remains(branch.id, branch.store, branch.result), terms.waits
+        log.remains, log.waits = branch.remains(), terms.waits
     if isinstance(error, (Bail, Suspend)):
         run.reason = error.reason
         run.waits = error.waits if isinstance(error, Suspend) else ()
@@ -146,7 +146,8 @@ def evaluate(branch: Branch) -> Walk:
             error = stray
     if error is None and terms.past is not None:
         error = terms.past.ended(branch.id)
-    return error if branch.parent is None else (yield from _end_branch(branch, error))
+    has_news = branch.parent is not None and (error is not None or branch.rows)
+    return (yield from _end_branch(branch, error)) if has_news else error
 
 
 def _end_branch(branch: Branch, error: Failure) -> Walk:

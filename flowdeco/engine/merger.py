@@ -86,13 +86,13 @@ class Merger:
         if isinstance(self._verdicts.failures.get(index), Bail) and self._bailed is None:
             self._bailed = fork
         if self._branch.terms.log is not None:
-            self._remains.update(fork.leftovers.all_remains(fork.id, fork.store, fork.result))
+            self._remains.update(fork.remains())
 
     def _take_over(self, fork: Branch) -> None:
         """Take over the parts that count however the branch ended: records, rows, ids, changed values and waits."""
         branch, terms = self._branch, self._branch.terms
-        if fork.leftovers.unwinding is not None:
-            fork.leftovers.end_unwinding(fork.store)
+        if fork.leftovers is not None:
+            fork.end_unwinding()
         branch.records.adopt(fork.records)
         if fork.rows:
             branch.rows += fork.rows
@@ -103,7 +103,7 @@ class Merger:
         if fork.held_waits or fork.consumed or fork.answered:
             branch.held_waits += fork.held_waits
             branch.consumed |= fork.consumed
-            branch.answered += [(self._scope.number, place, waits) for _, place, waits in fork.answered]
+            branch.answered += tuple((self._scope.number, place, waits) for _, place, waits in fork.answered)
 
     def _count_in(self, fork: Branch) -> None:
         """Merge the effect of a branch: its writes, its switches, its result; what is restored has the group's."""
@@ -182,7 +182,7 @@ class Merger:
 
     def leave_remains(self) -> None:
         """Leave what a resume in memory needs of a group that has failed."""
-        left, group = self._branch.leftovers, self._group_id
+        left, group = self._branch.left_behind(), self._group_id
         left.unwind(self._branch.store)
         left.remains.update(self._remains)
         for index, result, merged in self._merged:

@@ -72,14 +72,13 @@ def restore(
     if earlier.result is not UNSET:
         branch.result = earlier.result
     if earlier.waits:
-        branch.consumed.update(wait.key for wait in earlier.waits)
+        branch.consumed |= {wait.key for wait in earlier.waits}
         for wait in earlier.waits:
             if wait.state == FOUND:
                 branch.may_take(wait.key)  # from now on, no other branch may
         if branch.revocable:
-            branch.answered.append(
-                (earlier.number, (branch.id, earlier.number), kept(earlier.waits, only_answers=True))
-            )
+            at = (branch.id, earlier.number)
+            branch.answered += ((earlier.number, at, kept(earlier.waits, only_answers=True)),)
     past = branch.terms.past
     if past is not None and past.archive is not None:
         note_adopted(branch, earlier, unit, by, place)

@@ -22,8 +22,8 @@ class Before(NamedTuple):
     """The state that another attempt at a scope restores."""
 
     records: int
-    switches: dict[str, bool]
-    switched: dict[str, bool]
+    switches: Mapping[str, bool]
+    switched: Mapping[str, bool]
     result: Any
     places: int
 

@@ -63,7 +63,7 @@ class Task:
         self.ticket: int | None = None  # None while nothing is under way
         self.inner: _Group | None = None  # it waits for these branches of its own
         self.lane: Any = None  # whatever a driver keeps for the branch until it ends
-        self.server = self
+        self.server: Task | None = None  # another one that awaits for it
         self.discards = False  # nothing that its calls return counts any more
         self.overdue: Failure = None  # the answer to a request that is cancelled because its time is up
 
@@ -89,7 +89,7 @@ class _Group:
         context = copy_context() if parent is None else parent.context
         self.supply: Task | None = Task(None, conductor.supply(), self, context)
         if parent is not None:
-            self.supply.server = parent.server
+            self.supply.server = parent.server or parent
 
 
 _MORE: Final = object()  # instead of an answer: see whether the supply of the group continues
@@ -135,7 +135,8 @@ class Schedule:
 
     def task(self, ticket: int) -> Task:
         """Return the task in whose lane the request with this ticket is awaited."""
-        return self._under_way[ticket].server
+        task = self._under_way[ticket]
+        return task.server or task
 
     def interrupt(self, error: BaseException, task: Task | None = None) -> bool:
         """End everything, or the group that a task waits for, from outside; return False if it is ending already."""

@@ -276,7 +276,7 @@ def close_scope(branch: Branch, scope: OpenScope, error: Failure) -> Walk:
         unsaved = yield from forget_attempt(branch, scope)
         repeat_changes(branch, layers)
     if again:
-        branch.leftovers.undone()
+        branch.left_behind().undone()
         if scope.number in branch.waits:
             branch.waits_of(scope.number).another_attempt(layers.reopened)
         branch.agenda.append((scope, None))
@@ -306,7 +306,8 @@ def _finish(
         return error
     error = error or _refused_insertion(branch, scope)
     if error is None:
-        branch.leftovers.recover(branch.store)
+        if branch.leftovers is not None:
+            branch.leftovers.recover(branch.store)
         error = branch.unsaved()
     entered = _let_go(branch, scope, error, marks)
     outcome = _scope_outcome(branch, scope, error, entered, leaving)
@@ -323,7 +324,7 @@ def _with_waits(branch: Branch, scope: OpenScope, outcome: Outcome) -> Outcome:
         held = branch.held_waits if scope.is_atomic else ()
         outcome = outcome._replace(waits=(*outcome.waits, *held, *not_reached(branch, scope)))
     if not branch.atomic:
-        branch.held_waits = []
+        branch.held_waits = ()
     return outcome
 
 
@@ -370,12 +371,12 @@ def _let_go(branch: Branch, scope: OpenScope, error: Failure, marks: Sequence[Ma
     has_failed = error is not None and not isinstance(error, Bail)
     if has_failed and (scope.is_atomic or not is_begun):
         is_begun = False
-        branch.leftovers.unwind(branch.store, scope.mark)
+        branch.left_behind().unwind(branch.store, scope.mark)
         if scope.is_atomic:
             forget_held(branch, scope)
     elif scope.mark is not None:
         if error is not None:
-            branch.leftovers.unfinished[scope.number] = list(marks), scope.before and scope.before.result
+            branch.left_behind().unfinished[scope.number] = list(marks), scope.before and scope.before.result
         branch.store.release(scope.mark)
     if not branch.revocable:
         branch.forks.clear()
@@ -431,7 +432,7 @@ def _keep_record(branch: Branch, scope: OpenScope, did: Outcome, error: Failure)
     if isinstance(did, StageRecord):
         branch.records.add(amended(did.kept(), did) if did.error is not None or did.dropped else did.kept())
         if error is not None and not isinstance(error, Bail):
-            branch.leftovers.abandoned.update(dict.fromkeys(scope.local, did.name))  # a resume may need them
+            branch.left_behind().abandoned.update(dict.fromkeys(scope.local, did.name))  # a resume may need them
         elif scope.local and not _has_left(branch, scope):
             branch.store.drop_local(scope.local, did.name)
     else:

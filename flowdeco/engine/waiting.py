@@ -33,12 +33,12 @@ def with_waits(branch: Branch, did: Outcome) -> Any:
     branch.waits.pop(did.number, None)
     branch.terms.waits.pop(place, None)
     if branch.atomic:
-        branch.held_waits += [wait._replace(at=wait.at or place) for wait in waits]
+        branch.held_waits += tuple(wait._replace(at=wait.at or place) for wait in waits)
     if branch.revocable and (answers := kept(waits, only_answers=True)):
-        branch.answered.append((did.number, place, answers))
+        branch.answered += ((did.number, place, answers),)
     if did.is_final:
         did = did._replace(waits=consumed(waits, values=bool(branch.revocable)))
-        branch.consumed.update(wait.key for wait in did.waits)
+        branch.consumed |= {wait.key for wait in did.waits}
         return did
     return did._replace(waits=waits)
 

@@ -62,10 +62,10 @@ def in_an_attempt(unit=UNIT, **terms):
     branch.switch("b", False)
     branch.result, branch.places = "since", 2
     branch.forks = [(1, ["g1"]), (2, ["g2"]), (5, ["g5", "g6"])]
-    branch.leftovers.unfinished = {number: ([], None) for number in (0, 2, 5)}
-    branch.answered = [(number, ("0", number), [Wait("question", key=str(number))]) for number in (1, 2, 5)]
+    branch.left_behind().unfinished = {number: ([], None) for number in (0, 2, 5)}
+    branch.answered = tuple((number, ("0", number), [Wait("question", key=str(number))]) for number in (1, 2, 5))
     places = [("0", 1), ("0", 2), ("0", 5), ("g1", 9), ("g6", 0), None]
-    branch.held_waits = [Wait("sleep", at=place) for place in places]
+    branch.held_waits = tuple(Wait("sleep", at=place) for place in places)
     branch.rows = [row("0", 1), row("0", 2), row("0", 5), row("g5", 0), row("g1", 5)]
     return branch, scope
 
@@ -90,7 +90,7 @@ def test_a_branch_is_as_it_was_before_the_attempt():
     assert (branch.result, branch.places, branch.number) == ("before", 1, 3)
     assert (scope.records, scope.inserted) == ([], [])
     assert branch.forks == [(1, ["g1"])]
-    assert list(branch.leftovers.unfinished) == [0]
+    assert list(branch.left_behind().unfinished) == [0]
     branch.switch("a", True)
     branch.switch("c", True)
     assert driven(forget_attempt(branch, scope)) == ([], None)
@@ -192,7 +192,7 @@ def test_an_atomic_scope_that_failed_leaves_no_steps():
     log.steps.update({id: {0: failed(0, None)} for id in ("g1", "g2", "g5")})
     forget_held(branch, scope)
     assert [(each.branch, each.number) for each in branch.rows] == [("0", 1)]
-    assert (recorder.forgotten, branch.leftovers.unfinished) == (1, {})
+    assert (recorder.forgotten, branch.left_behind().unfinished) == (1, {})
     assert {id: list(steps) for id, steps in log.steps.items()} == {"0": [1, 2], "g1": [0], "g2": [0], "g5": []}
     without, scope = in_an_attempt()
     forget_held(without, scope)

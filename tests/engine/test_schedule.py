@@ -705,7 +705,7 @@ def test_the_lane_of_a_supply_ends_with_it():
     assert scripted.ended == Ended(None)
     scripted = Scripted(walk([]), pulls={0: PULL})
     (begun,) = scripted.schedule.begin
-    begun.server.lane = "lane"
+    scripted.schedule.task(begun.ticket).lane = "lane"
     scripted.begun()
     scripted.answer(PULL[0])
     assert scripted.schedule.left == ["lane"]
