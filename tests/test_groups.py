@@ -2089,7 +2089,7 @@ def test_a_failing_merge_function_is_placed(run):
 def test_a_branch_that_has_ended_is_freed_at_once(run):
     """Without waiting for a garbage collection: a million branches need the memory of those at work."""
     alive: list[int] = []
-    seen: weakref.WeakSet[Large] = weakref.WeakSet()
+    seen = weakref.WeakSet()
 
     class Large:
         pass
