@@ -43,9 +43,7 @@ class RunLane(DistantLane):
         self.begin(_OF_THE_RUN, request)
 
     def enter(self) -> None:
-        self._unwinds = (
-            True  # as in `arun`, where a timeout expires unnoticed during a plain call, and at the next wait
-        )
+        self._unwinds = True  # as in `arun`: a timeout expires unnoticed during a plain call, and at the next wait
         self._there.take_over(self._given)
 
     def leave(self) -> None:

@@ -68,9 +68,8 @@ class Execution:
         self.watch: Watch | None = None  # with a journal: over the values that it may change in place
         self.layers: Layers | None = None
         self.messages: Messages | None = None  # unless its layers have them
-        self.mark: Mark | None = (
-            None  # set before its layers were entered, before it was called, or after a simple call
-        )
+        # Set before its layers were entered, before it was called, or after a simple call:
+        self.mark: Mark | None = None
         # Its effect beyond its writes:
         self.inserted: tuple[Unit | Stream, ...] = ()
         self.switches: tuple[tuple[str, bool], ...] = ()

@@ -131,10 +131,6 @@ class Branch:
 
     # Numbers, and the history of a resumed run.
 
-    def continue_over(self, store: Store, result: Any) -> None:
-        """Continue with the store and the result that the branch had before the run was resumed."""
-        self.store, self.read, self.result = store, store.reader(), result
-
     def next_number(self) -> int:
         """Take the next number of the branch."""
         self.number += 1
@@ -214,11 +210,6 @@ class Branch:
     def remains(self) -> dict[str, Remains]:
         """Return the remains of the branch, which has failed, and of the branches in it."""
         return self.left_behind().all_remains(self.id, self.store, self.result)
-
-    def remember_branches(self, number: int, ids: list[str]) -> None:
-        """Remember the branches of a group that has ended, in `forks`."""
-        if self.revocable:
-            self.forks.append((number, ids))
 
     # Selectors.
 

@@ -118,7 +118,7 @@ def _note_end(run: Run, branch: Branch, error: Failure) -> None:
 
 
 def evaluate(branch: Branch) -> Walk:
-    """Work through the agenda; return the failure or signal that nothing has recovered."""
+    """Work through the agenda of a run, or of one branch; return the failure or signal that nothing has recovered."""
     agenda, terms, clock = branch.agenda, branch.terms, branch.terms.clock
     error: Failure = None
     while agenda or (error is not None and branch.scope is not branch.base):

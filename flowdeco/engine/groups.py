@@ -50,9 +50,8 @@ def run_group(branch: Branch, group: Parallel, scope: OpenScope, earlier: Outcom
     if error is not None:
         return error
     interrupt = yield from conductor.side_by_side()
-    if (
-        past is not None and past.rehearses
-    ):  # it ends here: the branches of a group that had not ended end in `past.stop`
+    if past is not None and past.rehearses:
+        # It ends here: the branches of a group that had not ended end in `past.stop`.
         failed = (error for error in conductor.verdicts.unexpected() if not isinstance(error, Suspend))
         return next(failed, interrupt or past.stop)
     return (yield from conductor.finish(interrupt))
@@ -225,7 +224,8 @@ class _Conductor:
         is_lost = index in self.lost
         remains = None if branch.sealed or is_lost else past.remains_of(fork.id)
         if remains is not None:
-            fork.continue_over(remains.store_over(branch.store), remains.result)
+            fork.store, fork.result = remains.store_over(branch.store), remains.result
+            fork.read = fork.store.reader()
         if earlier is not None:
             takes_all = earlier.error is None and earlier.selection == ALL
             fork.ended_early |= is_lost or (bool(branch.sealed) and not takes_all)

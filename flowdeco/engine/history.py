@@ -1,8 +1,8 @@
 """The history of a resumed run, which decides for each step whether it is restored or performed.
 
-`History.recall` decides it, when a step begins; the other methods compare how scopes and branches end. A step is
-identified by its branch and its number in it, which depend on the definition alone, and not on timing. A step that had
-ended is restored; one that had not is performed.
+When a step begins, `History.recall` finds its earlier outcome, once, and `Branch.restores` decides; the other methods
+compare how scopes and branches end. A step is identified by its branch and its number in it, which depend on the
+definition alone, and not on timing. A step that had ended is restored; one that had not is performed.
 
 A resume goes through the history twice, with the same evaluation. The first time is a rehearsal: nothing is performed,
 and it ends where the history does. It finds the changes since (`changes`), and the steps that still hold (`taken`).

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from flowdeco.engine.outcome import Scope, StageRecord
+from flowdeco.engine.outcome import Scope, StageRecord, innermost_branch
 
 __all__ = ["DEEPEST", "Inserters", "depths"]
 
@@ -32,11 +32,10 @@ class Inserters:
             number = getattr(by, "number", None)
             if number is not None:
                 return self._indexes.get((_branch(scope), number))
-            while scope is not None and scope.branch is None:
-                scope = scope.outer
-            if scope is None:
+            branch = innermost_branch(scope)
+            if branch is None:
                 return None
-            by, scope = scope.inserted_by, scope.outer  # it came with its group
+            by, scope = branch.inserted_by, branch.outer  # it came with its group
         return None
 
 
@@ -52,6 +51,5 @@ def depths(records: Sequence[StageRecord]) -> list[int]:
 
 
 def _branch(scope: Scope | None) -> object:
-    while scope is not None and scope.branch is None:
-        scope = scope.outer
-    return None if scope is None else (scope.id, scope.branch)
+    branch = innermost_branch(scope)
+    return None if branch is None else (branch.id, branch.branch)

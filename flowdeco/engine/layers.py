@@ -323,7 +323,7 @@ def _leave(layers: Layers, error: BaseException | None, move: Move | None = None
         inserted = len(layers.inserted)
         own: Mark | None = None
         if move is None:
-            own = store.mark()  # the layer's own writes from here on stay
+            own = store.mark()  # the layer's own writes from here on stay; it knows their keys after its release, too
             move = _resumed(layers, generator, layers.outcome, error)
         did, item = yield from _resolved(layers, layer, generator, move, error)
         move = None

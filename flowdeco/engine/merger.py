@@ -7,7 +7,7 @@ from typing import Any, cast
 from flowdeco.engine.branch import Branch
 from flowdeco.engine.memory import Remains
 from flowdeco.engine.open_scopes import OpenScope
-from flowdeco.engine.outcome import Outcome, Scope, branch_id
+from flowdeco.engine.outcome import Outcome, Scope, branch_id, enclosing
 from flowdeco.engine.overlay import Overlay
 from flowdeco.engine.requests import Failure
 from flowdeco.engine.verdicts import Verdicts
@@ -72,7 +72,8 @@ class Merger:
         """Take the branches that were not merged, without their effect; the enclosing branch remembers the ids of all."""
         for index in sorted(self.over):
             self._take(index, counts=False)
-        self._branch.remember_branches(self._scope.number, self._ids)
+        if self._branch.revocable:
+            self._branch.forks.append((self._scope.number, self._ids))
 
     def _take(self, index: int, *, counts: bool) -> None:
         """Take a branch that has ended: its records, rows and ids, and its effect if that counts."""
@@ -175,10 +176,8 @@ class Merger:
             branch.records.recover(self._first_record, self._is_in_lost)
 
     def _is_in_lost(self, record: Outcome) -> bool:
-        scope, group = record.scope, self._group_id
-        while scope is not None and scope.id != group:
-            scope = scope.outer
-        return scope is not None and scope.branch in self._verdicts.lost
+        lost = self._verdicts.lost
+        return any(scope.id == self._group_id and scope.branch in lost for scope in enclosing(record.scope))
 
     def leave_remains(self) -> None:
         """Leave what a resume in memory needs of a group that has failed."""

@@ -7,7 +7,7 @@ from itertools import islice, takewhile
 from typing import Any, Final
 
 from flowdeco.engine.branch import Branch
-from flowdeco.engine.outcome import ActionRecord, Outcome, Scope, StageRecord, Status
+from flowdeco.engine.outcome import ActionRecord, Outcome, Scope, StageRecord, Status, enclosing
 from flowdeco.errors import MissingInputError, WiringError, told
 from flowdeco.model.annotations import EMPTY
 from flowdeco.model.definitions import Parallel, Stage, Unit, action_selectors, stage_selectors
@@ -70,7 +70,7 @@ def _of_scope(at: Branch, did: Outcome, key: str) -> Iterator[str]:
 
 
 def _is_in(scope: Scope | None, outer: Scope | None, branch: int | None) -> bool:
-    return outer is None or any(each.id == outer.id and each.branch == branch for each in _around(scope))
+    return outer is None or any(each.id == outer.id and each.branch == branch for each in enclosing(scope))
 
 
 def _how_lost(did: Outcome, index: int | None) -> str:
@@ -152,10 +152,10 @@ def _dropped(at: Branch, record: StageRecord) -> str:
         other.scope
         for other in at.records.kept
         if other.status is Status.FAILED
-        and not (other.recovered and recovered.isdisjoint(scope.id for scope in _around(other.scope)))
+        and not (other.recovered and recovered.isdisjoint(scope.id for scope in enclosing(other.scope)))
     ]
-    broken = {scope.id for each in failed for scope in _around(each)}
-    for scope in takewhile(lambda scope: scope != at.base.place, _around(record.scope)):
+    broken = {scope.id for each in failed for scope in enclosing(each)}
+    for scope in takewhile(lambda scope: scope != at.base.place, enclosing(record.scope)):
         if scope.branch is None:
             continue
         group = chosen.get(scope.id)
@@ -164,12 +164,6 @@ def _dropped(at: Branch, record: StageRecord) -> str:
         if scope.id in broken:
             return f"parallel group {scope.name!r} failed and was recovered"
     return f"stage {record.name!r} failed and was recovered" if record.recovered else ""
-
-
-def _around(scope: Scope | None) -> Iterator[Scope]:
-    while scope is not None:
-        yield scope
-        scope = scope.outer
 
 
 def _how_skipped(branch: Branch, selectors: Sequence[str]) -> str:

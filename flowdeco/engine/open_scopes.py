@@ -15,7 +15,7 @@ from flowdeco.model.tuples import NamedTuple
 
 __all__ = ["UNNUMBERED", "Before", "OpenScope", "OpenStream"]
 
-UNNUMBERED: Final = -2
+UNNUMBERED: Final = -2  # the number of a scope that notes no outcome
 
 
 class Before(NamedTuple):
@@ -73,9 +73,8 @@ class OpenScope:
         self.is_atomic = False  # it is one step, and its rows are held back
         self.local: frozenset[str] = frozenset()  # names of results that are local to it
         self.records: list[Any] = []  # of the actions of a stage
-        self.inserted: list[
-            tuple[Any, str]
-        ] = []  # by its actions and layers: `scopes` puts them on the agenda as it ends
+        # By its actions and layers; `scopes` puts them on the agenda as it ends.
+        self.inserted: list[tuple[Any, str]] = []
 
 
 class OpenStream:

@@ -7,7 +7,7 @@ group, and applied once more when the run is resumed. Any new property of a step
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from operator import is_
 from typing import Any, Final, Self, TypeAlias, cast
@@ -39,6 +39,8 @@ __all__ = [
     "amended",
     "branch_id",
     "dropped_errors",
+    "enclosing",
+    "innermost_branch",
     "inserter",
     "pinned",
     "record_kind",
@@ -149,6 +151,18 @@ class Scope(NamedTuple):
         """Return the scope of this branch of the group."""
         name, id, _, by, outer = self
         return Scope(name, id, branch, by, outer)
+
+
+def enclosing(scope: Scope | None) -> Iterator[Scope]:
+    """Yield a scope, and the scopes around it, the innermost first."""
+    while scope is not None:
+        yield scope
+        scope = scope.outer
+
+
+def innermost_branch(scope: Scope | None) -> Scope | None:
+    """Return the innermost branch of a parallel group that a scope is in; None outside of groups."""
+    return next((each for each in enclosing(scope) if each.branch is not None), None)
 
 
 _NONE: Final[Mapping[int, BaseException]] = {}

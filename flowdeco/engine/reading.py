@@ -29,6 +29,8 @@ from flowdeco.engine.outcome import (
     Steps,
     amended,
     branch_id,
+    enclosing,
+    innermost_branch,
     inserter,
 )
 from flowdeco.engine.recorder import Recorded, outcomes
@@ -250,16 +252,13 @@ def stages_by_name(units: Iterable[Any]) -> dict[str, Stage]:
 
 def branch_of(scope: Scope | None) -> str:
     """Return the branch in which the steps of this scope ran, unless it was skipped with its group."""
-    while scope is not None and scope.branch is None:
-        scope = scope.outer
-    return ROOT if scope is None else branch_id(scope.id, cast("int", scope.branch))
+    branch = innermost_branch(scope)
+    return ROOT if branch is None else branch_id(branch.id, cast("int", branch.branch))
 
 
 def in_branch(scope: Scope | None) -> bool:
     """Whether this is a branch of a group, or inside one."""
-    while scope is not None and scope.branch is None:
-        scope = scope.outer
-    return scope is not None
+    return innermost_branch(scope) is not None
 
 
 def failed_steps(run: Run) -> Iterator[tuple[StageRecord, ActionRecord | None]]:
@@ -404,14 +403,10 @@ def _unfinished(first: Outcome) -> Outcome:
 
 def _within(scope: Scope | None, base: Scope | None) -> Scope | None:
     """Return a scope of a branch, with the scopes around the branch."""
-    around: list[Scope] = []
-    while scope is not None:
-        around.append(scope)
-        scope = scope.outer
-    scope = base
-    for each in reversed(around):
-        scope = each._replace(outer=scope)
-    return scope
+    within = base
+    for each in reversed([*enclosing(scope)]):
+        within = each._replace(outer=within)
+    return within
 
 
 def _with_one_error(records: Iterable[StageRecord], errors: list[BaseException]) -> list[StageRecord]:

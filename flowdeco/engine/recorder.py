@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import takewhile
 from typing import Any, Final, cast
 
 from flowdeco.engine.changes import Looks
@@ -23,10 +24,11 @@ from flowdeco.engine.outcome import (
     Selection,
     StageRecord,
     Status,
+    enclosing,
     inserter,
     pinned,
 )
-from flowdeco.engine.requests import Failure, Save
+from flowdeco.engine.requests import Failure
 from flowdeco.errors import Bail, DefinitionError, JournalError, Suspend, Wait, portable, shortened
 from flowdeco.model.contents import ATOMS, Digest
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream
@@ -72,10 +74,6 @@ class Recorder:
         self._fingerprints: dict[int, tuple[Any, str]] = {}
         # A pair is shorter than a dict; JSON is read by people, and not every codec knows tuples.
         self._terse = self.codec.name == "pickle" and type(self.codec.decode(self.codec.encode((), ""))) is tuple
-
-    def saving(self, rows: list[Row]) -> Save:
-        """Return the request to write these rows."""
-        return Save(self.journal.write, self.run_id, rows)
 
     def row(self, branch: str, stage: str | None, outcome: Outcome) -> Row:
         """Return the row of an outcome; raises `SerializationError` naming the path of the part that cannot be encoded."""
@@ -277,13 +275,13 @@ def _surroundings(branch: str, outcome: Outcome) -> dict[str, Any]:
         number = getattr(outcome.inserted_by, "number", None)
         if number is not None:
             parts["by_number"] = number
-    scope = outcome.scope
-    if scope is not None and isinstance(outcome.unit, Parallel):
-        scope = scope.outer  # the first one is the group itself
-    inside: list[list[Any]] = []
-    while scope is not None and scope.id.startswith(f"{branch}."):
-        inside.append([scope.name, scope.id, scope.branch, scope.inserted_by and str(scope.inserted_by)])
-        scope = scope.outer
+    scopes = enclosing(outcome.scope)
+    if isinstance(outcome.unit, Parallel):
+        next(scopes, None)  # the group itself
+    inside = [
+        [scope.name, scope.id, scope.branch, scope.inserted_by and str(scope.inserted_by)]
+        for scope in takewhile(lambda scope: scope.id.startswith(f"{branch}."), scopes)
+    ]
     if inside:
         parts["in"] = inside
     return parts

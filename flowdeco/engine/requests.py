@@ -214,7 +214,10 @@ class Conductor(Protocol):
 
 
 class Fork:
-    """Evaluate branches side by side; the answer is `Ended`."""
+    """Evaluate branches side by side; the answer is `Ended`.
+
+    A driver has a `Schedule` do it, which evaluates each branch as the run itself is (`evaluation.evaluate`).
+    """
 
     __slots__ = ("conductor",)
 

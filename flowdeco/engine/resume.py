@@ -212,7 +212,8 @@ def _brought_up_to_date(
         if cuts and recorder is not None:
             answer = yield Save(recorder.journal.drop, run.id, cuts)
     if reopened and recorder is not None and type(answer) is not Raised:
-        answer = yield recorder.saving([recorder.reopening(branch, outcome) for branch, outcome in reopened])
+        open_rows = [recorder.reopening(branch, outcome) for branch, outcome in reopened]
+        answer = yield Save(recorder.journal.write, run.id, open_rows)
     if type(answer) is not Raised:
         return None
     if finished:

@@ -334,9 +334,7 @@ class Schedule:
                     groups.append(task.inner)
                 elif task.ticket is not None:
                     self._withdraw(task.ticket)
-            supply = (
-                stopped.supply
-            )  # one that is parked is told to end as the next branch ends (`_ended`, `_answer_to_supply`)
+            supply = stopped.supply  # if parked, it is told to end as the next branch ends (`_ended`)
             if supply is not None and supply.ticket is not None:
                 self._withdraw(supply.ticket)
 

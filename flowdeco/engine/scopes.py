@@ -26,6 +26,7 @@ from flowdeco.engine.outcome import (
     Scope,
     StageRecord,
     amended,
+    enclosing,
     inserter,
     record_kind,
 )
@@ -114,7 +115,8 @@ def limited(branch: Branch, scope: OpenScope, level: str) -> tuple[Middleware, .
 def _recalled(branch: Branch, scope: OpenScope, earlier: Outcome | None, layers: int) -> Sequence[Delta] | None:
     """Return the earlier writes of an unfinished scope's layers; None if the scope had not begun before the resume.
 
-    For a run in memory these are empty: its store has them.
+    If the process was killed, it has a row only if its layers or data wrote; otherwise its first step shows that it had
+    begun. For a run in memory these writes are empty: its store has them.
     """
     past = branch.terms.past
     if past is None or not (past.has(branch.id, scope.number + 1) if earlier is None else earlier.entered):
@@ -309,7 +311,15 @@ def _finish(
         if branch.leftovers is not None:
             branch.leftovers.recover(branch.store)
         error = branch.unsaved()
-    entered = _let_go(branch, scope, error, marks)
+    has_failed = error is not None and not isinstance(error, Bail)
+    entered = _has_begun(scope) and not (has_failed and scope.is_atomic)  # a failed atomic one begins anew
+    if has_failed and scope.is_atomic:
+        forget_held(branch, scope)
+    if has_failed and not entered:
+        branch.left_behind().unwind(branch.store, scope.mark)
+    elif scope.mark is not None:
+        _release(branch, scope, error, marks)
+    _leave_protection(branch, scope)
     outcome = _scope_outcome(branch, scope, error, entered, leaving)
     if branch.waits or branch.terms.waits or branch.held_waits:
         outcome = _with_waits(branch, scope, outcome)
@@ -359,29 +369,24 @@ def _finish_quiet(branch: Branch, scope: OpenScope) -> None:
         branch.agenda.extend(reversed(scope.inserted))
 
 
-def _let_go(branch: Branch, scope: OpenScope, error: Failure, marks: Sequence[Mark]) -> bool:
-    """Keep the marks that a resume in memory needs of a failed scope, and release the rest.
+def _has_begun(scope: OpenScope) -> bool:
+    """Whether the contents of a scope have begun: its layers are entered, or its data is merged."""
+    return scope.mark is None if scope.layers is None else scope.layers.entered
 
-    Return whether a resume begins inside the scope, and not with its layers.
-    """
-    layers, is_begun = scope.layers, scope.mark is None
-    if layers is not None:
-        is_begun = layers.entered
-        branch.revocable -= 1
-    has_failed = error is not None and not isinstance(error, Bail)
-    if has_failed and (scope.is_atomic or not is_begun):
-        is_begun = False
-        branch.left_behind().unwind(branch.store, scope.mark)
-        if scope.is_atomic:
-            forget_held(branch, scope)
-    elif scope.mark is not None:
-        if error is not None:
-            branch.left_behind().unfinished[scope.number] = list(marks), scope.before and scope.before.result
-        branch.store.release(scope.mark)
+
+def _release(branch: Branch, scope: OpenScope, error: Failure, marks: Sequence[Mark]) -> None:
+    """Release the mark of a scope; those of its layers are kept for a resume in memory if it has not completed."""
+    if error is not None:
+        branch.left_behind().unfinished[scope.number] = list(marks), scope.before and scope.before.result
+    branch.store.release(cast("Mark", scope.mark))
+
+
+def _leave_protection(branch: Branch, scope: OpenScope) -> None:
+    """Note that a scope can no longer ask for another attempt, nor hold back rows."""
+    branch.revocable -= scope.layers is not None
+    branch.atomic -= scope.is_atomic
     if not branch.revocable:
         branch.forks.clear()
-    branch.atomic -= scope.is_atomic
-    return is_begun
 
 
 def _scope_outcome(branch: Branch, scope: OpenScope, error: Failure, entered: bool, leaving: Delta | None) -> Outcome:
@@ -449,9 +454,5 @@ def _has_left(branch: Branch, scope: OpenScope) -> bool:
 
 def _branches(place: Scope | None) -> str | None:
     """Return the place of a scope in parallel groups, for observers: "outer[1]/inner[0]"."""
-    parts: list[str] = []
-    while place is not None:
-        if place.branch is not None:
-            parts.append(f"{place.name}[{place.branch}]")
-        place = place.outer
-    return "/".join(reversed(parts)) or None
+    branches = [f"{each.name}[{each.branch}]" for each in enclosing(place) if each.branch is not None]
+    return "/".join(reversed(branches)) or None

@@ -54,9 +54,8 @@ class Streamed:
     def next(self) -> Generator[Request, Any, Any]:
         """Return the next unit, `UNSET` at the end, or `Raised`."""
         if self._open is None:
-            begun = yield from begin_stream(
-                self._branch, self._stream, self._where, sealed=True
-            )  # a rehearsal only pulls what had begun
+            # Sealed: a rehearsal only pulls what had begun.
+            begun = yield from begin_stream(self._branch, self._stream, self._where, sealed=True)
             if isinstance(begun, BaseException):
                 return Raised(begun)
             self._open = begun

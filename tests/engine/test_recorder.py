@@ -14,7 +14,6 @@ from flowdeco.engine import recorder as engine
 from flowdeco.engine.journal import Row
 from flowdeco.engine.outcome import ActionRecord, Outcome, Scope, StageRecord, Status
 from flowdeco.engine.recorder import Recorded, Recorder, outcomes
-from flowdeco.engine.requests import Save
 from flowdeco.errors import DefinitionError, JournalError, RunError, SerializationError, portable
 from flowdeco.model.options import UNSET
 from flowdeco.model.steps import step_of
@@ -341,12 +340,3 @@ def test_a_stream_must_be_a_function_that_can_be_called_again():
     recorder.check_repeatable([STAGE, stream(list)], "action 'act'")
     with pytest.raises(DefinitionError, match="action 'act' inserted the stream .* cannot be called again on resume"):
         recorder.check_repeatable([STAGE, stream([one([], "a")])], "action 'act'")
-
-
-def test_rows_are_written_by_the_driver():
-    """All of them, or none."""
-    recorder = recorder_of()
-    rows = [recorder.row("0", "s", record())]
-    saving = recorder.saving(rows)
-    assert isinstance(saving, Save)
-    assert (saving.write, saving.args) == (recorder.journal.write, ("r", rows))
