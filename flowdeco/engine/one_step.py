@@ -17,9 +17,9 @@ from flowdeco.engine.recorder import Recorder
 from flowdeco.errors import CodeChangedError, told
 from flowdeco.model.contents import Digest, agree
 from flowdeco.model.options import Middleware
+from flowdeco.model.steps import Step
 from flowdeco.model.store import NOTHING, Local
 from flowdeco.model.tuples import NamedTuple
-from flowdeco.model.wiring import Step
 
 __all__ = ["OneStep", "Place", "Witness", "differences"]
 
