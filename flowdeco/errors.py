@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from typing import Any, Final, NamedTuple, cast
 
 __all__ = [
@@ -346,12 +347,13 @@ def told(error: BaseException | None) -> str:
 
 
 def members_of(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an exception and, for a group, everything in it."""
-    if error is not None:
-        yield error
-    if isinstance(error, BaseExceptionGroup):
-        for member in cast("BaseExceptionGroup[BaseException]", error).exceptions:
-            yield from members_of(member)
+    """Yield an exception and, for a group, everything in it, however deep."""
+    waiting = [] if error is None else [error]
+    while waiting:
+        member = waiting.pop()
+        yield member
+        if isinstance(member, BaseExceptionGroup):
+            waiting += reversed(cast("BaseExceptionGroup[BaseException]", member).exceptions)
 
 
 def portable(error: BaseException, copied: Callable[[BaseException], Any]) -> BaseException:
@@ -364,7 +366,8 @@ def portable(error: BaseException, copied: Callable[[BaseException], Any]) -> Ba
     found: BaseException = RunError(told(error))
     if isinstance(error, BaseExceptionGroup):
         group = cast("BaseExceptionGroup[BaseException]", error)
-        found = BaseExceptionGroup(group.message, [portable(member, copied) for member in group.exceptions])
+        with suppress(RecursionError):  # groups in groups, without end
+            found = BaseExceptionGroup(group.message, [portable(member, copied) for member in group.exceptions])
     for note in getattr(cast("Any", error), "__notes__", ()):
         found.add_note(note)
     return found

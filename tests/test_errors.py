@@ -2,6 +2,7 @@
 
 import inspect
 import pickle
+import sys
 
 import pytest
 from support import text_of
@@ -160,3 +161,36 @@ def test_an_error_keeps_arguments_that_are_not_text():
     """And an empty one has none."""
     assert RunError("a", 1).args == ("a", 1)
     assert RunError().args == ()
+
+
+@pytest.mark.parametrize("in_group", [False, True], ids=["a row", "a group"])
+@pytest.mark.parametrize("durable", [False, True], ids=["in memory", "durable"])
+def test_exception_groups_may_be_nested_without_end(in_group, durable, tmp_path):
+    """The run fails with it; it neither hangs nor ends in a RecursionError."""
+    error: Exception = ValueError("the innermost")
+    for _ in range(3 * sys.getrecursionlimit()):
+        error = ExceptionGroup("around", [error])
+
+    @action
+    def fails():
+        raise error
+
+    flow = parallel(fails, Stage("quick", [action(name="quick")(lambda: None)])) if in_group else fails
+    run = flow.run(check=False, journal=tmp_path / "runs.db" if durable else None)
+    assert (run.status, run.error) == ("failed", error)
+    with pytest.raises(ExceptionGroup) as raised:
+        flow.run()
+    assert Run.of(raised.value).error is error
+
+
+def test_groups_of_nothing_but_signals_may_be_nested_without_end():
+    """They count as the signal."""
+    signal: BaseException = Bail("enough")
+    for _ in range(3 * sys.getrecursionlimit()):
+        signal = BaseExceptionGroup("around", [signal])
+
+    @action
+    def bails():
+        raise signal
+
+    assert bails.run().status == "bailed"

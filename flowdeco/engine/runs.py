@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
 
 from flowdeco.engine.memory import Log
 from flowdeco.engine.outcome import ActionRecord, Outcome, Scope, StageRecord, Status
-from flowdeco.errors import DefinitionError, SerializationError, Wait, portable, printable, shortened
+from flowdeco.errors import DefinitionError, SerializationError, Wait, members_of, portable, printable, shortened
 from flowdeco.model.definitions import Pipeline
 from flowdeco.model.options import Middleware
 from flowdeco.model.paths import culprit, shown_key
@@ -236,20 +236,16 @@ class _Link:
 
 def remember(run: Run, error: BaseException) -> None:
     """Tie a run to an exception that leaves it, for `Run.of`; also to those in a group, which `except*` splits."""
-    with suppress(Exception):
-        BaseException.__setattr__(error, _ATTRIBUTE, _Link(run))  # also of a frozen one
-    if isinstance(error, BaseExceptionGroup):
-        for member in cast("BaseExceptionGroup[BaseException]", error).exceptions:
-            remember(run, member)
+    for each in members_of(error):
+        with suppress(Exception):
+            BaseException.__setattr__(each, _ATTRIBUTE, _Link(run))  # also of a frozen one
 
 
 def _run_behind(error: BaseException) -> Run | None:
-    # A StopIteration cannot leave a coroutine: out of `arun` it comes as the cause of a RuntimeError (PEP 479).
-    found = _linked(error) or _linked(error.__cause__)
-    if found is None and isinstance(error, BaseExceptionGroup):  # a part of the group that was raised
-        members = cast("BaseExceptionGroup[BaseException]", error).exceptions
-        return next(filter(None, map(_run_behind, members)), None)
-    return found
+    # Those in a group count if it is a part of the one that was raised. A StopIteration cannot leave a coroutine: out of
+    # `arun` it comes as the cause of a RuntimeError (PEP 479).
+    found = (_linked(each) or _linked(each.__cause__) for each in members_of(error))
+    return next(filter(None, found), None)
 
 
 def _linked(error: BaseException | None) -> Run | None:
