@@ -5,6 +5,7 @@ import contextlib
 import gc
 import itertools
 import os
+import re
 import threading
 import time
 import weakref
@@ -2380,6 +2381,21 @@ def test_a_fork_from_a_stage_that_the_run_has_not_reached_is_refused(tmp_path):
     run = flow.run(journal=journal)
     with pytest.raises(JournalError, match="there is no stage 'late' to continue from in this run"):
         flow.resume(run.id, from_stage="late", journal=journal)
+
+
+def test_a_refused_fork_names_only_what_it_can_begin_from(tmp_path):
+    """Stages, also those of groups and pipelines, and not these themselves."""
+    units = {name: action(name=name)(lambda: None) for name in ("first", "left", "right", "inside")}
+    group = parallel(units["left"], units["right"], name="group")
+    flow = units["first"] >> group >> pipeline(units["inside"], name="inner", tags=["t"])
+    run = flow.run(journal=tmp_path / "runs.db")
+    for wrong in ("group", "inner", "typo"):
+        with pytest.raises(JournalError, match="there is no stage") as refused:
+            flow.resume(run.id, from_stage=wrong, journal=tmp_path / "runs.db")
+        offered = re.findall(r"'([^']*)'", text_of(refused.value))[1:]
+        assert {"group", "inner"}.isdisjoint(offered)
+    for name in units:
+        assert flow.resume(run.id, from_stage=name, journal=tmp_path / "runs.db").status == "completed"
 
 
 def test_a_key_that_is_given_on_a_resume_stays_although_it_had_been_deleted(tmp_path):

@@ -23,10 +23,11 @@ from flowdeco.engine.streams import close_streams
 from flowdeco.engine.terms import Terms
 from flowdeco.engine.waits import Given, used, waits_by_step
 from flowdeco.errors import CodeChangedError, DefinitionError, JournalError, RunBusyError, suggestion
-from flowdeco.model.definitions import Pipeline
+from flowdeco.model.definitions import Action, Pipeline, Stage
 from flowdeco.model.options import Middleware
 from flowdeco.model.store import Store
 from flowdeco.model.tuples import NamedTuple
+from flowdeco.model.units import every_unit
 
 __all__ = ["Earlier", "Journaled", "check_fork", "continue_run"]
 
@@ -238,8 +239,9 @@ def _proceed(run_id: str, known: Journaled, finished: bool) -> None:
 
 def check_fork(from_stage: str, remembered: Remembered, flow: Pipeline) -> None:
     """Raise `JournalError` if neither the run nor the pipeline has such a stage."""
-    ran = {row.stage for row in remembered.rows if row.kind != "pipeline"}
-    known = {*ran, *(name.partition("[")[0] for name in ran), *(unit.name for unit in flow)}
+    ran = {row.stage for row in remembered.rows if row.kind in ("stage", "action")}
+    defined = {unit.name for unit in every_unit(flow.units) if isinstance(unit, (Stage, Action))}
+    known = {*ran, *(name.partition("[")[0] for name in ran), *defined}
     if from_stage not in known:
         raise _unknown_stage(from_stage, known)
 
