@@ -44,15 +44,18 @@ def run(unit: Unit, inputs: Mapping[str, Any] | None, options: RunOptions) -> Ru
     __tracebackhide__ = True
     from flowdeco import drivers
 
-    return drivers.run(as_pipeline(unit), inputs, watched(options))
+    options = watched(options)
+    return drivers.perform(partial(drivers.begin, as_pipeline(unit), inputs, options), options)
 
 
 def arun(unit: Unit, inputs: Mapping[str, Any] | None, options: RunOptions) -> Coroutine[Any, Any, Run]:
     """Evaluate a pipeline in the running event loop."""
     __tracebackhide__ = True
-    from flowdeco import drivers
+    from flowdeco.drivers import async_, begin
 
-    return drivers.arun(as_pipeline(unit), inputs, watched(options))
+    options = watched(options)
+    start = partial(begin, as_pipeline(unit), inputs, options)
+    return async_.perform(start, options, in_thread=options.journal is not None)
 
 
 def resume(unit: Unit, what: Run | str, inputs: Mapping[str, Any] | None, options: RunOptions, *how: Any) -> Run:
@@ -60,7 +63,8 @@ def resume(unit: Unit, what: Run | str, inputs: Mapping[str, Any] | None, option
     __tracebackhide__ = True
     from flowdeco import drivers
 
-    return drivers.resume(as_pipeline(unit), what, inputs, watched(options), *how)
+    options = watched(options)
+    return drivers.perform(partial(drivers.resume, as_pipeline(unit), what, inputs, options, *how), options)
 
 
 def aresume(
@@ -68,9 +72,10 @@ def aresume(
 ) -> Coroutine[Any, Any, Run]:
     """Resume a run of a pipeline in the running event loop."""
     __tracebackhide__ = True
-    from flowdeco import drivers
+    from flowdeco.drivers import async_, resume
 
-    return drivers.aresume(as_pipeline(unit), what, inputs, watched(options), *how)
+    options = watched(options)
+    return async_.perform(partial(resume, as_pipeline(unit), what, inputs, options, *how), options, in_thread=True)
 
 
 def watched(options: RunOptions) -> RunOptions:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from importlib import import_module
-from typing import Any, Final, NoReturn, cast
+from typing import Any, Final, NamedTuple, NoReturn, cast
 
 import flowdeco
 from flowdeco.cli.exit_codes import USAGE
@@ -23,94 +23,16 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse the arguments; exits where they ask for help, or are wrong."""
     parser = _parser()
     if "_ARGCOMPLETE" in os.environ:
-        _complete(parser)
+        with suppress(ImportError):  # the extra `completion`; a shell has no use for an error message
+            import_module("argcomplete").autocomplete(parser)
     return parser.parse_args(arguments or ["--help"])
 
 
-EXIT_CODES: Final = """\
-exit codes:
-  0    the run completed, or bailed; the command succeeded
-  1    the run failed; validate found an error; a replay differs;
-       the output could not be written
-  2    nothing was run: wrong usage, an unknown name, a pipeline that cannot run
-  3    the run is suspended
-  130  the run was cancelled: by Ctrl-C, or flowdeco cancel
-  143  the run was cancelled by SIGTERM
-"""
-
-ENVIRONMENT: Final = f"""\
-environment variables:
-  {JOURNAL}  the journal of commands without --journal
-  NO_COLOR          if not empty: no colors; it wins over FORCE_COLOR
-  FORCE_COLOR       if not empty: colors, even if the output is not a terminal
-"""
-
-# By command; None stands for all of them together.
-EXAMPLES: Final = {
-    None: """
-  flowdeco run flows.py:backup -i 'tables=["users", "orders"]' --journal runs.db
-  flowdeco show latest --journal runs.db
-  flowdeco COMMAND --help
-""",
-    "run": """
-  flowdeco run flows.py:backup -i 'tables=["users", "orders"]' -i limit=3
-  flowdeco run shop.flows:backup --inputs inputs.json --skip tag:slow
-  flowdeco run flows.py:backup --journal runs.db --html run.html
-  flowdeco run flows.py:backup --help
-""",
-    "validate": """
-  flowdeco validate flows.py:backup -i tables
-""",
-    "plan": """
-  flowdeco plan flows.py:backup
-  flowdeco plan flows.py:backup -o plan.html
-""",
-    "runs": """
-  flowdeco runs --journal runs.db --status failed --limit 10
-""",
-    "show": """
-  flowdeco show monday --journal runs.db
-  flowdeco show latest --html
-""",
-    "resume": """
-  flowdeco resume monday --journal runs.db
-  flowdeco resume monday -i approval=yes
-  flowdeco resume flows.py:backup monday --on-change rerun
-""",
-    "diff": """
-  flowdeco diff monday --journal runs.db
-  flowdeco diff monday -o monday.md
-""",
-    "replay": """
-  flowdeco replay monday publish/publish --journal runs.db
-  flowdeco replay latest 'copy[users]/rows' --pdb
-  flowdeco replay latest copy/rows --nth 2
-""",
-    "wake": """
-  flowdeco wake runs.db
-  flowdeco wake runs.db --watch
-""",
-    "answer": """
-  flowdeco answer monday approval=yes --journal runs.db
-  flowdeco answer monday 'tables:=["users"]' --error 'approval=nobody is there'
-""",
-    "cancel": """
-  flowdeco cancel monday --journal runs.db
-""",
-    "ui": """
-  flowdeco ui runs.db
-  flowdeco ui runs.db --port 8080 --no-open
-""",
-    "purge": """
-  flowdeco purge monday --journal runs.db
-  flowdeco purge --older-than 30d --status completed --dry-run
-""",
-}
-
-
-def _epilog(command: str | None) -> str:
-    """Return the end of a help: examples, exit codes, environment variables."""
-    return "\n".join([f"examples:{EXAMPLES.get(command, '')}".rstrip() + "\n", EXIT_CODES, ENVIRONMENT])
+def help_texts() -> dict[str, str]:
+    """Return the texts of `help.txt`: the examples of each command, and the end of every help."""
+    path = os.path.join(os.path.dirname(__file__), "help.txt")
+    text = cast("Any", __spec__).loader.get_data(path).decode()  # also from a zip file; `importlib.resources` is slow
+    return dict(part.split("\n", 1) for part in text.removeprefix("# ").split("\n# "))
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -126,6 +48,11 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{**options, "allow_abbrev": False, "formatter_class": _Formatter})
         self.commands: dict[str, _Parser] = {}
+
+    def format_help(self) -> str:
+        texts = help_texts()
+        self.epilog = f"examples:\n{texts[self.prog.rpartition(' ')[2]]}\n\n{texts['every command']}"
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE, f"{self.prog}: error: {message.rstrip('.')} (see: {self.prog} --help)\n")
@@ -231,305 +158,13 @@ def _run_id(text: str) -> str:
     return text
 
 
-def _parser() -> _Parser:
-    parser = _Parser(prog="flowdeco", description="Run staged workflows, and inspect their runs.", epilog=_epilog(None))
-    parser.add_argument("--version", action="version", version=f"flowdeco {flowdeco.__version__}")
-    commands = parser.add_subparsers(
-        title="commands", dest="command", metavar="COMMAND", required=True, parser_class=_Parser
-    )
-
-    def command(name: str, help: str) -> _Parser:
-        made: _Parser = commands.add_parser(
-            name, help=help, description=help[0].upper() + help[1:] + ".", add_help=name != "run",
-            epilog=_epilog(name),
-        )  # fmt: skip
-        if name == "run":
-            made.add_argument(
-                "-h", "--help", action=_HelpWithInputs, nargs=0, default=argparse.SUPPRESS,
-                help="show this help message and exit; after FILE.py:FLOW, list its inputs as well",
-            )  # fmt: skip
-        made.add_argument("--traceback", action="store_true", help="show the traceback of an error")
-        parser.commands[name] = made
-        return made
-
-    _run_options(command("run", "run a workflow"))
-    _validate_options(command("validate", "check for parameters that nothing supplies, without running anything"))
-    _plan_options(command("plan", "show the stages that a workflow would run"))
-    _runs_options(command("runs", "list the runs of a journal"))
-    _show_options(command("show", "show the steps of a run"))
-    _resume_options(command("resume", "resume a run that failed, was suspended, cancelled or killed"))
-    _diff_options(command("diff", "compare a run with its plan"))
-    _replay_options(command("replay", "call one recorded step again, and compare the outcomes"))
-    _purge_options(command("purge", "delete runs from a journal, and the large values that no other run has"))
-    _wake_options(command("wake", "resume the runs that are due, answered or crashed"))
-    _ui_options(command("ui", "show the runs of a journal in the browser, live; answer, cancel and resume them"))
-    _answer_options(command("answer", "record answers to the questions of a run, without resuming it"))
-    _cancel_options(command("cancel", "cancel a run: at its next step, or at once if it is not active"))
-    return parser
-
-
-def _add_entry(parser: _Parser) -> None:
-    added = parser.add_argument("entry", metavar="FILE.py:FLOW", help="the workflow: file.py:flow or module:flow")
-    _completed_by(added, _complete_entry)
-
-
-def _add_inputs(parser: _Parser) -> None:
-    added = parser.add_argument(
-        "-i", "--input", action="append", default=[], metavar="KEY=VALUE", dest="input",
-        help="an input, converted by the annotation of the parameter that takes it; KEY:=VALUE is JSON; can be repeated",
-    )  # fmt: skip
-    _completed_by(added, _complete_input)
-    parser.add_argument(
-        "--inputs", metavar="FILE", help="a JSON object of inputs, to which -i adds; - reads it from stdin"
-    )
-
-
 def _path(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("an empty string is not the path of a file: write --journal runs.db")
     return text
 
 
-def _add_journal(parser: _Parser, help: str) -> None:
-    parser.add_argument("--journal", metavar="PATH", type=_path, help=f"{help} (default: ${JOURNAL})")
-
-
-def _add_only(parser: _Parser) -> None:
-    _add_selectors(parser, "--only", "run only")
-
-
-def _add_skip(parser: _Parser) -> None:
-    _add_selectors(parser, "--skip", "skip")
-
-
-def _add_selectors(parser: _Parser, option: str, verb: str) -> None:
-    added = parser.add_argument(
-        option, action="append", default=[], metavar="SELECTOR",
-        help=f"{verb} these: stage, stage/action or tag:name; can be repeated",
-    )  # fmt: skip
-    _completed_by(added, _complete_selector)
-
-
-def _add_json(parser: _Parser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON")
-
-
-def _add_running(parser: _Parser) -> None:
-    _add_skip(parser)
-    parser.add_argument(
-        "--allow-unknown", action="store_true",
-        help="accept a --skip that resembles a known name: the stage may be inserted later",
-    )  # fmt: skip
-    _add_suspend_after(parser)
-    parser.add_argument(
-        "--timeout", type=_positive_seconds, metavar="SECONDS",
-        help="the run fails if it takes longer: running coroutines are cancelled, and nothing more begins",
-    )  # fmt: skip
-    parser.add_argument("--progress", action="store_true", help="show a live display (extra: flowdeco[rich])")
-    parser.add_argument("--html", metavar="FILE", help="write an HTML page of the run")
-    _add_values(parser)
-    parser.add_argument("-v", "--verbose", action="count", default=0, help="show log messages; -vv: all of them")
-    _add_json(parser)
-
-
-def _add_values(parser: _Parser) -> None:
-    parser.add_argument("--values", action="store_true", help="show values on the page, and redact nothing")
-
-
-def _add_suspend_after(parser: _Parser) -> None:
-    parser.add_argument(
-        "--suspend-after", type=_seconds, default=60.0, metavar="SECONDS",
-        help="suspend a durable run for sleeps longer than this (default: 60)",
-    )  # fmt: skip
-
-
-def _run_options(parser: _Parser) -> None:
-    _add_entry(parser)
-    _add_inputs(parser)
-    _add_only(parser)
-    _add_journal(parser, "record the run in this file, so that it can be resumed")
-    parser.add_argument("--no-journal", action="store_true", help=f"keep no journal, even if ${JOURNAL} names one")
-    parser.add_argument(
-        "--codec", choices=["pickle", "json"], default="pickle", help="the format of the journal (default: pickle)"
-    )
-    parser.add_argument("--run-id", type=_run_id, metavar="ID", help="the name of the run (default: a random one)")
-    _add_running(parser)
-
-
-def _validate_options(parser: _Parser) -> None:
-    _add_entry(parser)
-    added = parser.add_argument(
-        "-i", "--input", action="append", default=[], metavar="KEY", dest="input",
-        help="the name of an input, with or without =VALUE; can be repeated",
-    )  # fmt: skip
-    _completed_by(added, _complete_input)
-    parser.add_argument("--inputs", metavar="FILE", help="a JSON object of inputs; - reads it from stdin")
-    parser.add_argument("--strict", action="store_true", help="report possible problems as errors, too")
-    _add_json(parser)
-
-
-def _add_format(parser: _Parser) -> None:
-    parser.add_argument(
-        "--format", choices=["text", "mermaid", "html"],
-        help="the format (default: by the suffix of the file, .html, .mmd or .md; otherwise text)",
-    )  # fmt: skip
-    parser.add_argument("-o", "--output", metavar="FILE", help="write it to this file")
-    _add_json(parser)
-
-
-def _plan_options(parser: _Parser) -> None:
-    _add_entry(parser)
-    _add_only(parser)
-    _add_skip(parser)
-    _add_format(parser)
-
-
-def _add_status(parser: _Parser) -> None:
-    added = parser.add_argument(
-        "--status", action="append", default=[], metavar="STATUS", help="only runs of this status; can be repeated"
-    )
-    _completed_by(added, _complete_status)
-
-
-def _runs_options(parser: _Parser) -> None:
-    _add_journal(parser, "the journal")
-    _add_status(parser)
-    parser.add_argument("--limit", type=_one_or_more, metavar="N", help="only the latest N")
-    _add_json(parser)
-
-
-def _add_run(parser: _Parser, metavar: str, nargs: str, help: str) -> argparse.Action:
-    added = parser.add_argument("run", metavar=metavar, nargs=nargs, help=help)
-    _completed_by(added, _complete_run)
-    _add_journal(parser, "the journal")
-    return added
-
-
-_RUN: Final = f"the run: its id, the beginning of its id, or {LATEST}"
-_ENTRY_AND_RUN: Final = f"{_RUN}; preceded by the workflow, if the journal does not know it"
-
-
-def _show_options(parser: _Parser) -> None:
-    _add_run(parser, "RUN", "?", f"{_RUN} (default: {LATEST})")
-    parser.add_argument(
-        "--html",
-        metavar="FILE",
-        nargs="?",
-        const="",
-        help="write the page of the run (default: RUN.html), and show nothing",
-    )
-    _add_values(parser)
-    parser.add_argument("--force", action="store_true", help="overwrite the page if it exists")
-    parser.add_argument("--messages", action="store_true", help="also show the messages of the actions")
-    _add_json(parser)
-
-
-def _resume_options(parser: _Parser) -> None:
-    _add_run(parser, "[FILE.py:FLOW] RUN", "+", _ENTRY_AND_RUN)
-    _add_inputs(parser)
-    _add_only(parser)
-    parser.add_argument(
-        "--on-change", choices=["error", "ignore", "rerun"], default="error",
-        help="how to treat completed actions whose code has changed (default: error)",
-    )  # fmt: skip
-    added = parser.add_argument("--from-stage", metavar="STAGE", help="make a new run that continues from this stage")
-    _completed_by(added, _complete_stage)
-    _add_error(parser)
-    _add_running(parser)
-
-
-def _diff_options(parser: _Parser) -> None:
-    _add_run(parser, "[FILE.py:FLOW] RUN", "+", _ENTRY_AND_RUN)
-    _add_only(parser)
-    _add_format(parser)
-
-
-def _replay_options(parser: _Parser) -> None:
-    _add_run(parser, "[FILE.py:FLOW] RUN STAGE/ACTION", "+", f"{_ENTRY_AND_RUN}; and the step")
-    parser.add_argument(
-        "--nth", type=_one_or_more, metavar="N", help="the N-th of several steps with this name (default: the last)"
-    )
-    parser.add_argument("--pdb", action="store_true", help="debug it: stop at its first line, and where it raises")
-    parser.set_defaults(only=[])
-    _add_json(parser)
-
-
-def _purge_options(parser: _Parser) -> None:
-    _add_run(parser, "RUN", "*", f"the run: its full id, or {LATEST}; one or more")
-    parser.add_argument(
-        "--older-than", metavar="AGE", help="all runs not updated for this long: 90s, 45m, 12h, 30d, 2w"
-    )
-    _add_status(parser)
-    parser.add_argument("--dry-run", action="store_true", help="delete nothing, only list them")
-    _add_json(parser)
-
-
-def _add_positional_journal(parser: _Parser) -> None:
-    parser.add_argument("journal", metavar="JOURNAL", nargs="?", type=_path, help=f"the journal (default: ${JOURNAL})")
-
-
-def _ui_options(parser: _Parser) -> None:
-    _add_positional_journal(parser)
-    parser.add_argument(
-        "--host", default="127.0.0.1", metavar="ADDRESS", help="the address to listen on (default: only this machine)"
-    )
-    parser.add_argument(
-        "--port", type=_port, metavar="N", help="the port; 0 for any (default: 8347, or the next one that is free)"
-    )
-    parser.add_argument(
-        "--open", action=argparse.BooleanOptionalAction,
-        help="open the page in a browser (default: on a terminal of this machine)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--unpickle", action="store_true",
-        help="load the values of pickle journals, which runs code: only for journals that you trust like code",
-    )  # fmt: skip
-
-
-def _wake_options(parser: _Parser) -> None:
-    _add_positional_journal(parser)
-    parser.add_argument(
-        "--watch", action="store_true", help="keep running, and look every second, until SIGINT or SIGTERM"
-    )
-    _add_suspend_after(parser)
-    parser.add_argument("-v", "--verbose", action="count", default=0, help="show log messages; -vv: all of them")
-    _add_json(parser)
-
-
-def _add_error(parser: _Parser) -> None:
-    added = parser.add_argument(
-        "--error", action="append", default=[], metavar="KEY=TEXT",
-        help="answer this question with a failure, a RuntimeError; can be repeated",
-    )  # fmt: skip
-    _completed_by(added, _complete_answer)
-
-
-def _answer_options(parser: _Parser) -> None:
-    added = _add_run(
-        parser, "RUN KEY=VALUE ...", "+",
-        f"{_RUN}; and the answers, converted by the type of their question; KEY:=VALUE is JSON",
-    )  # fmt: skip
-    _completed_by(added, _complete_answer)
-    _add_error(parser)
-    _add_json(parser)
-
-
-def _cancel_options(parser: _Parser) -> None:
-    _completed_by(parser.add_argument("run", metavar="RUN", help=_RUN), _complete_run)
-    _add_journal(parser, "the journal")
-    _add_json(parser)
-
-
 # Completion, which reads the source of a workflow and never runs it.
-
-
-def _complete(parser: _Parser) -> None:
-    with suppress(ImportError):  # the extra `completion`; a shell has no use for an error message
-        import_module("argcomplete").autocomplete(parser)
-
-
-def _completed_by(argument: argparse.Action, completer: Callable[..., Iterator[str]]) -> None:
-    argument.completer = completer  # type: ignore[attr-defined]  # read by argcomplete  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _complete_entry(prefix: str, **_: Any) -> Iterator[str]:
@@ -630,3 +265,223 @@ def _complete_selector(prefix: str, parsed_args: argparse.Namespace, **_: Any) -
 
     where = str(getattr(parsed_args, "entry", "") or "").rpartition(":")[0]
     yield from (name for name in (*names_in(where), *tags_in(where)) if name.startswith(prefix))
+
+
+# The commands.
+
+
+class _Option(NamedTuple):
+    """An option or argument of commands, as `add_argument` takes it; `completes` yields the completions of a prefix."""
+
+    names: tuple[str, ...]
+    settings: dict[str, Any]
+    completes: Callable[..., Iterator[str]] | None
+
+
+def _option(*names: str, completes: Callable[..., Iterator[str]] | None = None, **settings: Any) -> _Option:
+    return _Option(names, settings, completes)
+
+
+def _repeated(*names: str, completes: Callable[..., Iterator[str]], help: str, **settings: Any) -> _Option:
+    help = f"{help}; can be repeated"
+    return _option(*names, completes=completes, action="append", default=[], help=help, **settings)
+
+
+def _selectors(option: str, verb: str) -> _Option:
+    help = f"{verb} these: stage, stage/action or tag:name"
+    return _repeated(option, completes=_complete_selector, metavar="SELECTOR", help=help)
+
+
+def _journal(help: str = "the journal") -> _Option:
+    return _option("--journal", metavar="PATH", type=_path, help=f"{help} (default: ${JOURNAL})")
+
+
+def _run(
+    help: str = "", metavar: str = "RUN", completes: Callable[..., Iterator[str]] | None = None, **n: str
+) -> _Option:
+    help = f"the run: its id, the beginning of its id, or {LATEST}{help}"
+    return _option("run", metavar=metavar, help=help, completes=completes or _complete_run, **n)
+
+
+_NAMED: Final = "; preceded by the workflow, if the journal does not know it"
+_ENTRY: Final = _option(
+    "entry", metavar="FILE.py:FLOW", help="the workflow: file.py:flow or module:flow", completes=_complete_entry
+)
+_INPUT: Final = _repeated(
+    "-i", "--input", metavar="KEY=VALUE", dest="input", completes=_complete_input,
+    help="an input, converted by the annotation of the parameter that takes it; KEY:=VALUE is JSON",
+)  # fmt: skip
+_INPUTS: Final = _option(
+    "--inputs", metavar="FILE", help="a JSON object of inputs, to which -i adds; - reads it from stdin"
+)
+_ONLY, _SKIP = _selectors("--only", "run only"), _selectors("--skip", "skip")
+_JSON: Final = _option("--json", action="store_true", help="print JSON")
+_VALUES: Final = _option("--values", action="store_true", help="show values on the page, and redact nothing")
+_VERBOSE: Final = _option("-v", "--verbose", action="count", default=0, help="show log messages; -vv: all of them")
+_SUSPEND_AFTER: Final = _option(
+    "--suspend-after", type=_seconds, default=60.0, metavar="SECONDS",
+    help="suspend a durable run for sleeps longer than this (default: 60)",
+)  # fmt: skip
+_STATUS: Final = _repeated("--status", metavar="STATUS", help="only runs of this status", completes=_complete_status)
+_ERROR: Final = _repeated(
+    "--error", metavar="KEY=TEXT", completes=_complete_answer,
+    help="answer this question with a failure, a RuntimeError",
+)  # fmt: skip
+_GIVEN_JOURNAL: Final = _option(
+    "journal", metavar="JOURNAL", nargs="?", type=_path, help=f"the journal (default: ${JOURNAL})"
+)
+_RUNNING: Final = (
+    _SKIP,
+    _option(
+        "--allow-unknown", action="store_true",
+        help="accept a --skip that resembles a known name: the stage may be inserted later",
+    ),
+    _SUSPEND_AFTER,
+    _option(
+        "--timeout", type=_positive_seconds, metavar="SECONDS",
+        help="the run fails if it takes longer: running coroutines are cancelled, and nothing more begins",
+    ),
+    _option("--progress", action="store_true", help="show a live display (extra: flowdeco[rich])"),
+    _option("--html", metavar="FILE", help="write an HTML page of the run"),
+    _VALUES, _VERBOSE, _JSON,
+)  # fmt: skip
+_DRAWN: Final = (
+    _option(
+        "--format", choices=["text", "mermaid", "html"],
+        help="the format (default: by the suffix of the file, .html, .mmd or .md; otherwise text)",
+    ),
+    _option("-o", "--output", metavar="FILE", help="write it to this file"),
+    _JSON,
+)  # fmt: skip
+
+_COMMANDS: Final[dict[str, tuple[str, *tuple[_Option, ...]]]] = {
+    "run": (
+        "run a workflow",
+        _ENTRY, _INPUT, _INPUTS, _ONLY, _journal("record the run in this file, so that it can be resumed"),
+        _option("--no-journal", action="store_true", help=f"keep no journal, even if ${JOURNAL} names one"),
+        _option(
+            "--codec", choices=["pickle", "json"], default="pickle", help="the format of the journal (default: pickle)"
+        ),
+        _option("--run-id", type=_run_id, metavar="ID", help="the name of the run (default: a random one)"),
+        *_RUNNING,
+    ),
+    "validate": (
+        "check for parameters that nothing supplies, without running anything",
+        _ENTRY,
+        _repeated(
+            "-i", "--input", metavar="KEY", dest="input", completes=_complete_input,
+            help="the name of an input, with or without =VALUE",
+        ),
+        _option("--inputs", metavar="FILE", help="a JSON object of inputs; - reads it from stdin"),
+        _option("--strict", action="store_true", help="report possible problems as errors, too"), _JSON,
+    ),
+    "plan": ("show the stages that a workflow would run", _ENTRY, _ONLY, _SKIP, *_DRAWN),
+    "runs": (
+        "list the runs of a journal",
+        _journal(), _STATUS, _option("--limit", type=_one_or_more, metavar="N", help="only the latest N"), _JSON,
+    ),
+    "show": (
+        "show the steps of a run",
+        _run(f" (default: {LATEST})", nargs="?"), _journal(),
+        _option(
+            "--html", metavar="FILE", nargs="?", const="",
+            help="write the page of the run (default: RUN.html), and show nothing",
+        ),
+        _VALUES, _option("--force", action="store_true", help="overwrite the page if it exists"),
+        _option("--messages", action="store_true", help="also show the messages of the actions"), _JSON,
+    ),
+    "resume": (
+        "resume a run that failed, was suspended, cancelled or killed",
+        _run(_NAMED, "[FILE.py:FLOW] RUN", nargs="+"), _journal(), _INPUT, _INPUTS, _ONLY,
+        _option(
+            "--on-change", choices=["error", "ignore", "rerun"], default="error",
+            help="how to treat completed actions whose code has changed (default: error)",
+        ),
+        _option(
+            "--from-stage", metavar="STAGE", help="make a new run that continues from this stage",
+            completes=_complete_stage,
+        ),
+        _ERROR, *_RUNNING,
+    ),
+    "diff": (
+        "compare a run with its plan",
+        _run(_NAMED, "[FILE.py:FLOW] RUN", nargs="+"), _journal(), _ONLY, *_DRAWN,
+    ),
+    "replay": (
+        "call one recorded step again, and compare the outcomes",
+        _run(f"{_NAMED}; and the step", "[FILE.py:FLOW] RUN STAGE/ACTION", nargs="+"), _journal(),
+        _option(
+            "--nth", type=_one_or_more, metavar="N",
+            help="the N-th of several steps with this name (default: the last)",
+        ),
+        _option("--pdb", action="store_true", help="debug it: stop at its first line, and where it raises"), _JSON,
+    ),
+    "purge": (
+        "delete runs from a journal, and the large values that no other run has",
+        _option(
+            "run", metavar="RUN", nargs="*", help=f"the run: its full id, or {LATEST}; one or more",
+            completes=_complete_run,
+        ),
+        _journal(),
+        _option("--older-than", metavar="AGE", help="all runs not updated for this long: 90s, 45m, 12h, 30d, 2w"),
+        _STATUS, _option("--dry-run", action="store_true", help="delete nothing, only list them"), _JSON,
+    ),
+    "wake": (
+        "resume the runs that are due, answered or crashed",
+        _GIVEN_JOURNAL,
+        _option("--watch", action="store_true", help="keep running, and look every second, until SIGINT or SIGTERM"),
+        _SUSPEND_AFTER, _VERBOSE, _JSON,
+    ),
+    "ui": (
+        "show the runs of a journal in the browser, live; answer, cancel and resume them",
+        _GIVEN_JOURNAL,
+        _option(
+            "--host", default="127.0.0.1", metavar="ADDRESS",
+            help="the address to listen on (default: only this machine)",
+        ),
+        _option(
+            "--port", type=_port, metavar="N", help="the port; 0 for any (default: 8347, or the next one that is free)"
+        ),
+        _option(
+            "--open", action=argparse.BooleanOptionalAction,
+            help="open the page in a browser (default: on a terminal of this machine)",
+        ),
+        _option(
+            "--unpickle", action="store_true",
+            help="load the values of pickle journals, which runs code: only for journals that you trust like code",
+        ),
+    ),
+    "answer": (
+        "record answers to the questions of a run, without resuming it",
+        _run(
+            "; and the answers, converted by the type of their question; KEY:=VALUE is JSON", "RUN KEY=VALUE ...",
+            _complete_answer, nargs="+",
+        ),
+        _journal(), _ERROR, _JSON,
+    ),
+    "cancel": ("cancel a run: at its next step, or at once if it is not active", _run(), _journal(), _JSON),
+}  # fmt: skip
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="flowdeco", description="Run staged workflows, and inspect their runs.")
+    parser.add_argument("--version", action="version", version=f"flowdeco {flowdeco.__version__}")
+    commands = parser.add_subparsers(
+        title="commands", dest="command", metavar="COMMAND", required=True, parser_class=_Parser
+    )
+    for name, (help, *options) in _COMMANDS.items():
+        made: _Parser = commands.add_parser(
+            name, help=help, description=help[0].upper() + help[1:] + ".", add_help=name != "run"
+        )
+        parser.commands[name] = made
+        if name == "run":
+            made.add_argument(
+                "-h", "--help", action=_HelpWithInputs, nargs=0, default=argparse.SUPPRESS,
+                help="show this help message and exit; after FILE.py:FLOW, list its inputs as well",
+            )  # fmt: skip
+        made.add_argument("--traceback", action="store_true", help="show the traceback of an error")
+        for option in options:
+            added: Any = made.add_argument(*option.names, **option.settings)
+            added.completer = option.completes  # read by argcomplete
+    parser.commands["replay"].set_defaults(only=[])
+    return parser

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import ExitStack, suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, cast
 
 from flowdeco.drivers.in_flight import InFlight
 from flowdeco.drivers.lanes import Lane, awaited, in_time
-from flowdeco.drivers.start import Evaluated, abandon, begin, end
-from flowdeco.drivers.start import resume as resume_run
+from flowdeco.drivers.start import Evaluated, abandon, end
 from flowdeco.drivers.threads import Threads, call_in_thread, timed_out, writer
 from flowdeco.engine.evaluation import evaluate
 from flowdeco.engine.requests import Await, Ended, Fork, FunctionCall, Gate, Raised, Request, Save, Sleep
@@ -22,38 +21,26 @@ from flowdeco.engine.schedule import Schedule, Task
 if TYPE_CHECKING:
     from flowdeco.engine.journal import Journal
     from flowdeco.engine.runs import Run
-    from flowdeco.model.definitions import Pipeline
     from flowdeco.model.runnable import Options as RunOptions
 
-__all__ = ["resume", "run"]
+__all__ = ["perform"]
 
 
-async def run(flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions) -> Run:
-    """Evaluate a pipeline in the running event loop."""
+async def perform(start: Callable[[Gate], Evaluated | Run], options: RunOptions, *, in_thread: bool) -> Run:
+    """Start a run, perform its evaluation in the running event loop, and return it, or raise its failure.
+
+    It starts `in_thread` where a journal may have to be opened.
+    """
     __tracebackhide__ = True
     gate = Gate()
-    evaluated = (
-        begin(flow, inputs, options, gate)
-        if options.journal is None
-        else await _begun(begin, flow, inputs, options, gate)
-    )
+    evaluated = await _begun(start, gate) if in_thread else start(gate)
     return await _performed(evaluated, options, gate) if isinstance(evaluated, tuple) else evaluated
 
 
-async def resume(
-    flow: Pipeline, what: Run | str, inputs: Mapping[str, Any] | None, options: RunOptions, *how: Any
-) -> Run:
-    """Continue the evaluation of a pipeline in the running event loop."""
+async def _begun(start: Callable[[Gate], Evaluated | Run], gate: Gate) -> Evaluated | Run:
+    """Begin in a thread; a cancellation abandons the run."""
     __tracebackhide__ = True
-    gate = Gate()
-    evaluated = await _begun(resume_run, flow, what, inputs, options, *how, gate)
-    return await _performed(evaluated, options, gate) if isinstance(evaluated, tuple) else evaluated
-
-
-async def _begun(start: Callable[..., Evaluated | Run], *args: Any) -> Evaluated | Run:
-    """Begin in a thread, where the journal is opened; a cancellation abandons the run."""
-    __tracebackhide__ = True
-    evaluated, cancelled = await _finished(lambda done: call_in_thread(start, args, None, done), _abandon)
+    evaluated, cancelled = await _finished(lambda done: call_in_thread(start, (gate,), None, done), _abandon)
     if cancelled is not None:
         await _finished(lambda done: call_in_thread(_abandon, (evaluated,), None, done))
         raise cancelled

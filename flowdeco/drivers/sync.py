@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, suppress
 from functools import partial
 from heapq import heappop, heappush
@@ -19,8 +19,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from flowdeco.drivers.interrupts import Interrupts, pause
-from flowdeco.drivers.start import Evaluated, begin, end
-from flowdeco.drivers.start import resume as resume_run
+from flowdeco.drivers.start import Evaluated, end
 from flowdeco.engine.evaluation import evaluate
 from flowdeco.engine.requests import Await, Deferred, Ended, Fork, Gate, Raised, Request, Save, Sleep
 from flowdeco.engine.runs import remember
@@ -32,22 +31,9 @@ if TYPE_CHECKING:
     from flowdeco.drivers.lanes import Lane
     from flowdeco.drivers.loop_thread import LoopThread, RunLane
     from flowdeco.engine.runs import Run
-    from flowdeco.model.definitions import Pipeline
     from flowdeco.model.runnable import Options as RunOptions
 
-__all__ = ["Performer", "perform", "resume", "run"]
-
-
-def run(flow: Pipeline, inputs: Mapping[str, Any] | None, options: RunOptions) -> Run:
-    """Evaluate a pipeline."""
-    __tracebackhide__ = True
-    return perform(partial(begin, flow, inputs, options), options)
-
-
-def resume(flow: Pipeline, what: Run | str, inputs: Mapping[str, Any] | None, options: RunOptions, *how: Any) -> Run:
-    """Continue the evaluation of a pipeline."""
-    __tracebackhide__ = True
-    return perform(partial(resume_run, flow, what, inputs, options, *how), options)
+__all__ = ["Performer", "perform"]
 
 
 def perform(
