@@ -7,17 +7,16 @@ taken through the completed steps, and the first one without a row was the next.
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from flowdeco.cli.walk import walk
 from flowdeco.durable import RunInfo, SqliteJournal
-from flowdeco.engine.branch import Branch
-from flowdeco.engine.evaluation import evaluate, evaluate_run
+from flowdeco.engine.evaluation import evaluate_run
 from flowdeco.engine.history import Rehearsal
 from flowdeco.engine.outcome import ActionRecord, Outcome, Scope, StageRecord, Status, Steps
 from flowdeco.engine.reading import branch_of, read_run, read_steps, stages_by_name
-from flowdeco.engine.requests import Begin, Conductor, Ended, Fork, Raised
+from flowdeco.engine.requests import Begin, Raised
 from flowdeco.engine.runs import Run
 from flowdeco.engine.terms import Terms
 from flowdeco.errors import JournalError
@@ -91,7 +90,7 @@ def _with_next(run: Run, remembered: Remembered, codec: Codec) -> list[StageReco
     ahead, read = _Ahead(steps, run.pipeline), list(run.stages)
     trial = Run(run.id, run.pipeline, store)
     terms = Terms(run.id, run.pipeline, lambda: 0.0, 0.0, lambda _: False, skip=frozenset(remembered.skip), past=ahead)
-    _drive(evaluate_run(trial, terms, ()), ahead.stop)
+    walk(evaluate_run(trial, terms, ()), lambda request: isinstance(request, Begin) or Raised(ahead.stop))
     rows = {_key(record): record for record in read}
     if ahead.changes or trial.error is not None or not rows.keys() <= set(map(_key, trial.stages)):
         return read
@@ -130,34 +129,3 @@ def _takes_turns(scope: Scope | None, ahead: _Ahead) -> bool:
             return True
         scope = scope.outer
     return False
-
-
-def _drive(evaluation: Generator[Any, Any, Any], end: BaseException) -> Any:
-    """Walk an evaluation to its end: any request but a fork ends it, and branches are walked as well."""
-    answer: Any = None
-    while True:
-        try:
-            request = evaluation.send(answer)
-        except StopIteration as stop:
-            return stop.value
-        answer = Raised(end)
-        if isinstance(request, Fork):
-            conductor = request.conductor
-            conductor.ended(None, _drive(_branches(conductor, end), end))
-            answer = Ended(None)
-
-
-def _branches(conductor: Conductor, end: BaseException) -> Generator[Any, Any, Any]:
-    """Walk the branches that a group is supplied with, one after the other."""
-    supply, answer = conductor.supply(), None
-    while True:
-        try:
-            request = supply.send(answer)
-        except StopIteration as stop:
-            return stop.value
-        if isinstance(request, Begin):
-            branch = cast("Branch", request.branch)
-            conductor.ended(branch, _drive(evaluate(branch), end))
-            answer = True
-        else:
-            answer = yield request

@@ -1,6 +1,6 @@
 """The command `replay`: one recorded step is called again, with its arguments and today's code, and compared.
 
-The journal is read, and never written: the requests to write are not performed (`_Walk`).
+The journal is read, and never written: the requests to write are not performed (`_Performer`).
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from flowdeco.cli.inputs import UsageError
 from flowdeco.cli.journals import journal_path, require_known_codec
 from flowdeco.cli.json_output import plain, print_json, repr_of
 from flowdeco.cli.process import Cancelling, reserved_stdout
+from flowdeco.cli.walk import walk
 from flowdeco.cli.workflow import load_recorded_workflow, stand_in_for_main
 from flowdeco.drivers.interrupts import Interrupts
 from flowdeco.drivers.start import is_cancellation
 from flowdeco.drivers.sync import Performer
 from flowdeco.engine.branch import Branch
 from flowdeco.engine.context import Context
-from flowdeco.engine.evaluation import evaluate, evaluate_run
+from flowdeco.engine.evaluation import evaluate_run
 from flowdeco.engine.generations import generations
 from flowdeco.engine.journal import Codec, Remembered, Row
 from flowdeco.engine.one_step import OneStep, Place, Witness, differences
 from flowdeco.engine.outcome import Outcome, Status, Steps
 from flowdeco.engine.reading import given_inputs
 from flowdeco.engine.recorder import outcomes
-from flowdeco.engine.requests import CAUGHT_UP, Begin, Conductor, Ended, Fork, Raised, Request, Save, Sleep
+from flowdeco.engine.requests import CAUGHT_UP, Begin, Raised, Request, Save, Sleep
 from flowdeco.engine.runs import Run
 from flowdeco.engine.terms import Terms
 from flowdeco.engine.waits import starting_point
@@ -156,35 +157,27 @@ def _performed(
             skip=frozenset(found.remembered.skip), most_records=0, recorder=witness, past=past,
             waits={found.place: found.before.waits},  # it gets the answers that it had
         )  # fmt: skip
-        walk = _Walk(past, Performer(resources, interrupts, Options()), call)
-        walk.through(evaluate_run(run, terms, ()))
+        performer = _Performer(past, Performer(resources, interrupts, Options()), call)
+        walk(evaluate_run(run, terms, ()), performer.answer, performer.enters)
     if witness.seen is None:
         return run, None
     return run, outcomes([witness.seen], journal.codec, {})[found.place.branch][found.place.number]
 
 
-class _Walk:
-    """Performs the requests of an evaluation, branch after branch, in this thread; nothing is written, and nobody waits."""
+class _Performer:
+    """Performs the requests of an evaluation; nothing is written, and nobody waits."""
 
     def __init__(self, past: OneStep, performer: Performer, call: _Call) -> None:
         self._past = past
         self._performer = performer
         self._call = call
 
-    def through(self, evaluation: Generator[Request, Any, Any]) -> Any:
-        """Walk an evaluation to its end."""
-        answer: Any = None
-        while True:
-            try:
-                request = evaluation.send(answer)
-            except StopIteration as stop:
-                return stop.value
-            answer = self._answer(request)
+    def enters(self, branch: Branch) -> bool:
+        """Whether a branch is restored, or leads to the step."""
+        return bool(branch.sealed) or branch.id in self._past.way
 
-    def _answer(self, request: Request) -> Any:
-        if isinstance(request, Fork):
-            return self._branches(request.conductor)
-        if request is CAUGHT_UP:
+    def answer(self, request: Request | Begin) -> Any:
+        if request is CAUGHT_UP or isinstance(request, Begin):
             return self._past.called is None
         if isinstance(request, (Save, Sleep)):
             return None
@@ -201,23 +194,6 @@ class _Walk:
             return Raised(error)
         finally:
             gate.open = False
-
-    def _branches(self, conductor: Conductor) -> Ended:
-        """Walk the branches that are restored, and the one that leads to the step."""
-        supply, answer = conductor.supply(), cast("Any", None)
-        while True:
-            try:
-                request = supply.send(answer)
-            except StopIteration as stop:
-                conductor.ended(None, stop.value)
-                return Ended(None)
-            if isinstance(request, Begin):
-                branch = cast("Branch", request.branch)
-                if branch.sealed or branch.id in self._past.way:
-                    conductor.ended(branch, self.through(evaluate(branch)))
-                answer = self._past.called is None
-            else:
-                answer = self._answer(request)
 
 
 class _Call:

@@ -75,21 +75,21 @@ def begin(
     start = _Start(flow, inputs, options, gate)
     while options.if_exists == "resume":
         with suppress(RunNotFoundError):
-            return _from_journal(start, cast("str", options.run_id), inputs, options, "error", None)
+            return _from_journal(start, cast("str", options.run_id), "error", None)
         with suppress(RunExistsError):  # another process was faster
-            return _begun(start, inputs, options)
-    return _begun(start, inputs, options)
+            return _begun(start)
+    return _begun(start)
 
 
-def _begun(start: _Start, inputs: Mapping[str, Any] | None, options: RunOptions) -> Evaluated:
+def _begun(start: _Start) -> Evaluated:
     __tracebackhide__ = True
-    flow, store = start.flow, Store()
-    store.supply(Store(inputs))
+    flow, options, store = start.flow, start.options, Store()
+    store.supply(Store(start.inputs))
     start.check_skip(start.skip)
     start.check(store)
     run = Run(options.run_id or os.urandom(8).hex(), flow, store)
     if options.journal is None:
-        return run, start.watched(start.new_run(run, start.terms(run)))
+        return start.evaluated(run, start.terms(run))
     journal = _journal(options.journal)
     recorder = _recorder(journal, run.id)
     recorder.check_repeatable(flow.units, f"pipeline {flow.name!r}", "has")
@@ -100,7 +100,7 @@ def _begun(start: _Start, inputs: Mapping[str, Any] | None, options: RunOptions)
     _listen(journal, run.id, start.gate)
     recorder.note_written(payload, store.items())
     del payload  # it may hold values
-    return run, start.watched(start.new_run(run, start.terms(run, recorder, 1)))
+    return start.evaluated(run, start.terms(run, recorder, 1))
 
 
 def resume(
@@ -124,7 +124,7 @@ def resume(
         check_run_id(what)
     if options.journal is not None:
         run_id = what.id if isinstance(what, Run) else what
-        return _from_journal(_Start(flow, inputs, options, gate), run_id, inputs, options, on_change, from_stage)
+        return _from_journal(_Start(flow, inputs, options, gate), run_id, on_change, from_stage)
     if not isinstance(what, Run):
         raise DefinitionError(f"to resume run {what!r} by its id, give its journal: resume({what!r}, journal=...)")
     if from_stage is not None:
@@ -154,8 +154,7 @@ def _from_memory(
     start = _Start(flow, inputs, options if options.use != () else options._replace(use=kept.use), gate)
     start.check_skip(start.skip)
     start.skip = start.skip.union(kept.skip)
-    log = kept.log
-    steps = log.history()
+    log, steps = kept.log, kept.log.history()
     errors = refusals(options.error, open_questions(steps), before.id)
     given = Given(0, Store(inputs), errors)
     _warn_of_used(before.id, given.values, steps)
@@ -168,18 +167,12 @@ def _from_memory(
     run.stages, run.pipelines, run.resumption = before.stages, before.pipelines, kept
     run.started, run.elapsed, run.resumed = before.started, before.elapsed, before.resumed
     earlier = Earlier(steps, _fingerprint(), on_change, remains=remains)
-    return run, start.watched(start.earlier_run(run, start.terms(run, since=log.since + 1), earlier))
+    return start.evaluated(run, start.terms(run, since=log.since + 1), earlier)
 
 
-def _from_journal(
-    start: _Start,
-    run_id: str,
-    inputs: Mapping[str, Any] | None,
-    options: RunOptions,
-    on_change: str,
-    from_stage: str | None,
-) -> Evaluated | Run:
+def _from_journal(start: _Start, run_id: str, on_change: str, from_stage: str | None) -> Evaluated | Run:
     __tracebackhide__ = True
+    inputs, options = start.inputs, start.options
     journal = _journal(options.journal)
     is_fork = from_stage is not None
     whole = journal.read(run_id) if is_fork else journal.open(run_id)
@@ -192,7 +185,7 @@ def _from_journal(
         if finished and on_change != "rerun":
             _refuse_error(run_id, remembered.status, options)
             return _finished(start, whole, journal, inputs or {})
-        steps, store, more = _taken_up(remembered, journal, given, inputs, options)
+        steps, store, more = _taken_up(remembered, journal, given, inputs, options.error)
         if not finished:
             start.check_skip(start.skip)
         start.skip = start.skip.union(remembered.skip)
@@ -217,19 +210,15 @@ def _from_journal(
         run.started, run.elapsed = remembered.started, remembered.total()
         run.resumed = [started for _, started in remembered.legs]
         recorder.journal = Generation.of(journal, whole)
-    return run, start.watched(start.earlier_run(run, terms, earlier))
+    return start.evaluated(run, terms, earlier)
 
 
 def _taken_up(
-    remembered: Remembered,
-    journal: Any,
-    given: list[Given],
-    inputs: Mapping[str, Any] | None,
-    options: RunOptions,
+    remembered: Remembered, journal: Any, given: list[Given], inputs: Mapping[str, Any] | None, error: Any
 ) -> tuple[Steps, Store, Any]:
     """Return the steps with their answers, the store, and the payload of what the run is given now, which `given` gains."""
     found = outcomes(remembered.rows, journal.codec)
-    errors = refusals(options.error, open_questions(found), remembered.run_id)
+    errors = refusals(error, open_questions(found), remembered.run_id)
     more = None
     if inputs or errors:
         given.append(Given(len(remembered.rows), Store(inputs), errors))
@@ -277,7 +266,8 @@ def _finished(start: _Start, remembered: Remembered, journal: Journal, inputs: M
     run = read_run(remembered, journal.codec, stages_by_name([start.flow]).get)
     _ignore(run, inputs)
     records = [_restored(stage)._replace(actions=list(map(_restored, stage.actions))) for stage in run.stages]
-    run.forgotten = 0 if start.history is None else max(0, len(records) - start.history)
+    history = start.options.history
+    run.forgotten = 0 if history is None else max(0, len(records) - history)
     run.stages = records[run.forgotten :]
     run.pipeline = start.flow
     run.resumption = Resumption(start.use, start.skip.union(remembered.skip), None, _at_rest(journal))
@@ -328,16 +318,16 @@ class _Start:
         __tracebackhide__ = True
         _check(inputs, options)
         self.flow = flow
-        self.executor = options.executor
+        self.inputs = inputs
+        self.options = options
         self.use = checked_layers(options.use)
         self.skip = frozenset(checked_selectors(options.skip))
-        self.history = options.history
-        self.observers = _observers(options.observers)
+        self._observers = _observers(options.observers)
         self.watcher = options.watcher() if options.watcher is not None else None
-        self.suspend_after: float = in_seconds(options.suspend_after)
-        self.timeout = checked_timeout(options.timeout)
-        self.given_clock = options.clock
-        self.clock = time.perf_counter if options.clock is None else options.clock.time
+        if self.watcher is not None:
+            self._observers.append(self.watcher)
+        self._timeout = checked_timeout(options.timeout)
+        self._clock = time.perf_counter if options.clock is None else options.clock.time
         self.gate = gate or Gate()
 
     def check_skip(self, given: frozenset[str]) -> None:
@@ -351,51 +341,40 @@ class _Start:
         __tracebackhide__ = True
         check_run(self.flow, store, self.skip, self.use)
 
-    def wall(self, *, durable: bool) -> Wall:
+    def _wall(self, *, durable: bool) -> Wall:
         """Return the wall clock of a run; that of a test jumps over sleeps, and suspends no run."""
-        clock = self.given_clock
+        clock = self.options.clock
         if clock is not None:
             return Wall(lambda: clock.time() + clock.epoch, clock.sleep, clock.sleeping)
         sleep = partial(pause, self.gate, self.gate.raise_cancelled) if durable else time.sleep
-        return Wall(time.time, sleep, _sleeping, self.suspend_after if durable else inf)
+        return Wall(time.time, sleep, _sleeping, in_seconds(self.options.suspend_after) if durable else inf)
 
     def terms(self, run: Run, recorder: Recorder | None = None, since: int = 0) -> Terms:
         """Return the terms of a run, and have the run keep the means to resume it."""
-        log = Log() if recorder is None and self.history is None else None
+        clock, history = self.options.clock, self.options.history
+        log = Log() if recorder is None and history is None else None
         if log is not None:
             log.since = since
         if recorder is not None or log is not None:
             run.resumption = Resumption(self.use, self.skip, log, None if recorder is None else recorder.journal)
-        observers: list[Callable[[Event], object]] = [
-            *self.observers,
-            *([] if self.watcher is None else [self.watcher]),
-        ]
         return Terms(
-            run.id,
-            self.flow,
-            self.clock,
-            time.time() - self.clock() if self.given_clock is None else self.given_clock.epoch,
-            is_cancellation,
-            self.gate,
-            notify=_notifier(observers, run.id, self.gate),
-            skip=self.skip,
-            unmatched=set(self.skip),
-            most_records=self.history,
-            recorder=recorder,
-            log=log,
-            wall=self.wall(durable=recorder is not None),
-            since=since,
-            timeout=self.timeout,
-        )
+            run.id, self.flow, self._clock, time.time() - self._clock() if clock is None else clock.epoch,
+            is_cancellation, self.gate, notify=_notifier(self._observers, run.id, self.gate), skip=self.skip,
+            unmatched=set(self.skip), most_records=history, recorder=recorder, log=log,
+            wall=self._wall(durable=recorder is not None), since=since, timeout=self._timeout,
+        )  # fmt: skip
 
-    def new_run(self, run: Run, terms: Terms) -> Evaluation:
-        """Evaluate a new run."""
+    def evaluated(self, run: Run, terms: Terms, earlier: Earlier | None = None) -> Evaluated:
+        """Return a run and its evaluation, at whose end the progress display is closed."""
+        evaluation = self._new(run, terms) if earlier is None else self._continued(run, terms, earlier)
+        return run, evaluation if self.watcher is None else _closing(evaluation, self.watcher.close)
+
+    def _new(self, run: Run, terms: Terms) -> Evaluation:
         yield from evaluate_run(run, terms, self.use)
         yield from self._closed(run, terms)
         _leave_journal(run, terms)
 
-    def earlier_run(self, run: Run, terms: Terms, earlier: Earlier) -> Evaluation:
-        """Continue a run that began earlier."""
+    def _continued(self, run: Run, terms: Terms, earlier: Earlier) -> Evaluation:
         continued = yield from continue_run(run, terms, self.use, earlier)
         known = earlier.journaled
         if continued:
@@ -415,10 +394,10 @@ class _Start:
         if run.status is Status.COMPLETED:
             if terms.unmatched or terms.idle:
                 _warn_of_selectors(run, terms)
-            if self.executor is not None and not terms.has_group:
+            if self.options.executor is not None and not terms.has_group:
                 _logger(run.id).warning(
                     "run %s: executor=%s was not used: it performs the calls of parallel groups, and there was no group. "
-                    "Write parallel(...) for units that may run in parallel", run.id, shortened(self.executor),
+                    "Write parallel(...) for units that may run in parallel", run.id, shortened(self.options.executor),
                 )  # fmt: skip
         if terms.recorder is not None:
             if run.status is Status.SUSPENDED and terms.gate.cancelled is not None:  # as it was being suspended
@@ -431,10 +410,6 @@ class _Start:
             answer = yield Save(journal.close, run.id, str(run.status), run.reason, error, run.elapsed, *waits)
             if type(answer) is Raised:
                 _note_unclosed(run, answer.error)
-
-    def watched(self, evaluation: Evaluation) -> Evaluation:
-        """Close the progress display at the end."""
-        return evaluation if self.watcher is None else _closing(evaluation, self.watcher.close)
 
 
 def _closing(evaluation: Evaluation, close: Callable[[], object]) -> Evaluation:
