@@ -24,6 +24,8 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import partial
 from inspect import isgenerator
 from itertools import product
@@ -247,6 +249,7 @@ class _Performer(sync.Performer):
 # Calls.
 
 
+@dataclass(slots=True, repr=False)
 class Call:
     """A call of an action's function: `inputs` are its arguments by name, without a `ctx`.
 
@@ -254,24 +257,11 @@ class Call:
     Each attempt of a retry is a call. Equal to another call of the same action with the same inputs.
     """
 
-    __slots__ = ("action", "inputs", "raised", "returned", "stage")
-
-    def __init__(
-        self, stage: str, action: str, inputs: Mapping[str, Any], returned: Any = None, raised: Any = None
-    ) -> None:
-        self.stage = stage
-        self.action = action
-        self.inputs = dict(inputs)
-        self.returned = returned
-        self.raised: BaseException | None = raised
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Call):
-            return NotImplemented
-        mine, theirs = (self.stage, self.action, self.inputs), (other.stage, other.action, other.inputs)
-        return mine == theirs
-
-    __hash__ = None  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    stage: str
+    action: str
+    inputs: Mapping[str, Any]
+    returned: Any = field(default=None, compare=False)
+    raised: BaseException | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
         given = ", ".join(f"{name}={value!r}" for name, value in self.inputs.items())
@@ -532,18 +522,9 @@ def _patterns(expected: Any) -> Iterator[str]:
 
 def _matches(pattern: str, name: str) -> bool:
     """Whether a name is of that form, `*` standing for any text."""
-    first, *rest = pattern.split("*")
-    if not rest:
+    if "*" not in pattern:
         return name == pattern
-    if not name.startswith(first):
-        return False
-    at = len(first)
-    for part in rest[:-1]:
-        at = name.find(part, at)
-        if at < 0:
-            return False
-        at += len(part)
-    return len(name) - at >= len(rest[-1]) and name.endswith(rest[-1])
+    return fnmatchcase(name, pattern.replace("[", "[[]").replace("?", "[?]"))
 
 
 def _compared(patterns: list[str], ran: list[StageRecord]) -> list[str]:

@@ -10,7 +10,7 @@ from contextlib import redirect_stdout
 import pytest
 
 from flowdeco import Context, Stage, action, cli, durable, parallel, pipeline, stage, stream
-from flowdeco.cli import journals
+from flowdeco.cli.steps_table import Places, place
 from flowdeco.durable.info import steps
 
 SEEN: list[str] = []
@@ -186,8 +186,8 @@ def test_at_any_moment_steps_are_where_they_are_in_the_end(codec):
 def placed(rows, codec):
     """Where the steps of these rows are, and how deep each is."""
     latest = list({(row.branch, row.number): row for row in rows}.values())
-    places = journals._Places(latest, codec)
-    at = [(row.branch, row.number) for row in places.groups] + [journals._place(step) for step in steps(latest)]
+    places = Places(latest, codec)
+    at = [(row.branch, row.number) for row in places.groups] + [place(step) for step in steps(latest)]
     return places, {key: places.depth(*key) for key in at}
 
 

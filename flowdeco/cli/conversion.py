@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Union, cast, get_args, get_origin
 
@@ -177,12 +178,12 @@ def _convert(value: Any, annotation: Any, is_text: bool) -> Any:
         return _of_container(value, cast("type[Any]", kind), arguments, is_text)
     if kind is None or kind is NoneType:
         return _of_none(value, is_text)
-    for fits, convert in _TABLE:
+    for fits, accepted, convert in _TABLE:
         if isinstance(kind, type) and fits(kind):
-            try:
-                return convert(value, kind, is_text)
-            except (ValueError, ArithmeticError, TypeError, KeyError):
-                raise Misfit(f"{shortened(value)} is not one{_choices(kind)}") from None
+            if accepted is None or isinstance(value, str) or type(value) in accepted:
+                with suppress(ValueError, ArithmeticError, TypeError, KeyError):
+                    return convert(value, kind)
+            raise Misfit(f"{shortened(value)} is not one{_choices(kind)}")
     return UNCHANGED
 
 
@@ -274,48 +275,10 @@ def _item(value: Any, annotation: Any, where: str) -> Any:
     return value if result is UNCHANGED else result
 
 
-def _of_bool(value: Any, kind: Any, is_text: bool) -> bool:
-    return value if isinstance(value, bool) else _BOOLS[value.strip().lower() if isinstance(value, str) else value]
+_BOOLS: Final = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
-_BOOLS: Final[dict[Any, bool]] = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-
-
-def _of_int(value: Any, kind: Any, is_text: bool) -> int:
-    if isinstance(value, str) or type(value) is int:
-        return int(value)
-    raise ValueError
-
-
-def _of_float(value: Any, kind: Any, is_text: bool) -> float:
-    if isinstance(value, str) or type(value) in (int, float):
-        return float(value)
-    raise ValueError
-
-
-def _of_decimal(value: Any, kind: Any, is_text: bool) -> Any:
-    if isinstance(value, str) or type(value) is int:
-        return kind(value)
-    if type(value) is float:
-        return kind(repr(value))  # as it was written
-    raise ValueError
-
-
-def _of_string(value: Any, kind: Any, is_text: bool) -> str:
-    if isinstance(value, str):
-        return value
-    raise ValueError
-
-
-def _from_string(value: Any, kind: Any, is_text: bool) -> Any:
-    return kind(_of_string(value, kind, is_text))
-
-
-def _from_isoformat(value: Any, kind: Any, is_text: bool) -> Any:
-    return kind.fromisoformat(_of_string(value, kind, is_text).strip())
-
-
-def _of_enum(value: Any, kind: Any, is_text: bool) -> Any:
+def _of_enum(value: Any, kind: Any) -> Any:
     """Return the member of this name, or else of this value."""
     if isinstance(value, str) and value in kind.__members__:
         return kind[value]
@@ -337,17 +300,22 @@ def _derives(module: str, name: str) -> Callable[[type[Any]], bool]:
     return lambda kind: any(map(_is(module, name), kind.__mro__))
 
 
-_TABLE: Final[tuple[tuple[Callable[[type[Any]], bool], Callable[[Any, Any, bool], Any]], ...]] = (
-    (lambda kind: kind is bool, _of_bool),
-    (lambda kind: kind is int, _of_int),
-    (lambda kind: kind is float, _of_float),
-    (lambda kind: kind is str, _of_string),
-    (_derives("enum", "Enum"), _of_enum),
-    (_derives("pathlib", "PurePath"), _from_string),
-    (_is("datetime", "date"), _from_isoformat),
-    (_is("datetime", "datetime"), _from_isoformat),
-    (_is("decimal", "Decimal"), _of_decimal),
-    (_is("uuid", "UUID"), _from_string),
+def _as_text(value: Any, kind: Any) -> Any:
+    return kind(value)
+
+
+# The types that are converted, the types of the values that are accepted for them besides text, and how.
+_TABLE: Final[tuple[tuple[Callable[[type[Any]], bool], tuple[type, ...] | None, Callable[[Any, Any], Any]], ...]] = (
+    (_is("builtins", "bool"), (bool,), lambda value, _: _BOOLS[str(value).strip().lower()]),
+    (_is("builtins", "int"), (int,), _as_text),
+    (_is("builtins", "float"), (int, float), _as_text),
+    (_is("builtins", "str"), (), lambda value, _: value),
+    (_derives("enum", "Enum"), None, _of_enum),
+    (_derives("pathlib", "PurePath"), (), _as_text),
+    (_is("datetime", "date"), (), lambda value, kind: kind.fromisoformat(value.strip())),
+    (_is("datetime", "datetime"), (), lambda value, kind: kind.fromisoformat(value.strip())),
+    (_is("decimal", "Decimal"), (int, float), lambda value, kind: kind(str(value))),
+    (_is("uuid", "UUID"), (), _as_text),
 )
 
 
@@ -370,5 +338,5 @@ def _default(value: Any) -> str:
     kind = cast("Any", type(value))
     if hasattr(kind, "__members__"):
         return str(value.name)
-    as_text = any(fits(kind) and convert in (_from_string, _from_isoformat, _of_decimal) for fits, convert in _TABLE)
-    return str(value) if as_text else shortened(value)
+    is_written = kind.__module__ != "builtins" and any(fits(kind) for fits, _, _ in _TABLE)
+    return str(value) if is_written else shortened(value)

@@ -230,20 +230,12 @@ def _member(module: ModuleType, where: str, name: str) -> Any:
 
 def names_in(path: str, *, templates: bool = True) -> list[str]:
     """Return the names that the top level of a file defines, read from its source: completion runs no code."""
-    try:
-        tree = ast.parse(Path(path).read_bytes())
-    except (OSError, SyntaxError, ValueError):
-        return []
-    return [name for name in dict.fromkeys(_defined(tree, templates)) if not name.startswith("_")]
+    return [name for name in dict.fromkeys(_defined(_parsed(path), templates)) if not name.startswith("_")]
 
 
 def tags_in(path: str) -> list[str]:
     """Return the selectors of the tags in a file, as far as its source has them as texts."""
-    try:
-        tree = ast.parse(Path(path).read_bytes())
-    except (OSError, SyntaxError, ValueError):
-        return []
-    given = [node.value for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == "tags"]
+    given = [node.value for node in ast.walk(_parsed(path)) if isinstance(node, ast.keyword) and node.arg == "tags"]
     texts = (each.value for node in given for each in ast.walk(node) if isinstance(each, ast.Constant))
     return [f"tag:{text}" for text in dict.fromkeys(texts) if isinstance(text, str)]
 
@@ -253,11 +245,7 @@ def parameters_in(path: str) -> list[str]:
 
     They are read from its source, as `names_in`: so these are guesses.
     """
-    try:
-        tree = ast.parse(Path(path).read_bytes())
-    except (OSError, SyntaxError, ValueError):
-        return []
-    actions = [node for node in ast.walk(tree) if isinstance(node, _DEFINITIONS) and _has(node, "action")]
+    actions = [node for node in ast.walk(_parsed(path)) if isinstance(node, _DEFINITIONS) and _has(node, "action")]
     supplied = {node.name for node in actions}
     supplied |= {keyword.value.value for node in actions for keyword in _options(node)}
     taken = [
@@ -267,6 +255,14 @@ def parameters_in(path: str) -> list[str]:
         if each.annotation is None or "Context" not in ast.unparse(each.annotation)
     ]
     return [name for name in dict.fromkeys(taken) if name not in supplied]
+
+
+def _parsed(path: str) -> ast.Module:
+    """Return the syntax tree of a file, an empty one if it cannot be read."""
+    try:
+        return ast.parse(Path(path).read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return ast.Module([], [])
 
 
 def _has(node: ast.FunctionDef | ast.AsyncFunctionDef, decorator: str) -> bool:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -17,9 +16,10 @@ from flowdeco.cli.arguments import JOURNAL, LATEST
 from flowdeco.cli.exit_codes import FINE
 from flowdeco.cli.inputs import UsageError, awaited_keys, check_page
 from flowdeco.cli.json_output import print_json, run_as_data
+from flowdeco.cli.steps_table import step_rows
 from flowdeco.durable import RunInfo
 from flowdeco.durable.codec import OutlineCodec
-from flowdeco.durable.info import STATUSES, Step, as_text, steps
+from flowdeco.durable.info import STATUSES, as_text
 from flowdeco.errors import WAITING, JournalError, RunBusyError, RunNotFoundError, suggestion, told
 
 if TYPE_CHECKING:
@@ -43,8 +43,6 @@ __all__ = [
 
 _ROW_COLUMNS: Final = ("branch", "number", "kind", "stage", "action", "status", "started", "elapsed")
 _STATES: Final = [*STATUSES, "crashed"]
-_ROOT: Final = "0"  # the branch of the run itself
-_DEEPEST: Final = 16  # stages whose insertions are nested deeper are indented like these
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -290,7 +288,7 @@ def show(options: Namespace) -> int:
     latest = max((row.started + row.elapsed for row in rows), default=0.0)  # `updated` is not written at every step
     _print_facts(info._replace(updated=max(info.updated, latest)))
     state = state_of(info)
-    table = list(_table(rows, state, info))
+    table = list(step_rows(rows, state, info.codec))
     if table:
         report.say()
         report.print_steps(table)
@@ -298,20 +296,6 @@ def show(options: Namespace) -> int:
         _print_messages(read_whole(path, info))
     report.print_resume_hint(info.id, state, info.reason, options, "" if info.entry else "FILE.py:FLOW ")
     return FINE
-
-
-def _table(rows: list[durable.Row], state: str, info: RunInfo) -> Iterator[report.StepRow]:
-    """Yield the rows of a run in its order, with a row for each group before its stages."""
-    places = _Places(rows, info.codec)
-    found: list[tuple[str, int, Iterable[report.StepRow]]] = [
-        (row.branch, row.number, [report.StepRow(0, f"{row.stage} (parallel)")]) for row in places.groups
-    ]
-    found += [
-        (*_place(step), _step_rows(step, state, _codec(info), places.inserters.get(_place(step), "")))
-        for step in steps(rows)
-    ]
-    for branch, number, made in sorted(found, key=lambda each: places.path(each[0], each[1])):
-        yield from (row._replace(depth=row.depth + places.depth(branch, number)) for row in made)
 
 
 def _print_messages(run: Run) -> None:
@@ -380,97 +364,6 @@ class _Loading:
             return read(payload)
 
 
-class _Places:
-    """Where the stages and groups of a run are: their order, and how far they are indented, as in the table of a run.
-
-    They are read from the rows, without the modules that read whole runs.
-    """
-
-    def __init__(self, rows: Sequence[durable.Row], codec: str) -> None:
-        self._codec = codec
-        self.groups = [row for row in rows if row.kind == "group"]
-        self._around = dict(_branches(self.groups, codec))  # the group of a branch, and the number of the branch in it
-        self._others: dict[str, int] = {}  # branches of groups that have no row yet
-        self.depths: dict[tuple[str, int], int] = {}
-        self.inserters: dict[
-            tuple[str, int], str
-        ] = {}  # of stages at work, whose rows are written when they have ended
-        self._steps: dict[tuple[str, int], tuple[str, int]] = {}  # the name and depth of a stage, also for its actions
-        left: dict[tuple[str, int], tuple[str, int]] = {}  # who inserted units, and how many of these have not begun
-        for row in sorted(rows, key=lambda row: self.path(row.branch, row.number)):
-            branch, number = key = row.branch, row.number
-            by = branch, _inserter_of(row, codec)
-            if by in left:
-                left[by] = left[by][0], left[by][1] - 1
-            if row.kind in ("stage", "group"):
-                self._put(key, row.stage, by, is_group=row.kind == "group")
-            elif row.kind == "action":
-                if (branch, number - 1) not in self._steps:
-                    by = next((at for at, (_, count) in reversed(left.items()) if at[0] == branch and count > 0), by)
-                    self._put((branch, number - 1), row.stage, by)
-                    self.inserters[branch, number - 1] = left[by][0] if by in left else self._inserter_of_group(branch)
-                self._steps[key] = self._steps[branch, number - 1]
-                if b"inserted" in row.payload:
-                    units: Any = _parts_of(row, codec).get("inserted", ())
-                    left[key] = f"{row.stage}/{row.action}", len(units["$tuple"] if hasattr(units, "keys") else units)
-
-    def _put(self, key: tuple[str, int], stage: str, by: tuple[str, int], *, is_group: bool = False) -> None:
-        """Note the name and the depth of a stage or group; `by` is the action that inserted it."""
-        inserter = self._steps.get(by)
-        name, above = inserter or (stage, self.depth(*key))
-        is_below = name != stage or (is_group and inserter is not None)
-        self.depths[key] = min(above + is_below, _DEEPEST)
-        self._steps[key] = stage, self.depths[key]
-
-    def _inserter_of_group(self, branch: str) -> str:
-        row, _ = self._around.get(branch, (None, 0))
-        return "" if row is None else str(_parts_of(row, self._codec).get("by") or "")
-
-    def path(self, branch: str, number: int) -> tuple[int, ...]:
-        """Return the place of a step in the order of the run."""
-        around = self._around.get(branch)
-        if around is not None:
-            return *self.path(around[0].branch, around[0].number), around[1], number
-        return (0 if branch == _ROOT else self._others.setdefault(branch, len(self._others) + 1)), number
-
-    def depth(self, branch: str, number: int) -> int:
-        """Return how far a step is indented."""
-        around = self._around.get(branch)
-        outside = 0 if around is None else self.depth(around[0].branch, around[0].number) + 1
-        return self.depths.get((branch, number), outside)
-
-
-def _branches(groups: Iterable[durable.Row], codec: str) -> Iterator[tuple[str, tuple[durable.Row, int]]]:
-    """Yield the branches of groups that have ended, each with its group and its number there."""
-    for row in groups:
-        from flowdeco.engine.outcome import branch_id  # most runs need nothing of it
-
-        count = _parts_of(row, codec).get("branches")
-        for index in range(count if isinstance(count, int) else 0):
-            yield branch_id(f"{row.branch}.{row.number}", index), (row, index)
-
-
-def _inserter_of(row: durable.Row, codec: str) -> int:
-    """Return the number of the step that inserted a step, -1 for none."""
-    number = _parts_of(row, codec).get("by_number") if b"by_number" in row.payload else None
-    return number if isinstance(number, int) else -1
-
-
-def _parts_of(row: durable.Row, codec: str) -> dict[str, Any]:
-    """Return the description of a step, as far as it can be read without the modules that it needs."""
-    try:
-        parts: Any = json.loads(row.payload) if codec == "json" else OutlineCodec().decode(row.payload)
-    except (JournalError, ValueError):
-        return {}
-    return cast("dict[str, Any]", parts) if isinstance(parts, dict) else {}
-
-
-def _place(step: Step) -> tuple[str, int]:
-    return (
-        (step.actions[0].branch, step.actions[0].number - 1) if step.row is None else (step.row.branch, step.row.number)
-    )
-
-
 def _write_page(path: str, info: RunInfo, options: Namespace) -> int:
     """Write the page of a run; one without a file gets `RUN.html`."""
     from flowdeco import show
@@ -510,43 +403,3 @@ def _print_facts(info: RunInfo) -> None:
     facts += [("asks", as_text(question)) for question in info.questions]
     facts += [] if info.due is None else [("due", report.moment(info.due))]
     report.print_facts(facts, report.Coloured(state_of(info)))
-
-
-def _step_rows(step: Step, state: str, codec: durable.Codec, by: str) -> Iterator[report.StepRow]:
-    """Yield a row for a stage, and for each of its actions unless it has only one of the same name.
-
-    `by` is who inserted a stage that is at work.
-    """
-    alone = [action.action for action in step.actions] == [step.name]
-    if step.row is None:  # the end of a stage is written together with the step after it
-        ended = step.actions[0] if alone and state == "running" and step.actions[0].status == "completed" else None
-        if ended is not None:
-            yield report.StepRow(0, step.name, "completed", report.duration(ended.elapsed), by)
-        else:
-            status = f"{state} here or later" if state in ("crashed", "running") else state
-            yield report.StepRow(0, step.name, status, "", by)
-    else:
-        elapsed = "" if step.row.status == "skipped" else report.duration(step.row.elapsed)
-        by = str(_parts_of(step.row, codec.name).get("by") or "")
-        status = _with_attempts(step.actions[0] if alone else step.row, codec, state)
-        yield report.StepRow(0, step.name, status, elapsed, by)
-    for action in () if alone else step.actions:
-        status = _with_attempts(action, codec, state)
-        yield report.StepRow(1, str(action.action), status, report.duration(action.elapsed))
-
-
-def _with_attempts(row: durable.Row, codec: durable.Codec, state: str) -> str:
-    """Return the status of a step, and of one that failed whether it was recovered and how many attempts it took."""
-    if row.status == "suspended" and state == "cancelled":
-        return "cancelled"
-    if row.status not in ("failed", "cancelled") and b"attempts" not in row.payload:  # it need not be read
-        return row.status
-    went_on = row.status == "failed" and state in ("completed", "bailed", "suspended")
-    status = "recovered" if went_on else row.status
-    try:
-        parts = codec.decode(row.payload)
-    except JournalError:  # of a codec that is not known here
-        return status
-    status = "recovered" if parts.get("recovered") else status
-    attempts = parts.get("attempts", 1)
-    return f"{status}, {attempts} attempts" if attempts > 1 else status

@@ -15,8 +15,9 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import quote, urlencode
 
 from flowdeco.cli.journals import state_of, workflow_name
-from flowdeco.cli.report import moment
+from flowdeco.cli.report import moment, shortened
 from flowdeco.cli.ui.work import Problem
+from flowdeco.cli.wake import why_not
 from flowdeco.durable import Question, RunInfo
 from flowdeco.durable.info import as_text
 from flowdeco.show.formatting import MARKS, duration
@@ -200,19 +201,12 @@ def _why(info: RunInfo) -> str:
         done = '<span class="why">answered</span> ' if info.answered else ""
         asked = ", ".join(dict.fromkeys(each.key for each in info.questions))
         return f'{done}<span class="why warn">asks for {text(_cut(asked))}</span>'
-    why = (
-        "its process ended"
-        if state_of(info) == "crashed"
-        else "cancel pending"
-        if info.cancelling
-        else info.reason or ""
-    )
-    return f'<span class="why">{text(_cut(why))}</span>'
+    why = "cancel pending" if info.cancelling else info.reason or ""
+    return f'<span class="why">{text(_cut("its process ended" if state_of(info) == "crashed" else why))}</span>'
 
 
 def _cut(said: str) -> str:
-    line = " ".join(said.split())
-    return line if len(line) <= 160 else f"{line[:159]}…"
+    return shortened(" ".join(said.split()), 160)
 
 
 def _pages(listing: Listing) -> str:
@@ -232,14 +226,13 @@ def _pages(listing: Listing) -> str:
 
 
 def served(
-    info: RunInfo, journal: str, version: str, *, said: str = "", attempt: Attempt | None = None,
-    unresumable: str | None = None, starting: bool = False, refused: str = "",
-) -> Served:  # fmt: skip
+    info: RunInfo, journal: str, version: str, process: tuple[bool, str], said: str, attempt: Attempt | None
+) -> Served:
     """Return the additions: a way back, notices, the form of its questions, and the buttons.
 
-    `unresumable` is why the run cannot be resumed from here; `refused` the error of the process that was to resume it.
+    `process` tells whether one is about to resume the run, and the error of the last one (see `Resumer.note`).
     """
-    state = state_of(info)
+    state, unresumable, (starting, refused) = state_of(info), why_not(info), process
     notices = [_notice(_SAID[said])] if said in _SAID else []
     notices += [_notice("A process is about to resume the run.")] if starting else []
     notices += [_notice(f"It could not be resumed: {refused}", bad=True)] if refused else []

@@ -90,11 +90,7 @@ class Site:
         from flowdeco import show
         from flowdeco.show.page import page
 
-        starting, refused = self.resumer.note(info)
-        additions = pages.served(
-            info, self._name, self._state(info), said=said, attempt=attempt, unresumable=why_not(info),
-            starting=starting, refused=refused,
-        )  # fmt: skip
+        additions = pages.served(info, self._name, self._state(info), self.resumer.note(info), said, attempt)
         try:
             run = read_whole(self._path, info, values=self._unpickle)
         except (JournalError, UsageError) as error:
