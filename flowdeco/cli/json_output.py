@@ -88,22 +88,20 @@ def _parts(parts: Iterable[Part]) -> list[dict[str, Any]]:
 
 def _record(record: Any) -> dict[str, Any]:
     return {
-        "name": record.name,
+        **{name: getattr(record, name) for name in _RECORDED},
         "status": str(record.status),
-        "started": record.started,
-        "elapsed": record.elapsed,
-        "inserted_by": record.inserted_by,
         "error": _error(record.error),
-        "attempts": record.attempts,
-        "recovered": record.recovered,
-        "cached": record.cached,
-        "restored": record.restored,
-        "number": record.number,
         "inserted": [unit.name for unit in record.inserted],
         "switches": [{"selector": selector, "on": on} for selector, on in record.switches],
         "failures": [_error(error) for error in record.failures],
         "messages": [message._asdict() for message in record.messages],
     }
+
+
+_RECORDED: Final = (
+    "name", "status", "started", "elapsed", "inserted_by", "error", "attempts", "recovered", "cached", "restored",
+    "number",
+)  # fmt: skip
 
 
 def _scopes(scope: Scope | None) -> list[dict[str, Any]]:

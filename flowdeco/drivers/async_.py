@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from flowdeco.drivers.in_flight import InFlight
 from flowdeco.drivers.lanes import Lane, awaited, in_time
 from flowdeco.drivers.start import Evaluated, abandon, end
-from flowdeco.drivers.threads import Threads, call_in_thread, timed_out, writer
+from flowdeco.drivers.threads import Threads, answer_of, call_in_thread, timed_out, writer
 from flowdeco.engine.evaluation import evaluate
 from flowdeco.engine.requests import Await, Ended, Fork, FunctionCall, Gate, Raised, Request, Save, Sleep
 from flowdeco.engine.runs import remember
@@ -237,14 +237,7 @@ class _Performer:
         threads = self._writer
 
         def begin(done: Callable[[Any], None]) -> None:
-            def call() -> None:
-                try:
-                    came = request.write(*request.args)
-                except BaseException as error:
-                    came = Raised(error)
-                done(came)
-
-            threads.begin(call)
+            threads.begin(lambda: done(answer_of(request.write, *request.args)))
 
         came, cancelled = await _finished(begin, self._saved.append)
         self.gate.pending = self.gate.pending or cancelled

@@ -22,7 +22,7 @@ from itertools import count
 from typing import Any, Final, Protocol
 
 from flowdeco.drivers.lanes import INTERRUPTED, Lane
-from flowdeco.drivers.threads import Threads, call_with_timeout
+from flowdeco.drivers.threads import Threads, answer_of, call_with_timeout
 from flowdeco.engine.deadlines import Deadline
 from flowdeco.engine.requests import Await, FunctionCall, Gate, Raised, Request, Save, Sleep
 from flowdeco.engine.schedule import Schedule, Task
@@ -245,15 +245,7 @@ class InFlight:
             self._worker.report(ticket, Raised(self._lost(name, future)))
 
     def _save(self, ticket: int, request: Save) -> None:
-        def call() -> None:
-            try:
-                request.write(*request.args)
-            except BaseException as error:
-                self._worker.report(ticket, Raised(error))
-            else:
-                self._worker.report(ticket, None)
-
-        self._in_thread(call)
+        self._in_thread(lambda: self._worker.report(ticket, answer_of(request.write, *request.args)))
 
     def _in_thread(self, call: Callable[[], None]) -> None:
         if self._threads is None:

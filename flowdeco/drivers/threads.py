@@ -15,7 +15,7 @@ from typing import Any, Final, Self
 from flowdeco.engine.requests import Raised
 from flowdeco.errors import ActionTimeout
 
-__all__ = ["Threads", "call_in_thread", "call_with_timeout", "timed_out", "writer"]
+__all__ = ["Threads", "answer_of", "call_in_thread", "call_with_timeout", "timed_out", "writer"]
 
 THREADS: Final = 32  # branches in threads mostly wait for something
 
@@ -92,6 +92,14 @@ def writer(loop: Any, journal: Any) -> Generator[Threads, None, None]:
                 pass
 
 
+def answer_of(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call, and return the result, or the exception as `Raised`."""
+    try:
+        return function(*args, **kwargs)
+    except BaseException as error:
+        return Raised(error)
+
+
 def call_in_thread(
     function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any] | None, done: Callable[[Any], None]
 ) -> None:
@@ -99,11 +107,7 @@ def call_in_thread(
     context = contextvars.copy_context()
 
     def call() -> None:
-        try:
-            answer = context.run(function, *args, **(kwargs or {}))
-        except BaseException as error:
-            answer = Raised(error)
-        done(answer)
+        done(answer_of(context.run, function, *args, **(kwargs or {})))
 
     try:
         thread = threading.Thread(target=call, name="flowdeco-timeout", daemon=True)

@@ -36,7 +36,7 @@ from flowdeco.show.store_summary import summarize
 from flowdeco.show.timeline import Scale
 from flowdeco.show.tree import Collapsed, Node, collapsed, grown
 
-__all__ = ["action", "diff", "name", "plan", "ran", "run", "stage", "store", "template", "text"]
+__all__ = ["action", "asset", "diff", "filled", "name", "plan", "ran", "run", "stage", "store", "template", "text"]
 
 MANY: Final = 30  # rows of one template are collapsed
 MOST: Final = 100  # rows of other kinds
@@ -69,15 +69,20 @@ def _named(value: str, css: str = "") -> str:
 
 
 @cache
-def style() -> str:
-    """Return the style sheet."""
+def asset(name: str, package: str = "flowdeco.show") -> str:
+    """Return the content of a file of a package: a style sheet, a script, a template."""
     from importlib.resources import files  # text and diagrams do not need it
 
-    return files("flowdeco.show").joinpath("notebook.css").read_text(encoding="utf-8")
+    return files(package).joinpath(name).read_text(encoding="utf-8")
+
+
+def filled(template: str, **content: str) -> str:
+    """Fill a template in one pass: the content of a placeholder, such as `@@TITLE@@`, is never searched for others."""
+    return re.sub(r"@@([A-Z_]+)@@", lambda found: content[found[1]], template)
 
 
 def _card(*content: str) -> str:
-    return f'<div class="flowdeco"><style>{style()}</style><div class="fd-card">{"".join(content)}</div></div>'
+    return f'<div class="flowdeco"><style>{asset("notebook.css")}</style><div class="fd-card">{"".join(content)}</div></div>'
 
 
 def _head(title: str, pill: str, *meta: str) -> str:
@@ -88,7 +93,7 @@ def _head(title: str, pill: str, *meta: str) -> str:
 
 def plan(plan: PlanContent) -> str:
     """Return the plan as HTML."""
-    stages = sum(part.kind == "stage" for _, part in walk(plan.parts))
+    stages = sum(part.kind == "stage" for part in walk(plan.parts))
     title = plan.name if plan.title in ("", plan.name) else f"{plan.title} ({plan.name})"
     described = f'<div class="fd-text">{text(plan.description)}</div>' if plan.description else ""
     return _card(_head(title, "", "plan", plural(stages, "stage")), described, _list(plan.parts))
@@ -236,7 +241,7 @@ def _keys(store: Store) -> str:
 
 
 def _list(parts: Sequence[Part]) -> str:
-    few = sum(1 for _ in islice((part for _, part in walk(parts) if part.kind == "stage"), OPENED + 1)) <= OPENED
+    few = sum(1 for _ in islice((part for part in walk(parts) if part.kind == "stage"), OPENED + 1)) <= OPENED
     return f'<div class="fd-list">{"".join(_nodes(grown(parts), few))}</div>'
 
 

@@ -313,14 +313,14 @@ WIDE: Final = 100
 
 def html(drawn: Frame) -> str:
     """Return a frame as HTML, in colours for light and dark pages."""
-    from flowdeco.show.html import style, text
+    from flowdeco.show.html import asset, text
 
     def piece(content: str, names: str) -> str:
         css = ";".join(COLOURS[name] for name in names.split())
         return f'<span style="{css}">{text(content)}</span>' if css else text(content)
 
     lines = "\n".join("".join(piece(*one) for one in line) for line in drawn.lines)
-    colours = style().partition(".flowdeco * {")[0]
+    colours = asset("notebook.css").partition(".flowdeco * {")[0]
     return f'<div class="flowdeco"><style>{colours}</style><pre style="{PRE}">{lines}</pre></div>'
 
 

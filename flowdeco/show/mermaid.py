@@ -32,7 +32,7 @@ _PLAIN: Final = frozenset(" -_./,:+*=()'?!%@…→✓✗↻⊘⏏‖■▸·[]")
 
 def flowchart(parts: Sequence[Part]) -> str:
     """Return a flowchart from top to bottom; inserted nodes are dashed, with a dotted arrow from their inserter."""
-    drawing = _Drawing(ALIKE if sum(part.kind != "action" for _, part in walk(parts)) >= MANY else None)
+    drawing = _Drawing(ALIKE if sum(part.kind != "action" for part in walk(parts)) >= MANY else None)
     body = list(drawing.chain(grown(parts), "  "))
     used = [
         f"  {line}"

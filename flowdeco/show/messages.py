@@ -17,21 +17,12 @@ from flowdeco.engine.messages import MOST_SHOWN, MessageRecord
 from flowdeco.engine.runs import ActionRecord, Run
 from flowdeco.engine.shown import size
 from flowdeco.show.formatting import printable
+from flowdeco.show.html import asset
 from flowdeco.show.markdown import elements
 from flowdeco.show.redaction import Redact
 
 __all__ = ["PageMessages", "has_html", "message_line", "texts_of"]
 
-FRAME: Final = """<!doctype html><meta charset="utf-8"><style>
-:root { color-scheme: light dark; --fg: #14181d; --soft: #56606b; --line: #dfe3e8; }
-@media (prefers-color-scheme: dark) { :root { --fg: #e7ebf0; --soft: #9ba6b2; --line: #2c343e; } }
-@media print { :root { color-scheme: light; --fg: #14181d; --soft: #56606b; --line: #dfe3e8; } }
-body { margin: 0; color: var(--fg); font: 13.5px/1.5 system-ui, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
-table { border-collapse: collapse; border: 0; } th { font-weight: 500; color: var(--soft); }
-th, td { padding: .2rem .8rem .2rem 0; border: 0; border-bottom: 1px solid var(--line); }
-th, td { text-align: right; font-variant-numeric: tabular-nums; }
-p { margin: .4rem 0 0; color: var(--soft); } img, svg { max-width: 100%; height: auto; }
-</style>"""
 HIGHEST: Final = 440  # pixels of a frame
 
 
@@ -83,7 +74,7 @@ class PageMessages:
             return data
         if kind == "text/html":
             html = redacted_html(content, self._redact)
-            return {**data, "html": FRAME + html, "high": _height(html)}
+            return {**data, "html": asset("frame.html") + html, "high": _height(html)}
         if kind == "image/svg+xml":
             svg = redacted_html(b64decode(content).decode("utf-8", "replace"), self._redact)
             content = b64encode(svg.encode()).decode()

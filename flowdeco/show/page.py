@@ -7,7 +7,6 @@ security policy forbids everything else.
 from __future__ import annotations
 
 import json
-import re
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
@@ -21,7 +20,7 @@ from flowdeco.durable.info import as_text, questions_of
 from flowdeco.engine.runs import Run, Status
 from flowdeco.show.failures import Failure, failure_of
 from flowdeco.show.formatting import MARKS, duration, state
-from flowdeco.show.html import name, text
+from flowdeco.show.html import asset, filled, name, text
 from flowdeco.show.known_values import known_values
 from flowdeco.show.messages import has_html, texts_of
 from flowdeco.show.page_data import PageData
@@ -31,7 +30,7 @@ from flowdeco.show.redaction import Redact, redactor
 from flowdeco.show.store_summary import summarize
 from flowdeco.show.tree import Node, grown
 
-__all__ = ["Served", "asset", "page", "policy"]
+__all__ = ["Served", "page", "policy"]
 
 MOST_CHANGES: Final = 100
 MOST_KEYS: Final = 500
@@ -60,30 +59,28 @@ def page(
     redact = _unredacted if values else _redact_of(run, parts, failures.values())
     redacted = {exception: failure.redacted(redact) for exception, failure in failures.items()}
     data = PageData(run, parts, redact, redacted)
-    return _filled(
+    return filled(
         asset("page.html"),
-        {
-            "TITLE": text(run.pipeline.title),
-            "STATUS": str(ran.status),
-            "MARK": MARKS[ran.status],
-            "ABOUT": f'<p class="about">{text(run.pipeline.description)}</p>' if run.pipeline.description else "",
-            "FACTS": "".join(_facts(run, ran)),
-            "ALARM": _alarm(run, ran, redact),
-            "LANES": f"{data.lanes} side by side" if data.lanes > 1 else "",
-            "RESUME": _resume(resume or _resume_command(run)),
-            "LEGEND": "".join(data.legend()),
-            "DIFF": "" if diff is None else _differences(diff, redact),
-            "STORE": _store(run, values),
-            "TEXT": text(redact(ran.text()), lines=True),
-            "FOOT": _foot(served is not None),
-            "POLICY": policy(served=served is not None, frames=served is not None or has_html(run)),
-            "HEAD": served.head if served else "",
-            "ABOVE": served.above if served else "flowdeco run",
-            "ACTIONS": served.actions if served else "",
-            "DATA": json_in_html(data.as_json()),
-            "STYLE": asset("page.css"),
-            "SCRIPT": asset("page.js"),
-        },
+        TITLE=text(run.pipeline.title),
+        STATUS=str(ran.status),
+        MARK=MARKS[ran.status],
+        ABOUT=f'<p class="about">{text(run.pipeline.description)}</p>' if run.pipeline.description else "",
+        FACTS="".join(_facts(run, ran)),
+        ALARM=_alarm(run, ran, redact),
+        LANES=f"{data.lanes} side by side" if data.lanes > 1 else "",
+        RESUME=_resume(resume or _resume_command(run)),
+        LEGEND="".join(data.legend()),
+        DIFF="" if diff is None else _differences(diff, redact),
+        STORE=_store(run, values),
+        TEXT=text(redact(ran.text()), lines=True),
+        FOOT=_foot(served is not None),
+        POLICY=policy(served=served is not None, frames=served is not None or has_html(run)),
+        HEAD=served.head if served else "",
+        ABOVE=served.above if served else "flowdeco run",
+        ACTIONS=served.actions if served else "",
+        DATA=json_in_html(data.as_json()),
+        STYLE=asset("page.css"),
+        SCRIPT=asset("page.js"),
     )
 
 
@@ -101,21 +98,8 @@ def policy(*, served: bool = False, frames: bool = False) -> str:
     )
 
 
-@cache
-def asset(name: str) -> str:
-    """Return the content of a file of this folder."""
-    from importlib.resources import files
-
-    return files("flowdeco.show").joinpath(name).read_text(encoding="utf-8")
-
-
 def _hash(source: str) -> str:
     return b64encode(sha256(source.encode()).digest()).decode()
-
-
-def _filled(template: str, content: dict[str, str]) -> str:
-    """Fill the template in one pass: the content of a placeholder is never searched for others."""
-    return re.sub(r"@@([A-Z_]+)@@", lambda found: content[found[1]], template)
 
 
 _UNSAFE: Final = {ord(character): f"\\u{ord(character):04x}" for character in "<>&"}
@@ -128,7 +112,7 @@ def json_in_html(data: Any) -> str:
 
 def _redact_of(run: Run, parts: Iterable[Part], failures: Iterable[Failure]) -> Redact:
     known = known_values(run, _errors(run))
-    names = {word for _, part in walk(parts) for word in (part.name, *part.tags)}
+    names = {word for part in walk(parts) for word in (part.name, *part.tags)}
     texts = (text for failure in failures for text in failure.texts())
     public = {run.pipeline.name, *run.store, *names, *known.public}
     return redactor(known.values, public, (str(run.reason), *texts, *texts_of(run)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from flowdeco.engine.runs import Status
 
@@ -96,16 +96,16 @@ class RanContent:
     parts: tuple[Part, ...]
 
 
-def walk(parts: Iterable[Part], depth: int = 0) -> Iterator[tuple[int, Part]]:
-    """Yield all parts with their depth, each before its own parts."""
+def walk(parts: Iterable[Part]) -> Iterator[Part]:
+    """Yield all parts, each before its own parts."""
     for part in parts:
-        yield depth, part
-        yield from walk(part.parts, depth + 1)
+        yield part
+        yield from walk(part.parts)
 
 
 def count_stages(parts: Iterable[Part]) -> tuple[int, int]:
     """Return how many stages there are, and how many of them were inserted; pending ones are not counted."""
-    stages = [part for _, part in walk(parts) if part.kind == "stage" and part.status is not Status.PENDING]
+    stages = [part for part in walk(parts) if part.kind == "stage" and part.status is not Status.PENDING]
     return len(stages), sum(part.is_dynamic for part in stages)
 
 
@@ -151,17 +151,11 @@ def _name(part: Part) -> Name:
 def _merged(planned: Part, ran: Part) -> Part:
     if ran.kind == "stage" and ran.status is Status.SKIPPED and not ran.parts:
         return ran  # skipped as a whole
-    return ran._replace(
-        name=planned.name,
-        title=planned.title,
-        description=planned.description,
-        tags=planned.tags,
-        limit=planned.limit,
-        stem=planned.stem or ran.stem,
-        reads=planned.reads,
-        writes=planned.writes,
-        inserts=planned.inserts,
-        middleware=planned.middleware,
-        data=planned.data,
-        parts=ran.parts if planned.source else compared(planned.parts, ran.parts),
-    )
+    parts = ran.parts if planned.source else compared(planned.parts, ran.parts)
+    known: dict[str, Any] = {name: getattr(planned, name) for name in _OF_THE_PLAN}
+    return ran._replace(**known, stem=planned.stem or ran.stem, parts=parts)
+
+
+_OF_THE_PLAN: Final = (
+    "name", "title", "description", "tags", "limit", "reads", "writes", "inserts", "middleware", "data",
+)  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from flowdeco.engine.inserters import Inserters
 from flowdeco.engine.outcome import Outcome
@@ -178,19 +178,13 @@ def _ran_action(index: int, record: ActionRecord, in_branch: bool) -> Part:
 
 
 def _with_outcome(part: Part, record: Outcome, index: int | None) -> Part:
-    return part._replace(
-        name=record.name,
-        status=record.status,
-        started=record.started,
-        elapsed=record.elapsed,
-        inserted_by=record.inserted_by,
-        attempts=record.attempts,
-        recovered=record.recovered,
-        cached=record.cached,
-        error=_first_line(record.error),
-        record=index,
-        restored=record.restored,
-    )
+    known: dict[str, Any] = {name: getattr(record, name) for name in _OF_THE_RECORD}
+    return part._replace(**known, error=_first_line(record.error), record=index)
+
+
+_OF_THE_RECORD: Final = (
+    "name", "status", "started", "elapsed", "inserted_by", "attempts", "recovered", "cached", "restored",
+)  # fmt: skip
 
 
 def _unreached_actions(record: StageRecord) -> Iterator[Part]:

@@ -168,5 +168,5 @@ def _count(nodes: Iterable[Node]) -> int:
 
 def _has_failed(node: Node) -> bool:
     """Whether a part in a node or below it failed, and was not recovered."""
-    failed = any(each.status is Status.FAILED and not each.recovered for _, each in walk((node.part,)))
+    failed = any(each.status is Status.FAILED and not each.recovered for each in walk((node.part,)))
     return failed or node.part.status is Status.CANCELLED or any(map(_has_failed, node.inserted))

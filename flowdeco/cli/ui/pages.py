@@ -10,7 +10,6 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from functools import cache
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote, urlencode
 
@@ -21,10 +20,10 @@ from flowdeco.cli.wake import why_not
 from flowdeco.durable import Question, RunInfo
 from flowdeco.durable.info import as_text
 from flowdeco.show.formatting import MARKS, duration
-from flowdeco.show.html import name, text
-from flowdeco.show.page import Served, asset, policy
+from flowdeco.show.html import asset, filled, name, text
+from flowdeco.show.page import Served, policy
 
-__all__ = ["Attempt", "Listing", "asset_of", "list_page", "message", "run_url", "served", "strict", "unreadable_page"]
+__all__ = ["Attempt", "Listing", "list_page", "message", "run_url", "served", "strict", "unreadable_page"]
 
 _SAID: Final = {
     "answered": "The answer is recorded. The run has it as soon as it is resumed.",
@@ -53,16 +52,6 @@ class Attempt(NamedTuple):
     values: Mapping[str, str]
     as_json: frozenset[str]
     problem: Problem
-
-
-@cache
-def asset_of(name: str) -> str:
-    """Return the content of a style sheet or a script."""
-    from importlib.resources import files
-
-    if name == "page.css":
-        return asset(name)
-    return files("flowdeco.cli.ui").joinpath(name).read_text(encoding="utf-8")
 
 
 _POLICY: Final = re.compile(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">')
@@ -99,12 +88,7 @@ _LINKED: Final = '<link rel="stylesheet" href="/assets/page.css">'
 
 
 def _document(title: str, head: str, body: str, *, style: str = _LINKED) -> str:
-    return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta name="color-scheme" content="light dark">\n<title>{text(title)}</title>\n<link rel="icon" href="data:,">\n'
-        f"{style}{head}\n</head>\n<body>\n{body}\n</body>\n</html>\n"
-    )
+    return filled(asset("document.html", "flowdeco.cli.ui"), TITLE=text(title), HEAD=f"{style}{head}", BODY=body)
 
 
 # The list.
@@ -112,21 +96,17 @@ def _document(title: str, head: str, body: str, *, style: str = _LINKED) -> str:
 
 def list_page(listing: Listing, version: str) -> str:
     """Return the page with the runs of a journal."""
-    url = _list_url(listing)
-    body = (
-        f'<a class="skip" href="#runs">Skip to the runs</a>\n<header><p class="eyebrow">flowdeco journal</p>'
-        f'<div class="top"><h1>{text(listing.journal)}</h1></div></header>\n'
-        f'<main><section id="runs" aria-labelledby="h-runs" tabindex="-1"><div class="tools"><div class="bar">'
-        f'<h2 id="h-runs">Runs</h2> <span class="count" role="status">{_range(listing)}</span></div>'
-        f'<form class="find" role="search" method="get" action="/"><input id="search" type="search" name="q" '
-        f'value="{text(listing.search)}" placeholder="Search by name or id  (press /)" aria-label="Search runs by name or '
-        f'id" autocomplete="off" spellcheck="false">'
-        f"{_hidden('status', listing.status) if listing.status else ''}"
-        f'<div class="chips" role="group" aria-label="Filter by status">{"".join(_chips(listing))}</div></form></div>'
-        f"{_table(listing.infos)}{_pages(listing)}</section></main>\n"
-        f"<footer>This page follows the journal: new runs appear by themselves.</footer>"
+    body = filled(
+        asset("list.html", "flowdeco.cli.ui"),
+        JOURNAL=text(listing.journal),
+        RANGE=_range(listing),
+        SEARCH=text(listing.search),
+        STATUS=_hidden("status", listing.status) if listing.status else "",
+        CHIPS="".join(_chips(listing)),
+        TABLE=_table(listing.infos),
+        PAGES=_pages(listing),
     )
-    return _document(f"{listing.journal}: runs", _head(url, version), body)
+    return _document(f"{listing.journal}: runs", _head(_list_url(listing), version), body)
 
 
 def _list_url(listing: Listing, **changed: Any) -> str:

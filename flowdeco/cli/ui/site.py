@@ -20,12 +20,17 @@ from flowdeco.cli.ui.work import Problem, Resumer, answer
 from flowdeco.cli.wake import why_not
 from flowdeco.durable import RunInfo, SqliteJournal
 from flowdeco.errors import FlowdecoError, JournalError
+from flowdeco.show.html import asset
 
 __all__ = ["Site"]
 
 SHOWN: Final = 50  # runs on a page
 _ORDER: Final = ("running", "suspended", "failed", "crashed", "cancelled", "completed", "bailed", "damaged")
-_ASSETS: Final = {"ui.css": "text/css", "ui.js": "text/javascript", "page.css": "text/css"}
+_ASSETS: Final = {
+    "ui.css": ("flowdeco.cli.ui", "text/css"),
+    "ui.js": ("flowdeco.cli.ui", "text/javascript"),
+    "page.css": ("flowdeco.show", "text/css"),
+}
 
 
 class Site:
@@ -46,10 +51,11 @@ class Site:
 
     def reply(self, asked: Asked) -> Reply:
         """Return the reply to a request."""
-        folder, _, asset = asked.path.rpartition("/")
+        folder, _, name = asked.path.rpartition("/")
         gets = asked.method in ("GET", "HEAD")
-        if gets and folder == "/assets" and asset in _ASSETS:
-            return Reply(pages.asset_of(asset), type=_ASSETS[asset])
+        if gets and folder == "/assets" and name in _ASSETS:
+            package, kind = _ASSETS[name]
+            return Reply(asset(name, package), type=kind)
         handlers = self._gets if gets else self._posts if asked.method == "POST" else {}
         if asked.path not in handlers:
             elsewhere = asked.path in self._gets or asked.path in self._posts
