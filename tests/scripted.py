@@ -7,7 +7,7 @@ pauses.
 from itertools import count
 
 from flowdeco import Run, Store
-from flowdeco.drivers.start import is_cancellation
+from flowdeco.drivers.interrupts import is_cancellation
 from flowdeco.engine.evaluation import evaluate, evaluate_run
 from flowdeco.engine.requests import Await, Fork, Raised, Save
 from flowdeco.engine.schedule import Schedule

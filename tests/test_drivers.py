@@ -16,7 +16,7 @@ from support import action_record, again, around, async_around, failing, names, 
 
 from flowdeco import Context, Key, Run, Sleep, Stage, Store, action, parallel, pipeline, stream
 from flowdeco.drivers import sync
-from flowdeco.drivers.start import is_cancellation
+from flowdeco.drivers.interrupts import is_cancellation
 from flowdeco.errors import ActionTimeout, DefinitionError, StoreTypeError, WiringError
 from flowdeco.middleware import retry
 from flowdeco.testing import FlowRunner

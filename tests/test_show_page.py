@@ -32,7 +32,7 @@ from flowdeco.middleware import retry
 from flowdeco.model.store import Store
 from flowdeco.show.failures import failure_of
 from flowdeco.show.formatting import printable
-from flowdeco.show.page import json_in_html
+from flowdeco.show.page import json_in_html, page
 from flowdeco.show.redaction import redactor
 from flowdeco.show.store_summary import summarize
 from flowdeco.show.timeline import Scale
@@ -1000,7 +1000,8 @@ def test_the_command_that_resumes_a_run_is_copied(opened, tmp_path):
     run = (tidy >> broken).run(check=False)
     sheet = opened(run)
     assert sheet.page.locator("#command").count() == 0
-    path = show.write_page(run, tmp_path / "durable.html", False, resume="flowdeco resume r --journal runs.db")
+    path = tmp_path / "durable.html"
+    path.write_text(page(run, show.ran(run), None, resume="flowdeco resume r --journal runs.db"), "utf-8")
     sheet.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     sheet.page.goto(path.as_uri())
     sheet.page.locator("#copy").click()

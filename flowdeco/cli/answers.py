@@ -9,7 +9,7 @@ from typing import Any
 
 from flowdeco import durable
 from flowdeco.cli import report
-from flowdeco.cli.conversion import answers, converted, takers
+from flowdeco.cli.conversion import InputError, answers, converted, takers
 from flowdeco.cli.exit_codes import FINE
 from flowdeco.cli.inputs import UsageError, parse_inputs, read_errors, text_keys
 from flowdeco.cli.journals import find_run, journal_path, open_journal, require_known_codec, state_of
@@ -20,15 +20,7 @@ from flowdeco.durable.info import finished_error
 from flowdeco.engine.journal import FINISHED
 from flowdeco.errors import SLEEPING, WAITING, FlowdecoError, suggestion
 
-__all__ = ["AnswerError", "answer", "record"]
-
-
-class AnswerError(UsageError):
-    """An answer that does not fit its question, which has this `key`."""
-
-    def __init__(self, text: str, key: str) -> None:
-        super().__init__(text)
-        self.key = key
+__all__ = ["answer", "record"]
 
 
 def answer(options: Namespace) -> int:
@@ -79,7 +71,7 @@ def record(
     """Record answers, converted as those of `resume -i`; return warnings.
 
     `texts` are the keys whose values are text, not JSON. The workflow is imported if the journal knows it. Raises
-    `AnswerError`, and the errors of `durable.answer`; then nothing is recorded.
+    `InputError`, and the errors of `durable.answer`; then nothing is recorded.
     """
     journal = open_journal(path, require_known_codec(info), "")
     missing, taken = "the journal does not know where that is", {}
@@ -87,18 +79,11 @@ def record(
         taken = takers(recorded_flow(info.entry)) if info.entry and values else {}
     except FlowdecoError as error:  # the answer may be one of a known type
         missing = report.error_message(error)
-    typed = {question.key: question.type for question in info.questions if question.classes}
-    made: dict[str, Any] = {}
-    warnings: list[str] = []
-    for key, value in values.items():
-        try:
-            one, known = answers({key: value}, texts, info.questions)
-            one, warned = converted(one, texts, {} if known else {key: taken.get(key, [])})
-        except UsageError as error:
-            raise AnswerError(str(error), key) from None
-        if key in typed and not known:
-            raise AnswerError(f"the answer {key!r} is a {typed[key]}, which the workflow defines: {missing}", key)
-        made |= one
-        warnings += warned.values()
+    made, known = answers(values, texts, info.questions)
+    for question in info.questions:
+        if question.classes and question.key in values and question.key not in known:
+            why = f"is a {question.type}, which the workflow defines: {missing}"
+            raise InputError(f"the answer {question.key!r} {why}", question.key)
+    made, warnings = converted(made, texts, {key: each for key, each in taken.items() if key not in known})
     durable.answer(journal, info.id, made, error=errors)
-    return warnings
+    return list(warnings.values())

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from flowdeco.durable import Question
     from flowdeco.errors import Wait
 
-__all__ = ["Taker", "answers", "converted", "is_convertible", "listed", "takers"]
+__all__ = ["InputError", "Taker", "answers", "converted", "is_convertible", "listed", "takers"]
 
 _CHOICES: Final = 20  # members that are listed
 UNCHANGED: Final[Any] = object()  # an annotation without an opinion
@@ -42,6 +42,14 @@ UNCHANGED: Final[Any] = object()  # an annotation without an opinion
 
 class Misfit(Exception):
     """A value that does not fit an annotation."""
+
+
+class InputError(UsageError):
+    """An input, or an answer, that does not fit; it has this `key`."""
+
+    def __init__(self, text: str, key: str) -> None:
+        super().__init__(text)
+        self.key = key
 
 
 class Taker(NamedTuple):
@@ -112,7 +120,7 @@ def answers(
         try:
             result = _convert(inputs[key], wanted, key in texts)
         except Misfit as misfit:
-            raise UsageError(f"the input {key!r}: the run asks for it as {question.type}, and {misfit}") from None
+            raise InputError(f"the input {key!r}: the run asks for it as {question.type}, and {misfit}", key) from None
         made[key] = inputs[key] if result is UNCHANGED else result
     return made, known
 
@@ -120,7 +128,7 @@ def answers(
 def converted(
     inputs: Mapping[str, Any], texts: frozenset[str], taken: Mapping[str, list[Taker]]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the inputs converted, and warnings by their keys; raises `UsageError` for one that does not fit.
+    """Return the inputs converted, and warnings by their keys; raises `InputError` for one that does not fit.
 
     `texts` are the keys whose values were given as text; the values of the others come from JSON.
     """
@@ -140,7 +148,7 @@ def converted(
             if result is not UNCHANGED and not any(_same(result, other) for other in results):
                 results.append(result)
         if misfits and not results:
-            raise UsageError(misfits[0])
+            raise InputError(misfits[0], key)
         if len(results) == 1 and not misfits:
             made[key] = results[0]
         elif results:

@@ -25,16 +25,16 @@ from flowdeco.errors import WAITING, JournalError, RunBusyError, RunNotFoundErro
 if TYPE_CHECKING:
     from flowdeco.engine.outcome import ActionRecord, StageRecord
     from flowdeco.engine.runs import Run
+    from flowdeco.show.page import Served
 
 __all__ = [
     "cancel",
-    "command_to_resume",
     "find_run",
     "journal_path",
     "open_journal",
     "purge",
-    "read_whole",
     "require_known_codec",
+    "run_page",
     "runs",
     "show",
     "state_of",
@@ -131,7 +131,7 @@ def cancel(options: Namespace) -> int:
     elif now.owner is not None:
         report.say(f"run {now.id} stops at its next step: {now.owner} is working on it")
     else:
-        report.say(f"run {now.id} is cancelled; to resume: {command_to_resume(options.journal, now)}")
+        report.say(f"run {now.id} is cancelled; to resume: {_command_to_resume(options.journal, now)}")
     return FINE
 
 
@@ -282,7 +282,7 @@ def show(options: Namespace) -> int:
         history = [{name: getattr(row, name) for name in _ROW_COLUMNS} | {"bytes": len(row.payload)} for row in rows]
         data = {**_info_as_data(durable.SqliteJournal(path), info), "history": history}
         with suppress(JournalError, UsageError):  # of a run that cannot be read as a whole, that is all
-            data["stages"] = run_as_data(read_whole(path, info))["stages"]
+            data["stages"] = run_as_data(_read_whole(path, info))["stages"]
         print_json(data)
         return FINE
     latest = max((row.started + row.elapsed for row in rows), default=0.0)  # `updated` is not written at every step
@@ -293,7 +293,7 @@ def show(options: Namespace) -> int:
         report.say()
         report.print_steps(table)
     if options.messages:
-        _print_messages(read_whole(path, info))
+        _print_messages(_read_whole(path, info))
     report.print_resume_hint(info.id, state, info.reason, options, "" if info.entry else "FILE.py:FLOW ")
     return FINE
 
@@ -317,7 +317,7 @@ def _print_messages(run: Run) -> None:
                     report.say(f"  failed    {report.describe_error(each)}")
 
 
-def read_whole(path: str, info: RunInfo, *, values: bool = False) -> Run:
+def _read_whole(path: str, info: RunInfo, *, values: bool = False) -> Run:
     """Return a run as its journal has it, without importing its workflow.
 
     Values of its classes have stand-ins; with `values` those that can be are loaded, which runs code that the journal names.
@@ -366,17 +366,13 @@ class _Loading:
 
 def _write_page(path: str, info: RunInfo, options: Namespace) -> int:
     """Write the page of a run; one without a file gets `RUN.html`."""
-    from flowdeco import show
-    from flowdeco.cli.history import crashed
-
     target = options.html or re.sub(r"[^-.=@+,\w]", "_", info.id) + ".html"
     check_page(target, values=options.values)
     if os.path.exists(target) and not options.force:
         raise UsageError(f"{target} exists: give another file, or --force to overwrite it")
-    run = read_whole(path, info)
-    ran = show.ran(run)
-    shown = crashed(ran) if state_of(info) == "crashed" else ran
-    show.write_page(run, target, options.values, of=shown, compared=False, resume=command_to_resume(path, info))
+    page = run_page(path, info, values=options.values)
+    with open(target, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+        file.write(page)
     if options.json:
         print_json({"id": info.id, "html": target})
     else:
@@ -384,7 +380,20 @@ def _write_page(path: str, info: RunInfo, options: Namespace) -> int:
     return FINE
 
 
-def command_to_resume(path: str, info: RunInfo) -> str:
+def run_page(
+    path: str, info: RunInfo, *, values: bool = False, unpickle: bool = False, served: Served | None = None
+) -> str:
+    """Return the page of a run of a journal; with `unpickle`, values that can be loaded are loaded."""
+    from flowdeco.cli.history import crashed
+    from flowdeco.show import ran
+    from flowdeco.show.page import page
+
+    run = _read_whole(path, info, values=unpickle)
+    shown = crashed(ran(run)) if state_of(info) == "crashed" else ran(run)
+    return page(run, shown, None, values=values, resume=_command_to_resume(path, info), served=served)
+
+
+def _command_to_resume(path: str, info: RunInfo) -> str:
     """Return the command that resumes a run, "" if it cannot be resumed."""
     return report.resume_command(info.id, state_of(info), info.reason, path, "" if info.entry else "FILE.py:FLOW ")
 

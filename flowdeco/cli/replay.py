@@ -22,8 +22,7 @@ from flowdeco.cli.json_output import plain, print_json, repr_of
 from flowdeco.cli.process import Cancelling, reserved_stdout
 from flowdeco.cli.walk import walk
 from flowdeco.cli.workflow import load_recorded_workflow, stand_in_for_main
-from flowdeco.drivers.interrupts import Interrupts
-from flowdeco.drivers.start import is_cancellation
+from flowdeco.drivers.interrupts import Interrupts, is_cancellation
 from flowdeco.drivers.sync import Performer
 from flowdeco.engine.branch import Branch
 from flowdeco.engine.context import Context

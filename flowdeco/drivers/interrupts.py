@@ -8,6 +8,7 @@ say, may raise a timeout.
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,13 +17,22 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final, cast
 
 from flowdeco.engine.requests import Gate
+from flowdeco.errors import Cancelled
 
-__all__ = ["Interrupts", "pause"]
+__all__ = ["Interrupts", "is_cancellation", "pause"]
 
 Handler = Callable[[int, Any], Any]
 
 _NAMES: Final = ("SIGINT", "SIGTERM", "SIGALRM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 _SIGNALS: Final = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+
+
+def is_cancellation(error: BaseException) -> bool:
+    """Whether it comes from outside: Ctrl-C, the cancellation of a task, or of a branch by another one."""
+    asyncio = sys.modules.get("asyncio")
+    return isinstance(error, (KeyboardInterrupt, Cancelled)) or (
+        asyncio is not None and isinstance(error, asyncio.CancelledError)
+    )
 
 
 def pause(gate: Gate, look: Callable[[], object], seconds: float) -> None:

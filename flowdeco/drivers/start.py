@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 import os
-import sys
 import time
 import types
-from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from flowdeco.drivers.interrupts import pause
+from flowdeco.drivers.interrupts import is_cancellation, pause
+from flowdeco.drivers.observers import checked_observers, notifier
 from flowdeco.engine.evaluation import evaluate_run
 from flowdeco.engine.generations import Generation, generations
 from flowdeco.engine.journal import FINISHED, Codec, Journal, Remembered, encoder
@@ -44,7 +43,6 @@ from flowdeco.model.options import (
     checked_layers,
     checked_selectors,
     checked_timeout,
-    described,
     in_seconds,
 )
 from flowdeco.model.runnable import Options as RunOptions
@@ -55,9 +53,8 @@ from flowdeco.model.wiring import check_run
 
 if TYPE_CHECKING:
     from flowdeco.engine.logs import RunLogger
-    from flowdeco.events import Event
 
-__all__ = ["Evaluated", "abandon", "begin", "end", "is_cancellation", "resume"]
+__all__ = ["Evaluated", "abandon", "begin", "end", "resume"]
 
 
 Evaluation: TypeAlias = "Generator[Request, Any, None]"
@@ -322,7 +319,7 @@ class _Start:
         self.options = options
         self.use = checked_layers(options.use)
         self.skip = frozenset(checked_selectors(options.skip))
-        self._observers = _observers(options.observers)
+        self._observers = checked_observers(options.observers)
         self.watcher = options.watcher() if options.watcher is not None else None
         if self.watcher is not None:
             self._observers.append(self.watcher)
@@ -359,7 +356,7 @@ class _Start:
             run.resumption = Resumption(self.use, self.skip, log, None if recorder is None else recorder.journal)
         return Terms(
             run.id, self.flow, self._clock, time.time() - self._clock() if clock is None else clock.epoch,
-            is_cancellation, self.gate, notify=_notifier(self._observers, run.id, self.gate), skip=self.skip,
+            is_cancellation, self.gate, notify=notifier(self._observers, run.id, self.gate), skip=self.skip,
             unmatched=set(self.skip), most_records=history, recorder=recorder, log=log,
             wall=self._wall(durable=recorder is not None), since=since, timeout=self._timeout,
         )  # fmt: skip
@@ -533,14 +530,6 @@ def _listen(journal: Any, run_id: str, gate: Gate) -> None:
         journal.on_cancel(run_id, partial(gate.interrupt, Cancelled.from_outside(run_id)))
 
 
-def is_cancellation(error: BaseException) -> bool:
-    """Whether it comes from outside: Ctrl-C, the cancellation of a task, or of a branch by another one."""
-    asyncio = sys.modules.get("asyncio")
-    return isinstance(error, (KeyboardInterrupt, Cancelled)) or (
-        asyncio is not None and isinstance(error, asyncio.CancelledError)
-    )
-
-
 def _without_our_frames(traceback: types.TracebackType | None) -> types.TracebackType | None:
     """Return the traceback with the frames of user code only: the way an action is called tells its author nothing."""
     kept: list[types.TracebackType] = []
@@ -552,41 +541,6 @@ def _without_our_frames(traceback: types.TracebackType | None) -> types.Tracebac
     for entry in reversed(kept):
         following = types.TracebackType(following, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
     return following
-
-
-def _observers(observers: Any) -> list[Callable[[Event], object]]:
-    __tracebackhide__ = True
-    if callable(observers) or not isinstance(observers, Iterable):
-        raise DefinitionError(f"observers is a list of callables: write observers=[{observers!r}]")
-    listening = list(cast("Iterable[Any]", observers))
-    for observer in listening:
-        if not callable(observer):
-            raise DefinitionError(f"an observer is a callable that takes an event, not {observer!r}")
-        if inspect.iscoroutinefunction(observer):
-            raise DefinitionError(
-                f"an observer is a plain function, and {observer!r} is `async def`: nothing would await it"
-            )
-    return listening
-
-
-def _notifier(observers: list[Callable[[Event], object]], run_id: str, gate: Gate) -> Callable[[Event], None] | None:
-    listening = list(observers)
-    if not listening:
-        return None
-
-    def notify(event: Event) -> None:
-        for observer in list(listening):
-            try:
-                observer(event)
-            except BaseException as error:  # an observer has no say in the run
-                if is_cancellation(error):
-                    gate.pending = error
-                    continue
-                with suppress(ValueError):  # it raised in another thread at the same time
-                    listening.remove(observer)
-                _logger(run_id).exception("run %s: the observer %s raised and is dropped", run_id, described(observer))
-
-    return notify
 
 
 def _logger(run_id: str, stage: str | None = None, action: str | None = None) -> RunLogger:

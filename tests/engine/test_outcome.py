@@ -4,7 +4,7 @@ import pytest
 from support import one, shown, step
 
 from flowdeco import Bail, Stage, Suspend, parallel, pipeline, stream
-from flowdeco.drivers.start import is_cancellation
+from flowdeco.drivers.interrupts import is_cancellation
 from flowdeco.engine.outcome import (
     ActionRecord,
     Outcome,

@@ -9,9 +9,8 @@ from hashlib import sha256
 from typing import Any, Final
 
 from flowdeco import durable
-from flowdeco.cli.history import crashed
 from flowdeco.cli.inputs import UsageError
-from flowdeco.cli.journals import command_to_resume, read_whole, state_of, workflow_name
+from flowdeco.cli.journals import run_page, state_of, workflow_name
 from flowdeco.cli.report import error_message
 from flowdeco.cli.ui import pages
 from flowdeco.cli.ui.guard import Asked, Reply
@@ -93,17 +92,11 @@ class Site:
         return _unless_known(asked, self._state(info), lambda: self._page(info, said=asked.field("said")))
 
     def _page(self, info: RunInfo, *, said: str = "", attempt: Attempt | None = None) -> str:
-        from flowdeco import show
-        from flowdeco.show.page import page
-
         additions = pages.served(info, self._name, self._state(info), self.resumer.note(info), said, attempt)
         try:
-            run = read_whole(self._path, info, values=self._unpickle)
+            return run_page(self._path, info, unpickle=self._unpickle, served=additions)
         except (JournalError, UsageError) as error:
             return pages.unreadable_page(info, additions, error_message(error))
-        ran = show.ran(run)
-        ran = crashed(ran) if state_of(info) == "crashed" else ran
-        return page(run, ran, None, resume=command_to_resume(self._path, info), served=additions)
 
     def _info(self, run_id: str) -> RunInfo | None:
         return next(iter(self._journal.runs(run_id=run_id)), None)

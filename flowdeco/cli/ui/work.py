@@ -60,13 +60,14 @@ def reply() -> None:
 
 
 def _answer(path: str, run_id: str, values: Mapping[str, Any], texts: frozenset[str]) -> Problem | None:
-    from flowdeco.cli.answers import AnswerError, record
+    from flowdeco.cli.answers import record
+    from flowdeco.cli.conversion import InputError
     from flowdeco.cli.report import error_message
 
     try:
         record(path, durable.SqliteJournal(path).runs(run_id=run_id)[0], values, texts)
     except FlowdecoError as error:
-        return Problem(error_message(error), error.key if isinstance(error, AnswerError) else None)
+        return Problem(error_message(error), error.key if isinstance(error, InputError) else None)
     return None
 
 

@@ -1,0 +1,59 @@
+"""The observers of a run: they are told of its events, and have no say in it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, cast
+
+from flowdeco.drivers.interrupts import is_cancellation
+from flowdeco.engine.requests import Gate
+from flowdeco.errors import DefinitionError
+from flowdeco.model.options import described
+
+if TYPE_CHECKING:
+    from flowdeco.events import Event
+
+__all__ = ["checked_observers", "notifier"]
+
+
+def checked_observers(observers: Any) -> list[Callable[[Event], object]]:
+    """Return the observers as a list of their own; raises `DefinitionError` for anything but plain callables."""
+    __tracebackhide__ = True
+    if callable(observers) or not isinstance(observers, Iterable):
+        raise DefinitionError(f"observers is a list of callables: write observers=[{observers!r}]")
+    listening = list(cast("Iterable[Any]", observers))
+    for observer in listening:
+        if not callable(observer):
+            raise DefinitionError(f"an observer is a callable that takes an event, not {observer!r}")
+        if inspect.iscoroutinefunction(observer):
+            raise DefinitionError(
+                f"an observer is a plain function, and {observer!r} is `async def`: nothing would await it"
+            )
+    return listening
+
+
+def notifier(observers: list[Callable[[Event], object]], run_id: str, gate: Gate) -> Callable[[Event], None] | None:
+    """Return the function that passes an event on to these observers, None if there are none."""
+    listening = list(observers)
+    if not listening:
+        return None
+
+    def notify(event: Event) -> None:
+        for observer in list(listening):
+            try:
+                observer(event)
+            except BaseException as error:  # an observer has no say in the run
+                if is_cancellation(error):
+                    gate.pending = error
+                    continue
+                with suppress(ValueError):  # it raised in another thread at the same time
+                    listening.remove(observer)
+                from flowdeco.engine.logs import run_logger  # logging is loaded only if it is used
+
+                run_logger(run_id).exception(
+                    "run %s: the observer %s raised and is dropped", run_id, described(observer)
+                )
+
+    return notify
