@@ -39,7 +39,7 @@ from flowdeco.drivers.interrupts import Interrupts
 from flowdeco.drivers.loop_thread import LoopThread
 from flowdeco.drivers.start import Evaluated, begin
 from flowdeco.drivers.start import resume as continued
-from flowdeco.drivers.threads import timed_out
+from flowdeco.drivers.threads import answer_of, timed_out
 from flowdeco.engine.requests import Await, Gate, Raised, Request, Sleep
 from flowdeco.engine.runs import Run, StageRecord, Status
 from flowdeco.engine.schedule import Task
@@ -321,19 +321,14 @@ class FlowRunner:
         """Evaluate a unit; the options are those of `flow.run`, except `executor`."""
         __tracebackhide__ = True
         chosen = self._options(options)
-
-        def begun() -> Run:
-            __tracebackhide__ = True
-            return self._performed(partial(begin, as_pipeline(flow), inputs, chosen), chosen)
-
-        return self._in_a_free_thread(begun)
+        return self._in_a_free_thread(partial(begin, as_pipeline(flow), inputs, chosen), chosen)
 
     __call__ = run
 
     async def arun(self, flow: Unit, inputs: Mapping[str, Any] | None = None, /, **options: Any) -> Run:
         """Evaluate a unit in an async test, without blocking its event loop; the actions have their own loop."""
         __tracebackhide__ = True
-        return await asyncio.to_thread(partial(self.run, flow, inputs, **options))
+        return await asyncio.to_thread(self.run, flow, inputs, **options)
 
     def resume(
         self, flow: Unit, run: Run | str, inputs: Mapping[str, Any] | None = None, /, *, on_change: OnChange = "error",
@@ -342,20 +337,15 @@ class FlowRunner:
         """Resume a run; the options are those of `flow.resume`, except `executor`."""
         __tracebackhide__ = True
         chosen = self._options(options, resumes=True)
-
-        def resumed() -> Run:
-            __tracebackhide__ = True
-            start = partial(continued, as_pipeline(flow), run, inputs, chosen, on_change, from_stage)
-            return self._performed(start, chosen)
-
-        return self._in_a_free_thread(resumed)
+        start = partial(continued, as_pipeline(flow), run, inputs, chosen, on_change, from_stage)
+        return self._in_a_free_thread(start, chosen)
 
     async def aresume(
         self, flow: Unit, run: Run | str, inputs: Mapping[str, Any] | None = None, /, **options: Any
     ) -> Run:
         """Resume a run in an async test, as `arun` does."""
         __tracebackhide__ = True
-        return await asyncio.to_thread(partial(self.resume, flow, run, inputs, **options))
+        return await asyncio.to_thread(self.resume, flow, run, inputs, **options)
 
     def calls_of(self, name: str) -> list[Call]:
         """Return the calls of an action, given as `"action"` or `"stage/action"`; if there were none, an empty list."""
@@ -373,18 +363,15 @@ class FlowRunner:
         chosen = running.watched(run_options(method, options, resumes=resumes)._replace(clock=self.clock))
         return chosen._replace(observers=[_note_stage, *chosen.observers])
 
-    def _in_a_free_thread(self, perform: Callable[[], Run]) -> Run:
+    def _in_a_free_thread(self, start: Callable[[Gate], Evaluated | Run], options: RunOptions) -> Run:
         """Perform here, or, where an event loop is running (in an async test), in another thread."""
         __tracebackhide__ = True
         if asyncio._get_running_loop() is None:
-            return perform()
+            return self._performed(start, options)
         came: list[Any] = []
 
         def there() -> None:
-            try:
-                came.append(perform())
-            except BaseException as error:
-                came.append(Raised(error))
+            came.append(answer_of(self._performed, start, options))
 
         thread = threading.Thread(target=contextvars.copy_context().run, args=(there,))
         thread.start()
@@ -399,11 +386,9 @@ class FlowRunner:
         def watched(gate: Gate) -> Evaluated | Run:
             __tracebackhide__ = True
             evaluated = start(gate)
-            if not isinstance(evaluated, tuple):
-                self.runs.append(evaluated)
-                return evaluated
-            self.runs.append(evaluated[0])
-            return evaluated[0], self._watched(evaluated[1])
+            run, evaluation = evaluated if isinstance(evaluated, tuple) else (evaluated, None)
+            self.runs.append(run)
+            return run if evaluation is None else (run, self._watched(evaluation))
 
         return sync.perform(
             watched, options, lambda resources, interrupts, given: _Performer(resources, interrupts, given, self)

@@ -126,30 +126,26 @@ def _print_inputs(entry: str) -> None:
         say(f"  ({more}, which are not converted)")
 
 
-def _one_or_more(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"expected a number of at least 1, not {text!r}")
-    return int(text)
+def _number(convert: Callable[[str], float], fits: Callable[[float], bool], expected: str) -> Callable[[str], float]:
+    """Return the type of an option that is a number."""
+
+    def checked(text: str) -> float:
+        with suppress(ValueError):
+            if fits(number := convert(text)):
+                return number
+        raise argparse.ArgumentTypeError(f"expected {expected}, not {text!r}")
+
+    return checked
 
 
-def _port(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to 65535, not {text!r}")
-    return int(text)
+def _whole(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() else -1
 
 
-def _seconds(text: str) -> float:
-    with suppress(ValueError):
-        if (seconds := float(text)) >= 0:
-            return seconds
-    raise argparse.ArgumentTypeError(f"expected a number of seconds, or inf for never, not {text!r}")
-
-
-def _positive_seconds(text: str) -> float:
-    with suppress(ValueError):
-        if (seconds := float(text)) > 0:
-            return seconds
-    raise argparse.ArgumentTypeError(f"expected a positive number of seconds, not {text!r}")
+_one_or_more = _number(_whole, lambda number: number >= 1, "a number of at least 1")
+_port = _number(_whole, lambda number: 0 <= number <= 65535, "a number from 0 to 65535")
+_seconds = _number(float, lambda number: number >= 0, "a number of seconds, or inf for never")
+_positive_seconds = _number(float, lambda number: number > 0, "a positive number of seconds")
 
 
 def _run_id(text: str) -> str:

@@ -113,9 +113,7 @@ def _import_module(where: str) -> ModuleType:
         raise EntryError(f"{where!r} is neither a module nor a file: an entry point is module:flow or file.py:flow")
     _add_to_path(Path.cwd())
     module = _import(where, where)
-    if (
-        hasattr(module, "__path__") and getattr(module, "__file__", None) is None
-    ):  # a namespace package has nothing in it
+    if hasattr(module, "__path__") and getattr(module, "__file__", None) is None:  # a namespace package
         raise _directory_error(where if os.path.isdir(where) else next(iter(module.__path__)))
     return module
 
@@ -180,27 +178,30 @@ def units_of(module: ModuleType) -> dict[str, Any]:
     return dict(found.values())
 
 
-def _only_unit(module: ModuleType, where: str) -> str:
-    """Return the name of the unit to use where none is named: the only one, or the only pipeline."""
+def _candidates(module: ModuleType) -> tuple[str, list[str]]:
+    """Return the names of the pipelines of a module, or of its units if it has no pipeline, and which of both they are."""
     from flowdeco.model.definitions import Pipeline
 
     units = units_of(module)
     pipelines = [name for name, unit in units.items() if isinstance(unit, Pipeline)]
-    for candidates in (list(units), pipelines):
-        if len(candidates) == 1:
-            return candidates[0]
-    if not units:
+    return ("pipelines", pipelines) if pipelines else ("units", list(units))
+
+
+def _only_unit(module: ModuleType, where: str) -> str:
+    """Return the name of the unit to use where none is named: the only one, or the only pipeline."""
+    kind, names = _candidates(module)
+    if not names:
         raise EntryError(
             f"{where} has no action, stage, pipeline or group at its top level: decorate a function with @action"
         )
-    listed = ", ".join(f"{where}:{name}" for name in pipelines or units)
-    raise EntryError(
-        f"{where} has {len(pipelines or units)} {'pipelines' if pipelines else 'units'}: name one of {listed}"
-    )
+    if len(names) > 1:
+        listed = ", ".join(f"{where}:{name}" for name in names)
+        raise EntryError(f"{where} has {len(names)} {kind}: name one of {listed}")
+    return names[0]
 
 
 def _member(module: ModuleType, where: str, name: str) -> Any:
-    from flowdeco.model.definitions import Pipeline, Stream, Template, Unit, no_unit
+    from flowdeco.model.definitions import Stream, Template, Unit, no_unit
 
     found: Any = module
     for part in name.split("."):
@@ -219,9 +220,8 @@ def _member(module: ModuleType, where: str, name: str) -> Any:
         raise EntryError(no_unit(found))
     kind = type(found).__name__
     cures = ["decorate it with @action"] if isinstance(found, FunctionType) else []
-    if units := units_of(module):
-        pipelines = [name for name, unit in units.items() if isinstance(unit, Pipeline)]
-        cures.append(f"name one of {', '.join(pipelines or units)}")
+    if names := _candidates(module)[1]:
+        cures.append(f"name one of {', '.join(names)}")
     raise EntryError(
         f"{where}:{name} is not an action, stage, pipeline or group, but {'an' if kind[0] in 'aeiou' else 'a'} {kind}"
         f"{': ' if cures else ''}{', or '.join(cures)}"

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from flowdeco.errors import message_of
@@ -33,35 +34,26 @@ SURE: Final = 1.0  # seconds, before which nothing is said about the time that i
 FAILURES: Final = 5  # kept in sight however many stages follow, if the run survives them
 
 
+@dataclass(eq=False, repr=False)
 class Row:
     """A stage of the display; `done` and `total` are as its action reported them by `ctx.progress`."""
 
+    tally: Tally
+    name: str
+    started: float
+    inserted_by: str | None = None
+    branch: str | None = None
+    outer: Row | None = None  # the stage of the enclosing run, where runs are nested
     # Defaults of the class, because a row is made for every stage.
-    action: str | None = None
-    done: float | None = None
-    total: float | None = None
-    inserted = 0
-    status = "running"
-    error = ""
-    elapsed = 0.0
-    restored = False
-    announced: dict[str, int] | None = None  # stages that it inserted, by action
-
-    def __init__(
-        self,
-        tally: Tally,
-        name: str,
-        started: float,
-        inserted_by: str | None = None,
-        branch: str | None = None,
-        outer: Row | None = None,
-    ) -> None:
-        self.tally = tally
-        self.name = name
-        self.started = started
-        self.inserted_by = inserted_by
-        self.branch = branch
-        self.outer = outer  # the stage of the enclosing run, where runs are nested
+    action: str | None = field(default=None, init=False)
+    done: float | None = field(default=None, init=False)
+    total: float | None = field(default=None, init=False)
+    inserted: int = field(default=0, init=False)
+    status: str = field(default="running", init=False)
+    error: str = field(default="", init=False)
+    elapsed: float = field(default=0.0, init=False)
+    restored: bool = field(default=False, init=False)
+    announced: dict[str, int] | None = field(default=None, init=False)  # stages that it inserted, by action
 
 
 # Branches may run stages of one name at the same time: the context of an event identifies its stage.

@@ -18,7 +18,7 @@ from urllib.parse import urlencode, urlsplit
 
 from flowdeco.cli.ui.pages import message, strict
 
-__all__ = ["Asked", "Guard", "Reply"]
+__all__ = ["Asked", "Guard", "Reply", "refusal"]
 
 _HEADERS: Final = {
     "Cache-Control": "no-store",
@@ -86,18 +86,18 @@ class Guard:
         `known` are paths of pages: only to these a browser is sent with its cookie.
         """
         if not self._is_here(asked.headers.get("host", "")):
-            return _refused(421, "This is not a name of this server", "Open the address that flowdeco ui has printed.")
+            return refusal(421, "This is not a name of this server", "Open the address that flowdeco ui has printed.")
         if asked.method == "GET" and asked.field(_TOKEN):
             return self._admitted(asked, known)
         if not _equal(asked.cookies.get(self._cookie, ""), self._session):
-            return _refused(
+            return refusal(
                 401,
                 "You are not signed in",
                 "Open the address that flowdeco ui has printed, with its token. If you have just followed a link to it "
                 "from another site, reload this page.",
             )
         if asked.method not in ("GET", "HEAD") and not _is_own(asked.headers):
-            return _refused(403, "This request came from another site", "Nothing was changed.")
+            return refusal(403, "This request came from another site", "Nothing was changed.")
         return None
 
     def _is_here(self, host: str) -> bool:
@@ -115,7 +115,7 @@ class Guard:
         once = next((each for each in self._once if _equal(each, token)), None)
         self._once.discard(once or "")
         if once is None and not _equal(token, self.token):
-            return _refused(401, "This token is not valid", "Open the address that flowdeco ui has printed last.")
+            return refusal(401, "This token is not valid", "Open the address that flowdeco ui has printed last.")
         query = urlencode([(name, value) for name, value in asked.fields if name != _TOKEN])
         target = (asked.path if known else "/") + (f"?{query}" if query else "")
         cookie = f"{self._cookie}={self._session}; HttpOnly; SameSite=Strict; Path=/"
@@ -135,5 +135,6 @@ def _is_own(headers: Mapping[str, str]) -> bool:
     )
 
 
-def _refused(status: int, title: str, text: str) -> Reply:
+def refusal(status: int, title: str, text: str) -> Reply:
+    """Return a page that says why a request was not answered."""
     return Reply(message(title, text), status, headers={"Content-Security-Policy": strict()})

@@ -13,7 +13,7 @@ from flowdeco.cli.inputs import UsageError
 from flowdeco.cli.journals import run_page, state_of, workflow_name
 from flowdeco.cli.report import error_message
 from flowdeco.cli.ui import pages
-from flowdeco.cli.ui.guard import Asked, Reply
+from flowdeco.cli.ui.guard import Asked, Reply, refusal
 from flowdeco.cli.ui.pages import Attempt, Listing
 from flowdeco.cli.ui.work import Problem, Resumer, answer
 from flowdeco.cli.wake import why_not
@@ -58,11 +58,11 @@ class Site:
         handlers = self._gets if gets else self._posts if asked.method == "POST" else {}
         if asked.path not in handlers:
             elsewhere = asked.path in self._gets or asked.path in self._posts
-            return _told("There is no such page", "", 405 if elsewhere else 404)
+            return refusal(405 if elsewhere else 404, "There is no such page", "")
         try:
             reply = handlers[asked.path](asked)
         except FlowdecoError as error:
-            return _told("That did not work", error_message(error), 409)
+            return refusal(409, "That did not work", error_message(error))
         return reply._replace(headers={**reply.headers, "Content-Security-Policy": pages.strict(reply.body)})
 
     # Pages.
@@ -106,7 +106,7 @@ class Site:
         return _version(repr((info, self.resumer.note(info))))
 
     def _missing(self, run_id: str) -> Reply:
-        return _told("There is no such run", f"{self._name} has no run {run_id!r}: it may have been deleted.", 404)
+        return refusal(404, "There is no such run", f"{self._name} has no run {run_id!r}: it may have been deleted.")
 
     # Forms.
 
@@ -153,7 +153,7 @@ class Site:
             return self._missing(asked.field("run"))
         problem = why_not(info)
         if problem is not None:
-            return _told("It cannot be resumed from here", problem, 409)
+            return refusal(409, "It cannot be resumed from here", problem)
         self.resumer.start(info)
         return _to(pages.run_url(info.id, said="resuming"))
 
@@ -178,7 +178,3 @@ def _unless_known(asked: Asked, version: str, make: Callable[[], str]) -> Reply:
 
 def _to(url: str) -> Reply:
     return Reply("", 303, headers={"Location": url})
-
-
-def _told(title: str, said: str, status: int) -> Reply:
-    return Reply(pages.message(title, said), status, headers={"Content-Security-Policy": pages.strict()})
