@@ -143,7 +143,7 @@ def _definition(part: Part, *facts: tuple[str, str], parts: Sequence[Part], meta
         if value
     )
     head = _head(part.name, "", *meta).removesuffix("</div>")
-    return _card(f"{head}{tags}</div>", described, listed, _list(parts) if parts else '<div class="fd-list"></div>')
+    return _card(f"{head}{tags}</div>", described, listed, _list(parts))
 
 
 def ran(ran: RanContent) -> str:
@@ -159,7 +159,8 @@ def diff(plan: PlanContent, ran: RanContent, parts: Sequence[Part], counts: Mapp
 
 def run(run: Run, ran: RanContent, parts: Sequence[Part]) -> str:
     """Return a run as HTML: its status, its error with the notes, its stages, reached or not, the keys of its store."""
-    return _card(_ran_head(ran), _error(ran), _forgotten(ran), _list(parts), _timeline(run), _store(run.store))
+    keys = _foot(f"store: {plural(len(run.store), 'key')}", _keys(run.store))
+    return _card(_ran_head(ran), _error(ran), _forgotten(ran), _list(parts), _timeline(run), keys)
 
 
 def _timeline(run: Run) -> str:
@@ -170,14 +171,16 @@ def _timeline(run: Run) -> str:
     scale = Scale((record.started, record.started + record.elapsed) for record in timed)
     least = sorted((record.elapsed for record in timed), reverse=True)[:MOST_BARS][-1]
     longest = [record for record in timed if record.elapsed >= least][:MOST_BARS]
-    which = (
-        f"the longest {MOST_BARS} of {len(timed):,} stages" if len(timed) > MOST_BARS else plural(len(timed), "stage")
-    )
-    return (
-        f'<details class="fd-foot"><summary class="fd-row fd-soft"><span class="fd-turn">timeline: {which}, '
-        f'{duration(run.elapsed)}</span></summary><div class="fd-times">{"".join(_bar(each, scale) for each in longest)}'
-        f"</div></details>"
-    )
+    count = plural(len(timed), "stage")
+    which = f"the longest {MOST_BARS} of {count}" if len(timed) > MOST_BARS else count
+    bars = "".join(_bar(each, scale) for each in longest)
+    return _foot(f"timeline: {which}, {duration(run.elapsed)}", f'<div class="fd-times">{bars}</div>')
+
+
+def _foot(label: str, content: str) -> str:
+    """Return content that is closed at first."""
+    head = f'<summary class="fd-row fd-soft"><span class="fd-turn">{label}</span></summary>'
+    return f'<details class="fd-foot">{head}{content}</details>'
 
 
 def _bar(record: StageRecord, scale: Scale) -> str:
@@ -219,13 +222,6 @@ def _forgotten(ran: RanContent) -> str:
 def store(store: Store) -> str:
     """Return a store as HTML: its keys with the types and sizes of their values, and no value."""
     return _card(_head("store", "", plural(len(store), "key")), _keys(store))
-
-
-def _store(store: Store) -> str:
-    return (
-        f'<details class="fd-foot"><summary class="fd-row fd-soft"><span class="fd-turn">store: '
-        f"{plural(len(store), 'key')}</span></summary>{_keys(store)}</details>"
-    )
 
 
 def _keys(store: Store) -> str:

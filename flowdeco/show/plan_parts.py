@@ -20,7 +20,7 @@ from flowdeco.model.definitions import (
 from flowdeco.model.wiring import Step, step_of
 from flowdeco.show.parts import DEEPEST, Part
 
-__all__ = ["planned_action", "planned_parts", "planned_stage", "stage_part", "text_or_empty"]
+__all__ = ["planned_action", "planned_parts", "planned_stage", "stage_part"]
 
 
 def planned_parts(units: Iterable[Unit | Stream], depth: int = 0) -> tuple[Part, ...]:
@@ -44,7 +44,7 @@ def _planned(unit: Unit | Stream, depth: int) -> Part:
             "pipeline",
             unit.name,
             unit.title if unit.title != unit.name else "",
-            text_or_empty(unit.description),
+            unit.description,
             tuple(sorted(unit.tags)),
             planned_parts(unit.units, depth + 1),
             middleware=_layer_names(unit.use, unit.use_stages, unit.use_actions),
@@ -61,13 +61,7 @@ def _planned(unit: Unit | Stream, depth: int) -> Part:
 
 
 def _stem(unit: Any) -> str:
-    template = getattr(unit, "template", None)
-    return template.name if template is not None else ""
-
-
-def text_or_empty(value: object) -> str:
-    """Return a title or a description, "" for None."""
-    return value if isinstance(value, str) else ""
+    return str(getattr(getattr(unit, "template", None), "name", ""))
 
 
 def planned_stage(stage: Stage) -> Part:
@@ -80,9 +74,9 @@ def stage_part(stage: Stage, actions: tuple[Part, ...]) -> Part:
     return Part(
         "stage",
         stage.name,
-        text_or_empty(options_of(stage)["title"]),
-        text_or_empty(stage.description),
-        tuple(sorted(stage.tags)) if stage.tags else (),
+        options_of(stage)["title"] or "",
+        stage.description,
+        tuple(sorted(stage.tags)),
         actions,
         _stem(stage),
         middleware=_layer_names(stage.use, stage.use_actions),
@@ -101,8 +95,8 @@ def planned_action(action: Action[..., Any]) -> Part:
     return Part(
         "action",
         action.name,
-        description=text_or_empty(action.description),
-        tags=tuple(sorted(action.tags)) if action.tags else (),
+        description=action.description,
+        tags=tuple(sorted(action.tags)),
         reads=reads,
         writes=() if step.names_units else step.supplies,
         inserts=_returns_units(step),

@@ -14,7 +14,7 @@ from flowdeco.errors import told as error_text
 from flowdeco.model.declare import bound_arguments
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream
 from flowdeco.show.parts import DEEPEST, Part, pending
-from flowdeco.show.plan_parts import planned_action, planned_parts, stage_part, text_or_empty
+from flowdeco.show.plan_parts import planned_action, planned_parts, stage_part
 
 __all__ = ["error_with_members", "ran_parts"]
 
@@ -170,8 +170,8 @@ def _ran_action(index: int, record: ActionRecord, in_branch: bool) -> Part:
     part = Part(
         "action",
         record.name,
-        description="" if action is None else text_or_empty(action.description),
-        tags=tuple(sorted(action.tags)) if action is not None and action.tags else (),
+        description="" if action is None else action.description,
+        tags=() if action is None else tuple(sorted(action.tags)),
         bound=bound_arguments(action) if in_branch else "",
     )
     return _with_outcome(part, record, index)
