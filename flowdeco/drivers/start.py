@@ -163,7 +163,9 @@ def _from_memory(
     run = Run(before.id, flow, store)
     run.stages, run.pipelines, run.resumption = before.stages, before.pipelines, kept
     run.started, run.elapsed, run.resumed = before.started, before.elapsed, before.resumed
-    earlier = Earlier(steps, _fingerprint(), on_change, remains=remains)
+    from flowdeco.durable.fingerprint import fingerprint  # its imports are loaded only for a resume
+
+    earlier = Earlier(steps, fingerprint, on_change, remains=remains)
     return start.evaluated(run, start.terms(run, since=log.since + 1), earlier)
 
 
@@ -469,12 +471,6 @@ def abandon(run: Run) -> None:
         journal.close(run.id, str(Status.CANCELLED), None, None)
     else:
         journal.release(run.id)
-
-
-def _fingerprint() -> Callable[[Any], str]:
-    from flowdeco.durable.fingerprint import fingerprint  # its imports are loaded only for a resume
-
-    return fingerprint
 
 
 def _journal(given: Any) -> Journal:
