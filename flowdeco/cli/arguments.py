@@ -31,7 +31,8 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
 def help_texts() -> dict[str, str]:
     """Return the texts of `help.txt`: the examples of each command, and the end of every help."""
     path = os.path.join(os.path.dirname(__file__), "help.txt")
-    text = cast("Any", __spec__).loader.get_data(path).decode()  # also from a zip file; `importlib.resources` is slow
+    loader: Any = __spec__.loader
+    text = loader.get_data(path).decode()  # also from a zip file; `importlib.resources` takes longer to import
     return dict(part.split("\n", 1) for part in text.removeprefix("# ").split("\n# "))
 
 
