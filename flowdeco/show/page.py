@@ -167,10 +167,8 @@ def _foot(served: bool) -> str:
 
 def _alarm(run: Run, ran: Ran, redact: Redact) -> str:
     if run.error is not None:
-        error, verb = (
-            text(redact(type(run.error).__name__)),
-            "was cancelled" if run.status == "cancelled" else run.status,
-        )
+        error = text(redact(type(run.error).__name__))
+        verb = "was cancelled" if run.status == "cancelled" else run.status
         return (
             f'<section class="alarm" id="alarm" aria-labelledby="h-alarm"><h2 id="h-alarm">The run {verb}</h2>'
             f"<noscript><p>{error}</p></noscript></section>"
@@ -213,20 +211,19 @@ def _planned(nodes: Sequence[Node]) -> str:
         part = node.part
         inside = _planned(grown(part.parts)) if part.kind in ("pipeline", "parallel", "branch") else ""
         if part.kind == "branch":
-            items.append(
-                f"<li>{inside}</li>" if len(part.parts) > 1 else inside.removeprefix("<ol>").removesuffix("</ol>")
-            )
+            alone = inside.removeprefix("<ol>").removesuffix("</ol>")
+            items.append(f"<li>{inside}</li>" if len(part.parts) > 1 else alone)
             continue
         word = state(part)
         shown = text(part.name)
         if part.kind == "stage" and part.record is not None:
             shown = f'<a href="#stage-{part.record}">{shown}</a>'
         kind = f' <span class="kind">{part.kind}</span>' if part.kind not in ("stage", part.name) else ""
-        note = (
-            "" if word == "completed" else f' <span class="kind">{"not reached" if word == "pending" else word}</span>'
-        )
+        outcome = "not reached" if word == "pending" else word
+        note = "" if word == "completed" else f' <span class="kind">{outcome}</span>'
         turns = [each for each in nodes[at + 1 : after] if (each.part.kind, each.part.name) == (part.kind, part.name)]
-        inserted = count_stages([*_below(node), *(part for each in turns for part in (each.part, *_below(each)))])[1]
+        below = (*node.below(), *(one for each in turns for one in (each, *each.below())))
+        inserted = count_stages([one.part for one in below])[1]
         fresh = f' <span class="by">+ {inserted:,} inserted</span>' if inserted else ""
         mark = f'<span class="mark {word}" aria-hidden="true">{MARKS[word].strip()}</span>'
         items.append(f'<li>{mark}<span class="name">{shown}</span>{kind}{note}{fresh}{inside}</li>')
@@ -235,21 +232,12 @@ def _planned(nodes: Sequence[Node]) -> str:
     return f"<ol>{''.join(items)}</ol>"
 
 
-def _below(node: Node) -> Iterator[Part]:
-    """Yield the parts that a part inserted, and those that they did."""
-    for each in node.inserted:
-        yield each.part
-        yield from _below(each)
-
-
 def _differences(diff: Diff, redact: Redact) -> str:
     kinds: dict[str, list[Change]] = {}
     for change in diff.changes:
         kinds.setdefault(change.what, []).append(change)
-    title = '<h2 id="h-diff">Plan and run</h2>'
-    head = (
-        f'<section id="diff" aria-labelledby="h-diff">{title}<div class="planned">{_planned(grown(diff.parts))}</div>'
-    )
+    title, planned = '<h2 id="h-diff">Plan and run</h2>', _planned(grown(diff.parts))
+    head = f'<section id="diff" aria-labelledby="h-diff">{title}<div class="planned">{planned}</div>'
     if not kinds:
         return f'{head}<p class="changes">Everything ran as planned.</p></section>'
     counts = "".join(f"<span><b>{len(changes):,}</b> {kind}</span>" for kind, changes in kinds.items())

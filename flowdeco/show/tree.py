@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Final, NamedTuple
@@ -47,6 +47,12 @@ class Node:
         if self.above is None or self.by is None:
             return self.by
         return self.by.removeprefix(f"{self.above.name}/") if len(self.above.parts) > 1 else None
+
+    def below(self) -> Iterator[Node]:
+        """Yield the nodes that it inserted, and those that they did."""
+        for node in self.inserted:
+            yield node
+            yield from node.below()
 
 
 def grown(parts: Sequence[Part], above: str | None = None) -> list[Node]:
@@ -112,7 +118,7 @@ class Collapsed(NamedTuple):
     def label(self) -> str:
         """How many they are, of which template, and how many stages are below them."""
         names = Counter(f"{part.stem}[…]" if part.stem else part.name for part in self.parts)
-        below = sum(_count(node.inserted) for node in self.nodes)
+        below = sum(1 for node in self.nodes for _ in node.below())
         more = f", with {below:,} below them" if below else ""
         if len(names) == 1:
             return f"{len(self.nodes):,} more, {next(iter(names))}{more}"
@@ -162,11 +168,8 @@ def _template(node: Node) -> tuple[str, str]:
     return node.part.kind, node.part.stem or node.part.name
 
 
-def _count(nodes: Iterable[Node]) -> int:
-    return sum(1 + _count(node.inserted) for node in nodes)
-
-
 def _has_failed(node: Node) -> bool:
     """Whether a part in a node or below it failed, and was not recovered."""
-    failed = any(each.status is Status.FAILED and not each.recovered for each in walk((node.part,)))
-    return failed or node.part.status is Status.CANCELLED or any(map(_has_failed, node.inserted))
+    parts = [each.part for each in (node, *node.below())]
+    failed = any(each.status is Status.FAILED and not each.recovered for each in walk(parts))
+    return failed or any(part.status is Status.CANCELLED for part in parts)
