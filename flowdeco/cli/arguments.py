@@ -161,7 +161,8 @@ def _path(text: str) -> str:
     return text
 
 
-# Completion, which reads the source of a workflow and never runs it.
+# Completion, which reads the source of a workflow and never runs it. A completer may yield more than what begins with the
+# prefix, and anything twice: argcomplete chooses.
 
 
 def _complete_entry(prefix: str, **_: Any) -> Iterator[str]:
@@ -194,44 +195,42 @@ def _named_runs(parsed_args: argparse.Namespace) -> tuple[Any, list[Any], Any]:
     return path, infos, next(chosen, infos[0] if LATEST in given else None)
 
 
-def _complete_run(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> Iterator[str]:
+def _complete_run(parsed_args: argparse.Namespace, **_: Any) -> Iterator[str]:
     with suppress(Exception):
         path, infos, chosen = _named_runs(parsed_args)
         if chosen is not None and parsed_args.command == "replay":
-            yield from _names(prefix, path, chosen, "action")
+            yield from _names(path, chosen, "action")
         else:
-            yield from (info.id for info in infos if info.id.startswith(prefix))
+            yield from (info.id for info in infos)
 
 
-def _complete_stage(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> Iterator[str]:
+def _complete_stage(parsed_args: argparse.Namespace, **_: Any) -> Iterator[str]:
     with suppress(Exception):
         path, _infos, chosen = _named_runs(parsed_args)
-        yield from _names(prefix, path, chosen, "stage")
+        yield from _names(path, chosen, "stage")
 
 
-def _names(prefix: str, path: str, info: Any, kind: str) -> Iterator[str]:
+def _names(path: str, info: Any, kind: str) -> Iterator[str]:
     """Yield the names of the stages or actions of a run; of a long run none, because a shell should not wait."""
     from flowdeco.durable import history
 
     if info.steps <= _MOST_STEPS:
         found = (row for row in history(path, info.id) if row.kind == kind)
-        names = (f"{row.stage}/{row.action}" if row.action else row.stage for row in found)
-        yield from dict.fromkeys(name for name in names if name.startswith(prefix))
+        yield from (f"{row.stage}/{row.action}" if row.action else row.stage for row in found)
 
 
 _MOST_STEPS: Final = 20_000
 
 
-def _complete_answer(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> Iterator[str]:
+def _complete_answer(parsed_args: argparse.Namespace, **_: Any) -> Iterator[str]:
     """Complete a run that asks something, or, after it, the keys that it asks for."""
     with suppress(Exception):
         _path, infos, chosen = _named_runs(parsed_args)
         asking = (info.id for info in infos if info.questions)
-        keys = asking if chosen is None else (f"{question.key}=" for question in chosen.questions)
-        yield from dict.fromkeys(key for key in keys if key.startswith(prefix))
+        yield from asking if chosen is None else (f"{question.key}=" for question in chosen.questions)
 
 
-def _complete_input(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> Iterator[str]:
+def _complete_input(parsed_args: argparse.Namespace, **_: Any) -> Iterator[str]:
     """Complete the keys that actions of the file take, and, of a run, those that it waits for."""
     from flowdeco.cli.entry_point import parameters_in
     from flowdeco.cli.inputs import awaited_keys
@@ -247,21 +246,20 @@ def _complete_input(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> I
             info = next(info for info in infos if run == LATEST or info.id.startswith(run))
             keys, entry = awaited_keys(info.reason), entry or (info.entry or "").partition(" ")[0]
     keys += parameters_in(entry.rpartition(":")[0] or entry)
-    equals = "" if getattr(parsed_args, "command", "") == "validate" else "="
-    yield from dict.fromkeys(f"{key}{equals}" for key in keys if key.startswith(prefix))
+    yield from keys if parsed_args.command == "validate" else (f"{key}=" for key in keys)
 
 
-def _complete_status(prefix: str, **_: Any) -> Iterator[str]:
+def _complete_status(**_: Any) -> Iterator[str]:
     from flowdeco.durable.info import STATUSES
 
-    yield from (status for status in (*STATUSES, "crashed") if status.startswith(prefix))
+    yield from (*STATUSES, "crashed")
 
 
-def _complete_selector(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> Iterator[str]:
+def _complete_selector(parsed_args: argparse.Namespace, **_: Any) -> Iterator[str]:
     from flowdeco.cli.entry_point import names_in, tags_in
 
     where = str(getattr(parsed_args, "entry", "") or "").rpartition(":")[0]
-    yield from (name for name in (*names_in(where), *tags_in(where)) if name.startswith(prefix))
+    yield from (*names_in(where), *tags_in(where))
 
 
 # The commands.

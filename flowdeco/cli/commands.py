@@ -62,9 +62,7 @@ def report_error(error: Exception, options: Namespace) -> int:
     if error.filename is not None:
         print_error(error, options, f"{error.filename}: {error.strerror}")
         return USAGE
-    discard_broken_output()
-    if not isinstance(error, BrokenPipeError):  # `flowdeco runs | head`
-        print_error(error, options, error.strerror)
+    discard_broken_output(error, options)
     return FAILED
 
 

@@ -7,12 +7,13 @@ import os
 import signal
 import sys
 import threading
+from argparse import Namespace
 from collections.abc import Generator
 from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any, Final
 
 from flowdeco.cli.exit_codes import INTERRUPTED
-from flowdeco.cli.report import escaped
+from flowdeco.cli.report import escaped, print_error
 
 __all__ = ["Cancelling", "configure_logging", "discard_broken_output", "reserved_stdout"]
 
@@ -33,13 +34,15 @@ class _Printable(logging.Formatter):
         return escaped(super().format(record))
 
 
-def discard_broken_output() -> None:
-    """Prevent a second failure of a broken output, when the process ends."""
+def discard_broken_output(error: OSError, options: Namespace) -> None:
+    """Report the error of a broken output, and prevent a second failure of it when the process ends."""
     try:
         sys.stdout.flush()
     except OSError:
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if not isinstance(error, BrokenPipeError):  # as of `flowdeco runs | head`
+        print_error(error, options, error.strerror)
 
 
 @contextmanager

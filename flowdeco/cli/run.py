@@ -131,9 +131,7 @@ def _show(show: Callable[[], object], failure: str, options: Namespace) -> bool:
         sys.stdout.flush()
     except Exception as error:
         if isinstance(error, OSError) and error.filename is None:
-            discard_broken_output()
-            if not isinstance(error, BrokenPipeError):  # `flowdeco run ... | head`
-                report.print_error(error, options, error.strerror)
+            discard_broken_output(error, options)
             return False
         report.print_error(error, options, f"{failure}: {report.describe_error(error)}")
     return True
