@@ -667,3 +667,35 @@ def test_the_lease_of_a_cancelled_run_is_renewed(tmp_path):
 
     run = (slow >> following).run(journal=journal, run_id="r", check=False)
     assert (run.status, run["slow"]) == ("cancelled", True)
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_cancellation_as_the_run_is_being_created_is_one_of_this_run(times):
+    """`Run.of` finds it, whenever the task is cancelled."""
+
+    class Slow(MemoryJournal):
+        def create(self, *args):
+            time.sleep(0.05)
+            super().create(*args)
+            time.sleep(0.05)
+
+    journal = Slow()
+
+    @action
+    async def never():
+        CALLS.append("never")
+
+    async def main():
+        task = asyncio.create_task(never.arun(journal=journal, run_id="r"))
+        await asyncio.sleep(0.02)
+        for _ in range(times):
+            task.cancel()
+            await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError) as cancelled:
+            await task
+        return cancelled.value
+
+    error = asyncio.run(main())
+    run = Run.of(error)
+    assert (run.id, run.status, run.error, CALLS) == ("r", "cancelled", error, [])
+    assert [info.status for info in durable.runs(journal)] == ["cancelled"]

@@ -14,7 +14,7 @@ from flowdeco.cli.walk import walk
 from flowdeco.durable import RunInfo, SqliteJournal
 from flowdeco.engine.evaluation import evaluate_run
 from flowdeco.engine.history import Rehearsal
-from flowdeco.engine.outcome import ActionRecord, Outcome, Scope, StageRecord, Status, Steps
+from flowdeco.engine.outcome import ActionRecord, Outcome, Scope, StageRecord, Status, Steps, enclosing
 from flowdeco.engine.reading import branch_of, read_run, read_steps, stages_by_name
 from flowdeco.engine.requests import Begin, Raised
 from flowdeco.engine.runs import Run
@@ -124,8 +124,7 @@ def _key(record: StageRecord) -> tuple[str, int]:
 
 def _takes_turns(scope: Scope | None, ahead: _Ahead) -> bool:
     """Whether a branch around a stage may not have begun: it has no rows, and its group is limited."""
-    while scope is not None:
-        if scope.id in ahead.by_turns and scope.branch is not None and branch_of(scope) not in ahead.begun:
-            return True
-        scope = scope.outer
-    return False
+    return any(
+        each.id in ahead.by_turns and each.branch is not None and branch_of(each) not in ahead.begun
+        for each in enclosing(scope)
+    )

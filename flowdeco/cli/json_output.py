@@ -106,11 +106,10 @@ _RECORDED: Final = (
 
 def _scopes(scope: Scope | None) -> list[dict[str, Any]]:
     """Return the pipelines with options and the branches of groups around a stage, the outermost first."""
-    found: list[dict[str, Any]] = []
-    while scope is not None:
-        found.insert(0, {"name": scope.name, "branch": scope.branch, "inserted_by": scope.inserted_by})
-        scope = scope.outer
-    return found
+    from flowdeco.engine.outcome import enclosing  # loaded with the run
+
+    scopes = [*enclosing(scope)][::-1]
+    return [{"name": each.name, "branch": each.branch, "inserted_by": each.inserted_by} for each in scopes]
 
 
 def _error(error: BaseException | None) -> str | None:

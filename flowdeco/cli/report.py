@@ -231,12 +231,9 @@ def _stage_rows(run: Run) -> Iterator[StepRow]:
 
 def _groups(scope: Scope | None) -> list[Scope]:
     """Return the branches of parallel groups that a stage ran in, the outermost first."""
-    found: list[Scope] = []
-    while scope is not None:
-        if scope.branch is not None:
-            found.insert(0, scope)
-        scope = scope.outer
-    return found
+    from flowdeco.engine.outcome import enclosing  # loaded with the run
+
+    return [each for each in enclosing(scope) if each.branch is not None][::-1]
 
 
 def _stage_row(depth: int, record: StageRecord) -> StepRow:

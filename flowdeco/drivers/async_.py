@@ -43,6 +43,10 @@ async def _begun(start: Callable[[Gate], Evaluated | Run], gate: Gate) -> Evalua
     evaluated, cancelled = await _finished(lambda done: call_in_thread(start, (gate,), None, done), _abandon)
     if cancelled is not None:
         await _finished(lambda done: call_in_thread(_abandon, (evaluated,), None, done))
+        if isinstance(evaluated, tuple):
+            run, _ = cast("Evaluated", evaluated)
+            run.error = run.error or cancelled
+            remember(run, cancelled)
         raise cancelled
     if type(evaluated) is Raised:
         raise evaluated.error

@@ -465,12 +465,13 @@ def _leave_journal(run: Run, terms: Terms) -> None:
 def abandon(run: Run) -> None:
     """Release the lease of a run that was cancelled before it began; one that was to be resumed stays as it was."""
     journal = None if run.resumption is None else run.resumption.journal
-    if journal is None:
+    if run.status is not Status.PENDING:
+        if journal is not None:
+            journal.release(run.id)
         return
-    if run.status is Status.PENDING:
+    run.status = Status.CANCELLED
+    if journal is not None:
         journal.close(run.id, str(Status.CANCELLED), None, None)
-    else:
-        journal.release(run.id)
 
 
 def _journal(given: Any) -> Journal:
