@@ -38,8 +38,7 @@ from flowdeco.engine.results import Yielded
 from flowdeco.errors import JournalError, Problem, RunError, SerializationError
 from flowdeco.middleware import atomic, recover, retry
 from flowdeco.model.definitions import Stream, bound_of
-from flowdeco.model.options import UNSET
-from flowdeco.model.store import MISSING
+from flowdeco.model.sentinels import MISSING, UNSET
 
 CALLED = []
 

@@ -10,7 +10,7 @@ from support import around, step
 from flowdeco import Stage, action, parallel, pipeline
 from flowdeco.errors import DefinitionError
 from flowdeco.middleware import recover, retry
-from flowdeco.model.options import UNSET
+from flowdeco.model.sentinels import UNSET
 
 # -- names, texts, tags, keys, timeouts
 

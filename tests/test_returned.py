@@ -12,7 +12,7 @@ from flowdeco.engine.requests import Raised
 from flowdeco.engine.results import Yielded, exhaust, sort_out
 from flowdeco.errors import ReturnValueError, StoreTypeError
 from flowdeco.model.definitions import one_action_stage
-from flowdeco.model.options import UNSET
+from flowdeco.model.sentinels import UNSET
 from flowdeco.model.wiring import step_of
 
 STAGE, OTHER = Stage("stage"), Stage("other")

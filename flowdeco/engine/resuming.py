@@ -11,7 +11,8 @@ from flowdeco.engine.open_scopes import OpenScope
 from flowdeco.engine.outcome import Outcome
 from flowdeco.engine.requests import CAUGHT_UP, Walk, ended_by_another
 from flowdeco.model.definitions import Unit
-from flowdeco.model.store import Delta, Name
+from flowdeco.model.deltas import Delta
+from flowdeco.model.keys import Name
 from flowdeco.model.wiring import Step
 
 __all__ = ["catch_up", "reapply", "recall"]

@@ -34,10 +34,11 @@ from flowdeco.model.definitions import (
     stage_like,
 )
 from flowdeco.model.identity import text_of
-from flowdeco.model.options import UNSET, Duration, Middleware, Returns, described, first_paragraph
+from flowdeco.model.keys import AnyKey
+from flowdeco.model.options import Duration, Middleware, Returns, described, first_paragraph
 from flowdeco.model.prototypes import Body, Pattern, made_action
 from flowdeco.model.references import Called, Imported, Member, importable, load
-from flowdeco.model.store import AnyKey
+from flowdeco.model.sentinels import UNSET
 from flowdeco.model.units import Memo, Parallel, every_unit
 
 __all__ = ["StageTemplate", "action", "bound_arguments", "name_in_group", "stage"]

@@ -31,9 +31,9 @@ from flowdeco.errors import DefinitionError, ReturnValueError, printable, shorte
 from flowdeco.model.contents import ATOMS, agree
 from flowdeco.model.functions import bindable, call_bound, function_name, is_same_function, signature_of
 from flowdeco.model.identity import content_of, keep_defaults
+from flowdeco.model.keys import Key, key_name
 from flowdeco.model.names import NO_LOCALS, local_variables
 from flowdeco.model.options import (
-    UNSET,
     ActionChanges,
     Duration,
     Middleware,
@@ -67,7 +67,7 @@ from flowdeco.model.references import (
     named,
     values_in,
 )
-from flowdeco.model.store import Key, key_name
+from flowdeco.model.sentinels import UNSET
 from flowdeco.model.streams import Stream, stream
 from flowdeco.model.tuples import NamedTuple
 from flowdeco.model.units import (

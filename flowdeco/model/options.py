@@ -11,7 +11,8 @@ from os import PathLike, fsdecode
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypedDict, cast
 
 from flowdeco.errors import DefinitionError, FlowdecoError, shortened, without_addresses
-from flowdeco.model.store import AnyKey, Key
+from flowdeco.model.keys import AnyKey, Key
+from flowdeco.model.sentinels import UNSET
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -97,19 +98,6 @@ class Bar(Protocol):
 
 
 Shown: TypeAlias = "bool | Callable[[int, int, str], object] | Bar | None"
-
-
-class _Unset:
-    """An option that was not given."""
-
-    def __repr__(self) -> str:
-        return "UNSET"
-
-    def __reduce__(self) -> str:
-        return "UNSET"
-
-
-UNSET: Final[Any] = _Unset()
 
 
 LAST_SECOND: Final = 253_402_300_799.0  # that a datetime can hold

@@ -16,7 +16,6 @@ from typing_extensions import Unpack
 from flowdeco.errors import Problem, suggestion
 from flowdeco.events import Watcher
 from flowdeco.model.options import Duration, Middleware, Shown
-from flowdeco.model.store import Store
 from flowdeco.model.tuples import NamedTuple
 
 if TYPE_CHECKING:
@@ -235,14 +234,6 @@ _show_options(Runnable.run, RunOptions)
 _show_options(Runnable.arun, RunOptions)
 _show_options(Runnable.resume, ResumeOptions)
 _show_options(Runnable.aresume, ResumeOptions)
-
-
-def _html(store: Store) -> str:
-    return cast("str", _running().html_of(store))
-
-
-# Here, since a store knows nothing of definitions, and so cannot reach the views.
-Store._repr_html_ = _html  # pyright: ignore[reportPrivateUsage]
 
 
 def _running() -> types.ModuleType:

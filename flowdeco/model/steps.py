@@ -11,10 +11,11 @@ from flowdeco.errors import MissingInputError, ReturnValueError
 from flowdeco.model.annotations import EMPTY, Annotations, Declared, Meaning
 from flowdeco.model.definitions import Action, ActionOptions, Stage, action_options, bound_of, local_of, memo_of
 from flowdeco.model.functions import by_position, underlying
+from flowdeco.model.keys import AnyKey, Key, Local, Name, key_name
 from flowdeco.model.names import NO_LOCALS
-from flowdeco.model.options import UNSET
 from flowdeco.model.prototypes import Body, Likeness, Pattern, Seen
-from flowdeco.model.store import MISSING, AnyKey, Key, Local, Name, Store, key_name
+from flowdeco.model.sentinels import MISSING, UNSET
+from flowdeco.model.store import Store
 from flowdeco.model.tuples import NamedTuple
 
 __all__ = ["Input", "Step", "hidden", "local_names", "localized", "step_of", "steps_of"]

@@ -21,6 +21,7 @@ from typing_extensions import TypeVar, Unpack
 
 from flowdeco.errors import DefinitionError, UnreferencedError, printable, selector_suggestion, shortened, suggestion
 from flowdeco.model.contents import ATOMS, agree
+from flowdeco.model.keys import AnyKey, key_name
 from flowdeco.model.options import (
     Duration,
     Middleware,
@@ -39,7 +40,6 @@ from flowdeco.model.options import (
 from flowdeco.model.paths import all_parts, culprit
 from flowdeco.model.references import Referenced, named
 from flowdeco.model.runnable import Runnable, Shows
-from flowdeco.model.store import AnyKey, key_name
 
 __all__ = ["Parallel", "Pipeline", "Unit", "parallel", "pipeline"]
 

@@ -24,9 +24,11 @@ from flowdeco.model.definitions import (
     one_action_stage,
     stage_selectors,
 )
-from flowdeco.model.options import UNSET, Middleware
+from flowdeco.model.keys import accepted_classes, key_name
+from flowdeco.model.options import Middleware
+from flowdeco.model.sentinels import UNSET
 from flowdeco.model.steps import Input, Layout, Step, hidden, missing, step_of, steps_of
-from flowdeco.model.store import Store, accepted_classes, key_name
+from flowdeco.model.store import Store
 from flowdeco.model.supplying import Supplies, supplies_of
 from flowdeco.model.tuples import NamedTuple
 from flowdeco.model.units import Memo, Value, every_unit
@@ -273,7 +275,7 @@ def check_inserted(
     actions run in the open stage, before all else.
     """
     known = _Known(dict.fromkeys(store))
-    known.local = store.dropped()
+    known.local = store.ended_locals()
     known.beside = place.groups
     inside, stage = known, place.stage
     if stage is not None and stage.local:

@@ -16,9 +16,9 @@ from flowdeco.engine.outcome import ActionRecord, Outcome, Scope, StageRecord, S
 from flowdeco.engine.recorder import Recorded, Recorder, outcomes
 from flowdeco.engine.requests import Save
 from flowdeco.errors import DefinitionError, JournalError, RunError, SerializationError, portable
-from flowdeco.model.options import UNSET
+from flowdeco.model.deltas import NOTHING, Delta
+from flowdeco.model.sentinels import UNSET
 from flowdeco.model.steps import step_of
-from flowdeco.model.store import NOTHING, Delta
 
 CODEC = PickleCodec()
 
