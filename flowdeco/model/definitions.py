@@ -34,18 +34,9 @@ from flowdeco.model.identity import content_of, keep_defaults
 from flowdeco.model.keys import Key, key_name
 from flowdeco.model.names import NO_LOCALS, local_variables
 from flowdeco.model.options import (
-    ActionChanges,
     Duration,
     Middleware,
-    StageChanges,
-    checked_flag,
-    checked_key,
-    checked_layers,
-    checked_name,
-    checked_returns,
-    checked_tags,
-    checked_text,
-    checked_timeout,
+    checked,
     described,
     first_paragraph,
     placed,
@@ -90,6 +81,9 @@ from flowdeco.model.units import (
     stage_selectors,
 )
 
+if TYPE_CHECKING:
+    from flowdeco.model.options import ActionChanges, StageChanges
+
 __all__ = [
     "Action",
     "Parallel",
@@ -125,17 +119,6 @@ class ActionOptions(NamedTuple):
     collect: Any = None
     use: tuple[Middleware, ...] = ()
     timeout: float | None = None
-
-
-_ACTION_CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
-    "name": lambda name: checked_name(name, "an action"),
-    "description": lambda text: checked_text(text, "description"),
-    "tags": checked_tags,
-    "returns": checked_returns,
-    "collect": lambda key: None if key is None else checked_key(key, "collect"),
-    "use": checked_layers,
-    "timeout": checked_timeout,
-}
 
 
 if TYPE_CHECKING:
@@ -221,16 +204,12 @@ class Action(Unit, _Proxy, Generic[P, R]):
     def with_options(self, **changes: Unpack[ActionChanges]) -> Action[P, R]:
         """Return a copy with another name, description, tags, returns, collect, use or timeout."""
         check_known(repr(self), ActionOptions._fields, changes)
-        checked = {option: _ACTION_CHECKS[option](value) for option, value in changes.items()}
+        options = self._self_options._replace(**checked("an action", changes))
         base, old = self._self_origin if isinstance(self._self_origin, Changed) else Changed(self, {})
-        check_layers(checked.get("use", ()), [self])
-        return Action(
-            self.__wrapped__,
-            self._self_options._replace(**checked),
-            self._self_bound,
-            Changed(base, {**old, **changes}),
-            self._self_local,
-        )
+        if "use" in changes:
+            check_layers(options.use, [self])
+        origin = Changed(base, {**old, **changes})
+        return Action(self.__wrapped__, options, self._self_bound, origin, self._self_local)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if self._self_bound:
@@ -353,10 +332,8 @@ def checked_options(function: Any, *, name: str | None = None, **options: Any) -
             f"an action is made from a function, not from the {type(function).__name__} {described(function)}{hint}"
             f"{f': write @action(name={function!r})' if isinstance(function, str) else ''}"
         )
-    return ActionOptions(
-        checked_name(function_name(function) if name is None else name, "an action"),
-        **{option: _ACTION_CHECKS[option](value) for option, value in options.items()},
-    )
+    options["name"] = function_name(function) if name is None else name
+    return ActionOptions(**checked("an action", options))
 
 
 def make_action(function: Any, **options: Any) -> Action[..., Any]:
@@ -383,6 +360,7 @@ def as_action(thing: Any) -> Action[..., Any]:
 # Stages.
 
 
+_SLOTS: Final = {"title": "_title", "data": "_data"}  # of options whose attributes are not the options themselves
 _STAGE_OPTIONS: Final = ("name", "title", "tags", "data", "use", "use_actions", "local", "timeout", "description")
 
 
@@ -439,16 +417,17 @@ class Stage(Value, Unit):
     stage, `use_actions` each of its actions. With `local`, results that its actions store under their own names are
     seen by later actions of the stage only, and are gone when it ends. `timeout` is in seconds, for each attempt at the
     whole stage. Plain functions among the actions become actions. Data that cannot be copied raises a `DefinitionError`
-    that names its key. `has_data` is true if there is any; `memo` keeps facts that were worked out once, and is not part
+    that names its key. `has_data` is true if there is any; `description` is the explanation, for a `@stage` function the
+    first paragraph of its docstring. `memo` keeps facts that were worked out once, and is not part
     of the value.
     """
 
     __slots__ = (
         "_data",
-        "_description",
         "_origin",
         "_title",
         "actions",
+        "description",
         "has_data",
         "local",
         "memo",
@@ -466,10 +445,10 @@ class Stage(Value, Unit):
     has_data: bool
     local: bool
     timeout: float | None
+    description: str
     _data: dict[str, Any]
     _origin: Origin | None
     _title: str | None
-    _description: str
 
     def __init__(
         self,
@@ -487,29 +466,21 @@ class Stage(Value, Unit):
     ) -> None:
         if isinstance(actions, (Unit, str)) or not isinstance(actions, Iterable):
             raise DefinitionError(f"the actions of stage {name!r} are a list, not {actions!r}: write [...]")
-        own = _checked_data(data, name)
-        around = checked_layers(use_actions, "use_actions")
-        members = tuple(as_action(action) for action in actions)
+        own = checked(
+            "a stage",
+            {
+                "name": name, "title": title, "tags": tags, "use": use, "use_actions": use_actions, "local": local,
+                "timeout": timeout, "description": description or "",
+            },
+        )  # fmt: skip
+        members, content = tuple(map(as_action, actions)), _checked_data(data, name)
         if len(members) > 1:
             _check_namesakes(members, name)
         assign(
-            self,
-            name=checked_name(name, "a stage"),
-            tags=checked_tags(tags),
-            use=checked_layers(use),
-            use_actions=around,
-            actions=members,
-            has_data=bool(own),
-            local=checked_flag(local, "local"),
-            timeout=checked_timeout(timeout),
-            _data=own,
-            _title=checked_text(title, "title"),
-            _description=checked_text(description, "description") or "",
-            _origin=None,
-            memo=Memo(),
-        )
-        if around:
-            check_layers(around, [self])
+            self, actions=members, _data=content, has_data=bool(content), _title=own.pop("title"), _origin=None,
+            memo=Memo(), **own,
+        )  # fmt: skip
+        check_layers(self.use_actions, [self])
 
     @property
     def title(self) -> str:
@@ -518,11 +489,6 @@ class Stage(Value, Unit):
             return self._title
         words = self.name.replace("_", " ").strip() or self.name
         return words[:1].upper() + words[1:]
-
-    @property
-    def description(self) -> str:
-        """The explanation; for a `@stage` function, the first paragraph of its docstring."""
-        return self._description
 
     @property
     def data(self) -> dict[str, Any]:
@@ -537,17 +503,7 @@ class Stage(Value, Unit):
         return set_origin(made, Changed(base, {**old, **changes}))
 
     def _given(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "title": self._title,
-            "tags": self.tags,
-            "data": self._data,
-            "use": self.use,
-            "use_actions": self.use_actions,
-            "local": self.local,
-            "timeout": self.timeout,
-            "description": self._description,
-        }
+        return {name: getattr(self, _SLOTS.get(name, name)) for name in _STAGE_OPTIONS}
 
     @property
     def template(self) -> Template | None:
@@ -656,14 +612,14 @@ def stage_like(sample: Stage, name: str, actions: tuple[Action[..., Any], ...], 
     if len(actions) > 1:
         _check_namesakes(actions, name)
     made = Stage.__new__(Stage)
-    data, description, own, title, members, has_data, local, own_memo, own_name, tags, timeout, use, use_actions = (
+    data, own, title, members, description, has_data, local, own_memo, own_name, tags, timeout, use, use_actions = (
         _SETTERS
     )
     data(made, sample._data)
-    description(made, sample._description)
     own(made, origin)
     title(made, sample._title)
     members(made, actions)
+    description(made, sample.description)
     has_data(made, sample.has_data)
     local(made, sample.local)
     own_memo(made, memo)
