@@ -27,7 +27,7 @@ from flowdeco.model.definitions import (
     stage_selectors,
 )
 from flowdeco.model.keys import key_name, type_of
-from flowdeco.model.wiring import Input, Step, steps_of
+from flowdeco.model.steps import Input, Step, steps_of
 
 if TYPE_CHECKING:
     from flowdeco.durable import Question

@@ -41,8 +41,8 @@ from flowdeco.errors import suggestion, told
 from flowdeco.model.definitions import Pipeline
 from flowdeco.model.runnable import Options
 from flowdeco.model.sentinels import UNSET
+from flowdeco.model.steps import Step
 from flowdeco.model.store import Store
-from flowdeco.model.wiring import Step
 
 __all__ = ["replay"]
 

@@ -23,8 +23,8 @@ from flowdeco.model.definitions import Pipeline, Stage, Stream
 from flowdeco.model.deltas import Mark
 from flowdeco.model.options import Middleware
 from flowdeco.model.stand_ins import Missing
+from flowdeco.model.steps import Step
 from flowdeco.model.units import every_unit
-from flowdeco.model.wiring import Step
 
 __all__ = ["History", "Rehearsal", "branches_of"]
 

@@ -19,8 +19,8 @@ from flowdeco.model.contents import Digest, agree
 from flowdeco.model.deltas import NOTHING
 from flowdeco.model.keys import Local
 from flowdeco.model.options import Middleware
+from flowdeco.model.steps import Step
 from flowdeco.model.tuples import NamedTuple
-from flowdeco.model.wiring import Step
 
 __all__ = ["OneStep", "Place", "Witness", "differences"]
 

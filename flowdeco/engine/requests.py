@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from flowdeco.engine.deadlines import Deadline
-    from flowdeco.model.wiring import Step
+    from flowdeco.model.steps import Step
 
 __all__ = [
     "CAUGHT_UP",

@@ -25,7 +25,7 @@ from flowdeco.errors import ReturnValueError, shortened
 from flowdeco.model.contents import ATOMS
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream, Template, Unit, insertable
 from flowdeco.model.sentinels import UNSET
-from flowdeco.model.wiring import Step
+from flowdeco.model.steps import Step
 
 __all__ = [
     "HOLDING", "SETTLED", "Begun", "Exhausting", "Yielded", "exhaust", "is_awaited", "is_generator", "is_plain_iterator",

@@ -13,7 +13,7 @@ from flowdeco.engine.requests import CAUGHT_UP, Walk, ended_by_another
 from flowdeco.model.definitions import Unit
 from flowdeco.model.deltas import Delta
 from flowdeco.model.keys import Name
-from flowdeco.model.wiring import Step
+from flowdeco.model.steps import Step
 
 __all__ = ["catch_up", "reapply", "recall"]
 
