@@ -20,7 +20,6 @@ from typing import (
     Any,
     Final,
     Generic,
-    Self,
     cast,
 )
 
@@ -28,7 +27,7 @@ import wrapt
 from typing_extensions import ParamSpec, TypeVar, Unpack
 
 from flowdeco.errors import DefinitionError, ReturnValueError, printable, shortened, suggestion, without_addresses
-from flowdeco.model.contents import ATOMS, agree
+from flowdeco.model.contents import ATOMS
 from flowdeco.model.functions import bindable, call_bound, function_name, is_same_function, signature_of
 from flowdeco.model.identity import content_of, keep_defaults
 from flowdeco.model.keys import Key, key_name
@@ -51,6 +50,7 @@ from flowdeco.model.references import (
     Narrowed,
     Origin,
     Part,
+    Parted,
     home_of,
     importable,
     load,
@@ -62,7 +62,7 @@ from flowdeco.model.sentinels import UNSET
 from flowdeco.model.streams import Stream, stream
 from flowdeco.model.tuples import NamedTuple
 from flowdeco.model.units import (
-    Composite,
+    Equal,
     Memo,
     Parallel,
     Pipeline,
@@ -134,7 +134,7 @@ else:
 _remember: Final = _Proxy.__setattr__  # an attribute of the proxy, whose own `__setattr__` refuses
 
 
-class Action(Unit, _Proxy, Generic[P, R]):
+class Action(Equal, Unit, _Proxy, Generic[P, R]):
     """A function that can be part of workflows: a transparent proxy, still called as the plain function.
 
     Made by `@action`. It is equal to another action of the same function with the same options and bound values.
@@ -227,19 +227,7 @@ class Action(Unit, _Proxy, Generic[P, R]):
         origin = Method(self, instance) if method else None
         return Action(bound, self._self_options, self._self_bound, origin, self._self_local)
 
-    def __eq__(self, other: object) -> bool:
-        if self is other:
-            return True
-        if type(other) is not Action:
-            return NotImplemented
-        mine, its = self._self_content(), other._self_content()
-        try:
-            return mine == its
-        except Exception:  # arrays and frames are not compared as wholes
-            return agree(mine, its)
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
+    __ne__ = object.__ne__  # that of the proxy would compare the functions
 
     def _given(self) -> dict[str, Any]:
         return self._self_options._asdict()
@@ -255,7 +243,7 @@ class Action(Unit, _Proxy, Generic[P, R]):
         left = stage._selected(wanted, keep)
         return self if left is stage else left
 
-    def _self_content(self) -> tuple[Any, ...]:
+    def _content(self) -> tuple[Any, ...]:
         return self._self_identity(), self._self_options, self._self_bound
 
     def _self_identity(self) -> Any:
@@ -294,9 +282,7 @@ class Action(Unit, _Proxy, Generic[P, R]):
         function: Any = self.__wrapped__
         origin, what = self._self_origin, f"action {self.name!r}"
         if isinstance(origin, Member) and isinstance(origin.stage, Imported):
-            home = importable(
-                origin.stage, self, f"{what} of a stage", _WITH_PARTS, lambda found: isinstance(found, Stage)
-            )
+            home = importable(origin.stage, self, f"{what} of a stage", lambda found: isinstance(found, Stage))
             return load, (origin if home is origin.stage else home,)
         if origin is not None:
             return _reference(self, origin, what)
@@ -305,7 +291,7 @@ class Action(Unit, _Proxy, Generic[P, R]):
             return getattr, (function.__self__, function.__func__.__name__)
         if isinstance(function, types.FunctionType):
             own = Imported(function.__module__, function.__qualname__)
-            reference: Any = importable(own, self, what, _WITH_PARTS, lambda found: found == self or found is function)
+            reference: Any = importable(own, self, what, lambda found: found == self or found is function)
             reference = reference if reference.load() == self else None
         else:
             reference = _home_of_object(self)
@@ -313,12 +299,6 @@ class Action(Unit, _Proxy, Generic[P, R]):
             return load, (reference,)
         check_pickles(what, {"function": function, **named("option", self._given())})
         return Action, (function, self._self_options)
-
-    def __copy__(self) -> Self:
-        return self
-
-    def __deepcopy__(self, memo: Any) -> Self:
-        return self
 
 
 def checked_options(function: Any, *, name: str | None = None, **options: Any) -> ActionOptions:
@@ -410,7 +390,7 @@ def _copied(data: dict[str, Any], stage: str) -> dict[str, Any]:
         raise
 
 
-class Stage(Value, Unit):
+class Stage(Value, Unit, Parted):
     """A named, immutable sequence of actions, with tags, initial data and middleware.
 
     `data` is copied here and merged into the store, as a fresh copy, whenever the stage begins (L5). `use` wraps the
@@ -423,20 +403,9 @@ class Stage(Value, Unit):
     """
 
     __slots__ = (
-        "_data",
-        "_origin",
-        "_title",
-        "actions",
-        "description",
-        "has_data",
-        "local",
-        "memo",
-        "name",
-        "tags",
-        "timeout",
-        "use",
-        "use_actions",
-    )
+        "_data", "_origin", "_title", "actions", "description", "has_data", "local", "memo", "name", "tags",
+        "timeout", "use", "use_actions",
+    )  # fmt: skip
     name: str
     tags: frozenset[str]
     use: tuple[Middleware, ...]
@@ -589,14 +558,11 @@ class Stage(Value, Unit):
     def __reduce__(self) -> tuple[Any, ...]:
         origin, what = self._origin, f"stage {self.name!r}"
         if isinstance(origin, Imported):
-            origin = importable(origin, self, what, _WITH_PARTS, lambda found: found == self)
+            origin = importable(origin, self, what, lambda found: found == self)
         if origin is not None:
             return _reference(self, origin, what)
         check_pickles(what, named("option", self._given()))
         return _stage_of, (self.actions, self._given())
-
-
-_WITH_PARTS: Final = (Stage, Composite)
 
 
 def _reference(unit: Action[..., Any] | Stage, origin: Origin, what: str) -> tuple[Any, ...]:
@@ -734,7 +700,7 @@ def home_in_module(definition: Any) -> Part | None:
     module, name = own if isinstance(own, Imported) else (definition.__module__, definition.__qualname__)
     if "<" not in str(name):
         return None
-    home = home_of(definition, str(module), _WITH_PARTS)
+    home = home_of(definition, str(module))
     return Part(home, ()) if isinstance(home, Imported) else home
 
 
@@ -750,7 +716,7 @@ def _home_of_object(made: Action[..., Any]) -> Imported | Part | None:
         comes_back = (pickle.loads(pickle.dumps(function)) == function) is True or module == "__main__"
     except Exception:
         comes_back = False
-    return None if comes_back or not module else home_of(made, module, _WITH_PARTS, everywhere=False)
+    return None if comes_back or not module else home_of(made, module, everywhere=False)
 
 
 def home_of_copy(unit: Action[..., Any] | Stage) -> Part | None:
@@ -763,7 +729,7 @@ def home_of_copy(unit: Action[..., Any] | Stage) -> Part | None:
         return None
     if home_in_module(root) is not None:
         return None
-    home = home_of(unit, "", _WITH_PARTS)
+    home = home_of(unit, "")
     return Part(home, ()) if isinstance(home, Imported) else home
 
 

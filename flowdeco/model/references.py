@@ -21,6 +21,12 @@ class Referenced:
     __slots__ = ()
 
 
+class Parted(Referenced):
+    """The base of definitions that consist of others."""
+
+    __slots__ = ()
+
+
 class Imported(NamedTuple):
     """The object at `module:qualname`."""
 
@@ -152,16 +158,14 @@ def named(what: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{what} {name!r}": value for name, value in values.items()}
 
 
-def importable(
-    origin: Imported, wanted: Any, what: str, kinds: tuple[type, ...], accept: Callable[[Any], bool]
-) -> Imported | Part:
+def importable(origin: Imported, wanted: Any, what: str, accept: Callable[[Any], bool]) -> Imported | Part:
     """Return a reference that leads to the definition: its own name, or where a module has what a function made.
 
-    `kinds` are the classes of definitions that have parts. Raises `UnreferencedError` if there is no such reference.
+    Raises `UnreferencedError` if there is none.
     """
     where = f"{origin.module}:{origin.qualname}"
     if "<" in origin.qualname:  # of a function that another one made, or of a lambda
-        home = home_of(wanted, origin.module, kinds)
+        home = home_of(wanted, origin.module)
         if home is not None:
             return home
         reason = (
@@ -195,22 +199,22 @@ def module_at_work() -> str:
     return str(frame.f_globals.get("__name__"))
 
 
-def home_of(wanted: Any, module: str, kinds: tuple[type, ...], *, everywhere: bool = True) -> Imported | Part | None:
+def home_of(wanted: Any, module: str, *, everywhere: bool = True) -> Imported | Part | None:
     """Return where a loaded module has this very object: under a name, in a definition, a list or a dict.
 
     The module of its function is searched first, `__main__` last: a script has names that other modules have, too.
     Not `everywhere`: only this module, because a search of all may take 0.1 s.
     """
-    indexes = _indexes.get()
-    if indexes is None:
+    index = _index.get()
+    if index is None:
         names = dict.fromkeys((module, *_homes, *sys.modules) if everywhere else (module,))
         if module != "__main__" and names.pop("__main__", 0) is None:
             names["__main__"] = None
-        found = next((place for place, part in _places(names, kinds) if part is wanted), None)
+        found = next((place for place, part in _places(names) if part is wanted), None)
     else:
-        if kinds not in indexes:
-            indexes[kinds] = {id(part): place for place, part in _places(["__main__", *reversed(sys.modules)], kinds)}
-        found = indexes[kinds].get(id(wanted))
+        if not index:
+            index.append({id(part): place for place, part in _places(["__main__", *reversed(sys.modules)])})
+        found = index[0].get(id(wanted))
     if found is None:
         return None
     name, qualname, path = found
@@ -221,26 +225,26 @@ def home_of(wanted: Any, module: str, kinds: tuple[type, ...], *, everywhere: bo
 
 _Path: TypeAlias = "tuple[int | str, ...]"
 _Place: TypeAlias = "tuple[str, str, _Path]"  # the module, the name there, the path from that
-_indexes: ContextVar[dict[Any, dict[int, _Place]] | None] = ContextVar("flowdeco.indexes", default=None)
+_index: ContextVar[list[dict[int, _Place]] | None] = ContextVar("flowdeco.index", default=None)  # once it is needed
 
 
 @contextmanager
 def searched_once() -> Generator[None]:
     """Have modules searched once for all definitions that are pickled in this block, and not for each of them."""
-    token = _indexes.set({})
+    token = _index.set([])
     try:
         yield
     finally:
-        _indexes.reset(token)
+        _index.reset(token)
 
 
-def _places(modules: Iterable[str], kinds: tuple[type, ...]) -> Iterator[tuple[_Place, Any]]:
+def _places(modules: Iterable[str]) -> Iterator[tuple[_Place, Any]]:
     """Yield the definitions that modules have, each with its place."""
     for module in modules:
         space: Any = getattr(sys.modules.get(module), "__dict__", None)
         if type(space) is dict:
             for qualname, value in _named(module, cast("dict[str, Any]", space)):
-                for path, part in _inside(value, kinds):
+                for path, part in _inside(value):
                     yield (module, qualname, path), part
 
 
@@ -258,20 +262,20 @@ def _may_be(value: Any) -> bool:
     return issubclass(cast("Any", type(value)), (Referenced, dict, list, tuple))
 
 
-def _inside(value: Any, kinds: tuple[type, ...]) -> Iterator[tuple[_Path, Any]]:
+def _inside(value: Any) -> Iterator[tuple[_Path, Any]]:
     """Yield a definition and those in it, or those in a collection, each with the path to it."""
     items: Iterable[tuple[int | str, Any]] = ()
     kind = cast("Any", type(value))
     if issubclass(kind, Referenced):
         yield (), value
-        items = enumerate(cast("Iterable[Any]", value)) if issubclass(kind, kinds) else ()
+        items = enumerate(cast("Iterable[Any]", value)) if issubclass(kind, Parted) else ()
     elif kind is dict and _has_some(list(value.values())):
         items = [(key, part) for key, part in cast("dict[Any, Any]", value).items() if type(key) is str]
     elif kind in (list, tuple) and _has_some(value[:_MOST]):
         items = enumerate(cast("list[Any]", value)[:_MOST])
     for step, part in items:
         if issubclass(cast("Any", type(part)), Referenced):
-            for path, inner in _inside(part, kinds):
+            for path, inner in _inside(part):
                 yield (step, *path), inner
 
 

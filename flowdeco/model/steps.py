@@ -55,30 +55,10 @@ class Step:
     """An action, read once: its arguments, the use of its result, and its other effects."""
 
     __slots__ = (
-        "action",
-        "bound",
-        "collects",
-        "frozen",
-        "function",
-        "generates",
-        "inputs",
-        "inserts",
-        "is_async",
-        "keys",
-        "local",
-        "name",
-        "names_units",
-        "nothing",
-        "result_key",
-        "returned",
-        "simple",
-        "supplies",
-        "supplies_own_name",
-        "timeout",
-        "use",
-        "wants_context",
-        "writes",
-    )
+        "action", "bound", "collects", "frozen", "function", "generates", "inputs", "inserts", "is_async",
+        "keys", "local", "name", "names_units", "nothing", "result_key", "returned", "simple", "supplies",
+        "supplies_own_name", "timeout", "use", "wants_context", "writes",
+    )  # fmt: skip
 
     def __init__(self, action: Any, function: Any, options: ActionOptions, reading: Reading) -> None:
         self.local: frozenset[str] = frozenset()  # names that are local to its stage

@@ -30,7 +30,7 @@ from flowdeco.model.options import (
     described,
 )
 from flowdeco.model.paths import all_parts, culprit
-from flowdeco.model.references import Referenced, named
+from flowdeco.model.references import Parted, Referenced, named
 from flowdeco.model.runnable import Runnable, Shows
 
 if TYPE_CHECKING:
@@ -189,11 +189,10 @@ class Memo:
     values: str  # `values_of`
 
 
-class Value:
-    """A frozen value: equal by type and content, as `_content` returns it."""
+class Equal:
+    """Equal by type and content, as `_content` returns it, and therefore never copied."""
 
     __slots__ = ()
-    memo: Memo
 
     def _content(self) -> tuple[Any, ...]:
         raise NotImplementedError
@@ -203,7 +202,7 @@ class Value:
             return True
         if type(other) is not type(self):
             return NotImplemented
-        mine, its = self._content(), cast("Value", other)._content()
+        mine, its = self._content(), cast("Equal", other)._content()
         try:
             return mine == its
         except Exception:  # arrays and frames are not compared as wholes
@@ -214,6 +213,13 @@ class Value:
 
     def __deepcopy__(self, memo: object) -> Self:
         return self
+
+
+class Value(Equal):
+    """A frozen value."""
+
+    __slots__ = ()
+    memo: Memo
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a {type(self).__name__} is immutable: use with_options to get a changed copy")
@@ -328,7 +334,7 @@ class Option(Generic[T]):
         return value if self._shown is None else self._shown(unit, value)
 
 
-class Composite(Value, Unit):
+class Composite(Value, Unit, Parted):
     """An immutable sequence of units with options: the base of pipelines and parallel groups."""
 
     __slots__ = ("_options", "depth", "memo", "units")
@@ -487,16 +493,9 @@ def pipeline(
     True
     """
     return Pipeline(
-        units,
-        name=name,
-        title=title,
-        tags=tags,
-        description=description,
-        use=use,
-        use_stages=use_stages,
-        use_actions=use_actions,
-        timeout=timeout,
-    )
+        units, name=name, title=title, tags=tags, description=description, use=use, use_stages=use_stages,
+        use_actions=use_actions, timeout=timeout,
+    )  # fmt: skip
 
 
 # Parallel groups.
