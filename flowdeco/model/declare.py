@@ -29,7 +29,6 @@ from flowdeco.model.definitions import (
     bound_of,
     no_unit,
     options_of,
-    origin_of,
     set_origin,
     stage_like,
 )
@@ -37,7 +36,7 @@ from flowdeco.model.identity import text_of
 from flowdeco.model.keys import AnyKey
 from flowdeco.model.options import Duration, Middleware, Returns, described, first_paragraph
 from flowdeco.model.prototypes import Body, Pattern, made_action
-from flowdeco.model.references import Called, Imported, Member, importable, load
+from flowdeco.model.references import Called, Imported, Member, importable, load, origin_of
 from flowdeco.model.sentinels import UNSET
 from flowdeco.model.tuples import NamedTuple
 from flowdeco.model.units import Memo, Parallel, every_unit

@@ -51,12 +51,13 @@ from flowdeco.model.references import (
     Origin,
     Part,
     Parted,
+    check_pickles,
     home_of,
     importable,
     load,
     module_at_work,
     named,
-    values_in,
+    reference,
 )
 from flowdeco.model.sentinels import UNSET
 from flowdeco.model.streams import Stream, stream
@@ -72,7 +73,6 @@ from flowdeco.model.units import (
     assign,
     check_known,
     check_layers,
-    check_pickles,
     member_named,
     no_unit,
     options_of,
@@ -229,6 +229,9 @@ class Action(Equal, Unit, _Proxy, Generic[P, R]):
 
     __ne__ = object.__ne__  # that of the proxy would compare the functions
 
+    def _made_from(self) -> Origin | None:
+        return self._self_origin
+
     def _given(self) -> dict[str, Any]:
         return self._self_options._asdict()
 
@@ -282,21 +285,21 @@ class Action(Equal, Unit, _Proxy, Generic[P, R]):
         function: Any = self.__wrapped__
         origin, what = self._self_origin, f"action {self.name!r}"
         if isinstance(origin, Member) and isinstance(origin.stage, Imported):
-            home = importable(origin.stage, self, f"{what} of a stage", lambda found: isinstance(found, Stage))
-            return load, (origin if home is origin.stage else home,)
+            place = importable(origin.stage, self, f"{what} of a stage", lambda found: isinstance(found, Stage))
+            return load, (origin if place is origin.stage else place,)
         if origin is not None:
-            return _reference(self, origin, what)
+            return reference(self, origin, what)
         if isinstance(function, types.MethodType):
             check_pickles(what, {"object": function.__self__})
             return getattr, (function.__self__, function.__func__.__name__)
         if isinstance(function, types.FunctionType):
             own = Imported(function.__module__, function.__qualname__)
-            reference: Any = importable(own, self, what, lambda found: found == self or found is function)
-            reference = reference if reference.load() == self else None
+            home: Any = importable(own, self, what, lambda found: found == self or found is function)
+            home = home if home.load() == self else None
         else:
-            reference = _home_of_object(self)
-        if reference is not None:
-            return load, (reference,)
+            home = _home_of_object(self)
+        if home is not None:
+            return load, (home,)
         check_pickles(what, {"function": function, **named("option", self._given())})
         return Action, (function, self._self_options)
 
@@ -471,6 +474,9 @@ class Stage(Value, Unit, Parted):
         base, old = self._origin if isinstance(self._origin, Changed) else Changed(self, {})
         return set_origin(made, Changed(base, {**old, **changes}))
 
+    def _made_from(self) -> Origin | None:
+        return self._origin
+
     def _given(self) -> dict[str, Any]:
         return {name: getattr(self, _SLOTS.get(name, name)) for name in _STAGE_OPTIONS}
 
@@ -560,17 +566,9 @@ class Stage(Value, Unit, Parted):
         if isinstance(origin, Imported):
             origin = importable(origin, self, what, lambda found: found == self)
         if origin is not None:
-            return _reference(self, origin, what)
+            return reference(self, origin, what)
         check_pickles(what, named("option", self._given()))
         return _stage_of, (self.actions, self._given())
-
-
-def _reference(unit: Action[..., Any] | Stage, origin: Origin, what: str) -> tuple[Any, ...]:
-    """Return how a unit that was not made directly is pickled; raises `UnreferencedError`."""
-    home = home_of_copy(unit)
-    if home is None:
-        check_pickles(what, values_in(origin))
-    return load, (home or origin,)
 
 
 def stage_like(sample: Stage, name: str, actions: tuple[Action[..., Any], ...], origin: Origin, memo: Memo) -> Stage:
@@ -687,24 +685,7 @@ def memo_of(unit: Unit) -> Memo:
     return memo
 
 
-def origin_of(unit: Action[..., Any] | Stage) -> Origin | None:
-    """Return the origin of an action or stage, None for one that was made directly."""
-    return unit._self_origin if isinstance(unit, Action) else unit._origin
-
-
-def home_in_module(definition: Any) -> Part | None:
-    """Return where a loaded module has this action, stage or template, which a function made; None if none has."""
-    is_unit = issubclass(cast("Any", type(definition)), (Action, Stage))
-    origin = origin_of(definition) if is_unit else None
-    own = origin.stage if isinstance(origin, Member) else origin
-    module, name = own if isinstance(own, Imported) else (definition.__module__, definition.__qualname__)
-    if "<" not in str(name):
-        return None
-    home = home_of(definition, str(module))
-    return Part(home, ()) if isinstance(home, Imported) else home
-
-
-def _home_of_object(made: Action[..., Any]) -> Imported | Part | None:
+def _home_of_object(made: Action[..., Any]) -> Part | None:
     """Return where its module has this action of an object; None if the object itself comes back from a pickle.
 
     Other processes have another `__main__`, so that its objects are sent if they can be.
@@ -717,31 +698,6 @@ def _home_of_object(made: Action[..., Any]) -> Imported | Part | None:
     except Exception:
         comes_back = False
     return None if comes_back or not module else home_of(made, module, everywhere=False)
-
-
-def home_of_copy(unit: Action[..., Any] | Stage) -> Part | None:
-    """Return where a loaded module has this changed copy of what a function made, if it does not have the original."""
-    origin, root = origin_of(unit), unit
-    while isinstance(origin, (Changed, Bound, Narrowed)):
-        root = origin.base
-        origin = origin_of(root)
-    if root is unit or isinstance(origin, (Called, Method)) or _is_of_template(origin) or _is_importable(root, origin):
-        return None
-    if home_in_module(root) is not None:
-        return None
-    home = home_of(unit, "")
-    return Part(home, ()) if isinstance(home, Imported) else home
-
-
-def _is_of_template(origin: Origin | None) -> bool:
-    return isinstance(origin, Member) and isinstance(origin.stage, Called)
-
-
-def _is_importable(root: Action[..., Any] | Stage, origin: Origin | None) -> bool:
-    own = origin.stage if isinstance(origin, Member) else origin
-    if isinstance(own, Imported):
-        return "<" not in own.qualname
-    return not isinstance(root, Action) or "<" not in str(getattr(root.__wrapped__, "__qualname__", ""))
 
 
 def set_origin(made: S, origin: Origin) -> S:

@@ -12,15 +12,14 @@ Each kind of unit has its own methods for the selectors that name it, and for se
 
 from __future__ import annotations
 
-import inspect
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Never, NoReturn, Self, cast, overload
 
 from typing_extensions import TypeVar, Unpack
 
-from flowdeco.errors import DefinitionError, UnreferencedError, printable, selector_suggestion, shortened, suggestion
-from flowdeco.model.contents import ATOMS, agree
+from flowdeco.errors import DefinitionError, printable, selector_suggestion, shortened, suggestion
+from flowdeco.model.contents import agree
 from flowdeco.model.keys import AnyKey
 from flowdeco.model.options import (
     Duration,
@@ -29,8 +28,7 @@ from flowdeco.model.options import (
     checked_selectors,
     described,
 )
-from flowdeco.model.paths import all_parts, culprit
-from flowdeco.model.references import Parted, Referenced, named
+from flowdeco.model.references import Parted, Referenced, check_pickles, named
 from flowdeco.model.runnable import Runnable, Shows
 
 if TYPE_CHECKING:
@@ -97,6 +95,11 @@ class NotAUnit(Referenced):
 
     __slots__ = ()
 
+    @property
+    def name(self) -> str:
+        """The name in messages; that of a template selects all its stages."""
+        raise NotImplementedError
+
     def instead(self) -> str:
         """Return the message for one where a unit is expected: its name, and the correct way to write it."""
         raise NotImplementedError
@@ -107,29 +110,11 @@ class Pulled(NotAUnit):
 
     __slots__ = ()
 
-    @property
-    def name(self) -> str:
-        """The name in messages."""
-        raise NotImplementedError
-
 
 class Template(NotAUnit, Shows):
     """The base of stage templates, which make a stage when they are called."""
 
     __slots__ = ()
-
-    @property
-    def name(self) -> str:
-        """The name that selects all its stages."""
-        raise NotImplementedError
-
-    def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the arguments of a call by name, defaults included."""
-        raise NotImplementedError
-
-    def stage_name(self, arguments: Mapping[str, Any]) -> str:
-        """Return the name of a stage with these arguments, by name."""
-        raise NotImplementedError
 
     def instead(self) -> str:
         """Return the message: a template must be called."""
@@ -239,56 +224,6 @@ def check_known(what: str, known: Iterable[str], options: Iterable[str]) -> None
     for name in options:
         if name not in known:
             raise DefinitionError(f"{what} has no option {name!r}. {suggestion(name, known)}")
-
-
-def check_pickles(what: str, values: Mapping[str, Any]) -> None:
-    """Raise `UnreferencedError` for a value of a definition that cannot be pickled, given their descriptions.
-
-    Not where cloudpickle is at work, which writes more, and has errors of its own.
-    """
-    for name, value in values.items():
-        if type(value) in ATOMS:
-            continue
-        found = culprit(value, name, pickles, _parts)
-        if found is not None and not _is_by_value():
-            path, error = found
-            raise UnreferencedError(f"cannot pickle {what}: its {path}: {error}") from error
-
-
-def pickles(value: Any) -> None:
-    """Raise the error with which `pickle` refuses a value; nothing of it is kept, and large buffers are not copied."""
-    import pickle
-
-    pickle.Pickler(cast("Any", _Nowhere), 5, buffer_callback=lambda buffer: None).dump(value)
-
-
-def can_pickle(value: Any) -> bool:
-    """Whether a value can be pickled."""
-    try:
-        pickles(value)
-    except Exception:
-        return False
-    return True
-
-
-class _Nowhere:
-    """A file that forgets what is written."""
-
-    @staticmethod
-    def write(data: object) -> None: ...
-
-
-def _parts(value: Any) -> Iterable[tuple[str, Any]]:
-    return () if isinstance(value, (Unit, NotAUnit)) else all_parts(value)  # their own errors name the part
-
-
-def _is_by_value() -> bool:
-    frame = inspect.currentframe()
-    while frame is not None:
-        if frame.f_globals.get("__name__") == "cloudpickle.cloudpickle":
-            return True
-        frame = frame.f_back
-    return False
 
 
 U = TypeVar("U", bound=Unit)

@@ -14,8 +14,8 @@ from typing import Any, Final, NamedTuple, cast
 
 from flowdeco.engine.runs import Run
 from flowdeco.model.annotations import EMPTY
-from flowdeco.model.definitions import Action, Stage, data_of, origin_of
-from flowdeco.model.references import Called, Changed, Narrowed
+from flowdeco.model.definitions import Action, Stage, data_of
+from flowdeco.model.references import Called, Changed, Narrowed, origin_of
 from flowdeco.model.steps import step_of
 from flowdeco.show.redaction import Doubtful
 
