@@ -13,16 +13,7 @@ import inspect
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
-from typing import (
-    Annotated,
-    Any,
-    Final,
-    ForwardRef,
-    NewType,
-    Union,
-    get_args,
-    get_origin,
-)
+from typing import Annotated, Any, Final, ForwardRef, NewType, Union, get_args, get_origin
 
 import typing_extensions
 

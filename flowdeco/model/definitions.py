@@ -15,13 +15,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Final,
-    Generic,
-    cast,
-)
+from typing import TYPE_CHECKING, Any, Final, Generic, cast
 
 import wrapt
 from typing_extensions import ParamSpec, TypeVar, Unpack
@@ -32,14 +26,7 @@ from flowdeco.model.functions import bindable, call_bound, function_name, is_sam
 from flowdeco.model.identity import content_of, keep_defaults
 from flowdeco.model.keys import Key, key_name
 from flowdeco.model.names import NO_LOCALS, local_variables
-from flowdeco.model.options import (
-    Duration,
-    Middleware,
-    checked,
-    described,
-    first_paragraph,
-    placed,
-)
+from flowdeco.model.options import Duration, Middleware, checked, described, first_paragraph, placed
 from flowdeco.model.references import (
     Bound,
     Called,

@@ -151,16 +151,14 @@ class Runnable(Shows):
           until it is due.
         """
         __tracebackhide__ = True
-        ran: Run = _running().run(self, inputs, run_options("run", options))
-        return ran
+        return cast("Run", _running().run(self, inputs, run_options("run", options)))
 
     def arun(
         self, inputs: Mapping[str, Any] | None = None, /, **options: Unpack[RunOptions]
     ) -> Coroutine[Any, Any, Run]:
         """Evaluate the unit in the running event loop; the same as `run` in every other way (L8)."""
         __tracebackhide__ = True
-        ran: Coroutine[Any, Any, Run] = _running().arun(self, inputs, run_options("arun", options))
-        return ran
+        return cast("Coroutine[Any, Any, Run]", _running().arun(self, inputs, run_options("arun", options)))
 
     def resume(
         self,
@@ -183,8 +181,7 @@ class Runnable(Shows):
         """
         __tracebackhide__ = True
         chosen = run_options("resume", options, resumes=True)
-        resumed: Run = _running().resume(self, run, inputs, chosen, on_change, from_stage)
-        return resumed
+        return cast("Run", _running().resume(self, run, inputs, chosen, on_change, from_stage))
 
     def aresume(
         self,
@@ -199,13 +196,12 @@ class Runnable(Shows):
         """Continue a run in the running event loop; the same as `resume` in every other way (L8)."""
         __tracebackhide__ = True
         chosen = run_options("aresume", options, resumes=True)
-        resumed: Coroutine[Any, Any, Run] = _running().aresume(self, run, inputs, chosen, on_change, from_stage)
-        return resumed
+        resumed = _running().aresume(self, run, inputs, chosen, on_change, from_stage)
+        return cast("Coroutine[Any, Any, Run]", resumed)
 
     def validate(self, inputs: Iterable[str] | Mapping[str, Any] = ()) -> list[Problem]:
         """Return the wiring problems that can be seen without running anything; `inputs` names the keys of the inputs."""
-        problems: list[Problem] = _running().validate(self, inputs)
-        return problems
+        return cast("list[Problem]", _running().validate(self, inputs))
 
     def plan(self) -> Plan:
         """Return the stages and actions that will run, as far as they are known without running anything.
@@ -213,8 +209,7 @@ class Runnable(Shows):
         It prints as text, renders in notebooks, and has `mermaid()` and `html()`; `plan.diff(run.ran())` lists
         the differences of a run.
         """
-        made: Plan = _running().plan(self)
-        return made
+        return cast("Plan", _running().plan(self))
 
 
 def _show_options() -> None:

@@ -21,13 +21,7 @@ from typing_extensions import TypeVar, Unpack
 from flowdeco.errors import DefinitionError, printable, selector_suggestion, shortened, suggestion
 from flowdeco.model.contents import agree
 from flowdeco.model.keys import AnyKey
-from flowdeco.model.options import (
-    Duration,
-    Middleware,
-    checked,
-    checked_selectors,
-    described,
-)
+from flowdeco.model.options import Duration, Middleware, checked, checked_selectors, described
 from flowdeco.model.references import Parted, Referenced, check_pickles, named
 from flowdeco.model.runnable import Runnable, Shows
 
