@@ -148,7 +148,7 @@ def as_written(function: Any) -> Any:
         if inner is None and issubclass(kind, functools.partial):
             inner = function.func
         if inner is None:
-            call: Any = getattr(kind, "__call__", None)
+            call: Any = getattr(cast("object", kind), "__call__", None)
             return call if type(call) is types.FunctionType and kind is not types.FunctionType else function
         function = inner
     return function
@@ -181,7 +181,7 @@ def function_run(called: Any) -> tuple[types.FunctionType, int] | None:
         partial = cast("functools.partial[Any]", called)
         called, first = partial.func, first + len(partial.args)
     if not isinstance(called, (types.FunctionType, types.MethodType)):
-        called, first = getattr(cast("type[Any]", type(called)), "__call__", None), first + 1
+        called, first = getattr(cast("object", type(called)), "__call__", None), first + 1
     if isinstance(called, types.MethodType):
         called, first = called.__func__, first + 1
     return (called, first) if isinstance(called, types.FunctionType) else None
@@ -204,7 +204,8 @@ def attribute_uses(code: types.CodeType, parameter: str | int) -> frozenset[tupl
         return None
     uses: set[tuple[str, str]] = set()
     for each, following in itertools.pairwise(instructions_of(code)):
-        loaded = cast("tuple[object, ...]", each.argval if isinstance(each.argval, tuple) else (each.argval,))
+        value: Any = each.argval
+        loaded = cast("tuple[Any, ...]", value if isinstance(value, tuple) else (value,))
         if "_FAST" not in each.opname or parameter not in loaded:
             continue
         kind, _, what = following.opname.partition("_")

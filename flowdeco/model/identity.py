@@ -231,7 +231,7 @@ def _is_field(field: Any) -> bool:
 def _is_generated(kind: Any) -> bool:
     function = unwrap(kind.__repr__)
     written_in = getattr(getattr(function, "__code__", None), "co_filename", "")
-    return written_in.startswith("<") or function.__module__ == "collections"
+    return written_in.startswith("<") or function.__module__ in ("collections", "flowdeco.model.tuples")
 
 
 # Defaults as the code has them: a call may fill them.

@@ -343,14 +343,14 @@ class Pipeline(Composite):
     """
 
     __slots__ = ()
-    name = Option[str]("pipeline", "The name in records and messages.")  # pyright: ignore[reportAssignmentType]
-    title = Option[str](None, "The human-readable name.", lambda unit, title: title or unit.name)
-    tags = Option[frozenset[str]](frozenset(), 'The tags, found by selectors such as `"tag:slow"`.')  # pyright: ignore[reportAssignmentType]
-    description = Option[str]("", "The explanation.")
-    use = Option[tuple[Middleware, ...]]((), "Middleware around the whole run of the pipeline.")
-    use_stages = Option[tuple[Middleware, ...]]((), "Middleware around each stage.")
-    use_actions = Option[tuple[Middleware, ...]]((), "Middleware around each action.")
-    timeout = Option["float | None"](None, "The time for the whole run of the pipeline, in seconds.")
+    name: Option[str] = Option("pipeline", "The name in records and messages.")  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride]
+    title: Option[str] = Option(None, "The human-readable name.", lambda unit, title: title or unit.name)
+    tags: Option[frozenset[str]] = Option(frozenset(), 'The tags, found by selectors such as `"tag:slow"`.')  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride]
+    description: Option[str] = Option("", "The explanation.")
+    use: Option[tuple[Middleware, ...]] = Option((), "Middleware around the whole run of the pipeline.")
+    use_stages: Option[tuple[Middleware, ...]] = Option((), "Middleware around each stage.")
+    use_actions: Option[tuple[Middleware, ...]] = Option((), "Middleware around each action.")
+    timeout: Option[float | None] = Option(None, "The time for the whole run of the pipeline, in seconds.")
 
     def __init__(self, units: Iterable[Unit] = (), **options: Any) -> None:
         self._assign(checked_units(units, "pipeline"), "a pipeline", options)
@@ -437,19 +437,21 @@ class Parallel(Composite):
     """
 
     __slots__ = ()
-    name = Option[str]("parallel", "The name in records and messages.")  # pyright: ignore[reportAssignmentType]
-    limit = Option["int | None"](None, "The number of branches that may run at once, None for all of them.")
+    name: Option[str] = Option("parallel", "The name in records and messages.")  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride]
+    limit: Option[int | None] = Option(None, "The number of branches that may run at once, None for all of them.")
     merge = Option["Mapping[str, Callable[[Any, Any], Any]]"](
         {}, "The functions that combine values which several branches wrote to one key.",
         lambda group, merge: types.MappingProxyType(merge),
     )  # fmt: skip
-    tags = Option[frozenset[str]](frozenset(), 'The tags, found by selectors such as `"tag:slow"`.')  # pyright: ignore[reportAssignmentType]
-    tolerate = Option[float](0, "The number of branches that may fail, or their share of all branches, below 1.")
-    failures = Option["AnyKey | None"](None, "The key of the list of failed branches.")
-    enough = Option["int | None"](
+    tags: Option[frozenset[str]] = Option(frozenset(), 'The tags, found by selectors such as `"tag:slow"`.')  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride]
+    tolerate: Option[float] = Option(
+        0, "The number of branches that may fail, or their share of all branches, below 1."
+    )
+    failures: Option[AnyKey | None] = Option(None, "The key of the list of failed branches.")
+    enough: Option[int | None] = Option(
         None, "The number of completed branches that completes the group, None for all of them."
     )
-    stream = Option[Any](None, "The `Stream` whose units are its branches; None for a group of fixed branches.")
+    stream: Option[Any] = Option(None, "The `Stream` whose units are its branches; None for a group of fixed branches.")
 
     def __init__(self, units: Iterable[Unit] = (), **options: Any) -> None:
         branches, stream = _branches(units, options.get("stream"))
