@@ -474,9 +474,8 @@ class Watched(Store):
 
     def report(self, names: Iterable[Name]) -> None:
         """Report the names of values that are read in another way."""
-        if self.on_read is not None:
-            for name in names:
-                self.on_read(name)
+        for name in names:
+            cast("Any", self.on_read)(name)
 
     if not TYPE_CHECKING:  # pragma: no branch - to type checkers, it is that of the store
 
@@ -516,8 +515,9 @@ class View(Watched):
 
     def _settle(self, *names: object) -> None:
         """Put the items appended under these keys into the view, before they are read or written there."""
-        for name in [name for name in names if name in self._added]:
-            super()._extend(cast("str", name), self._added.pop(name))
+        for name in names if self._added else ():
+            if name in self._added:
+                super()._extend(cast("str", name), self._added.pop(name))
 
     if not TYPE_CHECKING:  # pragma: no branch
 
