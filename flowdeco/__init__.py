@@ -11,13 +11,15 @@ if TYPE_CHECKING:
     from flowdeco.errors import Bail, Suspend
     from flowdeco.model.declare import StageTemplate, action, stage
     from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, parallel, pipeline, stream
-    from flowdeco.model.store import Key, Store
+    from flowdeco.model.keys import Key
+    from flowdeco.model.store import Store
 else:
     # Not before they are used. The command line, and the plugin that every pytest session loads, start without them:
     # they take 115 ms, 100 of which are wrapt 2.5, which imports asyncio. A module that defines actions loads no engine.
     __getattr__, __dir__ = lazily(
         __name__,
         "errors",
+        "model.keys",
         "model.store",
         "model.definitions",
         "model.declare",

@@ -35,10 +35,10 @@ from flowdeco.errors import (
     WorkerDiedError,
     message_of,
 )
-from flowdeco.model.definitions import Action, Unit, action_options, bound_of, origin_of
+from flowdeco.model.definitions import Action, Unit, action_options, bound_of
 from flowdeco.model.paths import all_parts, culprit, shown_key
-from flowdeco.model.references import load
-from flowdeco.model.wiring import Step
+from flowdeco.model.references import load, origin_of
+from flowdeco.model.steps import Step
 
 __all__ = ["broken", "is_local", "is_serial", "lost", "perform", "receive", "refused", "serial", "shipped"]
 

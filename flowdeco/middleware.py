@@ -20,7 +20,8 @@ from flowdeco.engine.requests import Sleep
 from flowdeco.errors import DefinitionError, JournalError, MissingInputError, SerializationError, without_addresses
 from flowdeco.model.contents import ATOMS
 from flowdeco.model.definitions import Action, bound_of
-from flowdeco.model.options import UNSET, Duration, Middleware, checked_path, described, in_seconds
+from flowdeco.model.options import Duration, Middleware, checked_path, described, in_seconds
+from flowdeco.model.sentinels import UNSET
 from flowdeco.model.steps import Step
 from flowdeco.model.supplying import Supplies
 

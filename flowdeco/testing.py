@@ -49,7 +49,7 @@ from flowdeco.model.definitions import Parallel, Pipeline, Template, Unit, as_pi
 from flowdeco.model.options import Duration, in_seconds
 from flowdeco.model.runnable import OnChange, run_options
 from flowdeco.model.runnable import Options as RunOptions
-from flowdeco.model.wiring import Step
+from flowdeco.model.steps import Step
 
 __all__ = ["Call", "Clock", "FlowRunner", "assert_ran"]
 

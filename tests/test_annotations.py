@@ -25,7 +25,7 @@ from typing_extensions import TypeAliasType
 
 from flowdeco import Action, Context, Key, Parallel, Pipeline, Stage, action
 from flowdeco.errors import DefinitionError
-from flowdeco.model.wiring import step_of
+from flowdeco.model.steps import step_of
 
 if TYPE_CHECKING:
     from nowhere import OnlyForTheTypeChecker  # noqa: F401

@@ -17,7 +17,8 @@ import pytest
 
 from flowdeco.model import identity
 from flowdeco.model.contents import agree, mutable_parts, taken_apart
-from flowdeco.model.identity import defaults_of, function_behind, keep_defaults, text_of
+from flowdeco.model.functions import as_written
+from flowdeco.model.identity import defaults_of, keep_defaults, text_of
 
 
 def nan():
@@ -409,7 +410,7 @@ def test_an_object_with_every_attribute_ends_the_search_for_its_function():
             return self
 
     every = Every()
-    assert function_behind(every) is every
+    assert as_written(every) is every
 
 
 def test_defaults_are_remembered_however_many_functions_there_are(monkeypatch):

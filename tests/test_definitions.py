@@ -18,17 +18,8 @@ from support import around, names, one, provide, shown, step
 import flowdeco
 from flowdeco import Action, Context, Key, Parallel, Pipeline, Stage, action, parallel, pipeline, stage, stream
 from flowdeco.errors import DefinitionError, StoreTypeError, WriteConflictError
-from flowdeco.model.definitions import (
-    Stream,
-    action_options,
-    bound_of,
-    data_of,
-    memo_of,
-    one_action_stage,
-    options_of,
-    origin_of,
-)
-from flowdeco.model.references import Bound, Changed
+from flowdeco.model.definitions import Stream, action_options, bound_of, data_of, memo_of, one_action_stage, options_of
+from flowdeco.model.references import Bound, Changed, origin_of
 
 # -- an action is a transparent proxy
 

@@ -38,8 +38,7 @@ from flowdeco.engine.results import Yielded
 from flowdeco.errors import JournalError, Problem, RunError, SerializationError
 from flowdeco.middleware import atomic, recover, retry
 from flowdeco.model.definitions import Stream, bound_of
-from flowdeco.model.options import UNSET
-from flowdeco.model.store import MISSING
+from flowdeco.model.sentinels import MISSING, UNSET
 
 CALLED = []
 
@@ -645,7 +644,9 @@ OLD_NAMES = {
     **{f"flowdeco.model.{name}": "flowdeco.definitions" for name in ("definitions", "units", "streams", "runnable")},
     "flowdeco.model.options": "flowdeco.options",
     "flowdeco.model.references": "flowdeco.references",
-    "flowdeco.model.store": "flowdeco.store",
+    "flowdeco.model.keys": "flowdeco.store",
+    "flowdeco.model.sentinels\nMISSING": "flowdeco.store\nMISSING",
+    "flowdeco.model.sentinels\nUNSET": "flowdeco.options\nUNSET",
     "flowdeco.engine.results": "flowdeco.returned",
     "flowdeco.engine.outcome": "flowdeco.runs",
     "flowdeco.errors\nProblem": "flowdeco.wiring\nProblem",

@@ -16,7 +16,7 @@ import typing_extensions
 
 from flowdeco import Key, Stage, action, stage
 from flowdeco.errors import DefinitionError
-from flowdeco.model.wiring import step_of
+from flowdeco.model.steps import step_of
 
 if TYPE_CHECKING:
     import nowhere  # noqa: F401

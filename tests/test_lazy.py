@@ -81,14 +81,14 @@ def test_nothing_is_imported_before_it_is_used():
     """Neither by the package, nor by asking for a submodule that does not need it, nor by asking for nonsense."""
     script = """
 import sys, flowdeco, flowdeco.errors
-from flowdeco.model import store
+from flowdeco.model import keys
 print(flowdeco.__version__ and hasattr(flowdeco, "Nope"), "action" in dir(flowdeco))
 print(*sorted(name for name in sys.modules if name.startswith(("flowdeco", "wrapt", "asyncio"))))
 print(flowdeco.action is sys.modules["flowdeco.model.declare"].action, "wrapt" in sys.modules, "action" in vars(flowdeco))
 """
     assert in_process(script).splitlines() == [
         "False True",
-        "flowdeco flowdeco.errors flowdeco.model flowdeco.model.lazy flowdeco.model.store flowdeco.model.tuples",
+        "flowdeco flowdeco.errors flowdeco.model flowdeco.model.keys flowdeco.model.lazy flowdeco.model.tuples",
         "True True True",
     ]
 

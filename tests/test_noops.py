@@ -15,7 +15,7 @@ from flowdeco.durable import MemoryJournal, SqliteJournal
 from flowdeco.durable.fingerprint import fingerprint
 from flowdeco.errors import DefinitionError, MissingInputError, ReturnValueError, WiringError, close_selectors
 from flowdeco.middleware import recover, retry
-from flowdeco.model.functions import attributes_used
+from flowdeco.model.functions import attribute_uses, function_run
 
 
 @action
@@ -289,14 +289,33 @@ def test_a_skip_that_matched_before_an_interruption_has_matched(run, warnings):
     assert warnings() == []
 
 
-def test_attributes_used_are_those_that_code_names():
-    """None where the parameter may go elsewhere: into another function, a closure, an unknown callable."""
-    assert attributes_used(watches, None) == {"logger", "level", "pipeline", "store", "attempt"}
-    assert attributes_used(inserts, None) == {"insert", "name"}
-    assert attributes_used(forwards, None) is None
-    assert attributes_used(lambda call: lambda: call.name, None) is None
-    assert attributes_used(print, None) is None
-    assert attributes_used(lambda: 1, None) is None
+def test_the_uses_of_a_parameter_are_the_attributes_that_code_names():
+    """None where the parameter may go elsewhere: into another function or a closure."""
+    read = ("logger", "pipeline", "store", "attempt")
+    watched = attribute_uses(watches.__code__, 0)
+    assert watched is not None
+    assert {name for _, name in watched} == {*read, "level"}
+    assert attribute_uses(inserts.__code__, 0) == {("LOAD", "insert"), ("LOAD", "name")}
+    assert attribute_uses(forwards.__code__, 0) is None
+    assert attribute_uses((lambda call: lambda: call.name).__code__, 0) is None
+    assert attribute_uses((lambda: 1).__code__, 0) is None
+
+
+def test_the_function_that_a_call_runs_has_its_first_argument_somewhere():
+    """Behind those of a partial, and behind `self`."""
+
+    class Layer:
+        def __call__(self, call):
+            yield
+
+        def method(self, call):
+            yield
+
+    assert function_run(watches) == (watches, 0)
+    assert function_run(Layer()) == (Layer.__call__, 1)
+    assert function_run(Layer().method) == (Layer.method, 1)
+    assert function_run(partial(partial(watches, 1), 2)) == (watches, 2)
+    assert function_run(print) is None
 
 
 # -- ctx.disable and ctx.enable

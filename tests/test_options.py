@@ -10,7 +10,7 @@ from support import around, step
 from flowdeco import Stage, action, parallel, pipeline
 from flowdeco.errors import DefinitionError
 from flowdeco.middleware import recover, retry
-from flowdeco.model.options import UNSET
+from flowdeco.model.sentinels import UNSET
 
 # -- names, texts, tags, keys, timeouts
 
@@ -220,3 +220,10 @@ def test_a_middleware_may_be_documented_as_something_that_takes_more(run):
 
     run(Stage("s", use=[layer, other]))
     assert log == ["+", "+"]
+
+
+def test_an_option_of_a_pipeline_is_described_by_its_class():
+    """As an attribute of the class it is the option itself: with its docstring and its default."""
+    assert type(pipeline()).use.__doc__ == "Middleware around the whole run of the pipeline."
+    assert type(parallel()).limit.default is None
+    assert type(parallel()).DEFAULTS["tolerate"] == 0

@@ -12,8 +12,8 @@ from flowdeco.engine.requests import Raised
 from flowdeco.engine.results import Yielded, exhaust, sort_out
 from flowdeco.errors import ReturnValueError, StoreTypeError
 from flowdeco.model.definitions import one_action_stage
-from flowdeco.model.options import UNSET
-from flowdeco.model.wiring import step_of
+from flowdeco.model.sentinels import UNSET
+from flowdeco.model.steps import step_of
 
 STAGE, OTHER = Stage("stage"), Stage("other")
 ACTION = step([], "action")

@@ -7,15 +7,16 @@ import re
 import pytest
 
 from flowdeco import Stage, action, parallel
-from flowdeco.model.runnable import Options, ResumeOptions, RunOptions, run_options
+from flowdeco.model.runnable import Options, run_options
 
-OPTIONS = set(RunOptions.__optional_keys__)
+OPTIONS = set(inspect.signature(Stage.run).parameters) - {"self", "inputs"}
 
 
 def test_the_value_has_a_field_for_each_option():
     """And two that users do not give."""
-    assert set(Options._fields) == OPTIONS | set(ResumeOptions.__optional_keys__) | {"clock", "watcher"}
-    assert OPTIONS - set(ResumeOptions.__optional_keys__) == {"run_id", "if_exists"}
+    resumed = set(inspect.signature(Stage.resume).parameters) - {"self", "run", "inputs", "on_change", "from_stage"}
+    assert set(Options._fields) == OPTIONS | resumed | {"clock", "watcher"}
+    assert OPTIONS - resumed == {"run_id", "if_exists"}
 
 
 def test_options_not_given_have_defaults():

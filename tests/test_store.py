@@ -42,7 +42,10 @@ from flowdeco.durable import MemoryJournal
 from flowdeco.errors import ContextEndedError, DefinitionError, StoreKeyError, StoreTypeError, WriteConflictError
 from flowdeco.executors import serial
 from flowdeco.middleware import retry
-from flowdeco.model.store import MISSING, NOTHING, Delta, Local, View, Watched, _Layer, alias_value, key_name, type_of
+from flowdeco.model.deltas import NOTHING, Delta
+from flowdeco.model.keys import Local, alias_value, key_name, type_of
+from flowdeco.model.sentinels import MISSING
+from flowdeco.model.store import View, Watched, _Layer
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -907,7 +910,7 @@ def test_local_results_are_known_to_the_evaluation_alone():
 
     mark = store.mark()
     store.drop_local(["mine", "never returned"], "s")
-    assert (store.local_names(), store.dropped()) == (["kept"], {"mine": "s", "never returned": "s"})
+    assert (store.local_names(), store.ended_locals()) == (["kept"], {"mine": "s", "never returned": "s"})
     assert store.hint("mine") == "It was local to stage 's': write returns='mine' there to share it"
     assert store.since(mark) == Delta({}, [Local("mine")], {})
     store.undo(mark)
@@ -916,10 +919,10 @@ def test_local_results_are_known_to_the_evaluation_alone():
     assert store.local_names() == ["mine"]
 
     other = Store()
-    other.know_local(store.local_names(), store.dropped())
-    assert (other.everything(), other.dropped()) == ([(Local("mine"), None)], store.dropped())
-    store.dropped().clear()
-    assert store.dropped()
+    other.know_local(store.local_names(), store.ended_locals())
+    assert (other.everything(), other.ended_locals()) == ([(Local("mine"), None)], store.ended_locals())
+    store.ended_locals().clear()
+    assert store.ended_locals()
 
 
 def test_a_hint_names_close_keys_of_the_store_or_of_those_given():

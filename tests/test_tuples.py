@@ -78,3 +78,28 @@ def test_a_missing_value_and_one_too_many_are_refused():
         Ours()
     with pytest.raises(TypeError, match="takes from 2 to 4 positional arguments but 5 were given"):
         Ours(1, 2, 3, 4)
+
+
+@pytest.mark.parametrize("cls", [Ours, Theirs])
+def test_wrong_fields_are_refused(cls):
+    """When one is made of an iterable, and when fields are replaced."""
+    assert cls._make([1, 2, 3]) == (1, 2, 3)
+    with pytest.raises(TypeError, match="Expected 3 arguments, got 2"):
+        cls._make([1, 2])
+    with pytest.raises((ValueError, TypeError), match=r"Got unexpected field names: \['z'\]"):
+        cls(1)._replace(y=2, z=3)
+
+
+def test_fields_are_not_those_of_another_class_with_as_many():
+    """Whose constructor has the same code."""
+
+    class Other(tuples.NamedTuple):
+        a: int
+        b: int = 2
+        c: int = 3
+
+    assert Other(a=1)._asdict() == {"a": 1, "b": 2, "c": 3}
+    assert repr(Other(1)) == "Other(a=1, b=2, c=3)"
+    assert Ours(1)._asdict() == {"x": 1, "y": None, "names": ()}
+    with pytest.raises(TypeError, match="unexpected keyword argument 'x'"):
+        Other(x=1)

@@ -8,9 +8,9 @@ from defined import Box, N, T, Unknown, UserId
 from support import around, names, one, problems, provide, shown, step, text_of, wants
 
 from flowdeco import Action, Context, Key, Pipeline, Run, Stage, Store, action, parallel, pipeline, stage, stream
-from flowdeco.errors import DefinitionError, MissingInputError, StoreTypeError, WiringError
+from flowdeco.errors import DefinitionError, MissingInputError, Problem, StoreTypeError, WiringError
 from flowdeco.middleware import atomic, recover, retry
-from flowdeco.model.wiring import Problem, step_of, steps_of
+from flowdeco.model.steps import step_of, steps_of
 
 
 class Named(Protocol):

@@ -27,8 +27,8 @@ from flowdeco.model.definitions import (
     one_action_stage,
     stage_selectors,
 )
-from flowdeco.model.store import key_name, type_of
-from flowdeco.model.wiring import Input, Step, steps_of
+from flowdeco.model.keys import key_name, type_of
+from flowdeco.model.steps import Input, Step, steps_of
 
 if TYPE_CHECKING:
     from flowdeco.durable import Question

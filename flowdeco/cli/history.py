@@ -21,7 +21,7 @@ from flowdeco.engine.runs import Run
 from flowdeco.engine.terms import Terms
 from flowdeco.errors import JournalError
 from flowdeco.model.definitions import Parallel, Pipeline
-from flowdeco.model.wiring import Step
+from flowdeco.model.steps import Step
 
 if TYPE_CHECKING:
     from flowdeco.engine.journal import Codec, Remembered

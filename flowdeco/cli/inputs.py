@@ -15,7 +15,7 @@ from flowdeco.errors import WAITING, FlowdecoError
 
 if TYPE_CHECKING:
     from flowdeco.engine.runs import ActionRecord, Run, StageRecord
-    from flowdeco.model.wiring import Input
+    from flowdeco.model.steps import Input
 
 __all__ = [
     "UsageError",
@@ -147,7 +147,7 @@ def input_warnings(
 
 def _parameters(run: Run) -> Iterator[tuple[StageRecord, ActionRecord, Input]]:
     """Yield the parameters of the actions of a run, each with the records of its stage and its action."""
-    from flowdeco.model.wiring import step_of
+    from flowdeco.model.steps import step_of
 
     for stage in run.stages:
         for record in stage.actions:

@@ -39,10 +39,10 @@ from flowdeco.engine.terms import Terms
 from flowdeco.engine.waits import starting_point
 from flowdeco.errors import suggestion, told
 from flowdeco.model.definitions import Pipeline
-from flowdeco.model.options import UNSET
 from flowdeco.model.runnable import Options
+from flowdeco.model.sentinels import UNSET
+from flowdeco.model.steps import Step
 from flowdeco.model.store import Store
-from flowdeco.model.wiring import Step
 
 __all__ = ["replay"]
 

@@ -28,7 +28,7 @@ from flowdeco.engine.requests import Await, FunctionCall, Gate, Raised, Request,
 from flowdeco.engine.schedule import Schedule, Task
 from flowdeco.errors import Cancelled, ExecutorError
 from flowdeco.executors import broken, is_local, is_serial, lost, perform, receive, refused, shipped
-from flowdeco.model.wiring import Step
+from flowdeco.model.steps import Step
 
 __all__ = ["InFlight", "Worker"]
 

@@ -198,7 +198,8 @@ def _sections(section: Any, content: Any) -> Iterable[tuple[str, Any]]:
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     """Yield the parts of a value; of a definition, those that it was made with."""
-    from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, bound_of, origin_of
+    from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, bound_of
+    from flowdeco.model.references import origin_of
 
     if isinstance(value, Stage):
         origin = origin_of(value)

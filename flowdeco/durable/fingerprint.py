@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from typing import Any, Final, cast
 
-from flowdeco.model.identity import defaults_of, function_behind, text_of
+from flowdeco.model.functions import as_written
+from flowdeco.model.identity import defaults_of, text_of
 
 __all__ = ["fingerprint"]
 
@@ -48,7 +49,7 @@ def _described(thing: Any) -> str:
     if isinstance(thing, functools.partial):
         partial = cast("functools.partial[Any]", thing)
         return f"partial {len(partial.args)} {sorted(partial.keywords)}\n{_described(partial.func)}"
-    target = function_behind(thing)
+    target = as_written(thing)
     kind = cast("Any", type(thing))
     if not isinstance(target, types.FunctionType):
         named, article = (target, "") if hasattr(target, "__qualname__") else (kind, "a ")

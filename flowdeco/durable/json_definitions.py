@@ -15,18 +15,20 @@ from flowdeco.durable.notation import Nested, Notation, is_of
 from flowdeco.errors import JournalError
 from flowdeco.middleware import Cached, Recover, Retry, recover, retry
 from flowdeco.model.declare import StageTemplate
-from flowdeco.model.definitions import (
-    Action,
-    Parallel,
-    Pipeline,
-    Stage,
-    Stream,
+from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream, options_of
+from flowdeco.model.references import (
+    Bound,
+    Called,
+    Changed,
+    Imported,
+    Member,
+    Method,
+    Narrowed,
+    Part,
     home_in_module,
     home_of_copy,
-    options_of,
     origin_of,
 )
-from flowdeco.model.references import Bound, Called, Changed, Imported, Member, Method, Narrowed, Part
 
 __all__ = ["DEFINITIONS", "REFERENCES", "referred"]
 

@@ -14,7 +14,7 @@ from flowdeco.durable.kinds import ZONE, Kind, checked_dict, checked_list, check
 from flowdeco.durable.lookup import class_of, lookup, lookup_class, reference
 from flowdeco.durable.notation import Nested, Notation, by_class, is_of
 from flowdeco.errors import JournalError, RunError
-from flowdeco.model.store import Key
+from flowdeco.model.keys import Key
 
 __all__ = ["PAIRS", "VALUES", "exception_class"]
 

@@ -15,8 +15,7 @@ from typing import Any, Final, cast
 from uuid import UUID
 
 from flowdeco.errors import JournalError
-from flowdeco.model.options import UNSET
-from flowdeco.model.store import MISSING
+from flowdeco.model.sentinels import MISSING, UNSET
 
 __all__ = ["STANDARD", "ZONE", "Kind", "checked_dict", "checked_list", "checked_string", "of_two"]
 

@@ -26,6 +26,7 @@ _RENAMED: Final = {
     ("flowdeco.definitions", "_composite_of"): ("flowdeco.model.units", "_composite_of"),
     ("flowdeco.middleware", "_Recover"): ("flowdeco.middleware", "Recover"),
     ("flowdeco.middleware", "_Retry"): ("flowdeco.middleware", "Retry"),
+    **dict.fromkeys((("flowdeco.store", "_key"), ("flowdeco.model.store", "_key")), ("flowdeco.model.keys", "_key")),
     ("flowdeco.wiring", "Problem"): ("flowdeco.errors", "Problem"),
 }
 

@@ -41,10 +41,11 @@ from flowdeco.errors import Bail, MissingInputError, StoreTypeError, Suspend, to
 from flowdeco.events import ActionStarted
 from flowdeco.model.contents import ATOMS
 from flowdeco.model.definitions import Action, Stage, Stream, Unit, action_selectors
-from flowdeco.model.options import UNSET, Middleware
+from flowdeco.model.deltas import Delta, Mark
+from flowdeco.model.options import Middleware
 from flowdeco.model.reload import reloaded
+from flowdeco.model.sentinels import UNSET
 from flowdeco.model.steps import Step, local_names, localized, step_of
-from flowdeco.model.store import Delta, Mark
 from flowdeco.model.wiring import unmet
 
 __all__ = ["begin_action", "finish_simple", "simple_arguments"]

@@ -25,8 +25,9 @@ from flowdeco.engine.terms import Terms
 from flowdeco.engine.waits import Waits
 from flowdeco.errors import Wait
 from flowdeco.model.definitions import Stream, Unit, stage_selectors
+from flowdeco.model.keys import Name
 from flowdeco.model.selectors import switched_off
-from flowdeco.model.store import Name, Store
+from flowdeco.model.store import Store
 
 __all__ = ["Branch"]
 

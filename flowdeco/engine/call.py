@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from flowdeco.model.definitions import Action, Pipeline, Stage, Stream, Unit, insertable
-from flowdeco.model.options import UNSET
+from flowdeco.model.sentinels import UNSET
 from flowdeco.model.steps import Step, step_of
 from flowdeco.model.store import Store, Watched
 

@@ -18,7 +18,9 @@ from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from flowdeco.model.contents import ATOMS, Digest, mutable_parts
-from flowdeco.model.store import Delta, Local, Name, Store, Watched
+from flowdeco.model.deltas import Delta
+from flowdeco.model.keys import Local, Name
+from flowdeco.model.store import Store, Watched
 from flowdeco.model.tuples import NamedTuple
 
 __all__ = ["Looks", "Watch"]

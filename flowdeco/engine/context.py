@@ -35,11 +35,13 @@ from flowdeco.model.definitions import (
     stage_selectors,
     values_of,
 )
+from flowdeco.model.deltas import NOTHING, Delta
 from flowdeco.model.functions import underlying
+from flowdeco.model.keys import Key, key_name
 from flowdeco.model.options import Duration, checked_selectors, seconds_of
 from flowdeco.model.selectors import switched_off
 from flowdeco.model.stand_ins import missing_action, outline
-from flowdeco.model.store import NOTHING, Delta, Key, Store, View, key_name
+from flowdeco.model.store import Store, View
 from flowdeco.model.tuples import NamedTuple
 
 if TYPE_CHECKING:
@@ -311,7 +313,7 @@ class Context:
         values = dict(self.store)
         given = list(filter(self.store.is_given, values))
         around = _Elsewhere([outline(unit) for unit in self.pending], self._waits())
-        local = self.store.local_names(), self.store.dropped()
+        local = self.store.local_names(), self.store.ended_locals()
         return Context.detached, (known, values, given, local, around)
 
     def __repr__(self) -> str:

@@ -30,7 +30,7 @@ from flowdeco.engine.verdicts import Verdicts
 from flowdeco.errors import Bail, Suspend
 from flowdeco.events import BranchesHeld
 from flowdeco.model.definitions import Parallel, Unit
-from flowdeco.model.options import UNSET
+from flowdeco.model.sentinels import UNSET
 
 __all__ = ["run_group"]
 

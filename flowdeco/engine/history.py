@@ -20,10 +20,10 @@ from flowdeco.engine.outcome import ROOT, RUN, Outcome, Status, Steps, branch_id
 from flowdeco.engine.recorder import KINDS, Recorded
 from flowdeco.errors import Cancelled, CodeChangedError, DefinitionError, Suspend
 from flowdeco.model.definitions import Pipeline, Stage, Stream
+from flowdeco.model.deltas import Mark
 from flowdeco.model.options import Middleware
 from flowdeco.model.stand_ins import Missing
 from flowdeco.model.steps import Step
-from flowdeco.model.store import Mark
 from flowdeco.model.units import every_unit
 
 __all__ = ["History", "Rehearsal", "branches_of"]

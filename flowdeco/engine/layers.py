@@ -25,8 +25,11 @@ from flowdeco.engine.outcome import NOTHING_DROPPED, Dropped, Outcome, Status
 from flowdeco.engine.requests import Await, Deferred, Gate, Raised, Request, Sleep
 from flowdeco.errors import Bail, MiddlewareError, StoreTypeError, Suspend, Wait, meant_by
 from flowdeco.model.definitions import Action, Pipeline, Stage
-from flowdeco.model.options import UNSET, Middleware, placed
-from flowdeco.model.store import AnyKey, Delta, Key, Mark, Store
+from flowdeco.model.deltas import Delta, Mark
+from flowdeco.model.keys import AnyKey, Key
+from flowdeco.model.options import Middleware, placed
+from flowdeco.model.sentinels import UNSET
+from flowdeco.model.store import Store
 
 if TYPE_CHECKING:
     from flowdeco.engine.changes import Watch

@@ -7,7 +7,8 @@ from typing import Any, cast
 
 from flowdeco.engine.outcome import NOWHERE, ROOT, Outcome, Status, Steps, branch_id, cut_steps
 from flowdeco.errors import Wait
-from flowdeco.model.store import NOTHING, Delta, Mark, Store
+from flowdeco.model.deltas import NOTHING, Delta, Mark
+from flowdeco.model.store import Store
 from flowdeco.model.tuples import NamedTuple
 
 __all__ = ["Leftovers", "Log", "Remains", "in_memory"]

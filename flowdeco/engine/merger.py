@@ -13,7 +13,7 @@ from flowdeco.engine.requests import Failure
 from flowdeco.engine.verdicts import Verdicts
 from flowdeco.errors import Bail
 from flowdeco.model.definitions import Parallel
-from flowdeco.model.store import NOTHING, Delta
+from flowdeco.model.deltas import NOTHING, Delta
 
 __all__ = ["Merger"]
 

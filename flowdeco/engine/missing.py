@@ -33,7 +33,7 @@ def explain(error: MissingInputError, branch: Branch, step: Step) -> None:
 
 def explain_refusal(error: WiringError, branch: Branch) -> None:
     """Add notes to the error of a refused insertion: why actions that ran before it did not supply a key."""
-    local = branch.scope.local | branch.store.dropped().keys()  # the message says so
+    local = branch.scope.local | branch.store.ended_locals().keys()  # the message says so
     for key in dict.fromkeys(problem.key for problem in error.problems):
         for reason in dict.fromkeys(islice(_before(branch, key), MOST_NOTES)) if key not in local else ():
             error.add_note(reason)

@@ -20,8 +20,8 @@ from flowdeco.engine.waits import kept
 from flowdeco.errors import FOUND, Bail, Suspend
 from flowdeco.model.declare import name_in_group
 from flowdeco.model.definitions import Action, Parallel, Stage
-from flowdeco.model.options import UNSET
-from flowdeco.model.store import NOTHING, Delta
+from flowdeco.model.deltas import NOTHING, Delta
+from flowdeco.model.sentinels import UNSET
 
 __all__ = ["ended_as", "note", "note_adopted", "note_entering", "note_place", "restore"]
 

@@ -16,9 +16,10 @@ from flowdeco.engine.outcome import ALL, Outcome, Status, Steps
 from flowdeco.engine.recorder import Recorder
 from flowdeco.errors import CodeChangedError, told
 from flowdeco.model.contents import Digest, agree
+from flowdeco.model.deltas import NOTHING
+from flowdeco.model.keys import Local
 from flowdeco.model.options import Middleware
 from flowdeco.model.steps import Step
-from flowdeco.model.store import NOTHING, Local
 from flowdeco.model.tuples import NamedTuple
 
 __all__ = ["OneStep", "Place", "Witness", "differences"]

@@ -9,8 +9,8 @@ from typing import Any, Final
 from flowdeco.engine.layers import Layers
 from flowdeco.engine.outcome import Outcome, Scope
 from flowdeco.model.definitions import Pipeline, Stream
+from flowdeco.model.deltas import Mark
 from flowdeco.model.options import Middleware
-from flowdeco.model.store import Mark
 from flowdeco.model.tuples import NamedTuple
 
 __all__ = ["UNNUMBERED", "Before", "OpenScope", "OpenStream"]

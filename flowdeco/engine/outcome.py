@@ -16,8 +16,8 @@ from flowdeco.engine.messages import MessageRecord, interleaved, joined
 from flowdeco.errors import Bail, Suspend, Wait, printable
 from flowdeco.events import ActionFinished, Event, StageFinished, UnitsInserted
 from flowdeco.model.definitions import Action, Stage, Stream, Unit
-from flowdeco.model.options import UNSET
-from flowdeco.model.store import Delta
+from flowdeco.model.deltas import Delta
+from flowdeco.model.sentinels import UNSET
 from flowdeco.model.tuples import NamedTuple
 from flowdeco.model.units import every_unit
 

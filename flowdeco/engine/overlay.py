@@ -10,7 +10,8 @@ from flowdeco.errors import WriteConflictError, shortened, suggestion
 from flowdeco.model.contents import agree
 from flowdeco.model.declare import name_in_group
 from flowdeco.model.definitions import Parallel, Unit
-from flowdeco.model.store import Delta, Key, key_name
+from flowdeco.model.deltas import Delta
+from flowdeco.model.keys import Key, key_name
 from flowdeco.model.wiring import supplied_keys
 
 __all__ = ["Overlay", "warn_of_merge"]

@@ -39,7 +39,7 @@ from flowdeco.engine.runs import Run
 from flowdeco.engine.waits import Given, asked, open_questions, starting_point
 from flowdeco.errors import NOT_GIVEN, PAUSE, SLEEP, JournalError, RunError, Wait, members_of, portable, told
 from flowdeco.model.definitions import Action, Pipeline, Stage, Stream, Unit, one_action_stage
-from flowdeco.model.options import UNSET
+from flowdeco.model.sentinels import UNSET
 from flowdeco.model.stand_ins import missing_action
 from flowdeco.model.store import Store
 from flowdeco.model.units import every_unit

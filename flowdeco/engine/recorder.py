@@ -32,9 +32,10 @@ from flowdeco.engine.requests import Failure
 from flowdeco.errors import Bail, DefinitionError, JournalError, Suspend, Wait, portable, shortened
 from flowdeco.model.contents import ATOMS, Digest
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream
-from flowdeco.model.options import UNSET
+from flowdeco.model.deltas import NOTHING, Delta
+from flowdeco.model.keys import Local, Name, key_name
+from flowdeco.model.sentinels import UNSET
 from flowdeco.model.steps import Step
-from flowdeco.model.store import NOTHING, Delta, Local, Name, key_name
 from flowdeco.model.tuples import NamedTuple
 from flowdeco.model.units import every_unit
 

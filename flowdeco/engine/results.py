@@ -24,7 +24,7 @@ from flowdeco.engine.waits import Nap
 from flowdeco.errors import ReturnValueError, shortened
 from flowdeco.model.contents import ATOMS
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream, Template, Unit, insertable
-from flowdeco.model.options import UNSET
+from flowdeco.model.sentinels import UNSET
 from flowdeco.model.steps import Step
 
 __all__ = [

@@ -11,8 +11,9 @@ from flowdeco.engine.open_scopes import OpenScope
 from flowdeco.engine.outcome import Outcome
 from flowdeco.engine.requests import CAUGHT_UP, Walk, ended_by_another
 from flowdeco.model.definitions import Unit
+from flowdeco.model.deltas import Delta
+from flowdeco.model.keys import Name
 from flowdeco.model.steps import Step
-from flowdeco.model.store import Delta, Name
 
 __all__ = ["catch_up", "reapply", "recall"]
 

@@ -10,12 +10,12 @@ from flowdeco.engine.memory import Log
 from flowdeco.engine.outcome import ActionRecord, Outcome, Scope, StageRecord, Status
 from flowdeco.errors import DefinitionError, SerializationError, Wait, members_of, portable, printable, shortened
 from flowdeco.model.definitions import Pipeline
+from flowdeco.model.keys import Key
 from flowdeco.model.options import Middleware
 from flowdeco.model.paths import culprit, shown_key
-from flowdeco.model.references import searched_once
-from flowdeco.model.store import Key, Store
+from flowdeco.model.references import can_pickle, pickles, searched_once
+from flowdeco.model.store import Store
 from flowdeco.model.tuples import NamedTuple
-from flowdeco.model.units import can_pickle, pickles
 
 if TYPE_CHECKING:
     import os

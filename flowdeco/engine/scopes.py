@@ -36,9 +36,9 @@ from flowdeco.engine.waiting import not_reached, rest_of_pause, time_used, with_
 from flowdeco.errors import Bail, Suspend
 from flowdeco.events import StageStarted
 from flowdeco.model.definitions import Stage
+from flowdeco.model.deltas import NOTHING, Delta, Mark
 from flowdeco.model.options import Middleware
 from flowdeco.model.steps import steps_of
-from flowdeco.model.store import NOTHING, Delta, Mark
 
 __all__ = ["close_scope", "end_scope", "fill_scope", "limited", "open_scope"]
 

@@ -12,7 +12,7 @@ from flowdeco.engine.open_scopes import OpenStream
 from flowdeco.engine.requests import Failure, Raised, Request, Walk
 from flowdeco.engine.streams import begin_stream, close_stream, next_unit
 from flowdeco.model.definitions import Parallel, Stream, Unit, insertable
-from flowdeco.model.options import UNSET
+from flowdeco.model.sentinels import UNSET
 
 __all__ = ["Listed", "Source", "Streamed"]
 

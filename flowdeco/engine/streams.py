@@ -18,7 +18,7 @@ from flowdeco.engine.results import is_awaited
 from flowdeco.engine.resuming import catch_up
 from flowdeco.errors import DefinitionError, ReturnValueError
 from flowdeco.model.definitions import Stage, Stream, Unit, insertable
-from flowdeco.model.options import UNSET
+from flowdeco.model.sentinels import UNSET
 from flowdeco.model.streams import not_iterated
 
 __all__ = ["begin_stream", "close_stream", "close_streams", "next_unit", "open_stream", "pull"]

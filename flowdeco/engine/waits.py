@@ -37,8 +37,9 @@ from flowdeco.errors import (
     shortened,
     suggestion,
 )
+from flowdeco.model.keys import Key
 from flowdeco.model.options import LAST_SECOND
-from flowdeco.model.store import Key, Store
+from flowdeco.model.store import Store
 from flowdeco.model.tuples import NamedTuple
 
 if TYPE_CHECKING:

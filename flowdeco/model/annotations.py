@@ -13,23 +13,14 @@ import inspect
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
-from typing import (
-    Annotated,
-    Any,
-    Final,
-    ForwardRef,
-    NewType,
-    Union,
-    get_args,
-    get_origin,
-)
+from typing import Annotated, Any, Final, ForwardRef, NewType, Union, get_args, get_origin
 
 import typing_extensions
 
 from flowdeco.errors import DefinitionError
 from flowdeco.model.functions import annotations_of, as_written, signature_of
+from flowdeco.model.keys import AnyKey, Key, is_alias
 from flowdeco.model.names import LITERALS, NO_LOCALS, Either, Names, Unknown, Unresolved, aliased, names_of
-from flowdeco.model.store import AnyKey, Key, is_alias
 from flowdeco.model.streams import Stream
 from flowdeco.model.tuples import NamedTuple
 from flowdeco.model.units import Unit

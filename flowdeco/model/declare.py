@@ -29,15 +29,16 @@ from flowdeco.model.definitions import (
     bound_of,
     no_unit,
     options_of,
-    origin_of,
     set_origin,
     stage_like,
 )
 from flowdeco.model.identity import text_of
-from flowdeco.model.options import UNSET, Duration, Middleware, Returns, described, first_paragraph
+from flowdeco.model.keys import AnyKey
+from flowdeco.model.options import Duration, Middleware, Returns, described, first_paragraph
 from flowdeco.model.prototypes import Body, Pattern, made_action
-from flowdeco.model.references import Called, Imported, Member, importable, load
-from flowdeco.model.store import AnyKey
+from flowdeco.model.references import Called, Imported, Member, importable, load, origin_of
+from flowdeco.model.sentinels import UNSET
+from flowdeco.model.tuples import NamedTuple
 from flowdeco.model.units import Memo, Parallel, every_unit
 
 __all__ = ["StageTemplate", "action", "bound_arguments", "name_in_group", "stage"]
@@ -184,7 +185,7 @@ class StageTemplate(Template, Generic[P]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         own = Imported(self.__module__, self.__qualname__)
-        return load, (importable(own, self, f"stage template {self.__name__!r}", (), lambda found: found is self),)
+        return load, (importable(own, self, f"stage template {self.__name__!r}", lambda found: found is self),)
 
     def __copy__(self) -> StageTemplate[P]:
         return self
@@ -255,16 +256,9 @@ def stage(
     ('greet[you]', 'hello you')
     """
     options = {
-        "name": name,
-        "title": title,
-        "tags": tags,
-        "data": data,
-        "use": use,
-        "use_actions": use_actions,
-        "local": local,
-        "timeout": timeout,
-        "description": description,
-    }
+        "name": name, "title": title, "tags": tags, "data": data, "use": use, "use_actions": use_actions,
+        "local": local, "timeout": timeout, "description": description,
+    }  # fmt: skip
     return _StageDecorator(options) if function is None else _stage_of(function, options)
 
 
@@ -353,17 +347,16 @@ def _check_returned(returned: Any, name: str) -> None:
 # Options of a template that name its parameters.
 
 
-class _Filling:
+class _Filling(NamedTuple):
     """The options of a template that have its parameters in braces, as for `str.format`: texts, and some of the tags.
 
     `names` if its name is one of them: then it is the name of a stage, without the arguments behind it.
     """
 
-    def __init__(self, function: Any, texts: dict[str, str], tags: frozenset[str], names: bool) -> None:
-        self.function = function
-        self.texts = texts
-        self.tags = tags
-        self.names = names
+    function: Any
+    texts: dict[str, str]
+    tags: frozenset[str]
+    names: bool
 
     def filled(self, options: dict[str, Any], named: dict[str, Any]) -> dict[str, Any]:
         """Return the options for a call with these arguments, by name."""

@@ -15,41 +15,18 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Final,
-    Generic,
-    Self,
-    cast,
-)
+from typing import TYPE_CHECKING, Any, Final, Generic, cast
 
 import wrapt
 from typing_extensions import ParamSpec, TypeVar, Unpack
 
 from flowdeco.errors import DefinitionError, ReturnValueError, printable, shortened, suggestion, without_addresses
-from flowdeco.model.contents import ATOMS, agree
+from flowdeco.model.contents import ATOMS
 from flowdeco.model.functions import bindable, call_bound, function_name, is_same_function, signature_of
 from flowdeco.model.identity import content_of, keep_defaults
+from flowdeco.model.keys import Key, key_name
 from flowdeco.model.names import NO_LOCALS, local_variables
-from flowdeco.model.options import (
-    UNSET,
-    ActionChanges,
-    Duration,
-    Middleware,
-    StageChanges,
-    checked_flag,
-    checked_key,
-    checked_layers,
-    checked_name,
-    checked_returns,
-    checked_tags,
-    checked_text,
-    checked_timeout,
-    described,
-    first_paragraph,
-    placed,
-)
+from flowdeco.model.options import Duration, Middleware, checked, described, first_paragraph, placed
 from flowdeco.model.references import (
     Bound,
     Called,
@@ -60,18 +37,20 @@ from flowdeco.model.references import (
     Narrowed,
     Origin,
     Part,
+    Parted,
+    check_pickles,
     home_of,
     importable,
     load,
     module_at_work,
     named,
-    values_in,
+    reference,
 )
-from flowdeco.model.store import Key, key_name
+from flowdeco.model.sentinels import UNSET
 from flowdeco.model.streams import Stream, stream
 from flowdeco.model.tuples import NamedTuple
 from flowdeco.model.units import (
-    Composite,
+    Equal,
     Memo,
     Parallel,
     Pipeline,
@@ -81,7 +60,6 @@ from flowdeco.model.units import (
     assign,
     check_known,
     check_layers,
-    check_pickles,
     member_named,
     no_unit,
     options_of,
@@ -89,6 +67,9 @@ from flowdeco.model.units import (
     pipeline,
     stage_selectors,
 )
+
+if TYPE_CHECKING:
+    from flowdeco.model.options import ActionChanges, StageChanges
 
 __all__ = [
     "Action",
@@ -127,17 +108,6 @@ class ActionOptions(NamedTuple):
     timeout: float | None = None
 
 
-_ACTION_CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
-    "name": lambda name: checked_name(name, "an action"),
-    "description": lambda text: checked_text(text, "description"),
-    "tags": checked_tags,
-    "returns": checked_returns,
-    "collect": lambda key: None if key is None else checked_key(key, "collect"),
-    "use": checked_layers,
-    "timeout": checked_timeout,
-}
-
-
 if TYPE_CHECKING:
 
     class _Proxy:  # without the `__getattr__` of wrapt: a misspelt attribute of an action is an error
@@ -151,7 +121,7 @@ else:
 _remember: Final = _Proxy.__setattr__  # an attribute of the proxy, whose own `__setattr__` refuses
 
 
-class Action(Unit, _Proxy, Generic[P, R]):
+class Action(Equal, Unit, _Proxy, Generic[P, R]):
     """A function that can be part of workflows: a transparent proxy, still called as the plain function.
 
     Made by `@action`. It is equal to another action of the same function with the same options and bound values.
@@ -221,16 +191,12 @@ class Action(Unit, _Proxy, Generic[P, R]):
     def with_options(self, **changes: Unpack[ActionChanges]) -> Action[P, R]:
         """Return a copy with another name, description, tags, returns, collect, use or timeout."""
         check_known(repr(self), ActionOptions._fields, changes)
-        checked = {option: _ACTION_CHECKS[option](value) for option, value in changes.items()}
+        options = self._self_options._replace(**checked("an action", changes))
         base, old = self._self_origin if isinstance(self._self_origin, Changed) else Changed(self, {})
-        check_layers(checked.get("use", ()), [self])
-        return Action(
-            self.__wrapped__,
-            self._self_options._replace(**checked),
-            self._self_bound,
-            Changed(base, {**old, **changes}),
-            self._self_local,
-        )
+        if "use" in changes:
+            check_layers(options.use, [self])
+        origin = Changed(base, {**old, **changes})
+        return Action(self.__wrapped__, options, self._self_bound, origin, self._self_local)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if self._self_bound:
@@ -248,19 +214,10 @@ class Action(Unit, _Proxy, Generic[P, R]):
         origin = Method(self, instance) if method else None
         return Action(bound, self._self_options, self._self_bound, origin, self._self_local)
 
-    def __eq__(self, other: object) -> bool:
-        if self is other:
-            return True
-        if type(other) is not Action:
-            return NotImplemented
-        mine, its = self._self_content(), other._self_content()
-        try:
-            return mine == its
-        except Exception:  # arrays and frames are not compared as wholes
-            return agree(mine, its)
+    __ne__ = object.__ne__  # that of the proxy would compare the functions
 
-    def __ne__(self, other: object) -> bool:
-        return not self == other
+    def _made_from(self) -> Origin | None:
+        return self._self_origin
 
     def _given(self) -> dict[str, Any]:
         return self._self_options._asdict()
@@ -276,7 +233,7 @@ class Action(Unit, _Proxy, Generic[P, R]):
         left = stage._selected(wanted, keep)
         return self if left is stage else left
 
-    def _self_content(self) -> tuple[Any, ...]:
+    def _content(self) -> tuple[Any, ...]:
         return self._self_identity(), self._self_options, self._self_bound
 
     def _self_identity(self) -> Any:
@@ -315,31 +272,23 @@ class Action(Unit, _Proxy, Generic[P, R]):
         function: Any = self.__wrapped__
         origin, what = self._self_origin, f"action {self.name!r}"
         if isinstance(origin, Member) and isinstance(origin.stage, Imported):
-            home = importable(
-                origin.stage, self, f"{what} of a stage", _WITH_PARTS, lambda found: isinstance(found, Stage)
-            )
-            return load, (origin if home is origin.stage else home,)
+            place = importable(origin.stage, self, f"{what} of a stage", lambda found: isinstance(found, Stage))
+            return load, (origin if place is origin.stage else place,)
         if origin is not None:
-            return _reference(self, origin, what)
+            return reference(self, origin, what)
         if isinstance(function, types.MethodType):
             check_pickles(what, {"object": function.__self__})
             return getattr, (function.__self__, function.__func__.__name__)
         if isinstance(function, types.FunctionType):
             own = Imported(function.__module__, function.__qualname__)
-            reference: Any = importable(own, self, what, _WITH_PARTS, lambda found: found == self or found is function)
-            reference = reference if reference.load() == self else None
+            home: Any = importable(own, self, what, lambda found: found == self or found is function)
+            home = home if home.load() == self else None
         else:
-            reference = _home_of_object(self)
-        if reference is not None:
-            return load, (reference,)
+            home = _home_of_object(self)
+        if home is not None:
+            return load, (home,)
         check_pickles(what, {"function": function, **named("option", self._given())})
         return Action, (function, self._self_options)
-
-    def __copy__(self) -> Self:
-        return self
-
-    def __deepcopy__(self, memo: Any) -> Self:
-        return self
 
 
 def checked_options(function: Any, *, name: str | None = None, **options: Any) -> ActionOptions:
@@ -353,10 +302,8 @@ def checked_options(function: Any, *, name: str | None = None, **options: Any) -
             f"an action is made from a function, not from the {type(function).__name__} {described(function)}{hint}"
             f"{f': write @action(name={function!r})' if isinstance(function, str) else ''}"
         )
-    return ActionOptions(
-        checked_name(function_name(function) if name is None else name, "an action"),
-        **{option: _ACTION_CHECKS[option](value) for option, value in options.items()},
-    )
+    options["name"] = function_name(function) if name is None else name
+    return ActionOptions(**checked("an action", options))
 
 
 def make_action(function: Any, **options: Any) -> Action[..., Any]:
@@ -383,6 +330,7 @@ def as_action(thing: Any) -> Action[..., Any]:
 # Stages.
 
 
+_SLOTS: Final = {"title": "_title", "data": "_data"}  # of options whose attributes are not the options themselves
 _STAGE_OPTIONS: Final = ("name", "title", "tags", "data", "use", "use_actions", "local", "timeout", "description")
 
 
@@ -432,32 +380,22 @@ def _copied(data: dict[str, Any], stage: str) -> dict[str, Any]:
         raise
 
 
-class Stage(Value, Unit):
+class Stage(Value, Unit, Parted):
     """A named, immutable sequence of actions, with tags, initial data and middleware.
 
     `data` is copied here and merged into the store, as a fresh copy, whenever the stage begins (L5). `use` wraps the
     stage, `use_actions` each of its actions. With `local`, results that its actions store under their own names are
     seen by later actions of the stage only, and are gone when it ends. `timeout` is in seconds, for each attempt at the
     whole stage. Plain functions among the actions become actions. Data that cannot be copied raises a `DefinitionError`
-    that names its key. `has_data` is true if there is any; `memo` keeps facts that were worked out once, and is not part
+    that names its key. `has_data` is true if there is any; `description` is the explanation, for a `@stage` function the
+    first paragraph of its docstring. `memo` keeps facts that were worked out once, and is not part
     of the value.
     """
 
     __slots__ = (
-        "_data",
-        "_description",
-        "_origin",
-        "_title",
-        "actions",
-        "has_data",
-        "local",
-        "memo",
-        "name",
-        "tags",
-        "timeout",
-        "use",
-        "use_actions",
-    )
+        "_data", "_origin", "_title", "actions", "description", "has_data", "local", "memo", "name", "tags",
+        "timeout", "use", "use_actions",
+    )  # fmt: skip
     name: str
     tags: frozenset[str]
     use: tuple[Middleware, ...]
@@ -466,10 +404,10 @@ class Stage(Value, Unit):
     has_data: bool
     local: bool
     timeout: float | None
+    description: str
     _data: dict[str, Any]
     _origin: Origin | None
     _title: str | None
-    _description: str
 
     def __init__(
         self,
@@ -487,29 +425,21 @@ class Stage(Value, Unit):
     ) -> None:
         if isinstance(actions, (Unit, str)) or not isinstance(actions, Iterable):
             raise DefinitionError(f"the actions of stage {name!r} are a list, not {actions!r}: write [...]")
-        own = _checked_data(data, name)
-        around = checked_layers(use_actions, "use_actions")
-        members = tuple(as_action(action) for action in actions)
+        own = checked(
+            "a stage",
+            {
+                "name": name, "title": title, "tags": tags, "use": use, "use_actions": use_actions, "local": local,
+                "timeout": timeout, "description": description or "",
+            },
+        )  # fmt: skip
+        members, content = tuple(map(as_action, actions)), _checked_data(data, name)
         if len(members) > 1:
             _check_namesakes(members, name)
         assign(
-            self,
-            name=checked_name(name, "a stage"),
-            tags=checked_tags(tags),
-            use=checked_layers(use),
-            use_actions=around,
-            actions=members,
-            has_data=bool(own),
-            local=checked_flag(local, "local"),
-            timeout=checked_timeout(timeout),
-            _data=own,
-            _title=checked_text(title, "title"),
-            _description=checked_text(description, "description") or "",
-            _origin=None,
-            memo=Memo(),
-        )
-        if around:
-            check_layers(around, [self])
+            self, actions=members, _data=content, has_data=bool(content), _title=own.pop("title"), _origin=None,
+            memo=Memo(), **own,
+        )  # fmt: skip
+        check_layers(self.use_actions, [self])
 
     @property
     def title(self) -> str:
@@ -518,11 +448,6 @@ class Stage(Value, Unit):
             return self._title
         words = self.name.replace("_", " ").strip() or self.name
         return words[:1].upper() + words[1:]
-
-    @property
-    def description(self) -> str:
-        """The explanation; for a `@stage` function, the first paragraph of its docstring."""
-        return self._description
 
     @property
     def data(self) -> dict[str, Any]:
@@ -536,18 +461,11 @@ class Stage(Value, Unit):
         base, old = self._origin if isinstance(self._origin, Changed) else Changed(self, {})
         return set_origin(made, Changed(base, {**old, **changes}))
 
+    def _made_from(self) -> Origin | None:
+        return self._origin
+
     def _given(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "title": self._title,
-            "tags": self.tags,
-            "data": self._data,
-            "use": self.use,
-            "use_actions": self.use_actions,
-            "local": self.local,
-            "timeout": self.timeout,
-            "description": self._description,
-        }
+        return {name: getattr(self, _SLOTS.get(name, name)) for name in _STAGE_OPTIONS}
 
     @property
     def template(self) -> Template | None:
@@ -633,22 +551,11 @@ class Stage(Value, Unit):
     def __reduce__(self) -> tuple[Any, ...]:
         origin, what = self._origin, f"stage {self.name!r}"
         if isinstance(origin, Imported):
-            origin = importable(origin, self, what, _WITH_PARTS, lambda found: found == self)
+            origin = importable(origin, self, what, lambda found: found == self)
         if origin is not None:
-            return _reference(self, origin, what)
+            return reference(self, origin, what)
         check_pickles(what, named("option", self._given()))
         return _stage_of, (self.actions, self._given())
-
-
-_WITH_PARTS: Final = (Stage, Composite)
-
-
-def _reference(unit: Action[..., Any] | Stage, origin: Origin, what: str) -> tuple[Any, ...]:
-    """Return how a unit that was not made directly is pickled; raises `UnreferencedError`."""
-    home = home_of_copy(unit)
-    if home is None:
-        check_pickles(what, values_in(origin))
-    return load, (home or origin,)
 
 
 def stage_like(sample: Stage, name: str, actions: tuple[Action[..., Any], ...], origin: Origin, memo: Memo) -> Stage:
@@ -656,14 +563,14 @@ def stage_like(sample: Stage, name: str, actions: tuple[Action[..., Any], ...], 
     if len(actions) > 1:
         _check_namesakes(actions, name)
     made = Stage.__new__(Stage)
-    data, description, own, title, members, has_data, local, own_memo, own_name, tags, timeout, use, use_actions = (
+    data, own, title, members, description, has_data, local, own_memo, own_name, tags, timeout, use, use_actions = (
         _SETTERS
     )
     data(made, sample._data)
-    description(made, sample._description)
     own(made, origin)
     title(made, sample._title)
     members(made, actions)
+    description(made, sample.description)
     has_data(made, sample.has_data)
     local(made, sample.local)
     own_memo(made, memo)
@@ -765,24 +672,7 @@ def memo_of(unit: Unit) -> Memo:
     return memo
 
 
-def origin_of(unit: Action[..., Any] | Stage) -> Origin | None:
-    """Return the origin of an action or stage, None for one that was made directly."""
-    return unit._self_origin if isinstance(unit, Action) else unit._origin
-
-
-def home_in_module(definition: Any) -> Part | None:
-    """Return where a loaded module has this action, stage or template, which a function made; None if none has."""
-    is_unit = issubclass(cast("Any", type(definition)), (Action, Stage))
-    origin = origin_of(definition) if is_unit else None
-    own = origin.stage if isinstance(origin, Member) else origin
-    module, name = own if isinstance(own, Imported) else (definition.__module__, definition.__qualname__)
-    if "<" not in str(name):
-        return None
-    home = home_of(definition, str(module), _WITH_PARTS)
-    return Part(home, ()) if isinstance(home, Imported) else home
-
-
-def _home_of_object(made: Action[..., Any]) -> Imported | Part | None:
+def _home_of_object(made: Action[..., Any]) -> Part | None:
     """Return where its module has this action of an object; None if the object itself comes back from a pickle.
 
     Other processes have another `__main__`, so that its objects are sent if they can be.
@@ -794,32 +684,7 @@ def _home_of_object(made: Action[..., Any]) -> Imported | Part | None:
         comes_back = (pickle.loads(pickle.dumps(function)) == function) is True or module == "__main__"
     except Exception:
         comes_back = False
-    return None if comes_back or not module else home_of(made, module, _WITH_PARTS, everywhere=False)
-
-
-def home_of_copy(unit: Action[..., Any] | Stage) -> Part | None:
-    """Return where a loaded module has this changed copy of what a function made, if it does not have the original."""
-    origin, root = origin_of(unit), unit
-    while isinstance(origin, (Changed, Bound, Narrowed)):
-        root = origin.base
-        origin = origin_of(root)
-    if root is unit or isinstance(origin, (Called, Method)) or _is_of_template(origin) or _is_importable(root, origin):
-        return None
-    if home_in_module(root) is not None:
-        return None
-    home = home_of(unit, "", _WITH_PARTS)
-    return Part(home, ()) if isinstance(home, Imported) else home
-
-
-def _is_of_template(origin: Origin | None) -> bool:
-    return isinstance(origin, Member) and isinstance(origin.stage, Called)
-
-
-def _is_importable(root: Action[..., Any] | Stage, origin: Origin | None) -> bool:
-    own = origin.stage if isinstance(origin, Member) else origin
-    if isinstance(own, Imported):
-        return "<" not in own.qualname
-    return not isinstance(root, Action) or "<" not in str(getattr(root.__wrapped__, "__qualname__", ""))
+    return None if comes_back or not module else home_of(made, module, everywhere=False)
 
 
 def set_origin(made: S, origin: Origin) -> S:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 import inspect
+import itertools
 import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -130,19 +132,26 @@ def call_bound(function: Any, bound: Mapping[str, Any], args: tuple[Any, ...], k
     return function(*leading, *rest, **{**others, **kwargs})
 
 
+_DEEPEST: Final = 100  # decorators around decorators; some objects have every attribute
+
+
 def as_written(function: Any) -> Any:
-    """Return the function as it was written: it has the annotations, and sees the names in them."""
-    while True:
-        function = inspect.unwrap(underlying(function))
-        if isinstance(function, functools.partial):
-            function = cast("functools.partial[Any]", function).func
-        elif isinstance(function, types.MethodType):
-            function = function.__func__
-        elif isinstance(function, (types.FunctionType, types.BuiltinFunctionType, type)):
-            return function
-        else:
-            call: object = getattr(cast("object", type(function)), "__call__", None)
-            return call if isinstance(call, types.FunctionType) else function
+    """Return the function that a decorator, a method, a partial or an object with `__call__` calls, or the thing itself.
+
+    It is the function as it was written: it has the annotations, and sees the names in them.
+    """
+    for _ in range(_DEEPEST):
+        kind = cast("Any", type(function))
+        if kind is types.FunctionType and not hasattr(function, "__wrapped__"):
+            break
+        inner: Any = getattr(function, "__wrapped__", None) or getattr(function, "__func__", None)
+        if inner is None and issubclass(kind, functools.partial):
+            inner = function.func
+        if inner is None:
+            call: Any = getattr(cast("object", kind), "__call__", None)
+            return call if type(call) is types.FunctionType and kind is not types.FunctionType else function
+        function = inner
+    return function
 
 
 def annotations_of(function: Any) -> Mapping[str, Any]:
@@ -162,37 +171,46 @@ def annotations_of(function: Any) -> Mapping[str, Any]:
     return found
 
 
-def attributes_used(function: Any, parameter: str | None) -> frozenset[str] | None:
-    """Return the attributes of a parameter (None: of the first one) that the code of a function names.
+def function_run(called: Any) -> tuple[types.FunctionType, int] | None:
+    """Return the Python function that a call runs, and the index of the parameter that takes its first argument.
 
-    None if that cannot be known: it passes the parameter on, keeps it in a closure, or is not a Python function.
+    None for anything else.
     """
-    import dis  # only for a selector that matches nothing
-
     first = 0
-    if isinstance(function, types.MethodType):
-        function, first = function.__func__, 1
-    elif not isinstance(function, types.FunctionType):
-        function, first = getattr(cast("type[Any]", type(function)), "__call__", None), 1
-    code = getattr(cast("object", function), "__code__", None)
-    if not isinstance(function, types.FunctionType) or code is None:
-        return None
+    while isinstance(called, functools.partial):
+        partial = cast("functools.partial[Any]", called)
+        called, first = partial.func, first + len(partial.args)
+    if not isinstance(called, (types.FunctionType, types.MethodType)):
+        called, first = getattr(cast("object", type(called)), "__call__", None), first + 1
+    if isinstance(called, types.MethodType):
+        called, first = called.__func__, first + 1
+    return (called, first) if isinstance(called, types.FunctionType) else None
+
+
+def instructions_of(code: types.CodeType) -> list[dis.Instruction]:
+    """Return the instructions of code that do something."""
+    return [each for each in dis.get_instructions(code) if each.opname not in ("CACHE", "EXTENDED_ARG", "NOP")]
+
+
+def attribute_uses(code: types.CodeType, parameter: str | int) -> frozenset[tuple[str, str]] | None:
+    """Return the attributes of a parameter, given by its name or index, that code has, each with LOAD, STORE or DELETE.
+
+    None if that cannot be known: the code passes the parameter on, assigns to it, or keeps it in a closure.
+    """
     names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-    if parameter is None:
-        parameter = next(iter(names[first:]), None)
+    if isinstance(parameter, int):
+        parameter = names[parameter] if parameter < code.co_argcount else ""
     if parameter not in names or parameter in code.co_cellvars:
         return None
-    used: set[str] = set()
-    instructions = [each for each in dis.get_instructions(code) if each.opname not in ("EXTENDED_ARG", "CACHE")]
-    for at, each in enumerate(instructions):
-        if "_FAST" not in each.opname:
+    uses: set[tuple[str, str]] = set()
+    for each, following in itertools.pairwise(instructions_of(code)):
+        value: Any = each.argval
+        loaded = cast("tuple[Any, ...]", value if isinstance(value, tuple) else (value,))
+        if "_FAST" not in each.opname or parameter not in loaded:
             continue
-        argument = cast("object", each.argval)
-        places = cast("tuple[str, ...]", argument if isinstance(argument, tuple) else (argument,))  # two, from 3.13 on
-        if parameter not in places:
-            continue
-        following = instructions[at + 1]
-        if places[-1] != parameter or not following.opname.endswith(("_ATTR", "_METHOD")):
+        kind, _, what = following.opname.partition("_")
+        is_load = each.opname.startswith("LOAD_FAST") and "STORE" not in each.opname  # of two values, from 3.13 on
+        if not is_load or loaded.index(parameter) != len(loaded) - 1 or what not in ("ATTR", "METHOD"):
             return None
-        used.add(str(following.argval))
-    return frozenset(used)
+        uses.add((kind, str(following.argval)))
+    return frozenset(uses)

@@ -20,8 +20,9 @@ from weakref import WeakKeyDictionary
 
 from flowdeco.errors import without_addresses
 from flowdeco.model.contents import ATOMS
+from flowdeco.model.functions import as_written
 
-__all__ = ["content_of", "defaults_of", "function_behind", "keep_defaults", "text_of"]
+__all__ = ["content_of", "defaults_of", "keep_defaults", "text_of"]
 
 _SORTABLE: Final = (frozenset({str}), frozenset({bytes}), frozenset({int, bool}))
 
@@ -230,7 +231,7 @@ def _is_field(field: Any) -> bool:
 def _is_generated(kind: Any) -> bool:
     function = unwrap(kind.__repr__)
     written_in = getattr(getattr(function, "__code__", None), "co_filename", "")
-    return written_in.startswith("<") or function.__module__ == "collections"
+    return written_in.startswith("<") or function.__module__ in ("collections", "flowdeco.model.tuples")
 
 
 # Defaults as the code has them: a call may fill them.
@@ -239,28 +240,11 @@ def _is_generated(kind: Any) -> bool:
 _kept: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 _latest: dict[int, tuple[types.CodeType, tuple[Any, ...], str]] = {}
 _MOST: Final = 4096
-_DEEPEST: Final = 100  # decorators around decorators; some objects have every attribute
-
-
-def function_behind(function: Any) -> Any:
-    """Return the function that a decorator, a method, a partial or an object with `__call__` calls, or the thing itself."""
-    for _ in range(_DEEPEST):
-        kind = _class_of(function)
-        if kind is types.FunctionType and not hasattr(function, "__wrapped__"):
-            break
-        inner: Any = getattr(function, "__wrapped__", None) or getattr(function, "__func__", None)
-        if inner is None and _extends(kind, functools.partial):
-            inner = function.func
-        if inner is None:
-            call: Any = getattr(kind, "__call__", None)
-            return call if type(call) is types.FunctionType and kind is not types.FunctionType else function
-        function = inner
-    return function
 
 
 def keep_defaults(function: Any) -> None:
     """Remember the defaults of a function as they are now, when it becomes an action."""
-    function = function_behind(function)
+    function = as_written(function)
     if not isinstance(function, types.FunctionType) or function in _kept:
         return
     values = *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()

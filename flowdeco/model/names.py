@@ -20,7 +20,7 @@ from typing import Annotated, Any, Final, ForwardRef, Literal, TypeAlias, Union,
 import typing_extensions
 
 from flowdeco.model.functions import annotations_of, as_written
-from flowdeco.model.store import Key, alias_value, is_alias
+from flowdeco.model.keys import Key, alias_value, is_alias
 from flowdeco.model.tuples import NamedTuple
 
 __all__ = [

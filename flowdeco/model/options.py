@@ -11,10 +11,57 @@ from os import PathLike, fsdecode
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypedDict, cast
 
 from flowdeco.errors import DefinitionError, FlowdecoError, shortened, without_addresses
-from flowdeco.model.store import AnyKey, Key
+from flowdeco.model.keys import AnyKey, Key, key_name
+from flowdeco.model.sentinels import UNSET
 
 if TYPE_CHECKING:
     from datetime import timedelta
+
+    class ActionChanges(TypedDict, total=False):
+        """The options of an action that a copy may have changed."""
+
+        name: str
+        description: str | None
+        tags: Iterable[str]
+        returns: Returns
+        collect: AnyKey | None
+        use: Iterable[Middleware]
+        timeout: Duration | None
+
+    class _CommonChanges(TypedDict, total=False):
+        name: str
+        tags: Iterable[str]
+
+    class StageChanges(_CommonChanges, total=False):
+        """The options of a stage that a copy may have changed."""
+
+        title: str | None
+        data: Mapping[str, Any] | None
+        use: Iterable[Middleware]
+        use_actions: Iterable[Middleware]
+        local: bool
+        timeout: Duration | None
+        description: str
+
+    class PipelineChanges(_CommonChanges, total=False):
+        """The options of a pipeline that a copy may have changed."""
+
+        title: str | None
+        description: str
+        use: Iterable[Middleware]
+        use_stages: Iterable[Middleware]
+        use_actions: Iterable[Middleware]
+        timeout: Duration | None
+
+    class ParallelChanges(_CommonChanges, total=False):
+        """The options of a parallel group that a copy may have changed."""
+
+        limit: int | None
+        merge: Mapping[str, Callable[[Any, Any], Any]] | None
+        tolerate: float
+        failures: AnyKey | None
+        enough: int | None
+
 
 Returns: TypeAlias = "AnyKey | tuple[AnyKey, ...] | None"
 Duration: TypeAlias = "float | timedelta"  # a number is one of seconds
@@ -26,59 +73,6 @@ class Middleware(Protocol):
     def __call__(self, call: Any, /) -> Iterator[Any] | AsyncIterator[Any]:
         """Surround the target: yield once, or again after a failure."""
         ...
-
-
-# The keyword options of `with_options`.
-
-
-class ActionChanges(TypedDict, total=False):
-    """The options of an action that a copy may have changed."""
-
-    name: str
-    description: str | None
-    tags: Iterable[str]
-    returns: Returns
-    collect: AnyKey | None
-    use: Iterable[Middleware]
-    timeout: Duration | None
-
-
-class _CommonChanges(TypedDict, total=False):
-    name: str
-    tags: Iterable[str]
-
-
-class StageChanges(_CommonChanges, total=False):
-    """The options of a stage that a copy may have changed."""
-
-    title: str | None
-    data: Mapping[str, Any] | None
-    use: Iterable[Middleware]
-    use_actions: Iterable[Middleware]
-    local: bool
-    timeout: Duration | None
-    description: str
-
-
-class PipelineChanges(_CommonChanges, total=False):
-    """The options of a pipeline that a copy may have changed."""
-
-    title: str | None
-    description: str
-    use: Iterable[Middleware]
-    use_stages: Iterable[Middleware]
-    use_actions: Iterable[Middleware]
-    timeout: Duration | None
-
-
-class ParallelChanges(_CommonChanges, total=False):
-    """The options of a parallel group that a copy may have changed."""
-
-    limit: int | None
-    merge: Mapping[str, Callable[[Any, Any], Any]] | None
-    tolerate: float
-    failures: AnyKey | None
-    enough: int | None
 
 
 class Bar(Protocol):
@@ -97,19 +91,6 @@ class Bar(Protocol):
 
 
 Shown: TypeAlias = "bool | Callable[[int, int, str], object] | Bar | None"
-
-
-class _Unset:
-    """An option that was not given."""
-
-    def __repr__(self) -> str:
-        return "UNSET"
-
-    def __reduce__(self) -> str:
-        return "UNSET"
-
-
-UNSET: Final[Any] = _Unset()
 
 
 LAST_SECOND: Final = 253_402_300_799.0  # that a datetime can hold
@@ -152,12 +133,6 @@ def checked_count(count: Any, option: str, of: str) -> int | None:
     if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
         raise DefinitionError(f"{option} is a positive number of {of}, not {count!r}")
     return count
-
-
-def checked_flag(flag: object, option: str) -> bool:
-    if not isinstance(flag, bool):
-        raise DefinitionError(f"{option} is True or False, not {flag!r}")
-    return flag
 
 
 def checked_tags(tags: object, option: str = "tags") -> frozenset[str]:
@@ -234,35 +209,18 @@ def first_paragraph(docstring: str | None) -> str:
     return inspect.cleandoc(docstring).split("\n\n")[0].strip() if docstring else ""
 
 
-def checked_returns(returns: Any) -> Returns:
-    if returns is None or returns is UNSET:
-        return returns
-    if isinstance(returns, (tuple, list)):
-        keys = tuple(cast("Sequence[AnyKey]", returns))
-        for key in keys:
-            checked_key(key, "returns")
-        return keys
-    return checked_key(returns, "returns")
-
-
-def checked_key(key: Any, option: str) -> AnyKey:
-    if not (isinstance(key, (str, Key)) and key):
-        raise DefinitionError(f"{option} names keys of the store: non-empty strings or Key objects, not {key!r}")
-    return cast("AnyKey", key)
-
-
 def in_seconds(duration: Any) -> Any:
     """Return the seconds of a `timedelta`; anything else as it is, for the caller to check."""
     return duration.total_seconds() if hasattr(duration, "total_seconds") else duration
 
 
-def checked_timeout(timeout: Any) -> float | None:
+def checked_timeout(timeout: Any, option: str = "timeout") -> float | None:
     """Return the timeout in seconds; an infinite one is none."""
     seconds = in_seconds(timeout)
     if seconds is None:
         return None
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
-        raise DefinitionError(f"timeout is a positive number of seconds, or a timedelta, not {timeout!r}")
+        raise DefinitionError(f"{option} is a positive number of seconds, or a timedelta, not {timeout!r}")
     try:
         seconds = float(seconds)
     except OverflowError:  # an integer that no float can hold
@@ -282,3 +240,74 @@ def check_run_id(run_id: object) -> None:
         raise DefinitionError(
             f"a run is named by its id, a string, not by the {type(run_id).__name__} {shortened(run_id)}{hint}"
         )
+
+
+# The options of definitions.
+
+
+def checked(of: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options of a definition, checked and in one form; `of` is its kind, such as "a stage"."""
+    return {
+        option: checked_name(value, of) if option == "name" else _CHECKS[option](value, option)
+        for option, value in options.items()
+    }
+
+
+def _flag(flag: object, option: str) -> bool:
+    if not isinstance(flag, bool):
+        raise DefinitionError(f"{option} is True or False, not {flag!r}")
+    return flag
+
+
+def _key(key: Any, option: str) -> AnyKey:
+    if not (isinstance(key, (str, Key)) and key):
+        raise DefinitionError(f"{option} names keys of the store: non-empty strings or Key objects, not {key!r}")
+    return cast("AnyKey", key)
+
+
+def _optional_key(key: Any, option: str) -> AnyKey | None:
+    return None if key is None else _key(key, option)
+
+
+def _returns(returns: Any, option: str) -> Returns:
+    if isinstance(returns, (tuple, list)):
+        return tuple(_key(key, option) for key in cast("Sequence[Any]", returns))
+    return returns if returns is UNSET else _optional_key(returns, option)
+
+
+def _merge(merge: Any, option: str) -> dict[str, Callable[[Any, Any], Any]]:
+    given: Any = merge or {}
+    if not isinstance(given, Mapping) or not all(map(callable, cast("Mapping[Any, Any]", given).values())):
+        raise DefinitionError(
+            f"{option} maps keys to functions of two values, as {{'key': operator.add}}, not {merge!r}"
+        )
+    return {key_name(key): combine for key, combine in cast("Mapping[Any, Any]", given).items()}
+
+
+def _tolerance(tolerate: Any, option: str) -> float:
+    is_share = isinstance(tolerate, float) and 0 <= tolerate < 1
+    if not is_share and (isinstance(tolerate, bool) or not isinstance(tolerate, int) or tolerate < 0):
+        raise DefinitionError(
+            f"{option} is the number of branches that may fail, or a share of them below 1, as 0.1, not {tolerate!r}"
+        )
+    return cast("float", tolerate)
+
+
+_CHECKS: Final[dict[str, Callable[[Any, str], Any]]] = {
+    "collect": _optional_key,
+    "description": checked_text,
+    "enough": lambda count, option: checked_count(count, option, "branches that are to complete"),
+    "failures": _optional_key,
+    "limit": lambda count, option: checked_count(count, option, "branches that run at once"),
+    "local": _flag,
+    "merge": _merge,
+    "returns": _returns,
+    "stream": lambda stream, option: stream,  # checked with the units
+    "tags": checked_tags,
+    "timeout": checked_timeout,
+    "title": checked_text,
+    "tolerate": _tolerance,
+    "use": checked_layers,
+    "use_actions": checked_layers,
+    "use_stages": checked_layers,
+}

@@ -19,10 +19,10 @@ from flowdeco.model.contents import ATOMS
 from flowdeco.model.definitions import Action, ActionOptions, checked_options, make_action
 from flowdeco.model.functions import annotations_of
 from flowdeco.model.identity import keep_defaults
+from flowdeco.model.keys import Key
 from flowdeco.model.names import LITERALS, NO_LOCALS, local_variables, names_of, parsed
-from flowdeco.model.options import UNSET
 from flowdeco.model.references import Called, Imported, Member
-from flowdeco.model.store import MISSING, Key
+from flowdeco.model.sentinels import MISSING, UNSET
 from flowdeco.model.tuples import NamedTuple
 
 __all__ = ["Body", "Likeness", "Pattern", "Prototype", "Seen", "made_action"]

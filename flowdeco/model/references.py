@@ -1,4 +1,6 @@
 """References: an importable definition is pickled as one, and loaded from it again."""
+# The functions of this module read the private attributes of its own classes.
+# pyright: reportPrivateUsage=false
 
 from __future__ import annotations
 
@@ -12,11 +14,21 @@ from typing import Any, Final, TypeAlias, cast
 
 from flowdeco.errors import UnreferencedError
 from flowdeco.model.contents import ATOMS
+from flowdeco.model.paths import all_parts, culprit
 from flowdeco.model.tuples import NamedTuple
 
 
 class Referenced:
     """The base of definitions, which are pickled by reference."""
+
+    __slots__ = ()
+
+    def _made_from(self) -> Origin | None:
+        return None
+
+
+class Parted(Referenced):
+    """The base of definitions that consist of others."""
 
     __slots__ = ()
 
@@ -129,6 +141,19 @@ def load(origin: Origin) -> Any:
     return origin.load()
 
 
+def origin_of(unit: Referenced) -> Origin | None:
+    """Return the origin of an action or stage, None for one that was made directly, and for other definitions."""
+    return unit._made_from()
+
+
+def reference(unit: Referenced, origin: Origin, what: str) -> tuple[Any, ...]:
+    """Return how a unit that was not made directly is pickled; raises `UnreferencedError`."""
+    home = home_of_copy(unit)
+    if home is None:
+        check_pickles(what, values_in(origin))
+    return load, (home or origin,)
+
+
 def values_in(origin: Origin) -> Mapping[str, Any]:
     """Return the values that a reference carries, by their description in messages; not those that surely pickle."""
     match origin:
@@ -152,16 +177,14 @@ def named(what: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{what} {name!r}": value for name, value in values.items()}
 
 
-def importable(
-    origin: Imported, wanted: Any, what: str, kinds: tuple[type, ...], accept: Callable[[Any], bool]
-) -> Imported | Part:
+def importable(origin: Imported, wanted: Any, what: str, accept: Callable[[Any], bool]) -> Imported | Part:
     """Return a reference that leads to the definition: its own name, or where a module has what a function made.
 
-    `kinds` are the classes of definitions that have parts. Raises `UnreferencedError` if there is no such reference.
+    Raises `UnreferencedError` if there is none.
     """
     where = f"{origin.module}:{origin.qualname}"
     if "<" in origin.qualname:  # of a function that another one made, or of a lambda
-        home = home_of(wanted, origin.module, kinds)
+        home = home_of(wanted, origin.module)
         if home is not None:
             return home
         reason = (
@@ -195,52 +218,73 @@ def module_at_work() -> str:
     return str(frame.f_globals.get("__name__"))
 
 
-def home_of(wanted: Any, module: str, kinds: tuple[type, ...], *, everywhere: bool = True) -> Imported | Part | None:
+def home_of(wanted: Any, module: str, *, everywhere: bool = True) -> Part | None:
     """Return where a loaded module has this very object: under a name, in a definition, a list or a dict.
 
     The module of its function is searched first, `__main__` last: a script has names that other modules have, too.
     Not `everywhere`: only this module, because a search of all may take 0.1 s.
     """
-    indexes = _indexes.get()
-    if indexes is None:
+    index = _index.get()
+    if index is None:
         names = dict.fromkeys((module, *_homes, *sys.modules) if everywhere else (module,))
         if module != "__main__" and names.pop("__main__", 0) is None:
             names["__main__"] = None
-        found = next((place for place, part in _places(names, kinds) if part is wanted), None)
+        found = next((place for place, part in _places(names) if part is wanted), None)
     else:
-        if kinds not in indexes:
-            indexes[kinds] = {id(part): place for place, part in _places(["__main__", *reversed(sys.modules)], kinds)}
-        found = indexes[kinds].get(id(wanted))
+        if not index:
+            index.append({id(part): place for place, part in _places(["__main__", *reversed(sys.modules)])})
+        found = index[0].get(id(wanted))
     if found is None:
         return None
     name, qualname, path = found
     _homes[name] = None
-    base = Imported(name, qualname)
-    return Part(base, path) if path else base
+    return Part(Imported(name, qualname), path)
+
+
+def home_in_module(definition: Any) -> Part | None:
+    """Return where a loaded module has this action, stage or template, which a function made; None if none has."""
+    origin = origin_of(definition)
+    own = origin.stage if isinstance(origin, Member) else origin
+    module, name = own if isinstance(own, Imported) else (definition.__module__, definition.__qualname__)
+    return home_of(definition, str(module)) if "<" in str(name) else None
+
+
+def home_of_copy(unit: Any) -> Part | None:
+    """Return where a loaded module has this changed copy of what a function made, if it does not have the original."""
+    origin, root = origin_of(unit), unit
+    while isinstance(origin, (Changed, Bound, Narrowed)):
+        root = origin.base
+        origin = origin_of(root)
+    own = origin.stage if isinstance(origin, Member) else origin
+    function = getattr(root, "__wrapped__", None)  # of an action
+    qualname = own.qualname if isinstance(own, Imported) else str(getattr(function, "__qualname__", ""))
+    if root is unit or isinstance(own, (Called, Method)) or "<" not in qualname or home_in_module(root) is not None:
+        return None
+    return home_of(unit, "")
 
 
 _Path: TypeAlias = "tuple[int | str, ...]"
 _Place: TypeAlias = "tuple[str, str, _Path]"  # the module, the name there, the path from that
-_indexes: ContextVar[dict[Any, dict[int, _Place]] | None] = ContextVar("flowdeco.indexes", default=None)
+_index: ContextVar[list[dict[int, _Place]] | None] = ContextVar("flowdeco.index", default=None)  # once it is needed
 
 
 @contextmanager
 def searched_once() -> Generator[None]:
     """Have modules searched once for all definitions that are pickled in this block, and not for each of them."""
-    token = _indexes.set({})
+    token = _index.set([])
     try:
         yield
     finally:
-        _indexes.reset(token)
+        _index.reset(token)
 
 
-def _places(modules: Iterable[str], kinds: tuple[type, ...]) -> Iterator[tuple[_Place, Any]]:
+def _places(modules: Iterable[str]) -> Iterator[tuple[_Place, Any]]:
     """Yield the definitions that modules have, each with its place."""
     for module in modules:
         space: Any = getattr(sys.modules.get(module), "__dict__", None)
         if type(space) is dict:
             for qualname, value in _named(module, cast("dict[str, Any]", space)):
-                for path, part in _inside(value, kinds):
+                for path, part in _inside(value):
                     yield (module, qualname, path), part
 
 
@@ -258,20 +302,20 @@ def _may_be(value: Any) -> bool:
     return issubclass(cast("Any", type(value)), (Referenced, dict, list, tuple))
 
 
-def _inside(value: Any, kinds: tuple[type, ...]) -> Iterator[tuple[_Path, Any]]:
+def _inside(value: Any) -> Iterator[tuple[_Path, Any]]:
     """Yield a definition and those in it, or those in a collection, each with the path to it."""
     items: Iterable[tuple[int | str, Any]] = ()
     kind = cast("Any", type(value))
     if issubclass(kind, Referenced):
         yield (), value
-        items = enumerate(cast("Iterable[Any]", value)) if issubclass(kind, kinds) else ()
+        items = enumerate(cast("Iterable[Any]", value)) if issubclass(kind, Parted) else ()
     elif kind is dict and _has_some(list(value.values())):
         items = [(key, part) for key, part in cast("dict[Any, Any]", value).items() if type(key) is str]
     elif kind in (list, tuple) and _has_some(value[:_MOST]):
         items = enumerate(cast("list[Any]", value)[:_MOST])
     for step, part in items:
         if issubclass(cast("Any", type(part)), Referenced):
-            for path, inner in _inside(part, kinds):
+            for path, inner in _inside(part):
                 yield (step, *path), inner
 
 
@@ -281,3 +325,56 @@ def _has_some(parts: Iterable[Any]) -> bool:
 
 
 _MOST: Final = 10_000  # items of a list; it may be data
+
+
+# Values that are pickled with a reference.
+
+
+def check_pickles(what: str, values: Mapping[str, Any]) -> None:
+    """Raise `UnreferencedError` for a value of a definition that cannot be pickled, given their descriptions.
+
+    Not where cloudpickle is at work, which writes more, and has errors of its own.
+    """
+    for name, value in values.items():
+        if type(value) in ATOMS:
+            continue
+        found = culprit(value, name, pickles, _parts)
+        if found is not None and not _is_by_value():
+            path, error = found
+            raise UnreferencedError(f"cannot pickle {what}: its {path}: {error}") from error
+
+
+def pickles(value: Any) -> None:
+    """Raise the error with which `pickle` refuses a value; nothing of it is kept, and large buffers are not copied."""
+    import pickle
+
+    pickle.Pickler(cast("Any", _Nowhere), 5, buffer_callback=lambda buffer: None).dump(value)
+
+
+def can_pickle(value: Any) -> bool:
+    """Whether a value can be pickled."""
+    try:
+        pickles(value)
+    except Exception:
+        return False
+    return True
+
+
+class _Nowhere:
+    """A file that forgets what is written."""
+
+    @staticmethod
+    def write(data: object) -> None: ...
+
+
+def _parts(value: Any) -> Iterable[tuple[str, Any]]:
+    return () if isinstance(value, Referenced) else all_parts(value)  # the error of a definition names the part
+
+
+def _is_by_value() -> bool:
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "cloudpickle.cloudpickle":
+            return True
+        frame = frame.f_back
+    return False

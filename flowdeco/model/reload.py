@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowdeco.model.definitions import Action, Stage, options_of, origin_of
-from flowdeco.model.references import Bound, Called, Changed, Imported, Member, Method, Narrowed
+from flowdeco.model.definitions import Action, Stage, options_of
+from flowdeco.model.references import Bound, Called, Changed, Imported, Member, Method, Narrowed, origin_of
 
 __all__ = ["reloaded"]
 

@@ -16,7 +16,6 @@ from typing_extensions import Unpack
 from flowdeco.errors import Problem, suggestion
 from flowdeco.events import Watcher
 from flowdeco.model.options import Duration, Middleware, Shown
-from flowdeco.model.store import Store
 from flowdeco.model.tuples import NamedTuple
 
 if TYPE_CHECKING:
@@ -25,43 +24,37 @@ if TYPE_CHECKING:
 
     from flowdeco.running import Journal, Plan, Run
 
+    class _SharedOptions(TypedDict, total=False):
+        """The keyword options that `run` and `resume` share."""
+
+        use: Iterable[Middleware]
+        observers: Iterable[Callable[[Any], object]]
+        skip: Iterable[str]
+        executor: Executor | None
+        journal: Journal | str | os.PathLike[str] | None
+        check: bool
+        history: int | None
+        progress: Shown
+        limit: int | None
+        timeout: Duration | None
+        suspend_after: Duration
+
+    class ResumeOptions(_SharedOptions, total=False):
+        """The keyword options of `resume` and `aresume`."""
+
+        error: BaseException | Mapping[str, BaseException] | None
+
+    class RunOptions(_SharedOptions, total=False):
+        """The keyword options of `run` and `arun`."""
+
+        run_id: str | None
+        if_exists: Literal["error", "resume"]
+
+
 __all__ = ["ClockLike", "OnChange", "Options", "ResumeOptions", "RunOptions", "Runnable", "Shows", "run_options"]
 
 
 OnChange: TypeAlias = Literal["error", "ignore", "rerun"]
-
-
-class _SharedOptions(TypedDict, total=False):
-    """The keyword options that `run` and `resume` share."""
-
-    use: Iterable[Middleware]
-    observers: Iterable[Callable[[Any], object]]
-    skip: Iterable[str]
-    executor: Executor | None
-    journal: Journal | str | os.PathLike[str] | None
-    check: bool
-    history: int | None
-    progress: Shown
-    limit: int | None
-    timeout: Duration | None
-    suspend_after: Duration
-
-
-class ResumeOptions(_SharedOptions, total=False):
-    """The keyword options of `resume` and `aresume`."""
-
-    error: BaseException | Mapping[str, BaseException] | None
-
-
-class RunOptions(_SharedOptions, total=False):
-    """The keyword options of `run` and `arun`."""
-
-    run_id: str | None
-    if_exists: Literal["error", "resume"]
-
-
-_TO_RESUME: Final = frozenset(ResumeOptions.__annotations__)
-_TO_RUN: Final = frozenset(RunOptions.__annotations__)
 
 
 class ClockLike(Protocol):
@@ -92,9 +85,9 @@ class Options(NamedTuple):
     observers: Iterable[Callable[[Any], object]] = ()
     skip: Iterable[str] = ()
     executor: Executor | None = None
-    journal: Any = None
+    journal: Journal | str | os.PathLike[str] | None = None
     run_id: str | None = None
-    if_exists: str = "error"
+    if_exists: Literal["error", "resume"] = "error"
     check: bool = True
     history: int | None = None
     progress: Shown = None
@@ -104,6 +97,10 @@ class Options(NamedTuple):
     error: BaseException | Mapping[str, BaseException] | None = None
     clock: ClockLike | None = None
     watcher: Callable[[], Watcher | None] | None = None
+
+
+_TO_RUN: Final = tuple(name for name in Options._fields if name not in ("error", "clock", "watcher"))
+_TO_RESUME: Final = tuple(name for name in Options._fields if name not in ("run_id", "if_exists", "clock", "watcher"))
 
 
 def run_options(method: str, given: Mapping[str, Any], *, resumes: bool = False) -> Options:
@@ -154,16 +151,14 @@ class Runnable(Shows):
           until it is due.
         """
         __tracebackhide__ = True
-        ran: Run = _running().run(self, inputs, run_options("run", options))
-        return ran
+        return cast("Run", _running().run(self, inputs, run_options("run", options)))
 
     def arun(
         self, inputs: Mapping[str, Any] | None = None, /, **options: Unpack[RunOptions]
     ) -> Coroutine[Any, Any, Run]:
         """Evaluate the unit in the running event loop; the same as `run` in every other way (L8)."""
         __tracebackhide__ = True
-        ran: Coroutine[Any, Any, Run] = _running().arun(self, inputs, run_options("arun", options))
-        return ran
+        return cast("Coroutine[Any, Any, Run]", _running().arun(self, inputs, run_options("arun", options)))
 
     def resume(
         self,
@@ -186,8 +181,7 @@ class Runnable(Shows):
         """
         __tracebackhide__ = True
         chosen = run_options("resume", options, resumes=True)
-        resumed: Run = _running().resume(self, run, inputs, chosen, on_change, from_stage)
-        return resumed
+        return cast("Run", _running().resume(self, run, inputs, chosen, on_change, from_stage))
 
     def aresume(
         self,
@@ -202,13 +196,12 @@ class Runnable(Shows):
         """Continue a run in the running event loop; the same as `resume` in every other way (L8)."""
         __tracebackhide__ = True
         chosen = run_options("aresume", options, resumes=True)
-        resumed: Coroutine[Any, Any, Run] = _running().aresume(self, run, inputs, chosen, on_change, from_stage)
-        return resumed
+        resumed = _running().aresume(self, run, inputs, chosen, on_change, from_stage)
+        return cast("Coroutine[Any, Any, Run]", resumed)
 
     def validate(self, inputs: Iterable[str] | Mapping[str, Any] = ()) -> list[Problem]:
         """Return the wiring problems that can be seen without running anything; `inputs` names the keys of the inputs."""
-        problems: list[Problem] = _running().validate(self, inputs)
-        return problems
+        return cast("list[Problem]", _running().validate(self, inputs))
 
     def plan(self) -> Plan:
         """Return the stages and actions that will run, as far as they are known without running anything.
@@ -216,33 +209,25 @@ class Runnable(Shows):
         It prints as text, renders in notebooks, and has `mermaid()` and `html()`; `plan.diff(run.ran())` lists
         the differences of a run.
         """
-        made: Plan = _running().plan(self)
-        return made
+        return cast("Plan", _running().plan(self))
 
 
-def _show_options(method: Any, declared: type[Any]) -> None:
-    """Have a method show its options by name, with their defaults, in `help` and editors."""
-    signature = inspect.signature(method)
-    named = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
-    for name, default in Options._field_defaults.items():
-        if name in declared.__annotations__:
-            text: str = declared.__annotations__[name].__forward_arg__
-            named.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=text))
-    method.__signature__ = signature.replace(parameters=named)
+def _show_options() -> None:
+    """Have each method show its options by name, with their defaults, in `help` and editors."""
+    named = {
+        name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for (name, default), annotation in zip(
+            Options._field_defaults.items(), Options.__new__.__annotations__.values(), strict=True
+        )
+    }
+    methods: list[Any] = [Runnable.run, Runnable.arun, Runnable.resume, Runnable.aresume]
+    for method, options in zip(methods, (_TO_RUN, _TO_RUN, _TO_RESUME, _TO_RESUME), strict=True):
+        signature = inspect.signature(method)
+        own = list(signature.parameters.values())[:-1]
+        method.__signature__ = signature.replace(parameters=[*own, *map(named.__getitem__, options)])
 
 
-_show_options(Runnable.run, RunOptions)
-_show_options(Runnable.arun, RunOptions)
-_show_options(Runnable.resume, ResumeOptions)
-_show_options(Runnable.aresume, ResumeOptions)
-
-
-def _html(store: Store) -> str:
-    return cast("str", _running().html_of(store))
-
-
-# Here, since a store knows nothing of definitions, and so cannot reach the views.
-Store._repr_html_ = _html  # pyright: ignore[reportPrivateUsage]
+_show_options()
 
 
 def _running() -> types.ModuleType:

@@ -7,7 +7,7 @@ from typing import Any, Final, cast
 
 from flowdeco.errors import DefinitionError, selector_suggestion
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage
-from flowdeco.model.functions import attributes_used
+from flowdeco.model.functions import attribute_uses, function_run
 from flowdeco.model.options import Middleware
 from flowdeco.model.steps import Step, step_of, steps_of
 from flowdeco.model.units import every_unit, selectors_in
@@ -73,5 +73,9 @@ def _layer_inserts(layer: Any) -> bool:
 
 
 def _passes_or_uses(function: Any, parameter: str | None) -> bool:
-    used = attributes_used(function, parameter)
-    return used is None or not _INSERTING.isdisjoint(used)
+    """Whether a function may insert by a parameter, None for its first one."""
+    found = function_run(function)
+    if found is None:
+        return True
+    uses = attribute_uses(found[0].__code__, found[1] if parameter is None else parameter)
+    return uses is None or any(name in _INSERTING for _, name in uses)

@@ -10,7 +10,8 @@ from typing import Any, cast
 
 from flowdeco.errors import UnreferencedError
 from flowdeco.model.definitions import Action, ActionOptions, Stage, Stream, Unit, action_options, bound_of, options_of
-from flowdeco.model.units import Composite, can_pickle
+from flowdeco.model.references import can_pickle
+from flowdeco.model.units import Composite
 
 __all__ = ["Missing", "missing_action", "outline", "portable"]
 

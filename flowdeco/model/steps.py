@@ -11,10 +11,11 @@ from flowdeco.errors import MissingInputError, ReturnValueError
 from flowdeco.model.annotations import EMPTY, Annotations, Declared, Meaning
 from flowdeco.model.definitions import Action, ActionOptions, Stage, action_options, bound_of, local_of, memo_of
 from flowdeco.model.functions import by_position, underlying
+from flowdeco.model.keys import AnyKey, Key, Local, Name, key_name
 from flowdeco.model.names import NO_LOCALS
-from flowdeco.model.options import UNSET
 from flowdeco.model.prototypes import Body, Likeness, Pattern, Seen
-from flowdeco.model.store import MISSING, AnyKey, Key, Local, Name, Store, key_name
+from flowdeco.model.sentinels import MISSING, UNSET
+from flowdeco.model.store import Store
 from flowdeco.model.tuples import NamedTuple
 
 __all__ = ["Input", "Step", "hidden", "local_names", "localized", "step_of", "steps_of"]
@@ -54,30 +55,10 @@ class Step:
     """An action, read once: its arguments, the use of its result, and its other effects."""
 
     __slots__ = (
-        "action",
-        "bound",
-        "collects",
-        "frozen",
-        "function",
-        "generates",
-        "inputs",
-        "inserts",
-        "is_async",
-        "keys",
-        "local",
-        "name",
-        "names_units",
-        "nothing",
-        "result_key",
-        "returned",
-        "simple",
-        "supplies",
-        "supplies_own_name",
-        "timeout",
-        "use",
-        "wants_context",
-        "writes",
-    )
+        "action", "bound", "collects", "frozen", "function", "generates", "inputs", "inserts", "is_async",
+        "keys", "local", "name", "names_units", "nothing", "result_key", "returned", "simple", "supplies",
+        "supplies_own_name", "timeout", "use", "wants_context", "writes",
+    )  # fmt: skip
 
     def __init__(self, action: Any, function: Any, options: ActionOptions, reading: Reading) -> None:
         self.local: frozenset[str] = frozenset()  # names that are local to its stage

@@ -10,7 +10,8 @@ from typing_extensions import ParamSpec
 from flowdeco.errors import DefinitionError, shortened
 from flowdeco.model.contents import agree
 from flowdeco.model.options import described
-from flowdeco.model.units import Pulled, Template, Unit, Value, check_pickles
+from flowdeco.model.references import check_pickles
+from flowdeco.model.units import Pulled, Template, Unit, Value
 
 __all__ = ["Stream", "not_iterated", "stream"]
 

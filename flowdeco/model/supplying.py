@@ -11,8 +11,9 @@ import functools
 import inspect
 import types
 from enum import Enum
-from typing import Any, Final, cast
+from typing import Final
 
+from flowdeco.model.functions import attribute_uses, function_run, instructions_of
 from flowdeco.model.options import Middleware
 
 __all__ = ["Supplies", "supplies_of"]
@@ -26,10 +27,9 @@ class Supplies(Enum):
     ANYTHING = 2
 
 
-_HARMLESS: Final = frozenset({
-    "action", "arguments", "attempt", "level", "logger", "name", "outcome", "pipeline", "run_id", "stage",
-    "undo_on_failure",
-})  # fmt: skip
+_READ: Final = "action arguments attempt level logger name outcome pipeline run_id stage undo_on_failure"
+_SETS_OUTCOME: Final = "STORE", "outcome"
+_HARMLESS: Final = {_SETS_OUTCOME, *(("LOAD", name) for name in _READ.split())}  # uses of a call
 _REFLECTION: Final = frozenset({"_getframe", "currentframe", "eval", "exec", "locals", "vars"})
 _SLEEP: Final = "flowdeco.engine.requests", "Sleep"
 
@@ -41,19 +41,8 @@ def supplies_of(layer: Middleware) -> Supplies:
         return declared
     if declared is not None:
         return Supplies.ANYTHING if declared else Supplies.NOTHING
-    function, first = cast("Any", layer), 0
-    while isinstance(function, functools.partial):
-        first += len(function.args)
-        function = function.func
-    if not isinstance(function, (types.FunctionType, types.MethodType)):
-        function = getattr(cast("object", type(function)), "__call__", None)
-        first += 1
-    if isinstance(function, types.MethodType):
-        function, first = function.__func__, first + 1
-    code = getattr(function, "__code__", None)
-    if not isinstance(function, types.FunctionType) or not isinstance(code, types.CodeType):
-        return Supplies.ANYTHING
-    return _of_code(code, first, _sleeps(function))
+    found = function_run(layer)
+    return Supplies.ANYTHING if found is None else _of_code(found[0].__code__, found[1], _sleeps(found[0]))
 
 
 def _sleeps(function: types.FunctionType) -> frozenset[str]:
@@ -73,39 +62,16 @@ def _is_sleep(thing: object) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def _of_code(code: types.CodeType, first: int, sleeps: frozenset[str]) -> Supplies:
-    if first >= code.co_argcount or not _REFLECTION.isdisjoint(code.co_names):
+    uses = attribute_uses(code, first)
+    if uses is None or not _REFLECTION.isdisjoint(code.co_names) or not uses <= _HARMLESS:
         return Supplies.ANYTHING
-    call = code.co_varnames[first]
-    if call in code.co_cellvars:  # a function inside uses it
-        return Supplies.ANYTHING
-    steps = [step for step in dis.get_instructions(code) if step.opname not in ("CACHE", "EXTENDED_ARG", "NOP")]
-    if not all(_yields_nothing(steps, at, sleeps) for at, step in enumerate(steps) if step.opname == "YIELD_VALUE"):
-        return Supplies.ANYTHING
-    found = Supplies.NOTHING
+    steps = instructions_of(code)
     for at, step in enumerate(steps):
         if step.opname == "GET_YIELD_FROM_ITER":
             return Supplies.ANYTHING
-        if step.opcode in dis.haslocal and _names(step.argval, call):
-            use = _use(step, steps[at + 1], call)
-            if use is Supplies.ANYTHING:
-                return use
-            found = max(found, use, key=lambda each: each.value)
-    return found
-
-
-def _names(argval: Any, call: str) -> bool:
-    return argval == call or (isinstance(argval, tuple) and call in cast("tuple[object, ...]", argval))
-
-
-def _use(step: dis.Instruction, following: dis.Instruction, call: str) -> Supplies:
-    """Return the effect of one use of the call: an attribute that is read or set, or anything else."""
-    *before, last = (step.argval,) if isinstance(step.argval, str) else step.argval  # some instructions load two
-    if not step.opname.startswith("LOAD_FAST") or "STORE" in step.opname or last != call or call in before:
-        return Supplies.ANYTHING
-    name = following.argval
-    if following.opname in ("LOAD_ATTR", "LOAD_METHOD") and name in _HARMLESS:
-        return Supplies.NOTHING
-    return Supplies.OUTCOME if following.opname == "STORE_ATTR" and name == "outcome" else Supplies.ANYTHING
+        if step.opname == "YIELD_VALUE" and not _yields_nothing(steps, at, sleeps):
+            return Supplies.ANYTHING
+    return Supplies.OUTCOME if _SETS_OUTCOME in uses else Supplies.NOTHING
 
 
 def _yields_nothing(steps: list[dis.Instruction], at: int, sleeps: frozenset[str]) -> bool:

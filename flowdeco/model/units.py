@@ -12,36 +12,25 @@ Each kind of unit has its own methods for the selectors that name it, and for se
 
 from __future__ import annotations
 
-import inspect
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Never, NoReturn, Self, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Never, NoReturn, Self, cast, overload
 
 from typing_extensions import TypeVar, Unpack
 
-from flowdeco.errors import DefinitionError, UnreferencedError, printable, selector_suggestion, shortened, suggestion
-from flowdeco.model.contents import ATOMS, agree
-from flowdeco.model.options import (
-    Duration,
-    Middleware,
-    ParallelChanges,
-    PipelineChanges,
-    checked_count,
-    checked_key,
-    checked_layers,
-    checked_name,
-    checked_selectors,
-    checked_tags,
-    checked_text,
-    checked_timeout,
-    described,
-)
-from flowdeco.model.paths import all_parts, culprit
-from flowdeco.model.references import Referenced, named
+from flowdeco.errors import DefinitionError, printable, selector_suggestion, shortened, suggestion
+from flowdeco.model.contents import agree
+from flowdeco.model.keys import AnyKey
+from flowdeco.model.options import Duration, Middleware, checked, checked_selectors, described
+from flowdeco.model.references import Parted, Referenced, check_pickles, named
 from flowdeco.model.runnable import Runnable, Shows
-from flowdeco.model.store import AnyKey, key_name
+
+if TYPE_CHECKING:
+    from flowdeco.model.options import ParallelChanges, PipelineChanges
 
 __all__ = ["Parallel", "Pipeline", "Unit", "parallel", "pipeline"]
+
+T = TypeVar("T")
 
 DEEPEST: Final = 200  # what walks a definition, or shows one, has Python's 1,000 frames
 
@@ -100,6 +89,11 @@ class NotAUnit(Referenced):
 
     __slots__ = ()
 
+    @property
+    def name(self) -> str:
+        """The name in messages; that of a template selects all its stages."""
+        raise NotImplementedError
+
     def instead(self) -> str:
         """Return the message for one where a unit is expected: its name, and the correct way to write it."""
         raise NotImplementedError
@@ -110,29 +104,11 @@ class Pulled(NotAUnit):
 
     __slots__ = ()
 
-    @property
-    def name(self) -> str:
-        """The name in messages."""
-        raise NotImplementedError
-
 
 class Template(NotAUnit, Shows):
     """The base of stage templates, which make a stage when they are called."""
 
     __slots__ = ()
-
-    @property
-    def name(self) -> str:
-        """The name that selects all its stages."""
-        raise NotImplementedError
-
-    def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the arguments of a call by name, defaults included."""
-        raise NotImplementedError
-
-    def stage_name(self, arguments: Mapping[str, Any]) -> str:
-        """Return the name of a stage with these arguments, by name."""
-        raise NotImplementedError
 
     def instead(self) -> str:
         """Return the message: a template must be called."""
@@ -192,11 +168,10 @@ class Memo:
     values: str  # `values_of`
 
 
-class Value:
-    """A frozen value: equal by type and content, as `_content` returns it."""
+class Equal:
+    """Equal by type and content, as `_content` returns it, and therefore never copied."""
 
     __slots__ = ()
-    memo: Memo
 
     def _content(self) -> tuple[Any, ...]:
         raise NotImplementedError
@@ -206,7 +181,7 @@ class Value:
             return True
         if type(other) is not type(self):
             return NotImplemented
-        mine, its = self._content(), cast("Value", other)._content()
+        mine, its = self._content(), cast("Equal", other)._content()
         try:
             return mine == its
         except Exception:  # arrays and frames are not compared as wholes
@@ -217,6 +192,13 @@ class Value:
 
     def __deepcopy__(self, memo: object) -> Self:
         return self
+
+
+class Value(Equal):
+    """A frozen value."""
+
+    __slots__ = ()
+    memo: Memo
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a {type(self).__name__} is immutable: use with_options to get a changed copy")
@@ -236,56 +218,6 @@ def check_known(what: str, known: Iterable[str], options: Iterable[str]) -> None
     for name in options:
         if name not in known:
             raise DefinitionError(f"{what} has no option {name!r}. {suggestion(name, known)}")
-
-
-def check_pickles(what: str, values: Mapping[str, Any]) -> None:
-    """Raise `UnreferencedError` for a value of a definition that cannot be pickled, given their descriptions.
-
-    Not where cloudpickle is at work, which writes more, and has errors of its own.
-    """
-    for name, value in values.items():
-        if type(value) in ATOMS:
-            continue
-        found = culprit(value, name, pickles, _parts)
-        if found is not None and not _is_by_value():
-            path, error = found
-            raise UnreferencedError(f"cannot pickle {what}: its {path}: {error}") from error
-
-
-def pickles(value: Any) -> None:
-    """Raise the error with which `pickle` refuses a value; nothing of it is kept, and large buffers are not copied."""
-    import pickle
-
-    pickle.Pickler(cast("Any", _Nowhere), 5, buffer_callback=lambda buffer: None).dump(value)
-
-
-def can_pickle(value: Any) -> bool:
-    """Whether a value can be pickled."""
-    try:
-        pickles(value)
-    except Exception:
-        return False
-    return True
-
-
-class _Nowhere:
-    """A file that forgets what is written."""
-
-    @staticmethod
-    def write(data: object) -> None: ...
-
-
-def _parts(value: Any) -> Iterable[tuple[str, Any]]:
-    return () if isinstance(value, (Unit, NotAUnit)) else all_parts(value)  # their own errors name the part
-
-
-def _is_by_value() -> bool:
-    frame = inspect.currentframe()
-    while frame is not None:
-        if frame.f_globals.get("__name__") == "cloudpickle.cloudpickle":
-            return True
-        frame = frame.f_back
-    return False
 
 
 U = TypeVar("U", bound=Unit)
@@ -308,11 +240,34 @@ def member_named(owner: Unit, name: object, members: Sequence[U], what: str) -> 
 # Pipelines.
 
 
-class Composite(Value, Unit):
+class Option(Generic[T]):
+    """An option of a pipeline or group, as an attribute; `shown` makes the value to show, if it is another one."""
+
+    def __init__(self, default: Any, doc: str, shown: Callable[[Any, Any], T] | None = None) -> None:
+        self.default = default
+        self.__doc__ = doc
+        self._shown = shown
+
+    def __set_name__(self, owner: type[Composite], name: str) -> None:
+        self._name = name
+        owner.DEFAULTS = {**owner.DEFAULTS, name: self.default}
+
+    @overload
+    def __get__(self, unit: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, unit: Composite, owner: type) -> T: ...
+    def __get__(self, unit: Composite | None, owner: type) -> Any:
+        if unit is None:
+            return self
+        value = unit._options[self._name]
+        return value if self._shown is None else self._shown(unit, value)
+
+
+class Composite(Value, Unit, Parted):
     """An immutable sequence of units with options: the base of pipelines and parallel groups."""
 
     __slots__ = ("_options", "depth", "memo", "units")
-    DEFAULTS: ClassVar[dict[str, Any]]  # its options, by name
+    DEFAULTS: ClassVar[dict[str, Any]] = {}  # its options, by name
     units: tuple[Unit, ...]
     depth: int
     _options: dict[str, Any]
@@ -322,41 +277,26 @@ class Composite(Value, Unit):
         def __init__(self, units: Iterable[Unit] = (), **options: Any) -> None: ...
 
     @property
-    def name(self) -> str:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The name in records and messages."""
-        return cast("str", self._options["name"])
-
-    @property
-    def tags(self) -> frozenset[str]:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The tags, found by selectors such as `"tag:slow"`."""
-        return cast("frozenset[str]", self._options["tags"])
-
-    @property
     def plain(self) -> bool:
         """Whether no option was given."""
         return self._options == self.DEFAULTS
 
-    def _assign(self, units: tuple[Unit, ...], options: dict[str, Any]) -> None:
+    def _assign(self, units: tuple[Unit, ...], kind: str, options: Mapping[str, Any]) -> None:
+        check_known(type(self).__name__, self.DEFAULTS, options)
+        own = dict(self.DEFAULTS)
+        own.update((name, value) for name, value in checked(kind, options).items() if value is not None)
         depth = max((unit.depth for unit in units if isinstance(unit, Composite)), default=0)
-        depth += type(self) is not Pipeline or options != self.DEFAULTS  # a plain pipeline becomes part of another
+        depth += type(self) is not Pipeline or own != self.DEFAULTS  # a plain pipeline becomes part of another
         if depth > DEEPEST:
             raise DefinitionError(
-                f"{options['name']!r} is the outermost of {depth} nested pipelines and groups, and at most {DEEPEST} can "
+                f"{own['name']!r} is the outermost of {depth} nested pipelines and groups, and at most {DEEPEST} can "
                 f"be nested: chain units with `>>`, or have an action return them"
             )
-        assign(self, units=units, depth=depth, memo=Memo(), _options=options)
+        assign(self, units=units, depth=depth, memo=Memo(), _options=own)
 
-    @classmethod
-    def _completed(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        check_known(cls.__name__, cls.DEFAULTS, options)
-        return {**cls.DEFAULTS, **options}
-
-    def _changed(self, changes: Mapping[str, Any]) -> Self:
+    def _with(self, units: Iterable[Unit], changes: Mapping[str, Any]) -> Self:
         check_known(repr(self), self.DEFAULTS, changes)
-        return type(self)(self.units, **{**self._options, **changes})
-
-    def _with_units(self, units: Iterable[Unit]) -> Self:
-        return type(self)(units, **self._options)
+        return type(self)(units, **{**self._options, **changes})
 
     def _given(self) -> dict[str, Any]:
         return self._options
@@ -369,7 +309,7 @@ class Composite(Value, Unit):
             return self if keep else None
         parts = [part._selected(wanted, keep) for part in self.units]
         left = [part for part in parts if part is not None]
-        return self._with_units(left) if left or not (keep or self.units) else None
+        return self._with(left, {}) if left or not (keep or self.units) else None
 
     def __len__(self) -> int:
         return len(self.units)
@@ -403,67 +343,22 @@ class Pipeline(Composite):
     """
 
     __slots__ = ()
-    DEFAULTS = {
-        "name": "pipeline",
-        "title": None,
-        "tags": frozenset(),
-        "description": "",
-        "use": (),
-        "use_stages": (),
-        "use_actions": (),
-        "timeout": None,
-    }
+    name: Option[str] = Option("pipeline", "The name in records and messages.")  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride]
+    title: Option[str] = Option(None, "The human-readable name.", lambda unit, title: title or unit.name)
+    tags: Option[frozenset[str]] = Option(frozenset(), 'The tags, found by selectors such as `"tag:slow"`.')  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride]
+    description: Option[str] = Option("", "The explanation.")
+    use: Option[tuple[Middleware, ...]] = Option((), "Middleware around the whole run of the pipeline.")
+    use_stages: Option[tuple[Middleware, ...]] = Option((), "Middleware around each stage.")
+    use_actions: Option[tuple[Middleware, ...]] = Option((), "Middleware around each action.")
+    timeout: Option[float | None] = Option(None, "The time for the whole run of the pipeline, in seconds.")
 
     def __init__(self, units: Iterable[Unit] = (), **options: Any) -> None:
-        given, flat = self._completed(options), checked_units(units, "pipeline")
-        self._assign(
-            flat,
-            {
-                "name": checked_name(given["name"], "a pipeline"),
-                "title": checked_text(given["title"], "title"),
-                "tags": checked_tags(given["tags"]),
-                "description": checked_text(given["description"], "description") or "",
-                "use": checked_layers(given["use"]),
-                "use_stages": checked_layers(given["use_stages"], "use_stages"),
-                "use_actions": checked_layers(given["use_actions"], "use_actions"),
-                "timeout": checked_timeout(given["timeout"]),
-            },
-        )
-        check_layers(self.use_actions, flat)
+        self._assign(checked_units(units, "pipeline"), "a pipeline", options)
+        check_layers(self.use_actions, self.units)
 
     def with_options(self, **changes: Unpack[PipelineChanges]) -> Pipeline:
         """Return a copy with another name, title, tags, description, use, use_stages or use_actions."""
-        return self._changed(changes)
-
-    @property
-    def title(self) -> str:
-        """The human-readable name."""
-        return cast("str", self._options["title"] or self.name)
-
-    @property
-    def description(self) -> str:
-        """The explanation."""
-        return cast("str", self._options["description"])
-
-    @property
-    def use(self) -> tuple[Middleware, ...]:
-        """Middleware around the whole run of the pipeline."""
-        return cast("tuple[Middleware, ...]", self._options["use"])
-
-    @property
-    def use_stages(self) -> tuple[Middleware, ...]:
-        """Middleware around each stage."""
-        return cast("tuple[Middleware, ...]", self._options["use_stages"])
-
-    @property
-    def use_actions(self) -> tuple[Middleware, ...]:
-        """Middleware around each action."""
-        return cast("tuple[Middleware, ...]", self._options["use_actions"])
-
-    @property
-    def timeout(self) -> float | None:
-        """The time for the whole run of the pipeline, in seconds."""
-        return cast("float | None", self._options["timeout"])
+        return self._with(self.units, changes)
 
     @overload
     def __getitem__(self, where: int | str) -> Unit: ...
@@ -472,7 +367,7 @@ class Pipeline(Composite):
     def __getitem__(self, where: Any) -> Any:
         if isinstance(where, slice):
             cut = cast("slice[Any, Any, Any]", where)
-            return self._with_units(self.units[self._index(cut.start) : self._index(cut.stop) : cut.step])
+            return self._with(self.units[self._index(cut.start) : self._index(cut.stop) : cut.step], {})
         if isinstance(where, int):
             return self.units[where]
         return member_named(self, where, self.units, "unit")
@@ -498,7 +393,7 @@ class Pipeline(Composite):
                 f"{selector_suggestion(wrong, known)}"
             )
         parts = (unit._selected(wanted, keep) for unit in self.units)
-        return self._with_units(part for part in parts if part is not None)
+        return self._with((part for part in parts if part is not None), {})
 
     def __repr__(self) -> str:
         names = " >> ".join(unit.name for unit in self.units) or "empty"
@@ -527,16 +422,9 @@ def pipeline(
     True
     """
     return Pipeline(
-        units,
-        name=name,
-        title=title,
-        tags=tags,
-        description=description,
-        use=use,
-        use_stages=use_stages,
-        use_actions=use_actions,
-        timeout=timeout,
-    )
+        units, name=name, title=title, tags=tags, description=description, use=use, use_stages=use_stages,
+        use_actions=use_actions, timeout=timeout,
+    )  # fmt: skip
 
 
 # Parallel groups.
@@ -549,33 +437,25 @@ class Parallel(Composite):
     """
 
     __slots__ = ()
-    DEFAULTS = {
-        "name": "parallel", "limit": None, "merge": {}, "tags": frozenset(), "tolerate": 0, "failures": None,
-        "enough": None, "stream": None,
-    }  # fmt: skip
+    name: Option[str] = Option("parallel", "The name in records and messages.")  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride]
+    limit: Option[int | None] = Option(None, "The number of branches that may run at once, None for all of them.")
+    merge = Option["Mapping[str, Callable[[Any, Any], Any]]"](
+        {}, "The functions that combine values which several branches wrote to one key.",
+        lambda group, merge: types.MappingProxyType(merge),
+    )  # fmt: skip
+    tags: Option[frozenset[str]] = Option(frozenset(), 'The tags, found by selectors such as `"tag:slow"`.')  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride]
+    tolerate: Option[float] = Option(
+        0, "The number of branches that may fail, or their share of all branches, below 1."
+    )
+    failures: Option[AnyKey | None] = Option(None, "The key of the list of failed branches.")
+    enough: Option[int | None] = Option(
+        None, "The number of completed branches that completes the group, None for all of them."
+    )
+    stream: Option[Any] = Option(None, "The `Stream` whose units are its branches; None for a group of fixed branches.")
 
     def __init__(self, units: Iterable[Unit] = (), **options: Any) -> None:
-        given = self._completed(options)
-        merge: Any = given["merge"] or {}
-        if not isinstance(merge, Mapping) or not all(map(callable, cast("Mapping[Any, Any]", merge).values())):
-            raise DefinitionError(
-                f"merge maps keys to functions of two values, as {{'key': operator.add}}, not {merge!r}"
-            )
-        branches, stream = _branches(units, given["stream"])
-        failures: Any = given["failures"]
-        self._assign(
-            branches,
-            {
-                "name": checked_name(given["name"], "a parallel group"),
-                "limit": checked_count(given["limit"], "limit", "branches that run at once"),
-                "merge": {key_name(key): combine for key, combine in cast("Mapping[Any, Any]", merge).items()},
-                "tags": checked_tags(given["tags"]),
-                "tolerate": _checked_tolerance(given["tolerate"]),
-                "failures": None if failures is None else checked_key(failures, "failures"),
-                "enough": checked_count(given["enough"], "enough", "branches that are to complete"),
-                "stream": stream,
-            },
-        )
+        branches, stream = _branches(units, options.get("stream"))
+        self._assign(branches, "a parallel group", {**options, "stream": stream})
         if self.enough is not None and stream is None and self.enough > len(branches):
             raise DefinitionError(
                 f"enough={self.enough} is more than the {len(branches)} branches of the parallel group {self.name!r}"
@@ -583,37 +463,7 @@ class Parallel(Composite):
 
     def with_options(self, **changes: Unpack[ParallelChanges]) -> Parallel:
         """Return a copy with another name, limit, merge, tags, tolerate, failures or enough."""
-        return self._changed(changes)
-
-    @property
-    def stream(self) -> Any:
-        """The `Stream` whose units are its branches; None for a group of fixed branches."""
-        return self._options["stream"]
-
-    @property
-    def tolerate(self) -> float:
-        """The number of branches that may fail, or their share of all branches, below 1."""
-        return cast("float", self._options["tolerate"])
-
-    @property
-    def failures(self) -> AnyKey | None:
-        """The key of the list of failed branches."""
-        return cast("AnyKey | None", self._options["failures"])
-
-    @property
-    def enough(self) -> int | None:
-        """The number of completed branches that completes the group, None for all of them."""
-        return cast("int | None", self._options["enough"])
-
-    @property
-    def limit(self) -> int | None:
-        """The number of branches that may run at once, None for all of them."""
-        return cast("int | None", self._options["limit"])
-
-    @property
-    def merge(self) -> Mapping[str, Callable[[Any, Any], Any]]:
-        """The functions that combine values which several branches wrote to one key."""
-        return types.MappingProxyType(self._options["merge"])
+        return self._with(self.units, changes)
 
     def __getitem__(self, where: int | str) -> Unit:
         return self.units[where] if isinstance(where, int) else member_named(self, where, self.units, "unit")
@@ -638,18 +488,6 @@ def _branches(units: Iterable[Any], stream: Any) -> tuple[tuple[Unit, ...], Any]
     if branches and isinstance(branches[0], Pulled):
         return (), branches[0]
     return tuple(branches), None
-
-
-def _checked_tolerance(tolerate: Any) -> float:
-    if isinstance(tolerate, bool) or not isinstance(tolerate, (int, float)):
-        good = False
-    else:
-        good = tolerate >= 0 if isinstance(tolerate, int) else 0 <= tolerate < 1
-    if not good:
-        raise DefinitionError(
-            f"tolerate is the number of branches that may fail, or a share of them below 1, as 0.1, not {tolerate!r}"
-        )
-    return cast("float", tolerate)
 
 
 def parallel(

@@ -24,27 +24,23 @@ from flowdeco.model.definitions import (
     one_action_stage,
     stage_selectors,
 )
-from flowdeco.model.options import UNSET, Middleware
+from flowdeco.model.keys import accepted_classes, key_name
+from flowdeco.model.options import Middleware
+from flowdeco.model.sentinels import UNSET
 from flowdeco.model.steps import Input, Layout, Step, hidden, missing, step_of, steps_of
-from flowdeco.model.store import Store, accepted_classes, key_name
+from flowdeco.model.store import Store
 from flowdeco.model.supplying import Supplies, supplies_of
 from flowdeco.model.tuples import NamedTuple
 from flowdeco.model.units import Memo, Value, every_unit
 
 __all__ = [
-    "Input",
     "Place",
-    "Problem",
-    "Step",
     "Supplier",
     "beside",
     "check_inserted",
     "check_run",
     "hides_gaps",
-    "step_of",
-    "steps_of",
     "supplied_keys",
-    "suppliers",
     "unmet",
     "validate",
 ]
@@ -93,6 +89,16 @@ class _Around(NamedTuple):
     outcomes: bool = False  # nothing else than the results of the actions
     missing: bool = False  # or recover from missing parameters inside
     layers: tuple[Middleware, ...] = ()  # around actions
+
+    def within(self, layers: tuple[Middleware, ...], actions: tuple[Middleware, ...]) -> _Around:
+        """Return the same for the inside of a pipeline or stage with these layers, and these around actions."""
+        return _Around(
+            self.stages or may_supply(layers),
+            self.actions or may_supply(actions),
+            self.outcomes or _may_give_results(actions),
+            self.missing or hides_gaps(layers + actions),
+            self.layers + actions,
+        )
 
 
 class Supplier(NamedTuple):
@@ -273,7 +279,7 @@ def check_inserted(
     actions run in the open stage, before all else.
     """
     known = _Known(dict.fromkeys(store))
-    known.local = store.dropped()
+    known.local = store.ended_locals()
     known.beside = place.groups
     inside, stage = known, place.stage
     if stage is not None and stage.local:
@@ -373,14 +379,7 @@ def _check(unit: Unit | Stream, known: _Known, around: _Around, skip: frozenset[
     if skip and not skip.isdisjoint(stage_selectors(unit)):
         return
     if isinstance(unit, Pipeline):
-        stages, actions = unit.use + unit.use_stages, unit.use_actions
-        inside = _Around(
-            around.stages or may_supply(stages),
-            around.actions or may_supply(actions),
-            around.outcomes or _may_give_results(actions),
-            around.missing or hides_gaps(stages + actions),
-            around.layers + actions,
-        )
+        inside = around.within(unit.use + unit.use_stages, unit.use_actions)
         known.open |= may_supply(unit.use)
         for part in unit.units:
             yield from _check(part, known, inside, skip)
@@ -401,15 +400,8 @@ def _check(unit: Unit | Stream, known: _Known, around: _Around, skip: frozenset[
 
 def _check_stage(stage: Stage, known: _Known, around: _Around, skip: frozenset[str]) -> Iterator[_Gap]:
     known.keys.update(dict.fromkeys(data_of(stage)))
-    known.open |= around.stages or may_supply(stage.use)
-    actions = stage.use_actions
-    around = _Around(
-        around.stages,
-        around.actions or may_supply(actions),
-        around.outcomes or _may_give_results(actions),
-        around.stages or around.missing or hides_gaps(stage.use + actions),
-        around.layers + actions,
-    )
+    around = around.within(stage.use, stage.use_actions)
+    known.open |= around.stages
     inside = _inside(stage, known) if stage.local else known
     for step, _ in reversed(steps_of(stage)):
         yield from _check_action(stage, step, known, inside, around, skip)

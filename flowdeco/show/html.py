@@ -15,8 +15,8 @@ from typing import Any, Final
 from flowdeco.engine.runs import Run, StageRecord, Status
 from flowdeco.model.declare import StageTemplate
 from flowdeco.model.definitions import Action, Stage
+from flowdeco.model.steps import step_of
 from flowdeco.model.store import Store
-from flowdeco.model.wiring import step_of
 from flowdeco.show.formatting import (
     MARKS,
     branch_counts,

@@ -14,9 +14,9 @@ from typing import Any, Final, NamedTuple, cast
 
 from flowdeco.engine.runs import Run
 from flowdeco.model.annotations import EMPTY
-from flowdeco.model.definitions import Action, Stage, data_of, origin_of
-from flowdeco.model.references import Called, Changed, Narrowed
-from flowdeco.model.wiring import step_of
+from flowdeco.model.definitions import Action, Stage, data_of
+from flowdeco.model.references import Called, Changed, Narrowed, origin_of
+from flowdeco.model.steps import step_of
 from flowdeco.show.redaction import Doubtful
 
 __all__ = ["KnownValues", "known_values"]

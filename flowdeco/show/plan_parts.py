@@ -17,7 +17,7 @@ from flowdeco.model.definitions import (
     one_action_stage,
     options_of,
 )
-from flowdeco.model.wiring import Step, step_of
+from flowdeco.model.steps import Step, step_of
 from flowdeco.show.parts import DEEPEST, Part
 
 __all__ = ["planned_action", "planned_parts", "planned_stage", "stage_part"]

@@ -15,7 +15,7 @@ from flowdeco.engine.outcome import RUN, ActionRecord, Outcome, Scope, StageReco
 from flowdeco.engine.recorder import Recorded
 from flowdeco.engine.requests import Raised, Save
 from flowdeco.errors import Wait
-from flowdeco.model.store import Delta
+from flowdeco.model.deltas import Delta
 
 UNIT = Stage("s")
 PLACE = Scope("p", "p1", None, None, None)

@@ -3,7 +3,7 @@
 from flowdeco import Store
 from flowdeco.durable.digests import digest
 from flowdeco.engine.changes import Looks
-from flowdeco.model.store import Local
+from flowdeco.model.keys import Local
 
 
 class Counting:

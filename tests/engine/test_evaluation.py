@@ -26,7 +26,7 @@ from flowdeco.engine.requests import Chore, Fork, Raised, Save
 from flowdeco.engine.schedule import Schedule
 from flowdeco.errors import Cancelled, CodeChangedError, SerializationError, StoreTypeError, WiringError
 from flowdeco.middleware import atomic
-from flowdeco.model.store import Delta
+from flowdeco.model.deltas import Delta
 
 
 def branch_of(*units, inputs=None, **terms):

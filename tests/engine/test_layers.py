@@ -30,7 +30,7 @@ from flowdeco.engine.layers import (
 )
 from flowdeco.engine.requests import Await, Gate, Raised
 from flowdeco.errors import MiddlewareError
-from flowdeco.model.options import UNSET
+from flowdeco.model.sentinels import UNSET
 
 ACTION = step([], "a")
 STAGE = Stage("s", [ACTION])

@@ -4,7 +4,8 @@ from flowdeco import Stage, Store
 from flowdeco.engine.memory import Leftovers, Log, Remains, in_memory
 from flowdeco.engine.outcome import NOWHERE, ActionRecord, Outcome, StageRecord, Status, branch_id
 from flowdeco.errors import Wait
-from flowdeco.model.store import Delta, Local
+from flowdeco.model.deltas import Delta
+from flowdeco.model.keys import Local
 
 
 def did(number, error=None, **more):
@@ -78,7 +79,7 @@ def test_a_failure_that_was_recovered_leaves_nothing():
     store["later"] = 1
     assert "later" in mark
     assert (left.unwinding, left.abandoned, left.unfinished, left.remains) == (None, {}, {}, {})
-    assert (store.local_names(), store.dropped()) == ([], {"mine": "s"})
+    assert (store.local_names(), store.ended_locals()) == ([], {"mine": "s"})
     store.undo(mark)
     assert dict(store) == {"k": 0}
     left.recover(store)  # nothing failed

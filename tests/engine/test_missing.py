@@ -204,7 +204,7 @@ def test_reasons_are_not_kept_where_old_records_are_forgotten():
 
 def test_so_many_deleted_keys_are_remembered_and_no_more(monkeypatch):
     """A loop that deletes the keys it has written costs no memory."""
-    monkeypatch.setattr("flowdeco.model.store._MOST_DROPPED", 2)
+    monkeypatch.setattr("flowdeco.model.store._MOST_DELETED", 2)
     store = Store({"a": 1, "b": 1, "c": 1})
     for key in "abc":
         del store[key]

@@ -18,8 +18,8 @@ from flowdeco.engine.outcome import (
 )
 from flowdeco.errors import Cancelled
 from flowdeco.events import ActionFinished, StageFinished, UnitsInserted
-from flowdeco.model.options import UNSET
-from flowdeco.model.store import NOTHING, Delta
+from flowdeco.model.deltas import NOTHING, Delta
+from flowdeco.model.sentinels import UNSET
 
 ACTION = step([], "a")
 STAGE = Stage("s", [ACTION])

@@ -10,7 +10,7 @@ from support import examples
 from flowdeco import Key, Stage, action, parallel, stage
 from flowdeco.engine.overlay import Overlay, warn_of_merge
 from flowdeco.errors import StoreTypeError, WriteConflictError
-from flowdeco.model.store import Delta
+from flowdeco.model.deltas import Delta
 
 BRANCHES = [Stage(f"s{number}") for number in range(4)]
 

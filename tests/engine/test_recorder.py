@@ -15,9 +15,9 @@ from flowdeco.engine.journal import Row
 from flowdeco.engine.outcome import ActionRecord, Outcome, Scope, StageRecord, Status
 from flowdeco.engine.recorder import Recorded, Recorder, outcomes
 from flowdeco.errors import DefinitionError, JournalError, RunError, SerializationError, portable
-from flowdeco.model.options import UNSET
+from flowdeco.model.deltas import NOTHING, Delta
+from flowdeco.model.sentinels import UNSET
 from flowdeco.model.steps import step_of
-from flowdeco.model.store import NOTHING, Delta
 
 CODEC = PickleCodec()
 

@@ -26,8 +26,8 @@ from flowdeco import (
     stream,
 )
 from flowdeco.engine.runs import ActionRecord, StageRecord
+from flowdeco.errors import Problem
 from flowdeco.middleware import Call, atomic, recover, retry
-from flowdeco.model.wiring import Problem
 from flowdeco.observers.otel import spans
 from flowdeco.show import Change, Diff, Plan, Ran
 
