@@ -332,7 +332,7 @@ def settled(step: Step, value: Any) -> Generator[Request, Any, Any]:
         return (yield Chore(exhaust, step.name, step.timeout), (value,), None)
     if type(value) is types.AsyncGeneratorType:
         return (yield Await(Exhausting(cast("Any", value)), step.timeout, step.name))
-    if is_plain_iterator(cast("type[object]", type(value))):  # it may have units in it
+    if step.inserts and is_plain_iterator(cast("type[object]", type(value))):  # it may have units in it
         return (yield Chore(Begun, step.name, step.timeout), (value,), None)
     return value
 
