@@ -44,8 +44,8 @@ from flowdeco.model.definitions import Action, Stage, Stream, Unit, action_selec
 from flowdeco.model.options import UNSET, Middleware
 from flowdeco.model.reload import reloaded
 from flowdeco.model.steps import Step, local_names, localized, step_of
-from flowdeco.model.store import Delta, Mark
-from flowdeco.model.wiring import unmet
+from flowdeco.model.store import Delta, Mark, Store
+from flowdeco.model.wiring import may_supply, unmet
 
 __all__ = ["begin_action", "finish_simple", "simple_arguments"]
 
@@ -200,6 +200,8 @@ def in_layers(
                 value = yield from _call(branch, act, around.values)
             if type(value) not in SETTLED:
                 value = yield from settled(step, value)
+            if act is not None or watch is not None or step.writes is None or type(value) not in ATOMS:
+                value = _tried(branch, act or Execution(step, by, number, started), around, value)
             if type(value) is Raised:
                 error = value.error
             else:
@@ -219,6 +221,40 @@ def in_layers(
     act = act or Execution(step, by, number, started)
     act.value, act.layers, act.mark, act.watch = value, around, mark, watch
     return conclude(branch, act)
+
+
+def _tried(branch: Branch, act: Execution, layers: Layers, value: Any) -> Any:
+    """Return a returned value, or `Raised` if its effect would be refused, so that the layers see the failure.
+
+    The effect is applied and taken back: it takes place when the layers have ended, who may replace the value.
+    """
+    if type(value) is Raised:
+        return value
+    store, recorder, step, act.layers = branch.store, branch.terms.recorder, act.step, layers
+    before: Mark | None = None
+    try:
+        inserted, data = sort_out(step, value)
+        is_taken = _takes_any(step, store) and (recorder is None or recorder.takes(data))
+        if inserted or act.context is not None or not is_taken:
+            before = store.mark()
+            _let_write(branch, act, inserted, data, is_trial=True)
+            if recorder is not None:
+                recorder.check(step.name, branch.scope.unit.name, store.since(before), act.inserted)
+    except BaseException as failure:  # as in `conclude`
+        return Raised(failure)
+    finally:
+        act.forget()
+        if before is not None:
+            store.undo(before)
+    return value
+
+
+def _takes_any(step: Step, store: Store) -> bool:
+    """Whether no data is refused where the step writes it."""
+    key = step.collects
+    if key is None or step.result_key is not None:
+        return step.writes is not None
+    return type(key) is str and isinstance(store.get(key, []), list)
 
 
 def _did_nothing(branch: Branch, layers: Layers, mark: Mark) -> bool:
@@ -431,7 +467,9 @@ def conclude(branch: Branch, act: Execution) -> Failure:
     return error if error is not None else branch.unsaved()
 
 
-def _let_write(branch: Branch, act: Execution, inserted: tuple[Unit | Stream, ...], data: Any) -> None:
+def _let_write(
+    branch: Branch, act: Execution, inserted: tuple[Unit | Stream, ...], data: Any, *, is_trial: bool = False
+) -> None:
     """Apply the writes of an action to the store, and check the rest of its effect."""
     context, layers, recorder = act.context, act.layers, branch.terms.recorder
     if layers is not None:
@@ -447,7 +485,8 @@ def _let_write(branch: Branch, act: Execution, inserted: tuple[Unit | Stream, ..
         act.step.deliver(data, branch.store)
         _note_frozen(branch, act.step)
     if inserted:
-        check_insertion(branch, inserted, is_action=True)
+        if layers is None or not (is_trial and may_supply(layers.layers)):  # on the way out, they may still
+            check_insertion(branch, inserted, is_action=True)
         if recorder is not None:
             recorder.check_repeatable(inserted, f"action {act.step.name!r}")
     act.inserted, act.result = inserted, UNSET if data is None else data

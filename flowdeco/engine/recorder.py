@@ -103,6 +103,17 @@ class Recorder:
             outcome.started, outcome.elapsed, code, payload,
         )  # fmt: skip
 
+    def check(self, action: str, stage: str, writes: Delta, inserted: tuple[Any, ...]) -> None:
+        """Raise `SerializationError` for writes or insertions of an action that a row could not have: they are encoded."""
+        if inserted or not all(map(self.takes, (*writes.puts.values(), *writes.appends.values()))):
+            self._encode({**_of_delta(writes), "inserted": inserted}, f"action {action!r} of stage {stage!r}")
+
+    def takes(self, value: Any) -> bool:
+        """Whether a row can have a value for sure: numbers and texts, and flat lists of them, for pickle."""
+        kind = cast("type[object]", type(value))
+        is_flat = kind in ATOMS or ((kind is list or kind is tuple) and ATOMS.issuperset(map(type, value)))
+        return value is UNSET or (is_flat and self._terse)
+
     def note_written(self, payload: bytes, values: Iterable[tuple[Name, Any]]) -> None:
         """Remember the digests of large values that the journal is about to get: the first step to read one need not."""
         if type(payload) is Payload:
