@@ -98,7 +98,9 @@ def no_thread_is_left_at_work():
 def pytest_configure(config):
     """Keep the real standard error, which tests are captured from; and the pipes of a worker to itself."""
     config.stderr = os.dup(2)
-    worker = next((each for each in config.pluginmanager.get_plugins() if type(each).__name__ == "WorkerInteractor"), None)
+    worker = next(
+        (each for each in config.pluginmanager.get_plugins() if type(each).__name__ == "WorkerInteractor"), None
+    )
     if worker is not None and hasattr(os, "register_at_fork"):
         io = worker.channel.gateway._io
         os.register_at_fork(after_in_child=partial(let_go, [io.infile.fileno(), io.outfile.fileno()]))

@@ -634,7 +634,9 @@ def test_an_iterator_in_branches_and_from_an_inserted_stage(run):
     def a():
         return map(str, [1])
 
-    flow = parallel(a, a.with_options(name="b")) >> action(lambda: Stage("inserted", [a.with_options(name="c")]), name="i")
+    flow = parallel(a, a.with_options(name="b")) >> action(
+        lambda: Stage("inserted", [a.with_options(name="c")]), name="i"
+    )
     store = run(flow).store
     assert [(isinstance(store[name], map), list(store[name])) for name in "abc"] == [(True, ["1"])] * 3
 

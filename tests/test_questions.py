@@ -288,7 +288,11 @@ def test_a_wrong_answer_given_in_advance_is_refused_when_its_question_is_asked(w
         way.resume(flow, run, {"second": "y"})
     if way.journal is not None:
         [info] = durable.runs(way.journal)
-        assert (info.reason, info.answered, [each.key for each in info.questions]) == (SECOND_REFUSED, False, ["second"])
+        assert (info.reason, info.answered, [each.key for each in info.questions]) == (
+            SECOND_REFUSED,
+            False,
+            ["second"],
+        )
     run = way.resume(flow, run, {"second": [1]})
     assert (run.status, dict(run.store)) == ("completed", {"before": 0, "both": [True, [1]]})
     assert CALLS.count("before") == 2

@@ -4,6 +4,7 @@ import asyncio
 import threading
 
 import pytest
+
 from flowdeco import Context, Key, Sleep, Stage, action, parallel, pipeline, stage, stream
 from flowdeco.durable import MemoryJournal, SqliteJournal
 from flowdeco.errors import DefinitionError, ReturnValueError, RunError, SerializationError, StoreTypeError, WiringError
@@ -61,6 +62,7 @@ REFUSED = {
     "a value that cannot be written": (lambda: [threading.Lock()], {}, SerializationError),
     "a write that cannot be written": (writes, {}, SerializationError),
     "an item that cannot be written": (lambda: [threading.Lock()], {"collect": "xs"}, SerializationError),
+    "a result that is not stored": (lambda: [threading.Lock()], {"returns": None}, SerializationError),
     "a stage that cannot be referred to": (lambda: Stage("x", [action(lambda: 1, name="b")]), {}, SerializationError),
 }
 
@@ -82,7 +84,12 @@ def test_recover_sees_a_refused_effect(run, refused, place):
     flow = Stage("s", [inner], use_actions=use if place == "stage" else (), data={"text": "t"}) >> Stage("other")
     finished = run(flow, observers=[heard.append], **options)
     record = action_record(finished, "a")
-    assert (finished.status, record.status, record.recovered, type(record.error)) == ("completed", "failed", True, error)
+    assert (finished.status, record.status, record.recovered, type(record.error)) == (
+        "completed",
+        "failed",
+        True,
+        error,
+    )
     [event] = [each for each in heard if isinstance(each, ActionFinished)]
     assert (event.status, event.recovered, event.error) == ("failed", True, record.error)
     assert dict(finished.store) == {"text": "t"}
@@ -167,7 +174,9 @@ def inserts_it():
 
 
 @pytest.mark.parametrize(
-    "flow", [inserts_it, parallel(wrong_parts), pipeline(parallel(parallel(wrong_parts)))], ids=["inserted", "group", "nested"]
+    "flow",
+    [inserts_it, parallel(wrong_parts), pipeline(parallel(parallel(wrong_parts)))],
+    ids=["inserted", "group", "nested"],
 )
 def test_it_is_recovered_wherever_the_action_is_and_a_resume_restores_that(run, flow):
     """In an inserted stage, in groups; the recovered outcome counts."""

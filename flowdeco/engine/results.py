@@ -69,8 +69,8 @@ class Begun(Iterator[Any]):
         first, self.first = self.first, UNSET
         return next(self.rest) if first is UNSET else first
 
-    @property
-    def __class__(self) -> type[Any]:
+    @property  # type: ignore[misc]
+    def __class__(self) -> type[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return type(self.rest)
 
     def __repr__(self) -> str:
@@ -159,21 +159,21 @@ def _data(step: Step, value: Any) -> Any:
             f"{_who(step)} is annotated to return units, and returned {_described(value)}: "
             f"return a stage, or a list of them, or annotate the data"
         )
-    hidden = unit_in(_first_of(value) if isinstance(value, Iterator) else value)
+    hidden = unit_in(_visible_of(value))
     if hidden is not None:
         raise ReturnValueError(f"{_who(step)} returned {_misplaced(value, hidden)}")
     return value
 
 
-def _first_of(iterator: Iterator[Any]) -> tuple[Any, ...]:
-    """Return the first item of an iterator, as long as that takes no call of a user's code."""
-    if type(iterator) is Begun:
-        return (iterator.first,)
-    if type(iterator) not in _COPIED:
-        return ()
+def _visible_of(value: Any) -> Any:
+    """Return the first item of an iterator, as long as that takes no call of a user's code; of other data, all."""
+    if type(value) is Begun:
+        return (value.first,)
+    if type(value) not in _COPIED:
+        return value
     import copy  # not loaded for other values
 
-    return (next(copy.copy(iterator), None),)
+    return (next(copy.copy(value), None),)
 
 
 def _misplaced(value: Any, unit: Any) -> str:
