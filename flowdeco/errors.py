@@ -201,6 +201,7 @@ SLEEP: Final = "sleep"
 PAUSE: Final = "pause"
 OVER: Final = "over"
 USED: Final = "used"
+CALLED: Final = "called"
 OPEN: Final = "open"
 ANSWERED: Final = "answered"
 REFUSED: Final = "refused"  # answered by an exception
@@ -233,8 +234,9 @@ class Wait(NamedTuple):
     """One wait of a step, as it is kept over resumes.
 
     A *question* is a wait for a `key`; `due` is its deadline, if it has one. Any other wait is a *sleep* until `due`, a
-    *pause* before another attempt until then, a number of sleeps (`times`) that are *over*, or the seconds of a timeout
-    (`due`) that are *used*. `who` is the layer that waits, counted from outside, or -1 for the action itself; around a run,
+    *pause* before another attempt until then, a number of sleeps (`times`) that are *over*, the seconds of a timeout
+    (`due`) that are *used*, or that an action was *called*, with the outcome of that call (`value`), after which its
+    middleware waits. `who` is the layer that waits, counted from outside, or -1 for the action itself; around a run,
     the innermost is -2, the next one -3. `given` is
     the number of the answer among everything that the run was given, `since` the number of the first that may be the
     answer. `at` is the place of the step, if that is another step of the same atomic one.

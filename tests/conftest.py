@@ -9,6 +9,7 @@ import threading
 import time
 import traceback
 from contextlib import suppress
+from functools import partial
 
 import pytest
 from hypothesis import settings
@@ -95,8 +96,22 @@ def no_thread_is_left_at_work():
 
 
 def pytest_configure(config):
-    """Keep the real standard error, which tests are captured from."""
+    """Keep the real standard error, which tests are captured from; and the pipes of a worker to itself."""
     config.stderr = os.dup(2)
+    worker = next(
+        (each for each in config.pluginmanager.get_plugins() if type(each).__name__ == "WorkerInteractor"), None
+    )
+    if worker is not None and hasattr(os, "register_at_fork"):
+        io = worker.channel.gateway._io
+        os.register_at_fork(after_in_child=partial(let_go, [io.infile.fileno(), io.outfile.fileno()]))
+
+
+def let_go(pipes):
+    """Close a worker's pipes in a child: if the worker crashes, the session waits until nothing has them open any more."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for pipe in pipes:
+        os.dup2(nothing, pipe, inheritable=False)  # and not closed: the file objects still have the number
+    os.close(nothing)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

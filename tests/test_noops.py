@@ -1,16 +1,19 @@
 """Nothing is ignored in silence: selectors that select nothing, units that would never run, options without effect."""
 
+import copy
 import itertools
 import logging
 import operator
+import pickle
 from collections import OrderedDict, deque
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial, wraps
 
 import pytest
 from support import actions_run, names
 
-from flowdeco import Action, Context, Sleep, Stage, action, parallel, pipeline, stage, stream
+from flowdeco import Action, Context, Key, Sleep, Stage, action, parallel, pipeline, stage, stream
 from flowdeco.durable import MemoryJournal, SqliteJournal
 from flowdeco.durable.fingerprint import fingerprint
 from flowdeco.errors import DefinitionError, MissingInputError, ReturnValueError, WiringError, close_selectors
@@ -579,21 +582,82 @@ def test_iterators_of_data_give_what_they_would_have_given(run, make):
     assert list(run(action(name="v")(lambda: make([])))["v"]) == []
 
 
-def test_an_iterator_of_data_survives_a_journal():
-    """As it would have without being looked at."""
+@pytest.mark.parametrize("make", [iter, reversed, enumerate, lambda items: map(str, items), dict.fromkeys])
+def test_an_iterator_of_data_is_found_as_what_it_is(run, make):
+    """By its class, which a `Key` checks, and its repr; middleware finds it so, too; a copy gives the same items."""
+    kind, seen = type(iter(make([1]))), []
+
+    def sees(call):
+        seen.append((yield))
+
+    stored = run(action(name="v", returns=Key("v", kind), use=[sees])(lambda: iter(make([3, 1]))))["v"]
+    assert seen == [stored]
+    assert isinstance(stored, kind)
+    assert repr(stored).startswith(f"<{kind.__name__} object")
+    assert list(copy.copy(stored)) == list(make([3, 1]))
+    assert list(pickle.loads(pickle.dumps(iter_of(make)))) == list(make([3, 1]))
+
+
+def iter_of(make):
+    """Return an iterator as an action returns it, from which nothing has been taken."""
+    return action(name="v")(lambda: iter(make([3, 1]))).run()["v"]
+
+
+@pytest.mark.parametrize("make", [iter, reversed, lambda items: iter(tuple(items))])
+def test_an_iterator_of_a_list_is_stored_as_it_is(run, make):
+    """The same object: a copy of it is looked at."""
+    value = make([1, 2])
+    assert run(action(name="v")(lambda: value))["v"] is value
+
+
+def test_an_iterator_that_is_annotated_as_data_is_left_alone(run):
+    """The same object, and nothing is taken from it."""
+    taken = []
+
+    @action
+    def v() -> Iterator[int]:
+        return value
+
+    value = map(taken.append, [1, 2])
+    assert run(v)["v"] is value
+    assert taken == []
+
+
+@pytest.mark.parametrize("make", [iter, enumerate, dict.fromkeys])
+@pytest.mark.parametrize("read", [0, 1])
+def test_an_iterator_of_data_survives_a_journal(make, read):
+    """As it would have without being looked at, begun or not."""
     journal = MemoryJournal()
     fails = [True]
 
     @action
-    def last(v) -> list[int]:
+    def before(v) -> None:
+        list(itertools.islice(v, read))
+
+    @action
+    def last(v) -> list[object]:
         if fails:
             raise OSError
         return list(v)
 
-    flow = action(name="v")(lambda: iter([1, 2])) >> last
+    flow = action(name="v")(lambda: iter(make([1, 2]))) >> before >> last
     failed = flow.run(journal=journal, check=False)
     fails.clear()
-    assert flow.resume(failed.id, journal=journal)["last"] == [1, 2]
+    assert flow.resume(failed.id, journal=journal)["last"] == list(make([1, 2]))[read:]
+
+
+def test_an_iterator_in_branches_and_from_an_inserted_stage(run):
+    """Each is what was returned."""
+
+    @action
+    def a():
+        return map(str, [1])
+
+    flow = parallel(a, a.with_options(name="b")) >> action(
+        lambda: Stage("inserted", [a.with_options(name="c")]), name="i"
+    )
+    store = run(flow).store
+    assert [(isinstance(store[name], map), list(store[name])) for name in "abc"] == [(True, ["1"])] * 3
 
 
 def test_other_iterators_are_left_alone(run, tmp_path):

@@ -447,18 +447,44 @@ REFUSED = {
 
 @pytest.mark.parametrize("why", REFUSED)
 @pytest.mark.parametrize("how", ["resume", "aresume"])
-def test_a_refused_resume_changes_nothing(journal, why, how):
-    """Neither status nor error nor the time of the last change, and nothing was heard of its inputs."""
+@pytest.mark.parametrize("check", [True, False])
+def test_a_refused_resume_changes_nothing(journal, why, how, check):
+    """Neither status nor error nor the time of the last change, and nothing was heard of its inputs; it raises either way."""
     asks.run(journal=journal, run_id="r")
     before, remembered = info(journal), journal.read("r")
     changed, error = REFUSED[why]
     with pytest.raises(error):
         if how == "resume":
-            changed.resume("r", {"ok": 1}, journal=journal)
+            changed.resume("r", {"ok": 1}, journal=journal, check=check)
         else:
-            asyncio.run(changed.aresume("r", {"ok": 1}, journal=journal))
+            asyncio.run(changed.aresume("r", {"ok": 1}, journal=journal, check=check))
     assert (info(journal), journal.read("r")) == (before, remembered)
     assert asks.resume("r", {"ok": 2}, journal=journal)["approve"] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({}, CodeChangedError),
+        ({"on_change": "rerun"}, DefinitionError),
+        ({"from_stage": "approve", "journal": "runs.db"}, CodeChangedError),
+        ({"from_stage": "nothing", "journal": "runs.db", "on_change": "ignore"}, JournalError),
+        ({"if_exists": "resume", "run_id": "r", "journal": "runs.db"}, CodeChangedError),
+    ],
+    ids=["in memory", "in memory, again", "a fork", "a fork from nowhere", "if_exists"],
+)
+def test_an_error_before_the_first_step_is_raised_without_check_as_well(options, error):
+    """As a `WiringError` is: there is no run yet that could be returned; nor did an observer hear of one."""
+    heard = []
+    run = asks.run(run_id="r", **({"journal": "runs.db"} if "journal" in options else {}))
+    changed = pipeline(other("first"), approve)
+    with pytest.raises(error):
+        if "if_exists" in options:
+            changed.run(check=False, observers=[heard.append], **options)
+        else:
+            changed.resume(run, check=False, observers=[heard.append], **options)
+    assert heard == []
+    assert asks.resume(run, {"ok": 2})["approve"] == 2
 
 
 def test_a_failed_run_that_is_refused_keeps_its_error(journal):

@@ -264,6 +264,105 @@ def test_a_wrong_answer_is_refused_and_changes_nothing(way):
     assert way.resume(both, run, {"second": [3]}).status == "completed"
 
 
+SECOND_REFUSED = (
+    "waiting for 'second'; the answer given for 'second' before the question was asked is refused: "
+    "the key 'second' is declared as list[int], but its value is a str: 'x'"
+)
+
+
+def test_a_wrong_answer_given_in_advance_is_refused_when_its_question_is_asked(way):
+    """The run waits for a right one, with the reason, also when it is resumed for another one; nothing is lost."""
+
+    @action
+    def before(ctx: Context):
+        CALLS.append("before")
+        return ctx.wait_for("zeroth", type=int)
+
+    flow = pipeline(before, both)
+    run = way.run(flow, {"second": "x"})
+    run = way.resume(flow, run, {"zeroth": 0, "first": True})
+    assert (run.status, run.reason) == ("suspended", SECOND_REFUSED)
+    run = way.resume(flow, run)
+    assert (run.status, run.reason) == ("suspended", SECOND_REFUSED)
+    with pytest.raises(StoreTypeError, match="'second'"):
+        way.resume(flow, run, {"second": "y"})
+    if way.journal is not None:
+        [info] = durable.runs(way.journal)
+        assert (info.reason, info.answered, [each.key for each in info.questions]) == (
+            SECOND_REFUSED,
+            False,
+            ["second"],
+        )
+    run = way.resume(flow, run, {"second": [1]})
+    assert (run.status, dict(run.store)) == ("completed", {"before": 0, "both": [True, [1]]})
+    assert CALLS.count("before") == 2
+
+
+def test_a_wrong_answer_recorded_in_advance_is_refused_when_its_question_is_asked(journal):
+    """By `durable.answer`, while another question is open; the run does not count as answered for ever."""
+    both.run(journal=journal, run_id="r")
+    durable.answer(journal, "r", {"first": False, "second": "x"})
+    run = both.resume("r", journal=journal)
+    assert (run.reason, durable.due(journal)) == (SECOND_REFUSED, [])
+    durable.answer(journal, "r", {"second": []})
+    assert dict(both.resume("r", journal=journal).store) == {"both": [False, []]}
+
+
+def test_a_wrong_answer_in_advance_leaves_the_default_and_an_error_as_they_are(way, clock):
+    """After the timeout the default counts, and the refused value is gone; so it is after `error=`."""
+
+    @action
+    def asks(ctx: Context):
+        return ctx.wait_for("n", type=int, timeout=10, default=None)
+
+    run = way.run(asks, {"n": "x"})
+    assert run.status == "suspended"
+    clock.now += 11
+    run = way.resume(asks, run)
+    assert (run.status, dict(run.store)) == ("completed", {})
+
+    @action
+    def asks_again(ctx: Context):
+        try:
+            return ctx.wait_for("n", type=int)
+        except ValueError as error:
+            return str(error)
+
+    other = Ways(way.how, None if way.journal is None else MemoryJournal())
+    run = other.run(asks_again, {"n": "x"})
+    run = other.resume(asks_again, run, error=ValueError("no"))
+    assert dict(run.store) == {"asks_again": "no"}
+
+
+@stage
+def asks_for(kind: str):
+    """Asks for a value of a type, by its name."""
+
+    @action(collect="found", use=[retry(on=Exception, wait=0)])
+    def ask(ctx: Context):
+        return ctx.wait_for("n", type={"int": int, "str": str}[kind])
+
+
+@action
+def inserts_questions():
+    """Inserts a group that asks for one key, as two types."""
+    return parallel(asks_for("int"), asks_for("str"))
+
+
+def test_a_wrong_answer_in_advance_in_an_inserted_group_and_a_retry(way):
+    """Each branch has its own question: the one whose type it has takes the value."""
+    run = way.run(inserts_questions, {"n": "x"})
+    assert run.reason.startswith("waiting for 'n'; the answer given for 'n' before the question was asked is refused")
+    run = way.resume(inserts_questions, run, {"n": 3})
+    assert dict(run.store) == {"found": [3, "x"]}
+
+
+def test_a_value_of_the_wrong_type_that_a_step_wrote_is_an_error(way):
+    """Nobody has given it, and nobody could give another one."""
+    flow = Stage("asks", [both], data={"first": "x"})
+    assert isinstance(way.run(flow, check=False).error, StoreTypeError)
+
+
 @pytest.mark.parametrize(
     ("declared", "right", "wrong"),
     [(int | None, None, "x"), (float, 1, "x"), (Key, Key("k"), "k"), (dict[str, int], {"a": 1}, [])],
@@ -304,7 +403,7 @@ def test_an_answer_is_checked_later_where_its_class_is_not_loaded(journal):
 
     @action
     def asks(ctx: Context):
-        return ctx.wait_for("vote", type=local)
+        return type(ctx.wait_for("vote", type=local)).__name__
 
     class local:  # noqa: N801
         pass
@@ -313,6 +412,7 @@ def test_an_answer_is_checked_later_where_its_class_is_not_loaded(journal):
     durable.answer(journal, "r", {"vote": 3})
     with pytest.raises(StoreTypeError, match="'vote'"):
         asks.resume("r", journal=journal)
+    assert asks.resume("r", {"vote": local()}, journal=journal).result == "local"
 
 
 # Recorded answers.

@@ -14,7 +14,7 @@ from flowdeco import durable
 from flowdeco.cli import report
 from flowdeco.cli.arguments import JOURNAL, LATEST
 from flowdeco.cli.exit_codes import FINE
-from flowdeco.cli.inputs import UsageError, awaited_keys, check_page
+from flowdeco.cli.inputs import UsageError, check_page
 from flowdeco.cli.json_output import print_json, run_as_data
 from flowdeco.cli.steps_table import step_rows
 from flowdeco.durable import RunInfo
@@ -211,7 +211,8 @@ def workflow_name(info: RunInfo) -> str:
 def _why(info: RunInfo) -> str:
     asked = [as_text(each) for each in info.questions if each.about is not None or each.deadline is not None]
     reason = info.reason
-    if asked and awaited_keys(reason) == [each.key for each in info.questions] and len(asked) == len(info.questions):
+    keys = ", ".join(repr(each.key) for each in info.questions)
+    if asked and len(asked) == len(info.questions) and reason == f"{WAITING}{keys}":
         reason, asked[0] = None, f"{WAITING}{asked[0]}"  # the questions have the keys
     waits = "; ".join(filter(None, ("answered" if info.answered else "", reason, *asked)))
     why = info.error or waits or _owner(info)

@@ -17,7 +17,7 @@ from flowdeco.cli.process import Cancelling, configure_logging, discard_broken_o
 from flowdeco.cli.workflow import load_recorded_workflow, load_workflow, stand_in_for_main
 from flowdeco.engine.runs import Run
 from flowdeco.engine.waits import open_questions
-from flowdeco.errors import CodeChangedError, message_of
+from flowdeco.errors import message_of
 from flowdeco.model.definitions import Pipeline
 
 if TYPE_CHECKING:
@@ -114,8 +114,6 @@ def _perform(
             run = Run.of(interrupt)
         except LookupError:
             return cancelling.code
-    if isinstance(run.error, CodeChangedError) and not run.stages:
-        raise run.error  # nothing ran, and the run is as it was
     takes_more = _show(lambda: _print_run(run, options, finished=finished), "the run is not shown", options)
     if takes_more:
         _show(lambda: _print_problems(run, options, path, inputs, warned), "its problems are not shown", options)

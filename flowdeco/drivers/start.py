@@ -508,7 +508,10 @@ def _sleeping(seconds: float) -> Awaitable[None]:
 
 
 def end(run: Run, check: bool) -> Run:
-    """Return the run, or raise its failure if the caller wants that; a cancellation is always passed on."""
+    """Return the run, or raise its failure if the caller wants that.
+
+    A cancellation is always passed on, and so is an error before the first step.
+    """
     __tracebackhide__ = True
     error = run.error
     if error is None:
@@ -516,7 +519,7 @@ def end(run: Run, check: bool) -> Run:
     remember(run, error)
     with suppress(Exception):  # the exception may not allow it
         error.__traceback__ = _without_our_frames(error.__traceback__)
-    if check or (run.status is Status.CANCELLED and not isinstance(error, Cancelled)):
+    if check or run.status is Status.PENDING or (run.status is Status.CANCELLED and not isinstance(error, Cancelled)):
         raise error
     return run
 

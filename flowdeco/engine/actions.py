@@ -37,16 +37,18 @@ from flowdeco.engine.results import (
 )
 from flowdeco.engine.resuming import catch_up, recall
 from flowdeco.engine.waiting import rest_of_pause, waited, with_waits
+from flowdeco.engine.waits import Called
 from flowdeco.errors import Bail, MissingInputError, StoreTypeError, Suspend, told
 from flowdeco.events import ActionStarted
 from flowdeco.model.contents import ATOMS
 from flowdeco.model.definitions import Action, Stage, Stream, Unit, action_selectors
-from flowdeco.model.deltas import Delta, Mark
+from flowdeco.model.deltas import NOTHING, Delta, Mark
 from flowdeco.model.options import Middleware
 from flowdeco.model.reload import reloaded
 from flowdeco.model.sentinels import UNSET
 from flowdeco.model.steps import Step, local_names, localized, step_of
-from flowdeco.model.wiring import unmet
+from flowdeco.model.store import Store
+from flowdeco.model.wiring import may_supply, unmet
 
 __all__ = ["begin_action", "finish_simple", "simple_arguments"]
 
@@ -65,7 +67,7 @@ class Execution:
         self.number = number
         self.started = started
         self.value: Any = UNSET  # as returned, or `Raised`
-        self.context: Context | None = None
+        self.context: Context | Called | None = None  # `Called` for a call before the run was resumed
         self.watch: Watch | None = None  # with a journal: over the values that it may change in place
         self.layers: Layers | None = None
         self.messages: Messages | None = None  # unless its layers have them
@@ -183,6 +185,7 @@ def in_layers(
     around, watch = _layers_around(branch, step, number, layers, earlier)
     mark = branch.store.mark()
     act: Execution | None = None
+    called = None if earlier is None else _call_before(branch, number)
     error: Failure = None
     value: Any = UNSET
     again = True
@@ -191,15 +194,20 @@ def in_layers(
         entered = enter(around)
         runs, error = entered if isinstance(entered, tuple) else (yield from entered)
         if runs:
-            args = None if around.values else simple_arguments(branch, step)
+            args = None if around.values or called is not None else simple_arguments(branch, step)
             if args is not None:
                 value = yield step, args, None
+            elif called is not None:
+                act = Execution(step, by, number, started)
+                act.context, value, called = called, called.value, None
             else:
                 act = Execution(step, by, number, started)
                 act.watch, act.layers = watch, around
                 value = yield from _call(branch, act, around.values)
             if type(value) not in SETTLED:
                 value = yield from settled(step, value)
+            if act is not None or watch is not None or step.writes is None or type(value) not in ATOMS:
+                value = _tried(branch, act or Execution(step, by, number, started), around, value)
             if type(value) is Raised:
                 error = value.error
             else:
@@ -209,6 +217,8 @@ def in_layers(
         if again:
             error = yield from _another_attempt(branch, Execution(step, by, number, started), around)
             again = error is None
+    if error is not None and around.entered:
+        _note_call(branch, act or Execution(step, by, number, started), watch, value, error)
     returned, value = value, around.given if error is None else Raised(error)
     if value is not returned and type(value) not in SETTLED:  # supplied by a layer
         value = yield from settled(step, value)
@@ -221,9 +231,61 @@ def in_layers(
     return conclude(branch, act)
 
 
+def _tried(branch: Branch, act: Execution, layers: Layers, value: Any) -> Any:
+    """Return a returned value, or `Raised` if its effect would be refused, so that the layers see the failure.
+
+    The effect is applied and taken back: it takes place when the layers have ended, who may replace the value.
+    """
+    if type(value) is Raised:
+        return value
+    store, recorder, step, act.layers = branch.store, branch.terms.recorder, act.step, layers
+    before: Mark | None = None
+    try:
+        inserted, data = sort_out(step, value)
+        is_taken = _takes_any(step, store) and (recorder is None or recorder.takes(data))
+        if inserted or act.context is not None or not is_taken:
+            before = store.mark()
+            _let_write(branch, act, inserted, data, is_trial=True)
+            if recorder is not None:
+                recorder.check(step.name, branch.scope.unit.name, store.since(before), act.inserted, act.result)
+    except BaseException as failure:  # as in `conclude`
+        return Raised(failure)
+    finally:
+        act.forget()
+        if before is not None:
+            store.undo(before)
+    return value
+
+
+def _takes_any(step: Step, store: Store) -> bool:
+    """Whether no data is refused where the step writes it."""
+    key = step.collects
+    if key is None or step.result_key is not None:
+        return step.writes is not None
+    return type(key) is str and isinstance(store.get(key, []), list)
+
+
 def _did_nothing(branch: Branch, layers: Layers, mark: Mark) -> bool:
     """Whether the layers only surrounded the call, in a scope that leaves it alone as well."""
     return not mark and branch.scope.is_quiet and layers.stood_by()
+
+
+def _call_before(branch: Branch, number: int) -> Called | None:
+    """Return the call of an action after which its middleware has suspended the run."""
+    return branch.waits_of(number).called if (branch.id, number) in branch.terms.waits else None
+
+
+def _note_call(branch: Branch, act: Execution, watch: Watch | None, value: Any, error: BaseException) -> None:
+    """Note a call after which middleware suspends the run, so that it is not repeated.
+
+    Not in an atomic scope, which begins anew, nor a call that has changed values in place: these would not be restored.
+    """
+    if not isinstance(error, Suspend) or type(value) is Raised or branch.atomic:
+        return
+    if watch is not None and watch.with_changes(NOTHING).changes:
+        return
+    effects = Called(value, NOTHING, (), ()) if act.context is None else act.context.effects()
+    branch.waits_of(act.number).called = Called(value, effects.delta, effects.inserted, effects.switches)
 
 
 def _layers_around(
@@ -276,18 +338,19 @@ def _call(branch: Branch, act: Execution, values: Mapping[str, Any]) -> Generato
     if watch is not None:
         _note_frozen(branch, step)
         watch.look(step.keys)
+    context: Context | None = None
     if step.wants_context:
         place = branch, act.number
-        act.context = Context(
+        context = act.context = Context(
             terms.run_id, branch.scope.pipeline, stage, step.action, store, branch, terms.notify, place
         )
-        act.context.messages = act.messages
+        context.messages = act.messages
         if act.layers is not None:
-            act.context.attempt, act.context.messages = act.layers.attempt, act.layers.messages
+            context.attempt, context.messages = act.layers.attempt, act.layers.messages
         if watch is not None:
-            act.context.store.on_read = watch.look_at
+            context.store.on_read = watch.look_at
     try:
-        args, kwargs = step.gather(store, values, act.context, stage.name)
+        args, kwargs = step.gather(store, values, context, stage.name)
     except Exception as error:
         if isinstance(error, MissingInputError):
             explain(error, branch, step)
@@ -295,10 +358,10 @@ def _call(branch: Branch, act: Execution, values: Mapping[str, Any]) -> Generato
     value = yield step, args, kwargs
     if type(value) not in SETTLED:
         value = yield from settled(step, value)
-    if act.context is not None:
-        act.context.store.ended = step.name
-        if act.context.messages is not None:
-            (act.layers or act).messages = act.context.messages
+    if context is not None:
+        context.store.ended = step.name
+        if context.messages is not None:
+            (act.layers or act).messages = context.messages
     return value
 
 
@@ -332,7 +395,7 @@ def settled(step: Step, value: Any) -> Generator[Request, Any, Any]:
         return (yield Chore(exhaust, step.name, step.timeout), (value,), None)
     if type(value) is types.AsyncGeneratorType:
         return (yield Await(Exhausting(cast("Any", value)), step.timeout, step.name))
-    if is_plain_iterator(cast("type[object]", type(value))):  # it may have units in it
+    if step.inserts and is_plain_iterator(cast("type[object]", type(value))):  # it may have units in it
         return (yield Chore(Begun, step.name, step.timeout), (value,), None)
     return value
 
@@ -431,7 +494,9 @@ def conclude(branch: Branch, act: Execution) -> Failure:
     return error if error is not None else branch.unsaved()
 
 
-def _let_write(branch: Branch, act: Execution, inserted: tuple[Unit | Stream, ...], data: Any) -> None:
+def _let_write(
+    branch: Branch, act: Execution, inserted: tuple[Unit | Stream, ...], data: Any, *, is_trial: bool = False
+) -> None:
     """Apply the writes of an action to the store, and check the rest of its effect."""
     context, layers, recorder = act.context, act.layers, branch.terms.recorder
     if layers is not None:
@@ -447,7 +512,8 @@ def _let_write(branch: Branch, act: Execution, inserted: tuple[Unit | Stream, ..
         act.step.deliver(data, branch.store)
         _note_frozen(branch, act.step)
     if inserted:
-        check_insertion(branch, inserted, is_action=True)
+        if layers is None or not (is_trial and may_supply(layers.layers)):  # on the way out, they may still
+            check_insertion(branch, inserted, is_action=True)
         if recorder is not None:
             recorder.check_repeatable(inserted, f"action {act.step.name!r}")
     act.inserted, act.result = inserted, UNSET if data is None else data

@@ -20,6 +20,7 @@ from flowdeco.errors import (
     ContextEndedError,
     DefinitionError,
     RunError,
+    StoreTypeError,
     Suspend,
     WaitTimeout,
     shortened,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from typing_extensions import TypeForm
 
     from flowdeco.engine.logs import RunLogger
+    from flowdeco.errors import Wait
     from flowdeco.events import Event
 
 __all__ = ["Context", "Effects"]
@@ -243,7 +245,7 @@ class Context:
         if type is None and isinstance(key, Key):
             wanted = cast("Key[Any]", key)
         waits = self._waits()
-        wait = waits.question(wanted, about, seconds)
+        wait, refused = self._without_misfit(waits.question(wanted, about, seconds), wanted)
         if wait.state in (OPEN, FOUND) and self._has_answer(name):
             value, given = self.store[wanted], NOT_GIVEN
             if self.store.is_given(name):
@@ -253,20 +255,36 @@ class Context:
             return value
         if wait.state == OPEN and wait.due is not None and wait.due <= waits.wall.now():
             wait = wait._replace(state=EXPIRED)
+        if wait.state == ANSWERED:
+            wanted.check(wait.value)  # before it is noted: after an error, the question is asked again
         waits.noted.append(wait)
         if wait.state == ANSWERED:
-            wanted.check(wait.value)
             return wait.value
         if wait.state == REFUSED and isinstance(wait.value, BaseException):
             raise wait.value
         if wait.state != EXPIRED:
-            raise Suspend.until(wait)
+            raise Suspend.until(wait, others=refused)
         if default is _NO_DEFAULT:
             raise WaitTimeout(
                 f"nobody answered {name!r} within {seconds} s of {utc(wait.asked)}: give ctx.wait_for a default=, or "
                 f"catch WaitTimeout"
             )
         return default
+
+    def _without_misfit(self, wait: Wait, wanted: Key[Any]) -> tuple[Wait, tuple[str, ...]]:
+        """Return a question, and why the value that was given before it was asked is not its answer; that is dropped."""
+        name = wanted.name
+        if name not in self.store or not self.store.is_given(name):
+            return wait, ()
+        try:
+            wanted.check(self.store[name])
+        except StoreTypeError as error:
+            del self.store[name]
+            state = OPEN if wait.state == FOUND else wait.state
+            given = CONSUMED if wait.given == NOT_GIVEN else wait.given
+            why = f"the answer given for {name!r} before the question was asked is refused: {error}"
+            return wait._replace(state=state, given=given), (why,)
+        return wait, ()
 
     def _has_answer(self, name: str) -> bool:
         """Whether the value under a key may be taken: a given one is for one branch."""

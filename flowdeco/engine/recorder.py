@@ -29,7 +29,9 @@ from flowdeco.engine.outcome import (
     pinned,
 )
 from flowdeco.engine.requests import Failure
-from flowdeco.errors import Bail, DefinitionError, JournalError, Suspend, Wait, portable, shortened
+from flowdeco.engine.results import Yielded
+from flowdeco.engine.waits import Called
+from flowdeco.errors import CALLED, Bail, DefinitionError, JournalError, Suspend, Wait, portable, shortened
 from flowdeco.model.contents import ATOMS, Digest
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream
 from flowdeco.model.deltas import NOTHING, Delta
@@ -102,6 +104,20 @@ class Recorder:
             outcome.started, outcome.elapsed, code, payload,
         )  # fmt: skip
 
+    def check(self, action: str, stage: str, writes: Delta, inserted: tuple[Any, ...], result: Any) -> None:
+        """Raise `SerializationError` for an effect of an action that a row could not have: it is encoded."""
+        if inserted or not all(map(self.takes, (*writes.puts.values(), *writes.appends.values(), result))):
+            parts = {**_of_delta(writes), "inserted": inserted}
+            if result is not UNSET:
+                parts["result"] = _where(result, writes)
+            self._encode(parts, f"action {action!r} of stage {stage!r}")
+
+    def takes(self, value: Any) -> bool:
+        """Whether a row can have a value for sure: numbers and texts, and flat lists of them, for pickle."""
+        kind = cast("type[object]", type(value))
+        is_flat = kind in ATOMS or ((kind is list or kind is tuple) and ATOMS.issuperset(map(type, value)))
+        return value is UNSET or (is_flat and self._terse)
+
     def note_written(self, payload: bytes, values: Iterable[tuple[Name, Any]]) -> None:
         """Remember the digests of large values that the journal is about to get: the first step to read one need not."""
         if type(payload) is Payload:
@@ -171,7 +187,8 @@ class Recorder:
         if outcome.messages:
             parts["messages"] = list(map(list, outcome.messages))
         if outcome.waits:
-            parts["waits"] = [self._of_wait(wait, outcome.is_final) for wait in outcome.waits]
+            written = (self._of_wait(wait, outcome.is_final) for wait in outcome.waits)
+            parts["waits"] = [wait for wait in written if wait]
         if outcome.end >= 0:
             parts["end"] = outcome.end
         if not outcome.entered:
@@ -231,6 +248,8 @@ class Recorder:
     def _of_wait(self, wait: Wait, is_over: bool) -> dict[str, Any]:
         """Return the fields of a wait that are not the usual ones; an `about` that cannot be encoded is described.
 
+        Of a call that cannot be encoded, return none.
+
         The value of an answer that was consumed is among the inputs of the run.
         """
         wait = wait._replace(value=None) if is_over else wait
@@ -239,6 +258,12 @@ class Recorder:
             parts[name] = parts[name] and list(parts[name])
         if isinstance(wait.value, BaseException):
             parts["value"] = portable(wait.value, self._copied)
+        if isinstance(wait.value, Called):
+            parts["value"] = _of_call(wait.value)
+            try:
+                self._encode(parts["value"], "call")
+            except Exception:
+                return {}  # it is repeated
         try:
             self._encode(wait.about, "about")
         except Exception:
@@ -296,6 +321,20 @@ def _of_delta(delta: Delta) -> dict[str, Any]:
         "changes": changes, "local_changes": local_changes,
     }  # fmt: skip
     return {name: part for name, part in parts.items() if part}
+
+
+def _of_call(call: Called) -> dict[str, Any]:
+    value, delta, inserted, switches = call
+    parts = {**_of_delta(delta), "inserted": list(inserted), "switches": list(switches), "value": value}
+    return {**parts, "value": list(value), "end": value.value} if isinstance(value, Yielded) else parts
+
+
+def _call(parts: Any) -> Called:
+    value = parts["value"]
+    if "end" in parts:
+        value = Yielded(value)
+        value.value = parts["end"]
+    return Called(value, _delta(parts, 0), parts["inserted"], [(selector, on) for selector, on in parts["switches"]])
 
 
 def _by_scope(values: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], dict[str, Any]]:
@@ -419,6 +458,8 @@ def _wait(parts: dict[str, Any]) -> Wait:
     for name in ("classes", "at"):
         if name in parts:
             parts[name] = tuple(parts[name])
+    if parts["kind"] == CALLED:
+        parts["value"] = _call(parts["value"])
     return Wait(**parts)
 
 

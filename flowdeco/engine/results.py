@@ -40,9 +40,11 @@ _VIEWS: Final[tuple[Any, ...]] = (_EMPTY.keys(), _EMPTY.values(), _EMPTY.items()
 _COLLECTIONS: Final = (list, tuple, set, frozenset, dict, deque, *map(type, _VIEWS))
 _ITERATORS: Final = frozenset({
     map, filter, zip, enumerate, reversed,
-    *(type(iter(each)) for each in (list[Any](), tuple[Any, ...](), set[Any](), *_VIEWS)),
-    *(type(reversed(each)) for each in (list[Any](), *_VIEWS)),
+    *(type(iter(each)) for each in (set[Any](), *_VIEWS)),
+    *(type(reversed(each)) for each in _VIEWS),
 })  # fmt: skip
+# These have copies of their own place in the list.
+_COPIED: Final = (type(iter(list[Any]())), type(reversed(list[Any]())), type(iter(tuple[Any, ...]())))
 
 Inserted = tuple["Unit | Stream", ...]
 
@@ -54,18 +56,28 @@ class Yielded(list[Any]):
 
 
 class Begun(Iterator[Any]):
-    """An iterator whose first item has been looked at.
+    """An iterator whose first item has been looked at, and which passes for what it was: for `isinstance` and `repr`.
 
     Not a `chain` of itertools, which cannot be pickled from Python 3.14 on.
     """
 
-    def __init__(self, iterator: Iterator[Any]) -> None:
-        self.first = next(iterator, UNSET)
+    def __init__(self, iterator: Iterator[Any], first: Any = UNSET) -> None:
+        self.first = next(iterator, UNSET) if first is UNSET else first
         self.rest = iterator
 
     def __next__(self) -> Any:
         first, self.first = self.first, UNSET
         return next(self.rest) if first is UNSET else first
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return type(self.rest)
+
+    def __repr__(self) -> str:
+        return repr(self.rest)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (iter, (self.rest,)) if self.first is UNSET else (Begun, (self.rest, self.first))
 
 
 SETTLED: Final = ATOMS | HOLDING | {list, tuple, Action, Stage, Pipeline, Parallel, Stream, Raised, Begun}
@@ -147,10 +159,21 @@ def _data(step: Step, value: Any) -> Any:
             f"{_who(step)} is annotated to return units, and returned {_described(value)}: "
             f"return a stage, or a list of them, or annotate the data"
         )
-    hidden = unit_in((value.first,) if type(value) is Begun else value)
+    hidden = unit_in(_visible_of(value))
     if hidden is not None:
         raise ReturnValueError(f"{_who(step)} returned {_misplaced(value, hidden)}")
     return value
+
+
+def _visible_of(value: Any) -> Any:
+    """Return the first item of an iterator, as long as that takes no call of a user's code; of other data, all."""
+    if type(value) is Begun:
+        return (value.first,)
+    if type(value) not in _COPIED:
+        return value
+    import copy  # not loaded for other values
+
+    return (next(copy.copy(value), None),)
 
 
 def _misplaced(value: Any, unit: Any) -> str:

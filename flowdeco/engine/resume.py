@@ -85,8 +85,9 @@ def continue_run(
     if earlier.journaled is not None:
         begin_again = Save(_proceed, run.id, earlier.journaled, earlier.finished)
         error = yield from (_saved(begin_again) if adopts else _brought_up_to_date(run, terms, rehearsal, earlier))
-    if error is not None:
-        return (yield from _not_continued(run, terms, rehearsal, error))
+    if error is not None:  # perhaps as the journal took the run back to an earlier step: that is its failure
+        refused = Status.PENDING if isinstance(error, RunBusyError) else Status.FAILED
+        return (yield from _not_continued(run, terms, rehearsal, error, refused))
     if adopts:  # its streams are called again, as everything is
         yield from close_streams(rehearsal)
     history = _next_generation(terms, earlier) if adopts else _history(rehearsal, earlier)
@@ -100,12 +101,15 @@ def continue_run(
 
 
 def _not_continued(
-    run: Run, terms: Terms, rehearsal: Rehearsal, error: BaseException | None
+    run: Run, terms: Terms, rehearsal: Rehearsal, error: BaseException | None, refused: Status = Status.PENDING
 ) -> Generator[Request, Any, bool]:
-    """Leave a run as it was: note the error that prevents it from continuing, if it is not just finished."""
+    """Leave a run as it was: note the error that prevents it from continuing, if it is not just finished.
+
+    A refused run is `pending`: nothing has begun, so that `check=False` has no failure to return, and the error is raised.
+    """
     if error is not None:
         run.error = error
-        run.status = Status.CANCELLED if terms.is_cancellation(error) else Status.FAILED
+        run.status = Status.CANCELLED if terms.is_cancellation(error) else refused
     yield from close_streams(rehearsal)
     return False
 

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
 
 from flowdeco.engine.memory import Log
 from flowdeco.engine.outcome import ActionRecord, Outcome, Scope, StageRecord, Status
-from flowdeco.errors import DefinitionError, SerializationError, Wait, members_of, portable, printable, shortened
+from flowdeco.errors import (
+    CALLED,
+    DefinitionError,
+    SerializationError,
+    Wait,
+    members_of,
+    portable,
+    printable,
+    shortened,
+)
 from flowdeco.model.definitions import Pipeline
 from flowdeco.model.keys import Key
 from flowdeco.model.options import Middleware
@@ -202,7 +211,8 @@ class _Portable:
         if isinstance(thing, BaseException):
             return portable(thing, _copied)
         if isinstance(thing, Wait):
-            return thing if can_pickle(thing.about) else thing._replace(about=shortened(thing.about))
+            thing = thing if can_pickle(thing.about) else thing._replace(about=shortened(thing.about))
+            return thing if thing.kind != CALLED or can_pickle(thing.value) else thing._replace(value=None)
         if not self._units:
             return thing
         from flowdeco.model import stand_ins  # not loaded for runs that are not pickled

@@ -11,6 +11,7 @@ that of the record. A sleep keeps its due time, a question its deadline and its 
    since it was asked, the first question in branch order. That value is used up, and never in the store; values given in
    advance are in the store, from which the first wait removes them.
 4. Another attempt keeps the answers of the one before it, and nothing else.
+5. If the middleware of an action suspends after a successful call, that call is among the waits, and is not repeated.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from flowdeco.engine.outcome import NOWHERE, ROOT, Outcome, Status, Steps, branch_id, pinned
 from flowdeco.errors import (
     ANSWERED,
+    CALLED,
     FOUND,
     NOT_GIVEN,
     OVER,
@@ -37,6 +39,7 @@ from flowdeco.errors import (
     shortened,
     suggestion,
 )
+from flowdeco.model.deltas import Delta
 from flowdeco.model.keys import Key
 from flowdeco.model.options import LAST_SECOND
 from flowdeco.model.store import Store
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
     from flowdeco.engine.deadlines import Deadline
 
 __all__ = [
+    "Called",
     "Given",
     "Nap",
     "Surroundings",
@@ -103,15 +107,29 @@ class Nap:
             yield from self._sleeping(self.seconds).__await__()
 
 
+class Called(NamedTuple):
+    """A successful call of an action: the value that it returned, and its effects through its context."""
+
+    value: Any
+    delta: Delta
+    inserted: Sequence[Any]
+    switches: Sequence[tuple[str, bool]]
+
+    def effects(self) -> Called:
+        """Return its effects, as a context does."""
+        return self
+
+
 class Waits:
     """What a step waits for in this leg of the run, matched with what it waited for before."""
 
-    __slots__ = ("_earlier", "_over", "_since", "_slept", "noted", "pause", "wall")
+    __slots__ = ("_earlier", "_over", "_since", "_slept", "called", "noted", "pause", "wall")
 
     def __init__(self, wall: Wall, since: int = 0, earlier: Iterable[Wait] = ()) -> None:
         self.wall = wall
         self.noted: list[Wait] = []
         self.pause: Wait | None = None
+        self.called: Called | None = None
         self._since = since  # the number of the next answer
         self._earlier: dict[tuple[int, str], deque[Wait]] = {}
         self._over: dict[int, int] = {}  # by layer: sleeps that were over before
@@ -119,6 +137,8 @@ class Waits:
         for wait in earlier:
             if wait.kind == OVER:
                 self._over[wait.who] = wait.times
+            elif wait.kind == CALLED:
+                self.called = cast("Called | None", wait.value)
             else:
                 self._earlier.setdefault((wait.who, wait.key), deque()).append(wait)
 
@@ -171,6 +191,7 @@ class Waits:
 
     def another_attempt(self, who: int = -1) -> None:
         """Forget everything of the attempt that has failed but its answers; layers up to this one have not begun anew."""
+        self.called = None
         for wait in reversed(kept(self.noted, only_answers=True)):
             self._earlier.setdefault((wait.who, wait.key), deque()).appendleft(wait)
         self.noted = [wait for wait in self.noted if _is_layer(wait.who, who)]
@@ -183,7 +204,8 @@ class Waits:
         counts = {who: max(self._slept.get(who, 0), self._over.get(who, 0)) for who in {**self._over, **self._slept}}
         over = (Wait(OVER, who=who, times=times) for who, times in counts.items() if times)
         rest = (wait for waits in self._earlier.values() for wait in waits)
-        return (*over, *self.noted, *rest, *(() if self.pause is None else (self.pause,)))
+        called = () if self.called is None else (Wait(CALLED, value=self.called),)
+        return (*over, *self.noted, *rest, *called, *(() if self.pause is None else (self.pause,)))
 
     def _next(self, who: int, key: str) -> Wait | None:
         waits = self._earlier.get((who, key))

@@ -142,7 +142,8 @@ class Runnable(Shows):
         - `run_id=None`: the id of the run; by default a new one.
         - `if_exists="error"`: with "resume", a run that already has this `run_id` in the journal is continued, or returned
           if it has finished; otherwise it is a `RunExistsError`.
-        - `check=True`: with False, a failed run is returned with its `error` instead of raising it.
+        - `check=True`: with False, a failed run is returned with its `error` instead of raising it; an error before the
+          first step, such as a `WiringError` or a refused resume, is raised all the same.
         - `history=None`: the number of stage records to keep, the latest ones.
         - `progress=None`: show the progress: True, a progress bar, or a function of `(done, known, current)`.
         - `limit=None`: the number of action calls that may run at once, in all parallel groups together.
