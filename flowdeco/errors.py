@@ -307,20 +307,28 @@ class OutOfTime(Cancelled):
 
 
 def meant_by(error: BaseException) -> BaseException:
-    """Return the signal that an exception group consists of; any other exception as it is.
+    """Return the signal that an exception group consists of, or its KeyboardInterrupt; any other exception as it is.
 
     A task group wraps what its tasks raise. As in parallel groups, the first `Bail` counts, or all of `Suspend`
-    together; alongside a real failure, the failure counts.
+    together; alongside a real failure, the failure counts, and a KeyboardInterrupt alongside anything.
     """
     if not isinstance(error, BaseExceptionGroup):
         return error
     members = members_of(cast("BaseException", error))
     raised = [each for each in members if not isinstance(each, BaseExceptionGroup)]
+    interrupt = next((each for each in raised if isinstance(each, KeyboardInterrupt)), None)
+    if interrupt is not None:
+        return interrupt
     signals = [each for each in raised if isinstance(each, _Signal)]
     if len(signals) < len(raised):
         return cast("BaseException", error)
     bail = next((each for each in signals if isinstance(each, Bail)), None)
     return bail or all_of([each for each in signals if isinstance(each, Suspend)]) or signals[0]
+
+
+def is_exit(error: BaseException | None) -> bool:
+    """Whether this is to end the program: Ctrl-C, a `SystemExit`, or a group with one of them."""
+    return any(isinstance(each, (KeyboardInterrupt, SystemExit)) for each in members_of(error))
 
 
 def all_of(suspended: list[Suspend]) -> Suspend | None:

@@ -201,15 +201,18 @@ class _Performer(sync.Performer):
         loop, came = self.loop(), self._came
         lane = self.run_lane(self._answered)
         lane.ask(request)
-        try:
-            loop.run_until(lambda: came)
-        except KeyboardInterrupt:
-            lane.cancel()
-            loop.run_until(lambda: came)
-            came.clear()
-            raise
+        interrupt: BaseException | None = None
+        while not came:
+            try:
+                loop.run_until(lambda: came)
+            except (KeyboardInterrupt, SystemExit) as error:
+                interrupt = error
+                lane.cancel()
         lane.take_over()
-        return came.pop()
+        answer = came.pop()
+        if interrupt is not None:
+            raise interrupt
+        return answer
 
     def _answered(self, answer: Any) -> None:
         self._came.append(answer)

@@ -587,7 +587,7 @@ def test_retries_do_not_swallow_a_group_of_signals(run):
 
 
 def test_what_a_group_of_exceptions_means():
-    """The first `Bail`, or all of `Suspend` together; anything else is itself."""
+    """Its KeyboardInterrupt; else the first `Bail`, or all of `Suspend` together; anything else is itself."""
     bail, failure = Bail("b"), ValueError()
     group = BaseExceptionGroup("", [Suspend("s"), BaseExceptionGroup("", [bail])])
     assert meant_by(group) is bail
@@ -595,6 +595,10 @@ def test_what_a_group_of_exceptions_means():
     assert meant_by(failure) is failure
     mixed = BaseExceptionGroup("", [failure, bail])
     assert meant_by(mixed) is mixed
+    interrupt = KeyboardInterrupt()
+    assert meant_by(BaseExceptionGroup("", [failure, BaseExceptionGroup("", [bail, interrupt])])) is interrupt
+    exits = BaseExceptionGroup("", [SystemExit()])
+    assert meant_by(exits) is exits
     assert meant_by(BaseExceptionGroup("", [Suspend("a"), Suspend("b")])).reason == "a; b"
     assert all_of([]) is None
 
@@ -1079,8 +1083,9 @@ def test_a_durable_run_needs_no_thread_of_the_loop_s_executor():
 class Stubborn:
     """A stream that is interrupted whenever it is closed."""
 
-    def __init__(self, times):
+    def __init__(self, times, error):
         self.times = times
+        self.error = error
         self.closed = 0
 
     def __iter__(self):
@@ -1092,23 +1097,22 @@ class Stubborn:
     def close(self):
         self.closed += 1
         if self.closed <= self.times:
-            raise KeyboardInterrupt
+            raise self.error
 
 
 def fails():
     raise OSError("gone")
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit()], ids=repr)
 @pytest.mark.parametrize(("times", "closed"), [(0, 1), (1, 2), (2, 2), (9, 2)])
-def test_an_interrupt_as_a_stream_is_closed_is_the_end_of_the_run(times, closed):
+def test_an_interrupt_as_a_stream_is_closed_is_the_end_of_the_run(times, closed, error):
     """It is closed once more, since the interrupt may have come before that was called, and not again."""
-    source = Stubborn(times)
-    try:
-        finished = pipeline(action(name="opens")(lambda: stream(source))).run(check=False)
-    except KeyboardInterrupt as interrupt:
-        finished = Run.of(interrupt)
+    source = Stubborn(times, error)
+    with pytest.raises(type(error) if times else OSError) as caught:
+        pipeline(action(name="opens")(lambda: stream(source))).run()
     assert source.closed == closed
-    assert finished.status == ("cancelled" if times else "failed")
+    assert Run.of(caught.value).status == ("cancelled" if times and isinstance(error, KeyboardInterrupt) else "failed")
 
 
 def test_a_middleware_may_be_called_with_a_call_made_by_hand():

@@ -8,14 +8,17 @@ cancellation that reaches it then does not wake it: the lane keeps it as its `in
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
 from contextvars import Context
+from math import inf
 from typing import Any, Final
 
 from flowdeco.drivers.threads import timed_out
 from flowdeco.engine.deadlines import Deadline
 from flowdeco.engine.requests import Await, Awaited, FunctionCall, Raised
 from flowdeco.engine.results import SETTLED
+from flowdeco.errors import is_exit
 
 __all__ = ["INTERRUPTED", "DistantLane", "Lane", "awaited", "in_time"]
 
@@ -86,7 +89,7 @@ class Lane:
     def cancel(self) -> None:
         """Cancel the request under way; one that has not begun is not performed."""
         if self._next is None:
-            if self._idle is None:
+            if self._idle is None and not _receives_an_exit(self._task):
                 self._cancels += 1
                 self._task.cancel()
         elif self._has_begun or not self._task.cancelling():
@@ -123,10 +126,13 @@ class Lane:
             idle.set_result(None)
 
     def _continue(self) -> None:
-        """Leave a further cancellation to a branch that unwinds to the request: it is raised where that waits."""
+        """Leave a further cancellation to a branch that unwinds to the request: it is raised where that waits.
+
+        A cancelled scope of anyio cancels again by itself, in each turn of the loop, but never what it shields.
+        """
         self._unwinds = False
         interrupt, self.interrupt = self.interrupt, None
-        if interrupt is not None:
+        if interrupt is not None and not _is_cancelled_by_anyio():
             self._task.cancel(*interrupt.args)
             self._task.uncancel()
 
@@ -194,6 +200,18 @@ class _Idle(asyncio.Future[None]):
     def cancel(self, msg: Any = None) -> bool:
         self.lane.cancelled(msg)
         return True
+
+
+def _is_cancelled_by_anyio() -> bool:
+    """Whether a cancel scope of anyio around the current task is cancelled."""
+    anyio: Any = sys.modules.get("anyio")
+    return anyio is not None and anyio.current_effective_deadline() == -inf
+
+
+def _receives_an_exit(task: Any) -> bool:
+    """Whether a KeyboardInterrupt or SystemExit is about to be raised in a task, which a cancellation would replace."""
+    waiter = task._fut_waiter
+    return waiter is not None and waiter.done() and not waiter.cancelled() and is_exit(waiter.exception())
 
 
 def _discard(request: Await | FunctionCall) -> None:

@@ -55,34 +55,53 @@ class RunLane(DistantLane):
 
 
 class LoopThread:
-    """A private event loop in a helper thread."""
+    """A private event loop in a helper thread.
+
+    A KeyboardInterrupt or SystemExit that leaves any of its tasks would end the loop, and so the program that had it run.
+    Here, `interrupt` is called with the first one, and the loop continues.
+    """
 
     loop: asyncio.AbstractEventLoop
+
+    def __init__(self, interrupt: Callable[[BaseException], object]) -> None:
+        self._interrupt = interrupt
+        self._ended = False
 
     def __enter__(self) -> LoopThread:
         ready = threading.Event()
         context = contextvars.copy_context()
         # The whole life of the loop is in its thread: here, another loop may be running.
         self._thread = threading.Thread(
-            target=context.run, args=(asyncio.run, self._serve(ready)), name="flowdeco-loop", daemon=True
+            target=context.run, args=(self._serve, ready), name="flowdeco-loop", daemon=True
         )
         self._thread.start()
         ready.wait()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.loop.call_soon_threadsafe(self._stopped.set_result, None)
+        self.loop.call_soon_threadsafe(self._end)
         self._thread.join()
 
     def pause(self, sleep: Sleep) -> Await:
         """Return a pause in the loop."""
         return Await(asyncio.sleep(sleep.seconds))
 
-    async def _serve(self, ready: threading.Event) -> None:
-        self.loop = asyncio.get_running_loop()
-        self._stopped = self.loop.create_future()
-        ready.set()
-        await self._stopped
+    def _serve(self, ready: threading.Event) -> None:
+        with asyncio.Runner() as runner:
+            self.loop = runner.get_loop()
+            ready.set()
+            is_interrupted = False
+            while not self._ended:
+                try:
+                    self.loop.run_forever()
+                except (KeyboardInterrupt, SystemExit) as error:  # later ones are left to those that await their tasks
+                    if not is_interrupted:
+                        is_interrupted = True
+                        self._interrupt(error)
+
+    def _end(self) -> None:
+        self._ended = True
+        self.loop.stop()
 
 
 class _Variables:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from flowdeco.drivers.interrupts import is_cancellation
 from flowdeco.engine.requests import Gate
-from flowdeco.errors import DefinitionError
+from flowdeco.errors import DefinitionError, meant_by
 from flowdeco.model.options import described
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ def notifier(observers: list[Callable[[Event], object]], run_id: str, gate: Gate
             try:
                 observer(event)
             except BaseException as error:  # an observer has no say in the run
-                if is_cancellation(error):
-                    gate.pending = error
+                if is_cancellation(meant := meant_by(error)):
+                    gate.pending = meant
                     continue
                 with suppress(ValueError):  # it raised in another thread at the same time
                     listening.remove(observer)

@@ -56,7 +56,7 @@ def perform(
                     resources.callback(evaluation.close)  # closes the display, whatever happens to the run
                 options = options._replace(journal=run.resumption and run.resumption.journal)
                 _drive(evaluation, (make or Performer)(resources, interrupts, options), interrupts)
-    except KeyboardInterrupt as late:
+    except (KeyboardInterrupt, SystemExit) as late:
         if run is not None:
             remember(run, late)
         raise
@@ -169,7 +169,7 @@ class Performer:
         if self._loop_thread is None:
             from flowdeco.drivers.loop_thread import LoopThread
 
-            self._loop_thread = self.resources.enter_context(LoopThread())
+            self._loop_thread = self.resources.enter_context(LoopThread(self.gate.arrive))
         return self._loop_thread
 
     def awaited(self, request: Await) -> Any:

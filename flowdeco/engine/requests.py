@@ -78,6 +78,10 @@ class Gate:
     def interrupt(self, error: BaseException) -> bool:
         """Cancel the run by the answer to the next request; return False if that will be another interrupt."""
         self.cancelled = error
+        return self.arrive(error)
+
+    def arrive(self, error: BaseException) -> bool:
+        """Have this answer the next request, from any thread; return False if that will be another interrupt."""
         if self.pending is None:
             self.pending = error
         heard, wake = self.pending is error, self.wake

@@ -35,7 +35,7 @@ from flowdeco.engine.requests import (
     Walk,
     ended_by_another,
 )
-from flowdeco.errors import Bail, Suspend
+from flowdeco.errors import Bail, Suspend, is_exit
 
 __all__ = ["Schedule", "Task"]
 
@@ -366,10 +366,12 @@ def _is_call(request: Any) -> bool:
 
 
 def _is_cancelled(answer: Any) -> bool:
-    return type(answer) is Raised and not isinstance(
-        answer.error, (Exception, KeyboardInterrupt, SystemExit, Bail, Suspend)
+    return (
+        type(answer) is Raised
+        and not isinstance(answer.error, (Exception, Bail, Suspend))
+        and not is_exit(answer.error)
     )
 
 
 def _is_interrupt(answer: Any) -> bool:
-    return type(answer) is Raised and isinstance(answer.error, (KeyboardInterrupt, SystemExit))
+    return type(answer) is Raised and is_exit(answer.error)

@@ -16,7 +16,7 @@ from flowdeco.engine.open_scopes import OpenStream
 from flowdeco.engine.requests import Await, Chore, Deferred, Failure, Raised, Request, Walk
 from flowdeco.engine.results import is_awaited
 from flowdeco.engine.resuming import catch_up
-from flowdeco.errors import DefinitionError, ReturnValueError
+from flowdeco.errors import DefinitionError, ReturnValueError, is_exit
 from flowdeco.model.definitions import Stage, Stream, Unit, insertable
 from flowdeco.model.sentinels import UNSET
 from flowdeco.model.streams import not_iterated
@@ -148,7 +148,7 @@ def close_stream(branch: Branch, stream: OpenStream) -> Walk:
     interrupt: Failure = None
     for _ in range(2):  # an interrupt may have come before it was called
         answer = yield from _closed(stream)
-        if type(answer) is not Raised or not is_cancellation(answer.error):
+        if type(answer) is not Raised or not (is_cancellation(answer.error) or is_exit(answer.error)):
             break
         interrupt = answer.error
     return interrupt

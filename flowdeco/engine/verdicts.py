@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from flowdeco.engine.outcome import Outcome, Selection
 from flowdeco.engine.requests import Failure
-from flowdeco.errors import Bail, Cancelled, CodeChangedError, OutOfTime, RunError, Suspend, all_of
+from flowdeco.errors import Bail, Cancelled, CodeChangedError, OutOfTime, RunError, Suspend, all_of, is_exit, meant_by
 from flowdeco.model.definitions import Parallel
 
 if TYPE_CHECKING:
@@ -98,16 +98,15 @@ class Verdicts:
 
     def failure(self, interrupt: Failure, count: int) -> Failure:
         """Return how the group ended: None, a failure (or a group of several), or a signal."""
+        exits = [error for error in self.unexpected() if is_exit(error)]
         if interrupt is not None and not (isinstance(interrupt, Cancelled) and not interrupt.of_run):
-            return interrupt
-        if isinstance(interrupt, OutOfTime):
-            self.ended_by = None  # no cancellation is a failure: it was the deadline's
+            return interrupt if is_exit(interrupt) else self._as_one(exits) or interrupt
+        if exits or isinstance(interrupt, OutOfTime):
+            self.ended_by = None  # no cancellation is a failure: asyncio's of all tasks, or the deadline's
         failures = {index: error for index, error in self.failures.items() if index not in self.lost}
         if self.is_enough:
             self.is_exceeded = False
-            failures = {
-                index: error for index, error in failures.items() if isinstance(error, (KeyboardInterrupt, SystemExit))
-            }
+            failures = {index: error for index, error in failures.items() if is_exit(error)}
         few = self._too_few(count) if interrupt is None and not failures else None
         if few is not None:
             return few
@@ -121,17 +120,18 @@ class Verdicts:
         return bail or all_of([error for _, error in in_order if isinstance(error, Suspend)])
 
     def _as_one(self, failed: Sequence[BaseException]) -> Failure:
-        """Return one failure as itself, and several as a group."""
+        """Return one failure as itself, and several as a group, unless one is a KeyboardInterrupt."""
         failed = list({id(error): error for error in failed}.values())  # several may end with one error, the journal's
         if len(failed) < 2:
             return failed[0] if failed else None
-        return BaseExceptionGroup(f"{len(failed)} branches of the parallel group {self.group.name!r} failed", failed)
+        found = BaseExceptionGroup(f"{len(failed)} branches of the parallel group {self.group.name!r} failed", failed)
+        return meant_by(found)
 
     def _is_failure(self, index: int, error: BaseException) -> bool:
         if isinstance(error, (Bail, Suspend)):
             return False
         # A cancellation that the group asked for is not a failure.
-        return index == self.ended_by or self.is_enough or not self._is_cancellation(error)
+        return index == self.ended_by or is_exit(error) or not self._is_cancellation(error)
 
     def _too_few(self, count: int) -> Failure:
         """See, once all branches have ended, whether too many were lost; return the error if there were too few."""

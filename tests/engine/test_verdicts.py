@@ -20,17 +20,32 @@ KINDS = {  # how a branch may end
     "changed": lambda: CodeChangedError("changed"),
     "interrupted": KeyboardInterrupt,
     "exited": SystemExit,
+    "exited in tasks": lambda: BaseExceptionGroup("tasks", [ValueError("no"), SystemExit()]),
     "bailed": Bail,
     "suspended": Suspend,
     "cancelled": asyncio.CancelledError,
     "stopped": lambda: Cancelled("with its group"),
     "run cancelled": lambda: Cancelled.from_outside("run"),
 }
-INTERRUPTS = [None, KeyboardInterrupt, Bail, Cancelled, OutOfTime, lambda: Cancelled.from_outside("run")]
+INTERRUPTS = [
+    None,
+    KeyboardInterrupt,
+    SystemExit,
+    asyncio.CancelledError,
+    Bail,
+    Cancelled,
+    OutOfTime,
+    lambda: Cancelled.from_outside("run"),
+]
 
 
 def is_cancellation(error):
-    return isinstance(error, (Cancelled, asyncio.CancelledError))
+    return isinstance(error, (KeyboardInterrupt, Cancelled, asyncio.CancelledError))
+
+
+def is_exit(error):
+    """Whether it is to end the program, which counts more than any cancellation."""
+    return isinstance(error, (KeyboardInterrupt, SystemExit)) or type(error) is BaseExceptionGroup
 
 
 def group_of(size, streamed=False, **options):
@@ -91,24 +106,29 @@ class Seen:
         self.left = dict(sorted(others))
 
     def ends_as(self, interrupt):
-        """The errors with which the group ends, and whether the lost branches are among them."""
-        if interrupt is not None and (not isinstance(interrupt, Cancelled) or interrupt.of_run):
-            return [interrupt]
+        """The errors with which the group ends; a KeyboardInterrupt among them is the only one."""
+        ends = self.all_ends(interrupt)
+        return [error for error in ends if isinstance(error, KeyboardInterrupt)][:1] or ends
+
+    def all_ends(self, interrupt):
         left = {index: error for index, error in self.left.items() if error is not None}
+        exits = [error for error in left.values() if is_exit(error)]
+        if interrupt is not None and (not isinstance(interrupt, Cancelled) or interrupt.of_run):
+            return [interrupt] if is_exit(interrupt) else exits or [interrupt]
         if self.is_enough:
-            left = {index: error for index, error in left.items() if isinstance(error, (KeyboardInterrupt, SystemExit))}
+            left = {index: error for index, error in left.items() if is_exit(error)}
         is_at_its_end = interrupt is None and not left
         needs_more = is_at_its_end and self.group.enough is not None and not self.is_enough
         if needs_more and self.size < self.group.enough:
             return [RunError]
         exceeds = self.exceeds and (is_at_its_end if self.is_open else not self.is_enough)
         failures = {**left, **(self.lost if exceeds or needs_more else {})}
-        by = None if isinstance(interrupt, OutOfTime) else self.last
+        by = None if exits or isinstance(interrupt, OutOfTime) else self.last
         failed = [
             failures[index]
             for index in sorted(failures)
             if not isinstance(failures[index], (Bail, Suspend))
-            and (index == by or self.is_enough or not is_cancellation(failures[index]))
+            and (index == by or is_exit(failures[index]) or not is_cancellation(failures[index]))
         ]
         bails, suspended = ([error for error in left.values() if isinstance(error, kind)] for kind in (Bail, Suspend))
         return failed or (bails[:1] or suspended[:1] or [None] if interrupt is None else [interrupt])
