@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 from zlib import crc32
 
-from flowdeco.durable.blobs import drop_blobs, load_blob, place_blob, refer, referred
+from flowdeco.durable.blobs import drop_blobs, load_blob, referred, write_parts
 from flowdeco.durable.codec import PickleCodec
 from flowdeco.durable.digests import lasting_digest
 from flowdeco.durable.enclosed import Enclosed
@@ -94,8 +94,7 @@ class Outcomes:
             id: Any = connection.execute(
                 "INSERT INTO outcomes (key, checksum, payload) VALUES (?, ?, ?)", row
             ).lastrowid
-            if type(payload) is Payload:
-                refer(connection, id, [place_blob(connection, part) for part in payload.parts])
+            write_parts(connection, id, payload, self._file.path)
 
     @contextmanager
     def _open(self) -> Generator[sqlite3.Connection, None, None]:
@@ -103,10 +102,7 @@ class Outcomes:
         with file.lock:
             try:
                 os.makedirs(self.folder, mode=0o700, exist_ok=True)
-                if file.connection is not None and file.has_moved():
-                    file.disconnect()
-                file.users.add(self)
-                yield file.connection or file.connect(make=True)
+                yield file.open_for(self, make=True)
             except (sqlite3.Error, OSError) as error:
                 raise JournalError(f"{file.path}: {error}") from error
             finally:
