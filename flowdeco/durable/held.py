@@ -102,7 +102,7 @@ class HeldRun(Lease):
             before, is_cancelled = self.before, self.owner != self.token
             if self.noted or is_cancelled:
                 head = self.counted() if self.noted else before
-                state = ("cancelled",) if is_cancelled else (before.status, before.reason, before.error)
+                state = ("cancelled", None, None) if is_cancelled else (before.status, before.reason, before.error)
                 update(connection, head.with_status(*state), self.owner, release=True)
             else:
                 connection.execute(f"UPDATE runs SET {NOBODY} WHERE id = ? AND owner = ?", (self.id, self.owner))

@@ -105,14 +105,14 @@ def read_rows(connection: sqlite3.Connection, head: Head, parts_of: PartsOf) -> 
     found = connection.execute(f"SELECT {columns} FROM log WHERE id BETWEEN ? AND ? ORDER BY id", head.ids)
     for id, number, what, started, elapsed, checksum, payload in found:
         try:
-            named, branch, kind, stage, action, status, fingerprint = _names(what)
-            agrees = crc32(_PACKED(id, number, started, elapsed) + payload, named) == checksum
+            names = _names(what)
+            if crc32(_PACKED(id, number, started, elapsed) + payload, names[0]) != checksum:
+                raise ValueError
         except (TypeError, ValueError, RecursionError, struct.error):
-            agrees = False
-        if not agrees:
-            raise Damaged(f"step {id - first} of run {head.run_id!r} does not agree with its checksum")
+            raise Damaged(f"step {id - first} of run {head.run_id!r} does not agree with its checksum") from None
         if id in blobs:
             payload = Payload(payload, parts_of(blobs[id]))
+        _, branch, kind, stage, action, status, fingerprint = names
         rows.append(Row(branch, number, kind, stage, action, status, started, elapsed, fingerprint, payload))
     positions: Sequence[int] = range(len(rows))
     if id - first >= len(rows):  # without gaps, the last one is one less than their number

@@ -81,12 +81,12 @@ from flowdeco.model.units import (
     assign,
     check_known,
     check_layers,
-    check_pickles,
     member_named,
     no_unit,
     options_of,
     parallel,
     pipeline,
+    reduced,
     stage_selectors,
 )
 
@@ -322,8 +322,9 @@ class Action(Unit, _Proxy, Generic[P, R]):
         if origin is not None:
             return _reference(self, origin, what)
         if isinstance(function, types.MethodType):
-            check_pickles(what, {"object": function.__self__})
-            return getattr, (function.__self__, function.__func__.__name__)
+            return reduced(
+                what, {"object": function.__self__}, (getattr, (function.__self__, function.__func__.__name__))
+            )
         if isinstance(function, types.FunctionType):
             own = Imported(function.__module__, function.__qualname__)
             reference: Any = importable(own, self, what, _WITH_PARTS, lambda found: found == self or found is function)
@@ -332,8 +333,8 @@ class Action(Unit, _Proxy, Generic[P, R]):
             reference = _home_of_object(self)
         if reference is not None:
             return load, (reference,)
-        check_pickles(what, {"function": function, **named("option", self._given())})
-        return Action, (function, self._self_options)
+        values = {"function": function, **named("option", self._given())}
+        return reduced(what, values, (Action, (function, self._self_options)))
 
     def __copy__(self) -> Self:
         return self
@@ -636,8 +637,7 @@ class Stage(Value, Unit):
             origin = importable(origin, self, what, _WITH_PARTS, lambda found: found == self)
         if origin is not None:
             return _reference(self, origin, what)
-        check_pickles(what, named("option", self._given()))
-        return _stage_of, (self.actions, self._given())
+        return reduced(what, named("option", self._given()), (_stage_of, (self.actions, self._given())))
 
 
 _WITH_PARTS: Final = (Stage, Composite)
@@ -646,9 +646,7 @@ _WITH_PARTS: Final = (Stage, Composite)
 def _reference(unit: Action[..., Any] | Stage, origin: Origin, what: str) -> tuple[Any, ...]:
     """Return how a unit that was not made directly is pickled; raises `UnreferencedError`."""
     home = home_of_copy(unit)
-    if home is None:
-        check_pickles(what, values_in(origin))
-    return load, (home or origin,)
+    return reduced(what, values_in(origin), (load, (origin,))) if home is None else (load, (home,))
 
 
 def stage_like(sample: Stage, name: str, actions: tuple[Action[..., Any], ...], origin: Origin, memo: Memo) -> Stage:

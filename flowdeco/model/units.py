@@ -12,7 +12,7 @@ Each kind of unit has its own methods for the selectors that name it, and for se
 
 from __future__ import annotations
 
-import inspect
+import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Never, NoReturn, Self, cast, overload
@@ -40,6 +40,7 @@ from flowdeco.model.paths import all_parts, culprit
 from flowdeco.model.references import Referenced, named
 from flowdeco.model.runnable import Runnable, Shows
 from flowdeco.model.store import AnyKey, key_name
+from flowdeco.model.tuples import NamedTuple
 
 __all__ = ["Parallel", "Pipeline", "Unit", "parallel", "pipeline"]
 
@@ -238,18 +239,39 @@ def check_known(what: str, known: Iterable[str], options: Iterable[str]) -> None
             raise DefinitionError(f"{what} has no option {name!r}. {suggestion(name, known)}")
 
 
-def check_pickles(what: str, values: Mapping[str, Any]) -> None:
-    """Raise `UnreferencedError` for a value of a definition that cannot be pickled, given their descriptions.
+def reduced(what: str, values: Mapping[str, Any], reduction: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return how a definition is pickled: as given, unless one of these values, by their descriptions, cannot be pickled.
 
-    Not where cloudpickle is at work, which writes more, and has errors of its own.
+    Then pickle raises `UnreferencedError`. Not so cloudpickle, which writes more, and has errors of its own.
     """
     for name, value in values.items():
-        if type(value) in ATOMS:
-            continue
-        found = culprit(value, name, pickles, _parts)
-        if found is not None and not _is_by_value():
+        found = None if type(value) in ATOMS else culprit(value, name, pickles, _parts)
+        if found is not None:
             path, error = found
-            raise UnreferencedError(f"cannot pickle {what}: its {path}: {error}") from error
+            cloudpickle: Any = getattr(sys.modules.get("cloudpickle"), "Pickler", None)
+            if cloudpickle is not None:
+                cloudpickle.dispatch_table[_Refused] = _reduction_of
+            return _itself, (_Refused(reduction, f"cannot pickle {what}: its {path}: {error}", error),)
+    return reduction
+
+
+class _Refused(NamedTuple):
+    """Stands in a pickle for a definition that only cloudpickle can write: that has a table of reductions by class."""
+
+    reduction: tuple[Any, ...]
+    message: str
+    cause: Exception
+
+    def __reduce__(self) -> NoReturn:
+        raise UnreferencedError(self.message) from self.cause
+
+
+def _reduction_of(refused: _Refused) -> tuple[Any, ...]:
+    return refused.reduction
+
+
+def _itself(definition: Any) -> Any:
+    return definition
 
 
 def pickles(value: Any) -> None:
@@ -277,15 +299,6 @@ class _Nowhere:
 
 def _parts(value: Any) -> Iterable[tuple[str, Any]]:
     return () if isinstance(value, (Unit, NotAUnit)) else all_parts(value)  # their own errors name the part
-
-
-def _is_by_value() -> bool:
-    frame = inspect.currentframe()
-    while frame is not None:
-        if frame.f_globals.get("__name__") == "cloudpickle.cloudpickle":
-            return True
-        frame = frame.f_back
-    return False
 
 
 U = TypeVar("U", bound=Unit)
@@ -387,8 +400,8 @@ class Composite(Value, Unit):
         return hash((type(self), self.units, self.name))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        check_pickles(f"{type(self).__name__.lower()} {self.name!r}", named("option", self._options))
-        return _composite_of, (type(self), self.units, self._options)
+        reduction = _composite_of, (type(self), self.units, self._options)
+        return reduced(f"{type(self).__name__.lower()} {self.name!r}", named("option", self._options), reduction)
 
 
 def _composite_of(cls: type[Composite], units: tuple[Unit, ...], options: dict[str, Any]) -> Any:
