@@ -168,8 +168,23 @@ def cached(path: str | os.PathLike[str]) -> Middleware:
     return cast("Middleware", Cached(folder))
 
 
-class Cached(NamedTuple):
-    path: str
+class Cached:
+    """What a process knows of the functions that are cached in a folder, it knows as long as one of these has the folder."""
+
+    supplies = False
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._outcomes: Outcomes | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return self.path == other.path if isinstance(other, Cached) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Cached, (self.path,)
 
     def __call__(self, call: Layers, /) -> Generator[None, Any, None]:
         if call.action is None:
@@ -177,7 +192,7 @@ class Cached(NamedTuple):
                 f"{self!r} goes around actions, not around the {call.level} {call.name!r}: {_INSTEAD}"
             )
         self.check_action(call.step)
-        outcomes = _running().outcomes(self.path)
+        outcomes = self._outcomes = self._outcomes or _running().outcomes(self.path)
         before = _Before.of(call, outcomes)
         if before.key is not None:
             try:
@@ -308,7 +323,6 @@ def atomic(call: Call) -> Generator[None, Any, None]:
 # They give no values to their target, and write nothing: a key that is certain without them is certain with them (see
 # `model.wiring`).
 Retry.supplies = False  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
-Cached.supplies = False  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
 atomic.supplies = False  # type: ignore[attr-defined]  # pyright: ignore[reportFunctionMemberAccess]
 
 

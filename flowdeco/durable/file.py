@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from math import inf
-from typing import Any, Final
+from typing import Any, Final, Self
 from urllib.parse import quote
 
 from flowdeco.durable.file_errors import PATIENCE
@@ -24,24 +24,13 @@ from flowdeco.durable.lease import Lease, forget, know
 from flowdeco.durable.schema import APPLICATION, MIGRATIONS, VERSION
 from flowdeco.errors import JournalError, RunNotFoundError
 
-__all__ = ["HEARTBEAT", "JournalFile", "inode", "journal_file", "transaction"]
+__all__ = ["HEARTBEAT", "JournalFile", "inode", "transaction"]
 
 HEARTBEAT: Final = 1.0  # seconds until an owner that writes nothing notices that its run has been cancelled
 WAL: Final = 4000  # pages that the log grows to, 16 MB: moving them into the file waits for the disk, so not too often
 
 
-_files: Final[weakref.WeakValueDictionary[tuple[str, str], JournalFile]] = weakref.WeakValueDictionary()
-
-
-def journal_file(path: str, synchronous: str) -> JournalFile:
-    """Return the file at this path, which all journals of this process share."""
-    key = os.path.realpath(path), synchronous
-    with GUARD:
-        found = _files.get(key)
-        if found is None:
-            found = _files[key] = JournalFile(*key)
-            prepare_for_forks(found)
-        return found
+_files: Final[weakref.WeakValueDictionary[tuple[Any, ...], Any]] = weakref.WeakValueDictionary()
 
 
 class JournalFile:
@@ -50,6 +39,17 @@ class JournalFile:
     The lock is held during every use of `connection`, of `users` (the journals that have it open), and of the methods,
     except for those of forks.
     """
+
+    @classmethod
+    def at(cls, path: str, synchronous: str) -> Self:
+        """Return the file at this path, which all of its users in this process share."""
+        key = cls, os.path.realpath(path), synchronous
+        with GUARD:
+            found: Self | None = _files.get(key)
+            if found is None:
+                found = _files[key] = cls(*key[1:])
+                prepare_for_forks(found)
+            return found
 
     def __init__(self, path: str, synchronous: str) -> None:
         self.path = path

@@ -20,7 +20,7 @@ from typing import Any, Literal, NoReturn, Self
 from flowdeco.durable import head as heads
 from flowdeco.durable.blobs import StoredParts, drop_blobs, load_blob
 from flowdeco.durable.codec import PickleCodec
-from flowdeco.durable.file import JournalFile, inode, journal_file, transaction
+from flowdeco.durable.file import JournalFile, inode, transaction
 from flowdeco.durable.file_errors import Damaged, sqlite_message
 from flowdeco.durable.head import Head
 from flowdeco.durable.held import HeldRun
@@ -390,7 +390,7 @@ class SqliteJournal:
     def _shared(self) -> JournalFile:
         file = self._file
         if file is None or (not self._held and file.inode != inode(self.path)):  # a link may lead to another file now
-            file = self._file = journal_file(self.path, self.synchronous)
+            file = self._file = JournalFile.at(self.path, self.synchronous)
         return file
 
     def _let_go(self, file: JournalFile) -> None:
