@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 from flowdeco.durable.file_errors import PATIENCE
 from flowdeco.durable.forks import CLOSING, GUARD, prepare_for_forks
-from flowdeco.durable.lease import Lease, forget, know
+from flowdeco.durable.lease import HELD, Lease
 from flowdeco.durable.schema import APPLICATION, MIGRATIONS, VERSION
 from flowdeco.errors import JournalError, RunNotFoundError
 
@@ -117,8 +117,7 @@ class JournalFile:
 
     def keep(self, lease: Lease) -> None:
         """Renew a lease from now on. Called before the transaction ends that writes it."""
-        know(lease)
-        self._leases[lease.token] = lease
+        HELD[lease.token] = self._leases[lease.token] = lease
         self._renewal = min(self._renewal, _renewal(lease))
         if self._heart is not None and _interval(lease) < self._heart[2]:
             self._stop_heart()
@@ -127,7 +126,7 @@ class JournalFile:
     def leave(self, lease: Lease) -> None:
         """Renew a lease no more."""
         self._leases.pop(lease.token, None)
-        forget(lease)
+        HELD.pop(lease.token, None)
         if not self._leases:
             self._stop_heart()
 
@@ -202,7 +201,7 @@ class JournalFile:
         self._forks = False
         if in_child:
             for lease in list(self._leases.values()):
-                forget(lease)
+                HELD.pop(lease.token, None)
                 lease.token = lease.owner = ""
             self._leases.clear()
         if self._leases:

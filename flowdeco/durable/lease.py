@@ -19,12 +19,11 @@ from flowdeco.errors import RunBusyError
 
 __all__ = [
     "CANCELLED",
+    "HELD",
     "LONGEST",
     "Lease",
-    "forget",
     "is_busy",
     "is_held_here",
-    "know",
     "owner_of",
     "require_idle",
     "take",
@@ -34,7 +33,7 @@ CANCELLED: Final = "!"  # follows the token of an owner whose run has been cance
 LONGEST: Final = 86400.0  # seconds for which a lease is believed: one that ends later was written by a wrong clock
 
 _IS_OWNER: Final = "SELECT 1 FROM runs WHERE id = ? AND owner = ?"
-_known: Final[weakref.WeakValueDictionary[str, Lease]] = weakref.WeakValueDictionary()  # of this process, by token
+HELD: Final[weakref.WeakValueDictionary[str, Lease]] = weakref.WeakValueDictionary()  # by this process, by token
 
 
 class Lease:
@@ -78,19 +77,9 @@ class Lease:
             self.is_told = self.on_cancel()
 
 
-def know(lease: Lease) -> None:
-    """Let this process know that it has the lease."""
-    _known[lease.token] = lease
-
-
-def forget(lease: Lease) -> None:
-    """Forget that this process has the lease."""
-    _known.pop(lease.token, None)
-
-
 def is_held_here(token: str) -> bool:
     """Whether this process works on the run with this token, or that of a cancelled one."""
-    return token.removesuffix(CANCELLED) in _known
+    return token.removesuffix(CANCELLED) in HELD
 
 
 def owner_of(connection: sqlite3.Connection, run: int) -> tuple[Owner | None, Any]:
