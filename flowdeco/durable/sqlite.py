@@ -320,7 +320,7 @@ class SqliteJournal:
     # Large values.
 
     def _parts(self, blobs: list[int]) -> StoredParts:
-        return StoredParts(blobs, self._shared().path, self._load)
+        return StoredParts(blobs, os.path.realpath(self.path), self._load)
 
     def _load(self, blob: int) -> bytearray:
         with self._asked("a large value cannot be read") as connection:
