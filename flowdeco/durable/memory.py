@@ -29,7 +29,7 @@ class _Run:
     def __init__(self, pipeline: str, inputs: bytes, skip: Sequence[str]) -> None:
         self.pipeline = pipeline
         self.skip = tuple(skip)
-        self.state = _RUNNING  # status, reason, error
+        self.state: _State = _RUNNING  # status, reason, error
         self.started = self.updated = time.time()
         self.inputs = [(0, inputs)]
         self.rows: dict[int, Row] = {}  # by the order of their writing
