@@ -257,7 +257,7 @@ class _Lenient(Unpickler):
 def _tolerant(found: Any) -> Any:
     """Return what makes an exception of a class whatever its arguments; anything else as it is."""
     is_error = isinstance(found, type) and issubclass(found, BaseException) and found.__module__ != "builtins"
-    return functools.partial(_made, found) if is_error else found
+    return cast("Any", functools.partial(_made, found) if is_error else found)
 
 
 def _made(cls: type[BaseException], *args: Any) -> BaseException:
