@@ -26,7 +26,7 @@ from flowdeco.model.steps import Step
 from flowdeco.model.supplying import Supplies
 
 if TYPE_CHECKING:
-    from flowdeco.running import Inputs, Outcomes
+    from flowdeco.running import Inputs, Steps
 
 __all__ = ["Call", "Middleware", "Sleep", "atomic", "cached", "recover", "retry"]
 
@@ -169,8 +169,23 @@ def cached(path: str | os.PathLike[str]) -> Middleware:
     return cast("Middleware", Cached(folder))
 
 
-class Cached(NamedTuple):
-    path: str
+class Cached:
+    """What a process knows of the functions that are cached in a folder, it knows as long as one of these has the folder."""
+
+    supplies = False
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._outcomes: Steps | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return self.path == other.path if isinstance(other, Cached) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Cached, (self.path,)
 
     def __call__(self, call: Layers, /) -> Generator[None, Any, None]:
         if call.action is None:
@@ -178,7 +193,7 @@ class Cached(NamedTuple):
                 f"{self!r} goes around actions, not around the {call.level} {call.name!r}: {_INSTEAD}"
             )
         self.check_action(call.step)
-        outcomes = _running().outcomes(self.path)
+        outcomes = self._outcomes = self._outcomes or _running().outcomes(self.path)
         before = _Before.of(call, outcomes)
         if before.key is not None:
             try:
@@ -193,7 +208,7 @@ class Cached(NamedTuple):
             yield None
         self._keep(call, outcomes, before)
 
-    def _keep(self, call: Layers, outcomes: Outcomes, before: _Before) -> None:
+    def _keep(self, call: Layers, outcomes: Steps, before: _Before) -> None:
         """Add the outcome of a call to the cache, unless it is not one that depends on the arguments alone."""
         if call.given is UNSET or call.recovered:
             return
@@ -259,7 +274,7 @@ class _Before(NamedTuple):
     supplied: int
 
     @classmethod
-    def of(cls, call: Layers, outcomes: Outcomes) -> _Before:
+    def of(cls, call: Layers, outcomes: Steps) -> _Before:
         arguments = call.arguments
         inputs = outcomes.inputs(call.step.function, arguments)
         lacking = [wanted.name for wanted in call.step.inputs if wanted.name not in arguments]
@@ -309,7 +324,6 @@ def atomic(call: Call) -> Generator[None, Any, None]:
 # They give no values to their target, and write nothing: a key that is certain without them is certain with them (see
 # `model.wiring`).
 Retry.supplies = False  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
-Cached.supplies = False  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
 atomic.supplies = False  # type: ignore[attr-defined]  # pyright: ignore[reportFunctionMemberAccess]
 
 

@@ -245,7 +245,7 @@ def test_a_damaged_step_does_not_prevent_the_list():
     """It is not counted."""
     leaf.run(journal="runs.db", run_id="r")
     journal = durable.SqliteJournal("runs.db")
-    with journal._asked("it") as (_, connection):
+    with journal._asked("it") as connection:
         connection.execute("UPDATE log SET what = '[' WHERE what LIKE '%action%'")
     assert journal.ended_actions("r") == journal.ended_actions("none") == 0
     assert said("runs").splitlines()[1].split()[-1] == "0"

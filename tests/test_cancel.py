@@ -15,7 +15,7 @@ import flowdeco
 from flowdeco import Context, Run, Sleep, Stage, action, durable, parallel, pipeline, stream
 from flowdeco.cli import main
 from flowdeco.durable import MemoryJournal, SqliteJournal, memory
-from flowdeco.durable.file import CANCELLED
+from flowdeco.durable.lease import CANCELLED
 from flowdeco.engine.requests import Gate
 from flowdeco.errors import Cancelled, JournalError, RunNotFoundError
 from flowdeco.middleware import atomic

@@ -23,7 +23,8 @@ import pytest
 
 import flowdeco
 from flowdeco import Stage, action, durable
-from flowdeco.durable import JsonCodec, MemoryJournal, Row, RunInfo, SqliteJournal, file, lease, schema
+from flowdeco.durable import JsonCodec, MemoryJournal, Row, RunInfo, SqliteJournal, file, owner, schema
+from flowdeco.durable import rows as written
 from flowdeco.durable import sqlite as module
 from flowdeco.errors import (
     DefinitionError,
@@ -1122,13 +1123,13 @@ def test_a_value_too_large_for_the_file_is_refused(journal):
 def test_an_interrupted_write_leaves_the_journal_usable(journal, monkeypatch):
     """Ctrl-C may come before or after the step was saved: the journal looks."""
     begun(journal, rows=[row(0)])
-    real = module._columns
+    real = written._columns
 
     def interrupted(*args):
-        monkeypatch.setattr(module, "_columns", real)
+        monkeypatch.setattr(written, "_columns", real)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_columns", interrupted)
+    monkeypatch.setattr(written, "_columns", interrupted)
     with pytest.raises(KeyboardInterrupt):
         journal.write("r", [row(1)])
     journal.write("r", [row(1)])
@@ -1276,25 +1277,25 @@ def test_the_lease_is_renewed_while_a_run_is_open(path):
 
 def test_who_owns_a_run_is_told_by_host_pid_and_birth():
     """This process lives; one with another birth, or without a process, does not."""
-    me = lease.this_process("token")
+    me = owner.this_process("token")
     assert (me.pid, me.host, me.token) == (os.getpid(), socket.gethostname(), "token")
-    assert lease.is_dead(me) is False
-    assert lease.is_dead(me._replace(born="1")) is True
-    assert lease.is_dead(me._replace(pid=2**22 + 1)) is True
-    assert lease.is_dead(me._replace(place="another boot")) is None
-    assert lease.is_dead(me._replace(place="")) is None
+    assert owner.is_dead(me) is False
+    assert owner.is_dead(me._replace(born="1")) is True
+    assert owner.is_dead(me._replace(pid=2**22 + 1)) is True
+    assert owner.is_dead(me._replace(place="another boot")) is None
+    assert owner.is_dead(me._replace(place="")) is None
 
 
 def test_without_proc_a_missing_pid_is_dead_and_another_one_unknown(monkeypatch):
     """As on other systems than Linux, where the time of birth is not at hand."""
-    monkeypatch.setattr(lease.sys, "platform", "darwin")
-    me = lease.this_process("token")
+    monkeypatch.setattr(owner.sys, "platform", "darwin")
+    me = owner.this_process("token")
     assert (me.place, me.born) == (socket.gethostname(), "")
-    assert lease.is_dead(me) is None
-    assert lease.is_dead(me._replace(pid=2**22 + 1)) is True
-    monkeypatch.setattr(lease.sys, "platform", "win32")
-    assert lease.this_process("token").place == ""
-    assert lease.is_dead(lease.this_process("token")) is None
+    assert owner.is_dead(me) is None
+    assert owner.is_dead(me._replace(pid=2**22 + 1)) is True
+    monkeypatch.setattr(owner.sys, "platform", "win32")
+    assert owner.this_process("token").place == ""
+    assert owner.is_dead(owner.this_process("token")) is None
 
 
 # Threads, processes, forks.

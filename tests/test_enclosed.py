@@ -1,13 +1,17 @@
 """`cached` and the values that a function encloses: those that its calls change are state, all others are inputs."""
 
+import copy
+import gc
 import itertools
 import json
 import logging
 import os
+import pickle
 import random
 import subprocess
 import sys
 import threading
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import Mock
@@ -16,8 +20,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowdeco import action, parallel
+from flowdeco import action, parallel, stage
 from flowdeco.durable import enclosed
+from flowdeco.durable.outcomes import Steps
 from flowdeco.middleware import cached, retry
 
 
@@ -464,10 +469,40 @@ def test_an_enclosed_value_that_cannot_be_read_is_not_cached(folder, caplog):
 def test_what_is_remembered_of_state_is_bounded(folder, monkeypatch):
     """The oldest is forgotten; lists and variables are kept no longer than that."""
     monkeypatch.setattr(enclosed, "_MOST", 3)
+    layer = cached(folder)
     for x in range(10):
         function, _ = a_variable()
-        action(function, name="f", use=[cached(folder)]).run({"x": x})
-    assert len(enclosed._firsts) <= 3
+        action(function, name="f", use=[layer]).run({"x": x})
+    assert len(Steps(str(folder)).inputs(len, {}).enclosed._firsts) == 3
+
+
+def test_state_is_known_to_all_that_are_cached_in_one_folder(folder):
+    """Such as the actions of a template, which each call makes anew."""
+    calls = []
+
+    @stage
+    def template(k):
+        @action(use=[cached(folder)])
+        def note():
+            calls.append(k)
+            return k
+
+    runs = [template(k).run() for k in "aabab"]
+    assert (hits(*runs), calls) == ([False, True, False, True, True], ["a", "b"])
+
+
+def test_what_is_known_of_state_goes_with_the_last_that_is_cached_in_its_folder(folder):
+    """It is no registry of the process; an equal one, such as a copy, finds the same outcomes."""
+    layer = cached(folder)
+    function, _ = a_list()
+    run = action(function, name="f", use=[layer]).run({"x": 1})
+    known = weakref.ref(Steps(str(folder)).inputs(len, {}).enclosed._firsts)
+    assert pickle.loads(pickle.dumps(layer)) == layer == copy.deepcopy(layer) != cached(folder / "other")
+    assert len({layer, cached(folder)}) == 1
+    assert known() is not None
+    del layer, run
+    gc.collect()
+    assert known() is None
 
 
 @settings(max_examples=25, deadline=None)

@@ -31,7 +31,8 @@ from flowdeco import Bail, Run, Stage, action, durable, parallel, pipeline, stag
 from flowdeco.cli import main
 from flowdeco.durable import JsonCodec, MemoryJournal, PickleCodec, Row, SqliteJournal, file, runs
 from flowdeco.durable.forks import prepare_for_forks
-from flowdeco.durable.sqlite import LONGEST, Head
+from flowdeco.durable.head import Head
+from flowdeco.durable.lease import LONGEST, is_held_here
 from flowdeco.errors import (
     CodeChangedError,
     DefinitionError,
@@ -280,7 +281,7 @@ def test_who_sees_the_row_sees_the_lease(monkeypatch):
 
     def keep(self, lease):
         real(self, lease)
-        came.append(file.is_held_here(lease.token))
+        came.append(is_held_here(lease.token))
         with contextlib.closing(sqlite3.connect("runs.db")) as other:
             came.append(other.execute("SELECT count(*) FROM runs WHERE owner = ?", (lease.token,)).fetchone()[0])
 
@@ -293,7 +294,7 @@ def test_who_sees_the_row_sees_the_lease(monkeypatch):
 def test_what_could_not_begin_is_not_held(monkeypatch):
     """A lease whose row was never committed is forgotten."""
     journal = SqliteJournal("runs.db")
-    monkeypatch.setattr("flowdeco.durable.sqlite.SqliteJournal._insert_inputs", lambda *args: 1 / 0)
+    monkeypatch.setattr("flowdeco.durable.sqlite.insert_inputs", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError) as kept:
         flow.run(journal=journal, run_id="r")
     monkeypatch.undo()

@@ -201,8 +201,22 @@ def test_cloudpickle_writes_values_that_pickle_refuses():
     """Its own error counts, if it cannot."""
     cloudpickle = pytest.importorskip("cloudpickle")
     assert pickle.loads(cloudpickle.dumps(greet(lambda: 1)))["hello"].name == "hello"
+    nested = pickle.loads(cloudpickle.dumps(pipeline(greet(greet(lambda: 1)), name="named")))
+    assert (nested.name, [each.template for each in nested]) == ("named", [greet])
     with pytest.raises(TypeError, match="^cannot pickle '_thread.lock' object"):
         cloudpickle.dumps(greet(LOCK))
+
+
+@pytest.mark.parametrize("is_loaded", [True, False])
+def test_pickle_refuses_them_whether_cloudpickle_is_loaded_or_not(monkeypatch, is_loaded):
+    """The error names the definition and the value."""
+    if is_loaded:
+        pytest.importorskip("cloudpickle")
+    else:
+        monkeypatch.setitem(sys.modules, "cloudpickle", None)
+    with pytest.raises(UnreferencedError, match=r"^cannot pickle stage 'greet\[.*\]': its argument .*lambda") as caught:
+        pickle.dumps([greet(lambda: 1)])
+    assert isinstance(caught.value.__cause__, (AttributeError, pickle.PicklingError))
 
 
 def local_function():

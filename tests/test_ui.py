@@ -27,7 +27,7 @@ from flowdeco.cli.ui.guard import Guard
 from flowdeco.cli.ui.server import PORT, application
 from flowdeco.cli.ui.site import Site
 from flowdeco.durable import SqliteJournal
-from flowdeco.durable.sqlite import Head
+from flowdeco.durable.head import Head
 
 pytest.importorskip("starlette", reason="no starlette here: pip install 'flowdeco[ui]'")
 pytest.importorskip("uvicorn", reason="no uvicorn here: pip install 'flowdeco[ui]'")

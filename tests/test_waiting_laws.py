@@ -212,7 +212,7 @@ def killed(journal, since, chance):
     early = [each for each in at if each < since]
     kept = at[: len(early) + chance.randrange(len(at) - len(early) + 1)]
     run.rows = {each: run.rows[each] for each in kept}
-    run.status, run.reason, run.error, run.waits = "running", None, None, ()
+    run.state, run.waits = ("running", None, None), ()
 
 
 def answers_to(questions, given, chance):

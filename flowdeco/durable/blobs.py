@@ -9,14 +9,15 @@ meanwhile: the name is that of the bytes that were written.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeAlias, cast
 from zlib import crc32
 
 from flowdeco.durable.digests import hasher
-from flowdeco.errors import JournalError
+from flowdeco.durable.file_errors import Damaged
+from flowdeco.engine.journal import Payload
 
-__all__ = ["BLOBS", "LARGE", "drop_blobs", "load_blob", "place_blob", "refer", "referred"]
+__all__ = ["BLOBS", "LARGE", "PartsOf", "StoredParts", "drop_blobs", "load_blob", "referred", "write_parts"]
 
 LARGE: Final = 64 << 10  # bytes
 CHUNK: Final = 1 << 20  # bytes: SQLite takes no more than 1 GB at once, and copies what it takes
@@ -39,8 +40,33 @@ CREATE TABLE IF NOT EXISTS outcomes (
 _CHUNKS: Final = 20  # bits of the number of a chunk within its blob
 
 
-def refer(connection: sqlite3.Connection, step: int, blobs: Sequence[int]) -> None:
-    """Note the blobs that a step refers to."""
+class StoredParts(Sequence[Any]):
+    """The large parts of a payload in the file at a path, each loaded when it is used."""
+
+    def __init__(self, blobs: list[int], path: str, load: Callable[[int], bytearray]) -> None:
+        self.blobs = blobs
+        self.path = path
+        self._load = load
+
+    def __len__(self) -> int:
+        return len(self.blobs)
+
+    def __getitem__(self, place: Any, /) -> Any:
+        return self._load(cast("int", self.blobs[place]))
+
+
+PartsOf: TypeAlias = Callable[[list[int]], StoredParts]
+
+
+def write_parts(connection: sqlite3.Connection, step: int, payload: bytes, path: str) -> None:
+    """Write the large parts of the payload of a step, each unless it is there, and note that the step refers to them."""
+    if type(payload) is not Payload:
+        return
+    parts = payload.parts
+    if isinstance(parts, StoredParts) and parts.path == path:  # of another run in this file
+        blobs = parts.blobs
+    else:
+        blobs = [_placed(connection, part) for part in parts]
     rows = [(step, place, blob) for place, blob in enumerate(blobs)]
     connection.executemany("INSERT INTO refs VALUES (?, ?, ?)", rows)
 
@@ -54,7 +80,7 @@ def referred(connection: sqlite3.Connection, first: int, last: int) -> dict[int,
     return found
 
 
-def place_blob(connection: sqlite3.Connection, data: Any) -> int:
+def _placed(connection: sqlite3.Connection, data: Any) -> int:
     """Return the id of the blob with this content, which is written if it is new."""
     view = memoryview(data).cast("B")
     algorithm, begin = hasher()
@@ -86,25 +112,22 @@ def _named(connection: sqlite3.Connection, name: str) -> int | None:
 
 
 def load_blob(connection: sqlite3.Connection, blob: int) -> bytearray:
-    """Return the content of a blob; raises `JournalError` if it is not what was written."""
+    """Return the content of a blob; raises `Damaged` if it is not what was written."""
     size, checksum = connection.execute("SELECT size, checksum FROM blobs WHERE id = ?", (blob,)).fetchone() or (-1, 0)
     data, at, actual = bytearray(max(0, size)), 0, 0
-    for chunk in _chunks(connection, blob):
+    chunks = connection.execute("SELECT data FROM chunks WHERE id BETWEEN ? AND ? ORDER BY id", _chunk_ids(blob))
+    for (chunk,) in chunks:
         data[at : at + len(chunk)] = chunk
         at += len(chunk)
         actual = crc32(chunk, actual)
     if (at, len(data), actual) != (size, size, checksum):
-        raise JournalError("a large value is missing, or does not agree with its checksum")
+        raise Damaged("a large value is missing, or does not agree with its checksum")
     return data
 
 
-def _chunks(connection: sqlite3.Connection, blob: int) -> Iterator[bytes]:
-    first = blob << _CHUNKS
-    rows = connection.execute("SELECT data FROM chunks WHERE id BETWEEN ? AND ? ORDER BY id", (first, first | _LAST))
-    return (chunk for (chunk,) in rows)
-
-
-_LAST: Final = (1 << _CHUNKS) - 1
+def _chunk_ids(blob: int) -> tuple[int, int]:
+    """Return the ids of the first and the last chunk that a blob may have."""
+    return blob << _CHUNKS, ((blob + 1) << _CHUNKS) - 1
 
 
 def drop_blobs(connection: sqlite3.Connection) -> None:
@@ -120,5 +143,4 @@ def _drop(connection: sqlite3.Connection, blob: int) -> None:
 
 
 def _drop_chunks(connection: sqlite3.Connection, blob: int) -> None:
-    first = blob << _CHUNKS
-    connection.execute("DELETE FROM chunks WHERE id BETWEEN ? AND ?", (first, first | _LAST))
+    connection.execute("DELETE FROM chunks WHERE id BETWEEN ? AND ?", _chunk_ids(blob))

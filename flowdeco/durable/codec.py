@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import io
 import pickle
-import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
@@ -16,7 +15,7 @@ from typing import Any, Final, TypeAlias, cast
 
 from flowdeco.durable.apart import Unpickler, is_large, load, set_apart
 from flowdeco.durable.blobs import LARGE
-from flowdeco.durable.lookup import current
+from flowdeco.durable.lookup import current, find, place
 from flowdeco.errors import JournalError, RunError, SerializationError, UnreferencedError
 from flowdeco.model.paths import Parts, all_parts, culprit, shown_key
 from flowdeco.model.references import Called, Changed
@@ -253,9 +252,13 @@ class _Lenient(Unpickler):
     """Makes exceptions without their `__init__` where that refuses the arguments, and follows moved names."""
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        found: Any = super().find_class(*current(module_name, global_name))
-        is_error = isinstance(found, type) and issubclass(found, BaseException) and found.__module__ != "builtins"
-        return cast("Any", functools.partial(_made, found) if is_error else found)
+        return _tolerant(super().find_class(*current(module_name, global_name)))
+
+
+def _tolerant(found: Any) -> Any:
+    """Return what makes an exception of a class whatever its arguments; anything else as it is."""
+    is_error = isinstance(found, type) and issubclass(found, BaseException) and found.__module__ != "builtins"
+    return cast("Any", functools.partial(_made, found) if is_error else found)
 
 
 def _made(cls: type[BaseException], *args: Any) -> BaseException:
@@ -304,8 +307,7 @@ class _WithStandIns(Unpickler):
         if "." not in global_name and (module_name == "builtins" or module_name in _KNOWN):
             found: Any = super().find_class(module_name, global_name)
             if isinstance(found, type) and found.__module__.partition(".")[0] == module_name.partition(".")[0]:
-                is_error = issubclass(found, BaseException) and found.__module__ != "builtins"
-                return cast("Any", functools.partial(_made, found) if is_error else found)
+                return _tolerant(found)
         return stand_in(module_name, global_name)
 
 
@@ -324,16 +326,8 @@ def _by_value() -> Any:
         def reducer_override(self, obj: Any) -> Any:
             if isinstance(obj, Unit):  # a proxy of a function, which cloudpickle would take it for
                 return NotImplemented
-            if isinstance(obj, (type, types.FunctionType)) and _found(cast("Any", obj)):
+            if isinstance(obj, (type, types.FunctionType)) and find(place(obj)) is obj:  # a reference will do
                 return NotImplemented
             return super().reducer_override(obj)  # pyright: ignore
 
     return Pickler
-
-
-def _found(thing: Any) -> bool:
-    """Whether a name leads to a class or function, so that a reference will do."""
-    found: Any = sys.modules.get(thing.__module__)
-    for part in thing.__qualname__.split("."):
-        found = getattr(found, part, None)
-    return found is thing

@@ -7,8 +7,8 @@
 3. A value that is changed in place is recognised as an object, one that is replaced by its place: the variable, the
    attribute, the key. Dicts, objects and functions are taken apart, and each of their parts is an input or state.
 
-Which values are state is known in this process only, and need not be known in others: an outcome is stored by the content
-from before the first call, and that is the content that another process begins with.
+Which values are state is known in this process only (`FirstContents`), and need not be known in others: an outcome is stored
+by the content from before the first call, and that is the content that another process begins with.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import types
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from threading import Lock
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
@@ -25,7 +25,7 @@ from flowdeco.durable.fingerprint import fingerprint
 from flowdeco.model.contents import ATOMS, taken_apart
 from flowdeco.model.definitions import Action, action_options, bound_of
 
-__all__ = ["Enclosed"]
+__all__ = ["Enclosed", "FirstContents"]
 
 _DEEPEST: Final = 8
 _WIDEST: Final = 64  # parts of a value, beyond which it is not taken apart
@@ -49,15 +49,15 @@ class _Place(NamedTuple):
     content: str
     parts: dict[Any, _Place] | None
 
-    def counted(self, function: str) -> _Counted:
-        """Return the content that counts for a function, given by its fingerprint; "" for its present content."""
-        for where in self.marks() if function else ():
-            first = _first(where)
-            if first is not None and function in first.changed_by:
-                return first.content
+    def counted(self, first: Callable[[_Where], _Counted | None]) -> _Counted:
+        """Return the content that counts, where `first` returns the one of a place whose present content does not."""
+        for where in self.marks():
+            content = first(where)
+            if content is not None:
+                return content
         if self.parts is None:
             return self.content
-        parts = [[name, part.counted(function)] for name, part in self.parts.items()]
+        parts = [[name, part.counted(first)] for name, part in self.parts.items()]
         return [self.content, [part for part in parts if part[1] != _ABSENT]]
 
     def marks(self) -> Iterator[_Where]:
@@ -81,7 +81,7 @@ class _Place(NamedTuple):
                     yield from self.parts[name].changes(part)
                 else:
                     yield part.where, None
-        elif self.counted("") != later.counted(""):
+        elif self.counted(_none) != later.counted(_none):
             yield (self.value, _ALL) if kept else self.where, self
 
     def _rearranged(self, later: _Place) -> bool:
@@ -89,6 +89,10 @@ class _Place(NamedTuple):
         mine, others = list(self.parts or ()), list(later.parts or ())
         kept = mine == others if type(self.value) is dict else set(mine) <= set(others)
         return not kept or self.content != later.content
+
+
+def _none(where: _Where) -> None:
+    """No place counts otherwise than by its present content."""
 
 
 class _First(NamedTuple):
@@ -99,25 +103,42 @@ class _First(NamedTuple):
     changed_by: set[str]
 
 
-_firsts: dict[tuple[int, Any], _First] = {}
-_lock: Final = Lock()
+class FirstContents:
+    """The contents of places from before the calls under way, and from before the first call that changed them.
+
+    Its users hold the `lock` while they note something.
+    """
+
+    def __init__(self, lock: Lock) -> None:
+        self.lock = lock
+        self._known: dict[tuple[int, Any], _First] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def get(self, where: _Where) -> _First | None:
+        """Return what is known of a place."""
+        found = self._known.get(_key(where))
+        return None if found is None or found.holder() is not where[0] else found
+
+    def note(self, where: _Where, content: _Counted) -> _First:
+        """Return what is known of a place, whose first content is this one if none is known."""
+        found = self.get(where)
+        if found is None:
+            found = self._known[_key(where)] = _First(_reference(where[0]), content, set())
+        return found
+
+    def forget(self, places: Iterable[_Where]) -> None:
+        """Forget those of these places that no call has changed, and the oldest ones beyond a number."""
+        for key in map(_key, places):
+            if key in self._known and not self._known[key].changed_by:
+                del self._known[key]
+        while len(self._known) > _MOST:
+            del self._known[next(iter(self._known))]
 
 
 def _key(where: _Where) -> tuple[int, Any]:
     return id(where[0]), where[1]
-
-
-def _first(where: _Where) -> _First | None:
-    found = _firsts.get(_key(where))
-    return None if found is None or found.holder() is not where[0] else found
-
-
-def _note(where: _Where, content: _Counted) -> _First:
-    """Return the first content of a place, which is this one if none is known."""
-    found = _first(where)
-    if found is None:
-        found = _firsts[_key(where)] = _First(_reference(where[0]), content, set())
-    return found
 
 
 def _reference(thing: Any) -> Callable[[], Any]:
@@ -131,10 +152,11 @@ def _reference(thing: Any) -> Callable[[], Any]:
 class Enclosed:
     """The values that a function encloses, as they were before a call, which is made in a `with` of it."""
 
-    def __init__(self, function: Any) -> None:
+    def __init__(self, function: Any, firsts: FirstContents) -> None:
         self._function = function
+        self._firsts = firsts
         self._fingerprint = fingerprint(function)
-        self._added: list[tuple[int, Any]] = []
+        self._added: list[_Where] = []
         self._before = self._read()
 
     def counted(self) -> list[Any] | None:
@@ -142,19 +164,22 @@ class Enclosed:
 
         After the call, those that it has changed do not count as such.
         """
-        before = self._before
-        return None if before is None else [self._fingerprint, before.counted(self._fingerprint)]
+        return None if self._before is None else [self._fingerprint, self._before.counted(self._first)]
+
+    def _first(self, where: _Where) -> _Counted | None:
+        found = self._firsts.get(where)
+        return found.content if found is not None and self._fingerprint in found.changed_by else None
 
     def __enter__(self) -> None:
         """Note the content before the call: calls that overlap with it count from the same one."""
         if self._before is None or not self._before.parts:
             return
-        with _lock:
+        with self._firsts.lock:
             for place in self._before.all():
                 for where in place.marks():
-                    if _first(where) is None:
-                        _note(where, place.counted(self._fingerprint))
-                        self._added.append(_key(where))
+                    if self._firsts.get(where) is None:
+                        self._firsts.note(where, place.counted(self._first))
+                        self._added.append(where)
 
     def __exit__(self, *exception: object) -> None:
         """Note the values that the call has changed."""
@@ -162,15 +187,11 @@ class Enclosed:
         if before is None or not before.parts:
             return
         after = self._read()
-        with _lock:
+        with self._firsts.lock:
             for where, place in () if after is None else before.changes(after):
-                content = _ABSENT if place is None else place.counted(self._fingerprint)
-                _note(where, content).changed_by.add(self._fingerprint)
-            for key in self._added:
-                if key in _firsts and not _firsts[key].changed_by:
-                    del _firsts[key]
-            while len(_firsts) > _MOST:
-                del _firsts[next(iter(_firsts))]
+                content = _ABSENT if place is None else place.counted(self._first)
+                self._firsts.note(where, content).changed_by.add(self._fingerprint)
+            self._firsts.forget(self._added)
         if after is None:
             self._before = None
 

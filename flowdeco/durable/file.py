@@ -1,7 +1,7 @@
 """A journal file as this process has it open: one connection, one lock and one heartbeat for all journals of a path.
 
-The file is open as long as a journal uses it, and its heartbeat runs as long as a run is at work in it. A `Lease` is
-known here before the row that names it is committed: whoever sees the row knows whether its owner is at work.
+The file is open as long as a journal uses it, and its heartbeat, which renews the leases, runs as long as a run is at work
+in it.
 """
 
 from __future__ import annotations
@@ -12,92 +12,25 @@ import stat
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from math import inf
-from typing import Any, Final
+from typing import Any, Final, Self
 from urllib.parse import quote
 
+from flowdeco.durable.file_errors import PATIENCE
 from flowdeco.durable.forks import CLOSING, GUARD, prepare_for_forks
+from flowdeco.durable.lease import HELD, Lease
 from flowdeco.durable.schema import APPLICATION, MIGRATIONS, VERSION
 from flowdeco.errors import JournalError, RunNotFoundError
 
-__all__ = [
-    "CANCELLED",
-    "HEARTBEAT",
-    "PATIENCE",
-    "JournalFile",
-    "Lease",
-    "inode",
-    "is_held_here",
-    "journal_file",
-    "transaction",
-]
+__all__ = ["HEARTBEAT", "JournalFile", "inode", "transaction"]
 
-CANCELLED: Final = "!"  # follows the token of an owner whose run has been cancelled
 HEARTBEAT: Final = 1.0  # seconds until an owner that writes nothing notices that its run has been cancelled
-PATIENCE: Final = 60.0  # seconds to wait for other writers of the file
 WAL: Final = 4000  # pages that the log grows to, 16 MB: moving them into the file waits for the disk, so not too often
 
 
-class Lease:
-    """The right to work on the run with this `id`, for so many `seconds` at a time; `token` identifies it in the file.
-
-    `noted` tells whether the file says that the run is running: it does not before a resume is accepted. After a fork,
-    the lease is the parent's: its copy in the child has no token.
-
-    A run is cancelled by changing its `owner` in the file, who notices this at the next write or heartbeat, changes it
-    here, and calls `on_cancel` until that returns True. So a write need not ask whether the run has been cancelled.
-    """
-
-    __slots__ = ("__weakref__", "id", "is_told", "noted", "on_cancel", "owner", "seconds", "token")
-
-    def __init__(self, id: int, token: str, seconds: float, *, noted: bool) -> None:
-        self.id = id
-        self.token = self.owner = token
-        self.seconds = seconds
-        self.noted = noted
-        self.is_told = False
-        self.on_cancel: Callable[[], bool] | None = None
-
-    def is_cancelled(self, connection: sqlite3.Connection) -> bool:
-        """Whether the run has been cancelled since this was last asked."""
-        cancelled = self.token + CANCELLED
-        if not self.token or self.owner == cancelled:
-            return False
-        if not connection.execute(_IS_OWNER, (self.id, cancelled)).fetchone():
-            return False
-        self.owner = cancelled
-        self.tell()
-        return True
-
-    def tell(self) -> None:
-        """Have the driver cancel the run, if that was not possible before."""
-        if self.owner != self.token and not self.is_told and self.on_cancel is not None:
-            self.is_told = self.on_cancel()
-
-
-_IS_OWNER: Final = "SELECT 1 FROM runs WHERE id = ? AND owner = ?"
-
-
-_files: Final[weakref.WeakValueDictionary[tuple[str, str], JournalFile]] = weakref.WeakValueDictionary()
-_tokens: Final[weakref.WeakValueDictionary[str, Lease]] = weakref.WeakValueDictionary()
-
-
-def journal_file(path: str, synchronous: str) -> JournalFile:
-    """Return the file at this path, which all journals of this process share."""
-    key = os.path.realpath(path), synchronous
-    with GUARD:
-        found = _files.get(key)
-        if found is None:
-            found = _files[key] = JournalFile(*key)
-            prepare_for_forks(found)
-        return found
-
-
-def is_held_here(token: str) -> bool:
-    """Whether this process works on the run with this token, or that of a cancelled one."""
-    return token.removesuffix(CANCELLED) in _tokens
+_files: Final[weakref.WeakValueDictionary[tuple[Any, ...], Any]] = weakref.WeakValueDictionary()
 
 
 class JournalFile:
@@ -106,6 +39,17 @@ class JournalFile:
     The lock is held during every use of `connection`, of `users` (the journals that have it open), and of the methods,
     except for those of forks.
     """
+
+    @classmethod
+    def at(cls, path: str, synchronous: str) -> Self:
+        """Return the file at this path, which all of its users in this process share."""
+        key = cls, os.path.realpath(path), synchronous
+        with GUARD:
+            found: Self | None = _files.get(key)
+            if found is None:
+                found = _files[key] = cls(*key[1:])
+                prepare_for_forks(found)
+            return found
 
     def __init__(self, path: str, synchronous: str) -> None:
         self.path = path
@@ -120,8 +64,20 @@ class JournalFile:
         self._renewal = inf  # when the leases are to be renewed, by the monotonic clock
         self._forks = False
 
+    def open_for(self, user: Any, *, make: bool = False) -> sqlite3.Connection:
+        """Return the connection to the file that is at the path now; it stays open until all its users let go."""
+        if self.connection is not None and self.has_moved():
+            self.disconnect()
+        self.users.add(user)
+        return self.connect(make=make)
+
     def connect(self, *, make: bool = False) -> sqlite3.Connection:
-        """Open the file, and make it if it is missing and `make` says so; raises `RunNotFoundError`, `JournalError`."""
+        """Return the connection; opens the file, and makes it if it is missing and `make` says so.
+
+        Raises `RunNotFoundError`, `JournalError`.
+        """
+        if self.connection is not None:
+            return self.connection
         if make:
             self._make()
         elif not os.path.exists(self.path):
@@ -161,7 +117,7 @@ class JournalFile:
 
     def keep(self, lease: Lease) -> None:
         """Renew a lease from now on. Called before the transaction ends that writes it."""
-        _tokens[lease.token] = self._leases[lease.token] = lease
+        HELD[lease.token] = self._leases[lease.token] = lease
         self._renewal = min(self._renewal, _renewal(lease))
         if self._heart is not None and _interval(lease) < self._heart[2]:
             self._stop_heart()
@@ -170,7 +126,7 @@ class JournalFile:
     def leave(self, lease: Lease) -> None:
         """Renew a lease no more."""
         self._leases.pop(lease.token, None)
-        _tokens.pop(lease.token, None)
+        HELD.pop(lease.token, None)
         if not self._leases:
             self._stop_heart()
 
@@ -208,7 +164,7 @@ class JournalFile:
                 self._heart = None
                 return False
             with suppress(sqlite3.Error, JournalError):  # the next write reports the error
-                connection = self.connection or self.connect()
+                connection = self.connect()
                 for each in leases:
                     each.is_cancelled(connection)
                     each.tell()
@@ -245,7 +201,7 @@ class JournalFile:
         self._forks = False
         if in_child:
             for lease in list(self._leases.values()):
-                _tokens.pop(lease.token, None)
+                HELD.pop(lease.token, None)
                 lease.token = lease.owner = ""
             self._leases.clear()
         if self._leases:

@@ -19,7 +19,7 @@ from typing import Any, Final, Self, TypeVar, cast
 from flowdeco.durable.blobs import LARGE
 from flowdeco.durable.codec import stand_in, unserialisable
 from flowdeco.durable.json_definitions import DEFINITIONS, REFERENCES, referred
-from flowdeco.durable.json_values import PAIRS, VALUES
+from flowdeco.durable.json_values import VALUES
 from flowdeco.durable.kinds import STANDARD
 from flowdeco.durable.lookup import place
 from flowdeco.durable.notation import Notation
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class _Json(Notation):
-    exact = (*STANDARD, PAIRS, *REFERENCES)
+    exact = (*STANDARD, *REFERENCES)
     tested = (*DEFINITIONS, *VALUES)
     referred = staticmethod(referred)
 

@@ -6,7 +6,7 @@ import dataclasses
 import enum
 import functools
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, cast
 
 from flowdeco.durable.codec import described_error, remade_exception
@@ -16,7 +16,7 @@ from flowdeco.durable.notation import Nested, Notation, by_class, is_of
 from flowdeco.errors import JournalError, RunError
 from flowdeco.model.keys import Key
 
-__all__ = ["PAIRS", "VALUES", "exception_class"]
+__all__ = ["VALUES", "exception_class"]
 
 
 # Dataclasses, enums, named tuples, exceptions.
@@ -39,17 +39,15 @@ def _is_dataclass(cls: Any) -> bool:
     return dataclasses.is_dataclass(cls)
 
 
-def _write_object(notation: Notation, value: Any) -> list[Any]:
+def _write_object(value: Any) -> list[Any]:
     cls = class_of(value)
     names = _fields(cls)
-    where = reference(cls, "dataclass")
-    fields = {name: notation.write(getattr(value, name)) for name in names}
-    rest = {name: notation.write(part) for name, part in getattr(value, "__dict__", {}).items() if name not in fields}
-    return [where, fields, rest] if rest else [where, fields]
+    rest = {name: part for name, part in getattr(value, "__dict__", {}).items() if name not in names}
+    return [reference(cls, "dataclass"), {name: getattr(value, name) for name in names}, *([rest] if rest else ())]
 
 
-def _read_object(notation: Notation, node: Any) -> Any:
-    where, fields, *rest = checked_list(node)
+def _read_object(content: Any) -> Any:
+    where, fields, *rest = checked_list(content)
     cls = lookup_class(where)
     if not _is_dataclass(cls):
         raise JournalError(f"{where} is not a dataclass")
@@ -58,9 +56,9 @@ def _read_object(notation: Notation, node: Any) -> Any:
         raise JournalError(f"the fields of {where} are {', '.join(names)} now, not {', '.join(fields)}")
     made: Any = object.__new__(cls)
     for name in names:
-        object.__setattr__(made, name, notation.read(fields[name]))
-    for name, value in checked_dict(rest[0]).items() if rest else ():
-        made.__dict__[name] = notation.read(value)
+        object.__setattr__(made, name, fields[name])
+    if rest:
+        made.__dict__.update(checked_dict(rest[0]))
     return made
 
 
@@ -71,18 +69,13 @@ def _is_named_tuple(cls: Any) -> bool:
     return type(names) is tuple and all(type(name) is str for name in cast("tuple[Any, ...]", names))
 
 
-def _write_named(notation: Notation, value: Any) -> list[Any]:
-    return [reference(type(value), "named tuple"), [notation.write(item) for item in value]]
-
-
-def _read_named(notation: Notation, node: Any) -> Any:
-    where, parts = checked_list(node, 2)
+def _read_named(where: Any, parts: Any) -> Any:
     cls = lookup(where)
     if not _is_named_tuple(cls):
         raise JournalError(f"{where} is not a named tuple")
     if len(checked_list(parts)) != len(cls._fields):
         raise JournalError(f"the fields of {where} are {', '.join(cls._fields)} now: {len(parts)} were written")
-    return cast("Any", tuple).__new__(cls, map(notation.read, parts))  # not by a `__new__` of the class
+    return cast("Any", tuple).__new__(cls, parts)  # not by a `__new__` of the class
 
 
 def _is_member(value: Any) -> bool:
@@ -182,28 +175,15 @@ def _read_key(content: Any) -> Any:
     return Key(checked_string(name), Any if declared is None else _read_type(declared), frozen=frozen == [True])
 
 
-# Types of the standard library.
-
-
-def _write_pairs(notation: Notation, value: Mapping[Any, Any]) -> list[Any]:
-    return [[notation.write(key), notation.write(item)] for key, item in value.items()]
-
-
-def _read_pairs(notation: Notation, node: Any) -> dict[Any, Any]:
-    pairs = (checked_list(pair, 2) for pair in checked_list(node))
-    return {notation.read(key): notation.read(value) for key, value in pairs}
-
-
 # The table.
 
 
-PAIRS: Final = Nested("$dict", dict, _write_pairs, _read_pairs)
 VALUES: Final[tuple[Kind | Nested, ...]] = (
     Kind("$enum", _is_member, lambda v: [reference(type(v), "enum"), v.name], of_two(_read_member)),
     Kind("$flag", is_of(enum.Enum), _write_flag, of_two(_read_flag)),
     Nested("$exception", is_of(BaseException), _write_exception, _read_exception),
     Kind("$key", is_of(Key), lambda v: [v.name, _write_type(v.type), *[True] * v.frozen], _read_key),
-    Nested("$named", by_class(_is_named_tuple), _write_named, _read_named),
+    Kind("$named", by_class(_is_named_tuple), lambda v: [reference(type(v), "named tuple"), [*v]], of_two(_read_named)),
     ZONE,
-    Nested("$object", by_class(_is_dataclass), _write_object, _read_object),
+    Kind("$object", by_class(_is_dataclass), _write_object, _read_object),
 )

@@ -130,6 +130,7 @@ STANDARD: Final[tuple[Kind, ...]] = (
     Kind("$timedelta", timedelta, lambda v: [v.days, v.seconds, v.microseconds], lambda v: timedelta(*v)),
     Kind("$timezone", timezone, lambda v: list(v.__getinitargs__()), lambda v: timezone(*v)),
     Kind("$range", range, lambda v: [v.start, v.stop, v.step], lambda v: range(*v)),
+    Kind("$dict", dict, _items, lambda v: dict(checked_list(v))),
     Kind("$ordered", OrderedDict, _items, OrderedDict),
     Kind("$counter", Counter, _items, lambda v: Counter(dict(v))),
     Kind("$deque", deque, lambda v: [list(v), v.maxlen], lambda v: cast("Any", deque)(*v)),

@@ -8,6 +8,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from typing import Final, TypeAlias
 
 from flowdeco.durable.codec import PickleCodec
 from flowdeco.durable.file import HEARTBEAT
@@ -19,11 +20,16 @@ from flowdeco.errors import JournalError, RunBusyError, RunExistsError, RunNotFo
 __all__ = ["MemoryJournal"]
 
 
+_State: TypeAlias = "tuple[str, str | None, str | None]"
+_RUNNING: Final[_State] = ("running", None, None)
+_CANCELLED: Final[_State] = ("cancelled", None, None)
+
+
 class _Run:
     def __init__(self, pipeline: str, inputs: bytes, skip: Sequence[str]) -> None:
         self.pipeline = pipeline
         self.skip = tuple(skip)
-        self.status, self.reason, self.error = "running", None, None
+        self.state: _State = _RUNNING  # status, reason, error
         self.started = self.updated = time.time()
         self.inputs = [(0, inputs)]
         self.rows: dict[int, Row] = {}  # by the order of their writing
@@ -35,17 +41,17 @@ class _Run:
         self.busy = True
         self.on_cancel: Callable[[], bool] | None = None
         self.is_cancelled = False  # while it is busy
-        self.before: tuple[str, str | None, str | None] | None = None  # the state that `release` returns to
+        self.before: _State | None = _RUNNING  # the state that `release` returns to
 
-    status: str
-    reason: str | None
-    error: str | None
+    @property
+    def status(self) -> str:
+        """The status of the run."""
+        return self.state[0]
 
     def proceed(self) -> None:
         """Note that the run is running, once it has been opened again."""
         if self.before is None:
-            self.before = self.status, self.reason, self.error
-            self.status, self.reason, self.error = "running", None, None
+            self.before, self.state = self.state, _RUNNING
             self.updated = time.time()
             self.legs.append((self.written, self.updated))
 
@@ -88,8 +94,7 @@ class MemoryJournal:
                     f"there is a run {run_id!r} already, {there.status}: resume it, or use another run_id. "
                     f'run(..., if_exists="resume") starts, continues or returns it'
                 )
-            run = self._runs[run_id] = _Run(pipeline, inputs, skip)
-            run.before = run.status, None, None
+            self._runs[run_id] = _Run(pipeline, inputs, skip)
 
     def open(self, run_id: str, *, finished: bool = False) -> Remembered:
         """Take the lease of a run that has not finished, and return it; raises `RunNotFoundError`, `RunBusyError`."""
@@ -135,7 +140,7 @@ class MemoryJournal:
                 run.is_cancelled = True
                 threading.Thread(target=self._tell, args=(run,), name="flowdeco cancel", daemon=True).start()
             else:
-                run.status, run.reason, run.error, run.updated = "cancelled", None, None, time.time()
+                run.state, run.updated = _CANCELLED, time.time()
 
     def _tell(self, run: _Run) -> None:
         while True:  # an action that awaits has as much time to end as with a file
@@ -151,10 +156,7 @@ class MemoryJournal:
             run = self._runs.get(run_id)
             if run is not None and run.busy:
                 run.busy = False
-                if run.before is not None:
-                    run.status, run.reason, run.error = run.before
-                if run.is_cancelled:
-                    run.status, run.reason, run.error = "cancelled", None, None
+                run.state = _CANCELLED if run.is_cancelled else run.before or run.state
 
     def read(self, run_id: str) -> Remembered:
         """Return a run without opening it."""
@@ -192,7 +194,7 @@ class MemoryJournal:
             run = self._held(run_id)
             if run.is_cancelled and status == "suspended":
                 status, reason = "cancelled", None
-            run.status, run.reason, run.error, run.busy = str(status), reason, error, False
+            run.state, run.busy = (str(status), reason, error), False
             run.updated, run.waits = time.time(), tuple(waits)
             if elapsed is not None:
                 run.elapsed, run.timed = elapsed, run.written
@@ -202,8 +204,8 @@ class MemoryJournal:
         with self._lock:
             return [
                 RunInfo(
-                    *(run_id, run.pipeline, run.status, run.reason, run.started, run.updated, len(run.rows)),
-                    *(run.error, _owner() if run.busy else None, None, self.codec.name, *run.waiting()),
+                    *(run_id, run.pipeline, *run.state[:2], run.started, run.updated, len(run.rows)),
+                    *(run.state[2], _owner() if run.busy else None, None, self.codec.name, *run.waiting()),
                     cancelling=run.busy and run.is_cancelled,
                 )
                 for run_id, run in reversed(self._runs.items())
@@ -238,9 +240,9 @@ class MemoryJournal:
     def _remembered(self, run_id: str, run: _Run) -> Remembered:
         positions = list(run.rows)
         inputs = [(bisect_left(positions, at), payload) for at, payload in run.inputs]
-        rows = list(run.rows.values())
         return Remembered(
-            *(run_id, run.pipeline, run.status, run.reason, run.started, run.skip, inputs, rows, run.error),
+            *(run_id, run.pipeline, *run.state[:2], run.started, run.skip, inputs, list(run.rows.values())),
+            run.state[2],
             *(run.elapsed, bisect_left(positions, run.timed)),
             [(bisect_left(positions, at), started) for at, started in run.legs],
         )

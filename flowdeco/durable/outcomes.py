@@ -13,22 +13,22 @@ from contextlib import contextmanager
 from typing import Any
 from zlib import crc32
 
-from flowdeco.durable.blobs import drop_blobs, load_blob, place_blob, refer, referred
+from flowdeco.durable.blobs import drop_blobs, load_blob, referred, write_parts
 from flowdeco.durable.codec import PickleCodec
 from flowdeco.durable.digests import lasting_digest
-from flowdeco.durable.enclosed import Enclosed
-from flowdeco.durable.file import journal_file, transaction
+from flowdeco.durable.enclosed import Enclosed, FirstContents
+from flowdeco.durable.file import JournalFile, transaction
 from flowdeco.engine.journal import Payload
 from flowdeco.errors import JournalError
 
-__all__ = ["Inputs", "Outcomes"]
+__all__ = ["Inputs", "Steps"]
 
 
 class Inputs:
     """What a call depends on, as it was before it: the code, the values that it encloses, the arguments."""
 
-    def __init__(self, function: Any, arguments: Mapping[str, Any]) -> None:
-        self.enclosed = Enclosed(function)
+    def __init__(self, function: Any, arguments: Mapping[str, Any], firsts: FirstContents) -> None:
+        self.enclosed = Enclosed(function, firsts)
         self._arguments = arguments
         self._digest = self._read()
 
@@ -51,17 +51,25 @@ class Inputs:
         return lasting_digest(sorted(self._arguments.items()))
 
 
-class Outcomes:
+class _OutcomeFile(JournalFile):
+    """The file of a folder, with the first contents of what the functions enclose whose outcomes are there."""
+
+    def __init__(self, path: str, synchronous: str) -> None:
+        super().__init__(path, synchronous)
+        self.firsts = FirstContents(self.lock)
+
+
+class Steps:
     """The outcomes in a folder, which is made when one is added."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
-        self._file = journal_file(os.path.join(folder, "outcomes.db"), "NORMAL")
+        self._file = _OutcomeFile.at(os.path.join(folder, "outcomes.db"), "NORMAL")
         self._codec = PickleCodec()
 
     def inputs(self, function: Any, arguments: Mapping[str, Any]) -> Inputs:
         """Return what a call depends on."""
-        return Inputs(function, arguments)
+        return Inputs(function, arguments, self._file.firsts)
 
     def get(self, key: str) -> Any:
         """Return the outcome as a tuple of one, or of none if there is none; raises `JournalError` if it is damaged."""
@@ -94,8 +102,7 @@ class Outcomes:
             id: Any = connection.execute(
                 "INSERT INTO outcomes (key, checksum, payload) VALUES (?, ?, ?)", row
             ).lastrowid
-            if type(payload) is Payload:
-                refer(connection, id, [place_blob(connection, part) for part in payload.parts])
+            write_parts(connection, id, payload, self._file.path)
 
     @contextmanager
     def _open(self) -> Generator[sqlite3.Connection, None, None]:
@@ -103,10 +110,7 @@ class Outcomes:
         with file.lock:
             try:
                 os.makedirs(self.folder, mode=0o700, exist_ok=True)
-                if file.connection is not None and file.has_moved():
-                    file.disconnect()
-                file.users.add(self)
-                yield file.connection or file.connect(make=True)
+                yield file.open_for(self, make=True)
             except (sqlite3.Error, OSError) as error:
                 raise JournalError(f"{file.path}: {error}") from error
             finally:

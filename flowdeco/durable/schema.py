@@ -25,50 +25,26 @@ FORMAT: Final = 3  # how a run numbers its steps: since this version of the sche
 
 _RUNS: Final = """
 CREATE TABLE runs (
-    id INTEGER PRIMARY KEY,
-    run_id TEXT NOT NULL UNIQUE,
-    pipeline TEXT NOT NULL,
-    entry TEXT,
-    status TEXT NOT NULL,
-    reason TEXT,
-    error TEXT,
-    started REAL NOT NULL,
-    updated REAL NOT NULL,
-    skip TEXT NOT NULL,
-    codec TEXT NOT NULL,
-    written INTEGER NOT NULL,
-    dropped INTEGER NOT NULL,
-    given INTEGER NOT NULL,
-    format INTEGER NOT NULL,
+    id INTEGER PRIMARY KEY, run_id TEXT NOT NULL UNIQUE, pipeline TEXT NOT NULL, entry TEXT,
+    status TEXT NOT NULL, reason TEXT, error TEXT, started REAL NOT NULL, updated REAL NOT NULL,
+    skip TEXT NOT NULL, codec TEXT NOT NULL,
+    written INTEGER NOT NULL, dropped INTEGER NOT NULL, given INTEGER NOT NULL, format INTEGER NOT NULL,
     checksum INTEGER NOT NULL,
     owner TEXT, host TEXT, pid INTEGER, place TEXT, born TEXT, lease REAL,
-    took REAL NOT NULL DEFAULT 0,
-    timed INTEGER NOT NULL DEFAULT 0,
-    due REAL,
-    questions TEXT,
-    answers INTEGER NOT NULL DEFAULT 0,
-    ready REAL
+    took REAL NOT NULL DEFAULT 0, timed INTEGER NOT NULL DEFAULT 0,
+    due REAL, questions TEXT, answers INTEGER NOT NULL DEFAULT 0, ready REAL
 );
 CREATE TABLE inputs (
-    run INTEGER NOT NULL,
-    number INTEGER NOT NULL,
-    position INTEGER NOT NULL,
-    checksum INTEGER NOT NULL,
-    payload BLOB NOT NULL,
-    PRIMARY KEY (run, number)
+    run INTEGER NOT NULL, number INTEGER NOT NULL, position INTEGER NOT NULL,
+    checksum INTEGER NOT NULL, payload BLOB NOT NULL, PRIMARY KEY (run, number)
 )"""
 
 # Answers are inputs that anybody may add, whoever is at work on the run: `given` are the inputs before them. A suspended
 # run is `ready` to be woken when it is due, or at once when it has been answered.
 _ANSWERS: Final = """
 CREATE TABLE IF NOT EXISTS answers (
-    run INTEGER NOT NULL,
-    number INTEGER NOT NULL,
-    given INTEGER NOT NULL,
-    position INTEGER NOT NULL,
-    checksum INTEGER NOT NULL,
-    payload BLOB NOT NULL,
-    PRIMARY KEY (run, number)
+    run INTEGER NOT NULL, number INTEGER NOT NULL, given INTEGER NOT NULL, position INTEGER NOT NULL,
+    checksum INTEGER NOT NULL, payload BLOB NOT NULL, PRIMARY KEY (run, number)
 );
 CREATE INDEX IF NOT EXISTS waiting ON runs (ready) WHERE status = 'suspended';
 CREATE INDEX IF NOT EXISTS working ON runs (id) WHERE status = 'running'"""
@@ -76,23 +52,14 @@ CREATE INDEX IF NOT EXISTS working ON runs (id) WHERE status = 'running'"""
 # When a run was resumed, each time, and how many steps it had written by then.
 _LEGS: Final = """
 CREATE TABLE IF NOT EXISTS legs (
-    run INTEGER NOT NULL,
-    number INTEGER NOT NULL,
-    position INTEGER NOT NULL,
-    started REAL NOT NULL,
+    run INTEGER NOT NULL, number INTEGER NOT NULL, position INTEGER NOT NULL, started REAL NOT NULL,
     PRIMARY KEY (run, number)
 )"""
 
 _LOG: Final = """
 CREATE TABLE log (
-    id INTEGER PRIMARY KEY,
-    number INTEGER NOT NULL,
-    what TEXT NOT NULL,
-    started REAL NOT NULL,
-    elapsed REAL NOT NULL,
-    checksum INTEGER NOT NULL,
-    payload BLOB NOT NULL,
-    begins INTEGER NOT NULL
+    id INTEGER PRIMARY KEY, number INTEGER NOT NULL, what TEXT NOT NULL, started REAL NOT NULL, elapsed REAL NOT NULL,
+    checksum INTEGER NOT NULL, payload BLOB NOT NULL, begins INTEGER NOT NULL
 );
 CREATE INDEX branches ON log (id >> 32, substr(what, 1, instr(what, ','))) WHERE begins"""
 
@@ -126,13 +93,8 @@ def _create(connection: sqlite3.Connection) -> None:
 
 _LOG_2: Final = """
 CREATE TABLE log (
-    id INTEGER PRIMARY KEY,
-    number INTEGER NOT NULL,
-    what TEXT NOT NULL,
-    started REAL NOT NULL,
-    elapsed REAL NOT NULL,
-    checksum INTEGER NOT NULL,
-    payload BLOB NOT NULL
+    id INTEGER PRIMARY KEY, number INTEGER NOT NULL, what TEXT NOT NULL, started REAL NOT NULL, elapsed REAL NOT NULL,
+    checksum INTEGER NOT NULL, payload BLOB NOT NULL
 );
 CREATE INDEX branches ON log (id >> 32, substr(what, 1, instr(what, ','))) WHERE number < 2"""
 
@@ -174,58 +136,34 @@ def _text(blob: bytes) -> str:
         return repr(blob)
 
 
+# From runs that number their steps in the order of writing. They stay as they are, and a process of version 2 that still
+# works on one continues to write it: the new columns have defaults.
 _TO_VERSION_3: Final = """
-ALTER TABLE runs ADD COLUMN format INTEGER NOT NULL DEFAULT 2;
 ALTER TABLE log ADD COLUMN begins INTEGER NOT NULL DEFAULT 0;
 DROP INDEX branches;
-CREATE INDEX branches ON log (id >> 32, substr(what, 1, instr(what, ','))) WHERE begins;
-PRAGMA user_version = 3"""
+CREATE INDEX branches ON log (id >> 32, substr(what, 1, instr(what, ','))) WHERE begins"""
 
 
-def _from_version_2(connection: sqlite3.Connection) -> None:
-    """From runs that number their steps in the order of writing. They stay as they are.
+def _to(version: int, *columns: str, script: str = "") -> Callable[[sqlite3.Connection], None]:
+    """Return the migration to a version that adds these columns to `runs`, if they are missing, and executes a script."""
 
-    A process of that version that still works on one continues to write it: the new columns have defaults.
-    """
-    _execute(connection, _TO_VERSION_3)
+    def migrate(connection: sqlite3.Connection) -> None:
+        known = {name for _, name, *_ in connection.execute("PRAGMA table_info(runs)")}
+        for column in columns:
+            if column.partition(" ")[0] not in known:
+                connection.execute(f"ALTER TABLE runs ADD COLUMN {column}")
+        _execute(connection, f"{script};\nPRAGMA user_version = {version}")
 
-
-def _from_version_3(connection: sqlite3.Connection) -> None:
-    """From runs whose time is known by their steps only."""
-    _add_columns(connection, "took REAL NOT NULL DEFAULT 0", "timed INTEGER NOT NULL DEFAULT 0")
-    connection.execute("PRAGMA user_version = 4")
-
-
-def _from_version_4(connection: sqlite3.Connection) -> None:
-    """From rows that have their large values in them. They stay as they are."""
-    _execute(connection, f"{BLOBS};\nPRAGMA user_version = 5")
-
-
-def _from_version_5(connection: sqlite3.Connection) -> None:
-    """From runs that wait for no time, and whose answers are inputs of their resumes."""
-    _add_columns(connection, "due REAL", "questions TEXT", "answers INTEGER NOT NULL DEFAULT 0", "ready REAL")
-    _execute(connection, f"{_ANSWERS};\nPRAGMA user_version = 6")
-
-
-def _from_version_6(connection: sqlite3.Connection) -> None:
-    """From runs of which nobody knows when they were resumed."""
-    _execute(connection, f"{_LEGS};\nPRAGMA user_version = 7")
-
-
-def _add_columns(connection: sqlite3.Connection, *columns: str) -> None:
-    known = {name for _, name, *_ in connection.execute("PRAGMA table_info(runs)")}
-    for column in columns:
-        if column.partition(" ")[0] not in known:
-            connection.execute(f"ALTER TABLE runs ADD COLUMN {column}")
+    return migrate
 
 
 # From a version to the next.
 MIGRATIONS: Final[dict[int, Callable[[sqlite3.Connection], None]]] = {
     0: _create,
     1: _from_version_1,
-    2: _from_version_2,
-    3: _from_version_3,
-    4: _from_version_4,
-    5: _from_version_5,
-    6: _from_version_6,
+    2: _to(3, "format INTEGER NOT NULL DEFAULT 2", script=_TO_VERSION_3),
+    3: _to(4, "took REAL NOT NULL DEFAULT 0", "timed INTEGER NOT NULL DEFAULT 0"),
+    4: _to(5, script=BLOBS),
+    5: _to(6, "due REAL", "questions TEXT", "answers INTEGER NOT NULL DEFAULT 0", "ready REAL", script=_ANSWERS),
+    6: _to(7, script=_LEGS),
 }

@@ -38,12 +38,12 @@ from flowdeco.model.references import (
     Origin,
     Part,
     Parted,
-    check_pickles,
     home_of,
     importable,
     load,
     module_at_work,
     named,
+    reduced,
     reference,
 )
 from flowdeco.model.sentinels import UNSET
@@ -277,8 +277,9 @@ class Action(Equal, Unit, _Proxy, Generic[P, R]):
         if origin is not None:
             return reference(self, origin, what)
         if isinstance(function, types.MethodType):
-            check_pickles(what, {"object": function.__self__})
-            return getattr, (function.__self__, function.__func__.__name__)
+            return reduced(
+                what, {"object": function.__self__}, (getattr, (function.__self__, function.__func__.__name__))
+            )
         if isinstance(function, types.FunctionType):
             own = Imported(function.__module__, function.__qualname__)
             home: Any = importable(own, self, what, lambda found: found == self or found is function)
@@ -287,8 +288,8 @@ class Action(Equal, Unit, _Proxy, Generic[P, R]):
             home = _home_of_object(self)
         if home is not None:
             return load, (home,)
-        check_pickles(what, {"function": function, **named("option", self._given())})
-        return Action, (function, self._self_options)
+        values = {"function": function, **named("option", self._given())}
+        return reduced(what, values, (Action, (function, self._self_options)))
 
 
 def checked_options(function: Any, *, name: str | None = None, **options: Any) -> ActionOptions:
@@ -554,8 +555,7 @@ class Stage(Value, Unit, Parted):
             origin = importable(origin, self, what, lambda found: found == self)
         if origin is not None:
             return reference(self, origin, what)
-        check_pickles(what, named("option", self._given()))
-        return _stage_of, (self.actions, self._given())
+        return reduced(what, named("option", self._given()), (_stage_of, (self.actions, self._given())))
 
 
 def stage_like(sample: Stage, name: str, actions: tuple[Action[..., Any], ...], origin: Origin, memo: Memo) -> Stage:

@@ -10,7 +10,7 @@ import types
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, NoReturn, TypeAlias, cast
 
 from flowdeco.errors import UnreferencedError
 from flowdeco.model.contents import ATOMS
@@ -149,9 +149,7 @@ def origin_of(unit: Referenced) -> Origin | None:
 def reference(unit: Referenced, origin: Origin, what: str) -> tuple[Any, ...]:
     """Return how a unit that was not made directly is pickled; raises `UnreferencedError`."""
     home = home_of_copy(unit)
-    if home is None:
-        check_pickles(what, values_in(origin))
-    return load, (home or origin,)
+    return reduced(what, values_in(origin), (load, (origin,))) if home is None else (load, (home,))
 
 
 def values_in(origin: Origin) -> Mapping[str, Any]:
@@ -330,18 +328,39 @@ _MOST: Final = 10_000  # items of a list; it may be data
 # Values that are pickled with a reference.
 
 
-def check_pickles(what: str, values: Mapping[str, Any]) -> None:
-    """Raise `UnreferencedError` for a value of a definition that cannot be pickled, given their descriptions.
+def reduced(what: str, values: Mapping[str, Any], reduction: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return how a definition is pickled: as given, unless one of these values, by their descriptions, cannot be pickled.
 
-    Not where cloudpickle is at work, which writes more, and has errors of its own.
+    Then pickle raises `UnreferencedError`. Not so cloudpickle, which writes more, and has errors of its own.
     """
     for name, value in values.items():
-        if type(value) in ATOMS:
-            continue
-        found = culprit(value, name, pickles, _parts)
-        if found is not None and not _is_by_value():
+        found = None if type(value) in ATOMS else culprit(value, name, pickles, _parts)
+        if found is not None:
             path, error = found
-            raise UnreferencedError(f"cannot pickle {what}: its {path}: {error}") from error
+            cloudpickle: Any = getattr(sys.modules.get("cloudpickle"), "Pickler", None)
+            if cloudpickle is not None:
+                cloudpickle.dispatch_table[_Refused] = _reduction_of
+            return _itself, (_Refused(reduction, f"cannot pickle {what}: its {path}: {error}", error),)
+    return reduction
+
+
+class _Refused(NamedTuple):
+    """Stands in a pickle for a definition that only cloudpickle can write: that has a table of reductions by class."""
+
+    reduction: tuple[Any, ...]
+    message: str
+    cause: Exception
+
+    def __reduce__(self) -> NoReturn:
+        raise UnreferencedError(self.message) from self.cause
+
+
+def _reduction_of(refused: _Refused) -> tuple[Any, ...]:
+    return refused.reduction
+
+
+def _itself(definition: Any) -> Any:
+    return definition
 
 
 def pickles(value: Any) -> None:
@@ -369,12 +388,3 @@ class _Nowhere:
 
 def _parts(value: Any) -> Iterable[tuple[str, Any]]:
     return () if isinstance(value, Referenced) else all_parts(value)  # the error of a definition names the part
-
-
-def _is_by_value() -> bool:
-    frame = inspect.currentframe()
-    while frame is not None:
-        if frame.f_globals.get("__name__") == "cloudpickle.cloudpickle":
-            return True
-        frame = frame.f_back
-    return False

@@ -10,7 +10,7 @@ from typing_extensions import ParamSpec
 from flowdeco.errors import DefinitionError, shortened
 from flowdeco.model.contents import agree
 from flowdeco.model.options import described
-from flowdeco.model.references import check_pickles
+from flowdeco.model.references import reduced
 from flowdeco.model.units import Pulled, Template, Unit, Value
 
 __all__ = ["Stream", "not_iterated", "stream"]
@@ -54,8 +54,8 @@ class Stream(Pulled):
         return f"<{self.name}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        check_pickles(f"the {self.name}", {"source": self.source, "arguments": self.args})
-        return Stream, (self.source, self.args)
+        values = {"source": self.source, "arguments": self.args}
+        return reduced(f"the {self.name}", values, (Stream, (self.source, self.args)))
 
     def __copy__(self) -> Stream:
         return Stream(self.source, self.args)

@@ -22,7 +22,7 @@ from flowdeco.errors import DefinitionError, printable, selector_suggestion, sho
 from flowdeco.model.contents import agree
 from flowdeco.model.keys import AnyKey
 from flowdeco.model.options import Duration, Middleware, checked, checked_selectors, described
-from flowdeco.model.references import Parted, Referenced, check_pickles, named
+from flowdeco.model.references import Parted, Referenced, named, reduced
 from flowdeco.model.runnable import Runnable, Shows
 
 if TYPE_CHECKING:
@@ -327,8 +327,8 @@ class Composite(Value, Unit, Parted):
         return hash((type(self), self.units, self.name))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        check_pickles(f"{type(self).__name__.lower()} {self.name!r}", named("option", self._options))
-        return _composite_of, (type(self), self.units, self._options)
+        reduction = _composite_of, (type(self), self.units, self._options)
+        return reduced(f"{type(self).__name__.lower()} {self.name!r}", named("option", self._options), reduction)
 
 
 def _composite_of(cls: type[Composite], units: tuple[Unit, ...], options: dict[str, Any]) -> Any:

@@ -18,7 +18,7 @@ from contextlib import closing
 from pathlib import Path
 
 from flowdeco import Context, action, durable
-from flowdeco.durable.sqlite import Head
+from flowdeco.durable.head import Head
 
 LIMITS = {"few due": 0.02, "all due": 1.5, "woken": 0.02}  # seconds; the last one for each run
 
