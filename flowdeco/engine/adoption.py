@@ -254,7 +254,7 @@ class _Comparison:
         """Return the number behind the steps of a unit, and the units that it inserted; None if it has other steps."""
         if isinstance(unit, Pipeline) and not unit.use:
             return self._in_a_row(unit.units, branch, number)
-        did = self._past.steps[branch].get(number)
+        did = self._past.steps.get(branch, {}).get(number)
         if did is None or did.name != unit.name or did.unit.kind != KINDS[type(unit)]:
             return None
         if did.status is Status.SKIPPED or not did.entered:
@@ -301,7 +301,7 @@ class _Comparison:
         for index, unit in enumerate(group.units):
             inner = branch_id(f"{branch}.{did.number}", index)
             steps = self._past.steps.get(inner, {})
-            if did.error is not None and not steps:
+            if not steps and not (did.error is None and did.selection.takes(index)):
                 continue  # it had not begun
             found = self._in_a_row([unit], inner, 0)
             if found is None or (steps and found[0] <= max(steps)):
