@@ -41,7 +41,7 @@ class Archive:
 
     def begin_branch(self, outer: str, branch: str, group: str, index: int) -> None:
         """Note where a branch of a group is."""
-        self._addresses[branch] = (*self._addresses.get(outer, ()), (group, index))
+        self._addresses[branch] = (*self._addresses[outer], (group, index))
 
     def adopt(self, steps: Steps, branch: str, number: int, unit: Any, around: Any) -> None:
         """Put the earlier outcome of a step, and of everything in it, among these steps under its present numbers."""
@@ -58,7 +58,7 @@ class Archive:
         past.left.discard((old, at))
 
     def _found(self, branch: str, unit: Any, around: Any) -> _Found | None:
-        address = self._addresses.get(branch, ())
+        address = self._addresses[branch]
         if type(unit) is not Step:
             key = KINDS[type(unit)], unit.name
             return _first(self._pasts, key, address, lambda past, of, at: _Comparison(past).likeness(unit, of, at))

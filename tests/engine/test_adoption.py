@@ -100,6 +100,14 @@ def test_a_pipeline_with_layers_is_adopted_with_all_of_its_steps():
     assert len(adopted(archive, 0, nested)) == 10
 
 
+def test_a_scope_without_rows_of_its_steps_is_adopted_with_what_comes_behind_it():
+    """An atomic one that had failed, which its layers, or others, recovered."""
+    flow = pipeline(pipeline(S, name="q", use=USE), C, name="p", use=USE)
+    recovered = {**FAILED, "recovered": True, "error": ValueError(), "end": 5}
+    ran = Ran(flow, q=recovered, s=None, a=None, b=None)
+    assert adopted(Archive([ran.steps]), 2, flow) == [("0", 2, "p", 0), ("0", 3, "q", 1), ("0", 7, "c", 5), ("0", 8, "c", 6)]
+
+
 def test_a_group_is_adopted_with_its_branches():
     """Their ids follow from its place; those inside them, too."""
     outer = parallel(GROUP, A, name="outer")
@@ -278,11 +286,16 @@ def test_one_in_the_same_branch_is_preferred():
     last = ids[branch_id(f"{branch_id('0.2', 1)}.0", 1)] * 10
     assert adopted(archive, 0, Stage("s", [A]), branch="y") == [("y", 0, "s", last), ("y", 1, "a", last + 1)]
     assert adopted(archive, 0, Stage("s", [A])) == [("0", 0, "s", 0), ("0", 1, "a", 1)]
+    archive.begin_branch("0", "z", "new", 0)
     elsewhere = [adopted(archive, 0, Stage("s", [A]), branch=branch) for branch in ("y", "z")]
     assert sorted(found[0][3] for found in elsewhere) == sorted(
         10 * ids[branch] for branch in (branch_id("0.2", 0), branch_id(f"{branch_id('0.2', 1)}.0", 0))
     )
     assert adopted(archive, 2, Stage("s", [A])) == []
+    archive = Archive([Ran(parallel(S, Stage("s", [C, A, B]), name="g")).steps])
+    archive.begin_branch("0", "x", "g", 1)
+    assert adopted(archive, 1, B, Stage("s"), "x") == [("x", 1, "b", 3)]
+    assert adopted(archive, 2, B, Stage("s"), "x") == [("x", 2, "b", 2)]
 
 
 def _branch_of(ran, did):
