@@ -127,12 +127,12 @@ class _Past:
 
     def _read(self, branch: str, address: Address) -> None:
         self.addresses[branch] = address
-        stage: list[int] | None = None
+        stage: list[int] = []
         follows = -1
         for number, did in sorted(self.steps.get(branch, {}).items()):
             kind = did.unit.kind
             if kind == "action":
-                if stage is None or number != follows:
+                if number != follows:
                     stage = self._add_scope(("stage", did.unit.stage), branch, number - 1)
                 stage.append(number)
                 if did.is_final:
@@ -159,7 +159,7 @@ class _Past:
         One in a branch of this address is preferred.
         """
         for where in (address, None):
-            places = self._named.get((key, where), [])
+            places = self._named.get((key, where))
             while places and places[-1] not in self.left:
                 places.pop()
             if places:

@@ -95,6 +95,7 @@ def test_a_pipeline_with_layers_is_adopted_with_all_of_its_steps():
     archive = Archive([Ran(A, OPEN).steps])
     names = [("p", 2), ("s", 3), ("a", 4), ("t", 5), ("b", 6)]
     assert adopted(archive, 1, OPEN) == [("0", n, *each) for n, each in enumerate(names, 1)]
+    assert adopted(archive, 9, Stage("s", [A])) == []
     nested = pipeline(pipeline(A, pipeline(B)), OPEN, name="q", use=USE)
     archive = Archive([Ran(nested).steps])
     assert len(adopted(archive, 0, nested)) == 10
@@ -105,7 +106,12 @@ def test_a_scope_without_rows_of_its_steps_is_adopted_with_what_comes_behind_it(
     flow = pipeline(pipeline(S, name="q", use=USE), C, name="p", use=USE)
     recovered = {**FAILED, "recovered": True, "error": ValueError(), "end": 5}
     ran = Ran(flow, q=recovered, s=None, a=None, b=None)
-    assert adopted(Archive([ran.steps]), 2, flow) == [("0", 2, "p", 0), ("0", 3, "q", 1), ("0", 7, "c", 5), ("0", 8, "c", 6)]
+    assert adopted(Archive([ran.steps]), 2, flow) == [
+        ("0", 2, "p", 0),
+        ("0", 3, "q", 1),
+        ("0", 7, "c", 5),
+        ("0", 8, "c", 6),
+    ]
 
 
 def test_a_group_is_adopted_with_its_branches():
@@ -221,6 +227,10 @@ def test_of_a_stage_that_has_changed_its_actions_are_adopted():
         assert adopted(archive, 2, A, now) == [("0", 2, "a", 1)]
         assert adopted(archive, 3, B, now) == [("0", 3, "b", 2)]
         assert adopted(archive, 4, A, now) == []
+    archive = Archive([Ran(C, S, S, s=None).steps])
+    assert len(adopted(archive, 0, Stage("c", [C]))) == 2
+    assert adopted(archive, 2, now) == adopted(archive, 3, C, now) == []
+    assert adopted(archive, 3, A, now) == [("0", 3, "a", 3)]
     archive = Archive([Ran(S, a=FAILED).steps])
     assert adopted(archive, 0, now) == adopted(archive, 1, A, now) == []
     assert adopted(archive, 1, B, now) == [("0", 1, "b", 2)]
@@ -346,8 +356,20 @@ def test_of_several_stages_the_present_generation_has_the_one_most_alike():
     assert adopted(archive, 0, Stage("s", [A, B])) == []
     assert adopted(archive, 1, A, Stage("s")) == [("0", 1, "a", 1)]
     assert adopted(archive, 2, B, Stage("s")) == []
+    archive = Archive([before], Ran(Stage("s", [A, B]), number=5, s=None).steps)
+    adopted(archive, 0, Stage("s", [A, B]))
+    assert adopted(archive, 1, A, Stage("s")) == []
     archive = Archive([before], Ran(GROUP).steps)
     assert adopted(archive, 0, Stage("s", [A, B])) == [("0", 0, "s", 3), ("0", 1, "a", 4), ("0", 2, "b", 5)]
+
+
+def test_steps_that_the_present_generation_has_in_a_branch_are_of_that_branch():
+    """Those of other branches, of the same names, are left."""
+    before = Ran(parallel(S, pipeline(C, S), name="g")).steps
+    now = Ran(parallel(pipeline(), S, name="g"), number=4, g=FAILED).steps
+    archive = Archive([before], now)
+    archive.begin_branch("0", "x", "g", 1)
+    assert adopted(archive, 0, S, branch="x") == [("x", 0, "s", 0), ("x", 1, "a", 1), ("x", 2, "b", 2)]
 
 
 # -- in a run

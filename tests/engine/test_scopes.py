@@ -1,0 +1,727 @@
+"""Scopes are opened, filled and closed: a branch with one of them on its agenda, step by step."""
+
+import pytest
+from scripted import perform, terms_of
+from support import again, around, one, step, swallow
+
+from flowdeco import Bail, Stage, Status, Store, Suspend, action, pipeline
+from flowdeco.durable import MemoryJournal
+from flowdeco.durable.digests import digest
+from flowdeco.engine.branch import Branch
+from flowdeco.engine.history import History
+from flowdeco.engine.memory import Log
+from flowdeco.engine.open_scopes import UNNUMBERED, OpenScope
+from flowdeco.engine.outcome import ROOT, ActionRecord, Outcome, Scope, StageRecord, inserter
+from flowdeco.engine.recorder import Recorder
+from flowdeco.engine.scopes import close_scope, end_scope, fill_scope, limited, open_scope
+from flowdeco.errors import SerializationError, Wait
+from flowdeco.events import StageStarted
+from flowdeco.middleware import atomic
+from flowdeco.model.store import NOTHING, Delta
+
+A, B = step([], "a"), step([], "b")
+S = Stage("s", [A, B])
+PLACE = Scope("p", "p1", None, None, None)
+
+
+def done(walk):
+    """What a walk that may have nothing to ask for comes to."""
+    return perform(walk) if hasattr(walk, "send") else walk
+
+
+def branch_with(flow=S, inputs=None, **terms):
+    """A branch in a pipeline, without anything on its agenda."""
+    branch = Branch(terms_of(flow, **terms), Store(inputs), OpenScope(None, None, None, 0.0))
+    branch.scope = OpenScope(branch.base, pipeline(flow), None, 0.0)
+    return branch
+
+
+def opened(branch, unit=S, use=(), number=0, earlier=None):
+    """The scope of a unit, opened in a branch as its next step, and the error of that."""
+    scope = OpenScope(branch.scope, unit, "x/y", 5.0, number)
+    scope.place = PLACE
+    branch.number = number + 1
+    return scope, done(open_scope(branch, scope, use, earlier))
+
+
+def closed(branch, scope, error=None):
+    """Take a scope from the agenda with all that is above it, and close it; return the failure that is left."""
+    while branch.agenda and branch.agenda.pop()[0] is not scope:
+        pass
+    if error is not None:
+        return done(close_scope(branch, scope, error))
+    return done(end_scope(branch, scope, "x/y"))
+
+
+def recorder():
+    """A recorder of a journal in which the run has begun."""
+    journal = MemoryJournal()
+    journal.create("run-1", "pipeline", journal.codec.encode({}, "inputs"), ())
+    return Recorder(journal, "run-1", lambda function: "code", digest)
+
+
+def agenda(branch):
+    """The names on the agenda, the next thing first."""
+    return [getattr(unit, "name", unit) for unit, _ in reversed(branch.agenda)]
+
+
+def passes(call):
+    yield
+
+
+def writes(key="w", leaving="l"):
+    """A layer that writes before and after its target, whatever comes of that."""
+
+    def layer(call):
+        call.store[key] = "before"
+        try:
+            yield
+        finally:
+            call.store[leaving] = "after"
+
+    return layer
+
+
+def skips(call):
+    return
+    yield
+
+
+# -- on the agenda
+
+
+def test_a_scope_is_below_its_contents():
+    """It knows its depth, and the branch is inside it, until it ends."""
+    branch = branch_with()
+    outer = branch.scope
+    branch.agenda.append(("waiting", None))
+    scope, error = opened(branch)
+    assert (error, scope.depth, branch.scope, scope.outer) == (None, 1, scope, outer)
+    assert agenda(branch) == ["a", "b", scope, "waiting"]
+    inner, _ = opened(branch, pipeline(B, S, name="p"), number=UNNUMBERED)
+    assert (inner.depth, agenda(branch)[:3]) == (4, ["b", "s", inner])
+    assert [by for _, by in branch.agenda[-2:]] == ["x/y", "x/y"]
+    assert closed(branch, inner) is None
+    assert (branch.scope, branch.records.kept) == (scope, [])  # a pipeline without layers is no step
+    assert closed(branch, scope) is None
+    assert (branch.scope, agenda(branch)) == (outer, ["waiting"])
+
+
+@pytest.mark.parametrize("use", [(), (passes,)], ids=["plain", "in a layer"])
+@pytest.mark.parametrize("keeps", [True, False])
+def test_the_record_of_a_stage_says_what_became_of_it(use, keeps):
+    """In POSIX seconds, with its place and that of the next step; a run without records has none."""
+    branch = branch_with(most_records=None if keeps else 0)
+    scope, _ = opened(branch, use=use, number=3)
+    branch.number = 6
+    scope.records.append("a record")
+    assert closed(branch, scope) is None
+    records = [
+        record._replace(elapsed=0.0) for record in (branch.records.kept if keeps else ())
+    ]  # the clock ticks whenever it is read
+    expected = StageRecord("s", S, Status.COMPLETED, 1005.0, 0.0, "x/y", 3, actions=["a record"], scope=PLACE, end=6)
+    assert records == [expected] * keeps
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_the_time_of_a_stage_ends_when_it_does(plain):
+    """Whether anything observes it or not."""
+    branch = branch_with(clock=lambda: 8.0, notify=None if plain else lambda event: None)
+    scope, _ = opened(branch)
+    closed(branch, scope)
+    assert [record.elapsed for record in branch.records.kept] == [3.0]
+
+
+def test_what_was_inserted_comes_next():
+    """By the actions of a scope, and then by its layers, in order; not after a failure."""
+    units = [one([], name) for name in "vwxyz"]
+
+    def inserts(call):
+        call.insert(units[2], units[3])
+        yield
+
+    for error, use, expected in (
+        (None, (), ["v", "w"]),
+        (None, (inserts,), ["v", "w", "x", "y"]),
+        (None, (inserts, skips), ["v", "w", "x", "y"]),
+        (ValueError(), (inserts,), []),
+        (Bail(), (inserts,), []),
+    ):
+        branch = branch_with()
+        scope, _ = opened(branch, use=use, number=3)
+        scope.inserted += [(unit, "s/a") for unit in units[:2]]
+        assert closed(branch, scope, error) is error
+        assert agenda(branch) == expected
+        assert {by for _, by in branch.agenda[: -2 or None]} <= {"s"}
+        if expected[2:]:
+            assert [(by, by.number) for _, by in branch.agenda[:2]] == [(inserter("s", 3), 3)] * 2
+        (record,) = branch.records.kept
+        assert [unit.name for unit in record.inserted] == expected[2:]
+
+
+def test_what_layers_insert_must_be_possible():
+    """Nothing that lacks a value, nor in a durable run a stream that cannot be called again."""
+
+    @action
+    def lacks(nowhere):
+        pass
+
+    def inserts(*units):
+        def layer(call):
+            call.insert(*units)
+            yield
+
+        return layer
+
+    from flowdeco import stream
+
+    for terms, unit, text in (
+        ({}, Stage("t", [lacks]), "nowhere"),
+        ({"recorder": recorder()}, stream([S]), "a middleware of stage 's' inserted the stream of"),
+    ):
+        branch = branch_with(**terms)
+        scope, _ = opened(branch, use=(inserts(unit),))
+        error = closed(branch, scope)
+        assert text in str(error)
+        (record,) = branch.records.kept
+        assert (record.status, record.error, record.inserted, agenda(branch)) == ("failed", error, (), [])
+    branch = branch_with()
+    scope, _ = opened(branch, use=(inserts(stream([S])),))
+    assert closed(branch, scope) is None
+
+
+# -- what is known of its surroundings
+
+
+def test_observers_hear_that_a_stage_begins():
+    """With the step that inserted it, and the branches it is in; of a pipeline they do not."""
+    heard = []
+    group = Scope("g", "0.3", 1, None, Scope("p", "p1", None, None, Scope("h", "0.2", 0, None, None)))
+    for place, expected in ((None, None), (PLACE, None), (group, "h[0]/g[1]")):
+        branch = branch_with(notify=heard.append)
+        scope = OpenScope(branch.scope, S, "x/y", 5.0, 0)
+        scope.place = place
+        done(open_scope(branch, scope, (), None))
+        assert heard.pop() == StageStarted("run-1", "s", "x/y", expected)
+    opened(branch, pipeline(S, name="p"))
+    assert heard == []
+
+
+@pytest.mark.parametrize(
+    ("change", "is_quiet", "is_bare"),
+    [
+        (lambda branch, scope: None, True, True),
+        (lambda branch, scope: setattr(scope, "use_actions", (passes,)), True, False),
+        (lambda branch, scope: setattr(scope, "values", {"k": 1}), False, False),
+        (lambda branch, scope: setattr(scope, "is_skipped", True), False, False),
+        (lambda branch, scope: branch.switch("t", False), False, False),
+    ],
+    ids=["nothing", "layers of actions", "values", "skipped", "switched off"],
+)
+def test_the_actions_of_a_plain_stage_need_not_be_looked_at_one_by_one(change, is_quiet, is_bare):
+    """If nothing selects or supplies anything; they may have layers."""
+    branch = branch_with()
+    scope = OpenScope(branch.scope, S, None, 5.0, 0)
+    assert (scope.is_quiet, scope.is_bare) == (False, False)
+    change(branch, scope)
+    fill_scope(branch, scope)
+    assert (scope.is_quiet, scope.is_bare) == (is_quiet, is_bare)
+
+
+def test_local_results_are_dropped_with_their_stage():
+    """Unless it failed: a resume may need them."""
+    local = Stage("s", [A, B], local=True)
+    for error, names in ((None, []), (Bail(), []), (ValueError(), ["a", "b"])):
+        for notify in (None, lambda event: None):
+            branch = branch_with(local, notify=notify)
+            scope, _ = opened(branch, local)
+            assert scope.local == {"a", "b"}
+            for act, _ in list(branch.agenda[1:]):
+                branch.store.put(act.writes, 1)
+            assert closed(branch, scope, error) is error
+            assert sorted(branch.leftovers.abandoned) == names
+            left = [name.name for name, _ in branch.store.everything()]
+            assert sorted(left) == (names if not isinstance(error, Bail) else left)
+
+
+# -- the data of a stage
+
+
+DATA = Stage("s", [A], data={"k": [1]})
+
+
+def test_the_data_of_a_stage_is_merged_as_it_opens():
+    """Copied, and before its contents; without a journal nothing is noted of it."""
+    branch = branch_with(DATA, {"k": 0})
+    scope, error = opened(branch, DATA)
+    assert (error, branch.store["k"], scope.mark, branch.rows) == (None, [1], None, [])
+    assert branch.store["k"] is not DATA.data["k"]
+    assert agenda(branch) == ["a", scope]
+
+
+class Odd:
+    """A value that can be declared, and later neither be copied nor pickled."""
+
+    can_be_copied = True
+
+    def __deepcopy__(self, memo):
+        if not self.can_be_copied:
+            raise LookupError("no copy")
+        return self
+
+    def __reduce__(self):
+        raise LookupError("no pickle")
+
+
+def test_data_that_cannot_be_copied_is_the_failure_of_its_stage():
+    """Nothing in it runs, and nothing of it is left."""
+    odd = Odd()
+    unit = Stage("s", [A], data={"j": 1, "k": odd})
+    odd.can_be_copied = False
+    branch = branch_with(unit, {"j": 0}, log=Log())
+    scope, error = opened(branch, unit)
+    assert "key 'k' holds a Odd (no copy)" in str(error)
+    assert agenda(branch) == [scope]
+    assert closed(branch, scope, error) is error
+    assert branch.leftovers.unwinding is not None
+    assert (branch.leftovers.unfinished, branch.records.kept[0].entered) == ({}, False)
+
+
+def test_in_a_durable_run_the_data_is_in_the_journal_as_the_stage_begins():
+    """What cannot be written there fails the stage."""
+    branch = branch_with(DATA, recorder=recorder())
+    scope, error = opened(branch, DATA, number=4)
+    (row,) = branch.rows
+    assert (error, scope.mark, row.number, row.kind, row.status, row.started) == (
+        None,
+        None,
+        4,
+        "stage",
+        "running",
+        1005.0,
+    )
+    unit = Stage("s", [A], data={"k": Odd()})
+    branch = branch_with(unit, recorder=recorder())
+    scope, error = opened(branch, unit)
+    assert isinstance(error, SerializationError)
+    assert scope.mark is not None
+
+
+# -- in layers
+
+
+def test_layers_are_entered_before_the_contents_and_see_the_scope():
+    """They are around it, and what they supply is for what is inside."""
+    log, seen = [], []
+
+    def gives(call):
+        seen.append((call.level, call.name, call.run_id, call.store, call.stage, call.pipeline.name))
+        yield {"given": 1}
+
+    branch = branch_with()
+    scope, error = opened(branch, use=(around(log, "m"), gives))
+    assert (error, log, scope.values) == (None, ["+m"], {"given": 1})
+    assert agenda(branch) == ["a", "b", scope]
+    assert seen == [("stage", "s", "run-1", branch.store, S, "pipeline")]
+    assert closed(branch, scope) is None
+    assert log == ["+m", "-m"]
+    flow = pipeline(S, name="p")
+    opened(branch, flow, (gives,))
+    assert seen[1] == ("pipeline", "p", "run-1", branch.store, None, "p")
+
+
+def test_a_layer_that_skips_its_target_leaves_nothing_to_do():
+    """The scope is skipped, and has not been entered."""
+    branch = branch_with()
+    scope, _ = opened(branch, use=(skips,), number=3)
+    assert agenda(branch) == [scope]
+    assert closed(branch, scope) is None
+    (record,) = branch.records.kept
+    assert (record.status, record.entered, record.end) == ("skipped", False, 4)
+
+
+def test_open_layers_may_ask_for_another_attempt():
+    """Until they are left, the branch knows the groups inside."""
+    branch = branch_with()
+    outer, _ = opened(branch, pipeline(S, name="p"), (passes,))
+    inner, _ = opened(branch, S, (passes,), number=1)
+    assert branch.revocable == 2
+    branch.forks = [(2, ["x"])]
+    closed(branch, inner)
+    assert (branch.revocable, branch.forks) == (1, [(2, ["x"])])
+    closed(branch, outer)
+    assert (branch.revocable, branch.forks) == (0, [])
+    branch.forks = [(2, ["x"])]
+    plain, _ = opened(branch)
+    closed(branch, plain, ValueError())
+    assert (branch.revocable, branch.forks) == (0, [])
+
+
+def test_the_state_that_another_attempt_restores_is_that_before_the_layers():
+    """Its records, result and switches, the store, and the rows that were held."""
+    branch = branch_with(inputs={"k": 1})
+    branch.records.add("earlier")
+    branch.result = "earlier"
+    branch.rows.append("held")
+    scope, _ = opened(branch, use=(writes(),))
+    assert (scope.before.records, scope.before.result, scope.held) == (1, "earlier", 1)
+    assert dict(branch.store) == {"k": 1, "w": "before"}
+    branch.store.undo(scope.mark)
+    assert dict(branch.store) == {"k": 1}
+
+
+@pytest.mark.parametrize("error", [None, ValueError(), Bail(), Suspend("waits")], ids=repr)
+@pytest.mark.parametrize("use", [(), (passes,), (again(1),), (writes(),), (atomic,), (skips,)])
+def test_marks_are_let_go_with_their_scope(error, use):
+    """A store that nobody may undo notes nothing, whether the run is durable or not."""
+    for terms in ({}, {"recorder": recorder()}):
+        branch = branch_with(DATA, **terms)
+        scope, _ = opened(branch, DATA, use)
+        closed(branch, scope, error)
+        branch.store["new"] = 1
+        assert not branch.store.has_written("new")
+
+
+# -- what a failure leaves behind in memory
+
+
+@pytest.mark.parametrize("error", [None, Bail(), ValueError(), Suspend("waits")], ids=repr)
+def test_a_scope_that_failed_is_left_open_for_a_resume(error):
+    """By the marks of its layers, and the result before it; a `Bail` is an end as well."""
+    branch = branch_with(log=Log())
+    branch.result = "before"
+    scope, _ = opened(branch, use=(writes(), writes("v")), number=3)
+    branch.result = "after"
+    assert closed(branch, scope, error) is error
+    left = branch.leftovers.unfinished
+    assert list(left) == ([] if error is None else [3])
+    if error is not None:
+        marks, result = left[3]
+        assert (len(marks), result) == (2, "before")
+    assert (
+        branch.logged[3].status
+        == {None: "completed", Bail: "bailed", ValueError: "failed", Suspend: "suspended"}[error and type(error)]
+    )
+    branch = branch_with(log=Log())
+    scope, _ = opened(branch, number=3)
+    closed(branch, scope, error)
+    assert branch.leftovers.unfinished == {}
+
+
+def test_a_scope_that_was_not_entered_begins_anew_on_a_resume():
+    """The writes of its layers are undone as well, inside and out."""
+
+    def fails(call):
+        raise LookupError("no")
+        yield
+
+    branch = branch_with(inputs={"k": 1}, log=Log())
+    scope, error = opened(branch, use=(writes(), fails), number=3)
+    assert closed(branch, scope, error) is error
+    (record,) = branch.records.kept
+    assert (record.entered, branch.leftovers.unfinished) == (False, {})
+    branch.store.undo(branch.leftovers.unwinding)
+    assert dict(branch.store) == {"k": 1}
+
+
+def test_a_scope_that_succeeds_recovers_what_was_left():
+    """Of a failure inside it."""
+    branch = branch_with(log=Log())
+    outer, _ = opened(branch, pipeline(S, name="p"), (swallow,))
+    inner, _ = opened(branch, number=1)
+    branch.leftovers.unwind(branch.store)
+    error = closed(branch, inner, ValueError("no"))
+    assert branch.leftovers.unwinding is not None
+    assert closed(branch, outer, error) is None
+    assert branch.leftovers.unwinding is None
+    (record,) = branch.records.kept
+    assert (record.status, record.recovered) == ("failed", True)
+
+
+# -- one step
+
+
+def test_an_atomic_scope_holds_its_rows_back():
+    """While it is open, and those inside it as well; then they are written at once."""
+    made = recorder()
+    branch = branch_with(recorder=made)
+    branch.rows.append(None)
+    branch.rows.clear()
+    outer, _ = opened(branch, pipeline(S, name="p"), (atomic,))
+    assert (outer.is_atomic, branch.atomic) == (True, 1)
+    inner, _ = opened(branch, S, (atomic, passes), number=1)
+    assert (inner.is_atomic, branch.atomic) == (True, 2)
+    plain, _ = opened(branch, Stage("t"), number=2)
+    assert closed(branch, plain) is None
+    assert closed(branch, inner) is None
+    assert (branch.atomic, [row.stage for row in branch.rows]) == (1, ["t", "s"])
+    assert made.journal.history("run-1") == []
+    assert closed(branch, outer) is None
+    assert (branch.atomic, branch.rows) == (0, [])
+    assert [row.stage for row in made.journal.history("run-1")] == ["t", "s", "p"]
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), Suspend("waits"), Bail()], ids=repr)
+def test_an_atomic_scope_that_fails_is_as_if_it_had_not_begun(error):
+    """It leaves its own row alone; after a `Bail` it stands."""
+    made = recorder()
+    branch = branch_with(inputs={"k": 1}, recorder=made)
+    branch.rows.append(made.row("0", None, StageRecord("t", Stage("t"), Status.COMPLETED, 0.0, 0.0, number=0, end=1)))
+    scope, _ = opened(branch, use=(writes(), atomic), number=1)
+    plain, _ = opened(branch, Stage("u"), number=2)
+    assert closed(branch, plain) is None
+    assert closed(branch, scope, error) is error
+    bailed = isinstance(error, Bail)
+    rows = made.journal.history("run-1")
+    assert [row.stage for row in rows if row.status != "running"] == ["t", *(["u"] * bailed), "s"]
+    assert rows[-1].status == str(branch.records.kept[-1].status)
+    assert branch.records.kept[-1].entered is bailed
+    branch = branch_with(inputs={"k": 1}, log=Log())
+    scope, _ = opened(branch, use=(writes(), atomic), number=1)
+    branch.store["inside"] = 1
+    closed(branch, scope, error)
+    assert list(branch.leftovers.unfinished) == [1] * bailed
+    if not bailed:
+        branch.store.undo(branch.leftovers.unwinding)
+        assert dict(branch.store) == {"k": 1}
+
+
+def test_another_attempt_at_an_atomic_scope_counts_once():
+    """It is one step from the first one on."""
+    log = []
+    branch = branch_with(recorder=recorder())
+    scope, _ = opened(branch, use=(again(2), atomic))
+    assert closed(branch, scope, ValueError()) is None
+    assert (branch.atomic, scope.is_atomic, branch.revocable) == (1, True, 1)
+    assert agenda(branch) == ["a", "b", scope]
+    assert closed(branch, scope) is None
+    assert (branch.atomic, branch.revocable, log) == (0, 0, [])
+    (record,) = branch.records.kept
+    assert (record.attempts, record.status, record.repeats) == (2, "completed", (1, 0))
+    assert [type(error) for error in record.failures] == [ValueError]
+
+
+# -- time
+
+
+def test_a_timeout_is_a_layer_of_its_unit():
+    """With the name of it; how much of it a suspended run has used is known when it continues."""
+    now = [100.0]
+    branch = branch_with(clock=lambda: now[0], recorder=recorder())
+    scope = OpenScope(branch.scope, Stage("s", [A], timeout=5.0), None, 0.0, 0)
+    assert limited(branch, OpenScope(branch.scope, S, None, 0.0, 0), "stage") == ()
+    (limit,) = limited(branch, scope, "stage")
+    assert limit.supplies is False
+    for used in (0.0, 2.0):
+        if used:
+            branch.terms.waits["0", 0] = [Wait("used", used, 0, key="used")]
+        done(open_scope(branch, scope, (limit,), None))
+        deadline = branch.deadline
+        assert (deadline.message, deadline.scope) == ("stage 's' took longer than its timeout of 5 s", scope)
+        assert deadline.left() == 5.0 - used
+        now[0] += 1.5
+        error = Suspend("waits")
+        assert closed(branch, scope, error) is error
+        assert branch.deadline is None
+        (wait,) = branch.records.kept.pop().waits
+        assert wait == Wait("used", used + 1.5, 0, key="used")
+    done(open_scope(branch, scope, (limit,), None))
+    now[0] += 5.5
+    error = closed(branch, scope)
+    assert (str(error), error.__cause__) == ("stage 's' took longer than its timeout of 5 s", None)
+
+
+def test_a_failure_passes_the_timeout_as_it_is():
+    """Only a suspended scope has used some of it."""
+    branch = branch_with()
+    unit = Stage("s", [A], timeout=50.0)
+    for error in (None, ValueError()):
+        scope = OpenScope(branch.scope, unit, None, 0.0, 0)
+        done(open_scope(branch, scope, limited(branch, scope, "stage"), None))
+        assert closed(branch, scope, error) is error
+        assert branch.records.kept.pop().waits == ()
+
+
+# -- a scope that had ended before the run was resumed
+
+
+def earlier(status=Status.COMPLETED, number=0, **more):
+    """A stage as it was before."""
+    more = {"end": number + 3, "started": 7.0, "elapsed": 2.0, **more}
+    return StageRecord("s", S, status, number=number, **more)
+
+
+def sealed(then, unit=S, use=(), **terms):
+    """A branch in which a scope that had ended is open again."""
+    branch = branch_with(past=History({}), **terms)
+    scope, error = opened(branch, unit, use, then.number, then)
+    assert error is None
+    return branch, scope
+
+
+def test_a_scope_that_had_ended_opens_without_its_layers():
+    """What they wrote takes effect again, and its contents are restored."""
+    log, heard = [], []
+    then = earlier(entering=[Delta({"w": 1}, [], {}), Delta({"v": 2}, [], {})], writes=Delta({"l": 3}, [], {}))
+    branch, scope = sealed(then, use=(around(log, "m"),), notify=heard.append)
+    assert (branch.sealed, scope.earlier, branch.revocable) == (1, then, 0)
+    assert (dict(branch.store), agenda(branch), log, heard) == ({"w": 1, "v": 2}, ["a", "b", scope], [], [])
+    assert scope.before is None
+    branch.number = 3
+    scope.records.append("a record")
+    assert closed(branch, scope) is None
+    assert (branch.sealed, branch.store["l"]) == (0, 3)
+    assert branch.records.kept == [
+        StageRecord(
+            "s", S, Status.COMPLETED, 7.0, 2.0, "x/y", 0, actions=["a record"], scope=PLACE, end=3, restored=True
+        )
+    ]
+
+
+def test_a_scope_that_was_not_entered_has_no_contents():
+    """The next step has the number that it had."""
+    for number in (1, 5):
+        branch, scope = sealed(earlier(Status.SKIPPED, entered=False))
+        assert agenda(branch) == [scope]
+        branch.number = number
+        assert closed(branch, scope) is None
+        assert branch.number == max(3, number)
+
+
+@pytest.mark.parametrize("recovered", [True, False])
+def test_a_scope_ends_as_it_had_ended(recovered):
+    """With its failure, unless that was recovered; what it inserted comes again, if it did not fail."""
+    no = ValueError("no")
+    status = Status.FAILED if recovered else Status.BAILED
+    then = earlier(status, error=no, recovered=recovered, inserted=(Stage("t"),))
+    branch, scope = sealed(then)
+    assert scope.before is not None
+    branch.number = 3
+    past = branch.terms.past
+    past.steps["0"] = {0: then}
+    past.recall("0", 0, S, None, sealed=True)
+    assert closed(branch, scope, no) is (None if recovered else no)
+    assert agenda(branch) == ["t"] * recovered
+    assert [by for _, by in branch.agenda] == ["s"] * recovered
+
+
+def test_a_scope_that_ends_otherwise_has_changed():
+    """With another error, or another number of steps."""
+    branch, scope = sealed(earlier())
+    error = LookupError("new")
+    assert closed(branch, scope, error) is error
+    assert branch.records.kept == []
+    branch, scope = sealed(earlier())
+    branch.number = 5
+    assert "stage 's' has completed, and ends elsewhere" in str(closed(branch, scope))
+
+
+def test_local_results_of_a_restored_stage_are_dropped_unless_they_are_in_memory():
+    """There, those in the store are of a later stage."""
+    local = Stage("s", [A, B], local=True)
+    for in_store in (False, True):
+        branch = branch_with(local, past=History({}, in_store=in_store))
+        scope, _ = opened(branch, local, earlier=earlier())
+        branch.store.put(branch.agenda[1][0].writes, 1)
+        branch.number = 3
+        closed(branch, scope)
+        assert [name.name for name, _ in branch.store.everything()] == ["b"] * in_store
+
+
+def test_records_inside_a_pipeline_learn_what_it_came_to():
+    """A failure that it recovered, and errors of attempts that it dropped; no others."""
+    inside = StageRecord("t", Stage("t"), Status.FAILED, 0.0, 0.0, number=1, scope=PLACE, error=ValueError("no"))
+    flow = pipeline(S, name="p")
+    dropped = {("p1[None]", 1, "t"): [LookupError("before")]}
+    for more, recovered, failures in (
+        ({}, False, 0),
+        ({"status": Status.FAILED, "error": ValueError("no"), "recovered": True}, True, 0),
+        ({"dropped": dropped}, False, 1),
+    ):
+        then = Outcome(
+            "p", flow, **{"status": Status.COMPLETED, "started": 1.0, "elapsed": 1.0, "number": 0, "end": 3, **more}
+        )
+        branch, scope = sealed(then, flow)
+        assert (scope.before is None) == (not more)
+        branch.number = 3
+        branch.records.add(inside)
+        assert closed(branch, scope) is None
+        (record,) = branch.records.kept
+        assert (record.recovered, len(record.failures)) == (recovered, failures)
+    branch = branch_with()
+    scope, _ = opened(branch, flow, (swallow,))
+    branch.records.add(inside)
+    closed(branch, scope, inside.error)
+    assert [record.recovered for record in branch.records.kept] == [True]
+    stage = StageRecord("s", S, Status.FAILED, 7.0, 2.0, number=0, end=3, error=ValueError(), recovered=True)
+    branch, scope = sealed(stage)
+    branch.number = 3
+    scope.records.append(ActionRecord("a", A, Status.FAILED, 0.0, 0.0, number=1, error=stage.error))
+    closed(branch, scope)
+    assert branch.records.kept[0].actions[0].recovered
+
+
+# -- a scope that had begun
+
+
+def begun(unit=S, use=(), status=Status.FAILED, entering=(), past=None, **more):
+    """A branch in which a scope is open that had begun before the run was resumed, and the error of that."""
+    then = earlier(status, end=-1, entering=entering, error=ValueError("then"))._replace(name=unit.name)
+    then = then._replace(**{name: more.pop(name) for name in list(more) if name in Outcome._fields})
+    branch = branch_with(past=History({}, in_store=False) if past is None else past, **more)
+    scope, error = opened(branch, unit, use, 0, then)
+    return branch, scope, error
+
+
+def test_the_time_of_a_scope_goes_on():
+    """From when it had begun."""
+    branch, scope, _ = begun(clock=lambda: 6.0)
+    assert closed(branch, scope) is None
+    (record,) = branch.records.kept
+    assert (record.started, record.elapsed, record.restored, record.error) == (7.0, 3.0, False, None)
+
+
+def test_layers_do_not_write_again_what_they_had_written():
+    """As they are entered: what was in the store then counts."""
+    entering = [Delta({"w": "then"}, [], {}), Delta({"v": "then"}, [], {})]
+    log = []
+    branch, scope, error = begun(
+        use=(writes(), around(log, "m"), writes("v")), entering=[*entering[:1], NOTHING, entering[1]]
+    )
+    assert (error, dict(branch.store), log) == (None, {"w": "then", "v": "then"}, ["+m"])
+    assert (branch.rows, scope.layers.recalled, branch.revocable) == ([], None, 1)
+    closed(branch, scope)
+    assert branch.store["l"] == "after"
+    branch, _, _ = begun(use=(writes(),), entered=False)
+    assert dict(branch.store) == {"w": "before"}  # they had not been entered
+    branch, _, _ = begun(use=(writes(),))
+    assert dict(branch.store) == {}  # they had written nothing
+
+
+def test_the_data_of_a_stage_that_had_begun_is_not_merged_again():
+    """In a journal it is with the beginning of the stage; in memory it is in the store."""
+    branch, _, _ = begun(DATA, entering=[Delta({"k": "then"}, [], {})])
+    assert dict(branch.store) == {"k": "then"}
+    branch, _, _ = begun(DATA, entering=[Delta({"k": "then"}, [], {})], past=History({}, in_store=True))
+    assert dict(branch.store) == {}
+    branch, _, _ = begun(DATA, entered=False)
+    assert dict(branch.store) == {"k": [1]}
+    for inside, expected in (({1: did_a()}, {}), ({2: did_a()}, {"k": [1]}), ({}, {"k": [1]})):
+        branch = branch_with(past=History({ROOT: inside}))
+        opened(branch, DATA)
+        assert dict(branch.store) == expected
+
+
+def did_a():
+    return ActionRecord("a", A, Status.COMPLETED, 1.0, 1.0, number=1)
+
+
+def test_of_layers_that_the_run_has_lost_the_writes_stay():
+    """Around a pipeline, with what they had waited for."""
+    flow = pipeline(S, name="p")
+    waits = {("0", 0): [Wait("sleep", 1.0)], ("0", 4): [Wait("sleep", 2.0)]}
+    branch = branch_with(past=History({}), waits=waits)
+    then = Outcome("p", flow, Status.FAILED, 1.0, 1.0, number=0, entering=[Delta({"w": 1}, [], {})])
+    scope, error = opened(branch, flow, (), 0, then)
+    assert (error, dict(branch.store), list(branch.terms.waits)) == (None, {"w": 1}, [("0", 4)])
+    assert agenda(branch) == ["s", scope]
