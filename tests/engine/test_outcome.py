@@ -17,6 +17,7 @@ from flowdeco.engine.outcome import (
     Status,
     amended,
     branch_id,
+    cut_steps,
     dropped_errors,
     inserter,
     pinned,
@@ -318,6 +319,26 @@ def test_of_pipelines_and_groups_observers_hear_what_they_insert_only(unit):
     assert heard(inserted, None) == [UnitsInserted("r", None, None, ("s",), 1)]
 
 
+def test_observers_hear_of_the_failures_of_earlier_attempts():
+    """Of actions and stages; an action outside a stage has none to name."""
+    for record in (action_record, stage_record):
+        (event,) = heard(record(failures=[NO], attempts=2), None)
+        assert event.failures == (NO,)
+    assert heard(action_record(), None)[0].stage == ""
+    inserted, _ = heard(stage_record(inserted=(STAGE,)), None)
+    assert inserted.stage == "s"
+
+
+# -- of several branches
+
+
+def test_steps_are_cut_from_these_numbers_on():
+    """In these branches, of which some may have none."""
+    steps = {"0": dict.fromkeys(range(4)), "b": dict.fromkeys(range(2)), "c": {0: None}}
+    cut_steps(steps, {"0": 2, "b": 0, "gone": 0})
+    assert {branch: list(mine) for branch, mine in steps.items()} == {"0": [0, 1], "b": [], "c": [0]}
+
+
 # -- as text, and by name
 
 
@@ -330,7 +351,10 @@ def test_of_pipelines_and_groups_observers_hear_what_they_insert_only(unit):
             "<ActionRecord a failed with ValueError in 3 attempts in 0.500000 s>",
         ),
         (stage_record(), "<StageRecord s completed in 0.500000 s: no actions>"),
-        (stage_record(actions=[action_record()]), "<StageRecord s completed in 0.500000 s: a>"),
+        (
+            stage_record(actions=[action_record()] * 2, attempts=2),
+            "<StageRecord s completed in 2 attempts in 0.500000 s: a, a>",
+        ),
         (Outcome("g", parallel(STAGE), Status.COMPLETED, 0.0, 0.5), "<Outcome g completed in 0.500000 s>"),
     ],
     ids=shown,

@@ -1,5 +1,7 @@
 """Scopes are opened, filled and closed: a branch with one of them on its agenda, step by step."""
 
+from types import SimpleNamespace
+
 import pytest
 from scripted import perform, terms_of
 from support import again, around, one, step, swallow
@@ -11,10 +13,12 @@ from flowdeco.engine.branch import Branch
 from flowdeco.engine.history import History
 from flowdeco.engine.memory import Log
 from flowdeco.engine.open_scopes import UNNUMBERED, OpenScope
-from flowdeco.engine.outcome import ROOT, ActionRecord, Outcome, Scope, StageRecord, inserter
+from flowdeco.engine.outcome import ROOT, RUN, ActionRecord, Outcome, Scope, StageRecord, branch_id, inserter
 from flowdeco.engine.recorder import Recorder
+from flowdeco.engine.requests import CAUGHT_UP, Raised
 from flowdeco.engine.scopes import close_scope, end_scope, fill_scope, limited, open_scope
-from flowdeco.errors import SerializationError, Wait
+from flowdeco.engine.waits import Wall
+from flowdeco.errors import Cancelled, SerializationError, Wait
 from flowdeco.events import StageStarted
 from flowdeco.middleware import atomic
 from flowdeco.model.store import NOTHING, Delta
@@ -578,6 +582,20 @@ def test_a_scope_that_had_ended_opens_without_its_layers():
     ]
 
 
+def test_a_branch_is_sealed_until_all_such_scopes_have_ended():
+    """However deep they are nested."""
+    branch, outer = sealed(
+        Outcome("p", pipeline(S, name="p"), Status.COMPLETED, 1.0, 1.0, number=0, end=4), pipeline(S, name="p")
+    )
+    inner, _ = opened(branch, S, (), 1, earlier(number=1))
+    assert branch.sealed == 2
+    branch.number = 4
+    assert closed(branch, inner) is None
+    assert branch.sealed == 1
+    assert closed(branch, outer) is None
+    assert branch.sealed == 0
+
+
 def test_a_scope_that_was_not_entered_has_no_contents():
     """The next step has the number that it had."""
     for number in (1, 5):
@@ -725,3 +743,138 @@ def test_of_layers_that_the_run_has_lost_the_writes_stay():
     scope, error = opened(branch, flow, (), 0, then)
     assert (error, dict(branch.store), list(branch.terms.waits)) == (None, {"w": 1}, [("0", 4)])
     assert agenda(branch) == ["s", scope]
+    branch = branch_with(past=History({}))
+    opened(branch, flow, (), 0, then._replace(entering=()))
+    assert dict(branch.store) == {}
+
+
+def in_group(parent, past=None):
+    """A branch of a group in this branch, with history left to restore."""
+    base = OpenScope(parent.scope, None, None, 0.0)
+    base.place = PLACE.of(0)
+    fork = Branch(parent.terms, parent.store.fork(), base, parent, SimpleNamespace(id="0.3"), 0)
+    fork.is_catching_up = True
+    return fork
+
+
+def test_before_layers_are_entered_a_branch_has_caught_up():
+    """If there is nothing left to restore; the group may have ended meanwhile."""
+    log = []
+    for inside, stopped in ((False, False), (False, True), (True, False)):
+        log.clear()
+        past = History({branch_id("0.3", 0): {5: did_a()}} if inside else {})
+        fork = in_group(branch_with(past=past))
+        scope = OpenScope(fork.scope, S, None, 0.0, 0)
+        walk = open_scope(fork, scope, (around(log, "m"),), None)
+        if not inside:
+            assert next(walk) is CAUGHT_UP
+            assert log == []
+            if stopped:
+                fork.stop()
+        error = perform(walk)
+        assert (isinstance(error, Cancelled), log) == (stopped, ["+m"] * (not stopped))
+
+
+PAUSED = Wait("pause", 130.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("suspend_after", "now", "slept"), [(60.0, 100.0, 30.0), (60.0, 140.0, None), (10.0, 100.0, 0)]
+)
+def test_the_pause_before_another_attempt_goes_on(suspend_after, now, slept):
+    """What is left of it; if that is too long, the scope stays as it is in the journal."""
+    log = []
+    other = Wait("question", key="k")
+    wall = Wall(now=lambda: now, suspend_after=suspend_after)
+    for unit in (S, pipeline(S, name="p")):
+        log.clear()
+        branch = branch_with(past=History({}), wall=wall, waits={(ROOT, 0): [PAUSED, other]})
+        then = earlier(Status.SUSPENDED, end=-1, actions=["a record"], writes=NOTHING)
+        then = then if unit is S else Outcome("p", unit, Status.SUSPENDED, 7.0, 2.0, number=0)
+        scope = OpenScope(branch.scope, unit, "x/y", 0.0, 0)
+        scope.place = PLACE
+        walk, requests = open_scope(branch, scope, (around(log, "m"),), then), []
+        error = perform(walk, requests)
+        if slept == 0:
+            assert (type(error), error.waits, log) == (Suspend, (PAUSED,), [])
+            assert closed(branch, scope, error) is error
+            kept = [then._replace(unit=S, inserted_by="x/y", scope=PLACE, writes=None)] if unit is S else []
+            assert branch.records.kept == kept
+            assert branch.revocable == 0
+        else:
+            assert (error, log) == (None, ["+m"])
+            assert [request.seconds for request in requests] == ([] if slept is None else [slept])
+
+
+def test_an_interrupt_of_the_pause_ends_it():
+    """Like any failure before the layers are entered."""
+    wall = Wall(now=lambda: 100.0, suspend_after=60.0)
+    branch = branch_with(past=History({}), wall=wall, waits={(ROOT, 0): [PAUSED]})
+    scope = OpenScope(branch.scope, S, "x/y", 0.0, 0)
+    walk = open_scope(branch, scope, (passes,), earlier(Status.SUSPENDED, end=-1))
+    assert next(walk).seconds == 30.0
+    interrupt = KeyboardInterrupt()
+    with pytest.raises(StopIteration) as ended:
+        walk.send(Raised(interrupt))
+    assert ended.value.value is interrupt
+
+
+def test_attempts_before_a_resume_count():
+    """And the errors of them; a pause in a layer belongs to its waits."""
+    failures = [LookupError("before")]
+    dropped = {("p1[None]", 1, "a"): [ValueError("dropped")]}
+    then = {
+        "attempts": 3,
+        "repeats": (2,),
+        "failures": failures,
+        "dropped": dropped,
+        "waits": [Wait("sleep", 1.0, at=("0", 4))],
+    }
+    branch, scope, _ = begun(use=(passes,), status=Status.SUSPENDED, **then)
+    layers = scope.layers
+    assert (layers.attempt, layers.repeats, list(layers.failures), layers.dropped) == (3, (2,), failures, dropped)
+    assert layers.inside == {("0", 4)}
+    closed(branch, scope)
+    (record,) = branch.records.kept
+    assert (record.attempts, record.repeats, list(record.failures)) == (3, (2,), failures)
+
+
+# -- around the run itself
+
+
+def run_scope(use, then=None, past=None, **terms):
+    """The scope of the caller's layers, opened."""
+    branch = Branch(terms_of(S, past=past, **terms), Store(), OpenScope(None, None, None, 0.0))
+    flow = pipeline(S, name="p")
+    scope = OpenScope(branch.base, flow, None, 0.0, RUN)
+    assert done(open_scope(branch, scope, use, then)) is None
+    return branch, scope
+
+
+def test_the_caller_s_layers_are_counted_from_the_inside():
+    """A resume may come with more or fewer of them: those inside are the same."""
+    log = []
+    delta = [Delta({name: "then"}, [], {}) for name in "abc"]
+    then = Outcome("p", None, Status.FAILED, 1.0, 1.0, number=RUN, entering=delta[1:])
+    for names, expected in (
+        ("bc", {"b": "then", "c": "then"}),
+        ("abc", {"a": "before", "b": "then", "c": "then"}),
+        ("c", {"b": "then", "c": "then"}),
+        ("", {"b": "then", "c": "then"}),
+    ):
+        branch, scope = run_scope([writes(name, f"-{name}") for name in names], then, History({}))
+        assert dict(branch.store) == expected, names
+        if names:
+            assert scope.layers.has_new_layers == (names == "abc")
+    branch, scope = run_scope([around(log, "m"), passes], None, History({}))
+    assert (log, scope.layers.recalled) == (["+m"], None)
+
+
+def test_waits_of_the_caller_s_layers_are_known_by_their_place():
+    """Also those that a journal of an earlier version counted from the outside."""
+    waits = {(ROOT, RUN): [Wait("sleep", 1.0, who=0), Wait("sleep", 1.0, who=-2)]}
+    branch, scope = run_scope([passes, passes], None, History({}), waits=waits)
+    assert [wait.who for wait in branch.terms.waits[ROOT, RUN]] == [-3, -2]
+    branch = branch_with(waits={(ROOT, 0): [Wait("sleep", 1.0, who=0)]})
+    opened(branch, S, (passes, passes))
+    assert [wait.who for wait in branch.terms.waits[ROOT, 0]] == [0]
