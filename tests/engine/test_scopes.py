@@ -6,12 +6,12 @@ import pytest
 from scripted import perform, terms_of
 from support import again, around, one, step, swallow
 
-from flowdeco import Bail, Stage, Status, Store, Suspend, action, pipeline
+from flowdeco import Bail, Sleep, Stage, Status, Store, Suspend, action, pipeline
 from flowdeco.durable import MemoryJournal
 from flowdeco.durable.digests import digest
 from flowdeco.engine.branch import Branch
 from flowdeco.engine.history import History
-from flowdeco.engine.memory import Log
+from flowdeco.engine.memory import Log, Remains
 from flowdeco.engine.open_scopes import UNNUMBERED, OpenScope
 from flowdeco.engine.outcome import ROOT, RUN, ActionRecord, Outcome, Scope, StageRecord, branch_id, inserter
 from flowdeco.engine.recorder import Recorder
@@ -21,7 +21,7 @@ from flowdeco.engine.waits import Wall
 from flowdeco.errors import Cancelled, SerializationError, Wait
 from flowdeco.events import StageStarted
 from flowdeco.middleware import atomic
-from flowdeco.model.store import NOTHING, Delta
+from flowdeco.model.store import NOTHING, Delta, Mark
 
 A, B = step([], "a"), step([], "b")
 S = Stage("s", [A, B])
@@ -878,3 +878,248 @@ def test_waits_of_the_caller_s_layers_are_known_by_their_place():
     branch = branch_with(waits={(ROOT, 0): [Wait("sleep", 1.0, who=0)]})
     opened(branch, S, (passes, passes))
     assert [wait.who for wait in branch.terms.waits[ROOT, 0]] == [0]
+
+
+# -- in a durable run
+
+
+def durable(flow=S, inputs=None, journal=None, **terms):
+    """A branch of a durable run, and the decoder of its rows."""
+    made = recorder()
+    if journal is not None:
+        made.journal.__class__ = journal
+    return branch_with(flow, inputs, recorder=made, **terms), made.codec.decode
+
+
+def test_what_layers_write_as_they_are_entered_is_noted_as_the_scope_begins():
+    """Layer by layer; nothing of those that write nothing, nor of those of an earlier leg."""
+    branch, decode = durable()
+    opened(branch, S, (writes(), passes, writes("v")))
+    (row,) = branch.rows
+    assert (row.kind, row.number, row.status) == ("stage", 0, "running")
+    assert decode(row.payload)["entering"] == [{"puts": {"w": "before"}}, {}, {"puts": {"v": "before"}}]
+    branch, _ = durable()
+    opened(branch, S, (passes, passes))
+    assert branch.rows == []
+    branch, _, _ = begun(use=(writes(),), entering=[Delta({"w": 1}, [], {})], recorder=recorder())
+    assert branch.rows == []
+    then = Outcome("p", None, Status.FAILED, 1.0, 1.0, number=RUN, entering=[Delta({"b": "then"}, [], {})])
+    branch, scope = run_scope([writes("a"), writes("b")], then, History({}), recorder=recorder())
+    (row,) = branch.rows
+    assert decode(row.payload)["entering"] == [{"puts": {"a": "before"}}, {"puts": {"b": "then"}}]
+
+
+def test_writes_of_layers_that_cannot_be_encoded_fail_the_scope():
+    """Its contents do not begin."""
+    branch, _ = durable()
+
+    def layer(call):
+        call.store["k"] = Odd()
+        yield
+
+    scope, error = opened(branch, S, (layer,))
+    assert isinstance(error, SerializationError)
+    assert agenda(branch) == [scope]
+
+
+def test_values_that_layers_change_in_place_are_noted():
+    """With the writes of the layer, on the way in and out; not those that are changed inside."""
+
+    def layer(call):
+        call.store["xs"].append("in")
+        yield
+        call.store["ys"].append("out")
+
+    branch, decode = durable(S, {"xs": [], "ys": [], "zs": []})
+    scope, _ = opened(branch, S, (layer,))
+    assert branch.changed == {"xs"}
+    assert decode(branch.rows[0].payload)["entering"] == [{"changes": {"xs": ["in"]}}]
+    branch.store["zs"].append("inside")
+    closed(branch, scope)
+    assert branch.changed == {"xs", "ys"}
+    assert decode(branch.rows[-1].payload)["changes"] == {"ys": ["out"]}
+
+
+def test_what_layers_write_as_they_are_left_is_in_the_outcome():
+    """Also after a failure; not the writes inside."""
+    for error in (None, ValueError("no")):
+        branch, decode = durable()
+        scope, _ = opened(branch, S, (writes(), writes("v", "m")))
+        branch.store["inside"] = 1
+        assert closed(branch, scope, error) is error
+        assert decode(branch.rows[-1].payload)["puts"] == {"l": "after", "m": "after"}
+        branch.store["new"] = 1
+        assert not branch.store.has_written("new")
+
+
+def test_another_attempt_counts_from_when_it_begins():
+    """The rows of the failed one are dropped, and it is written at once; not inside an atomic scope."""
+    branch, decode = durable(S, {"xs": []})
+
+    def changes(call):
+        yield
+
+    scope, _ = opened(branch, S, (again(3), changes))
+    branch.changed.add("xs")
+    assert closed(branch, scope, ValueError("no")) is None
+    journal = branch.terms.recorder.journal
+    (row,) = journal.history("run-1")
+    parts = decode(row.payload)
+    assert (row.status, parts["attempts"], parts["repeats"]) == ("running", 2, [1, 0])
+    assert parts["entering"] == [{}, {"changes": {"xs": []}}]
+    assert agenda(branch) == ["a", "b", scope]
+    assert (branch.scope, branch.number, branch.rows) == (scope, 1, [])
+    outer_branch, _ = durable()
+    opened(outer_branch, pipeline(S, name="p"), (atomic,))
+    inner, _ = opened(outer_branch, S, (again(2),), number=1)
+    assert closed(outer_branch, inner, ValueError("no")) is None
+    assert outer_branch.rows == []
+    assert outer_branch.terms.recorder.journal.history("run-1") == []
+
+
+class Full(MemoryJournal):
+    def drop(self, run_id, cuts):
+        raise OSError("disk full")
+
+
+class FullLater(MemoryJournal):
+    def write(self, run_id, rows):
+        raise OSError("disk full")
+
+
+@pytest.mark.parametrize("journal", [Full, FullLater])
+def test_a_journal_that_cannot_note_another_attempt_ends_the_run(journal):
+    """It does not begin; whatever recovers it, the error stays."""
+    branch, _ = durable(journal=journal)
+    scope, _ = opened(branch, S, (again(2),))
+    error = closed(branch, scope, ValueError("no"))
+    assert str(error) == "disk full"
+    assert branch.unsaved() is error
+    scope, _ = opened(branch)
+    assert closed(branch, scope) is error
+    assert (branch.records.kept[-1].status, branch.records.kept[-1].error) == ("failed", error)
+
+
+def test_an_atomic_scope_ends_with_the_error_of_its_journal():
+    """It is written as it ends."""
+    branch, _ = durable(journal=FullLater)
+    scope, _ = opened(branch, S, (atomic,))
+    assert str(closed(branch, scope)) == "disk full"
+
+
+def naps(call):
+    yield Sleep(50)
+    try:
+        yield
+    except ValueError:
+        yield Sleep(100)
+        yield
+
+
+def test_a_layer_that_sleeps_too_long_suspends_the_run():
+    """Before its target; the scope keeps what it has waited for."""
+    wall = Wall(now=lambda: 1000.0, suspend_after=10.0)
+    for unit, number in ((S, 0), (S, 3)):
+        branch, _ = durable(unit, wall=wall)
+        scope, error = opened(branch, unit, (passes, naps), number)
+        assert isinstance(error, Suspend)
+        assert closed(branch, scope, error) is error
+        (record,) = branch.records.kept
+        (wait,) = record.waits
+        assert (record.status, record.entered, wait.kind, wait.due, wait.who) == (
+            "suspended",
+            False,
+            "sleep",
+            1050.0,
+            1,
+        )
+
+
+def test_a_pause_before_another_attempt_suspends_the_run():
+    """The attempt is dropped; the next one begins inside the same layers."""
+    wall = Wall(now=lambda: 1000.0, suspend_after=60.0)
+    branch, decode = durable(S, {"k": 1}, wall=wall)
+    scope, _ = opened(branch, S, (writes(), naps))
+    branch.store["inside"] = 1
+    branch.number = 3
+    branch.add_row(branch.terms.recorder.row("0", "s", did_a()))
+    scope.records.append(did_a()._replace(status=Status.FAILED, error=ValueError("no")))
+    error = closed(branch, scope, ValueError("no"))
+    assert isinstance(error, Suspend)
+    assert dict(branch.store) == {"k": 1, "w": "before", "l": "after"}
+    (record,) = branch.records.kept
+    assert (record.status, record.entered, record.attempts, record.repeats) == ("suspended", True, 2, (0, 1))
+    assert [(wait.kind, wait.due, wait.who) for wait in record.waits if wait.kind == "pause"] == [("pause", 1100.0, 1)]
+    began, ended = branch.rows[-2:]
+    assert (began.status, ended.status) == ("running", "suspended")
+    assert decode(began.payload)["entering"][0] == {"puts": {"w": "before"}}
+    assert decode(began.payload)["attempts"] == 2
+    assert [row.number for row in branch.rows if row.kind == "action"] == []
+
+
+def test_waits_of_steps_inside_an_atomic_scope_are_held_with_it():
+    """Until it has ended; it needs them only if it runs again."""
+    held = Wait("question", key="k", at=(ROOT, 2))
+    for error, waits in ((Suspend("waits"), (held,)), (ValueError(), (held,)), (None, ())):
+        branch, _ = durable()
+        outer, _ = opened(branch, pipeline(S, name="p"), (atomic,))
+        branch.held_waits = [held]
+        inner, _ = opened(branch, Stage("t"), number=1)
+        assert closed(branch, inner) is None
+        assert branch.held_waits == [held]
+        plain, _ = opened(branch, S, (atomic,), number=2)
+        closed(branch, plain, error)
+        assert tuple(branch.records.kept[-1].waits) == waits
+        assert branch.held_waits == [held]
+        closed(branch, outer, error)
+        assert branch.held_waits == []
+
+
+def test_waits_of_steps_that_were_not_reached_stay_with_their_scope():
+    """It may run again, and then they do."""
+    left, place = Wait("question", key="k"), (ROOT, 4)
+    for error, waits in ((ValueError(), (left._replace(at=place),)), (None, ())):
+        branch, scope, _ = begun(use=(passes,), status=Status.SUSPENDED, waits=[Wait("sleep", 1.0, at=place)])
+        branch.terms.waits[place] = [left]
+        closed(branch, scope, error)
+        assert tuple(branch.records.kept[-1].waits) == waits
+
+
+# -- resumed in memory
+
+
+@pytest.mark.parametrize(
+    ("use", "k"),
+    [
+        ((passes, again(2)), "inner"),
+        ((again(2), passes), "outer"),
+        ((again(2),), "inner"),
+        ((passes, passes, again(2)), "inner"),
+        ((again(2), passes, passes), "outer"),
+    ],
+)
+def test_another_attempt_returns_to_the_state_that_the_first_one_found(use, k):
+    """Each layer to its own, counted from the inside; the result is that before it, too."""
+    outer, inner = Mark(), Mark()
+    outer["k"], inner["k"] = "outer", "inner"
+    remains = Remains(Store(), None, "since", {0: ([outer, inner], "before")})
+    past = History({}, in_store=True, remains={ROOT: remains})
+    branch = branch_with(S, {"k": "now"}, past=past)
+    branch.result = "since"
+    then = earlier(Status.FAILED, end=-1, error=ValueError("then"))
+    scope, error = opened(branch, S, use, 0, then)
+    assert (error, branch.store["k"], scope.before.result) == (None, "now", "before")
+    assert closed(branch, scope, ValueError("no")) is None
+    assert (branch.store["k"], branch.result) == (k, "before")
+    assert closed(branch, scope, ValueError("no")) is not None
+
+
+def test_layers_of_a_scope_in_memory_do_not_write_again():
+    """Its store has it already; those that are new around the run write."""
+    log = Log()
+    past = History({}, in_store=True, remains={ROOT: Remains(Store(), None, None, {RUN: ([Mark()], None)})})
+    then = Outcome("p", None, Status.FAILED, 1.0, 1.0, number=RUN)
+    branch, scope = run_scope([writes("a"), writes("b")], then, past, log=log)
+    assert dict(branch.store) == {"a": "before"}
+    branch, _, _ = begun(use=(writes(),), past=History({}, in_store=True), entering=[Delta({"w": "then"}, [], {})])
+    assert dict(branch.store) == {}
