@@ -10,7 +10,7 @@ from flowdeco.engine.branch import Branch
 from flowdeco.engine.memory import Log
 from flowdeco.engine.merger import Merger
 from flowdeco.engine.open_scopes import OpenScope
-from flowdeco.engine.outcome import Outcome, Scope, Selection, StageRecord, branch_id
+from flowdeco.engine.outcome import ROOT, Outcome, Scope, Selection, StageRecord, branch_id
 from flowdeco.engine.verdicts import Verdicts
 from flowdeco.errors import StoreTypeError, Wait, WriteConflictError
 from flowdeco.model.store import NOTHING, Delta
@@ -155,6 +155,7 @@ def test_branches_that_disagree_are_a_conflict():
     merging.ends(1, puts={"k": 1})
     merging.merger.merge()
     assert isinstance(merging.merger.error, WriteConflictError)
+    assert "the branches 0 ('s0') and 1 ('s1') of the parallel group 'g'" in str(merging.merger.error)
 
 
 # -- what counts however a branch ends
@@ -188,6 +189,29 @@ def test_rows_records_and_changes_are_taken_over(error):
             merging.merger.take_the_rest()
             ids = [branch_id("0.3", 0)] * bool(terms)
             assert merging.branch.forks == [(3, ids)] * revocable
+
+
+def test_those_of_several_branches_come_together():
+    """Whatever each has of them, and after those of the enclosing branch."""
+    before, waits, answers = Wait("sleep", 1.0), [Wait("sleep", due) for due in (2.0, 3.0)], [Wait("question", key="k")]
+    merging = Merging(inputs={"x": [1], "y": [2], "k": 0, "j": 0})
+    branch = merging.branch
+    branch.held_waits, branch.consumed, branch.changed = [before], {"before"}, {"z"}
+    branch.answered = [(1, (ROOT, 1), answers)]
+    one = merging.ends(0, changed={"x"}, held_waits=waits[:1], consumed={"k"})
+    other = merging.ends(1, changed={"y"}, held_waits=waits[1:], consumed={"j"})
+    del one.store["k"], other.store["j"]
+    merging.ends(2, answered=[(5, ("inner", 5), answers)])
+    merging.ends(3, consumed={"l"})
+    merging.merger.merge(4)
+    assert (branch.held_waits, branch.consumed) == ([before, *waits], {"before", "k", "j", "l"})
+    assert branch.answered == [(1, (ROOT, 1), answers), (3, ("inner", 5), answers)]
+    writes = merging.merger.with_changes(merging.writes())
+    assert writes == Delta({}, ["j", "k"], {}, {"x": [1], "y": [2]})
+    assert branch.changed == {"x", "y", "z"}
+    branch.result = "before"
+    merging.merger.adopt(None)
+    assert branch.result == "before"
 
 
 def test_without_changes_in_place_the_writes_are_the_same():
