@@ -134,6 +134,10 @@ def test_the_time_of_a_stage_ends_when_it_does(plain):
     scope, _ = opened(branch)
     closed(branch, scope)
     assert [record.elapsed for record in branch.records.kept] == [3.0]
+    branch = branch_with(log=Log(), notify=None if plain else lambda event: None)
+    scope, _ = opened(branch)
+    closed(branch, scope)
+    assert branch.logged == {0: branch.records.kept[0]}
 
 
 def test_what_was_inserted_comes_next():
@@ -243,7 +247,8 @@ def test_local_results_are_dropped_with_their_stage():
             for act, _ in list(branch.agenda[1:]):
                 branch.store.put(act.writes, 1)
             assert closed(branch, scope, error) is error
-            assert sorted(branch.leftovers.abandoned) == names
+            assert branch.leftovers.abandoned == dict.fromkeys(names, "s")
+            assert branch.store.dropped() == ({} if names else {"a": "s", "b": "s"})
             left = [name.name for name, _ in branch.store.everything()]
             assert sorted(left) == (names if not isinstance(error, Bail) else left)
 
@@ -632,6 +637,14 @@ def test_a_scope_that_ends_otherwise_has_changed():
     branch, scope = sealed(earlier())
     branch.number = 5
     assert "stage 's' has completed, and ends elsewhere" in str(closed(branch, scope))
+    branch, scope = sealed(earlier())
+    branch.terms.past.steps[ROOT] = {2: did_a()}
+    branch.number = 2
+    assert "action s/a has completed, and no longer exists" in str(closed(branch, scope))
+    branch, scope = sealed(earlier())
+    branch.number = 3
+    stop = branch.terms.past.early_stop
+    assert closed(branch, scope, stop) is stop
 
 
 def test_local_results_of_a_restored_stage_are_dropped_unless_they_are_in_memory():
@@ -697,6 +710,11 @@ def test_the_time_of_a_scope_goes_on():
     assert closed(branch, scope) is None
     (record,) = branch.records.kept
     assert (record.started, record.elapsed, record.restored, record.error) == (7.0, 3.0, False, None)
+    branch = branch_with(past=History({}), clock=lambda: 6.0)  # it has no row, but its actions do
+    scope, _ = opened(branch)
+    scope.records.append(did_a()._replace(started=3.0, elapsed=0.5, restored=True))
+    closed(branch, scope)
+    assert (branch.records.kept[0].started, branch.records.kept[0].elapsed) == (3.0, 1.5)
 
 
 def test_layers_do_not_write_again_what_they_had_written():
@@ -771,8 +789,10 @@ def test_before_layers_are_entered_a_branch_has_caught_up():
             assert log == []
             if stopped:
                 fork.stop()
-        error = perform(walk)
+        requests = []
+        error = perform(walk, requests)
         assert (isinstance(error, Cancelled), log) == (stopped, ["+m"] * (not stopped))
+        assert CAUGHT_UP not in requests
 
 
 PAUSED = Wait("pause", 130.0, 0)
@@ -790,7 +810,11 @@ def test_the_pause_before_another_attempt_goes_on(suspend_after, now, slept):
         log.clear()
         branch = branch_with(past=History({}), wall=wall, waits={(ROOT, 0): [PAUSED, other]})
         then = earlier(Status.SUSPENDED, end=-1, actions=["a record"], writes=NOTHING)
-        then = then if unit is S else Outcome("p", unit, Status.SUSPENDED, 7.0, 2.0, number=0)
+        then = (
+            then._replace(unit=Stage("before"))
+            if unit is S
+            else Outcome("p", unit, Status.SUSPENDED, 7.0, 2.0, number=0)
+        )
         scope = OpenScope(branch.scope, unit, "x/y", 0.0, 0)
         scope.place = PLACE
         walk, requests = open_scope(branch, scope, (around(log, "m"),), then), []
@@ -866,6 +890,12 @@ def test_the_caller_s_layers_are_counted_from_the_inside():
         assert dict(branch.store) == expected, names
         if names:
             assert scope.layers.has_new_layers == (names == "abc")
+    appended = then._replace(entering=[Delta({}, [], {"xs": [1]}), NOTHING])
+    for use in ([], [passes], [passes, passes], [passes] * 3):
+        branch, _ = run_scope(use, appended, History({}))
+        assert branch.store["xs"] == [1]
+    branch, _ = run_scope([writes("a")], None, History({ROOT: {0: earlier()}}))
+    assert branch.store["a"] == "before"  # it has no row: its process was killed before it began
     branch, scope = run_scope([around(log, "m"), passes], None, History({}))
     assert (log, scope.layers.recalled) == (["+m"], None)
 
@@ -1067,6 +1097,9 @@ def test_waits_of_steps_inside_an_atomic_scope_are_held_with_it():
         inner, _ = opened(branch, Stage("t"), number=1)
         assert closed(branch, inner) is None
         assert branch.held_waits == [held]
+        suspended, _ = opened(branch, Stage("u"), number=2)
+        closed(branch, suspended, Suspend("waits"))
+        assert tuple(branch.records.kept[-1].waits) == ()
         plain, _ = opened(branch, S, (atomic,), number=2)
         closed(branch, plain, error)
         assert tuple(branch.records.kept[-1].waits) == waits
@@ -1112,6 +1145,19 @@ def test_another_attempt_returns_to_the_state_that_the_first_one_found(use, k):
     assert closed(branch, scope, ValueError("no")) is None
     assert (branch.store["k"], branch.result) == (k, "before")
     assert closed(branch, scope, ValueError("no")) is not None
+
+
+def test_errors_of_a_dropped_attempt_are_kept_with_the_scope():
+    """And are in the records of its actions."""
+    no = ValueError("no")
+    branch = branch_with(log=Log())
+    scope, _ = opened(branch, S, (again(2),))
+    scope.records.append(did_a()._replace(status=Status.FAILED, error=no))
+    assert closed(branch, scope, no) is None
+    scope.records.append(did_a())
+    assert closed(branch, scope) is None
+    assert list(branch.logged[0].dropped.values()) == [[no]]
+    assert [list(action.failures) for action in branch.records.kept[0].actions] == [[no]]
 
 
 def test_layers_of_a_scope_in_memory_do_not_write_again():
