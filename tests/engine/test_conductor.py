@@ -14,7 +14,7 @@ from flowdeco.engine.groups import run_group
 from flowdeco.engine.history import History, Rehearsal
 from flowdeco.engine.memory import Log, Remains
 from flowdeco.engine.open_scopes import OpenScope
-from flowdeco.engine.outcome import ROOT, Outcome, Scope, Selection, StageRecord, branch_id
+from flowdeco.engine.outcome import ROOT, Outcome, Scope, Selection, StageRecord, branch_id, inserter
 from flowdeco.engine.recorder import Recorder, outcomes
 from flowdeco.engine.requests import CAUGHT_UP, Begin, Fork, Raised, Save
 from flowdeco.errors import Cancelled, CodeChangedError, SerializationError, WriteConflictError
@@ -181,8 +181,65 @@ def test_in_a_durable_run_the_group_has_rows_of_its_beginning_and_end():
         {"k": 1},
         Selection(),
     )
+    assert (began.stage, ended.stage) == ("g", "g")
     began = outcomes([began], run.branch.terms.recorder.codec)[ROOT][3]
     assert (began.branches, began.inserted_by) == (4, "s/a")
+
+
+def test_rows_of_a_group_have_the_scopes_around_it():
+    """Both that of its beginning and that of its end."""
+    made = recorder()
+    group = parallel(*UNITS, name="g")
+    branch = Branch(terms_of(as_pipeline(group), recorder=made), Store(), OpenScope(None, None, None, 0.0))
+    scope = OpenScope(branch.base, group, None, 2.0, 3)
+    scope.place = Scope("g", "0.3", None, None, Scope("p", "0.p1", None, None, None))
+    walk, answer = run_group(branch, group, scope, None), None
+    while type(request := walk.send(answer)) is not Fork:
+        answer = performed(request)
+    for saved in (made.journal.history("run-1"), None):
+        if saved is None:
+            with pytest.raises(StopIteration):
+                performed(walk.send(SimpleNamespace(interrupt=None)))
+                walk.send(None)
+            saved = branch.rows or made.journal.history("run-1")[1:]
+        assert made.codec.decode(saved[0].payload)["in"] == [["p", "0.p1", None, None]]
+
+
+def test_an_inserted_group_has_one_inserter_for_all_branches():
+    """Without its number, which is that of a step in another branch."""
+    run = Run()
+    run.scope.by = inserter("s/a", 7)
+    conductor = type(run.conductor)(run.branch, run.group, run.scope, None)
+    assert (conductor.by, type(conductor.by)) == ("s/a", str)
+    run.scope.by = None
+    assert type(run.conductor)(run.branch, run.group, run.scope, None).by is None
+
+
+def test_a_resumed_branch_catches_up_before_a_new_group():
+    """It may have been stopped meanwhile; a group that had begun catches up through its branches."""
+    for stopped in (False, True):
+        group = parallel(*UNITS, name="g")
+        parent = Branch(terms_of(as_pipeline(group), past=History({})), Store(), OpenScope(None, None, None, 0.0))
+        base = OpenScope(parent.base, None, None, 0.0)
+        base.place = Scope("h", "0.1", 0, None, None)
+        branch = Branch(parent.terms, parent.store.fork(), base, parent, SimpleNamespace(id="0.1"), 0)
+        for earlier in (None, restored(Status.RUNNING, branches=0)):
+            branch.is_catching_up = True
+            scope = OpenScope(base, group, None, 0.0, 3)
+            scope.place = Scope("g", "0.3", None, None, base.place)
+            walk = run_group(branch, group, scope, earlier)
+            request = walk.send(None)
+            if earlier is not None:
+                assert type(request) is Fork
+                continue
+            assert request is CAUGHT_UP
+            if stopped:
+                branch.stop()
+                with pytest.raises(StopIteration) as ended:
+                    walk.send(None)
+                assert isinstance(ended.value.value, Cancelled)
+            else:
+                assert type(walk.send(None)) is Fork
 
 
 def test_a_failure_of_a_branch_is_that_of_the_group():
@@ -360,6 +417,7 @@ def test_at_the_end_nothing_is_held_any_more():
     """Observers hear of it."""
     journal = recorder()
     run, heard = streamed(6, journal=journal)
+    assert run.conductor.is_held_up is False
     forks = run.all()
     assert len(forks) == 6
     run.ends(forks[1])
@@ -413,6 +471,17 @@ def test_an_error_of_the_stream_is_that_of_the_supply():
         yield UNITS[0]
         raise NO
 
+    closed = []
+
+    def left():
+        try:
+            yield from UNITS
+        finally:
+            closed.append("closed")
+
+    run = Run(group=parallel(stream(left), name="g"))
+    run.next(answer=False)
+    assert (run.next(), closed) == (None, ["closed"])
     run = Run(group=parallel(stream(units), name="g"))
     assert run.next().index == 0
     assert run.next() is None
@@ -458,6 +527,47 @@ def test_a_group_that_had_ended_is_restored():
     assert run.finish() is None
     assert (run.branch.sealed, dict(run.branch.store), run.branch.result) == (0, {"k": 1}, 5)
     assert run.requests == []
+    run = Run(earlier=then, past=History(inside(0, 1, 2, 3)), sealed=1)
+    assert (run.next().sealed, run.finish(), run.branch.sealed) == (2, None, 1)
+
+
+def test_a_restored_group_keeps_its_record_if_not_all_branches_count():
+    """With its unit, its inserter and its place as they are now; its switches and results are its branches'."""
+    then = restored(selection=Selection({}, frozenset([1])), branches=4)
+    past = History(inside(1))
+    run = Run(earlier=then, past=past, options={"enough": 1})
+    forks = run.all()
+    assert [fork.index for fork in forks] == [1]
+    assert forks[0].ended_early
+    forks[0].switch("tag:t", False)
+    run.ends(forks[0])
+    assert run.finish() is None
+    ((_, record),) = run.branch.records.scopes
+    assert record == then._replace(unit=run.group, inserted_by="s/a", scope=run.scope.place, restored=True)
+    assert run.branch.switches == {"tag:t": False}
+    no = ValueError("no")
+    then = restored(Status.FAILED, error=no)._replace(recovered=True)
+    past = History(inside(0))
+    past._errors.append(no)
+    run = Run(earlier=then, past=past)
+    fork = run.next()
+    fork.switch("tag:t", False)
+    run.ends(fork)
+    assert run.finish() is no
+    assert run.branch.switches == {}
+
+
+def test_the_rehearsal_of_a_restored_group_notes_that_it_holds():
+    """If it ends where it had ended."""
+    past = rehearsal({ROOT: {3: restored()}, **inside(0, 1, 2, 3)})
+    run = Run(earlier=restored(), past=past)
+    for fork in run.all():
+        past.recall(fork.id, 0, fork.unit, None, sealed=True)
+        past.confirm(fork.id, past._all[fork.id][0], fork.unit, 1)
+        run.ends(fork)
+    assert run.finish() is None
+    assert (ROOT, 3) in past.taken
+    assert past.changes == []
 
 
 def test_what_differs_in_a_restored_group_is_its_error():
@@ -499,6 +609,11 @@ def test_lost_branches_are_restored_as_lost():
         run.ends(fork, NO if fork.index == 1 else None)
     assert run.finish() is None
     assert run.branch.store["lost"] == [("s1", NO)]
+    then = restored(Status.RUNNING, selection=Selection({2: NO}))
+    run = Run(earlier=then, past=History(inside(0)), options={"tolerate": 1})
+    assert run.conductor.verdicts.known == 3  # nothing of it is left, and it does not begin again
+    assert [fork.index for fork in run.all()] == [0, 1, 3]
+    assert run.conductor.merger.over == {2: None}
 
 
 def test_branches_that_had_begun_are_supplied_first():
@@ -553,6 +668,13 @@ def test_a_stream_must_give_as_many_branches_as_before():
     assert run.next() is None
     assert isinstance(run.supplied, CodeChangedError)
     assert "the parallel group 'g' had more than 1 branches" in str(run.supplied)
+
+    def fails():
+        yield UNITS[0]
+        raise NO
+
+    run = Run(group=parallel(stream(fails), name="g"), earlier=restored(Status.RUNNING, branches=6), past=past)
+    assert (run.next().index, run.next(), run.supplied) == (0, None, NO)
     run = Run(group=group, earlier=restored(Status.RUNNING, branches=20), past=History({}))
     assert run.conductor.source.bound == 20
 
