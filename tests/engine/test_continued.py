@@ -3,12 +3,14 @@
 import durable_units as du
 import pytest
 from scripted import evaluation, performed, terms_of
+from support import around
 
 from flowdeco import Run, Stage, Status, Store, Suspend, action, parallel, pipeline, stream
 from flowdeco.durable import MemoryJournal
 from flowdeco.durable.digests import digest
 from flowdeco.engine.adoption import Archive
 from flowdeco.engine.generations import Generation
+from flowdeco.engine.memory import Remains
 from flowdeco.engine.outcome import ROOT
 from flowdeco.engine.recorder import Recorder, outcomes
 from flowdeco.engine.requests import Raised, Save
@@ -86,7 +88,10 @@ def journaled(*units, broken=("fragile",), name="p"):
     journal.create("run-1", name, journal.codec.encode({"given": 1}, "inputs"), ())
     run, walk = evaluation(flow, {"given": 1}, recorder=recorder_of(journal))
     followed(walk)
-    journal.release("run-1")
+    if run.status == "completed":
+        journal.close("run-1", "completed", None, None)
+    else:
+        journal.release("run-1")
     du.clear()
     return journal
 
@@ -109,7 +114,7 @@ def followed(walk, refuses=None, error=None):
 class Resumed:
     """A run that is continued with these units."""
 
-    def __init__(self, journal, *units, on_change="error", finished=False, name="p", refuses=None, **more):
+    def __init__(self, journal, *units, on_change="error", finished=False, name="p", refuses=None, use=(), **more):
         self.journal, self.flow = journal, pipeline(*units, name=name)
         if not finished:
             journal.open("run-1")
@@ -118,7 +123,7 @@ class Resumed:
         run_id = "run-2" if more.get("from_stage") else "run-1"
         known = Journaled(
             journal, remembered, remembered, more.pop("more", None), ["tag:skipped"],
-            listen=lambda: self.heard.append("listens"), entry="entry", from_stage=more.pop("from_stage", None),
+            listen=lambda: self.heard.append("listens"), entry=more.pop("entry", "entry"), from_stage=more.pop("from_stage", None),
         )  # fmt: skip
         steps = outcomes(remembered.rows, journal.codec)
         earlier = Earlier(steps, code, on_change, finished, journaled=known, **more)
@@ -126,7 +131,7 @@ class Resumed:
         self.run = Run(run_id, self.flow, Store({"given": 1}))
         self.run.resumed = (1.0,)
         self.error = OSError("disk full")
-        walk = continue_run(self.run, self.terms, (), earlier)
+        walk = continue_run(self.run, self.terms, use, earlier)
         self.continued, self.requests = followed(walk, refuses, self.error)
         self.saves = [request for request in self.requests if isinstance(request, Save)]
 
@@ -150,6 +155,7 @@ def test_what_had_completed_is_not_called_again():
     assert len(resumed.run.resumed) == 2
     assert 1000.0 < resumed.run.resumed[1] < 1000.0 + resumed.terms.clock.seconds
     assert isinstance(resumed.requests[0], Save)
+    assert all(save.write != journal.drop for save in resumed.saves)
     assert resumed.terms.past.in_store is False
     assert resumed.terms.past.archive is None
 
@@ -220,6 +226,21 @@ def test_another_process_may_have_run_a_finished_run_again_meanwhile():
     journal.open("run-1")  # it was released
 
 
+def test_layers_of_the_caller_are_entered_once():
+    """Not in the rehearsal."""
+    log = []
+    resumed = Resumed(journaled(du.first, du.fragile), du.first, du.fragile, use=(around(log, "m"),))
+    assert (resumed.continued, log) == (True, ["+m", "-m"])
+
+
+def test_streams_of_the_rehearsal_are_taken_over():
+    """They are called once."""
+    journal = journaled(streams, du.fragile)
+    LOG.clear()
+    resumed = Resumed(journal, streams, du.fragile)
+    assert (resumed.continued, LOG) == (True, ["called", "closed"])
+
+
 # -- of a pipeline that has changed
 
 
@@ -231,7 +252,7 @@ def test_with_rerun_the_journal_forgets_what_does_not_hold():
     resumed = Resumed(journal, *unit, on_change="rerun")
     proceed, drop, write, *_ = resumed.saves
     assert (drop.write, drop.args) == (journal.drop, ("run-1", {ROOT: 2}))
-    assert [(row.number, row.status) for row in write.args[1]] == [(0, "running")]
+    assert [(row.branch, row.number, row.status) for row in write.args[1]] == [(ROOT, 0, "running")]
     assert (CALLS, resumed.run.status, resumed.continued) == (["second", "fragile"], "completed", True)
     assert [row for row in resumed.rows() if row[1] in (0, 2)][-2:] == [
         (ROOT, 2, "second", "completed"), (ROOT, 0, "s", "completed")
@@ -243,7 +264,7 @@ def test_with_rerun_the_journal_forgets_what_does_not_hold():
 @pytest.mark.parametrize("finished", [True, False])
 def test_a_journal_that_cannot_be_brought_up_to_date_ends_the_resume(refused, finished):
     """Nothing was called; the lease of a finished run is given back."""
-    unit = [Stage("s", [du.first, du.second]), du.third]
+    unit = [Stage("s", [du.first, du.second]), du.third, *([] if finished else [du.fragile])]
     journal = journaled(*unit)
     CODE["second"] = "changed"
 
@@ -276,6 +297,12 @@ def test_with_ignore_the_run_begins_again_and_adopts_what_it_finds():
     assert (resumed.continued, CALLS, type(resumed.terms.recorder.journal)) == (True, ["fragile"], Journal)
 
 
+def test_a_finished_run_may_begin_again_as_well():
+    """It takes the lease first."""
+    resumed = Resumed(journaled(du.first, du.nothing), du.first, du.item, du.nothing, on_change="ignore", finished=True)
+    assert (resumed.continued, CALLS) == (True, ["item 0"])
+
+
 def test_a_journal_that_cannot_proceed_ends_the_adoption():
     """Nothing has changed in it."""
     journal = journaled(du.first, du.second, du.fragile)
@@ -302,6 +329,10 @@ def test_earlier_generations_are_searched_in_later_resumes_too():
         resumed = Resumed(journal, du.first, du.second, du.fragile, du.nothing, on_change=on_change, older=(older,))
         assert (resumed.continued, CALLS) == (True, calls)
         assert (resumed.terms.past.archive is None) == (on_change == "rerun")
+    du.clear()
+    journal = journaled(du.first, du.nothing, du.fragile)  # it has adopted that
+    resumed = Resumed(journal, du.first, du.nothing, du.fragile, du.nothing, older=(older,))
+    assert (resumed.continued, CALLS) == (True, ["fragile", "nothing"])
 
 
 def test_a_run_in_memory_cannot_undo_what_came_since_a_change():
@@ -322,6 +353,10 @@ def test_a_run_in_memory_cannot_undo_what_came_since_a_change():
     continued, requests = followed(continue_run(run, terms, (), Earlier(steps, code, "error", remains={})))
     assert (continued, CALLS, run.status) == (True, ["fragile"], "completed")
     assert terms.past.in_store
+    left = Remains(None, None, "left", {})
+    run, terms = Run("run-1", flow, Store({"given": 1})), terms_of(flow)
+    followed(continue_run(run, terms, (), Earlier(steps, code, "error", remains={"b": left})))
+    assert terms.past.remains_of("b") is left
 
 
 # -- answers
@@ -330,6 +365,22 @@ def test_a_run_in_memory_cannot_undo_what_came_since_a_change():
 @action
 def asks(ctx):
     return ctx.wait_for("go")
+
+
+def test_answers_are_delivered_to_the_steps_that_had_asked():
+    """As they run again."""
+    journal = journaled(du.first, asks)
+    journal.open("run-1")
+    remembered = journal.read("run-1")
+    steps = outcomes(remembered.rows, journal.codec)
+    ask = Wait("question", key="go", state="answered", value=2, given=1)
+    number = max(steps[ROOT])
+    steps[ROOT][number] = steps[ROOT][number]._replace(waits=[ask])
+    flow = pipeline(du.first, asks, name="p")
+    known = Journaled(journal, remembered, remembered, None, [])
+    run, terms = Run("run-1", flow, Store()), terms_of(flow, recorder=recorder_of(journal))
+    followed(continue_run(run, terms, (), Earlier(steps, code, "error", journaled=known)))
+    assert (run.status, run.store["asks"]) == ("completed", 2)
 
 
 def test_answers_come_back_with_their_questions():
@@ -374,7 +425,8 @@ def test_a_fork_is_a_new_run_with_the_rows_up_to_a_stage():
     found = journal.read("run-2")
     assert (found.pipeline, found.skip) == ("p", ("tag:skipped",))
     first, later, more = found.inputs
-    assert (first[0], later, more) == (0, (2, b"given later"), (2, b"more"))
+    assert first == (0, journal.codec.encode({"given": 1}, "inputs"))
+    assert (later, more) == ((2, b"given later"), (2, b"more"))
     assert (resumed.heard, journal.entry) == (["listens"], "entry")
 
 
@@ -389,15 +441,24 @@ def test_a_fork_reopens_the_scopes_around_its_stage():
     assert [(row.number, row.status) for row in write.args[1]] == [(0, "running")]
 
 
+def test_a_fork_may_leave_branches_of_groups_behind():
+    """And its journal need not know where a pipeline is found."""
+    units = [du.first, parallel(du.nothing, du.item, limit=1), du.fragile]
+    journal = journaled(*units)
+    journal.__class__ = MemoryJournal
+    resumed = Resumed(journal, *units, finished=True, from_stage="first", entry=None)
+    assert (resumed.continued, CALLS) == (True, ["first", "nothing", "item 0", "fragile"])
+
+
 def test_a_stage_that_the_run_does_not_come_to_is_no_place_for_a_fork():
     """Names of the pipeline are known as well, and those of templates."""
     journal = journaled(du.first, du.fragile)
     resumed = Resumed(journal, du.first, du.fragile, finished=True, from_stage="frist")
     assert isinstance(resumed.run.error, JournalError)
     assert str(resumed.run.error) == ("there is no stage 'frist' to continue from in this run. Did you mean 'first'?")
-    remembered = journaled(du.visit("rome"), pipeline(du.first, name="q", use=[recover(on=KeyError)])).read("run-1")
+    remembered = journaled(du.visit("ro[me]"), pipeline(du.first, name="q", use=[recover(on=KeyError)])).read("run-1")
     flow = pipeline(du.second)
-    for name in ("visit[rome]", "visit", "first", "second"):
+    for name in ("visit[ro[me]]", "visit", "first", "second"):
         check_fork(name, remembered, flow)
     for name in ("q", "visits"):
         with pytest.raises(JournalError, match=f"there is no stage {name!r} to continue from"):
