@@ -12,7 +12,7 @@ from flowdeco import Bail, Context, Stage, action, parallel, pipeline, stream
 from flowdeco.durable import JsonCodec, MemoryJournal, PickleCodec
 from flowdeco.durable.digests import digest
 from flowdeco.engine import recorder as engine
-from flowdeco.engine.journal import Row
+from flowdeco.engine.journal import Payload, Row
 from flowdeco.engine.messages import MessageRecord
 from flowdeco.engine.outcome import (
     ActionRecord,
@@ -202,11 +202,11 @@ def plain(outcome):
 
 
 @pytest.mark.parametrize("title", MORE)
-def test_all_that_is_known_of_a_step_comes_back(title):
+def test_all_that_is_known_of_a_step_comes_back(codec, title):
     """Its scopes are those that began in its branch, and the group of a branch is not its own scope."""
     branch, did = MORE[title]
-    written = recorder_of().row(branch, "s" if isinstance(did, ActionRecord) else None, did)
-    (back,) = outcomes([written], CODEC, {})[branch].values()
+    written = recorder_of(codec).row(branch, "s" if isinstance(did, ActionRecord) else None, did)
+    (back,) = outcomes([written], codec, {})[branch].values()
     expected = plain(did)
     if did.scope is not None:
         expected["scope"] = did.scope.outer if title == "lost" else did.scope._replace(outer=None)
@@ -296,12 +296,50 @@ def test_a_row_has_place_names_times_and_code():
     assert CODEC.decode(recorder.value_row("b", "s", did, local, VALUE).payload) == {
         "local": {"act": VALUE}, "result": ("local", "act")
     }  # fmt: skip
-    reopened = recorder.reopening("b", DID["stage in layers"])
-    assert reopened[:-1] == Row("b", 3, "", "s", None, "running", 1.0, 0.0, "", b"")[:-1]
+    known = DID["stage in layers"]._replace(unit=Recorded("stage", "s"))
+    reopened = recorder.reopening("b", known)
+    assert reopened[:-1] == Row("b", 3, "stage", "s", None, "running", 1.0, 0.0, "", b"")[:-1]
     entering = DID["stage in layers"].entering
     kept = DID["stage in layers"]._replace(unit=Recorded("stage", "s"), selection=Selection({1: NO}, frozenset([2])))
     (back,) = outcomes([recorder.reopening("b", kept)], CODEC)["b"].values()
     assert (back.entering, list(back.selection.lost), back.selection.counted) == (entering, [1], None)
+
+
+class Apart(PickleCodec):
+    """One that has large parts of values aside: here, every payload."""
+
+    def encode_apart(self, value, what):
+        return Payload(self.encode(value, what), PARTS)
+
+
+PARTS = [bytearray(b"part")]
+
+
+def test_large_values_are_known_to_the_looks_once_they_are_written():
+    """By their digests; not immutable ones, nor those that are promised not to change."""
+    journal = MemoryJournal(Apart())
+    journal.takes_parts = True
+    for write in (
+        lambda recorder: recorder.row("0", "s", record(writes=Delta({"k": [1], "n": 1, "frozen": [1]}, [], {}))),
+        lambda recorder: recorder.value_row("0", "s", record(), step_of(act.with_options(returns="k")), [1]),
+    ):
+        recorder = Recorder(journal, "r", lambda function: "code", lambda value: ("digest", value))
+        recorder.looks.frozen.add("frozen")
+        written = write(recorder)
+        assert {key: digest for key, (_, digest) in recorder.looks.known.items()} == {"k": ("digest", [1])}
+        assert written.payload.parts is PARTS  # it is written before any user code runs
+    stage = recorder.row("0", None, DID["stage in layers"])
+    assert (type(stage.payload), stage.payload.parts) == (Payload, [b"part"])
+    assert stage.payload.parts is not PARTS
+    plain = recorder_of()
+    plain.row("0", "s", record(writes=Delta({"k": [1]}, [], {})))
+    assert plain.looks.known == {}
+
+
+def test_streams_of_groups_are_checked_as_well():
+    """Each branch runs again."""
+    with pytest.raises(DefinitionError, match="cannot be called again"):
+        recorder_of().check_repeatable([parallel(stream([one([], "a")]))], "action 'act'")
 
 
 def test_looks_at_values_are_forgotten_where_they_are_written_anew():
@@ -371,6 +409,7 @@ def test_a_row_that_does_not_describe_an_outcome_is_damage(payload):
         "the journal is damaged: step 7 of branch '0' (action 'a') does not describe an outcome: "
     )
     assert str(found.value).endswith(str(found.value.__cause__))
+    assert f": {type(found.value.__cause__).__name__}: " in str(found.value)
     with pytest.raises(JournalError, match="stage 's'"):
         read(damaged._replace(kind="stage", action=None))
 
@@ -386,7 +425,14 @@ def test_a_result_is_where_it_was_found():
         assert did.result == expected
     (did,) = read(row(0, "action", "s", "a")._replace(payload=CODEC.encode(("k", None), ""))).values()
     assert (did.writes.puts, did.result) == ({"k": None}, UNSET)
-    assert read(row(0, "action", "s", "a"), row(1, "action", "s", "a", puts={"k": 1}))[1].writes.order == 1
+    short = row(0, "action", "s", "a")._replace(payload=CODEC.encode(("k", 1), ""))
+    for each in (short, row(0, "action", "s", "a", puts={"k": 1}), row(0, "action", "s", "a", changes={"k": 1})):
+        assert read(row(1, "action", "s", "a"), each)[0].writes.order == 1
+    assert read(row(0, "action", "s", "a")._replace(fingerprint="code"))[0].fingerprint == "code"
+    bailed = row(0, "action", "s", "a", reason=["enough"], error=NO)
+    assert str(read(bailed)[0].error) == "no"
+    assert read(row(0, "group", "g", counted=[1]))[0].selection == Selection({}, frozenset([1]))
+    assert read(row(0, "group", "g", lost=[[1, NO]]))[0].selection.counted is None
 
 
 def test_rows_may_come_in_any_order():
