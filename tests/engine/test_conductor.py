@@ -350,6 +350,50 @@ def test_a_group_that_cannot_be_announced_does_not_begin():
     assert run.finish() is made.unsaved
 
 
+def test_a_group_that_needs_only_some_branches_merges_those():
+    """However many come before them; its outcome says which."""
+    run = Run(options={"enough": 1}, log=Log())
+    first, second, *_ = run.all()
+    assert run.ends(second, k=2) is True
+    assert run.conductor.is_enough
+    run.ends(first, Cancelled("with its group"), k=1)
+    assert run.finish() is None
+    assert dict(run.branch.store) == {"k": 2}
+    assert (run.branch.logged[3].selection, run.branch.logged[3].branches) == (Selection({}, frozenset([1])), 4)
+    run = Run(options={"enough": 2}, log=Log())
+    first, second = run.next(), run.next()
+    run.ends(first)
+    run.ends(second, NO)
+    assert run.finish() is NO
+    assert (run.branch.logged[3].selection, run.branch.logged[3].branches) == (Selection(), 4)
+
+
+def test_switches_and_results_of_a_group_that_failed_do_not_count():
+    """Its time is that since it began."""
+    for error in (None, NO):
+        run = Run(log=Log(), clock=lambda: 8.0)
+        run.scope.started = 5.0
+        first, second, *_ = run.all()
+        first.switch("tag:t", False)
+        first.result = 7
+        run.ends(first)
+        run.ends(second, error)
+        assert run.finish() is error
+        assert (run.branch.switches, run.branch.result) == (({}, None) if error else ({"tag:t": False}, 7))
+        assert (run.branch.logged[3].started, run.branch.logged[3].elapsed) == (1005.0, 3.0)
+
+
+def test_a_reducer_for_nothing_is_logged(caplog):
+    """With the run and the group; not if that failed."""
+    for error, count in ((NO, 0), (None, 1)):
+        run = Run(options={"merge": {"unknown": max}})
+        run.ends(run.next(), error, k=1)
+        run.finish()
+        assert len(caplog.records) == count
+    assert "run run-1: merge of the parallel group 'g' has the key 'unknown'" in caplog.text
+    assert "'k'" in caplog.text or "no branch wrote" in caplog.text
+
+
 # -- lost branches
 
 
