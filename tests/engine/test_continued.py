@@ -206,6 +206,8 @@ def test_a_finished_run_is_continued_only_if_something_differs():
     journal = journaled(du.first, du.second)
     resumed = Resumed(journal, du.first, du.second, finished=True)
     assert (resumed.continued, resumed.run.error, resumed.requests) == (False, None, [])
+    resumed = Resumed(journal, du.first, du.second, du.nothing, finished=True)
+    assert "stage 'nothing' is new" in resumed.run.error.changes[0]
     CODE["second"] = "changed"
     resumed = Resumed(journal, du.first, du.second, finished=True, on_change="rerun")
     assert (resumed.continued, CALLS, resumed.run.status) == (True, ["second"], "completed")
@@ -223,7 +225,7 @@ def test_another_process_may_have_run_a_finished_run_again_meanwhile():
     assert isinstance(resumed.run.error, RunBusyError)
     assert str(resumed.run.error) == "run 'run-1' was run again by another process meanwhile"
     assert (resumed.continued, CALLS) == (False, [])
-    journal.open("run-1")  # it was released
+    journal.open("run-1", finished=True)  # it was released
 
 
 def test_layers_of_the_caller_are_entered_once():
@@ -456,6 +458,10 @@ def test_a_stage_that_the_run_does_not_come_to_is_no_place_for_a_fork():
     resumed = Resumed(journal, du.first, du.fragile, finished=True, from_stage="frist")
     assert isinstance(resumed.run.error, JournalError)
     assert str(resumed.run.error) == ("there is no stage 'frist' to continue from in this run. Did you mean 'first'?")
+    units = [pipeline(du.first, name="qqqq", use=[recover(on=KeyError)]), du.fragile]
+    resumed = Resumed(journaled(*units), *units, finished=True, from_stage="qqqz")
+    assert "there is no stage 'qqqz'" in str(resumed.run.error)
+    assert "qqqq" not in str(resumed.run.error)
     remembered = journaled(du.visit("ro[me]"), pipeline(du.first, name="q", use=[recover(on=KeyError)])).read("run-1")
     flow = pipeline(du.second)
     for name in ("visit[ro[me]]", "visit", "first", "second"):
