@@ -477,7 +477,7 @@ def _result(where: Any, writes: Delta) -> Any:
         return UNSET
     how, key = where
     if how in ("put", "local"):
-        value = writes.puts.get(key if how == "put" else Local(key), UNSET)
+        value = writes.puts.get(key if how == "put" else Local(key))
         return UNSET if value is None else value  # stored, and not a result
     if how == "appended":
         items = writes.appends.get(key) or [UNSET]

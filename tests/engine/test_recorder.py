@@ -220,6 +220,9 @@ def test_all_that_is_known_of_a_step_comes_back(codec, title):
         assert back.selection.counted == {0, 2}
         assert repr(back.selection.lost) == repr({1: NO})
     assert set(map(type, back.waits)) <= {Wait}
+    assert all(type(part) in (tuple, type(None)) for wait in back.waits for part in (wait.classes, wait.at))
+    kinds = {type(each) for attempts in back.dropped.values() for each in attempts}
+    assert kinds == ({MessageRecord, ValueError} if title == "attempts" else set())
 
 
 def test_scopes_and_inserters_are_written_as_plain_text():
@@ -231,6 +234,16 @@ def test_scopes_and_inserters_are_written_as_plain_text():
     _, did = MORE["who inserted it"]
     parts = CODEC.decode(recorder_of().row("0", "s", did).payload)
     assert (parts, type(parts["by"])) == ({"by": "s/b", "by_number": 7}, str)
+    _, did = MORE["local"]
+    assert CODEC.decode(recorder_of().row("0", "s", did).payload) == {
+        "puts": {"k": 1}, "local": {"l": VALUE}, "result": ("local", "l")
+    }  # fmt: skip
+    _, did = MORE["changed"]
+    parts = CODEC.decode(recorder_of().row("0", "s", did).payload)
+    assert (parts["changes"], parts["local_changes"], parts["result"]) == ({"c": [1]}, {"l": [2]}, ("value", VALUE))
+    _, did = MORE["attempts"]
+    ((*_, attempts),) = CODEC.decode(recorder_of().row("0", "s", did).payload)["dropped"]
+    assert [type(each) for each in attempts] == [list, ValueError]
     assert CODEC.decode(recorder_of().row("0", "s", record(waits=[Wait("sleep", 5.0)])).payload) == {
         "waits": [{"kind": "sleep", "due": 5.0}]
     }
@@ -394,6 +407,8 @@ def test_of_a_scope_whose_process_was_killed_the_time_at_work_is_known():
     assert read(*rows, took(row(0, "stage", "s", end=4), 5.0))[0].elapsed == 5.0
     assert read(*[took(rows[1], 4.0), *rows[2:]], took(row(5, "stage", "t"), 1.0, "failed"))[5].elapsed == 1.0
     assert read(rows[0])[1].elapsed == 1.0
+    around = [took(row(9, "pipeline", "p"), 1.0, "failed"), took(row(10, "action", "s", "a"), 2.0)]
+    assert read(*around)[9].elapsed == 1.0
 
 
 @pytest.mark.parametrize(
@@ -409,6 +424,8 @@ def test_a_row_that_does_not_describe_an_outcome_is_damage(payload):
         "the journal is damaged: step 7 of branch '0' (action 'a') does not describe an outcome: "
     )
     assert str(found.value).endswith(str(found.value.__cause__))
+    if isinstance(payload, dict) and payload.keys() <= {"puts", "appends"}:
+        assert str(found.value.__cause__) == "its writes are not a mapping"
     assert f": {type(found.value.__cause__).__name__}: " in str(found.value)
     with pytest.raises(JournalError, match="stage 's'"):
         read(damaged._replace(kind="stage", action=None))
@@ -469,6 +486,9 @@ def test_a_gap_below_what_has_ended_is_damage(missing):
     del rows[missing]
     with pytest.raises(JournalError, match=f"branch '0' has a gap before step {missing + 1}"):
         read(*rows)
+    failed = row(0, "stage", "t")._replace(status="failed")
+    with pytest.raises(JournalError, match="has a gap before step 7"):
+        read(failed, row(5, "stage", "u", end=7))
 
 
 def test_a_gap_above_what_has_ended_is_none():
