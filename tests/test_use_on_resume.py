@@ -311,3 +311,18 @@ def test_a_waiting_step_is_not_dropped_for_another_one(was, now, message, memory
     if not memory:
         assert durable.read(kept["journal"], "r").reason == run.reason
         assert pipeline(now, name="p").resume("r", {"go": 1, "a": 1}, on_change="ignore", **kept).error is None
+
+
+def writing_too(call):
+    call.store["begun too"] = "by the layer"
+    yield
+
+
+@pytest.mark.parametrize("use", [[], [writing], [writing_too], [plain, writing_too], [writing, writing_too]])
+def test_the_writes_of_layers_that_a_run_has_lost_stay(use):
+    """Whichever of them are left: later steps may have read them."""
+    journal = MemoryJournal()
+    flow = pipeline(pre, ask)
+    flow.run(journal=journal, run_id="r", use=[writing, writing_too])
+    run = flow.resume("r", {"go": "yes"}, journal=journal, use=use)
+    assert (run["begun"], run["begun too"], run["ask"]) == ("by the layer", "by the layer", "yes")

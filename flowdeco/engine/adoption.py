@@ -41,7 +41,7 @@ class Archive:
 
     def begin_branch(self, outer: str, branch: str, group: str, index: int) -> None:
         """Note where a branch of a group is."""
-        self._addresses[branch] = (*self._addresses.get(outer, ()), (group, index))
+        self._addresses[branch] = (*self._addresses[outer], (group, index))
 
     def adopt(self, steps: Steps, branch: str, number: int, unit: Any, around: Any) -> None:
         """Put the earlier outcome of a step, and of everything in it, among these steps under its present numbers."""
@@ -58,7 +58,7 @@ class Archive:
         past.left.discard((old, at))
 
     def _found(self, branch: str, unit: Any, around: Any) -> _Found | None:
-        address = self._addresses.get(branch, ())
+        address = self._addresses[branch]
         if type(unit) is not Step:
             key = KINDS[type(unit)], unit.name
             return _first(self._pasts, key, address, lambda past, of, at: _Comparison(past).likeness(unit, of, at))
@@ -127,12 +127,12 @@ class _Past:
 
     def _read(self, branch: str, address: Address) -> None:
         self.addresses[branch] = address
-        stage: list[int] | None = None
+        stage: list[int] = []
         follows = -1
         for number, did in sorted(self.steps.get(branch, {}).items()):
             kind = did.unit.kind
             if kind == "action":
-                if stage is None or number != follows:
+                if number != follows:
                     stage = self._add_scope(("stage", did.unit.stage), branch, number - 1)
                 stage.append(number)
                 if did.is_final:
@@ -159,7 +159,7 @@ class _Past:
         One in a branch of this address is preferred.
         """
         for where in (address, None):
-            places = self._named.get((key, where), [])
+            places = self._named.get((key, where))
             while places and places[-1] not in self.left:
                 places.pop()
             if places:
@@ -254,7 +254,7 @@ class _Comparison:
         """Return the number behind the steps of a unit, and the units that it inserted; None if it has other steps."""
         if isinstance(unit, Pipeline) and not unit.use:
             return self._in_a_row(unit.units, branch, number)
-        did = self._past.steps[branch].get(number)
+        did = self._past.steps.get(branch, {}).get(number)
         if did is None or did.name != unit.name or did.unit.kind != KINDS[type(unit)]:
             return None
         if did.status is Status.SKIPPED or not did.entered:
@@ -301,7 +301,7 @@ class _Comparison:
         for index, unit in enumerate(group.units):
             inner = branch_id(f"{branch}.{did.number}", index)
             steps = self._past.steps.get(inner, {})
-            if did.error is not None and not steps:
+            if not steps and not (did.error is None and did.selection.takes(index)):
                 continue  # it had not begun
             found = self._in_a_row([unit], inner, 0)
             if found is None or (steps and found[0] <= max(steps)):

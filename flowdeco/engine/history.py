@@ -335,7 +335,7 @@ class Rehearsal(History):
         """Return the error of a step in the place of another one."""
         if branch == ROOT and not self.taken and isinstance(unit, Stage):
             names = {unit.name for unit in every_unit(self._pipeline.units)}
-            if names.isdisjoint(outcome.name for outcome in self._all.get(ROOT, {}).values()):
+            if names.isdisjoint(outcome.name for outcome in self._all[ROOT].values()):
                 began = f"the run began with {_described(earlier.unit, around, earlier)}"
                 begins = f"this one begins with {_described(unit, around)}"
                 return self.changed(f"this looks like a different pipeline: {began}, {begins}")
@@ -351,10 +351,8 @@ class Rehearsal(History):
         """Return the steps of the history that still hold, with those that had begun but not ended."""
         held = dict(self._all)
         for branch, cut in self.cuts().items():
-            mine = self._all.get(branch, {})
-            held[branch] = {
-                number: outcome for number, outcome in mine.items() if self._holds_still(branch, outcome, cut)
-            }
+            mine = self._all[branch].items()
+            held[branch] = {number: outcome for number, outcome in mine if self._holds_still(branch, outcome, cut)}
         for branch, outcome in self.reopened():
             held[branch][outcome.number] = outcome
         return {branch: mine for branch, mine in held.items() if mine}
@@ -370,7 +368,7 @@ class Rehearsal(History):
             for branch, mine in found.items()
             if any((branch, number) not in taken and outcome.is_final for number, outcome in mine.items())
         }
-        for branch, number in taken if lost else ():
+        for branch, number in taken:
             if branch in lost:
                 lost[branch] = max(lost[branch], number + 1)
         dropped = self._dropped.items()

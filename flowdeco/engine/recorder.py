@@ -127,7 +127,6 @@ class Recorder:
 
     def reopening(self, branch: str, outcome: Outcome) -> Row:
         """Return the row of a scope that had ended, and is reopened."""
-        row = Recorded("", "") if not isinstance(outcome.unit, Recorded) else outcome.unit
         parts = _surroundings(branch, outcome)
         if outcome.branches:
             parts["branches"] = outcome.branches  # they lead to the steps of a group
@@ -135,7 +134,8 @@ class Recorder:
             parts["entering"] = [_of_delta(delta) for delta in outcome.entering]
         parts.update(self._of_selection(outcome.selection._replace(counted=None)))
         payload = self.codec.encode(parts, "")
-        return Row(branch, outcome.number, row.kind, outcome.name, None, "running", outcome.started, 0.0, "", payload)
+        kind = outcome.unit.kind  # known from its row
+        return Row(branch, outcome.number, kind, outcome.name, None, "running", outcome.started, 0.0, "", payload)
 
     def value_row(self, branch: str, stage: str, did: ActionRecord, step: Step, value: Any) -> Row | None:
         """Return the row of an action that did nothing but return a value, stored under one key; None if there is more.
@@ -517,7 +517,7 @@ def _result(where: Any, writes: Delta) -> Any:
         return UNSET
     how, key = where
     if how in ("put", "local"):
-        value = writes.puts.get(key if how == "put" else Local(key), UNSET)
+        value = writes.puts.get(key if how == "put" else Local(key))
         return UNSET if value is None else value  # stored, and not a result
     if how == "appended":
         items = writes.appends.get(key) or [UNSET]

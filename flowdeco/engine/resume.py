@@ -80,7 +80,8 @@ def continue_run(
     if error is not None:
         return (yield from _not_continued(run, terms, rehearsal, error))
     if earlier.finished and not rehearsal.differs:
-        return (yield from _not_continued(run, terms, rehearsal, None))
+        yield from close_streams(rehearsal)
+        return False
     adopts = _adopts(rehearsal, earlier)
     if earlier.journaled is not None:
         begin_again = Save(_proceed, run.id, earlier.journaled, earlier.finished)
@@ -101,15 +102,14 @@ def continue_run(
 
 
 def _not_continued(
-    run: Run, terms: Terms, rehearsal: Rehearsal, error: BaseException | None, refused: Status = Status.PENDING
+    run: Run, terms: Terms, rehearsal: Rehearsal, error: BaseException, refused: Status = Status.PENDING
 ) -> Generator[Request, Any, bool]:
-    """Leave a run as it was: note the error that prevents it from continuing, if it is not just finished.
+    """Leave a run as it was: note the error that prevents it from continuing.
 
     A refused run is `pending`: nothing has begun, so that `check=False` has no failure to return, and the error is raised.
     """
-    if error is not None:
-        run.error = error
-        run.status = Status.CANCELLED if terms.is_cancellation(error) else refused
+    run.error = error
+    run.status = Status.CANCELLED if terms.is_cancellation(error) else refused
     yield from close_streams(rehearsal)
     return False
 
@@ -165,7 +165,7 @@ def _rehearsed(
     trial = Run(run.id, run.pipeline, Store(dict(run.store)))
     quiet = Terms(
         run.id, run.pipeline, terms.clock, terms.epoch, terms.is_cancellation, terms.gate, skip=terms.skip,
-        most_records=0, past=rehearsal,
+        past=rehearsal,
     )  # fmt: skip
     yield from evaluate_run(trial, quiet, use)
     rehearsal.error = trial.error
@@ -189,7 +189,7 @@ def _refusal(run: Run, terms: Terms, rehearsal: Rehearsal, earlier: Earlier) -> 
         return DefinitionError(
             f"run {run.id!r} is in memory only, where the steps since a change cannot be undone, as on_change="
             f"{earlier.on_change!r} needs it: run it with journal=... next time. What has changed: "
-            f"{'; '.join(rehearsal.changes)}"
+            f"{rehearsal.changes[-1]}"
         )
     return None
 

@@ -154,12 +154,14 @@ def _begin_layers(branch: Branch, scope: OpenScope, layers: tuple[Middleware, ..
         if error is not None:
             return _still_paused(branch, scope, earlier, error)
     recalled: Sequence[Delta | None] | None = _recalled(branch, scope, earlier, len(layers))
-    around = _scope_layers(branch, scope, layers)
-    if scope.outer is branch.base and branch.parent is None:  # the run's own, with its caller's layers
-        around.count_from_inside(terms.waits, (branch.id, scope.number))
+    is_run = scope.outer is branch.base and branch.parent is None  # with its caller's layers
+    if is_run:
         if terms.past is not None and terms.past.in_store and recalled is not None:
             recalled = [NOTHING] * len(terms.past.unfinished(branch.id, scope.number)[0])
         recalled = _from_inside(branch, None if earlier is None else recalled, len(layers))
+    around = _scope_layers(branch, scope, layers)
+    if is_run:
+        around.count_from_inside(terms.waits, (branch.id, scope.number))
     if earlier is not None:
         around.continue_from(earlier)
         around.inside = {wait.at for wait in earlier.waits if wait.at is not None}

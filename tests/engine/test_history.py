@@ -15,6 +15,7 @@ from flowdeco.engine.outcome import RUN, ActionRecord, Outcome, Scope, StageReco
 from flowdeco.engine.recorder import Recorded
 from flowdeco.errors import Cancelled, CodeChangedError, DefinitionError
 from flowdeco.middleware import recover
+from flowdeco.model.stand_ins import missing_action
 from flowdeco.model.steps import step_of
 
 
@@ -92,12 +93,16 @@ def test_another_number_of_branches_is_an_error():
     """They are told apart by their places."""
     with pytest.raises(CodeChangedError, match="parallel group 'g' comes where the run had parallel group 'g'"):
         History(steps(did(0, GROUP, branches=3))).recall("0", 0, GROUP, None, sealed=False)
+    skipped = did(0, GROUP, Status.SKIPPED, branches=0)
+    assert History(steps(skipped)).recall("0", 0, GROUP, None, sealed=False) is skipped
 
 
 def test_a_step_that_is_new_in_what_has_ended_is_an_error():
     """It would never run."""
     with pytest.raises(CodeChangedError, match="stage 't' is new, and the unit around it has completed"):
         History(HISTORY).recall("0", 9, T, None, sealed=True)
+    with pytest.raises(CodeChangedError, match="action s/b is new, and the unit around it has completed"):
+        History(HISTORY).recall("0", 9, step_of(B), S, sealed=True)
 
 
 def test_another_step_may_come_where_nothing_has_ended():
@@ -130,9 +135,23 @@ def test_an_unfinished_stage_is_known_by_its_actions():
         History(history).recall("0", 0, pipeline(S, name="p"), None, sealed=False)
     with pytest.raises(CodeChangedError, match="stage 't' comes where the run had stage 's'"):
         History(history).recall("0", 0, T, None, sealed=False)
+    with pytest.raises(type(rehearsed({}).stop)):
+        other = rehearsed(history)
+        other.recall("0", 0, Stage("other"), None, sealed=False)
+    assert other.changes == [
+        "this looks like a different pipeline: the run began with stage 's', this one begins with stage 'other'"
+    ]
     failed = History(steps(history["0"][1]._replace(status=Status.FAILED)))
     assert failed.recall("0", 0, T, None, sealed=False) is None
     assert failed.steps == {}
+
+
+def test_only_actions_tell_of_an_unfinished_scope():
+    """A stage in a pipeline that has no row does not contradict it, nor does an action behind another one."""
+    inside = did(1, S)._replace(unit=Recorded("stage", ""))
+    assert History(steps(inside)).recall("0", 0, pipeline(S, name="p"), None, sealed=False) is None
+    behind = did(2, B)._replace(unit=Recorded("action", "s"))
+    assert History(steps(behind)).recall("0", 1, step_of(A), S, sealed=False) is None
 
 
 @pytest.mark.parametrize(
@@ -150,6 +169,9 @@ def test_a_scope_must_end_where_it_had_ended(branch, number, unit, scope, expect
     changed = history.confirm(branch, then, unit, number)
     assert (changed is None) == (expected is None)
     assert expected is None or expected in str(changed)
+    alone = History(steps(then))
+    alone.recall(branch, 0, unit, scope, sealed=False)
+    assert (alone.confirm(branch, then, unit, number) is None) == (expected is None)
 
 
 def test_a_run_must_not_end_before_its_history():
@@ -189,6 +211,7 @@ def test_a_stream_that_is_used_up_cannot_be_begun_again():
     assert isinstance(used_up, DefinitionError)
     assert "inserted by s/a is used up" in str(used_up)
     assert history.begun_stream("0", stream(lambda: [S]), "s/a", sealed=False) is None
+    assert history.begun_stream("elsewhere", stream(lambda: [S]), "s/a", sealed=True) is None
 
 
 def test_a_stream_that_was_begun_in_the_rehearsal_is_the_run_s():
@@ -277,6 +300,9 @@ def test_a_rehearsal_ends_where_an_action_would_be_performed():
     again = rehearsed(HISTORY)
     assert again.recall("0", 4, step_of(A), T, sealed=True) is HISTORY["0"][4]
     assert again.taken == {("0", 4)}
+    with pytest.raises(type(again.stop)):
+        again.recall("0", 9, S, None, sealed=True)
+    assert again.changes == ["stage 's' is new, and the unit around it has completed"]
 
 
 def test_a_change_is_noted_and_ends_the_rehearsal():
@@ -313,7 +339,10 @@ def test_a_scope_that_ends_as_it_did_holds():
     assert rehearsal.confirm("0", HISTORY["0"][0], S, 3) is None
     assert rehearsal.taken == {("0", 0)}
     assert rehearsal.confirm("0", HISTORY["0"][0], S, 7) is rehearsal.stop
-    assert rehearsal.changes == ["stage 's' has completed, and ends elsewhere"]
+    assert rehearsal.confirm("0", HISTORY["0"][0], S, 2) is rehearsal.stop
+    assert rehearsal.changes == [
+        "stage 's' has completed, and ends elsewhere", "action s/b has completed, and no longer exists"
+    ]  # fmt: skip
 
 
 @stage
@@ -329,6 +358,7 @@ def test_a_fork_takes_the_history_up_to_a_stage(until):
     rehearsal = rehearsed(steps(did(0, made, end=1)), until=name)
     if until == "t":
         assert rehearsal.recall("0", 0, made, None, sealed=False) is not None
+        assert rehearsal.recall("0", 1, S, None, sealed=False) is None
         assert (rehearsal.until, rehearsal.differs) == ("t", False)
     else:
         with pytest.raises(type(rehearsal.stop)):
@@ -368,6 +398,11 @@ def test_other_code_of_what_has_completed_is_a_change():
     with pytest.raises(type(rehearsal.stop)):
         rehearsal.recall("0", 1, step_of(made(other)), S, sealed=False)
     assert (rehearsal.differs, rehearsal.taken) == (True, set())
+    assert rehearsal.changes == ["action s/a has completed, with different code"]
+    gone = steps(then._replace(unit=missing_action("a")))  # of a run that was pickled
+    rehearsal = Rehearsal(gone, pipeline=pipeline(S), code=code)
+    assert rehearsal.recall("0", 1, step_of(made(other)), S, sealed=False) is gone["0"][1]
+    assert rehearsal.changes == []
     failed = steps(then._replace(status=Status.FAILED))
     rehearsal = Rehearsal(failed, pipeline=pipeline(S), code=code)
     assert rehearsal.recall("0", 1, step_of(made(other)), S, sealed=True) is failed["0"][1]
@@ -383,6 +418,9 @@ def test_a_history_is_one_of_a_journal_unless_it_says_otherwise():
     assert (history.in_store, history.finished, history.rehearses) == (False, False, False)
     assert str(history.stop) == "this is as far as the run came"
     assert str(history.early_stop) == "the scope, or the branch, had ended here"
+    rehearsal = Rehearsal({}, pipeline=P, code=None, in_store=True, finished=True)
+    assert (rehearsal.in_store, rehearsal.finished, rehearsal.rehearses) == (True, True, True)
+    assert (rehearsal.keeps_records, rehearsal.error) == (False, None)
 
 
 def test_a_step_that_is_not_in_its_place_may_be_adopted():

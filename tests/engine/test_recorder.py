@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -11,13 +12,33 @@ from flowdeco import Bail, Context, Stage, action, parallel, pipeline, stream
 from flowdeco.durable import JsonCodec, MemoryJournal, PickleCodec
 from flowdeco.durable.digests import digest
 from flowdeco.engine import recorder as engine
-from flowdeco.engine.journal import Row
-from flowdeco.engine.outcome import ActionRecord, Outcome, Scope, StageRecord, Status
+from flowdeco.engine.journal import Payload, Row
+from flowdeco.engine.messages import MessageRecord
+from flowdeco.engine.outcome import (
+    ActionRecord,
+    Outcome,
+    Scope,
+    Selection,
+    StageRecord,
+    Status,
+    branch_id,
+    inserter,
+)
 from flowdeco.engine.recorder import Recorded, Recorder, outcomes
-from flowdeco.errors import DefinitionError, JournalError, RunError, SerializationError, portable
+from flowdeco.errors import (
+    DefinitionError,
+    JournalError,
+    RunError,
+    SerializationError,
+    Suspend,
+    Wait,
+    portable,
+    shortened,
+)
 from flowdeco.model.deltas import NOTHING, Delta
+from flowdeco.model.keys import Local
 from flowdeco.model.sentinels import UNSET
-from flowdeco.model.steps import step_of
+from flowdeco.model.steps import step_of, steps_of
 
 CODEC = PickleCodec()
 
@@ -136,6 +157,301 @@ def test_an_outcome_comes_back_from_its_row(codec, title):
         assert getattr(back, field) == getattr(did, field)
 
 
+NO, BEFORE = ValueError("no"), KeyError("before")
+SAID = MessageRecord("log", 1.0, {"level": "info", "text": "text"}, 1)
+WAITS = [
+    Wait(
+        "question", 5.0, 1, key="k", about={"x": 1}, type="int", asked=2.0, since=1, state="found", given=0, at=("b", 3)
+    ),
+    Wait("question", key="k", classes=("a", "b"), value=7, state="default"),
+    Wait("sleep", 5.0),
+    Wait("over", times=3),
+]
+INNER = branch_id("0.3", 0)
+MORE = {
+    "who inserted it": ("0", record(inserted_by=inserter("s/b", 7))),
+    "attempts": ("0", record(attempts=3, repeats=(1, 1), failures=[NO, BEFORE], dropped={("p1[1]", 4, "a"): [SAID, NO]})),
+    "dropped of nothing": ("0", record(attempts=2, repeats=(1,), dropped={("", 4, "a"): []})),
+    "messages": ("0", record(messages=[SAID, SAID])),
+    "cached": ("0", record(VALUE, cached=True)),
+    "waits": ("0", record(status=Status.SUSPENDED, error=Suspend("waits"), waits=WAITS)),
+    "waits of a finished step": ("0", record(waits=[WAITS[1]])),
+    "local": ("0", record(VALUE, Delta({Local("l"): VALUE, "k": 1}, [], {}))),
+    "changed": ("0", record(VALUE, Delta({"k": 1}, ["d"], {"xs": [1]}, {"c": [1], Local("l"): [2]}))),
+    "changed only": ("0", record(VALUE, Delta({}, [], {}, {Local("l"): [2]}))),
+    "lost": ("0", Outcome(
+        "g", parallel(act, act, act, name="g"), Status.COMPLETED, 1.0, 0.5, number=3, branches=3, writes=NOTHING,
+        selection=Selection({1: NO}, frozenset([2, 0])),
+        scope=Scope("g", "0.3", None, "s/a", Scope("p", "0.p1", None, inserter("s/a", 4), None)),
+    )),
+    "in a branch": (INNER, record(scope=Scope("p", f"{INNER}.p1", None, None, Scope("g", "0.3", 0, None, None)))),
+}  # fmt: skip
+
+
+def plain(outcome):
+    """An outcome as it can be compared."""
+
+    def of(each):
+        if isinstance(each, BaseException):
+            return repr(each)
+        if isinstance(each, Mapping):
+            return {key: of(value) for key, value in each.items()}
+        return tuple(map(of, each)) if isinstance(each, (list, tuple)) else each
+
+    return {name: of(value) for name, value in outcome._asdict().items() if name not in ("unit", "fingerprint")}
+
+
+@pytest.mark.parametrize("title", MORE)
+def test_all_that_is_known_of_a_step_comes_back(codec, title):
+    """Its scopes are those that began in its branch, and the group of a branch is not its own scope."""
+    branch, did = MORE[title]
+    written = recorder_of(codec).row(branch, "s" if isinstance(did, ActionRecord) else None, did)
+    (back,) = outcomes([written], codec, {})[branch].values()
+    expected = plain(did)
+    if did.scope is not None:
+        expected["scope"] = did.scope.outer if title == "lost" else did.scope._replace(outer=None)
+    if title == "dropped of nothing":
+        expected["dropped"] = {}
+    if title == "waits of a finished step":
+        expected["waits"] = tuple(map(tuple, [WAITS[1]._replace(value=None)]))
+    assert plain(back) == expected
+    assert getattr(back.inserted_by, "number", None) == getattr(did.inserted_by, "number", None)
+    if title == "lost":
+        assert back.selection.counted == {0, 2}
+        assert repr(back.selection.lost) == repr({1: NO})
+    assert set(map(type, back.waits)) <= {Wait}
+    assert all(type(part) in (tuple, type(None)) for wait in back.waits for part in (wait.classes, wait.at))
+    kinds = {type(each) for attempts in back.dropped.values() for each in attempts}
+    assert kinds == ({MessageRecord, ValueError} if title == "attempts" else set())
+
+
+def test_scopes_and_inserters_are_written_as_plain_text():
+    """Such as anything can read: other codecs, too."""
+    _, did = MORE["lost"]
+    parts = CODEC.decode(recorder_of().row("0", None, did).payload)
+    assert parts["in"] == [["p", "0.p1", None, "s/a"]]
+    assert type(parts["in"][0][3]) is str
+    _, did = MORE["who inserted it"]
+    parts = CODEC.decode(recorder_of().row("0", "s", did).payload)
+    assert (parts, type(parts["by"])) == ({"by": "s/b", "by_number": 7}, str)
+    _, did = MORE["local"]
+    assert CODEC.decode(recorder_of().row("0", "s", did).payload) == {
+        "puts": {"k": 1}, "local": {"l": VALUE}, "result": ("local", "l")
+    }  # fmt: skip
+    _, did = MORE["changed"]
+    parts = CODEC.decode(recorder_of().row("0", "s", did).payload)
+    assert (parts["changes"], parts["local_changes"], parts["result"]) == ({"c": [1]}, {"l": [2]}, ("value", VALUE))
+    _, did = MORE["attempts"]
+    ((*_, attempts),) = CODEC.decode(recorder_of().row("0", "s", did).payload)["dropped"]
+    assert [type(each) for each in attempts] == [list, ValueError]
+    assert CODEC.decode(recorder_of().row("0", "s", record(waits=[Wait("sleep", 5.0)])).payload) == {
+        "waits": [{"kind": "sleep", "due": 5.0}]
+    }
+
+
+def test_what_a_row_of_another_codec_cannot_have_is_described():
+    """What a question is about, the value of an answer, lost branches, failures, and errors of earlier attempts."""
+    about = UNWRITABLE
+    asks = record(status=Status.SUSPENDED, waits=[Wait("question", about=about, value=Strange("no"))], attempts=2)
+    (back,) = read(recorder_of().row("0", "s", asks)).values()
+    (wait,) = back.waits
+    assert (wait.about, str(wait.value)) == (shortened(about), "Strange: no")
+    (back,) = read(recorder_of().row("0", "s", asks._replace(failures=[Strange("no"), NO]))).values()
+    assert list(map(str, back.failures)) == ["Strange: no", "no"]
+    group = parallel(act, other, name="g", failures="lost", tolerate=1)
+    lost = [("act", Strange("no"))]
+    did = Outcome(
+        "g", group, Status.COMPLETED, 1.0, 0.5, number=0, end=1, branches=2, writes=Delta({"k": 1, "lost": lost}, [], {}),
+        selection=Selection({0: Strange("no")}),
+    )  # fmt: skip
+    (back,) = read(recorder_of().row("0", None, did)).values()
+    assert (back.writes.puts["k"], str(back.writes.puts["lost"][0][1])) == (1, "Strange: no")
+    assert (back.writes.puts["lost"][0][0], str(back.selection.lost[0])) == ("act", "Strange: no")
+    (back,) = read(recorder_of().row("0", None, did._replace(writes=NOTHING))).values()
+    assert back.writes == NOTHING
+    json_only = JsonCodec()
+
+    class Plain(JsonCodec):
+        def encode(self, value, what):
+            if any(isinstance(each, BaseException) for each in value if isinstance(value, list)):
+                raise TypeError
+            return json_only.encode(value, what)
+
+    (back,) = outcomes([recorder_of(Plain()).row("0", "s", record(attempts=2, failures=[NO]))], json_only)["0"].values()
+    assert (back.attempts, back.failures) == (2, ())
+
+
+def test_a_suspended_step_is_written_with_the_reason_alone():
+    """Its waits are a field of their own."""
+    signal = Suspend.until(Wait("question", key="k"))
+    (back,) = read(recorder_of().row("0", "s", record(status=Status.SUSPENDED, error=signal))).values()
+    assert (type(back.error), back.error.waits, back.error.reason) == (Suspend, (), signal.reason)
+
+
+def test_a_row_has_place_names_times_and_code():
+    """Of an action, its stage as well; of another kind, its own name as that of a stage."""
+    recorder = recorder_of()
+    nothing = CODEC.encode({}, "")
+    assert recorder.row("b", "s", record()) == Row(
+        "b", 3, "action", "s", "act", "completed", 1.0, 0.5, "code of act", nothing
+    )
+    assert recorder.row("b", "s", record(fingerprint="known")).fingerprint == "known"
+    assert (
+        recorder.row("b", None, DID["stage that was not entered"])[:-1]
+        == Row("b", 3, "stage", "s", None, "failed", 1.0, 0.5, "", b"")[:-1]
+    )
+    did = record(VALUE, Delta({"x": VALUE}, [], {}))
+    assert (
+        recorder.value_row("b", "s", did, STEP, VALUE)[:-1]
+        == Row("b", 3, "action", "s", "act", "completed", 1.0, 0.5, "code of act", b"")[:-1]
+    )
+    local = steps_of(Stage("t", [act], local=True))[0][0]
+    assert CODEC.decode(recorder.value_row("b", "s", did, local, VALUE).payload) == {
+        "local": {"act": VALUE}, "result": ("local", "act")
+    }  # fmt: skip
+    known = DID["stage in layers"]._replace(unit=Recorded("stage", "s"))
+    reopened = recorder.reopening("b", known)
+    assert reopened[:-1] == Row("b", 3, "stage", "s", None, "running", 1.0, 0.0, "", b"")[:-1]
+    entering = DID["stage in layers"].entering
+    kept = DID["stage in layers"]._replace(unit=Recorded("stage", "s"), selection=Selection({1: NO}, frozenset([2])))
+    (back,) = outcomes([recorder.reopening("b", kept)], CODEC)["b"].values()
+    assert (back.entering, list(back.selection.lost), back.selection.counted) == (entering, [1], None)
+
+
+class Apart(PickleCodec):
+    """One that has large parts of values aside: here, every payload."""
+
+    def encode_apart(self, value, what):
+        return Payload(self.encode(value, what), PARTS)
+
+
+PARTS = [bytearray(b"part")]
+
+
+def test_large_values_are_known_to_the_looks_once_they_are_written():
+    """By their digests; not immutable ones, nor those that are promised not to change."""
+    journal = MemoryJournal(Apart())
+    journal.takes_parts = True
+    for write in (
+        lambda recorder: recorder.row("0", "s", record(writes=Delta({"k": [1], "n": 1, "frozen": [1]}, [], {}))),
+        lambda recorder: recorder.value_row("0", "s", record(), step_of(act.with_options(returns="k")), [1]),
+    ):
+        recorder = Recorder(journal, "r", lambda function: "code", lambda value: ("digest", value))
+        recorder.looks.frozen.add("frozen")
+        written = write(recorder)
+        assert {key: digest for key, (_, digest) in recorder.looks.known.items()} == {"k": ("digest", [1])}
+        assert written.payload.parts is PARTS  # it is written before any user code runs
+    stage = recorder.row("0", None, DID["stage in layers"])
+    assert (type(stage.payload), stage.payload.parts) == (Payload, [b"part"])
+    assert stage.payload.parts is not PARTS
+    plain = recorder_of()
+    plain.row("0", "s", record(writes=Delta({"k": [1]}, [], {})))
+    assert plain.looks.known == {}
+
+
+def test_streams_of_groups_are_checked_as_well():
+    """Each branch runs again."""
+    with pytest.raises(DefinitionError, match="cannot be called again"):
+        recorder_of().check_repeatable([parallel(stream([one([], "a")]))], "action 'act'")
+
+
+def test_looks_at_values_are_forgotten_where_they_are_written_anew():
+    """And all of them if a row could not be encoded."""
+    recorder = recorder_of()
+    looks = recorder.looks
+    for write in (
+        lambda: recorder.row("0", "s", record(writes=Delta({"k": 1}, [], {}))),
+        lambda: recorder.row(
+            "0", None, DID["stage in layers"]._replace(writes=None, entering=[Delta({"k": 1}, [], {})])
+        ),
+        lambda: recorder.value_row("0", "s", record(), step_of(act.with_options(returns="k")), [1]),
+    ):
+        for key in ("k", "other"):
+            looks.note(key, [key], digest([key]))
+        write()
+        assert [key for key in ("k", "other") if key in looks.known] == ["other"]
+    with pytest.raises(SerializationError):
+        recorder.row("0", "s", record(writes=Delta({"x": UNWRITABLE}, [], {})))
+    assert "other" not in looks.known
+
+
+def test_the_row_of_a_beginning_tells_of_its_layers_and_of_lost_branches():
+    """A later row of the step does not repeat it; each of lost branches has only the latest."""
+    began = row(0, "pipeline", "p", entering=[{"puts": {"k": 1}}])._replace(status="running")
+    (did,) = read(began, row(0, "pipeline", "p", end=1)).values()
+    assert (did.end, [each.puts for each in did.entering]) == (1, [{"k": 1}])
+    again = row(0, "pipeline", "p", end=1, entering=[{"puts": {"k": 2}}])
+    (did,) = read(began, again).values()
+    assert [each.puts for each in did.entering] == [{"k": 2}]
+    lost = [
+        row(0, "group", "g", branches=4, lost=[[at, ValueError(str(at))]])._replace(status="running") for at in (3, 1)
+    ]
+    (did,) = read(*lost).values()
+    assert {at: str(error) for at, error in did.selection.lost.items()} == {3: "3", 1: "1"}
+    (did,) = read(*lost, row(0, "group", "g", branches=4, end=1, lost=[[1, NO]])).values()
+    assert list(did.selection.lost) == [1]
+
+
+def test_of_a_scope_whose_process_was_killed_the_time_at_work_is_known():
+    """From the actions written after it: those of an earlier leg are in its own row."""
+
+    def took(row, seconds, status="completed"):
+        return row._replace(elapsed=seconds, status=status)
+
+    rows = [
+        took(row(1, "action", "s", "a"), 1.0), took(row(0, "stage", "s"), 4.0, "failed"),
+        took(row(2, "action", "s", "b"), 2.0), took(row(3, "action", "s", "c"), 8.0),
+    ]  # fmt: skip
+    assert read(*rows)[0].elapsed == 14.0
+    assert read(*rows, row(9, "pipeline", "p"))[0].elapsed == 4.0
+    assert read(*rows, took(row(0, "stage", "s", end=4), 5.0))[0].elapsed == 5.0
+    assert read(*[took(rows[1], 4.0), *rows[2:]], took(row(5, "stage", "t"), 1.0, "failed"))[5].elapsed == 1.0
+    assert read(rows[0])[1].elapsed == 1.0
+    around = [took(row(9, "pipeline", "p"), 1.0, "failed"), took(row(10, "action", "s", "a"), 2.0)]
+    assert read(*around)[9].elapsed == 1.0
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [{"puts": [1]}, {"appends": 3}, {"switches": 7}, ("a",), {"result": 5}, {"by_number": 3, "by": []}, {"in": [[]]}],
+)
+def test_a_row_that_does_not_describe_an_outcome_is_damage(payload):
+    """It is told with its place."""
+    damaged = row(7, "action", "s", "a")._replace(payload=CODEC.encode(payload, ""))
+    with pytest.raises(JournalError) as found:
+        read(damaged)
+    assert str(found.value).startswith(
+        "the journal is damaged: step 7 of branch '0' (action 'a') does not describe an outcome: "
+    )
+    assert str(found.value).endswith(str(found.value.__cause__))
+    if isinstance(payload, dict) and payload.keys() <= {"puts", "appends"}:
+        assert str(found.value.__cause__) == "its writes are not a mapping"
+    assert f": {type(found.value.__cause__).__name__}: " in str(found.value)
+    with pytest.raises(JournalError, match="stage 's'"):
+        read(damaged._replace(kind="stage", action=None))
+
+
+def test_a_result_is_where_it_was_found():
+    """Under its key, at the end of a list, or on its own; a stored None is not one."""
+    writes = {"puts": {"k": 1, "n": None}, "local": {"k": 2}, "appends": {"xs": [3, 4]}}
+    for where, expected in (
+        (("put", "k"), 1), (("local", "k"), 2), (("appended", "xs"), 4), (("value", 5), 5), (("put", "n"), UNSET),
+        (("put", "gone"), UNSET), (("local", "gone"), UNSET), (("appended", "gone"), UNSET), (None, UNSET),
+    ):  # fmt: skip
+        (did,) = read(row(0, "action", "s", "a", **writes, result=where)).values()
+        assert did.result == expected
+    (did,) = read(row(0, "action", "s", "a")._replace(payload=CODEC.encode(("k", None), ""))).values()
+    assert (did.writes.puts, did.result) == ({"k": None}, UNSET)
+    short = row(0, "action", "s", "a")._replace(payload=CODEC.encode(("k", 1), ""))
+    for each in (short, row(0, "action", "s", "a", puts={"k": 1}), row(0, "action", "s", "a", changes={"k": 1})):
+        assert read(row(1, "action", "s", "a"), each)[0].writes.order == 1
+    assert read(row(0, "action", "s", "a")._replace(fingerprint="code"))[0].fingerprint == "code"
+    bailed = row(0, "action", "s", "a", reason=["enough"], error=NO)
+    assert str(read(bailed)[0].error) == "no"
+    assert read(row(0, "group", "g", counted=[1]))[0].selection == Selection({}, frozenset([1]))
+    assert read(row(0, "group", "g", lost=[[1, NO]]))[0].selection.counted is None
+
+
 def test_rows_may_come_in_any_order():
     """Within a branch it is their number that counts; of two for one step, the later one."""
     rows = [row(1, "action", "s", "a", puts={"k": 1}), row(0, "stage", "s", end=2), row(1, "action", "s", "b")]
@@ -161,9 +477,18 @@ def test_a_gap_below_what_has_ended_is_damage(missing):
         row(3, "action", "s", "b"),
     ]
     assert list(read(*rows)) == [0, 1, 2, 3]
+    assert list(read(rows[0]._replace(status="failed"), *rows[2:])) == [0, 2, 3]
+    rows.append(row(4, "stage", "t", end=5, entered=False))
+    assert list(read(*rows)) == [0, 1, 2, 3, 4]
+    assert list(read(row(0, "pipeline", "p", end=6, entered=False), row(6, "stage", "s", end=7))) == [0, 6]
+    within = row(1, "stage", "s", end=4, entered=False)._replace(status="failed")
+    assert list(read(row(0, "pipeline", "p", end=5), within, row(4, "stage", "t", end=5))) == [0, 1, 4]
     del rows[missing]
     with pytest.raises(JournalError, match=f"branch '0' has a gap before step {missing + 1}"):
         read(*rows)
+    failed = row(0, "stage", "t")._replace(status="failed")
+    with pytest.raises(JournalError, match="has a gap before step 7"):
+        read(failed, row(5, "stage", "u", end=7))
 
 
 def test_a_gap_above_what_has_ended_is_none():
