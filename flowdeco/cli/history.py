@@ -14,7 +14,7 @@ from flowdeco.cli.walk import walk
 from flowdeco.durable import RunInfo, SqliteJournal
 from flowdeco.engine.evaluation import evaluate_run
 from flowdeco.engine.history import Rehearsal
-from flowdeco.engine.outcome import ActionRecord, Outcome, Scope, StageRecord, Status, Steps, enclosing
+from flowdeco.engine.outcome import ActionRecord, Outcome, Outcomes, Scope, StageRecord, Status, enclosing
 from flowdeco.engine.reading import branch_of, read_run, read_steps, stages_by_name
 from flowdeco.engine.requests import Begin, Raised
 from flowdeco.engine.runs import Run
@@ -66,7 +66,7 @@ _CRASHED: Final = cast("Status", "crashed")  # a word for readers of journals: n
 class _Ahead(Rehearsal):
     """A rehearsal that notes the step it stops at in each branch. It calls no stream."""
 
-    def __init__(self, steps: Steps, flow: Pipeline) -> None:
+    def __init__(self, steps: Outcomes, flow: Pipeline) -> None:
         super().__init__(steps, pipeline=flow, code=None)
         self.keeps_records = True
         self.next: dict[str, Step] = {}  # the last action asked for, by branch

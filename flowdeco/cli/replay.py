@@ -30,7 +30,7 @@ from flowdeco.engine.evaluation import evaluate_run
 from flowdeco.engine.generations import generations
 from flowdeco.engine.journal import Codec, Remembered, Row
 from flowdeco.engine.one_step import OneStep, Place, Witness, differences
-from flowdeco.engine.outcome import Outcome, Status, Steps
+from flowdeco.engine.outcome import Outcome, Outcomes, Status
 from flowdeco.engine.reading import given_inputs
 from flowdeco.engine.recorder import outcomes
 from flowdeco.engine.requests import CAUGHT_UP, Begin, Raised, Request, Save, Sleep
@@ -84,7 +84,7 @@ class _Found(NamedTuple):
     which: int  # of so many
     of: int
     place: Place
-    steps: Steps
+    steps: Outcomes
     store: Store
     remembered: Remembered
 

@@ -17,7 +17,7 @@ from flowdeco.engine.evaluation import evaluate_run
 from flowdeco.engine.generations import Generation, generations
 from flowdeco.engine.journal import FINISHED, Codec, Journal, Remembered, encoder
 from flowdeco.engine.memory import Log, in_memory
-from flowdeco.engine.outcome import Steps
+from flowdeco.engine.outcome import Outcomes
 from flowdeco.engine.reading import encoded_inputs, given_inputs, read_run, stages_by_name
 from flowdeco.engine.recorder import Recorder, outcomes
 from flowdeco.engine.requests import Gate, Raised, Request, Save
@@ -214,7 +214,7 @@ def _from_journal(start: _Start, run_id: str, on_change: str, from_stage: str | 
 
 def _taken_up(
     remembered: Remembered, journal: Any, given: list[Given], inputs: Mapping[str, Any] | None, error: Any
-) -> tuple[Steps, Store, Any]:
+) -> tuple[Outcomes, Store, Any]:
     """Return the steps with their answers, the store, and the payload of what the run is given now, which `given` gains."""
     found = outcomes(remembered.rows, journal.codec)
     errors = refusals(error, open_questions(found), remembered.run_id)
@@ -226,7 +226,7 @@ def _taken_up(
     return *starting_point(found, given), more
 
 
-def _warn_of_used(run_id: str, inputs: Mapping[str, Any], steps: Steps) -> None:
+def _warn_of_used(run_id: str, inputs: Mapping[str, Any], steps: Outcomes) -> None:
     """Log the inputs that would have been answers: their questions are answered, and the steps have gone on."""
     late = {key for key, _ in used(steps)}.difference(wait.key for wait in open_questions(steps)).intersection(inputs)
     if late:
@@ -237,7 +237,7 @@ def _warn_of_used(run_id: str, inputs: Mapping[str, Any], steps: Steps) -> None:
         )  # fmt: skip
 
 
-def _steps(remembered: Remembered, codec: Codec, given: Sequence[Given]) -> Steps:
+def _steps(remembered: Remembered, codec: Codec, given: Sequence[Given]) -> Outcomes:
     """Return the steps of an earlier generation of a run."""
     mine = [each._replace(rows=rows) for each, (rows, _) in zip(given, remembered.inputs, strict=False)]
     return starting_point(outcomes(remembered.rows, codec), mine)[0]

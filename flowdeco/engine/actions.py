@@ -35,7 +35,7 @@ from flowdeco.engine.results import (
     sort_out,
     unit_in,
 )
-from flowdeco.engine.resuming import catch_up, recall
+from flowdeco.engine.resuming import await_others, recall
 from flowdeco.engine.waiting import rest_of_pause, waited, with_waits
 from flowdeco.engine.waits import Called
 from flowdeco.errors import Bail, MissingInputError, StoreTypeError, Suspend, told
@@ -120,7 +120,7 @@ def begin_action(branch: Branch, step: Step, by: str | None) -> Walk | Failure:
     """Return the walk of an action's call, with everything that may surround it, unless it was performed before a resume."""
     scope = branch.scope
     layers = scope.use_actions + step.use
-    if layers and scope.is_quiet and branch.terms.records_only and not branch.guarded:
+    if layers and scope.is_quiet and branch.terms.is_unobserved and not branch.guarded:
         number = branch.number
         branch.number = number + 1
         return in_layers(branch, step, by, number, branch.terms.clock(), layers)
@@ -139,7 +139,7 @@ def _perform(branch: Branch, step: Step, by: str | None, number: int, earlier: O
     scope, terms = branch.scope, branch.terms
     layers = scope.use_actions + step.use
     if terms.past is not None:
-        error = yield from _catch_up(branch, earlier, step, number)
+        error = yield from _await_turn(branch, earlier, step, number)
         if error is not None:
             return error
         step = _renewed(step, scope) if terms.past.in_store and by is not None else step
@@ -161,9 +161,9 @@ def _perform(branch: Branch, step: Step, by: str | None, number: int, earlier: O
     return error if terms.recorder is None else ((yield from branch.save()) or error)
 
 
-def _catch_up(branch: Branch, earlier: Outcome | None, step: Step, number: int) -> Walk:
+def _await_turn(branch: Branch, earlier: Outcome | None, step: Step, number: int) -> Walk:
     """Wait until all that was performed before the resume is restored, and until an attempt may begin."""
-    error = yield from catch_up(branch)
+    error = yield from await_others(branch)
     if error is None and earlier is not None and branch.terms.waits:
         error = yield from rest_of_pause(branch, number)
         if error is not None:

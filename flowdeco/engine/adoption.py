@@ -1,6 +1,6 @@
-"""Steps that a run had completed before its pipeline changed: adopted by name, wherever they are now.
+"""Outcomes that a run had completed before its pipeline changed: adopted by name, wherever they are now.
 
-`on_change="ignore"` keeps them. Steps are otherwise found by their numbers, and a changed pipeline numbers them anew:
+`on_change="ignore"` keeps them. Outcomes are otherwise found by their numbers, and a changed pipeline numbers them anew:
 
 1. The run begins again, as a new *generation* (`generations`).
 2. Where a step of the new generation begins, the earlier ones are searched: for a stage, pipeline or group by kind and
@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias, cast
 
-from flowdeco.engine.outcome import ROOT, Outcome, Status, Steps, branch_id
+from flowdeco.engine.outcome import ROOT, Outcome, Outcomes, Status, branch_id
 from flowdeco.engine.recorder import KINDS
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream, one_action_stage
 from flowdeco.model.steps import Step
@@ -30,7 +30,7 @@ Address: TypeAlias = "tuple[tuple[str, int], ...]"  # of a branch: the groups ar
 class Archive:
     """The steps of earlier generations that have not been adopted yet."""
 
-    def __init__(self, earlier: Iterable[Steps], present: Steps | None = None) -> None:
+    def __init__(self, earlier: Iterable[Outcomes], present: Outcomes | None = None) -> None:
         """Take the steps of these generations, the latest first; those of the present one have been adopted."""
         self.adopted: set[tuple[str, int]] = set()  # the places that adopted steps have now
         self._pasts = [_Past(steps) for steps in earlier]
@@ -43,7 +43,7 @@ class Archive:
         """Note where a branch of a group is."""
         self._addresses[branch] = (*self._addresses[outer], (group, index))
 
-    def adopt(self, steps: Steps, branch: str, number: int, unit: Any, around: Any) -> None:
+    def adopt(self, steps: Outcomes, branch: str, number: int, unit: Any, around: Any) -> None:
         """Put the earlier outcome of a step, and of everything in it, among these steps under its present numbers."""
         found = self._found(branch, unit, around)
         if type(unit) is Stage:
@@ -67,7 +67,7 @@ class Archive:
             return _first(self._pasts, ("action", around.name, unit.name), address)
         return stage.past.action_in(stage, unit.name)
 
-    def _move(self, steps: Steps, past: _Past, move: _Move, count: int) -> None:
+    def _move(self, steps: Outcomes, past: _Past, move: _Move, count: int) -> None:
         old, at, branch, number = move
         mine, shift = steps.setdefault(branch, {}), number - at
         for place in range(at, at + count):
@@ -113,7 +113,7 @@ class _Past:
     A stage that had not ended has no row; it is found by its actions.
     """
 
-    def __init__(self, steps: Steps) -> None:
+    def __init__(self, steps: Outcomes) -> None:
         self.steps = steps
         self.left: set[tuple[str, int]] = set()
         self.addresses: dict[str, Address] = {}

@@ -37,8 +37,10 @@ def forget_attempt(branch: Branch, scope: OpenScope) -> Walk:
 def repeat_changes(branch: Branch, layers: Layers) -> None:
     """Have the journal note changes in place again: a failed attempt's are not undone, though its rows are dropped."""
     changes = {key: branch.store[key] for key in sorted(branch.changed) if key in branch.store}
-    if changes and layers.entering:
-        layers.entering[-1] = layers.entering[-1]._replace(changes={**layers.entering[-1].changes, **changes})
+    if changes and layers.entry_writes:
+        layers.entry_writes[-1] = layers.entry_writes[-1]._replace(
+            changes={**layers.entry_writes[-1].changes, **changes}
+        )
 
 
 def forget_held(branch: Branch, scope: OpenScope) -> None:

@@ -53,7 +53,7 @@ class Branch:
     deadline: Deadline | None = None  # of the innermost scope that has one
     guarded = False  # perhaps the next step must not begin: it was stopped, the run was cancelled, or it has a deadline
     is_behind = False  # it may lack what other branches had changed in place before a resume
-    is_catching_up = False  # it has history left to restore; `catch_up` reports the end
+    is_catching_up = False  # it has history left to restore; `await_others` reports the end
     logged: dict[int, Outcome] | None = None  # in memory: the outcomes of its scopes
     # Few branches have these; they are replaced, and never changed in place.
     switches: Mapping[str, bool] = _NO_SWITCHES  # the latest one last

@@ -145,7 +145,7 @@ def evaluate(branch: Branch) -> Walk:
                 raise
             error = stray
     if error is None and terms.past is not None:
-        error = terms.past.ended(branch.id)
+        error = terms.past.missing_at_end(branch.id)
     has_news = branch.parent is not None and (error is not None or branch.rows)
     return (yield from _end_branch(branch, error)) if has_news else error
 

@@ -24,7 +24,7 @@ from flowdeco.engine.open_scopes import OpenScope
 from flowdeco.engine.outcome import ALL, Outcome, Scope, Selection, Status, branch_id
 from flowdeco.engine.overlay import warn_of_merge
 from flowdeco.engine.requests import CAUGHT_UP, Begin, Failure, Fork, Forked, Raised, Request, Walk
-from flowdeco.engine.resuming import catch_up
+from flowdeco.engine.resuming import await_others
 from flowdeco.engine.sources import Listed, Source, Streamed
 from flowdeco.engine.verdicts import Verdicts
 from flowdeco.errors import Bail, Suspend
@@ -44,7 +44,7 @@ def run_group(branch: Branch, group: Parallel, scope: OpenScope, earlier: Outcom
     if past is not None and earlier is not None and branch.restores(earlier):
         return (yield from _restore_group(branch, group, scope, earlier))
     # One that had begun catches up through its branches (`Schedule._one_caught_up`).
-    error = (yield from catch_up(branch)) if earlier is None else None
+    error = (yield from await_others(branch)) if earlier is None else None
     conductor = _Conductor(branch, group, scope, earlier)
     error = error or (yield from conductor.announce())
     if error is not None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from flowdeco.engine.adoption import Archive
 from flowdeco.engine.memory import Remains
-from flowdeco.engine.outcome import ROOT, RUN, Outcome, Status, Steps, branch_id, cut_steps
+from flowdeco.engine.outcome import ROOT, RUN, Outcome, Outcomes, Status, branch_id, cut_steps
 from flowdeco.engine.recorder import KINDS, Recorded
 from flowdeco.errors import Cancelled, CodeChangedError, DefinitionError, Suspend
 from flowdeco.model.definitions import Pipeline, Stage, Stream
@@ -38,7 +38,7 @@ class History:
 
     def __init__(
         self,
-        steps: Steps,
+        steps: Outcomes,
         *,
         in_store: bool = False,
         remains: Mapping[str, Remains] | None = None,
@@ -183,7 +183,7 @@ class History:
         """Whether there is more to restore in a branch."""
         return branch in self.steps
 
-    def ended(self, branch: str) -> BaseException | None:
+    def missing_at_end(self, branch: str) -> BaseException | None:
         """Return the error of a branch that ends here, and had more steps; else None."""
         mine = self.steps.get(branch, {})
         left = [mine[number] for number in sorted(mine) if self._counts(mine[number])]
@@ -274,7 +274,7 @@ class Rehearsal(History):
 
     def __init__(
         self,
-        steps: Steps,
+        steps: Outcomes,
         *,
         pipeline: Pipeline,
         code: Callable[[Any], str] | None,
@@ -347,7 +347,7 @@ class Rehearsal(History):
         self.differs = True
         return self.stop
 
-    def held(self) -> Steps:
+    def held(self) -> Outcomes:
         """Return the steps of the history that still hold, with those that had begun but not ended."""
         held = dict(self._all)
         for branch, cut in self.cuts().items():

@@ -93,8 +93,8 @@ class Layers(Call):
     # Around a scope, so that it can be resumed: a mark from before its layers, the writes of each as it is entered,
     # and the functions that repeat the writes of each before the run was resumed, which replace those it makes now.
     mark: Mark | None = None
-    entering: list[Delta] | None = None
-    recalled: Iterator[Callable[[], object] | None] | None = None
+    entry_writes: list[Delta] | None = None
+    replays: Iterator[Callable[[], object] | None] | None = None
     # In a durable run.
     watch: Watch  # around a scope: over the values that they may change in place
     waits: Callable[[], Waits] | None = None
@@ -192,13 +192,13 @@ class Layers(Call):
             self.supplied += tuple(values)
 
     def _entered(self, since: Mark) -> None:
-        reapply = None if self.recalled is None else next(self.recalled, None)
+        reapply = None if self.replays is None else next(self.replays, None)
         if reapply is not None:
             self.store.take_back(since)
             reapply()
-        if self.entering is not None:
+        if self.entry_writes is not None:
             written = self.watch.with_changes(self.store.since(since))
-            self.entering[len(self.opened) :] = [written]  # another attempt replaces the first one's
+            self.entry_writes[len(self.opened) :] = [written]  # another attempt replaces the first one's
             self.watch.renew()
 
     def marks(self) -> list[Mark]:

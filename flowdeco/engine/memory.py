@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
-from flowdeco.engine.outcome import NOWHERE, ROOT, Outcome, Status, Steps, branch_id, cut_steps
+from flowdeco.engine.outcome import NOWHERE, ROOT, Outcome, Outcomes, Status, branch_id, cut_steps
 from flowdeco.errors import Wait
 from flowdeco.model.deltas import NOTHING, Delta, Mark
 from flowdeco.model.store import Store
@@ -121,7 +121,7 @@ class Log:
         self.remains: Mapping[str, Remains] = {}
         self.since = 0  # how often it was given something
         self.waits: Mapping[tuple[str, int], Sequence[Wait]] = {}  # of unfinished steps that have not run again
-        self._steps: Steps = {}
+        self._steps: Outcomes = {}
         self._added: list[tuple[str | None, int, dict[int, Outcome]]] = []
 
     def of(self, group: str | None = None, index: int = 0) -> dict[int, Outcome]:
@@ -131,7 +131,7 @@ class Log:
         return steps
 
     @property
-    def steps(self) -> Steps:
+    def steps(self) -> Outcomes:
         """All scopes, by branch; the ids are worked out here, because most runs are never resumed."""
         for group, index, steps in self._added:
             self._steps[ROOT if group is None else branch_id(group, index)] = steps
@@ -152,9 +152,9 @@ class Log:
         }
         return copied
 
-    def history(self) -> Steps:
+    def history(self) -> Outcomes:
         """Return all steps, including actions."""
-        found: Steps = {}
+        found: Outcomes = {}
         for branch, steps in self.steps.items():
             mine: dict[int, Outcome] = {}
             if steps:

@@ -23,7 +23,7 @@ from flowdeco.model.definitions import Action, Parallel, Stage
 from flowdeco.model.deltas import NOTHING, Delta
 from flowdeco.model.sentinels import UNSET
 
-__all__ = ["ended_as", "note", "note_adopted", "note_entering", "note_place", "restore"]
+__all__ = ["ended_as", "note", "note_adopted", "note_entry_writes", "note_place", "restore"]
 
 _WELL: Final = (Status.COMPLETED, None, 1, False, ())
 
@@ -34,7 +34,7 @@ def note(branch: Branch, outcome: Outcome) -> tuple[Outcome, Failure]:
     If the journal cannot take it, the step has failed. Return the outcome as noted, and that error.
     """
     terms, refused = branch.terms, None
-    if terms.records_only and outcome.error is None and type(outcome) is ActionRecord:
+    if terms.is_unobserved and outcome.error is None and type(outcome) is ActionRecord:
         return outcome, None
     stage = branch.scope.unit if isinstance(outcome.unit, Action) else None
     name = None if stage is None else stage.name
@@ -95,15 +95,17 @@ def note_adopted(branch: Branch, earlier: Outcome, unit: Any, by: str | None, pl
         branch.rows.append(recorder.row(branch.id, stage, adopted))
 
 
-def note_entering(branch: Branch, scope: OpenScope, entering: Sequence[Delta], layers: Layers | None = None) -> Failure:
+def note_entry_writes(
+    branch: Branch, scope: OpenScope, entry_writes: Sequence[Delta], layers: Layers | None = None
+) -> Failure:
     """Note the writes of a scope's layers as they were entered; return the error if the journal cannot take them."""
     recorder, unit = branch.terms.recorder, scope.unit
     is_first = layers is None or layers.attempt == 1
-    if recorder is None or (is_first and all(delta == NOTHING for delta in entering)):
+    if recorder is None or (is_first and all(delta == NOTHING for delta in entry_writes)):
         return None
     began = Outcome(
         unit.name, unit, Status.RUNNING, scope.started + branch.terms.epoch, 0.0, scope.by, scope.number,
-        scope=scope.place, entering=entering,
+        scope=scope.place, entry_writes=entry_writes,
     )  # fmt: skip
     if layers is not None:
         began = began._replace(

@@ -12,7 +12,7 @@ from typing import Any
 
 from flowdeco.engine.history import History, branches_of
 from flowdeco.engine.journal import Journal, Row
-from flowdeco.engine.outcome import ALL, Outcome, Status, Steps
+from flowdeco.engine.outcome import ALL, Outcome, Outcomes, Status
 from flowdeco.engine.recorder import Recorder
 from flowdeco.errors import CodeChangedError, told
 from flowdeco.model.contents import Digest, agree
@@ -35,7 +35,7 @@ class Place(NamedTuple):
 class OneStep(History):
     """The history before one step, which is the only one that is performed."""
 
-    def __init__(self, steps: Steps, place: Place) -> None:
+    def __init__(self, steps: Outcomes, place: Place) -> None:
         self.way = way = _way_to(steps, place)
         around = {inner for branch, at in way.items() for inner in branches_of(branch, at, steps[branch][at])}
         have_part = [branch for branch in steps if branch in way or branch not in around]
@@ -64,7 +64,7 @@ class OneStep(History):
         return CodeChangedError(f"the pipeline no longer leads to this step: {change}")
 
 
-def _way_to(steps: Steps, place: Place) -> dict[str, int]:
+def _way_to(steps: Outcomes, place: Place) -> dict[str, int]:
     """Return the branches that lead to a place, each with the number of its step on the way."""
     outer = {
         inner: Place(branch, number)

@@ -76,10 +76,10 @@ COMPLETED: Final = Status.COMPLETED  # looking up a member takes a quarter of th
 _FINAL: Final = frozenset({Status.COMPLETED, Status.SKIPPED, Status.BAILED})
 
 
-Steps: TypeAlias = "dict[str, dict[int, Outcome]]"  # by branch and number
+Outcomes: TypeAlias = "dict[str, dict[int, Outcome]]"  # by branch and number
 
 
-def cut_steps(steps: Steps, cuts: Mapping[str, int]) -> None:
+def cut_steps(steps: Outcomes, cuts: Mapping[str, int]) -> None:
     """Forget the steps of these branches from these numbers on."""
     for branch, since in cuts.items():
         mine = steps.get(branch, {})
@@ -87,7 +87,7 @@ def cut_steps(steps: Steps, cuts: Mapping[str, int]) -> None:
             del mine[number]
 
 
-def pinned(steps: Mapping[str, Mapping[int, Outcome]], pins: Mapping[str, int]) -> Steps:
+def pinned(steps: Mapping[str, Mapping[int, Outcome]], pins: Mapping[str, int]) -> Outcomes:
     """Return the steps without writes to these keys that are older than so many rows: they no longer count."""
 
     def current(delta: Delta) -> Delta:
@@ -95,7 +95,9 @@ def pinned(steps: Mapping[str, Mapping[int, Outcome]], pins: Mapping[str, int]) 
         return delta if outdated.isdisjoint((*delta.keys(), *delta.changes)) else delta.without(outdated)
 
     def of(did: Outcome) -> Outcome:
-        return did._replace(writes=did.writes and current(did.writes), entering=tuple(map(current, did.entering)))
+        return did._replace(
+            writes=did.writes and current(did.writes), entry_writes=tuple(map(current, did.entry_writes))
+        )
 
     return {branch: {number: of(did) for number, did in mine.items()} for branch, mine in steps.items()}
 
@@ -194,7 +196,7 @@ class Outcome(NamedTuple):
     `attempts` counts its own, within the last attempt at what is around it.
 
     The step's effect is in `writes` (all its writes to the store, its result included; for a scope, those of its
-    middleware on the way out), `entering` (a scope's writes before its first step, layer by layer) and `result` (the
+    middleware on the way out), `entry_writes` (a scope's writes before its first step, layer by layer) and `result` (the
     data that an action returned). A record that is kept has none of them: it keeps no value alive. `number` is the
     step's place in its branch, `end` that of the step after it; `entered` tells whether a scope reached its first step;
     `branches` is the number of branches of a group (of a streamed one that has not ended, at most so many have begun),
@@ -232,7 +234,7 @@ class Outcome(NamedTuple):
     waits: Sequence[Wait] = ()
     messages: Sequence[MessageRecord] = ()
     writes: Delta | None = None  # the effect is last, so that `kept` is quick
-    entering: Sequence[Delta] = ()
+    entry_writes: Sequence[Delta] = ()
     result: Any = UNSET
 
     @property
@@ -260,7 +262,7 @@ class Outcome(NamedTuple):
 
     def kept(self) -> Any:
         """Return the outcome without its values: the record to keep once it has been applied and written."""
-        if self.writes is None and not self.entering and self.result is UNSET:
+        if self.writes is None and not self.entry_writes and self.result is UNSET:
             return self
         return type(self)(*cast("Any", self[:_EFFECT]))
 

@@ -23,10 +23,10 @@ from flowdeco.engine.outcome import (
     ActionRecord,
     Inserter,
     Outcome,
+    Outcomes,
     Scope,
     StageRecord,
     Status,
-    Steps,
     amended,
     branch_id,
     enclosing,
@@ -87,7 +87,7 @@ def read_run(remembered: Remembered, codec: Codec, find: Find = lambda name: Non
     return run
 
 
-def _marked(steps: Steps, remembered: Remembered) -> Steps:
+def _marked(steps: Outcomes, remembered: Remembered) -> Outcomes:
     """Return the steps of a run, those marked as restored that had ended before it was resumed last."""
     if not remembered.legs:
         return steps
@@ -105,7 +105,7 @@ def _marked(steps: Steps, remembered: Remembered) -> Steps:
     }
 
 
-def current_waits(steps: Steps) -> list[Wait]:
+def current_waits(steps: Outcomes) -> list[Wait]:
     """Return the times and the answers that a suspended run waits for, in branch order."""
     return [wait for _, did in asked(steps) for wait in did.waits if wait.kind in (SLEEP, PAUSE) or wait.is_open]
 
@@ -138,7 +138,7 @@ class _Lenient:
             return {}
 
 
-def read_steps(remembered: Remembered, codec: Codec) -> tuple[Store, Steps]:
+def read_steps(remembered: Remembered, codec: Codec) -> tuple[Store, Outcomes]:
     """Return the store with the inputs of a run, and its steps."""
     remembered = generations(remembered)[-1]
     steps, store = starting_point(outcomes(remembered.rows, codec), given_inputs(remembered, codec))
@@ -196,11 +196,11 @@ def _apply(steps: dict[int, Outcome], store: Store, *, has_ended: bool) -> None:
         if number in steps:
             begun = steps[cast("int", number)]
             open.append(begun)
-            for written in begun.entering if begun.entered or has_ended else ():
+            for written in begun.entry_writes if begun.entered or has_ended else ():
                 store.apply(written)
 
 
-def _result(steps: Steps, branch: str) -> Any:
+def _result(steps: Outcomes, branch: str) -> Any:
     """Return the last value that an action of a branch returned; for groups, that of their merged branches."""
     result: Any = UNSET
     for number, did in sorted(steps.get(branch, {}).items()):
@@ -216,7 +216,7 @@ def _result(steps: Steps, branch: str) -> Any:
     return result
 
 
-def _has_bailed(steps: Steps, branch: str) -> bool:
+def _has_bailed(steps: Outcomes, branch: str) -> bool:
     return any(did.status is Status.BAILED for did in steps.get(branch, {}).values())
 
 
@@ -270,7 +270,7 @@ def failed_steps(run: Run) -> Iterator[tuple[StageRecord, ActionRecord | None]]:
 
 
 class _Reader:
-    def __init__(self, steps: Steps, find: Find) -> None:
+    def __init__(self, steps: Outcomes, find: Find) -> None:
         self._steps = steps
         self._find = find
         self._inserted: dict[str, tuple[Stage, str]] = {}  # so far: stages, and who inserted them

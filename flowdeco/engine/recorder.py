@@ -84,7 +84,7 @@ class Recorder:
         name = outcome.name
         what = f"action {name!r} of stage {stage!r}" if stage is not None else f"{kind} {name!r}"
         if self.looks.known or self.looks.parts:
-            for written in (outcome.writes or NOTHING, *outcome.entering):
+            for written in (outcome.writes or NOTHING, *outcome.entry_writes):
                 self.looks.forget(written.keys())
         try:
             payload = self._encode(self._parts(branch, outcome), what)
@@ -130,8 +130,8 @@ class Recorder:
         parts = _surroundings(branch, outcome)
         if outcome.branches:
             parts["branches"] = outcome.branches  # they lead to the steps of a group
-        if outcome.entering:
-            parts["entering"] = [_of_delta(delta) for delta in outcome.entering]
+        if outcome.entry_writes:
+            parts["entering"] = [_of_delta(delta) for delta in outcome.entry_writes]
         parts.update(self._of_selection(outcome.selection._replace(counted=None)))
         payload = self.codec.encode(parts, "")
         kind = outcome.unit.kind  # known from its row
@@ -170,8 +170,8 @@ class Recorder:
             failures = outcome.unit.failures if type(outcome.unit) is Parallel else None
             writes = outcome.writes if failures is None else self._portable(outcome.writes, key_name(failures))
             parts.update(_of_delta(writes))
-        if outcome.entering:
-            parts["entering"] = [_of_delta(delta) for delta in outcome.entering]
+        if outcome.entry_writes:
+            parts["entering"] = [_of_delta(delta) for delta in outcome.entry_writes]
         error = outcome.error
         if isinstance(error, Bail):
             parts["reason"] = (error.reason,)
@@ -374,8 +374,8 @@ def outcomes(rows: list[Row], codec: Codec, pins: Mapping[str, int] = {}) -> dic
         outcome = _decoded(row, codec, nothing, at)
         steps = found.setdefault(row.branch, {})
         before = steps.pop(row.number, None)
-        if before is not None and before.entering and not outcome.entering:
-            outcome = outcome._replace(entering=before.entering)  # only the row of its beginning has it
+        if before is not None and before.entry_writes and not outcome.entry_writes:
+            outcome = outcome._replace(entry_writes=before.entry_writes)  # only the row of its beginning has it
         if before is not None and before.selection.lost and outcome.status is Status.RUNNING:
             lost: Any = before.selection.lost  # by now; each of these rows has only the latest
             lost.update(outcome.selection.lost)
@@ -428,7 +428,7 @@ def _fields(parts: dict[str, Any], order: int) -> dict[str, Any]:
     if "in" in parts:
         fields["scope"] = _scope(parts["in"])
     if "entering" in parts:
-        fields["entering"] = tuple(_delta(each, order) for each in parts["entering"])
+        fields["entry_writes"] = tuple(_delta(each, order) for each in parts["entering"])
     if "lost" in parts or "counted" in parts:
         fields["selection"] = _selection(parts)
     if "by" in parts:

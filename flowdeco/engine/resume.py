@@ -15,7 +15,7 @@ from flowdeco.engine.generations import Generation
 from flowdeco.engine.history import History, Rehearsal
 from flowdeco.engine.journal import Journal, Remembered, Row
 from flowdeco.engine.memory import Remains
-from flowdeco.engine.outcome import Status, Steps
+from flowdeco.engine.outcome import Outcomes, Status
 from flowdeco.engine.recorder import Recorder
 from flowdeco.engine.requests import Raised, Request, Save
 from flowdeco.engine.runs import Run
@@ -58,13 +58,13 @@ class Earlier(NamedTuple):
     earlier generations, the latest first, and `given` is everything that it was given.
     """
 
-    steps: Steps
+    steps: Outcomes
     code: Callable[[Any], str]
     on_change: str
     finished: bool = False
     remains: dict[str, Remains] | None = None
     journaled: Journaled | None = None
-    older: tuple[Steps, ...] = ()
+    older: tuple[Outcomes, ...] = ()
     given: tuple[Given, ...] = ()
 
 

@@ -15,7 +15,7 @@ from flowdeco.model.deltas import Delta
 from flowdeco.model.keys import Name
 from flowdeco.model.steps import Step
 
-__all__ = ["catch_up", "reapply", "recall"]
+__all__ = ["await_others", "reapply", "recall"]
 
 
 def recall(branch: Branch, number: int, unit: Unit | Step) -> Outcome | None:
@@ -42,8 +42,13 @@ def _check_sealed(branch: Branch, past: History, number: int, unit: Unit | Step)
         raise past.early_stop
 
 
-def catch_up(branch: Branch) -> Walk:
-    """Report, before anything new runs, that the history is restored; return the error if the group has ended since."""
+def await_others(branch: Branch) -> Walk:
+    """Report, before anything new runs, that the history is restored; return the error if the group has ended since.
+
+    In the group of the branch, nothing new runs until all of its branches have come to their ends, or to this.
+    """
+    if branch.terms.rehearses:
+        return None
     if branch.is_catching_up:
         branch.is_catching_up = False
         if branch.parent is not None and not branch.sealed:

@@ -17,7 +17,7 @@ from flowdeco.engine.deadlines import Deadline
 from flowdeco.engine.history import History
 from flowdeco.engine.insertions import check_insertion
 from flowdeco.engine.layers import Layers, enter, leave
-from flowdeco.engine.noting import ended_as, note, note_entering, restore
+from flowdeco.engine.noting import ended_as, note, note_entry_writes, restore
 from flowdeco.engine.open_scopes import UNNUMBERED, OpenScope
 from flowdeco.engine.outcome import (
     COMPLETED,
@@ -31,7 +31,7 @@ from flowdeco.engine.outcome import (
     record_kind,
 )
 from flowdeco.engine.requests import Failure, Walk
-from flowdeco.engine.resuming import catch_up, reapply
+from flowdeco.engine.resuming import await_others, reapply
 from flowdeco.engine.waiting import not_reached, rest_of_pause, time_used, with_waits
 from flowdeco.errors import Bail, Suspend
 from flowdeco.events import StageStarted
@@ -82,7 +82,7 @@ def _seal(branch: Branch, scope: OpenScope, earlier: Outcome) -> None:
     scope.earlier = earlier
     scope.before = state_before(branch) if earlier.error is not None or earlier.dropped else None
     branch.sealed += 1
-    for written in earlier.entering:
+    for written in earlier.entry_writes:
         reapply(branch, written)
     if earlier.entered:
         fill_scope(branch, scope)
@@ -121,8 +121,8 @@ def _recalled(branch: Branch, scope: OpenScope, earlier: Outcome | None, layers:
     past = branch.terms.past
     if past is None or not (past.has(branch.id, scope.number + 1) if earlier is None else earlier.entered):
         return None
-    if earlier is not None and earlier.entering and not past.in_store:
-        return earlier.entering
+    if earlier is not None and earlier.entry_writes and not past.in_store:
+        return earlier.entry_writes
     return [NOTHING] * layers
 
 
@@ -136,7 +136,7 @@ def _merge(branch: Branch, scope: OpenScope) -> Failure:
         return error
     refused = None
     if branch.terms.recorder is not None:
-        refused = note_entering(branch, scope, [store.since(scope.mark)])
+        refused = note_entry_writes(branch, scope, [store.since(scope.mark)])
     if refused is None:
         store.release(scope.mark)
         scope.mark = None
@@ -146,7 +146,7 @@ def _merge(branch: Branch, scope: OpenScope) -> Failure:
 def _begin_layers(branch: Branch, scope: OpenScope, layers: tuple[Middleware, ...], earlier: Outcome | None) -> Walk:
     terms = branch.terms
     if terms.past is not None and not terms.past.has_more(branch.id):
-        error = yield from catch_up(branch)
+        error = yield from await_others(branch)
         if error is not None:
             return error
     if earlier is not None and terms.waits:
@@ -168,7 +168,7 @@ def _begin_layers(branch: Branch, scope: OpenScope, layers: tuple[Middleware, ..
     if terms.recorder is not None or recalled is not None:
         around.mark = scope.mark
     if recalled is not None:
-        around.recalled = (written and partial(reapply, branch, written) for written in recalled)
+        around.replays = (written and partial(reapply, branch, written) for written in recalled)
         around.has_new_layers = None in recalled
     return (yield from _enter_and_fill(branch, scope, around))
 
@@ -186,7 +186,7 @@ def _scope_layers(branch: Branch, scope: OpenScope, layers: tuple[Middleware, ..
     scope.layers = around = Layers(terms.run_id, shown, scope.pipeline, stage, None, layers, terms.gate)
     around.values = scope.values
     if watch is not None:
-        around.entering, around.watch = [], watch
+        around.entry_writes, around.watch = [], watch
         around.waits = partial(branch.waits_of, scope.number)
     return around
 
@@ -211,19 +211,19 @@ def _still_paused(branch: Branch, scope: OpenScope, earlier: Outcome, error: Bas
 
 def _enter_and_fill(branch: Branch, scope: OpenScope, layers: Layers) -> Walk:
     """Enter the layers of a scope, and fill it."""
-    past, resumes = branch.terms.past, layers.recalled is not None
+    past, resumes = branch.terms.past, layers.replays is not None
     entered = enter(layers)
     error: Failure
     runs, error = entered if isinstance(entered, tuple) else (yield from entered)
-    layers.recalled = None
+    layers.replays = None
     if resumes and past is not None and past.in_store and scope.before is not None:
         marks, result = past.unfinished(branch.id, scope.number)
         for mark, noted in zip(layers.marks()[::-1], marks[::-1], strict=False):
             mark.continue_from(noted)  # another attempt returns to the state that the first one found
         scope.before = scope.before._replace(result=result)
     scope.values = layers.values
-    if layers.entering is not None and error is None and (layers.has_new_layers or not resumes):
-        error = note_entering(branch, scope, layers.entering, None if branch.atomic else layers)
+    if layers.entry_writes is not None and error is None and (layers.has_new_layers or not resumes):
+        error = note_entry_writes(branch, scope, layers.entry_writes, None if branch.atomic else layers)
         if layers.attempt > 1:  # it counts, should the process be killed now
             error = error or (yield from branch.save())
     if layers.undoes and not scope.is_atomic:
@@ -254,7 +254,7 @@ def end_scope(branch: Branch, scope: OpenScope, by: str | None) -> Walk | Failur
     """Close a scope whose turn has come: all of its contents have ended."""
     if scope.layers is not None:
         return close_scope(branch, scope, None)
-    if scope.is_quiet and branch.terms.records_only:
+    if scope.is_quiet and branch.terms.is_unobserved:
         _finish_quiet(branch, scope)
         return None
     return _finish(branch, scope, None)
@@ -288,7 +288,7 @@ def close_scope(branch: Branch, scope: OpenScope, error: Failure) -> Walk:
         return unsaved or (yield from _enter_and_fill(branch, scope, layers))
     if is_pause:  # the next attempt begins inside these layers
         layers.entered = True
-        error = note_entering(branch, scope, layers.entering or [], layers) or unsaved or error
+        error = note_entry_writes(branch, scope, layers.entry_writes or [], layers) or unsaved or error
     leaving = None
     if leaving_mark is not None:
         leaving = layers.watch.with_changes(store.since(leaving_mark))

@@ -49,7 +49,7 @@ class Terms:
     rehearses: bool = field(init=False)  # the run is only compared with its history: nothing is performed or applied
     keeps_records: bool = field(init=False)  # not in the rehearsal of a resume: nobody would read them
     looks_nothing_up: bool = field(init=False)  # neither selectors to skip nor a history
-    records_only: bool = field(init=False)  # nor a journal, nor an observer
+    is_unobserved: bool = field(init=False)  # nor a journal, nor an observer
 
     def __post_init__(self) -> None:
         self.resume_from(self.past)
@@ -60,4 +60,4 @@ class Terms:
         self.rehearses = past is not None and past.rehearses
         self.keeps_records = past is None or past.keeps_records
         self.looks_nothing_up = not (self.skip or past)
-        self.records_only = self.looks_nothing_up and self.recorder is None and self.notify is None
+        self.is_unobserved = self.looks_nothing_up and self.recorder is None and self.notify is None

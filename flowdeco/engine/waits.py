@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, 
 from math import inf
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from flowdeco.engine.outcome import NOWHERE, ROOT, Outcome, Status, Steps, branch_id, pinned
+from flowdeco.engine.outcome import NOWHERE, ROOT, Outcome, Outcomes, Status, branch_id, pinned
 from flowdeco.errors import (
     ANSWERED,
     CALLED,
@@ -285,7 +285,7 @@ class Given(NamedTuple):
     errors: Mapping[str, BaseException] = {}
 
 
-def asked(steps: Steps, branch: str = ROOT) -> Iterator[tuple[str, Outcome]]:
+def asked(steps: Outcomes, branch: str = ROOT) -> Iterator[tuple[str, Outcome]]:
     """Yield the unfinished steps that have waited for something, with their branches, in branch order."""
     mine = steps.get(branch, {})
     for number in sorted(number for number, outcome in mine.items() if outcome.waits or outcome.branches):
@@ -296,18 +296,18 @@ def asked(steps: Steps, branch: str = ROOT) -> Iterator[tuple[str, Outcome]]:
             yield from asked(steps, branch_id(f"{branch}.{number}", index))
 
 
-def all_asked(steps: Steps) -> Iterator[tuple[str, Outcome]]:
+def all_asked(steps: Outcomes) -> Iterator[tuple[str, Outcome]]:
     """Yield these of the whole run."""
     yield from asked(steps)
     yield from asked(steps, NOWHERE)
 
 
-def open_questions(steps: Steps) -> list[Wait]:
+def open_questions(steps: Outcomes) -> list[Wait]:
     """Return the questions without an answer, in branch order."""
     return [wait for _, outcome in all_asked(steps) for wait in outcome.waits if wait.is_open]
 
 
-def waits_by_step(steps: Steps) -> dict[tuple[str, int], Sequence[Wait]]:
+def waits_by_step(steps: Outcomes) -> dict[tuple[str, int], Sequence[Wait]]:
     """Return the earlier waits of each step, for when it runs again."""
     found: dict[tuple[str, int], list[Wait]] = {}
     for branch, outcome in all_asked(steps):
@@ -326,13 +326,13 @@ def consumed(waits: Iterable[Wait], *, values: bool) -> list[Wait]:
     ]
 
 
-def used(steps: Steps) -> set[tuple[str, int]]:
+def used(steps: Outcomes) -> set[tuple[str, int]]:
     """Return the answers that questions have used up, by key and number."""
     outcomes = (outcome for mine in steps.values() for outcome in mine.values() if outcome.waits)
     return {(wait.key, wait.given) for outcome in outcomes for wait in outcome.waits if wait.given >= 0}
 
 
-def answered(steps: Steps, given: Sequence[Given]) -> Steps:
+def answered(steps: Outcomes, given: Sequence[Given]) -> Outcomes:
     """Return the steps with the answers to their open questions; raises `StoreTypeError` for one of a wrong type."""
     gone = used(steps)
     found = dict(steps)
@@ -342,7 +342,7 @@ def answered(steps: Steps, given: Sequence[Given]) -> Steps:
     return found
 
 
-def _with_values(steps: Steps, given: Sequence[Given]) -> Steps:
+def _with_values(steps: Outcomes, given: Sequence[Given]) -> Outcomes:
     """Return the steps with the values of the answers that they consumed: another attempt may need them."""
 
     def valued(wait: Wait) -> Wait:
@@ -379,7 +379,7 @@ def check_answer(wait: Any, value: object) -> None:
     Key.of(wait.key, wait.type, wait.classes).check(value)
 
 
-def starting_point(steps: Steps, given: Sequence[Given], rows: float = inf) -> tuple[Steps, Store]:
+def starting_point(steps: Outcomes, given: Sequence[Given], rows: float = inf) -> tuple[Outcomes, Store]:
     """Return the steps with their answers, and the store with which the run begins again, or had begun at so many rows.
 
     Older writes to keys that were given later do not count.

@@ -52,7 +52,7 @@ def in_an_attempt(unit=UNIT, **terms):
     branch.result, branch.places = "before", 1
     scope = OpenScope(branch.base, unit, None, 0.0, 2)
     scope.place = PLACE
-    scope.layers = SimpleNamespace(dropped={}, inside={("x", 0)}, entering=[])
+    scope.layers = SimpleNamespace(dropped={}, inside={("x", 0)}, entry_writes=[])
     scope.before = state_before(branch)
     branch.number = 6
     branch.records.add(failed(3, ValueError("stage")))
@@ -205,8 +205,8 @@ def test_changes_in_place_are_noted_again():
     branch.store.update({"a": [1], "b": [2], "c": [3]})
     branch.changed = {"b", "a", "gone"}
     repeat_changes(branch, scope.layers)
-    assert scope.layers.entering == []
+    assert scope.layers.entry_writes == []
     outer, inner = [Delta({"x": 1}, [], {})] * 2, Delta({"y": 1}, [], {}, {"b": "earlier", "d": 4})
-    scope.layers.entering = [*outer, inner]
+    scope.layers.entry_writes = [*outer, inner]
     repeat_changes(branch, scope.layers)
-    assert scope.layers.entering == [*outer, inner._replace(changes={"b": [2], "d": 4, "a": [1]})]
+    assert scope.layers.entry_writes == [*outer, inner._replace(changes={"b": [2], "d": 4, "a": [1]})]

@@ -176,11 +176,11 @@ def test_a_scope_must_end_where_it_had_ended(branch, number, unit, scope, expect
 
 def test_a_run_must_not_end_before_its_history():
     """Of what had ended well the first scope is named; what had failed may be gone."""
-    assert "the run ends where it had stage 's'" in str(History(HISTORY).ended("0"))
-    assert "a branch ends where it had stage 's'" in str(History(HISTORY).ended(INNER))
-    assert "the run ends where it had action /a" in str(History(steps(did(1, A))).ended("0"))
-    assert History(steps(did(0, T, Status.FAILED))).ended("0") is None
-    assert History({}).ended("0") is None
+    assert "the run ends where it had stage 's'" in str(History(HISTORY).missing_at_end("0"))
+    assert "a branch ends where it had stage 's'" in str(History(HISTORY).missing_at_end(INNER))
+    assert "the run ends where it had action /a" in str(History(steps(did(1, A))).missing_at_end("0"))
+    assert History(steps(did(0, T, Status.FAILED))).missing_at_end("0") is None
+    assert History({}).missing_at_end("0") is None
 
 
 def test_what_another_attempt_drops_is_forgotten():
@@ -526,9 +526,9 @@ def recorded(number, name, stage="", kind="action"):
 def test_a_step_of_a_journal_is_named_in_errors_by_its_record():
     """By its stage, too; of several, the first scope is named, else the first action."""
     left = steps(recorded(4, "x", "u"), recorded(5, "y", "u"))
-    assert "the run ends where it had action u/x" in str(History(left).ended("0"))
+    assert "the run ends where it had action u/x" in str(History(left).missing_at_end("0"))
     left["0"][6] = recorded(6, "u", kind="stage")
-    assert "the run ends where it had stage 'u'" in str(History(left).ended("0"))
+    assert "the run ends where it had stage 'u'" in str(History(left).missing_at_end("0"))
     rehearsal = Rehearsal(steps(recorded(0, "x", "u")), pipeline=pipeline(T), code=None)
     with pytest.raises(type(rehearsal.stop)):
         rehearsal.recall("0", 0, T, None, sealed=False)

@@ -47,14 +47,14 @@ def stage_record(status=Status.COMPLETED, **more):
 # -- what is kept
 
 
-@pytest.mark.parametrize("effect", [{"writes": Delta({"k": 1}, [], {})}, {"entering": (NOTHING,)}, {"result": None}])
+@pytest.mark.parametrize("effect", [{"writes": Delta({"k": 1}, [], {})}, {"entry_writes": (NOTHING,)}, {"result": None}])
 @pytest.mark.parametrize("record", [action_record, stage_record])
 def test_a_record_that_is_kept_keeps_no_value_alive(record, effect):
     """Neither what was written nor the result; the rest is the same."""
     kept = record(number=3, attempts=2, **effect).kept()
     assert kept == record(number=3, attempts=2)
     assert type(kept) is type(record())
-    assert (kept.writes, kept.entering, kept.result) == (None, (), UNSET)
+    assert (kept.writes, kept.entry_writes, kept.result) == (None, (), UNSET)
 
 
 def test_a_record_without_an_effect_is_kept_as_it_is():
@@ -71,7 +71,7 @@ def everything(unit, kind):
         "switches": (("t", False),), "entered": False, "branches": 2, "fingerprint": "code", "repeats": (1,),
         "failures": (ValueError("before"),), "dropped": {("", 4, "a"): [ValueError("dropped")]}, "cached": True,
         "selection": Selection({1: ValueError("lost")}), "waits": (Wait("question", key="k"),),
-        "messages": (MessageRecord("log", 1.0, {"text": "text"}),), "writes": Delta({"k": 1}, [], {}), "entering": (NOTHING,),
+        "messages": (MessageRecord("log", 1.0, {"text": "text"}),), "writes": Delta({"k": 1}, [], {}), "entry_writes": (NOTHING,),
         "result": 1,
     }  # fmt: skip
     return kind("x", unit, Status.FAILED, 1000.0, 0.5, **more)
@@ -143,12 +143,12 @@ def test_pinned_keys_lose_their_older_writes():
     lost = old._replace(puts={"other": 2}, deletes=[], appends={}, changes={})
     pins = dict.fromkeys(("k", "gone", "list", "changed"), 5)
     history = {
-        "0": {0: stage_record(writes=old, entering=(old, new)), 1: action_record(writes=new)},
+        "0": {0: stage_record(writes=old, entry_writes=(old, new)), 1: action_record(writes=new)},
         "b": {0: action_record()},
     }
     found = pinned(history, pins)
     assert found == {
-        "0": {0: stage_record(writes=lost, entering=(lost, new)), 1: action_record(writes=new)},
+        "0": {0: stage_record(writes=lost, entry_writes=(lost, new)), 1: action_record(writes=new)},
         "b": {0: action_record()},
     }
     assert found["0"][1].writes is new

@@ -113,7 +113,7 @@ DID = {
     "stage": StageRecord("s", STAGE, Status.COMPLETED, 1.0, 0.5, number=3, end=4, writes=NOTHING),
     "stage in layers": StageRecord(
         "s", STAGE, Status.COMPLETED, 1.0, 0.5, number=3, end=4, writes=Delta({"left": 1}, [], {}),
-        entering=(Delta({"entered": 1}, [], {"xs": [1]}), NOTHING),
+        entry_writes=(Delta({"entered": 1}, [], {"xs": [1]}), NOTHING),
     ),
     "stage that was not entered": StageRecord(
         "s", STAGE, Status.FAILED, 1.0, 0.5, number=3, end=4, error=ValueError("no"), entered=False
@@ -138,7 +138,7 @@ def test_an_outcome_comes_back_from_its_row(codec, title):
     assert (type(back), back.unit) == (type(did), Recorded(kind, stage or did.name))
     assert (back.number, written.fingerprint) == (3, "code of act" if stage else "")
     assert (type(back.error), str(back.error)) == (type(did.error), str(did.error))
-    assert (back.result, back.writes, back.entering) == (did.result, did.writes or NOTHING, did.entering)
+    assert (back.result, back.writes, back.entry_writes) == (did.result, did.writes or NOTHING, did.entry_writes)
     assert [unit.name for unit in back.inserted] == [unit.name for unit in did.inserted]
     assert back.scope == did.scope
     for field in (
@@ -312,10 +312,10 @@ def test_a_row_has_place_names_times_and_code():
     known = DID["stage in layers"]._replace(unit=Recorded("stage", "s"))
     reopened = recorder.reopening("b", known)
     assert reopened[:-1] == Row("b", 3, "stage", "s", None, "running", 1.0, 0.0, "", b"")[:-1]
-    entering = DID["stage in layers"].entering
+    entering = DID["stage in layers"].entry_writes
     kept = DID["stage in layers"]._replace(unit=Recorded("stage", "s"), selection=Selection({1: NO}, frozenset([2])))
     (back,) = outcomes([recorder.reopening("b", kept)], CODEC)["b"].values()
-    assert (back.entering, list(back.selection.lost), back.selection.counted) == (entering, [1], None)
+    assert (back.entry_writes, list(back.selection.lost), back.selection.counted) == (entering, [1], None)
 
 
 class Apart(PickleCodec):
@@ -362,7 +362,7 @@ def test_looks_at_values_are_forgotten_where_they_are_written_anew():
     for write in (
         lambda: recorder.row("0", "s", record(writes=Delta({"k": 1}, [], {}))),
         lambda: recorder.row(
-            "0", None, DID["stage in layers"]._replace(writes=None, entering=[Delta({"k": 1}, [], {})])
+            "0", None, DID["stage in layers"]._replace(writes=None, entry_writes=[Delta({"k": 1}, [], {})])
         ),
         lambda: recorder.value_row("0", "s", record(), step_of(act.with_options(returns="k")), [1]),
     ):
@@ -379,10 +379,10 @@ def test_the_row_of_a_beginning_tells_of_its_layers_and_of_lost_branches():
     """A later row of the step does not repeat it; each of lost branches has only the latest."""
     began = row(0, "pipeline", "p", entering=[{"puts": {"k": 1}}])._replace(status="running")
     (did,) = read(began, row(0, "pipeline", "p", end=1)).values()
-    assert (did.end, [each.puts for each in did.entering]) == (1, [{"k": 1}])
+    assert (did.end, [each.puts for each in did.entry_writes]) == (1, [{"k": 1}])
     again = row(0, "pipeline", "p", end=1, entering=[{"puts": {"k": 2}}])
     (did,) = read(began, again).values()
-    assert [each.puts for each in did.entering] == [{"k": 2}]
+    assert [each.puts for each in did.entry_writes] == [{"k": 2}]
     lost = [
         row(0, "group", "g", branches=4, lost=[[at, ValueError(str(at))]])._replace(status="running") for at in (3, 1)
     ]
@@ -518,7 +518,7 @@ def test_what_was_written_to_a_key_that_is_given_since_no_longer_counts():
     assert [steps[number].writes._replace(order=0) for number in range(5)] == [
         NOTHING, Delta({"y": 2}, [], {}), NOTHING, Delta({}, ["y"], {}), Delta({"x": 1}, [], {}),
     ]  # fmt: skip
-    assert tuple(each._replace(order=0) for each in steps[0].entering) == (Delta({"z": 1}, [], {}),)
+    assert tuple(each._replace(order=0) for each in steps[0].entry_writes) == (Delta({"z": 1}, [], {}),)
 
 
 def test_a_result_outlives_the_key_under_which_it_was_found():

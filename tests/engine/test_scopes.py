@@ -571,7 +571,7 @@ def sealed(then, unit=S, use=(), **terms):
 def test_a_scope_that_had_ended_opens_without_its_layers():
     """What they wrote takes effect again, and its contents are restored."""
     log, heard = [], []
-    then = earlier(entering=[Delta({"w": 1}, [], {}), Delta({"v": 2}, [], {})], writes=Delta({"l": 3}, [], {}))
+    then = earlier(entry_writes=[Delta({"w": 1}, [], {}), Delta({"v": 2}, [], {})], writes=Delta({"l": 3}, [], {}))
     branch, scope = sealed(then, use=(around(log, "m"),), notify=heard.append)
     assert (branch.sealed, scope.earlier, branch.revocable) == (1, then, 0)
     assert (dict(branch.store), agenda(branch), log, heard) == ({"w": 1, "v": 2}, ["a", "b", scope], [], [])
@@ -695,9 +695,9 @@ def test_records_inside_a_pipeline_learn_what_it_came_to():
 # -- a scope that had begun
 
 
-def begun(unit=S, use=(), status=Status.FAILED, entering=(), past=None, **more):
+def begun(unit=S, use=(), status=Status.FAILED, entry_writes=(), past=None, **more):
     """A branch in which a scope is open that had begun before the run was resumed, and the error of that."""
-    then = earlier(status, end=-1, entering=entering, error=ValueError("then"))._replace(name=unit.name)
+    then = earlier(status, end=-1, entry_writes=entry_writes, error=ValueError("then"))._replace(name=unit.name)
     then = then._replace(**{name: more.pop(name) for name in list(more) if name in Outcome._fields})
     branch = branch_with(past=History({}, in_store=False) if past is None else past, **more)
     scope, error = opened(branch, unit, use, 0, then)
@@ -722,10 +722,10 @@ def test_layers_do_not_write_again_what_they_had_written():
     entering = [Delta({"w": "then"}, [], {}), Delta({"v": "then"}, [], {})]
     log = []
     branch, scope, error = begun(
-        use=(writes(), around(log, "m"), writes("v")), entering=[*entering[:1], NOTHING, entering[1]]
+        use=(writes(), around(log, "m"), writes("v")), entry_writes=[*entering[:1], NOTHING, entering[1]]
     )
     assert (error, dict(branch.store), log) == (None, {"w": "then", "v": "then"}, ["+m"])
-    assert (branch.rows, scope.layers.recalled, branch.revocable) == ([], None, 1)
+    assert (branch.rows, scope.layers.replays, branch.revocable) == ([], None, 1)
     closed(branch, scope)
     assert branch.store["l"] == "after"
     branch, _, _ = begun(use=(writes(),), entered=False)
@@ -736,9 +736,9 @@ def test_layers_do_not_write_again_what_they_had_written():
 
 def test_the_data_of_a_stage_that_had_begun_is_not_merged_again():
     """In a journal it is with the beginning of the stage; in memory it is in the store."""
-    branch, _, _ = begun(DATA, entering=[Delta({"k": "then"}, [], {})])
+    branch, _, _ = begun(DATA, entry_writes=[Delta({"k": "then"}, [], {})])
     assert dict(branch.store) == {"k": "then"}
-    branch, _, _ = begun(DATA, entering=[Delta({"k": "then"}, [], {})], past=History({}, in_store=True))
+    branch, _, _ = begun(DATA, entry_writes=[Delta({"k": "then"}, [], {})], past=History({}, in_store=True))
     assert dict(branch.store) == {}
     branch, _, _ = begun(DATA, entered=False)
     assert dict(branch.store) == {"k": [1]}
@@ -757,12 +757,12 @@ def test_of_layers_that_the_run_has_lost_the_writes_stay():
     flow = pipeline(S, name="p")
     waits = {("0", 0): [Wait("sleep", 1.0)], ("0", 4): [Wait("sleep", 2.0)]}
     branch = branch_with(past=History({}), waits=waits)
-    then = Outcome("p", flow, Status.FAILED, 1.0, 1.0, number=0, entering=[Delta({"w": 1}, [], {})])
+    then = Outcome("p", flow, Status.FAILED, 1.0, 1.0, number=0, entry_writes=[Delta({"w": 1}, [], {})])
     scope, error = opened(branch, flow, (), 0, then)
     assert (error, dict(branch.store), list(branch.terms.waits)) == (None, {"w": 1}, [("0", 4)])
     assert agenda(branch) == ["s", scope]
     branch = branch_with(past=History({}))
-    opened(branch, flow, (), 0, then._replace(entering=()))
+    opened(branch, flow, (), 0, then._replace(entry_writes=()))
     assert dict(branch.store) == {}
 
 
@@ -879,7 +879,7 @@ def test_the_caller_s_layers_are_counted_from_the_inside():
     """A resume may come with more or fewer of them: those inside are the same."""
     log = []
     delta = [Delta({name: "then"}, [], {}) for name in "abc"]
-    then = Outcome("p", None, Status.FAILED, 1.0, 1.0, number=RUN, entering=delta[1:])
+    then = Outcome("p", None, Status.FAILED, 1.0, 1.0, number=RUN, entry_writes=delta[1:])
     for names, expected in (
         ("bc", {"b": "then", "c": "then"}),
         ("abc", {"a": "before", "b": "then", "c": "then"}),
@@ -890,14 +890,14 @@ def test_the_caller_s_layers_are_counted_from_the_inside():
         assert dict(branch.store) == expected, names
         if names:
             assert scope.layers.has_new_layers == (names == "abc")
-    appended = then._replace(entering=[Delta({}, [], {"xs": [1]}), NOTHING])
+    appended = then._replace(entry_writes=[Delta({}, [], {"xs": [1]}), NOTHING])
     for use in ([], [passes], [passes, passes], [passes] * 3):
         branch, _ = run_scope(use, appended, History({}))
         assert branch.store["xs"] == [1]
     branch, _ = run_scope([writes("a")], None, History({ROOT: {0: earlier()}}))
     assert branch.store["a"] == "before"  # it has no row: its process was killed before it began
     branch, scope = run_scope([around(log, "m"), passes], None, History({}))
-    assert (log, scope.layers.recalled) == (["+m"], None)
+    assert (log, scope.layers.replays) == (["+m"], None)
 
 
 def test_waits_of_the_caller_s_layers_are_known_by_their_place():
@@ -931,9 +931,9 @@ def test_what_layers_write_as_they_are_entered_is_noted_as_the_scope_begins():
     branch, _ = durable()
     opened(branch, S, (passes, passes))
     assert branch.rows == []
-    branch, _, _ = begun(use=(writes(),), entering=[Delta({"w": 1}, [], {})], recorder=recorder())
+    branch, _, _ = begun(use=(writes(),), entry_writes=[Delta({"w": 1}, [], {})], recorder=recorder())
     assert branch.rows == []
-    then = Outcome("p", None, Status.FAILED, 1.0, 1.0, number=RUN, entering=[Delta({"b": "then"}, [], {})])
+    then = Outcome("p", None, Status.FAILED, 1.0, 1.0, number=RUN, entry_writes=[Delta({"b": "then"}, [], {})])
     branch, scope = run_scope([writes("a"), writes("b")], then, History({}), recorder=recorder())
     (row,) = branch.rows
     assert decode(row.payload)["entering"] == [{"puts": {"a": "before"}}, {"puts": {"b": "then"}}]
@@ -1167,5 +1167,5 @@ def test_layers_of_a_scope_in_memory_do_not_write_again():
     then = Outcome("p", None, Status.FAILED, 1.0, 1.0, number=RUN)
     branch, scope = run_scope([writes("a"), writes("b")], then, past, log=log)
     assert dict(branch.store) == {"a": "before"}
-    branch, _, _ = begun(use=(writes(),), past=History({}, in_store=True), entering=[Delta({"w": "then"}, [], {})])
+    branch, _, _ = begun(use=(writes(),), past=History({}, in_store=True), entry_writes=[Delta({"w": "then"}, [], {})])
     assert dict(branch.store) == {}
