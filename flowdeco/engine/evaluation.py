@@ -26,8 +26,9 @@ from inspect import CO_GENERATOR
 from types import GeneratorType
 from typing import Any, Final, cast
 
-from flowdeco.engine.actions import begin_action, finish_simple, simple_arguments
+from flowdeco.engine.actions import begin_action, finish_simple
 from flowdeco.engine.branch import Branch
+from flowdeco.engine.calling import simple_arguments
 from flowdeco.engine.deadlines import Deadline
 from flowdeco.engine.groups import run_group
 from flowdeco.engine.layers import merging

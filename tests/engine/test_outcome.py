@@ -47,7 +47,9 @@ def stage_record(status=Status.COMPLETED, **more):
 # -- what is kept
 
 
-@pytest.mark.parametrize("effect", [{"writes": Delta({"k": 1}, [], {})}, {"entry_writes": (NOTHING,)}, {"result": None}])
+@pytest.mark.parametrize(
+    "effect", [{"writes": Delta({"k": 1}, [], {})}, {"entry_writes": (NOTHING,)}, {"result": None}]
+)
 @pytest.mark.parametrize("record", [action_record, stage_record])
 def test_a_record_that_is_kept_keeps_no_value_alive(record, effect):
     """Neither what was written nor the result; the rest is the same."""

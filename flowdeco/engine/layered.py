@@ -1,0 +1,144 @@
+"""An action inside its layers: called as often as they ask for it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from flowdeco.engine.branch import Branch
+from flowdeco.engine.calling import call_action, messages_after, settled, simple_arguments
+from flowdeco.engine.changes import Watch
+from flowdeco.engine.effects import Execution, complete, conclude, messages_of, tried
+from flowdeco.engine.layers import Layers, enter, leave
+from flowdeco.engine.outcome import ActionRecord, Outcome, Status
+from flowdeco.engine.requests import Failure, Raised, Walk
+from flowdeco.engine.results import (
+    SETTLED,
+)
+from flowdeco.engine.waiting import waited
+from flowdeco.engine.waits import Called
+from flowdeco.errors import Suspend
+from flowdeco.model.contents import ATOMS
+from flowdeco.model.deltas import NOTHING, Mark
+from flowdeco.model.options import Middleware
+from flowdeco.model.sentinels import UNSET
+from flowdeco.model.steps import Step
+
+__all__ = ["in_layers"]
+
+
+def in_layers(
+    branch: Branch, step: Step, by: str | None, number: int, started: float, layers: tuple[Middleware, ...],
+    earlier: Outcome | None = None,
+) -> Walk:  # fmt: skip
+    """Call an action inside its layers, as often as they ask for it; then conclude it."""
+    around, watch = _layers_around(branch, step, number, layers, earlier)
+    mark = branch.store.mark()
+    act: Execution | None = None
+    called = None if earlier is None else _call_before(branch, number)
+    error: Failure = None
+    value: Any = UNSET
+    again = True
+    while again:
+        act = None
+        entered = enter(around)
+        runs, error = entered if isinstance(entered, tuple) else (yield from entered)
+        if runs:
+            args = None if around.values or called is not None else simple_arguments(branch, step)
+            if args is not None:
+                value = yield step, args, None
+            elif called is not None:
+                act = Execution(step, by, number, started)
+                act.context, value, called = called, called.value, None
+            else:
+                act = Execution(step, by, number, started)
+                act.watch, act.layers = watch, around
+                value = yield from call_action(branch, act, around.values)
+            if type(value) not in SETTLED:
+                value = yield from settled(step, value)
+            if act is not None or watch is not None or step.writes is None or type(value) not in ATOMS:
+                value = tried(branch, act or Execution(step, by, number, started), around, value)
+            if type(value) is Raised:
+                error = value.error
+            else:
+                around.given = value
+        left = leave(around, error)
+        again, error = left if isinstance(left, tuple) else (yield from left)
+        if again:
+            error = yield from _another_attempt(branch, Execution(step, by, number, started), around)
+            again = error is None
+    if error is not None and around.entered:
+        _note_call(branch, act or Execution(step, by, number, started), watch, value, error)
+    returned, value = value, around.given if error is None else Raised(error)
+    if value is not returned and type(value) not in SETTLED:  # supplied by a layer
+        value = yield from settled(step, value)
+    if act is None and watch is None and _did_nothing(branch, around, mark):
+        branch.store.release(mark)
+        if complete(branch, step, by, number, started, value):
+            return None
+    act = act or Execution(step, by, number, started)
+    act.value, act.layers, act.mark, act.watch = value, around, mark, watch
+    return conclude(branch, act)
+
+
+def _did_nothing(branch: Branch, layers: Layers, mark: Mark) -> bool:
+    """Whether the layers only surrounded the call, in a scope that leaves it alone as well."""
+    return not mark and branch.scope.is_quiet and layers.stood_by()
+
+
+def _call_before(branch: Branch, number: int) -> Called | None:
+    """Return the call of an action after which its middleware has suspended the run."""
+    return branch.waits_of(number).called if (branch.id, number) in branch.terms.waits else None
+
+
+def _note_call(branch: Branch, act: Execution, watch: Watch | None, value: Any, error: BaseException) -> None:
+    """Note a call after which middleware suspends the run, so that it is not repeated.
+
+    Not in an atomic scope, which begins anew, nor a call that has changed values in place: these would not be restored.
+    """
+    if not isinstance(error, Suspend) or type(value) is Raised or branch.atomic:
+        return
+    if watch is not None and watch.with_changes(NOTHING).changes:
+        return
+    effects = Called(value, NOTHING, (), ()) if act.context is None else act.context.effects()
+    branch.waits_of(act.number).called = Called(value, effects.delta, effects.inserted, effects.switches)
+
+
+def _layers_around(
+    branch: Branch, step: Step, number: int, layers: tuple[Middleware, ...], earlier: Outcome | None
+) -> tuple[Layers, Watch | None]:
+    """Return the layers of an action, and with a journal what they and the action may change in place."""
+    terms, scope, shown = branch.terms, branch.scope, branch.store
+    watch: Watch | None = None
+    if terms.recorder is not None:
+        watch = terms.recorder.looks.watch(shown, branch.changed)
+        shown = watch.watched()
+    around = Layers(terms.run_id, shown, scope.pipeline, scope.unit, step.action, layers, terms.gate)
+    around.values = scope.values
+    if step.local:
+        around.localized = step
+    if watch is not None:
+        around.waits = partial(branch.waits_of, number)
+    if earlier is not None:
+        around.continue_from(earlier)
+        around.messages = messages_after(earlier)
+    return around, watch
+
+
+def _another_attempt(branch: Branch, act: Execution, layers: Layers) -> Walk:
+    """Forget the waits of an attempt that has failed; have the journal note that another one begins.
+
+    It counts, should the process be killed.
+    """
+    recorder, step = branch.terms.recorder, act.step
+    if branch.waits:
+        branch.waits_of(act.number).another_attempt(layers.reopened)
+    if recorder is None:
+        return None
+    began = ActionRecord(
+        step.name, step.action, Status.RUNNING, act.started + branch.terms.epoch, 0.0, act.by, act.number,
+        attempts=layers.attempt, repeats=layers.repeats, failures=layers.failures, waits=waited(branch, act.number),
+        messages=messages_of(layers),
+    )  # fmt: skip
+    branch.rows.append(recorder.row(branch.id, branch.scope.unit.name, began))
+    return (yield from branch.save())
