@@ -13,7 +13,7 @@ from test_durable import FLOWS, outcome
 from flowdeco import Bail, Context, Stage, Suspend, action, parallel, pipeline, stream
 from flowdeco.durable import MemoryJournal
 from flowdeco.engine.history import History
-from flowdeco.engine.recorder import outcomes
+from flowdeco.engine.rows import outcomes
 from flowdeco.errors import CodeChangedError, DefinitionError, JournalError, SerializationError
 from flowdeco.middleware import atomic, recover, retry
 

@@ -32,8 +32,8 @@ from flowdeco.engine.journal import Codec, Remembered, Row
 from flowdeco.engine.one_step import OneStep, Place, Witness, differences
 from flowdeco.engine.outcome import Outcome, Outcomes, Status
 from flowdeco.engine.reading import given_inputs
-from flowdeco.engine.recorder import outcomes
 from flowdeco.engine.requests import CAUGHT_UP, Begin, Raised, Request, Save, Sleep
+from flowdeco.engine.rows import outcomes
 from flowdeco.engine.runs import Run
 from flowdeco.engine.terms import Terms
 from flowdeco.engine.waits import starting_point

@@ -74,7 +74,7 @@ def resume(options: Namespace) -> int:
 def _questions(journal: SqliteJournal, run_id: str) -> list[Wait]:
     """Return the open questions of a run, whatever its status."""
     from flowdeco.engine.generations import generations
-    from flowdeco.engine.recorder import outcomes
+    from flowdeco.engine.rows import outcomes
 
     return open_questions(outcomes(generations(journal.read(run_id))[-1].rows, journal.codec))
 

@@ -19,9 +19,10 @@ from flowdeco.engine.journal import FINISHED, Codec, Journal, Remembered, encode
 from flowdeco.engine.memory import Log, in_memory
 from flowdeco.engine.outcome import Outcomes
 from flowdeco.engine.reading import encoded_inputs, given_inputs, read_run, stages_by_name
-from flowdeco.engine.recorder import Recorder, outcomes
+from flowdeco.engine.recorder import Recorder
 from flowdeco.engine.requests import Gate, Raised, Request, Save
 from flowdeco.engine.resume import Earlier, Journaled, check_fork, continue_run
+from flowdeco.engine.rows import outcomes
 from flowdeco.engine.runs import Resumption, Run, Status, remember
 from flowdeco.engine.terms import Terms
 from flowdeco.engine.waits import Given, Wall, answered, open_questions, refusals, starting_point, used

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias, cast
 
 from flowdeco.engine.outcome import ROOT, Outcome, Outcomes, Status, branch_id
-from flowdeco.engine.recorder import KINDS
+from flowdeco.engine.rows import KINDS
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream, one_action_stage
 from flowdeco.model.steps import Step
 from flowdeco.model.tuples import NamedTuple

@@ -17,7 +17,7 @@ from typing import Any
 from flowdeco.engine.adoption import Archive
 from flowdeco.engine.memory import Remains
 from flowdeco.engine.outcome import ROOT, RUN, Outcome, Outcomes, Status, branch_id, cut_steps
-from flowdeco.engine.recorder import KINDS, Recorded
+from flowdeco.engine.rows import KINDS, Recorded
 from flowdeco.errors import Cancelled, CodeChangedError, DefinitionError, Suspend
 from flowdeco.model.definitions import Pipeline, Stage, Stream
 from flowdeco.model.deltas import Mark

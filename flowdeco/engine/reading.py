@@ -33,8 +33,8 @@ from flowdeco.engine.outcome import (
     innermost_branch,
     inserter,
 )
-from flowdeco.engine.recorder import Recorded, outcomes
 from flowdeco.engine.records import Records
+from flowdeco.engine.rows import Recorded, outcomes
 from flowdeco.engine.runs import Run
 from flowdeco.engine.waits import Given, asked, open_questions, starting_point
 from flowdeco.errors import NOT_GIVEN, PAUSE, SLEEP, JournalError, RunError, Wait, members_of, portable, told

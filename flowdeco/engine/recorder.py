@@ -1,4 +1,4 @@
-"""From outcomes to rows of the journal, and back.
+"""From outcomes to rows of the journal; `rows` is the way back.
 
 A row is an outcome in the journal's codec. Nothing here touches a file: the evaluation collects the rows of each branch,
 and asks its driver to write them before the next action of that branch begins. A value that cannot be encoded fails
@@ -8,7 +8,6 @@ the action that wrote it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
 from itertools import takewhile
 from typing import Any, Final, cast
 
@@ -18,45 +17,30 @@ from flowdeco.engine.messages import MessageRecord
 from flowdeco.engine.outcome import (
     ALL,
     ActionRecord,
-    Dropped,
     Outcome,
-    Scope,
     Selection,
-    StageRecord,
     Status,
     enclosing,
-    inserter,
-    pinned,
 )
 from flowdeco.engine.requests import Failure
 from flowdeco.engine.results import Yielded
+from flowdeco.engine.rows import KINDS
 from flowdeco.engine.waits import Called
-from flowdeco.errors import CALLED, Bail, DefinitionError, JournalError, Suspend, Wait, portable, shortened
+from flowdeco.errors import Bail, DefinitionError, Suspend, Wait, portable, shortened
 from flowdeco.model.contents import ATOMS, Digest
-from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream
+from flowdeco.model.definitions import Parallel, Stream
 from flowdeco.model.deltas import NOTHING, Delta
 from flowdeco.model.keys import Local, Name, key_name
 from flowdeco.model.sentinels import UNSET
 from flowdeco.model.steps import Step
-from flowdeco.model.tuples import NamedTuple
 from flowdeco.model.units import every_unit
 
-__all__ = ["Recorded", "Recorder", "outcomes"]
+__all__ = ["Recorder"]
 
-KINDS: Final = {Action: "action", Stage: "stage", Pipeline: "pipeline", Parallel: "group"}
-_RECORDS: Final[dict[str, type[Outcome]]] = {"action": ActionRecord, "stage": StageRecord}
-_STATUS: Final[dict[str, Status]] = {str(status): status for status in Status}
 _KEPT: Final = 1024  # fingerprints of functions; a run may make new functions without end
 
 Fingerprint = Callable[[Any], str]
 Digester = Callable[[Any], Digest | None]
-
-
-class Recorded(NamedTuple):
-    """Stands in for a step's unit where only its row is known: its kind, and the stage of an action."""
-
-    kind: str
-    stage: str
 
 
 class Recorder:
@@ -329,14 +313,6 @@ def _of_call(call: Called) -> dict[str, Any]:
     return {**parts, "value": list(value), "end": value.value} if isinstance(value, Yielded) else parts
 
 
-def _call(parts: Any) -> Called:
-    value = parts["value"]
-    if "end" in parts:
-        value = Yielded(value)
-        value.value = parts["end"]
-    return Called(value, _delta(parts, 0), parts["inserted"], [(selector, on) for selector, on in parts["switches"]])
-
-
 def _by_scope(values: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], dict[str, Any]]:
     """Return the values of the run, and those that are local to a stage."""
     local = {key.name: value for key, value in values.items() if type(key) is Local}
@@ -353,190 +329,3 @@ def _where(result: Any, writes: Delta | None) -> tuple[str, Any]:
             if items and items[-1] is result:
                 return "appended", key
     return "value", result
-
-
-# From rows to outcomes.
-
-
-_NO_STAGE: Final = (-1, 0.0)
-
-
-def outcomes(rows: list[Row], codec: Codec, pins: Mapping[str, int] = {}) -> dict[str, dict[int, Outcome]]:
-    """Return the outcomes that rows describe, by branch and number; the later one of two for one step.
-
-    Within a branch, they are in the order of writing. `pins` are the keys that were given on a resume, as for `pinned`.
-    Raises `JournalError` if a step of a finished scope is missing.
-    """
-    found: dict[str, dict[int, Outcome]] = {}
-    later: dict[str, tuple[int, float]] = {}  # by branch: its last stage, and the time of the actions written after it
-    nothing = codec.encode({}, "")
-    for at, row in enumerate(rows):
-        outcome = _decoded(row, codec, nothing, at)
-        steps = found.setdefault(row.branch, {})
-        before = steps.pop(row.number, None)
-        if before is not None and before.entry_writes and not outcome.entry_writes:
-            outcome = outcome._replace(entry_writes=before.entry_writes)  # only the row of its beginning has it
-        if before is not None and before.selection.lost and outcome.status is Status.RUNNING:
-            lost: Any = before.selection.lost  # by now; each of these rows has only the latest
-            lost.update(outcome.selection.lost)
-            outcome = outcome._replace(selection=before.selection)
-        steps[row.number] = outcome
-        if row.kind != "action":
-            later[row.branch] = (row.number, 0.0) if row.kind == "stage" else _NO_STAGE
-        elif row.branch in later:
-            number, elapsed = later[row.branch]
-            later[row.branch] = number, elapsed + row.elapsed
-    for branch, (number, elapsed) in later.items():
-        did = found[branch].get(number)
-        if did is not None and not did.is_final:  # its process was killed before it ended
-            found[branch][number] = did._replace(elapsed=did.elapsed + elapsed)
-    _check_complete(found)
-    return pinned(found, pins) if pins else found
-
-
-def _decoded(row: Row, codec: Codec, nothing: bytes, order: int) -> Outcome:
-    parts: Any = None if row.payload == nothing else codec.decode(row.payload)
-    try:
-        if parts is None:
-            return _outcome(row, {"writes": NOTHING})
-        if not isinstance(parts, tuple):
-            return _outcome(row, _fields(parts, order))
-        key, value = cast("tuple[str, Any]", parts)
-        writes = Delta({key: value}, NOTHING.deletes, NOTHING.appends, order=order)
-        return _outcome(row, {"writes": writes, "result": UNSET if value is None else value})
-    except (TypeError, ValueError, LookupError, AttributeError) as error:  # written by something else than us
-        raise JournalError(
-            f"the journal is damaged: step {row.number} of branch {row.branch!r} ({row.kind} {row.action or row.stage!r}) "
-            f"does not describe an outcome: {type(error).__name__}: {error}"
-        ) from error
-
-
-def _outcome(row: Row, fields: dict[str, Any]) -> Outcome:
-    _, number, kind, stage, action, status, started, elapsed, fingerprint, _ = row
-    return _RECORDS.get(kind, Outcome)(
-        action or stage, _recorded(kind, stage), _STATUS[status], started, elapsed, number=number,
-        fingerprint=fingerprint, **fields,
-    )  # fmt: skip
-
-
-def _fields(parts: dict[str, Any], order: int) -> dict[str, Any]:
-    """Return the fields of an outcome that its payload describes."""
-    fields: dict[str, Any] = {name: _READ[name](parts[name]) for name in parts if name in _READ}
-    fields["writes"] = writes = _delta(parts, order)
-    if "reason" in parts and fields.get("error") is None:
-        fields["error"] = Bail(*parts["reason"])
-    if "in" in parts:
-        fields["scope"] = _scope(parts["in"])
-    if "entering" in parts:
-        fields["entry_writes"] = tuple(_delta(each, order) for each in parts["entering"])
-    if "lost" in parts or "counted" in parts:
-        fields["selection"] = _selection(parts)
-    if "by" in parts:
-        fields["inserted_by"] = _inserter(parts)
-    if "result" in parts:
-        fields["result"] = _result(parts["result"], writes)
-    return fields
-
-
-_recorded: Final = lru_cache(_KEPT)(Recorded)
-_inserted_by: Final = lru_cache(_KEPT)(inserter)
-
-
-def _message(parts: Any) -> MessageRecord:
-    return MessageRecord(*parts)
-
-
-def _dropped(parts: Any) -> Dropped:
-    return {(place, number, name): tuple(map(_attempt, found)) for place, number, name, found in parts}
-
-
-def _attempt(parts: Any) -> MessageRecord | BaseException:
-    return parts if isinstance(parts, BaseException) else _message(parts)
-
-
-def _wait(parts: dict[str, Any]) -> Wait:
-    for name in ("classes", "at"):
-        if name in parts:
-            parts[name] = tuple(parts[name])
-    if parts["kind"] == CALLED:
-        parts["value"] = _call(parts["value"])
-    return Wait(**parts)
-
-
-def _selection(parts: Mapping[str, Any]) -> Selection:
-    counted = parts.get("counted")
-    return Selection(dict(parts.get("lost", ())), None if counted is None else frozenset(counted))
-
-
-# The fields of an outcome that are in a row by their own names.
-_READ: Final[dict[str, Callable[[Any], Any]]] = {
-    **dict.fromkeys(("error", "end", "attempts", "recovered", "entered", "branches", "cached"), lambda part: part),
-    **dict.fromkeys(("inserted", "repeats", "failures"), tuple),
-    "switches": lambda part: tuple((selector, on) for selector, on in part),
-    "dropped": _dropped,
-    "waits": lambda part: tuple(map(_wait, part)),
-    "messages": lambda part: tuple(map(_message, part)),
-}
-
-
-def _inserter(parts: Mapping[str, Any]) -> str | None:
-    return _inserted_by(parts["by"], parts["by_number"]) if "by_number" in parts else parts["by"]
-
-
-def _scope(inside: list[tuple[str, str, int | None, str | None]]) -> Scope | None:
-    scope = None
-    for name, id, branch, by in reversed(inside):
-        scope = Scope(name, id, branch, by, scope)
-    return scope
-
-
-def _delta(parts: Mapping[str, Any], order: int) -> Delta:
-    get = parts.get
-    puts, deletes, appends, changes = get("puts"), get("deletes"), get("appends"), get("changes")
-    if "local" in parts:
-        puts = _with_local(puts, parts["local"])
-    if "local_changes" in parts:
-        changes = _with_local(changes, parts["local_changes"])
-    if changes:
-        return Delta(puts or {}, deletes or [], appends or {}, changes, order)
-    if puts or deletes or appends:
-        if not isinstance(puts or {}, dict) or not isinstance(appends or {}, dict):
-            raise TypeError("its writes are not a mapping")
-        return Delta(puts or NOTHING.puts, deletes or NOTHING.deletes, appends or NOTHING.appends, order=order)
-    return NOTHING
-
-
-def _with_local(values: Mapping[str, Any] | None, local: Mapping[str, Any]) -> dict[Name, Any]:
-    whole: dict[Name, Any] = {Local(name): value for name, value in local.items()}
-    whole.update(values or {})
-    return whole
-
-
-def _result(where: Any, writes: Delta) -> Any:
-    if where is None:
-        return UNSET
-    how, key = where
-    if how in ("put", "local"):
-        value = writes.puts.get(key if how == "put" else Local(key))
-        return UNSET if value is None else value  # stored, and not a result
-    if how == "appended":
-        items = writes.appends.get(key) or [UNSET]
-        return items[-1]
-    return key
-
-
-def _check_complete(found: Mapping[str, Mapping[int, Outcome]]) -> None:
-    """Raise `JournalError` if a step below a finished scope is missing: its row was lost or removed."""
-    for branch, steps in found.items():
-        checked = -1
-        for number in sorted(steps):
-            outcome = steps[number]
-            if outcome.end < 0 or not outcome.is_final or number < checked:
-                continue
-            inside = number + 1 if outcome.entered else outcome.end
-            while inside < outcome.end:
-                if inside not in steps:
-                    raise JournalError(f"the journal is damaged: branch {branch!r} has a gap before step {inside + 1}")
-                within = steps[inside]  # a failed atomic scope has no rows of its steps
-                inside = max(inside + 1, inside + 1 if within.entered else within.end)
-            checked = outcome.end

@@ -8,7 +8,7 @@ from flowdeco import Pipeline, Stage, Status, parallel, pipeline, stream
 from flowdeco.durable import MemoryJournal
 from flowdeco.engine.adoption import Archive
 from flowdeco.engine.outcome import ActionRecord, Outcome, Selection, StageRecord, branch_id
-from flowdeco.engine.recorder import Recorded
+from flowdeco.engine.rows import Recorded
 from flowdeco.middleware import recover
 from flowdeco.model.definitions import Action, Parallel
 from flowdeco.model.steps import step_of

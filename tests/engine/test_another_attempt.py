@@ -12,8 +12,8 @@ from flowdeco.engine.history import History
 from flowdeco.engine.memory import Log
 from flowdeco.engine.open_scopes import OpenScope
 from flowdeco.engine.outcome import RUN, ActionRecord, Outcome, Scope, StageRecord, branch_id
-from flowdeco.engine.recorder import Recorded
 from flowdeco.engine.requests import Raised, Save
+from flowdeco.engine.rows import Recorded
 from flowdeco.errors import Wait
 from flowdeco.model.deltas import Delta
 

@@ -15,8 +15,9 @@ from flowdeco.engine.history import History, Rehearsal
 from flowdeco.engine.memory import Log, Remains
 from flowdeco.engine.open_scopes import OpenScope
 from flowdeco.engine.outcome import ROOT, Outcome, Scope, Selection, StageRecord, branch_id, inserter
-from flowdeco.engine.recorder import Recorder, outcomes
+from flowdeco.engine.recorder import Recorder
 from flowdeco.engine.requests import CAUGHT_UP, Begin, Fork, Raised, Save
+from flowdeco.engine.rows import outcomes
 from flowdeco.errors import Cancelled, CodeChangedError, SerializationError, WriteConflictError
 from flowdeco.events import BranchesHeld
 from flowdeco.model.definitions import as_pipeline

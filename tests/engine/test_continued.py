@@ -12,9 +12,10 @@ from flowdeco.engine.adoption import Archive
 from flowdeco.engine.generations import Generation
 from flowdeco.engine.memory import Remains
 from flowdeco.engine.outcome import ROOT
-from flowdeco.engine.recorder import Recorder, outcomes
+from flowdeco.engine.recorder import Recorder
 from flowdeco.engine.requests import Raised, Save
 from flowdeco.engine.resume import Earlier, Journaled, check_fork, continue_run
+from flowdeco.engine.rows import outcomes
 from flowdeco.engine.waits import Given
 from flowdeco.errors import (
     Cancelled,

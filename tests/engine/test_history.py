@@ -12,7 +12,7 @@ from flowdeco.durable import MemoryJournal
 from flowdeco.engine.history import History, Rehearsal
 from flowdeco.engine.memory import Remains
 from flowdeco.engine.outcome import RUN, ActionRecord, Outcome, Scope, StageRecord, Status, branch_id
-from flowdeco.engine.recorder import Recorded
+from flowdeco.engine.rows import Recorded
 from flowdeco.errors import Cancelled, CodeChangedError, DefinitionError
 from flowdeco.middleware import recover
 from flowdeco.model.stand_ins import missing_action

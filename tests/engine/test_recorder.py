@@ -24,7 +24,8 @@ from flowdeco.engine.outcome import (
     branch_id,
     inserter,
 )
-from flowdeco.engine.recorder import Recorded, Recorder, outcomes
+from flowdeco.engine.recorder import Recorder
+from flowdeco.engine.rows import Recorded, outcomes
 from flowdeco.errors import (
     DefinitionError,
     JournalError,
