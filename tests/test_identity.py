@@ -1157,8 +1157,7 @@ def test_a_finished_run_that_another_process_has_run_again_meanwhile_is_busy():
 
     meanwhile = []
     run = (A >> B).run(journal="runs.db")
-    again = (A >> C).resume(run.id, journal=Raced("runs.db"), on_change="rerun", check=False)
-    assert isinstance(again.error, RunBusyError)
-    assert "run again by another process" in str(again.error)
+    with pytest.raises(RunBusyError, match="run again by another process"):
+        (A >> C).resume(run.id, journal=Raced("runs.db"), on_change="rerun", check=False)
     assert list(durable.read("runs.db", run.id).store) == ["A", "D"]
     assert list((A >> C).resume(run.id, journal="runs.db", on_change="rerun").store) == ["A", "C"]

@@ -559,3 +559,34 @@ def test_what_is_known_of_local_names_has_a_limit(run, monkeypatch):
     units = [one("rows.a"), other("rows.b"), one("rows.c"), other("rows.d")]
     store = {"rows.a": 1, "rows.b": 2, "rows.c": 3, "rows.d": 4}
     assert [run(unit, store)["read"] for unit in units] == [1, 2, 3, 4]
+
+
+def test_a_key_is_what_its_name_meant_where_the_action_was_made(module):
+    """Also at the top of a module, where a loop gives the name others later; names that come later are found then."""
+    written = module(
+        """
+        from typing import Annotated
+
+        from flowdeco import Key, action
+
+        made = []
+        for number, (name, key) in enumerate([("x", Key("kx", int)), ("y", Key("ky", int))]):
+
+            @action(name=name)
+            def get(p: Annotated[int, name] = -1, q: Annotated[int, key] = -1, r: Annotated[int, f"{number}"] = -1):
+                return p, q, r
+
+            made.append(get)
+
+        name = key = number = None
+
+        @action
+        def late(p: Annotated[int, LATE] = -1):
+            return p
+
+        LATE = "y"
+        """
+    )
+    inputs = {"x": 1, "y": 2, "kx": 10, "ky": 20, "0": 100, "1": 200}
+    assert [each.run(inputs).result for each in written.made] == [(1, 10, 100), (2, 20, 200)]
+    assert written.late.run(inputs).result == 2

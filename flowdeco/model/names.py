@@ -322,15 +322,22 @@ def local_variables(function: Any) -> Mapping[str, Any]:
     if known is not None and known[0] is code:
         return _values(code, known[1], inspect.currentframe())[0] if known[1] else NO_LOCALS
     if "." not in function.__qualname__:
-        return NO_LOCALS
-    wanted: frozenset[str] = frozenset()
-    wanted = wanted.union(*map(_names_in, _texts(annotations_of(function).values())))
+        return _module_variables(function)
+    wanted = _names_in_all(_texts(annotations_of(function).values()))
     values, names, is_whole = _values(code, wanted, inspect.currentframe())
     if is_whole or wanted - names <= {*_closure(function), *function.__globals__, *vars(builtins)}:
         if len(_locals) >= _MOST:
             _locals.clear()
         _locals[id(code)] = code, names
     return values
+
+
+def _module_variables(function: types.FunctionType) -> Mapping[str, Any]:
+    """Return the present values of the variables of its module that its keys name: a loop may give them others later."""
+    texts = [text for text in _texts(annotations_of(function).values()) if "Annotated" in text]
+    module = function.__globals__
+    names = _names_in_all(texts) if texts else ()
+    return {name: module[name] for name in names if isinstance(module.get(name), (str, int, Key))} or NO_LOCALS
 
 
 def _values(
@@ -373,6 +380,10 @@ def _defines(outer: types.CodeType, code: types.CodeType) -> bool:
         if is_generic and any(inner is code for inner in each.co_consts):  # pragma: no cover - new in 3.12
             return True  # one with type parameters is defined in a function of its own
     return False
+
+
+def _names_in_all(texts: Iterable[str]) -> frozenset[str]:
+    return frozenset[str]().union(*map(_names_in, texts))
 
 
 def _texts(annotations: Iterable[Any]) -> Iterator[str]:
