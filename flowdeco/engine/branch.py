@@ -24,6 +24,7 @@ from flowdeco.engine.requests import Failure, Raised, Save, Walk, ended_by_anoth
 from flowdeco.engine.terms import Terms
 from flowdeco.engine.waits import Waits
 from flowdeco.errors import Wait
+from flowdeco.events import Event
 from flowdeco.model.definitions import Stream, Unit, stage_selectors
 from flowdeco.model.keys import Name
 from flowdeco.model.selectors import switched_off
@@ -258,6 +259,11 @@ class Branch:
                 elif isinstance(unit, (Unit, Stream)):
                     yield unit
             branch = branch.parent
+
+    @property
+    def notify(self) -> Callable[[Event], None] | None:
+        """The observers of the run, if there are any."""
+        return self.terms.notify
 
     def now(self) -> float:
         """Return the time in POSIX seconds."""

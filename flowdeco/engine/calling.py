@@ -57,9 +57,7 @@ def call_action(branch: Branch, act: Execution, values: Mapping[str, Any]) -> Ge
     context: Context | None = None
     if step.wants_context:
         place = branch, act.number
-        context = act.context = Context(
-            terms.run_id, branch.scope.pipeline, stage, step.action, store, branch, terms.notify, place
-        )
+        context = act.context = Context(terms.run_id, branch.scope.pipeline, stage, step.action, store, branch, place)
         context.messages = act.messages
         if act.layers is not None:
             context.attempt, context.messages = act.layers.attempt, act.layers.messages

@@ -82,10 +82,8 @@ class Context:
 
     __slots__ = (
         "_around",
-        "_events",
         "_inserted",
         "_naps",
-        "_notify",
         "_place",
         "_switches",
         "action",
@@ -105,7 +103,6 @@ class Context:
         action: Action[..., Any],
         store: Store,
         around: Surroundings,
-        notify: Callable[[Event], None] | None,
         place: tuple[Any, int] | str,
     ) -> None:
         self.run_id = run_id
@@ -117,10 +114,8 @@ class Context:
         self.store = View(store)
         self._around = around
         self._naps: tuple[Nap, ...] = ()
-        self._notify = notify
         self._inserted: list[Unit | Stream] = []
         self._switches: list[tuple[str, bool]] = []
-        self._events: list[Event] | None = None  # of a detached one
         self.messages: Messages | None = None  # of the step, those of earlier attempts included
 
     @property
@@ -168,18 +163,20 @@ class Context:
                 f'ctx.emit("loaded", rows=3), not {shortened(kind)}'
             )
         self._keep("emit", {"kind": cut(kind), "payload": as_payload(payload)})
-        if self._notify is not None:
+        notify = self._around.notify
+        if notify is not None:
             from flowdeco.events import Message
 
-            self._notify(Message(self.run_id, self.stage.name, self.action.name, kind, payload))
+            notify(Message(self.run_id, self.stage.name, self.action.name, kind, payload))
 
     def progress(self, done: float, total: float | None = None) -> None:
         """Report the progress of the action to the observers, at once."""
         self._check_open("ctx.progress")
-        if self._notify is not None:
+        notify = self._around.notify
+        if notify is not None:
             from flowdeco.events import Progress
 
-            self._notify(Progress(self.run_id, self.stage.name, self.action.name, done, total))
+            notify(Progress(self.run_id, self.stage.name, self.action.name, done, total))
 
     def show(self, value: object) -> None:
         """Show a value on the page of the run: a frame, a figure, an image, a string of Markdown; anything else by its repr.
@@ -355,9 +352,9 @@ class Context:
 
     def _detached(self) -> tuple[Any, ...]:
         """Return the effects of a detached one only: copies, since an abandoned call may still be at work."""
-        if self._events is None:
+        if not isinstance(self._around, _Elsewhere):
             return ()
-        return list(self._events), self._waits(), () if self.messages is None else self.messages.recorded()
+        return list(self._around.events), self._waits(), () if self.messages is None else self.messages.recorded()
 
     def messages_only(self) -> Effects:
         """Return the effects of an action that has failed."""
@@ -378,9 +375,10 @@ class Context:
         self.store.apply(effects.delta)
         self._inserted.extend(effects.inserted)
         self._switches.extend(effects.switches)
-        for event in effects.events:
-            if self._notify is not None:
-                self._notify(event)
+        notify = self._around.notify
+        if notify is not None:
+            for event in effects.events:
+                notify(event)
         for message in effects.messages:
             self._keep(message.kind, message.payload, message.time)
 
@@ -399,17 +397,16 @@ class Context:
         store = Store(values)
         store.give(given)
         store.know_local(*local)
-        context = cls(run_id, Pipeline(name=pipeline), stage, action, store, around, None, place)
-        context._events = []
-        context._notify = context._events.append
+        context = cls(run_id, Pipeline(name=pipeline), stage, action, store, around, place)
         context.attempt = attempt
         return context
 
 
 class _Elsewhere:
-    """The surroundings of a detached context: units that come, and its waits."""
+    """The surroundings of a detached context: units that come, its waits, and the events for the observers."""
 
     def __init__(self, coming: list[Stage], waits: Waits) -> None:
+        self.events: list[Event] = []
         self._coming = coming
         self._waits = waits
         self._shown = 0
@@ -422,6 +419,9 @@ class _Elsewhere:
 
     def may_take(self, key: str) -> bool:
         return True  # the branches of a group cannot be asked from here
+
+    def notify(self, event: Event) -> None:
+        self.events.append(event)
 
     def now(self) -> float:
         return self._waits.wall.now()

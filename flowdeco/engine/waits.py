@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from flowdeco.engine.deadlines import Deadline
+    from flowdeco.events import Event
 
 __all__ = [
     "Called",
@@ -223,6 +224,11 @@ def _is_layer(each: int, until: int) -> bool:
 
 class Surroundings(Protocol):
     """The surroundings of an action's context: its branch."""
+
+    @property
+    def notify(self) -> Callable[[Event], None] | None:
+        """The observers of the run, if there are any."""
+        ...
 
     def upcoming(self, more: Sequence[tuple[str, bool]] = ()) -> Iterator[Any]:
         """Yield the units that will run after the current stage, if these switches are added."""
