@@ -2,6 +2,8 @@
 group or scope of middleware ends as it does without a run."""
 
 import asyncio
+import gc
+import logging
 import threading
 import time
 from contextlib import asynccontextmanager
@@ -32,6 +34,16 @@ def by_runner(unit, **options):
 def run(request):
     """Run a unit by `run` and by `arun`."""
     return request.param
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_reports():
+    """Of tasks whose exits nobody retrieved; asyncio logs them as they are collected, which would be in other tests."""
+    logger = logging.getLogger("asyncio")
+    logger.disabled = True
+    yield
+    gc.collect()
+    logger.disabled = False
 
 
 @action
