@@ -14,6 +14,7 @@ from support import swallow
 
 import flowdeco
 from flowdeco import Context, Stage, Store, action, parallel, pipeline, stage
+from flowdeco.model.units import DEEPEST
 from flowdeco.show.html import name
 
 
@@ -395,3 +396,13 @@ def test_a_run_has_a_timeline():
     most = many(300).run()._repr_html_()
     assert "timeline: the longest 100 of" in most
     assert most.count("fd-bar fd-") == 100
+
+
+def test_a_group_nested_as_deep_as_any_may_be_is_shown():
+    """In a plan, and in a run of it, also where the caller is some frames deep."""
+    flow = Stage("innermost", [action(name="act")(lambda: None)])
+    for _ in range(DEEPEST):
+        flow = parallel(flow)
+    run = flow.run()
+    for shown in (flow.plan()._repr_html_(), run._repr_html_()):
+        assert "innermost" in shown

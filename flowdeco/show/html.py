@@ -270,10 +270,9 @@ def _group(node: Node, opened: bool) -> str:
         columns = f'<div class="fd-col fd-all">{"".join(_nodes(inside, opened))}</div>'
         kind, notes = "pipeline", _notes(part, part) if part.recovered or part.attempts > 1 else ""
     else:
-        columns = "".join(
-            f'<div class="fd-col{_wide(column)}">{_column(column, opened, part.inserted_by)}</div>'
-            for column in collapsed(inside, MANY, MOST)
-        )
+        columns = ""
+        for column in collapsed(inside, MANY, MOST):  # a frame less for each level of nested groups than an expression
+            columns += f'<div class="fd-col{_wide(column)}">{_column(column, opened, part.inserted_by)}</div>'
         kind, notes = f"parallel, {branch_counts(part)}", ""
     css = " fd-new" if part.is_dynamic else ""
     return (
