@@ -50,7 +50,7 @@ def notifier(observers: list[Callable[[Event], object]], run_id: str, gate: Gate
                     continue
                 with suppress(ValueError):  # it raised in another thread at the same time
                     listening.remove(observer)
-                from flowdeco.engine.logs import run_logger  # logging is loaded only if it is used
+                from flowdeco.engine.run_logger import run_logger  # logging is loaded only if it is used
 
                 run_logger(run_id).exception(
                     "run %s: the observer %s raised and is dropped", run_id, described(observer)

@@ -53,7 +53,7 @@ from flowdeco.model.units import selectors_in
 from flowdeco.model.wiring import check_run
 
 if TYPE_CHECKING:
-    from flowdeco.engine.logs import RunLogger
+    from flowdeco.engine.run_logger import RunLogger
 
 __all__ = ["Evaluated", "abandon", "begin", "end", "resume"]
 
@@ -545,6 +545,6 @@ def _without_our_frames(traceback: types.TracebackType | None) -> types.Tracebac
 
 
 def _logger(run_id: str, stage: str | None = None, action: str | None = None) -> RunLogger:
-    from flowdeco.engine.logs import run_logger
+    from flowdeco.engine.run_logger import run_logger
 
     return run_logger(run_id, stage, action)

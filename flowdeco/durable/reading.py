@@ -9,8 +9,8 @@ from flowdeco.durable.info import Question, RunInfo, finished_error
 from flowdeco.durable.journal import as_journal, at_rest
 from flowdeco.durable.sqlite import SqliteJournal
 from flowdeco.engine.journal import FINISHED
-from flowdeco.engine.logs import run_logger
 from flowdeco.engine.reading import encoded_inputs, questions_and_used_keys, read_run
+from flowdeco.engine.run_logger import run_logger
 from flowdeco.engine.runs import Resumption, Run
 from flowdeco.engine.waits import check_answer, refusals
 from flowdeco.errors import DefinitionError, JournalError, Wait, suggestion

@@ -3,6 +3,6 @@
 Reading order: `outcome`, `requests`, `terms`, `open_scopes` and `branch` are the vocabulary; `evaluation`, `noting`,
 `actions` (with `results` and `insertions`), `layers`, `scopes` and `attempts` run a pipeline; `groups`, `sources`,
 `verdicts`, `merger` and `schedule` add branches side by side. `recorder` writes outcomes down as the rows of a `journal`; a
-resume begins in `drivers/start`, and `resume`, `history` and `resuming` find them again (`memory`, for a run without a
+resume begins in `drivers/start`, and `resume`, `history` and `restoring` find them again (`memory`, for a run without a
 journal).
 """

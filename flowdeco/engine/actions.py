@@ -16,10 +16,10 @@ from flowdeco.engine.noting import note, restore
 from flowdeco.engine.open_scopes import OpenScope
 from flowdeco.engine.outcome import ActionRecord, Outcome, Status
 from flowdeco.engine.requests import Failure, Walk
+from flowdeco.engine.restoring import go_live, recall
 from flowdeco.engine.results import (
     SETTLED,
 )
-from flowdeco.engine.resuming import await_others, recall
 from flowdeco.engine.waiting import rest_of_pause
 from flowdeco.events import ActionStarted
 from flowdeco.model.definitions import action_selectors
@@ -94,7 +94,7 @@ def _perform(branch: Branch, step: Step, by: str | None, number: int, earlier: O
 
 def _await_turn(branch: Branch, earlier: Outcome | None, step: Step, number: int) -> Walk:
     """Wait until all that was performed before the resume is restored, and until an attempt may begin."""
-    error = yield from await_others(branch)
+    error = yield from go_live(branch)
     if error is None and earlier is not None and branch.terms.waits:
         error = yield from rest_of_pause(branch, number)
         if error is not None:

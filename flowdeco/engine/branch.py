@@ -1,8 +1,8 @@
 """The state of an evaluation: of the run itself, or of a branch of a parallel group.
 
 A `Branch` has an *agenda*, a stack of the work left to do, the next item on top: units, the steps of the open stage,
-and, below their contents, the scopes still to be closed. It has a store of its own, numbers its steps, and notes their
-outcomes: as records, for observers, for the journal.
+and, below their contents, the scopes still to be closed. It has a store of its own, numbers its steps, and has the
+records of those that ended, and the rows that are to be written.
 
 In a resumed run a branch is *sealed* while it is inside a scope that had ended: everything there is restored, and
 nothing may be performed.
@@ -46,7 +46,7 @@ class Branch:
     number = 0  # of the next step
     places = 0  # of pipelines with options, to which records refer
     result: Any = None
-    sealed = 0  # open scopes that had ended before the run was resumed
+    sealed = 0  # open scopes that had ended before the run was resumed; also counts a finished run, and a lost branch
     revocable = 0  # open scopes that may ask for another attempt
     atomic = 0  # open scopes that are one step: rows are held back
     ended_early = False  # in a group that had failed, before a resume
@@ -54,7 +54,7 @@ class Branch:
     deadline: Deadline | None = None  # of the innermost scope that has one
     guarded = False  # perhaps the next step must not begin: it was stopped, the run was cancelled, or it has a deadline
     is_behind = False  # it may lack what other branches had changed in place before a resume
-    is_catching_up = False  # it has history left to restore; `await_others` reports the end
+    is_catching_up = False  # it has performed nothing since the run was resumed, and had a history (`go_live`)
     logged: dict[int, Outcome] | None = None  # in memory: the outcomes of its scopes
     # Few branches have these; they are replaced, and never changed in place.
     switches: Mapping[str, bool] = _NO_SWITCHES  # the latest one last
@@ -144,7 +144,7 @@ class Branch:
         return f"p{self.places}"
 
     def restores(self, earlier: Outcome | None) -> bool:
-        """Whether a step is restored: it, or a scope around it, had ended well."""
+        """Whether a step is restored: it had ended well, or is in a scope or branch in which nothing is performed."""
         return earlier is not None and (earlier.is_final or bool(self.sealed))
 
     # Waiting.

@@ -11,7 +11,7 @@ from flowdeco.model.steps import Step, step_of
 from flowdeco.model.store import Store, Watched
 
 if TYPE_CHECKING:
-    from flowdeco.engine.logs import RunLogger
+    from flowdeco.engine.run_logger import RunLogger
 
 __all__ = ["Call"]
 
@@ -103,7 +103,7 @@ class Call:
     @property
     def logger(self) -> RunLogger:
         """The logger `flowdeco.run`, with run, stage and action as `extra`."""
-        from flowdeco.engine.logs import run_logger
+        from flowdeco.engine.run_logger import run_logger
 
         stage, action = self.stage, self.action
         return run_logger(self.run_id, None if stage is None else stage.name, None if action is None else action.name)

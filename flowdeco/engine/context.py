@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import TypeForm
 
-    from flowdeco.engine.logs import RunLogger
+    from flowdeco.engine.run_logger import RunLogger
     from flowdeco.errors import Wait
     from flowdeco.events import Event
 
@@ -130,7 +130,7 @@ class Context:
     @property
     def logger(self) -> RunLogger:
         """The logger `flowdeco.run`, with run, stage and action as `extra`; the run keeps messages at INFO and above."""
-        from flowdeco.engine.logs import run_logger
+        from flowdeco.engine.run_logger import run_logger
 
         return run_logger(self.run_id, self.stage.name, self.action.name, self._keep_log)
 

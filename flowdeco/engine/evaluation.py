@@ -8,7 +8,8 @@
 3. A failure closes scopes from the inside out, until the layers of one recover it or ask for another attempt (L7).
 4. A step ends in an `Outcome`, which takes effect all at once or not at all (L4). When a step begins, the evaluation
    looks up its outcome from before the run was resumed: if it had ended, that takes effect again, and nothing is
-   performed. From then on it makes no difference whether an outcome is new or remembered (L10).
+   performed. From then on it makes no difference whether an outcome is new or remembered (L10). A scope that had ended is
+   gone through again: its contents are restored one by one, and then its own outcome.
 5. Each branch of a parallel group is an evaluation of its own, over a fork of the store (L9). A group is one request,
    `Fork`; when all branches have ended, their writes are merged, and that is the group's outcome.
 
@@ -36,7 +37,7 @@ from flowdeco.engine.noting import note, note_adopted, note_place
 from flowdeco.engine.open_scopes import UNNUMBERED, OpenScope, OpenStream
 from flowdeco.engine.outcome import RUN, Outcome, Scope, Status, record_kind, stages_in, status_of
 from flowdeco.engine.requests import Failure, Request, Walk
-from flowdeco.engine.resuming import recall
+from flowdeco.engine.restoring import recall
 from flowdeco.engine.runs import Run
 from flowdeco.engine.scopes import close_scope, end_scope, fill_scope, limited, open_scope
 from flowdeco.engine.streams import close_stream, close_streams, open_stream, pull
@@ -152,7 +153,10 @@ def evaluate(branch: Branch) -> Walk:
 
 
 def _end_branch(branch: Branch, error: Failure) -> Walk:
-    """Have the group decide on a failure, and the journal note the end: the other branches may take long."""
+    """Note for the journal how the branch ended, and whether its group tolerates that: the other branches may take long.
+
+    Whether the group ends with it, its conductor decides (`groups`).
+    """
     if error is not None:
         branch.conductor.lose_if_tolerated(branch, error)
     return ((yield from branch.save()) or error) if branch.rows else error

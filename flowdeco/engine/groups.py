@@ -24,7 +24,7 @@ from flowdeco.engine.open_scopes import OpenScope
 from flowdeco.engine.outcome import ALL, Outcome, Scope, Selection, Status, branch_id
 from flowdeco.engine.overlay import warn_of_merge
 from flowdeco.engine.requests import CAUGHT_UP, Begin, Failure, Fork, Forked, Raised, Request, Walk
-from flowdeco.engine.resuming import await_others
+from flowdeco.engine.restoring import go_live
 from flowdeco.engine.sources import Listed, Source, Streamed
 from flowdeco.engine.verdicts import Verdicts
 from flowdeco.errors import Bail, Suspend
@@ -44,7 +44,7 @@ def run_group(branch: Branch, group: Parallel, scope: OpenScope, earlier: Outcom
     if past is not None and earlier is not None and branch.restores(earlier):
         return (yield from _restore_group(branch, group, scope, earlier))
     # One that had begun catches up through its branches (`Schedule._one_caught_up`).
-    error = (yield from await_others(branch)) if earlier is None else None
+    error = (yield from go_live(branch)) if earlier is None else None
     conductor = _Conductor(branch, group, scope, earlier)
     error = error or (yield from conductor.announce())
     if error is not None:
@@ -197,7 +197,7 @@ class _Conductor:
             elif self.is_live and index not in self.lost:
                 self.later.append((index, unit))
             else:  # it never began, or nothing is left of it
-                self.merger.over[index] = None
+                self.merger.unmerged[index] = None
         return None
 
     def _fewer(self) -> BaseException:
@@ -251,11 +251,11 @@ class _Conductor:
         verdicts, merger = self.verdicts, self.merger
         index: int = self.source.count if fork is None else fork.index
         if fork is not None:
-            merger.over[index] = fork
+            merger.unmerged[index] = fork
         stops = verdicts.ended(index, failure)
         if self.is_streamed and isinstance(failure, Suspend) and index not in self.lost:
             self.is_open = False
-        if merger.turn in merger.over and verdicts.ended_by is None and merger.error is None:
+        if merger.turn in merger.unmerged and verdicts.ended_by is None and merger.error is None:
             merger.merge()
             if merger.error is not None:
                 self.is_open = self.is_open and not self.is_streamed  # how many have begun depends on their timing
@@ -269,7 +269,7 @@ class _Conductor:
         self.has_room = bool(self.later) or self.source.count - self.merger.turn <= _HELD * self.limit
         if self.is_held_up or not self.has_room:
             self.is_held_up = not self.has_room
-            self._tell(0 if self.has_room else len(self.merger.over))
+            self._tell(0 if self.has_room else len(self.merger.unmerged))
 
     def _tell(self, held: int) -> None:
         terms, before, self.held = self.branch.terms, self.held, held

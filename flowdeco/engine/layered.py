@@ -132,7 +132,7 @@ def _another_attempt(branch: Branch, act: Execution, layers: Layers) -> Walk:
     """
     recorder, step = branch.terms.recorder, act.step
     if branch.waits:
-        branch.waits_of(act.number).another_attempt(layers.reopened)
+        branch.waits_of(act.number).another_attempt(layers.asked_again)
     if recorder is None:
         return None
     began = ActionRecord(

@@ -138,7 +138,7 @@ class Layers(Call):
         return self.base + len(self.opened)
 
     @property
-    def reopened(self) -> int:
+    def asked_again(self) -> int:
         """The number of the layer that has just asked for another attempt."""
         return self.who - 1
 

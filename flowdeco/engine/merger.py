@@ -21,14 +21,14 @@ __all__ = ["Merger"]
 class Merger:
     """Merges the branches of a group into the outcome of the group, in their order.
 
-    All before `turn` are merged; `over` are others that have ended, None for one that did not begin. What the branches
+    All before `turn` are merged; `unmerged` are others that have ended, None for one that did not begin. What the branches
     that count have done is in the `overlay`, and in `switched` and `result`; what counts however a branch ends is taken over
     by the enclosing branch. `error` is that of merging.
     """
 
     def __init__(self, branch: Branch, group: Parallel, scope: OpenScope, verdicts: Verdicts) -> None:
         self.turn = 0
-        self.over: dict[int, Branch | None] = {}
+        self.unmerged: dict[int, Branch | None] = {}
         self.overlay = Overlay(group)
         self.switched: dict[str, bool] = {}
         self.result: Any = None
@@ -49,17 +49,17 @@ class Merger:
 
     def merge(self, count: int | None = None) -> None:
         """Merge the branches whose turn has come; with a `count`, as the group has ended, all of so many."""
-        verdicts, over = self._verdicts, self.over
-        while self.turn in over or (count is not None and self.turn < count):
+        verdicts, unmerged = self._verdicts, self.unmerged
+        while self.turn in unmerged or (count is not None and self.turn < count):
             index, self.turn = self.turn, self.turn + 1
-            if index not in over:
+            if index not in unmerged:
                 continue
             is_lost, has_failed = index in verdicts.lost, index in verdicts.failures
             if has_failed and not is_lost and count is None:
                 self.turn = index
                 return
             is_loser = verdicts.chooses and not (is_lost or verdicts.counts(index))
-            if is_loser and (fork := over[index]) is not None:
+            if is_loser and (fork := unmerged[index]) is not None:
                 fork.records.cancel_last()
             try:
                 self._take(index, counts=not (is_lost or is_loser or has_failed))
@@ -70,14 +70,14 @@ class Merger:
 
     def take_the_rest(self) -> None:
         """Take the branches that were not merged, without their effect; the enclosing branch remembers the ids of all."""
-        for index in sorted(self.over):
+        for index in sorted(self.unmerged):
             self._take(index, counts=False)
         if self._branch.revocable:
             self._branch.forks.append((self._scope.number, self._ids))
 
     def _take(self, index: int, *, counts: bool) -> None:
         """Take a branch that has ended: its records, rows and ids, and its effect if that counts."""
-        fork = self.over.pop(index)
+        fork = self.unmerged.pop(index)
         if fork is None:
             return
         self._take_over(fork)

@@ -14,7 +14,7 @@ from flowdeco.engine.layers import Layers
 from flowdeco.engine.open_scopes import OpenScope
 from flowdeco.engine.outcome import ActionRecord, Outcome, Scope, Status, status_of
 from flowdeco.engine.requests import Failure
-from flowdeco.engine.resuming import reapply
+from flowdeco.engine.restoring import reapply
 from flowdeco.engine.waiting import not_reached, waited
 from flowdeco.engine.waits import kept
 from flowdeco.errors import FOUND, Bail, Suspend

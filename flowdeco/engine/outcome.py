@@ -137,7 +137,7 @@ def inserter(name: str, number: int) -> Inserter:
 
 
 class Scope(NamedTuple):
-    """Where a stage ran: in a pipeline with options, or in a branch of a parallel group.
+    """Where a stage ran, for its record: in a pipeline with options, or in a branch of a parallel group.
 
     `branch` is the place of the branch in its group, None for a pipeline. `id` distinguishes those of one name; the
     branches of a group share it. `outer` is the enclosing scope.

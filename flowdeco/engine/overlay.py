@@ -99,7 +99,7 @@ def warn_of_merge(run_id: str, group: Parallel, writes: Delta) -> None:
     unused = [key for key in group.merge if key not in writes.puts and key not in writes.deletes]
     if not unused:
         return
-    from flowdeco.engine.logs import run_logger
+    from flowdeco.engine.run_logger import run_logger
 
     written = writes.keys()
     declared, local = supplied_keys(group)

@@ -1,4 +1,4 @@
-"""Continuing a run: it is rehearsed, then evaluated again from its beginning (`history`, `resuming`).
+"""Continuing a run: it is rehearsed, then evaluated again from its beginning (`history`, `restoring`).
 
 A refused resume leaves the run, and its journal, as they were.
 """

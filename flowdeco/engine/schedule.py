@@ -189,17 +189,17 @@ class Schedule:
 
     def _fill(self, group: _Group) -> None:
         """Start as many tasks of a group as its limit allows, or end it if none is left; a nested group begins at once."""
-        self._ready.extendleft(reversed(self._next_of(group)))
+        self._ready.extendleft(reversed(self._continue_or_end(group)))
 
-    def _next_of(self, group: _Group) -> list[tuple[Task, Any]]:
-        """Return the tasks that can continue now, each with its answer; if none is left, the group has ended."""
+    def _continue_or_end(self, group: _Group) -> list[tuple[Task, Any]]:
+        """Return the tasks that can continue now, each with its answer; end the group if none is left."""
         ready: list[tuple[Task, Any]] = []
         limit = group.conductor.limit
         while group.held_back and group.active < limit and not group.catching_up:
             task = next(iter(group.held_back))
             del group.held_back[task]
             group.active += 1
-            ready += self._next_of(task.inner) if task.inner is not None else [(task, None)]
+            ready += self._continue_or_end(task.inner) if task.inner is not None else [(task, None)]
         supply = group.supply
         if supply is None:
             if not (group.active or group.held_back):
@@ -252,7 +252,7 @@ class Schedule:
             try:
                 request: Request = task.context.run(task.send, answer)
             except StopIteration as end:
-                self._ended(task, end.value)
+                self._task_ended(task, end.value)
                 return
             if type(request) is tuple:
                 if isinstance(request[0], Chore) or not task.branch.stopped:
@@ -262,7 +262,7 @@ class Schedule:
             if type(request) is Begin:
                 self._begin(task.group, request.branch)
                 return
-            if request is CAUGHT_UP:  # answered by `_next_of`, once nothing in the group is catching up
+            if request is CAUGHT_UP:  # answered by `_continue_or_end`, once nothing in the group is catching up
                 if not task.group.catching_up:
                     answer = None
                     continue
@@ -293,7 +293,7 @@ class Schedule:
         else:
             self._calls -= 1
 
-    def _ended(self, task: Task, failure: Failure) -> None:
+    def _task_ended(self, task: Task, failure: Failure) -> None:
         group = task.group
         if task.lane is not None:
             self.left.append(task.lane)
@@ -334,7 +334,7 @@ class Schedule:
                     groups.append(task.inner)
                 elif task.ticket is not None:
                     self._withdraw(task.ticket)
-            supply = stopped.supply  # if parked, it is told to end as the next branch ends (`_ended`)
+            supply = stopped.supply  # if parked, it is told to end as the next branch ends (`_task_ended`)
             if supply is not None and supply.ticket is not None:
                 self._withdraw(supply.ticket)
 

@@ -31,7 +31,7 @@ from flowdeco.engine.outcome import (
     record_kind,
 )
 from flowdeco.engine.requests import Failure, Walk
-from flowdeco.engine.resuming import await_others, reapply
+from flowdeco.engine.restoring import go_live, reapply
 from flowdeco.engine.waiting import not_reached, rest_of_pause, time_used, with_waits
 from flowdeco.errors import Bail, Suspend
 from flowdeco.events import StageStarted
@@ -63,15 +63,15 @@ def open_scope(
         return _begin_layers(branch, scope, layers, earlier)
     error = None
     if is_stage and scope.unit.has_data:
-        recalled = _recalled(branch, scope, earlier, 1)
+        recalled = _earlier_entry_writes(branch, scope, earlier, 1)
         if recalled is None:
             error = _merge(branch, scope)
-        for before in recalled or ():
-            reapply(branch, before)
+        for written in recalled or ():
+            reapply(branch, written)
     elif earlier is not None and not (layers or is_stage):  # the run has lost its layers; what they wrote stays
         terms.waits.pop((branch.id, scope.number), None)
-        for before in _recalled(branch, scope, earlier, 0) or ():
-            reapply(branch, before)
+        for written in _earlier_entry_writes(branch, scope, earlier, 0) or ():
+            reapply(branch, written)
     if error is None:
         fill_scope(branch, scope)
     return error
@@ -112,7 +112,9 @@ def limited(branch: Branch, scope: OpenScope, level: str) -> tuple[Middleware, .
     return (limit,)
 
 
-def _recalled(branch: Branch, scope: OpenScope, earlier: Outcome | None, layers: int) -> Sequence[Delta] | None:
+def _earlier_entry_writes(
+    branch: Branch, scope: OpenScope, earlier: Outcome | None, count: int
+) -> Sequence[Delta] | None:
     """Return the earlier writes of an unfinished scope's layers; None if the scope had not begun before the resume.
 
     If the process was killed, it has a row only if its layers or data wrote; otherwise its first step shows that it had
@@ -123,7 +125,7 @@ def _recalled(branch: Branch, scope: OpenScope, earlier: Outcome | None, layers:
         return None
     if earlier is not None and earlier.entry_writes and not past.in_store:
         return earlier.entry_writes
-    return [NOTHING] * layers
+    return [NOTHING] * count
 
 
 def _merge(branch: Branch, scope: OpenScope) -> Failure:
@@ -146,14 +148,14 @@ def _merge(branch: Branch, scope: OpenScope) -> Failure:
 def _begin_layers(branch: Branch, scope: OpenScope, layers: tuple[Middleware, ...], earlier: Outcome | None) -> Walk:
     terms = branch.terms
     if terms.past is not None and not terms.past.has_more(branch.id):
-        error = yield from await_others(branch)
+        error = yield from go_live(branch)
         if error is not None:
             return error
     if earlier is not None and terms.waits:
         error = yield from rest_of_pause(branch, scope.number)
         if error is not None:
             return _still_paused(branch, scope, earlier, error)
-    recalled: Sequence[Delta | None] | None = _recalled(branch, scope, earlier, len(layers))
+    recalled: Sequence[Delta | None] | None = _earlier_entry_writes(branch, scope, earlier, len(layers))
     is_run = scope.outer is branch.base and branch.parent is None  # with its caller's layers
     if is_run:
         if terms.past is not None and terms.past.in_store and recalled is not None:
@@ -174,7 +176,10 @@ def _begin_layers(branch: Branch, scope: OpenScope, layers: tuple[Middleware, ..
 
 
 def _scope_layers(branch: Branch, scope: OpenScope, layers: tuple[Middleware, ...]) -> Layers:
-    """Note the state to which another attempt returns; return the layers of the scope, not yet entered."""
+    """Return the layers of a scope, not yet entered; note records, switches and result, to which another attempt returns.
+
+    The store returns to the mark of the layer that asks for it (`Layers.open`).
+    """
     terms, store = branch.terms, branch.store
     scope.mark = store.mark()
     scope.before = state_before(branch)
@@ -282,7 +287,7 @@ def close_scope(branch: Branch, scope: OpenScope, error: Failure) -> Walk:
     if again:
         branch.left_behind().undone()
         if scope.number in branch.waits:
-            branch.waits_of(scope.number).another_attempt(layers.reopened)
+            branch.waits_of(scope.number).another_attempt(layers.asked_again)
         branch.agenda.append((scope, None))
         branch.scope = scope
         return unsaved or (yield from _enter_and_fill(branch, scope, layers))
@@ -326,7 +331,7 @@ def _finish(
     if branch.waits or branch.terms.waits or branch.held_waits:
         outcome = _with_waits(branch, scope, outcome)
     did, refused = note(branch, outcome)
-    return _run_inserted_next(branch, scope, did, refused or error)
+    return _keep_and_insert(branch, scope, did, refused or error)
 
 
 def _with_waits(branch: Branch, scope: OpenScope, outcome: Outcome) -> Outcome:
@@ -420,10 +425,10 @@ def _finish_restored(branch: Branch, scope: OpenScope, earlier: Outcome, error: 
         return changed
     error = None if earlier.recovered else earlier.error or error
     did = restore(branch, earlier, scope.unit, scope.by, scope.records, scope.place)
-    return _run_inserted_next(branch, scope, did, error)
+    return _keep_and_insert(branch, scope, did, error)
 
 
-def _run_inserted_next(branch: Branch, scope: OpenScope, did: Outcome, error: Failure) -> Failure:
+def _keep_and_insert(branch: Branch, scope: OpenScope, did: Outcome, error: Failure) -> Failure:
     """Keep the record of a scope, and put inserted units on the agenda: those of its actions, then those of its layers."""
     if branch.terms.keeps_records:
         _keep_record(branch, scope, did, error)

@@ -14,8 +14,8 @@ from flowdeco.engine.insertions import check_insertion
 from flowdeco.engine.noting import note_place
 from flowdeco.engine.open_scopes import OpenStream
 from flowdeco.engine.requests import Await, Chore, Deferred, Failure, Raised, Request, Walk
+from flowdeco.engine.restoring import go_live
 from flowdeco.engine.results import is_awaited
-from flowdeco.engine.resuming import await_others
 from flowdeco.errors import DefinitionError, ReturnValueError, is_exit
 from flowdeco.model.definitions import Stage, Stream, Unit, insertable
 from flowdeco.model.sentinels import UNSET
@@ -52,7 +52,7 @@ def begin_stream(
 
 
 def _begun(branch: Branch, stream: Stream, where: str) -> Generator[Request, Any, Any]:
-    error = yield from await_others(branch)
+    error = yield from go_live(branch)
     if error is not None:
         return Raised(error)
     source: Any = stream.source
@@ -100,7 +100,7 @@ def next_unit(branch: Branch, stream: OpenStream) -> Generator[Request, Any, Any
     if stream.ahead and not rehearses:
         return stream.ahead.popleft()
     if past is not None:
-        error = yield from await_others(branch)
+        error = yield from go_live(branch)
         if error is not None:
             return Raised(error)
     if stream.is_async:

@@ -20,7 +20,7 @@ from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
 
-from flowdeco.engine.logs import run_logger
+from flowdeco.engine.run_logger import run_logger
 from flowdeco.errors import DefinitionError, duration, printable
 from flowdeco.events import Event, RunFinished, RunStarted, StageFinished, StageStarted, UnitsInserted, Watcher
 from flowdeco.model.options import Bar, Shown

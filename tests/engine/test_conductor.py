@@ -658,7 +658,7 @@ def test_lost_branches_are_restored_as_lost():
     run = Run(earlier=then, past=History(inside(0)), options={"tolerate": 1})
     assert run.conductor.verdicts.known == 3  # nothing of it is left, and it does not begin again
     assert [fork.index for fork in run.all()] == [0, 1, 3]
-    assert run.conductor.merger.over == {2: None}
+    assert run.conductor.merger.unmerged == {2: None}
 
 
 def test_branches_that_had_begun_are_supplied_first():

@@ -51,7 +51,7 @@ class Merging:
             setattr(fork, name, value)
         if error is not None:
             self.verdicts.loses(index, error)
-        self.merger.over[index] = fork
+        self.merger.unmerged[index] = fork
         self.verdicts.ended(index, error)
         return fork
 
@@ -70,22 +70,22 @@ def test_a_branch_is_merged_as_soon_as_all_before_it_are():
     merging = Merging()
     merging.ends(1, puts={"b": 1}, rows=["row 1"])
     merging.merger.merge()
-    assert (merging.merger.turn, merging.names(), list(merging.merger.over)) == (0, [], [1])
+    assert (merging.merger.turn, merging.names(), list(merging.merger.unmerged)) == (0, [], [1])
     merging.ends(0, puts={"a": 0}, rows=["row 0"])
     merging.ends(3, puts={"d": 3}, rows=["row 3"])
     merging.merger.merge()
-    assert (merging.merger.turn, merging.names(), list(merging.merger.over)) == (2, ["s0", "s1"], [3])
+    assert (merging.merger.turn, merging.names(), list(merging.merger.unmerged)) == (2, ["s0", "s1"], [3])
     assert merging.branch.rows == ["row 0", "row 1"]
     assert merging.writes() == Delta({"a": 0, "b": 1}, [], {})
     merging.merger.merge(4)  # the third one has never begun
-    assert (merging.merger.turn, merging.names(), merging.merger.over) == (4, ["s0", "s1", "s3"], {})
+    assert (merging.merger.turn, merging.names(), merging.merger.unmerged) == (4, ["s0", "s1", "s3"], {})
     assert merging.writes() == Delta({"a": 0, "b": 1, "d": 3}, [], {})
 
 
 def test_a_branch_that_never_began_is_passed_over():
     """The next one is not kept waiting."""
     merging = Merging()
-    merging.merger.over[0] = None
+    merging.merger.unmerged[0] = None
     merging.ends(1, puts={"b": 1})
     merging.merger.merge()
     assert (merging.merger.turn, merging.names(), merging.merger.error) == (2, ["s1"], None)
@@ -111,7 +111,7 @@ def test_branches_that_the_group_did_not_need_are_cancelled():
     merging.ends(1, puts={"k": 1})
     merging.ends(0, puts={"k": 0})
     merging.ends(2, NO)
-    merging.merger.over[3] = None
+    merging.merger.unmerged[3] = None
     merging.merger.merge(4)
     assert [each.status for each in merging.branch.records.kept[1:]] == ["cancelled", "completed", "failed"]
     assert merging.writes().puts == {"k": 1}
@@ -131,7 +131,7 @@ def test_an_error_of_merging_ends_it(error):
     assert merging.merger.error is error
     assert (merging.merger.turn, merging.names(), merging.branch.terms.gate.open) == (2, ["s0", "s1"], False)
     merging.merger.take_the_rest()
-    assert (merging.names(), merging.branch.rows, merging.merger.over) == (["s0", "s1", "s2"], [0, 1, 2], {})
+    assert (merging.names(), merging.branch.rows, merging.merger.unmerged) == (["s0", "s1", "s2"], [0, 1, 2], {})
     assert merging.merger.result == 1
     assert merging.writes(error) == Delta({}, [], {})
 
@@ -319,7 +319,7 @@ def test_records_of_lost_branches_have_recovered_failures():
         fork.records.add(record(2, Status.FAILED, scope=inside))
         fork.records.add(record(2, Status.FAILED, scope=None))
         fork.records.add(record(2, Status.FAILED, scope=merging.scope.place.of(0)))
-        merging.merger.over[0] = None
+        merging.merger.unmerged[0] = None
         merging.merger.merge(2)
         merging.verdicts.is_exceeded = exceeded
         merging.merger.adopt(None)

@@ -15,7 +15,7 @@ from flowdeco.model.deltas import Delta
 from flowdeco.model.keys import Name
 from flowdeco.model.steps import Step
 
-__all__ = ["await_others", "reapply", "recall"]
+__all__ = ["go_live", "reapply", "recall"]
 
 
 def recall(branch: Branch, number: int, unit: Unit | Step) -> Outcome | None:
@@ -24,12 +24,12 @@ def recall(branch: Branch, number: int, unit: Unit | Step) -> Outcome | None:
     if past is None:
         return None
     if branch.sealed:
-        _check_sealed(branch, past, number, unit)
+        _check_not_past_end(branch, past, number, unit)
     return past.recall(branch.id, number, unit, branch.scope.unit, sealed=bool(branch.sealed))
 
 
-def _check_sealed(branch: Branch, past: History, number: int, unit: Unit | Step) -> None:
-    """Raise `CodeChangedError` for a step in a scope that had ended before it."""
+def _check_not_past_end(branch: Branch, past: History, number: int, unit: Unit | Step) -> None:
+    """Raise for a step behind the end of a scope: `early_stop` if that had failed, otherwise a `CodeChangedError`."""
     scope: OpenScope | None = branch.scope
     while scope is not None and scope.earlier is None and scope is not branch.base:
         scope = scope.outer
@@ -42,7 +42,7 @@ def _check_sealed(branch: Branch, past: History, number: int, unit: Unit | Step)
         raise past.early_stop
 
 
-def await_others(branch: Branch) -> Walk:
+def go_live(branch: Branch) -> Walk:
     """Report, before anything new runs, that the history is restored; return the error if the group has ended since.
 
     In the group of the branch, nothing new runs until all of its branches have come to their ends, or to this.
