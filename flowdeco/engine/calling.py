@@ -32,8 +32,8 @@ __all__ = ["call_action", "messages_after", "settled", "simple_arguments"]
 def simple_arguments(branch: Branch, step: Step) -> tuple[Any, ...] | None:
     """Return the arguments of an action if all of them are in the store, the common case.
 
-    Not in a guarded branch, where perhaps no step must begin. In a durable run, only if it cannot change them in place. With this, an action costs 5 x the loop, not 11 x, and a layer
-    around it 8 x, not 9 x.
+    Not in a guarded branch, where perhaps no step must begin. In a durable run, only if it cannot change them in place. With
+    this, an action costs 5 x the loop, not 11 x, and a layer around it 8 x, not 9 x.
     """
     if not step.simple or branch.guarded:
         return None

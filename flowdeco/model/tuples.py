@@ -37,9 +37,11 @@ else:
         shown = ", ".join(f"{name}={value!r}" for name, value in zip(self._fields, self, strict=True))
         return f"{type(self).__name__}({shown})"
 
-    _empty = collections.namedtuple("_empty", ())  # noqa: PYI024 - one that is made the long way, for the rest
+    # One that is made the long way, for the rest; none of ours has more fields.
+    _sample = collections.namedtuple("_sample", [f"item_{at}" for at in range(32)])  # noqa: PYI024
+    _GETTERS = [vars(_sample)[name] for name in _sample._fields]
     _COMMON = {
-        **{name: value for name, value in vars(_empty).items() if name != "__doc__"},
+        **{name: value for name, value in vars(_sample).items() if name not in (*_sample._fields, "__doc__")},
         "_make": classmethod(_make),
         "_replace": _replace,
         "__repr__": _repr,
@@ -64,7 +66,8 @@ else:
             new = types.FunctionType(code, {"new": tuple.__new__}, "__new__", tuple(defaults.values()))
             new.__annotations__, new.__qualname__ = annotations, f"{name}.__new__"
             own = {"__new__": new, "_fields": fields, "__match_args__": fields, "_field_defaults": defaults}
-            getters = {field: collections._tuplegetter(at, f"Item {at}") for at, field in enumerate(fields)}
-            return type(name, (tuple,), {**_COMMON, **own, **getters, **space})
+            return type(
+                name, (tuple,), {**_COMMON, **own, **dict(zip(fields, _GETTERS[: len(fields)], strict=True)), **space}
+            )
 
     NamedTuple = type.__new__(_Made, "NamedTuple", (), {})
