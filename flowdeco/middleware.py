@@ -26,7 +26,7 @@ from flowdeco.model.steps import Step
 from flowdeco.model.supplying import Supplies
 
 if TYPE_CHECKING:
-    from flowdeco.running import Inputs, Steps
+    from flowdeco.running import CachedOutcomes, Inputs
 
 __all__ = ["Call", "Middleware", "Sleep", "atomic", "cached", "recover", "retry"]
 
@@ -170,13 +170,13 @@ def cached(path: str | os.PathLike[str]) -> Middleware:
 
 
 class Cached:
-    """What a process knows of the functions that are cached in a folder, it knows as long as one of these has the folder."""
+    """Keeps the first contents of what functions enclose for as long as a `cached` of this folder exists."""
 
     supplies = False
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._outcomes: Steps | None = None
+        self._outcomes: CachedOutcomes | None = None
 
     def __eq__(self, other: object) -> bool:
         return self.path == other.path if isinstance(other, Cached) else NotImplemented
@@ -208,7 +208,7 @@ class Cached:
             yield None
         self._keep(call, outcomes, before)
 
-    def _keep(self, call: Layers, outcomes: Steps, before: _Before) -> None:
+    def _keep(self, call: Layers, outcomes: CachedOutcomes, before: _Before) -> None:
         """Add the outcome of a call to the cache, unless it is not one that depends on the arguments alone."""
         if call.given is UNSET or call.recovered:
             return
@@ -274,7 +274,7 @@ class _Before(NamedTuple):
     supplied: int
 
     @classmethod
-    def of(cls, call: Layers, outcomes: Steps) -> _Before:
+    def of(cls, call: Layers, outcomes: CachedOutcomes) -> _Before:
         arguments = call.arguments
         inputs = outcomes.inputs(call.step.function, arguments)
         lacking = [wanted.name for wanted in call.step.inputs if wanted.name not in arguments]

@@ -17,8 +17,8 @@ from flowdeco.model.runnable import Options as RunOptions
 from flowdeco.model.wiring import validate
 
 if TYPE_CHECKING:
+    from flowdeco.durable.outcomes import CachedOutcomes as CachedOutcomes  # noqa: PLC0414  (so that `middleware` can import it from here)
     from flowdeco.durable.outcomes import Inputs as Inputs  # noqa: PLC0414
-    from flowdeco.durable.outcomes import Steps as Steps  # noqa: PLC0414  (so that `middleware` can import it from here)
     from flowdeco.engine.journal import Journal as Journal  # noqa: PLC0414  (so that definitions can import it from here)
     from flowdeco.show import Plan as Plan  # noqa: PLC0414  (so that definitions and runs can import it from here)
     from flowdeco.show import Ran as Ran  # noqa: PLC0414
@@ -101,11 +101,11 @@ def ran(run: Run) -> Ran:
     return show.ran(run)
 
 
-def outcomes(folder: str) -> Steps:
+def outcomes(folder: str) -> CachedOutcomes:
     """Return the outcomes that are cached in a folder."""
-    from flowdeco.durable.outcomes import Steps  # sqlite3 is loaded only if it is used
+    from flowdeco.durable.outcomes import CachedOutcomes  # sqlite3 is loaded only if it is used
 
-    return Steps(folder)
+    return CachedOutcomes(folder)
 
 
 def html_of(thing: Any) -> str:

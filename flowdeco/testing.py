@@ -425,7 +425,7 @@ class FlowRunner:
         given = {each.name: value for each, value in zip(wanted, args, strict=False) if not each.context}
         context = {each.name for each in step.inputs if each.context}
         given.update((name, value) for name, value in kwargs.items() if name not in context)
-        call = Call(_STAGE.get(), step.name, given)
+        call = Call(_STAGE.get(), step.name, dict(given))
         self.calls.append(call)
         return call
 

@@ -961,3 +961,13 @@ def test_an_outline_in_json_has_stand_ins_too():
     assert OutlineJsonCodec().decode(JsonCodec().encode({"a": 1}, "")) == {"a": 1}
     with pytest.raises(JournalError):
         OutlineJsonCodec().decode(b"?")
+
+
+def test_a_function_that_states_no_module_is_written_by_value():
+    """One made by `exec`, say."""
+    pytest.importorskip("cloudpickle")
+    space = {}
+    exec("def answer(): return 42", space)
+    space["answer"].__module__ = None
+    codec = PickleCodec()
+    assert codec.decode(codec.encode({"f": space["answer"]}, "f"))["f"]() == 42

@@ -1566,3 +1566,56 @@ def test_values_under_anything_but_strings_and_keys_are_misuse(run):
     error = run(action(name="a", use=[gives])(lambda: 1), check=False).error
     assert isinstance(error, MiddlewareError)
     assert "yielded {1: 3}: it may yield nothing, a mapping of values" in str(error)
+
+
+class Cursor:
+    """Cannot be pickled."""
+
+    rows = (1, 2)
+
+    def __reduce__(self):
+        raise TypeError("a cursor cannot be pickled")
+
+
+REPLACED = {
+    "of another type": ("41", int, {"returns": Key("x", int)}, 41),
+    "of another shape": (3, lambda value: (value, value), {"returns": ("x", "y")}, 3),
+    "that no journal can hold": (Cursor(), lambda cursor: list(cursor.rows), {"returns": "x"}, [1, 2]),
+    "that mixes units and data": ([Stage("s", [lambda: None]), 5], lambda value: value[1], {"returns": "x"}, 5),
+    "that is collected": ("7", int, {"collect": Key("x", list)}, [7]),
+}
+
+
+@pytest.mark.parametrize("raw", REPLACED)
+@pytest.mark.parametrize("how", ["run", "arun"])
+def test_middleware_may_replace_a_value(how, raw, tmp_path):
+    """Also one that would be refused as it is; retry around it sees a success."""
+    returned, convert, options, expected = REPLACED[raw]
+    calls = []
+
+    def replaces(call):
+        yield
+        call.outcome = convert(call.outcome)
+
+    @action(use=[retry(on=Exception), replaces], **options)
+    def get():
+        calls.append("get")
+        return returned
+
+    journal = SqliteJournal(tmp_path / "runs.db")
+    flow = Stage("s", [get])
+    run = flow.run(journal=journal) if how == "run" else asyncio.run(flow.arun(journal=journal))
+    assert (run["x"], calls) == (expected, ["get"])
+
+
+def test_a_value_that_is_refused_fails_the_action_for_the_middleware_of_its_stage():
+    """That of the action has ended: it could have replaced it."""
+
+    @action(returns=Key("age", int), use=[recover(on=StoreTypeError, outcome=0)])
+    def age():
+        return "unknown"
+
+    run = Stage("s", [age]).run(check=False)
+    assert isinstance(run.error, StoreTypeError)
+    run = Stage("s", [age], use=[recover(on=StoreTypeError)]).run()
+    assert (run.status, run.stages[0].recovered, "age" in run.store) == ("completed", True, False)

@@ -33,6 +33,7 @@ def help_texts() -> dict[str, str]:
     path = os.path.join(os.path.dirname(__file__), "help.txt")
     loader: Any = __spec__.loader
     text = loader.get_data(path).decode()  # also from a zip file; `importlib.resources` takes longer to import
+    text = text.replace("\r\n", "\n")
     return dict(part.split("\n", 1) for part in text.removeprefix("# ").split("\n# "))
 
 

@@ -1,4 +1,4 @@
-"""The observers of a run: they are told of its events, and have no say in it."""
+"""The observers of a run: they receive its events, and have no say in it."""
 
 from __future__ import annotations
 

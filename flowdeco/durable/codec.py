@@ -326,8 +326,12 @@ def _by_value() -> Any:
         def reducer_override(self, obj: Any) -> Any:
             if isinstance(obj, Unit):  # a proxy of a function, which cloudpickle would take it for
                 return NotImplemented
-            if isinstance(obj, (type, types.FunctionType)) and find(place(obj)) is obj:  # a reference will do
+            if isinstance(obj, (type, types.FunctionType)) and _is_found(obj):  # a reference will do
                 return NotImplemented
             return super().reducer_override(obj)  # pyright: ignore
 
     return Pickler
+
+
+def _is_found(thing: Any) -> bool:
+    return isinstance(thing.__module__, str) and find(place(thing)) is thing

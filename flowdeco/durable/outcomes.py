@@ -21,7 +21,7 @@ from flowdeco.durable.file import JournalFile, transaction
 from flowdeco.engine.journal import Payload
 from flowdeco.errors import JournalError
 
-__all__ = ["Inputs", "Steps"]
+__all__ = ["CachedOutcomes", "Inputs"]
 
 
 class Inputs:
@@ -59,7 +59,7 @@ class _OutcomeFile(JournalFile):
         self.firsts = FirstContents(self.lock)
 
 
-class Steps:
+class CachedOutcomes:
     """The outcomes in a folder, which is made when one is added."""
 
     def __init__(self, folder: str) -> None:

@@ -17,9 +17,7 @@ from flowdeco.engine.open_scopes import OpenScope
 from flowdeco.engine.outcome import ActionRecord, Outcome, Status
 from flowdeco.engine.requests import Failure, Walk
 from flowdeco.engine.restoring import go_live, recall
-from flowdeco.engine.results import (
-    SETTLED,
-)
+from flowdeco.engine.results import SETTLED
 from flowdeco.engine.waiting import rest_of_pause
 from flowdeco.events import ActionStarted
 from flowdeco.model.definitions import action_selectors

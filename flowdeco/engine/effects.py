@@ -1,7 +1,7 @@
 """The outcome of an action, and its effect: its writes, insertions, switches and result.
 
 All of it is applied, or none (L4). If it is refused (a value that cannot be journaled, an insertion that nothing can
-supply), the action has failed. So that its layers see that failure, an effect is `tried` before they are left.
+supply), the action has failed. Its layers have ended by then: they may replace what it returned.
 """
 
 from __future__ import annotations
@@ -19,11 +19,7 @@ from flowdeco.engine.noting import ended_as, note
 from flowdeco.engine.open_scopes import OpenScope
 from flowdeco.engine.outcome import COMPLETED, NOTHING_DROPPED, ActionRecord, Outcome, inserter
 from flowdeco.engine.requests import Failure, Raised
-from flowdeco.engine.results import (
-    HOLDING,
-    sort_out,
-    unit_in,
-)
+from flowdeco.engine.results import HOLDING, sort_out, unit_in
 from flowdeco.engine.waiting import with_waits
 from flowdeco.engine.waits import Called
 from flowdeco.errors import Bail, StoreTypeError
@@ -32,10 +28,9 @@ from flowdeco.model.definitions import Action, Stage, Stream, Unit
 from flowdeco.model.deltas import Delta, Mark
 from flowdeco.model.sentinels import UNSET
 from flowdeco.model.steps import Step, local_names, localized, step_of
-from flowdeco.model.store import Store
-from flowdeco.model.wiring import may_supply, unmet
+from flowdeco.model.wiring import unmet
 
-__all__ = ["Execution", "complete", "conclude", "messages_of", "note_frozen", "take_effect", "tried"]
+__all__ = ["Execution", "complete", "conclude", "messages_of", "note_frozen", "take_effect"]
 
 
 class Execution:
@@ -125,40 +120,6 @@ def _is_plain(kind: type[object], value: Any) -> bool:
     return kind in HOLDING and unit_in(value) is None
 
 
-def tried(branch: Branch, act: Execution, layers: Layers, value: Any) -> Any:
-    """Return a returned value, or `Raised` if its effect would be refused, so that the layers see the failure.
-
-    The effect is applied and taken back: it takes place when the layers have ended, who may replace the value.
-    """
-    if type(value) is Raised:
-        return value
-    store, recorder, step, act.layers = branch.store, branch.terms.recorder, act.step, layers
-    before: Mark | None = None
-    try:
-        inserted, data = sort_out(step, value)
-        is_taken = _takes_any(step, store) and (recorder is None or recorder.takes(data))
-        if inserted or act.context is not None or not is_taken:
-            before = store.mark()
-            _let_write(branch, act, inserted, data, is_trial=True)
-            if recorder is not None:
-                recorder.check(step.name, branch.scope.unit.name, store.since(before), act.inserted, act.result)
-    except BaseException as failure:  # as in `conclude`
-        return Raised(failure)
-    finally:
-        act.forget()
-        if before is not None:
-            store.undo(before)
-    return value
-
-
-def _takes_any(step: Step, store: Store) -> bool:
-    """Whether no data is refused where the step writes it."""
-    key = step.collects
-    if key is None or step.result_key is not None:
-        return step.writes is not None
-    return type(key) is str and isinstance(store.get(key, []), list)
-
-
 def conclude(branch: Branch, act: Execution) -> Failure:
     """Make the outcome of an action, note it, and apply it; return the failure."""
     store, value = branch.store, act.value
@@ -193,9 +154,7 @@ def conclude(branch: Branch, act: Execution) -> Failure:
     return error if error is not None else branch.unsaved()
 
 
-def _let_write(
-    branch: Branch, act: Execution, inserted: tuple[Unit | Stream, ...], data: Any, *, is_trial: bool = False
-) -> None:
+def _let_write(branch: Branch, act: Execution, inserted: tuple[Unit | Stream, ...], data: Any) -> None:
     """Apply the writes of an action to the store, and check the rest of its effect."""
     context, layers, recorder = act.context, act.layers, branch.terms.recorder
     if layers is not None:
@@ -211,8 +170,7 @@ def _let_write(
         act.step.deliver(data, branch.store)
         note_frozen(branch, act.step)
     if inserted:
-        if layers is None or not (is_trial and may_supply(layers.layers)):  # on the way out, they may still
-            check_insertion(branch, inserted, is_action=True)
+        check_insertion(branch, inserted, is_action=True)
         if recorder is not None:
             recorder.check_repeatable(inserted, f"action {act.step.name!r}")
     act.inserted, act.result = inserted, UNSET if data is None else data

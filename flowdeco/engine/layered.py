@@ -8,17 +8,14 @@ from typing import Any
 from flowdeco.engine.branch import Branch
 from flowdeco.engine.calling import call_action, messages_after, settled, simple_arguments
 from flowdeco.engine.changes import Watch
-from flowdeco.engine.effects import Execution, complete, conclude, messages_of, tried
+from flowdeco.engine.effects import Execution, complete, conclude, messages_of
 from flowdeco.engine.layers import Layers, enter, leave
 from flowdeco.engine.outcome import ActionRecord, Outcome, Status
 from flowdeco.engine.requests import Failure, Raised, Walk
-from flowdeco.engine.results import (
-    SETTLED,
-)
+from flowdeco.engine.results import SETTLED
 from flowdeco.engine.waiting import waited
 from flowdeco.engine.waits import Called
 from flowdeco.errors import Suspend
-from flowdeco.model.contents import ATOMS
 from flowdeco.model.deltas import NOTHING, Mark
 from flowdeco.model.options import Middleware
 from flowdeco.model.sentinels import UNSET
@@ -56,8 +53,6 @@ def in_layers(
                 value = yield from call_action(branch, act, around.values)
             if type(value) not in SETTLED:
                 value = yield from settled(step, value)
-            if act is not None or watch is not None or step.writes is None or type(value) not in ATOMS:
-                value = tried(branch, act or Execution(step, by, number, started), around, value)
             if type(value) is Raised:
                 error = value.error
             else:

@@ -63,9 +63,8 @@ class OpenScope:
         self.depth = 0  # its place on the agenda
         self.layers: Layers | None = None
         self.earlier: Outcome | None = None  # from before the run was resumed
-        self.mark: Mark | None = (
-            None  # set before its layers were entered, or before its data was merged; None after that
-        )
+        # Set before its layers were entered, or before its data was merged, and None again after that.
+        self.mark: Mark | None = None
         self.before: Before | None = None
         self.held = 0  # the number of unwritten rows when it began
         # No selector, history or supplied value needs its actions one by one; middleware may surround them. Set by

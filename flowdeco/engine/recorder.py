@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import takewhile
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from flowdeco.engine.changes import Looks
 from flowdeco.engine.journal import Codec, Journal, Payload, Row, encoder
@@ -87,20 +87,6 @@ class Recorder:
             branch, outcome.number, kind, stage or name, name if kind == "action" else None, str(outcome.status),
             outcome.started, outcome.elapsed, code, payload,
         )  # fmt: skip
-
-    def check(self, action: str, stage: str, writes: Delta, inserted: tuple[Any, ...], result: Any) -> None:
-        """Raise `SerializationError` for an effect of an action that a row could not have: it is encoded."""
-        if inserted or not all(map(self.takes, (*writes.puts.values(), *writes.appends.values(), result))):
-            parts = {**_of_delta(writes), "inserted": inserted}
-            if result is not UNSET:
-                parts["result"] = _where(result, writes)
-            self._encode(parts, f"action {action!r} of stage {stage!r}")
-
-    def takes(self, value: Any) -> bool:
-        """Whether a row can have a value for sure: numbers and texts, and flat lists of them, for pickle."""
-        kind = cast("type[object]", type(value))
-        is_flat = kind in ATOMS or ((kind is list or kind is tuple) and ATOMS.issuperset(map(type, value)))
-        return value is UNSET or (is_flat and self._terse)
 
     def note_written(self, payload: bytes, values: Iterable[tuple[Name, Any]]) -> None:
         """Remember the digests of large values that the journal is about to get: the first step to read one need not."""
@@ -232,9 +218,8 @@ class Recorder:
     def _of_wait(self, wait: Wait, is_over: bool) -> dict[str, Any]:
         """Return the fields of a wait that are not the usual ones; an `about` that cannot be encoded is described.
 
-        Of a call that cannot be encoded, return none.
-
-        The value of an answer that was consumed is among the inputs of the run.
+        The value of an answer that was consumed is among the inputs of the run. For a call that cannot be encoded, return
+        an empty dict.
         """
         wait = wait._replace(value=None) if is_over else wait
         usual, parts = Wait._field_defaults, wait._asdict()

@@ -189,7 +189,7 @@ def _refusal(run: Run, terms: Terms, rehearsal: Rehearsal, earlier: Earlier) -> 
         return DefinitionError(
             f"run {run.id!r} is in memory only, where the steps since a change cannot be undone, as on_change="
             f"{earlier.on_change!r} needs it: run it with journal=... next time. What has changed: "
-            f"{rehearsal.changes[-1]}"
+            f"{'; '.join(rehearsal.changes)}"
         )
     return None
 

@@ -258,7 +258,7 @@ def type_of(references: Any) -> Any:
 
 
 def _is_form(declared: Any) -> bool:
-    """Whether this is a form of `typing` that is not a class; the name of a type, as a string, is none."""
+    """Whether this is a form of `typing` that is not a class; the name of a type, as a string, is not one."""
     made_by = declared.__class__
     return made_by.__module__ in ("typing", "typing_extensions") and made_by.__name__ != "ForwardRef"
 
