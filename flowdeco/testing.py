@@ -45,7 +45,7 @@ from flowdeco.engine.runs import Run, StageRecord, Status
 from flowdeco.engine.schedule import Task
 from flowdeco.errors import DefinitionError, shortened, suggestion, without_addresses
 from flowdeco.events import ActionStarted
-from flowdeco.model.definitions import Parallel, Pipeline, Template, Unit, as_pipeline
+from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Template, Unit, as_pipeline
 from flowdeco.model.options import Duration, in_seconds
 from flowdeco.model.runnable import OnChange, run_options
 from flowdeco.model.runnable import Options as RunOptions
@@ -72,6 +72,8 @@ class Clock:
     def advance(self, seconds: Duration) -> None:
         """Let this much time pass at once, in seconds or as a `timedelta`."""
         passed = in_seconds(seconds)
+        if not isinstance(cast("object", passed), (int, float)):
+            raise TypeError(f"the clock moves by a number of seconds or a timedelta, not {seconds!r}")
         if not passed >= 0:
             raise ValueError(f"the clock only moves forward: {seconds!r} seconds are not enough")
         self.now += passed
@@ -482,8 +484,10 @@ def assert_ran(run: Run, expected: Iterable[Any]) -> None:
     did not run; one that failed did.
     """
     __tracebackhide__ = True
-    if isinstance(expected, str):
-        raise TypeError(f"assert_ran takes a list of names: write [{expected!r}]")
+    if not isinstance(cast("object", run), Run):
+        raise TypeError(f"assert_ran takes a run, as flow.run() returns it, not {shortened(run)}")
+    if isinstance(expected, (str, Action, Stage)) or not isinstance(cast("object", expected), Iterable):
+        raise TypeError(f"assert_ran takes a list of names or units: write [{shortened(expected)}]")
     patterns: list[str] = []
     for each in expected:
         patterns += _patterns(each)

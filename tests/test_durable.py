@@ -17,7 +17,7 @@ from durable_units import BROKEN, CALLS, ENTERED, STEP_IDS
 from support import action_record, actions_run, around, names, stage_record, statuses, text_of
 
 from flowdeco import Bail, Context, Run, Stage, action, parallel, pipeline, stream
-from flowdeco.durable import MemoryJournal, SqliteJournal
+from flowdeco.durable import MemoryJournal, SqliteJournal, read, runs
 from flowdeco.errors import (
     CodeChangedError,
     DefinitionError,
@@ -2466,3 +2466,14 @@ def test_the_name_of_a_pipeline_need_not_be_valid_text(tmp_path):
     flow = pipeline(wait, name="of \udcff")
     flow.run(journal=tmp_path / "runs.db", run_id="r")
     assert flow.resume("r", {"go": 1}, journal=tmp_path / "runs.db").result == 1
+
+
+@pytest.mark.parametrize("make", [lambda path: MemoryJournal(), lambda path: SqliteJournal(path / "runs.db")])
+def test_a_run_began_when_its_first_leg_did(make, tmp_path):
+    """To the microsecond, for the run, a resume of it, a look at it, and the list."""
+    journal = make(tmp_path)
+    flow = action(name="asks")(lambda ctx: ctx.wait_for("k"))
+    first = flow.run(journal=journal)
+    again = flow.resume(first.id, {"k": 1}, journal=journal)
+    assert again.started == first.started == read(journal, first.id).started
+    assert [info.started for info in runs(journal)] == [first.started]

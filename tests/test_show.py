@@ -4,6 +4,7 @@ import pickle
 import re
 import runpy
 import threading
+import time
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -901,3 +902,13 @@ def test_the_picture_of_the_tree_is_of_a_run(tmp_path):
     assert len(list(tree.iter("{http://www.w3.org/2000/svg}path"))) == 8 + 6
     assert not re.search(r"url\(|href|@import", drawn)
     assert "prefers-reduced-motion" in drawn
+
+
+def test_a_group_that_was_complete_without_some_branches_is_complete():
+    """Those it did not need are cancelled."""
+    ended = threading.Event()
+    units = [action(name="quick")(ended.set), action(name="slow")(lambda: ended.wait(10) and time.sleep(0.05))]
+    run = parallel(*units, enough=1, name="group").run()
+    (group,) = run.ran().parts
+    assert (run.status, group.status) == ("completed", "completed")
+    assert sorted(branch.status for branch in group.parts) == ["cancelled", "completed"]

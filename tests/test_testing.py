@@ -622,3 +622,32 @@ def test_calls_of_what_was_not_called_say_what_was(runner):
         none[0]
     with pytest.raises(IndexError, match=r"no calls of 'load/x'. There were calls of: 'loading\[a\]/read'"):
         runner.calls_of("load/x")[0]
+
+
+def test_things_that_are_no_runs_and_no_units_are_refused_with_what_to_write():
+    """By the runner, and by `assert_ran`."""
+
+    @action
+    def one():
+        return 1
+
+    @stage
+    def many(n: int):
+        @action
+        def f():
+            return n
+
+    runner = FlowRunner()
+    with pytest.raises(DefinitionError, match="decorate it with @action"):
+        runner(lambda: 1)
+    with pytest.raises(DefinitionError, match=r"write many\(...\)"):
+        runner(many)
+    with pytest.raises(DefinitionError, match="not the str 'x'"):
+        asyncio.run(runner.arun("x"))
+    for wrong in (one, None, runner(one).ran()):
+        with pytest.raises(TypeError, match=r"assert_ran takes a run, as flow.run\(\) returns it, not "):
+            assert_ran(wrong, ["one"])
+    with pytest.raises(TypeError, match=r"assert_ran takes a list of names or units: write \[<Action one>\]"):
+        assert_ran(runner(one), one)
+    with pytest.raises(TypeError, match="a number of seconds or a timedelta, not '1'"):
+        runner.clock.advance("1")

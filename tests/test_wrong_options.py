@@ -135,3 +135,26 @@ def test_a_repr_is_one_line_whatever_the_names():
     assert [repr(each) for each in things if not repr(each).isprintable()] == []
     assert repr(f) == "<Action f\\x1b[31m\\n>"
     assert repr(run.stages[0]).startswith("<StageRecord s\\x07\\u202e completed in ")
+
+
+def test_likely_mistakes_are_answered_with_what_to_write():
+    """Inputs by name, None for a list, lists for values, generators for units."""
+
+    @action
+    def one(ctx: Context):
+        ctx.disable(["x"])
+
+    flow = one >> one.with_options(name="two")
+    wrong = {
+        r"takes the inputs without a name: write run\(\{...\}\)": lambda: one.run(inputs={"n": 1}),
+        r"takes the inputs without a name: write resume\(run_id, \{...\}\)": lambda: one.resume("r", inputs={}),
+        "use is a list of middleware: not None": lambda: one.run(use=None),
+        "observers is a list of callables: not None": lambda: one.run(observers=None),
+        r"not in a list: write \('one'\)": lambda: flow.only(["one"]),
+        r"not in a list: write \('x'\)": one.run,
+        r"`>>` takes one unit, not a list: write ... >> pipeline\(\*units\)": lambda: one >> [one],
+        r"not in a generator: write parallel\(\*units\)": lambda: parallel(one for _ in range(3)),
+    }
+    for message, use in wrong.items():
+        with pytest.raises((DefinitionError, TypeError), match=message):
+            use()

@@ -22,7 +22,8 @@ def checked_observers(observers: Any) -> list[Callable[[Event], object]]:
     """Return the observers as a list of their own; raises `DefinitionError` for anything but plain callables."""
     __tracebackhide__ = True
     if callable(observers) or not isinstance(observers, Iterable):
-        raise DefinitionError(f"observers is a list of callables: write observers=[{observers!r}]")
+        instead = "not None" if observers is None else f"write observers=[{observers!r}]"
+        raise DefinitionError(f"observers is a list of callables: {instead}")
     listening = list(cast("Iterable[Any]", observers))
     for observer in listening:
         if not callable(observer):

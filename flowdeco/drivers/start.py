@@ -91,10 +91,10 @@ def _begun(start: _Start) -> Evaluated:
     journal = _journal(options.journal)
     recorder = _recorder(journal, run.id)
     recorder.check_repeatable(flow.units, f"pipeline {flow.name!r}", "has")
-    run.started = time.time()  # as the journal notes it, which may take a while to be made
     payload = encoded_inputs(encoder(journal), journal.codec, store)
     entry = _entry(journal, flow)
-    journal.create(run.id, flow.name, payload, sorted(start.skip), *([] if entry is None else [entry]))
+    began = journal.create(run.id, flow.name, payload, sorted(start.skip), *([] if entry is None else [entry]))
+    run.started = began or time.time()
     _listen(journal, run.id, start.gate)
     recorder.note_written(payload, store.items())
     del payload  # it may hold values

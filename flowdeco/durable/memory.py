@@ -84,8 +84,11 @@ class MemoryJournal:
         """Let the lock go."""
         self._lock.release()
 
-    def create(self, run_id: str, pipeline: str, inputs: bytes, skip: Sequence[str]) -> None:
-        """Begin a run; raises `RunExistsError` if one with that id exists, `RunBusyError` if it is at work."""
+    def create(self, run_id: str, pipeline: str, inputs: bytes, skip: Sequence[str]) -> float:
+        """Begin a run, and return when.
+
+        Raises `RunExistsError` if one with that id exists, `RunBusyError` if it is at work.
+        """
         with self._lock:
             there = self._runs.get(run_id)
             if there is not None:
@@ -94,7 +97,8 @@ class MemoryJournal:
                     f"there is a run {run_id!r} already, {there.status}: resume it, or use another run_id. "
                     f'run(..., if_exists="resume") starts, continues or returns it'
                 )
-            self._runs[run_id] = _Run(pipeline, inputs, skip)
+            self._runs[run_id] = run = _Run(pipeline, inputs, skip)
+            return run.started
 
     def open(self, run_id: str, *, finished: bool = False) -> Remembered:
         """Take the lease of a run that has not finished, and return it; raises `RunNotFoundError`, `RunBusyError`."""

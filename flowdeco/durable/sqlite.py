@@ -111,8 +111,11 @@ class SqliteJournal:
 
     # For a run.
 
-    def create(self, run_id: str, pipeline: str, inputs: bytes, skip: Sequence[str], *entry: str) -> None:
-        """Begin a run; raises `RunExistsError` if one with that id exists, `RunBusyError` if it is at work."""
+    def create(self, run_id: str, pipeline: str, inputs: bytes, skip: Sequence[str], *entry: str) -> float:
+        """Begin a run, and return when.
+
+        Raises `RunExistsError` if one with that id exists, `RunBusyError` if it is at work.
+        """
         if not isinstance(run_id, str):
             raise JournalError(f"a run_id must be a string, not {run_id!r}")
         now, owner = time.time(), this_process(secrets.token_hex(8))
@@ -138,6 +141,7 @@ class SqliteJournal:
                 if held is not None:
                     file.leave(held)
                 raise
+        return now
 
     def open(self, run_id: str, *, finished: bool = False) -> Remembered:
         """Take the lease of a run that has not finished, and return it; raises `RunNotFoundError`, `RunBusyError`.

@@ -154,7 +154,7 @@ class Context:
         self._check_open("ctx.enable")
         self._switches.extend((selector, True) for selector in checked_selectors(selectors, "enable"))
 
-    def emit(self, kind: str, **payload: Any) -> None:
+    def emit(self, kind: str, /, **payload: Any) -> None:
         """Send a message to the observers, at once; the run keeps it, values that are not plain as their repr."""
         self._check_open("ctx.emit")
         if not isinstance(cast("object", kind), str):

@@ -127,8 +127,11 @@ class Journal(Protocol):
 
     codec: Codec
 
-    def create(self, run_id: str, pipeline: str, inputs: bytes, skip: Sequence[str], *entry: str) -> None:
-        """Begin a run; raises `RunExistsError` if one with that id exists, `RunBusyError` if it is at work."""
+    def create(self, run_id: str, pipeline: str, inputs: bytes, skip: Sequence[str], *entry: str) -> float | None:
+        """Begin a run, and return when, in POSIX seconds, if the journal notes that.
+
+        Raises `RunExistsError` if one with that id exists, `RunBusyError` if it is at work.
+        """
 
     def open(self, run_id: str, *, finished: bool = False) -> Remembered:
         """Take the lease of a run and return it; nothing else changes. Raises `RunNotFoundError`, `RunBusyError`.

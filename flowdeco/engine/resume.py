@@ -259,7 +259,10 @@ def _write_fork(run: Run, known: Journaled, holds: set[int]) -> None:
     """Begin a run with those rows of another one that still hold."""
     journal, rows, written = known.journal, known.remembered.rows, 0
     (_, first), *given = known.remembered.inputs
-    journal.create(run.id, run.pipeline.name, first, known.skip, *([] if known.entry is None else [known.entry]))
+    began = journal.create(
+        run.id, run.pipeline.name, first, known.skip, *([] if known.entry is None else [known.entry])
+    )
+    run.started = began or run.started
     known.listen()
     for at, inputs in [*given, (len(rows), known.more)]:
         some: list[Row] = [row for row in rows[written:at] if id(row) in holds]

@@ -707,6 +707,8 @@ def as_pipeline(unit: Unit) -> Pipeline:
     """Return the pipeline itself, or the pipeline of this one unit, made once."""
     if isinstance(unit, Pipeline):
         return unit
+    if not isinstance(cast("object", unit), Unit):
+        raise DefinitionError(no_unit(unit, "a run"))
     memo = memo_of(unit)
     made: Pipeline | None = getattr(memo, "pipeline", None)
     if made is None:

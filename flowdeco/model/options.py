@@ -151,7 +151,8 @@ def checked_tags(tags: object, option: str = "tags") -> frozenset[str]:
 def checked_layers(layers: object, option: str = "use") -> tuple[Middleware, ...]:
     """Return the middleware as a tuple; each must be a generator function, or an object whose call is one."""
     if callable(layers) or not isinstance(layers, Iterable):
-        raise DefinitionError(f"{option} is a list of middleware: write {option}=[{described(layers)}]")
+        instead = "not None" if layers is None else f"write {option}=[{described(layers)}]"
+        raise DefinitionError(f"{option} is a list of middleware: {instead}")
     found = tuple(cast("Iterable[Any]", layers))
     for layer in found:
         if not (_is_plain_layer(layer) or (_is_generator_function(layer) and _takes_one(layer))):
@@ -230,6 +231,10 @@ def checked_timeout(timeout: Any, option: str = "timeout") -> float | None:
 
 def checked_selectors(selectors: object, option: str = "skip") -> tuple[str, ...]:
     """Return the selectors as a tuple; a bare string is an error."""
+    for each in selectors if isinstance(selectors, tuple) else ():
+        if isinstance(each, (list, tuple, set, frozenset)):
+            names = ", ".join(map(repr, cast("Iterable[Any]", each)))
+            raise DefinitionError(f"selectors are given one by one, not in a {type(each).__name__}: write ({names})")
     return tuple(sorted(checked_tags(selectors, option)))
 
 

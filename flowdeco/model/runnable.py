@@ -110,6 +110,9 @@ def run_options(method: str, given: Mapping[str, Any], *, resumes: bool = False)
     for name in given:
         if name not in known:
             inputs = f" If it is an input, write {method}({{{name!r}: ...}})"
+            if name == "inputs":
+                first = "run_id, " if resumes else ""
+                raise TypeError(f"{method}() takes the inputs without a name: write {method}({first}{{...}})")
             raise TypeError(f"{method}() has no option {name!r}. {suggestion(name, known)}{inputs}")
     return Options(**given)
 

@@ -121,7 +121,9 @@ def no_unit(thing: object, place: str = "`>>`") -> str:
         return thing.instead()
     kind = type(thing).__name__
     found = f"{kind} {described(thing)}"
-    if kind in ("list", "tuple") and place != "`>>`":
+    if kind in ("list", "tuple", "set", "generator"):
+        if place == "`>>`":
+            return f"`>>` takes one unit, not a {kind}: write ... >> pipeline(*units), or >> parallel(*units)"
         return f"{place} takes the units one by one, not in a {kind}: write {place}(*units)"
     if callable(thing):
         return (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
@@ -35,10 +35,13 @@ class _Node:
     waiting: dict[int, list[tuple[str, Any]]] = field(default_factory=dict[int, Any])  # not run yet, by inserter
     outcome: Outcome | None = None  # of a pipeline that did not simply complete
 
-    def part(self, recovered: bool) -> Part:
-        """Return the part; `recovered` tells whether failures that left it were recovered around it."""
+    def part(self, recovered: bool, completed: bool) -> Part:
+        """Return the part; `recovered` tells whether failures that left it were recovered around it.
+
+        In a run that has `completed`, branches were cancelled only because others were enough.
+        """
         inside = recovered or (self.outcome is not None and self.outcome.recovered)
-        parts = tuple(child.part(inside) if isinstance(child, _Node) else child for child in self.children)
+        parts = tuple(child.part(inside, completed) if isinstance(child, _Node) else child for child in self.children)
         for parent, units in self.waiting.items():
             for inserted_by, unit in units:
                 parts += tuple(pending(planned_parts((unit,), self.depth), inserted_by, parent))
@@ -46,7 +49,7 @@ class _Node:
         started = min((start for start, _ in spans), default=None)
         ended = max((end for _, end in spans), default=0.0)
         first = parts[0] if self.kind == "branch" and parts else None  # a branch is named after its unit
-        status = _status_of(parts, inside)
+        status = _status_of(parts, inside, _COMPLETED_FIRST if completed and self.kind == "parallel" else _GRAVITY)
         part = Part(
             self.kind,
             first.name if first else self.name,
@@ -69,9 +72,12 @@ _GRAVITY = (
 )  # fmt: skip
 
 
-def _status_of(parts: Iterable[Part], recovered: bool) -> Status | None:
+_COMPLETED_FIRST = (Status.FAILED, Status.COMPLETED, *_GRAVITY)
+
+
+def _status_of(parts: Iterable[Part], recovered: bool, gravity: Sequence[Status]) -> Status | None:
     found = {Status.COMPLETED if part.recovered and not recovered else part.status for part in parts}
-    return next((status for status in _GRAVITY if status in found), None)
+    return next((status for status in gravity if status in found), None)
 
 
 def ran_parts(run: Run) -> tuple[Part, ...]:
@@ -90,7 +96,8 @@ def ran_parts(run: Run) -> tuple[Part, ...]:
             if units:
                 node.waiting[index] = units
         node.children.append(_ran_stage(index, record)._replace(parent=parent))
-    return root.part(any(did.recovered for did in run.pipelines if did.scope is None)).parts
+    is_recovered = any(did.recovered for did in run.pipelines if did.scope is None)
+    return root.part(is_recovered, run.status is Status.COMPLETED).parts
 
 
 def _node_of(
