@@ -22,7 +22,7 @@ from python_names import write_inventory
 
 import flowdeco
 from flowdeco.cli import main
-from flowdeco.model.runnable import Options, ResumeOptions, RunOptions
+from flowdeco.model.runnable import TO_RESUME, TO_RUN, Options
 
 project = "flowdeco"
 author = "the flowdeco authors"
@@ -77,11 +77,9 @@ def tidied(_app: Any, _what: str, _name: str, _thing: Any, _options: Any, lines:
 
 def signature_of_run(method: str) -> str:
     """Return the signature of `run` or `resume` with all options, which are typed as `**options`."""
-    options = {"run": RunOptions, "resume": ResumeOptions}.get(method)
+    options = {"run": TO_RUN, "resume": TO_RESUME}.get(method)
     own = "on_change='error', from_stage=None, " if "resume" in method else ""
-    listed = (
-        ", ".join(f"{name}={Options._field_defaults[name]!r}" for name in options.__annotations__) if options else ""
-    )
+    listed = ", ".join(f"{name}={Options._field_defaults[name]!r}" for name in options or ())
     return (
         f"({'run, ' if own else ''}inputs=None, /, *, {own}{listed})"
         if options

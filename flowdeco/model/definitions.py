@@ -430,7 +430,7 @@ class Stage(Value, Unit, Parted):
             "a stage",
             {
                 "name": name, "title": title, "tags": tags, "use": use, "use_actions": use_actions, "local": local,
-                "timeout": timeout, "description": "" if description is None else description,
+                "timeout": timeout, "description": description,
             },
         )  # fmt: skip
         members, content = tuple(map(as_action, actions)), _checked_data(data, name)

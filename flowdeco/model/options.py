@@ -231,11 +231,15 @@ def checked_timeout(timeout: Any, option: str = "timeout") -> float | None:
 
 def checked_selectors(selectors: object, option: str = "skip") -> tuple[str, ...]:
     """Return the selectors as a tuple; a bare string is an error."""
-    for each in selectors if isinstance(selectors, tuple) else ():
+    for each in _items(selectors):
         if isinstance(each, (list, tuple, set, frozenset)):
-            names = ", ".join(map(repr, cast("Iterable[Any]", each)))
-            raise DefinitionError(f"selectors are given one by one, not in a {type(each).__name__}: write ({names})")
+            names = ", ".join(map(repr, _items(tuple(cast("Iterable[object]", each)))))
+            raise DefinitionError(f"selectors are given one by one, not in a collection: write ({names})")
     return tuple(sorted(checked_tags(selectors, option)))
+
+
+def _items(selectors: object) -> tuple[object, ...]:
+    return cast("tuple[object, ...]", selectors) if isinstance(selectors, tuple) else ()
 
 
 def check_run_id(run_id: object) -> None:

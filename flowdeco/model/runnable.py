@@ -51,7 +51,18 @@ if TYPE_CHECKING:
         if_exists: Literal["error", "resume"]
 
 
-__all__ = ["ClockLike", "OnChange", "Options", "ResumeOptions", "RunOptions", "Runnable", "Shows", "run_options"]
+__all__ = [
+    "TO_RESUME",
+    "TO_RUN",
+    "ClockLike",
+    "OnChange",
+    "Options",
+    "ResumeOptions",
+    "RunOptions",
+    "Runnable",
+    "Shows",
+    "run_options",
+]
 
 
 OnChange: TypeAlias = Literal["error", "ignore", "rerun"]
@@ -99,14 +110,14 @@ class Options(NamedTuple):
     watcher: Callable[[], Watcher | None] | None = None
 
 
-_TO_RUN: Final = tuple(name for name in Options._fields if name not in ("error", "clock", "watcher"))
-_TO_RESUME: Final = tuple(name for name in Options._fields if name not in ("run_id", "if_exists", "clock", "watcher"))
+TO_RUN: Final = tuple(name for name in Options._fields if name not in ("error", "clock", "watcher"))
+TO_RESUME: Final = tuple(name for name in Options._fields if name not in ("run_id", "if_exists", "clock", "watcher"))
 
 
 def run_options(method: str, given: Mapping[str, Any], *, resumes: bool = False) -> Options:
     """Return the options given to a method; a `TypeError` for a name that is not one of the options."""
     __tracebackhide__ = True
-    known = _TO_RESUME if resumes else _TO_RUN
+    known = TO_RESUME if resumes else TO_RUN
     for name in given:
         if name not in known:
             inputs = f" If it is an input, write {method}({{{name!r}: ...}})"
@@ -225,7 +236,7 @@ def _show_options() -> None:
         )
     }
     methods: list[Any] = [Runnable.run, Runnable.arun, Runnable.resume, Runnable.aresume]
-    for method, options in zip(methods, (_TO_RUN, _TO_RUN, _TO_RESUME, _TO_RESUME), strict=True):
+    for method, options in zip(methods, (TO_RUN, TO_RUN, TO_RESUME, TO_RESUME), strict=True):
         signature = inspect.signature(method)
         own = list(signature.parameters.values())[:-1]
         method.__signature__ = signature.replace(parameters=[*own, *map(named.__getitem__, options)])
