@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from flowdeco import action, parallel, stage
 from flowdeco.durable import enclosed
-from flowdeco.durable.outcomes import Steps
+from flowdeco.durable.outcomes import CachedOutcomes
 from flowdeco.middleware import cached, retry
 
 
@@ -473,7 +473,7 @@ def test_what_is_remembered_of_state_is_bounded(folder, monkeypatch):
     for x in range(10):
         function, _ = a_variable()
         action(function, name="f", use=[layer]).run({"x": x})
-    assert len(Steps(str(folder)).inputs(len, {}).enclosed._firsts) == 3
+    assert len(CachedOutcomes(str(folder)).inputs(len, {}).enclosed._firsts) == 3
 
 
 def test_state_is_known_to_all_that_are_cached_in_one_folder(folder):
@@ -496,7 +496,7 @@ def test_what_is_known_of_state_goes_with_the_last_that_is_cached_in_its_folder(
     layer = cached(folder)
     function, _ = a_list()
     run = action(function, name="f", use=[layer]).run({"x": 1})
-    known = weakref.ref(Steps(str(folder)).inputs(len, {}).enclosed._firsts)
+    known = weakref.ref(CachedOutcomes(str(folder)).inputs(len, {}).enclosed._firsts)
     assert pickle.loads(pickle.dumps(layer)) == layer == copy.deepcopy(layer) != cached(folder / "other")
     assert len({layer, cached(folder)}) == 1
     assert known() is not None

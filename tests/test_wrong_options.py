@@ -150,8 +150,8 @@ def test_likely_mistakes_are_answered_with_what_to_write():
         r"takes the inputs without a name: write resume\(run_id, \{...\}\)": lambda: one.resume("r", inputs={}),
         "use is a list of middleware: not None": lambda: one.run(use=None),
         "observers is a list of callables: not None": lambda: one.run(observers=None),
-        r"not in a collection: write \('one'\)": lambda: flow.only(["one"]),
-        r"not in a collection: write \('x'\)": one.run,
+        r"only takes selectors one by one, not in a collection: write only\('one'\)": lambda: flow.only(["one"]),
+        r"not in a collection: write disable\('x'\)": one.run,
         r"`>>` takes one unit, not a list: write ... >> pipeline\(\*units\)": lambda: one >> [one],
         r"not in a generator: write parallel\(\*units\)": lambda: parallel(one for _ in range(3)),
     }

@@ -234,7 +234,8 @@ def checked_selectors(selectors: object, option: str = "skip") -> tuple[str, ...
     for each in _items(selectors):
         if isinstance(each, (list, tuple, set, frozenset)):
             names = ", ".join(map(repr, _items(tuple(cast("Iterable[object]", each)))))
-            raise DefinitionError(f"selectors are given one by one, not in a collection: write ({names})")
+            instead = f"{option}=[{names}]" if option == "skip" else f"{option}({names})"
+            raise DefinitionError(f"{option} takes selectors one by one, not in a collection: write {instead}")
     return tuple(sorted(checked_tags(selectors, option)))
 
 

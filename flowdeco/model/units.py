@@ -386,7 +386,7 @@ class Pipeline(Composite):
         return self._filtered(selectors, keep=False)
 
     def _filtered(self, selectors: tuple[str, ...], *, keep: bool) -> Pipeline:
-        wanted = frozenset(checked_selectors(selectors, "selectors"))
+        wanted = frozenset(checked_selectors(selectors, "only" if keep else "without"))
         known = selectors_in(self.units)
         wrong = sorted(wanted - known)
         if wrong:
