@@ -3,15 +3,18 @@ cancellations reach it at any moment, any number of times."""
 
 import asyncio
 import contextvars
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
+import flowdeco
 from flowdeco import Bail, Context, Run, Sleep, Stage, Store, Suspend, action, parallel, pipeline, stream
 from flowdeco.durable import MemoryJournal, SqliteJournal, runs
 from flowdeco.engine.call import Call
@@ -781,7 +784,7 @@ def test_a_signal_handler_that_raises_nothing_does_not_end_a_wait():
     assert handled == ["handled"]
 
 
-FILES = ("/flowdeco/", "/concurrent/futures/", "/queue.py")
+FILES = (f"{Path(flowdeco.__file__).parent}{os.sep}", "/concurrent/futures/", "/queue.py")  # not those of tests
 
 
 def interrupted_at(moment, perform):
