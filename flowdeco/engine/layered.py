@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from flowdeco.engine.branch import Branch
 from flowdeco.engine.calling import call_action, messages_after, settled, simple_arguments
@@ -11,7 +12,7 @@ from flowdeco.engine.changes import Watch
 from flowdeco.engine.effects import Execution, complete, conclude, messages_of
 from flowdeco.engine.layers import Layers, enter, leave
 from flowdeco.engine.outcome import ActionRecord, Outcome, Status
-from flowdeco.engine.requests import Failure, Raised, Walk
+from flowdeco.engine.requests import Failure, Raised, Request, Walk
 from flowdeco.engine.results import SETTLED
 from flowdeco.engine.waiting import waited
 from flowdeco.engine.waits import Called
@@ -44,13 +45,11 @@ def in_layers(
             args = None if around.values or called is not None else simple_arguments(branch, step)
             if args is not None:
                 value = yield step, args, None
-            elif called is not None:
-                act = Execution(step, by, number, started)
-                act.context, value, called = called, called.value, None
             else:
                 act = Execution(step, by, number, started)
                 act.watch, act.layers = watch, around
-                value = yield from call_action(branch, act, around.values)
+                value = yield from _called(branch, act, called)
+                called = None
             if type(value) not in SETTLED:
                 value = yield from settled(step, value)
             if type(value) is Raised:
@@ -74,6 +73,15 @@ def in_layers(
     act = act or Execution(step, by, number, started)
     act.value, act.layers, act.mark, act.watch = value, around, mark, watch
     return conclude(branch, act)
+
+
+def _called(branch: Branch, act: Execution, before: Called | None) -> Generator[Request, Any, Any]:
+    """Call an action in its layers, unless that was done before the run was suspended; return its value."""
+    if before is None:
+        layers = cast("Layers", act.layers)
+        return (yield from call_action(branch, act, layers.values))
+    act.context = before
+    return before.value
 
 
 def _did_nothing(branch: Branch, layers: Layers, mark: Mark) -> bool:

@@ -116,8 +116,7 @@ class Verdicts:
         failed = self._as_one([error for index, error in in_order if self._is_failure(index, error)])
         if failed is not None or interrupt is not None:
             return interrupt if failed is None else failed
-        bail = next((error for _, error in in_order if isinstance(error, Bail)), None)
-        return bail or all_of([error for _, error in in_order if isinstance(error, Suspend)])
+        return _signal_among([error for _, error in in_order])
 
     def _as_one(self, failed: Sequence[BaseException]) -> Failure:
         """Return one failure as itself, and several as a group, unless one is a KeyboardInterrupt."""
@@ -168,3 +167,9 @@ def _share(tolerate: float) -> Fraction:
     from fractions import Fraction  # not loaded for runs without such a group: it takes 1.5 ms
 
     return Fraction(str(float(tolerate)))  # as it was written: 0.29 of 100 are 29
+
+
+def _signal_among(errors: Sequence[BaseException]) -> Failure:
+    """Return the first `Bail`, or one `Suspend` for all; None if there are neither."""
+    bail = next((error for error in errors if isinstance(error, Bail)), None)
+    return bail or all_of([error for error in errors if isinstance(error, Suspend)])
