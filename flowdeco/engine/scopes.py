@@ -158,9 +158,7 @@ def _begin_layers(branch: Branch, scope: OpenScope, layers: tuple[Middleware, ..
     recalled: Sequence[Delta | None] | None = _earlier_entry_writes(branch, scope, earlier, len(layers))
     is_run = scope.outer is branch.base and branch.parent is None  # with its caller's layers
     if is_run:
-        if terms.past is not None and terms.past.in_store and recalled is not None:
-            recalled = [NOTHING] * len(terms.past.unfinished(branch.id, scope.number)[0])
-        recalled = _from_inside(branch, None if earlier is None else recalled, len(layers))
+        recalled = _around_run(branch, scope, None if earlier is None else recalled, len(layers))
     around = _scope_layers(branch, scope, layers)
     if is_run:
         around.count_from_inside(terms.waits, (branch.id, scope.number))
@@ -173,6 +171,16 @@ def _begin_layers(branch: Branch, scope: OpenScope, layers: tuple[Middleware, ..
         around.replays = (written and partial(reapply, branch, written) for written in recalled)
         around.has_new_layers = None in recalled
     return (yield from _enter_and_fill(branch, scope, around))
+
+
+def _around_run(
+    branch: Branch, scope: OpenScope, recalled: Sequence[Delta | None] | None, count: int
+) -> Sequence[Delta | None] | None:
+    """Return the earlier entry writes of the layers around a run: its caller may give others than before."""
+    past = branch.terms.past
+    if past is not None and past.in_store and recalled is not None:
+        recalled = [NOTHING] * len(past.unfinished(branch.id, scope.number)[0])
+    return _from_inside(branch, recalled, count)
 
 
 def _scope_layers(branch: Branch, scope: OpenScope, layers: tuple[Middleware, ...]) -> Layers:
