@@ -216,7 +216,7 @@ def _rest(hidden: Sequence[StepRow]) -> Iterator[StepRow]:
 
 def _stage_rows(run: Run) -> Iterator[StepRow]:
     """Yield a row for each stage, and before it one for each parallel group that it is the first of."""
-    from flowdeco.engine.inserters import depths
+    from flowdeco.engine.inserters import DEEPEST, depths
 
     records = list(run.stages)
     below = depths(records)
@@ -225,8 +225,8 @@ def _stage_rows(run: Run) -> Iterator[StepRow]:
         before, groups = [group.id for group in groups], _groups(record.scope)
         for level, group in enumerate(groups):
             if before[: level + 1] != [each.id for each in groups[: level + 1]]:
-                yield StepRow(level + depth, f"{group.name} (parallel)")
-        yield _stage_row(len(groups) + depth, record)
+                yield StepRow(min(level + depth, DEEPEST), f"{group.name} (parallel)")
+        yield _stage_row(min(len(groups) + depth, DEEPEST), record)
 
 
 def _groups(scope: Scope | None) -> list[Scope]:

@@ -110,16 +110,20 @@ class Places:
 
     def path(self, branch: str, number: int) -> tuple[int, ...]:
         """Return the place of a step in the order of the run."""
-        around = self._around.get(branch)
-        if around is not None:
-            return *self.path(around[0].branch, around[0].number), around[1], number
-        return (0 if branch == _ROOT else self._others.setdefault(branch, len(self._others) + 1)), number
+        places = [number]
+        while (around := self._around.get(branch)) is not None:
+            group, index = around
+            places += index, group.number
+            branch = group.branch
+        places.append(0 if branch == _ROOT else self._others.setdefault(branch, len(self._others) + 1))
+        return tuple(reversed(places))
 
     def depth(self, branch: str, number: int) -> int:
         """Return how far a step is indented."""
-        around = self._around.get(branch)
-        outside = 0 if around is None else self.depth(around[0].branch, around[0].number) + 1
-        return self.depths.get((branch, number), outside)
+        inside = 0
+        while (branch, number) not in self.depths and (around := self._around.get(branch)) is not None:
+            branch, number, inside = around[0].branch, around[0].number, inside + 1
+        return self.depths.get((branch, number), 0) + inside
 
 
 def _branches(groups: Iterable[Row], codec: str) -> Iterator[tuple[str, tuple[Row, int]]]:

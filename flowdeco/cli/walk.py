@@ -8,6 +8,7 @@ from typing import Any, cast
 from flowdeco.engine.branch import Branch
 from flowdeco.engine.evaluation import evaluate
 from flowdeco.engine.requests import Begin, Conductor, Ended, Fork
+from flowdeco.model.deep import Deep, evaluated
 
 __all__ = ["walk"]
 
@@ -22,6 +23,12 @@ def walk(
 
     `enters` tells into which branches to walk. With a `conductor`, the evaluation is the supply of its branches.
     """
+    return evaluated(_walk(evaluation, answer, enters, conductor))
+
+
+def _walk(
+    evaluation: Any, answer: Callable[[Any], Any], enters: Callable[[Branch], bool], conductor: Conductor | None
+) -> Deep[Any]:
     came: Any = None
     while True:
         try:
@@ -30,11 +37,11 @@ def walk(
             return stop.value
         if isinstance(request, Fork):
             group = request.conductor
-            group.ended(None, walk(group.supply(), answer, enters, group))
+            group.ended(None, (yield _walk(group.supply(), answer, enters, group)))
             came = Ended(None)
             continue
         if isinstance(request, Begin):
             branch = cast("Branch", request.branch)
             if conductor is not None and enters(branch):
-                conductor.ended(branch, walk(evaluate(branch), answer, enters))
+                conductor.ended(branch, (yield _walk(evaluate(branch), answer, enters, None)))
         came = answer(request)

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias, cast
 
 from flowdeco.engine.outcome import ROOT, Outcome, Outcomes, Status, branch_id
 from flowdeco.engine.rows import KINDS
+from flowdeco.model.deep import Deep, evaluated
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream, one_action_stage
 from flowdeco.model.steps import Step
 from flowdeco.model.tuples import NamedTuple
@@ -52,9 +53,9 @@ class Archive:
             return
         past, old, at = found
         if type(unit) is Step:
-            self._move(steps, past, _Move(old, at, branch, number), 1)
+            self._move(steps, past, _Move(old, at, branch, number, 1))
         elif _Comparison(past).is_same(unit, old, at):
-            self._move(steps, past, _Move(old, at, branch, number), max(1, past.steps[old][at].end - at))
+            self._move(steps, past, _Move(old, at, branch, number, max(1, past.steps[old][at].end - at)))
         past.left.discard((old, at))
 
     def _found(self, branch: str, unit: Any, around: Any) -> _Found | None:
@@ -67,31 +68,34 @@ class Archive:
             return _first(self._pasts, ("action", around.name, unit.name), address)
         return stage.past.action_in(stage, unit.name)
 
-    def _move(self, steps: Outcomes, past: _Past, move: _Move, count: int) -> None:
-        old, at, branch, number = move
-        mine, shift = steps.setdefault(branch, {}), number - at
-        for place in range(at, at + count):
-            outcome = past.steps[old].get(place)
-            if outcome is None:
-                continue
-            end = outcome.end if outcome.end < 0 else outcome.end + shift
-            mine[place + shift] = outcome._replace(number=place + shift, end=end)
-            past.left.discard((old, place))
-            self.adopted.add((branch, place + shift))
-            for index in range(outcome.branches):
-                inner = branch_id(f"{old}.{place}", index)
-                if inner in past.steps:
-                    begin = _Move(inner, 0, branch_id(f"{branch}.{place + shift}", index), 0)
-                    self._move(steps, past, begin, 1 + max(past.steps[inner]))
+    def _move(self, steps: Outcomes, past: _Past, move: _Move) -> None:
+        """Adopt steps, and the contents of groups among them."""
+        moves = [move]
+        while moves:
+            old, at, branch, number, length = moves.pop()
+            mine, shift = steps.setdefault(branch, {}), number - at
+            for place in range(at, at + length):
+                outcome = past.steps[old].get(place)
+                if outcome is None:
+                    continue
+                end = outcome.end if outcome.end < 0 else outcome.end + shift
+                mine[place + shift] = outcome._replace(number=place + shift, end=end)
+                past.left.discard((old, place))
+                self.adopted.add((branch, place + shift))
+                for index in range(outcome.branches):
+                    inner, to = branch_id(f"{old}.{place}", index), branch_id(f"{branch}.{place + shift}", index)
+                    if inner in past.steps:
+                        moves.append(_Move(inner, 0, to, 0, 1 + max(past.steps[inner])))
 
 
 class _Move(NamedTuple):
-    """From a place in an earlier generation to one in this."""
+    """So many steps, from a place in an earlier generation to one in this."""
 
     old: str
     at: int
     branch: str
     number: int
+    length: int
 
 
 class _Found(NamedTuple):
@@ -121,11 +125,11 @@ class _Past:
         self.actions: dict[tuple[str, int], list[int]] = {}  # of each scope
         # By name, and in a branch or in any: in the order of the run, the next one last.
         self._named: dict[tuple[tuple[str, ...], Address | None], list[tuple[str, int]]] = {}
-        self._read(ROOT, ())
+        evaluated(self._read(ROOT, ()))
         for places in self._named.values():
             places.reverse()
 
-    def _read(self, branch: str, address: Address) -> None:
+    def _read(self, branch: str, address: Address) -> Deep[None]:
         self.addresses[branch] = address
         stage: list[int] = []
         follows = -1
@@ -141,7 +145,7 @@ class _Past:
                 stage = self._add_scope((kind, did.name), branch, number)
             follows = number + 1
             for index in range(did.branches):
-                self._read(branch_id(f"{branch}.{number}", index), (*address, (did.name, index)))
+                yield self._read(branch_id(f"{branch}.{number}", index), (*address, (did.name, index)))
 
     def _add_scope(self, key: tuple[str, ...], branch: str, number: int) -> list[int]:
         self._add(key, branch, number)

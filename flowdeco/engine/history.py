@@ -140,11 +140,16 @@ class History:
 
     def _holds(self, branch: str, number: int) -> bool:
         """Whether any step from this number on has ended, including those in groups among them."""
-        steps = {at: outcome for at, outcome in self.steps.get(branch, {}).items() if at >= number}
-        return any(
-            self._counts(outcome) or any(self._holds(inner, 0) for inner in branches_of(branch, at, outcome))
-            for at, outcome in steps.items()
-        )
+        left = [(branch, number)]
+        while left:
+            branch, number = left.pop()
+            for at, did in self.steps.get(branch, {}).items():
+                if at < number:
+                    continue
+                if self._counts(did):
+                    return True
+                left += ((inner, 0) for inner in branches_of(branch, at, did))
+        return False
 
     def _counts(self, outcome: Outcome) -> bool:
         """Whether a step must not be dropped for another one."""

@@ -25,6 +25,7 @@ from flowdeco.model.sentinels import UNSET
 
 __all__ = ["ended_as", "note", "note_adopted", "note_entry_writes", "note_place", "restore"]
 
+_MOST_BRANCHES: Final = 8  # that the note of an error names
 _WELL: Final = (Status.COMPLETED, None, 1, False, ())
 
 
@@ -140,7 +141,10 @@ def note_place(branch: Branch, error: BaseException, where: str) -> None:
         return
     with suppress(Exception):  # the exception may allow neither reading nor writing
         if not any(note.endswith(place) for note in getattr(error, "__notes__", ())):
-            error.add_note(", ".join([f"in {where}", *_branches(branch), place]))
+            branches = list(_branches(branch))
+            if len(branches) > _MOST_BRANCHES:
+                branches[_MOST_BRANCHES // 2 : -_MOST_BRANCHES // 2] = [f"{len(branches) - _MOST_BRANCHES} more branches"]
+            error.add_note(", ".join([f"in {where}", *branches, place]))
 
 
 def _branches(branch: Branch) -> Iterator[str]:

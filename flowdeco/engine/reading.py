@@ -38,6 +38,7 @@ from flowdeco.engine.rows import Recorded, outcomes
 from flowdeco.engine.runs import Run
 from flowdeco.engine.waits import Given, asked, open_questions, starting_point
 from flowdeco.errors import NOT_GIVEN, PAUSE, SLEEP, JournalError, RunError, Wait, members_of, portable, told
+from flowdeco.model.deep import Deep, evaluated
 from flowdeco.model.definitions import Action, Pipeline, Stage, Stream, Unit, one_action_stage
 from flowdeco.model.sentinels import UNSET
 from flowdeco.model.stand_ins import missing_action
@@ -72,13 +73,13 @@ def read_run(remembered: Remembered, codec: Codec, find: Find = lambda name: Non
     run = Run(remembered.run_id, Pipeline(name=remembered.pipeline), store)
     run.status = Status(remembered.status)
     _apply(steps.get(ROOT, {}), store, has_ended=run.status is not Status.RUNNING)
-    result = _result(steps, ROOT)
+    result = evaluated(_result(steps, ROOT))
     run.result = None if result is UNSET else result
     run.reason = remembered.reason
     if run.status is Status.SUSPENDED:
         run.waits = current_waits(steps)
     reader = _Reader(_marked(steps, remembered), find)
-    run.stages, run.pipelines = list(reader.branch(ROOT, None)), reader.pipelines
+    run.stages, run.pipelines = evaluated(reader.branch(ROOT, None)), reader.pipelines
     run.error = _error(steps.get(ROOT, {}), remembered)
     if run.error is not None:
         run.stages = _with_one_error(run.stages, list(members_of(run.error)))
@@ -200,7 +201,7 @@ def _apply(steps: dict[int, Outcome], store: Store, *, has_ended: bool) -> None:
                 store.apply(written)
 
 
-def _result(steps: Outcomes, branch: str) -> Any:
+def _result(steps: Outcomes, branch: str) -> Deep[Any]:
     """Return the last value that an action of a branch returned; for groups, that of their merged branches."""
     result: Any = UNSET
     for number, did in sorted(steps.get(branch, {}).items()):
@@ -209,8 +210,9 @@ def _result(steps: Outcomes, branch: str) -> Any:
             inner = [branch_id(f"{branch}.{number}", index) for index in range(did.branches) if counts(index)]
             if did.status is Status.BAILED:
                 inner = [id for id in inner if _has_bailed(steps, id)][:1]
-            results = [found for id in inner if (found := _result(steps, id)) is not UNSET]
-            result = results[-1] if results else result
+            for id in inner:
+                found = yield _result(steps, id)
+                result = result if found is UNSET else found
         elif did.result is not UNSET:
             result = did.result
     return result
@@ -279,8 +281,9 @@ class _Reader:
         ] = {}  # who inserted units not read, how many are to come
         self.pipelines: list[Outcome] = []  # so far: those that did not simply complete
 
-    def branch(self, id: str, base: Scope | None) -> Iterator[StageRecord]:
-        """Yield the stages of a branch, and of the groups in it."""
+    def branch(self, id: str, base: Scope | None) -> Deep[list[StageRecord]]:
+        """Return the stages of a branch, and of the groups in it."""
+        records: list[StageRecord] = []
         steps = self._steps.get(id, {})
         order = {number: at for at, number in enumerate(steps)}
         around: list[Outcome] = []  # pipelines that did not simply complete, the innermost first
@@ -292,35 +295,35 @@ class _Reader:
             if kind == "group":
                 group = Scope(did.name, f"{id}.{did.number}", None, did.inserted_by, scope)
                 for index in range(did.branches):
-                    for record in self._branch(did, index, group.of(index)):
-                        yield reduce(amended, around, record)
+                    inside = yield self._branch(did, index, group.of(index))
+                    records += [reduce(amended, around, record) for record in inside]
             elif kind == "stage":
                 reopened = not did.is_final and any(order[each.number] > order.get(did.number, -1) for each in actions)
                 did = did._replace(status=Status.RUNNING, error=None) if reopened else did
-                yield reduce(amended, (did, *around), self._stage(did, actions, scope))
+                records.append(reduce(amended, (did, *around), self._stage(did, actions, scope)))
             elif did.error is not None or did.attempts > 1:
                 around.insert(0, did)
                 inside = (order[number] for number in steps if did.number < number < did.end)
                 if did.is_final or all(at < order[did.number] for at in inside):
                     self.pipelines.append(did.kept()._replace(unit=Pipeline(name=did.name), scope=scope))
             self._note_inserted(did, inserter(did.name, did.number))
+        return records
 
-    def _branch(self, did: Outcome, index: int, place: Scope) -> Iterator[StageRecord]:
-        """Yield the stages of a branch of a group, as the end of the group leaves them."""
-        found, since = self.branch(branch_id(place.id, index), place), len(self.pipelines)
-        selection = did.selection
+    def _branch(self, did: Outcome, index: int, place: Scope) -> Deep[list[StageRecord]]:
+        """Return the stages of a branch of a group, as the end of the group leaves them."""
+        since, selection = len(self.pipelines), did.selection
+        found: list[StageRecord] = yield self.branch(branch_id(place.id, index), place)
         if selection.takes(index):
-            yield from found
-            return
+            return found
         records = Records(None)
-        records.kept = list(found)
+        records.kept = found
         if index in selection.lost:
             records.scopes = [(0, record) for record in self.pipelines[since:]]
             records.recover(0, lambda record: True)
             self.pipelines[since:] = [record for _, record in records.scopes]
         else:
             records.cancel_last()
-        yield from records.kept
+        return records.kept
 
     def _stage(self, did: Outcome, outcomes: list[Outcome], scope: Scope | None) -> StageRecord:
         stage, by = self._known(did)

@@ -77,24 +77,32 @@ def _revise(branch: Branch, key: Name, value: Any, order: int) -> None:
 
     Branches are restored one after the other, but may have changed it in turn: the latest change counts.
     """
-    parent = branch.parent
-    if parent is not None and isinstance(key, str) and key in parent.store and not branch.store.has_written(key):
-        _revise(parent, key, value, order)
-        branch.store.revise(key, parent.store[key])
-        return
+    borrowed: list[Branch] = []
+    while isinstance(key, str) and _is_borrowed(branch, key):
+        borrowed.append(branch)
+        branch = cast("Branch", branch.parent)
     latest, known = branch.revised.get(key, (order, value))
     branch.revised[key] = latest, value = (order, value) if order >= latest else (latest, known)
-    branch.store.revise(key, value)
+    for each in (branch, *borrowed):
+        each.store.revise(key, value)
+
+
+def _is_borrowed(branch: Branch, key: str) -> bool:
+    """Whether a value is that of the enclosing branch."""
+    return branch.parent is not None and key in branch.parent.store and not branch.store.has_written(key)
 
 
 def _catch_up_with_others(branch: Branch) -> None:
     """Take the values that other branches had changed in place: all of them are restored now."""
-    parent, branch.is_behind = cast("Branch", branch.parent), False
-    if parent.is_behind:
-        _catch_up_with_others(parent)
-    for key in _changed_before(parent):
-        if key in parent.store and not branch.store.has_written(key):
-            branch.store.revise(key, parent.store[key])
+    behind: list[Branch] = []
+    while branch.is_behind:
+        behind.append(branch)
+        branch = cast("Branch", branch.parent)
+    for each in reversed(behind):
+        each.is_behind, parent = False, cast("Branch", each.parent)
+        for key in _changed_before(parent):
+            if _is_borrowed(each, key):
+                each.store.revise(key, parent.store[key])
 
 
 def _changed_before(branch: Branch | None) -> Iterator[str]:

@@ -92,7 +92,9 @@ class _Group:
             self.supply.server = parent.server or parent
 
 
-_MORE: Final = object()  # instead of an answer: see whether the supply of the group continues
+# Instead of an answer: see whether the supply of the group continues, or whether those that the task waits for do.
+_MORE: Final = object()
+_FILL: Final = object()
 
 
 class Schedule:
@@ -160,7 +162,9 @@ class Schedule:
     def _work(self) -> None:
         while self._ready:
             task, answer = self._ready.popleft()
-            if answer is not _MORE:
+            if answer is _FILL:
+                self._fill(cast("_Group", task.inner))
+            elif answer is not _MORE:
                 self._step(task, answer)
             elif (wanted := self._answer_to_supply(task.group)) is not None:
                 self._step(task, wanted)
@@ -179,27 +183,23 @@ class Schedule:
     def _one_caught_up(self, group: _Group) -> None:
         """Continue once all tasks of a group that had begun have restored their history, or have ended in it."""
         group.catching_up -= 1
-        if group.catching_up:
-            return
-        parent = group.parent
-        if parent is None or not parent.group.catching_up:
-            self._fill(group)
-        else:
-            self._one_caught_up(parent.group)
+        while not group.catching_up:
+            parent = group.parent
+            if parent is None or not parent.group.catching_up:
+                self._fill(group)
+                return
+            group = parent.group
+            group.catching_up -= 1
 
     def _fill(self, group: _Group) -> None:
-        """Start as many tasks of a group as its limit allows, or end it if none is left; a nested group begins at once."""
-        self._ready.extendleft(reversed(self._continue_or_end(group)))
-
-    def _continue_or_end(self, group: _Group) -> list[tuple[Task, Any]]:
-        """Return the tasks that can continue now, each with its answer; end the group if none is left."""
+        """Have as many tasks of a group continue as its limit allows, or end it if none is left."""
         ready: list[tuple[Task, Any]] = []
         limit = group.conductor.limit
         while group.held_back and group.active < limit and not group.catching_up:
             task = next(iter(group.held_back))
             del group.held_back[task]
             group.active += 1
-            ready += self._continue_or_end(task.inner) if task.inner is not None else [(task, None)]
+            ready.append((task, None if task.inner is None else _FILL))
         supply = group.supply
         if supply is None:
             if not (group.active or group.held_back):
@@ -210,7 +210,7 @@ class Schedule:
                     ready.append((group.parent, Ended(group.interrupt)))
         elif (wanted := self._answer_to_supply(group)) is not None:
             ready.append((supply, wanted))
-        return ready
+        self._ready.extendleft(reversed(ready))
 
     def _answer_to_supply(self, group: _Group) -> bool | None:
         """Have a parked supply continue: return whether it is to yield another branch, or no more; None for not yet."""
@@ -262,7 +262,7 @@ class Schedule:
             if type(request) is Begin:
                 self._begin(task.group, request.branch)
                 return
-            if request is CAUGHT_UP:  # answered by `_continue_or_end`, once nothing in the group is catching up
+            if request is CAUGHT_UP:  # answered by `_fill`, once nothing in the group is catching up
                 if not task.group.catching_up:
                     answer = None
                     continue

@@ -293,13 +293,21 @@ class Given(NamedTuple):
 
 def asked(steps: Outcomes, branch: str = ROOT) -> Iterator[tuple[str, Outcome]]:
     """Yield the unfinished steps that have waited for something, with their branches, in branch order."""
-    mine = steps.get(branch, {})
-    for number in sorted(number for number, outcome in mine.items() if outcome.waits or outcome.branches):
-        outcome = mine[number]
+    left = _waited(steps, branch)
+    while left:
+        branch, number = left.pop()
+        outcome = steps[branch][number]
         if outcome.waits and not outcome.is_final:
             yield branch, outcome
-        for index in range(outcome.branches):
-            yield from asked(steps, branch_id(f"{branch}.{number}", index))
+        for index in reversed(range(outcome.branches)):
+            left += _waited(steps, branch_id(f"{branch}.{number}", index))
+
+
+def _waited(steps: Outcomes, branch: str) -> list[tuple[str, int]]:
+    """Return the steps of a branch that have waited, or have branches, the last one first."""
+    mine = steps.get(branch, {})
+    numbers = sorted((number for number, did in mine.items() if did.waits or did.branches), reverse=True)
+    return [(branch, number) for number in numbers]
 
 
 def all_asked(steps: Outcomes) -> Iterator[tuple[str, Outcome]]:
