@@ -26,15 +26,15 @@ class Clock:
         return self.seconds
 
 
-def terms_of(flow, *, clock=None, **more):
+def terms_of(*, clock=None, **more):
     """The terms of a run that began at 1000, in POSIX seconds."""
-    return Terms("run-1", as_pipeline(flow), clock or Clock(), 1000.0, is_cancellation, **more)
+    return Terms("run-1", clock or Clock(), 1000.0, is_cancellation, **more)
 
 
 def evaluation(flow, inputs=None, *, use=(), **more):
     """A run and the generator that evaluates it; what is given beside is of its `Terms`."""
-    terms = terms_of(flow, **more)
-    run = Run("run-1", terms.pipeline, Store(inputs))
+    terms = terms_of(**more)
+    run = Run("run-1", as_pipeline(flow), Store(inputs))
     return run, evaluate_run(run, terms, use)
 
 

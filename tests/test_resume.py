@@ -323,7 +323,7 @@ def test_of_a_pipeline_that_is_skipped_now_the_rest_is_skipped(journal):
 def test_a_history_that_does_not_match_is_an_error_without_a_rehearsal_as_well():
     """Whatever the reason may be: nothing continues as if it did."""
     journal = completed(du.first)
-    steps = outcomes(journal.history("r"), journal.codec, {})
+    steps = outcomes(journal.history("r"), journal.codec)
     run, walk = evaluation(pipeline(du.item, du.first), past=History(steps))
     perform(walk)
     assert isinstance(run.error, CodeChangedError)

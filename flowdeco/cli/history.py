@@ -73,12 +73,12 @@ class _Ahead(Rehearsal):
         self.begun = frozenset(steps)
         self.by_turns: set[str] = set()  # scopes of groups whose branches are not all under way
 
-    def recall(self, branch: str, number: int, unit: Any, around: Any, *, sealed: bool) -> Outcome | None:
+    def take(self, branch: str, number: int, unit: Any, around: Any, *, sealed: bool) -> Outcome | None:
         if isinstance(unit, Step):
             self.next[branch] = unit
         elif isinstance(unit, Parallel) and unit.limit is not None:
             self.by_turns.add(f"{branch}.{number}")
-        return super().recall(branch, number, unit, around, sealed=sealed)
+        return super().take(branch, number, unit, around, sealed=sealed)
 
     def begun_stream(self, branch: str, stream: Any, where: str, *, sealed: bool) -> Any:
         return self.stop
@@ -89,7 +89,7 @@ def _with_next(run: Run, remembered: Remembered, codec: Codec) -> list[StageReco
     store, steps = read_steps(remembered, codec)
     ahead, read = _Ahead(steps, run.pipeline), list(run.stages)
     trial = Run(run.id, run.pipeline, store)
-    terms = Terms(run.id, run.pipeline, lambda: 0.0, 0.0, lambda _: False, skip=frozenset(remembered.skip), past=ahead)
+    terms = Terms(run.id, lambda: 0.0, 0.0, lambda _: False, skip=frozenset(remembered.skip), past=ahead)
     walk(evaluate_run(trial, terms, ()), lambda request: isinstance(request, Begin) or Raised(ahead.stop))
     rows = {_key(record): record for record in read}
     if ahead.changes or trial.error is not None or not rows.keys() <= set(map(_key, trial.stages)):

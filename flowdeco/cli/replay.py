@@ -152,7 +152,7 @@ def _performed(
     run = Run(run_id, flow, Store(found.store))
     with Interrupts() as interrupts, ExitStack() as resources:
         terms = Terms(
-            run_id, flow, time.perf_counter, time.time() - time.perf_counter(), is_cancellation, interrupts.gate,
+            run_id, time.perf_counter, time.time() - time.perf_counter(), is_cancellation, interrupts.gate,
             skip=frozenset(found.remembered.skip), most_records=0, recorder=witness, past=past,
             waits={found.place: found.before.waits},  # it gets the answers that it had
         )  # fmt: skip
@@ -160,7 +160,7 @@ def _performed(
         walk(evaluate_run(run, terms, ()), performer.answer, performer.enters)
     if witness.seen is None:
         return run, None
-    return run, outcomes([witness.seen], journal.codec, {})[found.place.branch][found.place.number]
+    return run, outcomes([witness.seen], journal.codec)[found.place.branch][found.place.number]
 
 
 class _Performer:

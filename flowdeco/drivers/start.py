@@ -358,7 +358,7 @@ class _Start:
         if recorder is not None or log is not None:
             run.resumption = Resumption(self.use, self.skip, log, None if recorder is None else recorder.journal)
         return Terms(
-            run.id, self.flow, self._clock, time.time() - self._clock() if clock is None else clock.epoch,
+            run.id, self._clock, time.time() - self._clock() if clock is None else clock.epoch,
             is_cancellation, self.gate, notify=notifier(self._observers, run.id, self.gate), skip=self.skip,
             unmatched=set(self.skip), most_records=history, recorder=recorder, log=log,
             wall=self._wall(durable=recorder is not None), since=since, timeout=self._timeout,

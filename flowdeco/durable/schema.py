@@ -21,7 +21,7 @@ __all__ = ["APPLICATION", "MIGRATIONS", "VERSION"]
 
 APPLICATION: Final = 0x666C6F77  # "flow", in the header of the file
 VERSION: Final = 7
-FORMAT: Final = 3  # how a run numbers its steps: since this version of the schema, each has the number it began with
+FORMAT: Final = 4  # how a run numbers its steps: as they begin, and the layers of its caller apart from them
 
 _RUNS: Final = """
 CREATE TABLE runs (

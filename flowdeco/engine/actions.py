@@ -10,13 +10,13 @@ from typing import Any
 
 from flowdeco.engine.branch import Branch
 from flowdeco.engine.calling import call_action, messages_after, settled
-from flowdeco.engine.effects import Execution, complete, conclude, note_frozen, take_effect
+from flowdeco.engine.effects import Execution, conclude, note_frozen, take_effect, try_complete
 from flowdeco.engine.layered import in_layers
-from flowdeco.engine.noting import note, restore
+from flowdeco.engine.noting import note
 from flowdeco.engine.open_scopes import OpenScope
 from flowdeco.engine.outcome import ActionRecord, Outcome, Status
 from flowdeco.engine.requests import Failure, Walk
-from flowdeco.engine.restoring import go_live, recall
+from flowdeco.engine.restoring import go_live, recall, restore
 from flowdeco.engine.results import SETTLED
 from flowdeco.engine.waiting import rest_of_pause
 from flowdeco.events import ActionStarted
@@ -31,7 +31,7 @@ def finish_simple(branch: Branch, step: Step, by: str | None, started: float, va
     """Apply the value that a simple action returned."""
     number, is_durable = branch.number, branch.terms.recorder is not None
     branch.number = number + 1
-    if complete(branch, step, by, number, started, value):
+    if try_complete(branch, step, by, number, started, value):
         return branch.save() if is_durable else None
     act = Execution(step, by, number, started)
     act.mark = branch.store.mark() if is_durable else None

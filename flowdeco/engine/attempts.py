@@ -21,7 +21,7 @@ def state_before(branch: Branch) -> Before:
 
 
 def forget_attempt(branch: Branch, scope: OpenScope) -> Walk:
-    """Forget a failed attempt at a scope, all but its writes (`layers`); return the error if the journal fails."""
+    """Forget a failed attempt at a scope, whose writes are undone (`leave`); return the error if the journal fails."""
     layers, before = cast("Layers", scope.layers), cast("Before", scope.before)
     records, branch.switches, branch.switched, branch.result, branch.places = before
     dropped: Sequence[Outcome] = branch.records.cut(records)
@@ -50,15 +50,15 @@ def forget_held(branch: Branch, scope: OpenScope) -> None:
         branch.terms.recorder.looks.forget()
     branch.left_behind().cut(0)
     if branch.terms.log is not None:
-        gone = [id for at, ids in branch.forks if at > scope.number for id in ids]
+        gone = [id for at, ids in branch.inner_branches if at > scope.number for id in ids]
         branch.terms.log.forget({branch.id: scope.number + 1, **dict.fromkeys(gone, 0)})
 
 
 def _drop_from(branch: Branch, number: int) -> Walk:
     """Forget all steps from this number on, and the branches of groups among them."""
     terms = branch.terms
-    gone = [id for at, ids in branch.forks if at >= number for id in ids]
-    branch.forks = [fork for fork in branch.forks if fork[0] < number]
+    gone = [id for at, ids in branch.inner_branches if at >= number for id in ids]
+    branch.inner_branches = [fork for fork in branch.inner_branches if fork[0] < number]
     branch.left_behind().cut(number)
     terms.waits.update({place: waits for at, place, waits in branch.answered if at >= number})
     branch.answered = tuple(each for each in branch.answered if each[0] < number)

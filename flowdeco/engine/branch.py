@@ -80,7 +80,7 @@ class Branch:
         self.agenda: list[tuple[Any, str | None]] = []
         self.records = Records(terms.most_records)
         # Groups that another attempt may have to forget: the number of each, and the ids of all its branches.
-        self.forks: list[tuple[int, list[str]]] = []
+        self.inner_branches: list[tuple[int, list[str]]] = []
         self.rows: list[Any] = []  # not yet written to the journal
         self.changed: set[str] = set()  # with a journal: keys whose values were changed in place
         # Changed in place before a resume: the order of the last change, and the value after it.

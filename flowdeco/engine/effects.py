@@ -30,7 +30,7 @@ from flowdeco.model.sentinels import UNSET
 from flowdeco.model.steps import Step, local_names, localized, step_of
 from flowdeco.model.wiring import unmet
 
-__all__ = ["Execution", "complete", "conclude", "messages_of", "note_frozen", "take_effect"]
+__all__ = ["Execution", "conclude", "messages_of", "note_frozen", "take_effect", "try_complete"]
 
 
 class Execution:
@@ -63,10 +63,10 @@ class Execution:
         self.inserted, self.switches, self.result = (), (), UNSET
 
 
-def complete(branch: Branch, step: Step, by: str | None, number: int, started: float, value: Any) -> bool:
-    """Apply a plain value: nothing, a stage, or data under one key; return False if it takes more than that.
+def try_complete(branch: Branch, step: Step, by: str | None, number: int, started: float, value: Any) -> bool:
+    """Apply a plain value: nothing, a stage, or data under one key; return False, and do nothing, if it takes more.
 
-    It is the short form of `conclude` and `take_effect`.
+    It is the short form of `conclude` and `take_effect`; of an insertion it checks what `check_insertion` does.
     """
     terms, scope, kind = branch.terms, branch.scope, cast("type[object]", type(value))
     inserted: tuple[Stage, ...] = ()

@@ -11,7 +11,7 @@
    performed. From then on it makes no difference whether an outcome is new or remembered (L10). A scope that had ended is
    gone through again: its contents are restored one by one, and then its own outcome.
 5. Each branch of a parallel group is an evaluation of its own, over a fork of the store (L9). A group is one request,
-   `Fork`; when all branches have ended, their writes are merged, and that is the group's outcome.
+   `Fork`; the writes of branches that end are merged in their order, and reach the store as the group's outcome.
 
 Nothing here performs anything. Every call of a user's function, every wait, is a request that is yielded to a driver,
 and answered with its result (`requests`). A user's exception is always passed on as a value, never raised through
@@ -33,13 +33,13 @@ from flowdeco.engine.calling import simple_arguments
 from flowdeco.engine.deadlines import Deadline
 from flowdeco.engine.groups import run_group
 from flowdeco.engine.layers import merging
-from flowdeco.engine.noting import note, note_adopted, note_place
+from flowdeco.engine.noting import note, note_place
 from flowdeco.engine.open_scopes import UNNUMBERED, OpenScope, OpenStream
 from flowdeco.engine.outcome import RUN, Outcome, Scope, Status, record_kind, stages_in, status_of
 from flowdeco.engine.requests import Failure, Request, Walk
-from flowdeco.engine.restoring import recall
+from flowdeco.engine.restoring import note_adopted, recall
 from flowdeco.engine.runs import Run
-from flowdeco.engine.scopes import close_scope, end_scope, fill_scope, limited, open_scope
+from flowdeco.engine.scopes import end_scope, fill_scope, leave_scope, limited, open_scope
 from flowdeco.engine.streams import close_stream, close_streams, open_stream, pull
 from flowdeco.engine.terms import Terms
 from flowdeco.errors import Bail, Suspend
@@ -126,22 +126,22 @@ def evaluate(branch: Branch) -> Walk:
     while agenda or (error is not None and branch.scope is not branch.base):
         try:
             if error is not None:
-                came: Any = _fail(branch, error)
+                rest: Any = _fail(branch, error)
             else:
                 unit, by = agenda.pop()
                 is_bare = type(unit) is Step and branch.scope.is_bare and not unit.use
                 args = simple_arguments(branch, unit) if is_bare else None
                 if args is None:
                     take = TAKE[type(unit)] if not branch.guarded else _take_guarded
-                    came = take(branch, unit, by)
+                    rest = take(branch, unit, by)
                 else:
                     if terms.notify is not None:
                         terms.notify(ActionStarted(terms.run_id, branch.scope.unit.name, unit.name, by))
                     started = clock()
                     value = yield unit, args, None
-                    came = finish_simple(branch, unit, by, started, value)
-            walk: Walk = came
-            error = (yield from walk) if came.__class__ is GeneratorType else came
+                    rest = finish_simple(branch, unit, by, started, value)
+            walk: Walk = rest  # or the failure, if nothing is left to request
+            error = (yield from walk) if rest.__class__ is GeneratorType else rest
         except BaseException as stray:  # of a user's `__eq__` or `__deepcopy__`, or the end of a rehearsal
             if isinstance(stray, GeneratorExit) and _is_closing(stray):
                 raise
@@ -153,12 +153,13 @@ def evaluate(branch: Branch) -> Walk:
 
 
 def _end_branch(branch: Branch, error: Failure) -> Walk:
-    """Note for the journal how the branch ended, and whether its group tolerates that: the other branches may take long.
+    """Have the journal note how the branch ended, at once: the other branches of its group may take long.
 
-    Whether the group ends with it, its conductor decides (`groups`).
+    Before its last rows are written it is decided whether the group tolerates a failure; the conductor's `ended` decides
+    the rest.
     """
     if error is not None:
-        branch.conductor.lose_if_tolerated(branch, error)
+        branch.conductor.decide_loss(branch, error)
     return ((yield from branch.save()) or error) if branch.rows else error
 
 
@@ -198,7 +199,7 @@ def _fail(branch: Branch, error: BaseException) -> Walk:
         return error
     if len(agenda) > scope.depth:  # unless it was being closed: then it is off the agenda
         agenda.pop()
-    return (yield from close_scope(branch, scope, error))
+    return (yield from leave_scope(branch, scope, error))
 
 
 # Beginning pipelines, stages and groups.
@@ -225,8 +226,8 @@ def _begin_pipeline(
     if not (pipeline.plain or is_run):
         scope.place = Scope(pipeline.name, f"{branch.id}.{branch.next_place()}", None, by, scope.place)
     earlier = None
-    if is_run and not (pipeline.use or pipeline.timeout):
-        earlier = _recall_run(branch, scope, is_plain)
+    if is_run and not (pipeline.use or pipeline.timeout):  # otherwise one scope is for its layers and the caller's
+        earlier = _recall_callers_layers(branch, scope, is_plain)
     elif not is_plain:
         scope.number = branch.next_number()
         earlier = recall(branch, scope.number, pipeline)
@@ -236,15 +237,14 @@ def _begin_pipeline(
     return open_scope(branch, scope, layers, earlier)
 
 
-def _recall_run(branch: Branch, scope: OpenScope, is_plain: bool) -> Outcome | None:
+def _recall_callers_layers(branch: Branch, scope: OpenScope, is_plain: bool) -> Outcome | None:
     """Number the scope of the caller's layers, apart from the steps of the run: a resume may come without them."""
     past = branch.terms.past
-    number = None if past is None else past.number_of_run(scope.unit)
-    scope.number = (UNNUMBERED if is_plain else RUN) if number is None else number
-    if number is None:
+    if past is None or not past.has(branch.id, RUN):
+        scope.number = UNNUMBERED if is_plain else RUN
         return None
-    branch.number = number + 1
-    return recall(branch, number, scope.unit)
+    scope.number = RUN
+    return recall(branch, RUN, scope.unit)
 
 
 def _is_transparent(scope: OpenScope) -> bool:
@@ -258,20 +258,20 @@ def _begin_bare_action(branch: Branch, action: Action[..., Any], by: str | None)
 def _begin_stage(branch: Branch, stage: Stage, by: str | None) -> Walk | Failure:
     terms, around, number, earlier = branch.terms, branch.scope, branch.number, None
     branch.number = number + 1
-    cannot_skip = terms.looks_nothing_up and not (branch.switches or around.is_skipped)
+    is_plain_run = terms.looks_nothing_up and not (branch.switches or around.is_skipped)
     if terms.past is not None:
         earlier = recall(branch, number, stage)
         if by is not None and terms.past.in_store and not branch.restores(earlier):
             stage = reloaded(stage)
     scope = OpenScope(around, stage, by, terms.clock(), number)
-    if not cannot_skip and branch.skips(stage, earlier):
+    if not is_plain_run and branch.skips(stage, earlier):
         return _skip(branch, scope, earlier)
     scope.use_actions = around.use_actions + stage.use_actions
     if around.use_stages or stage.use or stage.timeout is not None:
         merge = (merging(stage),) if stage.has_data else ()
         layers = (*around.use_stages, *limited(branch, scope, "stage"), *merge, *stage.use)
         return open_scope(branch, scope, layers, earlier)
-    if not cannot_skip or stage.has_data or terms.notify is not None:
+    if not is_plain_run or stage.has_data or terms.notify is not None:
         return open_scope(branch, scope, (), earlier)
     scope.depth = len(branch.agenda)  # most stages need no more
     branch.agenda.append((scope, None))

@@ -19,12 +19,12 @@ from typing import Any, Final, cast
 from flowdeco.engine.branch import Branch
 from flowdeco.engine.history import History
 from flowdeco.engine.merger import Merger
-from flowdeco.engine.noting import ended_as, note, restore
+from flowdeco.engine.noting import ended_as, note
 from flowdeco.engine.open_scopes import OpenScope
 from flowdeco.engine.outcome import ALL, Outcome, Scope, Selection, Status, branch_id
 from flowdeco.engine.overlay import warn_of_merge
 from flowdeco.engine.requests import CAUGHT_UP, Begin, Failure, Fork, Forked, Raised, Request, Walk
-from flowdeco.engine.restoring import go_live
+from flowdeco.engine.restoring import go_live, restore
 from flowdeco.engine.sources import Listed, Source, Streamed
 from flowdeco.engine.verdicts import Verdicts
 from flowdeco.errors import Bail, Suspend
@@ -99,20 +99,18 @@ class _Conductor:
         self.is_streamed = group.stream is not None
         self.limit: int = group.limit or (_STREAMED if self.is_streamed else sys.maxsize)
         self.verdicts = Verdicts(group, branch.terms.is_cancellation, earlier, is_live=self.is_live)
-        self.lost = self.verdicts.lost
         self.names: dict[int, str] = {}  # of lost branches
         self.merger = Merger(branch, group, scope, self.verdicts)
         self.later: deque[tuple[int, Unit]] = deque()
         self.is_open = self.has_room = True
         self.held = 0  # as observers know, while the supply is held up
-        self.is_held_up = False
         self.is_restoring = earlier is not None
         self.must_catch_up = self.is_restoring and self.is_live
         self.source = self._source()
         if earlier is not None:
             self.source.bound = max(self.source.bound, earlier.branches)
             begun = (index for index in reversed(range(earlier.branches)) if self._has_begun(index))
-            self.verdicts.known = max(next(begun, -1), *self.lost, -1) + 1
+            self.verdicts.known = max(next(begun, -1), *self.verdicts.lost, -1) + 1
         elif branch.terms.rehearses:
             self.verdicts.known = len(group.units)  # of an empty history
 
@@ -152,10 +150,9 @@ class _Conductor:
         )  # fmt: skip
 
     def side_by_side(self) -> Generator[Request, Any, Failure]:
-        """Have the branches evaluated, and merge them as far as they count; return the interrupt."""
+        """Have the branches evaluated; those that count are merged as they end (`ended`). Return the interrupt."""
         ended: Any = yield Fork(self)
-        if self.is_held_up:
-            self._tell(0)
+        self._tell(0)
         if not self.is_live or self.is_enough:
             self.merger.merge(self.source.count)
         self.merger.take_the_rest()
@@ -190,11 +187,11 @@ class _Conductor:
             index, unit = source.count, (yield from source.next())
             if _ends(unit):
                 return Raised(self._fewer()) if unit is UNSET else unit
-            if index in self.lost:
+            if index in self.verdicts.lost:
                 self.names[index] = unit.name
             if self._has_begun(index):
                 yield Begin(self._fork(index, unit))
-            elif self.is_live and index not in self.lost:
+            elif self.is_live and index not in self.verdicts.lost:
                 self.later.append((index, unit))
             else:  # it never began, or nothing is left of it
                 self.merger.unmerged[index] = None
@@ -221,7 +218,7 @@ class _Conductor:
     def _continue(self, fork: Branch, past: History) -> None:
         """Have a branch continue where it was before the run was resumed."""
         branch, index, earlier = self.branch, fork.index, self.earlier
-        is_lost = index in self.lost
+        is_lost = index in self.verdicts.lost
         remains = None if branch.sealed or is_lost else past.remains_of(fork.id)
         if remains is not None:
             fork.store, fork.result = remains.store_over(branch.store), remains.result
@@ -235,7 +232,7 @@ class _Conductor:
 
     # Decisions.
 
-    def lose_if_tolerated(self, fork: Branch, error: BaseException) -> None:
+    def decide_loss(self, fork: Branch, error: BaseException) -> None:
         """Decide whether a branch that is about to end is lost, and note it for the journal, with the branch's last rows."""
         terms = self.branch.terms
         if fork.stopped or error is self.branch.unsaved() or not self.verdicts.loses(fork.index, error):
@@ -253,7 +250,7 @@ class _Conductor:
         if fork is not None:
             merger.unmerged[index] = fork
         stops = verdicts.ended(index, failure)
-        if self.is_streamed and isinstance(failure, Suspend) and index not in self.lost:
+        if self.is_streamed and isinstance(failure, Suspend) and index not in self.verdicts.lost:
             self.is_open = False
         if merger.turn in merger.unmerged and verdicts.ended_by is None and merger.error is None:
             merger.merge()
@@ -267,9 +264,7 @@ class _Conductor:
     def _look(self) -> None:
         """See whether another branch may be pulled; observers receive the number of held ones while it may not."""
         self.has_room = bool(self.later) or self.source.count - self.merger.turn <= _HELD * self.limit
-        if self.is_held_up or not self.has_room:
-            self.is_held_up = not self.has_room
-            self._tell(0 if self.has_room else len(self.merger.unmerged))
+        self._tell(0 if self.has_room else len(self.merger.unmerged))
 
     def _tell(self, held: int) -> None:
         terms, before, self.held = self.branch.terms, self.held, held
@@ -283,7 +278,7 @@ class _Conductor:
         branch, group, scope, merger = self.branch, self.group, self.scope, self.merger
         terms, count = branch.terms, self.source.count
         error = self.verdicts.failure(interrupt, count) or merger.error
-        lost = [] if error is not None else [(self.names[index], self.lost[index]) for index in sorted(self.lost)]
+        lost = [] if error is not None else [(self.names[at], each) for at, each in sorted(self.verdicts.lost.items())]
         try:
             writes = merger.writes(error, lost)
         except Exception as conflict:

@@ -1,8 +1,8 @@
-"""The history of a resumed run, which decides for each step whether it is restored or performed.
+"""The history of a resumed run: what it remembers of a step decides whether that is restored or performed.
 
-When a step begins, `History.recall` finds its earlier outcome, once, and `Branch.restores` decides; the other methods
-compare how scopes and branches end. A step is identified by its branch and its number in it, which depend on the
-definition alone, and not on timing. A step that had ended is restored; one that had not is performed.
+When a step begins, its earlier outcome is taken out of the history (`History.take`), for `Branch.restores` to decide; the
+other methods compare how scopes and branches end. A step is identified by its branch and its number in it, which depend
+on the definition alone, and not on timing. A step that had ended is restored; one that had not is performed.
 
 A resume goes through the history twice, with the same evaluation. The first time is a rehearsal: nothing is performed,
 and it ends where the history does. It finds the changes since (`changes`), and the steps that still hold (`taken`).
@@ -16,7 +16,7 @@ from typing import Any
 
 from flowdeco.engine.adoption import Archive
 from flowdeco.engine.memory import Remains
-from flowdeco.engine.outcome import ROOT, RUN, Outcome, Outcomes, Status, branch_id, cut_steps
+from flowdeco.engine.outcome import ROOT, Outcome, Outcomes, Status, branch_id, cut_steps
 from flowdeco.engine.rows import KINDS, Recorded
 from flowdeco.errors import Cancelled, CodeChangedError, DefinitionError, Suspend
 from flowdeco.model.definitions import Pipeline, Stage, Stream
@@ -62,7 +62,7 @@ class History:
         self._begun: dict[str, int] = {}  # the number of the stream that each branch began last
         self._unfinished: dict[tuple[str, int], Outcome] = {}  # scopes that are open again
 
-    def recall(self, branch: str, number: int, unit: Any, around: Any, *, sealed: bool) -> Outcome | None:
+    def take(self, branch: str, number: int, unit: Any, around: Any, *, sealed: bool) -> Outcome | None:
         """Return the earlier outcome of a step, whether it had ended or not; None if it has no row.
 
         Then it had not begun, or its process was killed before it ended (`check_begun`).
@@ -90,24 +90,6 @@ class History:
             raise self.mismatch(branch, unit, around, earlier)
         self.drop_from(branch, number)  # it had begun, and nothing in it has ended
         return None
-
-    def number_of_run(self, pipeline: Pipeline) -> int | None:
-        """Return the number of the scope of the caller's layers; None if there was none.
-
-        Journals of earlier versions counted it among the steps, as the first. If it has no row there, the number of the
-        first stage shows whether they did.
-        """
-        mine = self.steps.get(ROOT, {})
-        first = min(mine, default=None)
-        if first is None or first == RUN:
-            return first
-        kind, around = _kind(mine[first].unit), 0
-        if first == 0:
-            return 0 if kind == "pipeline" and mine[0].scope is None else None
-        while pipeline.units and isinstance(pipeline.units[0], Pipeline):
-            pipeline = pipeline.units[0]
-            around += bool(pipeline.use or pipeline.timeout)
-        return 0 if first - (kind == "action") > around else None
 
     def reopen(self, branch: str, earlier: Outcome) -> None:
         """Note that a scope continues which had begun in an earlier leg."""
@@ -301,7 +283,7 @@ class Rehearsal(History):
         self._code = code
         self._rerun = rerun
 
-    def recall(self, branch: str, number: int, unit: Any, around: Any, *, sealed: bool) -> Outcome | None:
+    def take(self, branch: str, number: int, unit: Any, around: Any, *, sealed: bool) -> Outcome | None:
         """Return the earlier outcome of a step; raises `stop` where the step would be performed."""
         if self.until is not None and isinstance(unit, Stage):
             template = None if unit.template is None else unit.template.name
@@ -309,7 +291,7 @@ class Rehearsal(History):
                 self.until = None
                 self.differs = True
                 raise self.stop
-        earlier = super().recall(branch, number, unit, around, sealed=sealed)
+        earlier = super().take(branch, number, unit, around, sealed=sealed)
         if type(unit) is not Step:
             return earlier
         if earlier is None or not (earlier.is_final or sealed):

@@ -9,7 +9,7 @@ from typing import Any, cast
 from flowdeco.engine.branch import Branch
 from flowdeco.engine.calling import call_action, messages_after, settled, simple_arguments
 from flowdeco.engine.changes import Watch
-from flowdeco.engine.effects import Execution, complete, conclude, messages_of
+from flowdeco.engine.effects import Execution, conclude, messages_of, try_complete
 from flowdeco.engine.layers import Layers, enter, leave
 from flowdeco.engine.outcome import ActionRecord, Outcome, Status
 from flowdeco.engine.requests import Failure, Raised, Request, Walk
@@ -68,7 +68,7 @@ def in_layers(
         value = yield from settled(step, value)
     if act is None and watch is None and _did_nothing(branch, around, mark):
         branch.store.release(mark)
-        if complete(branch, step, by, number, started, value):
+        if try_complete(branch, step, by, number, started, value):
             return None
     act = act or Execution(step, by, number, started)
     act.value, act.layers, act.mark, act.watch = value, around, mark, watch

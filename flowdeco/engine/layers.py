@@ -17,13 +17,13 @@ the target. If there is nothing to wait for, as usual, they return at once; othe
 from __future__ import annotations
 
 import types
-from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from flowdeco.engine.call import Call
 from flowdeco.engine.outcome import NOTHING_DROPPED, Dropped, Outcome, Status
 from flowdeco.engine.requests import Await, Deferred, Gate, Raised, Request, Sleep
-from flowdeco.errors import Bail, MiddlewareError, StoreTypeError, Suspend, Wait, meant_by
+from flowdeco.errors import Bail, MiddlewareError, StoreTypeError, Suspend, meant_by
 from flowdeco.model.definitions import Action, Pipeline, Stage
 from flowdeco.model.deltas import Delta, Mark
 from flowdeco.model.keys import AnyKey, Key
@@ -142,14 +142,9 @@ class Layers(Call):
         """The number of the layer that has just asked for another attempt."""
         return self.who - 1
 
-    def count_from_inside(self, waits: dict[tuple[str, int], Sequence[Wait]], place: tuple[str, int]) -> None:
-        """Number the layers so that those of the pipeline keep their numbers, however many the caller of a run gives.
-
-        Among the earlier waits, those at its place may have the numbers that journals had before.
-        """
-        self.base = base = -1 - len(self.layers)
-        if place in waits:
-            waits[place] = [each._replace(who=each.who + base) if each.who >= 0 else each for each in waits[place]]
+    def count_from_inside(self) -> None:
+        """Number the layers so that those of the pipeline keep their numbers, however many the caller of a run gives."""
+        self.base = -1 - len(self.layers)
 
     def stood_by(self) -> bool:
         """Whether the layers did nothing but surround a single attempt."""
@@ -182,7 +177,7 @@ class Layers(Call):
         opened = self.opened
         if self.mark is not None:
             before = opened[-1][2] if opened else None
-            self._entered(self.mark if before is None else before)
+            self._note_entry_writes(self.mark if before is None else before)
         # Around an action, only a further layer can write to the store before the action has ended.
         unwritten = self.action is not None and len(opened) + 1 == len(self.layers)
         mark = None if unwritten else self.store.mark()
@@ -191,7 +186,7 @@ class Layers(Call):
             self.values = {**self.values, **values}
             self.supplied += tuple(values)
 
-    def _entered(self, since: Mark) -> None:
+    def _note_entry_writes(self, since: Mark) -> None:
         reapply = None if self.replays is None else next(self.replays, None)
         if reapply is not None:
             self.store.take_back(since)

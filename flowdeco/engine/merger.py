@@ -73,7 +73,7 @@ class Merger:
         for index in sorted(self.unmerged):
             self._take(index, counts=False)
         if self._branch.revocable:
-            self._branch.forks.append((self._scope.number, self._ids))
+            self._branch.inner_branches.append((self._scope.number, self._ids))
 
     def _take(self, index: int, *, counts: bool) -> None:
         """Take a branch that has ended: its records, rows and ids, and its effect if that counts."""
@@ -98,7 +98,7 @@ class Merger:
         if fork.rows:
             branch.rows += fork.rows
         if branch.revocable and not (terms.recorder is None and terms.log is None):
-            self._ids += (fork.id, *(id for _, ids in fork.forks for id in ids))
+            self._ids += (fork.id, *(id for _, ids in fork.inner_branches for id in ids))
         if fork.changed:
             self._changed |= fork.changed
         if fork.held_waits or fork.consumed or fork.answered:

@@ -1,29 +1,24 @@
-"""The outcomes of steps are noted: for the journal, for a resume in memory, for observers.
-
-An outcome that was restored takes effect again, and is noted as well.
-"""
+"""The outcomes of steps are noted: for the journal, for a resume in memory, for observers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from flowdeco.engine.branch import Branch
 from flowdeco.engine.layers import Layers
 from flowdeco.engine.open_scopes import OpenScope
 from flowdeco.engine.outcome import ActionRecord, Outcome, Scope, Status, status_of
 from flowdeco.engine.requests import Failure
-from flowdeco.engine.restoring import reapply
 from flowdeco.engine.waiting import not_reached, waited
-from flowdeco.engine.waits import kept
-from flowdeco.errors import FOUND, Bail, Suspend
+from flowdeco.errors import Bail, Suspend
 from flowdeco.model.declare import name_in_group
 from flowdeco.model.definitions import Action, Parallel, Stage
 from flowdeco.model.deltas import NOTHING, Delta
 from flowdeco.model.sentinels import UNSET
 
-__all__ = ["ended_as", "note", "note_adopted", "note_entry_writes", "note_place", "restore"]
+__all__ = ["ended_as", "note", "note_entry_writes", "note_place"]
 
 _MOST_BRANCHES: Final = 8  # that the note of an error names
 _WELL: Final = (Status.COMPLETED, None, 1, False, ())
@@ -55,45 +50,6 @@ def note(branch: Branch, outcome: Outcome) -> tuple[Outcome, Failure]:
         for event in outcome.events(terms.run_id, name):
             terms.notify(event)
     return outcome, refused
-
-
-def restore(
-    branch: Branch,
-    earlier: Outcome,
-    unit: Any,
-    by: str | None,
-    actions: Sequence[ActionRecord] = (),
-    place: Scope | None = None,
-) -> Outcome:
-    """Let an earlier outcome take effect again, and note it; return its record. In the rehearsal of a resume: neither."""
-    if not branch.terms.keeps_records:
-        return earlier
-    if earlier.writes is not None:
-        reapply(branch, earlier.writes)
-    if earlier.result is not UNSET:
-        branch.result = earlier.result
-    if earlier.waits:
-        branch.consumed |= {wait.key for wait in earlier.waits}
-        for wait in earlier.waits:
-            if wait.state == FOUND:
-                branch.may_take(wait.key)  # from now on, no other branch may
-        if branch.revocable:
-            at = (branch.id, earlier.number)
-            branch.answered += ((earlier.number, at, kept(earlier.waits, only_answers=True)),)
-    past = branch.terms.past
-    if past is not None and past.archive is not None:
-        note_adopted(branch, earlier, unit, by, place)
-    did, _ = note(branch, earlier.as_restored(unit, by, actions, place))
-    return did
-
-
-def note_adopted(branch: Branch, earlier: Outcome, unit: Any, by: str | None, place: Scope | None) -> None:
-    """Note an outcome of an earlier generation of the run for the journal, in its present place."""
-    recorder, past = branch.terms.recorder, branch.terms.past
-    if recorder is not None and past is not None and past.has_adopted(branch.id, earlier.number):
-        stage = branch.scope.unit.name if isinstance(unit, Action) else None
-        adopted = earlier._replace(unit=unit, inserted_by=by, scope=place)
-        branch.rows.append(recorder.row(branch.id, stage, adopted))
 
 
 def note_entry_writes(
@@ -143,7 +99,9 @@ def note_place(branch: Branch, error: BaseException, where: str) -> None:
         if not any(note.endswith(place) for note in getattr(error, "__notes__", ())):
             branches = list(_branches(branch))
             if len(branches) > _MOST_BRANCHES:
-                branches[_MOST_BRANCHES // 2 : -_MOST_BRANCHES // 2] = [f"{len(branches) - _MOST_BRANCHES} more branches"]
+                branches[_MOST_BRANCHES // 2 : -_MOST_BRANCHES // 2] = [
+                    f"{len(branches) - _MOST_BRANCHES} more branches"
+                ]
             error.add_note(", ".join([f"in {where}", *branches, place]))
 
 

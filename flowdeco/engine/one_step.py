@@ -44,12 +44,12 @@ class OneStep(History):
         self.called: Step | None = None
         self._recorded = steps[place.branch][place.number]
 
-    def recall(self, branch: str, number: int, unit: Any, around: Any, *, sealed: bool) -> Outcome | None:
+    def take(self, branch: str, number: int, unit: Any, around: Any, *, sealed: bool) -> Outcome | None:
         """Return the earlier outcome of a step; raises `stop` after the one that is performed."""
         if self.called is not None:
             raise self.stop
         if (branch, number) != self.place:
-            return super().recall(branch, number, unit, around, sealed=sealed)
+            return super().take(branch, number, unit, around, sealed=sealed)
         if type(unit) is not Step or (around.name, unit.name) != (self._recorded.unit.stage, self._recorded.name):
             raise self.mismatch(branch, unit, around, self._recorded)
         self.called = unit

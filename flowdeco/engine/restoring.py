@@ -1,31 +1,35 @@
-"""A branch in a resumed run: which of its steps are restored, and the values that had been changed in place."""
+"""A branch in a resumed run: the outcomes of its steps that had ended take effect again, and are noted as well."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 from flowdeco.engine.branch import Branch
 from flowdeco.engine.history import History
+from flowdeco.engine.noting import note
 from flowdeco.engine.open_scopes import OpenScope
-from flowdeco.engine.outcome import Outcome
+from flowdeco.engine.outcome import ActionRecord, Outcome, Scope
 from flowdeco.engine.requests import CAUGHT_UP, Walk, ended_by_another
-from flowdeco.model.definitions import Unit
+from flowdeco.engine.waits import kept
+from flowdeco.errors import FOUND
+from flowdeco.model.definitions import Action, Unit
 from flowdeco.model.deltas import Delta
 from flowdeco.model.keys import Name
+from flowdeco.model.sentinels import UNSET
 from flowdeco.model.steps import Step
 
-__all__ = ["go_live", "reapply", "recall"]
+__all__ = ["go_live", "note_adopted", "reapply", "recall", "restore"]
 
 
 def recall(branch: Branch, number: int, unit: Unit | Step) -> Outcome | None:
-    """Return the earlier outcome of a step, whether it counts or not; None if it has no row (see `History.recall`)."""
+    """Return the earlier outcome of a step, whether it counts or not; None if it has no row (see `History.take`)."""
     past = branch.terms.past
     if past is None:
         return None
     if branch.sealed:
         _check_not_past_end(branch, past, number, unit)
-    return past.recall(branch.id, number, unit, branch.scope.unit, sealed=bool(branch.sealed))
+    return past.take(branch.id, number, unit, branch.scope.unit, sealed=bool(branch.sealed))
 
 
 def _check_not_past_end(branch: Branch, past: History, number: int, unit: Unit | Step) -> None:
@@ -58,6 +62,45 @@ def go_live(branch: Branch) -> Walk:
     if branch.is_behind:
         _catch_up_with_others(branch)
     return None
+
+
+def restore(
+    branch: Branch,
+    earlier: Outcome,
+    unit: Any,
+    by: str | None,
+    actions: Sequence[ActionRecord] = (),
+    place: Scope | None = None,
+) -> Outcome:
+    """Let an earlier outcome take effect again, and note it; return its record."""
+    if earlier.writes is not None:
+        reapply(branch, earlier.writes)
+    if earlier.result is not UNSET:
+        branch.result = earlier.result
+    if earlier.waits:
+        branch.consumed |= {wait.key for wait in earlier.waits}
+        for wait in earlier.waits:
+            if wait.state == FOUND:
+                branch.may_take(wait.key)  # from now on, no other branch may
+        if branch.revocable:
+            at = (branch.id, earlier.number)
+            branch.answered += ((earlier.number, at, kept(earlier.waits, only_answers=True)),)
+    if not branch.terms.keeps_records:
+        return earlier
+    past = branch.terms.past
+    if past is not None and past.archive is not None:
+        note_adopted(branch, earlier, unit, by, place)
+    did, _ = note(branch, earlier.as_restored(unit, by, actions, place))
+    return did
+
+
+def note_adopted(branch: Branch, earlier: Outcome, unit: Any, by: str | None, place: Scope | None) -> None:
+    """Note an outcome of an earlier generation of the run for the journal, in its present place."""
+    recorder, past = branch.terms.recorder, branch.terms.past
+    if recorder is not None and past is not None and past.has_adopted(branch.id, earlier.number):
+        stage = branch.scope.unit.name if isinstance(unit, Action) else None
+        adopted = earlier._replace(unit=unit, inserted_by=by, scope=place)
+        branch.rows.append(recorder.row(branch.id, stage, adopted))
 
 
 def reapply(branch: Branch, written: Delta) -> None:

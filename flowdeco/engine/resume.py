@@ -164,7 +164,7 @@ def _rehearsed(
     )  # fmt: skip
     trial = Run(run.id, run.pipeline, Store(dict(run.store)))
     quiet = Terms(
-        run.id, run.pipeline, terms.clock, terms.epoch, terms.is_cancellation, terms.gate, skip=terms.skip,
+        run.id, terms.clock, terms.epoch, terms.is_cancellation, terms.gate, skip=terms.skip,
         past=rehearsal,
     )  # fmt: skip
     yield from evaluate_run(trial, quiet, use)

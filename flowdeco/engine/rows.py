@@ -17,7 +17,6 @@ from flowdeco.engine.outcome import (
     StageRecord,
     Status,
     inserter,
-    pinned,
 )
 from flowdeco.engine.results import Yielded
 from flowdeco.engine.waits import Called
@@ -46,10 +45,10 @@ class Recorded(NamedTuple):
 _NO_STAGE: Final = (-1, 0.0)
 
 
-def outcomes(rows: list[Row], codec: Codec, pins: Mapping[str, int] = {}) -> dict[str, dict[int, Outcome]]:
+def outcomes(rows: list[Row], codec: Codec) -> dict[str, dict[int, Outcome]]:
     """Return the outcomes that rows describe, by branch and number; the later one of two for one step.
 
-    Within a branch, they are in the order of writing. `pins` are the keys that were given on a resume, as for `pinned`.
+    Within a branch, they are in the order of writing.
     Raises `JournalError` if a step of a finished scope is missing.
     """
     found: dict[str, dict[int, Outcome]] = {}
@@ -76,7 +75,7 @@ def outcomes(rows: list[Row], codec: Codec, pins: Mapping[str, int] = {}) -> dic
         if did is not None and not did.is_final:  # its process was killed before it ended
             found[branch][number] = did._replace(elapsed=did.elapsed + elapsed)
     _check_complete(found)
-    return pinned(found, pins) if pins else found
+    return found
 
 
 def _decoded(row: Row, codec: Codec, nothing: bytes, order: int) -> Outcome:

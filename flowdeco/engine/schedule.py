@@ -93,8 +93,8 @@ class _Group:
 
 
 # Instead of an answer: see whether the supply of the group continues, or whether those that the task waits for do.
-_MORE: Final = object()
-_FILL: Final = object()
+_ASK_SUPPLY: Final = object()
+_PROCEED: Final = object()
 
 
 class Schedule:
@@ -162,9 +162,9 @@ class Schedule:
     def _work(self) -> None:
         while self._ready:
             task, answer = self._ready.popleft()
-            if answer is _FILL:
-                self._fill(cast("_Group", task.inner))
-            elif answer is not _MORE:
+            if answer is _PROCEED:
+                self._proceed(cast("_Group", task.inner))
+            elif answer is not _ASK_SUPPLY:
                 self._step(task, answer)
             elif (wanted := self._answer_to_supply(task.group)) is not None:
                 self._step(task, wanted)
@@ -175,7 +175,7 @@ class Schedule:
             parent.inner = group
         if group.stopped and not group.conductor.is_restoring:
             group.supply = None
-            self._fill(group)
+            self._proceed(group)
         else:
             self._ready.appendleft((cast("Task", group.supply), None))
         return group
@@ -186,12 +186,12 @@ class Schedule:
         while not group.catching_up:
             parent = group.parent
             if parent is None or not parent.group.catching_up:
-                self._fill(group)
+                self._proceed(group)
                 return
             group = parent.group
             group.catching_up -= 1
 
-    def _fill(self, group: _Group) -> None:
+    def _proceed(self, group: _Group) -> None:
         """Have as many tasks of a group continue as its limit allows, or end it if none is left."""
         ready: list[tuple[Task, Any]] = []
         limit = group.conductor.limit
@@ -199,7 +199,7 @@ class Schedule:
             task = next(iter(group.held_back))
             del group.held_back[task]
             group.active += 1
-            ready.append((task, None if task.inner is None else _FILL))
+            ready.append((task, None if task.inner is None else _PROCEED))
         supply = group.supply
         if supply is None:
             if not (group.active or group.held_back):
@@ -230,7 +230,7 @@ class Schedule:
         """Begin a branch that was supplied, and then continue the supply."""
         supply: Any = group.supply
         group.is_parked = True
-        self._ready.appendleft((supply, _MORE))
+        self._ready.appendleft((supply, _ASK_SUPPLY))
         if group.stopped:
             branch.stop()
             if not group.conductor.is_restoring:
@@ -262,7 +262,7 @@ class Schedule:
             if type(request) is Begin:
                 self._begin(task.group, request.branch)
                 return
-            if request is CAUGHT_UP:  # answered by `_fill`, once nothing in the group is catching up
+            if request is CAUGHT_UP:  # answered by `_proceed`, once nothing in the group is catching up
                 if not task.group.catching_up:
                     answer = None
                     continue
@@ -313,9 +313,9 @@ class Schedule:
         else:
             group.active -= task.branch is not None
             if group.is_parked and not group.held_back:
-                self._ready.appendleft((group.supply, _MORE))
+                self._ready.appendleft((group.supply, _ASK_SUPPLY))
             elif group.held_back or not group.active:
-                self._fill(group)
+                self._proceed(group)
 
     def _stop(self, group: _Group) -> None:
         discards = group.conductor.is_enough

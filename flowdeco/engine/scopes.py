@@ -17,7 +17,7 @@ from flowdeco.engine.deadlines import Deadline
 from flowdeco.engine.history import History
 from flowdeco.engine.insertions import check_insertion
 from flowdeco.engine.layers import Layers, enter, leave
-from flowdeco.engine.noting import ended_as, note, note_entry_writes, restore
+from flowdeco.engine.noting import ended_as, note, note_entry_writes
 from flowdeco.engine.open_scopes import UNNUMBERED, OpenScope
 from flowdeco.engine.outcome import (
     COMPLETED,
@@ -31,7 +31,7 @@ from flowdeco.engine.outcome import (
     record_kind,
 )
 from flowdeco.engine.requests import Failure, Walk
-from flowdeco.engine.restoring import go_live, reapply
+from flowdeco.engine.restoring import go_live, reapply, restore
 from flowdeco.engine.waiting import not_reached, rest_of_pause, time_used, with_waits
 from flowdeco.errors import Bail, Suspend
 from flowdeco.events import StageStarted
@@ -40,7 +40,7 @@ from flowdeco.model.deltas import NOTHING, Delta, Mark
 from flowdeco.model.options import Middleware
 from flowdeco.model.steps import steps_of
 
-__all__ = ["close_scope", "end_scope", "fill_scope", "limited", "open_scope"]
+__all__ = ["end_scope", "fill_scope", "leave_scope", "limited", "open_scope"]
 
 
 def open_scope(
@@ -59,7 +59,10 @@ def open_scope(
     is_stage = type(scope.unit) is Stage
     if is_stage and terms.notify is not None:
         terms.notify(StageStarted(terms.run_id, scope.unit.name, scope.by, _branches(scope.place)))
-    if layers and not terms.rehearses:
+    if terms.rehearses:
+        fill_scope(branch, scope)
+        return None
+    if layers:
         return _begin_layers(branch, scope, layers, earlier)
     error = None
     if is_stage and scope.unit.has_data:
@@ -68,7 +71,7 @@ def open_scope(
             error = _merge(branch, scope)
         for written in recalled or ():
             reapply(branch, written)
-    elif earlier is not None and not (layers or is_stage):  # the run has lost its layers; what they wrote stays
+    elif earlier is not None and not is_stage:  # the run has lost its layers; what they wrote stays
         terms.waits.pop((branch.id, scope.number), None)
         for written in _earlier_entry_writes(branch, scope, earlier, 0) or ():
             reapply(branch, written)
@@ -161,7 +164,7 @@ def _begin_layers(branch: Branch, scope: OpenScope, layers: tuple[Middleware, ..
         recalled = _around_run(branch, scope, None if earlier is None else recalled, len(layers))
     around = _scope_layers(branch, scope, layers)
     if is_run:
-        around.count_from_inside(terms.waits, (branch.id, scope.number))
+        around.count_from_inside()
     if earlier is not None:
         around.continue_from(earlier)
         around.inside = {wait.at for wait in earlier.waits if wait.at is not None}
@@ -266,23 +269,24 @@ def fill_scope(branch: Branch, scope: OpenScope) -> None:
 def end_scope(branch: Branch, scope: OpenScope, by: str | None) -> Walk | Failure:
     """Close a scope whose turn has come: all of its contents have ended."""
     if scope.layers is not None:
-        return close_scope(branch, scope, None)
+        return leave_scope(branch, scope, None)
     if scope.is_quiet and branch.terms.is_unobserved:
         _finish_quiet(branch, scope)
         return None
     return _finish(branch, scope, None)
 
 
-def close_scope(branch: Branch, scope: OpenScope, error: Failure) -> Walk:
+def leave_scope(branch: Branch, scope: OpenScope, error: Failure) -> Walk:
     """Leave the layers of a scope, and finish it, or have its contents run again.
 
-    When a layer asks for another attempt, it is open again: only those inside it are still to be entered.
+    When a layer asks for another attempt, `leave` has taken the store back to where that layer was entered, and the layer
+    is open again: only those inside it are still to be entered. Records, numbers and rows follow (`forget_attempt`).
     """
     layers, store = scope.layers, branch.store
     if layers is None:
         return _finish(branch, scope, error)
     marks = layers.marks()
-    leaving_mark: Mark | None = None  # for another attempt, `Store.undo` removes it
+    leaving_mark: Mark | None = None  # gone with another attempt, as the store is taken back
     if branch.terms.recorder is not None:
         leaving_mark = store.mark()
         layers.watch.resume()
@@ -401,7 +405,7 @@ def _leave_protection(branch: Branch, scope: OpenScope) -> None:
     branch.revocable -= scope.layers is not None
     branch.atomic -= scope.is_atomic
     if not branch.revocable:
-        branch.forks.clear()
+        branch.inner_branches.clear()
 
 
 def _scope_outcome(branch: Branch, scope: OpenScope, error: Failure, entered: bool, leaving: Delta | None) -> Outcome:

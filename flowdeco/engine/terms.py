@@ -12,7 +12,6 @@ from flowdeco.engine.requests import Gate
 from flowdeco.engine.waits import Wall
 from flowdeco.errors import Wait
 from flowdeco.events import Event
-from flowdeco.model.definitions import Pipeline
 
 __all__ = ["Terms"]
 
@@ -22,7 +21,6 @@ class Terms:
     """Settings shared by all branches of a run."""
 
     run_id: str
-    pipeline: Pipeline
     clock: Callable[[], float]
     epoch: float  # in POSIX seconds, when the clock was at 0
     is_cancellation: Callable[[BaseException], bool]

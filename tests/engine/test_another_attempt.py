@@ -46,7 +46,7 @@ def failed(number, error, kind=StageRecord, **more):
 
 def in_an_attempt(unit=UNIT, **terms):
     """A branch with the scope 2 open, whose attempt has come to step 6, and that scope; groups were 1, 3 and 5."""
-    branch = Branch(terms_of(UNIT, **terms), Store(), OpenScope(None, None, None, 0.0))
+    branch = Branch(terms_of(**terms), Store(), OpenScope(None, None, None, 0.0))
     branch.records.add(failed(0, ValueError("before")))
     branch.switch("a", False)
     branch.result, branch.places = "before", 1
@@ -61,7 +61,7 @@ def in_an_attempt(unit=UNIT, **terms):
     branch.switch("a", True)
     branch.switch("b", False)
     branch.result, branch.places = "since", 2
-    branch.forks = [(1, ["g1"]), (2, ["g2"]), (5, ["g5", "g6"])]
+    branch.inner_branches = [(1, ["g1"]), (2, ["g2"]), (5, ["g5", "g6"])]
     branch.left_behind().unfinished = {number: ([], None) for number in (0, 2, 5)}
     branch.answered = tuple((number, ("0", number), [Wait("question", key=str(number))]) for number in (1, 2, 5))
     places = [("0", 1), ("0", 2), ("0", 5), ("g1", 9), ("g6", 0), None]
@@ -89,7 +89,7 @@ def test_a_branch_is_as_it_was_before_the_attempt():
     assert (branch.switches, branch.switched) == ({"a": False}, {"a": False})
     assert (branch.result, branch.places, branch.number) == ("before", 1, 3)
     assert (scope.records, scope.inserted) == ([], [])
-    assert branch.forks == [(1, ["g1"])]
+    assert branch.inner_branches == [(1, ["g1"])]
     assert list(branch.left_behind().unfinished) == [0]
     branch.switch("a", True)
     branch.switch("c", True)

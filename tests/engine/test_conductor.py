@@ -39,9 +39,7 @@ class Run:
 
     def __init__(self, *units, earlier=None, inputs=None, sealed=0, group=None, caught_up=None, **terms):
         self.group = group or parallel(*(units or UNITS), name="g", **terms.pop("options", {}))
-        self.branch = Branch(
-            terms_of(as_pipeline(self.group), **terms), Store(inputs), OpenScope(None, None, None, 0.0)
-        )
+        self.branch = Branch(terms_of(**terms), Store(inputs), OpenScope(None, None, None, 0.0))
         self.branch.scope = OpenScope(self.branch.base, as_pipeline(self.group), None, 0.0)
         self.branch.sealed = sealed
         self.branch.number = 4
@@ -82,7 +80,7 @@ class Run:
         fork.number = 2
         fork.records.add(StageRecord(fork.unit.name, fork.unit, Status.COMPLETED, 0.0, 0.0, scope=fork.base.place))
         if error is not None:
-            self.conductor.lose_if_tolerated(fork, error)
+            self.conductor.decide_loss(fork, error)
         return self.conductor.ended(fork, error)
 
     def finish(self, interrupt=None, raised=None):
@@ -191,7 +189,7 @@ def test_rows_of_a_group_have_the_scopes_around_it():
     """Both that of its beginning and that of its end."""
     made = recorder()
     group = parallel(*UNITS, name="g")
-    branch = Branch(terms_of(as_pipeline(group), recorder=made), Store(), OpenScope(None, None, None, 0.0))
+    branch = Branch(terms_of(recorder=made), Store(), OpenScope(None, None, None, 0.0))
     scope = OpenScope(branch.base, group, None, 2.0, 3)
     scope.place = Scope("g", "0.3", None, None, Scope("p", "0.p1", None, None, None))
     walk, answer = run_group(branch, group, scope, None), None
@@ -220,7 +218,7 @@ def test_a_resumed_branch_catches_up_before_a_new_group():
     """It may have been stopped meanwhile; a group that had begun catches up through its branches."""
     for stopped in (False, True):
         group = parallel(*UNITS, name="g")
-        parent = Branch(terms_of(as_pipeline(group), past=History({})), Store(), OpenScope(None, None, None, 0.0))
+        parent = Branch(terms_of(past=History({})), Store(), OpenScope(None, None, None, 0.0))
         base = OpenScope(parent.base, None, None, 0.0)
         base.place = Scope("h", "0.1", 0, None, None)
         branch = Branch(parent.terms, parent.store.fork(), base, parent, SimpleNamespace(id="0.1"), 0)
@@ -427,7 +425,7 @@ def test_a_branch_that_may_not_be_lost_is_not(why):
     elif why == "unsaved":
         made.unsaved = NO
     assert run.ends(fork, NO) is True
-    assert (fork.rows, run.conductor.lost, run.conductor.names) == ([], {}, {})
+    assert (fork.rows, run.conductor.verdicts.lost, run.conductor.names) == ([], {}, {})
 
 
 # -- streams
@@ -462,13 +460,12 @@ def test_at_the_end_nothing_is_held_any_more():
     """Observers hear of it."""
     journal = recorder()
     run, heard = streamed(6, journal=journal)
-    assert run.conductor.is_held_up is False
     forks = run.all()
     assert len(forks) == 6
     run.ends(forks[1])
     run.ends(forks[0], NO)
     heard.clear()
-    run.conductor.is_held_up, run.conductor.held = True, 3
+    run.conductor.held = 3
     assert run.finish() is NO
     assert [event.held for event in heard] == [0]
     assert outcomes(run.branch.rows or journal.journal.history("run-1"), journal.codec)[ROOT][3].branches == 6
@@ -555,7 +552,7 @@ def inside(*indexes):
 
 def recalls(run, fork):
     """Have a branch restore all of its steps."""
-    run.branch.terms.past.recall(fork.id, 0, fork.unit, None, sealed=True)
+    run.branch.terms.past.take(fork.id, 0, fork.unit, None, sealed=True)
 
 
 def test_a_group_that_had_ended_is_restored():
@@ -607,7 +604,7 @@ def test_the_rehearsal_of_a_restored_group_notes_that_it_holds():
     past = rehearsal({ROOT: {3: restored()}, **inside(0, 1, 2, 3)})
     run = Run(earlier=restored(), past=past)
     for fork in run.all():
-        past.recall(fork.id, 0, fork.unit, None, sealed=True)
+        past.take(fork.id, 0, fork.unit, None, sealed=True)
         past.confirm(fork.id, past._all[fork.id][0], fork.unit, 1)
         run.ends(fork)
     assert run.finish() is None

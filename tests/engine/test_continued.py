@@ -128,7 +128,7 @@ class Resumed:
         )  # fmt: skip
         steps = outcomes(remembered.rows, journal.codec)
         earlier = Earlier(steps, code, on_change, finished, journaled=known, **more)
-        self.terms = terms_of(self.flow, recorder=recorder_of(journal, run_id))
+        self.terms = terms_of(recorder=recorder_of(journal, run_id))
         self.run = Run(run_id, self.flow, Store({"given": 1}))
         self.run.resumed = (1.0,)
         self.error = OSError("disk full")
@@ -344,7 +344,7 @@ def test_a_run_in_memory_cannot_undo_what_came_since_a_change():
     remembered = journal.read("run-1")
     steps = outcomes(remembered.rows, journal.codec)
     flow = pipeline(du.first, du.third, du.fragile, name="p")
-    run, terms = Run("run-1", flow, Store({"given": 1})), terms_of(flow)
+    run, terms = Run("run-1", flow, Store({"given": 1})), terms_of()
     continued, _ = followed(continue_run(run, terms, (), Earlier(steps, code, "rerun", remains={})))
     assert (continued, type(run.error)) == (False, DefinitionError)
     assert str(run.error) == (
@@ -352,12 +352,12 @@ def test_a_run_in_memory_cannot_undo_what_came_since_a_change():
         "run it with journal=... next time. What has changed: stage 'third' comes where the run had stage 'second'"
     )
     flow = pipeline(du.first, du.second, du.fragile, name="q")
-    run, terms = Run("run-1", flow, Store({"given": 1})), terms_of(flow)
+    run, terms = Run("run-1", flow, Store({"given": 1})), terms_of()
     continued, requests = followed(continue_run(run, terms, (), Earlier(steps, code, "error", remains={})))
     assert (continued, CALLS, run.status) == (True, ["fragile"], "completed")
     assert terms.past.in_store
     left = Remains(None, None, "left", {})
-    run, terms = Run("run-1", flow, Store({"given": 1})), terms_of(flow)
+    run, terms = Run("run-1", flow, Store({"given": 1})), terms_of()
     followed(continue_run(run, terms, (), Earlier(steps, code, "error", remains={"b": left})))
     assert terms.past.remains_of("b") is left
 
@@ -381,7 +381,7 @@ def test_answers_are_delivered_to_the_steps_that_had_asked():
     steps[ROOT][number] = steps[ROOT][number]._replace(waits=[ask])
     flow = pipeline(du.first, asks, name="p")
     known = Journaled(journal, remembered, remembered, None, [])
-    run, terms = Run("run-1", flow, Store()), terms_of(flow, recorder=recorder_of(journal))
+    run, terms = Run("run-1", flow, Store()), terms_of(recorder=recorder_of(journal))
     followed(continue_run(run, terms, (), Earlier(steps, code, "error", journaled=known)))
     assert (run.status, run.store["asks"]) == ("completed", 2)
 
@@ -404,7 +404,7 @@ def test_answers_come_back_with_their_questions():
         remembered = journal.read("run-1")
         known = Journaled(journal, remembered, remembered, None, [])
         earlier = Earlier(steps, code, "rerun", journaled=known, given=tuple(given))
-        run, terms = Run("run-1", flow, Store()), terms_of(flow, recorder=recorder_of(journal))
+        run, terms = Run("run-1", flow, Store()), terms_of(recorder=recorder_of(journal))
         continued, _ = followed(continue_run(run, terms, (), earlier))
         assert (continued, run.store.get("go")) == (True, expected)
 

@@ -33,7 +33,7 @@ def branch_of(*units, inputs=None, **terms):
     """A branch with these on its agenda, in a pipeline."""
     flow = pipeline(*units)
     base = OpenScope(OpenScope(None, flow, None, 0.0), None, None, 0.0)
-    branch = Branch(terms_of(flow, **terms), Store(inputs), base)
+    branch = Branch(terms_of(**terms), Store(inputs), base)
     branch.agenda.extend((unit, None) for unit in reversed(units))
     return branch
 

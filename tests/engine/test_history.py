@@ -11,7 +11,7 @@ from flowdeco import Stage, Store, action, parallel, pipeline, stage, stream
 from flowdeco.durable import MemoryJournal
 from flowdeco.engine.history import History, Rehearsal
 from flowdeco.engine.memory import Remains
-from flowdeco.engine.outcome import RUN, ActionRecord, Outcome, Scope, StageRecord, Status, branch_id
+from flowdeco.engine.outcome import ActionRecord, Outcome, Scope, StageRecord, Status, branch_id
 from flowdeco.engine.rows import Recorded
 from flowdeco.errors import Cancelled, CodeChangedError, DefinitionError
 from flowdeco.middleware import recover
@@ -56,10 +56,10 @@ HISTORY = steps(
 def test_a_step_is_known_by_its_place():
     """What it came to is given once; a step that had not begun came to nothing."""
     history = History(HISTORY)
-    assert history.recall("0", 0, S, None, sealed=False) is HISTORY["0"][0]
-    assert history.recall("0", 1, step_of(A), S, sealed=True) is HISTORY["0"][1]
-    assert history.recall("0", 0, S, None, sealed=False) is None
-    assert history.recall("elsewhere", 0, S, None, sealed=False) is None
+    assert history.take("0", 0, S, None, sealed=False) is HISTORY["0"][0]
+    assert history.take("0", 1, step_of(A), S, sealed=True) is HISTORY["0"][1]
+    assert history.take("0", 0, S, None, sealed=False) is None
+    assert history.take("elsewhere", 0, S, None, sealed=False) is None
 
 
 def test_a_branch_remains_until_all_of_it_is_recalled():
@@ -67,9 +67,9 @@ def test_a_branch_remains_until_all_of_it_is_recalled():
     history = History(steps(did(0, S, Status.FAILED), did(1, A)))
     assert history.has_more("0")
     assert not history.has_more("elsewhere")
-    history.recall("0", 0, S, None, sealed=False)
+    history.take("0", 0, S, None, sealed=False)
     assert history.has_more("0")
-    history.recall("0", 1, step_of(A), S, sealed=False)
+    history.take("0", 1, step_of(A), S, sealed=False)
     assert not history.has_more("0")
 
 
@@ -85,24 +85,24 @@ def test_a_branch_remains_until_all_of_it_is_recalled():
 def test_another_step_than_the_run_had_is_an_error(number, unit, scope, change):
     """Of another name, or of another kind."""
     with pytest.raises(CodeChangedError) as changed:
-        History(HISTORY).recall("0", number, unit, scope, sealed=False)
+        History(HISTORY).take("0", number, unit, scope, sealed=False)
     assert changed.value.changes == (f"{change}: a stream must yield the same units every time",)
 
 
 def test_another_number_of_branches_is_an_error():
     """They are told apart by their places."""
     with pytest.raises(CodeChangedError, match="parallel group 'g' comes where the run had parallel group 'g'"):
-        History(steps(did(0, GROUP, branches=3))).recall("0", 0, GROUP, None, sealed=False)
+        History(steps(did(0, GROUP, branches=3))).take("0", 0, GROUP, None, sealed=False)
     skipped = did(0, GROUP, Status.SKIPPED, branches=0)
-    assert History(steps(skipped)).recall("0", 0, GROUP, None, sealed=False) is skipped
+    assert History(steps(skipped)).take("0", 0, GROUP, None, sealed=False) is skipped
 
 
 def test_a_step_that_is_new_in_what_has_ended_is_an_error():
     """It would never run."""
     with pytest.raises(CodeChangedError, match="stage 't' is new, and the unit around it has completed"):
-        History(HISTORY).recall("0", 9, T, None, sealed=True)
+        History(HISTORY).take("0", 9, T, None, sealed=True)
     with pytest.raises(CodeChangedError, match="action s/b is new, and the unit around it has completed"):
-        History(HISTORY).recall("0", 9, step_of(B), S, sealed=True)
+        History(HISTORY).take("0", 9, step_of(B), S, sealed=True)
 
 
 def test_another_step_may_come_where_nothing_has_ended():
@@ -110,48 +110,48 @@ def test_another_step_may_come_where_nothing_has_ended():
     begun = did(0, GROUP, Status.RUNNING, branches=2)
     inside = branch_id("0.0", 0)
     history = History(steps(begun, did(1, S, Status.FAILED)))
-    assert history.recall("0", 0, T, None, sealed=False) is None
+    assert history.take("0", 0, T, None, sealed=False) is None
     assert history.steps == {}
     deeper = steps(did(0, S, Status.FAILED), did(2, GROUP, Status.RUNNING, branches=2), branch=inside)
     deeper |= steps(did(0, S), branch=branch_id(f"{inside}.2", 1))
     for more in (steps(did(0, S), branch=inside), steps(begun, did(1, S, end=2)), deeper):
         with pytest.raises(CodeChangedError, match="stage 't' comes where the run had parallel group 'g'"):
-            History({**steps(begun), **more}).recall("0", 0, T, None, sealed=False)
+            History({**steps(begun), **more}).take("0", 0, T, None, sealed=False)
 
 
 def test_with_a_group_in_whose_place_another_step_comes_its_branches_are_forgotten():
     """Or another group there would find them."""
     begun = did(0, GROUP, Status.RUNNING, branches=2)
     history = History({**steps(begun), **steps(did(0, S, Status.FAILED), branch=branch_id("0.0", 0))})
-    assert history.recall("0", 0, T, None, sealed=False) is None
+    assert history.take("0", 0, T, None, sealed=False) is None
     assert history.steps == {}
 
 
 def test_an_unfinished_stage_is_known_by_its_actions():
     """In a journal, it has no row before it has ended; each action knows its stage."""
     history = steps(did(1, A)._replace(unit=Recorded("action", "s")))
-    assert History(history).recall("0", 0, S, None, sealed=False) is None
+    assert History(history).take("0", 0, S, None, sealed=False) is None
     with pytest.raises(CodeChangedError, match="pipeline 'p' comes where the run had stage 's'"):
-        History(history).recall("0", 0, pipeline(S, name="p"), None, sealed=False)
+        History(history).take("0", 0, pipeline(S, name="p"), None, sealed=False)
     with pytest.raises(CodeChangedError, match="stage 't' comes where the run had stage 's'"):
-        History(history).recall("0", 0, T, None, sealed=False)
+        History(history).take("0", 0, T, None, sealed=False)
     with pytest.raises(type(rehearsed({}).stop)):
         other = rehearsed(history)
-        other.recall("0", 0, Stage("other"), None, sealed=False)
+        other.take("0", 0, Stage("other"), None, sealed=False)
     assert other.changes == [
         "this looks like a different pipeline: the run began with stage 's', this one begins with stage 'other'"
     ]
     failed = History(steps(history["0"][1]._replace(status=Status.FAILED)))
-    assert failed.recall("0", 0, T, None, sealed=False) is None
+    assert failed.take("0", 0, T, None, sealed=False) is None
     assert failed.steps == {}
 
 
 def test_only_actions_tell_of_an_unfinished_scope():
     """A stage in a pipeline that has no row does not contradict it, nor does an action behind another one."""
     inside = did(1, S)._replace(unit=Recorded("stage", ""))
-    assert History(steps(inside)).recall("0", 0, pipeline(S, name="p"), None, sealed=False) is None
+    assert History(steps(inside)).take("0", 0, pipeline(S, name="p"), None, sealed=False) is None
     behind = did(2, B)._replace(unit=Recorded("action", "s"))
-    assert History(steps(behind)).recall("0", 1, step_of(A), S, sealed=False) is None
+    assert History(steps(behind)).take("0", 1, step_of(A), S, sealed=False) is None
 
 
 @pytest.mark.parametrize(
@@ -165,12 +165,12 @@ def test_only_actions_tell_of_an_unfinished_scope():
 def test_a_scope_must_end_where_it_had_ended(branch, number, unit, scope, expected):
     """With a step less, or one more, it is another one."""
     history = History(steps(did(0, S, end=3), did(1, A), did(2, B)))
-    then = history.recall(branch, 0, unit, scope, sealed=False)
+    then = history.take(branch, 0, unit, scope, sealed=False)
     changed = history.confirm(branch, then, unit, number)
     assert (changed is None) == (expected is None)
     assert expected is None or expected in str(changed)
     alone = History(steps(then))
-    alone.recall(branch, 0, unit, scope, sealed=False)
+    alone.take(branch, 0, unit, scope, sealed=False)
     assert (alone.confirm(branch, then, unit, number) is None) == (expected is None)
 
 
@@ -273,7 +273,7 @@ def test_what_had_begun_and_is_gone_is_cut_off_too():
     """In the journal as well: else it would be met again, behind what came in its place."""
     history = steps(did(0, S, Status.FAILED), did(1, A), did(2, B, Status.FAILED))
     rehearsal = rehearsed(history, ("0", 1))
-    assert rehearsal.recall("0", 2, T, None, sealed=False) is None
+    assert rehearsal.take("0", 2, T, None, sealed=False) is None
     assert (rehearsal.changes, rehearsal.cuts(), list(rehearsal.held()["0"])) == ([], {"0": 2}, [0, 1])
     rehearsal.drop_from("0", 7)
     rehearsal.drop_from("elsewhere", 0)
@@ -294,14 +294,14 @@ def test_a_rehearsal_ends_where_an_action_would_be_performed():
     rehearsal = rehearsed(HISTORY)
     for number, unit in ((4, step_of(A)), (9, step_of(B))):
         with pytest.raises(type(rehearsal.stop)) as ended:
-            rehearsal.recall("0", number, unit, T, sealed=False)
+            rehearsal.take("0", number, unit, T, sealed=False)
         assert ended.value is rehearsal.stop
     assert rehearsal.changes == []
     again = rehearsed(HISTORY)
-    assert again.recall("0", 4, step_of(A), T, sealed=True) is HISTORY["0"][4]
+    assert again.take("0", 4, step_of(A), T, sealed=True) is HISTORY["0"][4]
     assert again.taken == {("0", 4)}
     with pytest.raises(type(again.stop)):
-        again.recall("0", 9, S, None, sealed=True)
+        again.take("0", 9, S, None, sealed=True)
     assert again.changes == ["stage 's' is new, and the unit around it has completed"]
 
 
@@ -310,7 +310,7 @@ def test_a_change_is_noted_and_ends_the_rehearsal():
     rehearsal = rehearsed(HISTORY)
     rehearsal.taken.add(("0", 1))
     with pytest.raises(type(rehearsal.stop)):
-        rehearsal.recall("0", 0, T, None, sealed=False)
+        rehearsal.take("0", 0, T, None, sealed=False)
     assert (rehearsal.changes, rehearsal.differs) == (["stage 't' comes where the run had stage 's'"], True)
 
 
@@ -329,7 +329,7 @@ def test_of_another_pipeline_nothing_that_ran_is_there():
         rehearsal = Rehearsal(HISTORY, pipeline=of, code=None)
         rehearsal.taken |= taken
         with pytest.raises(type(rehearsal.stop)):
-            rehearsal.recall("0", 0, other, None, sealed=False)
+            rehearsal.take("0", 0, other, None, sealed=False)
         assert rehearsal.changes == [expected]
 
 
@@ -357,12 +357,12 @@ def test_a_fork_takes_the_history_up_to_a_stage(until):
     name = {"s[1]": made.name, "s": "template", "t": "t"}[until]
     rehearsal = rehearsed(steps(did(0, made, end=1)), until=name)
     if until == "t":
-        assert rehearsal.recall("0", 0, made, None, sealed=False) is not None
-        assert rehearsal.recall("0", 1, S, None, sealed=False) is None
+        assert rehearsal.take("0", 0, made, None, sealed=False) is not None
+        assert rehearsal.take("0", 1, S, None, sealed=False) is None
         assert (rehearsal.until, rehearsal.differs) == ("t", False)
     else:
         with pytest.raises(type(rehearsal.stop)):
-            rehearsal.recall("0", 0, made, None, sealed=False)
+            rehearsal.take("0", 0, made, None, sealed=False)
         assert (rehearsal.until, rehearsal.differs) == (None, True)
 
 
@@ -391,21 +391,21 @@ def test_other_code_of_what_has_completed_is_a_change():
     for before in (then, then._replace(unit=Recorded("action", "s"))):
         for function, changes in ((one, 0), (same, 0), (other, 1)):
             rehearsal = Rehearsal(steps(before), pipeline=pipeline(S), code=code)
-            assert rehearsal.recall("0", 1, step_of(made(function)), S, sealed=False) is before
+            assert rehearsal.take("0", 1, step_of(made(function)), S, sealed=False) is before
             assert rehearsal.changes == ["action s/a has completed, with different code"] * changes
             assert not rehearsal.differs
     rehearsal = Rehearsal(steps(then), pipeline=pipeline(S), code=code, rerun=True)
     with pytest.raises(type(rehearsal.stop)):
-        rehearsal.recall("0", 1, step_of(made(other)), S, sealed=False)
+        rehearsal.take("0", 1, step_of(made(other)), S, sealed=False)
     assert (rehearsal.differs, rehearsal.taken) == (True, set())
     assert rehearsal.changes == ["action s/a has completed, with different code"]
     gone = steps(then._replace(unit=missing_action("a")))  # of a run that was pickled
     rehearsal = Rehearsal(gone, pipeline=pipeline(S), code=code)
-    assert rehearsal.recall("0", 1, step_of(made(other)), S, sealed=False) is gone["0"][1]
+    assert rehearsal.take("0", 1, step_of(made(other)), S, sealed=False) is gone["0"][1]
     assert rehearsal.changes == []
     failed = steps(then._replace(status=Status.FAILED))
     rehearsal = Rehearsal(failed, pipeline=pipeline(S), code=code)
-    assert rehearsal.recall("0", 1, step_of(made(other)), S, sealed=True) is failed["0"][1]
+    assert rehearsal.take("0", 1, step_of(made(other)), S, sealed=True) is failed["0"][1]
     assert rehearsal.changes == []
 
 
@@ -435,11 +435,11 @@ def test_a_step_that_is_not_in_its_place_may_be_adopted():
             steps.setdefault("0", {})[3] = did(3, S)
 
     history = History(steps(did(0, S)), archive=Archive())
-    assert history.recall("0", 0, S, None, sealed=False).number == 0
+    assert history.take("0", 0, S, None, sealed=False).number == 0
     with pytest.raises(CodeChangedError):
-        history.recall("0", 2, T, S, sealed=True)
+        history.take("0", 2, T, S, sealed=True)
     assert adopted == []
-    assert history.recall("0", 3, S, T, sealed=False) == did(3, S)
+    assert history.take("0", 3, S, T, sealed=False) == did(3, S)
     assert adopted == [("0", 3, S, T)]
     assert [history.has_adopted("0", number) for number in (3, 4)] == [True, False]
     assert not History({}).has_adopted("0", 3)
@@ -451,7 +451,7 @@ def test_a_restored_scope_ends_with_errors_of_the_history_only():
     history = History(steps(did(0, S, Status.FAILED, error=no), did(1, T)))
     assert not history.is_known(no)
     for number, unit in enumerate((S, T)):
-        history.recall("0", number, unit, None, sealed=False)
+        history.take("0", number, unit, None, sealed=False)
     assert all(map(history.is_known, (None, no, history.early_stop, Cancelled())))
     assert not history.is_known(ValueError("no"))
 
@@ -473,33 +473,6 @@ OPEN = pipeline(P, name="open", timeout=1)  # its layers have a number
 IN_P = Scope("p", "p1", None, None, None)
 
 
-@pytest.mark.parametrize(
-    ("flow", "first", "expected"),
-    [
-        (P, None, None),
-        (P, did(RUN, P), RUN),
-        (P, did(0, P), 0),
-        (P, did(0, P, scope=IN_P), None),
-        (P, did(0, S), None),
-        (P, did(1, S), 0),
-        (P, did(1, A), None),
-        (P, did(2, A), 0),
-        (pipeline(OPEN), did(1, S), None),
-        (pipeline(OPEN), did(2, S), 0),
-        (pipeline(OPEN), did(2, A), None),
-        (pipeline(OPEN), did(3, A), 0),
-        (pipeline(pipeline(OPEN, use=[recover(on=ValueError)]), S), did(2, S), None),
-        (pipeline(pipeline(OPEN, use=[recover(on=ValueError)]), S), did(3, S), 0),
-        (pipeline(S, OPEN), did(1, S), 0),
-        (pipeline(), did(1, S), 0),
-    ],
-)
-def test_journals_of_earlier_versions_numbered_the_layers_of_the_caller(flow, first, expected):
-    """Their first stage comes one later than its pipelines with layers account for."""
-    history = History({} if first is None else steps(first, did(9, T)) | steps(did(5, S), branch=INNER))
-    assert history.number_of_run(flow) == expected
-
-
 def test_the_errors_of_changes_describe_both_sides():
     """The step there, and the step here."""
     for unit, around, expected in (
@@ -514,7 +487,7 @@ def test_a_step_is_there_until_it_is_recalled():
     history = History(steps(did(0, S)))
     assert [history.has("0", 0), history.has("0", 1), history.has(INNER, 0)] == [True, False, False]
     assert [history.has_more("0"), history.has_more(INNER)] == [True, False]
-    history.recall("0", 0, S, None, sealed=False)
+    history.take("0", 0, S, None, sealed=False)
     assert not history.has("0", 0)
 
 
@@ -531,7 +504,7 @@ def test_a_step_of_a_journal_is_named_in_errors_by_its_record():
     assert "the run ends where it had stage 'u'" in str(History(left).missing_at_end("0"))
     rehearsal = Rehearsal(steps(recorded(0, "x", "u")), pipeline=pipeline(T), code=None)
     with pytest.raises(type(rehearsal.stop)):
-        rehearsal.recall("0", 0, T, None, sealed=False)
+        rehearsal.take("0", 0, T, None, sealed=False)
     assert rehearsal.changes == [
         "this looks like a different pipeline: the run began with action u/x, this one begins with stage 't'"
     ]
@@ -588,7 +561,7 @@ def test_fingerprints_of_one_version_are_compared(now, before, same):
     """Those of different ones say nothing of each other."""
     then = did(1, A, fingerprint=before)._replace(unit=Recorded("action", "s"))
     rehearsal = Rehearsal(steps(then), pipeline=pipeline(S), code=lambda function: now)
-    rehearsal.recall("0", 1, step_of(A), S, sealed=False)
+    rehearsal.take("0", 1, step_of(A), S, sealed=False)
     assert len(rehearsal.changes) == 1 - same
 
 

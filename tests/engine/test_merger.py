@@ -28,7 +28,7 @@ class Merging:
 
     def __init__(self, earlier=None, is_live=True, inputs=None, revocable=0, terms=(), **options):
         self.group = parallel(*UNITS, name="g", **options)
-        self.branch = Branch(terms_of(self.group, **dict(terms)), Store(inputs), OpenScope(None, None, None, 0.0))
+        self.branch = Branch(terms_of(**dict(terms)), Store(inputs), OpenScope(None, None, None, 0.0))
         self.branch.revocable = revocable
         self.branch.records.add(record(0))
         self.scope = OpenScope(self.branch.base, self.group, None, 0.0, 3)
@@ -168,7 +168,7 @@ def test_rows_records_and_changes_are_taken_over(error):
     merging = Merging(inputs={"x": [1], "y": [2]}, revocable=1, terms={"log": Log()})
     fork = merging.ends(
         0, error, rows=["row"], changed={"x", "gone"}, held_waits=(wait,), consumed=frozenset({"k"}),
-        answered=((5, ("inner", 5), answers),), forks=[(2, ["i1", "i2"]), (4, ["i3"])],
+        answered=((5, ("inner", 5), answers),), inner_branches=[(2, ["i1", "i2"]), (4, ["i3"])],
     )  # fmt: skip
     merging.merger.merge(1)
     merging.merger.take_the_rest()
@@ -176,7 +176,7 @@ def test_rows_records_and_changes_are_taken_over(error):
     assert (branch.rows, merging.names()) == (["row"], ["s0"])
     assert (branch.held_waits, branch.consumed) == ((wait,), {"k"})
     assert branch.answered == ((3, ("inner", 5), answers),)
-    assert branch.forks == [(3, [fork.id, "i1", "i2", "i3"])]
+    assert branch.inner_branches == [(3, [fork.id, "i1", "i2", "i3"])]
     writes = merging.merger.with_changes(Delta({"y": 3}, [], {}))
     assert (writes, branch.changed) == (Delta({"y": 3}, [], {}, {"x": [1]}), {"x"})
     for untouched in (Delta({"x": 3}, [], {}), Delta({}, ["x"], {})):
@@ -188,7 +188,7 @@ def test_rows_records_and_changes_are_taken_over(error):
             merging.merger.merge(1)
             merging.merger.take_the_rest()
             ids = [branch_id("0.3", 0)] * bool(terms)
-            assert merging.branch.forks == [(3, ids)] * revocable
+            assert merging.branch.inner_branches == [(3, ids)] * revocable
 
 
 def test_those_of_several_branches_come_together():

@@ -23,6 +23,7 @@ from flowdeco.engine.outcome import (
     Status,
     branch_id,
     inserter,
+    pinned,
 )
 from flowdeco.engine.recorder import Recorder
 from flowdeco.engine.rows import Recorded, outcomes
@@ -70,7 +71,7 @@ def row(number, kind, stage, action=None, branch="0", **did):
 
 def read(*rows, codec=CODEC, pins=()):
     """The steps of the run's own branch that these rows tell."""
-    return outcomes(list(rows), codec, dict(pins)).get("0", {})
+    return pinned(outcomes(list(rows), codec), dict(pins)).get("0", {})
 
 
 def record(result=UNSET, writes=NOTHING, number=3, **more):
@@ -134,7 +135,7 @@ def test_an_outcome_comes_back_from_its_row(codec, title):
     did = DID[title]
     stage = "s" if isinstance(did, ActionRecord) else None
     written = recorder_of(codec).row("0", stage, did)
-    (back,) = outcomes([written], codec, {})["0"].values()
+    (back,) = outcomes([written], codec)["0"].values()
     kind = {ActionRecord: "action", StageRecord: "stage"}.get(type(did), written.kind)
     assert (type(back), back.unit) == (type(did), Recorded(kind, stage or did.name))
     assert (back.number, written.fingerprint) == (3, "code of act" if stage else "")
@@ -207,7 +208,7 @@ def test_all_that_is_known_of_a_step_comes_back(codec, title):
     """Its scopes are those that began in its branch, and the group of a branch is not its own scope."""
     branch, did = MORE[title]
     written = recorder_of(codec).row(branch, "s" if isinstance(did, ActionRecord) else None, did)
-    (back,) = outcomes([written], codec, {})[branch].values()
+    (back,) = outcomes([written], codec)[branch].values()
     expected = plain(did)
     if did.scope is not None:
         expected["scope"] = did.scope.outer if title == "lost" else did.scope._replace(outer=None)
@@ -464,7 +465,7 @@ def test_rows_may_come_in_any_order():
 def test_rows_are_of_branches():
     """Each has numbers of its own."""
     rows = [row(0, "group", "g", branches=1), row(0, "stage", "s", branch="x", end=1)]
-    found = outcomes(rows, CODEC, {})
+    found = outcomes(rows, CODEC)
     assert {branch: list(steps) for branch, steps in found.items()} == {"0": [0], "x": [0]}
 
 

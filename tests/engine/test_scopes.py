@@ -10,13 +10,13 @@ from flowdeco import Bail, Sleep, Stage, Status, Store, Suspend, action, pipelin
 from flowdeco.durable import MemoryJournal
 from flowdeco.durable.digests import digest
 from flowdeco.engine.branch import Branch
-from flowdeco.engine.history import History
+from flowdeco.engine.history import History, Rehearsal
 from flowdeco.engine.memory import Log, Remains
 from flowdeco.engine.open_scopes import UNNUMBERED, OpenScope
 from flowdeco.engine.outcome import ROOT, RUN, ActionRecord, Outcome, Scope, StageRecord, branch_id, inserter
 from flowdeco.engine.recorder import Recorder
 from flowdeco.engine.requests import CAUGHT_UP, Raised
-from flowdeco.engine.scopes import close_scope, end_scope, fill_scope, limited, open_scope
+from flowdeco.engine.scopes import end_scope, fill_scope, leave_scope, limited, open_scope
 from flowdeco.engine.waits import Wall
 from flowdeco.errors import Cancelled, SerializationError, Wait
 from flowdeco.events import StageStarted
@@ -35,7 +35,7 @@ def done(walk):
 
 def branch_with(flow=S, inputs=None, **terms):
     """A branch in a pipeline, without anything on its agenda."""
-    branch = Branch(terms_of(flow, **terms), Store(inputs), OpenScope(None, None, None, 0.0))
+    branch = Branch(terms_of(**terms), Store(inputs), OpenScope(None, None, None, 0.0))
     branch.scope = OpenScope(branch.base, pipeline(flow), None, 0.0)
     return branch
 
@@ -53,7 +53,7 @@ def closed(branch, scope, error=None):
     while branch.agenda and branch.agenda.pop()[0] is not scope:
         pass
     if error is not None:
-        return done(close_scope(branch, scope, error))
+        return done(leave_scope(branch, scope, error))
     return done(end_scope(branch, scope, "x/y"))
 
 
@@ -355,15 +355,15 @@ def test_open_layers_may_ask_for_another_attempt():
     outer, _ = opened(branch, pipeline(S, name="p"), (passes,))
     inner, _ = opened(branch, S, (passes,), number=1)
     assert branch.revocable == 2
-    branch.forks = [(2, ["x"])]
+    branch.inner_branches = [(2, ["x"])]
     closed(branch, inner)
-    assert (branch.revocable, branch.forks) == (1, [(2, ["x"])])
+    assert (branch.revocable, branch.inner_branches) == (1, [(2, ["x"])])
     closed(branch, outer)
-    assert (branch.revocable, branch.forks) == (0, [])
-    branch.forks = [(2, ["x"])]
+    assert (branch.revocable, branch.inner_branches) == (0, [])
+    branch.inner_branches = [(2, ["x"])]
     plain, _ = opened(branch)
     closed(branch, plain, ValueError())
-    assert (branch.revocable, branch.forks) == (0, [])
+    assert (branch.revocable, branch.inner_branches) == (0, [])
 
 
 def test_the_state_that_another_attempt_restores_is_that_before_the_layers():
@@ -622,7 +622,7 @@ def test_a_scope_ends_as_it_had_ended(recovered):
     branch.number = 3
     past = branch.terms.past
     past.steps["0"] = {0: then}
-    past.recall("0", 0, S, None, sealed=True)
+    past.take("0", 0, S, None, sealed=True)
     assert closed(branch, scope, no) is (None if recovered else no)
     assert agenda(branch) == ["t"] * recovered
     assert [by for _, by in branch.agenda] == ["s"] * recovered
@@ -868,7 +868,7 @@ def test_attempts_before_a_resume_count():
 
 def run_scope(use, then=None, past=None, **terms):
     """The scope of the caller's layers, opened."""
-    branch = Branch(terms_of(S, past=past, **terms), Store(), OpenScope(None, None, None, 0.0))
+    branch = Branch(terms_of(past=past, **terms), Store(), OpenScope(None, None, None, 0.0))
     flow = pipeline(S, name="p")
     scope = OpenScope(branch.base, flow, None, 0.0, RUN)
     assert done(open_scope(branch, scope, use, then)) is None
@@ -900,14 +900,20 @@ def test_the_caller_s_layers_are_counted_from_the_inside():
     assert (log, scope.layers.replays) == (["+m"], None)
 
 
-def test_waits_of_the_caller_s_layers_are_known_by_their_place():
-    """Also those that a journal of an earlier version counted from the outside."""
-    waits = {(ROOT, RUN): [Wait("sleep", 1.0, who=0), Wait("sleep", 1.0, who=-2)]}
-    branch, scope = run_scope([passes, passes], None, History({}), waits=waits)
-    assert [wait.who for wait in branch.terms.waits[ROOT, RUN]] == [-3, -2]
-    branch = branch_with(waits={(ROOT, 0): [Wait("sleep", 1.0, who=0)]})
-    opened(branch, S, (passes, passes))
-    assert [wait.who for wait in branch.terms.waits[ROOT, 0]] == [0]
+def test_the_rehearsal_of_a_resume_merges_no_data():
+    """It performs nothing, not even a copy."""
+    copies = []
+
+    class Value:
+        def __deepcopy__(self, memo):
+            copies.append(self)
+            return self
+
+    stage = Stage("data", [A], data={"x": Value()})
+    copies.clear()
+    branch = branch_with(past=Rehearsal({}, pipeline=pipeline(stage), code=None))
+    scope, error = opened(branch, stage)
+    assert (error, dict(branch.store), agenda(branch), copies) == (None, {}, ["a", scope], [])
 
 
 # -- in a durable run
