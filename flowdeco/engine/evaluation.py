@@ -9,7 +9,8 @@
 4. A step ends in an `Outcome`, which takes effect all at once or not at all (L4). When a step begins, the evaluation
    looks up its outcome from before the run was resumed: if it had ended, that takes effect again, and nothing is
    performed. From then on it makes no difference whether an outcome is new or remembered (L10). A scope that had ended is
-   gone through again: its contents are restored one by one, and then its own outcome.
+   gone through again: its contents are restored one by one, and then its own outcome. Without an outcome it is a scope
+   that begins, even if all in it is restored.
 5. Each branch of a parallel group is an evaluation of its own, over a fork of the store (L9). A group is one request,
    `Fork`; the writes of branches that end are merged in their order, and reach the store as the group's outcome.
 

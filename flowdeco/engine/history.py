@@ -53,7 +53,7 @@ class History:
         self.keeps_records = True
         self.archive = archive  # of a run whose pipeline has changed: steps that are found by name
         # These end a walk through the history, and are recognised by identity: raised where a step begins, caught by
-        # `evaluate` as any other failure, and passed on by groups.
+        # `evaluate` as any other failure, and passed on by groups. A `Suspend` closes scopes without a failure or a note.
         self.stop: BaseException = Suspend("this is as far as the run came")
         self.early_stop: BaseException = Suspend("the scope, or the branch, had ended here")
         self.streams: dict[tuple[str, int], Any] = {} if streams is None else streams
@@ -65,7 +65,7 @@ class History:
     def take(self, branch: str, number: int, unit: Any, around: Any, *, sealed: bool) -> Outcome | None:
         """Return the earlier outcome of a step, whether it had ended or not; None if it has no row.
 
-        Then it had not begun, or its process was killed before it ended (`check_begun`).
+        Then it had not begun, or its process was killed before it ended, or before its row was written (`check_begun`).
 
         Each is returned once: `has` and `has_more` ask for what is left. `around` is the unit around the step, which had
         ended if `sealed`. Raises the error that forbids continuing.

@@ -188,12 +188,12 @@ class Outcome(NamedTuple):
     """The outcome of a step: `started` in POSIX seconds, `elapsed` in seconds.
 
     `inserted_by` is `"stage/action"` (an `Inserter`; within a branch whose group was inserted, the group's has the number),
-    None for a unit that was there from the start. `inserted` are the units that the
-    step inserted, `switches` the selectors that it disabled (False) and enabled. For a stage, `actions` are the outcomes
-    of its actions, and `scope` says where it ran. `restored` means that a resume did not run it again. `failures` are the
-    errors of the attempts before the last one, in order; the record of a step also has those of its attempts that another
-    attempt at something around it has dropped, and is `recovered` if something around it has recovered its failure.
-    `attempts` counts its own, within the last attempt at what is around it.
+    None for a unit that was there from the start. `inserted` are the units that the step itself inserted (a stage, by its
+    layers: those of its actions are in their outcomes), `switches` the selectors that it disabled (False) and enabled. For
+    a stage, `actions` are the outcomes of its actions, and `scope` says where it ran. `restored` means that a resume did
+    not run it again. `failures` are the errors of the attempts before the last one, in order; the record of a step also
+    has those of its attempts that another attempt at something around it has dropped, and is `recovered` if something
+    around it has recovered its failure. `attempts` counts its own, within the last attempt at what is around it.
 
     The step's effect is in `writes` (all its writes to the store, its result included; for a scope, those of its
     middleware on the way out), `entry_writes` (a scope's writes before its first step, layer by layer) and `result` (the

@@ -1,8 +1,9 @@
 """From outcomes to rows of the journal; `rows` is the way back.
 
 A row is an outcome in the journal's codec. Nothing here touches a file: the evaluation collects the rows of each branch,
-and asks its driver to write them before the next action of that branch begins. A value that cannot be encoded fails
-the action that wrote it.
+and asks its driver to write them after each action, before anything else of that branch begins. The row of a stage or
+pipeline that ends is written with the next ones: if the process is killed before that, it is opened again by a resume,
+and all in it is restored. A value that cannot be encoded fails the action that wrote it.
 """
 
 from __future__ import annotations

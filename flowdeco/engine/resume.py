@@ -163,7 +163,7 @@ def _rehearsed(
         in_store=earlier.remains is not None,
     )  # fmt: skip
     trial = Run(run.id, run.pipeline, Store(dict(run.store)))
-    quiet = Terms(
+    quiet = Terms(  # without recorder, log and observers: what is noted goes nowhere
         run.id, terms.clock, terms.epoch, terms.is_cancellation, terms.gate, skip=terms.skip,
         past=rehearsal,
     )  # fmt: skip
