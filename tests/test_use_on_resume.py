@@ -181,40 +181,6 @@ def test_in_memory_a_resume_keeps_the_middleware_unless_it_brings_other():
     assert seen == ["first", "first", "second"]
 
 
-# Journals of earlier versions counted the middleware of the caller as the first step.
-
-
-def as_before(journal, run_id, lost):
-    """Return a journal in which the numbers of the run's own branch are one higher; perhaps it lost those of open scopes."""
-    old, remembered = MemoryJournal(), journal.read(run_id)
-    codec = journal.codec
-    old.create(run_id, remembered.pipeline, remembered.inputs[0][1], [])
-    for row in remembered.rows:
-        if lost and row.kind != "action" and row.status != "completed":
-            continue
-        parts = codec.decode(row.payload)
-        if isinstance(parts, dict) and "end" in parts:
-            parts["end"] += 1
-        old.write(run_id, [row._replace(number=row.number + 1, payload=codec.encode(parts, ""))])
-    old.close(run_id, remembered.status, remembered.reason, None)
-    return old
-
-
-def test_a_journal_of_an_earlier_version_is_resumed():
-    """Whether the middleware has a row or not, and whether it is left out or replaced."""
-    inner = pipeline(pre, ask, name="inner", use=[plain])
-    for flow in (pipeline(ask), pre >> ask, pipeline(inner), pipeline(pipeline(pre, ask, name="named"))):
-        for layers in ([plain], [writing]):
-            for use in ([], [plain], [other, plain]):
-                for lost in (False, True):
-                    journal = MemoryJournal()
-                    flow.run(journal=journal, run_id="r", use=layers)
-                    old = as_before(journal, "r", lost)
-                    CALLS.clear()
-                    assert flow.resume("r", {"go": "yes"}, journal=old, use=use)["ask"] == "yes"
-                    assert CALLS == []
-
-
 # The law.
 
 
