@@ -154,9 +154,50 @@ class _Conductor:
         ended: Any = yield Fork(self)
         self._tell(0)
         if not self.is_live or self.is_enough:
-            self.merger.merge(self.source.count)
+            self.merger.merge_all(self.source.count)
         self.merger.take_the_rest()
         return cast("Failure", ended.error if type(ended) is Raised else ended.interrupt)
+
+    # Decisions.
+
+    def decide_loss(self, fork: Branch, error: BaseException) -> None:
+        """Decide whether a branch that is about to end is lost, and note it for the journal, with the branch's last rows."""
+        terms = self.branch.terms
+        if fork.stopped or error is self.branch.unsaved() or not self.verdicts.loses(fork.index, error):
+            return
+        self.names[fork.index] = fork.unit.name
+        if terms.recorder is not None:
+            lost = self._running(Selection({fork.index: error}))
+            fork.rows.append(terms.recorder.row(self.branch.id, None, lost))
+
+    def ended(self, branch: Forked | None, failure: Failure) -> bool:
+        """Note that a branch has ended, or the supply (None) failed; return whether this ends the group."""
+        fork: Any = branch
+        verdicts, merger = self.verdicts, self.merger
+        index: int = self.source.count if fork is None else fork.index
+        if fork is not None:
+            merger.unmerged[index] = fork
+        stops = verdicts.ended(index, failure)
+        if self.is_streamed and isinstance(failure, Suspend) and index not in self.verdicts.lost:
+            self.is_open = False
+        if merger.turn in merger.unmerged and verdicts.ended_by is None and merger.error is None:
+            merger.merge_ready()
+            if merger.error is not None:
+                self.is_open = self.is_open and not self.is_streamed  # how many have begun depends on their timing
+                stops = stops or self.branch.terms.is_cancellation(merger.error)
+        if self.is_streamed:
+            self._look()
+        return stops
+
+    def _look(self) -> None:
+        """See whether another branch may be pulled; observers receive the number of held ones while it may not."""
+        self.has_room = bool(self.later) or self.source.count - self.merger.turn <= _HELD * self.limit
+        self._tell(0 if self.has_room else len(self.merger.unmerged))
+
+    def _tell(self, held: int) -> None:
+        terms, before, self.held = self.branch.terms, self.held, held
+        if terms.notify is not None and held != before:
+            terms.notify(BranchesHeld(terms.run_id, self.group.name, held, self.merger.turn))
 
     # The supply.
 
@@ -229,47 +270,6 @@ class _Conductor:
             fork.sealed += is_lost
         if past.archive is not None:
             past.archive.begin_branch(branch.id, fork.id, self.group.name, index)
-
-    # Decisions.
-
-    def decide_loss(self, fork: Branch, error: BaseException) -> None:
-        """Decide whether a branch that is about to end is lost, and note it for the journal, with the branch's last rows."""
-        terms = self.branch.terms
-        if fork.stopped or error is self.branch.unsaved() or not self.verdicts.loses(fork.index, error):
-            return
-        self.names[fork.index] = fork.unit.name
-        if terms.recorder is not None:
-            lost = self._running(Selection({fork.index: error}))
-            fork.rows.append(terms.recorder.row(self.branch.id, None, lost))
-
-    def ended(self, branch: Forked | None, failure: Failure) -> bool:
-        """Note that a branch has ended, or the supply (None) failed; return whether this ends the group."""
-        fork: Any = branch
-        verdicts, merger = self.verdicts, self.merger
-        index: int = self.source.count if fork is None else fork.index
-        if fork is not None:
-            merger.unmerged[index] = fork
-        stops = verdicts.ended(index, failure)
-        if self.is_streamed and isinstance(failure, Suspend) and index not in self.verdicts.lost:
-            self.is_open = False
-        if merger.turn in merger.unmerged and verdicts.ended_by is None and merger.error is None:
-            merger.merge()
-            if merger.error is not None:
-                self.is_open = self.is_open and not self.is_streamed  # how many have begun depends on their timing
-                stops = stops or self.branch.terms.is_cancellation(merger.error)
-        if self.is_streamed:
-            self._look()
-        return stops
-
-    def _look(self) -> None:
-        """See whether another branch may be pulled; observers receive the number of held ones while it may not."""
-        self.has_room = bool(self.later) or self.source.count - self.merger.turn <= _HELD * self.limit
-        self._tell(0 if self.has_room else len(self.merger.unmerged))
-
-    def _tell(self, held: int) -> None:
-        terms, before, self.held = self.branch.terms, self.held, held
-        if terms.notify is not None and held != before:
-            terms.notify(BranchesHeld(terms.run_id, self.group.name, held, self.merger.turn))
 
     # The end of the group.
 

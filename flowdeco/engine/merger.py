@@ -47,26 +47,35 @@ class Merger:
         self._remains: dict[str, Remains] = {}
         self._merged: list[tuple[int, Any, Delta]] = []  # index, result and writes of each
 
-    def merge(self, count: int | None = None) -> None:
-        """Merge the branches whose turn has come; with a `count`, as the group has ended, all of so many."""
-        verdicts, unmerged = self._verdicts, self.unmerged
-        while self.turn in unmerged or (count is not None and self.turn < count):
-            index, self.turn = self.turn, self.turn + 1
-            if index not in unmerged:
-                continue
-            is_lost, has_failed = index in verdicts.lost, index in verdicts.failures
-            if has_failed and not is_lost and count is None:
-                self.turn = index
+    def merge_ready(self) -> None:
+        """Merge the branches whose turn has come: as far as they have ended, and none has failed that is not lost."""
+        verdicts = self._verdicts
+        while self.turn in self.unmerged and self.error is None:
+            if self.turn in verdicts.failures and self.turn not in verdicts.lost:
                 return
-            is_loser = verdicts.chooses and not (is_lost or verdicts.counts(index))
-            if is_loser and (fork := unmerged[index]) is not None:
-                fork.records.cancel_last()
-            try:
-                self._take(index, counts=not (is_lost or is_loser or has_failed))
-            except BaseException as failure:  # a conflict, a reducer that raises, Ctrl-C in one
-                self._branch.terms.gate.open = False
-                self.error = failure
-                return
+            self._merge(self.turn)
+
+    def merge_all(self, count: int) -> None:
+        """Merge all of so many branches that have ended, as the group has."""
+        while self.turn < count and self.error is None:
+            if self.turn in self.unmerged:
+                self._merge(self.turn)
+            else:
+                self.turn += 1
+
+    def _merge(self, index: int) -> None:
+        """Take the branch whose turn it is, with its effect if it counts; an `error` of that ends all merging."""
+        verdicts = self._verdicts
+        self.turn = index + 1
+        is_lost, has_failed = index in verdicts.lost, index in verdicts.failures
+        is_loser = verdicts.chooses and not (is_lost or verdicts.counts(index))
+        if is_loser and (fork := self.unmerged[index]) is not None:
+            fork.records.cancel_last()
+        try:
+            self._take(index, counts=not (is_lost or is_loser or has_failed))
+        except BaseException as failure:  # a conflict, a reducer that raises, Ctrl-C in one
+            self._branch.terms.gate.open = False
+            self.error = failure
 
     def take_the_rest(self) -> None:
         """Take the branches that were not merged, without their effect; the enclosing branch remembers the ids of all."""

@@ -69,15 +69,15 @@ def test_a_branch_is_merged_as_soon_as_all_before_it_are():
     """Whatever the order of their ends."""
     merging = Merging()
     merging.ends(1, puts={"b": 1}, rows=["row 1"])
-    merging.merger.merge()
+    merging.merger.merge_ready()
     assert (merging.merger.turn, merging.names(), list(merging.merger.unmerged)) == (0, [], [1])
     merging.ends(0, puts={"a": 0}, rows=["row 0"])
     merging.ends(3, puts={"d": 3}, rows=["row 3"])
-    merging.merger.merge()
+    merging.merger.merge_ready()
     assert (merging.merger.turn, merging.names(), list(merging.merger.unmerged)) == (2, ["s0", "s1"], [3])
     assert merging.branch.rows == ["row 0", "row 1"]
     assert merging.writes() == Delta({"a": 0, "b": 1}, [], {})
-    merging.merger.merge(4)  # the third one has never begun
+    merging.merger.merge_all(4)  # the third one has never begun
     assert (merging.merger.turn, merging.names(), merging.merger.unmerged) == (4, ["s0", "s1", "s3"], {})
     assert merging.writes() == Delta({"a": 0, "b": 1, "d": 3}, [], {})
 
@@ -87,7 +87,7 @@ def test_a_branch_that_never_began_is_passed_over():
     merging = Merging()
     merging.merger.unmerged[0] = None
     merging.ends(1, puts={"b": 1})
-    merging.merger.merge()
+    merging.merger.merge_ready()
     assert (merging.merger.turn, merging.names(), merging.merger.error) == (2, ["s1"], None)
 
 
@@ -97,9 +97,9 @@ def test_before_the_end_of_the_group_a_failed_branch_is_not_merged():
         merging = Merging(tolerate=tolerate)
         for index in range(3):
             merging.ends(index, NO if index == 1 else None, puts={f"k{index}": index}, result=index)
-        merging.merger.merge()
+        merging.merger.merge_ready()
         assert merging.merger.turn == turn
-        merging.merger.merge(4)
+        merging.merger.merge_all(4)
         assert (merging.merger.turn, merging.names()) == (4, ["s0", "s1", "s2"])
         assert merging.writes().puts == {"k0": 0, "k2": 2}
         assert merging.merger.result == 2
@@ -112,7 +112,7 @@ def test_branches_that_the_group_did_not_need_are_cancelled():
     merging.ends(0, puts={"k": 0})
     merging.ends(2, NO)
     merging.merger.unmerged[3] = None
-    merging.merger.merge(4)
+    merging.merger.merge_all(4)
     assert [each.status for each in merging.branch.records.kept[1:]] == ["cancelled", "completed", "failed"]
     assert merging.writes().puts == {"k": 1}
 
@@ -127,7 +127,7 @@ def test_an_error_of_merging_ends_it(error):
     merging = Merging(merge={"k": reducer})
     for index in range(3):
         merging.ends(index, puts={"k": index}, result=index, rows=[index])
-    merging.merger.merge()
+    merging.merger.merge_ready()
     assert merging.merger.error is error
     assert (merging.merger.turn, merging.names(), merging.branch.terms.gate.open) == (2, ["s0", "s1"], False)
     merging.merger.take_the_rest()
@@ -143,7 +143,7 @@ def test_the_gate_is_open_while_a_reducer_runs():
         merging = Merging(merge=merge)
         for index in range(2):
             merging.ends(index, puts={"k": 1} if merge else {f"k{index}": 1})
-        merging.merger.merge()
+        merging.merger.merge_ready()
         assert (merging.merger.error, merging.branch.terms.gate.open) == (None, False)
     assert seen == [True]
 
@@ -153,7 +153,7 @@ def test_branches_that_disagree_are_a_conflict():
     merging = Merging()
     merging.ends(0, puts={"k": 0})
     merging.ends(1, puts={"k": 1})
-    merging.merger.merge()
+    merging.merger.merge_ready()
     assert isinstance(merging.merger.error, WriteConflictError)
     assert "the branches 0 ('s0') and 1 ('s1') of the parallel group 'g'" in str(merging.merger.error)
 
@@ -170,7 +170,7 @@ def test_rows_records_and_changes_are_taken_over(error):
         0, error, rows=["row"], changed={"x", "gone"}, held_waits=(wait,), consumed=frozenset({"k"}),
         answered=((5, ("inner", 5), answers),), inner_branches=[(2, ["i1", "i2"]), (4, ["i3"])],
     )  # fmt: skip
-    merging.merger.merge(1)
+    merging.merger.merge_all(1)
     merging.merger.take_the_rest()
     branch = merging.branch
     assert (branch.rows, merging.names()) == (["row"], ["s0"])
@@ -185,7 +185,7 @@ def test_rows_records_and_changes_are_taken_over(error):
         for revocable in (0, 1):
             merging = Merging(terms=terms, revocable=revocable)
             merging.ends(0, error)
-            merging.merger.merge(1)
+            merging.merger.merge_all(1)
             merging.merger.take_the_rest()
             ids = [branch_id("0.3", 0)] * bool(terms)
             assert merging.branch.inner_branches == [(3, ids)] * revocable
@@ -203,7 +203,7 @@ def test_those_of_several_branches_come_together():
     del one.store["k"], other.store["j"]
     merging.ends(2, answered=((5, ("inner", 5), answers),))
     merging.ends(3, consumed=frozenset("l"))
-    merging.merger.merge(4)
+    merging.merger.merge_all(4)
     assert (branch.held_waits, branch.consumed) == ((before, *waits), {"before", "k", "j", "l"})
     assert branch.answered == ((1, (ROOT, 1), answers), (3, ("inner", 5), answers))
     writes = merging.merger.with_changes(merging.writes())
@@ -218,7 +218,7 @@ def test_without_changes_in_place_the_writes_are_the_same():
     """Nothing is copied."""
     merging, writes = Merging(inputs={"x": 1}), Delta({"y": 3}, [], {})
     merging.ends(0, changed={"gone"})
-    merging.merger.merge(1)
+    merging.merger.merge_all(1)
     assert merging.merger.with_changes(writes) is writes
     assert merging.branch.changed == set()
 
@@ -228,7 +228,7 @@ def test_the_writes_of_layers_after_a_failure_are_noted_no_more():
     merging = Merging(terms={"log": Log()})
     fork = merging.ends(0)
     fork.left_behind().unwind(fork.store)
-    merging.merger.merge(1)
+    merging.merger.merge_all(1)
     fork.store["late"] = 1
     assert "late" not in fork.left_behind().unwinding
 
@@ -243,7 +243,7 @@ def test_results_and_switches_are_those_of_the_last_branch_that_has_any():
     merging.ends(1, switches=[("a", True)])
     merging.ends(2, result=0, switches=[])
     merging.ends(3)
-    merging.merger.merge(4)
+    merging.merger.merge_all(4)
     assert (merging.merger.result, list(merging.merger.switched.items())) == (0, [("b", False), ("a", True)])
     merging.branch.result = "before"
     merging.branch.switch("c", False)
@@ -260,7 +260,7 @@ def test_after_a_bail_only_its_branch_counts():
         merging.ends(0, puts={"a": 0}, result="first", switches=[("a", False)])
         merging.ends(1, error, puts={"b": 1}, result="bailed", switches=[("b", False)])
         merging.ends(2, Bail("too"), puts={"c": 2}, result="too")
-        merging.merger.merge(3)
+        merging.merger.merge_all(3)
         merging.merger.take_the_rest()
         merging.branch.result = "before"
         assert merging.writes(error).puts == ({"b": 1} if error is bail else {})
@@ -269,7 +269,7 @@ def test_after_a_bail_only_its_branch_counts():
         assert merging.branch.switches == ({"b": False} if error is bail else {})
     merging = Merging()
     merging.ends(0, puts={"a": 0}, result="first")
-    merging.merger.merge(1)
+    merging.merger.merge_all(1)
     assert merging.writes(bail).puts == {}  # of a branch that no longer exists
     merging.merger.adopt(bail)
     assert merging.branch.result is None
@@ -285,7 +285,7 @@ def test_answers_that_branches_consumed_are_deleted_once():
             del fork.store["other"]
         else:
             fork.store["new"] = 1
-    merging.merger.merge(2)
+    merging.merger.merge_all(2)
     assert merging.merger.error is None
     assert merging.writes() == Delta({"new": 1}, ["other", "k"], {})
 
@@ -294,7 +294,7 @@ def test_lost_branches_are_listed_under_their_key():
     """Which no branch may write; the list must be of its type."""
     merging = Merging(tolerate=1, failures="lost")
     merging.ends(0, puts={"k": 1})
-    merging.merger.merge(1)
+    merging.merger.merge_all(1)
     assert merging.writes(lost=[("s1", NO)]).puts == {"k": 1, "lost": [("s1", NO)]}
     merging = Merging(tolerate=1)
     assert merging.writes(lost=[("s1", NO)]).puts == {}
@@ -304,7 +304,7 @@ def test_lost_branches_are_listed_under_their_key():
     assert merging.writes(NO).puts == {}
     merging = Merging(tolerate=1, failures="lost")
     merging.ends(0, puts={"lost": 1})
-    merging.merger.merge(1)
+    merging.merger.merge_all(1)
     with pytest.raises(WriteConflictError):
         merging.writes()
 
@@ -320,7 +320,7 @@ def test_records_of_lost_branches_have_recovered_failures():
         fork.records.add(record(2, Status.FAILED, scope=None))
         fork.records.add(record(2, Status.FAILED, scope=merging.scope.place.of(0)))
         merging.merger.unmerged[0] = None
-        merging.merger.merge(2)
+        merging.merger.merge_all(2)
         merging.verdicts.is_exceeded = exceeded
         merging.merger.adopt(None)
         recovered = [each.recovered for each in merging.branch.records.kept]
@@ -334,7 +334,7 @@ def test_what_is_restored_has_the_effect_of_its_group():
     merging.ends(0, puts={"k": 0}, result="first")
     merging.ends(1, puts={"k": 1}, result="second")
     merging.ends(2, NO)
-    merging.merger.merge(3)
+    merging.merger.merge_all(3)
     assert merging.writes() == Delta({}, [], {})
     assert (merging.merger.result, merging.merger.error) == ("first", None)
     assert [each.status for each in merging.branch.records.kept[1:]] == ["completed", "cancelled", "failed"]
@@ -351,7 +351,7 @@ def test_a_group_that_failed_leaves_its_branches_to_a_resume():
     merging.ends(1)
     fork = merging.ends(2, NO, puts={"l": 2}, result="third")
     fork.left_behind().unfinished = {4: ([], "before")}
-    merging.merger.merge(3)
+    merging.merger.merge_all(3)
     merging.merger.take_the_rest()
     merging.merger.leave_remains()
     left = merging.branch.leftovers
@@ -367,6 +367,6 @@ def test_a_group_that_failed_leaves_its_branches_to_a_resume():
     merging = Merging()
     merging.ends(0, NO)
     merging.ends(1)
-    merging.merger.merge(2)
+    merging.merger.merge_all(2)
     merging.merger.leave_remains()
     assert merging.branch.left_behind().remains == {}
