@@ -210,11 +210,9 @@ _GO: Final[Decision] = (True, None)
 def enter(layers: Layers) -> Passage:
     """Open the layers that are not open yet; return whether the target is to run, and the failure of a layer."""
     gate, opened, store = layers.gate, layers.opened, layers.store
-    generator: Any = None
-    layer: Any = None
     try:
         for layer in layers.layers[len(opened) :] if opened else layers.layers:
-            generator = None
+            generator: Any = None
             try:
                 gate.open = True
                 generator = layer(layers)
@@ -238,7 +236,7 @@ def enter(layers: Layers) -> Passage:
             mark = None if unwritten else store.mark()
             opened.append((layer, generator, mark, len(layers.inserted), layers.values))
     except KeyboardInterrupt as late:  # as the exception of a layer was being caught
-        return False, _failed_to_open(layers, layer, generator, late)
+        return False, late
     layers.entered = True
     return _GO
 
@@ -336,8 +334,8 @@ def _leave(layers: Layers, error: BaseException | None, move: Move | None = None
         if follows is AGAIN:
             layers.open(layer, generator, item)
             return _GO
-        if mark is not None and not is_pause:
-            store.release(mark)
+        if mark is not None:
+            store.release(mark)  # in a pause, it is undone already
         if follows is RECOVER:
             layers.recovered, error = True, None
         elif follows is FAIL:
@@ -362,9 +360,9 @@ def _resumed(layers: Layers, generator: Layer, outcome: Any, error: BaseExceptio
             item = generator.send(outcome) if error is None else generator.throw(error)
             gate.open = False
             return YIELDS, item
-        except StopIteration as stop:
+        except StopIteration:
             gate.open = False
-            return (RAISES, stop) if stop is error else (RETURNS, None)
+            return RETURNS, None
         except BaseException as raised:
             gate.open = False
             if generator.gi_suspended:  # an interrupt, just as the layer had yielded: it is raised there
@@ -385,12 +383,13 @@ def _resolved(
     has_failed = error is not None
     while True:
         if did is _WAITS:
+            traceback = error and error.__traceback__
             answer = yield item
             if type(answer) is Raised and _is_open(generator):  # an interrupt: it is raised at the layer's `yield`
                 error = answer.error
                 did, item = _resumed(layers, generator, None, error)
             else:
-                did, item = _awaited(answer, error)
+                did, item = _awaited(answer, error, traceback)
         elif did is not YIELDS or item is None:
             return did, item
         elif isinstance(item, Sleep):
@@ -437,13 +436,13 @@ def _is_open(generator: Any) -> bool:
     return getattr(generator, "ag_frame", None) is not None and not generator.ag_running
 
 
-def _awaited(answer: Any, error: BaseException | None) -> Move:
+def _awaited(answer: Any, error: BaseException | None, traceback: Any) -> Move:
     if type(answer) is not Raised:
         return YIELDS, answer
     raised = answer.error
     if isinstance(raised, StopAsyncIteration) and raised is not error:
         return RETURNS, None
-    return RAISES, _same(raised, error, error and error.__traceback__)
+    return RAISES, _same(raised, error, traceback)
 
 
 def _reproached(layers: Layers, generator: Layer, misuse: BaseException) -> Generator[Request, Any, BaseException]:
@@ -456,15 +455,15 @@ def _reproached(layers: Layers, generator: Layer, misuse: BaseException) -> Gene
         answer = yield item
         if type(answer) is Raised and _is_open(generator):
             return (yield from _reproached(layers, generator, answer.error))
-        did, item = _awaited(answer, misuse)
+        did, item = _awaited(answer, misuse, None)
     return item if did is RAISES and not isinstance(item, Exception) else misuse
 
 
 def _same(raised: BaseException, error: BaseException | None, traceback: Any) -> BaseException:
-    """Return the exception that was raised, or the error itself if it only passed through a layer."""
+    """Return the exception that was raised, or the error itself, with its traceback, if it only passed through a layer."""
     raised = meant_by(raised)
     if raised is error:
-        return raised.with_traceback(traceback)
+        return raised if traceback is None else raised.with_traceback(traceback)
     # A StopIteration that passes through a generator comes out as the cause of a RuntimeError (PEP 479).
     stopped = isinstance(error, (StopIteration, StopAsyncIteration)) and raised.__cause__ is error
     return error if error is not None and stopped and isinstance(raised, RuntimeError) else raised

@@ -1,5 +1,6 @@
 """Layers, driven by script: each row of the table, and the short way compared with the one that follows the table."""
 
+import traceback
 from contextlib import suppress
 from dataclasses import dataclass
 from types import GeneratorType
@@ -10,8 +11,10 @@ from hypothesis import strategies as st
 from scripted import performed
 from support import examples, shown, step
 
-from flowdeco import Sleep, Stage, Store, pipeline
+from flowdeco import Bail, Key, Sleep, Stage, Status, Store, Suspend, pipeline
+from flowdeco.durable.digests import digest
 from flowdeco.engine import layers as engine
+from flowdeco.engine.changes import Looks
 from flowdeco.engine.layers import (
     AGAIN,
     BEFORE,
@@ -28,9 +31,13 @@ from flowdeco.engine.layers import (
     leave,
     merging,
 )
+from flowdeco.engine.outcome import StageRecord
 from flowdeco.engine.requests import Await, Gate, Raised
-from flowdeco.errors import MiddlewareError
+from flowdeco.engine.waits import Waits, Wall
+from flowdeco.errors import OVER, PAUSE, SLEEP, MiddlewareError, StoreTypeError, Wait
+from flowdeco.model.deltas import Delta
 from flowdeco.model.sentinels import UNSET
+from flowdeco.model.wiring import hides_gaps
 
 ACTION = step([], "a")
 STAGE = Stage("s", [ACTION])
@@ -174,6 +181,26 @@ def test_what_follows_is_what_the_table_says(way, row):
     assert around.attempt == 1 + (follows is AGAIN)
     assert around.entered is (follows is not AGAIN and (where is not BEFORE or follows is RUNS))
     assert around.stood_by() is (around.entered and follows not in (RECOVER, AGAIN))
+    assert around.given is UNSET
+
+
+def test_layers_that_insert_or_ask_again_did_not_only_stand_by(way):
+    """Nor those that recovered a failure."""
+
+    def inserts(call):
+        call.insert(STAGE)
+        yield
+
+    for layer, error, expected in (
+        (yields, None, True), (inserts, None, False), (yields_again, OOPS, False), (swallows, OOPS, False),
+    ):  # fmt: skip
+        around = layers_of(way(layer))
+        decision(enter(around))
+        again, _ = decision(leave(around, error))
+        if again:
+            decision(enter(around))
+            decision(leave(around, None))
+        assert around.stood_by() is expected
 
 
 def test_the_table_has_a_row_for_whatever_a_layer_may_do():
@@ -197,8 +224,25 @@ def test_what_a_layer_yields_is_given_to_the_target_only(way):
     around = layers_of(way(yields), way(looks))
     assert decision(enter(around)) == (True, None)
     assert (inner, around.values) == ([{"outer": 1, "k": 1}], {"outer": 1, "k": 2, "other": 3})
+    assert around.supplied == ("k", "k", "other")
     assert decision(leave(around, None)) == (False, None)
     assert around.values == {"outer": 1}
+
+
+def test_values_may_have_typed_keys(way):
+    """They are checked, and given by name."""
+
+    def gives(value):
+        def layer(call):
+            yield {Key("k", int): value}
+
+        return layer
+
+    around = layers_of(way(gives(1)))
+    assert decision(enter(around)) == (True, None)
+    assert around.values == {"outer": 1, "k": 1}
+    runs, error = decision(enter(layers_of(way(gives("text")))))
+    assert (runs, type(error)) == (False, StoreTypeError)
 
 
 def test_layers_are_resumed_from_the_inside_out(way):
@@ -426,8 +470,61 @@ def test_a_layer_that_swallows_its_misuse_has_failed_all_the_same(way):
     around = layers_of(way(yields_on))
     decision(enter(around))
     runs, error = decision(leave(around, None))
-    assert (runs, type(error)) == (False, MiddlewareError)
+    assert (runs, type(error), around.failure) == (False, MiddlewareError, error)
     assert "runs again only after a failure" in str(error)
+
+
+def misuses(call):
+    yield 3
+
+
+def misuses_later(call):
+    with suppress(ValueError, KeyboardInterrupt):
+        yield
+    yield 3
+
+
+def yields_and_yields(call):
+    yield {"k": 1}
+    yield
+
+
+def retries_and_yields(call):
+    with suppress(ValueError):
+        yield
+    yield
+    yield
+
+
+@pytest.mark.parametrize(
+    ("layer", "errors"),
+    [
+        (misuses, []), (misuses_later, [OOPS]), (yields_twice, [None]), (yields_and_yields, [None]),
+        (retries_and_yields, [OOPS, None]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("resumable", [False, True])
+def test_a_misuse_names_the_middleware(layer, errors, resumable, way):
+    """And its traceback leads to the `yield`, wherever it happens."""
+    made = way(layer)
+    made.__qualname__ = layer.__qualname__
+    around = layers_of(made)
+    around.mark = around.store.mark() if resumable else None
+    _, error = decision(enter(around))
+    for each in errors:
+        _, error = decision(leave(around, each))
+    assert f"the middleware {layer.__qualname__}" in str(error)
+    if way is not asynchronous:  # that of the tests has the exception raised elsewhere
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        assert (last.name, last.line[:5]) == (layer.__name__, "yield")
+
+
+def test_a_misuse_after_an_interrupt_names_the_middleware():
+    """It came just as the layer had yielded."""
+    around = layers_of(misuses_later, gate=Interrupting(1))
+    _, interrupt = decision(enter(around))
+    _, error = decision(leave(around, interrupt))
+    assert "misuses_later" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -455,6 +552,63 @@ def test_a_failure_that_only_passes_through_stays_the_same(error, asynchronously
     assert around.store["closed"]
 
 
+def test_an_exception_that_only_passes_through_keeps_its_traceback(way):
+    """The lines of layers say nothing about the failure."""
+
+    def closes(call):
+        try:
+            yield
+        finally:
+            call.store["closed"] = True
+
+    try:
+        raise ValueError("of the target")
+    except ValueError as raised:
+        error, lines = raised, raised.__traceback__
+    around = layers_of(way(closes), way(closes))
+    decision(enter(around))
+    assert decision(leave(around, error)) == (False, error)
+    assert error.__traceback__ is lines
+
+
+def test_an_error_that_a_layer_makes_of_a_failure_is_its_own(way):
+    """Also one that looks as if Python had made it."""
+
+    def translates(call):
+        try:
+            yield
+        except ValueError as error:
+            raise BROKEN from error
+
+    around = layers_of(way(translates))
+    decision(enter(around))
+    assert decision(leave(around, OOPS)) == (False, BROKEN)
+
+
+def test_a_bail_of_the_target_is_a_success_for_its_layers(way):
+    """It is passed on, unless one of them fails; then it is gone."""
+    log, bail = [], Bail("enough")
+
+    def notes(call):
+        log.append((yield))
+
+    def retries(call):
+        with suppress(RuntimeError):
+            yield
+            return
+        yield
+
+    around = layers_of(way(notes))
+    decision(enter(around))
+    assert (decision(leave(around, bail)), log, around.failure) == ((False, bail), [None], None)
+    around = layers_of(way(raises_after))
+    decision(enter(around))
+    assert decision(leave(around, bail)) == (False, BROKEN)
+    around = layers_of(way(retries), way(raises_after))
+    decision(enter(around))
+    assert decision(leave(around, bail)) == (True, None)
+
+
 def test_where_nothing_is_waited_for_the_answer_comes_at_once():
     """Without a generator of requests; a failure is told by the table."""
     around = layers_of(returns_after, returns_after)
@@ -471,6 +625,289 @@ def test_an_asynchronous_layer_is_resumed_by_the_driver():
     assert decision(enter(around), requests) == (True, None)
     assert decision(leave(around, None), requests) == (False, None)
     assert [type(each) for each in requests] == [Await, Await]
+
+
+# -- attempts, and their number
+
+
+def asks_again(name, times, log=None):
+    """A layer that asks for so many further attempts each time it is entered."""
+
+    def layer(call):
+        if log is not None:
+            log.append((name, call.repeats_before))
+        for _ in range(times):
+            with suppress(ValueError):
+                yield
+                return
+        yield
+
+    return layer
+
+
+def test_what_each_layer_has_asked_for_is_counted():
+    """Of those inside the one that asks, the count begins anew; errors are kept, in their order."""
+    around = layers_of(asks_again("a", 1), asks_again("b", 2), asks_again("c", 1))
+    errors = [ValueError(number) for number in range(6)]
+    counts = []
+    for error in errors:
+        assert decision(enter(around)) == (True, None)
+        around.take_cached(1, ())
+        assert decision(leave(around, error)) == (True, None)
+        assert not around.cached
+        counts.append((around.repeats, around.asked_again))
+    assert counts == [
+        ((0, 0, 1), 2), ((0, 1, 0), 1), ((0, 1, 1), 2), ((0, 2, 0), 1), ((0, 2, 1), 2), ((1, 0, 0), 0),
+    ]  # fmt: skip
+    assert (around.attempt, around.failures) == (7, tuple(errors))
+
+
+def earlier(status=Status.SUSPENDED, **more):
+    """What had become of the stage before the run was resumed."""
+    return StageRecord(
+        "s", STAGE, status, 0.0, 0.0, attempts=4, failures=[OOPS], dropped={("", 1, "a"): [OOPS]}, **more
+    )
+
+
+def test_attempts_are_counted_on_in_a_resumed_run():
+    """Each layer hears how often it had asked; a resumed failure begins anew."""
+    for status, before, attempt, failures in (
+        (Status.SUSPENDED, [1, 2], 4, (OOPS,)), (Status.RUNNING, [1, 2], 4, (OOPS,)), (Status.FAILED, [0, 0], 1, ()),
+    ):  # fmt: skip
+        log = []
+        around = layers_of(asks_again("a", 0, log), asks_again("b", 0, log))
+        then = earlier(status, repeats=(1, 2))
+        around.continue_from(then)
+        assert decision(enter(around)) == (True, None)
+        assert [count for _, count in log] == before
+        assert (around.attempt, around.failures) == (attempt, failures)
+        assert around.dropped == (then.dropped if failures else {})
+
+
+@pytest.mark.parametrize(("count", "repeats"), [(1, (2,)), (2, (1, 2)), (3, (0, 1, 2))])
+def test_layers_around_a_run_keep_their_counts_however_many_there_are_now(count, repeats):
+    """A resume may be given others: what is innermost is the pipeline's own."""
+    around = layers_of(*[yields] * count)
+    around.count_from_inside()
+    around.continue_from(earlier(repeats=(1, 2)))
+    assert around.repeats == repeats
+    inside = layers_of(yields)
+    inside.continue_from(earlier(repeats=(1,)))
+    assert inside.repeats == (1,)
+
+
+# -- in a durable run
+
+
+def in_a_durable_run(*layers, waits=(), **more):
+    """These layers, and what they wait for; the time stands still at 100, and more than 10 seconds suspend the run."""
+    around, waits = layers_of(*layers, **more), Waits(Wall(lambda: 100.0, suspend_after=10), 0, waits)
+    around.waits = lambda: waits
+    return around, waits
+
+
+def sleeps(before=0, after=0):
+    """A layer that sleeps before its target, and after it."""
+
+    def layer(call):
+        if before:
+            yield Sleep(before)
+        yield
+        if after:
+            yield Sleep(after)
+
+    return layer
+
+
+def test_the_sleeps_of_each_layer_are_counted(way):
+    """By its number, from the outside; so that they are not slept again."""
+    around, waits = in_a_durable_run(way(sleeps(1, 2)), way(sleeps(3)), way(sleeps(4, 5)))
+    requests = []
+    assert decision(enter(around), requests) == (True, None)
+    assert decision(leave(around, None), requests) == (False, None)
+    assert [each.seconds for each in requests if isinstance(each, Sleep)] == [1, 3, 4, 5, 2]
+    assert waits.recorded() == tuple(Wait(OVER, who=who, times=times) for who, times in ((0, 2), (1, 1), (2, 2)))
+
+
+def test_a_long_sleep_suspends_the_run_at_the_yield_of_its_layer(way):
+    """When the run is resumed, it sleeps for the rest."""
+    log = []
+
+    def patient(call):
+        try:
+            yield Sleep(20)
+        except BaseException as error:
+            log.append(type(error))
+            raise
+        yield
+
+    around, waits = in_a_durable_run(way(yields), way(patient))
+    runs, error = decision(enter(around))
+    assert (runs, type(error), log, waits.noted) == (False, Suspend, [Suspend], [Wait(SLEEP, 120.0, 1)])
+    assert decision(leave(around, error)) == (False, error)
+    around, waits = in_a_durable_run(way(yields), way(patient), waits=[Wait(SLEEP, 104.0, 1)])
+    requests = []
+    assert decision(enter(around), requests) == (True, None)
+    assert [each for each in requests if isinstance(each, Sleep)] == [Sleep(4)]
+
+
+def test_a_long_sleep_after_a_failure_is_a_pause_before_the_next_attempt(way):
+    """The failed one is undone, and counted; what the layer has slept and written before it stays, as do those around it."""
+    log, store = [], Store()
+
+    def outer(call):
+        call.store["outer"] = 1
+        try:
+            yield
+        except BaseException as error:
+            log.append(error)
+            raise
+
+    def backs_off(call):
+        yield Sleep(1)
+        call.store["backs off"] = 1
+        try:
+            yield
+        except ValueError:
+            call.store["failed"] = 1
+            yield Sleep(20)
+        yield
+
+    def inner(call):
+        call.store["inner"] = 1
+        call.insert(STAGE)
+        yield Sleep(1)
+        yield
+
+    around, waits = in_a_durable_run(way(outer), way(backs_off), way(inner), store=store)
+    assert decision(enter(around)) == (True, None)
+    store["target"] = 1
+    again, error = decision(leave(around, OOPS))
+    assert (again, type(error), around.pause, log) == (False, Suspend, error, [error])
+    assert dict(store) == {"outer": 1, "backs off": 1, "failed": 1}
+    assert (around.attempt, around.repeats, around.failures) == (2, (0, 1, 0), (OOPS,))
+    assert (around.inserted, around.opened, around.failure) == ((), [], error)
+    assert waits.recorded() == (Wait(OVER, who=1, times=1), Wait(PAUSE, 120.0, 1))
+
+
+def test_a_short_pause_before_the_next_attempt_is_waited_for(way):
+    """Nothing is kept of it: the time until the next attempt is not part of any."""
+
+    def backs_off(call):
+        with suppress(ValueError):
+            yield
+        yield Sleep(5)
+        yield
+
+    around, waits = in_a_durable_run(way(backs_off))
+    requests = []
+    decision(enter(around))
+    assert decision(leave(around, OOPS), requests) == (True, None)
+    assert ([each for each in requests if isinstance(each, Sleep)], waits.recorded()) == ([Sleep(5)], ())
+
+
+def test_layers_around_a_run_are_numbered_from_the_inside():
+    """So is what they wait for."""
+    around, waits = in_a_durable_run(sleeps(1), sleeps(2))
+    around.count_from_inside()
+    decision(enter(around))
+    assert [wait.who for wait in waits.recorded()] == [-3, -2]
+
+
+def watched(*layers, base=None):
+    """Layers around a stage of which all is noted that they write, or change in place, until its target begins."""
+    base = Store() if base is None else base
+    watch = Looks(digest).watch(base, set())
+    around = layers_of(*layers, store=watch.watched())
+    around.mark, around.entry_writes, around.watch = base.mark(), [], watch
+    return around
+
+
+def writes_key(key, value=1):
+    def layer(call):
+        call.store[key] = value
+        yield
+
+    return layer
+
+
+def test_the_writes_of_each_layer_as_it_is_entered_are_noted(way):
+    """One by one; those of another attempt replace those of the failed one."""
+
+    def inner(call):
+        call.store["inner"] = call.attempt
+        yield {"given": 1}
+
+    def again(call):
+        call.store["again"] = 0
+        with suppress(ValueError):
+            yield
+            return
+        call.store["again"] = 1
+        yield
+
+    around = watched(way(writes_key("outer")), way(again), way(inner))
+    written = [Delta({"outer": 1}, [], {}), Delta({"again": 0}, [], {}), Delta({"inner": 1}, [], {})]
+    assert decision(enter(around)) == (True, None)
+    assert around.entry_writes == written
+    assert decision(leave(around, OOPS)) == (True, None)
+    assert around.entry_writes == [written[0], Delta({"again": 1}, [], {})]
+    assert decision(enter(around)) == (True, None)
+    assert around.entry_writes == [written[0], Delta({"again": 1}, [], {}), Delta({"inner": 2}, [], {})]
+
+
+def test_what_a_layer_changes_in_place_as_it_is_entered_is_noted_with_it(way):
+    """And not with those inside it."""
+
+    def grows(by):
+        def layer(call):
+            call.store["xs"].append(by)
+            yield
+
+        return layer
+
+    around = watched(way(grows(1)), way(yields), way(grows(2)), base=Store({"xs": []}))
+    assert decision(enter(around)) == (True, None)
+    assert [each.changes for each in around.entry_writes] == [{"xs": [1, 2]}, {}, {"xs": [1, 2]}]
+    assert [each.puts for each in around.entry_writes] == [{}] * 3
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_in_a_resumed_run_the_writes_of_a_layer_are_those_of_before(way, durable):
+    """Not those that it makes now; a layer that is new makes its own."""
+    base = Store()
+    around = watched(*(way(writes_key(key, "now")) for key in "abc"), base=base)
+    if not durable:
+        around.entry_writes = None
+    around.replays = iter([lambda: base.put("before", "a"), None])
+    assert decision(enter(around)) == (True, None)
+    assert dict(base) == {"before": "a", "b": "now", "c": "now"}
+    if durable:
+        assert [each.puts for each in around.entry_writes] == [{"before": "a"}, {"b": "now"}, {"c": "now"}]
+
+
+def test_each_layer_has_a_mark_to_which_its_next_attempt_returns(way):
+    """Around an action not the innermost: nothing inside it writes before the action has ended."""
+    store = Store()
+    for action, noted in ((None, [{"b", "target"}, {"target"}]), (ACTION, [{"b", "target"}])):
+        around = layers_of(way(writes_key("a")), way(writes_key("b")), store=store, action=action)
+        decision(enter(around))
+        store["target"] = 1
+        assert [store.since(mark).keys() for mark in around.marks()] == noted
+        decision(leave(around, None))
+        assert around.marks() == []
+        store.clear()
+
+
+@pytest.mark.parametrize("error", [None, OOPS], ids=repr)
+@pytest.mark.parametrize("layer", [writes_key("k"), swallows, raises_after, yields_twice, sleeps(1, 1)])
+def test_marks_are_let_go_as_the_layers_are_left(way, layer, error):
+    """A store that nobody may undo notes nothing."""
+    around = layers_of(way(layer), way(layer))
+    decision(enter(around))
+    decision(leave(around, error))
+    around.store["new"] = 1
+    assert not around.store.has_written("new")
 
 
 # -- interrupts: only while code of the user runs
@@ -500,8 +937,9 @@ class Interrupting:
             raise KeyboardInterrupt
 
 
-def test_the_gate_is_open_while_a_layer_runs_and_closed_otherwise(way):
-    """Whatever the layer does."""
+@pytest.mark.parametrize("outcome", [UNSET, "returned"])
+def test_the_gate_is_open_while_a_layer_runs_and_closed_otherwise(way, outcome):
+    """Whatever the layer does; of an asynchronous one, the driver opens it."""
     gate = Gate()
     opened = []
 
@@ -514,12 +952,13 @@ def test_the_gate_is_open_while_a_layer_runs_and_closed_otherwise(way):
 
     for error in (None, OOPS):
         opened.clear()
-        around = layers_of(looks, gate=gate)
+        around = layers_of(way(looks), gate=gate)
         assert decision(enter(around)) == (True, None)
-        assert not gate.open
+        assert gate.open is False
+        around.given = outcome
         assert decision(leave(around, error)) == (False, error)
-        assert not gate.open
-        assert opened == [True, True]
+        assert gate.open is False
+        assert opened == [way is not asynchronous] * 2
 
 
 @pytest.mark.parametrize("error", [None, OOPS], ids=["after a success", "after a failure"])
@@ -626,6 +1065,55 @@ def test_ctrl_c_just_as_a_layer_has_failed_replaces_its_failure(layer):
     if runs:
         _, error = decision(leave(around, None))
     assert type(error) is KeyboardInterrupt
+
+
+def test_ctrl_c_that_a_layer_recovers_is_the_failure_that_was_recovered():
+    """It came just as the layer was about to be resumed."""
+
+    def stubborn(call):
+        with suppress(KeyboardInterrupt):
+            yield
+
+    around = layers_of(stubborn, gate=Interrupting(2, as_it_opens=True))
+    decision(enter(around))
+    assert decision(leave(around, None)) == (False, None)
+    assert (around.recovered, type(around.failure)) == (True, KeyboardInterrupt)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_interrupt_before_an_async_layer_is_resumed_is_raised_in_it(begun):
+    """It was about to be: it can clean up, if it has begun, and the layers around it hear of the interrupt."""
+    log, interrupt = [], KeyboardInterrupt()
+
+    async def noted(call):
+        log.append("+")
+        try:
+            yield
+        except BaseException as error:
+            log.append(error)
+            raise
+
+    around = layers_of(noted, noted)
+    walk = enter(around)
+    if begun:
+        assert decision(walk) == (True, None)
+        walk = leave(around, None)
+        next(walk)
+    else:
+        walk.send(performed(next(walk)))
+    assert end_of(walk, walk.send(Raised(interrupt))) == (False, interrupt)
+    if not begun:
+        assert decision(leave(around, interrupt)) == (False, interrupt)
+    assert log == (["+", "+", interrupt, interrupt] if begun else ["+", interrupt])
+
+
+def end_of(walk, request):
+    """What a walk comes to, after this request."""
+    while True:
+        try:
+            request = walk.send(performed(request))
+        except StopIteration as end:
+            return end.value
 
 
 def test_ctrl_c_just_as_a_layer_yields_after_a_pause_is_heard_by_it():
@@ -780,8 +1268,9 @@ def test_a_call_says_what_its_target_is():
         Layers("r", Store(), PIPELINE, STAGE, ACTION, (), Gate()),
     )
     assert [(call.level, call.name) for call in calls] == [("pipeline", "p"), ("stage", "s"), ("action", "a")]
+    assert {call.run_id for call in calls} == {"r"}
     assert repr(calls[2]) == "<Call of action 'a', attempt 1>"
-    assert calls[0].outcome is None
+    assert (calls[0].outcome, calls[0].given, calls[0].values) == (None, UNSET, {})
 
 
 def test_what_a_call_inserts_must_be_units():
@@ -818,3 +1307,4 @@ def test_the_data_of_a_stage_is_merged_by_a_layer():
     assert dict(store) == {}
     assert decision(enter(around)) == (True, None)
     assert dict(store) == {"k": 1}
+    assert not hides_gaps((merging(STAGE),))  # nothing that an insertion may count on
