@@ -8,9 +8,15 @@ from itertools import count
 
 from flowdeco import Run, Store
 from flowdeco.drivers.interrupts import is_cancellation
+from flowdeco.durable import MemoryJournal
+from flowdeco.durable.digests import digest
+from flowdeco.engine.branch import Branch
 from flowdeco.engine.evaluation import evaluate, evaluate_run
+from flowdeco.engine.open_scopes import OpenScope
+from flowdeco.engine.recorder import Recorder
 from flowdeco.engine.requests import Await, Fork, Raised, Save
 from flowdeco.engine.schedule import Schedule
+from flowdeco.engine.scopes import open_scope
 from flowdeco.engine.terms import Terms
 from flowdeco.model.definitions import as_pipeline
 
@@ -84,3 +90,21 @@ def perform(walk, requests=None):
         if requests is not None:
             requests.append(request)
         answer = performed(request)
+
+
+def recorder():
+    """A recorder of a journal in memory, in which the run has begun."""
+    journal = MemoryJournal()
+    journal.create("run-1", "pipeline", journal.codec.encode({}, "inputs"), ())
+    return Recorder(journal, "run-1", lambda function: "code", digest)
+
+
+def in_stage(stage, inputs=None, **terms):
+    """A branch that has just begun a stage, the only one of its pipeline; its steps are for the test to begin."""
+    branch = Branch(terms_of(**terms), Store(inputs), OpenScope(None, None, None, 0.0))
+    branch.scope = OpenScope(branch.base, as_pipeline(stage), None, 0.0)
+    scope = OpenScope(branch.scope, stage, None, 0.0, branch.next_number())
+    scope.use_actions = stage.use_actions
+    open_scope(branch, scope, (), None)
+    del branch.agenda[1:]
+    return branch

@@ -49,7 +49,7 @@ def begin_action(branch: Branch, step: Step, by: str | None) -> Walk | Failure:
     """Return the walk of an action's call, with everything that may surround it, unless it was performed before a resume."""
     scope = branch.scope
     layers = scope.use_actions + step.use
-    if layers and scope.is_quiet and branch.terms.is_unobserved and not branch.guarded:
+    if layers and scope.is_quiet and branch.terms.is_unobserved:
         number = branch.number
         branch.number = number + 1
         return in_layers(branch, step, by, number, branch.terms.clock(), layers)

@@ -9,6 +9,7 @@ from typing import Any, cast
 from flowdeco.engine.branch import Branch
 from flowdeco.engine.calling import call_action, messages_after, settled, simple_arguments
 from flowdeco.engine.changes import Watch
+from flowdeco.engine.context import Context
 from flowdeco.engine.effects import Execution, conclude, messages_of, try_complete
 from flowdeco.engine.layers import Layers, enter, leave
 from flowdeco.engine.outcome import ActionRecord, Outcome, Status
@@ -33,7 +34,7 @@ def in_layers(
     around, watch = _layers_around(branch, step, number, layers, earlier)
     mark = branch.store.mark()
     act: Execution | None = None
-    called = None if earlier is None else _call_before(branch, number)
+    called = None if earlier is None else branch.waits_of(number).called
     error: Failure = None
     value: Any = UNSET
     again = True
@@ -62,16 +63,18 @@ def in_layers(
             error = yield from _another_attempt(branch, Execution(step, by, number, started), around)
             again = error is None
     if error is not None and around.entered:
-        _note_call(branch, act or Execution(step, by, number, started), watch, value, error)
+        _note_call(branch, number, None if act is None else act.context, watch, value, error)
     returned, value = value, around.given if error is None else Raised(error)
     if value is not returned and type(value) not in SETTLED:  # supplied by a layer
         value = yield from settled(step, value)
+    undoes: Mark | None = mark
     if act is None and watch is None and _did_nothing(branch, around, mark):
         branch.store.release(mark)
         if try_complete(branch, step, by, number, started, value):
             return None
+        undoes = None
     act = act or Execution(step, by, number, started)
-    act.value, act.layers, act.mark, act.watch = value, around, mark, watch
+    act.value, act.layers, act.mark, act.watch = value, around, undoes, watch
     return conclude(branch, act)
 
 
@@ -89,12 +92,9 @@ def _did_nothing(branch: Branch, layers: Layers, mark: Mark) -> bool:
     return not mark and branch.scope.is_quiet and layers.stood_by()
 
 
-def _call_before(branch: Branch, number: int) -> Called | None:
-    """Return the call of an action after which its middleware has suspended the run."""
-    return branch.waits_of(number).called if (branch.id, number) in branch.terms.waits else None
-
-
-def _note_call(branch: Branch, act: Execution, watch: Watch | None, value: Any, error: BaseException) -> None:
+def _note_call(
+    branch: Branch, number: int, context: Context | Called | None, watch: Watch | None, value: Any, error: BaseException
+) -> None:
     """Note a call after which middleware suspends the run, so that it is not repeated.
 
     Not in an atomic scope, which begins anew, nor a call that has changed values in place: these would not be restored.
@@ -103,8 +103,11 @@ def _note_call(branch: Branch, act: Execution, watch: Watch | None, value: Any, 
         return
     if watch is not None and watch.with_changes(NOTHING).changes:
         return
-    effects = Called(value, NOTHING, (), ()) if act.context is None else act.context.effects()
-    branch.waits_of(act.number).called = Called(value, effects.delta, effects.inserted, effects.switches)
+    called = Called(value, NOTHING, (), ())
+    if context is not None:
+        effects = context.effects()
+        called = Called(value, effects.delta, effects.inserted, effects.switches)
+    branch.waits_of(number).called = called
 
 
 def _layers_around(
