@@ -115,6 +115,7 @@ def test_depths_are_those_of_the_tree(run):
 
     flow = Stage("loop", [again]) >> inserting(Stage("b", [inserting(Stage("c"))]), name="a")
     assert depths(run(flow).stages) == [0] * 5 + [0, 1, 2]
+    assert depths(run(parallel(inserting(Stage("x"), name="a"), name="g")).stages) == [0, 1]
 
     unit = Stage("last")
     for number in range(DEEPEST + 5):
