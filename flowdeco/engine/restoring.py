@@ -8,7 +8,6 @@ from typing import Any, cast
 from flowdeco.engine.branch import Branch
 from flowdeco.engine.history import History
 from flowdeco.engine.noting import note
-from flowdeco.engine.open_scopes import OpenScope
 from flowdeco.engine.outcome import ActionRecord, Outcome, Scope
 from flowdeco.engine.requests import CAUGHT_UP, Walk, ended_by_another
 from flowdeco.engine.waits import kept
@@ -34,10 +33,10 @@ def recall(branch: Branch, number: int, unit: Unit | Step) -> Outcome | None:
 
 def _check_not_past_end(branch: Branch, past: History, number: int, unit: Unit | Step) -> None:
     """Raise for a step behind the end of a scope: `early_stop` if that had failed, otherwise a `CodeChangedError`."""
-    scope: OpenScope | None = branch.scope
-    while scope is not None and scope.earlier is None and scope is not branch.base:
+    scope = branch.scope
+    while scope.earlier is None and scope is not branch.base:
         scope = scope.outer
-    earlier = None if scope is None else scope.earlier
+    earlier = scope.earlier
     is_behind = earlier is not None and 0 <= earlier.end <= number
     if is_behind and earlier is not None and earlier.error is None:
         raise past.new(unit, branch.scope.unit)
