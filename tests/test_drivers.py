@@ -17,7 +17,7 @@ from support import action_record, again, around, async_around, failing, names, 
 from flowdeco import Context, Key, Run, Sleep, Stage, Store, action, parallel, pipeline, stream
 from flowdeco.drivers import sync
 from flowdeco.drivers.interrupts import is_cancellation
-from flowdeco.errors import ActionTimeout, DefinitionError, StoreTypeError, WiringError
+from flowdeco.errors import ActionTimeout, DefinitionError, MiddlewareError, StoreTypeError, WiringError
 from flowdeco.middleware import retry
 from flowdeco.testing import FlowRunner
 
@@ -944,6 +944,39 @@ def test_the_traceback_leads_to_the_user(run):
         run(failing([], "a", ValueError("no")))
     frames = [entry.name for entry in caught.traceback]
     assert frames[-1] == "body"
+
+
+def test_the_traceback_of_a_failure_has_no_lines_of_the_middleware_that_it_only_passes(run):
+    """They say nothing about it."""
+
+    def passes(call):
+        yield
+
+    async def passes_too(call):
+        yield
+
+    with pytest.raises(ValueError) as caught:
+        run(Stage("s", [failing([], "a", ValueError("no"))], use=[passes, passes_too], use_actions=[passes_too]))
+    names = [entry.name for entry in caught.traceback]
+    assert names[-1] == "body"
+    assert not {"passes", "passes_too"} & {*names}
+
+
+def test_the_traceback_of_a_mistake_in_middleware_leads_to_its_yield(run):
+    """Of a synchronous one as of an asynchronous one."""
+
+    def wrong(call):
+        yield 3
+
+    async def wrong_too(call):
+        yield 3
+
+    for layer in (wrong, wrong_too):
+        with pytest.raises(MiddlewareError) as caught:
+            run(Stage("s", [step([], "a")], use=[layer]))
+        assert caught.traceback[-1].name == layer.__name__
+        shown = [each for each in caught.traceback if not each.frame.f_locals.get("__tracebackhide__")]
+        assert not [each for each in shown if each.frame.f_globals["__name__"].startswith("flowdeco")]
 
 
 def test_every_unit_runs(run):

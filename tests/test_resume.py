@@ -249,6 +249,36 @@ def test_a_change_in_a_stage_that_is_unfinished_is_reported():
     assert "items" not in resumed.store
 
 
+def passes(call):
+    yield
+
+
+@pytest.mark.parametrize("use", [[], [passes]], ids=["alone", "in middleware"])
+def test_in_memory_an_action_whose_value_was_refused_runs_again_in_the_store_as_it_was(use):
+    """What the middleware of its stage wrote as the failure passed it is undone."""
+    fixed = []
+
+    def counts(call):
+        try:
+            yield
+        finally:
+            call.store["left"] = call.store.get("left", 0) + 1
+
+    @action(use=use)
+    def mixed():
+        return 1 if fixed else [1, Stage("never runs")]
+
+    @action
+    def sees(left=0):
+        return left
+
+    flow = Stage("s", [mixed, sees], use=[counts])
+    run = flow.run(check=False)
+    assert (run.status, dict(run.store)) == ("failed", {"left": 1})
+    fixed.append(True)
+    assert dict(flow.resume(run).store) == {"mixed": 1, "sees": 0, "left": 1}
+
+
 @pytest.mark.parametrize("on_change", ["ignore", "rerun"])
 def test_in_memory_nothing_is_undone_for_a_changed_pipeline(on_change):
     """The resume is refused, and says what it would take; the run stays as it was."""
