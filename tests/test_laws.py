@@ -14,7 +14,7 @@ from model import Act, Par, Pipe, Stg, parents, predict
 from support import again, around, examples, swallow
 
 from flowdeco import Bail, Context, Stage, action, parallel, pipeline, stream
-from flowdeco.engine.inserters import Inserters
+from flowdeco.show.inserters import Inserters
 from flowdeco.show.tree import grown
 
 # Thorough enough to find what the tests of the modules do not; the whole suite stays below a minute and a half.

@@ -39,7 +39,7 @@ def run_as_data(run: Run) -> dict[str, Any]:
     `parent` is the place in `stages` of the stage that inserted a stage.
     """
     from flowdeco.durable.info import questions_of  # a run without a journal needs no database
-    from flowdeco.engine.inserters import Inserters  # most commands show no run
+    from flowdeco.show.inserters import Inserters  # most commands show no run
 
     inserters = Inserters(run.stages)
     return {

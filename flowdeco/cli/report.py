@@ -216,7 +216,7 @@ def _rest(hidden: Sequence[StepRow]) -> Iterator[StepRow]:
 
 def _stage_rows(run: Run) -> Iterator[StepRow]:
     """Yield a row for each stage, and before it one for each parallel group that it is the first of."""
-    from flowdeco.engine.inserters import DEEPEST, depths
+    from flowdeco.show.inserters import DEEPEST, depths
 
     records = list(run.stages)
     below = depths(records)

@@ -71,7 +71,7 @@ def _perform(branch: Branch, step: Step, by: str | None, number: int, earlier: O
         error = yield from _await_turn(branch, earlier, step, number)
         if error is not None:
             return error
-        step = _renewed(step, scope) if terms.past.in_store and by is not None else step
+        step = _renewed(step, scope) if terms.past.is_in_memory and by is not None else step
         layers = terms.past.layers_of(scope.use_actions + step.use)
     if terms.notify is not None:
         terms.notify(ActionStarted(terms.run_id, scope.unit.name, step.name, by))

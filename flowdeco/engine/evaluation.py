@@ -262,7 +262,7 @@ def _begin_stage(branch: Branch, stage: Stage, by: str | None) -> Walk | Failure
     is_plain_run = terms.looks_nothing_up and not (branch.switches or around.is_skipped)
     if terms.past is not None:
         earlier = recall(branch, number, stage)
-        if by is not None and terms.past.in_store and not branch.restores(earlier):
+        if by is not None and terms.past.is_in_memory and not branch.restores(earlier):
             stage = reloaded(stage)
     scope = OpenScope(around, stage, by, terms.clock(), number)
     if not is_plain_run and branch.skips(stage, earlier):

@@ -32,7 +32,7 @@ __all__ = ["History", "Rehearsal", "branches_of"]
 class History:
     """The outcomes of a run before it was resumed.
 
-    With `in_store`, the store has their effects already: it is that of the earlier run in memory. A run that is
+    With `is_in_memory`, the store has their effects already: it is that of the earlier run in memory. A run that is
     `finished` performs nothing more.
     """
 
@@ -40,14 +40,14 @@ class History:
         self,
         steps: Outcomes,
         *,
-        in_store: bool = False,
+        is_in_memory: bool = False,
         remains: Mapping[str, Remains] | None = None,
         finished: bool = False,
         streams: dict[tuple[str, int], Any] | None = None,
         archive: Archive | None = None,
     ) -> None:
         self.steps = {branch: dict(mine) for branch, mine in steps.items()}
-        self.in_store = in_store
+        self.is_in_memory = is_in_memory
         self.finished = finished
         self.rehearses = False
         self.keeps_records = True

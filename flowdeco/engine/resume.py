@@ -130,7 +130,7 @@ def _saved(save: Save) -> Generator[Request, Any, BaseException | None]:
 def _history(rehearsal: Rehearsal, earlier: Earlier) -> History:
     older = earlier.older if earlier.on_change != "rerun" else ()
     return History(
-        rehearsal.held(), in_store=earlier.remains is not None, remains=earlier.remains,
+        rehearsal.held(), is_in_memory=earlier.remains is not None, remains=earlier.remains,
         streams=rehearsal.streams, archive=Archive(older, earlier.steps) if older else None,
     )  # fmt: skip
 
@@ -160,7 +160,7 @@ def _rehearsed(
     rehearsal = Rehearsal(
         earlier.steps, pipeline=run.pipeline, code=None if earlier.on_change == "ignore" else earlier.code,
         rerun=earlier.on_change == "rerun", until=from_stage, finished=earlier.finished,
-        in_store=earlier.remains is not None,
+        is_in_memory=earlier.remains is not None,
     )  # fmt: skip
     trial = Run(run.id, run.pipeline, Store(dict(run.store)))
     quiet = Terms(  # without recorder, log and observers: what is noted goes nowhere

@@ -126,7 +126,7 @@ def _earlier_entry_writes(
     past = branch.terms.past
     if past is None or not (past.has(branch.id, scope.number + 1) if earlier is None else earlier.entered):
         return None
-    if earlier is not None and earlier.entry_writes and not past.in_store:
+    if earlier is not None and earlier.entry_writes and not past.is_in_memory:
         return earlier.entry_writes
     return [NOTHING] * count
 
@@ -181,7 +181,7 @@ def _around_run(
 ) -> Sequence[Delta | None] | None:
     """Return the earlier entry writes of the layers around a run: its caller may give others than before."""
     past = branch.terms.past
-    if past is not None and past.in_store and recalled is not None:
+    if past is not None and past.is_in_memory and recalled is not None:
         recalled = [NOTHING] * len(past.unfinished(branch.id, scope.number)[0])
     return _from_inside(branch, recalled, count)
 
@@ -232,7 +232,7 @@ def _enter_and_fill(branch: Branch, scope: OpenScope, layers: Layers) -> Walk:
     error: Failure
     runs, error = entered if isinstance(entered, tuple) else (yield from entered)
     layers.replays = None
-    if resumes and past is not None and past.in_store and scope.before is not None:
+    if resumes and past is not None and past.is_in_memory and scope.before is not None:
         marks, result = past.unfinished(branch.id, scope.number)
         for mark, noted in zip(layers.marks()[::-1], marks[::-1], strict=False):
             mark.continue_from(noted)  # another attempt returns to the state that the first one found
@@ -468,7 +468,7 @@ def _keep_record(branch: Branch, scope: OpenScope, did: Outcome, error: Failure)
 def _has_left(branch: Branch, scope: OpenScope) -> bool:
     """Whether a stage had ended before a resume in memory: local results in the store are those of a later one."""
     past = branch.terms.past
-    return past is not None and past.in_store and scope.earlier is not None
+    return past is not None and past.is_in_memory and scope.earlier is not None
 
 
 def _branches(place: Scope | None) -> str | None:

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
-from flowdeco.engine.inserters import Inserters
 from flowdeco.engine.outcome import Outcome
 from flowdeco.engine.reading import in_branch
 from flowdeco.engine.runs import ActionRecord, Run, Scope, StageRecord, Status
 from flowdeco.errors import told as error_text
 from flowdeco.model.declare import bound_arguments
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream
+from flowdeco.show.inserters import Inserters
 from flowdeco.show.parts import DEEPEST, Part, pending
 from flowdeco.show.plan_parts import planned_action, planned_parts, stage_part
 

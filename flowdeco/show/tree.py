@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
-from flowdeco.engine.inserters import DEEPEST
 from flowdeco.engine.runs import Status
+from flowdeco.show.inserters import DEEPEST
 from flowdeco.show.parts import Part, walk
 
 __all__ = ["Collapsed", "Node", "collapsed", "grown"]

@@ -334,12 +334,12 @@ def outdated():
 
 
 @pytest.mark.parametrize(
-    ("in_store", "by", "value"), [(True, "s/x", "new"), (True, None, "old"), (False, "s/x", "old")]
+    ("is_in_memory", "by", "value"), [(True, "s/x", "new"), (True, None, "old"), (False, "s/x", "old")]
 )
 @pytest.mark.parametrize("use", [(), (passes,)], ids=["alone", "in a layer"])
-def test_an_inserted_action_has_the_code_that_its_module_has_now(in_store, by, value, use):
+def test_an_inserted_action_has_the_code_that_its_module_has_now(is_in_memory, by, value, use):
     """In a run that is resumed from memory: it is fixed by running its cell again. What the definition has is up to date."""
-    branch = in_stage(Stage("s", [], use_actions=use), past=History({}, in_store=in_store))
+    branch = in_stage(Stage("s", [], use_actions=use), past=History({}, is_in_memory=is_in_memory))
     assert perform(begin_action(branch, step_of(outdated()), by)) is None
     assert (branch.result, dict(branch.store)) == ((value, 0), {"renewed": (value, 0)})
 
@@ -347,7 +347,7 @@ def test_an_inserted_action_has_the_code_that_its_module_has_now(in_store, by, v
 def test_such_an_action_reads_and_writes_what_is_local_to_its_stage():
     """As the code that was inserted."""
     stage = Stage("s", [step([], "renewed"), step([], "n")], local=True)
-    branch = in_stage(stage, {"n": 0}, past=History({}, in_store=True))
+    branch = in_stage(stage, {"n": 0}, past=History({}, is_in_memory=True))
     branch.store.put(Local("n"), 1)
     assert perform(begin_action(branch, step_of(outdated()), "s/x")) is None
     assert (branch.result, dict(branch.store)) == (("new", 1), {"n": 0})

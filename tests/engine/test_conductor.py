@@ -682,12 +682,12 @@ def test_branches_continue_over_what_they_left_in_memory():
     store = Store({"k": "left"})
     ids = [branch_id("0.3", index) for index in range(4)]
     remains = {id: Remains(store if id == ids[0] else None, None, "result", {}) for id in ids[:2]}
-    past = History(inside(0, 1), in_store=True, remains=remains)
+    past = History(inside(0, 1), is_in_memory=True, remains=remains)
     run = Run(earlier=restored(Status.FAILED, selection=Selection({1: NO})), past=past, options={"tolerate": 1})
     first, second, *_ = run.all()
     assert (first.store["k"], first.result) == ("left", "result")
     assert ("k" in second.store, second.result) == (False, None)
-    run = Run(earlier=restored(), past=History(inside(0), in_store=True, remains=remains))
+    run = Run(earlier=restored(), past=History(inside(0), is_in_memory=True, remains=remains))
     assert run.next().result is None
 
 

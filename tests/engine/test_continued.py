@@ -157,7 +157,7 @@ def test_what_had_completed_is_not_called_again():
     assert 1000.0 < resumed.run.resumed[1] < 1000.0 + resumed.terms.clock.seconds
     assert isinstance(resumed.requests[0], Save)
     assert all(save.write != journal.drop for save in resumed.saves)
-    assert resumed.terms.past.in_store is False
+    assert resumed.terms.past.is_in_memory is False
     assert resumed.terms.past.archive is None
 
 
@@ -355,7 +355,7 @@ def test_a_run_in_memory_cannot_undo_what_came_since_a_change():
     run, terms = Run("run-1", flow, Store({"given": 1})), terms_of()
     continued, requests = followed(continue_run(run, terms, (), Earlier(steps, code, "error", remains={})))
     assert (continued, CALLS, run.status) == (True, ["fragile"], "completed")
-    assert terms.past.in_store
+    assert terms.past.is_in_memory
     left = Remains(None, None, "left", {})
     run, terms = Run("run-1", flow, Store({"given": 1})), terms_of()
     followed(continue_run(run, terms, (), Earlier(steps, code, "error", remains={"b": left})))

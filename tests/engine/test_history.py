@@ -415,11 +415,11 @@ def test_other_code_of_what_has_completed_is_a_change():
 def test_a_history_is_one_of_a_journal_unless_it_says_otherwise():
     """It rehearses nothing, and its walks end with signals that say why."""
     history = History({})
-    assert (history.in_store, history.finished, history.rehearses) == (False, False, False)
+    assert (history.is_in_memory, history.finished, history.rehearses) == (False, False, False)
     assert str(history.stop) == "this is as far as the run came"
     assert str(history.early_stop) == "the scope, or the branch, had ended here"
-    rehearsal = Rehearsal({}, pipeline=P, code=None, in_store=True, finished=True)
-    assert (rehearsal.in_store, rehearsal.finished, rehearsal.rehearses) == (True, True, True)
+    rehearsal = Rehearsal({}, pipeline=P, code=None, is_in_memory=True, finished=True)
+    assert (rehearsal.is_in_memory, rehearsal.finished, rehearsal.rehearses) == (True, True, True)
     assert (rehearsal.keeps_records, rehearsal.error) == (False, None)
 
 

@@ -650,13 +650,13 @@ def test_a_scope_that_ends_otherwise_has_changed():
 def test_local_results_of_a_restored_stage_are_dropped_unless_they_are_in_memory():
     """There, those in the store are of a later stage."""
     local = Stage("s", [A, B], local=True)
-    for in_store in (False, True):
-        branch = branch_with(local, past=History({}, in_store=in_store))
+    for is_in_memory in (False, True):
+        branch = branch_with(local, past=History({}, is_in_memory=is_in_memory))
         scope, _ = opened(branch, local, earlier=earlier())
         branch.store.put(branch.agenda[1][0].writes, 1)
         branch.number = 3
         closed(branch, scope)
-        assert [name.name for name, _ in branch.store.everything()] == ["b"] * in_store
+        assert [name.name for name, _ in branch.store.everything()] == ["b"] * is_in_memory
 
 
 def test_records_inside_a_pipeline_learn_what_it_came_to():
@@ -699,7 +699,7 @@ def begun(unit=S, use=(), status=Status.FAILED, entry_writes=(), past=None, **mo
     """A branch in which a scope is open that had begun before the run was resumed, and the error of that."""
     then = earlier(status, end=-1, entry_writes=entry_writes, error=ValueError("then"))._replace(name=unit.name)
     then = then._replace(**{name: more.pop(name) for name in list(more) if name in Outcome._fields})
-    branch = branch_with(past=History({}, in_store=False) if past is None else past, **more)
+    branch = branch_with(past=History({}, is_in_memory=False) if past is None else past, **more)
     scope, error = opened(branch, unit, use, 0, then)
     return branch, scope, error
 
@@ -738,7 +738,7 @@ def test_the_data_of_a_stage_that_had_begun_is_not_merged_again():
     """In a journal it is with the beginning of the stage; in memory it is in the store."""
     branch, _, _ = begun(DATA, entry_writes=[Delta({"k": "then"}, [], {})])
     assert dict(branch.store) == {"k": "then"}
-    branch, _, _ = begun(DATA, entry_writes=[Delta({"k": "then"}, [], {})], past=History({}, in_store=True))
+    branch, _, _ = begun(DATA, entry_writes=[Delta({"k": "then"}, [], {})], past=History({}, is_in_memory=True))
     assert dict(branch.store) == {}
     branch, _, _ = begun(DATA, entered=False)
     assert dict(branch.store) == {"k": [1]}
@@ -1142,7 +1142,7 @@ def test_another_attempt_returns_to_the_state_that_the_first_one_found(use, k):
     outer, inner = Mark(), Mark()
     outer["k"], inner["k"] = "outer", "inner"
     remains = Remains(Store(), None, "since", {0: ([outer, inner], "before")})
-    past = History({}, in_store=True, remains={ROOT: remains})
+    past = History({}, is_in_memory=True, remains={ROOT: remains})
     branch = branch_with(S, {"k": "now"}, past=past)
     branch.result = "since"
     then = earlier(Status.FAILED, end=-1, error=ValueError("then"))
@@ -1169,9 +1169,11 @@ def test_errors_of_a_dropped_attempt_are_kept_with_the_scope():
 def test_layers_of_a_scope_in_memory_do_not_write_again():
     """Its store has it already; those that are new around the run write."""
     log = Log()
-    past = History({}, in_store=True, remains={ROOT: Remains(Store(), None, None, {RUN: ([Mark()], None)})})
+    past = History({}, is_in_memory=True, remains={ROOT: Remains(Store(), None, None, {RUN: ([Mark()], None)})})
     then = Outcome("p", None, Status.FAILED, 1.0, 1.0, number=RUN)
     branch, scope = run_scope([writes("a"), writes("b")], then, past, log=log)
     assert dict(branch.store) == {"a": "before"}
-    branch, _, _ = begun(use=(writes(),), past=History({}, in_store=True), entry_writes=[Delta({"w": "then"}, [], {})])
+    branch, _, _ = begun(
+        use=(writes(),), past=History({}, is_in_memory=True), entry_writes=[Delta({"w": "then"}, [], {})]
+    )
     assert dict(branch.store) == {}

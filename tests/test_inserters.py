@@ -4,9 +4,9 @@ import pytest
 from support import text_of
 
 from flowdeco import Context, Stage, action, parallel, pipeline
-from flowdeco.engine.inserters import DEEPEST, Inserters, depths
 from flowdeco.engine.outcome import Inserter, inserter
 from flowdeco.middleware import retry
+from flowdeco.show.inserters import DEEPEST, Inserters, depths
 
 
 def around(call):
