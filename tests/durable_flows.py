@@ -78,7 +78,13 @@ def swallow(call, *, name):
         call.store.append("notes", f"!{name}")
 
 
-LAYERS = {"around": noted, "retry": again, "swallow": swallow}
+def leave(call, *, name):
+    """Skip the target."""
+    call.store.append("notes", f"+{name}")
+    yield from ()
+
+
+LAYERS = {"around": noted, "retry": again, "swallow": swallow, "leave": leave}
 
 
 def layers(given):

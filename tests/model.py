@@ -113,6 +113,7 @@ class Call:
     def __init__(self):
         self.attempt = 1
         self.recovered = False
+        self.left = False
 
 
 def recovered(record):
@@ -155,6 +156,9 @@ class Model:
         self.trace.append(f"+{name}")
         before = self.snapshot()
         try:
+            if kind == "leave":
+                call.left = True
+                return None
             return self.layered(rest, inside, call)
         except Failed:
             if kind == "retry":
@@ -271,6 +275,8 @@ class Model:
 
         call = Call()
         self.layered(pipe.use, inside, call)
+        if call.left:
+            self.skip_all(pipe.units, by)
         if call.recovered:
             self.records[begun_at:] = map(recovered, self.records[begun_at:])
 

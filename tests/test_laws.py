@@ -82,7 +82,7 @@ def composed(children):
         Pipe,
         name=st.sampled_from(["", "p"]),
         units=several,
-        use=layers(*EVERY_LAYER),
+        use=layers(*EVERY_LAYER, "leave"),
         use_stages=layers("around", "retry"),
         use_actions=layers("around"),
     )
@@ -138,6 +138,11 @@ def named(part, numbers):
 # -- flows, as definitions
 
 
+def leave(call):
+    """Middleware that skips its target."""
+    yield from ()
+
+
 class Builder:
     """Makes definitions of a flow; they write what they do into a trace."""
 
@@ -147,7 +152,7 @@ class Builder:
 
     def layer(self, kind, name):
         outer = around(self.trace, name)
-        inner = {"around": None, "retry": again(2), "swallow": swallow}[kind]
+        inner = {"around": None, "retry": again(2), "swallow": swallow, "leave": leave}[kind]
         if inner is None:
             return outer
 

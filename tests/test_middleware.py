@@ -29,6 +29,7 @@ from support import (
 from flowdeco import Bail, Context, Key, Run, Sleep, Stage, Suspend, action, parallel, pipeline, stream
 from flowdeco.durable import JsonCodec, SqliteJournal
 from flowdeco.errors import DefinitionError, MiddlewareError, MissingInputError, StoreTypeError
+from flowdeco.events import StageFinished
 from flowdeco.middleware import atomic, recover, retry
 from flowdeco.testing import FlowRunner
 
@@ -824,11 +825,42 @@ def test_to_return_without_yielding_is_to_skip_the_inside(run, level, asynchrono
     finished = run(flow >> one(log, "end"))
     assert log == ["+1", "-1", "end"]
     assert finished.status == "completed"
-    if level == "stage":
+    if level != "action":
         assert statuses(finished) == [("s", "skipped"), ("end", "completed")]
     if level == "action":
         assert action_record(finished, "s", "a").status == "skipped"
         assert stage_record(finished, "s").status == "completed"
+
+
+def test_a_pipeline_skipped_by_its_middleware_has_the_records_of_one_skipped_by_a_selector(run):
+    """Those of all its stages, also in groups and pipelines inside it; observers see them too."""
+
+    def skips(call):
+        return
+        yield
+
+    contents = (
+        Stage("s"),
+        parallel(Stage("a"), Stage("b"), name="g"),
+        pipeline(Stage("t"), name="q", use=[around([], "")]),
+    )
+    end = Stage("end")
+
+    def came(use, skip):
+        events = []
+        finished = run(pipeline(*contents, name="p", use=use) >> end, skip=skip, observers=[events.append])
+        finals = [(event.stage, event.status) for event in events if isinstance(event, StageFinished)]
+        return [(r.name, r.status, r.number, r.scope) for r in finished.stages], finals
+
+    by_middleware = came([skips], ())
+    assert by_middleware == came([around([], "")], ["p"])
+    assert by_middleware[1] == [*((name, "skipped") for name in "sabt"), ("end", "completed")]
+    whole = run(pipeline(*contents, end), use=[skips])
+    assert (whole.status, {record.status for record in whole.stages}, len(whole.stages)) == (
+        "completed",
+        {"skipped"},
+        5,
+    )
 
 
 def test_a_cache_supplies_an_outcome_instead(run):

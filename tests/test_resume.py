@@ -10,7 +10,7 @@ from scripted import evaluation, perform
 from support import names, statuses
 from test_durable import FLOWS, outcome
 
-from flowdeco import Bail, Context, Stage, Suspend, action, parallel, pipeline, stream
+from flowdeco import Bail, Context, Stage, Suspend, action, durable, parallel, pipeline, stream
 from flowdeco.durable import MemoryJournal
 from flowdeco.engine.history import History
 from flowdeco.engine.rows import outcomes
@@ -553,6 +553,82 @@ def test_what_was_skipped_from_the_start_stays_so(journal):
     BROKEN.clear()
     again = flow.resume(broken, skip=["p"])
     assert (again.status, again["notes"]) == ("completed", ["+pipeline q", "-pipeline q"])
+
+
+@JOURNALS
+def test_a_pipeline_that_its_middleware_has_skipped_stays_so(journal):
+    """Its middleware is not asked again, and its stages keep their records."""
+    asked = []
+
+    def skips(call):
+        asked.append(call.name)
+        return
+        yield
+
+    flow = pipeline(du.first, pipeline(du.item, parallel(du.second, name="g"), name="p", use=[skips]), du.fragile)
+    BROKEN.add("fragile")
+    broken = flow.run(journal=journal(), check=False)
+    BROKEN.clear()
+    again = flow.resume(broken)
+    assert (again.status, asked) == ("completed", ["p"])
+    records = [[(r.name, r.status, r.number) for r in each.stages[:3]] for each in (broken, again)]
+    assert records[0] == records[1] == [("first", "completed", 0), ("item", "skipped", 3), ("second", "skipped", 5)]
+    assert again.stages[1].restored
+
+
+@JOURNALS
+@pytest.mark.parametrize("options", [{"use": ["outer", "skips"]}, {"use_stages": ["outer", "skips"]}], ids=str)
+def test_the_writes_of_middleware_that_skipped_its_target_are_restored(journal, options):
+    """Those before it skipped, and those of the layers around it."""
+
+    def outer(call):
+        call.store["before"] = 1
+        yield
+        call.store["after"] = call.store.pop("before") + 1
+
+    def skips(call):
+        call.store.append("log", call.store["before"])
+        return
+        yield
+
+    layers = {"outer": outer, "skips": skips}
+    use = {name: [layers[each] for each in names] for name, names in options.items()}
+    flow = pipeline(pipeline(du.item, name="p", **use), du.fragile)
+    BROKEN.add("fragile")
+    journal = journal()
+    broken = flow.run(journal=journal, check=False)
+    BROKEN.clear()
+    if journal is not None:
+        assert dict(durable.read(journal, broken.id).store) == {"log": [1], "after": 2}
+    again = flow.resume(broken)
+    assert dict(again.store)["log"] == [1]
+    assert ("before" in again.store, again["after"]) == (False, 2)
+
+
+@JOURNALS
+@pytest.mark.parametrize("skips_again", [False, True])
+def test_middleware_that_skipped_in_a_failed_pipeline_decides_anew(journal, skips_again):
+    """The pipeline failed around it, and so begins again; nothing is left of the records of what was skipped."""
+    runs_now = []
+
+    def fails_once(call):
+        yield
+        if not runs_now:
+            raise OSError("offline")
+
+    def may_skip(call):
+        if runs_now and not skips_again:
+            yield
+
+    inside = parallel(du.item, du.second, name="g")
+    flow = pipeline(du.first, pipeline(inside, name="p", use=[fails_once, may_skip]), du.nothing)
+    broken = flow.run(journal=journal(), check=False)
+    assert statuses(broken)[1:] == [("item", "skipped"), ("second", "skipped")]
+    runs_now.append(True)
+    again = flow.resume(broken)
+    status = "skipped" if skips_again else "completed"
+    expected = [("first", "completed"), ("item", status), ("second", status), ("nothing", "completed")]
+    assert (again.status, statuses(again), statuses(flow.resume(again))) == ("completed", expected, expected)
 
 
 @pytest.mark.parametrize("kind", ["collected", "made and collected", "written", "deleted"])

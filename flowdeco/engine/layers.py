@@ -176,8 +176,7 @@ class Layers(Call):
         """Note that a layer has yielded."""
         opened = self.opened
         if self.mark is not None:
-            before = opened[-1][2] if opened else None
-            self._note_entry_writes(self.mark if before is None else before)
+            self.note_entry_writes()
         # Around an action, only a further layer can write to the store before the action has ended.
         unwritten = self.action is not None and len(opened) + 1 == len(self.layers)
         mark = None if unwritten else self.store.mark()
@@ -186,7 +185,10 @@ class Layers(Call):
             self.values = {**self.values, **values}
             self.supplied += tuple(values)
 
-    def _note_entry_writes(self, since: Mark) -> None:
+    def note_entry_writes(self) -> None:
+        """Note the writes of the layer that has been entered, or has skipped the target, around a scope with a `mark`."""
+        before = self.opened[-1][2] if self.opened else None
+        since = cast("Mark", self.mark if before is None else before)
         reapply = None if self.replays is None else next(self.replays, None)
         if reapply is not None:
             self.store.take_back(since)

@@ -48,7 +48,7 @@ def _before(branch: Branch, key: str, local: frozenset[str] = _NONE) -> Iterator
         return
     at: Branch | None = branch
     while at is not None:
-        for record in reversed(at.records.kept):
+        for record in _reached(at):
             yield from _of_stage(branch, at, record, key)
         for _, did in at.records.scopes:
             yield from _of_scope(at, did, key)
@@ -63,10 +63,18 @@ def _of_scope(at: Branch, did: Outcome, key: str) -> Iterator[str]:
     elif did.recovered or did.status is Status.SKIPPED:
         parts = [(None, did.unit.units)]
     for index, units in parts:
-        ran = {record.name for record in at.records.kept if _is_in(record.scope, did.scope, index)}
+        ran = {record.name for record in _reached(at) if _is_in(record.scope, did.scope, index)}
         for missed in suppliers(units, key):
             if missed.stage.name not in ran:
                 yield f"{missed.says(repr(key))}, and did not run: {_how_lost(did, index)}"
+
+
+def _reached(at: Branch) -> Iterator[StageRecord]:
+    """Yield the records of a branch, the latest first, but for those in pipelines that their middleware skipped."""
+    skipped = [did.scope for _, did in at.records.scopes if did.status is Status.SKIPPED]
+    for record in reversed(at.records.kept):
+        if not any(_is_in(record.scope, scope, None) for scope in skipped):
+            yield record
 
 
 def _is_in(scope: Scope | None, outer: Scope | None, branch: int | None) -> bool:

@@ -197,7 +197,7 @@ def _apply(steps: dict[int, Outcome], store: Store, *, has_ended: bool) -> None:
         if number in steps:
             begun = steps[cast("int", number)]
             open.append(begun)
-            for written in begun.entry_writes if begun.entered or has_ended else ():
+            for written in begun.entry_writes if begun.entered or begun.is_final or has_ended else ():
                 store.apply(written)
 
 

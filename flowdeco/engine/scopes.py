@@ -25,6 +25,7 @@ from flowdeco.engine.outcome import (
     Outcome,
     Scope,
     StageRecord,
+    Status,
     amended,
     enclosing,
     inserter,
@@ -35,7 +36,7 @@ from flowdeco.engine.restoring import go_live, reapply, restore
 from flowdeco.engine.waiting import not_reached, rest_of_pause, time_used, with_waits
 from flowdeco.errors import Bail, Suspend
 from flowdeco.events import StageStarted
-from flowdeco.model.definitions import Stage
+from flowdeco.model.definitions import Pipeline, Stage
 from flowdeco.model.deltas import NOTHING, Delta, Mark
 from flowdeco.model.options import Middleware
 from flowdeco.model.steps import steps_of
@@ -55,7 +56,10 @@ def open_scope(
         if branch.restores(earlier):
             _seal(branch, scope, earlier)
             return None
-        cast("History", terms.past).reopen(branch.id, earlier)
+        past = cast("History", terms.past)
+        past.reopen(branch.id, earlier)
+        if not earlier.entered:  # its layers decide anew whether its contents are skipped
+            past.drop_from(branch.id, scope.number + 1)
     is_stage = type(scope.unit) is Stage
     if is_stage and terms.notify is not None:
         terms.notify(StageStarted(terms.run_id, scope.unit.name, scope.by, _branches(scope.place)))
@@ -89,6 +93,14 @@ def _seal(branch: Branch, scope: OpenScope, earlier: Outcome) -> None:
         reapply(branch, written)
     if earlier.entered:
         fill_scope(branch, scope)
+    elif earlier.status is Status.SKIPPED and type(scope.unit) is Pipeline and earlier.end > earlier.number + 1:
+        _skip_contents(branch, scope)
+
+
+def _skip_contents(branch: Branch, scope: OpenScope) -> None:
+    """Have the units of a pipeline that its middleware has skipped recorded as skipped."""
+    scope.is_skipped = True
+    fill_scope(branch, scope)
 
 
 def limited(branch: Branch, scope: OpenScope, level: str) -> tuple[Middleware, ...]:
@@ -231,6 +243,8 @@ def _enter_and_fill(branch: Branch, scope: OpenScope, layers: Layers) -> Walk:
     entered = enter(layers)
     error: Failure
     runs, error = entered if isinstance(entered, tuple) else (yield from entered)
+    if not runs and error is None and layers.mark is not None:
+        layers.note_entry_writes()  # of the layer that has skipped the target
     layers.replays = None
     if resumes and past is not None and past.is_in_memory and scope.before is not None:
         marks, result = past.unfinished(branch.id, scope.number)
@@ -249,6 +263,8 @@ def _enter_and_fill(branch: Branch, scope: OpenScope, layers: Layers) -> Walk:
         if branch.terms.recorder is not None:
             layers.watch.rest()
         fill_scope(branch, scope)
+    elif error is None and type(scope.unit) is Pipeline:
+        _skip_contents(branch, scope)
     return error
 
 

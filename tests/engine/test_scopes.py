@@ -349,6 +349,13 @@ def test_a_layer_that_skips_its_target_leaves_nothing_to_do():
     assert (record.status, record.entered, record.end) == ("skipped", False, 4)
 
 
+def test_what_is_in_a_skipped_pipeline_is_skipped_one_by_one():
+    """So its contents are on the agenda, in a scope that is skipped."""
+    branch = branch_with()
+    scope, _ = opened(branch, pipeline(S, name="p"), (skips,))
+    assert (agenda(branch)[0], scope.is_skipped, scope.layers.entered) == ("s", True, False)
+
+
 def test_open_layers_may_ask_for_another_attempt():
     """Until they are left, the branch knows the groups inside."""
     branch = branch_with()
