@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from flowdeco import Context, Stage, action, durable, parallel, pipeline
+from flowdeco import Context, Parallel, Pipeline, Stage, Store, action, durable, parallel, pipeline
 from flowdeco.durable import SqliteJournal
-from flowdeco.errors import DefinitionError, JournalError
+from flowdeco.errors import DefinitionError, JournalError, StoreTypeError
 from flowdeco.middleware import cached
 
 HUGE = 10**400
@@ -158,3 +158,47 @@ def test_likely_mistakes_are_answered_with_what_to_write():
     for message, use in wrong.items():
         with pytest.raises((DefinitionError, TypeError), match=message):
             use()
+
+
+def test_a_unit_in_place_of_a_collection_of_units_is_refused():
+    """Also a stage, whose actions would become the units."""
+    for wrong in (one, Stage("s", [one]), one >> one, parallel(one)):
+        for kind in (Pipeline, Parallel):
+            what = f"^{kind.__name__} takes a collection of units, not the {type(wrong).__name__} .*; {kind.__name__.lower()}\\("
+            with pytest.raises(DefinitionError, match=what):
+                kind(wrong)
+    with pytest.raises(DefinitionError, match="^Pipeline takes a collection of units, not the int 3"):
+        Pipeline(3)
+    assert Pipeline(unit for unit in (one, one)) == Pipeline([one, one]) == one >> one
+
+
+def test_a_place_that_is_not_in_a_pipeline_or_group_is_named():
+    """With the number of units, and still as an `IndexError`."""
+    two = one >> one.with_options(name="two")
+    for wrong in (lambda: two[7], lambda: two[-3], lambda: parallel(one, one)[2]):
+        with pytest.raises(IndexError, match=r"^no unit -?\d in <P.*>: it has 2, counted from 0$"):
+            wrong()
+    with pytest.raises(IndexError, match=r"^no unit 0 in <Pipeline empty>: it has 0$"):
+        pipeline()[0]
+
+
+def test_options_that_a_group_lacks_are_answered_with_where_they_are():
+    """Middleware and timeouts around a group are those of a pipeline, the executor is the run's."""
+    group = parallel(one)
+    for use in (lambda: parallel(one, use=[]), lambda: group.with_options(use=[])):
+        with pytest.raises(DefinitionError, match=r"has no option 'use'. Write pipeline\(parallel\(...\), use=...\)$"):
+            use()
+    with pytest.raises(DefinitionError, match=r"Parallel has no option 'executor'. Write flow.run\(executor=...\)$"):
+        parallel(one, executor=None)
+    with pytest.raises(DefinitionError, match="Parallel has no option 'limits'. Did you mean 'limit'"):
+        parallel(one, limits=3)
+
+
+def test_a_store_is_made_from_a_mapping():
+    """Or from pairs, as a dict is."""
+    for wrong in (3, "text", [1]):
+        with pytest.raises(
+            StoreTypeError, match=f"a Store is made from a mapping.*, not from the {type(wrong).__name__} "
+        ):
+            Store(wrong)
+    assert Store([("a", 1)]) == Store({"a": 1})

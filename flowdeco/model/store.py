@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast, overload
 
-from flowdeco.errors import ContextEndedError, StoreKeyError, StoreTypeError, suggestion
+from flowdeco.errors import ContextEndedError, StoreKeyError, StoreTypeError, shortened, suggestion
 from flowdeco.model.deltas import NOTHING, Delta, Grown, Mark
 from flowdeco.model.keys import AnyKey, Key, Local, Name, key_name
 from flowdeco.model.runnable import Shows
@@ -44,7 +44,14 @@ class Store(Shows, MutableMapping[str, Any]):
         self._given: Mapping[Name, int] = {}  # inputs and answers: by name, the `id` of the value
         self._rewritten: set[Name] = set()  # those of them that were written since
         if mapping is not None:
-            self.update(mapping)
+            try:
+                given = mapping if isinstance(cast("object", mapping), Mapping) else dict(mapping)
+            except (TypeError, ValueError):
+                raise StoreTypeError(
+                    f"a Store is made from a mapping of keys to values, not from the {type(mapping).__name__} "
+                    f"{shortened(mapping)}"
+                ) from None
+            self.update(given)
 
     def _begin(self, base: Store, data: MutableMapping[Any, Any]) -> Self:
         """Make this a store over the values of another one, which notes the writes to it."""

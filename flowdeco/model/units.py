@@ -135,11 +135,23 @@ def no_unit(thing: object, place: str = "`>>`") -> str:
 def checked_units(units: Iterable[Any], place: str) -> tuple[Unit, ...]:
     """Return the units, with pipelines without options flattened."""
     flat: list[Unit] = []
-    for unit in units:
+    for unit in _each(units, place):
         if not isinstance(unit, Unit):
             raise DefinitionError(no_unit(unit, place))
         flat.extend(unit.units if isinstance(unit, Pipeline) and unit.plain else (unit,))
     return tuple(flat)
+
+
+def _each(units: Any, place: str) -> Iterable[Any]:
+    """Return a collection of units; raises `DefinitionError` for a single one, although a stage can be iterated over."""
+    if type(units) is tuple:
+        return cast("Iterable[Any]", units)
+    if isinstance(units, (Unit, NotAUnit)) or not isinstance(units, Iterable):
+        raise DefinitionError(
+            f"{place.capitalize()} takes a collection of units, not the {type(cast('object', units)).__name__} "
+            f"{described(units)}; {place}(...) takes them one by one"
+        )
+    return cast("Iterable[Any]", units)
 
 
 def _chain(left: Unit, right: Any) -> Pipeline:
@@ -215,11 +227,12 @@ def assign(target: object, **attributes: Any) -> None:
         object.__setattr__(target, name, value)
 
 
-def check_known(what: str, known: Iterable[str], options: Iterable[str]) -> None:
-    """Raise `DefinitionError` for an option that is not among those known."""
+def check_known(what: str, known: Iterable[str], options: Iterable[str], instead: Mapping[str, str] = {}) -> None:
+    """Raise `DefinitionError` for an option that is not among those known; `instead` is what to write for some others."""
     for name in options:
         if name not in known:
-            raise DefinitionError(f"{what} has no option {name!r}. {suggestion(name, known)}")
+            hint = f"Write {instead[name]}" if name in instead else suggestion(name, known)
+            raise DefinitionError(f"{what} has no option {name!r}. {hint}")
 
 
 U = TypeVar("U", bound=Unit)
@@ -270,6 +283,7 @@ class Composite(Value, Unit, Parted):
 
     __slots__ = ("_options", "depth", "memo", "units")
     DEFAULTS: ClassVar[dict[str, Any]] = {}  # its options, by name
+    INSTEAD: ClassVar[dict[str, str]] = {}  # what to write for options that it does not have
     units: tuple[Unit, ...]
     depth: int
     _options: dict[str, Any]
@@ -284,7 +298,7 @@ class Composite(Value, Unit, Parted):
         return self._options == self.DEFAULTS
 
     def _assign(self, units: tuple[Unit, ...], kind: str, options: Mapping[str, Any]) -> None:
-        check_known(type(self).__name__, self.DEFAULTS, options)
+        check_known(type(self).__name__, self.DEFAULTS, options, self.INSTEAD)
         own = dict(self.DEFAULTS)
         own.update((name, value) for name, value in checked(kind, options).items() if value is not None)
         depth = max((unit.depth for unit in units if isinstance(unit, Composite)), default=0)
@@ -297,7 +311,7 @@ class Composite(Value, Unit, Parted):
         assign(self, units=units, depth=depth, memo=Memo(), _options=own)
 
     def _with(self, units: Iterable[Unit], changes: Mapping[str, Any]) -> Self:
-        check_known(repr(self), self.DEFAULTS, changes)
+        check_known(repr(self), self.DEFAULTS, changes, self.INSTEAD)
         return type(self)(units, **{**self._options, **changes})
 
     def _given(self) -> dict[str, Any]:
@@ -312,6 +326,17 @@ class Composite(Value, Unit, Parted):
         parts = [part._selected(wanted, keep) for part in self.units]
         left = [part for part in parts if part is not None]
         return self._with(left, {}) if left or not (keep or self.units) else None
+
+    def _member(self, where: int | str) -> Unit:
+        if not isinstance(where, int):
+            return member_named(self, where, self.units, "unit")
+        try:
+            return self.units[where]
+        except IndexError:
+            count = len(self.units)
+            raise IndexError(
+                f"no unit {where} in {self!r}: it has {count}{', counted from 0' if count else ''}"
+            ) from None
 
     def __len__(self) -> int:
         return len(self.units)
@@ -370,9 +395,7 @@ class Pipeline(Composite):
         if isinstance(where, slice):
             cut = cast("slice[Any, Any, Any]", where)
             return self._with(self.units[self._index(cut.start) : self._index(cut.stop) : cut.step], {})
-        if isinstance(where, int):
-            return self.units[where]
-        return member_named(self, where, self.units, "unit")
+        return self._member(where)
 
     def _index(self, edge: Any) -> Any:
         return self.units.index(member_named(self, edge, self.units, "unit")) if isinstance(edge, str) else edge
@@ -439,6 +462,9 @@ class Parallel(Composite):
     """
 
     __slots__ = ()
+    INSTEAD = {each: f"pipeline(parallel(...), {each}=...)" for each in Pipeline.DEFAULTS} | {
+        "executor": "flow.run(executor=...)"
+    }
     name: Option[str] = Option("parallel", "The name in records and messages.")  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride]
     limit: Option[int | None] = Option(None, "The number of branches that may run at once, None for all of them.")
     merge = Option["Mapping[str, Callable[[Any, Any], Any]]"](
@@ -468,7 +494,7 @@ class Parallel(Composite):
         return self._with(self.units, changes)
 
     def __getitem__(self, where: int | str) -> Unit:
-        return self.units[where] if isinstance(where, int) else member_named(self, where, self.units, "unit")
+        return self._member(where)
 
     def __repr__(self) -> str:
         branches = " | ".join(unit.name for unit in self.units) or "empty"
@@ -478,7 +504,7 @@ class Parallel(Composite):
 def _branches(units: Iterable[Any], stream: Any) -> tuple[tuple[Unit, ...], Any]:
     """Return the units of a group, or its stream."""
     branches: list[Any] = [] if stream is None else [stream]
-    branches += units
+    branches += _each(units, "parallel")
     for unit in branches:
         if not isinstance(unit, (Unit, Pulled)):
             raise DefinitionError(no_unit(unit, "parallel"))
@@ -501,6 +527,7 @@ def parallel(
     tolerate: float = 0,
     failures: AnyKey | None = None,
     enough: int | None = None,
+    **unknown: Never,
 ) -> Parallel:
     """Return a group whose units are branches: each starts from the store as it is, and does not see the others (L9).
 
@@ -516,7 +543,7 @@ def parallel(
     """
     return Parallel(
         cast("Iterable[Any]", units), name=name, limit=limit, merge=merge, tags=tags, tolerate=tolerate,
-        failures=failures, enough=enough,
+        failures=failures, enough=enough, **unknown,
     )  # fmt: skip
 
 
