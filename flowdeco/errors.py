@@ -10,6 +10,7 @@ retry swallows them.
 from __future__ import annotations
 
 import re
+import types
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, Final, NamedTuple, cast
@@ -273,18 +274,21 @@ class Suspend(_Signal):
     def until(cls, *waits: Wait, others: tuple[str, ...] = ()) -> Suspend:
         """Return the signal of a run that waits for these."""
         keys = ", ".join(dict.fromkeys(repr(wait.key) for wait in waits if wait.kind == QUESTION))
-        dues = dict.fromkeys(f"{SLEEPING}{utc(cast('float', wait.due))}" for wait in waits if wait.kind != QUESTION)
+        dues = dict.fromkeys(
+            f"{SLEEPING}{utc(cast('float', wait.due), up=True)}" for wait in waits if wait.kind != QUESTION
+        )
         made = cls("; ".join([*([WAITING + keys] if keys else ()), *dues, *others]))
         made.waits, made.others = waits, others
         return made
 
 
-def utc(seconds: float) -> str:
-    """Return a time in POSIX seconds as people read it; seconds are rounded up, as befits the end of a wait."""
+def utc(seconds: float, *, up: bool = False) -> str:
+    """Return a time in POSIX seconds as people read it: in UTC, wherever it is shown; rounded `up` for the end of a wait."""
     from datetime import UTC, datetime  # not loaded for runs that do not wait
 
     try:
-        return f"{datetime.fromtimestamp(-(-seconds // 1), UTC):%Y-%m-%d %H:%M:%S} UTC"
+        whole = -(-seconds // 1) if up else seconds // 1
+        return f"{datetime.fromtimestamp(whole, UTC):%Y-%m-%d %H:%M:%S} UTC"
     except (OverflowError, ValueError, OSError):
         return f"{seconds:g} s after 1970"
 
@@ -346,6 +350,19 @@ def message_of(error: BaseException) -> str:
         return str(error)
     except Exception as failure:
         return f"<its message cannot be read: {type(failure).__name__}>"
+
+
+def frames_of_users(traceback: types.TracebackType | None) -> types.TracebackType | None:
+    """Return the traceback with the frames of user code only: the way an action is called tells its author nothing."""
+    kept: list[types.TracebackType] = []
+    while traceback is not None:
+        if not str(traceback.tb_frame.f_globals.get("__name__", "")).startswith("flowdeco."):
+            kept.append(traceback)
+        traceback = traceback.tb_next
+    following: types.TracebackType | None = None
+    for entry in reversed(kept):
+        following = types.TracebackType(following, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
+    return following
 
 
 def told(error: BaseException | None) -> str:

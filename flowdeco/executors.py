@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from contextvars import ContextVar
 from functools import partial
 from importlib import import_module
@@ -33,6 +33,7 @@ from flowdeco.errors import (
     Suspend,
     UnreferencedError,
     WorkerDiedError,
+    frames_of_users,
     message_of,
 )
 from flowdeco.model.definitions import Action, Unit, action_options, bound_of
@@ -169,6 +170,8 @@ def _awaited_here(function: Callable[..., Any], args: Sequence[Any], kwargs: Map
 
 
 def _thrown(error: BaseException, dumps: Callable[[Any], bytes]) -> _Thrown:
+    with suppress(Exception):  # the exception may not allow it
+        error.__traceback__ = frames_of_users(error.__traceback__)
     told = "".join(traceback.format_exception(error)).rstrip()
     found: bytes | None = None
     # Many exceptions pass a message on to `Exception`, and are made again from it as if from their own arguments.

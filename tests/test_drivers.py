@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -1037,3 +1038,18 @@ def test_tracebacks_hide_how_a_flow_is_run(perform, error):
             seen.append(frame.tb_frame.f_globals["__name__"])
         frame = frame.tb_next
     assert [name for name in seen if name.startswith("flowdeco")] == []
+
+
+def test_tracebacks_of_the_members_of_a_group_have_no_frames_of_flowdeco(run):
+    """As that of a single failure: they lead from the user's call to the user's error."""
+    barrier = threading.Barrier(2)
+
+    @action
+    def fails():
+        barrier.wait(10)
+        raise ValueError
+
+    finished = run(parallel(fails, Stage("s", [fails]), limit=2), check=False)
+    for error in finished.error.exceptions:
+        frames = [frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__)]
+        assert frames == [__name__]

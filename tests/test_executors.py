@@ -438,11 +438,15 @@ def test_an_exception_that_cannot_be_pickled_is_described(run, elsewhere, unit):
     assert "shipped.py" in text
 
 
-def test_an_exception_brings_its_traceback_along(run, elsewhere):
-    """As a note, with its cause."""
-    finished = run(together(shipped.fails_with_cause), executor=elsewhere, check=False)
+@pytest.mark.parametrize("timeout", [None, 30])
+def test_an_exception_brings_its_traceback_along(run, elsewhere, timeout):
+    """As a note, with its cause, and without the frames of flowdeco, as tracebacks of this process."""
+    failing = shipped.fails_with_cause.with_options(timeout=timeout)
+    finished = run(together(failing), executor=elsewhere, check=False)
     text = text_of(finished.error)
     assert "KeyError: 'inner'" in text
+    assert "executors.py" not in text
+    assert "threads.py" not in text
     assert "shipped.py" in text
     assert text.count("in fails_with_cause") >= 1
 
@@ -677,7 +681,9 @@ def test_calls_that_somebody_else_cancels_end_the_run(method):
 def test_what_is_no_executor_is_refused_at_once(run, wrong):
     """Before anything has run, also where there is no group."""
     log = []
-    with pytest.raises(TypeError, match="executor"):
+    with pytest.raises(
+        TypeError, match=r"executor.*: write ThreadPoolExecutor\(\)$" if isinstance(wrong, type) else "executor"
+    ):
         run(one(log, "a"), executor=wrong)
     assert log == []
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import types
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -32,6 +31,8 @@ from flowdeco.errors import (
     JournalError,
     RunExistsError,
     RunNotFoundError,
+    frames_of_users,
+    members_of,
     selector_suggestion,
     shortened,
     told,
@@ -299,7 +300,8 @@ def _check(inputs: Mapping[str, Any] | None, options: RunOptions) -> None:
         raise DefinitionError(f"history is the number of stage records to keep, not {history!r}")
     executor = options.executor
     if executor is not None and (isinstance(executor, type) or not callable(getattr(executor, "submit", None))):
-        raise DefinitionError(f"executor is a concurrent.futures.Executor, not {options.executor!r}")
+        hint = f": write {executor.__name__}()" if isinstance(executor, type) else ""
+        raise DefinitionError(f"executor is a concurrent.futures.Executor, not {options.executor!r}{hint}")
     checked_count(options.limit, "limit", "concurrent calls")
     seconds = in_seconds(options.suspend_after)
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
@@ -518,8 +520,9 @@ def end(run: Run, check: bool) -> Run:
     if error is None:
         return run
     remember(run, error)
-    with suppress(Exception):  # the exception may not allow it
-        error.__traceback__ = _without_our_frames(error.__traceback__)
+    for each in members_of(error):
+        with suppress(Exception):  # the exception may not allow it
+            each.__traceback__ = frames_of_users(each.__traceback__)
     if check or run.status is Status.PENDING or (run.status is Status.CANCELLED and not isinstance(error, Cancelled)):
         raise error
     return run
@@ -529,19 +532,6 @@ def _listen(journal: Any, run_id: str, gate: Gate) -> None:
     """Have the journal interrupt a run when it is cancelled."""
     if hasattr(journal, "on_cancel"):
         journal.on_cancel(run_id, partial(gate.interrupt, Cancelled.from_outside(run_id)))
-
-
-def _without_our_frames(traceback: types.TracebackType | None) -> types.TracebackType | None:
-    """Return the traceback with the frames of user code only: the way an action is called tells its author nothing."""
-    kept: list[types.TracebackType] = []
-    while traceback is not None:
-        if not traceback.tb_frame.f_globals.get("__name__", "").startswith("flowdeco."):
-            kept.append(traceback)
-        traceback = traceback.tb_next
-    following: types.TracebackType | None = None
-    for entry in reversed(kept):
-        following = types.TracebackType(following, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
-    return following
 
 
 def _logger(run_id: str, stage: str | None = None, action: str | None = None) -> RunLogger:

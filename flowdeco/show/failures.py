@@ -5,12 +5,11 @@ Reports are passed around: `redaction` removes the values that must not be in th
 
 from __future__ import annotations
 
-import types
 from collections.abc import Iterator
 from traceback import StackSummary, walk_tb
 from typing import Any, Final, NamedTuple, cast
 
-from flowdeco.errors import message_of
+from flowdeco.errors import frames_of_users, message_of
 from flowdeco.show.redaction import Redact
 
 __all__ = ["Failure", "Frame", "failure_of"]
@@ -74,7 +73,7 @@ def failure_of(error: BaseException, depth: int = DEEPEST) -> Failure:
         cause, link = error.__context__, "It was raised while this was handled"
     group = isinstance(cast("object", error), BaseExceptionGroup)
     parts: tuple[BaseException, ...] = cast("Any", error).exceptions if group else ()
-    frames = StackSummary.extract(_frames_of_users(error.__traceback__))[-MOST_FRAMES:]
+    frames = StackSummary.extract(walk_tb(frames_of_users(error.__traceback__)))[-MOST_FRAMES:]
     return Failure(
         type(error).__qualname__,
         message_of(error),
@@ -84,10 +83,3 @@ def failure_of(error: BaseException, depth: int = DEEPEST) -> Failure:
         failure_of(cause, depth - 1) if cause is not None and depth else None,
         tuple(failure_of(part, depth - 1) for part in parts[:MOST_PARTS]) if depth else (),
     )
-
-
-def _frames_of_users(traceback: types.TracebackType | None) -> Iterator[tuple[types.FrameType, int]]:
-    """Yield the frames of a traceback, except for those of flowdeco."""
-    for frame, line in walk_tb(traceback):
-        if not str(frame.f_globals.get("__name__", "")).startswith("flowdeco."):
-            yield frame, line
