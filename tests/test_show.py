@@ -455,6 +455,21 @@ def test_skipped_groups_and_pipelines_are_in_their_places(run):
     assert where(diff.skipped) == ["a", "b", "discover", "c", "saved"]
 
 
+def test_a_pipeline_skipped_by_its_middleware_was_reached(run, tmp_path):
+    """In the diff it is skipped, as if by a selector, also for a run that is read from its journal."""
+
+    def skips(call):
+        return
+        yield
+
+    flow = ok("x") >> pipeline(ok("a"), parallel(ok("b"), ok("c")), name="p", use=[skips]) >> tidy
+    finished = run(flow, journal=tmp_path / "runs.db")
+    for each in (finished, durable.read(tmp_path / "runs.db", finished.id)):
+        diff = flow.plan().diff(each)
+        assert (where(diff.skipped), diff.counts()) == (["a", "b", "c"], {"skipped": 3})
+        assert [(part.name, part.status) for part in diff.parts if part.kind == "pipeline"] == [("p", "skipped")]
+
+
 def test_streams_are_no_gap(run):
     """What comes from a stream was inserted by who returned it."""
 
@@ -485,6 +500,25 @@ def test_a_resumed_run_is_whole(run, tmp_path, where_from):
     assert [part.name for part in ran.parts] == ["a", "g", "d"]
     assert [[inner.name for inner in branch.parts] for branch in ran.parts[1].parts] == [["b"], ["fails"]]
     assert not flow.plan().diff(ran)
+
+
+def test_groups_of_exceptions_that_are_nested_very_deep_are_cut(tmp_path):
+    """In text, in HTML, on the page and in the line of the command line."""
+    from flowdeco.cli.report import describe_error
+
+    error = ValueError("deep")
+    for _ in range(2000):
+        error = ExceptionGroup("g", [error])
+
+    @action
+    def fails():
+        raise error
+
+    run = fails.run(check=False)
+    assert lines(run.ran())[-2].endswith("… members nested deeper are not shown")
+    assert all("ExceptionGroup" in shown for shown in (run.ran().html(), run._repr_html_()))
+    assert "nested deeper" in run.to_html(tmp_path / "page.html").read_text()
+    assert describe_error(error) == f"{8 * 'g: '}ExceptionGroup: g (1 sub-exception)"
 
 
 def test_the_members_of_an_exception_group_are_told():

@@ -23,6 +23,8 @@ _OPEN: Final = frozenset({"failed", "suspended", "cancelled"})
 class RunInfo(NamedTuple):
     """A run of a journal: times in POSIX seconds, `steps` the number of rows saved: of actions, stages, and others.
 
+    `flowdeco runs` shows another number under STEPS, that of the actions that have ended.
+
     `owner` is the process that works on it, if any: a run that is `running` without one has crashed. It is `cancelling` from
     `cancel` until its owner has stopped.
     `error` is the type and message of the exception that it failed with.
@@ -68,7 +70,7 @@ def as_text(question: Question) -> str:
     about = question.about if isinstance(question.about, str) else json.dumps(question.about, default=str)
     kind = "" if question.type is None else f" ({question.type})"
     said = "" if question.about is None else f": {about}"
-    until = "" if question.deadline is None else f", until {utc(question.deadline)}"
+    until = "" if question.deadline is None else f", until {utc(question.deadline, up=True)}"
     return f"{question.key!r}{kind}{said}{until}"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from html import escape, unescape
 from typing import Any, Final
 
@@ -38,10 +38,10 @@ class PageMessages:
         return list(map(self._message, record.messages))
 
     def _message(self, message: MessageRecord) -> dict[str, Any]:
-        when = datetime.fromtimestamp(message.time).astimezone()
+        when = datetime.fromtimestamp(message.time, UTC)
         data: dict[str, Any] = {
             "k": message.kind, "a": message.failures, "t": f"{when:%H:%M:%S}.{when.microsecond // 1000:03}",
-            "d": f"{when:%Y-%m-%d %H:%M:%S %Z}",
+            "d": f"{when:%Y-%m-%d %H:%M:%S UTC}",
         }  # fmt: skip
         payload = message.payload
         if message.kind == "emit":

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
 from functools import cache
 from hashlib import sha256
 from itertools import islice, pairwise
@@ -18,6 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from flowdeco.durable.info import as_text, questions_of
 from flowdeco.engine.runs import Run, Status
+from flowdeco.errors import utc
 from flowdeco.show.failures import Failure, failure_of
 from flowdeco.show.formatting import MARKS, duration, state
 from flowdeco.show.html import asset, filled, name, text
@@ -141,10 +141,10 @@ def _facts(run: Run, ran: Ran) -> Iterator[str]:
     yield _fact("Stages", f"{stages:,}{note}")
     yield _fact("Took", duration(run.elapsed))
     if run.started:
-        yield _fact("Started", _moment(run.started))
+        yield _fact("Started", utc(run.started))
     if run.resumed:
         times = f" <small>{len(run.resumed):,} times</small>" if len(run.resumed) > 1 else ""
-        yield _fact("Resumed", f"{_moment(run.resumed[-1])}{times}")
+        yield _fact("Resumed", f"{utc(run.resumed[-1])}{times}")
     yield _fact("Run", f'<span class="mono">{text(run.id)}</span>')
     if run.forgotten:
         yield _fact("Forgotten", f"{run.forgotten:,} <small>earlier stages were dropped (history=)</small>")
@@ -152,10 +152,6 @@ def _facts(run: Run, ran: Ran) -> Iterator[str]:
 
 def _fact(name: str, value: str) -> str:
     return f"<div><dt>{name}</dt><dd>{value}</dd></div>"
-
-
-def _moment(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z").strip()
 
 
 def _foot(served: bool) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from flowdeco.engine.runs import ActionRecord, Run, StageRecord, Status
@@ -303,4 +303,4 @@ def _names(units: Iterable[Any]) -> str:
 
 def _clock(started: float, zero: float) -> str:
     since = duration(max(0.0, started - zero))
-    return f"{datetime.fromtimestamp(started):%H:%M:%S}, {since} after the first"
+    return f"{datetime.fromtimestamp(started, UTC):%H:%M:%S} UTC, {since} after the first"

@@ -219,14 +219,16 @@ def _first_line(error: BaseException | None) -> str:
     return f"{first.rstrip()} …" if more else first
 
 
-def error_with_members(error: BaseException | None, indent: str = "") -> str:
-    """Return type and message of an exception and, of a group, of all its members: each in lines of its own."""
+def error_with_members(error: BaseException | None, indent: str = "", depth: int = DEEPEST) -> str:
+    """Return type and message of an exception and, of a group, of its members: each in lines of its own."""
     lines = [error_text(error).replace("\n", f"\n{indent}")]
-    if isinstance(error, BaseExceptionGroup):
+    if isinstance(error, BaseExceptionGroup) and not depth:
+        lines.append(f"{indent}  … members nested deeper are not shown")
+    elif isinstance(error, BaseExceptionGroup):
         members: tuple[BaseException, ...] = cast("Any", error).exceptions
         inner = f"{indent}     "
         for number, member in enumerate(members[:MOST_MEMBERS], 1):
-            lines.append(f"{indent}  {number}. {error_with_members(member, inner)}")
+            lines.append(f"{indent}  {number}. {error_with_members(member, inner, depth - 1)}")
             lines.extend(f"{inner}{note}" for note in map(str, getattr(member, "__notes__", ())))
         if len(members) > MOST_MEMBERS:
             lines.append(f"{indent}  … {len(members) - MOST_MEMBERS:,} more")

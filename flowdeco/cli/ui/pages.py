@@ -9,16 +9,16 @@ import json
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote, urlencode
 
 from flowdeco.cli.journals import state_of, workflow_name
-from flowdeco.cli.report import moment, shortened
+from flowdeco.cli.report import shortened
 from flowdeco.cli.ui.work import Problem
 from flowdeco.cli.wake import why_not
 from flowdeco.durable import Question, RunInfo
 from flowdeco.durable.info import as_text
+from flowdeco.errors import utc
 from flowdeco.show.formatting import MARKS, duration
 from flowdeco.show.html import asset, filled, name, text
 from flowdeco.show.page import Served, policy
@@ -160,11 +160,9 @@ def _status(info: RunInfo) -> str:
 
 
 def _time(posix: float) -> str:
-    try:
-        machine = datetime.fromtimestamp(posix).astimezone().isoformat(timespec="seconds")
-    except (OverflowError, ValueError, OSError):  # of a damaged run
-        return text(moment(posix))
-    return f'<time datetime="{machine}">{moment(posix)}</time>'
+    shown = utc(posix)
+    machine = shown.removesuffix(" UTC").replace(" ", "T")
+    return text(shown) if machine == shown else f'<time datetime="{machine}Z">{shown}</time>'
 
 
 def _took(info: RunInfo) -> str:
