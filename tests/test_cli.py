@@ -102,7 +102,7 @@ def bare(text):
     """The text without what differs from run to run: durations, ids, widths of columns."""
     text = re.sub(r"\b\d+(\.\d+)? (µs|ms|s)\b", "T", text)
     text = re.sub(r"\b[0-9a-f]{16}\b", "ID", text)
-    text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "WHEN", text)
+    text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", "WHEN", text)
     return re.sub(r"[ ]+", " ", text)
 
 
@@ -173,6 +173,22 @@ def test_a_failure_is_one_line_and_exit_code_1(flowdeco):
     assert err == ("flowdeco: error: action 'check' of stage 'check' failed: ConnectionError: the server is offline\n")
     assert "check     failed" in out
     assert "result" not in out
+
+
+def test_the_notes_of_a_failure_are_told_with_it(flowdeco):
+    """Why a value is missing, and the user's own; not where it failed, which is told already."""
+    Path("notes.py").write_text(
+        "from flowdeco import action, parallel\n"
+        "@action(collect='pages')\ndef get():\n    raise OSError('offline')\n"
+        "@action\ndef report(pages: list): ...\n"
+        "@action\ndef fails():\n"
+        "    error = OSError('offline')\n    error.add_note('host 7')\n    error.add_note('two\\nlines')\n    raise error\n"
+        "flow = parallel(get, tolerate=1) >> report\n"
+    )
+    err = flowdeco("run", "notes.py:flow")[2]
+    why = "(action 'get' supplies 'pages', and failed: that was recovered around it (OSError: offline))"
+    assert (len(err.splitlines()), err.endswith(f" {why}\n")) == (1, True)
+    assert flowdeco("run", "notes.py:fails")[2].endswith("failed: OSError: offline (host 7)\n")
 
 
 def test_the_traceback_is_shown_on_request(flowdeco):
@@ -469,7 +485,7 @@ def test_where_it_failed_is_told_once(flowdeco):
 def test_a_suspended_run_without_a_journal_is_over(flowdeco):
     """Which is told, with the code of a suspended run."""
     code, _, err = flowdeco("run", "flows.py:gated", "-i", "kinds:=0")
-    assert (code, err) == (3, "flowdeco: it has no --journal, and cannot be resumed\n")
+    assert (code, err) == (3, "flowdeco: to resume such a run, give it a --journal: this one cannot be resumed\n")
 
 
 def test_what_nothing_supplies_is_asked_for(flowdeco):
@@ -748,7 +764,11 @@ def test_an_entry_point_is_no_unit_without_a_module():
         (["run", "flows.py:flow", "--run-id", ""], "argument --run-id: expected a name, not an empty string"),
         (["runs", "--limit", "-1"], "argument --limit: expected a number of at least 1, not '-1'"),
         (["runs", "--limit", "all"], "argument --limit: expected a number of at least 1, not 'all'"),
-        (["plan", "flows.py:flow", "-o", "nowhere/x"], "flowdeco: error: nowhere/x: No such file or directory"),
+        (["plan", "flows.py:flow", "-o", "nowhere/x"], "error: -o nowhere/x: there is no such directory"),
+        (
+            ["diff", "latest", "--journal", "x.db", "-o", "."],
+            "error: -o .: it is a directory, where a file is expected",
+        ),
         (["run"], "the following arguments are required: FILE.py:FLOW (see: flowdeco run --help)"),
         (["run", "flows.py:flow", "--jurnal", "x"], "unrecognized arguments: --jurnal x. Did you mean '--journal'"),
         (["run", "flows.py:flow", "--codec", "xml"], "invalid choice: 'xml'"),
@@ -1315,7 +1335,7 @@ def test_what_failed_is_shown(flowdeco, journal):
     assert "status failed: OSError: offline" in shown
     assert shown[-3:] == ["publish failed T", "text completed T", "upload failed, 3 attempts T"]
     assert json.loads(flowdeco("show", "one", "--json")[1])["failed"] == [
-        {"stage": "publish", "action": "upload", "attempts": 3, "error": ""}
+        {"stage": "publish", "action": "upload", "attempts": 3, "error": "OSError: offline"}
     ]
     assert lines(flowdeco("diff", "one")[1])[0].endswith("(failed): 1 retried, 1 failed, 1 not reached")
     assert "upload failed, 3 attempts T OSError: offline" in lines(flowdeco("diff", "one")[1])
@@ -1332,8 +1352,41 @@ def test_where_a_run_failed_is_known_without_its_code(flowdeco, journal):
     sys.modules.pop("fails", None)
     assert lines(flowdeco("show", "one")[1])[-1] == "upload failed, 3 attempts T"
     assert json.loads(flowdeco("runs", "--json")[1])[0]["failed"] == [
-        {"stage": "publish", "action": "upload", "attempts": 3, "error": ""}
+        {"stage": "publish", "action": "upload", "attempts": 3, "error": "Offline: offline"}
     ]
+
+
+def test_a_run_that_exists_is_answered_in_the_words_of_the_command_line(flowdeco, journal):
+    """With the command that resumes it, if it can be."""
+    flowdeco("run", "flows.py:gated", "-i", "kinds=0", "--run-id", "one")
+    code, _, err = flowdeco("run", "flows.py:gated", "-i", "kinds=0", "--run-id", "one")
+    advice = "give another --run-id, or resume it: flowdeco resume one -i approval=VALUE"
+    assert (code, err) == (2, f"flowdeco: error: {journal} has a run 'one' already, suspended: {advice}\n")
+    flowdeco("resume", "one", "-i", "approval=yes")
+    code, _, err = flowdeco("run", "flows.py:gated", "-i", "kinds=0", "--run-id", "one")
+    assert (code, err.endswith("already, completed: give another --run-id\n")) == (2, True)
+
+
+def test_times_are_in_utc(flowdeco, journal):
+    """Wherever a run is shown, whatever the zone of the machine."""
+    Path("asks.py").write_text(
+        "from flowdeco import action\n@action\ndef ask(ctx):\n"
+        "    ctx.emit('asking')\n    ctx.wait_for('k', timeout=3600)\n"
+    )
+    flowdeco("run", "asks.py:ask", "--run-id", "one")
+    (info,) = durable.runs(journal)
+    (message,) = durable.read(journal, "one").stages[0].actions[0].messages
+    started, due, said = (
+        time.strftime("%Y-%m-%d %H:", time.gmtime(at)) for at in (info.started, info.due, message.time)
+    )
+    there = {"TZ": "EST5"}
+    shown = in_process("show", "one", "--messages", environment=there).stdout
+    assert re.search(rf"\nstarted +{started}[\d:]* UTC\nupdated .* UTC, .*\nasks .*until {due}[\d:]* UTC\n", shown)
+    assert re.search(rf"\ndue +{due}[\d:]* UTC\n", shown)
+    assert f"\n  {said[-3:]}" in shown
+    assert re.search(rf"  {started}[\d:]* UTC  ", in_process("runs", environment=there).stdout)
+    in_process("show", "one", "--html", "page.html", environment=there)
+    assert re.search(rf"<dd>{started}[\d:]* UTC</dd>", Path("page.html").read_text(encoding="utf-8"))
 
 
 def test_attempts_are_told_in_the_table_of_a_run(flowdeco):
@@ -1482,6 +1535,48 @@ def test_an_answer_that_was_taken_is_not_warned_of(flowdeco, journal):
     assert "Did you mean 'verdict.legal2'?" in flowdeco("resume", "one", "-i", "verdict.legal3=yes")[2]
 
 
+EARLY = """
+from datetime import date
+from flowdeco import Context, action, parallel
+
+@action
+def count(ctx: Context): return ctx.wait_for("n", type=int) + 1
+
+@action
+def when(ctx: Context): return ctx.wait_for("day", type=list[date])
+
+@action
+def again(ctx: Context): return ctx.wait_for("n", type=int)
+
+flow = count >> parallel(when, count.with_options(name="other"), limit=1) >> again
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("--journal", "x.db"), ("--journal", "x.db", "--codec", "json")])
+def test_an_answer_that_is_given_early_is_converted_as_a_late_one(flowdeco, options):
+    """By the type of its question, once that is asked; one that does not fit leaves the run suspended."""
+    Path("early.py").write_text(EARLY)
+    code, out, _ = flowdeco("run", "early.py:count", "-i", "n=41", *options)
+    assert (code, lines(out)[-1]) == (0, "result: 42")
+    code, out, _ = flowdeco("run", "early.py:when", "-i", 'day:=["2025-01-31"]', *options)
+    assert (code, lines(out)[-1]) == (0, "result: ['2025-01-31']")
+    code, out, err = flowdeco("run", "early.py:count", "-i", "n=x", *options)
+    assert (code, "the answer given for 'n' before the question was asked is refused" in out) == (3, True)
+    assert "warning: the input 'n': the run asks for it as int, and 'x' is not one" in err
+
+
+def test_an_early_answer_is_for_one_question(flowdeco, journal):
+    """The next one of its key is open; a resume takes such answers as well."""
+    Path("early.py").write_text(EARLY)
+    code, out, _ = flowdeco("run", "early.py:flow", "--run-id", "one", "-i", "n=1", "-i", "day=x")
+    assert (code, "suspended: waiting for 'day'" in out, "'n'" in out) == (3, True, True)
+    code, out, _ = flowdeco("resume", "one", "-i", "n=2", "-i", 'day=["2025-01-31"]')
+    assert (code, lines(out)[-2:]) == (3, ["again suspended T", "suspended: waiting for 'n' (4 stages, T, run one)"])
+    assert [(each.name, each.status) for each in durable.read(journal, "one").stages][:3] == [
+        ("count", "completed"), ("when", "completed"), ("other", "completed"),
+    ]  # fmt: skip
+
+
 def test_a_waiting_run_is_not_resumed_by_another_pipeline(flowdeco, journal):
     """It still waits, for its own."""
     Path("reviews.py").write_text(REVIEWS)
@@ -1497,6 +1592,13 @@ def test_a_sleeping_run_is_resumed_without_an_input(flowdeco, journal):
     Path("naps.py").write_text("from flowdeco import action\n@action\ndef nap(ctx):\n    ctx.sleep(1000)\n")
     code, out, err = flowdeco("run", "naps.py:nap", "--run-id", "one")
     assert (code, "sleeping until" in out, "resume one" in err, "-i" in err) == (3, True, True, False)
+
+
+def test_an_answer_without_its_option_is_told(flowdeco, journal):
+    """As `flowdeco run` tells it of an input."""
+    flowdeco("run", "flows.py:gated", "-i", "kinds=0", "--run-id", "one")
+    code, _, err = flowdeco("resume", "one", "approval=yes")
+    assert (code, err.endswith("There are: 'one'. If this is an input or an answer: -i approval=yes\n")) == (2, True)
 
 
 def test_all_changes_are_listed(flowdeco, journal):
@@ -1921,14 +2023,16 @@ def test_the_commands_of_the_documentation_print_what_it_shows(flowdeco, monkeyp
 
 @pytest.mark.parametrize("command", [None, *COMMANDS])
 def test_help_has_examples_exit_codes_and_variables(flowdeco, command):
-    """Of the whole, and of each command; in 80 columns."""
+    """Of the whole, and of each command, which has its own exit codes; in 80 columns."""
     code, out, _ = flowdeco(*filter(None, [command]), "--help")
     assert code == 0
     for heading in ("examples:", "exit codes:", "environment variables:"):
         assert f"\n{heading}\n" in out
     assert f"  flowdeco {command or 'run'} " in out.partition("examples:")[2]
-    for word in ("  3    the run is suspended", "FLOWDECO_JOURNAL", "NO_COLOR", "FORCE_COLOR"):
+    for word in ("FLOWDECO_JOURNAL", "NO_COLOR", "FORCE_COLOR"):
         assert word in out
+    of_run = command in (None, "run", "resume")
+    assert ("  3    the run is suspended" in out, "completed, or bailed" in out) == (of_run, of_run)
     assert max(map(len, out.partition("examples:")[2].splitlines())) <= 82
 
 
@@ -1936,7 +2040,8 @@ def test_the_examples_of_help_are_valid():
     """Each parses."""
     from flowdeco.cli.arguments import help_texts, parsed
 
-    examples = [text for command, text in help_texts().items() if command != "every command"]
+    examples = [text for command, text in help_texts().items() if command in ("flowdeco", *COMMANDS)]
+    assert len(examples) == 1 + len(COMMANDS)
     for line in "\n".join(examples).splitlines():
         if "--help" not in line:
             parsed(shlex.split(line)[1:])

@@ -412,10 +412,11 @@ def test_a_random_result_is_different(flowdeco, recorded):
     assert (code, out.splitlines()[-1]) == (1, "different: result, the value of 'chance'")
 
 
-def test_a_bail_is_the_same_failure(flowdeco, recorded):
-    """With its reason."""
+def test_a_bail_is_the_same_if_its_reason_is(flowdeco, recorded):
+    """It is not called a failure, which it is not."""
     recorded("stopping")
-    assert flowdeco("replay", "one", "stop")[0] == 0
+    code, out, _ = flowdeco("replay", "one", "stop")
+    assert (code, out.splitlines()[-1]) == (0, "the same: bailed")
     change('Bail("enough")', 'Bail("more")')
     assert flowdeco("replay", "one", "stop")[0] == 1
 
@@ -430,6 +431,17 @@ def test_inputs_that_were_given_later_are_not_there_yet(flowdeco, recorded):
         arguments = [line.split()[1] for line in out.splitlines() if line.startswith("note")]
         assert arguments == [note]
     assert flowdeco("replay", "one", "ask")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "verdict"), [("answer=soon", "the same result"), ("answer:=1", "the same: suspended")]
+)
+def test_an_answer_that_was_given_early_is_given_again(flowdeco, recorded, given, verdict):
+    """Taken, so that its key is gone, or refused."""
+    change('wait_for("answer")', 'wait_for("answer", type=str)')
+    recorded("asking", "-i", given)
+    code, out, _ = flowdeco("replay", "one", "ask")
+    assert (code, out.splitlines()[-1]) == (0, verdict)
 
 
 def test_values_without_an_equality_are_compared_by_content(flowdeco, recorded):

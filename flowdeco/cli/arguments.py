@@ -17,6 +17,7 @@ __all__ = ["JOURNAL", "LATEST", "parsed"]
 
 JOURNAL: Final = "FLOWDECO_JOURNAL"  # the environment variable
 LATEST: Final = "latest"
+_CODES: Final = "exit codes:"
 
 
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
@@ -29,7 +30,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def help_texts() -> dict[str, str]:
-    """Return the texts of `help.txt`: the examples of each command, and the end of every help."""
+    """Return the texts of `help.txt`: the examples of each command, the exit codes of some, and the end of every help."""
     path = os.path.join(os.path.dirname(__file__), "help.txt")
     loader: Any = __spec__.loader
     text = loader.get_data(path).decode()  # also from a zip file; `importlib.resources` takes longer to import
@@ -52,8 +53,9 @@ class _Parser(argparse.ArgumentParser):
         self.commands: dict[str, _Parser] = {}
 
     def format_help(self) -> str:
-        texts = help_texts()
-        self.epilog = f"examples:\n{texts[self.prog.rpartition(' ')[2]]}\n\n{texts['every command']}"
+        texts, command = help_texts(), self.prog.rpartition(" ")[2]
+        codes = next(text for title, text in texts.items() if title.startswith(_CODES) and command in title.split())
+        self.epilog = f"examples:\n{texts[command]}\n\n{_CODES}\n{codes}\n\n{texts['every command']}"
         return super().format_help()
 
     def error(self, message: str) -> NoReturn:

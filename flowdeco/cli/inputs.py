@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "UsageError",
     "awaited_keys",
+    "check_output",
     "check_page",
     "input_warnings",
     "parse_inputs",
@@ -198,14 +199,18 @@ _QUOTED: Final = re.compile(r""", ('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")
 
 def check_page(path: str | None, *, values: bool) -> None:
     """Refuse a page that cannot be written, before the run, and `--values` without a page."""
-    if not path:
-        if values:
-            raise UsageError("--values shows the values on the page: give --html, too")
-        return
+    if path:
+        check_output("--html", path)
+    elif values:
+        raise UsageError("--values shows the values on the page: give --html, too")
+
+
+def check_output(option: str, path: str) -> None:
+    """Refuse a file that cannot be written, before anything is done."""
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):
-        raise UsageError(f"--html {path}: there is no such directory")
+        raise UsageError(f"{option} {path}: there is no such directory")
     if os.path.isdir(path):
-        raise UsageError(f"--html {path}: it is a directory, where a file is expected")
+        raise UsageError(f"{option} {path}: it is a directory, where a file is expected")
     if not os.access(path if os.path.exists(path) else folder, os.W_OK):
-        raise UsageError(f"--html {path}: it cannot be written")
+        raise UsageError(f"{option} {path}: it cannot be written")

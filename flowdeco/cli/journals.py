@@ -20,7 +20,7 @@ from flowdeco.cli.steps_table import step_rows
 from flowdeco.durable import RunInfo
 from flowdeco.durable.codec import OutlineCodec
 from flowdeco.durable.info import STATUSES, as_text
-from flowdeco.errors import WAITING, JournalError, RunBusyError, RunNotFoundError, suggestion, told
+from flowdeco.errors import WAITING, JournalError, RunBusyError, RunNotFoundError, suggestion, told, utc
 
 if TYPE_CHECKING:
     from flowdeco.engine.outcome import ActionRecord, StageRecord
@@ -197,7 +197,7 @@ def _print_runs(journal: durable.SqliteJournal, infos: Iterable[RunInfo]) -> Non
     rows: list[tuple[str, ...]] = []
     for info in infos:
         steps = str(journal.ended_actions(info.id))
-        rows.append((info.id, workflow_name(info), state_of(info), report.moment(info.started), steps, _why(info)))
+        rows.append((info.id, workflow_name(info), state_of(info), utc(info.started), steps, _why(info)))
     report.print_table(["RUN", "WORKFLOW", "STATUS", "STARTED", "STEPS", "WHY"], rows, right=["STEPS"])
 
 
@@ -244,13 +244,20 @@ def _failures(journal: durable.SqliteJournal, info: RunInfo) -> list[dict[str, A
         run = _outline(info, durable.history(journal, info.id))
     except (JournalError, RunNotFoundError):
         return []
-    return [_failure_as_data(run, stage, action) for stage, action in failed_steps(run)]
+    return [
+        _failure_as_data(told(stage.error) if stage.error is not run.error else info.error, stage, action)
+        for stage, action in failed_steps(run)
+    ]
 
 
-def _failure_as_data(run: Run, stage: StageRecord, action: ActionRecord | None) -> dict[str, Any]:
-    error = told(stage.error).partition("\n")[0] if stage.error is not run.error else ""
+def _failure_as_data(error: str, stage: StageRecord, action: ActionRecord | None) -> dict[str, Any]:
     attempts = (action or stage).attempts
-    return {"stage": stage.name, "action": action and action.name, "attempts": attempts, "error": error}
+    return {
+        "stage": stage.name,
+        "action": action and action.name,
+        "attempts": attempts,
+        "error": error.partition("\n")[0],
+    }
 
 
 def _outline(info: RunInfo, rows: list[durable.Row]) -> Run:
@@ -311,7 +318,7 @@ def _print_messages(run: Run) -> None:
                 if not number:
                     report.say(f"\n{record.name}/{action.name}")
                 if isinstance(each, MessageRecord):
-                    when = time.strftime("%H:%M:%S", time.localtime(each.time))
+                    when = time.strftime("%H:%M:%S", time.gmtime(each.time))
                     text = message_line(each).replace("\n", f"\n{' ' * 12}")
                     report.say(f"  {when}  {text}")
                 else:
@@ -407,9 +414,9 @@ def _print_facts(info: RunInfo) -> None:
         ("pipeline", info.pipeline),
         ("workflow", info.entry or "not known to the journal"),
         ("status", f"{f': {report.one_line(why)}' if why else ''}{owner}"),
-        ("started", report.moment(info.started)),
-        ("updated", f"{report.moment(info.updated)}, {report.duration(max(0.0, info.updated - info.started))} later"),
+        ("started", utc(info.started)),
+        ("updated", f"{utc(info.updated)}, {report.duration(max(0.0, info.updated - info.started))} later"),
     ]
     facts += [("asks", as_text(question)) for question in info.questions]
-    facts += [] if info.due is None else [("due", report.moment(info.due))]
+    facts += [] if info.due is None else [("due", utc(info.due, up=True))]
     report.print_facts(facts, report.Coloured(state_of(info)))

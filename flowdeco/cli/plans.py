@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flowdeco.cli import report
 from flowdeco.cli.exit_codes import FAILED, FINE
-from flowdeco.cli.inputs import read_inputs
+from flowdeco.cli.inputs import check_output, read_inputs
 from flowdeco.cli.json_output import plan_as_data, print_json
 from flowdeco.cli.workflow import load_recorded_workflow, load_workflow, stand_in_for_main
 from flowdeco.model.definitions import as_pipeline
@@ -46,6 +46,7 @@ def validate(options: Namespace) -> int:
 
 def plan(options: Namespace) -> int:
     """Draw the plan of a workflow."""
+    _check_output(options)
     workflow = load_workflow(options)
     flow: Any = workflow.only(options.only) if options.only else workflow.entry.unit
     if options.skip:
@@ -63,6 +64,7 @@ def diff(options: Namespace) -> int:
     from flowdeco.cli.history import crashed, recorded
     from flowdeco.cli.journals import journal_path, state_of
 
+    _check_output(options)
     path = journal_path(options)
     workflow, info = load_recorded_workflow(options, path)
     flow = workflow.only(options.only)
@@ -122,6 +124,11 @@ def _row(node: Node, depth: int) -> report.StepRow:
 
 
 _FORMATS: Final = {".html": "html", ".htm": "html", ".mmd": "mermaid", ".mermaid": "mermaid", ".md": "markdown"}
+
+
+def _check_output(options: Namespace) -> None:
+    if options.output:
+        check_output("-o", options.output)
 
 
 def _draw(view: Any, title: str, options: Namespace, print_text: Callable[[Any], None]) -> None:

@@ -11,7 +11,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast
 
 from flowdeco import durable
 from flowdeco.cli import report
@@ -149,7 +149,7 @@ def _performed(
     """Restore the run up to the step, and perform that; return its outcome, None if it was not reached."""
     run_id, past = found.remembered.run_id, OneStep(found.steps, found.place)
     witness = Witness(journal, run_id, durable.fingerprint, durable.digest, past)
-    run = Run(run_id, flow, Store(found.store))
+    run = Run(run_id, flow, found.store)
     with Interrupts() as interrupts, ExitStack() as resources:
         terms = Terms(
             run_id, time.perf_counter, time.time() - time.perf_counter(), is_cancellation, interrupts.gate,
@@ -285,8 +285,11 @@ def _print(found: _Found, call: _Call, now: Outcome, differs: list[str], options
     report.say()
     rows = [("recorded", *_as_row(found.before)), ("now", *_as_row(now))]
     report.print_table(["", "STATUS", "TIME", "RESULT"], rows, right=["TIME"])
-    verdict = f"different: {', '.join(differs)}" if differs else "the same failure" if now.error else "the same result"
-    report.say("\n", verdict)
+    same = _SAME.get(now.status, f"the same: {now.status}")
+    report.say("\n", f"different: {', '.join(differs)}" if differs else same)
+
+
+_SAME: Final = {Status.COMPLETED: "the same result", Status.FAILED: "the same failure"}
 
 
 def _as_row(did: Outcome) -> tuple[str, str, str]:

@@ -6,7 +6,6 @@ import os
 import shlex
 import shutil
 import sys
-import time
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,7 +26,6 @@ __all__ = [
     "error_message",
     "escaped",
     "failed_step",
-    "moment",
     "one_line",
     "plural",
     "print_error",
@@ -97,14 +95,6 @@ def one_line(text: str) -> str:
 def plural(number: int, noun: str) -> str:
     """Return "1 run", "2 runs"."""
     return f"{number} {noun}{'s' * (number != 1)}"
-
-
-def moment(posix: float) -> str:
-    """Return a point in time in the local time zone; one that no calendar has, in seconds."""
-    try:
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(posix))
-    except (OverflowError, ValueError, OSError):  # of a damaged run
-        return f"{posix:g}"
 
 
 # Tables.
@@ -271,7 +261,8 @@ def error_message(error: BaseException) -> str:
     problems: Sequence[Any] = getattr(error, "problems", ())
     if problems:
         more = f" ({len(problems) - 1} more: see flowdeco validate)" if len(problems) > 1 else ""
-        return f"{problems[0].message} If it is an input: -i {problems[0].key}=VALUE{more}"
+        message, key = problems[0].message, problems[0].key
+        return f"{message}{'' if message[-1] in '.?' else '.'} If it is an input: -i {key}=VALUE{more}"
     changes: Sequence[str] = getattr(error, "changes", ())
     if changes:
         return (
@@ -281,12 +272,12 @@ def error_message(error: BaseException) -> str:
     return message_of(error) or type(error).__name__
 
 
-def describe_error(error: BaseException) -> str:
-    """Return the type and the message of an exception, as the last line of a traceback has them."""
-    if isinstance(error, BaseExceptionGroup):
+def describe_error(error: BaseException, depth: int = 8) -> str:
+    """Return type and message of an exception, as the last line of a traceback has them; of a group, of its members."""
+    if isinstance(error, BaseExceptionGroup) and depth:
         members: tuple[BaseException, ...] = cast("Any", error).exceptions
-        return f"{error.message}: {'; '.join(map(describe_error, members))}"
-    return told(error)
+        return f"{error.message}: {'; '.join(describe_error(each, depth - 1) for each in members)}"
+    return told(cast("BaseException", error))
 
 
 def failed_step(run: Run) -> str:

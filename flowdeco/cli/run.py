@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from flowdeco.cli import report
 from flowdeco.cli.arguments import JOURNAL
 from flowdeco.cli.exit_codes import FAILED, FINE, SUSPENDED
-from flowdeco.cli.inputs import check_page, input_warnings, read_errors, read_inputs, text_keys
+from flowdeco.cli.inputs import UsageError, check_page, input_warnings, read_errors, read_inputs, text_keys
 from flowdeco.cli.json_output import plain, print_json, run_as_data
 from flowdeco.cli.process import Cancelling, configure_logging, discard_broken_output, reserved_stdout
 from flowdeco.cli.workflow import load_recorded_workflow, load_workflow, stand_in_for_main
 from flowdeco.engine.runs import Run
 from flowdeco.engine.waits import open_questions
-from flowdeco.errors import message_of
+from flowdeco.errors import CONSUMED, RunExistsError, message_of
 from flowdeco.model.definitions import Pipeline
 
 if TYPE_CHECKING:
@@ -31,44 +31,91 @@ _CODES: Final = {"completed": FINE, "bailed": FINE, "suspended": SUSPENDED}
 
 def run(options: Namespace) -> int:
     """Run a workflow."""
-    inputs = read_inputs(options)
+    given = read_inputs(options)
     workflow = load_workflow(options)
     flow = workflow.to_run(options)
-    inputs, warned = _converted(inputs, options, flow)
+    inputs, warned = _converted(given, options, flow)
     path = None if options.no_journal else options.journal or os.environ.get(JOURNAL)
     journal: Any = None
     if path:
         from flowdeco.cli.journals import open_journal  # a run without one needs no database
 
         journal = open_journal(path, options.codec, workflow.reference(options.only))
-    return _perform(
-        options, path, inputs,
-        lambda how: flow.run(inputs, skip=options.skip, journal=journal, run_id=options.run_id, **how),
-        warned=warned,
-    )  # fmt: skip
+
+    def perform(how: dict[str, Any]) -> Run:
+        try:
+            begun = flow.run(inputs, skip=options.skip, journal=journal, run_id=options.run_id, **how)
+        except RunExistsError as error:
+            raise _exists(options, path) from error
+        return _with_early_answers(begun, given, options, flow, journal, how)
+
+    return _perform(options, path, inputs, perform, warned=warned)
+
+
+def _exists(options: Namespace, path: str | None) -> UsageError:
+    """Return the error of a run id that the journal has already."""
+    from flowdeco.cli.journals import find_run, state_of
+
+    info = find_run(str(path), options.run_id)
+    state = state_of(info)
+    command = report.resume_command(info.id, state, info.reason, options.journal)
+    return UsageError(
+        f"{path} has a run {info.id!r} already, {state}: give another --run-id"
+        f"{f', or resume it: {command}' if command else ''}"
+    )
 
 
 def resume(options: Namespace) -> int:
     """Resume a run of a journal."""
     from flowdeco.cli.journals import journal_path, open_journal
 
-    inputs = read_inputs(options)
-    errors = read_errors(options, inputs)
+    given = read_inputs(options)
+    errors = read_errors(options, given)
     path = journal_path(options)
     workflow, info = load_recorded_workflow(options, path)
     flow = workflow.to_run(options)
     stand_in_for_main(workflow.entry)
     journal = open_journal(path, info.codec, workflow.reference(options.only))
-    inputs, warned = _converted(inputs, options, flow, _questions(journal, info.id) if inputs else ())
+    inputs, warned = _converted(given, options, flow, _questions(journal, info.id) if given else ())
     finished = info.status in ("completed", "bailed") and options.on_change != "rerun" and not options.from_stage
-    return _perform(
-        options, path, inputs.keys() - {question.key for question in info.questions},
-        lambda how: flow.resume(
+
+    def perform(how: dict[str, Any]) -> Run:
+        resumed = flow.resume(
             info.id, inputs, journal=journal, on_change=options.on_change, from_stage=options.from_stage,
             skip=options.skip, error=errors or None, **how,
-        ),
-        warned=warned, finished=finished,
-    )  # fmt: skip
+        )  # fmt: skip
+        return _with_early_answers(resumed, given, options, flow, journal, how)
+
+    asked = {question.key for question in info.questions}
+    return _perform(options, path, inputs.keys() - asked, perform, warned=warned, finished=finished)
+
+
+def _with_early_answers(
+    run: Run, given: Mapping[str, Any], options: Namespace, flow: Pipeline, journal: Any, how: dict[str, Any]
+) -> Run:
+    """Resume a run with the inputs that it refused as answers, converted by the types of the questions, now that it asks."""
+    left = dict(given)
+    while early := {wait.key for wait in run.waits if wait.is_open and wait.given == CONSUMED} & left.keys():
+        made = dict[str, Any]()
+        for key in early:
+            made |= _as_asked(key, left.pop(key), options, run)
+        if not made:
+            break
+        more: dict[str, Any] = {"on_change": options.on_change} if hasattr(options, "on_change") else {}
+        run = flow.resume(run if journal is None else run.id, made, journal=journal, skip=options.skip, **more, **how)
+    return run
+
+
+def _as_asked(key: str, value: Any, options: Namespace, run: Run) -> dict[str, Any]:
+    """Return the answer to an open question, converted by its type; nothing if it does not fit."""
+    from flowdeco.cli.conversion import InputError, answers
+
+    try:
+        made, _ = answers({key: value}, text_keys(options), [wait for wait in run.waits if wait.is_open])
+    except InputError as error:
+        report.print_warning(str(error))
+        return {}
+    return made if made[key] is not value else {}
 
 
 def _questions(journal: SqliteJournal, run_id: str) -> list[Wait]:
@@ -167,7 +214,9 @@ def _print_problems(
             report.print_warning(warning)
     if path is None:
         if run.status == "suspended":
-            report.say("flowdeco: it has no --journal, and cannot be resumed", out=sys.stderr)
+            report.say(
+                "flowdeco: to resume such a run, give it a --journal: this one cannot be resumed", out=sys.stderr
+            )
     elif not hasattr(run.error, "changes"):
         report.print_resume_hint(run.id, str(run.status), run.reason, options)
 
@@ -185,4 +234,7 @@ def _failure(run: Run, error: BaseException) -> str:
     if not step:
         return text
     message = message_of(error)
-    return message if message.startswith(step) else f"{step} failed: {text}"
+    # The note with the place, and those of several lines, as a traceback of another process, are left out.
+    notes = [note for note in getattr(error, "__notes__", ()) if not ("\n" in note or note.endswith(f"run {run.id!r}"))]
+    why = f" ({'; '.join(notes)})" if notes else ""
+    return f"{message if message.startswith(step) else f'{step} failed: {text}'}{why}"

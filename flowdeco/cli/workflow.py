@@ -105,7 +105,12 @@ def load_recorded_workflow(options: Namespace, path: str) -> tuple[Workflow, Run
     if wanted.endswith(".py") or ".py:" in wanted:
         run = named[0] if named else "RUN"
         raise UsageError(f"the run comes last: flowdeco {options.command} {shlex.quote(wanted)} {run}")
-    info = find_run(path, wanted)
+    try:
+        info = find_run(path, wanted)
+    except UsageError as error:
+        if named and "=" in wanted and hasattr(options, "input"):
+            raise UsageError(f"{error} If this is an input or an answer: -i {shlex.quote(wanted)}") from None
+        raise
     if named:
         entry = load(named[0])
     elif info.entry is None:
