@@ -310,6 +310,8 @@ class Model:
                 self.merge(before, [self.snapshot()])
                 raise
             overlays.append(self.snapshot())
+            if group.streamed and not group.enough:  # merged as it ends, so that after a conflict no more are pulled
+                self.merge(before, overlays)
             if len(overlays) == group.enough:
                 break
         if len(overlays) < group.enough:
