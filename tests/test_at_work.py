@@ -213,7 +213,7 @@ def fails_once() -> None:
 
 def counted(run_id="r"):
     """The column STEPS of a run, and what `--json` has."""
-    (column,) = re.findall(rf"^{run_id} .*:\d\d +(\d+)", said("runs"), re.MULTILINE)
+    (column,) = re.findall(rf"^{run_id} .*:\d\d UTC +(\d+)", said("runs"), re.MULTILINE)
     found = {each["id"]: each["steps"] for each in json.loads(said("runs", "--json"))}
     assert found[run_id] == json.loads(said("show", run_id, "--json"))["steps"] == int(column)
     return int(column)

@@ -229,13 +229,14 @@ def test_a_selector_that_came_too_late_is_not_proposed_again(run, warnings):
 
 
 def test_a_skipped_unit_that_the_run_did_not_come_to_is_not_proposed_again(run, warnings):
-    """The middleware of the pipeline around it had skipped it already."""
+    """A failure before it was recovered around both."""
 
-    def nothing(call):
-        return
-        yield
+    @action
+    def fails():
+        raise ValueError
 
-    run(pipeline(Stage("later"), name="p", use=[nothing]) >> between, skip=["later", "latter"], use=[inserts])
+    lost = pipeline(fails, Stage("later"), name="p", use=[recover(on=ValueError)])
+    run(lost >> between, skip=["later", "latter"], use=[inserts])
     (text,) = warnings()
     assert text.endswith("'later' had begun before, or the run did not come to it. Did you mean 'later'?")
 
