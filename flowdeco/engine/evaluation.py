@@ -91,7 +91,6 @@ def evaluate_run(run: Run, terms: Terms, use: tuple[Middleware, ...]) -> Generat
     if past is not None and not terms.rehearses:
         yield from close_streams(past)
     if terms.recorder is not None:
-        branch.atomic = 0
         unsaved = yield from branch.save()
         error = unsaved if unsaved is not None and (error is None or isinstance(error, (Bail, Suspend))) else error
     branch.end_unwinding()
@@ -214,16 +213,19 @@ def _begin_pipeline(
     branch: Branch, pipeline: Pipeline, by: str | None, use: tuple[Middleware, ...] = (), is_run: bool = False
 ) -> Walk | Failure:
     around, agenda, is_plain = branch.scope, branch.agenda, not (use or pipeline.use or pipeline.timeout)
-    while is_plain and agenda and agenda[-1][0] is branch.scope and _is_transparent(branch.scope):
+    is_next_turn = False
+    if is_plain and agenda and agenda[-1][0] is around and _is_transparent(around):
         agenda.pop()  # it has nothing left to do: a pipeline that returns itself is a loop, too
-        branch.scope = branch.scope.outer
-        if around.unit == pipeline:
-            around = branch.scope
+        branch.scope, is_next_turn = around.outer, around.unit == pipeline
     scope = OpenScope(branch.scope, pipeline, by, branch.terms.clock())
-    scope.use_stages = around.use_stages + pipeline.use_stages
-    scope.use_actions = around.use_actions + pipeline.use_actions
-    if isinstance(around.unit, Pipeline) and around.unit.units[-1:] == (pipeline,):
-        scope.place = around.place  # it is its last unit, and not inserted after it
+    scope.use_stages, scope.use_actions = around.use_stages, around.use_actions
+    if is_next_turn:  # it comes after its turn before, in the same surroundings
+        scope.place = around.place and around.place.outer
+    else:
+        scope.use_stages += pipeline.use_stages
+        scope.use_actions += pipeline.use_actions
+        if isinstance(around.unit, Pipeline) and around.unit.units[-1:] == (pipeline,):
+            scope.place = around.place  # it is its last unit, and not inserted after it
     if not (pipeline.plain or is_run):
         scope.place = Scope(pipeline.name, f"{branch.id}.{branch.next_place()}", None, by, scope.place)
     earlier = None

@@ -12,19 +12,30 @@ from hypothesis import strategies as st
 from scripted import evaluation, perform, performed, side_by_side, terms_of
 from support import actions_run, again, around, examples, failing, flaky, one, statuses, step, swallow, wants
 
-from flowdeco import Bail, Key, Stage, Store, Suspend, action, parallel, pipeline, stream
+from flowdeco import Bail, Key, Stage, Store, Suspend, action, parallel, pipeline, stage, stream
 from flowdeco.durable import MemoryJournal
 from flowdeco.durable.digests import digest
 from flowdeco.engine.branch import Branch
 from flowdeco.engine.evaluation import evaluate
 from flowdeco.engine.history import History, Rehearsal
+from flowdeco.engine.memory import Log, Remains
 from flowdeco.engine.open_scopes import OpenScope, OpenStream
-from flowdeco.engine.outcome import ROOT, ActionRecord, Outcome, StageRecord, Status, branch_id
+from flowdeco.engine.outcome import ROOT, ActionRecord, Outcome, Scope, StageRecord, Status, branch_id
 from flowdeco.engine.recorder import Recorder
 from flowdeco.engine.records import Records
 from flowdeco.engine.requests import Chore, Fork, Raised, Save
 from flowdeco.engine.schedule import Schedule
-from flowdeco.errors import Cancelled, CodeChangedError, SerializationError, StoreTypeError, WiringError
+from flowdeco.errors import (
+    Cancelled,
+    CodeChangedError,
+    OutOfTime,
+    SerializationError,
+    StoreTypeError,
+    UnitTimeout,
+    Wait,
+    WiringError,
+)
+from flowdeco.events import ActionStarted, RunFinished, RunStarted
 from flowdeco.middleware import atomic
 from flowdeco.model.deltas import Delta
 
@@ -475,6 +486,518 @@ def test_records_of_a_failed_attempt_are_cut_off(count, kept, forgotten):
     records.cut(count)
     assert (records.kept, records.forgotten, len(records)) == (kept, forgotten, count)
     assert records.last() == kept
+
+
+# -- the run
+
+
+class Still:
+    """A clock that a test sets."""
+
+    def __init__(self, now=5.0):
+        self.now = now
+
+    def __call__(self):
+        return self.now
+
+
+def test_a_run_knows_when_it_began_and_how_long_it_took():
+    """A later leg adds its time to that of the legs before it, which has begun."""
+    for before, expected in (((0.0, 0.0), (1005.0, 3.0)), ((900.0, 10.0), (900.0, 13.0))):
+        clock = Still()
+        run, walk = evaluation(one([], "a"), clock=clock)
+        run.started, run.elapsed = before
+        next(walk)
+        assert (run.status, run.started) == ("running", expected[0])
+        clock.now = 8.0
+        with pytest.raises(StopIteration):
+            walk.send(7)
+        assert ((run.started, run.elapsed), run.status, run.result) == (expected, "completed", 7)
+
+
+def test_observers_hear_of_the_run_and_of_each_action_that_begins():
+    """In order, with the stages that are known at the beginning, and with the outcome at the end."""
+    events, error = [], ValueError("no")
+    flow = pipeline(one([], "a", lambda: step([], "b")), parallel(one([], "c"), failing([], "d", error)), name="p")
+    run, walk = evaluation(flow, notify=events.append, clock=Still())
+    perform(walk)
+    assert events[0] == RunStarted("run-1", "p", 3)
+    assert events[-1] == RunFinished("run-1", "p", run.status, run.error, run.elapsed)
+    assert (run.status, type(events[-1].error)) == ("failed", ValueError)
+    began = [event for event in events if isinstance(event, ActionStarted)]
+    assert began[:2] == [ActionStarted("run-1", "a", "a", None), ActionStarted("run-1", "a", "b", "a/a")]
+
+
+@pytest.mark.parametrize(
+    "error", [None, Bail("done"), Suspend("waits"), ValueError("no"), KeyboardInterrupt()], ids=repr
+)
+def test_a_run_says_what_it_ended_with(error):
+    """A failure as itself, with its place; of a signal, the reason. What is left is kept for a resume in memory."""
+    log = Log()
+    act = failing([], "b", error) if error else step([], "b", 2)
+    run, walk = evaluation(Stage("s", [step([], "a", 1), act]), log=log, waits={(ROOT, 9): ["waits"]})
+    perform(walk)
+    is_signal = isinstance(error, (Bail, Suspend))
+    assert run.error is (None if is_signal else error)
+    assert run.reason == (error.reason if is_signal else None)
+    assert run.waits == ()
+    assert (run.result, [record.name for record in run.stages]) == (2 if error is None else 1, ["s"])
+    assert (list(log.remains), log.waits) == (([ROOT], {(ROOT, 9): ["waits"]}) if error else ([], {}))
+    if run.error is not None:
+        (note,) = run.error.__notes__
+        assert note == "in action 'b' of stage 's', pipeline 'pipeline', run 'run-1'"
+
+
+def test_a_suspended_run_has_the_waits_of_its_signal():
+    """All of them."""
+    signal = Suspend.until(Wait("question", key="k"))
+    run, walk = evaluation(failing([], "a", signal))
+    perform(walk)
+    assert (run.waits, run.reason) == (signal.waits, "waiting for 'k'")
+
+
+def test_a_run_has_so_many_records_as_are_kept_and_the_number_of_the_others():
+    """The last ones."""
+    run, walk = evaluation(pipeline(*(one([], name) for name in "abcde")), most_records=2)
+    perform(walk)
+    assert ([record.name for record in run.stages], run.forgotten) == (["d", "e"], 3)
+    run, walk = evaluation(one([], "a"))
+    perform(walk)
+    assert (len(run.stages), run.forgotten, run.pipelines) == (1, 0, [])
+
+
+def test_a_run_knows_which_switches_have_selected_nothing():
+    """Of those that are still in effect: not those of an attempt that was dropped."""
+
+    @action
+    def disables(ctx):
+        ctx.disable("never", "t", "other")
+
+    run, walk = evaluation(pipeline(disables, one([], "t")))
+    terms = walk.gi_frame.f_locals["terms"]
+    terms.idle["dropped"] = ("s", "a", False)
+    perform(walk)
+    assert sorted(terms.idle) == ["never", "other"]
+    assert statuses(run) == [("disables", "completed"), ("t", "skipped")]
+
+
+@pytest.mark.parametrize("error", [None, Bail("done"), Suspend("waits"), ValueError("no")], ids=repr)
+def test_a_journal_that_cannot_be_written_in_the_end_is_the_failure_of_the_run(error):
+    """Unless it has failed already."""
+    full, recorder = OSError("full"), recording()
+    run, walk = evaluation(failing([], "a", error) if error else step([], "a"), recorder=recorder)
+    answers = iter([None, Raised(full)])  # the row of the action is written
+    answer = None
+    with pytest.raises(StopIteration):
+        while True:
+            request = walk.send(answer)
+            answer = next(answers) if isinstance(request, Save) else performed(request)
+    assert list(answers) == []
+    assert run.error is (error if isinstance(error, ValueError) else full)
+    if run.error is full:
+        assert full.__notes__ == ["in pipeline 'pipeline', run 'run-1'"]
+
+
+def test_a_run_that_had_finished_performs_nothing():
+    """What it had done is restored, and there is nothing new in it."""
+    log = []
+    stage = one(log, "a", 1)
+    (act,) = stage
+    then = StageRecord("a", stage, Status.COMPLETED, 1.0, 2.0, number=0, end=2)
+    run, walk = evaluation(stage, past=History(steps(then, did(act, 1, 1)), finished=True))
+    perform(walk)
+    assert (log, run.status, run["a"], run.result) == ([], "completed", 1, 1)
+    run, walk = evaluation(pipeline(stage, one(log, "new")), past=History(steps(then, did(act, 1, 1)), finished=True))
+    perform(walk)
+    assert (log, type(run.error)) == ([], CodeChangedError)
+
+
+def test_a_run_in_memory_continues_with_its_last_result():
+    """Which its store does not have."""
+    past = History({}, in_store=True, remains={ROOT: Remains(Store(), None, 7, {})})
+    for known, expected in ((past, 7), (History({}), None)):
+        run, walk = evaluation(Stage("s"), past=known)
+        perform(walk)
+        assert run.result == expected
+
+
+def test_streams_of_the_rehearsal_that_a_run_does_not_take_over_are_closed_at_its_end():
+    """The rehearsal itself leaves them open."""
+
+    def units():
+        try:
+            yield
+        finally:
+            closed.append("closed")
+
+    for kind, more, expected in ((History, {}, ["closed"]), (Rehearsal, {"pipeline": pipeline(), "code": None}, [])):
+        iterator, closed = units(), []
+        next(iterator)
+        run, walk = evaluation(Stage("s"), past=kind({}, streams={(ROOT, 0): OpenStream(GIVES, iterator)}, **more))
+        perform(walk)
+        assert (run.error, closed) == (None, expected)
+
+
+# -- the end of a branch
+
+
+class Tolerant:
+    """A conductor that notes the failures of its branches."""
+
+    id = "0.0"
+
+    def __init__(self):
+        self.lost = []
+
+    def lose_if_tolerated(self, branch, error):
+        self.lost.append(error)
+
+
+def branch_in_group(*units, **terms):
+    """A branch of a group, with these on its agenda."""
+    parent = branch_of(*units, **terms)
+    base = OpenScope(parent.scope, None, None, 0.0)
+    base.place = Scope("g", "0.0", 0, None, None)
+    branch = Branch(parent.terms, parent.store.fork(), base, parent, Tolerant())
+    branch.unit, branch.agenda = units[0], parent.agenda
+    return branch
+
+
+def test_the_conductor_of_a_branch_hears_of_its_failure_before_its_rows_are_written():
+    """They say whether that was tolerated."""
+    error = ValueError("no")
+    for recorder in (None, recording()):
+        branch = branch_in_group(failing([], "a", error), recorder=recorder)
+        requests = []
+        assert perform(evaluate(branch), requests) is error
+        assert (branch.conductor.lost, branch.rows) == ([error], [])
+        assert isinstance(requests[-1], Save) == (recorder is not None)
+    branch = branch_in_group(step([], "a"), recorder=recording())
+    requests = []
+    assert perform(evaluate(branch), requests) is None
+    assert (branch.conductor.lost, branch.rows) == ([], [])
+    assert [row.kind for request in requests[1:] for row in request.args[1]] == ["action", "stage"]
+
+
+def test_rows_of_a_branch_that_cannot_be_written_are_its_failure():
+    """Whatever it ended with."""
+    full = OSError("full")
+    for unit in (one([], "a"), failing([], "a", ValueError("no"))):
+        walk, answer = evaluate(branch_in_group(unit, recorder=recording())), None
+        with pytest.raises(StopIteration) as ended:
+            while True:
+                request = walk.send(answer)
+                answer = Raised(full) if isinstance(request, Save) else performed(request)
+        assert ended.value.value is full
+
+
+def test_a_generator_exit_of_a_user_is_a_failure_and_closing_the_evaluation_is_not():
+    """Both arrive in the same way."""
+    log = []
+    run, walk = evaluation(Stage("s", [step(log, "a")]), clock=Odd(GeneratorExit(), at=4))
+    perform(walk)
+    assert (run.status, type(run.error)) == ("failed", GeneratorExit)
+    run, walk = evaluation(Stage("s", [step(log, "a")], use=[around(log, "m")]))
+    next(walk)
+    walk.close()
+    assert (run.status, walk.gi_frame) == ("running", None)
+
+
+# -- guarded branches
+
+
+def test_a_branch_that_was_stopped_begins_no_unit():
+    """Its open scopes end: their layers are left with that error. A stream is closed."""
+    log = []
+
+    def units():
+        try:
+            yield one(log, "x")
+            yield one(log, "y")
+        finally:
+            log.append("closed")
+
+    gives = one(log, "a", lambda: stream(units()))
+    branch = branch_in_group(pipeline(gives, one(log, "b"), name="p", use=[around(log, "p")]))
+    walk, answer = evaluate(branch), None
+    with pytest.raises(StopIteration) as ended:
+        while True:
+            request = walk.send(answer)
+            answer = performed(request)
+            if log[-1] == "x":
+                branch.stop()
+    assert isinstance(ended.value.value, Cancelled)
+    assert log == ["+p", "a", "x", "closed", "-p"]
+
+
+def test_steps_are_restored_even_if_none_may_begin():
+    """In a branch that catches up, or in a scope that had ended."""
+    stage = one([], "a", 1)
+    (act,) = stage
+    then = StageRecord("a", stage, Status.COMPLETED, 1.0, 2.0, number=0, end=2)
+    for sealed in (0, 1):
+        branch = branch_in_group(stage, past=History({branch_id("0.0", 0): {0: then, 1: did(act, 1, 1)}}))
+        branch.sealed = sealed
+        branch.is_catching_up = not sealed
+        branch.stop()
+        assert perform(evaluate(branch)) is None
+        assert (branch.store["a"], len(branch.records.kept)) == (1, 1)
+
+
+def test_a_scope_whose_time_is_up_fails_even_if_nothing_was_left_to_do():
+    """Its layers are told, once; a scope around or inside it, without a timeout of its own, is not."""
+    told = []
+
+    def layer(call):
+        try:
+            yield
+        except BaseException as error:
+            told.append((call.name, type(error)))
+            raise
+
+    clock = Still()
+
+    def late():
+        clock.now += 10
+
+    inner = Stage("inner", [step([], "a", late)], use=[layer])
+    flow = pipeline(
+        Stage("outer", use=[layer]), pipeline(inner, name="limited", use=[layer], timeout=5), name="p", use=[layer]
+    )
+    run, walk = evaluation(flow, clock=clock)
+    perform(walk)
+    assert type(run.error) is UnitTimeout
+    assert told == [("limited", OutOfTime), ("p", UnitTimeout)]
+    assert statuses(run) == [("outer", "completed"), ("inner", "completed")]
+
+
+# -- failures, and streams that are not pulled any more
+
+
+@pytest.mark.parametrize("in_group", [False, True])
+def test_an_interrupt_while_a_stream_is_closed_counts_more_than_the_failure(in_group):
+    """In the run itself: a branch of a group is interrupted by its group."""
+    error, interrupt = ValueError("no"), KeyboardInterrupt()
+
+    def units():
+        try:
+            yield failing([], "fails", error)
+        finally:
+            raise interrupt
+
+    unit = one([], "a", lambda: stream(units()))
+    branch = (branch_in_group if in_group else branch_of)(unit)
+    assert perform(evaluate(branch)) is (error if in_group else interrupt)
+
+
+def test_all_that_is_left_in_the_base_is_dropped_by_a_failure():
+    """The first entry, too; streams are closed."""
+    closed = []
+
+    def units():
+        try:
+            yield one([], "x")
+        finally:
+            closed.append("closed")
+
+    iterator = units()
+    next(iterator)
+    branch = branch_of(failing([], "a", ValueError("no")), one([], "b"))
+    branch.agenda[0] = (OpenStream(GIVES, iterator), None)
+    assert str(perform(evaluate(branch))) == "no"
+    assert (branch.agenda, closed) == ([], ["closed"])
+
+
+# -- pipelines
+
+
+def places(run):
+    """The scopes in which stages ran."""
+    return {record.name: record.scope and (record.scope.name, record.scope.inserted_by) for record in run.stages}
+
+
+def test_pipelines_with_options_have_places_of_their_own():
+    """That of the run has none. Each has another id, and knows the one around it."""
+    inner = pipeline(one([], "b"), name="inner")
+    flow = pipeline(one([], "a"), pipeline(one([], "x", lambda: inner), inner, name="outer"), one([], "c"), name="flow")
+    run, walk = evaluation(flow)
+    perform(walk)
+    scopes = [record.scope for record in run.stages]
+    outer = Scope("outer", "0.p1", None, None, None)
+    assert scopes == [
+        None,
+        outer,
+        Scope("inner", "0.p2", None, "x/x", outer),
+        Scope("inner", "0.p3", None, None, outer),
+        None,
+    ]
+
+
+def test_a_pipeline_that_returns_itself_is_in_one_place_however_often():
+    """It comes after its turn before, and not in it: whether anything is left of the pipeline around it or not."""
+    for rest in ((), (one([], "z"),)):
+        turns, unit = iter(range(2)), None
+        inserts = one([], "a", lambda turns=turns: unit if next(turns, None) is not None else None)
+        unit = pipeline(inserts, name="p")
+        run, walk = evaluation(pipeline(pipeline(unit, *rest, name="outer"), one([], "end")))
+        perform(walk)
+        outer = Scope("outer", "0.p1", None, None, None)
+        turns = [Scope("p", f"0.p{n}", None, by, outer) for n, by in ((2, None), (3, "a/a"), (4, "a/a"))]
+        assert [record.scope for record in run.stages] == [*turns, *(outer for _ in rest), None]
+
+
+def test_the_layers_of_pipelines_add_up():
+    """Outermost first. A pipeline that returns itself neither adds its own once more, nor loses those around it."""
+    log = []
+    turns = iter(range(2))
+    unit = None
+    inserts = step(log, "a", lambda: unit if next(turns, None) is not None else None)
+    unit = pipeline(Stage("s", [inserts]), name="in", use_stages=[around(log, "is")], use_actions=[around(log, "ia")])
+    flow = pipeline(unit, name="out", use_stages=[around(log, "os")], use_actions=[around(log, "oa")])
+    run, walk = evaluation(flow)
+    perform(walk)
+    assert run.status == "completed"
+    assert log == ["+os", "+is", "+oa", "+ia", "a", "-ia", "-oa", "-is", "-os"] * 3
+
+
+def test_a_pipeline_with_middleware_is_a_step():
+    """It has a number, and an outcome; one without has none."""
+    log = Log()
+    flow = pipeline(pipeline(one([], "a"), name="plain"), pipeline(one([], "b"), name="step", use=[around([], "m")]))
+    run, walk = evaluation(flow, log=log)
+    perform(walk)
+    assert {number: outcome.name for number, outcome in log.steps[ROOT].items()} == {0: "a", 2: "step", 3: "b"}
+    run, walk = evaluation(flow, use=[around([], "caller's")], log=(log := Log()))
+    perform(walk)
+    assert {number: outcome.name for number, outcome in log.steps[ROOT].items()} == {
+        0: "a",
+        2: "step",
+        3: "b",
+        -1: "pipeline",
+    }
+
+
+# -- skipped units
+
+
+SKIPPED = pipeline(
+    one([], "a"), pipeline(one([], "b"), one([], "c"), name="p", use=[around([], "m")]),
+    parallel(one([], "d"), pipeline(one([], "e"), parallel(one([], "f"), name="h"), name="q"), name="g"), one([], "z"),
+)  # fmt: skip
+
+
+def test_a_skipped_unit_is_recorded_and_so_are_the_stages_in_it():
+    """Where they would have run; the units behind it run."""
+    log, terms = Log(), {"skip": frozenset({"p", "g"}), "clock": Still()}
+    run, walk = evaluation(SKIPPED, log=log, unmatched={"p", "g", "nothing"}, **terms)
+    called = []
+    perform(walk, called)
+    assert [request[0].name for request in called] == ["a", "z"]
+    assert statuses(run) == [("a", "completed"), *((name, "skipped") for name in "bcdef"), ("z", "completed")]
+    where = {record.name: record.scope and (record.scope.name, record.scope.branch) for record in run.stages}
+    assert where == {
+        "a": None,
+        "b": ("p", None),
+        "c": ("p", None),
+        "d": ("g", 0),
+        "e": ("q", None),
+        "f": ("h", 0),
+        "z": None,
+    }
+    (e,) = [record for record in run.stages if record.name == "e"]
+    assert (e.scope.outer.name, e.scope.outer.branch) == ("g", 1)
+    assert {(record.started, record.elapsed, len(record.actions)) for record in run.stages[1:-1]} == {(1005.0, 0.0, 0)}
+    skipped = {number: did.name for number, did in log.steps[ROOT].items() if did.status == "skipped"}
+    assert skipped == {2: "p", 3: "b", 4: "c", 5: "g", 6: "d", 7: "e", 8: "h", 9: "f"}
+    assert all(did.number + 1 == did.end for number, did in log.steps[ROOT].items() if number in skipped)
+
+
+def test_a_skipped_stage_has_selected_its_actions_too():
+    """Their selectors match something, although the stage is not entered."""
+    run, walk = evaluation(
+        Stage("s", [step([], "a", tags=["t"])], data={"k": 1}), skip=frozenset({"s", "s/a", "tag:t"})
+    )
+    terms = walk.gi_frame.f_locals["terms"]
+    terms.unmatched = set(terms.skip)
+    perform(walk)
+    assert (terms.unmatched, dict(run.store), statuses(run)) == (set(), {}, [("s", "skipped")])
+
+
+def test_a_skipped_unit_that_cannot_be_written_fails():
+    """With the journal's error."""
+
+    class Refusing:
+        def __getattr__(self, name):
+            return getattr(made, name)
+
+        def row(self, *args):
+            raise error
+
+    error, made = OSError("full"), recording()
+    for name in ("a", "p", "g"):
+        run, walk = evaluation(SKIPPED, skip=frozenset({name}), recorder=Refusing())
+        perform(walk)
+        assert run.error is error
+
+
+def test_an_inserted_group_that_is_skipped_names_its_inserter():
+    """In the records of its stages."""
+    inserts = one([], "x", lambda: parallel(one([], "d"), name="g"))
+    run, walk = evaluation(inserts, skip=frozenset({"g"}))
+    perform(walk)
+    (_, record) = run.stages
+    assert (record.inserted_by, record.scope.inserted_by, type(record.inserted_by)) == ("x/x", "x/x", str)
+
+
+def test_what_was_skipped_before_a_resume_is_restored_as_skipped():
+    """Whatever is selected now. What had begun and is no longer wanted is forgotten."""
+    stage = one([], "a", 1)
+    (act,) = stage
+    group = parallel(one([], "d"), name="g")
+    then = StageRecord("a", stage, Status.SKIPPED, 1.0, 0.0, number=0, end=1)
+    other = Outcome("g", group, Status.SKIPPED, 1.0, 0.0, number=1, end=2)
+    inside = StageRecord("d", group.units[0], Status.SKIPPED, 1.0, 0.0, number=2, end=3)
+    run, walk = evaluation(pipeline(stage, group), past=History(steps(then, other, inside)))
+    called = []
+    perform(walk, called)
+    assert (called, run.error) == ([], None)
+    assert [(record.name, record.status, record.started, record.restored) for record in run.stages] == [
+        ("a", "skipped", 1.0, True), ("d", "skipped", 1.0, True),
+    ]  # fmt: skip
+    began = StageRecord("a", stage, Status.FAILED, 1.0, 1.0, number=0, end=2, error=ValueError())
+    run, walk = evaluation(stage, past=History({ROOT: {0: began, 1: did(act, 1, 1)}}), skip=frozenset({"a"}))
+    perform(walk)
+    assert (run.error, statuses(run), dict(run.store)) == (None, [("a", "skipped")], {})
+
+
+# -- stages
+
+
+CALLED = []
+
+
+@stage
+def fixable(name):
+    step(CALLED, "old")
+
+
+def test_a_stage_that_was_inserted_in_memory_runs_with_the_code_of_its_module_now(monkeypatch):
+    """In a notebook, its cell was fixed and run again. Stages of the definition are new anyway; a journal has names only."""
+    older = fixable("x")
+    monkeypatch.setitem(globals(), "fixable", stage(lambda name: step(CALLED, "new") and None, name="fixable"))
+    first = one([], "a")
+    (act,) = first
+    then = StageRecord("a", first, Status.COMPLETED, 1.0, 2.0, number=0, end=2)
+    for flow, inserted, in_store, expected in (
+        (first, (older,), True, ["new"]),
+        (first, (older,), False, ["old"]),
+        (pipeline(first, older), (), True, ["old"]),
+    ):
+        CALLED.clear()
+        past = History(steps(then, did(act, None, 1, inserted=inserted)), in_store=in_store)
+        run, walk = evaluation(flow, past=past)
+        perform(walk)
+        assert (run.error, CALLED) == (None, expected)
 
 
 # -- the short ways: of plain actions, with layers or without, and of what is around them
