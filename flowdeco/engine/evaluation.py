@@ -160,7 +160,7 @@ def _end_branch(branch: Branch, error: Failure) -> Walk:
     """
     if error is not None:
         branch.conductor.decide_loss(branch, error)
-    return ((yield from branch.save()) or error) if branch.rows else error
+    return (yield from branch.save()) or error
 
 
 def _is_closing(raised: GeneratorExit) -> bool:

@@ -270,14 +270,12 @@ class Schedule:
                     task.group.is_parked = True
                 self._one_caught_up(task.group)
                 return
-            if type(request) is not Fork:
-                break
-            if task.branch is not None and task.branch.deadline is not None:
-                self.limited.append(task)
-            self._opened(request, task)
-            return
+            break
         if task.branch is not None and task.branch.deadline is not None:
             self.limited.append(task)
+        if type(request) is Fork:
+            self._opened(request, task)
+            return
         task.ticket, task.request = next(self._tickets), request
         self._under_way[task.ticket] = task
         if self._most is not None and _is_call(request):

@@ -88,7 +88,7 @@ def _begun(branch: Branch, stream: Stream, where: str) -> Generator[Request, Any
 def pull(branch: Branch, stream: OpenStream, by: str | None) -> Walk:
     """Take the next unit of a stream, and run it before the rest of the stream."""
     past = branch.terms.past
-    if past is not None and (past.rehearses or not stream.ahead):
+    if past is not None:
         past.check_pull(branch.id, sealed=bool(branch.sealed))
     return _pulled(branch, stream, by, (yield from next_unit(branch, stream)))
 

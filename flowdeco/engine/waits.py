@@ -16,7 +16,7 @@ that of the record. A sleep keeps its due time, a question its deadline and its 
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from math import inf
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -126,7 +126,7 @@ class Waits:
 
     __slots__ = ("_earlier", "_over", "_since", "_slept", "called", "noted", "pause", "wall")
 
-    def __init__(self, wall: Wall, since: int = 0, earlier: Iterable[Wait] = ()) -> None:
+    def __init__(self, wall: Wall, since: int, earlier: Iterable[Wait]) -> None:
         self.wall = wall
         self.noted: list[Wait] = []
         self.pause: Wait | None = None
@@ -193,7 +193,7 @@ class Waits:
     def another_attempt(self, who: int = -1) -> None:
         """Forget everything of the attempt that has failed but its answers; layers up to this one have not begun anew."""
         self.called = None
-        for wait in reversed(kept(self.noted, only_answers=True)):
+        for wait in reversed(kept(self.noted)):  # its answers: sleeps that are over are not noted
             self._earlier.setdefault((wait.who, wait.key), deque()).appendleft(wait)
         self.noted = [wait for wait in self.noted if _is_layer(wait.who, who)]
         for counted in (self._slept, self._over):
@@ -202,8 +202,8 @@ class Waits:
 
     def recorded(self) -> tuple[Wait, ...]:
         """Return everything that the step has waited for, in order."""
-        counts = {who: max(self._slept.get(who, 0), self._over.get(who, 0)) for who in {**self._over, **self._slept}}
-        over = (Wait(OVER, who=who, times=times) for who, times in counts.items() if times)
+        counts = Counter(self._over) | Counter(self._slept)  # the greater ones
+        over = (Wait(OVER, who=who, times=times) for who, times in counts.items())
         rest = (wait for waits in self._earlier.values() for wait in waits)
         called = () if self.called is None else (Wait(CALLED, value=self.called),)
         return (*over, *self.noted, *rest, *called, *(() if self.pause is None else (self.pause,)))
@@ -399,9 +399,7 @@ def starting_point(steps: Outcomes, given: Sequence[Given], rows: float = inf) -
     Older writes to keys that were given later do not count.
     """
     steps = _with_values(answered(steps, given), given)
-    last: dict[str, int] = {}
-    for key, number in used(steps):
-        last[key] = max(number, last.get(key, -1))
+    last = dict(sorted(used(steps)))  # of several numbers of a key, the greatest
     live: dict[str, int] = {
         key: number
         for number, each in enumerate(given)

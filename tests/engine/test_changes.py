@@ -28,7 +28,8 @@ def test_values_that_were_read_are_compared():
     names = ["read", "later", "written", "gone", "same", "unread"]
     store = Store({"number": 1, **{name: [1] for name in names}})
     watch, changed, mark = watched(store)
-    watch.look(["read", "number", "written", "gone", "missing"])
+    watch.look(["missing", "read", "number", "written", "gone"])
+    watch.look(["read", "gone"])
     for name in ("later", "read", "same", "missing"):
         watch.look_at(name)
     for name in names:
@@ -66,6 +67,19 @@ def test_appending_alone_is_no_change():
     store.append("xs", 3)
     written = watch.with_changes(store.since(mark))
     assert (written.appends, written.changes) == ({"xs": [2, 3]}, {})
+
+
+def test_another_key_that_holds_a_list_that_has_grown_has_all_of_it():
+    """The list was changed in place as well."""
+    store = Store()
+    store.append("xs", 1)  # from now on it is the list of the store
+    store["ys"] = store["xs"]
+    watch, changed, mark = watched(store)
+    watch.look(["xs"])
+    store["xs"][0] = 2
+    store.append("xs", 3)
+    written = watch.with_changes(store.since(mark))
+    assert (written.appends, written.changes, changed) == ({"xs": [3]}, {"xs": [2], "ys": [2, 3]}, {"xs", "ys"})
 
 
 def test_every_key_that_holds_the_value_has_changed():
@@ -142,3 +156,134 @@ def test_middleware_sees_the_same_store():
     written = watch.with_changes(store.since(mark))
     assert written.changes == dict.fromkeys("abcd", [1, 2])
     assert (written.puts, store["e"]) == ({"e": 1}, 1)
+
+
+def test_values_of_frozen_keys_are_never_looked_at():
+    """Nor local results of that name; the others are."""
+    looks, store = Looks(digest), Store({"frozen": [1], "xs": [1]})
+    store.put(Local("frozen"), [1])
+    assert not looks.is_frozen("frozen")
+    looks.frozen.add("frozen")
+    assert [looks.is_frozen(key) for key in ("frozen", Local("frozen"), "xs", Local("xs"))] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    watch, mark = looks.watch(store, set()), store.mark()
+    watch.look(["frozen", Local("frozen"), "xs"])
+    for _, value in store.everything():
+        value.append(2)
+    assert watch.with_changes(store.since(mark)).changes == {"xs": [1, 2]}
+
+
+def test_a_step_in_another_one_does_not_hash_again_what_that_has_read():
+    """As an action in a stage, whose layers have read it; of a value that it writes as a whole, nothing is compared."""
+    counting = Counting()
+    looks, store = Looks(counting), Store({"xs": [1], "ys": [1]})
+    watch = looks.watch(store, set())
+    watch.look(["xs", "ys"])
+    looks.watch(store, set()).look(["xs", "ys"])
+    assert len(counting.asked) == 2
+    mark = store.mark()
+    store["xs"] = store["xs"]
+    assert watch.with_changes(store.since(mark)).changes == {}
+    assert len(counting.asked) == 3  # "ys" once more
+
+
+def test_all_digests_are_forgotten_with_an_attempt():
+    """The journal loses the changes with its rows."""
+    looks, store = Looks(digest), Store({"xs": [1]})
+    looks.watch(store, set()).look(["xs"])
+    store["xs"].append(2)
+    looks.forget()
+    watch = looks.watch(store, set())
+    watch.look(["xs"])
+    assert watch.with_changes(store.since(store.mark())).changes == {}
+
+
+def test_what_was_changed_until_a_watch_is_renewed_is_not_reported_again():
+    """As by layers, one after the other; there may have been nothing to look at."""
+    store = Store({"xs": [1]})
+    watch, _, mark = watched(store)
+    watch.resume()
+    watch.renew()
+    watch.look(["xs"])
+    for number in (2, 3):
+        assert watch.with_changes(store.since(mark)).changes == {}
+        store["xs"].append(number)
+        assert watch.with_changes(store.since(mark)).changes == {"xs": [*range(1, number + 1)]}
+        watch.renew()
+
+
+# -- values that have a part in common
+
+
+class Odd:
+    """A value without a length."""
+
+
+def test_values_that_share_a_part_with_a_changed_one_have_changed():
+    """Read or not, also if the changed one was written as a whole; those of frozen keys are left alone."""
+    for returns in (False, True):
+        part, looks = [0], Looks(digest)
+        store = Store({"n": 1, "frozen": [part], "a": {"k": part}, "b": (part,), "other": [Odd()], "c": [[part]]})
+        looks.frozen.add("frozen")
+        changed, mark = set(), store.mark()
+        watch = looks.watch(store, changed)
+        watch.look(["a"])
+        part.append(1)
+        if returns:
+            store["a"] = store["a"]
+        written = watch.with_changes(store.since(mark))
+        assert written.changes == {"b": ([0, 1],), "c": [[[0, 1]]], **({} if returns else {"a": {"k": [0, 1]}})}
+        assert changed == written.changes.keys()
+        again = looks.watch(store, set())
+        again.look(["b", "c"])
+        assert again.with_changes(store.since(store.mark())).changes == {}
+
+
+def test_several_changed_values_may_share_parts_with_others():
+    """With different ones each. A value that was only read, or replaced, has changed nothing."""
+    one, two, read, replaced = [1], [2], [3], [4]
+    store = Store({"a": [one], "b": [two], "c": [one], "d": [two]})
+    store.update({"read": [read], "e": [read], "replaced": [replaced], "f": [replaced]})
+    watch, _, mark = watched(store)
+    watch.look(["a", "b", "read", "replaced"])
+    for part in (one, two):
+        part.append(5)
+    store["replaced"] = 6
+    assert watch.with_changes(store.since(mark)).changes.keys() == {"a", "b", "c", "d"}
+
+
+def test_parts_of_a_value_are_found_again_after_it_has_changed():
+    """A change may have put one into it, a write another value under its key. Of the rest, they are known."""
+    part, looks = [0], Looks(digest)
+    store = Store({"a": [], "b": [part], "x": [], "y": []})
+
+    def changes(*keys, change):
+        watch, mark = looks.watch(store, set()), store.mark()
+        watch.look(keys)
+        change()
+        written = watch.with_changes(store.since(mark))
+        looks.forget(written.keys())  # as the journal does when it gets them
+        return written.changes.keys()
+
+    assert changes("x", change=lambda: store["x"].append(1)) == {"x"}  # now the parts of all the others are known
+    assert changes("a", change=lambda: store["a"].append(part)) == {"a", "b"}
+    assert changes("b", change=lambda: part.append(1)) == {"a", "b"}
+    assert changes(change=lambda: store.update(y=[part])) == set()
+    assert changes("b", change=lambda: part.append(2)) == {"a", "b", "y"}
+
+
+def test_parts_are_looked_for_once_while_a_value_is_the_same(monkeypatch):
+    """That takes long, and nothing has changed in it."""
+    asked = []
+    monkeypatch.setattr("flowdeco.engine.changes.mutable_parts", lambda value: asked.append(value) or frozenset())
+    looks, store = Looks(digest), Store({"x": [], "n": 1, "a": ["a"], "b": ["b"]})
+    for number in range(3):
+        watch = looks.watch(store, set())
+        watch.look(["x"])
+        store["x"].append(number)
+        watch.with_changes(store.since(store.mark()))
+    assert [value for value in asked if value is not store["x"]] == [["a"], ["b"]]

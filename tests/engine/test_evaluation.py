@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from scripted import evaluation, perform, performed, side_by_side, terms_of
 from support import actions_run, again, around, examples, failing, flaky, one, statuses, step, swallow, wants
 
-from flowdeco import Bail, Key, Stage, Store, Suspend, action, parallel, pipeline, stage, stream
+from flowdeco import Bail, Key, Run, Stage, Store, Suspend, action, parallel, pipeline, stage, stream
 from flowdeco.durable import MemoryJournal
 from flowdeco.durable.digests import digest
 from flowdeco.engine.branch import Branch
-from flowdeco.engine.evaluation import evaluate
+from flowdeco.engine.evaluation import evaluate, evaluate_run
 from flowdeco.engine.history import History, Rehearsal
 from flowdeco.engine.memory import Log, Remains
 from flowdeco.engine.open_scopes import OpenScope, OpenStream
@@ -104,6 +104,8 @@ def test_what_is_inserted_goes_on_top():
         ("then", ["/then", "/p", "end"]),
         ("end", ["/end"]),
     ]
+    actions = [(each.name, each.inserted_by) for record in branch.records.kept for each in record.actions]
+    assert actions[:3] == [("a", None), ("now", "s/a"), ("b", None)]
 
 
 def test_a_stream_is_on_the_agenda_below_what_it_gives():
@@ -211,14 +213,17 @@ def test_a_stream_that_is_not_pulled_any_more_is_closed():
     assert log == ["+p", "a", "fails", "closed", "-p"]
 
 
-def test_what_code_of_others_raises_is_a_failure_like_any_other():
-    """Here it is the clock. Nothing leaves the evaluation as an exception, least of all a `StopIteration`."""
+@pytest.mark.parametrize(("at", "error"), [(6, StopIteration("no")), *((at, LookupError("no")) for at in range(2, 9))])
+def test_what_code_of_others_raises_is_a_failure_like_any_other(at, error):
+    """Here it is the clock, wherever that is read. Nothing leaves the evaluation, least of all a `StopIteration`."""
     log = []
-    flow = Stage("s", [step(log, "a"), step(log, "b")], use=[around(log, "m")])
-    run, walk = evaluation(flow, clock=Odd(StopIteration("no"), at=6))
+    flow = pipeline(Stage("s", [step(log, "a"), step(log, "b")], use=[around(log, "m")]), name="p", use=[around(log, "p")])
+    clock = Odd(error, at)
+    run, walk = evaluation(flow, clock=clock)
     perform(walk)
-    assert (run.status, str(run.error)) == ("failed", "no")
-    assert (log[0], log[-1]) == ("+m", "-m")
+    assert clock.read > at
+    assert (run.status, run.error) == ("failed", error)
+    assert [each for each in log if each[0] == "+"] == [f"+{each[1]}" for each in reversed(log) if each[0] == "-"]
 
 
 class Odd:
@@ -573,9 +578,10 @@ def test_a_run_knows_which_switches_have_selected_nothing():
     def disables(ctx):
         ctx.disable("never", "t", "other")
 
-    run, walk = evaluation(pipeline(disables, one([], "t")))
-    terms = walk.gi_frame.f_locals["terms"]
-    terms.idle["dropped"] = ("s", "a", False)
+    flow = pipeline(disables, one([], "t"))
+    terms = terms_of(flow, idle={"dropped": ("s", "a", False)})
+    run = Run("run-1", flow, Store())
+    walk = evaluate_run(run, terms, ())
     perform(walk)
     assert sorted(terms.idle) == ["never", "other"]
     assert statuses(run) == [("disables", "completed"), ("t", "skipped")]
@@ -697,10 +703,12 @@ def test_a_generator_exit_of_a_user_is_a_failure_and_closing_the_evaluation_is_n
     run, walk = evaluation(Stage("s", [step(log, "a")]), clock=Odd(GeneratorExit(), at=4))
     perform(walk)
     assert (run.status, type(run.error)) == ("failed", GeneratorExit)
-    run, walk = evaluation(Stage("s", [step(log, "a")], use=[around(log, "m")]))
+    run, walk = evaluation(Stage("s", [step(log, "a")]), recorder=recording())
     next(walk)
-    walk.close()
-    assert (run.status, walk.gi_frame) == ("running", None)
+    walk.close()  # asks for nothing more, as writing a row would
+    assert run.status == "running"
+    with pytest.raises(StopIteration):
+        next(walk)
 
 
 # -- guarded branches
@@ -728,6 +736,16 @@ def test_a_branch_that_was_stopped_begins_no_unit():
                 branch.stop()
     assert isinstance(ended.value.value, Cancelled)
     assert log == ["+p", "a", "x", "closed", "-p"]
+    assert [record.name for record in branch.records.kept] == ["a", "x"]
+
+
+def test_while_there_is_time_everything_runs_as_without_a_timeout():
+    """Streams, and units that name who inserted them."""
+    gives = one([], "a", lambda: [one([], "b"), stream([one([], "x"), one([], "y")])])
+    run, walk = evaluation(pipeline(gives, one([], "z"), timeout=1000))
+    perform(walk)
+    assert statuses(run) == [(name, "completed") for name in "abxyz"]
+    assert [record.inserted_by for record in run.stages] == [None, *["a/a"] * 3, None]
 
 
 def test_steps_are_restored_even_if_none_may_begin():
@@ -914,13 +932,11 @@ def test_a_skipped_unit_is_recorded_and_so_are_the_stages_in_it():
 
 def test_a_skipped_stage_has_selected_its_actions_too():
     """Their selectors match something, although the stage is not entered."""
-    run, walk = evaluation(
-        Stage("s", [step([], "a", tags=["t"])], data={"k": 1}), skip=frozenset({"s", "s/a", "tag:t"})
-    )
-    terms = walk.gi_frame.f_locals["terms"]
-    terms.unmatched = set(terms.skip)
+    selectors = frozenset({"s", "s/a", "tag:t"})
+    unmatched = set(selectors)
+    run, walk = evaluation(Stage("s", [step([], "a", tags=["t"])], data={"k": 1}), skip=selectors, unmatched=unmatched)
     perform(walk)
-    assert (terms.unmatched, dict(run.store), statuses(run)) == (set(), {}, [("s", "skipped")])
+    assert (unmatched, dict(run.store), statuses(run)) == (set(), {}, [("s", "skipped")])
 
 
 def test_a_skipped_unit_that_cannot_be_written_fails():

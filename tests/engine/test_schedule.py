@@ -317,9 +317,9 @@ def test_an_interrupt_ends_all_of_it():
     scripted = Scripted(walk(log, call("a"), call("a2")), walk(log, call("b")), walk(log, call("c")), limit=2)
     scripted.begun()
     scripted.answer("a")
-    scripted.schedule.interrupt(first)
+    assert scripted.schedule.interrupt(first) is True
     assert scripted.cancelled() == ["a2", "b"]
-    scripted.schedule.interrupt(second)
+    assert scripted.schedule.interrupt(second) is False
     assert scripted.answer("b", Cancelled("cancelled")) == []
     assert scripted.answer("a2", "late") == []
     assert scripted.ended.interrupt is first
@@ -516,6 +516,16 @@ def test_a_group_all_of_whose_branches_had_ended_ends():
     assert Scripted(walk([]), walk([]), begun=[True, True]).ended == Ended(None)
 
 
+def test_a_group_all_of_whose_branches_had_begun_ends_with_the_last():
+    """No more of them at once than its limit allows."""
+    scripted = Scripted(resumed([], "a", call("a")), resumed([], "b", call("b")), begun=[True, True], limit=1)
+    assert scripted.begun() == ["a"]
+    assert scripted.answer("a") == ["b"]
+    assert scripted.ended is None
+    scripted.answer("b")
+    assert scripted.ended == Ended(None)
+
+
 def test_what_restores_a_failure_stops_the_group():
     """Those that had begun hear of it as they continue; the others do not begin."""
     log = []
@@ -653,13 +663,15 @@ def test_a_supply_that_fails_ends_the_group():
 
 def test_a_branch_that_is_supplied_to_a_stopped_group_does_not_begin():
     """It was being pulled when another one failed; the supply is told that no more is wanted."""
-    scripted = Scripted(walk([], call("a")), walk([], call("b")), pulls={1: PULL})
+    log = []
+    scripted = Scripted(walk([], call("a")), walk(log, call("b")), pulls={1: PULL})
     scripted.begun()
     scripted.answer("a", NO)
     assert scripted.cancelled() == [PULL[0]]
     assert scripted.ended is None
     assert scripted.answer(PULL[0], "late") == []
     assert (scripted.ended, scripted.conductor.wanted, stopped(scripted.fork)) == (Ended(None), [True, False], [1])
+    assert log == []
 
 
 def test_a_conductor_that_is_not_open_is_asked_for_no_more():
@@ -730,13 +742,15 @@ def test_a_supply_that_fails_while_branches_catch_up_ends_the_group():
 
 def test_a_group_that_had_ended_is_restored_even_in_a_branch_that_is_stopped():
     """Its branches perform nothing."""
-    inner = fork(walk([]), walk([]), begun=[True, True], sealed=True)
+    log = []
+    inner = fork(*(resumed(log, name, call(name)) for name in "xy"), begun=[True, True], sealed=True)
     scripted = Scripted(waiting(inner, [], before=[Save(print)]), walk([], call("c")))
     (save, _) = scripted.begun()
     scripted.answer("c", NO)
     scripted.cancelled()
     scripted.answer(save)
     assert (inner.conductor.begins, stopped(inner)) == ([0, 1], [0, 1])
+    assert (log, kinds(inner.conductor.failures)) == (["x restored", "y restored"], [Cancelled, Cancelled])
 
 
 # -- enough
@@ -763,6 +777,18 @@ def test_nothing_that_the_calls_of_losers_return_counts_any_more():
     assert (type(log[0].error), log[1], type(log[2].error)) == (Cancelled, "pulled", KeyboardInterrupt)
 
 
+def test_what_does_not_count_any_more_does_not_count_again():
+    """Whatever else ends the losers, or those around them, later."""
+    log = []
+    given = enough(1, walk([], call("a")), walk(log, call("b")))
+    scripted = Scripted(waiting(given, []), walk([], call("c")))
+    scripted.begun()
+    scripted.answer("a")
+    scripted.answer("c", NO)
+    scripted.answer("b", "late")
+    assert kinds(each.error for each in log) == [Cancelled]
+
+
 # -- a limit to calls
 
 
@@ -771,12 +797,35 @@ def test_no_more_calls_than_the_limit_are_under_way():
     inner = fork(walk([], call("a")), walk([], call("b")), walk([], PULL))
     scripted = Scripted(waiting(inner, []), walk([], call("c"), call("c2")), most=2)
     assert scripted.begun() == ["a", "b", PULL[0]]
+    assert scripted.answer(PULL[0]) == []
     assert scripted.answer("b") == ["c"]
     assert scripted.answer("c") == ["c2"]
     scripted.answer("a")
     scripted.answer("c2")
-    scripted.answer(PULL[0])
     assert scripted.ended == Ended(None)
+
+
+def test_a_call_that_has_ended_makes_room_for_one():
+    """Also if no other one has waited for its turn."""
+    inner = fork(walk([], call("b")), walk([], call("c")))
+    scripted = Scripted(walk([], call("a"), PULL, call("a2")), waiting(inner, [], before=[Save(print)]), most=1)
+    _, save = scripted.begun()
+    assert scripted.answer("a") == [PULL[0]]
+    assert scripted.answer(save) == ["b"]
+    assert scripted.answer(PULL[0]) == []
+    assert [scripted.answer("b"), scripted.answer("c"), scripted.answer("a2")] == [["c"], ["a2"], []]
+    assert scripted.ended == Ended(None)
+
+
+def test_a_call_that_is_withdrawn_while_it_waits_makes_no_room():
+    """It had none."""
+    log = []
+    inner = fork(walk([], PULL), walk(log, call("b")))
+    scripted = Scripted(walk([], call("a")), waiting(inner, []), walk([], call("c")), most=1)
+    assert scripted.begun() == ["a", PULL[0]]
+    assert scripted.answer(PULL[0], Bail("done")) == []
+    assert kinds(each.error for each in log) == [Cancelled]
+    assert scripted.answer("a") == []
 
 
 class Closed:
@@ -828,8 +877,8 @@ def limited(*walks, **more):
 
 def test_a_task_that_waits_while_a_deadline_counts_is_reported():
     """With each of its requests, and its forks; not those without one."""
-    inner = fork(walk([], call("inner")))
-    requests = fork(walk([], call("a"), call("b")), walk([], inner), walk([], call("c")))
+    inner, other = fork(walk([], call("inner"))), fork(walk([], call("other")))
+    requests = fork(walk([], call("a"), call("b")), walk([], inner), walk([], call("c")), walk([], other))
     for branch in requests.conductor.branches[:2]:
         branch.deadline = object()
     schedule = Schedule(requests, count(1), lambda branch: branch.walk)
@@ -842,13 +891,20 @@ def test_a_task_that_waits_while_a_deadline_counts_is_reported():
 def test_a_request_whose_time_is_up_is_cancelled_and_ends_with_that_error():
     """Whatever kind of cancellation its answer is."""
     for answer in ended_by(KeyboardInterrupt), ended_by(ValueError), ended_by(Bail), Raised(GeneratorExit()), "value":
-        log = []
-        made, (task, _) = limited(walk(log, Sleep(5)), walk([], call("other")))
+        log, end = [], GeneratorExit()
+
+        def cleans_up(log=log):
+            log.append((yield Sleep(5)))
+            log.append((yield Sleep(1)))
+
+        made, (task, _) = limited(cleans_up(), walk([], call("other")))
         made.begun()
         made.schedule.expire(LATE, task)
         assert len(made.schedule.cancel) == 1
         made.schedule.deliver(task.ticket, answer)
-        (came,) = log
+        made.schedule.deliver(task.ticket, Raised(end))
+        came, later = log
+        assert later.error is end
         is_cancelled = type(answer) is Raised and type(answer.error) is GeneratorExit
         assert (came.error is LATE) if is_cancelled else (came is answer)
 
@@ -863,11 +919,14 @@ def test_a_call_that_has_not_begun_is_answered_when_its_time_is_up():
 
     def recovering():
         log.append((yield call("a")))
+        log.append((yield call("a2")))
 
     made, (task, _) = limited(recovering(), walk([], call("b")))
     made.schedule.expire(LATE, task)
     assert log[0].error is LATE
-    assert made.begun() == ["b"]
+    assert made.begun() == ["b", "a2"]
+    made.answer("a2", GeneratorExit())
+    assert type(log[1].error) is GeneratorExit
 
 
 def test_the_group_that_a_task_waits_for_is_interrupted_when_its_time_is_up():
@@ -883,8 +942,9 @@ def test_the_group_that_a_task_waits_for_is_interrupted_when_its_time_is_up():
 
 def test_a_task_that_waits_for_nothing_is_left_alone_when_its_time_is_up():
     """It has been answered, and waits for others to catch up."""
-    made = Scripted(walk([], CAUGHT_UP, call("a")), walk([], call("b")), begun=[True, True])
+    made = Scripted(walk([], PULL, CAUGHT_UP, call("a")), walk([], call("b")), begun=[True, True])
     made.begun()
+    made.answer(PULL[0])
     (waiting,) = [task for task in made.schedule._root.tasks if task.ticket is None]
     made.schedule.expire(LATE, waiting)
     assert made.schedule.cancel == []

@@ -286,6 +286,7 @@ def test_the_rehearsal_pulls_as_far_as_the_run_had_come():
     for has_more, sealed in ((True, 0), (False, 1)):
         branch = branch_with(rehearsal(has_more=has_more))
         branch.sealed = sealed
+        assert len(Did(open_stream(branch, stream(units), "s/a"), [needs], "iterator").requests) == 2
         assert Did(pull(branch, opened(), "s/a"), needs).value is None
         assert branch.agenda[-1] == (needs, "s/a")
     branch = branch_with(rehearsal(has_more=False))

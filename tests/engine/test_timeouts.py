@@ -7,7 +7,7 @@ from scripted import evaluation, perform
 
 from flowdeco import Bail, Stage, Suspend, action, pipeline
 from flowdeco.engine.deadlines import Deadline
-from flowdeco.engine.requests import Raised, Sleep
+from flowdeco.engine.requests import Gate, Raised, Sleep
 from flowdeco.errors import Cancelled, OutOfTime, UnitTimeout
 
 
@@ -38,8 +38,9 @@ def owner():
 def test_a_deadline_counts_until_it_is_closed(owner):
     """Then the one around it counts."""
     outer = Deadline("outer", 10, owner)
-    inner = Deadline("inner", 5, owner)
+    inner = Deadline("inner", 5, owner, scope="scope")
     assert owner.deadline is inner
+    assert (inner.scope, outer.scope, inner.owner) == ("scope", None, owner)
     assert (inner.at, inner.left(), inner.outer) == (105, 5, outer)
     assert inner.close(None) is None
     assert owner.deadline is outer
@@ -90,6 +91,12 @@ def test_a_sleep_lasts_as_long_as_there_is_time(owner):
     again = Deadline("t", 10, Owner())
     again.sleep_in_action(slept.append, 9)
     assert slept[3:] == [9]
+    for left in (0.5, 0.0):
+        short = Deadline("u", left, Owner())
+        short.owner.clock.now += left == 0.0  # it is late, and nobody has been told
+        with pytest.raises(OutOfTime):
+            short.sleep(slept.append, 5)
+        assert slept[-1] == left
 
 
 def test_in_another_process_the_first_deadline_counts_from_when_it_arrives(owner):
@@ -105,24 +112,25 @@ def test_in_another_process_the_first_deadline_counts_from_when_it_arrives(owner
     copy.sleep_in_action(slept.append, 5)
     there.now += 5
     with pytest.raises(OutOfTime, match="outer took longer than its timeout of 10 s"):
-        copy.sleep_in_action(slept.append, 2)
+        copy.sleep_in_action(slept.append, 1.5)
     assert slept == [5, 1]
     outer.expire()
     inner.expire()
     assert pickle.loads(pickle.dumps(inner)).message == inner.message
 
 
-@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("late", [False, True], ids=["at the last moment", "late"])
 @pytest.mark.parametrize(
     "error", [None, ValueError(), Bail(), Suspend(), OutOfTime(), Cancelled(), KeyboardInterrupt(), SystemExit()]
 )
 def test_a_scope_that_ends_too_late_ends_with_a_timeout(owner, error, late):
     """Unless it is interrupted from outside."""
     deadline = Deadline("s", 10, owner)
-    owner.clock.now += 11 * late
+    owner.clock.now += 10 + 0.5 * late
     found = deadline.close(error)
     if late and not (type(error) is Cancelled or isinstance(error, (KeyboardInterrupt, SystemExit))):
         assert type(found) is UnitTimeout
+        assert str(found) == "s took longer than its timeout of 10 s"
         assert found.__cause__ is (error if isinstance(error, ValueError) else None)
     else:
         assert found is error
@@ -131,9 +139,10 @@ def test_a_scope_that_ends_too_late_ends_with_a_timeout(owner, error, late):
 def test_a_deadline_that_is_closed_is_not_watched_any_more(owner):
     """A driver keeps no more of them than there are open scopes."""
     deadline = Deadline("s", 10, owner)
-    deadline.watched = {deadline: None}
-    deadline.close(None)
-    assert deadline.watched == {}
+    for watched in ({deadline: None}, {}):  # or not yet, or when it has expired
+        deadline.watched = watched
+        deadline.close(None)
+        assert deadline.watched == {}
 
 
 @action
@@ -149,15 +158,15 @@ def pausing(call):
 def test_the_gate_has_the_deadline_while_its_scope_is_open():
     """By it, the driver ends what is under way."""
     flow = pipeline(Stage("s", [work], use=[pausing], timeout=1000), timeout=2000)
-    run, walk = evaluation(flow, timeout=3000)
+    gate = Gate()
+    run, walk = evaluation(flow, timeout=3000, gate=gate)
     assert next(walk) == Sleep(5)
-    deadline = walk.gi_frame.f_locals["terms"].gate.deadline
+    deadline = gate.deadline
     assert [deadline.message[:3], deadline.outer.message[:3], deadline.outer.outer.message[:3]] == ["sta", "pip", "run"]
-    terms = walk.gi_frame.f_locals["terms"]
     with pytest.raises(StopIteration):
         perform_answered(walk, Raised(deadline.expire()))
     assert type(run.error) is UnitTimeout
-    assert terms.gate.deadline is None
+    assert gate.deadline is None
 
 
 def perform_answered(walk, answer):
@@ -170,12 +179,5 @@ def perform_answered(walk, answer):
 def test_without_a_timeout_nothing_is_guarded():
     """Then, steps are as quick as ever."""
     run, walk = evaluation(Stage("s", [work]))
-    next(walk)
-    branch = walk.gi_frame.f_locals["branch"]
-    assert branch.guarded is False
-    perform(iter_of(walk))
-    assert run.status == "completed"
-
-
-def iter_of(walk):
-    return (yield from walk)
+    branch = perform(walk)
+    assert (run.status, branch.guarded, branch.deadline) == ("completed", False, None)

@@ -67,7 +67,7 @@ def test_keys_that_steps_have_consumed_add_up():
     assert branch.consumed == {"k", "j"}
     assert branch.answered == ((3, (ROOT, 3), [ANSWER]), (4, (ROOT, 4), [elsewhere]))
     assert branch.held_waits == (ANSWER._replace(at=(ROOT, 3)), elsewhere, SLEPT._replace(at=(ROOT, 4)))
-    branch.terms.waits["0", 5] = [SLEPT]
+    branch.terms.waits["0", 5] = [SLEPT, Wait(OVER, times=1)]
     with_waits(branch, did(Status.SUSPENDED)._replace(number=5))
     assert len(branch.answered) == 2  # a sleep is not an answer
 
@@ -94,7 +94,8 @@ PAUSED = Wait(PAUSE, 130.0, 1)
 
 
 @pytest.mark.parametrize(
-    ("now", "suspend_after", "slept"), [(100.0, 60.0, 30.0), (70.0, 60.0, 60.0), (130.0, 60.0, 0), (200.0, 60.0, 0)]
+    ("now", "suspend_after", "slept"),
+    [(100.0, 60.0, 30.0), (70.0, 60.0, 60.0), (129.5, 60.0, 0.5), (130.0, 60.0, 0), (200.0, 60.0, 0)],
 )
 def test_the_rest_of_a_pause_is_slept_once(now, suspend_after, slept):
     """When it has ended, the other waits are left for the next attempt."""

@@ -148,8 +148,9 @@ def test_a_long_sleep_suspends_the_run_until_its_due_time(who, sleep):
 
 
 def test_a_sleep_until_a_time_lasts_until_then():
-    """One that has passed is not slept."""
+    """One that has passed is not slept. Any other sleep lasts as long as it says."""
     waits = leg()
+    assert leg(now=2e9).sleep(-1, 0.1) == 0.1  # as it is, not by the clock
     assert [waits.sleep(-1, 0.0, NOON + 30), waits.sleep(-1, 0.0, NOON - 30), waits.sleep(-1, 0.0, 0.0)] == [30, 0, 0]
 
 
@@ -231,11 +232,17 @@ def test_another_attempt_keeps_the_answers_of_the_one_before_it_and_nothing_else
     waits.called = Called(1, NOTHING, (), ())
     waits.sleep(-1, 5)
     waits.sleep(-1, 5)
-    waits.noted += [*found, Wait(QUESTION, key="k", state=EXPIRED), Wait(SLEEP, 5.0)]
+    waits.noted += [
+        *found,
+        Wait(QUESTION, key="new", state=FOUND, value=1),
+        Wait(QUESTION, key="k", state=EXPIRED),
+        Wait(SLEEP, 5.0),
+    ]
     waits.another_attempt()
     assert (waits.called, waits.noted) == (None, [])
     assert waits.sleep(-1, 5) == 5
     assert [waits.question(Key("k"), None, None).value for _ in range(3)] == [ANSWERED, FOUND, "left from before"]
+    assert waits.question(Key("new"), None, None).value == 1
     assert waits.question(Key("k"), None, None).state == OPEN
 
 
@@ -269,9 +276,10 @@ def test_a_step_that_begins_anew_after_a_failure_has_its_sleeps_and_answers_behi
 
 def test_waits_travel_to_another_process_and_back():
     """There, the clock stands still; everything that it has come to is adopted, and the clock here stays."""
-    here = leg(Wait(OVER, times=1), Wait(QUESTION, key="a", value=1), Wait(QUESTION, key="b", value=2), since=4)
+    earlier = Wait(OVER, times=1), Wait(QUESTION, key="a", value=1), Wait(QUESTION, key="b", value=2)
+    here = Waits(Wall(lambda: NOON, suspend_after=60.0, deadline="deadline"), 4, earlier)
     there = pickle.loads(pickle.dumps(here))
-    assert there.wall == Wall(suspend_after=60.0)
+    assert there.wall == Wall(suspend_after=60.0, deadline="deadline")
     there.sleep(-1, 1)
     there.sleep(-1, 1)
     there.noted.append(there.question(Key("a"), None, None))
@@ -298,7 +306,7 @@ def test_a_moment_is_posix_seconds_or_an_aware_datetime():
     ("when", "message"),
     [
         (datetime(2025, 1, 31), "no time zone.*timezone.utc"),
-        (253_402_300_800, "after the year 9999: are these milliseconds"),
+        (253_402_300_800, "and 253402300800 is after the year 9999: are these milliseconds"),
         (10**400, "after the year 9999"),
         (inf, "aware datetime or POSIX seconds, not inf"),
         (-inf, "not -inf"),
@@ -427,7 +435,7 @@ def test_an_answer_must_be_of_the_type_of_the_question():
     check_answer(question("k"), "any")
     with pytest.raises(StoreTypeError, match="'k' is declared as int"):
         check_answer(wait, "five")
-    with pytest.raises(StoreTypeError, match="'k' is declared as int"):
+    with pytest.raises(StoreTypeError, match="'k' is declared as int, but its value is a str: 'five'"):
         answered({ROOT: {0: did(0, wait)}}, [Given(0, {"k": "five"})])
 
 
@@ -444,6 +452,11 @@ def test_a_run_begins_again_with_the_last_of_everything_that_it_was_given():
     assert (found[ROOT][0].waits[0].value, found[ROOT][0].waits[0].given) == (2, 1)
     _, store = starting_point(steps, given, rows=2)
     assert dict(store) == {"a": 1, "b": 2}
+    asks = {ROOT: {number: did(number, question("k", state=ANSWERED, given=number)) for number in (1, 2, 0)}}
+    _, store = starting_point(asks, [Given(0, {"k": number}) for number in range(4)])
+    assert dict(store) == {"k": 3}
+    _, store = starting_point(asks, [Given(0, {"k": number}) for number in range(3)])
+    assert dict(store) == {}
     _, store = starting_point(steps, given[:1], rows=0)
     assert dict(store) == {"a": 1, "b": 1, "k": 1}
 
@@ -464,7 +477,8 @@ def test_older_writes_to_keys_that_were_given_later_do_not_count():
 
 def test_a_finished_step_has_the_values_of_the_answers_that_it_consumed():
     """Its record keeps only their numbers; another attempt at something around it asks again."""
-    waits = question("k", given=1), question("gone", given=1), question("j", given=CONSUMED, value="kept")
+    waits = [question("k", given=1), question("k", given=0), question("gone", given=1)]
+    waits.append(question("j", given=CONSUMED, value="kept"))
     steps = {
         ROOT: {
             0: did(0, *waits, status=Status.COMPLETED),
@@ -473,8 +487,8 @@ def test_a_finished_step_has_the_values_of_the_answers_that_it_consumed():
         },
         FIRST: {0: did(0, question("y"))},
     }
-    found, _ = starting_point(steps, [Given(0, {}), Given(1, {"k": 5})])
-    assert [wait.value for wait in found[ROOT][0].waits] == [5, None, "kept"]
+    found, _ = starting_point(steps, [Given(0, {"k": 4}), Given(1, {"k": 5})])
+    assert [wait.value for wait in found[ROOT][0].waits] == [5, 4, None, "kept"]
     for branch, number in ((ROOT, 1), (ROOT, 2), (FIRST, 0)):
         assert tuple(found[branch][number].waits) == steps[branch][number].waits
 
