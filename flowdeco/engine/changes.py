@@ -181,4 +181,4 @@ class Watch:
         length = len(value) - len(appended)
         if not look.differs(self._looks.digest(value[: max(look.length, length)])):  # it was read later
             return {}
-        return {**dict.fromkeys(self._store.holders(value), value), key: value[:length]}
+        return {key: value[:length]}

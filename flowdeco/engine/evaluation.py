@@ -206,7 +206,7 @@ def _fail(branch: Branch, error: BaseException) -> Walk:
 
 
 def _begin_run(branch: Branch, opening: Opening, by: str | None) -> Walk | Failure:
-    return _begin_pipeline(branch, opening.pipeline, by, opening.use, is_run=True)
+    return _begin_pipeline(branch, opening.pipeline, None, opening.use, is_run=True)
 
 
 def _begin_pipeline(
@@ -275,7 +275,7 @@ def _begin_stage(branch: Branch, stage: Stage, by: str | None) -> Walk | Failure
         layers = (*around.use_stages, *limited(branch, scope, "stage"), *merge, *stage.use)
         return open_scope(branch, scope, layers, earlier)
     if not is_plain_run or stage.has_data or terms.notify is not None:
-        return open_scope(branch, scope, (), earlier)
+        return open_scope(branch, scope, earlier=earlier)
     scope.depth = len(branch.agenda)  # most stages need no more
     branch.agenda.append((scope, None))
     branch.scope = scope
@@ -326,7 +326,7 @@ def _skip(branch: Branch, scope: OpenScope, earlier: Outcome | None) -> Walk | F
         return refused
     scope.is_skipped, scope.number = True, UNNUMBERED
     if isinstance(unit, Pipeline):
-        return refused or open_scope(branch, scope, (), None)
+        return refused or open_scope(branch, scope)
     for index, part in reversed(list(enumerate(cast("Parallel", unit).units))):
         within = OpenScope(scope.outer, Pipeline((part,)), scope.by and str(scope.by), scope.started)  # as in a branch
         within.place, within.is_skipped = scope.place and scope.place.of(index), True
@@ -335,7 +335,7 @@ def _skip(branch: Branch, scope: OpenScope, earlier: Outcome | None) -> Walk | F
 
 
 def _begin_skipped(branch: Branch, skipped: _Skipped, by: str | None) -> Walk | Failure:
-    return open_scope(branch, skipped.scope, (), None)
+    return open_scope(branch, skipped.scope)
 
 
 # What taking an entry from the agenda comes to, for each kind: units and steps begin, an open scope ends.

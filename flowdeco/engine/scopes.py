@@ -45,7 +45,7 @@ __all__ = ["end_scope", "fill_scope", "leave_scope", "limited", "open_scope"]
 
 
 def open_scope(
-    branch: Branch, scope: OpenScope, layers: tuple[Middleware, ...], earlier: Outcome | None
+    branch: Branch, scope: OpenScope, layers: tuple[Middleware, ...] = (), earlier: Outcome | None = None
 ) -> Walk | Failure:
     """Put a scope on the agenda, and its contents on top of it, once its layers are entered."""
     terms = branch.terms

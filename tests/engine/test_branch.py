@@ -37,7 +37,7 @@ class Deadline:
 
 def root(**terms):
     """The branch that is the run itself."""
-    return Branch(terms_of(pipeline(A), **terms), Store(), OpenScope(None, None, None, 0.0))
+    return Branch(terms_of(**terms), Store(), OpenScope(None, None, None, 0.0))
 
 
 def fork(parent, index=0, group="0.3"):
@@ -54,7 +54,7 @@ def test_the_run_itself_is_a_branch():
     branch = root()
     assert (branch.id, branch.parent, branch.conductor, branch.index) == (ROOT, None, None, 0)
     assert (branch.scope, branch.agenda, branch.rows, branch.waits) == (branch.base, [], [], {})
-    assert (branch.logged, branch.revised, branch.changed, branch.forks) == (None, {}, set(), [])
+    assert (branch.logged, branch.revised, branch.changed, branch.inner_branches) == (None, {}, set(), [])
     assert not any((branch.is_behind, branch.is_catching_up, branch.guarded, branch.stopped))
     branch.store["k"] = 1
     assert branch.read("k") == 1

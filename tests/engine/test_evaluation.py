@@ -15,6 +15,7 @@ from support import actions_run, again, around, examples, failing, flaky, one, s
 from flowdeco import Bail, Key, Run, Stage, Store, Suspend, action, parallel, pipeline, stage, stream
 from flowdeco.durable import MemoryJournal
 from flowdeco.durable.digests import digest
+from flowdeco.engine.adoption import Archive
 from flowdeco.engine.branch import Branch
 from flowdeco.engine.evaluation import evaluate, evaluate_run
 from flowdeco.engine.history import History, Rehearsal
@@ -24,6 +25,7 @@ from flowdeco.engine.outcome import ROOT, ActionRecord, Outcome, Scope, StageRec
 from flowdeco.engine.recorder import Recorder
 from flowdeco.engine.records import Records
 from flowdeco.engine.requests import Chore, Fork, Raised, Save
+from flowdeco.engine.rows import Recorded, outcomes
 from flowdeco.engine.schedule import Schedule
 from flowdeco.errors import (
     Cancelled,
@@ -35,7 +37,7 @@ from flowdeco.errors import (
     Wait,
     WiringError,
 )
-from flowdeco.events import ActionStarted, RunFinished, RunStarted
+from flowdeco.events import ActionStarted, RunFinished, RunStarted, StageStarted
 from flowdeco.middleware import atomic
 from flowdeco.model.deltas import Delta
 
@@ -217,7 +219,9 @@ def test_a_stream_that_is_not_pulled_any_more_is_closed():
 def test_what_code_of_others_raises_is_a_failure_like_any_other(at, error):
     """Here it is the clock, wherever that is read. Nothing leaves the evaluation, least of all a `StopIteration`."""
     log = []
-    flow = pipeline(Stage("s", [step(log, "a"), step(log, "b")], use=[around(log, "m")]), name="p", use=[around(log, "p")])
+    flow = pipeline(
+        Stage("s", [step(log, "a"), step(log, "b")], use=[around(log, "m")]), name="p", use=[around(log, "p")]
+    )
     clock = Odd(error, at)
     run, walk = evaluation(flow, clock=clock)
     perform(walk)
@@ -384,6 +388,65 @@ def test_a_stage_that_had_not_ended_runs_on():
     assert not run.stages[0].restored
 
 
+PLACE = Scope("p", "0.p1", None, None, None)
+
+
+def ended(name, unit, number, end, **more):
+    """The outcome of a scope that had completed."""
+    kind = StageRecord if isinstance(unit, Stage) else Outcome
+    return kind(name, unit, Status.COMPLETED, 1.0, 2.0, number=number, end=end, **more)
+
+
+@pytest.mark.parametrize("where", ["stage", "pipeline", "run", "caller", "caller of an earlier version"])
+def test_layers_of_what_had_ended_are_not_entered_again(where):
+    """Its contents are restored, and what is behind them runs."""
+    log, mine = [], around((called := []), "m")
+    stage = one([], "a", 1, use=[mine] if where == "stage" else [])
+    (act,) = stage
+    flow, use = pipeline(stage, name="flow"), []
+    if where == "pipeline":
+        outer = pipeline(stage, name="p", use=[mine])
+        flow, history = pipeline(outer, one(log, "b"), name="flow"), {0: ended("p", outer, 0, 3, scope=PLACE)}
+    elif where == "stage":
+        flow, history = pipeline(stage, one(log, "b")), {}
+    elif where == "run":
+        flow = pipeline(stage, name="flow", use=[mine])
+        history = {0: ended("flow", flow, 0, 3)}
+    else:
+        number, use = (-1 if where == "caller" else 0), [mine]
+        history = {number: ended("flow", flow, number, 3 + number)}
+    at = 1 if 0 in history else 0
+    history |= {at: ended("a", stage, at, at + 2), at + 1: did(act, 1, at + 1)}
+    run, walk = evaluation(flow, past=History({ROOT: history}), use=use)
+    perform(walk)
+    assert (run.error, run["a"], called, run.stages[0].restored) == (None, 1, [], True)
+    assert log == (["b"] if where in ("pipeline", "stage") else [])
+    if use:  # left out, what was in them is restored all the same
+        run, walk = evaluation(flow, past=History({ROOT: history}))
+        perform(walk)
+        assert (run.error, run["a"], run.stages[0].restored) == (None, 1, True)
+
+
+def test_layers_of_what_had_not_ended_are_entered_again():
+    """Around the steps that are restored, and those that are not."""
+    log = []
+    stage = Stage("s", [step(log, "a", 1), step(log, "b", 2)])
+    act, _ = stage
+    for number in (-1, 0):
+        past = History(
+            {
+                ROOT: {
+                    number: ended("flow", stage, number, -1)._replace(status=Status.SUSPENDED, unit=pipeline()),
+                    number + 2: did(act, 1, number + 2),
+                }
+            }
+        )
+        run, walk = evaluation(pipeline(stage, name="flow"), past=past, use=[around(log, "m")])
+        log.clear()
+        perform(walk)
+        assert (run.error, log, run["a"]) == (None, ["+m", "b", "-m"], 1)
+
+
 def test_a_step_that_had_failed_is_performed_again():
     """Its failure counts only where something around it has recovered from it."""
     log = []
@@ -529,8 +592,12 @@ def test_observers_hear_of_the_run_and_of_each_action_that_begins():
     assert events[0] == RunStarted("run-1", "p", 3)
     assert events[-1] == RunFinished("run-1", "p", run.status, run.error, run.elapsed)
     assert (run.status, type(events[-1].error)) == ("failed", ValueError)
-    began = [event for event in events if isinstance(event, ActionStarted)]
-    assert began[:2] == [ActionStarted("run-1", "a", "a", None), ActionStarted("run-1", "a", "b", "a/a")]
+    began = [event for event in events if isinstance(event, (StageStarted, ActionStarted))]
+    assert began[:3] == [
+        StageStarted("run-1", "a", None, None),
+        ActionStarted("run-1", "a", "a", None),
+        ActionStarted("run-1", "a", "b", "a/a"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -579,7 +646,7 @@ def test_a_run_knows_which_switches_have_selected_nothing():
         ctx.disable("never", "t", "other")
 
     flow = pipeline(disables, one([], "t"))
-    terms = terms_of(flow, idle={"dropped": ("s", "a", False)})
+    terms = terms_of(idle={"dropped": ("s", "a", False)})
     run = Run("run-1", flow, Store())
     walk = evaluate_run(run, terms, ())
     perform(walk)
@@ -655,7 +722,7 @@ class Tolerant:
     def __init__(self):
         self.lost = []
 
-    def lose_if_tolerated(self, branch, error):
+    def decide_loss(self, branch, error):
         self.lost.append(error)
 
 
@@ -836,7 +903,7 @@ def places(run):
 
 def test_pipelines_with_options_have_places_of_their_own():
     """That of the run has none. Each has another id, and knows the one around it."""
-    inner = pipeline(one([], "b"), name="inner")
+    inner = pipeline(step([], "b"), name="inner")
     flow = pipeline(one([], "a"), pipeline(one([], "x", lambda: inner), inner, name="outer"), one([], "c"), name="flow")
     run, walk = evaluation(flow)
     perform(walk)
@@ -849,6 +916,19 @@ def test_pipelines_with_options_have_places_of_their_own():
         Scope("inner", "0.p3", None, None, outer),
         None,
     ]
+    assert [record.inserted_by for record in run.stages] == [None, None, "x/x", None, None]
+
+
+def test_a_group_has_a_place_in_the_pipeline_around_it():
+    """Its branches are in there. The run knows that it came to a group."""
+    flow = pipeline(pipeline(parallel(one([], "a"), one([], "b"), name="g"), one([], "c"), name="p"))
+    terms = terms_of()
+    assert not terms.has_group
+    run = Run("run-1", flow, Store())
+    perform(evaluate_run(run, terms, ()))
+    outer = Scope("p", "0.p1", None, None, None)
+    assert [record.scope for record in run.stages] == [*(Scope("g", "0.0", n, None, outer) for n in (0, 1)), outer]
+    assert terms.has_group is True
 
 
 def test_a_pipeline_that_returns_itself_is_in_one_place_however_often():
@@ -878,21 +958,25 @@ def test_the_layers_of_pipelines_add_up():
     assert log == ["+os", "+is", "+oa", "+ia", "a", "-ia", "-oa", "-is", "-os"] * 3
 
 
-def test_a_pipeline_with_middleware_is_a_step():
-    """It has a number, and an outcome; one without has none."""
-    log = Log()
-    flow = pipeline(pipeline(one([], "a"), name="plain"), pipeline(one([], "b"), name="step", use=[around([], "m")]))
-    run, walk = evaluation(flow, log=log)
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, {-1: "flow", 0: "a", 2: "step", 3: "b"}),
+        ({"use": [around([], "m")]}, {0: "flow", 1: "a", 3: "step", 4: "b"}),
+        ({"timeout": 9.0}, {0: "flow", 1: "a", 3: "step", 4: "b"}),
+    ],
+    ids=["plain", "middleware", "timeout"],
+)
+def test_a_pipeline_with_middleware_is_a_step(options, expected):
+    """It has a number, and an outcome; one without has none. The layers of the caller have a number of their own."""
+    inner = pipeline(one([], "a"), name="plain"), pipeline(one([], "b"), name="step", use=[around([], "m")])
+    flow = pipeline(*inner, name="flow", **options)
+    run, walk = evaluation(flow, use=[around([], "caller's")], log=(log := Log()), clock=Still())
+    perform(walk)
+    assert {number: outcome.name for number, outcome in log.steps[ROOT].items()} == expected
+    run, walk = evaluation(pipeline(*inner), log=(log := Log()))
     perform(walk)
     assert {number: outcome.name for number, outcome in log.steps[ROOT].items()} == {0: "a", 2: "step", 3: "b"}
-    run, walk = evaluation(flow, use=[around([], "caller's")], log=(log := Log()))
-    perform(walk)
-    assert {number: outcome.name for number, outcome in log.steps[ROOT].items()} == {
-        0: "a",
-        2: "step",
-        3: "b",
-        -1: "pipeline",
-    }
 
 
 # -- skipped units
@@ -925,6 +1009,8 @@ def test_a_skipped_unit_is_recorded_and_so_are_the_stages_in_it():
     (e,) = [record for record in run.stages if record.name == "e"]
     assert (e.scope.outer.name, e.scope.outer.branch) == ("g", 1)
     assert {(record.started, record.elapsed, len(record.actions)) for record in run.stages[1:-1]} == {(1005.0, 0.0, 0)}
+    assert {type(record) for record in run.stages} == {StageRecord}
+    assert [record.stage.name for record in run.stages] == [record.name for record in run.stages]
     skipped = {number: did.name for number, did in log.steps[ROOT].items() if did.status == "skipped"}
     assert skipped == {2: "p", 3: "b", 4: "c", 5: "g", 6: "d", 7: "e", 8: "h", 9: "f"}
     assert all(did.number + 1 == did.end for number, did in log.steps[ROOT].items() if number in skipped)
@@ -965,25 +1051,70 @@ def test_an_inserted_group_that_is_skipped_names_its_inserter():
     assert (record.inserted_by, record.scope.inserted_by, type(record.inserted_by)) == ("x/x", "x/x", str)
 
 
+def skipped(name, unit, number, **more):
+    """The outcome of a unit that was skipped."""
+    kind = StageRecord if isinstance(unit, Stage) else Outcome
+    return kind(name, unit, Status.SKIPPED, 1.0, 0.0, number=number, end=number + 1, **more)
+
+
 def test_what_was_skipped_before_a_resume_is_restored_as_skipped():
-    """Whatever is selected now. What had begun and is no longer wanted is forgotten."""
-    stage = one([], "a", 1)
-    (act,) = stage
-    group = parallel(one([], "d"), name="g")
-    then = StageRecord("a", stage, Status.SKIPPED, 1.0, 0.0, number=0, end=1)
-    other = Outcome("g", group, Status.SKIPPED, 1.0, 0.0, number=1, end=2)
-    inside = StageRecord("d", group.units[0], Status.SKIPPED, 1.0, 0.0, number=2, end=3)
-    run, walk = evaluation(pipeline(stage, group), past=History(steps(then, other, inside)))
-    called = []
-    perform(walk, called)
-    assert (called, run.error) == ([], None)
-    assert [(record.name, record.status, record.started, record.restored) for record in run.stages] == [
-        ("a", "skipped", 1.0, True), ("d", "skipped", 1.0, True),
-    ]  # fmt: skip
-    began = StageRecord("a", stage, Status.FAILED, 1.0, 1.0, number=0, end=2, error=ValueError())
-    run, walk = evaluation(stage, past=History({ROOT: {0: began, 1: did(act, 1, 1)}}), skip=frozenset({"a"}))
+    """Whatever is selected now: with its place and inserter, which are those that it has now. The rehearsal knows it."""
+    log = []
+    stage, group = one(log, "b"), parallel(one(log, "d"), name="g")
+    outer = pipeline(one(log, "c"), name="p", use=[around(log, "m")])
+    first = one(log, "a")
+    (act,) = first
+    flow = pipeline(first, name="flow")
+    history = steps(
+        ended("a", first, 0, 2), did(act, None, 1, inserted=(pipeline(stage, outer, group, name="inserted"),)),
+        skipped("b", stage, 2), skipped("p", outer, 3), skipped("c", outer[0], 4), skipped("g", group, 5),
+        skipped("d", group.units[0], 6),
+    )  # fmt: skip
+    rehearsal = Rehearsal(history, pipeline=flow, code=None)
+    for past in (rehearsal, History(history)):
+        run, walk = evaluation(flow, past=past, log=(memory := Log()))
+        perform(walk)
+        assert (log, run.error) == ([], None)
+    assert (rehearsal.changes, rehearsal.taken) == ([], {(ROOT, number) for number in range(7)})
+    inserted = Scope("inserted", "0.p1", None, "a/a", None)
+    assert run.stages[1:] == [
+        skipped("b", stage, 2, restored=True, inserted_by="a/a", scope=inserted),
+        skipped("c", outer[0], 4, restored=True, inserted_by="a/a", scope=Scope("p", "0.p2", None, "a/a", inserted)),
+        skipped("d", group.units[0], 6, restored=True, inserted_by="a/a", scope=Scope("g", "0.5", 0, "a/a", inserted)),
+    ]
+    assert {number: did.name for number, did in memory.steps[ROOT].items()} == dict(
+        zip((0, *range(2, 7)), "abpcgd", strict=True)
+    )
+
+
+def test_what_had_begun_and_is_skipped_now_is_forgotten():
+    """And nothing else: the journal keeps what had ended before it."""
+    first, stage = one([], "a", 1), Stage("s", [step([], "b", 2), step([], "c", 3)])
+    (act,), (inside, _) = first, stage
+    began = ended("s", stage, 2, -1)._replace(status=Status.FAILED, error=ValueError())
+    history = steps(ended("a", first, 0, 2), did(act, 1, 1), began, did(inside, 2, 3)._replace(status=Status.FAILED))
+    flow = pipeline(first, stage)
+    rehearsal = Rehearsal(history, pipeline=flow, code=None)
+    for past in (rehearsal, History(history)):
+        run, walk = evaluation(flow, past=past, skip=frozenset({"s"}))
+        perform(walk)
+        assert run.error is None
+    assert rehearsal.cuts() == {ROOT: 3}
+    assert (statuses(run), dict(run.store)) == ([("a", "completed"), ("s", "skipped")], {"a": 1})
+
+
+def test_a_skipped_unit_that_was_adopted_from_an_earlier_generation_is_written_in_its_present_place():
+    """By its number now, with the scope and inserter that it has now."""
+    stage = one([], "b")
+    flow = pipeline(pipeline(one([], "a"), stage, name="p"), name="flow")
+    archive = Archive([{ROOT: {0: skipped("b", stage, 0)._replace(unit=Recorded("stage", ""))}}])
+    recorder = recording()
+    run, walk = evaluation(flow, past=History({}, archive=archive), recorder=recorder)
     perform(walk)
-    assert (run.error, statuses(run), dict(run.store)) == (None, [("a", "skipped")], {})
+    assert statuses(run) == [("a", "completed"), ("b", "skipped")]
+    rows = outcomes(recorder.journal.history("run-1"), recorder.codec)[ROOT]
+    assert (rows[2].name, rows[2].status, rows[2].inserted_by) == ("b", "skipped", None)
+    assert rows[2].scope == PLACE
 
 
 # -- stages
@@ -1014,6 +1145,46 @@ def test_a_stage_that_was_inserted_in_memory_runs_with_the_code_of_its_module_no
         run, walk = evaluation(flow, past=past)
         perform(walk)
         assert (run.error, CALLED) == (None, expected)
+    # One that had ended is recorded as it was.
+    (inside,) = older
+    after = {2: ended("fixable[x]", older, 2, 4), 3: did(inside, None, 3)}
+    past = History({ROOT: {0: then, 1: did(act, None, 1, inserted=(older,)), **after}}, in_store=True)
+    run, walk = evaluation(first, past=past)
+    perform(walk)
+    assert run.error is None
+    assert run.stages[1].stage is older
+
+
+def test_the_data_of_a_stage_is_seen_by_its_layers_and_not_by_those_around_it():
+    """It is merged between the two, whether it has layers of its own or not."""
+    seen = []
+
+    def layer(name):
+        def looks(call):
+            seen.append((name, call.store.get("k")))
+            yield
+
+        return looks
+
+    for use in ([], [layer("own")]):
+        stage = Stage("s", [wants("k")], data={"k": 1}, use=use)
+        run, walk = evaluation(pipeline(stage, Stage("t", use=use), use_stages=[layer("around")]))
+        perform(walk)
+        assert (run.error, run["k"]) == (None, 1)
+    assert seen == [("around", None), ("around", 1), ("around", None), ("own", 1), ("around", 1), ("own", 1)]
+
+
+def test_a_stage_may_have_nothing_but_a_timeout():
+    """It ends the stage when its time is up."""
+    clock = Still()
+
+    def late():
+        clock.now += 10
+
+    run, walk = evaluation(Stage("s", [step([], "a", late), step([], "b")], timeout=5), clock=clock)
+    perform(walk)
+    assert (type(run.error), str(run.error)) == (UnitTimeout, "stage 's' took longer than its timeout of 5 s")
+    assert [record.name for record in run.stages[0].actions] == ["a"]
 
 
 # -- the short ways: of plain actions, with layers or without, and of what is around them

@@ -38,7 +38,7 @@ def performed():
 def branch_with(past=None):
     """The branch in which a group is run."""
     flow = pipeline(Stage("s"))
-    branch = Branch(terms_of(flow, past=past), Store(), OpenScope(None, flow, None, 0.0))
+    branch = Branch(terms_of(past=past), Store(), OpenScope(None, flow, None, 0.0))
     branch.scope = OpenScope(branch.base, flow.units[0], None, 0.0)
     return branch
 

@@ -21,7 +21,7 @@ NO = ValueError("no")
 def branch_with(past=None, **terms):
     """The branch of a run, in a stage."""
     flow = pipeline(Stage("s"))
-    branch = Branch(terms_of(flow, past=past, **terms), Store(), OpenScope(None, flow, None, 0.0))
+    branch = Branch(terms_of(past=past, **terms), Store(), OpenScope(None, flow, None, 0.0))
     branch.scope = OpenScope(branch.base, flow.units[0], None, 0.0)
     return branch
 

@@ -20,7 +20,7 @@ SLEPT = Wait(SLEEP, 50.0)
 
 def branch_with(waits=(), **terms):
     """The branch of a run in which step 3 had waited for these."""
-    terms = terms_of(Stage("s"), waits={(ROOT, 3): waits} if waits else {}, **terms)
+    terms = terms_of(waits={(ROOT, 3): waits} if waits else {}, **terms)
     return Branch(terms, Store(), OpenScope(None, None, None, 0.0))
 
 
