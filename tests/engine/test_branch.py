@@ -3,7 +3,7 @@
 from scripted import terms_of
 from support import one, step
 
-from flowdeco import Key, Stage, Store, parallel, pipeline, stream
+from flowdeco import Key, Stage, Store, parallel, stream
 from flowdeco.engine.branch import Branch
 from flowdeco.engine.history import History
 from flowdeco.engine.journal import Payload, Row

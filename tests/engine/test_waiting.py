@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from scripted import terms_of
 
-from flowdeco import Key, Stage, Store, Suspend
+from flowdeco import Key, Store, Suspend
 from flowdeco.engine.branch import Branch
 from flowdeco.engine.open_scopes import OpenScope
 from flowdeco.engine.outcome import ROOT, Outcome, Status
