@@ -243,6 +243,28 @@ class Odd:
         return float(self.read)
 
 
+def test_what_is_raised_as_the_last_scope_ends_is_the_failure_of_the_run():
+    """Here by the digest of a value that the layers of the run have read. The scope is finished all the same."""
+    error, left = LookupError("no"), []
+
+    def digests(value):
+        if left:
+            raise left.pop()
+        return digest(value)
+
+    def reads(call):
+        assert call.store["k"] == [1]
+        yield
+        left.append(error)
+
+    journal = MemoryJournal()
+    journal.create("run-1", "pipeline", journal.codec.encode({}, "inputs"), ())
+    recorder = Recorder(journal, "run-1", lambda function: "code", digests)
+    run, walk = evaluation(one([], "a"), {"k": [1]}, use=[reads], recorder=recorder)
+    perform(walk)
+    assert (run.status, run.error, statuses(run)) == ("failed", error, [("a", "completed")])
+
+
 def test_a_group_is_one_request():
     """Each of its branches is an evaluation of its own, over a fork of the store."""
     run, walk = evaluation(parallel(step([], "a", 1), step([], "b", 2), limit=1), {"k": 0})
@@ -761,9 +783,11 @@ def test_a_generator_exit_of_a_user_is_a_failure_and_closing_the_evaluation_is_n
     run, walk = evaluation(Stage("s", [step(log, "a")]), clock=Odd(GeneratorExit(), at=4))
     perform(walk)
     assert (run.status, type(run.error)) == ("failed", GeneratorExit)
-    run, walk = evaluation(Stage("s", [step(log, "a")]), recorder=recording())
-    next(walk)
-    walk.close()  # asks for nothing more, as writing a row would
+    run, walk = evaluation(one(log, "a", lambda: stream(one(log, name) for name in "xy")))
+    request = next(walk)
+    while log != ["a", "x"]:
+        request = walk.send(performed(request))
+    walk.close()  # asks for nothing more, as closing the stream would
     assert run.status == "running"
     with pytest.raises(StopIteration):
         next(walk)
