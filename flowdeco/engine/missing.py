@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice, takewhile
-from typing import Any, Final
+from typing import Final
 
 from flowdeco.engine.branch import Branch
 from flowdeco.engine.outcome import ActionRecord, Outcome, Scope, StageRecord, Status, enclosing
 from flowdeco.errors import MissingInputError, WiringError, told
 from flowdeco.model.annotations import EMPTY
 from flowdeco.model.definitions import Parallel, Stage, Unit, action_selectors, stage_selectors
-from flowdeco.model.steps import Step, steps_of
+from flowdeco.model.steps import Step, step_of
 from flowdeco.model.wiring import Supplier, beside, suppliers
 
 __all__ = ["MOST_UNITS", "explain", "explain_refusal"]
@@ -116,9 +116,8 @@ def _says(supplier: Supplier, key: str) -> str:
 
 def _of_actions(branch: Branch, stage: Stage, records: Sequence[ActionRecord], key: str, dropped: str) -> Iterator[str]:
     """Yield why actions that have a record did not supply a key; `dropped` is why what they did does not count."""
-    own = {id(step.action): step for step, _ in steps_of(stage)}
     for record in records:
-        step = own.get(id(record.action)) or Step.read(record.action)
+        step = step_of(record.action)
         is_hidden = stage.local and stage is not branch.scope.unit and step.supplies_own_name and step.name == key
         if key not in step.supplies or is_hidden:
             continue
@@ -152,9 +151,7 @@ def _why(branch: Branch, stage: Stage, record: ActionRecord, key: str, dropped: 
 
 def _dropped(at: Branch, record: StageRecord) -> str:
     """Return why the effect of a stage does not count: something around it failed, or is complete without it; else ""."""
-    chosen = {
-        did.scope.id: did for _, did in at.records.scopes if did.scope is not None and isinstance(did.unit, Parallel)
-    }
+    chosen = {did.scope.id: did for _, did in at.records.scopes if did.scope is not None}
     recovered = {did.scope.id for _, did in at.records.scopes if did.recovered and did.scope is not None}
     failed = [
         other.scope
@@ -184,9 +181,8 @@ def _how_skipped(branch: Branch, selectors: Sequence[str]) -> str:
 
 def _after(branch: Branch, step: Step, key: str) -> Iterator[str]:
     """Yield where a key is supplied later, or in another branch."""
-    scope = branch.scope
-    rest: list[Any] = [unit.action for unit, _ in reversed(branch.agenda[scope.depth + 1 :]) if isinstance(unit, Step)]
-    inside = next((action for action in rest if key in Step.read(action).supplies), None)
+    rest = (unit for unit, _ in reversed(branch.agenda) if isinstance(unit, Step))
+    inside = next((each for each in rest if key in each.supplies), None)
     if inside is not None:
         yield f"action {inside.name!r} supplies {key!r}, but comes later, in the same stage: let it run first"
     if key in step.local:

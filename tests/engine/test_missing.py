@@ -101,6 +101,12 @@ def template(kind):
     nothing()
 
 
+@stage
+def inserting(kind):
+    nothing()
+    action(name="plan")(lambda: nothing("other"))
+
+
 DATA = Stage("d", data={"val": 1})
 RECOVER = recover(on=OSError)
 SUPPLIED = "action 'val' supplies 'val', and "
@@ -118,6 +124,7 @@ REASONS = {
         [f"action {name!r} {NOTHING}" for name in "dcb"],
     ),
     "None in a local stage": (lambda: template("x"), []),
+    "None in a local stage that inserts": (lambda: inserting("x"), []),
     "recovered": (lambda: failing([], "val", OSError("gone"), use=[RECOVER]), [f"{SUPPLIED}failed: it was recovered without an outcome (OSError: gone)"]),
     "stage recovered": (
         lambda: Stage("s", [failing([], "val", OSError("gone"))], use=[RECOVER]),
@@ -150,8 +157,12 @@ REASONS = {
         [f"{SUPPLIED}did not run: its stage 's' was cancelled before it"],
     ),
     "group recovered after it": (
-        lambda: pipeline(OTHER, parallel(val, pipeline(bad, name="deep", use=[opens]), name="g", limit=1), use=[RECOVER]),
+        lambda: pipeline(OTHER, parallel(pipeline(val, name="q"), pipeline(bad, name="deep", use=[opens]), name="g", limit=1), use=[RECOVER]),
         ["action 'val' has run, and parallel group 'g' failed and was recovered: 'val' was dropped, or never returned"],
+    ),
+    "group with a pipeline tried again": (
+        lambda: parallel(nothing(), pipeline(Stage("s", [bad], use=[RECOVER]), flaky([], "once", 1), name="q", use=[again(2)]), name="g"),
+        [f"action 'val' {NOTHING}"],
     ),
     "cancelled in a group": (
         lambda: pipeline(parallel(slow, bad, name="g"), use=[RECOVER]),
@@ -353,6 +364,13 @@ def test_a_refused_insertion_says_why_earlier_actions_supplied_nothing(run, unit
     error = run(nothing >> plan, check=False).error
     assert len(notes(error)) == 1
     assert notes(error)[0].startswith("action 'val' has run, and returned nothing for 'val'")
+
+
+def test_a_refused_insertion_names_no_more_than_three_reasons(run):
+    """The latest ones."""
+    plan = action(name="plan")(lambda: need)
+    error = run(pipeline(*(nothing(name, returns="val") for name in "abcd"), plan), check=False).error
+    assert notes(error) == [f"action {name!r} {NOTHING}" for name in "dcb"]
 
 
 def test_a_refused_insertion_says_nothing_of_local_results(run):
