@@ -113,6 +113,20 @@ def test_each_run_of_a_stage_has_middleware_of_its_own(run):
     assert log == ["+m", "round", "-m"] * 3
 
 
+def test_a_pipeline_that_returns_itself_is_wrapped_in_each_round(run):
+    """By what it declares for its stages, and by the pipeline around it, of which it is the last unit."""
+    log = []
+
+    @action
+    def count():
+        log.append("round")
+        return loop if log.count("round") < 3 else None
+
+    loop = pipeline(count, name="loop", use_stages=[around(log, "own")])
+    run(pipeline(loop, name="outer", use_stages=[around(log, "outer")]))
+    assert log == ["+outer", "+own", "round", "-own", "-outer"] * 3
+
+
 # -- what the call tells
 
 
