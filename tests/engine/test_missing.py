@@ -187,6 +187,10 @@ REASONS = {
     "an action disabled": (
         lambda: disables("s/val") >> Stage("s", [nothing("other"), val]), [f"{SUPPLIED}was disabled (ctx.disable('s/val'))"],
     ),
+    "None in a pipeline, and another one that is skipped": (
+        lambda: pipeline(nothing(), name="q") >> pipeline(need.bind(val=1), name="M", use=[skips]),
+        [f"action 'val' {NOTHING}"],
+    ),
     "skipped pipeline, and another stage of that name": (
         lambda: pipeline(OTHER, name="M") >> pipeline(val, name="N", use=[skips]),
         ["action 'val' of stage 'val' supplies 'val', and did not run: pipeline 'N' was skipped by its middleware"],
