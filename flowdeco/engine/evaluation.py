@@ -120,7 +120,10 @@ def _note_end(run: Run, branch: Branch, error: Failure) -> None:
 
 
 def evaluate(branch: Branch) -> Walk:
-    """Work through the agenda of a run, or of one branch; return the failure or signal that nothing has recovered."""
+    """Work through the agenda of a run, or of one branch; return the failure or signal that nothing has recovered.
+
+    What takes an entry returns the failure, or None, at once, or a walk that returns it and has requests to make.
+    """
     agenda, terms, clock = branch.agenda, branch.terms, branch.terms.clock
     error: Failure = None
     while agenda or (error is not None and branch.scope is not branch.base):
@@ -140,7 +143,7 @@ def evaluate(branch: Branch) -> Walk:
                     started = clock()
                     value = yield unit, args, None
                     rest = finish_simple(branch, unit, by, started, value)
-            walk: Walk = rest  # or the failure, if nothing is left to request
+            walk: Walk = rest
             error = (yield from walk) if rest.__class__ is GeneratorType else rest
         except BaseException as stray:  # of a user's `__eq__` or `__deepcopy__`, or the end of a rehearsal
             if isinstance(stray, GeneratorExit) and _is_closing(stray):
@@ -212,20 +215,8 @@ def _begin_run(branch: Branch, opening: Opening, by: str | None) -> Walk | Failu
 def _begin_pipeline(
     branch: Branch, pipeline: Pipeline, by: str | None, use: tuple[Middleware, ...] = (), is_run: bool = False
 ) -> Walk | Failure:
-    around, agenda, is_plain = branch.scope, branch.agenda, not (use or pipeline.use or pipeline.timeout)
-    is_next_turn = False
-    if is_plain and agenda and agenda[-1][0] is around and _is_transparent(around):
-        agenda.pop()  # it has nothing left to do: a pipeline that returns itself is a loop, too
-        branch.scope, is_next_turn = around.outer, around.unit == pipeline
-    scope = OpenScope(branch.scope, pipeline, by, branch.terms.clock())
-    scope.use_stages, scope.use_actions = around.use_stages, around.use_actions
-    if is_next_turn:  # it comes after its turn before, in the same surroundings
-        scope.place = around.place and around.place.outer
-    else:
-        scope.use_stages += pipeline.use_stages
-        scope.use_actions += pipeline.use_actions
-        if isinstance(around.unit, Pipeline) and around.unit.units[-1:] == (pipeline,):
-            scope.place = around.place  # it is its last unit, and not inserted after it
+    is_plain = not (use or pipeline.use or pipeline.timeout)
+    scope = _scope_of(branch, pipeline, by, is_plain)
     if not (pipeline.plain or is_run):
         scope.place = Scope(pipeline.name, f"{branch.id}.{branch.next_place()}", None, by, scope.place)
     earlier = None
@@ -238,6 +229,27 @@ def _begin_pipeline(
         return _skip(branch, scope, earlier)
     layers = () if is_plain else (*use, *limited(branch, scope, "pipeline"), *pipeline.use)
     return open_scope(branch, scope, layers, earlier)
+
+
+def _scope_of(branch: Branch, pipeline: Pipeline, by: str | None, is_plain: bool) -> OpenScope:
+    """Return the scope of a pipeline, in the place of a plain one around it that has nothing left to do.
+
+    So a pipeline that returns itself is a loop in constant memory: each turn takes the place of the one before.
+    """
+    around, agenda, is_next_turn = branch.scope, branch.agenda, False
+    if is_plain and agenda and agenda[-1][0] is around and _is_transparent(around):
+        agenda.pop()
+        branch.scope, is_next_turn = around.outer, around.unit == pipeline
+    scope = OpenScope(branch.scope, pipeline, by, branch.terms.clock())
+    scope.use_stages, scope.use_actions = around.use_stages, around.use_actions
+    if is_next_turn:
+        scope.place = around.place and around.place.outer
+    else:
+        scope.use_stages += pipeline.use_stages
+        scope.use_actions += pipeline.use_actions
+        if isinstance(around.unit, Pipeline) and around.unit.units[-1:] == (pipeline,):
+            scope.place = around.place  # it is its last unit, and not inserted after it
+    return scope
 
 
 def _recall_callers_layers(branch: Branch, scope: OpenScope, is_plain: bool) -> Outcome | None:
