@@ -11,6 +11,7 @@ from flowdeco.engine.noting import note_place
 from flowdeco.engine.open_scopes import OpenStream
 from flowdeco.engine.requests import Failure, Raised, Request, Walk
 from flowdeco.engine.streams import begin_stream, close_stream, next_unit
+from flowdeco.errors import ReturnValueError
 from flowdeco.model.definitions import Parallel, Stream, Unit, insertable
 from flowdeco.model.sentinels import UNSET
 
@@ -79,7 +80,9 @@ class Streamed:
         try:
             if not isinstance(unit, Unit):
                 insertable((unit,), f"the {self._stream.name} {self._where}", "yielded")  # says why not
-                raise TypeError(f"the {self._stream.name} {self._where} yielded another stream")
+                raise ReturnValueError(
+                    f"the {self._stream.name} {self._where} yielded another stream, which is no branch: yield its units"
+                )
             if not (self._branch.sealed or self._branch.terms.rehearses):
                 check_insertion(self._branch, (unit,))
         except Exception as refused:

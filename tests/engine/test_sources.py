@@ -122,7 +122,7 @@ def template(kind):
     [
         (5, ReturnValueError, "of the parallel group 'g' yielded the int 5, which is not"),
         (template, ReturnValueError, "yielded no stage"),
-        (stream([A]), TypeError, "of the parallel group 'g' yielded another stream"),
+        (stream([A]), ReturnValueError, "of the parallel group 'g' yielded another stream"),
         (Stage("n", [wants("nowhere")]), WiringError, "nowhere"),
     ],
     ids=["data", "template", "stream", "wiring"],
