@@ -427,3 +427,68 @@ def test_an_observer_may_be_interrupted_in_tasks(run):
         run(pipeline(quick), observers=[observer])
     assert caught.value is error
     assert Run.of(error).status == "cancelled"
+
+
+# -- in the methods of values
+
+
+class Explosive:
+    """A value whose content cannot be looked at, once it is armed."""
+
+    raised = None
+
+    def __init__(self):
+        self.parts = [1]
+
+    def __reduce__(self):
+        if Explosive.raised is not None:
+            raise Explosive.raised
+        return Explosive, ()
+
+
+def reads(call):
+    """Middleware after which the journal looks whether it has changed the value in place."""
+    call.store["value"]
+    yield
+
+
+def reads_again(call):
+    """Middleware that asks for attempts until the failure is not that of the action."""
+    while True:
+        call.store["value"]
+        try:
+            yield
+            return
+        except ValueError:
+            continue
+
+
+@pytest.mark.parametrize(
+    "error", [SystemExit("no"), GeneratorExit("no"), BaseException("no"), RecursionError("no")], ids=repr
+)
+@pytest.mark.parametrize("use", [reads, reads_again])
+@pytest.mark.parametrize("level", ["action", "stage", "pipeline", "run"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_value_that_cannot_be_looked_at_ends_the_run(error, use, level, fails):
+    """Whatever its `__reduce__` raises, every time; and the run does not try forever."""
+    count = []
+
+    @action
+    def arms(value):
+        count.append(1)
+        Explosive.raised = error
+        if fails and len(count) == 1:
+            raise ValueError
+
+    flow = pipeline(Stage("s", [arms.with_options(use=[use]) if level == "action" else arms]), name="p")
+    flow = {"stage": pipeline(Stage("s", [arms], use=[use])), "pipeline": flow.with_options(use=[use])}.get(level, flow)
+    try:
+        ended = flow.run(
+            {"value": Explosive()}, journal=MemoryJournal(), use=[use] if level == "run" else [], check=False
+        )
+    finally:
+        Explosive.raised = None
+    if not isinstance(error, Exception):
+        assert ended.error is error
+    assert ended.status in ("completed", "failed")
+    assert len(count) < 3

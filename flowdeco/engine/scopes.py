@@ -305,7 +305,10 @@ def leave_scope(branch: Branch, scope: OpenScope, error: Failure) -> Walk:
     leaving_mark: Mark | None = None  # gone with another attempt, as the store is taken back
     if branch.terms.recorder is not None:
         leaving_mark = store.mark()
-        layers.watch.resume()
+        try:
+            layers.watch.resume()
+        except BaseException as failure:  # of a user's `__reduce__`
+            error = failure
     left = leave(layers, error)
     again, error = left if isinstance(left, tuple) else (yield from left)
     is_pause, unsaved = error is not None and error is layers.pause, None
@@ -324,7 +327,10 @@ def leave_scope(branch: Branch, scope: OpenScope, error: Failure) -> Walk:
         error = note_entry_writes(branch, scope, layers.entry_writes or [], layers) or unsaved or error
     leaving = None
     if leaving_mark is not None:
-        leaving = layers.watch.with_changes(store.since(leaving_mark))
+        try:
+            leaving = layers.watch.with_changes(store.since(leaving_mark))
+        except BaseException as failure:
+            error = failure
         store.release(leaving_mark)
     error = _finish(branch, scope, error, leaving, marks)
     if not scope.is_atomic:
