@@ -1407,7 +1407,10 @@ def test_a_run_that_is_over_is_not_told_as_if_it_had_run(flowdeco, journal):
 
 def test_plans_and_diffs_are_printed_as_json(flowdeco, journal):
     """What a plan has, and what differs."""
-    plan = json.loads(flowdeco("plan", "flows.py:both", "--skip", "tag:slow", "--json")[1])
+    printed = flowdeco("plan", "flows.py:both", "--skip", "tag:slow", "--json")[1]
+    assert flowdeco("plan", "flows.py:both", "--skip", "tag:slow", "--json", "-o", "plan.json") == (0, "", "")
+    assert Path("plan.json").read_text() == printed
+    plan = json.loads(printed)
     assert [part["name"] for part in plan["parts"]] == ["parallel", "report"]
     assert plan["parts"][1]["parts"] == [
         {"kind": "action", "name": "summary", "reads": ["title", "processed?"], "writes": ["summary"]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, redirect_stdout
 from html import escape
 from typing import TYPE_CHECKING, Any, Final
@@ -52,10 +52,8 @@ def plan(options: Namespace) -> int:
     if options.skip:
         flow = workflow.without(options.skip, as_pipeline(flow))
     plan = flow.plan()
-    if options.json:
-        print_json(plan_as_data(plan))
-    else:
-        _draw(plan, f"plan of {options.entry}", options, lambda plan: report.say(plan.text().rstrip("\n")))
+    texts = {"text": lambda: report.say(plan.text().rstrip("\n")), "json": lambda: print_json(plan_as_data(plan))}
+    _draw(plan, f"plan of {options.entry}", options, texts)
     return FINE
 
 
@@ -71,11 +69,12 @@ def diff(options: Namespace) -> int:
     stand_in_for_main(workflow.entry)
     ran = recorded(path, info, flow).ran()
     diff = flow.plan().diff(crashed(ran) if state_of(info) == "crashed" else ran)
-    if options.json:
+
+    def print_data() -> None:
         changes = [change._asdict() for change in diff.changes]
         print_json({"id": info.id, "status": state_of(info), "counts": diff.counts(), "changes": changes})
-    else:
-        _draw(diff, f"plan and run {info.id}", options, _print_diff)
+
+    _draw(diff, f"plan and run {info.id}", options, {"text": lambda: _print_diff(diff), "json": print_data})
     return FINE
 
 
@@ -131,14 +130,15 @@ def _check_output(options: Namespace) -> None:
         check_output("-o", options.output)
 
 
-def _draw(view: Any, title: str, options: Namespace, print_text: Callable[[Any], None]) -> None:
-    """Print a view, or write it to a file, in the format of the options."""
-    form = options.format or _FORMATS.get(os.path.splitext(options.output or "")[1].lower(), "text")
+def _draw(view: Any, title: str, options: Namespace, texts: Mapping[str, Callable[[], None]]) -> None:
+    """Print a view, or write it to a file, in the format of the options; `texts` print it as text and as JSON."""
+    ending = os.path.splitext(options.output or "")[1].lower()
+    form = "json" if options.json else options.format or _FORMATS.get(ending, "text")
     with ExitStack() as stack:
         if options.output:
             stack.enter_context(redirect_stdout(stack.enter_context(open(options.output, "w", encoding="utf-8"))))
-        if form == "text":
-            print_text(view)
+        if form in texts:
+            texts[form]()
         elif form == "html":
             print(_page(title, view.html()))
         else:
