@@ -220,15 +220,16 @@ def _result(where: Any, writes: Delta) -> Any:
 def _check_complete(found: Mapping[str, Mapping[int, Outcome]]) -> None:
     """Raise `JournalError` if a step below a finished scope is missing: its row was lost or removed."""
     for branch, steps in found.items():
-        checked = -1
+        checked = 0
         for number in sorted(steps):
             outcome = steps[number]
-            if outcome.end < 0 or not outcome.is_final or number < checked:
+            if outcome.end <= checked or not outcome.is_final:
                 continue
             inside = number + 1 if outcome.entered else outcome.end
             while inside < outcome.end:
                 if inside not in steps:
                     raise JournalError(f"the journal is damaged: branch {branch!r} has a gap before step {inside + 1}")
-                within = steps[inside]  # a failed atomic scope has no rows of its steps
-                inside = max(inside + 1, inside + 1 if within.entered else within.end)
+                within, inside = steps[inside], inside + 1
+                if not within.entered:  # a failed atomic scope has no rows of its steps
+                    inside = max(inside, within.end)
             checked = outcome.end

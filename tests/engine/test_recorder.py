@@ -26,8 +26,11 @@ from flowdeco.engine.outcome import (
     pinned,
 )
 from flowdeco.engine.recorder import Recorder
+from flowdeco.engine.results import Yielded
 from flowdeco.engine.rows import Recorded, outcomes
+from flowdeco.engine.waits import Called
 from flowdeco.errors import (
+    CALLED,
     DefinitionError,
     JournalError,
     RunError,
@@ -170,6 +173,12 @@ WAITS = [
     Wait("over", times=3),
 ]
 INNER = branch_id("0.3", 0)
+YIELDED = Yielded([1, 2])
+YIELDED.value = 7
+CALLS = [
+    Called(1, Delta({"k": 1, Local("l"): 2}, ["d"], {"xs": [1]}), [STAGE, other], [("s", False)]),
+    Called(YIELDED, NOTHING, [], []),
+]
 MORE = {
     "who inserted it": ("0", record(inserted_by=inserter("s/b", 7))),
     "attempts": ("0", record(attempts=3, repeats=(1, 1), failures=[NO, BEFORE], dropped={("p1[1]", 4, "a"): [SAID, NO]})),
@@ -178,6 +187,7 @@ MORE = {
     "cached": ("0", record(VALUE, cached=True)),
     "waits": ("0", record(status=Status.SUSPENDED, error=Suspend("waits"), waits=WAITS)),
     "waits of a finished step": ("0", record(waits=[WAITS[1]])),
+    "calls": ("0", record(status=Status.SUSPENDED, waits=[Wait(CALLED, value=call) for call in CALLS])),
     "local": ("0", record(VALUE, Delta({Local("l"): VALUE, "k": 1}, [], {}))),
     "changed": ("0", record(VALUE, Delta({"k": 1}, ["d"], {"xs": [1]}, {"c": [1], Local("l"): [2]}))),
     "changed only": ("0", record(VALUE, Delta({}, [], {}, {Local("l"): [2]}))),
@@ -223,6 +233,9 @@ def test_all_that_is_known_of_a_step_comes_back(codec, title):
         assert repr(back.selection.lost) == repr({1: NO})
     assert set(map(type, back.waits)) <= {Wait}
     assert all(type(part) in (tuple, type(None)) for wait in back.waits for part in (wait.classes, wait.at))
+    if title == "calls":
+        assert [(type(wait.value), type(wait.value.value)) for wait in back.waits] == [(Called, int), (Called, Yielded)]
+        assert back.waits[1].value.value.value == 7
     kinds = {type(each) for attempts in back.dropped.values() for each in attempts}
     assert kinds == ({MessageRecord, ValueError} if title == "attempts" else set())
 
@@ -254,14 +267,15 @@ def test_scopes_and_inserters_are_written_as_plain_text():
 def test_what_a_row_of_another_codec_cannot_have_is_described():
     """What a question is about, the value of an answer, lost branches, failures, and errors of earlier attempts."""
     about = UNWRITABLE
-    asks = record(status=Status.SUSPENDED, waits=[Wait("question", about=about, value=Strange("no"))], attempts=2)
+    waits = [Wait("question", about=about, value=Strange("no")), Wait("question", value=NO)]
+    asks = record(status=Status.SUSPENDED, waits=waits, attempts=2)
     (back,) = read(recorder_of().row("0", "s", asks)).values()
-    (wait,) = back.waits
-    assert (wait.about, str(wait.value)) == (shortened(about), "Strange: no")
+    wait, usual = back.waits
+    assert (wait.about, str(wait.value), repr(usual.value)) == (shortened(about), "Strange: no", repr(NO))
     (back,) = read(recorder_of().row("0", "s", asks._replace(failures=[Strange("no"), NO]))).values()
     assert list(map(str, back.failures)) == ["Strange: no", "no"]
     group = parallel(act, other, name="g", failures="lost", tolerate=1)
-    lost = [("act", Strange("no"))]
+    lost = [("act", Strange("no")), ("other", NO)]
     did = Outcome(
         "g", group, Status.COMPLETED, 1.0, 0.5, number=0, end=1, branches=2, writes=Delta({"k": 1, "lost": lost}, [], {}),
         selection=Selection({0: Strange("no")}),
@@ -269,18 +283,26 @@ def test_what_a_row_of_another_codec_cannot_have_is_described():
     (back,) = read(recorder_of().row("0", None, did)).values()
     assert (back.writes.puts["k"], str(back.writes.puts["lost"][0][1])) == (1, "Strange: no")
     assert (back.writes.puts["lost"][0][0], str(back.selection.lost[0])) == ("act", "Strange: no")
+    assert repr(back.writes.puts["lost"][1]) == repr(("other", NO))
     (back,) = read(recorder_of().row("0", None, did._replace(writes=NOTHING))).values()
     assert back.writes == NOTHING
     json_only = JsonCodec()
 
     class Plain(JsonCodec):
         def encode(self, value, what):
-            if any(isinstance(each, BaseException) for each in value if isinstance(value, list)):
+            if isinstance(value, list) and any(isinstance(each, BaseException) for each in value):
                 raise TypeError
             return json_only.encode(value, what)
 
     (back,) = outcomes([recorder_of(Plain()).row("0", "s", record(attempts=2, failures=[NO]))], json_only)["0"].values()
     assert (back.attempts, back.failures) == (2, ())
+
+
+def test_a_call_that_cannot_be_encoded_is_left_out():
+    """It is repeated on a resume; the other waits are kept."""
+    waits = [Wait("sleep", 5.0), Wait(CALLED, value=Called(UNWRITABLE, NOTHING, (), ()))]
+    (back,) = read(recorder_of().row("0", "s", record(status=Status.SUSPENDED, waits=waits))).values()
+    assert back.waits == tuple(waits[:1])
 
 
 def test_a_suspended_step_is_written_with_the_reason_alone():
@@ -332,16 +354,16 @@ PARTS = [bytearray(b"part")]
 
 def test_large_values_are_known_to_the_looks_once_they_are_written():
     """By their digests; not immutable ones, nor those that are promised not to change."""
-    journal = MemoryJournal(Apart())
+    journal, value = MemoryJournal(Apart()), [1]
     journal.takes_parts = True
     for write in (
-        lambda recorder: recorder.row("0", "s", record(writes=Delta({"k": [1], "n": 1, "frozen": [1]}, [], {}))),
-        lambda recorder: recorder.value_row("0", "s", record(), step_of(act.with_options(returns="k")), [1]),
+        lambda recorder: recorder.row("0", "s", record(writes=Delta({"k": value, "n": 1, "frozen": [1]}, [], {}))),
+        lambda recorder: recorder.value_row("0", "s", record(), step_of(act.with_options(returns="k")), value),
     ):
         recorder = Recorder(journal, "r", lambda function: "code", lambda value: ("digest", value))
         recorder.looks.frozen.add("frozen")
         written = write(recorder)
-        assert {key: digest for key, (_, digest) in recorder.looks.known.items()} == {"k": ("digest", [1])}
+        assert recorder.looks.known == {"k": (id(value), ("digest", [1]))}
         assert written.payload.parts is PARTS  # it is written before any user code runs
     stage = recorder.row("0", None, DID["stage in layers"])
     assert (type(stage.payload), stage.payload.parts) == (Payload, [b"part"])
@@ -489,8 +511,9 @@ def test_a_gap_below_what_has_ended_is_damage(missing):
     with pytest.raises(JournalError, match=f"branch '0' has a gap before step {missing + 1}"):
         read(*rows)
     failed = row(0, "stage", "t")._replace(status="failed")
-    with pytest.raises(JournalError, match="has a gap before step 7"):
-        read(failed, row(5, "stage", "u", end=7))
+    for before in (failed, row(4, "stage", "t", end=5)):
+        with pytest.raises(JournalError, match="has a gap before step 7"):
+            read(before, row(5, "stage", "u", end=7))
 
 
 def test_a_gap_above_what_has_ended_is_none():
@@ -599,14 +622,19 @@ def test_what_cannot_be_encoded_is_refused_with_its_key(codec, writes):
         recorder_of(codec).row("0", "s", record(UNWRITABLE, writes))
     assert "act" in text_of(refused.value)
     assert "stage 's'" in text_of(refused.value)
+    with pytest.raises(SerializationError, match=r"^stage 's': "):
+        recorder_of(codec).row("0", None, DID["stage"]._replace(writes=writes))
 
 
 def test_of_what_has_failed_the_writes_are_left_out_if_they_cannot_be_encoded():
     """They are dropped on a resume; the failure is not."""
     writes = Delta({"k": UNWRITABLE}, [], {})
-    failed = StageRecord("s", STAGE, Status.FAILED, 1.0, 0.5, number=0, error=ValueError("no"), writes=writes)
+    failed = StageRecord(
+        "s", STAGE, Status.FAILED, 1.0, 0.5, number=0, error=ValueError("no"), writes=writes,
+        scope=Scope("p", "0.p1", None, None, None),
+    )  # fmt: skip
     (back,) = read(recorder_of().row("0", None, failed)).values()
-    assert (back.writes, str(back.error)) == (NOTHING, "no")
+    assert (back.writes, str(back.error), back.scope) == (NOTHING, "no", failed.scope)
 
 
 class Strange(Exception):
@@ -656,9 +684,9 @@ def test_the_fingerprint_of_a_function_is_worked_out_once(monkeypatch):
     asked = []
     recorder = Recorder(MemoryJournal(), "r", lambda function: asked.append(function) or "code", digest)
     functions = [lambda: None for _ in range(3)]
-    for function in (functions[0], functions[0], functions[1], functions[0], functions[2], functions[2]):
-        assert recorder.code(function) == "code"
-    assert asked == functions
+    for index in (0, 0, 1, 0, 2, 2, 0):
+        assert recorder.code(functions[index]) == "code"
+    assert asked == [*functions, functions[0]]
 
 
 def test_a_stream_must_be_a_function_that_can_be_called_again():
