@@ -6,7 +6,6 @@ A refused resume leaves the run, and its journal, as they were.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
-from operator import itemgetter
 from typing import Any, cast
 
 from flowdeco.engine.adoption import Archive
@@ -116,7 +115,7 @@ def _not_continued(
 
 def _give_back(run: Run, answers: Iterable[tuple[str, int]], given: Sequence[Given]) -> None:
     """Put answers into the store whose questions are gone with the steps that do not hold: they may be asked again."""
-    for key, number in sorted(answers, key=itemgetter(1)):
+    for key, number in sorted(answers):
         later = given[number + 1 :]
         if key in given[number].values and not any(key in each.values for each in later):
             run.store.supply({key: given[number].values[key]})

@@ -70,12 +70,13 @@ def recorder_of(journal, run_id="run-1"):
 class Journal(MemoryJournal):
     """One that knows where the pipeline of a run is found; `changes` come when another process has opened it."""
 
-    entry = None
+    entry = began = None
     changes = ()
 
     def create(self, run_id, pipeline, inputs, skip, entry=None):
-        super().create(run_id, pipeline, inputs, skip)
+        self.began = super().create(run_id, pipeline, inputs, skip)
         self.entry = entry
+        return self.began
 
     def open(self, run_id, *, finished=False):
         return super().open(run_id, finished=finished)._replace(**dict(self.changes))
@@ -225,7 +226,7 @@ def test_another_process_may_have_run_a_finished_run_again_meanwhile():
     resumed = Resumed(journal, du.first, du.second, finished=True, on_change="rerun")
     assert isinstance(resumed.run.error, RunBusyError)
     assert str(resumed.run.error) == "run 'run-1' was run again by another process meanwhile"
-    assert (resumed.continued, CALLS) == (False, [])
+    assert (resumed.continued, CALLS, resumed.run.status) == (False, [], "pending")
     journal.open("run-1", finished=True)  # it was released
 
 
@@ -266,7 +267,7 @@ def test_with_rerun_the_journal_forgets_what_does_not_hold():
 @pytest.mark.parametrize("refused", ["proceed", "drop", "write"])
 @pytest.mark.parametrize("finished", [True, False])
 def test_a_journal_that_cannot_be_brought_up_to_date_ends_the_resume(refused, finished):
-    """Nothing was called; the lease of a finished run is given back."""
+    """That is its failure; nothing was called, and the lease of a finished run is given back."""
     unit = [Stage("s", [du.first, du.second]), du.third, *([] if finished else [du.fragile])]
     journal = journaled(*unit)
     CODE["second"] = "changed"
@@ -277,6 +278,7 @@ def test_a_journal_that_cannot_be_brought_up_to_date_ends_the_resume(refused, fi
 
     resumed = Resumed(journal, *unit, on_change="rerun", finished=finished, refuses=refuses)
     assert (resumed.continued, resumed.run.error, CALLS) == (False, resumed.error, [])
+    assert resumed.run.status == "failed"
     releases = [save for save in resumed.saves if getattr(save.write, "__name__", "") == "release"]
     assert [save.args for save in releases] == [("run-1",)] * (finished and refused != "proceed")
     count = {"proceed": 1, "drop": 2, "write": 3}[refused]
@@ -344,13 +346,17 @@ def test_a_run_in_memory_cannot_undo_what_came_since_a_change():
     remembered = journal.read("run-1")
     steps = outcomes(remembered.rows, journal.codec)
     flow = pipeline(du.first, du.third, du.fragile, name="p")
-    run, terms = Run("run-1", flow, Store({"given": 1})), terms_of()
-    continued, _ = followed(continue_run(run, terms, (), Earlier(steps, code, "rerun", remains={})))
-    assert (continued, type(run.error)) == (False, DefinitionError)
-    assert str(run.error) == (
-        "run 'run-1' is in memory only, where the steps since a change cannot be undone, as on_change='rerun' needs it: "
-        "run it with journal=... next time. What has changed: stage 'third' comes where the run had stage 'second'"
-    )
+    for on_change in ("rerun", "ignore"):
+        run, terms = Run("run-1", flow, Store({"given": 1})), terms_of()
+        continued, _ = followed(continue_run(run, terms, (), Earlier(steps, code, on_change, remains={})))
+        assert (continued, type(run.error)) == (False, DefinitionError)
+        assert str(run.error) == (
+            f"run 'run-1' is in memory only, where the steps since a change cannot be undone, as on_change={on_change!r} "
+            "needs it: run it with journal=... next time. "
+            "What has changed: stage 'third' comes where the run had stage 'second'"
+        )
+        CODE["first"] = "changed"  # which is not a change if that is ignored
+    CODE.clear()
     flow = pipeline(du.first, du.second, du.fragile, name="q")
     run, terms = Run("run-1", flow, Store({"given": 1})), terms_of()
     continued, requests = followed(continue_run(run, terms, (), Earlier(steps, code, "error", remains={})))
@@ -360,6 +366,28 @@ def test_a_run_in_memory_cannot_undo_what_came_since_a_change():
     run, terms = Run("run-1", flow, Store({"given": 1})), terms_of()
     followed(continue_run(run, terms, (), Earlier(steps, code, "error", remains={"b": left})))
     assert terms.past.remains_of("b") is left
+
+
+@action
+def inserts():
+    return Stage("inner", [du.first, du.fragile])
+
+
+def test_in_memory_inserted_actions_are_compared_by_the_code_that_they_have_now(monkeypatch):
+    """As those of the pipeline itself are: in a notebook, a cell was run again."""
+    du.BROKEN.add("fragile")
+    run = pipeline(inserts).run(check=False)
+    du.clear()
+
+    @action(name="first")
+    def changed():
+        return 5
+
+    monkeypatch.setattr(du, "first", changed)
+    with pytest.raises(CodeChangedError) as refused:
+        run.pipeline.resume(run)
+    assert refused.value.changes == ("action inner/first has completed, with different code",)
+    assert CALLS == []
 
 
 # -- answers
@@ -431,6 +459,7 @@ def test_a_fork_is_a_new_run_with_the_rows_up_to_a_stage():
     assert first == (0, journal.codec.encode({"given": 1}, "inputs"))
     assert (later, more) == ((2, b"given later"), (2, b"more"))
     assert (resumed.heard, journal.entry) == (["listens"], "entry")
+    assert resumed.run.started == resumed.journal.began
 
 
 def test_a_fork_reopens_the_scopes_around_its_stage():
@@ -463,9 +492,12 @@ def test_a_stage_that_the_run_does_not_come_to_is_no_place_for_a_fork():
     resumed = Resumed(journaled(*units), *units, finished=True, from_stage="qqqz")
     assert "there is no stage 'qqqz'" in str(resumed.run.error)
     assert "qqqq" not in str(resumed.run.error)
-    remembered = journaled(du.visit("ro[me]"), pipeline(du.first, name="q", use=[recover(on=KeyError)])).read("run-1")
+    units = [du.visit("ro[me]"), Stage("empty"), pipeline(du.first, name="q", use=[recover(on=KeyError)])]
+    remembered = journaled(*units).read("run-1")
+    inserted = remembered.rows[0]._replace(kind="action", stage="only", action="a")  # of a stage that has not ended
+    remembered = remembered._replace(rows=[*remembered.rows, inserted])
     flow = pipeline(du.second)
-    for name in ("visit[ro[me]]", "visit", "first", "second"):
+    for name in ("visit[ro[me]]", "visit", "first", "second", "empty", "only"):
         check_fork(name, remembered, flow)
     for name in ("q", "visits"):
         with pytest.raises(JournalError, match=f"there is no stage {name!r} to continue from"):
