@@ -42,7 +42,7 @@ from flowdeco.durable import MemoryJournal
 from flowdeco.errors import ContextEndedError, DefinitionError, StoreKeyError, StoreTypeError, WriteConflictError
 from flowdeco.executors import serial
 from flowdeco.middleware import retry
-from flowdeco.model.deltas import NOTHING, Delta
+from flowdeco.model.deltas import NOTHING, Delta, Grown, Mark
 from flowdeco.model.keys import Local, alias_value, key_name, type_of
 from flowdeco.model.sentinels import MISSING
 from flowdeco.model.store import View, Watched, _Layer
@@ -534,8 +534,10 @@ def test_nothing_is_taken_back_to_a_mark_that_is_not_set_any_more():
     mark = store.mark()
     store["a"] = 1
     store.release(mark)
+    store.mark()
+    store["b"] = 2
     store.take_back(mark)
-    assert dict(store) == {"a": 1}
+    assert dict(store) == {"a": 1, "b": 2}
 
 
 def test_a_delta_is_what_was_put_deleted_and_appended():
@@ -823,6 +825,16 @@ def test_marks_continue_in_a_resumed_run(values, writes, inner):
     assert dict(store) == values
 
 
+def test_a_released_mark_and_the_enclosing_one_have_the_same_note():
+    """As one object, also of a value that many have; it takes nothing off a list when it is put back."""
+    outer, inner = Mark(both=1), Mark(both=2, value=3, items=(grown := Grown([1, 2], 1, [1])))
+    outer.share(inner)
+    assert outer["items"] is inner["items"] is grown
+    assert outer["value"] is inner["value"]
+    assert outer["value"] == Grown([], 0, 3)
+    assert (outer["both"], inner["both"]) == (1, 2)
+
+
 def test_a_write_of_the_same_object_outlasts_a_second_attempt_in_a_resumed_run():
     """It is a write of the branch, though the failed attempt wrote that object as well: the branches conflict."""
     attempts = []
@@ -923,6 +935,32 @@ def test_local_results_are_known_to_the_evaluation_alone():
     assert (other.everything(), other.ended_locals()) == ([(Local("mine"), None)], store.ended_locals())
     store.ended_locals().clear()
     assert store.ended_locals()
+
+
+def test_the_hint_about_a_key_names_the_last_thing_that_happened_to_it():
+    """It was deleted, or it was local to a stage that has ended; after that, the names of close keys count."""
+    store = Store({"price": 1, "prize": 2})
+    del store["price"]
+    assert [name for name in ("price", "prize") if store.was_deleted(name)] == ["price"]
+    assert store.hint("price") == "It was in the store, and was deleted. Did you mean 'prize'?"
+    assert store.hint("price", ["pride"]) == "It was in the store, and was deleted. Did you mean 'pride'?"
+    store.drop_local(["price"], "s")
+    assert store.hint("price").startswith("It was local to stage 's'")
+    store["price"] = 3
+    del store["price"]
+    assert store.hint("price").startswith("It was in the store, and was deleted")
+    assert store.ended_locals() == {}
+
+
+def test_a_store_is_made_from_a_mapping():
+    """Or from pairs, as a dict; the error of anything else shows it."""
+    assert dict(Store([("a", 1)])) == {"a": 1}
+    for wrong in (5, ["ab", "c"]):
+        with pytest.raises(StoreTypeError) as refused:
+            Store(wrong)
+        assert str(refused.value) == (
+            f"a Store is made from a mapping of keys to values, not from the {type(wrong).__name__} {wrong!r}"
+        )
 
 
 def test_a_hint_names_close_keys_of_the_store_or_of_those_given():

@@ -458,7 +458,7 @@ class _Layer(MutableMapping[str, Any]):
 
     def __iter__(self) -> Iterator[str]:
         for name in self._base:
-            if self._own.get(name, name) is not MISSING:
+            if self._own.get(name) is not MISSING:
                 yield name
         for name, value in self._own.items():
             if value is not MISSING and name not in self._base:
