@@ -618,6 +618,18 @@ def test_a_scope_that_was_not_entered_has_no_contents():
         assert branch.number == max(3, number)
 
 
+@pytest.mark.parametrize(
+    ("status", "end", "contents"),
+    [(Status.SKIPPED, 4, ["s"]), (Status.SKIPPED, 2, ["s"]), (Status.SKIPPED, 1, []), (Status.BAILED, 4, [])],
+)
+def test_the_contents_of_a_pipeline_that_was_skipped_are_skipped_again(status, end, contents):
+    """If it was its layers that had skipped it, and the contents were recorded."""
+    flow = pipeline(S, name="p")
+    branch, scope = sealed(Outcome("p", flow, status, 1.0, 1.0, number=0, end=end, entered=False), flow)
+    assert agenda(branch) == [*contents, scope]
+    assert scope.is_skipped == bool(contents)
+
+
 @pytest.mark.parametrize("recovered", [True, False])
 def test_a_scope_ends_as_it_had_ended(recovered):
     """With its failure, unless that was recovered; what it inserted comes again, if it did not fail."""
@@ -1076,6 +1088,23 @@ def test_a_layer_that_sleeps_too_long_suspends_the_run():
             1050.0,
             1,
         )
+
+
+def test_layers_inside_another_attempt_sleep_anew():
+    """What they had slept before is not over for a resume; what layers outside had slept is."""
+    seconds = [30, 40, 90]
+
+    def sleeps(call):
+        yield Sleep(seconds.pop(0))
+        yield
+
+    branch, _ = durable(wall=Wall(now=lambda: 1000.0, suspend_after=60.0))
+    scope, error = opened(branch, S, (sleeps, again(2), sleeps))
+    assert (error, seconds) == (None, [90])
+    error = closed(branch, scope, ValueError("no"))
+    assert isinstance(error, Suspend)
+    assert closed(branch, scope, error) is error
+    assert branch.records.kept[0].waits == (Wait("over", who=0, times=1), Wait("sleep", 1090.0, who=2))
 
 
 def test_a_pause_before_another_attempt_suspends_the_run():
