@@ -150,6 +150,8 @@ IN_S = [("0", 0, "s", 0), ("0", 1, "a", 1), ("0", 2, "b", 2)]
         (Ran(S, a={"inserted": (C,)}), S, False),
         (Ran(Stage("s", [A, C, B]), a={"inserted": (C,)}), S, True),
         (Ran(Stage("s", [A, C, B]), b={"inserted": (C,)}), S, False),
+        (Ran(Stage("s", [A, B, C]), a={"inserted": (B, C)}), Stage("s", [A]), True),
+        (Ran(Stage("s", [A, C, B]), a={"inserted": (B, C)}), Stage("s", [A]), False),
         (Ran(S, C, a={"inserted": (Stage("c", [C]),)}), S, True),
         (Ran(OPEN), OPEN, True),
         (Ran(OPEN), pipeline(Stage("s", [A]), name="p", use=USE), False),
@@ -160,6 +162,14 @@ IN_S = [("0", 0, "s", 0), ("0", 1, "a", 1), ("0", 2, "b", 2)]
         (Ran(OPEN, s={"inserted": (Stage("t", [B]),)}), pipeline(Stage("s", [A]), name="p", use=USE), True),
         (Ran(OPEN, a={"inserted": (Stage("t", [B]),)}), pipeline(Stage("s", [A]), name="p", use=USE), True),
         (Ran(OPEN, a={"inserted": (stream(list),)}), OPEN, False),
+        (
+            Ran(
+                pipeline(S, Stage("t", [C]), Stage("u", [C]), name="p", use=USE),
+                a={"inserted": (Stage("t", [C]),)}, b={"inserted": (Stage("u", [C]),)},
+            ),
+            pipeline(S, name="p", use=USE),
+            True,
+        ),
         (
             Ran(OPEN, s={**FAILED, "error": ValueError(), "recovered": True, "inserted": (Stage("t", [B]),)}),
             pipeline(Stage("s", [A, C]), name="p", use=USE),
@@ -180,6 +190,12 @@ IN_S = [("0", 0, "s", 0), ("0", 1, "a", 1), ("0", 2, "b", 2)]
         (Ran(GROUP), parallel(Stage("s", [A]), pipeline(B, C), C, name="g"), False),
         (Ran(GROUP, s=None, a=None), GROUP, False),
         (Ran(GROUP, s=None, a=None, g={"error": ValueError(), "recovered": True}), GROUP, True),
+        (
+            Ran(GROUP, s=None, a=None, g={"error": ValueError(), "recovered": True}),
+            parallel(Stage("s", [A]), pipeline(B, A), name="g"),
+            False,
+        ),
+        (Ran(parallel(A, pipeline(B, Stage("e")), name="g")), parallel(A, B, name="g"), False),
         (Ran(GROUP, s=None, a=None, g={"selection": Selection(counted=frozenset([1]))}), GROUP, True),
         (Ran(GROUP, s=None, a=None, g={"selection": Selection(counted=frozenset([0]))}), GROUP, False),
         (Ran(GROUP, b=None, g={"error": ValueError(), "recovered": True}), GROUP, False),
