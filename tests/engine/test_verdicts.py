@@ -190,6 +190,15 @@ def test_a_branch_is_counted_before_the_group_has_enough():
     assert [verdicts.counts(index) for index in range(3)] == [True, False, True]
 
 
+@pytest.mark.parametrize(("error", "counts"), [(ValueError("no"), False), (SystemExit(), True)], ids=repr)
+def test_after_a_group_has_enough_only_an_exit_counts(error, counts):
+    """A branch that was not needed may end the program, as anything else may."""
+    verdicts = begun(group_of(2, enough=1))
+    assert end(verdicts, 0, None) == (False, True)
+    end(verdicts, 1, error)
+    assert verdicts.failure(None, 2) is (error if counts else None)
+
+
 def test_the_selection_says_which_branches_count():
     """Those that completed a group of some, and the lost ones of a group that tolerated all of its losses."""
     no = ValueError("no")
