@@ -383,8 +383,8 @@ def test_switches_and_results_of_a_group_that_failed_do_not_count():
 
 
 def test_a_reducer_for_nothing_is_logged(caplog):
-    """With the run and the group; not if that failed."""
-    for error, count in ((NO, 0), (None, 1)):
+    """With the run and the group; not if that failed, or bailed."""
+    for error, count in ((NO, 0), (Bail(), 0), (None, 1)):
         run = Run(options={"merge": {"unknown": max}})
         run.ends(run.next(), error, k=1)
         run.finish()
@@ -576,13 +576,13 @@ def test_a_group_that_had_ended_is_restored():
 def test_a_restored_group_keeps_its_record_if_not_all_branches_count():
     """With its unit, its inserter and its place as they are now; its switches and results are its branches'."""
     then = restored(selection=Selection({}, frozenset([1])), branches=4)
-    past = History(inside(1))
+    past = History(inside(0, 1))
     run = Run(earlier=then, past=past, options={"enough": 1})
-    forks = run.all()
-    assert [fork.index for fork in forks] == [1]
-    assert forks[0].ended_early
-    forks[0].switch("tag:t", False)
-    run.ends(forks[0])
+    unneeded, fork = run.all()
+    assert (unneeded.index, fork.index, fork.ended_early) == (0, 1, True)
+    fork.switch("tag:t", False)
+    run.ends(unneeded, past.early_stop)
+    run.ends(fork)
     assert run.finish() is None
     ((_, record),) = run.branch.records.scopes
     assert record == then._replace(unit=run.group, inserted_by="s/a", scope=run.scope.place, restored=True)
@@ -682,11 +682,13 @@ def test_branches_continue_over_what_they_left_in_memory():
     store = Store({"k": "left"})
     ids = [branch_id("0.3", index) for index in range(4)]
     remains = {id: Remains(store if id == ids[0] else None, None, "result", {}) for id in ids[:2]}
-    past = History(inside(0, 1), is_in_memory=True, remains=remains)
-    run = Run(earlier=restored(Status.FAILED, selection=Selection({1: NO})), past=past, options={"tolerate": 1})
-    first, second, *_ = run.all()
-    assert (first.store["k"], first.result) == ("left", "result")
+    remains[ids[2]] = Remains(None, None, None, {}, Delta({"k": "merged"}, [], {}))
+    past, then = History(inside(0, 1, 2), is_in_memory=True, remains=remains), restored(Status.FAILED)
+    run = Run(earlier=then._replace(selection=Selection({1: NO})), past=past, options={"tolerate": 1}, inputs={"outer": 1})
+    first, second, third, _ = run.all()
+    assert (first.store["k"], first.read("k"), first.result) == ("left", "left", "result")
     assert ("k" in second.store, second.result) == (False, None)
+    assert (dict(third.store), third.read("k")) == ({"outer": 1, "k": "merged"}, "merged")
     run = Run(earlier=restored(), past=History(inside(0), is_in_memory=True, remains=remains))
     assert run.next().result is None
 
