@@ -387,7 +387,7 @@ def amended(record: StageRecord, around: Outcome) -> StageRecord:
     place, went_on = _place(record.scope), around.recovered or around.status in (Status.BAILED, Status.SUSPENDED)
 
     def one(did: Any) -> Any:
-        before = around.dropped.get((place, did.number, did.name), ())
+        before = around.dropped.get((place, did.number, did.name))
         recovered = did.recovered or (went_on and did.status is Status.FAILED)
         if before:
             messages, failures = joined(before, did.messages, did.failures)

@@ -684,7 +684,9 @@ def test_branches_continue_over_what_they_left_in_memory():
     remains = {id: Remains(store if id == ids[0] else None, None, "result", {}) for id in ids[:2]}
     remains[ids[2]] = Remains(None, None, None, {}, Delta({"k": "merged"}, [], {}))
     past, then = History(inside(0, 1, 2), is_in_memory=True, remains=remains), restored(Status.FAILED)
-    run = Run(earlier=then._replace(selection=Selection({1: NO})), past=past, options={"tolerate": 1}, inputs={"outer": 1})
+    run = Run(
+        earlier=then._replace(selection=Selection({1: NO})), past=past, options={"tolerate": 1}, inputs={"outer": 1}
+    )
     first, second, third, _ = run.all()
     assert (first.store["k"], first.read("k"), first.result) == ("left", "left", "result")
     assert ("k" in second.store, second.result) == (False, None)

@@ -19,6 +19,8 @@ from flowdeco.engine.outcome import (
     branch_id,
     cut_steps,
     dropped_errors,
+    enclosing,
+    innermost_branch,
     inserter,
     pinned,
     stages_in,
@@ -218,6 +220,15 @@ def test_errors_of_attempts_that_were_dropped_are_in_the_record():
     assert dropped_errors([stage_record(Status.FAILED, error=NO, number=1)], None, {}) == {("", 1, "s"): [NO]}
     again = dropped_errors([first[1]._replace(scope=PLACE.of(2))], None, dropped)
     assert again == {**dropped, ("p1[2]", 7, "s"): [BEFORE, BEFORE]}
+
+
+def test_scopes_around_a_step_are_known_from_the_inside():
+    """The innermost branch is that of the closest group."""
+    outer = Scope("g", "0.3", 1, None, Scope("p", "0.p1", None, None, None))
+    inner = Scope("q", "x.p1", None, None, Scope("h", "x.4", 0, None, outer))
+    assert [scope.name for scope in enclosing(inner)] == ["q", "h", "g", "p"]
+    assert (innermost_branch(inner), innermost_branch(outer)) == (inner.outer, outer)
+    assert innermost_branch(outer.outer) is innermost_branch(None) is None
 
 
 def test_branches_count_unless_they_are_lost_or_others_were_chosen():
