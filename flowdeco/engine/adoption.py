@@ -89,7 +89,7 @@ class Archive:
 
 
 class _Move(NamedTuple):
-    """So many steps, from a place in an earlier generation to one in this."""
+    """`length` steps of an earlier generation, and their place in this one."""
 
     old: str
     at: int

@@ -109,6 +109,8 @@ def _note_end(run: Run, branch: Branch, error: Failure) -> None:
     run.status = status_of(error, terms.is_cancellation)
     if log is not None and error is not None:
         log.remains, log.waits = branch.remains(), terms.waits
+        if terms.past is not None:
+            log.keep_untaken(terms.past.steps, terms.past.remains_of)
     if isinstance(error, (Bail, Suspend)):
         run.reason = error.reason
         run.waits = error.waits if isinstance(error, Suspend) else ()
@@ -122,7 +124,7 @@ def _note_end(run: Run, branch: Branch, error: Failure) -> None:
 def evaluate(branch: Branch) -> Walk:
     """Work through the agenda of a run, or of one branch; return the failure or signal that nothing has recovered.
 
-    What takes an entry returns the failure, or None, at once, or a walk that returns it and has requests to make.
+    The function that takes an entry returns the failure, or None, at once; or a walk, if there are requests to make.
     """
     agenda, terms, clock = branch.agenda, branch.terms, branch.terms.clock
     error: Failure = None
@@ -273,20 +275,20 @@ def _begin_bare_action(branch: Branch, action: Action[..., Any], by: str | None)
 def _begin_stage(branch: Branch, stage: Stage, by: str | None) -> Walk | Failure:
     terms, around, number, earlier = branch.terms, branch.scope, branch.number, None
     branch.number = number + 1
-    is_plain_run = terms.looks_nothing_up and not (branch.switches or around.is_skipped)
+    skips_nothing = terms.looks_nothing_up and not (branch.switches or around.is_skipped)
     if terms.past is not None:
         earlier = recall(branch, number, stage)
         if by is not None and terms.past.is_in_memory and not branch.restores(earlier):
             stage = reloaded(stage)
     scope = OpenScope(around, stage, by, terms.clock(), number)
-    if not is_plain_run and branch.skips(stage, earlier):
+    if not skips_nothing and branch.skips(stage, earlier):
         return _skip(branch, scope, earlier)
     scope.use_actions = around.use_actions + stage.use_actions
     if around.use_stages or stage.use or stage.timeout is not None:
         merge = (merging(stage),) if stage.has_data else ()
         layers = (*around.use_stages, *limited(branch, scope, "stage"), *merge, *stage.use)
         return open_scope(branch, scope, layers, earlier)
-    if not is_plain_run or stage.has_data or terms.notify is not None:
+    if not skips_nothing or stage.has_data or terms.notify is not None:
         return open_scope(branch, scope, earlier=earlier)
     scope.depth = len(branch.agenda)  # most stages need no more
     branch.agenda.append((scope, None))

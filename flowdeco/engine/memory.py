@@ -142,6 +142,14 @@ class Log:
         """Forget the steps of these branches from these numbers on."""
         cut_steps(self.steps, cuts)
 
+    def keep_untaken(self, steps: Outcomes, remains_of: Callable[[str], Remains | None]) -> None:
+        """Keep the steps of an earlier leg to which this one did not come, as a layer around them failed: the next may."""
+        for branch, mine in steps.items():
+            self.steps[branch] = {**mine, **self.steps.get(branch, {})}
+            remains = remains_of(branch)
+            if remains is not None:
+                self.remains = {branch: remains, **self.remains}
+
     def portable(self, of: Callable[[Any], Any]) -> Log:
         """Return a copy with outcomes and waits as the function returns them."""
         copied = Log()

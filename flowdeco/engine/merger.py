@@ -64,7 +64,7 @@ class Merger:
                 self.turn += 1
 
     def _merge(self, index: int) -> None:
-        """Take the branch whose turn it is, with its effect if it counts; an `error` of that ends all merging."""
+        """Take the branch whose turn it is, with its effect if it counts; an error meanwhile ends all merging."""
         verdicts = self._verdicts
         self.turn = index + 1
         is_lost, has_failed = index in verdicts.lost, index in verdicts.failures

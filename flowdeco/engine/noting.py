@@ -98,7 +98,7 @@ def note_place(branch: Branch, error: BaseException, where: str) -> None:
     with suppress(Exception):  # the exception may allow neither reading nor writing
         if not any(note.endswith(place) for note in getattr(error, "__notes__", ())):
             branches = list(_branches(branch))
-            if len(branches) > _MOST_BRANCHES:
+            if len(branches) > _MOST_BRANCHES + 1:
                 branches[_MOST_BRANCHES // 2 : -_MOST_BRANCHES // 2] = [
                     f"{len(branches) - _MOST_BRANCHES} more branches"
                 ]

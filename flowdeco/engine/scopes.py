@@ -58,7 +58,9 @@ def open_scope(
             return None
         past = cast("History", terms.past)
         past.reopen(branch.id, earlier)
-        if not earlier.entered:  # its layers decide anew whether its contents are skipped
+        if (
+            not earlier.entered and earlier.end > scope.number + 1
+        ):  # its layers had skipped its contents, and decide anew
             past.drop_from(branch.id, scope.number + 1)
     is_stage = type(scope.unit) is Stage
     if is_stage and terms.notify is not None:
@@ -243,8 +245,8 @@ def _enter_and_fill(branch: Branch, scope: OpenScope, layers: Layers) -> Walk:
     entered = enter(layers)
     error: Failure
     runs, error = entered if isinstance(entered, tuple) else (yield from entered)
-    if not runs and error is None and layers.mark is not None:
-        layers.note_entry_writes()  # of the layer that has skipped the target
+    if not runs and layers.mark is not None:
+        layers.note_entry_writes()  # of the layer that has skipped the target, or raised
     layers.replays = None
     if resumes and past is not None and past.is_in_memory and scope.before is not None:
         marks, result = past.unfinished(branch.id, scope.number)
@@ -252,8 +254,8 @@ def _enter_and_fill(branch: Branch, scope: OpenScope, layers: Layers) -> Walk:
             mark.continue_from(noted)  # another attempt returns to the state that the first one found
         scope.before = scope.before._replace(result=result)
     scope.values = layers.values
-    if layers.entry_writes is not None and error is None and (layers.has_new_layers or not resumes):
-        error = note_entry_writes(branch, scope, layers.entry_writes, None if branch.atomic else layers)
+    if layers.entry_writes is not None and (layers.has_new_layers or not resumes):
+        error = note_entry_writes(branch, scope, layers.entry_writes, None if branch.atomic else layers) or error
         if layers.attempt > 1:  # it counts, should the process be killed now
             error = error or (yield from branch.save())
     if layers.undoes and not scope.is_atomic:
@@ -308,7 +310,7 @@ def leave_scope(branch: Branch, scope: OpenScope, error: Failure) -> Walk:
         try:
             layers.watch.resume()
         except BaseException as failure:  # of a user's `__reduce__`
-            error = failure
+            error = error or failure
     left = leave(layers, error)
     again, error = left if isinstance(left, tuple) else (yield from left)
     is_pause, unsaved = error is not None and error is layers.pause, None
@@ -320,7 +322,7 @@ def leave_scope(branch: Branch, scope: OpenScope, error: Failure) -> Walk:
         if scope.number in branch.waits:
             branch.waits_of(scope.number).another_attempt(layers.asked_again)
         branch.agenda.append((scope, None))
-        branch.scope = scope
+        branch.scope, scope.is_skipped = scope, scope.outer.is_skipped
         return unsaved or (yield from _enter_and_fill(branch, scope, layers))
     if is_pause:  # the next attempt begins inside these layers
         layers.entered = True
@@ -330,7 +332,7 @@ def leave_scope(branch: Branch, scope: OpenScope, error: Failure) -> Walk:
         try:
             leaving = layers.watch.with_changes(store.since(leaving_mark))
         except BaseException as failure:
-            error = failure
+            error = error or failure
         store.release(leaving_mark)
     error = _finish(branch, scope, error, leaving, marks)
     if not scope.is_atomic:

@@ -81,7 +81,7 @@ class Streamed:
             if not isinstance(unit, Unit):
                 insertable((unit,), f"the {self._stream.name} {self._where}", "yielded")  # says why not
                 raise ReturnValueError(
-                    f"the {self._stream.name} {self._where} yielded another stream, which is no branch: yield its units"
+                    f"the {self._stream.name} {self._where} yielded another stream, and not a branch: yield its units"
                 )
             if not (self._branch.sealed or self._branch.terms.rehearses):
                 check_insertion(self._branch, (unit,))

@@ -143,7 +143,7 @@ def checked_units(units: Iterable[Any], place: str) -> tuple[Unit, ...]:
 
 
 def _each(units: Any, place: str) -> Iterable[Any]:
-    """Return a collection of units; raises `DefinitionError` for a single one, although a stage can be iterated over."""
+    """Return the units; raises `DefinitionError` for a single one, although a stage can be iterated over."""
     if type(units) is tuple:
         return cast("Iterable[Any]", units)
     if isinstance(units, (Unit, NotAUnit)) or not isinstance(units, Iterable):
