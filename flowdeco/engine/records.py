@@ -42,7 +42,9 @@ class Records:
         if records.scopes:
             count = len(self)
             self.scopes += [(count + at, record) for at, record in records.scopes]
-        self.forgotten += records.forgotten
+        if records.forgotten:  # so that what is kept has no gap
+            self._forget(len(self.kept))
+            self.forgotten += records.forgotten
         self.kept += records.kept
         if self._most is not None:
             self._forget_old(self._most)
@@ -88,9 +90,12 @@ class Records:
     def _forget_old(self, most: int) -> None:
         count = len(self.kept) - most
         if count > most:
-            del self.kept[:count]
-            self.forgotten += count
-            self.scopes = [(at, record) for at, record in self.scopes if at > self.forgotten]
+            self._forget(count)
+
+    def _forget(self, count: int) -> None:
+        del self.kept[:count]
+        self.forgotten += count
+        self.scopes = [(at, record) for at, record in self.scopes if at > self.forgotten]
 
 
 def _has_ended_oddly(record: Outcome) -> bool:
