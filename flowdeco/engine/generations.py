@@ -35,8 +35,8 @@ def generations(remembered: Remembered) -> list[Remembered]:
 
 def present_rows(rows: list[Row]) -> list[Row]:
     """Return the rows of the present generation of a run, without the suffixes of branches."""
-    whole = Remembered("", "", "", None, 0.0, (), [], rows)
-    return generations(whole)[-1].rows
+    last = _last(rows)
+    return [row._replace(branch=row.branch.partition(_MARK)[0]) for row in rows if _number(row) == last]
 
 
 class Generation:
@@ -56,13 +56,13 @@ class Generation:
     @staticmethod
     def of(journal: Journal, remembered: Remembered) -> Journal:
         """Return the journal as the present generation of a run writes it."""
-        number = max((_number(row.branch) for row in remembered.rows), default=0)
+        number = _last(remembered.rows)
         return journal if number == 0 else Generation(journal, number, _older(remembered, number))
 
     @staticmethod
     def after(journal: Journal, remembered: Remembered) -> Generation:
         """Return the journal of the next generation of a run."""
-        number = 1 + max((_number(row.branch) for row in remembered.rows), default=0)
+        number = 1 + _last(remembered.rows)
         return Generation(journal, number, _older(remembered, number))
 
     def write(self, run_id: str, rows: Sequence[Row]) -> None:
@@ -78,9 +78,13 @@ class Generation:
         self._journal.drop(run_id, dict.fromkeys(self.older, 0))
 
 
-def _number(branch: str) -> int:
-    return int(branch.partition(_MARK)[2] or 0)
+def _number(row: Row) -> int:
+    return int(row.branch.partition(_MARK)[2] or 0)
+
+
+def _last(rows: Iterable[Row]) -> int:
+    return max(map(_number, rows), default=0)
 
 
 def _older(remembered: Remembered, number: int) -> set[str]:
-    return {row.branch for row in remembered.rows if _number(row.branch) < number}
+    return {row.branch for row in remembered.rows if _number(row) < number}
