@@ -6,16 +6,28 @@ import logging
 import multiprocessing
 import pickle
 import time
+from array import array
+from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import shipped
 from hypothesis import given
 from hypothesis import strategies as st
+from support import shown
 
 from flowdeco import Context, Stage, action, durable, parallel
 from flowdeco.engine import messages as module
-from flowdeco.engine.messages import HALF, MOST_SHOWN, MOST_TEXT, MessageRecord, Messages, interleaved, joined
+from flowdeco.engine.messages import (
+    HALF,
+    MOST_SHOWN,
+    MOST_TEXT,
+    MessageRecord,
+    Messages,
+    as_payload,
+    interleaved,
+    joined,
+)
 from flowdeco.engine.shown import LARGEST, rendered, size
 from flowdeco.errors import ContextEndedError, RunNotFoundError
 from flowdeco.middleware import recover, retry
@@ -272,6 +284,26 @@ def test_long_texts_are_cut(run):
     assert emitted.payload["payload"]["text"].endswith("t… (2 more characters)")
     assert emitted.payload["payload"]["list"].endswith("98, 99, ...]")
     assert logged.payload["text"].endswith("l… (3 more characters)")
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        ("x" * MOST_TEXT, "x" * MOST_TEXT),
+        (2**64 - 1, 2**64 - 1),
+        (2**64, str(2**64)),
+        (deque(range(100)), f"deque({list(range(100))})"),
+        (deque(range(101)), f"deque({list(range(100))})".replace("]", ", ...]")),
+        (array("i", range(100)), f"array('i', {list(range(100))})"),
+        (array("i", range(101)), f"array('i', {list(range(100))})".replace("]", ", ...]")),
+        ([[[[[[1]]]]]], "[[[[[[1]]]]]]"),
+        ([[[[[[[1]]]]]]], "[[[[[[[...]]]]]]]"),
+    ],
+    ids=shown,
+)
+def test_values_are_kept_as_far_as_they_are_plain_and_small(value, kept):
+    """Integers as far as any journal can keep them; of large and deep ones the repr, cut."""
+    assert as_payload({"value": value}) == {"value": kept}
 
 
 @given(st.lists(st.integers(0, 5), max_size=60))
