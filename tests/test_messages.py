@@ -546,7 +546,10 @@ ENCODED = base64.b64encode(PNG).decode()
         (PNG, "image/png", ENCODED),
         (bytearray(PNG), "image/png", ENCODED),
         (memoryview(b"\xff\xd8\xff1"), "image/jpeg", base64.b64encode(b"\xff\xd8\xff1").decode()),
-        (b"RIFF1234WEBP", "image/webp", base64.b64encode(b"RIFF1234WEBP").decode()),
+        (b"RIFF1234WEBPVP8 ", "image/webp", base64.b64encode(b"RIFF1234WEBPVP8 ").decode()),
+        (b"RIFF1234WAVE", "text/plain", "b'RIFF1234WAVE'"),
+        (b"RIFA1234WEBP", "text/plain", "b'RIFA1234WEBP'"),
+        ("a\udc80", "text/markdown", "a\\udc80"),
         (b"GIF89a", "image/gif", base64.b64encode(b"GIF89a").decode()),
         (b"data", "text/plain", "b'data'"),
         ({"a": [1]}, "text/plain", "{'a': [1]}"),
@@ -561,7 +564,23 @@ def test_a_large_image_is_not_kept():
     """A part of it would be no image."""
     note = "an image of 1.0 MB is not kept: 1.0 MB at most"
     assert rendered(PNG + bytes(LARGEST)) == {"type": "image/png", "content": "", "note": note}
-    assert list(map(size, (1, 999, 1_000, 2_500))) == ["1 byte", "999 bytes", "1.0 kB", "2.5 kB"]
+    whole = PNG + bytes(LARGEST - len(PNG))
+    assert rendered(whole) == {"type": "image/png", "content": base64.b64encode(whole).decode(), "note": ""}
+
+
+def test_of_a_large_text_the_beginning_is_kept():
+    """As far as there are whole characters."""
+    for text, content in (("a" * LARGEST, "a" * LARGEST), ("é" * (LARGEST // 2), "é" * (LARGEST // 2))):
+        assert rendered(text) == {"type": "text/markdown", "content": content, "note": ""}
+    note = "cut: the first 1.0 MB of 1.5 MB"
+    text = "a" + "é" * 750_000
+    assert rendered(text) == {"type": "text/markdown", "content": text[: LARGEST // 2], "note": note}
+
+
+def test_sizes_are_told_for_people():
+    """With one decimal."""
+    counts = (1, 999, 1_000, 2_500, 99_999, 100_000, 2_500_000)
+    assert list(map(size, counts)) == ["1 byte", "999 bytes", "1.0 kB", "2.5 kB", "100.0 kB", "0.1 MB", "2.5 MB"]
 
 
 def test_frames_are_shown_as_html():

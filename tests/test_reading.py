@@ -182,6 +182,7 @@ def test_a_failed_stage_that_a_killed_resume_had_opened_again_is_running():
     actions = [("number", "completed"), ("broken", "completed"), ("another", "completed")]
     again = durable.read(journal, "one")
     assert statuses(again) == [("two", "running", actions)]
+    assert again.stages[0].error is None
     assert (again.status, again.error, dict(again.store)) == ("running", None, {"number": 1, "several": [2]})
     (step,) = durable.info.steps(durable.history(journal, "one"))
     assert (step.name, step.row, [row.action for row in step.actions]) == ("two", None, ["number", "broken", "another"])

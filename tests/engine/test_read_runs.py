@@ -2,7 +2,7 @@
 
 import pytest
 
-from flowdeco import Bail, Context, Stage, Store, Suspend, action, parallel, pipeline, stage
+from flowdeco import Bail, Context, Pipeline, Stage, Store, Suspend, action, parallel, pipeline, stage
 from flowdeco.durable import MemoryJournal, PickleCodec
 from flowdeco.engine.outcome import ROOT, Scope, branch_id
 from flowdeco.engine.reading import (
@@ -102,6 +102,26 @@ def noting(call):
         call.store[f"ended.{call.level}"] = True
 
 
+@action
+def groups() -> object:
+    return parallel(part(1), pipeline(part(2), part(3), tags=["t"]), name="new")
+
+
+@action
+def adds_two() -> object:
+    return [number.with_options(name="x"), another.with_options(name="y"), part(4)]
+
+
+@action
+def asks(ctx: Context) -> object:
+    return ctx.wait_for("go"), ctx.wait_for("on")
+
+
+def inserting_an_action(call):
+    yield
+    call.insert(number.with_options(name="extra"))
+
+
 def failing(call):
     yield
     raise ValueError("on the way out")
@@ -135,6 +155,11 @@ FLOWS = {
     "bail in group": number >> parallel(number, bail, another) >> another,
     "suspended": insert >> gate >> another,
     "two wait": number >> parallel(gate, suspend, insert),
+    "recovered and failed": pipeline(number, broken, name="inner", use=[gentle]) >> broken,
+    "lost result": parallel(number, pipeline(another, broken), tolerate=1),
+    "bail with result": number >> parallel(number, pipeline(another, bail), number) >> another,
+    "inserted group": groups >> number,
+    "inserted actions": Stage("s", [adds_two, number]) >> Stage("t", [number], use=[inserting_an_action]),
     "nothing": pipeline(),
 }
 UNKNOWN = {"unit", "elapsed", "end", "entered", "repeats", "fingerprint", "dropped", "started", "value"}
@@ -185,6 +210,13 @@ def test_a_run_is_read_record_by_record(name):
     check(found, run)
     check(read(journal), run)
     assert [each.unit for each in found.stages] == [each.unit for each in run.stages]
+    for one, other in zip(found.stages, run.stages, strict=True):
+        for mine, its in zip(one.actions, other.actions, strict=True):
+            assert mine.unit == its.unit
+            assert (mine.error is one.error) == (its.error is other.error)
+    assert [(type(each.unit), each.unit.name) for each in found.pipelines] == [
+        (Pipeline, each.unit.name) for each in run.pipelines
+    ]
 
 
 def cut(journal, rows, **more):
@@ -221,7 +253,8 @@ def test_what_ended_before_the_last_resume_is_marked():
     run = flow.resume("one", {"go": 3}, journal=journal)
     found = read(journal, flow)
     check(found, run)
-    assert list(found.resumed) == list(run.resumed)
+    (leg,) = run.resumed
+    assert list(found.resumed) == [pytest.approx(leg, abs=0.01)]
     assert [(each.name, each.restored) for each in found.stages] == [
         ("insert", True), ("part[1]", True), ("part[2]", True), ("two", False), ("another", False),
     ]  # fmt: skip
@@ -302,15 +335,58 @@ def test_an_outline_has_failures_only():
 
 def test_open_questions_and_used_keys_are_found():
     """As far as payloads can be read."""
-    journal, flow = MemoryJournal(), number >> parallel(gate, gate.with_options(name="other"), suspend)
+    journal, flow = MemoryJournal(), number >> parallel(asks, suspend)
     flow.run({"go": 1}, journal=journal, run_id="one")
     questions, used = questions_and_used_keys(journal.read("one"), journal.codec)
-    assert ([each.key for each in questions], used) == (["go"], {"go"})
+    assert ([each.key for each in questions], used) == (["on"], {"go"})
+    assert [wait.key for wait in read(journal).waits] == ["on"]
     damaged = journal.read("one")
     damaged = damaged._replace(rows=[row._replace(payload=b"?") for row in damaged.rows])
     assert questions_and_used_keys(damaged, journal.codec) == ([], set())
     _, other = journaled(number)
     assert questions_and_used_keys(other.read("one"), other.codec) == ([], set())
+
+
+class Unread:
+    """A codec that reads inserted units as something else, as where their code is not there."""
+
+    def __init__(self, codec):
+        self.name, self.encode, self._decode = codec.name, codec.encode, codec.decode
+
+    def decode(self, payload):
+        """Read a payload."""
+        parts = self._decode(payload)
+        if isinstance(parts, dict) and "inserted" in parts:
+            parts["inserted"] = tuple("?" for _ in parts["inserted"])
+        return parts
+
+
+def test_an_open_stage_that_a_layer_inserted_is_known():
+    """By the name of the layer's target; an action that a layer inserts is a stage of its own."""
+    for layer, name in ((inserting, "part[5]"), (inserting_an_action, "extra")):
+        flow = number >> Stage("b", [number], use=[layer])
+        run, journal = journaled(flow)
+        remembered = cut(journal, 5)
+        last = read_run(remembered, journal.codec).stages[-1]
+        assert (last.name, last.status, last.inserted_by) == (name, "running", "b")
+        assert last.inserted_by.number == run.stages[1].number
+        assert last.unit == run.stages[-1].unit
+        unread = read_run(remembered, Unread(journal.codec))
+        assert (unread.stages[-1].inserted_by, unread.stages[-1].inserted_by.number) == ("b", run.stages[1].number)
+        assert [each.inserted for each in unread.stages] == [(), (), ()]
+
+
+def test_a_stage_whose_inserter_was_not_read_is_found_by_its_name():
+    """Also one that is open."""
+    flow, known = insert >> number, part(1)
+    run, journal = journaled(flow)
+    remembered = journal.read("one")
+    found = read_run(remembered, Unread(journal.codec), {"part[1]": known}.get)
+    assert found.stages[1].unit is known
+    assert [each.inserted_by for each in found.stages] == [each.inserted_by for each in run.stages]
+    last = read_run(cut(journal, 7), journal.codec, stages_by_name([flow]).get).stages[-1]
+    assert (last.name, last.status, last.unit) == ("number", "running", run.stages[-1].unit)
+    assert last.actions[0].unit == number
 
 
 class Picky(Exception):
