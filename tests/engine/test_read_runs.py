@@ -117,6 +117,16 @@ def asks(ctx: Context) -> object:
     return ctx.wait_for("go"), ctx.wait_for("on")
 
 
+@action(returns="number")
+def last_number() -> int:
+    return 9
+
+
+def refusing(call):
+    raise Suspend("not yet")
+    yield
+
+
 def inserting_an_action(call):
     yield
     call.insert(number.with_options(name="extra"))
@@ -160,6 +170,8 @@ FLOWS = {
     "bail with result": number >> parallel(number, pipeline(another, bail), number) >> another,
     "inserted group": groups >> number,
     "inserted actions": Stage("s", [adds_two, number]) >> Stage("t", [number], use=[inserting_an_action]),
+    "bail at once": parallel(pipeline(another, bail), number, limit=1),
+    "written twice": Stage("s", [number, last_number, number.with_options(name="n", returns="m")]) >> last_number,
     "nothing": pipeline(),
 }
 UNKNOWN = {"unit", "elapsed", "end", "entered", "repeats", "fingerprint", "dropped", "started", "value"}
@@ -242,6 +254,19 @@ def test_an_unfinished_stage_is_made_from_its_actions():
         assert open_stage.inserted_by == ended.inserted_by
         assert (type(open_stage.unit), open_stage.unit.name) == (Stage, name)
         assert [each.name for each in open_stage.unit] == ran
+
+
+def test_a_run_at_work_has_what_a_resume_would_begin_with():
+    """The writes of layers on the way in, once they are all entered; and on the way out, of what has ended well."""
+    for flow, rows, there in [
+        (Stage("s", [number], use=[noting, refusing]), 9, []),
+        (Stage("s", [number, another], use=[noting]), 1, ["began.stage"]),
+        (Stage("s", [number, another], use=[noting]), 2, ["began.stage", "number"]),
+        (Stage("s", [number], use=[noting]) >> another, 3, ["began.stage", "ended.stage", "number"]),
+        (Stage("s", [number, broken], use=[noting]), 9, ["began.stage", "number"]),
+    ]:
+        _, journal = journaled(flow)
+        assert sorted(read_run(cut(journal, rows), journal.codec).store) == there
 
 
 def test_what_ended_before_the_last_resume_is_marked():
