@@ -129,7 +129,7 @@ class Run:
             raise SerializationError(f"cannot pickle run {self.id!r}: {path}: {reason}") from reason
 
     def __copy__(self) -> Run:
-        made = Run(self.id, self.pipeline, self.store)
+        made = Run.__new__(Run)
         for name in self.__slots__:
             setattr(made, name, getattr(self, name))
         return made

@@ -9,7 +9,7 @@ import pytest
 from flowdeco import Pipeline, Run, Stage, Store, Suspend, action, pipeline
 from flowdeco.durable import MemoryJournal
 from flowdeco.engine.runs import Resumption, Status, remember
-from flowdeco.errors import CALLED, QUESTION, SLEEP, SerializationError, Wait
+from flowdeco.errors import CALLED, QUESTION, SLEEP, DefinitionError, SerializationError, Wait
 
 
 class Lock:
@@ -100,6 +100,16 @@ def test_a_copy_is_the_same_and_a_deep_one_has_values_of_its_own():
     assert copy.deepcopy(run, memo).result == "known"
 
 
+def test_a_run_shows_what_ran_and_its_values_only_if_asked(tmp_path):
+    """On a page, which is a file."""
+    run = pipeline(Stage("load", [action(name="secret", returns="key")(lambda: "sesame")])).run()
+    assert "load" in str(run.ran())
+    page = run.to_html(tmp_path / "run.html")
+    assert page == tmp_path / "run.html"
+    assert "sesame" not in page.read_text(encoding="utf-8")
+    assert "sesame" in run.to_html(page, values=True).read_text(encoding="utf-8")
+
+
 # -- pickled
 
 
@@ -181,6 +191,8 @@ def test_the_run_behind_an_exception_is_found():
     assert Run.of(outer) is run
     with pytest.raises(LookupError, match="^no run raised this OSError: text$"):
         Run.of(OSError("text"))
+    with pytest.raises(DefinitionError, match=r"that a run raised, not 3$"):
+        Run.of(3)
     odd = OSError("text")
     odd.__flowdeco_run__ = "no link"
     with pytest.raises(LookupError):
