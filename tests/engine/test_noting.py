@@ -165,7 +165,7 @@ def test_the_note_names_the_branches_that_it_was_in():
     assert found.endswith("') of parallel group 'inner', branch 1 ('p') of parallel group 'outer', run 'run-1'")
 
 
-@pytest.mark.parametrize(("depth", "more"), [(8, 0), (9, 1), (20, 12)])
+@pytest.mark.parametrize(("depth", "more"), [(8, 0), (9, 0), (10, 2), (20, 12)])
 def test_of_very_many_branches_the_note_names_the_innermost_and_the_outermost(depth, more):
     """And how many there are between them."""
     branch = in_branches(*((f"g{level}", 0, STAGE) for level in range(depth)))
