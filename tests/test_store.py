@@ -985,6 +985,28 @@ def test_a_container_is_revised_in_place(held, value):
     assert store["k"] == value
 
 
+@pytest.mark.parametrize("kind", [list, dict])
+def test_a_container_that_contains_itself_does_so_after_it_is_revised(kind):
+    """It is itself that it contains, and not the value that it was revised to."""
+
+    def made(*more):
+        value = kind() if kind is list else kind(more)
+        if kind is list:
+            value += [value, *more]
+        else:
+            value["self"] = value
+        return value
+
+    held, value = made(), made((1, 2))
+    store = Store()
+    store.put("x", held)
+    store.revise("x", value)
+    assert store["x"] is held
+    assert len(held) == len(value) == 2
+    assert [each for each in (held if kind is list else held.values()) if each is held] == [held]
+    assert not any(each is value for each in (held if kind is list else held.values()))
+
+
 @pytest.mark.parametrize(("held", "value"), [(1, 2), ([1], (1,)), ({"a": 1}, [1]), (OrderedDict(a=1), OrderedDict())])
 def test_anything_else_is_replaced_when_it_is_revised(held, value):
     """Or added."""

@@ -297,10 +297,12 @@ class Store(Shows, MutableMapping[str, Any]):
         if type(held) is not type(value) or type(held) not in (list, dict, set):
             self._data[name] = value
         elif type(held) is list:
-            held[:] = value
+            held[:] = [held if each is value else each for each in value]  # it may contain itself
         else:
             held.clear()
             held.update(value)
+            if type(held) is dict:
+                held.update((key, held) for key, each in value.items() if each is value)
 
     def holders(self, value: Any) -> list[Name]:
         """Return the names under which the store holds this very object."""
