@@ -908,6 +908,21 @@ def test_strict_validation_fails_on_what_may_be_missing(flowdeco):
     assert out.startswith("error: action 'summary'")
 
 
+def test_an_input_may_become_a_table(flowdeco):
+    """Under the key of the input; its comparison is a table, too (apache/airflow#48511, PrefectHQ/prefect#5741)."""
+    pytest.importorskip("pandas")
+    Path("table.py").write_text(
+        "import pandas as pd\nfrom flowdeco import action\n"
+        "@action(returns='data')\ndef load(data: str) -> pd.DataFrame:\n    return pd.DataFrame({'a': [1, 2]})\n"
+        "@action\ndef size(data: pd.DataFrame) -> int:\n    return len(data)\n"
+        "flow = load >> size"
+    )
+    code, out, err = flowdeco("run", "table.py:flow", "-i", "data=x.csv", "--html", "page.html")
+    assert (code, err) == (0, "")
+    assert out.endswith("result: 2\n")
+    assert Path("page.html").exists()
+
+
 def test_validate_as_json(flowdeco):
     """A list of problems."""
     (problem,) = json.loads(flowdeco("validate", "flows.py:flow", "--json")[1])

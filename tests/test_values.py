@@ -139,8 +139,14 @@ def writing(*makers, **options):
     ids=["alone", "in a list", "in a set"],
 )
 def test_nan_agrees_with_nan(run, make):
-    """Whichever NaN it is."""
+    """Whichever NaN it is; also on a resume, which merges again (langchain-ai/langgraph#2336)."""
     assert run(writing(make, make)).status == "completed"
+    journal = Failing()
+    journal.left = 3  # up to the branches
+    failed = writing(make, make).run(journal=journal, check=False)
+    assert failed.status == "failed"
+    journal.left = math.inf
+    assert writing(make, make).resume(failed.id, journal=journal).status == "completed"
 
 
 @pytest.mark.parametrize(
@@ -268,7 +274,7 @@ def reading(use):
     ids=["cached property", "defaultdict", "iterator"],
 )
 def test_branches_that_read_do_not_conflict_on_a_resume(make, use, out):
-    """Even if the pickle of the value changes as it is read (Netflix/metaflow#394)."""
+    """Even if the pickle of the value changes as it is read (Netflix/metaflow#394, langchain-ai/langgraph#2336)."""
     journal, flow = Failing(), reading(use)
     journal.left = 5
     run = flow.run({"value": make()}, journal=journal, check=False)
