@@ -18,7 +18,9 @@ from flowdeco.durable import MemoryJournal, SqliteJournal
 from flowdeco.durable.fingerprint import fingerprint
 from flowdeco.errors import DefinitionError, MissingInputError, ReturnValueError, WiringError, close_selectors
 from flowdeco.middleware import recover, retry
+from flowdeco.model.definitions import as_pipeline
 from flowdeco.model.functions import attribute_uses, function_run
+from flowdeco.model.selectors import check_skip
 
 
 @action
@@ -111,6 +113,13 @@ def test_a_tag_is_compared_without_its_prefix():
 
 
 # -- skip
+
+
+def test_a_middleware_whose_code_cannot_be_read_may_insert():
+    """It is not written in Python: so a selector that matches nothing may be right."""
+    check_skip(as_pipeline(between), ["unknown"], [operator.methodcaller("unknown")])
+    with pytest.raises(DefinitionError, match="matches nothing"):
+        check_skip(as_pipeline(between), ["unknown"], [])
 
 
 def test_a_skip_that_can_match_nothing_is_refused_before_the_run(run):

@@ -10,6 +10,7 @@ from flowdeco import Bail, Sleep, Stage, Status, Store, Suspend, action, pipelin
 from flowdeco.durable import MemoryJournal
 from flowdeco.durable.digests import digest
 from flowdeco.engine.branch import Branch
+from flowdeco.engine.changes import Watch
 from flowdeco.engine.history import History, Rehearsal
 from flowdeco.engine.memory import Log, Remains
 from flowdeco.engine.open_scopes import UNNUMBERED, OpenScope
@@ -1005,6 +1006,31 @@ def test_what_layers_write_as_they_are_left_is_in_the_outcome():
         assert decode(branch.rows[-1].payload)["puts"] == {"l": "after", "m": "after"}
         branch.store["new"] = 1
         assert not branch.store.has_written("new")
+
+
+@pytest.mark.parametrize("error", [None, ValueError("no")])
+def test_a_value_that_cannot_be_looked_at_as_a_scope_ends_is_its_failure(error):
+    """Its layers are told; a failure that there was already counts."""
+    seen = []
+
+    def told(call):
+        try:
+            yield
+        except BaseException as failure:
+            seen.append(failure)
+            raise
+
+    class Blind(Watch):
+        def resume(self):
+            raise SystemExit("blind")
+
+    branch, _ = durable()
+    scope, _ = opened(branch, S, (told,))
+    looks = branch.terms.recorder.looks
+    scope.layers.watch = Blind(looks, branch.store, set())
+    left = closed(branch, scope, error)
+    assert seen == [left]
+    assert (left is error) if error else str(left) == "blind"
 
 
 def test_another_attempt_counts_from_when_it_begins():
