@@ -592,7 +592,7 @@ def test_a_group_of_more_branches_than_its_journal_expects_at_first(run, resume)
     FAIL.add(40)
     run(durable(60, limit=2), journal=journal, check=False, run_id="r", executor=serial())
     FAIL.clear()
-    assert len(names(read(journal, "r"))) in (42, 43)
+    assert 42 <= len(names(read(journal, "r"))) < 60  # those beside it may go on until its failure is written
     result = resume(durable(60, limit=2), "r", journal=journal, executor=serial())
     assert result["squares"] == of([100, *range(60), 200])
     assert LOG.count(39) == 1

@@ -301,8 +301,8 @@ class Store(Shows, MutableMapping[str, Any]):
         else:
             held.clear()
             held.update(value)
-            if type(held) is dict:
-                held.update((key, held) for key, each in value.items() if each is value)
+            for key in [key for key in held if type(held) is dict and held[key] is value]:
+                held[key] = held
 
     def holders(self, value: Any) -> list[Name]:
         """Return the names under which the store holds this very object."""
