@@ -787,6 +787,7 @@ VALUES = st.dictionaries(KEYS, st.one_of(st.integers(0, 9), st.lists(st.integers
     steps=[*[("append", "a", 0), ("mark", None, None)] * 2, ("append", "a", 2), ("undo", 0, set())],
 )
 @example(values={}, steps=[*[("append", "a", 0), ("mark", None, None)] * 2, ("undo", 0, set())])
+@example(values={}, steps=[*[("mark", None, None)] * 3, ("set", "a", 0), ("undo", 0, set())])  # noted by the last one
 def test_marks_do_what_copies_would(values, steps):
     """Written to, marked, released, taken back and undone in any order, the store holds what a dict would hold."""
     written = Written(values)

@@ -246,11 +246,12 @@ class Store(Shows, MutableMapping[str, Any]):
             for each in self._marks:
                 each.drop({name: before for name, before in noted.items() if name not in keep})
 
-    def _note_undone(self, marks: list[Mark], names: Iterable[str]) -> None:
+    def _note_undone(self, marks: list[Mark], names: Collection[Name]) -> None:
         """Have marks note the keys to be undone: they report these as written."""
-        for mark in marks:
+        noted: dict[Name, Any] = {}  # by the mark after it: what was there then was there before, too
+        for mark in reversed(marks):
             for name in names:
-                before = mark.get(name, self._data.get(name, MISSING))
+                before = noted[name] = mark.get(name, noted.get(name, self._data.get(name, MISSING)))
                 mark[name] = _moved(before, {}) if isinstance(before, Grown) else before
                 if mark[name] is self._owned.get(name):  # it is cut in place
                     mark[name] = list(mark[name])
