@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import Placeholders
 
 from flowdeco import Bail, Context, Stage, action, durable, parallel, pipeline, stage
 from flowdeco.durable import MemoryJournal, SqliteJournal
@@ -257,20 +258,6 @@ def test_a_run_that_was_read_is_pickled():
     """Its stand-ins are, too."""
     again = durable.read(killed(number >> broken, 9), "one")
     assert statuses(pickle.loads(pickle.dumps(again.stages)) and again) == statuses(again)
-
-
-class Placeholders:
-    """A codec that reads inserted units as something else, as where their code is not there."""
-
-    def __init__(self, codec):
-        self.encode, self.name, self._decode = codec.encode, codec.name, codec.decode
-
-    def decode(self, payload):
-        """Read a payload."""
-        parts = self._decode(payload)
-        if isinstance(parts, dict) and "inserted" in parts:
-            parts["inserted"] = tuple("?" for _ in parts["inserted"])
-        return parts
 
 
 def test_a_whole_outline_has_who_inserted_whom_without_the_units():

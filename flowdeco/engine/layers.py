@@ -186,7 +186,7 @@ class Layers(Call):
             self.supplied += tuple(values)
 
     def note_entry_writes(self) -> None:
-        """Note the writes of the layer that has been entered, or has skipped the target, around a scope with a `mark`."""
+        """Note the writes of the layer that was entered, has skipped the target or raised, around a scope with a `mark`."""
         before = self.opened[-1][2] if self.opened else None
         since = cast("Mark", self.mark if before is None else before)
         reapply = None if self.replays is None else next(self.replays, None)

@@ -1,6 +1,7 @@
 """Runs as their journals have them: record by record what the run itself has, and for what was under way what is known."""
 
 import pytest
+from support import Placeholders
 
 from flowdeco import Bail, Context, Pipeline, Stage, Store, Suspend, action, parallel, pipeline, stage
 from flowdeco.durable import MemoryJournal, PickleCodec
@@ -372,20 +373,6 @@ def test_open_questions_and_used_keys_are_found():
     assert questions_and_used_keys(other.read("one"), other.codec) == ([], set())
 
 
-class Unread:
-    """A codec that reads inserted units as something else, as where their code is not there."""
-
-    def __init__(self, codec):
-        self.name, self.encode, self._decode = codec.name, codec.encode, codec.decode
-
-    def decode(self, payload):
-        """Read a payload."""
-        parts = self._decode(payload)
-        if isinstance(parts, dict) and "inserted" in parts:
-            parts["inserted"] = tuple("?" for _ in parts["inserted"])
-        return parts
-
-
 def test_an_open_stage_that_a_layer_inserted_is_known():
     """By the name of the layer's target; an action that a layer inserts is a stage of its own."""
     for layer, name in ((inserting, "part[5]"), (inserting_an_action, "extra")):
@@ -396,7 +383,7 @@ def test_an_open_stage_that_a_layer_inserted_is_known():
         assert (last.name, last.status, last.inserted_by) == (name, "running", "b")
         assert last.inserted_by.number == run.stages[1].number
         assert last.unit == run.stages[-1].unit
-        unread = read_run(remembered, Unread(journal.codec))
+        unread = read_run(remembered, Placeholders(journal.codec))
         assert (unread.stages[-1].inserted_by, unread.stages[-1].inserted_by.number) == ("b", run.stages[1].number)
         assert [each.inserted for each in unread.stages] == [(), (), ()]
 
@@ -406,7 +393,7 @@ def test_a_stage_whose_inserter_was_not_read_is_found_by_its_name():
     flow, known = insert >> number, part(1)
     run, journal = journaled(flow)
     remembered = journal.read("one")
-    found = read_run(remembered, Unread(journal.codec), {"part[1]": known}.get)
+    found = read_run(remembered, Placeholders(journal.codec), {"part[1]": known}.get)
     assert found.stages[1].unit is known
     assert [each.inserted_by for each in found.stages] == [each.inserted_by for each in run.stages]
     last = read_run(cut(journal, 7), journal.codec, stages_by_name([flow]).get).stages[-1]
