@@ -213,7 +213,7 @@ class _Conductor:
                 index, unit = self.later.popleft()
             else:
                 index, unit = self.source.count, (yield from self.source.next())
-            if _ends(unit):
+            if unit is UNSET or type(unit) is Raised:
                 break
             if self.is_streamed:
                 self._look()
@@ -226,7 +226,7 @@ class _Conductor:
         source = self.source
         while source.count < self.verdicts.known:
             index, unit = source.count, (yield from source.next())
-            if _ends(unit):
+            if unit is UNSET or type(unit) is Raised:
                 return Raised(self._fewer()) if unit is UNSET else unit
             if index in self.verdicts.lost:
                 self.names[index] = unit.name
@@ -302,8 +302,3 @@ class _Conductor:
         if error is not None and not isinstance(error, Bail):
             merger.leave_remains()
         return error or (yield from branch.save())
-
-
-def _ends(unit: Any) -> bool:
-    """Whether a supply ends here."""
-    return unit is UNSET or type(unit) is Raised
