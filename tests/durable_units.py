@@ -41,6 +41,26 @@ def clear():
     YIELDED[:] = "abc"
 
 
+class OneRun:
+    """The run "r": sync or async, in any kind of journal."""
+
+    def __init__(self, how, journal):
+        self.how, self.journal = how, journal
+
+    def _did(self, flow, method, *args, **options):
+        if self.how == "sync":
+            return getattr(flow, method)(*args, journal=self.journal, **options)
+        return asyncio.run(getattr(flow, f"a{method}")(*args, journal=self.journal, **options))
+
+    def run(self, flow, **options):
+        """Start it."""
+        return self._did(flow, "run", run_id="r", **options)
+
+    def resume(self, flow, *inputs, **options):
+        """Resume it."""
+        return self._did(flow, "resume", "r", *inputs, **options)
+
+
 # -- plain actions
 
 

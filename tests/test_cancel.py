@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from durable_units import OneRun
 
 import flowdeco
 from flowdeco import Context, Run, Sleep, Stage, action, durable, parallel, pipeline, stream
@@ -31,24 +32,8 @@ def no_calls(monkeypatch):
     monkeypatch.setattr(memory, "HEARTBEAT", 0.1)
 
 
-class Way:
-    """Sync or async, in any kind of journal."""
-
-    def __init__(self, how, journal):
-        self.how, self.journal = how, journal
-
-    def _did(self, flow, method, *args, **options):
-        if self.how == "sync":
-            return getattr(flow, method)(*args, journal=self.journal, **options)
-        return asyncio.run(getattr(flow, f"a{method}")(*args, journal=self.journal, **options))
-
-    def run(self, flow, **options):
-        """Start the run "r"."""
-        return self._did(flow, "run", run_id="r", **options)
-
-    def resume(self, flow, *inputs, **options):
-        """Resume it."""
-        return self._did(flow, "resume", "r", *inputs, **options)
+class Way(OneRun):
+    """A way to run, and to cancel."""
 
     def cancel(self):
         """Cancel it."""

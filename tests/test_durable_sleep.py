@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from multiprocessing import get_context
 
 import pytest
+from durable_units import OneRun
 
 import flowdeco
 from flowdeco import Context, Sleep, Stage, action, durable, parallel, pipeline, stage
@@ -44,31 +45,11 @@ def clock(monkeypatch):
     return Clock
 
 
-class Way:
-    """Sync or async, in any kind of journal."""
-
-    def __init__(self, how, journal):
-        self.how, self.journal = how, journal
-
-    def _did(self, flow, method, *args, **options):
-        if self.how == "sync":
-            return getattr(flow, method)(*args, journal=self.journal, **options)
-        return asyncio.run(getattr(flow, f"a{method}")(*args, journal=self.journal, **options))
-
-    def run(self, flow, **options):
-        """Start the run "r"."""
-        return self._did(flow, "run", run_id="r", **options)
-
-    def resume(self, flow, *inputs, **options):
-        """Resume it."""
-        return self._did(flow, "resume", "r", *inputs, **options)
-
-
 @pytest.fixture(params=["sync pickle", "async json", "sync memory"])
 def way(request, tmp_path):
     """Each of the ways."""
     how, codec = request.param.split()
-    return Way(how, MemoryJournal() if codec == "memory" else SqliteJournal(tmp_path / "r.db", codec=codec))
+    return OneRun(how, MemoryJournal() if codec == "memory" else SqliteJournal(tmp_path / "r.db", codec=codec))
 
 
 @action
@@ -373,7 +354,7 @@ def test_a_middleware_inside_an_atomic_pipeline_sleeps(way, clock):
 def test_the_rest_of_a_pause_can_be_cancelled(tmp_path, clock, level):
     """The run is cancelled, and the pause stays as it was."""
     flow = pipeline(failing(1, use=[PAUSED])) if level == "action" else Stage("s", [failing(1)], use=[PAUSED])
-    way = Way("async", SqliteJournal(tmp_path / "r.db"))
+    way = OneRun("async", SqliteJournal(tmp_path / "r.db"))
     due = way.run(flow).due
 
     async def cancelled():

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from model import Act, Par, Pipe, Stg, parents, predict
+from model import Act, Par, Pipe, Stg, named, parents, predict
 from support import again, around, examples, swallow
 
 from flowdeco import Bail, Context, Stage, action, parallel, pipeline, stream
@@ -106,33 +106,6 @@ def flows(draw):
     numbers = itertools.count(1)
     units = draw(st.lists(UNITS, min_size=1, max_size=4))
     return named(Pipe("p", tuple(units)), numbers)
-
-
-def named(part, numbers):
-    """The same, with names: of stages, actions, pipelines, groups, layers."""
-    number = next(numbers)
-    changes = {
-        field: tuple(named(child, numbers) for child in getattr(part, field))
-        for field in ("units", "actions", "inserted", "returned")
-        if hasattr(part, field)
-    }
-    for field in ("use", "use_stages", "use_actions"):
-        if hasattr(part, field):
-            changes[field] = tuple(
-                (kind, f"{field}{number}.{index}") for index, kind in enumerate(getattr(part, field))
-            )
-    if isinstance(part, Pipe) and not part.name:
-        changes.update(use=(), use_stages=(), use_actions=())  # it has no options
-    else:
-        changes["name"] = f"{type(part).__name__[0].lower()}{number}".replace(
-            "p", "g" if isinstance(part, Par) else "p"
-        )
-    if isinstance(part, Par) and not part.streamed:
-        changes["enough"] = min(part.enough, len(part.units))
-    if isinstance(part, Act):
-        changes["value"] = None if part.returned and part.how != "generator function" else part.value
-        changes["loops"] = 0 if part.how == "stream" else part.loops
-    return replace(part, **changes)
 
 
 # -- flows, as definitions
