@@ -472,6 +472,23 @@ def test_causes_and_groups_of_exceptions_are_told():
     assert told.parts[0].cause.message == "two"
 
 
+def test_what_is_left_out_of_an_error_is_said():
+    """Causes beyond the eighth, and all but the first members of a large group."""
+    error = first = ValueError("first")
+    for number in range(12):
+        error, error.__cause__ = ValueError(str(number)), error
+    told, chain = failure_of(error), []
+    while told is not None:
+        chain.append(told)
+        told = told.cause
+    assert [one.message for one in chain] == [str(number) for number in range(11, 2, -1)]
+    assert [len(one.notes) for one in chain] == [0] * 8 + [1]
+    assert chain[-1].notes[0].startswith("what led to it is not shown")
+    assert failure_of(first).notes == ()
+    large = failure_of(ExceptionGroup("many", [ValueError(str(number)) for number in range(60)]))
+    assert (len(large.parts), large.notes) == (50, ("10 more of its members are not shown",))
+
+
 # -- the data
 
 

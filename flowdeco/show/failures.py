@@ -74,10 +74,15 @@ def failure_of(error: BaseException, depth: int = DEEPEST) -> Failure:
     group = isinstance(cast("object", error), BaseExceptionGroup)
     parts: tuple[BaseException, ...] = cast("Any", error).exceptions if group else ()
     frames = StackSummary.extract(walk_tb(frames_of_users(error.__traceback__)))[-MOST_FRAMES:]
+    notes = list(map(str, getattr(error, "__notes__", ())))
+    if not depth and (parts or cause is not None):
+        notes.append("what led to it is not shown: it is nested too deeply")
+    elif len(parts) > MOST_PARTS:
+        notes.append(f"{len(parts) - MOST_PARTS} more of its members are not shown")
     return Failure(
         type(error).__qualname__,
         message_of(error),
-        tuple(map(str, getattr(error, "__notes__", ()))),
+        tuple(notes),
         tuple(Frame(one.filename, one.lineno or 0, one.name, (one.line or "").strip()) for one in frames),
         link if cause is not None else "",
         failure_of(cause, depth - 1) if cause is not None and depth else None,
