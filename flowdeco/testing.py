@@ -45,6 +45,7 @@ from flowdeco.engine.runs import Run, StageRecord, Status
 from flowdeco.engine.schedule import Task
 from flowdeco.errors import DefinitionError, shortened, suggestion, without_addresses
 from flowdeco.events import ActionStarted
+from flowdeco.executors import serial
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Template, Unit, as_pipeline
 from flowdeco.model.options import Duration, in_seconds
 from flowdeco.model.runnable import OnChange, run_options
@@ -165,16 +166,13 @@ class _InFlightHere(InFlight):
     """Performs the calls of branches in the calling thread, one after the other."""
 
     def __init__(self, performer: _Performer, resources: ExitStack) -> None:
-        super().__init__(performer, None, resources)
+        super().__init__(performer, serial(), resources)
         self._performer = performer
 
     def _begin(
         self, ticket: int, request: Request, context: contextvars.Context, task: Task
     ) -> Callable[[], object] | None:
         return super()._begin(ticket, self._performer.observed(request), context, task)
-
-    def _in_thread(self, call: Callable[[], None]) -> None:
-        call()
 
 
 class _Performer(sync.Performer):

@@ -20,7 +20,8 @@ import shipped
 from pools import PATHS, interpreter_pool
 from support import action_record, around, completed, failing, names, one, provide, statuses, text_of
 
-from flowdeco import Run, Stage, action, parallel, pipeline
+from flowdeco import Bail, Run, Stage, action, parallel, pipeline
+from flowdeco.durable import MemoryJournal, cancel
 from flowdeco.errors import ActionTimeout, ExecutorError, RunError, ShippingError, WorkerDiedError
 from flowdeco.executors import serial
 from flowdeco.middleware import recover, retry
@@ -549,12 +550,31 @@ def test_serial_is_an_executor():
     assert isinstance(executor.submit(int, "x").exception(), ValueError)
 
 
-def test_a_failure_in_serial_keeps_what_follows_from_beginning(run):
-    """What had been handed to it is performed already: it cannot know that it fails."""
-    log = []
-    flow = parallel(failing(log, "boom", ValueError("no")) >> one(log, "never"), one(log, "b") >> one(log, "never"))
-    assert isinstance(run(flow, executor=serial(), check=False).error, ValueError)
-    assert "never" not in log
+@pytest.mark.parametrize("ends", ["failure", "bail", "enough", "cancel", "timeout"])
+def test_serial_begins_nothing_after_what_ends_a_group(run, ends):
+    """Its calls are made one after the other, and wait for each other: those that have not begun can be withdrawn."""
+    log, journal = [], MemoryJournal()
+
+    @action
+    def ending(ctx):
+        log.append("ending")
+        if ends == "failure":
+            raise ValueError("no")
+        if ends == "bail":
+            raise Bail("enough")
+        if ends == "cancel":
+            cancel(journal, ctx.run_id)
+        if ends == "timeout":
+            time.sleep(0.05)
+
+    flow = parallel(ending >> one(log, "next"), one(log, "b") >> one(log, "c"))
+    if ends == "enough":
+        flow = parallel(ending, one(log, "b"), enough=1)
+    options = {"timeout": 0.02} if ends == "timeout" else {"journal": journal} if ends == "cancel" else {}
+    finished = run(flow, executor=serial(), check=False, **options)
+    assert log == ["ending"]
+    expected = {"bail": "bailed", "enough": "completed", "cancel": "cancelled"}.get(ends, "failed")
+    assert finished.status == expected
 
 
 # -- workers that die

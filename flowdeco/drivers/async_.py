@@ -251,19 +251,19 @@ class _Performer:
         schedule = Schedule(fork, self._in_flight.tickets, evaluate, self._limit)
         while schedule.ended is None:
             self._in_flight.begin(schedule)
-            if schedule.ended is None and not self._reported:
+            if schedule.ended is None and not (self._reported or self._in_flight.make_next()):
                 left = self._in_flight.left()
                 alarm = None if left is None else self._loop.call_later(left, self._woken.set)
                 try:
                     await self._woken.wait()
                 except asyncio.CancelledError as cancelled:
                     schedule.interrupt(cancelled)
-                if self.gate.pending is not None and schedule.interrupt(self.gate.pending):
-                    self.gate.pending = None
                 if alarm is not None:
                     alarm.cancel()
                 self._woken.clear()
                 self._waking = False  # before looking: a later report wakes it again
+            if self.gate.pending is not None and schedule.interrupt(self.gate.pending):
+                self.gate.pending = None
             self._in_flight.deliver(self._reported, schedule)
         if schedule.left:
             self._in_flight.begin(schedule)

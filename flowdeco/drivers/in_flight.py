@@ -65,6 +65,7 @@ class InFlight:
         self._pool = executor if executor is not None and is_local(executor) else None
         self._elsewhere = executor if self._pool is None else None
         self._is_serial = executor is not None and is_serial(executor)
+        self._queue: deque[tuple[int, FunctionCall, Context]] = deque()  # the calls that `serial()` has not made yet
         self._here = threading.get_ident()  # where `serial()` makes its calls
         self._open: dict[int, Callable[[], object] | None] = {}
         self._waiting: dict[int, Request] = {}
@@ -85,7 +86,6 @@ class InFlight:
             server = task.server or task
             self._waiting[ticket], self._open[ticket] = task.request, None
             try:
-                _check_time(server, task.request)
                 self._open[ticket] = self._begin(ticket, task.request, task.context, server)
             except BaseException as error:
                 self._worker.report(ticket, Raised(error))
@@ -98,6 +98,15 @@ class InFlight:
         for lane in lanes:
             self._lanes.discard(lane)
             lane.end()
+
+    def make_next(self) -> bool:
+        """Make the next call that waits for `serial()`; return False if there is none."""
+        while self._queue:
+            ticket, request, context = self._queue.popleft()
+            if ticket in self._waiting:
+                self._made(ticket, request, context)
+                return True
+        return False
 
     def deliver(self, reported: deque[tuple[int, Any]], schedule: Schedule) -> None:
         """Deliver the answers to requests still under way: an abandoned call may report late."""
@@ -210,7 +219,7 @@ class InFlight:
 
     def _call(self, ticket: int, request: FunctionCall, context: Context) -> None:
         if self._is_serial:
-            self._made(ticket, request, context)
+            self._queue.append((ticket, request, context))
         elif self._pool is None:
             self._in_thread(partial(self._made, ticket, request, context))
         else:
@@ -248,6 +257,9 @@ class InFlight:
         self._in_thread(lambda: self._worker.report(ticket, answer_of(request.write, *request.args)))
 
     def _in_thread(self, call: Callable[[], None]) -> None:
+        if self._is_serial:  # a write, which may find out that the run is cancelled: before another call is made
+            call()
+            return
         if self._threads is None:
             self._threads = self._resources.enter_context(Threads())
         self._threads.begin(call)
@@ -313,15 +325,6 @@ class InFlight:
             executor = self._pool or self._elsewhere
             self._broken = broken(executor, list(self._with_executor.values()), error)
         return self._broken
-
-
-def _check_time(task: Task, request: Request) -> None:
-    """Raise if the time of an action is up: the calls before it may have been made here, by `serial()`."""
-    deadline = None if task.branch is None else task.branch.deadline
-    if deadline is not None and type(request) is tuple and isinstance(request[0], Step):
-        refusal = deadline.refusal()
-        if refusal is not None:
-            raise refusal
 
 
 def _withdrawn() -> Cancelled:
