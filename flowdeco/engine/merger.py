@@ -45,7 +45,8 @@ class Merger:
         self._ids: list[str] = []
         # In memory:
         self._remains: dict[str, Remains] = {}
-        self._merged: list[tuple[int, Any, Delta]] = []  # index, result and writes of each
+        self._merged: list[tuple[int, Delta]] = []  # index and writes of each
+        self._last_result: tuple[int, Any] = -1, None  # the index of its branch: those before it no longer count
 
     def merge_ready(self) -> None:
         """Merge the branches whose turn has come: as far as they have ended, and none has failed that is not lost."""
@@ -119,7 +120,9 @@ class Merger:
         """Merge the effect of a branch: its writes, its switches, its result; what is restored has the group's."""
         terms, delta = self._branch.terms, fork.store.delta()
         if terms.log is not None:
-            self._merged.append((fork.index, fork.result, delta))
+            self._merged.append((fork.index, delta))
+            if fork.result is not None:
+                self._last_result = fork.index, fork.result
         if fork.switched or fork.result is not None:
             self._adopt(fork)
         if self._verdicts.is_live and delta is not NOTHING:
@@ -193,5 +196,6 @@ class Merger:
         left, group = self._branch.left_behind(), self._group_id
         left.unwind(self._branch.store)
         left.remains.update(self._remains)
-        for index, result, merged in self._merged:
+        for index, merged in self._merged:
+            result = self._last_result[1] if index == self._last_result[0] else None
             left.remains[branch_id(group, index)] = Remains(None, None, result, {}, merged)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any, ClassVar, Final
+from itertools import islice
+from operator import is_
+from typing import Any, ClassVar, Final, cast
 
 from flowdeco.model.tuples import NamedTuple
 
@@ -19,6 +21,14 @@ class Grown(NamedTuple):
     items: list[Any]
     length: int
     before: Any
+
+    def is_prefix_kept(self) -> bool:
+        """Whether the list still begins as before it grew; True if it was not a copy, so that nothing can be compared."""
+        before = self.before
+        if not isinstance(before, list) or before is self.items:
+            return True
+        start = islice(cast("list[Any]", before), self.length)
+        return len(self.items) >= self.length and all(map(is_, start, self.items))
 
 
 class Mark(dict[Any, Any]):

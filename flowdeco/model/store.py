@@ -414,7 +414,7 @@ class Store(Shows, MutableMapping[str, Any]):
             if now is MISSING:
                 if (before.before if isinstance(before, Grown) else before) is not MISSING:
                     deletes.append(name)
-            elif isinstance(before, Grown) and now is before.items:
+            elif isinstance(before, Grown) and now is before.items and before.is_prefix_kept():
                 appends[name] = now[before.length :]
             else:
                 puts[name] = now
