@@ -27,7 +27,7 @@ from flowdeco.engine.requests import CAUGHT_UP, Begin, Failure, Fork, Forked, Ra
 from flowdeco.engine.restoring import go_live, restore
 from flowdeco.engine.sources import Listed, Source, Streamed
 from flowdeco.engine.verdicts import Verdicts
-from flowdeco.errors import Bail, Suspend
+from flowdeco.errors import Bail, Cancelled, Suspend
 from flowdeco.events import BranchesHeld
 from flowdeco.model.definitions import Parallel, Unit
 from flowdeco.model.sentinels import UNSET
@@ -51,8 +51,8 @@ def run_group(branch: Branch, group: Parallel, scope: OpenScope, earlier: Outcom
         return error
     interrupt = yield from conductor.side_by_side()
     if past is not None and past.rehearses:
-        # It ends here: the branches of a group that had not ended end in `past.stop`.
-        failed = (error for error in conductor.verdicts.unexpected() if not isinstance(error, Suspend))
+        # It ends here: the branches of a group that had not ended end in `past.stop`, or with an interrupt are withdrawn.
+        failed = (error for error in conductor.verdicts.unexpected() if not isinstance(error, (Suspend, Cancelled)))
         return next(failed, interrupt or past.stop)
     return (yield from conductor.finish(interrupt))
 

@@ -167,11 +167,11 @@ def _begin_layers(branch: Branch, scope: OpenScope, layers: tuple[Middleware, ..
     if terms.past is not None and not terms.past.has_more(branch.id):
         error = yield from go_live(branch)
         if error is not None:
-            return error
+            return _not_begun(branch, scope, earlier, error)
     if earlier is not None and terms.waits:
         error = yield from rest_of_pause(branch, scope.number)
         if error is not None:
-            return _still_paused(branch, scope, earlier, error)
+            return _not_begun(branch, scope, earlier, error)
     recalled: Sequence[Delta | None] | None = _earlier_entry_writes(branch, scope, earlier, len(layers))
     is_run = scope.outer is branch.base and branch.parent is None  # with its caller's layers
     if is_run:
@@ -231,8 +231,14 @@ def _from_inside(branch: Branch, recalled: Sequence[Delta | None] | None, count:
     return [*[None] * (count - len(recalled)), *recalled[kept:]]
 
 
-def _still_paused(branch: Branch, scope: OpenScope, earlier: Outcome, error: BaseException) -> BaseException:
-    """Leave a scope as it is in the journal: its next attempt is not due."""
+def _not_begun(branch: Branch, scope: OpenScope, earlier: Outcome | None, error: BaseException) -> BaseException:
+    """End a scope before its layers are entered: the next attempt is not due, or the run is interrupted.
+
+    One from before the resume stays as it is in the journal.
+    """
+    if earlier is None:
+        scope.mark = branch.store.mark()
+        return error
     scope.number = UNNUMBERED
     if isinstance(earlier, StageRecord):
         branch.records.add(earlier._replace(unit=scope.unit, inserted_by=scope.by, scope=scope.place).kept())
