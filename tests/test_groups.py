@@ -358,6 +358,14 @@ def test_a_conflict_names_the_key_the_branches_and_the_group(run):
     assert dict(Run.of(caught.value).store) == {"total": 0}
 
 
+@pytest.mark.parametrize("merge", [None, {"k": lambda one, other: one.nope}], ids=["conflict", "reducer"])
+def test_what_merging_raises_has_nothing_of_ours_as_its_context(run, merge):
+    """It is the whole story: no exception of flowdeco was being handled."""
+    group = parallel(action(name="a", returns="k")(lambda: 1), action(name="b", returns="k")(lambda: 2), merge=merge)
+    for flow in (group, parallel(group, name="outer")):
+        assert run(flow, check=False).error.__context__ is None
+
+
 def test_a_conflict_in_a_nested_group_is_a_failure_of_its_branch(run):
     """It names the inner group, and can be recovered there."""
     inner = parallel(step([], "a", 1, returns="k"), step([], "b", 2, returns="k"), name="inner")

@@ -69,7 +69,7 @@ def try_complete(branch: Branch, step: Step, by: str | None, number: int, starte
     It is the short form of `conclude` and `take_effect`; of an insertion it checks what `check_insertion` does.
     """
     terms, scope = branch.terms, branch.scope
-    kind: type[object] = type(value)
+    kind: Any = type(value)
     inserted: tuple[Stage, ...] = ()
     if kind is Stage:
         inserted = (value,)
