@@ -95,6 +95,11 @@ class History:
         """Note that a scope continues which had begun in an earlier leg."""
         self._unfinished[branch, earlier.number] = earlier
 
+    def was_entered(self, branch: str, number: int) -> bool:
+        """Whether a scope that continues had been entered."""
+        earlier = self._unfinished.get((branch, number))
+        return earlier is not None and earlier.entered
+
     def time_before(self, branch: str, number: int, actions: Sequence[Outcome]) -> tuple[float, float] | None:
         """Return when a scope began in an earlier leg, and its seconds at work; None if it has begun in this one.
 
@@ -225,6 +230,11 @@ class History:
         """Return the marks of the layers of an unfinished scope, and the result before it."""
         remains = self._remains.get(branch)
         return ([], None) if remains is None else remains.unfinished.get(number, ([], remains.result))
+
+    def unfinished_from(self, branch: str, number: int) -> dict[int, tuple[list[Mark], Any]]:
+        """Return the same of all unfinished scopes from this number on."""
+        remains = self._remains.get(branch)
+        return {} if remains is None else {at: left for at, left in remains.unfinished.items() if at >= number}
 
     # Streams: the run takes over those begun in its rehearsal.
 
