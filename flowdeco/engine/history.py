@@ -158,6 +158,9 @@ class History:
 
     def mismatch(self, branch: str, unit: Any, around: Any, earlier: Outcome) -> BaseException:
         """Return the error of a step in the place of another one."""
+        if earlier.name == unit.name and _kind(unit) == _kind(earlier.unit) == "group":
+            count = f"{len(unit.units)} in place of {earlier.branches}"
+            return self.changed(f"{_described(unit, around)} has another number of branches: {count}")
         now, before = _described(unit, around), _described(earlier.unit, around, earlier)
         if _kind(earlier.unit) == "action":
             before = before.removeprefix("action ")
@@ -330,6 +333,9 @@ class Rehearsal(History):
 
     def mismatch(self, branch: str, unit: Any, around: Any, earlier: Outcome) -> BaseException:
         """Return the error of a step in the place of another one."""
+        if earlier.name == unit.name and _kind(unit) == _kind(earlier.unit) == "group":
+            count = f"{len(unit.units)} in place of {earlier.branches}"
+            return self.changed(f"{_described(unit, around)} has another number of branches: {count}")
         if branch == ROOT and not self.taken and isinstance(unit, Stage):
             names = {unit.name for unit in every_unit(self._pipeline.units)}
             if names.isdisjoint(outcome.name for outcome in self._all[ROOT].values()):
