@@ -172,17 +172,18 @@ def print_steps(rows: Sequence[StepRow], note: str = "INSERTED BY") -> None:
 
 
 def _collapsed(rows: Sequence[StepRow]) -> Iterator[StepRow]:
-    """Yield the rows of siblings, each with those below it; of many of one template the first ones and all that failed."""
+    """Yield the rows of siblings, each with those below it; of one template the first of each kind, and all that failed."""
     if not rows:
         return
     starts = [index for index, row in enumerate(rows) if row.depth <= rows[0].depth]
     alike = Counter(rows[start].template for start in starts)
-    seen: Counter[tuple[str, str]] = Counter()
+    seen: Counter[tuple[str, str, bool]] = Counter()
     hidden: list[StepRow] = []
     for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
         row, below = rows[start], rows[start + 1 : end]
-        seen[row.template, row.status] += 1
-        many = alike[row.template] >= _MANY and seen[row.template, row.status] > _SHOWN
+        kind = row.template, row.status, any(map(_is_notable, below))
+        seen[kind] += 1
+        many = alike[row.template] >= _MANY and seen[kind] > _SHOWN
         if (many or len(seen) > _MOST) and not any(_is_failure(each) for each in (row, *below)):
             hidden.append(row)
             continue
@@ -195,6 +196,10 @@ def _collapsed(rows: Sequence[StepRow]) -> Iterator[StepRow]:
 
 def _is_failure(row: StepRow) -> bool:
     return row.status.partition(",")[0].partition(" ")[0] in ("failed", "cancelled", "crashed")
+
+
+def _is_notable(row: StepRow) -> bool:
+    return "recovered" in row.status or "attempts" in row.status
 
 
 def _rest(hidden: Sequence[StepRow]) -> Iterator[StepRow]:
