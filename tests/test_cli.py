@@ -166,6 +166,19 @@ def test_failures_among_very_many_stages_are_shown():
     assert out.getvalue().splitlines()[-1] == "… 100 more"
 
 
+def test_one_among_many_in_which_something_was_recovered_or_retried_is_shown():
+    """And not only those that did not complete themselves."""
+    from flowdeco.cli import report
+
+    out = io.StringIO()
+    with redirect_stdout(out):
+        for status in ("recovered", "completed, 2 attempts"):
+            below = [report.StepRow(1, "work", status if i == 17 else "completed") for i in range(40)]
+            report.print_steps([row for i in range(40) for row in (report.StepRow(0, f"p[{i}]"), below[i])])
+    assert lines(out.getvalue())[7:11] == ["… 14 more, p[…]", "p[17]", "work recovered", "… 22 more, p[…]"]
+    assert "work completed, 2 attempts" in lines(out.getvalue())
+
+
 def test_a_failure_is_one_line_and_exit_code_1(flowdeco):
     """Where, what, and on the standard error."""
     code, out, err = flowdeco("run", "flows.py:flow", "-i", "kinds:=0", "-i", "fail:=true")
@@ -1063,6 +1076,50 @@ def test_a_run_is_shown_with_its_steps(flowdeco, journal):
         ("action", "approve", "approve"),
         ("stage", "approve", None),
     ]
+
+
+INSERTING = """
+from flowdeco import Context, Stage, action, parallel
+
+@action
+def fix(): ...
+
+@action
+def check():
+    return fix
+
+@action
+def again(ctx: Context):
+    ctx.store["turn"] = ctx.store.get("turn", 0) + 1
+    return again if ctx.store["turn"] < 3 else check
+
+flow = parallel(Stage("s", [check, fix]), name="g") >> Stage("loop", [again])
+"""
+
+
+@pytest.mark.parametrize("codec", ["pickle", "json"])
+def test_inserted_actions_are_shown_below_their_inserter(flowdeco, journal, codec):
+    """With who inserted them, as stages are; turns of a loop are side by side."""
+    Path("inserting.py").write_text(INSERTING)
+    load("inserting.py:flow").unit.run(journal=durable.SqliteJournal("runs.db", codec=codec), run_id="one")
+    rows = [line.rstrip() for line in bare(flowdeco("show")[1]).splitlines()[7:]]
+    assert rows == [
+        "STAGE STATUS TIME INSERTED BY",
+        "g (parallel)",
+        " s completed T",
+        " check completed T",
+        " fix completed T s/check",
+        " fix completed T",
+        "loop completed T",
+        " again completed T",
+        " again completed T loop/again",
+        " again completed T loop/again",
+        " check completed T loop/again",
+        " fix completed T loop/check",
+    ]
+    out = flowdeco("show")[1]
+    assert re.search(r"^    check .*\n      fix .*\n    fix ", out, re.MULTILINE)
+    assert re.search(r"^  again .*\n  again .*\n  again .*\n    check .*\n      fix ", out, re.MULTILINE)
 
 
 NESTED = """

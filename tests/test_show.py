@@ -13,6 +13,7 @@ from shown import EVIL, GROUP, broken, discover, evil, failing, flaky, full, man
 
 from flowdeco import Bail, Context, Run, Stage, Store, Suspend, action, durable, parallel, pipeline, stage, stream
 from flowdeco.durable import SqliteJournal
+from flowdeco.middleware import recover, retry
 from flowdeco.show.formatting import duration, plural, printable
 from flowdeco.show.parts import DEEPEST, walk
 from flowdeco.show.run_parts import error_with_members
@@ -213,6 +214,63 @@ def test_a_failed_stage_is_never_collapsed():
     assert "… 497 more, outer[…], with 497 below them" in text
     assert "ValueError: this one" in text
     assert "outer[999]" not in text
+
+
+@stage
+def attempt(number):
+    """The seventeenth fails at first, and then for good."""
+
+    @action
+    def work(ctx: Context):
+        if number == 17 and not (ctx.attempt == 2 and ctx.store["again"]):
+            raise ValueError("seventeen")
+
+    @action
+    def done() -> None: ...
+
+
+TRIED = [attempt(number) for number in range(40)]
+SAVED = [pipeline(unit, use=[recover(on=ValueError)]) for unit in TRIED]
+
+
+@stage
+def outer(number):
+    @action
+    def insert():
+        return [SAVED[number]] if number == 17 else None
+
+
+def tried_units():
+    return iter(TRIED)
+
+
+@pytest.mark.parametrize(
+    ("flow", "again"),
+    [
+        (parallel(*TRIED, tolerate=1), False),
+        (parallel(stream(tried_units), tolerate=1), False),
+        (parallel(*SAVED), False),
+        (parallel(*(pipeline(parallel(unit, tolerate=1), name="inner") for unit in TRIED)), False),
+        (pipeline(*(outer(number) for number in range(40))), False),
+        (pipeline(*TRIED, use_actions=[retry(on=ValueError, wait=0)]), True),
+    ],
+    ids=["tolerated", "streamed", "recovered", "nested", "inserted", "retried"],
+)
+def test_one_that_was_recovered_or_retried_is_not_collapsed(flow, again):
+    """Wherever the failure was: in the row, in a part of it, or in a part that it inserted."""
+    ran = flow.run({"again": again}, check=False).ran()
+    diff = flow.plan().diff(ran)
+    assert ["attempt[17]" in shown for shown in (ran.text(), diff.text(), ran.mermaid(), diff.mermaid())] == [True] * 4
+    assert "attempt[39]" not in ran.text()
+
+
+def test_a_retried_one_is_among_the_first_of_hundreds():
+    """Also where no two rows are alike."""
+    odd = attempt(17).with_options(name="s170")
+    units = [odd if number == 170 else Stage(f"s{number}") for number in range(300)]
+    ran = pipeline(*units, use_actions=[retry(on=ValueError, wait=0)]).run({"again": True}).ran()
+    assert "s170" in ran.text()
+    assert "s171" not in ran.text()
 
 
 def test_skipped_ones_are_folded_as_well():
@@ -590,6 +648,55 @@ def test_dynamic_stages_are_dashed_in_mermaid():
     assert "n1 --> n5" in drawn
     assert "class n2,n3,n4 dynamic" in drawn
     assert "class n5 failed" in drawn
+
+
+@action
+def fix() -> None: ...
+
+
+@action
+def check():
+    return fix
+
+
+@action
+def checks():
+    return [check, fix]
+
+
+def test_inserted_actions_are_drawn_below_their_inserter():
+    """In a stage of which an action was inserted, the actions are nodes, as the stages of a pipeline are."""
+    flow = Stage("s", [checks, broken]) >> Stage("t", [fix])
+    run = flow.run(check=False)
+    drawn, diff = run.ran().mermaid(), flow.plan().diff(run).mermaid()
+    expected = """flowchart TD
+  subgraph n1["✗ s"]
+    direction TB
+    n2["✓ checks"]
+    n3["✓ check"]
+    n4["✓ fix"]
+    n3 -.-> n4
+    n2 -.-> n3
+    n5["✓ fix"]
+    n2 -.-> n5
+    n6["✗ broken"]
+    n2 --> n6
+  end
+"""
+    assert drawn.startswith(expected)
+    assert diff.startswith(expected)
+    assert "class n3,n4,n5 dynamic" in drawn
+    assert "class n1,n6 failed" in drawn
+
+
+def test_very_many_inserted_actions_are_collapsed_in_mermaid():
+    """It draws no more than 500 arrows."""
+
+    @action
+    def burst():
+        return [fix] * 300
+
+    assert "297 more, fix" in Stage("s", [burst]).run().ran().mermaid()
 
 
 def test_no_name_means_anything_to_mermaid():
