@@ -66,7 +66,7 @@ class JsonCodec:
         try:
             return _text(self._notation.write(value))
         except Exception as error:
-            raise unserialisable(value, what, self._dumped, error, parts=_parts) from error
+            raise unserialisable(value, what, self._dumped, error, parts=_parts)
 
     def encode_apart(self, value: Any, what: str) -> bytes:
         """Return the value as a `Payload` if there are large parts in it, each as JSON, and otherwise as `encode` does."""
