@@ -11,7 +11,21 @@ from xml.etree import ElementTree
 import pytest
 from shown import EVIL, GROUP, broken, discover, evil, failing, flaky, full, many, ok, process, report, saved, tidy
 
-from flowdeco import Bail, Context, Run, Stage, Store, Suspend, action, durable, parallel, pipeline, stage, stream
+from flowdeco import (
+    Bail,
+    Context,
+    Run,
+    Stage,
+    Status,
+    Store,
+    Suspend,
+    action,
+    durable,
+    parallel,
+    pipeline,
+    stage,
+    stream,
+)  # fmt: skip
 from flowdeco.durable import SqliteJournal
 from flowdeco.middleware import recover, retry
 from flowdeco.show.formatting import duration, plural, printable
@@ -379,6 +393,57 @@ def test_history_says_how_many_are_forgotten(run):
     assert finished.forgotten == 102
     assert "102 before these were dropped" in finished.ran().text()
     assert run(ok("a")).forgotten == 0
+
+
+def test_stages_whose_records_were_dropped_are_not_said_to_be_missing(run):
+    """The diff says that they were dropped; those after the last record were not reached."""
+    flow = tidy >> pipeline(ok("a"), ok("b"), name="p", use=[around]) >> ok("c")
+    for units, history in ((flow, 1), (flow, 2)):
+        diff = units.plan().diff(run(units, history=history))
+        assert diff.counts() == {}
+        assert f"{4 - history} before these were dropped (history=)" in diff.text()
+    diff = (flow >> broken >> report).plan().diff(run(flow >> broken >> report, history=2, check=False))
+    assert where(diff.not_reached) == ["report"]
+    loop = (many(20) >> report).plan().diff(run(many(20) >> report, history=3))
+    assert loop.not_reached == ()
+    failing = pipeline(tidy, breaks(20), report)
+    assert where(failing.plan().diff(run(failing, history=3, check=False)).not_reached) == ["report"]
+    assert many(20).plan().diff(run(many(20), history=3)).not_reached == ()
+
+
+def around(call):
+    yield
+
+
+def breaks(count):
+    @action(name="breaks")
+    def insert():
+        return [*(process(str(number)) for number in range(count)), broken]
+
+    return insert
+
+
+def test_units_of_a_running_run_are_pending_and_not_unreached():
+    """As those of a run that has ended are."""
+    run = Run("one", saved >> tidy, Store())
+    run.status = Status.RUNNING
+    diff = run.pipeline.plan().diff(run)
+    assert diff.counts() == {"pending": 2}
+    assert "not reached" not in diff.text() + diff.html()
+    run.status = Status.FAILED
+    assert run.pipeline.plan().diff(run).counts() == {"not reached": 2}
+
+
+def test_a_very_long_message_is_cut_and_an_ordinary_one_is_whole():
+    """In the row, and below the table."""
+
+    @action
+    def fails(text):
+        raise ValueError(text)
+
+    assert len(fails.run({"text": "x" * 100_000}, check=False).ran().text()) < 6_000
+    assert "(96,012 more characters)" in fails.run({"text": "x" * 100_000}, check=False).ran().text()
+    assert "more characters" not in fails.run({"text": "x" * 500 + "\ny"}, check=False).ran().text()
 
 
 def test_what_ran_is_a_value():
