@@ -11,7 +11,7 @@ import pickle
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, NoReturn, TypeAlias, cast
 
 from flowdeco.durable.apart import Unpickler, is_large, load, set_apart
 from flowdeco.durable.blobs import LARGE
@@ -74,7 +74,7 @@ class PickleCodec:
             return attempt(_with_described_error(value, attempt))
         except Exception as error:
             hint = "" if by_value is not None else _hint(error)
-            raise unserialisable(value, what, attempt, error, hint=hint, parts=_parts)
+            refuse(value, what, attempt, error, hint=hint, parts=_parts)
 
     def _check_readable(self, value: Any, what: str) -> None:
         """Raise `SerializationError` for an object that pickles and cannot be loaded again: an enum of objects, say."""
@@ -89,7 +89,7 @@ class PickleCodec:
         try:
             read_back(value)
         except Exception as error:
-            raise unserialisable(value, what, read_back, error, parts=_parts)
+            refuse(value, what, read_back, error, parts=_parts)
 
     def decode(self, payload: bytes) -> Any:
         """Return the value; raises `JournalError` if the payload is damaged, or refers to code that is gone."""
@@ -150,7 +150,7 @@ def _unloadable(error: Exception) -> str:
     return f"a value of this run cannot be read back: {type(error).__name__}: {error}"
 
 
-def unserialisable(
+def refuse(
     value: Any,
     what: str,
     attempt: Callable[[Any], object],
@@ -158,19 +158,18 @@ def unserialisable(
     *,
     hint: str = "",
     parts: Parts,
-) -> SerializationError:
-    """Return the error that names the innermost part for which the attempt fails; its cause is that of user code, if any."""
+) -> NoReturn:
+    """Raise the error that names the innermost part for which the attempt fails; its cause is that of user code, if any."""
     path, reason = _place(value, what, attempt, parts) or (what, error)
     problem = (
         str(reason) if isinstance(reason, (TypeError, AttributeError, pickle.PicklingError)) else _described(reason)
     )
-    refused = SerializationError(f"{path}: {problem}{hint}" if path else f"{problem}{hint}")
     frames = frames_of_users(reason.__traceback__)
     while frames is not None and str(frames.tb_frame.f_globals.get("__name__")).startswith("cloudpickle"):
         frames = frames.tb_next
-    refused.__cause__ = None if frames is None else reason.with_traceback(frames)  # raised by a `__getstate__`, say
     reason.__suppress_context__ = True
-    return refused
+    cause = None if frames is None else reason.with_traceback(frames)  # raised by a `__getstate__`, say
+    raise SerializationError(f"{path}: {problem}{hint}" if path else f"{problem}{hint}") from cause
 
 
 def _described(error: Exception) -> str:
