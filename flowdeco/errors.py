@@ -352,6 +352,12 @@ def message_of(error: BaseException) -> str:
         return f"<its message cannot be read: {type(failure).__name__}>"
 
 
+def cut(message: str, most: int = 4_000) -> str:
+    """Return a message without the end of a very long one, and how much of it is missing."""
+    rest = len(message) - most
+    return message if rest <= 0 else f"{message[:most]}… ({rest:,} more characters)"
+
+
 def frames_of_users(traceback: types.TracebackType | None) -> types.TracebackType | None:
     """Return the traceback with the frames of user code only: the way an action is called tells its author nothing."""
     kept: list[types.TracebackType] = []
@@ -427,8 +433,14 @@ def shortened(value: object, limit: int = 60) -> str:
     try:
         text = without_addresses(repr(value))
     except ValueError:  # of an integer with more digits than Python converts
-        text = f"{value:#x}" if isinstance(value, int) else f"a {type(value).__name__}"
+        text = f"{value:#x}" if isinstance(value, int) else a_type(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def a_type(value: object) -> str:
+    """Return the name of the type of a value with its article: "an int", "a list"."""
+    name = type(value).__name__
+    return f"{'an' if name[:1] in 'aeiouAEIO' else 'a'} {name}"
 
 
 _UNITS: Final = ((1e-3, 1e6, "µs"), (1.0, 1e3, "ms"), (60.0, 1.0, "s"))
@@ -460,6 +472,9 @@ def cut_middle(text: str, width: int, dots: str = "…") -> str:
     return text[: kept - kept // 2] + dots[:width] + text[len(text) - kept // 2 :]
 
 
+_LISTED: Final = 16  # names of what there is instead
+
+
 def suggestion(wrong: str, known: Iterable[str], what: str = "There are", closeness: float = 0.6) -> str:
     """Return a sentence that names the likely corrections of `wrong`, or else the known names."""
     from difflib import get_close_matches
@@ -471,8 +486,8 @@ def suggestion(wrong: str, known: Iterable[str], what: str = "There are", closen
     close = close or [name for name in names if name.lower() == wrong.lower()]
     if close:
         return f"Did you mean {' or '.join(map(repr, close))}?"
-    shown = ", ".join(map(repr, names[:12]))
-    return f"{what}: {shown}{', …' if len(names) > 12 else ''}."
+    shown = ", ".join(map(repr, names[:_LISTED]))
+    return f"{what}: {shown}{', …' if len(names) > _LISTED else ''}."
 
 
 _TAG: Final = "tag:"

@@ -17,7 +17,14 @@ from flowdeco.engine.call import Call
 from flowdeco.engine.context import Context
 from flowdeco.engine.layers import Layers
 from flowdeco.engine.requests import Sleep
-from flowdeco.errors import DefinitionError, JournalError, MissingInputError, SerializationError, without_addresses
+from flowdeco.errors import (
+    DefinitionError,
+    JournalError,
+    MissingInputError,
+    SerializationError,
+    a_type,
+    without_addresses,
+)
 from flowdeco.model.contents import ATOMS
 from flowdeco.model.definitions import Action, bound_of
 from flowdeco.model.options import Duration, Middleware, checked_path, described, in_seconds
@@ -347,7 +354,7 @@ def _copied(outcome: Any) -> Any:
         return copy.deepcopy(outcome)
     except Exception as error:
         raise DefinitionError(
-            f"recover: `outcome` is copied each time, and a {type(outcome).__name__} cannot be ({error}). "
+            f"recover: `outcome` is copied each time, and {a_type(outcome)} cannot be ({error}). "
             f"Supply it in a middleware of your own: call.outcome = ..."
         ) from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
@@ -19,9 +19,9 @@ __all__ = ["flow_runner", "pytest_runtest_makereport"]
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[Any]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add what ran to the report of a failed test: the runs of its `flow_runner`, and the one behind its exception."""
+    """Add what ran to the report of a failed test or fixture: runs of its `flow_runner`, the one behind its exception."""
     report = yield
-    if report.when == "call" and report.failed and "flowdeco.engine.runs" in sys.modules:
+    if report.failed and "flowdeco.engine.runs" in sys.modules:
         runs = _runs(item, call)
         if runs:
             report.sections.append(("flowdeco: what ran", "\n\n".join(str(run.ran()) for run in runs)))
@@ -31,7 +31,7 @@ def pytest_runtest_makereport(
 def _runs(item: pytest.Item, call: pytest.CallInfo[Any]) -> list[Run]:
     from flowdeco.engine.runs import Run
 
-    runner: FlowRunner | None = getattr(item, "funcargs", {}).get("flow_runner")
+    runner = item.stash.get(_RUNNER, None)
     runs = [] if runner is None else list(runner.runs)
     try:
         raised = Run.of(call.excinfo.value) if call.excinfo is not None else None
@@ -42,9 +42,13 @@ def _runs(item: pytest.Item, call: pytest.CallInfo[Any]) -> list[Run]:
     return runs
 
 
+_RUNNER: Final = pytest.StashKey["FlowRunner"]()  # of a test; a fixture may have it as well
+
+
 @pytest.fixture
-def flow_runner() -> FlowRunner:
+def flow_runner(request: pytest.FixtureRequest) -> FlowRunner:
     """Runs flows one call after the other, by a fake clock (`flow_runner(flow, inputs)`), and records the calls."""
     from flowdeco.testing import FlowRunner
 
-    return FlowRunner()
+    request.node.stash[_RUNNER] = runner = FlowRunner()
+    return runner

@@ -224,7 +224,7 @@ def test_a_failure_is_an_answer(flowdeco, waits):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--error", "aproval=no"], "run 'one' does not wait for 'aproval'. Did you mean 'approval'?"),
+        (["--error", "aproval=no"], "error: run 'one' does not wait for 'aproval'. Did you mean 'approval'?"),
         (["--error", "approval"], "--error takes KEY=TEXT, not 'approval'"),
         (["--error", "approval=no", "-i", "approval=yes"], "'approval' has an answer, and an --error"),
     ],

@@ -166,6 +166,19 @@ def test_failures_among_very_many_stages_are_shown():
     assert out.getvalue().splitlines()[-1] == "… 100 more"
 
 
+def test_one_among_many_in_which_something_was_recovered_or_retried_is_shown():
+    """And not only those that did not complete themselves."""
+    from flowdeco.cli import report
+
+    out = io.StringIO()
+    with redirect_stdout(out):
+        for status in ("recovered", "completed, 2 attempts"):
+            below = [report.StepRow(1, "work", status if i == 17 else "completed") for i in range(40)]
+            report.print_steps([row for i in range(40) for row in (report.StepRow(0, f"p[{i}]"), below[i])])
+    assert lines(out.getvalue())[7:11] == ["… 14 more, p[…]", "p[17]", "work recovered", "… 22 more, p[…]"]
+    assert "work completed, 2 attempts" in lines(out.getvalue())
+
+
 def test_a_failure_is_one_line_and_exit_code_1(flowdeco):
     """Where, what, and on the standard error."""
     code, out, err = flowdeco("run", "flows.py:flow", "-i", "kinds:=0", "-i", "fail:=true")
@@ -306,6 +319,155 @@ def test_wrong_inputs_are_refused(flowdeco, given, complaint):
     code, out, err = flowdeco("run", "flows.py:flow", *given)
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert complaint in err
+
+
+def test_a_wrong_definition_is_reported_with_its_own_line(flowdeco):
+    """And not with that of flowdeco which found it wrong."""
+    Path("bad.py").write_text("from flowdeco import stage\n\n@stage(tagz=[])\ndef report(): ...\n")
+    code, out, err = flowdeco("run", "bad.py:report")
+    assert (code, out) == (2, "")
+    assert err.rstrip().endswith("bad.py:3)")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["run", "flows.py:flow", "--html", ""], "an empty string is not the path of a file: write --html page.html"),
+        (["show", "one", "--html", ""], "an empty string is not the path of a file: write --html page.html"),
+        (["plan", "flows.py:flow", "-o", ""], "an empty string is not the path of a file: write -o plan.html"),
+        (["plan", "flows.py:flow", "-o", "flows.py"], "-o flows.py: it is the name of a Python file"),
+        (["run", "flows.py:flow", "--html", "flows.py"], "--html flows.py: it is the name of a Python file"),
+        (["run", "flows.py:flow", "--no-journal", "--journal", "x.db"], "--journal x.db keeps one: give one of them"),
+        (["nope"], "'validate', 'wake' (see: flowdeco --help)"),
+    ],
+)
+def test_options_that_cannot_be_meant_are_refused(capsys, arguments, complaint):
+    """Before anything is run or written."""
+    before = Path("flows.py").read_text()
+    try:
+        code = cli.main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    assert complaint in capsys.readouterr().err
+    assert Path("flows.py").read_text() == before
+
+
+def test_a_plan_is_written_to_stdout_by_a_dash(flowdeco):
+    """As inputs are read from stdin by one."""
+    assert flowdeco("plan", "flows.py:flow", "-o", "-") == flowdeco("plan", "flows.py:flow")
+    assert not Path("-").exists()
+
+
+STRANGE = """
+from flowdeco import Stage, Suspend, action
+
+@action
+def double(n: int) -> int:
+    return n * 2
+
+bound = double.bind(n=3)
+
+@action(name="two\\nlines")
+def lines(): ...
+
+@action
+def long():
+    raise ValueError("x" * 100_000)
+
+@action
+def ordinary():
+    raise ValueError("y" * 500 + "\\n" + "z" * 500)
+
+@action
+def rest():
+    raise Suspend("weekend")
+
+strange = Stage("a\\nb", [lines, double])
+"""
+
+
+CHAINED = """
+from flowdeco import action, parallel
+
+def read():
+    raise OSError("gone")
+
+@action
+def load():
+    try:
+        read()
+    except OSError as error:
+        raise ValueError("no rows") from error
+
+@action(timeout=5)
+def slow():
+    load.__wrapped__()
+
+both = parallel(load, slow, tolerate=0)
+"""
+
+
+@pytest.mark.parametrize("flow", ["load", "slow", "both"])
+def test_a_traceback_of_an_action_has_no_frames_of_flowdeco(flowdeco, flow):
+    """Nor have those of its causes, and of the members of a group."""
+    Path("chained.py").write_text(CHAINED)
+    code, _, err = flowdeco("run", f"chained.py:{flow}", "--traceback")
+    assert code == 1
+    assert err.count("in read\n") == err.count("OSError: gone") >= 1
+    assert str(ROOT / "flowdeco") not in err
+
+
+def test_a_bound_parameter_takes_no_input(flowdeco):
+    """So there is no doubt about its type."""
+    Path("strange.py").write_text(STRANGE)
+    assert flowdeco("run", "strange.py:bound", "-i", "n=5")[2] == ""
+
+
+def test_a_newline_in_a_name_is_printed_escaped(flowdeco, journal):
+    """In its place in the tree."""
+    Path("strange.py").write_text(STRANGE)
+    flowdeco("run", "strange.py:strange", "-i", "n=5", "--run-id", "one")
+    for command in (["show"], ["diff", "strange.py:strange", "one"]):
+        out = flowdeco(*command)[1]
+        assert re.search(r"^a\\nb +completed", out, re.MULTILINE)
+        assert re.search(r"^  two\\nlines +completed", out, re.MULTILINE)
+
+
+def test_a_very_long_message_is_cut(flowdeco, journal):
+    """And says so; one of ordinary length is whole."""
+    Path("strange.py").write_text(STRANGE)
+    for command in (["run", "strange.py:long", "--run-id", "one"], ["show"], ["diff", "strange.py:long", "one"]):
+        _, out, err = flowdeco(*command)
+        assert len(out + err) < 12_000
+        assert "more characters)" in out + err
+    _, _, err = flowdeco("run", "strange.py:ordinary", "--run-id", "two")
+    assert f"{'y' * 500} {'z' * 500}" in err
+    assert f"{'y' * 500} {'z' * 500}" in flowdeco("show", "two")[1]
+
+
+def test_a_run_that_asks_nothing_is_resumed_without_inputs(flowdeco, journal):
+    """As its hint says."""
+    Path("strange.py").write_text(STRANGE)
+    err = flowdeco("run", "strange.py:rest", "--run-id", "one")[2]
+    assert err == "flowdeco: to resume: flowdeco resume one\n"
+    assert flowdeco("show", "one", "--html", "page.html")[0] == 0
+    assert "-i KEY" not in Path("page.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("annotation", "text", "cure"),
+    [("bool", "on", "write true or false, yes or no, 1 or 0"), ("date", "1.5.2025", "write YYYY-MM-DD"),
+     ("datetime", "noon", "write YYYY-MM-DDTHH:MM:SS"), ("int", "x", "'x' is not one")],
+)  # fmt: skip
+def test_a_value_that_does_not_fit_says_how_to_write_it(flowdeco, annotation, text, cure):
+    """Where the type does not say it."""
+    source = (
+        f"from datetime import date, datetime\nfrom flowdeco import action\n@action\ndef take(x: {annotation}): ..."
+    )
+    Path("takes.py").write_text(source)
+    code, _, err = flowdeco("run", "takes.py:take", "-i", f"x={text}")
+    assert (code, err.rstrip().endswith(cure)) == (2, True)
 
 
 DOUBTFUL = """
@@ -1063,6 +1225,50 @@ def test_a_run_is_shown_with_its_steps(flowdeco, journal):
         ("action", "approve", "approve"),
         ("stage", "approve", None),
     ]
+
+
+INSERTING = """
+from flowdeco import Context, Stage, action, parallel
+
+@action
+def fix(): ...
+
+@action
+def check():
+    return fix
+
+@action
+def again(ctx: Context):
+    ctx.store["turn"] = ctx.store.get("turn", 0) + 1
+    return again if ctx.store["turn"] < 3 else check
+
+flow = parallel(Stage("s", [check, fix]), name="g") >> Stage("loop", [again])
+"""
+
+
+@pytest.mark.parametrize("codec", ["pickle", "json"])
+def test_inserted_actions_are_shown_below_their_inserter(flowdeco, journal, codec):
+    """With who inserted them, as stages are; turns of a loop are side by side."""
+    Path("inserting.py").write_text(INSERTING)
+    load("inserting.py:flow").unit.run(journal=durable.SqliteJournal("runs.db", codec=codec), run_id="one")
+    rows = [line.rstrip() for line in bare(flowdeco("show")[1]).splitlines()[7:]]
+    assert rows == [
+        "STAGE STATUS TIME INSERTED BY",
+        "g (parallel)",
+        " s completed T",
+        " check completed T",
+        " fix completed T s/check",
+        " fix completed T",
+        "loop completed T",
+        " again completed T",
+        " again completed T loop/again",
+        " again completed T loop/again",
+        " check completed T loop/again",
+        " fix completed T loop/check",
+    ]
+    out = flowdeco("show")[1]
+    assert re.search(r"^    check .*\n      fix .*\n    fix ", out, re.MULTILINE)
+    assert re.search(r"^  again .*\n  again .*\n  again .*\n    check .*\n      fix ", out, re.MULTILINE)
 
 
 NESTED = """

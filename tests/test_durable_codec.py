@@ -13,6 +13,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import traceback
 from collections import Counter, OrderedDict, defaultdict, deque
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -554,6 +555,42 @@ def test_what_is_local_cannot_be_referred_to():
     for value in (inner, Stage("s", [inner])):
         with pytest.raises(SerializationError, match="cannot pickle action 'inner': it is defined inside a function"):
             PickleCodec().encode({"inserted": [value]}, "action 'load'")
+
+
+def test_a_template_defined_inside_a_function_is_refused_with_the_cure():
+    """It is named as the template that it is; to make it one is no advice."""
+
+    @stage
+    def local(number):
+        @action
+        def work(): ...
+
+    with pytest.raises(SerializationError) as caught:
+        PickleCodec().encode({"inserted": [local(3)]}, "action 'load'")
+    where = "test_a_template_defined_inside_a_function_is_refused_with_the_cure.<locals>.local"
+    assert str(caught.value) == (
+        "action 'load': inserted[0].template: cannot pickle stage template 'local': it is defined inside a function "
+        f"({__name__}:{where}): move it to module level"
+    )
+
+
+class Broken:
+    def __getstate__(self):
+        return self.connection
+
+
+@pytest.mark.parametrize("codec", [PickleCodec(), JsonCodec().register(Broken, Broken.__getstate__, Broken)])
+def test_the_traceback_of_a_value_that_cannot_be_written_has_user_code_alone(codec):
+    """What raised in it is the cause; where flowdeco's own code found out is not shown."""
+
+    def printed(value):
+        with pytest.raises(SerializationError) as caught:
+            codec.encode({"puts": {"x": value}}, "action 'load'")
+        return "".join(traceback.format_exception(caught.value.with_traceback(None)))
+
+    assert printed(lock()).count("Traceback") == 0
+    assert printed(Broken()).count("Traceback") == 1
+    assert "return self.connection" in printed(Broken())
 
 
 def test_inputs_are_named_as_inputs():

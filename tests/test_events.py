@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 
 import pytest
 from support import again, failing, flaky, one, step, swallow
@@ -308,3 +309,41 @@ def test_an_observer_is_a_plain_function():
 
     with pytest.raises(DefinitionError, match="plain function"):
         action(name="a")(lambda: 1).run(observers=[observer])
+
+
+def test_an_observer_that_raises_in_several_branches_is_dropped_once(run, caplog):
+    """It is called no more once it has raised, and logged once."""
+    together = threading.Barrier(2, timeout=5)
+    calls = []
+
+    def broken(event):
+        if type(event) is Message:
+            calls.append(event)
+            together.wait()
+            raise ValueError("my mistake")
+
+    def first(event):
+        if type(event) is Message and event.kind == "third":
+            assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+    def tells(ctx: Context):
+        ctx.emit("first")
+
+    later = action(name="c")(lambda ctx: ctx.emit("third"))
+    flow = parallel(action(name="a")(tells), action(name="b")(tells)) >> later
+    with caplog.at_level(logging.ERROR, "flowdeco.run"):
+        assert run(flow, observers=[broken, first]).status == "completed"
+    assert (len(calls), len(caplog.records)) == (2, 1)
+
+
+def test_each_observer_has_the_payload_of_a_message_for_itself(run):
+    """Changes that one makes are not seen by another."""
+    found = []
+
+    def changes(event):
+        if type(event) is Message:
+            found.append(dict(event.payload))
+            event.payload.clear()
+
+    run(action(name="a")(lambda ctx: ctx.emit("news", x=1)), observers=[changes, lambda event: changes(event)])
+    assert found == [{"x": 1}, {"x": 1}]

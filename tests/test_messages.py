@@ -603,3 +603,36 @@ def test_the_shown_value_is_not_kept():
 
     assert [each[3] for each in told(action_record(shows.run()))] == ["{'a': 1}"]
     assert asyncio.run(shows.arun()).stages[0].actions[0].messages[0].payload["content"] == "{'a': 2}"
+
+
+class Chart:
+    """It has a bundle of forms, as charts of altair have, and no other method."""
+
+    def __init__(self, bundle):
+        self.bundle = bundle
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        return self.bundle
+
+
+@pytest.mark.parametrize(
+    ("bundle", "kind", "content"),
+    [
+        ({"text/plain": "Chart", "text/html": "<b>x</b>"}, "text/html", "<b>x</b>"),
+        (({"image/svg+xml": "<svg/>"}, {"width": 3}), "image/svg+xml", base64.b64encode(b"<svg/>").decode()),
+        ({"image/png": PNG}, "image/png", base64.b64encode(PNG).decode()),
+        ({"image/png": base64.b64encode(PNG).decode()}, "image/png", base64.b64encode(PNG).decode()),
+        ({"image/png": "?", "text/plain": "<Chart at 0x7f00>"}, "text/plain", "<Chart>"),
+        ({"application/vnd.vegalite.v5+json": {}, "text/plain": "Chart"}, "text/plain", "Chart"),
+    ],
+)
+def test_a_bundle_of_forms_is_shown_in_the_best_of_them(bundle, kind, content):
+    """HTML, an image, or text."""
+    assert rendered(Chart(bundle)) == {"type": kind, "content": content, "note": ""}
+
+
+def test_a_bundle_without_a_known_form_is_shown_as_its_repr():
+    """Without an address."""
+    for bundle in (None, {}, {"application/json": {}}):
+        content = f"<{__name__}.Chart object>"
+        assert rendered(Chart(bundle)) == {"type": "text/plain", "content": content, "note": ""}

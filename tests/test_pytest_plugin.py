@@ -102,6 +102,36 @@ def test_a_failing_comparison_is_readable(project):
     result.stdout.no_fnmatch_line("*_compared*")
 
 
+def test_what_ran_in_a_failed_fixture_is_shown(project):
+    """In its setup and in its teardown, whether the run raises or a comparison does."""
+    project.makepyfile(
+        test_flow="""
+        import pytest
+        from flows import flow
+
+        @pytest.fixture
+        def raises():
+            flow.run({"kinds": 5})
+
+        @pytest.fixture
+        def compares(flow_runner):
+            assert flow_runner(flow, {"kinds": []})["report"] == "no"
+
+        @pytest.fixture
+        def late(flow_runner):
+            yield
+            assert flow_runner(flow, {"kinds": []})["report"] == "no"
+
+        def test_raises(raises): ...
+        def test_compares(compares): ...
+        def test_late(late): ...
+        """
+    )
+    result = run(project)
+    result.assert_outcomes(errors=3, passed=1)
+    assert result.stdout.str().count("flowdeco: what ran") == 3
+
+
 def test_the_fixture_is_listed(project):
     """`pytest --fixtures` explains it."""
     result = run(project, "--fixtures")

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from enum import Enum
 from multiprocessing import get_context
 from typing import Any, ForwardRef, Literal, TypeVar
 
@@ -15,6 +16,7 @@ from flowdeco import Context, Key, Stage, Suspend, action, durable, parallel, pi
 from flowdeco.durable import MemoryJournal, SqliteJournal
 from flowdeco.errors import DefinitionError, JournalError, StoreTypeError, WaitTimeout
 from flowdeco.middleware import atomic, recover, retry
+from flowdeco.model.keys import type_name
 
 CALLS = []
 
@@ -997,6 +999,37 @@ def test_a_type_that_is_not_one_is_refused_at_once(wrong):
 def test_forms_of_types_are_taken(right):
     """Classes, generic types, unions and the forms of `typing`."""
     assert Key("n", right).type == right
+
+
+class Color(Enum):
+    RED = 1
+
+
+@pytest.mark.parametrize(
+    ("wanted", "name"),
+    [
+        (Literal["s", "l"], "Literal['s', 'l']"),
+        (list[Literal[1]], "list[Literal[1]]"),
+        (int | None, "int | None"),
+        (dict[str, list[int]], "dict[str, list[int]]"),
+        (tuple[int, ...], "tuple[int, ...]"),
+        (Color, "Color"),
+        (Literal[Color.RED], "Literal[Color.RED]"),
+    ],
+)
+def test_the_type_of_a_question_is_written_as_in_the_source(wanted, name):
+    """As that of an input is."""
+    assert type_name(wanted) == name
+    run = action(lambda ctx: ctx.wait_for("n", type=wanted), name="asks").run()
+    assert [wait.type for wait in run.waits] == [name]
+
+
+def test_a_wrong_value_has_the_article_of_its_type():
+    """ "an int", "a list"."""
+    with pytest.raises(StoreTypeError, match="but its value is an int: 3"):
+        Key("n", str).check(3)
+    with pytest.raises(StoreTypeError, match="but its value is a list: "):
+        Key("n", str).check([])
 
 
 @pytest.mark.parametrize(

@@ -322,6 +322,11 @@ def test_the_same_failure_is_the_same(flowdeco, recorded, monkeypatch):
     assert (code, out.splitlines()[-1], called()) == (0, "the same failure", ["risky [0, 1]"])
     change("is offline", "is on fire")
     assert flowdeco("replay", "one", "risky/risky")[1].endswith("different: error\n")
+    _, out, err = flowdeco("replay", "one", "risky/risky", "--traceback")
+    assert out.endswith("different: error\n")
+    assert err.startswith("Traceback")
+    assert "is on fire" in err
+    assert "flowdeco/" not in err
     monkeypatch.delenv("BROKEN")
     code, out, _ = flowdeco("replay", "one", "risky/risky")
     assert (code, out.splitlines()[-1]) == (1, "different: status, error")

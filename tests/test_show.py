@@ -11,8 +11,23 @@ from xml.etree import ElementTree
 import pytest
 from shown import EVIL, GROUP, broken, discover, evil, failing, flaky, full, many, ok, process, report, saved, tidy
 
-from flowdeco import Bail, Context, Run, Stage, Store, Suspend, action, durable, parallel, pipeline, stage, stream
+from flowdeco import (
+    Bail,
+    Context,
+    Run,
+    Stage,
+    Status,
+    Store,
+    Suspend,
+    action,
+    durable,
+    parallel,
+    pipeline,
+    stage,
+    stream,
+)  # fmt: skip
 from flowdeco.durable import SqliteJournal
+from flowdeco.middleware import recover, retry
 from flowdeco.show.formatting import duration, plural, printable
 from flowdeco.show.parts import DEEPEST, walk
 from flowdeco.show.run_parts import error_with_members
@@ -215,6 +230,63 @@ def test_a_failed_stage_is_never_collapsed():
     assert "outer[999]" not in text
 
 
+@stage
+def attempt(number):
+    """The seventeenth fails at first, and then for good."""
+
+    @action
+    def work(ctx: Context):
+        if number == 17 and not (ctx.attempt == 2 and ctx.store["again"]):
+            raise ValueError("seventeen")
+
+    @action
+    def done() -> None: ...
+
+
+TRIED = [attempt(number) for number in range(40)]
+SAVED = [pipeline(unit, use=[recover(on=ValueError)]) for unit in TRIED]
+
+
+@stage
+def outer(number):
+    @action
+    def insert():
+        return [SAVED[number]] if number == 17 else None
+
+
+def tried_units():
+    return iter(TRIED)
+
+
+@pytest.mark.parametrize(
+    ("flow", "again"),
+    [
+        (parallel(*TRIED, tolerate=1), False),
+        (parallel(stream(tried_units), tolerate=1), False),
+        (parallel(*SAVED), False),
+        (parallel(*(pipeline(parallel(unit, tolerate=1), name="inner") for unit in TRIED)), False),
+        (pipeline(*(outer(number) for number in range(40))), False),
+        (pipeline(*TRIED, use_actions=[retry(on=ValueError, wait=0)]), True),
+    ],
+    ids=["tolerated", "streamed", "recovered", "nested", "inserted", "retried"],
+)
+def test_one_that_was_recovered_or_retried_is_not_collapsed(flow, again):
+    """Wherever the failure was: in the row, in a part of it, or in a part that it inserted."""
+    ran = flow.run({"again": again}, check=False).ran()
+    diff = flow.plan().diff(ran)
+    assert ["attempt[17]" in shown for shown in (ran.text(), diff.text(), ran.mermaid(), diff.mermaid())] == [True] * 4
+    assert "attempt[39]" not in ran.text()
+
+
+def test_a_retried_one_is_among_the_first_of_hundreds():
+    """Also where no two rows are alike."""
+    odd = attempt(17).with_options(name="s170")
+    units = [odd if number == 170 else Stage(f"s{number}") for number in range(300)]
+    ran = pipeline(*units, use_actions=[retry(on=ValueError, wait=0)]).run({"again": True}).ran()
+    assert "s170" in ran.text()
+    assert "s171" not in ran.text()
+
+
 def test_skipped_ones_are_folded_as_well():
     """A thousand of them."""
     text = (many(MANY) >> tidy).run(skip=["process"]).ran().text()
@@ -321,6 +393,57 @@ def test_history_says_how_many_are_forgotten(run):
     assert finished.forgotten == 102
     assert "102 before these were dropped" in finished.ran().text()
     assert run(ok("a")).forgotten == 0
+
+
+def test_stages_whose_records_were_dropped_are_not_said_to_be_missing(run):
+    """The diff says that they were dropped; those after the last record were not reached."""
+    flow = tidy >> pipeline(ok("a"), ok("b"), name="p", use=[around]) >> ok("c")
+    for units, history in ((flow, 1), (flow, 2)):
+        diff = units.plan().diff(run(units, history=history))
+        assert diff.counts() == {}
+        assert f"{4 - history} before these were dropped (history=)" in diff.text()
+    diff = (flow >> broken >> report).plan().diff(run(flow >> broken >> report, history=2, check=False))
+    assert where(diff.not_reached) == ["report"]
+    loop = (many(20) >> report).plan().diff(run(many(20) >> report, history=3))
+    assert loop.not_reached == ()
+    failing = pipeline(tidy, breaks(20), report)
+    assert where(failing.plan().diff(run(failing, history=3, check=False)).not_reached) == ["report"]
+    assert many(20).plan().diff(run(many(20), history=3)).not_reached == ()
+
+
+def around(call):
+    yield
+
+
+def breaks(count):
+    @action(name="breaks")
+    def insert():
+        return [*(process(str(number)) for number in range(count)), broken]
+
+    return insert
+
+
+def test_units_of_a_running_run_are_pending_and_not_unreached():
+    """As those of a run that has ended are."""
+    run = Run("one", saved >> tidy, Store())
+    run.status = Status.RUNNING
+    diff = run.pipeline.plan().diff(run)
+    assert diff.counts() == {"pending": 2}
+    assert "not reached" not in diff.text() + diff.html()
+    run.status = Status.FAILED
+    assert run.pipeline.plan().diff(run).counts() == {"not reached": 2}
+
+
+def test_a_very_long_message_is_cut_and_an_ordinary_one_is_whole():
+    """In the row, and below the table."""
+
+    @action
+    def fails(text):
+        raise ValueError(text)
+
+    assert len(fails.run({"text": "x" * 100_000}, check=False).ran().text()) < 6_000
+    assert "(96,012 more characters)" in fails.run({"text": "x" * 100_000}, check=False).ran().text()
+    assert "more characters" not in fails.run({"text": "x" * 500 + "\ny"}, check=False).ran().text()
 
 
 def test_what_ran_is_a_value():
@@ -590,6 +713,55 @@ def test_dynamic_stages_are_dashed_in_mermaid():
     assert "n1 --> n5" in drawn
     assert "class n2,n3,n4 dynamic" in drawn
     assert "class n5 failed" in drawn
+
+
+@action
+def fix() -> None: ...
+
+
+@action
+def check():
+    return fix
+
+
+@action
+def checks():
+    return [check, fix]
+
+
+def test_inserted_actions_are_drawn_below_their_inserter():
+    """In a stage of which an action was inserted, the actions are nodes, as the stages of a pipeline are."""
+    flow = Stage("s", [checks, broken]) >> Stage("t", [fix])
+    run = flow.run(check=False)
+    drawn, diff = run.ran().mermaid(), flow.plan().diff(run).mermaid()
+    expected = """flowchart TD
+  subgraph n1["✗ s"]
+    direction TB
+    n2["✓ checks"]
+    n3["✓ check"]
+    n4["✓ fix"]
+    n3 -.-> n4
+    n2 -.-> n3
+    n5["✓ fix"]
+    n2 -.-> n5
+    n6["✗ broken"]
+    n2 --> n6
+  end
+"""
+    assert drawn.startswith(expected)
+    assert diff.startswith(expected)
+    assert "class n3,n4,n5 dynamic" in drawn
+    assert "class n1,n6 failed" in drawn
+
+
+def test_very_many_inserted_actions_are_collapsed_in_mermaid():
+    """It draws no more than 500 arrows."""
+
+    @action
+    def burst():
+        return [fix] * 300
+
+    assert "297 more, fix" in Stage("s", [burst]).run().ran().mermaid()
 
 
 def test_no_name_means_anything_to_mermaid():

@@ -13,7 +13,7 @@ from shown import EVIL, GROUP, SECRET, Checker, broken, discover, evil, failing,
 from support import swallow
 
 import flowdeco
-from flowdeco import Context, Stage, Store, action, parallel, pipeline, stage
+from flowdeco import Context, Stage, Store, action, parallel, pipeline, stage, stream
 from flowdeco.model.units import DEEPEST
 from flowdeco.show.html import name
 
@@ -121,6 +121,22 @@ def test_names_are_text():
         checked = Checker(shown._repr_html_())
         assert "script" not in checked.tags
         assert EVIL in checked.text
+
+
+def pages():
+    return iter([Stage("<i>one</i>")])
+
+
+def test_the_function_of_a_streamed_group_is_text():
+    """Its name may have brackets: `main.<locals>.pages`."""
+
+    def local():
+        return pages()
+
+    group = parallel(stream(local), name="g")
+    for shown in (group, group.plan(), group.plan().diff(group.run())):
+        assert "&lt;locals&gt;" in shown._repr_html_() or shown is not group
+        assert "<locals>" not in shown._repr_html_()
 
 
 @pytest.mark.parametrize("count", [10, 10_000])

@@ -230,7 +230,7 @@ def test_a_stream_that_yields_something_else_fails_the_group(run):
         with pytest.raises((ReturnValueError, TypeError)) as caught:
             run(parallel(stream(lambda wrong=wrong: iter([wrong])), name="g"))
         assert "of the parallel group 'g'" in str(caught.value)
-    with pytest.raises(ReturnValueError, match="returned a int, not an iterable"):
+    with pytest.raises(ReturnValueError, match="returned an int, not an iterable"):
         run(parallel(stream(lambda: 1)))
 
 

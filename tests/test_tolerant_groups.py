@@ -299,6 +299,8 @@ def test_the_effects_of_those_that_count_are_merged_in_branch_order(run, streame
 
 def test_more_than_there_are_is_an_error(run):
     """Of the definition where that is known; otherwise of the run."""
+    with pytest.raises(DefinitionError, match="enough=3 is more than the 1 branch of the parallel group"):
+        group(False, 0, enough=3)
     with pytest.raises(DefinitionError, match="enough=3 is more than the 2 branches"):
         group(False, 0, 1, enough=3)
     with pytest.raises(RunError, match="completes when 3 branches have, and its stream yielded 2"):

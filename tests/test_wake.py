@@ -210,6 +210,7 @@ def test_a_run_that_cannot_be_located_is_reported_and_the_others_continue(flows,
     assert "run unknown: the journal does not know where its workflow is" in lines[0]
     assert "run nowhere:flow: " in lines[1]
     assert "there is no module 'nowhere'" in lines[1]
+    assert "EntryError" not in error
     assert "flows has no 'nothing'" in lines[2]
     assert "ZeroDivisionError" in lines[3]
     assert set(statuses().values()) == {"suspended", "completed"}

@@ -158,10 +158,18 @@ def _run_id(text: str) -> str:
     return text
 
 
-def _path(text: str) -> str:
-    if not text:
-        raise argparse.ArgumentTypeError("an empty string is not the path of a file: write --journal runs.db")
-    return text
+def _path(instead: str) -> Callable[[str], str]:
+    """Return the type of an option that is the path of a file."""
+
+    def checked(text: str) -> str:
+        if not text:
+            raise argparse.ArgumentTypeError(f"an empty string is not the path of a file: write {instead}")
+        return text
+
+    return checked
+
+
+_journal_path, _page_path = _path("--journal runs.db"), _path("--html page.html")
 
 
 # Completion, which reads the source of a workflow and never runs it. A completer may yield more than what begins with the
@@ -291,7 +299,7 @@ def _selectors(option: str, verb: str) -> _Option:
 
 
 def _journal(help: str = "the journal") -> _Option:
-    return _option("--journal", metavar="PATH", type=_path, help=f"{help} (default: ${JOURNAL})")
+    return _option("--journal", metavar="PATH", type=_journal_path, help=f"{help} (default: ${JOURNAL})")
 
 
 def _run(
@@ -326,7 +334,7 @@ _ERROR: Final = _repeated(
     help="answer this question with a failure, a RuntimeError",
 )  # fmt: skip
 _GIVEN_JOURNAL: Final = _option(
-    "journal", metavar="JOURNAL", nargs="?", type=_path, help=f"the journal (default: ${JOURNAL})"
+    "journal", metavar="JOURNAL", nargs="?", type=_journal_path, help=f"the journal (default: ${JOURNAL})"
 )
 _RUNNING: Final = (
     _SKIP,
@@ -340,7 +348,7 @@ _RUNNING: Final = (
         help="the run fails if it takes longer: running coroutines are cancelled, and nothing more begins",
     ),
     _option("--progress", action="store_true", help="show a live display (extra: flowdeco[rich])"),
-    _option("--html", metavar="FILE", help="write an HTML page of the run"),
+    _option("--html", metavar="FILE", type=_page_path, help="write an HTML page of the run"),
     _VALUES, _VERBOSE, _JSON,
 )  # fmt: skip
 _DRAWN: Final = (
@@ -348,7 +356,9 @@ _DRAWN: Final = (
         "--format", choices=["text", "mermaid", "html"],
         help="the format (default: by the suffix of the file, .html, .mmd or .md; otherwise text)",
     ),
-    _option("-o", "--output", metavar="FILE", help="write it to this file"),
+    _option(
+        "-o", "--output", metavar="FILE", type=_path("-o plan.html"), help="write it to this file; - is stdout, the default"
+    ),
     _JSON,
 )  # fmt: skip
 
@@ -382,7 +392,7 @@ _COMMANDS: Final[dict[str, tuple[str, *tuple[_Option, ...]]]] = {
         "show the steps of a run",
         _run(f" (default: {LATEST})", nargs="?"), _journal(),
         _option(
-            "--html", metavar="FILE", nargs="?", const="",
+            "--html", metavar="FILE", nargs="?", const=True, type=_page_path,
             help="write the page of the run (default: RUN.html), and show nothing",
         ),
         _VALUES, _option("--force", action="store_true", help="overwrite the page if it exists"),

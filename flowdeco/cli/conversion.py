@@ -12,7 +12,7 @@ from contextlib import suppress
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Union, cast, get_args, get_origin
 
-from flowdeco.cli.inputs import UsageError, type_name
+from flowdeco.cli.inputs import UsageError
 from flowdeco.errors import shortened
 from flowdeco.model.annotations import EMPTY
 from flowdeco.model.definitions import (
@@ -27,7 +27,7 @@ from flowdeco.model.definitions import (
     one_action_stage,
     stage_selectors,
 )
-from flowdeco.model.keys import key_name, type_of
+from flowdeco.model.keys import key_name, type_name, type_of
 from flowdeco.model.steps import Input, Step, steps_of
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def _convert(value: Any, annotation: Any, is_text: bool) -> Any:
             if accepted is None or isinstance(value, str) or type(value) in accepted:
                 with suppress(ValueError, ArithmeticError, TypeError, KeyError):
                     return convert(value, kind)
-            raise Misfit(f"{shortened(value)} is not one{_choices(kind)}")
+            raise Misfit(f"{shortened(value)} is not one{_choices(kind) or _FORMS.get(kind.__name__, '')}")
     return UNCHANGED
 
 
@@ -199,6 +199,14 @@ def _choices(kind: Any) -> str:
     """Return the names of the members of an enumeration."""
     names = list(getattr(kind, "__members__", ()))
     return f" of {', '.join(names[:_CHOICES])}{', …' if len(names) > _CHOICES else ''}" if names else ""
+
+
+# How values of these types are written, where their names do not say it.
+_FORMS: Final = {
+    "bool": ": write true or false, yes or no, 1 or 0",
+    "date": ": write YYYY-MM-DD",
+    "datetime": ": write YYYY-MM-DDTHH:MM:SS",
+}
 
 
 def _plain(annotation: Any) -> Any:

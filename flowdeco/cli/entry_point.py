@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any, Final, NamedTuple
 
-from flowdeco.errors import FlowdecoError, suggestion
+from flowdeco.errors import FlowdecoError, frames_of_users, suggestion
 
 __all__ = ["Entry", "EntryError", "load", "names_in", "parameters_in", "tags_in"]
 
@@ -139,10 +139,10 @@ def _import_error(where: str, error: BaseException) -> EntryError:
     if isinstance(error, SyntaxError):
         return EntryError(f"{where} cannot be imported: {error.msg} ({error.filename}:{error.lineno})")
     place = ""
-    traceback = error.__traceback__
+    traceback = frames_of_users(error.__traceback__)
     while traceback is not None:
         file = traceback.tb_frame.f_code.co_filename
-        if not file.startswith("<frozen") and "importlib" not in file and file != __file__:
+        if not file.startswith("<frozen") and "importlib" not in file:
             place = f" ({file}:{traceback.tb_lineno})"
         traceback = traceback.tb_next
     why = 'it exits; put what it does under `if __name__ == "__main__":`' if isinstance(error, SystemExit) else ""

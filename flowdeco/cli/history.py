@@ -49,7 +49,9 @@ def recorded(path: str, info: RunInfo, flow: Pipeline) -> Run:
 
 def crashed(ran: Ran) -> Ran:
     """Return the view of a run that was under way when its process ended, with `crashed` as its status."""
-    return replace(ran, status=_CRASHED, parts=tuple(map(_crashed, ran.parts)))
+    from flowdeco.show.parts import with_ahead
+
+    return replace(ran, status=_CRASHED, parts=with_ahead(map(_crashed, ran.parts), False))
 
 
 def _crashed(part: Part) -> Part:

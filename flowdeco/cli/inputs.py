@@ -9,9 +9,9 @@ from argparse import Namespace
 from ast import literal_eval
 from collections.abc import Callable, Collection, Iterable, Iterator
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Final, Union, get_args, get_origin
 
-from flowdeco.errors import WAITING, FlowdecoError
+from flowdeco.errors import WAITING, FlowdecoError, a_type
 
 if TYPE_CHECKING:
     from flowdeco.engine.runs import ActionRecord, Run, StageRecord
@@ -27,7 +27,6 @@ __all__ = [
     "read_errors",
     "read_inputs",
     "text_keys",
-    "type_name",
 ]
 
 
@@ -79,7 +78,7 @@ def _read_file(path: str) -> dict[str, Any]:
         raise UsageError(f"{option}: it is empty, where a JSON object is expected")
     content = _parse_json(text, f"{option}: it is not valid JSON")
     if not isinstance(content, dict):
-        raise UsageError(f"{option}: expected a JSON object, not a {type(content).__name__}")
+        raise UsageError(f"{option}: expected a JSON object, not {a_type(content)}")
     return content  # pyright: ignore[reportUnknownVariableType]  # the keys of a JSON object are strings
 
 
@@ -120,6 +119,8 @@ def input_warnings(
     """
     from difflib import get_close_matches
 
+    from flowdeco.model.keys import type_name
+
     wanted = {parameter.key: (stage, record, parameter) for stage, record, parameter in _parameters(run)}
     failed = run.status == "failed"
     relevant = {key for key, (_, record, _) in wanted.items() if not failed or record.error is run.error}
@@ -152,28 +153,9 @@ def _parameters(run: Run) -> Iterator[tuple[StageRecord, ActionRecord, Input]]:
 
     for stage in run.stages:
         for record in stage.actions:
-            yield from ((stage, record, each) for each in step_of(record.action).inputs if not each.context)
-
-
-def type_name(annotation: Any) -> str:
-    """Return a type as it is written in the source: `Literal['a', 'b']`, `list[date] | None`."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return type_name(arguments[0])
-    if origin in (Union, UnionType):
-        return " | ".join(map(type_name, arguments))
-    if origin is Literal:
-        return f"Literal[{', '.join(map(_written, arguments))}]"
-    if annotation is NoneType or annotation is Ellipsis:
-        return "None" if annotation is NoneType else "..."
-    if isinstance(origin, type) and arguments and not any(isinstance(each, list) for each in arguments):
-        return f"{origin.__name__}[{', '.join(map(type_name, arguments))}]"
-    is_named = isinstance(annotation, type) or hasattr(annotation, "__supertype__")
-    return annotation.__name__ if is_named and origin is None else str(annotation)
-
-
-def _written(value: Any) -> str:
-    return f"{type(value).__name__}.{value.name}" if hasattr(value, "_value_") else repr(value)
+            step = step_of(record.action)
+            taken = (each for each in step.inputs if not (each.context or each.name in step.bound))
+            yield from ((stage, record, each) for each in taken)
 
 
 def _excludes_text(annotation: Any) -> bool:
@@ -207,6 +189,10 @@ def check_page(path: str | None, *, values: bool) -> None:
 
 def check_output(option: str, path: str) -> None:
     """Refuse a file that cannot be written, before anything is done."""
+    if path.endswith(".py"):
+        raise UsageError(
+            f"{option} {path}: it is the name of a Python file, which would be overwritten: give another name"
+        )
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):
         raise UsageError(f"{option} {path}: there is no such directory")

@@ -20,7 +20,7 @@ from flowdeco.cli.steps_table import step_rows
 from flowdeco.durable import RunInfo
 from flowdeco.durable.codec import OutlineCodec
 from flowdeco.durable.info import STATUSES, as_text
-from flowdeco.errors import WAITING, JournalError, RunBusyError, RunNotFoundError, suggestion, told, utc
+from flowdeco.errors import WAITING, JournalError, RunBusyError, RunNotFoundError, cut, printable, suggestion, told, utc
 
 if TYPE_CHECKING:
     from flowdeco.engine.outcome import ActionRecord, StageRecord
@@ -316,7 +316,7 @@ def _print_messages(run: Run) -> None:
             told = interleaved(action.messages, action.failures)
             for number, each in enumerate(told):
                 if not number:
-                    report.say(f"\n{record.name}/{action.name}")
+                    report.say(f"\n{printable(f'{record.name}/{action.name}')}")
                 if isinstance(each, MessageRecord):
                     when = time.strftime("%H:%M:%S", time.gmtime(each.time))
                     text = message_line(each).replace("\n", f"\n{' ' * 12}")
@@ -374,7 +374,7 @@ class _Loading:
 
 def _write_page(path: str, info: RunInfo, options: Namespace) -> int:
     """Write the page of a run; one without a file gets `RUN.html`."""
-    target = options.html or re.sub(r"[^-.=@+,\w]", "_", info.id) + ".html"
+    target = re.sub(r"[^-.=@+,\w]", "_", info.id) + ".html" if options.html is True else options.html
     check_page(target, values=options.values)
     if os.path.exists(target) and not options.force:
         raise UsageError(f"{target} exists: give another file, or --force to overwrite it")
@@ -411,9 +411,9 @@ def _print_facts(info: RunInfo) -> None:
     owner = f" ({_owner(info)})" if info.owner else ""
     facts: list[tuple[str, str]] = [
         ("run", info.id),
-        ("pipeline", info.pipeline),
+        ("pipeline", printable(info.pipeline)),
         ("workflow", info.entry or "not known to the journal"),
-        ("status", f"{f': {report.one_line(why)}' if why else ''}{owner}"),
+        ("status", f"{f': {report.one_line(cut(why))}' if why else ''}{owner}"),
         ("started", utc(info.started)),
         ("updated", f"{utc(info.updated)}, {report.duration(max(0.0, info.updated - info.started))} later"),
     ]

@@ -14,6 +14,7 @@ from flowdeco.cli.exit_codes import FAILED, FINE
 from flowdeco.cli.inputs import check_output, read_inputs
 from flowdeco.cli.json_output import plan_as_data, print_json
 from flowdeco.cli.workflow import load_recorded_workflow, load_workflow, stand_in_for_main
+from flowdeco.errors import printable
 from flowdeco.model.definitions import as_pipeline
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _print_diff(diff: Diff) -> None:
     from flowdeco.show.formatting import summary
 
     ran = diff.ran
-    report.say(f"{diff.plan.name}, plan and run {ran.run_id} ({ran.status}): {summary(diff.counts())}")
+    report.say(f"{printable(diff.plan.name)}, plan and run {ran.run_id} ({ran.status}): {summary(diff.counts())}")
     report.print_steps(list(_rows(diff.parts, 0)), "DIFFERENCE")
     if ran.error:
         report.say("\n".join(["", ran.error, *(f"  {note}" for note in ran.notes)]))
@@ -126,6 +127,8 @@ _FORMATS: Final = {".html": "html", ".htm": "html", ".mmd": "mermaid", ".mermaid
 
 
 def _check_output(options: Namespace) -> None:
+    if options.output == "-":
+        options.output = None
     if options.output:
         check_output("-o", options.output)
 

@@ -37,7 +37,7 @@ from flowdeco.engine.rows import outcomes
 from flowdeco.engine.runs import Run
 from flowdeco.engine.terms import Terms
 from flowdeco.engine.waits import starting_point
-from flowdeco.errors import suggestion, told
+from flowdeco.errors import cut, suggestion, told
 from flowdeco.model.definitions import Pipeline
 from flowdeco.model.runnable import Options
 from flowdeco.model.sentinels import UNSET
@@ -70,6 +70,8 @@ def replay(options: Namespace) -> int:
     if now is None:
         raise run.error if run.error is not None else UsageError(f"the pipeline does not lead to {found.name} any more")
     differs = list(differences(found.before, now, durable.digest))
+    if options.traceback and now.error is not None and call.raised is not None:
+        report.print_traceback(call.raised, of_user=True)
     _print(found, call, now, differs, options)
     return FAILED if differs else FINE
 
@@ -190,6 +192,7 @@ class _Performer:
                 return function(*args, **(kwargs or {}))
             return self._performer.perform(request)
         except BaseException as error:
+            self._call.raised = error
             return Raised(error)
         finally:
             gate.open = False
@@ -202,6 +205,7 @@ class _Call:
         self.arguments: dict[str, Any] = {}
         self.shown: dict[str, str] = {}  # an action may change its arguments
         self.is_quit = False
+        self.raised: BaseException | None = None  # by the call, or by what was performed after it
         self._debugs = debugs
 
     def of(self, step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -294,7 +298,7 @@ _SAME: Final = {Status.COMPLETED: "the same result", Status.FAILED: "the same fa
 
 def _as_row(did: Outcome) -> tuple[str, str, str]:
     inserts = f"inserts {', '.join(unit.name for unit in did.inserted)}" if did.inserted and did.result is UNSET else ""
-    text = report.one_line(told(did.error)) or inserts or _in_one_line(_result(did))
+    text = report.one_line(cut(told(did.error))) or inserts or _in_one_line(_result(did))
     return str(did.status), report.duration(did.elapsed), text
 
 

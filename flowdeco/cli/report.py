@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TextIO, cast
 
 from flowdeco.cli.inputs import awaited_keys
-from flowdeco.errors import SLEEPING, cut_middle, duration, message_of, printable, told
+from flowdeco.errors import cut, cut_middle, duration, message_of, printable, told
 
 if TYPE_CHECKING:
     from flowdeco.engine.runs import Run, Scope, StageRecord
@@ -34,6 +34,7 @@ __all__ = [
     "print_stages",
     "print_steps",
     "print_table",
+    "print_traceback",
     "print_warning",
     "resume_command",
     "say",
@@ -114,7 +115,11 @@ _NARROW: Final = ((_PROSE, 20), (_NAMES, 12), (_PROSE, 8), (_NAMES, 8))  # how f
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[str] = ()) -> None:
     """Print aligned columns, those named in `right` to the right; texts and names are cut to the width of a terminal."""
-    table = [list(header), *([printable(one_line(cell)) for cell in row] for row in rows)]
+    prose = [name in _PROSE for name in header]  # the others are names
+    table = [list(header)]
+    table += (
+        [printable(one_line(cell) if each else cell) for cell, each in zip(row, prose, strict=True)] for row in rows
+    )
     widths = [max(len(row[column]) for row in table) for column in range(len(header))]
     aligned_right = {column for column, name in enumerate(header) if name in right}
     excess = sum(widths) + 2 * (len(widths) - 1) - _width()
@@ -172,17 +177,18 @@ def print_steps(rows: Sequence[StepRow], note: str = "INSERTED BY") -> None:
 
 
 def _collapsed(rows: Sequence[StepRow]) -> Iterator[StepRow]:
-    """Yield the rows of siblings, each with those below it; of many of one template the first ones and all that failed."""
+    """Yield the rows of siblings, each with those below it; of one template the first of each kind, and all that failed."""
     if not rows:
         return
     starts = [index for index, row in enumerate(rows) if row.depth <= rows[0].depth]
     alike = Counter(rows[start].template for start in starts)
-    seen: Counter[tuple[str, str]] = Counter()
+    seen: Counter[tuple[str, str, bool]] = Counter()
     hidden: list[StepRow] = []
     for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
         row, below = rows[start], rows[start + 1 : end]
-        seen[row.template, row.status] += 1
-        many = alike[row.template] >= _MANY and seen[row.template, row.status] > _SHOWN
+        kind = row.template, row.status, any(map(_is_notable, below))
+        seen[kind] += 1
+        many = alike[row.template] >= _MANY and seen[kind] > _SHOWN
         if (many or len(seen) > _MOST) and not any(_is_failure(each) for each in (row, *below)):
             hidden.append(row)
             continue
@@ -195,6 +201,10 @@ def _collapsed(rows: Sequence[StepRow]) -> Iterator[StepRow]:
 
 def _is_failure(row: StepRow) -> bool:
     return row.status.partition(",")[0].partition(" ")[0] in ("failed", "cancelled", "crashed")
+
+
+def _is_notable(row: StepRow) -> bool:
+    return "recovered" in row.status or "attempts" in row.status
 
 
 def _rest(hidden: Sequence[StepRow]) -> Iterator[StepRow]:
@@ -242,13 +252,30 @@ def _stage_row(depth: int, record: StageRecord) -> StepRow:
 # Errors.
 
 
-def print_error(error: BaseException, options: Namespace, text: str | None = None) -> None:
-    """Print an error to the standard error in one line; with `--traceback`, after its traceback."""
-    if options.traceback:
-        import traceback
+def print_error(error: BaseException, options: Namespace, text: str | None = None, *, of_user: bool = False) -> None:
+    """Print an error to the standard error in one line; with `--traceback`, after its traceback.
 
-        say("".join(traceback.format_exception(error)).rstrip(), out=sys.stderr)
+    That of an action (`of_user`) has no frames of flowdeco, which led to the call.
+    """
+    if options.traceback:
+        print_traceback(error, of_user=of_user)
     say("flowdeco: ", Coloured("error"), ": ", one_line(text or error_message(error)), out=sys.stderr)
+
+
+def print_traceback(error: BaseException, *, of_user: bool) -> None:
+    """Print the traceback of an error to the standard error; if it is `of_user`, without the frames of flowdeco."""
+    import traceback
+
+    found = traceback.TracebackException.from_exception(error)
+    waiting = [found] if of_user else []
+    while waiting:
+        each = waiting.pop()
+        each.stack[:] = [frame for frame in each.stack if not frame.filename.startswith(_PACKAGE)]
+        waiting += filter(None, (each.__cause__, each.__context__, *(each.exceptions or ())))
+    say("".join(found.format()).rstrip(), out=sys.stderr)
+
+
+_PACKAGE: Final = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
 
 
 def print_warning(text: str) -> None:
@@ -269,7 +296,7 @@ def error_message(error: BaseException) -> str:
             f"the definition has changed since the run was interrupted: {'; '.join(changes)}. "
             f"Give --on-change ignore to resume all the same, or --on-change rerun to run again from the first change"
         )
-    return message_of(error) or type(error).__name__
+    return cut(message_of(error)) or type(error).__name__
 
 
 def describe_error(error: BaseException, depth: int = 8) -> str:
@@ -277,7 +304,7 @@ def describe_error(error: BaseException, depth: int = 8) -> str:
     if isinstance(error, BaseExceptionGroup) and depth:
         members: tuple[BaseException, ...] = cast("Any", error).exceptions
         return f"{error.message}: {'; '.join(describe_error(each, depth - 1) for each in members)}"
-    return told(cast("BaseException", error))
+    return cut(told(cast("BaseException", error)))
 
 
 def failed_step(run: Run) -> str:
@@ -302,7 +329,7 @@ def resume_command(run_id: str, status: str, reason: str | None, path: str | Non
     """Return the command that resumes a run, "" if it cannot be resumed."""
     if status not in ("failed", "suspended", "cancelled", "crashed"):
         return ""
-    keys = (awaited_keys(reason) or ([] if SLEEPING in (reason or "") else ["KEY"])) if status == "suspended" else []
+    keys = awaited_keys(reason) if status == "suspended" else []
     value = "".join(f" -i {shlex.quote(key)}=VALUE" for key in keys)
     journal = f" --journal {shlex.quote(path)}" if path else ""
     return f"flowdeco resume {entry}{shlex.quote(run_id)}{journal}{value}"

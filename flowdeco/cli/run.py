@@ -17,7 +17,7 @@ from flowdeco.cli.process import Cancelling, configure_logging, discard_broken_o
 from flowdeco.cli.workflow import load_recorded_workflow, load_workflow, stand_in_for_main
 from flowdeco.engine.runs import Run
 from flowdeco.engine.waits import open_questions
-from flowdeco.errors import CONSUMED, RunExistsError, message_of
+from flowdeco.errors import CONSUMED, RunExistsError, cut, message_of
 from flowdeco.model.definitions import Pipeline
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ _CODES: Final = {"completed": FINE, "bailed": FINE, "suspended": SUSPENDED}
 
 def run(options: Namespace) -> int:
     """Run a workflow."""
+    if options.no_journal and options.journal:
+        raise UsageError(f"--no-journal keeps no journal, and --journal {options.journal} keeps one: give one of them")
     given = read_inputs(options)
     workflow = load_workflow(options)
     flow = workflow.to_run(options)
@@ -206,9 +208,8 @@ def _print_problems(
     """Print why a run failed, doubtful inputs, and how to resume it."""
     warnings = list(input_warnings(run, inputs, options, warned, _is_convertible))
     if run.status == "failed" and run.error is not None:
-        report.print_error(
-            run.error, options, _failure(run, run.error) + (f" ({'; '.join(warnings)})" if warnings else "")
-        )
+        why = _failure(run, run.error) + (f" ({'; '.join(warnings)})" if warnings else "")
+        report.print_error(run.error, options, why, of_user=True)
     else:
         for warning in warnings:
             report.print_warning(warning)
@@ -237,4 +238,4 @@ def _failure(run: Run, error: BaseException) -> str:
     # The note with the place, and those of several lines, as a traceback of another process, are left out.
     notes = [note for note in getattr(error, "__notes__", ()) if not ("\n" in note or note.endswith(f"run {run.id!r}"))]
     why = f" ({'; '.join(notes)})" if notes else ""
-    return f"{message if message.startswith(step) else f'{step} failed: {text}'}{why}"
+    return f"{cut(message) if message.startswith(step) else f'{step} failed: {text}'}{why}"

@@ -50,8 +50,13 @@ def _rows_of(step: Step, state: str, codec: str, by: str) -> Iterator[StepRow]:
         yield StepRow(0, step.name, "completed", duration(step.actions[0].elapsed), by)
     else:
         yield StepRow(0, step.name, f"{state} here or later" if state in ("crashed", "running") else state, "", by)
+    levels: dict[int, tuple[str, int]] = {}  # the names and depths of actions, by number
     for action in () if alone else step.actions:
-        yield StepRow(1, str(action.action), _with_attempts(action, codec, state), duration(action.elapsed))
+        name, number, by = str(action.action), *_inserter_of(action, codec)
+        above, depth = levels.get(number, (name, 1))
+        depth = min(depth + (above != name), _DEEPEST)
+        levels[action.number] = name, depth
+        yield StepRow(depth, name, _with_attempts(action, codec, state), duration(action.elapsed), by)
 
 
 def _with_attempts(row: Row, codec: str, state: str) -> str:
@@ -81,7 +86,7 @@ class Places:
         left: dict[tuple[str, int], tuple[str, int]] = {}  # who inserted units, and how many of these have not begun
         for row in sorted(rows, key=lambda row: self.path(row.branch, row.number)):
             branch, number = key = row.branch, row.number
-            by = branch, _inserter_of(row, codec)
+            by = branch, _inserter_of(row, codec)[0]
             if by in left:
                 left[by] = left[by][0], left[by][1] - 1
             if row.kind in ("stage", "group"):
@@ -136,10 +141,11 @@ def _branches(groups: Iterable[Row], codec: str) -> Iterator[tuple[str, tuple[Ro
             yield branch_id(f"{row.branch}.{row.number}", index), (row, index)
 
 
-def _inserter_of(row: Row, codec: str) -> int:
-    """Return the number of the step that inserted a step, -1 for none."""
-    number = _parts_of(row, codec).get("by_number") if b"by_number" in row.payload else None
-    return number if isinstance(number, int) else -1
+def _inserter_of(row: Row, codec: str) -> tuple[int, str]:
+    """Return the number and the name of the step that inserted a step, -1 and "" for none."""
+    parts = _parts_of(row, codec) if b"by_number" in row.payload else {}
+    number = parts.get("by_number")
+    return (number, str(parts["by"])) if isinstance(number, int) else (-1, "")
 
 
 def _parts_of(row: Row, codec: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from flowdeco.cli import report
 from flowdeco.cli.exit_codes import FAILED, FINE, INTERRUPTED
 from flowdeco.cli.json_output import print_json
 from flowdeco.durable import RunInfo
-from flowdeco.errors import SLEEP, RunBusyError, RunNotFoundError, Suspend, Wait
+from flowdeco.errors import SLEEP, FlowdecoError, RunBusyError, RunNotFoundError, Suspend, Wait
 
 __all__ = ["wake", "why_not"]
 
@@ -260,7 +260,9 @@ def _serve(pipe: Any, theirs: Any, path: str, entry: str, how: dict[str, Any]) -
             try:
                 found = found or recorded_flow(entry)
             except BaseException as error:
-                came = Woken(run_id, "lost", error=report.describe_error(error))
+                is_ours = isinstance(error, FlowdecoError)  # its class means nothing to the user
+                why = report.error_message(error) if is_ours else report.describe_error(error)
+                came = Woken(run_id, "lost", error=why)
             else:
                 came = _resumed(found, path, run_id, codec, how, at_work)
             for stream in (sys.stdout, sys.stderr):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from flowdeco.drivers.interrupts import is_cancellation
@@ -40,17 +39,22 @@ def notifier(observers: list[Callable[[Event], object]], run_id: str, gate: Gate
     listening = list(observers)
     if not listening:
         return None
+    from flowdeco.events import Message  # loaded only if there is an observer
 
     def notify(event: Event) -> None:
         for observer in list(listening):
+            if observer not in listening:  # it raised in another thread meanwhile
+                continue
             try:
-                observer(event)
+                observer(event._replace(payload=dict(event.payload)) if type(event) is Message else event)
             except BaseException as error:  # an observer has no say in the run
                 if is_cancellation(meant := meant_by(error)):
                     gate.pending = meant
                     continue
-                with suppress(ValueError):  # it raised in another thread at the same time
+                try:
                     listening.remove(observer)
+                except ValueError:  # it raised in another thread at the same time
+                    continue
                 from flowdeco.engine.run_logger import run_logger  # logging is loaded only if it is used
 
                 run_logger(run_id).exception(

@@ -253,7 +253,7 @@ def _new(inputs: Store, given: Sequence[Given]) -> dict[str, Any]:
 
 def _refuse_error(run_id: str, status: str, options: RunOptions) -> None:
     if options.error is not None:
-        raise DefinitionError(f"run {run_id!r} has {status} and no longer asks anything: error= has nothing to answer")
+        raise DefinitionError(f"run {run_id!r} has {status} and no longer asks anything: no error can answer it")
 
 
 def _ignore(run: Run, inputs: Mapping[str, Any]) -> None:

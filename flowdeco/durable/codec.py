@@ -11,12 +11,12 @@ import pickle
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, NoReturn, TypeAlias, cast
 
 from flowdeco.durable.apart import Unpickler, is_large, load, set_apart
 from flowdeco.durable.blobs import LARGE
 from flowdeco.durable.lookup import current, find, place
-from flowdeco.errors import JournalError, RunError, SerializationError, UnreferencedError
+from flowdeco.errors import JournalError, RunError, SerializationError, UnreferencedError, frames_of_users
 from flowdeco.model.paths import Parts, all_parts, culprit, shown_key
 from flowdeco.model.references import Called, Changed
 
@@ -74,7 +74,7 @@ class PickleCodec:
             return attempt(_with_described_error(value, attempt))
         except Exception as error:
             hint = "" if by_value is not None else _hint(error)
-            raise unserialisable(value, what, attempt, error, hint=hint, parts=_parts) from error
+            refuse(value, what, attempt, error, hint=hint, parts=_parts)
 
     def _check_readable(self, value: Any, what: str) -> None:
         """Raise `SerializationError` for an object that pickles and cannot be loaded again: an enum of objects, say."""
@@ -89,7 +89,7 @@ class PickleCodec:
         try:
             read_back(value)
         except Exception as error:
-            raise unserialisable(value, what, read_back, error, parts=_parts) from error
+            refuse(value, what, read_back, error, parts=_parts)
 
     def decode(self, payload: bytes) -> Any:
         """Return the value; raises `JournalError` if the payload is damaged, or refers to code that is gone."""
@@ -150,7 +150,7 @@ def _unloadable(error: Exception) -> str:
     return f"a value of this run cannot be read back: {type(error).__name__}: {error}"
 
 
-def unserialisable(
+def refuse(
     value: Any,
     what: str,
     attempt: Callable[[Any], object],
@@ -158,13 +158,18 @@ def unserialisable(
     *,
     hint: str = "",
     parts: Parts,
-) -> SerializationError:
-    """Return the error that names the innermost part for which the attempt fails."""
+) -> NoReturn:
+    """Raise the error that names the innermost part for which the attempt fails; its cause is that of user code, if any."""
     path, reason = _place(value, what, attempt, parts) or (what, error)
     problem = (
         str(reason) if isinstance(reason, (TypeError, AttributeError, pickle.PicklingError)) else _described(reason)
     )
-    return SerializationError(f"{path}: {problem}{hint}" if path else f"{problem}{hint}")
+    frames = frames_of_users(reason.__traceback__)
+    while frames is not None and str(frames.tb_frame.f_globals.get("__name__")).startswith("cloudpickle"):
+        frames = frames.tb_next
+    reason.__suppress_context__ = True
+    cause = None if frames is None else reason.with_traceback(frames)  # raised by a `__getstate__`, say
+    raise SerializationError(f"{path}: {problem}{hint}" if path else f"{problem}{hint}") from cause
 
 
 def _described(error: Exception) -> str:
@@ -197,6 +202,7 @@ def _sections(section: Any, content: Any) -> Iterable[tuple[str, Any]]:
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     """Yield the parts of a value; of a definition, those that it was made with."""
+    from flowdeco.model.declare import StageTemplate
     from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, bound_of
     from flowdeco.model.references import origin_of
 
@@ -209,6 +215,8 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         )
     elif isinstance(value, Action):
         yield from all_parts(bound_of(cast("Action[..., Any]", value)))
+    elif isinstance(value, StageTemplate):
+        return  # its error names it
     elif isinstance(value, (Pipeline, Parallel)):
         yield from ((f"[{index}]", unit) for index, unit in enumerate(value.units))
     else:

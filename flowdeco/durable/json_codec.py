@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, Self, TypeVar, cast
 
 from flowdeco.durable.blobs import LARGE
-from flowdeco.durable.codec import stand_in, unserialisable
+from flowdeco.durable.codec import refuse, stand_in
 from flowdeco.durable.json_definitions import DEFINITIONS, REFERENCES, referred
 from flowdeco.durable.json_values import VALUES
 from flowdeco.durable.kinds import STANDARD
@@ -66,7 +66,7 @@ class JsonCodec:
         try:
             return _text(self._notation.write(value))
         except Exception as error:
-            raise unserialisable(value, what, self._dumped, error, parts=_parts) from error
+            refuse(value, what, self._dumped, error, parts=_parts)
 
     def encode_apart(self, value: Any, what: str) -> bytes:
         """Return the value as a `Payload` if there are large parts in it, each as JSON, and otherwise as `encode` does."""

@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, cast
 
+from flowdeco.errors import cut as cut_at
+from flowdeco.errors import without_addresses
 from flowdeco.model.tuples import NamedTuple
 
 __all__ = ["HALF", "MOST_SHOWN", "MOST_TEXT", "MessageRecord", "Messages", "as_payload", "cut", "interleaved", "joined"]
@@ -92,7 +94,7 @@ def joined(
 
 def cut(text: str) -> str:
     """Return a text, cut if it is long, with a note of how much is missing."""
-    return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]}… ({len(text) - MOST_TEXT:,} more characters)"
+    return cut_at(text, MOST_TEXT)
 
 
 def as_payload(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,11 +112,11 @@ def _plain(value: Any) -> Any:
 
 
 def shown(value: Any) -> str:
-    """Return the repr of a value; of a long list or dict only its beginning, so that this takes no time."""
+    """Return the repr of a value without addresses; of a long list or dict only its beginning, so that it takes no time."""
     from reprlib import Repr  # few actions emit more than plain values
 
     short = Repr()
     short.maxlevel, short.maxdict, short.maxlist, short.maxtuple, short.maxset, short.maxfrozenset = 6, *[100] * 5
     short.maxdeque = short.maxarray = 100
     short.maxstring = short.maxlong = short.maxother = MOST_TEXT
-    return short.repr(value)
+    return without_addresses(short.repr(value))

@@ -6,12 +6,14 @@ image. So nothing is imported here that the program has not loaded.
 
 from __future__ import annotations
 
-from base64 import b64encode
-from collections.abc import Callable, Iterator
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from io import BytesIO
 from typing import Any, Final, cast
 
 from flowdeco.engine.messages import shown
+from flowdeco.errors import without_addresses
 
 __all__ = ["LARGEST", "rendered", "size"]
 
@@ -30,8 +32,10 @@ def rendered(value: object) -> dict[str, str]:
     if isinstance(value, str):
         return _as_text("text/markdown", value)
     for kind, content in _forms(value):
-        if isinstance(content, str):
-            return _as_text(kind, content) if kind != "image/svg+xml" else _as_image(kind, content.encode())
+        if isinstance(content, str) and not kind.startswith("image/"):
+            return _as_text(kind, without_addresses(content) if kind == "text/plain" else content)
+        if isinstance(content, str) and kind == "image/svg+xml":
+            return _as_image(kind, content.encode())
         if isinstance(content, _BYTES) and _image_type(content):
             return _as_image(kind, bytes(cast("bytes", content)))
     return _as_text("text/plain", shown(value))
@@ -57,8 +61,20 @@ def _forms(value: Any) -> Iterator[tuple[str, Any]]:
     for name, kind in _METHODS.items():
         method = getattr(value, name, None)
         if callable(method):
-            content = _made(method)
-            yield kind, content[0] if isinstance(content, tuple) and content else content  # some add metadata
+            yield kind, _data(_made(method))
+    method = getattr(value, "_repr_mimebundle_", None)
+    bundle = _data(_made(partial(method, include=None, exclude=None))) if callable(method) else None
+    if isinstance(bundle, Mapping):
+        for kind in (*_METHODS.values(), "text/plain"):
+            content: Any = cast("Mapping[str, Any]", bundle).get(kind)
+            is_coded = isinstance(content, str) and kind in _IMAGES.values()
+            yield kind, _made(partial(b64decode, content)) if is_coded else content
+
+
+def _data(content: Any) -> Any:
+    """Return what such a method returned, without the metadata that some add."""
+    first: Any = content
+    return first[0] if isinstance(content, tuple) and content else first
 
 
 def _made(method: Callable[[], Any]) -> Any:

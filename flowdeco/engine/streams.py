@@ -16,7 +16,7 @@ from flowdeco.engine.open_scopes import OpenStream
 from flowdeco.engine.requests import Await, Chore, Deferred, Failure, Raised, Request, Walk
 from flowdeco.engine.restoring import go_live
 from flowdeco.engine.results import is_awaited
-from flowdeco.errors import DefinitionError, ReturnValueError, is_exit
+from flowdeco.errors import DefinitionError, ReturnValueError, a_type, is_exit
 from flowdeco.model.definitions import Stage, Stream, Unit, insertable
 from flowdeco.model.sentinels import UNSET
 from flowdeco.model.streams import not_iterated
@@ -80,8 +80,7 @@ def _begun(branch: Branch, stream: Stream, where: str) -> Generator[Request, Any
     elif isinstance(source, Iterable):
         iterator = yield Chore(iter, "stream"), (source,), None
     else:
-        found = type(source).__name__
-        return Raised(ReturnValueError(f"the function of a stream {where} returned a {found}, not an iterable"))
+        return Raised(ReturnValueError(f"the function of a stream {where} returned {a_type(source)}, not an iterable"))
     return iterator if type(iterator) is Raised else OpenStream(stream, iterator)
 
 

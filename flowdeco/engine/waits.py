@@ -420,7 +420,7 @@ def refusals(error: object, questions: Sequence[Any], run_id: str) -> dict[str, 
     keys = list(dict.fromkeys(wait.key for wait in questions))
     names = ", ".join(map(repr, keys))
     if not keys:
-        raise DefinitionError(f"error= answers a question, and run {run_id!r} waits for nothing now: leave it out")
+        raise DefinitionError(f"an error answers a question, and run {run_id!r} waits for nothing now: leave it out")
     found: Mapping[Any, Any]
     if isinstance(error, Mapping):
         found = cast("Mapping[Any, Any]", error)
@@ -432,7 +432,9 @@ def refusals(error: object, questions: Sequence[Any], run_id: str) -> dict[str, 
         )
     for key, each in found.items():
         if key not in keys:
-            raise DefinitionError(f"error=: run {run_id!r} does not wait for {key!r}. {suggestion(str(key), keys)}")
+            raise DefinitionError(
+                f"run {run_id!r} does not wait for {key!r}. {suggestion(str(key), keys, 'It waits for')}"
+            )
         if not isinstance(each, Exception):
             raise DefinitionError(f"error= is an exception, such as RuntimeError('refused'), not {each!r}")
     return dict(found)

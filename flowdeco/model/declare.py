@@ -184,8 +184,8 @@ class StageTemplate(Template, Generic[P]):
         return f"<StageTemplate {self.__name__}{inspect.signature(self.__wrapped__)}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        own = Imported(self.__module__, self.__qualname__)
-        return load, (importable(own, self, f"stage template {self.__name__!r}", lambda found: found is self),)
+        own, what = Imported(self.__module__, self.__qualname__), f"stage template {self.__name__!r}"
+        return load, (importable(own, self, what, lambda found: found is self, "move it to module level"),)
 
     def __copy__(self) -> StageTemplate[P]:
         return self

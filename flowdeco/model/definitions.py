@@ -20,7 +20,15 @@ from typing import TYPE_CHECKING, Any, Final, Generic, cast
 import wrapt
 from typing_extensions import ParamSpec, TypeVar, Unpack
 
-from flowdeco.errors import DefinitionError, ReturnValueError, printable, shortened, suggestion, without_addresses
+from flowdeco.errors import (
+    DefinitionError,
+    ReturnValueError,
+    a_type,
+    printable,
+    shortened,
+    suggestion,
+    without_addresses,
+)
 from flowdeco.model.contents import ATOMS
 from flowdeco.model.functions import bindable, call_bound, function_name, is_same_function, signature_of
 from flowdeco.model.identity import content_of, keep_defaults
@@ -375,7 +383,7 @@ def _copied(data: dict[str, Any], stage: str) -> dict[str, Any]:
                 copy.deepcopy(value)
             except Exception as error:
                 raise DefinitionError(
-                    f"the data of stage {stage!r} cannot be copied: key {name!r} holds a {type(value).__name__} "
+                    f"the data of stage {stage!r} cannot be copied: key {name!r} holds {a_type(value)} "
                     f"({error}). Supply a connection, a lock or the like by middleware: yield {{{name!r}: ...}}"
                 ) from error
         raise

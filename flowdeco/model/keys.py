@@ -26,7 +26,7 @@ from typing import (
     overload,
 )
 
-from flowdeco.errors import DefinitionError, StoreTypeError, shortened
+from flowdeco.errors import DefinitionError, StoreTypeError, a_type, shortened
 from flowdeco.model.tuples import NamedTuple
 
 if TYPE_CHECKING:
@@ -70,15 +70,15 @@ class Key(Generic[T]):
         """Raise `StoreTypeError` if the value is not of the declared type."""
         if self._classes is not None and not isinstance(value, self._classes):
             raise StoreTypeError(
-                f"the key {self.name!r} is declared as {_type_name(self.type)}, "
-                f"but its value is a {type(value).__name__}: {shortened(value)}"
+                f"the key {self.name!r} is declared as {type_name(self.type)}, "
+                f"but its value is {a_type(value)}: {shortened(value)}"
             )
 
     # For questions, whose types are kept in journals.
 
     def described(self) -> str | None:
         """Return the declared type as text, None where any value will do."""
-        return None if self._classes is None else _type_name(self.type)
+        return None if self._classes is None else type_name(self.type)
 
     def references(self) -> tuple[Any, ...] | None:
         """Return the declared type as journals keep it (`type_of`), None where any value will do."""
@@ -105,7 +105,7 @@ class Key(Generic[T]):
         return hash((Key, self.name))
 
     def __repr__(self) -> str:
-        declared = "" if self.type is Any else f", {_type_name(self.type)}"
+        declared = "" if self.type is Any else f", {type_name(self.type)}"
         return f"Key({self.name!r}{declared}{', frozen=True' if self.frozen else ''})"
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -277,5 +277,22 @@ def _loaded(reference: str) -> Any:
     return Literal[found] if isinstance(found, Enum) else found if isinstance(found, type) else None
 
 
-def _type_name(declared: Any) -> str:
-    return declared.__name__ if isinstance(declared, type) and not get_args(declared) else str(declared)
+def type_name(annotation: Any) -> str:
+    """Return a type as it is written in the source: `Literal['a', 'b']`, `list[date] | None`."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return type_name(arguments[0])
+    if origin in (Union, types.UnionType):
+        return " | ".join(map(type_name, arguments))
+    if origin is Literal:
+        return f"Literal[{', '.join(map(_written, arguments))}]"
+    if annotation is types.NoneType or annotation is Ellipsis:
+        return "None" if annotation is types.NoneType else "..."
+    if isinstance(origin, type) and arguments and not any(isinstance(each, list) for each in arguments):
+        return f"{origin.__name__}[{', '.join(map(type_name, arguments))}]"
+    is_named = isinstance(annotation, type) or hasattr(annotation, "__supertype__")
+    return annotation.__name__ if is_named and origin is None else str(annotation)
+
+
+def _written(value: Any) -> str:
+    return f"{type(value).__name__}.{value.name}" if hasattr(value, "_value_") else repr(value)

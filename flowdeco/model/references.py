@@ -175,10 +175,15 @@ def named(what: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{what} {name!r}": value for name, value in values.items()}
 
 
-def importable(origin: Imported, wanted: Any, what: str, accept: Callable[[Any], bool]) -> Imported | Part:
+_CURE: Final = "move it to module level, or make it a stage template there"
+
+
+def importable(
+    origin: Imported, wanted: Any, what: str, accept: Callable[[Any], bool], cure: str = _CURE
+) -> Imported | Part:
     """Return a reference that leads to the definition: its own name, or where a module has what a function made.
 
-    Raises `UnreferencedError` if there is none.
+    `cure` is the advice for one that is defined inside a function. Raises `UnreferencedError` if there is none.
     """
     where = f"{origin.module}:{origin.qualname}"
     if "<" in origin.qualname:  # of a function that another one made, or of a lambda
@@ -188,7 +193,7 @@ def importable(origin: Imported, wanted: Any, what: str, accept: Callable[[Any],
         reason = (
             "it is a lambda: define it with `def`"
             if "<lambda>" in origin.qualname
-            else f"it is defined inside a function ({where}): move it to module level, or make it a stage template there"
+            else f"it is defined inside a function ({where}): {cure}"
         )
     else:
         try:

@@ -7,7 +7,7 @@ import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
-from flowdeco.errors import MissingInputError, ReturnValueError
+from flowdeco.errors import MissingInputError, ReturnValueError, a_type
 from flowdeco.model.annotations import EMPTY, Annotations, Declared, Meaning
 from flowdeco.model.definitions import Action, ActionOptions, Stage, action_options, bound_of, local_of, memo_of
 from flowdeco.model.functions import by_position, underlying
@@ -205,7 +205,7 @@ class Step:
     def _parts(self, value: Any, keys: tuple[Any, ...]) -> list[Any]:
         if not isinstance(value, (tuple, list)):
             raise ReturnValueError(
-                f"action {self.name!r} returned a {type(value).__name__}, and returns={_shown(keys)} "
+                f"action {self.name!r} returned {a_type(value)}, and returns={_shown(keys)} "
                 f"needs a sequence of {len(keys)} values"
             )
         parts = list(cast("Iterable[Any]", value))

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast, overload
 
-from flowdeco.errors import ContextEndedError, StoreKeyError, StoreTypeError, shortened, suggestion
+from flowdeco.errors import ContextEndedError, StoreKeyError, StoreTypeError, a_type, shortened, suggestion
 from flowdeco.model.deltas import NOTHING, Delta, Grown, Mark
 from flowdeco.model.keys import AnyKey, Key, Local, Name, key_name
 from flowdeco.model.runnable import Shows
@@ -138,9 +138,7 @@ class Store(Shows, MutableMapping[str, Any]):
         target = self._owned.get(name)
         if target is None or target is not before:
             if before is not MISSING and not isinstance(before, list):
-                raise StoreTypeError(
-                    f"cannot append to the key {name!r}: it holds a {type(before).__name__}, not a list"
-                )
+                raise StoreTypeError(f"cannot append to the key {name!r}: it holds {a_type(before)}, not a list")
             target = [] if before is MISSING else list(cast("list[Any]", before))
         if self._marks:
             self._note(name, Grown(target, len(target), before))

@@ -485,8 +485,9 @@ class Parallel(Composite):
         branches, stream = _branches(units, options.get("stream"))
         self._assign(branches, "a parallel group", {**options, "stream": stream})
         if self.enough is not None and stream is None and self.enough > len(branches):
+            branches_of = "1 branch of" if len(branches) == 1 else f"{len(branches)} branches of"
             raise DefinitionError(
-                f"enough={self.enough} is more than the {len(branches)} branches of the parallel group {self.name!r}"
+                f"enough={self.enough} is more than the {branches_of} the parallel group {self.name!r}"
             )
 
     def with_options(self, **changes: Unpack[ParallelChanges]) -> Parallel:

@@ -57,7 +57,7 @@ def unusual_status(part: Part) -> str:
     """Return the status of a part that neither completed nor failed: "skipped", "not reached"; otherwise ""."""
     if part.status in (None, Status.COMPLETED, Status.FAILED):
         return ""
-    return "not reached" if part.status is Status.PENDING else str(part.status)
+    return "not reached" if part.status is Status.PENDING and not part.ahead else str(part.status)
 
 
 def was_cached(part: Part) -> bool:

@@ -273,7 +273,7 @@ def _group(node: Node, opened: bool) -> str:
         columns = ""
         for column in collapsed(inside, MANY, MOST):  # a frame less for each level of nested groups than an expression
             columns += f'<div class="fd-col{_wide(column)}">{_column(column, opened, part.inserted_by)}</div>'
-        kind, notes = f"parallel, {branch_counts(part)}", ""
+        kind, notes = f"parallel, {text(branch_counts(part))}", ""
     css = " fd-new" if part.is_dynamic else ""
     return (
         f'<div class="fd-group{css}"><div class="fd-cap">{_named(part.name) if part.name != part.kind else ""}'

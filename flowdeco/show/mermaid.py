@@ -32,7 +32,8 @@ _PLAIN: Final = frozenset(" -_./,:+*=()'?!%@…→✓✗↻⊘⏏‖■▸·[]")
 
 def flowchart(parts: Sequence[Part]) -> str:
     """Return a flowchart from top to bottom; inserted nodes are dashed, with a dotted arrow from their inserter."""
-    drawing = _Drawing(ALIKE if sum(part.kind != "action" for part in walk(parts)) >= MANY else None)
+    nodes = sum(part.kind != "action" or part.is_dynamic for part in walk(parts))
+    drawing = _Drawing(ALIKE if nodes >= MANY else None)
     body = list(drawing.chain(grown(parts), "  "))
     used = [
         f"  {line}"
@@ -91,6 +92,13 @@ class _Drawing:
             yield f"{indent}  direction TB"  # places branches, which no arrow joins, side by side
             inner = self._branches(part, indent + "  ") if part.kind == "parallel" else None
             yield from inner or self.chain(grown(part.parts, part.inserted_by), indent + "  ")
+            yield f"{indent}end"
+            return
+        if any(one.is_dynamic for one in part.parts):  # its actions are a tree, too
+            self._class(name, *self._classes(part))
+            yield f"{indent}subgraph {name}[{quoted(self._headline(part))}]"
+            yield f"{indent}  direction TB"
+            yield from self.chain(grown(part.parts), indent + "  ")
             yield f"{indent}end"
             return
         lines = [self._headline(part)]

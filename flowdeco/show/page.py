@@ -180,9 +180,7 @@ def _resume_command(run: Run) -> str:
     if path is None or run.status not in (Status.FAILED, Status.SUSPENDED, Status.CANCELLED):
         return ""
     entry = "" if getattr(journal, "entry", None) else "FILE.py:FLOW "
-    asked = [wait.key for wait in questions_of(run.waits)]
-    keys = asked or (["KEY"] if run.status is Status.SUSPENDED and run.due is None else [])
-    values = "".join(f" -i {quote(key)}=VALUE" for key in keys)
+    values = "".join(f" -i {quote(wait.key)}=VALUE" for wait in questions_of(run.waits))
     return f"flowdeco resume {entry}{quote(run.id)} --journal {quote(str(path))}{values}"
 
 
@@ -215,7 +213,7 @@ def _planned(nodes: Sequence[Node]) -> str:
         if part.kind == "stage" and part.record is not None:
             shown = f'<a href="#stage-{part.record}">{shown}</a>'
         kind = f' <span class="kind">{part.kind}</span>' if part.kind not in ("stage", part.name) else ""
-        outcome = "not reached" if word == "pending" else word
+        outcome = "not reached" if word == "pending" and not part.ahead else word
         note = "" if word == "completed" else f' <span class="kind">{outcome}</span>'
         turns = [each for each in nodes[at + 1 : after] if (each.part.kind, each.part.name) == (part.kind, part.name)]
         below = (*node.below(), *(one for each in turns for one in (each, *each.below())))

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from flowdeco.engine.runs import Status
 
-__all__ = ["DEEPEST", "Part", "PlanContent", "RanContent", "compared", "count_stages", "pending", "walk"]
+__all__ = ["DEEPEST", "Part", "PlanContent", "RanContent", "compared", "count_stages", "pending", "walk", "with_ahead"]
 
 DEEPEST = 32  # parts that are nested deeper are shown at this level
 
@@ -22,7 +22,8 @@ class Part(NamedTuple):
     that were inserted or begun, and never reached; `record` is the index of its record in `run.stages`, or among the
     actions of its stage, and `parent` that of the stage or action that inserted it. `restored` ones were not run again by
     a resume; `unplanned` ones are missing from the plan although nothing inserted them. `bound` are the bound values of an
-    action that ran in a branch of a group; `source` is the stream that yields the branches of a group.
+    action that ran in a branch of a group; `source` is the stream that yields the branches of a group. Units that are
+    `pending` in a run that is still running are `ahead`.
     """
 
     kind: str
@@ -52,6 +53,7 @@ class Part(NamedTuple):
     source: str = ""
     parent: int | None = None
     restored: bool = False
+    ahead: bool = False
 
     @property
     def label(self) -> str:
@@ -116,13 +118,26 @@ def pending(parts: Iterable[Part], inserted_by: str | None, parent: int | None =
         yield part._replace(status=Status.PENDING, inserted_by=inserted_by, parent=parent, parts=inner)
 
 
+def with_ahead(parts: Iterable[Part], ahead: bool) -> tuple[Part, ...]:
+    """Return the parts of a run that is still running, or not: the pending ones are `ahead`, or were never reached."""
+    return tuple(
+        part._replace(ahead=ahead and part.status is Status.PENDING, parts=with_ahead(part.parts, ahead))
+        for part in parts
+    )
+
+
 # The comparison.
 
 Name: TypeAlias = "tuple[str, str | int | None]"
 
 
-def compared(planned: Sequence[Part], ran: Sequence[Part]) -> tuple[Part, ...]:
-    """Return the trees of a plan and a run as one: in the order of the run, with unreached parts in their places."""
+def compared(
+    planned: Sequence[Part], ran: Sequence[Part], *, forgotten: bool = False, completed: bool = False
+) -> tuple[Part, ...]:
+    """Return the trees of a plan and a run as one: in the order of the run, with unreached parts in their places.
+
+    If the first records were `forgotten`, the parts of the plan before the first one that is known are left out: they ran.
+    """
     indexes: dict[Name, list[int]] = {}
     for index, part in enumerate(planned):
         indexes.setdefault(_name(part), []).append(index)
@@ -137,9 +152,15 @@ def compared(planned: Sequence[Part], ran: Sequence[Part]) -> tuple[Part, ...]:
         if found == len(known):
             merged.append(part._replace(unplanned=True))
             continue
-        merged.extend(pending(planned[position : known[found]], None))
+        if not forgotten:
+            merged.extend(pending(planned[position : known[found]], None))
         position = known[found] + 1
-        merged.append(_merged(planned[position - 1], part))
+        merged.append(_merged(planned[position - 1], part, forgotten))
+        forgotten = False
+    if forgotten:  # all that is known was inserted
+        inserters = {name for part in ran if (by := part.inserted_by) for name in (by, by.rpartition("/")[0])}
+        last = max((at for at, part in enumerate(planned, 1) if part.name in inserters), default=0)
+        position = len(planned) if completed else last
     merged.extend(pending(planned[position:], None))
     return tuple(merged)
 
@@ -148,10 +169,15 @@ def _name(part: Part) -> Name:
     return part.kind, part.record if part.kind == "branch" else part.name
 
 
-def _merged(planned: Part, ran: Part) -> Part:
+def _merged(planned: Part, ran: Part, forgotten: bool) -> Part:
     if ran.kind == "stage" and ran.status is Status.SKIPPED and not ran.parts:
         return ran  # skipped as a whole
-    parts = ran.parts if planned.source else compared(planned.parts, ran.parts)
+    completed = ran.status is Status.COMPLETED
+    parts = (
+        ran.parts
+        if planned.source
+        else compared(planned.parts, ran.parts, forgotten=forgotten and ran.kind != "stage", completed=completed)
+    )
     known: dict[str, Any] = {name: getattr(planned, name) for name in _OF_THE_PLAN}
     return ran._replace(**known, stem=planned.stem or ran.stem, parts=parts)
 

@@ -18,7 +18,7 @@ from flowdeco.model.store import Store
 from flowdeco.show import html
 from flowdeco.show.formatting import duration, plural, printable, summary
 from flowdeco.show.mermaid import flowchart
-from flowdeco.show.parts import Part, PlanContent, RanContent, compared, count_stages
+from flowdeco.show.parts import Part, PlanContent, RanContent, compared, count_stages, with_ahead
 from flowdeco.show.plan_parts import planned_parts
 from flowdeco.show.run_parts import error_with_members, ran_parts
 from flowdeco.show.text import table
@@ -66,7 +66,9 @@ class Plan(PlanContent, _View):
         if not isinstance(ran, (Run, Ran)):
             raise DefinitionError(f"diff takes a run, or the view that its ran() returns, not {shortened(ran)}")
         done = _ran(ran) if isinstance(ran, Run) else ran
-        return Diff(self, done, compared(self.parts, done.parts))
+        completed = done.status is Status.COMPLETED
+        parts = compared(self.parts, done.parts, forgotten=done.forgotten > 0, completed=completed)
+        return Diff(self, done, with_ahead(parts, True) if done.status is Status.RUNNING else parts)
 
     def text(self) -> str:
         """Return the plan as text: a line for each stage and action, with the keys that it reads → writes."""
@@ -177,7 +179,7 @@ class Diff(_View):
         """Return the diff as text: the stages that ran and those that did not, with their differences."""
         names = f"{printable(self.plan.name)}, plan and run {printable(self.ran.run_id)}"
         head = f"{names} ({self.ran.status}): {summary(self.counts())}"
-        return _joined(head, table(self.parts, ran=True, times=False), _error_text(self.ran))
+        return _joined(head, _dropped(self.ran), table(self.parts, ran=True, times=False), _error_text(self.ran))
 
     def html(self) -> str:
         """Return the diff as a fragment of HTML with its style, and without scripts."""
@@ -217,7 +219,7 @@ def _changes(parts: tuple[Part, ...], stage: str) -> Iterator[Change]:
 
 def _outcome(part: Part) -> str:
     """Return how a part differs from a completed one, "" if it does not."""
-    return "recovered" if part.recovered else _OUTCOMES.get(part.status, "")
+    return "recovered" if part.recovered else "pending" if part.ahead else _OUTCOMES.get(part.status, "")
 
 
 def _is_own_outcome(part: Part) -> bool:
@@ -241,7 +243,7 @@ def plan(unit: Unit) -> Plan:
 
 def ran(run: Run) -> Ran:
     """Return the view of a run."""
-    error = run.error
+    error, parts = run.error, ran_parts(run)
     return Ran(
         run.id,
         run.pipeline.name,
@@ -252,7 +254,7 @@ def ran(run: Run) -> Ran:
         tuple(map(str, getattr(error, "__notes__", ()))),
         str(run.reason or ""),
         run.forgotten,
-        ran_parts(run),
+        with_ahead(parts, True) if run.status is Status.RUNNING else parts,
     )
 
 
@@ -290,8 +292,11 @@ def _headlines(ran: Ran) -> Iterator[str]:
     )
     if ran.reason:
         yield f"  {printable(ran.reason)}"
-    if ran.forgotten:
-        yield f"  … {ran.forgotten:,} before these were dropped (history=)"
+    yield _dropped(ran)
+
+
+def _dropped(ran: Ran) -> str:
+    return f"  … {ran.forgotten:,} before these were dropped (history=)" if ran.forgotten else ""
 
 
 def _error_text(ran: Ran) -> str:

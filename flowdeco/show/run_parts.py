@@ -9,6 +9,7 @@ from typing import Any, Final, cast
 from flowdeco.engine.outcome import Outcome
 from flowdeco.engine.reading import in_branch
 from flowdeco.engine.runs import ActionRecord, Run, Scope, StageRecord, Status
+from flowdeco.errors import cut
 from flowdeco.errors import told as error_text
 from flowdeco.model.declare import bound_arguments
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream
@@ -216,12 +217,12 @@ def _parents(record: StageRecord) -> list[int | None]:
 def _first_line(error: BaseException | None) -> str:
     """Return type and message of an exception in one line."""
     first, more, _ = error_text(error).strip().partition("\n")
-    return f"{first.rstrip()} …" if more else first
+    return f"{cut(first.rstrip(), 1_000)} …" if more else cut(first, 1_000)
 
 
 def error_with_members(error: BaseException | None, indent: str = "", depth: int = DEEPEST) -> str:
     """Return type and message of an exception and, of a group, of its members: each in lines of its own."""
-    lines = [error_text(error).replace("\n", f"\n{indent}")]
+    lines = [cut(error_text(error)).replace("\n", f"\n{indent}")]
     if isinstance(error, BaseExceptionGroup) and not depth:
         lines.append(f"{indent}  … members nested deeper are not shown")
     elif isinstance(error, BaseExceptionGroup):

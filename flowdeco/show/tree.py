@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Final, NamedTuple
@@ -129,12 +129,21 @@ class Collapsed(NamedTuple):
 def collapsed(nodes: Sequence[Node], limit: int | None, most: int = sys.maxsize) -> list[Node | Collapsed]:
     """Return the nodes with those of one template collapsed from so many on, None for never.
 
-    Where more than `most` are left, the first few of them are shown. Failed ones are always shown.
+    Where more than `most` are left, the first few of them are shown. Failed ones are always shown, and the first of those
+    that are not like the others: recovered, say, or tried again, or with such a part in them or below them.
     """
-    hides = _hides(nodes, limit)
+    templates = list(map(_template, nodes))
+    counts = Counter(templates)
+    many = sys.maxsize if limit is None else limit
+    if len(nodes) <= most and max(counts.values(), default=0) < many:
+        return list(nodes)
+    kinds = list(map(_kind, nodes))
+    ranks = _ranks(zip(templates, kinds, strict=True))
+    hides = [counts[template] >= many and rank > SHOWN for template, rank in zip(templates, ranks, strict=True)]
     if len(nodes) - sum(hides) > most:
         before = accumulate((not hidden for hidden in hides), initial=0)
-        hides = [hidden or count >= FIRST for hidden, count in zip(hides, before, strict=False)]
+        rows = zip(hides, before, _ranks(kinds), strict=False)
+        hides = [hidden or (count >= FIRST and rank > SHOWN) for hidden, count, rank in rows]
     shown: list[Node | Collapsed] = []
     rest: list[Node] = []
     for node, hidden in zip(nodes, hides, strict=True):
@@ -148,24 +157,23 @@ def collapsed(nodes: Sequence[Node], limit: int | None, most: int = sys.maxsize)
     return [*shown, Collapsed(tuple(rest))] if rest else shown
 
 
-def _hides(nodes: Sequence[Node], limit: int | None) -> list[bool]:
-    """Return which nodes are behind the first ones of their template and status, if so many are of this template."""
-    counts = Counter(map(_template, nodes))
-    if limit is None or max(counts.values(), default=0) < limit:
-        return [False] * len(nodes)
+def _ranks(kinds: Iterable[object]) -> Iterator[int]:
+    """Yield, for each of these, how many of its kind there are up to it."""
     seen: Counter[object] = Counter()
-    hides: list[bool] = []
-    for node in nodes:
-        part, template = node.part, _template(node)
-        kind = template, part.status, part.recovered, part.attempts > 1
+    for kind in kinds:
         seen[kind] += 1
-        hides.append(counts[template] >= limit and seen[kind] > SHOWN)
-    return hides
+        yield seen[kind]
 
 
 def _template(node: Node) -> tuple[str, str]:
     """Return what rows that look alike have in common: a template, or the name of what runs again and again."""
     return node.part.kind, node.part.stem or node.part.name
+
+
+def _kind(node: Node) -> tuple[object, ...]:
+    """Return the status of a row, and whether something in it or below it was recovered, or tried again."""
+    parts = list(walk(each.part for each in (node, *node.below())))
+    return node.part.status, any(part.recovered for part in parts), any(part.attempts > 1 for part in parts)
 
 
 def _has_failed(node: Node) -> bool:

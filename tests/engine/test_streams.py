@@ -142,7 +142,7 @@ def test_awaiting_may_fail_as_well():
     ("returned", "message"),
     [
         (A, "the function of a stream inserted by s/a returned a single unit: a stream takes an iterable of units"),
-        (5, "the function of a stream inserted by s/a returned a int, not an iterable"),
+        (5, "the function of a stream inserted by s/a returned an int, not an iterable"),
     ],
 )
 def test_the_function_of_a_stream_returns_an_iterable(returned, message):

@@ -508,7 +508,7 @@ def test_one_open_question_is_answered_by_one_failure():
 @pytest.mark.parametrize(
     ("error", "keys", "message"),
     [
-        (ValueError("no"), "", "error= answers a question, and run 'r' waits for nothing now: leave it out"),
+        (ValueError("no"), "", "an error answers a question, and run 'r' waits for nothing now: leave it out"),
         (ValueError("no"), "ab", "run 'r' waits for 'a', 'b': write error={key: exception}"),
         (ValueError("no"), "aa", "run 'r' waits for 'a': write error={key: exception}"),
         ({"approvel": ValueError("no")}, ["approval"], "run 'r' does not wait for 'approvel'. Did you mean 'approval'"),
