@@ -17,6 +17,7 @@ from flowdeco.engine.call import Call
 from flowdeco.engine.context import Context
 from flowdeco.engine.layers import Layers
 from flowdeco.engine.requests import Sleep
+from flowdeco.engine.results import unit_in
 from flowdeco.errors import DefinitionError, JournalError, MissingInputError, SerializationError, without_addresses
 from flowdeco.model.contents import ATOMS
 from flowdeco.model.definitions import Action, bound_of
@@ -142,8 +143,8 @@ class Recover(NamedTuple):
 
     @property
     def inserts(self) -> bool:
-        """Whether its outcome may be units (see `model.selectors`)."""
-        return self.outcome is not None
+        """Whether its outcome is units (see `model.selectors` and `model.wiring`)."""
+        return unit_in((self.outcome,), 1) is not None
 
     def __repr__(self) -> str:
         return without_addresses(f"recover(on={self.on!r}, outcome={self.outcome!r})")
