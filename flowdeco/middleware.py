@@ -75,17 +75,22 @@ class Retry(NamedTuple):
 
     def __call__(self, call: Call, /) -> Generator[Sleep | None, Any, None]:
         began, waited = time.monotonic(), 0.0
+        used = 0.0 if self.timeout is None else call.time_used
         for number in range(call.repeats_before + 1, self.attempts):
             try:
                 yield None
                 return
             except BaseException as error:
+                elapsed = used + max(waited, time.monotonic() - began)  # a test's clock jumps over what was waited
+                if self.timeout is not None:
+                    call.use_time(elapsed)
                 if not _matches(error, self.on):
                     raise
                 seconds = self._pause(number)
-                elapsed = max(waited, time.monotonic() - began)  # a test's clock jumps over what was waited
-                if self.timeout is not None and elapsed + seconds > self.timeout:
-                    raise
+                if self.timeout is not None:
+                    if elapsed + seconds > self.timeout:
+                        raise
+                    call.use_time(elapsed + seconds)
                 call.logger.info("%s %r failed (%r): again in %.3f s", call.level, call.name, error, seconds)
                 yield Sleep(seconds)
                 waited += seconds

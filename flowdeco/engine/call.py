@@ -101,6 +101,14 @@ class Call:
         return 0
 
     @property
+    def time_used(self) -> float:
+        """How much of its timeout the layer that is being entered had used before the run was interrupted."""
+        return 0.0
+
+    def use_time(self, seconds: float) -> None:
+        """Note how much of its timeout the layer has used, for when the run is resumed."""
+
+    @property
     def logger(self) -> RunLogger:
         """The logger `flowdeco.run`, with run, stage and action as `extra`."""
         from flowdeco.engine.run_logger import run_logger

@@ -133,6 +133,16 @@ class Layers(Call):
         return sum(self.repeats[len(self.opened) : len(self.opened) + 1])
 
     @property
+    def time_used(self) -> float:
+        """How much of its timeout the layer that is being entered had used before the run was interrupted."""
+        return 0.0 if self.waits is None else self.waits().time_used(self.who)
+
+    def use_time(self, seconds: float) -> None:
+        """Note how much of its timeout the layer has used, for when the run is resumed."""
+        if self.waits is not None:
+            self.waits().use_time(self.who, seconds)
+
+    @property
     def who(self) -> int:
         """The number of the layer that is being entered or left."""
         return self.base + len(self.opened)
