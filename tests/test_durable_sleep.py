@@ -256,7 +256,9 @@ SHORT = retry(on=ValueError, attempts=9, wait=HOUR, wait_max=math.inf, jitter=Fa
 def test_the_timeout_of_a_retry_ends_over_suspensions(way, clock, around):
     """Its own waits count: after attempts at 0, 1 and 3 hours, the next one would be at 7 hours."""
     act = failing(9, use=[SHORT] if around == "action" else [])
-    flow = pipeline(Stage("s", [act], use=[SHORT] if around == "stage" else []), use=[SHORT] if around == "pipeline" else [])
+    flow = pipeline(
+        Stage("s", [act], use=[SHORT] if around == "stage" else []), use=[SHORT] if around == "pipeline" else []
+    )
     options = {"use": [SHORT]} if around == "run" else {}
     way.run(flow, **options)
     clock.now += HOUR

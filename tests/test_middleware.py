@@ -1467,6 +1467,65 @@ def test_atomic_lets_a_bail_take_effect(run):
     assert (finished.status, dict(finished.store)) == ("bailed", {"k": 1})
 
 
+def bails(call):
+    """A layer that has seen enough."""
+    yield
+    raise Bail("enough")
+
+
+async def bails_async(call):
+    yield
+    raise Bail("enough")
+
+
+@pytest.mark.parametrize("layer", [bails, bails_async])
+@pytest.mark.parametrize("around", ["action", "stage", "pipeline"])
+def test_a_bail_of_a_layer_keeps_all_that_its_target_did(run, around, layer):
+    """Result and writes; the layers around it see a success."""
+    log = []
+
+    def writes(ctx: Context):
+        ctx.store["seen"] = True
+        return "page"
+
+    def notes(call):
+        log.append((yield))
+
+    use = {around: [notes, atomic, layer] if around == "stage" else [notes, layer]}
+    act = action(name="fetch", collect="pages", use=use.get("action", []))(writes)
+    flow = pipeline(Stage("s", [act], use=use.get("stage", [])), use=use.get("pipeline", []))
+    finished = run(flow)
+    assert (finished.status, finished.reason, finished.result) == ("bailed", "enough", "page")
+    assert (dict(finished.store), len(log)) == ({"seen": True, "pages": ["page"]}, 1)
+
+
+def test_a_bail_of_a_layer_after_a_failure_keeps_nothing_of_the_failed_action(run):
+    """It is a success all the same; the outcome that a layer supplies counts."""
+    log = []
+
+    def gives_up(call):
+        try:
+            yield
+        except ValueError:
+            call.outcome = "instead"
+            raise Bail("enough") from None
+
+    @action(use=[around(log, "a"), gives_up])
+    def fails(ctx: Context):
+        ctx.store["seen"] = True
+        raise ValueError
+
+    finished = run(fails)
+    assert (finished.status, dict(finished.store), finished.result) == ("bailed", {"fails": "instead"}, "instead")
+    assert run(step([], "a", 1, use=[bails_before])).result is None
+    assert run(step([], "a", {Stage("unit"), 1}, use=[bails]), check=False).status == "failed"
+
+
+def bails_before(call):
+    raise Bail("enough")
+    yield
+
+
 @pytest.mark.parametrize("layers", [[atomic], [atomic, async_around([], "m")], [async_around([], "m"), atomic]])
 def test_atomic_inside_a_pipeline_retry_is_undone_with_the_attempt(run, layers):
     """Completed atomic stages belong to the attempt, too."""

@@ -324,7 +324,7 @@ def _left_by(layers: Layers, generator: Any, raised: BaseException) -> Generator
 
 
 def _leave(layers: Layers, error: BaseException | None, move: Move | None = None) -> Generator[Request, Any, Decision]:
-    store = layers.store
+    store, bail = layers.store, None
     while layers.opened:
         opened = layers.opened.pop()
         layer, generator, mark, _, layers.values = opened
@@ -348,6 +348,8 @@ def _leave(layers: Layers, error: BaseException | None, move: Move | None = None
             return _GO
         if mark is not None:
             store.release(mark)  # in a pause, it is undone already
+        if follows is FAIL and isinstance(item, Bail):  # to the layers around it, a success
+            bail, follows = item, RECOVER if error is not None else PASS
         if follows is RECOVER:
             layers.recovered, error = True, None
         elif follows is FAIL:
@@ -357,7 +359,7 @@ def _leave(layers: Layers, error: BaseException | None, move: Move | None = None
             error = _misused(layer, "yielded again after a success: its target runs again only after a failure")
             error = yield from _reproached(layers, generator, error)
             layers.failed(error)
-    return False, error
+    return False, bail if error is None else error
 
 
 def _resumed(layers: Layers, generator: Layer, outcome: Any, error: BaseException | None) -> Move:
