@@ -55,6 +55,8 @@ def retry(
     _check_on("retry", on)
     if isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1:
         raise DefinitionError(f"retry: attempts is a positive number of times, not {attempts!r}")
+    if not isinstance(jitter, bool):
+        raise DefinitionError(f"retry: jitter is True or False, not {jitter!r}")
     given = {"wait": wait, "wait_max": wait_max, "timeout": timeout}
     times: dict[str, Any] = {name: in_seconds(each) for name, each in given.items()}
     for name, seconds in times.items():

@@ -28,7 +28,7 @@ from support import (
 
 from flowdeco import Bail, Context, Key, Run, Sleep, Stage, Suspend, action, parallel, pipeline, stream
 from flowdeco.durable import JsonCodec, SqliteJournal
-from flowdeco.errors import DefinitionError, MiddlewareError, MissingInputError, StoreTypeError
+from flowdeco.errors import ContextEndedError, DefinitionError, MiddlewareError, MissingInputError, StoreTypeError
 from flowdeco.events import StageFinished
 from flowdeco.middleware import atomic, recover, retry
 from flowdeco.testing import FlowRunner
@@ -1271,6 +1271,8 @@ def test_retry_logs_each_failure(run, caplog):
         {"on": (ValueError, int)},
         {"on": ValueError, "timeout": -1},
         {"on": ValueError, "timeout": "1"},
+        {"on": ValueError, "jitter": 3},
+        {"on": ValueError, "jitter": None},
         {"on": ValueError, "wait": None},
     ],
 )
@@ -1519,6 +1521,28 @@ def test_a_bail_of_a_layer_after_a_failure_keeps_nothing_of_the_failed_action(ru
     assert (finished.status, dict(finished.store), finished.result) == ("bailed", {"fails": "instead"}, "instead")
     assert run(step([], "a", 1, use=[bails_before])).result is None
     assert run(step([], "a", {Stage("unit"), 1}, use=[bails]), check=False).status == "failed"
+
+
+@pytest.mark.parametrize("around", ["action", "stage", "pipeline"])
+@pytest.mark.parametrize("error", [None, ValueError("no")], ids=repr)
+def test_a_call_that_is_used_too_late_is_an_error(run, around, error):
+    """Once its middleware has returned, an insertion or an outcome would be lost."""
+    kept = []
+
+    def keeps(call):
+        kept.append(call)
+        call.insert(Stage("inserted"))
+        yield
+
+    use = {around: [keeps]}
+    act = (failing if error else step)([], "a", error, use=use.get("action", []))
+    run(pipeline(Stage("s", [act], use=use.get("stage", [])), use=use.get("pipeline", [])), check=False)
+    (call,) = kept
+    for late in (lambda: call.insert(Stage("late")), lambda: setattr(call, "outcome", 1)):
+        with pytest.raises(ContextEndedError, match=rf"after {around} '\w+' has ended would have no effect"):
+            late()
+    with pytest.raises(TypeError, match="^'Call' object is not callable"):
+        call()
 
 
 def bails_before(call):

@@ -384,6 +384,17 @@ def test_plain_classes_that_cannot_agree_are_reported(produced, wanted, agree):
     assert (made >> needs).run().status == "completed"
 
 
+def test_a_result_without_an_annotation_may_replace_one_of_another_class():
+    """Nothing is known of its class."""
+    first, second = wants(name="made", returns=int), action(name="second", returns="made")(lambda: "x")
+
+    @action
+    def needs(made: str) -> str:
+        return made
+
+    assert (first >> second >> needs).validate() == (second >> needs).validate() == []
+
+
 def test_classes_that_refuse_to_be_compared_are_taken_to_agree():
     """Their own business."""
 

@@ -213,6 +213,8 @@ class Layers(Call):
         return [mark for _, _, mark, _, _ in self.opened if mark is not None]
 
 
+Layers.__name__ = Layers.__qualname__ = "Call"  # the name that users know, for Python's own messages
+
 _GENERATOR: Final[Any] = types.GeneratorType
 _END: Final[Any] = object()
 _DONE: Final[Decision] = (False, None)
@@ -279,7 +281,10 @@ def leave(layers: Layers, error: BaseException | None) -> Passage:
         if isinstance(error, Bail):
             return _leave_after(layers, error)
         layers.failed(error)
-        return _leave(layers, error) if opened else (False, error)
+        if opened:
+            return _leave(layers, error)
+        layers.has_ended = True
+        return False, error
     while opened:
         _, generator, mark, _, values = opened[-1]
         if type(generator) is not _GENERATOR:
@@ -305,6 +310,7 @@ def leave(layers: Layers, error: BaseException | None) -> Passage:
             return _leave(layers, None, (YIELDS, item))
         opened.pop()
         layers.values = values
+    layers.has_ended = True
     return _DONE
 
 
@@ -359,6 +365,7 @@ def _leave(layers: Layers, error: BaseException | None, move: Move | None = None
             error = _misused(layer, "yielded again after a success: its target runs again only after a failure")
             error = yield from _reproached(layers, generator, error)
             layers.failed(error)
+    layers.has_ended = True
     return False, bail if error is None else error
 
 

@@ -478,14 +478,14 @@ def _is_plain_class(annotation: Any) -> bool:
     return (
         isinstance(annotation, type)
         and not get_args(annotation)
-        and annotation not in (object, Any)
+        and annotation not in (object, Any, EMPTY)
         and not inspect.isabstract(annotation)
         and not getattr(annotation, "_is_protocol", False)
     )
 
 
 def _disagree(produced: Any, wanted: Any) -> bool:
-    if produced is None or not _is_plain_class(wanted) or wanted is EMPTY:
+    if produced is None or not _is_plain_class(wanted):
         return False
     try:
         return not issubclass(produced, accepted_classes(wanted)) and not issubclass(wanted, produced)
