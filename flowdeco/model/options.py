@@ -319,7 +319,28 @@ def _merge(merge: Any, option: str) -> dict[str, Callable[[Any, Any], Any]]:
         raise DefinitionError(
             f"{option} maps keys to functions of two values, as {{'key': operator.add}}, not {merge!r}"
         )
-    return {key_name(key): combine for key, combine in cast("Mapping[Any, Any]", given).items()}
+    found = {key_name(key): combine for key, combine in cast("Mapping[Any, Any]", given).items()}
+    for name, combine in found.items():
+        if not _combines(combine):
+            raise DefinitionError(
+                f"{option}={{{name!r}: {described(combine)}}}: it is called with two values and returns their combination, "
+                f"as a plain function of two arguments does, not a coroutine or generator function"
+            )
+    return found
+
+
+def _combines(function: Any) -> bool:
+    if _is_generator_function(function) or any(
+        map(inspect.iscoroutinefunction, (function, getattr(function, "__call__", None)))
+    ):
+        return False
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:  # of a builtin, which shows none
+        pass
+    return True
 
 
 def _tolerance(tolerate: Any, option: str) -> float:
