@@ -172,3 +172,15 @@ def test_the_last_stage_of_a_branch_that_was_not_needed_is_cancelled(status):
     records.cancel_last()
     cancelled = status in (Status.COMPLETED, Status.SUSPENDED)
     assert records.kept == [before, before, last._replace(status=Status.CANCELLED) if cancelled else last]
+
+
+def test_all_that_waited_in_a_branch_that_was_not_needed_is_cancelled():
+    """Stages, their actions, pipelines; those that had ended in another way did so."""
+    acts = [ActionRecord("x", STAGE, status, 0.0, 0.0) for status in (Status.COMPLETED, Status.SUSPENDED)]
+    records = Records(None)
+    records.kept = [record(status, actions=acts) for status in (Status.SUSPENDED, Status.FAILED, Status.SUSPENDED)]
+    records.scopes = [(0, record(Status.SUSPENDED, unit=FLOW)), (1, record(Status.FAILED, unit=FLOW))]
+    records.cancel_last()
+    assert [each.status for each in records.kept] == ["cancelled", "failed", "cancelled"]
+    assert [each.status for each in records.kept[0].actions] == ["completed", "cancelled"]
+    assert [each.status for _, each in records.scopes] == ["cancelled", "failed"]
