@@ -79,6 +79,11 @@ class Records:
         if self.kept and self.kept[-1].status is Status.COMPLETED:
             self.kept[-1] = self.kept[-1]._replace(status=Status.CANCELLED)
 
+    def all_skipped(self) -> bool:
+        """Whether there are records, and nothing was run."""
+        found = [*self.kept, *(record for _, record in self.scopes)]
+        return bool(found) and not self.forgotten and all(record.status is Status.SKIPPED for record in found)
+
     def last(self) -> list[StageRecord]:
         """Return those of stages to keep at the end of the run."""
         return self.kept if self._most is None else self.kept[max(0, len(self.kept) - self._most) :]
