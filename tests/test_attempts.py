@@ -123,6 +123,48 @@ def test_attempts_are_counted_over_a_kill(where, tmp_path):
     assert script("resume").stdout == "completed [2, 3]\n"
 
 
+KILLED_BETWEEN = """
+import os, sys
+import test_attempts as t
+from flowdeco.durable import SqliteJournal
+
+class Journal(SqliteJournal):
+    drops = 0
+
+    def drop(self, *args):
+        super().drop(*args)
+        self.drops += 1
+        if self.drops == 2:
+            os._exit(9)
+
+t.PLAN.update(dict.fromkeys(range(1, 9), OSError))
+flow = t.flows(sys.argv[1])
+if sys.argv[2] == "run":
+    flow.run(journal=Journal("runs.db"), run_id="r")
+else:
+    run = flow.resume("r", journal="runs.db", check=False)
+    print(run.status, t.SEEN)
+"""
+
+
+@pytest.mark.parametrize("where", ["stage", "pipeline", "group"])
+def test_attempts_are_counted_over_a_kill_between_two_of_them(where, tmp_path):
+    """The failed one is gone from the journal, and the next one not yet in it: it has the count of that before."""
+    here = Path(__file__).parent
+
+    def script(leg):
+        return subprocess.run(
+            [sys.executable, "-c", KILLED_BETWEEN, where, leg],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"},
+            capture_output=True,
+            text=True,
+        )
+
+    assert script("run").returncode == 9
+    assert script("resume").stdout == "failed [2, 3]\n"
+
+
 class Plain:
     """A codec that knows no exceptions."""
 

@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 import pytest
 import shipped
 from pools import PATHS, interpreter_pool
-from support import action_record, around, completed, failing, names, one, provide, statuses, text_of
+from support import action_record, around, completed, names, one, provide, statuses, text_of
 
 from flowdeco import Bail, Run, Stage, action, parallel, pipeline
 from flowdeco.durable import MemoryJournal, cancel

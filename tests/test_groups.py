@@ -412,6 +412,14 @@ def test_anything_that_takes_two_values_is_a_reducer(right):
     assert parallel(step([], "a", 1), merge={"k": right}).merge == {"k": right}
 
 
+@pytest.mark.parametrize("merge", [None, {"k": lambda one, other: one.nope}], ids=["conflict", "reducer"])
+def test_what_merging_raises_has_nothing_of_ours_as_its_context(run, merge):
+    """It is the whole story: no exception of flowdeco was being handled."""
+    group = parallel(action(name="a", returns="k")(lambda: 1), action(name="b", returns="k")(lambda: 2), merge=merge)
+    for flow in (group, parallel(group, name="outer")):
+        assert run(flow, check=False).error.__context__ is None
+
+
 def test_a_conflict_in_a_nested_group_is_a_failure_of_its_branch(run):
     """It names the inner group, and can be recovered there."""
     inner = parallel(step([], "a", 1, returns="k"), step([], "b", 2, returns="k"), name="inner")
@@ -2164,3 +2172,59 @@ def test_a_branch_that_has_ended_is_freed_at_once(run):
     assert len(kept.stages) == 50
     assert max(alive) == 1
     assert after - before <= 2  # that of the run itself
+
+
+IN_PLACE = {
+    "taken out": lambda items: items.pop(0),
+    "put in front": lambda items: items.insert(0, "first"),
+    "reversed": lambda items: items.reverse(),
+    "cleared": lambda items: items.clear(),
+    "replaced": lambda items: items.__setitem__(0, "other"),
+    "appended": lambda items: items.append("last"),
+    "extended and cut": lambda items: items.__delitem__(slice(1, None)),
+    "nothing": lambda items: None,
+}
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("change", IN_PLACE.values(), ids=IN_PLACE)
+def test_a_branch_that_changes_a_collected_list_in_place_leaves_it_as_it_would_alone(run, change, streamed):
+    """Before the first item is collected and after that, whatever becomes of the items from outside."""
+    add = action(name="add", collect="items")(lambda: "added")
+    changes = action(name="changes")(lambda items: change(items) and None)
+    for row in (add >> changes, add >> changes >> add, add >> add >> changes >> add):
+        alone = run(row, {"items": ["x", "y"]})["items"]
+        group = parallel(stream(lambda row=row: [row])) if streamed else parallel(row, one([], "other"))
+        assert run(group, {"items": ["x", "y"]})["items"] == alone
+
+
+def test_two_branches_conflict_if_one_changes_a_collected_list_in_place(run):
+    """Their items cannot be put in an order."""
+    add = action(name="add", collect="items")(lambda: "added")
+    turn = action(name="turn")(lambda items: items.reverse())
+    finished = run(parallel(add >> turn, add.with_options(name="more")), {"items": ["x", "y"]}, check=False)
+    assert isinstance(finished.error, WriteConflictError)
+
+
+@pytest.mark.parametrize("limit", [1, None])
+def test_a_group_keeps_no_result_but_the_last(limit):
+    """Of a run in memory, which can be resumed; the others are gone as soon as their branches are merged."""
+    alive = weakref.WeakSet()
+
+    class Token:
+        def __init__(self):
+            alive.add(self)
+
+    most = []
+    made = action(name="made", returns="token")(lambda: most.append(len(alive)) or Token())
+
+    def drop(ctx):
+        del ctx.store["token"]
+
+    row = made >> action(drop, name="drop")
+    group = parallel(*[pipeline(row, name=f"b{number}") for number in range(20)], limit=limit)
+    finished = group.run(executor=serial())
+    assert isinstance(finished.result, Token)
+    assert len(alive) == 1
+    if limit == 1:
+        assert max(most) <= 2

@@ -4,7 +4,7 @@ import pytest
 
 from flowdeco import Run, Sleep, Stage, action, durable, parallel, pipeline
 from flowdeco.durable import MemoryJournal
-from flowdeco.middleware import retry
+from flowdeco.middleware import atomic, retry
 
 CALLS = []
 
@@ -167,3 +167,74 @@ def test_writes_of_layers_before_one_that_does_not_enter_are_kept(legs, level, a
     assert legs.journal is None or durable.read(legs.journal, run.id).store == run.store
     Now.works = True
     assert dict(legs(flow, run).store) == {"outer": 1, "inner": 1, "two": 2}
+
+
+def guard(call):
+    call.store.append("log", "entered")
+    yield
+
+
+WITHIN = {
+    "stage": lambda *use: Stage("in", [one, two], use=[*use, connection]),
+    "pipeline": lambda *use: pipeline(one, two, name="in", use=[*use, connection]),
+    "use_stages": lambda *use: pipeline(Stage("in", [one, two], use=[connection]), name="in", use_stages=use),
+    "a stage inside": lambda *use: pipeline(Stage("s", [one, two], use=use), name="in", use=[connection]),
+    "in a branch": lambda *use: parallel(Stage("in", [one, two], use=[*use, connection]), name="g"),
+}
+
+
+@pytest.mark.parametrize("outer", [(), (guard,), (guard, retry(on=KeyError)), (retry(on=ValueError, wait=0), guard)])
+@pytest.mark.parametrize("make", WITHIN.values(), ids=WITHIN)
+def test_what_had_been_done_inside_stays_in_the_store(legs, make, outer):
+    """The layers around the one that fails were entered, too: what they had written is written once."""
+    flow = pipeline(make(*outer))
+    run = legs(flow)
+    attempts = len(CALLS)
+    Now.works = True
+    for _ in range(2):
+        Now.does = "fails"
+        run = legs(flow, run)
+        assert run.status == "failed"
+    Now.does = "passes"
+    run = legs(flow, run)
+    assert run.status == "completed"
+    assert dict(run.store) == {"one": 1, "two": 2, **({"log": ["entered"]} if guard in outer else {})}
+    assert CALLS[attempts:] == ["two"]
+    assert [each.status for each in run.stages[-1].actions] == ["completed"] * len(run.stages[-1].actions)
+
+
+def test_another_attempt_after_that_returns_to_where_the_first_one_had_begun(legs):
+    """The marks of the layers are those of the leg that had entered them."""
+
+    @action(collect="items")
+    def adds():
+        CALLS.append("adds")
+        return len(CALLS)
+
+    @action
+    def third():
+        if Now.works and "third" not in CALLS:
+            CALLS.append("third")
+            raise KeyError
+        return 3
+
+    flow = pipeline(Stage("s", [adds, two, third], use=[retry(on=KeyError, wait=0), connection]))
+    run = legs(flow)
+    Now.does, Now.works = "fails", True
+    run = legs(flow, run)
+    Now.does = "passes"
+    run = legs(flow, run)
+    assert run.status == "completed"
+    assert len(run["items"]) == 1
+
+
+def test_an_atomic_stage_that_cannot_be_entered_again_begins_anew(legs):
+    """As any failed one does."""
+    flow = pipeline(Stage("s", [one, two], use=[atomic, connection]))
+    run = legs(flow)
+    Now.does, Now.works = "fails", True
+    run = legs(flow, run)
+    Now.does = "passes"
+    run = legs(flow, run)
+    assert (run.status, CALLS) == ("completed", ["one", "two", "one", "two"])
+    assert dict(run.store) == {"one": 1, "two": 2}

@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 from support import names, statuses, text_of
 
-from flowdeco import Bail, Context, Status, Suspend, action, parallel, pipeline, stage, stream
+from flowdeco import Bail, Context, Run, Status, Suspend, action, parallel, pipeline, stage, stream
 from flowdeco.durable import MemoryJournal, read
 from flowdeco.errors import (
     CodeChangedError,
@@ -764,3 +764,41 @@ def test_the_stream_of_a_generator_is_named_without_its_address(run):
     error = run(flow, check=False).error
     assert "stream of <generator object test_the_stream_of" in str(error)
     assert " at 0x" not in str(error) + "".join(error.__notes__)
+
+
+@stage
+def slow_page(number: int) -> None:
+    @action(collect="pages")
+    async def fetch() -> int:
+        await asyncio.sleep(0.002)
+        return number
+
+
+def slow_pages(count):
+    yield from map(slow_page, range(count))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("journal", [False, True])
+def test_a_resume_is_cancelled_whatever_it_is_at(nested, journal):
+    """While it is rehearsed and restored, too; to whoever cancels it, that is a cancellation."""
+    group = parallel(stream(slow_pages, 6), limit=2)
+    flow = parallel(group, name="outer") if nested else group
+
+    async def cancelled(walk, turns=0, after=0.0):
+        task = asyncio.create_task(walk)
+        await asyncio.sleep(after)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await task
+        return Run.of(caught.value)
+
+    async def main():
+        for turns in range(1, 16):
+            options = {"journal": MemoryJournal()} if journal else {}
+            run = await cancelled(flow.arun(**options), after=0.006)
+            await cancelled(flow.aresume(run.id if journal else run, **options), turns)
+
+    asyncio.run(main())

@@ -823,6 +823,58 @@ def test_a_change_of_a_part_that_two_values_share_is_in_both_after_a_resume(flow
     assert dict(flow.resume(run.id, journal=journal).store) == dict(run.store)
 
 
+@action
+def rows():
+    return pytest.importorskip("numpy").zeros((3, 2))
+
+
+@stage
+def fill(number):
+    @action
+    def part(rows):
+        return rows[number]
+
+    @action(returns=None)
+    def fill_it(part):
+        part[:] = number + 1
+
+
+@action
+def window(rows):
+    return rows[:, 1][::2]
+
+
+@action(returns=None)
+def through_the_window(window):
+    window[0] = 7
+
+
+@action(returns=None)
+def through_the_whole(rows):
+    rows[0, 1] = 7
+
+
+VIEWS = {
+    "in a row": lambda: rows >> fill(0) >> fill(1),
+    "in a stage": lambda: rows >> window >> through_the_window,
+    "the whole": lambda: rows >> window >> through_the_whole,
+    "side by side": lambda: rows >> parallel(fill(0), fill(1), fill(2)),
+}
+
+
+@pytest.mark.parametrize("flow", VIEWS.values(), ids=VIEWS)
+def test_a_change_through_a_view_of_an_array_is_in_the_array_after_a_resume(flow):
+    """And in the other views of it."""
+    pytest.importorskip("numpy")
+    BROKEN[:] = [True]
+    flow, journal = flow() >> ends, MemoryJournal()
+    run = flow.run(journal=journal, check=False)
+    BROKEN.clear()
+    resumed = flow.resume(run.id, journal=journal)
+    assert run["rows"].any()
+    assert {key: resumed[key].tolist() for key in run.store} == {key: run[key].tolist() for key in run.store}
+
+
 def test_a_value_that_shares_nothing_is_not_written_again():
     """Nor is one that shares only an object that cannot be changed."""
 

@@ -7,7 +7,7 @@ supply), the action has failed. Its layers have ended by then: they may replace 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from flowdeco.engine.branch import Branch
 from flowdeco.engine.changes import Watch
@@ -69,8 +69,7 @@ def try_complete(branch: Branch, step: Step, by: str | None, number: int, starte
 
     It is the short form of `conclude` and `take_effect`; of an insertion it checks what `check_insertion` does.
     """
-    terms, scope = branch.terms, branch.scope
-    kind: type[object] = type(value)
+    terms, scope, kind = branch.terms, branch.scope, cast("type[object]", type(value))
     inserted: tuple[Stage, ...] = ()
     if kind is Stage:
         inserted = (value,)

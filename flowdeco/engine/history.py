@@ -95,6 +95,11 @@ class History:
         """Note that a scope continues which had begun in an earlier leg."""
         self._unfinished[branch, earlier.number] = earlier
 
+    def was_entered(self, branch: str, number: int) -> bool:
+        """Whether a scope that continues had been entered."""
+        earlier = self._unfinished.get((branch, number))
+        return earlier is not None and earlier.entered
+
     def time_before(self, branch: str, number: int, actions: Sequence[Outcome]) -> tuple[float, float] | None:
         """Return when a scope began in an earlier leg, and its seconds at work; None if it has begun in this one.
 
@@ -153,6 +158,9 @@ class History:
 
     def mismatch(self, branch: str, unit: Any, around: Any, earlier: Outcome) -> BaseException:
         """Return the error of a step in the place of another one."""
+        if earlier.name == unit.name and _kind(unit) == _kind(earlier.unit) == "group":
+            count = f"{len(unit.units)} in place of {earlier.branches}"
+            return self.changed(f"{_described(unit, around)} has another number of branches: {count}")
         now, before = _described(unit, around), _described(earlier.unit, around, earlier)
         if _kind(earlier.unit) == "action":
             before = before.removeprefix("action ")
@@ -225,6 +233,11 @@ class History:
         """Return the marks of the layers of an unfinished scope, and the result before it."""
         remains = self._remains.get(branch)
         return ([], None) if remains is None else remains.unfinished.get(number, ([], remains.result))
+
+    def unfinished_from(self, branch: str, number: int) -> dict[int, tuple[list[Mark], Any]]:
+        """Return the same of all unfinished scopes from this number on."""
+        remains = self._remains.get(branch)
+        return {} if remains is None else {at: left for at, left in remains.unfinished.items() if at >= number}
 
     # Streams: the run takes over those begun in its rehearsal.
 
@@ -320,6 +333,9 @@ class Rehearsal(History):
 
     def mismatch(self, branch: str, unit: Any, around: Any, earlier: Outcome) -> BaseException:
         """Return the error of a step in the place of another one."""
+        if earlier.name == unit.name and _kind(unit) == _kind(earlier.unit) == "group":
+            count = f"{len(unit.units)} in place of {earlier.branches}"
+            return self.changed(f"{_described(unit, around)} has another number of branches: {count}")
         if branch == ROOT and not self.taken and isinstance(unit, Stage):
             names = {unit.name for unit in every_unit(self._pipeline.units)}
             if names.isdisjoint(outcome.name for outcome in self._all[ROOT].values()):

@@ -249,10 +249,14 @@ class Schedule:
     def _step(self, task: Task, answer: Any) -> None:
         """Send a task its answer, and take its next request."""
         while True:
+            request: Request | None
+            failure: Failure = None
             try:
-                request: Request = task.context.run(task.send, answer)
+                request = task.context.run(task.send, answer)
             except StopIteration as end:
-                self._task_ended(task, end.value)
+                request, failure = None, end.value
+            if request is None:  # here, so that what merging raises has no `StopIteration` as its context
+                self._task_ended(task, failure)
                 return
             if type(request) is tuple:
                 if isinstance(request[0], Chore) or not task.branch.stopped:

@@ -254,7 +254,7 @@ def _enter_and_fill(branch: Branch, scope: OpenScope, layers: Layers) -> Walk:
     if not runs and layers.mark is not None:
         layers.note_entry_writes()  # of the layer that has skipped the target, or raised
     layers.replays = None
-    if resumes and past is not None and past.is_in_memory and scope.before is not None:
+    if runs and resumes and past is not None and past.is_in_memory and scope.before is not None:
         marks, result = past.unfinished(branch.id, scope.number)
         for mark, noted in zip(layers.marks()[::-1], marks[::-1], strict=False):
             mark.continue_from(noted)  # another attempt returns to the state that the first one found
@@ -366,6 +366,7 @@ def _finish(
         forget_held(branch, scope)
     if has_failed and not entered:
         branch.left_behind().unwind(branch.store, scope.mark)
+        entered = _stays_open(branch, scope)
     elif scope.mark is not None:
         _release(branch, scope, error, marks)
     _leave_protection(branch, scope)
@@ -421,6 +422,15 @@ def _finish_quiet(branch: Branch, scope: OpenScope) -> None:
 def _has_begun(scope: OpenScope) -> bool:
     """Whether the contents of a scope have begun: its layers are entered, or its data is merged."""
     return scope.mark is None if scope.layers is None else scope.layers.entered
+
+
+def _stays_open(branch: Branch, scope: OpenScope) -> bool:
+    """Whether a scope that could not be entered had been entered in an earlier leg, from which the next one continues."""
+    past = branch.terms.past
+    if past is None or not past.is_in_memory or scope.is_atomic or not past.was_entered(branch.id, scope.number):
+        return False
+    branch.left_behind().unfinished.update(past.unfinished_from(branch.id, scope.number))
+    return True
 
 
 def _release(branch: Branch, scope: OpenScope, error: Failure, marks: Sequence[Mark]) -> None:

@@ -230,7 +230,7 @@ _NAMED: Final = (type, types.FunctionType, types.BuiltinFunctionType, types.Modu
 def mutable_parts(value: Any) -> frozenset[int]:
     """Return the ids of the objects in a value, itself included, that may be changed in place.
 
-    An array or frame is one; whether two of them share a buffer is not seen.
+    An array is one, and so is that which it is a view of; whether frames share a buffer is not seen.
     """
     met: dict[int, Any] = {}  # kept, so that no id is used again
     mutable: set[int] = set()
@@ -252,7 +252,10 @@ def mutable_parts(value: Any) -> frozenset[int]:
 def _inner(value: Any) -> tuple[Iterable[Any], bool]:
     """Return the values in an object, and whether it may be changed in place: if there is more to it than what made it."""
     kind = cast("Any", type(value))
-    if kind is bytearray or kind is array or _known(kind).library:
+    library = _known(kind).library
+    if library == "numpy" and value.base is not None:
+        return (value.base,), True
+    if library or kind is bytearray or kind is array:
         return (), True
     try:
         parts = taken_apart(value)

@@ -91,7 +91,7 @@ def test_another_step_than_the_run_had_is_an_error(number, unit, scope, change):
 
 def test_another_number_of_branches_is_an_error():
     """They are told apart by their places."""
-    with pytest.raises(CodeChangedError, match="parallel group 'g' comes where the run had parallel group 'g'"):
+    with pytest.raises(CodeChangedError, match=r"parallel group 'g' has another number of branches: \d in place of 3"):
         History(steps(did(0, GROUP, branches=3))).take("0", 0, GROUP, None, sealed=False)
     skipped = did(0, GROUP, Status.SKIPPED, branches=0)
     assert History(steps(skipped)).take("0", 0, GROUP, None, sealed=False) is skipped

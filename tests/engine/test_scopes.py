@@ -815,6 +815,25 @@ def test_before_layers_are_entered_a_branch_has_caught_up():
         assert CAUGHT_UP not in requests
 
 
+@pytest.mark.parametrize("began", [False, True])
+def test_a_scope_that_is_stopped_before_its_layers_are_entered_has_not_begun(began):
+    """In the journal it stays as it was: the layers are entered by the next resume, or what they wrote is restored."""
+    branch, _ = durable()
+    branch.terms.past = History({})
+    fork = in_group(branch)
+    fork.unit = S
+    then = StageRecord("s", S, Status.CANCELLED, 1.0, 1.0, number=0, entry_writes=[Delta({"l": 1}, [], {})])
+    scope = OpenScope(fork.scope, S, None, 0.0, 0)
+    walk = open_scope(fork, scope, (around([], "m"),), then if began else None)
+    assert next(walk) is CAUGHT_UP
+    fork.stop()
+    error = perform(walk)
+    assert closed(fork, scope, error) is error
+    assert [(row.number, row.status) for row in fork.rows] == ([] if began else [(0, "cancelled")])
+    if not began:
+        assert branch.terms.recorder.codec.decode(fork.rows[0].payload)["entered"] is False
+
+
 PAUSED = Wait("pause", 130.0, 0)
 
 
