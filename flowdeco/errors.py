@@ -119,7 +119,7 @@ class WriteConflictError(RunError):
 
 
 class ContextEndedError(RunError):
-    """A `ctx` was used after its action had ended, and could no longer take effect."""
+    """A `ctx`, or a middleware's call, was used after its target had ended, and could no longer take effect."""
 
     @classmethod
     def of(cls, action: str, use: str) -> ContextEndedError:

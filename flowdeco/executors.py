@@ -278,11 +278,12 @@ def broken(executor: Executor | None, names: Sequence[str], error: BaseException
 
 
 def refused(executor: Executor, name: str, error: Exception) -> ExecutorError:
-    """Return the error of an executor that takes no more calls."""
+    """Return the error of an executor that does not take a call, perhaps as it was shut down."""
     kind = "" if type(error) is RuntimeError else f"{type(error).__name__}: "
+    is_shut = isinstance(error, RuntimeError) and any(word in str(error) for word in ("shut", "closed"))
+    advice = ". It must stay open until the run has ended" if is_shut else ""
     return ExecutorError(
-        f"the {type(executor).__name__} of the run does not take the call of action {name!r}: {kind}{error}. It must stay "
-        f"open until the run has ended"
+        f"the {type(executor).__name__} of the run does not take the call of action {name!r}: {kind}{error}{advice}"
     )
 
 

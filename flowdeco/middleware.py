@@ -17,6 +17,7 @@ from flowdeco.engine.call import Call
 from flowdeco.engine.context import Context
 from flowdeco.engine.layers import Layers
 from flowdeco.engine.requests import Sleep
+from flowdeco.engine.results import unit_in
 from flowdeco.errors import (
     DefinitionError,
     JournalError,
@@ -61,6 +62,8 @@ def retry(
     _check_on("retry", on)
     if isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1:
         raise DefinitionError(f"retry: attempts is a positive number of times, not {attempts!r}")
+    if not isinstance(jitter, bool):
+        raise DefinitionError(f"retry: jitter is True or False, not {jitter!r}")
     given = {"wait": wait, "wait_max": wait_max, "timeout": timeout}
     times: dict[str, Any] = {name: in_seconds(each) for name, each in given.items()}
     for name, seconds in times.items():
@@ -81,17 +84,22 @@ class Retry(NamedTuple):
 
     def __call__(self, call: Call, /) -> Generator[Sleep | None, Any, None]:
         began, waited = time.monotonic(), 0.0
+        used = 0.0 if self.timeout is None else call.time_used
         for number in range(call.repeats_before + 1, self.attempts):
             try:
                 yield None
                 return
             except BaseException as error:
+                elapsed = used + max(waited, time.monotonic() - began)  # a test's clock jumps over what was waited
+                if self.timeout is not None:
+                    call.use_time(elapsed)
                 if not _matches(error, self.on):
                     raise
                 seconds = self._pause(number)
-                elapsed = max(waited, time.monotonic() - began)  # a test's clock jumps over what was waited
-                if self.timeout is not None and elapsed + seconds > self.timeout:
-                    raise
+                if self.timeout is not None:
+                    if elapsed + seconds > self.timeout:
+                        raise
+                    call.use_time(elapsed + seconds)
                 call.logger.info("%s %r failed (%r): again in %.3f s", call.level, call.name, error, seconds)
                 yield Sleep(seconds)
                 waited += seconds
@@ -149,8 +157,8 @@ class Recover(NamedTuple):
 
     @property
     def inserts(self) -> bool:
-        """Whether its outcome may be units (see `model.selectors`)."""
-        return self.outcome is not None
+        """Whether its outcome is units (see `model.selectors` and `model.wiring`)."""
+        return unit_in((self.outcome,), 1) is not None
 
     def __repr__(self) -> str:
         return without_addresses(f"recover(on={self.on!r}, outcome={self.outcome!r})")

@@ -11,6 +11,7 @@ from typing import (
     Final,
     List,
     Literal,
+    NamedTuple,
     NewType,
     Optional,
     Required,
@@ -172,6 +173,10 @@ def test_parameters_that_a_partial_has_fixed_are_not_asked_for(run):
 # -- data or units
 
 
+class Point(NamedTuple):
+    x: int
+
+
 @pytest.mark.parametrize(
     "returns",
     [
@@ -186,6 +191,9 @@ def test_parameters_that_a_partial_has_fixed_are_not_asked_for(run):
         Generator[int, None, None],
         AsyncIterator[int],
         Box,
+        Point,
+        list[list],
+        Sequence["tuple"],
         "int",
         Annotated[int, "x"],
     ],

@@ -249,6 +249,46 @@ def test_the_attempts_of_a_retry_end_over_suspensions(way, clock):
     assert (run.status, str(run.error), run.stages[0].actions[0].attempts) == ("failed", "failure 4", 4)
 
 
+SHORT = retry(on=ValueError, attempts=9, wait=HOUR, wait_max=math.inf, jitter=False, timeout=4 * HOUR)
+
+
+@pytest.mark.parametrize("around", ["action", "stage", "pipeline", "run"])
+def test_the_timeout_of_a_retry_ends_over_suspensions(way, clock, around):
+    """Its own waits count: after attempts at 0, 1 and 3 hours, the next one would be at 7 hours."""
+    act = failing(9, use=[SHORT] if around == "action" else [])
+    flow = pipeline(
+        Stage("s", [act], use=[SHORT] if around == "stage" else []), use=[SHORT] if around == "pipeline" else []
+    )
+    options = {"use": [SHORT]} if around == "run" else {}
+    way.run(flow, **options)
+    clock.now += HOUR
+    assert way.resume(flow, **options).due == clock.now + 2 * HOUR
+    clock.now += 60
+    assert way.resume(flow, **options).status == "suspended"
+    clock.now += 2 * HOUR
+    run = way.resume(flow, check=False, **options)
+    assert (run.status, CALLS.count("tries")) == ("failed", 3)
+
+
+def test_the_timeout_of_a_retry_begins_anew_with_another_attempt_around_it(way, clock):
+    """The outer retry asks for it; the time until then is over. Questions in between change nothing."""
+
+    @action(use=[retry(on=ValueError, attempts=2, wait=0), SHORT])
+    def asks(ctx: Context):
+        CALLS.append("tries")
+        if CALLS.count("tries") == 2:
+            ctx.wait_for("answer")
+        raise ValueError
+
+    way.run(asks)
+    clock.now += HOUR
+    assert way.resume(asks).reason == "waiting for 'answer'"
+    assert way.resume(asks, {"answer": 1}, check=False).due == clock.now + 2 * HOUR
+    clock.now += 2 * HOUR
+    assert way.resume(asks).due == clock.now + HOUR
+    assert CALLS.count("tries") == 5
+
+
 def test_a_retry_of_a_stage_waits_in_the_journal(way, clock):
     """What the failed attempt wrote, collected and inserted is dropped; layers around it are entered again."""
 

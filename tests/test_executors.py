@@ -677,6 +677,7 @@ def test_an_executor_that_was_shut_down_fails_all_branches_with_one_error(run, m
     assert (finished.status, type(finished.error)) == ("failed", ExecutorError)
     assert "shutdown" in str(finished.error)
     assert "does not take the call of action 'pid'" in str(finished.error)
+    assert str(finished.error).endswith("It must stay open until the run has ended")
 
 
 @pytest.mark.parametrize("method", ["threads", "fork"])
@@ -897,6 +898,8 @@ def test_an_exception_of_the_executor_is_not_taken_for_one_of_the_action(run):
 
 def test_an_executor_that_refuses_a_call_in_its_own_words(run):
     """Whatever it raises: nobody can have the call performed."""
-    finished = run(together(shipped.pid), executor=Refusing(OSError("no route to the cluster")), check=False)
-    assert type(finished.error) is ExecutorError
-    assert "does not take the call of action 'pid': OSError: no route to the cluster" in str(finished.error)
+    for error in (OSError("no route to the cluster"), RuntimeError("no worker"), ValueError("shut that door")):
+        finished = run(together(shipped.pid), executor=Refusing(error), check=False)
+        assert type(finished.error) is ExecutorError
+        assert "does not take the call of action 'pid': " in str(finished.error)
+        assert str(finished.error).endswith(str(error))

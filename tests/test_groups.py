@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import gc
 import itertools
+import math
 import operator
 import os
 import signal
@@ -48,7 +49,14 @@ from flowdeco.engine.evaluation import evaluate
 from flowdeco.engine.recorder import Recorder
 from flowdeco.engine.requests import Fork, Raised, Save
 from flowdeco.engine.schedule import Schedule
-from flowdeco.errors import ActionTimeout, ContextEndedError, MissingInputError, WiringError, WriteConflictError
+from flowdeco.errors import (
+    ActionTimeout,
+    ContextEndedError,
+    DefinitionError,
+    MissingInputError,
+    WiringError,
+    WriteConflictError,
+)
 from flowdeco.executors import serial
 from flowdeco.middleware import atomic, recover, retry
 
@@ -356,6 +364,52 @@ def test_a_conflict_names_the_key_the_branches_and_the_group(run):
     assert all(word in text for word in ("'total'", "'north'", "'south'", "'regions'", "merge="))
     assert "east" not in text
     assert dict(Run.of(caught.value).store) == {"total": 0}
+
+
+@pytest.mark.parametrize("collects", [0, 1])
+def test_a_reducer_does_not_combine_what_is_collected_with_what_is_written(run, collects):
+    """The error does not advise to write a merge= that is there."""
+    branches = [step([], "a", [1], returns="k"), step([], "b", 2, returns="k")]
+    branches[collects] = step([], "c", 3, collect="k")
+    with pytest.raises(
+        WriteConflictError, match="merge= combines written values only: write to the key in both, or co"
+    ):
+        run(parallel(*branches, merge={"k": operator.add}))
+
+
+async def adds(one, other):
+    return one + other
+
+
+def adds_three(one, other, third):
+    return one + other + third
+
+
+class AddsLater:
+    async def __call__(self, one, other):
+        return one + other
+
+
+def yields(one, other):
+    yield one + other
+
+
+@pytest.mark.parametrize("wrong", [adds, adds_three, lambda one: one, lambda: 1, AddsLater(), yields, action(adds)])
+def test_a_reducer_is_a_plain_function_of_two_values(wrong):
+    """Others are refused when they are given."""
+    with pytest.raises(
+        DefinitionError, match=r"merge=\{'k': .*\}: it is called with two values and returns their comb"
+    ):
+        parallel(step([], "a", 1), merge={"k": wrong})
+
+
+@pytest.mark.parametrize(
+    "right",
+    [max, set.union, operator.add, math.gcd, dict.__or__, lambda *values: values, lambda one, other, third=3: one],
+)
+def test_anything_that_takes_two_values_is_a_reducer(right):
+    """Builtins as well, some of which show no signature."""
+    assert parallel(step([], "a", 1), merge={"k": right}).merge == {"k": right}
 
 
 @pytest.mark.parametrize("merge", [None, {"k": lambda one, other: one.nope}], ids=["conflict", "reducer"])

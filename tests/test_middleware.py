@@ -28,7 +28,7 @@ from support import (
 
 from flowdeco import Bail, Context, Key, Run, Sleep, Stage, Suspend, action, parallel, pipeline, stream
 from flowdeco.durable import JsonCodec, SqliteJournal
-from flowdeco.errors import DefinitionError, MiddlewareError, MissingInputError, StoreTypeError
+from flowdeco.errors import ContextEndedError, DefinitionError, MiddlewareError, MissingInputError, StoreTypeError
 from flowdeco.events import StageFinished
 from flowdeco.middleware import atomic, recover, retry
 from flowdeco.testing import FlowRunner
@@ -1271,6 +1271,8 @@ def test_retry_logs_each_failure(run, caplog):
         {"on": (ValueError, int)},
         {"on": ValueError, "timeout": -1},
         {"on": ValueError, "timeout": "1"},
+        {"on": ValueError, "jitter": 3},
+        {"on": ValueError, "jitter": None},
         {"on": ValueError, "wait": None},
     ],
 )
@@ -1465,6 +1467,87 @@ def test_atomic_lets_a_bail_take_effect(run):
     """A bail is a success."""
     finished = run(Stage("s", [writer(k=1), failing([], "b", Bail("enough"))], use=[atomic]))
     assert (finished.status, dict(finished.store)) == ("bailed", {"k": 1})
+
+
+def bails(call):
+    """A layer that has seen enough."""
+    yield
+    raise Bail("enough")
+
+
+async def bails_async(call):
+    yield
+    raise Bail("enough")
+
+
+@pytest.mark.parametrize("layer", [bails, bails_async])
+@pytest.mark.parametrize("around", ["action", "stage", "pipeline"])
+def test_a_bail_of_a_layer_keeps_all_that_its_target_did(run, around, layer):
+    """Result and writes; the layers around it see a success."""
+    log = []
+
+    def writes(ctx: Context):
+        ctx.store["seen"] = True
+        return "page"
+
+    def notes(call):
+        log.append((yield))
+
+    use = {around: [notes, atomic, layer] if around == "stage" else [notes, layer]}
+    act = action(name="fetch", collect="pages", use=use.get("action", []))(writes)
+    flow = pipeline(Stage("s", [act], use=use.get("stage", [])), use=use.get("pipeline", []))
+    finished = run(flow)
+    assert (finished.status, finished.reason, finished.result) == ("bailed", "enough", "page")
+    assert (dict(finished.store), len(log)) == ({"seen": True, "pages": ["page"]}, 1)
+
+
+def test_a_bail_of_a_layer_after_a_failure_keeps_nothing_of_the_failed_action(run):
+    """It is a success all the same; the outcome that a layer supplies counts."""
+    log = []
+
+    def gives_up(call):
+        try:
+            yield
+        except ValueError:
+            call.outcome = "instead"
+            raise Bail("enough") from None
+
+    @action(use=[around(log, "a"), gives_up])
+    def fails(ctx: Context):
+        ctx.store["seen"] = True
+        raise ValueError
+
+    finished = run(fails)
+    assert (finished.status, dict(finished.store), finished.result) == ("bailed", {"fails": "instead"}, "instead")
+    assert run(step([], "a", 1, use=[bails_before])).result is None
+    assert run(step([], "a", {Stage("unit"), 1}, use=[bails]), check=False).status == "failed"
+
+
+@pytest.mark.parametrize("around", ["action", "stage", "pipeline"])
+@pytest.mark.parametrize("error", [None, ValueError("no")], ids=repr)
+def test_a_call_that_is_used_too_late_is_an_error(run, around, error):
+    """Once its middleware has returned, an insertion or an outcome would be lost."""
+    kept = []
+
+    def keeps(call):
+        kept.append(call)
+        call.insert(Stage("inserted"))
+        yield
+
+    use = {around: [keeps]}
+    act = (failing if error else step)([], "a", error, use=use.get("action", []))
+    run(pipeline(Stage("s", [act], use=use.get("stage", [])), use=use.get("pipeline", [])), check=False)
+    (call,) = kept
+    for late in (lambda: call.insert(Stage("late")), lambda: setattr(call, "outcome", 1)):
+        with pytest.raises(ContextEndedError, match=rf"after {around} '\w+' has ended would have no effect"):
+            late()
+    with pytest.raises(TypeError, match="^'Call' object is not callable"):
+        call()
+
+
+def bails_before(call):
+    raise Bail("enough")
+    yield
 
 
 @pytest.mark.parametrize("layers", [[atomic], [atomic, async_around([], "m")], [async_around([], "m"), atomic]])

@@ -1,5 +1,6 @@
 """Options, checked where they are given."""
 
+import contextlib
 import functools
 import pickle
 
@@ -184,6 +185,57 @@ def test_a_maker_of_middleware_must_be_called(wrong):
     """What was given is no middleware, but makes one."""
     with pytest.raises(DefinitionError, match="If it returns one, call it"):
         action(use=[wrong])(lambda: 1)
+
+
+def passes(call):
+    yield
+
+
+async def passes_async(call):
+    yield
+
+
+@functools.wraps(passes)
+def decorated(call):
+    return passes(call)
+
+
+async def coroutine(call):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("wrong", "advice"),
+    [
+        (contextlib.contextmanager(passes), r"Remove @contextmanager$"),
+        (contextlib.asynccontextmanager(passes_async), r"Remove @asynccontextmanager$"),
+        (decorated, r"A decorator hides its generator function: .*yield itself$"),
+        (functools.lru_cache(passes), r"A decorator hides its generator function: .*yield itself$"),
+        (coroutine, r"without a `yield` is not one: yield in the function itself$"),
+        (3, r"stage runs$"),
+    ],
+)
+def test_a_function_that_is_hardly_middleware_is_explained(wrong, advice):
+    """What to change depends on what hides the generator function."""
+    with pytest.raises(DefinitionError, match=advice):
+        action(use=[wrong])(lambda: 1)
+
+
+def test_a_middleware_sets_nothing_but_the_outcome_of_its_call():
+    """A typo is found in its code when it is given."""
+
+    def typo(call):
+        yield
+        call.outcom = 3
+
+    class Stores:
+        def __call__(self, call):
+            call.store = {}
+            yield
+
+    for wrong, name in ((typo, "outcom"), (Stores(), "store"), (functools.partial(typo), "outcom")):
+        with pytest.raises(DefinitionError, match=rf"\(.*test_options.py:\d+\) sets call.{name}, .*only the outcome"):
+            action(use=[wrong])(lambda: 1)
 
 
 def test_a_middleware_takes_one_argument():

@@ -1,8 +1,11 @@
 """What a run is when it is over: status, store, result, records."""
 
+import asyncio
 import dataclasses
+import os
 import pickle
 import re
+import signal
 import threading
 import time
 
@@ -139,6 +142,37 @@ def test_the_run_behind_an_exception_can_be_found(run):
     finished = Run.of(caught.value)
     assert (finished.id, finished.status, finished["a"], finished.error) == ("run-1", "failed", 1, caught.value)
     assert names(finished) == ["a", "b"]
+
+
+def test_the_run_behind_an_interrupted_event_loop_is_found():
+    """`asyncio.run` raises a KeyboardInterrupt of its own, as the cancellation of its main task is being handled."""
+
+    @action
+    async def interrupted():
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(60)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        asyncio.run(interrupted.arun(run_id="run-1"))
+    assert (Run.of(caught.value).id, Run.of(caught.value).status) == ("run-1", "cancelled")
+
+
+def test_the_run_behind_an_exception_is_that_of_its_cause_or_context(run):
+    """Unless these are hidden; a circle of them has an end."""
+    failed = None
+    try:
+        run(failing([], "b", ValueError("no")), run_id="run-1")
+    except ValueError as error:
+        failed = error
+    caused, hidden = KeyError("caused"), KeyError("hidden")
+    caused.__cause__, hidden.__context__ = failed, failed
+    assert Run.of(caused).id == Run.of(hidden).id == "run-1"
+    hidden.__suppress_context__ = True
+    one, other = KeyError("one"), KeyError("other")
+    one.__context__, other.__context__ = other, one
+    for error in (hidden, one):
+        with pytest.raises(LookupError):
+            Run.of(error)
 
 
 def test_an_exception_of_no_run_is_a_lookup_error():

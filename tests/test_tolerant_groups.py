@@ -331,6 +331,45 @@ def test_a_loser_that_waits_for_a_person_is_cancelled(run):
     assert result.status == "completed"
 
 
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_skipped_branch_is_not_one_of_those_that_are_enough(run, wrapped):
+    """Unless there are no others: then the group completes without."""
+    branches = [action(name=name)(lambda: 1) for name in "abc"]
+    if wrapped:
+        branches = [pipeline(each, name=f"around {each.name}", tags=[each.name]) for each in branches]
+    skips = [f"tag:{name}" if wrapped else name for name in "abc"]
+    group, journal = parallel(*branches, enough=1, limit=1), MemoryJournal()
+    result = run(group, skip=skips[:1], journal=journal, run_id="r")
+    for found in (result, read(journal, "r")):
+        assert statuses(found)[-1] == ("b", "completed")
+        assert found.store == {"b": 1}
+        assert "c" not in names(found)
+    result = run(group, skip=skips)
+    assert (result.status, dict(result.store)) == ("completed", {})
+
+
+def test_all_that_waits_in_a_loser_is_cancelled(run):
+    """In a nested group and a pipeline with options, too: stages with their actions, as they are read as well."""
+
+    @action
+    def quick() -> int:
+        return 1
+
+    journal = MemoryJournal()
+    inner = parallel(asks, quick, pipeline(asks.with_options(name="more"), tags=["waits"]))
+    result = run(parallel(inner, square(1), enough=1, limit=1), journal=journal, run_id="r")
+    for found in (result, read(journal, "r")):
+        assert found.status == "completed"
+        assert [(each.name, each.status) for each in found.stages if each.name in ("asks", "more")] == [
+            ("asks", "cancelled"),
+            ("more", "cancelled"),
+        ]
+        assert {each.status for stage in found.stages if stage.status == "cancelled" for each in stage.actions} <= {
+            "cancelled",
+            "completed",
+        }
+
+
 def test_nested_groups_of_losers_are_cancelled(run):
     """However deep."""
 

@@ -1,6 +1,7 @@
 """From parameters to keys: where parameters come from, and what is checked before anything runs."""
 
-from collections.abc import Callable, Iterator
+import typing
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Annotated, Any, Protocol
 
 import pytest
@@ -176,6 +177,7 @@ def test_an_action_is_read_once():
 
 
 CLOSED = wants(name="closed", returns=None)
+NUMBER = wants(name="number", returns=int)
 """An action that supplies nothing, and inserts nothing."""
 
 
@@ -225,6 +227,12 @@ def unseen(call):
     call.store["unseen"] = 1
 
 
+def replaces(call):
+    """A layer that may replace an action's data by units."""
+    yield
+    call.outcome = call.outcome
+
+
 @pytest.mark.parametrize(
     "opening",
     [
@@ -239,12 +247,20 @@ def unseen(call):
         wants(name="inserts", returns="Stage | None"),
         wants(name="inserts", returns=object),
         wants(name="inserts", returns=list[Any]),
+        wants(name="inserts", returns=list),
+        wants(name="inserts", returns=tuple),
+        wants(name="inserts", returns=typing.List),  # noqa: UP006
+        wants(name="inserts", returns=Sequence),
+        wants(name="inserts", returns=Collection | None),
+        wants(name="inserts", returns=Annotated[list, "x"]),
         wants(name="inserts", returns=T),
         wants(name="inserts", returns=Annotated[Stage, "x"]),
         wants(name="inserts", returns=type(stream([]))),
         Stage("wrapped", use=[unseen]),
         Stage("wrapped", [CLOSED.with_options(use=[unseen])]),
         Stage("wrapped", [CLOSED], use_actions=[unseen]),
+        Stage("wrapped", [NUMBER.with_options(use=[replaces])]),
+        Stage("wrapped", [NUMBER], use_actions=[recover(on=OSError, outcome=[Stage("inserted")])]),
         pipeline(CLOSED, use=[unseen]),
         pipeline(CLOSED, use_stages=[unseen]),
         pipeline(CLOSED, use_actions=[unseen]),
@@ -258,6 +274,28 @@ def test_what_may_be_supplied_unseen_is_not_certain(opening):
     assert problems(flow) == [("wants", "wants", "k", "k", False)]
     with pytest.raises(MissingInputError):
         flow.run()
+
+
+@pytest.mark.parametrize("outcome", [None, 0, [1, 2], {"a": 1}], ids=shown)
+def test_data_of_a_layer_inserts_nothing(outcome):
+    """In place of data."""
+    flow = NUMBER.with_options(use=[recover(on=OSError, outcome=outcome)]) >> wants("k")
+    assert problems(flow) == [("wants", "wants", "k", "k", True)]
+
+
+@pytest.mark.parametrize("returns", [list, tuple, Sequence, typing.List], ids=shown)  # noqa: UP006
+def test_a_collection_of_any_elements_may_be_units(returns):
+    """They run, supply what comes after them, and can be skipped."""
+    supply = Stage("supply", [action(name="k")(lambda: 1)])
+
+    def found():
+        return [supply]
+
+    found.__annotations__["return"] = returns
+    plan = action(name="plan")(found)
+    assert (plan >> action(name="twice")(lambda k: 2 * k)).run()["twice"] == 2
+    assert [each.status for each in plan.run(skip=["supply"]).stages] == ["completed", "skipped"]
+    assert "inserts" not in str(plan.plan())
 
 
 def test_values_of_middleware_are_not_certain_inside_of_it():
@@ -344,6 +382,17 @@ def test_plain_classes_that_cannot_agree_are_reported(produced, wanted, agree):
         for name in ("'made'", "'needs'", "int" if produced is int else produced.__name__):
             assert name in found[0].message
     assert (made >> needs).run().status == "completed"
+
+
+def test_a_result_without_an_annotation_may_replace_one_of_another_class():
+    """Nothing is known of its class."""
+    first, second = wants(name="made", returns=int), action(name="second", returns="made")(lambda: "x")
+
+    @action
+    def needs(made: str) -> str:
+        return made
+
+    assert (first >> second >> needs).validate() == (second >> needs).validate() == []
 
 
 def test_classes_that_refuse_to_be_compared_are_taken_to_agree():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
+from flowdeco.errors import ContextEndedError
 from flowdeco.model.definitions import Action, Pipeline, Stage, Stream, Unit, insertable
 from flowdeco.model.sentinels import UNSET
 from flowdeco.model.steps import Step, step_of
@@ -31,13 +32,14 @@ class Call:
     undoes = False  # the target is one step
     localized: Step | None = None  # the step of an action that reads results that are local to its stage
 
-    # With slots, a layer costs a tenth less; a middleware may add attributes of its own.
+    # With slots, a layer costs a tenth less.
     __slots__ = (
-        "__dict__", "action", "attempt", "given", "inserted", "pipeline", "run_id", "stage", "store",
+        "__dict__", "action", "attempt", "given", "has_ended", "inserted", "pipeline", "run_id", "stage", "store",
     )  # fmt: skip
 
     attempt: int
     given: Any
+    has_ended: bool  # set when its layers have been left; a default costs more
     inserted: tuple[Unit | Stream, ...]
     run_id: str
     store: Store
@@ -66,6 +68,7 @@ class Call:
 
     @outcome.setter
     def outcome(self, value: Any) -> None:
+        self._check_open("setting call.outcome")
         self.given = value
 
     @property
@@ -89,7 +92,15 @@ class Call:
 
     def insert(self, *units: Unit | Stream) -> None:
         """Run these right after the target, as if an action had returned them."""
+        self._check_open("call.insert")
         self.inserted += insertable(units, f"a middleware of {self.level} {self.name!r}", "inserted")
+
+    def _check_open(self, use: str) -> None:
+        if hasattr(self, "has_ended"):
+            raise ContextEndedError(
+                f"{use} after {self.level} {self.name!r} has ended would have no effect: a middleware can use its call only "
+                f"until it returns"
+            )
 
     def undo_on_failure(self) -> None:
         """Make the target one step: if it fails, nothing in it counts as done (`atomic`)."""
@@ -99,6 +110,14 @@ class Call:
     def repeats_before(self) -> int:
         """How often the layer that is being entered had asked for another attempt before the run was interrupted."""
         return 0
+
+    @property
+    def time_used(self) -> float:
+        """How much of its timeout the layer that is being entered had used before the run was interrupted."""
+        return 0.0
+
+    def use_time(self, seconds: float) -> None:
+        """Note how much of its timeout the layer has used, for when the run is resumed."""
 
     @property
     def logger(self) -> RunLogger:

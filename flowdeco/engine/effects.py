@@ -37,7 +37,7 @@ class Execution:
     """The execution of an action: who inserted it, its place in the branch, its value and its effect so far."""
 
     __slots__ = (
-        "by", "context", "inserted", "layers", "mark", "messages", "number", "result", "started", "step", "switches",
+        "bail", "by", "context", "inserted", "layers", "mark", "messages", "number", "result", "started", "step", "switches",
         "value", "watch",
     )  # fmt: skip
 
@@ -47,6 +47,7 @@ class Execution:
         self.number = number
         self.started = started
         self.value: Any = UNSET  # as returned, or `Raised`
+        self.bail: Bail | None = None  # of its layers, after which its value counts
         self.context: Context | Called | None = None  # `Called` for a call before the run was resumed
         self.watch: Watch | None = None  # with a journal: over the values that it may change in place
         self.layers: Layers | None = None
@@ -123,11 +124,11 @@ def _is_plain(kind: type[object], value: Any) -> bool:
 def conclude(branch: Branch, act: Execution) -> Failure:
     """Make the outcome of an action, note it, and apply it; return the failure."""
     store, value = branch.store, act.value
-    error = value.error if type(value) is Raised else None
+    error = value.error if type(value) is Raised else act.bail
     own: Mark | None = None  # undoes the action's own writes if they are refused
     if error is None or isinstance(error, Bail):
         try:
-            inserted, data = ((), UNSET) if error is not None else sort_out(act.step, value)
+            inserted, data = ((), UNSET) if type(value) is Raised else sort_out(act.step, value)
             if data is not UNSET or act.context is not None:
                 own = store.mark()
             _let_write(branch, act, inserted, data)

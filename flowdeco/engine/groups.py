@@ -177,7 +177,8 @@ class _Conductor:
         index: int = self.source.count if fork is None else fork.index
         if fork is not None:
             merger.unmerged[index] = fork
-        stops = verdicts.ended(index, failure)
+        is_skipped = fork is not None and verdicts.chooses and fork.records.all_skipped()
+        stops = verdicts.ended(index, failure, is_skipped=is_skipped)
         if self.is_streamed and isinstance(failure, Suspend) and index not in self.verdicts.lost:
             self.is_open = False
         if merger.turn in merger.unmerged and verdicts.ended_by is None and merger.error is None:

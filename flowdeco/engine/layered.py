@@ -17,7 +17,7 @@ from flowdeco.engine.requests import Failure, Raised, Request, Walk
 from flowdeco.engine.results import SETTLED
 from flowdeco.engine.waiting import waited
 from flowdeco.engine.waits import Called
-from flowdeco.errors import Suspend
+from flowdeco.errors import Bail, Suspend
 from flowdeco.model.deltas import NOTHING, Mark
 from flowdeco.model.options import Middleware
 from flowdeco.model.sentinels import UNSET
@@ -64,17 +64,18 @@ def in_layers(
             again = error is None
     if error is not None and around.entered:
         _note_call(branch, number, None if act is None else act.context, watch, value, error)
-    returned, value = value, around.given if error is None else Raised(error)
+    bail = error if isinstance(error, Bail) else None  # what the layers leave counts
+    returned, value = value, around.given if error is None or bail is not None else Raised(error)
     if value is not returned and type(value) not in SETTLED:  # supplied by a layer
         value = yield from settled(step, value)
     undoes: Mark | None = mark
-    if act is None and watch is None and _did_nothing(branch, around, mark):
+    if act is None and watch is None and bail is None and _did_nothing(branch, around, mark):
         branch.store.release(mark)
         if try_complete(branch, step, by, number, started, value):
             return None
         undoes = None
     act = act or Execution(step, by, number, started)
-    act.value, act.layers, act.mark, act.watch = value, around, undoes, watch
+    act.value, act.bail, act.layers, act.mark, act.watch = value, bail, around, undoes, watch
     return conclude(branch, act)
 
 

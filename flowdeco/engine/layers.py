@@ -133,6 +133,16 @@ class Layers(Call):
         return sum(self.repeats[len(self.opened) : len(self.opened) + 1])
 
     @property
+    def time_used(self) -> float:
+        """How much of its timeout the layer that is being entered had used before the run was interrupted."""
+        return 0.0 if self.waits is None else self.waits().time_used(self.who)
+
+    def use_time(self, seconds: float) -> None:
+        """Note how much of its timeout the layer has used, for when the run is resumed."""
+        if self.waits is not None:
+            self.waits().use_time(self.who, seconds)
+
+    @property
     def who(self) -> int:
         """The number of the layer that is being entered or left."""
         return self.base + len(self.opened)
@@ -203,6 +213,8 @@ class Layers(Call):
         return [mark for _, _, mark, _, _ in self.opened if mark is not None]
 
 
+Layers.__name__ = Layers.__qualname__ = "Call"  # the name that users know, for Python's own messages
+
 _GENERATOR: Final[Any] = types.GeneratorType
 _END: Final[Any] = object()
 _DONE: Final[Decision] = (False, None)
@@ -269,7 +281,10 @@ def leave(layers: Layers, error: BaseException | None) -> Passage:
         if isinstance(error, Bail):
             return _leave_after(layers, error)
         layers.failed(error)
-        return _leave(layers, error) if opened else (False, error)
+        if opened:
+            return _leave(layers, error)
+        layers.has_ended = True
+        return False, error
     while opened:
         _, generator, mark, _, values = opened[-1]
         if type(generator) is not _GENERATOR:
@@ -295,6 +310,7 @@ def leave(layers: Layers, error: BaseException | None) -> Passage:
             return _leave(layers, None, (YIELDS, item))
         opened.pop()
         layers.values = values
+    layers.has_ended = True
     return _DONE
 
 
@@ -314,7 +330,7 @@ def _left_by(layers: Layers, generator: Any, raised: BaseException) -> Generator
 
 
 def _leave(layers: Layers, error: BaseException | None, move: Move | None = None) -> Generator[Request, Any, Decision]:
-    store = layers.store
+    store, bail = layers.store, None
     while layers.opened:
         opened = layers.opened.pop()
         layer, generator, mark, _, layers.values = opened
@@ -338,6 +354,8 @@ def _leave(layers: Layers, error: BaseException | None, move: Move | None = None
             return _GO
         if mark is not None:
             store.release(mark)  # in a pause, it is undone already
+        if follows is FAIL and isinstance(item, Bail):  # to the layers around it, a success
+            bail, follows = item, RECOVER if error is not None else PASS
         if follows is RECOVER:
             layers.recovered, error = True, None
         elif follows is FAIL:
@@ -347,7 +365,8 @@ def _leave(layers: Layers, error: BaseException | None, move: Move | None = None
             error = _misused(layer, "yielded again after a success: its target runs again only after a failure")
             error = yield from _reproached(layers, generator, error)
             layers.failed(error)
-    return False, error
+    layers.has_ended = True
+    return False, bail if error is None else error
 
 
 def _resumed(layers: Layers, generator: Layer, outcome: Any, error: BaseException | None) -> Move:

@@ -87,10 +87,14 @@ class Overlay:
         )
 
     def _conflict(self, key: str, index: int, unit: Unit, how: str) -> WriteConflictError:
-        return WriteConflictError(
-            f"{self._branches(key, index, unit)} wrote different values to the key {key!r}: {how}. "
-            f"Write to different keys, contribute results with collect=, or combine them: "
+        instead = (
+            "merge= combines written values only: write to the key in both, or collect in both"
+            if key in self._merge
+            else f"Write to different keys, contribute results with collect=, or combine them: "
             f"parallel(..., merge={{{key!r}: function}})"
+        )
+        return WriteConflictError(
+            f"{self._branches(key, index, unit)} wrote different values to the key {key!r}: {how}. {instead}"
         )
 
 

@@ -317,12 +317,12 @@ class _Reader:
             return found
         records = Records(None)
         records.kept = found
+        records.scopes = [(0, record) for record in self.pipelines[since:]]
         if index in selection.lost:
-            records.scopes = [(0, record) for record in self.pipelines[since:]]
             records.recover(0, lambda record: True)
-            self.pipelines[since:] = [record for _, record in records.scopes]
         else:
             records.cancel_last()
+        self.pipelines[since:] = [record for _, record in records.scopes]
         return records.kept
 
     def _stage(self, did: Outcome, outcomes: list[Outcome], scope: Scope | None) -> StageRecord:

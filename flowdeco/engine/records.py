@@ -73,9 +73,16 @@ class Records:
                 self.scopes[at] = count, _recovered(record, is_inside)
 
     def cancel_last(self) -> None:
-        """Have the last stage count as cancelled: its group was complete without it."""
-        if self.kept and self.kept[-1].status in (Status.COMPLETED, Status.SUSPENDED):
+        """Have the last stage count as cancelled, and all that waited: its group was complete without it."""
+        self.kept = list(map(_cancelled, self.kept))
+        self.scopes = [(at, _cancelled(record)) for at, record in self.scopes]
+        if self.kept and self.kept[-1].status is Status.COMPLETED:
             self.kept[-1] = self.kept[-1]._replace(status=Status.CANCELLED)
+
+    def all_skipped(self) -> bool:
+        """Whether there are records, and nothing was run."""
+        found = [*self.kept, *(record for _, record in self.scopes)]
+        return bool(found) and not self.forgotten and all(record.status is Status.SKIPPED for record in found)
 
     def last(self) -> list[StageRecord]:
         """Return those of stages to keep at the end of the run."""
@@ -100,6 +107,12 @@ class Records:
 
 def _has_ended_oddly(record: Outcome) -> bool:
     return record.error is not None or record.attempts > 1
+
+
+def _cancelled(record: Any) -> Any:
+    if record.status is not Status.SUSPENDED:
+        return record
+    return record._replace(status=Status.CANCELLED, actions=list(map(_cancelled, record.actions)) or ())
 
 
 def _recovered(record: Any, is_inside: Callable[[Outcome], bool]) -> Any:

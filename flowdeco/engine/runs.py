@@ -252,13 +252,20 @@ def remember(run: Run, error: BaseException) -> None:
 
 
 def _run_behind(error: BaseException) -> Run | None:
-    # Those in a group count if it is a part of the one that was raised. A StopIteration cannot leave a coroutine: out of
-    # `arun` it comes as the cause of a RuntimeError (PEP 479).
-    found = (_linked(each) or _linked(each.__cause__) for each in members_of(error))
-    return next(filter(None, found), None)
+    # Those in a group count if it is a part of the one that was raised. It may have come of the run's own: a StopIteration
+    # leaves a coroutine as the cause of a RuntimeError (PEP 479), a cancelled `asyncio.run` raises a KeyboardInterrupt.
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        run = next(filter(None, map(_linked, members_of(current))), None)
+        if run is not None:
+            return run
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+    return None
 
 
-def _linked(error: BaseException | None) -> Run | None:
+def _linked(error: BaseException) -> Run | None:
     link = getattr(error, _ATTRIBUTE, None)
     return link.run if isinstance(link, _Link) else None
 

@@ -79,7 +79,8 @@ class Streamed:
         """Return why an item that was yielded cannot be a branch, or None."""
         try:
             if not isinstance(unit, Unit):
-                insertable((unit,), f"the {self._stream.name} {self._where}", "yielded")  # says why not
+                kinds = "action, stage, pipeline or parallel group"
+                insertable((unit,), f"the {self._stream.name} {self._where}", "yielded", kinds)  # says why not
                 raise ReturnValueError(
                     f"the {self._stream.name} {self._where} yielded another stream, and not a branch: yield its units"
                 )

@@ -60,8 +60,8 @@ class Verdicts:
         self.lost[index] = error
         return True
 
-    def ended(self, index: int, failure: Failure) -> bool:
-        """Note that a branch has ended; return whether this ends the group."""
+    def ended(self, index: int, failure: Failure, *, is_skipped: bool = False) -> bool:
+        """Note that a branch has ended, which was perhaps skipped as a whole; return whether this ends the group."""
         if failure is not None:
             self.failures[index] = failure
         if not self.is_live or self.is_enough or self.ended_by is not None:
@@ -69,6 +69,8 @@ class Verdicts:
         if index in self.lost and (index < self.known or self.lost[index] is failure):
             return False
         if failure is None:
+            if is_skipped:
+                return False
             self._completed += 1
             if self.chooses:
                 self.counted.add(index)

@@ -177,7 +177,8 @@ class Waits:
         )  # fmt: skip
 
     def use_time(self, who: int, seconds: float) -> None:
-        """Note how much of its timeout the layer has used, as the run is suspended."""
+        """Note how much of its timeout the layer has used so far."""
+        self.noted = [wait for wait in self.noted if (wait.kind, wait.who) != (USED, who)]
         self.noted.append(Wait(USED, seconds, who, key=USED))
 
     def time_used(self, who: int) -> float:

@@ -724,7 +724,9 @@ def as_pipeline(unit: Unit) -> Pipeline:
     return made
 
 
-def insertable(units: Iterable[Any], who: str, how: str = "returned") -> tuple[Unit | Stream, ...]:
+def insertable(
+    units: Iterable[Any], who: str, how: str = "returned", kinds: str = "action, stage, pipeline or stream"
+) -> tuple[Unit | Stream, ...]:
     """Return units as they are inserted, with plain pipelines flattened; raises `ReturnValueError` for anything else.
 
     Actions join the current stage if there is nothing else; among other units they are stages, and keep their place.
@@ -742,11 +744,11 @@ def insertable(units: Iterable[Any], who: str, how: str = "returned") -> tuple[U
         elif isinstance(unit, Stream):
             flat.append(unit)
         else:
-            raise ReturnValueError(f"{who} {how} {_not_insertable(unit, how)}")
+            raise ReturnValueError(f"{who} {how} {_not_insertable(unit, how, kinds)}")
     return tuple(flat)
 
 
-def _not_insertable(thing: object, how: str) -> str:
+def _not_insertable(thing: object, how: str, kinds: str) -> str:
     if isinstance(thing, Template):
         return f"no stage: {no_unit(thing)}"
     found = f"the {type(thing).__name__} {shortened(thing)}"
@@ -755,4 +757,4 @@ def _not_insertable(thing: object, how: str) -> str:
             f"a mix of units and data: {found} is not a unit. "
             f"Return the units, and write the data by ctx.store or collect="
         )
-    return f"{found}, which is not an action, stage, pipeline or stream"
+    return f"{found}, which is not an {kinds}"

@@ -11,6 +11,7 @@ from os import PathLike, fsdecode
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypedDict, cast
 
 from flowdeco.errors import DefinitionError, FlowdecoError, shortened, without_addresses
+from flowdeco.model.functions import attribute_uses, function_run
 from flowdeco.model.keys import AnyKey, Key, key_name
 from flowdeco.model.sentinels import UNSET
 
@@ -156,12 +157,39 @@ def checked_layers(layers: object, option: str = "use") -> tuple[Middleware, ...
     found = tuple(cast("Iterable[Any]", layers))
     for layer in found:
         if not (_is_plain_layer(layer) or (_is_generator_function(layer) and _takes_one(layer))):
-            made = ". If it returns one, call it" if callable(layer) else ""
             raise DefinitionError(
                 f"{placed(layer)} is not middleware: a middleware is a generator function of one argument, "
-                f"with a `yield` where the wrapped action or stage runs{made}"
+                f"with a `yield` where the wrapped action or stage runs{_instead_of(layer)}"
+            )
+        run = function_run(layer)
+        wrong = None if run is None else _set_on_call(run[0].__code__, run[1])
+        if wrong:
+            raise DefinitionError(
+                f"{placed(layer)} sets call.{wrong}, and of a call only the outcome can be set: write call.outcome = ... "
+                f"for that of an action, call.store[...] = ... for a value that stays, `yield {{...}}` for the target's"
             )
     return found
+
+
+def _instead_of(layer: Any) -> str:
+    """Return advice about a thing that is not middleware."""
+    inner = inspect.unwrap(layer)
+    if inner is not layer and _is_generator_function(inner):
+        code = getattr(layer, "__code__", None)
+        decorator = "" if code is None else code.co_qualname.partition(".")[0]
+        if decorator in ("contextmanager", "asynccontextmanager"):
+            return f". Remove @{decorator}"
+        return ". A decorator hides its generator function: remove it, or have the decorated function yield itself"
+    if inspect.iscoroutinefunction(layer):
+        return ". A coroutine function without a `yield` is not one: yield in the function itself"
+    return ". If it returns one, call it" if callable(layer) else ""
+
+
+@functools.lru_cache(maxsize=256)
+def _set_on_call(code: types.CodeType, first: int) -> str | None:
+    """Return an attribute that a middleware sets on its call and must not, if its code shows one."""
+    uses = attribute_uses(code, first) or ()
+    return next((name for kind, name in sorted(uses) if kind == "STORE" and name != "outcome"), None)
 
 
 def _is_plain_layer(layer: Any) -> bool:
@@ -291,7 +319,28 @@ def _merge(merge: Any, option: str) -> dict[str, Callable[[Any, Any], Any]]:
         raise DefinitionError(
             f"{option} maps keys to functions of two values, as {{'key': operator.add}}, not {merge!r}"
         )
-    return {key_name(key): combine for key, combine in cast("Mapping[Any, Any]", given).items()}
+    found = {key_name(key): combine for key, combine in cast("Mapping[Any, Any]", given).items()}
+    for name, combine in found.items():
+        if not _combines(combine):
+            raise DefinitionError(
+                f"{option}={{{name!r}: {described(combine)}}}: it is called with two values and returns their combination, "
+                f"as a plain function of two arguments does, not a coroutine or generator function"
+            )
+    return found
+
+
+def _combines(function: Any) -> bool:
+    if _is_generator_function(function) or any(
+        map(inspect.iscoroutinefunction, (function, getattr(function, "__call__", None)))
+    ):
+        return False
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:  # of a builtin, which shows none
+        pass
+    return True
 
 
 def _tolerance(tolerate: Any, option: str) -> float:

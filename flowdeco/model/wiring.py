@@ -86,7 +86,6 @@ class _Around(NamedTuple):
 
     stages: bool = False
     actions: bool = False
-    outcomes: bool = False  # nothing else than the results of the actions
     missing: bool = False  # or recover from missing parameters inside
     layers: tuple[Middleware, ...] = ()  # around actions
 
@@ -95,7 +94,6 @@ class _Around(NamedTuple):
         return _Around(
             self.stages or may_supply(layers),
             self.actions or may_supply(actions),
-            self.outcomes or _may_give_results(actions),
             self.missing or hides_gaps(layers + actions),
             self.layers + actions,
         )
@@ -365,8 +363,10 @@ def hides_gaps(layers: tuple[Middleware, ...]) -> bool:
     return may_supply(layers) or any(getattr(layer, "recovers_missing_inputs", False) for layer in layers)
 
 
-def _may_give_results(layers: tuple[Middleware, ...]) -> bool:
-    return any(supplies_of(layer) is Supplies.OUTCOME for layer in layers)
+def _may_replace(step: Step, layers: tuple[Middleware, ...]) -> bool:
+    """Whether a layer may give an action an outcome with effects that its annotation does not show: units, or data."""
+    found = [layer for layer in layers if supplies_of(layer) is Supplies.OUTCOME]
+    return any(not step.supplies or getattr(layer, "inserts", True) for layer in found)
 
 
 def _check(unit: Unit | Stream, known: _Known, around: _Around, skip: frozenset[str]) -> Iterator[_Gap]:
@@ -417,7 +417,7 @@ def _check_action(
     _check_layers(step, around.layers + step.use)
     yield from _check_step(stage, step, inside, around.missing or around.actions or hides_gaps(step.use))
     inside.open |= around.actions or may_supply(step.use)
-    inside.open |= not step.supplies and (around.outcomes or _may_give_results(step.use))
+    inside.open |= _may_replace(step, around.layers + step.use)
     own = step.name if stage.local and step.supplies_own_name else None
     known.keys.update({key: inside.keys[key] for key in step.supplies if key != own})
 
@@ -478,14 +478,14 @@ def _is_plain_class(annotation: Any) -> bool:
     return (
         isinstance(annotation, type)
         and not get_args(annotation)
-        and annotation not in (object, Any)
+        and annotation not in (object, Any, EMPTY)
         and not inspect.isabstract(annotation)
         and not getattr(annotation, "_is_protocol", False)
     )
 
 
 def _disagree(produced: Any, wanted: Any) -> bool:
-    if produced is None or not _is_plain_class(wanted) or wanted is EMPTY:
+    if produced is None or not _is_plain_class(wanted):
         return False
     try:
         return not issubclass(produced, accepted_classes(wanted)) and not issubclass(wanted, produced)

@@ -172,3 +172,34 @@ def test_the_last_stage_of_a_branch_that_was_not_needed_is_cancelled(status):
     records.cancel_last()
     cancelled = status in (Status.COMPLETED, Status.SUSPENDED)
     assert records.kept == [before, before, last._replace(status=Status.CANCELLED) if cancelled else last]
+
+
+@pytest.mark.parametrize(
+    ("kept", "scopes", "forgotten", "all_skipped"),
+    [
+        ([], [], 0, False),
+        ([Status.SKIPPED] * 2, [], 0, True),
+        ([], [Status.SKIPPED], 0, True),
+        ([Status.SKIPPED], [], 1, False),
+        ([Status.SKIPPED, Status.COMPLETED], [], 0, False),
+        ([Status.SKIPPED], [Status.FAILED], 0, False),
+    ],
+)
+def test_a_branch_is_skipped_if_all_in_it_is(kept, scopes, forgotten, all_skipped):
+    """An empty one is not; of what is forgotten, nobody knows."""
+    records = Records(None)
+    records.kept, records.forgotten = [record(status) for status in kept], forgotten
+    records.scopes = [(0, record(status, unit=GROUP)) for status in scopes]
+    assert records.all_skipped() is all_skipped
+
+
+def test_all_that_waited_in_a_branch_that_was_not_needed_is_cancelled():
+    """Stages, their actions, pipelines; those that had ended in another way did so."""
+    acts = [ActionRecord("x", STAGE, status, 0.0, 0.0) for status in (Status.COMPLETED, Status.SUSPENDED)]
+    records = Records(None)
+    records.kept = [record(status, actions=acts) for status in (Status.SUSPENDED, Status.FAILED, Status.SUSPENDED)]
+    records.scopes = [(0, record(Status.SUSPENDED, unit=FLOW)), (1, record(Status.FAILED, unit=FLOW))]
+    records.cancel_last()
+    assert [each.status for each in records.kept] == ["cancelled", "failed", "cancelled"]
+    assert [each.status for each in records.kept[0].actions] == ["completed", "cancelled"]
+    assert [each.status for _, each in records.scopes] == ["cancelled", "failed"]

@@ -120,7 +120,11 @@ def template(kind):
 @pytest.mark.parametrize(
     ("item", "kind", "message"),
     [
-        (5, ReturnValueError, "of the parallel group 'g' yielded the int 5, which is not"),
+        (
+            5,
+            ReturnValueError,
+            "of the parallel group 'g' yielded the int 5, which is not an action, stage, pipeline or parallel group",
+        ),
         (template, ReturnValueError, "yielded no stage"),
         (stream([A]), ReturnValueError, "of the parallel group 'g' yielded another stream"),
         (Stage("n", [wants("nowhere")]), WiringError, "nowhere"),

@@ -75,7 +75,8 @@ def test_what_middleware_inserts_adds_up():
 def test_a_target_can_be_made_one_step():
     """It is none by itself, and nothing has been tried again."""
     made = call("stage")
-    assert (made.undoes, made.repeats_before) == (False, 0)
+    made.use_time(1.0)
+    assert (made.undoes, made.repeats_before, made.time_used) == (False, 0, 0.0)
     made.undo_on_failure()
     assert made.undoes is True
 

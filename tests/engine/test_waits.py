@@ -200,8 +200,9 @@ def test_questions_that_a_leg_does_not_come_to_are_not_forgotten():
 
 
 def test_the_time_that_a_timeout_has_used_is_kept():
-    """Of each layer; the next leg takes it once."""
+    """Of each layer, the last figure; the next leg takes it once."""
     waits = leg()
+    waits.use_time(1, 3.0)
     waits.use_time(1, 4.5)
     assert waits.recorded() == (Wait(USED, 4.5, 1, key=USED),)
     later = leg(*waits.recorded())
