@@ -327,8 +327,7 @@ def _input(number: int, question: Question, value: str, shared: str, as_json: bo
     checked = " checked" if as_json else ""
     return (
         f'{area}<label class="json"><input type="checkbox" name="json:{_attribute(question.key)}" value="1"{checked}> '
-        f"it is JSON, not text (an empty text is "
-        ")</label>"
+        'it is JSON, not text (an empty text is "")</label>'
     )
 
 
