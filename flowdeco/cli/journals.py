@@ -23,7 +23,7 @@ from flowdeco.durable.info import STATUSES, as_text
 from flowdeco.errors import WAITING, JournalError, RunBusyError, RunNotFoundError, cut, printable, suggestion, told, utc
 
 if TYPE_CHECKING:
-    from flowdeco.engine.outcome import ActionRecord, StageRecord
+    from flowdeco.engine.outcome import StageRecord
     from flowdeco.engine.runs import Run
     from flowdeco.show.page import Served
 
@@ -245,19 +245,14 @@ def _failures(journal: durable.SqliteJournal, info: RunInfo) -> list[dict[str, A
     except (JournalError, RunNotFoundError):
         return []
     return [
-        _failure_as_data(told(stage.error) if stage.error is not run.error else info.error, stage, action)
+        {
+            "stage": stage.name,
+            "action": action and action.name,
+            "attempts": (action or stage).attempts,
+            "error": (info.error if stage.error is run.error else told(stage.error)).partition("\n")[0],
+        }
         for stage, action in failed_steps(run)
     ]
-
-
-def _failure_as_data(error: str, stage: StageRecord, action: ActionRecord | None) -> dict[str, Any]:
-    attempts = (action or stage).attempts
-    return {
-        "stage": stage.name,
-        "action": action and action.name,
-        "attempts": attempts,
-        "error": error.partition("\n")[0],
-    }
 
 
 def _outline(info: RunInfo, rows: list[durable.Row]) -> Run:
@@ -332,8 +327,9 @@ def _read_whole(path: str, info: RunInfo, *, values: bool = False) -> Run:
     """
     from flowdeco.engine.reading import read_outline
 
-    journal, outline = durable.SqliteJournal(path, codec=require_known_codec(info)), _codec(info)
-    run = read_outline(journal.read(info.id), _Loading(journal.codec, outline) if values else outline, whole=True)
+    journal = durable.SqliteJournal(path, codec=require_known_codec(info))
+    codecs = [journal.codec, _codec(info)] if values else [_codec(info)]
+    run = read_outline(journal.read(info.id), *codecs, whole=True)
     run.stages = [_as_it_is(record, state_of(info)) for record in run.stages]
     return run
 
@@ -355,21 +351,6 @@ def _called_off(record: Any) -> Any:
     from flowdeco.engine.runs import Status
 
     return record._replace(status=Status.CANCELLED) if record.status == "suspended" else record
-
-
-class _Loading:
-    """A codec that loads payloads, and reads those that it cannot load as an outline."""
-
-    def __init__(self, codec: durable.Codec, outline: durable.Codec) -> None:
-        self.name, self.encode = codec.name, codec.encode
-        self._decoders = codec.decode, outline.decode
-
-    def decode(self, payload: bytes) -> Any:
-        load, read = self._decoders
-        try:
-            return load(payload)
-        except JournalError:
-            return read(payload)
 
 
 def _write_page(path: str, info: RunInfo, options: Namespace) -> int:

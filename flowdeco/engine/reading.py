@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import reduce
 from math import inf
 from typing import Any, Final, TypeAlias, cast
@@ -111,32 +112,33 @@ def current_waits(steps: Outcomes) -> list[Wait]:
     return [wait for _, did in asked(steps) for wait in did.waits if wait.kind in (SLEEP, PAUSE) or wait.is_open]
 
 
-def read_outline(remembered: Remembered, codec: Codec, *, whole: bool = False) -> Run:
-    """Return a run without its values, to show where it failed; or the whole of it, with values as the codec reads them.
+def read_outline(remembered: Remembered, *codecs: Codec, whole: bool = False) -> Run:
+    """Return a run without its values, to show where it failed; or the whole of it, with values as the codecs read them.
 
-    Only failures are decoded, which takes little memory and imports nothing that the values need. A payload that cannot
-    be decoded is left out, and so are the contents of completed groups.
+    Only failures are decoded, which takes little memory and imports nothing that the values need. Each payload is decoded
+    by the first codec that can; one that none can decode is left out, and so are the contents of completed groups.
     """
+    lenient = _Lenient(*codecs)
     if whole:
-        return read_run(remembered, _Lenient(codec))
-    nothing = codec.encode({}, "")
+        return read_run(remembered, lenient)
+    nothing = lenient.encode({}, "")
     rows = [row if row.status in _FAILED else row._replace(payload=nothing) for row in remembered.rows]
-    return read_run(remembered._replace(inputs=[], rows=rows), _Lenient(codec))
+    return read_run(remembered._replace(inputs=[], rows=rows), lenient)
 
 
 class _Lenient:
-    """A codec whose payloads are empty if they cannot be decoded."""
+    """A codec that decodes a payload by the first of several codecs that can; as empty, if none can."""
 
-    def __init__(self, codec: Codec) -> None:
-        self.name = codec.name
-        self.encode = codec.encode
-        self._decode = codec.decode
+    def __init__(self, *codecs: Codec) -> None:
+        self.name = codecs[0].name
+        self.encode = codecs[0].encode
+        self._codecs = codecs
 
     def decode(self, payload: bytes) -> Any:
-        try:
-            return self._decode(payload)
-        except JournalError:
-            return {}
+        for codec in self._codecs:
+            with suppress(JournalError):
+                return codec.decode(payload)
+        return {}
 
 
 def read_steps(remembered: Remembered, codec: Codec) -> tuple[Store, Outcomes]:
