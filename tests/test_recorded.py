@@ -6,11 +6,18 @@ import pytest
 
 from flowdeco import Context, Stage, action, durable, parallel, pipeline, stage, stream
 from flowdeco.cli.history import recorded
+from flowdeco.cli.inputs import UsageError
+from flowdeco.cli.journals import journal_of
 from flowdeco.durable import MemoryJournal, PickleCodec, SqliteJournal
-from flowdeco.errors import JournalError
 from flowdeco.middleware import recover, retry
 
 GATE = {"open": False}
+
+
+def latest(path):
+    """The journal of the latest run, and its id."""
+    info = durable.runs(path)[0]
+    return journal_of(str(path), info), info.id
 
 
 @stage
@@ -101,7 +108,7 @@ def told(tmp_path):
     def run(flow, **options):
         ran = flow.run(journal=path, check=False, **options)
         info = durable.runs(path)[0]
-        return ran, recorded(str(path), info, pipeline(flow))
+        return ran, recorded(journal_of(str(path), info), info.id, pipeline(flow))
 
     return run
 
@@ -167,7 +174,7 @@ def killed(tmp_path):
         journal = SqliteJournal(tmp_path / "runs.db")
         journal.create("one", flow.name, remembered.inputs[0][1], remembered.skip)
         journal.write("one", remembered.rows[:rows])
-        return recorded(journal.path, journal.runs()[0], pipeline(flow))
+        return recorded(journal, journal.runs()[0].id, pipeline(flow))
 
     return run
 
@@ -212,7 +219,7 @@ def test_where_a_run_was_killed_in_a_stream_is_not_guessed(killed):
 def test_where_a_run_was_killed_is_not_guessed_from_another_pipeline(killed, tmp_path):
     """What the rows have is told."""
     killed(part(3) >> extra, rows=2)
-    again = recorded(tmp_path / "runs.db", durable.runs(tmp_path / "runs.db")[0], pipeline(part(4) >> extra))
+    again = recorded(*latest(tmp_path / "runs.db"), pipeline(part(4) >> extra))
     assert [(r.name, str(r.status)) for r in again.stages] == [("part[3]", "running")]
 
 
@@ -220,7 +227,7 @@ def test_stages_that_the_pipeline_no_longer_has_are_told(tmp_path):
     """By their names."""
     path = tmp_path / "runs.db"
     (Stage("gone", [extra]) >> part(3)).run(journal=path)
-    again = recorded(str(path), durable.runs(path)[0], pipeline(Stage("part[3]")))
+    again = recorded(*latest(path), pipeline(Stage("part[3]")))
     assert [(r.name, [a.name for a in r.actions]) for r in again.stages] == [
         ("gone", ["extra"]),
         ("part[3]", ["first", "second"]),
@@ -233,7 +240,7 @@ def test_an_error_without_a_type_is_told_as_it_is(tmp_path):
     journal = SqliteJournal(path)
     journal.create("one", "flow", journal.codec.encode({}, "inputs"), ())
     journal.close("one", "failed", None, "it went wrong")
-    again = recorded(str(path), durable.runs(path)[0], pipeline())
+    again = recorded(*latest(path), pipeline())
     assert (type(again.error).__name__, str(again.error), list(again.stages)) == ("RunError", "it went wrong", [])
 
 
@@ -245,8 +252,8 @@ def test_a_codec_of_somebody_is_refused(tmp_path):
 
     path = tmp_path / "runs.db"
     Stage("a").run(journal=SqliteJournal(path, codec=Mine()))
-    with pytest.raises(JournalError, match="codec 'mine', which only your program knows"):
-        recorded(str(path), durable.runs(path)[0], pipeline(Stage("a")))
+    with pytest.raises(UsageError, match="codec 'mine', which only your program knows"):
+        recorded(*latest(path), pipeline(Stage("a")))
 
 
 @action
@@ -296,5 +303,5 @@ def test_a_resumed_run_with_a_group_differs_in_nothing_else(told, tmp_path):
     flow = insert >> gate >> parallel(part(3), part(4), name="checks") >> extra
     run, _ = told(flow)
     done = flow.resume(run.id, {"go": True}, journal=tmp_path / "runs.db")
-    again = recorded(str(tmp_path / "runs.db"), durable.runs(tmp_path / "runs.db")[0], flow)
+    again = recorded(*latest(tmp_path / "runs.db"), flow)
     assert flow.plan().diff(again).counts() == flow.plan().diff(done).counts() == {"inserted": 4}

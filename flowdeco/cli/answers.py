@@ -12,7 +12,7 @@ from flowdeco.cli import report
 from flowdeco.cli.conversion import InputError, answers, converted, takers
 from flowdeco.cli.exit_codes import FINE
 from flowdeco.cli.inputs import UsageError, parse_inputs, read_errors, text_keys
-from flowdeco.cli.journals import find_run, journal_path, open_journal, require_known_codec, state_of
+from flowdeco.cli.journals import find_run, journal_of, journal_path, state_of
 from flowdeco.cli.json_output import print_json
 from flowdeco.cli.workflow import recorded_flow
 from flowdeco.durable import RunInfo
@@ -73,7 +73,7 @@ def record(
     `texts` are the keys whose values are text, not JSON. The workflow is imported if the journal knows it. Raises
     `InputError`, and the errors of `durable.answer`; then nothing is recorded.
     """
-    journal = open_journal(path, require_known_codec(info), "")
+    journal = journal_of(path, info)
     missing, taken = "the journal does not know where that is", {}
     try:
         taken = takers(recorded_flow(info.entry)) if info.entry and values else {}

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from flowdeco.cli.walk import walk
-from flowdeco.durable import RunInfo, SqliteJournal
+from flowdeco.durable import SqliteJournal
 from flowdeco.engine.evaluation import evaluate_run
 from flowdeco.engine.history import Rehearsal
 from flowdeco.engine.outcome import ActionRecord, Outcome, Outcomes, Scope, StageRecord, Status, enclosing
@@ -19,7 +19,6 @@ from flowdeco.engine.reading import branch_of, read_run, read_steps, stages_by_n
 from flowdeco.engine.requests import Begin, Raised
 from flowdeco.engine.runs import Run
 from flowdeco.engine.terms import Terms
-from flowdeco.errors import JournalError
 from flowdeco.model.definitions import Parallel, Pipeline
 from flowdeco.model.steps import Step
 
@@ -31,15 +30,9 @@ if TYPE_CHECKING:
 __all__ = ["crashed", "recorded"]
 
 
-def recorded(path: str, info: RunInfo, flow: Pipeline) -> Run:
-    """Return a run of a journal as one of this pipeline.
-
-    Raises `JournalError` if its steps are written in a codec of the user's own.
-    """
-    if info.codec not in ("pickle", "json"):
-        raise JournalError(f"run {info.id!r} is written in the codec {info.codec!r}, which only your program knows")
-    journal = SqliteJournal(path, codec=cast("Any", info.codec))
-    remembered = journal.read(info.id)
+def recorded(journal: SqliteJournal, run_id: str, flow: Pipeline) -> Run:
+    """Return a run of a journal as one of this pipeline."""
+    remembered = journal.read(run_id)
     run = read_run(remembered, journal.codec, stages_by_name([flow]).get)
     run.pipeline = flow
     if run.status is Status.RUNNING:

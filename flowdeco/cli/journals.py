@@ -30,10 +30,9 @@ if TYPE_CHECKING:
 __all__ = [
     "cancel",
     "find_run",
+    "journal_of",
     "journal_path",
-    "open_journal",
     "purge",
-    "require_known_codec",
     "run_page",
     "runs",
     "show",
@@ -56,18 +55,14 @@ def journal_path(options: Namespace) -> str:
     return cast("str", path)
 
 
-def open_journal(path: str, codec: str, reference: str) -> durable.SqliteJournal:
-    """Return the journal; `reference` is the entry that it notes for new runs."""
-    if codec not in ("pickle", "json"):
-        raise UsageError(f"the run is written in the codec {codec!r}, which only your program knows: resume it there")
-    return durable.SqliteJournal(path, codec=cast("Any", codec), entry=reference)
+def journal_of(path: str, info: RunInfo, reference: str = "") -> durable.SqliteJournal:
+    """Return the journal of a run; `reference` is the entry that it notes when it is resumed.
 
-
-def require_known_codec(info: RunInfo) -> Any:
-    """Return the codec of a run; raises `UsageError` for one that only the program of the user knows."""
+    Raises `UsageError` for a codec that only the program of the user knows.
+    """
     if info.codec not in ("pickle", "json"):
-        raise UsageError(f"the run is written in the codec {info.codec!r}, which only your program knows")
-    return info.codec
+        raise UsageError(f"run {info.id!r} is written in the codec {info.codec!r}, which only your program knows")
+    return durable.SqliteJournal(path, codec=cast("Any", info.codec), entry=reference)
 
 
 def find_run(path: str, wanted: str) -> RunInfo:
@@ -327,7 +322,7 @@ def _read_whole(path: str, info: RunInfo, *, values: bool = False) -> Run:
     """
     from flowdeco.engine.reading import read_outline
 
-    journal = durable.SqliteJournal(path, codec=require_known_codec(info))
+    journal = journal_of(path, info)
     codecs = [journal.codec, _codec(info)] if values else [_codec(info)]
     run = read_outline(journal.read(info.id), *codecs, whole=True)
     run.stages = [_as_it_is(record, state_of(info)) for record in run.stages]

@@ -61,14 +61,14 @@ def plan(options: Namespace) -> int:
 def diff(options: Namespace) -> int:
     """Draw the differences between a run of a journal and the plan of its workflow."""
     from flowdeco.cli.history import crashed, recorded
-    from flowdeco.cli.journals import journal_path, state_of
+    from flowdeco.cli.journals import journal_of, journal_path, state_of
 
     _check_output(options)
     path = journal_path(options)
     workflow, info = load_recorded_workflow(options, path)
     flow = workflow.only(options.only)
     stand_in_for_main(workflow.entry)
-    ran = recorded(path, info, flow).ran()
+    ran = recorded(journal_of(path, info), info.id, flow).ran()
     diff = flow.plan().diff(crashed(ran) if state_of(info) == "crashed" else ran)
 
     def print_data() -> None:

@@ -17,7 +17,7 @@ from flowdeco import durable
 from flowdeco.cli import report
 from flowdeco.cli.exit_codes import FAILED, FINE
 from flowdeco.cli.inputs import UsageError
-from flowdeco.cli.journals import journal_path, require_known_codec
+from flowdeco.cli.journals import journal_of, journal_path
 from flowdeco.cli.json_output import plain, print_json, repr_of
 from flowdeco.cli.process import Cancelling, reserved_stdout
 from flowdeco.cli.walk import walk
@@ -54,10 +54,9 @@ def replay(options: Namespace) -> int:
     *options.run, wanted = options.run
     path = journal_path(options)
     workflow, info = load_recorded_workflow(options, path)
-    codec = require_known_codec(info)
+    journal = journal_of(path, info)
     flow = workflow.only(options.only)
     stand_in_for_main(workflow.entry)
-    journal = durable.SqliteJournal(path, codec=codec)
     found = _find(journal.read(info.id), journal.codec, wanted, options.nth, info.id)
     call, cancelling = _Call(options.pdb), Cancelling()
     with cancelling, reserved_stdout(options.json):

@@ -40,9 +40,9 @@ def run(options: Namespace) -> int:
     path = None if options.no_journal else options.journal or os.environ.get(JOURNAL)
     journal: Any = None
     if path:
-        from flowdeco.cli.journals import open_journal  # a run without one needs no database
+        from flowdeco.durable import SqliteJournal  # a run without one needs no database
 
-        journal = open_journal(path, options.codec, workflow.reference(options.only))
+        journal = SqliteJournal(path, codec=options.codec, entry=workflow.reference(options.only))
 
     def perform(how: dict[str, Any]) -> Run:
         try:
@@ -69,7 +69,7 @@ def _exists(options: Namespace, path: str | None) -> UsageError:
 
 def resume(options: Namespace) -> int:
     """Resume a run of a journal."""
-    from flowdeco.cli.journals import journal_path, open_journal
+    from flowdeco.cli.journals import journal_of, journal_path
 
     given = read_inputs(options)
     errors = read_errors(options, given)
@@ -77,7 +77,7 @@ def resume(options: Namespace) -> int:
     workflow, info = load_recorded_workflow(options, path)
     flow = workflow.to_run(options)
     stand_in_for_main(workflow.entry)
-    journal = open_journal(path, info.codec, workflow.reference(options.only))
+    journal = journal_of(path, info, workflow.reference(options.only))
     inputs, warned = _converted(given, options, flow, _questions(journal, info.id) if given else ())
     finished = info.status in ("completed", "bailed") and options.on_change != "rerun" and not options.from_stage
 
