@@ -102,19 +102,12 @@ def _find(whole: Remembered, codec: Codec, wanted: str, nth: int | None, run_id:
     for remembered in reversed(generations(whole)):
         ended = _ended(remembered.rows)
         known.update(dict.fromkeys(f"{row.stage}/{row.action}" for _, row in ended.values()))
-        for is_it in (_named, _of_template):
-            places = [place for place, (_, row) in ended.items() if row.action == action and is_it(row, stage)]
-            if places:
-                return _chosen(remembered, codec, ended, places, nth)
+        alike = {place: row.stage for place, (_, row) in ended.items() if row.action == action}
+        named = [place for place, name in alike.items() if name == stage]
+        of_template = [place for place, name in alike.items() if name.partition("[")[0] == stage]
+        if places := named or of_template:
+            return _chosen(remembered, codec, ended, places, nth)
     raise UsageError(f"run {run_id!r} has no finished step {wanted!r}. {suggestion(wanted, known)}")
-
-
-def _named(row: Row, stage: str) -> bool:
-    return row.stage == stage
-
-
-def _of_template(row: Row, stage: str) -> bool:
-    return row.stage.partition("[")[0] == stage
 
 
 def _ended(rows: Sequence[Row]) -> dict[Place, tuple[int, Row]]:

@@ -154,13 +154,10 @@ def _line(row: Row, name: str, width: int, tally: Tally, glyphs: Glyphs) -> Line
 
 def fitted(text: str, width: int, glyphs: Glyphs) -> str:
     """Return the text cut, or padded, to so many columns; wide characters take two."""
-    taken = cell_len(text)
-    if taken <= width:
-        return text + " " * (width - taken)
-    kept, dots = text, glyphs.dots[:width]
-    while cell_len(kept) > width - len(dots):
-        kept = kept[:-1]
-    return kept + dots + " " * (width - len(dots) - cell_len(kept))
+    from rich.cells import set_cell_size
+
+    dots = glyphs.dots[:width] if cell_len(text) > width else ""
+    return set_cell_size(text, width - len(dots)) + dots
 
 
 def _took(seconds: float, glyphs: Glyphs) -> str:

@@ -136,10 +136,7 @@ class _Display:
 
     def __call__(self, event: Event) -> None:
         kind = type(event)
-        handler = HANDLERS.get(kind)
-        if handler is None:
-            return
-        handler(self._tally, event)
+        self._tally(event)
         if kind is RunStarted:
             self._view = view_of(self._tally)
             self._ticker = _Ticker(self._view, event.run_id)
