@@ -15,7 +15,7 @@ from support import swallow
 import flowdeco
 from flowdeco import Context, Stage, Store, action, parallel, pipeline, stage, stream
 from flowdeco.model.units import DEEPEST
-from flowdeco.show.html import name
+from flowdeco.show.html import name, text
 
 
 def shows():
@@ -35,6 +35,11 @@ def shows():
         "ran": run.ran(),
         "diff": flow.plan().diff(run),
     }
+
+
+def test_a_backslash_is_not_a_tab():
+    """A tab becomes four spaces; the `\\t` of a path on Windows stays."""
+    assert text("C:\\temp\ta\nb", lines=True) == "C:\\temp    a\nb"
 
 
 @pytest.mark.parametrize("name", shows())

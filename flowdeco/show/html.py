@@ -49,7 +49,7 @@ OPENED: Final = 24  # the number of stages up to which all of them are open
 def text(value: str, *, lines: bool = False) -> str:
     """Return text escaped for HTML; with `lines`, line breaks and tabs stay."""
     if lines:
-        return "\n".join(escape(printable(line).replace("\\t", "    ")) for line in value.split("\n"))
+        return "\n".join(escape(printable(line)) for line in value.replace("\t", "    ").split("\n"))
     return escape(printable(value))
 
 
