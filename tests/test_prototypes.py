@@ -703,3 +703,15 @@ def test_a_step_made_from_another_one_has_all_its_facts() -> None:
     assert {name: getattr(made, name) for name in Step.__slots__} == {
         name: getattr(step, name) for name in Step.__slots__
     }
+
+
+def test_the_promise_of_a_frozen_key_is_that_of_each_call():
+    """A key is compared with all that belongs to it."""
+
+    @stage
+    def reads(frozen):
+        @action
+        def take(x: Annotated[list, Key("x", list, frozen=frozen)]) -> int:
+            return len(x)
+
+    assert [steps_of(reads(frozen))[0][0].frozen for frozen in (False, True)] == [frozenset(), {"x"}]

@@ -177,12 +177,8 @@ class Seen(NamedTuple):
             return False
         if (function.__defaults__ or function.__kwdefaults__ or self.defaults) and _defaults(function) != self.defaults:
             return False
-        annotations, known = annotations_of(function), self.annotations
-        if annotations.keys() != known.keys():
+        if annotations_of(function) != self.annotations:
             return False
-        for name, annotation in annotations.items():
-            if annotation is not known[name] and not _is_same(annotation, known[name]):
-                return False
         for path, value in self.names:  # noqa: SIM110 - for each action of each stage: without a generator
             if _value(path, self.module) is not value:
                 return False
@@ -246,22 +242,3 @@ def _is_settled(annotation: Any) -> bool:
     elif not (isinstance(origin, type) or origin in _UNIONS):
         return False
     return all(map(_is_settled, arguments))
-
-
-def _is_same(one: Any, known: Any) -> bool:
-    """Whether an annotation means the same as one that is settled."""
-    if one is known:
-        return True
-    if type(one) is not type(known):
-        return False
-    if type(one) in ATOMS:
-        return bool(one == known)
-    if type(one) is Key:
-        return one.name == known.name and _is_same(cast("Any", one).type, known.type)
-    parts, others = get_args(one), get_args(known)
-    return (
-        bool(parts)
-        and len(parts) == len(others)
-        and get_origin(one) is get_origin(known)
-        and all(map(_is_same, parts, others))
-    )
