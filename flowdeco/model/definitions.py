@@ -571,22 +571,12 @@ def stage_like(sample: Stage, name: str, actions: tuple[Action[..., Any], ...], 
     if len(actions) > 1:
         _check_namesakes(actions, name)
     made = Stage.__new__(Stage)
-    data, own, title, members, description, has_data, local, own_memo, own_name, tags, timeout, use, use_actions = (
-        _SETTERS
-    )
-    data(made, sample._data)
-    own(made, origin)
-    title(made, sample._title)
-    members(made, actions)
-    description(made, sample.description)
-    has_data(made, sample.has_data)
-    local(made, sample.local)
-    own_memo(made, memo)
-    own_name(made, name)
-    tags(made, sample.tags)
-    timeout(made, sample.timeout)
-    use(made, sample.use)
-    use_actions(made, sample.use_actions)
+    values = (
+        sample._data, origin, sample._title, actions, sample.description, sample.has_data, sample.local, memo, name,
+        sample.tags, sample.timeout, sample.use, sample.use_actions,
+    )  # fmt: skip
+    for setter, value in zip(_SETTERS, values, strict=True):
+        setter(made, value)
     return made
 
 
