@@ -276,6 +276,41 @@ def test_values_of_middleware_are_not_certain_inside_of_it():
         assert problems(unit) == [("wants", "wants", "k", "k", False)]
 
 
+def gives(call):
+    """A layer that yields a value, and does nothing else."""
+    yield {"k": 1}
+
+
+@pytest.mark.parametrize(
+    "opening",
+    [
+        CLOSED.with_options(use=[gives]),
+        Stage("wrapped", [CLOSED], use=[gives]),
+        Stage("wrapped", [CLOSED], use_actions=[gives]),
+        Stage("wrapped", [CLOSED], use=[gives], local=True),
+        pipeline(CLOSED, use=[gives]),
+        pipeline(CLOSED, use_stages=[gives]),
+        parallel(Stage("wrapped", [CLOSED], use=[gives])),
+    ],
+    ids=shown,
+)
+def test_values_of_middleware_are_gone_when_it_has_ended(opening):
+    """They are available in its scope only."""
+    assert problems(opening >> wants("k")) == [("wants", "wants", "k", "k", True)]
+
+
+def test_middleware_that_also_supplies_an_outcome_may_supply_a_result():
+    """Values for its target, and the result of an action that returns nothing."""
+
+    def both(call):
+        yield {"k": 1}
+        call.outcome = 2
+
+    assert problems(CLOSED.with_options(use=[both]) >> wants("closed")) == [
+        ("wants", "wants", "closed", "closed", False)
+    ]
+
+
 def test_branches_are_checked_each_for_itself():
     """What one supplies is there behind the group, not for the others."""
     supplies = wants(name="k", returns=int)
@@ -379,6 +414,26 @@ def test_what_a_generator_is_annotated_to_yield_is_not_compared():
         pass
 
     assert (made >> needs).validate() == []
+
+
+def test_results_and_parameters_without_annotations_are_not_compared():
+    """They may be anything."""
+
+    @action
+    def made():
+        return [1]
+
+    @action
+    def needs(made: list):
+        pass
+
+    @action
+    def other(made):
+        pass
+
+    assert (made >> needs >> other).validate() == []
+    assert (action(name="made")(lambda: 1) >> needs).validate() == []
+    assert (wants(name="made", returns=int) >> other).validate() == []
 
 
 # -- before the run
@@ -527,6 +582,28 @@ def test_insertions_under_middleware_are_not_refused(run):
     assert run(Stage("s", [inserts(needs)], use_actions=[provide(x=1)])).status == "completed"
     with pytest.raises(MissingInputError):
         run(pipeline(inserts(needs), use=[unseen]))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"use": [provide(x=1)]}, {"use_actions": [provide(x=1)]}, {"use": [recover(on=MissingInputError)]}],
+    ids=shown,
+)
+def test_inserted_stages_run_outside_of_the_middleware_of_their_stage(run, options):
+    """So the insertion is refused."""
+    with pytest.raises(WiringError, match="'x'"):
+        run(Stage("s", [inserts(Stage("D", [wants("x")]))], **options))
+
+
+def test_inserted_stages_find_what_middleware_of_their_stage_writes(run):
+    """It writes before they begin."""
+
+    def writes(call):
+        yield
+        call.store["x"] = 1
+
+    for options in ({"use": [writes]}, {"use_actions": [writes]}):
+        assert run(Stage("s", [inserts(Stage("D", [wants("x")])), CLOSED], **options)).status == "completed"
 
 
 def test_a_skipped_inserted_unit_needs_nothing(run):

@@ -40,6 +40,7 @@ __all__ = [
     "check_inserted",
     "check_run",
     "hides_gaps",
+    "may_write",
     "supplied_keys",
     "unmet",
     "validate",
@@ -82,19 +83,19 @@ class _Gap(NamedTuple):
 
 
 class _Around(NamedTuple):
-    """Whether enclosing middleware of stages, or of actions, may supply values."""
+    """Whether enclosing middleware of stages, or of actions, may write to the store."""
 
     stages: bool = False
     actions: bool = False
     outcomes: bool = False  # nothing else than the results of the actions
-    missing: bool = False  # or recover from missing parameters inside
+    missing: bool = False  # or supply values inside, or recover from missing parameters there
     layers: tuple[Middleware, ...] = ()  # around actions
 
     def within(self, layers: tuple[Middleware, ...], actions: tuple[Middleware, ...]) -> _Around:
         """Return the same for the inside of a pipeline or stage with these layers, and these around actions."""
         return _Around(
-            self.stages or may_supply(layers),
-            self.actions or may_supply(actions),
+            self.stages or may_write(layers),
+            self.actions or may_write(actions),
             self.outcomes or _may_give_results(actions),
             self.missing or hides_gaps(layers + actions),
             self.layers + actions,
@@ -355,14 +356,17 @@ def supplied_keys(unit: Unit) -> tuple[set[str], dict[str, str]]:
     return set(known.keys), known.local
 
 
-def may_supply(layers: tuple[Middleware, ...]) -> bool:
-    """Whether middleware may supply values or write to the store; flowdeco's own middleware declares it."""
+def may_write(layers: tuple[Middleware, ...]) -> bool:
+    """Whether middleware may write to the store, for all that comes after; flowdeco's own middleware declares it."""
     return any(supplies_of(layer) is Supplies.ANYTHING for layer in layers)
 
 
 def hides_gaps(layers: tuple[Middleware, ...]) -> bool:
     """Whether a parameter that is missing inside middleware may do no harm: it may be supplied there, or recovered."""
-    return may_supply(layers) or any(getattr(layer, "recovers_missing_inputs", False) for layer in layers)
+    return any(
+        supplies_of(layer) in (Supplies.VALUES, Supplies.ANYTHING) or getattr(layer, "recovers_missing_inputs", False)
+        for layer in layers
+    )
 
 
 def _may_give_results(layers: tuple[Middleware, ...]) -> bool:
@@ -380,7 +384,7 @@ def _check(unit: Unit | Stream, known: _Known, around: _Around, skip: frozenset[
         return
     if isinstance(unit, Pipeline):
         inside = around.within(unit.use + unit.use_stages, unit.use_actions)
-        known.open |= may_supply(unit.use)
+        known.open |= may_write(unit.use)
         for part in unit.units:
             yield from _check(part, known, inside, skip)
     elif isinstance(unit, Parallel):
@@ -415,8 +419,8 @@ def _check_action(
     if skip and not skip.isdisjoint(action_selectors(stage, step.action)):
         return
     _check_layers(step, around.layers + step.use)
-    yield from _check_step(stage, step, inside, around.missing or around.actions or hides_gaps(step.use))
-    inside.open |= around.actions or may_supply(step.use)
+    yield from _check_step(stage, step, inside, around.missing or hides_gaps(step.use))
+    inside.open |= around.actions or may_write(step.use)
     inside.open |= not step.supplies and (around.outcomes or _may_give_results(step.use))
     own = step.name if stage.local and step.supplies_own_name else None
     known.keys.update({key: inside.keys[key] for key in step.supplies if key != own})
@@ -478,14 +482,14 @@ def _is_plain_class(annotation: Any) -> bool:
     return (
         isinstance(annotation, type)
         and not get_args(annotation)
-        and annotation not in (object, Any)
+        and annotation not in (object, Any, EMPTY)
         and not inspect.isabstract(annotation)
         and not getattr(annotation, "_is_protocol", False)
     )
 
 
 def _disagree(produced: Any, wanted: Any) -> bool:
-    if produced is None or not _is_plain_class(wanted) or wanted is EMPTY:
+    if produced is None or not _is_plain_class(wanted):
         return False
     try:
         return not issubclass(produced, accepted_classes(wanted)) and not issubclass(wanted, produced)
