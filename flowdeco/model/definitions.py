@@ -21,8 +21,8 @@ import wrapt
 from typing_extensions import ParamSpec, TypeVar, Unpack
 
 from flowdeco.errors import DefinitionError, ReturnValueError, printable, shortened, suggestion, without_addresses
-from flowdeco.model.contents import ATOMS
-from flowdeco.model.functions import bindable, call_bound, function_name, is_same_function, signature_of
+from flowdeco.model.contents import ATOMS, agree
+from flowdeco.model.functions import as_written, bindable, call_bound, function_name, is_same_function, signature_of
 from flowdeco.model.identity import content_of, keep_defaults
 from flowdeco.model.keys import Key, key_name
 from flowdeco.model.names import NO_LOCALS, local_variables
@@ -350,16 +350,45 @@ def _checked_data(data: object, stage: str) -> dict[str, Any]:
 
 
 def _check_namesakes(actions: Iterable[Action[..., Any]], stage: str) -> None:
-    """Raise `DefinitionError` for two different functions under one name; one function may be there twice."""
-    known: dict[str, Any] = {}
+    """Raise `DefinitionError` for two different functions under one name; one function may be there twice.
+
+    Functions that a loop made of one `def` may be, too, unless the result of one would replace that of another.
+    """
+    known: dict[str, Action[..., Any]] = {}
     for action in actions:
         function = action.__wrapped__
-        other = known.setdefault(action.name, function)
+        first = known.setdefault(action.name, action)
+        if first is action:
+            continue
+        other = first.__wrapped__
         if not is_same_function(other, function):
             raise DefinitionError(
                 f"stage {stage!r} has two actions named {action.name!r}, {placed(other)} and {placed(function)}: "
                 f"give one of them another name, by `def` or by @action(name=...)"
             )
+        if (
+            as_written(other) is not as_written(function)
+            and not _result_keys(first).isdisjoint(_result_keys(action))
+            and not _is_of_equal_call(first._self_identity(), action._self_identity())
+        ):
+            raise DefinitionError(
+                f"stage {stage!r} has several actions named {action.name!r}, made of one function ({placed(function)}) "
+                f"in a loop or by several calls, and the result of each would replace the one before: give each a name of "
+                f"its own by @action(name=...), or collect the results by collect="
+            )
+
+
+def _is_of_equal_call(one: Any, other: Any) -> bool:
+    """Whether two identities are those of one action of a template, which makes new functions in each call."""
+    return isinstance(one, Member) and agree(one, other)
+
+
+def _result_keys(action: Action[..., Any]) -> set[str]:
+    """Return the keys under which an action stores what it returns; not one under which it is collected."""
+    name, returns, collect = action.name, action._self_options.returns, action._self_options.collect
+    if returns is UNSET:
+        return {name} if collect is None else set()
+    return set(map(key_name, returns if isinstance(returns, tuple) else () if returns is None else (returns,)))
 
 
 def _copied(data: dict[str, Any], stage: str) -> dict[str, Any]:

@@ -36,7 +36,7 @@ __all__ = ["Key"]
 
 T = TypeVar("T")
 
-_Checks: TypeAlias = "tuple[tuple[type, ...] | None, tuple[Any, ...]]"
+_Classes: TypeAlias = "tuple[type, ...] | None"
 
 
 class Key(Generic[T]):
@@ -54,7 +54,7 @@ class Key(Generic[T]):
     name: str
     type: TypeForm[T]
     frozen: bool
-    _classes: tuple[type, ...] | None  # of its values; None: they are not checked
+    _classes: _Classes  # of its values; None: they are not checked
     _options: tuple[Any, ...]  # values of literals, which are accepted as well
 
     @overload
@@ -160,7 +160,7 @@ def alias_value(declared: Any) -> Any:
     return value[tuple(given.get(parameter, parameter) for parameter in wanted)] if given and wanted else value
 
 
-def _runtime_checks(declared: Any) -> _Checks:
+def _runtime_checks(declared: Any) -> tuple[_Classes, tuple[Any, ...]]:
     """Return the classes by which `isinstance` checks a declared type (None if it cannot), and the values of literals."""
     found: list[type] = []
     options: list[Any] = []
