@@ -52,6 +52,23 @@ def test_annotations_without_a_key_are_like_none(run):
     assert run(look, {"a": 1, "the.b": 2})["look"] == [1, 2]
 
 
+@pytest.mark.parametrize(
+    "annotation", [Annotated[int, Key], Annotated[int, 5, Key] | None, "Annotated[int, Key]"], ids=str
+)
+def test_the_class_of_keys_is_not_a_key(annotation):
+    """It would be like none."""
+
+    @action
+    def look(a):
+        return a
+
+    look.__wrapped__.__annotations__["a"] = annotation
+    with pytest.raises(
+        DefinitionError, match=r"parameter 'a' of action 'look': its key is the class Key itself: write Key"
+    ):
+        look.run({"a": 1})
+
+
 def test_a_typed_key_is_checked_when_the_parameter_is_read(run):
     """`StoreTypeError` names key, expected, found."""
 
@@ -543,7 +560,7 @@ def test_inserted_units_are_checked_against_what_runs_before_them(run):
     assert run(inserts(data, needs)).status == "completed"
     assert run(inserts(x, needs)).status == "completed"
     assert run(Stage("s", [inserts(needs), x])).status == "completed"
-    assert run(Stage("s", [inserts(data), inserts(needs)])).status == "completed"
+    assert run(Stage("s", [inserts(data), inserts(needs).with_options(name="more")])).status == "completed"
 
 
 def test_what_may_be_supplied_unseen_does_not_refuse_insertions(run):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
+from flowdeco.errors import MiddlewareError
 from flowdeco.model.definitions import Action, Pipeline, Stage, Stream, Unit, insertable
 from flowdeco.model.sentinels import UNSET
 from flowdeco.model.steps import Step, step_of
@@ -66,6 +67,11 @@ class Call:
 
     @outcome.setter
     def outcome(self, value: Any) -> None:
+        if self.action is None:
+            raise MiddlewareError(
+                f"call.outcome is the result of an action, and the {self.level} {self.name!r} has none: put the middleware "
+                f"around actions, by use_actions= or use= of an action, or write to call.store"
+            )
         self.given = value
 
     @property
@@ -89,7 +95,7 @@ class Call:
 
     def insert(self, *units: Unit | Stream) -> None:
         """Run these right after the target, as if an action had returned them."""
-        self.inserted += insertable(units, f"a middleware of {self.level} {self.name!r}", "inserted")
+        self.inserted += insertable(units, f"a middleware of {self.level} {self.name!r}", "call.insert")
 
     def undo_on_failure(self) -> None:
         """Make the target one step: if it fails, nothing in it counts as done (`atomic`)."""

@@ -155,6 +155,8 @@ class Annotations:
             return None
         if get_origin(annotation) is Annotated:
             declared, *metadata = get_args(annotation)
+            if Key in [each for each in metadata if isinstance(each, type)]:
+                raise _KeyError('its key is the class Key itself: write Key("name"), or the name as a string')
             key = _key_among(metadata)
             return key if key is not None else self._key(declared, depth + 1)
         keys = [self._key(member, depth + 1) for member in _members(annotation) or ()]

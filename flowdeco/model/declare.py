@@ -147,7 +147,7 @@ class StageTemplate(Template, Generic[P]):
         own = self._sample.tags
         return own if self._filling is None else own - self._filling.tags
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Stage:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Stage:
         name, sample, filling = self.__name__, self._sample, self._filling
         if filling is not None:
             sample = Stage(**filling.filled(options_of(sample), self.arguments(args, kwargs)))

@@ -62,6 +62,8 @@ class Key(Generic[T]):
     @overload
     def __init__(self: Key[Any], name: str, *, frozen: bool = False) -> None: ...
     def __init__(self, name: str, type: Any = Any, *, frozen: bool = False) -> None:
+        if not isinstance(frozen, bool):
+            raise DefinitionError(f"frozen= of the key {key_name(name)!r} is True or False, not {frozen!r}")
         object.__setattr__(self, "name", key_name(name))
         object.__setattr__(self, "frozen", frozen)
         object.__setattr__(self, "type", type)

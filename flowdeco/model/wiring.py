@@ -206,6 +206,8 @@ def validate(unit: Unit, inputs: Iterable[str] | Mapping[str, Any] = ()) -> list
     """Return the problems of a unit, certain or not, in the order of evaluation."""
     if isinstance(inputs, str):
         raise TypeError(f"inputs names keys: write [{inputs!r}]")
+    if not isinstance(cast("object", inputs), Iterable):
+        raise TypeError(f"inputs names keys: a list of them, or a mapping, not {inputs!r}")
     known, flow = _Known(dict.fromkeys(map(key_name, inputs))), _Flow((unit,), frozenset())
     found = [problem for gap in _check(unit, known, _Around(), flow.skip) for problem in _problems(gap, known, flow)]
     return found + [problem for each in every_unit((unit,)) if isinstance(each, Parallel) for problem in _rivals(each)]
