@@ -615,7 +615,7 @@ class Stage(Value, Unit, Parted):
             origin = importable(origin, self, what, lambda found: found == self)
         if origin is not None:
             return reference(self, origin, what)
-        return reduced(what, named("option", self._given()), (_stage_of, (self.actions, self._given())))
+        return reduced(what, named("option", self._given()), (_stage_of, (self.actions, self._given())), self)
 
 
 def stage_like(sample: Stage, name: str, actions: tuple[Action[..., Any], ...], origin: Origin, memo: Memo) -> Stage:

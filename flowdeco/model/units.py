@@ -379,7 +379,7 @@ class Composite(Value, Unit, Parted):
 
     def __reduce__(self) -> tuple[Any, ...]:
         reduction = _composite_of, (type(self), self.units, self._options)
-        return reduced(f"{type(self).__name__.lower()} {self.name!r}", named("option", self._options), reduction)
+        return reduced(f"{type(self).__name__.lower()} {self.name!r}", named("option", self._options), reduction, self)
 
 
 def _composite_of(cls: type[Composite], units: tuple[Unit, ...], options: dict[str, Any]) -> Any:
