@@ -682,6 +682,62 @@ def test_a_single_problem_is_told_in_one_line(run):
         run(Stage("s", [wants("x", "y")]))
 
 
+def test_the_name_of_a_result_that_goes_elsewhere_is_told(run):
+    """Before the run, and in it."""
+    ways = {
+        "returns=None discards its result": {"returns": None},
+        "collect= appends its result to the list 'all'": {"collect": "all"},
+        "its result is stored under 'a' and 'b'": {"returns": ("a", Key("b"))},
+        "its result is stored under 'a'": {"returns": "a"},
+    }
+    needs = wants("rows", returns=None)
+    for why, options in ways.items():
+        rows = wants(name="rows", returns=int).with_options(**options)
+        with pytest.raises(WiringError, match=f"Action 'rows' of stage 's' runs, and {why}$"):
+            run(Stage("s", [rows]) >> needs)
+        unannotated = action(name="rows", **options)(lambda: (1, 2))
+        with pytest.raises(MissingInputError) as caught:
+            run(unannotated >> needs)
+        assert f"action 'rows' has run, and {why}" in text_of(caught.value)
+    for returns in (None, Stage):
+        rows = wants(name="rows", returns=returns).with_options(returns="a")
+        assert "rows' of" not in (rows >> needs).validate()[0].message
+    with pytest.raises(WiringError, match=r"Known keys: none\.$"):
+        run(action(name="rows", returns=None)(lambda: 1) >> needs, skip=["rows/rows"])
+    fails = action(name="rows", returns=None, use=[recover(on=ZeroDivisionError)])(lambda: 1 / 0)
+    assert "discards" not in text_of(run(fails >> needs, check=False).error)
+
+
+def test_keys_that_are_known_before_an_action_are_suggested(run):
+    """Not those that it supplies itself, or that come later."""
+    total = wants("totals", name="total", returns=int)
+    later = wants(name="totally", returns=int)
+    for unit in (inserts(Stage("t", [total, later])), total >> later, Stage("t", [total, later], local=True)):
+        with pytest.raises(WiringError, match=r"Known keys: none\.($|\nin action)"):
+            run(unit)
+    for unit in (later >> total, Stage("t", [later, total], local=True)):
+        with pytest.raises(WiringError, match=r"Did you mean 'totally'\?$"):
+            run(unit)
+
+
+def test_branches_that_write_to_one_key_by_data_or_failures_are_reported():
+    """Equal data agrees."""
+
+    def conflicts(*units, **options):
+        return [(p.stage, p.action, p.key, p.certain, p.message) for p in parallel(*units, **options).validate()]
+
+    one, two = Stage("one", data={"k": [1]}), Stage("two", data={"k": [2]})
+    [(stage, act, key, certain, message)] = conflicts(one, two)
+    assert (stage, act, key, certain) == ("two", "", "k", False)
+    assert "the data of stage 'two' writes the key 'k' in branch 1 of the parallel group 'parallel'" in message
+    [(*_, message)] = conflicts(parallel(one, name="g", failures="f"), parallel(name="h", failures=Key("f")))
+    assert "the parallel group 'h' lists its failures under the key 'f' in branch 1" in message
+    assert len(conflicts(one, wants(name="k", returns=int))) == len(conflicts(wants(name="k", returns=int), one)) == 1
+    assert conflicts(one, Stage("other", data={"k": [1]})) == conflicts(one, two, merge={"k": max}) == []
+    assert conflicts(two >> one, one) == []
+    assert len(conflicts(one >> two, one)) == 1
+
+
 def test_what_is_hardly_meant_as_a_key_is_told(run):
     """A key in other letters, a context without an annotation."""
 

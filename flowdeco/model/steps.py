@@ -205,6 +205,18 @@ class Step:
             self.result_key = Local(self.name)
             self.writes = None if self.drops_empty else self.result_key
 
+    def keeps_elsewhere(self, key: str) -> str:
+        """Return what becomes of its result instead of being stored under its name, if that is the key; else ""."""
+        if key != self.name or key in self.supplies or self.names_units or self.returned in (None, types.NoneType):
+            return ""
+        if self.collects is not None:
+            return f"collect= appends its result to the list {key_name(self.collects)!r}"
+        returns = self.result_key
+        if returns is None:
+            return "returns=None discards its result"
+        keys = cast("tuple[AnyKey, ...]", returns) if isinstance(returns, tuple) else (returns,)
+        return f"its result is stored under {' and '.join(repr(key_name(key)) for key in keys)}"
+
     def _parts(self, value: Any, keys: tuple[Any, ...]) -> list[Any]:
         if not isinstance(value, (tuple, list)):
             raise ReturnValueError(
