@@ -145,7 +145,8 @@ class Recover(NamedTuple):
             if not _matches(error, self.on):
                 raise
             call.logger.info("%s %r failed and is recovered: %r", call.level, call.name, error)
-            call.outcome = _copied(self.outcome)
+            if call.action is not None:
+                call.outcome = _copied(self.outcome)
 
     @property
     def supplies(self) -> Supplies:

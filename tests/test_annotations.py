@@ -402,9 +402,18 @@ def test_none_is_nothing_otherwise(annotation):
         Optional[list["Stage"]],
         Sequence["Stage | Pipeline"],
         list[TypeAliasType("s", Stage)],
+        "list[Stage] | dict",
+        list["Stage | int"],
     ],
     ids=shown,
 )
 def test_an_empty_list_is_nothing_where_a_nested_string_names_units(annotation):
-    """Nothing is inserted, and nothing stored."""
-    assert dict(annotated(annotation, "return").bind(port=[]).run().store) == {}
+    """Nothing is inserted, nothing stored or collected, in a stage with local results either."""
+    made = annotated(annotation, "return").bind(port=[])
+    assert dict(made.run().store) == dict(made.with_options(collect="all").run().store) == {}
+
+    @action
+    def look(read: list | None = None):
+        return read
+
+    assert Stage("local", [made, look.with_options(returns="seen")], local=True).run().result is None

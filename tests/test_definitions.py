@@ -284,7 +284,8 @@ def test_a_stage_is_a_sequence_of_actions():
 
 def test_an_unknown_or_ambiguous_name_is_a_key_error():
     """It lists the names there are."""
-    made = Stage("s", [step([], "load"), step([], "save"), step([], "twice"), step([], "twice")])
+    twice = step([], "twice")
+    made = Stage("s", [step([], "load"), step([], "save"), twice, twice])
     with pytest.raises(KeyError, match="load"):
         made["laod"]
     with pytest.raises(KeyError, match=r"2 actions .* named 'twice': .* with_options\(name=\.\.\.\)"):

@@ -303,6 +303,68 @@ def test_stages_with_names_of_their_own_are_selected_by_the_template():
     assert [record.name for record in flow.run().stages] == ["a step", "b step"]
 
 
+class Unreadable:
+    """An object without a text."""
+
+    def __repr__(self):
+        raise RuntimeError("no repr")
+
+
+class Unspeakable(Unreadable):
+    """An object without a string either."""
+
+    def __str__(self):
+        raise RuntimeError("no str")
+
+
+class Placed:
+    """An object that shows its address."""
+
+    def __str__(self):
+        return f"placed at {id(self):#x}"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (object(), ["object"] * 3),
+        ({"b", "a", "é"}, ["{'a', 'b', 'é'}"] * 2 + [r"{'a', 'b', '\xe9'}"]),
+        ([{"b", "a"}, len], ["[{'a', 'b'}, len]"] * 3),
+        (len, ["len"] * 3),
+        ("é", ["é", "'é'", r"'\xe9'"]),
+        (1.5, ["1.5"] * 3),
+        (date(2024, 1, 2), ["2024-01-02"] * 3),
+        (PurePosixPath("a/b"), ["a/b", "'a/b'", "'a/b'"]),
+        (Unreadable(), ["Unreadable"] * 3),
+        (Unspeakable(), ["Unspeakable"] * 3),
+        (Placed(), ["placed", "Placed", "Placed"]),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_converted_values_in_names_are_the_same_in_every_process(value, shown):
+    """By `!s`, `!r` and `!a`."""
+    for conversion, text in zip("sra", shown, strict=True):
+
+        @stage(name=f"load-{{o!{conversion}}}", tags=[f"{{o!{conversion}}}"])
+        def load(o):
+            action(name="a")(lambda: 1)
+
+        made = load(value)
+        assert (made.name, made.tags) == (f"load-{text}", {text})
+
+
+def test_an_option_that_cannot_be_filled_in_names_an_object_without_a_text():
+    """By its type."""
+    for name in ("load-{o:>9}", "load-{o!x}"):
+
+        @stage(name=name)
+        def load(o):
+            action(name="a")(lambda: 1)
+
+        with pytest.raises(DefinitionError, match="cannot be filled in with o=a Unreadable"):
+            load(Unreadable())
+
+
 def test_doubled_braces_are_braces():
     """In a template; a stage without parameters has its options as they are written."""
 

@@ -834,6 +834,47 @@ def test_two_functions_of_one_name_are_refused():
         template(1)
 
 
+def test_functions_that_a_loop_makes_under_one_name_do_not_replace_the_results_of_each_other():
+    """Whether they differ in closures or in defaults."""
+    with pytest.raises(
+        DefinitionError, match=r"'looped' has several actions named 'each', made of one function .*test_noops"
+    ):
+
+        @stage
+        def looped():
+            for name in "ab":
+
+                @action
+                def each(name=name):
+                    return name
+
+    def made(number, **options):
+        return action(name="made", **options)(lambda: number)
+
+    @stage
+    def template(n):
+        action(name="made")(lambda: n)
+
+    for options in ({}, {"returns": "k"}, {"returns": ("k", Key("l"))}, {"returns": "k", "tags": ["x"]}):
+        with pytest.raises(DefinitionError, match="would replace the one before: give each a name of its own"):
+            Stage("s", [made(1, **options), made(2, **options)])
+    with pytest.raises(DefinitionError, match="would replace"):
+        Stage("s", [*template(1), *template(2)])
+    for actions in (
+        [*template(1), *template(n=1)],
+        [made(1, returns="a"), made(2, returns="b")],
+        [made(1, returns=None), made(2, returns=None)],
+        [made(1), made(2, collect="made")],
+        pickle.loads(pickle.dumps([*together(1), *together(1)])),
+    ):
+        assert len(Stage("s", actions)) == 2
+
+
+@stage
+def together(n):
+    action(name="together")(lambda: n)
+
+
 def test_one_function_may_be_there_several_times():
     """As it is, with other options, values, defaults, or bound to other objects."""
 

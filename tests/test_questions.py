@@ -396,6 +396,20 @@ def test_a_typed_key_checks_the_answer_too(way):
     assert way.resume(asks, run, {"n": 3})["asks"] == 3
 
 
+@pytest.mark.parametrize("options", [{"type": Literal["fast", "slow"]}, {}], ids=str)
+def test_an_answer_to_a_literal_is_one_of_its_values(way, options):
+    """By `type=` and by a typed key; the run stays as it was."""
+
+    @action
+    def asks(ctx: Context):
+        return ctx.wait_for("mode" if options else Key("mode", Literal["fast", "slow"]), **options)
+
+    run = way.run(asks)
+    with pytest.raises(StoreTypeError, match="'mode' .* 'medium'"):
+        way.resume(asks, run, {"mode": "medium"})
+    assert way.resume(asks, run, {"mode": "slow"})["asks"] == "slow"
+
+
 class Vote:
     """A class of this module."""
 

@@ -35,6 +35,7 @@ from support import shown
 import flowdeco
 from flowdeco import Stage, action, parallel, pipeline, stage, stream
 from flowdeco.errors import UnreferencedError
+from flowdeco.middleware import retry
 
 MADE = [action(name="made")(functools.partial(plain, threading.Lock()))]
 
@@ -305,6 +306,30 @@ def test_what_a_function_made_in_a_script_is_found_under_its_name_there(monkeypa
     made = action(inner)
     monkeypatch.setattr(sys.modules["__main__"], "made_in_a_script", made, raising=False)
     assert pickle.loads(pickle.dumps(made)) is made
+
+
+ON = retry(on=lambda error: False)
+STAGE = Stage("stage", [double], use=[ON])
+PIPELINE = pipeline(STAGE, double, use=[ON])
+GROUP = parallel(STAGE, merge={"k": lambda one, other: one})
+
+
+@pytest.mark.parametrize("unit", [STAGE, PIPELINE, GROUP], ids=shown)
+def test_what_cannot_be_sent_by_value_is_found_in_its_module(unit):
+    """A stage, pipeline or group with a lambda; a copy of it is not there."""
+    assert pickle.loads(pickle.dumps(unit)) is unit
+    with pytest.raises(UnreferencedError, match="cannot pickle .*lambda"):
+        pickle.dumps(pipeline(unit, use=[ON]))
+
+
+def test_what_a_script_has_is_sent_by_cloudpickle(monkeypatch):
+    """The `__main__` of the other process is another one."""
+    cloudpickle = pytest.importorskip("cloudpickle")
+    here = Stage("here", [double], use=[retry(on=lambda error: False)])
+    monkeypatch.setattr(sys.modules["__main__"], "here", here, raising=False)
+    found = pickle.loads(cloudpickle.dumps(here))
+    assert (found is here, found.name) == (False, "here")
+    assert pickle.loads(cloudpickle.dumps(STAGE)) is STAGE
 
 
 def made_by(name):

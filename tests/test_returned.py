@@ -1,7 +1,7 @@
 """What a returned value means: units to insert, or data to store."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from typing import NamedTuple
 
 import pytest
@@ -129,6 +129,11 @@ def test_a_named_tuple_of_units_is_a_tuple():
         "list[Stage]",
         Iterator[Stage],
         Pipeline,
+        list[Stage] | dict,
+        list[Stage | int],
+        Stage | int,
+        "Stage | list[int]",
+        Generator[Stage, None, int],
     ],
     ids=shown,
 )

@@ -69,6 +69,10 @@ class Opened:
         pass
 
 
+class Text(str):
+    pass
+
+
 class Incomparable:
     """As an array: it says neither that it is equal nor that it is not."""
 
@@ -195,7 +199,13 @@ def test_keys_are_non_empty_strings(wrong):
         (object, [3, None], []),
         (Any, [3, None, "x"], []),
         (int | Any, [3, "x"], []),
-        (Literal["a"], ["a", "unchecked"], []),
+        (Literal["a"], ["a", Text("a")], ["b", b"a", None]),
+        (Literal["a"] | None, ["a", None], ["b"]),
+        (Literal["a"] | float, ["a", 3], ["b", None]),
+        (Literal["a"] | Any, ["a", "b"], []),
+        (Literal[1, False, b"x"], [1, False, b"x"], [True, 0, 1.0, b"y"]),
+        (TypeAliasType("Mode", Literal["a", "b"] | None), ["a", "b", None], ["c"]),
+        (list[Literal["a"]], [["unchecked"]], ["a"]),
         (T, [3], []),
         (Named, ["unchecked"], []),
         (Closeable, [Opened()], [3]),
@@ -203,7 +213,7 @@ def test_keys_are_non_empty_strings(wrong):
     ids=shown,
 )
 def test_the_type_of_a_key_is_checked_when_it_is_written_and_read(declared, right, wrong):
-    """Of a generic type the origin, of a union its members; what cannot be checked is not."""
+    """Of a generic type the origin, of a union its members, of a literal the value; what cannot be checked is not."""
     key = Key("k", declared)
     for value in right:
         store = Store()
@@ -1489,7 +1499,7 @@ Recursive = TypeAliasType("Recursive", "dict[str, Recursive] | list[Recursive] |
     ],
 )
 def test_a_key_checks_what_can_be_checked(declared, fitting, other):
-    """Of a TypedDict the dict, of a new type its base, of a literal the class, of an alias its value."""
+    """Of a TypedDict the dict, of a new type its base, of a literal the value, of an alias its value."""
     # dagster-io/dagster#32728, stanfordnlp/dspy#10214
     store = Store()
     key = Key("key", declared)

@@ -53,6 +53,23 @@ def test_annotations_without_a_key_are_like_none(run):
     assert run(look, {"a": 1, "the.b": 2})["look"] == [1, 2]
 
 
+@pytest.mark.parametrize(
+    "annotation", [Annotated[int, Key], Annotated[int, 5, Key] | None, "Annotated[int, Key]"], ids=str
+)
+def test_the_class_of_keys_is_not_a_key(annotation):
+    """It would be like none."""
+
+    @action
+    def look(a):
+        return a
+
+    look.__wrapped__.__annotations__["a"] = annotation
+    with pytest.raises(
+        DefinitionError, match=r"parameter 'a' of action 'look': its key is the class Key itself: write Key"
+    ):
+        look.run({"a": 1})
+
+
 def test_a_typed_key_is_checked_when_the_parameter_is_read(run):
     """`StoreTypeError` names key, expected, found."""
 
@@ -314,6 +331,41 @@ def test_values_of_middleware_are_not_certain_inside_of_it():
         assert problems(unit) == [("wants", "wants", "k", "k", False)]
 
 
+def gives(call):
+    """A layer that yields a value, and does nothing else."""
+    yield {"k": 1}
+
+
+@pytest.mark.parametrize(
+    "opening",
+    [
+        CLOSED.with_options(use=[gives]),
+        Stage("wrapped", [CLOSED], use=[gives]),
+        Stage("wrapped", [CLOSED], use_actions=[gives]),
+        Stage("wrapped", [CLOSED], use=[gives], local=True),
+        pipeline(CLOSED, use=[gives]),
+        pipeline(CLOSED, use_stages=[gives]),
+        parallel(Stage("wrapped", [CLOSED], use=[gives])),
+    ],
+    ids=shown,
+)
+def test_values_of_middleware_are_gone_when_it_has_ended(opening):
+    """They are available in its scope only."""
+    assert problems(opening >> wants("k")) == [("wants", "wants", "k", "k", True)]
+
+
+def test_middleware_that_also_supplies_an_outcome_may_supply_a_result():
+    """Values for its target, and the result of an action that returns nothing."""
+
+    def both(call):
+        yield {"k": 1}
+        call.outcome = 2
+
+    assert problems(CLOSED.with_options(use=[both]) >> wants("closed")) == [
+        ("wants", "wants", "closed", "closed", False)
+    ]
+
+
 def test_branches_are_checked_each_for_itself():
     """What one supplies is there behind the group, not for the others."""
     supplies = wants(name="k", returns=int)
@@ -430,6 +482,26 @@ def test_what_a_generator_is_annotated_to_yield_is_not_compared():
     assert (made >> needs).validate() == []
 
 
+def test_results_and_parameters_without_annotations_are_not_compared():
+    """They may be anything."""
+
+    @action
+    def made():
+        return [1]
+
+    @action
+    def needs(made: list):
+        pass
+
+    @action
+    def other(made):
+        pass
+
+    assert (made >> needs >> other).validate() == []
+    assert (action(name="made")(lambda: 1) >> needs).validate() == []
+    assert (wants(name="made", returns=int) >> other).validate() == []
+
+
 # -- before the run
 
 
@@ -537,7 +609,7 @@ def test_inserted_units_are_checked_against_what_runs_before_them(run):
     assert run(inserts(data, needs)).status == "completed"
     assert run(inserts(x, needs)).status == "completed"
     assert run(Stage("s", [inserts(needs), x])).status == "completed"
-    assert run(Stage("s", [inserts(data), inserts(needs)])).status == "completed"
+    assert run(Stage("s", [inserts(data), inserts(needs).with_options(name="more")])).status == "completed"
 
 
 def test_what_may_be_supplied_unseen_does_not_refuse_insertions(run):
@@ -576,6 +648,28 @@ def test_insertions_under_middleware_are_not_refused(run):
     assert run(Stage("s", [inserts(needs)], use_actions=[provide(x=1)])).status == "completed"
     with pytest.raises(MissingInputError):
         run(pipeline(inserts(needs), use=[unseen]))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"use": [provide(x=1)]}, {"use_actions": [provide(x=1)]}, {"use": [recover(on=MissingInputError)]}],
+    ids=shown,
+)
+def test_inserted_stages_run_outside_of_the_middleware_of_their_stage(run, options):
+    """So the insertion is refused."""
+    with pytest.raises(WiringError, match="'x'"):
+        run(Stage("s", [inserts(Stage("D", [wants("x")]))], **options))
+
+
+def test_inserted_stages_find_what_middleware_of_their_stage_writes(run):
+    """It writes before they begin."""
+
+    def writes(call):
+        yield
+        call.store["x"] = 1
+
+    for options in ({"use": [writes]}, {"use_actions": [writes]}):
+        assert run(Stage("s", [inserts(Stage("D", [wants("x")])), CLOSED], **options)).status == "completed"
 
 
 def test_a_skipped_inserted_unit_needs_nothing(run):
@@ -635,6 +729,62 @@ def test_a_single_problem_is_told_in_one_line(run):
         run(Stage("s", [wants("x")]))
     with pytest.raises(WiringError, match=r"^the wiring has 2 problems:\n  - action 'wants' of stage 's' needs 'x'"):
         run(Stage("s", [wants("x", "y")]))
+
+
+def test_the_name_of_a_result_that_goes_elsewhere_is_told(run):
+    """Before the run, and in it."""
+    ways = {
+        "returns=None discards its result": {"returns": None},
+        "collect= appends its result to the list 'all'": {"collect": "all"},
+        "its result is stored under 'a' and 'b'": {"returns": ("a", Key("b"))},
+        "its result is stored under 'a'": {"returns": "a"},
+    }
+    needs = wants("rows", returns=None)
+    for why, options in ways.items():
+        rows = wants(name="rows", returns=int).with_options(**options)
+        with pytest.raises(WiringError, match=f"Action 'rows' of stage 's' runs, and {why}$"):
+            run(Stage("s", [rows]) >> needs)
+        unannotated = action(name="rows", **options)(lambda: (1, 2))
+        with pytest.raises(MissingInputError) as caught:
+            run(unannotated >> needs)
+        assert f"action 'rows' has run, and {why}" in text_of(caught.value)
+    for returns in (None, Stage):
+        rows = wants(name="rows", returns=returns).with_options(returns="a")
+        assert "rows' of" not in (rows >> needs).validate()[0].message
+    with pytest.raises(WiringError, match=r"Known keys: none\.$"):
+        run(action(name="rows", returns=None)(lambda: 1) >> needs, skip=["rows/rows"])
+    fails = action(name="rows", returns=None, use=[recover(on=ZeroDivisionError)])(lambda: 1 / 0)
+    assert "discards" not in text_of(run(fails >> needs, check=False).error)
+
+
+def test_keys_that_are_known_before_an_action_are_suggested(run):
+    """Not those that it supplies itself, or that come later."""
+    total = wants("totals", name="total", returns=int)
+    later = wants(name="totally", returns=int)
+    for unit in (inserts(Stage("t", [total, later])), total >> later, Stage("t", [total, later], local=True)):
+        with pytest.raises(WiringError, match=r"Known keys: none\.($|\nin action)"):
+            run(unit)
+    for unit in (later >> total, Stage("t", [later, total], local=True)):
+        with pytest.raises(WiringError, match=r"Did you mean 'totally'\?$"):
+            run(unit)
+
+
+def test_branches_that_write_to_one_key_by_data_or_failures_are_reported():
+    """Equal data agrees."""
+
+    def conflicts(*units, **options):
+        return [(p.stage, p.action, p.key, p.certain, p.message) for p in parallel(*units, **options).validate()]
+
+    one, two = Stage("one", data={"k": [1]}), Stage("two", data={"k": [2]})
+    [(stage, act, key, certain, message)] = conflicts(one, two)
+    assert (stage, act, key, certain) == ("two", "", "k", False)
+    assert "the data of stage 'two' writes the key 'k' in branch 1 of the parallel group 'parallel'" in message
+    [(*_, message)] = conflicts(parallel(one, name="g", failures="f"), parallel(name="h", failures=Key("f")))
+    assert "the parallel group 'h' lists its failures under the key 'f' in branch 1" in message
+    assert len(conflicts(one, wants(name="k", returns=int))) == len(conflicts(wants(name="k", returns=int), one)) == 1
+    assert conflicts(one, Stage("other", data={"k": [1]})) == conflicts(one, two, merge={"k": max}) == []
+    assert conflicts(two >> one, one) == []
+    assert len(conflicts(one >> two, one)) == 1
 
 
 def test_what_is_hardly_meant_as_a_key_is_told(run):

@@ -1,12 +1,15 @@
 """Options that are not what they should be: an error where they are given, which says what to write."""
 
+import functools
 import re
+from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 
-from flowdeco import Context, Parallel, Pipeline, Stage, Store, action, durable, parallel, pipeline
+from flowdeco import Action, Context, Key, Parallel, Pipeline, Stage, Store, action, durable, parallel, pipeline, stage
 from flowdeco.durable import SqliteJournal
-from flowdeco.errors import DefinitionError, JournalError, StoreTypeError
+from flowdeco.errors import DefinitionError, JournalError, ReturnValueError, StoreTypeError
 from flowdeco.middleware import cached
 
 HUGE = 10**400
@@ -154,10 +157,119 @@ def test_likely_mistakes_are_answered_with_what_to_write():
         r"not in a collection: write disable\('x'\)": one.run,
         r"`>>` takes one unit, not a list: write ... >> pipeline\(\*units\)": lambda: one >> [one],
         r"not in a generator: write parallel\(\*units\)": lambda: parallel(one for _ in range(3)),
+        r"not the int 5: if a call of an action returned it, write the action, and do not call it": lambda: 5 >> one,
+        "returns names no key: write returns=None": lambda: one.with_options(returns=()),
+        "returns names the key 'a' twice": lambda: one.with_options(returns=("a", "b", Key("a"))),
+        "frozen= of the key 'k' is True or False, not 'yes'": lambda: Key("k", frozen="yes"),
+        "data= of stage 's': a key .* not the int 1": lambda: Stage("s", data={1: 2}),
+        "data= of stage 's': a key .* not ''": lambda: Stage("s", data={"": 2}),
+        "not from the type int: write a function that makes an object of it": lambda: action(int),
+        "not from the partialmethod .*: write a method that calls": lambda: action(functools.partialmethod(one)),
+        "inputs names keys: a list of them, or a mapping, not None": lambda: one.validate(None),
+        "<Stage s: one> is looked up by the name of an action, not by 0": lambda: Stage("s", [one])[0],
+        "is looked up by the name of a unit, not by 1.5": lambda: flow[1.5],
     }
     for message, use in wrong.items():
         with pytest.raises((DefinitionError, TypeError), match=message):
             use()
+
+
+@pytest.mark.parametrize("returns", ["k", Key("k"), ("j", "k"), [Key("k", int)]], ids=str)
+def test_a_result_does_not_replace_the_list_that_it_is_collected_in(returns):
+    """Not by the options together, nor by one after the other."""
+    collects = one.with_options(collect="k")
+    for use in (
+        lambda: action(name="x", returns=returns, collect=Key("k"))(len),
+        lambda: collects.with_options(returns=returns),
+        lambda: one.with_options(returns=returns).with_options(collect="k"),
+    ):
+        with pytest.raises(DefinitionError, match=r"under 'k' by returns=, and appends it .* choose one"):
+            use()
+    assert collects.with_options(returns=None).run()["k"] == [1]
+    run = collects.with_options(returns="j").run()
+    assert (run["k"], run["j"]) == ([1], 1)
+
+
+def test_what_has_no_order_is_not_taken_for_a_list():
+    """It would be another one in the next process."""
+
+    def layer(call):
+        yield
+
+    one = action(name="one")(lambda: 1)
+    for kind in (set, frozenset):
+        units = kind([one])
+        for use in (
+            lambda: Stage("s", units),  # noqa: B023
+            lambda: pipeline(units),  # noqa: B023
+            lambda: parallel(units),  # noqa: B023
+            lambda: Pipeline(units),  # noqa: B023
+            lambda: Parallel(units),  # noqa: B023
+            lambda: one >> units,  # noqa: B023
+            lambda: pipeline(one, use=kind([layer])),  # noqa: B023
+        ):
+            with pytest.raises(DefinitionError, match="a set has no order"):
+                use()
+    assert len(Stage("s", {"one": one}.values())) == 1
+
+
+@pytest.mark.parametrize("base", [Action, Stage, Parallel])
+def test_a_class_cannot_extend_a_unit(base):
+    """A run would not know it; a pipeline may be extended, and its class is another one."""
+    with pytest.raises(DefinitionError, match=f"Own cannot extend {base.__name__}: .* a function that returns one"):
+
+        class Own(base):
+            pass
+
+    class Flow(Pipeline):
+        pass
+
+    assert Flow([one]).run()["one"] == 1
+
+
+def test_a_parameter_may_be_called_self():
+    """Of an action, and of a template: it is passed by name, too."""
+
+    @action
+    def act(self, other=1):
+        return self
+
+    @stage
+    def template(self):
+        action(returns="made", name="a")(lambda: self)
+
+    assert act(self=2) == act.bind(self=2)() == act.run({"self": 2}).result == 2
+    assert template(self=2).name == "template[self=2]"
+    assert template(self=2).run()["made"] == 2
+
+
+def test_progress_is_a_number():
+    """With a total or without."""
+    for amounts in (("a",), ("a", "b"), (1, "b"), (None,)):
+        with pytest.raises(DefinitionError, match=r"ctx.progress takes numbers, as in ctx.progress\(3, 10\), not the"):
+            action(lambda ctx: ctx.progress(*amounts), name="a").run()  # noqa: B023
+    for amounts in ((1,), (Fraction(1, 2), Decimal(3)), (0.5, 1)):
+        assert action(lambda ctx: ctx.progress(*amounts), name="a").run().status == "completed"  # noqa: B023
+
+
+def test_an_insertion_of_something_else_is_answered_with_what_to_write():
+    """By an action, and by middleware."""
+
+    def inserting(call, what):
+        yield
+        call.insert(what)
+
+    wrong = {
+        r"inserted the list .*, so write {}.insert\(\*units\)": [one],
+        r"inserted the generator .*, so write {}.insert\(\*units\)": (one for _ in range(2)),
+        r"inserted the builtin_function_or_method .*: decorate it with @action": len,
+        r"inserted the int 5, which is not an action, stage": 5,
+    }
+    for message, what in wrong.items():
+        with pytest.raises(ReturnValueError, match="action 'a' " + message.format("ctx")):
+            action(lambda ctx: ctx.insert(what), name="a").run()  # noqa: B023
+        with pytest.raises(ReturnValueError, match="a middleware of stage 's' " + message.format("call")):
+            Stage("s", use=[functools.partial(inserting, what=what)]).run()
 
 
 def test_a_unit_in_place_of_a_collection_of_units_is_refused():

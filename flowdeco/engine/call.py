@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
-from flowdeco.errors import ContextEndedError
+from flowdeco.errors import ContextEndedError, MiddlewareError
 from flowdeco.model.definitions import Action, Pipeline, Stage, Stream, Unit, insertable
 from flowdeco.model.sentinels import UNSET
 from flowdeco.model.steps import Step, step_of
@@ -69,6 +69,11 @@ class Call:
     @outcome.setter
     def outcome(self, value: Any) -> None:
         self._check_open("setting call.outcome")
+        if self.action is None and value is not None:
+            raise MiddlewareError(
+                f"call.outcome is the result of an action, and the {self.level} {self.name!r} has none: put the middleware "
+                f"around actions, by use_actions= or use= of an action, or write to call.store"
+            )
         self.given = value
 
     @property
@@ -93,7 +98,7 @@ class Call:
     def insert(self, *units: Unit | Stream) -> None:
         """Run these right after the target, as if an action had returned them."""
         self._check_open("call.insert")
-        self.inserted += insertable(units, f"a middleware of {self.level} {self.name!r}", "inserted")
+        self.inserted += insertable(units, f"a middleware of {self.level} {self.name!r}", "call.insert")
 
     def _check_open(self, use: str) -> None:
         if hasattr(self, "has_ended"):

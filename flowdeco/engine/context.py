@@ -142,7 +142,7 @@ class Context:
     def insert(self, *units: Unit | Stream) -> None:
         """Insert units as if the action had returned them, before those it does return."""
         self._check_open("ctx.insert")
-        self._inserted.extend(insertable(units, f"action {self.action.name!r}", "inserted"))
+        self._inserted.extend(insertable(units, f"action {self.action.name!r}", "ctx.insert"))
 
     def disable(self, *selectors: str) -> None:
         """Do not run the selected units in the rest of this run."""
@@ -172,6 +172,12 @@ class Context:
     def progress(self, done: float, total: float | None = None) -> None:
         """Report the progress of the action to the observers, at once."""
         self._check_open("ctx.progress")
+        for amount in (done,) if total is None else (done, total):
+            if not hasattr(cast("object", amount), "__float__"):
+                raise DefinitionError(
+                    f"ctx.progress takes numbers, as in ctx.progress(3, 10), not the {type(amount).__name__} "
+                    f"{shortened(amount)}"
+                )
         notify = self._around.notify
         if notify is not None:
             from flowdeco.events import Progress

@@ -106,7 +106,7 @@ def _collect(branch: Branch, step: Step, value: Any) -> bool:
     if (
         step.result_key is not None
         or type(step.collects) is not str
-        or step.names_units
+        or step.drops_empty
         or branch.terms.recorder is not None
     ):
         return False

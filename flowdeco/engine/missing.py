@@ -93,7 +93,7 @@ def _how_lost(did: Outcome, index: int | None) -> str:
 
 def _of_stage(branch: Branch, at: Branch, record: StageRecord, key: str) -> Iterator[str]:
     found = list(suppliers((record.stage,), key))
-    if not found and not any(each.inserted_by for each in record.actions):
+    if not found and not any(each.inserted_by or each.name == key for each in record.actions):
         return
     if record.status is Status.SKIPPED and not record.actions:
         how = _how_skipped(branch, stage_selectors(record.stage))
@@ -119,6 +119,9 @@ def _of_actions(branch: Branch, stage: Stage, records: Sequence[ActionRecord], k
     for record in records:
         step = step_of(record.action)
         is_hidden = stage.local and stage is not branch.scope.unit and step.supplies_own_name and step.name == key
+        elsewhere = "" if record.status is not Status.COMPLETED else step.keeps_elsewhere(key)
+        if elsewhere:
+            yield f"action {record.name!r} has run, and {elsewhere}"
         if key not in step.supplies or is_hidden:
             continue
         yield f"action {record.name!r} {_why(branch, stage, record, key, dropped)}"

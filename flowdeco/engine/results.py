@@ -138,7 +138,7 @@ def sort_out(step: Step, value: Any) -> tuple[Inserted, Any]:
     if kind is Yielded:
         return _generated(step, value)
     if issubclass(kind, (list, tuple)):
-        return _sequence(step, value, drop_empty=step.names_units or step.generates)
+        return _sequence(step, value, drop_empty=step.drops_empty)
     if issubclass(kind, _INSERTED):
         return insertable((value,), _who(step)), UNSET
     return (), _data(step, value)

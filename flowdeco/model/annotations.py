@@ -39,11 +39,15 @@ class Declared(NamedTuple):
 
 
 class Meaning(NamedTuple):
-    """What a result with some annotation may be; `none`: a None is among the values, as in `T | None`."""
+    """What a result with some annotation may be; `none`: a None is among the values, as in `T | None`.
+
+    `named`: the annotation names units, and does not just leave room for them, as `Any` does.
+    """
 
     data: bool
     units: bool
     none: bool = False
+    named: bool = False
 
 
 # What an annotation says.
@@ -61,6 +65,7 @@ _DEEPEST: Final = 5  # of nested aliases, unions and lists; recursive aliases ha
 
 _ANYTHING: Final = Meaning(True, True)
 _DATA: Final = Meaning(True, False)
+_UNITS: Final = Meaning(False, True, named=True)
 
 
 class _KeyError(Exception):
@@ -150,6 +155,8 @@ class Annotations:
             return None
         if get_origin(annotation) is Annotated:
             declared, *metadata = get_args(annotation)
+            if Key in [each for each in metadata if isinstance(each, type)]:
+                raise _KeyError('its key is the class Key itself: write Key("name"), or the name as a string')
             key = _key_among(metadata)
             return key if key is not None else self._key(declared, depth + 1)
         keys = [self._key(member, depth + 1) for member in _members(annotation) or ()]
@@ -168,7 +175,7 @@ class Annotations:
         if _is_class(annotation):
             return self._of_class(annotation, (), depth)
         if isinstance(annotation, Unknown):
-            return Meaning(not annotation.is_ours(_UNIT_NAMES), True)
+            return _UNITS if annotation.is_ours(_UNIT_NAMES) else _ANYTHING
         members, origin, arguments = _members(annotation), get_origin(annotation), get_args(annotation)
         if members is not None:
             return _either([self._meaning(member, depth + 1) for member in members])
@@ -183,18 +190,18 @@ class Annotations:
 
     def _of_class(self, cls: type[Any], arguments: tuple[Any, ...], depth: int) -> Meaning:
         if issubclass(cls, (Unit, Stream)):
-            return Meaning(False, True)
+            return _UNITS
         if cls.__name__ in _AWAITABLES and arguments:
             return self._meaning(arguments[-1], depth + 1)
         if not _iterates(cls):
             return _DATA
         if not arguments:  # perhaps units, unless it is a class of the user, such as a named tuple
             return Meaning(True, cls.__module__ in ("builtins", "collections.abc"))
-        data, units, _ = _DATA if self._is_bare(arguments[0]) else self._meaning(arguments[0], depth + 1)
+        item = _DATA if self._is_bare(arguments[0]) else self._meaning(arguments[0], depth + 1)._replace(none=False)
         if cls.__name__ == "Generator" and len(arguments) == 3:
             end = self._meaning(arguments[2], depth + 1)
-            return Meaning(data or end.data, units or end.units, end.none and end.data)
-        return Meaning(data, units)
+            return _either([item, end])._replace(none=end.none and end.data)
+        return item
 
     def _is_bare(self, annotation: Any) -> bool:
         """Whether it stands for a sequence of any elements: in another one, these cannot be units."""
@@ -232,8 +239,8 @@ class Annotations:
 
 
 def _either(members: list[Meaning]) -> Meaning:
-    data, units, none = (any(found) for found in zip(*members, strict=True))
-    return Meaning(data, units, none and all(member.data or not member.units for member in members))
+    data, units, none, named = (any(found) for found in zip(*members, strict=True))
+    return Meaning(data, units, none and all(member.data or not member.units for member in members), named)
 
 
 _AWAITABLES: Final = frozenset({"Awaitable", "Coroutine", "Future", "Task"})

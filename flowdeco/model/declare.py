@@ -32,7 +32,7 @@ from flowdeco.model.definitions import (
     set_origin,
     stage_like,
 )
-from flowdeco.model.identity import text_of
+from flowdeco.model.identity import string_of, text_of
 from flowdeco.model.keys import AnyKey
 from flowdeco.model.options import Duration, Middleware, Returns, described, first_paragraph
 from flowdeco.model.prototypes import Body, Pattern, made_action
@@ -147,7 +147,7 @@ class StageTemplate(Template, Generic[P]):
         own = self._sample.tags
         return own if self._filling is None else own - self._filling.tags
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Stage:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Stage:
         name, sample, filling = self.__name__, self._sample, self._filling
         if filling is not None:
             sample = Stage(**filling.filled(options_of(sample), self.arguments(args, kwargs)))
@@ -424,7 +424,15 @@ def _formatter(shown: Callable[[Any], str]) -> Any:
             return cast("str", super().format_field(value, format_spec)) if format_spec else shown(value)
 
         def convert_field(self, value: Any, conversion: Any) -> Any:
-            return text_of(value) if conversion == "r" else super().convert_field(value, conversion)
+            match conversion:
+                case "r":
+                    return text_of(value)
+                case "s":
+                    return string_of(value)
+                case "a":
+                    return text_of(value).encode("ascii", "backslashreplace").decode()
+                case _:
+                    return super().convert_field(value, conversion)
 
     return Filling()
 

@@ -23,14 +23,15 @@ from typing_extensions import ParamSpec, TypeVar, Unpack
 from flowdeco.errors import (
     DefinitionError,
     ReturnValueError,
+    StoreTypeError,
     a_type,
     printable,
     shortened,
     suggestion,
     without_addresses,
 )
-from flowdeco.model.contents import ATOMS
-from flowdeco.model.functions import bindable, call_bound, function_name, is_same_function, signature_of
+from flowdeco.model.contents import ATOMS, agree
+from flowdeco.model.functions import as_written, bindable, call_bound, function_name, is_same_function, signature_of
 from flowdeco.model.identity import content_of, keep_defaults
 from flowdeco.model.keys import Key, key_name
 from flowdeco.model.names import NO_LOCALS, local_variables
@@ -199,14 +200,14 @@ class Action(Equal, Unit, _Proxy, Generic[P, R]):
     def with_options(self, **changes: Unpack[ActionChanges]) -> Action[P, R]:
         """Return a copy with another name, description, tags, returns, collect, use or timeout."""
         check_known(repr(self), ActionOptions._fields, changes)
-        options = self._self_options._replace(**checked("an action", changes))
+        options = _without_conflict(self._self_options._replace(**checked("an action", changes)))
         base, old = self._self_origin if isinstance(self._self_origin, Changed) else Changed(self, {})
         if "use" in changes:
             check_layers(options.use, [self])
         origin = Changed(base, {**old, **changes})
         return Action(self.__wrapped__, options, self._self_bound, origin, self._self_local)
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         if self._self_bound:
             return cast("R", call_bound(self.__wrapped__, self._self_bound, args, kwargs))
         return self.__wrapped__(*args, **kwargs)
@@ -307,12 +308,29 @@ def checked_options(function: Any, *, name: str | None = None, **options: Any) -
         hint = ""
         if isinstance(function, (Unit, Template)):
             hint = ". A stage contains actions: chain units with `>>` or pipeline(...), or have an action return them"
+        elif isinstance(function, type):
+            hint = ": write a function that makes an object of it and returns that"
+        elif isinstance(cast("object", function), functools.partialmethod):
+            hint = ": write a method that calls the other one"
         raise DefinitionError(
             f"an action is made from a function, not from the {type(function).__name__} {described(function)}{hint}"
             f"{f': write @action(name={function!r})' if isinstance(function, str) else ''}"
         )
     options["name"] = function_name(function) if name is None else name
-    return ActionOptions(**checked("an action", options))
+    return _without_conflict(ActionOptions(**checked("an action", options)))
+
+
+def _without_conflict(options: ActionOptions) -> ActionOptions:
+    """Return the options; raises `DefinitionError` if the result would replace the list in which it is collected."""
+    returns, collect = options.returns, options.collect
+    if collect is not None and returns is not UNSET and returns is not None:
+        keys = cast("tuple[Any, ...]", returns) if isinstance(returns, tuple) else (returns,)
+        if key_name(collect) in map(key_name, keys):
+            raise DefinitionError(
+                f"action {options.name!r} stores its result under {key_name(collect)!r} by returns=, and appends it to the "
+                f"list there by collect=: choose one, or another key"
+            )
+    return options
 
 
 def make_action(function: Any, **options: Any) -> Action[..., Any]:
@@ -350,7 +368,10 @@ def _checked_data(data: object, stage: str) -> dict[str, Any]:
         raise DefinitionError(f"the data of stage {stage!r} is a mapping of keys to values, not {data!r}")
     found: dict[str, Any] = {}
     for key, value in cast("Mapping[Any, Any]", data).items():
-        name = key_name(key)
+        try:
+            name = key_name(key)
+        except StoreTypeError as error:
+            raise StoreTypeError(f"data= of stage {stage!r}: {error}") from None
         if isinstance(key, Key):
             cast("Key[Any]", key).check(value)
         found[name] = value
@@ -358,16 +379,46 @@ def _checked_data(data: object, stage: str) -> dict[str, Any]:
 
 
 def _check_namesakes(actions: Iterable[Action[..., Any]], stage: str) -> None:
-    """Raise `DefinitionError` for two different functions under one name; one function may be there twice."""
-    known: dict[str, Any] = {}
+    """Raise `DefinitionError` for two different functions under one name; one function may be there twice.
+
+    Functions that a loop made of one `def` may be, too, unless the result of one would replace that of another.
+    """
+    known: dict[str, Action[..., Any]] = {}
     for action in actions:
         function = action.__wrapped__
-        other = known.setdefault(action.name, function)
+        first = known.setdefault(action.name, action)
+        if first is action:
+            continue
+        other = first.__wrapped__
         if not is_same_function(other, function):
             raise DefinitionError(
                 f"stage {stage!r} has two actions named {action.name!r}, {placed(other)} and {placed(function)}: "
                 f"give one of them another name, by `def` or by @action(name=...)"
             )
+        if (
+            as_written(other) is not as_written(function)
+            and not _result_keys(first).isdisjoint(_result_keys(action))
+            and not _is_of_equal_call(first._self_identity(), action._self_identity())
+        ):
+            raise DefinitionError(
+                f"stage {stage!r} has several actions named {action.name!r}, made of one function ({placed(function)}) "
+                f"in a loop or by several calls, and the result of each would replace the one before: give each a name of "
+                f"its own by @action(name=...), or collect the results by collect="
+            )
+
+
+def _is_of_equal_call(one: Any, other: Any) -> bool:
+    """Whether two identities are those of one action of a template, which makes new functions in each call."""
+    return isinstance(one, Member) and agree(one, other)
+
+
+def _result_keys(action: Action[..., Any]) -> set[str]:
+    """Return the keys under which an action stores what it returns; not one under which it is collected."""
+    name, returns, collect = action.name, action._self_options.returns, action._self_options.collect
+    if returns is UNSET:
+        return {name} if collect is None else set()
+    keys = cast("tuple[Any, ...]", returns) if isinstance(returns, tuple) else () if returns is None else (returns,)
+    return set(map(key_name, keys))
 
 
 def _copied(data: dict[str, Any], stage: str) -> dict[str, Any]:
@@ -434,6 +485,8 @@ class Stage(Value, Unit, Parted):
     ) -> None:
         if isinstance(actions, (Unit, str)) or not isinstance(actions, Iterable):
             raise DefinitionError(f"the actions of stage {name!r} are a list, not {actions!r}: write [...]")
+        if isinstance(actions, (set, frozenset)):
+            raise DefinitionError(f"the actions of stage {name!r} are a list, and a set has no order: write [...]")
         own = checked(
             "a stage",
             {
@@ -526,7 +579,7 @@ class Stage(Value, Unit, Parted):
 
     if not TYPE_CHECKING:  # pragma: no branch - to type checkers, a stage is not callable
 
-        def __call__(self, *args: object, **kwargs: object) -> None:
+        def __call__(self, /, *args: object, **kwargs: object) -> None:
             made = f": it was made by calling {self.template.name}(...)" if self.template is not None else ""
             raise DefinitionError(
                 f"the stage {self.name!r} is not a template and cannot be called{made}. Use it as it is, and write "
@@ -563,7 +616,7 @@ class Stage(Value, Unit, Parted):
             origin = importable(origin, self, what, lambda found: found == self)
         if origin is not None:
             return reference(self, origin, what)
-        return reduced(what, named("option", self._given()), (_stage_of, (self.actions, self._given())))
+        return reduced(what, named("option", self._given()), (_stage_of, (self.actions, self._given())), self)
 
 
 def stage_like(sample: Stage, name: str, actions: tuple[Action[..., Any], ...], origin: Origin, memo: Memo) -> Stage:
@@ -719,7 +772,8 @@ def insertable(
 ) -> tuple[Unit | Stream, ...]:
     """Return units as they are inserted, with plain pipelines flattened; raises `ReturnValueError` for anything else.
 
-    Actions join the current stage if there is nothing else; among other units they are stages, and keep their place.
+    Actions join the current stage if there is nothing else; among other units they are stages, and keep their place. `how`
+    is "returned", "yielded", or the method that inserts them.
     """
     units = tuple(units)
     if {*map(type, units)} == {Stage}:  # most
@@ -734,7 +788,8 @@ def insertable(
         elif isinstance(unit, Stream):
             flat.append(unit)
         else:
-            raise ReturnValueError(f"{who} {how} {_not_insertable(unit, how, kinds)}")
+            did = "inserted" if how.endswith(".insert") else how
+            raise ReturnValueError(f"{who} {did} {_not_insertable(unit, how, kinds)}")
     return tuple(flat)
 
 
@@ -742,6 +797,10 @@ def _not_insertable(thing: object, how: str, kinds: str) -> str:
     if isinstance(thing, Template):
         return f"no stage: {no_unit(thing)}"
     found = f"the {type(thing).__name__} {shortened(thing)}"
+    if how.endswith(".insert") and isinstance(thing, (list, tuple, set, frozenset, types.GeneratorType)):
+        return f"{found}: units are inserted one by one, so write {how}(*units)"
+    if how.endswith(".insert") and callable(thing):
+        return f"{found}: decorate it with @action"
     if how == "returned":
         return (
             f"a mix of units and data: {found} is not a unit. "

@@ -22,7 +22,7 @@ from flowdeco.errors import without_addresses
 from flowdeco.model.contents import ATOMS
 from flowdeco.model.functions import as_written
 
-__all__ = ["content_of", "defaults_of", "keep_defaults", "text_of"]
+__all__ = ["content_of", "defaults_of", "keep_defaults", "string_of", "text_of"]
 
 _SORTABLE: Final = (frozenset({str}), frozenset({bytes}), frozenset({int, bool}))
 
@@ -32,6 +32,12 @@ Opaque: TypeAlias = "Callable[[Any, tuple[int, ...]], str]"
 def text_of(value: Any) -> str:
     """Return the text of a value; an object without a `repr` of its own is described by its type alone."""
     return _text(value, _type_name, ())
+
+
+def string_of(value: Any) -> str:
+    """Return what the `str` of its class makes of a value, without addresses; of one without its own, the text."""
+    kind = _class_of(value)
+    return text_of(value) if kind.__str__ is object.__str__ else _own_text(value, kind, str)
 
 
 def content_of(value: Any) -> str:
@@ -95,10 +101,10 @@ def _extends(kind: Any, of: Any) -> bool:
     return issubclass(kind, of)  # the class of a proxy is its own, not that of its object, which `isinstance` takes
 
 
-def _own_text(value: Any, kind: Any) -> str:
-    """Return what the `repr` of its class makes of a value, without addresses."""
+def _own_text(value: Any, kind: Any, made: Callable[[Any], str] = repr) -> str:
+    """Return what the `repr` of its class makes of a value, or its `str`, without addresses."""
     try:
-        text = repr(value)
+        text = made(value)
     except Exception:
         return str(kind.__qualname__)
     return without_addresses(text).replace(hex(id(value)), "").replace(str(id(value)), "")

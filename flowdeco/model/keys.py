@@ -43,32 +43,41 @@ class Key(Generic[T]):
     """A typed key of the store: `store[Key("user.id", int)]` is an `int`, to type checkers and at run time.
 
     For a generic type, its origin is checked (for `list[int]`, the list); for a union, its members; for a TypedDict, the
-    dict; for a literal, the class. As in the typing rules of numbers, an `int` is accepted where a `float` is declared.
+    dict; for a literal, the value. As in the typing rules of numbers, an `int` is accepted where a `float` is declared.
 
     `frozen` promises that the value is never changed in place: durable runs do not look for changes, which takes a
     millisecond for 10 MB, and lose a change made all the same. Once an action has read or written the value under such a
     key, that holds for all that follow.
     """
 
-    __slots__ = ("_classes", "frozen", "name", "type")
+    __slots__ = ("_classes", "_options", "frozen", "name", "type")
     name: str
     type: TypeForm[T]
     frozen: bool
-    _classes: _Classes
+    _classes: _Classes  # of its values; None: they are not checked
+    _options: tuple[Any, ...]  # values of literals, which are accepted as well
 
     @overload
     def __init__(self, name: str, type: TypeForm[T], *, frozen: bool = False) -> None: ...
     @overload
     def __init__(self: Key[Any], name: str, *, frozen: bool = False) -> None: ...
     def __init__(self, name: str, type: Any = Any, *, frozen: bool = False) -> None:
+        if not isinstance(frozen, bool):
+            raise DefinitionError(f"frozen= of the key {key_name(name)!r} is True or False, not {frozen!r}")
         object.__setattr__(self, "name", key_name(name))
         object.__setattr__(self, "frozen", frozen)
         object.__setattr__(self, "type", type)
-        object.__setattr__(self, "_classes", _runtime_classes(type))
+        classes, options = _runtime_checks(type)
+        object.__setattr__(self, "_classes", classes)
+        object.__setattr__(self, "_options", options)
 
     def check(self, value: object) -> None:
         """Raise `StoreTypeError` if the value is not of the declared type."""
-        if self._classes is not None and not isinstance(value, self._classes):
+        if (
+            self._classes is not None
+            and not isinstance(value, self._classes)
+            and not any(_is_option(value, option) for option in self._options)
+        ):
             raise StoreTypeError(
                 f"the key {self.name!r} is declared as {type_name(self.type)}, "
                 f"but its value is {a_type(value)}: {shortened(value)}"
@@ -153,17 +162,23 @@ def alias_value(declared: Any) -> Any:
     return value[tuple(given.get(parameter, parameter) for parameter in wanted)] if given and wanted else value
 
 
-def _runtime_classes(declared: Any) -> _Classes:
-    """Return the classes by which `isinstance` checks a declared type; None if it cannot."""
+def _runtime_checks(declared: Any) -> tuple[_Classes, tuple[Any, ...]]:
+    """Return the classes by which `isinstance` checks a declared type (None if it cannot), and the values of literals."""
     found: list[type] = []
+    options: list[Any] = []
     for member in _members(declared):
         if get_origin(member) is Literal:
-            found += map(type, get_args(member))
+            options += get_args(member)
         elif (cls := _class_of(member)) is None:
-            return None
+            return None, ()
         else:
             found += accepted_classes(cls)
-    return tuple(found)
+    return tuple(found), tuple(options)
+
+
+def _is_option(value: Any, option: Any) -> bool:
+    """Whether a value is that of a literal; True and 1, which are equal, are different ones."""
+    return isinstance(value, type(option)) and value == option and isinstance(value, bool) is isinstance(option, bool)
 
 
 def _members(declared: Any) -> list[Any]:

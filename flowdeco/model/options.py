@@ -154,6 +154,8 @@ def checked_layers(layers: object, option: str = "use") -> tuple[Middleware, ...
     if callable(layers) or not isinstance(layers, Iterable):
         instead = "not None" if layers is None else f"write {option}=[{described(layers)}]"
         raise DefinitionError(f"{option} is a list of middleware: {instead}")
+    if isinstance(layers, (set, frozenset)):
+        raise DefinitionError(f"{option} is a list of middleware, and a set has no order: write {option}=[...]")
     found = tuple(cast("Iterable[Any]", layers))
     for layer in found:
         if not (_is_plain_layer(layer) or (_is_generator_function(layer) and _takes_one(layer))):
@@ -309,7 +311,16 @@ def _optional_key(key: Any, option: str) -> AnyKey | None:
 
 def _returns(returns: Any, option: str) -> Returns:
     if isinstance(returns, (tuple, list)):
-        return tuple(_key(key, option) for key in cast("Sequence[Any]", returns))
+        keys = tuple(_key(key, option) for key in cast("Sequence[Any]", returns))
+        names = list(map(key_name, keys))
+        if not names:
+            raise DefinitionError(f"{option} names no key: write {option}=None to discard the result")
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise DefinitionError(
+                f"{option} names the key {twice!r} twice, and the second part would replace the first"
+            )
+        return keys
     return returns if returns is UNSET else _optional_key(returns, option)
 
 

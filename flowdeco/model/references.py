@@ -333,16 +333,22 @@ _MOST: Final = 10_000  # items of a list; it may be data
 # Values that are pickled with a reference.
 
 
-def reduced(what: str, values: Mapping[str, Any], reduction: tuple[Any, ...]) -> tuple[Any, ...]:
+def reduced(
+    what: str, values: Mapping[str, Any], reduction: tuple[Any, ...], unit: Referenced | None = None
+) -> tuple[Any, ...]:
     """Return how a definition is pickled: as given, unless one of these values, by their descriptions, cannot be pickled.
 
-    Then pickle raises `UnreferencedError`. Not so cloudpickle, which writes more, and has errors of its own.
+    Then it is the place where a module has the unit; if there is none, pickle raises `UnreferencedError`. Not so
+    cloudpickle, which writes more, and has errors of its own.
     """
     for name, value in values.items():
         found = None if type(value) in ATOMS else culprit(value, name, pickles, _parts)
         if found is not None:
             path, error = found
             cloudpickle: Any = getattr(sys.modules.get("cloudpickle"), "Pickler", None)
+            home = None if unit is None else home_of(unit, "")
+            if home is not None and (cloudpickle is None or home.base.module != "__main__"):  # elsewhere, it is another
+                return load, (home,)
             if cloudpickle is not None:
                 cloudpickle.dispatch_table[_Refused] = _reduction_of
             return _itself, (_Refused(reduction, f"cannot pickle {what}: its {path}: {error}", error),)

@@ -26,7 +26,7 @@ class Missing:
             if isinstance(found, str):
                 setattr(self, name, found)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         place = ":".join(vars(self)[name] for name in ("__module__", "__qualname__") if name in vars(self))
         if place:
             reason = (

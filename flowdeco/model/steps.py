@@ -55,7 +55,7 @@ class Step:
     """An action, read once: its arguments, the use of its result, and its other effects."""
 
     __slots__ = (
-        "action", "bound", "collects", "frozen", "function", "generates", "inputs", "inserts", "is_async",
+        "action", "bound", "collects", "drops_empty", "frozen", "function", "generates", "inputs", "inserts", "is_async",
         "keys", "local", "name", "names_units", "nothing", "result_key", "returned", "simple", "supplies",
         "supplies_own_name", "timeout", "use", "wants_context", "writes",
     )  # fmt: skip
@@ -83,7 +83,7 @@ class Step:
         self.frozen = frozenset(key.name for key in typed if isinstance(key, Key) and key.frozen)
         self.writes: Any = returns if isinstance(returns, str) and self.collects is None else None
         self._mean(returns, meaning, options.returns is UNSET)
-        if self.names_units:  # data would be a mistake, which `sort_out` reports
+        if self.drops_empty:  # `sort_out` does, and reports data where only units are named
             self.writes = None
 
     @classmethod
@@ -93,7 +93,8 @@ class Step:
         return cls(action, function, options, Reading.of(function, options.name, local_of(action)))
 
     def _mean(self, returns: Any, meaning: Meaning, by_default: bool) -> None:
-        data, units, none = meaning
+        data, units, none, named = meaning
+        self.drops_empty = named or self.generates  # an empty list is nothing
         self.names_units = units and not data
         self.inserts = units
         is_kept = self.collects is not None or not (returns is None or isinstance(returns, tuple))
@@ -188,6 +189,7 @@ class Step:
         made.frozen = self.frozen
         made.inserts, made.is_async, made.keys, made.local = self.inserts, self.is_async, self.keys, self.local
         made.name, made.names_units, made.nothing = self.name, self.names_units, self.nothing
+        made.drops_empty = self.drops_empty
         made.result_key, made.returned, made.simple = self.result_key, self.returned, self.simple
         made.supplies, made.supplies_own_name, made.timeout = self.supplies, self.supplies_own_name, self.timeout
         made.use, made.wants_context, made.writes = self.use, self.wants_context, self.writes
@@ -200,7 +202,20 @@ class Step:
         self.local = names
         self.keys = tuple(Local(i.key) if i.key in names else i.key for i in self.inputs)
         if self.supplies_own_name:
-            self.result_key = self.writes = Local(self.name)
+            self.result_key = Local(self.name)
+            self.writes = None if self.drops_empty else self.result_key
+
+    def keeps_elsewhere(self, key: str) -> str:
+        """Return what becomes of its result instead of being stored under its name, if that is the key; else ""."""
+        if key != self.name or key in self.supplies or self.names_units or self.returned in (None, types.NoneType):
+            return ""
+        if self.collects is not None:
+            return f"collect= appends its result to the list {key_name(self.collects)!r}"
+        returns = self.result_key
+        if returns is None:
+            return "returns=None discards its result"
+        keys = cast("tuple[AnyKey, ...]", returns) if isinstance(returns, tuple) else (returns,)
+        return f"its result is stored under {' and '.join(repr(key_name(key)) for key in keys)}"
 
     def _parts(self, value: Any, keys: tuple[Any, ...]) -> list[Any]:
         if not isinstance(value, (tuple, list)):

@@ -1,7 +1,7 @@
 """Whether a middleware may supply values, read from its code, which is compiled: no source is needed.
 
-It supplies nothing if all it yields is None or a `Sleep`, and all it does with its call is to read harmless attributes.
-Whatever else it does may supply anything.
+It supplies nothing if all it yields is None or a `Sleep`, and all it does with its call is to read harmless attributes;
+if it yields anything else, values for its target alone. Whatever else it does may supply anything.
 """
 
 from __future__ import annotations
@@ -20,11 +20,15 @@ __all__ = ["Supplies", "supplies_of"]
 
 
 class Supplies(Enum):
-    """The effect of a middleware on what later actions find: none, a result of the action it wraps, or anything."""
+    """The effect of a middleware on what actions find.
+
+    None, values for those that it wraps, the result of the one that it wraps, or anything, for later ones too.
+    """
 
     NOTHING = 0
-    OUTCOME = 1
-    ANYTHING = 2
+    VALUES = 1
+    OUTCOME = 2
+    ANYTHING = 3
 
 
 _READ: Final = "action arguments attempt level logger name outcome pipeline run_id stage undo_on_failure"
@@ -66,12 +70,14 @@ def _of_code(code: types.CodeType, first: int, sleeps: frozenset[str]) -> Suppli
     if uses is None or not _REFLECTION.isdisjoint(code.co_names) or not uses <= _HARMLESS:
         return Supplies.ANYTHING
     steps = instructions_of(code)
-    for at, step in enumerate(steps):
-        if step.opname == "GET_YIELD_FROM_ITER":
-            return Supplies.ANYTHING
-        if step.opname == "YIELD_VALUE" and not _yields_nothing(steps, at, sleeps):
-            return Supplies.ANYTHING
-    return Supplies.OUTCOME if _SETS_OUTCOME in uses else Supplies.NOTHING
+    gives_values = any(
+        step.opname == "GET_YIELD_FROM_ITER"
+        or (step.opname == "YIELD_VALUE" and not _yields_nothing(steps, at, sleeps))
+        for at, step in enumerate(steps)
+    )
+    if _SETS_OUTCOME in uses:
+        return Supplies.ANYTHING if gives_values else Supplies.OUTCOME
+    return Supplies.VALUES if gives_values else Supplies.NOTHING
 
 
 def _yields_nothing(steps: list[dis.Instruction], at: int, sleeps: frozenset[str]) -> bool:

@@ -35,6 +35,10 @@ T = TypeVar("T")
 DEEPEST: Final = 200  # what walks a definition, or shows one, has Python's 1,000 frames
 
 
+_FINAL: Final = frozenset({"Action", "Stage", "Parallel"})
+_OWN: Final = frozenset({"flowdeco.model.definitions", __name__})
+
+
 class Unit(Runnable, Referenced):
     """A part of a pipeline: an action, a stage, a pipeline, a parallel group."""
 
@@ -57,6 +61,15 @@ class Unit(Runnable, Referenced):
 
     def _given(self) -> dict[str, Any]:
         raise NotImplementedError
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        base = next((each for each in cls.__mro__[1:] if each.__module__ in _OWN and each.__name__ in _FINAL), None)
+        if base is not None:
+            raise DefinitionError(
+                f"the class {cls.__qualname__} cannot extend {base.__name__}: a run knows {base.__name__} as it is. Write a "
+                f"function that returns one"
+            )
 
     def _selectors(self) -> list[str]:
         return [*(f"tag:{tag}" for tag in self.tags), self.name]
@@ -121,15 +134,20 @@ def no_unit(thing: object, place: str = "`>>`") -> str:
         return thing.instead()
     kind = type(thing).__name__
     found = f"{kind} {described(thing)}"
-    if kind in ("list", "tuple", "set", "generator"):
+    if kind in ("list", "tuple", "set", "frozenset", "generator"):
         if place == "`>>`":
-            return f"`>>` takes one unit, not a {kind}: write ... >> pipeline(*units), or >> parallel(*units)"
-        return f"{place} takes the units one by one, not in a {kind}: write {place}(*units)"
+            instead = "write ... >> pipeline(*units), or >> parallel(*units)"
+            return f"`>>` takes one unit, not a {kind}: {instead}{_ORDERED.get(kind, '')}"
+        return f"{place} takes the units one by one, not in a {kind}: write {place}(*units){_ORDERED.get(kind, '')}"
     if callable(thing):
         return (
             f"{place} takes actions, stages, pipelines and parallel groups, not the {found}: decorate it with @action"
         )
-    return f"{place} takes actions, stages, pipelines and parallel groups, not the {found}"
+    hint = ": if a call of an action returned it, write the action, and do not call it" if place == "`>>`" else ""
+    return f"{place} takes actions, stages, pipelines and parallel groups, not the {found}{hint}"
+
+
+_ORDERED: Final[dict[str, str]] = dict.fromkeys(("set", "frozenset"), ", with units in a list: a set has no order")
 
 
 def checked_units(units: Iterable[Any], place: str) -> tuple[Unit, ...]:
@@ -151,6 +169,8 @@ def _each(units: Any, place: str) -> Iterable[Any]:
             f"{place.capitalize()} takes a collection of units, not the {type(cast('object', units)).__name__} "
             f"{described(units)}; {place}(...) takes them one by one"
         )
+    if isinstance(units, (set, frozenset)):
+        raise DefinitionError(f"{place.capitalize()} takes a list of units, and a set has no order: write [...]")
     return cast("Iterable[Any]", units)
 
 
@@ -241,7 +261,7 @@ U = TypeVar("U", bound=Unit)
 def member_named(owner: Unit, name: object, members: Sequence[U], what: str) -> U:
     """Return the member of this name; a `KeyError` for none or several."""
     if not isinstance(name, str):
-        raise TypeError(f"{owner!r} is looked up by the name of a {what}, not by {name!r}")
+        raise TypeError(f"{owner!r} is looked up by the name of {_article(what)}, not by {name!r}")
     found = [member for member in members if member.name == name]
     if len(found) == 1:
         return found[0]
@@ -250,6 +270,10 @@ def member_named(owner: Unit, name: object, members: Sequence[U], what: str) -> 
             f"{len(found)} {what}s of {owner!r} are named {name!r}: give them different names by with_options(name=...)"
         )
     raise KeyError(f"no {what} {name!r} in {owner!r}. {suggestion(name, [member.name for member in members])}")
+
+
+def _article(what: str) -> str:
+    return f"an {what}" if what == "action" else f"a {what}"
 
 
 # Pipelines.
@@ -355,7 +379,7 @@ class Composite(Value, Unit, Parted):
 
     def __reduce__(self) -> tuple[Any, ...]:
         reduction = _composite_of, (type(self), self.units, self._options)
-        return reduced(f"{type(self).__name__.lower()} {self.name!r}", named("option", self._options), reduction)
+        return reduced(f"{type(self).__name__.lower()} {self.name!r}", named("option", self._options), reduction, self)
 
 
 def _composite_of(cls: type[Composite], units: tuple[Unit, ...], options: dict[str, Any]) -> Any:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, cast, get_args
 
 from flowdeco.errors import Problem, WiringError, suggestion
 from flowdeco.model.annotations import EMPTY
+from flowdeco.model.contents import agree
 from flowdeco.model.definitions import (
     Action,
     Parallel,
@@ -40,6 +42,7 @@ __all__ = [
     "check_inserted",
     "check_run",
     "hides_gaps",
+    "may_write",
     "supplied_keys",
     "unmet",
     "validate",
@@ -79,21 +82,23 @@ class _Gap(NamedTuple):
     certain: bool
     producer: Step | None = None
     beside: tuple[tuple[Parallel, int], ...] = ()
+    seen: Mapping[str, Step | None] = {}  # keys: the first so many were known before the step
+    seen_count: int = 0
 
 
 class _Around(NamedTuple):
-    """Whether enclosing middleware of stages, or of actions, may supply values."""
+    """Whether enclosing middleware of stages, or of actions, may write to the store."""
 
     stages: bool = False
     actions: bool = False
-    missing: bool = False  # or recover from missing parameters inside
+    missing: bool = False  # or supply values inside, or recover from missing parameters there
     layers: tuple[Middleware, ...] = ()  # around actions
 
     def within(self, layers: tuple[Middleware, ...], actions: tuple[Middleware, ...]) -> _Around:
         """Return the same for the inside of a pipeline or stage with these layers, and these around actions."""
         return _Around(
-            self.stages or may_supply(layers),
-            self.actions or may_supply(actions),
+            self.stages or may_write(layers),
+            self.actions or may_write(actions),
             self.missing or hides_gaps(layers + actions),
             self.layers + actions,
         )
@@ -145,7 +150,13 @@ class _Flow(NamedTuple):
             return skipped
         if is_local and name in known.keys:
             return hidden(name)
-        return suggestion(name, known.keys, "Known keys")
+        for each in every_unit(self.units):
+            stage = one_action_stage(cast("Action[..., Any]", each)) if isinstance(each, Action) else each
+            for step, _ in steps_of(stage) if isinstance(stage, Stage) else ():
+                why = step.keeps_elsewhere(name)
+                if why and self.skip.isdisjoint([*stage_selectors(stage), *action_selectors(stage, step.action)]):
+                    return f"Action {step.name!r} of stage {stage.name!r} runs, and {why}"
+        return suggestion(name, islice(gap.seen, gap.seen_count), "Known keys")
 
     def _visible(self, gap: _Gap) -> Iterator[Supplier]:
         """Yield what supplies the key where it can be seen: a name that is local to the stage comes from there alone."""
@@ -203,6 +214,8 @@ def validate(unit: Unit, inputs: Iterable[str] | Mapping[str, Any] = ()) -> list
     """Return the problems of a unit, certain or not, in the order of evaluation."""
     if isinstance(inputs, str):
         raise TypeError(f"inputs names keys: write [{inputs!r}]")
+    if not isinstance(cast("object", inputs), Iterable):
+        raise TypeError(f"inputs names keys: a list of them, or a mapping, not {inputs!r}")
     known, flow = _Known(dict.fromkeys(map(key_name, inputs))), _Flow((unit,), frozenset())
     found = [problem for gap in _check(unit, known, _Around(), flow.skip) for problem in _problems(gap, known, flow)]
     return found + [problem for each in every_unit((unit,)) if isinstance(each, Parallel) for problem in _rivals(each)]
@@ -210,31 +223,53 @@ def validate(unit: Unit, inputs: Iterable[str] | Mapping[str, Any] = ()) -> list
 
 def _rivals(group: Parallel) -> Iterator[Problem]:
     """Yield a problem for each key that several branches of a group write, and that no reducer combines."""
-    writers: dict[str, int] = {}  # the first branch that writes each key
+    writers: dict[str, tuple[int, _Writer]] = {}  # the first branch that writes each key
     for index, unit in enumerate(group.units):
-        for key, (stage, step) in _writers(unit).items():
-            if writers.setdefault(key, index) == index or key in group.merge:
+        for key, writer in _writers(unit).items():
+            first, other = writers.setdefault(key, (index, writer))
+            is_same = writer.value is not UNSET and agree(writer.value, other.value)
+            if first == index or key in group.merge or is_same:
                 continue
             yield Problem(
-                stage.name, step.name, "", key, False,
-                f"action {step.name!r} of stage {stage.name!r} writes the key {key!r} in branch {index} of the parallel "
+                writer.unit, writer.action, "", key, False,
+                f"{writer} the key {key!r} in branch {index} of the parallel "
                 f"group {group.name!r}, and so does an earlier branch: they must agree, or write to different keys, or "
                 f"be combined by merge=",
             )  # fmt: skip
 
 
-def _writers(unit: Unit) -> dict[str, tuple[Stage, Step]]:
-    """Return the keys under which actions of a unit store their results, each with the first such action."""
-    found: dict[str, tuple[Stage, Step]] = {}
+class _Writer(NamedTuple):
+    """That which writes a key: an action, the data of a stage, or a group that lists failures; the value, if known."""
+
+    unit: str
+    action: str = ""
+    value: Any = UNSET
+
+    def __str__(self) -> str:
+        if self.action:
+            return f"action {self.action!r} of stage {self.unit!r} writes"
+        if self.value is UNSET:
+            return f"the parallel group {self.unit!r} lists its failures under"
+        return f"the data of stage {self.unit!r} writes"
+
+
+def _writers(unit: Unit) -> dict[str, _Writer]:
+    """Return the keys to which a unit writes by its definition, each with one thing in it that does: an action, if any."""
+    found: dict[str, _Writer] = {}
+    data: dict[str, _Writer] = {}
     for each in every_unit((unit,)):
         stage = one_action_stage(cast("Action[..., Any]", each)) if isinstance(each, Action) else each
+        if isinstance(each, Parallel) and each.failures is not None:
+            found.setdefault(key_name(each.failures), _Writer(each.name))
+        for key, value in data_of(stage).items() if isinstance(stage, Stage) else ():
+            data.setdefault(key, _Writer(stage.name, "", value))  # units come last ones first
         for step, _ in reversed(steps_of(stage)) if isinstance(stage, Stage) else ():
             collected = None if step.collects is None else key_name(step.collects)
             own = step.name if stage.local and step.supplies_own_name else None
             for key in step.supplies:
                 if key not in (collected, own):
-                    found.setdefault(key, (stage, step))
-    return found
+                    found.setdefault(key, _Writer(stage.name, step.name))
+    return data | found
 
 
 def check_run(flow: Pipeline, inputs: Collection[str], skip: frozenset[str], use: tuple[Middleware, ...] = ()) -> None:
@@ -353,14 +388,17 @@ def supplied_keys(unit: Unit) -> tuple[set[str], dict[str, str]]:
     return set(known.keys), known.local
 
 
-def may_supply(layers: tuple[Middleware, ...]) -> bool:
-    """Whether middleware may supply values or write to the store; flowdeco's own middleware declares it."""
+def may_write(layers: tuple[Middleware, ...]) -> bool:
+    """Whether middleware may write to the store, for all that comes after; flowdeco's own middleware declares it."""
     return any(supplies_of(layer) is Supplies.ANYTHING for layer in layers)
 
 
 def hides_gaps(layers: tuple[Middleware, ...]) -> bool:
     """Whether a parameter that is missing inside middleware may do no harm: it may be supplied there, or recovered."""
-    return may_supply(layers) or any(getattr(layer, "recovers_missing_inputs", False) for layer in layers)
+    return any(
+        supplies_of(layer) in (Supplies.VALUES, Supplies.ANYTHING) or getattr(layer, "recovers_missing_inputs", False)
+        for layer in layers
+    )
 
 
 def _may_replace(step: Step, layers: tuple[Middleware, ...]) -> bool:
@@ -380,7 +418,7 @@ def _check(unit: Unit | Stream, known: _Known, around: _Around, skip: frozenset[
         return
     if isinstance(unit, Pipeline):
         inside = around.within(unit.use + unit.use_stages, unit.use_actions)
-        known.open |= may_supply(unit.use)
+        known.open |= may_write(unit.use)
         for part in unit.units:
             yield from _check(part, known, inside, skip)
     elif isinstance(unit, Parallel):
@@ -415,8 +453,8 @@ def _check_action(
     if skip and not skip.isdisjoint(action_selectors(stage, step.action)):
         return
     _check_layers(step, around.layers + step.use)
-    yield from _check_step(stage, step, inside, around.missing or around.actions or hides_gaps(step.use))
-    inside.open |= around.actions or may_supply(step.use)
+    yield from _check_step(stage, step, inside, around.missing or hides_gaps(step.use))
+    inside.open |= around.actions or may_write(step.use)
     inside.open |= _may_replace(step, around.layers + step.use)
     own = step.name if stage.local and step.supplies_own_name else None
     known.keys.update({key: inside.keys[key] for key in step.supplies if key != own})
@@ -445,7 +483,8 @@ def _check_step(stage: Stage, step: Step, known: _Known, hidden: bool) -> Iterat
             continue
         if wanted.key not in known.keys:
             if wanted.default is EMPTY:
-                yield _Gap(stage, step, wanted, not (known.open or hidden), None, known.beside)
+                is_certain = not (known.open or hidden)
+                yield _Gap(stage, step, wanted, is_certain, None, known.beside, known.keys, len(known.keys))
         elif (producer := known.keys[wanted.key]) is not None:
             yield _Gap(stage, step, wanted, False, producer)
     known.open |= step.wants_context or step.inserts
@@ -455,7 +494,7 @@ def _check_step(stage: Stage, step: Step, known: _Known, hidden: bool) -> Iterat
 
 def _problems(gap: _Gap, known: _Known, flow: _Flow) -> Iterator[Problem]:
     """Yield the problem of a gap; none if it was only a suspicion about types."""
-    stage, step, wanted, certain, producer, _ = gap
+    stage, step, wanted, certain, producer = gap[:5]
     if producer is None:
         message = missing(step.name, stage.name, wanted, flow.hint(gap, known))
     else:

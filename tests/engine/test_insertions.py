@@ -11,6 +11,7 @@ from flowdeco.engine.insertions import check_insertion
 from flowdeco.engine.layers import Layers
 from flowdeco.engine.outcome import ActionRecord, Status
 from flowdeco.errors import WiringError
+from flowdeco.middleware import recover
 from flowdeco.model.keys import Local
 from flowdeco.model.steps import step_of
 
@@ -145,7 +146,31 @@ def test_where_middleware_may_supply_it_nothing_is_refused(where, outer):
             scope.layers = Layers("r", branch.store, branch.scope.pipeline, None, None, (layer,), terms.gate)
         else:
             setattr(scope, where, (layer,))
-        assert (refused(branch, NEEDS_K) is not None) is is_refused
+        assert (refused(branch, NEEDS_K if outer else wants("k", returns=int)) is not None) is is_refused
+
+
+def writes_anything(call):
+    yield
+    call.store["k"] = 1
+
+
+@pytest.mark.parametrize("where", ["use_actions", "layers"])
+@pytest.mark.parametrize(
+    ("layer", "is_refused"), [(supplies_anything, True), (recover(on=Exception), True), (writes_anything, False)]
+)
+def test_units_run_outside_of_the_stage_that_inserts_them(where, layer, is_refused):
+    """Its middleware has ended then: the values that it yields are gone, unlike those that it wrote to the store."""
+    branch = in_stage(Stage("s"))
+    if where == "layers":
+        terms, pipeline = branch.terms, branch.scope.pipeline
+        branch.scope.layers = Layers("r", branch.store, pipeline, None, None, (layer,), terms.gate)
+    else:
+        branch.scope.use_actions = (layer,)
+    branch.scope.values = {"k": 1}
+    assert (refused(branch, NEEDS_K) is not None) is is_refused
+    assert (refused(branch, wants("k", returns=int), NEEDS_K) is not None) is is_refused
+    assert refused(branch, wants("k", returns=int)) is None
+    assert refused(branch, wants("k", name="l", returns=int), Stage("needs l", [wants("l")])) is None
 
 
 def supplies_nothing(call):

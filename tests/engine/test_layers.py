@@ -1176,7 +1176,7 @@ def scripted(script, name, log):
                 call.store.append("layers", f"{name} {where}")
             if inserts:
                 call.insert(Stage(f"{name} {where}"))
-            if sets:
+            if sets and call.action is not None:
                 call.outcome = f"of {name}"
             log.append((name, where, call.attempt, call.outcome))
 
@@ -1228,7 +1228,7 @@ def travelled(scripts, attempts, action, make):
                 store.append("attempts", around.attempt)
             if fails:
                 error = ValueError("of the target")
-            else:
+            elif action is not None:
                 around.outcome = "returned"
         again, error = decision(leave(around, error))
         turns.append((again, told(error), dict(around.values), around.recovered, told(around.failure)))

@@ -6,7 +6,7 @@ import pytest
 
 from flowdeco import Context, Pipeline, Stage, Store, action, stage
 from flowdeco.engine.call import Call
-from flowdeco.errors import ReturnValueError
+from flowdeco.errors import MiddlewareError, ReturnValueError
 from flowdeco.model.sentinels import UNSET
 from flowdeco.model.steps import step_of
 from flowdeco.model.store import Watched
@@ -53,6 +53,17 @@ def test_an_outcome_can_be_replaced():
     assert (made.outcome, made.given) == (None, None)
     made.outcome = 3
     assert (made.outcome, made.given, made.cached) == (3, 3, False)
+
+
+@pytest.mark.parametrize("level", ["pipeline", "stage"])
+def test_only_an_action_has_an_outcome(level):
+    """Elsewhere it would have no effect."""
+    made = call(level)
+    with pytest.raises(
+        MiddlewareError, match=f"call.outcome is the result of an action, and the {level} '.*' has none"
+    ):
+        made.outcome = 3
+    assert made.given is UNSET
 
 
 def test_what_middleware_inserts_adds_up():

@@ -1,8 +1,10 @@
 """Waits, by a clock that a test sets: how much of a sleep is left, which question comes next, and what answers it."""
 
+import json
 import pickle
 from datetime import UTC, datetime, timedelta
 from math import inf, nan
+from typing import Literal
 
 import pytest
 
@@ -438,6 +440,18 @@ def test_an_answer_must_be_of_the_type_of_the_question():
         check_answer(wait, "five")
     with pytest.raises(StoreTypeError, match="'k' is declared as int, but its value is a str: 'five'"):
         answered({ROOT: {0: did(0, wait)}}, [Given(0, {"k": "five"})])
+
+
+def test_an_answer_is_one_of_the_values_of_a_literal():
+    """As the journal keeps it; nested in a union."""
+    key = Key("k", Literal["fast", "slow"] | None)
+    wait = question("k", type=key.described(), classes=json.loads(json.dumps(key.references())))
+    check_answer(wait, "slow")
+    check_answer(wait, None)
+    with pytest.raises(
+        StoreTypeError, match=r"'k' is declared as .*Literal\['fast', 'slow'\].*, but its value .* 'medium'"
+    ):
+        check_answer(wait, "medium")
 
 
 # -- where a run begins again
