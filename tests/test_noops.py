@@ -857,14 +857,24 @@ def test_functions_that_a_loop_makes_under_one_name_do_not_replace_the_results_o
 
     for options in ({}, {"returns": "k"}, {"returns": ("k", Key("l"))}, {"returns": "k", "tags": ["x"]}):
         with pytest.raises(DefinitionError, match="would replace the one before: give each a name of its own"):
-            Stage("s", [made(1, **options), made(2, **options)])
-    with pytest.raises(DefinitionError, match="would replace"):
-        Stage("s", [*template(1), *template(2)])
+
+            @stage
+            def replacing():
+                made(1, **options)  # noqa: B023
+                made(2, **options)  # noqa: B023
+
+    for options in ({"collect": "xs"}, {"returns": None}):
+
+        @stage
+        def collecting():
+            made(1, **options)  # noqa: B023
+            made(2, **options)  # noqa: B023
+
+        assert len(collecting) == 2
     for actions in (
+        [*template(1), *template(2)],
         [*template(1), *template(n=1)],
-        [made(1, returns="a"), made(2, returns="b")],
-        [made(1, returns=None), made(2, returns=None)],
-        [made(1), made(2, collect="made")],
+        [made(1), made(2)],
         pickle.loads(pickle.dumps([*together(1), *together(1)])),
     ):
         assert len(Stage("s", actions)) == 2

@@ -30,8 +30,8 @@ from flowdeco.errors import (
     suggestion,
     without_addresses,
 )
-from flowdeco.model.contents import ATOMS, agree
-from flowdeco.model.functions import as_written, bindable, call_bound, function_name, is_same_function, signature_of
+from flowdeco.model.contents import ATOMS
+from flowdeco.model.functions import bindable, call_bound, function_name, is_same_function, signature_of
 from flowdeco.model.identity import content_of, keep_defaults
 from flowdeco.model.keys import Key, key_name
 from flowdeco.model.names import NO_LOCALS, local_variables
@@ -247,9 +247,7 @@ class Action(Equal, Unit, _Proxy, Generic[P, R]):
 
     def _self_identity(self) -> Any:
         """Return the identity of the function: its place in the stage where a template makes a new one in each call."""
-        origin = self._self_origin
-        while isinstance(origin, (Changed, Bound)):
-            origin = origin.base._self_origin
+        origin = _root_origin(self)
         if isinstance(origin, Member) and isinstance(origin.stage, Called):
             return Member(origin.stage.normalised(), origin.position)
         function: Any = self.__wrapped__
@@ -395,11 +393,7 @@ def _check_namesakes(actions: Iterable[Action[..., Any]], stage: str) -> None:
                 f"stage {stage!r} has two actions named {action.name!r}, {placed(other)} and {placed(function)}: "
                 f"give one of them another name, by `def` or by @action(name=...)"
             )
-        if (
-            as_written(other) is not as_written(function)
-            and not _result_keys(first).isdisjoint(_result_keys(action))
-            and not _is_of_equal_call(first._self_identity(), action._self_identity())
-        ):
+        if _are_of_one_body(first, action) and not _result_keys(first).isdisjoint(_result_keys(action)):
             raise DefinitionError(
                 f"stage {stage!r} has several actions named {action.name!r}, made of one function ({placed(function)}) "
                 f"in a loop or by several calls, and the result of each would replace the one before: give each a name of "
@@ -407,9 +401,19 @@ def _check_namesakes(actions: Iterable[Action[..., Any]], stage: str) -> None:
             )
 
 
-def _is_of_equal_call(one: Any, other: Any) -> bool:
-    """Whether two identities are those of one action of a template, which makes new functions in each call."""
-    return isinstance(one, Member) and agree(one, other)
+def _are_of_one_body(one: Action[..., Any], other: Action[..., Any]) -> bool:
+    """Whether two actions are those of two places in the body of one stage."""
+    first, second = (_root_origin(action) for action in (one, other))
+    is_same_stage = isinstance(first, Member) and isinstance(second, Member) and first.stage is second.stage
+    return is_same_stage and first.position != second.position
+
+
+def _root_origin(action: Action[..., Any]) -> Any:
+    """Return the origin of the action that this one is a changed copy of, or its own."""
+    origin = action._self_origin
+    while isinstance(origin, (Changed, Bound)):
+        origin = origin.base._self_origin
+    return origin
 
 
 def _result_keys(action: Action[..., Any]) -> set[str]:
