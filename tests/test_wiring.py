@@ -1,7 +1,6 @@
 """From parameters to keys: where parameters come from, and what is checked before anything runs."""
 
-import typing
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Protocol
 
 import pytest
@@ -264,12 +263,6 @@ def replaces(call):
         wants(name="inserts", returns="Stage | None"),
         wants(name="inserts", returns=object),
         wants(name="inserts", returns=list[Any]),
-        wants(name="inserts", returns=list),
-        wants(name="inserts", returns=tuple),
-        wants(name="inserts", returns=typing.List),  # noqa: UP006
-        wants(name="inserts", returns=Sequence),
-        wants(name="inserts", returns=Collection | None),
-        wants(name="inserts", returns=Annotated[list, "x"]),
         wants(name="inserts", returns=T),
         wants(name="inserts", returns=Annotated[Stage, "x"]),
         wants(name="inserts", returns=type(stream([]))),
@@ -298,21 +291,6 @@ def test_data_of_a_layer_inserts_nothing(outcome):
     """In place of data."""
     flow = NUMBER.with_options(use=[recover(on=OSError, outcome=outcome)]) >> wants("k")
     assert problems(flow) == [("wants", "wants", "k", "k", True)]
-
-
-@pytest.mark.parametrize("returns", [list, tuple, Sequence, typing.List], ids=shown)  # noqa: UP006
-def test_a_collection_of_any_elements_may_be_units(returns):
-    """They run, supply what comes after them, and can be skipped."""
-    supply = Stage("supply", [action(name="k")(lambda: 1)])
-
-    def found():
-        return [supply]
-
-    found.__annotations__["return"] = returns
-    plan = action(name="plan")(found)
-    assert (plan >> action(name="twice")(lambda k: 2 * k)).run()["twice"] == 2
-    assert [each.status for each in plan.run(skip=["supply"]).stages] == ["completed", "skipped"]
-    assert "inserts" not in str(plan.plan())
 
 
 def test_values_of_middleware_are_not_certain_inside_of_it():

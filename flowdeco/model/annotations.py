@@ -195,19 +195,13 @@ class Annotations:
             return self._meaning(arguments[-1], depth + 1)
         if not _iterates(cls):
             return _DATA
-        if not arguments:  # perhaps units, unless it is a class of the user, such as a named tuple
-            return Meaning(True, cls.__module__ in ("builtins", "collections.abc"))
-        item = _DATA if self._is_bare(arguments[0]) else self._meaning(arguments[0], depth + 1)._replace(none=False)
+        if not arguments:  # of a generator function, perhaps units
+            return Meaning(True, "Iter" in cls.__name__ or "Generator" in cls.__name__)
+        item = self._meaning(arguments[0], depth + 1)._replace(none=False)
         if cls.__name__ == "Generator" and len(arguments) == 3:
             end = self._meaning(arguments[2], depth + 1)
             return _either([item, end])._replace(none=end.none and end.data)
         return item
-
-    def _is_bare(self, annotation: Any) -> bool:
-        """Whether it stands for a sequence of any elements: in another one, these cannot be units."""
-        annotation = self._plain(annotation)
-        origin = get_origin(annotation) or annotation
-        return _is_class(origin) and not get_args(annotation) and _iterates(origin)
 
     # Its value.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, cast, get_args, get_origin
+from typing import Any, cast
 
 from flowdeco.model.annotations import EMPTY
 from flowdeco.model.definitions import (
@@ -107,9 +107,7 @@ def planned_action(action: Action[..., Any]) -> Part:
 def _returns_units(step: Step) -> bool:
     if step.names_units or not step.inserts:
         return step.names_units
-    declared = get_origin(step.returned) or step.returned
-    is_open = declared is Any or (isinstance(declared, type) and not get_args(step.returned))  # no annotation, too
-    return step.generates or not is_open
+    return step.generates or not any(step.returned is anything for anything in (EMPTY, Any, object))
 
 
 def _layer_names(*several: Iterable[Any]) -> tuple[str, ...]:
