@@ -26,7 +26,6 @@ __all__ = ["fingerprint"]
 _KEPT: Final = 4096  # functions are remembered up to this number
 
 _known: dict[tuple[int, int, int], tuple[Any, str]] = {}
-_codes: dict[int, tuple[types.CodeType, str]] = {}
 _PYTHON: Final = (sys.implementation.cache_tag or "").removeprefix("cpython-") + "O" * bool(sys.flags.optimize)
 
 
@@ -70,13 +69,9 @@ def _function_described(function: types.FunctionType) -> str:
     return found[1]
 
 
+@functools.lru_cache(_KEPT)
 def _code_described(code: types.CodeType) -> str:
-    found = _codes.get(id(code))
-    if found is None:
-        if len(_codes) >= _KEPT:
-            _codes.clear()
-        found = _codes[id(code)] = code, _hashed(" ".join(_parts(code)))
-    return found[1]
+    return _hashed(" ".join(_parts(code)))
 
 
 _MEANT: Final = 0x04 | 0x08 | 0x20 | 0x80 | 0x200  # *args, **kwargs, generator, coroutine, async generator
