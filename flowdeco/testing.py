@@ -20,9 +20,9 @@ import asyncio
 import contextvars
 import copy
 import selectors
-import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -39,8 +39,8 @@ from flowdeco.drivers.interrupts import Interrupts
 from flowdeco.drivers.loop_thread import LoopThread
 from flowdeco.drivers.start import Evaluated, begin
 from flowdeco.drivers.start import resume as continued
-from flowdeco.drivers.threads import answer_of, timed_out
-from flowdeco.engine.requests import Await, Gate, Raised, Request, Sleep
+from flowdeco.drivers.threads import timed_out
+from flowdeco.engine.requests import Await, Gate, Request, Sleep
 from flowdeco.engine.runs import Run, StageRecord, Status
 from flowdeco.engine.schedule import Task
 from flowdeco.errors import DefinitionError, shortened, suggestion, without_addresses
@@ -165,14 +165,14 @@ class _LoopHere(LoopThread):
 class _InFlightHere(InFlight):
     """Performs the calls of branches in the calling thread, one after the other."""
 
-    def __init__(self, performer: _Performer, resources: ExitStack) -> None:
+    def __init__(self, performer: _Performer, resources: ExitStack, runner: FlowRunner) -> None:
         super().__init__(performer, serial(), resources)
-        self._performer = performer
+        self._runner = runner
 
     def _begin(
         self, ticket: int, request: Request, context: contextvars.Context, task: Task
     ) -> Callable[[], object] | None:
-        return super()._begin(ticket, self._performer.observed(request), context, task)
+        return super()._begin(ticket, self._runner.recorded(request), context, task)
 
 
 class _Performer(sync.Performer):
@@ -182,12 +182,8 @@ class _Performer(sync.Performer):
         super().__init__(resources, interrupts, options)
         self._runner = runner
         self._clock = runner.clock
-        self._calls = _InFlightHere(self, resources)
+        self._calls = _InFlightHere(self, resources, runner)
         self._came: list[Any] = []
-
-    def observed(self, request: Request) -> Request:
-        """Return the request, with a call that the runner remembers, and that needs no thread."""
-        return self._runner.recorded(request)
 
     def perform(self, request: Request) -> Any:
         if isinstance(request, Sleep):
@@ -371,17 +367,8 @@ class FlowRunner:
         __tracebackhide__ = True
         if asyncio._get_running_loop() is None:
             return self._performed(start, options)
-        came: list[Any] = []
-
-        def there() -> None:
-            came.append(answer_of(self._performed, start, options))
-
-        thread = threading.Thread(target=contextvars.copy_context().run, args=(there,))
-        thread.start()
-        thread.join()
-        if type(came[0]) is Raised:
-            raise came[0].error
-        return cast("Run", came[0])
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(contextvars.copy_context().run, self._performed, start, options).result()
 
     def _performed(self, start: Callable[[Gate], Evaluated | Run], options: RunOptions) -> Run:
         __tracebackhide__ = True
@@ -549,9 +536,8 @@ def _cheapest(patterns: list[str], names: list[str]) -> list[int]:
     return steps
 
 
-_At: TypeAlias = tuple[
-    int, int, int
-]  # the next pattern, the next name, and whether the last pattern may take more names
+# The next pattern, the next name, and whether the last pattern may take more names.
+_At: TypeAlias = tuple[int, int, int]
 
 
 def _steps(patterns: list[str], names: list[str], at: _At) -> Iterator[tuple[int, int, _At]]:
