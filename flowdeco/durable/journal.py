@@ -1,4 +1,4 @@
-"""The journal protocol, under the name by which users import it, and the journal that a user named."""
+"""The journal that a user named."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import os
 from typing import Any, cast
 
 from flowdeco.durable.sqlite import SqliteJournal
-from flowdeco.engine.journal import Codec, Journal, Remembered, Row
 from flowdeco.errors import JournalError
 
-__all__ = ["Codec", "Journal", "Remembered", "Row", "as_journal", "at_rest", "for_run"]
+__all__ = ["as_journal", "at_rest", "for_run"]
 
 
 def as_journal(journal: Any) -> Any:
