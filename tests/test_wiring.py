@@ -243,12 +243,6 @@ def unseen(call):
     call.store["unseen"] = 1
 
 
-def replaces(call):
-    """A layer that may replace an action's data by units."""
-    yield
-    call.outcome = call.outcome
-
-
 @pytest.mark.parametrize(
     "opening",
     [
@@ -269,7 +263,6 @@ def replaces(call):
         Stage("wrapped", use=[unseen]),
         Stage("wrapped", [CLOSED.with_options(use=[unseen])]),
         Stage("wrapped", [CLOSED], use_actions=[unseen]),
-        Stage("wrapped", [NUMBER.with_options(use=[replaces])]),
         Stage("wrapped", [NUMBER], use_actions=[recover(on=OSError, outcome=[Stage("inserted")])]),
         pipeline(CLOSED, use=[unseen]),
         pipeline(CLOSED, use_stages=[unseen]),

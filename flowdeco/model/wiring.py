@@ -402,9 +402,12 @@ def hides_gaps(layers: tuple[Middleware, ...]) -> bool:
 
 
 def _may_replace(step: Step, layers: tuple[Middleware, ...]) -> bool:
-    """Whether a layer may give an action an outcome with effects that its annotation does not show: units, or data."""
+    """Whether a layer may give an action an outcome with effects that its annotation does not show: units, or data.
+
+    Of an outcome in place of data, only a layer that says so (`recover`) is taken to be units.
+    """
     found = [layer for layer in layers if supplies_of(layer) is Supplies.OUTCOME]
-    return any(not step.supplies or getattr(layer, "inserts", True) for layer in found)
+    return any(not step.supplies or getattr(layer, "inserts", False) for layer in found)
 
 
 def _check(unit: Unit | Stream, known: _Known, around: _Around, skip: frozenset[str]) -> Iterator[_Gap]:
