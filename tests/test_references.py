@@ -327,6 +327,7 @@ def test_what_a_script_has_is_sent_by_cloudpickle(monkeypatch):
     cloudpickle = pytest.importorskip("cloudpickle")
     here = Stage("here", [double], use=[retry(on=lambda error: False)])
     monkeypatch.setattr(sys.modules["__main__"], "here", here, raising=False)
+    monkeypatch.setitem(sys.modules, "__mp_main__", sys.modules["__main__"])
     found = pickle.loads(cloudpickle.dumps(here))
     assert (found is here, found.name) == (False, "here")
     assert pickle.loads(cloudpickle.dumps(STAGE)) is STAGE

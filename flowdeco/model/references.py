@@ -333,6 +333,11 @@ _MOST: Final = 10_000  # items of a list; it may be data
 # Values that are pickled with a reference.
 
 
+def _is_main(module: str) -> bool:
+    """Whether this is the module of the script, also by its second name in a process of a pool: elsewhere, it is another."""
+    return sys.modules.get(module) is sys.modules["__main__"]
+
+
 def reduced(
     what: str, values: Mapping[str, Any], reduction: tuple[Any, ...], unit: Referenced | None = None
 ) -> tuple[Any, ...]:
@@ -347,7 +352,7 @@ def reduced(
             path, error = found
             cloudpickle: Any = getattr(sys.modules.get("cloudpickle"), "Pickler", None)
             home = None if unit is None else home_of(unit, "")
-            if home is not None and (cloudpickle is None or home.base.module != "__main__"):  # elsewhere, it is another
+            if home is not None and (cloudpickle is None or not _is_main(home.base.module)):
                 return load, (home,)
             if cloudpickle is not None:
                 cloudpickle.dispatch_table[_Refused] = _reduction_of

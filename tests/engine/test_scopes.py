@@ -290,7 +290,7 @@ def test_data_that_cannot_be_copied_is_the_failure_of_its_stage():
     odd.can_be_copied = False
     branch = branch_with(unit, {"j": 0}, log=Log())
     scope, error = opened(branch, unit)
-    assert "key 'k' holds a Odd (no copy)" in str(error)
+    assert "key 'k' holds an Odd (no copy)" in str(error)
     assert agenda(branch) == [scope]
     assert closed(branch, scope, error) is error
     assert branch.left_behind().unwinding is not None
