@@ -47,7 +47,7 @@ def process(kind: str) -> None:
 def fetch(host: str) -> None:
     @action
     def download(ctx: Context) -> None:
-        if host == "mirror-2":
+        if host == "mirror-0":  # the calls of `serial()` are made in turn: the others have begun, and wait
             ctx.progress(7, 12)
 
 
