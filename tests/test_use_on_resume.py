@@ -260,7 +260,11 @@ WAITING = [
     (ask, pipeline(pipeline(ask, name="inner", use=[plain])), "pipeline 'inner' comes where the run had stage 'ask'"),
     (Stage("s", [pre, ask]), Stage("s", [pre]), "the run ends where it had action"),
     (Stage("s", [ask]), Stage("s", [pre, ask]), "action s/pre comes where the run had s/ask"),
-    (parallel(review("a"), review("b")), parallel(review("a")), "parallel group 'parallel' has another number of branches"),
+    (
+        parallel(review("a"), review("b")),
+        parallel(review("a")),
+        "parallel group 'parallel' has another number of branches",
+    ),
 ]
 
 
