@@ -105,22 +105,26 @@ else:
 """
 
 
-@pytest.mark.parametrize("where", ["action", "stage", "pipeline", "group"])
-def test_attempts_are_counted_over_a_kill(where, tmp_path):
-    """Killed in its second attempt, a step begins again with the second one."""
+def legs_of(script, where, folder):
+    """Run a script, which is killed, and then resume its run; return the exit code of the one, the output of the other."""
     here = Path(__file__).parent
-
-    def script(leg):
-        return subprocess.run(
-            [sys.executable, "-c", SCRIPT, where, leg],
-            cwd=tmp_path,
+    first, second = (
+        subprocess.run(
+            [sys.executable, "-c", script, where, leg],
+            cwd=folder,
             env={**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"},
             capture_output=True,
             text=True,
         )
+        for leg in ("run", "resume")
+    )
+    return [first.returncode, second.stdout]
 
-    assert script("run").returncode == 9
-    assert script("resume").stdout == "completed [2, 3]\n"
+
+@pytest.mark.parametrize("where", ["action", "stage", "pipeline", "group"])
+def test_attempts_are_counted_over_a_kill(where, tmp_path):
+    """Killed in its second attempt, a step begins again with the second one."""
+    assert legs_of(SCRIPT, where, tmp_path) == [9, "completed [2, 3]\n"]
 
 
 KILLED_BETWEEN = """
@@ -150,19 +154,7 @@ else:
 @pytest.mark.parametrize("where", ["stage", "pipeline", "group"])
 def test_attempts_are_counted_over_a_kill_between_two_of_them(where, tmp_path):
     """The failed one is gone from the journal, and the next one not yet in it: it has the count of that before."""
-    here = Path(__file__).parent
-
-    def script(leg):
-        return subprocess.run(
-            [sys.executable, "-c", KILLED_BETWEEN, where, leg],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"},
-            capture_output=True,
-            text=True,
-        )
-
-    assert script("run").returncode == 9
-    assert script("resume").stdout == "failed [2, 3]\n"
+    assert legs_of(KILLED_BETWEEN, where, tmp_path) == [9, "failed [2, 3]\n"]
 
 
 class Plain:
