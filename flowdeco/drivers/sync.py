@@ -220,7 +220,7 @@ class Performer:
         in_flight.deliver(self.reported, schedule)  # a timeout of middleware that has expired since the last request
         while schedule.ended is None:
             in_flight.begin(schedule)
-            if schedule.ended is None and not (self.reported or self._has_made_next()):
+            if schedule.ended is None and not (self.reported or self._make_next()):
                 self.gate.wake = self._awake
                 interrupt = self._waited()
                 if interrupt is not None:
@@ -229,8 +229,8 @@ class Performer:
         in_flight.begin(schedule)  # ends the lanes that are left
         return schedule.ended
 
-    def _has_made_next(self) -> bool:
-        """Whether `serial()` has made another call; it makes none once the run is interrupted."""
+    def _make_next(self) -> bool:
+        """Make the next call that waits for `serial()`, unless the run is interrupted; return whether one was made."""
         return self.gate.pending is None and self.in_flight().make_next()
 
     def _waited(self) -> BaseException | None:

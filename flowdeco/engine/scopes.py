@@ -366,7 +366,7 @@ def _finish(
         forget_held(branch, scope)
     if has_failed and not entered:
         branch.left_behind().unwind(branch.store, scope.mark)
-        entered = _stays_open(branch, scope)
+        entered = _carry_over(branch, scope)
     elif scope.mark is not None:
         _release(branch, scope, error, marks)
     _leave_protection(branch, scope)
@@ -424,8 +424,8 @@ def _has_begun(scope: OpenScope) -> bool:
     return scope.mark is None if scope.layers is None else scope.layers.entered
 
 
-def _stays_open(branch: Branch, scope: OpenScope) -> bool:
-    """Whether a scope that could not be entered had been entered in an earlier leg, from which the next one continues."""
+def _carry_over(branch: Branch, scope: OpenScope) -> bool:
+    """Keep what an earlier leg left of a scope that this one could not enter; return whether that one had entered it."""
     past = branch.terms.past
     if past is None or not past.is_in_memory or scope.is_atomic or not past.was_entered(branch.id, scope.number):
         return False
