@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -337,20 +338,30 @@ def test_a_wrong_definition_is_reported_with_its_own_line(flowdeco):
         (["plan", "flows.py:flow", "-o", ""], "an empty string is not the path of a file: write -o plan.html"),
         (["plan", "flows.py:flow", "-o", "flows.py"], "-o flows.py: it is the name of a Python file"),
         (["run", "flows.py:flow", "--html", "flows.py"], "--html flows.py: it is the name of a Python file"),
+        (["run", "flows.py:flow", "--html", "-"], "--html -: a page is written to a file: give its name"),
+        (
+            ["show", "one", "--journal", "runs.db", "--html", "-"],
+            "--html -: a page is written to a file: give its name",
+        ),
+        (["run", "flows.py:flow", "--html", "kept.db"], "--html kept.db: it is a journal, which would be overwritten"),
+        (["show", "one", "--journal", "runs.db", "--html", "kept.db", "--force"], "--html kept.db: it is a journal"),
+        (["plan", "flows.py:flow", "-o", "kept.db"], "-o kept.db: it is a journal"),
         (["run", "flows.py:flow", "--no-journal", "--journal", "x.db"], "--journal x.db keeps one: give one of them"),
         (["nope"], "'validate', 'wake' (see: flowdeco --help)"),
     ],
 )
 def test_options_that_cannot_be_meant_are_refused(capsys, arguments, complaint):
     """Before anything is run or written."""
-    before = Path("flows.py").read_text()
+    pipeline().run(journal="runs.db", run_id="one")
+    shutil.copy("runs.db", "kept.db")
+    before = Path("flows.py").read_text(), Path("kept.db").read_bytes()
     try:
         code = cli.main(arguments)
     except SystemExit as stop:
         code = stop.code
     assert code == 2
     assert complaint in capsys.readouterr().err
-    assert Path("flows.py").read_text() == before
+    assert (Path("flows.py").read_text(), Path("kept.db").read_bytes()) == before
 
 
 def test_a_plan_is_written_to_stdout_by_a_dash(flowdeco):

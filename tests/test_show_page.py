@@ -27,7 +27,7 @@ from shown import (
 )
 
 import flowdeco
-from flowdeco import Context, Key, Stage, action, parallel, pipeline, show, stage, stream
+from flowdeco import Context, Key, Stage, action, durable, parallel, pipeline, show, stage, stream
 from flowdeco.middleware import retry
 from flowdeco.model.store import Store
 from flowdeco.show.failures import failure_of
@@ -807,6 +807,29 @@ def test_markup_in_names_is_text_in_the_browser_as_well(opened):
         line.click()
     assert sheet.page.evaluate("window.hacked") is None
     assert sheet.page.locator("script").count() == 2
+
+
+seen = []
+
+
+@stage
+def look(path: str) -> None:
+    @action
+    def at_the_run() -> None:
+        seen.append(durable.read(path, "one"))
+
+
+def test_what_is_still_to_come_in_a_run_that_runs_is_pending(opened, tmp_path):
+    """It is "not reached" once the run has ended; in the list of stages, their details and the filters."""
+    path = str(tmp_path / "runs.db")
+    begin = action(name="begin")(lambda: [look(path), process("b")])
+    begin.run(journal=path, run_id="one")
+    failed = (action(name="fails")(lambda: 1 / 0) >> process("b")).run(check=False)
+    for run, word in ((seen.pop(), "pending"), (failed, "not reached")):
+        sheet = opened(run)
+        open_row(sheet, "process[b]")
+        assert word in sheet.page.locator("#rows .detail").inner_text()
+        assert word in sheet.page.locator("#states").inner_text()
 
 
 def test_five_thousand_stages_stay_responsive(opened):

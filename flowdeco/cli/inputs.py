@@ -189,10 +189,14 @@ def check_page(path: str | None, *, values: bool) -> None:
 
 def check_output(option: str, path: str) -> None:
     """Refuse a file that cannot be written, before anything is done."""
+    if path == "-":
+        raise UsageError(f"{option} -: a page is written to a file: give its name")
     if path.endswith(".py"):
         raise UsageError(
             f"{option} {path}: it is the name of a Python file, which would be overwritten: give another name"
         )
+    if _is_database(path):
+        raise UsageError(f"{option} {path}: it is a journal, which would be overwritten: give another name")
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):
         raise UsageError(f"{option} {path}: there is no such directory")
@@ -200,3 +204,10 @@ def check_output(option: str, path: str) -> None:
         raise UsageError(f"{option} {path}: it is a directory, where a file is expected")
     if not os.access(path if os.path.exists(path) else folder, os.W_OK):
         raise UsageError(f"{option} {path}: it cannot be written")
+
+
+def _is_database(path: str) -> bool:
+    if not os.path.isfile(path) or not os.access(path, os.R_OK):
+        return False
+    with open(path, "rb") as file:
+        return file.read(16) == b"SQLite format 3\0"  # https://www.sqlite.org/fileformat.html

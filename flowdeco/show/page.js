@@ -30,6 +30,7 @@
   const pressed = { state: new Set(), tag: new Set() };
   let visible = [], done = 0, current = -1;
 
+  const inWords = (state) => (state === "pending" ? data.unreached : state);
   const warned = (row) => row.s === "recovered" || row.a > 1 || row.again !== undefined;
   const states = (row) => {
     const found = [row.s];
@@ -335,7 +336,7 @@
       by.addEventListener("click", () => jump(nearest(row)));
     }
     box.append(pairs([
-      ["status", row.s === "pending" ? "not reached" : row.s], ["inserted by", by], ["started", row.at], ["took", row.t],
+      ["status", inWords(row.s)], ["inserted by", by], ["started", row.at], ["took", row.t],
       ["attempts", row.a > 1 ? String(row.a) : undefined], ["inserted", row.ins], ["reads", row.reads], ["middleware", row.use], ["data", row.data],
     ]));
     if (row.id !== undefined) {
@@ -504,7 +505,7 @@
     return button;
   };
   const chips = {
-    states: () => data.states.map(([state, count]) => chip("state", state, state === "pending" ? "not reached" : state, count)),
+    states: () => data.states.map(([state, count]) => chip("state", state, inWords(state), count)),
     tags: () => data.tags.map(([tag, count]) => chip("tag", tag, `#${tag}`, count)),
   };
   for (const [id, made] of Object.entries(chips)) $(id).append(...made());

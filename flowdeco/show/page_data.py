@@ -89,6 +89,7 @@ class PageData:
             "rows": self._rows,
             "stages": len(stages),
             "said": ", ".join(_counts(stages)),
+            "unreached": "pending" if self._run.status is Status.RUNNING else "not reached",
             "states": sorted(states.items(), key=lambda one: -one[1]) if len(states) > 1 else [],
             "tags": sorted(tags.items(), key=lambda one: (-one[1], one[0]))[:MOST_TAGS],
             "failures": [_failure_as_json(failure) for failure in self._failures],
