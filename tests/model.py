@@ -291,7 +291,7 @@ class Model:
         if self.is_off(group.name):
             self.skip_all([group], by)
             return
-        before, overlays, lost, count = self.snapshot(), [], [], len(group.units)
+        before, overlays, lost, count, completed = self.snapshot(), [], [], len(group.units), 0
         allowed = min(group.tolerate, count - group.enough) if group.enough and not group.streamed else group.tolerate
         for unit in group.units:
             self.restore(before)
@@ -312,9 +312,11 @@ class Model:
             overlays.append(self.snapshot())
             if group.streamed and not group.enough:  # merged as it ends, so that after a conflict no more are pulled
                 self.merge(before, overlays)
-            if len(overlays) == group.enough:
+            made = self.records[begun_at:]
+            completed += not made or any(status != "skipped" for _, status, *_ in made)
+            if group.enough and completed == group.enough:
                 break
-        if len(overlays) < group.enough:
+        if completed < group.enough and (lost or count < group.enough):  # otherwise there are only skipped ones besides
             self.restore(before)
             if count < group.enough:
                 self.recover(lost)
