@@ -16,7 +16,7 @@ from typing import Any
 
 from flowdeco.engine.adoption import Archive
 from flowdeco.engine.memory import Remains
-from flowdeco.engine.outcome import ROOT, Outcome, Outcomes, Status, branch_id, cut_steps
+from flowdeco.engine.outcome import ROOT, Outcome, Outcomes, Status, branches_of, cut_steps
 from flowdeco.engine.rows import KINDS, Recorded
 from flowdeco.errors import Cancelled, CodeChangedError, DefinitionError, Suspend
 from flowdeco.model.definitions import Pipeline, Stage, Stream
@@ -26,7 +26,7 @@ from flowdeco.model.stand_ins import Missing
 from flowdeco.model.steps import Step
 from flowdeco.model.units import every_unit
 
-__all__ = ["History", "Rehearsal", "branches_of"]
+__all__ = ["History", "Rehearsal"]
 
 
 class History:
@@ -404,11 +404,6 @@ class Rehearsal(History):
         if self._rerun:
             raise self.changed(change)
         self.changes.append(change)
-
-
-def branches_of(branch: str, number: int, outcome: Outcome) -> list[str]:
-    """Return the ids of the branches of a group."""
-    return [branch_id(f"{branch}.{number}", index) for index in range(outcome.branches)]
 
 
 def _is_same(unit: Any, earlier: Outcome) -> bool:

@@ -38,6 +38,7 @@ __all__ = [
     "Status",
     "amended",
     "branch_id",
+    "branches_of",
     "dropped_errors",
     "enclosing",
     "innermost_branch",
@@ -105,6 +106,11 @@ def pinned(steps: Mapping[str, Mapping[int, Outcome]], pins: Mapping[str, int]) 
 def branch_id(group: str, branch: int) -> str:
     """Return the identity of a branch of a group: of constant size, however deep groups are nested."""
     return _hashed(f"{group}\0{branch}")
+
+
+def branches_of(branch: str, number: int, outcome: Outcome) -> list[str]:
+    """Return the ids of the branches of a group."""
+    return [branch_id(f"{branch}.{number}", index) for index in range(outcome.branches)]
 
 
 def step_id(run_id: str, branch: str, number: int, *names: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, Final, cast
 
@@ -27,7 +27,7 @@ from flowdeco.model.keys import Local, Name
 from flowdeco.model.sentinels import UNSET
 from flowdeco.model.tuples import NamedTuple
 
-__all__ = ["KINDS", "Recorded", "outcomes"]
+__all__ = ["KINDS", "Recorded", "outcomes", "with_actions"]
 
 KINDS: Final = {Action: "action", Stage: "stage", Pipeline: "pipeline", Parallel: "group"}
 _RECORDS: Final[dict[str, type[Outcome]]] = {"action": ActionRecord, "stage": StageRecord}
@@ -76,6 +76,31 @@ def outcomes(rows: list[Row], codec: Codec) -> dict[str, dict[int, Outcome]]:
             found[branch][number] = did._replace(elapsed=did.elapsed + elapsed)
     _check_complete(found)
     return found
+
+
+def with_actions(steps: Mapping[int, Outcome]) -> Iterator[tuple[Outcome, list[Outcome]]]:
+    """Yield the scopes of a branch in their order, with their actions; a stage without a row is made from these."""
+    scope: Outcome | None = None
+    actions: list[Outcome] = []
+    for number, did in sorted(steps.items()):
+        if did.unit.kind == "action":
+            if scope is None or number != scope.number + len(actions) + 1:
+                if scope is not None:
+                    yield scope, actions
+                scope, actions = _unfinished(did), []
+            actions.append(did)
+        else:
+            if scope is not None:
+                yield scope, actions
+            scope, actions = did, []
+    if scope is not None:
+        yield scope, actions
+
+
+def _unfinished(first: Outcome) -> Outcome:
+    """Return the record of a stage that has rows for its actions only."""
+    stage = Recorded("stage", first.unit.stage)
+    return StageRecord(first.unit.stage, stage, Status.RUNNING, first.started, 0.0, number=first.number - 1)
 
 
 def _decoded(row: Row, codec: Codec, nothing: bytes, order: int) -> Outcome:
