@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any, TypeAlias, cast
 
 from flowdeco.engine.outcome import ROOT, Outcome, Outcomes, Status, branches_of
-from flowdeco.engine.rows import KINDS, with_actions
+from flowdeco.engine.rows import kind_of, with_actions
 from flowdeco.model.deep import Deep, evaluated
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream, one_action_stage
 from flowdeco.model.steps import Step
@@ -62,7 +62,7 @@ class Archive:
     def _found(self, branch: str, unit: Any, around: Any) -> _Found | None:
         address = self._addresses[branch]
         if type(unit) is not Step:
-            return self._first((KINDS[type(unit)], unit.name), address, unit)
+            return self._first((kind_of(unit), unit.name), address, unit)
         stage = self._stages.get(branch)
         if stage is None:
             return self._first(("action", around.name, unit.name), address)
@@ -212,7 +212,7 @@ class _Past:
         if isinstance(unit, Pipeline) and not unit.use:
             return self._in_a_row(unit.units, branch, number)
         did = self.steps.get(branch, {}).get(number)
-        if did is None or did.name != unit.name or did.unit.kind != KINDS[type(unit)]:
+        if did is None or did.name != unit.name or did.unit.kind != kind_of(unit):
             return None
         if did.status is Status.SKIPPED or not did.entered:
             return max(did.end, number + 1), []

@@ -75,7 +75,7 @@ def _drop_from(branch: Branch, number: int) -> Walk:
     recorder.looks.forget()  # the journal loses changes with these rows
     branch.rows = [row for row in branch.rows if row.number < cuts.get(row.branch, row.number + 1)]
     if not branch.atomic:  # the row of the scope itself has its attempts so far, and is replaced as the next one begins
-        answer = yield Save(recorder.journal.drop, recorder.run_id, {**cuts, branch.id: number + 1})
+        answer = yield Save(recorder.drop, {**cuts, branch.id: number + 1})
         if type(answer) is Raised:
             recorder.unsaved = answer.error
     return recorder.unsaved

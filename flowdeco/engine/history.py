@@ -12,12 +12,13 @@ The second time, these are restored, and the run continues.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from math import inf
 from typing import Any
 
 from flowdeco.engine.adoption import Archive
 from flowdeco.engine.memory import Remains
 from flowdeco.engine.outcome import ROOT, Outcome, Outcomes, Status, branches_of, cut_steps
-from flowdeco.engine.rows import KINDS, Recorded
+from flowdeco.engine.rows import Recorded, kind_of
 from flowdeco.errors import Cancelled, CodeChangedError, DefinitionError, Suspend
 from flowdeco.model.definitions import Pipeline, Stage, Stream
 from flowdeco.model.deltas import Mark
@@ -72,20 +73,20 @@ class History:
         """
         if self.archive is not None and not (sealed or self.has(branch, number)):
             self.archive.adopt(self.steps, branch, number, unit, around)
-        mine = self.steps.get(branch)
-        earlier = None if mine is None else mine.pop(number, None)
-        if mine is not None and not mine:
-            del self.steps[branch]
+        mine = self.steps.get(branch, {})
+        earlier = mine.get(number)
         if earlier is None:
             if sealed:
                 raise self.new(unit, around)
             self.check_begun(branch, number, unit)
             return None
         if _is_same(unit, earlier):
+            del mine[number]
+            if not mine:
+                del self.steps[branch]
             if earlier.error is not None:
                 self._errors.append(earlier.error)
             return earlier
-        self.steps.setdefault(branch, {})[number] = earlier
         if sealed or self._holds(branch, number):
             raise self.mismatch(branch, unit, around, earlier)
         self.drop_from(branch, number)  # it had begun, and nothing in it has ended
@@ -158,11 +159,11 @@ class History:
 
     def mismatch(self, branch: str, unit: Any, around: Any, earlier: Outcome) -> BaseException:
         """Return the error of a step in the place of another one."""
-        if earlier.name == unit.name and _kind(unit) == _kind(earlier.unit) == "group":
+        if earlier.name == unit.name and kind_of(unit) == kind_of(earlier.unit) == "group":
             count = f"{len(unit.units)} in place of {earlier.branches}"
             return self.changed(f"{_described(unit, around)} has another number of branches: {count}")
         now, before = _described(unit, around), _described(earlier.unit, around, earlier)
-        if _kind(earlier.unit) == "action":
+        if kind_of(earlier.unit) == "action":
             before = before.removeprefix("action ")
         return self.changed(f"{now} comes where the run had {before}")
 
@@ -184,7 +185,7 @@ class History:
         left = [mine[number] for number in sorted(mine) if self._counts(mine[number])]
         if not left:
             return None
-        stage = next((each for each in left if _kind(each.unit) != "action"), left[0])
+        stage = next((each for each in left if kind_of(each.unit) != "action"), left[0])
         who = "the run" if branch == ROOT else "a branch"
         return self.changed(f"{who} ends where it had {_described(stage.unit, None, stage)}")
 
@@ -333,9 +334,6 @@ class Rehearsal(History):
 
     def mismatch(self, branch: str, unit: Any, around: Any, earlier: Outcome) -> BaseException:
         """Return the error of a step in the place of another one."""
-        if earlier.name == unit.name and _kind(unit) == _kind(earlier.unit) == "group":
-            count = f"{len(unit.units)} in place of {earlier.branches}"
-            return self.changed(f"{_described(unit, around)} has another number of branches: {count}")
         if branch == ROOT and not self.taken and isinstance(unit, Stage):
             names = {unit.name for unit in every_unit(self._pipeline.units)}
             if names.isdisjoint(outcome.name for outcome in self._all[ROOT].values()):
@@ -352,16 +350,15 @@ class Rehearsal(History):
 
     def held(self) -> Outcomes:
         """Return the steps of the history that still hold, with those that had begun but not ended."""
-        held = dict(self._all)
-        for branch, cut in self.cuts().items():
-            mine = self._all[branch].items()
-            held[branch] = {number: outcome for number, outcome in mine if self._holds_still(branch, outcome, cut)}
+        held: Outcomes = {}
+        cuts = self.cuts()
+        for branch, mine in self._all.items():
+            for number, outcome in mine.items():
+                if (branch, number) in self.taken or number < cuts.get(branch, inf):
+                    held.setdefault(branch, {})[number] = outcome
         for branch, outcome in self.reopened():
             held[branch][outcome.number] = outcome
-        return {branch: mine for branch, mine in held.items() if mine}
-
-    def _holds_still(self, branch: str, outcome: Outcome, cut: int) -> bool:
-        return (branch, outcome.number) in self.taken or (not outcome.is_final and outcome.number < cut)
+        return held
 
     def cuts(self) -> dict[str, int]:
         """Return, for the branches that lost steps, the number from which on the journal is to forget them."""
@@ -408,8 +405,8 @@ class Rehearsal(History):
 
 def _is_same(unit: Any, earlier: Outcome) -> bool:
     """Whether a step has the same kind and name as before, and a group of fixed branches the same number of them."""
-    kind = _kind(unit)
-    if earlier.name != unit.name or _kind(earlier.unit) != kind:
+    kind = kind_of(unit)
+    if earlier.name != unit.name or kind_of(earlier.unit) != kind:
         return False
     return kind != "group" or unit.stream is not None or earlier.branches in (0, len(unit.units))
 
@@ -419,12 +416,8 @@ def _is_same_code(now: str, before: str) -> bool:
     return now == before or now.rpartition(":")[0] != before.rpartition(":")[0]
 
 
-def _kind(unit: Any) -> str:
-    return unit.kind if type(unit) is Recorded else "action" if type(unit) is Step else KINDS[type(unit)]
-
-
 def _described(unit: Any, around: Any, earlier: Outcome | None = None) -> str:
-    kind = _kind(unit)
+    kind = kind_of(unit)
     name = unit.name if earlier is None else earlier.name
     if kind == "action":
         stage = unit.stage if isinstance(unit, Recorded) else "" if around is None else around.name

@@ -13,6 +13,7 @@ from itertools import takewhile
 from typing import Any, Final
 
 from flowdeco.engine.changes import Looks
+from flowdeco.engine.generations import Generation
 from flowdeco.engine.journal import Codec, Journal, Payload, Row, encoder
 from flowdeco.engine.messages import MessageRecord
 from flowdeco.engine.outcome import (
@@ -25,7 +26,7 @@ from flowdeco.engine.outcome import (
 )
 from flowdeco.engine.requests import Failure
 from flowdeco.engine.results import Yielded
-from flowdeco.engine.rows import KINDS
+from flowdeco.engine.rows import kind_of
 from flowdeco.engine.waits import Called
 from flowdeco.errors import Bail, DefinitionError, Suspend, Wait, portable, shortened
 from flowdeco.model.contents import ATOMS, Digest
@@ -54,6 +55,7 @@ class Recorder:
         self.journal = journal
         self.codec: Codec = journal.codec
         self.run_id = run_id
+        self.generation = Generation()
         self.unsaved: Failure = None
         self.looks = Looks(digest)
         self._encode = encoder(journal)
@@ -63,9 +65,22 @@ class Recorder:
         # A pair is shorter than a dict; JSON is read by people, and not every codec knows tuples.
         self._terse = self.codec.name == "pickle" and type(self.codec.decode(self.codec.encode((), ""))) is tuple
 
+    def write(self, rows: Sequence[Row]) -> None:
+        """Have the journal remember rows, as those of this generation of the run."""
+        suffix = self.generation.suffix
+        self.journal.write(self.run_id, [row._replace(branch=row.branch + suffix) for row in rows] if suffix else rows)
+
+    def drop(self, cuts: Mapping[str, int]) -> None:
+        """Have the journal forget the rows of these branches from these numbers on."""
+        self.journal.drop(self.run_id, {branch + self.generation.suffix: since for branch, since in cuts.items()})
+
+    def drop_older(self) -> None:
+        """Have the journal forget the earlier generations."""
+        self.journal.drop(self.run_id, dict.fromkeys(self.generation.older, 0))
+
     def row(self, branch: str, stage: str | None, outcome: Outcome) -> Row:
         """Return the row of an outcome; raises `SerializationError` naming the path of the part that cannot be encoded."""
-        kind = KINDS[type(outcome.unit)]
+        kind = kind_of(outcome.unit)
         name = outcome.name
         what = f"action {name!r} of stage {stage!r}" if stage is not None else f"{kind} {name!r}"
         if self.looks.known or self.looks.parts:
@@ -98,15 +113,12 @@ class Recorder:
 
     def reopening(self, branch: str, outcome: Outcome) -> Row:
         """Return the row of a scope that had ended, and is reopened."""
-        parts = _surroundings(branch, outcome)
-        if outcome.branches:
-            parts["branches"] = outcome.branches  # they lead to the steps of a group
-        if outcome.entry_writes:
-            parts["entering"] = [_of_delta(delta) for delta in outcome.entry_writes]
-        parts.update(self._of_selection(outcome.selection._replace(counted=None)))
-        payload = self.codec.encode(parts, "")
-        kind = outcome.unit.kind  # known from its row
-        return Row(branch, outcome.number, kind, outcome.name, None, "running", outcome.started, 0.0, "", payload)
+        begun = Outcome(
+            outcome.name, outcome.unit, Status.RUNNING, outcome.started, 0.0, outcome.inserted_by, outcome.number,
+            scope=outcome.scope, branches=outcome.branches, selection=outcome.selection._replace(counted=None),
+            entry_writes=outcome.entry_writes,
+        )  # fmt: skip
+        return self.row(branch, None, begun)
 
     def value_row(self, branch: str, stage: str, did: ActionRecord, step: Step, value: Any) -> Row | None:
         """Return the row of an action that did nothing but return a value, stored under one key; None if there is more.

@@ -25,11 +25,12 @@ from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage
 from flowdeco.model.deltas import NOTHING, Delta
 from flowdeco.model.keys import Local, Name
 from flowdeco.model.sentinels import UNSET
+from flowdeco.model.steps import Step
 from flowdeco.model.tuples import NamedTuple
 
-__all__ = ["KINDS", "Recorded", "outcomes", "with_actions"]
+__all__ = ["Recorded", "kind_of", "outcomes", "with_actions"]
 
-KINDS: Final = {Action: "action", Stage: "stage", Pipeline: "pipeline", Parallel: "group"}
+_KINDS: Final = {Action: "action", Step: "action", Stage: "stage", Pipeline: "pipeline", Parallel: "group"}
 _RECORDS: Final[dict[str, type[Outcome]]] = {"action": ActionRecord, "stage": StageRecord}
 _STATUS: Final[dict[str, Status]] = {str(status): status for status in Status}
 _KEPT: Final = 1024  # inserters and kinds; most rows share them
@@ -40,6 +41,11 @@ class Recorded(NamedTuple):
 
     kind: str
     stage: str
+
+
+def kind_of(unit: Any) -> str:
+    """Return the kind of a unit or step, or of the stand-in of one."""
+    return unit.kind if type(unit) is Recorded else _KINDS[type(unit)]
 
 
 _NO_STAGE: Final = (-1, 0.0)
