@@ -34,7 +34,6 @@ class Archive:
 
     def __init__(self, earlier: Iterable[Outcomes], present: Outcomes | None = None) -> None:
         """Take the steps of these generations, the latest first; those of the present one have been adopted."""
-        self.adopted: set[tuple[str, int]] = set()  # the places that adopted steps have now
         self._pasts = [_Past(steps) for steps in earlier]
         self._addresses: dict[str, Address] = {ROOT: ()}
         self._stages: dict[str, _Found | None] = {}  # by branch: the earlier stage that the open one continues
@@ -46,7 +45,10 @@ class Archive:
         self._addresses[branch] = (*self._addresses[outer], (group, index))
 
     def adopt(self, steps: Outcomes, branch: str, number: int, unit: Any, around: Any) -> None:
-        """Put the earlier outcome of a step, and of everything in it, among these steps under its present numbers."""
+        """Put the earlier outcome of a step, and of everything in it, among these steps under its present numbers.
+
+        These are `restored` already: the journal does not have them in their present places.
+        """
         found = self._found(branch, unit, around)
         if type(unit) is Stage:
             self._stages[branch] = found
@@ -86,9 +88,8 @@ class Archive:
                 if outcome is None:
                     continue
                 end = outcome.end if outcome.end < 0 else outcome.end + shift
-                mine[place + shift] = outcome._replace(number=place + shift, end=end)
+                mine[place + shift] = outcome._replace(number=place + shift, end=end, restored=True)
                 past.left.discard((old, place))
-                self.adopted.add((branch, place + shift))
                 branches = branches_of(old, place, outcome), branches_of(branch, place + shift, outcome)
                 for inner, to in zip(*branches, strict=True):
                     if inner in past.steps:

@@ -116,10 +116,6 @@ class History:
         """Return the layers to enter around an action."""
         return layers
 
-    def has_adopted(self, branch: str, number: int) -> bool:
-        """Whether a step is one of an earlier generation, which the journal does not have in its present place."""
-        return self.archive is not None and (branch, number) in self.archive.adopted
-
     def is_known(self, error: BaseException | None) -> bool:
         """Whether a restored scope may end with this: with nothing, or with an error that it had ended with before."""
         if error is None or error is self.early_stop or isinstance(error, Cancelled):

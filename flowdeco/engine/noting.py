@@ -38,10 +38,10 @@ def note(branch: Branch, outcome: Outcome) -> tuple[Outcome, Failure]:
         try:
             branch.add_row(terms.recorder.row(branch.id, name, outcome))
         except BaseException as error:  # whatever a user's `__reduce__` raises
-            if outcome.is_final:  # a failure that is not written happens again on resume
+            if outcome.is_final:
                 refused, outcome = error, outcome.refused(error)
-                with suppress(BaseException):
-                    branch.rows.append(terms.recorder.row(branch.id, name, outcome))
+            with suppress(BaseException):  # a failure that is not written happens again on resume
+                branch.add_row(terms.recorder.row(branch.id, name, outcome._replace(writes=None)))
     elif branch.logged is not None and stage is None:
         branch.logged[outcome.number] = outcome.kept()
     if outcome.error is not None:

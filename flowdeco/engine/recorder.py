@@ -90,12 +90,8 @@ class Recorder:
             payload = self._encode(self._parts(branch, outcome), what)
         except Exception:
             self.looks.forget()  # of changes that are not written
-            if outcome.is_final or outcome.status is Status.RUNNING:
-                raise
-            without = outcome._replace(writes=None)
-            payload = self._encode(self._parts(branch, without), what)
-        else:
-            self.note_written(payload, (outcome.writes or NOTHING).puts.items())
+            raise
+        self.note_written(payload, (outcome.writes or NOTHING).puts.items())
         if kind != "action" and type(payload) is Payload:
             payload = payload.kept()  # middleware runs before it is written
         code = outcome.fingerprint or (self.code(outcome.unit.__wrapped__) if kind == "action" else "")

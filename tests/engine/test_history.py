@@ -428,8 +428,6 @@ def test_a_step_that_is_not_in_its_place_may_be_adopted():
     adopted = []
 
     class Archive:
-        adopted = {("0", 3)}
-
         def adopt(self, steps, *place):
             adopted.append(place)
             steps.setdefault("0", {})[3] = did(3, S)
@@ -441,8 +439,6 @@ def test_a_step_that_is_not_in_its_place_may_be_adopted():
     assert adopted == []
     assert history.take("0", 3, S, T, sealed=False) == did(3, S)
     assert adopted == [("0", 3, S, T)]
-    assert [history.has_adopted("0", number) for number in (3, 4)] == [True, False]
-    assert not History({}).has_adopted("0", 3)
 
 
 def test_a_restored_scope_ends_with_errors_of_the_history_only():
