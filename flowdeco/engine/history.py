@@ -11,7 +11,7 @@ The second time, these are restored, and the run continues.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from math import inf
 from typing import Any
 
@@ -61,7 +61,6 @@ class History:
         self._errors: list[BaseException] = []  # of the outcomes that were recalled
         self._remains = dict(remains or {})
         self._begun: dict[str, int] = {}  # the number of the stream that each branch began last
-        self._unfinished: dict[tuple[str, int], Outcome] = {}  # scopes that are open again
 
     def take(self, branch: str, number: int, unit: Any, around: Any, *, sealed: bool) -> Outcome | None:
         """Return the earlier outcome of a step, whether it had ended or not; None if it has no row.
@@ -91,26 +90,6 @@ class History:
             raise self.mismatch(branch, unit, around, earlier)
         self.drop_from(branch, number)  # it had begun, and nothing in it has ended
         return None
-
-    def reopen(self, branch: str, earlier: Outcome) -> None:
-        """Note that a scope continues which had begun in an earlier leg."""
-        self._unfinished[branch, earlier.number] = earlier
-
-    def was_entered(self, branch: str, number: int) -> bool:
-        """Whether a scope that continues had been entered."""
-        earlier = self._unfinished.get((branch, number))
-        return earlier is not None and earlier.entered
-
-    def time_before(self, branch: str, number: int, actions: Sequence[Outcome]) -> tuple[float, float] | None:
-        """Return when a scope began in an earlier leg, and its seconds at work; None if it has begun in this one.
-
-        If its own record is missing, because the process was killed, its restored actions are all that is known.
-        """
-        earlier = self._unfinished.pop((branch, number), None)
-        if earlier is not None:
-            return earlier.started, earlier.elapsed
-        restored = [action for action in actions if action.restored]
-        return (restored[0].started, sum(action.elapsed for action in restored)) if restored else None
 
     def layers_of(self, layers: tuple[Middleware, ...]) -> tuple[Middleware, ...]:
         """Return the layers to enter around an action."""

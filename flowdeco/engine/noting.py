@@ -21,7 +21,6 @@ from flowdeco.model.sentinels import UNSET
 __all__ = ["ended_as", "note", "note_entry_writes", "note_place"]
 
 _MOST_BRANCHES: Final = 8  # that the note of an error names
-_WELL: Final = (Status.COMPLETED, None, 1, False, ())
 
 
 def note(branch: Branch, outcome: Outcome) -> tuple[Outcome, Failure]:
@@ -80,14 +79,14 @@ def ended_as(
     branch: Branch, error: Failure, layers: Layers | None
 ) -> tuple[Status, Failure, int, bool, tuple[BaseException, ...]]:
     """Return status, error, attempts, whether it was recovered, and earlier errors, for the outcome of a step."""
+    status = status_of(error, branch.terms.is_cancellation)
     if layers is None:
-        return _WELL if error is None else (status_of(error, branch.terms.is_cancellation), error, 1, False, ())
-    attempts, failures = layers.attempt, layers.failures
+        return status, error, 1, False, ()
     if error is None and layers.recovered:
-        return Status.FAILED, layers.failure, attempts, True, failures
+        return Status.FAILED, layers.failure, layers.attempt, True, layers.failures
     if error is None and not layers.entered and layers.given is UNSET:
-        return Status.SKIPPED, None, attempts, False, failures
-    return status_of(error, branch.terms.is_cancellation), error, attempts, False, failures
+        status = Status.SKIPPED
+    return status, error, layers.attempt, False, layers.failures
 
 
 def note_place(branch: Branch, error: BaseException, where: str) -> None:

@@ -9,6 +9,7 @@ and all in it is restored. A value that cannot be encoded fails the action that 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import takewhile
 from typing import Any, Final
 
@@ -187,7 +188,7 @@ class Recorder:
         parts: dict[str, Any] = {
             "attempts": outcome.attempts,
             "repeats": list(outcome.repeats),
-            "failures": self._written_failures(outcome.failures),
+            "failures": self._written_attempts(outcome.failures),
         }
         if outcome.dropped:
             parts["dropped"] = [
@@ -205,20 +206,14 @@ class Recorder:
             parts["counted"] = sorted(selection.counted)
         return parts
 
-    def _written_failures(self, failures: Sequence[BaseException]) -> list[BaseException]:
-        """Return failures of earlier attempts as they are written; a codec that knows no exceptions drops them."""
-        made = [portable(each, self._copied) for each in failures]
-        try:
-            self._encode(made, "failures")
-        except Exception:
-            return []
-        return made
-
     def _written_attempts(self, attempts: Iterable[MessageRecord | BaseException]) -> list[Any]:
-        """Return messages and failures of earlier attempts as they are written."""
+        """Return messages and failures of earlier attempts as they are written, in so far as the codec knows them."""
         written: list[Any] = []
         for each in attempts:
-            written += [list(each)] if isinstance(each, MessageRecord) else self._written_failures([each])
+            made = list(each) if isinstance(each, MessageRecord) else portable(each, self._copied)
+            with suppress(Exception):
+                self._encode([made], "failures")
+                written.append(made)
         return written
 
     def _copied(self, error: BaseException) -> Any:

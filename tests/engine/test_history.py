@@ -452,18 +452,6 @@ def test_a_restored_scope_ends_with_errors_of_the_history_only():
     assert not history.is_known(ValueError("no"))
 
 
-def test_the_time_of_a_scope_goes_on_where_it_had_been():
-    """By its own record; else by its restored actions; not at all if it begins now. It is told once."""
-    history = History({})
-    history.reopen("0", did(4, S)._replace(started=7.0, elapsed=3.0))
-    assert history.time_before("0", 5, []) is None
-    assert history.time_before("0", 4, []) == (7.0, 3.0)
-    actions = [did(6, A, restored=True, elapsed=float(seconds)) for seconds in (1, 2)]
-    actions[1] = actions[1]._replace(started=9.0)
-    assert history.time_before("0", 4, [did(5, A), *actions]) == (1.0, 3.0)
-    assert history.time_before("0", 4, [did(5, A)]) is None
-
-
 P = pipeline(S, name="p")
 OPEN = pipeline(P, name="open", timeout=1)  # its layers have a number
 IN_P = Scope("p", "p1", None, None, None)
