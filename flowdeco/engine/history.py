@@ -18,7 +18,7 @@ from typing import Any
 from flowdeco.engine.adoption import Archive
 from flowdeco.engine.memory import Remains
 from flowdeco.engine.outcome import ROOT, Outcome, Outcomes, Status, branches_of, cut_steps
-from flowdeco.engine.rows import Recorded, kind_of
+from flowdeco.engine.rows import Recorded, kind_of, unfinished_stage
 from flowdeco.errors import Cancelled, CodeChangedError, DefinitionError, Suspend
 from flowdeco.model.definitions import Pipeline, Stage, Stream
 from flowdeco.model.deltas import Mark
@@ -65,7 +65,8 @@ class History:
     def take(self, branch: str, number: int, unit: Any, around: Any, *, sealed: bool) -> Outcome | None:
         """Return the earlier outcome of a step, whether it had ended or not; None if it has no row.
 
-        Then it had not begun, or its process was killed before it ended, or before its row was written (`check_begun`).
+        Then it had not begun, or its process was killed before it ended, or before its row was written: of a stage, its
+        first action tells. A step in the place of another one takes it, unless anything there has ended.
 
         Each is returned once: `has` and `has_more` ask for what is left. `around` is the unit around the step, which had
         ended if `sealed`. Raises the error that forbids continuing.
@@ -74,22 +75,21 @@ class History:
             self.archive.adopt(self.steps, branch, number, unit, around)
         mine = self.steps.get(branch, {})
         earlier = mine.get(number)
-        if earlier is None:
-            if sealed:
-                raise self.new(unit, around)
-            self.check_begun(branch, number, unit)
+        if earlier is None and sealed:
+            raise self.new(unit, around)
+        before = _stage_around(mine.get(number + 1)) if earlier is None and type(unit) is not Step else earlier
+        if before is not None and not _is_same(unit, before):
+            if sealed or self._holds(branch, number):
+                raise self.mismatch(branch, unit, around, before)
+            self.drop_from(branch, number)  # it had begun, and nothing in it has ended
             return None
-        if _is_same(unit, earlier):
+        if earlier is not None:
             del mine[number]
             if not mine:
                 del self.steps[branch]
             if earlier.error is not None:
                 self._errors.append(earlier.error)
-            return earlier
-        if sealed or self._holds(branch, number):
-            raise self.mismatch(branch, unit, around, earlier)
-        self.drop_from(branch, number)  # it had begun, and nothing in it has ended
-        return None
+        return earlier
 
     def layers_of(self, layers: tuple[Middleware, ...]) -> tuple[Middleware, ...]:
         """Return the layers to enter around an action."""
@@ -117,20 +117,6 @@ class History:
     def _counts(self, outcome: Outcome) -> bool:
         """Whether a step must not be dropped for another one."""
         return outcome.is_final
-
-    def check_begun(self, branch: str, number: int, unit: Any) -> None:
-        """Raise `CodeChangedError` for a unit whose own end is not known, in the place of another stage."""
-        inside = self.steps.get(branch, {}).get(number + 1)
-        if inside is None or type(unit) is Step:
-            return
-        recorded = inside.unit
-        if not isinstance(recorded, Recorded) or recorded.kind != "action":
-            return
-        if isinstance(unit, Stage) and recorded.stage == unit.name:
-            return
-        if self._holds(branch, number):
-            raise self.mismatch(branch, unit, None, inside._replace(name=recorded.stage, unit=Recorded("stage", "")))
-        self.drop_from(branch, number)
 
     def mismatch(self, branch: str, unit: Any, around: Any, earlier: Outcome) -> BaseException:
         """Return the error of a step in the place of another one."""
@@ -384,6 +370,13 @@ def _is_same(unit: Any, earlier: Outcome) -> bool:
     if earlier.name != unit.name or kind_of(earlier.unit) != kind:
         return False
     return kind != "group" or unit.stream is not None or earlier.branches in (0, len(unit.units))
+
+
+def _stage_around(first: Outcome | None) -> Outcome | None:
+    """Return what is known of a stage without a row of its own, from the row of its first action, if this is one."""
+    if first is None or type(first.unit) is not Recorded or first.unit.kind != "action":
+        return None
+    return unfinished_stage(first)
 
 
 def _is_same_code(now: str, before: str) -> bool:

@@ -61,13 +61,12 @@ def note_entry_writes(
         return None
     began = Outcome(
         unit.name, unit, Status.RUNNING, scope.started + branch.terms.epoch, 0.0, scope.by, scope.number,
-        scope=scope.place, entry_writes=entry_writes,
+        scope=scope.place, entry_writes=entry_writes, waits=(*waited(branch, scope.number), *not_reached(branch, scope)),
     )  # fmt: skip
     if layers is not None:
         began = began._replace(
             attempts=layers.attempt, repeats=layers.repeats, failures=layers.failures, dropped=layers.dropped
         )
-    began = began._replace(waits=(*waited(branch, scope.number), *not_reached(branch, scope)))
     try:
         branch.rows.append(recorder.row(branch.id, None, began))
     except BaseException as refused:

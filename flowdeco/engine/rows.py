@@ -28,7 +28,7 @@ from flowdeco.model.sentinels import UNSET
 from flowdeco.model.steps import Step
 from flowdeco.model.tuples import NamedTuple
 
-__all__ = ["Recorded", "kind_of", "outcomes", "with_actions"]
+__all__ = ["Recorded", "kind_of", "outcomes", "unfinished_stage", "with_actions"]
 
 _KINDS: Final = {Action: "action", Step: "action", Stage: "stage", Pipeline: "pipeline", Parallel: "group"}
 _RECORDS: Final[dict[str, type[Outcome]]] = {"action": ActionRecord, "stage": StageRecord}
@@ -93,7 +93,7 @@ def with_actions(steps: Mapping[int, Outcome]) -> Iterator[tuple[Outcome, list[O
             if scope is None or number != scope.number + len(actions) + 1:
                 if scope is not None:
                     yield scope, actions
-                scope, actions = _unfinished(did), []
+                scope, actions = unfinished_stage(did), []
             actions.append(did)
         else:
             if scope is not None:
@@ -103,7 +103,7 @@ def with_actions(steps: Mapping[int, Outcome]) -> Iterator[tuple[Outcome, list[O
         yield scope, actions
 
 
-def _unfinished(first: Outcome) -> Outcome:
+def unfinished_stage(first: Outcome) -> Outcome:
     """Return the record of a stage that has rows for its actions only."""
     stage = Recorded("stage", first.unit.stage)
     return StageRecord(first.unit.stage, stage, Status.RUNNING, first.started, 0.0, number=first.number - 1)
