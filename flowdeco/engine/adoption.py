@@ -219,39 +219,37 @@ class _Past:
             return max(did.end, number + 1), []
         if isinstance(unit, Parallel):
             return (number + 1, []) if self._has_branches(unit, did, branch) else None
+        if isinstance(unit, Action):
+            return number + 1, list(did.inserted)
         is_stage = isinstance(unit, Stage)
-        found = self._stage(unit, branch, number + 1) if is_stage else self._in_a_row(unit.units, branch, number + 1)
+        parts = unit.actions if is_stage else unit.units
+        found = self._in_a_row(parts, branch, number + 1, in_stage=is_stage)
         if did.error is not None:  # it ended there: the rest of it had not begun
             return max(did.end, number + 1), list(did.inserted)
         if found is None or (did.end >= 0 and found[0] != did.end):
             return None
         return found[0], [*found[1], *did.inserted]
 
-    def _in_a_row(self, units: Iterable[Any], branch: str, number: int) -> tuple[int, list[Any]] | None:
-        waiting = list(units)[::-1]
+    def _in_a_row(
+        self, units: Iterable[Any], branch: str, number: int, *, in_stage: bool = False
+    ) -> tuple[int, list[Any]] | None:
+        """Return the same of units and all that they inserted: `in_stage`, actions, and the actions that these inserted."""
+        waiting, left = list(units)[::-1], list[Any]()
         while waiting:
             unit = waiting.pop()
             if isinstance(unit, Stream):
                 return None  # it would have to be pulled
-            stage = one_action_stage(cast("Action[..., Any]", unit)) if isinstance(unit, Action) else unit
-            found = self._after(stage, branch, number)
+            if isinstance(unit, Action) and not in_stage:
+                unit = one_action_stage(cast("Action[..., Any]", unit))
+            found = self._after(unit, branch, number)
             if found is None:
                 return None
             number, inserted = found
+            if in_stage:
+                left += [each for each in inserted if not isinstance(each, Action)]
+                inserted = [each for each in inserted if isinstance(each, Action)]
             waiting += inserted[::-1]
-        return number, []
-
-    def _stage(self, stage: Stage, branch: str, number: int) -> tuple[int, list[Any]] | None:
-        inserted: list[Any] = []
-        waiting = list(stage.actions)[::-1]
-        while waiting:
-            did = self.steps[branch].get(number)
-            if did is None or did.unit.kind != "action" or did.name != waiting.pop().name:
-                return None
-            number += 1
-            waiting += [each for each in did.inserted if isinstance(each, Action)][::-1]
-            inserted += [each for each in did.inserted if not isinstance(each, Action)]
-        return number, inserted
+        return number, left
 
     def _has_branches(self, group: Parallel, did: Outcome, branch: str) -> bool:
         if group.stream is not None or did.branches != len(group.units):  # it would have to be pulled

@@ -348,15 +348,13 @@ class Rehearsal(History):
     def _check_code(self, step: Step, around: Any, earlier: Outcome) -> None:
         if self._code is None or not earlier.is_final:
             return
+        before = earlier.fingerprint
         if not isinstance(earlier.unit, Recorded):
-            before: Any = earlier.unit.__wrapped__
-            if (
-                before is step.function
-                or isinstance(before, Missing)
-                or self._code(before) == self._code(step.function)
-            ):
+            function: Any = earlier.unit.__wrapped__
+            if function is step.function or isinstance(function, Missing):
                 return
-        elif _is_same_code(self._code(step.function), earlier.fingerprint):
+            before = self._code(function)
+        if _is_same_code(self._code(step.function), before):
             return
         change = f"action {around.name}/{step.name} has completed, with different code"
         if self._rerun:

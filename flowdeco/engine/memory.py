@@ -85,10 +85,6 @@ class Leftovers:
                 store.release(self.unwinding)
             self.unwinding = mark
 
-    def undone(self) -> None:
-        """Forget the mark of a failed attempt: the writes since were undone, with all marks that were set meanwhile."""
-        self.unwinding = None
-
     def end_unwinding(self, store: Store) -> None:
         """Stop noting the writes of layers after a failure."""
         if self.unwinding is not None:

@@ -323,7 +323,7 @@ def leave_scope(branch: Branch, scope: OpenScope, error: Failure) -> Walk:
         unsaved = yield from forget_attempt(branch, scope)
         repeat_changes(branch, layers)
     if again:
-        branch.left_behind().undone()
+        branch.left_behind().unwinding = None  # undone with the writes since, as all marks that were set meanwhile
         if scope.number in branch.waits:
             branch.waits_of(scope.number).another_attempt(layers.asked_again)
         branch.agenda.append((scope, None))
