@@ -50,8 +50,9 @@ class Generation(NamedTuple):
     def of(remembered: Remembered, *, later: int = 0) -> Generation:
         """Return the present generation of a run, or one so much later."""
         number = later + _last(remembered.rows)
-        older = frozenset(row.branch for row in remembered.rows if _number(row) < number)
-        return Generation(f"{_MARK}{number}" if number else "", older)
+        if number == 0:
+            return Generation()
+        return Generation(f"{_MARK}{number}", frozenset(row.branch for row in remembered.rows if _number(row) < number))
 
 
 def _number(row: Row) -> int:

@@ -314,9 +314,10 @@ class Rehearsal(History):
         held: Outcomes = {}
         cuts = self.cuts()
         for branch, mine in self._all.items():
-            for number, outcome in mine.items():
-                if (branch, number) in self.taken or number < cuts.get(branch, inf):
-                    held.setdefault(branch, {})[number] = outcome
+            cut = cuts.get(branch, inf)
+            left = {number: did for number, did in mine.items() if number < cut or (branch, number) in self.taken}
+            if left:
+                held[branch] = left
         for branch, outcome in self.reopened():
             held[branch][outcome.number] = outcome
         return held

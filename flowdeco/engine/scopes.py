@@ -350,7 +350,7 @@ def _finish(
 ) -> Failure:
     """Note the outcome of a scope, and have the inserted units run next."""
     branch.scope = scope.outer
-    if scope.earlier is not None and branch.restores(scope.earlier):
+    if scope.earlier is not None and branch.sealed:
         return _finish_restored(branch, scope, scope.earlier, error)
     if scope.number == UNNUMBERED:
         return error
