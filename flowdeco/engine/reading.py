@@ -94,13 +94,10 @@ def _marked(steps: Outcomes, remembered: Remembered) -> Outcomes:
     if not remembered.legs:
         return steps
     since, _ = remembered.legs[-1]
-    old, new = (
-        {(row.branch, row.number) for row in rows} for rows in (remembered.rows[:since], remembered.rows[since:])
-    )
-    restored = old - new
+    written = {(row.branch, row.number): at for at, row in enumerate(remembered.rows)}  # last
     return {
         branch: {
-            number: did._replace(restored=True) if did.is_final and (branch, number) in restored else did
+            number: did._replace(restored=True) if did.is_final and written[branch, number] < since else did
             for number, did in mine.items()
         }
         for branch, mine in steps.items()

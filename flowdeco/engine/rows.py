@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Final, cast
 
@@ -84,23 +84,19 @@ def outcomes(rows: list[Row], codec: Codec) -> dict[str, dict[int, Outcome]]:
     return found
 
 
-def with_actions(steps: Mapping[int, Outcome]) -> Iterator[tuple[Outcome, list[Outcome]]]:
-    """Yield the scopes of a branch in their order, with their actions; a stage without a row is made from these."""
-    scope: Outcome | None = None
-    actions: list[Outcome] = []
+def with_actions(steps: Mapping[int, Outcome]) -> list[tuple[Outcome, list[Outcome]]]:
+    """Return the scopes of a branch in their order, with their actions; a stage without a row is made from these."""
+    scopes: list[tuple[Outcome, list[Outcome]]] = []
+    follows = -1  # the number of the next action in the last scope
     for number, did in sorted(steps.items()):
-        if did.unit.kind == "action":
-            if scope is None or number != scope.number + len(actions) + 1:
-                if scope is not None:
-                    yield scope, actions
-                scope, actions = unfinished_stage(did), []
-            actions.append(did)
+        if did.unit.kind != "action":
+            scopes.append((did, []))
+        elif number != follows:
+            scopes.append((unfinished_stage(did), [did]))
         else:
-            if scope is not None:
-                yield scope, actions
-            scope, actions = did, []
-    if scope is not None:
-        yield scope, actions
+            scopes[-1][1].append(did)
+        follows = number + 1
+    return scopes
 
 
 def unfinished_stage(first: Outcome) -> Outcome:
