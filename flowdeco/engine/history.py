@@ -103,16 +103,23 @@ class History:
 
     def _holds(self, branch: str, number: int) -> bool:
         """Whether any step from this number on has ended, including those in groups among them."""
-        left = [(branch, number)]
-        while left:
-            branch, number = left.pop()
-            for at, did in self.steps.get(branch, {}).items():
-                if at < number:
-                    continue
-                if self._counts(did):
-                    return True
-                left += ((inner, 0) for inner in branches_of(branch, at, did))
-        return False
+        left = self._cuts_from(branch, number).items()
+        return any(
+            at >= since and self._counts(did) for id, since in left for at, did in self.steps.get(id, {}).items()
+        )
+
+    def _cuts_from(self, branch: str, number: int) -> dict[str, int]:
+        """Return a branch and the branches of groups in it from this number on, each with its first number of these."""
+        cuts = {branch: number}
+        waiting = [branch]
+        while waiting:
+            outer = waiting.pop()
+            for at, outcome in self.steps.get(outer, {}).items():
+                if at >= cuts[outer]:
+                    inner = branches_of(outer, at, outcome)
+                    cuts.update(dict.fromkeys(inner, 0))
+                    waiting += inner
+        return cuts
 
     def _counts(self, outcome: Outcome) -> bool:
         """Whether a step must not be dropped for another one."""
@@ -173,15 +180,7 @@ class History:
 
     def drop_from(self, branch: str, number: int) -> dict[str, int]:
         """Forget the steps of a branch from this number on, and of groups among them; return the cuts."""
-        cuts = {branch: number}
-        waiting = [branch]
-        while waiting:
-            outer = waiting.pop()
-            for at, outcome in self.steps.get(outer, {}).items():
-                inner = branches_of(outer, at, outcome)
-                if at >= cuts[outer]:
-                    cuts.update(dict.fromkeys(inner, 0))
-                    waiting += inner
+        cuts = self._cuts_from(branch, number)
         self.forget(cuts)
         return cuts
 
