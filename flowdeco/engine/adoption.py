@@ -247,8 +247,9 @@ class _Past:
             number, inserted = found
             if in_stage:
                 left += [each for each in inserted if not isinstance(each, Action)]
-                inserted = [each for each in inserted if isinstance(each, Action)]
-            waiting += inserted[::-1]
+                waiting += [each for each in inserted[::-1] if isinstance(each, Action)]
+            else:
+                waiting += inserted[::-1]
         return number, left
 
     def _has_branches(self, group: Parallel, did: Outcome, branch: str) -> bool:
