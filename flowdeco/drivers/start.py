@@ -210,7 +210,7 @@ def _from_journal(start: _Start, run_id: str, on_change: str, from_stage: str | 
     if not is_fork:
         run.started, run.elapsed = remembered.started, remembered.total()
         run.resumed = [started for _, started in remembered.legs]
-        recorder.journal = Generation.of(journal, whole)
+        recorder.generation = Generation.of(whole)
     return start.evaluated(run, terms, earlier)
 
 
@@ -401,15 +401,15 @@ class _Start:
                     "run %s: executor=%s was not used: it performs the calls of parallel groups, and there was no group. "
                     "Write parallel(...) for units that may run in parallel", run.id, shortened(self.options.executor),
                 )  # fmt: skip
-        if terms.recorder is not None:
+        recorder = terms.recorder
+        if recorder is not None:
             if run.status is Status.SUSPENDED and terms.gate.cancelled is not None:  # as it was being suspended
                 run.status, run.error, run.reason, run.waits = Status.CANCELLED, terms.gate.cancelled, None, ()
             error = None if run.error is None else told(run.error)
-            journal = terms.recorder.journal
-            if isinstance(journal, Generation) and run.status in FINISHED:
-                yield Save(journal.drop_older, run.id)
+            if recorder.generation.older and run.status in FINISHED:
+                yield Save(recorder.drop_older)
             waits = (run.waits,) if run.waits else ()
-            answer = yield Save(journal.close, run.id, str(run.status), run.reason, error, run.elapsed, *waits)
+            answer = yield Save(recorder.journal.close, run.id, str(run.status), run.reason, error, run.elapsed, *waits)
             if type(answer) is Raised:
                 _note_unclosed(run, answer.error)
 

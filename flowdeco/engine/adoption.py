@@ -14,10 +14,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, TypeAlias, cast
 
-from flowdeco.engine.outcome import ROOT, Outcome, Outcomes, Status, branch_id
-from flowdeco.engine.rows import KINDS
+from flowdeco.engine.outcome import ROOT, Outcome, Outcomes, Status, branches_of
+from flowdeco.engine.rows import kind_of, with_actions
 from flowdeco.model.deep import Deep, evaluated
 from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream, one_action_stage
 from flowdeco.model.steps import Step
@@ -33,19 +34,21 @@ class Archive:
 
     def __init__(self, earlier: Iterable[Outcomes], present: Outcomes | None = None) -> None:
         """Take the steps of these generations, the latest first; those of the present one have been adopted."""
-        self.adopted: set[tuple[str, int]] = set()  # the places that adopted steps have now
         self._pasts = [_Past(steps) for steps in earlier]
         self._addresses: dict[str, Address] = {ROOT: ()}
         self._stages: dict[str, _Found | None] = {}  # by branch: the earlier stage that the open one continues
         for newer, older in zip([_Past(present or {}), *self._pasts], self._pasts, strict=False):
-            _claim_adopted(newer, [older])
+            _claim_adopted(newer, older)
 
     def begin_branch(self, outer: str, branch: str, group: str, index: int) -> None:
         """Note where a branch of a group is."""
         self._addresses[branch] = (*self._addresses[outer], (group, index))
 
     def adopt(self, steps: Outcomes, branch: str, number: int, unit: Any, around: Any) -> None:
-        """Put the earlier outcome of a step, and of everything in it, among these steps under its present numbers."""
+        """Put the earlier outcome of a step, and of everything in it, among these steps under its present numbers.
+
+        These are `restored` already: the journal does not have them in their present places.
+        """
         found = self._found(branch, unit, around)
         if type(unit) is Stage:
             self._stages[branch] = found
@@ -54,19 +57,25 @@ class Archive:
         past, old, at = found
         if type(unit) is Step:
             self._move(steps, past, _Move(old, at, branch, number, 1))
-        elif _Comparison(past).is_same(unit, old, at):
+        elif past.is_same(unit, old, at):
             self._move(steps, past, _Move(old, at, branch, number, max(1, past.steps[old][at].end - at)))
         past.left.discard((old, at))
 
     def _found(self, branch: str, unit: Any, around: Any) -> _Found | None:
         address = self._addresses[branch]
         if type(unit) is not Step:
-            key = KINDS[type(unit)], unit.name
-            return _first(self._pasts, key, address, lambda past, of, at: _Comparison(past).likeness(unit, of, at))
+            return self._first((kind_of(unit), unit.name), address, unit)
         stage = self._stages.get(branch)
         if stage is None:
-            return _first(self._pasts, ("action", around.name, unit.name), address)
+            return self._first(("action", around.name, unit.name), address)
         return stage.past.action_in(stage, unit.name)
+
+    def _first(self, key: tuple[str, ...], address: Address, unit: Any = None) -> _Found | None:
+        for past in self._pasts:
+            found = past.first(key, address, None if unit is None else partial(past.likeness, unit))
+            if found is not None:
+                return found
+        return None
 
     def _move(self, steps: Outcomes, past: _Past, move: _Move) -> None:
         """Adopt steps, and the contents of groups among them."""
@@ -79,11 +88,10 @@ class Archive:
                 if outcome is None:
                     continue
                 end = outcome.end if outcome.end < 0 else outcome.end + shift
-                mine[place + shift] = outcome._replace(number=place + shift, end=end)
+                mine[place + shift] = outcome._replace(number=place + shift, end=end, restored=True)
                 past.left.discard((old, place))
-                self.adopted.add((branch, place + shift))
-                for index in range(outcome.branches):
-                    inner, to = branch_id(f"{old}.{place}", index), branch_id(f"{branch}.{place + shift}", index)
+                branches = branches_of(old, place, outcome), branches_of(branch, place + shift, outcome)
+                for inner, to in zip(*branches, strict=True):
                     if inner in past.steps:
                         moves.append(_Move(inner, 0, to, 0, 1 + max(past.steps[inner])))
 
@@ -106,7 +114,7 @@ class _Found(NamedTuple):
     number: int
 
 
-Likeness: TypeAlias = "Callable[[_Past, str, int], int]"
+Likeness: TypeAlias = "Callable[[str, int], int]"
 _SAME = 1 << 30
 _LOOKED_AT = 100  # steps of one name; a loop may have made any number
 
@@ -114,15 +122,15 @@ _LOOKED_AT = 100  # steps of one name; a loop may have made any number
 class _Past:
     """The steps of an earlier generation, and which of them are `left` to adopt.
 
-    A stage that had not ended has no row; it is found by its actions.
+    A stage that had not ended has no row; it is found by its actions. A unit is compared with the steps that it had without
+    evaluating anything.
     """
 
     def __init__(self, steps: Outcomes) -> None:
         self.steps = steps
         self.left: set[tuple[str, int]] = set()
         self.addresses: dict[str, Address] = {}
-        self.scopes: list[tuple[str, int]] = []
-        self.actions: dict[tuple[str, int], list[int]] = {}  # of each scope
+        self.scopes: dict[tuple[str, int], tuple[Outcome, list[Outcome]]] = {}  # each with its actions
         # By name, and in a branch or in any: in the order of the run, the next one last.
         self._named: dict[tuple[tuple[str, ...], Address | None], list[tuple[str, int]]] = {}
         evaluated(self._read(ROOT, ()))
@@ -131,33 +139,21 @@ class _Past:
 
     def _read(self, branch: str, address: Address) -> Deep[None]:
         self.addresses[branch] = address
-        stage: list[int] = []
-        follows = -1
-        for number, did in sorted(self.steps.get(branch, {}).items()):
-            kind = did.unit.kind
-            if kind == "action":
-                if number != follows:
-                    stage = self._add_scope(("stage", did.unit.stage), branch, number - 1)
-                stage.append(number)
+        for scope, actions in with_actions(self.steps.get(branch, {})):
+            self.scopes[branch, scope.number] = scope, actions
+            self._add((scope.unit.kind, scope.name), branch, scope.number)
+            for did in actions:
                 if did.is_final:
-                    self._add(("action", did.unit.stage, did.name), branch, number)
-            else:
-                stage = self._add_scope((kind, did.name), branch, number)
-            follows = number + 1
-            for index in range(did.branches):
-                yield self._read(branch_id(f"{branch}.{number}", index), (*address, (did.name, index)))
-
-    def _add_scope(self, key: tuple[str, ...], branch: str, number: int) -> list[int]:
-        self._add(key, branch, number)
-        self.scopes.append((branch, number))
-        return self.actions.setdefault((branch, number), [])
+                    self._add(("action", did.unit.stage, did.name), branch, did.number)
+            for index, inner in enumerate(branches_of(branch, scope.number, scope)):
+                yield self._read(inner, (*address, (scope.name, index)))
 
     def _add(self, key: tuple[str, ...], branch: str, number: int) -> None:
         self.left.add((branch, number))
         for where in (self.addresses[branch], None):
             self._named.setdefault((key, where), []).append((branch, number))
 
-    def first(self, key: tuple[str, ...], address: Address, likeness: Likeness | None) -> tuple[str, int] | None:
+    def first(self, key: tuple[str, ...], address: Address, likeness: Likeness | None = None) -> _Found | None:
         """Return the step of this name that is left and most alike, the first of several such.
 
         One in a branch of this address is preferred.
@@ -167,89 +163,47 @@ class _Past:
             while places and places[-1] not in self.left:
                 places.pop()
             if places:
-                return places[-1] if likeness is None else self._most_alike(places, likeness)
+                branch, number = places[-1] if likeness is None else self._most_alike(places, likeness)
+                return _Found(self, branch, number)
         return None
 
     def _most_alike(self, places: list[tuple[str, int]], likeness: Likeness) -> tuple[str, int]:
         best, most = places[-1], -1
         for place in places[: -_LOOKED_AT - 1 : -1]:
             if place in self.left:
-                found = likeness(self, *place)
+                found = likeness(*place)
                 if found > most:
                     best, most = place, found
                 if found == _SAME:
                     break
         return best
 
-    def names_in(self, branch: str, number: int) -> list[str]:
-        """Return the names of the actions of a stage."""
-        return [self.steps[branch][at].name for at in self.actions[branch, number]]
-
     def action_in(self, stage: _Found, name: str) -> _Found | None:
         """Return the first action of this name in a stage that is left and had ended."""
-        steps = self.steps[stage.branch]
-        for number in self.actions[stage.branch, stage.number]:
-            if steps[number].name == name and steps[number].is_final and (stage.branch, number) in self.left:
-                return _Found(self, stage.branch, number)
+        for did in self.scopes[stage.branch, stage.number][1]:
+            if did.name == name and did.is_final and (stage.branch, did.number) in self.left:
+                return _Found(self, stage.branch, did.number)
         return None
 
+    # Comparison.
 
-def _first(
-    pasts: Iterable[_Past], key: tuple[str, ...], address: Address, likeness: Likeness | None = None
-) -> _Found | None:
-    for past in pasts:
-        place = past.first(key, address, likeness)
-        if place is not None:
-            return _Found(past, *place)
-    return None
-
-
-def _sharing(names: list[str]) -> Likeness:
-    return lambda past, branch, number: _overlap(past.names_in(branch, number), names)
-
-
-def _overlap(some: Iterable[str], others: Iterable[str]) -> int:
-    return (Counter(some) & Counter(others)).total()
-
-
-def _claim_adopted(newer: _Past, older: list[_Past]) -> None:
-    """Note the steps of earlier generations that a newer one has adopted: those of the same names, in order."""
-    for branch, number in newer.scopes:
-        did = newer.steps[branch].get(number)
-        inside = [newer.steps[branch][at] for at in newer.actions[branch, number]]
-        key = (did.unit.kind, did.name) if did is not None else ("stage", inside[0].unit.stage)
-        address = newer.addresses[branch]
-        found = _first(older, key, address, _sharing(newer.names_in(branch, number)))
-        for each in inside:
-            own = "action", each.unit.stage, each.name
-            action = _first(older, own, address) if found is None else found.past.action_in(found, each.name)
-            if action is not None and each.is_final:
-                action.past.left.discard(action[1:])
-        if found is not None and did is not None and did.is_final:
-            found.past.left.discard(found[1:])
-
-
-class _Comparison:
-    """Compares a unit with the steps that it had, without evaluating anything: whether they are still the same."""
-
-    def __init__(self, past: _Past) -> None:
-        self._past = past
+    def overlap(self, units: Iterable[Any], branch: str, number: int) -> int:
+        """Return how many actions of a stage have the names of these."""
+        _, actions = self.scopes[branch, number]
+        return (Counter(each.name for each in units) & Counter(each.name for each in actions)).total()
 
     def likeness(self, unit: Any, branch: str, number: int) -> int:
         """Return how much of a unit the steps that begin at this number are: `_SAME` if they are those of all of it."""
-        if self.is_same(unit, branch, number):
-            return _SAME
-        return _overlap((each.name for each in unit), self._past.names_in(branch, number))
+        return _SAME if self.is_same(unit, branch, number) else self.overlap(unit, branch, number)
 
     def is_same(self, unit: Any, branch: str, number: int) -> bool:
         """Whether a stage, pipeline or group had ended, with the steps that it has now."""
-        past = self._past
-        outcome = past.steps[branch].get(number)
+        steps = self.steps[branch]
+        outcome = steps.get(number)
         if outcome is None or not outcome.is_final:
             return False
-        steps = past.steps[branch]
         if any(
-            (branch, at) not in past.left for at in range(number, outcome.end) if at in steps and steps[at].is_final
+            (branch, at) not in self.left for at in range(number, outcome.end) if at in steps and steps[at].is_final
         ):
             return False
         return self._after(unit, branch, number) is not None
@@ -258,56 +212,68 @@ class _Comparison:
         """Return the number behind the steps of a unit, and the units that it inserted; None if it has other steps."""
         if isinstance(unit, Pipeline) and not unit.use:
             return self._in_a_row(unit.units, branch, number)
-        did = self._past.steps.get(branch, {}).get(number)
-        if did is None or did.name != unit.name or did.unit.kind != KINDS[type(unit)]:
+        did = self.steps.get(branch, {}).get(number)
+        if did is None or did.name != unit.name or did.unit.kind != kind_of(unit):
             return None
         if did.status is Status.SKIPPED or not did.entered:
             return max(did.end, number + 1), []
         if isinstance(unit, Parallel):
             return (number + 1, []) if self._has_branches(unit, did, branch) else None
+        if isinstance(unit, Action):
+            return number + 1, list(did.inserted)
         is_stage = isinstance(unit, Stage)
-        found = self._stage(unit, branch, number + 1) if is_stage else self._in_a_row(unit.units, branch, number + 1)
+        parts = unit.actions if is_stage else unit.units
+        found = self._in_a_row(parts, branch, number + 1, in_stage=is_stage)
         if did.error is not None:  # it ended there: the rest of it had not begun
             return max(did.end, number + 1), list(did.inserted)
         if found is None or (did.end >= 0 and found[0] != did.end):
             return None
         return found[0], [*found[1], *did.inserted]
 
-    def _in_a_row(self, units: Iterable[Any], branch: str, number: int) -> tuple[int, list[Any]] | None:
-        waiting = list(units)[::-1]
+    def _in_a_row(
+        self, units: Iterable[Any], branch: str, number: int, *, in_stage: bool = False
+    ) -> tuple[int, list[Any]] | None:
+        """Return the same of units and all that they inserted: `in_stage`, actions, and the actions that these inserted."""
+        waiting, left = list(units)[::-1], list[Any]()
         while waiting:
             unit = waiting.pop()
             if isinstance(unit, Stream):
                 return None  # it would have to be pulled
-            stage = one_action_stage(cast("Action[..., Any]", unit)) if isinstance(unit, Action) else unit
-            found = self._after(stage, branch, number)
+            if isinstance(unit, Action) and not in_stage:
+                unit = one_action_stage(cast("Action[..., Any]", unit))
+            found = self._after(unit, branch, number)
             if found is None:
                 return None
             number, inserted = found
-            waiting += inserted[::-1]
-        return number, []
-
-    def _stage(self, stage: Stage, branch: str, number: int) -> tuple[int, list[Any]] | None:
-        inserted: list[Any] = []
-        waiting = list(stage.actions)[::-1]
-        while waiting:
-            did = self._past.steps[branch].get(number)
-            if did is None or did.unit.kind != "action" or did.name != waiting.pop().name:
-                return None
-            number += 1
-            waiting += [each for each in did.inserted if isinstance(each, Action)][::-1]
-            inserted += [each for each in did.inserted if not isinstance(each, Action)]
-        return number, inserted
+            if in_stage:
+                left += [each for each in inserted if not isinstance(each, Action)]
+                waiting += [each for each in inserted[::-1] if isinstance(each, Action)]
+            else:
+                waiting += inserted[::-1]
+        return number, left
 
     def _has_branches(self, group: Parallel, did: Outcome, branch: str) -> bool:
         if group.stream is not None or did.branches != len(group.units):  # it would have to be pulled
             return False
-        for index, unit in enumerate(group.units):
-            inner = branch_id(f"{branch}.{did.number}", index)
-            steps = self._past.steps.get(inner, {})
+        for index, (unit, inner) in enumerate(zip(group.units, branches_of(branch, did.number, did), strict=True)):
+            steps = self.steps.get(inner, {})
             if not steps and not (did.error is None and did.selection.takes(index)):
                 continue  # it had not begun
             found = self._in_a_row([unit], inner, 0)
             if found is None or (steps and found[0] <= max(steps)):
                 return False
         return True
+
+
+def _claim_adopted(newer: _Past, older: _Past) -> None:
+    """Note the steps of an earlier generation that a newer one has adopted: those of the same names, in order."""
+    for (branch, _), (scope, actions) in newer.scopes.items():
+        address = newer.addresses[branch]
+        found = older.first((scope.unit.kind, scope.name), address, partial(older.overlap, actions))
+        for each in actions:
+            own = "action", each.unit.stage, each.name
+            action = older.first(own, address) if found is None else older.action_in(found, each.name)
+            if action is not None and each.is_final:
+                older.left.discard(action[1:])
+        if found is not None and scope.is_final:
+            older.left.discard(found[1:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import cast
 
 from flowdeco.engine.branch import Branch
@@ -10,7 +11,6 @@ from flowdeco.engine.layers import Layers
 from flowdeco.engine.open_scopes import Before, OpenScope
 from flowdeco.engine.outcome import Outcome, dropped_errors
 from flowdeco.engine.requests import Raised, Save, Walk
-from flowdeco.errors import Wait
 from flowdeco.model.definitions import Stage
 
 __all__ = ["forget_attempt", "forget_held", "repeat_changes", "state_before"]
@@ -50,20 +50,24 @@ def forget_held(branch: Branch, scope: OpenScope) -> None:
         branch.terms.recorder.looks.forget()
     branch.left_behind().cut(0)
     if branch.terms.log is not None:
-        gone = [id for at, ids in branch.inner_branches if at > scope.number for id in ids]
-        branch.terms.log.forget({branch.id: scope.number + 1, **dict.fromkeys(gone, 0)})
+        branch.terms.log.forget(_cuts(branch, scope.number + 1))
+
+
+def _cuts(branch: Branch, number: int) -> dict[str, int]:
+    """Return the numbers from which on to forget the steps of a branch, and of the branches of groups among these."""
+    gone = [id for at, ids in branch.inner_branches if at >= number for id in ids]
+    return {branch.id: number, **dict.fromkeys(gone, 0)}
 
 
 def _drop_from(branch: Branch, number: int) -> Walk:
     """Forget all steps from this number on, and the branches of groups among them."""
-    terms = branch.terms
-    gone = [id for at, ids in branch.inner_branches if at >= number for id in ids]
+    terms, cuts = branch.terms, _cuts(branch, number)
     branch.inner_branches = [fork for fork in branch.inner_branches if fork[0] < number]
     branch.left_behind().cut(number)
     terms.waits.update({place: waits for at, place, waits in branch.answered if at >= number})
     branch.answered = tuple(each for each in branch.answered if each[0] < number)
-    branch.held_waits = tuple(wait for wait in branch.held_waits if not _is_cut(wait, branch.id, number, gone))
-    cuts = {branch.id: number, **dict.fromkeys(gone, 0)}
+    held = ((wait.at or (branch.id, -1), wait) for wait in branch.held_waits)
+    branch.held_waits = tuple(wait for (id, at), wait in held if at < cuts.get(id, inf))
     if terms.past is not None:
         cuts = {**terms.past.drop_from(branch.id, number), **cuts}
         terms.past.forget(cuts)
@@ -73,14 +77,9 @@ def _drop_from(branch: Branch, number: int) -> Walk:
     if recorder is None or recorder.unsaved is not None:
         return branch.unsaved()
     recorder.looks.forget()  # the journal loses changes with these rows
-    branch.rows = [row for row in branch.rows if row.number < cuts.get(row.branch, row.number + 1)]
+    branch.rows = [row for row in branch.rows if row.number < cuts.get(row.branch, inf)]
     if not branch.atomic:  # the row of the scope itself has its attempts so far, and is replaced as the next one begins
-        answer = yield Save(recorder.journal.drop, recorder.run_id, {**cuts, branch.id: number + 1})
+        answer = yield Save(recorder.drop, {**cuts, branch.id: number + 1})
         if type(answer) is Raised:
             recorder.unsaved = answer.error
     return recorder.unsaved
-
-
-def _is_cut(wait: Wait, branch: str, number: int, gone: Sequence[str]) -> bool:
-    place = wait.at or (branch, -1)
-    return place[0] in gone or (place[0] == branch and place[1] >= number)

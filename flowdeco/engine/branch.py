@@ -184,7 +184,7 @@ class Branch:
             return None
         if self.rows and recorder.unsaved is None and not self.atomic:
             rows, self.rows = self.rows, []
-            answer = yield Save(recorder.journal.write, recorder.run_id, rows)
+            answer = yield Save(recorder.write, rows)
             if type(answer) is Raised:
                 recorder.unsaved = answer.error
         if self.terms.gate.cancelled is not None:

@@ -6,9 +6,10 @@ steps are adopted (`adoption`), stay as they are until the run has completed, an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 
-from flowdeco.engine.journal import Codec, Journal, Remembered, Row
+from flowdeco.engine.journal import Remembered, Row
+from flowdeco.model.tuples import NamedTuple
 
 __all__ = ["Generation", "generations", "present_rows"]
 
@@ -39,43 +40,19 @@ def present_rows(rows: list[Row]) -> list[Row]:
     return [row._replace(branch=row.branch.partition(_MARK)[0]) for row in rows if _number(row) == last]
 
 
-class Generation:
-    """The journal of a run in a later generation; `older` are the branches of the earlier ones."""
+class Generation(NamedTuple):
+    """A generation of a run in its journal: the suffix of its branches, and the branches of those before it."""
 
-    def __init__(self, journal: Journal, number: int, older: Iterable[str]) -> None:
-        self.codec: Codec = journal.codec
-        self.takes_parts = getattr(journal, "takes_parts", False)
-        self.number = number
-        self.older = frozenset(older)
-        self._journal = journal
-        self._suffix = f"{_MARK}{number}"
-        self.create, self.open, self.read = journal.create, journal.open, journal.read
-        self.proceed, self.release = journal.proceed, journal.release
-        self.add_inputs, self.answer, self.close = journal.add_inputs, journal.answer, journal.close
+    suffix: str = ""
+    older: frozenset[str] = frozenset()
 
     @staticmethod
-    def of(journal: Journal, remembered: Remembered) -> Journal:
-        """Return the journal as the present generation of a run writes it."""
-        number = _last(remembered.rows)
-        return journal if number == 0 else Generation(journal, number, _older(remembered, number))
-
-    @staticmethod
-    def after(journal: Journal, remembered: Remembered) -> Generation:
-        """Return the journal of the next generation of a run."""
-        number = 1 + _last(remembered.rows)
-        return Generation(journal, number, _older(remembered, number))
-
-    def write(self, run_id: str, rows: Sequence[Row]) -> None:
-        """Remember steps."""
-        self._journal.write(run_id, [row._replace(branch=row.branch + self._suffix) for row in rows])
-
-    def drop(self, run_id: str, cuts: Mapping[str, int]) -> None:
-        """Forget the rows of these branches from these numbers on."""
-        self._journal.drop(run_id, {branch + self._suffix: since for branch, since in cuts.items()})
-
-    def drop_older(self, run_id: str) -> None:
-        """Forget the earlier generations."""
-        self._journal.drop(run_id, dict.fromkeys(self.older, 0))
+    def of(remembered: Remembered, *, later: int = 0) -> Generation:
+        """Return the present generation of a run, or one so much later."""
+        number = later + _last(remembered.rows)
+        if number == 0:
+            return Generation()
+        return Generation(f"{_MARK}{number}", frozenset(row.branch for row in remembered.rows if _number(row) < number))
 
 
 def _number(row: Row) -> int:
@@ -84,7 +61,3 @@ def _number(row: Row) -> int:
 
 def _last(rows: Iterable[Row]) -> int:
     return max(map(_number, rows), default=0)
-
-
-def _older(remembered: Remembered, number: int) -> set[str]:
-    return {row.branch for row in remembered.rows if _number(row) < number}

@@ -11,13 +11,14 @@ The second time, these are restored, and the run continues.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from math import inf
 from typing import Any
 
 from flowdeco.engine.adoption import Archive
 from flowdeco.engine.memory import Remains
-from flowdeco.engine.outcome import ROOT, Outcome, Outcomes, Status, branch_id, cut_steps
-from flowdeco.engine.rows import KINDS, Recorded
+from flowdeco.engine.outcome import ROOT, Outcome, Outcomes, Status, branches_of, cut_steps
+from flowdeco.engine.rows import Recorded, kind_of, unfinished_stage
 from flowdeco.errors import Cancelled, CodeChangedError, DefinitionError, Suspend
 from flowdeco.model.definitions import Pipeline, Stage, Stream
 from flowdeco.model.deltas import Mark
@@ -26,7 +27,7 @@ from flowdeco.model.stand_ins import Missing
 from flowdeco.model.steps import Step
 from flowdeco.model.units import every_unit
 
-__all__ = ["History", "Rehearsal", "branches_of"]
+__all__ = ["History", "Rehearsal"]
 
 
 class History:
@@ -60,64 +61,39 @@ class History:
         self._errors: list[BaseException] = []  # of the outcomes that were recalled
         self._remains = dict(remains or {})
         self._begun: dict[str, int] = {}  # the number of the stream that each branch began last
-        self._unfinished: dict[tuple[str, int], Outcome] = {}  # scopes that are open again
 
     def take(self, branch: str, number: int, unit: Any, around: Any, *, sealed: bool) -> Outcome | None:
         """Return the earlier outcome of a step, whether it had ended or not; None if it has no row.
 
-        Then it had not begun, or its process was killed before it ended, or before its row was written (`check_begun`).
+        Then it had not begun, or its process was killed before it ended, or before its row was written: of a stage, its
+        first action tells. A step in the place of another one takes it, unless anything there has ended.
 
         Each is returned once: `has` and `has_more` ask for what is left. `around` is the unit around the step, which had
         ended if `sealed`. Raises the error that forbids continuing.
         """
         if self.archive is not None and not (sealed or self.has(branch, number)):
             self.archive.adopt(self.steps, branch, number, unit, around)
-        mine = self.steps.get(branch)
-        earlier = None if mine is None else mine.pop(number, None)
-        if mine is not None and not mine:
-            del self.steps[branch]
-        if earlier is None:
-            if sealed:
-                raise self.new(unit, around)
-            self.check_begun(branch, number, unit)
+        mine = self.steps.get(branch, {})
+        earlier = mine.get(number)
+        if earlier is None and sealed:
+            raise self.new(unit, around)
+        before = _stage_around(mine.get(number + 1)) if earlier is None and type(unit) is not Step else earlier
+        if before is not None and not _is_same(unit, before):
+            if sealed or self._holds(branch, number):
+                raise self.mismatch(branch, unit, around, before)
+            self.drop_from(branch, number)  # it had begun, and nothing in it has ended
             return None
-        if _is_same(unit, earlier):
+        if earlier is not None:
+            del mine[number]
+            if not mine:
+                del self.steps[branch]
             if earlier.error is not None:
                 self._errors.append(earlier.error)
-            return earlier
-        self.steps.setdefault(branch, {})[number] = earlier
-        if sealed or self._holds(branch, number):
-            raise self.mismatch(branch, unit, around, earlier)
-        self.drop_from(branch, number)  # it had begun, and nothing in it has ended
-        return None
-
-    def reopen(self, branch: str, earlier: Outcome) -> None:
-        """Note that a scope continues which had begun in an earlier leg."""
-        self._unfinished[branch, earlier.number] = earlier
-
-    def was_entered(self, branch: str, number: int) -> bool:
-        """Whether a scope that continues had been entered."""
-        earlier = self._unfinished.get((branch, number))
-        return earlier is not None and earlier.entered
-
-    def time_before(self, branch: str, number: int, actions: Sequence[Outcome]) -> tuple[float, float] | None:
-        """Return when a scope began in an earlier leg, and its seconds at work; None if it has begun in this one.
-
-        If its own record is missing, because the process was killed, its restored actions are all that is known.
-        """
-        earlier = self._unfinished.pop((branch, number), None)
-        if earlier is not None:
-            return earlier.started, earlier.elapsed
-        restored = [action for action in actions if action.restored]
-        return (restored[0].started, sum(action.elapsed for action in restored)) if restored else None
+        return earlier
 
     def layers_of(self, layers: tuple[Middleware, ...]) -> tuple[Middleware, ...]:
         """Return the layers to enter around an action."""
         return layers
-
-    def has_adopted(self, branch: str, number: int) -> bool:
-        """Whether a step is one of an earlier generation, which the journal does not have in its present place."""
-        return self.archive is not None and (branch, number) in self.archive.adopted
 
     def is_known(self, error: BaseException | None) -> bool:
         """Whether a restored scope may end with this: with nothing, or with an error that it had ended with before."""
@@ -127,42 +103,35 @@ class History:
 
     def _holds(self, branch: str, number: int) -> bool:
         """Whether any step from this number on has ended, including those in groups among them."""
-        left = [(branch, number)]
-        while left:
-            branch, number = left.pop()
-            for at, did in self.steps.get(branch, {}).items():
-                if at < number:
-                    continue
-                if self._counts(did):
-                    return True
-                left += ((inner, 0) for inner in branches_of(branch, at, did))
-        return False
+        left = self._cuts_from(branch, number).items()
+        return any(
+            at >= since and self._counts(did) for id, since in left for at, did in self.steps.get(id, {}).items()
+        )
+
+    def _cuts_from(self, branch: str, number: int) -> dict[str, int]:
+        """Return a branch and the branches of groups in it from this number on, each with its first number of these."""
+        cuts = {branch: number}
+        waiting = [branch]
+        while waiting:
+            outer = waiting.pop()
+            for at, outcome in self.steps.get(outer, {}).items():
+                if at >= cuts[outer]:
+                    inner = branches_of(outer, at, outcome)
+                    cuts.update(dict.fromkeys(inner, 0))
+                    waiting += inner
+        return cuts
 
     def _counts(self, outcome: Outcome) -> bool:
         """Whether a step must not be dropped for another one."""
         return outcome.is_final
 
-    def check_begun(self, branch: str, number: int, unit: Any) -> None:
-        """Raise `CodeChangedError` for a unit whose own end is not known, in the place of another stage."""
-        inside = self.steps.get(branch, {}).get(number + 1)
-        if inside is None or type(unit) is Step:
-            return
-        recorded = inside.unit
-        if not isinstance(recorded, Recorded) or recorded.kind != "action":
-            return
-        if isinstance(unit, Stage) and recorded.stage == unit.name:
-            return
-        if self._holds(branch, number):
-            raise self.mismatch(branch, unit, None, inside._replace(name=recorded.stage, unit=Recorded("stage", "")))
-        self.drop_from(branch, number)
-
     def mismatch(self, branch: str, unit: Any, around: Any, earlier: Outcome) -> BaseException:
         """Return the error of a step in the place of another one."""
-        if earlier.name == unit.name and _kind(unit) == _kind(earlier.unit) == "group":
+        if earlier.name == unit.name and kind_of(unit) == kind_of(earlier.unit) == "group":
             count = f"{len(unit.units)} in place of {earlier.branches}"
             return self.changed(f"{_described(unit, around)} has another number of branches: {count}")
         now, before = _described(unit, around), _described(earlier.unit, around, earlier)
-        if _kind(earlier.unit) == "action":
+        if kind_of(earlier.unit) == "action":
             before = before.removeprefix("action ")
         return self.changed(f"{now} comes where the run had {before}")
 
@@ -184,7 +153,7 @@ class History:
         left = [mine[number] for number in sorted(mine) if self._counts(mine[number])]
         if not left:
             return None
-        stage = next((each for each in left if _kind(each.unit) != "action"), left[0])
+        stage = next((each for each in left if kind_of(each.unit) != "action"), left[0])
         who = "the run" if branch == ROOT else "a branch"
         return self.changed(f"{who} ends where it had {_described(stage.unit, None, stage)}")
 
@@ -211,15 +180,7 @@ class History:
 
     def drop_from(self, branch: str, number: int) -> dict[str, int]:
         """Forget the steps of a branch from this number on, and of groups among them; return the cuts."""
-        cuts = {branch: number}
-        waiting = [branch]
-        while waiting:
-            outer = waiting.pop()
-            for at, outcome in self.steps.get(outer, {}).items():
-                inner = branches_of(outer, at, outcome)
-                if at >= cuts[outer]:
-                    cuts.update(dict.fromkeys(inner, 0))
-                    waiting += inner
+        cuts = self._cuts_from(branch, number)
         self.forget(cuts)
         return cuts
 
@@ -333,9 +294,6 @@ class Rehearsal(History):
 
     def mismatch(self, branch: str, unit: Any, around: Any, earlier: Outcome) -> BaseException:
         """Return the error of a step in the place of another one."""
-        if earlier.name == unit.name and _kind(unit) == _kind(earlier.unit) == "group":
-            count = f"{len(unit.units)} in place of {earlier.branches}"
-            return self.changed(f"{_described(unit, around)} has another number of branches: {count}")
         if branch == ROOT and not self.taken and isinstance(unit, Stage):
             names = {unit.name for unit in every_unit(self._pipeline.units)}
             if names.isdisjoint(outcome.name for outcome in self._all[ROOT].values()):
@@ -352,16 +310,16 @@ class Rehearsal(History):
 
     def held(self) -> Outcomes:
         """Return the steps of the history that still hold, with those that had begun but not ended."""
-        held = dict(self._all)
-        for branch, cut in self.cuts().items():
-            mine = self._all[branch].items()
-            held[branch] = {number: outcome for number, outcome in mine if self._holds_still(branch, outcome, cut)}
+        held: Outcomes = {}
+        cuts = self.cuts()
+        for branch, mine in self._all.items():
+            cut = cuts.get(branch, inf)
+            left = {number: did for number, did in mine.items() if number < cut or (branch, number) in self.taken}
+            if left:
+                held[branch] = left
         for branch, outcome in self.reopened():
             held[branch][outcome.number] = outcome
-        return {branch: mine for branch, mine in held.items() if mine}
-
-    def _holds_still(self, branch: str, outcome: Outcome, cut: int) -> bool:
-        return (branch, outcome.number) in self.taken or (not outcome.is_final and outcome.number < cut)
+        return held
 
     def cuts(self) -> dict[str, int]:
         """Return, for the branches that lost steps, the number from which on the journal is to forget them."""
@@ -390,15 +348,13 @@ class Rehearsal(History):
     def _check_code(self, step: Step, around: Any, earlier: Outcome) -> None:
         if self._code is None or not earlier.is_final:
             return
+        before = earlier.fingerprint
         if not isinstance(earlier.unit, Recorded):
-            before: Any = earlier.unit.__wrapped__
-            if (
-                before is step.function
-                or isinstance(before, Missing)
-                or self._code(before) == self._code(step.function)
-            ):
+            function: Any = earlier.unit.__wrapped__
+            if function is step.function or isinstance(function, Missing):
                 return
-        elif _is_same_code(self._code(step.function), earlier.fingerprint):
+            before = self._code(function)
+        if _is_same_code(self._code(step.function), before):
             return
         change = f"action {around.name}/{step.name} has completed, with different code"
         if self._rerun:
@@ -406,17 +362,19 @@ class Rehearsal(History):
         self.changes.append(change)
 
 
-def branches_of(branch: str, number: int, outcome: Outcome) -> list[str]:
-    """Return the ids of the branches of a group."""
-    return [branch_id(f"{branch}.{number}", index) for index in range(outcome.branches)]
-
-
 def _is_same(unit: Any, earlier: Outcome) -> bool:
     """Whether a step has the same kind and name as before, and a group of fixed branches the same number of them."""
-    kind = _kind(unit)
-    if earlier.name != unit.name or _kind(earlier.unit) != kind:
+    kind = kind_of(unit)
+    if earlier.name != unit.name or kind_of(earlier.unit) != kind:
         return False
     return kind != "group" or unit.stream is not None or earlier.branches in (0, len(unit.units))
+
+
+def _stage_around(first: Outcome | None) -> Outcome | None:
+    """Return what is known of a stage without a row of its own, from the row of its first action, if this is one."""
+    if first is None or type(first.unit) is not Recorded or first.unit.kind != "action":
+        return None
+    return unfinished_stage(first)
 
 
 def _is_same_code(now: str, before: str) -> bool:
@@ -424,12 +382,8 @@ def _is_same_code(now: str, before: str) -> bool:
     return now == before or now.rpartition(":")[0] != before.rpartition(":")[0]
 
 
-def _kind(unit: Any) -> str:
-    return unit.kind if type(unit) is Recorded else "action" if type(unit) is Step else KINDS[type(unit)]
-
-
 def _described(unit: Any, around: Any, earlier: Outcome | None = None) -> str:
-    kind = _kind(unit)
+    kind = kind_of(unit)
     name = unit.name if earlier is None else earlier.name
     if kind == "action":
         stage = unit.stage if isinstance(unit, Recorded) else "" if around is None else around.name

@@ -41,14 +41,11 @@ class Remains(NamedTuple):
         if self.store is None:
             return self._replace(writes=self.writes.without(inputs.keys()))
         marks = [mark for marks, _ in self.unfinished.values() for mark in marks]
-        unwinding = [] if self.unwinding is None else [self.unwinding]
-        store, copies = self.store.twin(*unwinding, *marks)
-        if unwinding:
-            store.undo(copies.pop(0))
-        unfinished: dict[int, tuple[list[Mark], Any]] = {}
-        for number, (marks, result) in self.unfinished.items():
-            unfinished[number] = copies[: len(marks)], result
-            del copies[: len(marks)]
+        store, copies = self.store.twin(*([] if self.unwinding is None else [self.unwinding]), *marks)
+        copy = iter(copies)
+        if self.unwinding is not None:
+            store.undo(next(copy))
+        unfinished = {at: ([next(copy) for _ in marks], result) for at, (marks, result) in self.unfinished.items()}
         store.supply(inputs)
         return Remains(store, None, self.result, unfinished)
 
@@ -84,10 +81,6 @@ class Leftovers:
             if self.unwinding is not None:
                 store.release(self.unwinding)
             self.unwinding = mark
-
-    def undone(self) -> None:
-        """Forget the mark of a failed attempt: the writes since were undone, with all marks that were set meanwhile."""
-        self.unwinding = None
 
     def end_unwinding(self, store: Store) -> None:
         """Stop noting the writes of layers after a failure."""

@@ -21,7 +21,6 @@ from flowdeco.model.sentinels import UNSET
 __all__ = ["ended_as", "note", "note_entry_writes", "note_place"]
 
 _MOST_BRANCHES: Final = 8  # that the note of an error names
-_WELL: Final = (Status.COMPLETED, None, 1, False, ())
 
 
 def note(branch: Branch, outcome: Outcome) -> tuple[Outcome, Failure]:
@@ -38,10 +37,10 @@ def note(branch: Branch, outcome: Outcome) -> tuple[Outcome, Failure]:
         try:
             branch.add_row(terms.recorder.row(branch.id, name, outcome))
         except BaseException as error:  # whatever a user's `__reduce__` raises
-            if outcome.is_final:  # a failure that is not written happens again on resume
+            if outcome.is_final:
                 refused, outcome = error, outcome.refused(error)
-                with suppress(BaseException):
-                    branch.rows.append(terms.recorder.row(branch.id, name, outcome))
+            with suppress(BaseException):  # a failure that is not written happens again on resume
+                branch.add_row(terms.recorder.row(branch.id, name, outcome._replace(writes=None)))
     elif branch.logged is not None and stage is None:
         branch.logged[outcome.number] = outcome.kept()
     if outcome.error is not None:
@@ -62,13 +61,12 @@ def note_entry_writes(
         return None
     began = Outcome(
         unit.name, unit, Status.RUNNING, scope.started + branch.terms.epoch, 0.0, scope.by, scope.number,
-        scope=scope.place, entry_writes=entry_writes,
+        scope=scope.place, entry_writes=entry_writes, waits=(*waited(branch, scope.number), *not_reached(branch, scope)),
     )  # fmt: skip
     if layers is not None:
         began = began._replace(
             attempts=layers.attempt, repeats=layers.repeats, failures=layers.failures, dropped=layers.dropped
         )
-    began = began._replace(waits=(*waited(branch, scope.number), *not_reached(branch, scope)))
     try:
         branch.rows.append(recorder.row(branch.id, None, began))
     except BaseException as refused:
@@ -80,14 +78,14 @@ def ended_as(
     branch: Branch, error: Failure, layers: Layers | None
 ) -> tuple[Status, Failure, int, bool, tuple[BaseException, ...]]:
     """Return status, error, attempts, whether it was recovered, and earlier errors, for the outcome of a step."""
+    status = status_of(error, branch.terms.is_cancellation)
     if layers is None:
-        return _WELL if error is None else (status_of(error, branch.terms.is_cancellation), error, 1, False, ())
-    attempts, failures = layers.attempt, layers.failures
+        return status, error, 1, False, ()
     if error is None and layers.recovered:
-        return Status.FAILED, layers.failure, attempts, True, failures
+        return Status.FAILED, layers.failure, layers.attempt, True, layers.failures
     if error is None and not layers.entered and layers.given is UNSET:
-        return Status.SKIPPED, None, attempts, False, failures
-    return status_of(error, branch.terms.is_cancellation), error, attempts, False, failures
+        status = Status.SKIPPED
+    return status, error, layers.attempt, False, layers.failures
 
 
 def note_place(branch: Branch, error: BaseException, where: str) -> None:

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flowdeco.engine.history import History, branches_of
+from flowdeco.engine.history import History
 from flowdeco.engine.journal import Journal, Row
-from flowdeco.engine.outcome import ALL, Outcome, Outcomes, Status
+from flowdeco.engine.outcome import ALL, Outcome, Outcomes, Status, branches_of
 from flowdeco.engine.recorder import Recorder
 from flowdeco.errors import CodeChangedError, told
 from flowdeco.model.contents import Digest, agree

@@ -38,6 +38,7 @@ __all__ = [
     "Status",
     "amended",
     "branch_id",
+    "branches_of",
     "dropped_errors",
     "enclosing",
     "innermost_branch",
@@ -105,6 +106,11 @@ def pinned(steps: Mapping[str, Mapping[int, Outcome]], pins: Mapping[str, int]) 
 def branch_id(group: str, branch: int) -> str:
     """Return the identity of a branch of a group: of constant size, however deep groups are nested."""
     return _hashed(f"{group}\0{branch}")
+
+
+def branches_of(branch: str, number: int, outcome: Outcome) -> list[str]:
+    """Return the ids of the branches of a group."""
+    return [branch_id(f"{branch}.{number}", index) for index in range(outcome.branches)]
 
 
 def step_id(run_id: str, branch: str, number: int, *names: str) -> str:
@@ -284,21 +290,13 @@ class Outcome(NamedTuple):
 
     def events(self, run_id: str, stage: str | None) -> list[Event]:
         """Return the events for observers."""
-        ended = self._ended(run_id, stage)
-        found: list[Event] = [] if ended is None else [ended]
-        if self.inserted and (self.error is None or self.recovered):
-            found.insert(0, self._inserted(run_id, stage))
-        return found
-
-    def _ended(self, run_id: str, stage: str | None) -> Event | None:
-        return None
-
-    def _inserted(self, run_id: str, stage: str | None) -> Event:
-        names, stages = tuple(each.name for each in self.inserted), stages_in(self.inserted)
-        if not isinstance(self, ActionRecord):
-            return UnitsInserted(run_id, self.name if isinstance(self, StageRecord) else stage, None, names, stages)
-        actions = sum(isinstance(each, Action) for each in self.inserted)  # they run in this stage
-        return UnitsInserted(run_id, stage, self.name, names, stages - actions)
+        if not self.inserted or (self.error is not None and not self.recovered):
+            return []
+        names, stages, action = tuple(each.name for each in self.inserted), stages_in(self.inserted), None
+        if isinstance(self, ActionRecord):
+            action = self.name
+            stages -= sum(isinstance(each, Action) for each in self.inserted)  # they run in this stage
+        return [UnitsInserted(run_id, self.name if isinstance(self, StageRecord) else stage, action, names, stages)]
 
     def __repr__(self) -> str:
         failed = f" with {type(self.error).__name__}" if self.error is not None else ""
@@ -329,21 +327,12 @@ class ActionRecord(Outcome):
         """The action itself."""
         return cast("Action[..., Any]", self.unit)
 
-    def _ended(self, run_id: str, stage: str | None) -> Event | None:
-        if self.restored:
-            return None
-        return ActionFinished(
-            run_id,
-            stage or "",
-            self.name,
-            self.status,
-            self.error,
-            self.elapsed,
-            self.attempts,
-            self.recovered,
-            self.cached,
-            tuple(self.failures),
-        )
+    def events(self, run_id: str, stage: str | None) -> list[Event]:
+        found = super().events(run_id, stage)
+        if not self.restored:
+            how = self.status, self.error, self.elapsed, self.attempts, self.recovered, self.cached
+            found.append(ActionFinished(run_id, stage or "", self.name, *how, tuple(self.failures)))
+        return found
 
 
 class StageRecord(Outcome):
@@ -356,9 +345,9 @@ class StageRecord(Outcome):
         """The stage itself."""
         return cast("Stage", self.unit)
 
-    def _ended(self, run_id: str, stage: str | None) -> Event | None:
-        how = self.status, self.error, self.elapsed, self.attempts, self.recovered
-        return StageFinished(run_id, self.name, *how, self.restored, tuple(self.failures))
+    def events(self, run_id: str, stage: str | None) -> list[Event]:
+        how = self.status, self.error, self.elapsed, self.attempts, self.recovered, self.restored
+        return [*super().events(run_id, stage), StageFinished(run_id, self.name, *how, tuple(self.failures))]
 
 
 def dropped_errors(records: Iterable[Outcome], scope: Scope | None, before: Dropped) -> Dropped:

@@ -35,7 +35,7 @@ from flowdeco.engine.outcome import (
     inserter,
 )
 from flowdeco.engine.records import Records
-from flowdeco.engine.rows import Recorded, outcomes
+from flowdeco.engine.rows import outcomes, with_actions
 from flowdeco.engine.runs import Run
 from flowdeco.engine.waits import Given, asked, open_questions, starting_point
 from flowdeco.errors import NOT_GIVEN, PAUSE, SLEEP, JournalError, RunError, Wait, members_of, portable, told
@@ -94,13 +94,10 @@ def _marked(steps: Outcomes, remembered: Remembered) -> Outcomes:
     if not remembered.legs:
         return steps
     since, _ = remembered.legs[-1]
-    old, new = (
-        {(row.branch, row.number) for row in rows} for rows in (remembered.rows[:since], remembered.rows[since:])
-    )
-    restored = old - new
+    written = {(row.branch, row.number): at for at, row in enumerate(remembered.rows)}  # last
     return {
         branch: {
-            number: did._replace(restored=True) if did.is_final and (branch, number) in restored else did
+            number: did._replace(restored=True) if did.is_final and written[branch, number] < since else did
             for number, did in mine.items()
         }
         for branch, mine in steps.items()
@@ -289,7 +286,7 @@ class _Reader:
         steps = self._steps.get(id, {})
         order = {number: at for at, number in enumerate(steps)}
         around: list[Outcome] = []  # pipelines that did not simply complete, the innermost first
-        for did, actions in _with_actions(steps):
+        for did, actions in with_actions(steps):
             around = [each for each in around if not 0 <= each.end <= did.number]
             scope = _within(did.scope, base)
             kind = did.unit.kind
@@ -379,31 +376,6 @@ class _Reader:
 def _units(did: Outcome) -> tuple[Unit | Stream, ...]:
     """Return the units that a step inserted, as far as they could be read without importing their code."""
     return tuple(unit for unit in did.inserted if isinstance(unit, (Unit, Stream)))
-
-
-def _with_actions(steps: dict[int, Outcome]) -> Iterator[tuple[Outcome, list[Outcome]]]:
-    """Yield the scopes of a branch in their order, with their actions; a stage without a row is made from these."""
-    scope: Outcome | None = None
-    actions: list[Outcome] = []
-    for number, did in sorted(steps.items()):
-        if did.unit.kind == "action":
-            if scope is None or number != scope.number + len(actions) + 1:
-                if scope is not None:
-                    yield scope, actions
-                scope, actions = _unfinished(did), []
-            actions.append(did)
-        else:
-            if scope is not None:
-                yield scope, actions
-            scope, actions = did, []
-    if scope is not None:
-        yield scope, actions
-
-
-def _unfinished(first: Outcome) -> Outcome:
-    """Return the record of a stage that has rows for its actions only."""
-    stage = Recorded("stage", first.unit.stage)
-    return StageRecord(first.unit.stage, stage, Status.RUNNING, first.started, 0.0, number=first.number - 1)
 
 
 def _within(scope: Scope | None, base: Scope | None) -> Scope | None:

@@ -9,10 +9,12 @@ and all in it is restored. A value that cannot be encoded fails the action that 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import takewhile
 from typing import Any, Final
 
 from flowdeco.engine.changes import Looks
+from flowdeco.engine.generations import Generation
 from flowdeco.engine.journal import Codec, Journal, Payload, Row, encoder
 from flowdeco.engine.messages import MessageRecord
 from flowdeco.engine.outcome import (
@@ -25,7 +27,7 @@ from flowdeco.engine.outcome import (
 )
 from flowdeco.engine.requests import Failure
 from flowdeco.engine.results import Yielded
-from flowdeco.engine.rows import KINDS
+from flowdeco.engine.rows import kind_of
 from flowdeco.engine.waits import Called
 from flowdeco.errors import Bail, DefinitionError, Suspend, Wait, portable, shortened
 from flowdeco.model.contents import ATOMS, Digest
@@ -54,6 +56,7 @@ class Recorder:
         self.journal = journal
         self.codec: Codec = journal.codec
         self.run_id = run_id
+        self.generation = Generation()
         self.unsaved: Failure = None
         self.looks = Looks(digest)
         self._encode = encoder(journal)
@@ -63,9 +66,22 @@ class Recorder:
         # A pair is shorter than a dict; JSON is read by people, and not every codec knows tuples.
         self._terse = self.codec.name == "pickle" and type(self.codec.decode(self.codec.encode((), ""))) is tuple
 
+    def write(self, rows: Sequence[Row]) -> None:
+        """Have the journal remember rows, as those of this generation of the run."""
+        suffix = self.generation.suffix
+        self.journal.write(self.run_id, [row._replace(branch=row.branch + suffix) for row in rows] if suffix else rows)
+
+    def drop(self, cuts: Mapping[str, int]) -> None:
+        """Have the journal forget the rows of these branches from these numbers on."""
+        self.journal.drop(self.run_id, {branch + self.generation.suffix: since for branch, since in cuts.items()})
+
+    def drop_older(self) -> None:
+        """Have the journal forget the earlier generations."""
+        self.journal.drop(self.run_id, dict.fromkeys(self.generation.older, 0))
+
     def row(self, branch: str, stage: str | None, outcome: Outcome) -> Row:
         """Return the row of an outcome; raises `SerializationError` naming the path of the part that cannot be encoded."""
-        kind = KINDS[type(outcome.unit)]
+        kind = kind_of(outcome.unit)
         name = outcome.name
         what = f"action {name!r} of stage {stage!r}" if stage is not None else f"{kind} {name!r}"
         if self.looks.known or self.looks.parts:
@@ -75,12 +91,8 @@ class Recorder:
             payload = self._encode(self._parts(branch, outcome), what)
         except Exception:
             self.looks.forget()  # of changes that are not written
-            if outcome.is_final or outcome.status is Status.RUNNING:
-                raise
-            without = outcome._replace(writes=None)
-            payload = self._encode(self._parts(branch, without), what)
-        else:
-            self.note_written(payload, (outcome.writes or NOTHING).puts.items())
+            raise
+        self.note_written(payload, (outcome.writes or NOTHING).puts.items())
         if kind != "action" and type(payload) is Payload:
             payload = payload.kept()  # middleware runs before it is written
         code = outcome.fingerprint or (self.code(outcome.unit.__wrapped__) if kind == "action" else "")
@@ -98,15 +110,12 @@ class Recorder:
 
     def reopening(self, branch: str, outcome: Outcome) -> Row:
         """Return the row of a scope that had ended, and is reopened."""
-        parts = _surroundings(branch, outcome)
-        if outcome.branches:
-            parts["branches"] = outcome.branches  # they lead to the steps of a group
-        if outcome.entry_writes:
-            parts["entering"] = [_of_delta(delta) for delta in outcome.entry_writes]
-        parts.update(self._of_selection(outcome.selection._replace(counted=None)))
-        payload = self.codec.encode(parts, "")
-        kind = outcome.unit.kind  # known from its row
-        return Row(branch, outcome.number, kind, outcome.name, None, "running", outcome.started, 0.0, "", payload)
+        begun = Outcome(
+            outcome.name, outcome.unit, Status.RUNNING, outcome.started, 0.0, outcome.inserted_by, outcome.number,
+            scope=outcome.scope, branches=outcome.branches, selection=outcome.selection._replace(counted=None),
+            entry_writes=outcome.entry_writes,
+        )  # fmt: skip
+        return self.row(branch, None, begun)
 
     def value_row(self, branch: str, stage: str, did: ActionRecord, step: Step, value: Any) -> Row | None:
         """Return the row of an action that did nothing but return a value, stored under one key; None if there is more.
@@ -179,7 +188,7 @@ class Recorder:
         parts: dict[str, Any] = {
             "attempts": outcome.attempts,
             "repeats": list(outcome.repeats),
-            "failures": self._written_failures(outcome.failures),
+            "failures": self._written_attempts(outcome.failures),
         }
         if outcome.dropped:
             parts["dropped"] = [
@@ -197,20 +206,14 @@ class Recorder:
             parts["counted"] = sorted(selection.counted)
         return parts
 
-    def _written_failures(self, failures: Sequence[BaseException]) -> list[BaseException]:
-        """Return failures of earlier attempts as they are written; a codec that knows no exceptions drops them."""
-        made = [portable(each, self._copied) for each in failures]
-        try:
-            self._encode(made, "failures")
-        except Exception:
-            return []
-        return made
-
     def _written_attempts(self, attempts: Iterable[MessageRecord | BaseException]) -> list[Any]:
-        """Return messages and failures of earlier attempts as they are written."""
+        """Return messages and failures of earlier attempts as they are written, in so far as the codec knows them."""
         written: list[Any] = []
         for each in attempts:
-            written += [list(each)] if isinstance(each, MessageRecord) else self._written_failures([each])
+            made = list(each) if isinstance(each, MessageRecord) else portable(each, self._copied)
+            with suppress(Exception):
+                self._encode([made], "failures")
+                written.append(made)
         return written
 
     def _copied(self, error: BaseException) -> Any:

@@ -86,17 +86,15 @@ def restore(
             branch.answered += ((earlier.number, at, kept(earlier.waits, only_answers=True)),)
     if not branch.terms.keeps_records:
         return earlier
-    past = branch.terms.past
-    if past is not None and past.archive is not None:
-        note_adopted(branch, earlier, unit, by, place)
+    note_adopted(branch, earlier, unit, by, place)
     did, _ = note(branch, earlier.as_restored(unit, by, actions, place))
     return did
 
 
 def note_adopted(branch: Branch, earlier: Outcome, unit: Any, by: str | None, place: Scope | None) -> None:
     """Note an outcome of an earlier generation of the run for the journal, in its present place."""
-    recorder, past = branch.terms.recorder, branch.terms.past
-    if recorder is not None and past is not None and past.has_adopted(branch.id, earlier.number):
+    recorder = branch.terms.recorder
+    if recorder is not None and earlier.restored:
         stage = branch.scope.unit.name if isinstance(unit, Action) else None
         adopted = earlier._replace(unit=unit, inserted_by=by, scope=place)
         branch.rows.append(recorder.row(branch.id, stage, adopted))

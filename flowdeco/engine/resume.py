@@ -147,7 +147,7 @@ def _adopts(rehearsal: Rehearsal, earlier: Earlier) -> bool:
 def _next_generation(terms: Terms, earlier: Earlier) -> History:
     """Begin the run again, with what it had completed in an archive."""
     journaled, recorder = cast("Journaled", earlier.journaled), cast("Recorder", terms.recorder)
-    recorder.journal = Generation.after(journaled.journal, journaled.whole)
+    recorder.generation = Generation.of(journaled.whole, later=1)
     return History({}, archive=Archive((earlier.steps, *earlier.older)))
 
 
@@ -197,32 +197,23 @@ def _brought_up_to_date(
     run: Run, terms: Terms, rehearsal: Rehearsal, earlier: Earlier
 ) -> Generator[Request, Any, BaseException | None]:
     """Have the journal keep only the steps that still hold: of this run, or of the new one that begins at a stage."""
-    known, finished = cast("Journaled", earlier.journaled), earlier.finished
-    recorder, cuts = terms.recorder, rehearsal.cuts()
-    reopened = rehearsal.reopened() if cuts else []
-    answer: Any = None
+    known, recorder = cast("Journaled", earlier.journaled), cast("Recorder", terms.recorder)
+    cuts, reopened = rehearsal.cuts(), rehearsal.reopened()
     if known.from_stage is not None:
-        held, open_again = rehearsal.held(), {(branch, outcome.number) for branch, outcome in reopened}
-        rows = [
-            id(row)
-            for row in known.remembered.rows
-            if row.number in held.get(row.branch, {}) and (row.branch, row.number) not in open_again
-        ]
-        answer = yield Save(_write_fork, run, known, set(rows))
+        holds = {(branch, number) for branch, mine in rehearsal.held().items() for number in mine}
+        holds -= {(branch, outcome.number) for branch, outcome in reopened}
+        error = yield from _saved(Save(_write_fork, run, known, holds))
     else:
-        answer = yield Save(_proceed, run.id, known, finished)
-        if type(answer) is Raised:
-            return answer.error
-        if cuts and recorder is not None:
-            answer = yield Save(recorder.journal.drop, run.id, cuts)
-    if reopened and recorder is not None and type(answer) is not Raised:
-        open_rows = [recorder.reopening(branch, outcome) for branch, outcome in reopened]
-        answer = yield Save(recorder.journal.write, run.id, open_rows)
-    if type(answer) is not Raised:
-        return None
-    if finished:
+        error = yield from _saved(Save(_proceed, run.id, known, earlier.finished))
+        if error is not None:
+            return error
+        if cuts:
+            error = yield from _saved(Save(recorder.drop, cuts))
+    if error is None and reopened:
+        error = yield from _saved(Save(recorder.write, [recorder.reopening(*each) for each in reopened]))
+    if error is not None and earlier.finished:
         yield Save(known.journal.release, run.id)
-    return answer.error
+    return error
 
 
 def _proceed(run_id: str, known: Journaled, finished: bool) -> None:
@@ -254,7 +245,7 @@ def _unknown_stage(name: str, known: Iterable[str]) -> JournalError:
     return JournalError(f"there is no stage {name!r} to continue from in this run. {suggestion(name, known)}")
 
 
-def _write_fork(run: Run, known: Journaled, holds: set[int]) -> None:
+def _write_fork(run: Run, known: Journaled, holds: set[tuple[str, int]]) -> None:
     """Begin a run with those rows of another one that still hold."""
     journal, rows, written = known.journal, known.remembered.rows, 0
     (_, first), *given = known.remembered.inputs
@@ -264,7 +255,7 @@ def _write_fork(run: Run, known: Journaled, holds: set[int]) -> None:
     run.started = began or run.started
     known.listen()
     for at, inputs in [*given, (len(rows), known.more)]:
-        some: list[Row] = [row for row in rows[written:at] if id(row) in holds]
+        some: list[Row] = [row for row in rows[written:at] if (row.branch, row.number) in holds]
         journal.write(run.id, some)
         written = max(written, at)
         if inputs is not None:

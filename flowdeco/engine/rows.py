@@ -25,11 +25,12 @@ from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage
 from flowdeco.model.deltas import NOTHING, Delta
 from flowdeco.model.keys import Local, Name
 from flowdeco.model.sentinels import UNSET
+from flowdeco.model.steps import Step
 from flowdeco.model.tuples import NamedTuple
 
-__all__ = ["KINDS", "Recorded", "outcomes"]
+__all__ = ["Recorded", "kind_of", "outcomes", "unfinished_stage", "with_actions"]
 
-KINDS: Final = {Action: "action", Stage: "stage", Pipeline: "pipeline", Parallel: "group"}
+_KINDS: Final = {Action: "action", Step: "action", Stage: "stage", Pipeline: "pipeline", Parallel: "group"}
 _RECORDS: Final[dict[str, type[Outcome]]] = {"action": ActionRecord, "stage": StageRecord}
 _STATUS: Final[dict[str, Status]] = {str(status): status for status in Status}
 _KEPT: Final = 1024  # inserters and kinds; most rows share them
@@ -40,6 +41,11 @@ class Recorded(NamedTuple):
 
     kind: str
     stage: str
+
+
+def kind_of(unit: Any) -> str:
+    """Return the kind of a unit or step, or of the stand-in of one."""
+    return unit.kind if type(unit) is Recorded else _KINDS[type(unit)]
 
 
 _NO_STAGE: Final = (-1, 0.0)
@@ -76,6 +82,27 @@ def outcomes(rows: list[Row], codec: Codec) -> dict[str, dict[int, Outcome]]:
             found[branch][number] = did._replace(elapsed=did.elapsed + elapsed)
     _check_complete(found)
     return found
+
+
+def with_actions(steps: Mapping[int, Outcome]) -> list[tuple[Outcome, list[Outcome]]]:
+    """Return the scopes of a branch in their order, with their actions; a stage without a row is made from these."""
+    scopes: list[tuple[Outcome, list[Outcome]]] = []
+    follows = -1  # the number of the next action in the last scope
+    for number, did in sorted(steps.items()):
+        if did.unit.kind != "action":
+            scopes.append((did, []))
+        elif number != follows:
+            scopes.append((unfinished_stage(did), [did]))
+        else:
+            scopes[-1][1].append(did)
+        follows = number + 1
+    return scopes
+
+
+def unfinished_stage(first: Outcome) -> Outcome:
+    """Return the record of a stage that has rows for its actions only."""
+    stage = Recorded("stage", first.unit.stage)
+    return StageRecord(first.unit.stage, stage, Status.RUNNING, first.started, 0.0, number=first.number - 1)
 
 
 def _decoded(row: Row, codec: Codec, nothing: bytes, order: int) -> Outcome:

@@ -52,12 +52,12 @@ def open_scope(
     scope.depth = len(branch.agenda)
     branch.agenda.append((scope, None))
     branch.scope = scope
+    scope.earlier = earlier
     if earlier is not None:
         if branch.restores(earlier):
             _seal(branch, scope, earlier)
             return None
         past = cast("History", terms.past)
-        past.reopen(branch.id, earlier)
         if (
             not earlier.entered and earlier.end > scope.number + 1
         ):  # its layers had skipped its contents, and decide anew
@@ -88,7 +88,6 @@ def open_scope(
 
 def _seal(branch: Branch, scope: OpenScope, earlier: Outcome) -> None:
     """Open a scope that had ended before the run was resumed: its contents are restored, and then its outcome."""
-    scope.earlier = earlier
     scope.before = state_before(branch) if earlier.error is not None or earlier.dropped else None
     branch.sealed += 1
     for written in earlier.entry_writes:
@@ -324,7 +323,7 @@ def leave_scope(branch: Branch, scope: OpenScope, error: Failure) -> Walk:
         unsaved = yield from forget_attempt(branch, scope)
         repeat_changes(branch, layers)
     if again:
-        branch.left_behind().undone()
+        branch.left_behind().unwinding = None  # undone with the writes since, as all marks that were set meanwhile
         if scope.number in branch.waits:
             branch.waits_of(scope.number).another_attempt(layers.asked_again)
         branch.agenda.append((scope, None))
@@ -351,7 +350,7 @@ def _finish(
 ) -> Failure:
     """Note the outcome of a scope, and have the inserted units run next."""
     branch.scope = scope.outer
-    if scope.earlier is not None:
+    if scope.earlier is not None and branch.sealed:
         return _finish_restored(branch, scope, scope.earlier, error)
     if scope.number == UNNUMBERED:
         return error
@@ -427,7 +426,7 @@ def _has_begun(scope: OpenScope) -> bool:
 def _carry_over(branch: Branch, scope: OpenScope) -> bool:
     """Keep what an earlier leg left of a scope that this one could not enter; return whether that one had entered it."""
     past = branch.terms.past
-    if past is None or not past.is_in_memory or scope.is_atomic or not past.was_entered(branch.id, scope.number):
+    if past is None or not past.is_in_memory or scope.is_atomic or scope.earlier is None or not scope.earlier.entered:
         return False
     branch.left_behind().unfinished.update(past.unfinished_from(branch.id, scope.number))
     return True
@@ -454,15 +453,22 @@ def _scope_outcome(branch: Branch, scope: OpenScope, error: Failure, entered: bo
     status, failure, attempts, recovered, failures = ended_as(branch, error, layers)
     inserted = layers.inserted if layers is not None and error is None else ()
     started, elapsed = scope.started + terms.epoch, terms.clock() - scope.started
-    before = None if terms.past is None else terms.past.time_before(branch.id, scope.number, scope.records)
-    if before is not None:
-        started, elapsed = before[0], before[1] + elapsed
+    if terms.past is not None and (before := _before_resume(scope)):
+        started, elapsed = before[0].started, elapsed + sum(each.elapsed for each in before)
     return kind(
         scope.unit.name, scope.unit, status, started, elapsed, scope.by,
         scope.number, inserted, scope.records, scope.place, branch.number, failure, attempts, recovered, (), False,
         entered, repeats=() if layers is None else layers.repeats, failures=failures, writes=leaving,
         dropped=NOTHING_DROPPED if layers is None else layers.dropped,
     )  # fmt: skip
+
+
+def _before_resume(scope: OpenScope) -> list[Outcome]:
+    """Return what is known of a scope from before the run was resumed: its record.
+
+    If that is missing, because the process was killed, its restored actions are all that is known.
+    """
+    return [each for each in scope.records if each.restored] if scope.earlier is None else [scope.earlier]
 
 
 def _finish_restored(branch: Branch, scope: OpenScope, earlier: Outcome, error: Failure) -> Failure:
@@ -497,18 +503,13 @@ def _keep_record(branch: Branch, scope: OpenScope, did: Outcome, error: Failure)
         branch.records.add(amended(did.kept(), did) if did.error is not None or did.dropped else did.kept())
         if error is not None and not isinstance(error, Bail):
             branch.left_behind().abandoned.update(dict.fromkeys(scope.local, did.name))  # a resume may need them
-        elif scope.local and not _has_left(branch, scope):
+        elif scope.local and not (did.restored and cast("History", branch.terms.past).is_in_memory):
+            # Of a stage that had ended before a resume in memory, the store has none: they are those of a later one.
             branch.store.drop_local(scope.local, did.name)
     else:
         branch.records.add_scope(did.kept())
         if scope.before is not None and (did.error is not None or did.dropped):
             branch.records.amend(did, scope.before.records)
-
-
-def _has_left(branch: Branch, scope: OpenScope) -> bool:
-    """Whether a stage had ended before a resume in memory: local results in the store are those of a later one."""
-    past = branch.terms.past
-    return past is not None and past.is_in_memory and scope.earlier is not None
 
 
 def _branches(place: Scope | None) -> str | None:

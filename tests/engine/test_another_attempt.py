@@ -24,13 +24,12 @@ PLACE = Scope("p", "p1", None, None, None)
 class Recorder:
     """All that another attempt asks of one."""
 
-    run_id = "run-1"
     unsaved = None
 
     def __init__(self):
         self.forgotten = 0
         self.looks = SimpleNamespace(forget=self.forget)
-        self.journal = SimpleNamespace(drop=object())
+        self.drop = object()
 
     def forget(self):
         self.forgotten += 1
@@ -150,8 +149,8 @@ def test_the_journal_drops_the_rows_of_the_attempt():
     branch, scope = in_an_attempt(recorder=recorder)
     (request,), error = driven(forget_attempt(branch, scope))
     assert isinstance(request, Save)
-    assert request.write is recorder.journal.drop
-    assert request.args == ("run-1", {"0": 3, "g2": 0, "g5": 0, "g6": 0})  # not that of the scope, with its attempts
+    assert request.write is recorder.drop
+    assert request.args == ({"0": 3, "g2": 0, "g5": 0, "g6": 0},)  # not that of the scope, with its attempts
     assert (error, recorder.forgotten) == (None, 1)
     assert [(each.branch, each.number) for each in branch.rows] == [("0", 1), ("g1", 5)]
 
@@ -161,7 +160,7 @@ def test_the_journal_also_drops_what_only_the_history_knows():
     group = Outcome("g", Recorded("group", ""), Status.COMPLETED, 0.0, 0.0, number=5, branches=1)
     branch, scope = in_an_attempt(recorder=Recorder(), past=History({"0": {5: group}}))
     (request,), _ = driven(forget_attempt(branch, scope))
-    assert request.args[1] == {"0": 3, branch_id("0.5", 0): 0, "g2": 0, "g5": 0, "g6": 0}
+    assert request.args[0] == {"0": 3, branch_id("0.5", 0): 0, "g2": 0, "g5": 0, "g6": 0}
 
 
 def test_a_journal_that_cannot_drop_them_ends_the_run():

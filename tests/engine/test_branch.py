@@ -214,8 +214,6 @@ class Recorder:
     """All that a branch knows of one."""
 
     def __init__(self):
-        self.journal = self
-        self.run_id = "r"
         self.unsaved = None
         self.write = "write"
 
@@ -246,7 +244,7 @@ def test_rows_are_written_once():
     for each in rows:
         branch.add_row(each)
     (request,), error = saved(branch)
-    assert (type(request), request.write, request.args, error) == (Save, "write", ("r", rows), None)
+    assert (type(request), request.write, request.args, error) == (Save, "write", (rows,), None)
     assert (branch.rows, saved(branch), branch.unsaved()) == ([], ([], None), None)
 
 

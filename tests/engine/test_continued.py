@@ -157,7 +157,7 @@ def test_what_had_completed_is_not_called_again():
     assert len(resumed.run.resumed) == 2
     assert 1000.0 < resumed.run.resumed[1] < 1000.0 + resumed.terms.clock.seconds
     assert isinstance(resumed.requests[0], Save)
-    assert all(save.write != journal.drop for save in resumed.saves)
+    assert all(save.write != resumed.terms.recorder.drop for save in resumed.saves)
     assert resumed.terms.past.is_in_memory is False
     assert resumed.terms.past.archive is None
 
@@ -255,8 +255,8 @@ def test_with_rerun_the_journal_forgets_what_does_not_hold():
     CODE["second"] = "changed"
     resumed = Resumed(journal, *unit, on_change="rerun")
     proceed, drop, write, *_ = resumed.saves
-    assert (drop.write, drop.args) == (journal.drop, ("run-1", {ROOT: 2}))
-    assert [(row.branch, row.number, row.status) for row in write.args[1]] == [(ROOT, 0, "running")]
+    assert (drop.write, drop.args) == (resumed.terms.recorder.drop, ({ROOT: 2},))
+    assert [(row.branch, row.number, row.status) for row in write.args[0]] == [(ROOT, 0, "running")]
     assert (CALLS, resumed.run.status, resumed.continued) == (["second", "fragile"], "completed", True)
     assert [row for row in resumed.rows() if row[1] in (0, 2)][-2:] == [
         (ROOT, 2, "second", "completed"), (ROOT, 0, "s", "completed")
@@ -290,16 +290,14 @@ def test_with_ignore_the_run_begins_again_and_adopts_what_it_finds():
     journal = journaled(du.first, du.second, du.fragile)
     resumed = Resumed(journal, du.second, du.first, du.fragile, on_change="ignore")
     assert (resumed.continued, CALLS) == (True, ["fragile"])
-    recorder = resumed.terms.recorder
-    assert isinstance(recorder.journal, Generation)
-    assert recorder.journal.number == 1
+    assert resumed.terms.recorder.generation == Generation("~1", frozenset({"0"}))
     assert {branch for branch, *_ in resumed.rows()} == {"0", "0~1"}
     assert isinstance(resumed.terms.past.archive, Archive)
     assert resumed.saves[0].write.__name__ == "_proceed"
     journal = journaled(du.first, du.fragile)
     CODE["first"] = "changed"
     resumed = Resumed(journal, du.first, du.fragile, on_change="ignore")
-    assert (resumed.continued, CALLS, type(resumed.terms.recorder.journal)) == (True, ["fragile"], Journal)
+    assert (resumed.continued, CALLS, resumed.terms.recorder.generation) == (True, ["fragile"], Generation())
 
 
 def test_a_finished_run_may_begin_again_as_well():
@@ -469,8 +467,8 @@ def test_a_fork_reopens_the_scopes_around_its_stage():
     resumed = Resumed(journal, *units, finished=True, from_stage="second")
     assert (resumed.continued, CALLS) == (True, ["second", "fragile"])
     assert [row for row in resumed.rows("run-2") if row[2] == "q"][-1] == (ROOT, 0, "q", "completed")
-    write = next(save for save in resumed.saves if save.args[:1] == ("run-2",))
-    assert [(row.number, row.status) for row in write.args[1]] == [(0, "running")]
+    write = next(save for save in resumed.saves if save.write == resumed.terms.recorder.write)
+    assert [(row.number, row.status) for row in write.args[0]] == [(0, "running")]
 
 
 def test_a_fork_may_leave_branches_of_groups_behind():

@@ -321,7 +321,7 @@ def test_the_attempts_of_an_atomic_scope_are_not_dropped_from_the_journal_either
     perform(walk, requests)
     assert (log, run.status) == (["first", "fails", "first", "fails"], "completed")
     (saved,) = [request for request in requests if isinstance(request, Save)]
-    assert saved.write == recorder.journal.write
+    assert saved.write == recorder.write
     assert [row.action or row.stage for row in recorder.journal.history("run-1")] == ["first", "fails", "s"]
 
 
@@ -764,7 +764,7 @@ def test_the_conductor_of_a_branch_hears_of_its_failure_before_its_rows_are_writ
     requests = []
     assert perform(evaluate(branch), requests) is None
     assert (branch.conductor.lost, branch.rows) == ([], [])
-    assert [row.kind for request in requests[1:] for row in request.args[1]] == ["action", "stage"]
+    assert [row.kind for request in requests[1:] for row in request.args[0]] == ["action", "stage"]
 
 
 def test_rows_of_a_branch_that_cannot_be_written_are_its_failure():

@@ -1,7 +1,5 @@
 """Generations of a run in one journal: each is read as if it were the only one, and written beside the others."""
 
-from types import SimpleNamespace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +7,7 @@ from hypothesis import strategies as st
 from flowdeco.durable import MemoryJournal
 from flowdeco.engine.generations import Generation, generations, present_rows
 from flowdeco.engine.journal import Remembered, Row
+from flowdeco.engine.recorder import Recorder
 
 
 def row(branch, number=0):
@@ -61,42 +60,41 @@ def branches(journal):
     return [(each.branch, each.number) for each in journal.read("run-1").rows]
 
 
-def test_the_first_generation_is_written_by_the_journal_itself():
-    """There is nothing to tell it from."""
-    journal = MemoryJournal()
+def recorder_of(journal, generation):
+    """The recorder of a generation of the run."""
+    made = Recorder(journal, "run-1", str, hash)
+    made.generation = generation
+    return made
+
+
+def test_the_rows_of_the_first_generation_have_no_suffix():
+    """There is nothing to tell them from."""
     for rows in ([], [row("0"), row("b")]):
-        assert Generation.of(journal, remembered(rows)) is journal
+        assert Generation.of(remembered(rows)) == Generation() == ("", frozenset())
+    journal = MemoryJournal()
+    journal.create("run-1", "p", journal.codec.encode({}, "inputs"), ())
+    first = recorder_of(journal, Generation())
+    first.write([row("0"), row("b", 1), row("b", 2)])
+    first.drop({"b": 2})
+    assert branches(journal) == [("0", 0), ("b", 1)]
 
 
 def test_the_next_generation_is_written_beside_those_before_it(journal):
     """Until these are dropped; then it is all there is."""
-    new = Generation.after(journal, journal.read("run-1"))
-    new.write("run-1", [row("0", 5), row("0", 6), row("b", 7)])
+    new = recorder_of(journal, Generation.of(journal.read("run-1"), later=1))
+    new.write([row("0", 5), row("0", 6), row("b", 7)])
     assert branches(journal)[5:] == [("0~3", 5), ("0~3", 6), ("b~3", 7)]
-    new.drop("run-1", {"0": 6, "c": 0})
+    new.drop({"0": 6, "c": 0})
     assert branches(journal)[3:] == [("0~2", 3), ("c~2", 4), ("0~3", 5), ("b~3", 7)]
-    new.drop_older("run-1")
+    new.drop_older()
     assert branches(journal) == [("0~3", 5), ("b~3", 7)]
-    first = Generation.after(journal, remembered([]))
-    assert (new.number, first.number, first.older) == (3, 1, frozenset())
-    first.write("run-1", [row("0", 8)])
-    assert branches(journal)[2:] == [("0~1", 8)]
+    assert Generation.of(remembered([]), later=1) == Generation("~1")
 
 
 def test_the_present_generation_is_written_on(journal):
     """By a resume; its own rows are not among the older ones."""
-    present = Generation.of(journal, journal.read("run-1"))
-    assert present.older == {"0", "b", "0~1"}
-    present.write("run-1", [row("0", 5)])
-    present.drop_older("run-1")
+    present = recorder_of(journal, Generation.of(journal.read("run-1")))
+    assert present.generation.older == {"0", "b", "0~1"}
+    present.write([row("0", 5)])
+    present.drop_older()
     assert branches(journal) == [("0~2", 3), ("c~2", 4), ("0~2", 5)]
-
-
-@pytest.mark.parametrize(("more", "takes_parts"), [({"takes_parts": True}, True), ({}, False)])
-def test_everything_else_is_done_by_the_journal(more, takes_parts):
-    """Only rows are of a generation."""
-    names = ("create", "open", "read", "proceed", "release", "add_inputs", "answer", "close", "codec")
-    journal = SimpleNamespace(**{name: object() for name in names}, **more)
-    made = Generation(journal, 1, ())
-    assert {name: getattr(made, name) for name in names} == {name: getattr(journal, name) for name in names}
-    assert made.takes_parts is takes_parts

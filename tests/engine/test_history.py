@@ -428,8 +428,6 @@ def test_a_step_that_is_not_in_its_place_may_be_adopted():
     adopted = []
 
     class Archive:
-        adopted = {("0", 3)}
-
         def adopt(self, steps, *place):
             adopted.append(place)
             steps.setdefault("0", {})[3] = did(3, S)
@@ -441,8 +439,6 @@ def test_a_step_that_is_not_in_its_place_may_be_adopted():
     assert adopted == []
     assert history.take("0", 3, S, T, sealed=False) == did(3, S)
     assert adopted == [("0", 3, S, T)]
-    assert [history.has_adopted("0", number) for number in (3, 4)] == [True, False]
-    assert not History({}).has_adopted("0", 3)
 
 
 def test_a_restored_scope_ends_with_errors_of_the_history_only():
@@ -454,18 +450,6 @@ def test_a_restored_scope_ends_with_errors_of_the_history_only():
         history.take("0", number, unit, None, sealed=False)
     assert all(map(history.is_known, (None, no, history.early_stop, Cancelled())))
     assert not history.is_known(ValueError("no"))
-
-
-def test_the_time_of_a_scope_goes_on_where_it_had_been():
-    """By its own record; else by its restored actions; not at all if it begins now. It is told once."""
-    history = History({})
-    history.reopen("0", did(4, S)._replace(started=7.0, elapsed=3.0))
-    assert history.time_before("0", 5, []) is None
-    assert history.time_before("0", 4, []) == (7.0, 3.0)
-    actions = [did(6, A, restored=True, elapsed=float(seconds)) for seconds in (1, 2)]
-    actions[1] = actions[1]._replace(started=9.0)
-    assert history.time_before("0", 4, [did(5, A), *actions]) == (1.0, 3.0)
-    assert history.time_before("0", 4, [did(5, A)]) is None
 
 
 P = pipeline(S, name="p")

@@ -300,7 +300,7 @@ def rows_of(branch):
 def saved(requests):
     """The rows of each write to the journal."""
     return [
-        [(row.action, row.number, row.status) for row in each.args[1]] for each in requests if isinstance(each, Save)
+        [(row.action, row.number, row.status) for row in each.args[0]] for each in requests if isinstance(each, Save)
     ]
 
 
@@ -322,7 +322,7 @@ def test_the_journal_has_that_another_attempt_begins():
             raise ValueError(ctx.attempt)
 
     branch, _, requests = acted(fails, [passes, backs_off], recorder=recorder())
-    written = [request.args[1] for request in requests if isinstance(request, Save)]
+    written = [request.args[0] for request in requests if isinstance(request, Save)]
     assert saved(requests) == [[("fails", 1, "running")]] * 2
     (row,) = written[1]
     began = outcomes([row], branch.terms.recorder.codec)[ROOT][1]

@@ -99,6 +99,15 @@ def test_a_step_whose_effect_cannot_be_journaled_has_failed(value, kind):
     assert [(row.status, row.branch, row.stage, row.number) for row in branch.rows] == [("failed", ROOT, "s", 3)]
 
 
+def test_of_what_has_failed_the_writes_are_left_out_if_they_cannot_be_encoded():
+    """They are dropped on a resume; the failure is not."""
+    outcome = failed(STAGE, writes=Delta({"k": Lock()}, [], {}), scope=PLACE)
+    branch = in_stage(STAGE, recorder=recorder())
+    assert note(branch, outcome) == (outcome, None)
+    found = back(branch.rows)[3]
+    assert (found.status, found.writes, str(found.error), found.scope) == ("failed", NOTHING, "no", PLACE)
+
+
 def test_a_failure_that_cannot_be_journaled_happens_again_on_resume():
     """It stays what it is."""
     outcome = failed()

@@ -626,17 +626,6 @@ def test_what_cannot_be_encoded_is_refused_with_its_key(codec, writes):
         recorder_of(codec).row("0", None, DID["stage"]._replace(writes=writes))
 
 
-def test_of_what_has_failed_the_writes_are_left_out_if_they_cannot_be_encoded():
-    """They are dropped on a resume; the failure is not."""
-    writes = Delta({"k": UNWRITABLE}, [], {})
-    failed = StageRecord(
-        "s", STAGE, Status.FAILED, 1.0, 0.5, number=0, error=ValueError("no"), writes=writes,
-        scope=Scope("p", "0.p1", None, None, None),
-    )  # fmt: skip
-    (back,) = read(recorder_of().row("0", None, failed)).values()
-    assert (back.writes, str(back.error), back.scope) == (NOTHING, "no", failed.scope)
-
-
 class Strange(Exception):
     def __reduce__(self):
         raise TypeError("no")

@@ -246,11 +246,9 @@ def test_answers_that_a_restored_step_used_up_are_used_up():
 
 def test_an_outcome_of_an_earlier_generation_is_journaled_in_its_present_place():
     """One that was there already is not."""
-    for number, expected in ((3, [("a", 3, "completed")]), (4, [])):
-        archive = Archive([])
-        archive.adopted.add((ROOT, 3))
-        branch = restoring(archive=archive, recorder=recorder())
-        earlier = did(writes=WRITES, number=number)._replace(unit=Recorded("action", "t"))
+    for adopted, expected in ((True, [("a", 3, "completed")]), (False, [])):
+        branch = restoring(archive=Archive([]), recorder=recorder())
+        earlier = did(3, writes=WRITES, restored=adopted)._replace(unit=Recorded("action", "t"))
         restore(branch, earlier, ACT, "s/x", (), PLACE)
         assert [(row.action, row.number, row.status) for row in branch.rows] == expected
         if expected:
@@ -261,16 +259,12 @@ def test_an_outcome_of_an_earlier_generation_is_journaled_in_its_present_place()
 
 def test_an_adopted_scope_is_journaled_as_one():
     """Under its own name; in memory there is nothing to write to."""
-    archive = Archive([])
-    archive.adopted.add((ROOT, 3))
-    branch = restoring(archive=archive, recorder=recorder())
-    note_adopted(branch, scope_of(FLOW), FLOW, None, PLACE)
+    branch = restoring(archive=Archive([]), recorder=recorder())
+    note_adopted(branch, scope_of(FLOW)._replace(restored=True), FLOW, None, PLACE)
     assert [(row.kind, row.stage, row.action) for row in branch.rows] == [("pipeline", "p", None)]
-    branch = restoring(archive=archive)
-    note_adopted(branch, scope_of(STAGE), FLOW, None, PLACE)
-    branch_without = in_stage(STAGE, recorder=recorder())
-    note_adopted(branch_without, scope_of(STAGE), FLOW, None, PLACE)
-    assert branch.rows == branch_without.rows == []
+    branch = in_stage(STAGE)
+    note_adopted(branch, scope_of(STAGE)._replace(restored=True), FLOW, None, PLACE)
+    assert branch.rows == []
 
 
 # -- values that had been changed in place
