@@ -95,11 +95,10 @@ _quoted: Final = json.encoder.encode_basestring_ascii  # any text, lone surrogat
 # Read.
 
 
-def read_rows(connection: sqlite3.Connection, head: Head, parts_of: PartsOf) -> tuple[list[Row], Sequence[int]]:
+def read_rows(connection: sqlite3.Connection, head: Head, parts_of: PartsOf) -> tuple[list[Row], list[int]]:
     """Return the rows of a run, and their positions; raises if one is damaged or missing."""
     first, last = head.ids
-    id = first - 1
-    rows: list[Row] = []
+    rows, positions = list[Row](), list[int]()
     blobs = referred(connection, first, last)
     columns = "id, number, what, started, elapsed, checksum, payload"
     found = connection.execute(f"SELECT {columns} FROM log WHERE id BETWEEN ? AND ? ORDER BY id", head.ids)
@@ -114,10 +113,7 @@ def read_rows(connection: sqlite3.Connection, head: Head, parts_of: PartsOf) -> 
             payload = Payload(payload, parts_of(blobs[id]))
         _, branch, kind, stage, action, status, fingerprint = names
         rows.append(Row(branch, number, kind, stage, action, status, started, elapsed, fingerprint, payload))
-    positions: Sequence[int] = range(len(rows))
-    if id - first >= len(rows):  # without gaps, the last one is one less than their number
-        ids = connection.execute("SELECT id FROM log WHERE id BETWEEN ? AND ? ORDER BY id", head.ids)
-        positions = [id - first for (id,) in ids]
+        positions.append(id - first)
     early = bisect_left(positions, head.written)
     late = len(positions) - early
     if early != head.written - head.dropped or (late and positions[-1] != head.written + late - 1):
