@@ -224,8 +224,7 @@ class JournalFile:
     def _prepare(self, connection: sqlite3.Connection) -> None:
         with transaction(connection, "DEFERRED"):  # one state: another process may be making the tables right now
             version = self._version(connection)
-        if version != VERSION or connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-            _use_wal(connection, self.path)
+        _use_wal(connection, self.path)
         if version != VERSION:
             with transaction(connection):
                 while (version := self._version(connection)) < VERSION:
