@@ -46,14 +46,13 @@ class Lease:
     here, and calls `on_cancel` until that returns True. So a write need not ask whether the run has been cancelled.
     """
 
-    __slots__ = ("__weakref__", "id", "is_told", "noted", "on_cancel", "owner", "seconds", "token")
+    __slots__ = ("__weakref__", "id", "noted", "on_cancel", "owner", "seconds", "token")
 
     def __init__(self, id: int, token: str, seconds: float, *, noted: bool) -> None:
         self.id = id
         self.token = self.owner = token
         self.seconds = seconds
         self.noted = noted
-        self.is_told = False
         self.on_cancel: Callable[[], bool] | None = None
 
     def is_ours(self, connection: sqlite3.Connection) -> bool:
@@ -73,8 +72,9 @@ class Lease:
 
     def tell(self) -> None:
         """Have the driver cancel the run, if that was not possible before."""
-        if self.owner != self.token and not self.is_told and self.on_cancel is not None:
-            self.is_told = self.on_cancel()
+        call = self.on_cancel
+        if call is not None and self.owner != self.token and call():
+            self.on_cancel = None
 
 
 def is_held_here(token: str) -> bool:
