@@ -10,6 +10,7 @@ import io
 import pickle
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, Final, NoReturn, TypeAlias, cast
 
@@ -38,28 +39,19 @@ class PickleCodec:
 
     def encode(self, value: Any, what: str) -> bytes:
         """Return the value as bytes; raises `SerializationError` naming `what` and the path of the part that cannot."""
-        try:
-            payload = pickle.dumps(value, _PROTOCOL)
-        except Exception as error:
-            return self._encode_otherwise(value, what, error, _dumped)
-        if _CLASS in payload and len(payload) < LARGE:  # reading a larger one back would take longer than writing it
-            self._check_readable(value, what)
-        return payload
+        return self._encoded(value, what, _dumped)
 
     def encode_apart(self, value: Any, what: str) -> bytes:
         """Return the value as a `Payload` if there are large parts in it, and otherwise as `encode` does."""
-        payload = b""
+        return self._encoded(value, what, set_apart if what == "inputs" else _dumped_apart)
+
+    def _encoded(self, value: Any, what: str, dumps: _Dumps) -> bytes:
         try:
-            if what != "inputs" and not (type(value) is tuple and is_large(value[-1])):
-                try:
-                    payload = pickle.dumps(value, _PROTOCOL, buffer_callback=_is_small)
-                except _IsLarge:
-                    payload = b""
-            if not 0 < len(payload) < LARGE:
-                payload = set_apart(value)
+            payload = dumps(value)
         except Exception as error:
-            return self._encode_otherwise(value, what, error, set_apart)
-        if type(payload) is bytes and _CLASS in payload and len(payload) < LARGE:
+            return self._encode_otherwise(value, what, error, dumps)
+        # Reading a larger one back would take longer than writing it.
+        if type(payload) is bytes and len(payload) < LARGE and _CLASS in payload:
             self._check_readable(value, what)
         return payload
 
@@ -105,10 +97,22 @@ class PickleCodec:
             raise JournalError(_unloadable(error)) from error
 
 
-def _dumped(value: Any, pickler: type[pickle.Pickler] = pickle.Pickler) -> bytes:
+def _dumped(value: Any, pickler: type[pickle.Pickler] | None = None) -> bytes:
+    if pickler is None:
+        return pickle.dumps(value, _PROTOCOL)
     buffer = io.BytesIO()
     pickler(buffer, _PROTOCOL).dump(value)
     return buffer.getvalue()
+
+
+def _dumped_apart(value: Any, pickler: type[pickle.Pickler] = pickle.Pickler) -> bytes:
+    """Return the pickle of a value, as a `Payload` if there is anything large in it; most values have nothing large."""
+    if pickler is pickle.Pickler and not (type(value) is tuple and is_large(value[-1])):
+        with suppress(_IsLarge):
+            payload = pickle.dumps(value, _PROTOCOL, buffer_callback=_is_small)
+            if len(payload) < LARGE:
+                return payload
+    return set_apart(value, pickler)
 
 
 _Dumps: TypeAlias = "Callable[..., bytes]"
