@@ -45,26 +45,24 @@ class Notation:
 
     def __init__(self) -> None:
         self.allowed: dict[str, Callable[..., Any]] = {}
-        self._registered: dict[str, Callable[[Any], Any]] = {}
+        self._registered: dict[str, tuple[Any, Callable[[Any], Any], Callable[[Any], Any]]] = {}
         self._exact: dict[Any, Kind | Nested] = {kind.of: kind for kind in self.exact}
         self._tags: dict[str, Kind | Nested] = {kind.tag: kind for kind in (*self.exact, *self.tested)}
         self._tags["$value"] = Kind("$value", object, list, of_two(self._read_registered))
-        self._given: list[tuple[Any, Callable[[Any], Any], Callable[[Any], Any]]] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (), (self.allowed, self._given)
+        return type(self), (), (self.allowed, list(self._registered.values()))
 
     def __setstate__(self, state: tuple[dict[str, Any], list[Any]]) -> None:
-        allowed, given = state
+        allowed, registered = state
         self.allowed.update(allowed)
-        for each in given:
+        for each in registered:
             self.register(*each)
 
     def register(self, cls: type, write: Callable[[Any], Any], read: Callable[[Any], Any]) -> None:
         """Add the kind of the values of exactly this class."""
         name = f"{cls.__module__}:{cls.__qualname__}"
-        self._registered[name] = read
-        self._given.append((cls, write, read))
+        self._registered[name] = cls, write, read
         self._exact[cls] = Kind("$value", cls, lambda value: [name, write(value)], of_two(self._read_registered))
 
     def write(self, value: Any) -> Any:
@@ -112,11 +110,12 @@ class Notation:
         return kind.read(self.read(content))
 
     def _read_registered(self, name: Any, value: Any) -> Any:
-        read = self._registered.get(checked_string(name))
-        if read is None:
+        registered = self._registered.get(checked_string(name))
+        if registered is None:
             raise JournalError(
                 f"the type {name} is not registered: codec.register({name.rpartition(':')[2]}, write, read)"
             )
+        _, _, read = registered
         return read(value)
 
     def function(self, where: str) -> Any:
