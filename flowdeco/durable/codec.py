@@ -10,7 +10,6 @@ import io
 import pickle
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from importlib import import_module
 from typing import Any, Final, NoReturn, TypeAlias, cast
 
@@ -107,12 +106,13 @@ def _dumped(value: Any, pickler: type[pickle.Pickler] | None = None) -> bytes:
 
 def _dumped_apart(value: Any, pickler: type[pickle.Pickler] = pickle.Pickler) -> bytes:
     """Return the pickle of a value, as a `Payload` if there is anything large in it; most values have nothing large."""
-    if pickler is pickle.Pickler and not (type(value) is tuple and is_large(value[-1])):
-        with suppress(_IsLarge):
-            payload = pickle.dumps(value, _PROTOCOL, buffer_callback=_is_small)
-            if len(payload) < LARGE:
-                return payload
-    return set_apart(value, pickler)
+    if pickler is not pickle.Pickler or (type(value) is tuple and is_large(value[-1])):
+        return set_apart(value, pickler)
+    try:
+        payload = pickle.dumps(value, _PROTOCOL, buffer_callback=_is_small)
+    except _IsLarge:
+        return set_apart(value)
+    return payload if len(payload) < LARGE else set_apart(value)
 
 
 _Dumps: TypeAlias = "Callable[..., bytes]"
@@ -165,21 +165,20 @@ def refuse(
 ) -> NoReturn:
     """Raise the error that names the innermost part for which the attempt fails; its cause is that of user code, if any."""
     path, reason = _place(value, what, attempt, parts) or (what, error)
-    problem = (
-        str(reason) if isinstance(reason, (TypeError, AttributeError, pickle.PicklingError)) else _described(reason)
-    )
+    problem = f"{_described(reason)}{hint}"
     frames = frames_of_users(reason.__traceback__)
     while frames is not None and str(frames.tb_frame.f_globals.get("__name__")).startswith("cloudpickle"):
         frames = frames.tb_next
     reason.__suppress_context__ = True
     cause = None if frames is None else reason.with_traceback(frames)  # raised by a `__getstate__`, say
-    raise SerializationError(f"{path}: {problem}{hint}" if path else f"{problem}{hint}") from cause
+    raise SerializationError(f"{path}: {problem}" if path else problem) from cause
 
 
 def _described(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply, or contains itself"
-    return str(error) if isinstance(error, JournalError) else f"{type(error).__name__}: {error}"
+    speaks_for_itself = isinstance(error, (TypeError, AttributeError, pickle.PicklingError, JournalError))
+    return str(error) if speaks_for_itself else f"{type(error).__name__}: {error}"
 
 
 def _place(value: Any, what: str, attempt: Callable[[Any], object], parts: Parts) -> tuple[str, Exception] | None:
