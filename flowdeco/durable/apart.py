@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from flowdeco.durable.blobs import LARGE
@@ -47,17 +48,24 @@ def set_apart(value: Any, base: type[pickle.Pickler] = pickle.Pickler) -> bytes:
     return Payload(pickle.dumps(made.nodes, _PROTOCOL), made.parts)
 
 
+@lru_cache(2)  # of pickle, and of cloudpickle
+def _with_nodes(base: Any) -> Any:
+    """Return the pickler that writes each `_Ref` as the number of its node."""
+
+    class Pickler(base):  # type: ignore[misc]
+        def persistent_id(self, obj: Any) -> Any:
+            return obj.node if type(obj) is _Ref else None
+
+    return Pickler
+
+
 class _Apart:
     """The nodes and parts of a value, as they are made."""
 
     def __init__(self, base: Any) -> None:
-        class Pickler(base):  # type: ignore[misc]
-            def persistent_id(self, obj: Any) -> Any:
-                return obj.node if type(obj) is _Ref else None
-
         self.nodes: list[Node] = []
         self.parts: list[Any] = []
-        self._pickler, self._plain = cast("Any", Pickler), base
+        self._pickler, self._plain = _with_nodes(base), base
 
     def add(self, value: Any) -> None:
         """Add the node of a value."""
