@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import threading
 import time
 from bisect import bisect_left
@@ -14,6 +12,7 @@ from flowdeco.durable.codec import PickleCodec
 from flowdeco.durable.file import HEARTBEAT
 from flowdeco.durable.forks import prepare_for_forks
 from flowdeco.durable.info import Question, RunInfo, finished_error, first_due, nothing_to_cancel, questions_of
+from flowdeco.durable.owner import this_process
 from flowdeco.engine.journal import FINISHED, Codec, Remembered, Row
 from flowdeco.errors import JournalError, RunBusyError, RunExistsError, RunNotFoundError, Wait, suggestion
 
@@ -209,7 +208,7 @@ class MemoryJournal:
             return [
                 RunInfo(
                     *(run_id, run.pipeline, *run.state[:2], run.started, run.updated, len(run.rows)),
-                    *(run.state[2], _owner() if run.busy else None, None, self.codec.name, *run.waiting()),
+                    *(run.state[2], str(this_process("")) if run.busy else None, None, self.codec.name, *run.waiting()),
                     cancelling=run.busy and run.is_cancelled,
                 )
                 for run_id, run in reversed(self._runs.items())
@@ -239,7 +238,8 @@ class MemoryJournal:
 
     def _require_idle(self, run_id: str, run: _Run) -> None:
         if run.busy:
-            raise RunBusyError(f"run {run_id!r} is being worked on by {_owner()}: only one at a time can work on a run")
+            owner = this_process("")
+            raise RunBusyError(f"run {run_id!r} is being worked on by {owner}: only one at a time can work on a run")
 
     def _remembered(self, run_id: str, run: _Run) -> Remembered:
         positions = list(run.rows)
@@ -250,7 +250,3 @@ class MemoryJournal:
             *(run.elapsed, bisect_left(positions, run.timed)),
             [(bisect_left(positions, at), started) for at, started in run.legs],
         )
-
-
-def _owner() -> str:
-    return f"process {os.getpid()} on host {socket.gethostname()}"
