@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
+import operator
 import types
 from collections.abc import Sequence
 from typing import Any, Final, cast
@@ -35,10 +36,6 @@ def _fields(cls: Any) -> list[str]:
     return names
 
 
-def _is_dataclass(cls: Any) -> bool:
-    return dataclasses.is_dataclass(cls)
-
-
 def _write_object(value: Any) -> list[Any]:
     cls = class_of(value)
     names = _fields(cls)
@@ -49,12 +46,12 @@ def _write_object(value: Any) -> list[Any]:
 def _read_object(content: Any) -> Any:
     where, fields, *rest = checked_list(content)
     cls = lookup_class(where)
-    if not _is_dataclass(cls):
+    if not dataclasses.is_dataclass(cls):
         raise JournalError(f"{where} is not a dataclass")
     names = _fields(cls)
     if sorted(checked_dict(fields)) != sorted(names):
         raise JournalError(f"the fields of {where} are {', '.join(names)} now, not {', '.join(fields)}")
-    made: Any = object.__new__(cls)
+    made: Any = cast("Any", object).__new__(cls)
     for name in names:
         object.__setattr__(made, name, fields[name])
     if rest:
@@ -89,12 +86,8 @@ def _read_member(where: Any, name: Any) -> Any:
     return members[name]
 
 
-def _either(one: Any, other: Any) -> Any:
-    return one | other
-
-
 def _flag(cls: Any, names: Sequence[str]) -> Any:
-    return functools.reduce(_either, (cls.__members__[name] for name in names), cls(0))
+    return functools.reduce(operator.or_, (cls.__members__[name] for name in names), cls(0))
 
 
 def _write_flag(value: Any) -> list[Any]:
@@ -164,7 +157,7 @@ def _read_type(node: Any) -> Any:
     if node == "builtins:NoneType":
         return types.NoneType
     if type(node) is list:
-        return functools.reduce(_either, map(_read_type, cast("list[Any]", node)))
+        return functools.reduce(operator.or_, map(_read_type, cast("list[Any]", node)))
     if type(node) is dict:
         return types.GenericAlias(lookup_class(node["of"]), tuple(map(_read_type, checked_list(node["args"]))))
     return lookup_class(node)
@@ -185,5 +178,5 @@ VALUES: Final[tuple[Kind | Nested, ...]] = (
     Kind("$key", is_of(Key), lambda v: [v.name, _write_type(v.type), *[True] * v.frozen], _read_key),
     Kind("$named", by_class(_is_named_tuple), lambda v: [reference(type(v), "named tuple"), [*v]], of_two(_read_named)),
     ZONE,
-    Kind("$object", by_class(_is_dataclass), _write_object, _read_object),
+    Kind("$object", by_class(dataclasses.is_dataclass), _write_object, _read_object),
 )
