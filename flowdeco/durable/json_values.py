@@ -51,7 +51,7 @@ def _read_object(content: Any) -> Any:
     names = _fields(cls)
     if sorted(checked_dict(fields)) != sorted(names):
         raise JournalError(f"the fields of {where} are {', '.join(names)} now, not {', '.join(fields)}")
-    made: Any = cast("Any", object).__new__(cls)
+    made: Any = object.__new__(cast("type[object]", cls))
     for name in names:
         object.__setattr__(made, name, fields[name])
     if rest:
