@@ -11,7 +11,7 @@ from flowdeco.errors import MissingInputError, ReturnValueError, a_type
 from flowdeco.model.annotations import EMPTY, Annotations, Declared, Meaning
 from flowdeco.model.definitions import Action, ActionOptions, Stage, action_options, bound_of, local_of, memo_of
 from flowdeco.model.functions import by_position, underlying
-from flowdeco.model.keys import AnyKey, Key, Local, Name, key_name
+from flowdeco.model.keys import AnyKey, Key, Local, Name, key_name, result_keys
 from flowdeco.model.names import NO_LOCALS
 from flowdeco.model.prototypes import Body, Likeness, Pattern, Seen
 from flowdeco.model.sentinels import MISSING, UNSET
@@ -78,8 +78,7 @@ class Step:
         if returns is UNSET:
             returns = self.name if options.collect is None else None
         self.result_key: Any = returns
-        declared = (self.collects, *(cast("tuple[Any, ...]", returns) if isinstance(returns, tuple) else (returns,)))
-        typed = [*declared, *(i.typed for i in self.inputs)]
+        typed = [self.collects, *result_keys(returns), *(i.typed for i in self.inputs)]
         self.frozen = frozenset(key.name for key in typed if isinstance(key, Key) and key.frozen)
         self.writes: Any = returns if isinstance(returns, str) and self.collects is None else None
         self._mean(returns, meaning, options.returns is UNSET)
@@ -99,14 +98,8 @@ class Step:
         self.inserts = units
         is_kept = self.collects is not None or not (returns is None or isinstance(returns, tuple))
         self.nothing: Any = UNSET if none and data and is_kept else None  # the value that is not stored
-        keys: list[str] = []
-        if data:
-            if returns is not None:
-                wanted = cast("tuple[object, ...]", returns) if isinstance(returns, tuple) else (returns,)
-                keys = [key_name(key) for key in wanted]
-            if self.collects is not None:
-                keys.append(key_name(self.collects))
-        self.supplies = tuple(keys)
+        keys = [*result_keys(returns), *([] if self.collects is None else [self.collects])]
+        self.supplies = tuple(map(key_name, keys)) if data else ()
         self.supplies_own_name = data and returns == self.name and by_default
 
     def gather(
@@ -211,10 +204,9 @@ class Step:
             return ""
         if self.collects is not None:
             return f"collect= appends its result to the list {key_name(self.collects)!r}"
-        returns = self.result_key
-        if returns is None:
+        keys = result_keys(self.result_key)
+        if not keys:
             return "returns=None discards its result"
-        keys = cast("tuple[AnyKey, ...]", returns) if isinstance(returns, tuple) else (returns,)
         return f"its result is stored under {' and '.join(repr(key_name(key)) for key in keys)}"
 
     def _parts(self, value: Any, keys: tuple[Any, ...]) -> list[Any]:
