@@ -290,43 +290,23 @@ class Layout:
         self.steps = steps
         self.needs: Any = UNSET
 
-    def filled(self, stage: Stage, likenesses: list[Likeness | None]) -> list[tuple[Step, str | None]] | None:
-        """Return the steps of a stage if they are like these, None if not."""
-        if len(likenesses) != len(self.blanks):
-            return None
-        made: list[tuple[Step, str | None]] = []
-        for blank, step, likeness, action in zip(self.blanks, self.steps, likenesses, stage.actions, strict=True):
-            if likeness is None:
-                return None
-            prototype, function, options = likeness
-            known = prototype.read
-            if known is None or known[3] is not blank or known[0] is not options or not known[1].fits(function):
-                return None
-            made.append((step.of(action, function), None))
-        made.reverse()
-        return made
-
 
 def _of_template(stage: Stage, body: Body) -> list[tuple[Step, str | None]]:
     pattern, likenesses = cast("Pattern", body.pattern), body.likenesses
+    blanks = [None if likeness is None else _blank(likeness) for likeness in likenesses]
     layout: Layout | None = pattern.layout
-    steps = None if layout is None else layout.filled(stage, likenesses)
-    if steps is not None:
+    if layout is not None and layout.blanks == blanks:  # the same objects: steps have no `__eq__`
         stage.memo.layout = layout
-        return steps
-    blanks: list[Step | None] = []
-    made: list[Step] = []
-    for action, likeness in zip(stage.actions, likenesses, strict=True):
-        blank = None if likeness is None else _blank(likeness)
-        blanks.append(blank)
-        if blank is not None:
-            made.append(blank.of(None, None))
-        else:
-            made.append(Step.read(action) if stage.local else step_of(action))
-    if stage.local:
-        _make_all_local(made)
-    if not any(blank is None or blank.use for blank in blanks):  # a layer may refer to anything
-        pattern.layout = stage.memo.layout = Layout(blanks, made)
+        made = layout.steps
+    else:
+        made = [
+            blank.of(None, None) if blank is not None else Step.read(action) if stage.local else step_of(action)
+            for blank, action in zip(blanks, stage.actions, strict=True)
+        ]
+        if stage.local:
+            _make_all_local(made)
+        if not any(blank is None or blank.use for blank in blanks):  # a layer may refer to anything
+            pattern.layout = stage.memo.layout = Layout(blanks, made)
     filled = [
         step if blank is None or likeness is None else step.of(action, likeness[1])
         for step, blank, likeness, action in zip(made, blanks, likenesses, stage.actions, strict=True)
