@@ -91,7 +91,6 @@ class _Thrown(NamedTuple):
     """An exception on its way back: itself, pickled, if it arrives as it was, and its traceback."""
 
     pickled: bytes | None
-    name: str
     told: str
 
 
@@ -175,7 +174,7 @@ def _thrown(error: BaseException, dumps: Callable[[Any], bytes]) -> _Thrown:
     told = "".join(traceback.format_exception(error)).rstrip()
     found: bytes | None = None
     # Many exceptions pass a message on to `Exception`, and are made again from it as if from their own arguments.
-    for candidate in (_Reduced(error), error, _Copied(error)):
+    for candidate in (_Pickled(partial(_by_itself, error)), error, _Pickled(partial(_by_parts, error))):
         try:
             pickled = bytes(dumps(candidate))
             copy = pickle.loads(pickled)
@@ -184,31 +183,31 @@ def _thrown(error: BaseException, dumps: Callable[[Any], bytes]) -> _Thrown:
         if type(copy) is type(error):
             found = found or pickled
             if message_of(copy) == message_of(error):
-                return _Thrown(pickled, type(error).__name__, told)
-    return _Thrown(found, type(error).__name__, told)
+                return _Thrown(pickled, told)
+    return _Thrown(found, told)
 
 
-class _Reduced:
-    """Stands for an exception, and is pickled by its own `__reduce_ex__`, whatever others have registered with `copyreg`.
+class _Pickled:
+    """Stands for an exception that is pickled in this way."""
+
+    def __init__(self, reduce: Callable[[], str | tuple[Any, ...]]) -> None:
+        self.reduce = reduce
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        return self.reduce()
+
+
+def _by_itself(error: BaseException) -> str | tuple[Any, ...]:
+    """Return its own reduction, whatever others have registered with `copyreg`.
 
     What tblib registers, which Dask loads, loses the code of a `SystemExit` and the parts of a `UnicodeError`.
     """
-
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
-
-    def __reduce__(self) -> str | tuple[Any, ...]:
-        return self.error.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
+    return error.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
 
 
-class _Copied:
-    """Stands for an exception, and is pickled by what it consists of, without its `__init__`."""
-
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _copied, (type(self.error), self.error.args, vars(self.error))
+def _by_parts(error: BaseException) -> tuple[Any, ...]:
+    """Return a reduction to what an exception consists of, without its `__init__`."""
+    return _copied, (type(error), error.args, vars(error))
 
 
 def _copied(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:

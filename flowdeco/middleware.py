@@ -189,6 +189,8 @@ class Cached:
     """Keeps the first contents of what functions enclose for as long as a `cached` of this folder exists."""
 
     supplies = False
+    answers = True  # perhaps, in place of the action: a step that is called again is called without it
+    inserts = False  # nothing but what the action inserts itself (see `model.selectors`)
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -255,16 +257,6 @@ class Cached:
             is_context = annotation is Context or (annotation is each.empty and each.name == "ctx")
             if is_context and each.name not in bound_of(action):
                 raise _uncachable(action.name)
-
-    @property
-    def answers(self) -> bool:
-        """It may answer in place of the action: a step that is called again is called without it."""
-        return True
-
-    @property
-    def inserts(self) -> bool:
-        """Nothing but what the action inserts itself (see `model.selectors`)."""
-        return False
 
     def __repr__(self) -> str:
         return f"cached({self.path!r})"

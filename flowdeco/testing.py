@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from inspect import isgenerator
-from itertools import product
+from itertools import groupby, product
 from operator import itemgetter
 from typing import Any, Final, TypeAlias, cast
 
@@ -617,17 +617,9 @@ def _near(lines: list[str]) -> Iterator[str]:
     """Yield the differing lines with a few lines around them, and the number of lines left out."""
     differ = [at for at, line in enumerate(lines) if not line.startswith(" ")]
     shown = {at + near for at in differ for near in range(-_CONTEXT, _CONTEXT + 1)}
-    at = 0
-    while at < len(lines):
-        end = at
-        while end < len(lines) and end not in shown:
-            end += 1
-        if end - at > 1:
-            yield f"  … {end - at} as expected"
-            at = end
-        else:
-            yield lines[at]
-            at += 1
+    for is_shown, run in groupby(range(len(lines)), shown.__contains__):
+        found = [lines[at] for at in run]
+        yield from found if is_shown or len(found) == 1 else [f"  … {len(found)} as expected"]
 
 
 def _report(run: Run, lines: list[str], skipped: set[str]) -> str:

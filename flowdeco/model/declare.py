@@ -187,12 +187,6 @@ class StageTemplate(Template, Generic[P]):
         own, what = Imported(self.__module__, self.__qualname__), f"stage template {self.__name__!r}"
         return load, (importable(own, self, what, lambda found: found is self, "move it to module level"),)
 
-    def __copy__(self) -> StageTemplate[P]:
-        return self
-
-    def __deepcopy__(self, memo: object) -> StageTemplate[P]:
-        return self
-
 
 class _StageDecorator:
     """The result of `@stage(...)` with options."""

@@ -33,7 +33,7 @@ from flowdeco.errors import (
 from flowdeco.model.contents import ATOMS
 from flowdeco.model.functions import bindable, call_bound, function_name, is_same_function, signature_of
 from flowdeco.model.identity import content_of, keep_defaults
-from flowdeco.model.keys import Key, key_name
+from flowdeco.model.keys import Key, key_name, result_keys
 from flowdeco.model.names import NO_LOCALS, local_variables
 from flowdeco.model.options import Duration, Middleware, checked, described, first_paragraph, placed
 from flowdeco.model.references import (
@@ -69,6 +69,7 @@ from flowdeco.model.units import (
     assign,
     check_known,
     check_layers,
+    every_unit,
     member_named,
     no_unit,
     options_of,
@@ -320,14 +321,12 @@ def checked_options(function: Any, *, name: str | None = None, **options: Any) -
 
 def _without_conflict(options: ActionOptions) -> ActionOptions:
     """Return the options; raises `DefinitionError` if the result would replace the list in which it is collected."""
-    returns, collect = options.returns, options.collect
-    if collect is not None and returns is not UNSET and returns is not None:
-        keys = cast("tuple[Any, ...]", returns) if isinstance(returns, tuple) else (returns,)
-        if key_name(collect) in map(key_name, keys):
-            raise DefinitionError(
-                f"action {options.name!r} stores its result under {key_name(collect)!r} by returns=, and appends it to the "
-                f"list there by collect=: choose one, or another key"
-            )
+    collect = options.collect
+    if collect is not None and key_name(collect) in map(key_name, result_keys(options.returns)):
+        raise DefinitionError(
+            f"action {options.name!r} stores its result under {key_name(collect)!r} by returns=, and appends it to the "
+            f"list there by collect=: choose one, or another key"
+        )
     return options
 
 
@@ -418,11 +417,9 @@ def _root_origin(action: Action[..., Any]) -> Any:
 
 def _result_keys(action: Action[..., Any]) -> set[str]:
     """Return the keys under which an action stores what it returns; not one under which it is collected."""
-    name, returns, collect = action.name, action._self_options.returns, action._self_options.collect
-    if returns is UNSET:
-        return {name} if collect is None else set()
-    keys = cast("tuple[Any, ...]", returns) if isinstance(returns, tuple) else () if returns is None else (returns,)
-    return set(map(key_name, keys))
+    returns, collect = action._self_options.returns, action._self_options.collect
+    is_default = returns is UNSET and collect is None
+    return {action.name} if is_default else set(map(key_name, result_keys(returns)))
 
 
 def _copied(data: dict[str, Any], stage: str) -> dict[str, Any]:
@@ -754,8 +751,14 @@ def set_origin(made: S, origin: Origin) -> S:
 # Units as they are evaluated and inserted.
 
 
-def _as_stage(unit: Unit) -> Unit:
+def as_stage(unit: Any) -> Any:
+    """Return the stage of a bare action, any other unit as it is."""
     return one_action_stage(cast("Action[..., Any]", unit)) if isinstance(unit, Action) else unit
+
+
+def stages_in(units: Iterable[Any]) -> Iterator[Stage]:
+    """Yield the stages in these units, and those of their bare actions, in any order."""
+    return (as_stage(each) for each in every_unit(units) if isinstance(each, (Action, Stage)))
 
 
 def as_pipeline(unit: Unit) -> Pipeline:
@@ -786,9 +789,9 @@ def insertable(
     is_mixed = not all(isinstance(unit, Action) for unit in units)
     for unit in units:
         if isinstance(unit, Pipeline) and unit.plain:
-            flat.extend(map(_as_stage, unit.units))  # the units of a pipeline run after the stage, actions too
+            flat.extend(map(as_stage, unit.units))  # the units of a pipeline run after the stage, actions too
         elif isinstance(unit, Unit):
-            flat.append(_as_stage(unit) if is_mixed else unit)
+            flat.append(as_stage(unit) if is_mixed else unit)
         elif isinstance(unit, Stream):
             flat.append(unit)
         else:

@@ -14,6 +14,7 @@ from collections import Counter, OrderedDict, UserDict, UserList, defaultdict, d
 from collections.abc import Callable, Iterable
 from enum import Enum
 from inspect import unwrap
+from operator import is_
 from os import PathLike
 from typing import Any, Final, TypeAlias, cast
 from weakref import WeakKeyDictionary
@@ -257,17 +258,13 @@ def keep_defaults(function: Any) -> None:
     if ATOMS.issuperset(map(type, values)):
         return  # nothing can change them
     code, known = function.__code__, _latest.get(id(function.__code__))
-    if known is not None and len(known[1]) == len(values) and all(map(_is, known[1], values)):
+    if known is not None and len(known[1]) == len(values) and all(map(is_, known[1], values)):
         _kept[function] = known[2]  # the same objects, in another call of the function around it
         return
     if len(_latest) >= _MOST:
         _latest.clear()
     _kept[function] = text = _defaults_text(function)
     _latest[id(code)] = code, values, text  # kept, so that its id is not reused
-
-
-def _is(one: object, other: object) -> bool:
-    return one is other
 
 
 def defaults_of(function: types.FunctionType) -> str:

@@ -27,6 +27,7 @@ from typing import (
 )
 
 from flowdeco.errors import DefinitionError, StoreTypeError, a_type, shortened
+from flowdeco.model.sentinels import UNSET
 from flowdeco.model.tuples import NamedTuple
 
 if TYPE_CHECKING:
@@ -146,6 +147,13 @@ def key_name(key: object) -> str:
     if isinstance(key, Key):
         return cast("Key[Any]", key).name
     raise StoreTypeError(f"a key of the store is a non-empty string or a Key, not the {type(key).__name__} {key!r}")
+
+
+def result_keys(returns: Any) -> tuple[Any, ...]:
+    """Return the keys that `returns=` names: one, those of a tuple, or none."""
+    if isinstance(returns, tuple):
+        return cast("tuple[Any, ...]", returns)
+    return () if returns is None or returns is UNSET else (returns,)
 
 
 def is_alias(declared: object) -> bool:

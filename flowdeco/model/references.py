@@ -10,7 +10,7 @@ import types
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Final, NoReturn, TypeAlias, cast
+from typing import Any, Final, NoReturn, Self, TypeAlias, cast
 
 from flowdeco.errors import UnreferencedError
 from flowdeco.model.contents import ATOMS
@@ -19,12 +19,18 @@ from flowdeco.model.tuples import NamedTuple
 
 
 class Referenced:
-    """The base of definitions, which are pickled by reference."""
+    """The base of definitions, which are pickled by reference, and never copied."""
 
     __slots__ = ()
 
     def _made_from(self) -> Origin | None:
         return None
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self
 
 
 class Parted(Referenced):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from flowdeco.errors import DefinitionError, selector_suggestion
-from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage
+from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, as_stage, stages_in
 from flowdeco.model.functions import attribute_uses, function_run
 from flowdeco.model.options import Middleware
-from flowdeco.model.steps import Step, step_of, steps_of
+from flowdeco.model.steps import Step, steps_of
 from flowdeco.model.units import every_unit, selectors_in
 
 __all__ = ["check_skip", "may_insert", "switched_off"]
@@ -30,10 +30,9 @@ def check_skip(flow: Pipeline, skip: Iterable[str], use: Iterable[Middleware]) -
     wrong = sorted(set(skip) - known)
     if not wrong:
         return
-    units = list(every_unit((flow,)))
-    has_actions = any(isinstance(unit, Action) or (isinstance(unit, Stage) and unit.actions) for unit in units)
+    has_actions = any(stage.actions for stage in stages_in((flow,)))
     # Where no action runs, the warning at the end of the run will do.
-    if has_actions and not (any(map(_layer_inserts, use)) or may_insert(units)):
+    if has_actions and not (any(map(_layer_inserts, use)) or may_insert(every_unit((flow,)))):
         raise DefinitionError(
             f"skip={wrong} matches nothing in pipeline {flow.name!r}, and nothing can be inserted there. "
             f"{selector_suggestion(wrong, known)}"
@@ -49,11 +48,10 @@ def _inserts(unit: Any) -> bool:
     """Whether a unit itself, apart from those in it, may insert others."""
     if isinstance(unit, Pipeline):
         return any(map(_layer_inserts, (*unit.use, *unit.use_stages, *unit.use_actions)))
-    if isinstance(unit, Action):
-        return _step_inserts(step_of(cast("Action[..., Any]", unit)))
-    if isinstance(unit, Stage):
-        layers = (*unit.use, *unit.use_actions)
-        return any(map(_layer_inserts, layers)) or any(_step_inserts(step) for step, _ in steps_of(unit))
+    if isinstance(unit, (Action, Stage)):
+        stage = as_stage(unit)
+        layers = (*stage.use, *stage.use_actions)
+        return any(map(_layer_inserts, layers)) or any(_step_inserts(step) for step, _ in steps_of(stage))
     return isinstance(unit, Parallel) and unit.stream is not None
 
 

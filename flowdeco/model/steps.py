@@ -11,7 +11,7 @@ from flowdeco.errors import MissingInputError, ReturnValueError, a_type
 from flowdeco.model.annotations import EMPTY, Annotations, Declared, Meaning
 from flowdeco.model.definitions import Action, ActionOptions, Stage, action_options, bound_of, local_of, memo_of
 from flowdeco.model.functions import by_position, underlying
-from flowdeco.model.keys import AnyKey, Key, Local, Name, key_name
+from flowdeco.model.keys import AnyKey, Key, Local, Name, key_name, result_keys
 from flowdeco.model.names import NO_LOCALS
 from flowdeco.model.prototypes import Body, Likeness, Pattern, Seen
 from flowdeco.model.sentinels import MISSING, UNSET
@@ -78,8 +78,7 @@ class Step:
         if returns is UNSET:
             returns = self.name if options.collect is None else None
         self.result_key: Any = returns
-        declared = (self.collects, *(cast("tuple[Any, ...]", returns) if isinstance(returns, tuple) else (returns,)))
-        typed = [*declared, *(i.typed for i in self.inputs)]
+        typed = [self.collects, *result_keys(returns), *(i.typed for i in self.inputs)]
         self.frozen = frozenset(key.name for key in typed if isinstance(key, Key) and key.frozen)
         self.writes: Any = returns if isinstance(returns, str) and self.collects is None else None
         self._mean(returns, meaning, options.returns is UNSET)
@@ -99,14 +98,8 @@ class Step:
         self.inserts = units
         is_kept = self.collects is not None or not (returns is None or isinstance(returns, tuple))
         self.nothing: Any = UNSET if none and data and is_kept else None  # the value that is not stored
-        keys: list[str] = []
-        if data:
-            if returns is not None:
-                wanted = cast("tuple[object, ...]", returns) if isinstance(returns, tuple) else (returns,)
-                keys = [key_name(key) for key in wanted]
-            if self.collects is not None:
-                keys.append(key_name(self.collects))
-        self.supplies = tuple(keys)
+        keys = [*result_keys(returns), *([] if self.collects is None else [self.collects])]
+        self.supplies = tuple(map(key_name, keys)) if data else ()
         self.supplies_own_name = data and returns == self.name and by_default
 
     def gather(
@@ -211,10 +204,9 @@ class Step:
             return ""
         if self.collects is not None:
             return f"collect= appends its result to the list {key_name(self.collects)!r}"
-        returns = self.result_key
-        if returns is None:
+        keys = result_keys(self.result_key)
+        if not keys:
             return "returns=None discards its result"
-        keys = cast("tuple[AnyKey, ...]", returns) if isinstance(returns, tuple) else (returns,)
         return f"its result is stored under {' and '.join(repr(key_name(key)) for key in keys)}"
 
     def _parts(self, value: Any, keys: tuple[Any, ...]) -> list[Any]:
@@ -298,43 +290,23 @@ class Layout:
         self.steps = steps
         self.needs: Any = UNSET
 
-    def filled(self, stage: Stage, likenesses: list[Likeness | None]) -> list[tuple[Step, str | None]] | None:
-        """Return the steps of a stage if they are like these, None if not."""
-        if len(likenesses) != len(self.blanks):
-            return None
-        made: list[tuple[Step, str | None]] = []
-        for blank, step, likeness, action in zip(self.blanks, self.steps, likenesses, stage.actions, strict=True):
-            if likeness is None:
-                return None
-            prototype, function, options = likeness
-            known = prototype.read
-            if known is None or known[3] is not blank or known[0] is not options or not known[1].fits(function):
-                return None
-            made.append((step.of(action, function), None))
-        made.reverse()
-        return made
-
 
 def _of_template(stage: Stage, body: Body) -> list[tuple[Step, str | None]]:
     pattern, likenesses = cast("Pattern", body.pattern), body.likenesses
+    blanks = [None if likeness is None else _blank(likeness) for likeness in likenesses]
     layout: Layout | None = pattern.layout
-    steps = None if layout is None else layout.filled(stage, likenesses)
-    if steps is not None:
+    if layout is not None and layout.blanks == blanks:  # the same objects: steps have no `__eq__`
         stage.memo.layout = layout
-        return steps
-    blanks: list[Step | None] = []
-    made: list[Step] = []
-    for action, likeness in zip(stage.actions, likenesses, strict=True):
-        blank = None if likeness is None else _blank(likeness)
-        blanks.append(blank)
-        if blank is not None:
-            made.append(blank.of(None, None))
-        else:
-            made.append(Step.read(action) if stage.local else step_of(action))
-    if stage.local:
-        _make_all_local(made)
-    if not any(blank is None or blank.use for blank in blanks):  # a layer may refer to anything
-        pattern.layout = stage.memo.layout = Layout(blanks, made)
+        made = layout.steps
+    else:
+        made = [
+            blank.of(None, None) if blank is not None else Step.read(action) if stage.local else step_of(action)
+            for blank, action in zip(blanks, stage.actions, strict=True)
+        ]
+        if stage.local:
+            _make_all_local(made)
+        if not any(blank is None or blank.use for blank in blanks):  # a layer may refer to anything
+            pattern.layout = stage.memo.layout = Layout(blanks, made)
     filled = [
         step if blank is None or likeness is None else step.of(action, likeness[1])
         for step, blank, likeness, action in zip(made, blanks, likenesses, stage.actions, strict=True)

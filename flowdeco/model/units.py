@@ -203,7 +203,7 @@ class Memo:
 
 
 class Equal:
-    """Equal by type and content, as `_content` returns it, and therefore never copied."""
+    """Equal by type and content, as `_content` returns it."""
 
     __slots__ = ()
 
@@ -220,12 +220,6 @@ class Equal:
             return mine == its
         except Exception:  # arrays and frames are not compared as wholes
             return agree(mine, its)
-
-    def __copy__(self) -> Self:
-        return self
-
-    def __deepcopy__(self, memo: object) -> Self:
-        return self
 
 
 class Value(Equal):

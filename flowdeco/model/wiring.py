@@ -22,9 +22,11 @@ from flowdeco.model.definitions import (
     Stream,
     Unit,
     action_selectors,
+    as_stage,
     data_of,
     one_action_stage,
     stage_selectors,
+    stages_in,
 )
 from flowdeco.model.keys import accepted_classes, key_name
 from flowdeco.model.options import Middleware
@@ -150,9 +152,8 @@ class _Flow(NamedTuple):
             return skipped
         if is_local and name in known.keys:
             return hidden(name)
-        for each in every_unit(self.units):
-            stage = one_action_stage(cast("Action[..., Any]", each)) if isinstance(each, Action) else each
-            for step, _ in steps_of(stage) if isinstance(stage, Stage) else ():
+        for stage in stages_in(self.units):
+            for step, _ in steps_of(stage):
                 why = step.keeps_elsewhere(name)
                 if why and self.skip.isdisjoint([*stage_selectors(stage), *action_selectors(stage, step.action)]):
                     return f"Action {step.name!r} of stage {stage.name!r} runs, and {why}"
@@ -195,7 +196,7 @@ def suppliers(
         if isinstance(unit, (Pipeline, Parallel)):
             yield from suppliers(unit.units, key, stage, (*around, *stage_selectors(unit)))
         elif not isinstance(unit, Stream):
-            own = cast("Stage", one_action_stage(cast("Any", unit)) if isinstance(unit, Action) else unit)
+            own = as_stage(unit)
             if key in data_of(own):
                 yield Supplier(own, None, (*around, *stage_selectors(own)))
             yield from _in_stage(own, (step for step, _ in reversed(steps_of(own))), key, stage, around)
@@ -257,18 +258,18 @@ def _writers(unit: Unit) -> dict[str, _Writer]:
     """Return the keys to which a unit writes by its definition, each with one thing in it that does: an action, if any."""
     found: dict[str, _Writer] = {}
     data: dict[str, _Writer] = {}
-    for each in every_unit((unit,)):
-        stage = one_action_stage(cast("Action[..., Any]", each)) if isinstance(each, Action) else each
-        if isinstance(each, Parallel) and each.failures is not None:
-            found.setdefault(key_name(each.failures), _Writer(each.name))
-        for key, value in data_of(stage).items() if isinstance(stage, Stage) else ():
+    for stage in stages_in((unit,)):
+        for key, value in data_of(stage).items():
             data.setdefault(key, _Writer(stage.name, "", value))  # units come last ones first
-        for step, _ in reversed(steps_of(stage)) if isinstance(stage, Stage) else ():
+        for step, _ in reversed(steps_of(stage)):
             collected = None if step.collects is None else key_name(step.collects)
             own = step.name if stage.local and step.supplies_own_name else None
             for key in step.supplies:
                 if key not in (collected, own):
                     found.setdefault(key, _Writer(stage.name, step.name))
+    for each in every_unit((unit,)):
+        if isinstance(each, Parallel) and each.failures is not None:
+            found.setdefault(key_name(each.failures), _Writer(each.name))
     return data | found
 
 
@@ -412,8 +413,7 @@ def _may_replace(step: Step, layers: tuple[Middleware, ...]) -> bool:
 
 def _check(unit: Unit | Stream, known: _Known, around: _Around, skip: frozenset[str]) -> Iterator[_Gap]:
     """Yield the gaps of a unit, and add the keys that it supplies to `known`."""
-    if isinstance(unit, Action):
-        unit = one_action_stage(cast("Action[..., Any]", unit))
+    unit = as_stage(unit)
     if isinstance(unit, Stream):
         known.open = True
         return
@@ -452,15 +452,30 @@ def _check_stage(stage: Stage, known: _Known, around: _Around, skip: frozenset[s
 def _check_action(
     stage: Stage, step: Step, known: _Known, inside: _Known, around: _Around, skip: frozenset[str]
 ) -> Iterator[_Gap]:
-    """Yield the gaps of an action, which sees the keys `inside` its stage."""
+    """Yield the gaps of an action, which sees the keys `inside` its stage.
+
+    Raises the `DefinitionError` of a layer that does not suit the action (`cached`).
+    """
     if skip and not skip.isdisjoint(action_selectors(stage, step.action)):
         return
-    _check_layers(step, around.layers + step.use)
-    yield from _check_step(stage, step, inside, around.missing or hides_gaps(step.use))
-    inside.open |= around.actions or may_write(step.use)
-    inside.open |= _may_replace(step, around.layers + step.use)
+    around = around.within((), step.use)
+    for layer in around.layers:
+        if hasattr(layer, "check_action"):
+            cast("Any", layer).check_action(step)
+    for wanted in step.inputs:
+        if wanted.context or wanted.name in step.bound:
+            continue
+        if wanted.key not in inside.keys:
+            if wanted.default is EMPTY:
+                is_certain = not (inside.open or around.missing)
+                yield _Gap(stage, step, wanted, is_certain, None, inside.beside, inside.keys, len(inside.keys))
+        elif (producer := inside.keys[wanted.key]) is not None:
+            yield _Gap(stage, step, wanted, False, producer)
+    inside.open |= step.wants_context or step.inserts or around.actions or _may_replace(step, around.layers)
+    typed = step if len(step.supplies) == 1 and step.collects is None else None
     own = step.name if stage.local and step.supplies_own_name else None
-    known.keys.update({key: inside.keys[key] for key in step.supplies if key != own})
+    inside.keys.update(dict.fromkeys(step.supplies, typed))
+    known.keys.update({key: typed for key in step.supplies if key != own})
 
 
 def _inside(stage: Stage, known: _Known) -> _Known:
@@ -472,48 +487,19 @@ def _inside(stage: Stage, known: _Known) -> _Known:
     return inside
 
 
-def _check_layers(step: Step, layers: tuple[Middleware, ...]) -> None:
-    """Raise the `DefinitionError` of a layer that does not suit the action (`cached`)."""
-    for layer in layers:
-        check = getattr(layer, "check_action", None)
-        if check is not None:
-            check(step)
-
-
-def _check_step(stage: Stage, step: Step, known: _Known, hidden: bool) -> Iterator[_Gap]:
-    for wanted in step.inputs:
-        if wanted.context or wanted.name in step.bound:
-            continue
-        if wanted.key not in known.keys:
-            if wanted.default is EMPTY:
-                is_certain = not (known.open or hidden)
-                yield _Gap(stage, step, wanted, is_certain, None, known.beside, known.keys, len(known.keys))
-        elif (producer := known.keys[wanted.key]) is not None:
-            yield _Gap(stage, step, wanted, False, producer)
-    known.open |= step.wants_context or step.inserts
-    typed = step if len(step.supplies) == 1 and step.collects is None else None
-    known.keys.update(dict.fromkeys(step.supplies, typed))
-
-
 def _problems(gap: _Gap, known: _Known, flow: _Flow) -> Iterator[Problem]:
     """Yield the problem of a gap; none if it was only a suspicion about types."""
     stage, step, wanted, certain, producer = gap[:5]
     if producer is None:
         message = missing(step.name, stage.name, wanted, flow.hint(gap, known))
     else:
-        declared = _declared_class(producer)
-        if not _disagree(declared, wanted.annotation):
+        if producer.generates or not _disagree(producer.returned, wanted.annotation):
             return
         message = (
             f"action {step.name!r} of stage {stage.name!r} takes {wanted.key!r} as {wanted.annotation.__name__}, "
-            f"and action {producer.name!r} returns {declared.__name__}"
+            f"and action {producer.name!r} returns {producer.returned.__name__}"
         )
     yield Problem(stage.name, step.name, wanted.name, wanted.key, certain, message)
-
-
-def _declared_class(step: Step) -> Any:
-    annotation = step.returned
-    return annotation if _is_plain_class(annotation) and not step.generates else None
 
 
 def _is_plain_class(annotation: Any) -> bool:
@@ -527,7 +513,8 @@ def _is_plain_class(annotation: Any) -> bool:
 
 
 def _disagree(produced: Any, wanted: Any) -> bool:
-    if produced is None or not _is_plain_class(wanted):
+    """Whether two annotations are classes of which neither extends the other."""
+    if not (_is_plain_class(produced) and _is_plain_class(wanted)):
         return False
     try:
         return not issubclass(produced, accepted_classes(wanted)) and not issubclass(wanted, produced)
