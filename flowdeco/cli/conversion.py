@@ -16,15 +16,14 @@ from flowdeco.cli.inputs import UsageError
 from flowdeco.errors import shortened
 from flowdeco.model.annotations import EMPTY
 from flowdeco.model.definitions import (
-    Action,
     Parallel,
     Pipeline,
     Stage,
     Stream,
     Unit,
     action_selectors,
+    as_stage,
     data_of,
-    one_action_stage,
     stage_selectors,
 )
 from flowdeco.model.keys import key_name, type_name, type_of
@@ -75,8 +74,7 @@ def takers(flow: Unit, skip: frozenset[str] = frozenset()) -> dict[str, list[Tak
 
 def _collect(unit: Any, skip: frozenset[str], known: set[str], found: dict[str, list[Taker]]) -> None:
     """Add the parameters of a unit, and the keys that it supplies to those after it."""
-    if isinstance(unit, Action):
-        unit = one_action_stage(cast("Action[..., Any]", unit))
+    unit = as_stage(unit)
     if isinstance(unit, Stream) or not skip.isdisjoint(stage_selectors(unit)):
         return
     if isinstance(unit, Pipeline):

@@ -15,12 +15,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 from flowdeco.engine.outcome import ROOT, Outcome, Outcomes, Status, branches_of
 from flowdeco.engine.rows import kind_of, with_actions
 from flowdeco.model.deep import Deep, evaluated
-from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream, one_action_stage
+from flowdeco.model.definitions import Action, Parallel, Pipeline, Stage, Stream, as_stage
 from flowdeco.model.steps import Step
 from flowdeco.model.tuples import NamedTuple
 
@@ -239,9 +239,7 @@ class _Past:
             unit = waiting.pop()
             if isinstance(unit, Stream):
                 return None  # it would have to be pulled
-            if isinstance(unit, Action) and not in_stage:
-                unit = one_action_stage(cast("Action[..., Any]", unit))
-            found = self._after(unit, branch, number)
+            found = self._after(unit if in_stage else as_stage(unit), branch, number)
             if found is None:
                 return None
             number, inserted = found

@@ -36,7 +36,7 @@ from flowdeco.engine.groups import run_group
 from flowdeco.engine.layers import merging
 from flowdeco.engine.noting import note, note_place
 from flowdeco.engine.open_scopes import UNNUMBERED, OpenScope, OpenStream
-from flowdeco.engine.outcome import RUN, Outcome, Scope, Status, record_kind, stages_in, status_of
+from flowdeco.engine.outcome import RUN, Outcome, Scope, Status, record_kind, stage_count, status_of
 from flowdeco.engine.requests import Failure, Request, Walk
 from flowdeco.engine.restoring import note_adopted, recall
 from flowdeco.engine.runs import Run
@@ -81,7 +81,7 @@ def evaluate_run(run: Run, terms: Terms, use: tuple[Middleware, ...]) -> Generat
         remains = past.remains_of(branch.id)
         branch.result = None if remains is None else remains.result
     if terms.notify is not None:
-        terms.notify(RunStarted(run.id, run.pipeline.name, stages_in(run.pipeline.units)))
+        terms.notify(RunStarted(run.id, run.pipeline.name, stage_count(run.pipeline.units)))
     branch.agenda.append((Opening(run.pipeline, use), None))
     deadline = None
     if terms.timeout is not None:

@@ -45,7 +45,7 @@ __all__ = [
     "inserter",
     "pinned",
     "record_kind",
-    "stages_in",
+    "stage_count",
     "status_of",
     "step_id",
 ]
@@ -292,7 +292,7 @@ class Outcome(NamedTuple):
         """Return the events for observers."""
         if not self.inserted or (self.error is not None and not self.recovered):
             return []
-        names, stages, action = tuple(each.name for each in self.inserted), stages_in(self.inserted), None
+        names, stages, action = tuple(each.name for each in self.inserted), stage_count(self.inserted), None
         if isinstance(self, ActionRecord):
             action = self.name
             stages -= sum(isinstance(each, Action) for each in self.inserted)  # they run in this stage
@@ -409,6 +409,6 @@ def status_of(error: BaseException | None, is_cancellation: Any) -> Status:
     return Status.CANCELLED if is_cancellation(error) else Status.FAILED
 
 
-def stages_in(units: Sequence[Unit | Stream]) -> int:
+def stage_count(units: Sequence[Unit | Stream]) -> int:
     """Return the number of stages that are known to be in these units."""
     return sum(isinstance(unit, (Stage, Action)) for unit in every_unit(units))

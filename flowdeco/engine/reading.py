@@ -40,11 +40,10 @@ from flowdeco.engine.runs import Run
 from flowdeco.engine.waits import Given, asked, open_questions, starting_point
 from flowdeco.errors import NOT_GIVEN, PAUSE, SLEEP, JournalError, RunError, Wait, members_of, portable, told
 from flowdeco.model.deep import Deep, evaluated
-from flowdeco.model.definitions import Action, Pipeline, Stage, Stream, Unit, one_action_stage
+from flowdeco.model.definitions import Action, Pipeline, Stage, Stream, Unit, stages_in
 from flowdeco.model.sentinels import UNSET
 from flowdeco.model.stand_ins import missing_action
 from flowdeco.model.store import Store
-from flowdeco.model.units import every_unit
 
 __all__ = [
     "branch_of",
@@ -244,9 +243,8 @@ def stages_by_name(units: Iterable[Any]) -> dict[str, Stage]:
     """Return the stages in these units, by name; not those of which several have one name, as branches may."""
     found: dict[str, Stage] = {}
     ambiguous: set[str] = set()
-    for unit in every_unit(units):
-        stage = one_action_stage(cast("Action[..., Any]", unit)) if isinstance(unit, Action) else unit
-        if isinstance(stage, Stage) and found.setdefault(stage.name, stage) != stage:
+    for stage in stages_in(units):
+        if found.setdefault(stage.name, stage) != stage:
             ambiguous.add(stage.name)
     return {name: stage for name, stage in found.items() if name not in ambiguous}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 from flowdeco.model.annotations import EMPTY
 from flowdeco.model.definitions import (
@@ -13,8 +13,8 @@ from flowdeco.model.definitions import (
     Stage,
     Stream,
     Unit,
+    as_stage,
     data_of,
-    one_action_stage,
     options_of,
 )
 from flowdeco.model.steps import Step, step_of
@@ -35,8 +35,7 @@ def planned_parts(units: Iterable[Unit | Stream], depth: int = 0) -> tuple[Part,
 
 
 def _planned(unit: Unit | Stream, depth: int) -> Part:
-    if isinstance(unit, Action):
-        return planned_stage(one_action_stage(cast("Action[..., Any]", unit)))
+    unit = as_stage(unit)
     if isinstance(unit, Stage):
         return planned_stage(unit)
     if isinstance(unit, Pipeline):

@@ -23,7 +23,7 @@ from flowdeco.engine.outcome import (
     innermost_branch,
     inserter,
     pinned,
-    stages_in,
+    stage_count,
     status_of,
     step_id,
 )
@@ -406,4 +406,4 @@ def test_identities_are_of_constant_size_and_differ():
 def test_stages_are_counted_wherever_they_are():
     """In pipelines and groups; of a stream one cannot know."""
     units = [STAGE, pipeline(STAGE, parallel(STAGE, STAGE)), stream([]), ACTION]
-    assert stages_in(units) == 5
+    assert stage_count(units) == 5
